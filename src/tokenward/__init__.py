@@ -1,0 +1,1 @@
+"""Token-level preference alignment of language models."""

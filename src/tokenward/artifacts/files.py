@@ -1,0 +1,79 @@
+"""Atomic writes, and fingerprints of values, files and folders."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenward.errors import UserError
+
+MANIFEST = "manifest.json"
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+
+_CHUNK_BYTES = 1 << 20
+
+_file_memo: dict[tuple[str, int, int], str] = {}
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a rerun after a crash, sees all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fingerprint(value: Any) -> str:
+    """Sixteen hexadecimal digits that name a JSON value.
+
+    The order of keys does not matter, nor whether a whole number is written 1 or 1.0.
+    """
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def canonical(value: Any) -> Any:
+    """A JSON value with its tuples as lists and its whole floats as integers."""
+    if isinstance(value, Mapping):
+        return {key: canonical(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def file_fingerprint(path: Path) -> str:
+    """Fingerprint of a file's content; read once while its size and time stay the same."""
+    try:
+        status = path.stat()
+        key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+        if key not in _file_memo:
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+            _file_memo[key] = digest.hexdigest()[:16]
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"{path} is not a file. Check the path.") from error
+    return _file_memo[key]
+
+
+def folder_fingerprint(folder: Path, patterns: Sequence[str] = MODEL_FILES) -> str:
+    """Fingerprint of the files of a folder that match a pattern: their names and contents.
+
+    Args:
+        folder: The folder.
+        patterns: Glob patterns under it; as given, the files of a saved model.
+    """
+    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    # A manifest holds the time, which is no part of the content.
+    named = {path.relative_to(folder).as_posix(): path for path in files if path.name != MANIFEST}
+    if not named:
+        raise UserError(f"{folder} holds none of the files {', '.join(patterns)}. Check the path.")
+    return fingerprint({name: file_fingerprint(path) for name, path in named.items()})

@@ -1,0 +1,164 @@
+"""The manifest of a stage's folder: what went in, what came out."""
+
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tokenward.artifacts.files import MANIFEST, atomic_write, canonical, fingerprint
+from tokenward.errors import UserError
+
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "tokenward")
+_ABSENT = object()
+
+
+class Manifest(BaseModel):
+    """What a stage's folder was made from, and whether it is finished.
+
+    Attributes:
+        stage: Name of the stage.
+        format: Version of the layout of what the stage writes.
+        settings: What the user chose, nested as in a recipe.
+        inputs: Fingerprint of everything that went in, by name.
+        fingerprint: Of the four above.
+        facts: Counts and notes, known on completion.
+        versions: Python and the packages that decide the numbers.
+        created: When the stage began, ISO 8601.
+        complete: Whether the stage finished.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    stage: str
+    format: int
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    fingerprint: str
+    facts: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    created: str = ""
+    complete: bool = False
+
+    @classmethod
+    def begin(cls, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], format: int) -> Self:
+        """The manifest of a stage that starts now."""
+        return cls(
+            stage=stage,
+            format=format,
+            settings=dict(settings),
+            inputs=dict(inputs),
+            fingerprint=fingerprint([stage, format, settings, inputs]),
+            versions=_versions(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def check(self, inputs: Mapping[str, str]) -> None:
+        """Refuse to go on if this was made from other inputs than these.
+
+        Args:
+            inputs: The fingerprints that the reader holds; inputs it does not name are not looked at.
+        """
+        recorded = {name: self.inputs[name] for name in inputs if name in self.inputs}
+        changes = _input_changes(recorded, inputs)
+        if changes:
+            raise UserError(
+                f"{self.stage} was made from other inputs than these ({'; '.join(changes)}), so the two "
+                f"do not fit together. Run {self.stage} again, or give it back what it was made from."
+            )
+
+    def changes_to(self, wanted: "Manifest") -> list[str]:
+        """How another manifest differs, such as ``oracle.beta: 0.1 -> 0.2`` or ``input data: changed``."""
+        changes = [f"stage: {self.stage} -> {wanted.stage}"] if self.stage != wanted.stage else []
+        changes += [f"format: {self.format} -> {wanted.format}"] if self.format != wanted.format else []
+        before, after = dict(_flat(self.settings, ())), dict(_flat(wanted.settings, ()))
+        for key in [*before, *(key for key in after if key not in before)]:
+            old, new = _written(before.get(key, _ABSENT)), _written(after.get(key, _ABSENT))
+            changes += [f"{key}: {old} -> {new}"] if old != new else []
+        return changes + _input_changes(self.inputs, wanted.inputs)
+
+    def finished(self, facts: Mapping[str, Any]) -> Self:
+        """The same manifest on completion."""
+        return self.model_copy(update={"facts": dict(facts), "complete": True, "versions": _versions()})
+
+    def write(self, folder: Path) -> None:
+        """Store the manifest in a stage's folder."""
+        atomic_write(folder / MANIFEST, f"{self.model_dump_json(indent=2)}\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a stage's folder.
+
+    Raises:
+        UserError: there is none, or it is not one of ours.
+    """
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{folder} has no {MANIFEST}, so it is not the folder of a stage.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        problem = f"{where}: {first['msg']}" if where else first["msg"]
+        raise UserError(
+            f"{path} is not a manifest that this version of tokenward can read ({problem}). "
+            "Move the folder away to make it anew."
+        ) from error
+
+
+def require(folder: Path, stage: str) -> Manifest:
+    """The manifest of a finished stage.
+
+    Raises:
+        UserError: the stage has not been run, has not finished, or the folder holds another one.
+    """
+    first = f"Run `tokenward {stage} RECIPE` first."
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder}: the stage {stage} has not been run. {first}")
+    manifest = read_manifest(folder)
+    if manifest.stage != stage:
+        raise UserError(f"{folder} holds the stage {manifest.stage}, not {stage}. {first}")
+    if not manifest.complete:
+        raise UserError(f"{folder}: the stage {stage} was begun but has not finished. {first}")
+    return manifest
+
+
+def _input_changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    names = [*before, *(name for name in after if name not in before)]
+    changes = [(name, _input_change(before.get(name), after.get(name))) for name in names]
+    return [f"input {name}: {change}" for name, change in changes if change]
+
+
+def _input_change(before: str | None, after: str | None) -> str:
+    if before == after:
+        return ""
+    if before is None:
+        return "added"
+    return "removed" if after is None else "changed"
+
+
+def _flat(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, (*path, str(key)))
+    else:
+        yield ".".join(path), value
+
+
+def _written(value: Any) -> str:
+    return "not set" if value is _ABSENT else json.dumps(canonical(value), ensure_ascii=False)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # tokenward itself, run from a checkout
+            versions[package] = "not installed"
+    return versions

@@ -1,0 +1,136 @@
+"""The command line: verbs over the pipeline. torch is imported only by the verbs that need it."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from tokenward.errors import UserError
+
+app = typer.Typer(
+    name="tokenward",
+    help="Find the tokens that carry a preference, and train a language model with them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(help="Recipe: a YAML file.", show_default=False)]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a value of the recipe, such as oracle.fraction=0.5. Repeatable.",
+    ),
+]
+
+
+def _through(recipe: Path, overrides: list[str] | None, last: str) -> None:
+    from tokenward.pipeline.command import run_recipe
+
+    run_recipe(recipe, overrides or (), last=last)
+
+
+@app.command()
+def run(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+    """Carry out a whole recipe: data, oracle, scores, policy, evaluation. Finished stages are skipped."""
+    _through(recipe, overrides, "evaluation")
+
+
+@app.command()
+def data(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    show: Annotated[int, typer.Option(help="Rows to show as the model will see them.")] = 1,
+) -> None:
+    """Read, clean and split the comparisons; show what was dropped, and rows as the model sees them."""
+    from tokenward.pipeline.command import show_data
+
+    show_data(recipe, overrides or (), show)
+
+
+@app.command()
+def oracle(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+    """Train the DPO oracle, after the stages it needs."""
+    _through(recipe, overrides, "oracle")
+
+
+@app.command()
+def score(
+    target: Annotated[
+        Path, typer.Argument(help="Recipe, or the folder of a trained oracle.", show_default=False)
+    ],
+    texts: Annotated[
+        Path | None,
+        typer.Argument(
+            help="With an oracle: your own texts, JSON lines with prompt and response.", show_default=False
+        ),
+    ] = None,
+    overrides: SetOption = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write the scores; the screen if left out.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Reference model, where the folder does not say which it was.")
+    ] = None,
+) -> None:
+    """Score every response token of a recipe's data, or of your own texts with a trained oracle.
+
+    tokenward score recipes/quickstart.yaml
+    tokenward score runs/quickstart/oracle texts.jsonl --output scores.jsonl
+    """
+    if texts is None:
+        _through(target, overrides, "scores")
+        return
+    from tokenward.pipeline.score_texts import score_file
+
+    score_file(target, texts, output=output, reference=reference)
+
+
+@app.command()
+def train(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+    """Train the policy on the selected tokens, after the stages it needs."""
+    _through(recipe, overrides, "policy")
+
+
+@app.command()
+def evaluate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+    """Measure the policy before and after, on the held-out prompts, after the stages it needs."""
+    _through(recipe, overrides, "evaluation")
+
+
+@app.command()
+def config(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+    """Print every value of a recipe and where it comes from."""
+    from tokenward.config import load_recipe, resolved
+
+    console = Console(highlight=False)
+    for item in resolved(load_recipe(recipe, overrides or ())):
+        line = Text.assemble(f"{item.key}: {item.value}", (f"  ({item.origin})", "dim"))
+        console.print(line, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line: a user's mistake costs one message and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, highlight=False).print(
+            Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True
+        )
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        print(
+            f"\n{stop}" if str(stop) else "\ninterrupted; the same command goes on where it stopped",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""The tables of a recipe: every key, its default, what it may hold and one line on what it does."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
+from pydantic.fields import FieldInfo
+
+REMOVED: dict[str, str] = {}
+"""Keys that once existed: dotted path -> what to write instead. An entry stays for two minor releases."""
+
+_STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
+
+
+class Named(BaseModel):
+    """An object chosen by name, and its arguments, which the object itself checks.
+
+    In a recipe it is flat: ``{name: sepo, beta: 2.0}``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str
+    arguments: dict[str, Any] = {}
+
+    @model_serializer
+    def flat(self) -> dict[str, Any]:
+        """The table as it is written in a recipe."""
+        return {"name": self.name, **self.arguments}
+
+
+class Table(BaseModel):
+    """One table of a recipe: frozen, and strict about keys and types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {key: _or_default(cls.model_fields.get(key), value) for key, value in values.items()}
+
+
+def _or_default(field: FieldInfo | None, value: Any) -> Any:
+    default = None if field is None else field.get_default(call_default_factory=True)
+    if value is None and isinstance(default, Table | Named | dict):
+        return default  # `oracle:` with nothing below it, as after commenting everything out
+    if isinstance(default, Named) and isinstance(value, dict) and "name" not in value:
+        return {"name": default.name, **value}
+    return value
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, Named):
+        return value
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise ValueError("a named table needs a name")
+    return Named(name=value["name"], arguments={k: v for k, v in value.items() if k != "name"})
+
+
+def _training(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    # YAML reads the bare word `no`, which is the name of a strategy, as false.
+    return {k: "no" if k in _STRATEGIES and v is False else v for k, v in value.items()}
+
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+NamedTable = Annotated[Named, BeforeValidator(_named)]
+Training = Annotated[dict[str, Any], BeforeValidator(_training)]
+
+_TRAINING = Field(default={}, description="Fields of transformers.TrainingArguments, as they are.")
+
+
+class ModelTable(Table):
+    """The model a run starts from, and how it is held."""
+
+    name: str = Field(
+        default="default", description="Folder or hub name of the model; default is the built-in one."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Number type of the weights."
+    )
+    device: str = Field(default="auto", description="Where to compute: auto, cpu, cuda, cuda:1, mps.")
+    attention: str = Field(default="sdpa", description="Attention implementation, as transformers names it.")
+    rows: Literal["auto", "shared", "separate"] = Field(
+        default="auto",
+        description="Compute a prompt once for all its responses (shared), or once for each (separate).",
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run code that comes with a model from the hub."
+    )
+    adapter: dict[str, Any] | None = Field(
+        default=None, description="Fields of peft.LoraConfig, as they are; null trains every weight."
+    )
+
+
+class DataTable(Table):
+    """The comparisons, and which of them to use."""
+
+    source: str | list[str] = Field(
+        default="builtin", description="File, folder or hub name, or a list of files."
+    )
+    format: str = Field(
+        default="auto", description="Name of the data format; auto finds it from the columns."
+    )
+    columns: dict[str, str] = Field(
+        default={}, description="Our column name -> the column's name in the source."
+    )
+    split: str | None = Field(default=None, description="Split of a data set with several.")
+    subset: str | None = Field(default=None, description="Configuration of a hub data set with several.")
+    limit: Count | None = Field(default=None, description="Use only this many comparisons, the first ones.")
+    held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="Share of the prompts kept from training, for evaluation."
+    )
+    pairs: Literal["best_worst", "all", "adjacent"] = Field(
+        default="best_worst",
+        description="Which pairs to take where a prompt has more than two ranked responses.",
+    )
+    min_gap: float | None = Field(
+        default=None, description="Drop pairs whose scores in the data lie closer than this."
+    )
+
+
+class TokensTable(Table):
+    """From text to token ids."""
+
+    template: Literal["chat", "plain"] = Field(
+        default="chat", description="Use the chat template, or the bare text."
+    )
+    max_prompt_tokens: Count = Field(default=1024, description="Longest prompt.")
+    max_response_tokens: Count = Field(default=512, description="Longest response.")
+    too_long: Literal["drop", "truncate", "error"] = Field(
+        default="drop", description="What to do with what is longer."
+    )
+
+
+class SftTable(Table):
+    """Fine-tuning on the preferred responses before everything else."""
+
+    training: Training = _TRAINING
+
+
+class OracleTable(Table):
+    """The model that estimates token rewards, trained on a part of the comparisons."""
+
+    model: str | None = Field(default=None, description="Model to start from; null is the recipe's model.")
+    fraction: Share = Field(default=1.0, description="Share of the training comparisons it sees.")
+    objective: NamedTable = Field(default=Named(name="dpo"), description="Objective it is trained with.")
+    adapter: Literal["inherit"] | dict[str, Any] | None = Field(
+        default="inherit", description="As model.adapter; inherit takes it from there."
+    )
+    training: Training = _TRAINING
+
+
+class ScoresTable(Table):
+    """One number per response token, stored."""
+
+    scorer: NamedTable = Field(
+        default=Named(name="log_ratio"), description="What gives the score of a token."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Number type of the model's pass."
+    )
+    tokens_per_batch: Count = Field(default=8192, description="Most tokens in one pass.")
+    shard_rows: Count = Field(default=1024, description="Responses in one file of the store.")
+
+
+class PolicyTable(Table):
+    """The model that is the result."""
+
+    model: str | None = Field(default=None, description="Model to start from; null is the recipe's model.")
+    selection: NamedTable = Field(
+        default=Named(name="top_fraction"), description="From scores to token weights."
+    )
+    objective: NamedTable = Field(default=Named(name="sepo"), description="Objective it is trained with.")
+    training: Training = _TRAINING
+
+
+class RefereeTable(Table):
+    """A second oracle on other comparisons, which judges the first and the policy."""
+
+    fraction: Share = Field(default=0.3, description="Share of the training comparisons it sees.")
+    objective: NamedTable = Field(default=Named(name="dpo"), description="Objective it is trained with.")
+    training: Training = _TRAINING
+
+
+class EvaluationTable(Table):
+    """What is measured on held-out prompts."""
+
+    prompts: Count = Field(default=128, description="Held-out prompts to generate for.")
+    max_new_tokens: Count = Field(default=64, description="Longest generated response.")
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="Sampling temperature; top_k 1 always takes the likeliest token."
+    )
+    top_p: Share = Field(
+        default=1.0, description="Sample from the likeliest tokens that hold this probability."
+    )
+    top_k: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Sample from this many tokens; 0 is all."
+    )
+    metrics: list[str] = Field(default=[], description="Metrics of generated text, by name.")
+    bootstrap: Count = Field(default=2000, description="Resamples behind a confidence interval.")
+    batch: Count = Field(default=64, description="Responses generated at a time.")
+
+
+class Recipe(Table):
+    """A whole run."""
+
+    run: str = Field(
+        default="runs/recipe", description="Folder of the run; by default runs/ and the recipe's name."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Seed of everything random.")
+    model: ModelTable = Field(default=ModelTable(), description="The model to start from.")
+    data: DataTable = Field(default=DataTable(), description="The comparisons.")
+    tokens: TokensTable = Field(default=TokensTable(), description="From text to tokens.")
+    sft: SftTable | None = Field(default=None, description="Fine-tuning first; null leaves it out.")
+    oracle: OracleTable = Field(default=OracleTable(), description="The model that estimates token rewards.")
+    scores: ScoresTable = Field(default=ScoresTable(), description="One number per token.")
+    policy: PolicyTable = Field(default=PolicyTable(), description="The model that is the result.")
+    referee: RefereeTable | None = Field(default=None, description="A second oracle; null leaves it out.")
+    evaluation: EvaluationTable = Field(default=EvaluationTable(), description="What is measured.")
+
+
+def table_of(field: FieldInfo) -> type[Table] | None:
+    """The class of the table that a field holds, or None if it holds a value."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, Table):
+            return kind
+    return None
+
+
+def schema_fields(
+    table: type[Table] = Recipe, prefix: tuple[str, ...] = ()
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of a recipe with its dotted path, tables before what they hold."""
+    for key, field in table.model_fields.items():
+        path = (*prefix, key)
+        yield ".".join(path), field
+        inner = table_of(field)
+        if inner is not None:
+            yield from schema_fields(inner, path)
+
+
+def descriptions() -> dict[str, str]:
+    """One line on every key of a recipe, by dotted path."""
+    return {key: field.description or "" for key, field in schema_fields()}

@@ -1,0 +1,182 @@
+"""Readers of one data file each, as ``(where, row)``; only a JSON file is ever held whole."""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenward.data.fields import Cell, describe
+from tokenward.errors import UserError
+
+Rows = Iterator[tuple[str, dict[str, Any]]]
+
+_BATCH_ROWS = 256  # of a Parquet file held at once: long conversations reach a megabyte a row
+
+
+def jsonl_rows(path: Path) -> Rows:
+    """One row per line of a JSONL file; blank lines are passed over.
+
+    Raises:
+        UserError: A line is not a JSON object, or not UTF-8.
+    """
+    for line_number, line in _lines(path):
+        if line.strip():
+            where = f"{path}:{line_number}"
+            yield where, _json_object(line, where)
+
+
+def json_rows(path: Path) -> Rows:
+    """The objects of a JSON file: one list, or an object that holds one list. Rows count from 1.
+
+    Raises:
+        UserError: The file is not JSON, or holds no such list.
+    """
+    whole = "".join(line for _, line in _lines(path))
+    try:
+        content = json.loads(whole)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON: {_reason(error)}.{_json_advice(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON that can be read: {error}.") from error
+    for number, row in enumerate(_only_list(content, path), 1):
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{path}:row {number}: found {describe(row)}, expected an object with named fields."
+            )
+        yield f"{path}:row {number}", row
+
+
+def csv_rows(path: Path) -> Rows:
+    """One row per record of a CSV file with a header; ``where`` is the line on which the record starts.
+
+    Raises:
+        UserError: A record is malformed or has another number of cells than the header.
+    """
+    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    try:
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise UserError(
+                f"{path}:1: a column name stands twice in {', '.join(header)}. Give each its own name."
+            )
+        start = reader.line_num + 1
+        for cells in reader:
+            if cells:
+                yield f"{path}:{start}", _record(header, cells, f"{path}:{start}")
+            start = reader.line_num + 1
+    except csv.Error as error:
+        advice = "Quote each cell that holds a comma, quote or line break, or save the data as JSONL."
+        raise UserError(f"{path}:{reader.line_num}: not CSV: {error}. {advice}") from error
+
+
+def parquet_rows(path: Path) -> Rows:
+    """The rows of a Parquet file, counted from 1.
+
+    Raises:
+        UserError: The file is no whole Parquet file.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}:row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a whole Parquet file: {error}. Write or copy it again.") from error
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": jsonl_rows,
+    ".jsonl.gz": jsonl_rows,
+    ".json": json_rows,
+    ".json.gz": json_rows,
+    ".csv": csv_rows,
+    ".csv.gz": csv_rows,
+    ".parquet": parquet_rows,
+}
+
+
+def extension(path: Path) -> str:
+    """The end of a name that says how to read the file, in lower case: ``.jsonl.gz`` for ``a.b.jsonl.gz``."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Decoded lines with their ends, numbered from 1."""
+    try:
+        with gzip.open(path) if extension(path).endswith(".gz") else path.open("rb") as stream:
+            for number, raw in enumerate(stream, 1):
+                yield number, _decoded(raw, f"{path}:{number}", "utf-8-sig" if number == 1 else "utf-8")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        advice = "Copy the file again, or unpack it and take .gz off its name."
+        raise UserError(f"{path}: not a whole gzip file: {error}. {advice}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from error
+
+
+def _decoded(raw: bytes, where: str, encoding: str) -> str:
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{raw[error.start]:02x} at position {error.start} of the line"
+        raise UserError(f"{where}: not UTF-8: {found}. Save the file as UTF-8.") from error
+
+
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        advice = "Each line must hold one whole JSON object: mend or delete this line."
+        if line.strip() in ("[", "{"):
+            advice = (
+                "The file looks like JSON over several lines: name it .json, or write one object per line."
+            )
+        raise UserError(f"{where}: not JSON: {_reason(error)}. {advice}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON that can be read: {error}. Mend or delete this line.") from error
+    if not isinstance(row, dict):
+        advice = (
+            'Each line must hold one object, such as {"prompt": "...", "chosen": "...", "rejected": "..."}'
+        )
+        if isinstance(row, list):
+            advice += "; a file that is one JSON list must be named .json"
+        raise UserError(f"{where}: found {describe(row)}, expected an object. {advice}.")
+    return row
+
+
+def _reason(error: json.JSONDecodeError) -> str:
+    return f"{error.msg} at column {error.colno}"
+
+
+def _json_advice(error: json.JSONDecodeError) -> str:
+    if error.msg == "Extra data":
+        return " If each line is one object, name the file .jsonl."
+    return " The file must hold one list of objects: mend it there."
+
+
+def _only_list(content: object, path: Path) -> list[Any]:
+    if isinstance(content, list):
+        return content
+    shape = "The file must hold one list of objects, bare or as the only list of an object."
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: found {describe(content)}. {shape}")
+    lists = {name: value for name, value in content.items() if isinstance(value, list)}
+    if len(lists) != 1:
+        found = f"{len(lists)} lists ({', '.join(lists)})" if lists else "an object without a list"
+        raise UserError(f"{path}: found {found}. {shape}")
+    return next(iter(lists.values()))
+
+
+def _record(header: list[str], cells: list[str], where: str) -> dict[str, Any]:
+    if len(cells) != len(header):
+        advice = "Quote each cell that holds a comma, quote or line break."
+        raise UserError(f"{where}: {len(cells)} cells, the header has {len(header)}. {advice}")
+    return dict(zip(header, map(Cell, cells), strict=True))

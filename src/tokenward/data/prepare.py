@@ -1,0 +1,216 @@
+"""Rows in, comparisons out: what is malformed stops the run, what teaches nothing is counted by reason."""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
+
+from tokenward.data.fields import FieldError, Row, Unusable
+from tokenward.data.formats import Format, check_columns, find, renamed
+from tokenward.data.parsers import Parsed, dense
+from tokenward.data.sources import rows
+from tokenward.errors import UserError
+from tokenward.types import Comparison, Message
+
+_SHOWN_ERRORS = 5
+
+
+class Dropped(NamedTuple):
+    """A row left out, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What a source gave.
+
+    Attributes:
+        comparisons: The rows kept, in the source's order.
+        counts: ``read``, ``kept`` and the number of rows dropped for each reason, which add up to ``read``.
+        dropped: The rows dropped, in the source's order.
+        notes: Responses taken out of rows that were kept, by reason.
+        format: The name of the format the rows were read as.
+    """
+
+    comparisons: list[Comparison]
+    counts: dict[str, int]
+    dropped: list[Dropped]
+    notes: dict[str, int]
+    format: str
+
+
+class _Usable(NamedTuple):
+    comparison: Comparison
+    empty_removed: int
+    identical_removed: int
+
+
+def load(
+    source: str | Path | Sequence[str | Path],
+    *,
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
+    subset: str | None = None,
+    limit: int | None = None,
+) -> Loaded:
+    """Read a source of preferences, whatever its shape, into comparisons.
+
+    Args:
+        source: A file, a glob pattern, a folder, a hub name ``owner/name``, or a list of these.
+        format: The rows' shape; ``auto`` tells it by the columns and the first row.
+        columns: tokenward's name of a column to the source's, where they differ.
+        split: Which split of a saved or hub data set.
+        subset: The configuration of a hub data set.
+        limit: Read no more than this many rows.
+
+    Raises:
+        UserError: The source cannot be read, has no known shape, or holds malformed rows (the first five are
+            named, with the total).
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"data.limit must be at least 1, got {limit}. Leave it out to read all rows.")
+    numbered = islice(rows(source, split=split, subset=subset), limit)
+    first = next(numbered, None)
+    if first is None:
+        raise UserError(f"{source}: holds no rows.")
+    columns = columns or {}
+    shape = _shape(first, format, columns)
+    return _loaded(_read_all(chain([first], numbered), shape, columns), shape.name)
+
+
+def comparison_key(prompt: Iterable[Message], responses: Iterable[str]) -> str:
+    """The stable name of a comparison: 16 hexadecimal digits of a hash of its prompt and its responses.
+
+    The order of the responses does not matter: a row and the same row with the opposite preference share it.
+    """
+    content = [[[message["role"], message["content"]] for message in prompt], sorted(responses)]
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def _shape(first: tuple[str, Row], name: str, columns: Mapping[str, str]) -> Format:
+    where, row = first
+    try:
+        check_columns(columns, list(row))
+        named = renamed(row, columns)
+        return find(name, list(named), named)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _read_all(
+    numbered: Iterator[tuple[str, Row]], shape: Format, columns: Mapping[str, str]
+) -> list[_Usable | Dropped]:
+    """Every row as usable or dropped; after a malformed one only to count how many there are."""
+    results: list[_Usable | Dropped] = []
+    errors: list[str] = []
+    malformed = 0
+    for where, row in numbered:
+        try:
+            results.append(_usable(shape.parse(renamed(row, columns)), where))
+        except Unusable as reason:
+            results.append(Dropped(where, str(reason)))
+        except FieldError as error:
+            malformed += 1
+            if malformed <= _SHOWN_ERRORS:
+                errors.append(f"  {where}: {_renamed_field(error.field, columns)}: {error.problem}")
+    if malformed:
+        raise UserError(_malformed(malformed, errors, shape))
+    return results
+
+
+def _malformed(count: int, errors: list[str], shape: Format) -> str:
+    more = [f"  and {count - len(errors)} more"] if count > len(errors) else []
+    rows_cannot = "1 row cannot" if count == 1 else f"{count} rows cannot"
+    head = f"{rows_cannot} be read as {shape.name} ({', '.join(shape.needs)}). Mend or delete them:"
+    return "\n".join([head, *errors, *more])
+
+
+def _renamed_field(field: str, columns: Mapping[str, str]) -> str:
+    for name, column in columns.items():
+        if field == name or field.startswith(f"{name}["):
+            return f"{field} (column {column})"
+    return field
+
+
+def _usable(parsed: Parsed, where: str) -> _Usable:
+    if len(parsed.responses) < 2:
+        raise Unusable("fewer than two responses")
+    if not any(message["content"].strip() for message in parsed.prompt if message["role"] != "system"):
+        raise Unusable("empty prompt")
+    filled = [place for place, response in enumerate(parsed.responses) if response.strip()]
+    if len(filled) < 2:
+        raise Unusable("empty response")
+    distinct = _distinct(parsed, filled)
+    if len(distinct) < 2:
+        raise Unusable("identical responses")
+    ranks = dense([parsed.ranks[place] for place in distinct])
+    if len(set(ranks)) < 2:
+        raise Unusable("all ranks tied")
+    responses = tuple(parsed.responses[place] for place in distinct)
+    comparison = Comparison(
+        key=comparison_key(parsed.prompt, responses),
+        prompt=parsed.prompt,
+        responses=responses,
+        ranks=ranks,
+        source=where,
+        scores=None if parsed.scores is None else tuple(parsed.scores[place] for place in distinct),
+        spans=None if parsed.spans is None else tuple(parsed.spans[place] for place in distinct),
+    )
+    return _Usable(comparison, len(parsed.responses) - len(filled), len(filled) - len(distinct))
+
+
+def _distinct(parsed: Parsed, places: Sequence[int]) -> list[int]:
+    """Of identical responses the first where their ranks agree, none where they do not."""
+    same: defaultdict[str, list[int]] = defaultdict(list)
+    for place in places:
+        same[parsed.responses[place]].append(place)
+    return sorted(group[0] for group in same.values() if len({parsed.ranks[place] for place in group}) == 1)
+
+
+def _loaded(results: Sequence[_Usable | Dropped], format_name: str) -> Loaded:
+    reasons = _repeated([result.comparison for result in results if isinstance(result, _Usable)])
+    kept: list[_Usable] = []
+    dropped: list[Dropped] = []
+    for result in results:
+        if isinstance(result, Dropped):
+            dropped.append(result)
+        elif id(result.comparison) in reasons:
+            dropped.append(Dropped(result.comparison.source, reasons[id(result.comparison)]))
+        else:
+            kept.append(result)
+    notes = {
+        "empty response removed": sum(row.empty_removed for row in kept),
+        "identical response removed": sum(row.identical_removed for row in kept),
+    }
+    return Loaded(
+        comparisons=[row.comparison for row in kept],
+        counts={"read": len(results), "kept": len(kept), **Counter(drop.reason for drop in dropped)},
+        dropped=dropped,
+        notes={reason: count for reason, count in notes.items() if count},
+        format=format_name,
+    )
+
+
+def _repeated(comparisons: Sequence[Comparison]) -> dict[int, str]:
+    """Why a comparison of the same prompt and responses as another is dropped, by its identity.
+
+    Judged once all are read, so that the order of the rows changes no count.
+    """
+    groups: defaultdict[str, list[Comparison]] = defaultdict(list)
+    for comparison in comparisons:
+        groups[comparison.key].append(comparison)
+    reasons: dict[int, str] = {}
+    for group in groups.values():
+        opinions = {tuple(sorted(zip(c.responses, c.ranks, strict=True))) for c in group}
+        if len(opinions) > 1:
+            reasons |= {id(comparison): "contradictory" for comparison in group}
+        else:
+            reasons |= {id(comparison): "duplicate" for comparison in group[1:]}
+    return reasons

@@ -1,0 +1,68 @@
+"""Parts of a data set that stay put: a row's side depends on its content and the seed, not its position."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tokenward.errors import UserError
+from tokenward.types import Comparison
+
+
+class Split(NamedTuple):
+    """Comparisons to train on and comparisons to judge by."""
+
+    train: list[Comparison]
+    held_out: list[Comparison]
+
+
+def split(comparisons: Sequence[Comparison], *, held_out: float, seed: int) -> Split:
+    """Part the comparisons by a hash of the prompt, so that those of one prompt stay together.
+
+    The share is met on average; no row moves when others are added.
+
+    Args:
+        comparisons: What to part.
+        held_out: The share to hold out, in [0, 1).
+        seed: Another seed gives another split.
+
+    Raises:
+        UserError: ``held_out`` is out of range.
+    """
+    if not 0 <= held_out < 1:
+        raise UserError(
+            f"data.held_out must be in [0, 1), got {held_out}. Use 0.1 to hold out 10% of the prompts."
+        )
+    parts = Split([], [])
+    for comparison in comparisons:
+        prompt = json.dumps([[message["role"], message["content"]] for message in comparison.prompt])
+        held = _uniform("split", seed, prompt) < held_out
+        (parts.held_out if held else parts.train).append(comparison)
+    return parts
+
+
+def fraction(comparisons: Sequence[Comparison], share: float, seed: int, salt: str = "") -> list[Comparison]:
+    """A random part of the comparisons, chosen by key; a smaller share is inside a larger one.
+
+    Args:
+        comparisons: What to choose from; the order is kept.
+        share: The share to keep, in (0, 1], met on average; at least one comparison is kept if there is any.
+        seed: Another seed gives another choice.
+        salt: So does another salt: give each use its own to make them independent.
+
+    Raises:
+        UserError: ``share`` is out of range.
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"fraction must be in (0, 1], got {share}. Use 0.3 to keep 30% of the comparisons.")
+    places = [_uniform("fraction", seed, salt, comparison.key) for comparison in comparisons]
+    kept = [c for c, place in zip(comparisons, places, strict=True) if place < share]
+    if kept or not comparisons:
+        return kept
+    return [comparisons[places.index(min(places))]]  # the one that the smallest sufficient share would keep
+
+
+def _uniform(*parts: str | int) -> float:
+    """A number in [0, 1) that depends on the parts alone."""
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return int(digest[:13], 16) / 16**13  # 52 bits: all that a float below 1 holds without rounding up to 1

@@ -1,0 +1,115 @@
+"""What a run shows: stage headings, progress with the time left, tables. Plain lines where there is no terminal."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_STEPS = 10
+"""Lines that a progress writes where there is no terminal."""
+
+
+class Display:
+    """The screen of a run.
+
+    Args:
+        quiet: Show nothing.
+        console: Where to write; standard error is left to warnings.
+    """
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console(quiet=quiet, highlight=False)
+
+    def heading(self, stage: str, note: str = "") -> None:
+        """Name of the stage that begins."""
+        self.console.print(Text.assemble((f"\n{stage}", "bold"), f"  {note}" if note else ""))
+
+    def line(self, text: str) -> None:
+        """One line, never read as markup: it may hold a user's text."""
+        self.console.print(Text(text))
+
+    def text(self, text: Text) -> None:
+        """Styled text."""
+        self.console.print(text)
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """A table; every column but the first is aligned to the right."""
+        table = Table(
+            title=title,
+            title_justify="left",
+            title_style="bold",
+            box=None,
+            pad_edge=False,
+            padding=(0, 2, 0, 0),
+        )
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self.console.print(table)
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator["Bar"]:
+        """A bar with the time left, or some lines."""
+        if not self.console.is_terminal:
+            yield Bar(self, label, total)
+            return
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}", style="dim"),
+        )
+        with Progress(*columns, console=self.console) as shown:
+            yield Bar(self, label, total, shown, shown.add_task(label, total=total, note=""))
+
+
+class Bar:
+    """Progress of one piece of work; made by :meth:`Display.progress`."""
+
+    def __init__(
+        self,
+        display: Display,
+        label: str,
+        total: int,
+        shown: Progress | None = None,
+        task: TaskID | None = None,
+    ) -> None:
+        self._display, self._label, self._total = display, label, total
+        self._shown, self._task = shown, task
+        self._done, self._lines, self._start, self._first = 0, 0, time.monotonic(), 0
+
+    def begin(self, done: int) -> None:
+        """Work that an earlier run did already."""
+        self._first = self._done = done
+        self.advance(0)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """So much more is done."""
+        self._done += count
+        if self._shown is not None and self._task is not None:
+            fields = {"note": note} if note else {}
+            self._shown.update(self._task, completed=self._done, **fields)
+            return
+        lines = PLAIN_STEPS * self._done // max(self._total, 1)
+        if count and lines > self._lines:
+            self._lines = lines
+            self._display.line(f"  {self._label} {self._done}/{self._total}  {self._left()}  {note}".rstrip())
+
+    def _left(self) -> str:
+        elapsed = time.monotonic() - self._start
+        if self._done >= self._total:
+            return f"took {_clock(elapsed)}"
+        speed = (self._done - self._first) / max(elapsed, 1e-9)
+        return f"{_clock((self._total - self._done) / max(speed, 1e-9))} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

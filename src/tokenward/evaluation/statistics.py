@@ -1,0 +1,130 @@
+"""Figures with an interval: bootstrap over examples, AUROC with ties, precision at k."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+class Figure(NamedTuple):
+    """A measured number.
+
+    Attributes:
+        value: The estimate.
+        low: Lower end of the 95 % bootstrap interval.
+        high: Upper end.
+        n: Examples behind it.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_figure(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Figure:
+    """Mean with a 95 % percentile bootstrap interval; for a paired comparison pass the differences.
+
+    Args:
+        values: ``[n]``, one per example.
+        resamples: Bootstrap draws.
+        seed: Of the draws.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if not len(data):
+        return Figure(float("nan"), float("nan"), float("nan"), 0)
+    draws = np.random.default_rng(seed).integers(0, len(data), size=(resamples, len(data)))
+    low, high = np.quantile(data[draws].mean(axis=1), [0.025, 0.975])
+    return Figure(float(data.mean()), float(low), float(high), len(data))
+
+
+def auroc(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Chance that a positive scores above a negative, a tie counting half; NaN if one kind is missing.
+
+    Args:
+        scores: ``[n]``.
+        positive: ``[n]`` bool.
+        weights: ``[n]`` how often each counts; 1 if not given.
+    """
+    return _auroc_of_sorted(
+        *_sorted(scores, positive), None if weights is None else np.asarray(weights, dtype=np.float64)
+    )
+
+
+class _Order(NamedTuple):
+    order: NDArray[np.int64]
+    tie: NDArray[np.int64]
+
+
+def _sorted(scores: ArrayLike, positive: ArrayLike) -> tuple[_Order, NDArray[np.bool_]]:
+    data = np.asarray(scores, dtype=np.float64)
+    order = np.argsort(data, kind="stable")
+    tie = (
+        np.concatenate([[0], np.cumsum(np.diff(data[order]) > 0)])
+        if len(data)
+        else np.zeros(0, dtype=np.int64)
+    )
+    return _Order(order, tie.astype(np.int64)), np.asarray(positive, dtype=bool)
+
+
+def _auroc_of_sorted(sort: _Order, positive: NDArray[np.bool_], weights: Floats | None) -> float:
+    counts = np.ones(len(positive)) if weights is None else weights
+    mine, label = counts[sort.order], positive[sort.order]
+    if not len(mine):
+        return float("nan")
+    levels = int(sort.tie[-1]) + 1
+    up = np.bincount(sort.tie, mine * label, levels)
+    down = np.bincount(sort.tie, mine * ~label, levels)
+    below = np.cumsum(down) - down
+    pairs = up.sum() * down.sum()
+    return float((up * (below + down / 2)).sum() / pairs) if pairs else float("nan")
+
+
+def auroc_figure(
+    scores: ArrayLike, positive: ArrayLike, example: ArrayLike, *, resamples: int = 2000, seed: int = 0
+) -> Figure:
+    """AUROC over tokens with an interval by example: whole responses are drawn, not tokens.
+
+    Args:
+        scores: ``[n]`` tokens.
+        positive: ``[n]`` bool.
+        example: ``[n]`` which response each token belongs to, 0 to the number of responses less 1.
+        resamples: Bootstrap draws.
+        seed: Of the draws.
+    """
+    owner = np.asarray(example)
+    count = int(owner.max()) + 1 if len(owner) else 0
+    sort, label = _sorted(scores, positive)
+
+    def value(times: Floats) -> float:
+        return _auroc_of_sorted(sort, label, times[owner])
+
+    return _by_example(value, count, resamples=resamples, seed=seed)
+
+
+def _by_example(value: Callable[[Floats], float], count: int, *, resamples: int, seed: int) -> Figure:
+    if not count:
+        return Figure(float("nan"), float("nan"), float("nan"), 0)
+    rng = np.random.default_rng(seed)
+    draws = [
+        value(rng.multinomial(count, np.full(count, 1 / count)).astype(np.float64)) for _ in range(resamples)
+    ]
+    low, high = np.nanquantile(draws, [0.025, 0.975]) if not np.all(np.isnan(draws)) else (np.nan, np.nan)
+    return Figure(value(np.ones(count)), float(low), float(high), count)
+
+
+def precision_at_k(scores: ArrayLike, positive: ArrayLike) -> float:
+    """Share of positives among the k highest scores, where k is the number of positives; NaN without any.
+
+    Ties at the border count by their share, so that the order of tokens plays no part.
+    """
+    data, label = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
+    k = int(label.sum())
+    if not k:
+        return float("nan")
+    border = np.sort(data)[-k]
+    above, at = data > border, data == border
+    return float((label[above].sum() + (k - above.sum()) * label[at].mean()) / k)

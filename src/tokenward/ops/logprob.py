@@ -1,0 +1,76 @@
+"""Log-probabilities of chosen tokens, without ever holding the whole vocabulary row of all of them.
+
+The head's matrix product is made for one chunk of tokens at a time, and again in the backward
+pass, so that the memory is ``chunk x v`` whatever the number of tokens.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Head = Callable[[Tensor], Tensor]
+"""From hidden states ``[c d]`` to logits ``[c v]``."""
+
+CHUNK = 1024
+
+
+def logprobs_of(logits: Tensor, ids: Tensor) -> Tensor:
+    """Log-probability of each id under its row of logits, in float32 or better.  [n v], [n] -> [n]"""
+    logits = logits.double() if logits.dtype == torch.float64 else logits.float()
+    return logits.gather(-1, ids[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+def entropy_of(logits: Tensor) -> Tensor:
+    """Entropy in nats of the full distribution of each row.  [n v] -> [n]"""
+    logp = logits.float().log_softmax(-1)
+    # A logit of -inf has probability 0 and adds nothing; 0 * -inf would be NaN.
+    return -torch.where(logp > -torch.inf, logp.exp() * logp, 0.0).sum(-1)
+
+
+def kl_of(logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """KL(model || reference) in nats over the full vocabulary, per row.  [n v], [n v] -> [n]"""
+    logp, reference = logits.float().log_softmax(-1), reference_logits.float().log_softmax(-1)
+    return torch.where(logp > -torch.inf, logp.exp() * (logp - reference), 0.0).sum(-1)
+
+
+def chunked_logprobs(hidden: Tensor, ids: Tensor, head: Head, *, chunk: int = CHUNK) -> Tensor:
+    """Log-probability of each token from the hidden state that predicts it.  [n d], [n] -> [n]
+
+    Args:
+        hidden: State at the position before each token.
+        ids: The tokens.
+        head: The language model head, called on ``chunk`` rows at a time.
+        chunk: Rows whose logits exist at once; changes memory, not the result.
+    """
+
+    def piece(rows: Tensor, targets: Tensor) -> Tensor:
+        return logprobs_of(head(rows), targets)
+
+    parts = [
+        _recomputed(piece, rows, targets)
+        for rows, targets in zip(hidden.split(chunk), ids.split(chunk), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def chunked_kl(
+    hidden: Tensor, reference_hidden: Tensor, head: Head, reference_head: Head, *, chunk: int = CHUNK
+) -> Tensor:
+    """KL(model || reference) over the full vocabulary at each position.  [n d], [n d] -> [n]"""
+
+    def piece(rows: Tensor, reference_rows: Tensor) -> Tensor:
+        return kl_of(head(rows), reference_head(reference_rows))
+
+    parts = [
+        _recomputed(piece, rows, reference_rows)
+        for rows, reference_rows in zip(hidden.split(chunk), reference_hidden.split(chunk), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _recomputed(piece: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return piece(*inputs)
+    return checkpoint(piece, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[return-value]

@@ -1,0 +1,64 @@
+"""From a recipe file to a run: what the command line and ``tokenward.run`` share."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import transformers
+
+from tokenward.config import LoadedRecipe, load_recipe
+from tokenward.display import Display
+from tokenward.pipeline.context import Run
+from tokenward.pipeline.data import encode_set, pair_sets, prepare_data
+from tokenward.pipeline.preview import preview
+from tokenward.pipeline.stages import check_recipe, run_through
+from tokenward.tokens.rows import TokenRow
+
+
+def run_recipe(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    last: str = "evaluation",
+    quiet: bool = False,
+) -> Run:
+    """Carry out a recipe up to a stage; what is done already is skipped.
+
+    Args:
+        recipe: Path of a YAML file.
+        overrides: ``"a.b=value"`` changes.
+        last: Stage to end with.
+        quiet: Show nothing.
+
+    Raises:
+        UserError: something in the recipe, the data or the models cannot work.
+    """
+    run = open_run(load_recipe(recipe, overrides), quiet=quiet)
+    run_through(run, last)
+    return run
+
+
+def open_run(loaded: LoadedRecipe, *, quiet: bool = False) -> Run:
+    """A checked recipe as a run, with the libraries' own chatter off."""
+    check_recipe(loaded)
+    quiet_libraries()
+    return Run(recipe=loaded.recipe, display=Display(quiet=quiet))
+
+
+def show_data(recipe: str | Path, overrides: Sequence[str], rows: int) -> None:
+    """The data stage, and some rows as the model will see them."""
+    run = open_run(load_recipe(recipe, overrides))
+    prepare_data(run)
+    template = run.tokenizer_template(run.recipe.model.name)
+    encoded = encode_set(run, pair_sets(run).train, template, show="pairs").rows
+    for row in encoded[:rows]:
+        preview(run.display, template.tokenizer, TokenRow(encoded=row))
+
+
+def quiet_libraries() -> None:
+    """Our own display speaks; transformers' and datasets' bars and notices would tear it."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -1,0 +1,111 @@
+"""What every stage of a run needs: the recipe, the folders, the screen."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenward.artifacts import Manifest, StageFolder, open_stage, require
+from tokenward.config import Recipe
+from tokenward.display import Display
+from tokenward.models.loading import LanguageModel, load_model, load_tokenizer, model_fingerprint
+from tokenward.tokens.encode import Limits
+from tokenward.tokens.template import Template
+
+STAGES = ("data", "sft", "reference", "oracle", "scores", "policy", "referee", "evaluation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A recipe being carried out.
+
+    Attributes:
+        recipe: The checked recipe.
+        display: Where progress is shown.
+    """
+
+    recipe: Recipe
+    display: Display = field(default_factory=lambda: Display(quiet=True))
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder; each stage has one of its own inside."""
+        return Path(self.recipe.run)
+
+    def path(self, stage: str) -> Path:
+        """Folder of a stage."""
+        return self.folder / stage
+
+    def done(self, stage: str) -> Manifest:
+        """Manifest of a finished stage.
+
+        Raises:
+            UserError: it has not finished.
+        """
+        return require(self.path(stage), stage)
+
+    @contextmanager
+    def stage(
+        self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], *, layout: int = 1
+    ) -> Iterator[StageFolder]:
+        """Open a stage's folder, and say on screen whether it runs, goes on or is done already.
+
+        Args:
+            name: One of ``STAGES``.
+            settings: Everything of the recipe that its output depends on.
+            inputs: Fingerprints of what it reads.
+            layout: Version of what it writes.
+        """
+        with open_stage(
+            self.path(name), stage=name, settings=dict(settings), inputs=dict(inputs), format=layout
+        ) as stage:
+            if stage.done:
+                self.display.heading(name, "done already, nothing that it depends on has changed")
+            elif stage.resuming:
+                self.display.heading(name, "goes on where it was stopped")
+            else:
+                self.display.heading(name, f"runs again: {'; '.join(stage.changed)}" if stage.changed else "")
+            yield stage
+
+    def tokenizer_template(self, name: str) -> Template:
+        """The template of a model, without loading its weights."""
+        tokenizer = load_tokenizer(name, trust_remote_code=self.recipe.model.trust_remote_code)
+        return Template(tokenizer=tokenizer, kind=self.recipe.tokens.template)
+
+    def load(self, name: str, *, dtype: str | None = None) -> LanguageModel:
+        """Load a model with the recipe's settings."""
+        table = self.recipe.model
+        return load_model(
+            name,
+            dtype=dtype or table.dtype,
+            device=table.device,
+            attention=table.attention,
+            rows=table.rows,
+            trust_remote_code=table.trust_remote_code,
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """Longest prompt and response."""
+        table = self.recipe.tokens
+        return Limits(table.max_prompt_tokens, table.max_response_tokens, table.too_long)
+
+    @property
+    def start_model(self) -> str:
+        """What the policy starts from: the SFT model if the recipe has that stage."""
+        return str(self.path("sft") / "model") if self.recipe.sft is not None else self.recipe.model.name
+
+    @property
+    def reference_model(self) -> str:
+        """What the oracle starts from and is compared with."""
+        return self.recipe.oracle.model or self.start_model
+
+    @property
+    def policy_start(self) -> str:
+        """What the policy starts from."""
+        return self.recipe.policy.model or self.start_model
+
+    def fingerprint_of(self, model: str) -> str:
+        """Fingerprint of a model's files."""
+        return model_fingerprint(model)

@@ -1,0 +1,265 @@
+"""The evaluation stage: before and after, on the same held-out pairs and prompts."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from tokenward.artifacts import Manifest, atomic_write
+from tokenward.evaluation.credit import KnownResponse, credit_figures
+from tokenward.evaluation.heldout import PairLogprobs, before_after_figures, preference_figures
+from tokenward.evaluation.metrics import METRICS, apply_metric
+from tokenward.evaluation.statistics import Figure, mean_figure
+from tokenward.models.forward import token_kl
+from tokenward.models.loading import LanguageModel
+from tokenward.pipeline.context import Run
+from tokenward.pipeline.data import encode_set, pair_sets, response_keys
+from tokenward.pipeline.values import scorer_of
+from tokenward.plugins import find
+from tokenward.sampling import Reply, SamplingSettings, sample_replies
+from tokenward.scoring.logprobs import response_logprobs
+from tokenward.scoring.scorers import Random, Surprisal
+from tokenward.scoring.store import TokenStore
+from tokenward.tokens.batches import budgeted
+from tokenward.tokens.encode import Encoded
+from tokenward.tokens.rows import TokenRow, collate
+from tokenward.tokens.spans import ByteSpan, span_values
+from tokenward.tokens.template import Template
+from tokenward.types import Comparison
+
+Figures = dict[str, Figure]
+
+
+class Samples(NamedTuple):
+    """Replies to the same prompts before and after training."""
+
+    prompts: list[Encoded]
+    before: list[Reply]
+    after: list[Reply]
+
+
+def evaluate(run: Run) -> Manifest:
+    """Measure what training changed; writes ``metrics.json`` and ``samples.jsonl``, and shows the table.
+
+    Each figure has its n and a 95 % bootstrap interval; figures named ``change`` are paired by prompt.
+    """
+    settings = {"evaluation": run.recipe.evaluation.model_dump(), "seed": run.recipe.seed}
+    inputs = {name: run.done(name).fingerprint for name in ("scores", "policy")}
+    if run.recipe.referee is not None:
+        inputs["referee"] = run.done("referee").fingerprint
+    with run.stage("evaluation", settings, inputs) as stage:
+        if not stage.done:
+            figures, samples = _measure(run)
+            metrics = {name: _as_json(figure) for name, figure in figures.items()}
+            atomic_write(stage.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+            atomic_write(stage.path / "samples.jsonl", _samples_text(samples))
+            stage.complete(figures=len(figures), prompts=len(samples.prompts))
+    show_figures(run)
+    return run.done("evaluation")
+
+
+def read_figures(run: Run) -> Figures:
+    """The figures of a finished evaluation."""
+    raw: dict[str, dict[str, Any]] = json.loads((run.path("evaluation") / "metrics.json").read_text())
+    nan = float("nan")
+    return {
+        name: Figure(
+            *(nan if item[key] is None else item[key] for key in ("value", "low", "high")), n=item["n"]
+        )
+        for name, item in raw.items()
+    }
+
+
+def show_figures(run: Run) -> None:
+    """The closing table."""
+    rows = [
+        (name, f"{figure.value:.3f}", f"{figure.low:.3f} .. {figure.high:.3f}", str(figure.n))
+        for name, figure in read_figures(run).items()
+    ]
+    run.display.table("evaluation (95 % bootstrap intervals)", ("figure", "value", "interval", "n"), rows)
+
+
+def _as_json(figure: Figure) -> dict[str, float | int | None]:
+    # JSON has no NaN: a figure without examples is null, with n = 0.
+    return {name: None if value != value else value for name, value in figure._asdict().items()}
+
+
+def _measure(run: Run) -> tuple[Figures, Samples]:
+    start, policy = run.load(run.policy_start), run.load(str(run.path("policy") / "model"))
+    template = Template(tokenizer=start.tokenizer, kind=run.recipe.tokens.template)
+    held_out = pair_sets(run).held_out
+    pairs = encode_set(run, held_out, template).rows if held_out else []
+    figures: Figures = {}
+    if pairs:
+        figures |= _on_pairs(run, start, policy, pairs)
+        figures |= _credit(run, pairs)
+    samples = _sample(run, template, pairs)
+    if samples.prompts:
+        figures |= _on_samples(run, start, policy, samples)
+    return figures, samples
+
+
+def _statistics(run: Run) -> dict[str, int]:
+    return {"resamples": run.recipe.evaluation.bootstrap, "seed": run.recipe.seed}
+
+
+def _logprobs(
+    run: Run, model: LanguageModel, rows: Sequence[Encoded], label: str
+) -> list[list[torch.Tensor]]:
+    with run.display.progress(label, sum(len(row.responses) for row in rows)) as bar:
+        return response_logprobs(
+            model,
+            [TokenRow(encoded=row) for row in rows],
+            precision=run.recipe.scores.precision,
+            tokens_per_batch=run.recipe.scores.tokens_per_batch,
+            progress=bar.advance,
+        )
+
+
+def _on_pairs(run: Run, start: LanguageModel, policy: LanguageModel, pairs: Sequence[Encoded]) -> Figures:
+    before = _logprobs(run, start, pairs, "pairs, before")
+    after = _logprobs(run, policy, pairs, "pairs, after")
+    joined = [PairLogprobs((b[0], b[1]), (a[0], a[1])) for b, a in zip(before, after, strict=True)]
+    figures = preference_figures(joined, **_statistics(run))
+    if run.recipe.referee is not None:
+        referee = run.load(str(run.path("referee") / "model"))
+        judged = _logprobs(run, referee, pairs, "pairs, referee")
+        by_referee = [PairLogprobs((b[0], b[1]), (a[0], a[1])) for b, a in zip(before, judged, strict=True)]
+        found = preference_figures(by_referee, **_statistics(run))
+        figures |= {f"referee/pairs_{name}": found[f"preference/{name}"] for name in ("accuracy", "margin")}
+    return figures
+
+
+def _credit(run: Run, pairs: Sequence[Encoded]) -> Figures:
+    """Scores against known spans; nothing where the data has none."""
+    store = TokenStore(run.path("scores"))
+    scorers = {run.recipe.scores.scorer.name: scorer_of(run), "surprisal": Surprisal(), "random": Random()}
+    known: dict[str, KnownResponse] = {}
+    for row in pairs:
+        if row.comparison.spans is None:
+            continue
+        for key, text, spans in zip(
+            response_keys(row), row.comparison.responses, row.comparison.spans, strict=True
+        ):
+            record = store[key]
+            tokens = [ByteSpan(*pair) for pair in zip(record.start, record.end, strict=True)]
+            text_tokens = [index for index, token in enumerate(tokens) if token.end > token.start]
+            values = span_values(spans, text, tokens)
+            scores = {name: scorer(record).tolist() for name, scorer in scorers.items()}
+            known[key] = KnownResponse(
+                [values[index] for index in text_tokens],
+                {name: [score[index] for index in text_tokens] for name, score in scores.items()},
+            )
+    return credit_figures(list(known.values()), **_statistics(run))
+
+
+def _sample(run: Run, template: Template, pairs: Sequence[Encoded]) -> Samples:
+    """Replies of both models to the first held-out prompts, in an order that does not depend on the file."""
+    unique = {tuple(row.prompt): row for row in pairs}
+    prompts = sorted(unique.values(), key=lambda row: row.comparison.key)[: run.recipe.evaluation.prompts]
+    table = run.recipe.evaluation
+    settings = SamplingSettings(
+        table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
+    )
+    replies = []
+    for label, name in (
+        ("replies, before", run.policy_start),
+        ("replies, after", str(run.path("policy") / "model")),
+    ):
+        if not prompts:
+            return Samples([], [], [])
+        model = run.load(name, dtype="bfloat16")
+        with run.display.progress(label, len(prompts)) as bar:
+            ids = [row.prompt for row in prompts]
+            replies.append(
+                sample_replies(model, template, ids, settings, seed=run.recipe.seed, progress=bar.advance)
+            )
+    return Samples(prompts, *replies)
+
+
+def _on_samples(run: Run, start: LanguageModel, policy: LanguageModel, samples: Samples) -> Figures:
+    figures: Figures = {}
+    statistics = _statistics(run)
+    texts = [row.comparison.prompt[-1]["content"] for row in samples.prompts]
+    sides = (samples.before, samples.after)
+    for name in run.recipe.evaluation.metrics:
+        metric = find("metric", name, METRICS)
+        before, after = (apply_metric(name, metric, texts, [reply.text for reply in side]) for side in sides)
+        figures |= before_after_figures(name, before, after, **statistics)
+    before, after = ([float(len(reply.ids)) for reply in side] for side in sides)
+    figures |= before_after_figures("length", before, after, **statistics)
+    before, after = ([float(reply.ended) for reply in side] for side in sides)
+    figures |= before_after_figures("ended", before, after, **statistics)
+    rows = _as_rows(samples.prompts, samples.after)
+    kl = _kl(run, policy, start, rows)
+    figures["kl/per_token"] = mean_figure([float(value.mean()) for value in kl], **statistics)
+    figures["kl/per_reply"] = mean_figure([float(value.sum()) for value in kl], **statistics)
+    if run.recipe.referee is not None:
+        figures |= _refereed(run, start, samples)
+    return figures
+
+
+def _as_rows(prompts: Sequence[Encoded], replies: Sequence[Reply]) -> list[TokenRow]:
+    rows = []
+    for prompt, reply in zip(prompts, replies, strict=True):
+        comparison = Comparison(
+            key=prompt.comparison.key,
+            prompt=prompt.comparison.prompt,
+            responses=(reply.text,),
+            ranks=(0,),
+            source="sample",
+        )
+        rows.append(TokenRow(encoded=Encoded(comparison, prompt.prompt, [reply.ids], [reply.ended], 1)))
+    return rows
+
+
+def _kl(
+    run: Run, policy: LanguageModel, start: LanguageModel, rows: Sequence[TokenRow]
+) -> list[torch.Tensor]:
+    """KL(policy || start) over the vocabulary at each token of the policy's own replies, nats."""
+    results: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+    with run.display.progress("KL to the start", len(rows)) as bar:
+        for group in budgeted(rows, layout="separate", tokens=run.recipe.scores.tokens_per_batch):
+            batch = collate([rows[index] for index in group], layout="separate", pad_id=policy.pad_id).to(
+                policy.device
+            )
+            kl = token_kl(policy.model, policy.head, start.model, start.head, batch).cpu()
+            for index, part in zip(
+                group, kl.split([len(rows[i].encoded.responses[0]) for i in group]), strict=True
+            ):
+                results[index] = part
+            bar.advance(len(group))
+    return results
+
+
+def _refereed(run: Run, start: LanguageModel, samples: Samples) -> Figures:
+    """The referee's log-ratio reward of the replies, per token, before and after; and who wins."""
+    referee = run.load(str(run.path("referee") / "model"))
+    rewards = []
+    for label, replies in (("referee, before", samples.before), ("referee, after", samples.after)):
+        rows = [row.encoded for row in _as_rows(samples.prompts, replies)]
+        judged = _logprobs(run, referee, rows, label)
+        base = _logprobs(run, start, rows, label)
+        rewards.append([float((j[0] - b[0]).mean()) for j, b in zip(judged, base, strict=True)])
+    figures = before_after_figures("referee", *rewards, **_statistics(run))
+    wins = [(after > before) + 0.5 * (after == before) for before, after in zip(*rewards, strict=True)]
+    figures["referee/win_rate"] = mean_figure(wins, **_statistics(run))
+    return figures
+
+
+def _samples_text(samples: Samples) -> str:
+    lines = [
+        json.dumps(
+            {
+                "key": row.comparison.key,
+                "prompt": list(row.comparison.prompt),
+                "before": before.text,
+                "after": after.text,
+                "ended": [before.ended, after.ended],
+            },
+            ensure_ascii=False,
+        )
+        for row, before, after in zip(*samples, strict=True)
+    ]
+    return "".join(line + "\n" for line in lines)

@@ -1,0 +1,128 @@
+"""One way to train a model in a stage folder: resume, progress, checkpoints, the finished model."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer_utils import get_last_checkpoint
+
+from tokenward.artifacts import StageFolder, atomic_write
+from tokenward.errors import UserError
+from tokenward.models.loading import LanguageModel
+from tokenward.objectives.base import Objective
+from tokenward.pipeline.context import Run
+from tokenward.tokens.rows import TokenRow
+from tokenward.training.arguments import training_arguments
+from tokenward.training.callbacks import CheckpointEvery, ShowProgress, StopOnInterrupt
+from tokenward.training.checks import check_first_batch
+from tokenward.training.collator import Weigh
+from tokenward.training.trainer import TokenTrainer
+
+CHECKED_ROWS = 4
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during training, after its checkpoint was written."""
+
+
+def fit(
+    run: Run,
+    stage: StageFolder,
+    model: LanguageModel,
+    objective: Objective,
+    rows: Sequence[TokenRow],
+    table: dict[str, Any],
+    *,
+    held_out: Sequence[TokenRow] = (),
+    weigh: Weigh | None = None,
+) -> dict[str, Any]:
+    """Train a model and save it in ``model/``, its history in ``history.jsonl``.
+
+    Args:
+        run: The run.
+        stage: Folder of the stage; a checkpoint in it is gone on from.
+        model: The model before training.
+        objective: What to minimise.
+        rows: Training comparisons.
+        table: The recipe's ``training`` table.
+        held_out: Comparisons for ``eval_strategy``.
+        weigh: Weights that depend on the batch.
+
+    Returns:
+        Facts for the manifest: steps, final loss, seconds.
+
+    Raises:
+        UserError: bad settings, a loss that is not finite, or a policy that differs from its reference.
+        Interrupted: Ctrl-C; a checkpoint was saved and the next run goes on from it.
+    """
+    checkpoints = stage.path / "checkpoints"
+    where = f"{stage.path.name}.training"
+    arguments = training_arguments(table, folder=checkpoints, seed=run.recipe.seed, where=where)
+    if objective.needs_reference:
+        precision = torch.bfloat16 if arguments.bf16 else model.model.dtype
+        found = check_first_batch(model, objective, list(rows[:CHECKED_ROWS]), precision=precision)
+        run.display.line(
+            f"  first rows: loss {found['loss']:.4f} (ln 2 = 0.6931), margin {found['margin']:.4f} nats: policy = reference"
+        )
+    interrupt = StopOnInterrupt()
+    trainer = TokenTrainer(
+        model,
+        objective,
+        arguments,
+        rows,
+        held_out=held_out or None,
+        weigh=weigh,
+        callbacks=[CheckpointEvery(arguments.checkpoint_minutes), interrupt],
+    )
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    steps = planned_steps(trainer)
+    with run.display.progress(stage.path.name, steps) as bar, interrupt.listening():
+        trainer.add_callback(ShowProgress(bar))
+        result = trainer.train(resume_from_checkpoint=last)
+    if interrupt.interrupted:
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {steps}; the same command goes on from there"
+        )
+    _save(model, stage.path)
+    write_history(stage.path / "history.jsonl", trainer.state.log_history)
+    if "save_strategy" not in table:
+        shutil.rmtree(checkpoints, ignore_errors=True)  # only there to go on after a stop
+    return {
+        "steps": trainer.state.global_step,
+        "train_loss": result.training_loss,
+        "rows": len(rows),
+        "seconds": round(result.metrics.get("train_runtime", 0.0), 1),
+    }
+
+
+def planned_steps(trainer: TokenTrainer) -> int:
+    """Optimizer steps of the whole training."""
+    loader = trainer.get_train_dataloader()
+    return int(trainer.set_initial_training_values(trainer.args, loader)[6])
+
+
+def _save(model: LanguageModel, folder: Path) -> None:
+    """Save into a fresh folder and move it in place: a model folder is whole or absent."""
+    scratch, target = folder / "model.tmp", folder / "model"
+    for old in (scratch, target):
+        shutil.rmtree(old, ignore_errors=True)
+    model.model.save_pretrained(scratch)
+    model.tokenizer.save_pretrained(scratch)
+    scratch.rename(target)
+
+
+def write_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
+    """Write what was logged, one step a line."""
+    atomic_write(path, "".join(json.dumps(entry) + "\n" for entry in history))
+
+
+def require_finite(figures: dict[str, float], stage: str) -> None:
+    """Refuse to call a stage finished whose result is not a number."""
+    bad = [name for name, value in figures.items() if value != value]
+    if bad:
+        raise UserError(
+            f"{stage}: {', '.join(bad)} is not a number. Lower training.learning_rate and run again."
+        )

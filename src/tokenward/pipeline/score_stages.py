@@ -1,0 +1,122 @@
+"""The stages that compute values per token: reference log-probabilities, and scores."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tokenward.artifacts import Manifest
+from tokenward.models.loading import LanguageModel
+from tokenward.pipeline.context import Run
+from tokenward.pipeline.data import by_prompt, encode_set, pair_sets, response_keys
+from tokenward.pipeline.values import scorer_of
+from tokenward.scoring.logprobs import response_logprobs
+from tokenward.scoring.store import TokenRecord, TokenStore, write_shards
+from tokenward.tokens.encode import Encoded
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.spans import byte_spans
+from tokenward.tokens.template import Template
+
+
+def compute_reference(run: Run) -> Manifest:
+    """Log-probability of every response token under the reference, once, for oracle, scores and evaluation."""
+    scores = run.recipe.scores
+    template = run.tokenizer_template(run.reference_model)
+    settings = {
+        "tokens": run.recipe.tokens.model_dump(),
+        "pairs": run.recipe.data.pairs,
+        "min_gap": run.recipe.data.min_gap,
+        "precision": scores.precision,
+        "dtype": run.recipe.model.dtype,
+        "shard_rows": scores.shard_rows,
+    }
+    inputs = {
+        "data": run.done("data").fingerprint,
+        "model": run.fingerprint_of(run.reference_model),
+        "template": template.fingerprint,
+    }
+    with run.stage("reference", settings, inputs) as stage:
+        if not stage.done:
+            rows = _all_rows(run, template)
+            model = run.load(run.reference_model)
+            store = _write(run, stage.path, model, template, rows, "reference_logp")
+            stage.complete(responses=len(store), layout=model.layout)
+    return run.done("reference")
+
+
+def compute_scores(run: Run) -> Manifest:
+    """Raw oracle and reference log-probabilities of every response token, in the score store.
+
+    Nothing is selected here: every selection is made from these values when they are read.
+    """
+    settings = {"precision": run.recipe.scores.precision, "shard_rows": run.recipe.scores.shard_rows}
+    needs_oracle = needs(run, "oracle_logp")
+    inputs = {"reference": run.done("reference").fingerprint}
+    if needs_oracle:
+        inputs["oracle"] = run.done("oracle").fingerprint
+    with run.stage("scores", settings, inputs) as stage:
+        if not stage.done:
+            template = run.tokenizer_template(run.reference_model)
+            rows = _all_rows(run, template, show=False)
+            reference = TokenStore(run.path("reference"))
+            model = run.load(str(run.path("oracle") / "model")) if needs_oracle else None
+            store = _write(run, stage.path, model, template, rows, "oracle_logp", reference)
+            stage.complete(responses=len(store), reference=run.reference_model)
+    return run.done("scores")
+
+
+def needs(run: Run, value: str) -> bool:
+    """Whether the recipe's scorer reads a stored value; one that does not say reads all."""
+    return value in getattr(type(scorer_of(run)), "reads", ("oracle_logp", "reference_logp"))
+
+
+def _all_rows(run: Run, template: Template, *, show: bool = True) -> list[Encoded]:
+    sets = pair_sets(run)
+    # The table counts pairs, which is what trains; the rows are prompts with all their responses.
+    pairs = encode_set(
+        run, [*sets.train, *sets.referee, *sets.held_out], template, show="pairs" if show else ""
+    ).rows
+    return encode_set(run, by_prompt(item.comparison for item in pairs), template).rows
+
+
+def _write(
+    run: Run,
+    folder: Path,
+    model: LanguageModel | None,
+    template: Template,
+    rows: Sequence[Encoded],
+    name: str,
+    reference: TokenStore | None = None,
+) -> TokenStore:
+    """Write shards of whole prompts; a prompt's responses stay together, so its prompt is computed once."""
+    scores = run.recipe.scores
+    by_key = {response_keys(row)[0]: row for row in rows}
+    total = sum(len(row.responses) for row in rows)
+    with run.display.progress(folder.name, total) as bar:
+
+        def make(keys: Sequence[str]) -> Iterator[TokenRecord]:
+            group = [by_key[key] for key in keys]
+            values = (
+                response_logprobs(
+                    model,
+                    [TokenRow(encoded=row) for row in group],
+                    precision=scores.precision,
+                    tokens_per_batch=scores.tokens_per_batch,
+                    progress=bar.advance,
+                )
+                if model is not None
+                else [[None] * len(row.responses) for row in group]
+            )
+            for row, results in zip(group, values, strict=True):
+                for record, logp in zip(_records(template, row), results, strict=True):
+                    known = {} if reference is None else reference[record.key].values
+                    mine = {} if logp is None else {name: logp.tolist()}
+                    yield record._replace(values={**known, **mine})
+
+        return write_shards(folder, list(by_key), make, rows_per_shard=scores.shard_rows)
+
+
+def _records(template: Template, row: Encoded) -> Iterator[TokenRecord]:
+    for key, text, ids in zip(response_keys(row), row.comparison.responses, row.responses, strict=True):
+        spans = byte_spans(template.tokenizer, text)
+        end = len(text.encode())
+        spans = [*spans, *[(end, end)] * (len(ids) - len(spans))][: len(ids)]
+        yield TokenRecord(key, ids, [span[0] for span in spans], [span[1] for span in spans], {})

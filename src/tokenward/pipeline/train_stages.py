@@ -1,0 +1,187 @@
+"""The stages that train a model: SFT, oracle, policy, referee."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from tokenward.artifacts import Manifest
+from tokenward.errors import UserError
+from tokenward.models.loading import LanguageModel
+from tokenward.objectives import OBJECTIVES, SFT, Objective
+from tokenward.pipeline.context import Run
+from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets
+from tokenward.pipeline.fit import fit
+from tokenward.pipeline.preview import preview
+from tokenward.pipeline.values import scored_rows, weigh_rows, with_reference
+from tokenward.plugins import build
+from tokenward.scoring.logprobs import response_logprobs
+from tokenward.selection import SELECTORS, Selector
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.template import Template
+from tokenward.types import Comparison
+
+
+def objective_of(kind: str, table: Any) -> Objective:
+    """The objective that a recipe's table names."""
+    return build(kind, table.name, table.arguments, OBJECTIVES)
+
+
+def selector_of(table: Any, seed: int) -> Selector:
+    """The selector that a recipe's table names; its seed is the recipe's unless it has one."""
+    arguments = dict(table.arguments)
+    if table.name == "top_fraction":
+        arguments.setdefault("seed", seed)
+    return build("selector", table.name, arguments, SELECTORS)
+
+
+def train_sft(run: Run) -> Manifest | None:
+    """Fine-tune the recipe's model on the preferred responses; nothing if the recipe has no ``sft`` table."""
+    table = run.recipe.sft
+    if table is None:
+        return None
+    name = run.recipe.model.name
+    settings = {"training": table.training, **_model_settings(run)}
+    inputs = {"data": run.done("data").fingerprint, "model": run.fingerprint_of(name)}
+    with run.stage("sft", settings, inputs) as stage:
+        if not stage.done:
+            model = run.load(name)
+            rows = _token_rows(run, pair_sets(run).train, model)
+            stage.complete(**fit(run, stage, model, SFT(), rows, table.training))
+    return run.done("sft")
+
+
+def train_oracle(run: Run) -> Manifest:
+    """Train the DPO oracle from the reference, on a random fraction of the pairs (SePO, section 3.1)."""
+    table = run.recipe.oracle
+    settings = {**table.model_dump(exclude={"model"}), **_model_settings(run)}
+    inputs = {"reference": run.done("reference").fingerprint}
+    with run.stage("oracle", settings, inputs) as stage:
+        if not stage.done:
+            objective = objective_of("objective", table.objective)
+            model = _adapted(run, run.load(run.reference_model), table.adapter)
+            sets = pair_sets(run)
+            rows = with_reference(run, _token_rows(run, oracle_pairs(run, sets.train), model))
+            held_out = with_reference(run, _token_rows(run, sets.held_out, model)) if sets.held_out else []
+            facts = fit(run, stage, model, objective, rows, table.training, held_out=held_out)
+            stage.complete(reference=run.reference_model, template=run.recipe.tokens.template, **facts)
+    return run.done("oracle")
+
+
+def train_referee(run: Run) -> Manifest | None:
+    """Train a second oracle on pairs that nothing else has seen; nothing without a ``referee`` table."""
+    table = run.recipe.referee
+    if table is None:
+        return None
+    settings = {**table.model_dump(), **_model_settings(run)}
+    with run.stage("referee", settings, {"reference": run.done("reference").fingerprint}) as stage:
+        if not stage.done:
+            objective = objective_of("objective", table.objective)
+            model = _adapted(run, run.load(run.reference_model), run.recipe.model.adapter)
+            rows = with_reference(run, _token_rows(run, pair_sets(run).referee, model))
+            facts = fit(run, stage, model, objective, rows, table.training)
+            stage.complete(reference=run.reference_model, template=run.recipe.tokens.template, **facts)
+    return run.done("referee")
+
+
+def train_policy(run: Run) -> Manifest:
+    """Select tokens by their scores and train the policy on them (SePO, sections 3.2 and 3.3)."""
+    table = run.recipe.policy
+    settings = {
+        **table.model_dump(exclude={"model"}),
+        "scorer": run.recipe.scores.scorer.model_dump(),
+        **_model_settings(run),
+    }
+    inputs = {"scores": run.done("scores").fingerprint, "model": run.fingerprint_of(run.policy_start)}
+    with run.stage("policy", settings, inputs) as stage:
+        if not stage.done:
+            objective = objective_of("objective", table.objective)
+            selector = selector_of(table.selection, run.recipe.seed)
+            start = run.load(run.policy_start)
+            pairs = pair_sets(run)
+            rows = scored_rows(run, _token_rows(run, pairs.train, start))
+            if objective.needs_reference:
+                rows = _policy_reference(run, start, rows)
+            weigh = None if selector.scope != "batch" else lambda batch: weigh_rows(selector, batch)
+            rows, dropped = _weighted(selector, rows)
+            run.display.line(_kept_line(rows, dropped))
+            preview(run.display, start.tokenizer, (weigh(rows[:8]) if weigh else rows)[0])
+            model = _adapted(run, start, run.recipe.model.adapter)
+            held_out = _held_out(run, objective, start, pairs.held_out)
+            facts = fit(run, stage, model, objective, rows, table.training, held_out=held_out, weigh=weigh)
+            stage.complete(kept=_kept(rows), nothing_selected=dropped, **facts)
+    return run.done("policy")
+
+
+def _model_settings(run: Run) -> dict[str, Any]:
+    table = run.recipe.model
+    return {"dtype": table.dtype, "adapter": table.adapter, "rows": table.rows, "seed": run.recipe.seed}
+
+
+def _adapted(run: Run, model: LanguageModel, adapter: Any) -> LanguageModel:
+    settings = run.recipe.model.adapter if adapter == "inherit" else adapter
+    torch.manual_seed(run.recipe.seed)  # an adapter begins with random weights
+    return model if settings is None else model.with_adapter(settings)
+
+
+def _token_rows(run: Run, comparisons: Sequence[Comparison], model: LanguageModel) -> list[TokenRow]:
+    template = Template(tokenizer=model.tokenizer, kind=run.recipe.tokens.template)
+    return [TokenRow(encoded=item) for item in encode_set(run, comparisons, template).rows]
+
+
+def _policy_reference(run: Run, start: LanguageModel, rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """Reference values of an objective that compares with the policy's own start."""
+    if start.fingerprint == run.done("reference").inputs["model"]:
+        return with_reference(run, rows)
+    with run.display.progress("reference", 2 * len(rows)) as bar:
+        plain = [replace(row, weights=None) for row in rows]
+        values = response_logprobs(
+            start,
+            plain,
+            precision=run.recipe.scores.precision,
+            tokens_per_batch=run.recipe.scores.tokens_per_batch,
+            progress=bar.advance,
+        )
+    return [replace(row, reference_logp=value) for row, value in zip(rows, values, strict=True)]
+
+
+def _held_out(
+    run: Run, objective: Objective, start: LanguageModel, comparisons: Sequence[Comparison]
+) -> list[TokenRow]:
+    """Held-out pairs, every token with weight 1: scores must not choose what the policy is judged by."""
+    if not comparisons or run.recipe.policy.training.get("eval_strategy", "no") == "no":
+        return []
+    rows = _token_rows(run, comparisons, start)
+    return _policy_reference(run, start, rows) if objective.needs_reference else rows
+
+
+def _weighted(selector: Selector, rows: Sequence[TokenRow]) -> tuple[list[TokenRow], int]:
+    """Rows with their weights; rows of which a side has no weight at all cannot train and are counted."""
+    if selector.scope == "batch":
+        return list(rows), 0
+    weighted = weigh_rows(selector, rows)
+    kept = [row for row in weighted if all(bool((side != 0).any()) for side in row.weights or ())]
+    if not kept:
+        raise UserError(
+            "the selection keeps no token of any pair, so there is nothing to train on. Raise policy.selection's fractions, "
+            "or lower its threshold."
+        )
+    return kept, len(weighted) - len(kept)
+
+
+def _kept(rows: Sequence[TokenRow]) -> dict[str, float]:
+    shares = {}
+    for side, name in enumerate(("chosen", "rejected")):
+        weights = [row.weights[side] for row in rows if row.weights is not None]
+        total = sum(map(len, weights))
+        shares[name] = float(sum(int((item != 0).sum()) for item in weights)) / total if total else 1.0
+    return shares
+
+
+def _kept_line(rows: Sequence[TokenRow], dropped: int) -> str:
+    shares = _kept(rows)
+    line = (
+        f"  {len(rows)} pairs; kept tokens: chosen {shares['chosen']:.1%}, rejected {shares['rejected']:.1%}"
+    )
+    return line + (f"; {dropped} pairs dropped: nothing selected on one side" if dropped else "")

@@ -1,0 +1,176 @@
+"""Keep a share of each side's tokens by score: SePO's selection, with its knobs and controls."""
+
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tokenward.errors import UserError
+from tokenward.ops.ragged import position_in_group
+from tokenward.ops.selection import CountRule, top_fraction
+from tokenward.selection.base import ScoredTokens
+
+Direction = Literal["top", "bottom", "magnitude", "random"]
+Scope = Literal["response", "comparison", "batch", "dataset"]
+Ends = Literal["both", "chosen", "rejected", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class SideRule:
+    """What to keep of one side.
+
+    Attributes:
+        fraction: Share of the eligible tokens, in (0, 1].
+        direction: ``top`` or ``bottom`` by score, ``magnitude`` by its absolute value, ``random`` as a control.
+    """
+
+    _: KW_ONLY
+    fraction: float = 0.3
+    direction: Direction = "top"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise UserError(
+                f"fraction must be in (0, 1], got {self.fraction}. Write 0.3 to keep 30 % of the tokens; to train on "
+                "every token write selection: {name: all}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TopFraction:
+    """SePO's selection (arXiv 2408.13518, section 3): the best of the chosen, the worst of the rejected.
+
+    Attributes:
+        chosen: Rule of the preferred response.
+        rejected: Rule of the other responses.
+        scope: Among which tokens the share is taken: those of one ``response`` (the paper), one
+            ``comparison``'s side, the side of a ``batch`` or of the whole ``dataset``.
+        count: Rounding of fraction x tokens, exact; ``float`` is the published code's ``int(k * n)``.
+        minimum: At least so many tokens of each group.
+        first_token: Whether a response's first token is eligible.
+        ends: Whose end-of-turn tokens are eligible.
+        ties: ``earliest`` token first, or ``random`` by seed.
+        seed: For random directions and ties.
+        profile: ``official`` does as the published code: the first token is neither counted nor kept, the
+            count is ``int(k * n)`` in floating point, and it may be 0.
+    """
+
+    _: KW_ONLY
+    chosen: SideRule = SideRule(direction="top")
+    rejected: SideRule = SideRule(direction="bottom")
+    scope: Scope = "response"
+    count: CountRule = "floor"
+    minimum: int = 1
+    first_token: bool = True
+    ends: Ends = "both"
+    ties: Literal["earliest", "random"] = "earliest"
+    seed: int = 0
+    profile: Literal["official"] | None = None
+
+    def __call__(self, tokens: ScoredTokens) -> Tensor:
+        """Weights 1 at kept tokens, 0 elsewhere.  -> [n]"""
+        if self.profile == "official":
+            rules = replace(
+                self, profile=None, count="float", minimum=0, first_token=False, ends="both", ties="earliest"
+            )
+            return rules(tokens)
+        preferred = (tokens.rank == 0)[tokens.response]
+        eligible = self._eligible(tokens, preferred)
+        kept = torch.zeros_like(preferred)
+        for rule, side in ((self.chosen, preferred), (self.rejected, ~preferred)):
+            scores = torch.where(side & eligible, self._directed(tokens, rule.direction), torch.nan)
+            kept |= self._top(scores, tokens, rule.fraction)
+        return kept.to(torch.float32)
+
+    def _top(self, scores: Tensor, tokens: ScoredTokens, fraction: float) -> Tensor:
+        group, groups = self._groups(tokens)
+        if self.ties == "earliest":
+            return top_fraction(scores, group, groups, fraction, rule=self.count, minimum=self.minimum)
+        order = torch.argsort(_noise(tokens, self.seed + 1))
+        kept = torch.empty_like(order, dtype=torch.bool)
+        kept[order] = top_fraction(
+            scores[order], group[order], groups, fraction, rule=self.count, minimum=self.minimum
+        )
+        return kept
+
+    def _groups(self, tokens: ScoredTokens) -> tuple[Tensor, int]:
+        if self.scope == "response":
+            return tokens.response, len(tokens.rank)
+        if self.scope == "comparison":
+            return tokens.comparison[tokens.response], int(tokens.comparison.max()) + 1
+        return torch.zeros_like(tokens.response), 1
+
+    def _eligible(self, tokens: ScoredTokens, preferred: Tensor) -> Tensor:
+        allowed = {
+            "both": torch.ones_like(preferred),
+            "none": torch.zeros_like(preferred),
+            "chosen": preferred,
+            "rejected": ~preferred,
+        }[self.ends]
+        eligible = ~tokens.scores.isnan() & (allowed | ~tokens.closing)
+        if not self.first_token:
+            eligible &= position_in_group(tokens.response) > 0
+        return eligible
+
+    def _directed(self, tokens: ScoredTokens, direction: Direction) -> Tensor:
+        if direction == "random":
+            return _noise(tokens, self.seed)
+        return {"top": tokens.scores, "bottom": -tokens.scores, "magnitude": tokens.scores.abs()}[direction]
+
+
+def _noise(tokens: ScoredTokens, seed: int) -> Tensor:
+    """A number per token in [0, 1) that depends on the seed, the response and the place in it, and on nothing else.
+
+    So a random selection is the same whatever the order or the number of the other responses.
+    """
+    place = position_in_group(tokens.response)
+    state = tokens.seeds[tokens.response] ^ (place * 0x9E3779B97F4A7C1 + seed * 0x2545F4914F6CDD1D)
+    for shift, factor in ((33, 0x2127599BF4325C37), (29, 0x100000001B3), (32, 0x5851F42D4C957F2D)):
+        state = (state ^ (state >> shift)) * factor  # wraps around, as hashing wants
+    return (state >> 11 & (2**52 - 1)).double() / 2**52
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Keep the preferred tokens that score above a value and the others that score below its negative.
+
+    Attributes:
+        above: Preferred side: keep where ``score > above``.
+        below: Rejected side: keep where ``score < below``; ``-above`` where it is not given.
+        ends: Whose end-of-turn tokens are eligible.
+    """
+
+    _: KW_ONLY
+    above: float = 0.0
+    below: float | None = None
+    ends: Ends = "both"
+
+    @property
+    def scope(self) -> Scope:
+        """A token's weight depends on its own score only."""
+        return "response"
+
+    def __call__(self, tokens: ScoredTokens) -> Tensor:
+        """Weights 1 at kept tokens, 0 elsewhere; a response may keep nothing.  -> [n]"""
+        below = -self.above if self.below is None else self.below
+        preferred = (tokens.rank == 0)[tokens.response]
+        passes = torch.where(preferred, tokens.scores > self.above, tokens.scores < below)
+        allowed = {"both": preferred | ~preferred, "none": preferred & ~preferred}.get(
+            self.ends, preferred if self.ends == "chosen" else ~preferred
+        )
+        return (passes & (allowed | ~tokens.closing)).to(torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAll:
+    """Every token with weight 1: the control that turns SePO into SimPO."""
+
+    @property
+    def scope(self) -> Scope:
+        """A token's weight depends on nothing."""
+        return "response"
+
+    def __call__(self, tokens: ScoredTokens) -> Tensor:
+        """Weights 1.  -> [n]"""
+        return torch.ones_like(tokens.scores, dtype=torch.float32)

@@ -1,0 +1,105 @@
+"""Which bytes of a text each token covers: the common ground between tokenizers and annotations."""
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from tokenward.errors import UserError
+from tokenward.types import Span
+
+
+class ByteSpan(NamedTuple):
+    """UTF-8 bytes ``start`` to ``end`` (exclusive) of a text; empty for a token that is no text."""
+
+    start: int
+    end: int
+
+
+def byte_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[ByteSpan]:
+    """Bytes of ``text`` that each of its tokens covers, in order.
+
+    Exact for byte-level and byte-fallback vocabularies, also where several tokens share one
+    character. Where tokens do not spell the text (a normaliser changed it), the tokenizer's
+    character offsets are used.
+
+    Raises:
+        UserError: the tokenizer is slow (no offsets).
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} is a slow one and gives no offsets, so its tokens cannot be "
+            "placed in the text. Save it once as a fast tokenizer (tokenizer.json)."
+        )
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    pieces = _byte_pieces(tokenizer, encoding["input_ids"])
+    spelled = b"".join(pieces)
+    raw = text.encode()
+    if spelled == raw:
+        return _lay_out(pieces, 0)
+    if spelled == b" " + raw:  # SentencePiece puts a space before the first word
+        return [ByteSpan(max(span.start, 0), span.end) for span in _lay_out(pieces, -1)]
+    return _from_offsets(text, encoding["offset_mapping"])
+
+
+def _lay_out(pieces: Sequence[bytes], start: int) -> list[ByteSpan]:
+    spans = []
+    for piece in pieces:
+        spans.append(ByteSpan(start, start + len(piece)))
+        start += len(piece)
+    return spans
+
+
+def _byte_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bytes]:
+    tokens = tokenizer.convert_ids_to_tokens(list(ids))
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {}  # type: ignore[attr-defined]
+    if "ByteLevel" in json.dumps(decoder):
+        to_byte = _byte_alphabet()
+        return [
+            bytes(to_byte[char] for char in token)
+            if all(char in to_byte for char in token)
+            else token.encode()
+            for token in tokens
+        ]
+    return [_sentencepiece_bytes(token) for token in tokens]
+
+
+def _sentencepiece_bytes(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("\u2581", " ").encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable stand-in of each byte in byte-level BPE: printable bytes as they are, the rest from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return alphabet | {chr(0x100 + index): byte for index, byte in enumerate(others)}
+
+
+def _from_offsets(text: str, offsets: Sequence[tuple[int, int]]) -> list[ByteSpan]:
+    position = _byte_positions(text)
+    return [ByteSpan(position[start], position[end]) for start, end in offsets]
+
+
+def _byte_positions(text: str) -> list[int]:
+    """Byte at which each character begins, and the length in bytes at the end."""
+    positions, total = [0], 0
+    for char in text:
+        total += len(char.encode())
+        positions.append(total)
+    return positions
+
+
+def span_values(spans: Sequence[Span], text: str, tokens: Sequence[ByteSpan]) -> list[float]:
+    """Value of each token under character spans: the value of the span it overlaps most, else 0."""
+    position = _byte_positions(text)
+    marks = [(position[span.start], position[span.end], span.value) for span in spans]
+    values = []
+    for token in tokens:
+        overlaps = [(min(token.end, end) - max(token.start, start), value) for start, end, value in marks]
+        width, value = max(overlaps, default=(0, 0.0), key=lambda pair: pair[0])
+        values.append(value if width > 0 else 0.0)
+    return values

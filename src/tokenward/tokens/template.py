@@ -1,0 +1,112 @@
+"""From messages to token ids, exactly as the model will see them when it generates."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from tokenward.errors import UserError
+from tokenward.types import Message
+
+SENTINEL = "tokenward-reply"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """How a tokenizer writes a conversation.
+
+    Attributes:
+        tokenizer: A fast tokenizer (offsets are needed).
+        kind: ``"chat"`` uses the tokenizer's chat template; ``"plain"`` joins the messages' text.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    kind: Literal["chat", "plain"] = "chat"
+
+    def __post_init__(self) -> None:
+        if self.kind == "chat" and not self.tokenizer.chat_template:
+            raise UserError(
+                f"the tokenizer of {self.tokenizer.name_or_path} has no chat template, so a prompt cannot be written as "
+                "a conversation. Write tokens.template: plain to join prompt and reply as text, or save a "
+                "chat_template.jinja beside the tokenizer."
+            )
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt as text, up to where the reply begins."""
+        if self.kind == "plain":
+            return "\n\n".join(message["content"] for message in messages)
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise UserError(
+                f"the chat template of {self.tokenizer.name_or_path} refuses a prompt with the roles [{roles}]: {error}. "
+                "Change the roles in the data, or write tokens.template: plain."
+            ) from error
+        return str(text)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the prompt, with one BOS at most."""
+        # A chat template writes its own BOS; adding another is a classic mistake.
+        ids = self.tokenizer(self.render(messages), add_special_tokens=self.kind == "plain")["input_ids"]
+        closing = self.tokenizer.eos_token_id
+        # Some tokenizers close every text with EOS; a prompt goes on.
+        if self.kind == "plain" and ids and ids[-1] == closing and len(ids) > 1:
+            ids = ids[:-1]
+        return list(ids)
+
+    def response_ids(self, text: str) -> list[int]:
+        """Token ids of a reply on its own, closed with the end-of-turn tokens."""
+        return self.text_ids(text) + self.closing_ids
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a reply's text alone."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def closing_ids(self) -> list[int]:
+        """What ends a reply: the template's end-of-turn token, or EOS where the template has none."""
+        eos = self.tokenizer.eos_token_id
+        if self.kind == "chat":
+            user: Message = {"role": "user", "content": "tokenward-prompt"}
+            reply: Message = {"role": "assistant", "content": SENTINEL}
+            text = str(self.tokenizer.apply_chat_template([user, reply], tokenize=False))
+            suffix = text.partition(SENTINEL)[2].rstrip("\n")
+            ids = self.text_ids(suffix)
+            special = [index for index, token in enumerate(ids) if token in self._end_ids]
+            if special:
+                return ids[: special[0] + 1]
+        if eos is None:
+            raise UserError(
+                f"the tokenizer of {self.tokenizer.name_or_path} has neither an end-of-turn token nor an EOS, so a model "
+                "could never learn to stop. Set eos_token in its tokenizer_config.json."
+            )
+        return [eos]
+
+    @property
+    def _end_ids(self) -> set[int]:
+        added = self.tokenizer.added_tokens_decoder
+        special = {index for index, token in added.items() if token.special}
+        return special | set(self.tokenizer.all_special_ids)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when the same messages would give other ids."""
+        backend = self.tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
+        parts = [self.kind, str(self.tokenizer.chat_template), backend]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def joins_differently(self, messages: Sequence[Message], text: str) -> bool:
+        """Whether encoding prompt and reply as one text would give other ids at the boundary."""
+        joint = self.tokenizer(self.render(messages) + text, add_special_tokens=self.kind == "plain")[
+            "input_ids"
+        ]
+        apart = self.prompt_ids(messages) + self.text_ids(text)
+        return list(joint[: len(apart)]) != apart

@@ -1,0 +1,84 @@
+"""transformers' TrainingArguments with three settings of our own and defaults that suit preference training."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments as BaseArguments
+
+from tokenward.errors import UserError
+
+OURS = (
+    "output_dir",
+    "remove_unused_columns",
+    "label_names",
+    "do_train",
+    "do_eval",
+    "do_predict",
+    "resume_from_checkpoint",
+)
+"""Fields that tokenward sets itself; a recipe may not."""
+
+
+@dataclass
+class TrainingArguments(BaseArguments):
+    """Arguments of :class:`tokenward.training.trainer.TokenTrainer`.
+
+    Attributes:
+        tokens_per_forward: Padded tokens that the model reads at once; a batch with more is cut into
+            several passes of similar lengths. It changes memory and speed, not the update.
+        disable_dropout: Set every dropout to 0, so that policy and reference agree at the start.
+        checkpoint_minutes: Save a checkpoint this often, besides what ``save_strategy`` says.
+    """
+
+    tokens_per_forward: int = field(default=4096)
+    disable_dropout: bool = field(default=True)
+    checkpoint_minutes: float = field(default=10.0)
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_forward < 1:
+            raise UserError(f"training.tokens_per_forward must be at least 1, got {self.tokens_per_forward}.")
+        super().__post_init__()
+
+
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 1e-6,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 8,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.1,
+    "logging_steps": 5,
+    "save_strategy": "no",
+    "save_total_limit": 1,
+    "report_to": "none",
+    "disable_tqdm": True,
+    # A loss that is not finite stops the run here; it is never averaged away.
+    "logging_nan_inf_filter": False,
+}
+
+
+def training_arguments(table: dict[str, Any], *, folder: Path, seed: int, where: str) -> TrainingArguments:
+    """Arguments from a recipe's ``training`` table.
+
+    Args:
+        table: Fields of ``TrainingArguments``, as the user wrote them.
+        folder: Where checkpoints go.
+        seed: The recipe's seed, unless the table has its own.
+        where: Name of the table, for messages.
+
+    Raises:
+        UserError: transformers refuses the values.
+    """
+    settings: dict[str, Any] = {
+        **DEFAULTS,
+        "seed": seed,
+        "use_cpu": not torch.accelerator.is_available(),
+        **table,
+    }
+    try:
+        return TrainingArguments(output_dir=str(folder), remove_unused_columns=False, **settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{where}: {str(error).strip().splitlines()[0]} Correct the value in this table."
+        ) from error

@@ -1,0 +1,59 @@
+"""What is looked at before the first step: do policy and reference agree?"""
+
+import math
+
+import torch
+
+from tokenward.errors import UserError
+from tokenward.models.forward import token_logprobs
+from tokenward.models.loading import LanguageModel
+from tokenward.objectives.base import Objective
+from tokenward.ops.ragged import segment_sum
+from tokenward.tokens.rows import TokenRow, collate
+
+# Log-probabilities depend a little on the batch's shape; low precision moves each by about this much.
+PER_TOKEN_NATS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05}
+
+
+@torch.inference_mode()
+def check_first_batch(
+    model: LanguageModel, objective: Objective, rows: list[TokenRow], *, precision: torch.dtype
+) -> dict[str, float]:
+    """Compare the untrained policy with its reference on a few rows.
+
+    Training has not begun, so both must be the same model: the implicit reward margin must be 0 and
+    DPO's loss ln 2. If not, the reference values come from another model, adapter, template or precision.
+
+    Args:
+        model: The policy before training.
+        objective: One that compares with a reference.
+        rows: The first rows, with their reference log-probabilities.
+        precision: In which the policy will compute.
+
+    Returns:
+        ``loss``, ``margin`` (nats, largest) and ``per_token`` (nats, mean absolute difference).
+
+    Raises:
+        UserError: they differ by more than rounding.
+    """
+    batch = collate(rows, layout=model.layout, pad_id=model.pad_id).to(model.device)
+    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
+    with autocast:
+        logp = token_logprobs(model.model, model.head, batch)
+    assert batch.reference_logp is not None
+    difference = torch.where(batch.weights != 0, logp - batch.reference_logp, 0.0)
+    losses = objective(logp, batch)
+    ratio = segment_sum(difference, batch.response, batch.responses)
+    found = {
+        "loss": float(losses.loss.mean()),
+        "margin": float((ratio[0::2] - ratio[1::2]).abs().max()),
+        "per_token": float(difference.abs().mean()),
+    }
+    allowed = PER_TOKEN_NATS.get(precision, 0.05)
+    if not found["per_token"] <= allowed:
+        raise UserError(
+            f"before training, policy and reference differ by {found['per_token']:.4f} nats per token (allowed {allowed}), "
+            f"the loss is {found['loss']:.4f} (DPO begins at ln 2 = {math.log(2):.4f}). They are not the same model: look "
+            "at the adapter, the dtype, the dropout and the template of the two, or run the reference stage again."
+        )
+    return found

@@ -1,0 +1,48 @@
+"""The data that travels between stages, and the glossary of shapes.
+
+Shapes: ``b`` comparisons, ``k`` responses, ``n`` response tokens of a batch laid end to end,
+``r`` responses of a batch, ``t`` positions of a padded row, ``v`` vocabulary, ``d`` width.
+Per-token values are ragged: a flat ``[n]`` tensor and ``response [n]``, which response owns each
+token. Rewards and log-probabilities are in nats, float32.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypedDict
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+class Span(NamedTuple):
+    """A piece of a response with a known value: characters ``start`` to ``end`` (exclusive)."""
+
+    start: int
+    end: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One prompt with K >= 2 responses and their ranks.
+
+    Attributes:
+        key: Stable name of the row: a hash of prompt and responses, the same wherever it stands.
+        prompt: The conversation up to the reply.
+        responses: The K replies.
+        ranks: One per response; 0 is the best, equal ranks are a tie.
+        source: Where the row came from, as ``file:line``, for messages to the user.
+        scores: What the preference source gave each response, where the data says it.
+        spans: Per response, the character spans whose value is known, where the data says it.
+    """
+
+    key: str
+    prompt: tuple[Message, ...]
+    responses: tuple[str, ...]
+    ranks: tuple[int, ...]
+    source: str
+    scores: tuple[float, ...] | None = None
+    spans: tuple[tuple[Span, ...], ...] | None = field(default=None)

@@ -1,0 +1,292 @@
+"""From a source to comparisons: what is kept, what is dropped and counted, what stops the run."""
+
+import gzip
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenward.data.prepare import comparison_key, load
+from tokenward.errors import UserError
+from tokenward.types import Comparison, Message, Span
+
+HH = Path(__file__).parents[3] / "shared" / "data" / "hh_harmless_test" / "test.jsonl.gz"
+HARD_TEXTS = [
+    '"',
+    "\\",
+    "\\n",
+    "a\nb\r\n",
+    "None",
+    "null",
+    "NaN",
+    "👩‍👩‍👧",
+    "שלום\u200f",
+    "\u2028",
+    "\x00",
+    "[1]",
+    "{}",
+    "'",
+]
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Writes rows to a JSONL file and gives its path."""
+
+    def write(*rows):
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+def pair(prompt: Any = "q", chosen: Any = "yes", rejected: Any = "no", **more):
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
+
+
+def ranked(responses, ranks, prompt="q", **more):
+    return {"prompt": prompt, "responses": responses, "ranks": ranks, **more}
+
+
+def test_a_row_becomes_a_comparison(source):
+    path = source(ranked(["a", "bc"], [4, 2], scores=[1, 3], spans=[[], [[0, 2, 0.5]]]))
+    loaded = load(path)
+    prompt = (Message(role="user", content="q"),)
+    # The key: printf '[[["user","q"]],["a","bc"]]' | sha256sum
+    assert loaded.comparisons == [
+        Comparison(
+            key="6a80cd450f74e9bc",
+            prompt=prompt,
+            responses=("a", "bc"),
+            ranks=(1, 0),
+            source=f"{path}:1",
+            scores=(1.0, 3.0),
+            spans=((), (Span(0, 2, 0.5),)),
+        )
+    ]
+    assert (loaded.counts, loaded.dropped, loaded.notes) == ({"read": 1, "kept": 1}, [], {})
+    assert loaded.format == "ranked"
+
+
+def test_the_key_knows_content_but_not_order():
+    prompt = (Message(role="user", content="q"),)
+    key = comparison_key(prompt, ("a", "b"))
+    assert comparison_key(prompt, ["b", "a"]) == key
+    others = [((Message(role="system", content="q"),), ("a", "b")), (prompt, ("ab", "")), ((), ("a", "b"))]
+    others += [(prompt, ("a", "b", "b")), (prompt * 2, ("a", "b"))]
+    assert key not in {comparison_key(*other) for other in others}
+    assert len(key) == 16
+
+
+@pytest.mark.parametrize("text", HARD_TEXTS)
+def test_hard_texts_come_through_unchanged(source, text):
+    loaded = load(source(pair(text + "?", f"x{text}", f"{text}y")))
+    (comparison,) = loaded.comparisons
+    assert comparison.prompt == ({"role": "user", "content": text + "?"},)
+    assert comparison.responses == (f"x{text}", f"{text}y")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (pair(prompt=" \n"), "empty prompt"),
+        (pair(prompt=[]), "empty prompt"),
+        (pair(prompt=[{"role": "system", "content": "s"}]), "empty prompt"),
+        (pair(rejected=" \n\t"), "empty response"),
+        (pair(chosen="no"), "identical responses"),
+        (pair(chosen=[{"role": "assistant", "content": c} for c in "ab"]), "response has several messages"),
+    ],
+)
+def test_a_pair_that_teaches_nothing_is_dropped_and_counted(source, row, reason):
+    path = source(pair(), row, pair("other"))
+    loaded = load(path)
+    assert [c.source for c in loaded.comparisons] == [f"{path}:1", f"{path}:3"]
+    assert loaded.counts == {"read": 3, "kept": 2, reason: 1}
+    assert loaded.dropped == [(f"{path}:2", reason)]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (ranked([], []), "fewer than two responses"),
+        (ranked(["a"], [0]), "fewer than two responses"),
+        (ranked(["a", "b", "c"], [3, 3, 3]), "all ranks tied"),
+        (ranked(["a", " ", ""], [0, 1, 2]), "empty response"),
+        (ranked(["a", "b", " "], [0, 0, 1]), "all ranks tied"),  # only the removed response was worse
+        (ranked(["a", "a", "b"], [0, 1, 2]), "identical responses"),  # contradict each other, leaving one
+        (ranked(["a", "a", "a"], [0, 0, 0]), "identical responses"),
+    ],
+)
+def test_a_ranked_row_that_teaches_nothing_is_dropped_and_counted(source, row, reason):
+    loaded = load(source(row))
+    assert (loaded.comparisons, loaded.counts, loaded.notes) == ([], {"read": 1, "kept": 0, reason: 1}, {})
+
+
+def test_of_more_than_two_responses_only_the_useless_are_removed(source):
+    spans = [[[0, 1, float(n)]] if n != 2 else [] for n in range(6)]
+    row = ranked(["a", "b", " ", "a", "c", "b"], [3, 5, 0, 3, 4, 6], scores=[3, 1, 9, 3, 2, 0], spans=spans)
+    loaded = load(source(row))
+    (comparison,) = loaded.comparisons
+    assert (comparison.responses, comparison.ranks, comparison.scores) == (("a", "c"), (0, 1), (3.0, 2.0))
+    assert comparison.spans == ((Span(0, 1, 0.0),), (Span(0, 1, 4.0),))
+    assert loaded.notes == {"empty response removed": 1, "identical response removed": 3}
+    assert loaded.counts == {"read": 1, "kept": 1}
+
+
+def test_notes_count_only_rows_that_were_kept(source):
+    row = ranked(["a", "b", " "], [0, 1, 2])
+    assert load(source(row, row)).notes == {"empty response removed": 1}
+    assert load(source(ranked(["a", "b", " "], [0, 0, 2]))).notes == {}
+
+
+def test_duplicates_leave_one_and_contradictions_none(source):
+    same, opposite = pair("s"), pair("s", "no", "yes")
+    path = source(
+        pair("p"), pair("p"), same, opposite, same, pair("t"), pair("p", score_chosen=1, score_rejected=0)
+    )
+    loaded = load(path, format="pairs")
+    assert [c.source for c in loaded.comparisons] == [f"{path}:1", f"{path}:6"]
+    assert loaded.counts == {"read": 7, "kept": 2, "duplicate": 2, "contradictory": 3}
+    lines = {2: "duplicate", 3: "contradictory", 4: "contradictory", 5: "contradictory", 7: "duplicate"}
+    assert loaded.dropped == [(f"{path}:{line}", reason) for line, reason in lines.items()]
+
+
+def test_a_ranked_list_in_another_order_is_a_duplicate(source):
+    path = source(
+        ranked(["a", "b", "c"], [0, 1, 1]), ranked(["c", "a", "b"], [5, 2, 5]), ranked(["a", "b"], [0, 1])
+    )
+    assert load(path).counts == {"read": 3, "kept": 2, "duplicate": 1}
+    assert load(source(ranked(["a", "b"], [0, 1]), ranked(["b", "a"], [0, 1]))).counts == {
+        "read": 2,
+        "kept": 0,
+        "contradictory": 2,
+    }
+
+
+rows_of_any_kind = st.lists(
+    st.builds(
+        lambda prompt, responses, ranks: ranked(responses, ranks[: len(responses)], prompt),
+        st.sampled_from(["", "p", "q"]),
+        st.lists(st.sampled_from(["", " ", "a", "b", "c"]), max_size=4),
+        st.lists(st.integers(0, 2), min_size=4, max_size=4),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(rows_of_any_kind, st.randoms(use_true_random=False))
+def test_every_row_is_kept_or_counted_whatever_the_order(tmp_path_factory, rows, random):
+    path = tmp_path_factory.mktemp("rows") / "rows.json"
+
+    def counted(given_rows):
+        path.write_text(json.dumps(given_rows))
+        return load(str(path))
+
+    loaded = counted(rows)
+    reasons = Counter(drop.reason for drop in loaded.dropped)
+    assert loaded.counts == {"read": len(rows), "kept": len(loaded.comparisons), **reasons}
+    assert len(rows) == len(loaded.comparisons) + len(loaded.dropped)
+    for comparison in loaded.comparisons:
+        assert set(comparison.ranks) == set(range(len(set(comparison.ranks))))
+        assert len(set(comparison.responses)) == len(comparison.responses) >= 2
+        assert all(response.strip() for response in comparison.responses)
+    assert len({c.key for c in loaded.comparisons}) == len(loaded.comparisons)
+    random.shuffle(rows)
+    assert counted(rows).counts == loaded.counts
+
+
+def test_malformed_rows_are_reported_together(source):
+    bad = [pair(chosen=None), pair(rejected=5), {"prompt": "q", "chosen": "a"}]
+    path = source(
+        pair(), *bad, pair("t"), pair(prompt=None), pair(prompt=[1]), pair(chosen=True), pair(chosen=None)
+    )
+    with pytest.raises(UserError) as error:
+        load(path)
+    assert str(error.value).splitlines() == [
+        "7 rows cannot be read as pairs (prompt, chosen, rejected). Mend or delete them:",
+        f"  {path}:2: chosen: found null",
+        f"  {path}:3: rejected: found the number 5, expected text or a list of messages",
+        f"  {path}:4: rejected: missing; found only prompt, chosen",
+        f"  {path}:6: prompt: found null",
+        f"  {path}:7: prompt[0]: found the number 1, expected an object",
+        "  and 2 more",
+    ]
+    with pytest.raises(UserError, match=r"^1 row cannot be read as pairs .*\n  .*:2: chosen: found null$"):
+        load(source(pair(), bad[0]))
+
+
+def test_malformed_json_ends_at_once(source):
+    path = Path(source(pair(), pair(chosen=None)))
+    path.write_text(path.read_text() + "{\n")
+    with pytest.raises(UserError, match=r"rows\.jsonl:3: not JSON"):
+        load(str(path))
+
+
+def test_columns_are_renamed_and_errors_name_both(source):
+    rows = [
+        {"instruction": "q", "good": "yes", "rejected": "no"},
+        {"instruction": None, "good": "yes", "rejected": "no"},
+    ]
+    columns = {"prompt": "instruction", "chosen": "good"}
+    (comparison,) = load(source(rows[0]), columns=columns).comparisons
+    assert (comparison.prompt[0]["content"], comparison.responses) == ("q", ("yes", "no"))
+    with pytest.raises(UserError, match=r":2: prompt \(column instruction\): found null"):
+        load(source(*rows), columns=columns)
+    with pytest.raises(
+        UserError,
+        match=r"rows\.jsonl:1: data\.columns\.chosen: there is no column goods\. Did you mean good\?",
+    ):
+        load(source(*rows), columns={"chosen": "goods"})
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl:1: columns found: instruction, good, rejected · nearest format: pairs"
+    ):
+        load(source(*rows))
+
+
+def test_limit_reads_no_further(source):
+    path = Path(source(*[pair(str(n)) for n in range(5)]))
+    path.write_text(path.read_text() + "not json\n")
+    assert load(str(path), limit=3).counts == {"read": 3, "kept": 3}
+    with pytest.raises(UserError, match=r"data\.limit must be at least 1, got 0"):
+        load(str(path), limit=0)
+
+
+def test_an_empty_source_is_an_error(source):
+    with pytest.raises(UserError, match=r"rows\.jsonl: holds no rows"):
+        load(source())
+
+
+def test_split_and_subset_reach_the_source(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(pair(name)) + "\n")
+    loaded = load(str(tmp_path), split="test")
+    assert [c.prompt[0]["content"] for c in loaded.comparisons] == ["test"]
+    with pytest.raises(UserError, match=r"data\.subset: en"):
+        load(str(tmp_path), subset="en")
+
+
+@pytest.mark.skipif(not HH.exists(), reason="the shared data are not here")
+def test_the_real_hh_file():
+    loaded = load(str(HH))
+    expected = {"read": 2312, "kept": 2303, "empty response": 4, "response has several messages": 5}
+    assert (loaded.format, loaded.counts, loaded.notes) == ("hh", expected, {})
+    assert {c.prompt[-1]["role"] for c in loaded.comparisons} == {"user"}
+    assert [d.where.rsplit(":", 1)[1] for d in loaded.dropped if d.reason == "empty response"] == [
+        "87",
+        "517",
+        "926",
+        "1104",
+    ]
+    lines = gzip.decompress(HH.read_bytes()).splitlines()
+    for comparison in loaded.comparisons:
+        text = json.loads(lines[int(comparison.source.rsplit(":", 1)[1]) - 1])["chosen"]
+        assert len(re.findall("\n\n(?:Human|Assistant):", text)) == len(comparison.prompt) + 1
+        assert text.rstrip().endswith(comparison.responses[0])

@@ -1,0 +1,394 @@
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenward import artifacts
+from tokenward.artifacts import Manifest, open_stage, read_manifest, require
+from tokenward.errors import UserError
+
+LAWFUL = settings(derandomize=True, deadline=None, max_examples=50)
+SCALARS = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | st.text(max_size=4)
+VALUES = st.recursive(
+    SCALARS,
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=3), v, max_size=3),
+    max_leaves=8,
+)
+
+
+def opened(folder, beta=0.1, data="d1", format=1):
+    return open_stage(
+        folder, stage="oracle", settings={"oracle": {"beta": beta}}, inputs={"data": data}, format=format
+    )
+
+
+def run_stage(folder, beta=0.1, data="d1"):
+    with opened(folder, beta, data) as stage:
+        if not stage.done:
+            (stage.path / "model.txt").write_text(f"{beta} {data}")
+            stage.complete(rows=3)
+    return stage
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_atomic_write_replaces_the_whole_file(tmp_path):
+    path = tmp_path / "a.txt"
+    artifacts.atomic_write(path, "first, and long")
+    artifacts.atomic_write(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    artifacts.atomic_write(path, "old")
+
+    def fail(_descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        artifacts.atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_fingerprint_is_the_same_in_every_version():
+    # printf '{"a":null,"b":[1,0.5]}' | sha256sum
+    assert artifacts.fingerprint({"b": [1, 0.5], "a": None}) == "fc2ad738648c4fb6"
+
+
+@LAWFUL
+@given(st.dictionaries(st.text(max_size=3), VALUES, max_size=5))
+def test_fingerprint_ignores_the_order_of_keys_and_a_trip_through_json(value):
+    backwards = dict(reversed(value.items()))
+    assert artifacts.fingerprint(backwards) == artifacts.fingerprint(value)
+    assert artifacts.fingerprint(json.loads(json.dumps(value))) == artifacts.fingerprint(value)
+
+
+@LAWFUL
+@given(VALUES, VALUES)
+def test_fingerprint_tells_values_apart(one, other):
+    # `True == 1` in Python but not in JSON, so equality is decided on the text; 1.0 and 1 are one number.
+    def same(a, b):
+        return json.dumps(whole(a), sort_keys=True) == json.dumps(whole(b), sort_keys=True)
+
+    def whole(v):
+        return json.loads(
+            json.dumps(v), parse_float=lambda t: int(float(t)) if float(t).is_integer() else float(t)
+        )
+
+    assert (artifacts.fingerprint(one) == artifacts.fingerprint(other)) == same(one, other)
+
+
+def test_fingerprint_reads_1_and_1_0_as_one_number_and_refuses_nan():
+    assert artifacts.fingerprint({"a": (1, 2.0)}) == artifacts.fingerprint({"a": [1.0, 2]})
+    assert artifacts.fingerprint(True) != artifacts.fingerprint(1)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        artifacts.fingerprint(float("nan"))
+
+
+def test_file_fingerprint_follows_the_content(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * 3_000_000)
+    first = artifacts.file_fingerprint(path)
+    path.write_bytes(b"x" * 2_999_999 + b"y")
+    os.utime(path, ns=(1, 1))
+    assert artifacts.file_fingerprint(path) != first
+    path.write_bytes(b"x" * 3_000_000)
+    os.utime(path, ns=(2, 2))
+    assert artifacts.file_fingerprint(path) == first
+
+
+def test_file_fingerprint_reads_an_unchanged_file_once(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_text("x")
+    first = artifacts.file_fingerprint(path)
+    monkeypatch.setattr(Path, "open", None)
+    assert artifacts.file_fingerprint(path) == first
+
+
+def test_folder_fingerprint_sees_names_and_contents_of_model_files_only(tmp_path):
+    def model(name, **files):
+        folder = tmp_path / name
+        folder.mkdir()
+        for stem, text in files.items():
+            (folder / stem.replace("_", ".")).write_text(text)
+        return artifacts.folder_fingerprint(folder)
+
+    base = model("a", config_json="1", x_safetensors="2")
+    assert model("b", x_safetensors="2", config_json="1") == base
+    assert model("c", x_safetensors="2", config_json="1", readme_md="!", manifest_json="{}") == base
+    assert model("d", x_safetensors="1", config_json="2") != base
+    assert model("e", y_safetensors="2", config_json="1") != base
+
+
+def test_fingerprints_of_what_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="holds none of the files"):
+        artifacts.folder_fingerprint(tmp_path)
+    with pytest.raises(UserError, match="is not a file"):
+        artifacts.file_fingerprint(tmp_path / "nothing")
+
+
+def test_manifest_comes_back_as_it_was_written(tmp_path):
+    written = Manifest.begin("oracle", {"oracle": {"beta": 0.1, "names": ["ü"]}}, {"data": "d"}, 2)
+    written.finished({"rows": 3, "note": "kept"}).write(tmp_path)
+    read = read_manifest(tmp_path)
+    assert read == written.finished({"rows": 3, "note": "kept"})
+    assert (read.complete, read.facts["rows"], read.format) == (True, 3, 2)
+    assert set(read.versions) == {
+        "python",
+        "torch",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "peft",
+        "tokenward",
+    }
+    assert read.created.endswith("+00:00")
+
+
+def test_a_fact_that_is_not_a_number_does_not_lose_the_stage(tmp_path):
+    with opened(tmp_path / "oracle") as stage:
+        stage.complete(accuracy=float("nan"))
+    assert require(tmp_path / "oracle", "oracle").facts == {"accuracy": None}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"version": 3}', "\x00"])
+def test_a_foreign_manifest_is_a_users_error(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json is not a manifest that this version"):
+        read_manifest(tmp_path)
+
+
+def test_read_manifest_of_a_folder_without_one(tmp_path):
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
+        read_manifest(tmp_path)
+
+
+def test_require_says_which_stage_to_run(tmp_path):
+    folder = tmp_path / "oracle"
+    with pytest.raises(UserError, match=r"has not been run\. Run `tokenward oracle RECIPE` first\."):
+        require(folder, "oracle")
+    with opened(folder), pytest.raises(UserError, match=r"has not finished\. Run `tokenward oracle RECIPE`"):
+        require(folder, "oracle")
+    run_stage(folder)
+    assert require(folder, "oracle").facts == {"rows": 3}
+    with pytest.raises(UserError, match="holds the stage oracle, not scores"):
+        require(folder, "scores")
+
+
+def test_check_names_the_inputs_that_differ():
+    manifest = Manifest.begin("scores", {}, {"data": "d1", "oracle": "o1", "template": "t1"}, 1)
+    manifest.check({"data": "d1", "oracle": "o1"})
+    with pytest.raises(
+        UserError, match=r"\(input oracle: changed; input tokenizer: added\).*Run scores again"
+    ):
+        manifest.check({"data": "d1", "oracle": "o2", "tokenizer": "k"})
+
+
+def test_a_finished_stage_is_skipped(tmp_path):
+    first = run_stage(tmp_path / "oracle")
+    assert (first.done, first.resuming, first.changed) == (False, False, [])
+    again = run_stage(tmp_path / "oracle")
+    assert (again.done, again.resuming, again.changed) == (True, False, [])
+
+
+def test_an_unfinished_stage_keeps_its_files(tmp_path):
+    with opened(tmp_path / "oracle") as stage:
+        (stage.path / "part").write_text("half")
+    with opened(tmp_path / "oracle") as stage:
+        assert (stage.done, stage.resuming) == (False, True)
+        assert (stage.path / "part").read_text() == "half"
+
+
+def test_other_settings_start_anew_say_what_changed_and_lose_nothing(tmp_path):
+    run_stage(tmp_path / "oracle", beta=0.1)
+    other = run_stage(tmp_path / "oracle", beta=0.2, data="d2")
+    assert other.changed == ["oracle.beta: 0.1 -> 0.2", "input data: changed"]
+    assert (other.done, other.resuming) == (False, False)
+    assert (tmp_path / "oracle/model.txt").read_text() == "0.2 d2"
+    (kept,) = (tmp_path / ".previous").iterdir()
+    assert kept.name.startswith("oracle-")
+    assert (kept / "model.txt").read_text() == "0.1 d1"
+
+
+def test_changing_a_setting_back_is_free(tmp_path):
+    run_stage(tmp_path / "oracle", beta=0.1)
+    run_stage(tmp_path / "oracle", beta=0.2)
+    back = run_stage(tmp_path / "oracle", beta=0.1)
+    assert back.done
+    assert back.changed == ["oracle.beta: 0.2 -> 0.1"]
+    assert (tmp_path / "oracle/model.txt").read_text() == "0.1 d1"
+    (kept,) = (tmp_path / ".previous").iterdir()
+    assert (kept / "model.txt").read_text() == "0.2 d1"
+
+
+def test_an_unfinished_stage_comes_back_to_be_resumed(tmp_path):
+    with opened(tmp_path / "oracle", beta=0.1) as stage:
+        (stage.path / "part").write_text("half")
+    run_stage(tmp_path / "oracle", beta=0.2)
+    with opened(tmp_path / "oracle", beta=0.1) as stage:
+        assert (stage.done, stage.resuming) == (False, True)
+        assert (stage.path / "part").read_text() == "half"
+
+
+def test_a_copy_in_previous_is_not_overwritten(tmp_path):
+    run_stage(tmp_path / "oracle", beta=0.1)
+    run_stage(tmp_path / "oracle", beta=0.2)
+    run_stage(tmp_path / "fresh/oracle", beta=0.1)
+    (tmp_path / "oracle").rename(tmp_path / "elsewhere")
+    (tmp_path / "fresh/oracle").rename(tmp_path / "oracle")
+    run_stage(tmp_path / "oracle", beta=0.3)
+    names = sorted(path.name for path in (tmp_path / ".previous").iterdir())
+    assert len(names) == 2
+    assert names[1] == f"{names[0]}.2"
+
+
+def test_changes_of_format_and_of_settings_that_come_and_go():
+    old = Manifest.begin("policy", {"a": {"x": 1, "same": 2}, "gone": None}, {"data": "1", "old": "1"}, 1)
+    new = Manifest.begin("policy", {"a": {"x": 1.0, "same": 2}, "new": "dpo"}, {"data": "1", "more": "1"}, 2)
+    assert old.changes_to(new) == [
+        "format: 1 -> 2",
+        "gone: null -> not set",
+        'new: not set -> "dpo"',
+        "input old: removed",
+        "input more: added",
+    ]
+    assert old.changes_to(old) == []
+
+
+def test_a_folder_of_someone_else_is_left_alone(tmp_path):
+    (tmp_path / "oracle").mkdir()
+    (tmp_path / "oracle/thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not the folder of a stage"), opened(tmp_path / "oracle"):
+        pass
+    assert (tmp_path / "oracle/thesis.txt").read_text() == "mine"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is not the folder of a stage"), opened(tmp_path / "file"):
+        pass
+
+
+def test_two_stages_of_a_run_do_not_wait_for_each_other(tmp_path):
+    arguments = {"settings": {}, "inputs": {}, "format": 1}
+    with opened(tmp_path / "oracle"), open_stage(tmp_path / "scores", stage="scores", **arguments) as scores:
+        assert not scores.done
+
+
+def test_a_second_process_is_told_who_works_on_the_stage(tmp_path):
+    program = textwrap.dedent(
+        f"""
+        import sys
+        from pathlib import Path
+        from tokenward.artifacts import open_stage
+        folder = Path({str(tmp_path / "oracle")!r})
+        with open_stage(folder, stage="oracle", settings={{}}, inputs={{}}, format=1):
+            print("held", flush=True)
+            sys.stdin.read()
+        """
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    with (
+        pytest.raises(UserError, match=rf"another process \(pid {other.pid}\) works on oracle"),
+        opened(tmp_path / "oracle"),
+    ):
+        pass
+    other.communicate()
+    run_stage(tmp_path / "oracle")
+    assert not (tmp_path / ".lock-oracle.pid").exists()
+
+
+class Crash(BaseException):
+    """What no handler catches, as when the process is killed."""
+
+
+def crash_at(monkeypatch, step):
+    """Let the step-th change of the file system fail: odd steps before it happens, even ones after."""
+    seen = {"steps": 0}
+
+    def guarded(original):
+        def call(*args, **kwargs):
+            seen["steps"] += 1
+            if seen["steps"] == step:
+                raise Crash
+            result = original(*args, **kwargs)
+            seen["steps"] += 1
+            if seen["steps"] == step:
+                raise Crash
+            return result
+
+        return call
+
+    for owner, name in [(Path, "rename"), (Path, "mkdir"), (Path, "rmdir"), (os, "fsync"), (os, "replace")]:
+        monkeypatch.setattr(owner, name, guarded(getattr(owner, name)))
+    return seen
+
+
+def crash_everywhere(monkeypatch, prepare, interrupted):
+    """Interrupt ``interrupted(run)`` at each step in turn, then yield the run's folder."""
+    for step in range(1, 100):
+        run = prepare(step)
+        with monkeypatch.context() as patch:
+            crash_at(patch, step)
+            try:
+                interrupted(run)
+            except Crash:
+                pass
+            else:
+                return
+        yield run
+    pytest.fail("never ran to the end")
+
+
+def test_a_crash_at_any_step_loses_nothing(tmp_path, monkeypatch):
+    def prepare(step):
+        run = tmp_path / str(step)
+        run_stage(run / "oracle", beta=0.1)
+        return run
+
+    runs = 0
+    for run in crash_everywhere(monkeypatch, prepare, lambda run: run_stage(run / "oracle", beta=0.2)):
+        runs += 1
+        run_stage(run / "oracle", beta=0.2)
+        assert require(run / "oracle", "oracle").settings == {"oracle": {"beta": 0.2}}
+        assert (run / "oracle/model.txt").read_text() == "0.2 d1"
+        assert run_stage(run / "oracle", beta=0.1).done
+        assert (run / "oracle/model.txt").read_text() == "0.1 d1"
+        assert run_stage(run / "oracle", beta=0.2).done
+    assert runs >= 10
+
+
+def test_a_crash_while_changing_back_loses_nothing(tmp_path, monkeypatch):
+    def prepare(step):
+        run = tmp_path / str(step)
+        run_stage(run / "oracle", beta=0.1)
+        run_stage(run / "oracle", beta=0.2)
+        return run
+
+    runs = 0
+    for run in crash_everywhere(monkeypatch, prepare, lambda run: run_stage(run / "oracle", beta=0.1)):
+        runs += 1
+        assert run_stage(run / "oracle", beta=0.1).done
+        assert run_stage(run / "oracle", beta=0.2).done
+    assert runs >= 4
+
+
+def test_a_kill_in_the_middle_of_the_first_manifest(tmp_path):
+    folder = tmp_path / "oracle"
+    folder.mkdir()
+    (folder / ".manifest.json.99.tmp").write_text('{"stage": "or')
+    assert not run_stage(folder).resuming
+    assert names_in(folder) == ["manifest.json", "model.txt"]

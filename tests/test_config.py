@@ -1,0 +1,497 @@
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenward import config
+from tokenward.config import Named, Recipe, check_training, load_recipe, parse_recipe, resolved
+from tokenward.config.problems import unknown_keys
+from tokenward.config.schema import schema_fields, table_of
+from tokenward.config.source import read_source
+from tokenward.errors import UserError
+
+LAWFUL = settings(derandomize=True, deadline=None, max_examples=50)
+
+FULL = """\
+run: runs/full
+seed: 3
+model:
+  name: some/model
+  dtype: bfloat16
+  device: cpu
+  attention: eager
+  rows: separate
+  trust_remote_code: true
+  adapter: {r: 8, target_modules: all-linear}
+data:
+  source: [a.jsonl, b.jsonl]
+  format: trl
+  columns: {chosen: better}
+  split: train
+  subset: main
+  limit: 100
+  held_out: 0.2
+  pairs: adjacent
+  min_gap: 0.5
+tokens:
+  template: plain
+  max_prompt_tokens: 64
+  max_response_tokens: 32
+  too_long: truncate
+sft:
+  training: {num_train_epochs: 1}
+oracle:
+  model: other/model
+  fraction: 0.3
+  objective: {name: dpo, beta: 0.1}
+  adapter: null
+  training: {learning_rate: 1e-5}
+scores:
+  scorer: {name: log_ratio}
+  precision: bfloat16
+  tokens_per_batch: 512
+  shard_rows: 16
+policy:
+  model: third/model
+  selection: {name: top_fraction, fraction: 0.3}
+  objective: {name: sepo, beta: 2}
+  training: {eval_strategy: no}
+referee:
+  fraction: 0.4
+  objective: {name: dpo}
+  training: {max_steps: 3}
+evaluation:
+  prompts: 4
+  max_new_tokens: 8
+  temperature: 0.7
+  top_p: 0.9
+  top_k: 5
+  metrics: [rouge]
+  bootstrap: 10
+  batch: 2
+"""
+KEYS = [key for key, _ in schema_fields()]
+
+
+def refused(text, *overrides, name="q.yaml"):
+    with pytest.raises(UserError) as caught:
+        parse_recipe(text, name, overrides)
+    return str(caught.value)
+
+
+def origins(loaded):
+    return {key: (value, origin) for key, value, origin in resolved(loaded)}
+
+
+def mutations(key):
+    """The key with a letter left out, doubled, changed or swapped with the next one."""
+    for i, letter in enumerate(key):
+        yield key[:i] + key[i + 1 :]
+        yield key[:i] + letter + key[i:]
+        yield key[:i] + "x" + key[i + 1 :]
+        yield key[:i] + key[i + 1 : i + 2] + letter + key[i + 2 :]
+
+
+def nested(path, value):
+    *outer, last = path
+    tree = {last: value}
+    for part in reversed(outer):
+        tree = {part: tree}
+    return tree
+
+
+def renamed(tree, path, new):
+    """The tree with the last key of the path replaced, at the same place."""
+    first, rest = path[0], path[1:]
+    return {
+        (new if k == first and not rest else k): (renamed(v, rest, new) if k == first and rest else v)
+        for k, v in tree.items()
+    }
+
+
+def test_a_full_recipe_is_read_as_it_is_written():
+    recipe = parse_recipe(FULL, "full.yaml").recipe
+    assert recipe.run == "runs/full"
+    assert recipe.model.adapter == {"r": 8, "target_modules": "all-linear"}
+    assert recipe.oracle.objective == Named(name="dpo", arguments={"beta": 0.1})
+    assert recipe.oracle.adapter is None
+    assert recipe.oracle.training == {"learning_rate": 1e-5}
+    assert recipe.evaluation.metrics == ["rouge"]
+    assert Recipe.model_validate(recipe.model_dump()) == recipe
+    written = yaml.safe_load(FULL)
+    assert {f"{t}.{k}" for t, table in written.items() if isinstance(table, dict) for k in table} == {
+        key for key in KEYS if "." in key
+    }
+
+
+def test_defaults_are_those_of_the_description():
+    recipe = parse_recipe("seed: 0", "recipes/quickstart.yaml").recipe
+    assert recipe == Recipe(run="runs/quickstart")
+    assert (recipe.sft, recipe.referee) == (None, None)
+    assert recipe.oracle.objective.name == "dpo"
+    assert recipe.scores.scorer.name == "log_ratio"
+    assert (recipe.policy.selection.name, recipe.policy.objective.name) == ("top_fraction", "sepo")
+    assert (recipe.data.source, recipe.data.held_out, recipe.oracle.adapter) == ("builtin", 0.1, "inherit")
+
+
+def test_every_key_has_a_description():
+    assert [key for key, text in config.descriptions().items() if not text.endswith(".")] == []
+
+
+def test_a_recipe_is_frozen():
+    recipe = parse_recipe(FULL, "q.yaml").recipe
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 4  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_with_a_wrong_letter_is_refused_and_the_right_key_is_named(key):
+    *tables, last = key.split(".")
+    siblings = {k.rpartition(".")[2] for k in KEYS if k.rpartition(".")[0] == ".".join(tables)}
+    full = read_source(FULL, "full.yaml").values
+    # One letter may turn a key into its neighbour, as top_k into top_p: no mistake that can be seen.
+    for wrong in sorted(set(mutations(last)) - siblings - {""}):
+        ((path, message),) = unknown_keys(renamed(full, (*tables, last), wrong))
+        assert path == ".".join((*tables, wrong))
+        assert message.endswith(f"Did you mean '{last}'?")
+        ((_, alone),) = unknown_keys(nested((*tables, wrong), None))
+        assert f"'{last}'" in alone.partition("Did you mean")[2], (wrong, alone)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_wrong_letter_is_found_in_the_text(key):
+    *_, last = key.split(".")
+    line = parse_recipe(FULL, "full.yaml").lines.line_of(key)
+    assert line is not None
+    rows = [*map(str, FULL.splitlines())]
+    rows[line - 1] = rows[line - 1].replace(f"{last}:", f"{last}x:", 1)
+    message = refused("\n".join(rows), name="full.yaml")
+    assert message.startswith(f"full.yaml:{line}: unknown key '{last}x' ")
+    assert message.endswith(f"Did you mean '{last}'?")
+
+
+def test_an_unknown_key_is_named_with_its_line_and_the_nearest_key():
+    message = refused("seed: 1\noracle:\n  # how much\n  fractoin: 0.3\n", name="recipes/q.yaml")
+    assert message == "recipes/q.yaml:4: unknown key 'fractoin' in oracle. Did you mean 'fraction'?"
+    assert refused("orcle: {}") == "q.yaml:1: unknown key 'orcle' at the top level. Did you mean 'oracle'?"
+
+
+def test_a_key_of_another_table_is_sent_there():
+    assert refused("oracle: {beta: 1}").endswith("in oracle. 'beta' belongs to oracle.objective.")
+    assert refused("oracle: {learning_rate: 1}").endswith("'learning_rate' belongs to oracle.training.")
+    assert refused("policy: {held_out: 1}").endswith("'held_out' belongs to data.")
+    assert refused("data: {seed: 1}").endswith("'seed' belongs to the top level.")
+    assert refused("beta: 1").endswith(
+        "'beta' belongs to oracle.objective, policy.objective or referee.objective."
+    )
+
+
+def test_a_key_like_no_other_gets_the_list():
+    assert refused("sft: {zzz: 1}") == "q.yaml:1: unknown key 'zzz' in sft. Keys here: training."
+
+
+def test_every_mistake_is_reported_in_the_order_of_the_file():
+    message = refused("oracle:\n  fractoin: 1\nseeds: 1\nmodel:\n  nam: x\n")
+    assert [line.split(" ")[0] for line in message.splitlines()] == ["q.yaml:2:", "q.yaml:3:", "q.yaml:5:"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "oracle:\n  fraction: '0.1'",
+            "q.yaml:2: oracle.fraction: got '0.1'. Allowed: a number > 0 and <= 1. Write it without quotes.",
+        ),
+        ("oracle:\n  fraction: 0", "q.yaml:2: oracle.fraction: got 0. Allowed: a number > 0 and <= 1."),
+        ("oracle: {fraction: true}", "q.yaml:1: oracle.fraction: got true. Allowed: a number > 0 and <= 1."),
+        ("data: {held_out: 1}", "q.yaml:1: data.held_out: got 1. Allowed: a number >= 0 and < 1."),
+        (
+            "data: {limit: 1e3}",
+            "q.yaml:1: data.limit: got 1000.0. Allowed: a whole number >= 1 or null. Write 1000.",
+        ),
+        (
+            "model:\n  rows: shraed",
+            "q.yaml:2: model.rows: got 'shraed'. Allowed: auto, shared or separate. Did you mean 'shared'?",
+        ),
+        (
+            "oracle:\n  objective: dpo",
+            "q.yaml:2: oracle.objective: got 'dpo'. Allowed: a table with a name, and arguments beside it. "
+            "Write {name: dpo}.",
+        ),
+        (
+            "oracle: {objective: {name: 3}}",
+            "q.yaml:1: oracle.objective: got {'name': 3}. "
+            "Allowed: a table with a name, and arguments beside it.",
+        ),
+        (
+            "data: {subset: no}",
+            "q.yaml:1: data.subset: got false. Allowed: text or null. YAML reads the words yes, no, on and "
+            "off as true and false: put quotes around the word.",
+        ),
+        (
+            "model: {name: 1.10}",
+            "q.yaml:1: model.name: got 1.1. Allowed: text. Put quotes around it to make it text.",
+        ),
+        (
+            "data: {columns: {a: 1}}",
+            "q.yaml:1: data.columns: got {'a': 1}. Allowed: a table whose values are text.",
+        ),
+        ("data: {source: [1]}", "q.yaml:1: data.source: got [1]. Allowed: text or a list of text."),
+        ("oracle: {adapter: 3}", "q.yaml:1: oracle.adapter: got 3. Allowed: inherit, a table or null."),
+        ("scores: 3", "q.yaml:1: scores: got 3. Allowed: a table."),
+        ("policy: {training: [a]}", "q.yaml:1: policy.training: got ['a']. Allowed: a table."),
+        ("seed: null", "q.yaml:1: seed: got null. Allowed: a whole number >= 0."),
+    ],
+)
+def test_a_wrong_value_is_shown_with_what_is_allowed(text, message):
+    assert refused(text) == message
+
+
+def test_a_long_value_is_cut():
+    message = refused(f"scores: {'x' * 500}")
+    assert "xxx..." in message
+    assert len(message) < 150
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: b\n\tc: d", r"q\.yaml:2: this is not valid YAML: .*\. Indent with spaces\."),
+        ("seed: 1\nrun: [", r"q\.yaml:2: this is not valid YAML: expected the node content"),
+        ("seed: 1\nrun: \x01", r"q\.yaml:2: this is not valid YAML: unacceptable character"),
+        ("seed: 1\n---\nseed: 2", r"q\.yaml:2: this is not valid YAML: but found another document"),
+        ("seed: !!python/object/apply:os.getcwd []", r"q\.yaml:1: "),
+        ("seed: 1\nrun: !!python/name:os.getcwd", r"q\.yaml:2: this is not valid YAML: could not determine"),
+        ("seed: !!int abc", r"q\.yaml:1: cannot read 'abc' as tag:yaml.org,2002:int"),
+        ("run: !!timestamp 2024-01-01", r"q\.yaml:1: .*timestamp has no place in a recipe"),
+        ("seed: 1\nmodel: {adapter: {r: .nan}}", r"q\.yaml:2: \.nan is not a number to compute with"),
+        ("data: &loop {columns: *loop}", r"q\.yaml:1: tables are nested deeper than 20"),
+        ("? [a]\n: 1", r"q\.yaml:1: a key must be a word"),
+        ("- seed", r"q\.yaml:1: a recipe is a table, got \['seed'\]\. Write at least:\nmodel:"),
+        ("", r"q\.yaml: the recipe is empty\. Write at least:\nmodel:\n  name: default\ndata:\n  source: b"),
+        ("# only a comment\n", r"q\.yaml: the recipe is empty"),
+    ],
+)
+def test_text_that_is_no_recipe_is_refused_with_its_line(text, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        parse_recipe(text, "q.yaml")
+
+
+def test_what_is_written_at_least_is_a_recipe():
+    least = refused("").partition(":\n")[2]
+    assert parse_recipe(least, "q.yaml").recipe == Recipe(run="runs/q")
+
+
+def test_a_key_written_twice_is_refused_with_both_lines():
+    message = refused("oracle:\n  fraction: 0.1\n\n  fraction: 0.2\n")
+    assert message == "q.yaml:4: key 'fraction' appears twice in oracle, first on line 2. Keep one."
+    assert "twice in the recipe, first on line 1" in refused("seed: 1\nseed: 1")
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("1e-5", 1e-5),
+        ("1E5", 1e5),
+        ("-2e+3", -2e3),
+        (".5", 0.5),
+        ("3.", 3.0),
+        ("1_000", 1000),
+        ("-7", -7),
+        ("010", "010"),
+        ("1:30", "1:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("e5", "e5"),
+        ("yes", True),
+        ("off", False),
+        ("~", None),
+        ("'1e-5'", "1e-5"),
+    ],
+)
+def test_words_are_read_without_the_traps_of_yaml(written, value):
+    read = parse_recipe(f"oracle: {{training: {{x: {written}}}}}", "q.yaml").recipe.oracle.training["x"]
+    assert (read, type(read)) == (value, type(value))
+
+
+@LAWFUL
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers())
+def test_every_number_is_read_as_python_writes_it(number):
+    read = parse_recipe(f"oracle: {{training: {{x: {number!r}}}}}", "q.yaml").recipe.oracle.training["x"]
+    assert (read, type(read)) == (number, type(number))
+
+
+def test_a_strategy_of_no_is_a_word():
+    text = "policy:\n  training: {eval_strategy: no, save_strategy: off, logging_strategy: steps, bf16: no}"
+    assert parse_recipe(text, "q.yaml").recipe.policy.training == {
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "logging_strategy": "steps",
+        "bf16": False,
+    }
+    override = parse_recipe("seed: 1", "q.yaml", ["sft.training.eval_strategy=no"]).recipe
+    assert override.sft is not None
+    assert override.sft.training == {"eval_strategy": "no"}
+
+
+def test_an_emptied_table_has_its_defaults():
+    text = "oracle:\ndata:\npolicy:\n  training:\n  selection:\nsft:\n"
+    assert parse_recipe(text, "q.yaml").recipe == Recipe(run="runs/q")
+
+
+def test_a_named_table_without_a_name_keeps_the_default_one():
+    recipe = parse_recipe(
+        "oracle: {objective: {beta: 0.3}}", "q.yaml", ["policy.selection.fraction=0.5"]
+    ).recipe
+    assert recipe.oracle.objective == Named(name="dpo", arguments={"beta": 0.3})
+    assert recipe.policy.selection == Named(name="top_fraction", arguments={"fraction": 0.5})
+
+
+def test_values_know_where_they_come_from():
+    text = "oracle:\n  objective:\n    beta: 0.3\n  training: {max_steps: 3, seed: 1}\n"
+    overrides = ["oracle.training.max_steps=4", "policy.objective={name: simpo, gamma: 1}", "data.limit="]
+    found = origins(parse_recipe(text, "recipes/q.yaml", overrides))
+    assert found["oracle.objective.beta"] == (0.3, "recipes/q.yaml:3")
+    assert found["oracle.objective.name"] == ("dpo", "default")
+    assert found["oracle.training.max_steps"] == (4, "--set")
+    assert found["oracle.training.seed"] == (1, "recipes/q.yaml:4")
+    assert found["policy.objective.gamma"] == (1, "--set")
+    assert found["data.limit"] == (None, "--set")
+    assert found["run"] == ("runs/q", "default")
+    assert found["sft"] == (None, "default")
+
+
+@LAWFUL
+@given(
+    st.none() | st.integers(0, 9),
+    st.none() | st.integers(0, 9),
+    st.sampled_from([k for k, f in schema_fields() if table_of(f) is None and "int" in str(f.annotation)]),
+)
+def test_default_gives_way_to_the_file_and_the_file_to_set(in_file, in_set, key):
+    # + 1, because most of these must be positive
+    file = "seed: 0" if in_file is None else yaml.safe_dump(nested(key.split("."), in_file + 1))
+    overrides = [] if in_set is None else [f"{key}={in_set + 1}"]
+    value, origin = origins(parse_recipe(file, "q.yaml", overrides))[key]
+    default = origins(parse_recipe("run: runs/q", "q.yaml"))[key][0]
+    if in_set is not None:
+        assert (value, origin) == (in_set + 1, "--set")
+    elif in_file is not None:
+        assert value == in_file + 1
+        assert origin == f"q.yaml:{key.count('.') + 1}"
+    else:
+        assert value == default
+
+
+def test_the_last_of_two_overrides_counts():
+    assert parse_recipe("seed: 1", "q.yaml", ["seed=2", "seed=3"]).recipe.seed == 3
+
+
+def test_an_override_leaves_its_neighbours():
+    recipe = parse_recipe(FULL, "q.yaml", ["policy.selection.fraction=0.5", "sft=null"]).recipe
+    assert recipe.policy.selection == Named(name="top_fraction", arguments={"fraction": 0.5})
+    assert recipe.policy.objective.arguments == {"beta": 2}
+    assert recipe.sft is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "oracle.fractoin=1",
+            "--set oracle.fractoin: unknown key 'fractoin' in oracle. Did you mean 'fraction'?",
+        ),
+        (
+            "orcle.fraction=1",
+            "--set orcle.fraction: unknown key 'orcle' at the top level. Did you mean 'oracle'?",
+        ),
+        ("data.limit=x", "--set data.limit: data.limit: got 'x'. Allowed: a whole number >= 1 or null."),
+        ("seed", "--set seed: this is not a key and a value. Write --set oracle.fraction=0.5."),
+        ("oracle..x=1", "--set oracle..x=1: this is not a key and a value. Write --set oracle.fraction=0.5."),
+        ("seed.x=3", "--set seed.x=3: seed is 1, not a table, so it holds no 'x'. Set seed as a whole."),
+        ("model.adapter={a: 1, a: 2}", "--set model.adapter:1: key 'a' appears twice in the recipe"),
+        ("data.limit={", "--set data.limit:1: this is not valid YAML: "),
+    ],
+)
+def test_a_wrong_override_is_refused_by_its_own_name(override, message):
+    assert refused("seed: 1", override).startswith(message)
+
+
+def test_later_checks_can_name_the_place_of_a_key():
+    text = "oracle:\n  objective:\n    name: dpo\n    betta: 1\n"
+    lines = parse_recipe(text, "q.yaml", ["policy.objective.gama=1"]).lines
+    assert lines.line_of("oracle.objective.betta") == 4
+    assert lines.line_of("oracle.fraction") is None
+    assert lines.where("oracle.objective.betta") == "q.yaml:4"
+    assert lines.where("oracle.objective.other") == "q.yaml:2"
+    assert lines.where("scores.scorer") == "q.yaml"
+    assert lines.where("policy.objective.gama") == "--set policy.objective.gama"
+
+
+def test_an_alias_is_reported_where_the_key_stands():
+    lines = parse_recipe("sft:\n  training: &t\n    max_steps: 1\noracle:\n  training: *t\n", "q.yaml").lines
+    assert lines.where("oracle.training.max_steps") == "q.yaml:3"
+    assert lines.where("oracle.training") == "q.yaml:5"
+
+
+def test_a_removed_key_says_what_replaced_it(monkeypatch):
+    monkeypatch.setitem(config.REMOVED, "oracle.share", "Write oracle.fraction.")
+    monkeypatch.setitem(config.REMOVED, "policy.objective.k", "Write policy.selection.fraction.")
+    message = refused("oracle:\n  share: 1\npolicy:\n  objective: {k: null}\n  extra: 1\n")
+    assert message.splitlines() == [
+        "q.yaml:2: key 'oracle.share' no longer exists. Write oracle.fraction.",
+        "q.yaml:4: key 'policy.objective.k' no longer exists. Write policy.selection.fraction.",
+    ]
+    assert parse_recipe("oracle: {fraction: 0.5}", "q.yaml").recipe.oracle.fraction == 0.5
+
+
+def test_a_recipe_file_is_read_with_or_without_a_byte_order_mark(tmp_path):
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "mein-lauf.yaml").write_text("model: {name: größe}\n", encoding=encoding)
+        loaded = load_recipe(tmp_path / "mein-lauf.yaml", ["seed=5"])
+        assert (loaded.recipe.model.name, loaded.recipe.seed) == ("größe", 5)
+        assert loaded.recipe.run == "runs/mein-lauf"
+        assert loaded.lines.where("model") == f"{tmp_path / 'mein-lauf.yaml'}:1"
+
+
+def test_a_missing_recipe_names_the_nearest_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/quickstart.yaml").write_text("seed: 1")
+    for path in ("recipes/quikstart.yaml", "quikstart.yaml", "recipe/quickstart.yaml"):
+        with pytest.raises(UserError, match=r"no recipe .*\. Did you mean recipes/quickstart\.yaml\?"):
+            load_recipe(path)
+    with pytest.raises(UserError, match=r"Recipes near it: quickstart\.yaml\."):
+        load_recipe("zzz")
+    with pytest.raises(UserError, match="recipes is a folder, not a recipe"):
+        load_recipe("recipes")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"seed: \xff")
+    with pytest.raises(UserError, match=r"a\.yaml: this is not UTF-8 text \(byte 6\)"):
+        load_recipe(tmp_path / "a.yaml")
+
+
+def test_training_tables_are_checked_against_transformers():
+    text = "oracle:\n  training:\n    learning_rte: 1\n    output_dir: x\n    max_steps: 3\n    zzz: 1\n"
+    recipe, lines = parse_recipe(text, "q.yaml")
+    with pytest.raises(UserError) as caught:
+        check_training(recipe.oracle.training, "oracle.training", lines)
+    first, second, third = str(caught.value).splitlines()
+    assert first == "q.yaml:3: unknown key 'learning_rte' in oracle.training. Did you mean 'learning_rate'?"
+    assert second.startswith(
+        "q.yaml:4: tokenward sets 'output_dir' itself, so it cannot stand in oracle.training."
+    )
+    assert third == "q.yaml:6: unknown key 'zzz' in oracle.training. See transformers.TrainingArguments."
+    check_training({"max_steps": 3, "bf16": True}, "oracle.training", lines)
+
+
+def test_neither_module_loads_torch():
+    program = (
+        "import sys, tokenward.config, tokenward.artifacts\n"
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
