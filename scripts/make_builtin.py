@@ -33,7 +33,9 @@ a mountain cabin; a campsite; a youth hostel; a public library; a science museum
 a bookshop; a bicycle shop; a hardware store; a supermarket; a farmers' market; a flower shop; a barber shop;
 a swimming pool; a climbing gym; a yoga studio; a dental practice; a car repair garage; a garden centre; a zoo;
 a train station; an airport lounge; a language school; a cooking class; a pottery workshop; a concert hall;
-a board game cafe; a tea house; a laundrette; a theme park; a botanical garden; a post office""".replace("\n", " ")
+a board game cafe; a tea house; a laundrette; a theme park; a botanical garden; a post office""".replace(
+    "\n", " "
+)
 PRODUCTS = """a pair of running shoes; a winter coat; a backpack; a desk lamp; an office chair; a mattress; a coffee machine;
 an electric kettle; a rice cooker; a frying pan; a set of kitchen knives; a vacuum cleaner; a washing machine;
 a pair of headphones; a wireless keyboard; a laptop; a tablet; a phone case; a smart watch; a digital camera;
@@ -96,7 +98,9 @@ def sample(prompts: list[str], folder: Path) -> list[list[str]]:
         jobs = [index for index, found in enumerate(replies) for _ in range(KEPT - len(found))]
         for start in range(0, len(jobs), BATCH):
             batch = jobs[start : start + BATCH]
-            for index, text in zip(batch, _replies(model, tokenizer, [prompts[i] for i in batch]), strict=True):
+            for index, text in zip(
+                batch, _replies(model, tokenizer, [prompts[i] for i in batch]), strict=True
+            ):
                 if text and text not in replies[index]:
                     replies[index].append(text)
             print(f"round {number + 1}: {start + len(batch)} of {len(jobs)} replies", flush=True)
@@ -109,7 +113,10 @@ def _replies(model, tokenizer, prompts: list[str]) -> list[str]:
     texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
     rows = model.generate(**inputs, **SAMPLING)[:, inputs["input_ids"].shape[1] :].tolist()
-    return [tokenizer.decode(row, skip_special_tokens=True).strip() if tokenizer.eos_token_id in row else "" for row in rows]
+    return [
+        tokenizer.decode(row, skip_special_tokens=True).strip() if tokenizer.eos_token_id in row else ""
+        for row in rows
+    ]
 
 
 def record(prompt: str, replies: list[str], vader: Vader) -> dict:
@@ -120,7 +127,9 @@ def record(prompt: str, replies: list[str], vader: Vader) -> dict:
         "responses": replies,
         "ranks": [order.index(score) for score in scores],
         "scores": scores,
-        "spans": [[[s.start, s.end, round(s.value, 4)] for s in vader.word_spans(reply)] for reply in replies],
+        "spans": [
+            [[s.start, s.end, round(s.value, 4)] for s in vader.word_spans(reply)] for reply in replies
+        ],
     }
 
 

@@ -196,6 +196,8 @@ def test_a_key_like_no_other_gets_the_list():
 def test_every_mistake_is_reported_in_the_order_of_the_file():
     message = refused("oracle:\n  fractoin: 1\nseeds: 1\nmodel:\n  nam: x\n")
     assert [line.split(" ")[0] for line in message.splitlines()] == ["q.yaml:2:", "q.yaml:3:", "q.yaml:5:"]
+    values = refused("oracle: 1\nmodel: 2\nseed: x\n")
+    assert [line.split(" ")[0] for line in values.splitlines()] == ["q.yaml:1:", "q.yaml:2:", "q.yaml:3:"]
 
 
 @pytest.mark.parametrize(
@@ -239,6 +241,7 @@ def test_every_mistake_is_reported_in_the_order_of_the_file():
             "data: {columns: {a: 1}}",
             "q.yaml:1: data.columns: got {'a': 1}. Allowed: a table whose values are text.",
         ),
+        ("data: {columns: 5}", "q.yaml:1: data.columns: got 5. Allowed: a table whose values are text."),
         ("data: {source: [1]}", "q.yaml:1: data.source: got [1]. Allowed: text or a list of text."),
         ("oracle: {adapter: 3}", "q.yaml:1: oracle.adapter: got 3. Allowed: inherit, a table or null."),
         ("scores: 3", "q.yaml:1: scores: got 3. Allowed: a table."),

@@ -1,1 +1,83 @@
-"""Token-level preference alignment of language models."""
+"""Token-level preference alignment of language models.
+
+People compare whole answers; a model learns one token at a time. tokenward finds which tokens carry
+a preference and trains with them.
+
+    import tokenward
+
+    run = tokenward.run("recipes/quickstart.yaml")      # every stage; finished ones are skipped
+    figures = tokenward.read_figures(run)
+
+Each stage is a function of its own over an opened recipe: ``prepare_data``, ``train_sft``,
+``compute_reference``, ``train_oracle``, ``compute_scores``, ``train_policy``, ``train_referee``,
+``evaluate``.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tokenward.errors import UserError
+from tokenward.types import Comparison, Message, Span
+
+if TYPE_CHECKING:
+    from tokenward.pipeline import (
+        Run,
+        compute_reference,
+        compute_scores,
+        evaluate,
+        open_run,
+        prepare_data,
+        read_figures,
+        train_oracle,
+        train_policy,
+        train_referee,
+        train_sft,
+    )
+    from tokenward.pipeline import run_recipe as run
+    from tokenward.scoring.texts import TokenScorer
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Run": "pipeline:Run",
+    "TokenScorer": "scoring.texts:TokenScorer",
+    "compute_reference": "pipeline:compute_reference",
+    "compute_scores": "pipeline:compute_scores",
+    "evaluate": "pipeline:evaluate",
+    "open_run": "pipeline:open_run",
+    "prepare_data": "pipeline:prepare_data",
+    "read_figures": "pipeline:read_figures",
+    "run": "pipeline:run_recipe",
+    "train_oracle": "pipeline:train_oracle",
+    "train_policy": "pipeline:train_policy",
+    "train_referee": "pipeline:train_referee",
+    "train_sft": "pipeline:train_sft",
+}
+
+__all__ = [
+    "Comparison",
+    "Message",
+    "Run",
+    "Span",
+    "TokenScorer",
+    "UserError",
+    "compute_reference",
+    "compute_scores",
+    "evaluate",
+    "open_run",
+    "prepare_data",
+    "read_figures",
+    "run",
+    "train_oracle",
+    "train_policy",
+    "train_referee",
+    "train_sft",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import; the command line's help must not wait for it.
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tokenward' has no attribute {name!r}")
+    module, _, attribute = _LAZY[name].partition(":")
+    return getattr(importlib.import_module(f"tokenward.{module}"), attribute)

@@ -93,8 +93,9 @@ class Bar:
         """So much more is done."""
         self._done += count
         if self._shown is not None and self._task is not None:
-            fields = {"note": note} if note else {}
-            self._shown.update(self._task, completed=self._done, **fields)
+            self._shown.update(self._task, completed=self._done)
+            if note:
+                self._shown.update(self._task, note=note)
             return
         lines = PLAIN_STEPS * self._done // max(self._total, 1)
         if count and lines > self._lines:

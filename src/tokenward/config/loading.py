@@ -36,7 +36,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
         UserError: no such file, malformed YAML, an unknown key or a wrong value.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(_missing_message(Path(path))) from error
     except UnicodeDecodeError as error:

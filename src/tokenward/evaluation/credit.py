@@ -5,7 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenward.evaluation.statistics import Figure, auroc_figure, mean_figure, precision_at_k
+from tokenward.evaluation.statistics import (
+    Figure,
+    auroc_figure,
+    mean_auroc_figure,
+    mean_figure,
+    precision_at_k,
+)
 
 
 class KnownResponse(NamedTuple):
@@ -26,9 +32,8 @@ def credit_figures(
     """How well each scorer tells the tokens of known value from neutral ones.
 
     Per scorer: ``auroc_raising`` (tokens of positive value against neutral ones), ``auroc_lowering``
-    (tokens of negative value, by the negated score), ``auroc`` (both at once: every token of known value
-    against the neutral ones, scored in its own direction), ``precision_raising`` and
-    ``precision_lowering`` (at k = the number of such tokens in the response, mean over responses that
+    (tokens of negative value, by the negated score), ``auroc`` (the mean of the two), ``precision_raising``
+    and ``precision_lowering`` (at k = the number of such tokens in the response, mean over responses that
     have any). 0.5 is chance for an AUROC; for a precision it is the share of such tokens.
     """
     if not responses:
@@ -49,14 +54,12 @@ def _of_scorer(
     raising, lowering, neutral = values > 0, values < 0, values == 0
     settings = {"resamples": resamples, "seed": seed}
     up, down = raising | neutral, lowering | neutral
-    # One draw of responses decides both directions: stack them, the negative direction with its sign turned.
-    both_scores = np.concatenate([scores[up], -scores[down]])
-    both_labels = np.concatenate([raising[up], lowering[down]])
-    both_examples = np.concatenate([example[up], example[down]])
+    upward = (scores[up], raising[up], example[up])
+    downward = (-scores[down], lowering[down], example[down])
     return {
-        "auroc": auroc_figure(both_scores, both_labels, both_examples, **settings),
-        "auroc_raising": auroc_figure(scores[up], raising[up], example[up], **settings),
-        "auroc_lowering": auroc_figure(-scores[down], lowering[down], example[down], **settings),
+        "auroc": mean_auroc_figure([upward, downward], **settings),
+        "auroc_raising": auroc_figure(*upward, **settings),
+        "auroc_lowering": auroc_figure(*downward, **settings),
         "precision_raising": _precision(responses, name, 1, **settings),
         "precision_lowering": _precision(responses, name, -1, **settings),
     }

@@ -1,6 +1,7 @@
 """Metrics of generated text, with the signature of TRL's reward functions."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from tokenward.errors import UserError
 from tokenward.evaluation.sentiment import Vader
@@ -20,7 +21,7 @@ def distinct_2(prompts: Sequence[str], completions: Sequence[str], **columns: ob
 
     def share(text: str) -> float:
         words = text.split()
-        pairs = list(zip(words, words[1:], strict=False))
+        pairs = list(pairwise(words))
         return len(set(pairs)) / len(pairs) if pairs else 1.0
 
     return [share(text) for text in completions]

@@ -1,6 +1,6 @@
 """Figures with an interval: bootstrap over examples, AUROC with ties, precision at k."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -95,12 +95,26 @@ def auroc_figure(
         resamples: Bootstrap draws.
         seed: Of the draws.
     """
-    owner = np.asarray(example)
-    count = int(owner.max()) + 1 if len(owner) else 0
-    sort, label = _sorted(scores, positive)
+    return mean_auroc_figure([(scores, positive, example)], resamples=resamples, seed=seed)
+
+
+def mean_auroc_figure(
+    questions: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]], *, resamples: int = 2000, seed: int = 0
+) -> Figure:
+    """Mean of several AUROCs over the same responses, which are drawn once for all of them.
+
+    Args:
+        questions: ``scores``, ``positive`` and ``example`` as :func:`auroc_figure` takes them.
+        resamples: Bootstrap draws.
+        seed: Of the draws.
+    """
+    prepared = [(*_sorted(scores, positive), np.asarray(example)) for scores, positive, example in questions]
+    count = max((int(owner.max()) + 1 for _, _, owner in prepared if len(owner)), default=0)
 
     def value(times: Floats) -> float:
-        return _auroc_of_sorted(sort, label, times[owner])
+        return float(
+            np.mean([_auroc_of_sorted(sort, label, times[owner]) for sort, label, owner in prepared])
+        )
 
     return _by_example(value, count, resamples=resamples, seed=seed)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from huggingface_hub.errors import HFValidationError
@@ -51,7 +51,8 @@ class LanguageModel:
     @property
     def pad_id(self) -> int:
         """Id that fills rows; it is masked by position, never by its value, so any id serves."""
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        pad = self.tokenizer.pad_token_id
+        return pad if isinstance(pad, int) else 0
 
     @property
     def device(self) -> torch.device:
@@ -154,7 +155,7 @@ def load_model(
             model = PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, HFValidationError) as error:
         raise UserError(_cannot_load("model", name, error)) from error
-    model = model.to(_device(device)).eval()
+    model = cast(PreTrainedModel, nn.Module.to(model, _device(device)).eval())
     _check_vocabulary(model, tokenizer, name)
     layout, head = choose_layout(model, _install_head(model), rows=rows, name=name)
     return LanguageModel(
@@ -165,6 +166,12 @@ def load_model(
         fingerprint=model_fingerprint(name),
         name=name,
     )
+
+
+def context_length(name: str) -> int | None:
+    """Positions that a model has, or None where its config does not say."""
+    base, _ = _base_and_adapter(resolve(name))
+    return getattr(AutoConfig.from_pretrained(base).get_text_config(), "max_position_embeddings", None)
 
 
 def model_fingerprint(name: str) -> str:
@@ -218,8 +225,10 @@ def _install_head(model: nn.Module) -> SelectiveHead | None:
     return SelectiveHead(module) if isinstance(module, nn.Module) else None
 
 
-def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+def _check_vocabulary(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, name: str
+) -> None:
+    rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         raise UserError(
             f"the tokenizer of {name} knows {len(tokenizer)} tokens but the model has {rows} embedding rows: they do not "

@@ -1,3 +1,5 @@
+# torch leaves parts of what is used here untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 """Log-probabilities of chosen tokens, without ever holding the whole vocabulary row of all of them.
 
 The head's matrix product is made for one chunk of tokens at a time, and again in the backward
@@ -18,21 +20,21 @@ CHUNK = 1024
 
 def logprobs_of(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probability of each id under its row of logits, in float32 or better.  [n v], [n] -> [n]"""
-    logits = logits.double() if logits.dtype == torch.float64 else logits.float()
+    logits = _wide(logits)
     return logits.gather(-1, ids[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
 def entropy_of(logits: Tensor) -> Tensor:
     """Entropy in nats of the full distribution of each row.  [n v] -> [n]"""
-    logp = logits.float().log_softmax(-1)
-    # A logit of -inf has probability 0 and adds nothing; 0 * -inf would be NaN.
-    return -torch.where(logp > -torch.inf, logp.exp() * logp, 0.0).sum(-1)
+    logp = _wide(logits).log_softmax(-1)
+    # A logit of -inf has probability 0 and adds nothing; 0 * -inf would be NaN, also in the gradient.
+    return -(logp.exp() * torch.where(logp > -torch.inf, logp, 0.0)).sum(-1)
 
 
 def kl_of(logits: Tensor, reference_logits: Tensor) -> Tensor:
     """KL(model || reference) in nats over the full vocabulary, per row.  [n v], [n v] -> [n]"""
-    logp, reference = logits.float().log_softmax(-1), reference_logits.float().log_softmax(-1)
-    return torch.where(logp > -torch.inf, logp.exp() * (logp - reference), 0.0).sum(-1)
+    logp, reference = _wide(logits).log_softmax(-1), _wide(reference_logits).log_softmax(-1)
+    return (logp.exp() * torch.where(logp > -torch.inf, logp - reference, 0.0)).sum(-1)
 
 
 def chunked_logprobs(hidden: Tensor, ids: Tensor, head: Head, *, chunk: int = CHUNK) -> Tensor:
@@ -68,6 +70,11 @@ def chunked_kl(
         for rows, reference_rows in zip(hidden.split(chunk), reference_hidden.split(chunk), strict=True)
     ]
     return torch.cat(parts)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """Float32 or better: half precision is too coarse for a sum over a vocabulary."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _recomputed(piece: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Which tokens to keep: exact counts, stable ties."""
 
-from decimal import Decimal
 from fractions import Fraction
 from typing import Literal
 
@@ -10,6 +9,8 @@ from torch import Tensor
 from tokenward.ops.ragged import position_in_group, segment_sum
 
 CountRule = Literal["floor", "round", "ceil", "float"]
+
+MAX_DENOMINATOR = 10**9
 
 
 def kept_count(totals: Tensor, fraction: float, *, rule: CountRule, minimum: int) -> Tensor:
@@ -21,7 +22,8 @@ def kept_count(totals: Tensor, fraction: float, *, rule: CountRule, minimum: int
     if rule == "float":
         counts = (totals.double() * fraction).long()
     else:
-        exact = Fraction(Decimal(str(fraction)))
+        # As written in decimal; 0.333... is one third. The limit keeps the product within 64 bits.
+        exact = Fraction(str(fraction)).limit_denominator(MAX_DENOMINATOR)
         product = totals * exact.numerator
         added = {"floor": 0, "round": exact.denominator // 2, "ceil": exact.denominator - 1}[rule]
         counts = (product + added) // exact.denominator

@@ -1,5 +1,6 @@
 """The Python API: one function a stage, and ``run`` for all of them."""
 
+from tokenward.pipeline.command import open_run, run_recipe
 from tokenward.pipeline.context import STAGES, Run
 from tokenward.pipeline.data import prepare_data
 from tokenward.pipeline.evaluate_stage import evaluate, read_figures, show_figures
@@ -13,8 +14,10 @@ __all__ = [
     "compute_reference",
     "compute_scores",
     "evaluate",
+    "open_run",
     "prepare_data",
     "read_figures",
+    "run_recipe",
     "run_through",
     "show_figures",
     "train_oracle",

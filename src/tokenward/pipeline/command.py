@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import transformers
 
-from tokenward.config import LoadedRecipe, load_recipe
+from tokenward.config import load_recipe
 from tokenward.display import Display
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, pair_sets, prepare_data
@@ -34,13 +34,18 @@ def run_recipe(
     Raises:
         UserError: something in the recipe, the data or the models cannot work.
     """
-    run = open_run(load_recipe(recipe, overrides), quiet=quiet)
+    run = open_run(recipe, overrides, quiet=quiet)
     run_through(run, last)
     return run
 
 
-def open_run(loaded: LoadedRecipe, *, quiet: bool = False) -> Run:
-    """A checked recipe as a run, with the libraries' own chatter off."""
+def open_run(recipe: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> Run:
+    """A checked recipe as a run, for calling its stages one by one; nothing is carried out yet.
+
+    Raises:
+        UserError: a key, a value or a name in the recipe is wrong.
+    """
+    loaded = load_recipe(recipe, overrides)
     check_recipe(loaded)
     quiet_libraries()
     return Run(recipe=loaded.recipe, display=Display(quiet=quiet))
@@ -48,12 +53,12 @@ def open_run(loaded: LoadedRecipe, *, quiet: bool = False) -> Run:
 
 def show_data(recipe: str | Path, overrides: Sequence[str], rows: int) -> None:
     """The data stage, and some rows as the model will see them."""
-    run = open_run(load_recipe(recipe, overrides))
+    run = open_run(recipe, overrides)
     prepare_data(run)
     template = run.tokenizer_template(run.recipe.model.name)
     encoded = encode_set(run, pair_sets(run).train, template, show="pairs").rows
     for row in encoded[:rows]:
-        preview(run.display, template.tokenizer, TokenRow(encoded=row))
+        preview(run.display, template, TokenRow(encoded=row))
 
 
 def quiet_libraries() -> None:

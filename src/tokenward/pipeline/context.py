@@ -9,7 +9,13 @@ from typing import Any
 from tokenward.artifacts import Manifest, StageFolder, open_stage, require
 from tokenward.config import Recipe
 from tokenward.display import Display
-from tokenward.models.loading import LanguageModel, load_model, load_tokenizer, model_fingerprint
+from tokenward.models.loading import (
+    LanguageModel,
+    context_length,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+)
 from tokenward.tokens.encode import Limits
 from tokenward.tokens.template import Template
 
@@ -87,9 +93,11 @@ class Run:
 
     @property
     def limits(self) -> Limits:
-        """Longest prompt and response."""
+        """Longest prompt and response; the reference and the policy must both have the positions."""
         table = self.recipe.tokens
-        return Limits(table.max_prompt_tokens, table.max_response_tokens, table.too_long)
+        contexts = [context_length(name) for name in {self.reference_model, self.policy_start}]
+        context = min((length for length in contexts if length is not None), default=None)
+        return Limits(table.max_prompt_tokens, table.max_response_tokens, table.too_long, context)
 
     @property
     def start_model(self) -> str:

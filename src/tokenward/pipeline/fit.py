@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from tokenward.artifacts import StageFolder, atomic_write
-from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives.base import Objective
 from tokenward.pipeline.context import Run
@@ -77,6 +77,7 @@ def fit(
         weigh=weigh,
         callbacks=[CheckpointEvery(arguments.checkpoint_minutes), interrupt],
     )
+    trainer.remove_callback(PrinterCallback)  # our own bar shows what is logged
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     steps = planned_steps(trainer)
     with run.display.progress(stage.path.name, steps) as bar, interrupt.listening():
@@ -109,7 +110,7 @@ def _save(model: LanguageModel, folder: Path) -> None:
     scratch, target = folder / "model.tmp", folder / "model"
     for old in (scratch, target):
         shutil.rmtree(old, ignore_errors=True)
-    model.model.save_pretrained(scratch)
+    model.model.save_pretrained(str(scratch))
     model.tokenizer.save_pretrained(scratch)
     scratch.rename(target)
 
@@ -117,12 +118,3 @@ def _save(model: LanguageModel, folder: Path) -> None:
 def write_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
     """Write what was logged, one step a line."""
     atomic_write(path, "".join(json.dumps(entry) + "\n" for entry in history))
-
-
-def require_finite(figures: dict[str, float], stage: str) -> None:
-    """Refuse to call a stage finished whose result is not a number."""
-    bad = [name for name, value in figures.items() if value != value]
-    if bad:
-        raise UserError(
-            f"{stage}: {', '.join(bad)} is not a number. Lower training.learning_rate and run again."
-        )

@@ -1,35 +1,44 @@
 """One row as the model will see it, with the weight of each token."""
 
+from collections.abc import Sequence
+
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
 from tokenward.display import Display
 from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.spans import byte_spans
+from tokenward.tokens.template import Template
 
 PROMPT_SHOWN = 400
 
 
-def preview(display: Display, tokenizer: PreTrainedTokenizerBase, row: TokenRow) -> None:
+def preview(display: Display, template: Template, row: TokenRow) -> None:
     """Show the end of the prompt, and each response with its selected tokens marked ``[so]``."""
-    prompt = tokenizer.decode(row.encoded.prompt)
-    text = Text("  one row as the model sees it; [marked] tokens are trained\n", style="dim")
+    prompt = str(template.tokenizer.decode(row.encoded.prompt))
+    text = Text("  one row as the model sees it; tokens in [brackets] are trained\n", style="dim")
     text.append(("..." if len(prompt) > PROMPT_SHOWN else "") + prompt[-PROMPT_SHOWN:], style="dim")
     for side, ids in enumerate(row.encoded.responses):
-        name = "chosen" if row.encoded.comparison.ranks[side] == 0 else "rejected"
-        text.append(f"\n{name}: ", style="bold")
+        comparison = row.encoded.comparison
+        text.append("\nchosen: " if comparison.ranks[side] == 0 else "\nrejected: ", style="bold")
         weights = row.weights[side].tolist() if row.weights is not None else [1.0] * len(ids)
-        text.append(marked(tokenizer, ids, weights))
+        text.append(marked(pieces(template, comparison.responses[side], ids), weights))
     display.text(text)
 
 
-def marked(tokenizer: PreTrainedTokenizerBase, ids: list[int], weights: list[float]) -> Text:
-    """The tokens of a response; those with weight in brackets, with the weight if it is not 1."""
+def pieces(template: Template, response: str, ids: Sequence[int]) -> list[str]:
+    """The text of each token; a token that is part of a character shows the replacement mark, an end its name."""
+    raw = response.encode()
+    spans = byte_spans(template.tokenizer, response)[: len(ids)]
+    texts = [raw[span.start : span.end].decode(errors="replace") for span in spans]
+    return texts + [str(template.tokenizer.convert_ids_to_tokens(token)) for token in ids[len(texts) :]]
+
+
+def marked(texts: Sequence[str], weights: Sequence[float]) -> Text:
+    """Tokens in a line; those with weight in brackets, followed by the weight if it is not 1."""
     text = Text()
-    for token, weight in zip(ids, weights, strict=True):
-        piece = tokenizer.decode([token])
+    for piece, weight in zip(texts, weights, strict=True):
         if weight == 0:
             text.append(piece, style="dim")
         else:
-            shown = f"[{piece}]" if weight == 1 else f"[{piece}]{weight:.2g}"
-            text.append(shown, style="bold green")
+            text.append(f"[{piece}]" if weight == 1 else f"[{piece}]{weight:.2g}", style="bold green")
     return text

@@ -12,7 +12,7 @@ from tokenward.scoring.logprobs import response_logprobs
 from tokenward.scoring.store import TokenRecord, TokenStore, write_shards
 from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.spans import byte_spans
+from tokenward.tokens.spans import token_spans
 from tokenward.tokens.template import Template
 
 
@@ -22,12 +22,12 @@ def compute_reference(run: Run) -> Manifest:
     template = run.tokenizer_template(run.reference_model)
     settings = {
         "tokens": run.recipe.tokens.model_dump(),
-        "pairs": run.recipe.data.pairs,
-        "min_gap": run.recipe.data.min_gap,
-        "precision": scores.precision,
-        "dtype": run.recipe.model.dtype,
-        "shard_rows": scores.shard_rows,
+        "data": {"pairs": run.recipe.data.pairs, "min_gap": run.recipe.data.min_gap},
+        "scores": {"precision": scores.precision, "shard_rows": scores.shard_rows},
+        "model": {"dtype": run.recipe.model.dtype},
     }
+    if run.recipe.referee is not None:
+        settings["referee"] = {"fraction": run.recipe.referee.fraction}
     inputs = {
         "data": run.done("data").fingerprint,
         "model": run.fingerprint_of(run.reference_model),
@@ -47,7 +47,8 @@ def compute_scores(run: Run) -> Manifest:
 
     Nothing is selected here: every selection is made from these values when they are read.
     """
-    settings = {"precision": run.recipe.scores.precision, "shard_rows": run.recipe.scores.shard_rows}
+    table = run.recipe.scores
+    settings = {"scores": {"precision": table.precision, "shard_rows": table.shard_rows}}
     needs_oracle = needs(run, "oracle_logp")
     inputs = {"reference": run.done("reference").fingerprint}
     if needs_oracle:
@@ -116,7 +117,5 @@ def _write(
 
 def _records(template: Template, row: Encoded) -> Iterator[TokenRecord]:
     for key, text, ids in zip(response_keys(row), row.comparison.responses, row.responses, strict=True):
-        spans = byte_spans(template.tokenizer, text)
-        end = len(text.encode())
-        spans = [*spans, *[(end, end)] * (len(ids) - len(spans))][: len(ids)]
-        yield TokenRecord(key, ids, [span[0] for span in spans], [span[1] for span in spans], {})
+        spans = token_spans(template.tokenizer, text, len(ids))
+        yield TokenRecord(key, ids, [span.start for span in spans], [span.end for span in spans], {})

@@ -42,7 +42,7 @@ def train_sft(run: Run) -> Manifest | None:
     if table is None:
         return None
     name = run.recipe.model.name
-    settings = {"training": table.training, **_model_settings(run)}
+    settings = {"sft": table.model_dump(), **_model_settings(run)}
     inputs = {"data": run.done("data").fingerprint, "model": run.fingerprint_of(name)}
     with run.stage("sft", settings, inputs) as stage:
         if not stage.done:
@@ -55,7 +55,7 @@ def train_sft(run: Run) -> Manifest | None:
 def train_oracle(run: Run) -> Manifest:
     """Train the DPO oracle from the reference, on a random fraction of the pairs (SePO, section 3.1)."""
     table = run.recipe.oracle
-    settings = {**table.model_dump(exclude={"model"}), **_model_settings(run)}
+    settings = {"oracle": table.model_dump(exclude={"model"}), **_model_settings(run)}
     inputs = {"reference": run.done("reference").fingerprint}
     with run.stage("oracle", settings, inputs) as stage:
         if not stage.done:
@@ -74,7 +74,7 @@ def train_referee(run: Run) -> Manifest | None:
     table = run.recipe.referee
     if table is None:
         return None
-    settings = {**table.model_dump(), **_model_settings(run)}
+    settings = {"referee": table.model_dump(), **_model_settings(run)}
     with run.stage("referee", settings, {"reference": run.done("reference").fingerprint}) as stage:
         if not stage.done:
             objective = objective_of("objective", table.objective)
@@ -89,8 +89,8 @@ def train_policy(run: Run) -> Manifest:
     """Select tokens by their scores and train the policy on them (SePO, sections 3.2 and 3.3)."""
     table = run.recipe.policy
     settings = {
-        **table.model_dump(exclude={"model"}),
-        "scorer": run.recipe.scores.scorer.model_dump(),
+        "policy": table.model_dump(exclude={"model"}),
+        "scores": {"scorer": run.recipe.scores.scorer.model_dump()},
         **_model_settings(run),
     }
     inputs = {"scores": run.done("scores").fingerprint, "model": run.fingerprint_of(run.policy_start)}
@@ -99,6 +99,7 @@ def train_policy(run: Run) -> Manifest:
             objective = objective_of("objective", table.objective)
             selector = selector_of(table.selection, run.recipe.seed)
             start = run.load(run.policy_start)
+            template = Template(tokenizer=start.tokenizer, kind=run.recipe.tokens.template)
             pairs = pair_sets(run)
             rows = scored_rows(run, _token_rows(run, pairs.train, start))
             if objective.needs_reference:
@@ -106,7 +107,7 @@ def train_policy(run: Run) -> Manifest:
             weigh = None if selector.scope != "batch" else lambda batch: weigh_rows(selector, batch)
             rows, dropped = _weighted(selector, rows)
             run.display.line(_kept_line(rows, dropped))
-            preview(run.display, start.tokenizer, (weigh(rows[:8]) if weigh else rows)[0])
+            preview(run.display, template, (weigh(rows[:8]) if weigh else rows)[0])
             model = _adapted(run, start, run.recipe.model.adapter)
             held_out = _held_out(run, objective, start, pairs.held_out)
             facts = fit(run, stage, model, objective, rows, table.training, held_out=held_out, weigh=weigh)
@@ -116,7 +117,8 @@ def train_policy(run: Run) -> Manifest:
 
 def _model_settings(run: Run) -> dict[str, Any]:
     table = run.recipe.model
-    return {"dtype": table.dtype, "adapter": table.adapter, "rows": table.rows, "seed": run.recipe.seed}
+    model = {"dtype": table.dtype, "adapter": table.adapter, "rows": table.rows}
+    return {"model": model, "seed": run.recipe.seed}
 
 
 def _adapted(run: Run, model: LanguageModel, adapter: Any) -> LanguageModel:

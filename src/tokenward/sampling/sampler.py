@@ -116,4 +116,4 @@ def _reply(template: Template, row: list[int]) -> Reply:
     ended = closing in row
     # Padding follows the end; it may be the same id, so the first end is where the reply stops.
     ids = row[: row.index(closing) + 1] if ended else row
-    return Reply(ids, template.tokenizer.decode(ids, skip_special_tokens=True), ended)
+    return Reply(ids, str(template.tokenizer.decode(ids, skip_special_tokens=True)), ended)

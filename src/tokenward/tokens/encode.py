@@ -14,11 +14,19 @@ TooLong = Literal["drop", "truncate", "error"]
 
 
 class Limits(NamedTuple):
-    """Longest prompt and longest response in tokens, and what becomes of longer ones."""
+    """Longest prompt and longest response in tokens, and what becomes of longer ones.
+
+    Attributes:
+        max_prompt_tokens: Of the prompt, template included.
+        max_response_tokens: Of each response, end-of-turn token included.
+        too_long: ``drop`` the comparison, ``truncate`` it, or stop with an ``error``.
+        context: Positions that the model has; a comparison that needs more is always dropped.
+    """
 
     max_prompt_tokens: int
     max_response_tokens: int
     too_long: TooLong = "drop"
+    context: int | None = None
 
 
 class Encoded(NamedTuple):
@@ -90,32 +98,38 @@ def encode_one(
     prompt = template.prompt_ids(comparison.prompt)
     responses = [template.response_ids(text) for text in comparison.responses]
     longest = max(map(len, responses))
-    if (
-        len(prompt) > limits.max_prompt_tokens or longest > limits.max_response_tokens
-    ) and limits.too_long == "error":
-        raise UserError(
-            f"{comparison.source}: the prompt has {len(prompt)} tokens and the longest response {longest}; allowed are "
-            f"{limits.max_prompt_tokens} and {limits.max_response_tokens}. Raise tokens.max_prompt_tokens or "
-            "tokens.max_response_tokens, or write tokens.too_long: drop or truncate."
-        )
-    if limits.too_long == "drop":
-        if len(prompt) > limits.max_prompt_tokens:
-            return None, ["dropped: prompt too long"]
-        if longest > limits.max_response_tokens:
-            return None, ["dropped: response too long"]
+    refused = _too_long(comparison, len(prompt), longest, limits)
+    if refused is not None:
+        return None, [refused]
     notes = []
     if len(prompt) > limits.max_prompt_tokens:
         prompt = _shorten_prompt(comparison.prompt, template, limits.max_prompt_tokens)
         notes.append("note: prompt truncated")
     cut = [ids[: limits.max_response_tokens] for ids in responses]
-    closed = [len(ids) <= limits.max_response_tokens for ids in responses]
-    if not all(closed):
+    if longest > limits.max_response_tokens:
         notes.append("note: response truncated")
-        if len({tuple(ids) for ids in cut}) < 2:
+        if len(cut) > 1 and len({tuple(ids) for ids in cut}) < 2:
             return None, ["dropped: responses are the same after truncation"]
+    if limits.context is not None and len(prompt) + max(map(len, cut)) > limits.context:
+        return None, ["dropped: longer than the model's context"]
     if any(template.joins_differently(comparison.prompt, text) for text in comparison.responses):
         notes.append("note: joint encoding differs at the boundary")
+    closed = [len(ids) <= limits.max_response_tokens for ids in responses]
     return Encoded(comparison, prompt, cut, closed, len(template.closing_ids)), notes
+
+
+def _too_long(comparison: Comparison, prompt: int, longest: int, limits: Limits) -> str | None:
+    """Reason to drop a comparison whose parts exceed the limits; None if it stays, whole or to be cut."""
+    over_prompt, over_response = prompt > limits.max_prompt_tokens, longest > limits.max_response_tokens
+    if not (over_prompt or over_response) or limits.too_long == "truncate":
+        return None
+    if limits.too_long == "drop":
+        return "dropped: prompt too long" if over_prompt else "dropped: response too long"
+    raise UserError(
+        f"{comparison.source}: the prompt has {prompt} tokens and the longest response {longest}; allowed are "
+        f"{limits.max_prompt_tokens} and {limits.max_response_tokens}. Raise tokens.max_prompt_tokens or "
+        "tokens.max_response_tokens, or write tokens.too_long: drop or truncate."
+    )
 
 
 def _shorten_prompt(messages: Sequence[Message], template: Template, limit: int) -> list[int]:

@@ -86,11 +86,11 @@ class TokenRow:
     reference_logp: Sequence[Tensor] | None = None
     scores: Sequence[Tensor] | None = None
 
-    def tokens(self, layout: Layout) -> int:
-        """Tokens that the model reads for this comparison."""
+    def shape(self, layout: Layout) -> tuple[int, int]:
+        """Rows that this comparison takes in a batch, and the width of the widest."""
         if layout == "shared":
-            return self.encoded.length
-        return len(self.encoded.prompt) * len(self.encoded.responses) + sum(map(len, self.encoded.responses))
+            return 1, self.encoded.length
+        return len(self.encoded.responses), len(self.encoded.prompt) + max(map(len, self.encoded.responses))
 
 
 def predicting_positions(start: int, length: int, before: int) -> Tensor:
@@ -113,7 +113,8 @@ def collate(rows: Sequence[TokenRow], *, layout: Layout, pad_id: int) -> TokenBa
     lengths = torch.tensor([len(ids) for item in encoded for ids in item.responses])
     sizes = torch.tensor([len(item.responses) for item in encoded])
     total = int(lengths.sum())
-    weights = _flat([row.weights for row in rows], total, 1.0)
+    known = _flat([row.weights for row in rows], total)
+    weights = torch.ones(total) if known is None else known
     return TokenBatch(
         **lay_out(encoded, pad_id),
         ids=torch.tensor([token for item in encoded for ids in item.responses for token in ids]),
@@ -127,10 +128,10 @@ def collate(rows: Sequence[TokenRow], *, layout: Layout, pad_id: int) -> TokenBa
     )
 
 
-def _flat(values: Sequence[Sequence[Tensor] | None], total: int, missing: float | None = None):
+def _flat(values: Sequence[Sequence[Tensor] | None], total: int) -> Tensor | None:
     known = [part for item in values if item is not None for part in item]
     if not known:
-        return None if missing is None else torch.full((total,), missing)
+        return None
     flat = torch.cat(known).float()
     if len(flat) != total:
         raise ValueError(

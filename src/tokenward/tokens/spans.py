@@ -1,6 +1,5 @@
 """Which bytes of a text each token covers: the common ground between tokenizers and annotations."""
 
-import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,6 +7,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenward.errors import UserError
 from tokenward.types import Span
+
+SPACE_MARK = "\u2581"
 
 
 class ByteSpan(NamedTuple):
@@ -38,9 +39,20 @@ def byte_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[ByteSpan]:
     raw = text.encode()
     if spelled == raw:
         return _lay_out(pieces, 0)
-    if spelled == b" " + raw:  # SentencePiece puts a space before the first word
-        return [ByteSpan(max(span.start, 0), span.end) for span in _lay_out(pieces, -1)]
+    # SentencePiece writes a space as its mark, also where the mark stood in the text, and puts one before the first word.
+    shown = text.replace(SPACE_MARK, " ").encode()
+    if spelled in (shown, b" " + shown):
+        place = _places_of_shown(text)
+        spans = _lay_out(pieces, len(shown) - len(spelled))
+        return [ByteSpan(place[max(span.start, 0)], place[span.end]) for span in spans]
     return _from_offsets(text, encoding["offset_mapping"])
+
+
+def token_spans(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> list[ByteSpan]:
+    """Spans of the first ``count`` tokens of a response: its text's, then empty ones for what closes it."""
+    end = len(text.encode())
+    spans = byte_spans(tokenizer, text)
+    return [*spans, *[ByteSpan(end, end)] * (count - len(spans))][:count]
 
 
 def _lay_out(pieces: Sequence[bytes], start: int) -> list[ByteSpan]:
@@ -53,8 +65,7 @@ def _lay_out(pieces: Sequence[bytes], start: int) -> list[ByteSpan]:
 
 def _byte_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bytes]:
     tokens = tokenizer.convert_ids_to_tokens(list(ids))
-    decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {}  # type: ignore[attr-defined]
-    if "ByteLevel" in json.dumps(decoder):
+    if "ByteLevel" in str(tokenizer.backend_tokenizer.decoder):  # type: ignore[attr-defined]
         to_byte = _byte_alphabet()
         return [
             bytes(to_byte[char] for char in token)
@@ -68,7 +79,7 @@ def _byte_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list
 def _sentencepiece_bytes(token: str) -> bytes:
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
         return bytes([int(token[3:5], 16)])
-    return token.replace("\u2581", " ").encode()
+    return token.replace(SPACE_MARK, " ").encode()
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -82,6 +93,16 @@ def _byte_alphabet() -> dict[str, int]:
 def _from_offsets(text: str, offsets: Sequence[tuple[int, int]]) -> list[ByteSpan]:
     position = _byte_positions(text)
     return [ByteSpan(position[start], position[end]) for start, end in offsets]
+
+
+def _places_of_shown(text: str) -> list[int]:
+    """Byte of the text for each byte of it with a space for every mark, and the length at the end."""
+    places, start = [], 0
+    for char in text:
+        width = len(char.encode())
+        places += range(start, start + (1 if char == SPACE_MARK else width))
+        start += width
+    return [*places, start]
 
 
 def _byte_positions(text: str) -> list[int]:

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, cast
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -41,26 +41,31 @@ class Template:
         if self.kind == "plain":
             return "\n\n".join(message["content"] for message in messages)
         try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
+            return self._chat(messages, add_generation_prompt=True)
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
                 f"the chat template of {self.tokenizer.name_or_path} refuses a prompt with the roles [{roles}]: {error}. "
                 "Change the roles in the data, or write tokens.template: plain."
             ) from error
-        return str(text)
+
+    def _chat(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        turns = cast(list[dict[str, str]], list(messages))
+        settings: Mapping[str, Any] = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+        return str(self.tokenizer.apply_chat_template(turns, **settings))
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        return cast(list[int], self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt, with one BOS at most."""
         # A chat template writes its own BOS; adding another is a classic mistake.
-        ids = self.tokenizer(self.render(messages), add_special_tokens=self.kind == "plain")["input_ids"]
+        ids = self._encode(self.render(messages), special=self.kind == "plain")
         closing = self.tokenizer.eos_token_id
         # Some tokenizers close every text with EOS; a prompt goes on.
         if self.kind == "plain" and ids and ids[-1] == closing and len(ids) > 1:
             ids = ids[:-1]
-        return list(ids)
+        return ids
 
     def response_ids(self, text: str) -> list[int]:
         """Token ids of a reply on its own, closed with the end-of-turn tokens."""
@@ -68,7 +73,7 @@ class Template:
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of a reply's text alone."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._encode(text, special=False)
 
     @cached_property
     def closing_ids(self) -> list[int]:
@@ -77,8 +82,9 @@ class Template:
         if self.kind == "chat":
             user: Message = {"role": "user", "content": "tokenward-prompt"}
             reply: Message = {"role": "assistant", "content": SENTINEL}
-            text = str(self.tokenizer.apply_chat_template([user, reply], tokenize=False))
-            suffix = text.partition(SENTINEL)[2].rstrip("\n")
+            suffix = (
+                self._chat([user, reply], add_generation_prompt=False).partition(SENTINEL)[2].rstrip("\n")
+            )
             ids = self.text_ids(suffix)
             special = [index for index, token in enumerate(ids) if token in self._end_ids]
             if special:
@@ -88,7 +94,7 @@ class Template:
                 f"the tokenizer of {self.tokenizer.name_or_path} has neither an end-of-turn token nor an EOS, so a model "
                 "could never learn to stop. Set eos_token in its tokenizer_config.json."
             )
-        return [eos]
+        return [cast(int, eos)]
 
     @property
     def _end_ids(self) -> set[int]:
@@ -105,8 +111,6 @@ class Template:
 
     def joins_differently(self, messages: Sequence[Message], text: str) -> bool:
         """Whether encoding prompt and reply as one text would give other ids at the boundary."""
-        joint = self.tokenizer(self.render(messages) + text, add_special_tokens=self.kind == "plain")[
-            "input_ids"
-        ]
+        joint = self._encode(self.render(messages) + text, special=self.kind == "plain")
         apart = self.prompt_ids(messages) + self.text_ids(text)
-        return list(joint[: len(apart)]) != apart
+        return joint[: len(apart)] != apart

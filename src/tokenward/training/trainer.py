@@ -6,6 +6,7 @@ trackers are transformers' and accelerate's.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ class TokenTrainer(Trainer):
             count = self.accelerator.gather(count).sum()  # type: ignore[union-attr]
         return count
 
-    def training_step(
+    def training_step(  # pyright: ignore[reportIncompatibleMethodOverride]  our collator, our batches
         self, model: nn.Module, inputs: StepBatch, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of each pass; returns this micro-batch's share of the step's mean loss."""
@@ -106,15 +107,36 @@ class TokenTrainer(Trainer):
         # DDP and FSDP average gradients over processes; the denominator already counts them all.
         scale = self.accelerator.num_processes / (num_items_in_batch or inputs.comparisons)
         total = torch.zeros((), device=self.args.device)
-        for batch, sources in zip(inputs.passes, inputs.sources, strict=True):
-            with self.compute_loss_context_manager():
-                losses = self.losses(model, batch)
-            self._stop_if_not_finite(losses.loss, sources)
-            loss = losses.loss.sum() * scale
-            self.accelerator.backward(loss)
-            self._record(losses, training=True)
+        passes = self._as_many_everywhere(inputs)
+        closes_step = self.accelerator.sync_gradients
+        for number, (batch, sources, counts) in enumerate(passes, start=1):
+            last = number == len(passes)
+            self.accelerator.gradient_state._set_sync_gradients(closes_step and last)
+            # Gradients of a micro-batch are exchanged once, with its last pass.
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    losses = self.losses(model, batch)
+                if counts:
+                    self._stop_if_not_finite(losses.loss, sources)
+                    self._record(losses, training=True)
+                loss = losses.loss.sum() * (scale if counts else 0.0)
+                self.accelerator.backward(loss)
             total += loss.detach()
         return total
+
+    def _as_many_everywhere(self, inputs: StepBatch) -> list[tuple[TokenBatch, Sequence[str], bool]]:
+        """The passes, with their sources and whether they count: as many in every process.
+
+        Under DDP and FSDP a pass is an act of all processes together, so one with fewer passes repeats
+        its last, shortest one and counts it as nothing.
+        """
+        passes = [(*item, True) for item in zip(inputs.passes, inputs.sources, strict=True)]
+        if self.args.world_size == 1:
+            return passes
+        own = torch.tensor(len(passes), device=self.args.device)
+        most = int(self.accelerator.gather(own).max())  # type: ignore[union-attr]
+        idle = (inputs.passes[-1], inputs.sources[-1], False)
+        return passes + [idle] * (most - len(passes))
 
     def _stop_if_not_finite(self, loss: Tensor, sources: Sequence[str]) -> None:
         if bool(loss.isfinite().all()):
@@ -128,7 +150,7 @@ class TokenTrainer(Trainer):
             "rows with tokenward data RECIPE."
         )
 
-    def prediction_step(
+    def prediction_step(  # pyright: ignore[reportIncompatibleMethodOverride]  as above
         self,
         model: nn.Module,
         inputs: StepBatch,
@@ -139,11 +161,12 @@ class TokenTrainer(Trainer):
         inputs = inputs.to(self.args.device)
         parts = []
         with torch.no_grad():
-            for batch in inputs.passes:
+            for batch, _, counts in self._as_many_everywhere(inputs):
                 with self.compute_loss_context_manager():
                     losses = self.losses(model, batch)
-                self._record(losses, training=False)
-                parts.append(losses.loss)
+                if counts:
+                    self._record(losses, training=False)
+                    parts.append(losses.loss)
         return torch.cat(parts).mean(), None, None
 
     def _record(self, losses: Losses, *, training: bool) -> None:
@@ -176,7 +199,7 @@ class TokenTrainer(Trainer):
         )
         if self.args.world_size > 1:
             values = self.accelerator.reduce(values)  # type: ignore[assignment]
-        *totals, everyone = values.tolist()
+        *totals, everyone = torch.as_tensor(values).tolist()
         return {name: total / everyone for name, total in zip(sums, totals, strict=True)}
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -207,7 +230,6 @@ def check_rows(objective: Objective, rows: Sequence[TokenRow]) -> None:
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout of a model to 0, also those that attention layers keep as a plain number."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(vars(module).get("attention_dropout"), float):
-            module.attention_dropout = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and (isinstance(module, nn.modules.dropout._DropoutNd) or "drop" in name):
+                setattr(module, name, 0.0)

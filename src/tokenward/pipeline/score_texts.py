@@ -1,0 +1,70 @@
+"""``tokenward score ORACLE texts.jsonl``: one's own texts, to a file or to the screen."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.text import Text
+
+from tokenward.artifacts import atomic_write
+from tokenward.data import rows
+from tokenward.display import Display
+from tokenward.errors import UserError
+from tokenward.pipeline.command import quiet_libraries
+from tokenward.scoring.texts import ScoredResponse, TokenScorer
+from tokenward.types import Message
+
+
+def score_file(
+    folder: str | Path, texts: str | Path, *, output: str | Path | None = None, reference: str | None = None
+) -> list[ScoredResponse]:
+    """Score every row of a file that has the fields ``prompt`` and ``response``.
+
+    Args:
+        folder: Stage folder of an oracle, or a model folder.
+        texts: JSONL, JSON, Parquet or CSV; the prompt is a text or a list of messages.
+        output: JSON lines with the tokens of each row; shown on screen if left out.
+        reference: Reference model, where the folder does not name it.
+
+    Raises:
+        UserError: a row lacks a field, or the folder is no oracle.
+    """
+    quiet_libraries()
+    wanted = [_text(where, row) for where, row in rows(str(texts))]
+    scored = TokenScorer.load(folder, reference=reference).score_all(wanted)
+    if output is not None:
+        lines = [
+            json.dumps(
+                {"total": item.total, "tokens": [token._asdict() for token in item.tokens]},
+                ensure_ascii=False,
+            )
+            for item in scored
+        ]
+        atomic_write(Path(output), "".join(line + "\n" for line in lines))
+    else:
+        _show(Display(), scored)
+    return scored
+
+
+def _text(where: str, row: dict) -> tuple[str | Sequence[Message], str]:
+    for field in ("prompt", "response"):
+        if field not in row:
+            raise UserError(
+                f"{where}: no field {field!r}; found: {', '.join(row)}. Each row needs prompt (a text or messages) and "
+                "response (a text)."
+            )
+    if not isinstance(row["response"], str) or not isinstance(row["prompt"], str | list):
+        raise UserError(f"{where}: prompt must be a text or a list of messages, and response a text.")
+    return row["prompt"], row["response"]
+
+
+def _show(display: Display, scored: Sequence[ScoredResponse]) -> None:
+    """Each token with its score; raised tokens are blue, lowered ones orange."""
+    for item in scored:
+        line = Text()
+        for token in item.tokens:
+            style = "blue" if token.score > 0 else "dark_orange"
+            line.append(f"{token.text or '<end>'}", style="bold")
+            line.append(f"({token.score:+.2f})", style=style)
+        display.text(line)
+        display.line(f"  total {item.total:+.2f} nats over {len(item.tokens)} tokens")

@@ -1,0 +1,63 @@
+"""A tiny model with a tokenizer and a chat template, made by the tests themselves."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE over the 256 bytes and a few merges, with ChatML marks; pad equals EOS, as in SmolLM2."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "a"), ("Ġ", "the"), ("i", "n"), ("o", "o"), ("g", "oo"), ("goo", "d")]
+    vocabulary = {token: index for index, token in enumerate([*alphabet, *("".join(pair) for pair in merges)])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def tiny_llama(*, dtype: torch.dtype = torch.float32, seed: int = 0, **settings) -> LlamaForCausalLM:
+    """Two layers of 32 with grouped heads and tied embeddings, about 30,000 parameters."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        **{
+            "vocab_size": len(tiny_tokenizer()),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "tie_word_embeddings": True,
+            # Large enough that a wrong mask or position shows in the log-probabilities.
+            "initializer_range": 0.2,
+            **settings,
+        }
+    )
+    return LlamaForCausalLM(config).to(dtype)
+
+
+def tiny_gpt2(*, dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT2LMHeadModel:
+    """Two layers of 32, absolute positions."""
+    torch.manual_seed(seed)
+    size = len(tiny_tokenizer())
+    config = GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=512, initializer_range=0.2)
+    return GPT2LMHeadModel(config).to(dtype)
+
+
+def save_tiny(folder: Path, model=None) -> Path:
+    """An ordinary Hugging Face folder of a tiny model."""
+    (model if model is not None else tiny_llama()).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

@@ -1,0 +1,188 @@
+"""How comparisons are laid out, and where each token is predicted: small cases by hand, then laws."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tokens.rows import encoded
+from tokenward.tokens.rows import TokenRow, collate, predicting_positions, shared_mask
+
+PAIR = encoded([10, 11, 12], [20, 21], [30, 31, 32])
+SHORT = encoded([40], [50], [60])
+TRIPLE = encoded([1, 2], [3], [4, 5], [6], ranks=(1, 0, 2))
+
+lengths = st.integers(1, 6)
+comparisons = st.lists(
+    st.tuples(lengths, st.lists(lengths, min_size=2, max_size=4)), min_size=1, max_size=4
+)
+
+
+def batch_of(*items, layout, pad_id=0):
+    return collate([TokenRow(encoded=item) for item in items], layout=layout, pad_id=pad_id)
+
+
+def seen(mask: torch.Tensor) -> list[str]:
+    """One string per query: x where it sees the key."""
+    return ["".join(".x"[int(cell)] for cell in row) for row in mask.tolist()]
+
+
+def test_a_shared_row_by_hand():
+    batch = batch_of(PAIR, layout="shared")
+    assert batch.input_ids.tolist() == [[10, 11, 12, 20, 21, 30, 31, 32]]
+    # Positions restart after the prompt, for each response.
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4, 5]]
+    assert batch.ids.tolist() == [20, 21, 30, 31, 32]
+    # 20 and 30 are both predicted by the last prompt token (place 2), each other token by the one before it.
+    assert batch.predicted_from.tolist() == [2, 3, 2, 5, 6]
+    assert batch.response.tolist() == [0, 0, 1, 1, 1]
+    assert batch.comparison.tolist() == [0, 0]
+    assert batch.rank.tolist() == [0, 1]
+    assert (batch.comparisons, batch.responses) == (1, 2)
+
+
+def test_separate_rows_by_hand():
+    batch = batch_of(PAIR, layout="separate", pad_id=9)
+    assert batch.input_ids.tolist() == [[10, 11, 12, 20, 21, 9], [10, 11, 12, 30, 31, 32]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [1] * 6]
+    # Row 1 begins at 6 in the flattened 2 x 6 rows.
+    assert batch.predicted_from.tolist() == [2, 3, 6 + 2, 6 + 3, 6 + 4]
+    assert batch.ids.tolist() == [20, 21, 30, 31, 32]
+    assert batch.response.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_two_shared_rows_by_hand():
+    batch = batch_of(SHORT, PAIR, layout="shared", pad_id=7)
+    assert batch.input_ids.tolist() == [[40, 50, 60, 7, 7, 7, 7, 7], [10, 11, 12, 20, 21, 30, 31, 32]]
+    assert batch.position_ids[0].tolist()[:3] == [0, 1, 1]
+    assert batch.predicted_from.tolist() == [0, 0, 8 + 2, 8 + 3, 8 + 2, 8 + 5, 8 + 6]
+    assert batch.response.tolist() == [0, 1, 2, 2, 3, 3, 3]
+    assert batch.comparison.tolist() == [0, 0, 1, 1]
+    assert (batch.comparisons, batch.responses) == (2, 4)
+
+
+def test_more_than_two_responses_by_hand():
+    batch = batch_of(TRIPLE, PAIR, layout="shared")
+    assert batch.input_ids[0].tolist() == [1, 2, 3, 4, 5, 6, 0, 0]
+    assert batch.position_ids[0, :6].tolist() == [0, 1, 2, 2, 3, 2]
+    assert batch.predicted_from[:4].tolist() == [1, 1, 3, 1]
+    assert batch.response.tolist() == [0, 1, 1, 2, 3, 3, 4, 4, 4]
+    assert batch.comparison.tolist() == [0, 0, 0, 1, 1]
+    assert batch.rank.tolist() == [1, 0, 2, 0, 1]
+
+
+def test_who_sees_whom_by_hand():
+    # Two prompt tokens, two of the first response, one of the second, one of padding.
+    mask = shared_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))
+    assert mask.shape == (1, 1, 6, 6)
+    assert seen(mask[0, 0]) == [
+        "x.....",
+        "xx....",
+        "xxx...",
+        "xxxx..",
+        "xx..x.",
+        ".....x",
+    ]
+
+
+def test_the_masks_of_a_batch():
+    mask = batch_of(SHORT, TRIPLE, layout="shared").attention_mask
+    assert seen(mask[0, 0]) == ["x.....", "xx....", "x.x...", "...x..", "....x.", ".....x"]
+    assert seen(mask[1, 0]) == ["x.....", "xx....", "xxx...", "xx.x..", "xx.xx.", "xx...x"]
+
+
+def test_the_next_token_shift_by_hand():
+    # A response of 3 at places 5, 6, 7; the prompt ends at place 2.
+    assert predicting_positions(5, 3, 2).tolist() == [2, 5, 6]
+    assert predicting_positions(3, 1, 2).tolist() == [2]
+    assert predicting_positions(3, 0, 2).tolist() == []
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+@given(comparisons)
+@settings(derandomize=True, deadline=None, max_examples=30)
+def test_each_token_is_predicted_by_the_token_before_it(layout, shapes):
+    items, fresh = [], iter(range(1, 10_000))
+    for prompt, sizes in shapes:
+        items.append(encoded(*([next(fresh) for _ in range(n)] for n in (prompt, *sizes))))
+    batch = batch_of(*items, layout=layout)
+    before = [
+        token
+        for item in items
+        for response in item.responses
+        for token in [item.prompt[-1], *response[:-1]]
+    ]
+    place = [
+        len(item.prompt) - 1 + step
+        for item in items
+        for response in item.responses
+        for step in range(len(response))
+    ]
+    assert batch.input_ids.flatten()[batch.predicted_from].tolist() == before
+    assert batch.position_ids.flatten()[batch.predicted_from].tolist() == place
+    assert batch.ids.tolist() == [token for item in items for response in item.responses for token in response]
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+def test_the_pad_id_changes_nothing_but_the_padding(layout):
+    # 32 is a response token, as when padding is EOS.
+    one, other = (batch_of(SHORT, PAIR, layout=layout, pad_id=pad) for pad in (0, 32))
+    assert one.predicted_from.tolist() == other.predicted_from.tolist()
+    assert one.ids.tolist() == other.ids.tolist()
+    assert one.kept.tolist() == other.kept.tolist()
+    assert one.attention_mask.tolist() == other.attention_mask.tolist()
+    differ = one.input_ids != other.input_ids
+    assert one.input_ids[differ].unique().tolist() == [0]
+
+
+def test_values_travel_with_their_tokens():
+    rows = [
+        TokenRow(
+            encoded=PAIR,
+            weights=[torch.tensor([0.0, 1.0]), torch.tensor([2.0, 0.0, 0.5])],
+            reference_logp=[torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -4.0, -5.0])],
+            scores=[torch.tensor([9.0, 8.0]), torch.tensor([7.0, 6.0, 5.0])],
+        ),
+        TokenRow(
+            encoded=SHORT,
+            weights=[torch.tensor([0.0]), torch.tensor([3.0])],
+            reference_logp=[torch.tensor([-6.0]), torch.tensor([-7.0])],
+            scores=[torch.tensor([4.0]), torch.tensor([3.0])],
+        ),
+    ]
+    batch = collate(rows, layout="separate", pad_id=0)
+    assert batch.ids.tolist() == [20, 21, 30, 31, 32, 50, 60]
+    assert batch.weights.tolist() == [0.0, 1.0, 2.0, 0.0, 0.5, 0.0, 3.0]
+    assert batch.kept.tolist() == [1, 2, 4, 6]
+    assert batch.reference_logp.tolist() == [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]
+    assert batch.scores.tolist() == [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0]
+
+
+def test_without_values_every_token_counts_once():
+    batch = batch_of(PAIR, layout="shared")
+    assert batch.weights.tolist() == [1.0] * 5
+    assert batch.kept.tolist() == [0, 1, 2, 3, 4]
+    assert (batch.reference_logp, batch.scores) == (None, None)
+
+
+def test_values_for_some_rows_only_are_refused():
+    rows = [TokenRow(encoded=PAIR), TokenRow(encoded=SHORT, scores=[torch.ones(1), torch.ones(1)])]
+    with pytest.raises(ValueError, match="2 token values for 7 response tokens"):
+        collate(rows, layout="shared", pad_id=0)
+
+
+def test_a_moved_batch_is_moved_whole():
+    batch = collate(
+        [TokenRow(encoded=SHORT, scores=[torch.ones(1), torch.ones(1)])], layout="shared", pad_id=0
+    ).to("meta")
+    tensors = [batch.input_ids, batch.position_ids, batch.attention_mask, batch.predicted_from, batch.ids]
+    tensors += [batch.response, batch.comparison, batch.rank, batch.weights, batch.kept, batch.scores]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert batch.reference_logp is None
+
+
+def test_the_shape_of_a_row():
+    assert TokenRow(encoded=PAIR).shape("shared") == (1, 8)
+    assert TokenRow(encoded=PAIR).shape("separate") == (2, 6)
+    assert TokenRow(encoded=TRIPLE).shape("separate") == (3, 4)

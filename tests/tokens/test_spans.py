@@ -1,0 +1,145 @@
+"""Which bytes each token covers, for a byte-level, a byte-fallback and GPT-2's vocabulary."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
+
+from tests.tiny import tiny_tokenizer
+from tokenward.errors import UserError
+from tokenward.tokens.spans import ByteSpan, byte_spans, span_values, token_spans
+from tokenward.types import Span
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+STORIES = DATA / "stories260K" / "hf"
+GPT2 = DATA / "gpt2_tokenizer"
+
+HARD = ["the good", " two  spaces ", "日本語", "👩‍👩‍👧", "שלום עולם", "e\u0301", "\n\t\r\n", "\x00", "ﬁ½", "A\u200fB", "\u2581"]
+texts = st.one_of(
+    st.text(max_size=20),
+    st.lists(st.sampled_from([*HARD, "a", " ", ".", "th", "é"]), max_size=8).map("".join),
+)
+
+
+@cache
+def tokenizer(name: str):
+    """One of the tokenizers under test; skips where its files are not at hand."""
+    if name == "tiny":
+        return tiny_tokenizer()
+    folder = {"stories": STORIES, "gpt2": GPT2}[name]
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here")
+    if name == "stories":
+        return AutoTokenizer.from_pretrained(folder)
+    return GPT2Tokenizer(vocab=str(GPT2 / "vocab.json"), merges=str(GPT2 / "merges.txt"))
+
+
+def spans_of(name: str, text: str) -> list[tuple[int, int]]:
+    return [tuple(span) for span in byte_spans(tokenizer(name), text)]
+
+
+@pytest.mark.parametrize("name", ["tiny", "stories", "gpt2"])
+@given(texts)
+@settings(derandomize=True, deadline=None, max_examples=50)
+def test_spans_are_contiguous_and_cover_the_text(name, text):
+    spans = spans_of(name, text)
+    assert len(spans) == len(tokenizer(name)(text, add_special_tokens=False)["input_ids"])
+    edges = [0, *(end for _, end in spans)]
+    assert [start for start, _ in spans] == edges[:-1]
+    assert edges[-1] == len(text.encode())
+
+
+@pytest.mark.parametrize("name", ["tiny", "gpt2"])
+@pytest.mark.parametrize("text", HARD)
+def test_each_byte_level_token_spells_its_bytes(name, text):
+    # Decoded to the end of each token: a check that does not know the byte alphabet.
+    chosen = tokenizer(name)
+    ids = chosen(text, add_special_tokens=False)["input_ids"]
+    decoded = [chosen.decode(ids[:n], clean_up_tokenization_spaces=False) for n in range(1, len(ids) + 1)]
+    prefixes = [text.encode()[:end].decode(errors="replace") for _, end in spans_of(name, text)]
+    assert decoded == prefixes
+
+
+def test_byte_level_spans_by_hand():
+    # " the" is one token; "é" is two bytes and two tokens; "in" is one.
+    assert spans_of("tiny", "x the") == [(0, 1), (1, 5)]
+    assert spans_of("tiny", "éin") == [(0, 1), (1, 2), (2, 4)]
+    assert spans_of("tiny", "") == []
+
+
+def test_special_tokens_in_the_text_cover_their_own_letters():
+    assert spans_of("tiny", "a<|im_end|>b") == [(0, 1), (1, 11), (11, 12)]
+
+
+def test_byte_fallback_spans_by_hand():
+    # Pieces: "▁" (added, no text), "é", then one piece per byte of the characters that the vocabulary lacks.
+    assert spans_of("stories", "é日") == [(0, 0), (0, 2), (2, 3), (3, 4), (4, 5)]
+    # "▁h", "i", "▁", "▁there": the added space is cut off, the written ones belong to what follows.
+    assert spans_of("stories", "hi  there") == [(0, 1), (1, 2), (2, 3), (3, 9)]
+
+
+def test_the_space_mark_in_the_text_is_text():
+    # U+2581, three bytes, comes back from the tokenizer as a space: "▁a", "▁b" and "▁", "▁", "a".
+    assert spans_of("stories", "a\u2581b") == [(0, 1), (1, 5)]
+    assert spans_of("stories", " \u2581a")[-1] == (1, 5)
+
+
+def lowering_tokenizer():
+    """A vocabulary whose normaliser changes the text, so that tokens do not spell it."""
+    backend = Tokenizer(models.WordLevel({"straße": 0, "日本": 1, "b": 2, "[unk]": 3}, unk_token="[unk]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[unk]")
+
+
+def test_a_normaliser_that_changes_the_text_leaves_the_character_offsets():
+    # S t r a ß(2) e = 7 bytes, a space, two characters of 3 bytes, a space, B
+    spans = byte_spans(lowering_tokenizer(), "Straße 日本 B")
+    assert spans == [ByteSpan(0, 7), ByteSpan(8, 14), ByteSpan(15, 16)]
+
+
+def test_a_slow_tokenizer_is_refused():
+    class Slow:
+        is_fast = False
+        name_or_path = "old/model"
+
+    with pytest.raises(UserError, match=r"old/model is a slow one"):
+        byte_spans(Slow(), "x")
+
+
+def test_what_closes_a_response_covers_nothing():
+    assert token_spans(tokenizer("tiny"), "éx", 5) == [(0, 1), (1, 2), (2, 3), (3, 3), (3, 3)]
+
+
+def test_a_cut_response_has_the_spans_of_what_is_left():
+    assert token_spans(tokenizer("tiny"), "x the end", 2) == [(0, 1), (1, 5)]
+
+
+def test_span_values_by_hand():
+    text = "é good end"
+    tokens = byte_spans(tokenizer("tiny"), text)
+    # é is two tokens of a byte; then " ", "good", " ", "e", "n", "d"
+    assert tokens == [(0, 1), (1, 2), (2, 3), (3, 7), (7, 8), (8, 9), (9, 10), (10, 11)]
+    # Characters, not bytes: 2 to 6 is "good", 7 to 10 is "end".
+    spans = [Span(2, 6, 1.5), Span(7, 10, -2.0)]
+    assert span_values(spans, text, tokens) == [0.0, 0.0, 0.0, 1.5, 0.0, -2.0, -2.0, -2.0]
+
+
+def test_the_span_that_a_token_overlaps_most_gives_its_value():
+    tokens = [ByteSpan(0, 10)]
+    text = "0123456789"
+    assert span_values([Span(0, 4, 1.0), Span(4, 10, 2.0)], text, tokens) == [2.0]
+    assert span_values([Span(0, 5, 1.0), Span(5, 10, 2.0)], text, tokens) == [1.0]
+    assert span_values([Span(8, 10, 5.0), Span(0, 1, 9.0)], text, tokens) == [5.0]
+
+
+def test_tokens_without_text_have_no_value():
+    text = "ab"
+    tokens = [ByteSpan(0, 1), ByteSpan(1, 1), ByteSpan(1, 2), ByteSpan(2, 2)]
+    assert span_values([Span(0, 2, 3.0)], text, tokens) == [3.0, 0.0, 3.0, 0.0]
+    assert span_values([Span(1, 1, 3.0)], text, tokens) == [0.0] * 4
+    assert span_values([], text, tokens) == [0.0] * 4

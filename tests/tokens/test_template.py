@@ -1,0 +1,157 @@
+"""What the model reads: one BOS, the template's own end of turn, and clear refusals."""
+
+import pytest
+from tokenizers import processors
+
+from tests.tiny import CHATML, tiny_tokenizer
+from tokenward.errors import UserError
+from tokenward.tokens.template import Template
+
+HELLO = [{"role": "user", "content": "the good"}]
+ENDS_LIKE_LLAMA = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def wrapping_tokenizer():
+    """A tokenizer that puts BOS before and EOS after every text that it is not told to leave alone."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>",
+        special_tokens=[("<|im_start|>", tokenizer.bos_token_id), ("<|im_end|>", tokenizer.eos_token_id)],
+    )
+    return tokenizer
+
+
+def with_template(text: str | None, tokenizer=None):
+    tokenizer = tokenizer or tiny_tokenizer()
+    tokenizer.chat_template = text
+    return tokenizer
+
+
+def test_a_prompt_is_the_template_up_to_the_reply():
+    text = "<|im_start|>user\nthe good<|im_end|>\n<|im_start|>assistant\n"
+    template = Template(tokenizer=tiny_tokenizer())
+    assert template.render(HELLO) == text
+    ids = template.prompt_ids(HELLO)
+    assert template.tokenizer.decode(ids) == text
+    # The marks are one token each, not spelled out.
+    assert [ids.count(template.tokenizer.bos_token_id), ids.count(template.tokenizer.eos_token_id)] == [2, 1]
+
+
+def test_a_reply_continues_the_prompt_as_the_template_would_write_it():
+    template = Template(tokenizer=tiny_tokenizer())
+    whole = template.tokenizer.apply_chat_template(
+        [*HELLO, {"role": "assistant", "content": " the end"}], tokenize=False
+    )
+    ids = template.prompt_ids(HELLO) + template.response_ids(" the end")
+    assert template.tokenizer.decode(ids) + "\n" == whole
+
+
+def test_a_chat_template_that_writes_bos_gets_no_second_one():
+    template = Template(tokenizer=with_template("{{ bos_token }}" + CHATML.replace("<|im_start|>", "#"), wrapping_tokenizer()))
+    ids = template.prompt_ids(HELLO)
+    assert ids[0] == template.tokenizer.bos_token_id
+    assert ids.count(template.tokenizer.bos_token_id) == 1
+    assert ids[-1] != template.tokenizer.eos_token_id
+
+
+def test_a_chat_template_that_writes_no_bos_gets_none():
+    template = Template(tokenizer=with_template("{{ messages[0]['content'] }}", wrapping_tokenizer()))
+    assert template.tokenizer.decode(template.prompt_ids(HELLO)) == "the good"
+
+
+def test_a_plain_prompt_has_the_tokenizers_bos_and_no_end():
+    template = Template(tokenizer=wrapping_tokenizer(), kind="plain")
+    assert template.tokenizer.decode(template.prompt_ids(HELLO)) == "<|im_start|>the good"
+
+
+def test_a_plain_prompt_without_text_keeps_its_bos():
+    tokenizer = wrapping_tokenizer()
+    tokenizer.eos_token = "<|im_start|>"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
+    )
+    template = Template(tokenizer=tokenizer, kind="plain")
+    assert template.prompt_ids([{"role": "user", "content": ""}]) == [tokenizer.bos_token_id]
+
+
+def test_a_plain_prompt_joins_the_turns():
+    template = Template(tokenizer=tiny_tokenizer(), kind="plain")
+    messages = [*HELLO, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "why"}]
+    assert template.render(messages) == "the good\n\nyes\n\nwhy"
+
+
+def test_a_reply_has_no_special_tokens_but_its_end():
+    template = Template(tokenizer=wrapping_tokenizer(), kind="plain")
+    tokenizer = template.tokenizer
+    assert tokenizer.decode(template.text_ids("the good")) == "the good"
+    assert template.response_ids("the good") == [*template.text_ids("the good"), tokenizer.eos_token_id]
+    assert template.response_ids("") == [tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "closing"),
+    [
+        (CHATML, "<|im_end|>"),  # without the line break that only separates turns
+        (ENDS_LIKE_LLAMA, " <|im_end|>"),
+        ("{% for m in messages %}{{ m['content'] }}\n\n{% endfor %}", "<|im_end|>"),  # no mark of its own: EOS
+        ("{% for m in messages %}{{ m['content'] }}<|im_start|>x<|im_end|>{% endfor %}", "<|im_start|>"),
+    ],
+)
+def test_what_closes_a_reply(chat_template, closing):
+    template = Template(tokenizer=with_template(chat_template))
+    assert template.tokenizer.decode(template.closing_ids) == closing
+
+
+def test_a_mark_of_the_template_closes_a_reply_rather_than_eos():
+    tokenizer = with_template("{% for m in messages %}{{ m['content'] }}<|eot|>{% endfor %}")
+    tokenizer.add_tokens(["<|eot|>"], special_tokens=True)
+    closing = Template(tokenizer=tokenizer).closing_ids
+    assert closing == [tokenizer.convert_tokens_to_ids("<|eot|>")]
+    assert closing != [tokenizer.eos_token_id]
+
+
+def test_a_tokenizer_without_any_end_is_refused():
+    tokenizer = with_template(None)
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="neither an end-of-turn token nor an EOS"):
+        Template(tokenizer=tokenizer, kind="plain").response_ids("yes")
+
+
+def test_no_chat_template_is_refused_with_what_to_write():
+    with pytest.raises(UserError, match=r"no chat template.*tokens\.template: plain"):
+        Template(tokenizer=with_template(None))
+    assert Template(tokenizer=with_template(None), kind="plain").render(HELLO) == "the good"
+
+
+def test_roles_that_the_template_refuses_are_named():
+    tokenizer = with_template("{{ raise_exception('only users') }}")
+    messages = [{"role": "system", "content": "s"}, *HELLO]
+    with pytest.raises(UserError, match=r"roles \[system, user\]: only users\. .*tokens\.template: plain"):
+        Template(tokenizer=tokenizer).render(messages)
+
+
+def test_the_boundary_is_checked():
+    plain = Template(tokenizer=tiny_tokenizer(), kind="plain")
+    # "t" + "he" apart, one token "the" together.
+    assert plain.joins_differently([{"role": "user", "content": "a t"}], "he")
+    assert not plain.joins_differently([{"role": "user", "content": "a x"}], "he")
+    assert not Template(tokenizer=tiny_tokenizer()).joins_differently([{"role": "user", "content": "a t"}], "he")
+    wrapped = Template(tokenizer=wrapping_tokenizer(), kind="plain")
+    assert not wrapped.joins_differently([{"role": "user", "content": "a x"}], "he")
+
+
+def test_the_fingerprint_follows_what_gives_other_ids():
+    same = Template(tokenizer=tiny_tokenizer()).fingerprint
+    assert Template(tokenizer=tiny_tokenizer()).fingerprint == same
+    more = tiny_tokenizer()
+    more.add_tokens(["goodness"])
+    others = [
+        Template(tokenizer=tiny_tokenizer(), kind="plain"),
+        Template(tokenizer=with_template(CHATML + " ")),
+        Template(tokenizer=more),
+        Template(tokenizer=wrapping_tokenizer()),
+    ]
+    assert len({same, *(other.fingerprint for other in others)}) == 5

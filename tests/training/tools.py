@@ -1,0 +1,89 @@
+"""Rows and models that the training tests share."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.tiny import tiny_llama, tiny_tokenizer
+from tokenward.models.head import SelectiveHead
+from tokenward.models.loading import LanguageModel
+from tokenward.scoring.logprobs import response_logprobs
+from tokenward.tokens.encode import Encoded
+from tokenward.tokens.rows import Layout, TokenRow
+from tokenward.training.arguments import TrainingArguments, training_arguments
+from tokenward.types import Comparison
+
+CLOSING = tiny_tokenizer().eos_token_id
+
+
+def language_model(model=None, *, layout: Layout = "shared") -> LanguageModel:
+    """A model as ``load_model`` gives it, without its folder and its probe."""
+    model = (tiny_llama() if model is None else model).eval()
+    return LanguageModel(
+        model=model,
+        tokenizer=tiny_tokenizer(),
+        head=SelectiveHead(model.get_output_embeddings()),
+        layout=layout,
+        fingerprint="",
+        name="tiny",
+    )
+
+
+def token_row(
+    prompt: Sequence[int], responses: Sequence[Sequence[int]], source: str, ranks: Sequence[int] = (0, 1)
+) -> TokenRow:
+    """A comparison of given ids; every response ends with the end-of-turn token."""
+    comparison = Comparison(
+        key=source, prompt=(), responses=tuple("ab"), ranks=tuple(ranks), source=source
+    )
+    ids = [[*response, CLOSING] for response in responses]
+    return TokenRow(encoded=Encoded(comparison, list(prompt), ids, [True] * len(ids), 1))
+
+
+def random_rows(count: int, *, longest: int = 12, seed: int = 0) -> list[TokenRow]:
+    """Pairs of random ids, from 1 to ``longest`` tokens a response."""
+    rng = random.Random(seed)
+
+    def ids(most: int) -> list[int]:
+        return [rng.randrange(256) for _ in range(rng.randint(1, most))]
+
+    return [token_row(ids(longest), (ids(longest), ids(longest)), f"rows:{i + 1}") for i in range(count)]
+
+
+def with_reference(model: LanguageModel, rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """The same rows with the log-probabilities of a model as their reference."""
+    values = response_logprobs(model, rows, precision="float32", tokens_per_batch=4096)
+    return [replace(row, reference_logp=value) for row, value in zip(rows, values, strict=True)]
+
+
+def arguments(folder: Path, **settings: Any) -> TrainingArguments:
+    """Plain gradient descent on the CPU, a log at every step.
+
+    Not Adam: it divides the gradient by its own size, so a wrong denominator would not show.
+    """
+    table = {
+        "use_cpu": True,
+        "optim": "sgd",
+        "learning_rate": 0.05,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        **settings,
+    }
+    return training_arguments(table, folder=folder, seed=7, where="policy.training")
+
+
+def weights_of(model) -> dict[str, torch.Tensor]:
+    """A copy of a model's weights."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """Of any weight between two models."""
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
