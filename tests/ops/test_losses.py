@@ -60,7 +60,9 @@ def test_swapping_the_pair_negates_the_logit():
 
 def test_swapping_the_pair_swaps_the_smoothing():
     swapped = dpo(REJECTED, CHOSEN, beta=0.7, label_smoothing=0.8)
-    torch.testing.assert_close(dpo(CHOSEN, REJECTED, beta=0.7, label_smoothing=0.2), swapped, rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        dpo(CHOSEN, REJECTED, beta=0.7, label_smoothing=0.2), swapped, rtol=0, atol=1e-15
+    )
 
 
 def test_swapping_the_pair_in_ipo():
@@ -88,7 +90,9 @@ def test_smoothed_loss_is_least_where_the_model_is_as_sure_as_the_labels(smoothi
     ],
 )
 def test_gradients_are_those_of_finite_differences(loss):
-    assert torch.autograd.gradcheck(loss, (CHOSEN.clone().requires_grad_(), REJECTED.clone().requires_grad_()))
+    assert torch.autograd.gradcheck(
+        loss, (CHOSEN.clone().requires_grad_(), REJECTED.clone().requires_grad_())
+    )
 
 
 @pytest.mark.parametrize("gap", [1e4, -1e4])

@@ -32,7 +32,9 @@ def test_weighted_sum_and_mean_by_hand():
 
 
 def test_mean_of_nothing_is_nan():
-    means = weighted_mean(torch.tensor([2.0, 4.0]), torch.tensor([0.0, 1.0]), torch.tensor([0, 1]), 3).tolist()
+    means = weighted_mean(
+        torch.tensor([2.0, 4.0]), torch.tensor([0.0, 1.0]), torch.tensor([0, 1]), 3
+    ).tolist()
     assert math.isnan(means[0])
     assert means[1] == 4.0
     assert math.isnan(means[2])

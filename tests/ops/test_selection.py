@@ -38,7 +38,9 @@ def test_seven_tenths_of_ninety_are_sixty_three():
     assert kept_count(totals, 0.7, rule="float", minimum=1).tolist() == [62, 118, 125, 7]
 
 
-@pytest.mark.parametrize("fraction", ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "0.35", "1.0"])
+@pytest.mark.parametrize(
+    "fraction", ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "0.35", "1.0"]
+)
 def test_counts_are_exact_at_every_length(fraction):
     exact = [int(Fraction(fraction) * n) for n in LENGTHS.tolist()]
     assert kept_count(LENGTHS, float(fraction), rule="floor", minimum=0).tolist() == exact

@@ -83,7 +83,10 @@ def test_too_long_is_dropped_with_its_reason():
     long_prompt = comparison("yes", "no", prompt="h" * 50)  # 69 tokens with the template's
     assert encode_one(long_prompt, TEMPLATE, Limits(68, 8)) == (None, ["dropped: prompt too long"])
     assert len(encode_one(long_prompt, TEMPLATE, Limits(69, 8))[0].prompt) == 69
-    assert encode_one(comparison("y", "n" * 8), TEMPLATE, Limits(64, 8)) == (None, ["dropped: response too long"])
+    assert encode_one(comparison("y", "n" * 8), TEMPLATE, Limits(64, 8)) == (
+        None,
+        ["dropped: response too long"],
+    )
 
 
 def test_too_long_stops_the_run_where_that_is_wished():
@@ -162,7 +165,9 @@ def test_truncation_is_counted_by_comparison():
 
 
 def test_nothing_left_says_why():
-    with pytest.raises(UserError, match=r"after encoding 2 \(dropped: response too long: 2\).*too_long: truncate"):
+    with pytest.raises(
+        UserError, match=r"after encoding 2 \(dropped: response too long: 2\).*too_long: truncate"
+    ):
         encode([comparison("y", "n" * 9)] * 2, TEMPLATE, Limits(64, 8))
     with pytest.raises(UserError, match=r"after encoding 0 \(there were none\)"):
         encode([], TEMPLATE, Limits(64, 8))

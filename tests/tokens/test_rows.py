@@ -13,9 +13,7 @@ SHORT = encoded([40], [50], [60])
 TRIPLE = encoded([1, 2], [3], [4, 5], [6], ranks=(1, 0, 2))
 
 lengths = st.integers(1, 6)
-comparisons = st.lists(
-    st.tuples(lengths, st.lists(lengths, min_size=2, max_size=4)), min_size=1, max_size=4
-)
+comparisons = st.lists(st.tuples(lengths, st.lists(lengths, min_size=2, max_size=4)), min_size=1, max_size=4)
 
 
 def batch_of(*items, layout, pad_id=0):
@@ -108,10 +106,7 @@ def test_each_token_is_predicted_by_the_token_before_it(layout, shapes):
         items.append(encoded(*([next(fresh) for _ in range(n)] for n in (prompt, *sizes))))
     batch = batch_of(*items, layout=layout)
     before = [
-        token
-        for item in items
-        for response in item.responses
-        for token in [item.prompt[-1], *response[:-1]]
+        token for item in items for response in item.responses for token in [item.prompt[-1], *response[:-1]]
     ]
     place = [
         len(item.prompt) - 1 + step
@@ -121,7 +116,9 @@ def test_each_token_is_predicted_by_the_token_before_it(layout, shapes):
     ]
     assert batch.input_ids.flatten()[batch.predicted_from].tolist() == before
     assert batch.position_ids.flatten()[batch.predicted_from].tolist() == place
-    assert batch.ids.tolist() == [token for item in items for response in item.responses for token in response]
+    assert batch.ids.tolist() == [
+        token for item in items for response in item.responses for token in response
+    ]
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])

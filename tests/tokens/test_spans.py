@@ -18,7 +18,19 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 STORIES = DATA / "stories260K" / "hf"
 GPT2 = DATA / "gpt2_tokenizer"
 
-HARD = ["the good", " two  spaces ", "日本語", "👩‍👩‍👧", "שלום עולם", "e\u0301", "\n\t\r\n", "\x00", "ﬁ½", "A\u200fB", "\u2581"]
+HARD = [
+    "the good",
+    " two  spaces ",
+    "日本語",
+    "👩‍👩‍👧",
+    "שלום עולם",
+    "e\u0301",
+    "\n\t\r\n",
+    "\x00",
+    "ﬁ½",
+    "A\u200fB",
+    "\u2581",
+]
 texts = st.one_of(
     st.text(max_size=20),
     st.lists(st.sampled_from([*HARD, "a", " ", ".", "th", "é"]), max_size=8).map("".join),

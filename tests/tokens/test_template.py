@@ -50,7 +50,9 @@ def test_a_reply_continues_the_prompt_as_the_template_would_write_it():
 
 
 def test_a_chat_template_that_writes_bos_gets_no_second_one():
-    template = Template(tokenizer=with_template("{{ bos_token }}" + CHATML.replace("<|im_start|>", "#"), wrapping_tokenizer()))
+    template = Template(
+        tokenizer=with_template("{{ bos_token }}" + CHATML.replace("<|im_start|>", "#"), wrapping_tokenizer())
+    )
     ids = template.prompt_ids(HELLO)
     assert ids[0] == template.tokenizer.bos_token_id
     assert ids.count(template.tokenizer.bos_token_id) == 1
@@ -96,7 +98,10 @@ def test_a_reply_has_no_special_tokens_but_its_end():
     [
         (CHATML, "<|im_end|>"),  # without the line break that only separates turns
         (ENDS_LIKE_LLAMA, " <|im_end|>"),
-        ("{% for m in messages %}{{ m['content'] }}\n\n{% endfor %}", "<|im_end|>"),  # no mark of its own: EOS
+        (
+            "{% for m in messages %}{{ m['content'] }}\n\n{% endfor %}",
+            "<|im_end|>",
+        ),  # no mark of its own: EOS
         ("{% for m in messages %}{{ m['content'] }}<|im_start|>x<|im_end|>{% endfor %}", "<|im_start|>"),
     ],
 )
@@ -138,7 +143,9 @@ def test_the_boundary_is_checked():
     # "t" + "he" apart, one token "the" together.
     assert plain.joins_differently([{"role": "user", "content": "a t"}], "he")
     assert not plain.joins_differently([{"role": "user", "content": "a x"}], "he")
-    assert not Template(tokenizer=tiny_tokenizer()).joins_differently([{"role": "user", "content": "a t"}], "he")
+    assert not Template(tokenizer=tiny_tokenizer()).joins_differently(
+        [{"role": "user", "content": "a t"}], "he"
+    )
     wrapped = Template(tokenizer=wrapping_tokenizer(), kind="plain")
     assert not wrapped.joins_differently([{"role": "user", "content": "a x"}], "he")
 

@@ -1,0 +1,1 @@
+"""Figures with intervals: held-out preference, generated text, token credit."""

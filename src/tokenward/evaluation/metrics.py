@@ -38,7 +38,14 @@ def apply_metric(
     Raises:
         UserError: it returned something else than one finite number per completion.
     """
-    values = [float(value) for value in metric(prompts=list(prompts), completions=list(completions))]
+    returned = metric(prompts=list(prompts), completions=list(completions))
+    try:
+        values = [float(value) for value in returned]
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the metric {name} returned something that is no list of numbers: {error}. It must return one finite "
+            "number per completion."
+        ) from error
     bad = [index for index, value in enumerate(values) if value - value != 0]
     if len(values) != len(completions) or bad:
         raise UserError(

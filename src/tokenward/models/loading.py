@@ -238,6 +238,8 @@ def _check_vocabulary(
 
 def _cannot_load(what: str, name: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0]
+    if "attention implementation" in reason:
+        return f"{name} was not written for the attention that was asked for: {reason} Write model.attention: eager."
     return (
         f"no {what} could be loaded from {name!r}: {reason} Write the folder of a causal language model of transformers, "
         "a hub name that this machine can reach (owner/model), or: default."

@@ -44,12 +44,16 @@ class Run:
         return self.folder / stage
 
     def done(self, stage: str) -> Manifest:
-        """Manifest of a finished stage.
+        """Manifest of a finished stage, made from what the stages before it hold now.
 
         Raises:
-            UserError: it has not finished.
+            UserError: it has not finished, or its folder was made from another data set, tokenizer or model
+                than the folders beside it hold.
         """
-        return require(self.path(stage), stage)
+        manifest = require(self.path(stage), stage)
+        before = [name for name in manifest.inputs if name in STAGES]
+        manifest.check({name: require(self.path(name), name).fingerprint for name in before})
+        return manifest
 
     @contextmanager
     def stage(

@@ -1,9 +1,11 @@
 """Batched, length-sorted, seeded sampling with transformers' generate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig
 
 from tokenward.models.loading import LanguageModel
@@ -88,10 +90,29 @@ def _sample(
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     config = generation_config(template, settings, pad)
-    rows = model.model.generate(  # type: ignore[operator]
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
-    )
+    with _without_folder_settings(model):
+        rows = model.model.generate(  # type: ignore[operator]
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+        )
     return [_reply(template, row) for row in rows[:, width:].tolist()]
+
+
+@contextmanager
+def _without_folder_settings(model: LanguageModel) -> Iterator[None]:
+    """While open, the model has no generation settings of its own.
+
+    transformers fills every field that a call leaves open from the folder's generation_config.json, so a
+    repetition penalty in it would change what is drawn, even by greedy decoding.
+    """
+    holders = [model.model, *([model.model.get_base_model()] if isinstance(model.model, PeftModel) else [])]
+    before = [holder.generation_config for holder in holders]
+    try:
+        for holder in holders:
+            holder.generation_config = GenerationConfig()
+        yield
+    finally:
+        for holder, settings in zip(holders, before, strict=True):
+            holder.generation_config = settings
 
 
 def generation_config(template: Template, settings: SamplingSettings, pad_id: int) -> GenerationConfig:

@@ -1,0 +1,1 @@
+"""Scorers, the score store, and scores of one's own text."""

@@ -1,0 +1,1 @@
+"""From messages to token ids, rows and batches; and which bytes each token covers."""

@@ -1,0 +1,1 @@
+"""The trainer: a thin subclass of transformers' own, over weighted tokens."""

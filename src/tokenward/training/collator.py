@@ -1,7 +1,7 @@
 """Rows to the passes of one training step."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,18 +17,20 @@ class StepBatch:
 
     Attributes:
         passes: Batches that go through the model one after another.
+        places: Per pass, where each comparison stood in the device batch.
         sources: Per pass, where each comparison came from.
         comparisons: How many there are in all passes.
     """
 
     passes: tuple[TokenBatch, ...]
+    places: tuple[tuple[int, ...], ...]
     sources: tuple[tuple[str, ...], ...]
     comparisons: int
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "StepBatch":
         """The same passes on another device."""
         moved = tuple(item.to(device, non_blocking=non_blocking) for item in self.passes)
-        return StepBatch(moved, self.sources, self.comparisons)
+        return replace(self, passes=moved)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,4 +59,4 @@ class Collator:
             for group in groups
         )
         sources = tuple(tuple(rows[index].encoded.comparison.source for index in group) for group in groups)
-        return StepBatch(passes, sources, len(rows))
+        return StepBatch(passes, tuple(map(tuple, groups)), sources, len(rows))

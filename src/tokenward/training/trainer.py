@@ -4,10 +4,9 @@ It knows nothing about how weights were made. Checkpoints, resume, schedules, di
 trackers are transformers' and accelerate's.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,18 @@ from tokenward.objectives.base import Losses, Objective
 from tokenward.tokens.rows import TokenBatch, TokenRow
 from tokenward.training.arguments import TrainingArguments
 from tokenward.training.collator import Collator, StepBatch, Weigh
+
+
+COUNT, LOSS = "comparisons", "loss/comparison"
+"""Sums that are kept beside those of the objective's metrics."""
+
+
+class Pass(NamedTuple):
+    """Comparisons that go through the model together, where they came from, and which of them count."""
+
+    batch: TokenBatch
+    sources: Sequence[str]
+    counts: Tensor
 
 
 class Rows(Dataset[TokenRow]):
@@ -69,7 +80,7 @@ class TokenTrainer(Trainer):
         self.objective = objective
         self.head = model.head
         self._metrics: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
-        self._counts: dict[bool, int] = defaultdict(int)
+        self._closing: StepBatch | None = None
         super().__init__(
             model=model.model,
             args=arguments,
@@ -92,51 +103,72 @@ class TokenTrainer(Trainer):
         return self.objective(token_logprobs(model, self.head, batch), batch)
 
     def _get_num_items_in_batch(self, batch_samples: list[StepBatch], device: torch.device) -> Tensor:
-        """Comparisons in the whole optimizer step, over all micro-batches and processes."""
-        count = torch.tensor(sum(batch.comparisons for batch in batch_samples), device=device)
+        """Comparisons in the whole optimizer step, over all micro-batches and processes, none twice."""
+        self._closing = batch_samples[-1] if batch_samples and self._data_ends else None
+        own = sum(self._own_rows(batch, closing=batch is self._closing) for batch in batch_samples)
+        count = torch.tensor(own, device=device)
         if self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()  # type: ignore[union-attr]
         return count
+
+    @property
+    def _data_ends(self) -> bool:
+        """Whether the batch that was read last is the last one of the data."""
+        return self.accelerator.gradient_state.end_of_dataloader
+
+    def _own_rows(self, batch: StepBatch, *, closing: bool) -> int:
+        """How many of a batch's first rows are its own.
+
+        In the last batch of the data accelerate repeats rows from the beginning, so that every process
+        has as many; these must count nowhere.
+        """
+        rest = self.accelerator.gradient_state.remainder
+        if not closing or rest <= 0:
+            return batch.comparisons
+        before = self.args.process_index * batch.comparisons
+        return min(max(rest - before, 0), batch.comparisons)
 
     def training_step(  # pyright: ignore[reportIncompatibleMethodOverride]  our collator, our batches
         self, model: nn.Module, inputs: StepBatch, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of each pass; returns this micro-batch's share of the step's mean loss."""
         model.train()
-        inputs = inputs.to(self.args.device)
+        passes = self._passes(inputs, closing=inputs is self._closing)
         # DDP and FSDP average gradients over processes; the denominator already counts them all.
         scale = self.accelerator.num_processes / (num_items_in_batch or inputs.comparisons)
         total = torch.zeros((), device=self.args.device)
-        passes = self._as_many_everywhere(inputs)
         closes_step = self.accelerator.sync_gradients
-        for number, (batch, sources, counts) in enumerate(passes, start=1):
+        for number, item in enumerate(passes, start=1):
             last = number == len(passes)
             self.accelerator.gradient_state._set_sync_gradients(closes_step and last)
             # Gradients of a micro-batch are exchanged once, with its last pass.
             with nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    losses = self.losses(model, batch)
-                if counts:
-                    self._stop_if_not_finite(losses.loss, sources)
-                    self._record(losses, training=True)
-                loss = losses.loss.sum() * (scale if counts else 0.0)
+                    losses = self.losses(model, item.batch)
+                self._stop_if_not_finite(losses.loss, item.sources)
+                loss = (losses.loss * item.counts).sum() * scale
                 self.accelerator.backward(loss)
+            self._record(losses, item.counts, training=True)
             total += loss.detach()
         return total
 
-    def _as_many_everywhere(self, inputs: StepBatch) -> list[tuple[TokenBatch, Sequence[str], bool]]:
-        """The passes, with their sources and whether they count: as many in every process.
+    def _passes(self, inputs: StepBatch, *, closing: bool) -> list[Pass]:
+        """The passes of a batch, as many in every process.
 
         Under DDP and FSDP a pass is an act of all processes together, so one with fewer passes repeats
         its last, shortest one and counts it as nothing.
         """
-        passes = [(*item, True) for item in zip(inputs.passes, inputs.sources, strict=True)]
+        own = self._own_rows(inputs, closing=closing)
+        inputs = inputs.to(self.args.device)
+        passes = [
+            Pass(batch, sources, torch.tensor([place < own for place in places], device=self.args.device))
+            for batch, sources, places in zip(inputs.passes, inputs.sources, inputs.places, strict=True)
+        ]
         if self.args.world_size == 1:
             return passes
-        own = torch.tensor(len(passes), device=self.args.device)
-        most = int(self.accelerator.gather(own).max())  # type: ignore[union-attr]
-        idle = (inputs.passes[-1], inputs.sources[-1], False)
-        return passes + [idle] * (most - len(passes))
+        most = self.accelerator.gather(torch.tensor(len(passes), device=self.args.device)).max()  # type: ignore[union-attr]
+        idle = passes[-1]._replace(counts=torch.zeros_like(passes[-1].counts))
+        return passes + [idle] * (int(most) - len(passes))
 
     def _stop_if_not_finite(self, loss: Tensor, sources: Sequence[str]) -> None:
         if bool(loss.isfinite().all()):
@@ -158,23 +190,23 @@ class TokenTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, None, None]:
         """Mean loss of one evaluation batch; metrics are collected for :meth:`log`."""
-        inputs = inputs.to(self.args.device)
         parts = []
         with torch.no_grad():
-            for batch, _, counts in self._as_many_everywhere(inputs):
+            for item in self._passes(inputs, closing=self._data_ends):
                 with self.compute_loss_context_manager():
-                    losses = self.losses(model, batch)
-                if counts:
-                    self._record(losses, training=False)
-                    parts.append(losses.loss)
+                    losses = self.losses(model, item.batch)
+                self._record(losses, item.counts, training=False)
+                parts.append(losses.loss)
+        # transformers averages these over batches; log() puts the mean over comparisons in their place.
         return torch.cat(parts).mean(), None, None
 
-    def _record(self, losses: Losses, *, training: bool) -> None:
+    def _record(self, losses: Losses, counts: Tensor, *, training: bool) -> None:
         """Add up metrics on the device; nothing waits for the numbers until a step logs."""
         sums = self._metrics[training]
-        for name, values in {"loss/comparison": losses.loss.detach(), **losses.metrics}.items():
-            sums[name] = sums.get(name, torch.zeros((), device=values.device)) + values.sum()
-        self._counts[training] += len(losses.loss)
+        found = {COUNT: counts, LOSS: losses.loss.detach(), **losses.metrics}
+        for name, values in found.items():
+            total = torch.where(counts, values, torch.zeros_like(values)).sum().float()
+            sums[name] = sums.get(name, torch.zeros((), device=values.device)) + total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the collected metrics to what transformers logs."""
@@ -182,7 +214,7 @@ class TokenTrainer(Trainer):
         if training or any(key.startswith("eval_") for key in logs):
             prefix = "" if training else "eval_"
             for name, value in self._collected(training).items():
-                if name == "loss/comparison":
+                if name == LOSS:
                     # transformers averages batch means; rows of a short last batch would count more.
                     logs |= {} if training else {"eval_loss": value}
                 else:
@@ -190,17 +222,15 @@ class TokenTrainer(Trainer):
         super().log(logs, start_time)
 
     def _collected(self, training: bool) -> dict[str, float]:
-        sums, count = self._metrics[training], self._counts[training]
-        self._metrics[training], self._counts[training] = {}, 0
-        if not count:
+        sums, self._metrics[training] = self._metrics[training], {}
+        if not sums:
             return {}
-        values = torch.stack(
-            [*sums.values(), torch.tensor(float(count), device=next(iter(sums.values())).device)]
-        )
+        values = torch.stack([*sums.values()])
         if self.args.world_size > 1:
             values = self.accelerator.reduce(values)  # type: ignore[assignment]
-        *totals, everyone = torch.as_tensor(values).tolist()
-        return {name: total / everyone for name, total in zip(sums, totals, strict=True)}
+        totals = dict(zip(sums, torch.as_tensor(values).tolist(), strict=True))
+        count = totals.pop(COUNT)
+        return {name: total / count for name, total in totals.items()}
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: transformers' formula counts neither shared prompts nor skipped heads."""

@@ -1,0 +1,22 @@
+"""Log-probabilities the plain way: one response at a time, all logits, no code of the library."""
+
+import torch
+from torch import Tensor, nn
+
+from tokenward.tokens.encode import Encoded
+
+
+def plain_logits(model: nn.Module, prompt: list[int], response: list[int]) -> Tensor:
+    """Logits that predict each token of one response.  -> [len v]"""
+    logits = model(input_ids=torch.tensor([prompt + response])).logits[0]
+    return logits[len(prompt) - 1 : len(prompt) + len(response) - 1]
+
+
+def plain_logprobs(model: nn.Module, rows: list[Encoded]) -> Tensor:
+    """Log-probability of every response token of some comparisons, laid end to end.  -> [n]"""
+    parts = [
+        plain_logits(model, row.prompt, response).log_softmax(-1).gather(-1, torch.tensor(response)[:, None])
+        for row in rows
+        for response in row.responses
+    ]
+    return torch.cat(parts)[:, 0]

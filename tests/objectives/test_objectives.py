@@ -1,0 +1,295 @@
+"""Laws 1 and 2: objectives against numbers worked by hand, and what a weight of zero means."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.tokens.rows import encoded
+from tokenward.errors import UserError
+from tokenward.objectives import DPO, OBJECTIVES, SFT, SePO, SimPO
+from tokenward.tokens.rows import TokenBatch, TokenRow, collate
+
+LOGISTIC = [SePO(), SimPO(), SePO(gamma=1.5, margin=0.3), DPO(), DPO(loss="ipo"), DPO(label_smoothing=0.1)]
+
+
+def batch_of(*pairs, weights=None, reference=None) -> TokenBatch:
+    """Comparisons given as the lengths of their responses, with flat values."""
+    rows, count = [], [n for lengths in pairs for n in lengths]
+
+    def split(values):
+        return None if values is None else iter(torch.as_tensor(values).split(count))
+
+    parts = split(weights), split(reference)
+    for lengths in pairs:
+        weight, logp = ([next(part) for _ in lengths] if part is not None else None for part in parts)
+        item = encoded([1], *([2] * n for n in lengths))
+        rows.append(TokenRow(encoded=item, weights=weight, reference_logp=logp))
+    return collate(rows, layout="shared", pad_id=0)
+
+
+def double(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+
+# One pair: two chosen tokens, three rejected ones.
+LOGP = (-1.0, -2.0, -1.0, -4.0, -2.5)
+REFERENCE = [-1.5, -2.5, -2.0, -3.0, -2.0]
+
+
+def test_dpo_by_hand():
+    # Log-ratios: 0.5 + 0.5 = 1 and 1 - 1 - 0.5 = -0.5;  0.2 x 1.5 = 0.3;  -log sigma(0.3) = 0.5543552
+    losses = DPO(beta=0.2)(double(*LOGP), batch_of((2, 3), reference=REFERENCE))
+    assert losses.loss.tolist() == pytest.approx([0.5543552], abs=1e-7)
+    assert {name: value.tolist() for name, value in losses.metrics.items()} == {
+        "rewards/chosen": pytest.approx([0.2]),
+        "rewards/rejected": pytest.approx([-0.1]),
+        "rewards/margins": pytest.approx([0.3]),
+        "rewards/accuracies": [1.0],
+        "logps/chosen": [-3.0],
+        "logps/rejected": [-7.5],
+        "kept/chosen": [1.0],
+        "kept/rejected": [1.0],
+    }
+
+
+def test_dpo_over_some_tokens_by_hand():
+    # Weights 1, 0 | 0, 2, 0: 0.5 and 2 x -1 = -2;  0.2 x 2.5 = 0.5;  -log sigma(0.5) = 0.4740770
+    batch = batch_of((2, 3), weights=[1.0, 0.0, 0.0, 2.0, 0.0], reference=REFERENCE)
+    losses = DPO(beta=0.2)(double(*LOGP), batch)
+    assert losses.loss.tolist() == pytest.approx([0.4740770], abs=1e-7)
+    assert losses.metrics["logps/rejected"].tolist() == [-8.0]
+    assert losses.metrics["kept/chosen"].tolist() == [0.5]
+    assert losses.metrics["kept/rejected"].tolist() == pytest.approx([1 / 3])
+
+
+def test_ipo_by_hand():
+    # Mean log-ratios: 1 / 2 = 0.5 and -0.5 / 3;  (0.6666667 - 1 / (2 x 0.2))^2 = 1.8333333^2 = 3.3611111
+    losses = DPO(beta=0.2, loss="ipo")(double(*LOGP), batch_of((2, 3), reference=REFERENCE))
+    assert losses.loss.tolist() == pytest.approx([3.3611111], abs=1e-6)
+    assert losses.metrics["rewards/margins"].tolist() == pytest.approx([0.3])
+
+
+def test_smoothed_dpo_by_hand():
+    # 0.9 x 0.5543552 + 0.1 x (0.5543552 + 0.3) = 0.5843552
+    objective = DPO(beta=0.2, label_smoothing=0.1)
+    losses = objective(double(*LOGP), batch_of((2, 3), reference=REFERENCE))
+    assert losses.loss.tolist() == pytest.approx([0.5843552], abs=1e-6)
+
+
+def test_sepo_by_hand():
+    # Selected: -2 | -1, -4, means -2 and -2.5;  2 x 0.5 - 0.5 = 0.5;  -log sigma(0.5) = 0.4740770
+    batch = batch_of((2, 3), weights=[0.0, 1.0, 1.0, 1.0, 0.0])
+    losses = SePO(gamma=2.0, margin=0.5)(double(*LOGP), batch)
+    assert losses.loss.tolist() == pytest.approx([0.4740770], abs=1e-7)
+    assert {name: value.tolist() for name, value in losses.metrics.items()} == {
+        "rewards/chosen": [-4.0],
+        "rewards/rejected": [-5.0],
+        "rewards/margins": [1.0],
+        "rewards/accuracies": [1.0],
+        "logps/chosen": [-2.0],
+        "logps/rejected": [-5.0],
+        "kept/chosen": [0.5],
+        "kept/rejected": pytest.approx([2 / 3]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("normaliser", "rates", "logit"),
+    [
+        ("selected", (None, None), -2 / 1 + 5 / 2),
+        ("none", (None, None), -2 + 5),
+        ("length", (None, None), -2 / 2 + 5 / 3),
+        ("rate", (0.4, 0.5), -2 / 0.8 + 5 / 1.5),
+    ],
+)
+def test_normalisers_by_hand(normaliser, rates, logit):
+    batch = batch_of((2, 3), weights=[0.0, 1.0, 1.0, 1.0, 0.0])
+    objective = SePO(gamma=1.5, normaliser=normaliser, chosen_rate=rates[0], rejected_rate=rates[1])
+    expected = math.log1p(math.exp(-1.5 * logit))
+    assert objective(double(*LOGP), batch).loss.tolist() == pytest.approx([expected], abs=1e-6)
+
+
+def test_soft_weights_are_a_weighted_mean():
+    # (1 x -1 + 3 x -2) / 4 = -1.75;  rejected (0.5 x -1 + 0.5 x -4) / 1 = -2.5;  -log sigma(0.75) = 0.3868711
+    batch = batch_of((2, 3), weights=[1.0, 3.0, 0.5, 0.5, 0.0])
+    loss = SePO(gamma=1.0)(double(*LOGP), batch).loss
+    assert loss.tolist() == pytest.approx([0.3868711], abs=1e-7)
+
+
+def test_simpo_by_hand():
+    # Means -1.5 and -2.5;  2 x 1 - 1.5 = 0.5;  -log sigma(0.5) = 0.4740770
+    losses = SimPO(beta=2.0, gamma=1.5)(double(*LOGP), batch_of((2, 3)))
+    assert losses.loss.tolist() == pytest.approx([0.4740770], abs=1e-7)
+    assert losses.metrics["rewards/margins"].tolist() == [2.0]
+
+
+def test_sft_by_hand():
+    # Only the best response counts, wherever it stands: (1 + 4 + 2.5) / 3 and, of ranks 1 and 0, the second.
+    item = encoded([1], [2, 2], [2, 2, 2], ranks=(1, 0))
+    batch = collate([TokenRow(encoded=item)], layout="shared", pad_id=0)
+    losses = SFT()(double(*LOGP), batch)
+    assert losses.loss.tolist() == [2.5]
+    assert losses.metrics["nll"].tolist() == [2.5]
+    weights = [torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0, 3.0])]
+    batch = collate([TokenRow(encoded=item, weights=weights)], layout="shared", pad_id=0)
+    # (1 x 1 + 3 x 2.5) / 4
+    assert SFT()(double(*LOGP), batch).loss.tolist() == [2.125]
+
+
+def test_sft_takes_any_number_of_responses():
+    items = encoded([1], [2], [2], [2], ranks=(2, 0, 1)), encoded([1], [2], [2], ranks=(0, 0))
+    batch = collate([TokenRow(encoded=item) for item in items], layout="shared", pad_id=0)
+    # The tie is the mean of both.
+    assert SFT()(double(-1.0, -2.0, -4.0, -3.0, -6.0), batch).loss.tolist() == [2.0, 4.5]
+
+
+def test_sepo_of_every_token_is_simpo():
+    batch = batch_of((2, 3), (4, 1), (1, 1))
+    logp = [-0.5 * (index % 5) - 0.1 * index for index in range(12)]
+    ours, theirs = double(*logp), double(*logp)
+    sepo = SePO(gamma=2.5, margin=0.7)(ours, batch).loss
+    lengths = torch.tensor([2, 3, 4, 1, 1, 1])
+    means = torch.stack([part.mean() for part in theirs.split(lengths.tolist())])
+    written_out = -F.logsigmoid(2.5 * (means[0::2] - means[1::2]) - 0.7)
+    assert torch.equal(sepo, SimPO(beta=2.5, gamma=0.7)(ours, batch).loss)
+    torch.testing.assert_close(sepo, written_out, rtol=0, atol=1e-14)
+    sepo.sum().backward()
+    written_out.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("objective", LOGISTIC, ids=repr)
+def test_a_pair_of_equals_costs_the_loss_at_zero(objective):
+    batch = batch_of((2, 2), reference=[-1.0, -2.0, -1.0, -2.0])
+    loss = objective(double(-1.5, -3.0, -1.5, -3.0), batch).loss.item()
+    margin = {SimPO(): 1.0, SePO(gamma=1.5, margin=0.3): 0.3}.get(objective, 0.0)
+    expected = (1 / (2 * 0.1)) ** 2 if objective == DPO(loss="ipo") else math.log1p(math.exp(margin))
+    assert loss == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("objective", [*LOGISTIC, SFT()], ids=repr)
+@pytest.mark.parametrize("broken", [-3.0, -math.inf, math.inf, math.nan])
+def test_a_weight_of_zero_deletes_the_token(objective, broken):
+    weights = [1.0, 0.0, 0.5, 0.0, 2.0, 1.0]
+    logp = double(-1.0, broken, -0.5, broken, -2.0, -1.5)
+    reference = [-1.5, -math.inf, -1.0, -9.0, -2.5, -2.0]
+    losses = objective(logp, batch_of((3, 3), weights=weights, reference=reference))
+    kept = [index for index, weight in enumerate(weights) if weight]
+    short = double(*(logp[index].item() for index in kept))
+    deleted = batch_of((2, 2), weights=[weights[i] for i in kept], reference=[reference[i] for i in kept])
+    expected = objective(short, deleted)
+    losses.loss.sum().backward()
+    expected.loss.sum().backward()
+    assert losses.loss.tolist() == expected.loss.tolist()
+    assert logp.grad[kept].tolist() == short.grad.tolist()
+    assert logp.grad[[1, 3]].tolist() == [0.0, 0.0]
+    # kept/... is the share of the response, which deletion changes by its meaning.
+    for name in set(losses.metrics) - {"kept/chosen", "kept/rejected"}:
+        assert losses.metrics[name].tolist() == expected.metrics[name].tolist(), name
+
+
+@pytest.mark.parametrize("objective", LOGISTIC, ids=repr)
+def test_pairs_of_a_batch_do_not_touch_each_other(objective):
+    reference = [-1.0, -0.5, -2.0, -1.0, -1.5]
+    logp = [-0.5, -1.5, -1.0, -2.0, -0.1]
+    alone = [
+        objective(double(*logp[:3]), batch_of((1, 2), reference=reference[:3])).loss.item(),
+        objective(double(*logp[3:]), batch_of((1, 1), reference=reference[3:])).loss.item(),
+    ]
+    together = objective(double(*logp), batch_of((1, 2), (1, 1), reference=reference))
+    assert together.loss.tolist() == alone
+    swapped = batch_of((1, 1), (1, 2), reference=reference[3:] + reference[:3])
+    assert objective(double(*logp[3:], *logp[:3]), swapped).loss.tolist() == alone[::-1]
+
+
+def test_the_gradient_by_the_logits_is_the_formula():
+    """sepo.md 3.3: -(gamma / K_w) sigma(-D) (onehot - softmax) at selected chosen tokens, 0 where unselected."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(7, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    ids = torch.tensor([0, 3, 1, 4, 2, 2, 0])
+    selected = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0])
+    gamma, margin = 2.3, 0.4
+    logp = logits.log_softmax(-1)[torch.arange(7), ids]
+    loss = SePO(gamma=gamma, margin=margin)(logp, batch_of((3, 4), weights=selected)).loss
+    loss.backward()
+    with torch.no_grad():
+        d = gamma * (logp[[0, 2]].mean() - logp[[4, 5, 6]].mean()) - margin
+        direction = F.one_hot(ids, 5) - logits.softmax(-1)
+        # K_w = 2, K_l = 3
+        factor = gamma * torch.sigmoid(-d) * torch.tensor([-1 / 2] * 3 + [1 / 3] * 4, dtype=torch.float64)
+        expected = factor[:, None] * direction * selected[:, None]
+    torch.testing.assert_close(logits.grad, expected, rtol=0, atol=1e-15)
+    assert logits.grad[[1, 3]].tolist() == [[0.0] * 5] * 2
+
+
+@pytest.mark.parametrize("objective", [*LOGISTIC, SFT()], ids=repr)
+def test_gradients_are_those_of_finite_differences(objective):
+    batch = batch_of(
+        (2, 3), (1, 2), weights=[1.0, 0.5, 2.0, 0.0, 1.0, 1.0, 3.0, 1.0], reference=[-1.0, -2.0] * 4
+    )
+    logp = double(-0.3, -1.2, -2.0, -0.7, -1.1, -0.4, -3.0, -0.9)
+    assert torch.autograd.gradcheck(lambda values: objective(values, batch).loss, logp)
+
+
+@pytest.mark.parametrize("objective", [*LOGISTIC, SFT()], ids=repr)
+def test_metrics_carry_no_gradient_and_one_value_per_comparison(objective):
+    losses = objective(double(*LOGP, -1.0, -2.0), batch_of((2, 3), (1, 1), reference=[-1.0] * 7))
+    pair_names = {
+        "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
+        "logps/chosen", "logps/rejected", "kept/chosen", "kept/rejected",
+    }  # fmt: skip
+    assert set(losses.metrics) == ({"nll"} if objective == SFT() else pair_names)
+    assert [value.requires_grad for value in losses.metrics.values()] == [False] * len(losses.metrics)
+    assert {len(value) for value in losses.metrics.values()} == {2}
+    assert losses.loss.requires_grad
+
+
+def test_a_tie_of_rewards_is_not_counted_as_right():
+    metrics = SePO()(double(-1.0, -1.0), batch_of((1, 1))).metrics
+    assert metrics["rewards/accuracies"].tolist() == [0.0]
+
+
+def test_the_official_profile_is_gamma_one():
+    batch = batch_of((2, 3), weights=[0.0, 1.0, 1.0, 1.0, 0.0])
+    # -log sigma(-2 - -2.5) = 0.4740770
+    official = SePO(profile="official")(double(*LOGP), batch)
+    assert official.loss.tolist() == pytest.approx([0.4740770], abs=1e-7)
+    assert official.loss.tolist() == SePO(gamma=1.0)(double(*LOGP), batch).loss.tolist()
+    assert official.metrics["rewards/margins"].tolist() == [0.5]
+
+
+@pytest.mark.parametrize("settings", [{"gamma": 2.5}, {"margin": 0.1}, {"normaliser": "length"}])
+def test_the_official_profile_and_its_own_values_exclude_each_other(settings):
+    with pytest.raises(UserError, match=r"profile: official fixes gamma 1.*leave the profile out"):
+        SePO(profile="official", **settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (DPO, {"beta": 0.0}, r"beta must be greater than 0, got 0\.0\. Write for example beta: 0\.1"),
+        (DPO, {"beta": math.nan}, "beta must be greater than 0, got nan"),
+        (DPO, {"label_smoothing": 0.5}, r"label_smoothing must be in \[0, 0\.5\), got 0\.5"),
+        (DPO, {"label_smoothing": -0.1}, r"label_smoothing must be in \[0, 0\.5\), got -0\.1"),
+        (DPO, {"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing has no meaning with loss: ipo"),
+        (SePO, {"gamma": -1.0}, r"gamma must be greater than 0, got -1\.0"),
+        (SePO, {"normaliser": "rate"}, r"chosen_rate and rejected_rate in \(0, 1\], got None and None"),
+        (SePO, {"normaliser": "rate", "chosen_rate": 0.3, "rejected_rate": 1.2}, r"got 0\.3 and 1\.2"),
+        (SimPO, {"beta": 0.0}, r"beta must be greater than 0, got 0\.0\. Write for example beta: 2\.0"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(kind, settings, message):
+    with pytest.raises(UserError, match=message):
+        kind(**settings)
+
+
+def test_what_each_objective_needs():
+    needs = {name: (kind().needs_reference, kind().pairwise) for name, kind in OBJECTIVES.items()}
+    assert {name: needs[name] for name in ("dpo", "sepo", "simpo", "sft")} == {
+        "dpo": (True, True),
+        "sepo": (False, True),
+        "simpo": (False, True),
+        "sft": (False, False),
+    }

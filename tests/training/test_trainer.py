@@ -1,0 +1,464 @@
+"""Law 5 and what else a training loop must keep: one update however it is cut, resume, seeds, refusals."""
+
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import BloomConfig, BloomForCausalLM, OPTConfig, OPTForCausalLM, TrainerCallback
+
+from tests.tiny import tiny_gpt2, tiny_llama
+from tests.training.tools import (
+    arguments,
+    language_model,
+    largest_difference,
+    random_rows,
+    token_row,
+    weights_of,
+    with_reference,
+)
+from tokenward.errors import UserError
+from tokenward.objectives import DPO, SFT, SePO
+from tokenward.objectives.base import Losses
+from tokenward.training.trainer import TokenTrainer, disable_dropout
+
+ROOT = Path(__file__).parents[2]
+
+
+def trained(folder, rows, *, objective=None, model=None, held_out=None, callbacks=None, resume=None, **settings):
+    """A trainer that has trained a fresh tiny model."""
+    model = language_model() if model is None else model
+    trainer = TokenTrainer(
+        model,
+        DPO() if objective is None else objective,
+        arguments(folder, **settings),
+        rows,
+        held_out=held_out,
+        callbacks=callbacks,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def logged(trainer) -> list[dict]:
+    """The log of a trainer without what depends on the clock."""
+    timed = ("runtime", "per_second")
+    return [
+        {key: value for key, value in entry.items() if not key.endswith(timed)}
+        for entry in trainer.state.log_history
+    ]
+
+
+# One update however the comparisons are cut ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uneven_rows():
+    """20 pairs whose responses have 1 to 40 tokens: two full groups of 8 and one of 4."""
+    return with_reference(language_model(), random_rows(20, longest=40))
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "tokens"),
+    [(4, 2, 4096), (2, 4, 4096), (1, 8, 4096), (8, 1, 150), (8, 1, 1), (4, 2, 100)],
+)
+def test_a_step_is_the_same_however_it_is_cut(tmp_path, uneven_rows, batch, accumulation, tokens):
+    whole = trained(tmp_path, uneven_rows, per_device_train_batch_size=8, num_train_epochs=2)
+    cut = trained(
+        tmp_path,
+        uneven_rows,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        tokens_per_forward=tokens,
+        num_train_epochs=2,
+    )
+    assert whole.state.global_step == cut.state.global_step == 6
+    first, second = weights_of(whole.model), weights_of(cut.model)
+    # The six steps moved weights by 2e-2: a group counted wrongly would show ten thousand times over.
+    assert largest_difference(first, weights_of(tiny_llama())) > 1e-2
+    assert largest_difference(first, second) < 2e-6
+    for one, other in zip(logged(whole)[:6], logged(cut)[:6], strict=True):
+        for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen", "logps/rejected"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), name
+
+
+def test_selected_tokens_train_the_same_however_they_are_cut(tmp_path):
+    rows = [
+        replace(row, weights=[(torch.arange(len(ids)) % 3 == 0).float() for ids in row.encoded.responses])
+        for row in random_rows(12, longest=30)
+    ]
+    whole = trained(tmp_path, rows, objective=SePO(), per_device_train_batch_size=4)
+    cut = trained(
+        tmp_path,
+        rows,
+        objective=SePO(),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=4,
+        tokens_per_forward=1,
+    )
+    assert largest_difference(weights_of(whole.model), weights_of(tiny_llama())) > 1e-3
+    assert largest_difference(weights_of(whole.model), weights_of(cut.model)) < 2e-6
+
+
+def test_only_the_last_pass_of_a_step_closes_it(tmp_path, uneven_rows):
+    model = language_model()
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 1}
+    trainer = TokenTrainer(model, DPO(), arguments(tmp_path, tokens_per_forward=1, **settings), uneven_rows)
+    closing, backward = [], trainer.accelerator.backward
+
+    def noted(loss, **kwargs):
+        # What makes DeepSpeed step at the end of a backward pass.
+        closing.append(trainer.accelerator.sync_gradients)
+        backward(loss, **kwargs)
+
+    trainer.accelerator.backward = noted
+    trainer.train()
+    assert closing == [False] * 7 + [True]
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from tests.training.tools import arguments, language_model, random_rows, weights_of, with_reference
+from tokenward.objectives import DPO
+from tokenward.training.trainer import TokenTrainer
+
+torch.set_num_threads(1)
+folder, processes = Path(sys.argv[1]), int(sys.argv[2])
+model = language_model()
+rows = with_reference(model, random_rows(21, longest=40))
+settings = dict(per_device_train_batch_size=8 // processes, per_device_eval_batch_size=4, tokens_per_forward=150)
+trainer = TokenTrainer(model, DPO(), arguments(folder, **settings), rows, held_out=rows[:11])
+passes, training_step = [], trainer.training_step
+def noted(model, inputs, count):
+    passes.append(len(inputs.passes))
+    return training_step(model, inputs, count)
+trainer.training_step = noted
+trainer.train()
+torch.save(passes, folder / f"passes{trainer.args.process_index}.pt")
+figures = trainer.evaluate()
+if trainer.args.process_index == 0:
+    save_file(weights_of(model.model), folder / "weights.safetensors")
+    torch.save([trainer.state.log_history[:3], figures], folder / "log.pt")
+"""
+
+
+def start_worker(folder: Path, rank: int, processes: int, port: int) -> subprocess.Popen:
+    script = folder / "worker.py"
+    script.write_text(WORKER)
+    placed = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+    several = {name: str(value) for name, value in placed.items()} if processes > 1 else {}
+    environment = {
+        **os.environ,
+        **several,
+        "MASTER_ADDR": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, str(script), str(folder), str(processes)]
+    with (folder / f"rank{rank}.txt").open("w") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def test_two_processes_make_the_update_of_one(tmp_path):
+    """21 pairs: in the last step one process has a single pair left, and so it is in evaluation."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone, together = tmp_path / "one", tmp_path / "two"
+    alone.mkdir()
+    together.mkdir()
+    workers = [start_worker(together, rank, 2, port) for rank in range(2)]
+    try:
+        codes = [worker.wait(timeout=200) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert codes == [0, 0], (together / "rank0.txt").read_text()[-3000:]
+    assert start_worker(alone, 0, 1, port).wait(timeout=200) == 0, (alone / "rank0.txt").read_text()[-3000:]
+
+    one, two = (load_file(folder / "weights.safetensors") for folder in (alone, together))
+    assert largest_difference(one, weights_of(tiny_llama())) > 5e-3
+    assert largest_difference(one, two) < 2e-6
+    passes = [torch.load(together / f"passes{rank}.pt", weights_only=True) for rank in range(2)]
+    # The lengths are such that one process has more passes of its own than the other, in some step.
+    assert any(first != second for first, second in zip(*passes, strict=True))
+    (log, figures), (log_of_two, figures_of_two) = (
+        torch.load(folder / "log.pt", weights_only=True) for folder in (alone, together)
+    )
+    for mine, theirs in zip([*log, figures], [*log_of_two, figures_of_two], strict=True):
+        compared = [name for name in mine if not re.search("runtime|per_second|learning_rate", name)]
+        assert len(compared) >= 10
+        for name in compared:
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
+
+
+# Resume and seeds -----------------------------------------------------------------------------------------
+
+
+class StopAfter(TrainerCallback):
+    """Saves and stops at a step, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self._step:
+            control.should_save = control.should_training_stop = True
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "sgd"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resumed_is_uninterrupted_bit_for_bit(tmp_path, optimizer, accumulation):
+    rows = with_reference(language_model(), random_rows(20))
+    settings = {
+        "optim": optimizer,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 2,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": 2,
+        "max_grad_norm": 1.0,
+    }
+    whole = trained(tmp_path / "whole", rows, **settings)
+    stopped = trained(tmp_path / "parts", rows, callbacks=[StopAfter(2)], **settings)
+    assert stopped.state.global_step == 2
+    resumed = trained(tmp_path / "parts", rows, resume=str(tmp_path / "parts" / "checkpoint-2"), **settings)
+    first, second = weights_of(whole.model), weights_of(resumed.model)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["lm_head.weight"], stopped.model.state_dict()["lm_head.weight"])
+    # The last entry sums up one call of train, of which a resumed run has two.
+    assert logged(resumed)[:-1] == logged(whole)[:-1]
+    assert len(logged(whole)) == math.ceil(20 / 4 / accumulation) * 2 + 1
+
+
+def test_same_seed_same_bytes(tmp_path):
+    rows = with_reference(language_model(), random_rows(16))
+
+    def saved(name: str, **settings) -> bytes:
+        table = {"optim": "adamw_torch", "learning_rate": 1e-3, "per_device_train_batch_size": 4, **settings}
+        trained(tmp_path / name, rows, **table).save_model(str(tmp_path / name))
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    first = saved("first")
+    assert saved("second") == first
+    assert saved("other", seed=8) != first
+
+
+def test_another_order_of_sides_or_rows_is_only_in_the_data_order(tmp_path):
+    """With one batch an epoch the order inside it does not matter, whatever the seed draws."""
+    rows = with_reference(language_model(), random_rows(8, longest=30))
+    one = trained(tmp_path, rows, per_device_train_batch_size=8, num_train_epochs=3)
+    two = trained(tmp_path, rows[::-1], per_device_train_batch_size=8, num_train_epochs=3, seed=99)
+    assert largest_difference(weights_of(one.model), weights_of(two.model)) < 2e-6
+
+
+# Metrics --------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_during_training_averages_comparisons_not_batches(tmp_path):
+    """Five pairs in batches of 2, 2 and 1: the last one must not count twice."""
+    rows = with_reference(language_model(tiny_llama(seed=1)), random_rows(5, longest=20, seed=4))
+    model = language_model()
+    beta, margins, sums = 0.1, [], []
+    for row, policy in zip(rows, with_reference(model, rows), strict=True):
+        chosen, rejected = (
+            float(now.double().sum() - before.double().sum())
+            for now, before in zip(policy.reference_logp, row.reference_logp, strict=True)
+        )
+        margins.append(beta * (chosen - rejected))
+        sums.append([float(side.sum()) for side in policy.reference_logp])
+    trainer = TokenTrainer(
+        model,
+        DPO(beta=beta),
+        # A step of length 0: the model that is evaluated is the one above.
+        arguments(tmp_path, eval_strategy="steps", eval_steps=1, max_steps=1, learning_rate=0.0,
+                  per_device_train_batch_size=1, per_device_eval_batch_size=2),
+        rows,
+        held_out=rows,
+    )  # fmt: skip
+    trainer.train()
+    (figures,) = (entry for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert 0 < sum(margin > 0 for margin in margins) < 5
+    expected = {
+        "eval_loss": sum(math.log1p(math.exp(-margin)) for margin in margins) / 5,
+        "eval_rewards/accuracies": sum(margin > 0 for margin in margins) / 5,
+        "eval_rewards/margins": sum(margins) / 5,
+        "eval_logps/chosen": sum(chosen for chosen, _ in sums) / 5,
+        "eval_logps/rejected": sum(rejected for _, rejected in sums) / 5,
+    }
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+
+
+def test_training_metrics_average_the_comparisons_since_the_last_log(tmp_path, uneven_rows):
+    each = trained(tmp_path, uneven_rows, per_device_train_batch_size=8, learning_rate=0.0)
+    once = trained(tmp_path, uneven_rows, per_device_train_batch_size=8, learning_rate=0.0, logging_steps=3)
+    steps, (entry, _) = logged(each)[:3], logged(once)
+    for name in ("logps/chosen", "logps/rejected", "kept/chosen"):
+        expected = (8 * steps[0][name] + 8 * steps[1][name] + 4 * steps[2][name]) / 20
+        assert entry[name] == pytest.approx(expected, rel=1e-5)
+
+
+def test_best_model_can_be_chosen_by_a_metric_of_ours(tmp_path):
+    rows = with_reference(language_model(), random_rows(8))
+    trainer = trained(
+        tmp_path, rows, held_out=rows, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        load_best_model_at_end=True, metric_for_best_model="eval_rewards/margins", greater_is_better=True,
+        per_device_train_batch_size=4, save_total_limit=2,
+    )  # fmt: skip
+    margins = [entry["eval_rewards/margins"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.state.best_metric == max(margins)
+
+
+# Refusals -------------------------------------------------------------------------------------------------
+
+
+class BreaksAt:
+    """SFT whose loss is NaN for one row, from a given call on."""
+
+    needs_reference = False
+    pairwise = False
+
+    def __init__(self, first_token: int, call: int) -> None:
+        self._token, self._call, self.calls = first_token, call, 0
+
+    def __call__(self, logp, batch) -> Losses:
+        self.calls += 1
+        losses = SFT()(logp, batch)
+        starts = torch.searchsorted(batch.response, torch.arange(batch.responses))
+        bad = (batch.ids[starts] == self._token)[0::2]
+        broken = bad if self.calls >= self._call else torch.zeros_like(bad)
+        return losses._replace(loss=torch.where(broken, torch.nan, losses.loss))
+
+
+def test_a_loss_that_is_not_finite_names_row_and_step_and_spares_the_saved_weights(tmp_path):
+    rows = [token_row([5, 6], ([20 + i, 7], [60 + i, 8, 9]), f"pairs.jsonl:{i + 1}") for i in range(6)]
+    settings = {
+        "per_device_train_batch_size": 6,
+        "num_train_epochs": 4,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    good = trained(tmp_path / "good", rows, objective=SFT(), **{**settings, "num_train_epochs": 2})
+    with pytest.raises(UserError, match=r"not finite at step 3, for: pairs\.jsonl:4\. .*learning_rate") as info:
+        trained(tmp_path / "bad", rows, objective=BreaksAt(23, call=3), **settings)
+    assert "pairs.jsonl:4" in str(info.value)
+    assert re.findall(r"pairs\.jsonl:\d+", str(info.value)) == ["pairs.jsonl:4"]
+    checkpoints = sorted(path.name for path in (tmp_path / "bad").iterdir())
+    assert checkpoints == ["checkpoint-2"]
+    saved = load_file(tmp_path / "bad" / "checkpoint-2" / "model.safetensors")
+    expected = weights_of(good.model)
+    assert all(torch.equal(value, expected[name]) for name, value in saved.items())
+
+
+def test_missing_reference_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"DPO compares with a reference, but rows:1 has no reference"):
+        TokenTrainer(language_model(), DPO(), arguments(tmp_path), random_rows(2))
+
+
+@pytest.mark.parametrize("ranks", [(1, 0), (0, 0)])
+@pytest.mark.parametrize("objective", [DPO(), SePO()])
+def test_pairs_in_the_wrong_order_are_refused(tmp_path, ranks, objective):
+    bad = token_row([1], ([2], [3]), "pairs.jsonl:9", ranks=ranks)
+    rows = with_reference(language_model(), [*random_rows(2), bad])
+    with pytest.raises(UserError, match=rf"pairs\.jsonl:9 has ranks \[{ranks[0]}, {ranks[1]}\]"):
+        TokenTrainer(language_model(), objective, arguments(tmp_path), rows)
+
+
+def test_more_than_two_responses_are_refused_by_pairwise_objectives(tmp_path):
+    three = token_row([1], ([2], [3], [4]), "ranked.jsonl:2", ranks=(0, 1, 2))
+    with pytest.raises(UserError, match=r"ranked\.jsonl:2 has ranks \[0, 1, 2\]"):
+        TokenTrainer(language_model(), SePO(), arguments(tmp_path), [three])
+
+
+# Adapters and dropout -------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.20
+def test_lora_trains_its_adapter_and_leaves_the_base_untouched(tmp_path):
+    base = language_model()
+    rows = with_reference(base, random_rows(8))
+    adapted = base.with_adapter({"r": 4, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.5})
+    trainer = trained(tmp_path, rows, model=adapted, per_device_train_batch_size=4, num_train_epochs=2)
+    state, plain = adapted.model.state_dict(), tiny_llama().state_dict()
+    base_names = {
+        name: name.removeprefix("base_model.model.").replace(".base_layer", "")
+        for name in state
+        if "lora_" not in name
+    }
+    assert sorted(base_names.values()) == sorted(plain)
+    assert all(torch.equal(state[name], plain[short]) for name, short in base_names.items())
+    trained_parts = [value for name, value in state.items() if "lora_B" in name]
+    assert min(float(value.abs().max()) for value in trained_parts) > 1e-5  # they begin at 0
+    first, *_, last = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert first == pytest.approx(math.log(2), abs=1e-5)
+    assert last < first
+    trainer.save_model(str(tmp_path / "adapter"))
+    kept = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all("lora_" in name for name in kept)
+
+
+def tiny_opt() -> OPTForCausalLM:
+    torch.manual_seed(0)
+    size = {"vocab_size": 266, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    return OPTForCausalLM(
+        OPTConfig(**size, max_position_embeddings=64, word_embed_proj_dim=32, dropout=0.3, layerdrop=0.3)
+    )
+
+
+def tiny_bloom() -> BloomForCausalLM:
+    torch.manual_seed(0)
+    size = {"vocab_size": 266, "hidden_size": 32, "n_layer": 1, "n_head": 4}
+    return BloomForCausalLM(BloomConfig(**size, hidden_dropout=0.3, attention_dropout=0.3))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: tiny_llama(attention_dropout=0.3), tiny_gpt2, tiny_opt, tiny_bloom],
+    ids=["llama", "gpt2", "opt", "bloom"],
+)
+def test_dropout_is_switched_off_wherever_a_model_keeps_it(make):
+    model, ids = make(), torch.arange(40)[None]
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.3
+    with torch.no_grad():
+        plain = model.eval()(input_ids=ids).logits
+        torch.manual_seed(1)
+        noisy = model.train()(input_ids=ids).logits
+        assert float((noisy - plain).abs().max()) > 1e-3
+        disable_dropout(model)
+        assert torch.equal(model.train()(input_ids=ids).logits, plain)
+
+
+def test_the_trainer_switches_dropout_off_unless_told_otherwise(tmp_path):
+    rows = with_reference(language_model(), random_rows(8, longest=30))
+
+    def losses(**settings) -> list[float]:
+        model = language_model(tiny_llama(attention_dropout=0.5))
+        trainer = trained(tmp_path, rows, model=model, per_device_train_batch_size=4, **settings)
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    assert losses()[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(losses(disable_dropout=False)[0] - math.log(2)) > 1e-3
+
+
+def test_the_input_model_is_what_trains(tmp_path):
+    """A trainer must not train a copy: the stage saves the model that it was given."""
+    model = language_model()
+    trainer = trained(tmp_path, with_reference(model, random_rows(4)), model=model)
+    save_file(weights_of(model.model), tmp_path / "mine.safetensors")
+    assert largest_difference(load_file(tmp_path / "mine.safetensors"), weights_of(trainer.model)) == 0.0
+    assert largest_difference(weights_of(model.model), weights_of(tiny_llama())) > 1e-4
