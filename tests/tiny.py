@@ -1,5 +1,7 @@
 """A tiny model with a tokenizer and a chat template, made by the tests themselves."""
 
+import json
+import random
 from pathlib import Path
 
 import torch
@@ -61,3 +63,47 @@ def save_tiny(folder: Path, model=None) -> Path:
     (model if model is not None else tiny_llama()).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+WORDS = ["the", "a", "tea", "cup", "on", "table", "was", "here", "and", "there"]
+
+
+def planted_rows(count: int, seed: int = 0) -> list[dict]:
+    """Comparisons of three replies in which the words good and bad decide, with their spans."""
+    rng = random.Random(seed)
+    rows = []
+    for number in range(count):
+        replies, spans = [], []
+        for word, value in (("good", 2.0), ("so", 0.0), ("bad", -2.0)):
+            words = rng.choices(WORDS, k=rng.randint(3, 7))
+            words.insert(rng.randint(0, len(words)), word)
+            text = " ".join(words)
+            start = text.split().index(word)
+            begin = len(" ".join(text.split()[:start])) + (start > 0)
+            replies.append(text)
+            spans.append([[begin, begin + len(word), value]] if value else [])
+        rows.append({"prompt": f"Say {number}.", "responses": replies, "scores": [1.0, 0.0, -1.0], "spans": spans})
+    return rows
+
+
+TINY_RECIPE = """
+model: {{name: {model}}}
+data: {{source: pairs.jsonl, held_out: 0.3}}
+tokens: {{max_prompt_tokens: 128, max_response_tokens: 64}}
+oracle:
+  training: {{learning_rate: 1.0e-3, per_device_train_batch_size: 4, max_steps: 6}}
+policy:
+  objective: {{name: sepo, gamma: 2.0}}
+  training: {{learning_rate: 1.0e-3, per_device_train_batch_size: 4, max_steps: 4}}
+evaluation: {{prompts: 4, max_new_tokens: 6, bootstrap: 50, metrics: [vader]}}
+"""
+
+
+def make_workplace(folder: Path, model: Path, rows: int = 24) -> Path:
+    """A folder with data and ``recipes/quickstart.yaml`` for the tiny model; returns the recipe."""
+    (folder / "recipes").mkdir(parents=True)
+    lines = [json.dumps(row) for row in planted_rows(rows)]
+    (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    recipe = folder / "recipes" / "quickstart.yaml"
+    recipe.write_text(TINY_RECIPE.format(model=model))
+    return recipe

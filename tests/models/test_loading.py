@@ -59,6 +59,10 @@ def mistral():
     return MistralForCausalLM(MistralConfig(**SMALL, head_dim=8, sliding_window=8))
 
 
+def mistral_with_a_window_longer_than_the_probe():
+    return MistralForCausalLM(MistralConfig(**SMALL, head_dim=8, sliding_window=16))
+
+
 def mistral_without_window():
     return MistralForCausalLM(MistralConfig(**SMALL, head_dim=8, sliding_window=None))
 
@@ -110,6 +114,7 @@ def plain(loaded):
         (mistral_without_window, "sdpa", "shared", True),
         (qwen2_with_an_unused_window, "sdpa", "shared", True),
         (mistral, "sdpa", "separate", True),
+        (mistral_with_a_window_longer_than_the_probe, "sdpa", "separate", True),
         (gemma3, "sdpa", "separate", True),
         (bloom, "eager", "separate", True),  # distances instead of positions: its own mask
         (cohere_with_scale, "sdpa", "shared", False),

@@ -14,7 +14,7 @@ from tokenward.evaluation.statistics import Figure, mean_figure
 from tokenward.models.forward import token_kl
 from tokenward.models.loading import LanguageModel
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import encode_set, pair_sets, response_keys
+from tokenward.pipeline.data import encode_set, pair_sets, read_comparisons, response_keys
 from tokenward.pipeline.values import scorer_of
 from tokenward.plugins import find
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
@@ -94,7 +94,7 @@ def _measure(run: Run) -> tuple[Figures, Samples]:
     if pairs:
         figures |= _on_pairs(run, start, policy, pairs)
         figures |= _credit(run, pairs)
-    samples = _sample(run, template, pairs)
+    samples = _sample(run, template)
     if samples.prompts:
         figures |= _on_samples(run, start, policy, samples)
     return figures, samples
@@ -154,9 +154,11 @@ def _credit(run: Run, pairs: Sequence[Encoded]) -> Figures:
     return credit_figures(list(known.values()), **_statistics(run))
 
 
-def _sample(run: Run, template: Template, pairs: Sequence[Encoded]) -> Samples:
-    """Replies of both models to the first held-out prompts, in an order that does not depend on the file."""
-    unique = {tuple(row.prompt): row for row in pairs}
+def _sample(run: Run, template: Template) -> Samples:
+    """Replies of both models to held-out prompts, chosen in an order that does not depend on the file."""
+    held_out = list(read_comparisons(run.path("data") / "held_out.jsonl"))
+    rows = encode_set(run, held_out, template).rows if held_out else []
+    unique = {tuple(row.prompt): row for row in rows}
     prompts = sorted(unique.values(), key=lambda row: row.comparison.key)[: run.recipe.evaluation.prompts]
     table = run.recipe.evaluation
     settings = SamplingSettings(

@@ -1,0 +1,42 @@
+"""One run on the real default model, cut short: it is the model that users meet first."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tokenward
+from tokenward.models.default import default_model_folder
+from tokenward.models.loading import load_model
+from tokenward.tokens.template import Template
+
+RECIPE = Path(__file__).parent.parent.parent / "recipes" / "quickstart.yaml"
+
+
+@pytest.mark.real
+def test_the_quick_start_cut_short(tmp_path: Path) -> None:
+    changes = [
+        f"run={tmp_path / 'run'}",
+        "data.limit=24",
+        "oracle.training.max_steps=2",
+        "policy.training.max_steps=2",
+        "evaluation.prompts=4",
+        "evaluation.max_new_tokens=8",
+    ]
+    run = tokenward.run(RECIPE, changes, quiet=True)
+    figures = tokenward.read_figures(run)
+    assert figures["vader/change"].n == 4
+    history = [json.loads(line) for line in (run.path("oracle") / "history.jsonl").read_text().splitlines()]
+    # Two steps from the reference: the loss has hardly left ln 2.
+    assert history[-1]["train_loss"] == pytest.approx(0.6931, abs=0.05)
+
+
+@pytest.mark.real
+def test_the_default_model_has_its_template_and_digits() -> None:
+    """What the GGUF loses and the conversion restores."""
+    model = load_model("default")
+    template = Template(tokenizer=model.tokenizer)
+    assert model.layout == "shared"
+    assert model.tokenizer.convert_ids_to_tokens(template.closing_ids) == ["<|im_end|>"]
+    assert model.tokenizer.tokenize("\n\n12.") == ["Ċ", "Ċ", "1", "2", "."]
+    assert (default_model_folder() / "model.safetensors").is_file()
