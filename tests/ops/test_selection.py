@@ -138,6 +138,18 @@ def test_the_earliest_wins_a_tie():
     assert kept_set(top_count(torch.tensor([0.0, -0.0]), torch.zeros(2).long(), torch.tensor([1]))) == {0}
 
 
+def test_the_earliest_wins_among_very_many_ties():
+    # Sorting that is not stable keeps short inputs in order by luck.
+    scores = (torch.arange(3000) * 7919 % 3).float()
+    best = (scores == 2).nonzero()[:, 0]
+    assert kept_set(top_count(scores, torch.zeros(3000).long(), torch.tensor([500]))) == set(
+        best[:500].tolist()
+    )
+    half_each = top_count(scores, torch.arange(3000) // 1500, torch.tensor([400, 400]))
+    expected = set(best[best < 1500][:400].tolist()) | set(best[best >= 1500][:400].tolist())
+    assert kept_set(half_each) == expected
+
+
 def test_no_score_is_never_kept_even_below_minus_infinity():
     scores = torch.tensor([torch.nan, -torch.inf, torch.nan, -torch.inf])
     assert kept_set(top_count(scores, torch.zeros(4).long(), torch.tensor([1]))) == {1}

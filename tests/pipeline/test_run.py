@@ -88,7 +88,6 @@ def test_same_seed_same_bytes_other_seed_other_weights(finished_run: Path, tiny_
         "policy.selection={name: all}",
         "policy.selection={name: top_fraction, scope: dataset}",
         "policy.selection={name: top_fraction, scope: batch}",
-        "policy.selection={name: top_fraction, scope: comparison}",
         "policy.selection={name: top_fraction, chosen: {direction: random}, rejected: {direction: random}}",
         "policy.selection={name: threshold, above: -10.0, below: 10.0}",
         "policy.objective={name: simpo}",
@@ -139,10 +138,11 @@ def test_scores_of_own_text_equal_those_of_the_store(tiny_oracle: Path) -> None:
     scorer = tokenward.TokenScorer.load(tiny_oracle)
     for pair in pair_sets(run).held_out[:4]:
         for text in pair.responses:
+            # float32 log-probabilities of about -5 depend on the batch's shape in the last bits
             record = store[response_key(pair.prompt, text)]
             found = scorer(pair.prompt, text)
             stored = record.value("oracle_logp") - record.value("reference_logp")
-            assert torch.allclose(torch.tensor([token.score for token in found.tokens]), stored, atol=1e-6)
+            assert torch.allclose(torch.tensor([token.score for token in found.tokens]), stored, atol=5e-6)
             assert "".join(token.text for token in found.tokens) == text
 
 

@@ -99,7 +99,10 @@ class Run:
     def limits(self) -> Limits:
         """Longest prompt and response; the reference and the policy must both have the positions."""
         table = self.recipe.tokens
-        contexts = [context_length(name) for name in {self.reference_model, self.policy_start}]
+        # The SFT model has the positions of the model that it was made from, and need not exist yet.
+        base = self.recipe.model.name
+        names = {self.recipe.oracle.model or base, self.recipe.policy.model or base}
+        contexts = [context_length(name) for name in names]
         context = min((length for length in contexts if length is not None), default=None)
         return Limits(table.max_prompt_tokens, table.max_response_tokens, table.too_long, context)
 

@@ -49,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "linear",
     "warmup_steps": 0.1,
     "logging_steps": 5,
+    "logging_first_step": True,
     "save_strategy": "no",
     "save_total_limit": 1,
     "report_to": "none",
