@@ -193,3 +193,26 @@ def test_score_of_a_row_without_response_names_the_row(
     error = message(monkeypatch, capsys, "score", str(tiny_oracle), str(texts))
     assert "texts.jsonl:1" in error
     assert "prompt, reply" in error
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tokenward.pipeline import command
+    from tokenward.pipeline.fit import Interrupted
+
+    def stopped(*arguments: object, **settings: object) -> None:
+        raise Interrupted("stopped at step 3 of 6; the same command goes on from there")
+
+    monkeypatch.setattr(command, "run_recipe", stopped)
+    result = CliRunner().invoke(cli.app, ["run", str(tiny_workplace)])
+    assert result.exit_code == 130
+    assert "stopped at step 3 of 6; the same command goes on from there" in result.output
+
+    def at_once(*arguments: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run_recipe", at_once)
+    result = CliRunner().invoke(cli.app, ["run", str(tiny_workplace)])
+    assert result.exit_code == 130
+    assert cli.GOES_ON in result.output

@@ -1,6 +1,8 @@
 """The command line: verbs over the pipeline. torch is imported only by the verbs that need it."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +21,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+GOES_ON = "what was finished stays; the same command goes on from there"
+
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe: a YAML file.", show_default=False)]
 SetOption = Annotated[
     list[str] | None,
@@ -30,10 +34,21 @@ SetOption = Annotated[
 ]
 
 
-def _through(recipe: Path, overrides: list[str] | None, last: str) -> None:
-    from tokenward.pipeline.command import run_recipe
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Say what Ctrl-C leaves behind; typer itself would exit without a word."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop}" if str(stop) else f"\nstopped; {GOES_ON}", file=sys.stderr)
+        raise typer.Exit(130) from stop
 
-    run_recipe(recipe, overrides or (), last=last)
+
+def _through(recipe: Path, overrides: list[str] | None, last: str) -> None:
+    with _stoppable():
+        from tokenward.pipeline.command import run_recipe
+
+        run_recipe(recipe, overrides or (), last=last)
 
 
 @app.command()
@@ -49,9 +64,10 @@ def data(
     show: Annotated[int, typer.Option(help="Rows to show as the model will see them.")] = 1,
 ) -> None:
     """Read, clean and split the comparisons; show what was dropped, and rows as the model sees them."""
-    from tokenward.pipeline.command import show_data
+    with _stoppable():
+        from tokenward.pipeline.command import show_data
 
-    show_data(recipe, overrides or (), show)
+        show_data(recipe, overrides or (), show)
 
 
 @app.command()
@@ -87,9 +103,10 @@ def score(
     if texts is None:
         _through(target, overrides, "scores")
         return
-    from tokenward.pipeline.score_texts import score_file
+    with _stoppable():
+        from tokenward.pipeline.score_texts import score_file
 
-    score_file(target, texts, output=output, reference=reference)
+        score_file(target, texts, output=output, reference=reference)
 
 
 @app.command()
@@ -124,12 +141,6 @@ def main() -> None:
             Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True
         )
         sys.exit(2)
-    except KeyboardInterrupt as stop:
-        print(
-            f"\n{stop}" if str(stop) else "\ninterrupted; the same command goes on where it stopped",
-            file=sys.stderr,
-        )
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -200,6 +200,23 @@ def test_a_config_that_is_no_language_model_is_refused(tiny_folder, tmp_path):
         load_model(str(tmp_path), device="cpu")
 
 
+def test_a_file_that_was_cut_short_is_refused(tmp_path):
+    weights = save_tiny(tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="no model could be loaded from"):
+        load_model(str(tmp_path), device="cpu")
+
+
+def test_a_model_with_weights_missing_is_refused(tmp_path):
+    save_tiny(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(
+        UserError, match=r"no weights for 9 parts of its model, such as model\.layers\.2\..*random"
+    ):
+        load_model(str(tmp_path), device="cpu")
+
+
 def test_a_tokenizer_that_knows_more_than_the_model_is_refused(tmp_path):
     save_tiny(tmp_path, tiny_llama(vocab_size=VOCABULARY - 6))
     with pytest.raises(UserError, match=r"knows 266 tokens but the model has 260 embedding rows"):

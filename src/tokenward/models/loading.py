@@ -1,5 +1,6 @@
 """Any causal language model of transformers, by name or folder, ready for token-level work."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -7,6 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -148,13 +150,18 @@ def load_model(
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     base, adapter = _base_and_adapter(source)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=DTYPES[dtype], attn_implementation=attention, trust_remote_code=trust_remote_code
+        model, found = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=DTYPES[dtype],
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
         if adapter is not None:
             model = PeftModel.from_pretrained(model, adapter)
-    except (OSError, ValueError, HFValidationError) as error:
+    except (OSError, ValueError, HFValidationError, SafetensorError) as error:
         raise UserError(_cannot_load("model", name, error)) from error
+    _check_complete(found["missing_keys"], name)
     model = cast(PreTrainedModel, nn.Module.to(model, _device(device)).eval())
     _check_vocabulary(model, tokenizer, name)
     layout, head = choose_layout(model, _install_head(model), rows=rows, name=name)
@@ -223,6 +230,14 @@ def _device(name: str) -> torch.device:
 def _install_head(model: nn.Module) -> SelectiveHead | None:
     module = model.get_output_embeddings()  # type: ignore[operator]
     return SelectiveHead(module) if isinstance(module, nn.Module) else None
+
+
+def _check_complete(missing: Collection[str], name: str) -> None:
+    if missing:
+        raise UserError(
+            f"{name} has no weights for {len(missing)} parts of its model, such as {min(missing)}; they would be random "
+            "numbers. Name a folder of a whole causal language model; a classifier or an interrupted copy is none."
+        )
 
 
 def _check_vocabulary(

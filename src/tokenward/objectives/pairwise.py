@@ -1,7 +1,7 @@
 """Objectives over pairs: DPO, SimPO and SePO, thin over the formulas of ``tokenward.ops``."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,9 @@ class DPO:
         loss: ``sigmoid``, or ``ipo`` (arXiv 2310.12036) with mean log-ratios, as TRL has it.
     """
 
+    needs_reference: ClassVar[bool] = True
+    pairwise: ClassVar[bool] = True
+
     _: KW_ONLY
     beta: float = 0.1
     label_smoothing: float = 0.0
@@ -55,16 +58,6 @@ class DPO:
             )
         if self.loss == "ipo" and self.label_smoothing:
             raise UserError("label_smoothing has no meaning with loss: ipo. Leave one of the two out.")
-
-    @property
-    def needs_reference(self) -> bool:
-        """DPO compares with the reference."""
-        return True
-
-    @property
-    def pairwise(self) -> bool:
-        """DPO is over pairs."""
-        return True
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
@@ -96,6 +89,9 @@ class SePO:
         profile: ``official`` sets the published code's values: gamma 1, margin 0, selected.
     """
 
+    needs_reference: ClassVar[bool] = False
+    pairwise: ClassVar[bool] = True
+
     _: KW_ONLY
     gamma: float = 2.0
     margin: float = 0.0
@@ -121,16 +117,6 @@ class SePO:
                 "profile: official fixes gamma 1, margin 0 and normaliser selected, as the published code has them. "
                 "Leave gamma, margin and normaliser out, or leave the profile out."
             )
-
-    @property
-    def needs_reference(self) -> bool:
-        """SePO trains without a reference."""
-        return False
-
-    @property
-    def pairwise(self) -> bool:
-        """SePO is over pairs."""
-        return True
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
@@ -162,22 +148,15 @@ class SimPO:
         gamma: Target margin. TRL calls it ``simpo_gamma``; the SimPO code gives the ratio ``gamma / beta``.
     """
 
+    needs_reference: ClassVar[bool] = False
+    pairwise: ClassVar[bool] = True
+
     _: KW_ONLY
     beta: float = 2.0
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
         _positive("beta", self.beta, 2.0)
-
-    @property
-    def needs_reference(self) -> bool:
-        """SimPO trains without a reference."""
-        return False
-
-    @property
-    def pairwise(self) -> bool:
-        """SimPO is over pairs."""
-        return True
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
@@ -188,15 +167,8 @@ class SimPO:
 class SFT:
     """Plain likelihood of the best response: mean negative log-probability over the weighted tokens."""
 
-    @property
-    def needs_reference(self) -> bool:
-        """Likelihood needs no reference."""
-        return False
-
-    @property
-    def pairwise(self) -> bool:
-        """Any number of responses; only the best-ranked count."""
-        return False
+    needs_reference: ClassVar[bool] = False
+    pairwise: ClassVar[bool] = False
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""

@@ -16,7 +16,6 @@ from tokenward.tokens.template import Template
 from tokenward.types import Comparison, Message, Span
 
 BUILTIN = Path(str(files("tokenward") / "data" / "builtin" / "reviews.jsonl.gz"))
-REFEREE = "referee"
 
 
 class PairSets(NamedTuple):
@@ -146,6 +145,17 @@ def pair_sets(run: Run) -> PairSets:
         return PairSets(train, held_out, [])
     mine, referee = split(train, held_out=run.recipe.referee.fraction, seed=run.recipe.seed + 1)
     return PairSets(mine, held_out, referee)
+
+
+def pair_settings(run: Run) -> dict[str, Any]:
+    """Everything of the recipe that decides which pairs there are and what their tokens are."""
+    table, referee = run.recipe.data, run.recipe.referee
+    return {
+        "tokens": run.recipe.tokens.model_dump(),
+        "data": {"pairs": table.pairs, "min_gap": table.min_gap},
+        "referee": None if referee is None else {"fraction": referee.fraction},
+        "seed": run.recipe.seed,
+    }
 
 
 def oracle_pairs(run: Run, train: Sequence[Comparison]) -> list[Comparison]:

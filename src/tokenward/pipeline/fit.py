@@ -80,6 +80,8 @@ def fit(
     trainer.remove_callback(PrinterCallback)  # our own bar shows what is logged
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     steps = planned_steps(trainer)
+    if last is not None:
+        run.display.line(f"  goes on from step {last.rpartition('-')[2]} of {steps}")
     with run.display.progress(stage.path.name, steps) as bar, interrupt.listening():
         trainer.add_callback(ShowProgress(bar))
         result = trainer.train(resume_from_checkpoint=last)

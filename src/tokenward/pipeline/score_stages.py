@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenward.artifacts import Manifest
 from tokenward.models.loading import LanguageModel
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import by_prompt, encode_set, pair_sets, response_keys
+from tokenward.pipeline.data import by_prompt, encode_set, pair_sets, pair_settings, response_keys
 from tokenward.pipeline.values import scorer_of
 from tokenward.scoring.logprobs import response_logprobs
 from tokenward.scoring.store import TokenRecord, TokenStore, write_shards
@@ -21,13 +21,10 @@ def compute_reference(run: Run) -> Manifest:
     scores = run.recipe.scores
     template = run.tokenizer_template(run.reference_model)
     settings = {
-        "tokens": run.recipe.tokens.model_dump(),
-        "data": {"pairs": run.recipe.data.pairs, "min_gap": run.recipe.data.min_gap},
+        **pair_settings(run),
         "scores": {"precision": scores.precision, "shard_rows": scores.shard_rows},
         "model": {"dtype": run.recipe.model.dtype},
     }
-    if run.recipe.referee is not None:
-        settings["referee"] = {"fraction": run.recipe.referee.fraction}
     inputs = {
         "data": run.done("data").fingerprint,
         "model": run.fingerprint_of(run.reference_model),

@@ -11,7 +11,7 @@ from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives import OBJECTIVES, SFT, Objective
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets
+from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets, pair_settings
 from tokenward.pipeline.fit import fit
 from tokenward.pipeline.preview import preview
 from tokenward.pipeline.values import scored_rows, weigh_rows, with_reference
@@ -42,7 +42,7 @@ def train_sft(run: Run) -> Manifest | None:
     if table is None:
         return None
     name = run.recipe.model.name
-    settings = {"sft": table.model_dump(), **_model_settings(run)}
+    settings = {"sft": table.model_dump(), **pair_settings(run), **_model_settings(run)}
     inputs = {"data": run.done("data").fingerprint, "model": run.fingerprint_of(name)}
     with run.stage("sft", settings, inputs) as stage:
         if not stage.done:
