@@ -53,7 +53,9 @@ def test_no_module_imports_the_package_by_dots() -> None:
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             assert not (isinstance(node, ast.ImportFrom) and node.level), path
-            assert not (isinstance(node, ast.Import) and any(n.name.startswith("tokenward") for n in node.names)), path
+            assert not (
+                isinstance(node, ast.Import) and any(n.name.startswith("tokenward") for n in node.names)
+            ), path
 
 
 def test_ops_knows_no_file_device_or_config() -> None:
@@ -71,13 +73,18 @@ def test_every_module_imports_and_its_public_names_are_documented() -> None:
         module = importlib.import_module(info.name)
         assert module.__doc__, info.name
         for name, value in vars(module).items():
-            mine = getattr(value, "__module__", None) == info.name
-            if mine and not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value)):
-                if not (value.__doc__ or "").strip():
-                    missing.append(f"{info.name}.{name}")
+            mine = getattr(value, "__module__", None) == info.name and not name.startswith("_")
+            if (
+                mine
+                and (inspect.isclass(value) or inspect.isfunction(value))
+                and not (value.__doc__ or "").strip()
+            ):
+                missing.append(f"{info.name}.{name}")
     assert not missing
 
 
 def test_modules_stay_readable() -> None:
-    long = {str(path.relative_to(ROOT)): n for path in MODULES if (n := len(path.read_text().splitlines())) > 300}
+    long = {
+        str(path.relative_to(ROOT)): n for path in MODULES if (n := len(path.read_text().splitlines())) > 300
+    }
     assert not long

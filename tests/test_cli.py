@@ -44,7 +44,8 @@ def test_verbs_and_flags_are_frozen() -> None:
     import typer.main
 
     found = {
-        name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")} - {"--help"}
+        name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+        - {"--help"}
         for name, command in typer.main.get_command(cli.app).commands.items()  # type: ignore[attr-defined]
     }
     assert found == VERBS
@@ -141,7 +142,11 @@ def test_bad_data_is_named_with_file_and_line(
 
 
 def test_a_model_without_chat_template_says_what_to_write(
-    tiny_workplace: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_workplace: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     import shutil
 
@@ -153,7 +158,9 @@ def test_a_model_without_chat_template_says_what_to_write(
     assert "tokens.template: plain" in error
 
 
-def test_data_shows_counts_and_rows(tiny_workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_shows_counts_and_rows(
+    tiny_workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [*planted_rows(12), planted_rows(1)[0] | {"prompt": ""}]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(sys, "argv", ["tokenward", "data", str(tiny_workplace), "--show", "1"])

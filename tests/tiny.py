@@ -17,8 +17,19 @@ CHATML = (
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE over the 256 bytes and a few merges, with ChatML marks; pad equals EOS, as in SmolLM2."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("t", "h"), ("th", "e"), ("Ġ", "a"), ("Ġ", "the"), ("i", "n"), ("o", "o"), ("g", "oo"), ("goo", "d")]
-    vocabulary = {token: index for index, token in enumerate([*alphabet, *("".join(pair) for pair in merges)])}
+    merges = [
+        ("t", "h"),
+        ("th", "e"),
+        ("Ġ", "a"),
+        ("Ġ", "the"),
+        ("i", "n"),
+        ("o", "o"),
+        ("g", "oo"),
+        ("goo", "d"),
+    ]
+    vocabulary = {
+        token: index for index, token in enumerate([*alphabet, *("".join(pair) for pair in merges)])
+    }
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -54,7 +65,9 @@ def tiny_gpt2(*, dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT2LMHea
     """Two layers of 32, absolute positions."""
     torch.manual_seed(seed)
     size = len(tiny_tokenizer())
-    config = GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=512, initializer_range=0.2)
+    config = GPT2Config(
+        vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=512, initializer_range=0.2
+    )
     return GPT2LMHeadModel(config).to(dtype)
 
 
@@ -82,7 +95,9 @@ def planted_rows(count: int, seed: int = 0) -> list[dict]:
             begin = len(" ".join(text.split()[:start])) + (start > 0)
             replies.append(text)
             spans.append([[begin, begin + len(word), value]] if value else [])
-        rows.append({"prompt": f"Say {number}.", "responses": replies, "scores": [1.0, 0.0, -1.0], "spans": spans})
+        rows.append(
+            {"prompt": f"Say {number}.", "responses": replies, "scores": [1.0, 0.0, -1.0], "spans": spans}
+        )
     return rows
 
 

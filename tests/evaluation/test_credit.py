@@ -75,7 +75,9 @@ def test_constant_scores_are_exactly_at_chance(figures):
     for kind in KINDS[:3]:
         assert figures[f"credit/{kind}/constant"][:3] == (0.5, 0.5, 0.5), kind
     # Of a precision, chance is the share of such tokens in the response.
-    shares = [np.mean(np.asarray(item.values) > 0) for item in known(200) if np.any(np.asarray(item.values) > 0)]
+    shares = [
+        np.mean(np.asarray(item.values) > 0) for item in known(200) if np.any(np.asarray(item.values) > 0)
+    ]
     assert figures["credit/precision_raising/constant"].value == pytest.approx(np.mean(shares), abs=1e-12)
 
 

@@ -27,9 +27,9 @@ def test_auroc_by_hand():
 
 
 @given(
-    st.lists(
-        st.tuples(st.integers(-3, 3), st.booleans(), st.integers(1, 4)), min_size=2, max_size=40
-    ).filter(lambda items: len({label for _, label, _ in items}) == 2)
+    st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.integers(1, 4)), min_size=2, max_size=40).filter(
+        lambda items: len({label for _, label, _ in items}) == 2
+    )
 )
 @settings(max_examples=200, deadline=None)
 def test_auroc_equals_sklearn_with_ties_and_weights(items):
@@ -59,8 +59,16 @@ def test_auroc_without_both_kinds_is_not_a_number(labels):
         ([0.9, 0.8, 0.1], [True, True, False], 1.0),
         ([0.9, 0.8, 0.1], [False, False, True], 0.0),
         ([1, 1, 1, 1], [True, False, False, False], 1 / 4),  # all tie: the share of positives
-        ([2, 1, 1, 0], [True, True, False, True], (1 + 2 * 1 / 2) / 3),  # both of the tied ones are in the three
-        ([3, 1, 1, 1], [False, True, True, False], (0 + 1 * 2 / 3) / 2),  # one of three tied fills the second place
+        (
+            [2, 1, 1, 0],
+            [True, True, False, True],
+            (1 + 2 * 1 / 2) / 3,
+        ),  # both of the tied ones are in the three
+        (
+            [3, 1, 1, 1],
+            [False, True, True, False],
+            (0 + 1 * 2 / 3) / 2,
+        ),  # one of three tied fills the second place
     ],
 )
 def test_precision_at_k_by_hand(scores, positive, expected):
@@ -172,7 +180,5 @@ def test_mean_auroc_is_the_mean_and_its_interval_that_of_one_joint_draw():
     same = mean_auroc_figure([(scores, positive, example)] * 2, resamples=300)
     assert same == pytest.approx(auroc_figure(scores, positive, example, resamples=300), abs=1e-12)
     # A question and its opposite always sum to 1: drawn together the mean has no width.
-    opposite = mean_auroc_figure(
-        [(scores, positive, example), (-scores, positive, example)], resamples=300
-    )
+    opposite = mean_auroc_figure([(scores, positive, example), (-scores, positive, example)], resamples=300)
     assert opposite == pytest.approx(Figure(0.5, 0.5, 0.5, 40), abs=1e-12)

@@ -19,7 +19,10 @@ RUN = Path("runs/quickstart")
 
 def stamps() -> dict[str, str]:
     """When each stage was made: a stage that is skipped keeps its manifest."""
-    return {path.parent.name: json.loads(path.read_text())["created"] + path.read_text() for path in RUN.glob("*/manifest.json")}
+    return {
+        path.parent.name: json.loads(path.read_text())["created"] + path.read_text()
+        for path in RUN.glob("*/manifest.json")
+    }
 
 
 def digest(path: Path) -> str:
@@ -43,7 +46,10 @@ def test_every_stage_leaves_its_folder_and_figures_have_intervals(finished_run: 
 
 def test_only_selected_tokens_train(finished_run: Path) -> None:
     """The share of kept tokens in the log is the recipe's 30 %, rounded down per response but at least one."""
-    history = [json.loads(line) for line in (finished_run / RUN / "policy" / "history.jsonl").read_text().splitlines()]
+    history = [
+        json.loads(line)
+        for line in (finished_run / RUN / "policy" / "history.jsonl").read_text().splitlines()
+    ]
     kept = [entry["kept/chosen"] for entry in history if "kept/chosen" in entry]
     assert kept
     assert all(0.2 < share <= 0.3 for share in kept)
@@ -79,7 +85,9 @@ def test_same_seed_same_bytes_other_seed_other_weights(finished_run: Path, tiny_
     for part in ("scores/tokens-00000.parquet", "policy/model/model.safetensors"):
         assert digest(RUN / part) == digest(finished_run / RUN / part), part
     tokenward.run(tiny_workplace, ["seed=1"], last="oracle", quiet=True)
-    assert digest(RUN / "oracle/model/model.safetensors") != digest(finished_run / RUN / "oracle/model/model.safetensors")
+    assert digest(RUN / "oracle/model/model.safetensors") != digest(
+        finished_run / RUN / "oracle/model/model.safetensors"
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +134,9 @@ def test_the_referee_sees_no_pair_of_the_others(tiny_workplace: Path) -> None:
     sets = pair_sets(run)
     prompts = [{json.dumps(row.prompt) for row in rows} for rows in sets]
     assert sets.referee
-    assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
+    assert not prompts[0] & prompts[1]
+    assert not prompts[0] & prompts[2]
+    assert not prompts[1] & prompts[2]
 
 
 def test_scores_of_own_text_equal_those_of_the_store(tiny_oracle: Path) -> None:
@@ -166,7 +176,9 @@ def test_a_policy_with_another_tokenizer_is_refused(copied_run: Path, tmp_path: 
 
 def test_a_selection_that_keeps_nothing_is_an_error(copied_run: Path) -> None:
     with pytest.raises(UserError, match="keeps no token"):
-        tokenward.run(copied_run, ["policy.selection={name: threshold, above: 1000.0}"], last="policy", quiet=True)
+        tokenward.run(
+            copied_run, ["policy.selection={name: threshold, above: 1000.0}"], last="policy", quiet=True
+        )
 
 
 def test_interrupt_saves_and_the_next_run_ends_as_if_nothing_had_happened(

@@ -16,13 +16,23 @@ TOKENIZER = tiny_tokenizer()
 EOS = TOKENIZER.eos_token_id
 TEMPLATE = Template(tokenizer=TOKENIZER)
 GREEDY = SamplingSettings(max_new_tokens=12, temperature=0.0)
-TEXTS = ["hello", "the good moon and the sun", "a", "who are you and what is it", "b c", "x" * 30, "in the good old days"]
+TEXTS = [
+    "hello",
+    "the good moon and the sun",
+    "a",
+    "who are you and what is it",
+    "b c",
+    "x" * 30,
+    "in the good old days",
+]
 PROMPTS = [TEMPLATE.prompt_ids([{"role": "user", "content": text}]) for text in TEXTS]
 
 
 def language_model(model) -> LanguageModel:
     head = SelectiveHead(model.get_output_embeddings())
-    return LanguageModel(model=model, tokenizer=TOKENIZER, head=head, layout="shared", fingerprint="", name="tiny")
+    return LanguageModel(
+        model=model, tokenizer=TOKENIZER, head=head, layout="shared", fingerprint="", name="tiny"
+    )
 
 
 MODELS = {"llama": lambda: language_model(tiny_llama()), "gpt2": lambda: language_model(tiny_gpt2())}
@@ -191,7 +201,9 @@ def test_what_the_model_folder_says_about_sampling_plays_no_part(adapter):
 
 def test_progress_counts_every_prompt_once():
     done: list[int] = []
-    sample_replies(MODELS["gpt2"](), TEMPLATE, PROMPTS, GREEDY._replace(batch=3), seed=0, progress=done.append)
+    sample_replies(
+        MODELS["gpt2"](), TEMPLATE, PROMPTS, GREEDY._replace(batch=3), seed=0, progress=done.append
+    )
     assert done == [3] * (len(PROMPTS) // 3) + [len(PROMPTS) % 3]
     assert len(done) == math.ceil(len(PROMPTS) / 3)
 

@@ -51,6 +51,11 @@ def test_the_default_is_the_papers_thirty_percent():
     assert kept(TopFraction(), scored(scores, scores)) == [".......xxx", "xxx......."]
 
 
+def test_a_fraction_alone_keeps_the_sides_own_direction():
+    rule = SideRule(fraction=0.5)
+    assert kept(TopFraction(chosen=rule, rejected=rule), PAIR) == ["x.x.", ".x.x"]
+
+
 def test_sides_are_independent():
     rules = {"chosen": SideRule(fraction=0.25), "rejected": SideRule(fraction=1.0, direction="bottom")}
     assert kept(TopFraction(**rules), PAIR) == ["..x.", "xxxx"]
@@ -246,7 +251,7 @@ def test_the_official_profile_by_hand():
     scores = [100.0] + [float(score) for score in range(90)]
     rules = {"chosen": SideRule(fraction=0.7), "rejected": SideRule(fraction=0.7)}
     marks = kept(TopFraction(**rules, profile="official"), scored(scores, scores))
-    assert marks == ["." * 29 + "x" * 62] * 2
+    assert marks == ["." * 29 + "x" * 62, "." + "x" * 62 + "." * 28]
     # int(0.3 x 3) = 0: nothing is kept, not one.
     assert kept(TopFraction(profile="official"), PAIR) == ["....", "...."]
 

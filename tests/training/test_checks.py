@@ -42,7 +42,9 @@ def test_a_new_adapter_changes_nothing():
 
 def test_the_reference_of_another_model_is_refused():
     rows = with_reference(language_model(tiny_llama(seed=1)), random_rows(4, longest=30))
-    with pytest.raises(UserError, match=r"policy and reference differ by \d+\.\d{4} nats .*not the same model"):
+    with pytest.raises(
+        UserError, match=r"policy and reference differ by \d+\.\d{4} nats .*not the same model"
+    ):
         check_first_batch(language_model(), DPO(), rows, precision=torch.float32)
 
 

@@ -21,7 +21,7 @@ from tokenward.selection import TopFraction
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.trainer import TokenTrainer
 
-FILLER, GOOD, BAD = range(0, 30), range(100, 103), range(110, 113)
+FILLER, GOOD, BAD = range(30), range(100, 103), range(110, 113)
 
 
 class Study(NamedTuple):
@@ -71,8 +71,7 @@ def scored(oracle: LanguageModel, rows: Sequence[TokenRow]) -> list[TokenRow]:
 def margin(policy: LanguageModel, rows: Sequence[TokenRow]):
     values = response_logprobs(policy, rows, precision="float32", tokens_per_batch=4096)
     pairs = [
-        PairLogprobs(tuple(row.reference_logp), tuple(value))
-        for row, value in zip(rows, values, strict=True)
+        PairLogprobs(tuple(row.reference_logp), tuple(value)) for row, value in zip(rows, values, strict=True)
     ]
     return preference_figures(pairs)["preference/margin"]
 

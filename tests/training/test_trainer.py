@@ -33,7 +33,9 @@ from tokenward.training.trainer import TokenTrainer, disable_dropout
 ROOT = Path(__file__).parents[2]
 
 
-def trained(folder, rows, *, objective=None, model=None, held_out=None, callbacks=None, resume=None, **settings):
+def trained(
+    folder, rows, *, objective=None, model=None, held_out=None, callbacks=None, resume=None, **settings
+):
     """A trainer that has trained a fresh tiny model."""
     model = language_model() if model is None else model
     trainer = TokenTrainer(
@@ -55,9 +57,6 @@ def logged(trainer) -> list[dict]:
         {key: value for key, value in entry.items() if not key.endswith(timed)}
         for entry in trainer.state.log_history
     ]
-
-
-# One update however the comparisons are cut ---------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -203,9 +202,6 @@ def test_two_processes_make_the_update_of_one(tmp_path):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
 
 
-# Resume and seeds -----------------------------------------------------------------------------------------
-
-
 class StopAfter(TrainerCallback):
     """Saves and stops at a step, as Ctrl-C does."""
 
@@ -265,9 +261,6 @@ def test_another_order_of_sides_or_rows_is_only_in_the_data_order(tmp_path):
     assert largest_difference(weights_of(one.model), weights_of(two.model)) < 2e-6
 
 
-# Metrics --------------------------------------------------------------------------------------------------
-
-
 def test_evaluation_during_training_averages_comparisons_not_batches(tmp_path):
     """Five pairs in batches of 2, 2 and 1: the last one must not count twice."""
     rows = with_reference(language_model(tiny_llama(seed=1)), random_rows(5, longest=20, seed=4))
@@ -323,9 +316,6 @@ def test_best_model_can_be_chosen_by_a_metric_of_ours(tmp_path):
     assert trainer.state.best_metric == max(margins)
 
 
-# Refusals -------------------------------------------------------------------------------------------------
-
-
 class BreaksAt:
     """SFT whose loss is NaN for one row, from a given call on."""
 
@@ -353,7 +343,9 @@ def test_a_loss_that_is_not_finite_names_row_and_step_and_spares_the_saved_weigh
         "save_steps": 1,
     }
     good = trained(tmp_path / "good", rows, objective=SFT(), **{**settings, "num_train_epochs": 2})
-    with pytest.raises(UserError, match=r"not finite at step 3, for: pairs\.jsonl:4\. .*learning_rate") as info:
+    with pytest.raises(
+        UserError, match=r"not finite at step 3, for: pairs\.jsonl:4\. .*learning_rate"
+    ) as info:
         trained(tmp_path / "bad", rows, objective=BreaksAt(23, call=3), **settings)
     assert "pairs.jsonl:4" in str(info.value)
     assert re.findall(r"pairs\.jsonl:\d+", str(info.value)) == ["pairs.jsonl:4"]
@@ -384,9 +376,6 @@ def test_more_than_two_responses_are_refused_by_pairwise_objectives(tmp_path):
         TokenTrainer(language_model(), SePO(), arguments(tmp_path), [three])
 
 
-# Adapters and dropout -------------------------------------------------------------------------------------
-
-
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.20
 def test_lora_trains_its_adapter_and_leaves_the_base_untouched(tmp_path):
     base = language_model()
@@ -413,7 +402,13 @@ def test_lora_trains_its_adapter_and_leaves_the_base_untouched(tmp_path):
 
 def tiny_opt() -> OPTForCausalLM:
     torch.manual_seed(0)
-    size = {"vocab_size": 266, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    size = {
+        "vocab_size": 266,
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
     return OPTForCausalLM(
         OPTConfig(**size, max_position_embeddings=64, word_embed_proj_dim=32, dropout=0.3, layerdrop=0.3)
     )

@@ -169,7 +169,11 @@ def test_smoothed_dpo_equals_trl(tmp_path, name, smoothing):
     theirs = trl_cpo(
         tmp_path, MODELS[name], rows, loss_type="sigmoid", beta=0.2, label_smoothing=smoothing, cpo_alpha=0.0
     )
-    assert_equal(ours(MODELS[name], DPO(beta=0.2, label_smoothing=smoothing), rows, "shared"), theirs, within=EXACT[name])
+    assert_equal(
+        ours(MODELS[name], DPO(beta=0.2, label_smoothing=smoothing), rows, "shared"),
+        theirs,
+        within=EXACT[name],
+    )
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
@@ -188,6 +192,8 @@ def test_the_comparison_sees_a_token_that_is_left_out(tmp_path):
     weights = [[torch.ones(len(ids)) for ids in row.encoded.responses] for row in ROWS]
     weights[2][0][-1] = 0.0
     rows = [TokenRow(encoded=row.encoded, weights=sides) for row, sides in zip(ROWS, weights, strict=True)]
-    theirs = trl_cpo(tmp_path, MODELS["llama"], ROWS, loss_type="simpo", beta=2.0, simpo_gamma=1.0, cpo_alpha=0.0)
+    theirs = trl_cpo(
+        tmp_path, MODELS["llama"], ROWS, loss_type="simpo", beta=2.0, simpo_gamma=1.0, cpo_alpha=0.0
+    )
     with pytest.raises(AssertionError):
         assert_equal(ours(MODELS["llama"], SimPO(), rows, "shared"), theirs, within=1e-6, sums=False)

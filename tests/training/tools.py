@@ -37,9 +37,7 @@ def token_row(
     prompt: Sequence[int], responses: Sequence[Sequence[int]], source: str, ranks: Sequence[int] = (0, 1)
 ) -> TokenRow:
     """A comparison of given ids; every response ends with the end-of-turn token."""
-    comparison = Comparison(
-        key=source, prompt=(), responses=tuple("ab"), ranks=tuple(ranks), source=source
-    )
+    comparison = Comparison(key=source, prompt=(), responses=tuple("ab"), ranks=tuple(ranks), source=source)
     ids = [[*response, CLOSING] for response in responses]
     return TokenRow(encoded=Encoded(comparison, list(prompt), ids, [True] * len(ids), 1))
 

@@ -165,7 +165,9 @@ class ScoresTable(Table):
         default="float32", description="Number type of the model's pass."
     )
     tokens_per_batch: Count = Field(default=8192, description="Most tokens in one pass.")
-    shard_rows: Count = Field(default=1024, description="Responses in one file of the store.")
+    shard_rows: Count = Field(
+        128, description="Prompts in one file of the store; a stopped stage goes on at the next."
+    )
 
 
 class PolicyTable(Table):
@@ -182,7 +184,9 @@ class PolicyTable(Table):
 class RefereeTable(Table):
     """A second oracle on other comparisons, which judges the first and the policy."""
 
-    fraction: Share = Field(default=0.3, description="Share of the training comparisons it sees.")
+    fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.3, description="Share of the training comparisons that it alone sees."
+    )
     objective: NamedTable = Field(default=Named(name="dpo"), description="Objective it is trained with.")
     training: Training = _TRAINING
 

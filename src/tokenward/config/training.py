@@ -12,6 +12,10 @@ _OURS = {
     "output_dir": "It is the stage's folder; set run to move the whole run.",
     "remove_unused_columns": "The columns of a comparison are not the model's arguments.",
     "label_names": "Labels are made from the responses.",
+    "resume_from_checkpoint": "The same command goes on from a stage's own checkpoint.",
+    "do_train": "A stage that has a training table trains.",
+    "do_eval": "Write eval_strategy to evaluate while training.",
+    "do_predict": "The evaluation stage samples replies.",
 }
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import model_info
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
@@ -14,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -175,10 +177,18 @@ def load_model(
     )
 
 
-def context_length(name: str) -> int | None:
+def context_length(name: str, *, trust_remote_code: bool = False) -> int | None:
     """Positions that a model has, or None where its config does not say."""
     base, _ = _base_and_adapter(resolve(name))
-    return getattr(AutoConfig.from_pretrained(base).get_text_config(), "max_position_embeddings", None)
+    config = _config(base, trust_remote_code=trust_remote_code).get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _config(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, HFValidationError) as error:
+        raise UserError(_cannot_load("model", name, error)) from error
 
 
 def model_fingerprint(name: str) -> str:
@@ -200,8 +210,11 @@ def _files_fingerprint(source: str) -> str:
 
 
 def _hub_commit(name: str) -> str:
-    config = AutoConfig.from_pretrained(name)
-    return str(config._commit_hash)
+    # Only the commit is read, so code that comes with the model need not run.
+    try:
+        return str(model_info(name).sha)
+    except (HfHubHTTPError, HFValidationError, OSError):
+        return str(_config(name, trust_remote_code=False)._commit_hash)
 
 
 def _base_and_adapter(source: str) -> tuple[str, str | None]:

@@ -1,6 +1,6 @@
 """What an objective receives and what it returns."""
 
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -27,11 +27,8 @@ class Objective(Protocol):
         pairwise: Whether every comparison must have exactly two responses, the better one first.
     """
 
-    @property
-    def needs_reference(self) -> bool: ...
-
-    @property
-    def pairwise(self) -> bool: ...
+    needs_reference: ClassVar[bool]
+    pairwise: ClassVar[bool]
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch.

@@ -37,7 +37,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """The run's folder; each stage has one of its own inside."""
-        return Path(self.recipe.run)
+        return Path(self.recipe.run).expanduser()
 
     def path(self, stage: str) -> Path:
         """Folder of a stage."""
@@ -102,7 +102,8 @@ class Run:
         # The SFT model has the positions of the model that it was made from, and need not exist yet.
         base = self.recipe.model.name
         names = {self.recipe.oracle.model or base, self.recipe.policy.model or base}
-        contexts = [context_length(name) for name in names]
+        trust = self.recipe.model.trust_remote_code
+        contexts = [context_length(name, trust_remote_code=trust) for name in names]
         context = min((length for length in contexts if length is not None), default=None)
         return Limits(table.max_prompt_tokens, table.max_response_tokens, table.too_long, context)
 

@@ -64,11 +64,16 @@ def prepare_data(run: Run) -> Manifest:
             dropped = "".join(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in loaded.dropped)
             atomic_write(stage.path / "dropped.jsonl", dropped)
             stage.complete(
-                counts=loaded.counts, format=loaded.format, train=len(train), held_out=len(held_out)
+                counts=loaded.counts,
+                notes=loaded.notes,
+                format=loaded.format,
+                train=len(train),
+                held_out=len(held_out),
             )
     manifest = run.done("data")
     counts = {
         **manifest.facts["counts"],
+        **manifest.facts["notes"],
         "train": manifest.facts["train"],
         "held out": manifest.facts["held_out"],
     }
@@ -80,7 +85,8 @@ def _source_fingerprint(source: str | list[str]) -> str:
     parts = []
     for name in [source] if isinstance(source, str) else source:
         path = Path(name).expanduser()
-        matches = sorted(path.parent.glob(path.name)) if not path.exists() else [path]
+        root = Path(path.anchor)
+        matches = [path] if path.exists() else sorted(root.glob(str(path.relative_to(root))))
         found = [
             item for match in matches for item in ([match] if match.is_file() else sorted(match.rglob("*")))
         ]
@@ -129,14 +135,7 @@ def pair_sets(run: Run) -> PairSets:
     which neither the oracle nor the policy has seen.
     """
     table = run.recipe.data
-    train, held_out = (
-        [
-            pair
-            for comparison in read_comparisons(run.path("data") / f"{side}.jsonl")
-            for pair in pairs(comparison, table.pairs, min_gap=table.min_gap)
-        ]
-        for side in ("train", "held_out")
-    )
+    train, held_out = (_pairs_of(run, side) for side in ("train", "held_out"))
     if not train:
         raise UserError(
             f"no pair is left to train on: data.min_gap {table.min_gap} is larger than every gap. Lower it or leave it out."
@@ -144,14 +143,36 @@ def pair_sets(run: Run) -> PairSets:
     if run.recipe.referee is None:
         return PairSets(train, held_out, [])
     mine, referee = split(train, held_out=run.recipe.referee.fraction, seed=run.recipe.seed + 1)
+    if not mine or not referee:
+        raise UserError(
+            f"referee.fraction {run.recipe.referee.fraction} leaves {len(mine)} pairs for the oracle and the policy and "
+            f"{len(referee)} for the referee; each needs some. Change the fraction, or give more data."
+        )
     return PairSets(mine, held_out, referee)
+
+
+def _pairs_of(run: Run, side: str) -> list[Comparison]:
+    table = run.recipe.data
+    comparisons = read_comparisons(run.path("data") / f"{side}.jsonl")
+    return [
+        pair for comparison in comparisons for pair in pairs(comparison, table.pairs, min_gap=table.min_gap)
+    ]
+
+
+def without_pairs(run: Run) -> int:
+    """Comparisons all of whose pairs lie closer than ``data.min_gap``."""
+    table = run.recipe.data
+    both = (
+        row for side in ("train", "held_out") for row in read_comparisons(run.path("data") / f"{side}.jsonl")
+    )
+    return sum(not pairs(row, table.pairs, min_gap=table.min_gap) for row in both)
 
 
 def pair_settings(run: Run) -> dict[str, Any]:
     """Everything of the recipe that decides which pairs there are and what their tokens are."""
     table, referee = run.recipe.data, run.recipe.referee
     return {
-        "tokens": run.recipe.tokens.model_dump(),
+        "tokens": {**run.recipe.tokens.model_dump(), "context": run.limits.context},
         "data": {"pairs": table.pairs, "min_gap": table.min_gap},
         "referee": None if referee is None else {"fraction": referee.fraction},
         "seed": run.recipe.seed,
@@ -182,9 +203,11 @@ def by_prompt(rows: Iterable[Comparison]) -> list[Comparison]:
     ]
 
 
-def encode_set(run: Run, rows: Sequence[Comparison], template: Template, *, show: str = "") -> EncodedSet:
+def encode_set(
+    run: Run, rows: Sequence[Comparison], template: Template, *, show: str = "", may_be_empty: bool = False
+) -> EncodedSet:
     """Encode comparisons within the recipe's limits; ``show`` names the table that is displayed."""
-    result = encode(rows, template, run.limits)
+    result = encode(rows, template, run.limits, may_be_empty=may_be_empty)
     if show:
         run.display.table(show, ("", "rows"), [(name, str(count)) for name, count in result.counts.items()])
     return result

@@ -89,7 +89,7 @@ def _measure(run: Run) -> tuple[Figures, Samples]:
     start, policy = run.load(run.policy_start), run.load(str(run.path("policy") / "model"))
     template = Template(tokenizer=start.tokenizer, kind=run.recipe.tokens.template)
     held_out = pair_sets(run).held_out
-    pairs = encode_set(run, held_out, template).rows if held_out else []
+    pairs = encode_set(run, held_out, template, may_be_empty=True).rows
     figures: Figures = {}
     if pairs:
         figures |= _on_pairs(run, start, policy, pairs)
@@ -117,6 +117,11 @@ def _logprobs(
         )
 
 
+def _reference_of(run: Run, start: LanguageModel) -> LanguageModel:
+    """What the referee was trained from; mostly what the policy started from."""
+    return start if run.reference_model == run.policy_start else run.load(run.reference_model)
+
+
 def _on_pairs(run: Run, start: LanguageModel, policy: LanguageModel, pairs: Sequence[Encoded]) -> Figures:
     before = _logprobs(run, start, pairs, "pairs, before")
     after = _logprobs(run, policy, pairs, "pairs, after")
@@ -125,7 +130,9 @@ def _on_pairs(run: Run, start: LanguageModel, policy: LanguageModel, pairs: Sequ
     if run.recipe.referee is not None:
         referee = run.load(str(run.path("referee") / "model"))
         judged = _logprobs(run, referee, pairs, "pairs, referee")
-        by_referee = [PairLogprobs((b[0], b[1]), (a[0], a[1])) for b, a in zip(before, judged, strict=True)]
+        reference = _reference_of(run, start)
+        base = before if reference is start else _logprobs(run, reference, pairs, "pairs, reference")
+        by_referee = [PairLogprobs((b[0], b[1]), (a[0], a[1])) for b, a in zip(base, judged, strict=True)]
         found = preference_figures(by_referee, **_statistics(run))
         figures |= {f"referee/pairs_{name}": found[f"preference/{name}"] for name in ("accuracy", "margin")}
     return figures
@@ -157,7 +164,7 @@ def _credit(run: Run, pairs: Sequence[Encoded]) -> Figures:
 def _sample(run: Run, template: Template) -> Samples:
     """Replies of both models to held-out prompts, chosen in an order that does not depend on the file."""
     held_out = list(read_comparisons(run.path("data") / "held_out.jsonl"))
-    rows = encode_set(run, held_out, template).rows if held_out else []
+    rows = encode_set(run, held_out, template, may_be_empty=True).rows
     unique = {tuple(row.prompt): row for row in rows}
     prompts = sorted(unique.values(), key=lambda row: row.comparison.key)[: run.recipe.evaluation.prompts]
     table = run.recipe.evaluation
@@ -238,11 +245,12 @@ def _kl(
 def _refereed(run: Run, start: LanguageModel, samples: Samples) -> Figures:
     """The referee's log-ratio reward of the replies, per token, before and after; and who wins."""
     referee = run.load(str(run.path("referee") / "model"))
+    reference = _reference_of(run, start)
     rewards = []
     for label, replies in (("referee, before", samples.before), ("referee, after", samples.after)):
         rows = [row.encoded for row in _as_rows(samples.prompts, replies)]
         judged = _logprobs(run, referee, rows, label)
-        base = _logprobs(run, start, rows, label)
+        base = _logprobs(run, reference, rows, label)
         rewards.append([float((j[0] - b[0]).mean()) for j, b in zip(judged, base, strict=True)])
     figures = before_after_figures("referee", *rewards, **_statistics(run))
     wins = [(after > before) + 0.5 * (after == before) for before, after in zip(*rewards, strict=True)]

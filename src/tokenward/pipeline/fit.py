@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from tokenward.artifacts import StageFolder, atomic_write
+from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives.base import Objective
 from tokenward.pipeline.context import Run
@@ -60,9 +61,18 @@ def fit(
     """
     checkpoints = stage.path / "checkpoints"
     where = f"{stage.path.name}.training"
-    arguments = training_arguments(table, folder=checkpoints, seed=run.recipe.seed, where=where)
+    device = run.recipe.model.device
+    arguments = training_arguments(
+        table, folder=checkpoints, seed=run.recipe.seed, where=where, device=device
+    )
+    if not held_out and arguments.eval_strategy != "no":
+        raise UserError(
+            f"{where}.eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, but there is no held-out comparison to evaluate on. "
+            "Raise data.held_out, or write eval_strategy: no."
+        )
     if objective.needs_reference:
-        precision = torch.bfloat16 if arguments.bf16 else model.model.dtype
+        coarse = arguments.bf16 or run.recipe.scores.precision == "bfloat16"
+        precision = torch.bfloat16 if coarse else model.model.dtype
         found = check_first_batch(model, objective, list(rows[:CHECKED_ROWS]), precision=precision)
         run.display.line(
             f"  first rows: loss {found['loss']:.4f} (ln 2 = 0.6931), margin {found['margin']:.4f} nats: policy = reference"
@@ -78,14 +88,14 @@ def fit(
         callbacks=[CheckpointEvery(arguments.checkpoint_minutes), interrupt],
     )
     trainer.remove_callback(PrinterCallback)  # our own bar shows what is logged
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = _last_whole_checkpoint(checkpoints)
     steps = planned_steps(trainer)
     if last is not None:
         run.display.line(f"  goes on from step {last.rpartition('-')[2]} of {steps}")
     with run.display.progress(stage.path.name, steps) as bar, interrupt.listening():
         trainer.add_callback(ShowProgress(bar))
         result = trainer.train(resume_from_checkpoint=last)
-    if interrupt.interrupted:
+    if interrupt.interrupted and trainer.state.global_step < steps:
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {steps}; the same command goes on from there"
         )
@@ -99,6 +109,14 @@ def fit(
         "rows": len(rows),
         "seconds": round(result.metrics.get("train_runtime", 0.0), 1),
     }
+
+
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; a torn one, after a kill or a full disk, is removed."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / "trainer_state.json").is_file():  # transformers writes it last
+            shutil.rmtree(checkpoint)
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
 def planned_steps(trainer: TokenTrainer) -> int:

@@ -6,7 +6,14 @@ from pathlib import Path
 from tokenward.artifacts import Manifest
 from tokenward.models.loading import LanguageModel
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import by_prompt, encode_set, pair_sets, pair_settings, response_keys
+from tokenward.pipeline.data import (
+    by_prompt,
+    encode_set,
+    pair_sets,
+    pair_settings,
+    response_keys,
+    without_pairs,
+)
 from tokenward.pipeline.values import scorer_of
 from tokenward.scoring.logprobs import response_logprobs
 from tokenward.scoring.store import TokenRecord, TokenStore, write_shards
@@ -32,10 +39,12 @@ def compute_reference(run: Run) -> Manifest:
     }
     with run.stage("reference", settings, inputs) as stage:
         if not stage.done:
-            rows = _all_rows(run, template)
+            rows, counts = _all_rows(run, template)
+            counts["comparisons without a pair: closer than data.min_gap"] = without_pairs(run)
+            run.display.table("pairs", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
             model = run.load(run.reference_model)
             store = _write(run, stage.path, model, template, rows, "reference_logp")
-            stage.complete(responses=len(store), layout=model.layout)
+            stage.complete(responses=len(store), layout=model.layout, pairs=counts)
     return run.done("reference")
 
 
@@ -53,7 +62,7 @@ def compute_scores(run: Run) -> Manifest:
     with run.stage("scores", settings, inputs) as stage:
         if not stage.done:
             template = run.tokenizer_template(run.reference_model)
-            rows = _all_rows(run, template, show=False)
+            rows, _ = _all_rows(run, template)
             reference = TokenStore(run.path("reference"))
             model = run.load(str(run.path("oracle") / "model")) if needs_oracle else None
             store = _write(run, stage.path, model, template, rows, "oracle_logp", reference)
@@ -66,13 +75,11 @@ def needs(run: Run, value: str) -> bool:
     return value in getattr(type(scorer_of(run)), "reads", ("oracle_logp", "reference_logp"))
 
 
-def _all_rows(run: Run, template: Template, *, show: bool = True) -> list[Encoded]:
+def _all_rows(run: Run, template: Template) -> tuple[list[Encoded], dict[str, int]]:
+    """Every prompt with all responses of its pairs, and what encoding the pairs counted."""
     sets = pair_sets(run)
-    # The table counts pairs, which is what trains; the rows are prompts with all their responses.
-    pairs = encode_set(
-        run, [*sets.train, *sets.referee, *sets.held_out], template, show="pairs" if show else ""
-    ).rows
-    return encode_set(run, by_prompt(item.comparison for item in pairs), template).rows
+    pairs = encode_set(run, [*sets.train, *sets.referee, *sets.held_out], template)
+    return encode_set(run, by_prompt(item.comparison for item in pairs.rows), template).rows, pairs.counts
 
 
 def _write(

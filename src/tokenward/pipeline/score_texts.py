@@ -8,6 +8,7 @@ from rich.text import Text
 
 from tokenward.artifacts import atomic_write
 from tokenward.data import rows
+from tokenward.data.fields import FieldError, text, text_or_messages
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.pipeline.command import quiet_libraries
@@ -31,6 +32,8 @@ def score_file(
     """
     quiet_libraries()
     wanted = [_text(where, row) for where, row in rows(str(texts))]
+    if not wanted:
+        raise UserError(f"{texts} holds no rows. Write one JSON object a line, with prompt and response.")
     scored = TokenScorer.load(folder, reference=reference).score_all(wanted)
     if output is not None:
         lines = [
@@ -53,9 +56,10 @@ def _text(where: str, row: dict) -> tuple[str | Sequence[Message], str]:
                 f"{where}: no field {field!r}; found: {', '.join(row)}. Each row needs prompt (a text or messages) and "
                 "response (a text)."
             )
-    if not isinstance(row["response"], str) or not isinstance(row["prompt"], str | list):
-        raise UserError(f"{where}: prompt must be a text or a list of messages, and response a text.")
-    return row["prompt"], row["response"]
+    try:
+        return text_or_messages(row["prompt"], "prompt"), str(text(row["response"], "response"))
+    except FieldError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _show(display: Display, scored: Sequence[ScoredResponse]) -> None:

@@ -1,6 +1,9 @@
 """The order of the stages, and which of them a recipe needs."""
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tokenward.config import LoadedRecipe, check_training
@@ -20,6 +23,7 @@ from tokenward.pipeline.train_stages import (
 )
 from tokenward.pipeline.values import scorer_of
 from tokenward.plugins import find
+from tokenward.training.arguments import training_arguments
 
 FUNCTIONS: dict[str, Callable[[Run], Any]] = {
     "data": prepare_data,
@@ -59,12 +63,22 @@ def check_recipe(loaded: LoadedRecipe) -> None:
         "policy.objective": lambda: objective_of("objective", recipe.policy.objective),
         "evaluation.metrics": lambda: [find("metric", name, METRICS) for name in recipe.evaluation.metrics],
     }
+    if recipe.referee is not None:
+        referee = recipe.referee.objective
+        checks["referee.objective"] = lambda: objective_of("objective", referee)
+    for stage in ("sft", "oracle", "policy", "referee"):
+        table = getattr(recipe, stage)
+        if table is not None:
+            where = f"{stage}.training"
+            check_training(table.training, where, loaded.lines)
+            checks[where] = partial(_training_values, table.training, where)
     for where, check in checks.items():
         try:
             check()
         except UserError as error:
             raise UserError(f"{loaded.lines.where(where)}: {error}") from error
-    for stage in ("sft", "oracle", "policy", "referee"):
-        table = getattr(recipe, stage)
-        if table is not None:
-            check_training(table.training, f"{stage}.training", loaded.lines)
+
+
+def _training_values(table: dict[str, Any], where: str) -> None:
+    with TemporaryDirectory() as scratch:
+        training_arguments(table, folder=Path(scratch), seed=0, where=where)

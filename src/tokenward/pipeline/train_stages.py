@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets, pair_settings
 from tokenward.pipeline.fit import fit
 from tokenward.pipeline.preview import preview
-from tokenward.pipeline.values import scored_rows, weigh_rows, with_reference
+from tokenward.pipeline.values import scored_rows, weigh_batch, weigh_rows, with_reference
 from tokenward.plugins import build
 from tokenward.scoring.logprobs import response_logprobs
 from tokenward.selection import SELECTORS, Selector
@@ -42,13 +44,17 @@ def train_sft(run: Run) -> Manifest | None:
     if table is None:
         return None
     name = run.recipe.model.name
-    settings = {"sft": table.model_dump(), **pair_settings(run), **_model_settings(run)}
+    # SFT trains every weight, whatever model.adapter says: what follows starts from one ordinary model.
+    dtype = {"model": {"dtype": run.recipe.model.dtype}}
+    settings = {"sft": table.model_dump(), **pair_settings(run), **dtype}
     inputs = {"data": run.done("data").fingerprint, "model": run.fingerprint_of(name)}
     with run.stage("sft", settings, inputs) as stage:
         if not stage.done:
             model = run.load(name)
-            rows = _token_rows(run, pair_sets(run).train, model)
-            stage.complete(**fit(run, stage, model, SFT(), rows, table.training))
+            sets = pair_sets(run)
+            rows = _best_once(_token_rows(run, sets.train, model))
+            held_out = _best_once(_token_rows(run, sets.held_out, model, may_be_empty=True))
+            stage.complete(**fit(run, stage, model, SFT(), rows, table.training, held_out=held_out))
     return run.done("sft")
 
 
@@ -63,9 +69,9 @@ def train_oracle(run: Run) -> Manifest:
             model = _adapted(run, run.load(run.reference_model), table.adapter)
             sets = pair_sets(run)
             rows = with_reference(run, _token_rows(run, oracle_pairs(run, sets.train), model))
-            held_out = with_reference(run, _token_rows(run, sets.held_out, model)) if sets.held_out else []
+            held_out = with_reference(run, _token_rows(run, sets.held_out, model, may_be_empty=True))
             facts = fit(run, stage, model, objective, rows, table.training, held_out=held_out)
-            stage.complete(reference=run.reference_model, template=run.recipe.tokens.template, **facts)
+            stage.complete(**_scored_by(run), **facts)
     return run.done("oracle")
 
 
@@ -79,9 +85,11 @@ def train_referee(run: Run) -> Manifest | None:
         if not stage.done:
             objective = objective_of("objective", table.objective)
             model = _adapted(run, run.load(run.reference_model), run.recipe.model.adapter)
-            rows = with_reference(run, _token_rows(run, pair_sets(run).referee, model))
-            facts = fit(run, stage, model, objective, rows, table.training)
-            stage.complete(reference=run.reference_model, template=run.recipe.tokens.template, **facts)
+            sets = pair_sets(run)
+            rows = with_reference(run, _token_rows(run, sets.referee, model))
+            held_out = with_reference(run, _token_rows(run, sets.held_out, model, may_be_empty=True))
+            facts = fit(run, stage, model, objective, rows, table.training, held_out=held_out)
+            stage.complete(**_scored_by(run), **facts)
     return run.done("referee")
 
 
@@ -100,11 +108,12 @@ def train_policy(run: Run) -> Manifest:
             selector = selector_of(table.selection, run.recipe.seed)
             start = run.load(run.policy_start)
             template = Template(tokenizer=start.tokenizer, kind=run.recipe.tokens.template)
+            _same_template(run, template)
             pairs = pair_sets(run)
             rows = scored_rows(run, _token_rows(run, pairs.train, start))
             if objective.needs_reference:
                 rows = _policy_reference(run, start, rows)
-            weigh = None if selector.scope != "batch" else lambda batch: weigh_rows(selector, batch)
+            weigh = None if selector.scope != "batch" else partial(weigh_batch, selector)
             rows, dropped = _weighted(selector, rows)
             run.display.line(_kept_line(rows, dropped))
             preview(run.display, template, (weigh(rows[:8]) if weigh else rows)[0])
@@ -115,6 +124,28 @@ def train_policy(run: Run) -> Manifest:
     return run.done("policy")
 
 
+def _same_template(run: Run, template: Template) -> None:
+    """Refuse a policy that writes prompts otherwise than the models that scored them."""
+    if template.fingerprint != run.done("reference").inputs["template"]:
+        raise UserError(
+            f"{run.policy_start} has another tokenizer or chat template than {run.reference_model}, whose scores these are: "
+            "the two must share a tokenizer and its template. Use the same family of models, or copy the one's "
+            "tokenizer files into the other's folder."
+        )
+
+
+def _scored_by(run: Run) -> dict[str, str]:
+    """What a scorer of texts must know to do as the run does, from any folder."""
+    reference = Path(run.reference_model)
+    return {
+        "reference": str(reference.resolve()) if reference.is_dir() else run.reference_model,
+        "template": run.recipe.tokens.template,
+        "dtype": run.recipe.model.dtype,
+        "attention": run.recipe.model.attention,
+        "precision": run.recipe.scores.precision,
+    }
+
+
 def _model_settings(run: Run) -> dict[str, Any]:
     table = run.recipe.model
     model = {"dtype": table.dtype, "adapter": table.adapter, "rows": table.rows}
@@ -123,13 +154,37 @@ def _model_settings(run: Run) -> dict[str, Any]:
 
 def _adapted(run: Run, model: LanguageModel, adapter: Any) -> LanguageModel:
     settings = run.recipe.model.adapter if adapter == "inherit" else adapter
+    if model.has_adapter:
+        raise UserError(
+            f"{model.name} is an adapter on a base model; training starts from whole weights. Merge it first: "
+            "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW_FOLDER), with the "
+            "tokenizer's files beside it, and name the new folder."
+        )
     torch.manual_seed(run.recipe.seed)  # an adapter begins with random weights
     return model if settings is None else model.with_adapter(settings)
 
 
-def _token_rows(run: Run, comparisons: Sequence[Comparison], model: LanguageModel) -> list[TokenRow]:
+def _token_rows(
+    run: Run, comparisons: Sequence[Comparison], model: LanguageModel, *, may_be_empty: bool = False
+) -> list[TokenRow]:
     template = Template(tokenizer=model.tokenizer, kind=run.recipe.tokens.template)
-    return [TokenRow(encoded=item) for item in encode_set(run, comparisons, template).rows]
+    encoded = encode_set(run, comparisons, template, may_be_empty=may_be_empty)
+    return [TokenRow(encoded=item) for item in encoded.rows]
+
+
+def _best_once(rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """Rows whose preferred response is the best of its prompt, each prompt once.
+
+    Rules that make several pairs of a ranked list would count its best response several times, and
+    its second as if it were the best.
+    """
+    losers = {(tuple(row.encoded.prompt), tuple(row.encoded.responses[1])) for row in rows}
+    best: dict[tuple[int, ...], TokenRow] = {}
+    for row in rows:
+        prompt = tuple(row.encoded.prompt)
+        if (prompt, tuple(row.encoded.responses[0])) not in losers:
+            best.setdefault(prompt, row)
+    return list(best.values())
 
 
 def _policy_reference(run: Run, start: LanguageModel, rows: Sequence[TokenRow]) -> list[TokenRow]:
@@ -152,9 +207,9 @@ def _held_out(
     run: Run, objective: Objective, start: LanguageModel, comparisons: Sequence[Comparison]
 ) -> list[TokenRow]:
     """Held-out pairs, every token with weight 1: scores must not choose what the policy is judged by."""
-    if not comparisons or run.recipe.policy.training.get("eval_strategy", "no") == "no":
+    if run.recipe.policy.training.get("eval_strategy", "no") == "no":
         return []
-    rows = _token_rows(run, comparisons, start)
+    rows = _token_rows(run, comparisons, start, may_be_empty=True)
     return _policy_reference(run, start, rows) if objective.needs_reference else rows
 
 
@@ -182,6 +237,8 @@ def _kept(rows: Sequence[TokenRow]) -> dict[str, float]:
 
 
 def _kept_line(rows: Sequence[TokenRow], dropped: int) -> str:
+    if rows[0].weights is None:
+        return f"  {len(rows)} pairs; tokens are selected batch by batch"
     shares = _kept(rows)
     line = (
         f"  {len(rows)} pairs; kept tokens: chosen {shares['chosen']:.1%}, rejected {shares['rejected']:.1%}"

@@ -84,6 +84,29 @@ def weigh_rows(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
     return [replace(row, weights=[next(parts) for _ in row.encoded.responses]) for row in rows]
 
 
+def weigh_batch(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """Weights of the comparisons of one batch, among which the selector chooses.
+
+    A comparison in a batch cannot be dropped any more, so a response of which nothing was kept keeps the one
+    token that speaks most for its side.
+    """
+    weighted = weigh_rows(selector, rows)
+    return [
+        replace(row, weights=[_at_least_one(row, side) for side in range(len(row.scores or ()))])
+        for row in weighted
+    ]
+
+
+def _at_least_one(row: TokenRow, side: int) -> Tensor:
+    assert row.weights is not None
+    assert row.scores is not None
+    weights, scores = row.weights[side], row.scores[side].nan_to_num(0.0)
+    if bool((weights != 0).any()):
+        return weights
+    best = scores.argmax() if row.encoded.comparison.ranks[side] == 0 else scores.argmin()
+    return torch.zeros_like(weights).index_fill(0, best, 1.0)
+
+
 def scored_tokens(rows: Sequence[TokenRow]) -> ScoredTokens:
     """Scores of rows laid end to end, as a selector takes them."""
     encoded = [row.encoded for row in rows]

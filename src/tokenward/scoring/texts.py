@@ -59,10 +59,17 @@ class TokenScorer:
         oracle: The oracle.
         reference: The model that it was trained from.
         template: ``"chat"`` or ``"plain"``, as in its training.
+        precision: ``"float32"`` or ``"bfloat16"``, as its run scored with.
     """
 
-    def __init__(self, oracle: LanguageModel, reference: LanguageModel, template: str = "chat") -> None:
-        self.oracle, self.reference = oracle, reference
+    def __init__(
+        self,
+        oracle: LanguageModel,
+        reference: LanguageModel,
+        template: str = "chat",
+        precision: str = "float32",
+    ) -> None:
+        self.oracle, self.reference, self.precision = oracle, reference, precision
         self.template = Template(tokenizer=oracle.tokenizer, kind=template)  # type: ignore[arg-type]
         theirs = Template(tokenizer=reference.tokenizer, kind=template)  # type: ignore[arg-type]
         if self.template.fingerprint != theirs.fingerprint:
@@ -83,18 +90,20 @@ class TokenScorer:
             UserError: no such folder, or the reference is not known.
         """
         folder = Path(folder)
-        template = "chat"
+        facts: dict[str, str] = {}
         if (folder / "manifest.json").is_file():
             facts = read_manifest(folder).facts
             reference = reference or facts.get("reference")
-            template = facts.get("template", template)
             folder = folder / "model"
         if reference is None:
             raise UserError(
                 f"{folder} does not say which reference it was trained from. Name the oracle folder of a run "
                 "(runs/NAME/oracle), or give --reference MODEL."
             )
-        return cls(load_model(str(folder)), load_model(reference), template)
+        dtype, attention = facts.get("dtype", "float32"), facts.get("attention", "sdpa")
+        oracle = load_model(str(folder), dtype=dtype, attention=attention)
+        base = load_model(reference, dtype=dtype, attention=attention)
+        return cls(oracle, base, facts.get("template", "chat"), facts.get("precision", "float32"))
 
     def __call__(self, prompt: str | Sequence[Message], response: str) -> ScoredResponse:
         """Score one response to a prompt (a text, or messages)."""
@@ -109,7 +118,7 @@ class TokenScorer:
             UserError: a prompt or response is empty, or longer than the model's context.
         """
         rows = [self._row(number, *text) for number, text in enumerate(texts, start=1)]
-        settings = {"precision": "float32", "tokens_per_batch": tokens_per_batch}
+        settings = {"precision": self.precision, "tokens_per_batch": tokens_per_batch}
         oracle = response_logprobs(self.oracle, rows, **settings)
         reference = response_logprobs(self.reference, rows, **settings)
         return [

@@ -22,12 +22,13 @@ class SideRule:
 
     Attributes:
         fraction: Share of the eligible tokens, in (0, 1].
-        direction: ``top`` or ``bottom`` by score, ``magnitude`` by its absolute value, ``random`` as a control.
+        direction: ``top`` or ``bottom`` by score, ``magnitude`` by its absolute value, ``random`` as a control;
+            None is the side's usual one, top for the preferred side and bottom for the other.
     """
 
     _: KW_ONLY
     fraction: float = 0.3
-    direction: Direction = "top"
+    direction: Direction | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -57,8 +58,8 @@ class TopFraction:
     """
 
     _: KW_ONLY
-    chosen: SideRule = SideRule(direction="top")
-    rejected: SideRule = SideRule(direction="bottom")
+    chosen: SideRule = SideRule()
+    rejected: SideRule = SideRule()
     scope: Scope = "response"
     count: CountRule = "floor"
     minimum: int = 1
@@ -78,10 +79,13 @@ class TopFraction:
         preferred = (tokens.rank == 0)[tokens.response]
         eligible = self._eligible(tokens, preferred)
         kept = torch.zeros_like(preferred)
-        for rule, side in ((self.chosen, preferred), (self.rejected, ~preferred)):
-            scores = torch.where(side & eligible, self._directed(tokens, rule.direction), torch.nan)
-            kept |= self._top(scores, tokens, rule.fraction)
+        kept |= self._side(self.chosen, preferred & eligible, "top", tokens)
+        kept |= self._side(self.rejected, ~preferred & eligible, "bottom", tokens)
         return kept.to(torch.float32)
+
+    def _side(self, rule: SideRule, eligible: Tensor, usual: Direction, tokens: ScoredTokens) -> Tensor:
+        directed = self._directed(tokens, rule.direction or usual)
+        return self._top(torch.where(eligible, directed, torch.nan), tokens, rule.fraction)
 
     def _top(self, scores: Tensor, tokens: ScoredTokens, fraction: float) -> Tensor:
         group, groups = self._groups(tokens)

@@ -65,11 +65,14 @@ def response_key(prompt: Sequence[Message], response: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def encode(comparisons: Iterable[Comparison], template: Template, limits: Limits) -> EncodedSet:
+def encode(
+    comparisons: Iterable[Comparison], template: Template, limits: Limits, *, may_be_empty: bool = False
+) -> EncodedSet:
     """Encode comparisons; what would leave nothing to train on is dropped and counted.
 
     Raises:
-        UserError: a row is too long and ``limits.too_long`` is ``"error"``, or nothing is left.
+        UserError: a row is too long and ``limits.too_long`` is ``"error"``, or nothing is left and
+            that may not be.
     """
     rows: list[Encoded] = []
     counts: Counter[str] = Counter()
@@ -80,7 +83,7 @@ def encode(comparisons: Iterable[Comparison], template: Template, limits: Limits
         if row is not None:
             rows.append(row)
     counts["kept"] = len(rows)
-    if not rows:
+    if not rows and not may_be_empty:
         reasons = ", ".join(
             f"{name}: {count}" for name, count in counts.items() if name not in ("read", "kept")
         )

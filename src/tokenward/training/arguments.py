@@ -9,17 +9,6 @@ from transformers import TrainingArguments as BaseArguments
 
 from tokenward.errors import UserError
 
-OURS = (
-    "output_dir",
-    "remove_unused_columns",
-    "label_names",
-    "do_train",
-    "do_eval",
-    "do_predict",
-    "resume_from_checkpoint",
-)
-"""Fields that tokenward sets itself; a recipe may not."""
-
 
 @dataclass
 class TrainingArguments(BaseArguments):
@@ -59,7 +48,9 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def training_arguments(table: dict[str, Any], *, folder: Path, seed: int, where: str) -> TrainingArguments:
+def training_arguments(
+    table: dict[str, Any], *, folder: Path, seed: int, where: str, device: str = "auto"
+) -> TrainingArguments:
     """Arguments from a recipe's ``training`` table.
 
     Args:
@@ -67,19 +58,24 @@ def training_arguments(table: dict[str, Any], *, folder: Path, seed: int, where:
         folder: Where checkpoints go.
         seed: The recipe's seed, unless the table has its own.
         where: Name of the table, for messages.
+        device: The recipe's ``model.device``.
 
     Raises:
         UserError: transformers refuses the values.
     """
-    settings: dict[str, Any] = {
-        **DEFAULTS,
-        "seed": seed,
-        "use_cpu": not torch.accelerator.is_available(),
-        **table,
-    }
+    if device.rpartition(":")[2].isdigit() and not device.endswith(":0"):
+        raise UserError(
+            f"model.device is {device}, but training runs on the first device that torch sees. Write model.device: auto and set "
+            f"CUDA_VISIBLE_DEVICES={device.rpartition(':')[2]}."
+        )
+    use_cpu = device == "cpu" or not torch.accelerator.is_available()
+    settings: dict[str, Any] = {**DEFAULTS, "seed": seed, "use_cpu": use_cpu, **table}
     try:
-        return TrainingArguments(output_dir=str(folder), remove_unused_columns=False, **settings)
-    except (TypeError, ValueError) as error:
+        arguments = TrainingArguments(output_dir=str(folder), remove_unused_columns=False, **settings)
+    except (TypeError, ValueError, ImportError) as error:
         raise UserError(
             f"{where}: {str(error).strip().splitlines()[0]} Correct the value in this table."
         ) from error
+    # nn.DataParallel copies a model without its asking head; several GPUs are for torchrun or accelerate launch.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

@@ -28,7 +28,7 @@ def check_first_batch(
         model: The policy before training.
         objective: One that compares with a reference.
         rows: The first rows, with their reference log-probabilities.
-        precision: In which the policy will compute.
+        precision: The coarser of those in which the policy will compute and the reference was computed.
 
     Returns:
         ``loss``, ``margin`` (nats, largest) and ``per_token`` (nats, mean absolute difference).
@@ -47,7 +47,7 @@ def check_first_batch(
     found = {
         "loss": float(losses.loss.mean()),
         "margin": float((ratio[0::2] - ratio[1::2]).abs().max()),
-        "per_token": float(difference.abs().mean()),
+        "per_token": float(difference.abs().sum() / (batch.weights != 0).sum()),
     }
     allowed = PER_TOKEN_NATS.get(precision, 0.05)
     if not found["per_token"] <= allowed:

@@ -51,7 +51,8 @@ class Collator:
 
     def __call__(self, rows: Sequence[TokenRow]) -> StepBatch:
         """Cut rows into passes; the order of the comparisons inside changes, the loss does not."""
-        if self.weigh is not None:
+        # Held-out rows have no scores: they are judged by every token.
+        if self.weigh is not None and all(row.scores is not None for row in rows):
             rows = self.weigh(rows)
         groups = list(budgeted(rows, layout=self.layout, tokens=self.tokens_per_forward))
         passes = tuple(

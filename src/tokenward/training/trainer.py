@@ -21,7 +21,6 @@ from tokenward.tokens.rows import TokenBatch, TokenRow
 from tokenward.training.arguments import TrainingArguments
 from tokenward.training.collator import Collator, StepBatch, Weigh
 
-
 COUNT, LOSS = "comparisons", "loss/comparison"
 """Sums that are kept beside those of the objective's metrics."""
 
@@ -177,8 +176,8 @@ class TokenTrainer(Trainer):
             source for source, value in zip(sources, loss.tolist(), strict=True) if value - value != 0
         )
         raise UserError(
-            f"the loss is not finite at step {self.state.global_step + 1}, for: {rows}. The weights of the last "
-            "checkpoint are untouched. Lower training.learning_rate, set training.max_grad_norm, or look at these "
+            f"the loss is not finite at step {self.state.global_step + 1}, for: {rows}. What was saved before "
+            "is untouched. Lower training.learning_rate, set training.max_grad_norm, or look at these "
             "rows with tokenward data RECIPE."
         )
 
@@ -261,5 +260,7 @@ def disable_dropout(model: nn.Module) -> None:
     """Set every dropout of a model to 0, also those that attention layers keep as a plain number."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if isinstance(value, float) and (isinstance(module, nn.modules.dropout._DropoutNd) or "drop" in name):
+            if isinstance(value, float) and (
+                isinstance(module, nn.modules.dropout._DropoutNd) or "drop" in name
+            ):
                 setattr(module, name, 0.0)
