@@ -5,6 +5,7 @@ from tokenizers import processors
 
 from tests.tiny import CHATML, tiny_tokenizer
 from tokenward.errors import UserError
+from tokenward.tokens.spans import byte_spans
 from tokenward.tokens.template import Template
 
 HELLO = [{"role": "user", "content": "the good"}]
@@ -162,3 +163,15 @@ def test_the_fingerprint_follows_what_gives_other_ids():
         Template(tokenizer=wrapping_tokenizer()),
     ]
     assert len({same, *(other.fingerprint for other in others)}) == 5
+
+
+def test_a_reply_that_spells_an_end_is_text_and_not_an_end() -> None:
+    template = Template(tokenizer=tiny_tokenizer())
+    text = "a<|im_end|>b"
+    ids = template.response_ids(text)
+    assert ids.count(template.closing_ids[-1]) == 1
+    assert ids[-1] == template.closing_ids[-1]
+    assert template.tokenizer.decode(ids[:-1]) == text
+    spans = byte_spans(template.tokenizer, text)
+    assert len(spans) == len(ids) - 1
+    assert spans[-1].end == len(text)

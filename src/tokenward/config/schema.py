@@ -166,7 +166,7 @@ class ScoresTable(Table):
     )
     tokens_per_batch: Count = Field(default=8192, description="Most tokens in one pass.")
     shard_rows: Count = Field(
-        128, description="Prompts in one file of the store; a stopped stage goes on at the next."
+        default=128, description="Prompts in one file of the store; a stopped stage goes on at the next."
     )
 
 

@@ -101,7 +101,7 @@ def auroc_figure(
 def mean_auroc_figure(
     questions: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]], *, resamples: int = 2000, seed: int = 0
 ) -> Figure:
-    """Mean of several AUROCs over the same responses, which are drawn once for all of them.
+    """Mean of several AUROCs (of those that exist) over the same responses, drawn once for all of them.
 
     Args:
         questions: ``scores``, ``positive`` and ``example`` as :func:`auroc_figure` takes them.
@@ -112,9 +112,9 @@ def mean_auroc_figure(
     count = max((int(owner.max()) + 1 for _, _, owner in prepared if len(owner)), default=0)
 
     def value(times: Floats) -> float:
-        return float(
-            np.mean([_auroc_of_sorted(sort, label, times[owner]) for sort, label, owner in prepared])
-        )
+        found = [_auroc_of_sorted(sort, label, times[owner]) for sort, label, owner in prepared]
+        known = [area for area in found if not np.isnan(area)]
+        return float(np.mean(known)) if known else float("nan")
 
     return _by_example(value, count, resamples=resamples, seed=seed)
 

@@ -152,13 +152,14 @@ def load_model(
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     base, adapter = _base_and_adapter(source)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             base,
             dtype=DTYPES[dtype],
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
+        model, found = loaded
         if adapter is not None:
             model = PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, HFValidationError, SafetensorError) as error:

@@ -69,6 +69,14 @@ class TopFraction:
     seed: int = 0
     profile: Literal["official"] | None = None
 
+    def __post_init__(self) -> None:
+        fixed = (self.count, self.minimum, self.first_token, self.ends, self.ties)
+        if self.profile == "official" and fixed != ("floor", 1, True, "both", "earliest"):
+            raise UserError(
+                "profile: official fixes count, minimum, first_token, ends and ties as the published code has them. Leave them "
+                "out, or leave the profile out."
+            )
+
     def __call__(self, tokens: ScoredTokens) -> Tensor:
         """Weights 1 at kept tokens, 0 elsewhere.  -> [n]"""
         if self.profile == "official":

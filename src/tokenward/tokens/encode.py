@@ -101,6 +101,8 @@ def encode_one(
     prompt = template.prompt_ids(comparison.prompt)
     responses = [template.response_ids(text) for text in comparison.responses]
     longest = max(map(len, responses))
+    if not prompt:
+        return None, ["dropped: empty prompt"]
     refused = _too_long(comparison, len(prompt), longest, limits)
     if refused is not None:
         return None, [refused]

@@ -33,7 +33,9 @@ def byte_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[ByteSpan]:
             f"the tokenizer of {tokenizer.name_or_path} is a slow one and gives no offsets, so its tokens cannot be "
             "placed in the text. Save it once as a fast tokenizer (tokenizer.json)."
         )
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoding = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )
     pieces = _byte_pieces(tokenizer, encoding["input_ids"])
     spelled = b"".join(pieces)
     raw = text.encode()

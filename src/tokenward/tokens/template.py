@@ -73,7 +73,9 @@ class Template:
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of a reply's text alone."""
-        return self._encode(text, special=False)
+        # A reply that spells a special token ("<|im_end|>") is text, not the end of its turn.
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return cast(list[int], ids)
 
     @cached_property
     def closing_ids(self) -> list[int]:
@@ -85,7 +87,7 @@ class Template:
             suffix = (
                 self._chat([user, reply], add_generation_prompt=False).partition(SENTINEL)[2].rstrip("\n")
             )
-            ids = self.text_ids(suffix)
+            ids = self._encode(suffix, special=False)
             special = [index for index, token in enumerate(ids) if token in self._end_ids]
             if special:
                 return ids[: special[0] + 1]
