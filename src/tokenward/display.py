@@ -50,6 +50,7 @@ class Display:
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
+        self.console.print()
         self.console.print(table)
 
     @contextmanager

@@ -72,12 +72,29 @@ def read_figures(run: Run) -> Figures:
 
 
 def show_figures(run: Run) -> None:
-    """The closing table."""
-    rows = [
-        (name, f"{figure.value:.3f}", f"{figure.low:.3f} .. {figure.high:.3f}", str(figure.n))
-        for name, figure in read_figures(run).items()
+    """The closing tables: what changed, then every other figure."""
+    figures = read_figures(run)
+    changed = [name.removesuffix("/change") for name in figures if name.endswith("/change")]
+    before_after = [
+        (
+            name,
+            f"{figures[f'{name}/before'].value:.3f}",
+            f"{figures[f'{name}/after'].value:.3f}",
+            *_shown(figures[f"{name}/change"]),
+        )
+        for name in changed
     ]
-    run.display.table("evaluation (95 % bootstrap intervals)", ("figure", "value", "interval", "n"), rows)
+    parts = {f"{name}/{part}" for name in changed for part in ("before", "after", "change")}
+    others = [(name, *_shown(figure)) for name, figure in figures.items() if name not in parts]
+    columns = ("95 % interval", "n")
+    run.display.table("figures on held-out pairs and replies", ("", "value", *columns), others)
+    run.display.table(
+        "sampled replies, same prompts", ("", "before", "after", "change", *columns), before_after
+    )
+
+
+def _shown(figure: Figure) -> tuple[str, str, str]:
+    return f"{figure.value:.3f}", f"{figure.low:.3f} .. {figure.high:.3f}", str(figure.n)
 
 
 def _as_json(figure: Figure) -> dict[str, float | int | None]:

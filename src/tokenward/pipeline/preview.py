@@ -15,7 +15,8 @@ PROMPT_SHOWN = 400
 def preview(display: Display, template: Template, row: TokenRow) -> None:
     """Show the end of the prompt, and each response with its selected tokens marked ``[so]``."""
     prompt = str(template.tokenizer.decode(row.encoded.prompt))
-    text = Text("  one row as the model sees it; tokens in [brackets] are trained\n", style="dim")
+    text = Text()
+    text.append("  one row as the model sees it; tokens in [brackets] are trained\n", style="italic")
     text.append(("..." if len(prompt) > PROMPT_SHOWN else "") + prompt[-PROMPT_SHOWN:], style="dim")
     for side, ids in enumerate(row.encoded.responses):
         comparison = row.encoded.comparison

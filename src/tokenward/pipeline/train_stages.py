@@ -52,8 +52,8 @@ def train_sft(run: Run) -> Manifest | None:
         if not stage.done:
             model = run.load(name)
             sets = pair_sets(run)
-            rows = _best_once(_token_rows(run, sets.train, model))
-            held_out = _best_once(_token_rows(run, sets.held_out, model, may_be_empty=True))
+            rows = best_once(_token_rows(run, sets.train, model))
+            held_out = best_once(_token_rows(run, sets.held_out, model, may_be_empty=True))
             stage.complete(**fit(run, stage, model, SFT(), rows, table.training, held_out=held_out))
     return run.done("sft")
 
@@ -172,7 +172,7 @@ def _token_rows(
     return [TokenRow(encoded=item) for item in encoded.rows]
 
 
-def _best_once(rows: Sequence[TokenRow]) -> list[TokenRow]:
+def best_once(rows: Sequence[TokenRow]) -> list[TokenRow]:
     """Rows whose preferred response is the best of its prompt, each prompt once.
 
     Rules that make several pairs of a ranked list would count its best response several times, and

@@ -1,0 +1,160 @@
+"""What a run must survive or refuse: torn checkpoints, late interrupts, odd splits, models that do not fit."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+import tokenward
+from tests.tiny import planted_rows
+from tokenward.errors import UserError
+from tokenward.pipeline.data import pair_sets
+from tokenward.pipeline.values import scored_rows, weigh_batch
+from tokenward.tokens.rows import TokenRow
+
+RUN = Path("runs/quickstart")
+
+
+def test_a_torn_checkpoint_is_left_out(finished_run: Path, tiny_workplace: Path) -> None:
+    torn = RUN / "oracle" / "checkpoints" / "checkpoint-99"
+    tokenward.run(tiny_workplace, last="reference", quiet=True)
+    run = tokenward.open_run(tiny_workplace, quiet=True)
+    torn.mkdir(parents=True)  # as a kill during the write leaves it: no trainer_state.json
+    (torn / "model.safetensors").write_bytes(b"torn")
+    shutil.copy(finished_run / RUN / "oracle" / "manifest.json", RUN / "oracle" / "manifest.json")
+    manifest = json.loads((RUN / "oracle" / "manifest.json").read_text())
+    (RUN / "oracle" / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
+    tokenward.train_oracle(run)
+    ours, theirs = (folder / "oracle/model/model.safetensors" for folder in (RUN, finished_run / RUN))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_an_interrupt_in_the_last_step_loses_nothing(
+    tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tokenward.training.callbacks import ShowProgress
+
+    def press(self, args, state, control, **kwargs) -> None:
+        if state.global_step == state.max_steps:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ShowProgress, "on_step_end", press)
+    tokenward.run(tiny_workplace, last="oracle", quiet=True)
+    assert json.loads((RUN / "oracle" / "manifest.json").read_text())["complete"]
+
+
+def test_without_held_out_prompts_the_run_ends_with_no_figures(tiny_workplace: Path) -> None:
+    run = tokenward.run(tiny_workplace, ["data.held_out=0"], quiet=True)
+    assert tokenward.read_figures(run) == {}
+
+
+@pytest.mark.parametrize("stage", ["oracle", "policy"])
+def test_evaluation_while_training_needs_held_out_pairs(tiny_workplace: Path, stage: str) -> None:
+    changes = ["data.held_out=0", f"{stage}.training={{eval_strategy: epoch, max_steps: 2}}"]
+    with pytest.raises(UserError, match=r"raise data\.held_out|Raise data\.held_out"):
+        tokenward.run(tiny_workplace, changes, quiet=True)
+
+
+def test_evaluation_while_training_has_the_names_of_trl(tiny_workplace: Path) -> None:
+    changes = [
+        "policy.selection={name: top_fraction, scope: batch}",
+        "policy.training={eval_strategy: steps, eval_steps: 2, max_steps: 2, per_device_train_batch_size: 4}",
+    ]
+    tokenward.run(tiny_workplace, changes, last="policy", quiet=True)
+    history = [json.loads(line) for line in (RUN / "policy" / "history.jsonl").read_text().splitlines()]
+    found = next(entry for entry in history if "eval_loss" in entry)
+    assert {"eval_rewards/accuracies", "eval_rewards/margins", "eval_logps/chosen"} <= set(found)
+    assert found["eval_kept/chosen"] == 1.0, "held-out pairs are judged by every token"
+
+
+def test_a_batch_wide_selection_leaves_each_side_a_token(copied_run: Path) -> None:
+    from tokenward.selection import SideRule, TopFraction
+
+    run = tokenward.open_run(copied_run, quiet=True)
+    template = run.tokenizer_template(run.policy_start)
+    from tokenward.pipeline.data import encode_set
+
+    rows = [TokenRow(encoded=item) for item in encode_set(run, pair_sets(run).train, template).rows]
+    few = TopFraction(chosen=SideRule(fraction=0.02), rejected=SideRule(fraction=0.02), scope="batch")
+    weighted = weigh_batch(few, scored_rows(run, rows)[:8])
+    assert all(bool((side != 0).any()) for row in weighted for side in row.weights or ())
+
+
+def test_a_policy_with_another_chat_template_is_refused(
+    copied_run: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_folder, other)
+    template = other / "chat_template.jinja"
+    template.write_text("You are kind. " + template.read_text())
+    with pytest.raises(UserError, match="chat template"):
+        tokenward.run(copied_run, [f"policy.model={other}"], last="policy", quiet=True)
+
+
+def test_an_adapter_is_no_start_for_training(tiny_workplace: Path) -> None:
+    tokenward.run(
+        tiny_workplace, ["model.adapter={r: 2, target_modules: [q_proj]}"], last="oracle", quiet=True
+    )
+    changes = [f"policy.model={(RUN / 'oracle' / 'model').resolve()}", "run=runs/second"]
+    with pytest.raises(UserError, match="Merge it first"):
+        tokenward.run(tiny_workplace, changes, last="policy", quiet=True)
+
+
+def test_a_referee_needs_pairs_and_leaves_some(tiny_workplace: Path) -> None:
+    rows = planted_rows(4)
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="leaves"):
+        tokenward.run(tiny_workplace, ["referee={fraction: 0.001}"], quiet=True)
+
+
+def test_files_behind_a_pattern_are_looked_at(tiny_workplace: Path) -> None:
+    for name in ("a", "b"):
+        Path(f"many/{name}").mkdir(parents=True)
+        shutil.copy("pairs.jsonl", f"many/{name}/train.jsonl")
+    change = ["data.source=many/*/train.jsonl"]
+    first = tokenward.run(tiny_workplace, change, last="data", quiet=True).done("data").fingerprint
+    Path("many/b/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in planted_rows(30, seed=1)))
+    second = tokenward.run(tiny_workplace, change, last="data", quiet=True).done("data").fingerprint
+    assert first != second
+
+
+def test_pairs_that_lie_too_close_are_counted(tiny_workplace: Path) -> None:
+    rows = planted_rows(20)
+    for row in rows[:5]:
+        row["scores"] = [0.1, 0.05, 0.0]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = tokenward.run(tiny_workplace, ["data.min_gap=1.0"], last="reference", quiet=True)
+    counts = run.done("reference").facts["pairs"]
+    assert counts["comparisons without a pair: closer than data.min_gap"] == 5
+    assert counts["kept"] == 15
+
+
+def test_sft_counts_the_best_response_of_a_prompt_once(tiny_workplace: Path) -> None:
+    from tokenward.pipeline.data import encode_set
+    from tokenward.pipeline.train_stages import best_once
+
+    run = tokenward.open_run(tiny_workplace, ["data.pairs=all"], quiet=True)
+    tokenward.prepare_data(run)
+    pairs = pair_sets(run).train
+    template = run.tokenizer_template(run.start_model)
+    rows = best_once([TokenRow(encoded=item) for item in encode_set(run, pairs, template).rows])
+    texts = [row.encoded.comparison.responses[0] for row in rows]
+    assert len(pairs) == 3 * len(rows)
+    assert all("good" in text for text in texts)
+
+
+def test_weights_of_the_batch_are_the_selectors_own_where_it_keeps_something(copied_run: Path) -> None:
+    from tokenward.pipeline.data import encode_set
+    from tokenward.pipeline.values import weigh_rows
+    from tokenward.selection import TopFraction
+
+    run = tokenward.open_run(copied_run, quiet=True)
+    template = run.tokenizer_template(run.policy_start)
+    rows = [TokenRow(encoded=item) for item in encode_set(run, pair_sets(run).train, template).rows]
+    scored = scored_rows(run, rows)[:4]
+    plain, batch = weigh_rows(TopFraction(), scored), weigh_batch(TopFraction(), scored)
+    for one, other in zip(plain, batch, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.weights or (), other.weights or (), strict=True))
