@@ -56,6 +56,9 @@ def evaluate(run: Run) -> Manifest:
             atomic_write(stage.path / "samples.jsonl", _samples_text(samples))
             stage.complete(figures=len(figures), prompts=len(samples.prompts))
     show_figures(run)
+    run.display.line(f"\nmodel:   {run.path('policy') / 'model'}")
+    run.display.line(f"replies: {run.path('evaluation') / 'samples.jsonl'}")
+    run.display.line(f"figures: {run.path('evaluation') / 'metrics.json'}")
     return run.done("evaluation")
 
 
@@ -185,6 +188,10 @@ def _sample(run: Run, template: Template) -> Samples:
     unique = {tuple(row.prompt): row for row in rows}
     prompts = sorted(unique.values(), key=lambda row: row.comparison.key)[: run.recipe.evaluation.prompts]
     table = run.recipe.evaluation
+    if len(prompts) < table.prompts:
+        run.display.line(
+            f"  {len(prompts)} held-out prompts to reply to; evaluation.prompts asks for {table.prompts}"
+        )
     settings = SamplingSettings(
         table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
     )

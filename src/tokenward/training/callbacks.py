@@ -40,7 +40,8 @@ class ShowProgress(TrainerCallback):
             name.split("/")[-1]: value for name in SHOWN if (value := (logs or {}).get(name)) is not None
         }
         if values:
-            self._note = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+            self._note = f"at step {state.global_step}: {shown}"
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
