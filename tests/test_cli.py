@@ -57,7 +57,7 @@ def test_help_reads_well(verb: str) -> None:
     assert result.exit_code == 0
     assert "Usage" in result.output
     if verb:
-        assert (cli.app.registered_commands and verb) in result.output
+        assert verb in result.output
 
 
 def test_help_and_config_wait_for_no_torch() -> None:

@@ -8,7 +8,7 @@ import pytest
 import typer.main
 
 from tokenward import cli
-from tokenward.config import load_recipe, parse_recipe
+from tokenward.config import load_recipe, parse_recipe, resolved
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,7 +24,12 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "text"), blocks("yaml"))
 def test_recipes_in_the_documentation_are_valid(page: str, text: str) -> None:
-    parse_recipe(text, page)
+    loaded = parse_recipe(text, page)
+    tables = {line.partition(":")[0] for line in text.splitlines() if line[:1].isalpha()}
+    written = {key.partition(".")[0] for key, _, origin in resolved(loaded) if origin.startswith(page)}
+    # Every table that the page writes arrives as written there, none as a default.
+    assert tables
+    assert tables <= written
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("bash"))

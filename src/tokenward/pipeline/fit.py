@@ -1,6 +1,7 @@
 """One way to train a model in a stage folder: resume, progress, checkpoints, the finished model."""
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy, TrainOutput, get_last_checkpoint
 
 from tokenward.artifacts import StageFolder, atomic_write
 from tokenward.errors import UserError
@@ -16,7 +17,7 @@ from tokenward.models.loading import LanguageModel
 from tokenward.objectives.base import Objective
 from tokenward.pipeline.context import Run
 from tokenward.tokens.rows import TokenRow
-from tokenward.training.arguments import training_arguments
+from tokenward.training.arguments import TrainingArguments, training_arguments
 from tokenward.training.callbacks import CheckpointEvery, ShowProgress, StopOnInterrupt
 from tokenward.training.checks import check_first_batch
 from tokenward.training.collator import Weigh
@@ -60,23 +61,9 @@ def fit(
         Interrupted: Ctrl-C; a checkpoint was saved and the next run goes on from it.
     """
     checkpoints = stage.path / "checkpoints"
-    where = f"{stage.path.name}.training"
-    device = run.recipe.model.device
-    arguments = training_arguments(
-        table, folder=checkpoints, seed=run.recipe.seed, where=where, device=device
-    )
-    if not held_out and arguments.eval_strategy != "no":
-        raise UserError(
-            f"{where}.eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, but there is no held-out comparison to evaluate on. "
-            "Raise data.held_out, or write eval_strategy: no."
-        )
+    arguments = _arguments(run, stage.path, table, evaluates=bool(held_out))
     if objective.needs_reference:
-        coarse = arguments.bf16 or run.recipe.scores.precision == "bfloat16"
-        precision = torch.bfloat16 if coarse else model.model.dtype
-        found = check_first_batch(model, objective, list(rows[:CHECKED_ROWS]), precision=precision)
-        run.display.line(
-            f"  first rows: loss {found['loss']:.4f} (ln 2 = 0.6931), margin {found['margin']:.4f} nats: policy = reference"
-        )
+        _check_start(run, model, objective, rows, arguments)
     interrupt = StopOnInterrupt()
     trainer = TokenTrainer(
         model,
@@ -88,17 +75,7 @@ def fit(
         callbacks=[CheckpointEvery(arguments.checkpoint_minutes), interrupt],
     )
     trainer.remove_callback(PrinterCallback)  # our own bar shows what is logged
-    last = _last_whole_checkpoint(checkpoints)
-    steps = planned_steps(trainer)
-    if last is not None:
-        run.display.line(f"  goes on from step {last.rpartition('-')[2]} of {steps}")
-    with run.display.progress(stage.path.name, steps) as bar, interrupt.listening():
-        trainer.add_callback(ShowProgress(bar))
-        result = trainer.train(resume_from_checkpoint=last)
-    if interrupt.interrupted and trainer.state.global_step < steps:
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {steps}; the same command goes on from there"
-        )
+    result = _train(run, stage.path.name, trainer, interrupt, _last_whole_checkpoint(checkpoints))
     _save(model, stage.path)
     write_history(stage.path / "history.jsonl", trainer.state.log_history)
     if "save_strategy" not in table:
@@ -109,6 +86,58 @@ def fit(
         "rows": len(rows),
         "seconds": round(result.metrics.get("train_runtime", 0.0), 1),
     }
+
+
+def _arguments(run: Run, folder: Path, table: dict[str, Any], *, evaluates: bool) -> TrainingArguments:
+    """The stage's training arguments; refuses an evaluation that has nothing to look at."""
+    where = f"{folder.name}.training"
+    arguments = training_arguments(
+        table,
+        folder=folder / "checkpoints",
+        seed=run.recipe.seed,
+        where=where,
+        device=run.recipe.model.device,
+    )
+    if not evaluates and arguments.eval_strategy != IntervalStrategy.NO:
+        raise UserError(
+            f"{where}.eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, but there is no held-out "
+            "comparison to evaluate on. Raise data.held_out, or write eval_strategy: no."
+        )
+    return arguments
+
+
+def _check_start(
+    run: Run,
+    model: LanguageModel,
+    objective: Objective,
+    rows: Sequence[TokenRow],
+    arguments: TrainingArguments,
+) -> None:
+    """Compare the untrained policy with its reference, and show what was found."""
+    coarse = arguments.bf16 or run.recipe.scores.precision == "bfloat16"
+    precision = torch.bfloat16 if coarse else model.model.dtype
+    found = check_first_batch(model, objective, list(rows[:CHECKED_ROWS]), precision=precision)
+    run.display.line(
+        f"  first rows: loss {found['loss']:.4f} (DPO begins at ln 2 = {math.log(2):.4f}), margin {found['margin']:.4f} "
+        "nats: policy = reference"
+    )
+
+
+def _train(
+    run: Run, name: str, trainer: TokenTrainer, interrupt: StopOnInterrupt, checkpoint: str | None
+) -> TrainOutput:
+    """Train to the end, from a checkpoint if there is one, with a bar; Ctrl-C before the end raises."""
+    steps = planned_steps(trainer)
+    if checkpoint is not None:
+        run.display.line(f"  goes on from step {checkpoint.rpartition('-')[2]} of {steps}")
+    with run.display.progress(name, steps) as bar, interrupt.listening():
+        trainer.add_callback(ShowProgress(bar))
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    if interrupt.interrupted and trainer.state.global_step < steps:
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {steps}; the same command goes on from there"
+        )
+    return result
 
 
 def _last_whole_checkpoint(folder: Path) -> str | None:
