@@ -201,7 +201,13 @@ def test_interrupt_saves_and_the_next_run_ends_as_if_nothing_had_happened(
     assert not (RUN / "oracle" / "model").exists()
     monkeypatch.undo()
     monkeypatch.chdir(tiny_workplace.parent.parent)
+    again = []
+    monkeypatch.setattr(
+        ShowProgress, "on_step_end", lambda self, args, state, control, **k: again.append(state.global_step)
+    )
     tokenward.run(tiny_workplace, last="oracle", quiet=True)
+    # The key was pressed after step 3 had been looked at, so step 4 was the last and was saved.
+    assert again == [5, 6], "it goes on; it does not begin again"
     ours, theirs = (folder / "oracle/model/model.safetensors" for folder in (RUN, finished_run / RUN))
     assert digest(ours) == digest(theirs)
     assert not (RUN / "oracle" / "checkpoints").exists()
@@ -240,3 +246,33 @@ def test_own_scorer_selector_objective_and_metric(tiny_workplace: Path) -> None:
     run = tokenward.run(tiny_workplace, changes, quiet=True)
     assert not (RUN / "oracle").exists(), "the scorer reads no oracle, so none is trained"
     assert tokenward.read_figures(run)["mylab:shout/after"].n == 4
+
+
+def test_oracle_and_referee_train_on_their_own_share(tiny_workplace: Path) -> None:
+    from tokenward.pipeline.data import oracle_pairs, pair_sets
+
+    changes = [
+        "oracle.fraction=0.5",
+        "referee={fraction: 0.3, training: {max_steps: 1}}",
+        "evaluation.prompts=1",
+    ]
+    run = tokenward.run(tiny_workplace, changes, quiet=True)
+    sets = pair_sets(run)
+    assert len(oracle_pairs(run, sets.train)) < len(sets.train) != len(sets.referee)
+    assert run.done("oracle").facts["rows"] == len(oracle_pairs(run, sets.train))
+    assert run.done("referee").facts["rows"] == len(sets.referee)
+    assert run.done("policy").facts["rows"] == len(sets.train)
+
+
+def test_before_is_the_reference_and_after_is_the_policy(tiny_oracle: Path) -> None:
+    from tokenward.pipeline.data import pair_sets
+    from tokenward.tokens.encode import response_key
+
+    run = tokenward.open_run("recipes/quickstart.yaml", quiet=True)
+    store = TokenStore(run.path("reference"))
+    means = [
+        [store[response_key(pair.prompt, text)].value("reference_logp").mean() for text in pair.responses]
+        for pair in pair_sets(run).held_out
+    ]
+    expected = sum(float(chosen - rejected) for chosen, rejected in means) / len(means)
+    assert tokenward.read_figures(run)["likelihood/margin_before"].value == pytest.approx(expected, abs=1e-4)
