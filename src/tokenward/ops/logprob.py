@@ -7,6 +7,7 @@ pass, so that the memory is ``chunk x v`` whatever the number of tokens.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,18 @@ Head = Callable[[Tensor], Tensor]
 """From hidden states ``[c d]`` to logits ``[c v]``."""
 
 CHUNK = 1024
+
+
+class TokenStatistics(NamedTuple):
+    """What one pass of the head says of each token.
+
+    Attributes:
+        logp: ``[n]``, log-probability of the token, nats.
+        entropy: ``[n]``, entropy of the whole distribution it was drawn from, nats; None if not asked for.
+    """
+
+    logp: Tensor
+    entropy: Tensor | None = None
 
 
 def logprobs_of(logits: Tensor, ids: Tensor) -> Tensor:
@@ -40,21 +53,35 @@ def kl_of(logits: Tensor, reference_logits: Tensor) -> Tensor:
 def chunked_logprobs(hidden: Tensor, ids: Tensor, head: Head, *, chunk: int = CHUNK) -> Tensor:
     """Log-probability of each token from the hidden state that predicts it.  [n d], [n] -> [n]
 
+    See :func:`chunked_statistics`.
+    """
+    return chunked_statistics(hidden, ids, head, chunk=chunk).logp
+
+
+def chunked_statistics(
+    hidden: Tensor, ids: Tensor, head: Head, *, entropy: bool = False, chunk: int = CHUNK
+) -> TokenStatistics:
+    """Log-probability, and on request entropy, of each token in one pass of the head.  [n d], [n] -> [n]
+
     Args:
         hidden: State at the position before each token.
         ids: The tokens.
         head: The language model head, called on ``chunk`` rows at a time.
+        entropy: Whether the entropy is wanted; it comes from the same logits.
         chunk: Rows whose logits exist at once; changes memory, not the result.
     """
 
     def piece(rows: Tensor, targets: Tensor) -> Tensor:
-        return logprobs_of(head(rows), targets)
+        logits = head(rows)
+        logp = logprobs_of(logits, targets)
+        return torch.stack((logp, entropy_of(logits))) if entropy else logp[None]
 
     parts = [
         _recomputed(piece, rows, targets)
         for rows, targets in zip(hidden.split(chunk), ids.split(chunk), strict=True)
     ]
-    return torch.cat(parts)
+    values = torch.cat(parts, dim=1)
+    return TokenStatistics(values[0], values[1] if entropy else None)
 
 
 def chunked_kl(

@@ -25,6 +25,24 @@ def weighted_mean(values: Tensor, weights: Tensor, owner: Tensor, count: int) ->
     return weighted_sum(values, weights, owner, count) / total
 
 
+def segment_logsumexp(values: Tensor, weights: Tensor, owner: Tensor, count: int) -> Tensor:
+    """``log sum_t w_t exp(value_t)`` per owner; -inf for one without weight.  [n], [n], [n] -> [count]
+
+    The owner's largest value is taken out first, so that nothing overflows or vanishes. A zero weight
+    removes its token as in :func:`weighted_sum`.
+    """
+    present = weights != 0
+    peak = values.new_full((count,), -torch.inf).scatter_reduce(
+        0, owner, torch.where(present, values.detach(), -torch.inf), "amax"
+    )
+    peak = torch.where(peak.isfinite(), peak, 0.0)
+    shifted = torch.where(present, values - peak[owner], 0.0)
+    total = segment_sum(shifted.exp() * weights, owner, count)
+    # log 0 has an infinite gradient, which would meet the zero weights as NaN.
+    nothing = total == 0
+    return torch.where(nothing, -torch.inf, torch.where(nothing, 1.0, total).log() + peak)
+
+
 def position_in_group(group: Tensor) -> Tensor:
     """Place of each element among those of its group, in the given order.  [n] -> [n]
 
@@ -35,3 +53,10 @@ def position_in_group(group: Tensor) -> Tensor:
     starts = torch.searchsorted(grouped, grouped)
     places = torch.arange(len(group), device=group.device) - starts
     return torch.empty_like(places).scatter_(0, order, places)
+
+
+def spread_over_segments(values: Tensor, segment: Tensor) -> Tensor:
+    """The mean of each segment at every token of it.  [n], [n] -> [n]"""
+    count = int(segment.max()) + 1 if len(segment) else 0
+    sizes = segment_sum(torch.ones_like(values), segment, count)
+    return (segment_sum(values, segment, count) / sizes)[segment]

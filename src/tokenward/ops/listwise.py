@@ -1,0 +1,204 @@
+# torch leaves parts of what is used here untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+"""Losses over a ranked list of responses, exact at any gap, with ties, for groups of unequal size."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenward.ops.ragged import position_in_group, segment_sum
+
+LARGEST_TIE = 12
+"""Members of a tie whose orders are averaged; the work doubles with each."""
+
+
+class Agreement(NamedTuple):
+    """How well scores agree with ranks.  [b] each
+
+    Attributes:
+        accuracy: Share of the pairs of different rank that the scores order right, an equal score not
+            being right; NaN where all ranks are equal.
+        top: 1 where one of the best responses scores higher than every other response.
+        spread: Standard deviation of the group's scores (of the group itself: divided by K).
+    """
+
+    accuracy: Tensor
+    top: Tensor
+    spread: Tensor
+
+
+class Subsets(NamedTuple):
+    """Groups drawn from comparisons.  [m] each
+
+    Attributes:
+        response: Which response stands here.
+        subset: Which subset it belongs to: ``draw x comparisons + comparison``.
+    """
+
+    response: Tensor
+    subset: Tensor
+
+
+class _Lists(NamedTuple):
+    """Groups side by side.  [b k] each"""
+
+    scores: Tensor
+    rank: Tensor
+    present: Tensor
+
+
+def plackett_luce(
+    scores: Tensor,
+    rank: Tensor,
+    comparison: Tensor,
+    comparisons: int,
+    *,
+    temperature: float = 1.0,
+    tie_break: Tensor | None = None,
+) -> Tensor:
+    """Negative log-likelihood of the ranking under Plackett and Luce (ListMLE).  [r], [r], [r] -> [b]
+
+    ``sum_k log(sum_{i >= k} exp(e_i)) - e_k`` with the responses in the order of their ranks; two of them
+    are Bradley and Terry's ``-log sigma(e_1 - e_2)``. TLM (arXiv 2306.00398), preference loss of section 2.
+    Each term is computed as ``-log sigma(-log sum_{i > k} exp(e_i - e_k))``, exact at any gap, where the
+    published code floors every tail that lies more than 23 nats below the best score.
+
+    Args:
+        scores: ``e``, one per response.
+        rank: 0 is the best; equal ranks are a tie.
+        comparison: Which comparison owns the response.
+        comparisons: Number of comparisons, ``b``; they may have unequal numbers of responses.
+        temperature: Divides the scores, > 0.
+        tie_break: ``[r]`` numbers by which ties are ordered, drawn by the caller. None is the mean loss
+            over all orders of the tied responses.
+
+    Raises:
+        ValueError: a tie of more than 12 without ``tie_break``.
+    """
+    if tie_break is not None:
+        rank = _strict(rank, comparison, tie_break)
+    lists = _side_by_side(scores / temperature, rank, comparison, comparisons)
+    same, later = _relations(lists)
+    # Differences before exponentials: a height that all share would cost digits.
+    above = lists.scores[:, None, :] - lists.scores[:, :, None]
+    rest = torch.where(later, above, -torch.inf).logsumexp(-1)
+    tied = same.sum(-1)
+    alone = lists.present & (tied == 1)
+    terms = -F.logsigmoid(torch.where(alone, -rest, torch.inf))
+    loss = torch.where(alone, terms, 0.0).sum(-1)
+    return loss if tie_break is not None else loss + _tied_terms(above, rest, same, tied)
+
+
+def random_subsets(noise: Tensor, comparison: Tensor, comparisons: int, size: int) -> Subsets:
+    """Subsets of ``size`` responses of each comparison, without replacement.  [g r], [r] -> [m] each
+
+    Args:
+        noise: A random number per draw and response: those with the ``size`` smallest are drawn.
+        comparison: Which comparison owns the response.
+        comparisons: Number of comparisons.
+        size: Responses per subset; a comparison that has fewer gives all it has.
+    """
+    draws, responses = noise.shape
+    draw = torch.arange(draws, device=noise.device)[:, None]
+    subset = (draw * comparisons + comparison).flatten()
+    order = noise.flatten().argsort()
+    place = torch.empty_like(order).scatter_(0, order, position_in_group(subset[order]))
+    chosen = (place < size).nonzero().squeeze(-1)
+    return Subsets(chosen % responses, subset[chosen])
+
+
+def ranks_differ(rank: Tensor, comparison: Tensor, comparisons: int) -> Tensor:
+    """Whether a group has two different ranks, that is, says anything.  [r], [r] -> [b] bool"""
+    start = rank.new_zeros(comparisons)
+    highest = start.scatter_reduce(0, comparison, rank, "amax", include_self=False)
+    lowest = start.scatter_reduce(0, comparison, rank, "amin", include_self=False)
+    return highest != lowest
+
+
+def agreement(scores: Tensor, rank: Tensor, comparison: Tensor, comparisons: int) -> Agreement:
+    """Pair accuracy, accuracy of the first place and spread of the scores of each comparison.  [r] -> [b]"""
+    lists = _side_by_side(scores, rank, comparison, comparisons)
+    _, later = _relations(lists)
+    right = later & (lists.scores[:, :, None] > lists.scores[:, None, :])
+    accuracy = right.sum((1, 2)).to(scores.dtype) / later.sum((1, 2))
+    best_rank = torch.where(lists.present, lists.rank, lists.rank.max() + 1).min(-1, keepdim=True).values
+    best = lists.present & (lists.rank == best_rank)
+    highest = torch.where(best, lists.scores, -torch.inf).max(-1).values
+    other = torch.where(lists.present & ~best, lists.scores, -torch.inf).max(-1).values
+    members = lists.present.sum(-1)
+    mean = lists.scores.sum(-1) / members
+    deviation = torch.where(lists.present, lists.scores - mean[:, None], 0.0)
+    spread = (deviation.square().sum(-1) / members).sqrt()
+    return Agreement(accuracy, (highest > other).to(scores.dtype), spread)
+
+
+def _side_by_side(scores: Tensor, rank: Tensor, comparison: Tensor, comparisons: int) -> _Lists:
+    """Groups as rows, with zeros where a group is shorter than the longest."""
+    place = position_in_group(comparison)
+    shape = (comparisons, int(segment_sum(torch.ones_like(comparison), comparison, comparisons).max()))
+    where = (comparison, place)
+    return _Lists(
+        scores.new_zeros(shape).index_put(where, scores),
+        rank.new_zeros(shape).index_put(where, rank),
+        torch.zeros(shape, dtype=torch.bool, device=rank.device).index_put(
+            where, torch.ones_like(place, dtype=torch.bool)
+        ),
+    )
+
+
+def _relations(lists: _Lists) -> tuple[Tensor, Tensor]:
+    """Whether the second of two responses is tied with the first, and whether it ranks below it.  -> [b k k]"""
+    both = lists.present[:, :, None] & lists.present[:, None, :]
+    first, second = lists.rank[:, :, None], lists.rank[:, None, :]
+    return both & (second == first), both & (second > first)
+
+
+def _strict(rank: Tensor, comparison: Tensor, tie_break: Tensor) -> Tensor:
+    """Ranks without ties: the place in the order of comparison, rank and ``tie_break``."""
+    order = tie_break.argsort(stable=True)
+    order = order[rank[order].argsort(stable=True)]
+    return torch.empty_like(order).scatter_(0, order, position_in_group(comparison[order]))
+
+
+def _tied_terms(above: Tensor, rest: Tensor, same: Tensor, tied: Tensor) -> Tensor:
+    """Terms of all ties of two or more, each the mean over its orders.  -> [b]
+
+    Args:
+        above: ``[b k k]``, by how much the second response scores above the first.
+        rest: ``[b k]``, log of the summed exponentials of what ranks below, relative to the response.
+        same: ``[b k k]``, whether the two are tied.
+        tied: ``[b k]``, members of the response's tie.
+    """
+    loss = torch.zeros_like(rest[:, 0])
+    # A tie is met at its first member.
+    before = torch.ones_like(same[0]).tril(-1)
+    first = (tied > 1) & ~(same & before).any(-1)
+    for size in tied[first].unique().tolist():
+        if size > LARGEST_TIE:
+            raise ValueError(f"a tie of {size}; the orders of at most {LARGEST_TIE} can be averaged")
+        group, slot = (first & (tied == size)).nonzero(as_tuple=True)
+        members = same[group, slot].nonzero()[:, 1].reshape(-1, size)
+        values = above[group[:, None], slot[:, None], members]
+        loss = loss.index_add(0, group, _mean_over_orders(values, rest[group, slot]))
+    return loss
+
+
+def _mean_over_orders(values: Tensor, rest: Tensor) -> Tensor:
+    """Loss of tied responses, averaged over their orders.  [c m], [c] -> [c]
+
+    In a random order the responses still to come form every subset of a size equally often, so the mean
+    of each term is a mean over subsets: ``m!`` orders become ``2^m`` subsets.
+
+    Args:
+        values: Scores of the tied.
+        rest: Log of the summed exponentials of those that rank below them, -inf where there are none.
+    """
+    size = values.shape[1]
+    numbers = torch.arange(1, 2**size, device=values.device)
+    inside = (numbers[:, None] >> torch.arange(size, device=values.device)) & 1 == 1
+    sizes = inside.sum(-1)
+    share = 1.0 / torch.bincount(sizes)[sizes].to(values.dtype)
+    chosen = torch.where(inside, values[:, None, :], -torch.inf).logsumexp(-1)
+    return (torch.logaddexp(chosen, rest[:, None]) * share).sum(-1) - values.sum(-1)
