@@ -6,7 +6,15 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -69,6 +77,26 @@ def tiny_gpt2(*, dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT2LMHea
         vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=512, initializer_range=0.2
     )
     return GPT2LMHeadModel(config).to(dtype)
+
+
+def tiny_t5(*, dtype: torch.dtype = torch.float32, seed: int = 0) -> T5ForConditionalGeneration:
+    """An encoder and a decoder of two layers of 32 with tied embeddings; the decoder starts with the pad, as T5 does."""
+    torch.manual_seed(seed)
+    tokenizer = tiny_tokenizer()
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        # The weights are this factor times T5's own start, whose embeddings are of size 1.
+        initializer_factor=1.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    return T5ForConditionalGeneration(config).to(dtype)
 
 
 def save_tiny(folder: Path, model=None) -> Path:

@@ -6,8 +6,9 @@ Per-token values are ragged: a flat ``[n]`` tensor and ``response [n]``, which r
 token. Rewards and log-probabilities are in nats, float32.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 
 class Message(TypedDict):
@@ -46,3 +47,22 @@ class Comparison:
     source: str
     scores: tuple[float, ...] | None = None
     spans: tuple[tuple[Span, ...], ...] | None = field(default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A prompt to sample replies to, and what its replies are judged by.
+
+    Attributes:
+        key: Stable name of the row.
+        prompt: The conversation up to the reply; empty where the reply begins the text.
+        source: Where the row came from, as ``file:line``, for messages to the user.
+        references: Texts that a good reply is like; the first is the one to learn from.
+        columns: The row's other columns, for the preference source.
+    """
+
+    key: str
+    prompt: tuple[Message, ...]
+    source: str
+    references: tuple[str, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -11,7 +11,6 @@ from functools import partial
 
 import pytest
 import torch
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import tokenward.models.head
 from tests.models.plain import plain_logits, plain_logprobs
@@ -19,7 +18,7 @@ from tests.tiny import tiny_gpt2, tiny_llama
 from tests.tokens.rows import encoded
 from tokenward.models.forward import token_kl, token_logprobs
 from tokenward.models.head import SelectiveHead
-from tokenward.ops.logprob import chunked_logprobs
+from tokenward.ops.logprob import chunked_statistics
 from tokenward.tokens.rows import TokenRow, collate
 
 MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
@@ -33,17 +32,6 @@ ROWS = [
 ]
 TOTAL = sum(len(response) for row in ROWS for response in row.responses)
 FACTORS = torch.randn(TOTAL, generator=generator, dtype=torch.float64)
-
-
-@pytest.fixture
-def exact_llama(monkeypatch):
-    """Llama's RMSNorm in the type of its input."""
-
-    def forward(self, hidden):
-        variance = hidden.square().mean(-1, keepdim=True)
-        return self.weight * (hidden * torch.rsqrt(variance + self.variance_epsilon))
-
-    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
 
 
 def made(name, dtype):
@@ -122,7 +110,7 @@ def test_the_chunk_of_the_head_changes_nothing(chunk, monkeypatch):
     rows_seen = []
     plain_head = head._plain
     monkeypatch.setattr(head, "_plain", lambda hidden: rows_seen.append(len(hidden)) or plain_head(hidden))
-    monkeypatch.setattr(tokenward.models.head, "chunked_logprobs", partial(chunked_logprobs, chunk=chunk))
+    monkeypatch.setattr(tokenward.models.head, "chunked_statistics", partial(chunked_statistics, chunk=chunk))
     found = token_logprobs(model, head, batch_of(ROWS, "shared"))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(gradients(model, found, FACTORS), expected_gradients, rtol=0, atol=1e-11)

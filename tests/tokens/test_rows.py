@@ -183,3 +183,83 @@ def test_the_shape_of_a_row():
     assert TokenRow(encoded=PAIR).shape("shared") == (1, 8)
     assert TokenRow(encoded=PAIR).shape("separate") == (2, 6)
     assert TokenRow(encoded=TRIPLE).shape("separate") == (3, 4)
+
+
+def test_where_each_token_is_read_by_hand():
+    """A reward is read where its token has been read, a log-probability one place earlier."""
+    assert batch_of(PAIR, layout="shared").placed_at.tolist() == [3, 4, 5, 6, 7]
+    assert batch_of(SHORT, PAIR, layout="shared").placed_at.tolist() == [
+        1,
+        2,
+        8 + 3,
+        8 + 4,
+        8 + 5,
+        8 + 6,
+        8 + 7,
+    ]
+    assert batch_of(PAIR, layout="separate").placed_at.tolist() == [3, 4, 6 + 3, 6 + 4, 6 + 5]
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate", "encoder_decoder"])
+@settings(derandomize=True, deadline=None)
+@given(comparisons)
+def test_every_token_is_read_at_its_place(layout, sizes):
+    ids = iter(range(1, 1000))
+    items = [
+        encoded([next(ids) for _ in range(prompt)], *[[next(ids) for _ in range(n)] for n in lengths])
+        for prompt, lengths in sizes
+    ]
+    batch = collate([TokenRow(encoded=item) for item in items], layout=layout, pad_id=0, start_id=9999)
+    read = batch.input_ids if batch.decoder_ids is None else batch.decoder_ids
+    assert read.flatten()[batch.placed_at].tolist() == batch.ids.tolist()
+
+
+def test_encoder_and_decoder_rows_by_hand():
+    batch = collate([TokenRow(encoded=PAIR)], layout="encoder_decoder", pad_id=7, start_id=9)
+    assert batch.input_ids.tolist() == [[10, 11, 12], [10, 11, 12]]
+    assert batch.decoder_ids.tolist() == [[9, 20, 21, 7], [9, 30, 31, 32]]
+    assert batch.predicted_from.tolist() == [0, 1, 4 + 0, 4 + 1, 4 + 2]
+    assert batch.placed_at.tolist() == [1, 2, 4 + 1, 4 + 2, 4 + 3]
+    both = collate(
+        [TokenRow(encoded=SHORT), TokenRow(encoded=PAIR)], layout="encoder_decoder", pad_id=7, start_id=9
+    )
+    assert both.input_ids.tolist() == [[40, 7, 7], [40, 7, 7], [10, 11, 12], [10, 11, 12]]
+    assert both.attention_mask.tolist() == [[1, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]]
+    assert both.decoder_ids.tolist() == [[9, 50, 7, 7], [9, 60, 7, 7], [9, 20, 21, 7], [9, 30, 31, 32]]
+    assert both.predicted_from.tolist() == [0, 4, 8, 9, 12, 13, 14]
+    assert both.ids.tolist() == [50, 60, 20, 21, 30, 31, 32]
+
+
+def test_a_decoder_without_a_start_is_a_programming_error():
+    with pytest.raises(ValueError, match="decoder starts with"):
+        collate([TokenRow(encoded=PAIR)], layout="encoder_decoder", pad_id=0)
+
+
+def test_the_shape_of_an_encoder_decoders_row():
+    """A row costs its prompt, its decoder's start and its response."""
+    assert TokenRow(encoded=PAIR).shape("encoder_decoder") == (2, 3 + 1 + 3)
+
+
+def test_segments_are_numbered_through_the_batch():
+    rows = [
+        TokenRow(encoded=PAIR, segments=[torch.tensor([0, 0]), torch.tensor([1, 4, 4])]),
+        TokenRow(encoded=SHORT, segments=[torch.tensor([0]), torch.tensor([2])]),
+    ]
+    for layout in ("shared", "separate"):
+        assert collate(rows, layout=layout, pad_id=0).segment.tolist() == [0, 0, 1, 2, 2, 3, 4]
+    assert collate(rows[1:], layout="shared", pad_id=0).segment.tolist() == [0, 1]
+    assert batch_of(PAIR, layout="shared").segment is None
+
+
+def test_segments_of_some_rows_only_are_refused():
+    with pytest.raises(ValueError, match="some rows have segments"):
+        collate(
+            [TokenRow(encoded=PAIR), TokenRow(encoded=SHORT, segments=[torch.tensor([0])] * 2)],
+            layout="shared", pad_id=0,
+        )  # fmt: skip
+
+
+def test_what_is_optional_moves_with_the_batch():
+    row = TokenRow(encoded=SHORT, segments=[torch.tensor([0])] * 2)
+    batch = collate([row], layout="encoder_decoder", pad_id=0, start_id=1).to("meta")
+    assert {batch.segment.device.type, batch.decoder_ids.device.type, batch.placed_at.device.type} == {"meta"}

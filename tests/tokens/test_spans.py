@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from tests.tiny import tiny_tokenizer
 from tokenward.errors import UserError
-from tokenward.tokens.spans import ByteSpan, byte_spans, span_values, token_spans
+from tokenward.tokens.spans import ByteSpan, byte_spans, span_values, spans_of_ids, token_spans
 from tokenward.types import Span
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -155,3 +155,50 @@ def test_tokens_without_text_have_no_value():
     assert span_values([Span(0, 2, 3.0)], text, tokens) == [3.0, 0.0, 3.0, 0.0]
     assert span_values([Span(1, 1, 3.0)], text, tokens) == [0.0] * 4
     assert span_values([], text, tokens) == [0.0] * 4
+
+
+@pytest.mark.parametrize("name", ["tiny", "gpt2"])
+@pytest.mark.parametrize("text", HARD)
+def test_ids_spell_the_text_that_they_were_made_of(name, text):
+    ids = tokenizer(name)(text, add_special_tokens=False)["input_ids"]
+    assert spans_of_ids(tokenizer(name), ids) == (text, byte_spans(tokenizer(name), text))
+
+
+@pytest.mark.parametrize("text", ["hi  there", "é日", "a b"])
+def test_byte_fallback_ids_spell_the_text_after_its_added_space(text):
+    ids = tokenizer("stories")(text, add_special_tokens=False)["input_ids"]
+    spelled, spans = spans_of_ids(tokenizer("stories"), ids)
+    assert spelled == " " + text
+    assert [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])]
+    assert spans[-1].end == len(spelled.encode())
+
+
+def test_special_tokens_spell_nothing():
+    chosen = tokenizer("tiny")
+    ids = [chosen.bos_token_id, *chosen("the a", add_special_tokens=False)["input_ids"], chosen.eos_token_id]
+    # <|im_start|>, "the", " a", <|im_end|>
+    assert spans_of_ids(chosen, ids) == ("the a", [(0, 0), (0, 3), (3, 5), (5, 5)])
+    assert spans_of_ids(chosen, []) == ("", [])
+
+
+def test_rows_of_a_model_beyond_its_tokenizer_spell_nothing():
+    """Vocabularies are often padded to a round number of rows, and a model can draw one of the rest."""
+    chosen = tokenizer("tiny")
+    assert spans_of_ids(chosen, [ord("a") - 33, len(chosen) + 3, ord("b") - 33]) == (
+        "ab",
+        [(0, 1), (1, 1), (1, 2)],
+    )
+
+
+@pytest.mark.parametrize("name", ["tiny", "gpt2"])
+@given(st.lists(st.integers(0, 255), max_size=12))
+@settings(derandomize=True, deadline=None, max_examples=100)
+def test_any_ids_spell_as_many_bytes_as_their_spans_say(name, ids):
+    text, spans = spans_of_ids(tokenizer(name), ids)
+    edges = [0, *(end for _, end in spans)]
+    assert [start for start, _ in spans] == edges[:-1]
+    assert edges[-1] == len(text.encode())
+    # The stand-in of each stray byte is one byte, so what is whole is where decoding puts it too.
+    assert text.replace("\x1a", "") == tokenizer(name).decode(
+        ids, clean_up_tokenization_spaces=False
+    ).replace("\ufffd", "").replace("\x1a", "")

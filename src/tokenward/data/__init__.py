@@ -4,7 +4,7 @@ from tokenward.data.formats import FORMATS, detect
 from tokenward.data.pairs import RULES, pairs
 from tokenward.data.prepare import Dropped, Loaded, comparison_key, load
 from tokenward.data.sources import rows
-from tokenward.data.split import Split, fraction, split
+from tokenward.data.split import Split, fraction, split, uniform
 
 __all__ = [
     "FORMATS",
@@ -19,4 +19,5 @@ __all__ = [
     "pairs",
     "rows",
     "split",
+    "uniform",
 ]

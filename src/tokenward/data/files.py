@@ -6,12 +6,25 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from tokenward.data.fields import Cell, describe
 from tokenward.errors import UserError
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
+
+
+class _Table(NamedTuple):
+    """How a kind of text table separates its cells, and what to do where one is not so."""
+
+    name: str
+    delimiter: str
+    quoting: Literal[0, 3]
+    advice: str
+
+
+_CSV = _Table("CSV", ",", csv.QUOTE_MINIMAL, "Quote each cell that holds a comma, quote or line break")
+_TSV = _Table("TSV", "\t", csv.QUOTE_NONE, "Take tabs and line breaks out of the cells")
 
 _BATCH_ROWS = 256  # of a Parquet file held at once: long conversations reach a megabyte a row
 
@@ -55,7 +68,23 @@ def csv_rows(path: Path) -> Rows:
     Raises:
         UserError: A record is malformed or has another number of cells than the header.
     """
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    return _table_rows(path, _CSV)
+
+
+def tsv_rows(path: Path) -> Rows:
+    """One row per line of a file of tab-separated cells with a header, as the IANA type has it: no cell is quoted.
+
+    A quote character is text like any other, also at the start of a cell; a cell holds no tab and no line break.
+
+    Raises:
+        UserError: A line has another number of cells than the header.
+    """
+    return _table_rows(path, _TSV)
+
+
+def _table_rows(path: Path, table: _Table) -> Rows:
+    lines = (line for _, line in _lines(path))
+    reader = csv.reader(lines, delimiter=table.delimiter, quoting=table.quoting, strict=True)
     try:
         header = next(reader, [])
         if len(set(header)) < len(header):
@@ -65,11 +94,12 @@ def csv_rows(path: Path) -> Rows:
         start = reader.line_num + 1
         for cells in reader:
             if cells:
-                yield f"{path}:{start}", _record(header, cells, f"{path}:{start}")
+                yield f"{path}:{start}", _record(header, cells, f"{path}:{start}", table.advice)
             start = reader.line_num + 1
     except csv.Error as error:
-        advice = "Quote each cell that holds a comma, quote or line break, or save the data as JSONL."
-        raise UserError(f"{path}:{reader.line_num}: not CSV: {error}. {advice}") from error
+        raise UserError(
+            f"{path}:{reader.line_num}: not {table.name}: {error}. {table.advice}, or save the data as JSONL."
+        ) from error
 
 
 def parquet_rows(path: Path) -> Rows:
@@ -99,6 +129,8 @@ READERS: dict[str, Callable[[Path], Rows]] = {
     ".json.gz": json_rows,
     ".csv": csv_rows,
     ".csv.gz": csv_rows,
+    ".tsv": tsv_rows,
+    ".tsv.gz": tsv_rows,
     ".parquet": parquet_rows,
 }
 
@@ -175,8 +207,7 @@ def _only_list(content: object, path: Path) -> list[Any]:
     return next(iter(lists.values()))
 
 
-def _record(header: list[str], cells: list[str], where: str) -> dict[str, Any]:
+def _record(header: list[str], cells: list[str], where: str, advice: str) -> dict[str, Any]:
     if len(cells) != len(header):
-        advice = "Quote each cell that holds a comma, quote or line break."
-        raise UserError(f"{where}: {len(cells)} cells, the header has {len(header)}. {advice}")
+        raise UserError(f"{where}: {len(cells)} cells, the header has {len(header)}. {advice}.")
     return dict(zip(header, map(Cell, cells), strict=True))

@@ -19,7 +19,7 @@ def rows(
     """The rows of a source, one after the other.
 
     Args:
-        source: A file (JSONL, JSON, CSV, each also ``.gz``, or Parquet), a glob pattern, a folder of such
+        source: A file (JSONL, JSON, CSV, TSV, each also ``.gz``, or Parquet), a glob pattern, a folder of such
             files, a folder saved by ``datasets``, a hub name ``owner/name``, or a list of these.
         split: Which split of a saved or hub data set (default: ``train`` if there is one, or the only one).
             In a folder of files: only those whose name begins with it.

@@ -36,7 +36,7 @@ def split(comparisons: Sequence[Comparison], *, held_out: float, seed: int) -> S
     parts = Split([], [])
     for comparison in comparisons:
         prompt = json.dumps([[message["role"], message["content"]] for message in comparison.prompt])
-        held = _uniform("split", seed, prompt) < held_out
+        held = uniform("split", seed, prompt) < held_out
         (parts.held_out if held else parts.train).append(comparison)
     return parts
 
@@ -55,14 +55,14 @@ def fraction(comparisons: Sequence[Comparison], share: float, seed: int, salt: s
     """
     if not 0 < share <= 1:
         raise UserError(f"fraction must be in (0, 1], got {share}. Use 0.3 to keep 30% of the comparisons.")
-    places = [_uniform("fraction", seed, salt, comparison.key) for comparison in comparisons]
+    places = [uniform("fraction", seed, salt, comparison.key) for comparison in comparisons]
     kept = [c for c, place in zip(comparisons, places, strict=True) if place < share]
     if kept or not comparisons:
         return kept
     return [comparisons[places.index(min(places))]]  # the one that the smallest sufficient share would keep
 
 
-def _uniform(*parts: str | int) -> float:
-    """A number in [0, 1) that depends on the parts alone."""
+def uniform(*parts: str | int) -> float:
+    """A number in [0, 1) that depends on the parts alone: a hash, so that no row's place depends on another's."""
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return int(digest[:13], 16) / 16**13  # 52 bits: all that a float below 1 holds without rounding up to 1

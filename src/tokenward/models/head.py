@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from tokenward.ops.logprob import chunked_logprobs
+from tokenward.ops.logprob import chunked_statistics
 
 
 class Request(NamedTuple):
@@ -20,10 +21,12 @@ class Request(NamedTuple):
     Attributes:
         positions: ``[n]``, indices into the flattened ``rows x t`` hidden states.
         ids: ``[n]`` tokens whose log-probability is wanted, or None for the hidden states themselves.
+        entropy: Whether the entropy at each position is wanted beside it.
     """
 
     positions: Tensor
     ids: Tensor | None
+    entropy: bool = False
 
 
 class SelectiveHead:
@@ -43,9 +46,12 @@ class SelectiveHead:
         return self._plain(hidden)
 
     @contextmanager
-    def answering(self, positions: Tensor, ids: Tensor | None) -> Iterator[None]:
-        """While open, the model's ``logits`` are ``[n]`` log-probabilities (or ``[n d]`` states without ids)."""
-        self._request = Request(positions, ids)
+    def answering(self, positions: Tensor, ids: Tensor | None, *, entropy: bool = False) -> Iterator[None]:
+        """While open, the model's ``logits`` are what was asked for.
+
+        ``[n]`` log-probabilities, ``[2 n]`` log-probabilities and entropies, or without ids ``[n d]`` states.
+        """
+        self._request = Request(positions, ids, entropy)
         try:
             yield
         finally:
@@ -54,6 +60,9 @@ class SelectiveHead:
     def _forward(self, hidden: Tensor) -> Tensor:
         if self._request is None:
             return self._plain(hidden)
-        positions, ids = self._request
+        positions, ids, entropy = self._request
         rows = hidden.reshape(-1, hidden.shape[-1])[positions]
-        return rows if ids is None else chunked_logprobs(rows, ids, self._plain)
+        if ids is None:
+            return rows
+        found = chunked_statistics(rows, ids, self._plain, entropy=entropy)
+        return found.logp if found.entropy is None else torch.stack((found.logp, found.entropy))

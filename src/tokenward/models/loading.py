@@ -1,4 +1,4 @@
-"""Any causal language model of transformers, by name or folder, ready for token-level work."""
+"""Any language model of transformers, by name or folder, ready for token-level work."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -6,67 +6,71 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from huggingface_hub import model_info
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from tokenward.artifacts import fingerprint, folder_fingerprint
 from tokenward.errors import UserError
-from tokenward.models.default import HUB_NAME, default_model_folder
+from tokenward.models.base import TokenModel
+from tokenward.models.forward import token_statistics
 from tokenward.models.head import SelectiveHead
+from tokenward.models.head_mlp import (
+    AdaptedHead,
+    HeadMLPSettings,
+    install_head_mlp,
+    load_head_mlp,
+    read_head_mlp,
+    save_head_mlp,
+)
+from tokenward.models.places import cannot_load, config_of, model_fingerprint, parts_of, resolve
 from tokenward.models.probe import choose_layout
-from tokenward.tokens.rows import Layout
+from tokenward.tokens.rows import TokenBatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-ADAPTER_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageModel:
+class LanguageModel(TokenModel):
     """A model with its tokenizer and what was found out about it at load.
 
     Attributes:
         model: The transformers model, inside its PEFT wrapper if it has an adapter.
-        tokenizer: Its fast tokenizer.
         head: Answers for chosen tokens; None where the model changes its head's output, so that
             all logits must be made.
-        layout: ``"shared"`` where a probe showed shared rows to be exact, else ``"separate"``.
-        fingerprint: Of weights, config and tokenizer files.
-        name: As the user wrote it.
+        head_mlp: The trained network before a frozen model's head, or None.
+        head_mlp_settings: Of that network.
     """
 
     model: PreTrainedModel | PeftModel
-    tokenizer: PreTrainedTokenizerBase
     head: SelectiveHead | None
-    layout: Layout
-    fingerprint: str
-    name: str
+    head_mlp: AdaptedHead | None = None
+    head_mlp_settings: HeadMLPSettings | None = None
 
     @property
-    def pad_id(self) -> int:
-        """Id that fills rows; it is masked by position, never by its value, so any id serves."""
-        pad = self.tokenizer.pad_token_id
-        return pad if isinstance(pad, int) else 0
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.device
+    def whole(self) -> bool:
+        """See :class:`TokenModel`."""
+        return self.head_mlp is None
 
     @property
     def has_adapter(self) -> bool:
         """Whether the model is a frozen base with a PEFT adapter."""
         return isinstance(self.model, PeftModel)
+
+    def read(
+        self, module: nn.Module, batch: TokenBatch, *, entropy: bool = False
+    ) -> tuple[Tensor, TokenBatch]:
+        """Log-probability of each response token, 0 where it has no weight.  -> [n] float32"""
+        found = token_statistics(module, self.head, batch, entropy=entropy)
+        return found.logp, batch if found.entropy is None else replace(batch, entropy=found.entropy)
 
     def with_adapter(self, settings: dict[str, Any]) -> "LanguageModel":
         """The same weights frozen, with a new LoRA adapter to train.
@@ -74,8 +78,9 @@ class LanguageModel:
         Args:
             settings: Fields of ``peft.LoraConfig``.
         """
+        task = "SEQ_2_SEQ_LM" if self.layout == "encoder_decoder" else "CAUSAL_LM"
         try:
-            lora = LoraConfig(**{"task_type": "CAUSAL_LM", **settings})
+            lora = LoraConfig(**{"task_type": task, **settings})
             model = get_peft_model(self.model, lora)  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             raise UserError(
@@ -84,25 +89,38 @@ class LanguageModel:
             ) from error
         return replace(self, model=model, head=_install_head(model) if self.head else None)
 
+    def with_head_mlp(self, settings: HeadMLPSettings, *, seed: int) -> "LanguageModel":
+        """The same weights frozen, with a new network before the head to train.
 
-def resolve(name: str) -> str:
-    """Folder or hub name of a model: ``default`` and its hub name give the default model's folder."""
-    if name in ("default", HUB_NAME):
-        return str(default_model_folder())
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file() and not (path / ADAPTER_FILE).is_file():
-            found = ", ".join(sorted(child.name for child in path.iterdir())[:5]) or "nothing"
-            raise UserError(
-                f"{name} is not a model folder: it has neither config.json nor {ADAPTER_FILE} (found: {found}). "
-                "Name a folder that save_pretrained wrote, such as runs/NAME/policy/model."
-            )
-        return str(path)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(
-            f"there is no model folder {name}. Write a folder, a hub name (owner/model) or: default."
+        Args:
+            settings: Of the network.
+            seed: Of its initial weights.
+        """
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            adapted = install_head_mlp(cast(PreTrainedModel, self.model), settings)
+        return replace(
+            self,
+            head=SelectiveHead(adapted) if self.head else None,
+            head_mlp=adapted,
+            head_mlp_settings=settings,
         )
-    return name
+
+    def save(self, folder: Path) -> None:
+        """An ordinary folder: weights (of an adapter or a head network alone, where there is one) and tokenizer."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.head_mlp is not None and self.head_mlp_settings is not None:
+            base = parts_of(resolve(self.name)).base  # a network that was loaded stands on its own base again
+            save_head_mlp(self.head_mlp, self.head_mlp_settings, _lasting(base), folder)
+        else:
+            cast(PreTrainedModel, self.model).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def _lasting(name: str) -> str:
+    """A model's name as it can be found from any folder."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_dir() else name
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -115,7 +133,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, HFValidationError) as error:
-        raise UserError(_cannot_load("tokenizer", name, error)) from error
+        raise UserError(cannot_load("tokenizer", name, error)) from error
     if not tokenizer.is_fast:
         raise UserError(
             f"the tokenizer of {name} is a slow one, without offsets. Convert it to a tokenizer.json first."
@@ -148,26 +166,24 @@ def load_model(
         UserError: no such model, not a causal language model, or ``rows: shared`` for a model that
             cannot take them.
     """
-    source = resolve(name)
+    parts = parts_of(resolve(name))
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    base, adapter = _base_and_adapter(source)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            base,
-            dtype=DTYPES[dtype],
-            attn_implementation=attention,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-        model, found = loaded
-        if adapter is not None:
-            model = PeftModel.from_pretrained(model, adapter)
-    except (OSError, ValueError, HFValidationError, SafetensorError) as error:
-        raise UserError(_cannot_load("model", name, error)) from error
-    _check_complete(found["missing_keys"], name)
-    model = cast(PreTrainedModel, nn.Module.to(model, _device(device)).eval())
+    encoder_decoder = config_of(parts.base, trust_remote_code=trust_remote_code).is_encoder_decoder
+    kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+    model: Any = _loaded(
+        kind, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
+    )
+    if parts.adapter is not None:
+        try:
+            model = PeftModel.from_pretrained(model, parts.adapter)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(cannot_load("adapter", name, error)) from error
+    adapted = None if parts.head_mlp is None else load_head_mlp(model, Path(parts.head_mlp))
+    settings = None if parts.head_mlp is None else read_head_mlp(Path(parts.head_mlp))[1]
+    model = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
     _check_vocabulary(model, tokenizer, name)
-    layout, head = choose_layout(model, _install_head(model), rows=rows, name=name)
+    start = model.config.decoder_start_token_id if encoder_decoder else None
+    layout, head = choose_layout(model, _install_head(model), rows=rows, name=name, start_id=start)
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
@@ -175,62 +191,54 @@ def load_model(
         layout=layout,
         fingerprint=model_fingerprint(name),
         name=name,
+        start_id=start,
+        head_mlp=adapted,
+        head_mlp_settings=settings,
     )
 
 
-def context_length(name: str, *, trust_remote_code: bool = False) -> int | None:
-    """Positions that a model has, or None where its config does not say."""
-    base, _ = _base_and_adapter(resolve(name))
-    config = _config(base, trust_remote_code=trust_remote_code).get_text_config()
-    return getattr(config, "max_position_embeddings", None)
+def load_backbone(
+    name: str,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    attention: str = "sdpa",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A model without its language model head, for a head of another kind.
 
-
-def _config(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, HFValidationError) as error:
-        raise UserError(_cannot_load("model", name, error)) from error
-
-
-def model_fingerprint(name: str) -> str:
-    """Fingerprint of a model's files; of its commit, where the hub holds it."""
-    source = resolve(name)
-    if not Path(source).is_dir():
-        return fingerprint([source, _hub_commit(source)])
-    base, adapter = _base_and_adapter(source)
-    parts = [_files_fingerprint(base)]
-    if adapter is not None:
-        parts.append(_files_fingerprint(adapter))
-    return fingerprint(parts)
-
-
-def _files_fingerprint(source: str) -> str:
-    if not Path(source).is_dir():
-        return fingerprint([source, _hub_commit(source)])
-    return folder_fingerprint(Path(source))
-
-
-def _hub_commit(name: str) -> str:
-    # Only the commit is read, so code that comes with the model need not run.
-    try:
-        return str(model_info(name).sha)
-    except (HfHubHTTPError, HFValidationError, OSError):
-        return str(_config(name, trust_remote_code=False)._commit_hash)
-
-
-def _base_and_adapter(source: str) -> tuple[str, str | None]:
-    adapter = Path(source) / ADAPTER_FILE
-    if not adapter.is_file():
-        return source, None
-    base = LoraConfig.from_pretrained(source).base_model_name_or_path
-    if not base:
+    Raises:
+        UserError: no such model, or an adapter, whose base alone is not that model.
+    """
+    parts = parts_of(resolve(name))
+    if parts.adapter is not None or parts.head_mlp is not None:
         raise UserError(
-            f"the adapter {source} does not name its base model. Set base_model_name_or_path in {adapter}."
+            f"{name} is an adapter on {parts.base}, and a reward needs whole weights to start from. Name {parts.base}, "
+            "or merge the adapter first."
         )
-    return resolve(base), source
+    model = _loaded(
+        AutoModel, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
+    )
+    return cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
 
 
-def _device(name: str) -> torch.device:
+def _loaded(kind: Any, name: str, base: str, *, dtype: str, attention: str, trust_remote_code: bool) -> Any:
+    try:
+        model, found = kind.from_pretrained(
+            base,
+            dtype=DTYPES[dtype],
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, HFValidationError, SafetensorError) as error:
+        raise UserError(cannot_load("model", name, error)) from error
+    check_complete(found["missing_keys"], name)
+    return model
+
+
+def device_of(name: str) -> torch.device:
+    """The torch device of a recipe's ``model.device``."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -246,7 +254,8 @@ def _install_head(model: nn.Module) -> SelectiveHead | None:
     return SelectiveHead(module) if isinstance(module, nn.Module) else None
 
 
-def _check_complete(missing: Collection[str], name: str) -> None:
+def check_complete(missing: Collection[str], name: str) -> None:
+    """Refuse a model some of whose weights would be random numbers."""
     if missing:
         raise UserError(
             f"{name} has no weights for {len(missing)} parts of its model, such as {min(missing)}; they would be random "
@@ -263,13 +272,3 @@ def _check_vocabulary(
             f"the tokenizer of {name} knows {len(tokenizer)} tokens but the model has {rows} embedding rows: they do not "
             "belong together. Name a folder where both were saved by the same run."
         )
-
-
-def _cannot_load(what: str, name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0]
-    if "attention implementation" in reason:
-        return f"{name} was not written for the attention that was asked for: {reason} Write model.attention: eager."
-    return (
-        f"no {what} could be loaded from {name!r}: {reason} Write the folder of a causal language model of transformers, "
-        "a hub name that this machine can reach (owner/model), or: default."
-    )

@@ -7,14 +7,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenward.errors import UserError
-from tokenward.models.forward import token_logprobs
+from tokenward.models.forward import run_model, token_logprobs
 from tokenward.models.head import SelectiveHead
 from tokenward.tokens.encode import Encoded
-from tokenward.tokens.rows import Layout, TokenRow, collate
+from tokenward.tokens.rows import Layout, TokenBatch, TokenRow, collate
 from tokenward.types import Comparison
 
 # Rounding differs between the paths; a wrong mask or position moves log-probabilities far more.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+# Whatever a model's own mask code raises on a mask it does not know.
+UNTAKEN = (RuntimeError, ValueError, TypeError, IndexError)
 WINDOW_SETTINGS = ("sliding_window", "attention_chunk_size")
 
 
@@ -24,6 +26,7 @@ def choose_layout(
     *,
     rows: Literal["auto", "shared", "separate"],
     name: str,
+    start_id: int | None = None,
 ) -> tuple[Layout, SelectiveHead | None]:
     """Layout and head that give the same log-probabilities as plain rows and full logits.
 
@@ -33,20 +36,50 @@ def choose_layout(
     Raises:
         UserError: ``rows`` insists on shared rows and they are not exact.
     """
+    if start_id is not None:
+        return _encoder_decoder(model, head, rows=rows, name=name, start_id=start_id)
     plain = _probe(model, None, "separate")
     if head is not None and not _agrees(_probe(model, head, "separate"), plain):
         head = None  # the model changes its head's output (scaling, soft cap): make all logits
     if rows == "separate":
         return "separate", head
     shared_is_exact = not _windows(model) and _agrees(_probe(model, head, "shared"), plain)
-    if shared_is_exact:
-        return "shared", head
+    return _shared_if(shared_is_exact, rows=rows, name=name), head
+
+
+def reward_layout(
+    backbone: PreTrainedModel, *, rows: Literal["auto", "shared", "separate"], name: str
+) -> Layout:
+    """As :func:`choose_layout`, for a model without a language model head, by its hidden states."""
+    if backbone.config.is_encoder_decoder:
+        return "encoder_decoder"
+    if rows == "separate":
+        return "separate"
+    plain, shared = (_states(backbone, layout) for layout in ("separate", "shared"))
+    return _shared_if(not _windows(backbone) and _agrees(shared, plain), rows=rows, name=name)
+
+
+def _shared_if(exact: bool, *, rows: str, name: str) -> Layout:
+    if exact:
+        return "shared"
     if rows == "shared":
         raise UserError(
-            f"model.rows is shared, but {name} gives other log-probabilities in shared rows than in separate ones (it has "
+            f"model.rows is shared, but {name} gives other numbers in shared rows than in separate ones (it has "
             "a sliding window, recurrence or its own mask). Write model.rows: auto."
         )
-    return "separate", head
+    return "separate"
+
+
+def _encoder_decoder(
+    model: PreTrainedModel, head: SelectiveHead | None, *, rows: str, name: str, start_id: int
+) -> tuple[Layout, SelectiveHead | None]:
+    if rows == "shared":
+        raise UserError(
+            f"model.rows is shared, but {name} has an encoder, which reads each prompt apart. Write model.rows: auto."
+        )
+    plain = _probe(model, None, "encoder_decoder", start_id)
+    exact = head is not None and _agrees(_probe(model, head, "encoder_decoder", start_id), plain)
+    return "encoder_decoder", head if exact else None
 
 
 def _windows(model: PreTrainedModel) -> list[str]:
@@ -64,13 +97,31 @@ def _agrees(values: Tensor | None, plain: Tensor | None) -> bool:
 
 
 @torch.inference_mode()
-def _probe(model: PreTrainedModel, head: SelectiveHead | None, layout: Layout) -> Tensor | None:
+def _probe(
+    model: PreTrainedModel, head: SelectiveHead | None, layout: Layout, start_id: int | None = None
+) -> Tensor | None:
     """Log-probabilities of a made-up comparison; None where the model cannot take such rows at all."""
-    batch = collate([TokenRow(encoded=_made_up(model))], layout=layout, pad_id=0).to(model.device)
+    batch = _batch(model, layout, start_id)
     try:
         return token_logprobs(model, head, batch).to(model.dtype)
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return None  # whatever a model's own mask code raises on a mask it does not know
+    except UNTAKEN:
+        return None
+
+
+@torch.inference_mode()
+def _states(backbone: PreTrainedModel, layout: Layout) -> Tensor | None:
+    """Hidden states after each token of a made-up comparison; None as above."""
+    batch = _batch(backbone, layout)
+    try:
+        states = run_model(backbone, batch).last_hidden_state
+    except UNTAKEN:
+        return None
+    return states.reshape(-1, states.shape[-1])[batch.placed_at].to(backbone.dtype)
+
+
+def _batch(model: PreTrainedModel, layout: Layout, start_id: int | None = None) -> TokenBatch:
+    row = TokenRow(encoded=_made_up(model))
+    return collate([row], layout=layout, pad_id=0, start_id=start_id).to(model.device)
 
 
 def _made_up(model: PreTrainedModel) -> Encoded:

@@ -100,7 +100,7 @@ def encode_one(
     """One comparison as ids, or None, with the reasons of what was dropped or changed."""
     prompt = template.prompt_ids(comparison.prompt)
     responses = [template.response_ids(text) for text in comparison.responses]
-    longest = max(map(len, responses))
+    longest = max(map(len, responses), default=0)
     if not prompt:
         return None, ["dropped: empty prompt"]
     refused = _too_long(comparison, len(prompt), longest, limits)
@@ -115,7 +115,7 @@ def encode_one(
         notes.append("note: response truncated")
         if len(cut) > 1 and len({tuple(ids) for ids in cut}) < 2:
             return None, ["dropped: responses are the same after truncation"]
-    if limits.context is not None and len(prompt) + max(map(len, cut)) > limits.context:
+    if limits.context is not None and len(prompt) + max(map(len, cut), default=0) > limits.context:
         return None, ["dropped: longer than the model's context"]
     if any(template.joins_differently(comparison.prompt, text) for text in comparison.responses):
         notes.append("note: joint encoding differs at the boundary")

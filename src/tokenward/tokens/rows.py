@@ -2,7 +2,8 @@
 
 In a shared row the prompt stands once, ``[prompt | response 1 | ... | response K]``; positions
 restart after the prompt and each response sees the prompt and itself only. In separate rows each
-response has its own ``[prompt | response]``.
+response has its own ``[prompt | response]``. An encoder-decoder reads the prompt in its encoder and
+``[start | response]`` in its decoder.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from tokenward.tokens.encode import Encoded
 
-Layout = Literal["shared", "separate"]
+Layout = Literal["shared", "separate", "encoder_decoder"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +25,12 @@ class TokenBatch:
     Attributes:
         input_ids: ``[rows t]``, padded on the right.
         position_ids: ``[rows t]``.
-        attention_mask: ``[rows 1 t t]`` bool for shared rows, ``[rows t]`` for separate ones.
+        attention_mask: ``[rows 1 t t]`` bool for shared rows, ``[rows t]`` for the others.
+        decoder_ids: ``[rows t]`` or None; what the decoder reads, where the model has an encoder. The places
+            below are then those of the decoder.
         predicted_from: ``[n]``, index into the flattened ``rows x t`` of the position whose output
             predicts the token.
+        placed_at: ``[n]``, index into the flattened ``rows x t`` of the position that reads the token.
         ids: ``[n]``, the response tokens.
         response: ``[n]``, which response owns the token.
         comparison: ``[r]``, which comparison owns the response.
@@ -34,13 +38,18 @@ class TokenBatch:
         weights: ``[n]``, what each token counts; 1 where nothing was said.
         kept: ``[m]``, indices of the tokens whose weight is not zero.
         reference_logp: ``[n]`` or None, log-probability under the reference.
-        scores: ``[n]`` or None, for a selection that is made batch by batch.
+        scores: ``[n]`` or None, for selections made batch by batch and for objectives that take a reward.
+        segment: ``[n]`` or None, which segment (word, sentence, span) owns the token; segments are numbered
+            in order and each lies within one response.
+        entropy: ``[n]`` or None, entropy in nats of the policy's whole distribution where the token was
+            predicted, with its gradient; set for objectives that say ``needs_entropy``.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     attention_mask: Tensor
     predicted_from: Tensor
+    placed_at: Tensor
     ids: Tensor
     response: Tensor
     comparison: Tensor
@@ -49,6 +58,9 @@ class TokenBatch:
     kept: Tensor
     reference_logp: Tensor | None = None
     scores: Tensor | None = None
+    segment: Tensor | None = None
+    entropy: Tensor | None = None
+    decoder_ids: Tensor | None = None
 
     @property
     def comparisons(self) -> int:
@@ -79,17 +91,22 @@ class TokenRow:
         weights: ``[len]`` per response, or None for 1 everywhere.
         reference_logp: ``[len]`` per response, or None.
         scores: ``[len]`` per response, or None.
+        segments: ``[len]`` whole numbers per response, equal within a segment and rising, or None.
     """
 
     encoded: Encoded
     weights: Sequence[Tensor] | None = None
     reference_logp: Sequence[Tensor] | None = None
     scores: Sequence[Tensor] | None = None
+    segments: Sequence[Tensor] | None = None
 
     def shape(self, layout: Layout) -> tuple[int, int]:
         """Rows that this comparison takes in a batch, and the width of the widest."""
         if layout == "shared":
             return 1, self.encoded.length
+        if layout == "encoder_decoder":
+            longest = max(map(len, self.encoded.responses))
+            return len(self.encoded.responses), len(self.encoded.prompt) + longest + 1
         return len(self.encoded.responses), len(self.encoded.prompt) + max(map(len, self.encoded.responses))
 
 
@@ -106,9 +123,17 @@ def predicting_positions(start: int, length: int, before: int) -> Tensor:
     return positions
 
 
-def collate(rows: Sequence[TokenRow], *, layout: Layout, pad_id: int) -> TokenBatch:
-    """Lay comparisons out as one batch."""
-    lay_out = _shared_rows if layout == "shared" else _separate_rows
+def collate(
+    rows: Sequence[TokenRow], *, layout: Layout, pad_id: int, start_id: int | None = None
+) -> TokenBatch:
+    """Lay comparisons out as one batch.
+
+    Args:
+        rows: The comparisons.
+        layout: See the module.
+        pad_id: Fills rows.
+        start_id: What a decoder begins with, for ``layout="encoder_decoder"``.
+    """
     encoded = [row.encoded for row in rows]
     lengths = torch.tensor([len(ids) for item in encoded for ids in item.responses])
     sizes = torch.tensor([len(item.responses) for item in encoded])
@@ -116,7 +141,7 @@ def collate(rows: Sequence[TokenRow], *, layout: Layout, pad_id: int) -> TokenBa
     known = _flat([row.weights for row in rows], total)
     weights = torch.ones(total) if known is None else known
     return TokenBatch(
-        **lay_out(encoded, pad_id),
+        **_laid_out(encoded, layout, pad_id, start_id),
         ids=torch.tensor([token for item in encoded for ids in item.responses for token in ids]),
         response=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
         comparison=torch.repeat_interleave(torch.arange(len(encoded)), sizes),
@@ -125,7 +150,35 @@ def collate(rows: Sequence[TokenRow], *, layout: Layout, pad_id: int) -> TokenBa
         kept=weights.nonzero().squeeze(-1),
         reference_logp=_flat([row.reference_logp for row in rows], total),
         scores=_flat([row.scores for row in rows], total),
+        segment=_segments([row.segments for row in rows]),
     )
+
+
+def _laid_out(
+    encoded: Sequence[Encoded], layout: Layout, pad_id: int, start_id: int | None
+) -> dict[str, Tensor]:
+    if layout == "shared":
+        return _shared_rows(encoded, pad_id)
+    if layout == "separate":
+        return _separate_rows(encoded, pad_id)
+    if start_id is None:
+        raise ValueError("an encoder-decoder's rows need the id that its decoder starts with")
+    return _encoder_decoder_rows(encoded, pad_id, start_id)
+
+
+def _segments(values: Sequence[Sequence[Tensor] | None]) -> Tensor | None:
+    """Segments of all responses numbered one after another."""
+    known = [part for item in values if item is not None for part in item]
+    if not known:
+        return None
+    if any(item is None for item in values):
+        raise ValueError("some rows have segments, some have none")
+    parts, before = [], 0
+    for part in known:
+        numbers = torch.unique_consecutive(part, return_inverse=True)[1]
+        parts.append(numbers + before)
+        before += int(numbers[-1]) + 1 if len(numbers) else 0
+    return torch.cat(parts)
 
 
 def _flat(values: Sequence[Sequence[Tensor] | None], total: int) -> Tensor | None:
@@ -146,13 +199,14 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
 
 
 def _shared_rows(encoded: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
-    ids, positions, owners, predicted = [], [], [], []
+    ids, positions, owners, predicted, placed = [], [], [], [], []
     width = max(item.length for item in encoded)
     for number, item in enumerate(encoded):
         row, place, owner = list(item.prompt), list(range(len(item.prompt))), [0] * len(item.prompt)
         for index, response in enumerate(item.responses, start=1):
             shift = predicting_positions(len(row), len(response), len(item.prompt) - 1)
             predicted.append(shift + number * width)
+            placed.append(torch.arange(len(row), len(row) + len(response)) + number * width)
             row += response
             place += range(len(item.prompt), len(item.prompt) + len(response))
             owner += [index] * len(response)
@@ -164,6 +218,7 @@ def _shared_rows(encoded: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
         "position_ids": _padded(positions, 0),
         "attention_mask": shared_mask(_padded(owners, -1)),
         "predicted_from": torch.cat(predicted),
+        "placed_at": torch.cat(placed),
     }
 
 
@@ -188,9 +243,37 @@ def _separate_rows(encoded: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]
         predicting_positions(len(prompt), len(response), len(prompt) - 1) + number * width
         for number, (prompt, response) in enumerate(pairs)
     ]
+    placed = [
+        torch.arange(len(prompt), len(prompt) + len(response)) + number * width
+        for number, (prompt, response) in enumerate(pairs)
+    ]
     return {
         "input_ids": _padded(rows, pad_id),
         "position_ids": torch.arange(width).repeat(len(rows), 1),
         "attention_mask": _padded([[1] * len(row) for row in rows], 0),
         "predicted_from": torch.cat(predicted),
+        "placed_at": torch.cat(placed),
+    }
+
+
+def _encoder_decoder_rows(encoded: Sequence[Encoded], pad_id: int, start_id: int) -> dict[str, Tensor]:
+    """The decoder reads ``[start | response]`` whole, its last token too: a reward is read after its token.
+
+    Reward model and policy share this one layout, so a reward sees in use what it saw in training.
+    """
+    pairs = [(item.prompt, response) for item in encoded for response in item.responses]
+    rows = [[start_id, *response] for _, response in pairs]
+    width = max(map(len, rows))
+    places = [torch.arange(1, len(row)) + number * width for number, row in enumerate(rows)]
+    predicted = [
+        predicting_positions(1, len(response), 0) + number * width
+        for number, (_, response) in enumerate(pairs)
+    ]
+    return {
+        "input_ids": _padded([prompt for prompt, _ in pairs], pad_id),
+        "position_ids": torch.arange(width).repeat(len(rows), 1),
+        "attention_mask": _padded([[1] * len(prompt) for prompt, _ in pairs], 0),
+        "decoder_ids": _padded(rows, pad_id),
+        "predicted_from": torch.cat(predicted),
+        "placed_at": torch.cat(places),
     }

@@ -1,5 +1,6 @@
 """Which bytes of a text each token covers: the common ground between tokenizers and annotations."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ from tokenward.errors import UserError
 from tokenward.types import Span
 
 SPACE_MARK = "\u2581"
+SUBSTITUTE = "\x1a"
+_STRAY = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of a byte
 
 
 class ByteSpan(NamedTuple):
@@ -57,6 +60,21 @@ def token_spans(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> li
     return [*spans, *[ByteSpan(end, end)] * (count - len(spans))][:count]
 
 
+def spans_of_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[ByteSpan]]:
+    """The text that sampled ids spell, and the bytes of each of them in it; special tokens spell nothing.
+
+    Sampled ids need not be those that encoding their text would give. A byte that is no part of a character, such as
+    the first half of one that was never finished, stands in the text as U+001A, which is one byte too.
+    """
+    special = set(tokenizer.all_special_ids)
+    pieces = [
+        b"" if token in special else piece
+        for token, piece in zip(ids, _byte_pieces(tokenizer, ids), strict=True)
+    ]
+    text = b"".join(pieces).decode(errors="surrogateescape")
+    return _STRAY.sub(SUBSTITUTE, text), _lay_out(pieces, 0)
+
+
 def _lay_out(pieces: Sequence[bytes], start: int) -> list[ByteSpan]:
     spans = []
     for piece in pieces:
@@ -66,7 +84,8 @@ def _lay_out(pieces: Sequence[bytes], start: int) -> list[ByteSpan]:
 
 
 def _byte_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bytes]:
-    tokens = tokenizer.convert_ids_to_tokens(list(ids))
+    # A model may have more rows than its tokenizer has tokens; what the others write is no text.
+    tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(list(ids))]
     if "ByteLevel" in str(tokenizer.backend_tokenizer.decoder):  # type: ignore[attr-defined]
         to_byte = _byte_alphabet()
         return [

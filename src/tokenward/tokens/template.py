@@ -23,10 +23,12 @@ class Template:
     Attributes:
         tokenizer: A fast tokenizer (offsets are needed).
         kind: ``"chat"`` uses the tokenizer's chat template; ``"plain"`` joins the messages' text.
+        encoder: Whether an encoder reads the prompt: it keeps the end that its tokenizer writes.
     """
 
     tokenizer: PreTrainedTokenizerBase
     kind: Literal["chat", "plain"] = "chat"
+    encoder: bool = False
 
     def __post_init__(self) -> None:
         if self.kind == "chat" and not self.tokenizer.chat_template:
@@ -62,8 +64,8 @@ class Template:
         # A chat template writes its own BOS; adding another is a classic mistake.
         ids = self._encode(self.render(messages), special=self.kind == "plain")
         closing = self.tokenizer.eos_token_id
-        # Some tokenizers close every text with EOS; a prompt goes on.
-        if self.kind == "plain" and ids and ids[-1] == closing and len(ids) > 1:
+        # Some tokenizers close every text with EOS; a prompt goes on, unless an encoder reads it.
+        if self.kind == "plain" and not self.encoder and ids and ids[-1] == closing and len(ids) > 1:
             ids = ids[:-1]
         return ids
 
@@ -88,7 +90,7 @@ class Template:
                 self._chat([user, reply], add_generation_prompt=False).partition(SENTINEL)[2].rstrip("\n")
             )
             ids = self._encode(suffix, special=False)
-            special = [index for index, token in enumerate(ids) if token in self._end_ids]
+            special = [index for index, token in enumerate(ids) if token in self.special_ids]
             if special:
                 return ids[: special[0] + 1]
         if eos is None:
@@ -98,8 +100,9 @@ class Template:
             )
         return [cast(int, eos)]
 
-    @property
-    def _end_ids(self) -> set[int]:
+    @cached_property
+    def special_ids(self) -> set[int]:
+        """Ids that are no text: marks of turns, ends, padding."""
         added = self.tokenizer.added_tokens_decoder
         special = {index for index, token in added.items() if token.special}
         return special | set(self.tokenizer.all_special_ids)
@@ -108,11 +111,18 @@ class Template:
     def fingerprint(self) -> str:
         """Changes when the same messages would give other ids."""
         backend = self.tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
-        parts = [self.kind, str(self.tokenizer.chat_template), backend]
+        parts = [
+            self.kind,
+            str(self.tokenizer.chat_template),
+            backend,
+            *(["encoder"] if self.encoder else []),
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def joins_differently(self, messages: Sequence[Message], text: str) -> bool:
         """Whether encoding prompt and reply as one text would give other ids at the boundary."""
+        if self.encoder:
+            return False  # prompt and reply never stand in one text
         joint = self._encode(self.render(messages) + text, special=self.kind == "plain")
         apart = self.prompt_ids(messages) + self.text_ids(text)
         return joint[: len(apart)] != apart

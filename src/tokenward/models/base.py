@@ -1,0 +1,81 @@
+"""What every model of this library has: weights, a tokenizer, and the rows that it takes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tokenward.tokens.rows import Layout, TokenBatch, TokenRow, collate
+from tokenward.tokens.template import Template
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenModel(ABC):
+    """A model that gives one number per response token.
+
+    Attributes:
+        model: The module that is called and trained.
+        tokenizer: Its fast tokenizer.
+        layout: How its rows are laid out; see :mod:`tokenward.tokens.rows`.
+        fingerprint: Of weights, config and tokenizer files.
+        name: As the user wrote it.
+        start_id: What its decoder begins with, where it has an encoder.
+    """
+
+    model: PreTrainedModel | PeftModel | nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    layout: Layout
+    fingerprint: str
+    name: str
+    start_id: int | None = None
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills rows; it is masked by position, never by its value, so any id serves."""
+        pad = self.tokenizer.pad_token_id
+        return pad if isinstance(pad, int) else 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether a checkpoint must hold every weight; not so where most of them never change."""
+        return True
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the weights."""
+        return next(self.model.parameters()).dtype
+
+    def template(self, kind: Literal["chat", "plain"]) -> Template:
+        """How its prompts and replies are written."""
+        return Template(tokenizer=self.tokenizer, kind=kind, encoder=self.start_id is not None)
+
+    def collate(self, rows: Sequence[TokenRow]) -> TokenBatch:
+        """Rows as a batch that this model takes, on the CPU."""
+        return collate(rows, layout=self.layout, pad_id=self.pad_id, start_id=self.start_id)
+
+    @abstractmethod
+    def read(
+        self, module: nn.Module, batch: TokenBatch, *, entropy: bool = False
+    ) -> tuple[Tensor, TokenBatch]:
+        """One number per token, and the batch with what else was asked for.  -> [n]
+
+        Args:
+            module: This model's ``model``, or a wrapper around it (DDP, FSDP2); its ``forward`` is called.
+            batch: The rows, on the model's device.
+            entropy: Whether ``batch.entropy`` is wanted.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write an ordinary Hugging Face folder, from which it can be loaded again."""

@@ -1,0 +1,131 @@
+"""Where a model is: its folder or hub name, what it stands on, and what names its content."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import model_info
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from peft import LoraConfig
+from transformers import AutoConfig, PretrainedConfig
+
+from tokenward.artifacts import fingerprint, folder_fingerprint
+from tokenward.errors import UserError
+from tokenward.models.default import HUB_NAME, default_model_folder
+from tokenward.models.head_mlp import SETTINGS_FILE as HEAD_MLP_FILE
+from tokenward.models.head_mlp import read_head_mlp
+
+ADAPTER_FILE = "adapter_config.json"
+
+
+class Parts(NamedTuple):
+    """What a model folder consists of.
+
+    Attributes:
+        base: Folder or hub name of the whole weights.
+        adapter: Folder of a PEFT adapter on it, or None.
+        head_mlp: Folder of a network before its head, or None.
+    """
+
+    base: str
+    adapter: str | None = None
+    head_mlp: str | None = None
+
+
+def resolve(name: str) -> str:
+    """Folder or hub name of a model: ``default`` and its hub name give the default model's folder."""
+    if name in ("default", HUB_NAME):
+        return str(default_model_folder())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        known = ("config.json", ADAPTER_FILE, HEAD_MLP_FILE)
+        if not any((path / file).is_file() for file in known):
+            found = ", ".join(sorted(child.name for child in path.iterdir())[:5]) or "nothing"
+            raise UserError(
+                f"{name} is not a model folder: it has neither config.json nor {ADAPTER_FILE} (found: {found}). "
+                "Name a folder that save_pretrained wrote, such as runs/NAME/policy/model."
+            )
+        return str(path)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(
+            f"there is no model folder {name}. Write a folder, a hub name (owner/model) or: default."
+        )
+    return name
+
+
+def context_length(name: str, *, trust_remote_code: bool = False) -> int | None:
+    """Positions that a model has, or None where its config does not say."""
+    base = parts_of(resolve(name)).base
+    config = config_of(base, trust_remote_code=trust_remote_code).get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
+def has_encoder(name: str, *, trust_remote_code: bool = False) -> bool:
+    """Whether a model reads its prompt with an encoder."""
+    return bool(
+        config_of(parts_of(resolve(name)).base, trust_remote_code=trust_remote_code).is_encoder_decoder
+    )
+
+
+def config_of(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
+    """The config of a folder or hub name.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, HFValidationError) as error:
+        raise UserError(cannot_load("model", name, error)) from error
+
+
+def model_fingerprint(name: str) -> str:
+    """Fingerprint of a model's files; of its commit, where the hub holds it."""
+    source = resolve(name)
+    if not Path(source).is_dir():
+        return _files_fingerprint(source)
+    parts = parts_of(source)
+    return fingerprint([_files_fingerprint(part) for part in parts if part is not None])
+
+
+def _files_fingerprint(source: str) -> str:
+    if not Path(source).is_dir():
+        return fingerprint([source, _hub_commit(source)])
+    return folder_fingerprint(Path(source))
+
+
+def _hub_commit(name: str) -> str:
+    # Only the commit is read, so code that comes with the model need not run.
+    try:
+        return str(model_info(name).sha)
+    except (HfHubHTTPError, HFValidationError, OSError):
+        return str(config_of(name, trust_remote_code=False)._commit_hash)
+
+
+def parts_of(source: str) -> Parts:
+    """What a resolved model folder consists of.
+
+    Raises:
+        UserError: an adapter does not name its base.
+    """
+    if (Path(source) / HEAD_MLP_FILE).is_file():
+        return Parts(resolve(read_head_mlp(Path(source))[0]), head_mlp=source)
+    adapter = Path(source) / ADAPTER_FILE
+    if not adapter.is_file():
+        return Parts(source)
+    base = LoraConfig.from_pretrained(source).base_model_name_or_path
+    if not base:
+        raise UserError(
+            f"the adapter {source} does not name its base model. Set base_model_name_or_path in {adapter}."
+        )
+    return Parts(resolve(base), adapter=source)
+
+
+def cannot_load(what: str, name: str, error: Exception) -> str:
+    """Why a model could not be loaded, and what to write instead."""
+    reason = str(error).strip().splitlines()[0]
+    if "attention implementation" in reason:
+        return f"{name} was not written for the attention that was asked for: {reason} Write model.attention: eager."
+    return (
+        f"no {what} could be loaded from {name!r}: {reason} Write the folder of a causal language model of transformers, "
+        "a hub name that this machine can reach (owner/model), or: default."
+    )

@@ -1,0 +1,240 @@
+"""The token reward model: a transformer with one scalar per token.
+
+TLM (arXiv 2306.00398), section 3.1: ``r_phi(s_t, a_t)`` is read at the hidden state after the token ``a_t`` was
+consumed, so it depends on the prompt and on the tokens up to and including it, never on later ones. Training and
+use share one input layout (the published code does not: tlm.md B2).
+"""
+
+import json
+from dataclasses import KW_ONLY, asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tokenward.artifacts import atomic_write
+from tokenward.errors import UserError
+from tokenward.models.base import TokenModel
+from tokenward.models.forward import run_model
+from tokenward.models.head_mlp import init_linear, mlp
+from tokenward.models.loading import load_backbone, load_tokenizer
+from tokenward.models.places import model_fingerprint
+from tokenward.models.probe import reward_layout
+from tokenward.ops.guidance import bound_sigmoid, bound_softplus
+from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.segments import Unit
+
+SETTINGS_FILE = "token_reward.json"
+HEAD_FILE = "token_reward_head.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSettings:
+    """The head of a token reward model.
+
+    Attributes:
+        hidden: Width of the head's hidden layer; None is one linear layer.
+        gain: Of the head's Xavier-uniform initialisation.
+        bias: What its biases begin with.
+        bound: ``softplus`` (published; its true range is ``low`` to ``low + softplus(high - low)``, 0 to 1.3133
+            as given), ``sigmoid`` (``low`` to ``high``) or ``none``.
+        low: Lower end of the range.
+        high: Upper end.
+        exact_range: Rescale softplus, so that its range is ``low`` to ``high``.
+        unit: What has one reward: a ``token``, a ``word``, a ``sentence``, or the ``spans`` of the data.
+        freeze: Train the head alone.
+    """
+
+    _: KW_ONLY
+    hidden: int | None = 2048
+    gain: float = 1e-4
+    bias: float = -1e-4
+    bound: Literal["softplus", "sigmoid", "none"] = "softplus"
+    low: float = 1e-8
+    high: float = 1.0
+    exact_range: bool = False
+    unit: Unit = "token"
+    freeze: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.high > self.low:
+            raise UserError(
+                f"a reward must have high > low, got low {self.low} and high {self.high}. Write low: 0.0, high: 1.0."
+            )
+        if not self.gain > 0 or (self.hidden is not None and self.hidden < 1):
+            raise UserError(
+                f"the reward's head needs gain > 0 and hidden >= 1, got {self.gain} and {self.hidden}. "
+                "Write hidden: 2048, or hidden: null for one linear layer."
+            )
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The limits that rewards really have."""
+        if self.bound == "none":
+            return -float("inf"), float("inf")
+        if self.bound == "sigmoid" or self.exact_range:
+            return self.low, self.high
+        span = torch.tensor(self.high - self.low, dtype=torch.float64)
+        return self.low, self.low + float(nn.functional.softplus(span))
+
+    def bounded(self, raw: Tensor) -> Tensor:
+        """Rewards of the head's output."""
+        if self.bound == "softplus":
+            return bound_softplus(raw, self.low, self.high, exact=self.exact_range)
+        return bound_sigmoid(raw, self.low, self.high) if self.bound == "sigmoid" else raw
+
+
+class TokenRewardModule(nn.Module):
+    """A backbone with a scalar head at every position.
+
+    Args:
+        backbone: A decoder, or an encoder-decoder, without its language model head.
+        settings: Of the head and the bound.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, settings: RewardSettings) -> None:
+        super().__init__()
+        self.backbone, self.settings, self.config = backbone, settings, backbone.config
+        self._keys_to_ignore_on_save = (
+            None  # transformers looks for it when a checkpoint holds trained weights only
+        )
+        width = backbone.config.get_text_config().hidden_size
+        if settings.hidden is None:
+            self.head: nn.Module = nn.Linear(width, 1)
+            init_linear(self.head, gain=settings.gain, bias=settings.bias)  # type: ignore[arg-type]
+        else:
+            self.head = mlp(width, settings.hidden, 1, gain=settings.gain, bias=settings.bias)
+        backbone.requires_grad_(not settings.freeze)
+
+    def forward(self, **inputs: Any) -> Tensor:
+        """Bounded reward at each position of the rows (of the decoder's, where there is one).  -> [rows t]"""
+        hidden = self.backbone(**inputs).last_hidden_state
+        raw = self.head(hidden.to(next(self.head.parameters()).dtype)).squeeze(-1)
+        # The published softplus bound leaves float16's and bfloat16's precision near 0.
+        return self.settings.bounded(raw if raw.dtype == torch.float64 else raw.float())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModel(TokenModel):
+    """A token reward model, ready to train or to score.
+
+    Attributes:
+        model: The :class:`TokenRewardModule`.
+    """
+
+    model: TokenRewardModule
+
+    @property
+    def settings(self) -> RewardSettings:
+        """Of its head."""
+        return self.model.settings
+
+    def read(
+        self, module: nn.Module, batch: TokenBatch, *, entropy: bool = False
+    ) -> tuple[Tensor, TokenBatch]:
+        """Reward of each response token, at the position that has read it.  -> [n] float32"""
+        rewards = run_model(module, batch).reshape(-1)[batch.placed_at]
+        return rewards, batch
+
+    def save(self, folder: Path) -> None:
+        """An ordinary folder: the backbone that ``AutoModel`` loads, the head, its settings, the tokenizer."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.backbone.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        save_file(
+            {name: value.contiguous() for name, value in self.model.head.state_dict().items()},
+            folder / HEAD_FILE,
+        )
+        atomic_write(folder / SETTINGS_FILE, json.dumps(asdict(self.settings), indent=2) + "\n")
+
+
+def new_reward_model(
+    name: str,
+    settings: RewardSettings,
+    *,
+    seed: int,
+    device: str = "auto",
+    attention: str = "sdpa",
+    rows: Literal["auto", "shared", "separate"] = "auto",
+    trust_remote_code: bool = False,
+) -> RewardModel:
+    """A reward model on a pretrained backbone, its head new, all in float32: it is there to be trained.
+
+    Args:
+        name: As in :func:`tokenward.models.loading.load_model`; the language model head is left out.
+        settings: Of the head.
+        seed: Of the head's initial weights.
+        device: Where to compute.
+        attention: transformers' attention implementation.
+        rows: ``auto`` decides by a probe whether prompts can be shared.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        UserError: no such model, or an adapter without its base's weights.
+    """
+    backbone = load_backbone(
+        name, dtype="float32", device=device, attention=attention, trust_remote_code=trust_remote_code
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = TokenRewardModule(backbone, settings)
+    return _reward_model(module, name, rows, trust_remote_code)
+
+
+def load_reward_model(
+    folder: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    attention: str = "sdpa",
+    rows: Literal["auto", "shared", "separate"] = "auto",
+) -> RewardModel:
+    """A reward model from the folder that :meth:`RewardModel.save` wrote.
+
+    Raises:
+        UserError: the folder holds no token reward model.
+    """
+    path = Path(folder).expanduser()
+    if not (path / SETTINGS_FILE).is_file():
+        raise UserError(
+            f"{folder} is no token reward model: it has no {SETTINGS_FILE}. Name a folder such as "
+            "runs/NAME/reward/model, which the reward stage writes."
+        )
+    backbone = load_backbone(str(path), dtype=dtype, device=device, attention=attention)
+    try:
+        settings = RewardSettings(**json.loads((path / SETTINGS_FILE).read_text(encoding="utf-8")))
+        module = TokenRewardModule(backbone, settings)
+        module.head.load_state_dict(load_file(path / HEAD_FILE))
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"the head of the token reward in {folder} cannot be read from {SETTINGS_FILE} and {HEAD_FILE}: {error}. Copy "
+            "the whole folder again, or run the stage that made it again."
+        ) from error
+    return _reward_model(module, str(folder), rows, False)
+
+
+def is_reward_folder(folder: Path) -> bool:
+    """Whether a folder holds a token reward model."""
+    return (folder / SETTINGS_FILE).is_file()
+
+
+def _reward_model(
+    module: TokenRewardModule, name: str, rows: Literal["auto", "shared", "separate"], trust_remote_code: bool
+) -> RewardModel:
+    parameter = next(module.backbone.parameters())
+    # The head stays in float32: a reward's small differences are what is learned.
+    module.head.to(parameter.device, torch.float64 if parameter.dtype == torch.float64 else torch.float32)
+    module.eval()
+    config = module.backbone.config
+    return RewardModel(
+        model=module,
+        tokenizer=load_tokenizer(name, trust_remote_code=trust_remote_code),
+        layout=reward_layout(module.backbone, rows=rows, name=name),
+        fingerprint=model_fingerprint(name),
+        name=name,
+        start_id=config.decoder_start_token_id if config.is_encoder_decoder else None,
+    )

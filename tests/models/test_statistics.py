@@ -1,0 +1,86 @@
+"""Log-probability and entropy of each token in one pass: the plain form's values and gradients."""
+
+import pytest
+import torch
+
+from tests.models.plain import plain_logits
+from tests.models.test_forward import FACTORS, ROWS, TOTAL, batch_of, gradients, made
+from tokenward.models.forward import token_statistics
+from tokenward.ops.logprob import chunked_statistics
+
+
+def plain_statistics(model, rows):
+    """Both numbers of every token from whole rows of logits, one response at a time.  -> [n], [n]"""
+    logits = torch.cat(
+        [plain_logits(model, row.prompt, response) for row in rows for response in row.responses]
+    )
+    ids = torch.tensor([token for row in rows for response in row.responses for token in response])
+    logp = logits.log_softmax(-1)
+    return logp.gather(-1, ids[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+
+
+def close(found, expected, largest=1.0):
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10 * largest)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_one_pass_of_a_head_gives_both(chunk):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(7, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    ids = torch.randint(0, 7, (9,), generator=generator)
+    logp = (hidden @ weight.T).log_softmax(-1)
+    picked, entropy = logp[torch.arange(9), ids], -(logp.exp() * logp).sum(-1)
+    found = chunked_statistics(hidden, ids, lambda rows: rows @ weight.T, entropy=True, chunk=chunk)
+    close(found.logp, picked)
+    close(found.entropy, entropy)
+    total = (picked * FACTORS[:9]).sum() + (entropy * FACTORS[9:18]).sum()
+    mine = (found.logp * FACTORS[:9]).sum() + (found.entropy * FACTORS[9:18]).sum()
+    close(torch.autograd.grad(mine, [hidden, weight]), torch.autograd.grad(total, [hidden, weight]))
+
+
+def test_entropy_is_made_only_on_request():
+    found = chunked_statistics(torch.zeros(2, 3), torch.tensor([0, 1]), lambda rows: rows)
+    assert found.entropy is None
+    model, head = made("gpt2", torch.float32)
+    assert token_statistics(model, head, batch_of(ROWS, "shared")).entropy is None
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.usefixtures("exact_llama")
+def test_a_model_gives_both_with_and_without_the_selective_head(name, layout, with_head):
+    model, head = made(name, torch.float64)
+    logp, entropy = plain_statistics(model, ROWS)
+    other = FACTORS.flip(0)
+    expected = gradients(model, torch.cat((logp, entropy)), torch.cat((FACTORS, other)))
+    found = token_statistics(model, head if with_head else None, batch_of(ROWS, layout), entropy=True)
+    mine = gradients(model, torch.cat((found.logp, found.entropy)), torch.cat((FACTORS, other)))
+    close(found.logp, logp)
+    close(found.entropy, entropy)
+    assert entropy.std() > 0.01
+    close(mine, expected, max(float(slope.abs().max()) for slope in expected.values()))
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_tokens_without_weight_have_neither(with_head):
+    model, head = made("gpt2", torch.float64)
+    weights = (torch.arange(TOTAL) % 3 != 1).float()
+    batch = batch_of(ROWS, "shared", weights=weights)
+    found = token_statistics(model, head if with_head else None, batch, entropy=True)
+    kept = weights != 0
+    _, entropy = plain_statistics(model, ROWS)
+    close(found.entropy[kept], entropy[kept])
+    assert found.entropy[~kept].tolist() == found.logp[~kept].tolist() == [0.0] * int((~kept).sum())
+    slopes = gradients(model, found.entropy, FACTORS)
+    expected = gradients(model, entropy, FACTORS * weights)
+    close(slopes, expected, max(float(slope.abs().max()) for slope in expected.values()))
+
+
+def test_after_a_request_for_both_the_head_is_an_ordinary_one():
+    model, head = made("gpt2", torch.float32)
+    ids = torch.tensor([[1, 2, 3]])
+    before = model(input_ids=ids).logits
+    token_statistics(model, head, batch_of(ROWS, "shared"), entropy=True)
+    assert torch.equal(model(input_ids=ids).logits, before)
