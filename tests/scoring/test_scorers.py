@@ -8,9 +8,9 @@ from tests.tiny import save_tiny, tiny_gpt2
 from tests.tokens.rows import encoded
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
-from tokenward.scoring.logprobs import flatten, response_logprobs
 from tokenward.scoring.scorers import SCORERS, LogRatio, Random, Reward, Surprisal
 from tokenward.scoring.store import TokenRecord
+from tokenward.scoring.values import flatten, token_values
 from tokenward.tokens.rows import TokenRow
 
 ROWS = [
@@ -68,7 +68,7 @@ def model(tiny_folder):
 
 def stored(model, **options):
     rows = [TokenRow(encoded=row) for row in ROWS]
-    return response_logprobs(model, rows, **{"precision": "float32", "tokens_per_batch": 64, **options})
+    return token_values(model, rows, **{"precision": "float32", "tokens_per_batch": 64, **options})
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 20, 40, 10_000])

@@ -1,6 +1,6 @@
 """What an objective receives and what it returns."""
 
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -22,19 +22,32 @@ class Losses(NamedTuple):
 class Objective(Protocol):
     """Per-token log-probabilities, weights and reference to one loss per comparison.
 
-    Attributes:
-        needs_reference: Whether ``batch.reference_logp`` must be there.
-        pairwise: Whether every comparison must have exactly two responses, the better one first.
+    One may have three flags, as class attributes or properties; a flag that is not there is False:
+    ``needs_reference`` (``batch.reference_logp`` must be there), ``needs_entropy`` (``batch.entropy`` must), and
+    ``pairwise`` (every comparison must have exactly two responses, the better one first).
     """
-
-    needs_reference: ClassVar[bool]
-    pairwise: ClassVar[bool]
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch.
 
         Args:
-            logp: ``[n]`` log-probabilities under the policy; 0 at tokens without weight.
+            logp: ``[n]`` log-probabilities under the policy, 0 at tokens without weight; rewards where a
+                token reward model is trained.
             batch: The tokens, their owners, weights and reference.
         """
         ...
+
+
+def needs_reference(objective: Objective) -> bool:
+    """Whether an objective reads ``batch.reference_logp``."""
+    return bool(getattr(objective, "needs_reference", False))
+
+
+def needs_entropy(objective: Objective) -> bool:
+    """Whether an objective reads ``batch.entropy``."""
+    return bool(getattr(objective, "needs_entropy", False))
+
+
+def is_pairwise(objective: Objective) -> bool:
+    """Whether an objective is over pairs, the better response first."""
+    return bool(getattr(objective, "pairwise", False))

@@ -163,22 +163,6 @@ class SimPO:
         return SePO(gamma=self.beta, margin=self.gamma)(logp, batch)
 
 
-@dataclass(frozen=True, slots=True)
-class SFT:
-    """Plain likelihood of the best response: mean negative log-probability over the weighted tokens."""
-
-    needs_reference: ClassVar[bool] = False
-    pairwise: ClassVar[bool] = False
-
-    def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""
-        best = torch.where((batch.rank == 0)[batch.response], batch.weights, 0.0)
-        owner = batch.comparison[batch.response]
-        total = segment_sum(best, owner, batch.comparisons)
-        nll = -weighted_sum(logp, best, owner, batch.comparisons) / total
-        return Losses(nll, {"nll": nll.detach()})
-
-
 def _reward_metrics(rewards: Sides) -> dict[str, Tensor]:
     margins = rewards.chosen - rewards.rejected
     return {

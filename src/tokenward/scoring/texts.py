@@ -1,19 +1,22 @@
-"""Score one's own text with a trained oracle, by the same path as in training."""
+"""Score one's own text with a trained oracle or reward, by the same path as in training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
-from tokenward.artifacts import read_manifest
+from tokenward.artifacts import MANIFEST, read_manifest
 from tokenward.errors import UserError
-from tokenward.models.loading import LanguageModel, context_length, load_model
-from tokenward.scoring.logprobs import response_logprobs
-from tokenward.scoring.scorers import LogRatio
+from tokenward.models.base import TokenModel
+from tokenward.models.loading import load_model
+from tokenward.models.places import context_length
+from tokenward.models.reward import RewardModel, is_reward_folder, load_reward_model
+from tokenward.scoring.scorers import LogRatio, Reward, Scorer
 from tokenward.scoring.store import TokenRecord
+from tokenward.scoring.values import token_values
 from tokenward.tokens.encode import Limits, encode_one, response_key
 from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.segments import with_segments
 from tokenward.tokens.spans import token_spans
-from tokenward.tokens.template import Template
 from tokenward.types import Comparison, Message
 
 NO_LIMIT = 10**9
@@ -27,9 +30,9 @@ class ScoredToken(NamedTuple):
         id: Its id.
         start: First byte in the response's UTF-8 text.
         end: Byte after the last one.
-        score: ``oracle_logp - reference_logp``, nats; no absolute meaning, only the comparison counts.
-        oracle_logp: Log-probability under the oracle.
-        reference_logp: Log-probability under the reference.
+        score: Of an oracle ``oracle_logp - reference_logp``, nats: no absolute meaning, only the comparison counts.
+            Of a reward model its reward.
+        values: What the score was made from, by name: ``oracle_logp`` and ``reference_logp``, or ``reward``.
     """
 
     text: str
@@ -37,8 +40,12 @@ class ScoredToken(NamedTuple):
     start: int
     end: int
     score: float
-    oracle_logp: float
-    reference_logp: float
+    values: dict[str, float]
+
+    def flat(self) -> dict[str, Any]:
+        """As one JSON object, the values beside the rest."""
+        fields = self._asdict()
+        return {**fields, **fields.pop("values")}
 
 
 class ScoredResponse(NamedTuple):
@@ -48,62 +55,64 @@ class ScoredResponse(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Sum of the scores, nats: the response's implicit reward over beta."""
+        """Sum of the scores; of an oracle, nats: the response's implicit reward over beta."""
         return sum(token.score for token in self.tokens)
 
 
 class TokenScorer:
-    """A trained oracle and its reference, ready to score text.
+    """A trained oracle with its reference, or a token reward model, ready to score text.
 
     Args:
-        oracle: The oracle.
-        reference: The model that it was trained from.
-        template: ``"chat"`` or ``"plain"``, as in its training.
-        precision: ``"float32"`` or ``"bfloat16"``, as its run scored with.
+        models: By the name of the value that each gives.
+        scorer: From those values to a score.
+        template: ``"chat"`` or ``"plain"``, as in training.
+        precision: ``"float32"`` or ``"bfloat16"``, as the run scored with.
     """
 
     def __init__(
         self,
-        oracle: LanguageModel,
-        reference: LanguageModel,
-        template: str = "chat",
+        models: Mapping[str, TokenModel],
+        scorer: Scorer,
+        template: Literal["chat", "plain"] = "chat",
         precision: str = "float32",
     ) -> None:
-        self.oracle, self.reference, self.precision = oracle, reference, precision
-        self.template = Template(tokenizer=oracle.tokenizer, kind=template)  # type: ignore[arg-type]
-        theirs = Template(tokenizer=reference.tokenizer, kind=template)  # type: ignore[arg-type]
-        if self.template.fingerprint != theirs.fingerprint:
-            raise UserError(
-                f"oracle {oracle.name} and reference {reference.name} write the same text as other tokens, so their "
-                "log-probabilities cannot be compared. Name the reference that the oracle was trained from."
-            )
+        self.models, self.scorer, self.precision = dict(models), scorer, precision
+        first, *others = self.models.values()
+        self.template = first.template(template)
+        for other in others:
+            if other.template(template).fingerprint != self.template.fingerprint:
+                raise UserError(
+                    f"oracle {first.name} and reference {other.name} write the same text as other tokens, so their "
+                    "log-probabilities cannot be compared. Name the reference that the oracle was trained from."
+                )
 
     @classmethod
     def load(cls, folder: str | Path, *, reference: str | None = None) -> Self:
-        """Load an oracle from a run's stage folder, or from any model folder with its reference.
+        """Load a scorer from a run's stage folder, or from any model folder.
 
         Args:
-            folder: ``runs/NAME/oracle``, or a model folder.
-            reference: The model it was trained from; a stage folder knows it.
+            folder: ``runs/NAME/oracle`` or ``runs/NAME/reward``, ``runs/NAME/guidance/reward``, or a model folder.
+            reference: The model an oracle was trained from; a stage folder knows it, a reward needs none.
 
         Raises:
-            UserError: no such folder, or the reference is not known.
+            UserError: no such folder, or an oracle's reference is not known.
         """
         folder = Path(folder)
-        facts: dict[str, str] = {}
-        if (folder / "manifest.json").is_file():
-            facts = read_manifest(folder).facts
-            reference = reference or facts.get("reference")
+        facts = _facts(folder)
+        if (folder / MANIFEST).is_file():
             folder = folder / "model"
+        settings = {"dtype": facts.get("dtype", "float32"), "attention": facts.get("attention", "sdpa")}
+        shared = (facts.get("template", "chat"), facts.get("precision", "float32"))
+        if is_reward_folder(folder):
+            return cls({"reward": load_reward_model(folder, **settings)}, Reward(), *shared)
+        reference = reference or facts.get("reference")
         if reference is None:
             raise UserError(
-                f"{folder} does not say which reference it was trained from. Name the oracle folder of a run "
-                "(runs/NAME/oracle), or give --reference MODEL."
+                f"{folder} is no token reward model and does not say which reference it was trained from. Name the oracle or "
+                "reward folder of a run (runs/NAME/oracle), or give --reference MODEL."
             )
-        dtype, attention = facts.get("dtype", "float32"), facts.get("attention", "sdpa")
-        oracle = load_model(str(folder), dtype=dtype, attention=attention)
-        base = load_model(reference, dtype=dtype, attention=attention)
-        return cls(oracle, base, facts.get("template", "chat"), facts.get("precision", "float32"))
+        oracle, base = (load_model(name, **settings) for name in (str(folder), reference))
+        return cls({"oracle_logp": oracle, "reference_logp": base}, LogRatio(), *shared)
 
     def __call__(self, prompt: str | Sequence[Message], response: str) -> ScoredResponse:
         """Score one response to a prompt (a text, or messages)."""
@@ -118,13 +127,19 @@ class TokenScorer:
             UserError: a prompt or response is empty, or longer than the model's context.
         """
         rows = [self._row(number, *text) for number, text in enumerate(texts, start=1)]
-        settings = {"precision": self.precision, "tokens_per_batch": tokens_per_batch}
-        oracle = response_logprobs(self.oracle, rows, **settings)
-        reference = response_logprobs(self.reference, rows, **settings)
+        values = {name: self._values(model, rows, tokens_per_batch) for name, model in self.models.items()}
         return [
-            self._scored(row, mine[0].tolist(), theirs[0].tolist())
-            for row, mine, theirs in zip(rows, oracle, reference, strict=True)
+            self._scored(row, {name: found[index] for name, found in values.items()})
+            for index, row in enumerate(rows)
         ]
+
+    def _values(
+        self, model: TokenModel, rows: Sequence[TokenRow], tokens_per_batch: int
+    ) -> list[list[float]]:
+        if isinstance(model, RewardModel):
+            rows = [with_segments(model.settings.unit, model.tokenizer, row) for row in rows]
+        found = token_values(model, rows, precision=self.precision, tokens_per_batch=tokens_per_batch)
+        return [responses[0].tolist() for responses in found]
 
     def _row(self, number: int, prompt: str | Sequence[Message], response: str) -> TokenRow:
         messages: tuple[Message, ...]
@@ -134,25 +149,42 @@ class TokenScorer:
         comparison = Comparison(
             key="", prompt=messages, responses=(response,), ranks=(0,), source=f"text {number}"
         )
-        limits = Limits(NO_LIMIT, NO_LIMIT, "error", context_length(self.oracle.name))
+        limits = Limits(NO_LIMIT, NO_LIMIT, "error", self._context)
         encoded, reasons = encode_one(comparison, self.template, limits)
         if encoded is None:
             raise UserError(f"text {number} cannot be scored: {', '.join(reasons)}.")
         return TokenRow(encoded=encoded)
 
-    def _scored(self, row: TokenRow, oracle: list[float], reference: list[float]) -> ScoredResponse:
+    @property
+    def _context(self) -> int | None:
+        return context_length(next(iter(self.models.values())).name)
+
+    def _scored(self, row: TokenRow, values: dict[str, list[float]]) -> ScoredResponse:
         comparison, ids = row.encoded.comparison, row.encoded.responses[0]
         text = comparison.responses[0]
         spans = token_spans(self.template.tokenizer, text, len(ids))
         key = response_key(comparison.prompt, text)
         starts, ends = [span.start for span in spans], [span.end for span in spans]
-        values = {"oracle_logp": oracle, "reference_logp": reference}
-        scores = LogRatio()(TokenRecord(key, ids, starts, ends, values)).tolist()
+        scores = self.scorer(TokenRecord(key, ids, starts, ends, values)).tolist()
         raw = text.encode()
-        pieces = [raw[span.start : span.end].decode(errors="replace") for span in spans]
         return ScoredResponse(
             [
-                ScoredToken(*item)
-                for item in zip(pieces, ids, starts, ends, scores, oracle, reference, strict=True)
+                ScoredToken(
+                    text=raw[start:end].decode(errors="replace"),
+                    id=token,
+                    start=start,
+                    end=end,
+                    score=score,
+                    values={name: value[index] for name, value in values.items()},
+                )
+                for index, (token, start, end, score) in enumerate(
+                    zip(ids, starts, ends, scores, strict=True)
+                )
             ]
         )
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What the stage says of how it scored; a guided run's reward lies inside its stage's folder."""
+    stage = next((place for place in (folder, folder.parent) if (place / MANIFEST).is_file()), None)
+    return {} if stage is None else read_manifest(stage).facts

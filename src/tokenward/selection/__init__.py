@@ -2,7 +2,22 @@
 
 from tokenward.selection.base import ScoredTokens, Selector
 from tokenward.selection.fraction import KeepAll, SideRule, Threshold, TopFraction
+from tokenward.selection.soft import SoftWeights
 
-SELECTORS: dict[str, type] = {"top_fraction": TopFraction, "threshold": Threshold, "all": KeepAll}
+SELECTORS: dict[str, type] = {
+    "top_fraction": TopFraction,
+    "threshold": Threshold,
+    "soft": SoftWeights,
+    "all": KeepAll,
+}
 
-__all__ = ["SELECTORS", "KeepAll", "ScoredTokens", "Selector", "SideRule", "Threshold", "TopFraction"]
+__all__ = [
+    "SELECTORS",
+    "KeepAll",
+    "ScoredTokens",
+    "Selector",
+    "SideRule",
+    "SoftWeights",
+    "Threshold",
+    "TopFraction",
+]

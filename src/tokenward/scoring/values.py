@@ -1,31 +1,33 @@
-"""Log-probabilities of every response token under a frozen model, in batches by length."""
+"""One number of a frozen model for every response token, in batches by length."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from tokenward.models.forward import token_logprobs
-from tokenward.models.loading import LanguageModel
+from tokenward.models.base import TokenModel
+from tokenward.ops.ragged import spread_over_segments
 from tokenward.tokens.batches import budgeted
-from tokenward.tokens.rows import TokenRow, collate
+from tokenward.tokens.rows import TokenRow
 
 Progress = Callable[[int], None]
 
 
 @torch.inference_mode()
-def response_logprobs(
-    model: LanguageModel,
+def token_values(
+    model: TokenModel,
     rows: Sequence[TokenRow],
     *,
     precision: str,
     tokens_per_batch: int,
     progress: Progress | None = None,
 ) -> list[list[Tensor]]:
-    """Log-probability of each token of each response.  -> per row, per response, [len] float32 on the CPU
+    """Log-probability, or reward, of each token of each response.  -> per row, per response, [len] float32 on the CPU
+
+    Rows with segments get the mean over each segment at every token of it.
 
     Args:
-        model: The model; put into evaluation mode.
+        model: A language model or a token reward model; put into evaluation mode.
         rows: Comparisons as ids.
         precision: ``float32`` runs in the weights' own dtype, ``bfloat16`` under autocast.
         tokens_per_batch: Padded tokens read at once.
@@ -35,10 +37,15 @@ def response_logprobs(
     results: list[list[Tensor]] = [[] for _ in rows]
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16")
     for group in budgeted(rows, layout=model.layout, tokens=tokens_per_batch):
-        batch = collate([rows[index] for index in group], layout=model.layout, pad_id=model.pad_id)
+        batch = model.collate([rows[index] for index in group])
         with autocast:
-            logp = token_logprobs(model.model, model.head, batch.to(model.device)).float().cpu()
-        per_response = iter(logp.split(torch.bincount(batch.response, minlength=batch.responses).tolist()))
+            values, read = model.read(model.model, batch.to(model.device))
+        values = values.float()
+        if read.segment is not None:
+            values = spread_over_segments(values, read.segment)
+        per_response = iter(
+            values.cpu().split(torch.bincount(batch.response, minlength=batch.responses).tolist())
+        )
         for index in group:
             results[index] = [next(per_response) for _ in rows[index].encoded.responses]
             if progress is not None:

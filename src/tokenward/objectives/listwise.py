@@ -1,0 +1,150 @@
+"""The loss of a token reward model: aggregated token rewards must order a comparison's responses."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tokenward.errors import UserError
+from tokenward.objectives.base import Losses
+from tokenward.ops.aggregates import average, group_mean_length, pooled, soft_max, soft_min, total
+from tokenward.ops.listwise import agreement, plackett_luce, random_subsets, ranks_differ
+from tokenward.ops.ragged import segment_sum
+from tokenward.plugins import find
+from tokenward.tokens.rows import TokenBatch
+
+AGGREGATES: dict[str, Any] = {"average": average, "sum": total, "softmax": soft_max, "softmin": soft_min}
+SOFT = ("softmax", "softmin")
+SCALED = ("average", *SOFT)
+
+
+class _Lists(NamedTuple):
+    """Ranked lists: those of the batch, or subsets of them.  [m] each, but for the count"""
+
+    response: Tensor
+    group: Tensor
+    groups: int
+
+
+class _Responses(NamedTuple):
+    """Each response's aggregate, before the factor C, and how many tokens it was taken over.  [r] each"""
+
+    values: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PlackettLuce:
+    """Likelihood of the ranking under aggregated token rewards (TLM, arXiv 2306.00398, preference loss).
+
+    ``-sum_k log(exp(e_k) / sum_{i >= k} exp(e_i))`` with ``e = C f(r_1 .. r_T)``, where ``f`` is the aggregate and
+    ``C`` the mean length of the list's responses. The first argument of the call is the token REWARDS ``[n]``.
+    Where the batch has segments, ``f`` is over the mean rewards of segments, and lengths count segments.
+
+    Attributes:
+        aggregate: ``average``, ``sum``, ``softmax``, ``softmin``, or ``"module:name"`` of a function ``f(rewards,
+            weights, owner, count) -> [count]``.
+        temperature: Of ``softmax`` and ``softmin``; the paper's beta.
+        scale_by_length: Multiply by C; ``sum`` and functions of one's own never are.
+        length_neutral: Log of the mean in the place of the log of the sum of exponentials: without it,
+            ``softmax`` favours long responses and ``softmin`` short ones.
+        ties: ``averaged`` over all orders of equal ranks, or one ``random`` order per call, as published.
+        list_temperature: Divides ``e``.
+        group_size: Take the mean over random lists of so many of the comparison's responses (all of them, where it
+            has fewer) in the place of the whole list. Lists of one rank only say nothing and are not counted.
+        groups: Lists drawn per comparison and call, where ``group_size`` is given.
+    """
+
+    needs_reference: ClassVar[bool] = False
+    pairwise: ClassVar[bool] = False
+
+    _: KW_ONLY
+    aggregate: str = "average"
+    temperature: float = 2.0
+    scale_by_length: bool = True
+    length_neutral: bool = False
+    ties: Literal["averaged", "random"] = "averaged"
+    list_temperature: float = 1.0
+    group_size: int | None = None
+    groups: int = 64
+
+    def __post_init__(self) -> None:
+        find("aggregate", self.aggregate, AGGREGATES)
+        for name in ("temperature", "list_temperature"):
+            if not getattr(self, name) > 0:
+                raise UserError(
+                    f"{name} must be greater than 0, got {getattr(self, name)}. Write for example 1.0."
+                )
+        if self.length_neutral and self.aggregate not in SOFT:
+            raise UserError(
+                f"length_neutral has no meaning with aggregate: {self.aggregate}. Leave it out, or write softmax or softmin."
+            )
+        if self.group_size is not None and self.group_size < 2:
+            raise UserError(
+                f"group_size must be at least 2, got {self.group_size}: one response has no order."
+            )
+        if self.groups < 1:
+            raise UserError(f"groups must be at least 1, got {self.groups}. The paper draws 64.")
+
+    def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
+        """Losses of a batch, ``logp`` being token rewards; see :class:`tokenward.objectives.base.Objective`."""
+        responses = self._aggregated(logp, batch)
+        whole = _Lists(torch.arange(batch.responses, device=logp.device), batch.comparison, batch.comparisons)
+        if self.group_size is None:
+            loss = self._losses(responses, batch, whole)
+        else:
+            loss = self._mean_over_subsets(responses, batch, self.group_size)
+        detached = responses._replace(values=responses.values.detach())
+        found = agreement(self._scaled(detached, whole), batch.rank, *whole[1:])
+        # A comparison of one rank only has no pair to be right about: it counts as chance.
+        accuracy = torch.where(found.accuracy.isnan(), 0.5, found.accuracy)
+        return Losses(loss, {"rank/accuracy": accuracy, "rank/top1": found.top, "rank/spread": found.spread})
+
+    def _aggregated(self, rewards: Tensor, batch: TokenBatch) -> _Responses:
+        weights, owner = batch.weights, batch.response
+        if batch.segment is not None:
+            segments = int(batch.segment[-1]) + 1
+            rewards, weights, owner = pooled(rewards, weights, batch.segment, owner, segments)
+        function = find("aggregate", self.aggregate, AGGREGATES)
+        settings = (
+            {"temperature": self.temperature, "mean": self.length_neutral} if self.aggregate in SOFT else {}
+        )
+        values = function(rewards, weights, owner, batch.responses, **settings)
+        return _Responses(values, segment_sum(weights, owner, batch.responses))
+
+    def _scaled(self, responses: _Responses, lists: _Lists) -> Tensor:
+        """``e`` of each list's members.  -> [m]"""
+        values = responses.values[lists.response]
+        if not self.scale_by_length or self.aggregate not in SCALED:
+            return values
+        return values * group_mean_length(responses.lengths[lists.response], lists.group, lists.groups)
+
+    def _losses(self, responses: _Responses, batch: TokenBatch, lists: _Lists) -> Tensor:
+        rank = batch.rank[lists.response]
+        # Drawn where the checkpointed CPU generator draws, so that every device sees the same order.
+        tie_break = torch.rand(len(rank)).to(rank.device) if self.ties == "random" else None
+        try:
+            return plackett_luce(
+                self._scaled(responses, lists),
+                rank,
+                lists.group,
+                lists.groups,
+                temperature=self.list_temperature,
+                tie_break=tie_break,
+            )
+        except ValueError as error:
+            raise UserError(
+                f"a comparison cannot be averaged over the orders of its equal ranks: {error}. Write ties: random, or a "
+                "group_size of 12 or less."
+            ) from error
+
+    def _mean_over_subsets(self, responses: _Responses, batch: TokenBatch, size: int) -> Tensor:
+        noise = torch.rand(self.groups, batch.responses).to(batch.rank.device)
+        drawn = random_subsets(noise, batch.comparison, batch.comparisons, size)
+        lists = _Lists(drawn.response, drawn.subset, self.groups * batch.comparisons)
+        losses = self._losses(responses, batch, lists)
+        counts = ranks_differ(batch.rank[lists.response], lists.group, lists.groups)
+        owner = torch.arange(batch.comparisons, device=counts.device).repeat(self.groups)
+        number = segment_sum(counts.to(losses.dtype), owner, batch.comparisons)
+        return segment_sum(torch.where(counts, losses, 0.0), owner, batch.comparisons) / number.clamp(min=1)

@@ -1,0 +1,260 @@
+"""The reward model's loss: by hand, laws 1 and 4, what shifts and lengths do, segments, ties, random lists."""
+
+import math
+from itertools import permutations
+
+import pytest
+import torch
+
+from tests.tokens.rows import encoded
+from tokenward.errors import UserError
+from tokenward.objectives import OBJECTIVES, PlackettLuce
+from tokenward.plugins import build
+from tokenward.tokens.rows import TokenBatch, TokenRow, collate
+
+KINDS = [
+    PlackettLuce(),
+    PlackettLuce(aggregate="sum"),
+    PlackettLuce(aggregate="softmax"),
+    PlackettLuce(aggregate="softmin"),
+    PlackettLuce(aggregate="softmax", length_neutral=True, temperature=0.5),
+    PlackettLuce(scale_by_length=False, list_temperature=3.0),
+]
+EVERY = pytest.mark.parametrize("objective", KINDS, ids=repr)
+
+
+def batch_of(*comparisons, weights=None, segments=None) -> TokenBatch:
+    """Comparisons as (lengths, ranks); weights and segments are flat."""
+    count = [length for lengths, _ in comparisons for length in lengths]
+    parts = [None if v is None else iter(torch.as_tensor(v).split(count)) for v in (weights, segments)]
+    rows = []
+    for lengths, ranks in comparisons:
+        weight, segment = ([next(part) for _ in lengths] if part is not None else None for part in parts)
+        item = encoded([1], *([2] * length for length in lengths), ranks=ranks)
+        rows.append(TokenRow(encoded=item, weights=weight, segments=segment))
+    return collate(rows, layout="shared", pad_id=0)
+
+
+def double(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+
+TWO = batch_of(((2, 3, 1), (1, 0, 2)), ((1, 2), (0, 1)))
+REWARDS = (0.5, 1.0, 0.25, 0.5, 1.5, 0.125, 2.0, 0.25, 1.0)
+
+
+def test_by_hand():
+    # Means 0.75, 0.75, 0.125 with C = 2 give e = 1.5, 1.5, 0.25. Order: second, first, third.
+    # log(2 + e^-1.25) = 0.8270244;  log(1 + e^-1.25) = 0.2519291.  Then e = 1.5 (2, 0.625): -log sigma(2.0625)
+    losses = PlackettLuce()(double(*REWARDS), TWO)
+    expected = [math.log(2 + math.exp(-1.25)) + math.log1p(math.exp(-1.25)), math.log1p(math.exp(-2.0625))]
+    assert losses.loss.tolist() == pytest.approx(expected, abs=1e-12)
+    assert losses.loss.tolist() == pytest.approx([1.0789534, 0.1196797], abs=1e-6)
+    # Equal scores are not right: 2 of 3 pairs. Spread of (1.5, 1.5, 0.25) and of (3, 0.9375).
+    assert losses.metrics["rank/accuracy"].tolist() == pytest.approx([2 / 3, 1.0])
+    assert losses.metrics["rank/top1"].tolist() == [0.0, 1.0]
+    assert losses.metrics["rank/spread"].tolist() == pytest.approx([0.5892557, 1.03125])
+
+
+@pytest.mark.parametrize(
+    ("objective", "difference"),
+    [
+        (PlackettLuce(aggregate="sum"), 3.0 - 0.5),
+        (PlackettLuce(aggregate="softmax"), 1.5 * (3.0 - (0.5 + 2 * math.log(2)))),
+        (PlackettLuce(aggregate="softmin"), 1.5 * (3.0 - (0.5 - 2 * math.log(2)) - 2 * math.log(1))),
+        (PlackettLuce(aggregate="softmax", length_neutral=True), 1.5 * (3.0 - 0.5)),
+        (PlackettLuce(aggregate="softmin", scale_by_length=False, temperature=1.0), 2.5 + math.log(2)),
+        (PlackettLuce(list_temperature=2.0, scale_by_length=False), 1.25),
+    ],
+)
+def test_every_setting_by_hand(objective, difference):
+    # Rewards 3 | 0.25, 0.25 for the sum, 3 | 0.5, 0.5 for the others; C = 1.5.
+    low = 0.25 if objective.aggregate == "sum" else 0.5
+    loss = objective(double(3.0, low, low), batch_of(((1, 2), (0, 1)))).loss.item()
+    assert loss == pytest.approx(math.log1p(math.exp(-difference)), abs=1e-12)
+
+
+@EVERY
+def test_the_likelihoods_of_all_orders_sum_to_one(objective):
+    loss = [
+        objective(double(*REWARDS[:6]), batch_of(((2, 3, 1), order))).loss for order in permutations(range(3))
+    ]
+    assert (-torch.cat(loss)).exp().sum().item() == pytest.approx(1.0, abs=1e-12)
+
+
+@EVERY
+@pytest.mark.parametrize("broken", [-3.0, -math.inf, math.inf, math.nan])
+@pytest.mark.parametrize("segmented", [False, True])
+def test_a_weight_of_zero_deletes_the_token(objective, broken, segmented):
+    weights, kept = [1.0, 0.0, 0.5, 0.0, 2.0, 1.0, 0.0], [0, 2, 4, 5]
+    # A segment that loses a token, one that loses all of them.
+    segments = [0, 0, 1, 2, 0, 0, 0] if segmented else None
+    rewards = double(1.0, broken, 0.5, broken, 2.0, 1.5, broken)
+    short = double(1.0, 0.5, 2.0, 1.5)
+    losses = objective(rewards, batch_of(((4, 3), (0, 1)), weights=weights, segments=segments))
+    deleted = batch_of(
+        ((2, 2), (0, 1)),
+        weights=[weights[i] for i in kept],
+        segments=[segments[i] for i in kept] if segmented else None,
+    )
+    expected = objective(short, deleted)
+    losses.loss.sum().backward()
+    expected.loss.sum().backward()
+    assert losses.loss.tolist() == expected.loss.tolist()
+    assert rewards.grad[kept].tolist() == short.grad.tolist()
+    assert rewards.grad[[1, 3, 6]].tolist() == [0.0] * 3
+    assert {name: value.tolist() for name, value in losses.metrics.items()} == {
+        name: value.tolist() for name, value in expected.metrics.items()
+    }
+
+
+@EVERY
+def test_gradients_are_those_of_finite_differences(objective):
+    batch = batch_of(((2, 3, 1), (1, 0, 1)), ((1, 2), (0, 1)), segments=[0, 0, 0, 1, 1, 0, 0, 0, 1])
+    assert torch.autograd.gradcheck(lambda rewards: objective(rewards, batch).loss, double(*REWARDS))
+
+
+@EVERY
+def test_comparisons_do_not_touch_each_other_and_metrics_carry_no_gradient(objective):
+    first = objective(double(*REWARDS[:6]), batch_of(((2, 3, 1), (1, 0, 2))))
+    second = objective(double(*REWARDS[6:]), batch_of(((1, 2), (0, 1))))
+    losses = objective(double(*REWARDS), TWO)
+    assert losses.loss.tolist() == pytest.approx([first.loss.item(), second.loss.item()], abs=1e-15)
+    for name, value in losses.metrics.items():
+        assert value.tolist() == [first.metrics[name].item(), second.metrics[name].item()]
+        assert not value.requires_grad
+
+
+@EVERY
+def test_a_constant_added_to_every_reward_matters_to_the_sum_only(objective):
+    plain = objective(double(*REWARDS), TWO).loss
+    moved = objective(double(*(reward + 0.7 for reward in REWARDS)), TWO).loss
+    if objective.aggregate == "sum":
+        assert (moved - plain).abs().min() > 0.1
+    else:
+        torch.testing.assert_close(moved, plain, rtol=0, atol=1e-12)
+
+
+def test_equal_lengths_make_the_sum_the_average():
+    batch = batch_of(((3, 3, 3), (2, 0, 1)))
+    average = PlackettLuce()(double(*REWARDS), batch).loss.item()
+    assert PlackettLuce(aggregate="sum")(double(*REWARDS), batch).loss.item() == pytest.approx(
+        average, abs=1e-14
+    )
+
+
+@pytest.mark.parametrize(("aggregate", "favoured"), [("softmax", 2), ("softmin", 0)])
+def test_the_soft_extremes_prefer_a_length_and_the_neutral_ones_do_not(aggregate, favoured):
+    """tlm.md 1.3: at the first step, r = 0.55 everywhere, lengths 40, 60 and 80."""
+    batch = batch_of(((40, 60, 80), tuple(range(3)) if favoured == 0 else (2, 1, 0)))
+    rewards = torch.full((180,), 0.549, dtype=torch.float64)
+    losses = PlackettLuce(aggregate=aggregate)(rewards, batch)
+    assert losses.metrics["rank/accuracy"].tolist() == [1.0]
+    assert losses.metrics["rank/spread"].item() == pytest.approx(34.0, abs=0.5)
+    neutral = PlackettLuce(aggregate=aggregate, length_neutral=True)(rewards, batch)
+    assert neutral.loss.item() == pytest.approx(math.log(6), abs=1e-10)
+
+
+def test_segments_are_aggregated_in_the_place_of_tokens():
+    # Words (1, 3), (8) against (1), (1): means 2 and 8, average 5, against 1; both have 2 segments, so C = 2.
+    batch = batch_of(((3, 2), (0, 1)), segments=[0, 0, 1, 4, 6])
+    loss = PlackettLuce()(double(1.0, 3.0, 8.0, 1.0, 1.0), batch).loss.item()
+    assert loss == pytest.approx(math.log1p(math.exp(-2 * 4)), abs=1e-12)
+
+
+def half_maximum(rewards, weights, owner, count):
+    """An aggregate of one's own, for the test below."""
+    values = rewards.new_full((count,), -torch.inf)
+    return 0.5 * values.scatter_reduce(0, owner, torch.where(weights != 0, rewards, -torch.inf), "amax")
+
+
+def test_an_aggregate_of_ones_own(monkeypatch):
+    monkeypatch.setattr("tokenward.ops.aggregates.half_maximum", half_maximum, raising=False)
+    objective = build(
+        "objective", "plackett_luce", {"aggregate": "tokenward.ops.aggregates:half_maximum"}, OBJECTIVES
+    )
+    loss = objective(double(3.0, 1.0, 2.0), batch_of(((1, 2), (0, 1)))).loss.item()
+    assert loss == pytest.approx(math.log1p(math.exp(-0.5)), abs=1e-12)
+
+
+def test_random_ties_average_to_averaged_ties():
+    batch = batch_of(((1, 1, 1), (0, 1, 1)))
+    averaged = PlackettLuce()(double(0.5, 2.0, -1.0), batch).loss.item()
+    torch.manual_seed(3)
+    drawn = [PlackettLuce(ties="random")(double(0.5, 2.0, -1.0), batch).loss.item() for _ in range(400)]
+    assert len({round(loss, 9) for loss in drawn}) == 2
+    # The two orders differ by 3: the standard error of 400 draws is 0.075.
+    assert sum(drawn) / 400 == pytest.approx(averaged, abs=0.2)
+
+
+def test_random_lists_are_the_mean_over_all_lists_of_their_size():
+    # Lists of two out of (1 token, rank 0), (2 tokens, rank 1), (1 token, rank 2); C is that of each list.
+    batch, rewards = batch_of(((1, 2, 1), (0, 1, 2))), (0.5, 1.0, 0.25, -0.5)
+    means = (0.5, 0.625, -0.5)
+    pairs = {(0, 1): 1.5, (0, 2): 1.0, (1, 2): 1.5}
+    expected = sum(math.log1p(math.exp(-c * (means[i] - means[j]))) for (i, j), c in pairs.items()) / 3
+    torch.manual_seed(0)
+    loss = PlackettLuce(group_size=2, groups=20_000)(double(*rewards), batch).loss.item()
+    assert loss == pytest.approx(expected, abs=0.005)
+    # As large as the comparison, or larger: the whole list.
+    whole = PlackettLuce()(double(*rewards), batch).loss.item()
+    for size in (3, 9):
+        loss = PlackettLuce(group_size=size, groups=2)(double(*rewards), batch).loss.item()
+        assert loss == pytest.approx(whole, abs=1e-14)
+
+
+def test_lists_of_one_rank_are_not_counted():
+    batch = batch_of(((1, 1, 1), (0, 0, 1)), ((1, 1), (0, 0)), ((1, 1), (0, 1)))
+    rewards = double(2.0, 2.0, 0.5, 7.0, -3.0, 1.0, 0.0)
+    torch.manual_seed(0)
+    loss = PlackettLuce(group_size=2, groups=50)(rewards, batch).loss
+    # Every list that counts has a gap of 1.5: the tied pair of the first comparison changes nothing.
+    expected = [math.log1p(math.exp(-1.5)), 0.0, math.log1p(math.exp(-1.0))]
+    assert loss.tolist() == pytest.approx(expected, abs=1e-12)
+    loss.sum().backward()
+    assert rewards.grad[3:5].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "objective", [PlackettLuce(group_size=2, groups=3), PlackettLuce(ties="random")], ids=repr
+)
+def test_draws_come_from_the_generator_that_is_checkpointed(objective):
+    batch = batch_of(((1, 2, 1, 1), (0, 1, 1, 1)))
+    rewards = double(*REWARDS[:5])
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = [objective(rewards, batch).loss.item() for _ in range(4)]
+    torch.set_rng_state(state)
+    assert [objective(rewards, batch).loss.item() for _ in range(4)] == first
+    assert len(set(first)) > 1
+
+
+def test_a_comparison_of_one_rank_counts_as_chance():
+    metrics = PlackettLuce()(double(1.0, 2.0), batch_of(((1, 1), (0, 0)))).metrics
+    assert metrics["rank/accuracy"].tolist() == [0.5]
+
+
+def test_a_large_tie_is_refused_with_a_way_out():
+    batch = batch_of(((1,) * 13, (0,) * 13))
+    rewards = torch.zeros(13)
+    with pytest.raises(UserError, match=r"a tie of 13; .*Write ties: random, or a group_size of 12 or less"):
+        PlackettLuce()(rewards, batch)
+    assert PlackettLuce(ties="random")(rewards, batch).loss.item() == pytest.approx(math.lgamma(14), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"aggregate": "avrage"}, "there is no aggregate 'avrage'. Did you mean 'average'"),
+        ({"aggregate": "tokenward.ops.aggregates:nothing"}, "has no 'nothing'"),
+        ({"temperature": 0.0}, r"temperature must be greater than 0, got 0\.0"),
+        ({"list_temperature": -1.0}, r"list_temperature must be greater than 0, got -1\.0"),
+        ({"length_neutral": True}, "length_neutral has no meaning with aggregate: average"),
+        ({"group_size": 1}, "group_size must be at least 2, got 1"),
+        ({"groups": 0}, "groups must be at least 1, got 0"),
+        ({"ties": "drop"}, "ties is 'drop'"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        build("objective", "plackett_luce", settings, OBJECTIVES)

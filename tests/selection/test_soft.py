@@ -1,0 +1,120 @@
+"""Soft weights: by hand, what they average, what they leave out, and the scores they cannot take."""
+
+import math
+
+import pytest
+import torch
+
+from tokenward.errors import UserError
+from tokenward.plugins import build
+from tokenward.selection import SELECTORS, ScoredTokens, SoftWeights
+
+NAN = math.nan
+
+
+def scored(*responses, ranks=None) -> ScoredTokens:
+    """Responses as lists of scores, the last token of each being its end; pairs, better one first."""
+    lengths = torch.tensor([len(scores) for scores in responses])
+    return ScoredTokens(
+        scores=torch.tensor([score for scores in responses for score in scores], dtype=torch.float32),
+        response=torch.arange(len(responses)).repeat_interleave(lengths),
+        comparison=torch.arange(len(responses)) // 2,
+        rank=torch.tensor(ranks or [index % 2 for index in range(len(responses))]),
+        closing=torch.cat([torch.arange(length) == length - 1 for length in lengths.tolist()]),
+        seeds=torch.arange(len(responses)),
+    )
+
+
+PAIR = scored([1.0, 2.0, 1.0], [3.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # Shares 1/4, 1/2, 1/4 of three tokens and 3/4, 1/4 of two.
+        ({}, [0.75, 1.5, 0.75, 1.5, 0.5]),
+        ({"transform": "power", "power": 2.0}, [0.5, 2.0, 0.5, 1.8, 0.2]),
+        # e^(3/2) : e^(1/2) is sigma(1) = 0.7310586
+        ({"transform": "exp", "temperature": 2.0}, [0.8222059, 1.3555883, 0.8222059, 1.4621172, 0.5378828]),
+        ({"uniform": 0.4}, [0.85, 1.3, 0.85, 1.3, 0.7]),
+        ({"uniform": 1.0}, [1.0] * 5),
+        ({"ends": "none"}, [2 / 3, 4 / 3, 0.0, 1.0, 0.0]),
+        ({"ends": "chosen"}, [0.75, 1.5, 0.75, 1.0, 0.0]),
+        ({"ends": "rejected"}, [2 / 3, 4 / 3, 0.0, 1.5, 0.5]),
+        # Means 4/3 and 2 over their mean 5/3.
+        ({"spread": "sequence"}, [0.8] * 3 + [1.2] * 2),
+        ({"spread": "sequence", "uniform": 0.5}, [0.9] * 3 + [1.1] * 2),
+        # Without the ends 1.5 and 3, over 2.25.
+        ({"spread": "sequence", "ends": "none"}, [2 / 3, 2 / 3, 0.0, 4 / 3, 0.0]),
+        # exp(4/3) and exp(2) over their mean: 2 sigma(-2/3) and 2 sigma(2/3).
+        ({"spread": "sequence", "transform": "exp"}, [0.6784873] * 3 + [1.3215127] * 2),
+    ],
+)
+def test_by_hand(settings, expected):
+    weights = SoftWeights(**settings)(PAIR)
+    assert weights.tolist() == pytest.approx(expected, abs=1e-6)
+    assert weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"transform": "exp"}, {"transform": "power", "power": -1.0}, {"ends": "none"}]
+)
+def test_weights_average_one_over_the_eligible_tokens_of_each_response(settings):
+    tokens = scored([0.3, NAN, 1.7, 0.9], [5.0, 0.2, 0.1], [2.0, 0.4], [1.0, NAN])
+    weights = SoftWeights(**settings)(tokens)
+    eligible = ~tokens.scores.isnan() & ~(tokens.closing & (settings.get("ends") == "none"))
+    assert weights[~eligible].tolist() == [0.0] * int((~eligible).sum())
+    for response in range(4):
+        mine = (tokens.response == response) & eligible
+        assert weights[mine].mean().item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_response_does_not_look_at_its_neighbours():
+    tokens = scored([0.3, 0.5], [5.0, 0.2, 0.1])
+    assert SoftWeights()(tokens)[:2].tolist() == SoftWeights()(scored([0.3, 0.5])).tolist()
+    assert SoftWeights().scope == "response"
+
+
+def test_only_proportions_of_rewards_matter_and_only_differences_under_exp():
+    tokens = scored([0.25, 0.5, 1.0], [2.0, 4.0])
+    larger, higher = (tokens._replace(scores=scores) for scores in (8 * tokens.scores, tokens.scores + 1000))
+    assert SoftWeights()(larger).tolist() == pytest.approx(SoftWeights()(tokens).tolist(), abs=1e-6)
+    soft = SoftWeights(transform="exp")
+    assert soft(higher).tolist() == pytest.approx(soft(tokens).tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("spread", ["token", "sequence"])
+def test_a_response_without_a_score_gets_no_weight(spread):
+    weights = SoftWeights(spread=spread)(scored([NAN, NAN], [2.0, 2.0]))
+    assert weights.tolist() == [0.0, 0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("transform", ["identity", "power"])
+@pytest.mark.parametrize("score", [0.0, -0.25])
+def test_scores_that_are_not_positive_are_refused_with_a_way_out(transform, score):
+    tokens = scored([1.0, score], [1.0, 2.0])
+    with pytest.raises(
+        UserError,
+        match=rf"transform: {transform} needs scores greater than 0, got {score:.4g}.*transform: exp",
+    ):
+        SoftWeights(transform=transform)(tokens)
+    assert SoftWeights(transform="exp")(tokens).isfinite().all()
+
+
+def test_a_score_that_is_left_out_may_be_anything():
+    tokens = scored([1.0, -5.0], [2.0, -5.0])
+    assert SoftWeights(ends="none")(tokens).tolist() == [1.0, 0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, r"temperature must be greater than 0, got 0\.0"),
+        ({"uniform": 1.5}, r"uniform must be in \[0, 1\], got 1\.5"),
+        ({"transform": "log"}, "transform is 'log'"),
+        ({"temprature": 1.0}, "Did you mean 'temperature'"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        build("selection", "soft", settings, SELECTORS)
