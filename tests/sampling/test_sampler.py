@@ -4,12 +4,20 @@ import math
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import (
+    GenerationConfig,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
-from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
+from tests.tiny import tiny_gpt2, tiny_llama, tiny_t5, tiny_tokenizer
 from tokenward.models.head import SelectiveHead
 from tokenward.models.loading import LanguageModel
-from tokenward.sampling import Reply, SamplingSettings, sample_replies
+from tokenward.sampling import Reply, SamplingSettings, TransformersSampler, sample_replies
 from tokenward.tokens.template import Template
 
 TOKENIZER = tiny_tokenizer()
@@ -216,3 +224,187 @@ def test_dropout_is_off_while_sampling():
     model = language_model(tiny_llama(attention_dropout=0.5).train())
     expected = sample_replies(MODELS["llama"](), TEMPLATE, PROMPTS, GREEDY, seed=0)
     assert sample_replies(model, TEMPLATE, PROMPTS, GREEDY, seed=0) == expected
+
+
+SMALL = {
+    "vocab_size": len(TOKENIZER) + 6, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2,
+}  # fmt: skip
+# Recurrent layers keep a state in the place of keys and values, and a window keeps the last of them only.
+OTHERS = {
+    "window": lambda: MistralForCausalLM(MistralConfig(**SMALL, head_dim=8, sliding_window=8)),
+    "recurrent": lambda: MambaForCausalLM(
+        MambaConfig(vocab_size=266, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.2)
+    ),
+    "hybrid": lambda: Lfm2ForCausalLM(Lfm2Config(**SMALL, layer_types=["conv", "full_attention"])),
+    "llama": tiny_llama,
+    "gpt2": tiny_gpt2,
+}
+
+
+def sampler(model, **settings) -> TransformersSampler:
+    return TransformersSampler(model=model, template=TEMPLATE, settings=GREEDY._replace(**settings))
+
+
+@pytest.mark.parametrize("batch", [4, 64])
+@pytest.mark.parametrize("name", OTHERS)
+def test_several_replies_to_a_prompt_are_drawn_as_one_would_be(name, batch):
+    """Greedily all of them are the one reply, whether or not the prompt was read once for all."""
+    torch.manual_seed(0)
+    model = language_model(OTHERS[name]().eval())
+    # Prompts of the same length only: states of recurrent layers see the padding.
+    prompts = [PROMPTS[2], PROMPTS[2][::-1], [7]] if name in ("llama", "gpt2", "window") else [PROMPTS[2]]
+    single = [sample_replies(model, TEMPLATE, [prompt], GREEDY, seed=0)[0] for prompt in prompts]
+    groups = sampler(model, batch=batch)(prompts, count=3, seed=0)
+    assert groups == [[reply] * 3 for reply in single]
+
+
+def test_a_sampler_draws_so_many_replies_to_each_prompt():
+    model = MODELS["llama"]()
+    draw = sampler(model, temperature=1.0, batch=5)
+    done: list[int] = []
+    first = draw(PROMPTS, count=3, seed=1, progress=done.append)
+    assert [len(group) for group in first] == [3] * len(PROMPTS)
+    assert sum(done) == 3 * len(PROMPTS)
+    assert all(len({tuple(reply.ids) for reply in group}) == 3 for group in first), "no reply comes twice"
+    assert draw(PROMPTS, count=3, seed=1) == first
+    assert draw(PROMPTS, count=3, seed=2) != first
+    assert draw([], count=3, seed=1) == []
+
+
+def test_draws_of_a_shared_prompt_follow_the_models_probabilities():
+    model = language_model(tiny_llama(initializer_range=0.3))
+    ((*replies,),) = sampler(model, temperature=1.0, max_new_tokens=2, batch=500)(
+        [PROMPTS[2]], count=2000, seed=0
+    )
+    counts = torch.bincount(torch.tensor([reply.ids[0] for reply in replies]), minlength=len(TOKENIZER))
+    with torch.no_grad():
+        expected = model.model(input_ids=torch.tensor([PROMPTS[2]])).logits[0, -1].softmax(-1)
+    likely = expected > 0.02
+    error = (expected * (1 - expected) / 2000).sqrt()
+    assert float(((counts / 2000 - expected).abs() / error)[likely].max()) < 4
+
+
+def test_it_draws_from_the_weights_of_the_moment():
+    model = MODELS["llama"]()
+    draw = sampler(model)
+    before = draw(PROMPTS[:1], count=2, seed=0)
+    with torch.no_grad():
+        for value in model.model.parameters():
+            value.mul_(-1)
+    after = draw(PROMPTS[:1], count=2, seed=0)
+    assert before != after
+    assert after[0] == sample_replies(model, TEMPLATE, PROMPTS[:1] * 2, GREEDY, seed=0)
+
+
+def ids_of(text: str) -> list[int]:
+    return TOKENIZER.convert_tokens_to_ids(list(text))
+
+
+def spelled(first: int, count: int) -> str:
+    """What the counting model writes from a token on."""
+    return str(TOKENIZER.decode(list(range(first, first + count))))
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_a_stop_text_ends_a_reply_and_is_cut_from_its_text(batch):
+    """Ids run to the token that completed it; the text ends before it. Letters count: a, b, c ..."""
+    model = counting_model(last=199)
+    a = ids_of("a")[0]
+    settings = GREEDY._replace(stop=("ef", "zz"), batch=batch)
+    long, short, other = sample_replies(model, TEMPLATE, [[a], [a + 3], [a + 5]], settings, seed=0)
+    assert long == Reply(ids_of("bcdef"), "bcd", True)
+    assert short == Reply(ids_of("ef"), "", True)
+    assert other == Reply(list(range(a + 6, a + 18)), spelled(a + 6, 12), False)
+
+
+def test_the_first_of_several_stop_texts_counts():
+    model, a = counting_model(last=199), ids_of("a")[0]
+    for stops, text in ((("g", "d"), "bc"), (("cde", "d"), "bc"), (("cd", "d"), "b")):
+        (reply,) = sample_replies(model, TEMPLATE, [[a]], GREEDY._replace(stop=stops), seed=0)
+        assert reply == Reply(ids_of("bcd"), text, True), stops
+
+
+def test_a_stop_text_that_the_prompt_began_does_not_end_a_reply():
+    """ "ab" would be complete with the reply's first letter; the reply alone does not hold it."""
+    model, a = counting_model(last=ids_of("e")[0]), ids_of("a")[0]
+    (reply,) = sample_replies(model, TEMPLATE, [[a]], GREEDY._replace(stop=("ab",)), seed=0)
+    assert reply == Reply([*ids_of("bcde"), EOS], "bcde", True)
+
+
+def test_the_models_own_end_comes_before_a_later_stop_text():
+    model, a = counting_model(last=ids_of("d")[0]), ids_of("a")[0]
+    (reply,) = sample_replies(model, TEMPLATE, [[a]], GREEDY._replace(stop=("x",)), seed=0)
+    assert reply == Reply([*ids_of("bcd"), EOS], "bcd", True)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_a_fixed_length_is_kept_exactly_and_without_special_tokens(name):
+    model = MODELS[name]() if name in MODELS else t5_model()
+    with torch.no_grad():  # make the special tokens likely
+        table = model.model.get_input_embeddings().weight
+        table[[TOKENIZER.bos_token_id, EOS]] *= 3
+    settings = SamplingSettings(max_new_tokens=5, fixed_length=True, stop=("e",))
+    replies = sample_replies(model, TEMPLATE, PROMPTS * 10, settings, seed=0)
+    assert {len(reply.ids) for reply in replies} == {5}
+    assert not {token for reply in replies for token in reply.ids} & TEMPLATE.special_ids
+    assert not any(reply.ended for reply in replies)
+    assert all(reply.text == TOKENIZER.decode(reply.ids) for reply in replies)
+    assert any("e" in reply.text for reply in replies), "nothing ends it, a stop text neither"
+    free = sample_replies(
+        model, TEMPLATE, PROMPTS * 10, settings._replace(fixed_length=False, stop=()), seed=0
+    )
+    assert any(reply.ended for reply in free), "without it special tokens are drawn"
+
+
+def test_a_fixed_length_has_no_token_that_the_tokenizer_lacks():
+    """A model whose rows go beyond its tokenizer's tokens would draw them too."""
+    model = language_model(tiny_llama(vocab_size=2 * len(TOKENIZER)))
+    settings = SamplingSettings(max_new_tokens=5, fixed_length=True)
+    replies = sample_replies(model, TEMPLATE, PROMPTS * 5, settings, seed=0)
+    assert max(token for reply in replies for token in reply.ids) < len(TOKENIZER)
+
+
+def t5_model() -> LanguageModel:
+    model = tiny_t5().eval()
+    return LanguageModel(
+        model=model, tokenizer=TOKENIZER, head=SelectiveHead(model.lm_head), layout="encoder_decoder",
+        fingerprint="", name="tiny t5", start_id=EOS,
+    )  # fmt: skip
+
+
+def test_an_encoders_prompts_are_padded_on_the_right_and_a_decoders_on_the_left():
+    from tokenward.sampling.sampler import _padded
+
+    ids, mask = _padded(t5_model(), [[1, 2, 3], [4]])
+    assert (ids.tolist(), mask.tolist()) == ([[1, 2, 3], [4, EOS, EOS]], [[1, 1, 1], [1, 0, 0]])
+    ids, mask = _padded(MODELS["llama"](), [[1, 2, 3], [4]])
+    assert (ids.tolist(), mask.tolist()) == ([[1, 2, 3], [EOS, EOS, 4]], [[1, 1, 1], [0, 0, 1]])
+
+
+def test_stop_texts_of_an_encoder_decoder():
+    model = t5_model()
+    plain = sample_replies(model, TEMPLATE, PROMPTS[:1], GREEDY, seed=0)[0]
+    stop = plain.text[2:4]
+    assert stop
+    (reply,) = sample_replies(model, TEMPLATE, PROMPTS[:1], GREEDY._replace(stop=(stop,)), seed=0)
+    assert reply.text == plain.text[: plain.text.index(stop)]
+    assert reply.ids == plain.ids[: len(reply.ids)]
+    assert reply.ended
+
+
+def test_bfloat16_draws_from_a_copy_and_leaves_the_policy_in_float32():
+    model = MODELS["llama"]()
+    before = {name: value.clone() for name, value in model.model.state_dict().items()}
+    coarse = TransformersSampler(model=model, template=TEMPLATE, settings=GREEDY, precision="bfloat16")
+    found = coarse(PROMPTS, count=2, seed=0)
+    assert [len(group) for group in found] == [2] * len(PROMPTS)
+    assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+    assert model.dtype == torch.float32
+    expected = sampler(model)(PROMPTS, count=2, seed=0)
+    same = sum(
+        one.ids[0] == other.ids[0]
+        for a, b in zip(found, expected, strict=True)
+        for one, other in zip(a, b, strict=True)
+    )
+    assert same >= len(PROMPTS), "the same model, a little coarser"

@@ -11,7 +11,7 @@ import torch
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tokenward.models.head import SelectiveHead
 from tokenward.models.loading import LanguageModel
-from tokenward.scoring.logprobs import response_logprobs
+from tokenward.scoring.values import token_values
 from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import Layout, TokenRow
 from tokenward.training.arguments import TrainingArguments, training_arguments
@@ -54,7 +54,7 @@ def random_rows(count: int, *, longest: int = 12, seed: int = 0) -> list[TokenRo
 
 def with_reference(model: LanguageModel, rows: Sequence[TokenRow]) -> list[TokenRow]:
     """The same rows with the log-probabilities of a model as their reference."""
-    values = response_logprobs(model, rows, precision="float32", tokens_per_batch=4096)
+    values = token_values(model, rows, precision="float32", tokens_per_batch=4096)
     return [replace(row, reference_logp=value) for row, value in zip(rows, values, strict=True)]
 
 

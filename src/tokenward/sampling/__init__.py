@@ -1,5 +1,11 @@
-"""Replies sampled from a policy."""
+"""Replies sampled from a policy, and what ranks them."""
 
-from tokenward.sampling.sampler import Reply, SamplingSettings, sample_replies
+from tokenward.sampling.sampler import (
+    Reply,
+    Sampler,
+    SamplingSettings,
+    TransformersSampler,
+    sample_replies,
+)
 
-__all__ = ["Reply", "SamplingSettings", "sample_replies"]
+__all__ = ["Reply", "Sampler", "SamplingSettings", "TransformersSampler", "sample_replies"]

@@ -2,14 +2,21 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from peft import PeftModel
-from transformers import GenerationConfig
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tokenward.models.loading import LanguageModel
 from tokenward.tokens.template import Template
+
+REPEATED = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Kinds of a cache's layers that can be repeated, one for each reply to a prompt."""
 
 
 class SamplingSettings(NamedTuple):
@@ -20,7 +27,9 @@ class SamplingSettings(NamedTuple):
         temperature: 0 takes the most likely token each time.
         top_p: Nucleus mass; 1 is off.
         top_k: Most likely tokens to draw from; 0 is off.
-        batch: Prompts at once.
+        batch: Replies at once.
+        stop: Texts after which a reply is over; the reply's text is cut before them.
+        fixed_length: Nothing ends a reply: each has exactly ``max_new_tokens`` tokens, none of them special.
     """
 
     max_new_tokens: int = 64
@@ -28,6 +37,8 @@ class SamplingSettings(NamedTuple):
     top_p: float = 1.0
     top_k: int = 0
     batch: int = 64
+    stop: tuple[str, ...] = ()
+    fixed_length: bool = False
 
 
 class Reply(NamedTuple):
@@ -42,6 +53,64 @@ class Reply(NamedTuple):
     ids: list[int]
     text: str
     ended: bool
+
+
+class Sampler(Protocol):
+    """Draws K replies to each prompt from the policy as it is now; a faster engine can stand here."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        count: int,
+        seed: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Reply]]:
+        """``count`` replies to each prompt, in the prompts' order.
+
+        Args:
+            prompts: Token ids.
+            count: Replies to each.
+            seed: Of everything random; the same seed, prompts and weights give the same replies.
+            progress: Called with the number of replies done.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformersSampler:
+    """Transformers' ``generate`` on the policy itself: it always draws from the weights of the moment.
+
+    Attributes:
+        model: The policy.
+        template: Says what ends a reply.
+        settings: How to draw.
+        precision: ``bfloat16`` draws from a copy in that number type: faster, and a little beside the policy.
+    """
+
+    model: LanguageModel
+    template: Template
+    settings: SamplingSettings
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        count: int,
+        seed: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Reply]]:
+        """See :class:`Sampler`."""
+        repeated = [prompt for prompt in prompts for _ in range(count)]
+        coarse = self.precision == "bfloat16" and self.model.dtype == torch.float32
+        model = _coarse_copy(self.model) if coarse else self.model
+        replies = sample_replies(model, self.template, repeated, self.settings, seed=seed, progress=progress)
+        return [replies[start : start + count] for start in range(0, len(replies), count)]
+
+
+def _coarse_copy(model: LanguageModel) -> LanguageModel:
+    return replace(model, model=nn.Module.to(deepcopy(model.model), dtype=torch.bfloat16))  # type: ignore[arg-type]
 
 
 def sample_replies(
@@ -85,16 +154,58 @@ def sample_replies(
 def _sample(
     model: LanguageModel, template: Template, prompts: Sequence[Sequence[int]], settings: SamplingSettings
 ) -> list[Reply]:
-    width = max(map(len, prompts))
-    pad = model.pad_id
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    config = generation_config(template, settings, pad)
+    ids, mask = _padded(model, prompts)
+    # What comes back begins with the prompt, or with the decoder's start where the model has an encoder.
+    before = ids.shape[1] if model.start_id is None else 1
+    config = generation_config(model, template, settings)
+    extra: dict[str, Any] = {}
+    if settings.stop and not settings.fixed_length:
+        extra["stopping_criteria"] = StoppingCriteriaList([_StopTexts(template, settings.stop, before)])
+    prefix = _shared_prefix(model, prompts)
+    if prefix is not None:
+        extra["past_key_values"] = prefix
     with _without_folder_settings(model):
         rows = model.model.generate(  # type: ignore[operator]
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
+            **extra,
         )
-    return [_reply(template, row) for row in rows[:, width:].tolist()]
+    return [_reply(template, row, settings) for row in rows[:, before:].tolist()]
+
+
+def _shared_prefix(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> DynamicCache | None:
+    """Keys and values of each distinct prompt but its last token, repeated for its replies.
+
+    Several replies to one prompt need it read only once. None where no prompt comes twice, or the model keeps
+    another kind of cache.
+    """
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    width = max(map(len, distinct))
+    if model.start_id is not None or len(distinct) == len(prompts) or width < 2:
+        return None
+    ids, mask = (part[:, :-1].to(model.device) for part in _padded(model, distinct))
+    places = (mask.cumsum(-1) - 1).clamp(min=0)  # as generate counts them
+    output = model.model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True)
+    cache = output.get("past_key_values")
+    # A recurrent layer keeps a state, which cannot be repeated so.
+    if type(cache) is not DynamicCache or not all(type(layer) in REPEATED for layer in cache.layers):
+        return None
+    number = {prompt: index for index, prompt in enumerate(distinct)}
+    cache.batch_select_indices(torch.tensor([number[tuple(p)] for p in prompts], device=model.device))
+    return cache
+
+
+def _padded(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Prompts and their mask: padded on the left for a decoder, which goes on at the right, else on the right."""
+    width = max(map(len, prompts))
+    ids, mask = [], []
+    for prompt in prompts:
+        fill, real = [model.pad_id] * (width - len(prompt)), [1] * len(prompt)
+        none = [0] * len(fill)
+        ids.append([*fill, *prompt] if model.start_id is None else [*prompt, *fill])
+        mask.append([*none, *real] if model.start_id is None else [*real, *none])
+    return torch.tensor(ids), torch.tensor(mask)
 
 
 @contextmanager
@@ -115,26 +226,69 @@ def _without_folder_settings(model: LanguageModel) -> Iterator[None]:
             holder.generation_config = settings
 
 
-def generation_config(template: Template, settings: SamplingSettings, pad_id: int) -> GenerationConfig:
-    """The settings as transformers takes them."""
+def generation_config(
+    model: LanguageModel, template: Template, settings: SamplingSettings
+) -> GenerationConfig:
+    """The settings as transformers takes them, but for the stop texts."""
     greedy = settings.temperature == 0
     drawing = (
         {}
         if greedy
         else {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
     )
+    ending = (
+        {"suppress_tokens": _no_text(model, template)}
+        if settings.fixed_length
+        else {"eos_token_id": template.closing_ids[-1]}
+    )
     return GenerationConfig(
         do_sample=not greedy,
         max_new_tokens=settings.max_new_tokens,
-        eos_token_id=template.closing_ids[-1],
-        pad_token_id=pad_id,
+        pad_token_id=model.pad_id,
+        decoder_start_token_id=model.start_id,
+        **ending,
         **drawing,
     )
 
 
-def _reply(template: Template, row: list[int]) -> Reply:
+def _no_text(model: LanguageModel, template: Template) -> list[int]:
+    """Special tokens, and rows of the model beyond its tokenizer's vocabulary."""
+    rows = model.model.config.get_text_config().vocab_size
+    return sorted(template.special_ids | set(range(len(template.tokenizer), rows)))
+
+
+class _StopTexts(StoppingCriteria):
+    """Ends each reply that holds a stop text; the prompt's own text, which transformers' stop_strings sees, is not read."""
+
+    def __init__(self, template: Template, stops: Sequence[str], before: int) -> None:
+        self._template, self._stops, self._before = template, stops, before
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        texts = self._template.tokenizer.batch_decode(input_ids[:, self._before :], skip_special_tokens=True)
+        done = [any(stop in text for stop in self._stops) for text in texts]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def _reply(template: Template, row: list[int], settings: SamplingSettings) -> Reply:
+    if settings.fixed_length:
+        return Reply(row, str(template.tokenizer.decode(row)), False)
     closing = template.closing_ids[-1]
     ended = closing in row
     # Padding follows the end; it may be the same id, so the first end is where the reply stops.
     ids = row[: row.index(closing) + 1] if ended else row
+    stopped = _stopped(template, ids, settings.stop)
+    if stopped is not None:
+        return stopped
     return Reply(ids, str(template.tokenizer.decode(ids, skip_special_tokens=True)), ended)
+
+
+def _stopped(template: Template, ids: list[int], stops: Sequence[str]) -> Reply | None:
+    """The reply up to the token that completed the first stop text, without that text; None if there is none."""
+    if not stops:
+        return None
+    for length in range(1, len(ids) + 1):
+        text = str(template.tokenizer.decode(ids[:length], skip_special_tokens=True))
+        found = [text.index(stop) for stop in stops if stop in text]
+        if found:
+            return Reply(ids[:length], text[: min(found)], True)
+    return None

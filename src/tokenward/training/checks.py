@@ -5,11 +5,10 @@ import math
 import torch
 
 from tokenward.errors import UserError
-from tokenward.models.forward import token_logprobs
-from tokenward.models.loading import LanguageModel
+from tokenward.models.base import TokenModel
 from tokenward.objectives.base import Objective
 from tokenward.ops.ragged import segment_sum
-from tokenward.tokens.rows import TokenRow, collate
+from tokenward.tokens.rows import TokenRow
 
 # Log-probabilities depend a little on the batch's shape; low precision moves each by about this much.
 PER_TOKEN_NATS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05}
@@ -17,7 +16,7 @@ PER_TOKEN_NATS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05
 
 @torch.inference_mode()
 def check_first_batch(
-    model: LanguageModel, objective: Objective, rows: list[TokenRow], *, precision: torch.dtype
+    model: TokenModel, objective: Objective, rows: list[TokenRow], *, precision: torch.dtype
 ) -> dict[str, float]:
     """Compare the untrained policy with its reference on a few rows.
 
@@ -36,10 +35,10 @@ def check_first_batch(
     Raises:
         UserError: they differ by more than rounding.
     """
-    batch = collate(rows, layout=model.layout, pad_id=model.pad_id).to(model.device)
+    batch = model.collate(rows).to(model.device)
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
     with autocast:
-        logp = token_logprobs(model.model, model.head, batch)
+        logp, _ = model.read(model.model, batch)
     assert batch.reference_logp is not None
     difference = torch.where(batch.weights != 0, logp - batch.reference_logp, 0.0)
     losses = objective(logp, batch)

@@ -8,7 +8,8 @@ import torch
 from tokenward.tokens.batches import budgeted
 from tokenward.tokens.rows import Layout, TokenBatch, TokenRow, collate
 
-Weigh = Callable[[Sequence[TokenRow]], Sequence[TokenRow]]
+Prepare = Callable[[Sequence[TokenRow], int], Sequence[TokenRow]]
+"""``f(rows, step) -> rows``: a step's rows as they train, as many and in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +21,14 @@ class StepBatch:
         places: Per pass, where each comparison stood in the device batch.
         sources: Per pass, where each comparison came from.
         comparisons: How many there are in all passes.
+        rows: The comparisons themselves, where they are to be prepared before they are cut into passes.
     """
 
     passes: tuple[TokenBatch, ...]
     places: tuple[tuple[int, ...], ...]
     sources: tuple[tuple[str, ...], ...]
     comparisons: int
+    rows: tuple[TokenRow, ...] = ()
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "StepBatch":
         """The same passes on another device."""
@@ -40,23 +43,34 @@ class Collator:
     Attributes:
         layout: Of the rows.
         pad_id: Fills rows.
+        start_id: What a decoder begins with, where the model has an encoder.
         tokens_per_forward: Padded tokens of a pass at most, unless one comparison alone is longer.
-        weigh: Gives the rows their weights where those depend on the batch.
+        defer: Leave the rows whole, for the trainer to prepare and cut when their turn comes: a loader reads
+            ahead, and what depends on the weights must not be made before the step.
     """
 
     layout: Layout
     pad_id: int
+    start_id: int | None = None
     tokens_per_forward: int
-    weigh: Weigh | None = None
+    defer: bool = False
 
     def __call__(self, rows: Sequence[TokenRow]) -> StepBatch:
+        """Rows as a step's batch."""
+        if self.defer:
+            return StepBatch((), (), (), len(rows), tuple(rows))
+        return self.cut(rows)
+
+    def cut(self, rows: Sequence[TokenRow]) -> StepBatch:
         """Cut rows into passes; the order of the comparisons inside changes, the loss does not."""
-        # Held-out rows have no scores: they are judged by every token.
-        if self.weigh is not None and all(row.scores is not None for row in rows):
-            rows = self.weigh(rows)
         groups = list(budgeted(rows, layout=self.layout, tokens=self.tokens_per_forward))
         passes = tuple(
-            collate([rows[index] for index in group], layout=self.layout, pad_id=self.pad_id)
+            collate(
+                [rows[index] for index in group],
+                layout=self.layout,
+                pad_id=self.pad_id,
+                start_id=self.start_id,
+            )
             for group in groups
         )
         sources = tuple(tuple(rows[index].encoded.comparison.source for index in group) for group in groups)

@@ -6,20 +6,23 @@ trackers are transformers' and accelerate's.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from tokenward.errors import UserError
-from tokenward.models.forward import token_logprobs
-from tokenward.models.loading import LanguageModel
-from tokenward.objectives.base import Losses, Objective
+from tokenward.models.base import TokenModel
+from tokenward.objectives.base import Losses, Objective, is_pairwise, needs_entropy, needs_reference
 from tokenward.tokens.rows import TokenBatch, TokenRow
 from tokenward.training.arguments import TrainingArguments
-from tokenward.training.collator import Collator, StepBatch, Weigh
+from tokenward.training.best import save_trained
+from tokenward.training.collator import Collator, Prepare, StepBatch
 
 COUNT, LOSS = "comparisons", "loss/comparison"
 """Sums that are kept beside those of the objective's metrics."""
@@ -47,48 +50,52 @@ class Rows(Dataset[TokenRow]):
 
 
 class TokenTrainer(Trainer):
-    """Trains a policy with an objective over weighted tokens.
+    """Trains a policy, or a token reward, with an objective over weighted tokens.
 
     The loss of an optimizer step is the mean over all its comparisons, however they are cut into
     micro-batches, passes and processes.
 
     Args:
-        model: The policy, with its tokenizer and layout.
-        objective: Log-probabilities and weights to one loss per comparison.
+        model: What is trained, with its tokenizer and layout; it gives one number per token.
+        objective: Those numbers and weights to one loss per comparison.
         arguments: See :class:`tokenward.training.arguments.TrainingArguments`.
         rows: Training comparisons with weights, and reference values where the objective needs them.
         held_out: Comparisons for evaluation during training.
-        weigh: Weights that depend on the batch; see :class:`tokenward.training.collator.Collator`.
+        prepare: What a step's rows become just before they train: weights that depend on the batch, or on the
+            policy as it is then, and samples of it. Held-out rows are taken as they are.
         callbacks: transformers' callbacks.
     """
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: TokenModel,
         objective: Objective,
         arguments: TrainingArguments,
         rows: Sequence[TokenRow],
         *,
         held_out: Sequence[TokenRow] | None = None,
-        weigh: Weigh | None = None,
+        prepare: Prepare | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        check_rows(objective, rows)
+        if prepare is None:
+            check_rows(objective, rows)
         if arguments.disable_dropout:
             disable_dropout(model.model)
         self.objective = objective
-        self.head = model.head
+        self.token_model = model
+        self._prepare = prepare
+        self._collator = Collator(
+            layout=model.layout,
+            pad_id=model.pad_id,
+            start_id=model.start_id,
+            tokens_per_forward=arguments.tokens_per_forward,
+        )
         self._metrics: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
         self._closing: StepBatch | None = None
         super().__init__(
             model=model.model,
             args=arguments,
-            data_collator=Collator(
-                layout=model.layout,
-                pad_id=model.pad_id,
-                tokens_per_forward=arguments.tokens_per_forward,
-                weigh=weigh,
-            ),  # type: ignore[arg-type]
+            data_collator=replace(self._collator, defer=prepare is not None),  # type: ignore[arg-type]
             train_dataset=Rows(rows),
             eval_dataset=Rows(held_out) if held_out else None,
             processing_class=model.tokenizer,
@@ -99,7 +106,8 @@ class TokenTrainer(Trainer):
 
     def losses(self, model: nn.Module, batch: TokenBatch) -> Losses:
         """Unreduced losses of one pass."""
-        return self.objective(token_logprobs(model, self.head, batch), batch)
+        values, batch = self.token_model.read(model, batch, entropy=needs_entropy(self.objective))
+        return self.objective(values, batch)
 
     def _get_num_items_in_batch(self, batch_samples: list[StepBatch], device: torch.device) -> Tensor:
         """Comparisons in the whole optimizer step, over all micro-batches and processes, none twice."""
@@ -158,6 +166,8 @@ class TokenTrainer(Trainer):
         its last, shortest one and counts it as nothing.
         """
         own = self._own_rows(inputs, closing=closing)
+        if inputs.rows:
+            inputs = self._prepared(inputs.rows)
         inputs = inputs.to(self.args.device)
         passes = [
             Pass(batch, sources, torch.tensor([place < own for place in places], device=self.args.device))
@@ -168,6 +178,27 @@ class TokenTrainer(Trainer):
         most = self.accelerator.gather(torch.tensor(len(passes), device=self.args.device)).max()  # type: ignore[union-attr]
         idle = passes[-1]._replace(counts=torch.zeros_like(passes[-1].counts))
         return passes + [idle] * (int(most) - len(passes))
+
+    def _prepared(self, rows: Sequence[TokenRow]) -> StepBatch:
+        """Rows that were left whole: prepared now, where they train, and cut into passes."""
+        if self._prepare is None or not self.token_model.model.training:
+            return self._collator.cut(rows)
+        with torch.no_grad():
+            prepared = self._prepare(rows, self.state.global_step)
+        self.token_model.model.train()  # whoever sampled from it left it in evaluation mode
+        if len(prepared) != len(rows):
+            raise ValueError(f"{len(rows)} rows were prepared to {len(prepared)}")
+        check_rows(self.objective, prepared)
+        return self._collator.cut(prepared)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """A checkpoint's weights: of a module that is no transformers model, or mostly frozen, the trained ones."""
+        if isinstance(self.model, PreTrainedModel | PeftModel) and self.token_model.whole:
+            super()._save(output_dir, state_dict)
+        else:
+            save_trained(
+                self.token_model.model, Path(output_dir or str(self.args.output_dir)) / "model.safetensors"
+            )
 
     def _stop_if_not_finite(self, loss: Tensor, sources: Sequence[str]) -> None:
         if bool(loss.isfinite().all()):
@@ -244,12 +275,14 @@ def check_rows(objective: Objective, rows: Sequence[TokenRow]) -> None:
     """
     for row in rows:
         comparison = row.encoded.comparison
-        if objective.needs_reference and row.reference_logp is None:
+        if needs_reference(objective) and row.reference_logp is None:
             raise UserError(
                 f"{type(objective).__name__} compares with a reference, but {comparison.source} has no reference "
                 "log-probabilities. Run the reference stage first (tokenward oracle RECIPE does)."
             )
-        if objective.pairwise and (len(comparison.ranks) != 2 or comparison.ranks[0] >= comparison.ranks[1]):
+        if is_pairwise(objective) and (
+            len(comparison.ranks) != 2 or comparison.ranks[0] >= comparison.ranks[1]
+        ):
             raise UserError(
                 f"{type(objective).__name__} is over pairs with the better response first, but {comparison.source} has "
                 f"ranks {list(comparison.ranks)}. Make pairs of it by data.pairs: best_worst, all or adjacent."

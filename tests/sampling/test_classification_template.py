@@ -1,0 +1,149 @@
+"""Templates: ids that stay as they are, spaces, masks, and what is cut."""
+
+import pytest
+
+from tests.sampling.masked import masked_tokenizer
+from tests.tiny import tiny_tokenizer
+from tokenward.errors import UserError
+from tokenward.sampling.classification import PromptTemplate, verbalizer_ids
+from tokenward.sampling.classification.template import TemplateEncoder, special_ends
+
+TOKENIZER = tiny_tokenizer()
+WORDS = masked_tokenizer()
+PROMPT = [7, 7, 3]
+
+
+def ids(text):
+    return TOKENIZER(text, add_special_tokens=False)["input_ids"]
+
+
+def row(template, sentence, prompt=PROMPT, *, tokenizer=TOKENIZER, limit=99):
+    encoder = TemplateEncoder(PromptTemplate(template), tokenizer, max_sentence_tokens=limit)
+    return encoder.sides(sentence, empty_prompt=not prompt).row(prompt)
+
+
+@pytest.mark.parametrize(
+    ("template", "before", "after", "empty"),
+    [
+        ("{sentence} {prompt}", "the film", "", "the film"),
+        ("{sentence}{prompt}", "the film", "", "the film"),
+        ("{prompt} {sentence}", "", " the film", "the film"),
+        ("{prompt}{sentence}", "", "the film", "the film"),
+        ("Text: {sentence} {prompt} It is ", "Text: the film", " It is", "Text: the film It is"),
+        ("{sentence}\n\n{prompt}", "the film\n\n", "", "the film\n\n"),
+        ("{{a}} {prompt} b {sentence} c", "{a}", " b the film c", "{a} b the film c"),
+        ("  {sentence}  {prompt}  ", "the film", "", "the film"),
+        ("{prompt}  x{sentence}", "", " xthe film", "xthe film"),
+        ("{sentence} {prompt}.", "the film", ".", "the film."),
+    ],
+)
+def test_spaces_go_with_what_follows_them_and_collapse(template, before, after, empty):
+    assert row(template, " the film\n") == ids(before) + PROMPT + ids(after)
+    assert row(template, "the film", []) == ids(empty)
+
+
+def test_the_prompt_is_never_encoded_again():
+    """Single bytes that a tokenizer would join: "t", "h", "e" would come back as "the"."""
+    letters = [token for letter in "the" for token in ids(letter)]
+    assert len(letters) == 3
+    assert len(ids("the")) == 1
+    assert row("{sentence} {prompt}", "a b", letters) == ids("a b") + letters
+
+
+def test_a_long_sentence_loses_its_end_and_nothing_else_is_cut():
+    encoder = TemplateEncoder(
+        PromptTemplate("Say {sentence} now: {prompt}"), TOKENIZER, max_sentence_tokens=4
+    )
+    sides = encoder.sides("abcdefgh")
+    assert (sides.before, sides.after, sides.cut) == (ids("Say abcd now:"), [], True)
+    assert not encoder.sides("abcd").cut
+
+
+def test_a_sentence_that_spells_a_special_token_is_text_and_a_template_may_mean_one():
+    end = TOKENIZER.eos_token_id
+    assert end not in row("{sentence} {prompt}", "so <|im_end|> so")
+    assert row("<|im_start|>{sentence}<|im_end|>{prompt}", "a") == [
+        TOKENIZER.bos_token_id, *ids("a"), end, *PROMPT,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "expected", "place"),
+    [
+        ("{sentence} {prompt} {mask} .", "[CLS] bad film {p} [MASK] . [SEP]", 6),
+        ("{mask} {prompt} {sentence}", "[CLS] [MASK] {p} bad film [SEP]", 1),
+        ("{prompt} it {sentence} was {mask}", "[CLS] {p} it bad film was [MASK] [SEP]", 8),
+        ("it was {mask} : {sentence} {prompt}", "[CLS] it was [MASK] : bad film {p} [SEP]", 3),
+    ],
+)
+@pytest.mark.parametrize("prompt", [[7, 7, 3], []])
+def test_the_mask_is_where_the_template_has_it(template, expected, place, prompt):
+    encoder = TemplateEncoder(PromptTemplate(template), WORDS, max_sentence_tokens=9)
+    sides = encoder.sides("bad film", empty_prompt=not prompt)
+    known = WORDS.get_vocab()
+    wanted = [i for word in expected.split() for i in (prompt if word == "{p}" else [known[word]])]
+    assert sides.row(prompt) == wanted
+    found = sides.mask_place(prompt)
+    assert wanted[found] == WORDS.mask_token_id
+    assert found == place - (0 if prompt or place in (1, 3) else 3)
+
+
+def test_a_mask_token_in_the_prompt_is_not_taken_for_the_mask():
+    sides = TemplateEncoder(PromptTemplate("{sentence} {prompt} {mask}"), WORDS, max_sentence_tokens=9).sides(
+        "bad"
+    )
+    prompt = [WORDS.mask_token_id, 7]
+    assert sides.mask_place(prompt) == 4
+
+
+def test_the_sentence_is_cut_and_not_the_mask():
+    for template in ("{sentence} {prompt} {mask} .", "{mask} {prompt} {sentence}"):
+        encoder = TemplateEncoder(PromptTemplate(template), WORDS, max_sentence_tokens=2)
+        sides = encoder.sides("bad film bad film bad")
+        assert sides.cut
+        cut = sides.row(PROMPT)
+        assert cut == encoder.sides("bad film").row(PROMPT)
+        assert cut[sides.mask_place(PROMPT)] == WORDS.mask_token_id
+
+
+def test_what_a_tokenizer_puts_around_a_text():
+    assert special_ends(TOKENIZER) == ([], [])
+    assert special_ends(WORDS) == ([WORDS.cls_token_id], [WORDS.sep_token_id])
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{sentence}", r"has \{prompt\} 0 times, it must stand there once"),
+        ("{prompt}", r"has \{sentence\} 0 times"),
+        ("{sentence} {sentence} {prompt}", r"has \{sentence\} 2 times"),
+        ("{sentence} {prompt} {prompt}", r"has \{prompt\} 2 times"),
+        ("{sentence} {prompt} {mask} {mask}", r"has \{mask\} 2 times"),
+        ("{sentence} {text} {prompt}", r"has the slot \{text\}; known are"),
+        ("{sentence} {} {prompt}", r"has the slot \{\}; known are"),
+        ("{sentence} {prompt!r}", r"has the slot \{prompt!r\}"),
+        ("{sentence:>9} {prompt}", r"has the slot \{sentence:>9\}"),
+        ("{sentence} {prompt", r"cannot be read"),
+    ],
+)
+def test_a_template_with_other_slots_is_refused(template, message):
+    with pytest.raises(UserError, match=message):
+        PromptTemplate(template)
+
+
+def test_verbalizers_are_one_token_each():
+    assert verbalizer_ids(TOKENIZER, [" the", "good"]) == [ids(" the")[0], ids("good")[0]]
+    with pytest.raises(UserError, match=r"' bad' is 4 tokens, \['Ġ', 'b', 'a', 'd'\], .* Write another word"):
+        verbalizer_ids(TOKENIZER, [" the", " bad"])
+    with pytest.raises(UserError, match=r"'xxx' is not in the vocabulary\. Write another word"):
+        verbalizer_ids(WORDS, ["good", "xxx"])
+    with pytest.raises(UserError, match=r"'film' and ' film' are the same token"):
+        verbalizer_ids(WORDS, ["film", " film"])
+    with pytest.raises(UserError, match=r"got \['good'\]"):
+        verbalizer_ids(TOKENIZER, ["good"])
+
+
+def test_a_verbalizer_that_needs_its_space_is_told_so():
+    assert len(ids(" a")) == 1
+    with pytest.raises(UserError, match=r"'a\\n' is 2 tokens.* Write ' a', with a leading space"):
+        verbalizer_ids(TOKENIZER, ["the", "a\n"])
