@@ -32,6 +32,7 @@ VERBS = {
     "run": {"--set"},
     "data": {"--set", "--show"},
     "oracle": {"--set"},
+    "reward": {"--set"},
     "score": {"--set", "--output", "--reference"},
     "train": {"--set"},
     "evaluate": {"--set"},

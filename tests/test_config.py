@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import yaml
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from tokenward import config
 from tokenward.config import Named, Recipe, check_training, load_recipe, parse_recipe, resolved
+from tokenward.config.base import Table
 from tokenward.config.problems import unknown_keys
 from tokenward.config.schema import schema_fields, table_of
 from tokenward.config.source import read_source
@@ -26,6 +28,7 @@ model:
   rows: separate
   trust_remote_code: true
   adapter: {r: 8, target_modules: all-linear}
+  head_mlp: {hidden: 64}
 data:
   source: [a.jsonl, b.jsonl]
   format: trl
@@ -49,6 +52,12 @@ oracle:
   objective: {name: dpo, beta: 0.1}
   adapter: null
   training: {learning_rate: 1e-5}
+reward:
+  model: fourth/model
+  head: {hidden: 64, bound: sigmoid}
+  objective: {name: plackett_luce, aggregate: softmin}
+  fraction: 0.6
+  training: {max_steps: 9}
 scores:
   scorer: {name: log_ratio}
   precision: bfloat16
@@ -63,6 +72,66 @@ referee:
   fraction: 0.4
   objective: {name: dpo}
   training: {max_steps: 3}
+examples:
+  source: examples.jsonl
+  development: [dev.jsonl]
+  test: test.jsonl
+  prompt: "Summarise: {article}"
+  system: Be brief.
+  references: highlights
+  limit: 50
+  development_limit: 5
+  test_limit: 6
+  split: train
+  subset: main
+prompt_task:
+  train: train.tsv
+  development: dev.tsv
+  test: test.tsv
+  text: sentence
+  label: class
+  template: "{sentence} {prompt} {mask}"
+  verbalizers: [" terrible", " great"]
+  model: task/model
+  masked: true
+  precision: bfloat16
+  share: 0.7
+  correct: 100
+  wrong: 90
+  start: Answer
+  candidates: 8
+  best: 2
+  manual: ["It was"]
+  random: 4
+  test_limit: 7
+  max_sentence_tokens: 64
+guidance:
+  source: {name: rouge, variant: rougeL}
+  samples: 5
+  reward_steps: 10
+  reward_groups: 40
+  development: 8
+  reward_looks: 2
+  reward_patience: 3
+  every: 100
+  until: 0.4
+  restart: fresh
+  evaluate_every: 50
+  evaluation_samples: 2
+  patience: 7
+  rollouts: 16
+  sampler: {name: transformers}
+  sampling:
+    max_new_tokens: 32
+    temperature: 0.9
+    top_p: 0.95
+    top_k: 256
+    stop: ["TL;DR"]
+    batch: 16
+    precision: bfloat16
+  selection: {name: soft, transform: exp}
+  objective: {name: reinforce, entropy: 0.1}
+  training: {max_steps: 1000}
 evaluation:
   prompts: 4
   max_new_tokens: 8
@@ -74,6 +143,7 @@ evaluation:
   batch: 2
 """
 KEYS = [key for key, _ in schema_fields()]
+WHOLE = [key for key, field in schema_fields() if table_of(field) is None and "int" in str(field.annotation)]
 
 
 def refused(text, *overrides, name="q.yaml"):
@@ -122,9 +192,43 @@ def test_a_full_recipe_is_read_as_it_is_written():
     assert recipe.evaluation.metrics == ["rouge"]
     assert Recipe.model_validate(recipe.model_dump()) == recipe
     written = yaml.safe_load(FULL)
-    assert {f"{t}.{k}" for t, table in written.items() if isinstance(table, dict) for k in table} == {
-        key for key in KEYS if "." in key
-    }
+    assert set(written_keys(written)) == set(KEYS)
+
+
+def written_keys(values: dict, table: type[Table] = Recipe, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Dotted keys of a recipe, without those inside named objects and other free tables."""
+    for key, value in values.items():
+        yield ".".join((*path, key))
+        inner = table_of(table.model_fields[key])
+        if inner is not None:
+            yield from written_keys(value, inner, (*path, key))
+
+
+def test_the_tables_of_a_guided_run_are_read_as_they_are_written():
+    recipe = parse_recipe(FULL, "full.yaml").recipe
+    assert recipe.reward.objective == Named(name="plackett_luce", arguments={"aggregate": "softmin"})
+    assert recipe.reward.head == {"hidden": 64, "bound": "sigmoid"}
+    assert recipe.examples.development == ["dev.jsonl"]
+    assert recipe.prompt_task.verbalizers == [" terrible", " great"]
+    assert recipe.prompt_task.correct == 100.0
+    assert recipe.guidance.source == Named(name="rouge", arguments={"variant": "rougeL"})
+    assert (recipe.guidance.restart, recipe.guidance.until) == ("fresh", 0.4)
+    assert recipe.guidance.sampling.stop == ["TL;DR"]
+    assert recipe.guidance.sampling.top_k == 256
+
+
+def test_defaults_of_a_guided_run_are_those_of_the_description():
+    recipe = parse_recipe("guidance: {}\nexamples: {source: a.jsonl}\n", "q.yaml").recipe
+    assert recipe.guidance.objective.name == "weighted_likelihood"
+    assert recipe.guidance.selection.name == "soft"
+    assert recipe.guidance.sampler.name == "transformers"
+    assert (recipe.guidance.samples, recipe.guidance.every, recipe.guidance.until) == (3, None, 0.5)
+    assert (recipe.guidance.rollouts, recipe.guidance.restart) == (64, "warm")
+    assert (recipe.guidance.sampling.temperature, recipe.guidance.sampling.top_k) == (1.0, 50)
+    assert recipe.reward.objective.name == "plackett_luce"
+    assert (recipe.examples.prompt, recipe.examples.references) == ("{prompt}", None)
+    plain = parse_recipe("seed: 0", "q.yaml").recipe
+    assert (plain.guidance, plain.examples, plain.prompt_task, plain.model.head_mlp) == (None,) * 4
 
 
 def test_defaults_are_those_of_the_description():
@@ -152,8 +256,10 @@ def test_a_key_with_a_wrong_letter_is_refused_and_the_right_key_is_named(key):
     *tables, last = key.split(".")
     siblings = {k.rpartition(".")[2] for k in KEYS if k.rpartition(".")[0] == ".".join(tables)}
     full = read_source(FULL, "full.yaml").values
-    # One letter may turn a key into its neighbour, as top_k into top_p: no mistake that can be seen.
-    for wrong in sorted(set(mutations(last)) - siblings - {""}):
+    # One letter may turn a key into its neighbour, as top_k into top_p, which is no mistake that can be seen, or into
+    # a key of another table, which is then named.
+    elsewhere = {k.rpartition(".")[2] for k in KEYS}
+    for wrong in sorted(set(mutations(last)) - siblings - elsewhere - {""}):
         ((path, message),) = unknown_keys(renamed(full, (*tables, last), wrong))
         assert path == ".".join((*tables, wrong))
         assert message.endswith(f"Did you mean '{last}'?")
@@ -185,7 +291,8 @@ def test_a_key_of_another_table_is_sent_there():
     assert refused("policy: {held_out: 1}").endswith("'held_out' belongs to data.")
     assert refused("data: {seed: 1}").endswith("'seed' belongs to the top level.")
     assert refused("beta: 1").endswith(
-        "'beta' belongs to oracle.objective, policy.objective or referee.objective."
+        "'beta' belongs to oracle.objective, reward.objective, policy.objective, referee.objective or "
+        "guidance.objective."
     )
 
 
@@ -370,7 +477,7 @@ def test_values_know_where_they_come_from():
 @given(
     st.none() | st.integers(0, 9),
     st.none() | st.integers(0, 9),
-    st.sampled_from([k for k, f in schema_fields() if table_of(f) is None and "int" in str(f.annotation)]),
+    st.sampled_from([k for k in WHOLE if k.partition(".")[0] not in ("examples", "prompt_task", "guidance")]),
 )
 def test_default_gives_way_to_the_file_and_the_file_to_set(in_file, in_set, key):
     # + 1, because most of these must be positive

@@ -9,8 +9,8 @@ a preference and trains with them.
     figures = tokenward.read_figures(run)
 
 Each stage is a function of its own over an opened recipe: ``prepare_data``, ``train_sft``,
-``compute_reference``, ``train_oracle``, ``compute_scores``, ``train_policy``, ``train_referee``,
-``evaluate``.
+``compute_reference``, ``train_oracle``, ``train_reward``, ``compute_scores``, ``train_policy``,
+``train_referee``, ``evaluate``; in a guided run ``prepare_examples``, ``train_guided``, ``evaluate_guided``.
 """
 
 import importlib
@@ -25,12 +25,16 @@ if TYPE_CHECKING:
         compute_reference,
         compute_scores,
         evaluate,
+        evaluate_guided,
         open_run,
         prepare_data,
+        prepare_examples,
         read_figures,
+        train_guided,
         train_oracle,
         train_policy,
         train_referee,
+        train_reward,
         train_sft,
     )
     from tokenward.pipeline import run_recipe as run
@@ -44,13 +48,17 @@ _LAZY = {
     "compute_reference": "pipeline:compute_reference",
     "compute_scores": "pipeline:compute_scores",
     "evaluate": "pipeline:evaluate",
+    "evaluate_guided": "pipeline:evaluate_guided",
     "open_run": "pipeline:open_run",
     "prepare_data": "pipeline:prepare_data",
+    "prepare_examples": "pipeline:prepare_examples",
     "read_figures": "pipeline:read_figures",
     "run": "pipeline:run_recipe",
+    "train_guided": "pipeline:train_guided",
     "train_oracle": "pipeline:train_oracle",
     "train_policy": "pipeline:train_policy",
     "train_referee": "pipeline:train_referee",
+    "train_reward": "pipeline:train_reward",
     "train_sft": "pipeline:train_sft",
 }
 
@@ -64,13 +72,17 @@ __all__ = [
     "compute_reference",
     "compute_scores",
     "evaluate",
+    "evaluate_guided",
     "open_run",
     "prepare_data",
+    "prepare_examples",
     "read_figures",
     "run",
+    "train_guided",
     "train_oracle",
     "train_policy",
     "train_referee",
+    "train_reward",
     "train_sft",
 ]
 

@@ -53,7 +53,7 @@ def _through(recipe: Path, overrides: list[str] | None, last: str) -> None:
 
 @app.command()
 def run(recipe: RecipeArgument, overrides: SetOption = None) -> None:
-    """Carry out a whole recipe: data, oracle, scores, policy, evaluation. Finished stages are skipped."""
+    """Carry out a whole recipe, on comparisons or guided, to its evaluation. Finished stages are skipped."""
     _through(recipe, overrides, "evaluation")
 
 
@@ -77,14 +77,22 @@ def oracle(recipe: RecipeArgument, overrides: SetOption = None) -> None:
 
 
 @app.command()
+def reward(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+    """Learn a token reward from the ranks in the data, after the stages it needs."""
+    _through(recipe, overrides, "reward")
+
+
+@app.command()
 def score(
     target: Annotated[
-        Path, typer.Argument(help="Recipe, or the folder of a trained oracle.", show_default=False)
+        Path,
+        typer.Argument(help="Recipe, or the folder of a trained oracle or reward.", show_default=False),
     ],
     texts: Annotated[
         Path | None,
         typer.Argument(
-            help="With an oracle: your own texts, JSON lines with prompt and response.", show_default=False
+            help="With such a folder: your own texts, JSON lines with prompt and response.",
+            show_default=False,
         ),
     ] = None,
     overrides: SetOption = None,
@@ -95,7 +103,7 @@ def score(
         str | None, typer.Option(help="Reference model, where the folder does not say which it was.")
     ] = None,
 ) -> None:
-    """Score every response token of a recipe's data, or of your own texts with a trained oracle.
+    """Score every response token of a recipe's data, or of your own texts with a trained oracle or reward.
 
     tokenward score recipes/quickstart.yaml
     tokenward score runs/quickstart/oracle texts.jsonl --output scores.jsonl
@@ -111,7 +119,7 @@ def score(
 
 @app.command()
 def train(recipe: RecipeArgument, overrides: SetOption = None) -> None:
-    """Train the policy on the selected tokens, after the stages it needs."""
+    """Train the policy, on selected tokens or guided by a learned reward, after the stages it needs."""
     _through(recipe, overrides, "policy")
 
 

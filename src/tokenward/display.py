@@ -45,6 +45,7 @@ class Display:
             box=None,
             pad_edge=False,
             padding=(0, 2, 0, 0),
+            min_width=len(title),  # or the title is broken to the width of narrow columns
         )
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")

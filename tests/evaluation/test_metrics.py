@@ -9,6 +9,11 @@ from tokenward.evaluation.metrics import METRICS, apply_metric
 from tokenward.evaluation.sentiment import Vader
 
 PROMPTS = ["p", "q", "r"]
+WHERE = ["rows:1", "rows:2", "rows:3"]
+
+
+def applied(name, metric, completions):
+    return apply_metric(name, metric, PROMPTS, completions, [[1], [2], [3]], columns={}, where=WHERE)
 
 
 def test_distinct_2_by_hand():
@@ -20,7 +25,7 @@ def test_distinct_2_by_hand():
 
 def test_vader_is_the_compound_of_each_completion():
     completions = ["a good day", "a bad day", "a day"]
-    found = apply_metric("vader", METRICS["vader"], PROMPTS, completions)
+    found = applied("vader", METRICS["vader"], completions)
     assert found == [Vader().compound(text) for text in completions]
     assert found[0] > found[2] == 0 > found[1]
 
@@ -32,24 +37,29 @@ def test_a_metric_is_called_as_trl_calls_a_reward_function():
         calls.append((prompts, completions, columns))
         return [len(text) for text in completions]
 
-    assert apply_metric("lengths", lengths, tuple(PROMPTS), ("a", "bb", "")) == [1.0, 2.0, 0.0]
-    assert calls == [(PROMPTS, ["a", "bb", ""], {})]
+    assert applied("lengths", lengths, ("a", "bb", "")) == [1.0, 2.0, 0.0]
+    assert calls == [(PROMPTS, ["a", "bb", ""], {"completion_ids": [[1], [2], [3]]})]
 
 
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        ([1.0, 2.0], r"the metric mine returned 2 values for 3 completions\. "),
-        ([1.0, math.nan, 2.0], r"not finite at \[1\]"),
-        ([math.inf, 0.0, -math.inf], r"not finite at \[0, 2\]"),
+        ([1.0, 2.0], r"rows:3: the metric mine returned .*2 scores for 3 completions"),
+        ([1.0, math.nan, 2.0], r"rows:2: the metric mine returned nan"),
+        ([math.inf, 0.0, -math.inf], r"rows:1: the metric mine returned inf"),
     ],
 )
 def test_what_is_not_one_finite_number_each_is_refused(returned, message):
     with pytest.raises(UserError, match=message):
-        apply_metric("mine", lambda prompts, completions: returned, PROMPTS, ["a", "b", "c"])
+        applied("mine", lambda prompts, completions: returned, ["a", "b", "c"])
+
+
+def test_a_metric_that_compares_with_references_says_that_there_are_none():
+    with pytest.raises(UserError, match="references"):
+        applied("rougeL", METRICS["rougeL"], ["a", "b", "c"])
 
 
 @pytest.mark.parametrize("returned", [None, [None, 1.0, 2.0], ["good", 1.0, 2.0], 3.0])
 def test_what_is_no_number_is_refused(returned):
     with pytest.raises(UserError, match="mine"):
-        apply_metric("mine", lambda prompts, completions: returned, PROMPTS, ["a", "b", "c"])
+        applied("mine", lambda prompts, completions: returned, ["a", "b", "c"])

@@ -1,19 +1,25 @@
 """Recipes: one YAML file, one table per stage, every value checked before anything runs."""
 
+from tokenward.config.base import Named, Table
+from tokenward.config.guidance import (
+    ExamplesTable,
+    GuidanceTable,
+    PromptTaskTable,
+    RewardTable,
+    SamplingTable,
+)
 from tokenward.config.loading import LoadedRecipe, Resolved, load_recipe, parse_recipe, resolved
 from tokenward.config.schema import (
     REMOVED,
     DataTable,
     EvaluationTable,
     ModelTable,
-    Named,
     OracleTable,
     PolicyTable,
     Recipe,
     RefereeTable,
     ScoresTable,
     SftTable,
-    Table,
     TokensTable,
     descriptions,
 )
@@ -24,15 +30,20 @@ __all__ = [
     "REMOVED",
     "DataTable",
     "EvaluationTable",
+    "ExamplesTable",
+    "GuidanceTable",
     "Lines",
     "LoadedRecipe",
     "ModelTable",
     "Named",
     "OracleTable",
     "PolicyTable",
+    "PromptTaskTable",
     "Recipe",
     "RefereeTable",
     "Resolved",
+    "RewardTable",
+    "SamplingTable",
     "ScoresTable",
     "SftTable",
     "Table",

@@ -9,7 +9,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from tokenward.config.schema import REMOVED, Named, Recipe, Table, schema_fields, table_of
+from tokenward.config.base import Named, Table
+from tokenward.config.schema import REMOVED, Recipe, schema_fields, table_of
 
 _TOP = "the top level"
 _ABSENT = object()

@@ -3,75 +3,14 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
+from pydantic import Field
 from pydantic.fields import FieldInfo
+
+from tokenward.config.base import TRAINING, Count, Named, NamedTable, Share, Table, Training
+from tokenward.config.guidance import ExamplesTable, GuidanceTable, PromptTaskTable, RewardTable
 
 REMOVED: dict[str, str] = {}
 """Keys that once existed: dotted path -> what to write instead. An entry stays for two minor releases."""
-
-_STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
-
-
-class Named(BaseModel):
-    """An object chosen by name, and its arguments, which the object itself checks.
-
-    In a recipe it is flat: ``{name: sepo, beta: 2.0}``.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    name: str
-    arguments: dict[str, Any] = {}
-
-    @model_serializer
-    def flat(self) -> dict[str, Any]:
-        """The table as it is written in a recipe."""
-        return {"name": self.name, **self.arguments}
-
-
-class Table(BaseModel):
-    """One table of a recipe: frozen, and strict about keys and types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {key: _or_default(cls.model_fields.get(key), value) for key, value in values.items()}
-
-
-def _or_default(field: FieldInfo | None, value: Any) -> Any:
-    default = None if field is None else field.get_default(call_default_factory=True)
-    if value is None and isinstance(default, Table | Named | dict):
-        return default  # `oracle:` with nothing below it, as after commenting everything out
-    if isinstance(default, Named) and isinstance(value, dict) and "name" not in value:
-        return {"name": default.name, **value}
-    return value
-
-
-def _named(value: Any) -> Any:
-    if isinstance(value, Named):
-        return value
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise ValueError("a named table needs a name")
-    return Named(name=value["name"], arguments={k: v for k, v in value.items() if k != "name"})
-
-
-def _training(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    # YAML reads the bare word `no`, which is the name of a strategy, as false.
-    return {k: "no" if k in _STRATEGIES and v is False else v for k, v in value.items()}
-
-
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-NamedTable = Annotated[Named, BeforeValidator(_named)]
-Training = Annotated[dict[str, Any], BeforeValidator(_training)]
-
-_TRAINING = Field(default={}, description="Fields of transformers.TrainingArguments, as they are.")
 
 
 class ModelTable(Table):
@@ -94,6 +33,10 @@ class ModelTable(Table):
     )
     adapter: dict[str, Any] | None = Field(
         default=None, description="Fields of peft.LoraConfig, as they are; null trains every weight."
+    )
+    head_mlp: dict[str, Any] | None = Field(
+        default=None,
+        description="Train a small network before a frozen model's head: hidden, gain, bias, residual.",
     )
 
 
@@ -140,7 +83,7 @@ class TokensTable(Table):
 class SftTable(Table):
     """Fine-tuning on the preferred responses before everything else."""
 
-    training: Training = _TRAINING
+    training: Training = TRAINING
 
 
 class OracleTable(Table):
@@ -152,7 +95,7 @@ class OracleTable(Table):
     adapter: Literal["inherit"] | dict[str, Any] | None = Field(
         default="inherit", description="As model.adapter; inherit takes it from there."
     )
-    training: Training = _TRAINING
+    training: Training = TRAINING
 
 
 class ScoresTable(Table):
@@ -178,7 +121,7 @@ class PolicyTable(Table):
         default=Named(name="top_fraction"), description="From scores to token weights."
     )
     objective: NamedTable = Field(default=Named(name="sepo"), description="Objective it is trained with.")
-    training: Training = _TRAINING
+    training: Training = TRAINING
 
 
 class RefereeTable(Table):
@@ -188,7 +131,7 @@ class RefereeTable(Table):
         0.3, description="Share of the training comparisons that it alone sees."
     )
     objective: NamedTable = Field(default=Named(name="dpo"), description="Objective it is trained with.")
-    training: Training = _TRAINING
+    training: Training = TRAINING
 
 
 class EvaluationTable(Table):
@@ -222,9 +165,22 @@ class Recipe(Table):
     tokens: TokensTable = Field(default=TokensTable(), description="From text to tokens.")
     sft: SftTable | None = Field(default=None, description="Fine-tuning first; null leaves it out.")
     oracle: OracleTable = Field(default=OracleTable(), description="The model that estimates token rewards.")
+    reward: RewardTable = Field(
+        default=RewardTable(), description="The token reward model, where something reads a reward."
+    )
     scores: ScoresTable = Field(default=ScoresTable(), description="One number per token.")
     policy: PolicyTable = Field(default=PolicyTable(), description="The model that is the result.")
     referee: RefereeTable | None = Field(default=None, description="A second oracle; null leaves it out.")
+    examples: ExamplesTable | None = Field(
+        default=None, description="Prompts with references, to sample replies to, in a guided run."
+    )
+    prompt_task: PromptTaskTable | None = Field(
+        default=None, description="Labelled texts that a discrete prompt shall classify, in a guided run."
+    )
+    guidance: GuidanceTable | None = Field(
+        default=None,
+        description="Learn a reward from ranked samples and train with it, in turns; null is a run on comparisons.",
+    )
     evaluation: EvaluationTable = Field(default=EvaluationTable(), description="What is measured.")
 
 

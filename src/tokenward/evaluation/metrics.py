@@ -1,10 +1,11 @@
 """Metrics of generated text, with the signature of TRL's reward functions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
-from tokenward.errors import UserError
 from tokenward.evaluation.sentiment import Vader
+from tokenward.sampling.sources import ChrF, Meteor, Rouge, call_source
 
 Metric = Callable[..., Sequence[float]]
 """``f(prompts, completions, **columns) -> list[float]``: one number per completion, higher is more of it."""
@@ -27,30 +28,32 @@ def distinct_2(prompts: Sequence[str], completions: Sequence[str], **columns: ob
     return [share(text) for text in completions]
 
 
-METRICS: dict[str, Metric] = {"vader": vader, "distinct_2": distinct_2}
+METRICS: dict[str, Metric] = {
+    "vader": vader,
+    "distinct_2": distinct_2,
+    # These compare with references, which a guided run's examples have.
+    "rouge1": Rouge(type="rouge1"),
+    "rouge2": Rouge(type="rouge2"),
+    "rougeL": Rouge(type="rougeL"),
+    "rougeLsum": Rouge(type="rougeLsum"),
+    "meteor": Meteor(),
+    "chrf": ChrF(),
+}
 
 
 def apply_metric(
-    name: str, metric: Metric, prompts: Sequence[str], completions: Sequence[str]
+    name: str,
+    metric: Metric,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    completion_ids: Sequence[Sequence[int]],
+    *,
+    columns: Mapping[str, Sequence[Any]],
+    where: Sequence[str],
 ) -> list[float]:
-    """Call a metric and check what it returns.
+    """Call a metric as a preference source is called, and check what it returns.
 
     Raises:
-        UserError: it returned something else than one finite number per completion.
+        UserError: it returned something else than one finite number per completion, or lacks a column.
     """
-    returned = metric(prompts=list(prompts), completions=list(completions))
-    try:
-        values = [float(value) for value in returned]
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"the metric {name} returned something that is no list of numbers: {error}. It must return one finite "
-            "number per completion."
-        ) from error
-    bad = [index for index, value in enumerate(values) if value - value != 0]
-    if len(values) != len(completions) or bad:
-        raise UserError(
-            f"the metric {name} returned {len(values)} values for {len(completions)} completions"
-            + (f", not finite at {bad[:5]}" if bad else "")
-            + ". It must return one finite number per completion."
-        )
-    return values
+    return call_source(name, metric, prompts, completions, completion_ids, columns, where, kind="metric")

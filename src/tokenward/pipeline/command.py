@@ -11,8 +11,11 @@ from tokenward.config import load_recipe
 from tokenward.display import Display
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, pair_sets, prepare_data
+from tokenward.pipeline.examples import prepare_examples
 from tokenward.pipeline.preview import preview
+from tokenward.pipeline.prompt_task import labelled_parts
 from tokenward.pipeline.stages import check_recipe, run_through
+from tokenward.pipeline.tasks import encoded_examples
 from tokenward.tokens.rows import TokenRow
 
 
@@ -54,11 +57,25 @@ def open_run(recipe: str | Path, overrides: Sequence[str] = (), *, quiet: bool =
 def show_data(recipe: str | Path, overrides: Sequence[str], rows: int) -> None:
     """The data stage, and some rows as the model will see them."""
     run = open_run(recipe, overrides)
+    if run.recipe.guidance is not None:
+        _show_examples(run, rows)
+        return
     prepare_data(run)
     template = run.tokenizer_template(run.recipe.model.name)
     encoded = encode_set(run, pair_sets(run).train, template, show="pairs").rows
     for row in encoded[:rows]:
         preview(run.display, template, TokenRow(encoded=row))
+
+
+def _show_examples(run: Run, rows: int) -> None:
+    if prepare_examples(run) is None:
+        texts = labelled_parts(run)
+        counts = [(part, str(len(found))) for part, found in texts._asdict().items()]
+        run.display.table("labelled texts", ("", "rows"), counts)
+        return
+    template = run.tokenizer_template(run.recipe.model.name)
+    for row in encoded_examples(run, template, "train").rows[:rows]:
+        preview(run.display, template, row)
 
 
 def quiet_libraries() -> None:

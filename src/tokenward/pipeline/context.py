@@ -9,17 +9,17 @@ from typing import Any
 from tokenward.artifacts import Manifest, StageFolder, open_stage, require
 from tokenward.config import Recipe
 from tokenward.display import Display
-from tokenward.models.loading import (
-    LanguageModel,
-    context_length,
-    load_model,
-    load_tokenizer,
-    model_fingerprint,
-)
+from tokenward.models.loading import LanguageModel, load_model, load_tokenizer
+from tokenward.models.places import context_length, has_encoder, model_fingerprint
+from tokenward.models.reward import RewardModel, load_reward_model
 from tokenward.tokens.encode import Limits
 from tokenward.tokens.template import Template
 
-STAGES = ("data", "sft", "reference", "oracle", "scores", "policy", "referee", "evaluation")
+STAGES = ("data", "sft", "reference", "oracle", "reward", "scores", "policy", "referee", "evaluation")
+"""The stages of a run on comparisons, in their order."""
+
+GUIDED_STAGES = ("examples", "sft", "guidance", "evaluation")
+"""The stages of a guided run, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Run:
                 than the folders beside it hold.
         """
         manifest = require(self.path(stage), stage)
-        before = [name for name in manifest.inputs if name in STAGES]
+        before = [name for name in manifest.inputs if name in (*STAGES, *GUIDED_STAGES)]
         manifest.check({name: require(self.path(name), name).fingerprint for name in before})
         return manifest
 
@@ -62,7 +62,7 @@ class Run:
         """Open a stage's folder, and say on screen whether it runs, goes on or is done already.
 
         Args:
-            name: One of ``STAGES``.
+            name: One of ``STAGES`` or ``GUIDED_STAGES``.
             settings: Everything of the recipe that its output depends on.
             inputs: Fingerprints of what it reads.
             layout: Version of what it writes.
@@ -80,8 +80,10 @@ class Run:
 
     def tokenizer_template(self, name: str) -> Template:
         """The template of a model, without loading its weights."""
-        tokenizer = load_tokenizer(name, trust_remote_code=self.recipe.model.trust_remote_code)
-        return Template(tokenizer=tokenizer, kind=self.recipe.tokens.template)
+        trust = self.recipe.model.trust_remote_code
+        tokenizer = load_tokenizer(name, trust_remote_code=trust)
+        encoder = has_encoder(name, trust_remote_code=trust)
+        return Template(tokenizer=tokenizer, kind=self.recipe.tokens.template, encoder=encoder)
 
     def load(self, name: str, *, dtype: str | None = None) -> LanguageModel:
         """Load a model with the recipe's settings."""
@@ -95,13 +97,21 @@ class Run:
             trust_remote_code=table.trust_remote_code,
         )
 
+    def load_reward(self, folder: str) -> RewardModel:
+        """Load a token reward model with the recipe's settings."""
+        table = self.recipe.model
+        return load_reward_model(
+            folder, dtype=table.dtype, device=table.device, attention=table.attention, rows=table.rows
+        )
+
     @property
     def limits(self) -> Limits:
-        """Longest prompt and response; the reference and the policy must both have the positions."""
+        """Longest prompt and response; every model that reads them must have the positions."""
         table = self.recipe.tokens
         # The SFT model has the positions of the model that it was made from, and need not exist yet.
         base = self.recipe.model.name
-        names = {self.recipe.oracle.model or base, self.recipe.policy.model or base}
+        tables = (self.recipe.oracle, self.recipe.reward, self.recipe.policy)
+        names = {table.model or base for table in tables}
         trust = self.recipe.model.trust_remote_code
         contexts = [context_length(name, trust_remote_code=trust) for name in names]
         context = min((length for length in contexts if length is not None), default=None)

@@ -1,7 +1,7 @@
 """The data stage: any source to clean comparisons, split once and for all."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -43,7 +43,7 @@ def prepare_data(run: Run) -> Manifest:
     table = run.recipe.data
     source = str(BUILTIN) if table.source == "builtin" else table.source
     settings = {"data": table.model_dump(exclude={"pairs", "min_gap"}), "seed": run.recipe.seed}
-    with run.stage("data", settings, {"source": _source_fingerprint(source)}) as stage:
+    with run.stage("data", settings, {"source": source_fingerprint(source)}) as stage:
         if not stage.done:
             loaded = load(
                 source,
@@ -81,7 +81,8 @@ def prepare_data(run: Run) -> Manifest:
     return manifest
 
 
-def _source_fingerprint(source: str | list[str]) -> str:
+def source_fingerprint(source: str | list[str]) -> str:
+    """Fingerprint of a source's files; of its name, where the hub holds it."""
     parts = []
     for name in [source] if isinstance(source, str) else source:
         path = Path(name).expanduser()
@@ -189,18 +190,26 @@ def by_prompt(rows: Iterable[Comparison]) -> list[Comparison]:
 
     The ranks carry no meaning: pairs of one response may disagree about it.
     """
-    groups: dict[str, dict[str, None]] = {}
+    groups: dict[str, dict[str, tuple[Span, ...] | None]] = {}
     prompts: dict[str, Comparison] = {}
     for row in rows:
         name = json.dumps(row.prompt)
         prompts.setdefault(name, row)
-        groups.setdefault(name, {}).update(dict.fromkeys(row.responses))
-    return [
-        replace(
-            prompts[name], responses=tuple(texts), ranks=tuple(range(len(texts))), scores=None, spans=None
-        )
-        for name, texts in groups.items()
-    ]
+        group = groups.setdefault(name, {})
+        for text, spans in zip(row.responses, row.spans or (None,) * len(row.responses), strict=True):
+            group.setdefault(text, spans)
+    return [_group(prompts[name], group) for name, group in groups.items()]
+
+
+def _group(row: Comparison, responses: Mapping[str, tuple[Span, ...] | None]) -> Comparison:
+    spans = tuple(found for found in responses.values() if found is not None)
+    return replace(
+        row,
+        responses=tuple(responses),
+        ranks=tuple(range(len(responses))),
+        scores=None,
+        spans=spans if len(spans) == len(responses) else None,
+    )
 
 
 def encode_set(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -10,25 +10,24 @@ from tokenward.artifacts import Manifest, atomic_write
 from tokenward.evaluation.credit import KnownResponse, credit_figures
 from tokenward.evaluation.heldout import PairLogprobs, before_after_figures, preference_figures
 from tokenward.evaluation.metrics import METRICS, apply_metric
-from tokenward.evaluation.statistics import Figure, mean_figure
+from tokenward.evaluation.statistics import mean_figure
 from tokenward.models.forward import token_kl
 from tokenward.models.loading import LanguageModel
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, pair_sets, read_comparisons, response_keys
+from tokenward.pipeline.figures import Figures, evaluation_statistics, figure_as_json, show_figures
 from tokenward.pipeline.values import scorer_of
 from tokenward.plugins import find
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
-from tokenward.scoring.logprobs import response_logprobs
 from tokenward.scoring.scorers import Random, Surprisal
 from tokenward.scoring.store import TokenStore
+from tokenward.scoring.values import token_values
 from tokenward.tokens.batches import budgeted
 from tokenward.tokens.encode import Encoded
-from tokenward.tokens.rows import TokenRow, collate
+from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.spans import ByteSpan, span_values
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
-
-Figures = dict[str, Figure]
 
 
 class Samples(NamedTuple):
@@ -51,7 +50,7 @@ def evaluate(run: Run) -> Manifest:
     with run.stage("evaluation", settings, inputs) as stage:
         if not stage.done:
             figures, samples = _measure(run)
-            metrics = {name: _as_json(figure) for name, figure in figures.items()}
+            metrics = {name: figure_as_json(figure) for name, figure in figures.items()}
             atomic_write(stage.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
             atomic_write(stage.path / "samples.jsonl", _samples_text(samples))
             stage.complete(figures=len(figures), prompts=len(samples.prompts))
@@ -62,52 +61,9 @@ def evaluate(run: Run) -> Manifest:
     return run.done("evaluation")
 
 
-def read_figures(run: Run) -> Figures:
-    """The figures of a finished evaluation."""
-    raw: dict[str, dict[str, Any]] = json.loads((run.path("evaluation") / "metrics.json").read_text())
-    nan = float("nan")
-    return {
-        name: Figure(
-            *(nan if item[key] is None else item[key] for key in ("value", "low", "high")), n=item["n"]
-        )
-        for name, item in raw.items()
-    }
-
-
-def show_figures(run: Run) -> None:
-    """The closing tables: what changed, then every other figure."""
-    figures = read_figures(run)
-    changed = [name.removesuffix("/change") for name in figures if name.endswith("/change")]
-    before_after = [
-        (
-            name,
-            f"{figures[f'{name}/before'].value:.3f}",
-            f"{figures[f'{name}/after'].value:.3f}",
-            *_shown(figures[f"{name}/change"]),
-        )
-        for name in changed
-    ]
-    parts = {f"{name}/{part}" for name in changed for part in ("before", "after", "change")}
-    others = [(name, *_shown(figure)) for name, figure in figures.items() if name not in parts]
-    columns = ("95 % interval", "n")
-    run.display.table("figures on held-out pairs and replies", ("", "value", *columns), others)
-    run.display.table(
-        "sampled replies, same prompts", ("", "before", "after", "change", *columns), before_after
-    )
-
-
-def _shown(figure: Figure) -> tuple[str, str, str]:
-    return f"{figure.value:.3f}", f"{figure.low:.3f} .. {figure.high:.3f}", str(figure.n)
-
-
-def _as_json(figure: Figure) -> dict[str, float | int | None]:
-    # JSON has no NaN: a figure without examples is null, with n = 0.
-    return {name: None if value != value else value for name, value in figure._asdict().items()}
-
-
 def _measure(run: Run) -> tuple[Figures, Samples]:
     start, policy = run.load(run.policy_start), run.load(str(run.path("policy") / "model"))
-    template = Template(tokenizer=start.tokenizer, kind=run.recipe.tokens.template)
+    template = start.template(run.recipe.tokens.template)
     held_out = pair_sets(run).held_out
     pairs = encode_set(run, held_out, template, may_be_empty=True).rows
     figures: Figures = {}
@@ -120,15 +76,11 @@ def _measure(run: Run) -> tuple[Figures, Samples]:
     return figures, samples
 
 
-def _statistics(run: Run) -> dict[str, int]:
-    return {"resamples": run.recipe.evaluation.bootstrap, "seed": run.recipe.seed}
-
-
 def _logprobs(
     run: Run, model: LanguageModel, rows: Sequence[Encoded], label: str
 ) -> list[list[torch.Tensor]]:
     with run.display.progress(label, sum(len(row.responses) for row in rows)) as bar:
-        return response_logprobs(
+        return token_values(
             model,
             [TokenRow(encoded=row) for row in rows],
             precision=run.recipe.scores.precision,
@@ -146,14 +98,14 @@ def _on_pairs(run: Run, start: LanguageModel, policy: LanguageModel, pairs: Sequ
     before = _logprobs(run, start, pairs, "pairs, before")
     after = _logprobs(run, policy, pairs, "pairs, after")
     joined = [PairLogprobs((b[0], b[1]), (a[0], a[1])) for b, a in zip(before, after, strict=True)]
-    figures = preference_figures(joined, **_statistics(run))
+    figures = preference_figures(joined, **evaluation_statistics(run))
     if run.recipe.referee is not None:
         referee = run.load(str(run.path("referee") / "model"))
         judged = _logprobs(run, referee, pairs, "pairs, referee")
         reference = _reference_of(run, start)
         base = before if reference is start else _logprobs(run, reference, pairs, "pairs, reference")
         by_referee = [PairLogprobs((b[0], b[1]), (a[0], a[1])) for b, a in zip(base, judged, strict=True)]
-        found = preference_figures(by_referee, **_statistics(run))
+        found = preference_figures(by_referee, **evaluation_statistics(run))
         figures |= {f"referee/pairs_{name}": found[f"preference/{name}"] for name in ("accuracy", "margin")}
     return figures
 
@@ -178,7 +130,7 @@ def _credit(run: Run, pairs: Sequence[Encoded]) -> Figures:
                 [values[index] for index in text_tokens],
                 {name: [score[index] for index in text_tokens] for name, score in scores.items()},
             )
-    return credit_figures(list(known.values()), **_statistics(run))
+    return credit_figures(list(known.values()), **evaluation_statistics(run))
 
 
 def _sample(run: Run, template: Template) -> Samples:
@@ -213,12 +165,24 @@ def _sample(run: Run, template: Template) -> Samples:
 
 def _on_samples(run: Run, start: LanguageModel, policy: LanguageModel, samples: Samples) -> Figures:
     figures: Figures = {}
-    statistics = _statistics(run)
+    statistics = evaluation_statistics(run)
     texts = [row.comparison.prompt[-1]["content"] for row in samples.prompts]
+    where = [row.comparison.source for row in samples.prompts]
     sides = (samples.before, samples.after)
     for name in run.recipe.evaluation.metrics:
         metric = find("metric", name, METRICS)
-        before, after = (apply_metric(name, metric, texts, [reply.text for reply in side]) for side in sides)
+        before, after = (
+            apply_metric(
+                name,
+                metric,
+                texts,
+                [reply.text for reply in side],
+                [reply.ids for reply in side],
+                columns={},
+                where=where,
+            )
+            for side in sides
+        )
         figures |= before_after_figures(name, before, after, **statistics)
     before, after = ([float(len(reply.ids)) for reply in side] for side in sides)
     figures |= before_after_figures("length", before, after, **statistics)
@@ -253,10 +217,8 @@ def _kl(
     """KL(policy || start) over the vocabulary at each token of the policy's own replies, nats."""
     results: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     with run.display.progress("KL to the start", len(rows)) as bar:
-        for group in budgeted(rows, layout="separate", tokens=run.recipe.scores.tokens_per_batch):
-            batch = collate([rows[index] for index in group], layout="separate", pad_id=policy.pad_id).to(
-                policy.device
-            )
+        for group in budgeted(rows, layout=policy.layout, tokens=run.recipe.scores.tokens_per_batch):
+            batch = policy.collate([rows[index] for index in group]).to(policy.device)
             kl = token_kl(policy.model, policy.head, start.model, start.head, batch).cpu()
             for index, part in zip(
                 group, kl.split([len(rows[i].encoded.responses[0]) for i in group]), strict=True
@@ -276,9 +238,9 @@ def _refereed(run: Run, start: LanguageModel, samples: Samples) -> Figures:
         judged = _logprobs(run, referee, rows, label)
         base = _logprobs(run, reference, rows, label)
         rewards.append([float((j[0] - b[0]).mean()) for j, b in zip(judged, base, strict=True)])
-    figures = before_after_figures("referee", *rewards, **_statistics(run))
+    figures = before_after_figures("referee", *rewards, **evaluation_statistics(run))
     wins = [(after > before) + 0.5 * (after == before) for before, after in zip(*rewards, strict=True)]
-    figures["referee/win_rate"] = mean_figure(wins, **_statistics(run))
+    figures["referee/win_rate"] = mean_figure(wins, **evaluation_statistics(run))
     return figures
 
 

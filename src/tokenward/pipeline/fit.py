@@ -3,24 +3,27 @@
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from transformers import PrinterCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy, TrainOutput, get_last_checkpoint
 
 from tokenward.artifacts import StageFolder, atomic_write
 from tokenward.errors import UserError
-from tokenward.models.loading import LanguageModel
-from tokenward.objectives.base import Objective
+from tokenward.models.base import TokenModel
+from tokenward.objectives.base import Objective, needs_reference
 from tokenward.pipeline.context import Run
 from tokenward.tokens.rows import TokenRow
+from tokenward.training.alternating import STATE_FILE, Alternating
 from tokenward.training.arguments import TrainingArguments, training_arguments
 from tokenward.training.callbacks import CheckpointEvery, ShowProgress, StopOnInterrupt
 from tokenward.training.checks import check_first_batch
-from tokenward.training.collator import Weigh
+from tokenward.training.collator import Prepare
 from tokenward.training.trainer import TokenTrainer
 
 CHECKED_ROWS = 4
@@ -33,13 +36,15 @@ class Interrupted(KeyboardInterrupt):
 def fit(
     run: Run,
     stage: StageFolder,
-    model: LanguageModel,
+    model: TokenModel,
     objective: Objective,
     rows: Sequence[TokenRow],
     table: dict[str, Any],
     *,
     held_out: Sequence[TokenRow] = (),
-    weigh: Weigh | None = None,
+    prepare: Prepare | None = None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    between: Alternating | None = None,
 ) -> dict[str, Any]:
     """Train a model and save it in ``model/``, its history in ``history.jsonl``.
 
@@ -51,7 +56,9 @@ def fit(
         rows: Training comparisons.
         table: The recipe's ``training`` table.
         held_out: Comparisons for ``eval_strategy``.
-        weigh: Weights that depend on the batch.
+        prepare: What a step's rows become just before they train.
+        defaults: What the table need not say, where it is not what other stages have.
+        between: What happens between the steps; it has a part in each checkpoint.
 
     Returns:
         Facts for the manifest: steps, final loss, seconds.
@@ -61,8 +68,8 @@ def fit(
         Interrupted: Ctrl-C; a checkpoint was saved and the next run goes on from it.
     """
     checkpoints = stage.path / "checkpoints"
-    arguments = _arguments(run, stage.path, table, evaluates=bool(held_out))
-    if objective.needs_reference:
+    arguments = _arguments(run, stage.path, {**defaults, **table}, evaluates=bool(held_out))
+    if needs_reference(objective) and all(row.reference_logp is not None for row in rows):
         _check_start(run, model, objective, rows, arguments)
     interrupt = StopOnInterrupt()
     trainer = TokenTrainer(
@@ -71,11 +78,19 @@ def fit(
         arguments,
         rows,
         held_out=held_out or None,
-        weigh=weigh,
-        callbacks=[CheckpointEvery(arguments.checkpoint_minutes), interrupt],
+        prepare=prepare,
+        callbacks=[
+            *([between] if between is not None else []),
+            CheckpointEvery(arguments.checkpoint_minutes),
+            interrupt,
+        ],
     )
     trainer.remove_callback(PrinterCallback)  # our own bar shows what is logged
-    result = _train(run, stage.path.name, trainer, interrupt, _last_whole_checkpoint(checkpoints))
+    last_file = TRAINER_STATE_NAME if between is None else STATE_FILE
+    checkpoint = _last_whole_checkpoint(checkpoints, last_file)
+    result = _train(run, stage.path.name, trainer, interrupt, checkpoint)
+    if between is not None:
+        between.finish()
     _save(model, stage.path)
     write_history(stage.path / "history.jsonl", trainer.state.log_history)
     if "save_strategy" not in table:
@@ -108,14 +123,14 @@ def _arguments(run: Run, folder: Path, table: dict[str, Any], *, evaluates: bool
 
 def _check_start(
     run: Run,
-    model: LanguageModel,
+    model: TokenModel,
     objective: Objective,
     rows: Sequence[TokenRow],
     arguments: TrainingArguments,
 ) -> None:
     """Compare the untrained policy with its reference, and show what was found."""
     coarse = arguments.bf16 or run.recipe.scores.precision == "bfloat16"
-    precision = torch.bfloat16 if coarse else model.model.dtype
+    precision = torch.bfloat16 if coarse else model.dtype
     found = check_first_batch(model, objective, list(rows[:CHECKED_ROWS]), precision=precision)
     run.display.line(
         f"  first rows: loss {found['loss']:.4f} (DPO begins at ln 2 = {math.log(2):.4f}), margin {found['margin']:.4f} "
@@ -140,10 +155,10 @@ def _train(
     return result
 
 
-def _last_whole_checkpoint(folder: Path) -> str | None:
+def _last_whole_checkpoint(folder: Path, last_file: str) -> str | None:
     """The newest checkpoint that was written to its end; a torn one, after a kill or a full disk, is removed."""
     for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / "trainer_state.json").is_file():  # transformers writes it last
+        if not (checkpoint / last_file).is_file():
             shutil.rmtree(checkpoint)
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
@@ -154,13 +169,12 @@ def planned_steps(trainer: TokenTrainer) -> int:
     return int(trainer.set_initial_training_values(trainer.args, loader)[6])
 
 
-def _save(model: LanguageModel, folder: Path) -> None:
+def _save(model: TokenModel, folder: Path) -> None:
     """Save into a fresh folder and move it in place: a model folder is whole or absent."""
     scratch, target = folder / "model.tmp", folder / "model"
     for old in (scratch, target):
         shutil.rmtree(old, ignore_errors=True)
-    model.model.save_pretrained(str(scratch))
-    model.tokenizer.save_pretrained(scratch)
+    model.save(scratch)
     scratch.rename(target)
 
 

@@ -20,10 +20,16 @@ def preview(display: Display, template: Template, row: TokenRow) -> None:
     text.append(("..." if len(prompt) > PROMPT_SHOWN else "") + prompt[-PROMPT_SHOWN:], style="dim")
     for side, ids in enumerate(row.encoded.responses):
         comparison = row.encoded.comparison
-        text.append("\nchosen: " if comparison.ranks[side] == 0 else "\nrejected: ", style="bold")
+        text.append(_name(comparison.ranks, side), style="bold")
         weights = row.weights[side].tolist() if row.weights is not None else [1.0] * len(ids)
         text.append(marked(pieces(template, comparison.responses[side], ids), weights))
     display.text(text)
+
+
+def _name(ranks: Sequence[int], side: int) -> str:
+    if len(ranks) == 1:
+        return "\nreference: "
+    return "\nchosen: " if ranks[side] == 0 else "\nrejected: "
 
 
 def pieces(template: Template, response: str, ids: Sequence[int]) -> list[str]:

@@ -1,10 +1,14 @@
 """The stages that compute values per token: reference log-probabilities, and scores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from tokenward.artifacts import Manifest
-from tokenward.models.loading import LanguageModel
+from tokenward.errors import UserError
+from tokenward.models.base import TokenModel
+from tokenward.models.reward import RewardModel
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import (
     by_prompt,
@@ -15,10 +19,11 @@ from tokenward.pipeline.data import (
     without_pairs,
 )
 from tokenward.pipeline.values import scorer_of
-from tokenward.scoring.logprobs import response_logprobs
 from tokenward.scoring.store import TokenRecord, TokenStore, write_shards
+from tokenward.scoring.values import token_values
 from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.segments import with_segments
 from tokenward.tokens.spans import token_spans
 from tokenward.tokens.template import Template
 
@@ -43,35 +48,50 @@ def compute_reference(run: Run) -> Manifest:
             counts["comparisons without a pair: closer than data.min_gap"] = without_pairs(run)
             run.display.table("pairs", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
             model = run.load(run.reference_model)
-            store = _write(run, stage.path, model, template, rows, "reference_logp")
+            store = _write(run, stage.path, {"reference_logp": model}, template, rows)
             stage.complete(responses=len(store), layout=model.layout, pairs=counts)
     return run.done("reference")
 
 
 def compute_scores(run: Run) -> Manifest:
-    """Raw oracle and reference log-probabilities of every response token, in the score store.
+    """Raw values of every response token in the score store: what the scorer reads of oracle, reference and reward.
 
     Nothing is selected here: every selection is made from these values when they are read.
     """
     table = run.recipe.scores
     settings = {"scores": {"precision": table.precision, "shard_rows": table.shard_rows}}
-    needs_oracle = needs(run, "oracle_logp")
     inputs = {"reference": run.done("reference").fingerprint}
-    if needs_oracle:
-        inputs["oracle"] = run.done("oracle").fingerprint
+    makers = {name: stage for stage, name in MADE_BY.items() if needs(run, name)}
+    inputs |= {stage: run.done(stage).fingerprint for stage in makers.values()}
     with run.stage("scores", settings, inputs) as stage:
         if not stage.done:
             template = run.tokenizer_template(run.reference_model)
             rows, _ = _all_rows(run, template)
             reference = TokenStore(run.path("reference"))
-            model = run.load(str(run.path("oracle") / "model")) if needs_oracle else None
-            store = _write(run, stage.path, model, template, rows, "oracle_logp", reference)
+            models = {name: _maker(run, made_by, template) for name, made_by in makers.items()}
+            store = _write(run, stage.path, models, template, rows, reference)
             stage.complete(responses=len(store), reference=run.reference_model)
     return run.done("scores")
 
 
+MADE_BY = {"oracle": "oracle_logp", "reward": "reward"}
+"""Stages whose model gives a stored value, and which."""
+
+
+def _maker(run: Run, stage: str, template: Template) -> TokenModel:
+    """The model of a stage, which must write the same tokens as the reference."""
+    folder = str(run.path(stage) / "model")
+    model = run.load_reward(folder) if stage == "reward" else run.load(folder)
+    if model.template(run.recipe.tokens.template).fingerprint != template.fingerprint:
+        raise UserError(
+            f"the {stage} in {folder} has another tokenizer or chat template than {run.reference_model}, so their values belong "
+            "to other tokens. Name models of one family."
+        )
+    return model
+
+
 def needs(run: Run, value: str) -> bool:
-    """Whether the recipe's scorer reads a stored value; one that does not say reads all."""
+    """Whether the recipe's scorer reads a stored value; one that does not say reads what an oracle gives."""
     return value in getattr(type(scorer_of(run)), "reads", ("oracle_logp", "reference_logp"))
 
 
@@ -85,38 +105,47 @@ def _all_rows(run: Run, template: Template) -> tuple[list[Encoded], dict[str, in
 def _write(
     run: Run,
     folder: Path,
-    model: LanguageModel | None,
+    models: Mapping[str, TokenModel],
     template: Template,
     rows: Sequence[Encoded],
-    name: str,
     reference: TokenStore | None = None,
 ) -> TokenStore:
-    """Write shards of whole prompts; a prompt's responses stay together, so its prompt is computed once."""
-    scores = run.recipe.scores
+    """Write shards of whole prompts; a prompt's responses stay together, so its prompt is computed once.
+
+    Args:
+        run: The run.
+        folder: Where the shards go.
+        models: By the name of the value that each gives.
+        template: That wrote the rows.
+        rows: Every prompt with its responses.
+        reference: Values that are there already.
+    """
     by_key = {response_keys(row)[0]: row for row in rows}
-    total = sum(len(row.responses) for row in rows)
+    total = sum(len(row.responses) for row in rows) * len(models)
     with run.display.progress(folder.name, total) as bar:
 
         def make(keys: Sequence[str]) -> Iterator[TokenRecord]:
             group = [by_key[key] for key in keys]
-            values = (
-                response_logprobs(
-                    model,
-                    [TokenRow(encoded=row) for row in group],
-                    precision=scores.precision,
-                    tokens_per_batch=scores.tokens_per_batch,
-                    progress=bar.advance,
-                )
-                if model is not None
-                else [[None] * len(row.responses) for row in group]
-            )
-            for row, results in zip(group, values, strict=True):
-                for record, logp in zip(_records(template, row), results, strict=True):
+            values = {name: _values(run, model, group, bar.advance) for name, model in models.items()}
+            for number, row in enumerate(group):
+                for place, record in enumerate(_records(template, row)):
                     known = {} if reference is None else reference[record.key].values
-                    mine = {} if logp is None else {name: logp.tolist()}
+                    mine = {name: found[number][place].tolist() for name, found in values.items()}
                     yield record._replace(values={**known, **mine})
 
-        return write_shards(folder, list(by_key), make, rows_per_shard=scores.shard_rows)
+        return write_shards(folder, list(by_key), make, rows_per_shard=run.recipe.scores.shard_rows)
+
+
+def _values(
+    run: Run, model: TokenModel, group: Sequence[Encoded], progress: Callable[[int], None]
+) -> list[list[Tensor]]:
+    rows = [TokenRow(encoded=row) for row in group]
+    if isinstance(model, RewardModel):
+        rows = [with_segments(model.settings.unit, model.tokenizer, row) for row in rows]
+    table = run.recipe.scores
+    return token_values(
+        model, rows, precision=table.precision, tokens_per_batch=table.tokens_per_batch, progress=progress
+    )
 
 
 def _records(template: Template, row: Encoded) -> Iterator[TokenRecord]:

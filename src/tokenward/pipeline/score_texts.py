@@ -22,7 +22,7 @@ def score_file(
     """Score every row of a file that has the fields ``prompt`` and ``response``.
 
     Args:
-        folder: Stage folder of an oracle, or a model folder.
+        folder: Stage folder of an oracle or a reward, or a model folder.
         texts: JSONL, JSON, Parquet or CSV; the prompt is a text or a list of messages.
         output: JSON lines with the tokens of each row; shown on screen if left out.
         reference: Reference model, where the folder does not name it.
@@ -38,7 +38,7 @@ def score_file(
     if output is not None:
         lines = [
             json.dumps(
-                {"total": item.total, "tokens": [token._asdict() for token in item.tokens]},
+                {"total": item.total, "tokens": [token.flat() for token in item.tokens]},
                 ensure_ascii=False,
             )
             for item in scored
@@ -66,9 +66,13 @@ def _show(display: Display, scored: Sequence[ScoredResponse]) -> None:
     """Each token with its score; raised tokens are blue, lowered ones orange."""
     for item in scored:
         line = Text()
+        # A log-ratio is raised above 0; a reward, which is positive throughout, above the mean of its response.
+        reward = "reward" in item.tokens[0].values
+        middle = item.total / len(item.tokens) if reward else 0.0
         for token in item.tokens:
-            style = "blue" if token.score > 0 else "dark_orange"
+            style = "blue" if token.score > middle else "dark_orange"
             line.append(f"{token.text or '<end>'}", style="bold")
             line.append(f"({token.score:+.2f})", style=style)
         display.text(line)
-        display.line(f"  total {item.total:+.2f} nats over {len(item.tokens)} tokens")
+        unit = "reward" if reward else "nats"
+        display.line(f"  total {item.total:+.2f} {unit} over {len(item.tokens)} tokens")

@@ -6,13 +6,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tokenward.config import LoadedRecipe, check_training
+from tokenward.config import GuidanceTable, LoadedRecipe, check_training
 from tokenward.errors import UserError
 from tokenward.evaluation.metrics import METRICS
-from tokenward.pipeline.context import STAGES, Run
+from tokenward.pipeline.context import GUIDED_STAGES, STAGES, Run
 from tokenward.pipeline.data import prepare_data
 from tokenward.pipeline.evaluate_stage import evaluate
-from tokenward.pipeline.score_stages import compute_reference, compute_scores, needs
+from tokenward.pipeline.examples import prepare_examples
+from tokenward.pipeline.guidance_stage import (
+    head_mlp_settings,
+    reward_settings,
+    train_guided,
+    train_guided_sft,
+)
+from tokenward.pipeline.guided_checks import check_guided, check_not_guided
+from tokenward.pipeline.guided_evaluation import evaluate_guided
+from tokenward.pipeline.reward_stage import train_reward
+from tokenward.pipeline.score_stages import MADE_BY, compute_reference, compute_scores, needs
+from tokenward.pipeline.tasks import SAMPLERS, source_of
 from tokenward.pipeline.train_stages import (
     objective_of,
     selector_of,
@@ -31,10 +42,22 @@ FUNCTIONS: dict[str, Callable[[Run], Any]] = {
     "reference": compute_reference,
     "oracle": train_oracle,
     "scores": compute_scores,
+    "reward": train_reward,
     "policy": train_policy,
     "referee": train_referee,
     "evaluation": evaluate,
 }
+
+GUIDED_FUNCTIONS: dict[str, Callable[[Run], Any]] = {
+    "examples": prepare_examples,
+    "sft": train_guided_sft,
+    "guidance": train_guided,
+    "evaluation": evaluate_guided,
+}
+
+
+SAME_PURPOSE = {"data": "examples", "policy": "guidance"}
+"""Stages of a run on comparisons, and what a guided run has in their place."""
 
 
 def run_through(run: Run, last: str = "evaluation") -> None:
@@ -43,10 +66,20 @@ def run_through(run: Run, last: str = "evaluation") -> None:
     Raises:
         UserError: a stage cannot work; what was finished stays finished.
     """
-    for name in STAGES[: STAGES.index(last) + 1]:
-        if name == "oracle" and last != "oracle" and not needs(run, "oracle_logp"):
-            continue  # the scorer does not look at an oracle
-        FUNCTIONS[name](run)
+    if run.recipe.guidance is not None:
+        last = SAME_PURPOSE.get(last, last)
+    functions = FUNCTIONS if run.recipe.guidance is None else GUIDED_FUNCTIONS
+    order = list(STAGES if run.recipe.guidance is None else GUIDED_STAGES)
+    if last not in order:
+        kind = "on comparisons" if run.recipe.guidance is None else "guided"
+        raise UserError(
+            f"the recipe's run is {kind} and has no stage {last}; it has {', '.join(order)}. The table guidance makes a "
+            "run a guided one."
+        )
+    for name in order[: order.index(last) + 1]:
+        if name != last and name in MADE_BY and not needs(run, MADE_BY[name]):
+            continue  # the scorer does not look at what the stage would make
+        functions[name](run)
 
 
 def check_recipe(loaded: LoadedRecipe) -> None:
@@ -59,14 +92,20 @@ def check_recipe(loaded: LoadedRecipe) -> None:
     checks: dict[str, Callable[[], Any]] = {
         "scores.scorer": lambda: scorer_of(Run(recipe=recipe)),
         "oracle.objective": lambda: objective_of("objective", recipe.oracle.objective),
+        "reward.head": lambda: reward_settings(Run(recipe=recipe)),
+        "reward.objective": lambda: objective_of("objective", recipe.reward.objective),
         "policy.selection": lambda: selector_of(recipe.policy.selection, recipe.seed),
         "policy.objective": lambda: objective_of("objective", recipe.policy.objective),
         "evaluation.metrics": lambda: [find("metric", name, METRICS) for name in recipe.evaluation.metrics],
     }
+    if recipe.guidance is not None:
+        checks |= _guided_checks(Run(recipe=recipe), recipe.guidance)
+    else:
+        checks["model.head_mlp"] = lambda: check_not_guided(Run(recipe=recipe))
     if recipe.referee is not None:
         referee = recipe.referee.objective
         checks["referee.objective"] = lambda: objective_of("objective", referee)
-    for stage in ("sft", "oracle", "policy", "referee"):
+    for stage in ("sft", "oracle", "reward", "policy", "referee", "guidance"):
         table = getattr(recipe, stage)
         if table is not None:
             where = f"{stage}.training"
@@ -77,6 +116,21 @@ def check_recipe(loaded: LoadedRecipe) -> None:
             check()
         except UserError as error:
             raise UserError(f"{loaded.lines.where(where)}: {error}") from error
+
+
+def _guided_checks(run: Run, table: GuidanceTable) -> dict[str, Callable[[], Any]]:
+    checks: dict[str, Callable[[], Any]] = {
+        "guidance.selection": lambda: selector_of(table.selection, run.recipe.seed),
+        "guidance.objective": lambda: objective_of("objective", table.objective),
+        "guidance.sampler": lambda: find("sampler", table.sampler.name, SAMPLERS),
+        "guidance": lambda: check_guided(run),
+    }
+    head_mlp = run.recipe.model.head_mlp
+    if head_mlp is not None:
+        checks["model.head_mlp"] = lambda: head_mlp_settings(head_mlp)
+    if run.recipe.prompt_task is None:
+        checks["guidance.source"] = lambda: source_of(run)
+    return checks
 
 
 def _training_values(table: dict[str, Any], where: str) -> None:

@@ -11,14 +11,14 @@ import torch
 from tokenward.artifacts import Manifest
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel
-from tokenward.objectives import OBJECTIVES, SFT, Objective
+from tokenward.objectives import OBJECTIVES, SFT, Objective, needs_reference
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets, pair_settings
 from tokenward.pipeline.fit import fit
 from tokenward.pipeline.preview import preview
 from tokenward.pipeline.values import scored_rows, weigh_batch, weigh_rows, with_reference
 from tokenward.plugins import build
-from tokenward.scoring.logprobs import response_logprobs
+from tokenward.scoring.values import token_values
 from tokenward.selection import SELECTORS, Selector
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Template
@@ -61,17 +61,17 @@ def train_sft(run: Run) -> Manifest | None:
 def train_oracle(run: Run) -> Manifest:
     """Train the DPO oracle from the reference, on a random fraction of the pairs (SePO, section 3.1)."""
     table = run.recipe.oracle
-    settings = {"oracle": table.model_dump(exclude={"model"}), **_model_settings(run)}
+    settings = {"oracle": table.model_dump(exclude={"model"}), **model_settings(run)}
     inputs = {"reference": run.done("reference").fingerprint}
     with run.stage("oracle", settings, inputs) as stage:
         if not stage.done:
             objective = objective_of("objective", table.objective)
-            model = _adapted(run, run.load(run.reference_model), table.adapter)
+            model = adapted(run, run.load(run.reference_model), table.adapter)
             sets = pair_sets(run)
             rows = with_reference(run, _token_rows(run, oracle_pairs(run, sets.train), model))
             held_out = with_reference(run, _token_rows(run, sets.held_out, model, may_be_empty=True))
             facts = fit(run, stage, model, objective, rows, table.training, held_out=held_out)
-            stage.complete(**_scored_by(run), **facts)
+            stage.complete(**scored_by(run), **facts)
     return run.done("oracle")
 
 
@@ -80,16 +80,16 @@ def train_referee(run: Run) -> Manifest | None:
     table = run.recipe.referee
     if table is None:
         return None
-    settings = {"referee": table.model_dump(), **_model_settings(run)}
+    settings = {"referee": table.model_dump(), **model_settings(run)}
     with run.stage("referee", settings, {"reference": run.done("reference").fingerprint}) as stage:
         if not stage.done:
             objective = objective_of("objective", table.objective)
-            model = _adapted(run, run.load(run.reference_model), run.recipe.model.adapter)
+            model = adapted(run, run.load(run.reference_model), run.recipe.model.adapter)
             sets = pair_sets(run)
             rows = with_reference(run, _token_rows(run, sets.referee, model))
             held_out = with_reference(run, _token_rows(run, sets.held_out, model, may_be_empty=True))
             facts = fit(run, stage, model, objective, rows, table.training, held_out=held_out)
-            stage.complete(**_scored_by(run), **facts)
+            stage.complete(**scored_by(run), **facts)
     return run.done("referee")
 
 
@@ -99,7 +99,7 @@ def train_policy(run: Run) -> Manifest:
     settings = {
         "policy": table.model_dump(exclude={"model"}),
         "scores": {"scorer": run.recipe.scores.scorer.model_dump()},
-        **_model_settings(run),
+        **model_settings(run),
     }
     inputs = {"scores": run.done("scores").fingerprint, "model": run.fingerprint_of(run.policy_start)}
     with run.stage("policy", settings, inputs) as stage:
@@ -107,19 +107,22 @@ def train_policy(run: Run) -> Manifest:
             objective = objective_of("objective", table.objective)
             selector = selector_of(table.selection, run.recipe.seed)
             start = run.load(run.policy_start)
-            template = Template(tokenizer=start.tokenizer, kind=run.recipe.tokens.template)
+            template = start.template(run.recipe.tokens.template)
             _same_template(run, template)
             pairs = pair_sets(run)
             rows = scored_rows(run, _token_rows(run, pairs.train, start))
-            if objective.needs_reference:
+            if needs_reference(objective):
                 rows = _policy_reference(run, start, rows)
             weigh = None if selector.scope != "batch" else partial(weigh_batch, selector)
             rows, dropped = _weighted(selector, rows)
             run.display.line(_kept_line(rows, dropped))
             preview(run.display, template, (weigh(rows[:8]) if weigh else rows)[0])
-            model = _adapted(run, start, run.recipe.model.adapter)
+            model = adapted(run, start, run.recipe.model.adapter)
             held_out = _held_out(run, objective, start, pairs.held_out)
-            facts = fit(run, stage, model, objective, rows, table.training, held_out=held_out, weigh=weigh)
+            prepare = None if weigh is None else lambda batch, step: weigh(batch)
+            facts = fit(
+                run, stage, model, objective, rows, table.training, held_out=held_out, prepare=prepare
+            )
             stage.complete(kept=_kept(rows), nothing_selected=dropped, **facts)
     return run.done("policy")
 
@@ -134,7 +137,7 @@ def _same_template(run: Run, template: Template) -> None:
         )
 
 
-def _scored_by(run: Run) -> dict[str, str]:
+def scored_by(run: Run) -> dict[str, str]:
     """What a scorer of texts must know to do as the run does, from any folder."""
     reference = Path(run.reference_model)
     return {
@@ -146,13 +149,17 @@ def _scored_by(run: Run) -> dict[str, str]:
     }
 
 
-def _model_settings(run: Run) -> dict[str, Any]:
+def model_settings(run: Run) -> dict[str, Any]:
+    """What of the recipe decides a trained model beside its own table."""
     table = run.recipe.model
     model = {"dtype": table.dtype, "adapter": table.adapter, "rows": table.rows}
+    if table.head_mlp is not None:
+        model["head_mlp"] = table.head_mlp
     return {"model": model, "seed": run.recipe.seed}
 
 
-def _adapted(run: Run, model: LanguageModel, adapter: Any) -> LanguageModel:
+def adapted(run: Run, model: LanguageModel, adapter: Any) -> LanguageModel:
+    """The model with a new adapter to train, where the recipe has one."""
     settings = run.recipe.model.adapter if adapter == "inherit" else adapter
     if model.has_adapter:
         raise UserError(
@@ -167,7 +174,7 @@ def _adapted(run: Run, model: LanguageModel, adapter: Any) -> LanguageModel:
 def _token_rows(
     run: Run, comparisons: Sequence[Comparison], model: LanguageModel, *, may_be_empty: bool = False
 ) -> list[TokenRow]:
-    template = Template(tokenizer=model.tokenizer, kind=run.recipe.tokens.template)
+    template = model.template(run.recipe.tokens.template)
     encoded = encode_set(run, comparisons, template, may_be_empty=may_be_empty)
     return [TokenRow(encoded=item) for item in encoded.rows]
 
@@ -193,7 +200,7 @@ def _policy_reference(run: Run, start: LanguageModel, rows: Sequence[TokenRow]) 
         return with_reference(run, rows)
     with run.display.progress("reference", 2 * len(rows)) as bar:
         plain = [replace(row, weights=None) for row in rows]
-        values = response_logprobs(
+        values = token_values(
             start,
             plain,
             precision=run.recipe.scores.precision,
@@ -210,7 +217,7 @@ def _held_out(
     if run.recipe.policy.training.get("eval_strategy", "no") == "no":
         return []
     rows = _token_rows(run, comparisons, start, may_be_empty=True)
-    return _policy_reference(run, start, rows) if objective.needs_reference else rows
+    return _policy_reference(run, start, rows) if needs_reference(objective) else rows
 
 
 def _weighted(selector: Selector, rows: Sequence[TokenRow]) -> tuple[list[TokenRow], int]:

@@ -1,0 +1,60 @@
+"""The figures of an evaluation: stored as JSON, read again, shown as tables."""
+
+import json
+from typing import Any
+
+from tokenward.evaluation.statistics import Figure
+from tokenward.pipeline.context import Run
+
+Figures = dict[str, Figure]
+
+
+def read_figures(run: Run) -> Figures:
+    """The figures of a finished evaluation."""
+    raw: dict[str, dict[str, Any]] = json.loads((run.path("evaluation") / "metrics.json").read_text())
+    nan = float("nan")
+    return {
+        name: Figure(
+            *(nan if item[key] is None else item[key] for key in ("value", "low", "high")), n=item["n"]
+        )
+        for name, item in raw.items()
+    }
+
+
+def show_figures(run: Run) -> None:
+    """The closing tables: what changed, then every other figure."""
+    figures = read_figures(run)
+    changed = [name.removesuffix("/change") for name in figures if name.endswith("/change")]
+    before_after = [
+        (
+            name,
+            f"{figures[f'{name}/before'].value:.3f}",
+            f"{figures[f'{name}/after'].value:.3f}",
+            *_shown(figures[f"{name}/change"]),
+        )
+        for name in changed
+    ]
+    parts = {f"{name}/{part}" for name in changed for part in ("before", "after", "change")}
+    others = [(name, *_shown(figure)) for name, figure in figures.items() if name not in parts]
+    columns = ("95 % interval", "n")
+    if others:
+        run.display.table("figures on held-out data", ("", "value", *columns), others)
+    if before_after:
+        run.display.table(
+            "before and after, same prompts", ("", "before", "after", "change", *columns), before_after
+        )
+
+
+def _shown(figure: Figure) -> tuple[str, str, str]:
+    return f"{figure.value:.3f}", f"{figure.low:.3f} .. {figure.high:.3f}", str(figure.n)
+
+
+def figure_as_json(figure: Figure) -> dict[str, float | int | None]:
+    """A figure as ``metrics.json`` has it."""
+    # JSON has no NaN: a figure without examples is null, with n = 0.
+    return {name: None if value != value else value for name, value in figure._asdict().items()}
+
+
+def evaluation_statistics(run: Run) -> dict[str, int]:
+    """Settings of every interval."""
+    return {"resamples": run.recipe.evaluation.bootstrap, "seed": run.recipe.seed}

@@ -1,0 +1,380 @@
+"""What a guided run is refused for, as the user meets it: each message names the key or the row and what to write."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tokenward
+from tests.pipeline.tools import PROMPTS, REINFORCE, guided, guided_recipe, plugin, refused, write_examples
+from tests.tiny import save_tiny, tiny_llama, tiny_t5
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    made = guided_recipe(tmp_path / "work", tiny_folder)
+    monkeypatch.chdir(made.parent)
+    return made
+
+
+@pytest.fixture
+def prompts(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    made = guided_recipe(tmp_path / "work", tiny_folder, PROMPTS)
+    monkeypatch.chdir(made.parent)
+    return made
+
+
+TASK = "prompt_task={train: train.tsv, development: dev.tsv, test: test.tsv, verbalizers: [' a', ' the']}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (["examples=null"], ["guidance needs one of the tables examples", "and prompt_task", "got neither"]),
+        ([TASK], ["guidance needs one of the tables", "got both"]),
+        (["examples=null", TASK], ["guidance.objective cannot be weighted_likelihood", "{name: reinforce, entropy"]),
+        (["examples.references=null"], ["learns from references, and examples.references names no column",
+                                        "objective: {name: reinforce}"]),
+        (["guidance.source=null"], ["guidance.source is missing", "{name: rouge}"]),
+        (["guidance.source={name: rogue}"], ["no preference source 'rogue'", "Did you mean 'rouge'?", "module:Name"]),
+        (["guidance.source={name: length, word: 3}"], ["no setting 'word'", "Did you mean 'words'?"]),
+        (["guidance.source={name: length}"], ["words"]),
+        (["guidance.source={name: 'nolab:score'}"], ["module 'nolab' cannot be imported", "current folder"]),
+        (["guidance.objective={name: reinforced}"], ["no objective 'reinforced'", "Did you mean 'reinforce'?"]),
+        (["guidance.objective={name: reinforce, entropi: 1}"], ["Did you mean 'entropy'?"]),
+        (["guidance.objective={name: sepo}"], ["guidance.objective", "sepo", "weighted_likelihood", "reinforce"]),
+        (["guidance.objective={name: plackett_luce}"], ["guidance.objective", "reinforce"]),
+        (["guidance.objective={name: dpo}"], ["guidance.objective", "dpo"]),
+        (["guidance.selection={name: sfot}"], ["no selector 'sfot'", "Did you mean 'soft'?"]),
+        (["guidance.sampler={name: vllm}"], ["no sampler 'vllm'", "transformers"]),
+        (["reward.head.hiden=3"], ["no setting 'hiden'", "Did you mean 'hidden'?"]),
+        (["reward.head.hidden=text"], ["hidden is 'text'"]),
+        (["reward.head.unit=syllable"], ["unit is 'syllable'"]),
+        (["reward.head.unit=spans"], ["unit", "spans", "samples"]),
+        (["reward.objective={name: plackett_luce, aggregate: mean}"], ["no aggregate 'mean'", "average"]),
+        (["model.head_mlp={hiden: 3}"], ["Did you mean 'hidden'?"]),
+        (["model.head_mlp={}", "model.adapter={r: 2}"], ["head_mlp and model.adapter", "Leave one out"]),
+        (["guidance.evry=3"], ["unknown key 'evry' in guidance", "Did you mean 'every'?"]),
+        (["guidance.sampling.top_q=1"], ["unknown key 'top_q' in guidance.sampling", "Did you mean 'top_p' or 'top_k'?"]),
+        (["examples.promt=x"], ["unknown key 'promt' in examples", "Did you mean 'prompt'?"]),
+        (["guidance.samples=1"], ["guidance.samples: got 1", ">= 2"]),
+        (["guidance.until=1.5"], ["guidance.until: got 1.5", "<= 1"]),
+        (["guidance.restart=cold"], ["guidance.restart: got 'cold'", "warm or fresh"]),
+        (["guidance.training.learning_rat=1"], ["unknown key 'learning_rat'", "Did you mean 'learning_rate'?"]),
+        (["examples.prompt='Say {question'"], ["examples.prompt is 'Say {question'", "braces do not match", "{article}"]),
+        (["examples.prompt='Say {}'"], ["examples.prompt is 'Say {}'", "holds no plain name"]),
+        (["examples.prompt='Say {question:d}'"], ["holds no plain name"]),
+        (["evaluation.metrics=[rouge11]"], ["rouge11", "Did you mean"]),
+    ],
+    ids=lambda value: value[0][:48] if isinstance(value, list) and "=" in value[0] else "",
+)  # fmt: skip
+def test_a_recipe_that_cannot_work_is_refused_before_anything_is_done(recipe, changes, parts):
+    message = refused(recipe, changes)
+    for part in parts:
+        assert part in message, message
+    assert not Path("runs").exists()
+
+
+def test_a_mistake_in_the_file_is_named_with_its_line(recipe):
+    text = recipe.read_text().replace("name: length, words: 3", "name: lenght, words: 3")
+    recipe.write_text(text)
+    line = next(n for n, row in enumerate(text.splitlines(), start=1) if "lenght" in row)
+    message = refused(recipe)
+    assert message.startswith(
+        f"{recipe}:{line}: there is no preference source 'lenght'. Did you mean 'length'?"
+    )
+
+
+def test_a_run_on_comparisons_has_no_network_before_the_head(tiny_workplace):
+    message = refused(tiny_workplace, ["model.head_mlp={hidden: 4}"], last="data")
+    assert "model.head_mlp" in message
+    assert "guidance" in message
+
+
+@pytest.mark.parametrize("last", ["scores", "oracle"])
+def test_a_guided_run_has_its_own_stages(recipe, last):
+    message = refused(recipe, last=last)
+    assert f"guided and has no stage {last}; it has examples, " in message
+    assert "guidance, evaluation" in message
+
+
+def test_a_run_on_comparisons_has_no_guidance(tiny_workplace):
+    message = refused(tiny_workplace, last="guidance")
+    assert "on comparisons and has no stage guidance" in message
+    assert "The table guidance makes a run a guided one" in message
+
+
+def rows(*records: dict) -> None:
+    Path("examples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.mark.parametrize(
+    ("record", "parts"),
+    [
+        ({"question": "Say."}, ["examples.jsonl:31: examples.references names the column 'answers'",
+                                "this row has question", "Name one of them"]),
+        ({"answers": "a"}, ["examples.jsonl:31: examples.prompt names the column 'question'"]),
+        ({"question": None, "answers": "a"}, ["examples.jsonl:31: question is"]),
+        ({"question": "Say.", "answers": []}, ["examples.jsonl:31: answers is", "none of them empty"]),
+        ({"question": "Say.", "answers": ["a", " "]}, ["none of them empty"]),
+        ({"question": "Say.", "answers": 3}, ["examples.jsonl:31: answers is"]),
+        ({"question": "  ", "answers": "a"}, ["examples.jsonl:31: the prompt is empty", "Mend or delete this row"]),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_an_example_is_named(recipe, record, parts):
+    with Path("examples.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    change = ["examples.prompt='{question}'"]
+    message = refused(recipe, change)
+    for part in parts:
+        assert part in message, message
+
+
+def test_a_list_of_texts_is_joined_and_numbers_are_text(recipe):
+    rows(*[{"question": ["Say", str(n)], "level": n, "answers": "a"} for n in range(30)])
+    run = guided(recipe, "examples.prompt='{question} at {level}'", last="examples")
+    line = json.loads((run.path("examples") / "train.jsonl").read_text().splitlines()[0])
+    number = line["columns"]["level"]
+    assert line["prompt"] == [{"role": "user", "content": f"Say {number} at {number}"}]
+    assert line["references"] == ["a"]
+
+
+def test_line_marks_of_unicode_in_a_text_end_no_row(recipe):
+    text = "one\u2028two\u2029three\x85four"
+    rows(*[{"question": f"{n} {text}", "answers": text} for n in range(30)])
+    assert guided(recipe, last="guidance").done("guidance").facts["steps"] == 6
+
+
+def test_braces_and_columns_of_any_name_stand_in_a_prompt(recipe):
+    rows(*[{"my question.1": f"Say {n}", "answers": "a"} for n in range(60)])
+    run = guided(recipe, "examples.prompt='{{x}} {my question.1} {{'", last="examples")
+    line = json.loads((run.path("examples") / "train.jsonl").read_text().splitlines()[0])
+    assert line["prompt"][0]["content"] == f"{{x}} {line['columns']['my question.1']} {{"
+
+
+def test_parts_of_the_source_are_apart_and_stay_the_same(recipe):
+    write_examples(Path("examples.jsonl"), 200)
+    run = guided(recipe, last="examples")
+    parts = {
+        part: [
+            json.loads(line)["source"]
+            for line in (run.path("examples") / f"{part}.jsonl").read_text().splitlines()
+        ]
+        for part in ("train", "development", "test")
+    }
+    assert sorted(name for part in parts.values() for name in part) == sorted(
+        f"examples.jsonl:{n + 1}" for n in range(200)
+    )
+    assert 8 <= len(parts["development"]) <= 35
+    assert 8 <= len(parts["test"]) <= 35
+    limited = guided(recipe, "examples.limit=5", "examples.test_limit=2", run="limited", last="examples")
+    assert {k: limited.done("examples").facts[k] for k in parts} == {
+        "train": 5, "development": len(parts["development"]), "test": 2,
+    }  # fmt: skip
+
+
+def test_too_few_examples_leave_a_part_empty(recipe):
+    write_examples(Path("examples.jsonl"), 2)
+    message = refused(recipe)
+    assert "no example is left for" in message
+    assert "more rows to examples.source" in message
+
+
+def test_a_missing_file_is_named(recipe):
+    message = refused(recipe, ["examples.development=nowhere.jsonl"])
+    assert "nowhere.jsonl" in message
+    assert "no such file" in message
+
+
+def source(text: str) -> str:
+    return f"guidance.source={{name: '{plugin(text)}:score'}}"
+
+
+@pytest.mark.parametrize(
+    ("body", "parts"),
+    [
+        ("return [0.0] * len(completions)", ["the reward cannot be learned: all 12 groups of 3 samples are tied",
+                                             "raise guidance.samples"]),
+        ("return [float('nan')] * len(completions)", ["examples.jsonl:", ":score returned nan"]),
+        ("return [0.0]", ["1 scores for", "one finite number per completion"]),
+        ("return None", ["which is no list"]),
+        ("return ['0.5'] * len(completions)", ["which is no number"]),
+    ],
+)  # fmt: skip
+def test_a_source_that_cannot_rank_says_why(recipe, body, parts):
+    message = refused(recipe, [source(f"def score(prompts, completions):\n    {body}\n")])
+    for part in parts:
+        assert part in message, message
+
+
+def test_a_source_is_given_the_columns_that_it_names(recipe):
+    text = (
+        "def score(prompts, completions, completion_ids, level, references):\n"
+        "    assert all(prompt == f'Say {number}.' for prompt, number in zip(prompts, level))\n"
+        "    assert all(refs == ['the good tea on the table', 'a good cup'] for refs in references)\n"
+        "    return [float(sum(ids)) for ids in completion_ids]\n"
+    )
+    guided(recipe, source(text), "guidance.training.max_steps=1", "guidance.every=null")
+    message = refused(recipe, [source("def score(completions, lvel):\n    return [0.0]\n"), "run=runs/b"])
+    assert "takes 'lvel', which is no column of the examples" in message
+    assert "level" in message
+
+
+def test_development_groups_that_are_all_tied_leave_the_last_reward(recipe):
+    """There is nothing to choose by, and that is no reason to stop."""
+    text = (
+        "calls = []\n"
+        "def score(prompts, completions, completion_ids):\n"
+        "    calls.append(len(completions))\n"
+        "    if len(completions) <= 6:\n"
+        "        return [0.0] * len(completions)\n"
+        "    return [float(sum(ids)) for ids in completion_ids]\n"
+    )
+    run = guided(recipe, source(text), "guidance.training.max_steps=1", "guidance.every=null")
+    (event,) = [json.loads(line) for line in (run.path("guidance") / "events.jsonl").read_text().splitlines()]
+    assert event["development_groups"] == 0
+    assert event["steps"] == 3
+    assert "development_loss" not in event
+
+
+def test_examples_that_are_too_long_are_dropped_or_named(recipe):
+    message = refused(recipe, ["tokens.max_prompt_tokens=5"])
+    assert "no comparison is left after encoding" in message
+    assert "prompt too long" in message
+    message = refused(recipe, ["tokens.max_response_tokens=3", "tokens.too_long=error"])
+    assert "examples.jsonl:" in message
+    assert "tokens.max_response_tokens" in message
+
+
+def test_a_prompt_that_leaves_no_room_for_a_reply_is_dropped(recipe, tmp_path):
+    """Of a context of 64; the prompts have 29 tokens, but two have 39, of which one is for the test."""
+    short = f"model.name={save_tiny(tmp_path / 'short', tiny_llama(max_position_embeddings=64))}"
+    prompts = [f"{number:10}" for number in range(12)]
+    prompts[1] = prompts[10] = "0123456789" * 2
+    parts = ["examples.source=train.jsonl", "examples.development=dev.jsonl", "examples.test=test.jsonl"]
+    for part, chosen in (("train", prompts[:6]), ("dev", prompts[6:8]), ("test", prompts[8:])):
+        lines = [json.dumps({"question": text, "answers": "a"}) + "\n" for text in chosen]
+        Path(f"{part}.jsonl").write_text("".join(lines))
+    changes = [short, *parts, "guidance.sampling.max_new_tokens=30", "evaluation.max_new_tokens=30"]
+    for objective in ([], [REINFORCE]):
+        run = guided(recipe, *changes, *objective, "evaluation.prompts=9", last="evaluation")
+        assert run.done("guidance").facts["rows"] == 5
+        assert len((run.path("evaluation") / "samples.jsonl").read_text().splitlines()) == 3
+    message = refused(recipe, [*changes, "guidance.sampling.max_new_tokens=60"])
+    assert "no example of train is left" in message
+    assert "a reply of 60 tokens are longer than the model's context of 64" in message
+
+
+def test_the_rewards_context_counts_too(recipe, tmp_path):
+    short = save_tiny(tmp_path / "short", tiny_llama(max_position_embeddings=32))
+    assert "longer than the model's context" in refused(recipe, [f"reward.model={short}"])
+
+
+def test_a_t5_without_a_chat_template_is_told_to_write_plain(recipe, tmp_path):
+    folder = save_tiny(tmp_path / "t5", tiny_t5())
+    (folder / "chat_template.jinja").unlink()
+    message = refused(recipe, [f"model.name={folder}"])
+    assert "no chat template" in message
+    assert "tokens.template: plain" in message
+    message = refused(
+        recipe, [f"model.name={folder}", "tokens.template=plain", "model.rows=shared", "run=runs/b"]
+    )
+    assert "has an encoder" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (["prompt_task.verbalizers=[' a', 'tea']"], ["verbalizers: 'tea'", "tokens", "must be one"]),
+        (["prompt_task.verbalizers=[' a']"], ["2 or more classes"]),
+        (["prompt_task.verbalizers=[' a', ' a']"], ["are the same token"]),
+        (["prompt_task.train=nowhere.tsv"], ["nowhere.tsv"]),
+        (["prompt_task.text=sentence"], ["train.tsv:", "has no column sentence", "It has: text, label"]),
+        (["prompt_task.label=lable"], ["has no column lable", "Did you mean label?"]),
+        (["prompt_task.template='{sentence} {mask} {prompt}'"], ["has a {mask}, but", "causal language model"]),
+        (["prompt_task.template='{sentence}'"], ["prompt"]),
+        (["prompt_task.start=''"], ["prompt_task.start '' is no token"]),
+        (["prompt_task.candidate=3"], ["unknown key 'candidate' in prompt_task", "Did you mean 'candidates'?"]),
+        (["guidance.objective={name: weighted_likelihood}"], ["no written prompts"]),
+    ],
+    ids=lambda value: value[0][:40] if isinstance(value, list) and "=" in value[0] else "",
+)  # fmt: skip
+def test_a_prompt_task_that_cannot_work_is_refused(prompts, changes, parts):
+    message = refused(prompts, changes)
+    for part in parts:
+        assert part in message, message
+
+
+def test_a_label_without_a_word_is_named(prompts):
+    with Path("dev.tsv").open("a") as file:
+        file.write("more tea\t2\n")
+    message = refused(prompts)
+    assert "dev.tsv:10: label is 2. Labels must be 0 to 1, one for each verbalizer" in message
+
+
+def test_all_tied_prompts_are_named(prompts):
+    message = refused(prompts, ["guidance.sampling.top_k=1"])
+    assert "all 12 groups of 4 samples are tied" in message
+    assert "higher temperature" in message
+
+
+def test_the_tests_texts_are_not_looked_at_by_the_loop(prompts):
+    """A broken test file does not stop the training, whose stage does not depend on it either."""
+    run = guided(prompts)
+    before = (run.path("guidance") / "manifest.json").read_text()
+    Path("test.tsv").write_text("text\tlabel\nother tea\t1\n")
+    guided(prompts)
+    assert (run.path("guidance") / "manifest.json").read_text() == before
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """The same model, in whose vocabulary two tokens have changed places."""
+    folder = save_tiny(tmp_path / "other")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["z"] = vocabulary["z"], vocabulary["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def test_a_reward_to_which_the_ids_are_other_tokens_is_refused(recipe, other):
+    message = refused(recipe, [f"reward.model={other}"])
+    assert f"the reward.model {other} has another vocabulary" in message
+
+
+def test_a_task_model_to_which_the_ids_are_other_tokens_is_refused(prompts, other):
+    message = refused(prompts, [f"prompt_task.model={other}"])
+    assert f"the task model {other} has another vocabulary" in message
+
+
+def test_what_only_the_evaluation_reads_leaves_the_loop_as_it_is(prompts):
+    one = "guidance.training.max_steps=1"
+    before = (guided(prompts, one).path("guidance") / "manifest.json").read_text()
+    changes = ["test=dev.tsv", "test_limit=3", "candidates=2", "best=1", "manual=[]", "random=2"]
+    after = guided(prompts, one, *(f"prompt_task.{change}" for change in changes))
+    assert (after.path("guidance") / "manifest.json").read_text() == before
+    assert (
+        guided(prompts, one, "prompt_task.share=0.5").path("guidance") / "manifest.json"
+    ).read_text() != before
+
+
+def test_other_weights_under_the_name_of_reward_model_are_another_run(recipe, tmp_path):
+    changes = [f"reward.model={save_tiny(tmp_path / 'start')}", "guidance.training.max_steps=1"]
+    before = guided(recipe, *changes).done("guidance").fingerprint
+    save_tiny(tmp_path / "start", tiny_llama(seed=1))
+    assert guided(recipe, *changes).done("guidance").fingerprint != before
+
+
+def test_an_unknown_name_in_open_run_is_refused_as_in_run(recipe):
+    with pytest.raises(tokenward.UserError, match="Did you mean 'rouge'"):
+        tokenward.open_run(recipe, ["guidance.source={name: rogue}"], quiet=True)
+
+
+def test_reinforce_needs_no_references(recipe):
+    rows(*[{"question": f"Say {n}."} for n in range(30)])
+    changes = ["examples.references=null", "guidance.training.max_steps=1", "evaluation.metrics=[]"]
+    run = guided(recipe, REINFORCE, *changes, last="evaluation")
+    figures = tokenward.read_figures(run)
+    assert "length/change" in figures
+    assert "references/logp_per_token/change" not in figures

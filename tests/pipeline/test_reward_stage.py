@@ -1,0 +1,228 @@
+"""A token reward from the ranks of comparisons, and the crossings with the methods that came before it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tokenward
+from tests.pipeline.tools import press_when, refused
+from tests.tiny import planted_rows
+from tokenward.data import fraction
+from tokenward.models.reward import load_reward_model
+from tokenward.pipeline.data import pair_sets, read_comparisons, response_keys
+from tokenward.pipeline.fit import Interrupted
+from tokenward.scoring.store import TokenStore
+from tokenward.scoring.values import token_values
+from tokenward.tokens.encode import encode
+from tokenward.tokens.rows import TokenRow
+
+RUN = Path("runs/quickstart")
+REWARD = "scores.scorer={name: reward}"
+TRAINING = "training: {max_steps: 4, learning_rate: 1.0e-3, per_device_train_batch_size: 4}"
+SMALL = f"reward={{head: {{hidden: 16, gain: 0.5}}, {TRAINING}}}"
+
+
+def write(rows: list[dict]) -> None:
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def run_of(recipe: Path, *changes: str, last: str = "scores"):
+    return tokenward.run(recipe, [REWARD, SMALL, *changes], last=last, quiet=True)
+
+
+def stages() -> set[str]:
+    return {path.parent.name for path in RUN.glob("*/manifest.json")}
+
+
+def test_the_reward_that_is_stored_is_the_reward_that_was_trained(tiny_workplace):
+    """Trained on whole lists of three; used on the pairs of best and worst: one layout, one number (tlm.md, B2)."""
+    run = run_of(tiny_workplace)
+    assert stages() == {"data", "reference", "reward", "scores"}, "the scorer reads no oracle"
+    facts = run.done("reward").facts
+    assert (facts["steps"], facts["list_sizes"]) == (4, [3])
+    assert (RUN / "reward" / "history.jsonl").is_file()
+    model = load_reward_model(RUN / "reward" / "model", device="cpu")
+    template = run.tokenizer_template(run.start_model)
+    store = TokenStore(run.path("scores"))
+    pairs = encode(pair_sets(run).train, template, run.limits).rows
+    values = token_values(
+        model, [TokenRow(encoded=row) for row in pairs], precision="float32", tokens_per_batch=64
+    )
+    assert len(pairs) > 10
+    for row, found in zip(pairs, values, strict=True):
+        for key, mine in zip(response_keys(row), found, strict=True):
+            torch.testing.assert_close(store[key].value("reward"), mine, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("unit", ["word", "sentence", "spans"])
+def test_a_stored_reward_is_one_number_per_unit(tiny_workplace, unit):
+    run = run_of(tiny_workplace, f"reward.head.unit={unit}")
+    record = json.loads((RUN / "reward" / "model" / "token_reward.json").read_text())
+    assert record["unit"] == unit
+    template = run.tokenizer_template(run.start_model)
+    store = TokenStore(run.path("scores"))
+    (row, *_) = encode(pair_sets(run).train, template, run.limits).rows
+    for key, text, spans in zip(
+        response_keys(row), row.comparison.responses, row.comparison.spans, strict=True
+    ):
+        ((start, end, _),) = spans  # the planted word
+        pieces = {
+            "word": len(text.split()),
+            "sentence": 1,
+            "spans": 1 + (start > 0) + (end < len(text)),
+        }[unit]
+        values = store[key].value("reward")
+        # Neighbours of one piece have one number; what closes the reply belongs to the last piece.
+        assert int((values[1:] != values[:-1]).sum()) + 1 == pieces
+        if unit == "spans":
+            ends = torch.tensor(store[key].end)
+            inside = (ends > start) & (ends <= end)
+            assert len(set(values[inside].tolist())) == 1
+
+
+def test_rewards_select_the_tokens_that_sepo_trains_on(tiny_workplace):
+    """TLM's credit, SePO's use of it."""
+    run = run_of(tiny_workplace, last="evaluation")
+    assert stages() == {"data", "reference", "reward", "scores", "policy", "evaluation"}
+    kept = run.done("policy").facts["kept"]
+    assert 0.2 < kept["chosen"] <= 0.3
+    figures = tokenward.read_figures(run)
+    assert figures["credit/auroc/reward"].n > 0
+
+
+def test_log_ratios_weigh_the_likelihood(tiny_workplace):
+    """SePO's credit, TLM's use of it: log-ratios have both signs, so they are weighed by their exponential."""
+    changes = [
+        "policy.selection={name: soft, transform: exp}",
+        "policy.objective={name: weighted_likelihood}",
+    ]
+    run = tokenward.run(tiny_workplace, changes, last="policy", quiet=True)
+    assert stages() == {"data", "reference", "oracle", "scores", "policy"}, "nothing reads a reward"
+    assert run.done("policy").facts["kept"] == {"chosen": 1.0, "rejected": 1.0}
+    message = refused(tiny_workplace, ["policy.selection={name: soft}", changes[1]], last="policy")
+    assert "needs scores greater than 0" in message
+    assert "transform: exp" in message
+
+
+def test_rewards_weigh_the_likelihood(tiny_workplace, tiny_folder):
+    run_of(
+        tiny_workplace,
+        "policy.selection={name: soft}",
+        "policy.objective={name: weighted_likelihood}",
+        last="policy",
+    )
+    after = load_file(RUN / "policy" / "model" / "model.safetensors")
+    before = load_file(tiny_folder / "model.safetensors")
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_lists_of_any_length_teach_one_reward(tiny_workplace):
+    rows = planted_rows(24)
+    for number, row in enumerate(rows):
+        count = 2 + number % 3
+        extra = f"table {number}"
+        for name, value in (("responses", extra), ("scores", -2.0), ("spans", [])):
+            row[name] = [*row[name], value][:count]
+    write(rows)
+    run = run_of(tiny_workplace, last="reward")
+    assert run.done("reward").facts["list_sizes"] == [2, 3, 4]
+    assert run.done("reward").facts["rows"] == run.done("data").facts["train"]
+
+
+def test_a_row_of_one_response_or_of_one_rank_is_counted_and_left_out(tiny_workplace):
+    rows = planted_rows(12)
+    for name in ("responses", "scores", "spans"):
+        rows[0][name] = rows[0][name][:1]
+    rows[1]["scores"] = [1.0, 1.0, 1.0]
+    write(rows)
+    run = run_of(tiny_workplace, last="reward")
+    facts = run.done("data").facts
+    assert facts["train"] + facts["held_out"] == 10
+    assert facts["counts"] == {"read": 12, "kept": 10, "fewer than two responses": 1, "all ranks tied": 1}
+
+
+def test_the_referees_prompts_teach_no_reward(tiny_workplace):
+    run = run_of(tiny_workplace, "referee={fraction: 0.4, training: {max_steps: 1}}", last="reward")
+    sets = pair_sets(run)
+    assert run.done("reward").facts["rows"] == len({json.dumps(pair.prompt) for pair in sets.train})
+    assert sets.referee
+
+
+def test_a_share_of_the_lists(tiny_workplace):
+    run = run_of(tiny_workplace, "reward.fraction=0.5", last="reward")
+    train = list(read_comparisons(run.path("data") / "train.jsonl"))
+    mine = fraction(train, 0.5, run.recipe.seed, "reward")
+    assert run.done("reward").facts["rows"] == len(mine) < len(train)
+
+
+def test_evaluation_while_it_is_trained(tiny_workplace):
+    run_of(
+        tiny_workplace, "reward.training.eval_strategy=steps", "reward.training.eval_steps=2", last="reward"
+    )
+    history = [json.loads(line) for line in (RUN / "reward" / "history.jsonl").read_text().splitlines()]
+    found = [entry for entry in history if "eval_loss" in entry]
+    assert [entry["step"] for entry in found] == [2, 4]
+    assert all(0 <= entry["eval_rank/accuracy"] <= 1 for entry in found)
+
+
+@pytest.mark.parametrize(
+    "change", ["reward.head.freeze=false", "reward.head.freeze=true", "model.rows=separate"]
+)
+def test_a_stopped_reward_goes_on_to_the_same_bits(tiny_workplace, monkeypatch, change):
+    run_of(tiny_workplace, change, last="reward")
+    names = ("model.safetensors", "token_reward_head.safetensors")
+    whole = [(RUN / "reward" / "model" / name).read_bytes() for name in names]
+    with monkeypatch.context() as patch:
+        press_when(patch, lambda state: state.global_step == 2)
+        with pytest.raises(Interrupted):
+            run_of(tiny_workplace, change, "run=runs/other", last="reward")
+    with monkeypatch.context() as patch:
+        steps = press_when(patch, lambda state: False)
+        run_of(tiny_workplace, change, "run=runs/other", last="reward")
+    assert steps == [(4, 4)]
+    other = [(Path("runs/other/reward/model") / name).read_bytes() for name in names]
+    assert other == whole
+
+
+def test_spans_as_units_need_spans(tiny_workplace):
+    rows = planted_rows(12)
+    for row in rows:
+        del row["spans"]
+    write(rows)
+    message = refused(tiny_workplace, [REWARD, SMALL, "reward.head.unit=spans"], last="reward")
+    assert "pairs.jsonl:" in message
+    assert "unit is spans, and this row has none" in message
+
+
+def test_overlapping_spans_are_refused(tiny_workplace):
+    rows = planted_rows(12)
+    for row in rows:
+        row["spans"] = [[[0, 3, 1.0], [2, 4, 1.0]], [], []]
+    write(rows)
+    message = refused(tiny_workplace, [REWARD, SMALL, "reward.head.unit=spans"], last="reward")
+    assert "spans that do not overlap" in message
+
+
+def test_a_reward_of_another_tokenizer_is_refused(tiny_workplace, tmp_path):
+    from tests.tiny import save_tiny
+
+    other = save_tiny(tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = []
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    changes = [REWARD, f"reward={{model: {other}, head: {{hidden: 4}}, {TRAINING}}}"]
+    message = refused(tiny_workplace, changes, last="scores")
+    assert "has another tokenizer or chat template" in message
+
+
+def test_a_reward_learns_which_word_decides(tiny_workplace):
+    """The planted words: a reply with good is better than one with bad, and the reward finds them."""
+    write(planted_rows(60))
+    head = "head: {hidden: 16, gain: 0.5}"
+    training = "training: {max_steps: 60, learning_rate: 3.0e-3, per_device_train_batch_size: 8}"
+    changes = ["data.held_out=0.2", f"reward={{{head}, {training}}}"]
+    run = tokenward.run(tiny_workplace, [REWARD, *changes, "policy.training.max_steps=1"], quiet=True)
+    assert tokenward.read_figures(run)["credit/auroc/reward"].value > 0.7

@@ -1,0 +1,133 @@
+"""Recipes of guided runs on tiny models, and what their tests look at."""
+
+import hashlib
+import json
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+import tokenward
+from tokenward.pipeline.context import Run
+
+EXAMPLES = """
+model: {{name: {model}}}
+tokens: {{max_prompt_tokens: 128, max_response_tokens: 64}}
+examples: {{source: examples.jsonl, prompt: "{{question}}", references: answers}}
+reward: {{head: {{hidden: 16, gain: 0.5}}, training: {{learning_rate: 1.0e-3, per_device_train_batch_size: 4}}}}
+guidance:
+  source: {{name: length, words: 3}}
+  samples: 3
+  reward_steps: 3
+  development: 4
+  reward_looks: 2
+  every: 3
+  rollouts: 3
+  sampling: {{max_new_tokens: 6}}
+  training: {{learning_rate: 1.0e-3, per_device_train_batch_size: 2, max_steps: 6}}
+evaluation: {{prompts: 3, max_new_tokens: 5, bootstrap: 20, metrics: [rouge1]}}
+"""
+
+PROMPTS = """
+model: {{name: {model}, head_mlp: {{hidden: 16, gain: 0.1}}}}
+prompt_task:
+  train: train.tsv
+  development: dev.tsv
+  test: test.tsv
+  verbalizers: [" a", " the"]
+  candidates: 4
+  best: 2
+  random: 3
+  manual: ["good tea"]
+reward: {{head: {{hidden: 16, gain: 0.5}}, training: {{learning_rate: 1.0e-3, per_device_train_batch_size: 4}}}}
+guidance:
+  samples: 4
+  reward_steps: 3
+  development: 4
+  reward_looks: 1
+  every: 3
+  evaluate_every: 3
+  evaluation_samples: 2
+  rollouts: 4
+  sampling: {{max_new_tokens: 3}}
+  objective: {{name: reinforce, entropy: 0.125}}
+  training: {{learning_rate: 1.0e-2, max_steps: 6}}
+evaluation: {{bootstrap: 20}}
+"""
+
+REINFORCE = "guidance.objective={name: reinforce}"
+
+
+def write_examples(path: Path, count: int = 30) -> None:
+    """Questions with two answers each."""
+    answers = ["the good tea on the table", "a good cup"]
+    rows = [{"question": f"Say {number}.", "answers": answers, "level": number} for number in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_labelled(folder: Path, count: int = 8) -> None:
+    """Three files of texts with two labels."""
+    for number, part in enumerate(("train", "dev", "test")):
+        lines = [f"{'good' if i % 2 else 'bad'} tea {number} {i}\t{i % 2}" for i in range(count)]
+        (folder / f"{part}.tsv").write_text("text\tlabel\n" + "\n".join(lines) + "\n")
+
+
+def guided_recipe(folder: Path, model: Path, text: str = EXAMPLES) -> Path:
+    """A folder with data and ``guided.yaml``; returns the recipe."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_examples(folder / "examples.jsonl")
+    write_labelled(folder)
+    recipe = folder / "guided.yaml"
+    recipe.write_text(text.format(model=model))
+    return recipe
+
+
+def guided(recipe: Path, *changes: str, last: str = "guidance", run: str = "guided") -> Run:
+    """Carry a guided recipe out in a run folder of its own."""
+    return tokenward.run(recipe, [f"run=runs/{run}", *changes], last=last, quiet=True)
+
+
+def plugin(text: str) -> str:
+    """Write a module of one's own into the current folder; its name is that of its text, so no test sees another's."""
+    name = f"lab_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    Path(f"{name}.py").write_text(text)
+    return name
+
+
+def events(run: Run) -> list[dict]:
+    """What happened in the loop, without what depends on the clock."""
+    lines = (run.path("guidance") / "events.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def digests(run: Run) -> dict[str, str]:
+    """Of every file of weights that the loop left."""
+    folder = run.path("guidance")
+    files = [*folder.rglob("*.safetensors")]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def press_when(monkeypatch: pytest.MonkeyPatch, due: Callable[[object], bool]) -> list[tuple[int, int]]:
+    """Press Ctrl-C once, after the first step of any training for whose state it is due; returns (step, of) of all."""
+    from tokenward.training.callbacks import ShowProgress
+
+    plain, steps = ShowProgress.on_step_end, []
+
+    def press(self, args, state, control, **kwargs) -> None:
+        steps.append((state.global_step, state.max_steps))
+        if due(state) and not press.done:
+            press.done = True
+            signal.raise_signal(signal.SIGINT)
+        plain(self, args, state, control, **kwargs)
+
+    press.done = False
+    monkeypatch.setattr(ShowProgress, "on_step_end", press)
+    return steps
+
+
+def refused(recipe: Path, changes: Sequence[str] = (), *, last: str = "guidance") -> str:
+    """The message with which a run ends."""
+    with pytest.raises(tokenward.UserError) as caught:
+        tokenward.run(recipe, list(changes), last=last, quiet=True)
+    return str(caught.value)
