@@ -16,6 +16,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from tokenward.models.attention import install_tree_attention
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -48,6 +50,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def _takes_trees(model):
+    """The model with the attention that loading gives one whose packed rows are exact."""
+    install_tree_attention(model)
+    return model
+
+
 def tiny_llama(*, dtype: torch.dtype = torch.float32, seed: int = 0, **settings) -> LlamaForCausalLM:
     """Two layers of 32 with grouped heads and tied embeddings, about 30,000 parameters."""
     torch.manual_seed(seed)
@@ -66,7 +74,7 @@ def tiny_llama(*, dtype: torch.dtype = torch.float32, seed: int = 0, **settings)
             **settings,
         }
     )
-    return LlamaForCausalLM(config).to(dtype)
+    return _takes_trees(LlamaForCausalLM(config).to(dtype))
 
 
 def tiny_gpt2(*, dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT2LMHeadModel:
@@ -76,7 +84,7 @@ def tiny_gpt2(*, dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT2LMHea
     config = GPT2Config(
         vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=512, initializer_range=0.2
     )
-    return GPT2LMHeadModel(config).to(dtype)
+    return _takes_trees(GPT2LMHeadModel(config).to(dtype))
 
 
 def tiny_t5(*, dtype: torch.dtype = torch.float32, seed: int = 0) -> T5ForConditionalGeneration:

@@ -29,7 +29,7 @@ def test_every_row_once_and_the_padded_batch_within_the_budget(layout, shapes, b
 
 
 def test_batches_by_hand():
-    # Shared widths 6, 3, 4, 3:  6 alone (2 x 6 > 9), then 2 x 4 = 8, then 3.
+    # Shared lengths 6, 3, 4, 3:  6 alone (6 + 4 > 9), then 4 + 3 (7 + 3 > 9), then 3.
     rows = made([(2, [2, 2]), (1, [1, 1]), (2, [1, 1]), (1, [1, 1])])
     assert list(budgeted(rows, layout="shared", tokens=9)) == [[0], [2, 1], [3]]
     # Separate rows are 2 x 4, 2 x 2, 2 x 3, 2 x 2:  8, then 4 x 3 = 12 > 9, so 6, then 4 x 2 = 8.

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokens.rows import encoded
-from tokenward.tokens.rows import TokenRow, collate, predicting_positions, shared_mask
+from tokenward.tokens.layouts import predicting_positions
+from tokenward.tokens.rows import TokenRow, collate
+from tokenward.tokens.tree import visible
 
 PAIR = encoded([10, 11, 12], [20, 21], [30, 31, 32])
 SHORT = encoded([40], [50], [60])
@@ -16,8 +18,8 @@ lengths = st.integers(1, 6)
 comparisons = st.lists(st.tuples(lengths, st.lists(lengths, min_size=2, max_size=4)), min_size=1, max_size=4)
 
 
-def batch_of(*items, layout, pad_id=0):
-    return collate([TokenRow(encoded=item) for item in items], layout=layout, pad_id=pad_id)
+def batch_of(*items, layout, pad_id=0, whole=True):
+    return collate([TokenRow(encoded=item) for item in items], layout=layout, pad_id=pad_id, whole=whole)
 
 
 def seen(mask: torch.Tensor) -> list[str]:
@@ -52,9 +54,10 @@ def test_separate_rows_by_hand():
 
 def test_two_shared_rows_by_hand():
     batch = batch_of(SHORT, PAIR, layout="shared", pad_id=7)
-    assert batch.input_ids.tolist() == [[40, 50, 60, 7, 7, 7, 7, 7], [10, 11, 12, 20, 21, 30, 31, 32]]
-    assert batch.position_ids[0].tolist()[:3] == [0, 1, 1]
-    assert batch.predicted_from.tolist() == [0, 0, 8 + 2, 8 + 3, 8 + 2, 8 + 5, 8 + 6]
+    # One row, end to end: nothing is padded.
+    assert batch.input_ids.tolist() == [[40, 50, 60, 10, 11, 12, 20, 21, 30, 31, 32]]
+    assert batch.position_ids.tolist() == [[0, 1, 1, 0, 1, 2, 3, 4, 3, 4, 5]]
+    assert batch.predicted_from.tolist() == [0, 0, 3 + 2, 3 + 3, 3 + 2, 3 + 5, 3 + 6]
     assert batch.response.tolist() == [0, 1, 2, 2, 3, 3, 3]
     assert batch.comparison.tolist() == [0, 0, 1, 1]
     assert (batch.comparisons, batch.responses) == (2, 4)
@@ -62,7 +65,7 @@ def test_two_shared_rows_by_hand():
 
 def test_more_than_two_responses_by_hand():
     batch = batch_of(TRIPLE, PAIR, layout="shared")
-    assert batch.input_ids[0].tolist() == [1, 2, 3, 4, 5, 6, 0, 0]
+    assert batch.input_ids[0, :6].tolist() == [1, 2, 3, 4, 5, 6]
     assert batch.position_ids[0, :6].tolist() == [0, 1, 2, 2, 3, 2]
     assert batch.predicted_from[:4].tolist() == [1, 1, 3, 1]
     assert batch.response.tolist() == [0, 1, 1, 2, 3, 3, 4, 4, 4]
@@ -71,30 +74,66 @@ def test_more_than_two_responses_by_hand():
 
 
 def test_who_sees_whom_by_hand():
-    # Two prompt tokens, two of the first response, one of the second, one of padding.
-    mask = shared_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))
-    assert mask.shape == (1, 1, 6, 6)
-    assert seen(mask[0, 0]) == [
-        "x.....",
-        "xx....",
-        "xxx...",
-        "xxxx..",
-        "xx..x.",
-        ".....x",
+    # Two prompt tokens, two of the first response, one of the second; then another comparison.
+    assert seen(visible(torch.tensor([[0, 0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 2, 0, 1]]))) == [
+        "x......",
+        "xx.....",
+        "xxx....",
+        "xxxx...",
+        "xx..x..",
+        ".....x.",
+        ".....xx",
     ]
 
 
-def test_the_masks_of_a_batch():
-    mask = batch_of(SHORT, TRIPLE, layout="shared").attention_mask
-    assert seen(mask[0, 0]) == ["x.....", "xx....", "x.x...", "...x..", "....x.", ".....x"]
-    assert seen(mask[1, 0]) == ["x.....", "xx....", "xxx...", "xx.x..", "xx.xx.", "xx...x"]
+def test_a_batch_knows_who_sees_whom():
+    tree = batch_of(SHORT, TRIPLE, layout="shared").tree
+    assert tree.owner.tolist() == [[0, 0, 0, 1, 1, 1, 1, 1, 1], [0, 1, 2, 0, 0, 1, 2, 2, 3]]
+    assert batch_of(SHORT, layout="separate").tree is None
+
+
+def test_a_common_beginning_is_read_once():
+    batch = batch_of(encoded([1, 2], [7, 8, 3], [7, 8, 4, 5]), layout="shared")
+    assert batch.input_ids.tolist() == [[1, 2, 7, 8, 3, 4, 5]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 4, 5]]
+    assert batch.tree.owner.tolist() == [[0] * 7, [0, 0, 0, 0, 1, 2, 2]]
+    assert batch.ids.tolist() == [7, 8, 3, 7, 8, 4, 5]
+    assert batch.predicted_from.tolist() == [1, 2, 3, 1, 2, 3, 5]
+    assert batch.placed_at.tolist() == [2, 3, 4, 2, 3, 5, 6]
+
+
+def test_one_response_may_begin_another():
+    batch = batch_of(encoded([1], [7, 8], [7, 8, 9]), layout="shared")
+    assert batch.input_ids.tolist() == [[1, 7, 8, 9]]
+    assert batch.tree.owner.tolist() == [[0] * 4, [0, 0, 0, 2]]
+    assert batch.placed_at.tolist() == [1, 2, 1, 2, 3]
+
+
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+def test_nothing_is_read_from_the_last_token_with_weight_on(layout):
+    weights = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0, 0.0])]
+    row = TokenRow(encoded=PAIR, weights=weights)
+    batch = collate([row], layout=layout, pad_id=0, whole=False)
+    # 20 is predicted by the prompt alone, 31 by the prompt and 30.
+    if layout == "shared":
+        assert batch.input_ids.tolist() == [[10, 11, 12, 30]]
+        assert batch.predicted_from[batch.kept].tolist() == [2, 3]
+    else:
+        assert batch.input_ids.tolist() == [[10, 11, 12, 0], [10, 11, 12, 30]]
+        assert batch.predicted_from[batch.kept].tolist() == [2, 4 + 3]
+    # What was not laid out cannot be asked for by mistake.
+    assert int(batch.placed_at[-1]) >= batch.input_ids.numel()
+
+
+def test_without_weights_only_the_last_token_is_not_read():
+    assert batch_of(PAIR, layout="shared", whole=False).input_ids.tolist() == [[10, 11, 12, 20, 30, 31]]
 
 
 def test_the_next_token_shift_by_hand():
     # A response of 3 at places 5, 6, 7; the prompt ends at place 2.
-    assert predicting_positions(5, 3, 2).tolist() == [2, 5, 6]
-    assert predicting_positions(3, 1, 2).tolist() == [2]
-    assert predicting_positions(3, 0, 2).tolist() == []
+    assert predicting_positions(torch.tensor([5, 6, 7]), 2).tolist() == [2, 5, 6]
+    assert predicting_positions(torch.tensor([3]), 2).tolist() == [2]
+    assert predicting_positions(torch.tensor([], dtype=torch.int64), 2).tolist() == []
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
@@ -130,7 +169,7 @@ def test_the_pad_id_changes_nothing_but_the_padding(layout):
     assert one.kept.tolist() == other.kept.tolist()
     assert one.attention_mask.tolist() == other.attention_mask.tolist()
     differ = one.input_ids != other.input_ids
-    assert one.input_ids[differ].unique().tolist() == [0]
+    assert one.input_ids[differ].unique().tolist() == ([] if layout == "shared" else [0])
 
 
 def test_values_travel_with_their_tokens():
@@ -175,6 +214,7 @@ def test_a_moved_batch_is_moved_whole():
     ).to("meta")
     tensors = [batch.input_ids, batch.position_ids, batch.attention_mask, batch.predicted_from, batch.ids]
     tensors += [batch.response, batch.comparison, batch.rank, batch.weights, batch.kept, batch.scores]
+    tensors += [batch.tree.owner, batch.tree.comparisons[0].pieces[0].mask]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert batch.reference_logp is None
 
@@ -191,11 +231,11 @@ def test_where_each_token_is_read_by_hand():
     assert batch_of(SHORT, PAIR, layout="shared").placed_at.tolist() == [
         1,
         2,
-        8 + 3,
-        8 + 4,
-        8 + 5,
-        8 + 6,
-        8 + 7,
+        3 + 3,
+        3 + 4,
+        3 + 5,
+        3 + 6,
+        3 + 7,
     ]
     assert batch_of(PAIR, layout="separate").placed_at.tolist() == [3, 4, 6 + 3, 6 + 4, 6 + 5]
 

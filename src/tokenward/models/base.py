@@ -11,7 +11,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tokenward.tokens.rows import Layout, TokenBatch, TokenRow, collate
+from tokenward.tokens.layouts import Layout
+from tokenward.tokens.rows import TokenBatch, TokenRow, collate
 from tokenward.tokens.template import Template
 
 
@@ -22,7 +23,7 @@ class TokenModel(ABC):
     Attributes:
         model: The module that is called and trained.
         tokenizer: Its fast tokenizer.
-        layout: How its rows are laid out; see :mod:`tokenward.tokens.rows`.
+        layout: How its rows are laid out; see :mod:`tokenward.tokens.layouts`.
         fingerprint: Of weights, config and tokenizer files.
         name: As the user wrote it.
         start_id: What its decoder begins with, where it has an encoder.
@@ -60,9 +61,16 @@ class TokenModel(ABC):
         """How its prompts and replies are written."""
         return Template(tokenizer=self.tokenizer, kind=kind, encoder=self.start_id is not None)
 
+    @property
+    def reads_whole(self) -> bool:
+        """Whether it reads a response's last token: its number is read after the token, not before it."""
+        return False
+
     def collate(self, rows: Sequence[TokenRow]) -> TokenBatch:
         """Rows as a batch that this model takes, on the CPU."""
-        return collate(rows, layout=self.layout, pad_id=self.pad_id, start_id=self.start_id)
+        return collate(
+            rows, layout=self.layout, pad_id=self.pad_id, start_id=self.start_id, whole=self.reads_whole
+        )
 
     @abstractmethod
     def read(

@@ -80,9 +80,12 @@ def run_model(model: nn.Module, batch: TokenBatch) -> Any:
             decoder_input_ids=batch.decoder_ids,
             use_cache=False,
         )
+    # Without a tree the argument is left out: a model with an attention of its own need not know it.
+    tree = {} if batch.tree is None else {"tree": batch.tree}
     return model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
         use_cache=False,
+        **tree,
     )

@@ -1,5 +1,6 @@
 """Find out, on the model itself, which fast paths are exact for it."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -7,10 +8,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenward.errors import UserError
+from tokenward.models.attention import install_tree_attention
 from tokenward.models.forward import run_model, token_logprobs
 from tokenward.models.head import SelectiveHead
 from tokenward.tokens.encode import Encoded
-from tokenward.tokens.rows import Layout, TokenBatch, TokenRow, collate
+from tokenward.tokens.layouts import Layout
+from tokenward.tokens.rows import TokenBatch, TokenRow, collate
 from tokenward.types import Comparison
 
 # Rounding differs between the paths; a wrong mask or position moves log-probabilities far more.
@@ -31,7 +34,7 @@ def choose_layout(
     """Layout and head that give the same log-probabilities as plain rows and full logits.
 
     A model with a sliding window gets separate rows whatever the probe says: the probe is shorter
-    than the window, and a mask of our own would switch the window off.
+    than the window, and attention of our own would switch the window off.
 
     Raises:
         UserError: ``rows`` insists on shared rows and they are not exact.
@@ -43,8 +46,8 @@ def choose_layout(
         head = None  # the model changes its head's output (scaling, soft cap): make all logits
     if rows == "separate":
         return "separate", head
-    shared_is_exact = not _windows(model) and _agrees(_probe(model, head, "shared"), plain)
-    return _shared_if(shared_is_exact, rows=rows, name=name), head
+    exact = _shared_is_exact(model, plain, lambda: _probe(model, head, "shared"))
+    return _shared_if(exact, rows=rows, name=name), head
 
 
 def reward_layout(
@@ -55,8 +58,23 @@ def reward_layout(
         return "encoder_decoder"
     if rows == "separate":
         return "separate"
-    plain, shared = (_states(backbone, layout) for layout in ("separate", "shared"))
-    return _shared_if(not _windows(backbone) and _agrees(shared, plain), rows=rows, name=name)
+    plain = _states(backbone, "separate")
+    exact = _shared_is_exact(backbone, plain, lambda: _states(backbone, "shared"))
+    return _shared_if(exact, rows=rows, name=name)
+
+
+def _shared_is_exact(
+    model: PreTrainedModel, plain: Tensor | None, shared: Callable[[], Tensor | None]
+) -> bool:
+    """Whether packed rows give the same; the model keeps the attention that they need only if they do."""
+    if _windows(model):
+        return False
+    before = model.config._attn_implementation
+    install_tree_attention(model)
+    exact = _agrees(shared(), plain)
+    if not exact and before is not None and model.config._attn_implementation != before:
+        model.set_attn_implementation(before)
+    return exact
 
 
 def _shared_if(exact: bool, *, rows: str, name: str) -> Layout:

@@ -133,6 +133,11 @@ class RewardModel(TokenModel):
         """Of its head."""
         return self.model.settings
 
+    @property
+    def reads_whole(self) -> bool:
+        """See :class:`TokenModel`."""
+        return True
+
     def read(
         self, module: nn.Module, batch: TokenBatch, *, entropy: bool = False
     ) -> tuple[Tensor, TokenBatch]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from tokenward.tokens.batches import budgeted
-from tokenward.tokens.rows import Layout, TokenBatch, TokenRow, collate
+from tokenward.tokens.layouts import Layout
+from tokenward.tokens.rows import TokenBatch, TokenRow, collate
 
 Prepare = Callable[[Sequence[TokenRow], int], Sequence[TokenRow]]
 """``f(rows, step) -> rows``: a step's rows as they train, as many and in their order."""
@@ -44,6 +45,7 @@ class Collator:
         layout: Of the rows.
         pad_id: Fills rows.
         start_id: What a decoder begins with, where the model has an encoder.
+        whole: See :func:`tokenward.tokens.rows.collate`.
         tokens_per_forward: Padded tokens of a pass at most, unless one comparison alone is longer.
         defer: Leave the rows whole, for the trainer to prepare and cut when their turn comes: a loader reads
             ahead, and what depends on the weights must not be made before the step.
@@ -52,6 +54,7 @@ class Collator:
     layout: Layout
     pad_id: int
     start_id: int | None = None
+    whole: bool = True
     tokens_per_forward: int
     defer: bool = False
 
@@ -70,6 +73,7 @@ class Collator:
                 layout=self.layout,
                 pad_id=self.pad_id,
                 start_id=self.start_id,
+                whole=self.whole,
             )
             for group in groups
         )

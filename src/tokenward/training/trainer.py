@@ -88,6 +88,7 @@ class TokenTrainer(Trainer):
             layout=model.layout,
             pad_id=model.pad_id,
             start_id=model.start_id,
+            whole=model.reads_whole,
             tokens_per_forward=arguments.tokens_per_forward,
         )
         self._metrics: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}

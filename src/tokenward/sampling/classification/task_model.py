@@ -16,7 +16,8 @@ from tokenward.sampling.classification.template import PromptTemplate, Sides, Te
 from tokenward.sampling.classification.verbalizers import verbalizer_ids
 from tokenward.tokens.batches import budgeted
 from tokenward.tokens.encode import Encoded
-from tokenward.tokens.rows import Layout, TokenBatch, TokenRow, collate
+from tokenward.tokens.layouts import Layout
+from tokenward.tokens.rows import TokenBatch, TokenRow, collate
 from tokenward.types import Comparison
 
 # Of one shared row: its attention grows with the square of its length.

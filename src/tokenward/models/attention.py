@@ -1,0 +1,157 @@
+"""Attention of packed rows: each comparison's tree piece by piece, the rest as transformers has it.
+
+Registered with transformers under names of their own, so that the model's own layers call them. A call
+without a tree (generation, separate rows) is transformers' ``sdpa`` or ``flex_attention``.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import flex_attention_mask, sdpa_mask
+
+from tokenward.tokens.tree import Comparison, Tree
+
+TREE, FLEX_TREE = "tokenward_tree", "tokenward_flex_tree"
+"""Names of the two in transformers."""
+
+SCORES_AT_ONCE = 2**22
+"""Attention scores that may exist at once where they are written out, see :func:`_attend`."""
+
+
+def install_tree_attention(model: PreTrainedModel) -> None:
+    """Let a model's layers compute packed rows; every other call stays what it was.
+
+    A model with another attention than sdpa and flex attention keeps its own.
+    """
+    AttentionInterface.register(TREE, tree_attention)
+    AttentionMaskInterface.register(TREE, sdpa_mask)
+    AttentionInterface.register(FLEX_TREE, flex_tree_attention)
+    AttentionMaskInterface.register(FLEX_TREE, flex_attention_mask)
+    ours = {"sdpa": TREE, "flex_attention": FLEX_TREE}
+    before = model.config._attn_implementation
+    if before in ours:
+        model.set_attn_implementation(ours[before])
+
+
+def flex_tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    tree: Tree | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """As :func:`tree_attention`, in one call of flex attention: for GPUs, where its kernel skips unseen blocks."""
+    mask = attention_mask if tree is None else tree.block_mask
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    return flex_attention_forward(module, query, key, value, mask, **kwargs)
+
+
+@torch.compiler.disable(recursive=False)
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    tree: Tree | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention call.  [1 h t d], [1 g t d], [1 g t d] -> [1 t h d]
+
+    Args:
+        module: The calling layer.
+        query: Of ``h`` heads.
+        key: Of ``g`` heads, each read by ``h / g`` of the query's.
+        value: As ``key``.
+        attention_mask: Unused where there is a tree.
+        dropout: Share of the attention weights that is dropped.
+        scaling: Factor of the scores; None is ``d ** -0.5``.
+        tree: Of a packed row; without one the call is transformers' sdpa.
+        kwargs: The rest of transformers' call.
+    """
+    if tree is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    # Rotary embeddings leave autocast's type; the values have it.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    sizes = [item.length for item in tree.comparisons]
+    parts = zip(
+        tree.comparisons, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True
+    )
+    attend = partial(_attend, scaling=scaling or query.shape[-1] ** -0.5, dropout=dropout)
+    found = [part for item, q, k, v in parts for part in _comparison(attend, item, q, k, v)]
+    return torch.cat(found, dim=2).transpose(1, 2), None
+
+
+def _comparison(
+    attend: Callable[..., Tensor], item: Comparison, query: Tensor, key: Tensor, value: Tensor
+) -> list[Tensor]:
+    """Attention of one tree, in the order of its tokens."""
+    trunk, *queries = query.split([item.trunk, *(piece.length for piece in item.pieces)], 2)
+    found = [attend(trunk, key[:, :, : item.trunk], value[:, :, : item.trunk], None)]
+    for piece, part in zip(item.pieces, queries, strict=True):
+        end = piece.start + piece.before + piece.length
+        keys, values = (_seen(state, item.trunk, piece.start, end) for state in (key, value))
+        found.append(attend(part, keys, values, piece.mask))
+    return found
+
+
+def _seen(state: Tensor, trunk: int, start: int, end: int) -> Tensor:
+    """Keys or values of the trunk and of ``start`` to ``end``; no copy where they lie together."""
+    if start == trunk:
+        return state[:, :, :end]
+    return torch.cat([state[:, :, :trunk], state[:, :, start:end]], dim=2)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, dropout: float
+) -> Tensor:
+    """Attention under a mask, causal without one.  [1 h n d], [1 g m d], [1 g m d] -> [1 h n d]
+
+    On the CPU, torch's fused kernel is several times slower than plain matrix products in half precision;
+    there the scores are written out as long as they are few.
+    """
+    heads, groups = query.shape[1], key.shape[1]
+    few = heads * query.shape[2] * key.shape[2] <= SCORES_AT_ONCE
+    if query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16) and few:
+        seen = mask if mask is not None else _causal(query.shape[2], query.device)
+        return _written_out(query, key, value, seen, scaling, dropout)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=heads != groups,
+    )
+
+
+def _causal(length: int, device: torch.device) -> Tensor:
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def _written_out(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, dropout: float
+) -> Tensor:
+    heads, groups, length, width = query.shape[1], key.shape[1], query.shape[2], query.shape[3]
+    hidden = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    # Query heads that read the same keys lie under each other: one product for all of them.
+    rows = query.reshape(groups, heads // groups * length, width)
+    bias = hidden.repeat(heads // groups, 1)[None]
+    scores = torch.baddbmm(bias, rows, key[0].transpose(1, 2), alpha=scaling)
+    weights = F.dropout(scores.softmax(-1), dropout) if dropout else scores.softmax(-1)
+    return torch.bmm(weights, value[0]).reshape(1, heads, length, width)

@@ -1,0 +1,196 @@
+"""How comparisons are laid out for a model, and where in the rows each response token is.
+
+``shared``: all comparisons in one row without padding, ``[trunk | rest of response 1 | ... | rest of
+response K]`` one after another. The trunk is the prompt and what all responses of it begin with; it is
+computed once. Positions go on from the trunk in each response, which sees the trunk and itself only.
+``separate``: a padded row ``[prompt | response]`` for each response. ``encoder_decoder``: the prompt in the
+encoder's row, ``[start | response]`` in the decoder's.
+"""
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tokenward.tokens.encode import Encoded
+from tokenward.tokens.tree import Tree, tree_of
+
+Layout = Literal["shared", "separate", "encoder_decoder"]
+
+
+class LaidOut(NamedTuple):
+    """The model's inputs, and where each response token is in them.
+
+    Attributes:
+        input_ids: ``[rows t]``.
+        position_ids: ``[rows t]``.
+        attention_mask: ``[rows t]``; one value that says nothing where there is a tree.
+        predicted_from: ``[n]``, see :class:`tokenward.tokens.rows.TokenBatch`.
+        placed_at: ``[n]``, as above.
+        tree: Of a packed row.
+        decoder_ids: ``[rows t]``, what a decoder reads.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    predicted_from: Tensor
+    placed_at: Tensor
+    tree: Tree | None = None
+    decoder_ids: Tensor | None = None
+
+
+def predicting_positions(read_at: Tensor, before: int) -> Tensor:
+    """Position whose output predicts each token of a response: the one place of the next-token shift.  [n] -> [n]
+
+    Args:
+        read_at: Position that reads each token.
+        before: Position of the last prompt token.
+    """
+    return torch.cat((read_at.new_tensor([before]), read_at))[: len(read_at)]
+
+
+def lay_out(
+    encoded: Sequence[Encoded],
+    read: Sequence[Sequence[int]],
+    *,
+    layout: Layout,
+    pad_id: int,
+    start_id: int | None,
+) -> LaidOut:
+    """Lay comparisons out as a model takes them.
+
+    Args:
+        encoded: The comparisons.
+        read: Per comparison and response, how many of its first tokens the model reads.
+        layout: See the module.
+        pad_id: Fills rows.
+        start_id: What a decoder begins with.
+    """
+    if layout == "shared":
+        return _packed(encoded, read)
+    if layout == "separate":
+        return _separate(encoded, read, pad_id)
+    if start_id is None:
+        raise ValueError("an encoder-decoder's rows need the id that its decoder starts with")
+    return _encoder_decoder(encoded, pad_id, start_id)
+
+
+def _packed(encoded: Sequence[Encoded], read: Sequence[Sequence[int]]) -> LaidOut:
+    ids: list[int] = []
+    positions, shapes, places = list[range](), list[tuple[int, list[int]]](), _Places()
+    total = sum(len(item.prompt) + sum(counts) for item, counts in zip(encoded, read, strict=True))
+    for item, counts in zip(encoded, read, strict=True):
+        start, prompt = len(ids), len(item.prompt)
+        common = _common(item.responses, counts)
+        ids += item.prompt + common
+        positions.append(range(prompt + len(common)))
+        branches = [max(count - len(common), 0) for count in counts]
+        for response, count, branch in zip(item.responses, counts, branches, strict=True):
+            trunk = torch.arange(start + prompt, start + prompt + min(count, len(common)))
+            places.add(
+                torch.cat((trunk, torch.arange(len(ids), len(ids) + branch))),
+                before=start + prompt - 1,
+                length=len(response),
+                outside=total,
+            )
+            ids += response[len(common) : len(common) + branch]
+            positions.append(range(prompt + len(common), prompt + len(common) + branch))
+        shapes.append((prompt + len(common), branches))
+    return LaidOut(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([[place for part in positions for place in part]]),
+        # transformers passes a mask of four dimensions on as it is and makes none of its own.
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
+        predicted_from=torch.cat(places.predicted),
+        placed_at=torch.cat(places.placed),
+        tree=tree_of(shapes),
+    )
+
+
+class _Places:
+    """Collects where the tokens of the responses are, one response after another."""
+
+    def __init__(self) -> None:
+        self.predicted: list[Tensor] = []
+        self.placed: list[Tensor] = []
+
+    def add(self, read_at: Tensor, *, before: int, length: int, outside: int) -> None:
+        """One response.
+
+        Args:
+            read_at: Where its first tokens are read.
+            before: Where the last token of its prompt is read.
+            length: Of the response.
+            outside: An index past every row, for tokens that are not there: to ask for one is an error.
+        """
+        missing = read_at.new_full((length - len(read_at),), outside)
+        placed = torch.cat((read_at, missing))
+        self.placed.append(placed)
+        self.predicted.append(predicting_positions(placed, before))
+
+
+def _common(responses: Sequence[list[int]], counts: Sequence[int]) -> list[int]:
+    """What all responses begin with, as far as any of them is read."""
+    if len(responses) < 2:
+        return []
+    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*responses, strict=False))
+    return [tokens[0] for tokens in same][: max(counts)]
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
+
+
+def _separate(encoded: Sequence[Encoded], read: Sequence[Sequence[int]], pad_id: int) -> LaidOut:
+    pairs = [
+        (item.prompt, response, count)
+        for item, counts in zip(encoded, read, strict=True)
+        for response, count in zip(item.responses, counts, strict=True)
+    ]
+    rows = [prompt + response[:count] for prompt, response, count in pairs]
+    width, places = max(map(len, rows)), _Places()
+    for number, (prompt, response, count) in enumerate(pairs):
+        start = number * width + len(prompt)
+        places.add(
+            torch.arange(start, start + count),
+            before=start - 1,
+            length=len(response),
+            outside=len(rows) * width,
+        )
+    return LaidOut(
+        input_ids=_padded(rows, pad_id),
+        position_ids=torch.arange(width).repeat(len(rows), 1),
+        attention_mask=_padded([[1] * len(row) for row in rows], 0),
+        predicted_from=torch.cat(places.predicted),
+        placed_at=torch.cat(places.placed),
+    )
+
+
+def _encoder_decoder(encoded: Sequence[Encoded], pad_id: int, start_id: int) -> LaidOut:
+    """The decoder reads ``[start | response]`` whole, its last token too: a reward is read after its token.
+
+    Reward model and policy share this one layout, so a reward sees in use what it saw in training.
+    """
+    pairs = [(item.prompt, response) for item in encoded for response in item.responses]
+    rows = [[start_id, *response] for _, response in pairs]
+    width, places = max(map(len, rows)), _Places()
+    for number, (_, response) in enumerate(pairs):
+        start = number * width + 1
+        places.add(
+            torch.arange(start, start + len(response)),
+            before=start - 1,
+            length=len(response),
+            outside=len(rows) * width,
+        )
+    return LaidOut(
+        input_ids=_padded([prompt for prompt, _ in pairs], pad_id),
+        position_ids=torch.arange(width).repeat(len(rows), 1),
+        attention_mask=_padded([[1] * len(prompt) for prompt, _ in pairs], 0),
+        predicted_from=torch.cat(places.predicted),
+        placed_at=torch.cat(places.placed),
+        decoder_ids=_padded(rows, pad_id),
+    )
