@@ -21,7 +21,34 @@ from tokenward.types import Comparison
 
 PAIRS = "../shared/data/hh_harmless_test/test.jsonl.gz"
 LONGEST = 512
-WORDS = "the of and to a in that it is was for on as with be by he at from his but not are or an they".split()
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "a",
+    "in",
+    "that",
+    "it",
+    "is",
+    "was",
+    "for",
+    "on",
+    "as",
+    "with",
+    "be",
+    "by",
+    "he",
+    "at",
+    "from",
+    "his",
+    "but",
+    "not",
+    "are",
+    "or",
+    "an",
+    "they",
+]
 
 
 def encoded_pairs(
@@ -36,9 +63,7 @@ def encoded_pairs(
     # A few at a time: a file may hold many more than are wanted.
     found: list[Encoded] = []
     for start in range(0, len(comparisons), 4 * count):
-        found += encode(
-            comparisons[start : start + 4 * count], template, limits, may_be_empty=True
-        ).rows
+        found += encode(comparisons[start : start + 4 * count], template, limits, may_be_empty=True).rows
         if len(found) >= count:
             return found[:count]
     raise ValueError(f"{source} holds {len(found)} pairs of at most {longest} tokens, {count} are wanted")

@@ -152,7 +152,7 @@ class Rates(NamedTuple):
 
 
 def shared(pairs: Sequence[Pair], *, fraction: float = 1.0, padded: bool = True) -> Layout:
-    """tokenward's layout: prompt once, all its responses in one row, logits where a token is kept."""
+    """Tokenward's layout: prompt once, all its responses in one row, logits where a token is kept."""
     lengths = [item.prompt + sum(item.responses) for item in pairs]
     if padded:
         lengths = [max(lengths)] * len(lengths)
@@ -191,6 +191,16 @@ def attention_operations(shape: Shape, layout: Layout, *, passes: float = 3.5) -
         passes: 3.5 with a backward pass that makes the attention again (five products after two), 1 without.
     """
     return passes * 4.0 * shape.layers * shape.attention_width * sum(length**2 for length in layout.rows)
+
+
+def visible_attention(shape: Shape, pairs: Sequence[Pair], *, passes: float = 3.5) -> float:
+    """Operations of attention where only what a token may see is computed: prompt once, each response on its own."""
+    seen = sum(
+        item.prompt * (item.prompt + 1) / 2
+        + sum(length * item.prompt + length * (length + 1) / 2 for length in item.responses)
+        for item in pairs
+    )
+    return passes * 4.0 * shape.layers * shape.attention_width * seen
 
 
 def training_step(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 FOLDER = Path(__file__).parent / "results"
 PACKAGES = ("tokenward", "torch", "transformers", "accelerate", "trl", "tokenizers", "numpy")
@@ -81,12 +81,14 @@ def write(result: Result, folder: Path | None = None) -> Path:
 
 def report(results: Sequence[Result]) -> None:
     """Write results and print them as a table."""
-    table = Table("claim", "target", "measured", "95 % interval", "predicted", "met")
+    table = Table(Column("claim", no_wrap=True), "target", "measured", "95 % interval", "predicted", "met")
     for result in results:
         write(result)
         interval = f"{result.low:.3f} to {result.high:.3f}"
         predicted = "" if result.predicted is None else f"{result.predicted:.3f}"
-        met = "trial" if result.quick else "" if result.target == "reported" else "yes" if result.met else "no"
+        met = (
+            "trial" if result.quick else "" if result.target == "reported" else "yes" if result.met else "no"
+        )
         table.add_row(result.claim, result.target, f"{result.ratio:.3f}", interval, predicted, met)
     Console().print(table)
 
@@ -121,5 +123,5 @@ def machine() -> dict[str, Any]:
 
 def command() -> str:
     """How this process was called, as it can be called from the repository's root."""
-    module = Path(sys.argv[0]).stem
-    return " ".join(["python -m", f"benchmarks.{module}", *sys.argv[1:]])
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *words])
