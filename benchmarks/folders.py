@@ -4,12 +4,17 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from tokenward.models.loading import load_tokenizer
 from tokenward.models.places import resolve
-
-STORIES = "../shared/data/stories260K/hf"
 
 
 def folder_of(name: str) -> str:
@@ -20,13 +25,23 @@ def folder_of(name: str) -> str:
 def cut_down(source: str, target: Path, *, layers: int, vocabulary: int | None = None, seed: int = 0) -> Path:
     """A model of random weights with another's width, fewer layers and, if wanted, another vocabulary.
 
-    Its tokenizer is the other's: with a larger vocabulary some ids have no text.
+    With a vocabulary of its own it gets a tokenizer of bytes, which fits into any: ids of a larger one have no text.
     """
     config = AutoConfig.from_pretrained(folder_of(source))
     config.num_hidden_layers = layers
-    if vocabulary is not None:
-        config.vocab_size = vocabulary
-    return _made(config, load_tokenizer(source), target, seed)
+    if vocabulary is None:
+        return _made(config, load_tokenizer(source), target, seed)
+    config.vocab_size = vocabulary
+    return _made(config, byte_tokenizer(), target, seed)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerBase:
+    """A token a byte and an end, for models whose text nobody reads."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>")
 
 
 def tiny(source: str, target: Path, *, width: int = 32, layers: int = 2, seed: int = 0) -> Path:

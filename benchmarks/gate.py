@@ -74,7 +74,7 @@ def common_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "bf16": settings["precision"] == "bfloat16",
         "use_cpu": settings["device"] == "cpu",
         "seed": settings["seed"],

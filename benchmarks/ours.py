@@ -89,7 +89,7 @@ def training(channel: Channel, settings: dict[str, Any]) -> None:
     def check(request: dict[str, Any]) -> dict[str, Any]:
         return {"loss": whole_loss(trainer, settings["batch"])}
 
-    facts = {"settings": said(trainer), "lengths": _lengths(trainer)}
+    facts = {"settings": said(trainer), "lengths": lengths_in(trainer)}
     trainer.add_callback(Gate(channel, {"check": check}, facts))
     trainer.train()
 
@@ -108,7 +108,7 @@ def said(trainer: Any) -> dict[str, Any]:
     """What the trainer's arguments say of everything that bears on speed or memory."""
     wanted = (
         "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "optim", "max_grad_norm",
-        "bf16", "fp16", "gradient_checkpointing", "logging_steps", "train_sampling_strategy", "torch_compile",
+        "bf16", "fp16", "activation_checkpointing", "logging_steps", "train_sampling_strategy", "torch_compile",
         "dataloader_num_workers", "disable_dropout", "tokens_per_forward", "precompute_ref_log_probs",
         "max_length", "padding_free", "pad_to_multiple_of", "loss_type", "beta", "cpo_alpha", "simpo_gamma",
     )  # fmt: skip
@@ -119,7 +119,7 @@ def said(trainer: Any) -> dict[str, Any]:
     return own | {"attention": attention, "weights": weights, "threads": torch.get_num_threads()}
 
 
-def _lengths(trainer: TokenTrainer) -> list[Any]:
+def lengths_in(trainer: TokenTrainer) -> list[Any]:
     rows: Sequence[TokenRow] = trainer.train_dataset.rows  # type: ignore[union-attr]
     return [
         [len(row.encoded.prompt), [len(ids) for ids in row.encoded.responses], _kept(row)] for row in rows

@@ -92,14 +92,15 @@ def trl_reference(channel: Channel, settings: dict[str, Any]) -> None:
     from benchmarks.peers import dpo_trainer
 
     trainer = dpo_trainer(settings | {"batch": TRL_BATCH}, precompute=False)
-    nudged = trainer.model  # the reference is this very model: one pass of it is one reference pass
+    # A reference of its own gets a leaner fused head from TRL than the policy, which would stand in for it.
+    reference = trainer.ref_model
 
     def score(request: dict[str, Any]) -> dict[str, Any]:
         started = perf_counter()
         sums: list[float] = []
         for start in range(request["start"], request["stop"], TRL_BATCH):
-            sums += _batch(trainer, nudged, range(start, min(start + TRL_BATCH, request["stop"])))
-        return timed([[], sums], started)
+            sums += _batch(trainer, reference, range(start, min(start + TRL_BATCH, request["stop"])))
+        return timed([sums, []], started)
 
     serve(channel, {"score": score}, {"settings": said(trainer) | {"batch": TRL_BATCH}})
 

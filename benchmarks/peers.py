@@ -54,7 +54,7 @@ def dpo_trainer(settings: Mapping[str, Any], *, precompute: bool = True) -> DPOT
     ]
     trainer = ReadyIdsDPOTrainer(
         model=model,
-        ref_model=None if precompute else model,
+        ref_model=None if precompute else load(settings),
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=load_tokenizer(settings["tokenizer"]),

@@ -122,7 +122,7 @@ def differences(answers: Mapping[str, list[dict[str, Any]]]) -> dict[str, float]
         largest = 0.0
         for mine, theirs in zip(answers["ours"], answers[name], strict=True):
             for ours, other in zip(mine["sums"], theirs["sums"], strict=True):
-                # TRL's side has one model: the first list is empty there.
+                # TRL's side has the reference alone: the other list is empty there.
                 pairs = zip(ours, other, strict=True) if other else ()
                 largest = max([largest, *(abs(a - b) / abs(a) for a, b in pairs)])
         if name != "ours_bf16" and largest > CLOSE:
