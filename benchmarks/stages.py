@@ -1,5 +1,6 @@
 """The side of the growth claims: one stage of a recipe in a fresh process."""
 
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -11,7 +12,8 @@ from tokenward.pipeline import Run, compute_reference, compute_scores, open_run,
 
 def side(channel: Channel, settings: dict[str, Any]) -> None:
     """A worker that runs a stage when asked, after the same stage on a few pairs."""
-    carry_out(settings["stage"], open_run(settings["warm"], quiet=True))
+    with TemporaryDirectory(prefix="bench") as fresh:  # else an earlier process would have done it already
+        carry_out(settings["stage"], open_run(settings["warm"], [f"run={fresh}/run"], quiet=True))
     run = open_run(settings["recipe"], quiet=True)
 
     def measured(request: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def side(channel: Channel, settings: dict[str, Any]) -> None:
 
 
 def carry_out(stage: str, run: Run) -> Manifest:
-    """Run a stage; the data of the warm-up may be there from an earlier process."""
+    """Run a stage, and what it needs that is not there yet."""
     if stage == "data":
         return prepare_data(run)
     if stage == "reference":
