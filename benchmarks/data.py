@@ -5,9 +5,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.model import Pair
 from tokenward.data import load
@@ -126,7 +127,7 @@ def lengths_of(rows: Sequence[Encoded]) -> list[Pair]:
 
 def fits(model: LanguageModel, rows: Sequence[Encoded]) -> None:
     """Refuse ids that the model does not have."""
-    size = model.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    size = cast(nn.Embedding, model.model.get_input_embeddings()).num_embeddings  # type: ignore[operator]
     largest = max(max(row.prompt + [token for ids in row.responses for token in ids]) for row in rows)
     if largest >= size:
         raise ValueError(f"id {largest} is not among the {size} of {model.name}")

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -46,7 +47,7 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 
 def tiny(source: str, target: Path, *, width: int = 32, layers: int = 2, seed: int = 0) -> Path:
     """A Llama of random weights, small enough to cost nothing, with another model's tokenizer."""
-    tokenizer = load_tokenizer(source)
+    tokenizer: Any = load_tokenizer(source)  # its ids are ints here, and anything at all by their type
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -63,7 +64,7 @@ def tiny(source: str, target: Path, *, width: int = 32, layers: int = 2, seed: i
     return _made(config, tokenizer, target, seed)
 
 
-def _made(config: LlamaConfig, tokenizer: PreTrainedTokenizerBase, target: Path, seed: int) -> Path:
+def _made(config: Any, tokenizer: PreTrainedTokenizerBase, target: Path, seed: int) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(target)

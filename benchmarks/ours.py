@@ -89,7 +89,8 @@ def training(channel: Channel, settings: dict[str, Any]) -> None:
     def check(request: dict[str, Any]) -> dict[str, Any]:
         return {"loss": whole_loss(trainer, settings["batch"])}
 
-    facts = {"settings": said(trainer), "lengths": lengths_in(trainer)}
+    lengths = lengths_in(trainer)
+    facts = {"settings": said(trainer), "lengths": lengths, "layouts": layouts_in(trainer, settings["batch"])}
     trainer.add_callback(Gate(channel, {"check": check}, facts))
     trainer.train()
 
@@ -124,6 +125,14 @@ def lengths_in(trainer: TokenTrainer) -> list[Any]:
     return [
         [len(row.encoded.prompt), [len(ids) for ids in row.encoded.responses], _kept(row)] for row in rows
     ]
+
+
+def layouts_in(trainer: TokenTrainer, batch: int) -> list[list[list[int]]]:
+    """Of each batch, the number of rows and the width of each pass, as the trainer's own collator makes them."""
+    rows: Sequence[TokenRow] = trainer.train_dataset.rows  # type: ignore[union-attr]
+    starts = range(0, len(rows), batch)
+    made = [trainer.data_collator(list(rows[start : start + batch])) for start in starts]  # type: ignore[arg-type]
+    return [[list(item.input_ids.shape) for item in step.passes] for step in made]  # type: ignore[union-attr]
 
 
 def _kept(row: TokenRow) -> int:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
-from trl import DPOConfig, DPOTrainer
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from benchmarks.folders import folder_of
 from benchmarks.gate import Gate, common_arguments, nudge
@@ -116,9 +117,9 @@ def simpo(channel: Channel, settings: dict[str, Any]) -> None:
     _train(channel, settings, simpo_trainer(settings))
 
 
-def _train(channel: Channel, settings: Mapping[str, Any], trainer: Trainer) -> None:
+def _train(channel: Channel, settings: Mapping[str, Any], trainer: Any) -> None:
     def check(request: dict[str, Any]) -> dict[str, Any]:
-        rows = [trainer.train_dataset[index] for index in range(settings["batch"])]  # type: ignore[index]
+        rows = [trainer.train_dataset[index] for index in range(settings["batch"])]
         inputs = trainer._prepare_inputs(trainer.data_collator(rows))
         with torch.no_grad(), trainer.compute_loss_context_manager():
             return {"loss": float(trainer.compute_loss(trainer.model, inputs))}

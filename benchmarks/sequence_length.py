@@ -9,6 +9,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from transformers import AutoConfig
 
@@ -40,7 +41,7 @@ def measure(options: argparse.Namespace) -> Result:
         if not options.quick:
             model = str(cut_down(options.model, Path(folder) / "cut", layers=LAYERS))
         config = AutoConfig.from_pretrained(model)
-        settings = settings_of(
+        settings: dict[str, Any] = settings_of(
             options, lengths=[list(pair) for pair in pairs], ids=config.vocab_size, batch=1
         ) | {"model": model}
         seconds = timed(options, settings, len(lengths))

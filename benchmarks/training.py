@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from benchmarks.folders import folder_of
 from benchmarks.memory import status_bytes
-from benchmarks.model import Pair, Shape, separate, shared, training_peak, training_step
+from benchmarks.model import Layout, Shape, separate, training_peak, training_step
 from benchmarks.options import public, settings_of
 from benchmarks.results import Result
 from benchmarks.statistics import Ratio, paired_ratio
@@ -46,9 +46,7 @@ def measure(options: argparse.Namespace, precision: str, *, suffix: str, **chang
         "simpo": same_mathematics(turns.losses, ["sepo", "trl_simpo"], within=within),
     }
     shape = Shape.of(AutoConfig.from_pretrained(folder_of(options.model)))
-    predicted = predictions(
-        shape, turns, batch=sides["sepo"].settings["batch"], fraction=sides["sepo"].settings["fraction"]
-    )
+    predicted = predictions(shape, turns, batch=sides["sepo"].settings["batch"])
     settings = {
         "common": public(dict(sides["sepo"].settings)),
         "sides": {name: facts["settings"] for name, facts in turns.facts.items()},
@@ -134,44 +132,41 @@ def memory_result(
     )
 
 
-def predictions(shape: Shape, turns: Turns, *, batch: int, fraction: float) -> dict[tuple[str, str], float]:
-    """Ratios by the cost model, over all batches of the pairs."""
+def predictions(shape: Shape, turns: Turns, *, batch: int) -> dict[tuple[str, str], float]:
+    """Ratios by the cost model, over all batches of the pairs, as each side lays them out."""
     pairs = turns.pairs("sepo")
-    batches = [pairs[start : start + batch] for start in range(0, len(pairs), batch)]
+    plain = [separate(pairs[start : start + batch]) for start in range(0, len(pairs), batch)]
+    layouts = {"sepo": turns.layouts("sepo", batch), "dpo": turns.layouts("dpo", batch), "trl_dpo": plain}
     time = {
-        "sepo": sum(
-            training_step(shape, shared(item, fraction=fraction)).seconds(turns.rates) for item in batches
-        ),
-        "dpo": sum(training_step(shape, shared(item)).seconds(turns.rates) for item in batches),
-        "trl_dpo": sum(training_step(shape, separate(item)).seconds(turns.rates) for item in batches),
-        "trl_simpo": sum(
-            training_step(shape, separate(item), head_passes=3, logit_passes=12).seconds(turns.rates)
-            for item in batches
-        ),
+        name: sum(training_step(shape, item).seconds(turns.rates) for item in items)
+        for name, items in layouts.items()
     }
-    held = {name: peak(shape, batches, name, fraction) for name in ("sepo", "dpo", "trl_dpo")}
+    # All logits exist at once and are copied: more traffic, but nothing is made twice.
+    time["trl_simpo"] = sum(
+        training_step(shape, item, head_passes=3, logit_passes=12).seconds(turns.rates) for item in plain
+    )
     # This process has imported what the workers import, and holds little else.
     base = status_bytes("VmRSS")["VmRSS"]
+    tile = int(TRL_TILE_ROWS * min(1.0, TRL_TILE_COLUMNS / shape.vocabulary))
+    held = {
+        name: base + peak(shape, items, tile if name == "trl_dpo" else CHUNK)
+        for name, items in layouts.items()
+    }
     ratios = [("sepo", "trl_dpo"), ("sepo", "trl_simpo"), ("dpo", "trl_dpo")]
     return {
         **{(ours, peer): time[peer] / time[ours] for ours, peer in ratios},
-        **{(name, "memory"): (held[name] + base) / (held["trl_dpo"] + base) for name in ("sepo", "dpo")},
+        **{(name, "memory"): held[name] / held["trl_dpo"] for name in ("sepo", "dpo")},
     }
 
 
-def peak(shape: Shape, batches: Sequence[Sequence[Pair]], side: str, fraction: float) -> int:
-    """Bytes at the worst batch, without what the interpreter and the libraries themselves hold."""
-    if side == "trl_dpo":
-        layouts = [separate(item) for item in batches]
-        columns = min(TRL_TILE_COLUMNS, shape.vocabulary)
-        share = columns / shape.vocabulary
-        return max(
-            training_peak(
-                shape, item, logit_rows=int(share * min(item.head_rows, TRL_TILE_ROWS)), logit_copies=3
-            )
-            for item in layouts
-        )
-    layouts = [shared(item, fraction=fraction if side == "sepo" else 1.0) for item in batches]
+def peak(shape: Shape, layouts: Sequence[Layout], chunk: int) -> int:
+    """Bytes at the worst batch, without what the interpreter and the libraries themselves hold.
+
+    Args:
+        shape: Of the model.
+        layouts: Of the batches.
+        chunk: Rows of whole logits that exist at once, at most.
+    """
     return max(
-        training_peak(shape, item, logit_rows=min(item.head_rows, CHUNK), logit_copies=3) for item in layouts
+        training_peak(shape, item, logit_rows=min(item.head_rows, chunk), logit_copies=3) for item in layouts
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from benchmarks.model import Pair, Rates
+from benchmarks.model import Layout, Pair, Rates
 from benchmarks.workers import Worker
 
 
@@ -31,6 +31,17 @@ class Turns(NamedTuple):
     losses: dict[str, tuple[float, float]]
     facts: dict[str, dict[str, Any]]
     rates: Rates
+
+    def layouts(self, name: str, batch: int) -> list[Layout]:
+        """What of each batch a side of tokenward's gave to the model, padding included."""
+        kept = [kept for _, _, kept in self.facts[name]["lengths"]]
+        return [
+            Layout(
+                tuple(width for rows, width in passes for _ in range(rows)),
+                sum(kept[batch * number : batch * (number + 1)]),
+            )
+            for number, passes in enumerate(self.facts[name]["layouts"])
+        ]
 
     def pairs(self, name: str) -> list[Pair]:
         """Lengths of the comparisons that a side of tokenward's trains on."""

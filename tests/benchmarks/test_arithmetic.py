@@ -24,7 +24,7 @@ from benchmarks.model import (
 )
 from benchmarks.results import Result, holds, write
 from benchmarks.statistics import bootstrap, flatness, paired_ratio
-from benchmarks.turns import order, same_mathematics
+from benchmarks.turns import Turns, order, same_mathematics
 
 # q and o: 4 x 4, k and v: 4 x 2, gate and up: 4 x 6, down: 6 x 4 = 16 + 8 + 8 + 16 + 24 + 24 + 24 = 120 a layer.
 SMALL = Shape(layers=2, width=4, heads=2, kv_heads=1, head_dim=2, inner=6, vocabulary=10)
@@ -137,6 +137,14 @@ def test_vocabulary_counts_what_grows_beside_the_heads_state():
 def test_turns_alternate():
     assert order(["a", "b"], 0) == ["a", "b"]
     assert order(["a", "b"], 1) == ["b", "a"]
+
+
+def test_layouts_are_those_of_the_collator():
+    lengths = [[3, [2, 4], 2], [5, [10, 1], 4], [1, [1, 1], 2]]
+    facts = {"ours": {"lengths": lengths, "layouts": [[[1, 16], [1, 9]], [[1, 3]]]}}
+    turns = Turns({}, {}, {}, facts, Rates(1, 1))
+    assert turns.layouts("ours", 2) == [Layout((16, 9), 6), Layout((3,), 2)]
+    assert turns.pairs("ours")[:2] == PAIRS
 
 
 def test_sides_that_compute_something_else_are_not_timed():
