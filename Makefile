@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint real clean
+.PHONY: demo test lint bench real clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,9 +19,22 @@ test: $(VENV)/ready lint  ## lint, types and every test
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/ready
-	$(BIN)/ruff check src tests scripts
-	$(BIN)/ruff format --check src tests scripts
+	$(BIN)/ruff check src tests scripts benchmarks
+	$(BIN)/ruff format --check src tests scripts benchmarks
 	$(BIN)/pyright
+
+# In this order; each writes benchmarks/results, the last docs/performance.md. Leave the machine alone meanwhile.
+bench: $(VENV)/ready  ## every measurement of docs/performance.md, about an hour on two quiet cores
+	$(BIN)/python -m benchmarks.training_step --precision fp32
+	$(BIN)/python -m benchmarks.training_step --precision bf16
+	$(BIN)/python -m benchmarks.scoring
+	$(BIN)/python -m benchmarks.listwise_k4
+	$(BIN)/python -m benchmarks.machine_share
+	$(BIN)/python -m benchmarks.vocabulary
+	$(BIN)/python -m benchmarks.sequence_length
+	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.gpu_step
+	$(BIN)/python -m benchmarks.table
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

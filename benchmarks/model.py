@@ -1,0 +1,248 @@
+"""What a step must cost: matrix products, bytes held and bytes moved, counted from shapes alone.
+
+Letters: ``d`` width, ``v`` vocabulary, ``t`` length of a row. One multiply-add is two operations. A
+product costs as much again for each of its two gradients, so forward and backward are three passes.
+Two measured rates, operations and bytes a second, turn counts into seconds; only ratios of those
+are ever shown, because caches and threads are in neither rate.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+FLOAT = 4
+"""Bytes of a float32."""
+
+SAVED_WIDTHS, SAVED_ATTENTION, SAVED_INNER = 6, 4, 4
+"""Float tensors that a Llama layer keeps for its backward pass, by their width.
+
+Width d: both inputs, roots and outputs of the two norms. Attention: query, repeated key, repeated value, output.
+Inner: gate, its activation, up, and their product.
+"""
+
+PASSES_OVER_SAVED = 5
+"""Times that a saved activation is moved: written, read on, read again, its gradient written and read."""
+
+PASSES_OVER_LOGITS = 8
+"""Times that a logit is moved from its product to its gradient: maximum, exponential, sum, gradient."""
+
+PASSES_OVER_STATE = 7
+"""Times that a weight-sized tensor is moved by clipping and AdamW: norm, scale, and two moments and the weight."""
+
+
+class Product(NamedTuple):
+    """One matrix product of the model, ``[rows, inputs] x [inputs, outputs]``."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Sizes of a Llama model with tied embeddings."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    inner: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, config: Any) -> "Shape":
+        """Sizes in a transformers config."""
+        return cls(
+            layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            inner=config.intermediate_size,
+            vocabulary=config.vocab_size,
+        )
+
+    @property
+    def attention_width(self) -> int:
+        """All heads side by side."""
+        return self.heads * self.head_dim
+
+    def layer_products(self) -> list[Product]:
+        """Products of one layer with its weights."""
+        keys = self.kv_heads * self.head_dim
+        return [
+            Product("q", self.width, self.attention_width),
+            Product("k", self.width, keys),
+            Product("v", self.width, keys),
+            Product("o", self.attention_width, self.width),
+            Product("gate", self.width, self.inner),
+            Product("up", self.width, self.inner),
+            Product("down", self.inner, self.width),
+        ]
+
+    @property
+    def head_product(self) -> Product:
+        """The product that makes logits."""
+        return Product("head", self.width, self.vocabulary)
+
+    @property
+    def body_weights(self) -> int:
+        """Weights of all layers' products."""
+        return self.layers * sum(item.inputs * item.outputs for item in self.layer_products())
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the head, which are the embedding's too."""
+        return self.width * self.vocabulary
+
+    @property
+    def weights(self) -> int:
+        """All weights that matter for bytes."""
+        return self.body_weights + self.head_weights
+
+    @property
+    def saved_per_token(self) -> int:
+        """Bytes that all layers keep of a token for the backward pass, in float32."""
+        widths = SAVED_WIDTHS * self.width + SAVED_ATTENTION * self.attention_width + SAVED_INNER * self.inner
+        return FLOAT * self.layers * widths
+
+
+class Pair(NamedTuple):
+    """Lengths of a comparison: its prompt and its responses."""
+
+    prompt: int
+    responses: tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """What of a batch goes through the model.
+
+    Attributes:
+        rows: Length of each row, padding included.
+        head_rows: Positions whose logits are made.
+    """
+
+    rows: tuple[int, ...]
+    head_rows: int
+
+    @property
+    def tokens(self) -> int:
+        """Positions that the layers compute."""
+        return sum(self.rows)
+
+
+class Cost(NamedTuple):
+    """Counts of a step."""
+
+    products: float
+    attention: float
+    moved: float
+
+    def seconds(self, rates: "Rates") -> float:
+        """Time at the machine's rates."""
+        return (self.products + self.attention) / rates.operations + self.moved / rates.bytes
+
+
+class Rates(NamedTuple):
+    """What a machine was measured to do in a second."""
+
+    operations: float
+    bytes: float
+
+
+def shared(pairs: Sequence[Pair], *, fraction: float = 1.0, padded: bool = True) -> Layout:
+    """Tokenward's layout: prompt once, all its responses in one row, logits where a token is kept."""
+    lengths = [item.prompt + sum(item.responses) for item in pairs]
+    if padded:
+        lengths = [max(lengths)] * len(lengths)
+    kept = sum(max(1, int(fraction * length)) for item in pairs for length in item.responses)
+    return Layout(tuple(lengths), kept)
+
+
+def separate(pairs: Sequence[Pair]) -> Layout:
+    """TRL's layout on a processor without Triton: a row a response, padded, logits at every predicting position."""
+    lengths = [item.prompt + length for item in pairs for length in item.responses]
+    rows = (max(lengths),) * len(lengths)
+    return Layout(rows, sum(rows) - len(rows))
+
+
+def product_operations(
+    shape: Shape, layout: Layout, *, body_passes: int = 3, head_passes: int = 4
+) -> tuple[float, float]:
+    """Operations of the products of the layers and of the head.
+
+    Args:
+        shape: Of the model.
+        layout: What goes through it.
+        body_passes: 3 with the backward pass, 1 without.
+        head_passes: 3 with the backward pass, 4 where logits are made again in it, 1 without.
+    """
+    body = 2.0 * body_passes * layout.tokens * shape.body_weights
+    return body, 2.0 * head_passes * layout.head_rows * shape.head_weights
+
+
+def attention_operations(shape: Shape, layout: Layout, *, passes: float = 3.5) -> float:
+    """Operations of query x key and attention x value, over whole rows without the mask's zeros taken out.
+
+    Args:
+        shape: Of the model.
+        layout: Rows that attend to themselves.
+        passes: 3.5 with a backward pass that makes the attention again (five products after two), 1 without.
+    """
+    return passes * 4.0 * shape.layers * shape.attention_width * sum(length**2 for length in layout.rows)
+
+
+def visible_attention(shape: Shape, pairs: Sequence[Pair], *, passes: float = 3.5) -> float:
+    """Operations of attention where only what a token may see is computed: prompt once, each response on its own."""
+    seen = sum(
+        item.prompt * (item.prompt + 1) / 2
+        + sum(length * item.prompt + length * (length + 1) / 2 for length in item.responses)
+        for item in pairs
+    )
+    return passes * 4.0 * shape.layers * shape.attention_width * seen
+
+
+def training_step(
+    shape: Shape, layout: Layout, *, head_passes: int = 4, logit_passes: int = PASSES_OVER_LOGITS
+) -> Cost:
+    """Counts of forward, backward, clipping and AdamW."""
+    products = sum(product_operations(shape, layout, head_passes=head_passes))
+    moved = PASSES_OVER_SAVED * layout.tokens * shape.saved_per_token
+    moved += FLOAT * logit_passes * layout.head_rows * shape.vocabulary
+    moved += FLOAT * PASSES_OVER_STATE * shape.weights
+    return Cost(products, attention_operations(shape, layout), float(moved))
+
+
+def scoring_pass(shape: Shape, layout: Layout, *, logit_passes: int = 3, saves: bool = False) -> Cost:
+    """Counts of a forward pass that ends in log-probabilities.
+
+    Args:
+        shape: Of the model.
+        layout: What goes through it.
+        logit_passes: Times that a logit is moved: 3 for maximum, exponential and sum.
+        saves: Whether activations are kept for a backward pass that never comes.
+    """
+    products = sum(product_operations(shape, layout, body_passes=1, head_passes=1))
+    moved = (3 if saves else 2) * layout.tokens * shape.saved_per_token
+    moved += FLOAT * (logit_passes * layout.head_rows * shape.vocabulary + shape.weights)
+    return Cost(products, attention_operations(shape, layout, passes=1), float(moved))
+
+
+def training_peak(shape: Shape, layout: Layout, *, logit_rows: int, logit_copies: int) -> int:
+    """Bytes held at the worst moment of a step: weights, gradients, two moments, activations, logits.
+
+    Args:
+        shape: Of the model.
+        layout: What goes through it.
+        logit_rows: Rows whose logits exist at once.
+        logit_copies: Tensors of that size that exist together.
+    """
+    state = 4 * FLOAT * shape.weights
+    logits = FLOAT * logit_rows * shape.vocabulary * logit_copies
+    return state + layout.tokens * shape.saved_per_token + logits
+
+
+def full_logits(positions: int, vocabulary: int) -> int:
+    """Bytes of one float32 tensor of all logits."""
+    return FLOAT * positions * vocabulary

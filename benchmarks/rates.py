@@ -1,0 +1,43 @@
+"""What this machine does in a second on plain work: the two constants of the cost model."""
+
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from benchmarks.model import Rates
+from benchmarks.workers import Channel, serve
+
+ROWS, INPUTS, OUTPUTS = 1024, 576, 1536
+"""A product of the default model's own size."""
+
+MOVED = 2**26
+"""Floats of the tensor that is copied: far more than any cache holds."""
+
+
+def best_rate(work: Callable[[], Any], amount: float, *, times: int = 5) -> float:
+    """Amount of work a second, at the median time of several."""
+    work()
+    seconds = []
+    for _ in range(times):
+        start = perf_counter()
+        work()
+        seconds.append(perf_counter() - start)
+    return amount / median(seconds)
+
+
+def measured(dtype: torch.dtype) -> Rates:
+    """Operations a second in matrix products, bytes a second in an element-wise operation."""
+    left, right = torch.randn(ROWS, INPUTS).to(dtype), torch.randn(INPUTS, OUTPUTS).to(dtype)
+    operations = best_rate(lambda: [left @ right for _ in range(20)], 20 * 2.0 * ROWS * INPUTS * OUTPUTS)
+    source, target = torch.ones(MOVED), torch.empty(MOVED)
+    moved = best_rate(lambda: torch.mul(source, 2.0, out=target), 2 * 4.0 * MOVED)
+    return Rates(operations, moved)
+
+
+def side(channel: Channel, settings: dict[str, Any]) -> None:
+    """A worker that measures the rates when asked for them."""
+    dtype = torch.bfloat16 if settings["precision"] == "bfloat16" else torch.float32
+    serve(channel, {"rates": lambda _: measured(dtype)._asdict()}, {})

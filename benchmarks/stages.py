@@ -1,0 +1,46 @@
+"""The side of the growth claims: one stage of a recipe in a fresh process."""
+
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+from benchmarks.memory import AnonymousPeak, reset_peak, status_bytes
+from benchmarks.workers import Channel, serve
+from tokenward.artifacts import Manifest
+from tokenward.pipeline import Run, compute_reference, compute_scores, open_run, prepare_data, train_policy
+
+
+def side(channel: Channel, settings: dict[str, Any]) -> None:
+    """A worker that runs a stage when asked, after the same stage on a few pairs."""
+    with TemporaryDirectory(prefix="bench") as fresh:  # else an earlier process would have done it already
+        carry_out(settings["stage"], open_run(settings["warm"], [f"run={fresh}/run"], quiet=True))
+    run = open_run(settings["recipe"], quiet=True)
+
+    def measured(request: dict[str, Any]) -> dict[str, Any]:
+        reset_peak()
+        with AnonymousPeak() as memory:
+            started = perf_counter()
+            manifest = carry_out(settings["stage"], run)
+            seconds = perf_counter() - started
+        return {
+            "seconds": seconds,
+            "train_seconds": float(manifest.facts.get("seconds", 0.0)),
+            "anonymous": memory.peak,
+            "peak": status_bytes("VmHWM")["VmHWM"],
+        }
+
+    serve(channel, {"run": measured}, {})
+
+
+def carry_out(stage: str, run: Run) -> Manifest:
+    """Run a stage, and what it needs that is not there yet."""
+    if stage == "data":
+        return prepare_data(run)
+    if stage == "reference":
+        prepare_data(run)
+        return compute_reference(run)
+    # The scorer reads reference values alone, so no oracle is trained; the scores stage copies them.
+    prepare_data(run)
+    compute_reference(run)
+    compute_scores(run)
+    return train_policy(run)
