@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenward.models.head import SelectiveHead
+from tokenward.models.head import SelectiveHead, product_type
 from tokenward.ops.logprob import TokenStatistics, chunked_kl, entropy_of, logprobs_of
+from tokenward.ops.tiles import Reference, linear_statistics
 from tokenward.tokens.rows import TokenBatch
 
 
@@ -57,9 +58,15 @@ def token_kl(
     batch: TokenBatch,
 ) -> Tensor:
     """KL(model || reference) over the whole vocabulary at each response token.  -> [n] float32"""
+    mine, theirs = (None if item is None else item.linear for item in (head, reference_head))
     states, to_logits = _states(model, head, batch)
     reference_states, reference_to_logits = _states(reference, reference_head, batch)
-    return chunked_kl(states, reference_states, to_logits, reference_to_logits)
+    if mine is None or theirs is None:
+        return chunked_kl(states, reference_states, to_logits, reference_to_logits)
+    other = Reference(reference_states, theirs)
+    found = linear_statistics(states, batch.ids, mine, reference=other, dtype=product_type(states))
+    assert found.kl is not None
+    return found.kl
 
 
 def _states(model: nn.Module, head: SelectiveHead | None, batch: TokenBatch) -> tuple[Tensor, Any]:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tokenward.ops.logprob import chunked_statistics
+from tokenward.ops.logprob import TokenStatistics, chunked_statistics
+from tokenward.ops.tiles import LinearHead, linear_statistics
 
 
 class Request(NamedTuple):
@@ -37,7 +38,7 @@ class SelectiveHead:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._plain = module.forward
+        self._module, self._plain = module, module.forward
         self._request: Request | None = None
         module.forward = self._forward  # an instance's forward: hooks, state dict and class stay as they are
 
@@ -64,5 +65,24 @@ class SelectiveHead:
         rows = hidden.reshape(-1, hidden.shape[-1])[positions]
         if ids is None:
             return rows
-        found = chunked_statistics(rows, ids, self._plain, entropy=entropy)
+        found = self._statistics(rows, ids, entropy=entropy)
         return found.logp if found.entropy is None else torch.stack((found.logp, found.entropy))
+
+    @torch.compiler.disable  # a loop over tiles: unrolled it would be a long graph that saves nothing
+    def _statistics(self, rows: Tensor, ids: Tensor, *, entropy: bool) -> TokenStatistics:
+        linear = self.linear
+        if linear is None:
+            return chunked_statistics(rows, ids, self._plain, entropy=entropy)
+        return linear_statistics(rows, ids, linear, entropy=entropy, dtype=product_type(rows))
+
+    @property
+    def linear(self) -> LinearHead | None:
+        """The head's weights, where it is nothing but a matrix product; an adapter on it, say, makes it more."""
+        module = self._module
+        return LinearHead(module.weight, module.bias) if type(module) is nn.Linear else None
+
+
+def product_type(states: Tensor) -> torch.dtype:
+    """Number type of matrix products with these states: autocast's, where it is on."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype

@@ -1,9 +1,9 @@
 # torch leaves parts of what is used here untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
-"""Log-probabilities of chosen tokens, without ever holding the whole vocabulary row of all of them.
+"""Log-probabilities of chosen tokens, from logits or from any head, a chunk of tokens at a time.
 
-The head's matrix product is made for one chunk of tokens at a time, and again in the backward
-pass, so that the memory is ``chunk x v`` whatever the number of tokens.
+A linear head has a faster way, :mod:`tokenward.ops.tiles`. For any other the logits are made for one chunk
+of tokens, and again in the backward pass, so that the memory is ``chunk x v`` whatever the number of tokens.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 Head = Callable[[Tensor], Tensor]
 """From hidden states ``[c d]`` to logits ``[c v]``."""
 
-CHUNK = 1024
+CHUNK = 128
+"""Rows whose logits exist at once."""
 
 
 class TokenStatistics(NamedTuple):
@@ -25,28 +26,30 @@ class TokenStatistics(NamedTuple):
     Attributes:
         logp: ``[n]``, log-probability of the token, nats.
         entropy: ``[n]``, entropy of the whole distribution it was drawn from, nats; None if not asked for.
+        kl: ``[n]``, KL(model || reference) over the whole vocabulary, nats; None if not asked for.
     """
 
     logp: Tensor
     entropy: Tensor | None = None
+    kl: Tensor | None = None
 
 
 def logprobs_of(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probability of each id under its row of logits, in float32 or better.  [n v], [n] -> [n]"""
-    logits = _wide(logits)
+    logits = wide(logits)
     return logits.gather(-1, ids[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
 def entropy_of(logits: Tensor) -> Tensor:
     """Entropy in nats of the full distribution of each row.  [n v] -> [n]"""
-    logp = _wide(logits).log_softmax(-1)
+    logp = wide(logits).log_softmax(-1)
     # A logit of -inf has probability 0 and adds nothing; 0 * -inf would be NaN, also in the gradient.
     return -(logp.exp() * torch.where(logp > -torch.inf, logp, 0.0)).sum(-1)
 
 
 def kl_of(logits: Tensor, reference_logits: Tensor) -> Tensor:
     """KL(model || reference) in nats over the full vocabulary, per row.  [n v], [n v] -> [n]"""
-    logp, reference = _wide(logits).log_softmax(-1), _wide(reference_logits).log_softmax(-1)
+    logp, reference = wide(logits).log_softmax(-1), wide(reference_logits).log_softmax(-1)
     return (logp.exp() * torch.where(logp > -torch.inf, logp - reference, 0.0)).sum(-1)
 
 
@@ -99,8 +102,8 @@ def chunked_kl(
     return torch.cat(parts)
 
 
-def _wide(logits: Tensor) -> Tensor:
-    """Float32 or better: half precision is too coarse for a sum over a vocabulary."""
+def wide(logits: Tensor) -> Tensor:
+    """The same numbers in float32 or better: half precision is too coarse for a sum over a vocabulary."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

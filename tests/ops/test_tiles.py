@@ -1,0 +1,133 @@
+"""The tiled head against the plain form: values, gradients, and how much exists at once."""
+
+import pytest
+import torch
+
+from tokenward.ops import tiles
+from tokenward.ops.logprob import entropy_of, kl_of, logprobs_of
+from tokenward.ops.tiles import LinearHead, Reference, linear_statistics
+
+N, D, V = 7, 5, 23
+
+
+def case(*, bias: bool = True, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    head = LinearHead(normal(V, D).requires_grad_(), normal(V).requires_grad_() if bias else None)
+    other = Reference(normal(N, D), LinearHead(normal(V, D)))
+    ids = torch.randint(V, (N,), generator=generator)
+    return normal(N, D).requires_grad_(), ids, head, other
+
+
+def plain(hidden, ids, head, other):
+    logits = hidden @ head.weight.T
+    logits = logits if head.bias is None else logits + head.bias
+    theirs = other.hidden @ other.head.weight.T
+    return logprobs_of(logits, ids), entropy_of(logits), kl_of(logits, theirs)
+
+
+def loss(statistics, factors):
+    weights = torch.cos(torch.arange(N, dtype=torch.float64))
+    return sum(factor * (item * weights).sum() for factor, item in zip(factors, statistics, strict=True))
+
+
+@pytest.mark.parametrize("elements", [1, N * 4, N * 10, N * V, 10**6])
+@pytest.mark.parametrize("bias", [True, False])
+def test_any_tile_gives_the_plain_values_and_gradients(elements, bias):
+    hidden, ids, head, other = case(bias=bias)
+    inputs = [item for item in (hidden, *head) if item is not None]
+    expected = plain(hidden, ids, head, other)
+    found = linear_statistics(hidden, ids, head, entropy=True, reference=other, elements=elements)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+    for factors in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, -2, 3)):
+        mine = torch.autograd.grad(loss(found, factors), inputs, retain_graph=True)
+        theirs = torch.autograd.grad(loss(expected, factors), inputs, retain_graph=True)
+        for one, two in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+def test_what_was_not_asked_for_is_not_there():
+    hidden, ids, head, other = case()
+    found = linear_statistics(hidden, ids, head)
+    assert found.entropy is None
+    assert found.kl is None
+    torch.testing.assert_close(found.logp, plain(hidden, ids, head, other)[0], rtol=0, atol=1e-12)
+
+
+def test_finite_differences():
+    hidden, ids, head, other = case()
+
+    def function(hidden, weight, bias):
+        head = LinearHead(weight, bias)
+        return linear_statistics(hidden, ids, head, entropy=True, reference=other, elements=N * 6)
+
+    assert torch.autograd.gradcheck(function, (hidden, *head))
+
+
+def test_frozen_weights_get_no_gradient_and_the_states_do():
+    hidden, ids, head, other = case()
+    frozen = LinearHead(head.weight.detach(), None)
+    (mine,) = torch.autograd.grad(linear_statistics(hidden, ids, frozen).logp.sum(), [hidden])
+    (theirs,) = torch.autograd.grad(plain(hidden, ids, frozen, other)[0].sum(), [hidden])
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+def test_logits_never_exist_beyond_a_tile(monkeypatch):
+    seen = []
+    logits = tiles._Side.logits
+
+    def spy(self, tile):
+        found = logits(self, tile)
+        seen.append(found.numel())
+        return found
+
+    monkeypatch.setattr(tiles._Side, "logits", spy)
+    hidden, ids, head, _ = case()
+    linear_statistics(hidden, ids, head, elements=N * 4).logp.sum().backward()
+    # Six tiles, once forward and once backward.
+    assert len(seen) == 12
+    assert max(seen) == N * 4
+
+
+def test_a_token_that_cannot_come_has_no_share():
+    """A logit of -inf adds nothing to the entropy and to the KL, and its gradient is 0."""
+    hidden, ids, head, other = case()
+    ids = ids.clamp(min=1)
+    with torch.no_grad():
+        head.bias[0] = -torch.inf
+    found = linear_statistics(hidden, ids, head, entropy=True, reference=other, elements=N * 4)
+    logits = (hidden @ head.weight.T + head.bias)[:, 1:]
+    torch.testing.assert_close(found.entropy, entropy_of(logits), rtol=0, atol=1e-12)
+    grads = torch.autograd.grad(sum(item.sum() for item in found), [hidden, *head])
+    assert all(grad.isfinite().all() for grad in grads)
+    assert float(grads[2][0]) == 0
+
+
+def test_sums_stay_exact_in_half_precision():
+    """Products in bfloat16, sums over the vocabulary in float32: the probabilities add up to 1."""
+    hidden, _, head, _ = case(dtype=torch.bfloat16, bias=False)
+    total = sum(linear_statistics(hidden, torch.full((N,), token), head).logp.exp() for token in range(V))
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(total, torch.ones(N), rtol=0, atol=1e-5)
+
+
+def test_gradients_have_the_type_of_what_they_belong_to():
+    hidden, ids, head, _ = case(dtype=torch.float32)
+    found = linear_statistics(hidden, ids, head, dtype=torch.bfloat16)
+    exact = linear_statistics(hidden, ids, head)
+    assert found.logp.dtype == torch.float32
+    torch.testing.assert_close(found.logp, exact.logp, rtol=0, atol=0.1)
+    grads = torch.autograd.grad(found.logp.sum(), [hidden, *head])
+    assert {grad.dtype for grad in grads} == {torch.float32}
+
+
+def test_no_token_at_all():
+    hidden, _, head, _ = case()
+    found = linear_statistics(hidden[:0], torch.tensor([], dtype=torch.int64), head, entropy=True)
+    assert found.logp.shape == (0,)
+    found.logp.sum().backward()
+    assert float(head.weight.grad.abs().sum()) == 0
