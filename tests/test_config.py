@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenward import config
-from tokenward.config import Named, Recipe, check_training, load_recipe, parse_recipe, resolved
+from tokenward.config import (
+    Named,
+    Recipe,
+    check_training,
+    check_unused,
+    load_recipe,
+    parse_recipe,
+    resolved,
+)
 from tokenward.config.base import Table
 from tokenward.config.problems import unknown_keys
 from tokenward.config.schema import schema_fields, table_of
@@ -596,6 +604,43 @@ def test_training_tables_are_checked_against_transformers():
     )
     assert third == "q.yaml:6: unknown key 'zzz' in oracle.training. See transformers.TrainingArguments."
     check_training({"max_steps": 3, "bf16": True}, "oracle.training", lines)
+
+
+EXAMPLES = "examples: {source: a.jsonl, references: b}"
+TASK = "prompt_task: {train: a.tsv, development: b.tsv, test: c.tsv, verbalizers: [a, b]}"
+SOURCE = "guidance: {source: {name: rouge}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "parts"),
+    [
+        (EXAMPLES, "q.yaml:1: examples is read by a guided run alone", ["Write a table guidance"]),
+        (TASK, "q.yaml:1: prompt_task is read by a guided run alone", ["or leave prompt_task out"]),
+        (f"{EXAMPLES}\ndata: {{source: c.jsonl}}\n{SOURCE}", "q.yaml:2: data belongs to a run on comparisons",
+         ["in the table examples"]),
+        (f"{EXAMPLES}\n{SOURCE}\npolicy: {{objective: {{name: sepo}}}}", "q.yaml:3: policy belongs to", ["in the table guidance"]),
+        (f"{EXAMPLES}\n{SOURCE}\nscores: {{scorer: {{name: random}}}}", "q.yaml:3: scores.scorer belongs to", []),
+        (f"{TASK}\n{SOURCE}", "q.yaml:2: guidance.source cannot act in a prompt_task", ["classifies", "Leave it out"]),
+        (f"{TASK}\nguidance: {{}}\nevaluation: {{metrics: [vader]}}", "q.yaml:3: evaluation.metrics cannot act", ["accuracy"]),
+    ],
+)  # fmt: skip
+def test_what_was_written_and_cannot_act_is_refused(text, start, parts):
+    with pytest.raises(UserError) as caught:
+        check_unused(parse_recipe(text, "q.yaml"))
+    assert str(caught.value).startswith(start)
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: {source: a.jsonl}",
+        f"{EXAMPLES}\n{SOURCE}\ndata:\noracle: {{}}\nreferee:\nscores: {{precision: bfloat16}}",
+        f"{TASK}\nguidance: {{source: null}}\nevaluation: {{bootstrap: 9, metrics: []}}",
+    ],
+)
+def test_what_says_nothing_is_let_through(text):
+    check_unused(parse_recipe(text, "q.yaml"))
 
 
 def test_neither_module_loads_torch():

@@ -64,6 +64,10 @@ TASK = "prompt_task={train: train.tsv, development: dev.tsv, test: test.tsv, ver
         (["examples.prompt='Say {question'"], ["examples.prompt is 'Say {question'", "braces do not match", "{article}"]),
         (["examples.prompt='Say {}'"], ["examples.prompt is 'Say {}'", "holds no plain name"]),
         (["examples.prompt='Say {question:d}'"], ["holds no plain name"]),
+        (["examples.prompt='Say something.'"], ["--set examples.prompt: examples.prompt is 'Say something.'",
+                                                "names no column", 'prompt: "Summarize: {article}"']),
+        (["guidance=null"], ["examples is read by a guided run alone"]),
+        (["data.source=builtin"], ["data belongs to a run on comparisons"]),
         (["evaluation.metrics=[rouge11]"], ["rouge11", "Did you mean"]),
     ],
     ids=lambda value: value[0][:48] if isinstance(value, list) and "=" in value[0] else "",
@@ -83,6 +87,31 @@ def test_a_mistake_in_the_file_is_named_with_its_line(recipe):
     assert message.startswith(
         f"{recipe}:{line}: there is no preference source 'lenght'. Did you mean 'length'?"
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "wrong"),
+    [('prompt: "{question}"', 'prompt: "{question"'), ("words: 3}", "words: 3}\n  objective: {name: sepo}")],
+)
+def test_a_wrong_value_of_a_table_is_named_with_its_own_line(recipe, written, wrong):
+    text = recipe.read_text().replace(", prompt:", ",\n  prompt:").replace(written, wrong)
+    recipe.write_text(text)
+    line = next(n for n, row in enumerate(text.splitlines(), start=1) if wrong.splitlines()[-1] in row)
+    assert refused(recipe).startswith(f"{recipe}:{line}: ")
+
+
+def test_a_device_that_is_not_there_is_refused(recipe, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    message = refused(recipe, ["model.device=cuda:0"])
+    assert message.startswith("--set model.device: model.device is cuda:0, and torch sees no CUDA device")
+
+
+def test_a_wrong_template_is_named_with_its_line(prompts):
+    text = prompts.read_text() + "# the end\n"
+    text = text.replace("  candidates: 4", "  template: '{sentence}'\n  candidates: 4")
+    prompts.write_text(text)
+    line = next(n for n, row in enumerate(text.splitlines(), start=1) if "template" in row)
+    assert refused(prompts).startswith(f"{prompts}:{line}: ")
 
 
 def test_a_run_on_comparisons_has_no_network_before_the_head(tiny_workplace):
@@ -296,6 +325,9 @@ def test_a_t5_without_a_chat_template_is_told_to_write_plain(recipe, tmp_path):
         (["prompt_task.start=''"], ["prompt_task.start '' is no token"]),
         (["prompt_task.candidate=3"], ["unknown key 'candidate' in prompt_task", "Did you mean 'candidates'?"]),
         (["guidance.objective={name: weighted_likelihood}"], ["no written prompts"]),
+        (["guidance.source={name: length, words: 3}"], ["guidance.source cannot act in a prompt_task"]),
+        (["evaluation.metrics=[vader]"], ["evaluation.metrics cannot act in a prompt_task"]),
+        (["prompt_task.verbalizers=[' a', ' the', ' in']"], ["3 words", "no text has the label 2", "train.tsv"]),
     ],
     ids=lambda value: value[0][:40] if isinstance(value, list) and "=" in value[0] else "",
 )  # fmt: skip

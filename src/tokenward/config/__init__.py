@@ -25,6 +25,7 @@ from tokenward.config.schema import (
 )
 from tokenward.config.source import Lines
 from tokenward.config.training import check_training
+from tokenward.config.unused import check_unused
 
 __all__ = [
     "REMOVED",
@@ -49,6 +50,7 @@ __all__ = [
     "Table",
     "TokensTable",
     "check_training",
+    "check_unused",
     "descriptions",
     "load_recipe",
     "parse_recipe",

@@ -4,7 +4,6 @@ from tokenward.config import GuidanceTable
 from tokenward.errors import UserError
 from tokenward.objectives import PlackettLuce, is_pairwise
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.examples import prompt_parts
 from tokenward.pipeline.guidance_stage import reward_settings
 from tokenward.pipeline.train_stages import objective_of
 
@@ -22,9 +21,6 @@ def check_guided(run: Run) -> None:
         raise UserError(
             f"guidance needs one of the tables examples (prompts with references) and prompt_task (labelled texts), got {found}."
         )
-    _check_objective(run, recipe.guidance)
-    if recipe.examples is not None:
-        prompt_parts(recipe.examples.prompt)
     if recipe.prompt_task is not None and len(recipe.prompt_task.verbalizers) < 2:
         raise UserError(
             f"prompt_task.verbalizers is {recipe.prompt_task.verbalizers}; a classifier needs one word for each of 2 or more "
@@ -57,7 +53,12 @@ def check_not_guided(run: Run) -> None:
         )
 
 
-def _check_objective(run: Run, guidance: GuidanceTable) -> None:
+def check_objective(run: Run, guidance: GuidanceTable) -> None:
+    """What a guided run's objective must say together with its task.
+
+    Raises:
+        UserError: it has nothing to learn from there.
+    """
     recipe, name = run.recipe, guidance.objective.name
     objective = objective_of("objective", guidance.objective)
     if is_pairwise(objective) or isinstance(objective, PlackettLuce):

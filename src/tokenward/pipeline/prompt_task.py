@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from tokenward.config import PromptTaskTable
 from tokenward.data import comparison_key
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, load_model
@@ -43,7 +44,19 @@ def labelled_parts(run: Run) -> LabelledParts:
         read_labelled(path, table.text, table.label, classes=classes)
         for path in (table.train, table.development, table.test)
     )
+    _check_classes([*train, *development], table)
     return LabelledParts(train, development, test[: table.test_limit])
+
+
+def _check_classes(texts: Sequence[LabelledText], table: PromptTaskTable) -> None:
+    """Refuse a word whose class has no text: it would only draw probability from the others."""
+    missing = sorted(set(range(len(table.verbalizers))) - {text.label for text in texts})
+    if missing:
+        raise UserError(
+            f"prompt_task.verbalizers has {len(table.verbalizers)} words, and no text has the label "
+            f"{' or '.join(map(str, missing))} in {table.train} and {table.development}. Write one word per class, in the "
+            "order of the labels from 0."
+        )
 
 
 def task_model(run: Run) -> TaskModel:

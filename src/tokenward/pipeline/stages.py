@@ -6,11 +6,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tokenward.config import GuidanceTable, LoadedRecipe, check_training
+from tokenward.config import GuidanceTable, LoadedRecipe, check_training, check_unused
 from tokenward.errors import UserError
 from tokenward.evaluation.metrics import METRICS
 from tokenward.pipeline.context import GUIDED_STAGES, STAGES, Run
 from tokenward.pipeline.data import prepare_data
+from tokenward.pipeline.early_checks import early_checks
 from tokenward.pipeline.evaluate_stage import evaluate
 from tokenward.pipeline.examples import prepare_examples
 from tokenward.pipeline.guidance_stage import (
@@ -19,7 +20,7 @@ from tokenward.pipeline.guidance_stage import (
     train_guided,
     train_guided_sft,
 )
-from tokenward.pipeline.guided_checks import check_guided, check_not_guided
+from tokenward.pipeline.guided_checks import check_guided, check_not_guided, check_objective
 from tokenward.pipeline.guided_evaluation import evaluate_guided
 from tokenward.pipeline.reward_stage import train_reward
 from tokenward.pipeline.score_stages import MADE_BY, compute_reference, compute_scores, needs
@@ -97,6 +98,7 @@ def check_recipe(loaded: LoadedRecipe) -> None:
         "policy.selection": lambda: selector_of(recipe.policy.selection, recipe.seed),
         "policy.objective": lambda: objective_of("objective", recipe.policy.objective),
         "evaluation.metrics": lambda: [find("metric", name, METRICS) for name in recipe.evaluation.metrics],
+        **early_checks(Run(recipe=recipe)),
     }
     if recipe.guidance is not None:
         checks |= _guided_checks(Run(recipe=recipe), recipe.guidance)
@@ -116,14 +118,15 @@ def check_recipe(loaded: LoadedRecipe) -> None:
             check()
         except UserError as error:
             raise UserError(f"{loaded.lines.where(where)}: {error}") from error
+    check_unused(loaded)
 
 
 def _guided_checks(run: Run, table: GuidanceTable) -> dict[str, Callable[[], Any]]:
     checks: dict[str, Callable[[], Any]] = {
-        "guidance.selection": lambda: selector_of(table.selection, run.recipe.seed),
-        "guidance.objective": lambda: objective_of("objective", table.objective),
-        "guidance.sampler": lambda: find("sampler", table.sampler.name, SAMPLERS),
         "guidance": lambda: check_guided(run),
+        "guidance.selection": lambda: selector_of(table.selection, run.recipe.seed),
+        "guidance.objective": lambda: check_objective(run, table),
+        "guidance.sampler": lambda: find("sampler", table.sampler.name, SAMPLERS),
     }
     head_mlp = run.recipe.model.head_mlp
     if head_mlp is not None:

@@ -1,0 +1,70 @@
+"""Tables and keys that were written but that the recipe's kind of run never reads."""
+
+from collections.abc import Iterator
+
+from tokenward.config.base import Table
+from tokenward.config.loading import LoadedRecipe
+from tokenward.config.problems import Problem
+from tokenward.config.schema import Recipe
+from tokenward.errors import UserError
+
+_COMPARISONS_ONLY = (
+    "data",
+    "oracle",
+    "scores.scorer",
+    "scores.shard_rows",
+    "reward.fraction",
+    "policy",
+    "referee",
+)
+_INSTEAD = {
+    "data": "Its prompts are in the table examples, or prompt_task.",
+    "policy": "Its objective, selection and training are in the table guidance.",
+}
+_NOT_IN_PROMPT_TASK = {
+    "guidance.source": "prompts are ranked by how well the task model classifies with them",
+    "evaluation.metrics": "prompts are judged by the task model's accuracy",
+}
+
+
+def check_unused(loaded: LoadedRecipe) -> None:
+    """Refuse what was written and cannot act.
+
+    Raises:
+        UserError: for every such table or key, with its line.
+    """
+    problems = [*_unused(loaded.recipe)]
+    if problems:
+        raise UserError("\n".join(f"{loaded.lines.where(key)}: {message}" for key, message in problems))
+
+
+def _unused(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.guidance is None:
+        for key in filter(lambda key: _written(recipe, key), ("examples", "prompt_task")):
+            yield Problem(
+                key,
+                f"{key} is read by a guided run alone, and this recipe has no table guidance: it would train on the "
+                f"comparisons of data. Write a table guidance, or leave {key} out.",
+            )
+        return
+    for key in filter(lambda key: _written(recipe, key), _COMPARISONS_ONLY):
+        instead = _INSTEAD.get(key, "")
+        yield Problem(
+            key,
+            f"{key} belongs to a run on comparisons, and the table guidance makes this run a guided one, which does not "
+            f"read it. Leave {key} or guidance out.{f' {instead}' if instead else ''}",
+        )
+    if recipe.prompt_task is not None:
+        for key, reason in _NOT_IN_PROMPT_TASK.items():
+            if _written(recipe, key):
+                yield Problem(key, f"{key} cannot act in a prompt_task: {reason}. Leave it out.")
+
+
+def _written(recipe: Recipe, key: str) -> bool:
+    """Whether a recipe says something there; an emptied table or list says nothing."""
+    value: object = recipe
+    for part in key.split("."):
+        if not isinstance(value, Table) or part not in value.model_fields_set:
+            return False
+        value = getattr(value, part)
+    return bool(value.model_fields_set) if isinstance(value, Table) else value not in (None, [])

@@ -1,0 +1,39 @@
+"""Single values of a recipe that only a library or the machine can judge, each refused with its own line."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tokenward.errors import UserError
+from tokenward.pipeline.context import Run
+from tokenward.pipeline.examples import prompt_parts
+from tokenward.sampling.classification import PromptTemplate
+
+
+def early_checks(run: Run) -> dict[str, Callable[[], Any]]:
+    """Checks by the dotted key that they are about."""
+    checks: dict[str, Callable[[], Any]] = {"model.device": lambda: _device(run.recipe.model.device)}
+    examples, task = run.recipe.examples, run.recipe.prompt_task
+    if examples is not None:
+        checks["examples.prompt"] = lambda: _prompt(examples.prompt)
+    if task is not None:
+        checks["prompt_task.template"] = lambda: PromptTemplate(task.template)
+    return checks
+
+
+def _device(name: str) -> None:
+    kind = name.partition(":")[0]
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"model.device is {name}, and torch sees no CUDA device on this machine. Write model.device: auto, which takes a "
+            "GPU where there is one, or cpu."
+        )
+
+
+def _prompt(template: str) -> None:
+    if all(column is None for _, column in prompt_parts(template)):
+        raise UserError(
+            f"examples.prompt is {template!r}, which names no column of the data, so every prompt would be the same. Write the "
+            'column in braces, such as prompt: "Summarize: {article}".'
+        )
