@@ -606,6 +606,47 @@ def test_training_tables_are_checked_against_transformers():
     check_training({"max_steps": 3, "bf16": True}, "oracle.training", lines)
 
 
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("learning_rate: fast", "q.yaml:2: sft.training.learning_rate: got 'fast'. Allowed: a number >= 0."),
+        ("learning_rate: -1", "q.yaml:2: sft.training.learning_rate: got -1. Allowed: a number >= 0."),
+        ("learning_rate: '1e-5'", "q.yaml:2: sft.training.learning_rate: got '1e-5'. Allowed: a number >= 0. Write it without quotes."),
+        ("max_steps: many", "q.yaml:2: sft.training.max_steps: got 'many'. Allowed: a whole number."),
+        ("max_steps: null", "q.yaml:2: sft.training.max_steps: got null. Allowed: a whole number. Leave it out for the default."),
+        ("max_steps: 1e3", "q.yaml:2: sft.training.max_steps: got 1000.0. Allowed: a whole number. Write 1000."),
+        ("max_steps: true", "q.yaml:2: sft.training.max_steps: got true. Allowed: a whole number."),
+        ("per_device_train_batch_size: 0", "q.yaml:2: sft.training.per_device_train_batch_size: got 0. Allowed: a whole number >= 1."),
+        ("per_device_eval_batch_size: 0", "q.yaml:2: sft.training.per_device_eval_batch_size: got 0. Allowed: a whole number >= 1."),
+        ("gradient_accumulation_steps: 0", "q.yaml:2: sft.training.gradient_accumulation_steps: got 0. Allowed: a whole number >= 1."),
+        ("num_train_epochs: [3]", "q.yaml:2: sft.training.num_train_epochs: got [3]. Allowed: a number."),
+        ("bf16: ture", "q.yaml:2: sft.training.bf16: got 'ture'. Allowed: true or false. Did you mean 'true'?"),
+        ("gradient_checkpointing: 1", "q.yaml:2: sft.training.gradient_checkpointing: got 1. Allowed: true or false or null."),
+        ("report_to: 3", "q.yaml:2: sft.training.report_to: got 3. Allowed: null, text or a list of text. Put quotes around it to make it text."),
+        ("lr_scheduler_type: cosin", "q.yaml:2: sft.training.lr_scheduler_type: got 'cosin'. Allowed: linear, "),
+        ("eval_strategy: step", "q.yaml:2: sft.training.eval_strategy: got 'step'. Allowed: no, steps or epoch. Did you mean 'steps'?"),
+    ],
+)  # fmt: skip
+def test_values_of_training_tables_are_checked_with_their_line(written, message):
+    recipe, lines = parse_recipe(f"sft:\n  training: {{{written}}}", "q.yaml")
+    assert recipe.sft is not None
+    with pytest.raises(UserError) as caught:
+        check_training(recipe.sft.training, "sft.training", lines)
+    assert str(caught.value).startswith(message)
+
+
+def test_lawful_values_of_training_tables_pass():
+    text = (
+        "sft: {training: {learning_rate: 1, num_train_epochs: 2, warmup_steps: 0.1, bf16: yes, max_steps: 3, "
+        "eval_strategy: no, save_strategy: best, lr_scheduler_type: cosine, optim: adamw_torch, report_to: [wandb], "
+        "gradient_checkpointing: null, gradient_checkpointing_kwargs: {use_reentrant: false}, tf32: true, "
+        "optim_args: null, deepspeed: {a: 1}, debug: '', logging_steps: 5, eval_steps: 2, save_total_limit: 2}}"
+    )
+    recipe, lines = parse_recipe(text, "q.yaml")
+    assert recipe.sft is not None
+    check_training(recipe.sft.training, "sft.training", lines)
+
+
 EXAMPLES = "examples: {source: a.jsonl, references: b}"
 TASK = "prompt_task: {train: a.tsv, development: b.tsv, test: c.tsv, verbalizers: [a, b]}"
 SOURCE = "guidance: {source: {name: rouge}}"

@@ -3,6 +3,7 @@
 import difflib
 import types
 from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -124,10 +125,14 @@ def wrong_values(error: ValidationError, values: dict[str, Any]) -> Iterator[Pro
         key, field, value = _locate(detail["loc"], fields, values)
         if key not in seen:  # a union reports every branch that failed
             seen.add(key)
-            allowed = _allowed(field)
-            yield Problem(
-                key, f"{key}: got {show(value)}. Allowed: {allowed}.{_hint(value, allowed, field.annotation)}"
-            )
+            yield wrong_value(key, value, field)
+
+
+def wrong_value(key: str, value: Any, field: FieldInfo) -> Problem:
+    """A value that its field does not take: what was got and what is allowed."""
+    allowed = _allowed(field)
+    hint = _hint(value, allowed, field.annotation)
+    return Problem(key, f"{key}: got {show(value)}. Allowed: {allowed}.{hint}")
 
 
 def _locate(
@@ -152,6 +157,8 @@ def show(value: Any) -> str:
 
 def _hint(value: Any, allowed: str, annotation: Any) -> str:
     choices = () if get_origin(annotation) is dict else (annotation, *get_args(annotation))
+    if isinstance(value, dict) and str in choices and value and set(value.values()) == {None}:
+        return f' YAML reads braces as a table: put quotes around it, "{{{", ".join(map(str, value))}}}".'
     if isinstance(value, str):
         return _text_hint(value, allowed, choices)
     if isinstance(value, bool) and str in choices:
@@ -166,10 +173,19 @@ def _hint(value: Any, allowed: str, annotation: Any) -> str:
 def _text_hint(value: str, allowed: str, choices: Sequence[Any]) -> str:
     if "number" in allowed and _is_number(value):
         return " Write it without quotes."
+    if bool in choices and value.lower() in _SWITCHES:
+        return " Write it without quotes."
     if Named in choices:
         return f" Write {{name: {value}}}."
-    close = nearest(value, [choice for choice in choices if isinstance(choice, str)])
+    words = [choice for choice in choices if isinstance(choice, str)]
+    words += [word for choice in choices for word in _enumerated(choice)]
+    close = nearest(value, [*words, *(_SWITCHES if bool in choices else ())])
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _enumerated(annotation: Any) -> list[str]:
+    is_enum = isinstance(annotation, type) and issubclass(annotation, Enum)
+    return [str(member.value) for member in annotation] if is_enum else []
 
 
 def _is_number(text: str) -> bool:
@@ -180,6 +196,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
+_SWITCHES = ("true", "false")
 _WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -204,6 +221,8 @@ def _kind(annotation: Any) -> str:
         return either([str(value) for value in args])
     if origin in (Union, types.UnionType):
         return either([_kind(arg) for arg in args])
+    if _enumerated(annotation):
+        return either(_enumerated(annotation))
     if origin is list:
         return "a list of text"
     if origin is dict:

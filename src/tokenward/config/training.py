@@ -2,9 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from enum import Enum
+from typing import Annotated, Any, get_args, get_type_hints
 
-from tokenward.config.problems import either, nearest
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from tokenward.config.problems import either, nearest, wrong_value
 from tokenward.config.source import Lines
 from tokenward.errors import UserError
 
@@ -19,8 +23,16 @@ _OURS = {
 }
 
 
+_AT_LEAST = {
+    "learning_rate": 0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+}
+
+
 def check_training(table: Mapping[str, Any], where: str, lines: Lines) -> None:
-    """Refuse keys that TrainingArguments lacks or that tokenward sets itself.
+    """Refuse keys that TrainingArguments lacks or that tokenward sets itself, and values that are not of their type.
 
     Args:
         table: the ``training`` table.
@@ -28,18 +40,47 @@ def check_training(table: Mapping[str, Any], where: str, lines: Lines) -> None:
         lines: where the recipe's keys were written.
 
     Raises:
-        UserError: for every such key, with its line and the nearest field.
+        UserError: for every such key or value, with its line and what is allowed.
     """
     from tokenward.training.arguments import (
         TrainingArguments,  # it imports torch, which help and `config` must not wait for
     )
 
     names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init and f.name not in _OURS]
-    problems = [
-        f"{lines.where(f'{where}.{key}')}: {_problem(key, where, names)}" for key in table if key not in names
-    ]
+    hints = get_type_hints(TrainingArguments)
+    found = {
+        key: _wrong(f"{where}.{key}", value, hints[key]) if key in names else _problem(key, where, names)
+        for key, value in table.items()
+    }
+    problems = [f"{lines.where(f'{where}.{key}')}: {problem}" for key, problem in found.items() if problem]
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _wrong(key: str, value: Any, hint: Any) -> str:
+    """What is wrong with a value, or nothing; TrainingArguments itself looks at hardly any type."""
+    least = _AT_LEAST.get(key.rpartition(".")[2])
+    annotation = _words_only(hint) if least is None else Annotated[hint, Field(ge=least)]
+    if _fits(value, annotation):
+        return ""
+    message = wrong_value(key, value, FieldInfo.from_annotation(annotation)).message
+    return message if value is not None else f"{message} Leave it out for the default."
+
+
+def _words_only(hint: Any) -> Any:
+    """An enumeration alone, where the hint has text beside it: no other text is understood."""
+    enums = [kind for kind in get_args(hint) if isinstance(kind, type) and issubclass(kind, Enum)]
+    return enums[0] if enums else hint
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    is_enum = isinstance(annotation, type) and issubclass(annotation, Enum)
+    try:
+        adapter.validate_python(value, strict=not is_enum)  # members are written as text
+    except ValidationError:
+        return False
+    return True
 
 
 def _problem(key: str, where: str, names: list[str]) -> str:
