@@ -267,7 +267,8 @@ def test_a_key_with_a_wrong_letter_is_refused_and_the_right_key_is_named(key):
     # One letter may turn a key into its neighbour, as top_k into top_p, which is no mistake that can be seen, or into
     # a key of another table, which is then named.
     elsewhere = {k.rpartition(".")[2] for k in KEYS}
-    for wrong in sorted(set(mutations(last)) - siblings - elsewhere - {""}):
+    without_s = {name[:-1] for name in siblings - {last} if name.endswith("s")}  # then two are named
+    for wrong in sorted(set(mutations(last)) - siblings - elsewhere - without_s - {""}):
         ((path, message),) = unknown_keys(renamed(full, (*tables, last), wrong))
         assert path == ".".join((*tables, wrong))
         assert message.endswith(f"Did you mean '{last}'?")
@@ -361,6 +362,11 @@ def test_every_mistake_is_reported_in_the_order_of_the_file():
         ("oracle: {adapter: 3}", "q.yaml:1: oracle.adapter: got 3. Allowed: inherit, a table or null."),
         ("scores: 3", "q.yaml:1: scores: got 3. Allowed: a table."),
         ("policy: {training: [a]}", "q.yaml:1: policy.training: got ['a']. Allowed: a table."),
+        (
+            "examples: {source: a, prompt: {opening}}",
+            "q.yaml:1: examples.prompt: got {'opening': None}. Allowed: text. YAML reads braces as a table: put quotes "
+            'around it, "{opening}".',
+        ),
         ("seed: null", "q.yaml:1: seed: got null. Allowed: a whole number >= 0."),
     ],
 )
@@ -545,6 +551,32 @@ def test_later_checks_can_name_the_place_of_a_key():
     assert lines.where("oracle.objective.other") == "q.yaml:2"
     assert lines.where("scores.scorer") == "q.yaml"
     assert lines.where("policy.objective.gama") == "--set policy.objective.gama"
+    assert lines.where("policy.objective") == "--set policy.objective.gama"
+
+
+def test_a_table_that_was_changed_names_its_line_and_every_change():
+    text = "seed: 1\noracle:\n  objective: {name: dpo}\n"
+    lines = parse_recipe(text, "q.yaml", ["oracle.objective.betta=1", "oracle.objective.lss=2"]).lines
+    assert lines.where("oracle.objective") == (
+        "q.yaml:3 with --set oracle.objective.betta and --set oracle.objective.lss"
+    )
+    assert lines.where("oracle.objective.name") == "q.yaml:3"
+    whole = ["policy.objective.a=1", "policy.objective={name: dpo}"]
+    assert parse_recipe(text, "q.yaml", whole).lines.where("policy.objective") == "--set policy.objective"
+
+
+def test_several_wrong_overrides_are_each_named():
+    message = refused("guidance: {samples: 3}\n", "guidance.evry=2", "guidance.rolouts=3")
+    assert [line.partition(":")[0] for line in message.splitlines()] == [
+        "--set guidance.evry",
+        "--set guidance.rolouts",
+    ]
+
+
+def test_a_key_without_its_last_letter_is_told_the_whole_one_first():
+    message = refused("guidance: {samples: 3}\n", "guidance.sample=2")
+    assert message.endswith("Did you mean 'samples' or 'sampler'?")
+    assert refused("guidance: {sample: 3}\n").endswith("Did you mean 'samples' or 'sampler'?")
 
 
 def test_an_alias_is_reported_where_the_key_stands():

@@ -28,8 +28,14 @@ def build(kind: str, name: str, arguments: Mapping[str, Any], known: Mapping[str
             nearest thing that exists.
     """
     target = find(kind, name, known)
-    if inspect.isfunction(target) and not arguments:
-        return target
+    if not callable(target):
+        raise UserError(
+            f"{kind} {name} is {target!r:.60}, which cannot be called. Name a function, or a class whose objects can be called."
+        )
+    if inspect.isfunction(target):
+        if not arguments:
+            return target
+        _check_settings(kind, name, arguments, target)
     _check_names(kind, name, arguments, target)
     if dataclasses.is_dataclass(target):
         return _validated(kind, name, arguments, target)
@@ -62,6 +68,17 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
         ) from error
     except AttributeError as error:
         raise UserError(f"{kind} {name!r}: the module {module_name!r} has no {attribute!r}.") from error
+
+
+def _check_settings(kind: str, name: str, arguments: Mapping[str, Any], target: Any) -> None:
+    """Refuse settings of a plain function: a function takes them only if it makes the object from them alone."""
+    try:
+        inspect.signature(target).bind(**arguments)
+    except TypeError as error:
+        raise UserError(
+            f"{kind} {name} is a function, which is called as it is and has no settings; got {', '.join(arguments)}. Leave "
+            "them out, or write a class whose __init__ takes them and whose __call__ does what the function does."
+        ) from error
 
 
 def _check_names(kind: str, name: str, arguments: Mapping[str, Any], target: Any) -> None:

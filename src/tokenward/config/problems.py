@@ -100,8 +100,10 @@ def _advice(key: str, table: type[Table], path: str, absent: list[str]) -> str:
     homes = _homes(key, table, path)
     if homes:
         return f"'{key}' belongs to {either(homes)}."
-    # A key the table already has is a less likely meaning than one it lacks.
-    close = nearest(key, absent) or nearest(key, list(table.model_fields))
+    # A key the table already has is a less likely meaning than one it lacks, unless only the last letter is missing.
+    whole = [name for name in table.model_fields if name == f"{key}s"]
+    close = [*whole, *(name for name in nearest(key, absent) if name not in whole)][:2]
+    close = close or nearest(key, list(table.model_fields))
     if close:
         return f"Did you mean {either([repr(name) for name in close])}?"
     return f"Keys here: {', '.join(table.model_fields)}."

@@ -35,13 +35,17 @@ class Lines:
     def where(self, key: str) -> str:
         """The place to name in a message about a dotted key: its own, or that of the table around it."""
         override = self._override(key)
-        if override is None and self.line_of(key) is None:
-            override = next((o for o in self.overridden if o.startswith(f"{key}.")), None)
         if override is not None:
             return f"--set {override}"
+        # What is wrong with a table may be the file's or lie in any change inside it.
+        inside = dict.fromkeys(o for o in self.overridden if o.startswith(f"{key}."))
+        changes = " and ".join(f"--set {o}" for o in inside)
+        if changes and self.line_of(key) is None:
+            return changes
         while key and self.line_of(key) is None:
             key = key.rpartition(".")[0]
-        return f"{self.name}:{self.line_of(key)}" if key else self.name
+        place = f"{self.name}:{self.line_of(key)}" if key else self.name
+        return f"{place} with {changes}" if changes else place
 
     def _override(self, key: str) -> str | None:
         covering = (o for o in reversed(self.overridden) if key == o or key.startswith(f"{o}."))
