@@ -5,7 +5,7 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,26 @@ def build(kind: str, name: str, arguments: Mapping[str, Any], known: Mapping[str
         return target(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"{kind} {name} could not be made from {dict(arguments)}: {error}") from error
+
+
+def check_call(kind: str, name: str, made: Any, arguments: Sequence[str]) -> None:
+    """Refuse an object of one's own that cannot be called with these, before anything is computed for it.
+
+    Raises:
+        UserError: it is not callable, or its signature takes fewer or more.
+    """
+    remedy = f"It is called as f({', '.join(arguments)})."
+    if not callable(made):
+        raise UserError(
+            f"{kind} {name} is a {type(made).__name__}, which cannot be called. {remedy} A class needs __call__."
+        )
+    try:
+        inspect.signature(made).bind(*arguments)
+    except TypeError as error:
+        taken = ", ".join(inspect.signature(made).parameters)
+        raise UserError(f"{kind} {name} takes ({taken}): {error}. {remedy}") from error
+    except ValueError:
+        return  # a function written in C may not say what it takes
 
 
 def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:

@@ -177,6 +177,13 @@ def test_an_aggregate_of_ones_own(monkeypatch):
     assert loss == pytest.approx(math.log1p(math.exp(-0.5)), abs=1e-12)
 
 
+def test_an_aggregate_that_is_not_one_number_per_response_is_named(monkeypatch):
+    monkeypatch.setattr("tokenward.ops.aggregates.as_is", lambda r, w, o, c: r, raising=False)
+    objective = PlackettLuce(aggregate="tokenward.ops.aggregates:as_is")
+    with pytest.raises(UserError, match=r"aggregates:as_is returned \[3\] for 2 responses"):
+        objective(double(3.0, 1.0, 2.0), batch_of(((1, 2), (0, 1))))
+
+
 def test_random_ties_average_to_averaged_ties():
     batch = batch_of(((1, 1, 1), (0, 1, 1)))
     averaged = PlackettLuce()(double(0.5, 2.0, -1.0), batch).loss.item()
@@ -247,6 +254,11 @@ def test_a_large_tie_is_refused_with_a_way_out():
     [
         ({"aggregate": "avrage"}, "there is no aggregate 'avrage'. Did you mean 'average'"),
         ({"aggregate": "tokenward.ops.aggregates:nothing"}, "has no 'nothing'"),
+        (
+            {"aggregate": "math:sqrt"},
+            r"aggregate math:sqrt takes \(x\): .*called as f\(rewards, weights, owner, count\)",
+        ),
+        ({"aggregate": "math:pi"}, "aggregate math:pi is a float, which cannot be called"),
         ({"temperature": 0.0}, r"temperature must be greater than 0, got 0\.0"),
         ({"list_temperature": -1.0}, r"list_temperature must be greater than 0, got -1\.0"),
         ({"length_neutral": True}, "length_neutral has no meaning with aggregate: average"),

@@ -1,6 +1,7 @@
 """Objectives: per-token log-probabilities and weights to one loss per comparison."""
 
 from tokenward.objectives.base import Losses, Objective, is_pairwise, needs_entropy, needs_reference
+from tokenward.objectives.checked import CheckedObjective
 from tokenward.objectives.guidance import Reinforce
 from tokenward.objectives.likelihood import SFT, WeightedLikelihood
 from tokenward.objectives.listwise import PlackettLuce
@@ -20,6 +21,7 @@ __all__ = [
     "DPO",
     "OBJECTIVES",
     "SFT",
+    "CheckedObjective",
     "Losses",
     "Objective",
     "PlackettLuce",

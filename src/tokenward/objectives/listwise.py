@@ -11,7 +11,7 @@ from tokenward.objectives.base import Losses
 from tokenward.ops.aggregates import average, group_mean_length, pooled, soft_max, soft_min, total
 from tokenward.ops.listwise import agreement, plackett_luce, random_subsets, ranks_differ
 from tokenward.ops.ragged import segment_sum
-from tokenward.plugins import find
+from tokenward.plugins import check_call, find
 from tokenward.tokens.rows import TokenBatch
 
 AGGREGATES: dict[str, Any] = {"average": average, "sum": total, "softmax": soft_max, "softmin": soft_min}
@@ -70,7 +70,8 @@ class PlackettLuce:
     groups: int = 64
 
     def __post_init__(self) -> None:
-        find("aggregate", self.aggregate, AGGREGATES)
+        function = find("aggregate", self.aggregate, AGGREGATES)
+        check_call("aggregate", self.aggregate, function, ("rewards", "weights", "owner", "count"))
         for name in ("temperature", "list_temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(
@@ -111,6 +112,12 @@ class PlackettLuce:
             {"temperature": self.temperature, "mean": self.length_neutral} if self.aggregate in SOFT else {}
         )
         values = function(rewards, weights, owner, batch.responses, **settings)
+        if not isinstance(values, Tensor) or values.shape != (batch.responses,):
+            shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise UserError(
+                f"the aggregate {self.aggregate} returned {shape} for {batch.responses} responses. It must return a tensor "
+                "with one number per response: f(rewards [n], weights [n], owner [n], count) -> [count]."
+            )
         return _Responses(values, segment_sum(weights, owner, batch.responses))
 
     def _scaled(self, responses: _Responses, lists: _Lists) -> Tensor:

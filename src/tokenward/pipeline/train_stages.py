@@ -11,15 +11,15 @@ import torch
 from tokenward.artifacts import Manifest
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel
-from tokenward.objectives import OBJECTIVES, SFT, Objective, needs_reference
+from tokenward.objectives import OBJECTIVES, SFT, CheckedObjective, Objective, needs_reference
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets, pair_settings
 from tokenward.pipeline.fit import fit
 from tokenward.pipeline.preview import preview
 from tokenward.pipeline.values import scored_rows, weigh_batch, weigh_rows, with_reference
-from tokenward.plugins import build
+from tokenward.plugins import build, check_call
 from tokenward.scoring.values import token_values
-from tokenward.selection import SELECTORS, Selector
+from tokenward.selection import SELECTORS, Selector, scope_of
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
@@ -27,7 +27,11 @@ from tokenward.types import Comparison
 
 def objective_of(kind: str, table: Any) -> Objective:
     """The objective that a recipe's table names."""
-    return build(kind, table.name, table.arguments, OBJECTIVES)
+    objective = build(kind, table.name, table.arguments, OBJECTIVES)
+    if table.name in OBJECTIVES:
+        return objective
+    check_call(kind, table.name, objective, ("logp", "batch"))
+    return CheckedObjective(objective, table.name)
 
 
 def selector_of(table: Any, seed: int) -> Selector:
@@ -35,7 +39,9 @@ def selector_of(table: Any, seed: int) -> Selector:
     arguments = dict(table.arguments)
     if table.name == "top_fraction":
         arguments.setdefault("seed", seed)
-    return build("selector", table.name, arguments, SELECTORS)
+    selector = build("selector", table.name, arguments, SELECTORS)
+    check_call("selector", table.name, selector, ("tokens",))
+    return selector
 
 
 def train_sft(run: Run) -> Manifest | None:
@@ -113,7 +119,7 @@ def train_policy(run: Run) -> Manifest:
             rows = scored_rows(run, _token_rows(run, pairs.train, start))
             if needs_reference(objective):
                 rows = _policy_reference(run, start, rows)
-            weigh = None if selector.scope != "batch" else partial(weigh_batch, selector)
+            weigh = None if scope_of(selector) != "batch" else partial(weigh_batch, selector)
             rows, dropped = _weighted(selector, rows)
             run.display.line(_kept_line(rows, dropped))
             preview(run.display, template, (weigh(rows[:8]) if weigh else rows)[0])
@@ -222,7 +228,7 @@ def _held_out(
 
 def _weighted(selector: Selector, rows: Sequence[TokenRow]) -> tuple[list[TokenRow], int]:
     """Rows with their weights; rows of which a side has no weight at all cannot train and are counted."""
-    if selector.scope == "batch":
+    if scope_of(selector) == "batch":
         return list(rows), 0
     weighted = weigh_rows(selector, rows)
     kept = [row for row in weighted if all(bool((side != 0).any()) for side in row.weights or ())]

@@ -9,7 +9,7 @@ from torch import Tensor
 from tokenward.errors import UserError
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import response_keys
-from tokenward.plugins import build
+from tokenward.plugins import build, check_call
 from tokenward.scoring.scorers import SCORERS, Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore
 from tokenward.selection import ScoredTokens, Selector
@@ -19,7 +19,9 @@ from tokenward.tokens.rows import TokenRow
 def scorer_of(run: Run) -> Scorer:
     """The scorer that the recipe names."""
     table = run.recipe.scores.scorer
-    return build("scorer", table.name, table.arguments, SCORERS)
+    scorer = build("scorer", table.name, table.arguments, SCORERS)
+    check_call("scorer", table.name, scorer, ("record",))
+    return scorer
 
 
 def records_of(store: TokenStore, row: TokenRow) -> list[TokenRecord]:
@@ -57,7 +59,7 @@ def scored_rows(run: Run, rows: Sequence[TokenRow]) -> list[TokenRow]:
 def _scores(scorer: Scorer, records: Sequence[TokenRecord]) -> list[Tensor]:
     scores = []
     for record in records:
-        values = scorer(record)
+        values = _numbers("scorer", scorer, scorer(record))
         if values.shape != (len(record.ids),):
             raise UserError(
                 f"the scorer {scorer} gave {tuple(values.shape)} numbers for a response of {len(record.ids)} tokens. "
@@ -67,10 +69,25 @@ def _scores(scorer: Scorer, records: Sequence[TokenRecord]) -> list[Tensor]:
     return scores
 
 
+def _numbers(kind: str, made: Scorer | Selector, returned: object) -> Tensor:
+    """What a scorer or selector returned, a list or an array too, as float32."""
+    try:
+        return torch.as_tensor(returned, dtype=torch.float32)
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # torch raises each of them for one value or another
+        raise UserError(
+            f"the {kind} {made} returned a {type(returned).__name__} that is no list of numbers ({error}). Return a tensor, an "
+            "array or a list with one number per token."
+        ) from error
+
+
 def weigh_rows(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
     """Rows with the weights that a selector gives to their scores."""
     tokens = scored_tokens(rows)
-    weights = selector(tokens)
+    weights = _numbers("selector", selector, selector(tokens))
     if (
         weights.shape != tokens.scores.shape
         or bool((weights < 0).any())

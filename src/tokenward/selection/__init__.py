@@ -1,6 +1,6 @@
 """Selectors: scores to a weight per token."""
 
-from tokenward.selection.base import ScoredTokens, Selector
+from tokenward.selection.base import ScoredTokens, Selector, scope_of
 from tokenward.selection.fraction import KeepAll, SideRule, Threshold, TopFraction
 from tokenward.selection.soft import SoftWeights
 
@@ -20,4 +20,5 @@ __all__ = [
     "SoftWeights",
     "Threshold",
     "TopFraction",
+    "scope_of",
 ]

@@ -29,7 +29,7 @@ class Selector(Protocol):
     """Scores to weights.
 
     Attributes:
-        scope: ``response`` and ``comparison`` selectors look at one of those at a time, ``dataset`` ones
+        scope: Which responses it must see together; ``response`` where a class of one's own does not say. ``response`` and ``comparison`` selectors look at one of those at a time, ``dataset`` ones
             at all of the training data, ``batch`` ones at the comparisons that are trained together.
     """
 
@@ -39,3 +39,8 @@ class Selector(Protocol):
     def __call__(self, tokens: ScoredTokens) -> Tensor:
         """Weight of each token, float >= 0.  -> [n]"""
         ...
+
+
+def scope_of(selector: Selector) -> str:
+    """Which responses a selector must see together."""
+    return str(getattr(selector, "scope", "response"))
