@@ -193,6 +193,28 @@ def test_score_shows_tokens_of_own_text(tiny_oracle: Path, tmp_path: Path) -> No
     assert "".join(token["text"] for token in record["tokens"]) == "a good cup"
 
 
+def test_score_of_a_policy_writes_prompts_as_its_run_did(
+    tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import tokenward
+
+    changes = ["tokens.template=plain", "scores.scorer={name: random}", "policy.training.max_steps=1"]
+    run = tokenward.run(tiny_workplace, changes, last="policy", quiet=True)
+    Path("texts.jsonl").write_text(json.dumps({"prompt": "Say.", "response": "a good cup"}) + "\n")
+    base = ["score", str(run.path("policy")), "texts.jsonl"]
+    assert CliRunner().invoke(cli.app, base).exit_code == 0
+    assert tokenward.TokenScorer.load(run.path("policy")).template.kind == "plain"
+    for template in run.path("policy").rglob("chat_template.jinja"):
+        template.unlink()
+    bare = Path("bare")
+    run.path("policy").joinpath("model").rename(bare)
+    base = ["score", str(bare), "texts.jsonl", "--reference", str(bare)]
+    assert "tokens.template: plain" in message(monkeypatch, capsys, *base)
+    assert CliRunner().invoke(cli.app, [*base, "--set", "tokens.template=plain"]).exit_code == 0
+    error = message(monkeypatch, capsys, *base, "--set", "seed=1")
+    assert "--set seed: texts of your own" in error
+
+
 def test_score_of_a_row_without_response_names_the_row(
     tiny_oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,6 +107,8 @@ def score(
 
     tokenward score recipes/quickstart.yaml
     tokenward score runs/quickstart/oracle texts.jsonl --output scores.jsonl
+
+    A folder without a run's manifest may need --set tokens.template=plain.
     """
     if texts is None:
         _through(target, overrides, "scores")
@@ -114,7 +116,7 @@ def score(
     with _stoppable():
         from tokenward.pipeline.score_texts import score_file
 
-        score_file(target, texts, output=output, reference=reference)
+        score_file(target, texts, output=output, reference=reference, overrides=overrides or ())
 
 
 @app.command()

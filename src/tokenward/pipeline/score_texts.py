@@ -3,10 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.text import Text
 
 from tokenward.artifacts import atomic_write
+from tokenward.config import parse_recipe
 from tokenward.data import rows
 from tokenward.data.fields import FieldError, text, text_or_messages
 from tokenward.display import Display
@@ -17,7 +19,12 @@ from tokenward.types import Message
 
 
 def score_file(
-    folder: str | Path, texts: str | Path, *, output: str | Path | None = None, reference: str | None = None
+    folder: str | Path,
+    texts: str | Path,
+    *,
+    output: str | Path | None = None,
+    reference: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> list[ScoredResponse]:
     """Score every row of a file that has the fields ``prompt`` and ``response``.
 
@@ -26,15 +33,17 @@ def score_file(
         texts: JSONL, JSON, Parquet or CSV; the prompt is a text or a list of messages.
         output: JSON lines with the tokens of each row; shown on screen if left out.
         reference: Reference model, where the folder does not name it.
+        overrides: ``tokens.template=plain`` or ``=chat``, where the folder does not say.
 
     Raises:
         UserError: a row lacks a field, or the folder is no oracle.
     """
+    template = _template(overrides)
     quiet_libraries()
     wanted = [_text(where, row) for where, row in rows(str(texts))]
     if not wanted:
         raise UserError(f"{texts} holds no rows. Write one JSON object a line, with prompt and response.")
-    scored = TokenScorer.load(folder, reference=reference).score_all(wanted)
+    scored = TokenScorer.load(folder, reference=reference, template=template).score_all(wanted)
     if output is not None:
         lines = [
             json.dumps(
@@ -47,6 +56,20 @@ def score_file(
     else:
         _show(Display(), scored)
     return scored
+
+
+def _template(overrides: Sequence[str]) -> Literal["chat", "plain"] | None:
+    """The one setting that texts of one's own may need; everything else is the folder's."""
+    if not overrides:
+        return None
+    recipe, lines = parse_recipe("seed: 0", "--set", overrides)
+    other = [key for key in lines.overridden if key != "tokens.template"]
+    if other:
+        raise UserError(
+            f"--set {other[0]}: texts of your own are scored as the folder's run scored; beside it, only tokens.template=plain "
+            "or =chat can be set. Leave it out, or name a recipe."
+        )
+    return recipe.tokens.template
 
 
 def _text(where: str, row: dict) -> tuple[str | Sequence[Message], str]:

@@ -129,7 +129,7 @@ def train_policy(run: Run) -> Manifest:
             facts = fit(
                 run, stage, model, objective, rows, table.training, held_out=held_out, prepare=prepare
             )
-            stage.complete(kept=_kept(rows), nothing_selected=dropped, **facts)
+            stage.complete(kept=_kept(rows), nothing_selected=dropped, **scored_by(run), **facts)
     return run.done("policy")
 
 

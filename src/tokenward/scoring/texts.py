@@ -87,12 +87,19 @@ class TokenScorer:
                 )
 
     @classmethod
-    def load(cls, folder: str | Path, *, reference: str | None = None) -> Self:
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        reference: str | None = None,
+        template: Literal["chat", "plain"] | None = None,
+    ) -> Self:
         """Load a scorer from a run's stage folder, or from any model folder.
 
         Args:
             folder: ``runs/NAME/oracle`` or ``runs/NAME/reward``, ``runs/NAME/guidance/reward``, or a model folder.
             reference: The model an oracle was trained from; a stage folder knows it, a reward needs none.
+            template: How a prompt is written; None takes what the stage folder says, or ``chat``.
 
         Raises:
             UserError: no such folder, or an oracle's reference is not known.
@@ -102,7 +109,7 @@ class TokenScorer:
         if (folder / MANIFEST).is_file():
             folder = folder / "model"
         settings = {"dtype": facts.get("dtype", "float32"), "attention": facts.get("attention", "sdpa")}
-        shared = (facts.get("template", "chat"), facts.get("precision", "float32"))
+        shared = (template or facts.get("template", "chat"), facts.get("precision", "float32"))
         if is_reward_folder(folder):
             return cls({"reward": load_reward_model(folder, **settings)}, Reward(), *shared)
         reference = reference or facts.get("reference")
@@ -187,4 +194,8 @@ class TokenScorer:
 def _facts(folder: Path) -> dict[str, Any]:
     """What the stage says of how it scored; a guided run's reward lies inside its stage's folder."""
     stage = next((place for place in (folder, folder.parent) if (place / MANIFEST).is_file()), None)
-    return {} if stage is None else read_manifest(stage).facts
+    if stage is None:
+        return {}
+    manifest = read_manifest(stage)
+    tokens = manifest.settings.get("tokens", {})  # of a stage that says how it wrote, but not how it scored
+    return {**({"template": tokens["template"]} if "template" in tokens else {}), **manifest.facts}
