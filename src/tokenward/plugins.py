@@ -2,16 +2,21 @@
 
 import dataclasses
 import difflib
-import importlib
+import hashlib
+import importlib.util
 import inspect
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from tokenward.errors import UserError
+
+_CODE: dict[str, str] = {}
+"""Fingerprints of modules as they were first seen: a process imports each once, so what it computes belongs to that."""
 
 
 def build(kind: str, name: str, arguments: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
@@ -88,6 +93,43 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
         ) from error
     except AttributeError as error:
         raise UserError(f"{kind} {name!r}: the module {module_name!r} has no {attribute!r}.") from error
+
+
+def code_fingerprints(settings: Any) -> dict[str, str]:
+    """Fingerprint of the file behind every ``"module:Name"`` in a stage's settings, by that name.
+
+    Built-in names and what was not written in Python have no file of one's own and are left out.
+    """
+    found = {name: _code_fingerprint(name.partition(":")[0]) for name in _plugin_names(settings)}
+    return {f"code of {name}": digest for name, digest in found.items() if digest}
+
+
+def _plugin_names(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+            yield value
+        return
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _plugin_names(inner)
+
+
+def _code_fingerprint(module: str) -> str:
+    if module not in _CODE:
+        file = _file_of(module)
+        if file is None or module.partition(".")[0] == __name__.partition(".")[0]:
+            return ""
+        _CODE[module] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return _CODE[module]
+
+
+def _file_of(module: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # a text that only looks like a name; a module that a test made by hand
+        return None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    return Path(spec.origin)
 
 
 def _check_settings(kind: str, name: str, arguments: Mapping[str, Any], target: Any) -> None:

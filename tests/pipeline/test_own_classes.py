@@ -1,10 +1,14 @@
 """What a class of one's own must give back: each mistake is refused with its name before the training builds on it."""
 
 import re
+import sys
+from pathlib import Path
 
 import pytest
 
+import tokenward
 from tests.pipeline.tools import plugin, refused
+from tokenward import plugins
 
 LAB = """
 import torch
@@ -82,8 +86,6 @@ def test_a_wrong_return_or_signature_is_named(tiny_workplace, changes, message):
 
 
 def test_lists_of_numbers_are_taken_and_a_scope_need_not_be_said(tiny_workplace):
-    import tokenward
-
     lab = plugin(LAB)
     names = [
         "scores.scorer={name: 'LAB:Listed'}",
@@ -93,3 +95,38 @@ def test_lists_of_numbers_are_taken_and_a_scope_need_not_be_said(tiny_workplace)
     changes = [item.replace("LAB", lab) for item in names]
     run = tokenward.run(tiny_workplace, [*changes, "policy.training.max_steps=1"], last="policy", quiet=True)
     assert run.done("policy").facts["kept"] == {"chosen": 1.0, "rejected": 1.0}
+
+
+def test_an_edited_file_of_ones_own_runs_what_depends_on_it_again(tiny_workplace, monkeypatch):
+    lab = plugin(LAB)
+    changes = [
+        f"scores.scorer={{name: '{lab}:Listed'}}",
+        f"evaluation.metrics=['{lab}:longest']",
+        "policy.training.max_steps=1",
+    ]
+    path = Path(f"{lab}.py")
+    path.write_text(LAB + "\ndef longest(completions):\n    return [len(text) for text in completions]\n")
+    first = tokenward.run(tiny_workplace, changes, quiet=True)
+    before = {name: first.done(name) for name in ("scores", "policy", "evaluation")}
+    path.write_text(path.read_text().replace("float(place)", "float(-place)"))
+    sys.modules.pop(lab)  # as in a new process
+    monkeypatch.setattr(plugins, "_CODE", {})
+    again = tokenward.run(tiny_workplace, changes, quiet=True)
+    after = {name: again.done(name) for name in before}
+    assert after["scores"] == before["scores"], "it holds raw values, which the scorer has no part in"
+    assert before["policy"].changes_to(after["policy"]) == [f"input code of {lab}:Listed: changed"]
+    assert f"input code of {lab}:longest: changed" in before["evaluation"].changes_to(after["evaluation"])
+
+
+def test_only_files_of_ones_own_are_fingerprinted(tiny_workplace):
+    settings = {
+        "a": "cuda:1", "b": ["tokenward.evaluation.metrics:vader", "sys:path"], "c": {"text": "Label: {text}", "n": 3}
+    }  # fmt: skip
+    assert plugins.code_fingerprints(settings) == {}
+    lab = plugin(LAB)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        nested = {"objective": {"name": "plackett_luce", "aggregate": f"{lab}:means"}}
+        assert [*plugins.code_fingerprints(nested)] == [f"code of {lab}:means"]
+    finally:
+        sys.path.remove(str(Path.cwd()))

@@ -12,6 +12,7 @@ from tokenward.display import Display
 from tokenward.models.loading import LanguageModel, load_model, load_tokenizer
 from tokenward.models.places import context_length, has_encoder, model_fingerprint
 from tokenward.models.reward import RewardModel, load_reward_model
+from tokenward.plugins import code_fingerprints
 from tokenward.tokens.encode import Limits
 from tokenward.tokens.template import Template
 
@@ -63,12 +64,14 @@ class Run:
 
         Args:
             name: One of ``STAGES`` or ``GUIDED_STAGES``.
-            settings: Everything of the recipe that its output depends on.
+            settings: Everything of the recipe that its output depends on. Of a ``"module:Name"`` in it the file is an
+                input too, so that another function under the same name is not taken for what was there.
             inputs: Fingerprints of what it reads.
             layout: Version of what it writes.
         """
+        inputs = {**inputs, **code_fingerprints(settings)}
         with open_stage(
-            self.path(name), stage=name, settings=dict(settings), inputs=dict(inputs), format=layout
+            self.path(name), stage=name, settings=dict(settings), inputs=inputs, format=layout
         ) as stage:
             if stage.done:
                 self.display.heading(name, "done already, nothing that it depends on has changed")

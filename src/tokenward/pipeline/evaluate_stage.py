@@ -16,7 +16,7 @@ from tokenward.models.loading import LanguageModel
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, pair_sets, read_comparisons, response_keys
 from tokenward.pipeline.figures import Figures, evaluation_statistics, figure_as_json, show_figures
-from tokenward.pipeline.values import scorer_of
+from tokenward.pipeline.values import scorer_of, scores_of
 from tokenward.plugins import find
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
 from tokenward.scoring.scorers import Random, Surprisal
@@ -125,7 +125,7 @@ def _credit(run: Run, pairs: Sequence[Encoded]) -> Figures:
             tokens = [ByteSpan(*pair) for pair in zip(record.start, record.end, strict=True)]
             text_tokens = [index for index, token in enumerate(tokens) if token.end > token.start]
             values = span_values(spans, text, tokens)
-            scores = {name: scorer(record).tolist() for name, scorer in scorers.items()}
+            scores = {name: scores_of(scorer, [record])[0].tolist() for name, scorer in scorers.items()}
             known[key] = KnownResponse(
                 [values[index] for index in text_tokens],
                 {name: [score[index] for index in text_tokens] for name, score in scores.items()},

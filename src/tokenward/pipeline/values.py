@@ -53,10 +53,15 @@ def with_reference(run: Run, rows: Sequence[TokenRow]) -> list[TokenRow]:
 def scored_rows(run: Run, rows: Sequence[TokenRow]) -> list[TokenRow]:
     """Rows with the scores of the score store, by the recipe's scorer."""
     store, scorer = TokenStore(run.path("scores")), scorer_of(run)
-    return [replace(row, scores=_scores(scorer, records_of(store, row))) for row in rows]
+    return [replace(row, scores=scores_of(scorer, records_of(store, row))) for row in rows]
 
 
-def _scores(scorer: Scorer, records: Sequence[TokenRecord]) -> list[Tensor]:
+def scores_of(scorer: Scorer, records: Sequence[TokenRecord]) -> list[Tensor]:
+    """Scores of stored responses.  [n] each
+
+    Raises:
+        UserError: a scorer of one's own returned anything but one number per token.
+    """
     scores = []
     for record in records:
         values = _numbers("scorer", scorer, scorer(record))
