@@ -61,6 +61,14 @@ def test_help_reads_well(verb: str) -> None:
         assert verb in result.output
 
 
+def test_version_is_that_of_the_package() -> None:
+    import tokenward
+
+    result = CliRunner().invoke(cli.app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"tokenward {tokenward.__version__}\n")
+    assert "Find the tokens that carry a preference" in CliRunner().invoke(cli.app, ["--help"]).output
+
+
 def test_help_and_config_wait_for_no_torch() -> None:
     code = (
         "import sys\nfrom tokenward import cli\nimport tokenward.config\n"

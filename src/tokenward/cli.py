@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from tokenward import __version__
 from tokenward.errors import UserError
 
 app = typer.Typer(
@@ -32,6 +33,21 @@ SetOption = Annotated[
         help="Change a value of the recipe, such as oracle.fraction=0.5. Repeatable.",
     ),
 ]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tokenward {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What stands before a verb."""
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Progress on screen, checkpoints by the clock, and an orderly stop on Ctrl-C."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tokenward.display import Bar
 
+STOPPING = "\nstopping after this step; Ctrl-C again stops now\n"
 SHOWN = ("loss", "nll", "rewards/accuracies", "rewards/margins")
 
 
@@ -93,6 +95,8 @@ class StopOnInterrupt(TrainerCallback):
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
+        # A step with fresh samples takes minutes. A handler may come in the middle of a print, so not print itself.
+        os.write(2, STOPPING.encode())
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
