@@ -164,8 +164,10 @@ def test_the_same_seed_gives_the_same_bits_after_any_stop_too(recipe, tiny_folde
 
 
 def test_two_runs_of_one_seed_are_equal_and_another_seed_is_another_run(recipe, tiny_folder):
-    one, two = guided(recipe, run="one"), guided(recipe, run="two")
+    one, two = (guided(recipe, run=name, last="evaluation") for name in ("one", "two"))
     assert digests(one) == digests(two)
+    metrics = [(run.path("evaluation") / "metrics.json").read_bytes() for run in (one, two)]
+    assert metrics[0] == metrics[1]
     assert events(one) == events(two)
     assert moved(one, tiny_folder) > 1e-4
     other = guided(recipe, "seed=1", run="other")
@@ -355,7 +357,7 @@ def test_a_checkpoint_that_was_cut_off_is_left_out(recipe, monkeypatch):
     assert events(again) == events(whole)
 
 
-def test_a_discrete_prompt_is_learned_for_a_frozen_classifier(prompts, tiny_folder):
+def test_a_discrete_prompt_is_learned_for_a_frozen_classifier(prompts, tiny_folder, capsys):
     run = guided(prompts, last="evaluation")
     assert [(e["event"], e["step"]) for e in events(run)] == [
         ("policy", 0), ("reward", 0), ("policy", 3), ("reward", 3), ("policy", 6),
@@ -369,6 +371,12 @@ def test_a_discrete_prompt_is_learned_for_a_frozen_classifier(prompts, tiny_fold
     assert len(record["random"]["candidates"]) == 3
     assert [candidate["text"] for candidate in record["manual"]["candidates"]] == ["good tea"]
     assert [candidate["ids"] for candidate in record["no_prompt"]["candidates"]] == [[]]
+    capsys.readouterr()
+    tokenward.run(prompts, ["run=runs/guided"])
+    shown = capsys.readouterr().out
+    assert "learned prompts" in shown
+    assert json.dumps(learned[0]["text"], ensure_ascii=False)[:4] in shown
+    assert f"prompts: {run.path('evaluation') / 'prompts.json'}" in shown
     figures = tokenward.read_figures(run)
     assert figures["accuracy/learned"].n == 8
     assert figures["accuracy/learned"].value == pytest.approx(sum(record["learned"]["test_accuracy"]) / 2)

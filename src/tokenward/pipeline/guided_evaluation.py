@@ -40,8 +40,12 @@ def evaluate_guided(run: Run) -> Manifest:
             atomic_write(stage.path / name, text)
             stage.complete(figures=len(figures))
     show_figures(run)
+    if table is not None:
+        _show_prompts(run, table.best)
     run.display.line(f"\nmodel:   {run.path('guidance') / 'model'}")
     run.display.line(f"figures: {run.path('evaluation') / 'metrics.json'}")
+    if table is not None:
+        run.display.line(f"prompts: {run.path('evaluation') / 'prompts.json'}")
     return run.done("evaluation")
 
 
@@ -192,6 +196,18 @@ def _prompt_figures(run: Run, found: dict[str, Chosen]) -> Figures:
                 difference = rows["learned"] - values
                 figures[f"{label}/learned_minus_{name}"] = mean_figure(difference, **statistics)
     return figures
+
+
+def _show_prompts(run: Run, best: int) -> None:
+    """The learned prompts that were tested."""
+    record = (run.path("evaluation") / "prompts.json").read_text(encoding="utf-8")
+    learned = json.loads(record)["learned"]
+    # Quoted, because a prompt may begin with a space or hold a line break.
+    rows = [
+        (json.dumps(candidate["text"], ensure_ascii=False), f"{candidate['accuracy']:.3f}", f"{tested:.3f}")
+        for candidate, tested in zip(learned["candidates"][:best], learned["test_accuracy"], strict=True)
+    ]
+    run.display.table("learned prompts", ("", "accuracy, development", "accuracy, test"), rows)
 
 
 def _by_row(correct: torch.Tensor) -> Any:
