@@ -186,8 +186,9 @@ def _text_hint(value: str, allowed: str, choices: Sequence[Any]) -> str:
 
 
 def _enumerated(annotation: Any) -> list[str]:
-    is_enum = isinstance(annotation, type) and issubclass(annotation, Enum)
-    return [str(member.value) for member in annotation] if is_enum else []
+    if not (isinstance(annotation, type) and issubclass(annotation, Enum)):
+        return []
+    return [str(member.value) for member in annotation.__members__.values()]
 
 
 def _is_number(text: str) -> bool:

@@ -60,7 +60,7 @@ def check_training(table: Mapping[str, Any], where: str, lines: Lines) -> None:
 def _wrong(key: str, value: Any, hint: Any) -> str:
     """What is wrong with a value, or nothing; TrainingArguments itself looks at hardly any type."""
     least = _AT_LEAST.get(key.rpartition(".")[2])
-    annotation = _words_only(hint) if least is None else Annotated[hint, Field(ge=least)]
+    annotation: Any = _words_only(hint) if least is None else Annotated[hint, Field(ge=least)]
     if _fits(value, annotation):
         return ""
     message = wrong_value(key, value, FieldInfo.from_annotation(annotation)).message
