@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PrinterCallback
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, align_special_tokens
 
 from tokenward.errors import UserError
 from tokenward.models.reward import RewardModel
@@ -48,6 +48,7 @@ class RewardLearner:
         assert guidance is not None
         self._run, self._folder, self._reward, self._task, self._table = run, folder, reward, task, guidance
         self._objective = objective_of("objective", run.recipe.reward.objective)
+        _configured(reward, self._arguments(0))
         # Only a fresh start needs them; they take as much memory as the model.
         self._initial = (
             {name: value.detach().cpu().clone() for name, value in reward.model.named_parameters()}
@@ -153,6 +154,15 @@ class RewardLearner:
             **{name: value for name, value in figures.items() if value is not None},
             **({"best_step": best.step} if looks else {}),
         }
+
+
+def _configured(reward: RewardModel, arguments: TrainingArguments) -> None:
+    """Write into the reward's configuration what transformers' Trainer writes there.
+
+    A run that is taken up again may learn no reward any more, and yet saves the same folder.
+    """
+    align_special_tokens(reward.model, reward.tokenizer)
+    reward.model.config.use_cache = arguments.use_cache
 
 
 def _leave_number_type(module: nn.Module) -> None:
