@@ -8,6 +8,7 @@ import pytest
 import tokenward
 from tests.pipeline.tools import PROMPTS, REINFORCE, guided, guided_recipe, plugin, refused, write_examples
 from tests.tiny import save_tiny, tiny_llama, tiny_t5
+from tokenward.pipeline.tasks import _with_room, encoded_examples
 
 
 @pytest.fixture
@@ -418,6 +419,17 @@ def test_a_prompt_that_leaves_no_room_for_a_reply_is_dropped(recipe, tmp_path):
     message = refused(recipe, [*changes, "guidance.sampling.max_new_tokens=60"])
     assert "no example of train is left" in message
     assert "a reply of 60 tokens are longer than the model's context of 64" in message
+
+
+def test_a_reply_may_end_with_the_models_last_position(recipe):
+    run = guided(recipe, last="examples")
+    template = run.tokenizer_template(run.start_model)
+    rows = [row.encoded for row in encoded_examples(run, template, "train").rows]
+    context, longest = run.limits.context, max(len(row.prompt) for row in rows)
+    assert _with_room(run, rows, "train", context - longest) == rows
+    left = [row for row in rows if len(row.prompt) < longest]
+    assert 0 < len(left) < len(rows)
+    assert _with_room(run, rows, "train", context - longest + 1) == left
 
 
 def test_the_rewards_context_counts_too(recipe, tmp_path):
