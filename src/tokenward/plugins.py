@@ -54,7 +54,7 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        target = getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
         raise UserError(
             f"{kind} {name!r}: the module {module_name!r} cannot be imported ({error}). It must be installed or stand in "
@@ -62,6 +62,11 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
         ) from error
     except AttributeError as error:
         raise UserError(f"{kind} {name!r}: the module {module_name!r} has no {attribute!r}.") from error
+    if not callable(target):
+        raise UserError(
+            f"{kind} {name!r} is a {type(target).__name__}, which cannot be called. Name a function or a class."
+        )
+    return target
 
 
 def _check_names(kind: str, name: str, arguments: Mapping[str, Any], target: Any) -> None:
