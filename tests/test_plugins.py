@@ -36,5 +36,5 @@ def test_a_function_that_makes_the_object_takes_them():
 
 
 def test_what_cannot_be_called_is_refused():
-    with pytest.raises(UserError, match=r"source own_lab:numbers is \[1, 2\], which cannot be called"):
+    with pytest.raises(UserError, match="source 'own_lab:numbers' is a list, which cannot be called"):
         build("source", "own_lab:numbers", {}, {})

@@ -33,10 +33,6 @@ def build(kind: str, name: str, arguments: Mapping[str, Any], known: Mapping[str
             nearest thing that exists.
     """
     target = find(kind, name, known)
-    if not callable(target):
-        raise UserError(
-            f"{kind} {name} is {target!r:.60}, which cannot be called. Name a function, or a class whose objects can be called."
-        )
     if inspect.isfunction(target):
         if not arguments:
             return target
@@ -85,7 +81,7 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        target = getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
         raise UserError(
             f"{kind} {name!r}: the module {module_name!r} cannot be imported ({error}). It must be installed or stand in "
@@ -93,6 +89,11 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
         ) from error
     except AttributeError as error:
         raise UserError(f"{kind} {name!r}: the module {module_name!r} has no {attribute!r}.") from error
+    if not callable(target):
+        raise UserError(
+            f"{kind} {name!r} is a {type(target).__name__}, which cannot be called. Name a function or a class."
+        )
+    return target
 
 
 def code_fingerprints(settings: Any) -> dict[str, str]:

@@ -258,7 +258,7 @@ def test_a_large_tie_is_refused_with_a_way_out():
             {"aggregate": "math:sqrt"},
             r"aggregate math:sqrt takes \(x\): .*called as f\(rewards, weights, owner, count\)",
         ),
-        ({"aggregate": "math:pi"}, "aggregate math:pi is a float, which cannot be called"),
+        ({"aggregate": "math:pi"}, "aggregate 'math:pi' is a float, which cannot be called"),
         ({"temperature": 0.0}, r"temperature must be greater than 0, got 0\.0"),
         ({"list_temperature": -1.0}, r"list_temperature must be greater than 0, got -1\.0"),
         ({"length_neutral": True}, "length_neutral has no meaning with aggregate: average"),

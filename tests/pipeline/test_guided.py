@@ -293,6 +293,24 @@ def test_reinforce_trains_on_samples_their_rewards_and_the_start_as_reference(re
         assert row.weights is None
 
 
+def test_reinforce_compares_with_the_start_and_not_with_the_policy_of_now(recipe):
+    run = tokenward.open_run(recipe, [REINFORCE], quiet=True)
+    tokenward.pipeline.run_through(run, "examples")
+    policy = guided_policy(run)
+    task, reward = task_of(run, policy), fresh_reward(run)
+    prepare = _prepare(run, run.recipe.guidance, Reinforce(kl=0.1), SoftWeights(), policy, reward, task)
+    with torch.no_grad():  # as if it had trained
+        for weight in policy.model.parameters():
+            weight.mul_(1.2)
+    found = prepare(task.rows[:2], 5)
+    plain = [replace(row, scores=None, reference_logp=None) for row in found]
+    start, now = (token_values(model, plain, **RULES) for model in (run.load(run.start_model), policy))
+    for row, first, last in zip(found, start, now, strict=True):
+        for mine, then, later in zip(row.reference_logp, first, last, strict=True):
+            torch.testing.assert_close(mine, then, rtol=0, atol=1e-5)
+            assert float((mine - later).abs().max()) > 1e-2
+
+
 def test_a_larger_unit_gives_every_token_of_a_word_one_reward(recipe):
     run = tokenward.open_run(recipe, ["reward.head.unit=word"], quiet=True)
     found = prepared(run)[0]

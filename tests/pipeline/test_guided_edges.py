@@ -8,6 +8,7 @@ import pytest
 import tokenward
 from tests.pipeline.tools import PROMPTS, REINFORCE, guided, guided_recipe, plugin, refused, write_examples
 from tests.tiny import save_tiny, tiny_llama, tiny_t5
+from tokenward.pipeline.tasks import _with_room, encoded_examples
 
 
 @pytest.fixture
@@ -69,6 +70,34 @@ TASK = "prompt_task={train: train.tsv, development: dev.tsv, test: test.tsv, ver
         (["guidance=null"], ["examples is read by a guided run alone"]),
         (["data.source=builtin"], ["data belongs to a run on comparisons"]),
         (["evaluation.metrics=[rouge11]"], ["rouge11", "Did you mean"]),
+        (["reward.objective={name: weighted_likelihood}"], ["reward.objective is weighted_likelihood", "ranked lists",
+                                                            "{name: plackett_luce}", "module:Name"]),
+        (["reward.objective={name: sft}"], ["reward.objective is sft", "{name: plackett_luce}"]),
+        (["reward.objective={name: dpo}"], ["reward.objective is dpo", "{name: plackett_luce}"]),
+        (["reward.objective={name: reinforce}"], ["reward.objective is reinforce", "{name: plackett_luce}"]),
+        (["reward.head={hidden: 4, low: -1.0}"], ["guidance.selection", "transform: identity", "from -1",
+                                                  "transform: exp", "low: 1.0e-8"]),
+        (["reward.head={hidden: 4, bound: none}"], ["transform: identity", "from -inf", "transform: exp"]),
+        (["reward.head={hidden: 4, bound: none}", "guidance.selection={name: soft, transform: power, power: 2.0}"],
+         ["transform: power", "from -inf"]),
+        (["guidance.training.max_steps=0"], ["guidance.training: max_steps is 0", "Write 1 or more"]),
+        (["guidance.training={num_train_epochs: 0}"], ["guidance.training: num_train_epochs is 0", "greater than 0"]),
+        (["guidance.training={num_train_epochs: -1.5}"], ["num_train_epochs is -1.5"]),
+        (["guidance.training.max_steps=-3"], ["guidance.training: max_steps is -3"]),
+        (["guidance.source={name: 'os:path'}"], ["preference source 'os:path' is a module, which cannot be called",
+                                                 "function or a class"]),
+        (["guidance.sampler={name: 'os:sep'}"], ["sampler 'os:sep' is a str, which cannot be called"]),
+        (["guidance.patience=2"], ["guidance.patience is 2", "guidance.evaluate_every"]),
+        (["guidance.reward_patience=2", "guidance.reward_looks=0"], ["guidance.reward_patience is 2",
+                                                                     "guidance.reward_looks"]),
+        (["reward.training.max_steps=5"], ["reward.training.max_steps", "guidance.reward_steps"]),
+        (["reward.training.num_train_epochs=2"], ["reward.training.num_train_epochs", "guidance.reward_steps"]),
+        (["reward.training.seed=5"], ["reward.training.seed", "seed of the recipe"]),
+        (["reward.training.eval_strategy=epoch"], ["reward.training.eval_strategy", "guidance.reward_looks"]),
+        (["reward.training.eval_steps=5"], ["reward.training.eval_steps", "guidance.reward_looks"]),
+        (["guidance.sampling.stop=['']"], ["guidance.sampling.stop", "empty text", "stop: []"]),
+        (["guidance.sampling.temperature=1e-45"], ["guidance.sampling.temperature is 1e-45", "float32", "top_k: 1"]),
+        (["evaluation.temperature=1e-40"], ["evaluation.temperature is 1e-40", "float32", "top_k: 1"]),
     ],
     ids=lambda value: value[0][:48] if isinstance(value, list) and "=" in value[0] else "",
 )  # fmt: skip
@@ -76,6 +105,45 @@ def test_a_recipe_that_cannot_work_is_refused_before_anything_is_done(recipe, ch
     message = refused(recipe, changes)
     for part in parts:
         assert part in message, message
+    assert not Path("runs").exists()
+
+
+def test_settings_that_look_alike_are_no_mistake(recipe):
+    """A reward below 0 is as good as another to an exponential, to reinforce, and where none is learned."""
+    low = "reward.head={hidden: 4, low: -1.0}"
+    for changes in (
+        [low, "guidance.selection={name: soft, transform: exp}"],
+        [low, REINFORCE],
+        [low, "guidance.selection={name: all}"],
+        ["guidance.training.max_steps=-1", "guidance.training.num_train_epochs=0.5"],
+        ["reward.objective={name: 'tokenward.objectives:PlackettLuce'}"],
+        ["guidance.sampling.temperature=1e-6"],
+    ):
+        assert tokenward.open_run(recipe, changes, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (["reward.objective={name: weighted_likelihood}"], ["reward.objective is weighted_likelihood"]),
+        (["reward.head={bound: none}"], ["policy.selection", "transform: identity", "from -inf"]),
+        (["reward.head={low: -0.5}"], ["policy.selection", "from -0.5"]),
+        (["reward.training.max_steps=0"], ["reward.training: max_steps is 0"]),
+    ],
+)
+def test_a_reward_of_a_run_on_comparisons_is_looked_at_too(tiny_workplace, changes, parts):
+    soft = ["scores.scorer={name: reward}", "policy.selection={name: soft}"]
+    message = refused(tiny_workplace, [*soft, *changes], last="data")
+    for part in parts:
+        assert part in message, message
+    assert not Path("runs").exists()
+
+
+def test_several_processes_are_refused_as_such(recipe, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = refused(recipe)
+    assert "a guided run works in one process, and this is one of 2" in message
+    assert "without torchrun" in message
     assert not Path("runs").exists()
 
 
@@ -147,6 +215,11 @@ def rows(*records: dict) -> None:
         ({"question": "Say.", "answers": []}, ["examples.jsonl:31: answers is", "none of them empty"]),
         ({"question": "Say.", "answers": ["a", " "]}, ["none of them empty"]),
         ({"question": "Say.", "answers": 3}, ["examples.jsonl:31: answers is"]),
+        ({"question": "a \ud800", "answers": "a"}, ["examples.jsonl:31: question: holds half of a surrogate pair at "
+                                                    "character 2", "Mend or delete this row"]),
+        ({"question": "Say.", "answers": ["a", "b\udfff"]}, ["examples.jsonl:31: answers[1]: holds half of a surrogate"]),
+        ({"question": "Say.", "answers": "a", "more": {"x": ["\ud800"]}}, ["examples.jsonl:31: more.x[0]: holds half"]),
+        ({"question": "Say.", "answers": "a", "\ud800": 1}, ["examples.jsonl:31: a column's name: holds half"]),
         ({"question": "  ", "answers": "a"}, ["examples.jsonl:31: the prompt is empty", "Mend or delete this row"]),
     ],
 )  # fmt: skip
@@ -209,6 +282,12 @@ def test_too_few_examples_leave_a_part_empty(recipe):
     assert "more rows to examples.source" in message
 
 
+def test_an_empty_training_file_is_told_of_the_key_that_there_is(recipe):
+    Path("none.jsonl").write_text("")
+    message = refused(recipe, ["examples.source=none.jsonl"])
+    assert "no example is left for train. Give more rows to examples.source." in message
+
+
 def test_a_missing_file_is_named(recipe):
     message = refused(recipe, ["examples.development=nowhere.jsonl"])
     assert "nowhere.jsonl" in message
@@ -234,6 +313,83 @@ def test_a_source_that_cannot_rank_says_why(recipe, body, parts):
     message = refused(recipe, [source(f"def score(prompts, completions):\n    {body}\n")])
     for part in parts:
         assert part in message, message
+
+
+def sampler(body: str) -> str:
+    text = (
+        "from tokenward.sampling import Reply\n"
+        "class Mine:\n"
+        "    def __init__(self, model, template, settings, precision):\n"
+        "        self.model = model\n"
+        "    def __call__(self, prompts, *, count, seed, progress=None):\n"
+        f"        {body}\n"
+    )
+    return f"guidance.sampler={{name: '{plugin(text)}:Mine'}}"
+
+
+@pytest.mark.parametrize(
+    ("body", "parts"),
+    [
+        ("return []", ["returned 0 groups of replies for 12 prompts"]),
+        ("return None", ["returned None", "list of lists of Reply"]),
+        ("return [[Reply([5], 'a', False)] * (count - 1) for p in prompts]", ["2 replies to prompt 0", "asked for 3"]),
+        ("return [[('a', 'b')] * count for p in prompts]", ["reply 0 to prompt 0 is a tuple", "Reply(ids, text, ended)"]),
+        ("return [[Reply([5, 266], 'a', False)] * count for p in prompts]", ["holds the id 266", "0 to 265"]),
+        ("return [[Reply([-1], 'a', False)] * count for p in prompts]", ["holds the id -1"]),
+        ("return [[Reply([5.0], 'a', False)] * count for p in prompts]", ["holds the id 5.0"]),
+        ("return [[Reply([], '', False)] * count for p in prompts]", ["all 3 replies to prompt 0 are empty"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("changes", [[], [REINFORCE]], ids=["likelihood", "reinforce"])
+def test_a_sampler_of_ones_own_that_returns_something_else_says_so(recipe, body, parts, changes):
+    message = refused(recipe, [sampler(body), *changes])
+    assert "guidance.sampler" in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_what_an_update_by_reinforce_samples_is_looked_at_too(recipe):
+    body = "return [[Reply([5] * (i + 1 if len(prompts) > 2 else 0), 'a ' * i, False) for i in range(count)] for p in prompts]"
+    message = refused(recipe, [sampler(body), REINFORCE, "guidance.reward_looks=0"])
+    assert "guidance.sampler" in message
+    assert "all 3 replies to prompt 0 are empty" in message
+
+
+@pytest.mark.parametrize("changes", [[], [REINFORCE]], ids=["likelihood", "reinforce"])
+def test_empty_replies_are_dropped_and_counted(recipe, changes):
+    body = "return [[Reply([5] * i, 'a ' * i, False) for i in range(count)] for p in prompts]"
+    run = guided(recipe, sampler(body), *changes, "guidance.training.max_steps=1", "guidance.every=null")
+    (event,) = [json.loads(line) for line in (run.path("guidance") / "events.jsonl").read_text().splitlines()]
+    assert event["dropped"] == {"dropped: empty replies": 12}
+    assert event["groups"] == 12
+
+
+def test_an_object_that_cannot_be_called_is_no_sampler(recipe):
+    text = "class Mine:\n    def __init__(self, model, template, settings, precision):\n        pass\n"
+    message = refused(recipe, [f"guidance.sampler={{name: '{plugin(text)}:Mine'}}"])
+    assert "guidance.sampler" in message
+    assert "a Mine, which cannot be called" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (["examples.references=answers"], ["the metric rouge1", "rouge1 needs 1 words of a-z", "chrf"]),
+        (
+            ["examples.references=null", REINFORCE],
+            ["rouge measures against reference texts", "examples: {references"],
+        ),
+    ],
+    ids=["other alphabet", "none"],
+)
+def test_a_metric_that_could_not_be_measured_ends_the_run_before_it_trains(recipe, changes, parts):
+    rows(*[{"question": f"Say {n}.", "answers": ["\u732b"]} for n in range(30)])
+    message = refused(recipe, changes, last="evaluation")
+    for part in parts:
+        assert part in message, message
+    assert "source:" not in message
+    assert not Path("runs/guided/guidance/model").exists()
+    assert not list(Path("runs").glob("*/guidance/manifest.json"))
 
 
 def test_a_source_is_given_the_columns_that_it_names(recipe):
@@ -292,6 +448,17 @@ def test_a_prompt_that_leaves_no_room_for_a_reply_is_dropped(recipe, tmp_path):
     message = refused(recipe, [*changes, "guidance.sampling.max_new_tokens=60"])
     assert "no example of train is left" in message
     assert "a reply of 60 tokens are longer than the model's context of 64" in message
+
+
+def test_a_reply_may_end_with_the_models_last_position(recipe):
+    run = guided(recipe, last="examples")
+    template = run.tokenizer_template(run.start_model)
+    rows = [row.encoded for row in encoded_examples(run, template, "train").rows]
+    context, longest = run.limits.context, max(len(row.prompt) for row in rows)
+    assert _with_room(run, rows, "train", context - longest) == rows
+    left = [row for row in rows if len(row.prompt) < longest]
+    assert 0 < len(left) < len(rows)
+    assert _with_room(run, rows, "train", context - longest + 1) == left
 
 
 def test_the_rewards_context_counts_too(recipe, tmp_path):

@@ -98,14 +98,13 @@ def test_lists_of_numbers_are_taken_and_a_scope_need_not_be_said(tiny_workplace)
 
 
 def test_an_edited_file_of_ones_own_runs_what_depends_on_it_again(tiny_workplace, monkeypatch):
-    lab = plugin(LAB)
+    lab = plugin(f"{LAB}\ndef longest(completions):\n    return [len(text) for text in completions]\n")
     changes = [
         f"scores.scorer={{name: '{lab}:Listed'}}",
         f"evaluation.metrics=['{lab}:longest']",
         "policy.training.max_steps=1",
     ]
     path = Path(f"{lab}.py")
-    path.write_text(LAB + "\ndef longest(completions):\n    return [len(text) for text in completions]\n")
     first = tokenward.run(tiny_workplace, changes, quiet=True)
     before = {name: first.done(name) for name in ("scores", "policy", "evaluation")}
     path.write_text(path.read_text().replace("float(place)", "float(-place)"))

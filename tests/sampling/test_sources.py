@@ -255,7 +255,7 @@ def test_a_reference_that_is_none_is_an_error_of_its_row(source, references, mes
 
 
 def test_a_reference_in_which_rouge_finds_nothing_is_no_silent_0():
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*rougeL needs 1 words of a-z .*name: chrf"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*rougeL needs 1 words of a-z .*Write chrf"):
         score(Rouge(), ["猫"], ["猫が座った"])
     with pytest.raises(UserError, match="rouge2 needs 2 words"):
         score(Rouge(type="rouge2"), ["cat"], ["cat"])

@@ -28,7 +28,8 @@ from tests.training.tools import (
 from tokenward.errors import UserError
 from tokenward.objectives import DPO, SFT, SePO
 from tokenward.objectives.base import Losses
-from tokenward.training.trainer import TokenTrainer, disable_dropout
+from tokenward.training.checks import disable_dropout
+from tokenward.training.trainer import TokenTrainer
 
 ROOT = Path(__file__).parents[2]
 

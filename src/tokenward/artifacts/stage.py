@@ -1,6 +1,7 @@
 """A stage's folder: one writer at a time, resumed or skipped by what it was made from."""
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,12 +28,14 @@ class StageFolder:
         manifest: What it holds or will hold.
         resuming: It was begun with these settings and inputs, and its files are still there.
         changed: How the wanted stage differs from the one the folder held before, a line each.
+        temporary: Folders that are of use only until the stage is finished, and go then.
     """
 
     path: Path
     manifest: Manifest
     resuming: bool = False
     changed: list[str] = field(default_factory=list)
+    temporary: list[Path] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
@@ -43,6 +46,8 @@ class StageFolder:
         """Mark the stage as finished; call it when every file is on disk."""
         manifest = self.manifest.finished(facts)
         manifest.write(self.path)
+        for folder in self.temporary:
+            shutil.rmtree(folder, ignore_errors=True)
         return manifest
 
 

@@ -55,7 +55,8 @@ def flex_tree_attention(
     return flex_attention_forward(module, query, key, value, mask, **kwargs)
 
 
-@torch.compiler.disable(recursive=False)
+# Every batch has other lengths: there is nothing that a compiled graph could be used again for.
+@torch.compiler.disable(recursive=True)
 def tree_attention(
     module: nn.Module,
     query: Tensor,

@@ -65,21 +65,24 @@ class SelectiveHead:
         rows = hidden.reshape(-1, hidden.shape[-1])[positions]
         if ids is None:
             return rows
-        found = self._statistics(rows, ids, entropy=entropy)
+        found = _statistics(self, rows, ids, entropy=entropy)
         return found.logp if found.entropy is None else torch.stack((found.logp, found.entropy))
-
-    @torch.compiler.disable  # a loop over tiles: unrolled it would be a long graph that saves nothing
-    def _statistics(self, rows: Tensor, ids: Tensor, *, entropy: bool) -> TokenStatistics:
-        linear = self.linear
-        if linear is None:
-            return chunked_statistics(rows, ids, self._plain, entropy=entropy)
-        return linear_statistics(rows, ids, linear, entropy=entropy, dtype=product_type(rows))
 
     @property
     def linear(self) -> LinearHead | None:
         """The head's weights, where it is nothing but a matrix product; an adapter on it, say, makes it more."""
         module = self._module
         return LinearHead(module.weight, module.bias) if type(module) is nn.Linear else None
+
+
+@torch.compiler.disable(
+    recursive=True
+)  # a loop over tiles: unrolled it would be a long graph that saves nothing
+def _statistics(head: SelectiveHead, rows: Tensor, ids: Tensor, *, entropy: bool) -> TokenStatistics:
+    linear = head.linear
+    if linear is None:
+        return chunked_statistics(rows, ids, head.logits, entropy=entropy)
+    return linear_statistics(rows, ids, linear, entropy=entropy, dtype=product_type(rows))
 
 
 def product_type(states: Tensor) -> torch.dtype:

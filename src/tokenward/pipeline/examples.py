@@ -10,7 +10,7 @@ from typing import Any
 from tokenward.artifacts import Manifest, atomic_write
 from tokenward.config import ExamplesTable
 from tokenward.data import comparison_key, rows, uniform
-from tokenward.data.fields import describe
+from tokenward.data.fields import FieldError, describe, text
 from tokenward.errors import UserError
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import source_fingerprint
@@ -39,8 +39,9 @@ def prepare_examples(run: Run) -> Manifest | None:
             parts = _parts(table, sources, run.recipe.seed)
             for part, found in parts.items():
                 if not found:
+                    file = "" if part == "train" else f"a file to examples.{part}, or "
                     raise UserError(
-                        f"no example is left for {part}. Give examples.{part} a file, or more rows to examples.source."
+                        f"no example is left for {part}. Give {file}more rows to examples.source."
                     )
                 _write(stage.path / f"{part}.jsonl", found)
             stage.complete(**{part: len(found) for part, found in parts.items()})
@@ -81,11 +82,32 @@ def _parts(
 def _read(table: ExamplesTable, source: str | list[str] | None) -> Iterator[Example]:
     assert source is not None
     for where, row in rows(source, split=table.split, subset=table.subset):
+        try:
+            _check_texts(row)
+        except FieldError as error:
+            raise UserError(f"{where}: {error}. Mend or delete this row.") from error
         prompt = _prompt(table, row, where)
         references = _references(table, row, where)
         columns = {name: value for name, value in row.items() if name != table.references}
         key = comparison_key(prompt, references)
         yield Example(key=key, prompt=prompt, source=where, references=references, columns=columns)
+
+
+def _check_texts(value: Any, path: str = "") -> None:
+    """Refuse half a surrogate pair anywhere in a row: no file and no tokenizer can hold it.
+
+    Raises:
+        FieldError: there is one.
+    """
+    if isinstance(value, str):
+        text(value, path)
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            text(str(name), "a column's name")
+            _check_texts(inner, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            _check_texts(inner, f"{path}[{place}]")
 
 
 def prompt_parts(template: str) -> list[tuple[str, str | None]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import IntervalStrategy, TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy
 
 from tokenward.artifacts import StageFolder, atomic_write
 from tokenward.errors import UserError
@@ -19,9 +19,10 @@ from tokenward.models.base import TokenModel
 from tokenward.objectives.base import Objective, needs_reference
 from tokenward.pipeline.context import Run
 from tokenward.tokens.rows import TokenRow
-from tokenward.training.alternating import STATE_FILE, Alternating
+from tokenward.training.alternating import STATE_FILE, Alternating, stopped_early
 from tokenward.training.arguments import TrainingArguments, training_arguments
 from tokenward.training.callbacks import CheckpointEvery, ShowProgress, StopOnInterrupt
+from tokenward.training.checkpoints import KeepNewest, last_whole_checkpoint, step_of
 from tokenward.training.checks import check_first_batch
 from tokenward.training.collator import Prepare
 from tokenward.training.trainer import TokenTrainer
@@ -67,11 +68,12 @@ def fit(
         UserError: bad settings, a loss that is not finite, or a policy that differs from its reference.
         Interrupted: Ctrl-C; a checkpoint was saved and the next run goes on from it.
     """
-    checkpoints = stage.path / "checkpoints"
+    last_file = TRAINER_STATE_NAME if between is None else STATE_FILE
     arguments = _arguments(run, stage.path, {**defaults, **table}, evaluates=bool(held_out))
     if needs_reference(objective) and all(row.reference_logp is not None for row in rows):
         _check_start(run, model, objective, rows, arguments)
     interrupt = StopOnInterrupt()
+    limit, arguments.save_total_limit = arguments.save_total_limit, None
     trainer = TokenTrainer(
         model,
         objective,
@@ -83,24 +85,19 @@ def fit(
             *([between] if between is not None else []),
             CheckpointEvery(arguments.checkpoint_minutes),
             interrupt,
+            KeepNewest(last_file, limit),
         ],
     )
     trainer.remove_callback(PrinterCallback)  # our own bar shows what is logged
-    last_file = TRAINER_STATE_NAME if between is None else STATE_FILE
-    checkpoint = _last_whole_checkpoint(checkpoints, last_file)
-    result = _train(run, stage.path.name, trainer, interrupt, checkpoint)
+    checkpoint = last_whole_checkpoint(Path(str(arguments.output_dir)), last_file)
+    measured = _train(run, stage.path.name, trainer, interrupt, checkpoint)
     if between is not None:
         between.finish()
     _save(model, stage.path)
     write_history(stage.path / "history.jsonl", trainer.state.log_history)
     if "save_strategy" not in table:
-        shutil.rmtree(checkpoints, ignore_errors=True)  # only there to go on after a stop
-    return {
-        "steps": trainer.state.global_step,
-        "train_loss": result.training_loss,
-        "rows": len(rows),
-        "seconds": round(result.metrics.get("train_runtime", 0.0), 1),
-    }
+        stage.temporary.append(Path(str(arguments.output_dir)))  # only there to go on after a stop
+    return {"steps": trainer.state.global_step, "rows": len(rows), **measured}
 
 
 def _arguments(run: Run, folder: Path, table: dict[str, Any], *, evaluates: bool) -> TrainingArguments:
@@ -139,28 +136,37 @@ def _check_start(
 
 
 def _train(
-    run: Run, name: str, trainer: TokenTrainer, interrupt: StopOnInterrupt, checkpoint: str | None
-) -> TrainOutput:
+    run: Run, name: str, trainer: TokenTrainer, interrupt: StopOnInterrupt, checkpoint: Path | None
+) -> dict[str, float]:
     """Train to the end, from a checkpoint if there is one, with a bar; Ctrl-C before the end raises."""
     steps = planned_steps(trainer)
+    ended = checkpoint is not None and (step_of(checkpoint) >= steps or stopped_early(checkpoint))
     if checkpoint is not None:
-        run.display.line(f"  goes on from step {checkpoint.rpartition('-')[2]} of {steps}")
+        run.display.line(f"  goes on from step {step_of(checkpoint)} of {steps}")
+    if ended:
+        # transformers would make one more update before it looks whether there is one to make.
+        vars(trainer)["_run_epoch"] = lambda **settings: None
     with run.display.progress(name, steps) as bar, interrupt.listening():
         trainer.add_callback(ShowProgress(bar))
-        result = trainer.train(resume_from_checkpoint=checkpoint)
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if ended:
+        return _measured_before(trainer)
     if interrupt.interrupted and trainer.state.global_step < steps:
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {steps}; the same command goes on from there"
         )
-    return result
+    return {
+        "train_loss": result.training_loss,
+        "seconds": round(result.metrics.get("train_runtime", 0.0), 1),
+    }
 
 
-def _last_whole_checkpoint(folder: Path, last_file: str) -> str | None:
-    """The newest checkpoint that was written to its end; a torn one, after a kill or a full disk, is removed."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / last_file).is_file():
-            shutil.rmtree(checkpoint)
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+def _measured_before(trainer: TokenTrainer) -> dict[str, float]:
+    """The last loss that was logged up to a checkpoint of a finished training; the mean over no update is none."""
+    history = trainer.state.log_history
+    history[:] = [entry for entry in history if "train_runtime" not in entry]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    return {**({"train_loss": losses[-1]} if losses else {}), "seconds": 0.0}
 
 
 def planned_steps(trainer: TokenTrainer) -> int:

@@ -216,6 +216,9 @@ def _prepare(
         seed = seed_of(run.recipe.seed, "rollout", step, number, *([process] if process else []))
         prompts = [context.prompt for context in contexts]
         replies = task.samples.sampler(prompts, count=guidance.rollouts, seed=seed)
+        empty = len(prompts) * guidance.rollouts - sum(map(len, replies))
+        if empty:
+            run.display.line(f"  step {step}: {empty} empty replies dropped")
         drawn = [sampled_row(context, group) for context, group in zip(contexts, replies, strict=True)]
         scored = _rewarded(run, reward, drawn)
         return scored if reference is None else _with_reference(run, reference, scored)

@@ -1,11 +1,24 @@
 """What the tables of a run must say together where it is guided; looked at before anything is read or trained."""
 
+import os
+
 from tokenward.config import GuidanceTable
 from tokenward.errors import UserError
 from tokenward.objectives import PlackettLuce, is_pairwise
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.guidance_stage import reward_settings
-from tokenward.pipeline.train_stages import objective_of
+from tokenward.pipeline.guidance_stage import reads_reward, reward_settings
+from tokenward.pipeline.train_stages import objective_of, selector_of
+from tokenward.sampling.checks import check_temperature
+from tokenward.selection import Selector, SoftWeights
+
+OVERRIDDEN = {
+    "max_steps": "guidance.reward_steps says how many updates the reward has each time it is learned",
+    "num_train_epochs": "guidance.reward_steps says how many updates the reward has each time it is learned",
+    "seed": "the seed of the recipe gives each time that the reward is learned another one",
+    "eval_strategy": "guidance.reward_looks says how often the reward's loss is looked at",
+    "eval_steps": "guidance.reward_looks says how often the reward's loss is looked at",
+}
+"""Keys of ``reward.training`` that a guided run sets itself, and what says so."""
 
 
 def check_guided(run: Run) -> None:
@@ -16,6 +29,7 @@ def check_guided(run: Run) -> None:
     """
     recipe = run.recipe
     assert recipe.guidance is not None
+    _check_one_process()
     if (recipe.examples is None) == (recipe.prompt_task is None):
         found = "both" if recipe.examples is not None else "neither"
         raise UserError(
@@ -33,6 +47,32 @@ def check_guided(run: Run) -> None:
             "sft fine-tunes on the references of examples, and this recipe has none. Name examples.references, or leave the "
             "table sft out."
         )
+    _check_sampling(recipe.guidance)
+    _check_reward(run, recipe.guidance)
+
+
+def _check_one_process() -> None:
+    processes = os.environ.get("WORLD_SIZE", "1")  # of torchrun and accelerate launch
+    if processes not in ("", "1"):
+        raise UserError(
+            f"a guided run works in one process, and this is one of {processes}. Start tokenward itself, without torchrun or "
+            "accelerate launch."
+        )
+
+
+def _check_sampling(guidance: GuidanceTable) -> None:
+    check_temperature(guidance.sampling.temperature, "guidance.sampling.temperature")
+    if "" in guidance.sampling.stop:
+        raise UserError(
+            "guidance.sampling.stop holds an empty text, which stands in every reply: each would be over at its first token. "
+            "Write stop: [], or texts of one or more characters."
+        )
+
+
+def _check_reward(run: Run, guidance: GuidanceTable) -> None:
+    selector = selector_of(guidance.selection, run.recipe.seed)
+    if guidance.objective.name != "reinforce" and reads_reward(guidance.objective.name, selector):
+        _check_range(run, selector, "guidance.selection")
     if reward_settings(run).unit == "spans":
         raise UserError(
             "reward.head.unit is spans, which are marked in data; the samples of a guided run have none. Write unit: sentence, "
@@ -40,12 +80,47 @@ def check_guided(run: Run) -> None:
         )
 
 
+def _check_range(run: Run, selector: Selector, where: str) -> None:
+    """Refuse weights in proportion to rewards that may be negative; training would find out hours later."""
+    low, _ = reward_settings(run).range
+    if isinstance(selector, SoftWeights) and selector.transform != "exp" and low < 0:
+        raise UserError(
+            f"{where} has transform: {selector.transform}, which needs rewards greater than 0, and those of reward.head may be "
+            f"anything from {low:g}. Write transform: exp with a temperature, or give reward.head a bound (softplus or sigmoid) "
+            "with low: 1.0e-8."
+        )
+
+
+def unused_settings(run: Run) -> dict[str, str]:
+    """Keys of a guided recipe that nothing would read, each with what is wrong about it."""
+    guidance, found = run.recipe.guidance, {}
+    assert guidance is not None
+    if guidance.patience is not None and guidance.evaluate_every is None:
+        found["guidance.patience"] = (
+            f"guidance.patience is {guidance.patience}, but the policy is never looked at. Write guidance.evaluate_every: the "
+            "updates between two looks, or leave patience out."
+        )
+    if guidance.reward_patience is not None and guidance.reward_looks == 0:
+        found["guidance.reward_patience"] = (
+            f"guidance.reward_patience is {guidance.reward_patience}, but the reward is never looked at. Raise "
+            "guidance.reward_looks, or leave reward_patience out."
+        )
+    for key in run.recipe.reward.training:
+        if key in OVERRIDDEN:
+            found[f"reward.training.{key}"] = (
+                f"reward.training.{key} has no say in a guided run: {OVERRIDDEN[key]}. Leave it out."
+            )
+    return found
+
+
 def check_not_guided(run: Run) -> None:
-    """What only a guided run can have.
+    """What only a guided run can have, and what a selection needs of a reward.
 
     Raises:
-        UserError: the recipe has it.
+        UserError: the recipe has it, or the two do not fit.
     """
+    if run.recipe.scores.scorer.name == "reward":
+        _check_range(run, selector_of(run.recipe.policy.selection, run.recipe.seed), "policy.selection")
     if run.recipe.model.head_mlp is not None:
         raise UserError(
             "model.head_mlp is trained by a guided run, and this recipe has no table guidance. Leave it out, or write "

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from tokenward.artifacts import Manifest, atomic_write, fingerprint
+from tokenward.display import Display
 from tokenward.evaluation.heldout import before_after_figures
 from tokenward.evaluation.metrics import METRICS, apply_metric
 from tokenward.evaluation.statistics import mean_figure
@@ -21,6 +23,7 @@ from tokenward.plugins import find
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
 from tokenward.sampling.classification import Chosen, TaskModel, choose, random_prompts
 from tokenward.sampling.rollouts import Context, columns_of, seed_of
+from tokenward.sampling.sources import ChrF, Meteor, Rouge
 from tokenward.scoring.values import token_values
 
 
@@ -77,6 +80,25 @@ def _on_examples(run: Run) -> tuple[Figures, str, str]:
         for index, context in enumerate(contexts)
     ]
     return figures, "samples.jsonl", "".join(line + "\n" for line in lines)
+
+
+def check_metrics(run: Run) -> None:
+    """Try the metrics that compare with references on the test's own, before hours of training.
+
+    Raises:
+        UserError: one of them could not be measured.
+    """
+    found = {name: find("metric", name, METRICS) for name in run.recipe.evaluation.metrics}
+    tried = [name for name, metric in found.items() if isinstance(metric, Rouge | Meteor | ChrF)]
+    if not tried or run.recipe.examples is None or (run.path("guidance") / "model").is_dir():
+        return
+    template = run.tokenizer_template(run.recipe.model.name)
+    quiet = replace(run, display=Display(quiet=True))  # the evaluation itself will show these rows
+    test = encoded_examples(quiet, template, "test", reply=run.recipe.evaluation.max_new_tokens)
+    contexts = test.contexts[: run.recipe.evaluation.prompts]
+    perfect = [Reply([0], next(iter(context.example.references), "text"), True) for context in contexts]
+    for name in tried:
+        _scored(name, contexts, perfect)
 
 
 def _sides(run: Run) -> list[tuple[str, str]]:

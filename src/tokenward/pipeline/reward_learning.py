@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PrinterCallback
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, align_special_tokens
 
 from tokenward.errors import UserError
 from tokenward.models.reward import RewardModel
+from tokenward.objectives import OBJECTIVES, Objective, PlackettLuce
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.tasks import Task
 from tokenward.pipeline.train_stages import objective_of
@@ -47,7 +48,8 @@ class RewardLearner:
         guidance = run.recipe.guidance
         assert guidance is not None
         self._run, self._folder, self._reward, self._task, self._table = run, folder, reward, task, guidance
-        self._objective = objective_of("objective", run.recipe.reward.objective)
+        self._objective = reward_objective(run)
+        _configured(reward, self._arguments(0))
         # Only a fresh start needs them; they take as much memory as the model.
         self._initial = (
             {name: value.detach().cpu().clone() for name, value in reward.model.named_parameters()}
@@ -153,6 +155,31 @@ class RewardLearner:
             **{name: value for name, value in figures.items() if value is not None},
             **({"best_step": best.step} if looks else {}),
         }
+
+
+def reward_objective(run: Run) -> Objective:
+    """The objective that the reward is learned with.
+
+    Raises:
+        UserError: it is one of those that train a policy.
+    """
+    table = run.recipe.reward.objective
+    objective = objective_of("objective", table)
+    if table.name in OBJECTIVES and not isinstance(objective, PlackettLuce):
+        raise UserError(
+            f"reward.objective is {table.name}, which is over log-probabilities of a policy; a reward is learned from "
+            'ranked lists. Write objective: {name: plackett_luce}, or "module:Name" of one of your own.'
+        )
+    return objective
+
+
+def _configured(reward: RewardModel, arguments: TrainingArguments) -> None:
+    """Write into the reward's configuration what transformers' Trainer writes there.
+
+    A run that is taken up again may learn no reward any more, and yet saves the same folder.
+    """
+    align_special_tokens(reward.model, reward.tokenizer)
+    reward.model.config.use_cache = arguments.use_cache
 
 
 def _leave_number_type(module: nn.Module) -> None:

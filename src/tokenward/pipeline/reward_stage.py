@@ -11,8 +11,8 @@ from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, read_comparisons
 from tokenward.pipeline.fit import fit
 from tokenward.pipeline.guidance_stage import fresh_reward
-from tokenward.pipeline.reward_learning import DEFAULTS
-from tokenward.pipeline.train_stages import model_settings, objective_of, scored_by
+from tokenward.pipeline.reward_learning import DEFAULTS, reward_objective
+from tokenward.pipeline.train_stages import model_settings, scored_by
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
 from tokenward.types import Comparison
@@ -39,7 +39,7 @@ def train_reward(run: Run) -> Manifest:
                 run,
                 stage,
                 model,
-                objective_of("objective", table.objective),
+                reward_objective(run),
                 rows,
                 table.training,
                 held_out=_rows(run, model, held_out),

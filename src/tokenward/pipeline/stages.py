@@ -20,8 +20,14 @@ from tokenward.pipeline.guidance_stage import (
     train_guided,
     train_guided_sft,
 )
-from tokenward.pipeline.guided_checks import check_guided, check_not_guided, check_objective
-from tokenward.pipeline.guided_evaluation import evaluate_guided
+from tokenward.pipeline.guided_checks import (
+    check_guided,
+    check_not_guided,
+    check_objective,
+    unused_settings,
+)
+from tokenward.pipeline.guided_evaluation import check_metrics, evaluate_guided
+from tokenward.pipeline.reward_learning import reward_objective
 from tokenward.pipeline.reward_stage import train_reward
 from tokenward.pipeline.score_stages import MADE_BY, compute_reference, compute_scores, needs
 from tokenward.pipeline.tasks import SAMPLERS, source_of
@@ -35,6 +41,7 @@ from tokenward.pipeline.train_stages import (
 )
 from tokenward.pipeline.values import scorer_of
 from tokenward.plugins import find
+from tokenward.sampling.checks import check_temperature
 from tokenward.training.arguments import training_arguments
 
 FUNCTIONS: dict[str, Callable[[Run], Any]] = {
@@ -81,6 +88,8 @@ def run_through(run: Run, last: str = "evaluation") -> None:
         if name != last and name in MADE_BY and not needs(run, MADE_BY[name]):
             continue  # the scorer does not look at what the stage would make
         functions[name](run)
+        if name == "examples" and last == "evaluation":
+            check_metrics(run)
 
 
 def check_recipe(loaded: LoadedRecipe) -> None:
@@ -94,10 +103,13 @@ def check_recipe(loaded: LoadedRecipe) -> None:
         "scores.scorer": lambda: scorer_of(Run(recipe=recipe)),
         "oracle.objective": lambda: objective_of("objective", recipe.oracle.objective),
         "reward.head": lambda: reward_settings(Run(recipe=recipe)),
-        "reward.objective": lambda: objective_of("objective", recipe.reward.objective),
+        "reward.objective": lambda: reward_objective(Run(recipe=recipe)),
         "policy.selection": lambda: selector_of(recipe.policy.selection, recipe.seed),
         "policy.objective": lambda: objective_of("objective", recipe.policy.objective),
         "evaluation.metrics": lambda: [find("metric", name, METRICS) for name in recipe.evaluation.metrics],
+        "evaluation.temperature": lambda: check_temperature(
+            recipe.evaluation.temperature, "evaluation.temperature"
+        ),
         **early_checks(Run(recipe=recipe)),
     }
     if recipe.guidance is not None:
@@ -123,10 +135,11 @@ def check_recipe(loaded: LoadedRecipe) -> None:
 
 def _guided_checks(run: Run, table: GuidanceTable) -> dict[str, Callable[[], Any]]:
     checks: dict[str, Callable[[], Any]] = {
-        "guidance": lambda: check_guided(run),
         "guidance.selection": lambda: selector_of(table.selection, run.recipe.seed),
-        "guidance.objective": lambda: check_objective(run, table),
         "guidance.sampler": lambda: find("sampler", table.sampler.name, SAMPLERS),
+        "guidance": lambda: check_guided(run),
+        "guidance.objective": lambda: check_objective(run, table),
+        **{key: partial(_refuse, problem) for key, problem in unused_settings(run).items()},
     }
     head_mlp = run.recipe.model.head_mlp
     if head_mlp is not None:
@@ -134,6 +147,10 @@ def _guided_checks(run: Run, table: GuidanceTable) -> dict[str, Callable[[], Any
     if run.recipe.prompt_task is None:
         checks["guidance.source"] = lambda: source_of(run)
     return checks
+
+
+def _refuse(problem: str) -> None:
+    raise UserError(problem)
 
 
 def _training_values(table: dict[str, Any], where: str) -> None:

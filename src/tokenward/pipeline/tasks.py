@@ -1,7 +1,7 @@
 """What a guided run learns from: prompts, a way to sample replies to them, and what ranks the replies."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
@@ -11,6 +11,7 @@ from tokenward.pipeline.data import encode_set
 from tokenward.pipeline.examples import read_examples
 from tokenward.plugins import build
 from tokenward.sampling import SamplingSettings, TransformersSampler
+from tokenward.sampling.checks import CheckedSampler
 from tokenward.sampling.classification import MaskedModel
 from tokenward.sampling.rollouts import Context, ScoredSampler
 from tokenward.sampling.sampler import Sampler
@@ -58,7 +59,19 @@ def sampler_of(run: Run, policy: LanguageModel, *, fixed_length: bool = False) -
     name, arguments = guidance.sampler.name, guidance.sampler.arguments
     if name in SAMPLERS:
         return SAMPLERS[name](**fixed, **arguments)
-    return build("sampler", name, {**fixed, **arguments}, SAMPLERS)
+    return _own_sampler(name, {**fixed, **arguments}, policy)
+
+
+def _own_sampler(name: str, arguments: dict[str, Any], policy: LanguageModel) -> Sampler:
+    """A sampler of the user's own, whose replies are looked at."""
+    made: Any = build("sampler", name, arguments, SAMPLERS)
+    if not callable(made):
+        raise UserError(
+            f"guidance.sampler {name} made a {type(made).__name__}, which cannot be called. Give it a __call__ as that of "
+            "tokenward.sampling.Sampler."
+        )
+    vocabulary = policy.model.config.get_text_config().vocab_size
+    return CheckedSampler(sampler=cast(Sampler, made), name=name, vocabulary=vocabulary)
 
 
 def source_of(run: Run) -> Callable[..., Any]:

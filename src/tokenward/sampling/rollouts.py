@@ -13,6 +13,8 @@ from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
 from tokenward.types import Comparison, Example
 
+EMPTY = "dropped: empty replies"
+
 Progress = Callable[[int], None]
 
 SCORED_AT_ONCE = 16
@@ -31,7 +33,7 @@ class Ranked(NamedTuple):
 
     Attributes:
         rows: One per group that shows an order.
-        counts: Groups dropped by reason.
+        counts: Groups dropped by reason, and empty replies.
         mean: Mean score of all samples, those of dropped groups too.
     """
 
@@ -126,7 +128,9 @@ class ScoredSampler:
             for item in found.rows
         ]
         flat = [value for values in scores for value in values]
-        return Ranked(rows, found.counts, sum(flat) / len(flat))
+        empty = count * len(contexts) - len(flat)
+        counts = {**found.counts, **({EMPTY: empty} if empty else {})}
+        return Ranked(rows, counts, sum(flat) / len(flat))
 
 
 def sampled_row(

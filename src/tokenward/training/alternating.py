@@ -178,6 +178,13 @@ class Alternating(TrainerCallback):
             self._best.load(folder / BEST_FILE, record["best"])
 
 
+def stopped_early(checkpoint: Path) -> bool:
+    """Whether the policy's training had ended at a checkpoint, its patience over; False for any other training."""
+    path = checkpoint / STATE_FILE
+    events = json.loads(path.read_text(encoding="utf-8"))["events"] if path.is_file() else []
+    return bool(events) and events[-1]["event"] == "stop"
+
+
 @contextmanager
 def separate_training() -> Iterator[None]:
     """Train something else between two steps of a Trainer, which then goes on as if nothing had happened.

@@ -76,6 +76,21 @@ def training_arguments(
         raise UserError(
             f"{where}: {str(error).strip().splitlines()[0]} Correct the value in this table."
         ) from error
+    _check_length(arguments, where)
     # nn.DataParallel copies a model without its asking head; several GPUs are for torchrun or accelerate launch.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _check_length(arguments: TrainingArguments, where: str) -> None:
+    """Refuse a training without an update."""
+    if arguments.max_steps == 0 or arguments.max_steps < -1:
+        raise UserError(
+            f"{where}: max_steps is {arguments.max_steps}, which trains nothing. Write 1 or more, or leave it out to train for "
+            "num_train_epochs."
+        )
+    if arguments.max_steps == -1 and arguments.num_train_epochs <= 0:
+        raise UserError(
+            f"{where}: num_train_epochs is {arguments.num_train_epochs:g}, which trains nothing. Write a number greater than 0, "
+            "such as 1."
+        )

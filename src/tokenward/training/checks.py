@@ -1,12 +1,14 @@
-"""What is looked at before the first step: do policy and reference agree?"""
+"""What is looked at before the first step: can the rows train, do policy and reference agree?"""
 
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.objectives.base import Objective
+from tokenward.objectives.base import Objective, is_pairwise, needs_reference
 from tokenward.ops.ragged import segment_sum
 from tokenward.tokens.rows import TokenRow
 
@@ -56,3 +58,35 @@ def check_first_batch(
             "at the adapter, the dtype, the dropout and the template of the two, or run the reference stage again."
         )
     return found
+
+
+def check_rows(objective: Objective, rows: Sequence[TokenRow]) -> None:
+    """Refuse rows that the objective cannot train on.
+
+    Raises:
+        UserError: reference values are missing, or a row is not a pair with the better response first.
+    """
+    for row in rows:
+        comparison = row.encoded.comparison
+        if needs_reference(objective) and row.reference_logp is None:
+            raise UserError(
+                f"{type(objective).__name__} compares with a reference, but {comparison.source} has no reference "
+                "log-probabilities. Run the reference stage first (tokenward oracle RECIPE does)."
+            )
+        if is_pairwise(objective) and (
+            len(comparison.ranks) != 2 or comparison.ranks[0] >= comparison.ranks[1]
+        ):
+            raise UserError(
+                f"{type(objective).__name__} is over pairs with the better response first, but {comparison.source} has "
+                f"ranks {list(comparison.ranks)}. Make pairs of it by data.pairs: best_worst, all or adjacent."
+            )
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout of a model to 0, also those that attention layers keep as a plain number."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and (
+                isinstance(module, nn.modules.dropout._DropoutNd) or "drop" in name
+            ):
+                setattr(module, name, 0.0)

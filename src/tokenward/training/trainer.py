@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.objectives.base import Losses, Objective, is_pairwise, needs_entropy, needs_reference
+from tokenward.objectives.base import Losses, Objective, needs_entropy
 from tokenward.tokens.rows import TokenBatch, TokenRow
 from tokenward.training.arguments import TrainingArguments
 from tokenward.training.best import save_trained
+from tokenward.training.checks import check_rows, disable_dropout
 from tokenward.training.collator import Collator, Prepare, StepBatch
+from tokenward.training.finite import FiniteLosses
 
 COUNT, LOSS = "comparisons", "loss/comparison"
 """Sums that are kept beside those of the objective's metrics."""
@@ -93,6 +94,7 @@ class TokenTrainer(Trainer):
         )
         self._metrics: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
         self._closing: StepBatch | None = None
+        self._finite = FiniteLosses()
         super().__init__(
             model=model.model,
             args=arguments,
@@ -153,7 +155,7 @@ class TokenTrainer(Trainer):
             with nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     losses = self.losses(model, item.batch)
-                self._stop_if_not_finite(losses.loss, item.sources)
+                self._finite.note(losses.loss, item.sources, self.state.global_step + 1)
                 loss = (losses.loss * item.counts).sum() * scale
                 self.accelerator.backward(loss)
             self._record(losses, item.counts, training=True)
@@ -201,17 +203,10 @@ class TokenTrainer(Trainer):
                 self.token_model.model, Path(output_dir or str(self.args.output_dir)) / "model.safetensors"
             )
 
-    def _stop_if_not_finite(self, loss: Tensor, sources: Sequence[str]) -> None:
-        if bool(loss.isfinite().all()):
-            return
-        rows = ", ".join(
-            source for source, value in zip(sources, loss.tolist(), strict=True) if value - value != 0
-        )
-        raise UserError(
-            f"the loss is not finite at step {self.state.global_step + 1}, for: {rows}. What was saved before "
-            "is untouched. Lower training.learning_rate, set training.max_grad_norm, or look at these "
-            "rows with tokenward data RECIPE."
-        )
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save nothing that a loss which is not finite has spoilt."""
+        self._finite.check()
+        super()._save_checkpoint(*args, **kwargs)
 
     def prediction_step(  # pyright: ignore[reportIncompatibleMethodOverride]  as above
         self,
@@ -241,6 +236,7 @@ class TokenTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the collected metrics to what transformers logs."""
+        self._finite.check()
         training = "loss" in logs
         if training or any(key.startswith("eval_") for key in logs):
             prefix = "" if training else "eval_"
@@ -266,35 +262,3 @@ class TokenTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: transformers' formula counts neither shared prompts nor skipped heads."""
         return 0
-
-
-def check_rows(objective: Objective, rows: Sequence[TokenRow]) -> None:
-    """Refuse rows that the objective cannot train on.
-
-    Raises:
-        UserError: reference values are missing, or a row is not a pair with the better response first.
-    """
-    for row in rows:
-        comparison = row.encoded.comparison
-        if needs_reference(objective) and row.reference_logp is None:
-            raise UserError(
-                f"{type(objective).__name__} compares with a reference, but {comparison.source} has no reference "
-                "log-probabilities. Run the reference stage first (tokenward oracle RECIPE does)."
-            )
-        if is_pairwise(objective) and (
-            len(comparison.ranks) != 2 or comparison.ranks[0] >= comparison.ranks[1]
-        ):
-            raise UserError(
-                f"{type(objective).__name__} is over pairs with the better response first, but {comparison.source} has "
-                f"ranks {list(comparison.ranks)}. Make pairs of it by data.pairs: best_worst, all or adjacent."
-            )
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout of a model to 0, also those that attention layers keep as a plain number."""
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, float) and (
-                isinstance(module, nn.modules.dropout._DropoutNd) or "drop" in name
-            ):
-                setattr(module, name, 0.0)

@@ -26,7 +26,7 @@ def against_references(
     if "references" not in columns:
         found = ", ".join(column for column in columns if column not in FIXED) or "none"
         raise UserError(
-            f"the preference source {name} measures against reference texts, and the examples have no column references "
+            f"{name} measures against reference texts, and the examples have no column references "
             f"(their columns: {found}). Write examples: {{references: COLUMN}} with the column that holds them, such as "
             "target."
         )
@@ -99,7 +99,7 @@ class Rouge:
             if len(words) < needed:
                 raise _NothingToCount(
                     f"{self.type} needs {needed} words of a-z and 0-9 in a reference, found {len(words)}, so every reply would "
-                    "get 0. Write source: {name: chrf} for other alphabets, or leave the example out."
+                    "get 0. Write chrf in its place for other alphabets, or leave the example out."
                 )
         results = [self._scorer.score(text, completion)[self.type] for text in references]
         return _merged([float(getattr(result, self.measure)) for result in results], self.several)
