@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -163,6 +164,21 @@ def test_other_tokens_are_encoded_anew_and_the_first_stay(
     assert list(again) == list(rows) == eager(run)
 
 
+def test_another_tokenizer_is_another_file(tiny_workplace: Path) -> None:
+    run, rows = opened(tiny_workplace)
+    pairs = pair_sets(run).train
+    other = run.tokenizer_template(run.start_model)
+    other.tokenizer.chat_template = "You are kind. " + str(other.tokenizer.chat_template)
+    found = encode_set(run, pairs, other).rows
+    assert list(found) == list(encode(list(pairs), other, run.limits).rows)
+    assert found[0].prompt != rows[0].prompt
+    closed_otherwise = run.tokenizer_template(run.start_model)
+    closed_otherwise.tokenizer.chat_template = "{{ messages[0]['content'] }}"  # no end of a turn: EOS closes
+    closed_otherwise.tokenizer.eos_token = "a"
+    found = encode_set(run, pairs, closed_otherwise).rows
+    assert list(found) == list(encode(list(pairs), closed_otherwise, run.limits).rows)
+
+
 def test_other_data_are_encoded_anew(tiny_workplace: Path, monkeypatch) -> None:
     opened(tiny_workplace)
     calls = counted(monkeypatch)
@@ -172,7 +188,15 @@ def test_other_data_are_encoded_anew(tiny_workplace: Path, monkeypatch) -> None:
     assert list(rows) == eager(run)
 
 
-@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-40])])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-40]),
+        lambda path: pa.ipc.new_file(path, shards.SCHEMA).close(),
+    ],
+    ids=["gone", "cut off", "of another file"],
+)
 def test_ids_that_are_not_whole_are_refused(tiny_workplace: Path, damage) -> None:
     opened(tiny_workplace)
     (path,) = RUN.glob(f"encoded/*/{shards.ENCODED}")
@@ -238,7 +262,11 @@ def test_memory_does_not_follow_the_number_of_pairs(tiny_workplace: Path, monkey
     # Small portions, so that the smaller of the two sets fills them as well.
     monkeypatch.setattr(shards, "SHARD_ROWS", 32)
     monkeypatch.setattr(values, "CHUNK_ROWS", 32)
-    peaks(tiny_workplace, 100, monkeypatch)  # what is made once and kept
-    few, many = peaks(tiny_workplace, 200, monkeypatch), peaks(tiny_workplace, 1800, monkeypatch)
-    growth = {step: (many[step] - few[step]) / 1600 for step in few}
-    assert max(growth.values()) < 400, growth
+    few = peaks(tiny_workplace, 150, monkeypatch)
+    # The second time for what the interpreter grows in leaps, such as its table of strings.
+    growth = [
+        max((many[step] - few[step]) / (count - 150) for step in few)
+        for count in (900, 901)
+        for many in [peaks(tiny_workplace, count, monkeypatch)]
+    ]
+    assert min(growth) < 600, growth
