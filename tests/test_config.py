@@ -52,6 +52,7 @@ tokens:
   max_prompt_tokens: 64
   max_response_tokens: 32
   too_long: truncate
+  processes: 2
 sft:
   training: {num_train_epochs: 1}
 oracle:

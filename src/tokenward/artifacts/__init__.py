@@ -3,6 +3,7 @@
 from tokenward.artifacts.files import (
     MANIFEST,
     MODEL_FILES,
+    atomic_file,
     atomic_write,
     file_fingerprint,
     fingerprint,
@@ -16,6 +17,7 @@ __all__ = [
     "MODEL_FILES",
     "Manifest",
     "StageFolder",
+    "atomic_file",
     "atomic_write",
     "file_fingerprint",
     "fingerprint",

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tokenward.errors import UserError
 
@@ -19,10 +20,17 @@ _file_memo: dict[tuple[str, int, int], str] = {}
 
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a rerun after a crash, sees all of it or nothing."""
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """As :func:`atomic_write`, for content that is written piece by piece; an error leaves no file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)  # noqa: PTH105

@@ -78,6 +78,10 @@ class TokensTable(Table):
     too_long: Literal["drop", "truncate", "error"] = Field(
         default="drop", description="What to do with what is longer."
     )
+    processes: Count | None = Field(
+        default=None,
+        description="Processes that encode; null is one per core, fewer for little data. Changes no result.",
+    )
 
 
 class SftTable(Table):

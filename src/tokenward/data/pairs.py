@@ -24,6 +24,11 @@ def pairs(comparison: Comparison, rule: str, *, min_gap: float | None = None) ->
     Raises:
         UserError: There is no such rule, or ``min_gap`` is negative or the data hold no scores.
     """
+    return [pair_of(comparison, *places) for places in pair_places(comparison, rule, min_gap=min_gap)]
+
+
+def pair_places(comparison: Comparison, rule: str, *, min_gap: float | None = None) -> list[tuple[int, int]]:
+    """Which responses :func:`pairs` sets against each other: the places of the better and the worse."""
     if rule not in RULES:
         near = get_close_matches(rule, RULES, n=1)
         advice = f" Did you mean {near[0]}?" if near else ""
@@ -32,10 +37,10 @@ def pairs(comparison: Comparison, rule: str, *, min_gap: float | None = None) ->
     chosen = [
         (b, w) for b, w in RULES[rule](order, comparison.ranks) if comparison.ranks[b] < comparison.ranks[w]
     ]
-    if min_gap is not None:
-        scores = _scores(comparison, min_gap)
-        chosen = [(better, worse) for better, worse in chosen if scores[better] - scores[worse] >= min_gap]
-    return [_pair(comparison, better, worse) for better, worse in chosen]
+    if min_gap is None:
+        return chosen
+    scores = _scores(comparison, min_gap)
+    return [(better, worse) for better, worse in chosen if scores[better] - scores[worse] >= min_gap]
 
 
 def _best_worst(order: Sequence[int], ranks: Sequence[int]) -> list[tuple[int, int]]:
@@ -62,7 +67,8 @@ def _scores(comparison: Comparison, min_gap: float) -> Sequence[float]:
     return comparison.scores
 
 
-def _pair(comparison: Comparison, better: int, worse: int) -> Comparison:
+def pair_of(comparison: Comparison, better: int, worse: int) -> Comparison:
+    """The comparison of two of its responses, given by their places."""
     responses = (comparison.responses[better], comparison.responses[worse])
     scores, spans = comparison.scores, comparison.spans
     return Comparison(

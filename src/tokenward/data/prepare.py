@@ -9,6 +9,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from tokenward.data.fields import FieldError, Row, Unusable
 from tokenward.data.formats import Format, check_columns, find, renamed
 from tokenward.data.parsers import Parsed, dense
@@ -45,7 +47,9 @@ class Loaded:
     format: str
 
 
-class _Usable(NamedTuple):
+class Usable(NamedTuple):
+    """A row that can be learned from, and how many responses were taken out of it."""
+
     comparison: Comparison
     empty_removed: int
     identical_removed: int
@@ -74,6 +78,23 @@ def load(
         UserError: The source cannot be read, has no known shape, or holds malformed rows (the first five are
             named, with the total).
     """
+    shape, results = read(source, format=format, columns=columns, split=split, subset=subset, limit=limit)
+    return _loaded(list(results), shape)
+
+
+def read(
+    source: str | Path | Sequence[str | Path],
+    *,
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
+    subset: str | None = None,
+    limit: int | None = None,
+) -> tuple[str, Iterator[Usable | Dropped]]:
+    """The name of a source's format, and its rows one after the other; repeated rows are still among them.
+
+    Arguments and errors are those of :func:`load`. Malformed rows raise when all rows have been read.
+    """
     if limit is not None and limit < 1:
         raise UserError(f"data.limit must be at least 1, got {limit}. Leave it out to read all rows.")
     numbered = islice(rows(source, split=split, subset=subset), limit)
@@ -82,7 +103,7 @@ def load(
         raise UserError(f"{source}: holds no rows.")
     columns = columns or {}
     shape = _shape(first, format, columns)
-    return _loaded(_read_all(chain([first], numbered), shape, columns), shape.name)
+    return shape.name, _read_all(chain([first], numbered), shape, columns)
 
 
 def comparison_key(prompt: Iterable[Message], responses: Iterable[str]) -> str:
@@ -106,23 +127,29 @@ def _shape(first: tuple[str, Row], name: str, columns: Mapping[str, str]) -> For
 
 def _read_all(
     numbered: Iterator[tuple[str, Row]], shape: Format, columns: Mapping[str, str]
-) -> list[_Usable | Dropped]:
+) -> Iterator[Usable | Dropped]:
     """Every row as usable or dropped; after a malformed one only to count how many there are."""
-    results: list[_Usable | Dropped] = []
     errors: list[str] = []
     malformed = 0
     for where, row in numbered:
         try:
-            results.append(_usable(shape.parse(renamed(row, columns)), where))
-        except Unusable as reason:
-            results.append(Dropped(where, str(reason)))
+            result = _result(row, where, shape, columns)
         except FieldError as error:
             malformed += 1
             if malformed <= _SHOWN_ERRORS:
                 errors.append(f"  {where}: {_renamed_field(error.field, columns)}: {error.problem}")
+            continue
+        if not malformed:
+            yield result
     if malformed:
         raise UserError(_malformed(malformed, errors, shape))
-    return results
+
+
+def _result(row: Row, where: str, shape: Format, columns: Mapping[str, str]) -> Usable | Dropped:
+    try:
+        return _usable(shape.parse(renamed(row, columns)), where)
+    except Unusable as reason:  # well formed, but there is nothing to learn from it
+        return Dropped(where, str(reason))
 
 
 def _malformed(count: int, errors: list[str], shape: Format) -> str:
@@ -139,7 +166,7 @@ def _renamed_field(field: str, columns: Mapping[str, str]) -> str:
     return field
 
 
-def _usable(parsed: Parsed, where: str) -> _Usable:
+def _usable(parsed: Parsed, where: str) -> Usable:
     if len(parsed.responses) < 2:
         raise Unusable("fewer than two responses")
     if not any(message["content"].strip() for message in parsed.prompt if message["role"] != "system"):
@@ -163,7 +190,7 @@ def _usable(parsed: Parsed, where: str) -> _Usable:
         scores=None if parsed.scores is None else tuple(parsed.scores[place] for place in distinct),
         spans=None if parsed.spans is None else tuple(parsed.spans[place] for place in distinct),
     )
-    return _Usable(comparison, len(parsed.responses) - len(filled), len(filled) - len(distinct))
+    return Usable(comparison, len(parsed.responses) - len(filled), len(filled) - len(distinct))
 
 
 def _distinct(parsed: Parsed, places: Sequence[int]) -> list[int]:
@@ -174,43 +201,70 @@ def _distinct(parsed: Parsed, places: Sequence[int]) -> list[int]:
     return sorted(group[0] for group in same.values() if len({parsed.ranks[place] for place in group}) == 1)
 
 
-def _loaded(results: Sequence[_Usable | Dropped], format_name: str) -> Loaded:
-    reasons = _repeated([result.comparison for result in results if isinstance(result, _Usable)])
-    kept: list[_Usable] = []
+def _loaded(results: Sequence[Usable | Dropped], format_name: str) -> Loaded:
+    usable = [row for row in results if isinstance(row, Usable)]
+    reasons = dict(zip(map(id, usable), _repeated([row.comparison for row in usable]), strict=True))
+    kept: list[Usable] = []
     dropped: list[Dropped] = []
     for result in results:
         if isinstance(result, Dropped):
             dropped.append(result)
-        elif id(result.comparison) in reasons:
-            dropped.append(Dropped(result.comparison.source, reasons[id(result.comparison)]))
+        elif reason := reasons[id(result)]:
+            dropped.append(Dropped(result.comparison.source, reason))
         else:
             kept.append(result)
-    notes = {
-        "empty response removed": sum(row.empty_removed for row in kept),
-        "identical response removed": sum(row.identical_removed for row in kept),
-    }
     return Loaded(
         comparisons=[row.comparison for row in kept],
         counts={"read": len(results), "kept": len(kept), **Counter(drop.reason for drop in dropped)},
         dropped=dropped,
-        notes={reason: count for reason, count in notes.items() if count},
+        notes=notes_of(sum(row.empty_removed for row in kept), sum(row.identical_removed for row in kept)),
         format=format_name,
     )
 
 
-def _repeated(comparisons: Sequence[Comparison]) -> dict[int, str]:
-    """Why a comparison of the same prompt and responses as another is dropped, by its identity.
+def notes_of(empty: int, identical: int) -> dict[str, int]:
+    """How many responses were taken out of rows that were kept, by reason; what never happened is left out."""
+    notes = {"empty response removed": empty, "identical response removed": identical}
+    return {reason: count for reason, count in notes.items() if count}
 
-    Judged once all are read, so that the order of the rows changes no count.
+
+def _repeated(comparisons: Sequence[Comparison]) -> list[str]:
+    keys = np.array([int(comparison.key, 16) for comparison in comparisons], np.uint64)
+    opinions = np.array([opinion(comparison) for comparison in comparisons], np.uint64)
+    return [REPEATED[verdict] for verdict in repeated(keys, opinions)]
+
+
+def opinion(comparison: Comparison) -> int:
+    """Which rank each response has, as a hash of 64 bits; the order of the responses does not matter."""
+    ranked = sorted(zip(comparison.responses, comparison.ranks, strict=True))
+    return int(hashlib.sha256(json.dumps(ranked).encode()).hexdigest()[:16], 16)
+
+
+REPEATED = ("", "duplicate", "contradictory")
+"""What the numbers of :func:`repeated` mean."""
+
+
+def repeated(keys: np.ndarray, opinions: np.ndarray) -> np.ndarray:
+    """Which comparisons of the same prompt and responses as another are dropped.  [rows] each -> [rows] int8
+
+    Judged once all are read, so that the order of the rows changes no count: where opinions differ all are
+    dropped, otherwise all but the first.
+
+    Args:
+        keys: Of the comparisons, as uint64.
+        opinions: What each says, from :func:`opinion`.
+
+    Returns:
+        Places in :data:`REPEATED`.
     """
-    groups: defaultdict[str, list[Comparison]] = defaultdict(list)
-    for comparison in comparisons:
-        groups[comparison.key].append(comparison)
-    reasons: dict[int, str] = {}
-    for group in groups.values():
-        opinions = {tuple(sorted(zip(c.responses, c.ranks, strict=True))) for c in group}
-        if len(opinions) > 1:
-            reasons |= {id(comparison): "contradictory" for comparison in group}
-        else:
-            reasons |= {id(comparison): "duplicate" for comparison in group[1:]}
-    return reasons
+    order = np.argsort(keys, kind="stable")
+    sorted_keys, sorted_opinions = keys[order], opinions[order]
+    first = np.ones(len(keys), bool)
+    first[1:] = sorted_keys[1:] != sorted_keys[:-1]
+    group = np.cumsum(first) - 1
+    differs = sorted_opinions != sorted_opinions[first][group]
+    disputed = np.zeros(int(first.sum()), bool)
+    disputed[group[differs]] = True
+    verdicts = np.empty(len(keys), np.int8)
+    verdicts[order] = np.where(disputed[group], 2, np.where(first, 0, 1))
+    return verdicts

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tokenward.errors import UserError
@@ -29,16 +30,26 @@ def split(comparisons: Sequence[Comparison], *, held_out: float, seed: int) -> S
     Raises:
         UserError: ``held_out`` is out of range.
     """
+    check_held_out(held_out)
+    parts = Split([], [])
+    for comparison in comparisons:
+        held = is_held_out(comparison, held_out, seed)
+        (parts.held_out if held else parts.train).append(comparison)
+    return parts
+
+
+def check_held_out(held_out: float) -> None:
+    """Refuse a share to hold out that is not in [0, 1)."""
     if not 0 <= held_out < 1:
         raise UserError(
             f"data.held_out must be in [0, 1), got {held_out}. Use 0.1 to hold out 10% of the prompts."
         )
-    parts = Split([], [])
-    for comparison in comparisons:
-        prompt = json.dumps([[message["role"], message["content"]] for message in comparison.prompt])
-        held = uniform("split", seed, prompt) < held_out
-        (parts.held_out if held else parts.train).append(comparison)
-    return parts
+
+
+def is_held_out(comparison: Comparison, held_out: float, seed: int) -> bool:
+    """On which side of :func:`split` a comparison stands."""
+    prompt = json.dumps([[message["role"], message["content"]] for message in comparison.prompt])
+    return uniform("split", seed, prompt) < held_out
 
 
 def fraction(comparisons: Sequence[Comparison], share: float, seed: int, salt: str = "") -> list[Comparison]:
@@ -53,13 +64,19 @@ def fraction(comparisons: Sequence[Comparison], share: float, seed: int, salt: s
     Raises:
         UserError: ``share`` is out of range.
     """
+    kept = fraction_places((comparison.key for comparison in comparisons), share, seed, salt)
+    return [comparisons[place] for place in kept]
+
+
+def fraction_places(keys: Iterable[str], share: float, seed: int, salt: str = "") -> list[int]:
+    """Where the comparisons stand that :func:`fraction` keeps, given the keys of all."""
     if not 0 < share <= 1:
         raise UserError(f"fraction must be in (0, 1], got {share}. Use 0.3 to keep 30% of the comparisons.")
-    places = [uniform("fraction", seed, salt, comparison.key) for comparison in comparisons]
-    kept = [c for c, place in zip(comparisons, places, strict=True) if place < share]
-    if kept or not comparisons:
+    places = array("d", (uniform("fraction", seed, salt, key) for key in keys))
+    kept = [number for number, place in enumerate(places) if place < share]
+    if kept or not places:
         return kept
-    return [comparisons[places.index(min(places))]]  # the one that the smallest sufficient share would keep
+    return [places.index(min(places))]  # the one that the smallest sufficient share would keep
 
 
 def uniform(*parts: str | int) -> float:

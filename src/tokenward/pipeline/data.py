@@ -1,19 +1,27 @@
 """The data stage: any source to clean comparisons, split once and for all."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from array import array
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenward.artifacts import Manifest, atomic_write, file_fingerprint, fingerprint
-from tokenward.data import fraction, load, pairs, split
+import numpy as np
+
+from tokenward.artifacts import Manifest, file_fingerprint, fingerprint
+from tokenward.data.choice import Choice
+from tokenward.data.lines import ComparisonFile, read_comparisons
+from tokenward.data.pairs import pair_places
+from tokenward.data.prepare import read
+from tokenward.data.split import fraction_places, is_held_out
+from tokenward.data.stream import write_split
 from tokenward.errors import UserError
 from tokenward.pipeline.context import Run
-from tokenward.tokens.encode import Encoded, EncodedSet, encode, response_key
+from tokenward.pipeline.encoding import encoded_file
+from tokenward.tokens.encode import Encoded, EncodedSet, check_some_left, encode, response_key
+from tokenward.tokens.encoded import EncodedRows
 from tokenward.tokens.template import Template
-from tokenward.types import Comparison, Message, Span
+from tokenward.types import Comparison
 
 BUILTIN = Path(str(files("tokenward") / "data" / "builtin" / "reviews.jsonl.gz"))
 
@@ -27,9 +35,14 @@ class PairSets(NamedTuple):
         referee: For the referee alone; empty where the recipe has none.
     """
 
-    train: list[Comparison]
-    held_out: list[Comparison]
-    referee: list[Comparison]
+    train: Choice
+    held_out: Choice
+    referee: Choice
+
+    @property
+    def all_train(self) -> Choice:
+        """The pairs that something is trained on."""
+        return self.train.then(self.referee)
 
 
 def prepare_data(run: Run) -> Manifest:
@@ -45,7 +58,7 @@ def prepare_data(run: Run) -> Manifest:
     settings = {"data": table.model_dump(exclude={"pairs", "min_gap"}), "seed": run.recipe.seed}
     with run.stage("data", settings, {"source": source_fingerprint(source)}) as stage:
         if not stage.done:
-            loaded = load(
+            format_name, results = read(
                 source,
                 format=table.format,
                 columns=table.columns,
@@ -53,23 +66,8 @@ def prepare_data(run: Run) -> Manifest:
                 subset=table.subset,
                 limit=table.limit,
             )
-            train, held_out = split(loaded.comparisons, held_out=table.held_out, seed=run.recipe.seed)
-            if not train:
-                raise UserError(
-                    f"no comparison is left to train on: {loaded.counts}. Lower data.held_out (now {table.held_out}) or "
-                    "give more data."
-                )
-            write_comparisons(stage.path / "train.jsonl", train)
-            write_comparisons(stage.path / "held_out.jsonl", held_out)
-            dropped = "".join(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in loaded.dropped)
-            atomic_write(stage.path / "dropped.jsonl", dropped)
-            stage.complete(
-                counts=loaded.counts,
-                notes=loaded.notes,
-                format=loaded.format,
-                train=len(train),
-                held_out=len(held_out),
-            )
+            written = write_split(stage.path, results, held_out=table.held_out, seed=run.recipe.seed)
+            stage.complete(**written._asdict(), format=format_name)
     manifest = run.done("data")
     counts = {
         **manifest.facts["counts"],
@@ -95,38 +93,9 @@ def source_fingerprint(source: str | list[str]) -> str:
     return fingerprint(parts)
 
 
-def write_comparisons(path: Path, rows: Iterable[Comparison]) -> None:
-    """Write comparisons as JSON lines, one a row."""
-    lines = []
-    for row in rows:
-        record = {name: getattr(row, name) for name in row.__slots__}
-        lines.append(
-            json.dumps(
-                {name: value for name, value in record.items() if value is not None}, ensure_ascii=False
-            )
-        )
-    atomic_write(path, "\n".join(lines) + "\n" if lines else "")
-
-
-def read_comparisons(path: Path) -> Iterator[Comparison]:
-    """Read what :func:`write_comparisons` wrote."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield _comparison(json.loads(line))
-
-
-def _comparison(record: dict[str, Any]) -> Comparison:
-    spans = record.get("spans")
-    scores = record.get("scores")
-    return Comparison(
-        key=record["key"],
-        prompt=tuple(Message(role=item["role"], content=item["content"]) for item in record["prompt"]),
-        responses=tuple(record["responses"]),
-        ranks=tuple(record["ranks"]),
-        source=record["source"],
-        scores=None if scores is None else tuple(scores),
-        spans=None if spans is None else tuple(tuple(Span(*span) for span in response) for response in spans),
-    )
+def comparison_file(run: Run, part: str) -> ComparisonFile:
+    """A part of the finished data stage, ``train`` or ``held_out``."""
+    return ComparisonFile(run.path("data") / f"{part}.jsonl")
 
 
 def pair_sets(run: Run) -> PairSets:
@@ -142,8 +111,9 @@ def pair_sets(run: Run) -> PairSets:
             f"no pair is left to train on: data.min_gap {table.min_gap} is larger than every gap. Lower it or leave it out."
         )
     if run.recipe.referee is None:
-        return PairSets(train, held_out, [])
-    mine, referee = split(train, held_out=run.recipe.referee.fraction, seed=run.recipe.seed + 1)
+        return PairSets(train, held_out, train[:0])
+    refereed = rows_of_referee(run, train.file)[train.first_rows()]
+    mine, referee = (train.choose(np.flatnonzero(side)) for side in (~refereed, refereed))
     if not mine or not referee:
         raise UserError(
             f"referee.fraction {run.recipe.referee.fraction} leaves {len(mine)} pairs for the oracle and the policy and "
@@ -152,12 +122,31 @@ def pair_sets(run: Run) -> PairSets:
     return PairSets(mine, held_out, referee)
 
 
-def _pairs_of(run: Run, side: str) -> list[Comparison]:
+def rows_of_referee(run: Run, file: ComparisonFile) -> np.ndarray:
+    """Which of the training comparisons the referee alone sees.  -> [comparisons] bool"""
+    table = run.recipe.referee
+    if table is None:
+        return np.zeros(len(file), bool)
+    return np.fromiter(
+        (is_held_out(row, table.fraction, run.recipe.seed + 1) for row in file), bool, len(file)
+    )
+
+
+def _pairs_of(run: Run, side: str) -> Choice:
     table = run.recipe.data
-    comparisons = read_comparisons(run.path("data") / f"{side}.jsonl")
-    return [
-        pair for comparison in comparisons for pair in pairs(comparison, table.pairs, min_gap=table.min_gap)
-    ]
+    file = comparison_file(run, side)
+    rows, places = array("q"), array("i")
+    for number, comparison in enumerate(file):
+        for pair in pair_places(comparison, table.pairs, min_gap=table.min_gap):
+            rows.append(number)
+            places.extend(pair)
+    return Choice.pairs(file, rows, places)
+
+
+def whole_comparisons(file: ComparisonFile) -> Choice:
+    """All comparisons of a file as they are, with every response."""
+    sizes = array("i", (len(row.responses) for row in file))
+    return Choice.whole(file, range(len(sizes)), sizes)
 
 
 def without_pairs(run: Run) -> int:
@@ -166,60 +155,69 @@ def without_pairs(run: Run) -> int:
     both = (
         row for side in ("train", "held_out") for row in read_comparisons(run.path("data") / f"{side}.jsonl")
     )
-    return sum(not pairs(row, table.pairs, min_gap=table.min_gap) for row in both)
+    return sum(not pair_places(row, table.pairs, min_gap=table.min_gap) for row in both)
+
+
+def token_settings(run: Run) -> dict[str, Any]:
+    """Everything of the recipe's ``tokens`` that decides which tokens there are."""
+    return run.recipe.tokens.model_dump(exclude={"processes"})
 
 
 def pair_settings(run: Run) -> dict[str, Any]:
     """Everything of the recipe that decides which pairs there are and what their tokens are."""
     table, referee = run.recipe.data, run.recipe.referee
     return {
-        "tokens": {**run.recipe.tokens.model_dump(), "context": run.limits.context},
+        "tokens": {**token_settings(run), "context": run.limits.context},
         "data": {"pairs": table.pairs, "min_gap": table.min_gap},
         "referee": None if referee is None else {"fraction": referee.fraction},
         "seed": run.recipe.seed,
     }
 
 
-def oracle_pairs(run: Run, train: Sequence[Comparison]) -> list[Comparison]:
+def oracle_pairs(run: Run, train: Choice) -> Choice:
     """The random part of the training pairs that the oracle sees."""
-    return fraction(train, run.recipe.oracle.fraction, run.recipe.seed, "oracle")
+    return random_part(run, train, run.recipe.oracle.fraction, "oracle")
 
 
-def by_prompt(rows: Iterable[Comparison]) -> list[Comparison]:
-    """The distinct responses of each prompt as one comparison, so that the prompt is computed once.
-
-    The ranks carry no meaning: pairs of one response may disagree about it.
-    """
-    groups: dict[str, dict[str, tuple[Span, ...] | None]] = {}
-    prompts: dict[str, Comparison] = {}
-    for row in rows:
-        name = json.dumps(row.prompt)
-        prompts.setdefault(name, row)
-        group = groups.setdefault(name, {})
-        for text, spans in zip(row.responses, row.spans or (None,) * len(row.responses), strict=True):
-            group.setdefault(text, spans)
-    return [_group(prompts[name], group) for name, group in groups.items()]
-
-
-def _group(row: Comparison, responses: Mapping[str, tuple[Span, ...] | None]) -> Comparison:
-    spans = tuple(found for found in responses.values() if found is not None)
-    return replace(
-        row,
-        responses=tuple(responses),
-        ranks=tuple(range(len(responses))),
-        scores=None,
-        spans=spans if len(spans) == len(responses) else None,
-    )
+def random_part(run: Run, rows: Choice, share: float, salt: str) -> Choice:
+    """A random part of chosen comparisons, by their keys; see :func:`tokenward.data.split.fraction`."""
+    if share == 1:
+        return rows  # and no key need be known
+    keys = (row.key for row in rows)
+    return rows.choose(np.array(fraction_places(keys, share, run.recipe.seed, salt), np.int64))
 
 
 def encode_set(
     run: Run, rows: Sequence[Comparison], template: Template, *, show: str = "", may_be_empty: bool = False
 ) -> EncodedSet:
-    """Encode comparisons within the recipe's limits; ``show`` names the table that is displayed."""
-    result = encode(rows, template, run.limits, may_be_empty=may_be_empty)
+    """Encode comparisons within the recipe's limits; ``show`` names the table that is displayed.
+
+    Those chosen from a file of the data stage come from the ids that the run keeps of the whole file.
+
+    Raises:
+        UserError: one is too long and that is an error, or none is left and that may not be.
+    """
+    if isinstance(rows, Choice):
+        result = EncodedSet(*encoded_choice(run, rows, template))
+    else:
+        result = encode(rows, template, run.limits, may_be_empty=True)
+    if not may_be_empty:
+        check_some_left(result.counts)
     if show:
         run.display.table(show, ("", "rows"), [(name, str(count)) for name, count in result.counts.items()])
     return result
+
+
+def encoded_choice(run: Run, rows: Choice, template: Template) -> tuple[EncodedRows, dict[str, int]]:
+    """Chosen comparisons within the recipe's limits, from the ids that the run keeps, and what was counted."""
+    chosen = EncodedRows(
+        comparisons=rows,
+        ids=encoded_file(run, rows.file, template),
+        limits=run.limits,
+        closing=len(template.closing_ids),
+    )
+    kept, counts = chosen.judged()
+    return kept, {**counts, "kept": len(kept)}
 
 
 def response_keys(row: Encoded) -> list[str]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from tokenward.artifacts import Manifest, atomic_write
@@ -14,16 +15,17 @@ from tokenward.evaluation.statistics import mean_figure
 from tokenward.models.forward import token_kl
 from tokenward.models.loading import LanguageModel
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import encode_set, pair_sets, read_comparisons, response_keys
+from tokenward.pipeline.data import comparison_file, encode_set, pair_sets, response_keys, whole_comparisons
 from tokenward.pipeline.figures import Figures, evaluation_statistics, figure_as_json, show_figures
-from tokenward.pipeline.values import scorer_of, scores_of
+from tokenward.pipeline.rows import LazyRows, responses_of
+from tokenward.pipeline.values import computed_values, scorer_of, scores_of
 from tokenward.plugins import find
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
 from tokenward.scoring.scorers import Random, Surprisal
 from tokenward.scoring.store import TokenStore
-from tokenward.scoring.values import token_values
 from tokenward.tokens.batches import budgeted
 from tokenward.tokens.encode import Encoded
+from tokenward.tokens.encoded import EncodedRows
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.spans import ByteSpan, span_values
 from tokenward.tokens.template import Template
@@ -76,17 +78,11 @@ def _measure(run: Run) -> tuple[Figures, Samples]:
     return figures, samples
 
 
-def _logprobs(
-    run: Run, model: LanguageModel, rows: Sequence[Encoded], label: str
-) -> list[list[torch.Tensor]]:
-    with run.display.progress(label, sum(len(row.responses) for row in rows)) as bar:
-        return token_values(
-            model,
-            [TokenRow(encoded=row) for row in rows],
-            precision=run.recipe.scores.precision,
-            tokens_per_batch=run.recipe.scores.tokens_per_batch,
-            progress=bar.advance,
-        )
+def _logprobs(run: Run, model: LanguageModel, rows: Sequence[Encoded], label: str) -> LazyRows:
+    """Rows with the log-probabilities of a model in the place of the reference's."""
+    with run.display.progress(label, int(responses_of(rows).starts[-1])) as bar:
+        column = computed_values(run, model, rows, progress=bar.advance)
+    return LazyRows(encoded=rows, columns={"reference_logp": column})
 
 
 def _reference_of(run: Run, start: LanguageModel) -> LanguageModel:
@@ -94,18 +90,34 @@ def _reference_of(run: Run, start: LanguageModel) -> LanguageModel:
     return start if run.reference_model == run.policy_start else run.load(run.reference_model)
 
 
+class _Joined(Sequence[PairLogprobs]):
+    """Values of two models on the same pairs."""
+
+    def __init__(self, before: LazyRows, after: LazyRows) -> None:
+        self._sides = before, after
+
+    def __len__(self) -> int:
+        return len(self._sides[0])
+
+    def __getitem__(self, index: int) -> PairLogprobs:  # type: ignore[override]  # never sliced
+        return PairLogprobs(*(_pair(side.values("reference_logp", index)) for side in self._sides))
+
+
+def _pair(values: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    chosen, rejected = values
+    return chosen, rejected
+
+
 def _on_pairs(run: Run, start: LanguageModel, policy: LanguageModel, pairs: Sequence[Encoded]) -> Figures:
     before = _logprobs(run, start, pairs, "pairs, before")
     after = _logprobs(run, policy, pairs, "pairs, after")
-    joined = [PairLogprobs((b[0], b[1]), (a[0], a[1])) for b, a in zip(before, after, strict=True)]
-    figures = preference_figures(joined, **evaluation_statistics(run))
+    figures = preference_figures(_Joined(before, after), **evaluation_statistics(run))
     if run.recipe.referee is not None:
         referee = run.load(str(run.path("referee") / "model"))
         judged = _logprobs(run, referee, pairs, "pairs, referee")
         reference = _reference_of(run, start)
         base = before if reference is start else _logprobs(run, reference, pairs, "pairs, reference")
-        by_referee = [PairLogprobs((b[0], b[1]), (a[0], a[1])) for b, a in zip(base, judged, strict=True)]
-        found = preference_figures(by_referee, **evaluation_statistics(run))
+        found = preference_figures(_Joined(base, judged), **evaluation_statistics(run))
         figures |= {f"referee/pairs_{name}": found[f"preference/{name}"] for name in ("accuracy", "margin")}
     return figures
 
@@ -135,10 +147,10 @@ def _credit(run: Run, pairs: Sequence[Encoded]) -> Figures:
 
 def _sample(run: Run, template: Template) -> Samples:
     """Replies of both models to held-out prompts, chosen in an order that does not depend on the file."""
-    held_out = list(read_comparisons(run.path("data") / "held_out.jsonl"))
-    rows = encode_set(run, held_out, template, may_be_empty=True).rows
-    unique = {tuple(row.prompt): row for row in rows}
-    prompts = sorted(unique.values(), key=lambda row: row.comparison.key)[: run.recipe.evaluation.prompts]
+    held_out = whole_comparisons(comparison_file(run, "held_out"))
+    prompts = _first_by_key(
+        encode_set(run, held_out, template, may_be_empty=True).rows, run.recipe.evaluation.prompts
+    )
     table = run.recipe.evaluation
     if len(prompts) < table.prompts:
         run.display.line(
@@ -161,6 +173,15 @@ def _sample(run: Run, template: Template) -> Samples:
                 sample_replies(model, template, ids, settings, seed=run.recipe.seed, progress=bar.advance)
             )
     return Samples(prompts, *replies)
+
+
+def _first_by_key(rows: Sequence[Encoded], count: int) -> list[Encoded]:
+    """The rows with the smallest keys, of each prompt the last row."""
+    assert isinstance(rows, EncodedRows)
+    _, place = np.unique(rows.of_rows("prompt_digest")[::-1], return_index=True)
+    last = len(rows) - 1 - place
+    order = np.argsort(rows.of_rows("key")[last])
+    return [rows[number] for number in last[order][:count].tolist()]
 
 
 def _on_samples(run: Run, start: LanguageModel, policy: LanguageModel, samples: Samples) -> Figures:
@@ -237,7 +258,8 @@ def _refereed(run: Run, start: LanguageModel, samples: Samples) -> Figures:
         rows = [row.encoded for row in _as_rows(samples.prompts, replies)]
         judged = _logprobs(run, referee, rows, label)
         base = _logprobs(run, reference, rows, label)
-        rewards.append([float((j[0] - b[0]).mean()) for j, b in zip(judged, base, strict=True)])
+        sides = ([side.values("reference_logp", i)[0] for i in range(len(rows))] for side in (judged, base))
+        rewards.append([float((mine - other).mean()) for mine, other in zip(*sides, strict=True)])
     figures = before_after_figures("referee", *rewards, **evaluation_statistics(run))
     wins = [(after > before) + 0.5 * (after == before) for before, after in zip(*rewards, strict=True)]
     figures["referee/win_rate"] = mean_figure(wins, **evaluation_statistics(run))

@@ -70,7 +70,8 @@ def fit(
     """
     last_file = TRAINER_STATE_NAME if between is None else STATE_FILE
     arguments = _arguments(run, stage.path, {**defaults, **table}, evaluates=bool(held_out))
-    if needs_reference(objective) and all(row.reference_logp is not None for row in rows):
+    # Where one row has reference values all have: a stage adds them to all, or a step to its own.
+    if needs_reference(objective) and rows and rows[0].reference_logp is not None:
         _check_start(run, model, objective, rows, arguments)
     interrupt = StopOnInterrupt()
     limit, arguments.save_total_limit = arguments.save_total_limit, None
@@ -128,7 +129,12 @@ def _check_start(
     """Compare the untrained policy with its reference, and show what was found."""
     coarse = arguments.bf16 or run.recipe.scores.precision == "bfloat16"
     precision = torch.bfloat16 if coarse else model.dtype
-    found = check_first_batch(model, objective, list(rows[:CHECKED_ROWS]), precision=precision)
+    found = check_first_batch(
+        model,
+        objective,
+        [rows[number] for number in range(min(CHECKED_ROWS, len(rows)))],
+        precision=precision,
+    )
     run.display.line(
         f"  first rows: loss {found['loss']:.4f} (DPO begins at ln 2 = {math.log(2):.4f}), margin {found['margin']:.4f} "
         "nats: policy = reference"

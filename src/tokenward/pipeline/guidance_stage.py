@@ -16,7 +16,7 @@ from tokenward.models.loading import LanguageModel
 from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model
 from tokenward.objectives import SFT, Objective, needs_reference
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import source_fingerprint
+from tokenward.pipeline.data import source_fingerprint, token_settings
 from tokenward.pipeline.fit import fit
 from tokenward.pipeline.prompt_task import prompt_task
 from tokenward.pipeline.reward_learning import DEFAULTS, RewardLearner
@@ -50,7 +50,7 @@ def train_guided_sft(run: Run) -> Manifest | None:
     name = run.recipe.model.name
     settings = {
         "sft": table.model_dump(),
-        "tokens": run.recipe.tokens.model_dump(),
+        "tokens": token_settings(run),
         "model": {"dtype": run.recipe.model.dtype},
         "seed": run.recipe.seed,
     }
@@ -73,7 +73,7 @@ def train_guided(run: Run) -> Manifest:
         "guidance": guidance.model_dump(),
         "reward": run.recipe.reward.model_dump(),
         "prompt_task": None if task is None else task.model_dump(exclude=EVALUATED),
-        "tokens": run.recipe.tokens.model_dump(),
+        "tokens": token_settings(run),
         "scores": {"precision": run.recipe.scores.precision},
         **model_settings(run),
     }

@@ -1,8 +1,11 @@
 """The stages that compute values per token: reference log-probabilities, and scores."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import overload
 
+import numpy as np
 from torch import Tensor
 
 from tokenward.artifacts import Manifest
@@ -10,18 +13,12 @@ from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.reward import RewardModel
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import (
-    by_prompt,
-    encode_set,
-    pair_sets,
-    pair_settings,
-    response_keys,
-    without_pairs,
-)
+from tokenward.pipeline.data import encoded_choice, pair_sets, pair_settings, response_keys, without_pairs
 from tokenward.pipeline.values import scorer_of
 from tokenward.scoring.store import TokenRecord, TokenStore, write_shards
 from tokenward.scoring.values import token_values
-from tokenward.tokens.encode import Encoded
+from tokenward.tokens.encode import Encoded, check_some_left
+from tokenward.tokens.encoded import Joined
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
 from tokenward.tokens.spans import token_spans
@@ -95,11 +92,17 @@ def needs(run: Run, value: str) -> bool:
     return value in getattr(type(scorer_of(run)), "reads", ("oracle_logp", "reference_logp"))
 
 
-def _all_rows(run: Run, template: Template) -> tuple[list[Encoded], dict[str, int]]:
+def _all_rows(run: Run, template: Template) -> tuple[Joined, dict[str, int]]:
     """Every prompt with all responses of its pairs, and what encoding the pairs counted."""
     sets = pair_sets(run)
-    pairs = encode_set(run, [*sets.train, *sets.referee, *sets.held_out], template)
-    return encode_set(run, by_prompt(item.comparison for item in pairs.rows), template).rows, pairs.counts
+    # No prompt is on both sides of the split, so each side has its own groups.
+    sides = [encoded_choice(run, part, template) for part in (sets.all_train, sets.held_out)]
+    counts = Counter[str]()
+    for _, counted in sides:
+        counts.update(counted)
+    counts["kept"] = counts.pop("kept")  # the last in the table
+    check_some_left(counts)
+    return Joined([rows.by_prompt() for rows, _ in sides]), dict(counts)
 
 
 def _write(
@@ -107,7 +110,7 @@ def _write(
     folder: Path,
     models: Mapping[str, TokenModel],
     template: Template,
-    rows: Sequence[Encoded],
+    rows: Joined,
     reference: TokenStore | None = None,
 ) -> TokenStore:
     """Write shards of whole prompts; a prompt's responses stay together, so its prompt is computed once.
@@ -120,12 +123,12 @@ def _write(
         rows: Every prompt with its responses.
         reference: Values that are there already.
     """
-    by_key = {response_keys(row)[0]: row for row in rows}
-    total = sum(len(row.responses) for row in rows) * len(models)
+    keys = Keys(np.concatenate([part.of_responses("response_keys")[part.starts[:-1]] for part in rows.parts]))
+    total = sum(int(part.starts[-1]) for part in rows.parts) * len(models)
     with run.display.progress(folder.name, total) as bar:
 
-        def make(keys: Sequence[str]) -> Iterator[TokenRecord]:
-            group = [by_key[key] for key in keys]
+        def make(wanted: Sequence[str]) -> Iterator[TokenRecord]:
+            group = [rows[keys.place(key)] for key in wanted]
             values = {name: _values(run, model, group, bar.advance) for name, model in models.items()}
             for number, row in enumerate(group):
                 for place, record in enumerate(_records(template, row)):
@@ -133,7 +136,36 @@ def _write(
                     mine = {name: found[number][place].tolist() for name, found in values.items()}
                     yield record._replace(values={**known, **mine})
 
-        return write_shards(folder, list(by_key), make, rows_per_shard=run.recipe.scores.shard_rows)
+        return write_shards(folder, keys, make, rows_per_shard=run.recipe.scores.shard_rows)
+
+
+class Keys(Sequence[str]):
+    """Stable names, eight bytes each, and where each stands.
+
+    Args:
+        numbers: ``[keys]`` uint64; each stands there once.
+    """
+
+    def __init__(self, numbers: np.ndarray) -> None:
+        self._numbers = numbers
+        self._order = np.argsort(numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [f"{number:016x}" for number in self._numbers[index].tolist()]
+        return f"{int(self._numbers[index]):016x}"
+
+    def place(self, key: str) -> int:
+        """Where a key stands; it must be one of these."""
+        wanted = np.uint64(int(key, 16))
+        return int(self._order[np.searchsorted(self._numbers, wanted, sorter=self._order)])
 
 
 def _values(

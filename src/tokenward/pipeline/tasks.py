@@ -130,7 +130,7 @@ def encoded_examples(run: Run, template: Template, part: str, *, reply: int = 0)
         for example in examples
     ]
     by_source = {example.source: example for example in examples}
-    encoded = encode_set(run, comparisons, template, show=part).rows
+    encoded = list(encode_set(run, comparisons, template, show=part).rows)
     if not template.encoder:  # whose prompt takes no positions of the reply's
         encoded = _with_room(run, encoded, part, reply)
     contexts = [Context(by_source[row.comparison.source], row.prompt) for row in encoded]

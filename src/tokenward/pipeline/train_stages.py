@@ -1,14 +1,15 @@
 """The stages that train a model: SFT, oracle, policy, referee."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tokenward.artifacts import Manifest
+from tokenward.data.choice import Choice
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives import OBJECTIVES, SFT, CheckedObjective, Objective, needs_reference
@@ -16,13 +17,12 @@ from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets, pair_settings
 from tokenward.pipeline.fit import fit
 from tokenward.pipeline.preview import preview
-from tokenward.pipeline.values import scored_rows, weigh_batch, weigh_rows, with_reference
+from tokenward.pipeline.rows import LazyRows, prompts_of
+from tokenward.pipeline.values import computed_values, scored_rows, weigh_all, weigh_batch, with_reference
 from tokenward.plugins import build, check_call
-from tokenward.scoring.values import token_values
 from tokenward.selection import SELECTORS, Selector, scope_of
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Template
-from tokenward.types import Comparison
 
 
 def objective_of(kind: str, table: Any) -> Objective:
@@ -120,9 +120,9 @@ def train_policy(run: Run) -> Manifest:
             if needs_reference(objective):
                 rows = _policy_reference(run, start, rows)
             weigh = None if scope_of(selector) != "batch" else partial(weigh_batch, selector)
-            rows, dropped = _weighted(selector, rows)
+            rows, dropped = _weighted(run, selector, rows)
             run.display.line(_kept_line(rows, dropped))
-            preview(run.display, template, (weigh(rows[:8]) if weigh else rows)[0])
+            preview(run.display, template, weigh(rows[:8])[0] if weigh else rows[0])
             model = adapted(run, start, run.recipe.model.adapter)
             held_out = _held_out(run, objective, start, pairs.held_out)
             prepare = None if weigh is None else lambda batch, step: weigh(batch)
@@ -178,47 +178,40 @@ def adapted(run: Run, model: LanguageModel, adapter: Any) -> LanguageModel:
 
 
 def _token_rows(
-    run: Run, comparisons: Sequence[Comparison], model: LanguageModel, *, may_be_empty: bool = False
-) -> list[TokenRow]:
+    run: Run, comparisons: Choice, model: LanguageModel, *, may_be_empty: bool = False
+) -> LazyRows:
     template = model.template(run.recipe.tokens.template)
-    encoded = encode_set(run, comparisons, template, may_be_empty=may_be_empty)
-    return [TokenRow(encoded=item) for item in encoded.rows]
+    return LazyRows(encoded=encode_set(run, comparisons, template, may_be_empty=may_be_empty).rows)
 
 
-def best_once(rows: Sequence[TokenRow]) -> list[TokenRow]:
+def best_once(rows: Sequence[TokenRow]) -> LazyRows:
     """Rows whose preferred response is the best of its prompt, each prompt once.
 
     Rules that make several pairs of a ranked list would count its best response several times, and
     its second as if it were the best.
     """
-    losers = {(tuple(row.encoded.prompt), tuple(row.encoded.responses[1])) for row in rows}
-    best: dict[tuple[int, ...], TokenRow] = {}
-    for row in rows:
-        prompt = tuple(row.encoded.prompt)
-        if (prompt, tuple(row.encoded.responses[0])) not in losers:
-            best.setdefault(prompt, row)
-    return list(best.values())
+    lazy = rows if isinstance(rows, LazyRows) else LazyRows(encoded=[row.encoded for row in rows])
+    prompts, responses = prompts_of(lazy.encoded), lazy.responses
+    # Sums of hashes name a response to a prompt; they wrap around.
+    whole = prompts * np.uint64(3) + responses.digests[responses.starts[:-1]]
+    losers = prompts * np.uint64(3) + responses.digests[responses.starts[:-1] + 1]
+    never = np.flatnonzero(~np.isin(whole, losers))
+    _, first = np.unique(prompts[never], return_index=True)
+    return lazy.choose(never[np.sort(first)])
 
 
-def _policy_reference(run: Run, start: LanguageModel, rows: Sequence[TokenRow]) -> list[TokenRow]:
+def _policy_reference(run: Run, start: LanguageModel, rows: LazyRows) -> LazyRows:
     """Reference values of an objective that compares with the policy's own start."""
     if start.fingerprint == run.done("reference").inputs["model"]:
         return with_reference(run, rows)
     with run.display.progress("reference", 2 * len(rows)) as bar:
-        plain = [replace(row, weights=None) for row in rows]
-        values = token_values(
-            start,
-            plain,
-            precision=run.recipe.scores.precision,
-            tokens_per_batch=run.recipe.scores.tokens_per_batch,
-            progress=bar.advance,
-        )
-    return [replace(row, reference_logp=value) for row, value in zip(rows, values, strict=True)]
+        column = computed_values(run, start, rows.encoded, progress=bar.advance)
+    return rows.with_column("reference_logp", column)
 
 
 def _held_out(
-    run: Run, objective: Objective, start: LanguageModel, comparisons: Sequence[Comparison]
-) -> list[TokenRow]:
+    run: Run, objective: Objective, start: LanguageModel, comparisons: Choice
+) -> Sequence[TokenRow]:
     """Held-out pairs, every token with weight 1: scores must not choose what the policy is judged by."""
     if run.recipe.policy.training.get("eval_strategy", "no") == "no":
         return []
@@ -226,31 +219,43 @@ def _held_out(
     return _policy_reference(run, start, rows) if needs_reference(objective) else rows
 
 
-def _weighted(selector: Selector, rows: Sequence[TokenRow]) -> tuple[list[TokenRow], int]:
+def _weighted(run: Run, selector: Selector, rows: LazyRows) -> tuple[LazyRows, int]:
     """Rows with their weights; rows of which a side has no weight at all cannot train and are counted."""
     if scope_of(selector) == "batch":
-        return list(rows), 0
-    weighted = weigh_rows(selector, rows)
-    kept = [row for row in weighted if all(bool((side != 0).any()) for side in row.weights or ())]
-    if not kept:
+        return rows, 0
+    weighted = weigh_all(run, selector, rows)
+    some = np.minimum.reduceat(_selected(weighted) > 0, weighted.responses.starts[:-1])
+    if not some.any():
         raise UserError(
             "the selection keeps no token of any pair, so there is nothing to train on. Raise policy.selection's fractions, "
             "or lower its threshold."
         )
-    return kept, len(weighted) - len(kept)
+    return weighted.choose(np.flatnonzero(some)), int((~some).sum())
 
 
-def _kept(rows: Sequence[TokenRow]) -> dict[str, float]:
-    shares = {}
-    for side, name in enumerate(("chosen", "rejected")):
-        weights = [row.weights[side] for row in rows if row.weights is not None]
-        total = sum(map(len, weights))
-        shares[name] = float(sum(int((item != 0).sum()) for item in weights)) / total if total else 1.0
-    return shares
+def _selected(rows: LazyRows) -> np.ndarray:
+    """How many tokens of each response have weight.  -> [responses]"""
+    flat, starts = rows.columns["weights"]
+    sizes = rows.responses.lengths
+    parts = zip(starts.tolist(), sizes.tolist(), strict=True)
+    return np.fromiter(
+        (np.count_nonzero(flat[first : first + size]) for first, size in parts), np.int64, len(sizes)
+    )
 
 
-def _kept_line(rows: Sequence[TokenRow], dropped: int) -> str:
-    if rows[0].weights is None:
+def _kept(rows: LazyRows) -> dict[str, float]:
+    """The share of tokens with weight, by side."""
+    if "weights" not in rows.columns:
+        return {"chosen": 1.0, "rejected": 1.0}
+    counts, sizes = _selected(rows), rows.responses.lengths
+    return {
+        name: float(counts[side::2].sum() / sizes[side::2].sum())
+        for side, name in enumerate(("chosen", "rejected"))
+    }
+
+
+def _kept_line(rows: LazyRows, dropped: int) -> str:
+    if "weights" not in rows.columns:
         return f"  {len(rows)} pairs; tokens are selected batch by batch"
     shares = _kept(rows)
     line = (

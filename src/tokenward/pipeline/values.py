@@ -1,19 +1,27 @@
 """Stored values onto rows: reference log-probabilities, scores, weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
+from tokenward.models.base import TokenModel
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import response_keys
+from tokenward.pipeline.rows import Column, LazyRows, Responses, own_starts, responses_of, scratch
 from tokenward.plugins import build, check_call
 from tokenward.scoring.scorers import SCORERS, Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore
-from tokenward.selection import ScoredTokens, Selector
+from tokenward.scoring.values import Progress, token_values
+from tokenward.selection import ScoredTokens, Selector, scope_of
+from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.shards import digest
+
+CHUNK_ROWS = 1024
+"""Rows that are in memory at once where a stage looks at all of them."""
 
 
 def scorer_of(run: Run) -> Scorer:
@@ -24,36 +32,18 @@ def scorer_of(run: Run) -> Scorer:
     return scorer
 
 
-def records_of(store: TokenStore, row: TokenRow) -> list[TokenRecord]:
-    """What the store holds of a row's responses.
-
-    Raises:
-        UserError: it holds other tokens: another tokenizer, template or limit made it.
-    """
-    records = [store[key] for key in response_keys(row.encoded)]
-    for record, ids in zip(records, row.encoded.responses, strict=True):
-        if record.ids != ids:
-            raise UserError(
-                f"the tokens in {store.folder} are not those of this model: {row.encoded.comparison.source} has "
-                f"{len(ids)} tokens here and {len(record.ids)} there, or other ids. Oracle and policy must share a "
-                "tokenizer and the tokens table; use the same family of models, or score again."
-            )
-    return records
-
-
-def with_reference(run: Run, rows: Sequence[TokenRow]) -> list[TokenRow]:
+def with_reference(run: Run, rows: Sequence[TokenRow]) -> LazyRows:
     """Rows with the reference log-probabilities of the reference stage."""
     store = TokenStore(run.path("reference"))
-    return [
-        replace(row, reference_logp=[record.value("reference_logp") for record in records_of(store, row)])
-        for row in rows
-    ]
+    return _with_stored(run, rows, store, "reference_logp", lambda record: record.value("reference_logp"))
 
 
-def scored_rows(run: Run, rows: Sequence[TokenRow]) -> list[TokenRow]:
+def scored_rows(run: Run, rows: Sequence[TokenRow]) -> LazyRows:
     """Rows with the scores of the score store, by the recipe's scorer."""
-    store, scorer = TokenStore(run.path("scores")), scorer_of(run)
-    return [replace(row, scores=scores_of(scorer, records_of(store, row))) for row in rows]
+    scorer = scorer_of(run)
+    return _with_stored(
+        run, rows, TokenStore(run.path("scores")), "scores", lambda record: scores_of(scorer, [record])[0]
+    )
 
 
 def scores_of(scorer: Scorer, records: Sequence[TokenRecord]) -> list[Tensor]:
@@ -89,9 +79,107 @@ def _numbers(kind: str, made: Scorer | Selector, returned: object) -> Tensor:
         ) from error
 
 
-def weigh_rows(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
-    """Rows with the weights that a selector gives to their scores."""
-    tokens = scored_tokens(rows)
+def _with_stored(
+    run: Run, rows: Sequence[TokenRow], store: TokenStore, name: str, value: Callable[[TokenRecord], Tensor]
+) -> LazyRows:
+    """Rows with a value of each of their responses, which may be the responses of several rows.
+
+    Raises:
+        UserError: the store lacks one, or holds other tokens: another tokenizer, template or limit made it.
+    """
+    lazy = rows if isinstance(rows, LazyRows) else LazyRows(encoded=[row.encoded for row in rows])
+    known = lazy.responses
+    keys, first, owner = np.unique(known.keys, return_index=True, return_inverse=True)
+    lengths = known.lengths[first]
+    starts = own_starts(lengths)
+    flat = scratch(run.folder, int(lengths.sum()))
+    missing = np.ones(len(keys), bool)
+    for place, record, found in _records(store, keys):
+        if found != known.digests[first[place]]:
+            raise _other_tokens(store, lazy, int(first[place]), record)
+        flat[starts[place] : starts[place] + lengths[place]] = value(record).float().numpy()
+        missing[place] = False
+    if missing.any():
+        raise store.lacks(f"{int(keys[missing][0]):016x}")
+    return lazy.with_column(name, Column(flat, starts[owner]))
+
+
+def _records(store: TokenStore, keys: np.ndarray) -> Iterator[tuple[int, TokenRecord, int]]:
+    """What a store has of sorted keys, in its own order: the key's place, the record, and the hash of its ids."""
+    for shard in store.columns():
+        stored = np.array([int(key, 16) for key in shard.keys], np.uint64)
+        places = np.searchsorted(keys, stored)
+        places[places == len(keys)] = 0
+        for row in np.flatnonzero(keys[places] == stored) if len(keys) else ():
+            ids = shard.ids[shard.starts[row] : shard.starts[row + 1]]
+            yield int(places[row]), shard.record(int(row)), digest(ids)
+
+
+def _other_tokens(store: TokenStore, rows: LazyRows, response: int, record: TokenRecord) -> UserError:
+    starts = rows.responses.starts
+    number = int(np.searchsorted(starts, response, side="right")) - 1
+    encoded = rows.encoded[number]
+    ids = encoded.responses[response - int(starts[number])]
+    return UserError(
+        f"the tokens in {store.folder} are not those of this model: {encoded.comparison.source} has "
+        f"{len(ids)} tokens here and {len(record.ids)} there, or other ids. Oracle and policy must share a "
+        "tokenizer and the tokens table; use the same family of models, or score again."
+    )
+
+
+def computed_values(
+    run: Run, model: TokenModel, rows: Sequence[Encoded], *, progress: Progress | None = None
+) -> Column:
+    """One number of a model for each token of rows, computed some rows at a time."""
+    known = responses_of(rows)
+    starts = own_starts(known.lengths)
+    flat = scratch(run.folder, int(known.lengths.sum()))
+    table, done = run.recipe.scores, 0
+    for first in range(0, len(rows), CHUNK_ROWS):
+        group = [
+            TokenRow(encoded=rows[number]) for number in range(first, min(first + CHUNK_ROWS, len(rows)))
+        ]
+        found = token_values(
+            model,
+            group,
+            precision=table.precision,
+            tokens_per_batch=table.tokens_per_batch,
+            progress=progress,
+        )
+        for value in (value for row in found for value in row):
+            flat[done : done + len(value)] = value.numpy()
+            done += len(value)
+    return Column(flat, starts)
+
+
+def weigh_all(run: Run, selector: Selector, rows: LazyRows) -> LazyRows:
+    """Rows with the weights that a selector gives to their scores, some rows at a time where its scope allows."""
+    known, scores = rows.responses, rows.columns["scores"]
+    starts = own_starts(known.lengths)
+    flat = scratch(run.folder, int(known.lengths.sum()))
+    step = max(len(rows), 1) if scope_of(selector) in ("dataset", "batch") else CHUNK_ROWS
+    done = 0
+    for first in range(0, len(rows), step):
+        last = min(first + step, len(rows))
+        group = known.of_rows(first, last)
+        mine = scores.starts[int(known.starts[first]) : int(known.starts[last])]
+        weights = _weights(selector, _scored(group, _gathered(scores.flat, mine, group.lengths)))
+        flat[done : done + len(weights)] = weights.float().numpy()
+        done += len(weights)
+    return rows.with_column("weights", Column(flat, starts))
+
+
+def _gathered(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Tensor:
+    """The numbers of some responses, end to end."""
+    found = np.empty(int(lengths.sum()), np.float32)
+    done = 0
+    for start, size in zip(starts.tolist(), lengths.tolist(), strict=True):
+        found[done : done + size] = flat[start : start + size]
+        done += size
+    return torch.from_numpy(found)
+
+
+def _weights(selector: Selector, tokens: ScoredTokens) -> Tensor:
     weights = _numbers("selector", selector, selector(tokens))
     if (
         weights.shape != tokens.scores.shape
@@ -102,6 +190,12 @@ def weigh_rows(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
             f"the selector {selector} must give one finite weight >= 0 per token ({len(tokens.scores)}), got shape "
             f"{tuple(weights.shape)}, least {float(weights.min()):.3g}, largest {float(weights.max()):.3g}."
         )
+    return weights
+
+
+def weigh_rows(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """Rows with the weights that a selector gives to their scores; all of them at once."""
+    weights = _weights(selector, scored_tokens(rows))
     parts = iter(weights.split([len(ids) for row in rows for ids in row.encoded.responses]))
     return [replace(row, weights=[next(parts) for _ in row.encoded.responses]) for row in rows]
 
@@ -131,25 +225,22 @@ def _at_least_one(row: TokenRow, side: int) -> Tensor:
 
 def scored_tokens(rows: Sequence[TokenRow]) -> ScoredTokens:
     """Scores of rows laid end to end, as a selector takes them."""
-    encoded = [row.encoded for row in rows]
-    lengths = torch.tensor([len(ids) for item in encoded for ids in item.responses])
-    closing = [
-        _closing(len(ids), item.closing if closed else 0)
-        for item in encoded
-        for ids, closed in zip(item.responses, item.closed, strict=True)
-    ]
-    seeds = [int(key, 16) >> 1 for item in encoded for key in response_keys(item)]
+    rows = list(rows)
+    scores = torch.cat([score for row in rows for score in row.scores or ()])
+    return _scored(responses_of([row.encoded for row in rows]), scores)
+
+
+def _scored(known: Responses, scores: Tensor) -> ScoredTokens:
+    lengths = torch.from_numpy(known.lengths)
+    response = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    ends = torch.cumsum(lengths, 0)[response]
+    closing = torch.from_numpy(np.asarray(known.closing, np.int64))[response]
+    sizes = torch.from_numpy(np.diff(known.starts))
     return ScoredTokens(
-        scores=torch.cat([score for row in rows for score in row.scores or ()]),
-        response=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
-        comparison=torch.repeat_interleave(
-            torch.arange(len(encoded)), torch.tensor([len(e.responses) for e in encoded])
-        ),
-        rank=torch.tensor([rank for item in encoded for rank in item.comparison.ranks]),
-        closing=torch.cat(closing),
-        seeds=torch.tensor(seeds),
+        scores=scores,
+        response=response,
+        comparison=torch.repeat_interleave(torch.arange(len(sizes)), sizes),
+        rank=torch.from_numpy(np.asarray(known.ranks, np.int64)),
+        closing=torch.arange(len(response)) >= ends - closing,
+        seeds=torch.from_numpy((known.keys >> np.uint64(1)).astype(np.int64)),
     )
-
-
-def _closing(length: int, count: int) -> Tensor:
-    return torch.arange(length) >= length - count

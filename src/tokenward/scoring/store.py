@@ -5,10 +5,12 @@ empty for the end-of-turn token), and one list of float32 per value: ``reference
 ``oracle_logp`` or ``reward``.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor
 
 from tokenward.artifacts import atomic_write
 from tokenward.errors import UserError
+
+_KEPT_SHARDS = 4
 
 
 class TokenRecord(NamedTuple):
@@ -40,50 +44,122 @@ class TokenRecord(NamedTuple):
         return torch.tensor(self.values[name], dtype=torch.float32)
 
 
+class ShardColumns(NamedTuple):
+    """A shard as it is stored: the numbers of all its responses laid end to end.
+
+    Attributes:
+        keys: ``[r]``, of the responses.
+        starts: ``[r + 1]``, the first token of each.
+        ids: ``[n]``, token ids.
+        start: ``[n]``, as in :class:`TokenRecord`.
+        end: ``[n]``, so too.
+        values: ``[n]`` float32 each, by name.
+    """
+
+    keys: list[str]
+    starts: np.ndarray
+    ids: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    values: dict[str, np.ndarray]
+
+    def record(self, row: int) -> TokenRecord:
+        """One response."""
+        mine = slice(int(self.starts[row]), int(self.starts[row + 1]))
+        fixed = (column[mine].tolist() for column in (self.ids, self.start, self.end))
+        return TokenRecord(
+            self.keys[row], *fixed, values={name: flat[mine].tolist() for name, flat in self.values.items()}
+        )
+
+
 class TokenStore:
-    """A folder of shards, read as a mapping from key to record.
+    """A folder of shards, read as a mapping from key to record, or shard by shard.
 
     Shards are written in order, each atomically and with a fixed number of rows, so that a run that
-    was stopped goes on with the next shard and ends with the same bytes.
+    was stopped goes on with the next shard and ends with the same bytes. Of each response 16 bytes stay
+    in memory, and of what was read the last few shards.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._place: dict[str, tuple[Path, int]] = {}
-        self._open: tuple[Path, pa.Table] | None = None
-        for shard in self.shards():
-            for row, key in enumerate(pq.read_table(shard, columns=["key"])["key"].to_pylist()):
-                self._place[key] = (shard, row)
+        self._shards = sorted(folder.glob("tokens-*.parquet"))
+        hashes = [_hashes(keys) for keys in map(_keys, self._shards)]
+        self._ends = np.cumsum([len(part) for part in hashes], dtype=np.int64)
+        found = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
+        self._order = np.argsort(found, kind="stable")
+        self._sorted = found[self._order]
+        self._read: dict[int, ShardColumns] = {}
 
     def shards(self) -> list[Path]:
         """The finished shards, in order."""
-        return sorted(self.folder.glob("tokens-*.parquet"))
+        return list(self._shards)
 
     def __len__(self) -> int:
-        return len(self._place)
+        return len(self._order)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._place
+        return self._find(key) is not None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._place)
+        for shard in self._shards:
+            yield from _keys(shard)
 
     def __getitem__(self, key: str) -> TokenRecord:
-        if key not in self._place:
-            raise UserError(
-                f"the store {self.folder} has no values for the response {key}: it was made from other data. "
-                "Run the scoring stage again on this data (tokenward score RECIPE)."
-            )
-        shard, row = self._place[key]
-        if self._open is None or self._open[0] != shard:
-            self._open = (shard, pq.read_table(shard, memory_map=True))
-        return _record(self._open[1], row)
+        place = self._find(key)
+        if place is None:
+            raise self.lacks(key)
+        return self._columns(place[0]).record(place[1])
+
+    def lacks(self, key: str) -> UserError:
+        """What to say of a response that is not here."""
+        return UserError(
+            f"the store {self.folder} has no values for the response {key}: it was made from other data. "
+            "Run the scoring stage again on this data (tokenward score RECIPE)."
+        )
+
+    def columns(self) -> Iterator[ShardColumns]:
+        """The shards in order, each read at once; none of them is kept."""
+        return map(_read, self._shards)
+
+    def _find(self, key: str) -> tuple[int, int] | None:
+        """Shard of a response, and its row there."""
+        wanted = _hashes([key])[0]
+        first = int(np.searchsorted(self._sorted, wanted))
+        for number in range(first, len(self._sorted)):
+            if self._sorted[number] != wanted:
+                break
+            place = int(self._order[number])
+            shard = int(np.searchsorted(self._ends, place, side="right"))
+            row = place - (int(self._ends[shard - 1]) if shard else 0)
+            if self._columns(shard).keys[row] == key:
+                return shard, row
+        return None
+
+    def _columns(self, shard: int) -> ShardColumns:
+        if shard not in self._read:
+            if len(self._read) >= _KEPT_SHARDS:
+                del self._read[next(iter(self._read))]
+            self._read[shard] = _read(self._shards[shard])
+        return self._read[shard]
 
 
-def _record(table: pa.Table, row: int) -> TokenRecord:
-    fields = {name: table[name][row].as_py() for name in table.column_names}
-    fixed = {name: fields.pop(name) for name in ("key", "ids", "start", "end")}
-    return TokenRecord(**fixed, values=fields)
+def _hashes(keys: Sequence[str]) -> np.ndarray:
+    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    return np.frombuffer(digests, np.uint64)
+
+
+def _keys(shard: Path) -> list[str]:
+    return pq.read_table(shard, columns=["key"])["key"].to_pylist()
+
+
+def _read(shard: Path) -> ShardColumns:
+    table = pq.read_table(shard)
+    lists = {name: table[name].combine_chunks() for name in table.column_names if name != "key"}
+    flat = {name: column.flatten().to_numpy(zero_copy_only=False) for name, column in lists.items()}
+    sizes = lists["ids"].value_lengths().to_numpy(zero_copy_only=False)
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+    fixed = (flat.pop(name) for name in ("ids", "start", "end"))
+    return ShardColumns(table["key"].to_pylist(), starts, *fixed, values=flat)
 
 
 def write_shards(

@@ -49,8 +49,8 @@ class SoftWeights:
 
     @property
     def scope(self) -> Scope:
-        """Proportions are those within one response."""
-        return "response"
+        """Proportions are those within one response, or, of whole responses, those within all that are weighed."""
+        return "response" if self.spread == "token" else "dataset"
 
     def __call__(self, tokens: ScoredTokens) -> Tensor:
         """Weights of 0 or more.  -> [n]"""

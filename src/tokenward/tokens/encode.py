@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from tokenward.errors import UserError
@@ -53,9 +53,9 @@ class Encoded(NamedTuple):
 
 
 class EncodedSet(NamedTuple):
-    """What encoding made of a list of comparisons, and what it counted on the way."""
+    """What encoding made of comparisons, and what it counted on the way."""
 
-    rows: list[Encoded]
+    rows: Sequence[Encoded]
     counts: dict[str, int]
 
 
@@ -83,47 +83,155 @@ def encode(
         if row is not None:
             rows.append(row)
     counts["kept"] = len(rows)
-    if not rows and not may_be_empty:
-        reasons = ", ".join(
-            f"{name}: {count}" for name, count in counts.items() if name not in ("read", "kept")
-        )
-        raise UserError(
-            f"no comparison is left after encoding {counts['read']} ({reasons or 'there were none'}). "
-            "Raise tokens.max_prompt_tokens or tokens.max_response_tokens, or write tokens.too_long: truncate."
-        )
+    if not may_be_empty:
+        check_some_left(counts)
     return EncodedSet(rows, dict(counts))
+
+
+def check_some_left(counts: Mapping[str, int]) -> None:
+    """Refuse to go on with nothing, and say why nothing is left.
+
+    Raises:
+        UserError: no comparison was kept.
+    """
+    if counts["kept"]:
+        return
+    reasons = ", ".join(f"{name}: {count}" for name, count in counts.items() if name not in ("read", "kept"))
+    raise UserError(
+        f"no comparison is left after encoding {counts['read']} ({reasons or 'there were none'}). "
+        "Raise tokens.max_prompt_tokens or tokens.max_response_tokens, or write tokens.too_long: truncate."
+    )
 
 
 def encode_one(
     comparison: Comparison, template: Template, limits: Limits
 ) -> tuple[Encoded | None, list[str]]:
     """One comparison as ids, or None, with the reasons of what was dropped or changed."""
-    prompt = template.prompt_ids(comparison.prompt)
-    responses = [template.response_ids(text) for text in comparison.responses]
-    longest = max(map(len, responses), default=0)
-    if not prompt:
-        return None, ["dropped: empty prompt"]
-    refused = _too_long(comparison, len(prompt), longest, limits)
+    (parts,) = encode_parts([comparison], template, limits)
+    sizes = Sizes(parts.prompt_length, len(parts.prompt), parts.lengths, any(parts.joins))
+    kept, notes = judge(sizes, limits, comparison.source, lambda: _all_same(parts.responses))
+    if not kept:
+        return None, notes
+    closed = [length <= limits.max_response_tokens for length in parts.lengths]
+    return Encoded(comparison, parts.prompt, parts.responses, closed, len(template.closing_ids)), notes
+
+
+def _all_same(responses: Sequence[Sequence[int]]) -> bool:
+    return len(responses) > 1 and len(set(map(tuple, responses))) < 2
+
+
+class Parts(NamedTuple):
+    """Prompt and responses as ids, before it is judged what becomes of them.
+
+    Attributes:
+        prompt: Within the limit.
+        prompt_length: Of the whole prompt.
+        responses: Each within the limit.
+        lengths: Of the whole responses.
+        joins: Whether the prompt and the response as one text would give other ids where they meet.
+    """
+
+    prompt: list[int]
+    prompt_length: int
+    responses: list[list[int]]
+    lengths: list[int]
+    joins: list[bool]
+
+
+def encode_parts(comparisons: Sequence[Comparison], template: Template, limits: Limits) -> list[Parts]:
+    """Ids of comparisons, which are best some hundreds: the tokenizer takes them at once."""
+    rendered = [template.render(comparison.prompt) for comparison in comparisons]
+    prompts = template.rendered_ids(rendered)
+    owner = [number for number, comparison in enumerate(comparisons) for _ in comparison.responses]
+    texts = [text for comparison in comparisons for text in comparison.responses]
+    own = template.texts_ids(texts)
+    closing = template.closing_ids
+    asked = [rendered[number] for number in owner], [prompts[number] for number in owner]
+    joins = _joins(*asked, texts, own, template)
+    parts, first = [], 0
+    for comparison, prompt in zip(comparisons, prompts, strict=True):
+        mine = slice(first, first := first + len(comparison.responses))
+        whole = [ids + closing for ids in own[mine]]
+        kept = _within(comparison.prompt, prompt, template, limits)
+        cut = [ids[: limits.max_response_tokens] for ids in whole]
+        parts.append(Parts(kept, len(prompt), cut, list(map(len, whole)), joins[mine]))
+    return parts
+
+
+def _within(messages: Sequence[Message], ids: list[int], template: Template, limits: Limits) -> list[int]:
+    if len(ids) <= limits.max_prompt_tokens:
+        return ids
+    # Unless it is to be cut, a comparison with such a prompt is dropped, whatever its ids.
+    return (
+        _shorten_prompt(messages, template, limits.max_prompt_tokens) if limits.too_long == "truncate" else []
+    )
+
+
+def _joins(
+    rendered: Sequence[str],
+    prompts: Sequence[list[int]],
+    texts: Sequence[str],
+    own: Sequence[list[int]],
+    template: Template,
+) -> list[bool]:
+    """As :meth:`Template.joins_differently`, of many responses, each with its prompt."""
+    if template.encoder:
+        return [False] * len(texts)  # prompt and reply never stand in one text
+    joint = template.joint_ids([prompt + text for prompt, text in zip(rendered, texts, strict=True)])
+    apart = (prompt + ids for prompt, ids in zip(prompts, own, strict=True))
+    return [whole[: len(ids)] != ids for whole, ids in zip(joint, apart, strict=True)]
+
+
+class Sizes(NamedTuple):
+    """What :func:`judge` looks at, in tokens.
+
+    Attributes:
+        prompt: Of the whole prompt.
+        kept: Of the prompt within the limit.
+        responses: Of the whole responses.
+        joins: Whether encoding any of them together with the prompt would give other ids.
+    """
+
+    prompt: int
+    kept: int
+    responses: Sequence[int]
+    joins: bool
+
+
+def judge(sizes: Sizes, limits: Limits, source: str, same: Callable[[], bool]) -> tuple[bool, list[str]]:
+    """Whether a comparison stays, with the reasons of what was dropped or changed.
+
+    Args:
+        sizes: Of the comparison.
+        limits: To keep within.
+        source: Where the comparison came from.
+        same: Whether all of several responses are the same once they are cut; asked only if one is.
+
+    Raises:
+        UserError: it is too long and ``limits.too_long`` is ``"error"``.
+    """
+    longest = max(sizes.responses, default=0)
+    if not sizes.prompt:
+        return False, ["dropped: empty prompt"]
+    refused = _too_long(source, sizes.prompt, longest, limits)
     if refused is not None:
-        return None, [refused]
+        return False, [refused]
     notes = []
-    if len(prompt) > limits.max_prompt_tokens:
-        prompt = _shorten_prompt(comparison.prompt, template, limits.max_prompt_tokens)
+    if sizes.prompt > limits.max_prompt_tokens:
         notes.append("note: prompt truncated")
-    cut = [ids[: limits.max_response_tokens] for ids in responses]
     if longest > limits.max_response_tokens:
         notes.append("note: response truncated")
-        if len(cut) > 1 and len({tuple(ids) for ids in cut}) < 2:
-            return None, ["dropped: responses are the same after truncation"]
-    if limits.context is not None and len(prompt) + max(map(len, cut), default=0) > limits.context:
-        return None, ["dropped: longer than the model's context"]
-    if any(template.joins_differently(comparison.prompt, text) for text in comparison.responses):
+        if same():
+            return False, ["dropped: responses are the same after truncation"]
+    cut = min(longest, limits.max_response_tokens)
+    if limits.context is not None and sizes.kept + cut > limits.context:
+        return False, ["dropped: longer than the model's context"]
+    if sizes.joins:
         notes.append("note: joint encoding differs at the boundary")
-    closed = [len(ids) <= limits.max_response_tokens for ids in responses]
-    return Encoded(comparison, prompt, cut, closed, len(template.closing_ids)), notes
+    return True, notes
 
 
-def _too_long(comparison: Comparison, prompt: int, longest: int, limits: Limits) -> str | None:
+def _too_long(source: str, prompt: int, longest: int, limits: Limits) -> str | None:
     """Reason to drop a comparison whose parts exceed the limits; None if it stays, whole or to be cut."""
     over_prompt, over_response = prompt > limits.max_prompt_tokens, longest > limits.max_response_tokens
     if not (over_prompt or over_response) or limits.too_long == "truncate":
@@ -131,7 +239,7 @@ def _too_long(comparison: Comparison, prompt: int, longest: int, limits: Limits)
     if limits.too_long == "drop":
         return "dropped: prompt too long" if over_prompt else "dropped: response too long"
     raise UserError(
-        f"{comparison.source}: the prompt has {prompt} tokens and the longest response {longest}; allowed are "
+        f"{source}: the prompt has {prompt} tokens and the longest response {longest}; allowed are "
         f"{limits.max_prompt_tokens} and {limits.max_response_tokens}. Raise tokens.max_prompt_tokens or "
         "tokens.max_response_tokens, or write tokens.too_long: drop or truncate."
     )

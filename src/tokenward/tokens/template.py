@@ -61,13 +61,26 @@ class Template:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt, with one BOS at most."""
-        # A chat template writes its own BOS; adding another is a classic mistake.
-        ids = self._encode(self.render(messages), special=self.kind == "plain")
+        return self.rendered_ids([self.render(messages)])[0]
+
+    def rendered_ids(self, rendered: Sequence[str]) -> list[list[int]]:
+        """Token ids of prompts that :meth:`render` wrote; many at once cost a fraction of one by one."""
+        return [self._open_ended(ids) for ids in self.joint_ids(rendered)]
+
+    def _open_ended(self, ids: list[int]) -> list[int]:
         closing = self.tokenizer.eos_token_id
         # Some tokenizers close every text with EOS; a prompt goes on, unless an encoder reads it.
         if self.kind == "plain" and not self.encoder and ids and ids[-1] == closing and len(ids) > 1:
             ids = ids[:-1]
         return ids
+
+    def joint_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of whole texts, which begin with a prompt."""
+        if not texts:
+            return []
+        # A chat template writes its own BOS; adding another is a classic mistake.
+        encoded = self.tokenizer(list(texts), add_special_tokens=self.kind == "plain")
+        return cast(list[list[int]], encoded["input_ids"])
 
     def response_ids(self, text: str) -> list[int]:
         """Token ids of a reply on its own, closed with the end-of-turn tokens."""
@@ -75,9 +88,15 @@ class Template:
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of a reply's text alone."""
+        return self.texts_ids([text])[0]
+
+    def texts_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of the text of each reply."""
+        if not texts:
+            return []
         # A reply that spells a special token ("<|im_end|>") is text, not the end of its turn.
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return cast(list[int], ids)
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        return cast(list[list[int]], encoded["input_ids"])
 
     @cached_property
     def closing_ids(self) -> list[int]:
@@ -123,6 +142,6 @@ class Template:
         """Whether encoding prompt and reply as one text would give other ids at the boundary."""
         if self.encoder:
             return False  # prompt and reply never stand in one text
-        joint = self._encode(self.render(messages) + text, special=self.kind == "plain")
+        joint = self.joint_ids([self.render(messages) + text])[0]
         apart = self.prompt_ids(messages) + self.text_ids(text)
         return joint[: len(apart)] != apart

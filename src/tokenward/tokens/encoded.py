@@ -1,0 +1,149 @@
+"""Encoded comparisons that are built when they are asked for, from a file of comparisons and one of their ids."""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import pairwise
+from typing import overload
+
+import numpy as np
+
+from tokenward.data.choice import Choice
+from tokenward.tokens.encode import Encoded, Limits, Sizes, judge
+from tokenward.tokens.shards import EncodedFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedRows(Sequence[Encoded]):
+    """Chosen comparisons as token ids.
+
+    Attributes:
+        comparisons: Which they are.
+        ids: The ids of everything in the file that these are chosen from.
+        limits: Within which the ids were made.
+        closing: How many tokens at the end of a closed response are no text.
+    """
+
+    comparisons: Choice
+    ids: EncodedFile
+    limits: Limits
+    closing: int
+
+    def __len__(self) -> int:
+        return len(self.comparisons)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> "EncodedRows": ...
+    def __getitem__(self, index: int | slice) -> "Encoded | EncodedRows":
+        if isinstance(index, slice):
+            return self.choose(np.arange(len(self))[index])
+        number = range(len(self))[index]
+        chosen = self.comparisons
+        mine = slice(int(chosen.starts[number]), int(chosen.starts[number + 1]))
+        rows, places = chosen.rows[mine].tolist(), chosen.places[mine].tolist()
+        responses = [self.ids.response(row, place) for row, place in zip(rows, places, strict=True)]
+        closed = self.closed[mine].tolist()
+        return Encoded(chosen[number], self.ids.prompt(rows[0]), responses, closed, self.closing)
+
+    def choose(self, numbers: np.ndarray) -> "EncodedRows":
+        """The rows of these numbers, in their order."""
+        return replace(self, comparisons=self.comparisons.choose(numbers))
+
+    @property
+    def starts(self) -> np.ndarray:
+        """The first response of each row.  -> [rows + 1]"""
+        return self.comparisons.starts
+
+    @cached_property
+    def closed(self) -> np.ndarray:
+        """Whether each response still has its end.  -> [responses] bool"""
+        return self.of_responses("lengths") <= self.limits.max_response_tokens
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each response, as it is.  -> [responses] int64"""
+        return np.minimum(self.of_responses("lengths"), self.limits.max_response_tokens).astype(np.int64)
+
+    def of_responses(self, name: str) -> np.ndarray:
+        """A column of the ids' file for each response of these rows.  -> [responses]"""
+        starts = self.ids.starts()
+        return self.ids.column(name)[starts[self.comparisons.rows] + self.comparisons.places]
+
+    def of_rows(self, name: str) -> np.ndarray:
+        """A column of the ids' file for the prompt of each row.  -> [rows]"""
+        return self.ids.column(name)[self.comparisons.first_rows()]
+
+    def judged(self) -> tuple["EncodedRows", Counter[str]]:
+        """The rows that stay within the limits, and how many were dropped or changed for each reason.
+
+        Raises:
+            UserError: one is too long and ``limits.too_long`` is ``"error"``.
+        """
+        counts: Counter[str] = Counter(read=len(self))
+        kept = array("q")
+        digests = self.of_responses("digests")
+        for number, (sizes, mine) in enumerate(self._sizes()):
+            source = "" if self.limits.too_long != "error" else self.comparisons[number].source
+            stays, notes = judge(sizes, self.limits, source, partial(_all_same, digests[mine]))
+            counts.update(notes)
+            if stays:
+                kept.append(number)
+        return self.choose(np.asarray(kept, np.int64)), counts
+
+    def _sizes(self) -> Iterator[tuple[Sizes, slice]]:
+        """What is judged of each row, and which responses are its own."""
+        starts = self.comparisons.starts.tolist()
+        lengths, joins = self.of_responses("lengths"), self.of_responses("joins")
+        prompts = self.of_rows("prompt_length").tolist()
+        kept = np.diff(self.ids.starts("prompt"))[self.comparisons.first_rows()].tolist()
+        for number, (first, last) in enumerate(pairwise(starts)):
+            mine = slice(first, last)
+            own = Sizes(prompts[number], kept[number], lengths[mine].tolist(), bool(joins[mine].any()))
+            yield own, mine
+
+    def by_prompt(self) -> "EncodedRows":
+        """The distinct responses of each prompt as one row, so that the prompt is computed once.
+
+        The ranks carry no meaning: pairs of one response may disagree about it.
+        """
+        prompts = self.ids.column("prompt_key")[self.comparisons.rows]
+        keys = self.of_responses("response_keys")
+        _, first = np.unique(keys, return_index=True)
+        first.sort()
+        # Groups stand in the order of their first response, and responses in theirs.
+        _, where, group = np.unique(prompts[first], return_index=True, return_inverse=True)
+        group_first = where[group]
+        order = np.lexsort((first, group_first))
+        _, sizes = np.unique(group_first, return_counts=True)
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        return replace(self, comparisons=self.comparisons.grouped(first[order], starts))
+
+
+def _all_same(digests: np.ndarray) -> bool:
+    return len(digests) > 1 and bool((digests == digests[0]).all())
+
+
+class Joined(Sequence[Encoded]):
+    """Rows of several files, one after another."""
+
+    def __init__(self, parts: Sequence[EncodedRows]) -> None:
+        self.parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        part = int(np.searchsorted(self._ends, number, side="right"))
+        return self.parts[part][number - (int(self._ends[part - 1]) if part else 0)]

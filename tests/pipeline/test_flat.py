@@ -1,0 +1,272 @@
+"""The data path is flat: encoded once, built row by row, and memory does not follow the number of pairs."""
+
+import gc
+import json
+import tracemalloc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import tokenward
+from tests.tiny import planted_rows
+from tokenward.errors import UserError
+from tokenward.pipeline import score_stages, values
+from tokenward.pipeline.context import Run
+from tokenward.pipeline.data import encode_set, pair_sets
+from tokenward.pipeline.rows import LazyRows, responses_of
+from tokenward.pipeline.train_stages import best_once
+from tokenward.pipeline.values import scored_rows, weigh_all, weigh_rows, with_reference
+from tokenward.selection import SideRule, SoftWeights, TopFraction
+from tokenward.tokens import shards
+from tokenward.tokens.encode import Encoded, encode
+from tokenward.tokens.encoded import EncodedRows
+from tokenward.tokens.rows import TokenRow
+from tokenward.types import Comparison
+
+RUN = Path("runs/quickstart")
+
+
+def opened(recipe: Path, *changes: str) -> tuple[Run, EncodedRows]:
+    """A run whose scores are there, and its encoded training pairs."""
+    run = tokenward.open_run(recipe, ["data.pairs=all", *changes], quiet=True)
+    tokenward.prepare_data(run)
+    rows = encode_set(run, pair_sets(run).train, run.tokenizer_template(run.start_model)).rows
+    assert isinstance(rows, EncodedRows)
+    return run, rows
+
+
+def eager(run: Run) -> list[Encoded]:
+    """What encoding the same pairs at once gives."""
+    pairs: list[Comparison] = list(pair_sets(run).train)
+    return list(encode(pairs, run.tokenizer_template(run.start_model), run.limits).rows)
+
+
+def invented(run, model, group: Sequence[Encoded], progress) -> list[list[torch.Tensor]]:
+    """Values that depend on the ids only, in the place of a model's."""
+    return [[torch.sin(torch.tensor(ids, dtype=torch.float32)) for ids in row.responses] for row in group]
+
+
+def write_store(run: Run, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store of invented values in the folder of a stage."""
+    monkeypatch.setattr(score_stages, "_values", invented)
+    template = run.tokenizer_template(run.start_model)
+    rows, _ = score_stages._all_rows(run, template)
+    score_stages._write(run, run.path(name), {"reference_logp": None, "oracle_logp": None}, template, rows)  # type: ignore[dict-item]
+
+
+def same(one: Sequence[TokenRow], other: Sequence[TokenRow]) -> None:
+    assert len(one) == len(other) > 0
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine.encoded == theirs.encoded
+        for name in ("weights", "reference_logp", "scores"):
+            found, expected = getattr(mine, name), getattr(theirs, name)
+            assert (found is None) == (expected is None), name
+            assert all(torch.equal(a, b) for a, b in zip(found or (), expected or (), strict=True)), name
+
+
+def test_rows_with_values_are_those_built_at_once(tiny_workplace: Path, monkeypatch) -> None:
+    run, lazy = opened(tiny_workplace)
+    for name in ("reference", "scores"):
+        write_store(run, name, monkeypatch)
+    rows = with_reference(run, scored_rows(run, LazyRows(encoded=lazy)))
+    expected = [
+        TokenRow(
+            encoded=row,
+            reference_logp=invented(run, None, [row], None)[0],
+            scores=[torch.zeros(len(ids)) for ids in row.responses],
+        )
+        for row in eager(run)
+    ]
+    same(rows, expected)
+    order = np.random.default_rng(0).permutation(len(rows))
+    same(rows.choose(order), [expected[number] for number in order.tolist()])
+    same(rows[3:9][1:4], expected[4:7])
+    same(rows[-2:], expected[-2:])
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+@pytest.mark.parametrize(
+    "selector",
+    [
+        TopFraction(),
+        TopFraction(chosen=SideRule(fraction=0.2), ends="none", scope="comparison"),
+        TopFraction(chosen=SideRule(fraction=0.01), scope="dataset"),
+        TopFraction(chosen=SideRule(direction="random"), ties="random"),
+        SoftWeights(transform="exp", spread="sequence"),
+    ],
+    ids=str,
+)
+def test_weights_do_not_depend_on_how_many_rows_are_weighed_at_once(
+    tiny_workplace: Path, monkeypatch, selector, chunk: int
+) -> None:
+    monkeypatch.setattr(values, "CHUNK_ROWS", chunk)
+    run, lazy = opened(tiny_workplace)
+    write_store(run, "reference", monkeypatch)
+    stored = with_reference(run, LazyRows(encoded=lazy))
+    rows = stored.with_column("scores", stored.columns["reference_logp"])
+    same(weigh_all(run, selector, rows), weigh_rows(selector, list(rows)))
+
+
+def test_what_is_known_of_responses_is_the_same_from_the_file(tiny_workplace: Path) -> None:
+    run, lazy = opened(tiny_workplace)
+    for found, expected in zip(responses_of(lazy), responses_of(eager(run)), strict=True):
+        assert found.tolist() == expected.tolist()
+
+
+def test_the_best_of_each_prompt_is_the_same_as_by_ids(tiny_workplace: Path) -> None:
+    run, lazy = opened(tiny_workplace)
+    rows = [TokenRow(encoded=row) for row in eager(run)]
+    losers = {(tuple(row.encoded.prompt), tuple(row.encoded.responses[1])) for row in rows}
+    best: dict[tuple[int, ...], TokenRow] = {}
+    for row in rows:
+        if (tuple(row.encoded.prompt), tuple(row.encoded.responses[0])) not in losers:
+            best.setdefault(tuple(row.encoded.prompt), row)
+    same(best_once(LazyRows(encoded=lazy)), list(best.values()))
+    same(best_once(rows), list(best.values()))
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many comparisons were encoded from now on, call by call."""
+    calls: list[int] = []
+    plain = shards.encode_parts
+    monkeypatch.setattr(
+        shards, "encode_parts", lambda rows, *rest: calls.append(len(rows)) or plain(rows, *rest)
+    )
+    return calls
+
+
+def test_a_run_encodes_each_comparison_once(tiny_workplace: Path, monkeypatch) -> None:
+    calls = counted(monkeypatch)
+    tokenward.run(tiny_workplace, quiet=True)
+    assert sum(calls) == 24
+    calls.clear()
+    tokenward.run(tiny_workplace, ["policy.selection={name: all}", "tokens.processes=1"], quiet=True)
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    "change", ["tokens.max_response_tokens=63", "tokens.template=plain", "tokens.too_long=truncate"]
+)
+def test_other_tokens_are_encoded_anew_and_the_first_stay(
+    tiny_workplace: Path, monkeypatch, change: str
+) -> None:
+    run, rows = opened(tiny_workplace)
+    calls = counted(monkeypatch)
+    opened(tiny_workplace, change)
+    assert sum(calls) == len(rows.comparisons.file)
+    calls.clear()
+    _, again = opened(tiny_workplace)
+    assert calls == []
+    assert list(again) == list(rows) == eager(run)
+
+
+def test_another_tokenizer_is_another_file(tiny_workplace: Path) -> None:
+    run, rows = opened(tiny_workplace)
+    pairs = pair_sets(run).train
+    other = run.tokenizer_template(run.start_model)
+    other.tokenizer.chat_template = "You are kind. " + str(other.tokenizer.chat_template)
+    found = encode_set(run, pairs, other).rows
+    assert list(found) == list(encode(list(pairs), other, run.limits).rows)
+    assert found[0].prompt != rows[0].prompt
+    closed_otherwise = run.tokenizer_template(run.start_model)
+    closed_otherwise.tokenizer.chat_template = "{{ messages[0]['content'] }}"  # no end of a turn: EOS closes
+    closed_otherwise.tokenizer.eos_token = "a"
+    found = encode_set(run, pairs, closed_otherwise).rows
+    assert list(found) == list(encode(list(pairs), closed_otherwise, run.limits).rows)
+
+
+def test_other_data_are_encoded_anew(tiny_workplace: Path, monkeypatch) -> None:
+    opened(tiny_workplace)
+    calls = counted(monkeypatch)
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in planted_rows(24, seed=1)))
+    run, rows = opened(tiny_workplace)
+    assert sum(calls) == len(rows.comparisons.file)
+    assert list(rows) == eager(run)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-40]),
+        lambda path: pa.ipc.new_file(path, shards.SCHEMA).close(),
+    ],
+    ids=["gone", "cut off", "of another file"],
+)
+def test_ids_that_are_not_whole_are_refused(tiny_workplace: Path, damage) -> None:
+    opened(tiny_workplace)
+    (path,) = RUN.glob(f"encoded/*/{shards.ENCODED}")
+    damage(path)
+    with pytest.raises(UserError, match=r"is not the \d+ encoded comparisons .* Delete the folder"):
+        opened(tiny_workplace)
+
+
+def test_a_stopped_encoding_is_gone_on_with(tiny_workplace: Path, monkeypatch) -> None:
+    monkeypatch.setattr(shards, "SHARD_ROWS", 4)
+    plain = shards.encode_parts
+
+    def press(rows, *rest):
+        if len(list(RUN.glob("encoded/*/rows-*.arrow"))) == 2:
+            raise KeyboardInterrupt
+        return plain(rows, *rest)
+
+    monkeypatch.setattr(shards, "encode_parts", press)
+    with pytest.raises(KeyboardInterrupt):
+        opened(tiny_workplace, "tokens.processes=1")
+    monkeypatch.setattr(shards, "encode_parts", plain)
+    calls = counted(monkeypatch)
+    run, rows = opened(tiny_workplace, "tokens.processes=1")
+    assert sum(calls) == len(rows.comparisons.file) - 8
+    assert list(rows) == eager(run)
+
+
+def path_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The whole data path, step by step; what each makes stays until the next has begun."""
+    tokenward.prepare_data(run)
+    yield "data"
+    template = run.tokenizer_template(run.start_model)
+    rows = encode_set(run, pair_sets(run).train, template).rows
+    yield "encoding"
+    write_store(run, "reference", monkeypatch)
+    yield "writing the store"
+    stored = with_reference(run, best_once(LazyRows(encoded=rows)))
+    yield "reading the store"
+    weighed = weigh_all(run, TopFraction(), stored.with_column("scores", stored.columns["reference_logp"]))
+    yield "selection"
+    for number in torch.randperm(len(weighed)).tolist():
+        assert weighed[number].weights is not None
+    yield "rows in another order"
+
+
+def peaks(recipe: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Bytes at the worst moment of each step, above what was there before all of them."""
+    rows = planted_rows(count)
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    del rows
+    run = tokenward.open_run(recipe, [f"run=runs/{count}"], quiet=True)
+    found = {}
+    gc.collect()
+    tracemalloc.start()
+    for step in path_of(run, monkeypatch):
+        found[step] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+    tracemalloc.stop()
+    return found
+
+
+def test_memory_does_not_follow_the_number_of_pairs(tiny_workplace: Path, monkeypatch) -> None:
+    # Small portions, so that the smaller of the two sets fills them as well.
+    monkeypatch.setattr(shards, "SHARD_ROWS", 32)
+    monkeypatch.setattr(values, "CHUNK_ROWS", 32)
+    few = peaks(tiny_workplace, 150, monkeypatch)
+    # The second time for what the interpreter grows in leaps, such as its table of strings.
+    growth = [
+        max((many[step] - few[step]) / (count - 150) for step in few)
+        for count in (900, 901)
+        for many in [peaks(tiny_workplace, count, monkeypatch)]
+    ]
+    assert min(growth) < 600, growth
