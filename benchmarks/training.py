@@ -1,6 +1,7 @@
-"""tokenward's SePO and DPO steps against TRL's DPO and SimPO steps, in one run.
+"""tokenward's SePO and DPO steps against TRL's DPO step in one run, and SePO's against TRL's SimPO step in another.
 
-Two claims come of it, ``sepo_step`` and ``oracle_step``, because the peer's step, the longest of all, is the same.
+Two claims come of the first, ``sepo_step`` and ``oracle_step``, because the peer's step, the longest of all, is the
+same. The second is apart because the processes of all four would not fit into 24 GB.
 """
 
 import argparse
@@ -16,17 +17,16 @@ from benchmarks.options import public, settings_of
 from benchmarks.results import Result
 from benchmarks.statistics import Ratio, paired_ratio
 from benchmarks.turns import Side, Turns, same_mathematics, take_turns
-from tokenward.ops.logprob import CHUNK
+from tokenward.ops.tiles import TILE_ELEMENTS
 
 TRL_TILE_ROWS, TRL_TILE_COLUMNS = 4096, 32768
 WARM_UP = 2
 CLOSE = {"float32": 1e-4, "bfloat16": 2e-2}
 TARGETS = {"sepo": ">= 4.0", "dpo": ">= 3.5", "memory": "<= 0.4", "simpo": "reported"}
-EVERY = {"trl_simpo": 2}
 
 
 def sides_of(options: argparse.Namespace, precision: str, **changes: Any) -> dict[str, Side]:
-    """The four workers."""
+    """The four workers, of which three are at work in the first run and two in the second."""
     common = settings_of(options, precision=precision, **changes)
     return {
         "sepo": Side("benchmarks.ours:training", common | {"objective": "sepo"}),
@@ -39,18 +39,28 @@ def sides_of(options: argparse.Namespace, precision: str, **changes: Any) -> dic
 def measure(options: argparse.Namespace, precision: str, *, suffix: str, **changes: Any) -> list[Result]:
     """Both claims, and the two numbers that are reported beside them."""
     sides = sides_of(options, precision, **changes)
-    turns = take_turns(sides, repetitions=options.repetitions, warm_up=WARM_UP, every=EVERY)
+    peer = {"dpo": "trl_dpo", "simpo": "trl_simpo"}
+    turns = take_turns(
+        {name: side for name, side in sides.items() if name != peer["simpo"]},
+        repetitions=options.repetitions,
+        warm_up=WARM_UP,
+    )
+    second = take_turns(
+        {name: sides[name] for name in ("sepo", peer["simpo"])},
+        repetitions=max(2, options.repetitions // 2),
+        warm_up=WARM_UP,
+    )
     within = CLOSE[precision]
     differences = {
         "dpo": same_mathematics(turns.losses, ["dpo", "trl_dpo"], within=within),
-        "simpo": same_mathematics(turns.losses, ["sepo", "trl_simpo"], within=within),
+        "simpo": same_mathematics(second.losses, ["sepo", "trl_simpo"], within=within),
     }
     shape = Shape.of(AutoConfig.from_pretrained(folder_of(options.model)))
     predicted = predictions(shape, turns, batch=sides["sepo"].settings["batch"])
     settings = {
         "common": public(dict(sides["sepo"].settings)),
-        "sides": {name: facts["settings"] for name, facts in turns.facts.items()},
-        "first_batch_loss_before_and_after": turns.losses,
+        "sides": {name: facts["settings"] for name, facts in (turns.facts | second.facts).items()},
+        "first_batch_loss_before_and_after": second.losses | turns.losses,
         "loss_differences": differences,
         "rates": turns.rates._asdict(),
         "warm_up_steps": WARM_UP,
@@ -61,7 +71,14 @@ def measure(options: argparse.Namespace, precision: str, *, suffix: str, **chang
         f"oracle_step_{suffix}": (TARGETS["dpo"], "dpo", "trl_dpo"),
     }
     results = [
-        result(options, turns, claim, *words, predicted=predicted[words[1:]], settings=settings)
+        result(
+            options,
+            second if words[2] == peer["simpo"] else turns,
+            claim,
+            *words,
+            predicted=predicted[words[1:]],
+            settings=settings,
+        )
         for claim, words in speed.items()
     ]
     memory = {f"sepo_memory_{suffix}": "sepo", f"oracle_memory_{suffix}": "dpo"}
@@ -83,7 +100,7 @@ def result(
     settings: dict[str, Any],
 ) -> Result:
     """Steps of one side against steps of another on the same batches."""
-    mine = turns.seconds[ours][:: EVERY.get(peer, 1)]
+    mine = turns.seconds[ours]
     ratio: Ratio = paired_ratio(turns.seconds[peer], mine)
     batch = settings["common"]["batch"]
     return Result(
@@ -149,7 +166,7 @@ def predictions(shape: Shape, turns: Turns, *, batch: int) -> dict[tuple[str, st
     base = status_bytes("VmRSS")["VmRSS"]
     tile = int(TRL_TILE_ROWS * min(1.0, TRL_TILE_COLUMNS / shape.vocabulary))
     held = {
-        name: base + peak(shape, items, tile if name == "trl_dpo" else CHUNK)
+        name: base + peak(shape, items, tile if name == "trl_dpo" else TILE_ELEMENTS // shape.vocabulary)
         for name, items in layouts.items()
     }
     ratios = [("sepo", "trl_dpo"), ("sepo", "trl_simpo"), ("dpo", "trl_dpo")]
