@@ -117,15 +117,17 @@ def test_what_is_known_of_responses_is_the_same_from_the_file(tiny_workplace: Pa
         assert found.tolist() == expected.tolist()
 
 
-def test_the_best_of_each_prompt_is_the_same_as_by_ids(tiny_workplace: Path) -> None:
+@pytest.mark.parametrize("order", [1, -1], ids=["best pairs first", "worst pairs first"])
+def test_the_best_of_each_prompt_is_the_same_as_by_ids(tiny_workplace: Path, order: int) -> None:
     run, lazy = opened(tiny_workplace)
-    rows = [TokenRow(encoded=row) for row in eager(run)]
+    rows = [TokenRow(encoded=row) for row in eager(run)][::order]
     losers = {(tuple(row.encoded.prompt), tuple(row.encoded.responses[1])) for row in rows}
     best: dict[tuple[int, ...], TokenRow] = {}
     for row in rows:
         if (tuple(row.encoded.prompt), tuple(row.encoded.responses[0])) not in losers:
             best.setdefault(tuple(row.encoded.prompt), row)
-    same(best_once(LazyRows(encoded=lazy)), list(best.values()))
+    ordered = LazyRows(encoded=lazy).choose(np.arange(len(lazy))[::order])
+    same(best_once(ordered), list(best.values()))
     same(best_once(rows), list(best.values()))
 
 
