@@ -166,9 +166,8 @@ def _carried_out(work: _Work, numbers: Sequence[int], processes: int) -> Iterato
         try:
             for done in as_completed([pool.submit(_write, number) for number in numbers]):
                 yield done.result()
-        except BaseException:
+        finally:  # after an error or Ctrl-C nothing that waits shall begin any more
             pool.shutdown(cancel_futures=True)
-            raise
 
 
 _work: list[_Work] = []  # of this process, where it is one of a pool
