@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from tests.tiny import planted_rows
 from tokenward import cli
+from tokenward.cli.app import GOES_ON
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -253,4 +254,4 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
     monkeypatch.setattr(command, "run_recipe", at_once)
     result = CliRunner().invoke(cli.app, ["run", str(tiny_workplace)])
     assert result.exit_code == 130
-    assert cli.GOES_ON in result.output
+    assert GOES_ON in result.output

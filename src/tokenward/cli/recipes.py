@@ -1,8 +1,5 @@
-"""The command line: verbs over the pipeline. torch is imported only by the verbs that need it."""
+"""Verbs that carry out a recipe, and those that only read it."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -10,58 +7,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from tokenward import __version__
-from tokenward.errors import UserError
-
-app = typer.Typer(
-    name="tokenward",
-    help="Find the tokens that carry a preference, and train a language model with them.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode="rich",
-)
-
-GOES_ON = "what was finished stays; the same command goes on from there"
-
-RecipeArgument = Annotated[Path, typer.Argument(help="Recipe: a YAML file.", show_default=False)]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change a value of the recipe, such as oracle.fraction=0.5. Repeatable.",
-    ),
-]
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(f"tokenward {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
-    ] = False,
-) -> None:
-    """What stands before a verb."""
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Say what Ctrl-C leaves behind; typer itself would exit without a word."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        print(f"\n{stop}" if str(stop) else f"\nstopped; {GOES_ON}", file=sys.stderr)
-        raise typer.Exit(130) from stop
+from tokenward.cli.app import RecipeArgument, SetOption, app, stoppable
 
 
 def _through(recipe: Path, overrides: list[str] | None, last: str) -> None:
-    with _stoppable():
+    with stoppable():
         from tokenward.pipeline.command import run_recipe
 
         run_recipe(recipe, overrides or (), last=last)
@@ -80,7 +30,7 @@ def data(
     show: Annotated[int, typer.Option(help="Rows to show as the model will see them.")] = 1,
 ) -> None:
     """Read, clean and split the comparisons; show what was dropped, and rows as the model sees them."""
-    with _stoppable():
+    with stoppable():
         from tokenward.pipeline.command import show_data
 
         show_data(recipe, overrides or (), show)
@@ -129,7 +79,7 @@ def score(
     if texts is None:
         _through(target, overrides, "scores")
         return
-    with _stoppable():
+    with stoppable():
         from tokenward.pipeline.score_texts import score_file
 
         score_file(target, texts, output=output, reference=reference, overrides=overrides or ())
@@ -156,18 +106,3 @@ def config(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     for item in resolved(load_recipe(recipe, overrides or ())):
         line = Text.assemble(f"{item.key}: {item.value}", (f"  ({item.origin})", "dim"))
         console.print(line, soft_wrap=True)
-
-
-def main() -> None:
-    """Run the command line: a user's mistake costs one message and exit status 2."""
-    try:
-        app()
-    except UserError as error:
-        Console(stderr=True, highlight=False).print(
-            Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True
-        )
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

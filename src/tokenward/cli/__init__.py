@@ -1,0 +1,21 @@
+"""The command line: verbs over the pipeline. torch is imported only by the verbs that need it."""
+
+import sys
+
+from rich.console import Console
+from rich.text import Text
+
+from tokenward.cli import recipes as recipes  # a verb joins the application when its module is imported
+from tokenward.cli.app import app
+from tokenward.errors import UserError
+
+
+def main() -> None:
+    """Run the command line: a user's mistake costs one message and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, highlight=False).print(
+            Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True
+        )
+        sys.exit(2)
