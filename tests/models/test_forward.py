@@ -17,7 +17,7 @@ from tests.models.plain import plain_logits, plain_logprobs
 from tests.tiny import tiny_gpt2, tiny_llama
 from tests.tokens.rows import encoded
 from tokenward.models.forward import token_kl, token_logprobs
-from tokenward.models.head import SelectiveHead
+from tokenward.models.head import SelectiveHead, install_head
 from tokenward.ops.logprob import chunked_statistics
 from tokenward.tokens.rows import TokenRow, collate
 
@@ -36,7 +36,7 @@ FACTORS = torch.randn(TOTAL, generator=generator, dtype=torch.float64)
 
 def made(name, dtype):
     model = MODELS[name](dtype=dtype).eval()
-    return model, SelectiveHead(model.get_output_embeddings())
+    return model, install_head(model)
 
 
 def batch_of(rows, layout, *, weights=None, pad_id=0):
@@ -138,7 +138,7 @@ def test_a_deleted_response_gives_no_gradient_at_all(layout):
     # Every id occurs once, so the gradient of an embedding is that of one token.
     row = encoded([1, 2, 3], [4, 5, 6], [7, 8, 9])
     model = tiny_llama(tie_word_embeddings=False, dtype=torch.float64)
-    head = SelectiveHead(model.get_output_embeddings())
+    head = install_head(model)
     batch = batch_of([row], layout, weights=torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 0.0]))
     token_logprobs(model, head, batch).sum().backward()
     reached = model.get_input_embeddings().weight.grad.abs().sum(-1).nonzero()[:, 0].tolist()
@@ -163,12 +163,44 @@ def test_states_of_unselected_places_may_be_anything():
     assert hidden.grad[0, 0].abs().min() > 0
 
 
+@pytest.mark.parametrize("padding", [None, random_ids[3]])
+def test_a_tied_weight_gets_one_gradient(padding, monkeypatch):
+    """The rows of the embedding's gradient join the head's; a row of padding gets none from there."""
+    model = tiny_gpt2(dtype=torch.float64).eval()
+    embedding = model.get_input_embeddings()
+    assert embedding.weight is model.get_output_embeddings().weight
+    embedding.padding_idx = padding
+    expected = gradients(model, plain_logprobs(model, ROWS), FACTORS)
+    head = install_head(model)
+    arrived = []
+    plain = torch.Tensor.index_add_
+    monkeypatch.setattr(
+        torch.Tensor,
+        "index_add_",
+        lambda self, *rest: (arrived.append(self.data_ptr()), plain(self, *rest))[1],
+    )
+    found = gradients(model, token_logprobs(model, head, batch_of(ROWS, "shared")), FACTORS)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    # What the head's backward made is what the optimizer will see: no other tensor of that size.
+    assert arrived == [embedding.weight.grad.data_ptr()]
+
+
+def test_outside_a_request_a_tied_embedding_is_as_before():
+    model, other = tiny_gpt2().eval(), tiny_gpt2().eval()
+    head = install_head(model)
+    token_logprobs(model, head, batch_of(ROWS, "shared"))
+    ids = torch.tensor([[1, 2, 3]])
+    for each in (model, other):
+        each(input_ids=ids).logits.sum().backward()
+    assert torch.equal(model.get_input_embeddings().weight.grad, other.get_input_embeddings().weight.grad)
+
+
 def test_outside_a_request_the_model_is_as_before():
     model = tiny_llama()
     ids = torch.tensor([[1, 2, 3]])
     before = model(input_ids=ids).logits
     keys = list(model.state_dict())
-    head = SelectiveHead(model.get_output_embeddings())
+    head = install_head(model)
     # A tensor that cannot be an index breaks the call in the middle of the request.
     with pytest.raises(IndexError), head.answering(torch.tensor([99]), torch.tensor([1])):
         model(input_ids=ids)
@@ -194,7 +226,7 @@ def test_shared_rows_compute_the_prompt_once():
 def test_divergence_equals_that_of_all_logits(layout, with_head):
     model, head = made("gpt2", torch.float64)
     reference = tiny_gpt2(dtype=torch.float64, seed=1).eval()
-    reference_head = SelectiveHead(reference.get_output_embeddings())
+    reference_head = install_head(reference)
     with torch.no_grad():
         pairs = [(row.prompt, response) for row in ROWS for response in row.responses]
         logp = torch.cat([plain_logits(model, *pair) for pair in pairs]).log_softmax(-1)

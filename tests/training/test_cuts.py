@@ -19,7 +19,7 @@ from tests.models.plain import plain_logprobs
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 from tests.training.tools import language_model, random_rows
 from tokenward.models.attention import install_tree_attention
-from tokenward.models.head import SelectiveHead
+from tokenward.models.head import install_head
 from tokenward.objectives import SePO
 from tokenward.tokens.rows import collate
 from tokenward.training.checks import disable_dropout
@@ -116,7 +116,7 @@ def adapted(model, targets, **settings):
     torch.manual_seed(2)
     lora = LoraConfig(r=4, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM", **settings)
     inside = get_peft_model(model.model, lora)
-    return replace(model, model=inside, head=SelectiveHead(inside.get_output_embeddings()))
+    return replace(model, model=inside, head=install_head(inside))
 
 
 def test_the_plain_model(name):

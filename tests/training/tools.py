@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tests.tiny import tiny_llama, tiny_tokenizer
-from tokenward.models.head import SelectiveHead
+from tokenward.models.head import install_head
 from tokenward.models.loading import LanguageModel
 from tokenward.scoring.values import token_values
 from tokenward.tokens.encode import Encoded
@@ -26,7 +26,7 @@ def language_model(model=None, *, layout: Layout = "shared") -> LanguageModel:
     return LanguageModel(
         model=model,
         tokenizer=tiny_tokenizer(),
-        head=SelectiveHead(model.get_output_embeddings()),
+        head=install_head(model),
         layout=layout,
         fingerprint="",
         name="tiny",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tokenward.ops.embedding import tied_embedding
 from tokenward.ops.logprob import TokenStatistics, chunked_statistics
 from tokenward.ops.tiles import LinearHead, linear_statistics
 
@@ -35,12 +36,21 @@ class SelectiveHead:
 
     Outside :meth:`answering` the module works as before, so generation, saving and evaluation with
     other tools see an ordinary model.
+
+    Args:
+        module: The output embedding.
+        embedding: The input embedding. Where both share one weight, so do they one gradient; see
+            :mod:`tokenward.ops.embedding`.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, embedding: nn.Module | None = None) -> None:
         self._module, self._plain = module, module.forward
         self._request: Request | None = None
+        self._tied: Tensor | None = None  # the weight as the embedding handed it on in this request
         module.forward = self._forward  # an instance's forward: hooks, state dict and class stay as they are
+        if type(embedding) is nn.Embedding and embedding.weight is getattr(module, "weight", None):
+            self._plain_embed, self._padding = embedding.forward, embedding.padding_idx
+            embedding.forward = self._embed
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, as the unchanged head gives them.  [n d] -> [n v]"""
@@ -56,7 +66,7 @@ class SelectiveHead:
         try:
             yield
         finally:
-            self._request = None
+            self._request = self._tied = None
 
     def _forward(self, hidden: Tensor) -> Tensor:
         if self._request is None:
@@ -68,11 +78,27 @@ class SelectiveHead:
         found = _statistics(self, rows, ids, entropy=entropy)
         return found.logp if found.entropy is None else torch.stack((found.logp, found.entropy))
 
+    def _embed(self, input: Tensor) -> Tensor:
+        """The tied embedding: while the head answers, it reads the weight through here."""
+        head, asked = self.linear, self._request is not None and self._request.ids is not None
+        if head is None or not asked or torch.compiler.is_compiling():
+            return self._plain_embed(input)
+        rows, self._tied = tied_embedding(input, head.weight, self._padding)
+        return rows
+
     @property
     def linear(self) -> LinearHead | None:
         """The head's weights, where it is nothing but a matrix product; an adapter on it, say, makes it more."""
         module = self._module
-        return LinearHead(module.weight, module.bias) if type(module) is nn.Linear else None
+        if type(module) is not nn.Linear:
+            return None
+        return LinearHead(module.weight if self._tied is None else self._tied, module.bias)
+
+
+def install_head(model: nn.Module) -> SelectiveHead | None:
+    """Let a model's head answer requests; None where it has none that is a module."""
+    module, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
+    return SelectiveHead(module, embedding) if isinstance(module, nn.Module) else None
 
 
 @torch.compiler.disable(

@@ -22,7 +22,7 @@ from transformers import (
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.forward import token_statistics
-from tokenward.models.head import SelectiveHead
+from tokenward.models.head import SelectiveHead, install_head
 from tokenward.models.head_mlp import (
     AdaptedHead,
     HeadMLPSettings,
@@ -87,7 +87,7 @@ class LanguageModel(TokenModel):
                 f"peft refuses the adapter {settings}: {error}. Write the fields of peft.LoraConfig, for example "
                 "adapter: {r: 16, lora_alpha: 32, target_modules: all-linear}."
             ) from error
-        return replace(self, model=model, head=_install_head(model) if self.head else None)
+        return replace(self, model=model, head=install_head(model) if self.head else None)
 
     def with_head_mlp(self, settings: HeadMLPSettings, *, seed: int) -> "LanguageModel":
         """The same weights frozen, with a new network before the head to train.
@@ -183,7 +183,7 @@ def load_model(
     model = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
     _check_vocabulary(model, tokenizer, name)
     start = model.config.decoder_start_token_id if encoder_decoder else None
-    layout, head = choose_layout(model, _install_head(model), rows=rows, name=name, start_id=start)
+    layout, head = choose_layout(model, install_head(model), rows=rows, name=name, start_id=start)
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
@@ -247,11 +247,6 @@ def device_of(name: str) -> torch.device:
         raise UserError(
             f"model.device is {name!r}, which torch does not know. Write auto, cpu, cuda or cuda:1."
         ) from error
-
-
-def _install_head(model: nn.Module) -> SelectiveHead | None:
-    module = model.get_output_embeddings()  # type: ignore[operator]
-    return SelectiveHead(module) if isinstance(module, nn.Module) else None
 
 
 def check_complete(missing: Collection[str], name: str) -> None:
