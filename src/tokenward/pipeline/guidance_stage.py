@@ -21,7 +21,7 @@ from tokenward.pipeline.fit import fit
 from tokenward.pipeline.prompt_task import prompt_task
 from tokenward.pipeline.reward_learning import DEFAULTS, RewardLearner
 from tokenward.pipeline.tasks import Task, check_same_tokens, encoded_examples, example_task
-from tokenward.pipeline.train_stages import adapted, model_settings, objective_of, scored_by, selector_of
+from tokenward.pipeline.train_stages import adapted, model_settings, objective_of, scored_by
 from tokenward.pipeline.values import weigh_rows
 from tokenward.plugins import build
 from tokenward.sampling.rollouts import Context, sampled_row, seed_of

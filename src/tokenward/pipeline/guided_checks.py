@@ -7,7 +7,7 @@ from tokenward.errors import UserError
 from tokenward.objectives import PlackettLuce, is_pairwise
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.guidance_stage import reads_reward, reward_settings
-from tokenward.pipeline.train_stages import objective_of, selector_of
+from tokenward.pipeline.train_stages import objective_of
 from tokenward.sampling.checks import check_temperature
 from tokenward.selection import Selector, SoftWeights
 
