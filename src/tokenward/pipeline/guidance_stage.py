@@ -26,7 +26,7 @@ from tokenward.pipeline.values import weigh_rows
 from tokenward.plugins import build
 from tokenward.sampling.rollouts import Context, sampled_row, seed_of
 from tokenward.scoring.values import token_values
-from tokenward.selection import KeepAll, Selector
+from tokenward.selection import KeepAll, Selector, selector_of
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
 from tokenward.training.alternating import Alternating, Schedule

@@ -1,6 +1,7 @@
 """Small charts as inline SVG; colours and fonts come from the page's style sheet."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -76,9 +77,7 @@ def histogram(title: str, edges: Sequence[float], series: Mapping[str, Sequence[
     steps = {}
     for name, shares in series.items():
         corners = [
-            (edge, share)
-            for share, pair in zip(shares, zip(edges, edges[1:], strict=False), strict=True)
-            for edge in pair
+            (edge, share) for share, pair in zip(shares, pairwise(edges), strict=True) for edge in pair
         ]
         steps[name] = [(edges[0], 0.0), *corners, (edges[-1], 0.0)]
     return line_chart(title, steps, x_label="score")
@@ -106,9 +105,7 @@ def _axes(frame: _Frame, x_label: str, *, ticks: bool = True) -> Markup:
     parts = [Markup('<path class="axis" d="M{0},{1}V{2}H{3}"/>').format(LEFT, TOP, bottom, WIDTH - RIGHT)]
     if frame.y[0] < 0 < frame.y[1]:
         zero = frame.down(0.0)
-        parts.append(
-            Markup('<path class="zero" d="M{},{:.1f}H{}"/>').format(LEFT, zero, WIDTH - RIGHT)
-        )
+        parts.append(Markup('<path class="zero" d="M{},{:.1f}H{}"/>').format(LEFT, zero, WIDTH - RIGHT))
     for value in frame.y:
         parts.append(_text(LEFT - 5, frame.down(value) + 4, f"{value:.3g}", "end"))
     if ticks:

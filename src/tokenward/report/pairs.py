@@ -30,6 +30,7 @@ class PairPlace(NamedTuple):
         row: Number of its comparison in that file.
         better: Place of the preferred response in the comparison.
         worse: Place of the other.
+        number: Of the pair in the run, from 1: the training pairs, then the held-out ones.
         margin: Sum of the preferred response's scores less that of the other's.
     """
 
@@ -37,6 +38,7 @@ class PairPlace(NamedTuple):
     row: int
     better: int
     worse: int
+    number: int
     margin: float
 
 
@@ -46,12 +48,14 @@ class ScoredPair(NamedTuple):
     Attributes:
         comparison: Two responses, ranks (0, 1).
         part: ``train``, ``held out`` or ``referee``.
+        number: As in :class:`PairPlace`.
         records: The stored values of both.
         margin: As in :class:`PairPlace`.
     """
 
     comparison: Comparison
     part: str
+    number: int
     records: tuple[TokenRecord, TokenRecord]
     margin: float
 
@@ -93,6 +97,7 @@ class PairReader:
         """Every pair whose responses are in the store, with the scores of both."""
         rule = self.run.setting("reference", "data", "pairs")
         gap = self.run.setting("reference", "data", "min_gap")
+        number = 0
         for part in PARTS:
             for row, comparison in enumerate(self._file(part)):
                 for better, worse in pair_places(comparison, rule, min_gap=gap):
@@ -100,14 +105,16 @@ class PairReader:
                     if all(key in self.store for key in keys):
                         scores = [scores_of(self.scorer, self.store[key]) for key in keys]
                         margin = float(np.nansum(scores[0]) - np.nansum(scores[1]))
-                        yield PairPlace(part, row, better, worse, margin), scores
+                        number += 1
+                        yield PairPlace(part, row, better, worse, number, margin), scores
 
     def pair(self, place: PairPlace) -> ScoredPair:
         """One pair whole."""
         comparison = self._file(place.part)[place.row]
         better, worse = (self.store[key] for key in _keys(comparison, (place.better, place.worse)))
         both = pair_of(comparison, place.better, place.worse)
-        return ScoredPair(both, self._part(comparison, place.part), (better, worse), place.margin)
+        part = self._part(comparison, place.part)
+        return ScoredPair(both, part, place.number, (better, worse), place.margin)
 
     def _file(self, part: str) -> ComparisonFile:
         if part not in self._files:

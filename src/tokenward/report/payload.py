@@ -63,6 +63,7 @@ def _row(pair: ScoredPair, reasons: Sequence[str], channels: Channels) -> dict[s
         # The file's name and line: the folders above it are the reader's business only.
         "source": PurePath(pair.comparison.source).name,
         "part": pair.part,
+        "number": pair.number,
         "reasons": list(reasons),
         "prompt": [dict(message) for message in pair.comparison.prompt],
         "given": pair.comparison.scores,

@@ -36,20 +36,18 @@ def figure_rows(figures: Mapping[str, Figure]) -> list[FigureRow]:
         base, _, part = name.rpartition("/")
         if base in changed and part in ("before", "after"):
             continue
-        sides = [""] * 2
+        before = after = ""
         if part == "change" and base in changed:
-            sides = [_number(figures[f"{base}/{side}"].value) for side in ("before", "after")]
+            before, after = (_number(figures[f"{base}/{side}"].value) for side in ("before", "after"))
         interval = f"{_number(figure.low)} .. {_number(figure.high)}"
-        rows.append(FigureRow(name, *sides, _number(figure.value), interval, figure.n))
+        rows.append(FigureRow(name, before, after, _number(figure.value), interval, figure.n))
     return rows
 
 
 def credit_rows(figures: Mapping[str, Figure]) -> list[FigureRow]:
     """How well each scorer finds the tokens of known value; empty where the data knows none."""
     prefix = "credit/auroc/"
-    found = {
-        name.removeprefix(prefix): figure for name, figure in figures.items() if name.startswith(prefix)
-    }
+    found = {name.removeprefix(prefix): figure for name, figure in figures.items() if name.startswith(prefix)}
     return figure_rows(found)
 
 

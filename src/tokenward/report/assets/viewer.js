@@ -5,13 +5,12 @@ const pairs = data.comparisons.map((row) => ({ ...row, responses: row.responses.
 const channels = Object.fromEntries(data.channels.map((channel) => [channel.name, channel]));
 const scorers = data.channels.filter((channel) => channel.kind === "score").map((channel) => channel.name);
 const SIDES = ["chosen", "rejected"];
-const REASONS = { random: "drawn at random", margin: "largest margin", wrong: "scores contradict the order" };
 const byId = (id) => document.getElementById(id);
-const rates = { chosen: data.selection.chosen.fraction, rejected: data.selection.rejected.fraction };
+const rates = { chosen: String(data.selection.chosen.fraction), rejected: String(data.selection.rejected.fraction) };
 const weighed = "weight" in channels;
 const START = {
   row: pairs[0].key, scorer: scorers[0], scale: "run", show: "all", part: "all", sort: "drawn", q: "", token: "",
-  chosen: String(rates.chosen), rejected: String(rates.rejected), theme: "auto", lines: "1", dots: "", moved: "",
+  ...rates, theme: "auto", lines: "1", dots: "", moved: "",
 };
 let state = { ...START };
 let listed = [];
@@ -27,19 +26,22 @@ function readAddress() {
   if (!pairs.some((pair) => pair.key === state.row)) state.row = START.row;
 }
 
-function change(changes) {
+function remember(changes) {
   Object.assign(state, changes);
   const said = Object.entries(state).filter(([key, value]) => value !== START[key]);
   history.replaceState(null, "", `#${new URLSearchParams(said)}`);
+}
+
+function change(changes) {
+  remember(changes);
   show();
 }
 
 // ---- numbers of a pair
 
 const total = (values) => values.reduce((sum, x) => sum + (Number.isNaN(x) ? 0 : x), 0);
-const sums = (pair) => pair.responses.map((response) => total(response.values[state.scorer]));
-const margin = (pair) => sums(pair)[0] - sums(pair)[1];
-const length = (pair) => pair.responses.reduce((sum, response) => sum + response.ids.length, 0);
+const margin = (pair) => total(contributions(pair, state.scorer));
+const length = (pair) => contributions(pair, state.scorer).length;
 const shown = (x, digits = 2) => (Number.isNaN(x) ? "none" : `${x > 0 ? "+" : x < 0 ? "−" : ""}${Math.abs(x).toFixed(digits)}`);
 const percent = (x) => `${(100 * x).toFixed(1)} %`;
 
@@ -65,14 +67,7 @@ function keptOf(pair) {
 
 // ---- the list
 
-const ORDERS = {
-  drawn: () => 0,
-  "margin, largest first": (a, b) => margin(b) - margin(a),
-  "margin, smallest first": (a, b) => margin(a) - margin(b),
-  disagreement: (a, b) => disagreement(b) - disagreement(a),
-  "length, longest first": (a, b) => length(b) - length(a),
-  "length, shortest first": (a, b) => length(a) - length(b),
-};
+const MEASURES = { margin, disagreement, length };
 
 function textOf(pair) {
   return [...pair.prompt.map((message) => message.content), ...pair.responses.map((response) => response.text)].join("\n");
@@ -84,7 +79,8 @@ function showList() {
     (state.show === "all" || pair.reasons.includes(state.show)) &&
     (state.part === "all" || pair.part === state.part) &&
     (!wanted || textOf(pair).toLowerCase().includes(wanted)));
-  listed.sort(ORDERS[state.sort] || ORDERS.drawn);
+  const [by, way] = state.sort.split(" "), measure = MEASURES[by];
+  if (measure) listed.sort((a, b) => (way === "up" ? 1 : -1) * (measure(a) - measure(b)));
   byId("count").textContent = `${listed.length} of ${pairs.length} on this page, of ${data.total} in the run`;
   byId("list").replaceChildren(...listed.map((pair) => {
     const prompt = pair.prompt.length ? pair.prompt[pair.prompt.length - 1].content : "";
@@ -111,10 +107,8 @@ function step(by) {
 
 function showPair() {
   open = pairs.find((pair) => pair.key === state.row);
-  const [chosen, rejected] = sums(open);
-  byId("heading").textContent =
-    `${state.scorer}: chosen ${shown(chosen)}, rejected ${shown(rejected)}, margin ${shown(chosen - rejected)}`;
-  byId("about").textContent = `${open.source} · ${open.part} · ${open.reasons.map((reason) => REASONS[reason]).join(", ")}`;
+  byId("heading").textContent = `${state.scorer}: margin ${shown(margin(open))}`;
+  byId("about").textContent = `pair ${open.number} of ${data.total} · ${open.source} · ${open.part} · ${open.reasons.map((name) => byId(`is-${name}`).textContent).join(", ")}`;
   byId("prompt").replaceChildren(...open.prompt.map((message) => {
     const text = visible(element("span", { dir: "auto", className: "text" }), message.content);
     return element("p", {}, element("b", { textContent: `${message.role} ` }), text);
@@ -130,14 +124,13 @@ function showSide(side, number) {
   spans.forEach((span, group) => {
     const value = mean(response.groups[group].map((i) => values[i]));
     span.classList.add(...shadeClasses(shade(value)));
-    const known = "known" in response.values ? Math.max(...response.groups[group].map((i) => Math.abs(response.values.known[i]))) : 0;
-    if (known) span.classList.add(response.groups[group].some((i) => response.values.known[i] > 0) ? "known-up" : "known-down");
+    const known = "known" in channels ? total(response.groups[group].map((i) => response.values.known[i])) : 0;
+    if (known) span.classList.add(known > 0 ? "known-up" : "known-down");
   });
   const rest = response.text.slice(response.ends[response.ends.length - 1] || 0);
-  const cut = rest ? [element("span", { className: "cut", title: "cut off: longer than the limit", textContent: rest })] : [];
-  byId(side).replaceChildren(...spans, ...cut);
+  byId(side).replaceChildren(...spans, element("span", { className: "cut", title: "cut off: too long", textContent: rest }));
   byId(side).setAttribute("aria-label",
-    `${side} response, ${values.length} tokens, sum of scores ${shown(total(values))}. Left and right arrows go through its tokens.`);
+    `${side} response, ${values.length} tokens, sum ${shown(total(values))}; arrows go through them`);
   const given = open.given ? `, given score ${open.given[number]}` : "";
   byId(`${side}-head`).textContent = `${side}: ${shown(total(values))} over ${values.length} tokens${given}`;
   byId(`${side}-strip`).replaceChildren(...strip(Array.from(values, shade)));
@@ -168,10 +161,9 @@ function showKept() {
 function carried(chosenPairs) {
   const found = { tokens: 0, kept: [0, 0], sizes: [0, 0], part: 0, whole: 0 };
   for (const pair of chosenPairs) {
-    const kept = keptOf(pair), parts = contributions(pair, state.scorer);
-    const flags = [...kept[0], ...kept[1]];
-    found.part += total(parts.filter((_, i) => flags[i] > 0));
-    found.whole += total(parts);
+    const kept = keptOf(pair), flags = kept.flatMap((side) => [...side]);
+    found.part += total(contributions(pair, state.scorer).filter((_, i) => flags[i] > 0));
+    found.whole += margin(pair);
     kept.forEach((side, number) => {
       found.kept[number] += side.filter((x) => x > 0).length;
       found.sizes[number] += side.length;
@@ -197,16 +189,17 @@ function showCurve() {
     (own === null ? "The scores of this pair give no difference in its order. " : `80 % of this pair's difference lies on ${percent(own)} of its tokens. `) +
     (shares.length ? `The median of the ${shares.length} pairs with a positive margin is ${percent(shares[shares.length >> 1])}.` : "");
   const plot = byId("curve");
-  const point = ([x, y]) => `${40 + 240 * x},${(150 - 120 * Math.min(Math.max(y, -0.1), 1.15)).toFixed(1)}`;
-  const line = (points, name) => drawing("polyline", { points: points.map(point).join(" "), class: name });
-  const lines = [drawing("path", { d: "M40,10V150H280", class: "axis" }), drawing("path", { d: "M40,54H280", class: "zero" })];
-  if (mine[mine.length - 1] > 0) lines.push(line(relative([mine]), "series-0"));
-  lines.push(line(relative(others), "series-1"));
+  const curves = { "series-1": relative(others), ...(mine[mine.length - 1] > 0 ? { "series-0": relative([mine]) } : {}) };
+  const top = Math.max(1.1, ...Object.values(curves).flat().map(([, y]) => y));
+  const down = (y) => (150 - (140 * Math.max(y, 0)) / top).toFixed(1);
+  const point = ([x, y]) => `${46 + 240 * x},${down(y)}`;
+  const lines = [drawing("path", { d: "M46,10V150H286", class: "axis" }), drawing("path", { d: `M46,${down(0.8)}H286`, class: "zero" })];
+  for (const name in curves) lines.push(drawing("polyline", { points: curves[name].map(point).join(" "), class: name }));
   if (here.whole > 0) {
     const [x, y] = point([(here.kept[0] + here.kept[1]) / (here.sizes[0] + here.sizes[1]), here.part / here.whole]).split(",");
     lines.push(drawing("circle", { cx: x, cy: y, r: 5, class: "here" }));
   }
-  const labels = [[36, 154, "0", "end"], [36, 34, "100 %", "end"], [36, 58, "80 %", "end"], [40, 166, "0", "middle"], [280, 166, "100 % of tokens", "end"]];
+  const labels = [...[0, 0.8, 1].map((y) => [42, Number(down(y)) + 4, `${100 * y} %`, "end"]), [286, 166, "100 % of tokens", "end"]];
   plot.replaceChildren(...lines, ...labels.map(([x, y, text, anchor]) => drawing("text", { x, y, "text-anchor": anchor }, text)));
 }
 
@@ -225,15 +218,16 @@ function showCard(span) {
   const side = SIDES.indexOf(span.parentElement.id);
   const response = open.responses[side], group = response.groups[span.dataset.group];
   const kept = keptOf(open)[side];
-  const rows = group.flatMap((i) => {
-    const mine = response.values[state.scorer][i];
-    const rank = 1 + response.values[state.scorer].filter((x) => x > mine).length;
+  const rows = group.flatMap((i, part) => {
+    const scores = response.values[state.scorer], place = `${response.ids[i]}, ${i + 1} of ${scores.length}`;
     const values = data.channels.filter((channel) => !["noise", "weight"].includes(channel.kind));
+    if (part) return [["and", `${place}: ${shown(scores[i], 4)}`]];
     return [
-      ["token", `${isClosing(response, i) ? data.names[response.ids[i]] || "end" : JSON.stringify(pieceOf(response, i))}${group.length > 1 ? ", part of a character" : ""}`],
-      ["id, position", `${response.ids[i]}, ${i + 1} of ${response.ids.length}`],
+      ["token", isClosing(response, i) ? data.names[response.ids[i]] || "end" : JSON.stringify(group.map((j) => pieceOf(response, j)).join(""))],
+      ...(group.length > 1 ? [["", `${group.length} tokens share a character`]] : []),
+      ["id, position", place],
       ...values.map(({ name }) => [name, shown(response.values[name][i], 4)]),
-      [`rank by ${state.scorer}`, `${rank} of ${response.ids.length}`],
+      [`rank by ${state.scorer}`, `${1 + scores.filter((x) => x > scores[i]).length} of ${scores.length}`],
       ...(weighed ? [["weight in the recipe", String(response.values.weight[i])]] : []),
       ["kept now", kept[i] > 0 ? "yes" : "no"],
     ];
@@ -271,12 +265,12 @@ function showControls() {
   }
   for (const id of ["lines", "dots"]) byId(id).checked = state[id] === "1";
   for (const side of SIDES) byId(`${side}-shown`).textContent = percent(Number(state[side]));
-  const channel = channels[state.scorer], edge = { run: shown(channel.limit), pair: "largest of this pair", rank: "highest rank" }[state.scale];
-  byId("low").textContent = state.scale === "run" ? shown(channel.zero - channel.limit) : `− ${edge}`;
-  byId("high").textContent = state.scale === "run" ? shown(channel.zero + channel.limit) : `+ ${edge}`;
-  byId("zero").textContent = channel.centred ? `${shown(channel.zero)}, the run's median` : "0";
-  byId("means").textContent = channel.centred
-    ? "orange: under the run's median, blue: over it" : "orange: lowers the preference for this response, blue: raises it";
+  const { zero, limit, centred } = channels[state.scorer];
+  const ends = state.scale === "run" ? [zero - limit, zero + limit].map((x) => shown(x)) : ["lowest", "highest"];
+  [byId("low").textContent, byId("high").textContent] = ends;
+  byId("zero").textContent = shown(zero);
+  byId("signed").hidden = centred;
+  byId("centred").hidden = !centred;
 }
 
 function show() {
@@ -292,12 +286,11 @@ function listen(id, event, act) {
 
 function setUp() {
   byId("scorer").replaceChildren(...scorers.map((name) => element("option", { value: name, textContent: name })));
-  byId("sort").replaceChildren(...Object.keys(ORDERS).map((name) => element("option", { value: name, textContent: name })));
   for (const id of ["scorer", "scale", "show", "part", "sort"]) listen(id, "change", (event) => { hideCard(); change({ [id]: event.target.value }); });
   for (const id of ["lines", "dots"]) listen(id, "change", (event) => change({ [id]: event.target.checked ? "1" : "0" }));
   listen("q", "input", (event) => change({ q: event.target.value }));
   for (const side of SIDES) listen(`${side}-rate`, "input", (event) => change({ [side]: event.target.value, moved: "1" }));
-  listen("reset", "click", () => change({ chosen: START.chosen, rejected: START.rejected, moved: "" }));
+  listen("reset", "click", () => change({ ...rates, moved: "" }));
   const themes = ["auto", "light", "dark"];
   listen("theme", "click", () => change({ theme: themes[(themes.indexOf(state.theme) + 1) % 3] }));
   listen("help-button", "click", () => byId("help").showModal());
@@ -320,8 +313,7 @@ function setUp() {
 /** Pin a token's card and name the token in the address. */
 function choose(span) {
   pin(span);
-  Object.assign(state, { token: `${span.parentElement.id}.${span.dataset.group}` });
-  history.replaceState(null, "", `#${new URLSearchParams(Object.entries(state).filter(([key, value]) => value !== START[key]))}`);
+  remember({ token: `${span.parentElement.id}.${span.dataset.group}` });
 }
 
 function restoreToken() {
