@@ -158,7 +158,7 @@ class Drawn(NamedTuple):
 
 
 def draw(reader: PairReader, count: int, *, sample: int) -> Drawn:
-    """Half of the pairs at random, a quarter with the largest margins, a quarter whose scores contradict them most.
+    """A quarter of the pairs with the largest margins, up to a quarter whose scores contradict them most, the rest at random.
 
     Args:
         reader: Gives the pairs.
@@ -181,13 +181,15 @@ def draw(reader: PairReader, count: int, *, sample: int) -> Drawn:
     margins = np.array([place.margin for place in places])
     by_margin = np.argsort(-margins, kind="stable").tolist()
     quarter = max(count // 4, 1)
-    chosen: dict[int, tuple[str, ...]] = {}
-    groups = {
-        "random": order[: len(places) if len(places) <= count else count - 2 * quarter],
+    ends = {
         "margin": by_margin[:quarter],
         "wrong": [number for number in by_margin[::-1][:quarter] if margins[number] < 0],
     }
-    for reason, numbers in groups.items():
+    extreme = {*ends["margin"], *ends["wrong"]}
+    others = np.cumsum([number not in extreme for number in order])
+    drawn = order[: int(np.searchsorted(others, count - len(extreme), side="right"))]
+    chosen: dict[int, tuple[str, ...]] = {}
+    for reason, numbers in {"random": drawn, **ends}.items():
         for number in numbers:
             chosen[number] = (*chosen.get(number, ()), reason)
     return Drawn(

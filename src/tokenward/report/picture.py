@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.cells import cell_len
 
 from tokenward.errors import UserError
-from tokenward.report.single import ShownPair, ShownToken, colour, visible
+from tokenward.report.single import ShownPair, ShownToken, by_character, colour, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,7 @@ def _lines(shown: ShownPair) -> Iterator[tuple[str, list[_Placed]]]:
 def _laid_out(tokens: Sequence[ShownToken], row: int) -> Iterator[_Placed]:
     """Tokens from left to right; a line ends at a line break or when it is full."""
     column = 0
-    for token in tokens:
+    for token in by_character(tokens):
         for part in visible(token.text).splitlines(keepends=True) or [""]:
             text = part.rstrip("\n")
             width = cell_len(text)

@@ -125,6 +125,24 @@ def _tokens(
     ]
 
 
+def by_character(tokens: Sequence[ShownToken]) -> list[ShownToken]:
+    """Tokens that share a character as one, with their mean score, kept where one of them is."""
+    groups: list[list[ShownToken]] = []
+    for token in tokens:
+        if groups and not token.text and not token.closing:
+            groups[-1].append(token)
+        else:
+            groups.append([token])
+    return [
+        group[0]._replace(
+            score=sum(token.score for token in group) / len(group),
+            shade=sum(token.shade for token in group) / len(group),
+            kept=any(token.kept for token in group),
+        )
+        for group in groups
+    ]
+
+
 UP, DOWN = (63, 143, 214), (240, 138, 36)
 """Strongest blue and orange, as on the page."""
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.style import Style
 from rich.text import Text
 
-from tokenward.report.single import Colour, ShownPair, ShownToken, colour, visible
+from tokenward.report.single import Colour, ShownPair, ShownToken, by_character, colour, visible
 
 DARK: Colour = (12, 12, 12)
 LIGHT: Colour = (255, 255, 255)
@@ -50,7 +50,7 @@ def _legend(shown: ShownPair, page: Colour) -> Text:
 
 def _tokens(tokens: Sequence[ShownToken], page: Colour) -> Text:
     text = Text()
-    for token in tokens:
+    for token in by_character(tokens):
         piece = f" {token.text}" if token.closing else visible(token.text)
         style = _style(token.shade, page)
         if token.kept:

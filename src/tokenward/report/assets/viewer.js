@@ -84,7 +84,7 @@ function showList() {
   byId("count").textContent = `${listed.length} of ${pairs.length} on this page, of ${data.total} in the run`;
   byId("list").replaceChildren(...listed.map((pair) => {
     const prompt = pair.prompt.length ? pair.prompt[pair.prompt.length - 1].content : "";
-    const link = element("button", { type: "button", textContent: prompt.slice(0, 90) || "(no prompt)", dir: "auto" });
+    const link = element("button", { type: "button", textContent: prompt.slice(0, 90) || "(no prompt)", title: prompt, dir: "auto" });
     const cells = [shown(margin(pair), 1), percent(disagreement(pair)), String(length(pair)), pair.part];
     const row = element("tr", {}, element("td", {}, link), ...cells.map((text) => element("td", { textContent: text })));
     row.dataset.key = pair.key;
@@ -199,7 +199,7 @@ function showCurve() {
     const [x, y] = point([(here.kept[0] + here.kept[1]) / (here.sizes[0] + here.sizes[1]), here.part / here.whole]).split(",");
     lines.push(drawing("circle", { cx: x, cy: y, r: 5, class: "here" }));
   }
-  const labels = [...[0, 0.8, 1].map((y) => [42, Number(down(y)) + 4, `${100 * y} %`, "end"]), [286, 166, "100 % of tokens", "end"]];
+  const labels = [...(top < 3 ? [0, 0.8, 1] : [0, 1]).map((y) => [42, Number(down(y)) + 4, `${100 * y} %`, "end"]), [286, 166, "100 % of tokens", "end"]];
   plot.replaceChildren(...lines, ...labels.map(([x, y, text, anchor]) => drawing("text", { x, y, "text-anchor": anchor }, text)));
 }
 
