@@ -93,7 +93,18 @@ def test_decimals_are_exact_as_in_the_library(opened, page_path: Path) -> None:
     from fractions import Fraction
 
     page = opened(page_path)
-    for value in (0.3, 0.7, 1.0, 1 / 3, 0.1234567891234, 1e-7, 2 / 7):
+    for value in (
+        0.3,
+        0.7,
+        1.0,
+        1 / 3,
+        0.1234567891234,
+        1e-7,
+        2 / 7,
+        0.5112747213686085,
+        0.47214271545271336,
+        0.9666063677707588,
+    ):
         exact = Fraction(str(value)).limit_denominator(10**9)
         found = page.evaluate("value => exactFraction(value, 1e9)", value)
         assert found == [exact.numerator, exact.denominator], value
