@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench real clean
+.PHONY: demo test browser lint bench real clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,8 +15,11 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: $(VENV)/ready  ## the main job: SePO on the built-in data with the default model
 	$(BIN)/tokenward run recipes/quickstart.yaml
 
-test: $(VENV)/ready lint  ## lint, types and every test
+test: $(VENV)/ready lint browser  ## lint, types and every test
 	$(BIN)/python -m pytest
+
+browser:  ## a chromium for the tests of the report's page, where it can be installed
+	@scripts/browser.sh
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check src tests scripts benchmarks

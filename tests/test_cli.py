@@ -38,6 +38,8 @@ VERBS = {
     "train": {"--set"},
     "evaluate": {"--set"},
     "config": {"--set"},
+    "report": {"--rows", "--also"},
+    "show": {"--row", "--png", "--light"},
 }
 
 

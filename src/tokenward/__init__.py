@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         train_sft,
     )
     from tokenward.pipeline import run_recipe as run
+    from tokenward.report.page import make_report
     from tokenward.scoring.texts import TokenScorer
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ _LAZY = {
     "compute_scores": "pipeline:compute_scores",
     "evaluate": "pipeline:evaluate",
     "evaluate_guided": "pipeline:evaluate_guided",
+    "make_report": "report.page:make_report",
     "open_run": "pipeline:open_run",
     "prepare_data": "pipeline:prepare_data",
     "prepare_examples": "pipeline:prepare_examples",
@@ -73,6 +75,7 @@ __all__ = [
     "compute_scores",
     "evaluate",
     "evaluate_guided",
+    "make_report",
     "open_run",
     "prepare_data",
     "prepare_examples",

@@ -16,6 +16,7 @@ from tokenward.pipeline.preview import preview
 from tokenward.pipeline.prompt_task import labelled_parts
 from tokenward.pipeline.stages import check_recipe, run_through
 from tokenward.pipeline.tasks import encoded_examples
+from tokenward.report.page import write_report
 from tokenward.tokens.rows import TokenRow
 
 
@@ -26,7 +27,7 @@ def run_recipe(
     last: str = "evaluation",
     quiet: bool = False,
 ) -> Run:
-    """Carry out a recipe up to a stage; what is done already is skipped.
+    """Carry out a recipe up to a stage; what is done already is skipped. A whole run ends with its report.
 
     Args:
         recipe: Path of a YAML file.
@@ -39,6 +40,8 @@ def run_recipe(
     """
     run = open_run(recipe, overrides, quiet=quiet)
     run_through(run, last)
+    if last == "evaluation":
+        run.display.line(f"report:  {write_report(run.folder)}")
     return run
 
 

@@ -21,12 +21,12 @@ from tokenward.pipeline.fit import fit
 from tokenward.pipeline.prompt_task import prompt_task
 from tokenward.pipeline.reward_learning import DEFAULTS, RewardLearner
 from tokenward.pipeline.tasks import Task, check_same_tokens, encoded_examples, example_task
-from tokenward.pipeline.train_stages import adapted, model_settings, objective_of, scored_by, selector_of
+from tokenward.pipeline.train_stages import adapted, model_settings, objective_of, scored_by
 from tokenward.pipeline.values import weigh_rows
 from tokenward.plugins import build
 from tokenward.sampling.rollouts import Context, sampled_row, seed_of
 from tokenward.scoring.values import token_values
-from tokenward.selection import KeepAll, Selector
+from tokenward.selection import KeepAll, Selector, selector_of
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
 from tokenward.training.alternating import Alternating, Schedule

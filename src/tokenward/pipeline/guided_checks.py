@@ -7,9 +7,9 @@ from tokenward.errors import UserError
 from tokenward.objectives import PlackettLuce, is_pairwise
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.guidance_stage import reads_reward, reward_settings
-from tokenward.pipeline.train_stages import objective_of, selector_of
+from tokenward.pipeline.train_stages import objective_of
 from tokenward.sampling.checks import check_temperature
-from tokenward.selection import Selector, SoftWeights
+from tokenward.selection import Selector, SoftWeights, selector_of
 
 OVERRIDDEN = {
     "max_steps": "guidance.reward_steps says how many updates the reward has each time it is learned",

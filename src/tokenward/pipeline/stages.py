@@ -33,7 +33,6 @@ from tokenward.pipeline.score_stages import MADE_BY, compute_reference, compute_
 from tokenward.pipeline.tasks import SAMPLERS, source_of
 from tokenward.pipeline.train_stages import (
     objective_of,
-    selector_of,
     train_oracle,
     train_policy,
     train_referee,
@@ -42,6 +41,7 @@ from tokenward.pipeline.train_stages import (
 from tokenward.pipeline.values import scorer_of
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
+from tokenward.selection import selector_of
 from tokenward.training.arguments import training_arguments
 
 FUNCTIONS: dict[str, Callable[[Run], Any]] = {

@@ -20,7 +20,7 @@ from tokenward.pipeline.preview import preview
 from tokenward.pipeline.rows import LazyRows, prompts_of
 from tokenward.pipeline.values import computed_values, scored_rows, weigh_all, weigh_batch, with_reference
 from tokenward.plugins import build, check_call
-from tokenward.selection import SELECTORS, Selector, scope_of
+from tokenward.selection import Selector, scope_of, selector_of
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Template
 
@@ -32,16 +32,6 @@ def objective_of(kind: str, table: Any) -> Objective:
         return objective
     check_call(kind, table.name, objective, ("logp", "batch"))
     return CheckedObjective(objective, table.name)
-
-
-def selector_of(table: Any, seed: int) -> Selector:
-    """The selector that a recipe's table names; its seed is the recipe's unless it has one."""
-    arguments = dict(table.arguments)
-    if table.name == "top_fraction":
-        arguments.setdefault("seed", seed)
-    selector = build("selector", table.name, arguments, SELECTORS)
-    check_call("selector", table.name, selector, ("tokens",))
-    return selector
 
 
 def train_sft(run: Run) -> Manifest | None:

@@ -1,7 +1,9 @@
 """Selectors: scores to a weight per token."""
 
+from tokenward.config import Named
+from tokenward.plugins import build, check_call
 from tokenward.selection.base import ScoredTokens, Selector, scope_of
-from tokenward.selection.fraction import KeepAll, SideRule, Threshold, TopFraction
+from tokenward.selection.fraction import KeepAll, SideRule, Threshold, TopFraction, stable_noise
 from tokenward.selection.soft import SoftWeights
 
 SELECTORS: dict[str, type] = {
@@ -10,6 +12,17 @@ SELECTORS: dict[str, type] = {
     "soft": SoftWeights,
     "all": KeepAll,
 }
+
+
+def selector_of(table: Named, seed: int) -> Selector:
+    """The selector that a recipe's table names; its seed is the recipe's unless it has one."""
+    arguments = dict(table.arguments)
+    if table.name == "top_fraction":
+        arguments.setdefault("seed", seed)
+    selector = build("selector", table.name, arguments, SELECTORS)
+    check_call("selector", table.name, selector, ("tokens",))
+    return selector
+
 
 __all__ = [
     "SELECTORS",
@@ -21,4 +34,6 @@ __all__ = [
     "Threshold",
     "TopFraction",
     "scope_of",
+    "selector_of",
+    "stable_noise",
 ]

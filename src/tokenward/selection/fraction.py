@@ -99,7 +99,7 @@ class TopFraction:
         group, groups = self._groups(tokens)
         if self.ties == "earliest":
             return top_fraction(scores, group, groups, fraction, rule=self.count, minimum=self.minimum)
-        order = torch.argsort(_noise(tokens, self.seed + 1))
+        order = torch.argsort(stable_noise(tokens, self.seed + 1))
         kept = torch.empty_like(order, dtype=torch.bool)
         kept[order] = top_fraction(
             scores[order], group[order], groups, fraction, rule=self.count, minimum=self.minimum
@@ -127,11 +127,11 @@ class TopFraction:
 
     def _directed(self, tokens: ScoredTokens, direction: Direction) -> Tensor:
         if direction == "random":
-            return _noise(tokens, self.seed)
+            return stable_noise(tokens, self.seed)
         return {"top": tokens.scores, "bottom": -tokens.scores, "magnitude": tokens.scores.abs()}[direction]
 
 
-def _noise(tokens: ScoredTokens, seed: int) -> Tensor:
+def stable_noise(tokens: ScoredTokens, seed: int) -> Tensor:
     """A number per token in [0, 1) that depends on the seed, the response and the place in it, and on nothing else.
 
     So a random selection is the same whatever the order or the number of the other responses.

@@ -1,0 +1,65 @@
+"""Verbs that show a finished run: a page in the browser, a pair in the terminal."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokenward.cli.app import app
+from tokenward.config import load_recipe
+from tokenward.display import Display
+
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of a run, or its recipe.", show_default=False)
+]
+
+
+def _folder(run: Path) -> Path:
+    return Path(load_recipe(run).recipe.run).expanduser() if run.is_file() else run
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    rows: Annotated[int, typer.Option(help="Comparisons on the page at most.", min=1)] = 200,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN",
+            help="A further run whose scores of the same responses can be switched to. Repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Write a run's report: one HTML file that opens from disk. It needs no model.
+
+    tokenward report runs/quickstart
+    """
+    from tokenward.report.page import write_report
+
+    page = write_report(_folder(run), rows=rows, also=[_folder(other) for other in also or ()])
+    Display().line(f"report: {page}")
+
+
+@app.command()
+def show(
+    run: RunArgument,
+    row: Annotated[int, typer.Option(help="Number of the pair in the run, from 1.")] = 1,
+    png: Annotated[Path | None, typer.Option(help="Write a picture instead; .svg and .pdf work too.")] = None,
+    light: Annotated[bool, typer.Option("--light", help="The terminal has a light ground.")] = False,
+) -> None:
+    """Show a pair of a finished run in the terminal, each token coloured by its score.
+
+    tokenward show runs/quickstart --row 3
+    """
+    from tokenward.report.single import shown_pair
+
+    shown = shown_pair(_folder(run), row)
+    if png is None:
+        from tokenward.report.terminal import pair_text
+
+        Display().text(pair_text(shown, light=light))
+        return
+    from tokenward.report.picture import save_picture
+
+    save_picture(shown, png)
+    Display().line(f"picture: {png}")

@@ -1,0 +1,82 @@
+"use strict";
+// Which tokens a rate keeps: the rule of tokenward.selection.TopFraction, on the raw scores, within each response.
+
+/** A number as it is written in decimal, as [numerator, denominator]; 0.333... is one third.
+ *  Python: Fraction(str(value)).limit_denominator(largest). */
+function exactFraction(value, largest) {
+  const [digits, exponent = "0"] = String(value).split("e");
+  const [whole, decimals = ""] = digits.split(".");
+  const places = decimals.length - Number(exponent);
+  let n = BigInt(whole + decimals) * 10n ** BigInt(Math.max(-places, 0));
+  let d = 10n ** BigInt(Math.max(places, 0));
+  const limit = BigInt(largest), start = [n, d];
+  if (d <= limit) return start.map(Number);
+  let [p0, q0, p1, q1] = [0n, 1n, 1n, 0n];
+  while (q0 + (n / d) * q1 <= limit) {
+    const a = n / d;
+    [p0, q0, p1, q1] = [p1, q1, p0 + a * p1, q0 + a * q1];
+    [n, d] = [d, n - a * d];
+    if (d === 0n) return [p1, q1].map(Number);
+  }
+  const k = (limit - q0) / q1, q = q0 + k * q1;
+  return (2n * d * q <= start[1] ? [p1, q1] : [p0 + k * p1, q]).map(Number);
+}
+
+/** How many of `total` tokens a fraction keeps, in whole numbers, or as the published code has it. */
+function keptCount(total, fraction, rules) {
+  let count;
+  if (rules.count === "float") {
+    count = Math.trunc(total * fraction);
+  } else {
+    const [n, d] = exactFraction(fraction, rules.denominator);
+    const added = { floor: 0, round: Math.floor(d / 2), ceil: d - 1 }[rules.count];
+    const product = total * n + added;
+    count = (product - (product % d)) / d;
+  }
+  return Math.min(Math.max(count, rules.minimum), total);
+}
+
+/** Score by which a direction ranks a token: the highest is kept first. */
+function directed(response, scores, direction) {
+  if (direction === "random") return response.values.noise;
+  const change = { top: (x) => x, bottom: (x) => -x, magnitude: Math.abs }[direction];
+  return Array.from(scores, change);
+}
+
+/** 1 where a token of a response is kept, 0 elsewhere.
+ *  rules: count, minimum, first_token, ends, ties, denominator, and per side {fraction, direction}. */
+function select(response, scores, side, rules) {
+  const { fraction, direction } = rules[side];
+  const ranked = directed(response, scores, direction);
+  const size = scores.length, lastText = size - response.closing;
+  const closes = rules.ends === "both" || rules.ends === side;
+  const eligible = [];
+  for (let i = rules.first_token ? 0 : 1; i < size; i++) {
+    if (!Number.isNaN(scores[i]) && (closes || i < lastText)) eligible.push(i);
+  }
+  const tie = rules.ties === "random" ? response.values["noise of ties"] : null;
+  const before = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
+  eligible.sort((a, b) => before(ranked[b], ranked[a]) || (tie ? before(tie[a], tie[b]) : a - b));
+  const kept = new Uint8Array(size);
+  for (const i of eligible.slice(0, keptCount(eligible.length, fraction, rules))) kept[i] = 1;
+  return kept;
+}
+
+/** What each token adds to the pair's reward difference: chosen scores count up, rejected ones down. */
+function contributions(pair, scorer) {
+  const [chosen, rejected] = pair.responses.map((response) => response.values[scorer]);
+  return [...chosen, ...Array.from(rejected, (x) => -x)].map((x) => (Number.isNaN(x) ? 0 : x));
+}
+
+/** Running sums of the contributions, the largest first; the last is the margin. */
+function curveOf(pair, scorer) {
+  let sum = 0;
+  return contributions(pair, scorer).sort((a, b) => b - a).map((x) => (sum += x));
+}
+
+/** The smallest share of a pair's tokens that carries a share of its difference; null where it has none. */
+function shareCarrying(curve, share) {
+  const margin = curve[curve.length - 1];
+  if (!(margin > 0)) return null;
+  return (curve.findIndex((sum) => sum >= share * margin) + 1) / curve.length;
+}

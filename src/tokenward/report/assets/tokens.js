@@ -1,0 +1,109 @@
+// Responses as text whose tokens are shaded by a number.
+
+const LEVELS = 10;
+// What would not be seen, or would turn the text around it: shown as a mark that names it.
+const HIDDEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/;
+const MARKS = { "\n": "↵", "\t": "⇥" };
+
+function unpack(text, Kind) {
+  return new Kind(Uint8Array.from(atob(text), (char) => char.charCodeAt(0)).buffer);
+}
+
+/** A response with its numbers unpacked, and its tokens in groups that show whole characters. */
+function unpacked(raw) {
+  const response = { text: raw.text, closing: raw.closing, values: {} };
+  response.ids = unpack(raw.ids, Int32Array);
+  response.ends = unpack(raw.ends, Int32Array);
+  for (const name in raw.values) response.values[name] = unpack(raw.values[name], Float32Array);
+  response.groups = groupsOf(response);
+  return response;
+}
+
+function pieceOf(response, i) {
+  return response.text.slice(i ? response.ends[i - 1] : 0, response.ends[i]);
+}
+
+function isClosing(response, i) {
+  return i >= response.ids.length - response.closing;
+}
+
+/** Tokens that share a character belong together: lists of places, in order. */
+function groupsOf(response) {
+  const groups = [];
+  let shown = true;
+  for (let i = 0; i < response.ids.length; i++) {
+    const piece = pieceOf(response, i), last = groups[groups.length - 1];
+    const joins = last && !isClosing(response, i) && (piece === "" || !shown);
+    if (joins) last.push(i);
+    else groups.push([i]);
+    shown = (joins && shown) || piece !== "" || isClosing(response, i);
+  }
+  return groups;
+}
+
+function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+function drawing(name, attributes, text = "") {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const key in attributes) made.setAttribute(key, attributes[key]);
+  made.textContent = text;
+  return made;
+}
+
+/** Text with what cannot be seen marked; never read as markup. */
+function visible(target, text, dots = false) {
+  for (const char of text) {
+    if (char in MARKS) target.append(element("span", { className: "mark", textContent: MARKS[char] }), char);
+    else if (dots && char === " ") target.append(element("span", { className: "dot", textContent: " " }));
+    else if (HIDDEN.test(char)) target.append(element("span", { className: "pill", textContent: codeOf(char) }));
+    else target.append(char);
+  }
+  return target;
+}
+
+function codeOf(char) {
+  return `U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+}
+
+function mean(values) {
+  return values.reduce((sum, x) => sum + x, 0) / values.length;
+}
+
+/** From a value to -1 .. 1 on a scale: of the whole run, of this pair, or by rank among the pair's values. */
+function shadeOf(channel, scale, pair) {
+  if (scale === "run") return (x) => (x - channel.zero) / channel.limit;
+  const all = pair.responses.flatMap((response) => Array.from(response.values[channel.name], (x) => Math.abs(x - channel.zero)));
+  const sorted = all.filter((x) => !Number.isNaN(x)).sort((a, b) => a - b);
+  if (scale === "pair") return (x) => (x - channel.zero) / (sorted[sorted.length - 1] || 1);
+  return (x) => {
+    const size = Math.abs(x - channel.zero);
+    return (Math.sign(x - channel.zero) * sorted.filter((other) => other < size).length) / sorted.length;
+  };
+}
+
+/** Classes of a shade: which way, how strong, and whether the scale ends before it. */
+function shadeClasses(shade) {
+  const level = Math.min(Math.round(Math.abs(shade) * LEVELS), LEVELS);
+  if (!level) return [];
+  const clipped = Math.abs(shade) > 1 + 1e-6 ? ["clipped"] : [];
+  return [shade > 0 ? "up" : "down", `l${level}`, ...clipped];
+}
+
+/** The tokens of a response as spans, one per group; `data-group` says which. */
+function tokenSpans(response, names, dots) {
+  return response.groups.map((group, number) => {
+    const span = element("span", { className: "token", tabIndex: -1 });
+    span.dataset.group = number;
+    if (isClosing(response, group[0])) {
+      span.classList.add("pill");
+      span.textContent = names[response.ids[group[0]]] || `[${response.ids[group[0]]}]`;
+    } else {
+      visible(span, group.map((i) => pieceOf(response, i)).join(""), dots);
+    }
+    return span;
+  });
+}

@@ -1,0 +1,129 @@
+"""Small charts as inline SVG; colours and fonts come from the page's style sheet."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+WIDTH, HEIGHT = 420, 180
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34
+
+Points = Sequence[tuple[float, float]]
+
+
+class _Frame(NamedTuple):
+    """What of a plane is drawn."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def across(self, value: float) -> float:
+        return LEFT + (value - self.x[0]) / (self.x[1] - self.x[0]) * (WIDTH - LEFT - RIGHT)
+
+    def down(self, value: float) -> float:
+        return HEIGHT - BOTTOM - (value - self.y[0]) / (self.y[1] - self.y[0]) * (HEIGHT - TOP - BOTTOM)
+
+
+def line_chart(title: str, series: Mapping[str, Points], *, x_label: str) -> Markup:
+    """Lines over a common axis; empty where there is no point.
+
+    Args:
+        title: What is drawn, for the caption and for screen readers.
+        series: Points by name; drawn in the style sheet's colours ``series-0``, ``series-1`` and so on.
+        x_label: Under the axis.
+    """
+    points = [point for line in series.values() for point in line]
+    if not points:
+        return Markup()
+    frame = _frame(points)
+    return _figure(title, [_axes(frame, x_label), *_lines(frame, series)], list(series))
+
+
+def _lines(frame: _Frame, series: Mapping[str, Points]) -> list[Markup]:
+    lines = []
+    for number, points in enumerate(series.values()):
+        path = " ".join(f"{frame.across(x):.1f},{frame.down(y):.1f}" for x, y in points)
+        lines.append(Markup('<polyline class="series-{}" points="{}"/>').format(number, path))
+    return lines
+
+
+def bar_chart(title: str, labels: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> Markup:
+    """Groups of bars from zero; a value that is None has no bar.
+
+    Args:
+        title: What is drawn.
+        labels: Of the groups, from left to right.
+        series: Values by name, one per group.
+    """
+    values = [value for bars in series.values() for value in bars if value is not None]
+    if not values:
+        return Markup()
+    frame = _frame([(0.0, 0.0), (float(len(labels)), 0.0), *((0.0, value) for value in values)])
+    width = 0.8 / len(series)
+    parts = [_axes(frame, "", ticks=False)]
+    for number, bars in enumerate(series.values()):
+        for place, value in enumerate(bars):
+            if value is not None:
+                parts.append(_bar(frame, number, place + 0.1 + number * width, width, value))
+    step = max(1, len(labels) // 10)
+    for place, label in list(enumerate(labels))[::step]:
+        parts.append(_text(frame.across(place + 0.5), HEIGHT - BOTTOM + 14, label, "middle"))
+    return _figure(title, parts, list(series))
+
+
+def histogram(title: str, edges: Sequence[float], series: Mapping[str, Sequence[float]]) -> Markup:
+    """Shares per bin as stepped lines."""
+    steps = {}
+    for name, shares in series.items():
+        corners = [
+            (edge, share) for share, pair in zip(shares, pairwise(edges), strict=True) for edge in pair
+        ]
+        steps[name] = [(edges[0], 0.0), *corners, (edges[-1], 0.0)]
+    return line_chart(title, steps, x_label="score")
+
+
+def _bar(frame: _Frame, number: int, left: float, width: float, value: float) -> Markup:
+    top, bottom = sorted((frame.down(value), frame.down(0.0)))
+    x = frame.across(left)
+    return Markup('<rect class="series-{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
+        number, x, top, frame.across(left + width) - x, max(bottom - top, 0.5)
+    )
+
+
+def _frame(points: Points) -> _Frame:
+    columns = zip(*points, strict=True)
+    limits = []
+    for values in columns:
+        low, high = min(values), max(values)
+        limits.append((low, high) if high > low else (low - 0.5, high + 0.5))
+    return _Frame(*limits)
+
+
+def _axes(frame: _Frame, x_label: str, *, ticks: bool = True) -> Markup:
+    bottom = HEIGHT - BOTTOM
+    parts = [Markup('<path class="axis" d="M{0},{1}V{2}H{3}"/>').format(LEFT, TOP, bottom, WIDTH - RIGHT)]
+    if frame.y[0] < 0 < frame.y[1]:
+        zero = frame.down(0.0)
+        parts.append(Markup('<path class="zero" d="M{},{:.1f}H{}"/>').format(LEFT, zero, WIDTH - RIGHT))
+    for value in frame.y:
+        parts.append(_text(LEFT - 5, frame.down(value) + 4, f"{value:.3g}", "end"))
+    if ticks:
+        for value, anchor in zip(frame.x, ("start", "end"), strict=True):
+            parts.append(_text(frame.across(value), bottom + 14, f"{value:.3g}", anchor))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, x_label, "middle"))
+    return Markup().join(parts)
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
+
+
+def _figure(title: str, parts: Sequence[Markup], names: Sequence[str]) -> Markup:
+    keys = Markup().join(
+        Markup('<span class="key key-{}">{}</span>').format(number, name) for number, name in enumerate(names)
+    )
+    picture = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        WIDTH, HEIGHT, title, Markup().join(parts)
+    )
+    return Markup("<figure>{}<figcaption>{} {}</figcaption></figure>").format(picture, title, keys)

@@ -1,0 +1,209 @@
+"""The pairs of a finished run with their scores, and which of them a report shows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from tokenward.config import Named
+from tokenward.data.lines import ComparisonFile
+from tokenward.data.pairs import pair_of, pair_places
+from tokenward.data.split import is_held_out
+from tokenward.errors import UserError
+from tokenward.plugins import build
+from tokenward.report.collect import RunFolder
+from tokenward.scoring.scorers import SCORERS, Scorer
+from tokenward.scoring.store import TokenRecord, TokenStore
+from tokenward.tokens.encode import response_key
+from tokenward.types import Comparison
+
+PARTS = ("train", "held_out")
+
+
+class PairPlace(NamedTuple):
+    """Where a pair stands, and what its scores say of it.
+
+    Attributes:
+        part: ``train`` or ``held_out``, the file of the data stage.
+        row: Number of its comparison in that file.
+        better: Place of the preferred response in the comparison.
+        worse: Place of the other.
+        number: Of the pair in the run, from 1: the training pairs, then the held-out ones.
+        margin: Sum of the preferred response's scores less that of the other's.
+    """
+
+    part: str
+    row: int
+    better: int
+    worse: int
+    number: int
+    margin: float
+
+
+class ScoredPair(NamedTuple):
+    """A pair with what the score store holds of it, the preferred response first.
+
+    Attributes:
+        comparison: Two responses, ranks (0, 1).
+        part: ``train``, ``held out`` or ``referee``.
+        number: As in :class:`PairPlace`.
+        records: The stored values of both.
+        margin: As in :class:`PairPlace`.
+    """
+
+    comparison: Comparison
+    part: str
+    number: int
+    records: tuple[TokenRecord, TokenRecord]
+    margin: float
+
+
+def scores_of(scorer: Scorer, record: TokenRecord) -> np.ndarray:
+    """Scores of one stored response.  -> [n] float32"""
+    return torch.as_tensor(scorer(record), dtype=torch.float32).numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairReader:
+    """Reads the pairs of a run from its data and its score store.
+
+    Attributes:
+        run: The run.
+        store: Its score store.
+        scorer_name: Name of the run's scorer, as its recipe has it.
+        scorer: The run's scorer.
+    """
+
+    run: RunFolder
+    store: TokenStore
+    scorer_name: str
+    scorer: Scorer
+    _files: dict[str, ComparisonFile] = field(default_factory=dict[str, ComparisonFile])
+
+    @classmethod
+    def open(cls, run: RunFolder) -> "PairReader | None":
+        """A reader of a run's pairs; None where the run has no scores, as a guided one."""
+        if not {"data", "reference", "scores"} <= set(run.manifests):
+            return None
+        store = TokenStore(run.path / "scores")
+        named = run.setting("policy", "scores", "scorer") or {"name": _usual_scorer(store)}
+        arguments = {key: value for key, value in named.items() if key != "name"}
+        scorer = build("scorer", named["name"], arguments, SCORERS)
+        return cls(run=run, store=store, scorer_name=named["name"], scorer=scorer)
+
+    def places(self) -> Iterator[tuple[PairPlace, list[np.ndarray]]]:
+        """Every pair whose responses are in the store, with the scores of both."""
+        rule = self.run.setting("reference", "data", "pairs")
+        gap = self.run.setting("reference", "data", "min_gap")
+        number = 0
+        for part in PARTS:
+            for row, comparison in enumerate(self._file(part)):
+                for better, worse in pair_places(comparison, rule, min_gap=gap):
+                    keys = _keys(comparison, (better, worse))
+                    if all(key in self.store for key in keys):
+                        scores = [scores_of(self.scorer, self.store[key]) for key in keys]
+                        margin = float(np.nansum(scores[0]) - np.nansum(scores[1]))
+                        number += 1
+                        yield PairPlace(part, row, better, worse, number, margin), scores
+
+    def pair(self, place: PairPlace) -> ScoredPair:
+        """One pair whole."""
+        comparison = self._file(place.part)[place.row]
+        better, worse = (self.store[key] for key in _keys(comparison, (place.better, place.worse)))
+        both = pair_of(comparison, place.better, place.worse)
+        part = self._part(comparison, place.part)
+        return ScoredPair(both, part, place.number, (better, worse), place.margin)
+
+    def _file(self, part: str) -> ComparisonFile:
+        if part not in self._files:
+            self._files[part] = ComparisonFile(self.run.path / "data" / f"{part}.jsonl")
+        return self._files[part]
+
+    def _part(self, comparison: Comparison, part: str) -> str:
+        share = self.run.setting("reference", "referee", "fraction")
+        if part == "held_out":
+            return "held out"
+        return "referee" if share and is_held_out(comparison, share, self.run.seed + 1) else "train"
+
+
+def _keys(comparison: Comparison, places: Sequence[int]) -> list[str]:
+    return [response_key(comparison.prompt, comparison.responses[place]) for place in places]
+
+
+def _usual_scorer(store: TokenStore) -> str:
+    """The scorer of a run that has no policy yet: what its stored values were made for."""
+    first = next(iter(store), None)
+    values = store[first].values if first is not None else {}
+    return "reward" if "reward" in values else "log_ratio" if "oracle_logp" in values else "surprisal"
+
+
+class Drawn(NamedTuple):
+    """Which pairs are shown, and how they were chosen.
+
+    Attributes:
+        places: The pairs shown.
+        reasons: Per pair, why: ``random``, ``margin`` (one of the largest) or ``wrong`` (the most contradicted).
+        sample: Pairs drawn at random for statistics; those shown as ``random`` come first.
+        total: How many pairs the run has.
+        values: ``[n]``, all scores of the run end to end.
+    """
+
+    places: list[PairPlace]
+    reasons: list[tuple[str, ...]]
+    sample: list[PairPlace]
+    total: int
+    values: np.ndarray
+
+
+def draw(reader: PairReader, count: int, *, sample: int) -> Drawn:
+    """A quarter of the pairs with the largest margins, up to a quarter whose scores contradict them most, the rest at random.
+
+    Args:
+        reader: Gives the pairs.
+        count: How many to show; all of them where there are no more.
+        sample: How many to draw for statistics.
+
+    Raises:
+        UserError: no pair of the data is in the score store.
+    """
+    places, values = [], []
+    for place, scores in reader.places():
+        places.append(place)
+        values += scores
+    if not places:
+        raise UserError(
+            f"none of the pairs in {reader.run.path / 'data'} is in the score store beside it, so there is nothing to show. "
+            "Run the recipe again: tokenward run RECIPE."
+        )
+    order = np.random.default_rng(reader.run.seed).permutation(len(places)).tolist()
+    margins = np.array([place.margin for place in places])
+    by_margin = np.argsort(-margins, kind="stable").tolist()
+    quarter = max(count // 4, 1)
+    ends = {
+        "margin": by_margin[:quarter],
+        "wrong": [number for number in by_margin[::-1][:quarter] if margins[number] < 0],
+    }
+    extreme = {*ends["margin"], *ends["wrong"]}
+    others = np.cumsum([number not in extreme for number in order])
+    drawn = order[: int(np.searchsorted(others, count - len(extreme), side="right"))]
+    chosen: dict[int, tuple[str, ...]] = {}
+    for reason, numbers in {"random": drawn, **ends}.items():
+        for number in numbers:
+            chosen[number] = (*chosen.get(number, ()), reason)
+    return Drawn(
+        places=[places[number] for number in chosen],
+        reasons=list(chosen.values()),
+        sample=[places[number] for number in order[:sample]],
+        total=len(places),
+        values=np.concatenate(values),
+    )
+
+
+def selection_of(run: RunFolder) -> Named | None:
+    """The selection that the policy was trained with; None where there is no policy yet."""
+    table = run.setting("policy", "policy", "selection")
+    if table is None:
+        return None
+    return Named(name=table["name"], arguments={key: value for key, value in table.items() if key != "name"})

@@ -1,0 +1,73 @@
+"""What of a text each token shows: whole characters, as a reader sees them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import regex
+
+from tokenward.scoring.store import TokenRecord
+
+_CHARACTER = regex.compile(r"\X")
+"""An extended grapheme cluster: an emoji sequence or a letter with its accents is one."""
+
+
+def piece_ends(text: str, ends: Sequence[int]) -> np.ndarray:
+    """Where each token's piece of the text ends; an end inside a character moves to the character's end.
+
+    So the first of several tokens that share a character shows it, and the others show nothing.
+
+    Args:
+        text: The response.
+        ends: ``[n]``, byte after each token's last one in the text's UTF-8, never falling.
+
+    Returns:
+        ``[n]``, in UTF-16 code units, which is how a browser counts.
+    """
+    at_bytes, at_units = [0], [0]
+    for match in _CHARACTER.finditer(text):
+        cluster = match.group()
+        at_bytes.append(at_bytes[-1] + len(cluster.encode(errors="surrogatepass")))
+        at_units.append(at_units[-1] + sum(1 + (ord(char) > 0xFFFF) for char in cluster))
+    places = np.searchsorted(at_bytes, np.asarray(ends))
+    return np.asarray(at_units)[np.minimum(places, len(at_units) - 1)]
+
+
+def closing_count(text: str, record: TokenRecord) -> int:
+    """How many tokens at the end of a response are no text but close its turn."""
+    size = len(text.encode(errors="surrogatepass"))
+    count = 0
+    for start, end in zip(reversed(record.start), reversed(record.end), strict=True):
+        if start != end or start != size:
+            break
+        count += 1
+    return count
+
+
+def pieces(text: str, record: TokenRecord, names: dict[int, str]) -> list[str]:
+    """The text of each token, and of a closing token its name.  -> [n]"""
+    closing = closing_count(text, record)
+    units = text.encode("utf-16-le", errors="surrogatepass")
+    ends = piece_ends(text, record.end).tolist()
+    starts = [0, *ends[:-1]]
+    shown = [
+        units[2 * start : 2 * end].decode("utf-16-le", errors="replace")
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    first = len(shown) - closing
+    return shown[:first] + [names.get(token, f"[{token}]") for token in record.ids[first:]]
+
+
+def token_class(piece: str, *, closing: bool) -> str:
+    """A coarse kind of token by what it shows."""
+    if closing:
+        return "end of turn"
+    bare = piece.strip()
+    if not piece:
+        return "rest of a character"
+    if not bare:
+        return "white space"
+    if any(char.isdigit() for char in bare):
+        return "number"
+    if not any(char.isalnum() for char in bare):
+        return "punctuation"
+    return "word begins" if piece[0].isspace() or bare[0].isupper() else "word goes on"

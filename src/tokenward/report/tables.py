@@ -1,0 +1,123 @@
+"""Tables and curves of a report: figures, training logs, the recipe, versions and fingerprints."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from tokenward.evaluation.statistics import Figure
+from tokenward.report.charts import Points
+from tokenward.report.collect import RunFolder
+
+LOGGED = (
+    ("loss", ("loss", "eval_loss")),
+    ("rewards", ("rewards/chosen", "rewards/rejected")),
+    ("log-probability of the selected tokens", ("logps/chosen", "logps/rejected")),
+    ("accuracy of the rewards", ("rewards/accuracies", "eval_rewards/accuracies")),
+    ("negative log-likelihood", ("nll",)),
+)
+"""What is drawn of a training's log: a title, and the names that share a chart."""
+
+
+class FigureRow(NamedTuple):
+    """A figure as it is shown: before and after are empty where it is no change of something."""
+
+    name: str
+    before: str
+    after: str
+    value: str
+    interval: str
+    n: int
+
+
+def figure_rows(figures: Mapping[str, Figure]) -> list[FigureRow]:
+    """The evaluation's figures, a change together with what it is a change of."""
+    changed = {name.removesuffix("/change") for name in figures if name.endswith("/change")}
+    rows = []
+    for name, figure in figures.items():
+        base, _, part = name.rpartition("/")
+        if base in changed and part in ("before", "after"):
+            continue
+        before = after = ""
+        if part == "change" and base in changed:
+            before, after = (_number(figures[f"{base}/{side}"].value) for side in ("before", "after"))
+        interval = f"{_number(figure.low)} .. {_number(figure.high)}"
+        rows.append(FigureRow(name, before, after, _number(figure.value), interval, figure.n))
+    return rows
+
+
+def credit_rows(figures: Mapping[str, Figure]) -> list[FigureRow]:
+    """How well each scorer finds the tokens of known value; empty where the data knows none."""
+    prefix = "credit/auroc/"
+    found = {name.removeprefix(prefix): figure for name, figure in figures.items() if name.startswith(prefix)}
+    return figure_rows(found)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value == value else "none"
+
+
+def curves(run: RunFolder) -> Iterator[tuple[str, dict[str, Points]]]:
+    """Training curves: a title, and points (step, value) by name."""
+    for stage, entries in run.histories().items():
+        for title, names in LOGGED:
+            series = {name: _points(entries, name) for name in names}
+            known = {name: points for name, points in series.items() if len(points) > 1}
+            if known:
+                yield f"{stage}: {title}", known
+    looks = {
+        name: _points(run.events(), key)
+        for name, key in (("mean score of fresh samples", "sample_score"), ("reward's loss", "loss"))
+    }
+    for name, points in looks.items():
+        if len(points) > 1:
+            yield f"guidance: {name}, each time the reward is learned", {name: points}
+
+
+def _points(entries: list[dict[str, Any]], name: str) -> Points:
+    return [
+        (float(entry["step"]), float(entry[name]))
+        for entry in entries
+        if isinstance(entry.get(name), int | float) and "step" in entry
+    ]
+
+
+def recipe_of(run: RunFolder) -> dict[str, Any]:
+    """Every setting that the stages' manifests hold, put together as a recipe has them."""
+    recipe: dict[str, Any] = {}
+    for manifest in run.manifests.values():
+        _merge(recipe, manifest.settings)
+    return recipe
+
+
+def _merge(into: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict) and "name" not in value:
+            _merge(into[key], value)
+        elif isinstance(value, Mapping):
+            into[key] = {}
+            _merge(into[key], value)
+        elif value is not None or key not in into:
+            into[key] = value
+
+
+class VersionRow(NamedTuple):
+    """A stage, when it was begun, its fingerprint, what went in, and what it ran with."""
+
+    stage: str
+    created: str
+    fingerprint: str
+    inputs: str
+    versions: str
+
+
+def version_rows(run: RunFolder) -> list[VersionRow]:
+    """Where each stage came from."""
+    return [
+        VersionRow(
+            name,
+            manifest.created,
+            manifest.fingerprint,
+            ", ".join(f"{key} {value}" for key, value in manifest.inputs.items()),
+            ", ".join(f"{key} {value}" for key, value in manifest.versions.items()),
+        )
+        for name, manifest in run.manifests.items()
+    ]

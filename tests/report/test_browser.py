@@ -1,0 +1,299 @@
+"""The page in a real browser: what it selects, what it shows, how it is used."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.report.conftest import ODD
+from tokenward.report.channels import scored_tokens
+from tokenward.report.collect import RunFolder
+from tokenward.report.page import make_report, write_report
+from tokenward.report.pairs import PairReader, scores_of
+from tokenward.selection import SideRule, TopFraction
+
+SETTINGS = [
+    TopFraction(),
+    TopFraction(chosen=SideRule(fraction=0.7), rejected=SideRule(fraction=0.45), count="ceil", ends="none"),
+    TopFraction(chosen=SideRule(fraction=1 / 3), rejected=SideRule(fraction=0.01), count="round"),
+    TopFraction(chosen=SideRule(fraction=0.7), count="float", minimum=0, first_token=False),
+    TopFraction(chosen=SideRule(direction="magnitude"), rejected=SideRule(direction="top"), ends="chosen"),
+    TopFraction(chosen=SideRule(fraction=1.0), rejected=SideRule(fraction=0.15), ends="rejected", minimum=4),
+]
+
+
+@pytest.fixture(scope="module")
+def run_folder(finished_run: Path) -> Path:
+    return finished_run / "runs" / "quickstart"
+
+
+@pytest.fixture(scope="module")
+def page_path(run_folder: Path) -> Path:
+    return write_report(run_folder).resolve()
+
+
+def settings_of(rule: TopFraction) -> dict:
+    return {
+        "count": rule.count, "minimum": rule.minimum, "first_token": rule.first_token, "ends": rule.ends,
+        "ties": rule.ties, "denominator": 10**9,
+        "chosen": {"fraction": rule.chosen.fraction, "direction": rule.chosen.direction or "top"},
+        "rejected": {"fraction": rule.rejected.fraction, "direction": rule.rejected.direction or "bottom"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", SETTINGS, ids=str)
+def test_the_page_selects_what_the_library_selects(
+    opened, page_path: Path, run_folder: Path, rule: TopFraction
+) -> None:
+    page = opened(page_path)
+    picked = page.evaluate(
+        """rules => Object.fromEntries(pairs.map(pair => [pair.number, pair.responses.map((response, side) =>
+             [...select(response, response.values.log_ratio, SIDES[side], rules)])]))""",
+        settings_of(rule),
+    )
+    reader = PairReader.open(RunFolder.read(run_folder))
+    assert reader is not None
+    for place, scores in reader.places():
+        weights = rule(scored_tokens(reader.pair(place), scores))
+        chosen, rejected = picked.pop(str(place.number))
+        assert chosen + rejected == weights.int().tolist()
+    assert not picked
+
+
+@pytest.mark.parametrize("ties", ["earliest", "random"])
+def test_ties_and_missing_scores_are_taken_as_the_library_takes_them(opened, page_path: Path, ties) -> None:
+    from tokenward.selection import ScoredTokens, stable_noise
+
+    scores = torch.tensor([1.0, 0.0, float("nan"), 1.0, -0.0, 0.0, 1.0, float("-inf")])
+    tokens = ScoredTokens(
+        scores, torch.zeros(8, dtype=torch.long), torch.tensor([0]), torch.tensor([0]),
+        torch.arange(8) == 7, torch.tensor([12345]),
+    )  # fmt: skip
+    page = opened(page_path)
+    for fraction in (0.1, 0.3, 0.5, 0.6, 0.9):
+        rule = TopFraction(chosen=SideRule(fraction=fraction), ties=ties, seed=3)
+        noise = torch.argsort(torch.argsort(stable_noise(tokens, 4))).tolist()
+        picked = page.evaluate(
+            """([rules, text, noise]) => {
+                 const scores = text.map(x => x === "nan" ? NaN : Number(x));
+                 const response = {closing: 1, values: {"noise of ties": noise}};
+                 return [...select(response, scores, "chosen", rules)]; }""",
+            [
+                settings_of(rule),
+                [str(x).replace("-inf", "-Infinity") for x in scores.tolist()],
+                noise,
+            ],
+        )
+        assert picked == rule(tokens).int().tolist(), fraction
+
+
+def test_decimals_are_exact_as_in_the_library(opened, page_path: Path) -> None:
+    from fractions import Fraction
+
+    page = opened(page_path)
+    for value in (
+        0.3,
+        0.7,
+        1.0,
+        1 / 3,
+        0.1234567891234,
+        1e-7,
+        2 / 7,
+        0.5112747213686085,
+        0.47214271545271336,
+        0.9666063677707588,
+    ):
+        exact = Fraction(str(value)).limit_denominator(10**9)
+        found = page.evaluate("value => exactFraction(value, 1e9)", value)
+        assert found == [exact.numerator, exact.denominator], value
+
+
+def test_at_first_the_recipes_weights_are_marked_and_a_slider_selects_anew(opened, page_path: Path) -> None:
+    page = opened(page_path)
+    own = page.evaluate("pairs.map(pair => keptOf(pair).map(side => [...side]))")
+    again = page.evaluate(
+        "(() => { state.moved = '1'; return pairs.map(p => keptOf(p).map(s => [...s])); })()"
+    )
+    assert own == again  # the recipe's rule in the page is the recipe's rule in the library
+    page.reload()
+    kept = page.locator(".sides .kept").count()
+    before = page.locator("#kept").text_content(), page.locator("#curve").inner_html()
+    box = page.locator("#chosen-rate").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    assert 0.7 < float(page.locator("#chosen-rate").input_value()) < 0.9
+    assert page.locator(".sides .kept").count() > kept
+    assert page.locator("#kept").text_content() != before[0]
+    assert page.locator("#curve").inner_html() != before[1]
+    page.click("#reset")
+    assert page.locator("#kept").text_content() == before[0]
+
+
+def test_the_card_says_what_the_store_holds(opened, page_path: Path, run_folder: Path) -> None:
+    page = opened(page_path)
+    number = page.evaluate("open.number")
+    reader = PairReader.open(RunFolder.read(run_folder))
+    assert reader is not None
+    pair = next(reader.pair(place) for place, _ in reader.places() if place.number == number)
+    page.locator("#chosen .token").nth(2).hover()
+    card = page.locator("#card")
+    said = dict(
+        zip(card.locator("dt").all_text_contents(), card.locator("dd").all_text_contents(), strict=True)
+    )
+    record = pair.records[0]
+    score = scores_of(reader.scorer, record).tolist()
+    assert said["id, position"] == f"{record.ids[2]}, 3 of {len(record.ids)}"
+    for name, value in (("log_ratio", score[2]), *((key, record.values[key][2]) for key in record.values)):
+        assert float(said[name].replace("−", "-")) == pytest.approx(value, abs=1e-4), name
+    assert said["rank by log_ratio"] == f"{1 + sum(x > score[2] for x in score)} of {len(score)}"
+    page.locator("#chosen .token").nth(2).click()
+    page.mouse.move(2, 2)
+    assert card.is_visible()
+    page.keyboard.press("Escape")
+    assert not card.is_visible()
+
+
+def test_it_works_by_keyboard_and_the_address_brings_back_what_was_seen(opened, page_path: Path) -> None:
+    page = opened(page_path)
+    first = page.locator("#about").text_content()
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    third = page.locator("#about").text_content()
+    page.keyboard.press("k")
+    assert len({first, third, page.locator("#about").text_content()}) == 3
+    page.locator("#rejected").focus()
+    for key in ("ArrowRight", "ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    assert page.locator("#rejected .pinned").get_attribute("data-group") == "1"
+    text = page.locator("#card").text_content()
+    again = opened(page_path, page.url.partition("#")[2] and "#" + page.url.partition("#")[2])
+    assert again.locator("#card").text_content() == text
+    page.keyboard.press("Escape")
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.keyboard.type("say 7.")
+    assert page.locator("#list tr").count() == 1
+    assert "1 of 24" in (page.locator("#count").text_content() or "")
+
+
+def test_sorting_filtering_and_switching_scorers(opened, page_path: Path) -> None:
+    page = opened(page_path)
+
+    def column(place: int) -> list[float]:
+        cells = page.locator(f"#list td:nth-child({place})").all_text_contents()
+        return [float(re.sub(r"[^\d.-]", "", cell.replace("−", "-"))) for cell in cells]
+
+    for value, place, reverse in (
+        ("margin down", 2, True), ("margin up", 2, False), ("disagreement down", 3, True), ("length up", 4, False),
+    ):  # fmt: skip
+        page.select_option("#sort", value)
+        assert column(place) == sorted(column(place), reverse=reverse), value
+    page.select_option("#part", "held out")
+    assert 0 < page.locator("#list tr").count() < 24
+    margins = page.locator("#list").text_content()
+    colours = page.locator("#chosen").inner_html()
+    page.select_option("#scorer", "surprisal")
+    assert page.locator("#list").text_content() != margins
+    assert page.locator("#chosen").inner_html() != colours
+    assert page.locator("#centred").is_visible()
+    assert page.evaluate("scorers") == ["log_ratio", "surprisal", "random"]
+
+
+def test_known_spans_stand_out(opened, page_path: Path) -> None:
+    page = opened(page_path)
+    page.fill("#q", "good")
+    page.locator("#list button").first.click()
+    assert page.locator("#chosen .known-up").all_text_contents() == ["good"]
+    assert "".join(page.locator("#rejected .known-down").all_text_contents()) == "bad"
+
+
+def test_text_of_the_data_is_text(opened, odd_run: Path) -> None:
+    page = opened(write_report(odd_run))
+    assert page.locator("main script, main img, main b b").count() == 0
+    seen = 0
+    for number in range(page.evaluate("pairs.length")):
+        page.evaluate("n => change({row: pairs[n].key})", number)
+        stored = page.evaluate("open.responses[0].text")
+        # The marks are added, the text between them is whole and in order.
+        shown = page.evaluate(
+            """[...document.querySelectorAll("#chosen .token")].filter(x => !x.classList.contains("pill")).map(x => {
+                 const copy = x.cloneNode(true);
+                 copy.querySelectorAll(".mark").forEach(mark => mark.remove());
+                 copy.querySelectorAll(".pill").forEach(pill => pill.replaceWith(
+                   String.fromCodePoint(parseInt(pill.textContent.slice(2), 16))));
+                 return copy.textContent; }).join("")"""
+        )
+        assert shown == stored
+        seen += stored in ODD
+        if "👩" in stored:
+            pieces = page.locator("#chosen .token").all_text_contents()
+            assert any("👩‍👩‍👧‍👦" in piece for piece in pieces)
+            page.locator("#chosen .token", has_text="👩‍👩‍👧‍👦").hover()
+            assert "share a character" in (page.locator("#card").text_content() or "")
+        if "\u202e" in stored:
+            assert "U+202E" in (page.locator("#chosen").text_content() or "")
+    assert seen == len(ODD)
+
+
+def luminance(rgb: str) -> float:
+    if rgb.startswith("color(srgb"):
+        parts = [float(x) for x in rgb[len("color(srgb") :].strip(" )").split()[:3]]
+    else:
+        parts = [int(x) / 255 for x in re.findall(r"\d+", rgb)[:3]]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_has_contrast_on_every_shade(opened, page_path: Path, theme: str, tmp_path: Path) -> None:
+    page = opened(page_path, color_scheme=theme)
+    colours = page.evaluate(
+        """[...document.querySelectorAll(".ramp i")].map(x => [getComputedStyle(x).backgroundColor, getComputedStyle(x).color])"""
+    )
+    assert len(colours) == 21
+    body = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    for ground, ink in colours:
+        behind = body if ground == "rgba(0, 0, 0, 0)" else ground
+        low, high = sorted((luminance(behind), luminance(ink)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (ground, ink)
+    assert (luminance(body) < 0.1) == (theme == "dark")
+    assert len(page.screenshot(path=tmp_path / f"{theme}.png", full_page=True)) > 10_000
+
+
+def test_it_is_one_column_on_a_narrow_screen_and_prints(opened, page_path: Path, tmp_path: Path) -> None:
+    page = opened(page_path)
+    page.set_viewport_size({"width": 420, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    page.emulate_media(media="print")
+    assert page.locator("#chosen").is_visible()
+    assert not page.locator("#list").is_visible()
+
+
+def test_a_guided_page_opens_without_scripts(opened, tiny_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    from tests.pipeline.tools import guided, guided_recipe
+
+    recipe = guided_recipe(tmp_path, tiny_folder)
+    monkeypatch.chdir(tmp_path)
+    run = guided(
+        recipe, "guidance.training.max_steps=2", "guidance.training.logging_steps=1", last="evaluation"
+    )
+    page = opened((tmp_path / run.folder / "report" / "index.html").resolve())
+    assert page.locator("#figures td", has_text="rouge1/change").count() == 1
+    assert page.locator("#replies tbody tr").count() == 1
+    assert page.locator("#training figure").count() >= 1
+    assert page.locator("#comparisons").count() == 0
+
+
+def test_the_page_is_small_and_the_scripts_too(run_folder: Path) -> None:
+    html = make_report(run_folder).html
+    script = html[html.rindex("<script>") + 8 : html.rindex("</script>")]
+    assert len(script.encode()) <= 25_600
+    assert json.loads(html.partition('id="data">')[2].partition("</script>")[0])["schema"] == 1
+    assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in html
