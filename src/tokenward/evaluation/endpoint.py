@@ -51,7 +51,7 @@ class Endpoint:
         *,
         pause: Callable[[float], object] | None = None,
     ) -> None:
-        self._judge, self._key = judge, _key(judge, environment)
+        self._judge, self._key = judge, key_of(judge, environment)
         self._stopping = threading.Event()
         self._pause = pause or self._stopping.wait
         self._random = random.Random(0)
@@ -130,7 +130,12 @@ class Endpoint:
         return text.replace(self._key, "***") if self._key else text
 
 
-def _key(judge: JudgeTable, environment: Mapping[str, str]) -> str | None:
+def key_of(judge: JudgeTable, environment: Mapping[str, str]) -> str | None:
+    """The key from the variable that the judge's file names, or None where it names none.
+
+    Raises:
+        UserError: the variable is not set.
+    """
     if judge.key_variable is None:
         return None
     key = environment.get(judge.key_variable, "").strip()
