@@ -36,7 +36,17 @@ VERBS = {
     "reward": {"--set"},
     "score": {"--set", "--output", "--reference"},
     "train": {"--set"},
-    "evaluate": {"--set"},
+    "evaluate": {
+        "--set",
+        "--before",
+        "--after",
+        "--prompts",
+        "--metric",
+        "--reward",
+        "--judge",
+        "--export",
+        "--output",
+    },
     "config": {"--set"},
 }
 

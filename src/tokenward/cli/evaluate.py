@@ -90,7 +90,7 @@ def evaluate(
         return
     if not before or not after or not prompts:
         needed = [name for name in ("--before", "--after", "--prompts") if not of_models[name]]
-        raise UserError(f"name a recipe, or two models: {', '.join(needed)} is missing.")
+        raise UserError(f"name a recipe, or two models and prompts; missing: {', '.join(needed)}.")
     with stoppable():
         from tokenward.pipeline.compare_models import Request, compare_models
 

@@ -20,7 +20,7 @@ from tokenward.evaluation.endpoint import key_of
 from tokenward.evaluation.metrics import METRICS
 from tokenward.evaluation.rewards import find_reward_model
 from tokenward.pipeline.command import quiet_libraries
-from tokenward.pipeline.comparison import Comparison, apply_judge, apply_metrics, apply_rewards
+from tokenward.pipeline.comparison import Comparison, apply_judge, apply_metrics, apply_rewards, check_names
 from tokenward.pipeline.figures import Figures, figure_as_json, show_tables
 from tokenward.pipeline.model_replies import Side, fitting, model_of, replies_of, reply_record, short_name
 from tokenward.pipeline.prompts import read_prompts
@@ -81,6 +81,7 @@ def compare_models(request: Request, *, quiet: bool = False) -> Figures:
     display, recipe = Display(quiet=quiet), _recipe(request.overrides)
     metrics = {name: find("metric", name, METRICS) for name in request.metrics}
     reward_models = [find_reward_model(name) for name in request.rewards]
+    check_names(request.metrics, reward_models)
     judge = None if request.judge is None else load_judge(request.judge)
     if judge is not None:
         key_of(judge, os.environ)  # before hours of sampling
@@ -92,7 +93,7 @@ def compare_models(request: Request, *, quiet: bool = False) -> Figures:
     if judge is not None:
         apply_judge(comparison, judge, folder)
     _write(comparison, folder)
-    show_tables(display, comparison.figures, f"{sides[1].name} against {sides[0].name}")
+    show_tables(display, comparison.figures, f"how often {sides[1].name} wins against {sides[0].name}")
     if request.export is not None:
         _export(comparison, request.export, sides, folder)
     display.line(f"\nreplies: {folder / 'replies.jsonl'}\nfigures: {folder / 'figures.json'}")
@@ -123,9 +124,7 @@ def _sides(before: str, after: str) -> tuple[Side, Side]:
 
 def _folder(request: Request, sides: tuple[Side, Side]) -> Path:
     default = Path("runs") / f"{sides[0].name}-vs-{sides[1].name}"
-    folder = default if request.output is None else Path(request.output).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return default if request.output is None else Path(request.output).expanduser()
 
 
 def _sampled(

@@ -67,6 +67,21 @@ class Comparison:
         return {"resamples": self.recipe.evaluation.bootstrap, "seed": self.recipe.seed}
 
 
+def check_names(metrics: Sequence[str], models: Sequence[RewardModel]) -> None:
+    """Refuse two measures of one name: their figures would be one.
+
+    Raises:
+        UserError: there are two.
+    """
+    seen = ["judge", *_PLAIN]
+    for name in (*dict.fromkeys(metrics), *(short_name(model.name) for model in models)):
+        if name in seen:
+            raise UserError(
+                f"two measures are called {name}. Rename a folder or a function, or leave one of them out."
+            )
+        seen.append(name)
+
+
 def apply_metrics(comparison: Comparison, metrics: Mapping[str, Callable[..., Any]]) -> None:
     """Metrics by name, and length in tokens and characters, and the share of replies that the model ended.
 
@@ -106,7 +121,7 @@ def apply_rewards(comparison: Comparison, models: Sequence[RewardModel]) -> None
     """Reward models, one after the other.
 
     Raises:
-        UserError: one cannot be loaded, or two have the same name.
+        UserError: one cannot be loaded.
     """
     examples = [question.example for question in comparison.questions]
     for model in models:
@@ -116,8 +131,6 @@ def apply_rewards(comparison: Comparison, models: Sequence[RewardModel]) -> None
 
 def _compare(comparison: Comparison, name: str, before: list[float], after: list[float]) -> None:
     """Keep the numbers of a measure; its figures are the means, the paired change and who wins."""
-    if name in comparison.values:
-        raise UserError(f"two measures are called {name}; their figures would be one. Leave one of them out.")
     comparison.values[name] = before, after
     pairs = np.array([before, after])
     known = np.isfinite(pairs).all(axis=0)  # a reward of -inf has no mean, and loses
