@@ -258,10 +258,18 @@ def test_a_failed_request_is_not_kept_and_asked_again_next_time(httpserver, judg
 def test_an_endpoint_that_is_down_is_given_up(httpserver, judge, cache):
     httpserver.expect_request(PATH).respond_with_data("down", 503)
     many = [messages(str(number)) for number in range(50)]
-    with pytest.raises(UserError, match=r"in a row .* failed after 3 attempts each.*503.*down"):
+    with pytest.raises(UserError, match=r"5 requests in a row .* failed, 3 attempts .*503.*down"):
         ask_all(judge, many, cache, endpoint=sending(judge, []))
     # One thread may have begun the next before the fifth failure was seen.
     assert FAILED_IN_A_ROW * 3 <= len(httpserver.log) <= (FAILED_IN_A_ROW + 1) * 3
+
+
+def test_a_pair_that_is_too_long_for_the_judge_fails_alone_and_at_once(httpserver, judge, cache):
+    httpserver.expect_ordered_request(PATH).respond_with_data("too many tokens", 400)
+    httpserver.expect_ordered_request(PATH).respond_with_json(completion("[[A]]"))
+    answers, counts = ask_all(judge, [messages("long"), messages()], cache, endpoint=sending(judge, []))
+    assert [answer and answer.text for answer in answers] == [None, "[[A]]"]
+    assert (counts.failed, counts.retries) == (1, 0)
 
 
 def test_no_server_at_all_is_a_failure_too(httpserver, judge, cache):

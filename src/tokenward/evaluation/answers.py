@@ -16,7 +16,7 @@ from tokenward.evaluation.endpoint import Endpoint, Failed
 from tokenward.types import Message
 
 FAILED_IN_A_ROW = 5
-"""Requests that may fail one after the other, each after all its attempts, before the endpoint is given up."""
+"""Requests that may fail one after the other before the endpoint is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ def _answer_of(future: Future[dict[str, Any]]) -> Answer | Failed:
 def _give_up(judge: JudgeTable, in_a_row: int, failure: Failed) -> None:
     if in_a_row >= FAILED_IN_A_ROW:
         raise UserError(
-            f"{in_a_row} requests in a row to {judge.url} failed after {judge.attempts} attempts each, at last: {failure}. "
+            f"{in_a_row} requests in a row to {judge.url} failed, {judge.attempts} attempts at most for each. The last: {failure}. "
             "The answers so far are kept; the same command goes on from there."
         ) from failure
 

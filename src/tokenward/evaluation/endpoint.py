@@ -17,6 +17,9 @@ from tokenward.types import Message
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """Statuses after which the same request may succeed."""
 
+THIS_ONE = {400, 413, 422}
+"""Statuses that may be about one request alone, such as replies that are too long for the judge."""
+
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds between attempts where the endpoint names none: they double, up to the longest."""
 
@@ -74,7 +77,7 @@ class Endpoint:
         """The body of the answer, which has a choice with a message.
 
         Raises:
-            Failed: no such body after all attempts.
+            Failed: no such body after all attempts, or a status that is about this request.
             UserError: a status that no further attempt would change.
         """
         problem, wait = "", 0.0
@@ -96,6 +99,8 @@ class Endpoint:
                 named = retry_after(response.headers.get("Retry-After"))
                 wait = wait if named is None else named
                 continue
+            if response.status_code in THIS_ONE:
+                raise Failed(f"status {response.status_code}: {self._body(response)}")
             if response.status_code != 200:
                 raise UserError(self._refused(response))
             body = _checked(response)
