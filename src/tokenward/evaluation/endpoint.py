@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import httpx2
 
@@ -24,10 +24,28 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds between attempts where the endpoint names none: they double, up to the longest."""
 
 _SHOWN = 300
+_KEY_HINT = "Name the variable that holds a valid key in key_variable."
+_HINTS = {
+    401: _KEY_HINT,
+    403: _KEY_HINT,
+    404: "Check url, to which /chat/completions is added, and model.",
+}
 
 
 class Failed(Exception):
     """No usable answer after all attempts; its message is what came at last."""
+
+
+class _Again(NamedTuple):
+    """An attempt that gave no answer.
+
+    Attributes:
+        problem: What came.
+        wait: Seconds that the endpoint asks for, or None.
+    """
+
+    problem: str
+    wait: float | None = None
 
 
 class Stopped(Exception):
@@ -80,34 +98,38 @@ class Endpoint:
             Failed: no such body after all attempts, or a status that is about this request.
             UserError: a status that no further attempt would change.
         """
-        problem, wait = "", 0.0
+        found = _Again("", 0.0)
         for attempt in range(self._judge.attempts):
             if attempt:
                 with self._lock:
                     self.retries += 1
-                self._pause(wait)
+                self._pause(self._backoff(attempt - 1) if found.wait is None else found.wait)
             if self._stopping.is_set():
                 raise Stopped
-            wait = self._backoff(attempt)
-            try:
-                response = self._post(messages)
-            except httpx2.TransportError as error:  # time-outs too
-                problem = self._safe(f"{type(error).__name__}: {error}")
-                continue
-            if response.status_code in AGAIN:
-                problem = f"status {response.status_code}: {self._body(response)}"
-                named = retry_after(response.headers.get("Retry-After"))
-                wait = wait if named is None else named
-                continue
-            if response.status_code in THIS_ONE:
-                raise Failed(f"status {response.status_code}: {self._body(response)}")
-            if response.status_code != 200:
-                raise UserError(self._refused(response))
+            found = self._attempt(messages)
+            if not isinstance(found, _Again):
+                return found
+        raise Failed(found.problem)
+
+    def _attempt(self, messages: Sequence[Message]) -> "dict[str, Any] | _Again":
+        try:
+            response = self._post(messages)
+        except httpx2.TransportError as error:  # time-outs too
+            return _Again(self._safe(f"{type(error).__name__}: {error}"))
+        if response.status_code == 200:
             body = _checked(response)
-            if body is not None:
-                return body
-            problem = f"an answer that is no chat completion: {self._body(response)}"
-        raise Failed(problem)
+            return (
+                _Again(f"an answer that is no chat completion: {self._body(response)}")
+                if body is None
+                else body
+            )
+        problem = f"status {response.status_code}: {self._body(response)}"
+        if response.status_code in AGAIN:
+            return _Again(problem, retry_after(response.headers.get("Retry-After")))
+        if response.status_code in THIS_ONE:
+            raise Failed(problem)
+        hint = _HINTS.get(response.status_code, "Check model and request in the judge's file.")
+        raise UserError(f"{self._judge.url} refuses the request with {problem} {hint}")
 
     def _post(self, messages: Sequence[Message]) -> httpx2.Response:
         body = {"model": self._judge.model, "messages": list(messages), **self._judge.request}
@@ -117,15 +139,6 @@ class Endpoint:
         with self._lock:
             # Spread, or all threads would come back at the same moment.
             return min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * self._random.uniform(0.5, 1.0)
-
-    def _refused(self, response: httpx2.Response) -> str:
-        hints = {
-            401: "Name the variable that holds a valid key in key_variable.",
-            403: "Name the variable that holds a valid key in key_variable.",
-            404: "Check url, which is completed with /chat/completions, and model.",
-        }
-        hint = hints.get(response.status_code, "Check model and request in the judge's file.")
-        return f"{self._judge.url} refuses the request with status {response.status_code}: {self._body(response)} {hint}"
 
     def _body(self, response: httpx2.Response) -> str:
         return self._safe(" ".join(response.text.split()))[:_SHOWN] or "(empty)"

@@ -85,8 +85,8 @@ def judge_pairs(
     orders = iter(zip(verdicts[::2], verdicts[1::2], strict=True))
     judgments = [_same() if pair.before == pair.after else judgment(*next(orders)) for pair in pairs]
     said = [name for item in judgments for name in item.verdicts]
-    tally = {f"verdicts_{name}": float(said.count(name)) for name in sorted(set(said))}
-    return Judged(judgments, {"pairs": float(len(pairs)), **tally, **asdict(counts)})
+    tally = {f"verdicts_{name}": said.count(name) for name in sorted(set(said))}
+    return Judged(judgments, {"pairs": len(pairs), **tally, **asdict(counts)})
 
 
 def request(judge: JudgeTable, prompt: Sequence[Message], first: str, second: str) -> list[Message]:
