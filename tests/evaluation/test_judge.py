@@ -150,7 +150,7 @@ def test_a_time_out_is_asked_again(httpserver, judge, cache):
 
     def slow(question: Request) -> Response:
         release.wait(10)
-        return Response("late")
+        return Response(json.dumps(completion("[[C]]")))
 
     httpserver.expect_ordered_request(PATH).respond_with_handler(slow)
     httpserver.expect_ordered_request(PATH).respond_with_json(completion("[[A]]"))
@@ -233,6 +233,20 @@ def test_what_was_answered_before_a_stop_is_kept(httpserver, judge, tmp_path):
     assert judge_pairs(judge, pairs, cache).counts["cached"] == 3
     assert len(httpserver.log) == 5
     cache.close()
+
+
+def test_an_answer_that_comes_while_another_request_stops_the_run_is_kept(judge, cache):
+    class Stopping(Endpoint):
+        def send(self, messages):
+            if messages[0]["content"] == "wrong":
+                raise UserError("refused")
+            assert self._stopping.wait(10)
+            return completion("[[A]]")
+
+    two = judge.model_copy(update={"parallel": 2})
+    with pytest.raises(UserError, match="refused"):
+        ask_all(two, [messages("paid"), messages("wrong")], cache, endpoint=Stopping(two, {}))
+    assert cache.get(request_key(two, messages("paid"))).text == "[[A]]"
 
 
 def test_the_key_of_an_answer_is_all_that_it_depends_on(judge):
