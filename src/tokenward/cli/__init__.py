@@ -5,7 +5,9 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
-from tokenward.cli import recipes as recipes  # a verb joins the application when its module is imported
+# A verb joins the application when its module is imported.
+from tokenward.cli import evaluate as evaluate
+from tokenward.cli import recipes as recipes
 from tokenward.cli import report as report
 from tokenward.cli.app import app
 from tokenward.errors import UserError

@@ -10,7 +10,8 @@ from rich.text import Text
 from tokenward.cli.app import RecipeArgument, SetOption, app, stoppable
 
 
-def _through(recipe: Path, overrides: list[str] | None, last: str) -> None:
+def through(recipe: Path, overrides: list[str] | None, last: str) -> None:
+    """Carry out a recipe up to a stage."""
     with stoppable():
         from tokenward.pipeline.command import run_recipe
 
@@ -20,7 +21,7 @@ def _through(recipe: Path, overrides: list[str] | None, last: str) -> None:
 @app.command()
 def run(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     """Carry out a whole recipe, on comparisons or guided, to its evaluation. Finished stages are skipped."""
-    _through(recipe, overrides, "evaluation")
+    through(recipe, overrides, "evaluation")
 
 
 @app.command()
@@ -39,13 +40,13 @@ def data(
 @app.command()
 def oracle(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     """Train the DPO oracle, after the stages it needs."""
-    _through(recipe, overrides, "oracle")
+    through(recipe, overrides, "oracle")
 
 
 @app.command()
 def reward(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     """Learn a token reward from the ranks in the data, after the stages it needs."""
-    _through(recipe, overrides, "reward")
+    through(recipe, overrides, "reward")
 
 
 @app.command()
@@ -77,7 +78,7 @@ def score(
     A folder without a run's manifest may need --set tokens.template=plain.
     """
     if texts is None:
-        _through(target, overrides, "scores")
+        through(target, overrides, "scores")
         return
     with stoppable():
         from tokenward.pipeline.score_texts import score_file
@@ -88,13 +89,7 @@ def score(
 @app.command()
 def train(recipe: RecipeArgument, overrides: SetOption = None) -> None:
     """Train the policy, on selected tokens or guided by a learned reward, after the stages it needs."""
-    _through(recipe, overrides, "policy")
-
-
-@app.command()
-def evaluate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
-    """Measure the policy before and after, on the held-out prompts, after the stages it needs."""
-    _through(recipe, overrides, "evaluation")
+    through(recipe, overrides, "policy")
 
 
 @app.command()

@@ -116,10 +116,18 @@ def mean_auroc_figure(
         known = [area for area in found if not np.isnan(area)]
         return float(np.mean(known)) if known else float("nan")
 
-    return _by_example(value, count, resamples=resamples, seed=seed)
+    return by_example(value, count, resamples=resamples, seed=seed)
 
 
-def _by_example(value: Callable[[Floats], float], count: int, *, resamples: int, seed: int) -> Figure:
+def by_example(value: Callable[[Floats], float], count: int, *, resamples: int, seed: int) -> Figure:
+    """A figure of any statistic, with a 95 % percentile bootstrap interval over examples.
+
+    Args:
+        value: The statistic, given how often each example counts, ``[count]``; NaN draws are left out.
+        count: Examples.
+        resamples: Bootstrap draws.
+        seed: Of the draws.
+    """
     if not count:
         return Figure(float("nan"), float("nan"), float("nan"), 0)
     rng = np.random.default_rng(seed)

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from tokenward.display import Display
 from tokenward.evaluation.statistics import Figure
 from tokenward.pipeline.context import Run
 
@@ -22,8 +23,12 @@ def read_figures(run: Run) -> Figures:
 
 
 def show_figures(run: Run) -> None:
-    """The closing tables: what changed, then every other figure."""
-    figures = read_figures(run)
+    """The closing tables of a run."""
+    show_tables(run.display, read_figures(run), "figures on held-out data")
+
+
+def show_tables(display: Display, figures: Figures, title: str) -> None:
+    """Every figure that is no comparison under this title, then what changed from before to after."""
     changed = [name.removesuffix("/change") for name in figures if name.endswith("/change")]
     before_after = [
         (
@@ -38,9 +43,9 @@ def show_figures(run: Run) -> None:
     others = [(name, *_shown(figure)) for name, figure in figures.items() if name not in parts]
     columns = ("95 % interval", "n")
     if others:
-        run.display.table("figures on held-out data", ("", "value", *columns), others)
+        display.table(title, ("", "value", *columns), others)
     if before_after:
-        run.display.table(
+        display.table(
             "before and after, same prompts", ("", "before", "after", "change", *columns), before_after
         )
 

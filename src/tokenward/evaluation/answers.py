@@ -1,0 +1,232 @@
+"""Answers of a chat model behind an OpenAI-compatible endpoint, kept on disk."""
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenward.config.judge import JudgeTable
+from tokenward.errors import UserError
+from tokenward.evaluation.endpoint import Endpoint, Failed
+from tokenward.types import Message
+
+FAILED_IN_A_ROW = 5
+"""Requests that may fail one after the other before the endpoint is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model wrote.
+
+    Attributes:
+        text: Its message; empty where there is none.
+        refused: The endpoint says that the model refused, or that a filter stopped it.
+        prompt_tokens: As the endpoint counts them; None where it does not say.
+        answer_tokens: So too.
+    """
+
+    text: str
+    refused: bool
+    prompt_tokens: int | None
+    answer_tokens: int | None
+
+
+class AnswerCache:
+    """Answers by the key of their request, in an SQLite file; each is on disk when :meth:`put` returns.
+
+    Args:
+        path: Of the file; made where there is none.
+
+    Raises:
+        UserError: the file is something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._base = sqlite3.connect(path)
+        try:
+            with self._base:
+                self._base.execute(
+                    "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)"
+                )
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{path} is not a cache of answers: {error}. Move it away.") from error
+
+    def get(self, key: str) -> Answer | None:
+        """The answer to a request, or None."""
+        row = self._base.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+        return None if row is None else Answer(**json.loads(row[0]))
+
+    def put(self, key: str, answer: Answer) -> None:
+        """Keep an answer."""
+        with self._base:
+            text = json.dumps(asdict(answer), ensure_ascii=False)
+            self._base.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, text))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._base.close()
+
+
+@dataclass(slots=True)
+class AnswerCounts:
+    """What it took to get the answers; tokens and cost are of all of them, the new ones apart.
+
+    Attributes:
+        asked: Different requests.
+        cached: Of these, answered by an earlier run.
+        failed: Of these, without an answer after all attempts.
+        retries: Attempts beyond the first, in this run.
+        prompt_tokens: Of all answered requests.
+        answer_tokens: So too.
+        without_usage: Answered requests of which the endpoint named no tokens.
+        cost: Of all answered requests, by the prices in the judge's file.
+        cost_now: Of those answered in this run.
+    """
+
+    asked: int = 0
+    cached: int = 0
+    failed: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    without_usage: int = 0
+    cost: float = 0.0
+    cost_now: float = 0.0
+
+    def add(self, answer: Answer, judge: JudgeTable, *, new: bool) -> None:
+        """Count an answered request."""
+        if answer.prompt_tokens is None or answer.answer_tokens is None:
+            self.without_usage += 1
+            return
+        cost = (answer.prompt_tokens * judge.price_in + answer.answer_tokens * judge.price_out) / 1e6
+        self.prompt_tokens += answer.prompt_tokens
+        self.answer_tokens += answer.answer_tokens
+        self.cost += cost
+        self.cost_now += cost if new else 0.0
+
+
+def request_key(judge: JudgeTable, messages: Sequence[Message]) -> str:
+    """The sha256 of everything that the answer depends on: address, model, messages and the request's other fields."""
+    content = [judge.url.rstrip("/"), judge.model, judge.request, [dict(message) for message in messages]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def ask_all(
+    judge: JudgeTable,
+    requests: Sequence[Sequence[Message]],
+    cache: AnswerCache,
+    *,
+    endpoint: Endpoint | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[Answer | None], AnswerCounts]:
+    """An answer to each request, in their order; None where the endpoint gave none after all attempts.
+
+    What the cache holds is not asked again, and equal requests are asked once. Failures are not kept: the next run asks
+    them again.
+
+    Args:
+        judge: The model, its address and how to ask.
+        requests: The messages of each.
+        cache: Where answers are kept, each as it comes.
+        endpoint: Another way to send, for tests; as given, over HTTP.
+        progress: Called with the number of answered or failed requests.
+
+    Raises:
+        UserError: the endpoint refuses the request itself (a wrong key, an unknown model), or fails too often in a row.
+    """
+    keys = [request_key(judge, messages) for messages in requests]
+    wanted = dict(zip(keys, requests, strict=True))
+    counts = AnswerCounts(asked=len(wanted))
+    found: dict[str, Answer] = {}
+    for key in wanted:
+        answer = cache.get(key)
+        if answer is not None:
+            found[key] = answer
+            counts.add(answer, judge, new=False)
+    counts.cached = len(found)
+    if progress is not None:
+        progress(len(found))
+    left = {key: messages for key, messages in wanted.items() if key not in found}
+    if left:
+        with endpoint or Endpoint(judge, os.environ) as opened:
+            _ask(judge, left, cache, opened, found, counts, progress)
+            counts.retries = opened.retries
+    return [found.get(key) for key in keys], counts
+
+
+def _ask(
+    judge: JudgeTable,
+    left: Mapping[str, Sequence[Message]],
+    cache: AnswerCache,
+    endpoint: Endpoint,
+    found: dict[str, Answer],
+    counts: AnswerCounts,
+    progress: Callable[[int], None] | None,
+) -> None:
+    pool = ThreadPoolExecutor(judge.parallel)
+    waiting: dict[Future[dict[str, Any]], str] = {}
+    try:
+        waiting |= {pool.submit(endpoint.send, messages): key for key, messages in left.items()}
+        in_a_row = 0
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                key = waiting.pop(future)
+                answer = _answer_of(future)
+                if isinstance(answer, Failed):
+                    counts.failed += 1
+                    in_a_row += 1
+                    _give_up(judge, in_a_row, answer)
+                else:
+                    in_a_row = 0
+                    cache.put(key, answer)
+                    found[key] = answer
+                    counts.add(answer, judge, new=True)
+                if progress is not None:
+                    progress(1)
+    finally:
+        # Ctrl-C, or an error: what waits is not sent, and a sleep between attempts is cut short.
+        endpoint.stop()
+        pool.shutdown(cancel_futures=True)
+        for future, key in waiting.items():  # answered meanwhile, and perhaps paid for
+            if not future.cancelled() and future.exception() is None:
+                cache.put(key, read_answer(future.result()))
+
+
+def _answer_of(future: Future[dict[str, Any]]) -> Answer | Failed:
+    try:
+        return read_answer(future.result())
+    except Failed as failure:
+        return failure
+
+
+def _give_up(judge: JudgeTable, in_a_row: int, failure: Failed) -> None:
+    if in_a_row >= FAILED_IN_A_ROW:
+        raise UserError(
+            f"{in_a_row} requests in a row to {judge.url} failed, {judge.attempts} attempts at most for each. The last: {failure}. "
+            "The answers so far are kept; the same command goes on from there."
+        ) from failure
+
+
+def read_answer(body: Mapping[str, Any]) -> Answer:
+    """The answer in the body of a chat completion, which :class:`Endpoint` has checked to have a message."""
+    choice = body["choices"][0]
+    message = choice["message"]
+    text, refusal = message.get("content"), message.get("refusal")
+    usage = body.get("usage") or {}
+    return Answer(
+        text=text if isinstance(text, str) else "",
+        refused=bool(refusal) or choice.get("finish_reason") == "content_filter",
+        prompt_tokens=_count(usage, "prompt_tokens"),
+        answer_tokens=_count(usage, "completion_tokens"),
+    )
+
+
+def _count(usage: Mapping[str, Any], name: str) -> int | None:
+    value = usage.get(name)
+    return value if isinstance(value, int) else None

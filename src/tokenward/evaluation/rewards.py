@@ -1,0 +1,82 @@
+"""One number per reply from a reward model: a sequence classifier of transformers, or a token reward or oracle of one's own."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tokenward.artifacts import MANIFEST
+from tokenward.errors import UserError
+from tokenward.models.loading import load_tokenizer
+from tokenward.models.places import config_of, resolve
+from tokenward.models.reward import is_reward_folder
+from tokenward.sampling.sources import SequenceClassifier, call_source
+from tokenward.scoring.texts import TokenScorer
+from tokenward.types import Example
+
+NO_REPLY = -math.inf
+"""Of a reply without text, which has no tokens to score: every other reply wins against it."""
+
+_STAGES = ("referee", "oracle", "reward", "guidance/reward")
+
+
+class RewardModel(NamedTuple):
+    """A reward model by its name.
+
+    Attributes:
+        name: Folder or hub name.
+        scores_tokens: Whether it is a folder of tokenward's, with a score per token; else a sequence classifier.
+    """
+
+    name: str
+    scores_tokens: bool
+
+
+def find_reward_model(name: str) -> RewardModel:
+    """Tell what kind of reward model a name means, without loading its weights.
+
+    Raises:
+        UserError: a whole run, a classifier with several labels, or no model at all.
+    """
+    folder = Path(name).expanduser()
+    if (folder / MANIFEST).is_file() or is_reward_folder(folder):
+        return RewardModel(name, scores_tokens=True)
+    inside = [stage for stage in _STAGES if (folder / stage).is_dir()]
+    if inside and not (folder / "config.json").is_file():
+        named = " or ".join(str(folder / stage) for stage in inside)
+        raise UserError(f"{name} is a run, which may hold several rewards. Name one of them: {named}.")
+    labels = config_of(resolve(name), trust_remote_code=False).num_labels
+    if labels != 1:
+        raise UserError(
+            f"{name} has {labels} labels, and a reward model has one. Name another, or make it a metric: a function of your "
+            'own that gives one number per reply, --metric "module:name".'
+        )
+    return RewardModel(name, scores_tokens=False)
+
+
+def rewards(model: RewardModel, examples: Sequence[Example], replies: Sequence[str]) -> list[float]:
+    """The reward of each reply; -inf of a reply without text where tokens are scored.
+
+    A token reward or log-ratio is the mean over the reply's tokens: its sum would grow with the length. A sequence
+    classifier reads the prompt's last message and the reply, as a conversation where its tokenizer has a chat template.
+
+    Raises:
+        UserError: the model cannot be loaded, or a reply does not fit in its context.
+    """
+    if not model.scores_tokens:
+        chat = bool(load_tokenizer(model.name).chat_template)
+        source = SequenceClassifier(
+            model=model.name, pair="prompt_completion", template_chat=chat, max_tokens=4096
+        )
+        prompts = [example.prompt[-1]["content"] for example in examples]
+        where = [example.source for example in examples]
+        return call_source(
+            model.name, source, prompts, replies, [()] * len(replies), {}, where, kind="reward model"
+        )
+    filled = [place for place, reply in enumerate(replies) if reply.strip()]
+    scorer = TokenScorer.load(model.name)
+    scored = scorer.score_all([(examples[place].prompt, replies[place]) for place in filled])
+    found = [NO_REPLY] * len(replies)
+    for place, item in zip(filled, scored, strict=True):
+        found[place] = item.total / len(item.tokens)
+    return found
