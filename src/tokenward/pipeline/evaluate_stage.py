@@ -148,7 +148,7 @@ def _credit(run: Run, pairs: Sequence[Encoded]) -> Figures:
 def _sample(run: Run, template: Template) -> Samples:
     """Replies of both models to held-out prompts, chosen in an order that does not depend on the file."""
     held_out = whole_comparisons(comparison_file(run, "held_out"))
-    prompts = _first_by_key(
+    prompts = first_by_key(
         encode_set(run, held_out, template, may_be_empty=True).rows, run.recipe.evaluation.prompts
     )
     table = run.recipe.evaluation
@@ -175,7 +175,7 @@ def _sample(run: Run, template: Template) -> Samples:
     return Samples(prompts, *replies)
 
 
-def _first_by_key(rows: Sequence[Encoded], count: int) -> list[Encoded]:
+def first_by_key(rows: Sequence[Encoded], count: int) -> list[Encoded]:
     """The rows with the smallest keys, of each prompt the last row."""
     assert isinstance(rows, EncodedRows)
     _, place = np.unique(rows.of_rows("prompt_digest")[::-1], return_index=True)

@@ -19,6 +19,7 @@ from tokenward.pipeline.fit import fit
 from tokenward.pipeline.preview import preview
 from tokenward.pipeline.rows import LazyRows, prompts_of
 from tokenward.pipeline.values import computed_values, scored_rows, weigh_all, weigh_batch, with_reference
+from tokenward.pipeline.watch import held_out_prompts, watching
 from tokenward.plugins import build, check_call
 from tokenward.selection import SELECTORS, Selector, scope_of
 from tokenward.tokens.rows import TokenRow
@@ -60,7 +61,11 @@ def train_sft(run: Run) -> Manifest | None:
             sets = pair_sets(run)
             rows = best_once(_token_rows(run, sets.train, model))
             held_out = best_once(_token_rows(run, sets.held_out, model, may_be_empty=True))
-            stage.complete(**fit(run, stage, model, SFT(), rows, table.training, held_out=held_out))
+            prompts = held_out_prompts(run, model.template(run.recipe.tokens.template))
+            watch = watching(run, model, prompts, stage.path)
+            stage.complete(
+                **fit(run, stage, model, SFT(), rows, table.training, held_out=held_out, watch=watch)
+            )
     return run.done("sft")
 
 
@@ -127,7 +132,15 @@ def train_policy(run: Run) -> Manifest:
             held_out = _held_out(run, objective, start, pairs.held_out)
             prepare = None if weigh is None else lambda batch, step: weigh(batch)
             facts = fit(
-                run, stage, model, objective, rows, table.training, held_out=held_out, prepare=prepare
+                run,
+                stage,
+                model,
+                objective,
+                rows,
+                table.training,
+                held_out=held_out,
+                prepare=prepare,
+                watch=watching(run, model, held_out_prompts(run, template), stage.path),
             )
             stage.complete(kept=_kept(rows), nothing_selected=dropped, **scored_by(run), **facts)
     return run.done("policy")
