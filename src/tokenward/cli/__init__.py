@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tokenward.cli import recipes as recipes  # a verb joins the application when its module is imported
+from tokenward.cli import tools as tools
 from tokenward.cli.app import app
 from tokenward.errors import UserError
 

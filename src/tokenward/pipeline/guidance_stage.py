@@ -12,7 +12,7 @@ from accelerate import PartialState
 from tokenward.artifacts import Manifest, StageFolder, atomic_write, fingerprint
 from tokenward.config import GuidanceTable
 from tokenward.models.head_mlp import HeadMLPSettings
-from tokenward.models.loading import LanguageModel
+from tokenward.models.loading import LanguageModel, lasting
 from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model
 from tokenward.objectives import SFT, Objective, needs_reference
 from tokenward.pipeline.context import Run
@@ -173,7 +173,13 @@ def _train(run: Run, stage: StageFolder, guidance: GuidanceTable) -> None:
         reward.save(stage.path / "reward")
     atomic_write(stage.path / "events.jsonl", "".join(json.dumps(event) + "\n" for event in loop.events))
     learned = sum(event["event"] == "reward" for event in loop.events)
-    stage.complete(**facts, **scored_by(run), rewards_learned=learned, best_step=loop.best_step)
+    stage.complete(
+        start=lasting(run.start_model),
+        **facts,
+        **scored_by(run),
+        rewards_learned=learned,
+        best_step=loop.best_step,
+    )
 
 
 def _loop(

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from tokenward.artifacts import Manifest
 from tokenward.data.choice import Choice
 from tokenward.errors import UserError
-from tokenward.models.loading import LanguageModel
+from tokenward.models.loading import LanguageModel, lasting
 from tokenward.objectives import OBJECTIVES, SFT, CheckedObjective, Objective, needs_reference
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets, pair_settings
@@ -142,7 +141,9 @@ def train_policy(run: Run) -> Manifest:
                 prepare=prepare,
                 watch=watching(run, model, held_out_prompts(run, template), stage.path),
             )
-            stage.complete(kept=_kept(rows), nothing_selected=dropped, **scored_by(run), **facts)
+            start_name = lasting(run.policy_start)
+            shares = {"kept": _kept(rows), "nothing_selected": dropped}
+            stage.complete(start=start_name, **shares, **scored_by(run), **facts)
     return run.done("policy")
 
 
@@ -158,9 +159,8 @@ def _same_template(run: Run, template: Template) -> None:
 
 def scored_by(run: Run) -> dict[str, str]:
     """What a scorer of texts must know to do as the run does, from any folder."""
-    reference = Path(run.reference_model)
     return {
-        "reference": str(reference.resolve()) if reference.is_dir() else run.reference_model,
+        "reference": lasting(run.reference_model),
         "template": run.recipe.tokens.template,
         "dtype": run.recipe.model.dtype,
         "attention": run.recipe.model.attention,

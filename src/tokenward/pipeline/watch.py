@@ -8,8 +8,7 @@ from accelerate import PartialState
 
 from tokenward.models.loading import LanguageModel
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import comparison_file, encode_set, whole_comparisons
-from tokenward.pipeline.evaluate_stage import first_by_key
+from tokenward.pipeline.data import comparison_file, encode_set, first_by_key, whole_comparisons
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
 from tokenward.sampling.rollouts import Context
 from tokenward.tokens.template import Template
