@@ -37,7 +37,11 @@ VERBS = {
     "score": {"--set", "--output", "--reference"},
     "train": {"--set"},
     "evaluate": {"--set"},
-    "config": {"--set"},
+    "config": {"--set", "--resolved"},
+    "plan": {"--set", "--step"},
+    "compare": {"--show", "--json"},
+    "chat": {"--start"},
+    "export": set(),
 }
 
 

@@ -56,7 +56,9 @@ def test_the_last_replies_are_those_of_the_evaluation(finished_run: Path) -> Non
 
 
 def test_a_stop_leaves_no_line_twice(tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = tokenward.run(tiny_workplace, [*CHANGES, "fixed_prompts=1", "run=whole"], last="policy", quiet=True)
+    whole = tokenward.run(
+        tiny_workplace, [*CHANGES, "fixed_prompts=1", "run=whole"], last="policy", quiet=True
+    )
     tokenward.run(tiny_workplace, [*CHANGES, "fixed_prompts=1"], last="scores", quiet=True)
     press_when(monkeypatch, lambda state: state.global_step == 1)
     with pytest.raises(Interrupted):

@@ -61,3 +61,17 @@ def chat(
     from tokenward.pipeline.chat import chat as talk
 
     talk(model, start=start)
+
+
+@app.command()
+def export(
+    run: Annotated[
+        str, typer.Argument(help="Folder of a run, or of a stage that made a model.", show_default=False)
+    ],
+    folder: Annotated[Path, typer.Argument(help="The new model folder.", show_default=False)],
+) -> None:
+    """Write a run's model as a plain Hugging Face folder with a model card; an adapter is merged and checked."""
+    with stoppable():
+        from tokenward.pipeline.export import export as write
+
+        write(run, folder)
