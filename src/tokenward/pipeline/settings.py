@@ -82,7 +82,7 @@ def _of_object(loaded: LoadedRecipe, table: str, objects: Mapping[str, Any]) -> 
     kind = inner.replace("_", " ")
     target = find(kind, named.name, objects)
     if dataclasses.is_dataclass(target):
-        made = (
+        made: Any = (
             selector_of(named, loaded.recipe.seed)  # whose seed is the recipe's
             if objects is SELECTORS
             else build(kind, named.name, named.arguments, objects)
