@@ -47,9 +47,13 @@ VERBS = {
         "--export",
         "--output",
     },
-    "config": {"--set"},
+    "config": {"--set", "--resolved"},
     "report": {"--rows", "--also"},
     "show": {"--row", "--png", "--light"},
+    "plan": {"--set", "--step"},
+    "compare": {"--show", "--json"},
+    "chat": {"--start"},
+    "export": set(),
 }
 
 

@@ -28,6 +28,7 @@ LAWFUL = settings(derandomize=True, deadline=None, max_examples=50)
 FULL = """\
 run: runs/full
 seed: 3
+fixed_prompts: 4
 model:
   name: some/model
   dtype: bfloat16

@@ -9,6 +9,7 @@ from rich.text import Text
 from tokenward.cli import evaluate as evaluate
 from tokenward.cli import recipes as recipes
 from tokenward.cli import report as report
+from tokenward.cli import tools as tools
 from tokenward.cli.app import app
 from tokenward.errors import UserError
 

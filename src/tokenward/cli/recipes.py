@@ -93,11 +93,23 @@ def train(recipe: RecipeArgument, overrides: SetOption = None) -> None:
 
 
 @app.command()
-def config(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+def config(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    complete: Annotated[
+        bool,
+        typer.Option(
+            "--resolved", help="Also what named objects and training tables have where the recipe is silent."
+        ),
+    ] = False,
+) -> None:
     """Print every value of a recipe and where it comes from."""
     from tokenward.config import load_recipe, resolved
 
     console = Console(highlight=False)
-    for item in resolved(load_recipe(recipe, overrides or ())):
+    loaded = load_recipe(recipe, overrides or ())
+    if complete:
+        from tokenward.pipeline.settings import completely_resolved as resolved
+    for item in resolved(loaded):
         line = Text.assemble(f"{item.key}: {item.value}", (f"  ({item.origin})", "dim"))
         console.print(line, soft_wrap=True)

@@ -164,6 +164,10 @@ class Recipe(Table):
         default="runs/recipe", description="Folder of the run; by default runs/ and the recipe's name."
     )
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Seed of everything random.")
+    fixed_prompts: Annotated[int, Field(ge=0)] = Field(
+        default=8,
+        description="Held-out prompts answered while a model trains: at its start, each evaluation and its end. 0 is none.",
+    )
     model: ModelTable = Field(default=ModelTable(), description="The model to start from.")
     data: DataTable = Field(default=DataTable(), description="The comparisons.")
     tokens: TokensTable = Field(default=TokensTable(), description="From text to tokens.")

@@ -22,6 +22,7 @@ _INSTEAD = {
     "policy": "Its objective, selection and training are in the table guidance.",
 }
 _NOT_IN_PROMPT_TASK = {
+    "fixed_prompts": "its policy writes prompts, which the looks at it (guidance.evaluate_every) judge",
     "guidance.source": "prompts are ranked by how well the task model classifies with them",
     "evaluation.metrics": "prompts are judged by the task model's accuracy",
 }

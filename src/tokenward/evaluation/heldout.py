@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenward.evaluation.statistics import Figure, mean_figure
@@ -24,7 +25,13 @@ class PairLogprobs(NamedTuple):
 def preference_figures(
     pairs: Sequence[PairLogprobs], *, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Figure]:
-    """Accuracy, margin and displacement on held-out pairs.
+    """Accuracy, margin and displacement on held-out pairs: means of :func:`preference_values`."""
+    values = preference_values(pairs)
+    return {name: mean_figure(value, resamples=resamples, seed=seed) for name, value in values.items()}
+
+
+def preference_values(pairs: Sequence[PairLogprobs]) -> dict[str, NDArray[np.float64]]:
+    """Accuracy, margin and displacement of each held-out pair, by the figure's name.  -> [pairs] each
 
     ``accuracy`` and ``margin`` (nats) use the log-ratio of the policy to its start, summed over tokens:
     the implicit reward, 0 for every pair before training. The ``likelihood`` figures use the mean
@@ -50,7 +57,7 @@ def preference_figures(
         "logps/chosen_change_per_token": change[:, 0] / length[:, 0],
         "logps/rejected_change_per_token": change[:, 1] / length[:, 1],
     }
-    return {name: mean_figure(value, resamples=resamples, seed=seed) for name, value in values.items()}
+    return {name: np.asarray(value, dtype=np.float64) for name, value in values.items()}
 
 
 def before_after_figures(

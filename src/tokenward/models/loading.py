@@ -111,13 +111,13 @@ class LanguageModel(TokenModel):
         folder.mkdir(parents=True, exist_ok=True)
         if self.head_mlp is not None and self.head_mlp_settings is not None:
             base = parts_of(resolve(self.name)).base  # a network that was loaded stands on its own base again
-            save_head_mlp(self.head_mlp, self.head_mlp_settings, _lasting(base), folder)
+            save_head_mlp(self.head_mlp, self.head_mlp_settings, lasting(base), folder)
         else:
             cast(PreTrainedModel, self.model).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
-def _lasting(name: str) -> str:
+def lasting(name: str) -> str:
     """A model's name as it can be found from any folder."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.is_dir() else name

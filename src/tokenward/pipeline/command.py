@@ -7,16 +7,21 @@ from pathlib import Path
 import datasets
 import transformers
 
+from tokenward.artifacts import MANIFEST
 from tokenward.config import load_recipe
 from tokenward.display import Display
+from tokenward.errors import UserError
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, pair_sets, prepare_data
 from tokenward.pipeline.examples import prepare_examples
 from tokenward.pipeline.preview import preview
 from tokenward.pipeline.prompt_task import labelled_parts
+from tokenward.pipeline.rows import LazyRows
 from tokenward.pipeline.stages import check_recipe, run_through
 from tokenward.pipeline.tasks import encoded_examples
+from tokenward.pipeline.values import scored_rows, weigh_all, weigh_batch
 from tokenward.report.page import write_report
+from tokenward.selection import scope_of, selector_of
 from tokenward.tokens.rows import TokenRow
 
 
@@ -66,8 +71,33 @@ def show_data(recipe: str | Path, overrides: Sequence[str], rows: int) -> None:
     prepare_data(run)
     template = run.tokenizer_template(run.recipe.model.name)
     encoded = encode_set(run, pair_sets(run).train, template, show="pairs").rows
-    for row in encoded[:rows]:
-        preview(run.display, template, TokenRow(encoded=row))
+    shown = _weighted(run, LazyRows(encoded=encoded), rows)
+    for row in encoded[:rows] if shown is None else ():
+        preview(run.display, template, TokenRow(encoded=row), weighted=False)
+    for row in shown or ():
+        preview(run.display, template, row)
+
+
+def _weighted(run: Run, rows: LazyRows, count: int) -> Sequence[TokenRow] | None:
+    """The first rows with the weights that the run's scores give them, or None, with the reason on screen."""
+    if not (run.path("scores") / MANIFEST).is_file():
+        run.display.line("  weights come after scoring: tokenward score RECIPE, then this command again")
+        return None
+    try:
+        manifest = run.done("scores")
+        scored = scored_rows(run, rows)
+    except UserError as error:
+        run.display.line(f"  no weights: {error}")
+        return None
+    selector = selector_of(run.recipe.policy.selection, run.recipe.seed)
+    run.display.line(
+        f"  weights by the scores of {manifest.created}, as they lie in {run.path('scores')}; a recipe that has changed "
+        "since scores again before it trains"
+    )
+    if scope_of(selector) == "batch":
+        run.display.line("  tokens are selected batch by batch; here among these rows")
+        return weigh_batch(selector, scored[:count])
+    return weigh_all(run, selector, scored)[:count]
 
 
 def _show_examples(run: Run, rows: int) -> None:

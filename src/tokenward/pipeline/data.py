@@ -223,3 +223,12 @@ def encoded_choice(run: Run, rows: Choice, template: Template) -> tuple[EncodedR
 def response_keys(row: Encoded) -> list[str]:
     """Stable names of a row's responses."""
     return [response_key(row.comparison.prompt, text) for text in row.comparison.responses]
+
+
+def first_by_key(rows: Sequence[Encoded], count: int) -> list[Encoded]:
+    """The rows with the smallest keys, of each prompt the last row."""
+    assert isinstance(rows, EncodedRows)
+    _, place = np.unique(rows.of_rows("prompt_digest")[::-1], return_index=True)
+    last = len(rows) - 1 - place
+    order = np.argsort(rows.of_rows("key")[last])
+    return [rows[number] for number in last[order][:count].tolist()]

@@ -4,19 +4,31 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from tokenward.artifacts import Manifest, atomic_write
 from tokenward.evaluation.credit import KnownResponse, credit_figures
-from tokenward.evaluation.heldout import PairLogprobs, before_after_figures, preference_figures
+from tokenward.evaluation.heldout import (
+    PairLogprobs,
+    before_after_figures,
+    preference_figures,
+    preference_values,
+)
 from tokenward.evaluation.metrics import METRICS, apply_metric
 from tokenward.evaluation.statistics import mean_figure
 from tokenward.models.forward import token_kl
 from tokenward.models.loading import LanguageModel
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import comparison_file, encode_set, pair_sets, response_keys, whole_comparisons
+from tokenward.pipeline.data import (
+    comparison_file,
+    encode_set,
+    first_by_key,
+    pair_sets,
+    response_keys,
+    whole_comparisons,
+)
 from tokenward.pipeline.figures import Figures, evaluation_statistics, figure_as_json, show_figures
+from tokenward.pipeline.row_values import PAIR, PROMPT, RowValues
 from tokenward.pipeline.rows import LazyRows, responses_of
 from tokenward.pipeline.values import computed_values, scorer_of, scores_of
 from tokenward.plugins import find
@@ -25,7 +37,6 @@ from tokenward.scoring.scorers import Random, Surprisal
 from tokenward.scoring.store import TokenStore
 from tokenward.tokens.batches import budgeted
 from tokenward.tokens.encode import Encoded
-from tokenward.tokens.encoded import EncodedRows
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.spans import ByteSpan, span_values
 from tokenward.tokens.template import Template
@@ -41,7 +52,7 @@ class Samples(NamedTuple):
 
 
 def evaluate(run: Run) -> Manifest:
-    """Measure what training changed; writes ``metrics.json`` and ``samples.jsonl``, and shows the table.
+    """Measure what training changed; writes ``metrics.json``, ``rows.jsonl`` and ``samples.jsonl``.
 
     Each figure has its n and a 95 % bootstrap interval; figures named ``change`` are paired by prompt.
     """
@@ -49,12 +60,14 @@ def evaluate(run: Run) -> Manifest:
     inputs = {name: run.done(name).fingerprint for name in ("scores", "policy")}
     if run.recipe.referee is not None:
         inputs["referee"] = run.done("referee").fingerprint
-    with run.stage("evaluation", settings, inputs) as stage:
+    with run.stage("evaluation", settings, inputs, layout=2) as stage:
         if not stage.done:
-            figures, samples = _measure(run)
+            by_row = RowValues()
+            figures, samples = _measure(run, by_row)
             metrics = {name: figure_as_json(figure) for name, figure in figures.items()}
             atomic_write(stage.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
             atomic_write(stage.path / "samples.jsonl", _samples_text(samples))
+            by_row.write(stage.path)
             stage.complete(figures=len(figures), prompts=len(samples.prompts))
     show_figures(run)
     run.display.line(f"\nmodel:   {run.path('policy') / 'model'}")
@@ -63,18 +76,18 @@ def evaluate(run: Run) -> Manifest:
     return run.done("evaluation")
 
 
-def _measure(run: Run) -> tuple[Figures, Samples]:
+def _measure(run: Run, by_row: RowValues) -> tuple[Figures, Samples]:
     start, policy = run.load(run.policy_start), run.load(str(run.path("policy") / "model"))
     template = start.template(run.recipe.tokens.template)
     held_out = pair_sets(run).held_out
     pairs = encode_set(run, held_out, template, may_be_empty=True).rows
     figures: Figures = {}
     if pairs:
-        figures |= _on_pairs(run, start, policy, pairs)
+        figures |= _on_pairs(run, start, policy, pairs, by_row)
         figures |= _credit(run, pairs)
     samples = _sample(run, template)
     if samples.prompts:
-        figures |= _on_samples(run, start, policy, samples)
+        figures |= _on_samples(run, start, policy, samples, by_row)
     return figures, samples
 
 
@@ -108,10 +121,15 @@ def _pair(values: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return chosen, rejected
 
 
-def _on_pairs(run: Run, start: LanguageModel, policy: LanguageModel, pairs: Sequence[Encoded]) -> Figures:
+def _on_pairs(
+    run: Run, start: LanguageModel, policy: LanguageModel, pairs: Sequence[Encoded], by_row: RowValues
+) -> Figures:
     before = _logprobs(run, start, pairs, "pairs, before")
     after = _logprobs(run, policy, pairs, "pairs, after")
     figures = preference_figures(_Joined(before, after), **evaluation_statistics(run))
+    keys = ["-".join(response_keys(row)) for row in pairs]
+    for name, values in preference_values(_Joined(before, after)).items():
+        by_row.add(PAIR, keys, name, values.tolist())
     if run.recipe.referee is not None:
         referee = run.load(str(run.path("referee") / "model"))
         judged = _logprobs(run, referee, pairs, "pairs, referee")
@@ -148,7 +166,7 @@ def _credit(run: Run, pairs: Sequence[Encoded]) -> Figures:
 def _sample(run: Run, template: Template) -> Samples:
     """Replies of both models to held-out prompts, chosen in an order that does not depend on the file."""
     held_out = whole_comparisons(comparison_file(run, "held_out"))
-    prompts = _first_by_key(
+    prompts = first_by_key(
         encode_set(run, held_out, template, may_be_empty=True).rows, run.recipe.evaluation.prompts
     )
     table = run.recipe.evaluation
@@ -175,21 +193,15 @@ def _sample(run: Run, template: Template) -> Samples:
     return Samples(prompts, *replies)
 
 
-def _first_by_key(rows: Sequence[Encoded], count: int) -> list[Encoded]:
-    """The rows with the smallest keys, of each prompt the last row."""
-    assert isinstance(rows, EncodedRows)
-    _, place = np.unique(rows.of_rows("prompt_digest")[::-1], return_index=True)
-    last = len(rows) - 1 - place
-    order = np.argsort(rows.of_rows("key")[last])
-    return [rows[number] for number in last[order][:count].tolist()]
-
-
-def _on_samples(run: Run, start: LanguageModel, policy: LanguageModel, samples: Samples) -> Figures:
+def _on_samples(
+    run: Run, start: LanguageModel, policy: LanguageModel, samples: Samples, by_row: RowValues
+) -> Figures:
     figures: Figures = {}
     statistics = evaluation_statistics(run)
     texts = [row.comparison.prompt[-1]["content"] for row in samples.prompts]
     where = [row.comparison.source for row in samples.prompts]
     sides = (samples.before, samples.after)
+    keys = [row.comparison.key for row in samples.prompts]
     for name in run.recipe.evaluation.metrics:
         metric = find("metric", name, METRICS)
         before, after = (
@@ -205,14 +217,18 @@ def _on_samples(run: Run, start: LanguageModel, policy: LanguageModel, samples: 
             for side in sides
         )
         figures |= before_after_figures(name, before, after, **statistics)
-    before, after = ([float(len(reply.ids)) for reply in side] for side in sides)
-    figures |= before_after_figures("length", before, after, **statistics)
-    before, after = ([float(reply.ended) for reply in side] for side in sides)
-    figures |= before_after_figures("ended", before, after, **statistics)
+        by_row.add_change(keys, name, before, after)
+    quantities = {"length": lambda reply: float(len(reply.ids)), "ended": lambda reply: float(reply.ended)}
+    for name, quantity in quantities.items():
+        before, after = ([quantity(reply) for reply in side] for side in sides)
+        figures |= before_after_figures(name, before, after, **statistics)
+        by_row.add_change(keys, name, before, after)
     rows = _as_rows(samples.prompts, samples.after)
     kl = _kl(run, policy, start, rows)
-    figures["kl/per_token"] = mean_figure([float(value.mean()) for value in kl], **statistics)
-    figures["kl/per_reply"] = mean_figure([float(value.sum()) for value in kl], **statistics)
+    kinds = {"per_token": [float(value.mean()) for value in kl], "per_reply": [float(v.sum()) for v in kl]}
+    for name, per_reply in ((f"kl/{kind}", found) for kind, found in kinds.items()):
+        figures[name] = mean_figure(per_reply, **statistics)
+        by_row.add(PROMPT, keys, name, per_reply)
     if run.recipe.referee is not None:
         figures |= _refereed(run, start, samples)
     return figures

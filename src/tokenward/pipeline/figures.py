@@ -1,6 +1,7 @@
 """The figures of an evaluation: stored as JSON, read again, shown as tables."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from tokenward.display import Display
@@ -12,7 +13,12 @@ Figures = dict[str, Figure]
 
 def read_figures(run: Run) -> Figures:
     """The figures of a finished evaluation."""
-    raw: dict[str, dict[str, Any]] = json.loads((run.path("evaluation") / "metrics.json").read_text())
+    return read_figures_of(run.path("evaluation"))
+
+
+def read_figures_of(folder: Path) -> Figures:
+    """The figures in the folder of an evaluation."""
+    raw: dict[str, dict[str, Any]] = json.loads((folder / "metrics.json").read_text())
     nan = float("nan")
     return {
         name: Figure(

@@ -25,6 +25,7 @@ from tokenward.training.callbacks import CheckpointEvery, ShowProgress, StopOnIn
 from tokenward.training.checkpoints import KeepNewest, last_whole_checkpoint, step_of
 from tokenward.training.checks import check_first_batch
 from tokenward.training.collator import Prepare
+from tokenward.training.samples import AnswerPrompts
 from tokenward.training.trainer import TokenTrainer
 
 CHECKED_ROWS = 4
@@ -46,6 +47,7 @@ def fit(
     prepare: Prepare | None = None,
     defaults: Mapping[str, Any] = MappingProxyType({}),
     between: Alternating | None = None,
+    watch: AnswerPrompts | None = None,
 ) -> dict[str, Any]:
     """Train a model and save it in ``model/``, its history in ``history.jsonl``.
 
@@ -60,6 +62,7 @@ def fit(
         prepare: What a step's rows become just before they train.
         defaults: What the table need not say, where it is not what other stages have.
         between: What happens between the steps; it has a part in each checkpoint.
+        watch: Answers fixed prompts while the model trains.
 
     Returns:
         Facts for the manifest: steps, final loss, seconds.
@@ -84,6 +87,7 @@ def fit(
         prepare=prepare,
         callbacks=[
             *([between] if between is not None else []),
+            *([watch] if watch is not None else []),
             CheckpointEvery(arguments.checkpoint_minutes),
             interrupt,
             KeepNewest(last_file, limit),
@@ -94,6 +98,8 @@ def fit(
     measured = _train(run, stage.path.name, trainer, interrupt, checkpoint)
     if between is not None:
         between.finish()
+    if watch is not None:
+        watch.look(trainer.state.global_step)
     _save(model, stage.path)
     write_history(stage.path / "history.jsonl", trainer.state.log_history)
     if "save_strategy" not in table:

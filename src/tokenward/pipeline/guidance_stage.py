@@ -12,7 +12,7 @@ from accelerate import PartialState
 from tokenward.artifacts import Manifest, StageFolder, atomic_write, fingerprint
 from tokenward.config import GuidanceTable
 from tokenward.models.head_mlp import HeadMLPSettings
-from tokenward.models.loading import LanguageModel
+from tokenward.models.loading import LanguageModel, lasting
 from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model
 from tokenward.objectives import SFT, Objective, needs_reference
 from tokenward.pipeline.context import Run
@@ -23,6 +23,7 @@ from tokenward.pipeline.reward_learning import DEFAULTS, RewardLearner
 from tokenward.pipeline.tasks import Task, check_same_tokens, encoded_examples, example_task
 from tokenward.pipeline.train_stages import adapted, model_settings, objective_of, scored_by
 from tokenward.pipeline.values import weigh_rows
+from tokenward.pipeline.watch import example_prompts, watching
 from tokenward.plugins import build
 from tokenward.sampling.rollouts import Context, sampled_row, seed_of
 from tokenward.scoring.values import token_values
@@ -32,6 +33,7 @@ from tokenward.tokens.segments import with_segments
 from tokenward.training.alternating import Alternating, Schedule
 from tokenward.training.best import KeepBest
 from tokenward.training.collator import Prepare
+from tokenward.training.samples import AnswerPrompts
 
 EVALUATED = {"test", "test_limit", "candidates", "best", "manual", "random"}
 """Keys of the prompt task that only its evaluation reads."""
@@ -59,8 +61,20 @@ def train_guided_sft(run: Run) -> Manifest | None:
         if not stage.done:
             model = run.load(name)
             template = model.template(run.recipe.tokens.template)
-            parts = [encoded_examples(run, template, part).rows for part in ("train", "development")]
-            stage.complete(**fit(run, stage, model, SFT(), parts[0], table.training, held_out=parts[1]))
+            parts = [encoded_examples(run, template, part) for part in ("train", "development")]
+            watch = watching(run, model, example_prompts(run, parts[1].contexts), stage.path)
+            stage.complete(
+                **fit(
+                    run,
+                    stage,
+                    model,
+                    SFT(),
+                    parts[0].rows,
+                    table.training,
+                    held_out=parts[1].rows,
+                    watch=watch,
+                )
+            )
     return run.done("sft")
 
 
@@ -153,12 +167,19 @@ def _train(run: Run, stage: StageFolder, guidance: GuidanceTable) -> None:
         prepare=prepare,
         defaults=DEFAULTS,
         between=loop,
+        watch=_watch(run, stage.path, guidance, policy, task),
     )
     if reward is not None:
         reward.save(stage.path / "reward")
     atomic_write(stage.path / "events.jsonl", "".join(json.dumps(event) + "\n" for event in loop.events))
     learned = sum(event["event"] == "reward" for event in loop.events)
-    stage.complete(**facts, **scored_by(run), rewards_learned=learned, best_step=loop.best_step)
+    stage.complete(
+        start=lasting(run.start_model),
+        **facts,
+        **scored_by(run),
+        rewards_learned=learned,
+        best_step=loop.best_step,
+    )
 
 
 def _loop(
@@ -187,6 +208,16 @@ def _loop(
         best=best,
         show=run.display.line,
     )
+
+
+def _watch(
+    run: Run, folder: Path, guidance: GuidanceTable, policy: LanguageModel, task: Task
+) -> AnswerPrompts | None:
+    """Replies to development prompts whenever the policy is looked at; the prompts of a prompt task are no replies."""
+    if run.recipe.prompt_task is not None:
+        return None
+    schedule = Schedule(evaluate_every=guidance.evaluate_every)
+    return watching(run, policy, example_prompts(run, task.development), folder, also=schedule.looks_at)
 
 
 def _prepare(

@@ -18,6 +18,7 @@ from tokenward.pipeline.data import source_fingerprint
 from tokenward.pipeline.figures import Figures, evaluation_statistics, figure_as_json, show_figures
 from tokenward.pipeline.guidance_stage import guided_policy
 from tokenward.pipeline.prompt_task import labelled_parts, prompt_start, task_model
+from tokenward.pipeline.row_values import RowValues
 from tokenward.pipeline.tasks import EncodedExamples, encoded_examples, sampler_of
 from tokenward.plugins import find
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
@@ -28,19 +29,22 @@ from tokenward.scoring.values import token_values
 
 
 def evaluate_guided(run: Run) -> Manifest:
-    """Measure what guidance changed; writes ``metrics.json``, and ``samples.jsonl`` or ``prompts.json``."""
+    """Measure what guidance changed; writes ``metrics.json``, and its replies or prompts."""
     settings: dict[str, Any] = {"evaluation": run.recipe.evaluation.model_dump(), "seed": run.recipe.seed}
     inputs = {"guidance": run.done("guidance").fingerprint}
     table = run.recipe.prompt_task
     if table is not None:
         settings["prompt_task"] = table.model_dump()
         inputs["test"] = fingerprint([source_fingerprint(path) for path in (table.development, table.test)])
-    with run.stage("evaluation", settings, inputs) as stage:
+    with run.stage("evaluation", settings, inputs, layout=2) as stage:
         if not stage.done:
-            figures, name, text = _on_examples(run) if table is None else _on_prompts(run)
+            by_row = RowValues()
+            figures, name, text = _on_examples(run, by_row) if table is None else _on_prompts(run)
             metrics = {key: figure_as_json(figure) for key, figure in figures.items()}
             atomic_write(stage.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
             atomic_write(stage.path / name, text)
+            if table is None:
+                by_row.write(stage.path)
             stage.complete(figures=len(figures))
     show_figures(run)
     if table is not None:
@@ -52,7 +56,7 @@ def evaluate_guided(run: Run) -> Manifest:
     return run.done("evaluation")
 
 
-def _on_examples(run: Run) -> tuple[Figures, str, str]:
+def _on_examples(run: Run, by_row: RowValues) -> tuple[Figures, str, str]:
     start, policy = run.load(run.start_model), run.load(str(run.path("guidance") / "model"))
     longest = run.recipe.evaluation.max_new_tokens
     test = encoded_examples(run, policy.template(run.recipe.tokens.template), "test", reply=longest)
@@ -66,6 +70,7 @@ def _on_examples(run: Run) -> tuple[Figures, str, str]:
     values["ended"] = [[float(reply.ended) for reply in side] for side in (before, after)]
     for name, (first, second) in values.items():
         figures |= before_after_figures(name, first, second, **evaluation_statistics(run))
+        by_row.add_change([context.example.key for context in contexts], name, first, second)
     lines = [
         json.dumps(
             {

@@ -1,6 +1,7 @@
 """One row as the model will see it, with the weight of each token."""
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from rich.text import Text
 
@@ -12,18 +13,36 @@ from tokenward.tokens.template import Template
 PROMPT_SHOWN = 400
 
 
-def preview(display: Display, template: Template, row: TokenRow) -> None:
-    """Show the end of the prompt, and each response with its selected tokens marked ``[so]``."""
-    prompt = str(template.tokenizer.decode(row.encoded.prompt))
+def preview(display: Display, template: Template, row: TokenRow, *, weighted: bool = True) -> None:
+    """Show the end of the prompt, and each response with its selected tokens marked ``[so]``.
+
+    Args:
+        display: The screen.
+        template: That wrote the row.
+        row: What to show; without weights every token counts.
+        weighted: Whether it is known which tokens count; if not, none is marked.
+    """
     text = Text()
-    text.append("  one row as the model sees it; tokens in [brackets] are trained\n", style="italic")
-    text.append(("..." if len(prompt) > PROMPT_SHOWN else "") + prompt[-PROMPT_SHOWN:], style="dim")
+    note = "tokens in [brackets] are trained" if weighted else "which tokens are trained is not known yet"
+    text.append(f"  one row as the model sees it; {note}\n", style="italic")
+    text.append(_prompt(template, row.encoded.prompt))
     for side, ids in enumerate(row.encoded.responses):
         comparison = row.encoded.comparison
         text.append(_name(comparison.ranks, side), style="bold")
+        texts = pieces(template, comparison.responses[side], ids)
         weights = row.weights[side].tolist() if row.weights is not None else [1.0] * len(ids)
-        text.append(marked(pieces(template, comparison.responses[side], ids), weights))
+        text.append(marked(texts, weights) if weighted else Text("".join(texts)))
     display.text(text)
+
+
+def _prompt(template: Template, ids: Sequence[int]) -> Text:
+    """The end of a prompt, dim, with the template's own tokens in another colour."""
+    text = Text()
+    for special, group in groupby(ids, key=template.special_ids.__contains__):
+        text.append(str(template.tokenizer.decode(list(group))), style="magenta" if special else "dim")
+    if len(text) <= PROMPT_SHOWN:
+        return text
+    return Text.assemble(("...", "dim"), text[-PROMPT_SHOWN:])
 
 
 def _name(ranks: Sequence[int], side: int) -> str:

@@ -41,7 +41,7 @@ def compute_reference(run: Run) -> Manifest:
     }
     with run.stage("reference", settings, inputs) as stage:
         if not stage.done:
-            rows, counts = _all_rows(run, template)
+            rows, counts = all_rows(run, template)
             counts["comparisons without a pair: closer than data.min_gap"] = without_pairs(run)
             run.display.table("pairs", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
             model = run.load(run.reference_model)
@@ -63,7 +63,7 @@ def compute_scores(run: Run) -> Manifest:
     with run.stage("scores", settings, inputs) as stage:
         if not stage.done:
             template = run.tokenizer_template(run.reference_model)
-            rows, _ = _all_rows(run, template)
+            rows, _ = all_rows(run, template)
             reference = TokenStore(run.path("reference"))
             models = {name: _maker(run, made_by, template) for name, made_by in makers.items()}
             store = _write(run, stage.path, models, template, rows, reference)
@@ -92,7 +92,7 @@ def needs(run: Run, value: str) -> bool:
     return value in getattr(type(scorer_of(run)), "reads", ("oracle_logp", "reference_logp"))
 
 
-def _all_rows(run: Run, template: Template) -> tuple[Joined, dict[str, int]]:
+def all_rows(run: Run, template: Template) -> tuple[Joined, dict[str, int]]:
     """Every prompt with all responses of its pairs, and what encoding the pairs counted."""
     sets = pair_sets(run)
     # No prompt is on both sides of the split, so each side has its own groups.

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from tokenward.artifacts import Manifest
 from tokenward.data.choice import Choice
 from tokenward.errors import UserError
-from tokenward.models.loading import LanguageModel
+from tokenward.models.loading import LanguageModel, lasting
 from tokenward.objectives import OBJECTIVES, SFT, CheckedObjective, Objective, needs_reference
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets, pair_settings
@@ -19,6 +18,7 @@ from tokenward.pipeline.fit import fit
 from tokenward.pipeline.preview import preview
 from tokenward.pipeline.rows import LazyRows, prompts_of
 from tokenward.pipeline.values import computed_values, scored_rows, weigh_all, weigh_batch, with_reference
+from tokenward.pipeline.watch import held_out_prompts, watching
 from tokenward.plugins import build, check_call
 from tokenward.selection import Selector, scope_of, selector_of
 from tokenward.tokens.rows import TokenRow
@@ -50,7 +50,11 @@ def train_sft(run: Run) -> Manifest | None:
             sets = pair_sets(run)
             rows = best_once(_token_rows(run, sets.train, model))
             held_out = best_once(_token_rows(run, sets.held_out, model, may_be_empty=True))
-            stage.complete(**fit(run, stage, model, SFT(), rows, table.training, held_out=held_out))
+            prompts = held_out_prompts(run, model.template(run.recipe.tokens.template))
+            watch = watching(run, model, prompts, stage.path)
+            stage.complete(
+                **fit(run, stage, model, SFT(), rows, table.training, held_out=held_out, watch=watch)
+            )
     return run.done("sft")
 
 
@@ -117,9 +121,19 @@ def train_policy(run: Run) -> Manifest:
             held_out = _held_out(run, objective, start, pairs.held_out)
             prepare = None if weigh is None else lambda batch, step: weigh(batch)
             facts = fit(
-                run, stage, model, objective, rows, table.training, held_out=held_out, prepare=prepare
+                run,
+                stage,
+                model,
+                objective,
+                rows,
+                table.training,
+                held_out=held_out,
+                prepare=prepare,
+                watch=watching(run, model, held_out_prompts(run, template), stage.path),
             )
-            stage.complete(kept=_kept(rows), nothing_selected=dropped, **scored_by(run), **facts)
+            start_name = lasting(run.policy_start)
+            shares = {"kept": _kept(rows), "nothing_selected": dropped}
+            stage.complete(start=start_name, **shares, **scored_by(run), **facts)
     return run.done("policy")
 
 
@@ -135,9 +149,8 @@ def _same_template(run: Run, template: Template) -> None:
 
 def scored_by(run: Run) -> dict[str, str]:
     """What a scorer of texts must know to do as the run does, from any folder."""
-    reference = Path(run.reference_model)
     return {
-        "reference": str(reference.resolve()) if reference.is_dir() else run.reference_model,
+        "reference": lasting(run.reference_model),
         "template": run.recipe.tokens.template,
         "dtype": run.recipe.model.dtype,
         "attention": run.recipe.model.attention,

@@ -164,7 +164,7 @@ def _sample(
     prefix = _shared_prefix(model, prompts)
     if prefix is not None:
         extra["past_key_values"] = prefix
-    with _without_folder_settings(model):
+    with without_folder_settings(model):
         rows = model.model.generate(  # type: ignore[operator]
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -209,7 +209,7 @@ def _padded(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[Ten
 
 
 @contextmanager
-def _without_folder_settings(model: LanguageModel) -> Iterator[None]:
+def without_folder_settings(model: LanguageModel) -> Iterator[None]:
     """While open, the model has no generation settings of its own.
 
     transformers fills every field that a call leaves open from the folder's generation_config.json, so a

@@ -1,0 +1,241 @@
+"""``tokenward export RUN FOLDER``: a plain model folder to give away, its adapter merged and checked, with a card."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tokenward.artifacts import Manifest, read_manifest
+from tokenward.display import Display
+from tokenward.errors import UserError
+from tokenward.models.loading import LanguageModel, load_model
+from tokenward.pipeline.command import quiet_libraries
+from tokenward.pipeline.context import GUIDED_STAGES, STAGES
+from tokenward.pipeline.figures import Figures, read_figures_of
+from tokenward.pipeline.finished import FinishedModel, finished_model
+from tokenward.types import Message
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
+"""Largest difference of a log-probability, nats, by the number type of the weights: merging rounds each sum once more."""
+
+PROBE = (
+    "What did you think of the film?",
+    "Write one sentence about the sea.",
+    "2 + 2 = ?",
+)
+"""Prompts on which the exported folder must give what the trained model gave."""
+
+CARD = """---
+{{ card_data }}
+---
+
+# {{ name }}
+
+Trained with tokenward {{ versions.tokenward }} from `{{ start }}`. \
+{{ merged }}
+
+**Licence: not stated here.** It depends on the model and the data that this one was made from; add it before you give the \
+model on.
+
+## Data
+
+{{ data }}
+
+## Figures
+
+{{ figures }}
+
+## Use
+
+Prompts are written with {{ template }}. The same in lm-evaluation-harness:
+
+```bash
+{{ command }}
+```
+
+## Recipe
+
+Settings of each stage, as it was run.
+
+```yaml
+{{ recipe }}```
+
+## Versions
+
+{{ listed }}
+"""
+
+
+class Exported(NamedTuple):
+    """What :func:`export` did.
+
+    Attributes:
+        folder: The new model folder.
+        difference: Largest difference of a log-probability between the trained model and the folder, nats.
+        tolerance: What was allowed.
+        merged: Whether there was an adapter to merge.
+    """
+
+    folder: Path
+    difference: float
+    tolerance: float
+    merged: bool
+
+
+def export(target: str, folder: str | Path, *, display: Display | None = None) -> Exported:
+    """Write a finished run's model as an ordinary Hugging Face folder with a model card.
+
+    The folder appears only when the log-probabilities of the model read back from it match those of the trained model on
+    some prompts, over the whole vocabulary.
+
+    Args:
+        target: Folder of a run, or of a stage that made a language model.
+        folder: The new folder; it must not hold anything.
+        display: Where the outcome is shown.
+
+    Raises:
+        UserError: the run is not finished, the folder is not empty, or the model cannot be a plain folder.
+    """
+    place = Path(folder).expanduser()
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise UserError(f"{folder} is there already and not empty. Name a new folder.")
+    finished = finished_model(target)
+    if finished.run is None:
+        raise UserError(
+            f"{target} is no run's, so there is no recipe and no data to write on its card. Name the folder of a run."
+        )
+    quiet_libraries()
+    model = finished.load()
+    if model.head_mlp is not None:
+        raise UserError(
+            f"{finished.name} is a network before a frozen model's head, which no plain model folder can hold. Load it with "
+            "tokenward.models.loading.load_model."
+        )
+    scratch = place.with_name(f"{place.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        written = _write(model, finished, scratch)
+        (scratch / "README.md").write_text(
+            model_card(finished, place.name, merged=written.merged), encoding="utf-8"
+        )
+        if place.exists():
+            place.rmdir()
+        scratch.rename(place)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    found = written._replace(folder=place)
+    (display or Display()).line(
+        f"{place}  {'adapter merged; ' if found.merged else ''}log-probabilities differ by {found.difference:.2g} nats at most "
+        f"({found.tolerance:g} allowed)"
+    )
+    return found
+
+
+def _write(model: LanguageModel, finished: FinishedModel, folder: Path) -> Exported:
+    """The weights and the tokenizer, read back and compared."""
+    before = _log_probabilities(model, finished)
+    merged = isinstance(model.model, PeftModel)
+    whole = model.model.merge_and_unload() if isinstance(model.model, PeftModel) else model.model
+    cast(PreTrainedModel, whole).save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    dtype = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
+    after = _log_probabilities(load_model(str(folder), dtype=dtype, device=str(model.device)), finished)
+    difference = max(float((one - other).abs().max()) for one, other in zip(before, after, strict=True))
+    if not difference <= TOLERANCE[dtype]:
+        raise UserError(
+            f"the exported model is not the trained one: its log-probabilities differ by up to {difference:.3g} nats, and "
+            f"{TOLERANCE[dtype]:g} are allowed in {dtype}. Nothing was written. Use {finished.name} as it is."
+        )
+    return Exported(folder, difference, TOLERANCE[dtype], merged)
+
+
+@torch.inference_mode()
+def _log_probabilities(model: LanguageModel, finished: FinishedModel) -> list[Tensor]:
+    """Of every token of the vocabulary after each token of the probe's prompts.  -> [t v] each"""
+    template = model.template(finished.template)
+    model.model.eval()
+    found = []
+    for text in PROBE:
+        ids = torch.tensor([template.prompt_ids([Message(role="user", content=text)])], device=model.device)
+        start = {} if model.start_id is None else {"decoder_input_ids": ids.new_full((1, 1), model.start_id)}
+        logits = model.model(input_ids=ids, attention_mask=torch.ones_like(ids), **start).logits
+        found.append(logits[0].float().log_softmax(-1).cpu())
+    return found
+
+
+def model_card(finished: FinishedModel, name: str, *, merged: bool) -> str:
+    """The card of a run's model: recipe, data, figures with intervals, versions.
+
+    Args:
+        finished: The model.
+        name: What it is called.
+        merged: Whether an adapter was merged into it.
+    """
+    assert finished.run is not None
+    manifests = _manifests(finished.run)
+    evaluation = finished.run / "evaluation" / "metrics.json"
+    stage = read_manifest(Path(finished.name).parent)
+    hub = finished.start if finished.start is not None and not Path(finished.start).exists() else None
+    command = f"lm_eval --model hf --model_args pretrained={name} --tasks ifeval"
+    chat = finished.template == "chat"
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="transformers",
+            tags=["tokenward", "preference-alignment"],
+            # The built-in model and one of a folder have no name that others could look up.
+            base_model=hub if hub is not None and "/" in hub else None,
+        ),
+        template_str=CARD,
+        name=name,
+        start=finished.start if hub else Path(finished.start or "a model").name,
+        merged="The adapter is merged into the weights." if merged else "Every weight was trained.",
+        data=_data(manifests),
+        figures=_figures(read_figures_of(evaluation.parent) if evaluation.is_file() else {}),
+        template="the tokenizer's chat template" if chat else "no template: the bare text",
+        command=f"{command} --apply_chat_template" if chat else command,
+        recipe=yaml.safe_dump(
+            {manifest.stage: manifest.settings for manifest in manifests}, sort_keys=False, allow_unicode=True
+        ),
+        versions=stage.versions,
+        listed=_table(["", "version"], [[key, value] for key, value in stage.versions.items()]),
+    )
+    return str(card)
+
+
+def _manifests(run: Path) -> list[Manifest]:
+    names = dict.fromkeys((*STAGES, *GUIDED_STAGES))
+    return [read_manifest(run / name) for name in names if (run / name / "manifest.json").is_file()]
+
+
+def _data(manifests: Sequence[Manifest]) -> str:
+    """Counts and fingerprints of what went in."""
+    for manifest in manifests:
+        if manifest.stage in ("data", "examples"):
+            counts = {**manifest.facts.get("counts", {}), **manifest.facts}
+            rows = [[key, str(value)] for key, value in counts.items() if isinstance(value, int)]
+            rows += [[f"fingerprint of {key}", value] for key, value in manifest.inputs.items()]
+            return _table(["", "rows"], rows)
+    return "The run reads labelled texts; see the recipe."
+
+
+def _figures(figures: Figures) -> str:
+    if not figures:
+        return "The run was not evaluated."
+    rows = [
+        [name, f"{figure.value:.3f}", f"{figure.low:.3f} .. {figure.high:.3f}", str(figure.n)]
+        for name, figure in figures.items()
+    ]
+    return "On held-out data, with 95 % bootstrap intervals.\n\n" + _table(
+        ["figure", "value", "95 % interval", "n"], rows
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))

@@ -1,0 +1,189 @@
+"""What a machine needs for one real step: its rate, the seconds and the peak memory of the longest rows."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tokenward.models.base import TokenModel
+from tokenward.models.loading import LanguageModel
+from tokenward.objectives.base import Objective
+from tokenward.sampling import SamplingSettings, sample_replies
+from tokenward.scoring.values import token_values
+from tokenward.tokens.rows import TokenRow
+from tokenward.training.arguments import training_arguments
+from tokenward.training.trainer import TokenTrainer
+
+SIDE = 1024
+"""Rows and columns of the product that gives the machine's rate."""
+
+SAMPLED_TOKENS = 8
+"""Tokens of a reply that is drawn to be timed."""
+
+_STATUS = Path("/proc/self/status")
+
+
+class Measured(NamedTuple):
+    """One step on the longest rows.
+
+    Attributes:
+        seconds: Of the second step; the first one warms up.
+        peak: Most bytes this process held, Python and libraries included; of a GPU, what torch held there. None
+            where the system does not tell.
+    """
+
+    seconds: float
+    peak: float | None
+
+
+def machine_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second in a matrix product."""
+    left, right = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
+
+    def once() -> float:
+        begun = time.perf_counter()
+        for _ in range(4):
+            torch.matmul(left, right)
+        _wait(device)
+        return time.perf_counter() - begun
+
+    once()
+    return 4 * 2.0 * SIDE**3 / median(once() for _ in range(5))
+
+
+def training_step(
+    model: TokenModel,
+    objective: Objective,
+    rows: Sequence[TokenRow],
+    table: dict[str, Any],
+    *,
+    where: str,
+    device: str,
+) -> Measured:
+    """Two optimizer steps over the same rows, in a folder that is deleted; the model is changed by them.
+
+    Args:
+        model: What is trained.
+        objective: What it is trained with.
+        rows: One batch of one device, with everything that the objective needs.
+        table: The recipe's ``training`` table; accumulation, evaluation and trackers are left out.
+        where: The table's name, for messages.
+        device: The recipe's ``model.device``.
+    """
+    alone = {
+        "max_steps": 2,
+        "gradient_accumulation_steps": 1,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "report_to": "none",
+        "per_device_train_batch_size": len(rows),
+    }
+    with TemporaryDirectory() as folder, peak_memory(model.device) as peak:
+        arguments = training_arguments(
+            {**table, **alone}, folder=Path(folder), seed=0, where=where, device=device
+        )
+        clock = _Clock(model.device)
+        trainer = TokenTrainer(model, objective, arguments, rows, callbacks=[clock])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return Measured(clock.seconds, peak())
+
+
+def scoring_pass(model: TokenModel, rows: Sequence[TokenRow], precision: str) -> Measured:
+    """One pass without gradients."""
+    tokens = sum(row.encoded.length for row in rows) * max(len(row.encoded.responses) for row in rows)
+    token_values(model, rows[-1:], precision=precision, tokens_per_batch=tokens)  # the first call warms up
+    with peak_memory(model.device) as peak:
+        begun = time.perf_counter()
+        token_values(model, rows, precision=precision, tokens_per_batch=tokens)
+        seconds = time.perf_counter() - begun
+    return Measured(seconds, peak())
+
+
+def seconds_per_token(
+    model: LanguageModel, kind: Any, prompts: Sequence[Sequence[int]], settings: SamplingSettings
+) -> float:
+    """Seconds in which every reply of a batch gets one token more; its share of reading the prompts is in it."""
+    short = settings._replace(max_new_tokens=SAMPLED_TOKENS, fixed_length=True)
+    template = model.template(kind)
+    sample_replies(model, template, prompts[:1], short, seed=0)  # as above
+    begun = time.perf_counter()
+    sample_replies(model, template, prompts, short, seed=0)
+    return (time.perf_counter() - begun) / SAMPLED_TOKENS
+
+
+class _Clock(TrainerCallback):
+    """Seconds of the last step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._begun, self.seconds = device, 0.0, 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        _wait(self._device)
+        self._begun = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        _wait(self._device)
+        self.seconds = time.perf_counter() - self._begun
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Callable[[], float | None]]:
+    """Watch memory while open; then the function gives the most bytes that were held."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: float(torch.cuda.max_memory_allocated(device))
+        return
+    if not _STATUS.is_file():
+        yield lambda: None
+        return
+    found, stop = [_held()], threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(0.02):
+            found.append(max(found.pop(), _held()))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield lambda: found[0]
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _held() -> float:
+    """Anonymous memory of this process: mapped files, which the system drops at will, are not in it."""
+    return _kilobytes(_STATUS, "RssAnon")
+
+
+def _kilobytes(file: Path, name: str) -> float:
+    """A line ``name: 12 kB`` of a file of the system, in bytes."""
+    lines = file.read_text().splitlines()
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def free_memory(device: torch.device) -> float | None:
+    """Bytes that this process may hold, what it holds already included, or None where the system does not tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+    if not _STATUS.is_file():
+        return None
+    return _kilobytes(Path("/proc/meminfo"), "MemAvailable") + _held()

@@ -1,0 +1,207 @@
+"""How much each stage of a recipe has to do: rows, steps and lengths, before any model is loaded."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers.trainer_utils import IntervalStrategy
+
+from tokenward.objectives import SFT, Objective
+from tokenward.ops.costs import Work
+from tokenward.pipeline.context import Run
+from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets
+from tokenward.pipeline.rows import Column, LazyRows, own_starts
+from tokenward.pipeline.tasks import EncodedExamples, encoded_examples
+from tokenward.pipeline.train_stages import best_once, objective_of, selector_of
+from tokenward.selection import Selector, scope_of
+from tokenward.tokens.encode import Encoded
+from tokenward.tokens.encoded import EncodedRows
+from tokenward.tokens.template import Template
+from tokenward.training.arguments import TrainingArguments, training_arguments
+from tokenward.types import Comparison
+
+SPACED = 256
+"""Prompts whose rollouts stand for all, evenly spaced by length."""
+
+
+class Training(NamedTuple):
+    """A stage that trains a language model.
+
+    Attributes:
+        stage: Its name.
+        table: The recipe's ``training`` table.
+        rows: What it trains on.
+        objective: What it is trained with.
+        adapter: Fields of ``peft.LoraConfig``, or None for every weight.
+        model: What it starts from; where that is made by a stage before, what that one starts from.
+        selector: From scores to weights, or None where every token counts.
+        held_out: Comparisons that an evaluation during training reads.
+        watched: Whether fixed prompts are answered meanwhile.
+    """
+
+    stage: str
+    table: dict[str, Any]
+    rows: LazyRows
+    objective: Objective
+    adapter: dict[str, Any] | None
+    model: str
+    selector: Selector | None = None
+    held_out: LazyRows = LazyRows(encoded=[])
+    watched: bool = False
+
+
+def start_of(run: Run, model: str | None) -> str:
+    """A model of the sizes of what a stage starts from, which may not be there yet."""
+    return model or run.recipe.model.name
+
+
+def trainings(run: Run, template: Template) -> list[Training]:
+    """The stages of a run on comparisons that train a language model, in their order."""
+    recipe, sets = run.recipe, pair_sets(run)
+    rows = {name: LazyRows(encoded=encode_set(run, part, template, may_be_empty=True).rows)
+            for name, part in (("train", sets.train), ("held_out", sets.held_out), ("referee", sets.referee),
+                               ("oracle", oracle_pairs(run, sets.train)))}  # fmt: skip
+    inherited = recipe.oracle.adapter
+    adapter = recipe.model.adapter if inherited == "inherit" else inherited
+    found = []
+    if recipe.sft is not None:
+        best = best_once(rows["train"])
+        held_out = best_once(rows["held_out"]) if len(rows["held_out"]) else rows["held_out"]
+        start = recipe.model.name
+        found.append(
+            Training("sft", recipe.sft.training, best, SFT(), None, start, held_out=held_out, watched=True)
+        )
+    oracle = objective_of("objective", recipe.oracle.objective)
+    start = start_of(run, recipe.oracle.model)
+    held_out = rows["held_out"]
+    found.append(
+        Training("oracle", recipe.oracle.training, rows["oracle"], oracle, adapter, start, held_out=held_out)
+    )
+    found.append(
+        Training(
+            "policy",
+            recipe.policy.training,
+            rows["train"],
+            objective_of("objective", recipe.policy.objective),
+            recipe.model.adapter,
+            start_of(run, recipe.policy.model),
+            _selector(recipe.policy.selection, recipe.seed),
+            held_out,
+            watched=True,
+        )
+    )
+    if recipe.referee is not None:
+        objective = objective_of("objective", recipe.referee.objective)
+        table = recipe.referee.training
+        found.append(
+            Training(
+                "referee", table, rows["referee"], objective, recipe.model.adapter, start, None, held_out
+            )
+        )
+    return found
+
+
+def _selector(table: Any, seed: int) -> Selector | None:
+    selector = selector_of(table, seed)
+    return None if scope_of(selector) == "batch" else selector
+
+
+def guided_trainings(run: Run, template: Template) -> list[Training]:
+    """The stages of a guided run on examples that train a language model, in their order."""
+    recipe, guidance = run.recipe, run.recipe.guidance
+    assert guidance is not None
+    start, longest = recipe.model.name, guidance.sampling.max_new_tokens
+    examples = encoded_examples(run, template, "train", reply=longest)
+    written = LazyRows(encoded=[row.encoded for row in examples.rows if row.encoded.responses])
+    found = []
+    if recipe.sft is not None:
+        found.append(Training("sft", recipe.sft.training, written, SFT(), None, start, watched=True))
+    objective = objective_of("objective", guidance.objective)
+    drawn = guidance.objective.name == "reinforce"
+    rows = LazyRows(encoded=rollout_rows(examples, guidance.rollouts, longest)) if drawn else written
+    adapter = recipe.model.adapter
+    found.append(Training("guidance", guidance.training, rows, objective, adapter, start, watched=True))
+    return found
+
+
+def rollout_rows(examples: EncodedExamples, count: int, length: int) -> list[Encoded]:
+    """Prompts with replies of full length in place of those that will be drawn; of many prompts, some."""
+    prompts = sorted((context.prompt for context in examples.contexts), key=len, reverse=True)
+    places = np.unique(np.linspace(0, len(prompts) - 1, min(SPACED, len(prompts))).astype(int))
+    made = Comparison(key="", prompt=(), responses=("",) * count, ranks=(0,) * count, source="plan")
+    return [Encoded(made, prompts[place], [[0] * length] * count, [False] * count, 1) for place in places]
+
+
+def row_work(run: Run, rows: LazyRows, *, shared: bool) -> np.ndarray:
+    """Work of each row, a column for each field of ``Work``.  -> [rows 3]"""
+    known = rows.responses
+    first, counts = known.starts[:-1], np.diff(known.starts)
+    if not len(first):
+        return np.zeros((0, 3))
+    replies = np.add.reduceat(known.lengths, first).astype(float)
+    squares = np.add.reduceat(known.lengths.astype(float) ** 2, first)
+    prompts = prompt_lengths(run, rows.encoded)
+    copies = np.ones(len(first)) if shared else counts
+    tokens = copies * prompts + replies
+    seen = copies * prompts**2 / 2 + replies * prompts + squares / 2
+    return np.stack([tokens, replies, seen], axis=1)
+
+
+def prompt_lengths(run: Run, rows: Sequence[Encoded]) -> np.ndarray:
+    """Tokens of each row's prompt.  -> [rows] float"""
+    if isinstance(rows, EncodedRows):
+        longest = run.recipe.tokens.max_prompt_tokens
+        return np.minimum(rows.of_rows("prompt_length"), longest).astype(float)
+    return np.array([len(row.prompt) for row in rows], float)
+
+
+def summed(work: np.ndarray) -> Work:
+    """Work of several rows together."""
+    return Work(*work.sum(axis=0).tolist())
+
+
+class Steps(NamedTuple):
+    """The course of a training.
+
+    Attributes:
+        updates: Optimizer steps.
+        batch: Comparisons in each.
+        micro: Comparisons that go through the model before gradients are added up.
+        looks: Evaluations during training.
+        arguments: All of them.
+    """
+
+    updates: int
+    batch: int
+    micro: int
+    looks: int
+    arguments: TrainingArguments
+
+
+def steps_of(run: Run, table: dict[str, Any], stage: str, rows: int) -> Steps:
+    """The course of a training on so many rows, in one process."""
+    with TemporaryDirectory() as folder:
+        arguments = training_arguments(
+            table, folder=Path(folder), seed=0, where=f"{stage}.training", device=run.recipe.model.device
+        )
+    micro = arguments.per_device_train_batch_size
+    batch = micro * arguments.gradient_accumulation_steps
+    an_epoch = math.ceil(rows / batch)
+    count = (
+        arguments.max_steps if arguments.max_steps > 0 else math.ceil(an_epoch * arguments.num_train_epochs)
+    )
+    strategy = IntervalStrategy(arguments.eval_strategy)
+    every = an_epoch if strategy == IntervalStrategy.EPOCH else int(arguments.eval_steps or 0)
+    looks = 0 if strategy == IntervalStrategy.NO or not every else count // every
+    return Steps(count, min(batch, rows), min(micro, rows), looks, arguments)
+
+
+def stand_in_scores(rows: LazyRows) -> LazyRows:
+    """Rows with random scores where those of the run are not there yet."""
+    lengths = rows.responses.lengths
+    flat = torch.randn(int(lengths.sum()), generator=torch.Generator().manual_seed(0)).numpy()
+    return rows.with_column("scores", Column(flat, own_starts(lengths)))

@@ -1,0 +1,144 @@
+"""Two runs on the same rows: differences paired by row, rows that changed sides, and what cannot be compared."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tokenward
+from tests.pipeline.tools import guided, guided_recipe
+from tokenward.display import Display
+from tokenward.errors import UserError
+from tokenward.pipeline.compare import compare_runs
+from tokenward.pipeline.compare_show import coloured, different_words, show_comparison
+from tokenward.pipeline.row_values import RowKey, read_row_values
+
+RUN = Path("runs/quickstart")
+
+
+def edit(folder: Path, change) -> None:
+    """Rewrite each line of an evaluation's values by row."""
+    path = folder / "evaluation" / "rows.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(change(line)) + "\n" for line in lines))
+
+
+def test_means_by_row_are_the_figures(finished_run: Path) -> None:
+    values = read_row_values(finished_run / RUN / "evaluation")
+    figures = json.loads((finished_run / RUN / "evaluation" / "metrics.json").read_text())
+    for name in (
+        "preference/margin",
+        "likelihood/margin_after",
+        "vader/change",
+        "length/after",
+        "kl/per_token",
+    ):
+        found = [row[name] for row in values.values() if name in row]
+        assert sum(found) / len(found) == pytest.approx(figures[name]["value"])
+        assert len(found) == figures[name]["n"]
+
+
+def test_a_known_difference_is_found_with_its_wins(
+    copied_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path("runs/other")
+    shutil.copytree(RUN, other)
+    margins = [
+        row["preference/margin"]
+        for row in read_row_values(RUN / "evaluation").values()
+        if "preference/margin" in row
+    ]
+    first = True
+
+    def change(line: dict) -> dict:
+        nonlocal first
+        if "preference/margin" in line["values"]:
+            line["values"]["preference/margin"] *= -1 if first else 1
+            first = False
+        return line
+
+    edit(other, change)
+    found = compare_runs(RUN, other)
+    margin = next(item for item in found.figures if item.name == "preference/margin")
+    assert margin.difference.value == pytest.approx(-2 * margins[0] / len(margins))
+    assert (margin.higher + margin.lower, margin.equal) == (1, len(margins) - 1)
+    (flip,) = found.flips
+    assert (flip.first, flip.second) == (margins[0], -margins[0])
+    assert found.settings == []
+    show_comparison(Display(), found, 1)
+    shown = capsys.readouterr().out
+    assert "chosen, scores of A, B:" in shown
+    assert "good" in shown
+
+
+def test_differing_recipe_values_are_listed_once(copied_run: Path) -> None:
+    run = tokenward.run(
+        copied_run,
+        ["run=runs/other", "policy.objective.gamma=1.0", "oracle.training.max_steps=2"],
+        quiet=True,
+    )
+    found = compare_runs(RUN / "policy", run.folder)
+    assert sorted(found.settings) == [
+        "oracle.training.max_steps: 6 -> 2",
+        "policy.objective.gamma: 2 -> 1",
+    ]
+    assert not any(item.name.endswith("/before") for item in found.figures), "both began with the same model"
+
+
+def test_other_rows_another_template_and_no_run_are_refused(copied_run: Path) -> None:
+    other = Path("runs/other")
+    shutil.copytree(RUN, other)
+    edit(other, lambda line: {**line, "key": line["key"] + "x"} if line["kind"] == "prompt" else line)
+    with pytest.raises(
+        UserError, match=r"not evaluated on the same prompts: 4 and 4, of which 0 .* data, seed"
+    ):
+        compare_runs(RUN, other)
+    shutil.copy(RUN / "evaluation" / "rows.jsonl", other / "evaluation" / "rows.jsonl")
+    template = other / "policy" / "model" / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    with pytest.raises(UserError, match="another tokenizer or chat template"):
+        compare_runs(RUN, other)
+    with pytest.raises(UserError, match="not the folder of a run"):
+        compare_runs(RUN, "nowhere")
+    (other / "evaluation" / "rows.jsonl").unlink()
+    with pytest.raises(UserError, match=r"has no rows.jsonl"):
+        compare_runs(RUN, other)
+
+
+def test_guided_runs_compare_by_prompt(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = guided_recipe(tmp_path, tiny_folder)
+    runs = [
+        guided(
+            recipe,
+            f"guidance.training.learning_rate={rate}",
+            "evaluation.metrics=[distinct_2]",
+            last="evaluation",
+            run=name,
+        )
+        for name, rate in (("one", 1.0e-3), ("two", 0.5))
+    ]
+    found = compare_runs(*(run.folder for run in runs))
+    assert {item.name for item in found.figures} >= {"distinct_2/after", "length/change"}
+    assert all(row.kind == "prompt" for row in read_row_values(runs[0].path("evaluation")))
+    show_comparison(Display(), found._replace(flips=[_flip(runs[0])]), 1)
+    assert "A: " in capsys.readouterr().out
+
+
+def _flip(run):
+    from tokenward.pipeline.compare import Flip
+
+    row = next(iter(read_row_values(run.path("evaluation"))))
+    assert isinstance(row, RowKey)
+    return Flip(row, "distinct_2/change", 0.5, -0.5)
+
+
+def test_colours_and_different_words() -> None:
+    styles = {str(span.style) for span in coloured(["good", " so", " bad"], [2.0, 0.01, -1.0]).spans}
+    assert styles == {"blue underline", "dark_orange"}
+    line = different_words("a good cup of tea", "a bad cup of tea")
+    assert str(line) == "a bad cup of tea"
+    assert [str(line)[span.start : span.end] for span in line.spans if span.style == "bold"] == ["bad "]
