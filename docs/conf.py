@@ -13,7 +13,8 @@ nitpicky = True
 
 html_theme = "furo"
 html_theme_options = {"navigation_with_keys": True}
-html_static_path: list[str] = []
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_show_copyright = False
 html_copy_source = False
 pygments_style = "friendly"
