@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test browser lint bench real clean
+.PHONY: demo test browser lint docs bench real clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,10 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check src tests scripts benchmarks
 	$(BIN)/ruff format --check src tests scripts benchmarks
 	$(BIN)/pyright
+
+docs: $(VENV)/ready  ## the documentation site, in build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "open build/docs/index.html"
 
 # In this order; each writes benchmarks/results, the last docs/performance.md. Leave the machine alone meanwhile.
 bench: $(VENV)/ready  ## every measurement of docs/performance.md, about an hour on two quiet cores

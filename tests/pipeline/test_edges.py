@@ -158,3 +158,10 @@ def test_weights_of_the_batch_are_the_selectors_own_where_it_keeps_something(cop
     plain, batch = weigh_rows(TopFraction(), scored), weigh_batch(TopFraction(), scored)
     for one, other in zip(plain, batch, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.weights or (), other.weights or (), strict=True))
+
+
+def test_several_processes_are_refused_before_a_stage_begins(tiny_workplace: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="a run works in one process, and this is one of 2"):
+        tokenward.run(tiny_workplace, quiet=True)
+    assert not Path("runs").exists()

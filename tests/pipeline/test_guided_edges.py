@@ -142,7 +142,7 @@ def test_a_reward_of_a_run_on_comparisons_is_looked_at_too(tiny_workplace, chang
 def test_several_processes_are_refused_as_such(recipe, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     message = refused(recipe)
-    assert "a guided run works in one process, and this is one of 2" in message
+    assert "a run works in one process, and this is one of 2" in message
     assert "without torchrun" in message
     assert not Path("runs").exists()
 

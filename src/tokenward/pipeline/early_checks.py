@@ -1,5 +1,6 @@
-"""Single values of a recipe that only a library or the machine can judge, each refused with its own line."""
+"""What only a library or the machine can judge: single values of a recipe, each refused with its own line."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,20 @@ def early_checks(run: Run) -> dict[str, Callable[[], Any]]:
     if task is not None:
         checks["prompt_task.template"] = lambda: PromptTemplate(task.template)
     return checks
+
+
+def check_one_process() -> None:
+    """Refuse a run in several processes: each would want the same folders.
+
+    Raises:
+        UserError: torchrun or accelerate launch started this process beside others.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")  # of torchrun and accelerate launch
+    if processes not in ("", "1"):
+        raise UserError(
+            f"a run works in one process, and this is one of {processes}. Start tokenward itself, without torchrun or "
+            "accelerate launch."
+        )
 
 
 def _device(name: str) -> None:

@@ -1,7 +1,5 @@
 """What the tables of a run must say together where it is guided; looked at before anything is read or trained."""
 
-import os
-
 from tokenward.config import GuidanceTable
 from tokenward.errors import UserError
 from tokenward.objectives import PlackettLuce, is_pairwise
@@ -29,7 +27,6 @@ def check_guided(run: Run) -> None:
     """
     recipe = run.recipe
     assert recipe.guidance is not None
-    _check_one_process()
     if (recipe.examples is None) == (recipe.prompt_task is None):
         found = "both" if recipe.examples is not None else "neither"
         raise UserError(
@@ -49,15 +46,6 @@ def check_guided(run: Run) -> None:
         )
     _check_sampling(recipe.guidance)
     _check_reward(run, recipe.guidance)
-
-
-def _check_one_process() -> None:
-    processes = os.environ.get("WORLD_SIZE", "1")  # of torchrun and accelerate launch
-    if processes not in ("", "1"):
-        raise UserError(
-            f"a guided run works in one process, and this is one of {processes}. Start tokenward itself, without torchrun or "
-            "accelerate launch."
-        )
 
 
 def _check_sampling(guidance: GuidanceTable) -> None:

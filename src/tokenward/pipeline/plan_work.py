@@ -16,8 +16,8 @@ from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets
 from tokenward.pipeline.rows import Column, LazyRows, own_starts
 from tokenward.pipeline.tasks import EncodedExamples, encoded_examples
-from tokenward.pipeline.train_stages import best_once, objective_of, selector_of
-from tokenward.selection import Selector, scope_of
+from tokenward.pipeline.train_stages import best_once, objective_of
+from tokenward.selection import Selector, scope_of, selector_of
 from tokenward.tokens.encode import Encoded
 from tokenward.tokens.encoded import EncodedRows
 from tokenward.tokens.template import Template

@@ -8,11 +8,10 @@ from typing import Any
 from tokenward.config import LoadedRecipe, Resolved, resolved
 from tokenward.objectives import OBJECTIVES
 from tokenward.pipeline.tasks import SAMPLERS
-from tokenward.pipeline.train_stages import selector_of
 from tokenward.plugins import build, find
 from tokenward.sampling.sources import SOURCES
 from tokenward.scoring.scorers import SCORERS
-from tokenward.selection import SELECTORS
+from tokenward.selection import SELECTORS, selector_of
 from tokenward.training.arguments import DEFAULTS, TrainingArguments
 
 NAMED: dict[str, Mapping[str, Any]] = {

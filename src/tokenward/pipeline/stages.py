@@ -11,7 +11,7 @@ from tokenward.errors import UserError
 from tokenward.evaluation.metrics import METRICS
 from tokenward.pipeline.context import GUIDED_STAGES, STAGES, Run
 from tokenward.pipeline.data import prepare_data
-from tokenward.pipeline.early_checks import early_checks
+from tokenward.pipeline.early_checks import check_one_process, early_checks
 from tokenward.pipeline.evaluate_stage import evaluate
 from tokenward.pipeline.examples import prepare_examples
 from tokenward.pipeline.guidance_stage import (
@@ -96,8 +96,9 @@ def check_recipe(loaded: LoadedRecipe) -> None:
     """Everything of a recipe that only the objects themselves can check, with its line in the file.
 
     Raises:
-        UserError: an unknown name or setting, before anything was read or trained.
+        UserError: an unknown name or setting, or several processes, before anything was read or trained.
     """
+    check_one_process()
     recipe = loaded.recipe
     checks: dict[str, Callable[[], Any]] = {
         "scores.scorer": lambda: scorer_of(Run(recipe=recipe)),

@@ -77,7 +77,7 @@ def training_arguments(
             f"{where}: {str(error).strip().splitlines()[0]} Correct the value in this table."
         ) from error
     _check_length(arguments, where)
-    # nn.DataParallel copies a model without its asking head; several GPUs are for torchrun or accelerate launch.
+    # nn.DataParallel copies a model without its asking head; several GPUs need a process each.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
