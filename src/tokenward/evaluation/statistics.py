@@ -92,7 +92,8 @@ def _levels(sort: _Order, positive: NDArray[np.bool_], weights: ArrayLike | None
     counts = np.ones(len(positive)) if weights is None else np.asarray(weights, dtype=np.float64)
     mine, label = counts[sort.order], positive[sort.order]
     levels = int(sort.tie[-1]) + 1 if len(mine) else 0
-    return _Levels(np.bincount(sort.tie, mine * label, levels), np.bincount(sort.tie, mine * ~label, levels))
+    up, down = (np.bincount(sort.tie, mine * kind, levels).astype(np.float64) for kind in (label, ~label))
+    return _Levels(up, down)
 
 
 def _area(levels: _Levels) -> float:

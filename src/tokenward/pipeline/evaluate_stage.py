@@ -137,7 +137,7 @@ def _credit(run: Run, pairs: Sequence[Encoded]) -> Figures:
             tokens = [ByteSpan(*pair) for pair in zip(record.start, record.end, strict=True)]
             scores = {name: scores_of(scorer, [record])[0].tolist() for name, scorer in scorers.items()}
             known[key] = known_response(text, spans, tokens, scores)
-    return credit_figures(list(known.values()), **evaluation_statistics(run))
+    return credit_figures(list(known.values()), at=(), **evaluation_statistics(run))
 
 
 def _sample(run: Run, template: Template) -> Samples:
