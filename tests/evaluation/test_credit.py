@@ -3,9 +3,18 @@
 import numpy as np
 import pytest
 
-from tokenward.evaluation.credit import KnownResponse, credit_figures
+from tokenward.evaluation.credit import (
+    KnownResponse,
+    credit_figures,
+    known_response,
+    repeated_credit_figures,
+)
+from tokenward.tokens.spans import ByteSpan
+from tokenward.types import Span
 
-KINDS = ("auroc", "auroc_raising", "auroc_lowering", "precision_raising", "precision_lowering")
+KINDS = (
+    "auroc", "auroc_raising", "auroc_lowering", "precision_raising", "precision_lowering",
+)  # fmt: skip
 
 
 def test_figures_by_hand():
@@ -13,27 +22,33 @@ def test_figures_by_hand():
         KnownResponse([2.0, 0.0, 0.0, -1.0], {"x": [3.0, 1.0, 2.0, 1.5]}),
         KnownResponse([0.0, 1.0, 0.0], {"x": [0.0, 1.5, 4.0]}),
     ]
-    figures = credit_figures(responses, resamples=50)
+    figures = credit_figures(responses, at=[2], resamples=50)
     values = {name: figure.value for name, figure in figures.items()}
     # Neutral tokens: 1, 2, 0, 4. Raising: 3 beats 1, 2, 0; 1.5 beats 1, 0: 5 of 8.
     # Lowering: 1.5 lies below 2 and 4, above 1 and 0: 2 of 4.
     # Precision: raising finds 3 first in one response and 4 in the other; lowering takes 1 (neutral) first.
+    # Average precision: raising finds its two at 3 (1 of 2) and 1.5 (2 of 4) in 4, 3, 2, 1.5, 1, 0; lowering
+    # finds its one at 1.5, the third of 0, 1, 1.5, 2, 4.
+    # At 2: 3 and 2, then 4 and 1.5; lowering 1 and 1.5.
     assert values == pytest.approx(
         {
             "credit/auroc/x": (5 / 8 + 2 / 4) / 2,
             "credit/auroc_raising/x": 5 / 8,
             "credit/auroc_lowering/x": 2 / 4,
+            "credit/average_precision/x": (1 / 2 + 1 / 3) / 2,
+            "credit/average_precision_raising/x": (1 / 2 + 2 / 4) / 2,
+            "credit/average_precision_lowering/x": 1 / 3,
             "credit/precision_raising/x": (1 + 0) / 2,
             "credit/precision_lowering/x": 0.0,
+            "credit/precision_at_2_raising/x": (1 / 2 + 1 / 2) / 2,
+            "credit/precision_at_2_lowering/x": 1 / 2,
         }
     )
-    assert {name: figure.n for name, figure in figures.items()} == {
-        "credit/auroc/x": 2,
-        "credit/auroc_raising/x": 2,
-        "credit/auroc_lowering/x": 2,
-        "credit/precision_raising/x": 2,
-        "credit/precision_lowering/x": 1,  # one response has a lowering token
+    assert {name for name, figure in figures.items() if figure.n == 1} == {
+        "credit/precision_lowering/x",  # one response has a lowering token
+        "credit/precision_at_2_lowering/x",
     }
+    assert {figure.n for figure in figures.values()} == {1, 2}
 
 
 def known(count: int, seed: int = 0) -> list[KnownResponse]:
@@ -99,3 +114,39 @@ def test_scale_and_order_of_responses_change_nothing_but_the_draws():
 
 def test_without_responses_there_are_no_figures():
     assert credit_figures([]) == {}
+    assert repeated_credit_figures([]) == {}
+
+
+def test_average_precision_is_1_for_a_perfect_scorer_and_the_share_for_a_constant_one(figures):
+    for side in ("raising", "lowering"):
+        assert figures[f"credit/average_precision_{side}/perfect"][:3] == (1.0, 1.0, 1.0)
+        assert figures[f"credit/average_precision_{side}/inverse"].value < 0.3
+    values = np.concatenate([np.asarray(item.values) for item in known(200)])
+    share = (values > 0).sum() / (values >= 0).sum()
+    assert figures["credit/average_precision_raising/constant"].value == pytest.approx(share, abs=1e-12)
+
+
+def test_repeats_are_averaged_and_do_not_count_as_more_responses():
+    once, again = ([only(item, "random") for item in known(60, seed=3)] for _ in range(2))
+    same = repeated_credit_figures([once, again], resamples=100)
+    for name, figure in credit_figures(once, resamples=100).items():
+        assert same[name] == pytest.approx(figure, abs=1e-12), name
+    rng = np.random.default_rng(9)
+    other = [item._replace(scores={"random": rng.random(30)}) for item in once]
+    both, first, second = (
+        repeated_credit_figures(repeats, at=[3], resamples=50) for repeats in ([once, other], [once], [other])
+    )
+    for name, figure in both.items():
+        assert figure.value == pytest.approx((first[name].value + second[name].value) / 2, abs=1e-12), name
+        assert figure.n == first[name].n, name
+
+
+def only(item: KnownResponse, name: str) -> KnownResponse:
+    return item._replace(scores={name: item.scores[name]})
+
+
+def test_spans_reach_the_tokens_that_they_cover_and_the_end_of_turn_is_left_out():
+    text = "zoë lied"
+    tokens = [ByteSpan(0, 2), ByteSpan(2, 4), ByteSpan(4, 5), ByteSpan(5, 9), ByteSpan(9, 9)]
+    found = known_response(text, [Span(4, 8, -1.0)], tokens, {"x": [1.0, 2.0, 3.0, 4.0, 5.0]})
+    assert found == KnownResponse([0.0, 0.0, 0.0, -1.0], {"x": [1.0, 2.0, 3.0, 4.0]})

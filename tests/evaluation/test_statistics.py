@@ -7,13 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from tokenward.evaluation.statistics import (
     Figure,
     auroc,
     auroc_figure,
+    average_precision,
     mean_auroc_figure,
+    mean_average_precision_figure,
     mean_figure,
     precision_at_k,
 )
@@ -26,17 +28,49 @@ def test_auroc_by_hand():
     assert auroc([3, 2, 1, 1], [True, False, True, False], [1, 1, 3, 1]) == (2 + 3 * 0.5) / 8
 
 
-@given(
-    st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.integers(1, 4)), min_size=2, max_size=40).filter(
-        lambda items: len({label for _, label, _ in items}) == 2
-    )
-)
+LABELLED = st.lists(
+    st.tuples(st.integers(-3, 3), st.booleans(), st.integers(1, 4)), min_size=2, max_size=40
+).filter(lambda items: len({label for _, label, _ in items}) == 2)
+
+
+@given(LABELLED)
 @settings(max_examples=200, deadline=None)
 def test_auroc_equals_sklearn_with_ties_and_weights(items):
     scores, labels, weights = (list(column) for column in zip(*items, strict=True))
     assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
     expected = roc_auc_score(labels, scores, sample_weight=weights)
     assert auroc(scores, labels, weights) == pytest.approx(expected, abs=1e-12)
+
+
+def test_average_precision_by_hand():
+    # Thresholds 3 (1 of 1 positive), 2 (1 of 2), 1 (2 of 4): a half of the positives at 1, a half at 2 / 4.
+    assert average_precision([3, 2, 1, 1], [True, False, True, False]) == (1 + 2 / 4) / 2
+    # The second positive counts three times: 4 positives, 3 of them where 4 of 6 are positive.
+    assert average_precision([3, 2, 1, 1], [True, False, True, False], [1, 1, 3, 1]) == pytest.approx(
+        1 / 4 + 3 / 4 * 4 / 6
+    )
+
+
+@given(LABELLED)
+@settings(max_examples=200, deadline=None)
+def test_average_precision_equals_sklearn_with_ties_and_weights(items):
+    scores, labels, weights = (list(column) for column in zip(*items, strict=True))
+    assert average_precision(scores, labels) == pytest.approx(
+        average_precision_score(labels, scores), abs=1e-12
+    )
+    expected = average_precision_score(labels, scores, sample_weight=weights)
+    assert average_precision(scores, labels, weights) == pytest.approx(expected, abs=1e-12)
+
+
+def test_average_precision_without_a_positive_is_not_a_number_and_without_a_negative_1():
+    assert math.isnan(average_precision([1.0, 2.0], [False, False]))
+    assert math.isnan(average_precision([], []))
+    assert average_precision([1.0, 2.0], [True, True]) == 1.0
+
+
+def test_a_response_that_was_not_drawn_counts_for_nothing():
+    """The first threshold has no token at all under these weights."""
+    assert average_precision([2, 1, 0], [False, True, False], [0, 1, 1]) == 1.0
 
 
 def test_a_weight_is_a_number_of_copies_and_0_is_absence():
@@ -73,6 +107,14 @@ def test_auroc_without_both_kinds_is_not_a_number(labels):
 )
 def test_precision_at_k_by_hand(scores, positive, expected):
     assert precision_at_k(scores, positive) == pytest.approx(expected, abs=1e-12)
+
+
+def test_precision_at_a_given_k():
+    scores, positive = [5, 4, 3, 3, 1], [True, False, True, False, True]
+    found = [precision_at_k(scores, positive, k) for k in (1, 2, 3, 4, 5, 9)]
+    # The third place is shared by a positive and a negative; more than five there are not.
+    assert found == pytest.approx([1, 1 / 2, 1.5 / 3, 2 / 4, 3 / 5, 3 / 5])
+    assert math.isnan(precision_at_k(scores, [False] * 5, 2))
 
 
 def test_precision_at_k_does_not_depend_on_the_order_of_ties():
@@ -152,14 +194,23 @@ def test_auroc_figure_is_the_auroc_and_does_not_change_when_every_example_is_dou
     assert (once.high - once.low) / (twice.high - twice.low) == pytest.approx(math.sqrt(2), rel=0.1)
 
 
-def test_auroc_interval_draws_whole_responses():
+def test_average_precision_figure_is_the_average_precision():
+    scores, positive, example = tokens(40)
+    figure = mean_average_precision_figure([(scores, positive, example)], resamples=500)
+    assert figure.value == pytest.approx(average_precision_score(positive, scores), abs=1e-12)
+    assert figure.low < figure.value < figure.high
+    assert figure.n == 40
+
+
+@pytest.mark.parametrize("measure", [mean_auroc_figure, mean_average_precision_figure])
+def test_intervals_draw_whole_responses(measure):
     """Tokens that are copies of each other are one observation, however many there are."""
     rng = np.random.default_rng(2)
     positive = np.arange(30) % 2 == 0
     scores = rng.normal(size=30) + positive
-    one_each = auroc_figure(scores, positive, np.arange(30), resamples=2000)
-    copies = auroc_figure(
-        np.repeat(scores, 20), np.repeat(positive, 20), np.repeat(np.arange(30), 20), resamples=2000
+    one_each = measure([(scores, positive, np.arange(30))], resamples=500)
+    copies = measure(
+        [tuple(np.repeat(values, 20) for values in (scores, positive, np.arange(30)))], resamples=500
     )
     assert copies == pytest.approx(one_each, abs=1e-12)
 

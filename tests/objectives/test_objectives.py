@@ -48,6 +48,8 @@ def test_dpo_by_hand():
         "rewards/margins": pytest.approx([0.3]),
         "rewards/accuracies": [1.0],
         "logps/chosen": [-3.0],
+        "logps/chosen_per_token": [-1.5],
+        "logps/chosen_change_per_token": [0.5],
         "logps/rejected": [-7.5],
         "kept/chosen": [1.0],
         "kept/rejected": [1.0],
@@ -62,6 +64,17 @@ def test_dpo_over_some_tokens_by_hand():
     assert losses.metrics["logps/rejected"].tolist() == [-8.0]
     assert losses.metrics["kept/chosen"].tolist() == [0.5]
     assert losses.metrics["kept/rejected"].tolist() == pytest.approx([1 / 3])
+
+
+def test_changes_per_token_are_over_the_weight_of_the_chosen_response():
+    # Two pairs: weights 1, 3 on changes 0.5, -0.5; then no weight at all on the chosen side.
+    logp = double(-1.0, -2.5, -1.0, -7.0, -1.0)
+    batch = batch_of(
+        (2, 1), (1, 1), weights=[1.0, 3.0, 1.0, 0.0, 1.0], reference=[-1.5, -2.0, -1.0, -1.0, -1.0]
+    )
+    metrics = DPO()(logp, batch).metrics
+    assert metrics["logps/chosen_change_per_token"].tolist() == [(0.5 - 3 * 0.5) / 4, 0.0]
+    assert metrics["logps/chosen_per_token"].tolist() == [(-1.0 - 3 * 2.5) / 4, 0.0]
 
 
 def test_ipo_by_hand():
@@ -89,6 +102,7 @@ def test_sepo_by_hand():
         "rewards/margins": [1.0],
         "rewards/accuracies": [1.0],
         "logps/chosen": [-2.0],
+        "logps/chosen_per_token": [-2.0],
         "logps/rejected": [-5.0],
         "kept/chosen": [0.5],
         "kept/rejected": pytest.approx([2 / 3]),
@@ -239,6 +253,7 @@ def test_metrics_carry_no_gradient_and_one_value_per_comparison(objective):
     pair_names = {
         "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
         "logps/chosen", "logps/rejected", "kept/chosen", "kept/rejected",
+        "logps/chosen_per_token", "logps/chosen_change_per_token",
     }  # fmt: skip
     assert set(losses.metrics) == ({"nll"} if objective == SFT() else pair_names)
     assert [value.requires_grad for value in losses.metrics.values()] == [False] * len(losses.metrics)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import tokenward
+from tests.pipeline.tools import plugin
 from tokenward.errors import UserError
 from tokenward.pipeline.fit import Interrupted
 from tokenward.scoring.store import TokenStore
@@ -53,6 +54,39 @@ def test_only_selected_tokens_train(finished_run: Path) -> None:
     kept = [entry["kept/chosen"] for entry in history if "kept/chosen" in entry]
     assert kept
     assert all(0.2 < share <= 0.3 for share in kept)
+
+
+def test_the_manifest_says_what_became_of_the_chosen_responses(finished_run: Path) -> None:
+    for stage in ("oracle", "policy"):
+        facts = json.loads((finished_run / RUN / stage / "manifest.json").read_text())["facts"]
+        displacement = facts["displacement"]
+        assert displacement["lowest"] <= displacement["last"], stage
+        assert (displacement["margin"], displacement["warned_at"]) == (0.5, None)
+
+
+UNLEARN = """
+from tokenward.objectives import Losses, SePO
+
+
+class Unlearn:
+    pairwise = True
+
+    def __call__(self, logp, batch):
+        losses = SePO()(logp, batch)
+        return Losses(-losses.loss, losses.metrics)
+"""
+
+
+def test_displacement_is_told_on_the_screen_and_in_the_manifest(copied_run: Path, capsys) -> None:
+    changes = [
+        f"policy.objective={{name: '{plugin(UNLEARN)}:Unlearn'}}",
+        "policy.training={learning_rate: 5.0e-3, max_steps: 6, logging_steps: 1, displacement_margin: 0.1}",
+    ]
+    run = tokenward.run(copied_run, changes, last="policy")
+    shown = " ".join(capsys.readouterr().out.split())
+    at = run.done("policy").facts["displacement"]["warned_at"]
+    assert f"warning, displacement: at update {at} the chosen responses are" in shown
+    assert shown.count("warning, displacement") == 1
 
 
 def test_running_again_skips_everything(copied_run: Path) -> None:

@@ -167,6 +167,16 @@ def test_stages_that_do_not_fit_together_are_named(copied_run: Path) -> None:
     assert "policy was made from another scores" in make_report(RUN).html
 
 
+def test_the_alarm_of_the_training_is_repeated(copied_run: Path) -> None:
+    path = RUN / "policy" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    facts = {"last": -0.75, "lowest": -0.9, "margin": 0.5, "warned_at": 12}
+    path.write_text(json.dumps(manifest | {"facts": manifest["facts"] | {"displacement": facts}}))
+    said = displacement(RunFolder.read(RUN))
+    assert "went off at update 12, 0.5 nats a token below the start" in said
+    assert "were at -0.75" in said
+
+
 def test_displacement_is_said_in_words_where_the_figure_says_it(copied_run: Path) -> None:
     path = RUN / "evaluation" / "metrics.json"
     metrics = json.loads(path.read_text())

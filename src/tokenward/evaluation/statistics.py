@@ -1,4 +1,4 @@
-"""Figures with an interval: bootstrap over examples, AUROC with ties, precision at k."""
+"""Figures with an interval: bootstrap over examples; AUROC, average precision and precision at k, with ties."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -49,9 +49,20 @@ def auroc(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike | None = No
         positive: ``[n]`` bool.
         weights: ``[n]`` how often each counts; 1 if not given.
     """
-    return _auroc_of_sorted(
-        *_sorted(scores, positive), None if weights is None else np.asarray(weights, dtype=np.float64)
-    )
+    return _area(_levels(*_sorted(scores, positive), weights))
+
+
+def average_precision(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Precision at each score, weighted by the positives found there; NaN without any.
+
+    Equal scores are one threshold, so the order of tokens plays no part. Chance is the share of positives.
+
+    Args:
+        scores: ``[n]``.
+        positive: ``[n]`` bool.
+        weights: ``[n]`` how often each counts; 1 if not given.
+    """
+    return _mean_precision(_levels(*_sorted(scores, positive), weights))
 
 
 class _Order(NamedTuple):
@@ -70,17 +81,33 @@ def _sorted(scores: ArrayLike, positive: ArrayLike) -> tuple[_Order, NDArray[np.
     return _Order(order, tie.astype(np.int64)), np.asarray(positive, dtype=bool)
 
 
-def _auroc_of_sorted(sort: _Order, positive: NDArray[np.bool_], weights: Floats | None) -> float:
-    counts = np.ones(len(positive)) if weights is None else weights
+class _Levels(NamedTuple):
+    """How many positives and negatives have each different score, the lowest first."""
+
+    positives: Floats
+    negatives: Floats
+
+
+def _levels(sort: _Order, positive: NDArray[np.bool_], weights: ArrayLike | None) -> _Levels:
+    counts = np.ones(len(positive)) if weights is None else np.asarray(weights, dtype=np.float64)
     mine, label = counts[sort.order], positive[sort.order]
-    if not len(mine):
-        return float("nan")
-    levels = int(sort.tie[-1]) + 1
-    up = np.bincount(sort.tie, mine * label, levels)
-    down = np.bincount(sort.tie, mine * ~label, levels)
+    levels = int(sort.tie[-1]) + 1 if len(mine) else 0
+    up, down = (np.bincount(sort.tie, mine * kind, levels).astype(np.float64) for kind in (label, ~label))
+    return _Levels(up, down)
+
+
+def _area(levels: _Levels) -> float:
+    up, down = levels
     below = np.cumsum(down) - down
     pairs = up.sum() * down.sum()
     return float((up * (below + down / 2)).sum() / pairs) if pairs else float("nan")
+
+
+def _mean_precision(levels: _Levels) -> float:
+    up, down = levels.positives[::-1], levels.negatives[::-1]
+    taken = np.cumsum(up + down)
+    precision = np.cumsum(up) / np.where(taken > 0, taken, 1.0)
+    return float((up * precision).sum() / up.sum()) if up.sum() else float("nan")
 
 
 def auroc_figure(
@@ -98,9 +125,11 @@ def auroc_figure(
     return mean_auroc_figure([(scores, positive, example)], resamples=resamples, seed=seed)
 
 
-def mean_auroc_figure(
-    questions: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]], *, resamples: int = 2000, seed: int = 0
-) -> Figure:
+Question = tuple[ArrayLike, ArrayLike, ArrayLike]
+"""``scores``, ``positive`` and ``example`` as :func:`auroc_figure` takes them."""
+
+
+def mean_auroc_figure(questions: Sequence[Question], *, resamples: int = 2000, seed: int = 0) -> Figure:
     """Mean of several AUROCs (of those that exist) over the same responses, drawn once for all of them.
 
     Args:
@@ -108,12 +137,25 @@ def mean_auroc_figure(
         resamples: Bootstrap draws.
         seed: Of the draws.
     """
+    return _mean_ranking(_area, questions, resamples=resamples, seed=seed)
+
+
+def mean_average_precision_figure(
+    questions: Sequence[Question], *, resamples: int = 2000, seed: int = 0
+) -> Figure:
+    """Mean of several average precisions, as :func:`mean_auroc_figure` is of AUROCs."""
+    return _mean_ranking(_mean_precision, questions, resamples=resamples, seed=seed)
+
+
+def _mean_ranking(
+    measure: Callable[[_Levels], float], questions: Sequence[Question], *, resamples: int, seed: int
+) -> Figure:
     prepared = [(*_sorted(scores, positive), np.asarray(example)) for scores, positive, example in questions]
     count = max((int(owner.max()) + 1 for _, _, owner in prepared if len(owner)), default=0)
 
     def value(times: Floats) -> float:
-        found = [_auroc_of_sorted(sort, label, times[owner]) for sort, label, owner in prepared]
-        known = [area for area in found if not np.isnan(area)]
+        found = [measure(_levels(sort, label, times[owner])) for sort, label, owner in prepared]
+        known = [one for one in found if not np.isnan(one)]
         return float(np.mean(known)) if known else float("nan")
 
     return by_example(value, count, resamples=resamples, seed=seed)
@@ -138,15 +180,20 @@ def by_example(value: Callable[[Floats], float], count: int, *, resamples: int, 
     return Figure(value(np.ones(count)), float(low), float(high), count)
 
 
-def precision_at_k(scores: ArrayLike, positive: ArrayLike) -> float:
-    """Share of positives among the k highest scores, where k is the number of positives; NaN without any.
+def precision_at_k(scores: ArrayLike, positive: ArrayLike, k: int | None = None) -> float:
+    """Share of positives among the k highest scores; NaN without any positive.
 
     Ties at the border count by their share, so that the order of tokens plays no part.
+
+    Args:
+        scores: ``[n]``.
+        positive: ``[n]`` bool.
+        k: How many are looked at, at most n; None is the number of positives.
     """
     data, label = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
-    k = int(label.sum())
-    if not k:
+    if not label.any():
         return float("nan")
+    k = min(k or int(label.sum()), len(data))
     border = np.sort(data)[-k]
     above, at = data > border, data == border
     return float((label[above].sum() + (k - above.sum()) * label[at].mean()) / k)

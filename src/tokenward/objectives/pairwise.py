@@ -174,13 +174,28 @@ def _reward_metrics(rewards: Sides) -> dict[str, Tensor]:
 
 
 def _logp_metrics(logp: Tensor, batch: TokenBatch) -> dict[str, Tensor]:
-    """Sums over the tokens that have weight, and how many of the tokens have it."""
-    total = sides(weighted_sum(logp.detach(), batch.weights, batch.response, batch.responses))
+    """Sums over the tokens that have weight, how many of the tokens have it, and what training did to the chosen ones.
+
+    ``logps/chosen_change_per_token`` is there where the batch has reference values.
+    """
+    logp = logp.detach()
+    total = sides(weighted_sum(logp, batch.weights, batch.response, batch.responses))
+    weight = sides(segment_sum(batch.weights, batch.response, batch.responses))
     kept = sides(segment_sum((batch.weights != 0).float(), batch.response, batch.responses))
     lengths = sides(segment_sum(torch.ones_like(batch.weights), batch.response, batch.responses))
-    return {
+    metrics = {
         "logps/chosen": total.chosen,
         "logps/rejected": total.rejected,
+        "logps/chosen_per_token": _per_weight(total.chosen, weight.chosen),
         "kept/chosen": kept.chosen / lengths.chosen,
         "kept/rejected": kept.rejected / lengths.rejected,
     }
+    if batch.reference_logp is not None:
+        change = weighted_sum(logp - batch.reference_logp, batch.weights, batch.response, batch.responses)
+        metrics["logps/chosen_change_per_token"] = _per_weight(sides(change).chosen, weight.chosen)
+    return metrics
+
+
+def _per_weight(total: Tensor, weight: Tensor) -> Tensor:
+    """A weighted mean; 0 where nothing has weight, as one such pair must not spoil the mean over all."""
+    return torch.where(weight != 0, total / weight, 0.0)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from tokenward.artifacts import Manifest, atomic_write
-from tokenward.evaluation.credit import KnownResponse, credit_figures
+from tokenward.evaluation.credit import KnownResponse, credit_figures, known_response
 from tokenward.evaluation.heldout import (
     PairLogprobs,
     before_after_figures,
@@ -38,7 +38,7 @@ from tokenward.scoring.store import TokenStore
 from tokenward.tokens.batches import budgeted
 from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.spans import ByteSpan, span_values
+from tokenward.tokens.spans import ByteSpan
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
 
@@ -153,14 +153,9 @@ def _credit(run: Run, pairs: Sequence[Encoded]) -> Figures:
         ):
             record = store[key]
             tokens = [ByteSpan(*pair) for pair in zip(record.start, record.end, strict=True)]
-            text_tokens = [index for index, token in enumerate(tokens) if token.end > token.start]
-            values = span_values(spans, text, tokens)
             scores = {name: scores_of(scorer, [record])[0].tolist() for name, scorer in scorers.items()}
-            known[key] = KnownResponse(
-                [values[index] for index in text_tokens],
-                {name: [score[index] for index in text_tokens] for name, score in scores.items()},
-            )
-    return credit_figures(list(known.values()), **evaluation_statistics(run))
+            known[key] = known_response(text, spans, tokens, scores)
+    return credit_figures(list(known.values()), at=(), **evaluation_statistics(run))
 
 
 def _sample(run: Run, template: Template) -> Samples:

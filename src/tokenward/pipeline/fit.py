@@ -25,6 +25,7 @@ from tokenward.training.callbacks import CheckpointEvery, ShowProgress, StopOnIn
 from tokenward.training.checkpoints import KeepNewest, last_whole_checkpoint, step_of
 from tokenward.training.checks import check_first_batch
 from tokenward.training.collator import Prepare
+from tokenward.training.displacement import DisplacementAlarm, displacement_facts
 from tokenward.training.samples import AnswerPrompts
 from tokenward.training.trainer import TokenTrainer
 
@@ -65,7 +66,7 @@ def fit(
         watch: Answers fixed prompts while the model trains.
 
     Returns:
-        Facts for the manifest: steps, final loss, seconds.
+        Facts for the manifest: steps, final loss, seconds, and displacement where chosen responses are logged.
 
     Raises:
         UserError: bad settings, a loss that is not finite, or a policy that differs from its reference.
@@ -89,6 +90,7 @@ def fit(
             *([between] if between is not None else []),
             *([watch] if watch is not None else []),
             CheckpointEvery(arguments.checkpoint_minutes),
+            DisplacementAlarm(arguments.displacement_margin, f"{stage.path.name}.training", run.display.line),
             interrupt,
             KeepNewest(last_file, limit),
         ],
@@ -101,7 +103,9 @@ def fit(
     if watch is not None:
         watch.look(trainer.state.global_step)
     _save(model, stage.path)
-    write_history(stage.path / "history.jsonl", trainer.state.log_history)
+    history = trainer.state.log_history
+    write_history(stage.path / "history.jsonl", history)
+    measured |= displacement_facts(history, arguments.displacement_margin)
     if "save_strategy" not in table:
         stage.temporary.append(Path(str(arguments.output_dir)))  # only there to go on after a stop
     return {"steps": trainer.state.global_step, "rows": len(rows), **measured}

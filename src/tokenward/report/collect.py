@@ -118,11 +118,16 @@ FALLEN = "the chosen responses became less likely during training"
 def displacement(run: RunFolder) -> str:
     """What the run says of displaced mass, in words; empty where the chosen responses did not lose likelihood.
 
-    The evaluation's figure on held-out pairs decides where there is one; else the policy's own log.
+    What the alarm of the training saw comes first; without it the evaluation's figure on held-out pairs decides where
+    there is one; else the policy's own log.
     """
-    noted = run.manifests["policy"].facts.get("displacement") if "policy" in run.manifests else None
-    if isinstance(noted, str) and noted:
-        return noted
+    noted = run.manifests["policy"].facts.get("displacement", {}) if "policy" in run.manifests else {}
+    if noted.get("warned_at") is not None:
+        return (
+            f"Displacement: {FALLEN}. The alarm went off at update {noted['warned_at']}, {noted['margin']:g} nats a token below the "
+            f"start; at the end their selected tokens were at {noted['last']:+.2f}. Look at the replies below before trusting the "
+            "margin."
+        )
     figure = run.figures().get("logps/chosen_change_per_token")
     if figure is not None:
         if not figure.high < 0:

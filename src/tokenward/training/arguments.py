@@ -1,4 +1,4 @@
-"""transformers' TrainingArguments with three settings of our own and defaults that suit preference training."""
+"""transformers' TrainingArguments with four settings of our own and defaults that suit preference training."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +19,23 @@ class TrainingArguments(BaseArguments):
             several passes of similar lengths. It changes memory and speed, not the update.
         disable_dropout: Set every dropout to 0, so that policy and reference agree at the start.
         checkpoint_minutes: Save a checkpoint this often, besides what ``save_strategy`` says.
+        displacement_margin: Say so when the chosen responses have become less likely than at the start by more than
+            this, nats per token (:mod:`tokenward.training.displacement`); None never does.
     """
 
     tokens_per_forward: int = field(default=4096)
     disable_dropout: bool = field(default=True)
     checkpoint_minutes: float = field(default=10.0)
+    displacement_margin: float | None = field(default=0.5)
 
     def __post_init__(self) -> None:
         if self.tokens_per_forward < 1:
             raise UserError(f"training.tokens_per_forward must be at least 1, got {self.tokens_per_forward}.")
+        if self.displacement_margin is not None and not self.displacement_margin > 0:
+            raise UserError(
+                f"training.displacement_margin must be greater than 0, got {self.displacement_margin}: a fall that small is noise. "
+                "Write for example 0.5, or null for no alarm."
+            )
         super().__post_init__()
 
 
