@@ -34,6 +34,7 @@ docs: $(VENV)/ready  ## the documentation site, in build/docs
 bench: $(VENV)/ready  ## every measurement of docs/performance.md, about an hour on two quiet cores
 	$(BIN)/python -m benchmarks.training_step --precision fp32
 	$(BIN)/python -m benchmarks.training_step --precision bf16
+	$(BIN)/python -m benchmarks.training_step --precision bf16 --checkpointing
 	$(BIN)/python -m benchmarks.scoring
 	$(BIN)/python -m benchmarks.listwise_k4
 	$(BIN)/python -m benchmarks.machine_share

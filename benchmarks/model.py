@@ -204,14 +204,28 @@ def visible_attention(shape: Shape, pairs: Sequence[Pair], *, passes: float = 3.
 
 
 def training_step(
-    shape: Shape, layout: Layout, *, head_passes: int = 4, logit_passes: int = PASSES_OVER_LOGITS
+    shape: Shape,
+    layout: Layout,
+    *,
+    head_passes: int = 4,
+    logit_passes: int = PASSES_OVER_LOGITS,
+    recomputed: bool = False,
 ) -> Cost:
-    """Counts of forward, backward, clipping and AdamW."""
-    products = sum(product_operations(shape, layout, head_passes=head_passes))
+    """Counts of forward, backward, clipping and AdamW.
+
+    Args:
+        shape: Of the model.
+        layout: What goes through it.
+        head_passes: See :func:`product_operations`.
+        logit_passes: Times that a logit is moved.
+        recomputed: Whether the layers run forward once more in the backward pass.
+    """
+    body_passes, attention_passes = (4, 4.5) if recomputed else (3, 3.5)
+    products = sum(product_operations(shape, layout, body_passes=body_passes, head_passes=head_passes))
     moved = PASSES_OVER_SAVED * layout.tokens * shape.saved_per_token
     moved += FLOAT * logit_passes * layout.head_rows * shape.vocabulary
     moved += FLOAT * PASSES_OVER_STATE * shape.weights
-    return Cost(products, attention_operations(shape, layout), float(moved))
+    return Cost(products, attention_operations(shape, layout, passes=attention_passes), float(moved))
 
 
 def scoring_pass(shape: Shape, layout: Layout, *, logit_passes: int = 3, saves: bool = False) -> Cost:
@@ -229,7 +243,9 @@ def scoring_pass(shape: Shape, layout: Layout, *, logit_passes: int = 3, saves: 
     return Cost(products, attention_operations(shape, layout, passes=1), float(moved))
 
 
-def training_peak(shape: Shape, layout: Layout, *, logit_rows: int, logit_copies: int) -> int:
+def training_peak(
+    shape: Shape, layout: Layout, *, logit_rows: int, logit_copies: int, recomputed: bool = False
+) -> int:
     """Bytes held at the worst moment of a step: weights, gradients, two moments, activations, logits.
 
     Args:
@@ -237,10 +253,14 @@ def training_peak(shape: Shape, layout: Layout, *, logit_rows: int, logit_copies
         layout: What goes through it.
         logit_rows: Rows whose logits exist at once.
         logit_copies: Tensors of that size that exist together.
+        recomputed: Whether only the inputs of the layers are kept, and what one layer saves.
     """
     state = 4 * FLOAT * shape.weights
     logits = FLOAT * logit_rows * shape.vocabulary * logit_copies
-    return state + layout.tokens * shape.saved_per_token + logits
+    saved = shape.saved_per_token
+    if recomputed:
+        saved = FLOAT * shape.layers * shape.width + saved // shape.layers
+    return state + layout.tokens * saved + logits
 
 
 def full_logits(positions: int, vocabulary: int) -> int:

@@ -36,9 +36,25 @@ def sides_of(options: argparse.Namespace, precision: str, **changes: Any) -> dic
     }
 
 
-def measure(options: argparse.Namespace, precision: str, *, suffix: str, **changes: Any) -> list[Result]:
-    """Both claims, and the two numbers that are reported beside them."""
-    sides = sides_of(options, precision, **changes)
+def measure(
+    options: argparse.Namespace,
+    precision: str,
+    *,
+    suffix: str,
+    checkpointing: bool = False,
+    **changes: Any,
+) -> list[Result]:
+    """Both claims, and the two numbers that are reported beside them.
+
+    Args:
+        options: Of the command line.
+        precision: Of both sides.
+        suffix: Of the claims' names.
+        checkpointing: Whether tokenward's layers run again in the backward pass instead of keeping what they made.
+        changes: Of the settings of both sides.
+    """
+    own = {"activation_checkpointing": True} if checkpointing else {}
+    sides = sides_of(options, precision, own=own, **changes)
     peer = {"dpo": "trl_dpo", "simpo": "trl_simpo"}
     turns = take_turns(
         {name: side for name, side in sides.items() if name != peer["simpo"]},
@@ -56,7 +72,7 @@ def measure(options: argparse.Namespace, precision: str, *, suffix: str, **chang
         "simpo": same_mathematics(second.losses, ["sepo", "trl_simpo"], within=within),
     }
     shape = Shape.of(AutoConfig.from_pretrained(folder_of(options.model)))
-    predicted = predictions(shape, turns, batch=sides["sepo"].settings["batch"])
+    predicted = predictions(shape, turns, batch=sides["sepo"].settings["batch"], recomputed=checkpointing)
     settings = {
         "common": public(dict(sides["sepo"].settings)),
         "sides": {name: facts["settings"] for name, facts in (turns.facts | second.facts).items()},
@@ -149,13 +165,16 @@ def memory_result(
     )
 
 
-def predictions(shape: Shape, turns: Turns, *, batch: int) -> dict[tuple[str, str], float]:
+def predictions(shape: Shape, turns: Turns, *, batch: int, recomputed: bool) -> dict[tuple[str, str], float]:
     """Ratios by the cost model, over all batches of the pairs, as each side lays them out."""
     pairs = turns.pairs("sepo")
     plain = [separate(pairs[start : start + batch]) for start in range(0, len(pairs), batch)]
     layouts = {"sepo": turns.layouts("sepo", batch), "dpo": turns.layouts("dpo", batch), "trl_dpo": plain}
     time = {
-        name: sum(training_step(shape, item).seconds(turns.rates) for item in items)
+        name: sum(
+            training_step(shape, item, recomputed=recomputed and name != "trl_dpo").seconds(turns.rates)
+            for item in items
+        )
         for name, items in layouts.items()
     }
     # All logits exist at once and are copied: more traffic, but nothing is made twice.
@@ -165,8 +184,14 @@ def predictions(shape: Shape, turns: Turns, *, batch: int) -> dict[tuple[str, st
     # This process has imported what the workers import, and holds little else.
     base = status_bytes("VmRSS")["VmRSS"]
     tile = int(TRL_TILE_ROWS * min(1.0, TRL_TILE_COLUMNS / shape.vocabulary))
+    own_tile = TILE_ELEMENTS // shape.vocabulary
     held = {
-        name: base + peak(shape, items, tile if name == "trl_dpo" else TILE_ELEMENTS // shape.vocabulary)
+        name: base
+        + (
+            peak(shape, items, tile)
+            if name == "trl_dpo"
+            else peak(shape, items, own_tile, recomputed=recomputed)
+        )
         for name, items in layouts.items()
     }
     ratios = [("sepo", "trl_dpo"), ("sepo", "trl_simpo"), ("dpo", "trl_dpo")]
@@ -176,14 +201,22 @@ def predictions(shape: Shape, turns: Turns, *, batch: int) -> dict[tuple[str, st
     }
 
 
-def peak(shape: Shape, layouts: Sequence[Layout], chunk: int) -> int:
+def peak(shape: Shape, layouts: Sequence[Layout], chunk: int, *, recomputed: bool = False) -> int:
     """Bytes at the worst batch, without what the interpreter and the libraries themselves hold.
 
     Args:
         shape: Of the model.
         layouts: Of the batches.
         chunk: Rows of whole logits that exist at once, at most.
+        recomputed: See :func:`benchmarks.model.training_peak`.
     """
     return max(
-        training_peak(shape, item, logit_rows=min(item.head_rows, chunk), logit_copies=3) for item in layouts
+        training_peak(
+            shape,
+            item,
+            logit_rows=min(item.head_rows, chunk),
+            logit_copies=3,
+            recomputed=recomputed,
+        )
+        for item in layouts
     )

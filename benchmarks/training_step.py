@@ -13,8 +13,12 @@ def main() -> None:
     options.add_argument(
         "--precision", choices=NAMES, default="fp32", help="float32, or autocast to bfloat16"
     )
+    options.add_argument(
+        "--checkpointing", action="store_true", help="tokenward's side keeps no activations of its layers"
+    )
     with prepared(options.parse_args()) as found:
-        report(measure(found, NAMES[found.precision], suffix=found.precision))
+        suffix = f"{found.precision}_checkpointing" if found.checkpointing else found.precision
+        report(measure(found, NAMES[found.precision], suffix=suffix, checkpointing=found.checkpointing))
 
 
 if __name__ == "__main__":

@@ -84,6 +84,10 @@ def test_bytes_moved_by_a_step_are_counted():
     # 5 x 10 x 512, 4 x 8 x 5 x 10, 4 x 7 x 280.
     assert cost.moved == 25_600 + 1_600 + 7_840
     assert cost.products == 14_400 + 1_600
+    # Once more forward: 2 x 4 passes, and 4.5 instead of 3.5 times 4 x 2 x 4 x 100.
+    again = training_step(SMALL, layout, recomputed=True)
+    assert again.products == 19_200 + 1_600
+    assert (cost.attention, again.attention) == (11_200, 14_400)
     assert Cost(100, 20, 60).seconds(Rates(operations=10, bytes=30)) == 14.0
 
 
@@ -97,6 +101,9 @@ def test_a_pass_without_gradients_moves_less():
 def test_peak_memory_holds_state_activations_and_logits():
     # 4 x 4 x 280, 10 x 512, 4 x 5 x 10 x 3.
     assert training_peak(SMALL, Layout((10,), 5), logit_rows=5, logit_copies=3) == 4_480 + 5_120 + 600
+    # Of a layer 256 bytes a token, and 4 x 2 x 4 for the inputs of both.
+    recomputed = training_peak(SMALL, Layout((10,), 5), logit_rows=5, logit_copies=3, recomputed=True)
+    assert recomputed == 4_480 + 10 * (256 + 32) + 600
     assert full_logits(8, 10) == 320
 
 
