@@ -141,7 +141,7 @@ class Planner:
         longest = np.argsort(-work[:, 0], kind="stable")[: steps.micro]
         rows = self._weighted(item, longest)
         work[:, 1] *= _kept(rows)
-        again = bool(steps.arguments.gradient_checkpointing)
+        again = bool(steps.arguments.activation_checkpointing)
         operations = partial(training_operations, sizes, checkpointing=again)
         budget = steps.arguments.tokens_per_forward
         memory = training_memory(sizes, _largest_pass(work[longest], budget), types, checkpointing=again)
@@ -174,7 +174,7 @@ class Planner:
         whole, half = (_largest_pass(longest, tokens) for tokens in (budget, budget // 2))
         count = partial(training_memory, checkpointing=again)
         found = {
-            "training.gradient_checkpointing=true": training_memory(sizes, whole, types, checkpointing=True),
+            "training.activation_checkpointing=true": training_memory(sizes, whole, types, checkpointing=True),
             f"training.tokens_per_forward={budget // 2}": count(sizes, half, types),
             "training.bf16=true": count(sizes, whole, types._replace(products=HALF)),
             "model.dtype=bfloat16": count(sizes, whole, NumberTypes(HALF, HALF)),
