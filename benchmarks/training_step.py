@@ -9,7 +9,7 @@ NAMES = {"fp32": "float32", "bf16": "bfloat16"}
 
 def main() -> None:
     """Measure and report."""
-    options = parser(__doc__, repetitions=14)
+    options = parser(__doc__, repetitions=6)
     options.add_argument(
         "--precision", choices=NAMES, default="fp32", help="float32, or autocast to bfloat16"
     )

@@ -54,7 +54,7 @@ def write_store(run: Run, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store of invented values in the folder of a stage."""
     monkeypatch.setattr(score_stages, "_values", invented)
     template = run.tokenizer_template(run.start_model)
-    rows, _ = score_stages._all_rows(run, template)
+    rows, _ = score_stages.all_rows(run, template)
     score_stages._write(run, run.path(name), {"reference_logp": None, "oracle_logp": None}, template, rows)  # type: ignore[dict-item]
 
 

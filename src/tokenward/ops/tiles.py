@@ -253,9 +253,21 @@ def _logit_gradient(
 ) -> Tensor:
     """Gradient of the loss with respect to the logits of one tile.  -> [n tile]"""
     logits = side.logits(part)
+    # Each statistic's derivative by a logit is the share times something, but for the token's own logit.
+    if grads.entropy is None and grads.kl is None:
+        gradient = logits.sub_(found.own[:, None]).exp_().mul_(-grads.logp[:, None])
+    else:
+        gradient = _share_times_factors(logits, other, part, found, grads)
+    mine = torch.where(_inside(ids, part), grads.logp, 0.0)
+    return gradient.scatter_add_(1, _place(ids, part), mine[:, None])
+
+
+def _share_times_factors(
+    logits: Tensor, other: _Side | None, part: slice, found: _Found, grads: _Gradients
+) -> Tensor:
+    """As above without the token's own logit, where entropy or KL is wanted.  -> [n tile]"""
     logp = logits - found.own[:, None]
     share = logp.exp()
-    # Each statistic's derivative by a logit is the share times something, but for the token's own logit.
     factor = -grads.logp[:, None]
     if grads.entropy is not None:
         entropy = (found.own - found.average)[:, None]
@@ -263,6 +275,4 @@ def _logit_gradient(
     if grads.kl is not None and other is not None:
         difference = torch.where(share > 0, logits - other.logits(part), 0.0)
         factor = factor + grads.kl[:, None] * (difference - found.divergence[:, None])
-    gradient = share * factor
-    mine = torch.where(_inside(ids, part), grads.logp, 0.0)
-    return gradient.scatter_add_(1, _place(ids, part), mine[:, None])
+    return share * factor

@@ -174,7 +174,9 @@ class Planner:
         whole, half = (_largest_pass(longest, tokens) for tokens in (budget, budget // 2))
         count = partial(training_memory, checkpointing=again)
         found = {
-            "training.activation_checkpointing=true": training_memory(sizes, whole, types, checkpointing=True),
+            "training.activation_checkpointing=true": training_memory(
+                sizes, whole, types, checkpointing=True
+            ),
             f"training.tokens_per_forward={budget // 2}": count(sizes, half, types),
             "training.bf16=true": count(sizes, whole, types._replace(products=HALF)),
             "model.dtype=bfloat16": count(sizes, whole, NumberTypes(HALF, HALF)),
