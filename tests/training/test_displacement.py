@@ -21,7 +21,7 @@ def rows(chosen: int, rejected: int):
 FALLING, RISING = rows(2, 8), rows(8, 2)
 # Each with a learning rate at which its gradients do something; SePO's starts far from a margin of 0.
 OBJECTIVES = {
-    "dpo": (DPO(beta=1.0), 0.05),
+    "dpo": (DPO(beta=0.05), 0.02),
     "sepo": (SePO(gamma=0.05, normaliser="none"), 0.5),
     "sft": (SFT(), 0.05),
 }
