@@ -124,3 +124,13 @@ def test_numbers_for_people() -> None:
         "10 min",
         "2.0 h",
     ]
+
+
+def test_twice_the_steps_take_twice_the_time(tiny_workplace, monkeypatch):
+    monkeypatch.setattr("tokenward.pipeline.plan_stages.machine_rate", lambda *_: 1e9)
+    times = []
+    for steps in (3, 6):
+        settings = [f"oracle.training.max_steps={steps}", "fixed_prompts=0"]
+        plan = plan_recipe(tiny_workplace, settings, measure=False, quiet=True)
+        times.append(next(stage.seconds for stage in plan.stages if stage.stage == "oracle"))
+    assert times[1] == pytest.approx(2 * times[0])
