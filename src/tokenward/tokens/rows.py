@@ -1,7 +1,7 @@
 """Comparisons with what is known of their tokens, and batches of them as a model takes them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
 import torch
@@ -38,6 +38,8 @@ class TokenBatch:
             in order and each lies within one response.
         entropy: ``[n]`` or None, entropy in nats of the policy's whole distribution where the token was
             predicted, with its gradient; set for objectives that say ``needs_entropy``.
+        closing: ``[n]`` bool, whether the token is the end-of-turn token and no text.
+        values: Further stored values by name, ``[n]`` each, for scores that are computed in the step.
         tree: Who sees whom in a packed row, or None.
     """
 
@@ -52,10 +54,12 @@ class TokenBatch:
     rank: Tensor
     weights: Tensor
     kept: Tensor
+    closing: Tensor
     reference_logp: Tensor | None = None
     scores: Tensor | None = None
     segment: Tensor | None = None
     entropy: Tensor | None = None
+    values: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     decoder_ids: Tensor | None = None
     tree: Tree | None = None
 
@@ -76,7 +80,8 @@ class TokenBatch:
             for item in fields(self)
             if isinstance(value := getattr(self, item.name), Tensor | Tree)
         }
-        return replace(self, **moved)
+        values = {name: value.to(device, non_blocking=non_blocking) for name, value in self.values.items()}
+        return replace(self, **moved, values=values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +94,7 @@ class TokenRow:
         reference_logp: ``[len]`` per response, or None.
         scores: ``[len]`` per response, or None.
         segments: ``[len]`` whole numbers per response, equal within a segment and rising, or None.
+        values: Further stored values by name, ``[len]`` per response each.
     """
 
     encoded: Encoded
@@ -96,6 +102,7 @@ class TokenRow:
     reference_logp: Sequence[Tensor] | None = None
     scores: Sequence[Tensor] | None = None
     segments: Sequence[Tensor] | None = None
+    values: Mapping[str, Sequence[Tensor]] = field(default_factory=dict[str, Sequence[Tensor]])
 
     def shape(self, layout: Layout) -> tuple[int, int]:
         """Rows that this comparison takes in a batch, and the width of the widest.
@@ -143,10 +150,26 @@ def collate(
         rank=torch.tensor([rank for item in encoded for rank in item.comparison.ranks]),
         weights=weights,
         kept=weights.nonzero().squeeze(-1),
+        closing=_closing(encoded, lengths),
         reference_logp=_flat([row.reference_logp for row in rows], total),
         scores=_flat([row.scores for row in rows], total),
         segment=_segments([row.segments for row in rows]),
+        values=_values(rows, total),
     )
+
+
+def _closing(encoded: Sequence[Encoded], lengths: Tensor) -> Tensor:
+    """Which tokens end a response and are no text.  -> [n] bool"""
+    ends = torch.tensor([item.closing * closed for item in encoded for closed in item.closed])
+    place = torch.arange(int(lengths.sum()))
+    return place >= torch.repeat_interleave(lengths.cumsum(0) - ends, lengths)
+
+
+def _values(rows: Sequence[TokenRow], total: int) -> dict[str, Tensor]:
+    """Named values of all rows, which must have the same.  -> [n] each"""
+    names = sorted({name for row in rows for name in row.values})
+    found = {name: _flat([row.values.get(name) for row in rows], total) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _read(rows: Sequence[TokenRow], *, whole: bool) -> list[list[int]]:
