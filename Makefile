@@ -22,8 +22,8 @@ browser:  ## a chromium for the tests of the report's page, where it can be inst
 	@scripts/browser.sh
 
 lint: $(VENV)/ready
-	$(BIN)/ruff check src tests scripts benchmarks
-	$(BIN)/ruff format --check src tests scripts benchmarks
+	$(BIN)/ruff check src tests scripts benchmarks studies
+	$(BIN)/ruff format --check src tests scripts benchmarks studies
 	$(BIN)/pyright
 
 docs: $(VENV)/ready  ## the documentation site, in build/docs

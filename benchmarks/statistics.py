@@ -43,6 +43,9 @@ def bootstrap(values: Sequence[float], *, resamples: int = 5000, seed: int = 0) 
     return medians[int(0.025 * (resamples - 1))], medians[round(0.975 * (resamples - 1))]
 
 
-def flatness(values: Sequence[float]) -> float:
-    """Largest over smallest: 1 where a cost per piece does not depend on how many pieces there are."""
-    return max(values) / min(values)
+def rise(values: Sequence[float]) -> float:
+    """Largest ratio of a later value to an earlier one: 1 or less where a cost per piece never grows.
+
+    A cost that falls, because what is paid once is shared by more pieces, is no growth.
+    """
+    return max(later / earlier for place, earlier in enumerate(values) for later in values[place + 1 :])

@@ -23,7 +23,7 @@ from benchmarks.model import (
     visible_attention,
 )
 from benchmarks.results import Result, holds, write
-from benchmarks.statistics import bootstrap, flatness, paired_ratio
+from benchmarks.statistics import bootstrap, paired_ratio, rise
 from benchmarks.turns import Turns, order, same_mathematics
 
 # q and o: 4 x 4, k and v: 4 x 2, gate and up: 4 x 6, down: 6 x 4 = 16 + 8 + 8 + 16 + 24 + 24 + 24 = 120 a layer.
@@ -126,9 +126,11 @@ def test_an_interval_holds_the_median_and_shrinks_with_repetitions():
     assert widths[1] < widths[0] / 2
 
 
-def test_flatness_is_one_where_nothing_grows():
-    assert flatness([2.0, 2.0]) == 1.0
-    assert flatness([1.0, 3.0, 2.0]) == 3.0
+def test_rise_is_one_where_nothing_grows_and_less_where_a_cost_falls():
+    assert rise([2.0, 2.0]) == 1.0
+    assert rise([1.0, 3.0, 2.0]) == 3.0
+    assert rise([4.0, 2.0, 1.0]) == 0.5
+    assert rise([4.0, 2.0, 3.0]) == 1.5
 
 
 def test_preparation_is_what_a_training_stage_spends_beside_its_steps():

@@ -16,31 +16,25 @@ from tokenward.evaluation.heldout import (
 )
 from tokenward.evaluation.metrics import METRICS, apply_metric
 from tokenward.evaluation.statistics import mean_figure
-from tokenward.models.forward import token_kl
 from tokenward.models.loading import LanguageModel
+from tokenward.pipeline.answers import answers, divergence, prompts_to_answer, reply_rows
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import (
-    comparison_file,
     encode_set,
-    first_by_key,
     pair_sets,
     response_keys,
-    whole_comparisons,
 )
 from tokenward.pipeline.figures import Figures, evaluation_statistics, figure_as_json, show_figures
 from tokenward.pipeline.row_values import PAIR, PROMPT, RowValues
 from tokenward.pipeline.rows import LazyRows, responses_of
 from tokenward.pipeline.values import computed_values, scorer_of, scores_of
 from tokenward.plugins import find
-from tokenward.sampling import Reply, SamplingSettings, sample_replies
+from tokenward.sampling import Reply
 from tokenward.scoring.scorers import Random, Surprisal
 from tokenward.scoring.store import TokenStore
-from tokenward.tokens.batches import budgeted
 from tokenward.tokens.encode import Encoded
-from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.spans import ByteSpan
 from tokenward.tokens.template import Template
-from tokenward.types import Comparison
 
 
 class Samples(NamedTuple):
@@ -159,32 +153,20 @@ def _credit(run: Run, pairs: Sequence[Encoded]) -> Figures:
 
 
 def _sample(run: Run, template: Template) -> Samples:
-    """Replies of both models to held-out prompts, chosen in an order that does not depend on the file."""
-    held_out = whole_comparisons(comparison_file(run, "held_out"))
-    prompts = first_by_key(
-        encode_set(run, held_out, template, may_be_empty=True).rows, run.recipe.evaluation.prompts
-    )
+    """Replies of both models to the same held-out prompts."""
     table = run.recipe.evaluation
+    prompts = prompts_to_answer(run, template)
     if len(prompts) < table.prompts:
         run.display.line(
             f"  {len(prompts)} held-out prompts to reply to; evaluation.prompts asks for {table.prompts}"
         )
-    settings = SamplingSettings(
-        table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
-    )
-    replies = []
-    for label, name in (
-        ("replies, before", run.policy_start),
-        ("replies, after", str(run.path("policy") / "model")),
-    ):
-        if not prompts:
-            return Samples([], [], [])
-        model = run.load(name, dtype="bfloat16")
-        with run.display.progress(label, len(prompts)) as bar:
-            ids = [row.prompt for row in prompts]
-            replies.append(
-                sample_replies(model, template, ids, settings, seed=run.recipe.seed, progress=bar.advance)
-            )
+    if not prompts:
+        return Samples([], [], [])
+    models = {"before": run.policy_start, "after": str(run.path("policy") / "model")}
+    replies = [
+        answers(run, run.load(name, dtype="bfloat16"), template, prompts, label=f"replies, {side}")
+        for side, name in models.items()
+    ]
     return Samples(prompts, *replies)
 
 
@@ -218,8 +200,8 @@ def _on_samples(
         before, after = ([quantity(reply) for reply in side] for side in sides)
         figures |= before_after_figures(name, before, after, **statistics)
         by_row.add_change(keys, name, before, after)
-    rows = _as_rows(samples.prompts, samples.after)
-    kl = _kl(run, policy, start, rows)
+    rows = reply_rows(samples.prompts, samples.after)
+    kl = divergence(run, policy, start, rows)
     kinds = {"per_token": [float(value.mean()) for value in kl], "per_reply": [float(v.sum()) for v in kl]}
     for name, per_reply in ((f"kl/{kind}", found) for kind, found in kinds.items()):
         figures[name] = mean_figure(per_reply, **statistics)
@@ -229,44 +211,13 @@ def _on_samples(
     return figures
 
 
-def _as_rows(prompts: Sequence[Encoded], replies: Sequence[Reply]) -> list[TokenRow]:
-    rows = []
-    for prompt, reply in zip(prompts, replies, strict=True):
-        comparison = Comparison(
-            key=prompt.comparison.key,
-            prompt=prompt.comparison.prompt,
-            responses=(reply.text,),
-            ranks=(0,),
-            source="sample",
-        )
-        rows.append(TokenRow(encoded=Encoded(comparison, prompt.prompt, [reply.ids], [reply.ended], 1)))
-    return rows
-
-
-def _kl(
-    run: Run, policy: LanguageModel, start: LanguageModel, rows: Sequence[TokenRow]
-) -> list[torch.Tensor]:
-    """KL(policy || start) over the vocabulary at each token of the policy's own replies, nats."""
-    results: list[torch.Tensor] = [torch.empty(0)] * len(rows)
-    with run.display.progress("KL to the start", len(rows)) as bar:
-        for group in budgeted(rows, layout=policy.layout, tokens=run.recipe.scores.tokens_per_batch):
-            batch = policy.collate([rows[index] for index in group]).to(policy.device)
-            kl = token_kl(policy.model, policy.head, start.model, start.head, batch).cpu()
-            for index, part in zip(
-                group, kl.split([len(rows[i].encoded.responses[0]) for i in group]), strict=True
-            ):
-                results[index] = part
-            bar.advance(len(group))
-    return results
-
-
 def _refereed(run: Run, start: LanguageModel, samples: Samples) -> Figures:
     """The referee's log-ratio reward of the replies, per token, before and after; and who wins."""
     referee = run.load(str(run.path("referee") / "model"))
     reference = _reference_of(run, start)
     rewards = []
     for label, replies in (("referee, before", samples.before), ("referee, after", samples.after)):
-        rows = [row.encoded for row in _as_rows(samples.prompts, replies)]
+        rows = [row.encoded for row in reply_rows(samples.prompts, replies)]
         judged = _logprobs(run, referee, rows, label)
         base = _logprobs(run, reference, rows, label)
         sides = ([side.values("reference_logp", i)[0] for i in range(len(rows))] for side in (judged, base))

@@ -1,0 +1,69 @@
+"""A model's own replies to held-out prompts, and how far it has gone from another where it replies."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokenward.models.forward import token_kl
+from tokenward.models.loading import LanguageModel
+from tokenward.pipeline.context import Run
+from tokenward.pipeline.data import comparison_file, encode_set, first_by_key, whole_comparisons
+from tokenward.sampling import Reply, SamplingSettings, sample_replies
+from tokenward.tokens.batches import budgeted
+from tokenward.tokens.encode import Encoded
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.template import Template
+from tokenward.types import Comparison
+
+
+def prompts_to_answer(run: Run, template: Template) -> list[Encoded]:
+    """Held-out prompts, at most ``evaluation.prompts``, chosen in an order that does not depend on the file."""
+    held_out = whole_comparisons(comparison_file(run, "held_out"))
+    return first_by_key(
+        encode_set(run, held_out, template, may_be_empty=True).rows, run.recipe.evaluation.prompts
+    )
+
+
+def answers(
+    run: Run, model: LanguageModel, template: Template, prompts: Sequence[Encoded], *, label: str
+) -> list[Reply]:
+    """One sampled reply to each prompt, with the settings of the recipe's evaluation."""
+    table = run.recipe.evaluation
+    settings = SamplingSettings(
+        table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
+    )
+    with run.display.progress(label, len(prompts)) as bar:
+        ids = [row.prompt for row in prompts]
+        return sample_replies(model, template, ids, settings, seed=run.recipe.seed, progress=bar.advance)
+
+
+def reply_rows(prompts: Sequence[Encoded], replies: Sequence[Reply]) -> list[TokenRow]:
+    """Replies as rows of one response each."""
+    rows = []
+    for prompt, reply in zip(prompts, replies, strict=True):
+        comparison = Comparison(
+            key=prompt.comparison.key,
+            prompt=prompt.comparison.prompt,
+            responses=(reply.text,),
+            ranks=(0,),
+            source="sample",
+        )
+        rows.append(TokenRow(encoded=Encoded(comparison, prompt.prompt, [reply.ids], [reply.ended], 1)))
+    return rows
+
+
+def divergence(
+    run: Run, policy: LanguageModel, start: LanguageModel, rows: Sequence[TokenRow]
+) -> list[Tensor]:
+    """KL(policy || start) over the vocabulary at each token of the policy's own replies, nats.  -> [len] each"""
+    results: list[Tensor] = [torch.empty(0)] * len(rows)
+    with run.display.progress("KL to the start", len(rows)) as bar:
+        for group in budgeted(rows, layout=policy.layout, tokens=run.recipe.scores.tokens_per_batch):
+            batch = policy.collate([rows[index] for index in group]).to(policy.device)
+            kl = token_kl(policy.model, policy.head, start.model, start.head, batch).cpu()
+            sizes = [len(rows[index].encoded.responses[0]) for index in group]
+            for index, part in zip(group, kl.split(sizes), strict=True):
+                results[index] = part
+            bar.advance(len(group))
+    return results

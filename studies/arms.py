@@ -1,0 +1,138 @@
+"""Train the arms of a study and keep what each of their policies does on held-out prompts."""
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenward.evaluation.metrics import METRICS, apply_metric
+from tokenward.models.loading import LanguageModel
+from tokenward.pipeline import open_run
+from tokenward.pipeline.answers import answers, divergence, prompts_to_answer, reply_rows
+from tokenward.pipeline.context import Run
+from tokenward.pipeline.stages import run_through
+from tokenward.plugins import find
+
+START = "start"
+"""The model that every policy starts from, as an arm that trains nothing."""
+
+
+class Arm(NamedTuple):
+    """One policy of a study.
+
+    Attributes:
+        name: In tables and pictures.
+        changes: What differs from the study's recipe, as ``a.b=value``; or a function of the seed that makes it.
+        recipe: Another recipe than the study's.
+    """
+
+    name: str
+    changes: Sequence[str] | Callable[[int], Sequence[str]] = ()
+    recipe: str | None = None
+
+
+class Outcome(NamedTuple):
+    """What one policy does.
+
+    Attributes:
+        arm: Name of the arm.
+        seed: Of the run.
+        values: By quantity, one number per held-out prompt; the same prompts for all arms of a seed.
+        facts: Of its training: seconds, kept shares, displacement.
+    """
+
+    arm: str
+    seed: int
+    values: dict[str, list[float]]
+    facts: dict[str, Any]
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """The command line of every study."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    made.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder of runs and values")
+    made.add_argument("--set", dest="overrides", action="append", default=[], help="a.b=value for every arm")
+    made.add_argument("--page", type=Path, help="page with the study's markers, docs/results.md")
+    made.add_argument("--pictures", type=Path, help="folder for the picture, docs/pictures")
+    return made
+
+
+def outcomes(recipe: str, arms: Sequence[Arm], chosen: argparse.Namespace) -> list[Outcome]:
+    """The outcome of the start and of every arm at every seed; what was measured before is read.
+
+    Arms of a recipe share one folder per seed, so that data, oracle and scores are made once.
+
+    Args:
+        recipe: The study's recipe.
+        arms: Its policies.
+        chosen: From :func:`options`.
+    """
+    found = []
+    for seed in chosen.seeds:
+        for arm in (Arm(START), *arms):
+            path = arm.recipe or recipe
+            folder = chosen.runs / f"{Path(path).stem}-{seed}"
+            own = arm.changes(seed) if callable(arm.changes) else arm.changes
+            changes = [f"run={folder}", f"seed={seed}", *chosen.overrides, *own]
+            found.append(_kept(chosen.runs / "values", path, changes, arm.name, seed))
+    return found
+
+
+def _kept(folder: Path, recipe: str, changes: Sequence[str], name: str, seed: int) -> Outcome:
+    """What was measured of an arm, now or before."""
+    text = Path(recipe).read_text(encoding="utf-8")
+    start = ["the start"] if name == START else []
+    digest = hashlib.sha256("\n".join([text, *changes, *start]).encode()).hexdigest()[:16]
+    file = folder / f"{digest}.json"
+    if not file.exists():
+        print(f"{name}, seed {seed}: {' '.join(changes)}", flush=True)
+        values, facts = _measured(open_run(recipe, changes, quiet=True), trained=name != START)
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {"recipe": recipe, "changes": list(changes), "values": values, "facts": facts}
+        file.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    record = json.loads(file.read_text(encoding="utf-8"))
+    return Outcome(name, seed, record["values"], record["facts"])
+
+
+def _measured(run: Run, *, trained: bool) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Replies of the policy, or of its start, to held-out prompts: metrics, length, whether they end, KL."""
+    run_through(run, "policy" if trained else "data")
+    start = run.load(run.policy_start, dtype="bfloat16")
+    model = run.load(str(run.path("policy") / "model"), dtype="bfloat16") if trained else start
+    found = _values(run, model, start)
+    if not trained:
+        return found, {}
+    facts = {key: run.done("policy").facts.get(key) for key in ("seconds", "steps", "kept", "displacement")}
+    for old in run.folder.glob(".previous/policy-*"):
+        shutil.rmtree(old)  # policies of arms that are measured; a study has dozens
+    return found, facts
+
+
+def _values(run: Run, model: LanguageModel, start: LanguageModel) -> dict[str, list[float]]:
+    template = start.template(run.recipe.tokens.template)
+    prompts = prompts_to_answer(run, template)
+    replies = answers(run, model, template, prompts, label="replies")
+    found = {
+        name: apply_metric(
+            name,
+            find("metric", name, METRICS),
+            [row.comparison.prompt[-1]["content"] for row in prompts],
+            [reply.text for reply in replies],
+            [reply.ids for reply in replies],
+            columns={},
+            where=[row.comparison.source for row in prompts],
+        )
+        for name in run.recipe.evaluation.metrics
+    }
+    found["length"] = [float(len(reply.ids)) for reply in replies]
+    found["ended"] = [float(reply.ended) for reply in replies]
+    if model is start:
+        return found | {"kl": [0.0] * len(prompts)}
+    kl = divergence(run, model, start, reply_rows(prompts, replies))
+    return found | {"kl": [float(value.sum()) for value in kl]}

@@ -1,0 +1,35 @@
+"""How much data does the oracle need? 5 to 100 % of the pairs train it; the policy always trains on all.
+
+python -m studies.oracle_data --page docs/results.md --pictures docs/pictures
+"""
+
+from studies.arms import Arm, options, outcomes
+from studies.selection import RECIPE
+from studies.tables import publish
+
+BASE = Arm("100 % of the pairs")
+FRACTIONS = [0.05, 0.1, 0.25, 0.5]
+ARMS = [
+    *(
+        Arm(f"{share:.0%} of the pairs".replace("%", " %"), [f"oracle.fraction={share}"])
+        for share in FRACTIONS
+    ),
+    BASE,
+]
+
+
+def main() -> None:
+    """Run what is missing, then show the table."""
+    chosen = options(__doc__).parse_args()
+    found = outcomes(RECIPE, ARMS, chosen)
+    publish(
+        "oracle_data",
+        found,
+        chosen,
+        against=BASE.name,
+        title="Oracle trained on a part of the pairs: reward against KL",
+    )
+
+
+if __name__ == "__main__":
+    main()

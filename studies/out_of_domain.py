@@ -1,0 +1,37 @@
+"""Does an oracle help outside its data? One trained on HH selects tokens of the built-in pairs.
+
+    python -m studies.out_of_domain --page docs/results.md --pictures docs/pictures
+
+The HH oracle learned from people's judgement of harmless replies; what it is asked for is what VADER calls positive. The
+policy is the same, and so are its pairs and its updates; tokens at random are the control.
+"""
+
+from studies.arms import Arm, options, outcomes
+from studies.selection import ARMS as SELECTIONS
+from studies.selection import RECIPE
+from studies.tables import publish
+from tokenward.pipeline import open_run
+from tokenward.pipeline.stages import run_through
+
+ORACLE_RECIPE = "recipes/studies/hh_oracle.yaml"
+OWN, RANDOM = Arm("oracle of the built-in pairs"), SELECTIONS[1]
+
+
+def main() -> None:
+    """Run what is missing, then show the table."""
+    chosen = options(__doc__).parse_args()
+
+    def elsewhere(seed: int) -> list[str]:
+        run = open_run(ORACLE_RECIPE, [f"run={chosen.runs}/hh_oracle-{seed}", f"seed={seed}"], quiet=True)
+        run_through(run, "oracle")
+        scorer = "{name: log_ratio, numerator: elsewhere, denominator: reference}"
+        return [f"experts.elsewhere.model={run.path('oracle') / 'model'}", f"scores.scorer={scorer}"]
+
+    found = outcomes(RECIPE, [OWN, Arm("oracle of HH", elsewhere), RANDOM], chosen)
+    publish(
+        "out_of_domain", found, chosen, against=OWN.name, title="An oracle of other data: reward against KL"
+    )
+
+
+if __name__ == "__main__":
+    main()

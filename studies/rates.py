@@ -1,0 +1,40 @@
+"""How much of each side? The selection rates of the chosen and of the rejected replies, each swept alone.
+
+python -m studies.rates --page docs/results.md --pictures docs/pictures
+"""
+
+from studies.arms import Arm, options, outcomes
+from studies.selection import RECIPE
+from studies.tables import publish
+
+BASE = Arm("30 % / 30 %")
+RATES = [0.1, 0.6, 1.0]
+
+
+def rates(chosen: float, rejected: float) -> Arm:
+    """An arm of the study; what is not 30 % is said."""
+    changes = {"chosen": chosen, "rejected": rejected}
+    return Arm(
+        f"{chosen:.0%} / {rejected:.0%}".replace("%", " %"),
+        [f"policy.selection.{side}.fraction={rate}" for side, rate in changes.items() if rate != 0.3],
+    )
+
+
+ARMS = [BASE, *(rates(rate, 0.3) for rate in RATES), *(rates(0.3, rate) for rate in RATES)]
+
+
+def main() -> None:
+    """Run what is missing, then show the table."""
+    chosen = options(__doc__).parse_args()
+    found = outcomes(RECIPE, ARMS, chosen)
+    publish(
+        "rates",
+        found,
+        chosen,
+        against=BASE.name,
+        title="Selection rates, chosen / rejected: reward against KL",
+    )
+
+
+if __name__ == "__main__":
+    main()

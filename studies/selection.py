@@ -1,0 +1,49 @@
+"""Do the selected tokens matter? 30 % by score against random and inverse 30 %, all tokens (SimPO) and DPO.
+
+    python -m studies.selection --page docs/results.md --pictures docs/pictures
+
+Every arm makes the same updates on the same pairs. The reward is VADER, which ranked the replies of the data and trains
+nothing; it is what the preference is about, so it judges without the oracle's mistakes.
+"""
+
+from studies.arms import Arm, options, outcomes
+from studies.tables import publish
+
+RECIPE = "recipes/studies/builtin.yaml"
+SELECTED = Arm("selected 30 %")
+ALL = Arm(
+    "all tokens (SimPO)",
+    ["policy.selection={name: all}", "policy.objective={name: simpo, beta: 2.0, gamma: 0.0}"],
+)
+DPO = Arm("DPO", ["policy.selection={name: all}", "policy.objective={name: dpo, beta: 0.1}"])
+
+
+def directed(chosen: str, rejected: str) -> list[str]:
+    """A selection of 30 % on both sides by other directions."""
+    return [f"policy.selection.chosen.direction={chosen}", f"policy.selection.rejected.direction={rejected}"]
+
+
+ARMS = [
+    SELECTED,
+    Arm("random 30 %", directed("random", "random")),
+    Arm("inverse 30 %", directed("bottom", "top")),
+    ALL,
+    DPO,
+]
+
+
+def main() -> None:
+    """Run what is missing, then show the table."""
+    chosen = options(__doc__).parse_args()
+    found = outcomes(RECIPE, ARMS, chosen)
+    publish(
+        "selection",
+        found,
+        chosen,
+        against=SELECTED.name,
+        title="Which tokens train: reward against KL, 20 updates",
+    )
+
+
+if __name__ == "__main__":
+    main()

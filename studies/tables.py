@@ -1,0 +1,157 @@
+"""What a study found, as a table and a picture: means with intervals, differences on the same prompts, each seed."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from studies.arms import START, Outcome
+from tokenward.artifacts import atomic_write
+from tokenward.evaluation.statistics import Figure, mean_figure
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # after the backend is chosen: a study runs without a screen
+
+QUANTITIES = {"vader": 3, "kl": 2, "length": 1, "ended": 2}
+"""What is measured of a reply, and digits to show."""
+
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6c6c6c", "#000000", "#8c510a"]
+MARKERS = "osD^vP*Xhd<>p8"
+
+
+def arms_of(outcomes: Sequence[Outcome]) -> list[str]:
+    """Names in the order of the study, the start first."""
+    return list(dict.fromkeys(outcome.arm for outcome in outcomes))
+
+
+def pooled(outcomes: Sequence[Outcome], arm: str, quantity: str) -> np.ndarray:
+    """One number per held-out prompt, of all seeds."""
+    return np.concatenate([item.values[quantity] for item in outcomes if item.arm == arm])
+
+
+def figure(outcomes: Sequence[Outcome], arm: str, quantity: str) -> Figure:
+    """Mean over prompts and seeds; the interval resamples prompts within the seeds that there are."""
+    return mean_figure(pooled(outcomes, arm, quantity))
+
+
+def difference(outcomes: Sequence[Outcome], arm: str, other: str, quantity: str) -> Figure:
+    """Of two arms on the same prompts of the same seeds."""
+    return mean_figure(pooled(outcomes, arm, quantity) - pooled(outcomes, other, quantity))
+
+
+def cell(found: Figure, digits: int) -> str:
+    """A figure with its interval."""
+    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def by_seed(outcomes: Sequence[Outcome], arm: str, quantity: str) -> list[float]:
+    """The mean of each seed."""
+    return [float(np.mean(item.values[quantity])) for item in outcomes if item.arm == arm]
+
+
+def table(outcomes: Sequence[Outcome], *, against: str) -> list[str]:
+    """Markdown: every arm, and its difference in reward to one of them.
+
+    Args:
+        outcomes: Of the study.
+        against: The arm that the others are compared with.
+    """
+    names = arms_of(outcomes)
+    head = ["arm", "VADER", f"less {against}", "VADER of each seed", "KL to the start", "length", "ended"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name in names:
+        cells = {key: cell(figure(outcomes, name, key), digits) for key, digits in QUANTITIES.items()}
+        less = "" if name == against else cell(difference(outcomes, name, against, "vader"), 3)
+        seeds = ", ".join(f"{value:.3f}" for value in by_seed(outcomes, name, "vader"))
+        row = [name, cells["vader"], less, seeds, cells["kl"], cells["length"], cells["ended"]]
+        lines.append("| " + " | ".join(row) + " |")
+    seeds = sorted({item.seed for item in outcomes})
+    count = len(pooled(outcomes, names[0], "vader"))
+    note = f"n = {count} replies an arm: the same held-out prompts for all arms of a seed, seeds {', '.join(map(str, seeds))}."
+    return [*lines, "", note]
+
+
+def draw(outcomes: Sequence[Outcome], file: Path, title: str) -> None:
+    """Reward against KL to the start: each arm's mean with intervals, each seed small."""
+    fig, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
+    for place, name in enumerate(arms_of(outcomes)):
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        reward, kl = (figure(outcomes, name, key) for key in ("vader", "kl"))
+        axes.errorbar(
+            kl.value,
+            reward.value,
+            xerr=[[kl.value - kl.low], [kl.high - kl.value]],
+            yerr=[[reward.value - reward.low], [reward.high - reward.value]],
+            color=colour,
+            marker=marker,
+            markersize=8,
+            capsize=2,
+            linewidth=1,
+            label=name,
+        )
+        axes.scatter(
+            by_seed(outcomes, name, "kl"),
+            by_seed(outcomes, name, "vader"),
+            color=colour,
+            marker=marker,
+            s=14,
+            alpha=0.45,
+        )
+    axes.set_xlabel("KL(policy || start) of a reply, nats")
+    axes.set_ylabel("VADER of the replies")
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(file, dpi=110)
+    plt.close(fig)
+
+
+def write(page: Path, study: str, lines: Sequence[str]) -> None:
+    """Put a study's table between its markers in a page.
+
+    Raises:
+        SystemExit: the page has no such markers.
+    """
+    begin, end = f"<!-- study: {study} -->", "<!-- end of study -->"
+    text = page.read_text(encoding="utf-8")
+    if begin not in text or end not in text.split(begin, 1)[1]:
+        raise SystemExit(f"{page} has no place for the study: write {begin} and {end} into it.")
+    before, rest = text.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    body = "\n".join(lines)
+    atomic_write(page, f"{before}{begin}\n\n{body}\n\n{end}{after}")
+
+
+def publish(
+    study: str,
+    outcomes: Sequence[Outcome],
+    chosen: argparse.Namespace,
+    *,
+    against: str,
+    title: str,
+    more: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Print a study's table, and write table and picture where the command line says.
+
+    Args:
+        study: Its name in markers and files.
+        outcomes: What was measured.
+        chosen: From :func:`studies.arms.options`.
+        against: See :func:`table`.
+        title: Of the picture.
+        more: Further lines under the table, by their heading.
+    """
+    lines = table(outcomes, against=against)
+    for heading, extra in (more or {}).items():
+        lines += ["", f"**{heading}**", "", *extra]
+    print("\n".join(lines))
+    if chosen.page is not None:
+        write(chosen.page, study, lines)
+    if chosen.pictures is not None:
+        draw(outcomes, chosen.pictures / f"study_{study}.png", title)
+
+
+__all__ = ["START", "publish", "table"]

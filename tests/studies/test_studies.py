@@ -1,0 +1,99 @@
+"""A study trains its arms, keeps what it measured, and writes a table that says what the values say."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from studies.arms import START, Arm, Outcome, options, outcomes
+from studies.tables import difference, draw, figure, publish, table, write
+from tokenward.config import load_recipe
+
+ROOT = Path(__file__).parents[2]
+STUDIES = ["selection", "rates", "oracle_data", "weak_to_strong", "out_of_domain"]
+
+
+def outcome(arm: str, seed: int, vader: list[float], kl: float = 1.0) -> Outcome:
+    others = {"kl": [kl] * len(vader), "length": [5.0] * len(vader), "ended": [1.0] * len(vader)}
+    return Outcome(arm, seed, {"vader": vader, **others}, {})
+
+
+FOUND = [
+    outcome(START, 0, [0.0, 0.2]),
+    outcome("a", 0, [0.5, 0.7]),
+    outcome("b", 0, [0.4, 0.6]),
+    outcome(START, 1, [0.1, 0.1]),
+    outcome("a", 1, [0.6, 0.8]),
+    outcome("b", 1, [0.6, 0.6]),
+]
+
+
+def test_a_difference_is_of_the_same_prompts() -> None:
+    found = difference(FOUND, "b", "a", "vader")
+    assert found.value == pytest.approx(np.mean([-0.1, -0.1, 0.0, -0.2]))
+    assert (figure(FOUND, "a", "vader").value, found.n) == (pytest.approx(0.65), 4)
+
+
+def test_the_table_has_every_arm_with_each_seed_and_nothing_against_itself() -> None:
+    lines = table(FOUND, against="a")
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in lines if line.startswith("| ")}
+    assert list(rows) == ["arm", START, "a", "b"]
+    assert rows["a"][2] == ""
+    assert rows["b"][2].startswith("-0.100 [")
+    assert rows["b"][3] == "0.500, 0.600"
+    assert "n = 4 replies an arm" in lines[-1]
+    assert "seeds 0, 1" in lines[-1]
+
+
+def test_a_table_goes_between_its_markers_and_nowhere_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "before\n<!-- study: x -->\nold\n<!-- end of study -->\n<!-- study: y -->\nkept\n<!-- end of study -->\n"
+    )
+    write(page, "x", ["new"])
+    assert page.read_text() == (
+        "before\n<!-- study: x -->\n\nnew\n\n<!-- end of study -->\n<!-- study: y -->\nkept\n<!-- end of study -->\n"
+    )
+    with pytest.raises(SystemExit, match="write <!-- study: z -->"):
+        write(page, "z", ["new"])
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    draw(FOUND, tmp_path / "study.png", "A title")
+    assert (tmp_path / "study.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_arms_are_trained_once_and_read_again(
+    tiny_workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = [
+        Arm("half", ["policy.selection.chosen.fraction=0.5"]),
+        Arm("seeded", lambda seed: [f"seed={seed + 5}"]),
+    ]
+    chosen = options("").parse_args(["--seeds", "0", "--page", "page.md"])
+    Path("page.md").write_text("<!-- study: tiny -->\n<!-- end of study -->\n")
+
+    found = outcomes(str(tiny_workplace), arms, chosen)
+    assert [item.arm for item in found] == [START, "half", "seeded"]
+    assert found[0].values["kl"] == [0.0] * len(found[0].values["kl"])
+    assert all(value > 0 for value in found[1].values["kl"])
+    assert found[1].facts["steps"] > 0
+    assert len({len(values) for item in found[:2] for values in item.values.values()}) == 1
+    assert "half, seed 0" in capsys.readouterr().out
+
+    assert outcomes(str(tiny_workplace), arms, chosen) == found
+    assert capsys.readouterr().out == ""
+    publish("tiny", found, chosen, against="half", title="")
+    assert "| seeded |" in Path("page.md").read_text()
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_each_study_has_its_place_in_the_results_and_recipes_that_load(study: str) -> None:
+    module = importlib.import_module(f"studies.{study}")
+    assert f"<!-- study: {study} -->" in (ROOT / "docs" / "results.md").read_text()
+    recipes = [getattr(module, name) for name in dir(module) if name.endswith("RECIPE")]
+    for recipe in recipes:
+        load_recipe(ROOT / recipe)
+    for arm in getattr(module, "ARMS", []):
+        load_recipe(ROOT / module.RECIPE, arm.changes)
