@@ -104,6 +104,7 @@ def draw(lengths: list[int], seconds: dict[str, list[float]]) -> None:
         axes.plot(lengths, [1000 * value for value in values], marker="o", label=names[name])
     axes.set(xscale="log", xlabel="tokens of prompt and response", ylabel="milliseconds per token")
     axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.minorticks_off()  # a logarithmic axis would label them too, over the lengths
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
