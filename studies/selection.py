@@ -41,7 +41,7 @@ def main() -> None:
         found,
         chosen,
         against=SELECTED.name,
-        title="Which tokens train: reward against KL, 20 updates",
+        title="Which tokens train: reward against KL, 16 updates",
     )
 
 

@@ -140,11 +140,17 @@ class LazyRows(Sequence[TokenRow]):
 
     def with_column(self, name: str, column: Column) -> "LazyRows":
         """The same rows with further values."""
-        return replace(self, columns={**self.columns, name: column})
+        return self._with({**self.columns, name: column})
 
     def without(self, name: str) -> "LazyRows":
         """The same rows without some values."""
-        return replace(self, columns={key: column for key, column in self.columns.items() if key != name})
+        return self._with({key: column for key, column in self.columns.items() if key != name})
+
+    def _with(self, columns: Mapping[str, Column]) -> "LazyRows":
+        """The same responses under other columns; what is known of them is a hundred bytes a pair and is shared."""
+        made = replace(self, columns=columns)
+        vars(made)["responses"] = self.responses
+        return made
 
 
 class Mapped(Sequence[TokenRow]):
