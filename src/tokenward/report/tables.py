@@ -1,6 +1,7 @@
 """Tables and curves of a report: figures, training logs, the recipe, versions and fingerprints."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from tokenward.evaluation.statistics import Figure
@@ -97,6 +98,25 @@ def _merge(into: dict[str, Any], settings: Mapping[str, Any]) -> None:
             _merge(into[key], value)
         elif value is not None or key not in into:
             into[key] = value
+
+
+def provenance(run: RunFolder) -> str:
+    """Which models and which template the stored values come from, in one sentence; empty where there are none."""
+    if not {"reference", "scores"} <= set(run.manifests):
+        return ""
+    scores, inputs = run.manifests["scores"], run.manifests["reference"].inputs
+    makers = [
+        f"{name} (objective {run.setting(name, name, 'objective', 'name')}, {fingerprint})"
+        for name, fingerprint in scores.inputs.items()
+        if name != "reference"
+    ]
+    # Of a model on disk the folder's name only: what is above it is the reader's business.
+    name = str(scores.facts.get("reference", "the start"))
+    model = PurePath(name).name if PurePath(name).is_absolute() else name
+    reference = f"reference {model} ({inputs.get('model', 'no fingerprint')})"
+    template = f"template {run.setting('reference', 'tokens', 'template')} ({inputs.get('template', 'no fingerprint')})"
+    parts = ", ".join([*makers, reference, template])
+    return f"Scores are made with {parts}, in {run.setting('scores', 'scores', 'precision')}."
 
 
 class VersionRow(NamedTuple):
