@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.report.conftest import ODD
+from tests.report.test_browser import luminance
 from tokenward.report.page import write_report
 
 READ_UNITS = """name => pairs.map(pair => pair.responses.map(response => ["token", "word", "sentence"].map(unit =>
@@ -346,6 +348,8 @@ def lengthened(pair: dict, tokens: int) -> dict:
 def test_the_whole_list_can_be_read_at_1200_pixels(opened, page_path: Path) -> None:
     page = opened(page_path)
     page.set_viewport_size({"width": 1200, "height": 820})
+    page.evaluate("pairs.forEach(p => { p.prompt[0].content = 'a long prompt '.repeat(20); }); show()")
+    assert page.locator("#list td").first.bounding_box()["width"] > 80
     assert page.evaluate("(x => x.scrollWidth <= x.clientWidth)(document.querySelector('.rows .scroll'))")
     heads = page.locator(".rows thead th")
     assert (
@@ -363,3 +367,43 @@ def test_the_controls_survive_a_wrong_address_and_come_back_from_a_right_one(ope
         assert page.locator(f"#{name}").is_checked()
     assert page.locator("#rejected-line").is_visible()
     assert page.locator("#agreement").is_visible()
+
+
+def test_the_list_says_how_much_credit_lies_on_few_tokens(opened, page_path: Path) -> None:
+    page = opened(page_path)
+    for pair, found in zip(
+        scores_of_page(page, "log_ratio"), page.evaluate("pairs.map(measures)"), strict=True
+    ):
+        sizes = np.sort(np.abs(np.concatenate(pair)))[::-1]
+        assert found["peaks"] == pytest.approx(sizes[: -(-len(sizes) // 10)].sum() / sizes.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_dimmed_words_have_contrast_on_every_shade(opened, page_path: Path, theme: str) -> None:
+    page = opened(page_path, "#dim=1", color_scheme=theme)
+    found = page.evaluate(
+        """[...document.querySelectorAll(".ramp i")].map(x => { x.classList.add("shared");
+             return [getComputedStyle(x).backgroundColor, getComputedStyle(x).color]; })"""
+    )
+    page_ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    for ground, ink in found:
+        behind = page_ground if ground == "rgba(0, 0, 0, 0)" else ground
+        low, high = sorted((luminance(behind), luminance(ink)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (ground, ink)
+
+
+def test_odd_text_is_whole_in_every_unit_and_copy(opened, odd_run: Path) -> None:
+    page = opened(write_report(odd_run), "#unit=word&dim=1&stacked=1&table=1&sums=1")
+    shown = """() => [...document.querySelectorAll("#chosen .token")].map(span => {
+        const group = open.responses[0].groups[span.dataset.group];
+        return isClosing(open.responses[0], group[0]) ? "" : group.map(i => pieceOf(open.responses[0], i)).join("");
+      }).join("")"""
+    seen = set()
+    for place in range(page.evaluate("pairs.length")):
+        page.evaluate("n => change({row: pairs[n].key})", place)
+        seen.add(page.evaluate(shown))
+        page.locator("#chosen .token").first.hover()
+        rows = page.evaluate("asTsv()").rstrip("\n").split("\n")
+        assert {row.count("\t") for row in rows} == {rows[0].count("\t")}
+        assert page.locator("main script, main img").count() == 0
+    assert set(ODD) <= seen
