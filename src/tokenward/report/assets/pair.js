@@ -80,13 +80,14 @@ function fillText(box, number, name, units) {
     `${SIDES[number]} response by ${name}, ${values.length} tokens, sum ${shown(total(values))}; arrows go through them`);
 }
 
-/** One bar per token: a picture of the whole response. */
+/** One bar per token, all of a sign in one path: a picture of the whole response. */
 function strip(shades) {
-  return Array.from(shades, (shade, i) => {
-    const size = Math.min(Math.abs(shade) || 0, 1) * 10;
-    const place = { x: i, width: 0.9, y: shade > 0 ? 10 - size : 10, height: size };
-    return drawing("rect", { ...place, class: shade > 0 ? "up" : "down" });
-  }).concat(drawing("path", { d: `M0,10H${shades.length}`, class: "zero" }));
+  const bars = { up: "", down: "" };
+  shades.forEach((shade, i) => {
+    const size = Math.max(-1, Math.min(shade, 1)) * 10;
+    if (size) bars[shade > 0 ? "up" : "down"] += `M${i},10v${(-size).toFixed(2)}h.9V10z`;
+  });
+  return [...Object.entries(bars), ["zero", `M0,10H${shades.length}`]].map(([name, d]) => drawing("path", { d, class: name }));
 }
 
 // ---- running sums
