@@ -30,6 +30,7 @@ from tokenward.report.tables import (
     provenance,
     recipe_of,
     version_rows,
+    watched_rows,
 )
 
 ROWS = 200
@@ -179,6 +180,7 @@ def _page(run: RunFolder, scores: _Scores | None) -> str:
         made=provenance(run),
         credit=credit_rows(scores.credit) if scores else [],
         replies=run.replies(),
+        watched=watched_rows(run),
         prompts=run.prompts(),
         recipe=yaml.safe_dump(recipe_of(run), sort_keys=False, allow_unicode=True),
         versions=version_rows(run),

@@ -18,6 +18,10 @@ LOGGED = (
 """What is drawn of a training's log: a title, and the names that share a chart."""
 
 
+LOOKS = 4
+"""Columns of replies while training: more would be too narrow to read."""
+
+
 class FigureRow(NamedTuple):
     """A figure as it is shown: before and after are empty where it is no change of something."""
 
@@ -79,6 +83,28 @@ def _points(entries: list[dict[str, Any]], name: str) -> Points:
         for entry in entries
         if isinstance(entry.get(name), int | float) and "step" in entry
     ]
+
+
+class Watched(NamedTuple):
+    """Replies to the same prompts at several steps of a training."""
+
+    stage: str
+    steps: list[int]
+    rows: list[tuple[str, list[str]]]
+
+
+def watched_rows(run: RunFolder) -> list[Watched]:
+    """What each training answered to the fixed prompts: at most :data:`LOOKS` steps, the first and the last among them."""
+    found = []
+    for stage, lines in run.watched().items():
+        every = sorted({int(line["step"]) for line in lines})
+        last = len(every) - 1
+        steps = sorted({every[last * part // (LOOKS - 1)] for part in range(LOOKS)})
+        replies = {(line["key"], int(line["step"])): str(line["reply"]) for line in lines}
+        prompts = {line["key"]: str(line["prompt"]) for line in lines}
+        rows = [(text, [replies.get((key, step), "") for step in steps]) for key, text in prompts.items()]
+        found.append(Watched(stage, steps, rows))
+    return found
 
 
 def recipe_of(run: RunFolder) -> dict[str, Any]:
