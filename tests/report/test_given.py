@@ -6,6 +6,8 @@ from base64 import b64decode
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -129,3 +131,22 @@ def test_spans_need_scores(copied_run: Path, tmp_path: Path) -> None:
     shutil.rmtree(RUN / "scores")
     with pytest.raises(UserError, match="has no scores to compare"):
         make_report(RUN, spans=written(tmp_path / "a.jsonl", {"key": "x", "spans": []}))
+
+
+def test_a_score_that_is_missing_somewhere_is_left_out_of_the_figures(
+    copied_run: Path, tmp_path: Path
+) -> None:
+    """A further run that lacks one of the responses cannot be judged by them."""
+    other = tmp_path / "other"
+    shutil.copytree(RUN, other)
+    reader = PairReader.open(RunFolder.read(RUN))
+    assert reader is not None
+    keys = [place.keys[0] for place, _ in reader.places()][:2]
+    spans = written(tmp_path / "a.jsonl", *({"key": key, "spans": [[0, 2, 1.0]]} for key in keys))
+    assert "<b>log_ratio of other</b>" in make_report(RUN, also=[other], spans=spans).html
+    for path in (other / "scores").glob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.filter(pc.field("key") != keys[0]), path)
+    lacking = make_report(RUN, also=[other], spans=spans).html
+    assert "<b>log_ratio of other</b>" not in lacking
+    assert "<b>surprisal</b>" in lacking

@@ -360,7 +360,9 @@ def test_the_whole_list_can_be_read_at_1200_pixels(opened, page_path: Path) -> N
 
 
 def test_the_controls_survive_a_wrong_address_and_come_back_from_a_right_one(opened, page_path: Path) -> None:
-    page = opened(page_path, "#unit=paragraph&pool=max&scale=none&dim=1&sums=1&stacked=1")
+    page = opened(page_path, "#unit=paragraph&pool=max&scale=none&show=spans&sort=&dim=1&sums=1&stacked=1")
+    assert page.locator("#show").input_value() == "all"
+    assert page.locator("#list tr").count() == 24
     assert page.locator("#unit").input_value() == "token"
     assert page.locator("#pool").input_value() == "mean"
     for name in ("dim", "sums", "stacked"):
@@ -407,3 +409,23 @@ def test_odd_text_is_whole_in_every_unit_and_copy(opened, odd_run: Path) -> None
         assert {row.count("\t") for row in rows} == {rows[0].count("\t")}
         assert page.locator("main script, main img").count() == 0
     assert set(ODD) <= seen
+
+
+def test_paper_gets_the_whole_table_and_no_controls(opened, page_path: Path) -> None:
+    page = opened(page_path)
+    page.keyboard.press("t")
+    page.click("#tsv")
+    page.set_viewport_size({"width": 1200, "height": 400})
+    page.emulate_media(media="print")
+    assert page.evaluate(
+        "(x => x.scrollHeight <= x.clientHeight + 1)(document.querySelector('#table .scroll'))"
+    )
+    assert page.locator("#table-rows").is_visible()
+    assert not page.locator("#copied").is_visible()
+    assert not page.locator("#tsv").is_visible()
+    page.emulate_media(media="screen")
+    page.keyboard.press("Escape")
+    page.keyboard.press("t")
+    assert not page.locator("#table-rows").is_visible()
+    page.emulate_media(media="print")
+    assert not page.locator("#table summary").is_visible()  # nothing on paper can be opened

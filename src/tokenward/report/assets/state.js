@@ -21,6 +21,7 @@ function readAddress() {
   state = { ...START, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
   if (!scorers.includes(state.scorer)) state.scorer = START.scorer;
   for (const key in CHOICES) if (!CHOICES[key].includes(state[key])) state[key] = START[key];
+  for (const id of ["show", "part", "sort"]) if (![...byId(id).options].some(({ value }) => value === state[id])) state[id] = START[id];
   for (const side of SIDES) if (!(Number(state[side]) > 0 && Number(state[side]) <= 1)) state[side] = START[side];
   if (!pairs.some((pair) => pair.key === state.row)) state.row = START.row;
 }
