@@ -26,7 +26,7 @@ def main() -> None:
     page_path = write_report(arguments.run).resolve()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        page = browser.new_page(viewport={"width": 1200, "height": 820}, color_scheme=arguments.theme)
+        page = browser.new_page(viewport={"width": 1200, "height": 1040}, color_scheme=arguments.theme)
         page.goto(page_path.as_uri())
         if arguments.row:
             page.evaluate("n => change({row: pairs.find(pair => pair.number === n).key})", arguments.row)

@@ -48,7 +48,7 @@ VERBS = {
         "--output",
     },
     "config": {"--set", "--resolved"},
-    "report": {"--rows", "--also"},
+    "report": {"--rows", "--also", "--spans"},
     "show": {"--row", "--png", "--light"},
     "plan": {"--set", "--step"},
     "compare": {"--show", "--json"},

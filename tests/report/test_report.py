@@ -19,7 +19,7 @@ from tokenward.report.pairs import PairReader, draw
 from tokenward.report.picture import save_picture
 from tokenward.report.pieces import piece_ends, pieces, token_class
 from tokenward.report.single import by_character, colour, shown_pair, visible
-from tokenward.report.tables import figure_rows, recipe_of
+from tokenward.report.tables import figure_rows, provenance, recipe_of, watched_rows
 from tokenward.report.terminal import pair_text
 from tokenward.scoring.store import TokenRecord
 
@@ -162,6 +162,40 @@ def test_the_recipe_is_put_together_from_the_manifests(run_folder: Path) -> None
     assert recipe["data"]["held_out"] == 0.3
     assert recipe["data"]["pairs"] == "best_worst"
     assert recipe["oracle"]["training"]["max_steps"] == 6
+
+
+def test_replies_while_training_stand_side_by_side(copied_run: Path) -> None:
+    lines = [
+        {"step": step, "key": key, "prompt": f"<b>{key}</b>", "reply": f"{key} at {step}", "ended": True}
+        for step in (0, 5, 10, 15, 20, 25, 30, 33)
+        for key in ("tea", "cup")
+    ]
+    (RUN / "policy" / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (look,) = [look for look in watched_rows(RunFolder.read(RUN)) if look.stage == "policy"]
+    assert look.steps == [0, 10, 20, 33]
+    assert look.rows == [
+        ("<b>tea</b>", ["tea at 0", "tea at 10", "tea at 20", "tea at 33"]),
+        ("<b>cup</b>", ["cup at 0", "cup at 10", "cup at 20", "cup at 33"]),
+    ]
+    html = make_report(RUN).html
+    assert "&lt;b&gt;tea&lt;/b&gt;" in html
+    assert "cup at 20" in html
+    assert "cup at 25" not in html
+
+
+def test_the_page_says_what_the_scores_are_made_with(run_folder: Path, tmp_path: Path) -> None:
+    run = RunFolder.read(run_folder)
+    said = provenance(run)
+    oracle, template = run.manifests["oracle"], run.manifests["reference"].inputs["template"]
+    assert f"oracle (objective dpo, {oracle.fingerprint})" in said
+    assert f"template chat ({template}), in float32." in said
+    # Of a model on disk only the folder's name.
+    assert "reference model (" in said
+    assert said in make_report(run_folder).html
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy)
+    shutil.rmtree(copy / "scores")
+    assert provenance(RunFolder.read(copy)) == ""
 
 
 def test_stages_that_do_not_fit_together_are_named(copied_run: Path) -> None:

@@ -29,6 +29,13 @@ def report(
             help="A further run whose scores of the same responses can be switched to. Repeatable.",
         ),
     ] = None,
+    spans: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Spans that people marked, a JSONL line for each response; outlined in place of the data's own.",
+        ),
+    ] = None,
 ) -> None:
     """Write a run's report: one HTML file that opens from disk. It needs no model.
 
@@ -36,7 +43,7 @@ def report(
     """
     from tokenward.report.page import write_report
 
-    page = write_report(_folder(run), rows=rows, also=[_folder(other) for other in also or ()])
+    page = write_report(_folder(run), rows=rows, also=[_folder(other) for other in also or ()], spans=spans)
     Display().line(f"report: {page}")
 
 

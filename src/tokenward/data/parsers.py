@@ -107,14 +107,19 @@ def _spans(row: Row, responses: Sequence[str]) -> tuple[tuple[Span, ...], ...] |
     lists = _per_response(row, "spans", len(responses))
     return tuple(
         tuple(
-            _span(span, f"spans[{i}][{j}]", responses[i])
+            span_of(span, f"spans[{i}][{j}]", responses[i])
             for j, span in enumerate(items(given, f"spans[{i}]"))
         )
         for i, given in enumerate(lists)
     )
 
 
-def _span(value: object, field: str, response: str) -> Span:
+def span_of(value: object, field: str, response: str) -> Span:
+    """A span of a response, written ``[start, end, value]``.
+
+    Raises:
+        FieldError: It is something else, or does not lie in the response.
+    """
     parts = items(value, field)
     if len(parts) != 3:
         raise FieldError(field, f"found a list of {len(parts)}, expected [start, end, value]")

@@ -1,6 +1,6 @@
 """Channels: named numbers per token that a page can show, and the scale that each is shown on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,11 @@ from tokenward.scoring.scorers import SCORERS, Random, Scorer, Surprisal
 from tokenward.scoring.store import TokenRecord
 from tokenward.selection import ScoredTokens, Selector, TopFraction, scope_of, selector_of, stable_noise
 from tokenward.tokens.spans import ByteSpan, span_values
+from tokenward.types import Span
 
-SCHEMA = 1
-"""Version of the page's data: ``channels``, and per response ``ids``, ``ends`` (offsets) and values by channel."""
+SCHEMA = 2
+"""Version of the page's data: ``channels``; per pair ``shared`` words; per response ``ids``, ``ends`` (offsets), ``breaks``
+(where words and sentences begin) and values by channel."""
 
 CLIPPED = 0.98
 """A scale ends at this quantile of the run's absolute values."""
@@ -81,6 +83,7 @@ class Channels:
         values: ``[n]``, all scores of the run by its own scorer.
         sample: Pairs that the scales of the other scorers are made from.
         others: Further runs whose scores are shown too.
+        given: Spans by the key of their response, in place of the data's own.
     """
 
     def __init__(
@@ -89,11 +92,12 @@ class Channels:
         values: np.ndarray,
         sample: Sequence[ScoredPair],
         others: Sequence[OtherRun] = (),
+        given: Mapping[str, Sequence[Span]] | None = None,
     ) -> None:
-        self._others = others
+        self._others, self._given = others, given
         self._stored = list(sample[0].records[0].values)
         self._scorers = _scorers(reader, self._stored)
-        self._known = any(pair.comparison.spans is not None for pair in sample)
+        self._known = given is not None or any(pair.comparison.spans is not None for pair in sample)
         self._selection = selection_of(reader.run)
         self._selector = (
             selector_of(self._selection, reader.run.seed) if self._selection is not None else TopFraction()
@@ -141,13 +145,17 @@ class Channels:
         parts = {name: torch.as_tensor(value).float().split(sizes) for name, value in shared.items()}
         found = []
         for side, record in enumerate(pair.records):
-            values = {name: self._scores(name, record) for name in self.scores}
+            values = self.scores_of(record)
             values |= {name: np.asarray(record.values[name], np.float32) for name in self._stored}
             values |= {name: part[side].numpy() for name, part in parts.items()}
             if self._known:
-                values["known"] = known_values(pair, side)
+                values["known"] = known_values(pair, side, self._given)
             found.append(values)
         return found
+
+    def scores_of(self, record: TokenRecord) -> dict[str, np.ndarray]:
+        """Every score of one response, ``[n]`` float32 each, by channel."""
+        return {name: self._scores(name, record) for name in self.scores}
 
     def _scores(self, name: str, record: TokenRecord) -> np.ndarray:
         if name in self._scorers:
@@ -193,13 +201,21 @@ def scored_tokens(pair: ScoredPair, scores: Sequence[np.ndarray]) -> ScoredToken
     )
 
 
-def known_values(pair: ScoredPair, side: int) -> np.ndarray:
-    """Values of the data's spans per token of one side; 0 where there is none.  -> [n] float32"""
+def known_values(
+    pair: ScoredPair, side: int, given: Mapping[str, Sequence[Span]] | None = None
+) -> np.ndarray:
+    """Values of the known spans per token of one side; 0 where there is none.  -> [n] float32
+
+    Args:
+        pair: The pair.
+        side: 0 or 1.
+        given: Spans by the key of their response, in place of the data's own.
+    """
     record, text = pair.records[side], pair.comparison.responses[side]
-    if pair.comparison.spans is None:
-        return np.zeros(len(record.ids), np.float32)
+    own = pair.comparison.spans[side] if pair.comparison.spans is not None else ()
+    spans = own if given is None else given.get(record.key, ())
     tokens = [ByteSpan(*span) for span in zip(record.start, record.end, strict=True)]
-    return np.asarray(span_values(pair.comparison.spans[side], text, tokens), np.float32)
+    return np.asarray(span_values(spans, text, tokens), np.float32)
 
 
 def selection_settings(selector: Selector) -> dict[str, Any]:

@@ -81,6 +81,11 @@ class RunFolder:
         """Replies before and after training, as the evaluation wrote them."""
         return self._lines("evaluation", "samples.jsonl")
 
+    def watched(self) -> dict[str, list[dict[str, Any]]]:
+        """Replies to the fixed prompts while a stage trained, one look at one prompt an entry, by stage."""
+        found = {name: self._lines(name, "samples.jsonl") for name in self.manifests if name != "evaluation"}
+        return {name: lines for name, lines in found.items() if lines}
+
     def prompts(self) -> dict[str, Any]:
         """The learned prompts of a classification task; empty where there are none."""
         path = self.path / "evaluation" / "prompts.json"

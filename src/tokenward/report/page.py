@@ -14,20 +14,44 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tokenward.artifacts import atomic_write
+from tokenward.errors import UserError
+from tokenward.evaluation.statistics import Figure
 from tokenward.report.channels import Channels, other_runs
 from tokenward.report.charts import bar_chart, histogram, line_chart
 from tokenward.report.collect import RunFolder, displacement
+from tokenward.report.given import GivenSpans, given_credit, read_spans
 from tokenward.report.pairs import Drawn, PairReader, ScoredPair, draw
 from tokenward.report.payload import LARGEST, payload
 from tokenward.report.summary import SIDES, Summary, summarise
-from tokenward.report.tables import credit_rows, curves, figure_rows, recipe_of, version_rows
+from tokenward.report.tables import (
+    credit_rows,
+    curves,
+    figure_rows,
+    provenance,
+    recipe_of,
+    version_rows,
+    watched_rows,
+)
 
 ROWS = 200
 REPLIES = 50
 SAMPLE = 1000
 """Pairs that distributions and scales are made from, where the run has more."""
 
-SCRIPTS = ("selection.js", "tokens.js", "viewer.js")
+SCRIPTS = (
+    "selection.js",
+    "statistics.js",
+    "tokens.js",
+    "units.js",
+    "state.js",
+    "list.js",
+    "curve.js",
+    "pair.js",
+    "card.js",
+    "copies.js",
+    "viewer.js",
+)
+"""In one scope and in this order; the last one starts the page."""
 
 
 @dataclass(frozen=True)
@@ -52,28 +76,43 @@ class Report:
         return path
 
 
-def make_report(folder: str | Path, *, rows: int = ROWS, also: Sequence[str | Path] = ()) -> Report:
+def make_report(
+    folder: str | Path,
+    *,
+    rows: int = ROWS,
+    also: Sequence[str | Path] = (),
+    spans: str | Path | None = None,
+) -> Report:
     """The report of a run from what its stages left; nothing is computed by a model.
 
     Args:
         folder: The run's folder; stages that have not finished are left out of the page.
         rows: Comparisons on the page at most.
         also: Folders of further runs, whose scores of the same responses can be switched to.
+        spans: File of spans of known value, outlined in place of the data's own; ``docs/report.md`` says what is in it.
 
     Raises:
-        UserError: the folder holds no finished stage, or a scorer of one's own cannot be found.
+        UserError: the folder holds no finished stage, a scorer of one's own cannot be found, or the file of spans is not
+            as it must be.
     """
     run = RunFolder.read(folder)
-    return Report(_page(run, _scores(run, rows, also)))
+    return Report(_page(run, _scores(run, rows, also, spans)))
 
 
-def write_report(folder: str | Path, *, rows: int = ROWS, also: Sequence[str | Path] = ()) -> Path:
+def write_report(
+    folder: str | Path,
+    *,
+    rows: int = ROWS,
+    also: Sequence[str | Path] = (),
+    spans: str | Path | None = None,
+) -> Path:
     """Write a run's report to ``report/index.html`` in its folder; returns that path.
 
     Raises:
         UserError: as :func:`make_report`.
     """
-    return make_report(folder, rows=rows, also=also).save(Path(folder) / "report" / "index.html")
+    report = make_report(folder, rows=rows, also=also, spans=spans)
+    return report.save(Path(folder) / "report" / "index.html")
 
 
 @dataclass(frozen=True)
@@ -84,20 +123,32 @@ class _Scores:
     drawn: Drawn
     summary: Summary
     scorer: str
+    given: GivenSpans | None
+    credit: dict[str, Figure]
 
 
-def _scores(run: RunFolder, rows: int, also: Sequence[str | Path]) -> _Scores | None:
+def _scores(
+    run: RunFolder, rows: int, also: Sequence[str | Path], spans: str | Path | None
+) -> _Scores | None:
     reader = PairReader.open(run)
     if reader is None:
+        if spans is not None:
+            raise UserError(
+                f"{run.path} has no scores to compare the spans of {spans} with. Leave --spans out."
+            )
         return None
     names = run.special_names()
-    drawn = draw(reader, rows, sample=SAMPLE)
+    given = read_spans(spans, reader) if spans is not None else None
+    asked = given.spans if given is not None else None
+    drawn = draw(reader, rows, sample=SAMPLE, wanted=frozenset(asked or ()))
     sample = [reader.pair(place) for place in drawn.sample]
-    channels = Channels(reader, drawn.values, sample, other_runs([Path(folder) for folder in also]))
+    channels = Channels(reader, drawn.values, sample, other_runs([Path(folder) for folder in also]), asked)
     pairs: list[ScoredPair] = [reader.pair(place) for place in drawn.places]
     main = channels.channels[0]
     summary = summarise(sample, reader.scorer, limit=main.limit, zero=main.zero, names=names)
-    return _Scores(payload(pairs, drawn, channels, names), drawn, summary, reader.scorer_name)
+    credit = given_credit(given, reader, channels) if given is not None else run.figures()
+    data = payload(pairs, drawn, channels, names)
+    return _Scores(data, drawn, summary, reader.scorer_name, given, credit)
 
 
 def _page(run: RunFolder, scores: _Scores | None) -> str:
@@ -125,8 +176,11 @@ def _page(run: RunFolder, scores: _Scores | None) -> str:
         charts=_charts(scores) if scores else [],
         curves=[line_chart(title, series, x_label="step") for title, series in curves(run)],
         figures=figure_rows(run.figures()),
-        credit=credit_rows(run.figures()),
+        given=scores.given if scores else None,
+        made=provenance(run),
+        credit=credit_rows(scores.credit) if scores else [],
         replies=run.replies(),
+        watched=watched_rows(run),
         prompts=run.prompts(),
         recipe=yaml.safe_dump(recipe_of(run), sort_keys=False, allow_unicode=True),
         versions=version_rows(run),

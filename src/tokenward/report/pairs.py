@@ -1,6 +1,6 @@
 """The pairs of a finished run with their scores, and which of them a report shows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ class PairPlace(NamedTuple):
         better: Place of the preferred response in the comparison.
         worse: Place of the other.
         number: Of the pair in the run, from 1: the training pairs, then the held-out ones.
+        keys: Of both responses in the score store, the preferred one first.
         margin: Sum of the preferred response's scores less that of the other's.
     """
 
@@ -39,6 +40,7 @@ class PairPlace(NamedTuple):
     better: int
     worse: int
     number: int
+    keys: tuple[str, str]
     margin: float
 
 
@@ -101,20 +103,30 @@ class PairReader:
         for part in PARTS:
             for row, comparison in enumerate(self._file(part)):
                 for better, worse in pair_places(comparison, rule, min_gap=gap):
-                    keys = _keys(comparison, (better, worse))
+                    keys = _keys(comparison, better, worse)
                     if all(key in self.store for key in keys):
                         scores = [scores_of(self.scorer, self.store[key]) for key in keys]
                         margin = float(np.nansum(scores[0]) - np.nansum(scores[1]))
                         number += 1
-                        yield PairPlace(part, row, better, worse, number, margin), scores
+                        yield PairPlace(part, row, better, worse, number, keys, margin), scores
 
     def pair(self, place: PairPlace) -> ScoredPair:
         """One pair whole."""
         comparison = self._file(place.part)[place.row]
-        better, worse = (self.store[key] for key in _keys(comparison, (place.better, place.worse)))
+        better, worse = (self.store[key] for key in place.keys)
         both = pair_of(comparison, place.better, place.worse)
         part = self._part(comparison, place.part)
         return ScoredPair(both, part, place.number, (better, worse), place.margin)
+
+    def texts(self, wanted: Collection[str]) -> dict[str, str]:
+        """The responses of the pairs that have one of these keys, by key."""
+        found: dict[str, str] = {}
+        for place, _ in self.places():
+            if any(key in wanted and key not in found for key in place.keys):
+                responses = self._file(place.part)[place.row].responses
+                both = zip(place.keys, (responses[place.better], responses[place.worse]), strict=True)
+                found |= {key: text for key, text in both if key in wanted}
+        return found
 
     def _file(self, part: str) -> ComparisonFile:
         if part not in self._files:
@@ -128,8 +140,9 @@ class PairReader:
         return "referee" if share and is_held_out(comparison, share, self.run.seed + 1) else "train"
 
 
-def _keys(comparison: Comparison, places: Sequence[int]) -> list[str]:
-    return [response_key(comparison.prompt, comparison.responses[place]) for place in places]
+def _keys(comparison: Comparison, better: int, worse: int) -> tuple[str, str]:
+    first, second = (response_key(comparison.prompt, comparison.responses[one]) for one in (better, worse))
+    return first, second
 
 
 def _usual_scorer(store: TokenStore) -> str:
@@ -144,7 +157,8 @@ class Drawn(NamedTuple):
 
     Attributes:
         places: The pairs shown.
-        reasons: Per pair, why: ``random``, ``margin`` (one of the largest) or ``wrong`` (the most contradicted).
+        reasons: Per pair, why: ``random``, ``margin`` (one of the largest), ``wrong`` (the most contradicted), or
+            ``spans`` (a response of it is one of those asked for).
         sample: Pairs drawn at random for statistics; those shown as ``random`` come first.
         total: How many pairs the run has.
         values: ``[n]``, all scores of the run end to end.
@@ -157,13 +171,14 @@ class Drawn(NamedTuple):
     values: np.ndarray
 
 
-def draw(reader: PairReader, count: int, *, sample: int) -> Drawn:
+def draw(reader: PairReader, count: int, *, sample: int, wanted: Set[str] = frozenset()) -> Drawn:
     """A quarter of the pairs with the largest margins, up to a quarter whose scores contradict them most, the rest at random.
 
     Args:
         reader: Gives the pairs.
         count: How many to show; all of them where there are no more.
         sample: How many to draw for statistics.
+        wanted: Keys of responses whose pairs come before those drawn at random, up to half of ``count``.
 
     Raises:
         UserError: no pair of the data is in the score store.
@@ -185,7 +200,9 @@ def draw(reader: PairReader, count: int, *, sample: int) -> Drawn:
         "margin": by_margin[:quarter],
         "wrong": [number for number in by_margin[::-1][:quarter] if margins[number] < 0],
     }
-    extreme = {*ends["margin"], *ends["wrong"]}
+    asked = [number for number in order if not wanted.isdisjoint(places[number].keys)]
+    ends["spans"] = asked[: max(count // 2, 1)]
+    extreme = {number for numbers in ends.values() for number in numbers}
     others = np.cumsum([number not in extreme for number in order])
     drawn = order[: int(np.searchsorted(others, count - len(extreme), side="right"))]
     chosen: dict[int, tuple[str, ...]] = {}

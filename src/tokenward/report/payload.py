@@ -1,5 +1,6 @@
 """The data of a page: plain JSON, its numbers packed as little-endian base64."""
 
+import json
 from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import PurePath
@@ -10,7 +11,9 @@ import numpy as np
 from tokenward.ops.selection import MAX_DENOMINATOR
 from tokenward.report.channels import SCHEMA, Channels
 from tokenward.report.pairs import Drawn, ScoredPair
-from tokenward.report.pieces import closing_count, piece_ends
+from tokenward.report.pieces import closing_count, piece_ends, pieces
+from tokenward.report.words import breaks, shared_words, words
+from tokenward.scoring.store import TokenRecord
 
 LARGEST = 4_400_000
 """Characters of packed numbers and texts on a page; further pairs are left out, and the page says so."""
@@ -58,6 +61,9 @@ def _mixed(reasons: Sequence[tuple[str, ...]]) -> list[int]:
 
 def _row(pair: ScoredPair, reasons: Sequence[str], channels: Channels) -> dict[str, Any]:
     values = channels.of(pair)
+    sides = list(zip(pair.comparison.responses, pair.records, strict=True))
+    begins = [breaks(text, record) for text, record in sides]
+    first, second = (_words(*side, bits) for side, bits in zip(sides, begins, strict=True))
     return {
         "key": pair.comparison.key,
         # The file's name and line: the folders above it are the reader's business only.
@@ -67,17 +73,24 @@ def _row(pair: ScoredPair, reasons: Sequence[str], channels: Channels) -> dict[s
         "reasons": list(reasons),
         "prompt": [dict(message) for message in pair.comparison.prompt],
         "given": pair.comparison.scores,
+        "shared": shared_words(first, second),
         "responses": [
             {
                 "text": text,
                 "closing": closing_count(text, record),
                 "ids": _packed(record.ids, "<i4"),
                 "ends": _packed(piece_ends(text, record.end), "<i4"),
+                "breaks": _packed(bits, "<u1"),
                 "values": {name: _packed(value, "<f4") for name, value in found.items()},
             }
-            for text, record, found in zip(pair.comparison.responses, pair.records, values, strict=True)
+            for (text, record), bits, found in zip(sides, begins, values, strict=True)
         ],
     }
+
+
+def _words(text: str, record: TokenRecord, begins: np.ndarray) -> list[str]:
+    size = len(begins) - closing_count(text, record)
+    return words(pieces(text, record, {})[:size], begins[:size])
 
 
 def _packed(values: Any, dtype: str) -> str:
@@ -88,6 +101,13 @@ def _size(row: dict[str, Any]) -> int:
     packed = sum(
         len(text)
         for response in row["responses"]
-        for text in (response["text"], response["ids"], response["ends"], *response["values"].values())
+        for text in (
+            response["text"],
+            response["ids"],
+            response["ends"],
+            response["breaks"],
+            *response["values"].values(),
+        )
     )
+    packed += len(json.dumps(row["shared"]))
     return packed + sum(len(message["content"]) for message in row["prompt"])

@@ -1,6 +1,7 @@
 """Tables and curves of a report: figures, training logs, the recipe, versions and fingerprints."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from tokenward.evaluation.statistics import Figure
@@ -15,6 +16,10 @@ LOGGED = (
     ("negative log-likelihood", ("nll",)),
 )
 """What is drawn of a training's log: a title, and the names that share a chart."""
+
+
+LOOKS = 4
+"""Columns of replies while training: more would be too narrow to read."""
 
 
 class FigureRow(NamedTuple):
@@ -80,6 +85,28 @@ def _points(entries: list[dict[str, Any]], name: str) -> Points:
     ]
 
 
+class Watched(NamedTuple):
+    """Replies to the same prompts at several steps of a training."""
+
+    stage: str
+    steps: list[int]
+    rows: list[tuple[str, list[str]]]
+
+
+def watched_rows(run: RunFolder) -> list[Watched]:
+    """What each training answered to the fixed prompts: at most :data:`LOOKS` steps, the first and the last among them."""
+    found = []
+    for stage, lines in run.watched().items():
+        every = sorted({int(line["step"]) for line in lines})
+        last = len(every) - 1
+        steps = sorted({every[last * part // (LOOKS - 1)] for part in range(LOOKS)})
+        replies = {(line["key"], int(line["step"])): str(line["reply"]) for line in lines}
+        prompts = {line["key"]: str(line["prompt"]) for line in lines}
+        rows = [(text, [replies.get((key, step), "") for step in steps]) for key, text in prompts.items()]
+        found.append(Watched(stage, steps, rows))
+    return found
+
+
 def recipe_of(run: RunFolder) -> dict[str, Any]:
     """Every setting that the stages' manifests hold, put together as a recipe has them."""
     recipe: dict[str, Any] = {}
@@ -97,6 +124,25 @@ def _merge(into: dict[str, Any], settings: Mapping[str, Any]) -> None:
             _merge(into[key], value)
         elif value is not None or key not in into:
             into[key] = value
+
+
+def provenance(run: RunFolder) -> str:
+    """Which models and which template the stored values come from, in one sentence; empty where there are none."""
+    if not {"reference", "scores"} <= set(run.manifests):
+        return ""
+    scores, inputs = run.manifests["scores"], run.manifests["reference"].inputs
+    makers = [
+        f"{name} (objective {run.setting(name, name, 'objective', 'name')}, {fingerprint})"
+        for name, fingerprint in scores.inputs.items()
+        if name != "reference"
+    ]
+    # Of a model on disk the folder's name only: what is above it is the reader's business.
+    name = str(scores.facts.get("reference", "the start"))
+    model = PurePath(name).name if PurePath(name).is_absolute() else name
+    reference = f"reference {model} ({inputs.get('model', 'no fingerprint')})"
+    template = f"template {run.setting('reference', 'tokens', 'template')} ({inputs.get('template', 'no fingerprint')})"
+    parts = ", ".join([*makers, reference, template])
+    return f"Scores are made with {parts}, in {run.setting('scores', 'scores', 'precision')}."
 
 
 class VersionRow(NamedTuple):

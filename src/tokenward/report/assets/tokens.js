@@ -14,9 +14,30 @@ function unpacked(raw) {
   const response = { text: raw.text, closing: raw.closing, values: {} };
   response.ids = unpack(raw.ids, Int32Array);
   response.ends = unpack(raw.ends, Int32Array);
+  response.breaks = unpack(raw.breaks, Uint8Array);
   for (const name in raw.values) response.values[name] = unpack(raw.values[name], Float32Array);
   response.groups = groupsOf(response);
+  let word = -1;
+  response.wordOf = Array.from(response.breaks, (bits, i) => (isClosing(response, i) ? -1 : (word += bits & 1)));
+  response.twins = new Map(); // from a word to the same word of the other response, by their numbers
   return response;
+}
+
+/** A pair whose responses know which of their words stand in the other one too. */
+function withTwins(pair) {
+  const [one, other] = pair.responses;
+  for (const [first, second, count] of pair.shared) {
+    for (let k = 0; k < count; k++) {
+      one.twins.set(first + k, second + k);
+      other.twins.set(second + k, first + k);
+    }
+  }
+  return pair;
+}
+
+/** The tokens of a word, as places. */
+function wordPlaces(response, word) {
+  return [...response.wordOf.keys()].filter((i) => response.wordOf[i] === word);
 }
 
 function pieceOf(response, i) {
@@ -69,22 +90,6 @@ function codeOf(char) {
   return `U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
 }
 
-function mean(values) {
-  return values.reduce((sum, x) => sum + x, 0) / values.length;
-}
-
-/** From a value to -1 .. 1 on a scale: of the whole run, of this pair, or by rank among the pair's values. */
-function shadeOf(channel, scale, pair) {
-  if (scale === "run") return (x) => (x - channel.zero) / channel.limit;
-  const all = pair.responses.flatMap((response) => Array.from(response.values[channel.name], (x) => Math.abs(x - channel.zero)));
-  const sorted = all.filter((x) => !Number.isNaN(x)).sort((a, b) => a - b);
-  if (scale === "pair") return (x) => (x - channel.zero) / (sorted[sorted.length - 1] || 1);
-  return (x) => {
-    const size = Math.abs(x - channel.zero);
-    return (Math.sign(x - channel.zero) * sorted.filter((other) => other < size).length) / sorted.length;
-  };
-}
-
 /** Classes of a shade: which way, how strong, and whether the scale ends before it. */
 function shadeClasses(shade) {
   const level = Math.min(Math.round(Math.abs(shade) * LEVELS), LEVELS);
@@ -106,4 +111,14 @@ function tokenSpans(response, names, dots) {
     }
     return span;
   });
+}
+
+/** Spans in blocks that end where a line does, so that a browser draws only what is near the screen. */
+function inParagraphs(spans) {
+  const paragraphs = [[]];
+  for (const span of spans) {
+    paragraphs[paragraphs.length - 1].push(span);
+    if (span.textContent.endsWith("\n")) paragraphs.push([]);
+  }
+  return paragraphs.map((part) => element("div", { className: "paragraph" }, ...part));
 }

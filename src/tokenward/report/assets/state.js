@@ -1,0 +1,83 @@
+// The pairs of the page, what the reader has chosen (it lives in the address), and numbers of a pair.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const pairs = data.comparisons.map((row) => withTwins({ ...row, responses: row.responses.map(unpacked) }));
+const channels = Object.fromEntries(data.channels.map((channel) => [channel.name, channel]));
+const scorers = data.channels.filter((channel) => channel.kind === "score").map((channel) => channel.name);
+const SIDES = ["chosen", "rejected"];
+const byId = (id) => document.getElementById(id);
+const rates = { chosen: String(data.selection.chosen.fraction), rejected: String(data.selection.rejected.fraction) };
+const weighed = "weight" in channels;
+const CHOICES = { scale: ["run", "pair", "rank"], unit: ["token", "word", "sentence"], pool: ["mean", "sum"] };
+const SWITCHES = ["lines", "dots", "dim", "sums", "stacked"];
+const START = {
+  row: pairs[0].key, scorer: scorers[0], scale: "run", unit: "token", pool: "mean", show: "all", part: "all", sort: "drawn",
+  q: "", token: "", ...rates, theme: "auto", lines: "1", dots: "", dim: "", sums: "", stacked: "", table: "", moved: "",
+};
+let state = { ...START };
+let open = null;
+
+function readAddress() {
+  state = { ...START, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
+  if (!scorers.includes(state.scorer)) state.scorer = START.scorer;
+  for (const key in CHOICES) if (!CHOICES[key].includes(state[key])) state[key] = START[key];
+  for (const id of ["show", "part", "sort"]) if (![...byId(id).options].some(({ value }) => value === state[id])) state[id] = START[id];
+  for (const side of SIDES) if (!(Number(state[side]) > 0 && Number(state[side]) <= 1)) state[side] = START[side];
+  if (!pairs.some((pair) => pair.key === state.row)) state.row = START.row;
+}
+
+function remember(changes) {
+  Object.assign(state, changes);
+  const said = Object.entries(state).filter(([key, value]) => value !== START[key]);
+  history.replaceState(null, "", `#${new URLSearchParams(said)}`);
+}
+
+function change(changes) {
+  remember(changes);
+  show();
+}
+
+// ---- numbers of a pair
+
+/** A number with its sign; what rounds to 0 has none. */
+function shown(x, digits = 2) {
+  if (Number.isNaN(x)) return "none";
+  const size = Math.abs(x).toFixed(digits);
+  return Number(size) ? `${x > 0 ? "+" : "−"}${size}` : size;
+}
+
+const percent = (x) => `${(100 * x).toFixed(1)} %`;
+const measured = new Map();
+
+/** What the list says of a pair under the score that is shown; worked out once for each score. */
+function measures(pair) {
+  if (!measured.has(state.scorer)) measured.set(state.scorer, new Map());
+  const known = measured.get(state.scorer);
+  if (!known.has(pair)) known.set(pair, measuresBy(pair, state.scorer));
+  return known.get(pair);
+}
+
+/** `disagreement`: the part of the credit that speaks against the pair's order. `peaks`: the part on its 10 % of largest scores. */
+function measuresBy(pair, scorer) {
+  const parts = contributions(pair, scorer), sizes = parts.map(Math.abs).sort((a, b) => b - a), all = total(sizes) || 1;
+  return {
+    margin: total(parts),
+    disagreement: total(parts.map((x) => Math.max(-x, 0))) / all,
+    peaks: total(sizes.slice(0, Math.ceil(sizes.length / 10))) / all,
+    length: parts.length,
+    curve: curveOf(pair, scorer),
+  };
+}
+
+function rules() {
+  const chosen = { ...data.selection.chosen, fraction: Number(state.chosen) };
+  const rejected = { ...data.selection.rejected, fraction: Number(state.rejected) };
+  return { ...data.selection, denominator: data.denominator, chosen, rejected };
+}
+
+/** Kept tokens of both sides: what the recipe gave weight until a slider or the score is changed. */
+function keptOf(pair) {
+  const own = weighed && !state.moved && state.scorer === scorers[0];
+  return pair.responses.map((response, side) =>
+    own ? response.values.weight : select(response, response.values[state.scorer], SIDES[side], rules()));
+}
