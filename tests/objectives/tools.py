@@ -21,7 +21,7 @@ NEEDED: dict[str, dict[str, Any]] = {
             {"name": "dpo"},
             {"name": "token_kl", "factor": 0.2},
             {"name": "tbpo", "factor": 0.3, "baseline": "head"},
-            {"name": "treg", "factor": 0.5, "selection": {"name": "threshold", "above": 0.0}},
+            {"name": "treg", "factor": 0.5, "selection": {"name": "threshold", "above": 0.0, "below": 0.0}},
         ]
     }
 }
