@@ -145,6 +145,24 @@ def test_a_token_that_only_the_reference_writes_makes_the_forward_divergence_inf
         assert found.kl.tolist() == [torch.inf] * N
 
 
+@pytest.mark.parametrize("elements", [N * 4, N * V])
+def test_a_share_too_small_to_be_written_adds_nothing_even_where_the_model_cannot_write_it(elements):
+    """The published TDPO code has 0 times -inf there."""
+    hidden, ids, head, other = case()
+    unlikely = torch.zeros(V, dtype=torch.float64)
+    unlikely[-1] = 2000.0  # the others' shares underflow, after the first tile has had a share of 1
+    with torch.no_grad():
+        head.bias[0] = -torch.inf
+    other = Reference(other.hidden, LinearHead(other.head.weight, unlikely))
+    settings = {"reference": other, "direction": "forward", "elements": elements}
+    found = linear_statistics(hidden, ids.clamp(min=1), head, **settings).kl
+    logits = hidden @ head.weight.T + head.bias
+    expected = -logits.log_softmax(-1)[:, -1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    theirs = other.hidden @ other.head.weight.T + unlikely
+    torch.testing.assert_close(kl_of(logits, theirs, "forward"), expected, rtol=0, atol=1e-10)
+
+
 def test_sums_stay_exact_in_half_precision():
     """Products in bfloat16, sums over the vocabulary in float32: the probabilities add up to 1."""
     hidden, _, head, _ = case(dtype=torch.bfloat16, bias=False)

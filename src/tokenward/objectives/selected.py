@@ -94,14 +94,13 @@ class Selected(Composite):
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""
-        with torch.no_grad():
-            weights = self._weights(logp, batch)
-            empty = _empty(weights, batch, pairwise=is_pairwise(self.objective))
+        weights = self._weights(logp, batch)
+        empty = _empty(weights, batch, pairwise=is_pairwise(self.objective))
         # An empty pair is computed with the batch's weights, so that every number in it is finite, and then left out.
         left_out = empty[batch.comparison[batch.response]]
         weights = torch.where(left_out, batch.weights, weights)
         inner = replace(batch, weights=weights, kept=weights.nonzero().squeeze(-1))
-        found = self.objective(torch.where(left_out, logp.detach(), logp), inner)
+        found = self.objective(logp, inner)
         loss = torch.where(empty, 0.0, found.loss)
         metrics = {name: torch.where(empty, 0.0, value) for name, value in found.metrics.items()}
         return Losses(loss, metrics | {"selection/empty": empty.to(loss.dtype)})

@@ -54,7 +54,8 @@ def entropy_of(logits: Tensor) -> Tensor:
 def kl_of(logits: Tensor, reference_logits: Tensor, direction: Direction = "reverse") -> Tensor:
     """KL divergence in nats over the full vocabulary, per row.  [n v], [n v] -> [n]
 
-    A logit of -inf is a probability of 0: where the first of the two distributions has it, it adds nothing.
+    Where the first of the two distributions has a probability of 0, one too small to be written included, it adds
+    nothing.
 
     Args:
         logits: Of the model.
@@ -64,7 +65,8 @@ def kl_of(logits: Tensor, reference_logits: Tensor, direction: Direction = "reve
     logp, other = wide(logits).log_softmax(-1), wide(reference_logits).log_softmax(-1)
     if direction == "forward":
         logp, other = other, logp
-    return (logp.exp() * torch.where(logp > -torch.inf, logp - other, 0.0)).sum(-1)
+    share = logp.exp()
+    return (share * torch.where(share > 0, logp - other, 0.0)).sum(-1)
 
 
 def chunked_logprobs(hidden: Tensor, ids: Tensor, head: Head, *, chunk: int = CHUNK) -> Tensor:
