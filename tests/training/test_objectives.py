@@ -213,10 +213,12 @@ def test_an_adapter_trains_beside_a_module_and_both_resume(tmp_path, rows):
 
 def test_the_reference_stays_as_it_is(tmp_path, rows):
     reference = language_model()
+    reference.model.train()
     trained(tmp_path, TDPO(), rows, reference=reference)
     begun = tiny_llama().state_dict()
     assert all(torch.equal(value, begun[name]) for name, value in reference.model.state_dict().items())
     assert not reference.model.training
+    assert not any(weight.requires_grad for weight in reference.model.parameters())
 
 
 def test_an_objective_that_needs_the_reference_model_says_so(tmp_path, rows):
