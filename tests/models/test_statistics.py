@@ -5,7 +5,7 @@ import torch
 
 from tests.models.plain import plain_logits
 from tests.models.test_forward import FACTORS, ROWS, TOTAL, batch_of, gradients, made
-from tokenward.models.forward import token_statistics
+from tokenward.models.forward import Wanted, token_statistics
 from tokenward.ops.logprob import chunked_statistics
 
 
@@ -55,7 +55,7 @@ def test_a_model_gives_both_with_and_without_the_selective_head(name, layout, wi
     logp, entropy = plain_statistics(model, ROWS)
     other = FACTORS.flip(0)
     expected = gradients(model, torch.cat((logp, entropy)), torch.cat((FACTORS, other)))
-    found = token_statistics(model, head if with_head else None, batch_of(ROWS, layout), entropy=True)
+    found = token_statistics(model, head if with_head else None, batch_of(ROWS, layout), Wanted(entropy=True))
     mine = gradients(model, torch.cat((found.logp, found.entropy)), torch.cat((FACTORS, other)))
     close(found.logp, logp)
     close(found.entropy, entropy)
@@ -68,7 +68,7 @@ def test_tokens_without_weight_have_neither(with_head):
     model, head = made("gpt2", torch.float64)
     weights = (torch.arange(TOTAL) % 3 != 1).float()
     batch = batch_of(ROWS, "shared", weights=weights)
-    found = token_statistics(model, head if with_head else None, batch, entropy=True)
+    found = token_statistics(model, head if with_head else None, batch, Wanted(entropy=True))
     kept = weights != 0
     _, entropy = plain_statistics(model, ROWS)
     close(found.entropy[kept], entropy[kept])
@@ -82,5 +82,5 @@ def test_after_a_request_for_both_the_head_is_an_ordinary_one():
     model, head = made("gpt2", torch.float32)
     ids = torch.tensor([[1, 2, 3]])
     before = model(input_ids=ids).logits
-    token_statistics(model, head, batch_of(ROWS, "shared"), entropy=True)
+    token_statistics(model, head, batch_of(ROWS, "shared"), Wanted(entropy=True))
     assert torch.equal(model(input_ids=ids).logits, before)

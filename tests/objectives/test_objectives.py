@@ -301,8 +301,8 @@ def test_values_that_cannot_work_are_refused(kind, settings, message):
 
 
 def test_what_each_objective_needs():
-    needs = {name: (kind().needs_reference, kind().pairwise) for name, kind in OBJECTIVES.items()}
-    assert {name: needs[name] for name in ("dpo", "sepo", "simpo", "sft")} == {
+    kinds = {name: OBJECTIVES[name] for name in ("dpo", "sepo", "simpo", "sft")}
+    assert {name: (kind().needs_reference, kind().pairwise) for name, kind in kinds.items()} == {
         "dpo": (True, True),
         "sepo": (False, True),
         "simpo": (False, True),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tokenward.ops.logprob import chunked_kl, chunked_logprobs, entropy_of, kl_of, logprobs_of
+from tokenward.ops.logprob import chunked_logprobs, chunked_statistics, entropy_of, kl_of, logprobs_of
 
 TOKENS, WIDTH, VOCABULARY = 7, 5, 11
 
@@ -116,6 +116,8 @@ def test_divergence_where_tokens_are_impossible():
     assert kl_of(narrow, wide).item() == pytest.approx(math.log(2), abs=1e-7)
     assert kl_of(narrow, narrow).item() == 0.0
     assert kl_of(wide, narrow).item() == math.inf
+    assert kl_of(narrow, wide, "forward").item() == math.inf
+    assert kl_of(wide, narrow, "forward").item() == pytest.approx(math.log(2), abs=1e-7)
 
 
 def test_entropy_and_divergence_have_the_gradient_of_finite_differences():
@@ -123,7 +125,8 @@ def test_entropy_and_divergence_have_the_gradient_of_finite_differences():
     first, second = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64).unbind()
     leaves = first.requires_grad_(), second.requires_grad_()
     assert torch.autograd.gradcheck(entropy_of, leaves[:1])
-    assert torch.autograd.gradcheck(kl_of, leaves)
+    for direction in ("forward", "reverse"):
+        assert torch.autograd.gradcheck(lambda *pair, of=direction: kl_of(*pair, of), leaves)
 
 
 def test_impossible_tokens_do_not_spoil_the_gradient_of_entropy_and_divergence():
@@ -131,24 +134,33 @@ def test_impossible_tokens_do_not_spoil_the_gradient_of_entropy_and_divergence()
     with_hole = torch.tensor([logits], dtype=torch.float64, requires_grad=True)
     without = torch.tensor([logits[:2]], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([[0.5, 0.0, -torch.inf]], dtype=torch.float64)
-    for statistic in (entropy_of, lambda x: kl_of(x, reference[:, : x.shape[1]])):
+    kls = [lambda x, of=of: kl_of(x, reference[:, : x.shape[1]], of) for of in ("forward", "reverse")]
+    for statistic in (entropy_of, *kls):
         (found,) = torch.autograd.grad(statistic(with_hole).sum(), with_hole)
         (expected,) = torch.autograd.grad(statistic(without).sum(), without)
         torch.testing.assert_close(found[:, :2], expected, rtol=0, atol=1e-12)
         assert found[0, 2].item() == 0.0
 
 
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("chunk", [1, 3, 1024])
-def test_chunked_divergence_is_the_whole_one(case, chunk):
-    hidden, matrix, _, weights = case
+def test_chunked_divergence_is_the_whole_one(case, chunk, direction):
+    hidden, matrix, ids, weights = case
     reference_hidden, reference_matrix = hidden.flip(0) + 1, matrix.roll(1, 0)
 
     def whole(hidden, matrix):
-        return kl_of(hidden @ matrix.T, reference_hidden @ reference_matrix.T)
+        pair = hidden @ matrix.T, reference_hidden @ reference_matrix.T
+        return kl_of(*(pair if direction == "reverse" else pair[::-1]))
 
     def chunked(hidden, matrix):
-        head, reference_head = (lambda rows: rows @ matrix.T), (lambda rows: rows @ reference_matrix.T)
-        return chunked_kl(hidden, reference_hidden, head, reference_head, chunk=chunk)
+        head, reference = (
+            (lambda rows: rows @ matrix.T),
+            (reference_hidden, lambda rows: rows @ reference_matrix.T),
+        )
+        found = chunked_statistics(
+            hidden, ids, head, entropy=True, reference=reference, direction=direction, chunk=chunk
+        )
+        return found.kl
 
     expected, expected_gradients = gradients(whole, hidden, matrix, weights=weights)
     values, found = gradients(chunked, hidden, matrix, weights=weights)

@@ -22,11 +22,11 @@ def case(*, bias: bool = True, dtype=torch.float64):
     return normal(N, D).requires_grad_(), ids, head, other
 
 
-def plain(hidden, ids, head, other):
+def plain(hidden, ids, head, other, direction="reverse"):
     logits = hidden @ head.weight.T
     logits = logits if head.bias is None else logits + head.bias
     theirs = other.hidden @ other.head.weight.T
-    return logprobs_of(logits, ids), entropy_of(logits), kl_of(logits, theirs)
+    return logprobs_of(logits, ids), entropy_of(logits), kl_of(logits, theirs, direction)
 
 
 def loss(statistics, factors):
@@ -34,13 +34,16 @@ def loss(statistics, factors):
     return sum(factor * (item * weights).sum() for factor, item in zip(factors, statistics, strict=True))
 
 
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("elements", [1, N * 4, N * 10, N * V, 10**6])
 @pytest.mark.parametrize("bias", [True, False])
-def test_any_tile_gives_the_plain_values_and_gradients(elements, bias):
+def test_any_tile_gives_the_plain_values_and_gradients(elements, bias, direction):
     hidden, ids, head, other = case(bias=bias)
     inputs = [item for item in (hidden, *head) if item is not None]
-    expected = plain(hidden, ids, head, other)
-    found = linear_statistics(hidden, ids, head, entropy=True, reference=other, elements=elements)
+    expected = plain(hidden, ids, head, other, direction)
+    found = linear_statistics(
+        hidden, ids, head, entropy=True, reference=other, direction=direction, elements=elements
+    )
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
     for factors in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, -2, 3)):
@@ -58,12 +61,15 @@ def test_what_was_not_asked_for_is_not_there():
     torch.testing.assert_close(found.logp, plain(hidden, ids, head, other)[0], rtol=0, atol=1e-12)
 
 
-def test_finite_differences():
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_finite_differences(direction):
     hidden, ids, head, other = case()
 
     def function(hidden, weight, bias):
         head = LinearHead(weight, bias)
-        return linear_statistics(hidden, ids, head, entropy=True, reference=other, elements=N * 6)
+        return linear_statistics(
+            hidden, ids, head, entropy=True, reference=other, direction=direction, elements=N * 6
+        )
 
     assert torch.autograd.gradcheck(function, (hidden, *head))
 
@@ -105,6 +111,56 @@ def test_a_token_that_cannot_come_has_no_share():
     grads = torch.autograd.grad(sum(item.sum() for item in found), [hidden, *head])
     assert all(grad.isfinite().all() for grad in grads)
     assert float(grads[2][0]) == 0
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_a_token_that_neither_model_can_write_leaves_the_divergence_as_it_is(direction):
+    hidden, ids, head, other = case()
+    barred = torch.zeros(V, dtype=torch.float64)
+    barred[0] = -torch.inf
+    with torch.no_grad():
+        head.bias[0] = -torch.inf
+    other = Reference(other.hidden, LinearHead(other.head.weight, barred))
+    found = linear_statistics(
+        hidden, ids.clamp(min=1), head, reference=other, direction=direction, elements=N * 4
+    )
+    logits = (hidden @ head.weight.T + head.bias)[:, 1:]
+    expected = kl_of(logits, (other.hidden @ other.head.weight.T)[:, 1:], direction)
+    torch.testing.assert_close(found.kl, expected, rtol=0, atol=1e-12)
+    grads = torch.autograd.grad(found.kl.sum(), [hidden, *head])
+    assert all(grad.isfinite().all() for grad in grads)
+    assert float(grads[2][0]) == 0
+    (slope,) = torch.autograd.grad(expected.sum(), [hidden])
+    torch.testing.assert_close(grads[0], slope, rtol=0, atol=1e-12)
+
+
+def test_a_token_that_only_the_reference_writes_makes_the_forward_divergence_infinite():
+    hidden, ids, head, other = case()
+    with torch.no_grad():
+        head.bias[0] = -torch.inf
+    for elements in (N * 4, N * V):
+        found = linear_statistics(
+            hidden, ids.clamp(min=1), head, reference=other, direction="forward", elements=elements
+        )
+        assert found.kl.tolist() == [torch.inf] * N
+
+
+@pytest.mark.parametrize("elements", [N * 4, N * V])
+def test_a_share_too_small_to_be_written_adds_nothing_even_where_the_model_cannot_write_it(elements):
+    """The published TDPO code has 0 times -inf there."""
+    hidden, ids, head, other = case()
+    unlikely = torch.zeros(V, dtype=torch.float64)
+    unlikely[-1] = 2000.0  # the others' shares underflow, after the first tile has had a share of 1
+    with torch.no_grad():
+        head.bias[0] = -torch.inf
+    other = Reference(other.hidden, LinearHead(other.head.weight, unlikely))
+    settings = {"reference": other, "direction": "forward", "elements": elements}
+    found = linear_statistics(hidden, ids.clamp(min=1), head, **settings).kl
+    logits = hidden @ head.weight.T + head.bias
+    expected = -logits.log_softmax(-1)[:, -1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    theirs = other.hidden @ other.head.weight.T + unlikely
+    torch.testing.assert_close(kl_of(logits, theirs, "forward"), expected, rtol=0, atol=1e-10)
 
 
 def test_sums_stay_exact_in_half_precision():

@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tokenward.models.forward import Wanted
 from tokenward.tokens.layouts import Layout
 from tokenward.tokens.rows import TokenBatch, TokenRow, collate
 from tokenward.tokens.template import Template
@@ -74,14 +75,14 @@ class TokenModel(ABC):
 
     @abstractmethod
     def read(
-        self, module: nn.Module, batch: TokenBatch, *, entropy: bool = False
+        self, module: nn.Module, batch: TokenBatch, wanted: Wanted | None = None
     ) -> tuple[Tensor, TokenBatch]:
         """One number per token, and the batch with what else was asked for.  -> [n]
 
         Args:
             module: This model's ``model``, or a wrapper around it (DDP, FSDP2); its ``forward`` is called.
             batch: The rows, on the model's device.
-            entropy: Whether ``batch.entropy`` is wanted.
+            wanted: What else the batch shall have: ``batch.entropy`` and so on.
         """
 
     @abstractmethod

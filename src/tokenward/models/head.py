@@ -13,8 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from tokenward.ops.embedding import tied_embedding
-from tokenward.ops.logprob import TokenStatistics, chunked_statistics
-from tokenward.ops.tiles import LinearHead, linear_statistics
+from tokenward.ops.logprob import Direction, Head, TokenStatistics, chunked_statistics
+from tokenward.ops.tiles import LinearHead, Reference, linear_statistics
+
+
+class HeldTo(NamedTuple):
+    """What a model is compared with over the whole vocabulary; it gets no gradient.
+
+    Attributes:
+        hidden: ``[n d]``, the other model's states at the same positions.
+        linear: Its head, where that is nothing but a matrix product.
+        logits: Its head as a function.
+        direction: Of the KL divergence.
+    """
+
+    hidden: Tensor
+    linear: LinearHead | None
+    logits: Head
+    direction: Direction
 
 
 class Request(NamedTuple):
@@ -24,11 +40,15 @@ class Request(NamedTuple):
         positions: ``[n]``, indices into the flattened ``rows x t`` hidden states.
         ids: ``[n]`` tokens whose log-probability is wanted, or None for the hidden states themselves.
         entropy: Whether the entropy at each position is wanted beside it.
+        held_to: If given, the KL divergence to this model is wanted beside it.
+        states: Whether the hidden states are wanted beside it.
     """
 
     positions: Tensor
     ids: Tensor | None
     entropy: bool = False
+    held_to: HeldTo | None = None
+    states: bool = False
 
 
 class SelectiveHead:
@@ -57,12 +77,21 @@ class SelectiveHead:
         return self._plain(hidden)
 
     @contextmanager
-    def answering(self, positions: Tensor, ids: Tensor | None, *, entropy: bool = False) -> Iterator[None]:
-        """While open, the model's ``logits`` are what was asked for.
+    def answering(
+        self,
+        positions: Tensor,
+        ids: Tensor | None,
+        *,
+        entropy: bool = False,
+        held_to: HeldTo | None = None,
+        states: bool = False,
+    ) -> Iterator[None]:
+        """While open, the model's ``logits`` are what was asked for; :func:`unpacked` takes them apart.
 
-        ``[n]`` log-probabilities, ``[2 n]`` log-probabilities and entropies, or without ids ``[n d]`` states.
+        ``[n]`` log-probabilities; with more, one row each of log-probabilities, entropies, divergences and the
+        ``d`` columns of the states; without ids ``[n d]`` states.
         """
-        self._request = Request(positions, ids, entropy)
+        self._request = Request(positions, ids, entropy, held_to, states)
         try:
             yield
         finally:
@@ -71,12 +100,16 @@ class SelectiveHead:
     def _forward(self, hidden: Tensor) -> Tensor:
         if self._request is None:
             return self._plain(hidden)
-        positions, ids, entropy = self._request
-        rows = hidden.reshape(-1, hidden.shape[-1])[positions]
-        if ids is None:
+        request = self._request
+        rows = hidden.reshape(-1, hidden.shape[-1])[request.positions]
+        if request.ids is None:
             return rows
-        found = _statistics(self, rows, ids, entropy=entropy)
-        return found.logp if found.entropy is None else torch.stack((found.logp, found.entropy))
+        found = _statistics(self, rows, request.ids, entropy=request.entropy, held_to=request.held_to)
+        # One tensor, so that whatever wraps the model's forward sees an output like any other.
+        parts = [item for item in found if item is not None]
+        if request.states:
+            return torch.cat((torch.stack(parts), rows.T))
+        return parts[0] if len(parts) == 1 else torch.stack(parts)
 
     def _embed(self, input: Tensor) -> Tensor:
         """The tied embedding: while the head answers, it reads the weight through here."""
@@ -104,11 +137,41 @@ def install_head(model: nn.Module) -> SelectiveHead | None:
 @torch.compiler.disable(
     recursive=True
 )  # a loop over tiles: unrolled it would be a long graph that saves nothing
-def _statistics(head: SelectiveHead, rows: Tensor, ids: Tensor, *, entropy: bool) -> TokenStatistics:
+def _statistics(
+    head: SelectiveHead, rows: Tensor, ids: Tensor, *, entropy: bool, held_to: HeldTo | None
+) -> TokenStatistics:
     linear = head.linear
-    if linear is None:
-        return chunked_statistics(rows, ids, head.logits, entropy=entropy)
-    return linear_statistics(rows, ids, linear, entropy=entropy, dtype=product_type(rows))
+    if held_to is None:
+        if linear is None:
+            return chunked_statistics(rows, ids, head.logits, entropy=entropy)
+        return linear_statistics(rows, ids, linear, entropy=entropy, dtype=product_type(rows))
+    if linear is None or held_to.linear is None:
+        other = (held_to.hidden, held_to.logits)
+        return chunked_statistics(
+            rows, ids, head.logits, entropy=entropy, reference=other, direction=held_to.direction
+        )
+    return linear_statistics(
+        rows,
+        ids,
+        linear,
+        entropy=entropy,
+        reference=Reference(held_to.hidden, held_to.linear),
+        direction=held_to.direction,
+        dtype=product_type(rows),
+    )
+
+
+def unpacked(
+    answer: Tensor, *, entropy: bool, divergence: bool, states: bool
+) -> tuple[TokenStatistics, Tensor | None]:
+    """The parts of what a head answered, and the states ``[n d]`` or None."""
+    if not (entropy or divergence or states):
+        return TokenStatistics(answer), None
+    rows = iter(answer)
+    logp = next(rows)
+    entropies = next(rows) if entropy else None
+    kl = next(rows) if divergence else None
+    return TokenStatistics(logp, entropies, kl), torch.stack([*rows], 1) if states else None
 
 
 def product_type(states: Tensor) -> torch.dtype:

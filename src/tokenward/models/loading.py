@@ -21,7 +21,7 @@ from transformers import (
 
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.forward import token_statistics
+from tokenward.models.forward import Wanted, token_statistics
 from tokenward.models.head import SelectiveHead, install_head
 from tokenward.models.head_mlp import (
     AdaptedHead,
@@ -66,11 +66,12 @@ class LanguageModel(TokenModel):
         return isinstance(self.model, PeftModel)
 
     def read(
-        self, module: nn.Module, batch: TokenBatch, *, entropy: bool = False
+        self, module: nn.Module, batch: TokenBatch, wanted: Wanted | None = None
     ) -> tuple[Tensor, TokenBatch]:
         """Log-probability of each response token, 0 where it has no weight.  -> [n] float32"""
-        found = token_statistics(module, self.head, batch, entropy=entropy)
-        return found.logp, batch if found.entropy is None else replace(batch, entropy=found.entropy)
+        found = token_statistics(module, self.head, batch, wanted)._asdict()
+        logp = found.pop("logp")
+        return logp, replace(batch, **{name: value for name, value in found.items() if value is not None})
 
     def with_adapter(self, settings: dict[str, Any]) -> "LanguageModel":
         """The same weights frozen, with a new LoRA adapter to train.

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from tokenward.artifacts import atomic_write
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.forward import run_model
+from tokenward.models.forward import Wanted, run_model
 from tokenward.models.head_mlp import init_linear, mlp
 from tokenward.models.loading import load_backbone, load_tokenizer
 from tokenward.models.places import model_fingerprint
@@ -139,7 +139,7 @@ class RewardModel(TokenModel):
         return True
 
     def read(
-        self, module: nn.Module, batch: TokenBatch, *, entropy: bool = False
+        self, module: nn.Module, batch: TokenBatch, wanted: Wanted | None = None
     ) -> tuple[Tensor, TokenBatch]:
         """Reward of each response token, at the position that has read it.  -> [n] float32"""
         rewards = run_model(module, batch).reshape(-1)[batch.placed_at]

@@ -1,10 +1,15 @@
 """What an objective receives and what it returns."""
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from tokenward.errors import UserError
 from tokenward.tokens.rows import TokenBatch
+
+Direction = Literal["", "forward", "reverse"]
+"""Which KL divergence an objective reads: none, KL(reference || policy), or KL(policy || reference)."""
 
 
 class Losses(NamedTuple):
@@ -19,12 +24,31 @@ class Losses(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+class Auxiliary(NamedTuple):
+    """A module of an objective that trains with the policy.
+
+    Attributes:
+        module: The objective has the same one.
+        learning_rate: Its own; None is the policy's.
+        weight_decay: Its own.
+    """
+
+    module: nn.Module
+    learning_rate: float | None
+    weight_decay: float
+
+
 class Objective(Protocol):
     """Per-token log-probabilities, weights and reference to one loss per comparison.
 
-    One may have three flags, as class attributes or properties; a flag that is not there is False:
-    ``needs_reference`` (``batch.reference_logp`` must be there), ``needs_entropy`` (``batch.entropy`` must), and
-    ``pairwise`` (every comparison must have exactly two responses, the better one first).
+    One may have flags, as class attributes or properties; a flag that is not there is False:
+    ``needs_reference`` (``batch.reference_logp`` must be there), ``needs_entropy`` (``batch.entropy`` must),
+    ``needs_kl`` (``batch.kl`` must: ``"forward"`` or ``"reverse"``), ``needs_states`` (``batch.states`` must),
+    ``needs_reference_layers`` (``batch.reference_layers`` must), and ``pairwise`` (every comparison must have exactly
+    two responses, the better one first).
+
+    One with a module to train has a method ``auxiliary(width, layers) -> Auxiliary | None``, which makes that module
+    for a policy of so many layers and hidden states of that width; it is called once, before the training.
     """
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
@@ -38,6 +62,59 @@ class Objective(Protocol):
         ...
 
 
+class Composite:
+    """An objective that calls others: it needs what any of them needs.
+
+    Args:
+        parts: The others.
+
+    Raises:
+        UserError: two of them need KL divergences of different directions, and a pass gives one.
+    """
+
+    def __init__(self, parts: Sequence[Objective]) -> None:
+        self.parts = tuple(parts)
+        directions = sorted({needs_kl(part) for part in parts} - {""})
+        if len(directions) > 1:
+            raise UserError(
+                "one objective asks for the forward KL divergence and another for the reverse one; a pass gives one of them. "
+                "Give both the same direction."
+            )
+
+    @property
+    def needs_reference(self) -> bool:
+        """See :class:`Objective`."""
+        return any(map(needs_reference, self.parts))
+
+    @property
+    def needs_entropy(self) -> bool:
+        """See :class:`Objective`."""
+        return any(map(needs_entropy, self.parts))
+
+    @property
+    def needs_kl(self) -> Direction:
+        """See :class:`Objective`."""
+        for part in self.parts:
+            if direction := needs_kl(part):
+                return direction
+        return ""
+
+    @property
+    def needs_states(self) -> bool:
+        """See :class:`Objective`."""
+        return any(map(needs_states, self.parts))
+
+    @property
+    def needs_reference_layers(self) -> bool:
+        """See :class:`Objective`."""
+        return any(map(needs_reference_layers, self.parts))
+
+    @property
+    def pairwise(self) -> bool:
+        """See :class:`Objective`."""
+        return any(map(is_pairwise, self.parts))
+
+
 def needs_reference(objective: Objective) -> bool:
     """Whether an objective reads ``batch.reference_logp``."""
     return bool(getattr(objective, "needs_reference", False))
@@ -48,6 +125,56 @@ def needs_entropy(objective: Objective) -> bool:
     return bool(getattr(objective, "needs_entropy", False))
 
 
+def needs_kl(objective: Objective) -> Direction:
+    """Which KL divergence to the frozen reference an objective reads from ``batch.kl``, or "" for none.
+
+    Raises:
+        UserError: a class of one's own names another direction.
+    """
+    direction = getattr(objective, "needs_kl", "") or ""
+    if direction not in ("", "forward", "reverse"):
+        raise UserError(
+            f"{type(objective).__name__} says needs_kl {direction!r}. Write forward for KL(reference || policy), or reverse for "
+            "KL(policy || reference)."
+        )
+    return direction
+
+
+def needs_states(objective: Objective) -> bool:
+    """Whether an objective reads ``batch.states``."""
+    return bool(getattr(objective, "needs_states", False))
+
+
+def needs_reference_layers(objective: Objective) -> bool:
+    """Whether an objective reads ``batch.reference_layers``."""
+    return bool(getattr(objective, "needs_reference_layers", False))
+
+
+def needs_frozen_reference(objective: Objective) -> bool:
+    """Whether an objective needs the reference model itself beside the policy, not only stored values of it."""
+    return bool(needs_kl(objective)) or needs_reference_layers(objective)
+
+
 def is_pairwise(objective: Objective) -> bool:
     """Whether an objective is over pairs, the better response first."""
     return bool(getattr(objective, "pairwise", False))
+
+
+def has_auxiliary(objective: Objective) -> bool:
+    """Whether an objective, or one that it calls, may have a module to train."""
+    return hasattr(objective, "auxiliary") or any(map(has_auxiliary, getattr(objective, "parts", ())))
+
+
+def auxiliaries(objective: Objective, width: int, layers: int) -> list[Auxiliary]:
+    """The modules that an objective, and those that it calls, train with the policy; each is made anew.
+
+    Args:
+        objective: The objective; it remembers its module.
+        width: Of the hidden states.
+        layers: Of the policy.
+    """
+    made = objective.auxiliary(width, layers) if hasattr(objective, "auxiliary") else None  # type: ignore[attr-defined]
+    found = [] if made is None else [made]
+    return found + [
+        item for part in getattr(objective, "parts", ()) for item in auxiliaries(part, width, layers)
+    ]

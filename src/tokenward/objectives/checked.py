@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.objectives.base import Losses, Objective, is_pairwise, needs_entropy, needs_reference
+from tokenward.objectives.base import Composite, Losses, Objective
 from tokenward.tokens.rows import TokenBatch
 
 
-class CheckedObjective:
+class CheckedObjective(Composite):
     """An objective whose first result is checked before the training builds on it.
 
     Args:
@@ -18,22 +18,8 @@ class CheckedObjective:
     """
 
     def __init__(self, objective: Objective, name: str) -> None:
+        super().__init__([objective])
         self._objective, self._name, self._checked = objective, name, False
-
-    @property
-    def needs_reference(self) -> bool:
-        """See :class:`tokenward.objectives.base.Objective`."""
-        return needs_reference(self._objective)
-
-    @property
-    def needs_entropy(self) -> bool:
-        """See :class:`tokenward.objectives.base.Objective`."""
-        return needs_entropy(self._objective)
-
-    @property
-    def pairwise(self) -> bool:
-        """See :class:`tokenward.objectives.base.Objective`."""
-        return is_pairwise(self._objective)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """The objective's own losses.

@@ -1,35 +1,108 @@
-"""Objectives over pairs: DPO, SimPO and SePO, thin over the formulas of ``tokenward.ops``."""
+"""Objectives over pairs: one family, and DPO, IPO, SimPO and SePO as settings of it."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.objectives.base import Losses
-from tokenward.ops.losses import dpo, ipo, margin_logistic
-from tokenward.ops.ragged import segment_sum, weighted_sum
+from tokenward.objectives.links import Link
+from tokenward.objectives.pairs import (
+    Sides,
+    log_ratios,
+    logp_metrics,
+    positive,
+    reward_metrics,
+    sides,
+    sums,
+)
+from tokenward.ops.links import log_odds
+from tokenward.ops.losses import ipo, margin_logistic
+from tokenward.ops.ragged import segment_sum
 from tokenward.tokens.rows import TokenBatch
 
 Normaliser = Literal["selected", "rate", "length", "none"]
 
 
-class Sides(NamedTuple):
-    """The same quantity for the preferred and the other response.  [b] each"""
+@dataclass(frozen=True, slots=True)
+class Pairwise:
+    """``link(beta (u_w - u_l) - margin)``, with ``u`` the weighted log-ratios, or log-probabilities, of a response.
 
-    chosen: Tensor
-    rejected: Tensor
+    Weights may be negative: such a token counts for the other side.
 
+    Attributes:
+        link: ``logistic``, ``hinge``, ``robust``, ``kliep``, ``lsif``, ``ba``, ``sba``: see
+            :class:`tokenward.objectives.links.Link`. ``ipo`` is ``(u_w - u_l - 1 / (2 beta))^2``; ``odds`` the
+            logistic of the log-odds ratio of the responses' mean probabilities per token (ORPO's).
+        beta: Scale.
+        margin: What the scaled difference must exceed; not of ``ipo``.
+        label_smoothing: Assumed share of flipped labels.
+        reference: Whether ``u`` is of log-ratios to the reference.
+        aggregate: ``sum`` over the tokens; ``mean``: over the sum of the weights' sizes; ``length``: over all
+            tokens of the response, with and without weight.
+        power: The lambda of ``ba`` and ``sba``.
+        scale: The s of ``sba``.
+    """
 
-def sides(per_response: Tensor) -> Sides:
-    """Split values of responses that lie better, other, better, other.  [2 b] -> [b], [b]"""
-    return Sides(per_response[0::2], per_response[1::2])
+    pairwise: ClassVar[bool] = True
 
+    _: KW_ONLY
+    link: Literal["logistic", "hinge", "robust", "ipo", "odds", "kliep", "lsif", "ba", "sba"] = "logistic"
+    beta: float = 0.1
+    margin: float = 0.0
+    label_smoothing: float = 0.0
+    reference: bool = True
+    aggregate: Literal["sum", "mean", "length"] = "sum"
+    power: float = 0.0
+    scale: float = 4.0
 
-def _positive(name: str, value: float, example: float) -> None:
-    if not value > 0:
-        raise UserError(f"{name} must be greater than 0, got {value}. Write for example {name}: {example}.")
+    def __post_init__(self) -> None:
+        positive("beta", self.beta, 0.1)
+        self._loss_of_margin()
+        if self.link == "ipo" and (self.label_smoothing or self.margin):
+            raise UserError(
+                "label_smoothing and margin have no meaning with link: ipo, whose target is 1 / (2 beta). Leave them out."
+            )
+        if self.link == "odds" and (self.reference or self.aggregate == "sum"):
+            raise UserError(
+                "link: odds compares the probabilities of tokens on average, and the reference has no part in it. Write "
+                "reference: false, aggregate: mean."
+            )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether log-ratios are compared."""
+        return self.reference
+
+    def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
+        """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
+        total = sums(log_ratios(logp, batch) if self.reference else logp, batch)
+        aggregate = total if self.aggregate == "sum" else total / self._normaliser(batch)
+        # With a reference the reward is DPO's implicit one, of the whole response.
+        rewards = sides(self.beta * (total if self.reference else aggregate))
+        metrics = reward_metrics(rewards) | logp_metrics(logp, batch)
+        return Losses(self._loss(sides(aggregate)), metrics)
+
+    def _loss(self, found: Sides) -> Tensor:
+        if self.link == "ipo":
+            return ipo(*found, beta=self.beta)
+        if self.link == "odds":
+            found = Sides(*map(log_odds, found))
+        return self._loss_of_margin()(self.beta * (found.chosen - found.rejected) - self.margin)
+
+    def _loss_of_margin(self) -> Link:
+        return Link(
+            name="logistic" if self.link in ("ipo", "odds") else self.link,
+            label_smoothing=self.label_smoothing,
+            power=self.power,
+            scale=self.scale,
+        )
+
+    def _normaliser(self, batch: TokenBatch) -> Tensor:
+        counted = batch.weights.abs() if self.aggregate == "mean" else torch.ones_like(batch.weights)
+        return segment_sum(counted, batch.response, batch.responses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +124,40 @@ class DPO:
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
 
     def __post_init__(self) -> None:
-        _positive("beta", self.beta, 0.1)
-        if not 0 <= self.label_smoothing < 0.5:
-            raise UserError(
-                f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}: at 0.5 no label is left."
-            )
         if self.loss == "ipo" and self.label_smoothing:
             raise UserError("label_smoothing has no meaning with loss: ipo. Leave one of the two out.")
+        self._family()
+
+    def _family(self) -> Pairwise:
+        if self.loss == "ipo":
+            return Pairwise(link="ipo", beta=self.beta, aggregate="mean")
+        return Pairwise(beta=self.beta, label_smoothing=self.label_smoothing)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
-        assert batch.reference_logp is not None
-        ratio = weighted_sum(logp - batch.reference_logp, batch.weights, batch.response, batch.responses)
-        if self.loss == "ipo":
-            total = segment_sum(batch.weights, batch.response, batch.responses)
-            loss = ipo(*sides(ratio / total), beta=self.beta)
-        else:
-            loss = dpo(*sides(ratio), beta=self.beta, label_smoothing=self.label_smoothing)
-        rewards = sides(self.beta * ratio.detach())
-        return Losses(loss, _reward_metrics(rewards) | _logp_metrics(logp, batch))
+        return self._family()(logp, batch)
+
+
+@dataclass(frozen=True, slots=True)
+class IPO:
+    """Identity preference optimisation with mean log-ratios (arXiv 2310.12036, Eq. 17): DPO's ``loss: ipo``.
+
+    Attributes:
+        beta: The paper's tau.
+    """
+
+    needs_reference: ClassVar[bool] = True
+    pairwise: ClassVar[bool] = True
+
+    _: KW_ONLY
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive("beta", self.beta, 0.1)
+
+    def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
+        """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
+        return Pairwise(link="ipo", beta=self.beta, aggregate="mean")(logp, batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +189,7 @@ class SePO:
     profile: Literal["official"] | None = None
 
     def __post_init__(self) -> None:
-        _positive("gamma", self.gamma, 2.0)
+        positive("gamma", self.gamma, 2.0)
         rates = (self.chosen_rate, self.rejected_rate)
         if self.normaliser == "rate" and not all(rate is not None and 0 < rate <= 1 for rate in rates):
             raise UserError(
@@ -121,11 +209,10 @@ class SePO:
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
         gamma = 1.0 if self.profile == "official" else self.gamma
-        total = weighted_sum(logp, batch.weights, batch.response, batch.responses)
-        mean = sides(total / self._normaliser(batch))
+        mean = sides(sums(logp, batch) / self._normaliser(batch))
         loss = margin_logistic(*mean, scale=gamma, margin=self.margin)
-        rewards = Sides(gamma * mean.chosen.detach(), gamma * mean.rejected.detach())
-        return Losses(loss, _reward_metrics(rewards) | _logp_metrics(logp, batch))
+        rewards = Sides(gamma * mean.chosen, gamma * mean.rejected)
+        return Losses(loss, reward_metrics(rewards) | logp_metrics(logp, batch))
 
     def _normaliser(self, batch: TokenBatch) -> Tensor:
         if self.normaliser == "selected":
@@ -156,46 +243,38 @@ class SimPO:
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("beta", self.beta, 2.0)
+        positive("beta", self.beta, 2.0)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
         return SePO(gamma=self.beta, margin=self.gamma)(logp, batch)
 
 
-def _reward_metrics(rewards: Sides) -> dict[str, Tensor]:
-    margins = rewards.chosen - rewards.rejected
-    return {
-        "rewards/chosen": rewards.chosen,
-        "rewards/rejected": rewards.rejected,
-        "rewards/margins": margins,
-        "rewards/accuracies": (margins > 0).float(),
-    }
+@dataclass(frozen=True, slots=True)
+class ORPO:
+    """Odds ratio preference optimisation (arXiv 2403.07691, Eq. 6): likelihood of the chosen response, and odds.
 
+    ``-p_w - beta log sigma(log odds(p_w) - log odds(p_l))`` with ``p`` the mean log-probability of the weighted
+    tokens and ``log odds(p) = p - log(1 - exp(p))``, which stays exact near ``p = 0`` and is cut off at -1e-6.
 
-def _logp_metrics(logp: Tensor, batch: TokenBatch) -> dict[str, Tensor]:
-    """Sums over the tokens that have weight, how many of the tokens have it, and what training did to the chosen ones.
-
-    ``logps/chosen_change_per_token`` is there where the batch has reference values.
+    Attributes:
+        beta: Share of the odds; the paper's lambda.
     """
-    logp = logp.detach()
-    total = sides(weighted_sum(logp, batch.weights, batch.response, batch.responses))
-    weight = sides(segment_sum(batch.weights, batch.response, batch.responses))
-    kept = sides(segment_sum((batch.weights != 0).float(), batch.response, batch.responses))
-    lengths = sides(segment_sum(torch.ones_like(batch.weights), batch.response, batch.responses))
-    metrics = {
-        "logps/chosen": total.chosen,
-        "logps/rejected": total.rejected,
-        "logps/chosen_per_token": _per_weight(total.chosen, weight.chosen),
-        "kept/chosen": kept.chosen / lengths.chosen,
-        "kept/rejected": kept.rejected / lengths.rejected,
-    }
-    if batch.reference_logp is not None:
-        change = weighted_sum(logp - batch.reference_logp, batch.weights, batch.response, batch.responses)
-        metrics["logps/chosen_change_per_token"] = _per_weight(sides(change).chosen, weight.chosen)
-    return metrics
 
+    needs_reference: ClassVar[bool] = False
+    pairwise: ClassVar[bool] = True
 
-def _per_weight(total: Tensor, weight: Tensor) -> Tensor:
-    """A weighted mean; 0 where nothing has weight, as one such pair must not spoil the mean over all."""
-    return torch.where(weight != 0, total / weight, 0.0)
+    _: KW_ONLY
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive("beta", self.beta, 0.1)
+
+    def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
+        """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
+        odds = Pairwise(link="odds", beta=1.0, reference=False, aggregate="mean")(logp, batch)
+        total = segment_sum(batch.weights.abs(), batch.response, batch.responses)
+        mean = sides(sums(logp, batch) / total)
+        rewards = Sides(self.beta * mean.chosen, self.beta * mean.rejected)
+        metrics = {"nll": -mean.chosen.detach(), "loss/odds": odds.loss.detach()}
+        return Losses(self.beta * odds.loss - mean.chosen, odds.metrics | reward_metrics(rewards) | metrics)

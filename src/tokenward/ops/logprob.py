@@ -7,7 +7,7 @@ of tokens, and again in the backward pass, so that the memory is ``chunk x v`` w
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[Tensor], Tensor]
 """From hidden states ``[c d]`` to logits ``[c v]``."""
+
+Direction = Literal["forward", "reverse"]
+"""Of a KL divergence between a model and its reference: ``forward`` is KL(reference || model), ``reverse``
+KL(model || reference)."""
 
 CHUNK = 128
 """Rows whose logits exist at once."""
@@ -26,7 +30,7 @@ class TokenStatistics(NamedTuple):
     Attributes:
         logp: ``[n]``, log-probability of the token, nats.
         entropy: ``[n]``, entropy of the whole distribution it was drawn from, nats; None if not asked for.
-        kl: ``[n]``, KL(model || reference) over the whole vocabulary, nats; None if not asked for.
+        kl: ``[n]``, KL divergence to a reference over the whole vocabulary, nats; None if not asked for.
     """
 
     logp: Tensor
@@ -47,10 +51,22 @@ def entropy_of(logits: Tensor) -> Tensor:
     return -(logp.exp() * torch.where(logp > -torch.inf, logp, 0.0)).sum(-1)
 
 
-def kl_of(logits: Tensor, reference_logits: Tensor) -> Tensor:
-    """KL(model || reference) in nats over the full vocabulary, per row.  [n v], [n v] -> [n]"""
-    logp, reference = wide(logits).log_softmax(-1), wide(reference_logits).log_softmax(-1)
-    return (logp.exp() * torch.where(logp > -torch.inf, logp - reference, 0.0)).sum(-1)
+def kl_of(logits: Tensor, reference_logits: Tensor, direction: Direction = "reverse") -> Tensor:
+    """KL divergence in nats over the full vocabulary, per row.  [n v], [n v] -> [n]
+
+    Where the first of the two distributions has a probability of 0, one too small to be written included, it adds
+    nothing.
+
+    Args:
+        logits: Of the model.
+        reference_logits: Of the reference.
+        direction: ``reverse`` is KL(model || reference), ``forward`` KL(reference || model).
+    """
+    logp, other = wide(logits).log_softmax(-1), wide(reference_logits).log_softmax(-1)
+    if direction == "forward":
+        logp, other = other, logp
+    share = logp.exp()
+    return (share * torch.where(share > 0, logp - other, 0.0)).sum(-1)
 
 
 def chunked_logprobs(hidden: Tensor, ids: Tensor, head: Head, *, chunk: int = CHUNK) -> Tensor:
@@ -62,44 +78,43 @@ def chunked_logprobs(hidden: Tensor, ids: Tensor, head: Head, *, chunk: int = CH
 
 
 def chunked_statistics(
-    hidden: Tensor, ids: Tensor, head: Head, *, entropy: bool = False, chunk: int = CHUNK
+    hidden: Tensor,
+    ids: Tensor,
+    head: Head,
+    *,
+    entropy: bool = False,
+    reference: tuple[Tensor, Head] | None = None,
+    direction: Direction = "reverse",
+    chunk: int = CHUNK,
 ) -> TokenStatistics:
-    """Log-probability, and on request entropy, of each token in one pass of the head.  [n d], [n] -> [n]
+    """Log-probability, and on request entropy and KL, of each token in one pass of the head.  [n d], [n] -> [n]
 
     Args:
         hidden: State at the position before each token.
         ids: The tokens.
         head: The language model head, called on ``chunk`` rows at a time.
         entropy: Whether the entropy is wanted; it comes from the same logits.
+        reference: If given, the KL divergence is wanted: the reference's states at the same positions, and its head.
+        direction: See :func:`kl_of`.
         chunk: Rows whose logits exist at once; changes memory, not the result.
     """
 
-    def piece(rows: Tensor, targets: Tensor) -> Tensor:
+    def piece(rows: Tensor, targets: Tensor, reference_rows: Tensor | None = None) -> Tensor:
         logits = head(rows)
-        logp = logprobs_of(logits, targets)
-        return torch.stack((logp, entropy_of(logits))) if entropy else logp[None]
+        found = [logprobs_of(logits, targets)]
+        if entropy:
+            found.append(entropy_of(logits))
+        if reference is not None and reference_rows is not None:
+            found.append(kl_of(logits, reference[1](reference_rows), direction))
+        return torch.stack(found)
 
-    parts = [
-        _recomputed(piece, rows, targets)
-        for rows, targets in zip(hidden.split(chunk), ids.split(chunk), strict=True)
-    ]
-    values = torch.cat(parts, dim=1)
-    return TokenStatistics(values[0], values[1] if entropy else None)
-
-
-def chunked_kl(
-    hidden: Tensor, reference_hidden: Tensor, head: Head, reference_head: Head, *, chunk: int = CHUNK
-) -> Tensor:
-    """KL(model || reference) over the full vocabulary at each position.  [n d], [n d] -> [n]"""
-
-    def piece(rows: Tensor, reference_rows: Tensor) -> Tensor:
-        return kl_of(head(rows), reference_head(reference_rows))
-
-    parts = [
-        _recomputed(piece, rows, reference_rows)
-        for rows, reference_rows in zip(hidden.split(chunk), reference_hidden.split(chunk), strict=True)
-    ]
-    return torch.cat(parts)
+    rows = [hidden, ids] if reference is None else [hidden, ids, reference[0]]
+    parts = zip(*(item.split(chunk) for item in rows), strict=True)
+    values = iter(torch.cat([_recomputed(piece, *part) for part in parts], dim=1))
+    logp = next(values)
+    return TokenStatistics(
+        logp, next(values) if entropy else None, None if reference is None else next(values)
+    )
 
 
 def wide(logits: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Preference losses: sequence statistics in, one loss per pair out, never reduced."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,3 +51,27 @@ def margin_logistic(chosen: Tensor, rejected: Tensor, *, scale: float, margin: f
         margin: What the scaled difference must exceed.
     """
     return -F.logsigmoid(scale * (chosen - rejected) - margin)
+
+
+def one_sample_kl(log_ratio: Tensor) -> Tensor:
+    """``r - 1 - log r`` with ``r = pi / pi_ref``, an estimate of KL(ref || pi) from tokens of the reference.  [n] -> [n]
+
+    Never negative, and 0 where the two agree (Schulman's K3). The ratio is held below ``exp(30)``.
+    """
+    log_ratio = log_ratio.clamp(max=30.0)
+    return log_ratio.expm1() - log_ratio
+
+
+def kto(ratio: Tensor, desirable: Tensor, anchor: Tensor, *, beta: float) -> Tensor:
+    """Kahneman-Tversky optimisation of single responses: ``1 - sigma(+-beta (ratio - anchor))``.  [r] each -> [r]
+
+    Ethayarajh et al. 2024 (arXiv 2402.01306), Eq. 8; plus for desirable responses.
+
+    Args:
+        ratio: Log-ratio ``log pi - log pi_ref``, summed over the response's tokens.
+        desirable: Whether the response is a good one.
+        anchor: The reference point z_0, a KL divergence in nats.
+        beta: Scale, > 0.
+    """
+    gain = beta * (ratio - anchor)
+    return 1 - torch.where(desirable, gain, -gain).sigmoid()

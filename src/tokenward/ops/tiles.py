@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tokenward.ops.logprob import TokenStatistics, wide
+from tokenward.ops.logprob import Direction, TokenStatistics, wide
+from tokenward.ops.softmax import TiledSums
 
 TILE_ELEMENTS = 2**23
 """Logits that exist at once: 32 MB in float32."""
@@ -51,6 +52,7 @@ def linear_statistics(
     *,
     entropy: bool = False,
     reference: Reference | None = None,
+    direction: Direction = "reverse",
     dtype: torch.dtype | None = None,
     elements: int = TILE_ELEMENTS,
 ) -> TokenStatistics:
@@ -63,14 +65,32 @@ def linear_statistics(
         ids: The tokens.
         head: The language model head.
         entropy: Whether the entropy of the whole distribution is wanted, in nats.
-        reference: If given, KL(model || reference) over the whole vocabulary is wanted, in nats.
+        reference: If given, the KL divergence over the whole vocabulary is wanted, in nats.
+        direction: ``reverse`` is KL(model || reference), ``forward`` KL(reference || model).
         dtype: Of the matrix products; None is that of the states.
         elements: Logits that may exist at once; changes memory, not the result.
     """
     other = (None, None, None) if reference is None else (reference.hidden, *reference.head)
-    found = _Tiles.apply(hidden, *head, ids, *other, entropy, dtype or hidden.dtype, elements)
+    settings = _Settings(entropy, direction == "forward", dtype or hidden.dtype, elements)
+    found = _Tiles.apply(hidden, *head, ids, *other, settings)
     logp, entropies, kl = found  # type: ignore[misc]
     return TokenStatistics(logp, entropies if entropy else None, None if reference is None else kl)
+
+
+class _Settings(NamedTuple):
+    """What is wanted, and how it is computed.
+
+    Attributes:
+        entropy: Whether the entropy is.
+        forward: Whether the KL divergence is that of the reference to the model, where there is one.
+        dtype: Of the matrix products.
+        elements: Logits that may exist at once.
+    """
+
+    entropy: bool
+    forward: bool
+    dtype: torch.dtype
+    elements: int
 
 
 class _Side(NamedTuple):
@@ -87,36 +107,6 @@ class _Side(NamedTuple):
         return found if self.bias is None else found + self.bias[tile]
 
 
-class _Sums:
-    """Sums over the vocabulary so far, each relative to the largest logit so far.  [n] each"""
-
-    def __init__(self, like: Tensor) -> None:
-        self.peak = torch.full_like(like, -torch.inf)
-        self.total, self.first = torch.zeros_like(like), torch.zeros_like(like)
-
-    def add(self, logits: Tensor, values: Tensor | None) -> None:
-        """One tile, and what shall be averaged over the distribution."""
-        peak = torch.maximum(self.peak, logits.amax(-1))
-        finite = torch.where(peak.isfinite(), peak, 0.0)
-        share = (logits - finite[:, None]).exp_()
-        before = (self.peak - finite).exp()
-        self.total = self.total * before + share.sum(-1)
-        if values is not None:
-            # A probability of 0 adds nothing, also where the value is not finite.
-            self.first = self.first * before + torch.where(share > 0, values * share, 0.0).sum(-1)
-        self.peak = peak
-
-    @property
-    def logsumexp(self) -> Tensor:
-        """Of all logits."""
-        return self.peak + self.total.log()
-
-    @property
-    def mean(self) -> Tensor:
-        """Of the values, under the distribution."""
-        return self.first / self.total
-
-
 class _Tiles(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
@@ -128,19 +118,18 @@ class _Tiles(torch.autograd.Function):
         other_hidden: Tensor | None,
         other_weight: Tensor | None,
         other_bias: Tensor | None,
-        entropy: bool,
-        dtype: torch.dtype,
-        elements: int,
+        settings: _Settings,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        tile = max(1, elements // max(1, len(ids)))
-        ctx.settings = (tile, dtype, entropy)
+        ctx.settings = settings
+        dtype = settings.dtype
         with torch.autocast(hidden.device.type, enabled=False):
             side = _Side(hidden.to(dtype), weight, bias, dtype)
             other = _other(other_hidden, other_weight, other_bias, dtype)
-            found = _forward(side, other, ids, tile, entropy)
+            found = _forward(side, other, ids, settings)
         ctx.save_for_backward(hidden, weight, bias, ids, other_hidden, other_weight, other_bias, *found)
         target, own, average, others, divergence = found
-        return target - own, own - average, divergence - own + others
+        normalisers = own - others if settings.forward else others - own
+        return target - own, own - average, divergence + normalisers
 
     @staticmethod
     @once_differentiable
@@ -148,16 +137,21 @@ class _Tiles(torch.autograd.Function):
         ctx: Any, grad_logp: Tensor, grad_entropy: Tensor, grad_kl: Tensor
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, ids, other_hidden, other_weight, other_bias, *found = ctx.saved_tensors
-        tile, dtype, entropy = ctx.settings
+        dtype = ctx.settings.dtype
         with torch.autocast(hidden.device.type, enabled=False):
             side = _Side(hidden.to(dtype), weight, bias, dtype)
             other = _other(other_hidden, other_weight, other_bias, dtype)
             grads = _Gradients(
-                grad_logp, grad_entropy if entropy else None, None if other is None else grad_kl
+                grad_logp,
+                grad_entropy if ctx.settings.entropy else None,
+                None if other is None else grad_kl,
+                ctx.settings.forward,
             )
             wanted = tuple(bool(flag) for flag in ctx.needs_input_grad[:3])
-            states, *weights = _backward(side, other, ids, tile, _Found(*found), grads, wanted)
-        return (None if states is None else states.to(hidden.dtype), *weights, *(None,) * 7)
+            states, *weights = _backward(
+                side, other, ids, ctx.settings.elements, _Found(*found), grads, wanted
+            )
+        return (None if states is None else states.to(hidden.dtype), *weights, *(None,) * 5)
 
 
 class _Found(NamedTuple):
@@ -168,7 +162,8 @@ class _Found(NamedTuple):
         own: logsumexp of the model's logits.
         average: Mean logit under the model.
         others: logsumexp of the reference's logits.
-        divergence: Mean difference of the two logits under the model.
+        divergence: Mean difference of the two logits: of the model's to the reference's under the model, or the
+            other way round under the reference.
     """
 
     target: Tensor
@@ -184,6 +179,7 @@ class _Gradients(NamedTuple):
     logp: Tensor
     entropy: Tensor | None
     kl: Tensor | None
+    forward: bool
 
 
 def _other(
@@ -194,24 +190,28 @@ def _other(
     return _Side(hidden.to(dtype), weight, bias, dtype)
 
 
-def _tiles(vocabulary: int, tile: int) -> Iterator[slice]:
+def _tiles(vocabulary: int, tokens: int, elements: int) -> Iterator[slice]:
+    tile = max(1, elements // max(1, tokens))
     return (slice(start, min(start + tile, vocabulary)) for start in range(0, vocabulary, tile))
 
 
-def _forward(side: _Side, other: _Side | None, ids: Tensor, tile: int, entropy: bool) -> _Found:
+def _forward(side: _Side, other: _Side | None, ids: Tensor, settings: _Settings) -> _Found:
     like = torch.zeros(len(ids), dtype=wide(side.hidden[:0]).dtype, device=ids.device)
-    target, own, ours, theirs = like.clone(), _Sums(like), _Sums(like), _Sums(like)
-    for part in _tiles(len(side.weight), tile):
+    target, own, ours, theirs = like.clone(), TiledSums(like), TiledSums(like), TiledSums(like)
+    for part in _tiles(len(side.weight), len(ids), settings.elements):
         logits = side.logits(part)
         target = torch.where(_inside(ids, part), logits.gather(1, _place(ids, part)).squeeze(1), target)
-        own.add(logits, logits if entropy else None)
-        if other is not None:
-            reference = other.logits(part)
-            theirs.add(reference, None)
+        own.add(logits, logits if settings.entropy else None)
+        if other is None:
+            continue
+        reference = other.logits(part)
+        theirs.add(reference, reference - logits if settings.forward else None)
+        if not settings.forward:
             ours.add(logits, logits - reference)
     if other is None:
         return _Found(target, own.logsumexp, own.mean, like, like)
-    return _Found(target, own.logsumexp, own.mean, theirs.logsumexp, ours.mean)
+    divergence = theirs.mean if settings.forward else ours.mean
+    return _Found(target, own.logsumexp, own.mean, theirs.logsumexp, divergence)
 
 
 def _inside(ids: Tensor, part: slice) -> Tensor:
@@ -227,7 +227,7 @@ def _backward(
     side: _Side,
     other: _Side | None,
     ids: Tensor,
-    tile: int,
+    elements: int,
     found: _Found,
     grads: _Gradients,
     wanted: tuple[bool, ...],
@@ -236,7 +236,7 @@ def _backward(
     for_hidden = torch.zeros_like(wide(side.hidden)) if wanted[0] else None
     for_weight = torch.empty_like(side.weight) if wanted[1] else None
     for_bias = torch.empty_like(side.bias) if wanted[2] and side.bias is not None else None
-    for part in _tiles(len(side.weight), tile):
+    for part in _tiles(len(side.weight), len(ids), elements):
         full = _logit_gradient(side, other, ids, part, found, grads)
         grad = full.to(side.dtype)
         if for_hidden is not None:
@@ -272,7 +272,11 @@ def _share_times_factors(
     if grads.entropy is not None:
         entropy = (found.own - found.average)[:, None]
         factor = factor - grads.entropy[:, None] * (torch.where(share > 0, logp, 0.0) + entropy)
-    if grads.kl is not None and other is not None:
-        difference = torch.where(share > 0, logits - other.logits(part), 0.0)
-        factor = factor + grads.kl[:, None] * (difference - found.divergence[:, None])
-    return share * factor
+    if grads.kl is None or other is None:
+        return share * factor
+    reference = other.logits(part)
+    if grads.forward:
+        theirs = (reference - found.others[:, None]).exp()
+        return share * (factor + grads.kl[:, None]) - theirs * grads.kl[:, None]
+    difference = torch.where(share > 0, logits - reference, 0.0)
+    return share * (factor + grads.kl[:, None] * (difference - found.divergence[:, None]))

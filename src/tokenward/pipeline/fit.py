@@ -16,6 +16,7 @@ from transformers.trainer_utils import IntervalStrategy
 from tokenward.artifacts import StageFolder, atomic_write
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
+from tokenward.models.loading import LanguageModel
 from tokenward.objectives.base import Objective, needs_reference
 from tokenward.pipeline.context import Run
 from tokenward.tokens.rows import TokenRow
@@ -46,6 +47,7 @@ def fit(
     *,
     held_out: Sequence[TokenRow] = (),
     prepare: Prepare | None = None,
+    reference: LanguageModel | None = None,
     defaults: Mapping[str, Any] = MappingProxyType({}),
     between: Alternating | None = None,
     watch: AnswerPrompts | None = None,
@@ -61,6 +63,7 @@ def fit(
         table: The recipe's ``training`` table.
         held_out: Comparisons for ``eval_strategy``.
         prepare: What a step's rows become just before they train.
+        reference: The frozen model beside the policy, for objectives that compare with it in the step.
         defaults: What the table need not say, where it is not what other stages have.
         between: What happens between the steps; it has a part in each checkpoint.
         watch: Answers fixed prompts while the model trains.
@@ -74,9 +77,6 @@ def fit(
     """
     last_file = TRAINER_STATE_NAME if between is None else STATE_FILE
     arguments = _arguments(run, stage.path, {**defaults, **table}, evaluates=bool(held_out))
-    # Where one row has reference values all have: a stage adds them to all, or a step to its own.
-    if needs_reference(objective) and rows and rows[0].reference_logp is not None:
-        _check_start(run, model, objective, rows, arguments)
     interrupt = StopOnInterrupt()
     limit, arguments.save_total_limit = arguments.save_total_limit, None
     trainer = TokenTrainer(
@@ -86,6 +86,7 @@ def fit(
         rows,
         held_out=held_out or None,
         prepare=prepare,
+        reference=reference,
         callbacks=[
             *([between] if between is not None else []),
             *([watch] if watch is not None else []),
@@ -96,13 +97,16 @@ def fit(
         ],
     )
     trainer.remove_callback(PrinterCallback)  # our own bar shows what is logged
+    # Where one row has reference values all have: a stage adds them to all, or a step to its own.
+    if needs_reference(objective) and rows and rows[0].reference_logp is not None:
+        _check_start(run, trainer, rows)
     checkpoint = last_whole_checkpoint(Path(str(arguments.output_dir)), last_file)
     measured = _train(run, stage.path.name, trainer, interrupt, checkpoint)
     if between is not None:
         between.finish()
     if watch is not None:
         watch.look(trainer.state.global_step)
-    _save(model, stage.path)
+    _save(model, trainer, stage.path)
     history = trainer.state.log_history
     write_history(stage.path / "history.jsonl", history)
     measured |= displacement_facts(history, arguments.displacement_margin)
@@ -129,21 +133,16 @@ def _arguments(run: Run, folder: Path, table: dict[str, Any], *, evaluates: bool
     return arguments
 
 
-def _check_start(
-    run: Run,
-    model: TokenModel,
-    objective: Objective,
-    rows: Sequence[TokenRow],
-    arguments: TrainingArguments,
-) -> None:
+def _check_start(run: Run, trainer: TokenTrainer, rows: Sequence[TokenRow]) -> None:
     """Compare the untrained policy with its reference, and show what was found."""
-    coarse = arguments.bf16 or run.recipe.scores.precision == "bfloat16"
-    precision = torch.bfloat16 if coarse else model.dtype
+    coarse = trainer.args.bf16 or run.recipe.scores.precision == "bfloat16"
+    precision = torch.bfloat16 if coarse else trainer.token_model.dtype
     found = check_first_batch(
-        model,
-        objective,
+        trainer.token_model,
+        trainer.objective,
         [rows[number] for number in range(min(CHECKED_ROWS, len(rows)))],
         precision=precision,
+        wanted=trainer.wanted,
     )
     run.display.line(
         f"  first rows: loss {found['loss']:.4f} (DPO begins at ln 2 = {math.log(2):.4f}), margin {found['margin']:.4f} "
@@ -191,8 +190,9 @@ def planned_steps(trainer: TokenTrainer) -> int:
     return int(trainer.set_initial_training_values(trainer.args, loader)[6])
 
 
-def _save(model: TokenModel, folder: Path) -> None:
-    """Save into a fresh folder and move it in place: a model folder is whole or absent."""
+def _save(model: TokenModel, trainer: TokenTrainer, folder: Path) -> None:
+    """Save the objective's modules, then the model into a fresh folder that is moved in place: it is whole or absent."""
+    trainer.auxiliary.save(folder)
     scratch, target = folder / "model.tmp", folder / "model"
     for old in (scratch, target):
         shutil.rmtree(old, ignore_errors=True)

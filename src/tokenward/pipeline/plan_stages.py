@@ -34,7 +34,7 @@ from tokenward.pipeline.plan_steps import (
 )
 from tokenward.pipeline.plan_work import Training, row_work, stand_in_scores, steps_of, summed
 from tokenward.pipeline.rows import LazyRows
-from tokenward.pipeline.train_stages import adapted
+from tokenward.pipeline.train_stages import adapted, frozen_reference
 from tokenward.pipeline.values import weigh_rows
 from tokenward.sampling import SamplingSettings
 from tokenward.scoring.values import token_values
@@ -218,7 +218,10 @@ class Planner:
             )
             rows = [replace(row, reference_logp=value) for row, value in zip(rows, values, strict=True)]
         where, device = f"{item.stage}.training", self.run.recipe.model.device
-        return training_step(model, item.objective, rows, item.table, where=where, device=device)
+        beside = frozen_reference(self.run, item.objective, model)
+        return training_step(
+            model, item.objective, rows, item.table, where=where, device=device, reference=beside
+        )
 
     def _meanwhile(self, item: Training, looks: int) -> Unit:
         """Evaluations and replies during training."""

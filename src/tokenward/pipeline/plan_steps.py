@@ -66,6 +66,7 @@ def training_step(
     *,
     where: str,
     device: str,
+    reference: LanguageModel | None = None,
 ) -> Measured:
     """Two optimizer steps over the same rows, in a folder that is deleted; the model is changed by them.
 
@@ -76,6 +77,7 @@ def training_step(
         table: The recipe's ``training`` table; accumulation, evaluation and trackers are left out.
         where: The table's name, for messages.
         device: The recipe's ``model.device``.
+        reference: The frozen model beside it, where the objective needs one.
     """
     alone = {
         "max_steps": 2,
@@ -91,7 +93,7 @@ def training_step(
             {**table, **alone}, folder=Path(folder), seed=0, where=where, device=device
         )
         clock = _Clock(model.device)
-        trainer = TokenTrainer(model, objective, arguments, rows, callbacks=[clock])
+        trainer = TokenTrainer(model, objective, arguments, rows, reference=reference, callbacks=[clock])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return Measured(clock.seconds, peak())

@@ -11,7 +11,7 @@ from tokenward.artifacts import Manifest
 from tokenward.data.choice import Choice
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, lasting
-from tokenward.objectives import OBJECTIVES, SFT, CheckedObjective, Objective, needs_reference
+from tokenward.objectives import SFT, Objective, needs_frozen_reference, needs_reference, objective_of
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets, pair_settings
 from tokenward.pipeline.fit import fit
@@ -19,19 +19,9 @@ from tokenward.pipeline.preview import preview
 from tokenward.pipeline.rows import LazyRows, prompts_of
 from tokenward.pipeline.values import computed_values, scored_rows, weigh_all, weigh_batch, with_reference
 from tokenward.pipeline.watch import held_out_prompts, watching
-from tokenward.plugins import build, check_call
 from tokenward.selection import Selector, scope_of, selector_of
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Template
-
-
-def objective_of(kind: str, table: Any) -> Objective:
-    """The objective that a recipe's table names."""
-    objective = build(kind, table.name, table.arguments, OBJECTIVES)
-    if table.name in OBJECTIVES:
-        return objective
-    check_call(kind, table.name, objective, ("logp", "batch"))
-    return CheckedObjective(objective, table.name)
 
 
 def train_sft(run: Run) -> Manifest | None:
@@ -70,7 +60,10 @@ def train_oracle(run: Run) -> Manifest:
             sets = pair_sets(run)
             rows = with_reference(run, _token_rows(run, oracle_pairs(run, sets.train), model))
             held_out = with_reference(run, _token_rows(run, sets.held_out, model, may_be_empty=True))
-            facts = fit(run, stage, model, objective, rows, table.training, held_out=held_out)
+            beside = frozen_reference(run, objective, model)
+            facts = fit(
+                run, stage, model, objective, rows, table.training, held_out=held_out, reference=beside
+            )
             stage.complete(**scored_by(run), **facts)
     return run.done("oracle")
 
@@ -88,7 +81,10 @@ def train_referee(run: Run) -> Manifest | None:
             sets = pair_sets(run)
             rows = with_reference(run, _token_rows(run, sets.referee, model))
             held_out = with_reference(run, _token_rows(run, sets.held_out, model, may_be_empty=True))
-            facts = fit(run, stage, model, objective, rows, table.training, held_out=held_out)
+            beside = frozen_reference(run, objective, model)
+            facts = fit(
+                run, stage, model, objective, rows, table.training, held_out=held_out, reference=beside
+            )
             stage.complete(**scored_by(run), **facts)
     return run.done("referee")
 
@@ -129,6 +125,7 @@ def train_policy(run: Run) -> Manifest:
                 table.training,
                 held_out=held_out,
                 prepare=prepare,
+                reference=frozen_reference(run, objective, model),
                 watch=watching(run, model, held_out_prompts(run, template), stage.path),
             )
             start_name = lasting(run.policy_start)
@@ -178,6 +175,16 @@ def adapted(run: Run, model: LanguageModel, adapter: Any) -> LanguageModel:
         )
     torch.manual_seed(run.recipe.seed)  # an adapter begins with random weights
     return model if settings is None else model.with_adapter(settings)
+
+
+def frozen_reference(run: Run, objective: Objective, model: LanguageModel) -> LanguageModel | None:
+    """A second copy of a model before its training, where the objective compares with it in the step.
+
+    A model with an adapter needs none: it is its own reference without it.
+    """
+    if not needs_frozen_reference(objective) or model.has_adapter:
+        return None
+    return run.load(model.name)
 
 
 def _token_rows(

@@ -38,6 +38,12 @@ class TokenBatch:
             in order and each lies within one response.
         entropy: ``[n]`` or None, entropy in nats of the policy's whole distribution where the token was
             predicted, with its gradient; set for objectives that say ``needs_entropy``.
+        kl: ``[n]`` or None, KL divergence in nats between the policy and its frozen reference over the whole
+            vocabulary, with its gradient; set for objectives that say ``needs_kl``.
+        states: ``[n d]`` or None, the policy's last hidden state at the position that predicts the token, with
+            its gradient; set for objectives that say ``needs_states``.
+        reference_layers: ``[n L d]`` or None, the output of each layer of the frozen reference at that position;
+            set for objectives that say ``needs_reference_layers``.
         closing: ``[n]`` bool, whether the token is the end-of-turn token and no text.
         values: Further stored values by name, ``[n]`` each, for scores that are computed in the step.
         tree: Who sees whom in a packed row, or None.
@@ -59,6 +65,9 @@ class TokenBatch:
     scores: Tensor | None = None
     segment: Tensor | None = None
     entropy: Tensor | None = None
+    kl: Tensor | None = None
+    states: Tensor | None = None
+    reference_layers: Tensor | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     decoder_ids: Tensor | None = None
     tree: Tree | None = None

@@ -8,6 +8,7 @@ from torch import nn
 
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
+from tokenward.models.forward import Wanted
 from tokenward.objectives.base import Objective, is_pairwise, needs_reference
 from tokenward.ops.ragged import segment_sum
 from tokenward.tokens.rows import TokenRow
@@ -18,7 +19,12 @@ PER_TOKEN_NATS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05
 
 @torch.inference_mode()
 def check_first_batch(
-    model: TokenModel, objective: Objective, rows: list[TokenRow], *, precision: torch.dtype
+    model: TokenModel,
+    objective: Objective,
+    rows: list[TokenRow],
+    *,
+    precision: torch.dtype,
+    wanted: Wanted | None = None,
 ) -> dict[str, float]:
     """Compare the untrained policy with its reference on a few rows.
 
@@ -30,6 +36,7 @@ def check_first_batch(
         objective: One that compares with a reference.
         rows: The first rows, with their reference log-probabilities.
         precision: The coarser of those in which the policy will compute and the reference was computed.
+        wanted: What the objective asks of the model.
 
     Returns:
         ``loss``, ``margin`` (nats, largest) and ``per_token`` (nats, mean absolute difference).
@@ -40,14 +47,15 @@ def check_first_batch(
     batch = model.collate(rows).to(model.device)
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
     with autocast:
-        logp, _ = model.read(model.model, batch)
+        logp, batch = model.read(model.model, batch, wanted)
     assert batch.reference_logp is not None
     difference = torch.where(batch.weights != 0, logp - batch.reference_logp, 0.0)
     losses = objective(logp, batch)
     ratio = segment_sum(difference, batch.response, batch.responses)
+    margin = ratio[0::2] - ratio[1::2] if is_pairwise(objective) else ratio
     found = {
         "loss": float(losses.loss.mean()),
-        "margin": float((ratio[0::2] - ratio[1::2]).abs().max()),
+        "margin": float(margin.abs().max()),
         "per_token": float(difference.abs().sum() / (batch.weights != 0).sum()),
     }
     allowed = PER_TOKEN_NATS.get(precision, 0.05)

@@ -17,13 +17,16 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from tokenward.models.base import TokenModel
-from tokenward.objectives.base import Losses, Objective, needs_entropy
+from tokenward.models.loading import LanguageModel
+from tokenward.objectives.base import Losses, Objective
 from tokenward.tokens.rows import TokenBatch, TokenRow
 from tokenward.training.arguments import TrainingArguments
+from tokenward.training.auxiliary import AuxiliaryModules
 from tokenward.training.best import save_trained
 from tokenward.training.checks import check_rows, disable_dropout
 from tokenward.training.collator import Collator, Prepare, StepBatch
 from tokenward.training.finite import FiniteLosses
+from tokenward.training.reading import wanted_by
 
 COUNT, LOSS = "comparisons", "loss/comparison"
 """Sums that are kept beside those of the objective's metrics."""
@@ -64,6 +67,8 @@ class TokenTrainer(Trainer):
         held_out: Comparisons for evaluation during training.
         prepare: What a step's rows become just before they train: weights that depend on the batch, or on the
             policy as it is then, and samples of it. Held-out rows are taken as they are.
+        reference: The frozen model, for objectives that compare with it over the whole vocabulary or its layers. A
+            policy with an adapter is its own reference without it.
         callbacks: transformers' callbacks.
     """
 
@@ -76,6 +81,7 @@ class TokenTrainer(Trainer):
         *,
         held_out: Sequence[TokenRow] | None = None,
         prepare: Prepare | None = None,
+        reference: LanguageModel | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         if prepare is None:
@@ -84,6 +90,8 @@ class TokenTrainer(Trainer):
             disable_dropout(model.model)
         self.objective = objective
         self.token_model = model
+        self.wanted = wanted_by(objective, model, reference)
+        self.auxiliary = AuxiliaryModules(model, objective, arguments.seed)
         self._prepare = prepare
         self._collator = Collator(
             layout=model.layout,
@@ -109,8 +117,16 @@ class TokenTrainer(Trainer):
 
     def losses(self, model: nn.Module, batch: TokenBatch) -> Losses:
         """Unreduced losses of one pass."""
-        values, batch = self.token_model.read(model, batch, entropy=needs_entropy(self.objective))
+        values, batch = self.token_model.read(model, batch, self.wanted)
         return self.objective(values, batch)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """That of transformers, and the modules of the objective with learning rates of their own."""
+        if self.optimizer is None and self.auxiliary:
+            with self.auxiliary.left_out():
+                made = super().create_optimizer(model)
+            self.auxiliary.join(made)
+        return super().create_optimizer(model)
 
     def _get_num_items_in_batch(self, batch_samples: list[StepBatch], device: torch.device) -> Tensor:
         """Comparisons in the whole optimizer step, over all micro-batches and processes, none twice."""
@@ -202,6 +218,18 @@ class TokenTrainer(Trainer):
             save_trained(
                 self.token_model.model, Path(output_dir or str(self.args.output_dir)) / "model.safetensors"
             )
+        if self.args.should_save:
+            self.auxiliary.save(Path(output_dir or str(self.args.output_dir)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """The policy's weights, and those of the objective's modules."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.auxiliary.load(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        """As above, at the end of the training."""
+        super()._load_best_model()
+        self.auxiliary.load(Path(str(self.state.best_model_checkpoint)))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save nothing that a loss which is not finite has spoilt."""

@@ -1,0 +1,115 @@
+"""Objectives by name, and the sum of several."""
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenward.config import Named
+from tokenward.errors import UserError
+from tokenward.objectives.base import Composite, Losses, Objective
+from tokenward.objectives.checked import CheckedObjective
+from tokenward.objectives.guidance import Reinforce
+from tokenward.objectives.kto import KTO
+from tokenward.objectives.likelihood import SFT, WeightedLikelihood
+from tokenward.objectives.listwise import PlackettLuce
+from tokenward.objectives.pairwise import DPO, IPO, ORPO, Pairwise, SePO, SimPO
+from tokenward.objectives.selected import Selected
+from tokenward.objectives.sparse import SparsePO
+from tokenward.objectives.tbpo import TBPO
+from tokenward.objectives.tdpo import TDPO
+from tokenward.objectives.terms import TokenKL, TReg
+from tokenward.plugins import build, check_call
+from tokenward.selection import selector_of
+from tokenward.tokens.rows import TokenBatch
+
+
+@dataclass
+class Sum(Composite):
+    """A weighted sum of objectives.
+
+    Attributes:
+        terms: Each a table: ``name`` and settings of an objective, ``factor`` (1 by default), and ``selection``, a
+            selector of its own that makes the term's weights from the stored scores, among the tokens to which the
+            policy's selection gave weight.
+    """
+
+    _: KW_ONLY
+    terms: list[dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise UserError("a sum needs terms. Write terms: [{name: dpo}, {name: token_kl, factor: 0.1}].")
+        self._terms = [_term(number, table) for number, table in enumerate(self.terms, start=1)]
+        super().__init__([objective for _, _, objective in self._terms])
+
+    def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
+        """Losses of a batch; see :class:`tokenward.objectives.base.Objective`.
+
+        Each term's own is in the metrics as ``loss/NAME``; where two terms have a metric of one name, the first shows.
+        """
+        total = torch.zeros(batch.comparisons, dtype=logp.dtype, device=logp.device)
+        metrics: dict[str, Tensor] = {}
+        for name, factor, objective in self._terms:
+            found = objective(logp, batch)
+            total = total + factor * found.loss
+            metrics = {f"loss/{name}": found.loss.detach(), **found.metrics, **metrics}
+        return Losses(total, metrics)
+
+
+def _term(number: int, table: Mapping[str, Any]) -> tuple[str, float, Objective]:
+    settings = dict(table)
+    name, factor = settings.pop("name", None), settings.pop("factor", 1.0)
+    selection = settings.pop("selection", None)
+    if not isinstance(name, str) or not isinstance(factor, int | float):
+        raise UserError(
+            f"term {number} of the sum is {dict(table)}. Write a table with a name and a number as its factor: "
+            "{name: token_kl, factor: 0.1}."
+        )
+    objective = objective_of("objective", Named(name=name, arguments=settings))
+    if selection is None:
+        return name, float(factor), objective
+    if not isinstance(selection, Mapping) or not isinstance(selection.get("name"), str):
+        raise UserError(
+            f"the selection of the sum's term {name} is {selection!r}. Write a table with a name: "
+            "selection: {name: top_fraction}."
+        )
+    arguments = {key: value for key, value in selection.items() if key != "name"}
+    selector = selector_of(Named(name=selection["name"], arguments=arguments), 0)
+    return name, float(factor), Selected(objective, selector)
+
+
+def objective_of(kind: str, table: Named) -> Objective:
+    """The objective that a recipe's table names.
+
+    Raises:
+        UserError: there is none of this name, or its settings are wrong.
+    """
+    objective = build(kind, table.name, table.arguments, OBJECTIVES)
+    if table.name in OBJECTIVES:
+        return objective
+    check_call(kind, table.name, objective, ("logp", "batch"))
+    return CheckedObjective(objective, table.name)
+
+
+OBJECTIVES: dict[str, type] = {
+    "dpo": DPO,
+    "ipo": IPO,
+    "kto": KTO,
+    "orpo": ORPO,
+    "pairwise": Pairwise,
+    "plackett_luce": PlackettLuce,
+    "reinforce": Reinforce,
+    "sepo": SePO,
+    "sft": SFT,
+    "simpo": SimPO,
+    "sparsepo": SparsePO,
+    "sum": Sum,
+    "tbpo": TBPO,
+    "tdpo": TDPO,
+    "token_kl": TokenKL,
+    "treg": TReg,
+    "weighted_likelihood": WeightedLikelihood,
+}

@@ -1,0 +1,181 @@
+"""An objective whose weights are made in the step, from what the policy says of the tokens just then."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenward.errors import UserError
+from tokenward.objectives.base import Composite, Losses, Objective, is_pairwise
+from tokenward.ops.ragged import position_in_group, segment_sum
+from tokenward.selection import ScoredTokens, Selector, scope_of
+from tokenward.tokens.rows import TokenBatch
+
+_POLICY = "policy_"
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What is known of one response in the step, as a scorer takes it.
+
+    Attributes:
+        key: Of the response's tokens.
+        ids: The tokens.
+        values: Named values ``[n]`` of the tokens, without gradient.
+    """
+
+    key: str
+    ids: list[int]
+    values: Mapping[str, Tensor]
+
+    def value(self, name: str) -> Tensor:
+        """A named value of each token.  -> [n]
+
+        Raises:
+            UserError: there is no such value in the step.
+        """
+        if name not in self.values:
+            raise UserError(
+                f"there is no {name} in the step, which this scorer reads (there is {', '.join(sorted(self.values))}). Name a value "
+                "that the policy's own pass gives or that is stored."
+            )
+        return self.values[name]
+
+
+class _ScorerNeeds:
+    """What a scorer asks of the step, as an objective says it."""
+
+    def __init__(self, reads: tuple[str, ...]) -> None:
+        self.needs_entropy = f"{_POLICY}entropy" in reads
+        self.needs_reference = "reference_logp" in reads
+        unknown = {name for name in reads if name.startswith(_POLICY)} - {
+            f"{_POLICY}logp",
+            f"{_POLICY}entropy",
+        }
+        if unknown:
+            raise UserError(
+                f"the scorer reads {min(unknown)}, which the policy's own pass does not give. Read policy_logp or policy_entropy."
+            )
+
+
+class Selected(Composite):
+    """An objective whose weights a selector makes in the step; no gradient goes through them.
+
+    A token without weight in the batch keeps none. A pair of which one side has no weight left costs 0 and gives no
+    gradient, and still counts in the mean over comparisons (so does ConfPO, arXiv 2506.08712: ``simpo`` on the
+    tokens below the response's mean probability).
+
+    Args:
+        objective: What is computed with the weights.
+        selector: From scores to weights; its scope must not be the data set. A scope of ``batch`` is the
+            comparisons that go through the model together.
+        scorer: Called with each response's :class:`StepRecord`; None takes ``batch.scores``.
+
+    Raises:
+        UserError: the selector's scope is the data set, or the scorer reads what a step does not give.
+    """
+
+    def __init__(
+        self, objective: Objective, selector: Selector, scorer: Callable[[Any], Tensor] | None = None
+    ) -> None:
+        reads = tuple(getattr(scorer, "reads", ())) if scorer is not None else ()
+        super().__init__([objective, _ScorerNeeds(reads)])  # type: ignore[list-item]
+        if scope_of(selector) == "dataset":
+            raise UserError(
+                "a selection in the step sees the step's tokens only, and this one has scope: dataset. Write scope: response, or "
+                "a scorer that reads stored values, whose selection is made before the training."
+            )
+        self.objective, self.selector, self.scorer = objective, selector, scorer
+
+    def __repr__(self) -> str:
+        return f"Selected({self.objective!r}, {self.selector!r}, {self.scorer!r})"
+
+    def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
+        """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""
+        weights = self._weights(logp, batch)
+        empty = _empty(weights, batch, pairwise=is_pairwise(self.objective))
+        # An empty pair is computed with the batch's weights, so that every number in it is finite, and then left out.
+        left_out = empty[batch.comparison[batch.response]]
+        weights = torch.where(left_out, batch.weights, weights)
+        inner = replace(batch, weights=weights, kept=weights.nonzero().squeeze(-1))
+        found = self.objective(logp, inner)
+        loss = torch.where(empty, 0.0, found.loss)
+        metrics = {name: torch.where(empty, 0.0, value) for name, value in found.metrics.items()}
+        return Losses(loss, metrics | {"selection/empty": empty.to(loss.dtype)})
+
+    def _weights(self, logp: Tensor, batch: TokenBatch) -> Tensor:
+        tokens = ScoredTokens(
+            scores=self._scores(logp, batch),
+            response=batch.response,
+            comparison=batch.comparison,
+            rank=batch.rank,
+            closing=batch.closing,
+            seeds=_seeds(batch),
+        )
+        weights = torch.as_tensor(self.selector(tokens), device=logp.device).to(batch.weights.dtype)
+        if weights.shape == logp.shape:
+            weights = torch.where(batch.weights != 0, weights, 0.0)
+        signed = bool(getattr(self.selector, "signed", False))
+        if (
+            weights.shape != logp.shape
+            or not bool(weights.isfinite().all())
+            or (not signed and bool((weights < 0).any()))
+        ):
+            raise UserError(
+                f"the selector {self.selector} must give one finite weight{'' if signed else ' >= 0'} per token ({len(logp)}), got "
+                f"shape {tuple(weights.shape)}, least {float(weights.min()):.3g}, largest {float(weights.max()):.3g}."
+            )
+        return weights
+
+    def _scores(self, logp: Tensor, batch: TokenBatch) -> Tensor:
+        if self.scorer is None:
+            if batch.scores is None:
+                raise UserError(
+                    "a selection in the step has neither a scorer nor stored scores. Name a scorer, or use it in the policy table."
+                )
+            return batch.scores
+        sizes = torch.bincount(batch.response, minlength=batch.responses).tolist()
+        known = _known(logp, batch)
+        parts = {name: value.split(sizes) for name, value in known.items()}
+        ids, seeds = batch.ids.split(sizes), _seeds(batch).tolist()
+        records = [
+            StepRecord(
+                f"{seeds[place]:016x}",
+                ids[place].tolist(),
+                {name: part[place] for name, part in parts.items()},
+            )
+            for place in range(batch.responses)
+        ]
+        scores = [torch.as_tensor(self.scorer(record), device=logp.device).float() for record in records]
+        for score, size in zip(scores, sizes, strict=True):
+            if score.shape != (size,):
+                raise UserError(
+                    f"the scorer {self.scorer} gave {tuple(score.shape)} numbers for a response of {size} tokens. It must give "
+                    "one per token."
+                )
+        return torch.cat(scores)
+
+
+def _known(logp: Tensor, batch: TokenBatch) -> dict[str, Tensor]:
+    """Every named value of the step, without gradient.  -> [n] each"""
+    own = {f"{_POLICY}logp": logp, f"{_POLICY}entropy": batch.entropy, "reference_logp": batch.reference_logp}
+    stored = {name: value for name, value in own.items() if value is not None}
+    return {name: value.detach() for name, value in {**batch.values, **stored}.items()}
+
+
+def _seeds(batch: TokenBatch) -> Tensor:
+    """A stable number of each response: a hash of its ids and their places.  -> [r] int64, not negative"""
+    place = position_in_group(batch.response)
+    mixed = (batch.ids + 1) * 0x9E3779B97F4A7C1 + (place + 1) * 0x2545F4914F6CDD1D
+    mixed = (mixed ^ (mixed >> 29)) * 0x5851F42D4C957F2D
+    return segment_sum(mixed, batch.response, batch.responses) & (2**62 - 1)
+
+
+def _empty(weights: Tensor, batch: TokenBatch, *, pairwise: bool) -> Tensor:
+    """Which comparisons have nothing to train on: no weight at all, or, of pairs, none on one side.  -> [b] bool"""
+    has = segment_sum((weights != 0).float(), batch.response, batch.responses) != 0
+    sides = segment_sum(has.float(), batch.comparison, batch.comparisons)
+    needed = segment_sum(torch.ones_like(has, dtype=torch.float32), batch.comparison, batch.comparisons)
+    return sides < needed if pairwise else sides == 0

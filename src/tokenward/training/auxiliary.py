@@ -1,0 +1,98 @@
+"""Modules of an objective that train with the policy: registered, optimized, saved beside it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tokenward.errors import UserError
+from tokenward.models.base import TokenModel
+from tokenward.models.loading import LanguageModel
+from tokenward.objectives.base import Auxiliary, Objective, auxiliaries, has_auxiliary
+
+FILE = "auxiliary.safetensors"
+"""Beside the model, and in each checkpoint."""
+
+_NAME = "tokenward_auxiliary"
+
+
+class AuxiliaryModules:
+    """The modules of an objective, inside the trained model but not part of it.
+
+    They are submodules of the policy, so that DDP, clipping and gradient checks see them; no Hugging Face folder
+    holds them.
+
+    Args:
+        model: The policy.
+        objective: The objective, which remembers its modules.
+        seed: Of their first weights.
+
+    Raises:
+        UserError: the trained model is no language model, so it has no hidden states of a known width.
+    """
+
+    def __init__(self, model: TokenModel, objective: Objective, seed: int) -> None:
+        self._parts = _made(model, objective, seed) if has_auxiliary(objective) else []
+        self._modules = nn.ModuleList(part.module for part in self._parts)
+        module = model.model
+        if _NAME in module._modules:  # of a training before this one
+            del module._modules[_NAME]
+        if self._parts:
+            module.add_module(_NAME, self._modules)
+            left_out = {f"{_NAME}.{name}" for name in self._modules.state_dict()}
+            # transformers asks the model which of its weights are no part of its folder.
+            known = getattr(module, "_keys_to_ignore_on_save", None) or ()
+            object.__setattr__(module, "_keys_to_ignore_on_save", {*known, *left_out})
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """While open, the modules get no gradient, so that an optimizer that is made then does not have them."""
+        self._modules.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self._modules.requires_grad_(True)
+
+    def join(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give an optimizer the modules, each with its own learning rate and weight decay."""
+        for part in self._parts:
+            rate = {} if part.learning_rate is None else {"lr": part.learning_rate}
+            weights = [*part.module.parameters()]
+            optimizer.add_param_group({"params": weights, "weight_decay": part.weight_decay, **rate})
+
+    def save(self, folder: Path) -> None:
+        """Write their weights; nothing where there is none."""
+        if self._parts:
+            folder.mkdir(parents=True, exist_ok=True)
+            state = {
+                name: value.detach().cpu().contiguous() for name, value in self._modules.state_dict().items()
+            }
+            save_file(state, folder / FILE)
+
+    def load(self, folder: Path) -> None:
+        """Take the weights that :meth:`save` wrote."""
+        if self._parts:
+            self._modules.load_state_dict(load_file(folder / FILE))
+
+
+def _made(model: TokenModel, objective: Objective, seed: int) -> Sequence[Auxiliary]:
+    if not isinstance(model, LanguageModel):
+        raise UserError(
+            f"{type(objective).__name__} trains a module on the hidden states of a language model, and this is a "
+            f"{type(model).__name__}. Use it in the oracle or policy table."
+        )
+    config = model.model.config.get_text_config()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        parts = auxiliaries(objective, config.hidden_size, config.num_hidden_layers)
+    # It is trained, so it is never coarser than float32, whatever the policy's weights are.
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    for part in parts:
+        part.module.to(model.device, dtype)
+    return parts

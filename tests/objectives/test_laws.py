@@ -1,0 +1,215 @@
+"""Laws 1, 2 and 3 over every objective of the registry: a new one is held to them by being there."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.models.test_forward import gradients
+from tests.objectives.tools import CASES, NAMES, Values, batch_of, every_objective, made, values, with_modules
+from tests.tiny import tiny_gpt2
+from tests.training.tools import language_model, random_rows
+from tokenward.errors import UserError
+from tokenward.models.forward import FrozenReference
+from tokenward.objectives import DPO, OBJECTIVES, Composite, Losses, Selected, TokenKL
+from tokenward.objectives.base import Auxiliary, auxiliaries, has_auxiliary, is_pairwise, needs_kl
+from tokenward.objectives.checked import CheckedObjective
+from tokenward.ops.ragged import segment_sum
+from tokenward.selection import KeepAll
+from tokenward.training.reading import wanted_by
+
+OBJECTIVE = pytest.mark.parametrize("number", range(len(CASES) + 1), ids=[*NAMES, "selected"])
+# Pairs of 3 and 4, and of 2 and 3 tokens.
+LENGTHS, COUNT = [(3, 4), (2, 3)], 12
+WEIGHTS = [1.0, 0.0, 0.5, 0.0, 2.0, 1.0, 1.0, 1.0, 0.5, 1.5, 0.0, 1.0]
+KEPT = [place for place, weight in enumerate(WEIGHTS) if weight]
+GONE = [place for place, weight in enumerate(WEIGHTS) if not weight]
+SHORT = [(2, 3), (2, 2)]
+
+
+def slopes(objective, known: Values, batch) -> tuple[Losses, list[torch.Tensor]]:
+    """Losses, and the gradient of their sum by everything known; 0 where it has no part in them."""
+    losses = objective(known.logp, batch)
+    leaves = [item for item in known if item.requires_grad]
+    found = torch.autograd.grad(losses.loss.sum(), leaves, allow_unused=True)
+    return losses, [
+        torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, found, strict=True)
+    ]
+
+
+@OBJECTIVE
+@pytest.mark.parametrize("broken", [-3.0, -math.inf, math.nan])
+def test_law_1_a_weight_of_zero_deletes_the_token(number, broken):
+    """Whatever is known of it, finite or not; the gradient there is exactly 0."""
+    objective = every_objective()[number]
+    plain = values(COUNT)
+    long = plain.broken(GONE, broken)
+    short = plain.take(KEPT)
+    losses, found = slopes(objective, long, batch_of(long, LENGTHS, WEIGHTS))
+    expected, wanted = slopes(objective, short, batch_of(short, SHORT, [WEIGHTS[i] for i in KEPT]))
+    assert losses.loss.isfinite().all()
+    torch.testing.assert_close(losses.loss, expected.loss, rtol=0, atol=1e-14)
+    for slope, brief in zip(found, wanted, strict=True):
+        torch.testing.assert_close(slope[KEPT], brief, rtol=0, atol=1e-14)
+        assert not slope[GONE].any()
+    for name in set(losses.metrics) - {"kept/chosen", "kept/rejected"}:
+        torch.testing.assert_close(losses.metrics[name], expected.metrics[name], rtol=0, atol=1e-6)
+
+
+@OBJECTIVE
+def test_law_2_weights_of_one_are_no_weights(number):
+    objective = every_objective()[number]
+    known = values(COUNT)
+    with_ones = batch_of(known, LENGTHS, [1.0] * COUNT)
+    rows = replace(with_ones, weights=torch.ones(COUNT), kept=torch.arange(COUNT))
+    assert torch.equal(objective(known.logp, with_ones).loss, objective(known.logp, rows).loss)
+
+
+@OBJECTIVE
+def test_law_3_the_order_of_a_batch_changes_nothing(number):
+    objective = every_objective()[number]
+    known = values(COUNT)
+    turned = known.take([*range(7, 12), *range(7)])
+    together = objective(known.logp, batch_of(known, LENGTHS, WEIGHTS))
+    swapped = objective(turned.logp, batch_of(turned, LENGTHS[::-1], WEIGHTS[7:] + WEIGHTS[:7]))
+    torch.testing.assert_close(swapped.loss, together.loss.flip(0), rtol=0, atol=1e-14)
+    first = known.take(range(7))
+    alone = objective(first.logp, batch_of(first, LENGTHS[:1], WEIGHTS[:7]))
+    torch.testing.assert_close(alone.loss, together.loss[:1], rtol=0, atol=1e-14)
+    for name, value in alone.metrics.items():
+        torch.testing.assert_close(value, together.metrics[name][:1], rtol=0, atol=1e-6)
+
+
+# They stop gradients of log-probabilities themselves; tests by hand look at these.
+STOPS = ("reinforce", "sum", "treg")
+
+
+@pytest.mark.parametrize(
+    "number", [number for number, name in enumerate(NAMES) if not name.startswith(STOPS)] + [len(NAMES)]
+)
+def test_the_gradient_is_that_of_finite_differences(number):
+    objective = every_objective()[number]
+    known = values(COUNT, seed=2)
+    weights = [weight or 0.7 for weight in WEIGHTS]
+    assert torch.autograd.gradcheck(
+        lambda logp: objective(logp, batch_of(known, LENGTHS, weights)).loss, known.logp
+    )
+
+
+@OBJECTIVE
+def test_what_comes_back_is_one_number_per_comparison(number):
+    """A loss with gradient, metrics without."""
+    objective = every_objective()[number]
+    known = values(COUNT)
+    losses = CheckedObjective(objective, "it")(known.logp, batch_of(known, LENGTHS, WEIGHTS))
+    assert losses.loss.requires_grad
+    assert not any(value.requires_grad for value in losses.metrics.values())
+
+
+def pair_rows(seed: int = 0):
+    """Pairs of random ids with weights, reference values and scores."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(row, kind):
+        sizes = [len(ids) for ids in row.encoded.responses]
+        return [kind(torch.rand(size, generator=generator)) for size in sizes]
+
+    return [
+        replace(
+            row,
+            weights=drawn(row, lambda x: (x + 0.2) * (x < 0.8)) if seed == 0 else None,
+            reference_logp=drawn(row, lambda x: -3 - x),
+            scores=drawn(row, lambda x: x - 0.5),
+        )
+        for row in random_rows(4, longest=9, seed=seed)
+    ]
+
+
+def read(model, objective, rows, reference):
+    """Mean loss, and the gradient of every trained weight, of the policy and of the objective."""
+    batch = model.collate(rows)
+    logp, batch = model.read(model.model, batch, wanted_by(objective, model, reference))
+    loss = objective(logp, batch).loss.mean()
+    return loss, logp
+
+
+@OBJECTIVE
+def test_law_3_shared_rows_equal_separate_rows(number):
+    objective = with_modules(every_objective()[number], width=32, layers=2)
+    reference = language_model(tiny_gpt2(dtype=torch.float64, seed=1))
+    found = {}
+    for layout in ("shared", "separate"):
+        model = language_model(tiny_gpt2(dtype=torch.float64), layout=layout)
+        held = language_model(reference.model, layout=layout)
+        loss, _ = read(model, objective, pair_rows(), held)
+        found[layout] = (loss.detach(), gradients(model.model, loss[None], torch.ones(1)))
+    (one, slope), (other, expected) = found["shared"], found["separate"]
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+    largest = max(float(item.abs().max()) for item in expected.values())
+    assert largest > 1e-6
+    torch.testing.assert_close(slope, expected, rtol=0, atol=1e-10 * largest)
+
+
+def with_kl() -> list[int]:
+    return [number for number, item in enumerate(every_objective()) if needs_kl(item)]
+
+
+@pytest.mark.parametrize("number", with_kl())
+def test_an_adapter_is_its_own_reference(number):
+    """The same loss as with a second copy of the base."""
+    objective = with_modules(every_objective()[number], width=32, layers=2)
+    model = language_model(tiny_gpt2(dtype=torch.float64))
+    model = model.with_adapter(
+        {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "fan_in_fan_out": True}
+    )
+    model.model.to(torch.float64)
+    copy = language_model(tiny_gpt2(dtype=torch.float64))
+    itself, _ = read(model, objective, pair_rows(), None)
+    beside, _ = read(model, objective, pair_rows(), copy)
+    wanted = wanted_by(objective, model)
+    assert isinstance(wanted.reference, FrozenReference)
+    assert wanted.reference.without_adapter
+    torch.testing.assert_close(itself, beside, rtol=0, atol=1e-10)
+
+
+def test_the_names_of_the_registry_are_those_of_the_cases():
+    assert {name for name, _ in CASES} == set(OBJECTIVES)
+
+
+def test_an_objective_made_of_others_needs_what_they_need():
+    class States:
+        needs_states = needs_reference_layers = needs_entropy = True
+
+        def auxiliary(self, width, layers):
+            return Auxiliary(torch.nn.Linear(width, layers), None, 0.0)
+
+        def __call__(self, logp, batch):
+            return Losses(segment_sum(logp, batch.comparison[batch.response], batch.comparisons), {})
+
+    whole = Composite([DPO(), TokenKL(direction="reverse"), CheckedObjective(States(), "States")])
+    assert (whole.needs_reference, whole.needs_entropy, whole.needs_states) == (True, True, True)
+    assert (whole.needs_reference_layers, whole.needs_kl, whole.pairwise) == (True, "reverse", True)
+    assert has_auxiliary(whole)
+    assert [part.module.weight.shape for part in auxiliaries(whole, 5, 3)] == [(3, 5)]
+    none = Composite([made("sepo", {})])
+    assert (none.needs_reference, none.needs_kl, has_auxiliary(none)) == (False, "", False)
+
+
+def test_two_directions_at_once_are_refused():
+    terms = [{"name": "tdpo"}, {"name": "token_kl", "direction": "reverse"}]
+    with pytest.raises(UserError, match="Give both the same direction"):
+        made("sum", {"terms": terms})
+
+
+def test_a_direction_of_ones_own_is_refused():
+    class Sideways:
+        needs_kl = "sideways"
+
+    with pytest.raises(UserError, match=r"says needs_kl 'sideways'\. Write forward"):
+        needs_kl(Sideways())
+
+
+def test_a_selected_objective_is_over_pairs_where_the_inner_one_is():
+    assert is_pairwise(Selected(DPO(), KeepAll()))
+    assert not is_pairwise(Selected(made("sft", {}), KeepAll()))

@@ -1,0 +1,204 @@
+"""Weights made in the step: by hand for ConfPO, empty pairs, and what a scorer is given."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from tests.objectives.test_objectives import batch_of, double
+from tokenward.errors import UserError
+from tokenward.objectives import SFT, Selected, SePO, SimPO
+from tokenward.selection import KeepAll, TopFraction
+from tokenward.selection.base import ScoredTokens
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """High where the policy gave the token a low probability."""
+
+    reads: ClassVar[tuple[str, ...]] = ("policy_logp",)
+
+    def __call__(self, record):
+        return -record.value("policy_logp").exp()
+
+
+@dataclass(frozen=True)
+class BelowTheMean:
+    """ConfPO's critical tokens: less probable than the mean of the response."""
+
+    def __call__(self, tokens: ScoredTokens):
+        count = len(tokens.rank)
+        total = torch.zeros(count, dtype=tokens.scores.dtype).index_add(0, tokens.response, tokens.scores)
+        mean = total / torch.bincount(tokens.response, minlength=count)
+        return (tokens.scores > mean[tokens.response]).float()
+
+
+LOGP = (-1.0, -2.0, -1.0, -4.0, -2.5)
+
+
+def test_confpo_by_hand():
+    # Probabilities 0.37, 0.14 and 0.37, 0.02, 0.08: below their means 0.25 and 0.16 are the second and the last
+    # two. Means of log-probabilities -2 and -3.25;  1.5 x 1.25 - 1.6 = 0.275
+    objective = Selected(SimPO(beta=1.5, gamma=1.6), BelowTheMean(), Doubt())
+    logp = double(*LOGP)
+    losses = objective(logp, batch_of((2, 3)))
+    assert losses.loss.item() == pytest.approx(math.log1p(math.exp(-0.275)), abs=1e-9)
+    assert losses.metrics["kept/chosen"].tolist() == [0.5]
+    losses.loss.backward()
+    slope = -1.5 / (1 + math.exp(0.275))
+    assert logp.grad.tolist() == pytest.approx([0.0, slope, 0.0, -slope / 2, -slope / 2], abs=1e-9)
+
+
+def test_a_pair_with_an_empty_side_costs_nothing_and_still_counts():
+    """Tokens of equal probability: none is below the mean."""
+    objective = Selected(SimPO(beta=1.5, gamma=1.6), BelowTheMean(), Doubt())
+    logp = double(-1.0, -1.0, -1.0, -4.0, -2.5, *LOGP)
+    losses = objective(logp, batch_of((2, 3), (2, 3)))
+    alone = objective(double(*LOGP), batch_of((2, 3)))
+    assert losses.loss.tolist() == [0.0, pytest.approx(alone.loss.item(), abs=1e-12)]
+    assert losses.metrics["selection/empty"].tolist() == [1.0, 0.0]
+    assert losses.metrics["rewards/margins"].tolist()[0] == 0.0
+    losses.loss.sum().backward()
+    assert logp.grad.tolist()[:5] == [0.0] * 5
+    assert all(abs(value) > 0 for value in logp.grad.tolist()[6:7])
+
+
+def test_likelihood_needs_only_some_token_of_the_comparison():
+    objective = Selected(SFT(), BelowTheMean(), Doubt())
+    losses = objective(double(-1.0, -2.0, -1.0, -1.0, -1.0), batch_of((2, 3)))
+    assert losses.loss.tolist() == [2.0]
+    assert losses.metrics["selection/empty"].tolist() == [0.0]
+
+
+def test_no_gradient_goes_through_the_weights():
+    class Soft:
+        def __call__(self, tokens):
+            return torch.sigmoid(tokens.scores)
+
+    logp = double(*LOGP)
+    batch = batch_of((2, 3))
+    loss = Selected(SimPO(), Soft(), Doubt())(logp, batch).loss
+    weights = torch.sigmoid(-logp.detach().exp().float())
+    fixed = SimPO()(double(*LOGP), replace(batch, weights=weights)).loss
+    assert loss.item() == pytest.approx(fixed.item(), abs=1e-12)
+    (slope,) = torch.autograd.grad(loss, logp)
+    leaf = double(*LOGP)
+    (expected,) = torch.autograd.grad(SimPO()(leaf, replace(batch, weights=weights)).loss, leaf)
+    torch.testing.assert_close(slope, expected, rtol=0, atol=1e-12)
+
+
+def test_a_token_without_weight_keeps_none():
+    batch = batch_of((2, 3), weights=[0.0, 1.0, 1.0, 0.0, 1.0])
+    selected = Selected(SePO(), KeepAll(), Doubt())
+    assert selected(double(*LOGP), batch).loss.item() == SePO()(double(*LOGP), batch).loss.item()
+
+
+def test_what_a_scorer_sees():
+    """Detached values of the response, stored ones too, and a name that depends on its ids only."""
+    seen = []
+
+    class Spy:
+        reads = ("policy_logp", "policy_entropy", "reference_logp", "oracle_logp")
+
+        def __call__(self, record):
+            seen.append(record)
+            return record.value("oracle_logp")
+
+    def step(*pairs, ids):
+        batch = batch_of(*pairs, reference=[-9.0] * len(ids))
+        known = torch.arange(len(ids), dtype=torch.float32)
+        batch = replace(batch, ids=torch.tensor(ids), values={"oracle_logp": known}, entropy=known + 1)
+        logp = torch.linspace(-1, -2, len(ids), dtype=torch.float64).requires_grad_()
+        return Selected(SimPO(), TopFraction(), Spy()), logp, batch
+
+    objective, logp, batch = step((2, 1), ids=[5, 6, 7])
+    assert (objective.needs_entropy, objective.needs_reference, objective.pairwise) == (True, True, True)
+    objective(logp, batch)
+    first, second = seen
+    assert (first.ids, second.ids) == ([5, 6], [7])
+    assert first.value("policy_logp").tolist() == logp[:2].tolist()
+    assert not first.value("policy_logp").requires_grad
+    assert second.value("policy_entropy").tolist() == [3.0]
+    assert first.value("reference_logp").tolist() == [-9.0, -9.0]
+    assert second.value("oracle_logp").tolist() == [2.0]
+    objective, logp, batch = step((1, 1), (2, 1), ids=[1, 2, 5, 6, 7])
+    objective(logp, batch)
+    assert [record.key for record in seen[-2:]] == [first.key, second.key]
+    assert len({record.key for record in seen}) == 4
+
+
+def test_a_selector_that_draws_draws_by_the_response():
+    """The same tokens of a response, wherever it stands in a batch."""
+    objective = Selected(SFT(), TopFraction(ties="random"), None)
+    ids = torch.tensor([[3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3]])
+
+    def loss(order):
+        batch = batch_of(*[(6,)] * len(order))
+        batch = replace(batch, ids=ids[order].flatten(), scores=torch.zeros(6 * len(order)))
+        return objective(double(*([-1.0, -2.0, -4.0, -8.0, -16.0, -32.0] * len(order))), batch).loss.tolist()
+
+    assert loss([0, 1]) == loss([1, 0])[::-1] == [loss([0])[0], loss([1])[0]]
+
+
+def test_stored_scores_serve_where_there_is_no_scorer():
+    batch = replace(batch_of((2, 3)), scores=torch.tensor([0.0, 1.0, -1.0, 0.0, 0.0]))
+    rule = TopFraction()
+    tokens = ScoredTokens(
+        batch.scores, batch.response, batch.comparison, batch.rank, batch.closing, torch.arange(2)
+    )
+    picked = replace(batch, weights=rule(tokens))
+    assert (
+        Selected(SePO(), rule)(double(*LOGP), batch).loss.item() == SePO()(double(*LOGP), picked).loss.item()
+    )
+    with pytest.raises(UserError, match="neither a scorer nor stored scores"):
+        Selected(SePO(), rule)(double(*LOGP), batch_of((2, 3)))
+
+
+class Giving:
+    """A selector that returns what it was made with."""
+
+    def __init__(self, weights, signed=False):
+        self.weights, self.signed = weights, signed
+
+    def __call__(self, tokens):
+        return torch.tensor(self.weights)
+
+
+@pytest.mark.parametrize("weights", [[1.0] * 4, [1.0, -1.0, 1.0, 1.0, 1.0], [math.nan, 1.0, 1.0, 1.0, 1.0]])
+def test_weights_that_cannot_be_are_refused(weights):
+    with pytest.raises(UserError, match=r"one finite weight >= 0 per token \(5\), got shape"):
+        Selected(SimPO(), Giving(weights), Doubt())(double(*LOGP), batch_of((2, 3)))
+
+
+def test_a_selector_may_say_that_its_weights_are_signed():
+    weights = [1.0, -0.5, 1.0, 1.0, 1.0]
+    batch = batch_of((2, 3), weights=weights)
+    found = Selected(SimPO(), Giving(weights, signed=True), Doubt())(double(*LOGP), batch_of((2, 3)))
+    assert found.loss.item() == SimPO()(double(*LOGP), batch).loss.item()
+
+
+def test_scorers_that_cannot_work_are_refused():
+    class Ranks:
+        reads = ("policy_rank",)
+
+    class Short:
+        def __call__(self, record):
+            return torch.zeros(len(record.ids) - 1)
+
+    class Unknown:
+        def __call__(self, record):
+            return record.value("oracle_logp")
+
+    class Whole:
+        scope = "dataset"
+
+    with pytest.raises(UserError, match="reads policy_rank, which the policy's own pass does not give"):
+        Selected(SimPO(), KeepAll(), Ranks())
+    with pytest.raises(UserError, match=r"gave \(1,\) numbers for a response of 2 tokens"):
+        Selected(SimPO(), KeepAll(), Short())(double(*LOGP), batch_of((2, 3)))
+    with pytest.raises(UserError, match=r"there is no oracle_logp in the step.*there is policy_logp"):
+        Selected(SimPO(), KeepAll(), Unknown())(double(*LOGP), batch_of((2, 3)))
+    with pytest.raises(UserError, match=r"scope: dataset\. Write scope: response"):
+        Selected(SimPO(), Whole(), Doubt())

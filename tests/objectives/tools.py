@@ -1,0 +1,126 @@
+"""Every objective of the registry, and batches that have whatever any of them asks for."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tests.tokens.rows import encoded
+from tokenward.objectives import OBJECTIVES, Objective, Selected
+from tokenward.objectives.base import auxiliaries
+from tokenward.plugins import build
+from tokenward.selection import KeepAll
+from tokenward.tokens.rows import TokenBatch, TokenRow, collate
+
+WIDTH, LAYERS = 6, 2
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "sum": {
+        "terms": [
+            {"name": "dpo"},
+            {"name": "token_kl", "factor": 0.2},
+            {"name": "tbpo", "factor": 0.3, "baseline": "head"},
+            {"name": "treg", "factor": 0.5, "selection": {"name": "threshold", "above": 0.0, "below": 0.0}},
+        ]
+    }
+}
+"""Settings without which an objective cannot be made."""
+
+MORE: list[tuple[str, dict[str, Any]]] = [
+    ("dpo", {"loss": "ipo"}),
+    ("pairwise", {"link": "hinge", "reference": False, "aggregate": "mean"}),
+    ("pairwise", {"link": "robust", "label_smoothing": 0.2, "margin": 0.3}),
+    ("pairwise", {"link": "odds", "reference": False, "aggregate": "mean"}),
+    ("pairwise", {"link": "ipo", "aggregate": "mean"}),
+    ("pairwise", {"link": "sba", "power": 0.5}),
+    ("sepo", {"gamma": 1.5, "margin": 0.3}),
+    ("tdpo", {"version": 1}),
+    ("tdpo", {"alpha": -0.5, "direction": "reverse", "stop_gradient": "none"}),
+    ("tbpo", {"baseline": "sample", "link": "logistic"}),
+    ("tbpo", {"baseline": "head", "hidden": 5, "centre": True, "clamp": 10.0}),
+    ("tbpo", {"baseline": "head", "profile": "official"}),
+    ("tbpo", {"baseline": "none", "link": "lsif"}),
+    ("sparsepo", {"masks": "independent", "l1_ratio": 0.1, "l1_kl": 0.2}),
+    ("sparsepo", {"masks": "weights"}),
+    ("kto", {"anchor": "zero", "undesirable": 0.5}),
+    ("weighted_likelihood", {"sides": "both"}),
+    ("weighted_likelihood", {"normaliser": "none"}),
+    ("token_kl", {"direction": "reverse", "sides": "difference", "stop_gradient": "chosen"}),
+    ("treg", {"stop_gradient": "none"}),
+    ("reinforce", {"kl": 0.3, "baseline": "mean"}),
+]
+"""Settings beside the default ones."""
+
+CASES = [(name, NEEDED.get(name, {})) for name in OBJECTIVES] + MORE
+NAMES = [f"{name}-{settings}" if settings and name != "sum" else name for name, settings in CASES]
+
+
+def made(name: str, settings: dict[str, Any], width: int = WIDTH, layers: int = LAYERS) -> Objective:
+    """An objective in float64, its modules as they come from one seed."""
+    objective = build("objective", name, settings, OBJECTIVES)
+    return with_modules(objective, width, layers)
+
+
+def with_modules(objective: Objective, width: int = WIDTH, layers: int = LAYERS) -> Objective:
+    torch.manual_seed(11)
+    for part in auxiliaries(objective, width, layers):
+        part.module.double()
+    return objective
+
+
+def every_objective() -> list[Objective]:
+    """All of them, and one whose weights are made in the step."""
+    return [made(name, settings) for name, settings in CASES] + [Selected(made("dpo", {}), KeepAll())]
+
+
+class Values(NamedTuple):
+    """What is known of some tokens beside their weights, in float64."""
+
+    logp: Tensor
+    reference: Tensor
+    scores: Tensor
+    entropy: Tensor
+    kl: Tensor
+    states: Tensor
+    layers: Tensor
+
+    def take(self, index) -> "Values":
+        """Of some of the tokens, as leaves with gradients of their own."""
+        return Values(*(item.detach()[index].clone().requires_grad_() for item in self))
+
+    def broken(self, index, value: float) -> "Values":
+        """With something in the place of what is known of some tokens."""
+        return Values(
+            *(item.detach().index_fill(0, torch.tensor(index), value).requires_grad_() for item in self)
+        )
+
+
+def values(count: int, seed: int = 0) -> Values:
+    """Something of each kind."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+
+    logp, reference = -draw().abs() - 0.1, -draw().abs() - 0.1
+    kinds = (logp, reference, draw(), draw().abs(), draw().abs(), draw(WIDTH), draw(LAYERS, WIDTH))
+    return Values(*(item.requires_grad_() for item in kinds))
+
+
+def batch_of(known: Values, lengths: list[tuple[int, ...]], weights: list[float]) -> TokenBatch:
+    """Comparisons given as the lengths of their responses."""
+    flat = iter(torch.tensor(weights).split([size for pair in lengths for size in pair]))
+    rows = [
+        TokenRow(encoded=encoded([1], *([2] * size for size in pair)), weights=[next(flat) for _ in pair])
+        for pair in lengths
+    ]
+    return replace(
+        collate(rows, layout="shared", pad_id=0),
+        reference_logp=known.reference.detach(),
+        scores=known.scores.detach(),
+        entropy=known.entropy,
+        kl=known.kl,
+        states=known.states,
+        reference_layers=known.layers,
+    )

@@ -1,0 +1,80 @@
+"""Recipes whose objective needs more than log-probabilities: a reference beside the policy, a module of its own."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tokenward
+from tokenward.pipeline.plan import plan_recipe
+
+LORA = "model.adapter={r: 2, target_modules: [q_proj, v_proj]}"
+TDPO = "policy.objective={name: tdpo}"
+HEAD = "policy.objective={name: tbpo, baseline: head, hidden: 8}"
+
+
+def policy(recipe, *changes, run="here"):
+    return tokenward.run(recipe, [f"run=runs/{run}", *changes], last="policy", quiet=True).path("policy")
+
+
+def losses(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("adapter", [None, LORA])
+def test_a_recipe_with_a_divergence_in_its_objective(tiny_workplace, adapter):
+    folder = policy(tiny_workplace, TDPO, *([adapter] if adapter else []))
+    history = losses(folder)
+    # The first step begins at the reference.
+    assert history[0]["kl/chosen"] == pytest.approx(0.0, abs=1e-4)
+    assert history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert not (folder / "auxiliary.safetensors").exists()
+
+
+def test_a_recipe_with_a_head_leaves_it_beside_the_model(tiny_workplace):
+    folder = policy(tiny_workplace, HEAD)
+    assert load_file(folder / "auxiliary.safetensors")["0.0.weight"].shape == (8, 32)
+    assert not [name for name in load_file(folder / "model" / "model.safetensors") if "auxiliary" in name]
+
+
+def test_every_stage_that_trains_on_pairs_has_a_reference(tiny_workplace):
+    changes = ["oracle.objective={name: tdpo}", "referee={objective: {name: tdpo}, training: {max_steps: 2}}"]
+    run = tokenward.run(tiny_workplace, changes, last="referee", quiet=True)
+    for stage in ("oracle", "referee"):
+        assert losses(run.path(stage))[0]["kl/rejected"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_one_of_ones_own_may_ask_for_it_too(tiny_workplace):
+    from tests.pipeline.tools import plugin
+
+    name = plugin(
+        "from tokenward.objectives import Losses\n"
+        "from tokenward.ops.ragged import segment_sum\n"
+        "class Stay:\n"
+        "    needs_kl = 'reverse'\n"
+        "    def __call__(self, logp, batch):\n"
+        "        owner = batch.comparison[batch.response]\n"
+        "        return Losses(segment_sum(batch.kl, owner, batch.comparisons), {})\n"
+    )
+    folder = policy(
+        tiny_workplace, f'policy.objective={{name: "{name}:Stay"}}', "policy.selection={name: all}"
+    )
+    assert [entry["loss"] for entry in losses(folder) if "loss" in entry] == pytest.approx([0.0], abs=1e-3)
+
+
+def test_a_plan_tries_a_step_with_the_reference(tiny_workplace):
+    plan = plan_recipe(tiny_workplace, [TDPO], quiet=True)
+    stage = next(stage for stage in plan.stages if stage.stage == "policy")
+    assert stage.measured > 0
+
+
+def test_a_sum_and_its_settings_are_shown_as_they_are_written(tiny_workplace):
+    terms = "[{name: dpo}, {name: token_kl, factor: 0.1}]"
+    folder = policy(
+        tiny_workplace, f"policy.objective={{name: sum, terms: {terms}}}", "policy.selection={name: all}"
+    )
+    first = losses(folder)[0]
+    assert first["loss/dpo"] == pytest.approx(0.6931, abs=1e-3)
+    assert first["loss/token_kl"] == pytest.approx(0.0, abs=1e-4)
+    assert torch.isfinite(torch.tensor(first["loss"]))
