@@ -19,7 +19,8 @@ from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, pair_sets
 from tokenward.pipeline.rows import LazyRows, responses_of
 from tokenward.pipeline.train_stages import best_once
-from tokenward.pipeline.values import scored_rows, weigh_all, weigh_rows, with_reference
+from tokenward.pipeline.scored import scored_rows
+from tokenward.pipeline.values import weigh_all, weigh_rows, with_reference
 from tokenward.selection import SideRule, SoftWeights, TopFraction
 from tokenward.tokens import shards
 from tokenward.tokens.encode import Encoded, encode

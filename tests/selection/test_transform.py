@@ -82,12 +82,12 @@ def test_a_token_without_score_or_with_an_end_that_does_not_count_is_in_no_stati
 
 
 def test_a_step_that_gives_a_token_without_score_a_number_does_not_make_it_count(monkeypatch):
-    monkeypatch.setitem(STEPS, "fill", lambda: lambda scores, owners: scores.nan_to_num(5.0))
+    monkeypatch.setitem(STEPS, "fill", lambda scores, owners: scores.nan_to_num(5.0))
     assert weights(scored([NAN, 1.0], [NAN]), steps=["fill"]) == [0, 1, 0]
 
 
 def test_a_step_of_ones_own_must_give_one_number_per_token(monkeypatch):
-    monkeypatch.setitem(STEPS, "short", lambda: lambda scores, owners: scores[:1])
+    monkeypatch.setitem(STEPS, "short", lambda scores, owners: scores[:1])
     with pytest.raises(UserError, match=r"the step short returned \[1\] numbers for 6 tokens"):
         weights(PAIR, steps=["short"])
 

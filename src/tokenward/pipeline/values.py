@@ -38,15 +38,7 @@ def scorer_of(run: Run) -> Scorer:
 def with_reference(run: Run, rows: Sequence[TokenRow]) -> LazyRows:
     """Rows with the reference log-probabilities of the reference stage."""
     store = TokenStore(run.path("reference"))
-    return _with_stored(run, rows, store, "reference_logp", lambda record: record.value("reference_logp"))
-
-
-def scored_rows(run: Run, rows: Sequence[TokenRow]) -> LazyRows:
-    """Rows with the scores of the score store, by the recipe's scorer."""
-    scorer = scorer_of(run)
-    return _with_stored(
-        run, rows, TokenStore(run.path("scores")), "scores", lambda record: scores_of(scorer, [record])[0]
-    )
+    return with_stored(run, rows, store, "reference_logp", lambda record: record.value("reference_logp"))
 
 
 def scores_of(scorer: Scorer, records: Sequence[TokenRecord]) -> list[Tensor]:
@@ -82,7 +74,7 @@ def _numbers(kind: str, made: Scorer | Selector, returned: object) -> Tensor:
         ) from error
 
 
-def _with_stored(
+def with_stored(
     run: Run, rows: Sequence[TokenRow], store: TokenStore, name: str, value: Callable[[TokenRecord], Tensor]
 ) -> LazyRows:
     """Rows with a value of each of their responses, which may be the responses of several rows.
@@ -175,7 +167,7 @@ def weigh_all(
         last = min(first + step, len(rows))
         group = known.of_rows(first, last)
         mine = scores.starts[int(known.starts[first]) : int(known.starts[last])]
-        tokens = _scored(group, _gathered(scores.flat, mine, group.lengths))
+        tokens = tokens_of(group, gathered(scores.flat, mine, group.lengths))
         if unit_of(selector):
             assert tokenizer is not None
             segmented = segment_numbers(rows.encoded[first:last], unit_of(selector), tokenizer)
@@ -198,7 +190,7 @@ def segment_numbers(rows: Sequence[Encoded], unit: str, tokenizer: PreTrainedTok
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
 
 
-def _gathered(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Tensor:
+def gathered(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Tensor:
     """The numbers of some responses, end to end."""
     found = np.empty(int(lengths.sum()), np.float32)
     done = 0
@@ -263,10 +255,11 @@ def scored_tokens(rows: Sequence[TokenRow]) -> ScoredTokens:
     """Scores of rows laid end to end, as a selector takes them."""
     rows = list(rows)
     scores = torch.cat([score for row in rows for score in row.scores or ()])
-    return _scored(responses_of([row.encoded for row in rows]), scores)
+    return tokens_of(responses_of([row.encoded for row in rows]), scores)
 
 
-def _scored(known: Responses, scores: Tensor) -> ScoredTokens:
+def tokens_of(known: Responses, scores: Tensor) -> ScoredTokens:
+    """Scores of responses laid end to end, as a selector takes them."""
     lengths = torch.from_numpy(known.lengths)
     response = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     ends = torch.cumsum(lengths, 0)[response]

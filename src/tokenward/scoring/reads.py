@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Self
 
 from tokenward.errors import UserError
 
@@ -18,38 +19,43 @@ TAKEN = ("policy", "reference", "oracle", "reward", "data")
 """Names that no expert of a recipe may have."""
 
 
-class Value(NamedTuple):
-    """One number per response token.
+class Value(str):
+    """One number per response token; as text it is its name in a record and in the store, such as ``reference_logp``.
+
+    Settings on which a value depends are told apart by a short hash in its name.
 
     Attributes:
         model: ``policy``, ``reference``, ``oracle``, ``reward``, an expert's name, or ``data``.
         kind: One of :data:`KINDS`; empty for the reward, ``spans`` or ``file`` of the data.
-        details: Settings on which it depends, by name.
+        details: The settings, by name.
     """
 
     model: str
-    kind: str = ""
-    details: tuple[tuple[str, Any], ...] = ()
+    kind: str
+    details: Mapping[str, Any]
 
-    @property
-    def name(self) -> str:
-        """Its name in a record and in the store: ``reference_logp``; settings are told apart by a short hash."""
-        plain = f"{self.model}_{self.kind}" if self.kind else self.model
-        if not self.details:
-            return plain
-        return f"{plain}_{hashlib.sha256(json.dumps(self.details).encode()).hexdigest()[:6]}"
+    def __new__(cls, model: str, kind: str = "", **details: Any) -> Self:
+        """A value of a model.
+
+        Args:
+            model: Its name.
+            kind: What of it.
+            details: Settings.
+        """
+        name = f"{model}_{kind}" if kind else model
+        if details:
+            name += f"_{hashlib.sha256(json.dumps(details, sort_keys=True).encode()).hexdigest()[:6]}"
+        made = super().__new__(cls, name)
+        made.model, made.kind, made.details = model, kind, details
+        return made
 
     @property
     def online(self) -> bool:
         """Whether it comes from the policy as it is in the step."""
         return self.model == "policy"
 
-    def setting(self, name: str) -> Any:
-        """One of its settings."""
-        return dict(self.details)[name]
 
-
-def value_of(read: "str | Value") -> Value:
+def value_of(read: str) -> Value:
     """What a name such as ``oracle_logp`` or ``reward`` means.
 
     Raises:
