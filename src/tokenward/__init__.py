@@ -40,12 +40,14 @@ if TYPE_CHECKING:
     )
     from tokenward.pipeline import run_recipe as run
     from tokenward.report.page import make_report
+    from tokenward.scoring.export import TokenRewards
     from tokenward.scoring.texts import TokenScorer
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "Run": "pipeline:Run",
+    "TokenRewards": "scoring.export:TokenRewards",
     "TokenScorer": "scoring.texts:TokenScorer",
     "compute_reference": "pipeline:compute_reference",
     "compute_scores": "pipeline:compute_scores",
@@ -71,6 +73,7 @@ __all__ = [
     "Message",
     "Run",
     "Span",
+    "TokenRewards",
     "TokenScorer",
     "UserError",
     "compute_reference",

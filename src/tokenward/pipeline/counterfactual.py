@@ -86,7 +86,9 @@ def _critical(
     ids, response = row.responses[place], row.comparison.responses[place]
     if not verifier.accepts(row, [response], [ids], response)[0]:
         return [float("nan")] * len(ids)
-    tried = _others(model, row._replace(responses=[ids]), value.details["candidates"])
+    tried = _others(
+        model, row._replace(responses=[ids], closed=[row.closed[place]]), value.details["candidates"]
+    )
     starts = [[*ids[:at], other] for at, others in enumerate(tried) for other in others]
     whole = _continued(model, template, row.prompt, starts, value.details["max_new_tokens"], batch)
     texts = [str(template.tokenizer.decode(item, skip_special_tokens=True)) for item in whole]
