@@ -232,7 +232,7 @@ def test_spans_of_the_data_and_of_a_file_reach_their_tokens(tiny_workplace: Path
     missing = {row["prompt"] for row in lines[-3:]}
     for row in scored_rows(run, LazyRows(encoded=train_rows(run))):
         comparison = row.encoded.comparison
-        for side, text in enumerate(comparison.responses):
+        for side in range(len(comparison.responses)):
             if comparison.prompt[-1]["content"] in missing:
                 assert row.scores[side].isnan().all()
                 continue
