@@ -19,7 +19,7 @@ from tokenward.config import (
 )
 from tokenward.config.base import Table
 from tokenward.config.problems import unknown_keys
-from tokenward.config.schema import schema_fields, table_of
+from tokenward.config.schema import ANY_NAME, named_table_of, schema_fields, table_of
 from tokenward.config.source import read_source
 from tokenward.errors import UserError
 
@@ -56,6 +56,15 @@ tokens:
   processes: 2
 sft:
   training: {num_train_epochs: 1}
+experts:
+  NAME:
+    model: other/model
+    prompt: "Answer badly: {prompt}"
+    training: {num_train_epochs: 1}
+    objective: {name: sft}
+    swapped: true
+    fraction: 0.5
+    adapter: {r: 4}
 oracle:
   model: other/model
   fraction: 0.3
@@ -209,9 +218,11 @@ def written_keys(values: dict, table: type[Table] = Recipe, path: tuple[str, ...
     """Dotted keys of a recipe, without those inside named objects and other free tables."""
     for key, value in values.items():
         yield ".".join((*path, key))
-        inner = table_of(table.model_fields[key])
+        inner, named = table_of(table.model_fields[key]), named_table_of(table.model_fields[key])
         if inner is not None:
             yield from written_keys(value, inner, (*path, key))
+        for expert in value.values() if named is not None else ():
+            yield from written_keys(expert, named, (*path, key, ANY_NAME))
 
 
 def test_the_tables_of_a_guided_run_are_read_as_they_are_written():
@@ -302,7 +313,7 @@ def test_a_key_of_another_table_is_sent_there():
     assert refused("policy: {held_out: 1}").endswith("'held_out' belongs to data.")
     assert refused("data: {seed: 1}").endswith("'seed' belongs to the top level.")
     assert refused("beta: 1").endswith(
-        "'beta' belongs to oracle.objective, reward.objective, policy.objective, referee.objective or "
+        "'beta' belongs to oracle.objective, experts.NAME.objective, reward.objective, policy.objective, referee.objective or "
         "guidance.objective."
     )
 

@@ -10,7 +10,7 @@ a preference and trains with them.
 
 Each stage is a function of its own over an opened recipe: ``prepare_data``, ``train_sft``,
 ``compute_reference``, ``train_oracle``, ``train_reward``, ``compute_scores``, ``train_policy``,
-``train_referee``, ``evaluate``; in a guided run ``prepare_examples``, ``train_guided``, ``evaluate_guided``.
+``train_referee``, ``evaluate``; ``train_expert`` for each of the recipe's experts; in a guided run ``prepare_examples``, ``train_guided``, ``evaluate_guided``.
 """
 
 import importlib
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         prepare_data,
         prepare_examples,
         read_figures,
+        train_expert,
         train_guided,
         train_oracle,
         train_policy,
@@ -39,12 +40,14 @@ if TYPE_CHECKING:
     )
     from tokenward.pipeline import run_recipe as run
     from tokenward.report.page import make_report
+    from tokenward.scoring.export import TokenRewards
     from tokenward.scoring.texts import TokenScorer
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "Run": "pipeline:Run",
+    "TokenRewards": "scoring.export:TokenRewards",
     "TokenScorer": "scoring.texts:TokenScorer",
     "compute_reference": "pipeline:compute_reference",
     "compute_scores": "pipeline:compute_scores",
@@ -56,6 +59,7 @@ _LAZY = {
     "prepare_examples": "pipeline:prepare_examples",
     "read_figures": "pipeline:read_figures",
     "run": "pipeline:run_recipe",
+    "train_expert": "pipeline:train_expert",
     "train_guided": "pipeline:train_guided",
     "train_oracle": "pipeline:train_oracle",
     "train_policy": "pipeline:train_policy",
@@ -69,6 +73,7 @@ __all__ = [
     "Message",
     "Run",
     "Span",
+    "TokenRewards",
     "TokenScorer",
     "UserError",
     "compute_reference",
@@ -81,6 +86,7 @@ __all__ = [
     "prepare_examples",
     "read_figures",
     "run",
+    "train_expert",
     "train_guided",
     "train_oracle",
     "train_policy",

@@ -110,7 +110,9 @@ def _plugin_names(value: Any) -> Iterator[str]:
         if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
             yield value
         return
-    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]  # a step of a selection is named by its key
+    for inner in value if isinstance(value, list | tuple) else ():
         yield from _plugin_names(inner)
 
 

@@ -12,7 +12,8 @@ import tokenward
 from tests.tiny import planted_rows
 from tokenward.errors import UserError
 from tokenward.pipeline.data import pair_sets
-from tokenward.pipeline.values import scored_rows, weigh_batch
+from tokenward.pipeline.scored import scored_rows
+from tokenward.pipeline.values import weigh_batch
 from tokenward.tokens.rows import TokenRow
 
 RUN = Path("runs/quickstart")

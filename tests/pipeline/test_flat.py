@@ -18,13 +18,15 @@ from tokenward.pipeline import score_stages, values
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, pair_sets
 from tokenward.pipeline.rows import LazyRows, responses_of
+from tokenward.pipeline.scored import scored_rows
 from tokenward.pipeline.train_stages import best_once
-from tokenward.pipeline.values import scored_rows, weigh_all, weigh_rows, with_reference
-from tokenward.selection import SideRule, SoftWeights, TopFraction
+from tokenward.pipeline.values import weigh_all, weigh_rows, with_reference
+from tokenward.selection import SideRule, SoftWeights, TopFraction, Transform
 from tokenward.tokens import shards
 from tokenward.tokens.encode import Encoded, encode
 from tokenward.tokens.encoded import EncodedRows
 from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.segments import with_segments
 from tokenward.types import Comparison
 
 RUN = Path("runs/quickstart")
@@ -45,17 +47,23 @@ def eager(run: Run) -> list[Encoded]:
     return list(encode(pairs, run.tokenizer_template(run.start_model), run.limits).rows)
 
 
-def invented(run, model, group: Sequence[Encoded], progress) -> list[list[torch.Tensor]]:
-    """Values that depend on the ids only, in the place of a model's."""
-    return [[torch.sin(torch.tensor(ids, dtype=torch.float32)) for ids in row.responses] for row in group]
+class Invented:
+    """Values that depend on the ids only, in the place of two models'."""
+
+    passes = 2
+
+    def __call__(self, group: Sequence[Encoded], progress) -> dict[str, list[list[torch.Tensor]]]:
+        found = [
+            [torch.sin(torch.tensor(ids, dtype=torch.float32)) for ids in row.responses] for row in group
+        ]
+        return {"reference_logp": found, "oracle_logp": found}
 
 
-def write_store(run: Run, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def write_store(run: Run, name: str) -> None:
     """A store of invented values in the folder of a stage."""
-    monkeypatch.setattr(score_stages, "_values", invented)
     template = run.tokenizer_template(run.start_model)
     rows, _ = score_stages.all_rows(run, template)
-    score_stages._write(run, run.path(name), {"reference_logp": None, "oracle_logp": None}, template, rows)  # type: ignore[dict-item]
+    score_stages._write(run, run.path(name), [Invented()], template, rows)  # type: ignore[list-item]
 
 
 def same(one: Sequence[TokenRow], other: Sequence[TokenRow]) -> None:
@@ -68,15 +76,15 @@ def same(one: Sequence[TokenRow], other: Sequence[TokenRow]) -> None:
             assert all(torch.equal(a, b) for a, b in zip(found or (), expected or (), strict=True)), name
 
 
-def test_rows_with_values_are_those_built_at_once(tiny_workplace: Path, monkeypatch) -> None:
+def test_rows_with_values_are_those_built_at_once(tiny_workplace: Path) -> None:
     run, lazy = opened(tiny_workplace)
     for name in ("reference", "scores"):
-        write_store(run, name, monkeypatch)
+        write_store(run, name)
     rows = with_reference(run, scored_rows(run, LazyRows(encoded=lazy)))
     expected = [
         TokenRow(
             encoded=row,
-            reference_logp=invented(run, None, [row], None)[0],
+            reference_logp=Invented()([row], None)["oracle_logp"][0],
             scores=[torch.zeros(len(ids)) for ids in row.responses],
         )
         for row in eager(run)
@@ -97,6 +105,8 @@ def test_rows_with_values_are_those_built_at_once(tiny_workplace: Path, monkeypa
         TopFraction(chosen=SideRule(fraction=0.01), scope="dataset"),
         TopFraction(chosen=SideRule(direction="random"), ties="random"),
         SoftWeights(transform="exp", spread="sequence"),
+        Transform(steps=({"threshold": {"at": "mean", "scope": "dataset"}},)),
+        Transform(steps=({"rank_scale": {"scope": "comparison"}},)),
     ],
     ids=str,
 )
@@ -105,10 +115,28 @@ def test_weights_do_not_depend_on_how_many_rows_are_weighed_at_once(
 ) -> None:
     monkeypatch.setattr(values, "CHUNK_ROWS", chunk)
     run, lazy = opened(tiny_workplace)
-    write_store(run, "reference", monkeypatch)
+    write_store(run, "reference")
     stored = with_reference(run, LazyRows(encoded=lazy))
     rows = stored.with_column("scores", stored.columns["reference_logp"])
     same(weigh_all(run, selector, rows), weigh_rows(selector, list(rows)))
+
+
+@pytest.mark.parametrize("chunk", [1, 1000])
+def test_words_are_known_to_a_selector_that_names_them(tiny_workplace: Path, monkeypatch, chunk: int) -> None:
+    monkeypatch.setattr(values, "CHUNK_ROWS", chunk)
+    run, lazy = opened(tiny_workplace)
+    write_store(run, "reference")
+    stored = with_reference(run, LazyRows(encoded=lazy))
+    rows = stored.with_column("scores", stored.columns["reference_logp"])
+    tokenizer = run.tokenizer_template(run.start_model).tokenizer
+    pool = Transform(steps=({"segment_pool": {"segment": "word", "how": "max"}},), signed=True)
+    row = weigh_all(run, pool, rows, tokenizer)[3]
+    for side, ids in enumerate(row.encoded.responses):
+        words = with_segments("word", tokenizer, row).segments[side]
+        scores = torch.sin(torch.tensor(ids, dtype=torch.float32))
+        expected = [float(scores[words == word].max()) for word in words.tolist()]
+        assert row.weights[side].tolist() == pytest.approx(expected)
+        assert 1 < len(words.unique()) < len(ids)
 
 
 def test_what_is_known_of_responses_is_the_same_from_the_file(tiny_workplace: Path) -> None:
@@ -226,14 +254,14 @@ def test_a_stopped_encoding_is_gone_on_with(tiny_workplace: Path, monkeypatch) -
     assert list(rows) == eager(run)
 
 
-def path_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def path_of(run: Run) -> Iterator[str]:
     """The whole data path, step by step; what each makes stays until the next has begun."""
     tokenward.prepare_data(run)
     yield "data"
     template = run.tokenizer_template(run.start_model)
     rows = encode_set(run, pair_sets(run).train, template).rows
     yield "encoding"
-    write_store(run, "reference", monkeypatch)
+    write_store(run, "reference")
     yield "writing the store"
     stored = with_reference(run, best_once(LazyRows(encoded=rows)))
     yield "reading the store"
@@ -244,7 +272,7 @@ def path_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield "rows in another order"
 
 
-def peaks(recipe: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+def peaks(recipe: Path, count: int) -> dict[str, int]:
     """Bytes at the worst moment of each step, above what was there before all of them."""
     rows = planted_rows(count)
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -253,7 +281,7 @@ def peaks(recipe: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> dict[str
     found = {}
     gc.collect()
     tracemalloc.start()
-    for step in path_of(run, monkeypatch):
+    for step in path_of(run):
         found[step] = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
     tracemalloc.stop()
@@ -264,11 +292,11 @@ def test_memory_does_not_follow_the_number_of_pairs(tiny_workplace: Path, monkey
     # Small portions, so that the smaller of the two sets fills them as well.
     monkeypatch.setattr(shards, "SHARD_ROWS", 32)
     monkeypatch.setattr(values, "CHUNK_ROWS", 32)
-    few = peaks(tiny_workplace, 150, monkeypatch)
+    few = peaks(tiny_workplace, 150)
     # The second time for what the interpreter grows in leaps, such as its table of strings.
     growth = [
         max((many[step] - few[step]) / (count - 150) for step in few)
         for count in (900, 901)
-        for many in [peaks(tiny_workplace, count, monkeypatch)]
+        for many in [peaks(tiny_workplace, count)]
     ]
     assert min(growth) < 600, growth

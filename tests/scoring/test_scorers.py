@@ -8,7 +8,9 @@ from tests.tiny import save_tiny, tiny_gpt2
 from tests.tokens.rows import encoded
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
-from tokenward.scoring.scorers import SCORERS, LogRatio, Random, Reward, Surprisal
+from tokenward.plugins import build
+from tokenward.scoring.reads import is_online, reads_of, scope_of_scores
+from tokenward.scoring.scorers import SCORERS, Attention, Combine, LogRatio, Random, Reward, Surprisal
 from tokenward.scoring.store import TokenRecord
 from tokenward.scoring.values import flatten, token_values
 from tokenward.tokens.rows import TokenRow
@@ -51,14 +53,125 @@ def test_a_value_that_the_store_lacks_is_named(scorer, missing):
         scorer(record(reference_logp=[-1.0] * 3))
 
 
+NEEDED = {
+    "external": {"file": "f.jsonl"},
+    "similarity": {"domain": ("tea",)},
+    "counterfactual": {"verifier": "lab:right"},
+    "combine": {"parts": ({"scorer": {"name": "probability"}}, {"scorer": {"name": "rank"}})},
+}
+
+
 @pytest.mark.parametrize("name", SCORERS)
 def test_scorers_read_what_they_say(name):
-    scorer = SCORERS[name]()
-    values = {value: [-0.5, 0.5, 1.0] for value in scorer.reads}
+    scorer = SCORERS[name](**NEEDED.get(name, {}))
+    values = {str(value): [-0.5, 0.5, 1.0] for value in scorer.reads}
     assert len(scorer(record(**values, other=[0.0] * 3)).tolist()) == 3
     for value in scorer.reads:
         with pytest.raises(UserError, match=f"the store holds no {value}"):
             scorer(record(**{other: values[other] for other in values if other != value}))
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        # TOSS: log-probability under the degraded model less that under the useful one.
+        ({"name": "log_ratio", "numerator": "bad", "denominator": "good", "scale": 2.0}, [-1.0, 3.0, 0.0]),
+        ({"name": "log_probability", "of": "bad"}, [-2.0, -1.0, -0.5]),
+        ({"name": "log_probability", "of": "bad", "sign": -1}, [2.0, 1.0, 0.5]),
+        ({"name": "probability", "of": "bad"}, [0.135335, 0.367879, 0.606531]),
+        ({"name": "entropy", "of": "bad"}, [0.5, 0.25, 0.0]),
+        ({"name": "rank", "of": "bad"}, [4.0, 0.0, 1.0]),
+        ({"name": "position", "rate": 0.5, "first": 1}, [0.5, 0.25, 0.125]),
+        ({"name": "position", "kind": "step", "rate": 0.5, "length": 2}, [1.0, 1.0, 0.5]),
+        ({"name": "position", "kind": "linear", "rate": 0.5}, [1.0, 0.75, 0.5]),
+    ],
+)
+def test_formulas_by_hand(table, expected):
+    made = record(
+        bad_logp=[-2.0, -1.0, -0.5],
+        good_logp=[-1.5, -2.5, -0.5],
+        bad_entropy=[0.5, 0.25, 0.0],
+        bad_rank=[4.0, 0.0, 1.0],
+    )
+    scorer = build("scorer", table.pop("name"), table, SCORERS)
+    assert scorer(made).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def part(steps=(), **scorer):
+    return {"scorer": scorer, "steps": list(steps)}
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("sum", [0.25, 1.5, 2.0]),
+        ("product", [0.0, 0.5, 1.0]),
+        ("max", [0.25, 1.0, 1.0]),
+        ("min", [0.0, 0.5, 1.0]),
+        ("and", [0.0, 1.0, 1.0]),
+        ("or", [1.0, 1.0, 1.0]),
+    ],
+)
+def test_scores_are_put_together(how, expected):
+    parts = (part(name="rank", of="a"), part([{"clamp": {"low": 0.0}}], name="rank", of="b"))
+    made = record(a_rank=[0.25, 0.5, 1.0], b_rank=[-3.0, 1.0, 1.0])
+    assert Combine(parts, how=how)(made).tolist() == expected
+
+
+@pytest.mark.parametrize("how", ["sum", "product", "max", "min", "and", "or"])
+def test_a_token_that_a_part_gives_no_score_has_none(how):
+    parts = (part(name="rank", of="a"), part(name="rank", of="b"))
+    found = Combine(parts, how=how)(record(a_rank=[float("nan"), 1.0, 1.0], b_rank=[1.0, float("nan"), 1.0]))
+    assert found.isnan().tolist() == [True, True, False]
+
+
+def test_xtf_drops_what_lacks_any_of_three_attributes():
+    """arXiv 2602.14536, with two attributes in a response: attention below Q1 - IQR, probability above 0.95."""
+    drops = Combine(
+        (
+            part([{"threshold": {"at": "iqr", "factor": 1.0, "keep": "below"}}], name="attention", layer=0),
+            part([{"threshold": {"value": 0.95, "keep": "above"}}], name="probability"),
+        ),
+        how="or",
+    )
+    attention, logp = drops.reads
+    # Quartiles 4 and 6: the bound is 2. Only the last token is as likely as 0.96.
+    values = {str(attention): [1.0, 4.0, 5.0, 6.0, 7.0], str(logp): [-1.0, -1.0, -1.0, -1.0, -0.04]}
+    assert drops(record(size=5, **values)).tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ((), "combine needs parts"),
+        (({"scorer": "rank"},), "a part of combine has a scorer, a table with a name"),
+        (({"scorer": {"name": "rank"}, "step": []},), "a part of combine has a scorer"),
+        ((part(name="rnak"),), "there is no scorer 'rnak'. Did you mean 'rank'?"),
+        ((part([{"top": {"scope": "batch"}}], name="rank"),), "at scope response, comparison or dataset"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused(parts, message):
+    with pytest.raises(UserError, match=message):
+        Combine(parts)
+
+
+def test_a_score_that_needs_all_data_is_not_given_for_one_response():
+    scorer = Combine((part([{"top": {"scope": "dataset"}}], name="rank"),))
+    assert scope_of_scores(scorer) == "dataset"
+    with pytest.raises(UserError, match="need a whole dataset, not one response"):
+        scorer(record(reference_rank=[1.0] * 3))
+
+
+def test_values_are_told_apart_by_their_settings_and_the_policys_are_online():
+    first, last = (Attention(layer=layer).reads[0] for layer in (0, 1))
+    assert first != last
+    assert (first.model, first.kind, first.details) == ("reference", "attention", {"layer": 0})
+    assert reads_of(LogRatio(numerator="my-expert"))[0].model == "my-expert"
+    assert is_online(LogRatio(numerator="reference", denominator="policy"))
+    assert not is_online(LogRatio())
+    assert [*map(str, reads_of(lambda record: record))] == ["oracle_logp", "reference_logp"]
+    with pytest.raises(UserError, match="a scorer reads 'oracle_lopg', which is no stored value"):
+        reads_of(type("Own", (), {"reads": ("oracle_lopg",)})())
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,8 @@ def _named(value: Any) -> Any:
     return Named(name=value["name"], arguments={k: v for k, v in value.items() if k != "name"})
 
 
-def _training(value: Any) -> Any:
+def training_table(value: Any) -> Any:
+    """A ``training`` table with its words as they were meant."""
     if not isinstance(value, dict):
         return value
     # YAML reads the bare word `no`, which is the name of a strategy, as false.
@@ -65,6 +66,6 @@ def _training(value: Any) -> Any:
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 NamedTable = Annotated[Named, BeforeValidator(_named)]
-Training = Annotated[dict[str, Any], BeforeValidator(_training)]
+Training = Annotated[dict[str, Any], BeforeValidator(training_table)]
 
 TRAINING = Field(default={}, description="Fields of transformers.TrainingArguments, as they are.")

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from tokenward.config.base import Named, Table
-from tokenward.config.schema import REMOVED, Recipe, schema_fields, table_of
+from tokenward.config.schema import ANY_NAME, REMOVED, Recipe, named_table_of, schema_fields, table_of
 
 _TOP = "the top level"
 _ABSENT = object()
@@ -94,6 +94,11 @@ def unknown_keys(
             yield Problem(".".join((*path, key)), f"unknown key '{key}' {place}. {advice}")
         elif inner is not None and isinstance(value, dict):
             yield from unknown_keys(value, inner, (*path, key))
+        elif (named := named_table_of(field)) is not None and isinstance(value, dict):
+            for name, content in value.items():
+                yield from unknown_keys(
+                    content if isinstance(content, dict) else {}, named, (*path, key, name)
+                )
 
 
 def _advice(key: str, table: type[Table], path: str, absent: list[str]) -> str:
@@ -140,13 +145,16 @@ def wrong_value(key: str, value: Any, field: FieldInfo) -> Problem:
 def _locate(
     loc: tuple[int | str, ...], fields: dict[str, FieldInfo], values: Any
 ) -> tuple[str, FieldInfo, Any]:
-    key = str(loc[0])
+    key = general = str(loc[0])
     value = values[key]
     for part in loc[1:]:
-        if f"{key}.{part}" not in fields:
+        below = next(
+            (f"{general}.{name}" for name in (part, ANY_NAME) if f"{general}.{name}" in fields), None
+        )
+        if below is None and not any(name.startswith(f"{general}.{ANY_NAME}.") for name in fields):
             break
-        key, value = f"{key}.{part}", value[part]
-    return key, fields[key], value
+        key, value, general = f"{key}.{part}", value[part], below or f"{general}.{ANY_NAME}"
+    return key, fields.get(general, fields[general.removesuffix(f".{ANY_NAME}")]), value
 
 
 def show(value: Any) -> str:

@@ -1,12 +1,12 @@
 """The tables of a recipe: every key, its default, what it may hold and one line on what it does."""
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
-from tokenward.config.base import TRAINING, Count, Named, NamedTable, Share, Table, Training
+from tokenward.config.base import TRAINING, Count, Named, NamedTable, Share, Table, Training, training_table
 from tokenward.config.guidance import ExamplesTable, GuidanceTable, PromptTaskTable, RewardTable
 
 REMOVED: dict[str, str] = {}
@@ -102,6 +102,28 @@ class OracleTable(Table):
     training: Training = TRAINING
 
 
+class ExpertTable(Table):
+    """A further model whose values scorers may read under the expert's name."""
+
+    model: str | None = Field(default=None, description="Folder or hub name; null is the reference.")
+    prompt: str | None = Field(
+        default=None,
+        description="Text with {prompt} that it reads in place of the last user turn; null leaves that as it is.",
+    )
+    training: Annotated[dict[str, Any] | None, BeforeValidator(training_table)] = Field(
+        default=None,
+        description="Train it from model, with these fields of transformers.TrainingArguments; null uses it as it is.",
+    )
+    objective: NamedTable = Field(default=Named(name="dpo"), description="Objective it is trained with.")
+    swapped: bool = Field(
+        default=False, description="Train it with preferred and rejected responses exchanged."
+    )
+    fraction: Share = Field(default=1.0, description="Share of the training comparisons it sees.")
+    adapter: Literal["inherit"] | dict[str, Any] | None = Field(
+        default="inherit", description="As model.adapter; inherit takes it from there."
+    )
+
+
 class ScoresTable(Table):
     """One number per response token, stored."""
 
@@ -173,6 +195,9 @@ class Recipe(Table):
     tokens: TokensTable = Field(default=TokensTable(), description="From text to tokens.")
     sft: SftTable | None = Field(default=None, description="Fine-tuning first; null leaves it out.")
     oracle: OracleTable = Field(default=OracleTable(), description="The model that estimates token rewards.")
+    experts: dict[str, ExpertTable] = Field(
+        default={}, description="Further models by names of one's own, for scorers to read."
+    )
     reward: RewardTable = Field(
         default=RewardTable(), description="The token reward model, where something reads a reward."
     )
@@ -193,11 +218,23 @@ class Recipe(Table):
 
 
 def table_of(field: FieldInfo) -> type[Table] | None:
-    """The class of the table that a field holds, or None if it holds a value."""
-    for kind in (field.annotation, *get_args(field.annotation)):
-        if isinstance(kind, type) and issubclass(kind, Table):
-            return kind
-    return None
+    """The class of the table that a field holds, or None if it holds a value or tables by names of one's own."""
+    if get_origin(field.annotation) is dict:
+        return None
+    return _table_in((field.annotation, *get_args(field.annotation)))
+
+
+def named_table_of(field: FieldInfo) -> type[Table] | None:
+    """The class of the tables that a field holds by names of one's own, or None."""
+    return _table_in(get_args(field.annotation)) if get_origin(field.annotation) is dict else None
+
+
+def _table_in(kinds: Iterable[Any]) -> type[Table] | None:
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Table)), None)
+
+
+ANY_NAME = "NAME"
+"""Stands in dotted keys of the schema for a name of one's own."""
 
 
 def schema_fields(
@@ -207,9 +244,11 @@ def schema_fields(
     for key, field in table.model_fields.items():
         path = (*prefix, key)
         yield ".".join(path), field
-        inner = table_of(field)
+        inner, named = table_of(field), named_table_of(field)
         if inner is not None:
             yield from schema_fields(inner, path)
+        if named is not None:
+            yield from schema_fields(named, (*path, ANY_NAME))
 
 
 def descriptions() -> dict[str, str]:

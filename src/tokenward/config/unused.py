@@ -11,6 +11,7 @@ from tokenward.errors import UserError
 _COMPARISONS_ONLY = (
     "data",
     "oracle",
+    "experts",
     "scores.scorer",
     "scores.shard_rows",
     "reward.fraction",
@@ -68,4 +69,4 @@ def _written(recipe: Recipe, key: str) -> bool:
         if not isinstance(value, Table) or part not in value.model_fields_set:
             return False
         value = getattr(value, part)
-    return bool(value.model_fields_set) if isinstance(value, Table) else value not in (None, [])
+    return bool(value.model_fields_set) if isinstance(value, Table) else value not in (None, [], {})

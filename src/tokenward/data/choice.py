@@ -95,6 +95,11 @@ class Choice(Sequence[Comparison]):
         starts, responses = chosen_parts(self.starts, numbers)
         return replace(self, starts=starts, rows=self.rows[responses], places=self.places[responses])
 
+    def swapped(self) -> "Choice":
+        """Pairs with the worse response in the place of the better one."""
+        assert self.kind == "pair"
+        return replace(self, places=self.places.reshape(-1, 2)[:, ::-1].reshape(-1))
+
     def then(self, other: "Choice") -> "Choice":
         """These comparisons and after them others of the same file."""
         return replace(

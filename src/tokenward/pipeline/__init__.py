@@ -5,13 +5,14 @@ from tokenward.pipeline.context import GUIDED_STAGES, STAGES, Run
 from tokenward.pipeline.data import prepare_data
 from tokenward.pipeline.evaluate_stage import evaluate
 from tokenward.pipeline.examples import prepare_examples
+from tokenward.pipeline.expert_stage import train_expert, train_oracle
 from tokenward.pipeline.figures import read_figures, show_figures
 from tokenward.pipeline.guidance_stage import train_guided
 from tokenward.pipeline.guided_evaluation import evaluate_guided
 from tokenward.pipeline.reward_stage import train_reward
 from tokenward.pipeline.score_stages import compute_reference, compute_scores
 from tokenward.pipeline.stages import run_through
-from tokenward.pipeline.train_stages import train_oracle, train_policy, train_referee, train_sft
+from tokenward.pipeline.train_stages import train_policy, train_referee, train_sft
 
 __all__ = [
     "GUIDED_STAGES",
@@ -28,6 +29,7 @@ __all__ = [
     "run_recipe",
     "run_through",
     "show_figures",
+    "train_expert",
     "train_guided",
     "train_oracle",
     "train_policy",

@@ -17,10 +17,12 @@ from tokenward.pipeline.examples import prepare_examples
 from tokenward.pipeline.preview import preview
 from tokenward.pipeline.prompt_task import labelled_parts
 from tokenward.pipeline.rows import LazyRows
+from tokenward.pipeline.scored import scored_rows
 from tokenward.pipeline.stages import check_recipe, run_through
 from tokenward.pipeline.tasks import encoded_examples
-from tokenward.pipeline.values import scored_rows, weigh_all, weigh_batch
+from tokenward.pipeline.values import scorer_of, weigh_all, weigh_batch
 from tokenward.report.page import write_report
+from tokenward.scoring.reads import is_online
 from tokenward.selection import scope_of, selector_of
 from tokenward.tokens.rows import TokenRow
 
@@ -83,6 +85,9 @@ def _weighted(run: Run, rows: LazyRows, count: int) -> Sequence[TokenRow] | None
     if not (run.path("scores") / MANIFEST).is_file():
         run.display.line("  weights come after scoring: tokenward score RECIPE, then this command again")
         return None
+    if is_online(scorer_of(run)):
+        run.display.line("  weights are made in the step, of the policy as it is then")
+        return None
     try:
         manifest = run.done("scores")
         scored = scored_rows(run, rows)
@@ -97,7 +102,8 @@ def _weighted(run: Run, rows: LazyRows, count: int) -> Sequence[TokenRow] | None
     if scope_of(selector) == "batch":
         run.display.line("  tokens are selected batch by batch; here among these rows")
         return weigh_batch(selector, scored[:count])
-    return weigh_all(run, selector, scored)[:count]
+    tokenizer = run.tokenizer_template(run.recipe.model.name).tokenizer
+    return weigh_all(run, selector, scored, tokenizer)[:count]
 
 
 def _show_examples(run: Run, rows: int) -> None:

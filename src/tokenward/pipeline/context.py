@@ -19,6 +19,9 @@ from tokenward.tokens.template import Template
 STAGES = ("data", "sft", "reference", "oracle", "reward", "scores", "policy", "referee", "evaluation")
 """The stages of a run on comparisons, in their order."""
 
+EXPERT = "expert-"
+"""The stage that trains an expert is called so, with the expert's name; these come before ``reward``."""
+
 GUIDED_STAGES = ("examples", "sft", "guidance", "evaluation")
 """The stages of a guided run, in their order."""
 
@@ -52,7 +55,9 @@ class Run:
                 than the folders beside it hold.
         """
         manifest = require(self.path(stage), stage)
-        before = [name for name in manifest.inputs if name in (*STAGES, *GUIDED_STAGES)]
+        before = [
+            name for name in manifest.inputs if name in (*STAGES, *GUIDED_STAGES) or name.startswith(EXPERT)
+        ]
         manifest.check({name: require(self.path(name), name).fingerprint for name in before})
         return manifest
 
@@ -63,7 +68,7 @@ class Run:
         """Open a stage's folder, and say on screen whether it runs, goes on or is done already.
 
         Args:
-            name: One of ``STAGES`` or ``GUIDED_STAGES``.
+            name: One of ``STAGES`` or ``GUIDED_STAGES``, or an expert's.
             settings: Everything of the recipe that its output depends on. Of a ``"module:Name"`` in it the file is an
                 input too, so that another function under the same name is not taken for what was there.
             inputs: Fingerprints of what it reads.
@@ -88,14 +93,14 @@ class Run:
         encoder = has_encoder(name, trust_remote_code=trust)
         return Template(tokenizer=tokenizer, kind=self.recipe.tokens.template, encoder=encoder)
 
-    def load(self, name: str, *, dtype: str | None = None) -> LanguageModel:
+    def load(self, name: str, *, dtype: str | None = None, attention: str | None = None) -> LanguageModel:
         """Load a model with the recipe's settings."""
         table = self.recipe.model
         return load_model(
             name,
             dtype=dtype or table.dtype,
             device=table.device,
-            attention=table.attention,
+            attention=attention or table.attention,
             rows=table.rows,
             trust_remote_code=table.trust_remote_code,
         )
@@ -113,7 +118,7 @@ class Run:
         table = self.recipe.tokens
         # The SFT model has the positions of the model that it was made from, and need not exist yet.
         base = self.recipe.model.name
-        tables = (self.recipe.oracle, self.recipe.reward, self.recipe.policy)
+        tables = (self.recipe.oracle, self.recipe.reward, self.recipe.policy, *self.recipe.experts.values())
         names = {table.model or base for table in tables}
         trust = self.recipe.model.trust_remote_code
         contexts = [context_length(name, trust_remote_code=trust) for name in names]

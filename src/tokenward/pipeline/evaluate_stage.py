@@ -30,6 +30,7 @@ from tokenward.pipeline.rows import LazyRows, responses_of
 from tokenward.pipeline.values import computed_values, scorer_of, scores_of
 from tokenward.plugins import find
 from tokenward.sampling import Reply
+from tokenward.scoring.reads import is_online, scope_of_scores
 from tokenward.scoring.scorers import Random, Surprisal
 from tokenward.scoring.store import TokenStore
 from tokenward.tokens.encode import Encoded
@@ -137,7 +138,10 @@ def _on_pairs(
 def _credit(run: Run, pairs: Sequence[Encoded]) -> Figures:
     """Scores against known spans; nothing where the data has none."""
     store = TokenStore(run.path("scores"))
-    scorers = {run.recipe.scores.scorer.name: scorer_of(run), "surprisal": Surprisal(), "random": Random()}
+    scorers = {"surprisal": Surprisal(), "random": Random()}
+    if not (is_online(scorer_of(run)) or scope_of_scores(scorer_of(run)) != "response"):
+        # Other scores are not of one response as it is stored.
+        scorers = {run.recipe.scores.scorer.name: scorer_of(run), **scorers}
     known: dict[str, KnownResponse] = {}
     for row in pairs:
         if row.comparison.spans is None:

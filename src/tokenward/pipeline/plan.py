@@ -10,15 +10,16 @@ from tokenward.display import Display
 from tokenward.models.loading import device_of
 from tokenward.ops.costs import FLOAT, NumberTypes, Work, training_memory
 from tokenward.pipeline.command import open_run
-from tokenward.pipeline.context import Run
+from tokenward.pipeline.context import EXPERT, Run
 from tokenward.pipeline.data import comparison_file, prepare_data
 from tokenward.pipeline.examples import prepare_examples
+from tokenward.pipeline.experts import trained_experts
 from tokenward.pipeline.plan_stages import STORED_BYTES, Planner, StagePlan, TrainingPlan, Unit
 from tokenward.pipeline.plan_steps import free_memory
 from tokenward.pipeline.plan_work import guided_trainings, trainings
 from tokenward.pipeline.prompt_task import labelled_parts
 from tokenward.pipeline.rows import LazyRows
-from tokenward.pipeline.score_stages import MADE_BY, all_rows, needs
+from tokenward.pipeline.score_stages import all_rows, scoring_models
 from tokenward.pipeline.tasks import encoded_examples
 
 NOT_PLANNED = "-"
@@ -74,7 +75,7 @@ def _comparisons(run: Run, measure: bool) -> tuple[list[StagePlan], list[Trainin
     planner = Planner(run, parts[0], tried, measure=measure)
     work = np.concatenate([planner.work(part) for part in parts])
     items = {item.stage: item for item in trainings(run, template)}
-    makers = [stage for stage, value in MADE_BY.items() if needs(run, value)]
+    makers = scoring_models(run)
     plans = {
         name: planner.training(item) for name, item in items.items() if name != "oracle" or name in makers
     }
@@ -86,7 +87,19 @@ def _comparisons(run: Run, measure: bool) -> tuple[list[StagePlan], list[Trainin
         stages["reward"] = _reward(planner)
     held_out = planner.work(items["policy"].held_out)
     stages["evaluation"] = _evaluation(planner, held_out, len(comparison_file(run, "held_out")), len(tried))
-    order = ("data", "sft", "reference", "oracle", "reward", "scores", "policy", "referee", "evaluation")
+    experts = [f"{EXPERT}{name}" for name in trained_experts(run)]
+    order = (
+        "data",
+        "sft",
+        "reference",
+        "oracle",
+        *experts,
+        "reward",
+        "scores",
+        "policy",
+        "referee",
+        "evaluation",
+    )
     return [stages[name] for name in order if name in stages], list(plans.values())
 
 

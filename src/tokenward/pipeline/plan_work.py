@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from transformers.trainer_utils import IntervalStrategy
 
+from tokenward.data.choice import Choice
 from tokenward.objectives import SFT, Objective
 from tokenward.ops.costs import Work
-from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets
+from tokenward.pipeline.context import EXPERT, Run
+from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets, random_part
+from tokenward.pipeline.experts import trained_experts
 from tokenward.pipeline.rows import Column, LazyRows, own_starts
 from tokenward.pipeline.tasks import EncodedExamples, encoded_examples
 from tokenward.pipeline.train_stages import best_once, objective_of
-from tokenward.selection import Selector, scope_of, selector_of
+from tokenward.selection import Selector, scope_of, selector_of, unit_of
 from tokenward.tokens.encode import Encoded
 from tokenward.tokens.encoded import EncodedRows
 from tokenward.tokens.template import Template
@@ -81,6 +83,7 @@ def trainings(run: Run, template: Template) -> list[Training]:
     found.append(
         Training("oracle", recipe.oracle.training, rows["oracle"], oracle, adapter, start, held_out=held_out)
     )
+    found += [_expert(run, name, sets.train, template, held_out) for name in trained_experts(run)]
     found.append(
         Training(
             "policy",
@@ -105,9 +108,25 @@ def trainings(run: Run, template: Template) -> list[Training]:
     return found
 
 
+def _expert(run: Run, name: str, train: Choice, template: Template, held_out: LazyRows) -> Training:
+    table = run.recipe.experts[name]
+    rows = LazyRows(
+        encoded=encode_set(
+            run, random_part(run, train, table.fraction, name), template, may_be_empty=True
+        ).rows
+    )
+    objective = objective_of("objective", table.objective)
+    adapter = run.recipe.model.adapter if table.adapter == "inherit" else table.adapter
+    start = start_of(run, table.model or run.recipe.oracle.model)
+    return Training(
+        f"{EXPERT}{name}", table.training or {}, rows, objective, adapter, start, held_out=held_out
+    )
+
+
 def _selector(table: Any, seed: int) -> Selector | None:
     selector = selector_of(table, seed)
-    return None if scope_of(selector) == "batch" else selector
+    # Which tokens a batch, or a text's sentences, would keep is not counted: all are.
+    return None if scope_of(selector) == "batch" or unit_of(selector) else selector
 
 
 def guided_trainings(run: Run, template: Template) -> list[Training]:

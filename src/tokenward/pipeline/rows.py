@@ -89,13 +89,18 @@ class Column(NamedTuple):
     starts: np.ndarray
 
 
+VALUE = "value "
+"""Before the name of a column that is one of ``TokenRow.values``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LazyRows(Sequence[TokenRow]):
     """Encoded rows with values per token.
 
     Attributes:
         encoded: The rows.
-        columns: By the name that the values have in :class:`TokenRow`.
+        columns: By the name that the values have in :class:`TokenRow`; those of ``TokenRow.values`` have
+            :data:`VALUE` before it.
     """
 
     encoded: Sequence[Encoded]
@@ -117,8 +122,10 @@ class LazyRows(Sequence[TokenRow]):
         if isinstance(index, slice):
             return self.choose(np.arange(len(self))[index])
         number = range(len(self))[index]
-        values = {name: self.values(name, number) for name in self.columns}
-        return TokenRow(encoded=self.encoded[number], **values)
+        found = {name: self.values(name, number) for name in self.columns}
+        own = {name: values for name, values in found.items() if not name.startswith(VALUE)}
+        further = {name.removeprefix(VALUE): values for name, values in found.items() if name not in own}
+        return TokenRow(encoded=self.encoded[number], values=further, **own)
 
     def values(self, name: str, number: int) -> list[Tensor]:
         """The values of one row, ``[len]`` per response."""

@@ -1,26 +1,21 @@
 """The stages that compute values per token: reference log-probabilities, and scores."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
-from torch import Tensor
 
-from tokenward.artifacts import Manifest
-from tokenward.errors import UserError
-from tokenward.models.base import TokenModel
-from tokenward.models.reward import RewardModel
-from tokenward.pipeline.context import Run
+from tokenward.artifacts import Manifest, file_fingerprint
+from tokenward.pipeline.context import EXPERT, Run
 from tokenward.pipeline.data import encoded_choice, pair_sets, pair_settings, response_keys, without_pairs
-from tokenward.pipeline.values import scorer_of
+from tokenward.pipeline.experts import folder_of, read_values
+from tokenward.pipeline.makers import Maker
+from tokenward.scoring.reads import Value
 from tokenward.scoring.store import TokenRecord, TokenStore, write_shards
-from tokenward.scoring.values import token_values
 from tokenward.tokens.encode import Encoded, check_some_left
 from tokenward.tokens.encoded import Joined
-from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.segments import with_segments
 from tokenward.tokens.spans import token_spans
 from tokenward.tokens.template import Template
 
@@ -45,51 +40,76 @@ def compute_reference(run: Run) -> Manifest:
             counts["comparisons without a pair: closer than data.min_gap"] = without_pairs(run)
             run.display.table("pairs", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
             model = run.load(run.reference_model)
-            store = _write(run, stage.path, {"reference_logp": model}, template, rows)
+            maker = Maker(run, "reference", [Value("reference", "logp")], template, loaded=model)
+            store = _write(run, stage.path, [maker], template, rows)
             stage.complete(responses=len(store), layout=model.layout, pairs=counts)
     return run.done("reference")
 
 
 def compute_scores(run: Run) -> Manifest:
-    """Raw values of every response token in the score store: what the scorer reads of oracle, reference and reward.
+    """Raw values of every response token in the score store: what the scorer reads of frozen models and of the data.
 
     Nothing is selected here: every selection is made from these values when they are read.
     """
     table = run.recipe.scores
-    settings = {"scores": {"precision": table.precision, "shard_rows": table.shard_rows}}
-    inputs = {"reference": run.done("reference").fingerprint}
-    makers = {name: stage for stage, name in MADE_BY.items() if needs(run, name)}
-    inputs |= {stage: run.done(stage).fingerprint for stage in makers.values()}
+    asked = [value for value in read_values(run) if value != "reference_logp"]
+    settings: dict[str, Any] = {"scores": {"precision": table.precision, "shard_rows": table.shard_rows}}
+    further = {str(value): dict(value.details) for value in asked if value not in ("oracle_logp", "reward")}
+    if further:
+        settings["scores"]["values"] = further
+    prompts = {name: run.recipe.experts[name].prompt for name in _experts(run, asked)}
+    if any(prompts.values()):
+        settings["experts"] = prompts
+    inputs = {"reference": run.done("reference").fingerprint, **_inputs(run, asked)}
     with run.stage("scores", settings, inputs) as stage:
         if not stage.done:
             template = run.tokenizer_template(run.reference_model)
             rows, _ = all_rows(run, template)
-            reference = TokenStore(run.path("reference"))
-            models = {name: _maker(run, made_by, template) for name, made_by in makers.items()}
-            store = _write(run, stage.path, models, template, rows, reference)
+            cache = stage.path / CACHE
+            makers = [
+                Maker(run, model, values, template, cache) for model, values in _by_model(asked).items()
+            ]
+            store = _write(run, stage.path, makers, template, rows, TokenStore(run.path("reference")))
+            stage.temporary.append(cache)
             stage.complete(responses=len(store), reference=run.reference_model)
     return run.done("scores")
 
 
-MADE_BY = {"oracle": "oracle_logp", "reward": "reward"}
-"""Stages whose model gives a stored value, and which."""
+CACHE = "cache"
+"""Folder in the stage's for what is too dear to be made again after a stop."""
 
 
-def _maker(run: Run, stage: str, template: Template) -> TokenModel:
-    """The model of a stage, which must write the same tokens as the reference."""
-    folder = str(run.path(stage) / "model")
-    model = run.load_reward(folder) if stage == "reward" else run.load(folder)
-    if model.template(run.recipe.tokens.template).fingerprint != template.fingerprint:
-        raise UserError(
-            f"the {stage} in {folder} has another tokenizer or chat template than {run.reference_model}, so their values belong "
-            "to other tokens. Name models of one family."
-        )
-    return model
+def _by_model(values: Sequence[Value]) -> dict[str, list[Value]]:
+    """The values that each model gives."""
+    models = dict.fromkeys(value.model for value in values)
+    return {model: [value for value in values if value.model == model] for model in models}
 
 
-def needs(run: Run, value: str) -> bool:
-    """Whether the recipe's scorer reads a stored value; one that does not say reads what an oracle gives."""
-    return value in getattr(type(scorer_of(run)), "reads", ("oracle_logp", "reference_logp"))
+def scoring_models(run: Run) -> list[str]:
+    """Models that pass over the data for the scores."""
+    asked = [value for value in read_values(run) if value != "reference_logp"]
+    return [model for model in _by_model(asked) if model != "data"]
+
+
+def _experts(run: Run, values: Sequence[Value]) -> list[str]:
+    return [model for model in _by_model(values) if model in run.recipe.experts]
+
+
+def _inputs(run: Run, values: Sequence[Value]) -> dict[str, str]:
+    """Fingerprints of the models and files that values come from, the reference's left out."""
+    found: dict[str, str] = {}
+    for model, mine in _by_model(values).items():
+        if model in ("oracle", "reward"):
+            found[model] = run.done(model).fingerprint
+        elif model in run.recipe.experts:
+            if run.recipe.experts[model].training is not None:
+                found[f"{EXPERT}{model}"] = run.done(f"{EXPERT}{model}").fingerprint
+            else:
+                found[f"model of {model}"] = run.fingerprint_of(folder_of(run, model))
+        for value in mine if model == "data" else ():
+            if value.kind == "file":
+                found[f"file {value.details['file']}"] = file_fingerprint(Path(value.details["file"]))
+    return found
 
 
 def all_rows(run: Run, template: Template) -> tuple[Joined, dict[str, int]]:
@@ -108,7 +128,7 @@ def all_rows(run: Run, template: Template) -> tuple[Joined, dict[str, int]]:
 def _write(
     run: Run,
     folder: Path,
-    models: Mapping[str, TokenModel],
+    makers: Sequence[Maker],
     template: Template,
     rows: Joined,
     reference: TokenStore | None = None,
@@ -118,18 +138,18 @@ def _write(
     Args:
         run: The run.
         folder: Where the shards go.
-        models: By the name of the value that each gives.
+        makers: What gives the values.
         template: That wrote the rows.
         rows: Every prompt with its responses.
         reference: Values that are there already.
     """
     keys = Keys(np.concatenate([part.of_responses("response_keys")[part.starts[:-1]] for part in rows.parts]))
-    total = sum(int(part.starts[-1]) for part in rows.parts) * len(models)
+    total = sum(int(part.starts[-1]) for part in rows.parts) * sum(maker.passes for maker in makers)
     with run.display.progress(folder.name, total) as bar:
 
         def make(wanted: Sequence[str]) -> Iterator[TokenRecord]:
             group = [rows[keys.place(key)] for key in wanted]
-            values = {name: _values(run, model, group, bar.advance) for name, model in models.items()}
+            values = {name: found for maker in makers for name, found in maker(group, bar.advance).items()}
             for number, row in enumerate(group):
                 for place, record in enumerate(_records(template, row)):
                     known = {} if reference is None else reference[record.key].values
@@ -166,18 +186,6 @@ class Keys(Sequence[str]):
         """Where a key stands; it must be one of these."""
         wanted = np.uint64(int(key, 16))
         return int(self._order[np.searchsorted(self._numbers, wanted, sorter=self._order)])
-
-
-def _values(
-    run: Run, model: TokenModel, group: Sequence[Encoded], progress: Callable[[int], None]
-) -> list[list[Tensor]]:
-    rows = [TokenRow(encoded=row) for row in group]
-    if isinstance(model, RewardModel):
-        rows = [with_segments(model.settings.unit, model.tokenizer, row) for row in rows]
-    table = run.recipe.scores
-    return token_values(
-        model, rows, precision=table.precision, tokens_per_batch=table.tokens_per_batch, progress=progress
-    )
 
 
 def _records(template: Template, row: Encoded) -> Iterator[TokenRecord]:

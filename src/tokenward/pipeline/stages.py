@@ -9,11 +9,13 @@ from typing import Any
 from tokenward.config import GuidanceTable, LoadedRecipe, check_training, check_unused
 from tokenward.errors import UserError
 from tokenward.evaluation.metrics import METRICS
-from tokenward.pipeline.context import GUIDED_STAGES, STAGES, Run
+from tokenward.pipeline.context import EXPERT, GUIDED_STAGES, STAGES, Run
 from tokenward.pipeline.data import prepare_data
 from tokenward.pipeline.early_checks import check_one_process, early_checks
 from tokenward.pipeline.evaluate_stage import evaluate
 from tokenward.pipeline.examples import prepare_examples
+from tokenward.pipeline.expert_stage import train_expert, train_oracle
+from tokenward.pipeline.experts import check_experts, check_reads, is_needed, trained_experts
 from tokenward.pipeline.guidance_stage import (
     head_mlp_settings,
     reward_settings,
@@ -29,16 +31,14 @@ from tokenward.pipeline.guided_checks import (
 from tokenward.pipeline.guided_evaluation import check_metrics, evaluate_guided
 from tokenward.pipeline.reward_learning import reward_objective
 from tokenward.pipeline.reward_stage import train_reward
-from tokenward.pipeline.score_stages import MADE_BY, compute_reference, compute_scores, needs
+from tokenward.pipeline.score_stages import compute_reference, compute_scores
 from tokenward.pipeline.tasks import SAMPLERS, source_of
 from tokenward.pipeline.train_stages import (
     objective_of,
-    train_oracle,
     train_policy,
     train_referee,
     train_sft,
 )
-from tokenward.pipeline.values import scorer_of
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
 from tokenward.selection import selector_of
@@ -76,8 +76,12 @@ def run_through(run: Run, last: str = "evaluation") -> None:
     """
     if run.recipe.guidance is not None:
         last = SAME_PURPOSE.get(last, last)
-    functions = FUNCTIONS if run.recipe.guidance is None else GUIDED_FUNCTIONS
-    order = list(STAGES if run.recipe.guidance is None else GUIDED_STAGES)
+    functions = dict(FUNCTIONS if run.recipe.guidance is None else GUIDED_FUNCTIONS)
+    order: list[str] = list(STAGES if run.recipe.guidance is None else GUIDED_STAGES)
+    if run.recipe.guidance is None:
+        experts = {f"{EXPERT}{name}": partial(train_expert, name=name) for name in trained_experts(run)}
+        functions |= experts
+        order[order.index("reward") : order.index("reward")] = experts
     if last not in order:
         kind = "on comparisons" if run.recipe.guidance is None else "guided"
         raise UserError(
@@ -85,7 +89,7 @@ def run_through(run: Run, last: str = "evaluation") -> None:
             "run a guided one."
         )
     for name in order[: order.index(last) + 1]:
-        if name != last and name in MADE_BY and not needs(run, MADE_BY[name]):
+        if name != last and not is_needed(run, name):
             continue  # the scorer does not look at what the stage would make
         functions[name](run)
         if name == "examples" and last == "evaluation":
@@ -101,7 +105,8 @@ def check_recipe(loaded: LoadedRecipe) -> None:
     check_one_process()
     recipe = loaded.recipe
     checks: dict[str, Callable[[], Any]] = {
-        "scores.scorer": lambda: scorer_of(Run(recipe=recipe)),
+        "scores.scorer": lambda: check_reads(Run(recipe=recipe)),
+        **check_experts(Run(recipe=recipe)),
         "oracle.objective": lambda: objective_of("objective", recipe.oracle.objective),
         "reward.head": lambda: reward_settings(Run(recipe=recipe)),
         "reward.objective": lambda: reward_objective(Run(recipe=recipe)),
@@ -120,12 +125,20 @@ def check_recipe(loaded: LoadedRecipe) -> None:
     if recipe.referee is not None:
         referee = recipe.referee.objective
         checks["referee.objective"] = lambda: objective_of("objective", referee)
-    for stage in ("sft", "oracle", "reward", "policy", "referee", "guidance"):
-        table = getattr(recipe, stage)
+    tables = {
+        stage: getattr(recipe, stage)
+        for stage in ("sft", "oracle", "reward", "policy", "referee", "guidance")
+    }
+    tables |= {
+        f"experts.{name}": table for name, table in recipe.experts.items() if table.training is not None
+    }
+    for stage, table in tables.items():
         if table is not None:
             where = f"{stage}.training"
             check_training(table.training, where, loaded.lines)
             checks[where] = partial(_training_values, table.training, where)
+    for name, table in recipe.experts.items():
+        checks[f"experts.{name}.objective"] = partial(objective_of, "objective", table.objective)
     for where, check in checks.items():
         try:
             check()

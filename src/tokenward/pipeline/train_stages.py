@@ -11,14 +11,24 @@ from tokenward.artifacts import Manifest
 from tokenward.data.choice import Choice
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, lasting
-from tokenward.objectives import SFT, Objective, needs_frozen_reference, needs_reference, objective_of
+from tokenward.objectives import (
+    SFT,
+    Objective,
+    is_pairwise,
+    needs_frozen_reference,
+    needs_reference,
+    objective_of,
+)
+from tokenward.objectives.selected import Selected
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets, pair_settings
+from tokenward.pipeline.data import encode_set, pair_sets, pair_settings
 from tokenward.pipeline.fit import fit
 from tokenward.pipeline.preview import preview
 from tokenward.pipeline.rows import LazyRows, prompts_of
-from tokenward.pipeline.values import computed_values, scored_rows, weigh_all, weigh_batch, with_reference
+from tokenward.pipeline.scored import scored_rows, with_values
+from tokenward.pipeline.values import computed_values, scorer_of, weigh_all, weigh_batch, with_reference
 from tokenward.pipeline.watch import held_out_prompts, watching
+from tokenward.scoring.reads import is_online
 from tokenward.selection import Selector, scope_of, selector_of
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Template
@@ -38,34 +48,14 @@ def train_sft(run: Run) -> Manifest | None:
         if not stage.done:
             model = run.load(name)
             sets = pair_sets(run)
-            rows = best_once(_token_rows(run, sets.train, model))
-            held_out = best_once(_token_rows(run, sets.held_out, model, may_be_empty=True))
+            rows = best_once(token_rows(run, sets.train, model))
+            held_out = best_once(token_rows(run, sets.held_out, model, may_be_empty=True))
             prompts = held_out_prompts(run, model.template(run.recipe.tokens.template))
             watch = watching(run, model, prompts, stage.path)
             stage.complete(
                 **fit(run, stage, model, SFT(), rows, table.training, held_out=held_out, watch=watch)
             )
     return run.done("sft")
-
-
-def train_oracle(run: Run) -> Manifest:
-    """Train the DPO oracle from the reference, on a random fraction of the pairs (SePO, section 3.1)."""
-    table = run.recipe.oracle
-    settings = {"oracle": table.model_dump(exclude={"model"}), **model_settings(run)}
-    inputs = {"reference": run.done("reference").fingerprint}
-    with run.stage("oracle", settings, inputs) as stage:
-        if not stage.done:
-            objective = objective_of("objective", table.objective)
-            model = adapted(run, run.load(run.reference_model), table.adapter)
-            sets = pair_sets(run)
-            rows = with_reference(run, _token_rows(run, oracle_pairs(run, sets.train), model))
-            held_out = with_reference(run, _token_rows(run, sets.held_out, model, may_be_empty=True))
-            beside = frozen_reference(run, objective, model)
-            facts = fit(
-                run, stage, model, objective, rows, table.training, held_out=held_out, reference=beside
-            )
-            stage.complete(**scored_by(run), **facts)
-    return run.done("oracle")
 
 
 def train_referee(run: Run) -> Manifest | None:
@@ -79,8 +69,8 @@ def train_referee(run: Run) -> Manifest | None:
             objective = objective_of("objective", table.objective)
             model = adapted(run, run.load(run.reference_model), run.recipe.model.adapter)
             sets = pair_sets(run)
-            rows = with_reference(run, _token_rows(run, sets.referee, model))
-            held_out = with_reference(run, _token_rows(run, sets.held_out, model, may_be_empty=True))
+            rows = with_reference(run, token_rows(run, sets.referee, model))
+            held_out = with_reference(run, token_rows(run, sets.held_out, model, may_be_empty=True))
             beside = frozen_reference(run, objective, model)
             facts = fit(
                 run, stage, model, objective, rows, table.training, held_out=held_out, reference=beside
@@ -106,15 +96,21 @@ def train_policy(run: Run) -> Manifest:
             template = start.template(run.recipe.tokens.template)
             _same_template(run, template)
             pairs = pair_sets(run)
-            rows = scored_rows(run, _token_rows(run, pairs.train, start))
+            rows = token_rows(run, pairs.train, start)
+            in_step = is_online(scorer_of(run))
+            if in_step:
+                objective, rows = _in_the_step(run, objective, selector), with_values(run, rows)
+            else:
+                rows = scored_rows(run, rows)
             if needs_reference(objective):
                 rows = _policy_reference(run, start, rows)
-            weigh = None if scope_of(selector) != "batch" else partial(weigh_batch, selector)
-            rows, dropped = _weighted(run, selector, rows)
+            weigh = partial(weigh_batch, selector) if scope_of(selector) == "batch" and not in_step else None
+            rows, dropped = (rows, 0) if in_step else _weighted(run, selector, objective, rows, template)
             run.display.line(_kept_line(rows, dropped))
-            preview(run.display, template, weigh(rows[:8])[0] if weigh else rows[0])
+            preview(run.display, template, weigh(rows[:8])[0] if weigh else rows[0], weighted=not in_step)
             model = adapted(run, start, run.recipe.model.adapter)
             held_out = _held_out(run, objective, start, pairs.held_out)
+            held_out = with_values(run, held_out) if in_step and held_out else held_out
             prepare = None if weigh is None else lambda batch, step: weigh(batch)
             facts = fit(
                 run,
@@ -132,6 +128,11 @@ def train_policy(run: Run) -> Manifest:
             shares = {"kept": _kept(rows), "nothing_selected": dropped}
             stage.complete(start=start_name, **shares, **scored_by(run), **facts)
     return run.done("policy")
+
+
+def _in_the_step(run: Run, objective: Objective, selector: Selector) -> Objective:
+    """The objective with weights that are made of the policy's own numbers as it trains."""
+    return Selected(objective, selector, scorer_of(run))
 
 
 def _same_template(run: Run, template: Template) -> None:
@@ -187,9 +188,10 @@ def frozen_reference(run: Run, objective: Objective, model: LanguageModel) -> La
     return run.load(model.name)
 
 
-def _token_rows(
+def token_rows(
     run: Run, comparisons: Choice, model: LanguageModel, *, may_be_empty: bool = False
 ) -> LazyRows:
+    """Comparisons as ids, by the template of a model."""
     template = model.template(run.recipe.tokens.template)
     return LazyRows(encoded=encode_set(run, comparisons, template, may_be_empty=may_be_empty).rows)
 
@@ -214,27 +216,38 @@ def _policy_reference(run: Run, start: LanguageModel, rows: LazyRows) -> LazyRow
     """Reference values of an objective that compares with the policy's own start."""
     if start.fingerprint == run.done("reference").inputs["model"]:
         return with_reference(run, rows)
+    return with_own_reference(run, start, rows)
+
+
+def with_own_reference(run: Run, start: LanguageModel, rows: LazyRows) -> LazyRows:
+    """Rows with the log-probabilities of a model before its training."""
     with run.display.progress("reference", 2 * len(rows)) as bar:
         column = computed_values(run, start, rows.encoded, progress=bar.advance)
     return rows.with_column("reference_logp", column)
 
 
-def _held_out(
-    run: Run, objective: Objective, start: LanguageModel, comparisons: Choice
-) -> Sequence[TokenRow]:
+def _held_out(run: Run, objective: Objective, start: LanguageModel, comparisons: Choice) -> LazyRows:
     """Held-out pairs, every token with weight 1: scores must not choose what the policy is judged by."""
     if run.recipe.policy.training.get("eval_strategy", "no") == "no":
-        return []
-    rows = _token_rows(run, comparisons, start, may_be_empty=True)
+        return LazyRows(encoded=[])
+    rows = token_rows(run, comparisons, start, may_be_empty=True)
     return _policy_reference(run, start, rows) if needs_reference(objective) else rows
 
 
-def _weighted(run: Run, selector: Selector, rows: LazyRows) -> tuple[LazyRows, int]:
-    """Rows with their weights; rows of which a side has no weight at all cannot train and are counted."""
+def _weighted(
+    run: Run, selector: Selector, objective: Objective, rows: LazyRows, template: Template
+) -> tuple[LazyRows, int]:
+    """Rows with their weights; those that have none where the objective needs some cannot train and are counted.
+
+    An objective over pairs needs weights on both sides, another one on the best response.
+    """
     if scope_of(selector) == "batch":
         return rows, 0
-    weighted = weigh_all(run, selector, rows)
-    some = np.minimum.reduceat(_selected(weighted) > 0, weighted.responses.starts[:-1])
+    weighted = weigh_all(run, selector, rows, template.tokenizer)
+    found = _selected(weighted) > 0
+    if not is_pairwise(objective):
+        found |= np.asarray(weighted.responses.ranks) > 0
+    some = np.minimum.reduceat(found, weighted.responses.starts[:-1])
     if not some.any():
         raise UserError(
             "the selection keeps no token of any pair, so there is nothing to train on. Raise policy.selection's fractions, "
@@ -247,7 +260,9 @@ def _selected(rows: LazyRows) -> np.ndarray:
     """How many tokens of each response have weight.  -> [responses]"""
     flat, starts = rows.columns["weights"]
     sizes = rows.responses.lengths
-    parts = zip(starts, sizes, strict=True)  # not as lists of numbers, which would take a hundred bytes a pair
+    parts = zip(
+        starts, sizes, strict=True
+    )  # not as lists of numbers, which would take a hundred bytes a pair
     return np.fromiter(
         (np.count_nonzero(flat[first : first + size]) for first, size in parts), np.int64, len(sizes)
     )
@@ -266,9 +281,11 @@ def _kept(rows: LazyRows) -> dict[str, float]:
 
 def _kept_line(rows: LazyRows, dropped: int) -> str:
     if "weights" not in rows.columns:
-        return f"  {len(rows)} pairs; tokens are selected batch by batch"
+        return f"  {len(rows)} pairs; tokens are selected in the step"
     shares = _kept(rows)
     line = (
         f"  {len(rows)} pairs; kept tokens: chosen {shares['chosen']:.1%}, rejected {shares['rejected']:.1%}"
     )
-    return line + (f"; {dropped} pairs dropped: nothing selected on one side" if dropped else "")
+    return line + (
+        f"; {dropped} pairs dropped: nothing selected where the objective needs some" if dropped else ""
+    )

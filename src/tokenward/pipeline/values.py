@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
@@ -15,9 +17,10 @@ from tokenward.plugins import build, check_call
 from tokenward.scoring.scorers import SCORERS, Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore
 from tokenward.scoring.values import Progress, token_values
-from tokenward.selection import ScoredTokens, Selector, scope_of
+from tokenward.selection import ScoredTokens, Selector, Transform, is_signed, scope_of, unit_of
 from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.segments import Unit, with_segments
 from tokenward.tokens.shards import digest
 
 CHUNK_ROWS = 1024
@@ -35,15 +38,7 @@ def scorer_of(run: Run) -> Scorer:
 def with_reference(run: Run, rows: Sequence[TokenRow]) -> LazyRows:
     """Rows with the reference log-probabilities of the reference stage."""
     store = TokenStore(run.path("reference"))
-    return _with_stored(run, rows, store, "reference_logp", lambda record: record.value("reference_logp"))
-
-
-def scored_rows(run: Run, rows: Sequence[TokenRow]) -> LazyRows:
-    """Rows with the scores of the score store, by the recipe's scorer."""
-    scorer = scorer_of(run)
-    return _with_stored(
-        run, rows, TokenStore(run.path("scores")), "scores", lambda record: scores_of(scorer, [record])[0]
-    )
+    return with_stored(run, rows, store, "reference_logp", lambda record: record.value("reference_logp"))
 
 
 def scores_of(scorer: Scorer, records: Sequence[TokenRecord]) -> list[Tensor]:
@@ -79,7 +74,7 @@ def _numbers(kind: str, made: Scorer | Selector, returned: object) -> Tensor:
         ) from error
 
 
-def _with_stored(
+def with_stored(
     run: Run, rows: Sequence[TokenRow], store: TokenStore, name: str, value: Callable[[TokenRecord], Tensor]
 ) -> LazyRows:
     """Rows with a value of each of their responses, which may be the responses of several rows.
@@ -152,8 +147,17 @@ def computed_values(
     return Column(flat, starts)
 
 
-def weigh_all(run: Run, selector: Selector, rows: LazyRows) -> LazyRows:
-    """Rows with the weights that a selector gives to their scores, some rows at a time where its scope allows."""
+def weigh_all(
+    run: Run, selector: Selector, rows: LazyRows, tokenizer: PreTrainedTokenizerBase | None = None
+) -> LazyRows:
+    """Rows with the weights that a selector gives to their scores, some rows at a time where its scope allows.
+
+    Args:
+        run: The run.
+        selector: Gives the weights.
+        rows: With scores.
+        tokenizer: Of the rows' ids, for a selector that needs to know words, sentences or spans.
+    """
     known, scores = rows.responses, rows.columns["scores"]
     starts = own_starts(known.lengths)
     flat = scratch(run.folder, int(known.lengths.sum()))
@@ -163,13 +167,30 @@ def weigh_all(run: Run, selector: Selector, rows: LazyRows) -> LazyRows:
         last = min(first + step, len(rows))
         group = known.of_rows(first, last)
         mine = scores.starts[int(known.starts[first]) : int(known.starts[last])]
-        weights = _weights(selector, _scored(group, _gathered(scores.flat, mine, group.lengths)))
+        tokens = tokens_of(group, gathered(scores.flat, mine, group.lengths))
+        if unit_of(selector):
+            assert tokenizer is not None
+            segmented = segment_numbers(rows.encoded[first:last], unit_of(selector), tokenizer)
+            tokens = tokens._replace(segment=segmented)
+        weights = _weights(selector, tokens)
         flat[done : done + len(weights)] = weights.float().numpy()
         done += len(weights)
     return rows.with_column("weights", Column(flat, starts))
 
 
-def _gathered(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Tensor:
+def segment_numbers(rows: Sequence[Encoded], unit: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Which word, sentence or span each response token is in, numbered in order over all rows.  -> [n]"""
+    parts, before = [], 0
+    for encoded in rows:
+        found = with_segments(cast(Unit, unit), tokenizer, TokenRow(encoded=encoded)).segments
+        for part in found or ():
+            numbers = torch.unique_consecutive(part, return_inverse=True)[1]
+            parts.append(numbers + before)
+            before += int(numbers[-1]) + 1
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
+
+
+def gathered(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Tensor:
     """The numbers of some responses, end to end."""
     found = np.empty(int(lengths.sum()), np.float32)
     done = 0
@@ -181,16 +202,23 @@ def _gathered(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Tens
 
 def _weights(selector: Selector, tokens: ScoredTokens) -> Tensor:
     weights = _numbers("selector", selector, selector(tokens))
+    least = "" if is_signed(selector) else " >= 0"
     if (
         weights.shape != tokens.scores.shape
-        or bool((weights < 0).any())
+        or bool((weights < 0).any() and least)
         or not bool(weights.isfinite().all())
     ):
         raise UserError(
-            f"the selector {selector} must give one finite weight >= 0 per token ({len(tokens.scores)}), got shape "
-            f"{tuple(weights.shape)}, least {float(weights.min()):.3g}, largest {float(weights.max()):.3g}."
+            f"the selector {selector} must give one finite weight{least} per token ({len(tokens.scores)}), got shape "
+            f"{tuple(weights.shape)}, least {float(weights.min()):.3g}, largest {float(weights.max()):.3g}.{_remedy(selector)}"
         )
     return weights
+
+
+def _remedy(selector: Selector) -> str:
+    if not isinstance(selector, Transform) or selector.signed:
+        return ""
+    return " Where weights below 0 are meant, write signed: true; else end with a step such as relu or clamp: {low: 0}."
 
 
 def weigh_rows(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
@@ -227,10 +255,11 @@ def scored_tokens(rows: Sequence[TokenRow]) -> ScoredTokens:
     """Scores of rows laid end to end, as a selector takes them."""
     rows = list(rows)
     scores = torch.cat([score for row in rows for score in row.scores or ()])
-    return _scored(responses_of([row.encoded for row in rows]), scores)
+    return tokens_of(responses_of([row.encoded for row in rows]), scores)
 
 
-def _scored(known: Responses, scores: Tensor) -> ScoredTokens:
+def tokens_of(known: Responses, scores: Tensor) -> ScoredTokens:
+    """Scores of responses laid end to end, as a selector takes them."""
     lengths = torch.from_numpy(known.lengths)
     response = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     ends = torch.cumsum(lengths, 0)[response]

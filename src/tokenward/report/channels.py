@@ -10,9 +10,18 @@ import torch
 from tokenward.report.collect import RunFolder
 from tokenward.report.pairs import PairReader, ScoredPair, scores_of, selection_of
 from tokenward.report.pieces import closing_count
+from tokenward.scoring.reads import reads_of
 from tokenward.scoring.scorers import SCORERS, Random, Scorer, Surprisal
 from tokenward.scoring.store import TokenRecord
-from tokenward.selection import ScoredTokens, Selector, TopFraction, scope_of, selector_of, stable_noise
+from tokenward.selection import (
+    ScoredTokens,
+    Selector,
+    TopFraction,
+    scope_of,
+    selector_of,
+    stable_noise,
+    unit_of,
+)
 from tokenward.tokens.spans import ByteSpan, span_values
 from tokenward.types import Span
 
@@ -121,7 +130,9 @@ class Channels:
     @property
     def weighs(self) -> bool:
         """Whether the weights of a pair depend on that pair alone, so that they can be shown."""
-        return self._selection is not None and scope_of(self._selector) in ("response", "comparison")
+        if self._selection is None or unit_of(self._selector):
+            return False
+        return scope_of(self._selector) in ("response", "comparison")
 
     @property
     def _noises(self) -> dict[str, int]:
@@ -167,7 +178,7 @@ def _scorers(reader: PairReader, stored: Sequence[str]) -> dict[str, Scorer]:
     """The run's scorer, and the built-in ones that what is stored allows."""
     scorers: dict[str, Scorer] = {reader.scorer_name: reader.scorer}
     for name in ("log_ratio", "reward"):
-        if set(SCORERS[name].reads) <= set(stored):
+        if set(reads_of(SCORERS[name]())) <= set(stored):
             scorers.setdefault(name, SCORERS[name]())
     if "reference_logp" in stored:
         scorers.setdefault("surprisal", Surprisal())

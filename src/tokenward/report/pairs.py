@@ -14,6 +14,7 @@ from tokenward.data.split import is_held_out
 from tokenward.errors import UserError
 from tokenward.plugins import build
 from tokenward.report.collect import RunFolder
+from tokenward.scoring.reads import is_online, scope_of_scores
 from tokenward.scoring.scorers import SCORERS, Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore
 from tokenward.tokens.encode import response_key
@@ -90,10 +91,9 @@ class PairReader:
         if not {"data", "reference", "scores"} <= set(run.manifests):
             return None
         store = TokenStore(run.path / "scores")
-        named = run.setting("policy", "scores", "scorer") or {"name": _usual_scorer(store)}
-        arguments = {key: value for key, value in named.items() if key != "name"}
-        scorer = build("scorer", named["name"], arguments, SCORERS)
-        return cls(run=run, store=store, scorer_name=named["name"], scorer=scorer)
+        made = _scorer_of(run)
+        name, scorer = made if made is not None else (_usual_scorer(store), SCORERS[_usual_scorer(store)]())
+        return cls(run=run, store=store, scorer_name=name, scorer=scorer)
 
     def places(self) -> Iterator[tuple[PairPlace, list[np.ndarray]]]:
         """Every pair whose responses are in the store, with the scores of both."""
@@ -218,9 +218,23 @@ def draw(reader: PairReader, count: int, *, sample: int, wanted: Set[str] = froz
     )
 
 
-def selection_of(run: RunFolder) -> Named | None:
-    """The selection that the policy was trained with; None where there is no policy yet."""
-    table = run.setting("policy", "policy", "selection")
+def _scorer_of(run: RunFolder) -> tuple[str, Scorer] | None:
+    """The scorer that the policy was trained with and its name.
+
+    None where there is no policy yet, and where its scores are not of one response as it is stored: made in the step, or
+    compared with all others.
+    """
+    table = run.setting("policy", "scores", "scorer")
     if table is None:
+        return None
+    arguments = {key: value for key, value in table.items() if key != "name"}
+    scorer = build("scorer", table["name"], arguments, SCORERS)
+    return None if is_online(scorer) or scope_of_scores(scorer) != "response" else (table["name"], scorer)
+
+
+def selection_of(run: RunFolder) -> Named | None:
+    """The selection that the policy was trained with; None where there is no policy yet, or the scores are not stored."""
+    table = run.setting("policy", "policy", "selection")
+    if table is None or _scorer_of(run) is None:
         return None
     return Named(name=table["name"], arguments={key: value for key, value in table.items() if key != "name"})

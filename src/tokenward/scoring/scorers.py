@@ -1,91 +1,190 @@
-"""Scorers: from what is stored of a response to one number per token."""
+"""Scorers: from what is stored of a response to one number per token; and several of them as one."""
 
-import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Protocol
+from functools import cached_property, reduce
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.scoring.store import TokenRecord
+from tokenward.plugins import build, check_call
+from tokenward.scoring.basic import (
+    Entropy,
+    External,
+    LogProbability,
+    LogRatio,
+    Position,
+    Probability,
+    Random,
+    Rank,
+    Record,
+    Reward,
+    Scorer,
+    Spans,
+    Surprisal,
+)
+from tokenward.scoring.chain import Chain, by_side, widest
+from tokenward.scoring.model_scorers import Activation, Attention, Counterfactual, Similarity
+from tokenward.scoring.reads import Value, reads_of, scope_of_scores
+from tokenward.scoring.steps import Owners
+
+How = Literal["sum", "product", "and", "or", "max", "min"]
 
 
-class Scorer(Protocol):
-    """Anything that gives one number per response token.
+class Part(NamedTuple):
+    """A scorer and what is done to its scores."""
 
-    A scorer's class may name the stored values it ``reads``; stages that make other values are skipped.
-    """
-
-    def __call__(self, record: TokenRecord) -> Tensor:
-        """Scores of one response's tokens, high where the token speaks for the response.  -> [n] float32"""
-        ...
+    scorer: Scorer
+    chain: Chain
 
 
-def _value(record: TokenRecord, name: str) -> Tensor:
-    if name not in record.values:
-        raise UserError(
-            f"the store holds no {name} (it holds {', '.join(record.values)}), which this scorer needs. "
-            "Score again with the model that gives it."
-        )
-    return record.value(name)
-
-
-@dataclass(frozen=True, slots=True)
-class LogRatio:
-    """``log pi_oracle(y_t) - log pi_ref(y_t)``: the DPO oracle's implicit advantage of each token.
-
-    arXiv 2408.13518, Theorem 1, after 2404.12358. It has no absolute scale: the oracle's beta
-    multiplies every score and changes no ranking.
-    """
-
-    reads: ClassVar[tuple[str, ...]] = ("oracle_logp", "reference_logp")
-
-    def __call__(self, record: TokenRecord) -> Tensor:
-        """Scores in nats.  -> [n]"""
-        return _value(record, "oracle_logp") - _value(record, "reference_logp")
-
-
-@dataclass(frozen=True, slots=True)
-class Surprisal:
-    """``-log pi_ref(y_t)``: how unexpected the token was. A control: it knows nothing of the preference."""
-
-    reads: ClassVar[tuple[str, ...]] = ("reference_logp",)
-
-    def __call__(self, record: TokenRecord) -> Tensor:
-        """Scores in nats.  -> [n]"""
-        return -_value(record, "reference_logp")
-
-
-@dataclass(frozen=True, slots=True)
-class Random:
-    """Uniform noise that depends on the seed and the response only. A control.
+@dataclass(frozen=True)
+class Combine:
+    """Scores of several scorers, each through its own steps, put together token by token.
 
     Attributes:
-        seed: Draws other noise.
+        parts: Tables of ``scorer`` (a table with a name) and ``steps``.
+        how: ``sum``, ``product``, ``max``, ``min``; ``and`` and ``or`` take a number that is not 0 as true, and give 0
+            or 1. A token that any part gives no score has none.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ()
-
+    parts: tuple[dict[str, Any], ...]
     _: KW_ONLY
-    seed: int = 0
+    how: How = "sum"
 
-    def __call__(self, record: TokenRecord) -> Tensor:
-        """Scores in [0, 1).  -> [n]"""
-        digest = hashlib.sha256(f"{self.seed}:{record.key}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        return torch.rand(len(record.ids), generator=generator)
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise UserError(
+                "combine needs parts. Write for example parts: [{scorer: {name: probability}, steps: [...]}]."
+            )
+        scopes = {self.scope, *(scope_of_scores(part.scorer) for part in self.made)}
+        if "batch" in scopes or "dataset" in {scope_of_scores(part.scorer) for part in self.made}:
+            raise UserError(
+                "the steps of combine work at scope response, comparison or dataset, and a part that needs the data set must "
+                "not be a combine itself. Put a step at scope batch into the selection."
+            )
+
+    @cached_property
+    def made(self) -> tuple[Part, ...]:
+        """The parts' scorers and steps."""
+        return tuple(_part(written) for written in self.parts)
+
+    @property
+    def reads(self) -> tuple[Value, ...]:
+        """What any part reads."""
+        return tuple(dict.fromkeys(value for part in self.made for value in reads_of(part.scorer)))
+
+    @property
+    def scope(self) -> str:
+        """Which responses must be seen together: the widest scope of all steps."""
+        return widest(part.chain.scope for part in self.made)
+
+    def __call__(self, record: Record) -> Tensor:
+        """Scores of one response.  -> [n]
+
+        Raises:
+            UserError: a step compares with other responses.
+        """
+        if self.scope != "response":
+            raise UserError(
+                f"these scores need a whole {self.scope}, not one response: a step of combine has that scope. They are made in "
+                "the policy's stage; elsewhere use steps at scope response."
+            )
+        scores = [part.scorer(record) for part in self.made]  # type: ignore[arg-type]
+        device = scores[0].device
+        nothing = torch.zeros(len(record.ids), dtype=torch.long, device=device)
+        return self.join(scores, Owners(nothing, nothing), torch.ones_like(nothing, dtype=torch.bool))
+
+    def join(self, scores: Sequence[Tensor], owners: Owners, preferred: Tensor) -> Tensor:
+        """Scores of each part, of many responses, as one; the sides are compared each with itself.  [n] each -> [n]
+
+        Args:
+            scores: Of each part, as its scorer gives them.
+            owners: Of the tokens.
+            preferred: ``[n]`` bool, whether a token is on the preferred side.
+        """
+        made = [
+            by_side((part.chain, part.chain), found.float().to(preferred.device), owners, preferred)
+            for part, found in zip(self.made, scores, strict=True)
+        ]
+        return reduce(self._two, made[1:], self._first(made[0]))
+
+    def _first(self, scores: Tensor) -> Tensor:
+        return scores if self.how not in ("and", "or") else _truth(scores != 0, scores)
+
+    def _two(self, one: Tensor, other: Tensor) -> Tensor:
+        if self.how == "sum":
+            return one + other
+        if self.how == "product":
+            return one * other
+        if self.how in ("max", "min"):
+            return torch.maximum(one, other) if self.how == "max" else torch.minimum(one, other)
+        true = (one != 0) & (other != 0) if self.how == "and" else (one != 0) | (other != 0)
+        return _truth(true, one + other)
 
 
-@dataclass(frozen=True, slots=True)
-class Reward:
-    """The reward that a token reward model gave, as it is stored."""
-
-    reads: ClassVar[tuple[str, ...]] = ("reward",)
-
-    def __call__(self, record: TokenRecord) -> Tensor:
-        """Scores in the reward model's own unit.  -> [n]"""
-        return _value(record, "reward")
+def _truth(true: Tensor, scores: Tensor) -> Tensor:
+    return torch.where(scores.isnan(), torch.nan, true.to(scores.dtype))
 
 
-SCORERS: dict[str, type] = {"log_ratio": LogRatio, "surprisal": Surprisal, "random": Random, "reward": Reward}
+def _part(written: Mapping[str, Any]) -> Part:
+    unknown = [key for key in written if key not in ("scorer", "steps")]
+    table, steps = written.get("scorer"), written.get("steps") or ()
+    if (
+        unknown
+        or not isinstance(table, Mapping)
+        or "name" not in table
+        or not isinstance(steps, list | tuple)
+    ):
+        raise UserError(
+            f"a part of combine has a scorer, a table with a name, and steps, a list; got {dict(written)}. Write for example "
+            "{scorer: {name: probability, of: reference}, steps: [{threshold: {value: 0.95}}]}."
+        )
+    arguments = {key: value for key, value in table.items() if key != "name"}
+    scorer = build("scorer", table["name"], arguments, SCORERS)
+    check_call("scorer", table["name"], scorer, ("record",))
+    return Part(scorer, Chain.of(steps))
+
+
+SCORERS: dict[str, Any] = {
+    "log_ratio": LogRatio,
+    "log_probability": LogProbability,
+    "probability": Probability,
+    "surprisal": Surprisal,
+    "entropy": Entropy,
+    "rank": Rank,
+    "position": Position,
+    "random": Random,
+    "reward": Reward,
+    "spans": Spans,
+    "external": External,
+    "attention": Attention,
+    "similarity": Similarity,
+    "activation": Activation,
+    "counterfactual": Counterfactual,
+    "combine": Combine,
+}
+
+__all__ = [
+    "SCORERS",
+    "Activation",
+    "Attention",
+    "Combine",
+    "Counterfactual",
+    "Entropy",
+    "External",
+    "LogProbability",
+    "LogRatio",
+    "Position",
+    "Probability",
+    "Random",
+    "Rank",
+    "Record",
+    "Reward",
+    "Scorer",
+    "Similarity",
+    "Spans",
+    "Surprisal",
+]

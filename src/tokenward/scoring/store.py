@@ -1,8 +1,8 @@
 """Per-token values of responses on disk: Parquet, one row per response, never a selection.
 
 Columns: ``key`` (of prompt and response), ``ids``, ``start`` and ``end`` (bytes of the response's text;
-empty for the end-of-turn token), and one list of float32 per value: ``reference_logp``,
-``oracle_logp`` or ``reward``.
+empty for the end-of-turn token), and one list of float32 per value: ``reference_logp``, and what the
+scorer reads beside it (:class:`tokenward.scoring.reads.Value`).
 """
 
 import hashlib
@@ -40,7 +40,16 @@ class TokenRecord(NamedTuple):
     values: dict[str, list[float]]
 
     def value(self, name: str) -> Tensor:
-        """One named value as a float32 tensor.  -> [n]"""
+        """One named value as a float32 tensor.  -> [n]
+
+        Raises:
+            UserError: the store holds no such value.
+        """
+        if name not in self.values:
+            raise UserError(
+                f"the store holds no {name} (it holds {', '.join(self.values)}), which this scorer needs. "
+                "Score again with the model that gives it."
+            )
         return torch.tensor(self.values[name], dtype=torch.float32)
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
+from torch import Tensor
+
 from tokenward.artifacts import MANIFEST, read_manifest
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
@@ -13,7 +15,7 @@ from tokenward.models.reward import RewardModel, is_reward_folder, load_reward_m
 from tokenward.scoring.scorers import LogRatio, Reward, Scorer
 from tokenward.scoring.store import TokenRecord
 from tokenward.scoring.values import token_values
-from tokenward.tokens.encode import Limits, encode_one, response_key
+from tokenward.tokens.encode import Encoded, Limits, encode_one, response_key
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
 from tokenward.tokens.spans import token_spans
@@ -139,6 +141,45 @@ class TokenScorer:
             self._scored(row, {name: found[index] for name, found in values.items()})
             for index, row in enumerate(rows)
         ]
+
+    def score_ids(
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        *,
+        tokens_per_batch: int = 8192,
+    ) -> list[Tensor]:
+        """Scores of tokens as they were sampled; encoding their text again might give others.  -> [len] each
+
+        Args:
+            prompts: Ids of each prompt.
+            responses: Ids of each response.
+            tokens_per_batch: Most tokens in one pass.
+
+        Raises:
+            UserError: an empty prompt or response.
+        """
+        rows = [self._row_of_ids(*both) for both in zip(prompts, responses, strict=True)]
+        values = {name: self._values(model, rows, tokens_per_batch) for name, model in self.models.items()}
+        places = [[0] * len(row.encoded.responses[0]) for row in rows]
+        return [
+            self.scorer(
+                TokenRecord(
+                    "", row.encoded.responses[0], places[index], places[index],
+                    {name: found[index] for name, found in values.items()},
+                )
+            )
+            for index, row in enumerate(rows)
+        ]  # fmt: skip
+
+    def _row_of_ids(self, prompt: Sequence[int], response: Sequence[int]) -> TokenRow:
+        if not prompt or not response:
+            raise UserError(
+                f"a prompt of {len(prompt)} tokens and a response of {len(response)} cannot be scored."
+            )
+        text = self.template.tokenizer.decode(list(response))
+        comparison = Comparison(key="", prompt=(), responses=(str(text),), ranks=(0,), source="ids")
+        return TokenRow(encoded=Encoded(comparison, list(prompt), [list(response)], [True], 1))
 
     def _values(
         self, model: TokenModel, rows: Sequence[TokenRow], tokens_per_batch: int

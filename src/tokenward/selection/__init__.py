@@ -2,14 +2,16 @@
 
 from tokenward.config import Named
 from tokenward.plugins import build, check_call
-from tokenward.selection.base import ScoredTokens, Selector, scope_of
+from tokenward.selection.base import ScoredTokens, Selector, is_signed, scope_of, unit_of
 from tokenward.selection.fraction import KeepAll, SideRule, Threshold, TopFraction, stable_noise
 from tokenward.selection.soft import SoftWeights
+from tokenward.selection.transform import Transform
 
 SELECTORS: dict[str, type] = {
     "top_fraction": TopFraction,
     "threshold": Threshold,
     "soft": SoftWeights,
+    "transform": Transform,
     "all": KeepAll,
 }
 
@@ -33,7 +35,10 @@ __all__ = [
     "SoftWeights",
     "Threshold",
     "TopFraction",
+    "Transform",
+    "is_signed",
     "scope_of",
     "selector_of",
     "stable_noise",
+    "unit_of",
 ]

@@ -9,11 +9,12 @@ from torch import Tensor
 from tokenward.errors import UserError
 from tokenward.ops.ragged import position_in_group
 from tokenward.ops.selection import CountRule, top_fraction
-from tokenward.selection.base import ScoredTokens
+from tokenward.ops.transforms import At
+from tokenward.scoring.chain import Chain, by_side
+from tokenward.scoring.steps import Owners, Scope
+from tokenward.selection.base import Ends, ScoredTokens, eligible
 
 Direction = Literal["top", "bottom", "magnitude", "random"]
-Scope = Literal["response", "comparison", "batch", "dataset"]
-Ends = Literal["both", "chosen", "rejected", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +86,20 @@ class TopFraction:
             )
             return rules(tokens)
         preferred = (tokens.rank == 0)[tokens.response]
-        eligible = self._eligible(tokens, preferred)
+        counted = eligible(tokens, self.ends)
+        if not self.first_token:
+            counted &= position_in_group(tokens.response) > 0
         kept = torch.zeros_like(preferred)
-        kept |= self._side(self.chosen, preferred & eligible, "top", tokens)
-        kept |= self._side(self.rejected, ~preferred & eligible, "bottom", tokens)
+        kept |= self._side(self.chosen, preferred & counted, "top", tokens)
+        kept |= self._side(self.rejected, ~preferred & counted, "bottom", tokens)
         return kept.to(torch.float32)
 
-    def _side(self, rule: SideRule, eligible: Tensor, usual: Direction, tokens: ScoredTokens) -> Tensor:
+    def _side(self, rule: SideRule, counted: Tensor, usual: Direction, tokens: ScoredTokens) -> Tensor:
         directed = self._directed(tokens, rule.direction or usual)
-        return self._top(torch.where(eligible, directed, torch.nan), tokens, rule.fraction)
+        return self._top(torch.where(counted, directed, torch.nan), tokens, rule.fraction)
 
     def _top(self, scores: Tensor, tokens: ScoredTokens, fraction: float) -> Tensor:
-        group, groups = self._groups(tokens)
+        group, groups = _owners(tokens).groups(self.scope)
         if self.ties == "earliest":
             return top_fraction(scores, group, groups, fraction, rule=self.count, minimum=self.minimum)
         order = torch.argsort(stable_noise(tokens, self.seed + 1))
@@ -106,29 +109,14 @@ class TopFraction:
         )
         return kept
 
-    def _groups(self, tokens: ScoredTokens) -> tuple[Tensor, int]:
-        if self.scope == "response":
-            return tokens.response, len(tokens.rank)
-        if self.scope == "comparison":
-            return tokens.comparison[tokens.response], int(tokens.comparison.max()) + 1
-        return torch.zeros_like(tokens.response), 1
-
-    def _eligible(self, tokens: ScoredTokens, preferred: Tensor) -> Tensor:
-        allowed = {
-            "both": torch.ones_like(preferred),
-            "none": torch.zeros_like(preferred),
-            "chosen": preferred,
-            "rejected": ~preferred,
-        }[self.ends]
-        eligible = ~tokens.scores.isnan() & (allowed | ~tokens.closing)
-        if not self.first_token:
-            eligible &= position_in_group(tokens.response) > 0
-        return eligible
-
     def _directed(self, tokens: ScoredTokens, direction: Direction) -> Tensor:
         if direction == "random":
             return stable_noise(tokens, self.seed)
         return {"top": tokens.scores, "bottom": -tokens.scores, "magnitude": tokens.scores.abs()}[direction]
+
+
+def _owners(tokens: ScoredTokens) -> Owners:
+    return Owners(tokens.response, tokens.comparison[tokens.response])
 
 
 def stable_noise(tokens: ScoredTokens, seed: int) -> Tensor:
@@ -146,33 +134,51 @@ def stable_noise(tokens: ScoredTokens, seed: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """Keep the preferred tokens that score above a value and the others that score below its negative.
+    """Keep the preferred tokens that score high and the others that score low, by a number or by what the scores say.
 
     Attributes:
-        above: Preferred side: keep where ``score > above``.
-        below: Rejected side: keep where ``score < below``; ``-above`` where it is not given.
+        above: With ``at: value``, preferred side: keep where ``score > above``.
+        below: With ``at: value``, rejected side: keep where ``score < below``; ``-above`` where it is not given.
+        at: ``value``; or ``mean``, ``median``, ``quantile`` or ``otsu`` of a side's scores: its preferred tokens are
+            kept at or above it, its rejected ones below.
+        quantile: Of the preferred side, for ``at: quantile``; of the rejected side it is 1 less this.
+        scope: Among which tokens of a side ``at`` is taken.
         ends: Whose end-of-turn tokens are eligible.
     """
 
     _: KW_ONLY
     above: float = 0.0
     below: float | None = None
+    at: At = "value"
+    quantile: float = 0.5
+    scope: Scope = "response"
     ends: Ends = "both"
 
-    @property
-    def scope(self) -> Scope:
-        """A token's weight depends on its own score only."""
-        return "response"
+    def __post_init__(self) -> None:
+        if self.at == "iqr":
+            raise UserError(
+                "at: iqr finds outliers of one kind, and this selector keeps opposite ends of the two sides. Write selection: "
+                "{name: transform, steps: [{threshold: {at: iqr, keep: above}}]}."
+            )
+        if self.at != "value" and (self.above, self.below) != (0.0, None):
+            raise UserError(
+                f"above and below belong to at: value, got at: {self.at}. Leave one of the two out."
+            )
 
     def __call__(self, tokens: ScoredTokens) -> Tensor:
         """Weights 1 at kept tokens, 0 elsewhere; a response may keep nothing.  -> [n]"""
-        below = -self.above if self.below is None else self.below
-        preferred = (tokens.rank == 0)[tokens.response]
-        passes = torch.where(preferred, tokens.scores > self.above, tokens.scores < below)
-        allowed = {"both": preferred | ~preferred, "none": preferred & ~preferred}.get(
-            self.ends, preferred if self.ends == "chosen" else ~preferred
-        )
-        return (passes & (allowed | ~tokens.closing)).to(torch.float32)
+        counted, preferred = eligible(tokens, self.ends), (tokens.rank == 0)[tokens.response]
+        if self.at == "value":
+            below = -self.above if self.below is None else self.below
+            passes = torch.where(preferred, tokens.scores > self.above, tokens.scores < below)
+            return (passes & counted).to(torch.float32)
+        scores = torch.where(counted, tokens.scores.float(), torch.nan)
+        sides = (self._cut("above", self.quantile), self._cut("below", 1 - self.quantile))
+        return by_side(sides, scores, _owners(tokens), preferred).nan_to_num(0.0)
+
+    def _cut(self, keep: str, quantile: float) -> Chain:
+        value = {"value": quantile} if self.at == "quantile" else {}
+        return Chain.of([{"threshold": {"at": self.at, "keep": keep, "scope": self.scope, **value}}])
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from torch import Tensor
 from tokenward.errors import UserError
 from tokenward.ops.guidance import Transform, likelihood_weights
 from tokenward.ops.ragged import segment_sum, weighted_sum
-from tokenward.selection.base import ScoredTokens
-from tokenward.selection.fraction import Ends, Scope
+from tokenward.scoring.steps import Scope
+from tokenward.selection.base import Ends, ScoredTokens, eligible
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +54,16 @@ class SoftWeights:
 
     def __call__(self, tokens: ScoredTokens) -> Tensor:
         """Weights of 0 or more.  -> [n]"""
-        eligible = self._eligible(tokens).to(torch.float32)
+        counted = eligible(tokens, self.ends).to(torch.float32)
         responses = len(tokens.rank)
-        number = segment_sum(eligible, tokens.response, responses)
+        number = segment_sum(counted, tokens.response, responses)
         if self.spread == "token":
-            shares = self._shares(tokens.scores, eligible, tokens.response, responses)
+            shares = self._shares(tokens.scores, counted, tokens.response, responses)
             return shares * number[tokens.response]
-        means = weighted_sum(tokens.scores.float(), eligible, tokens.response, responses) / number.clamp(
-            min=1
-        )
+        means = weighted_sum(tokens.scores.float(), counted, tokens.response, responses) / number.clamp(min=1)
         some = (number > 0).to(torch.float32)
         relative = self._shares(means, some, torch.zeros_like(tokens.rank), 1) * some.sum()
-        return relative[tokens.response] * eligible
-
-    def _eligible(self, tokens: ScoredTokens) -> Tensor:
-        preferred = (tokens.rank == 0)[tokens.response]
-        whose = {
-            "both": torch.ones_like(preferred),
-            "none": torch.zeros_like(preferred),
-            "chosen": preferred,
-            "rejected": ~preferred,
-        }[self.ends]
-        return ~tokens.scores.isnan() & (whose | ~tokens.closing)
+        return relative[tokens.response] * counted
 
     def _shares(self, values: Tensor, present: Tensor, owner: Tensor, count: int) -> Tensor:
         lowest = torch.where(present != 0, values, torch.inf).min() if len(values) else torch.inf

@@ -1,0 +1,185 @@
+# torch leaves parts of what is used here untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+"""From scores to scores or weights, a number per token: affine, clamped, ranked, cut off, pooled over segments.
+
+Tokens lie end to end; ``group [n]`` says with which others a token is compared. A score of NaN is none: it is left out
+of every statistic and stays NaN.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tokenward.ops.groups import group_extremes, group_moments, group_quantile, group_ranks
+from tokenward.ops.otsu import otsu_class, otsu_cuts
+from tokenward.ops.ragged import position_in_group, segment_sum
+from tokenward.ops.selection import CountRule, top_fraction
+
+At = Literal["value", "mean", "median", "quantile", "iqr", "otsu"]
+Pool = Literal["mean", "sum", "max", "min"]
+
+
+def affine(scores: Tensor, scale: float, shift: float) -> Tensor:
+    """``scale * s + shift``.  [n] -> [n]"""
+    return scale * scores + shift
+
+
+def clamp(scores: Tensor, low: float | None, high: float | None) -> Tensor:
+    """Scores no lower than ``low`` and no higher than ``high``; None is no bound.  [n] -> [n]"""
+    return scores if low is None and high is None else scores.clamp(low, high)
+
+
+def exponential(scores: Tensor, temperature: float) -> Tensor:
+    """``exp(s / temperature)``.  [n] -> [n]"""
+    return (scores / temperature).exp()
+
+
+def shifted_sigmoid(scores: Tensor, shift: float) -> Tensor:
+    """``sigma(s) + shift``.  [n] -> [n]"""
+    return scores.sigmoid() + shift
+
+
+def rank_scale(scores: Tensor, group: Tensor, groups: int, low: float, high: float) -> Tensor:
+    """Scores by their rank alone: the lowest of a group gets ``low``, the highest ``high``.  [n], [n] -> [n]
+
+    Equal scores share a value; where all of a group are equal it is halfway.
+    """
+    ranks = group_ranks(scores, group, groups)
+    count = segment_sum((~scores.isnan()).double(), group, groups)[group]
+    share = torch.where(count > 1, ranks / (count - 1).clamp(min=1), torch.where(ranks.isnan(), ranks, 0.5))
+    return (low + (high - low) * share).to(scores.dtype)
+
+
+def standardise(scores: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Scores less their group's mean, over its standard deviation; 0 where all are equal.  [n], [n] -> [n]"""
+    _, mean, spread = group_moments(scores, group, groups)
+    apart = scores.double() - mean[group]
+    varied = spread[group] > 0
+    found = torch.where(varied, apart / torch.where(varied, spread[group], 1.0), 0.0 * apart)
+    return found.to(scores.dtype)
+
+
+def min_max(scores: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Scores from 0, the group's least, to 1, its largest; 0 where all are equal.  [n], [n] -> [n]"""
+    least, largest = (part[group] for part in group_extremes(scores, group, groups))
+    return (scores - least) / torch.where(largest > least, largest - least, 1.0)
+
+
+def top(
+    scores: Tensor,
+    group: Tensor,
+    groups: int,
+    fraction: float,
+    *,
+    which: Literal["largest", "smallest"],
+    rule: CountRule,
+    minimum: int,
+) -> Tensor:
+    """1 for the largest (or smallest) share of each group, else 0; the earliest token wins a tie.  [n], [n] -> [n]"""
+    directed = scores if which == "largest" else -scores
+    kept = top_fraction(directed, group, groups, fraction, rule=rule, minimum=minimum)
+    return _flags(kept, scores)
+
+
+def threshold_of(
+    scores: Tensor, group: Tensor, groups: int, at: At, *, value: float, factor: float, classes: int, cut: int
+) -> Tensor:
+    """Where each group is cut.  [n], [n] -> [groups] float64
+
+    Args:
+        scores: ``[n]``.
+        group: ``[n]``.
+        groups: How many there are.
+        at: ``value``: that number; ``mean``; ``median``; ``quantile``: the quantile ``value``; ``iqr``: ``factor``
+            interquartile ranges below the first quartile, or for a negative factor above the third; ``otsu``: between
+            two of the classes of :func:`tokenward.ops.otsu.otsu_cuts`.
+        value: See ``at``.
+        factor: See ``at``.
+        classes: Of ``otsu``.
+        cut: Which of its cuts, 0 the lowest.
+    """
+    if at == "value":
+        return torch.full((groups,), value, dtype=torch.float64, device=scores.device)
+    if at == "mean":
+        return group_moments(scores, group, groups).mean
+    if at == "otsu":
+        return _per_group_cuts(scores, group, groups, classes)[:, cut]
+    if at == "iqr":
+        first, third = (group_quantile(scores, group, groups, share) for share in (0.25, 0.75))
+        return (first if factor >= 0 else third) - factor * (third - first)
+    return group_quantile(scores, group, groups, 0.5 if at == "median" else value)
+
+
+def keep_side(scores: Tensor, group: Tensor, thresholds: Tensor, keep: Literal["above", "below"]) -> Tensor:
+    """1 where a score is on one side of its group's threshold, else 0.  [n], [n], [groups] -> [n]
+
+    ``below`` is strict and ``above`` is the rest, so that every score is on exactly one side.
+    """
+    below = scores.double() < thresholds[group]
+    return _flags(below if keep == "below" else ~below, scores)
+
+
+def cluster(scores: Tensor, group: Tensor, groups: int, classes: int, keep: tuple[int, ...]) -> Tensor:
+    """1 for the scores in some of the classes of multi-Otsu, else 0.  [n], [n] -> [n]"""
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    wanted = torch.tensor(keep, device=scores.device)
+    for mine in _members(group, groups):
+        found = otsu_class(scores[mine], otsu_cuts(scores[mine], classes))
+        kept[mine] = torch.isin(found, wanted)
+    return _flags(kept, scores)
+
+
+def segment_pool(scores: Tensor, segment: Tensor, how: Pool, place: Literal["all", "end", "start"]) -> Tensor:
+    """One number per segment, at all of its tokens or at one of them and 0 at the others.  [n], [n] -> [n]
+
+    Args:
+        scores: ``[n]``; a segment's number is made of those that are not NaN.
+        segment: ``[n]``, rising whole numbers.
+        how: What becomes of a segment's scores.
+        place: Where the number goes: ``all`` tokens, or the ``end`` or ``start`` of those with a score.
+    """
+    _, segment = torch.unique_consecutive(segment, return_inverse=True)
+    count = int(segment[-1]) + 1 if len(segment) else 0
+    if how in ("max", "min"):
+        least, largest = group_extremes(scores, segment, count)
+        pooled = largest if how == "max" else least
+    else:
+        number, mean, _ = group_moments(scores, segment, count)
+        pooled = mean if how == "mean" else mean * number
+    spread = torch.where(scores.isnan(), scores, pooled.to(scores.dtype)[segment])
+    if place == "all":
+        return spread
+    # Among the tokens that have a score, which is the last (or first) of its segment?
+    present = (~scores.isnan()).nonzero().squeeze(-1)
+    owner = segment[present]
+    edge = torch.ones_like(owner, dtype=torch.bool)
+    changes = owner[1:] != owner[:-1]
+    if place == "end":
+        edge[:-1] = changes
+    else:
+        edge[1:] = changes
+    at = torch.zeros_like(scores, dtype=torch.bool)
+    at[present[edge]] = True
+    return torch.where(at | scores.isnan(), spread, 0.0)
+
+
+def decay(scores: Tensor, response: Tensor, rate: float, first: int) -> Tensor:
+    """``rate ** (t + first) * s`` at place t of a response, counted from 0.  [n], [n] -> [n]"""
+    return scores * float(rate) ** (position_in_group(response) + first).to(scores.dtype)
+
+
+def _flags(kept: Tensor, scores: Tensor) -> Tensor:
+    return torch.where(scores.isnan(), scores, kept.to(scores.dtype))
+
+
+def _per_group_cuts(scores: Tensor, group: Tensor, groups: int, classes: int) -> Tensor:
+    """Multi-Otsu's cuts of each group.  -> [groups, classes - 1]"""
+    cuts = [otsu_cuts(scores[mine], classes) for mine in _members(group, groups)]
+    return torch.stack(cuts) if cuts else scores.new_zeros((0, classes - 1)).double()
+
+
+def _members(group: Tensor, groups: int) -> list[Tensor]:
+    """Which tokens each group has, in their order."""
+    sizes = segment_sum(torch.ones_like(group), group, groups)
+    return list(torch.argsort(group, stable=True).split(sizes.tolist()))

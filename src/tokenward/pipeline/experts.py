@@ -1,0 +1,152 @@
+"""Which models a run's scorer reads, where they are, and what an expert reads in place of the prompt."""
+
+import re
+from collections.abc import Callable
+from typing import Any, cast
+
+from tokenward.config import ExpertTable
+from tokenward.errors import UserError
+from tokenward.pipeline.context import EXPERT, Run
+from tokenward.pipeline.values import scorer_of
+from tokenward.scoring.reads import IN_THE_STEP, TAKEN, Value, is_online, reads_of
+from tokenward.tokens.encode import Encoded
+from tokenward.tokens.template import Template
+from tokenward.types import Message
+
+PLACE = "{prompt}"
+"""Stands in an expert's prompt for the last user turn."""
+
+
+def read_values(run: Run) -> list[Value]:
+    """What the recipe's scorer reads of frozen models and of the data; what it reads of the policy is not among it."""
+    return [value for value in dict.fromkeys(reads_of(scorer_of(run))) if not value.online]
+
+
+def reads_model(run: Run, model: str) -> bool:
+    """Whether the scorer reads a value of a model; one that does not say what it reads, reads the oracle."""
+    return any(value.model == model for value in read_values(run))
+
+
+def is_needed(run: Run, stage: str) -> bool:
+    """Whether a stage makes something that the scorer reads; stages that no scorer reads from are always needed."""
+    return stage not in ("oracle", "reward") or reads_model(run, stage)
+
+
+def trained_experts(run: Run) -> list[str]:
+    """Experts that are trained in this run: those that have a ``training`` table and are read."""
+    return [
+        name
+        for name, table in run.recipe.experts.items()
+        if table.training is not None and reads_model(run, name)
+    ]
+
+
+def expert_start(run: Run, name: str) -> str:
+    """The model that an expert is, or that it is trained from."""
+    return run.recipe.experts[name].model or run.reference_model
+
+
+def folder_of(run: Run, model: str) -> str:
+    """Folder or hub name of a model that scorers read: ``reference``, ``oracle``, ``reward`` or an expert."""
+    if model == "reference":
+        return run.reference_model
+    if model not in run.recipe.experts:
+        return str(run.path(model) / "model")
+    trained = run.recipe.experts[model].training is not None
+    return str(run.path(f"{EXPERT}{model}") / "model") if trained else expert_start(run, model)
+
+
+def expert_of(run: Run, model: str) -> ExpertTable:
+    """An expert's table; of another model one that changes nothing."""
+    return run.recipe.experts.get(model, ExpertTable())
+
+
+def prompted(row: Encoded, template: Template, text: str | None, context: int | None) -> Encoded:
+    """A row whose prompt is an expert's; the response's ids stay, so that values belong to the same tokens.
+
+    Args:
+        row: As the policy reads it.
+        template: Of the model.
+        text: The expert's prompt, in which ``{prompt}`` stands for the last user turn; None changes nothing.
+        context: Positions that the model has, or None.
+
+    Raises:
+        UserError: the row has no user turn, or is too long with the new prompt.
+    """
+    if text is None:
+        return row
+    ids = template.prompt_ids(with_prompt(row.comparison.prompt, text, row.comparison.source))
+    longest = len(ids) + max(map(len, row.responses))
+    if context is not None and longest > context:
+        raise UserError(
+            f"{row.comparison.source} has {longest} tokens with the expert's prompt, and the model reads {context}. Shorten the "
+            "prompt, or lower tokens.max_prompt_tokens or tokens.max_response_tokens."
+        )
+    return row._replace(prompt=ids)
+
+
+def with_prompt(messages: tuple[Message, ...], text: str, source: str) -> tuple[Message, ...]:
+    """A conversation whose last user turn is put into a text."""
+    places = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    if not places:
+        raise UserError(
+            f"{source} has no user turn into whose place an expert's prompt could go. Leave prompt out."
+        )
+    last = places[-1]
+    changed = Message(role="user", content=text.replace(PLACE, messages[last]["content"]))
+    return (*messages[:last], changed, *messages[last + 1 :])
+
+
+def check_experts(run: Run) -> dict[str, Callable[[], Any]]:
+    """Checks of the experts' names and prompts, by the key that each is about."""
+    checks: dict[str, Callable[[], Any]] = {}
+    for name, table in run.recipe.experts.items():
+        checks[f"experts.{name}"] = _bound(_check_name, name)
+        if table.prompt is not None:
+            checks[f"experts.{name}.prompt"] = _bound(_check_prompt, table.prompt)
+    return checks
+
+
+def _bound(check: Callable[[str], None], text: str) -> Callable[[], None]:
+    return lambda: check(text)
+
+
+def _check_name(name: str) -> None:
+    if name in TAKEN or not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name):
+        raise UserError(
+            f"an expert cannot be called {name!r}: {', '.join(TAKEN)} are taken, and a name has letters, digits and hyphens. "
+            "Write for example better."
+        )
+
+
+def _check_prompt(text: str) -> None:
+    if PLACE not in text:
+        raise UserError(
+            f"the expert's prompt is {text!r}, which does not hold {PLACE}, so every prompt would be the same. Write it where "
+            "the user's own words belong."
+        )
+
+
+def check_reads(run: Run) -> None:
+    """Refuse a scorer that reads a model or a value which the run does not have.
+
+    Raises:
+        UserError: says what there is.
+    """
+    scorer = scorer_of(run)
+    known = ("policy", "reference", "oracle", "reward", "data", *run.recipe.experts)
+    for value in reads_of(scorer):
+        if value.model not in known:
+            raise UserError(
+                f"the scorer reads {value}, and there is no model {value.model!r}. There are {', '.join(known[:3])} and the "
+                f"experts of the recipe ({', '.join(run.recipe.experts) or 'none'}); write a table experts."
+            )
+        if value.online and value.kind not in IN_THE_STEP:
+            raise UserError(
+                f"the scorer reads {value}; in the step the policy gives {' and '.join(IN_THE_STEP)} only. Read it of the "
+                "reference or of an expert."
+            )
+    if is_online(scorer) and cast(str, getattr(scorer, "scope", "response")) != "response":
+        raise UserError(
+            "scores of the policy are made in the step, where a step of combine cannot see all data. Write scope: response."
+        )

@@ -1,0 +1,89 @@
+"""What a scorer reads: named values of each response token, and which model gives them."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+from tokenward.errors import UserError
+
+KINDS = ("logp", "entropy", "rank", "attention", "similarity", "activation", "critical")
+"""What a language model gives of a token: its log-probability, the entropy where it was predicted, its rank there (0
+is the most probable), the attention it receives, its likeness to words of a domain, its mean activation, and whether
+what is written goes wrong with another token in its place."""
+
+IN_THE_STEP = ("logp", "entropy")
+"""Kinds that the policy's own pass has while it trains."""
+
+TAKEN = ("policy", "reference", "oracle", "reward", "data")
+"""Names that no expert of a recipe may have."""
+
+
+class Value(str):
+    """One number per response token; as text it is its name in a record and in the store, such as ``reference_logp``.
+
+    Settings on which a value depends are told apart by a short hash in its name.
+
+    Attributes:
+        model: ``policy``, ``reference``, ``oracle``, ``reward``, an expert's name, or ``data``.
+        kind: One of :data:`KINDS`; empty for the reward, ``spans`` or ``file`` of the data.
+        details: The settings, by name.
+    """
+
+    model: str
+    kind: str
+    details: Mapping[str, Any]
+
+    def __new__(cls, model: str, kind: str = "", **details: Any) -> Self:
+        """A value of a model.
+
+        Args:
+            model: Its name.
+            kind: What of it.
+            details: Settings.
+        """
+        name = f"{model}_{kind}" if kind else model
+        if details:
+            name += f"_{hashlib.sha256(json.dumps(details, sort_keys=True).encode()).hexdigest()[:6]}"
+        made = super().__new__(cls, name)
+        made.model, made.kind, made.details = model, kind, details
+        return made
+
+    @property
+    def online(self) -> bool:
+        """Whether it comes from the policy as it is in the step."""
+        return self.model == "policy"
+
+
+def value_of(read: str) -> Value:
+    """What a name such as ``oracle_logp`` or ``reward`` means.
+
+    Raises:
+        UserError: it is no such name.
+    """
+    if isinstance(read, Value):
+        return read
+    model, _, kind = read.rpartition("_")
+    if read == "reward":
+        return Value("reward")
+    if model and kind in KINDS:
+        return Value(model, kind)
+    raise UserError(
+        f"a scorer reads {read!r}, which is no stored value. Write reward, or MODEL_KIND such as oracle_logp: MODEL is policy, "
+        f"reference, oracle or one of the recipe's experts, KIND one of {', '.join(KINDS)}."
+    )
+
+
+def reads_of(scorer: Any) -> list[Value]:
+    """The values that a scorer reads; one that does not say reads what an oracle gives."""
+    return [value_of(read) for read in getattr(scorer, "reads", ("oracle_logp", "reference_logp"))]
+
+
+def is_online(scorer: Any) -> bool:
+    """Whether a scorer's scores depend on the policy as it is in the step."""
+    return any(value.online for value in reads_of(scorer))
+
+
+def scope_of_scores(scorer: Any) -> str:
+    """Which responses must be seen together to score one: ``response``, ``comparison`` or ``dataset``."""
+    return str(getattr(scorer, "scope", "response"))

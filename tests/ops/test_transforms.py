@@ -1,0 +1,234 @@
+"""Transforms by hand, against numpy and by brute force; what is not compared does not matter."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenward.ops import transforms
+from tokenward.ops.groups import group_moments, group_quantile, group_ranks
+from tokenward.ops.otsu import otsu_class, otsu_cuts
+
+NAN = torch.nan
+exactly = settings(derandomize=True, deadline=None, max_examples=60)
+scores = st.sampled_from([-2.0, -0.5, 0.0, 0.25, 1.0, 3.0, NAN])
+tokens = st.lists(st.tuples(scores, st.integers(0, 3)), min_size=1, max_size=25)
+
+
+def split(tokens):
+    values = torch.tensor([token[0] for token in tokens], dtype=torch.float64)
+    return values, torch.tensor([token[1] for token in tokens])
+
+
+def one(values) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Numbers that are one group."""
+    made = torch.tensor(values, dtype=torch.float32)
+    return made, torch.zeros(len(made), dtype=torch.long), 1
+
+
+def by_group(tokens, group):
+    return np.array([value for value, owner in tokens if owner == group and value == value])
+
+
+@exactly
+@given(tokens, st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.6, 1.0]))
+def test_statistics_are_those_of_numpy(tokens, share):
+    values, group = split(tokens)
+    found = group_quantile(values, group, 4, share)
+    count, mean, spread = group_moments(values, group, 4)
+    for number in range(4):
+        mine = by_group(tokens, number)
+        assert count[number] == len(mine)
+        if not len(mine):
+            assert found[number].isnan()
+            assert mean[number].isnan()
+            continue
+        assert float(found[number]) == pytest.approx(np.quantile(mine, share))
+        assert float(mean[number]) == pytest.approx(mine.mean())
+        assert float(spread[number]) == pytest.approx(mine.std())
+
+
+@exactly
+@given(tokens)
+def test_ranks_count_the_smaller_ones_and_half_of_the_equal_ones(tokens):
+    values, group = split(tokens)
+    found = group_ranks(values, group, 4)
+    for (value, owner), rank in zip(tokens, found.tolist(), strict=True):
+        mine = by_group(tokens, owner)
+        if value != value:
+            assert rank != rank
+        else:
+            assert rank == (mine < value).sum() + ((mine == value).sum() - 1) / 2
+
+
+def test_formulas_of_one_token_by_hand():
+    made = torch.tensor([-2.0, 0.0, 0.5])
+    assert transforms.affine(made, 0.5, 1.0).tolist() == [0.0, 1.0, 1.25]  # TGDPO: 1 + alpha r
+    assert transforms.clamp(made, -0.5, 1.5).tolist() == [-0.5, 0.0, 0.5]
+    assert transforms.clamp(made, None, 0.0).tolist() == [-2.0, 0.0, 0.0]
+    # TIS-DPO: exp(mu s) with mu = -1 is a temperature of -1.
+    assert transforms.exponential(made, -1.0).tolist() == pytest.approx([7.389056, 1.0, 0.606531])
+    # T-REG: sigma(log 3) - 1/2 = 3/4 - 1/2.
+    assert float(transforms.shifted_sigmoid(torch.tensor(3.0).log(), -0.5)) == pytest.approx(0.25)
+
+
+def test_grouped_formulas_by_hand():
+    made, group = torch.tensor([1.0, 3.0, 5.0, 10.0, NAN]), torch.tensor([0, 0, 0, 1, 1])
+    assert transforms.rank_scale(made, group, 2, 0.7, 1.3).tolist()[:4] == pytest.approx([0.7, 1.0, 1.3, 1.0])
+    # Mean 3, standard deviation sqrt(8 / 3).
+    assert transforms.standardise(made, group, 2).tolist()[:4] == pytest.approx([-1.224745, 0, 1.224745, 0])
+    assert transforms.min_max(made, group, 2).tolist()[:4] == [0.0, 0.5, 1.0, 0.0]
+    for found in (transforms.rank_scale(made, group, 2, 0, 1), transforms.standardise(made, group, 2)):
+        assert found[4].isnan(), "no score stays none"
+
+
+def test_equal_scores_share_a_rank_and_are_halfway():
+    assert transforms.rank_scale(*one([2.0, 2.0, 5.0]), 0.0, 1.0).tolist() == [0.25, 0.25, 1.0]
+    assert transforms.rank_scale(*one([2.0, 2.0]), 0.0, 1.0).tolist() == [0.5, 0.5]
+    assert transforms.standardise(*one([2.0, 2.0])).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "factor", "expected"),
+    [
+        ("value", 2.5, 0.0, 2.5),
+        ("mean", 0.0, 0.0, 4.0),
+        ("median", 0.0, 0.0, 3.0),
+        ("quantile", 0.25, 0.0, 2.0),
+        ("iqr", 0.0, 1.0, 2.0 - (4.0 - 2.0)),  # XTF: Q1 - (Q3 - Q1)
+        ("iqr", 0.0, 1.5, 2.0 - 1.5 * 2.0),  # its code
+        ("iqr", 0.0, -1.5, 4.0 + 1.5 * 2.0),
+    ],
+)
+def test_thresholds_by_hand(at, value, factor, expected):
+    made = one([1.0, 2.0, 3.0, 4.0, 10.0])
+    found = transforms.threshold_of(*made, at, value=value, factor=factor, classes=2, cut=0)
+    assert found.tolist() == [expected]
+
+
+def test_below_is_strict_and_above_is_the_rest():
+    made, group, _ = one([1.0, 2.0, 3.0, NAN])
+    cut = torch.tensor([2.0], dtype=torch.float64)
+    assert transforms.keep_side(made, group, cut, "below").tolist()[:3] == [1.0, 0.0, 0.0]
+    assert transforms.keep_side(made, group, cut, "above").tolist()[:3] == [0.0, 1.0, 1.0]
+    assert transforms.keep_side(made, group, cut, "above")[3].isnan()
+
+
+def test_top_takes_either_end():
+    made = one([3.0, 1.0, 2.0, 5.0, NAN])
+    rules = {"rule": "floor", "minimum": 1}
+    assert transforms.top(*made, 0.5, which="largest", **rules).tolist()[:4] == [1.0, 0.0, 0.0, 1.0]
+    assert transforms.top(*made, 0.5, which="smallest", **rules).tolist()[:4] == [0.0, 1.0, 1.0, 0.0]
+
+
+def between(values: np.ndarray, cuts) -> float:
+    """Variance between the classes that cuts make, by its definition."""
+    edges = [-np.inf, *cuts, np.inf]
+    parts = [values[(values >= low) & (values < high)] for low, high in itertools.pairwise(edges)]
+    return sum(len(part) * (part.mean() - values.mean()) ** 2 for part in parts if len(part))
+
+
+@exactly
+@given(st.lists(st.integers(-9, 9), min_size=4, max_size=14), st.integers(2, 4))
+def test_multi_otsu_is_the_best_of_all_cuts(numbers, classes):
+    values = np.array(numbers, float)
+    levels = np.unique(values)
+    cuts = otsu_cuts(torch.from_numpy(values), classes).tolist()
+    assert cuts == sorted(cuts)
+    middles = (levels[1:] + levels[:-1]) / 2
+    tried = [between(values, some) for some in itertools.combinations(middles, min(classes, len(levels)) - 1)]
+    assert between(values, [cut for cut in cuts if np.isfinite(cut)]) == pytest.approx(max(tried))
+    assert len([cut for cut in cuts if np.isfinite(cut)]) == min(classes, len(levels)) - 1
+
+
+def test_multi_otsu_finds_planted_clusters_also_from_a_histogram():
+    generator = torch.Generator().manual_seed(0)
+    parts = [middle + 0.1 * torch.randn(400, generator=generator) for middle in (0.0, 2.0, 5.0)]
+    cuts = otsu_cuts(torch.cat(parts), 3, bins=256)  # 1,200 different values
+    assert [int(otsu_class(part, cuts).unique()) for part in parts] == [0, 1, 2]
+
+
+def test_the_second_lowest_cluster_of_each_group():
+    made = torch.tensor([0.0, 0.1, 5.0, 5.1, 9.0, NAN, 20.0, 30.0, 40.0])
+    group = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    found = transforms.cluster(made, group, 2, 3, (1,))
+    assert found[5].isnan()
+    assert found.nan_to_num(0.0).tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("how", "place", "expected"),
+    [
+        ("mean", "all", [2.0, 2.0, NAN, 6.0, 4.0]),
+        ("sum", "all", [4.0, 4.0, NAN, 6.0, 4.0]),
+        ("max", "all", [3.0, 3.0, NAN, 6.0, 4.0]),
+        ("min", "all", [1.0, 1.0, NAN, 6.0, 4.0]),
+        ("sum", "end", [0.0, 4.0, NAN, 6.0, 4.0]),
+        ("sum", "start", [4.0, 0.0, NAN, 6.0, 4.0]),
+    ],
+)
+def test_segments_have_one_number(how, place, expected):
+    """The third token closes the first segment but has no score, so the second one is its end."""
+    made = torch.tensor([1.0, 3.0, NAN, 6.0, 4.0])
+    found = transforms.segment_pool(made, torch.tensor([0, 0, 0, 4, 9]), how, place)
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_decay_begins_anew_in_each_response():
+    made = transforms.decay(torch.ones(5), torch.tensor([0, 0, 0, 1, 1]), 0.5, 1)  # D2PO's code begins with 1
+    assert made.tolist() == [0.5, 0.25, 0.125, 0.5, 0.25]
+
+
+GROUPED = {
+    "rank_scale": lambda *made: transforms.rank_scale(*made, 0.0, 1.0),
+    "standardise": transforms.standardise,
+    "min_max": transforms.min_max,
+    "top": lambda *made: transforms.top(*made, 0.4, which="largest", rule="floor", minimum=1),
+    "cluster": lambda *made: transforms.cluster(*made, 3, (1, 2)),
+    **{
+        f"threshold {at}": lambda *made, at=at: transforms.keep_side(
+            *made[:2],
+            transforms.threshold_of(*made, at, value=0.3, factor=0.5, classes=3, cut=1),
+            "above",
+        )
+        for at in ("mean", "median", "quantile", "iqr", "otsu")
+    },
+}
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@exactly
+@given(tokens=tokens)
+def test_a_scale_and_a_shift_of_the_scores_change_nothing(name, tokens):
+    """Law 2: only comparisons count. The numbers are such that scaling is exact."""
+    values, group = split(tokens)
+    first = GROUPED[name](values, group, 4)
+    torch.testing.assert_close(
+        GROUPED[name](4 * values + 8, group, 4), first, rtol=0, atol=1e-12, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in GROUPED if name != "top"])
+@exactly
+@given(tokens=tokens, seed=st.integers(0, 5))
+def test_the_order_of_the_tokens_does_not_matter(name, tokens, seed):
+    """Of ``top`` the order decides ties, as its docstring says."""
+    values, group = split(tokens)
+    mixed = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
+    first = GROUPED[name](values, group, 4)
+    torch.testing.assert_close(GROUPED[name](values[mixed], group[mixed], 4), first[mixed], equal_nan=True)
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@exactly
+@given(tokens=tokens)
+def test_a_group_knows_nothing_of_the_others(name, tokens):
+    values, group = split(tokens)
+    together = GROUPED[name](values, group, 4)
+    for number in range(4):
+        mine = group == number
+        alone = GROUPED[name](values[mine], torch.zeros(int(mine.sum()), dtype=torch.long), 1)
+        torch.testing.assert_close(alone, together[mine], equal_nan=True)

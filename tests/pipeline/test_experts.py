@@ -1,0 +1,362 @@
+"""Experts: trained as the oracle or used as they are, under another prompt, and read by scorers; nothing else is made."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tokenward
+from tests.models.plain import plain_logprobs
+from tests.pipeline.tools import plugin, refused
+from tests.tiny import CHATML, save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer
+from tokenward.errors import UserError
+from tokenward.models.loading import load_model
+from tokenward.pipeline.data import encode_set, pair_sets, response_keys
+from tokenward.pipeline.experts import prompted, with_prompt
+from tokenward.pipeline.rows import LazyRows
+from tokenward.pipeline.scored import scored_rows
+from tokenward.scoring.store import TokenStore
+from tokenward.tokens.encode import Limits, encode_one
+from tokenward.tokens.template import Template
+from tokenward.types import Comparison
+
+RUN = Path("runs/quickstart")
+REFERENCE = "scores.scorer={name: probability, of: reference}"
+
+
+def folders() -> set[str]:
+    return {path.parent.name for path in RUN.glob("*/manifest.json")}
+
+
+def stored() -> TokenStore:
+    return TokenStore(RUN / "scores")
+
+
+def train_rows(run) -> list:
+    return list(encode_set(run, pair_sets(run).train, run.tokenizer_template(run.start_model)).rows)
+
+
+def margin(store: TokenStore, rows: list, model: str) -> float:
+    """Mean over pairs of the log-ratio of the preferred response less that of the other."""
+    total = 0.0
+    for row in rows:
+        records = [store[key] for key in response_keys(row)]
+        ratios = [float((r.value(f"{model}_logp") - r.value("reference_logp")).sum()) for r in records]
+        total += ratios[0] - ratios[1]
+    return total / len(rows)
+
+
+def test_an_expert_is_trained_as_the_oracle_is_and_the_labels_may_be_swapped(tiny_workplace: Path) -> None:
+    """TIS-DPO's contrast: a model trained by DPO, and one trained on the same pairs with their labels swapped."""
+    training = "{learning_rate: 1.0e-3, per_device_train_batch_size: 4, max_steps: 6}"
+    changes = [
+        f"experts={{worse: {{swapped: true, training: {training}}}, unread: {{training: {training}}}}}",
+        "scores.scorer={name: log_ratio, numerator: oracle, denominator: worse}",
+        "policy.training.max_steps=1",
+    ]
+    run = tokenward.run(tiny_workplace, changes, quiet=True)
+    assert folders() == {"data", "reference", "oracle", "expert-worse", "scores", "policy", "evaluation"}
+    store, rows = stored(), train_rows(run)
+    assert set(store[next(iter(store))].values) == {"reference_logp", "oracle_logp", "worse_logp"}
+    assert margin(store, rows, "oracle") > 0.1
+    assert margin(store, rows, "worse") < -0.1
+    assert "credit/auroc/log_ratio" in tokenward.read_figures(run)
+    again = tokenward.run(tiny_workplace, changes, quiet=True)
+    assert again.done("expert-worse") == run.done("expert-worse")
+    page = tokenward.make_report(RUN)
+    assert "expert-worse" in page.html
+    # Its values are those of its own folder.
+    model = load_model(str(RUN / "expert-worse" / "model"), device="cpu")
+    with torch.no_grad():
+        expected = plain_logprobs(model.model, rows[:1]).split([len(ids) for ids in rows[0].responses])
+    for key, values in zip(response_keys(rows[0]), expected, strict=True):
+        torch.testing.assert_close(store[key].value("worse_logp"), values, atol=1e-4, rtol=0)
+
+
+def test_an_expert_of_plain_likelihood_sees_its_share_of_the_best_responses(tiny_workplace: Path) -> None:
+    changes = [
+        "experts={good: {objective: {name: sft}, fraction: 0.5, adapter: {r: 2, target_modules: [q_proj]}, "
+        "training: {learning_rate: 1.0e-2, max_steps: 8, per_device_train_batch_size: 4}}}",
+        "scores.scorer={name: log_ratio, numerator: good}",
+    ]
+    run = tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
+    assert "oracle" not in folders()
+    facts, rows = run.done("expert-good").facts, train_rows(run)
+    assert facts["rows"] == round(0.5 * len(rows)) or abs(facts["rows"] - len(rows) / 2) < len(rows) / 3
+    assert facts["rows"] < len(rows)
+    store = stored()
+    chosen = [store[response_keys(row)[0]] for row in rows]
+    assert np.mean([float((r.value("good_logp") - r.value("reference_logp")).mean()) for r in chosen]) > 0.01
+    assert (RUN / "expert-good" / "model" / "adapter_config.json").is_file()
+
+
+def test_a_stage_whose_values_no_scorer_reads_is_skipped(tiny_workplace: Path) -> None:
+    tokenward.run(tiny_workplace, ["experts={x: {training: {}}}", REFERENCE], last="scores", quiet=True)
+    assert folders() == {"data", "reference", "scores"}
+
+
+def test_the_same_model_under_another_prompt_scores_the_same_tokens(tiny_workplace: Path) -> None:
+    """T-REG's contrast: a better and a worse instruction; values belong to tokens by their place in the response."""
+    changes = [
+        'experts={better: {prompt: "Be very good. {prompt}"}, worse: {prompt: "{prompt} Be bad."}}',
+        "scores.scorer={name: log_ratio, numerator: better, denominator: worse}",
+    ]
+    run = tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
+    assert folders() == {"data", "reference", "scores"}
+    store, (row, *_) = stored(), train_rows(run)
+    model = load_model(run.reference_model, device="cpu")
+    content = row.comparison.prompt[-1]["content"]
+    for name, text in (("better", f"Be very good. {content}"), ("worse", f"{content} Be bad.")):
+        rendered = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+        prompt = tiny_tokenizer()(rendered)["input_ids"]
+        for key, ids in zip(response_keys(row), row.responses, strict=True):
+            with torch.no_grad():
+                logp = (
+                    model.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+                )
+            expected = logp.gather(-1, torch.tensor(ids)[:, None])[:, 0]
+            torch.testing.assert_close(store[key].value(f"{name}_logp"), expected, atol=1e-4, rtol=0)
+
+
+def test_another_prompt_is_a_change_and_runs_the_scores_again(tiny_workplace: Path) -> None:
+    base = ["scores.scorer={name: log_probability, of: x}"]
+    first = tokenward.run(
+        tiny_workplace, [*base, 'experts={x: {prompt: "A {prompt}"}}'], last="scores", quiet=True
+    )
+    before = first.done("scores")
+    again = tokenward.run(
+        tiny_workplace, [*base, 'experts={x: {prompt: "B {prompt}"}}'], last="scores", quiet=True
+    )
+    assert before.changes_to(again.done("scores")) == ['experts.x: "A {prompt}" -> "B {prompt}"']
+
+
+SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + CHATML
+)
+
+
+def test_only_the_last_user_turn_changes_and_a_default_system_prompt_stays() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = SYSTEM
+    template = Template(tokenizer=tokenizer)
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    row = Comparison(key="k", prompt=tuple(turns), responses=("the", "a cup"), ranks=(0, 1), source="f:1")
+    encoded, _ = encode_one(row, template, Limits(999, 999))
+    changed = prompted(encoded, template, "Well: {prompt}!", None)
+    expected = tokenizer.decode(encoded.prompt).replace("user\nc<|im_end|>", "user\nWell: c!<|im_end|>")
+    assert tokenizer.decode(changed.prompt) == expected
+    assert expected.count("Be kind.") == 1
+    assert changed.responses == encoded.responses
+    with pytest.raises(UserError, match="with the expert's prompt, and the model reads 20"):
+        prompted(encoded, template, "{prompt}", 20)
+    with pytest.raises(UserError, match="f:1 has no user turn"):
+        with_prompt(({"role": "system", "content": "x"},), "{prompt}", "f:1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["experts={oracle: {}}"], "an expert cannot be called 'oracle'"),
+        (["experts={a_b: {}}"], "an expert cannot be called 'a_b'"),
+        (['experts={x: {prompt: "better"}}'], "which does not hold {prompt}"),
+        (["experts={x: {modle: y}}"], "unknown key 'modle' in experts.x. Did you mean 'model'?"),
+        (["experts={x: {fraction: 2}}"], "experts.x.fraction: got 2. Allowed: a number > 0 and <= 1"),
+        (["experts={x: {training: {learning_rat: 1}}}"], "unknown key 'learning_rat' in experts.x.training"),
+        (["experts={x: {objective: {name: dop}}}"], "there is no objective 'dop'"),
+        (["scores.scorer={name: rank, of: expret}"], "there is no model 'expret'. There are policy, reference, oracle"),
+        (["scores.scorer={name: rank, of: policy}"], "in the step the policy gives logp and entropy only"),
+        (
+            ["scores.scorer={name: combine, parts: [{scorer: {name: entropy, of: policy}, steps: [{top: {scope: dataset}}]}]}"],
+            "where a step of combine cannot see all data",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_is_computed(
+    tiny_workplace: Path, changes, message
+) -> None:
+    assert message in refused(tiny_workplace, changes, last="data")
+    assert not RUN.exists()
+
+
+def test_an_expert_of_another_family_is_refused(tiny_workplace: Path, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "other", tiny_gpt2())
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["new"])
+    tokenizer.save_pretrained(folder)
+    changes = [f"experts={{x: {{model: {folder}}}}}", "scores.scorer={name: rank, of: x}"]
+    text = refused(tiny_workplace, changes, last="scores")
+    assert "has another tokenizer or chat template" in text or "do not belong together" in text
+
+
+def test_a_scorer_that_compares_with_all_data_sees_all_rows(tiny_workplace: Path) -> None:
+    cut = "{threshold: {at: mean, keep: above, scope: dataset}}"
+    changes = [
+        f"scores.scorer={{name: combine, parts: [{{scorer: {{name: probability}}, steps: [{cut}]}}]}}",
+        "policy.selection={name: transform}",
+        "policy.training.max_steps=1",
+        "policy.objective={name: weighted_likelihood}",
+    ]
+    run = tokenward.run(tiny_workplace, changes, quiet=True)
+    rows = scored_rows(run, LazyRows(encoded=train_rows(run)))
+    for side in (0, 1):
+        logps = [stored()[response_keys(row.encoded)[side]].value("reference_logp") for row in rows]
+        mean = float(torch.cat(logps).double().exp().mean())
+        for row, logp in zip(rows, logps, strict=True):
+            assert row.scores[side].tolist() == (logp.exp() >= mean).float().tolist()
+    assert "credit/auroc/combine" not in tokenward.read_figures(run)
+    assert "probability" in tokenward.make_report(RUN).html
+
+
+def test_spans_of_the_data_and_of_a_file_reach_their_tokens(tiny_workplace: Path) -> None:
+    lines = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    external = [
+        {"prompt": row["prompt"], "response": text, "spans": [[s, e, 10 * v] for s, e, v in spans]}
+        for row in lines[:-3]
+        for text, spans in zip(row["responses"], row["spans"], strict=True)
+    ]
+    Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in external))
+    parts = "[{scorer: {name: spans}}, {scorer: {name: external, file: mine.jsonl}}]"
+    run = tokenward.run(
+        tiny_workplace,
+        [f"scores.scorer={{name: combine, parts: {parts}}}", "data.held_out=0"],
+        last="scores",
+        quiet=True,
+    )
+    assert "file mine.jsonl" in run.done("scores").inputs
+    missing = {row["prompt"] for row in lines[-3:]}
+    for row in scored_rows(run, LazyRows(encoded=train_rows(run))):
+        comparison = row.encoded.comparison
+        for side in range(len(comparison.responses)):
+            if comparison.prompt[-1]["content"] in missing:
+                assert row.scores[side].isnan().all()
+                continue
+            record = stored()[response_keys(row.encoded)[side]]
+            marks = [(*mark,) for mark in comparison.spans[side]]
+            expected = [
+                sum(11 * value for first, last, value in marks if begin < last and end > first)
+                for begin, end in zip(record.start, record.end, strict=True)
+            ]
+            assert row.scores[side].tolist() == expected
+            assert any(expected) == bool(marks)
+
+
+def test_kinds_are_stored_under_names_of_their_own(tiny_workplace: Path) -> None:
+    kinds = [
+        "{name: entropy}",
+        "{name: rank}",
+        "{name: attention, layer: 0}",
+        "{name: similarity, domain: [good]}",
+    ]
+    parts = ", ".join(f"{{scorer: {kind}}}" for kind in [*kinds, "{name: activation}"])
+    changes = [f"scores.scorer={{name: combine, parts: [{parts}]}}"]
+    tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
+    store = stored()
+    names = set(store[next(iter(store))].values)
+    assert {name.rsplit("_", 1)[0] for name in names if len(name.split("_")) == 3} == {
+        "reference_attention",
+        "reference_similarity",
+    }
+    assert {"reference_entropy", "reference_rank", "reference_activation", "reference_logp"} < names
+
+
+VERIFIER = """
+calls = []
+def right(prompts, completions, references):
+    calls.append(len(completions))
+    return ["good" in text for text in completions]
+"""
+
+
+def test_critical_tokens_are_those_without_which_the_answer_goes_wrong(tiny_workplace: Path) -> None:
+    lab = plugin(VERIFIER)
+    changes = [
+        f"scores.scorer={{name: counterfactual, verifier: '{lab}:right', max_new_tokens: 3}}",
+        "data.limit=6",
+        "scores.shard_rows=1",
+    ]
+    run = tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
+    store, rows = stored(), train_rows(run)
+    (name,) = set(store[next(iter(store))].values) - {"reference_logp"}
+    tokenizer = tiny_tokenizer()
+    model = tiny_llama()
+    row = rows[0]
+    good, bad = (store[key].value(name).tolist() for key in response_keys(row))
+    assert np.isnan(bad).all(), "it is not accepted, so it has no scores"
+    ids = row.responses[0]
+    expected = []
+    for at in range(len(ids)):
+        before = row.prompt + ids[:at]
+        with torch.no_grad():
+            order = model(torch.tensor([before])).logits[0, -1].argsort(descending=True).tolist()
+            tried = [token for token in order if token != ids[at]][:2]
+            texts = []
+            for token in tried:
+                text = [*ids[:at], token]
+                while text[-1] != tokenizer.eos_token_id and len(text) < at + 4:
+                    text.append(int(model(torch.tensor([row.prompt + text])).logits[0, -1].argmax()))
+                texts.append(tokenizer.decode(text, skip_special_tokens=True))
+        expected.append(float(not any("good" in text for text in texts)))
+    assert good == expected
+    assert 0 < sum(expected) < len(expected)
+    assert not (RUN / "scores" / "cache").exists(), "it is of use only until the stage is done"
+
+
+def test_a_stopped_search_for_critical_tokens_goes_on(tiny_workplace: Path, monkeypatch) -> None:
+    from tokenward.pipeline import counterfactual
+
+    lab = plugin(VERIFIER)
+    changes = [
+        f"scores.scorer={{name: counterfactual, verifier: '{lab}:right', max_new_tokens: 2}}",
+        "data.limit=6",
+    ]
+    plain, done = counterfactual._critical, []
+
+    def stops(model, template, row, place, *rest):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(response_keys(row)[place])
+        return plain(model, template, row, place, *rest)
+
+    monkeypatch.setattr(counterfactual, "_critical", stops)
+    with pytest.raises(KeyboardInterrupt):
+        tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
+    (cache,) = (RUN / "scores" / "cache").iterdir()
+    with cache.open("a") as file:
+        file.write('["half')  # a kill in the middle of a line
+    again = []
+    monkeypatch.setattr(
+        counterfactual, "_critical", lambda *a: again.append(response_keys(a[2])[a[3]]) or plain(*a)
+    )
+    tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
+    assert not set(again) & set(done)
+    assert len(again) + 3 == len(stored())
+
+
+def test_scores_of_the_policy_are_made_in_the_step(tiny_workplace: Path) -> None:
+    """ConfPO reads the policy alone; Rho-1 a frozen model beside it, whose values travel with the rows."""
+    pytest.importorskip("tokenward.objectives.selected")
+    below = "policy.selection={name: transform, steps: [{threshold: {at: mean, keep: below}}]}"
+    confpo = ["scores.scorer={name: probability, of: policy}", below, "policy.objective={name: simpo}"]
+    run = tokenward.run(tiny_workplace, confpo, quiet=True)
+    assert "oracle" not in folders()
+    history = [json.loads(line) for line in (RUN / "policy" / "history.jsonl").read_text().splitlines()]
+    kept = [entry["kept/chosen"] for entry in history if "kept/chosen" in entry]
+    assert kept
+    assert all(0.2 < share < 0.9 for share in kept), kept
+    assert "probability" in tokenward.make_report(RUN).html
+    rho = [
+        "experts={better: {prompt: 'Be good. {prompt}'}}",
+        "scores.scorer={name: log_ratio, numerator: better, denominator: policy}",
+        "policy.selection={name: transform, steps: [{top: {fraction: 0.6, scope: batch}}]}",
+        "policy.objective={name: weighted_likelihood}",
+        "policy.training.eval_strategy=steps",
+        "policy.training.eval_steps=2",
+    ]
+    run = tokenward.run(tiny_workplace, rho, last="policy", quiet=True)
+    assert run.done("policy").facts["steps"] == 4
