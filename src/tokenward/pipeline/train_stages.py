@@ -240,7 +240,9 @@ def _selected(rows: LazyRows) -> np.ndarray:
     """How many tokens of each response have weight.  -> [responses]"""
     flat, starts = rows.columns["weights"]
     sizes = rows.responses.lengths
-    parts = zip(starts, sizes, strict=True)  # not as lists of numbers, which would take a hundred bytes a pair
+    parts = zip(
+        starts, sizes, strict=True
+    )  # not as lists of numbers, which would take a hundred bytes a pair
     return np.fromiter(
         (np.count_nonzero(flat[first : first + size]) for first, size in parts), np.int64, len(sizes)
     )
