@@ -4,7 +4,7 @@
 normalisation per sequence and no reward. ``sequence``: every token of a summary has the summary's mean reward. The
 updates, their order, and the decoding are the same.
 
-    python scripts/summaries_study.py --seeds 0 --output docs/results_summaries.md
+    python -m studies.summaries --seeds 0 --output docs/results_summaries.md
 """
 
 import argparse

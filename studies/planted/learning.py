@@ -1,0 +1,176 @@
+"""A token reward model that learns from the ranks of a world, and what it says of held-out groups."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast, PrinterCallback
+
+from studies.planted.worlds import LONGEST, PROMPT, TYPES, WORLDS, Floats, Ints, K, groups
+from tokenward.models.reward import RewardModel, RewardSettings, TokenRewardModule
+from tokenward.objectives.listwise import PlackettLuce
+from tokenward.scoring.values import token_values
+from tokenward.tokens.rows import TokenRow
+from tokenward.training.arguments import training_arguments
+from tokenward.training.trainer import TokenTrainer
+
+
+class Method(NamedTuple):
+    """An aggregate with the settings that it was given; without attention a token's reward depends on it alone."""
+
+    objective: PlackettLuce
+    learning_rate: float = 1e-2
+    bound: str = "softplus"
+    attention: bool = True
+
+
+def soft(aggregate: str, temperature: float, *, neutral: bool = False) -> Method:
+    """A softmax or a softmin."""
+    return Method(PlackettLuce(aggregate=aggregate, temperature=temperature, length_neutral=neutral))
+
+
+SHARP = 0.1
+METHODS = {
+    "average": Method(PlackettLuce()),
+    "sum": Method(PlackettLuce(aggregate="sum")),
+    "sum, no bound": Method(PlackettLuce(aggregate="sum"), bound="none"),
+    "softmax 2 (published)": soft("softmax", 2.0),
+    "softmax 0.1": soft("softmax", SHARP),
+    "softmax 0.1, neutral": soft("softmax", SHARP, neutral=True),
+    "softmin 2 (published)": soft("softmin", 2.0),
+    "softmin 0.1": soft("softmin", SHARP),
+    "softmin 0.1, neutral": soft("softmin", SHARP, neutral=True),
+}
+OWN = {"mean": "average", "sum": "sum", "present": "softmax", "keyword": "softmax", "worst": "softmin"}
+"""The aggregate that says what each case is ranked by; fixed before anything was measured."""
+ALONE = {"mean": "average", "keyword": "softmax 0.1", "worst": "softmin 0.1"}
+"""What the picture shows, and what is tried without attention too."""
+
+
+class Sizes(NamedTuple):
+    """How much data and training."""
+
+    groups: int = 600
+    held_out: int = 300
+    steps: int = 200
+    batch: int = 16
+    width: int = 32
+    k: int = K
+
+
+class Cell(NamedTuple):
+    """What one training gave, on held-out groups.
+
+    Attributes:
+        accuracy: ``[groups]``, share of a group's pairs in the right order.
+        longer: ``[groups]``, share of a group's pairs of unlike lengths in which the longer one has the higher ``e``;
+            equal values count half.
+        learned: ``[n]``, reward of each token.
+        planted: ``[n]``, its score.
+        types: ``[n]``, its type.
+        lengths: ``[r]``, tokens of each sequence.
+    """
+
+    accuracy: Floats
+    longer: Floats
+    learned: Floats
+    planted: Floats
+    types: Ints
+    lengths: Ints
+
+
+def reward_model(seed: int, *, width: int, bound: str = "softplus") -> RewardModel:
+    """Two layers with random weights."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=TYPES + 2,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        pad_token_id=PROMPT + 1,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    settings = RewardSettings(hidden=2 * width, bound=bound)  # type: ignore[arg-type]
+    words = {f"w{index}": index for index in range(TYPES)} | {"prompt": PROMPT, "pad": PROMPT + 1}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="pad")), pad_token="pad"
+    )
+    return RewardModel(
+        model=TokenRewardModule(LlamaModel(config), settings),
+        tokenizer=tokenizer,
+        layout="shared",
+        fingerprint="",
+        name="planted",
+    )
+
+
+def without_attention(backbone: LlamaModel) -> None:
+    """Let nothing flow from token to token, now and in training."""
+    for layer in backbone.layers:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        layer.self_attn.requires_grad_(False)
+
+
+def train(model: RewardModel, method: Method, rows: Sequence[TokenRow], sizes: Sizes, seed: int) -> None:
+    """Learn the token reward from the ranks of groups."""
+    table: dict[str, Any] = {
+        "learning_rate": method.learning_rate,
+        "max_steps": sizes.steps,
+        "per_device_train_batch_size": sizes.batch,
+        "max_grad_norm": 5.0,
+        "logging_steps": sizes.steps,
+        "tokens_per_forward": 8192,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = training_arguments(table, folder=Path(folder), seed=seed, where="study", device="cpu")
+        trainer = TokenTrainer(model, method.objective, arguments, rows)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+def measure(model: RewardModel, objective: PlackettLuce, rows: Sequence[TokenRow]) -> Cell:
+    """Rank accuracy on groups, and each token's learned and planted score."""
+    values = token_values(model, rows, precision="float32", tokens_per_batch=8192)
+    learned = torch.cat([part for row in values for part in row])
+    batch = model.collate(rows)
+    assert batch.scores is not None
+    length = torch.bincount(batch.response)
+    accuracy, longer, shorter = (
+        objective(learned, replace(batch, rank=rank)).metrics["rank/accuracy"].double().numpy()
+        for rank in (batch.rank, LONGEST - length, length)
+    )
+    return Cell(
+        accuracy=accuracy,
+        longer=(longer + 1 - shorter) / 2,
+        learned=learned.double().numpy(),
+        planted=batch.scores.double().numpy(),
+        types=batch.ids.numpy(),
+        lengths=length.numpy(),
+    )
+
+
+def run(case: str, method: Method, seed: int, sizes: Sizes) -> Cell:
+    """One case, one method, one seed; data and initial weights follow from the seed."""
+    rng = np.random.default_rng([seed, list(WORLDS).index(case)])
+    world = WORLDS[case](rng)
+    held_out = groups(world, rng, sizes.held_out)
+    rows = groups(world, rng, sizes.groups, sizes.k)
+    model = reward_model(seed, width=sizes.width, bound=method.bound)
+    if not method.attention:
+        without_attention(model.model.backbone)  # type: ignore[arg-type]
+    if sizes.steps:
+        train(model, method, rows, sizes, seed)
+    return measure(model, method.objective, held_out)
+
+
+Cells = dict[tuple[str, str], list[Cell]]
