@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.memory import reset_peak, status_bytes
 from tokenward.evaluation.metrics import METRICS, apply_metric
 from tokenward.models.loading import LanguageModel
-from tokenward.pipeline import open_run
+from tokenward.pipeline import open_run, train_policy
 from tokenward.pipeline.answers import answers, divergence, prompts_to_answer, reply_rows
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.stages import run_through
@@ -41,7 +42,7 @@ class Outcome(NamedTuple):
         arm: Name of the arm.
         seed: Of the run.
         values: By quantity, one number per held-out prompt; the same prompts for all arms of a seed.
-        facts: Of its training: seconds, kept shares, displacement.
+        facts: Of its training: seconds, steps, kept shares, displacement, peak memory.
     """
 
     arm: str
@@ -102,13 +103,18 @@ def _kept(folder: Path, recipe: str, changes: Sequence[str], name: str, seed: in
 
 def _measured(run: Run, *, trained: bool) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Replies of the policy, or of its start, to held-out prompts: metrics, length, whether they end, KL."""
-    run_through(run, "policy" if trained else "data")
+    run_through(run, "scores" if trained else "data")
+    reset_peak()
+    if trained:
+        train_policy(run)
+    peak = status_bytes("VmHWM")["VmHWM"]
     start = run.load(run.policy_start, dtype="bfloat16")
     model = run.load(str(run.path("policy") / "model"), dtype="bfloat16") if trained else start
     found = _values(run, model, start)
     if not trained:
         return found, {}
     facts = {key: run.done("policy").facts.get(key) for key in ("seconds", "steps", "kept", "displacement")}
+    facts["peak_bytes"] = peak
     for old in run.folder.glob(".previous/policy-*"):
         shutil.rmtree(old)  # policies of arms that are measured; a study has dozens
     return found, facts

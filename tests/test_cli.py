@@ -54,6 +54,8 @@ VERBS = {
     "compare": {"--show", "--json"},
     "chat": {"--start"},
     "export": set(),
+    "methods": set(),
+    "init": set(),
 }
 
 

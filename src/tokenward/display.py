@@ -54,6 +54,15 @@ class Display:
         self.console.print()
         self.console.print(table)
 
+    def listing(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """A table of words, every column aligned to the left; the middle ones are wrapped where there is no room."""
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for number, column in enumerate(columns):
+            table.add_column(column, no_wrap=number in (0, len(columns) - 1), overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self.console.print(table)
+
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator["Bar"]:
         """A bar with the time left, or some lines."""

@@ -11,7 +11,7 @@ from studies.tables import difference, draw, figure, publish, table, write
 from tokenward.config import load_recipe
 
 ROOT = Path(__file__).parents[2]
-STUDIES = ["selection", "rates", "oracle_data", "weak_to_strong", "out_of_domain"]
+STUDIES = ["selection", "rates", "oracle_data", "weak_to_strong", "out_of_domain", "methods"]
 
 
 def outcome(arm: str, seed: int, vader: list[float], kl: float = 1.0) -> Outcome:

@@ -7,6 +7,7 @@ from rich.text import Text
 
 # A verb joins the application when its module is imported.
 from tokenward.cli import evaluate as evaluate
+from tokenward.cli import methods as methods
 from tokenward.cli import recipes as recipes
 from tokenward.cli import report as report
 from tokenward.cli import tools as tools

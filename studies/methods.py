@@ -1,0 +1,73 @@
+"""All methods on the same pairs with the same updates: reward, KL to the start, time and memory of a step.
+
+    python -m studies.methods --page docs/results.md --pictures docs/pictures
+
+Each arm is the recipe that ``tokenward init`` writes, with the study's model, data and training in the place of its own.
+Methods that need what the data lacks are left out: ``cft`` a verifier of answers, ``rto`` a trainer that is not ours.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+
+from studies.arms import Arm, Outcome, options, outcomes
+from studies.selection import RECIPE
+from studies.tables import arms_of, publish
+from tokenward.methods import Method, all_methods
+
+LEFT_OUT = ("cft", "rto")
+TIS_BOUNDS = {"LOW": "-0.5", "HIGH": "1.5"}
+"""The paper's are not known; these are what the study takes."""
+
+
+def arm_of(method: Method) -> Arm:
+    """A method's recipe as changes to the study's."""
+    text = method.body
+    for name, value in TIS_BOUNDS.items():
+        text = text.replace(name, value)
+    body: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return Arm(
+        method.name,
+        [
+            f"{table}.{key}={json.dumps(value)}"
+            for table, keys in body.items()
+            for key, value in keys.items()
+            if key != "training"  # of the policy and the oracle: every arm's is the study's
+        ],
+    )
+
+
+def costs(found: Sequence[Outcome]) -> list[str]:
+    """Seconds and peak memory of a step of each arm, where they were taken."""
+    lines = ["| method | seconds a step | peak memory, GB |", "|---|---|---|"]
+    for name in arms_of(found)[1:]:
+        facts = [item.facts for item in found if item.arm == name]
+        seconds = [item["seconds"] / item["steps"] for item in facts]
+        peak = [item["peak_bytes"] / 1e9 for item in facts if item.get("peak_bytes")]
+        lines.append(f"| {name} | {np.median(seconds):.2f} | {max(peak, default=float('nan')):.1f} |")
+    return lines
+
+
+def main() -> None:
+    """Run what is missing, then show the table."""
+    made = options(__doc__)
+    made.add_argument("--only", nargs="+", help="names of methods")
+    chosen = made.parse_args()
+    arms = [arm_of(method) for name, method in all_methods().items() if name not in LEFT_OUT]
+    arms = [arm for arm in arms if not chosen.only or arm.name in chosen.only]
+    found = outcomes(RECIPE, arms, chosen)
+    publish(
+        "methods",
+        found,
+        chosen,
+        against="dpo",
+        title="Methods at 16 updates: reward against KL",
+        more={"Cost of a step, of 8 pairs": costs(found)},
+    )
+
+
+if __name__ == "__main__":
+    main()
