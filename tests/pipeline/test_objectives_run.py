@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 import tokenward
+from tokenward.pipeline import Run, train_stages
+from tokenward.pipeline.answers import answers, divergence, prompts_to_answer, reply_rows
 from tokenward.pipeline.plan import plan_recipe
 
 LORA = "model.adapter={r: 2, target_modules: [q_proj, v_proj]}"
@@ -78,3 +80,42 @@ def test_a_sum_and_its_settings_are_shown_as_they_are_written(tiny_workplace):
     assert first["loss/dpo"] == pytest.approx(0.6931, abs=1e-3)
     assert first["loss/token_kl"] == pytest.approx(0.0, abs=1e-4)
     assert torch.isfinite(torch.tensor(first["loss"]))
+
+
+def test_a_reference_that_cannot_take_packed_rows_is_not_given_any(tiny_workplace, monkeypatch):
+    """The probe decides for each model by itself, and rounding can decide otherwise for two of one kind."""
+    plain = losses(policy(tiny_workplace, TDPO, "model.rows=separate", run="plain"))
+    original = train_stages.frozen_reference
+
+    def unpacked(run, objective, model):
+        table = run.recipe.model.model_copy(update={"rows": "separate"})
+        apart = Run(recipe=run.recipe.model_copy(update={"model": table}))
+        return original(apart, objective, model)
+
+    monkeypatch.setattr(train_stages, "frozen_reference", unpacked)
+    mixed_rows = losses(policy(tiny_workplace, TDPO, "model.rows=shared", run="mixed"))
+    for one, other in zip(plain, mixed_rows, strict=True):
+        for key in ("loss", "kl/chosen", "kl/rejected"):
+            assert one.get(key) == pytest.approx(other.get(key), abs=1e-4)
+
+
+def test_divergence_of_models_whose_rows_differ_is_that_of_plain_rows(tiny_workplace):
+    run = tokenward.run(tiny_workplace, ["run=runs/here"], last="policy", quiet=True)
+    apart = Run(
+        recipe=run.recipe.model_copy(
+            update={"model": run.recipe.model.model_copy(update={"rows": "separate"})}
+        )
+    )
+    name = str(run.path("policy") / "model")
+    policy_model, start = run.load(name), run.load(run.policy_start)
+    template = start.template("chat")
+    prompts = prompts_to_answer(run, template)
+    rows = reply_rows(prompts, answers(run, policy_model, template, prompts, label=""))
+    assert (policy_model.layout, apart.load(name).layout) == ("shared", "separate")
+    plain = divergence(run, apart.load(name), apart.load(run.policy_start), rows)
+    for mixed in (
+        divergence(run, policy_model, apart.load(run.policy_start), rows),
+        divergence(run, apart.load(name), start, rows),
+    ):
+        torch.testing.assert_close(torch.cat(mixed), torch.cat(plain), rtol=0, atol=1e-5)
+    assert float(torch.cat(plain).sum()) > 0

@@ -88,3 +88,8 @@ class TokenModel(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write an ordinary Hugging Face folder, from which it can be loaded again."""
+
+
+def layout_of_both(first: TokenModel, second: TokenModel) -> Layout:
+    """Rows that two models of one kind take: packed ones only where both do; else those of one response each."""
+    return first.layout if first.layout == second.layout else "separate"

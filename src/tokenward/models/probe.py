@@ -17,7 +17,8 @@ from tokenward.tokens.rows import TokenBatch, TokenRow, collate
 from tokenward.types import Comparison
 
 # Rounding differs between the paths; a wrong mask or position moves log-probabilities far more.
-TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+# bfloat16 has steps of 0.125 nats from 16 on, and paths of a right model lie up to three of them apart.
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.75, torch.float16: 0.1}
 # Whatever a model's own mask code raises on a mask it does not know.
 UNTAKEN = (RuntimeError, ValueError, TypeError, IndexError)
 WINDOW_SETTINGS = ("sliding_window", "attention_chunk_size")
@@ -111,7 +112,7 @@ def _windows(model: PreTrainedModel) -> list[str]:
 def _agrees(values: Tensor | None, plain: Tensor | None) -> bool:
     if values is None or plain is None or values.shape != plain.shape:
         return False
-    return bool((values - plain).abs().max() <= TOLERANCE.get(plain.dtype, 0.25))
+    return bool((values - plain).abs().max() <= TOLERANCE.get(plain.dtype, 0.75))
 
 
 @torch.inference_mode()

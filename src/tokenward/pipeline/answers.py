@@ -1,10 +1,12 @@
 """A model's own replies to held-out prompts, and how far it has gone from another where it replies."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from tokenward.models.base import layout_of_both
 from tokenward.models.forward import token_kl
 from tokenward.models.loading import LanguageModel
 from tokenward.pipeline.context import Run
@@ -59,8 +61,9 @@ def divergence(
     """KL(policy || start) over the vocabulary at each token of the policy's own replies, nats.  -> [len] each"""
     results: list[Tensor] = [torch.empty(0)] * len(rows)
     with run.display.progress("KL to the start", len(rows)) as bar:
-        for group in budgeted(rows, layout=policy.layout, tokens=run.recipe.scores.tokens_per_batch):
-            batch = policy.collate([rows[index] for index in group]).to(policy.device)
+        both = replace(policy, layout=layout_of_both(policy, start))
+        for group in budgeted(rows, layout=both.layout, tokens=run.recipe.scores.tokens_per_batch):
+            batch = both.collate([rows[index] for index in group]).to(policy.device)
             kl = token_kl(policy.model, policy.head, start.model, start.head, batch).cpu()
             sizes = [len(rows[index].encoded.responses[0]) for index in group]
             for index, part in zip(group, kl.split(sizes), strict=True):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from tokenward.models.base import TokenModel
+from tokenward.models.base import TokenModel, layout_of_both
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives.base import Losses, Objective
 from tokenward.tokens.rows import TokenBatch, TokenRow
@@ -88,6 +88,8 @@ class TokenTrainer(Trainer):
             check_rows(objective, rows)
         if arguments.disable_dropout:
             disable_dropout(model.model)
+        if reference is not None:  # both read the same batches
+            model = replace(model, layout=layout_of_both(model, reference))
         self.objective = objective
         self.token_model = model
         self.wanted = wanted_by(objective, model, reference)
