@@ -232,3 +232,11 @@ def test_a_group_knows_nothing_of_the_others(name, tokens):
         mine = group == number
         alone = GROUPED[name](values[mine], torch.zeros(int(mine.sum()), dtype=torch.long), 1)
         torch.testing.assert_close(alone, together[mine], equal_nan=True)
+
+
+def test_places_beyond_the_shortest_response_count_less():
+    # Responses of 3 and 1 tokens, then of 2 and 2.
+    response = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3])
+    comparison = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    found = transforms.beyond_shorter(torch.arange(1.0, 9.0), response, comparison, 0.5)
+    assert found.tolist() == [1.0, 1.0, 1.5, 4.0, 5.0, 6.0, 7.0, 8.0]

@@ -183,3 +183,20 @@ def _members(group: Tensor, groups: int) -> list[Tensor]:
     """Which tokens each group has, in their order."""
     sizes = segment_sum(torch.ones_like(group), group, groups)
     return list(torch.argsort(group, stable=True).split(sizes.tolist()))
+
+
+def beyond_shorter(scores: Tensor, response: Tensor, comparison: Tensor, rate: float) -> Tensor:
+    """Scores times ``rate`` at the places that the comparison's shortest response does not have.  [n] -> [n]
+
+    Args:
+        scores: ``[n]``.
+        response: ``[n]``, which response owns the token.
+        comparison: ``[n]``, which comparison owns the token.
+        rate: Of the places beyond.
+    """
+    if not len(scores):
+        return scores
+    lengths = torch.bincount(response)[response]
+    shortest = torch.full((int(comparison.max()) + 1,), int(lengths.max()), device=scores.device)
+    shortest.scatter_reduce_(0, comparison, lengths, "amin")
+    return torch.where(position_in_group(response) < shortest[comparison], scores, rate * scores)

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.plugins import build, check_call
-from tokenward.scoring.group_steps import Cluster, Cut, MinMax, RankScale, SegmentPool, Standardise, Top
+from tokenward.scoring.group_steps import (
+    BeyondShorter,
+    Cluster,
+    Cut,
+    MinMax,
+    RankScale,
+    SegmentPool,
+    Standardise,
+    Top,
+)
 from tokenward.scoring.steps import SCOPES, Affine, Clamp, Decay, Exp, Owners, Relu, Scope, Sigmoid, Step
 
 STEPS: dict[str, type] = {
@@ -26,6 +35,7 @@ STEPS: dict[str, type] = {
     "cluster": Cluster,
     "segment_pool": SegmentPool,
     "decay": Decay,
+    "beyond_shorter": BeyondShorter,
 }
 Written = str | dict[str, Any]
 """A step in a recipe: its name, or a table of one key, the name, with its settings."""

@@ -127,6 +127,25 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class BeyondShorter:
+    """Times ``rate`` from the place on at which the shortest response of the comparison has ended (LD-DPO, arXiv 2409.06411)."""
+
+    _: KW_ONLY
+    rate: float = 0.5
+    scope: Scope = "comparison"
+
+    def __post_init__(self) -> None:
+        if self.scope != "comparison":
+            raise UserError(
+                f"beyond_shorter compares the responses of one comparison, got scope: {self.scope}. Leave scope out."
+            )
+
+    def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
+        """See :func:`tokenward.ops.transforms.beyond_shorter`."""
+        return transforms.beyond_shorter(scores, owners.response, owners.comparison, self.rate)
+
+
+@dataclass(frozen=True, slots=True)
 class Cluster:
     """1 for the tokens in some of the classes that multi-Otsu makes, else 0.
 

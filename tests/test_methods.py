@@ -1,0 +1,89 @@
+"""Methods of papers are recipes: short, complete, and each trains."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import tokenward
+from studies.methods import arm_of
+from tests.pipeline.tools import plugin
+from tokenward import cli
+from tokenward.config import parse_recipe
+from tokenward.errors import UserError
+from tokenward.methods import all_methods, method_of
+from tokenward.pipeline.stages import check_recipe
+
+METHODS = all_methods()
+UNKNOWN = {"LOW": "-0.5", "HIGH": "1.5"}
+"""What a recipe leaves to its reader, and values for the tests."""
+
+
+def filled(text: str) -> str:
+    for name, value in UNKNOWN.items():
+        text = text.replace(name, value)
+    verifier = plugin("def right(prompts, completions):\n    return [1.0] * len(completions)\n")
+    return text.replace("my_module:is_correct", f"{verifier}:right")
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
+def test_a_method_is_at_most_ten_lines_and_says_where_it_is_from(method):
+    assert len([line for line in method.body.splitlines() if line.strip()]) <= 10
+    assert method.line.endswith(".")
+    assert method.paper.startswith("arXiv ")
+    assert set(yaml.safe_load(method.body)) <= {"experts", "oracle", "scores", "policy"}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
+def test_a_written_recipe_is_whole(method, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = parse_recipe(filled(method.recipe), f"{method.name}.yaml")
+    check_recipe(loaded)
+    assert loaded.recipe.run == f"runs/{method.name}"
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("rto", "cft")])
+def test_each_method_trains(name, tiny_workplace):
+    run = tokenward.run(tiny_workplace, arm_of(METHODS[name]).changes, last="policy", quiet=True)
+    history = [json.loads(line) for line in (run.path("policy") / "history.jsonl").read_text().splitlines()]
+    assert all(abs(entry["loss"]) < 1e3 for entry in history if "loss" in entry)
+    assert run.done("policy").facts["steps"] > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_has_its_rows_in_the_docs(name):
+    docs = Path(__file__).parents[1] / "docs"
+    assert any(
+        f"`{name}`" in line.split("|")[3]
+        for line in (docs / "papers.md").read_text().splitlines()
+        if line.count("|") == 5
+    )
+    assert f"`{name}`" in (docs / "methods.md").read_text()
+
+
+def test_what_the_paper_does_not_say_must_be_written(tiny_workplace):
+    loaded = parse_recipe(METHODS["tis_dpo"].recipe, "tis.yaml")
+    with pytest.raises(UserError, match="LOW"):
+        check_recipe(loaded)
+
+
+def test_the_list_has_every_method_with_its_paper():
+    found = CliRunner().invoke(cli.app, ["methods"]).output
+    for method in METHODS.values():
+        assert method.name in found
+        assert method.paper in found
+
+
+def test_init_writes_a_recipe_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(cli.app, ["init", "tgdpo"]).exit_code == 0
+    written = Path("tgdpo.yaml").read_text()
+    assert written == METHODS["tgdpo"].recipe
+    again = CliRunner().invoke(cli.app, ["init", "tgdpo"])
+    assert isinstance(again.exception, UserError)
+    assert "exists already" in str(again.exception)
+    assert CliRunner().invoke(cli.app, ["init", "tgdpo", "deep/other.yaml"]).exit_code == 0
+    with pytest.raises(UserError, match="Did you mean tgdpo"):
+        method_of("tgdp")
