@@ -23,12 +23,17 @@ def directed(chosen: str, rejected: str) -> list[str]:
     return [f"policy.selection.chosen.direction={chosen}", f"policy.selection.rejected.direction={rejected}"]
 
 
+FASTER = "policy.training.learning_rate=6.0e-5"
+"""Three times the study's: few selected tokens move a policy further than many, and these go as far."""
+
 ARMS = [
     SELECTED,
     Arm("random 30 %", directed("random", "random")),
     Arm("inverse 30 %", directed("bottom", "top")),
     ALL,
     DPO,
+    Arm("SimPO, learning rate x 3", [*ALL.changes, FASTER]),
+    Arm("DPO, learning rate x 3", [*DPO.changes, FASTER]),
 ]
 
 
