@@ -11,11 +11,8 @@ from studies.tables import publish
 
 RECIPE = "recipes/studies/builtin.yaml"
 SELECTED = Arm("selected 30 %")
-ALL = Arm(
-    "all tokens (SimPO)",
-    ["policy.selection={name: all}", "policy.objective={name: simpo, beta: 2.0, gamma: 0.0}"],
-)
-DPO = Arm("DPO", ["policy.selection={name: all}", "policy.objective={name: dpo, beta: 0.1}"])
+SIMPO = ["policy.selection={name: all}", "policy.objective={name: simpo, beta: 2.0, gamma: 0.0}"]
+DPO = ["policy.selection={name: all}", "policy.objective={name: dpo, beta: 0.1}"]
 
 
 def directed(chosen: str, rejected: str) -> list[str]:
@@ -30,10 +27,10 @@ ARMS = [
     SELECTED,
     Arm("random 30 %", directed("random", "random")),
     Arm("inverse 30 %", directed("bottom", "top")),
-    ALL,
-    DPO,
-    Arm("SimPO, learning rate x 3", [*ALL.changes, FASTER]),
-    Arm("DPO, learning rate x 3", [*DPO.changes, FASTER]),
+    Arm("all tokens (SimPO)", SIMPO),
+    Arm("DPO", DPO),
+    Arm("SimPO, learning rate x 3", [*SIMPO, FASTER]),
+    Arm("DPO, learning rate x 3", [*DPO, FASTER]),
 ]
 
 
