@@ -308,3 +308,16 @@ def test_what_each_objective_needs():
         "simpo": (False, True),
         "sft": (False, False),
     }
+
+
+def test_negative_weights_push_the_other_way_whatever_the_normaliser():
+    """A sum of negative weights as the denominator would turn each of them round again."""
+    for objective in (SePO(), SimPO()):
+        up, down = (
+            objective(double(*LOGP), batch_of((2, 3), weights=[weight] * 5)).loss.item()
+            for weight in (0.5, -0.5)
+        )
+        margin = math.log(math.expm1(down)) - math.log(math.expm1(up))
+        assert down > up
+        # The means of log-probabilities are -1.5 and -2.5: the scaled margins are 2 and -2, less SimPO's gamma.
+        assert margin == pytest.approx(4.0, abs=1e-6)

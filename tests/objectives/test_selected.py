@@ -202,3 +202,15 @@ def test_scorers_that_cannot_work_are_refused():
         Selected(SimPO(), KeepAll(), Unknown())(double(*LOGP), batch_of((2, 3)))
     with pytest.raises(UserError, match=r"scope: dataset\. Write scope: response"):
         Selected(SimPO(), Whole(), Doubt())
+
+
+def test_a_scorer_without_any_score_is_refused_and_not_trained_on_nothing():
+    @dataclass(frozen=True)
+    class Blank:
+        reads: ClassVar[tuple[str, ...]] = ("policy_logp",)
+
+        def __call__(self, record):
+            return torch.full((len(record.ids),), torch.nan)
+
+    with pytest.raises(UserError, match="gave no token of the step a score"):
+        Selected(SimPO(), KeepAll(), Blank())(double(*LOGP), batch_of((2, 3)))

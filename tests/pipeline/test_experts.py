@@ -168,7 +168,7 @@ def test_only_the_last_user_turn_changes_and_a_default_system_prompt_stays() -> 
         (["experts={x: {modle: y}}"], "unknown key 'modle' in experts.x. Did you mean 'model'?"),
         (["experts={x: {fraction: 2}}"], "experts.x.fraction: got 2. Allowed: a number > 0 and <= 1"),
         (["experts={x: {training: {learning_rat: 1}}}"], "unknown key 'learning_rat' in experts.x.training"),
-        (["experts={x: {objective: {name: dop}}}"], "there is no objective 'dop'"),
+        (["experts={x: {objective: {name: dop}, training: {}}}"], "there is no objective 'dop'"),
         (["scores.scorer={name: rank, of: expret}"], "there is no model 'expret'. There are policy, reference, oracle"),
         (["scores.scorer={name: rank, of: policy}"], "in the step the policy gives logp and entropy only"),
         (
@@ -360,3 +360,19 @@ def test_scores_of_the_policy_are_made_in_the_step(tiny_workplace: Path) -> None
     ]
     run = tokenward.run(tiny_workplace, rho, last="policy", quiet=True)
     assert run.done("policy").facts["steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("expert", "words"),
+    [
+        ("{swapped: true}", "has swapped and no training"),
+        ("{model: other, fraction: 0.5, objective: {name: sft}}", "has fraction, objective and no training"),
+        ("{}", "is the reference itself"),
+        ("{model: a}", "experts are not made from each other"),
+    ],
+)
+def test_an_expert_that_cannot_be_what_is_written_is_refused(
+    tiny_workplace: Path, expert: str, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        tokenward.open_run(tiny_workplace, [f"experts={{a: {expert}}}"], quiet=True)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import tokenward
+from tokenward.errors import UserError
 from tokenward.pipeline import Run, train_stages
 from tokenward.pipeline.answers import answers, divergence, prompts_to_answer, reply_rows
 from tokenward.pipeline.plan import plan_recipe
@@ -119,3 +120,16 @@ def test_divergence_of_models_whose_rows_differ_is_that_of_plain_rows(tiny_workp
     ):
         torch.testing.assert_close(torch.cat(mixed), torch.cat(plain), rtol=0, atol=1e-5)
     assert float(torch.cat(plain).sum()) > 0
+
+
+def test_a_loss_without_gradient_is_named(tiny_workplace):
+    from tests.pipeline.tools import plugin
+
+    name = plugin(
+        "import torch\nfrom tokenward.objectives import Losses\n"
+        "class Still:\n"
+        "    def __call__(self, logp, batch):\n"
+        "        return Losses(torch.zeros(batch.comparisons), {})\n"
+    )
+    with pytest.raises(UserError, match="has no gradient"):
+        policy(tiny_workplace, f"policy.objective={{name: '{name}:Still'}}")

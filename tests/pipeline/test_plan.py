@@ -19,6 +19,7 @@ from tokenward.ops.costs import (
     training_memory,
     training_operations,
 )
+from tokenward.pipeline import plan as plan_module
 from tokenward.pipeline.plan import clock, plan_recipe, size
 
 SIZES = ModelSizes(
@@ -134,3 +135,8 @@ def test_twice_the_steps_take_twice_the_time(tiny_workplace, monkeypatch):
         plan = plan_recipe(tiny_workplace, settings, measure=False, quiet=True)
         times.append(next(stage.seconds for stage in plan.stages if stage.stage == "oracle"))
     assert times[1] == pytest.approx(2 * times[0])
+
+
+def test_advice_on_an_expert_names_its_table():
+    assert plan_module._table_of("expert-good") == "experts.good"
+    assert plan_module._table_of("oracle") == "oracle"

@@ -170,7 +170,7 @@ class SePO:
     Attributes:
         gamma: Scale; the paper searches 2.1 to 2.5, the published code uses 1.
         margin: The paper's lambda; 0 in the published code.
-        normaliser: ``selected``: the sum of the weights; ``rate``: length times the side's rate, as the
+        normaliser: ``selected``: the sum of the weights' sizes; ``rate``: length times the side's rate, as the
             paper's formula has it; ``length``: all tokens of the response; ``none``: 1.
         chosen_rate: Rate of the chosen side, for ``normaliser: rate``.
         rejected_rate: Rate of the rejected side, for ``normaliser: rate``.
@@ -216,7 +216,8 @@ class SePO:
 
     def _normaliser(self, batch: TokenBatch) -> Tensor:
         if self.normaliser == "selected":
-            return segment_sum(batch.weights, batch.response, batch.responses)
+            # Sizes: a sum of negative weights would turn the sign of each of them round.
+            return segment_sum(batch.weights.abs(), batch.response, batch.responses)
         if self.normaliser == "none":
             return torch.ones_like(batch.rank, dtype=torch.float32)
         lengths = segment_sum(torch.ones_like(batch.weights), batch.response, batch.responses)

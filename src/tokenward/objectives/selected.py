@@ -155,7 +155,13 @@ class Selected(Composite):
                     f"the scorer {self.scorer} gave {tuple(score.shape)} numbers for a response of {size} tokens. It must give "
                     "one per token."
                 )
-        return torch.cat(scores)
+        found = torch.cat(scores)
+        if len(found) and bool(found.isnan().all()):
+            raise UserError(
+                f"the scorer {self.scorer} gave no token of the step a score (all are NaN), so nothing would train. Give numbers; NaN is "
+                "for single tokens that are to be left out."
+            )
+        return found
 
 
 def _known(logp: Tensor, batch: TokenBatch) -> dict[str, Tensor]:

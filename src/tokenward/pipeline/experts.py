@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from tokenward.config import ExpertTable
@@ -102,6 +104,8 @@ def check_experts(run: Run) -> dict[str, Callable[[], Any]]:
     checks: dict[str, Callable[[], Any]] = {}
     for name, table in run.recipe.experts.items():
         checks[f"experts.{name}"] = _bound(_check_name, name)
+        checks[f"experts.{name}.training"] = partial(_check_acts, name, table)
+        checks[f"experts.{name}.model"] = partial(_check_model, table.model, list(run.recipe.experts))
         if table.prompt is not None:
             checks[f"experts.{name}.prompt"] = _bound(_check_prompt, table.prompt)
     return checks
@@ -116,6 +120,28 @@ def _check_name(name: str) -> None:
         raise UserError(
             f"an expert cannot be called {name!r}: {', '.join(TAKEN)} are taken, and a name has letters, digits and hyphens. "
             "Write for example better."
+        )
+
+
+def _check_acts(name: str, table: ExpertTable) -> None:
+    """Refuse an expert that is the reference itself, or whose keys wait for a training that it does not have."""
+    idle = sorted(table.model_fields_set & {"objective", "swapped", "fraction", "adapter"})
+    if table.training is None and idle:
+        raise UserError(
+            f"the expert {name} has {', '.join(idle)} and no training, so it would be used as it is. Write training: {{...}} with fields "
+            "of transformers.TrainingArguments, or leave the rest out."
+        )
+    if table.training is None and table.model is None and table.prompt is None:
+        raise UserError(
+            f"the expert {name} is the reference itself: it has neither a model, nor a prompt, nor a training. Write one of them."
+        )
+
+
+def _check_model(model: str | None, experts: list[str]) -> None:
+    if model in experts and not Path(model).is_dir():
+        raise UserError(
+            f"model is {model!r}, which is an expert of this recipe, and experts are not made from each other. Name a folder or a hub "
+            "name, such as the folder expert-NAME/model of another run."
         )
 
 

@@ -229,7 +229,8 @@ def _show_memory(display: Display, plan: Plan) -> None:
     if plan.smaller:
         ordered = sorted(plan.smaller, key=lambda item: item[1])
         rows = [
-            (name.replace("training.", f"{plan.largest}.training."), size(held)) for name, held in ordered
+            (name.replace("training.", f"{_table_of(plan.largest)}.training."), size(held))
+            for name, held in ordered
         ]
         display.table(f"what would make {plan.largest} smaller", ("--set", "memory, counted"), rows)
 
@@ -251,3 +252,8 @@ def clock(seconds: float | None) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _table_of(stage: str) -> str:
+    """The recipe's table of a stage: an expert's is one of several."""
+    return stage.replace(EXPERT, "experts.", 1) if stage.startswith(EXPERT) else stage

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
@@ -98,3 +98,16 @@ def disable_dropout(model: nn.Module) -> None:
                 isinstance(module, nn.modules.dropout._DropoutNd) or "drop" in name
             ):
                 setattr(module, name, 0.0)
+
+
+def check_gradient(loss: Tensor, objective: Objective) -> None:
+    """Refuse a loss that does not depend on the policy.
+
+    Raises:
+        UserError: no gradient goes back from it.
+    """
+    if not loss.requires_grad:
+        raise UserError(
+            f"the loss of {type(objective).__name__} has no gradient: it does not depend on logp, or was detached on the way. Compute "
+            "it from logp, without detach() or item()."
+        )

@@ -23,7 +23,7 @@ from tokenward.tokens.rows import TokenBatch, TokenRow
 from tokenward.training.arguments import TrainingArguments
 from tokenward.training.auxiliary import AuxiliaryModules
 from tokenward.training.best import save_trained
-from tokenward.training.checks import check_rows, disable_dropout
+from tokenward.training.checks import check_gradient, check_rows, disable_dropout
 from tokenward.training.collator import Collator, Prepare, StepBatch
 from tokenward.training.finite import FiniteLosses
 from tokenward.training.reading import wanted_by
@@ -175,6 +175,7 @@ class TokenTrainer(Trainer):
                     losses = self.losses(model, item.batch)
                 self._finite.note(losses.loss, item.sources, self.state.global_step + 1)
                 loss = (losses.loss * item.counts).sum() * scale
+                check_gradient(loss, self.objective)
                 self.accelerator.backward(loss)
             self._record(losses, item.counts, training=True)
             total += loss.detach()
