@@ -122,45 +122,48 @@ class Probability:
 
 
 @dataclass(frozen=True, slots=True)
-class Entropy:
+class ValueOf:
+    """One kind of value of one model, as it is.
+
+    Attributes:
+        of: Which model's.
+    """
+
+    kind: ClassVar[str]
+
+    _: KW_ONLY
+    of: str = "reference"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """That value."""
+        return (f"{self.of}_{self.kind}",)
+
+    def __call__(self, record: Record) -> Tensor:
+        """Scores in the value's own unit.  -> [n]"""
+        return record.value(self.reads[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Entropy(ValueOf):
     """Entropy in nats of a model's distribution where each token was predicted.
 
     Attributes:
         of: Which model's.
     """
 
-    _: KW_ONLY
-    of: str = "reference"
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The entropy."""
-        return (f"{self.of}_entropy",)
-
-    def __call__(self, record: Record) -> Tensor:
-        """Scores in nats.  -> [n]"""
-        return record.value(self.reads[0])
+    kind: ClassVar[str] = "entropy"
 
 
 @dataclass(frozen=True, slots=True)
-class Rank:
+class Rank(ValueOf):
     """How many tokens a model finds more probable than each one; 0 is the most probable.
 
     Attributes:
         of: Which model's.
     """
 
-    _: KW_ONLY
-    of: str = "reference"
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The rank."""
-        return (f"{self.of}_rank",)
-
-    def __call__(self, record: Record) -> Tensor:
-        """Scores, whole numbers.  -> [n]"""
-        return record.value(self.reads[0])
+    kind: ClassVar[str] = "rank"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +172,7 @@ class Position:
 
     Attributes:
         kind: ``decay``: ``rate ** (t + first)`` (D2PO, arXiv 2502.14340); ``step``: 1 for the first ``length`` tokens
-            and ``rate`` after them (LD-DPO, where the length is the shorter response's); ``linear``: from 1 at the
+            and ``rate`` after them (LD-DPO's length is the shorter response's: the step ``beyond_shorter``); ``linear``: from 1 at the
             first token down to ``rate`` at the last.
         rate: See ``kind``.
         first: Exponent of the first token; D2PO's code begins with 1.

@@ -1,12 +1,12 @@
 """Scorers that need a look inside a model, or continuations by it; each value is stored like a log-probability."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.scoring.basic import Record
+from tokenward.scoring.basic import Record, ValueOf
 from tokenward.scoring.reads import Value
 
 
@@ -70,7 +70,7 @@ class Similarity:
 
 
 @dataclass(frozen=True, slots=True)
-class Activation:
+class Activation(ValueOf):
     """MaPO's mask (arXiv 2410.05102): mean activation of a frozen model where each token was predicted.
 
     Of MLPs, attention, layers and logits each activation is averaged over its features, standardised over the response
@@ -80,17 +80,7 @@ class Activation:
         of: Which model's.
     """
 
-    _: KW_ONLY
-    of: str = "reference"
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The activation."""
-        return (f"{self.of}_activation",)
-
-    def __call__(self, record: Record) -> Tensor:
-        """Scores in [0, 1].  -> [n]"""
-        return record.value(self.reads[0])
+    kind: ClassVar[str] = "activation"
 
 
 @dataclass(frozen=True, slots=True)
