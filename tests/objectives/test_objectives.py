@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from tests.tokens.rows import encoded
 from tokenward.errors import UserError
-from tokenward.objectives import DPO, OBJECTIVES, SFT, SePO, SimPO
+from tokenward.objectives import DPO, OBJECTIVES, SFT, Pairwise, SePO, SimPO
 from tokenward.tokens.rows import TokenBatch, TokenRow, collate
 
 LOGISTIC = [SePO(), SimPO(), SePO(gamma=1.5, margin=0.3), DPO(), DPO(loss="ipo"), DPO(label_smoothing=0.1)]
@@ -312,7 +312,8 @@ def test_what_each_objective_needs():
 
 def test_negative_weights_push_the_other_way_whatever_the_normaliser():
     """A sum of negative weights as the denominator would turn each of them round again."""
-    for objective in (SePO(), SimPO()):
+    mean = Pairwise(beta=2.0, reference=False, aggregate="mean")
+    for objective in (SePO(), SimPO(), mean):
         up, down = (
             objective(double(*LOGP), batch_of((2, 3), weights=[weight] * 5)).loss.item()
             for weight in (0.5, -0.5)
