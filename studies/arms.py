@@ -108,8 +108,8 @@ def _measured(run: Run, *, trained: bool) -> tuple[dict[str, list[float]], dict[
     if trained:
         train_policy(run)
     peak = status_bytes("VmHWM")["VmHWM"]
-    start = run.load(run.policy_start, dtype="bfloat16")
-    model = run.load(str(run.path("policy") / "model"), dtype="bfloat16") if trained else start
+    start = run.load(run.policy_start, dtype=run.recipe.evaluation.precision)
+    model = run.load(str(run.path("policy") / "model"), dtype=run.recipe.evaluation.precision) if trained else start
     found = _values(run, model, start)
     if not trained:
         return found, {}

@@ -136,3 +136,12 @@ def test_checkpoints_that_a_recipe_asks_for_stay_as_many_as_it_says(recipe):
         json.loads((path / "alternating.json").read_text())["best"]["value"] is None
         for path in folder.iterdir()
     )
+
+
+@pytest.mark.parametrize("imitated", [True, False])
+def test_bfloat16_without_instructions_is_said_and_how_to_leave_it_out(
+    tiny_workplace, monkeypatch, capsys, imitated
+):
+    monkeypatch.setattr(fit, "imitates_bfloat16", lambda device: imitated)
+    tokenward.run(tiny_workplace, ["oracle.training.bf16=true"], last="oracle")
+    assert ("oracle.training.bf16=false is faster here" in capsys.readouterr().out) is imitated

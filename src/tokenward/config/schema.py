@@ -174,6 +174,9 @@ class EvaluationTable(Table):
     top_k: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Sample from this many tokens; 0 is all."
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Number type of the models that reply; bfloat16 is faster on most GPUs."
+    )
     metrics: list[str] = Field(default=[], description="Metrics of generated text, by name.")
     bootstrap: Count = Field(default=2000, description="Resamples behind a confidence interval.")
     batch: Count = Field(default=64, description="Responses generated at a time.")

@@ -168,7 +168,7 @@ def _sample(run: Run, template: Template) -> Samples:
         return Samples([], [], [])
     models = {"before": run.policy_start, "after": str(run.path("policy") / "model")}
     replies = [
-        answers(run, run.load(name, dtype="bfloat16"), template, prompts, label=f"replies, {side}")
+        answers(run, run.load(name, dtype=table.precision), template, prompts, label=f"replies, {side}")
         for side, name in models.items()
     ]
     return Samples(prompts, *replies)

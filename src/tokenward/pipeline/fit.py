@@ -17,6 +17,7 @@ from tokenward.artifacts import StageFolder, atomic_write
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
+from tokenward.models.precision import imitates_bfloat16
 from tokenward.objectives.base import Objective, needs_reference
 from tokenward.pipeline.context import Run
 from tokenward.tokens.rows import TokenRow
@@ -31,6 +32,10 @@ from tokenward.training.samples import AnswerPrompts
 from tokenward.training.trainer import TokenTrainer
 
 CHECKED_ROWS = 4
+SLOW_BFLOAT16 = (
+    "  this processor has no instructions for bfloat16 and imitates it, several times slower than float32: "
+    "--set {where}.bf16=false is faster here"
+)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -97,6 +102,8 @@ def fit(
         ],
     )
     trainer.remove_callback(PrinterCallback)  # our own bar shows what is logged
+    if arguments.bf16 and imitates_bfloat16(model.device):
+        run.display.line(SLOW_BFLOAT16.format(where=f"{stage.path.name}.training"))
     # Where one row has reference values all have: a stage adds them to all, or a step to its own.
     if needs_reference(objective) and rows and rows[0].reference_logp is not None:
         _check_start(run, trainer, rows)

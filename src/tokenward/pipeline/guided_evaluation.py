@@ -134,7 +134,7 @@ def _replies(run: Run, name: str, contexts: Sequence[Context], label: str) -> li
     settings = SamplingSettings(
         table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
     )
-    model = run.load(name, dtype="bfloat16")
+    model = run.load(name, dtype=table.precision)
     template = model.template(run.recipe.tokens.template)
     with run.display.progress(label, len(contexts)) as bar:
         prompts = [context.prompt for context in contexts]

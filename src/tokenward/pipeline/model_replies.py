@@ -140,7 +140,7 @@ def _sample(
     table = recipe.model
     model = load_model(
         side.model,
-        dtype="bfloat16",  # as a recipe's evaluation samples
+        dtype=recipe.evaluation.precision,
         device=table.device,
         attention=table.attention,
         trust_remote_code=table.trust_remote_code,

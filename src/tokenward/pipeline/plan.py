@@ -8,7 +8,7 @@ import numpy as np
 
 from tokenward.display import Display
 from tokenward.models.loading import device_of
-from tokenward.ops.costs import FLOAT, NumberTypes, Work, training_memory
+from tokenward.ops.costs import FLOAT, HALF, NumberTypes, Work, training_memory
 from tokenward.pipeline.command import open_run
 from tokenward.pipeline.context import EXPERT, Run
 from tokenward.pipeline.data import comparison_file, prepare_data
@@ -136,8 +136,9 @@ def _evaluation(planner: Planner, held_out: np.ndarray, prompts: int, batch: int
     if batch:
         time = time.plus(planner.replies(2 * count / batch))
     memory, peak = planner.forward_bytes()
-    # The start, the policy, and a copy in bfloat16 that samples.
-    more = 1.5 * planner.sizes(recipe.model.name).weights * FLOAT
+    # The start, the policy, and a copy that samples.
+    copy = HALF if recipe.evaluation.precision == "bfloat16" else FLOAT
+    more = planner.sizes(recipe.model.name).weights * (FLOAT + copy)
     return StagePlan(
         "evaluation",
         f"{len(held_out)} pairs, {count} prompts",

@@ -270,7 +270,7 @@ class Planner:
         sizes = self.sizes(self.run.recipe.model.name)
         operations = generation_operations(sizes, batches * len(self._prompts), table.max_new_tokens)
         measured = batches * table.max_new_tokens * self._per_token if self.measure else None
-        return Unit(operations / self.rate("bfloat16"), measured)
+        return Unit(operations / self.rate(table.precision), measured)
 
     @cached_property
     def _per_token(self) -> float:
@@ -278,7 +278,7 @@ class Planner:
         settings = SamplingSettings(
             table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
         )
-        model = self.run.load(self.run.recipe.model.name, dtype="bfloat16")
+        model = self.run.load(self.run.recipe.model.name, dtype=table.precision)
         return seconds_per_token(model, self.run.recipe.tokens.template, self._prompts, settings)
 
 
