@@ -64,7 +64,12 @@ def options(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def outcomes(recipe: str, arms: Sequence[Arm], chosen: argparse.Namespace) -> list[Outcome]:
+def outcomes(
+    recipe: str,
+    arms: Sequence[Arm],
+    chosen: argparse.Namespace,
+    always: Callable[[int], Sequence[str]] = lambda seed: (),
+) -> list[Outcome]:
     """The outcome of the start and of every arm at every seed; what was measured before is read.
 
     Arms of a recipe share one folder per seed, so that data, oracle and scores are made once.
@@ -73,6 +78,7 @@ def outcomes(recipe: str, arms: Sequence[Arm], chosen: argparse.Namespace) -> li
         recipe: The study's recipe.
         arms: Its policies.
         chosen: From :func:`options`.
+        always: What of the recipe differs by the seed, for the start and every arm.
     """
     found = []
     for seed in chosen.seeds:
@@ -80,7 +86,7 @@ def outcomes(recipe: str, arms: Sequence[Arm], chosen: argparse.Namespace) -> li
             path = arm.recipe or recipe
             folder = chosen.runs / f"{Path(path).stem}-{seed}"
             own = arm.changes(seed) if callable(arm.changes) else arm.changes
-            changes = [f"run={folder}", f"seed={seed}", *chosen.overrides, *own]
+            changes = [f"run={folder}", f"seed={seed}", *always(seed), *chosen.overrides, *own]
             found.append(_kept(chosen.runs / "values", path, changes, arm.name, seed))
     return found
 
@@ -109,11 +115,16 @@ def _measured(run: Run, *, trained: bool) -> tuple[dict[str, list[float]], dict[
         train_policy(run)
     peak = status_bytes("VmHWM")["VmHWM"]
     start = run.load(run.policy_start, dtype=run.recipe.evaluation.precision)
-    model = run.load(str(run.path("policy") / "model"), dtype=run.recipe.evaluation.precision) if trained else start
+    model = (
+        run.load(str(run.path("policy") / "model"), dtype=run.recipe.evaluation.precision)
+        if trained
+        else start
+    )
     found = _values(run, model, start)
     if not trained:
         return found, {}
-    facts = {key: run.done("policy").facts.get(key) for key in ("seconds", "steps", "kept", "displacement")}
+    kept = ("seconds", "cpu_seconds", "steps", "kept", "displacement")
+    facts = {key: run.done("policy").facts.get(key) for key in kept}
     facts["peak_bytes"] = peak
     for old in run.folder.glob(".previous/policy-*"):
         shutil.rmtree(old)  # policies of arms that are measured; a study has dozens

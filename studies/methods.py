@@ -14,10 +14,11 @@ import numpy as np
 import yaml
 
 from studies.arms import Arm, Outcome, options, outcomes
-from studies.selection import RECIPE
+from studies.small import small_model
 from studies.tables import arms_of, publish
 from tokenward.methods import Method, all_methods
 
+RECIPE = "recipes/studies/methods.yaml"
 LEFT_OUT = ("cft", "rto")
 TIS_BOUNDS = {"LOW": "-0.5", "HIGH": "1.5"}
 """The paper's are not known; these are what the study takes."""
@@ -41,11 +42,11 @@ def arm_of(method: Method) -> Arm:
 
 
 def costs(found: Sequence[Outcome]) -> list[str]:
-    """Seconds and peak memory of a step of each arm, where they were taken."""
-    lines = ["| method | seconds a step | peak memory, GB |", "|---|---|---|"]
+    """Processor seconds of a step, and the training's peak memory, of each arm."""
+    lines = ["| method | processor seconds a step | peak memory, GB |", "|---|---|---|"]
     for name in arms_of(found)[1:]:
         facts = [item.facts for item in found if item.arm == name]
-        seconds = [item["seconds"] / item["steps"] for item in facts]
+        seconds = [item["cpu_seconds"] / item["steps"] for item in facts]
         peak = [item["peak_bytes"] / 1e9 for item in facts if item.get("peak_bytes")]
         lines.append(f"| {name} | {np.median(seconds):.2f} | {max(peak, default=float('nan')):.1f} |")
     return lines
@@ -58,7 +59,7 @@ def main() -> None:
     chosen = made.parse_args()
     arms = [arm_of(method) for name, method in all_methods().items() if name not in LEFT_OUT]
     arms = [arm for arm in arms if not chosen.only or arm.name in chosen.only]
-    found = outcomes(RECIPE, arms, chosen)
+    found = outcomes(RECIPE, arms, chosen, lambda seed: [f"model.name={small_model(chosen, seed)}"])
     publish(
         "methods",
         found,

@@ -1,0 +1,45 @@
+"""A small model that writes such replies as the data has: the default model cut to a third of its layers and fine-tuned."""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from tokenward.models.loading import load_tokenizer
+from tokenward.models.places import resolve
+from tokenward.pipeline import open_run
+from tokenward.pipeline.stages import run_through
+
+KEEP_EVERY = 3
+RECIPE = "recipes/studies/weak.yaml"
+
+
+def cut(source: str, folder: Path) -> Path:
+    """A model with every third layer of another, the first and the last included."""
+    model = AutoModelForCausalLM.from_pretrained(resolve(source), dtype=torch.float32)
+    layers = model.model.layers
+    count = len(layers) // KEEP_EVERY
+    kept = torch.linspace(0, len(layers) - 1, count).round().int().tolist()
+    model.model.layers = nn.ModuleList([layers[number] for number in kept])
+    for place, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = place
+    model.config.num_hidden_layers = count
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    load_tokenizer(source).save_pretrained(folder)
+    return folder
+
+
+def small_model(chosen: argparse.Namespace, seed: int) -> str:
+    """The small model, fine-tuned; made once a seed."""
+    folder = chosen.runs / f"weak-{seed}"
+    if not (folder / "sft" / "manifest.json").exists():
+        cut("default", chosen.runs / "weak-cut")
+    run = open_run(
+        RECIPE, [f"run={folder}", f"seed={seed}", f"model.name={chosen.runs / 'weak-cut'}"], quiet=True
+    )
+    run_through(run, "sft")
+    return str(run.path("sft") / "model")
