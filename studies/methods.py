@@ -13,22 +13,29 @@ from typing import Any
 import numpy as np
 import yaml
 
-from studies.arms import Arm, Outcome, options, outcomes
-from studies.small import small_model
+from studies.arms import Arm, Outcome, options
+from studies.small import small_outcomes
 from studies.tables import arms_of, publish
 from tokenward.methods import Method, all_methods
 
-RECIPE = "recipes/studies/methods.yaml"
 LEFT_OUT = ("cft", "rto")
-TIS_BOUNDS = {"LOW": "-0.5", "HIGH": "1.5"}
-"""The paper's are not known; these are what the study takes."""
+WRITTEN = {
+    "LOW": "-0.5",  # the paper's bounds are not known; these are what the study takes
+    "HIGH": "1.5",
+    "utility": "good",  # experts that are trained alike have one name, and so one training for all arms
+    "degraded": "bad",
+    "learning_rate: 1.0e-5, num_train_epochs: 2": "learning_rate: 2.0e-5, num_train_epochs: 1",  # as the oracle
+}
+"""What the study writes in a method's recipe in the place of what stands there."""
+PLAIN = Arm("sft", ["policy.selection={name: all}", "policy.objective={name: weighted_likelihood}"])
+"""What the methods that train on the likelihood of chosen tokens are measured by."""
 
 
 def arm_of(method: Method) -> Arm:
     """A method's recipe as changes to the study's."""
     text = method.body
-    for name, value in TIS_BOUNDS.items():
-        text = text.replace(name, value)
+    for old, new in WRITTEN.items():
+        text = text.replace(old, new)
     body: dict[str, dict[str, Any]] = yaml.safe_load(text)
     return Arm(
         method.name,
@@ -57,15 +64,15 @@ def main() -> None:
     made = options(__doc__)
     made.add_argument("--only", nargs="+", help="names of methods")
     chosen = made.parse_args()
-    arms = [arm_of(method) for name, method in all_methods().items() if name not in LEFT_OUT]
+    arms = [PLAIN, *(arm_of(method) for name, method in all_methods().items() if name not in LEFT_OUT)]
     arms = [arm for arm in arms if not chosen.only or arm.name in chosen.only]
-    found = outcomes(RECIPE, arms, chosen, lambda seed: [f"model.name={small_model(chosen, seed)}"])
+    found = small_outcomes(arms, chosen)
     publish(
         "methods",
         found,
         chosen,
         against="dpo",
-        title="Methods at 16 updates: reward against KL",
+        title="Methods at 12 updates: reward against KL",
         more={"Cost of a step, of 8 pairs": costs(found)},
     )
 

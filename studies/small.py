@@ -2,23 +2,28 @@
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from studies.arms import Arm, Outcome, outcomes
 from tokenward.models.loading import load_tokenizer
 from tokenward.models.places import resolve
 from tokenward.pipeline import open_run
 from tokenward.pipeline.stages import run_through
 
 KEEP_EVERY = 3
-RECIPE = "recipes/studies/weak.yaml"
+MODEL_RECIPE = "recipes/studies/weak.yaml"
+RECIPE = "recipes/studies/small.yaml"
 
 
 def cut(source: str, folder: Path) -> Path:
-    """A model with every third layer of another, the first and the last included."""
+    """A model with every third layer of another, the first and the last included; made once."""
+    if (folder / "config.json").exists():
+        return folder
     model = AutoModelForCausalLM.from_pretrained(resolve(source), dtype=torch.float32)
     layers = model.model.layers
     count = len(layers) // KEEP_EVERY
@@ -27,19 +32,23 @@ def cut(source: str, folder: Path) -> Path:
     for place, layer in enumerate(model.model.layers):
         layer.self_attn.layer_idx = place
     model.config.num_hidden_layers = count
-    shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(folder)
-    load_tokenizer(source).save_pretrained(folder)
+    scratch = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.save_pretrained(scratch)
+    load_tokenizer(source).save_pretrained(scratch)
+    scratch.rename(folder)
     return folder
 
 
 def small_model(chosen: argparse.Namespace, seed: int) -> str:
     """The small model, fine-tuned; made once a seed."""
     folder = chosen.runs / f"weak-{seed}"
-    if not (folder / "sft" / "manifest.json").exists():
-        cut("default", chosen.runs / "weak-cut")
-    run = open_run(
-        RECIPE, [f"run={folder}", f"seed={seed}", f"model.name={chosen.runs / 'weak-cut'}"], quiet=True
-    )
+    base = cut("default", chosen.runs / "weak-cut")
+    run = open_run(MODEL_RECIPE, [f"run={folder}", f"seed={seed}", f"model.name={base}"], quiet=True)
     run_through(run, "sft")
     return str(run.path("sft") / "model")
+
+
+def small_outcomes(arms: Sequence[Arm], chosen: argparse.Namespace) -> list[Outcome]:
+    """The outcome of the small model and of every arm that trains it, at every seed."""
+    return outcomes(RECIPE, arms, chosen, lambda seed: [f"model.name={small_model(chosen, seed)}"])
