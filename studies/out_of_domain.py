@@ -25,7 +25,7 @@ def main() -> None:
         own = [
             f"run={chosen.runs}/hh_oracle-{seed}",
             f"seed={seed}",
-            f"model.name={small_model(chosen, seed)}",
+            f"model.name={small_model(chosen)}",
         ]
         run = open_run(ORACLE_RECIPE, own, quiet=True)
         run_through(run, "oracle")

@@ -40,8 +40,8 @@ def cut(source: str, folder: Path) -> Path:
     return folder
 
 
-def small_model(chosen: argparse.Namespace, seed: int) -> str:
-    """The small model, fine-tuned; made once a seed."""
+def small_model(chosen: argparse.Namespace, seed: int = 0) -> str:
+    """The small model, fine-tuned on the training prompts of a seed; made once."""
     folder = chosen.runs / f"weak-{seed}"
     base = cut("default", chosen.runs / "weak-cut")
     run = open_run(MODEL_RECIPE, [f"run={folder}", f"seed={seed}", f"model.name={base}"], quiet=True)
@@ -50,5 +50,5 @@ def small_model(chosen: argparse.Namespace, seed: int) -> str:
 
 
 def small_outcomes(arms: Sequence[Arm], chosen: argparse.Namespace) -> list[Outcome]:
-    """The outcome of the small model and of every arm that trains it, at every seed."""
-    return outcomes(RECIPE, arms, chosen, lambda seed: [f"model.name={small_model(chosen, seed)}"])
+    """The outcome of the small model and of every arm that trains it, at every seed; all begin with the same weights."""
+    return outcomes(RECIPE, arms, chosen, lambda seed: [f"model.name={small_model(chosen)}"])
