@@ -1,4 +1,4 @@
-"""A small model that writes such replies as the data has: the default model cut to a third of its layers and fine-tuned."""
+"""Small models that write such replies as the data has: the default model cut to a third of its layers and fine-tuned."""
 
 import argparse
 import shutil
@@ -16,7 +16,6 @@ from tokenward.pipeline import open_run
 from tokenward.pipeline.stages import run_through
 
 KEEP_EVERY = 3
-MODEL_RECIPE = "recipes/studies/weak.yaml"
 RECIPE = "recipes/studies/small.yaml"
 
 
@@ -40,13 +39,22 @@ def cut(source: str, folder: Path) -> Path:
     return folder
 
 
-def small_model(chosen: argparse.Namespace, seed: int = 0) -> str:
-    """The small model, fine-tuned on the training prompts of a seed; made once."""
-    folder = chosen.runs / f"weak-{seed}"
+def weak_model(chosen: argparse.Namespace, seed: int) -> str:
+    """The cut model, fine-tuned on the preferred replies of a seed's training prompts."""
+    return _fine_tuned(chosen, "recipes/studies/weak.yaml", "sft", seed)
+
+
+def small_model(chosen: argparse.Namespace) -> str:
+    """The cut model, fine-tuned on good and bad replies alike, so that it writes both."""
+    return _fine_tuned(chosen, "recipes/studies/small_start.yaml", "oracle", 0)
+
+
+def _fine_tuned(chosen: argparse.Namespace, recipe: str, stage: str, seed: int) -> str:
     base = cut("default", chosen.runs / "weak-cut")
-    run = open_run(MODEL_RECIPE, [f"run={folder}", f"seed={seed}", f"model.name={base}"], quiet=True)
-    run_through(run, "sft")
-    return str(run.path("sft") / "model")
+    folder = chosen.runs / f"{Path(recipe).stem}-{seed}"
+    run = open_run(recipe, [f"run={folder}", f"seed={seed}", f"model.name={base}"], quiet=True)
+    run_through(run, stage)
+    return str(run.path(stage) / "model")
 
 
 def small_outcomes(arms: Sequence[Arm], chosen: argparse.Namespace) -> list[Outcome]:

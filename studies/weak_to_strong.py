@@ -9,7 +9,7 @@ reference at once, and the whole default model is the policy. The control of the
 from studies.arms import Arm, options, outcomes
 from studies.selection import ARMS as SELECTIONS
 from studies.selection import RECIPE
-from studies.small import small_model
+from studies.small import weak_model
 from studies.tables import publish
 
 SELF, RANDOM = Arm("whole model as oracle"), Arm("random 30 %", SELECTIONS[1].changes)
@@ -18,7 +18,7 @@ SELF, RANDOM = Arm("whole model as oracle"), Arm("random 30 %", SELECTIONS[1].ch
 def main() -> None:
     """Run what is missing, then show the table."""
     chosen = options(__doc__).parse_args()
-    weak = Arm("a third of it as oracle", lambda seed: [f"oracle.model={small_model(chosen, seed)}"])
+    weak = Arm("a third of it as oracle", lambda seed: [f"oracle.model={weak_model(chosen, seed)}"])
     found = outcomes(RECIPE, [SELF, weak, RANDOM], chosen)
     publish("weak_to_strong", found, chosen, against=SELF.name, title="A smaller oracle: reward against KL")
 
