@@ -27,6 +27,8 @@ WRITTEN = {
     "learning_rate: 1.0e-5, num_train_epochs: 2": "learning_rate: 2.0e-5, num_train_epochs: 1",  # as the oracle
 }
 """What the study writes in a method's recipe in the place of what stands there."""
+MORE = {"tlm": ["reward.training={max_steps: 18, per_device_train_batch_size: 8, learning_rate: 5.0e-5}"]}
+"""Further changes of an arm: a reward makes as many updates as an oracle."""
 PLAIN = Arm("sft", ["policy.selection={name: all}", "policy.objective={name: weighted_likelihood}"])
 """What the methods that train on the likelihood of chosen tokens are measured by."""
 
@@ -40,10 +42,13 @@ def arm_of(method: Method) -> Arm:
     return Arm(
         method.name,
         [
-            f"{table}.{key}={json.dumps(value)}"
-            for table, keys in body.items()
-            for key, value in keys.items()
-            if key != "training"  # of the policy and the oracle: every arm's is the study's
+            *MORE.get(method.name, []),
+            *(
+                f"{table}.{key}={json.dumps(value)}"
+                for table, keys in body.items()
+                for key, value in keys.items()
+                if key != "training"  # of the policy and the oracle: every arm's is the study's
+            ),
         ],
     )
 
