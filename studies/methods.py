@@ -24,7 +24,7 @@ WRITTEN = {
     "HIGH": "1.5",
     "utility": "good",  # experts that are trained alike have one name, and so one training for all arms
     "degraded": "bad",
-    "learning_rate: 1.0e-5, num_train_epochs: 2": "learning_rate: 6.0e-5, num_train_epochs: 1",  # as the oracle
+    "learning_rate: 1.0e-5, num_train_epochs: 2": "learning_rate: 8.0e-5, num_train_epochs: 1",  # as the oracle
 }
 """What the study writes in a method's recipe in the place of what stands there."""
 MORE = {"tlm": ["reward.training={max_steps: 18, per_device_train_batch_size: 8, learning_rate: 5.0e-5}"]}
@@ -78,7 +78,7 @@ def main() -> None:
         chosen,
         against="dpo",
         title="Methods at 8 updates: reward against KL",
-        more={"Cost of a step, of 8 pairs": costs(found)},
+        more={"Cost of a step, of 4 pairs": costs(found)},
     )
 
 

@@ -8,7 +8,7 @@ from studies.small import small_outcomes
 from studies.tables import publish
 
 BASE = Arm("100 % of the pairs")
-FRACTIONS = [0.05, 0.2, 0.5]
+FRACTIONS = [0.05, 0.25]
 ARMS = [
     *(
         Arm(f"{share:.0%} of the pairs".replace("%", " %"), [f"oracle.fraction={share}"])

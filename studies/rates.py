@@ -8,7 +8,7 @@ from studies.small import small_outcomes
 from studies.tables import publish
 
 BASE = Arm("30 % / 30 %")
-RATES = [0.1, 0.6, 1.0]
+RATES = [0.1, 1.0]
 
 
 def rates(chosen: float, rejected: float) -> Arm:
