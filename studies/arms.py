@@ -17,6 +17,9 @@ from tokenward.pipeline.context import Run
 from tokenward.pipeline.stages import run_through
 from tokenward.plugins import find
 
+VALUES = Path(__file__).parent / "values"
+"""What was measured, one file for each arm and seed: tables are made of it without training anything again."""
+
 START = "start"
 """The model that every policy starts from, as an arm that trains nothing."""
 
@@ -57,7 +60,8 @@ def options(description: str | None) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    made.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder of runs and values")
+    made.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder of the runs")
+    made.add_argument("--values", type=Path, default=VALUES, help="folder of what was measured")
     made.add_argument("--set", dest="overrides", action="append", default=[], help="a.b=value for every arm")
     made.add_argument("--page", type=Path, help="page with the study's markers, docs/results.md")
     made.add_argument("--pictures", type=Path, help="folder for the picture, docs/pictures")
@@ -87,7 +91,7 @@ def outcomes(
             folder = chosen.runs / f"{Path(path).stem}-{seed}"
             own = arm.changes(seed) if callable(arm.changes) else arm.changes
             changes = [f"run={folder}", f"seed={seed}", *always(seed), *chosen.overrides, *own]
-            found.append(_kept(chosen.runs / "values", path, changes, arm.name, seed))
+            found.append(_kept(chosen.values, path, changes, arm.name, seed))
     return found
 
 

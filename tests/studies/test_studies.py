@@ -72,7 +72,7 @@ def test_arms_are_trained_once_and_read_again(
         Arm("half", ["policy.selection.chosen.fraction=0.5"]),
         Arm("seeded", lambda seed: [f"seed={seed + 5}"]),
     ]
-    chosen = options("").parse_args(["--seeds", "0", "--page", "page.md"])
+    chosen = options("").parse_args(["--seeds", "0", "--page", "page.md", "--values", "values"])
     Path("page.md").write_text("<!-- study: tiny -->\n<!-- end of study -->\n")
 
     found = outcomes(str(tiny_workplace), arms, chosen)
