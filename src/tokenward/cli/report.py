@@ -53,6 +53,10 @@ def show(
     row: Annotated[int, typer.Option(help="Number of the pair in the run, from 1.")] = 1,
     png: Annotated[Path | None, typer.Option(help="Write a picture instead; .svg and .pdf work too.")] = None,
     light: Annotated[bool, typer.Option("--light", help="The terminal has a light ground.")] = False,
+    term: Annotated[
+        str | None,
+        typer.Option(help="Mark what the own selection of this term of a sum gives weight, such as treg."),
+    ] = None,
 ) -> None:
     """Show a pair of a finished run in the terminal, each token coloured by its score.
 
@@ -60,7 +64,7 @@ def show(
     """
     from tokenward.report.single import shown_pair
 
-    shown = shown_pair(_folder(run), row)
+    shown = shown_pair(_folder(run), row, term)
     if png is None:
         from tokenward.report.terminal import pair_text
 

@@ -64,7 +64,8 @@ def _lines(shown: ShownPair) -> Iterator[tuple[str, list[_Placed]]]:
     for name, tokens in zip(("chosen", "rejected"), shown.sides, strict=True):
         total = sum(token.score for token in tokens if token.score == token.score)
         placed = list(_laid_out(tokens, row))
-        scale = f"{shown.scorer}, colours to ±{shown.limit:.2f} around {shown.zero:.2f}; framed: kept"
+        scale = f"{shown.scorer}, colours to ±{shown.limit:.2f} around {shown.zero:.2f}"
+        scale += "; framed: kept" if shown.rule else "; the selection is not stored"
         yield f"{name}: {total:+.2f}   ({scale})", placed
         row = placed[-1].row + 3
 
@@ -95,6 +96,7 @@ def _draw(axes: "Axes", item: _Placed) -> None:
             0.84,
             facecolor=ground,
             edgecolor="black" if item.token.kept else "none",
+            linestyle="dotted" if item.token.weight < 0 else "solid",
             linewidth=1.2,
             zorder=2 if item.token.kept else 1,  # or the next token's ground hides a part of the frame
         )
