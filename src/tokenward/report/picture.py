@@ -12,6 +12,7 @@ from tokenward.report.single import ShownPair, ShownToken, by_character, colour,
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLUMNS = 88
 WHITE = (255, 255, 255)
@@ -34,15 +35,10 @@ def save_picture(shown: ShownPair, path: Path) -> None:
     Raises:
         UserError: matplotlib is not installed, or cannot write such a file.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "a picture needs matplotlib, which is not installed. Install it: pip install 'tokenward[plots]'."
-        ) from error
+    made = figure_class()
     lines = list(_lines(shown))
     rows = max(item.row for _, placed in lines for item in placed) + 1
-    figure = Figure(figsize=(COLUMNS * COLUMN_INCHES + 0.3, rows * ROW_INCHES + 0.3))
+    figure = made(figsize=(COLUMNS * COLUMN_INCHES + 0.3, rows * ROW_INCHES + 0.3))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-1, COLUMNS + 2), ylim=(rows + 0.5, -0.5))
     axes.axis("off")
     for heading, placed in lines:
@@ -50,6 +46,30 @@ def save_picture(shown: ShownPair, path: Path) -> None:
         axes.text(0, first + 0.5, heading, va="center", fontsize=10, fontweight="bold", parse_math=False)
         for item in placed:
             _draw(axes, item)
+    written(figure, path)
+
+
+def figure_class() -> "type[Figure]":
+    """Matplotlib's figure, which draws without a screen.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(
+            "a picture needs matplotlib, which is not installed. Install it: pip install 'tokenward[plots]'."
+        ) from error
+    return Figure
+
+
+def written(figure: "Figure", path: Path) -> None:
+    """Write a figure to a file, whose ending says the kind.
+
+    Raises:
+        UserError: matplotlib cannot write such a file.
+    """
     with warnings.catch_warnings():
         # A character that the font lacks is drawn as a box, which says it as well.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
