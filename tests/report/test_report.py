@@ -342,7 +342,7 @@ def test_training_curves_as_one_picture(run_folder: Path, copied_run: Path, tmp_
     assert (tmp_path / "c.png").read_bytes()[1:4] == b"PNG"
     for stage in ("oracle", "policy"):
         (RUN / stage / "history.jsonl").unlink()
-    with pytest.raises(UserError, match="no stage of .* has a history"):
+    with pytest.raises(UserError, match=r"no stage of .* has a history"):
         save_curves(RUN, picture)
 
 

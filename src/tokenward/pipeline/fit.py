@@ -19,6 +19,7 @@ from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
 from tokenward.models.precision import imitates_bfloat16
 from tokenward.objectives.base import Objective, needs_reference
+from tokenward.objectives.logged import with_entropy
 from tokenward.pipeline.context import Run
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.alternating import STATE_FILE, Alternating, stopped_early
@@ -88,7 +89,7 @@ def fit(
     limit, arguments.save_total_limit = arguments.save_total_limit, None
     trainer = TokenTrainer(
         model,
-        objective,
+        with_entropy(objective) if arguments.log_entropy else objective,
         arguments,
         rows,
         held_out=held_out or None,
