@@ -2,11 +2,13 @@
 
 function showKept() {
   const kept = keptOf(open);
-  for (const span of document.querySelectorAll(".sides .token")) {
-    const side = sideOf(span);
-    const weights = open.responses[side].groups[span.dataset.group].map((i) => kept[side][i]);
-    span.classList.toggle("kept", weights.some(Boolean));
-    span.classList.toggle("against", Math.min(...weights) < 0);
+  for (const box of byId("sides").querySelectorAll("[data-side]")) {
+    const side = SIDES.indexOf(box.dataset.side), { groups } = open.responses[side];
+    box.querySelectorAll(".token").forEach((span, place) => {
+      const weights = groups[place].map((i) => kept[side][i]);
+      span.classList.toggle("kept", weights.some(Boolean));
+      span.classList.toggle("against", Math.min(...weights) < 0);
+    });
   }
   showCurve();
 }
