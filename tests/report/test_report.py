@@ -325,6 +325,27 @@ def test_a_pair_as_a_picture(run_folder: Path, odd_run: Path, tmp_path: Path) ->
         save_picture(shown_pair(run_folder, 3), tmp_path / "pair.docx")
 
 
+def test_training_curves_as_one_picture(run_folder: Path, copied_run: Path, tmp_path: Path) -> None:
+    from tokenward.report.curves import save_curves
+    from tokenward.report.tables import curves
+
+    charts = len(list(curves(RunFolder.read(run_folder))))
+    assert charts > 2
+    picture = tmp_path / "curves.svg"
+    assert save_curves(run_folder, picture) == charts
+    text = picture.read_text()
+    assert text.count('id="axes_') == charts
+    assert "<!-- oracle: loss -->" in text
+    assert "<!-- rewards/rejected -->" in text
+    result = CliRunner().invoke(cli.app, ["show", str(RUN), "--curves", str(tmp_path / "c.png")])
+    assert f"{charts} charts" in " ".join(result.output.split())
+    assert (tmp_path / "c.png").read_bytes()[1:4] == b"PNG"
+    for stage in ("oracle", "policy"):
+        (RUN / stage / "history.jsonl").unlink()
+    with pytest.raises(UserError, match=r"no stage of .* has a history"):
+        save_curves(RUN, picture)
+
+
 def test_the_verbs_take_a_folder_or_a_recipe(copied_run: Path, tmp_path: Path) -> None:
     for target in (str(RUN), str(copied_run)):
         result = CliRunner().invoke(cli.app, ["report", target, "--rows", "6"])

@@ -112,7 +112,7 @@ class Selected(Composite):
             comparison=batch.comparison,
             rank=batch.rank,
             closing=batch.closing,
-            seeds=_seeds(batch),
+            seeds=step_seeds(batch.ids, batch.response, batch.responses),
         )
         weights = torch.as_tensor(self.selector(tokens), device=logp.device).to(batch.weights.dtype)
         if weights.shape == logp.shape:
@@ -139,7 +139,8 @@ class Selected(Composite):
         sizes = torch.bincount(batch.response, minlength=batch.responses).tolist()
         known = _known(logp, batch)
         parts = {name: value.split(sizes) for name, value in known.items()}
-        ids, seeds = batch.ids.split(sizes), _seeds(batch).tolist()
+        seeds = step_seeds(batch.ids, batch.response, batch.responses).tolist()
+        ids = batch.ids.split(sizes)
         records = [
             StepRecord(
                 f"{seeds[place]:016x}",
@@ -171,12 +172,18 @@ def _known(logp: Tensor, batch: TokenBatch) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in {**batch.values, **stored}.items()}
 
 
-def _seeds(batch: TokenBatch) -> Tensor:
-    """A stable number of each response: a hash of its ids and their places.  -> [r] int64, not negative"""
-    place = position_in_group(batch.response)
-    mixed = (batch.ids + 1) * 0x9E3779B97F4A7C1 + (place + 1) * 0x2545F4914F6CDD1D
+def step_seeds(ids: Tensor, response: Tensor, responses: int) -> Tensor:
+    """A stable number of each response, which a selection in the step draws by.  [n], [n] -> [r] int64, not negative
+
+    Args:
+        ids: The tokens of some responses, end to end.
+        response: Which response owns each token.
+        responses: How many there are.
+    """
+    place = position_in_group(response)
+    mixed = (ids + 1) * 0x9E3779B97F4A7C1 + (place + 1) * 0x2545F4914F6CDD1D
     mixed = (mixed ^ (mixed >> 29)) * 0x5851F42D4C957F2D
-    return segment_sum(mixed, batch.response, batch.responses) & (2**62 - 1)
+    return segment_sum(mixed, response, responses) & (2**62 - 1)
 
 
 def _empty(weights: Tensor, batch: TokenBatch, *, pairwise: bool) -> Tensor:

@@ -168,5 +168,9 @@ def _refuse(problem: str) -> None:
 
 
 def _training_values(table: dict[str, Any], where: str) -> None:
+    if table.get("log_entropy") and where.startswith("reward."):
+        raise UserError(
+            "log_entropy is true, but a reward gives a token a number and no distribution that had an entropy. Leave it out here."
+        )
     with TemporaryDirectory() as scratch:
         training_arguments(table, folder=Path(scratch), seed=0, where=where)

@@ -125,7 +125,8 @@ def train_policy(run: Run) -> Manifest:
                 watch=watching(run, model, held_out_prompts(run, template), stage.path),
             )
             start_name = lasting(run.policy_start)
-            shares = {"kept": _kept(rows), "nothing_selected": dropped}
+            # Of weights that are made in the step there is no share yet; the history has it.
+            shares = {"kept": _kept(rows), "nothing_selected": dropped} if "weights" in rows.columns else {}
             stage.complete(start=start_name, **shares, **scored_by(run), **facts)
     return run.done("policy")
 
@@ -270,8 +271,6 @@ def _selected(rows: LazyRows) -> np.ndarray:
 
 def _kept(rows: LazyRows) -> dict[str, float]:
     """The share of tokens with weight, by side."""
-    if "weights" not in rows.columns:
-        return {"chosen": 1.0, "rejected": 1.0}
     counts, sizes = _selected(rows), rows.responses.lengths
     return {
         name: float(counts[side::2].sum() / sizes[side::2].sum())

@@ -22,8 +22,10 @@ from tokenward.report.collect import RunFolder, displacement
 from tokenward.report.given import GivenSpans, given_credit, read_spans
 from tokenward.report.pairs import Drawn, PairReader, ScoredPair, draw
 from tokenward.report.payload import LARGEST, payload
+from tokenward.report.selections import RunSelection, scorer_note
 from tokenward.report.summary import SIDES, Summary, summarise
 from tokenward.report.tables import (
+    SHARE,
     credit_rows,
     curves,
     figure_rows,
@@ -125,6 +127,7 @@ class _Scores:
     scorer: str
     given: GivenSpans | None
     credit: dict[str, Figure]
+    selections: Sequence[RunSelection]
 
 
 def _scores(
@@ -148,7 +151,7 @@ def _scores(
     summary = summarise(sample, reader.scorer, limit=main.limit, zero=main.zero, names=names)
     credit = given_credit(given, reader, channels) if given is not None else run.figures()
     data = payload(pairs, drawn, channels, names)
-    return _Scores(data, drawn, summary, reader.scorer_name, given, credit)
+    return _Scores(data, drawn, summary, reader.scorer_name, given, credit, channels.selections)
 
 
 def _page(run: RunFolder, scores: _Scores | None) -> str:
@@ -161,6 +164,7 @@ def _page(run: RunFolder, scores: _Scores | None) -> str:
     style = (assets / "style.css").read_text(encoding="utf-8")
     parts = [(assets / name).read_text(encoding="utf-8") for name in SCRIPTS] if scores else []
     script = "\n".join(parts)
+    drawn = list(curves(run))
     return environment.get_template("page.html.jinja").render(
         run=run,
         name=run.path.resolve().name,
@@ -170,11 +174,13 @@ def _page(run: RunFolder, scores: _Scores | None) -> str:
         style_hash=_hash(style),
         script_hash=_hash(script),
         scores=scores,
+        scorer_note=scorer_note(run, scores.scorer) if scores else "",
         has_known=scores is not None and any(item["kind"] == "known" for item in scores.data["channels"]),
         size_limit=LARGEST,
         shown_replies=REPLIES,
         charts=_charts(scores) if scores else [],
-        curves=[line_chart(title, series, x_label="step") for title, series in curves(run)],
+        curves=[line_chart(title, series, x_label="step") for title, series in drawn],
+        share_drawn=f"policy: {SHARE}" in dict(drawn),
         figures=figure_rows(run.figures()),
         given=scores.given if scores else None,
         made=provenance(run),

@@ -8,12 +8,14 @@ from tokenward.evaluation.statistics import Figure
 from tokenward.report.charts import Points
 from tokenward.report.collect import RunFolder
 
+SHARE = "share of tokens with weight"
 LOGGED = (
     ("loss", ("loss", "eval_loss")),
     ("rewards", ("rewards/chosen", "rewards/rejected")),
     ("log-probability of the selected tokens", ("logps/chosen", "logps/rejected")),
     ("accuracy of the rewards", ("rewards/accuracies", "eval_rewards/accuracies")),
     ("negative log-likelihood", ("nll",)),
+    (SHARE, ("kept/chosen", "kept/rejected")),
 )
 """What is drawn of a training's log: a title, and the names that share a chart."""
 
@@ -65,7 +67,7 @@ def curves(run: RunFolder) -> Iterator[tuple[str, dict[str, Points]]]:
     for stage, entries in run.histories().items():
         for title, names in LOGGED:
             series = {name: _points(entries, name) for name in names}
-            known = {name: points for name, points in series.items() if len(points) > 1}
+            known = {name: points for name, points in series.items() if _says_something(name, points)}
             if known:
                 yield f"{stage}: {title}", known
     looks = {
@@ -75,6 +77,11 @@ def curves(run: RunFolder) -> Iterator[tuple[str, dict[str, Points]]]:
     for name, points in looks.items():
         if len(points) > 1:
             yield f"guidance: {name}, each time the reward is learned", {name: points}
+
+
+def _says_something(name: str, points: Points) -> bool:
+    """Whether a curve is drawn: of one point there is none, and that every token has weight is in the recipe."""
+    return len(points) > 1 and not (name.startswith("kept/") and all(value == 1 for _, value in points))
 
 
 def _points(entries: list[dict[str, Any]], name: str) -> Points:
@@ -132,7 +139,9 @@ def provenance(run: RunFolder) -> str:
         return ""
     scores, inputs = run.manifests["scores"], run.manifests["reference"].inputs
     makers = [
-        f"{name} (objective {run.setting(name, name, 'objective', 'name')}, {fingerprint})"
+        f"{name} ({objective}, {fingerprint})"
+        if (objective := _objective(run, name))
+        else f"{name} ({fingerprint})"
         for name, fingerprint in scores.inputs.items()
         if name != "reference"
     ]
@@ -143,6 +152,11 @@ def provenance(run: RunFolder) -> str:
     template = f"template {run.setting('reference', 'tokens', 'template')} ({inputs.get('template', 'no fingerprint')})"
     parts = ", ".join([*makers, reference, template])
     return f"Scores are made with {parts}, in {run.setting('scores', 'scores', 'precision')}."
+
+
+def _objective(run: RunFolder, stage: str) -> str:
+    name = run.setting(stage, stage, "objective", "name")
+    return f"objective {name}" if name else ""
 
 
 class VersionRow(NamedTuple):

@@ -4,6 +4,7 @@ It knows nothing about how weights were made. Checkpoints, resume, schedules, di
 trackers are transformers' and accelerate's.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -105,6 +106,7 @@ class TokenTrainer(Trainer):
         self._metrics: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
         self._closing: StepBatch | None = None
         self._finite = FiniteLosses()
+        self.read: Counter[str] = Counter()
         super().__init__(
             model=model.model,
             args=arguments,
@@ -190,6 +192,8 @@ class TokenTrainer(Trainer):
         own = self._own_rows(inputs, closing=closing)
         if inputs.rows:
             inputs = self._prepared(inputs.rows)
+        if self.token_model.model.training:
+            self.read.update(comparisons=own, tokens=inputs.tokens)
         inputs = inputs.to(self.args.device)
         passes = [
             Pass(batch, sources, torch.tensor([place < own for place in places], device=self.args.device))

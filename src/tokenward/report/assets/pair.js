@@ -66,7 +66,7 @@ function fillText(box, number, name, units) {
   const response = open.responses[number], values = response.values[name];
   const spans = tokenSpans(response, data.names, state.dots);
   units.forEach(({ groups, shade }, unit) => groups.forEach((group) => {
-    spans[group].classList.add(...shadeClasses(shade));
+    spans[group].className += shadeClasses(shade).map((name) => ` ${name}`).join("");
     spans[group].dataset.unit = unit;
   }));
   response.groups.forEach((group, place) => {
