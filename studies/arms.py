@@ -31,11 +31,13 @@ class Arm(NamedTuple):
         name: In tables and pictures.
         changes: What differs from the study's recipe, as ``a.b=value``; or a function of the seed that makes it.
         recipe: Another recipe than the study's.
+        before: Trains what the changes name, given the seed; called where the arm is measured.
     """
 
     name: str
     changes: Sequence[str] | Callable[[int], Sequence[str]] = ()
     recipe: str | None = None
+    before: Callable[[int], object] | None = None
 
 
 class Outcome(NamedTuple):
@@ -72,7 +74,8 @@ def outcomes(
     recipe: str,
     arms: Sequence[Arm],
     chosen: argparse.Namespace,
-    always: Callable[[int], Sequence[str]] = lambda seed: (),
+    always: Sequence[str] = (),
+    before: Callable[[int], object] | None = None,
 ) -> list[Outcome]:
     """The outcome of the start and of every arm at every seed; what was measured before is read.
 
@@ -82,7 +85,8 @@ def outcomes(
         recipe: The study's recipe.
         arms: Its policies.
         chosen: From :func:`options`.
-        always: What of the recipe differs by the seed, for the start and every arm.
+        always: Changes of the start and every arm.
+        before: Trains what these name, as that of an arm does.
     """
     found = []
     for seed in chosen.seeds:
@@ -90,12 +94,20 @@ def outcomes(
             path = arm.recipe or recipe
             folder = chosen.runs / f"{Path(path).stem}-{seed}"
             own = arm.changes(seed) if callable(arm.changes) else arm.changes
-            changes = [f"run={folder}", f"seed={seed}", *always(seed), *chosen.overrides, *own]
-            found.append(_kept(chosen.values, path, changes, arm.name, seed))
+            changes = [f"run={folder}", f"seed={seed}", *always, *chosen.overrides, *own]
+            needed = [each for each in (before, arm.before) if each is not None]
+            found.append(_kept(chosen.values, path, changes, arm.name, seed, needed))
     return found
 
 
-def _kept(folder: Path, recipe: str, changes: Sequence[str], name: str, seed: int) -> Outcome:
+def _kept(
+    folder: Path,
+    recipe: str,
+    changes: Sequence[str],
+    name: str,
+    seed: int,
+    needed: Sequence[Callable[[int], object]],
+) -> Outcome:
     """What was measured of an arm, now or before."""
     text = Path(recipe).read_text(encoding="utf-8")
     start = ["the start"] if name == START else []
@@ -103,6 +115,8 @@ def _kept(folder: Path, recipe: str, changes: Sequence[str], name: str, seed: in
     file = folder / f"{digest}.json"
     if not file.exists():
         print(f"{name}, seed {seed}: {' '.join(changes)}", flush=True)
+        for train in needed:
+            train(seed)
         values, facts = _measured(open_run(recipe, changes, quiet=True), trained=name != START)
         folder.mkdir(parents=True, exist_ok=True)
         record = {"recipe": recipe, "changes": list(changes), "values": values, "facts": facts}

@@ -4,6 +4,7 @@ import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -39,24 +40,48 @@ def cut(source: str, folder: Path) -> Path:
     return folder
 
 
-def weak_model(chosen: argparse.Namespace, seed: int) -> str:
-    """The cut model, fine-tuned on the preferred replies of a seed's training prompts."""
-    return _fine_tuned(chosen, "recipes/studies/weak.yaml", "sft", seed)
+class Tuned(NamedTuple):
+    """The cut model, fine-tuned: where it lies, and what makes it.
+
+    Attributes:
+        runs: Folder of the runs.
+        recipe: That trains it.
+        stage: Which stage's model it is.
+        seed: Of its training.
+    """
+
+    runs: Path
+    recipe: str
+    stage: str
+    seed: int = 0
+
+    @property
+    def _run(self) -> Path:
+        return self.runs / f"{Path(self.recipe).stem}-{self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Where it lies once it is made."""
+        return str(self._run / self.stage / "model")
+
+    def make(self) -> None:
+        """Train it, unless it was."""
+        base = cut("default", self.runs / "weak-cut")
+        changes = [f"run={self._run}", f"seed={self.seed}", f"model.name={base}"]
+        run_through(open_run(self.recipe, changes, quiet=True), self.stage)
 
 
-def small_model(chosen: argparse.Namespace) -> str:
-    """The cut model, fine-tuned on good and bad replies alike, so that it writes both."""
-    return _fine_tuned(chosen, "recipes/studies/small_start.yaml", "oracle", 0)
+def weak_model(runs: Path, seed: int) -> Tuned:
+    """One that learned the preferred replies to a seed's training prompts."""
+    return Tuned(runs, "recipes/studies/weak.yaml", "sft", seed)
 
 
-def _fine_tuned(chosen: argparse.Namespace, recipe: str, stage: str, seed: int) -> str:
-    base = cut("default", chosen.runs / "weak-cut")
-    folder = chosen.runs / f"{Path(recipe).stem}-{seed}"
-    run = open_run(recipe, [f"run={folder}", f"seed={seed}", f"model.name={base}"], quiet=True)
-    run_through(run, stage)
-    return str(run.path(stage) / "model")
+def small_model(runs: Path) -> Tuned:
+    """One that learned good and bad replies alike, so that it writes both."""
+    return Tuned(runs, "recipes/studies/small_start.yaml", "oracle")
 
 
 def small_outcomes(arms: Sequence[Arm], chosen: argparse.Namespace) -> list[Outcome]:
     """The outcome of the small model and of every arm that trains it, at every seed; all begin with the same weights."""
-    return outcomes(RECIPE, arms, chosen, lambda seed: [f"model.name={small_model(chosen)}"])
+    start = small_model(chosen.runs)
+    return outcomes(RECIPE, arms, chosen, [f"model.name={start.folder}"], lambda seed: start.make())

@@ -18,7 +18,11 @@ SELF, RANDOM = Arm("whole model as oracle"), Arm("random 30 %", SELECTIONS[1].ch
 def main() -> None:
     """Run what is missing, then show the table."""
     chosen = options(__doc__).parse_args()
-    weak = Arm("a third of it as oracle", lambda seed: [f"oracle.model={weak_model(chosen, seed)}"])
+    weak = Arm(
+        "a third of it as oracle",
+        lambda seed: [f"oracle.model={weak_model(chosen.runs, seed).folder}"],
+        before=lambda seed: weak_model(chosen.runs, seed).make(),
+    )
     found = outcomes(RECIPE, [SELF, weak, RANDOM], chosen)
     publish("weak_to_strong", found, chosen, against=SELF.name, title="A smaller oracle: reward against KL")
 
