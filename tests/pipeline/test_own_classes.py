@@ -71,7 +71,7 @@ class Weights:
         (["policy.objective={name: 'LAB:PerResponse'}"], r"LAB:PerResponse returned .* shape \[8\] as loss for a batch of 4 comp"),
         (["policy.objective={name: 'LAB:Metric'}"], r"LAB:Metric returned .* shape \[8\] as spread for a batch of 4 comp"),
         (["policy.objective={name: 'LAB:Short'}"], r"objective LAB:Short takes \(logp\): .* called as f\(logp, batch\)"),
-        (["policy.objective={name: 'LAB:Idle'}"], "objective LAB:Idle is a Idle, which cannot be called"),
+        (["policy.objective={name: 'LAB:Idle'}"], "objective LAB:Idle is an Idle, which cannot be called"),
         (["policy.selection={name: 'LAB:Fair'}"], r"selector LAB:Fair takes \(logp, batch\): .* called as f\(tokens\)"),
         (["scores.scorer={name: 'LAB:Fair'}"], r"scorer LAB:Fair takes \(logp, batch\): .* called as f\(record\)"),
         (["scores.scorer={name: 'LAB:Worded'}"], "scorer .*Worded.* returned a list that is no list of numbers"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenward.errors import UserError
 from tokenward.objectives.base import Composite, Losses, Objective, is_pairwise
 from tokenward.ops.ragged import position_in_group, segment_sum
-from tokenward.selection import ScoredTokens, Selector, scope_of
+from tokenward.selection import ScoredTokens, Selector, scope_of, unit_of
 from tokenward.tokens.rows import TokenBatch
 
 _POLICY = "policy_"
@@ -47,7 +47,8 @@ class StepRecord:
 class _ScorerNeeds:
     """What a scorer asks of the step, as an objective says it."""
 
-    def __init__(self, reads: tuple[str, ...]) -> None:
+    def __init__(self, reads: tuple[str, ...], *, stored: bool) -> None:
+        self.needs_scores = stored
         self.needs_entropy = f"{_POLICY}entropy" in reads
         self.needs_reference = "reference_logp" in reads
         unknown = {name for name in reads if name.startswith(_POLICY)} - {
@@ -74,18 +75,24 @@ class Selected(Composite):
         scorer: Called with each response's :class:`StepRecord`; None takes ``batch.scores``.
 
     Raises:
-        UserError: the selector's scope is the data set, or the scorer reads what a step does not give.
+        UserError: the selector's scope is the data set, it looks at words, sentences or spans, or the scorer reads what a
+            step does not give.
     """
 
     def __init__(
         self, objective: Objective, selector: Selector, scorer: Callable[[Any], Tensor] | None = None
     ) -> None:
         reads = tuple(getattr(scorer, "reads", ())) if scorer is not None else ()
-        super().__init__([objective, _ScorerNeeds(reads)])  # type: ignore[list-item]
+        super().__init__([objective, _ScorerNeeds(reads, stored=scorer is None)])  # type: ignore[list-item]
         if scope_of(selector) == "dataset":
             raise UserError(
                 "a selection in the step sees the step's tokens only, and this one has scope: dataset. Write scope: response, or "
                 "a scorer that reads stored values, whose selection is made before the training."
+            )
+        if unit_of(selector):
+            raise UserError(
+                f"a selection in the step does not know which {unit_of(selector).removesuffix('s')} a token is in, and this one pools over them. Make it "
+                "in policy.selection from a scorer that reads stored values, or leave such a step (segment_pool) out."
             )
         self.objective, self.selector, self.scorer = objective, selector, scorer
 
