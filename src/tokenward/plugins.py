@@ -100,6 +100,14 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     return target
 
 
+def name_of(made: Any) -> str:
+    """What a message calls an object: ``module:Name`` of one's own class or function, the settings too of a built-in one."""
+    own = made if inspect.isfunction(made) or inspect.isclass(made) else type(made)
+    if own.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return str(made) if dataclasses.is_dataclass(made) else own.__qualname__
+    return f"{own.__module__}:{own.__qualname__}"
+
+
 def _a(noun: str) -> str:
     return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
 

@@ -62,6 +62,11 @@ class Objective(Protocol):
         ...
 
 
+def title_of(objective: Objective) -> str:
+    """What a message calls an objective: one of one's own as the recipe has it, else the class."""
+    return getattr(objective, "title", "") or type(objective).__name__
+
+
 class Composite:
     """An objective that calls others: it needs what any of them needs.
 
@@ -139,7 +144,7 @@ def needs_kl(objective: Objective) -> Direction:
     direction = getattr(objective, "needs_kl", "") or ""
     if direction not in ("", "forward", "reverse"):
         raise UserError(
-            f"{type(objective).__name__} says needs_kl {direction!r}. Write forward for KL(reference || policy), or reverse for "
+            f"{title_of(objective)} says needs_kl {direction!r}. Write forward for KL(reference || policy), or reverse for "
             "KL(policy || reference)."
         )
     return direction

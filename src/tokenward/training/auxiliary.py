@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
-from tokenward.objectives.base import Auxiliary, Objective, auxiliaries, has_auxiliary
+from tokenward.objectives.base import Auxiliary, Objective, auxiliaries, has_auxiliary, title_of
 
 FILE = "auxiliary.safetensors"
 """Beside the model, and in each checkpoint."""
@@ -109,7 +109,7 @@ class AuxiliaryModules:
 def _made(model: TokenModel, objective: Objective, seed: int) -> Sequence[Auxiliary]:
     if not isinstance(model, LanguageModel):
         raise UserError(
-            f"{type(objective).__name__} trains a module on the hidden states of a language model, and this is a "
+            f"{title_of(objective)} trains a module on the hidden states of a language model, and this is a "
             f"{type(model).__name__}. Use it in the oracle or policy table."
         )
     config = model.model.config.get_text_config()
