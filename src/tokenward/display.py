@@ -1,5 +1,6 @@
 """What a run shows: stage headings, progress with the time left, tables. Plain lines where there is no terminal."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ WIDE = 110
 
 PLAIN_STEPS = 10
 """Lines that a progress writes where there is no terminal."""
+
+MOST_DIGITS = 12
+"""Behind a point: float32 has no more to say of a number near 1."""
 
 
 class Display:
@@ -139,6 +143,34 @@ def _fitted(note: str, room: int) -> str:
     while len(parts) > 1 and len("  ".join(parts)) > room:
         parts.pop()
     return "  ".join(parts)
+
+
+def digits(scale: float, usual: int) -> int:
+    """Digits behind the point with which numbers of a size are shown: the usual ones, or two that say something.
+
+    Args:
+        scale: The size of the largest number that is shown beside others.
+        usual: What is enough for numbers from 1 up.
+    """
+    size = abs(scale)
+    if not 0 < size < math.inf:
+        return usual
+    return max(usual, min(1 - math.floor(math.log10(size)), MOST_DIGITS))
+
+
+def rounded(value: float, scale: float, usual: int = 3) -> str:
+    """A number beside others of a size, or none; see :func:`digits`."""
+    return f"{value:.{digits(scale, usual)}f}" if value == value else "none"
+
+
+def signed(value: float, scale: float, usual: int = 2) -> str:
+    """The same with its sign."""
+    return f"{value:+.{digits(scale, usual)}f}" if value == value else "none"
+
+
+def largest(values: Iterable[float]) -> float:
+    """The largest size of some numbers, those that are not finite left out; 0 where there is none."""
+    return max((abs(value) for value in values if math.isfinite(value)), default=0.0)
 
 
 def _clock(seconds: float) -> str:

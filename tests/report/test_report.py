@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import tokenward
 from tokenward import cli
 from tokenward.errors import UserError
+from tokenward.evaluation.statistics import Figure
 from tokenward.report.channels import other_runs, scale_of
 from tokenward.report.charts import bar_chart, line_chart
 from tokenward.report.collect import RunFolder, displacement
@@ -301,6 +302,20 @@ def test_a_pair_in_the_terminal(run_folder: Path) -> None:
     for number in (0, 25):
         with pytest.raises(UserError, match="from 1 to 24"):
             shown_pair(run_folder, number)
+
+
+def test_scores_of_a_small_scale_are_not_shown_as_nothing(run_folder: Path) -> None:
+    """The same pair with scores a ten-thousandth as large: the same digits, further behind the point."""
+    plain = shown_pair(run_folder, 3)
+    sides = tuple([token._replace(score=token.score * 1e-4) for token in side] for side in plain.sides)
+    scale = {"zero": plain.zero * 1e-4, "limit": 0.52e-4}
+    lines = pair_text(plain._replace(sides=sides, **scale)).plain.splitlines()
+    total = sum(token.score for token in sides[0])
+    assert f"chosen {total:+.6f}" in lines[1]
+    assert lines[2].startswith(f"{scale['zero'] - scale['limit']:+.6f} ")
+    figures = {f"tiny/{part}": Figure(0.00031, -0.0001, 0.0005, 9) for part in ("before", "after", "change")}
+    (row,) = figure_rows(figures)
+    assert row[1:5] == ("0.00031", "0.00031", "0.00031", "-0.00010 .. 0.00050")
 
 
 def test_tokens_that_share_a_character_are_shown_as_one(odd_run: Path) -> None:

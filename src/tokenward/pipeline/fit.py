@@ -157,10 +157,10 @@ def _check_start(run: Run, trainer: TokenTrainer, rows: Sequence[TokenRow]) -> N
         precision=precision,
         wanted=trainer.wanted,
     )
-    run.display.line(
-        f"  first rows: loss {found['loss']:.4f} (DPO begins at ln 2 = {math.log(2):.4f}), margin {found['margin']:.4f} "
-        "nats: policy = reference"
-    )
+    ln2 = math.log(2)
+    loss = f"loss {found['loss']:.4f} (begins at ln 2 = {ln2:.4f}), "
+    told = loss if abs(found["begins"] - ln2) < 1e-4 else ""
+    run.display.line(f"  first rows: {told}margin {found['margin']:.4f} nats: policy = reference")
 
 
 def _train(

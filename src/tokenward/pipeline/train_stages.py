@@ -17,6 +17,7 @@ from tokenward.objectives import (
     is_pairwise,
     needs_frozen_reference,
     needs_reference,
+    needs_scores,
     objective_of,
 )
 from tokenward.objectives.selected import Selected
@@ -228,10 +229,15 @@ def with_own_reference(run: Run, start: LanguageModel, rows: LazyRows) -> LazyRo
 
 
 def _held_out(run: Run, objective: Objective, start: LanguageModel, comparisons: Choice) -> LazyRows:
-    """Held-out pairs, every token with weight 1: scores must not choose what the policy is judged by."""
+    """Held-out pairs, every token with weight 1: scores must not choose what the policy is judged by.
+
+    An objective that reads scores itself has them there too.
+    """
     if run.recipe.policy.training.get("eval_strategy", "no") == "no":
         return LazyRows(encoded=[])
     rows = token_rows(run, comparisons, start, may_be_empty=True)
+    if needs_scores(objective) and len(rows) and not is_online(scorer_of(run)):
+        rows = scored_rows(run, rows)
     return _policy_reference(run, start, rows) if needs_reference(objective) else rows
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.cells import cell_len
 
+from tokenward.display import rounded, signed
 from tokenward.errors import UserError
 from tokenward.report.single import ShownPair, ShownToken, by_character, colour, visible
 
@@ -84,9 +85,10 @@ def _lines(shown: ShownPair) -> Iterator[tuple[str, list[_Placed]]]:
     for name, tokens in zip(("chosen", "rejected"), shown.sides, strict=True):
         total = sum(token.score for token in tokens if token.score == token.score)
         placed = list(_laid_out(tokens, row))
-        scale = f"{shown.scorer}, colours to ±{shown.limit:.2f} around {shown.zero:.2f}"
+        ends = f"±{rounded(shown.limit, shown.limit, 2)} around {rounded(shown.zero, shown.limit, 2)}"
+        scale = f"{shown.scorer}, colours to {ends}"
         scale += "; framed: kept" if shown.rule else "; the selection is not stored"
-        yield f"{name}: {total:+.2f}   ({scale})", placed
+        yield f"{name}: {signed(total, shown.limit)}   ({scale})", placed
         row = placed[-1].row + 3
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from tokenward.display import largest, rounded
 from tokenward.evaluation.statistics import Figure
 from tokenward.report.charts import Points
 from tokenward.report.collect import RunFolder
@@ -43,11 +44,12 @@ def figure_rows(figures: Mapping[str, Figure]) -> list[FigureRow]:
         base, _, part = name.rpartition("/")
         if base in changed and part in ("before", "after"):
             continue
-        before = after = ""
-        if part == "change" and base in changed:
-            before, after = (_number(figures[f"{base}/{side}"].value) for side in ("before", "after"))
-        interval = f"{_number(figure.low)} .. {_number(figure.high)}"
-        rows.append(FigureRow(name, before, after, _number(figure.value), interval, figure.n))
+        sides = ("before", "after") if part == "change" and base in changed else ()
+        whole = [figures[f"{base}/{side}"].value for side in sides]
+        scale = largest([*whole, figure.value])
+        before, after = [rounded(value, scale) for value in whole] or ["", ""]
+        interval = f"{rounded(figure.low, scale)} .. {rounded(figure.high, scale)}"
+        rows.append(FigureRow(name, before, after, rounded(figure.value, scale), interval, figure.n))
     return rows
 
 
@@ -56,10 +58,6 @@ def credit_rows(figures: Mapping[str, Figure]) -> list[FigureRow]:
     prefix = "credit/auroc/"
     found = {name.removeprefix(prefix): figure for name, figure in figures.items() if name.startswith(prefix)}
     return figure_rows(found)
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if value == value else "none"
 
 
 def curves(run: RunFolder) -> Iterator[tuple[str, dict[str, Points]]]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.style import Style
 from rich.text import Text
 
+from tokenward.display import signed
 from tokenward.report.single import Colour, ShownPair, ShownToken, by_character, colour, visible
 
 DARK: Colour = (12, 12, 12)
@@ -26,7 +27,8 @@ def pair_text(shown: ShownPair, *, light: bool = False) -> Text:
     text.append(f"pair {shown.number} of {shown.total}", style="bold")
     text.append(f"  {shown.pair.comparison.source}, {shown.pair.part}\n", style="dim")
     text.append(
-        f"{shown.scorer}: chosen {totals[0]:+.2f}, rejected {totals[1]:+.2f}, margin {totals[0] - totals[1]:+.2f}\n"
+        f"{shown.scorer}: chosen {signed(totals[0], shown.limit)}, rejected {signed(totals[1], shown.limit)}, "
+        f"margin {signed(totals[0] - totals[1], shown.limit)}\n"
     )
     text.append_text(_legend(shown, page))
     for note in shown.notes:
@@ -41,10 +43,10 @@ def pair_text(shown: ShownPair, *, light: bool = False) -> Text:
 
 
 def _legend(shown: ShownPair, page: Colour) -> Text:
-    text = Text(f"{shown.zero - shown.limit:+.2f} ")
+    text = Text(f"{signed(shown.zero - shown.limit, shown.limit)} ")
     for step in range(-10, 11):
         text.append(" ", style=_style(step / 10, page))
-    text.append(f" {shown.zero + shown.limit:+.2f}  orange lowers, blue raises")
+    text.append(f" {signed(shown.zero + shown.limit, shown.limit)}  orange lowers, blue raises")
     if shown.rule:
         text.append(f"; [in brackets] kept by {shown.rule}")
     if any(token.weight < 0 for side in shown.sides for token in side):

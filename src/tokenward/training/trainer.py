@@ -181,6 +181,8 @@ class TokenTrainer(Trainer):
                 self.accelerator.backward(loss)
             self._record(losses, item.counts, training=True)
             total += loss.detach()
+        if closes_step:
+            self.auxiliary.exchange(model)
         return total
 
     def _passes(self, inputs: StepBatch, *, closing: bool) -> list[Pass]:

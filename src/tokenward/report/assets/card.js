@@ -23,7 +23,7 @@ function tokenRows(side, number) {
       ["token", isClosing(response, i) ? data.names[response.ids[i]] || "end" : quoted(response, [number])],
       ...(group.length > 1 ? [["", `${group.length} tokens share a character`]] : []),
       ["id, position", place],
-      ...values.map(({ name }) => [name, shown(response.values[name][i], 4)]),
+      ...values.map(({ name }) => [name, shown(response.values[name][i], 4, name)]),
       [`rank by ${state.scorer}`, `${1 + scores.filter((x) => x > scores[i]).length} of ${scores.length}`],
       ...weightings.map((name) => [name, String(Number(response.values[name][i].toPrecision(4)))]),
       ["kept now", kept[i] ? "yes" : "no"],
@@ -42,7 +42,7 @@ function unitRows(side, number) {
     [state.unit, quoted(response, groups)],
     ["tokens", `${places.length}, ${places.filter((i) => kept[i]).length} of them kept`],
     ["shown is", pooledHow()],
-    ...scorers.map((name, k) => [name, shown(units[k].value, 4)]),
+    ...scorers.map((name, k) => [name, shown(units[k].value, 4, name)]),
     ...[...listed, ...(groups.length > 12 ? [`and ${groups.length - 12} more`] : [])].map((text, k) => [k ? "" : `${state.scorer} of each`, text]),
   ];
 }

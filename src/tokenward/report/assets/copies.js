@@ -14,8 +14,8 @@ function showTable() {
       const closing = isClosing(response, places[0]);
       const text = closing ? data.names[response.ids[places[0]]] || "end" : quoted(response, groups);
       const part = places.filter((i) => kept[side][i]).length;
-      const value = known ? [shown(pool(places.map((i) => response.values.known[i]), "mean"))] : [];
-      const cells = [String(number + 1), text, ...pooled.map((units) => shown(units[number].value, 3)),
+      const value = known ? [shown(pool(places.map((i) => response.values.known[i]), "mean"), 2, "known")] : [];
+      const cells = [String(number + 1), text, ...pooled.map((units, k) => shown(units[number].value, 3, scorers[k])),
         places.length === 1 ? (part ? "yes" : "no") : `${part} of ${places.length}`, ...value];
       return element("tr", {}, element("th", { scope: "row", textContent: SIDES[side] }),
         ...cells.map((cell) => visible(element("td", { dir: "auto" }), cell)));

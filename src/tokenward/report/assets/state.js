@@ -40,10 +40,16 @@ function change(changes) {
 
 // ---- numbers of a pair
 
-/** A number with its sign; what rounds to 0 has none. */
-function shown(x, digits = 2) {
+/** Digits that the numbers of a channel need beyond the usual ones, so that its limit has two that say something. */
+function more(name) {
+  const limit = name in channels ? channels[name].limit : 1;
+  return limit > 0 && limit < 0.1 ? Math.min(-1 - Math.floor(Math.log10(limit)), 12) : 0;
+}
+
+/** A number of a channel with its sign; what rounds to 0 has none. A number of no channel has the usual digits. */
+function shown(x, digits = 2, name = state.scorer) {
   if (Number.isNaN(x)) return "none";
-  const size = Math.abs(x).toFixed(digits);
+  const size = Math.abs(x).toFixed(digits + more(name));
   return Number(size) ? `${x > 0 ? "+" : "−"}${size}` : size;
 }
 
