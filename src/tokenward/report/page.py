@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def _page(run: RunFolder, scores: _Scores | None) -> str:
     environment.filters["quoted"] = json.dumps
     assets = files("tokenward.report") / "assets"
     style = (assets / "style.css").read_text(encoding="utf-8")
-    parts = [(assets / name).read_text(encoding="utf-8") for name in SCRIPTS] if scores else []
+    parts = [_without_comments((assets / name).read_text(encoding="utf-8")) for name in SCRIPTS if scores]
     script = "\n".join(parts)
     drawn = list(curves(run))
     return environment.get_template("page.html.jinja").render(
@@ -212,3 +213,8 @@ def _charts(scores: _Scores) -> list[Any]:
 def _hash(text: str) -> str:
     """What the page's policy allows by name: this text and no other."""
     return f"sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _without_comments(script: str) -> str:
+    """A script without the lines that are comments, which are for those who read the source."""
+    return re.sub(r"^[ ]*(?://.*|/\*\*[^*]*(?:\*(?!/)[^*]*)*\*/)\n", "", script, flags=re.MULTILINE)
