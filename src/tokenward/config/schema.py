@@ -175,7 +175,8 @@ class EvaluationTable(Table):
         default=0, description="Sample from this many tokens; 0 is all."
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Number type of the models that reply; bfloat16 is faster on most GPUs."
+        default="float32",
+        description="Number type of the models that reply; bfloat16 is faster on most GPUs.",
     )
     metrics: list[str] = Field(default=[], description="Metrics of generated text, by name.")
     bootstrap: Count = Field(default=2000, description="Resamples behind a confidence interval.")

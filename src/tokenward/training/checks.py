@@ -54,7 +54,10 @@ def check_first_batch(
     ratio = segment_sum(difference, batch.response, batch.responses)
     margin = ratio[0::2] - ratio[1::2] if is_pairwise(objective) else ratio
     found = {
-        "loss": float(losses.loss.mean()),
+        "loss": float(
+            losses.loss.sum()
+            / (batch.comparisons if losses.denominator is None else losses.denominator.sum())
+        ),
         "margin": float(margin.abs().max()),
         "per_token": float(difference.abs().sum() / (batch.weights != 0).sum()),
     }
