@@ -296,6 +296,18 @@ def test_weighted_likelihood_by_hand():
     assert WeightedLikelihood(normaliser="length")(logp, batch).loss.tolist() == pytest.approx([3.5 / 3])
 
 
+@pytest.mark.parametrize(("normaliser", "sizes"), [("step_weights", [4.0, 2.0]), ("step_length", [3.0, 1.0])])
+def test_a_denominator_over_the_step_by_hand(normaliser, sizes):
+    # As above, and a second comparison: 2 x 6. The step's loss is 15.5 / 6, or 15.5 / 4 tokens of best responses.
+    weights = (5.0, 1.0, 0.0, 3.0, 2.0, 7.0)
+    batch = batch_of((1, 3), (1, 1), weights=weights, ranks=(1, 0))
+    batch = replace(batch, rank=torch.tensor([1, 0, 0, 1]))
+    losses = WeightedLikelihood(normaliser=normaliser)(double(-9.0, -0.5, -7.0, -1.0, -6.0, -8.0), batch)
+    assert losses.loss.tolist() == [3.5, 12.0]
+    assert losses.denominator.tolist() == sizes
+    assert losses.metrics["nll"].tolist() == pytest.approx([3.5 / sizes[0], 12.0 / sizes[1]])
+
+
 @pytest.mark.parametrize("normaliser", ["weights", "length"])
 @pytest.mark.parametrize("broken", [-3.0, -math.inf, math.inf, math.nan])
 def test_weighted_likelihood_removes_tokens_without_weight(normaliser, broken):

@@ -13,7 +13,14 @@ from tests.training.tools import language_model, random_rows
 from tokenward.errors import UserError
 from tokenward.models.forward import FrozenReference
 from tokenward.objectives import DPO, OBJECTIVES, Composite, Losses, Selected, TokenKL
-from tokenward.objectives.base import Auxiliary, auxiliaries, has_auxiliary, is_pairwise, needs_kl
+from tokenward.objectives.base import (
+    Auxiliary,
+    auxiliaries,
+    has_auxiliary,
+    has_own_denominator,
+    is_pairwise,
+    needs_kl,
+)
 from tokenward.objectives.checked import CheckedObjective
 from tokenward.ops.ragged import segment_sum
 from tokenward.scoring.scorers import Probability
@@ -39,6 +46,13 @@ def slopes(objective, known: Values, batch) -> tuple[Losses, list[torch.Tensor]]
     ]
 
 
+def assert_same_denominators(losses: Losses, expected: Losses, take: slice = slice(None)) -> None:
+    """What comparisons add to the denominator of a step, where an objective says it."""
+    assert (losses.denominator is None) == (expected.denominator is None)
+    if losses.denominator is not None and expected.denominator is not None:
+        torch.testing.assert_close(losses.denominator, expected.denominator[take], rtol=0, atol=1e-14)
+
+
 @OBJECTIVE
 @pytest.mark.parametrize("broken", [-3.0, -math.inf, math.nan])
 def test_law_1_a_weight_of_zero_deletes_the_token(number, broken):
@@ -51,6 +65,7 @@ def test_law_1_a_weight_of_zero_deletes_the_token(number, broken):
     expected, wanted = slopes(objective, short, batch_of(short, SHORT, [WEIGHTS[i] for i in KEPT]))
     assert losses.loss.isfinite().all()
     torch.testing.assert_close(losses.loss, expected.loss, rtol=0, atol=1e-14)
+    assert_same_denominators(losses, expected)
     for slope, brief in zip(found, wanted, strict=True):
         torch.testing.assert_close(slope[KEPT], brief, rtol=0, atol=1e-14)
         assert not slope[GONE].any()
@@ -64,7 +79,9 @@ def test_law_2_weights_of_one_are_no_weights(number):
     known = values(COUNT)
     with_ones = batch_of(known, LENGTHS, [1.0] * COUNT)
     rows = replace(with_ones, weights=torch.ones(COUNT), kept=torch.arange(COUNT))
-    assert torch.equal(objective(known.logp, with_ones).loss, objective(known.logp, rows).loss)
+    losses, expected = objective(known.logp, with_ones), objective(known.logp, rows)
+    assert torch.equal(losses.loss, expected.loss)
+    assert_same_denominators(losses, expected)
 
 
 @OBJECTIVE
@@ -78,6 +95,7 @@ def test_law_3_the_order_of_a_batch_changes_nothing(number):
     first = known.take(range(7))
     alone = objective(first.logp, batch_of(first, LENGTHS[:1], WEIGHTS[:7]))
     torch.testing.assert_close(alone.loss, together.loss[:1], rtol=0, atol=1e-14)
+    assert_same_denominators(alone, together, slice(1))
     for name, value in alone.metrics.items():
         torch.testing.assert_close(value, together.metrics[name][:1], rtol=0, atol=1e-6)
 
@@ -188,7 +206,9 @@ def test_an_objective_made_of_others_needs_what_they_need():
         def __call__(self, logp, batch):
             return Losses(segment_sum(logp, batch.comparison[batch.response], batch.comparisons), {})
 
-    whole = Composite([DPO(), TokenKL(direction="reverse"), CheckedObjective(States(), "States")])
+    counts = made("sft", {"normaliser": "step_weights"})
+    whole = Composite([DPO(), TokenKL(direction="reverse"), CheckedObjective(States(), "States"), counts])
+    assert has_own_denominator(whole)
     assert (whole.needs_reference, whole.needs_entropy, whole.needs_states) == (True, True, True)
     assert (whole.needs_reference_layers, whole.needs_kl, whole.pairwise) == (True, "reverse", True)
     assert whole.needs_scores
@@ -199,6 +219,7 @@ def test_an_objective_made_of_others_needs_what_they_need():
     assert not none.needs_scores
     assert Selected(DPO(), KeepAll()).needs_scores
     assert not Selected(DPO(), KeepAll(), Probability(of="policy")).needs_scores
+    assert not has_own_denominator(none)
 
 
 def test_two_directions_at_once_are_refused():

@@ -24,6 +24,7 @@ from tokenward.objectives import (
     TReg,
     WeightedLikelihood,
 )  # fmt: skip
+from tokenward.objectives.base import has_own_denominator
 from tokenward.ops.losses import one_sample_kl
 
 # Log-ratios of LOGP to REFERENCE: 0.5, 0.5 | 1, -1, -0.5; sums 1 | -0.5.
@@ -406,6 +407,22 @@ def test_a_sum_is_the_weighted_sum_of_its_terms():
     # The first term's view of what both show.
     assert losses.metrics["rewards/chosen"].item() == pytest.approx(0.2)
     assert losses.metrics["selection/empty"].tolist() == [0.0]
+
+
+def test_a_sum_of_one_keeps_the_denominator_of_its_term():
+    whole = Sum(terms=[{"name": "weighted_likelihood", "normaliser": "step_length", "factor": 0.5}])
+    found = whole(double(*LOGP), pair())
+    assert has_own_denominator(whole)
+    # Half of the chosen response's 1 + 2, and its two tokens.
+    assert (found.loss.tolist(), found.denominator.tolist()) == ([1.5], [2.0])
+
+
+def test_terms_with_different_denominators_are_refused():
+    terms = [{"name": "dpo"}, {"name": "sft", "normaliser": "step_weights", "selection": {"name": "all"}}]
+    with pytest.raises(
+        UserError, match=r"term sft divides by a sum over .* one step has one denominator\. Give sft"
+    ):
+        Sum(terms=terms)
 
 
 def test_the_sum_of_one_objective_is_that_objective():

@@ -10,6 +10,7 @@ import torch
 from tests.objectives.test_objectives import batch_of, double
 from tokenward.errors import UserError
 from tokenward.objectives import SFT, Selected, SePO, SimPO
+from tokenward.objectives.base import has_own_denominator
 from tokenward.selection import KeepAll, TopFraction
 from tokenward.selection.base import ScoredTokens
 
@@ -70,6 +71,17 @@ def test_likelihood_needs_only_some_token_of_the_comparison():
     losses = objective(double(-1.0, -2.0, -1.0, -1.0, -1.0), batch_of((2, 3)))
     assert losses.loss.tolist() == [2.0]
     assert losses.metrics["selection/empty"].tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("normaliser", "sizes"), [("step_weights", [0.0, 1.0]), ("step_length", [2.0, 2.0])])
+def test_the_denominator_of_a_step_is_made_of_the_weights_of_the_step(normaliser, sizes):
+    """A comparison without weight adds nothing to the first, and its whole response to the second."""
+    objective = Selected(SFT(normaliser=normaliser), BelowTheMean(), Doubt())
+    assert has_own_denominator(objective)
+    losses = objective(double(*[-1.0] * 5, -1.0, -2.0, -1.0, -1.0, -1.0), batch_of((2, 3), (2, 3)))
+    assert losses.loss.tolist() == [0.0, 2.0]
+    assert losses.denominator.tolist() == sizes
+    assert Selected(SFT(), BelowTheMean(), Doubt())(double(*LOGP), batch_of((2, 3))).denominator is None
 
 
 def test_no_gradient_goes_through_the_weights():

@@ -46,6 +46,7 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("kto", {"anchor": "zero", "undesirable": 0.5}),
     ("weighted_likelihood", {"sides": "both"}),
     ("weighted_likelihood", {"normaliser": "none"}),
+    ("weighted_likelihood", {"normaliser": "step_weights", "sides": "both"}),
     ("token_kl", {"direction": "reverse", "sides": "difference", "stop_gradient": "chosen"}),
     ("treg", {"stop_gradient": "none"}),
     ("reinforce", {"kl": 0.3, "baseline": "mean"}),

@@ -18,10 +18,19 @@ class Losses(NamedTuple):
     Attributes:
         loss: ``[b]``, one per comparison.
         metrics: Named values ``[b]``, with TRL's names where TRL has them.
+        denominator: ``[b]``, 0 or more, or None: what each comparison adds to the denominator of the optimizer step. The
+            step's loss is ``sum loss / sum denominator`` over all its comparisons, however they are cut; without it,
+            their mean. An objective that gives one says ``own_denominator``.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
+    denominator: Tensor | None = None
+
+    @property
+    def whole(self) -> Tensor:
+        """The loss of an optimizer step of these comparisons alone.  -> []"""
+        return self.loss.mean() if self.denominator is None else self.loss.sum() / self.denominator.sum()
 
 
 class Auxiliary(NamedTuple):
@@ -44,8 +53,9 @@ class Objective(Protocol):
     One may have flags, as class attributes or properties; a flag that is not there is False:
     ``needs_reference`` (``batch.reference_logp`` must be there), ``needs_entropy`` (``batch.entropy`` must),
     ``needs_kl`` (``batch.kl`` must: ``"forward"`` or ``"reverse"``), ``needs_states`` (``batch.states`` must),
-    ``needs_reference_layers`` (``batch.reference_layers`` must), ``needs_scores`` (``batch.scores`` must), and ``pairwise`` (every comparison must have exactly
-    two responses, the better one first).
+    ``needs_reference_layers`` (``batch.reference_layers`` must), ``needs_scores`` (``batch.scores`` must), ``pairwise``
+    (every comparison must have exactly two responses, the better one first), and ``own_denominator``
+    (:class:`Losses` have a ``denominator``).
 
     One with a module to train has a method ``auxiliary(width, layers) -> Auxiliary | None``, which makes that module
     for a policy of so many layers and hidden states of that width; it is called once, before the training.
@@ -124,6 +134,11 @@ class Composite:
         """See :class:`Objective`."""
         return any(map(is_pairwise, self.parts))
 
+    @property
+    def own_denominator(self) -> bool:
+        """See :class:`Objective`."""
+        return any(map(has_own_denominator, self.parts))
+
 
 def needs_reference(objective: Objective) -> bool:
     """Whether an objective reads ``batch.reference_logp``."""
@@ -173,6 +188,11 @@ def needs_frozen_reference(objective: Objective) -> bool:
 def is_pairwise(objective: Objective) -> bool:
     """Whether an objective is over pairs, the better response first."""
     return bool(getattr(objective, "pairwise", False))
+
+
+def has_own_denominator(objective: Objective) -> bool:
+    """Whether an objective says by ``Losses.denominator`` what the losses of an optimizer step are divided by."""
+    return bool(getattr(objective, "own_denominator", False))
 
 
 def has_auxiliary(objective: Objective) -> bool:

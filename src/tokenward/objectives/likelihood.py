@@ -23,6 +23,9 @@ class WeightedLikelihood:
         normaliser: ``weights``: divide by the sum of the weights' sizes, as the paper does, so that every sequence
             counts the same and only the proportions of its weights matter. ``length``: divide by the number of tokens,
             with and without weight, so that a sequence with larger weights counts more. ``none``: the sum.
+            ``step_weights`` and ``step_length``: divide by the sum of the weights' sizes, or by the number of tokens,
+            of the whole optimizer step, so that every weight, or token, of the step counts the same: the loss of
+            Rho-1 (arXiv 2404.07965), and of TOSS (arXiv 2603.01185).
         sides: ``best`` responses, or ``both``: every response of the comparison.
     """
 
@@ -30,20 +33,28 @@ class WeightedLikelihood:
     pairwise: ClassVar[bool] = False
 
     _: KW_ONLY
-    normaliser: Literal["weights", "length", "none"] = "weights"
+    normaliser: Literal["weights", "length", "none", "step_weights", "step_length"] = "weights"
     sides: Literal["best", "both"] = "best"
+
+    @property
+    def own_denominator(self) -> bool:
+        """Whether the denominator is the whole step's."""
+        return self.normaliser.startswith("step_")
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""
         counts = (batch.rank == 0)[batch.response] | (self.sides == "both")
         weights = torch.where(counts, batch.weights, 0.0)
         owner = batch.comparison[batch.response]
-        nll = -weighted_sum(logp, weights, owner, batch.comparisons)
-        if self.normaliser != "none":
-            counted = weights.abs() if self.normaliser == "weights" else counts.to(weights.dtype)
-            total = segment_sum(counted, owner, batch.comparisons)
-            nll = nll / torch.where(total != 0, total, 1.0)
-        return Losses(nll, {"nll": nll.detach()})
+        total = -weighted_sum(logp, weights, owner, batch.comparisons)
+        if self.normaliser == "none":
+            return Losses(total, {"nll": total.detach()})
+        counted = weights.abs() if self.normaliser.endswith("weights") else counts.to(weights.dtype)
+        size = segment_sum(counted, owner, batch.comparisons)
+        mean = total / torch.where(size != 0, size, 1.0)
+        if self.own_denominator:
+            return Losses(total, {"nll": mean.detach()}, size)
+        return Losses(mean, {"nll": mean.detach()})
 
 
 SFT = WeightedLikelihood

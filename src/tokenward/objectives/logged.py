@@ -32,7 +32,7 @@ class LogEntropy(Composite):
         owner = batch.comparison[batch.response]
         entropy = segment_sum(batch.entropy.detach() * present, owner, batch.comparisons)
         count = segment_sum(present, owner, batch.comparisons)
-        return Losses(found.loss, {**found.metrics, "entropy": entropy / count.clamp(min=1)})
+        return found._replace(metrics={**found.metrics, "entropy": entropy / count.clamp(min=1)})
 
 
 def with_entropy(objective: Objective) -> Objective:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenward.config import Named
 from tokenward.errors import UserError
-from tokenward.objectives.base import Composite, Losses, Objective
+from tokenward.objectives.base import Composite, Losses, Objective, has_own_denominator
 from tokenward.objectives.checked import CheckedObjective
 from tokenward.objectives.guidance import Reinforce
 from tokenward.objectives.kto import KTO
@@ -44,6 +44,9 @@ class Sum(Composite):
             raise UserError("a sum needs terms. Write terms: [{name: dpo}, {name: token_kl, factor: 0.1}].")
         self._terms = [_term(number, table) for number, table in enumerate(self.terms, start=1)]
         super().__init__([objective for _, _, objective in self._terms])
+        if self.own_denominator and len(self._terms) > 1:
+            own = next(name for name, _, term in self._terms if has_own_denominator(term))
+            raise UserError(_two_denominators(own))
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch; see :class:`tokenward.objectives.base.Objective`.
@@ -52,11 +55,21 @@ class Sum(Composite):
         """
         total = torch.zeros(batch.comparisons, dtype=logp.dtype, device=logp.device)
         metrics: dict[str, Tensor] = {}
+        denominator: Tensor | None = None
         for name, factor, objective in self._terms:
             found = objective(logp, batch)
             total = total + factor * found.loss
+            denominator = found.denominator  # of the only term, where there is one
             metrics = {f"loss/{name}": found.loss.detach(), **found.metrics, **metrics}
-        return Losses(total, metrics)
+        return Losses(total, metrics, denominator)
+
+
+def _two_denominators(name: str) -> str:
+    return (
+        f"the sum's term {name} divides by a sum over the whole optimizer step, and the terms beside it do not divide by the same: "
+        f"one step has one denominator. Give {name} a normaliser of each comparison's own (weights, length), or use it "
+        "without a sum."
+    )
 
 
 def _term(number: int, table: Mapping[str, Any]) -> tuple[str, float, Objective]:

@@ -69,7 +69,8 @@ class Selected(Composite):
 
     A token without weight in the batch keeps none. A pair of which one side has no weight left costs 0 and gives no
     gradient, and still counts in the mean over comparisons (so does ConfPO, arXiv 2506.08712: ``simpo`` on the
-    tokens below the response's mean probability).
+    tokens below the response's mean probability). Where the objective has a denominator for the whole step, it is made of
+    the weights of the step: those that the selector gave.
 
     Args:
         objective: What is computed with the weights.
@@ -106,16 +107,26 @@ class Selected(Composite):
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""
-        weights = self._weights(logp, batch)
-        empty = _empty(weights, batch, pairwise=is_pairwise(self.objective))
+        made = self._weights(logp, batch)
+        empty = _empty(made, batch, pairwise=is_pairwise(self.objective))
         # An empty pair is computed with the batch's weights, so that every number in it is finite, and then left out.
         left_out = empty[batch.comparison[batch.response]]
-        weights = torch.where(left_out, batch.weights, weights)
+        weights = torch.where(left_out, batch.weights, made)
         inner = replace(batch, weights=weights, kept=weights.nonzero().squeeze(-1))
         found = self.objective(logp, inner)
         loss = torch.where(empty, 0.0, found.loss)
         metrics = {name: torch.where(empty, 0.0, value) for name, value in found.metrics.items()}
-        return Losses(loss, metrics | {"selection/empty": empty.to(loss.dtype)})
+        metrics["selection/empty"] = empty.to(loss.dtype)
+        return Losses(
+            loss, metrics, None if found.denominator is None else self._denominator(logp, batch, made)
+        )
+
+    @torch.no_grad()
+    def _denominator(self, logp: Tensor, batch: TokenBatch, weights: Tensor) -> Tensor | None:
+        """What comparisons add to the step's denominator, empty ones too: by the weights that were made.  -> [b]"""
+        return self.objective(
+            logp, replace(batch, weights=weights, kept=weights.nonzero().squeeze(-1))
+        ).denominator
 
     def _weights(self, logp: Tensor, batch: TokenBatch) -> Tensor:
         tokens = ScoredTokens(

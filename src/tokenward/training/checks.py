@@ -50,12 +50,12 @@ def check_first_batch(
         logp, batch = model.read(model.model, batch, wanted)
     assert batch.reference_logp is not None
     difference = torch.where(batch.weights != 0, logp - batch.reference_logp, 0.0)
-    begins = float(objective(batch.reference_logp, batch).loss.mean())
+    begins = float(objective(batch.reference_logp, batch).whole)
     losses = objective(logp, batch)
     ratio = segment_sum(difference, batch.response, batch.responses)
     margin = ratio[0::2] - ratio[1::2] if is_pairwise(objective) else ratio
     found = {
-        "loss": float(losses.loss.mean()),
+        "loss": float(losses.whole),
         "begins": begins,
         "margin": float(margin.abs().max()),
         "per_token": float(difference.abs().sum() / (batch.weights != 0).sum()),

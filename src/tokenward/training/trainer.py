@@ -19,18 +19,17 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from tokenward.models.base import TokenModel, layout_of_both
 from tokenward.models.loading import LanguageModel
-from tokenward.objectives.base import Losses, Objective
+from tokenward.objectives.base import Losses, Objective, has_own_denominator
 from tokenward.tokens.rows import TokenBatch, TokenRow
 from tokenward.training.arguments import TrainingArguments
 from tokenward.training.auxiliary import AuxiliaryModules
 from tokenward.training.best import save_trained
 from tokenward.training.checks import check_gradient, check_rows, disable_dropout
 from tokenward.training.collator import Collator, Prepare, StepBatch
+from tokenward.training.denominator import StepDenominator, check_divisible
 from tokenward.training.finite import FiniteLosses
+from tokenward.training.metrics import LOSS, MetricSums
 from tokenward.training.reading import wanted_by
-
-COUNT, LOSS = "comparisons", "loss/comparison"
-"""Sums that are kept beside those of the objective's metrics."""
 
 
 class Pass(NamedTuple):
@@ -57,8 +56,8 @@ class Rows(Dataset[TokenRow]):
 class TokenTrainer(Trainer):
     """Trains a policy, or a token reward, with an objective over weighted tokens.
 
-    The loss of an optimizer step is the mean over all its comparisons, however they are cut into
-    micro-batches, passes and processes.
+    The loss of an optimizer step is the mean over all its comparisons, or their sum over the objective's own denominator
+    (:class:`tokenward.objectives.base.Losses`), however they are cut into micro-batches, passes and processes.
 
     Args:
         model: What is trained, with its tokenizer and layout; it gives one number per token.
@@ -103,7 +102,8 @@ class TokenTrainer(Trainer):
             whole=model.reads_whole,
             tokens_per_forward=arguments.tokens_per_forward,
         )
-        self._metrics: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
+        self._metrics = {True: MetricSums(), False: MetricSums()}
+        self._denominator = StepDenominator(self._over_processes)
         self._closing: StepBatch | None = None
         self._finite = FiniteLosses()
         self.read: Counter[str] = Counter()
@@ -116,6 +116,7 @@ class TokenTrainer(Trainer):
             processing_class=model.tokenizer,
             callbacks=callbacks,
         )
+        check_divisible(objective, deepspeed=self.is_deepspeed_enabled, optimizer=str(arguments.optim))
         # The loss below is divided by the whole step's comparisons; transformers must not divide it again.
         self.loss_is_scaled_for_ga = True
 
@@ -161,11 +162,15 @@ class TokenTrainer(Trainer):
     def training_step(  # pyright: ignore[reportIncompatibleMethodOverride]  our collator, our batches
         self, model: nn.Module, inputs: StepBatch, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward of each pass; returns this micro-batch's share of the step's mean loss."""
+        """Forward and backward of each pass; returns this micro-batch's share of the step's loss.
+
+        Where the objective has a denominator of its own, the last micro-batch returns all of it.
+        """
         model.train()
         passes = self._passes(inputs, closing=inputs is self._closing)
+        comparisons = num_items_in_batch or inputs.comparisons
         # DDP and FSDP average gradients over processes; the denominator already counts them all.
-        scale = self.accelerator.num_processes / (num_items_in_batch or inputs.comparisons)
+        scale = self.accelerator.num_processes / comparisons
         total = torch.zeros((), device=self.args.device)
         closes_step = self.accelerator.sync_gradients
         for number, item in enumerate(passes, start=1):
@@ -179,10 +184,15 @@ class TokenTrainer(Trainer):
                 loss = (losses.loss * item.counts).sum() * scale
                 check_gradient(loss, self.objective)
                 self.accelerator.backward(loss)
-            self._record(losses, item.counts, training=True)
-            total += loss.detach()
+            self._metrics[True].add(losses, item.counts)
+            if losses.denominator is None:
+                total += loss.detach()
+            else:
+                self._denominator.add(loss, losses, item.counts)
         if closes_step:
             self.auxiliary.exchange(model)
+        if closes_step and has_own_denominator(self.objective):
+            total += self._denominator.close(model, comparisons)
         return total
 
     def _passes(self, inputs: StepBatch, *, closing: bool) -> list[Pass]:
@@ -258,18 +268,10 @@ class TokenTrainer(Trainer):
             for item in self._passes(inputs, closing=self._data_ends):
                 with self.compute_loss_context_manager():
                     losses = self.losses(model, item.batch)
-                self._record(losses, item.counts, training=False)
+                self._metrics[False].add(losses, item.counts)
                 parts.append(losses.loss)
-        # transformers averages these over batches; log() puts the mean over comparisons in their place.
+        # transformers averages these over batches; log() puts the loss over all comparisons in their place.
         return torch.cat(parts).mean(), None, None
-
-    def _record(self, losses: Losses, counts: Tensor, *, training: bool) -> None:
-        """Add up metrics on the device; nothing waits for the numbers until a step logs."""
-        sums = self._metrics[training]
-        found = {COUNT: counts, LOSS: losses.loss.detach(), **losses.metrics}
-        for name, values in found.items():
-            total = torch.where(counts, values, torch.zeros_like(values)).sum().float()
-            sums[name] = sums.get(name, torch.zeros((), device=values.device)) + total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the collected metrics to what transformers logs."""
@@ -277,7 +279,7 @@ class TokenTrainer(Trainer):
         training = "loss" in logs
         if training or any(key.startswith("eval_") for key in logs):
             prefix = "" if training else "eval_"
-            for name, value in self._collected(training).items():
+            for name, value in self._metrics[training].take(self._over_processes).items():
                 if name == LOSS:
                     # transformers averages batch means; rows of a short last batch would count more.
                     logs |= {} if training else {"eval_loss": value}
@@ -285,16 +287,9 @@ class TokenTrainer(Trainer):
                     logs[f"{prefix}{name}"] = value
         super().log(logs, start_time)
 
-    def _collected(self, training: bool) -> dict[str, float]:
-        sums, self._metrics[training] = self._metrics[training], {}
-        if not sums:
-            return {}
-        values = torch.stack([*sums.values()])
-        if self.args.world_size > 1:
-            values = self.accelerator.reduce(values)  # type: ignore[assignment]
-        totals = dict(zip(sums, torch.as_tensor(values).tolist(), strict=True))
-        count = totals.pop(COUNT)
-        return {name: total / count for name, total in totals.items()}
+    def _over_processes(self, values: Tensor) -> Tensor:
+        """Sums of this process to those of all."""
+        return self.accelerator.reduce(values) if self.args.world_size > 1 else values  # type: ignore[return-value]
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: transformers' formula counts neither shared prompts nor skipped heads."""

@@ -1,0 +1,49 @@
+"""Sums of what passes say of their comparisons, kept on the device until a step logs."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tokenward.objectives.base import Losses
+
+LOSS = "loss/comparison"
+"""In what :meth:`MetricSums.take` gives: the loss over the comparisons since the last time."""
+
+_COMPARISONS, _DENOMINATOR = "comparisons", "loss/denominator"
+
+
+class MetricSums:
+    """Adds up the metrics of passes; nothing waits for the numbers until they are taken."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, losses: Losses, counts: Tensor) -> None:
+        """One pass.
+
+        Args:
+            losses: Of its comparisons.
+            counts: ``[b]`` bool, which of them count.
+        """
+        found = {_COMPARISONS: counts, LOSS: losses.loss.detach(), **losses.metrics}
+        if losses.denominator is not None:
+            found[_DENOMINATOR] = losses.denominator
+        for name, values in found.items():
+            total = torch.where(counts, values, torch.zeros_like(values)).sum().float()
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=values.device)) + total
+
+    def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means over comparisons since the last time, and the loss by its own denominator; begins anew.
+
+        Args:
+            reduce: Sums of this process to those of all.
+        """
+        sums, self._sums = self._sums, {}
+        if not sums:
+            return {}
+        totals = dict(zip(sums, reduce(torch.stack([*sums.values()])).tolist(), strict=True))
+        comparisons = totals.pop(_COMPARISONS)
+        loss, denominator = totals.pop(LOSS), totals.pop(_DENOMINATOR, comparisons)
+        means = {name: total / comparisons for name, total in totals.items()}
+        return {LOSS: loss / denominator if denominator else 0.0, **means}
