@@ -78,8 +78,9 @@ def test_the_denominator_of_a_step_is_made_of_the_weights_of_the_step(normaliser
     """A comparison without weight adds nothing to the first, and its whole response to the second."""
     objective = Selected(SFT(normaliser=normaliser), BelowTheMean(), Doubt())
     assert has_own_denominator(objective)
-    losses = objective(double(*[-1.0] * 5, -1.0, -2.0, -1.0, -1.0, -1.0), batch_of((2, 3), (2, 3)))
+    losses = objective(double(*[-1.0] * 4, -1.0, -2.0, -1.0, -1.0, -1.0), batch_of((2, 2), (2, 3)))
     assert losses.loss.tolist() == [0.0, 2.0]
+    assert losses.metrics["selection/empty"].tolist() == [1.0, 0.0]
     assert losses.denominator.tolist() == sizes
     assert Selected(SFT(), BelowTheMean(), Doubt())(double(*LOGP), batch_of((2, 3))).denominator is None
 

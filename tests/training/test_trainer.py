@@ -275,7 +275,7 @@ def start_worker(folder: Path, rank: int, processes: int, port: int, objective: 
         **several,
         "MASTER_ADDR": "127.0.0.1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),  # this checkout, whatever is installed
     }
     command = [sys.executable, str(script), str(folder), str(processes), objective]
     with (folder / f"rank{rank}.txt").open("w") as log:
