@@ -44,7 +44,7 @@ class Sudden:
     def __call__(self, logp, batch):
         return Losses(logp.new_zeros(batch.comparisons), {}, logp.new_ones(batch.comparisons))
 
-class Negative:
+class BelowZero:
     own_denominator = True
     def __call__(self, logp, batch):
         return Losses(logp.new_zeros(batch.comparisons), {}, -logp.new_ones(batch.comparisons))
@@ -118,7 +118,7 @@ class BriefInStep:
         (["policy.objective={name: 'LAB:Metric'}"], r"LAB:Metric returned .* shape \[8\] as spread for a batch of 4 comp"),
         (["policy.objective={name: 'LAB:Silent'}"], "LAB:Silent says own_denominator and returned none: .* before it begins"),
         (["policy.objective={name: 'LAB:Sudden'}"], "LAB:Sudden returned a denominator and does not say so"),
-        (["policy.objective={name: 'LAB:Negative'}"], r"LAB:Negative returned .* shape \[4\] as denominator .* of 0 or more per"),
+        (["policy.objective={name: 'LAB:BelowZero'}"], r"LAB:BelowZero returned .* shape \[4\] as denominator .* of 0 or more per"),
         (["policy.objective={name: 'LAB:Short'}"], r"objective LAB:Short takes \(logp\): .* called as f\(logp, batch\)"),
         (["policy.objective={name: 'LAB:Idle'}"], "objective LAB:Idle is an Idle, which cannot be called"),
         (["policy.selection={name: 'LAB:Fair'}"], r"selector LAB:Fair takes \(logp, batch\): .* called as f\(tokens\)"),
