@@ -57,6 +57,16 @@ def assert_equal(mine: Outcome, theirs: Outcome, *, within: float, sums: bool = 
         assert mine.metrics[name] == pytest.approx(theirs.metrics[name], rel=1e-5, abs=1e-5), name
 
 
+@pytest.fixture(autouse=True)
+def no_open_loader():
+    """Accelerate keeps what the last loader of the process left; TRL's metrics would drop rows by its remainder."""
+    from accelerate.state import GradientState
+
+    GradientState._reset_state()
+    yield
+    GradientState._reset_state()
+
+
 def trl_dataset():
     from datasets import Dataset
 
