@@ -182,9 +182,9 @@ def test_read_manifest_of_a_folder_without_one(tmp_path):
 
 def test_require_says_which_stage_to_run(tmp_path):
     folder = tmp_path / "oracle"
-    with pytest.raises(UserError, match=r"has not been run\. Run `tokenward oracle RECIPE` first\."):
+    with pytest.raises(UserError, match=r"has not been run\. Run `tokenward run RECIPE` first\."):
         require(folder, "oracle")
-    with opened(folder), pytest.raises(UserError, match=r"has not finished\. Run `tokenward oracle RECIPE`"):
+    with opened(folder), pytest.raises(UserError, match=r"has not finished\. Run `tokenward run RECIPE`"):
         require(folder, "oracle")
     run_stage(folder)
     assert require(folder, "oracle").facts == {"rows": 3}

@@ -165,3 +165,20 @@ def test_ln_2_is_named_where_a_loss_begins_there(tiny_workplace, tmp_path, objec
         run_through(replace(run, display=display), "policy")
     lines = [line.strip() for line in (tmp_path / "shown.txt").read_text().splitlines()]
     assert [line for line in lines if line.startswith("first rows")] == [said]
+
+
+@pytest.mark.parametrize(
+    ("changes", "idle"),
+    [
+        (["oracle.training.max_steps=1"], True),
+        (["oracle.training.max_steps=1", "oracle.training.warmup_steps=0"], False),
+        (["oracle.training.max_steps=2"], False),
+    ],
+)
+def test_a_training_whose_only_update_is_warm_up_says_so_and_so_do_its_scores(
+    tiny_workplace, capsys, changes, idle
+):
+    run = tokenward.run(tiny_workplace, changes, last="policy")
+    out = " ".join(capsys.readouterr().out.split())
+    assert ("one update in all" in out) is idle
+    assert ("every score is 0" in out) is idle

@@ -96,10 +96,21 @@ def test_a_fall_that_comes_back_and_falls_again_is_told_once(tmp_path):
 
 
 def test_without_a_reference_the_first_logged_value_is_the_start():
-    history = [{"step": 1, LEVEL: -2.0}, {"step": 1, "eval_loss": 1.0}, {"step": 5, LEVEL: -3.0}]
-    assert Changes().of(history) == [(1, 0.0), (5, -0.5)]
-    assert displacement_facts(history, 0.4)["displacement"]["warned_at"] == 5
-    assert displacement_facts(history, 0.6)["displacement"]["warned_at"] is None
+    history = [
+        {"step": 1, LEVEL: -2.0},
+        {"step": 1, "eval_loss": 1.0},
+        {"step": 5, LEVEL: -3.0},
+        {"step": 9, LEVEL: -3.5},
+    ]
+    assert Changes().of(history) == [(1, 0.0, False), (5, -0.5, False), (9, pytest.approx(-2.5 / 3), True)]
+    assert displacement_facts(history, 0.4)["displacement"]["warned_at"] == 9
+    assert displacement_facts(history, 0.9)["displacement"]["warned_at"] is None
+
+
+def test_two_logged_batches_without_a_reference_say_nothing():
+    """They are of other comparisons, and as far apart as those are."""
+    history = [{"step": 1, LEVEL: -2.0}, {"step": 2, LEVEL: -9.0}]
+    assert displacement_facts(history, 0.4)["displacement"]["warned_at"] is None
 
 
 def test_an_objective_without_chosen_responses_has_nothing_to_tell(tmp_path):

@@ -117,7 +117,7 @@ def require(folder: Path, stage: str) -> Manifest:
     Raises:
         UserError: the stage has not been run, has not finished, or the folder holds another one.
     """
-    first = f"Run `tokenward {stage} RECIPE` first."
+    first = "Run `tokenward run RECIPE` first."  # not every stage has a verb of its name
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder}: the stage {stage} has not been run. {first}")
     manifest = read_manifest(folder)

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import process_time
 from types import MappingProxyType
@@ -38,6 +38,10 @@ CHECKED_ROWS = 4
 SLOW_BFLOAT16 = (
     "  this processor has no instructions for bfloat16 and imitates it, several times slower than float32: "
     "--set {where}.bf16=false is faster here"
+)
+IDLE = (
+    "  warning: one update in all, and it is warm-up with a learning rate of 0: the model stays as it is. Write "
+    "{where}.warmup_steps: 0, or train on more pairs or for more epochs"
 )
 
 
@@ -88,6 +92,14 @@ def fit(
     arguments = _arguments(run, stage.path, {**defaults, **table}, evaluates=bool(held_out))
     interrupt = StopOnInterrupt()
     limit, arguments.save_total_limit = arguments.save_total_limit, None
+    callbacks = [
+        *([between] if between is not None else []),
+        *([watch] if watch is not None else []),
+        CheckpointEvery(arguments.checkpoint_minutes),
+        DisplacementAlarm(arguments.displacement_margin, f"{stage.path.name}.training", run.display.line),
+        interrupt,
+        KeepNewest(last_file, limit),
+    ]
     trainer = TokenTrainer(
         model,
         with_entropy(objective) if arguments.log_entropy else objective,
@@ -96,20 +108,13 @@ def fit(
         held_out=held_out or None,
         prepare=prepare,
         reference=reference,
-        callbacks=[
-            *([between] if between is not None else []),
-            *([watch] if watch is not None else []),
-            CheckpointEvery(arguments.checkpoint_minutes),
-            DisplacementAlarm(arguments.displacement_margin, f"{stage.path.name}.training", run.display.line),
-            interrupt,
-            KeepNewest(last_file, limit),
-        ],
+        callbacks=callbacks,
     )
     speed = Speed(trainer.read)
     trainer.add_callback(speed)
     trainer.remove_callback(PrinterCallback)  # our own bar shows what is logged
-    if arguments.bf16 and imitates_bfloat16(model.device):
-        run.display.line(SLOW_BFLOAT16.format(where=f"{stage.path.name}.training"))
+    for hint in _hints(trainer, f"{stage.path.name}.training"):
+        run.display.line(hint)
     # Where one row has reference values all have: a stage adds them to all, or a step to its own.
     if needs_reference(objective) and rows and rows[0].reference_logp is not None:
         _check_start(run, trainer, rows)
@@ -126,6 +131,14 @@ def fit(
     if "save_strategy" not in table:
         stage.temporary.append(Path(str(arguments.output_dir)))  # only there to go on after a stop
     return {"steps": trainer.state.global_step, "rows": len(rows), **measured}
+
+
+def _hints(trainer: TokenTrainer, where: str) -> Iterator[str]:
+    """What the training will do that its reader may not expect."""
+    if trainer.args.bf16 and imitates_bfloat16(trainer.token_model.device):
+        yield SLOW_BFLOAT16.format(where=where)
+    if planned_steps(trainer) == 1 and trainer.args.get_warmup_steps(1) > 0:
+        yield IDLE.format(where=where)
 
 
 def _arguments(run: Run, folder: Path, table: dict[str, Any], *, evaluates: bool) -> TrainingArguments:

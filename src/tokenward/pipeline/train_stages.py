@@ -34,6 +34,11 @@ from tokenward.selection import Selector, scope_of, selector_of
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Template
 
+NO_SCORE = (
+    "  warning: every score is 0, so no token is told from another and what is selected says nothing. Has the scored model "
+    "trained at all? Its stage's history.jsonl has the learning rate of each update"
+)
+
 
 def train_sft(run: Run) -> Manifest | None:
     """Fine-tune the recipe's model on the preferred responses; nothing if the recipe has no ``sft`` table."""
@@ -103,6 +108,8 @@ def train_policy(run: Run) -> Manifest:
                 objective, rows = _in_the_step(run, objective, selector), with_values(run, rows)
             else:
                 rows = scored_rows(run, rows)
+                if not np.any(rows.columns["scores"].flat):
+                    run.display.line(NO_SCORE)
             if needs_reference(objective):
                 rows = _policy_reference(run, start, rows)
             weigh = partial(weigh_batch, selector) if scope_of(selector) == "batch" and not in_step else None

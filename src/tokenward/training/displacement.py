@@ -19,10 +19,18 @@ SMOOTHED = 3
 
 
 class Change(NamedTuple):
-    """The chosen responses' log-probability against its start after some updates, nats per token."""
+    """The chosen responses' log-probability against its start after some updates, nats per token.
+
+    Attributes:
+        step: After which update.
+        value: Mean of the last logged values.
+        settled: Whether it says something: against a reference each value does; a level is of other comparisons than
+            the start's, so a few of them must be there.
+    """
 
     step: int
     value: float
+    settled: bool
 
 
 class Changes:
@@ -49,7 +57,8 @@ class Changes:
         else:
             return None
         self._recent.append(value)
-        return Change(int(entry["step"]), fmean(self._recent))
+        settled = CHANGE in entry or len(self._recent) == SMOOTHED
+        return Change(int(entry["step"]), fmean(self._recent), settled)
 
     def of(self, history: Sequence[Mapping[str, Any]]) -> list[Change]:
         """The change after each entry that says something."""
@@ -75,7 +84,7 @@ def displacement_facts(history: Sequence[Mapping[str, Any]], margin: float | Non
 
 
 def _displaced(change: Change, margin: float | None) -> bool:
-    return margin is not None and change.value < -margin
+    return margin is not None and change.settled and change.value < -margin
 
 
 class DisplacementAlarm(TrainerCallback):
