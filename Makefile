@@ -41,6 +41,7 @@ bench: $(VENV)/ready  ## every measurement of docs/performance.md, about an hour
 	$(BIN)/python -m benchmarks.vocabulary
 	$(BIN)/python -m benchmarks.sequence_length
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.bfloat16
 	$(BIN)/python -m benchmarks.gpu_step
 	$(BIN)/python -m benchmarks.table
 

@@ -194,14 +194,7 @@ def _check_left_open(kind: str, name: str, error: ValidationError) -> None:
     }
     if words:
         given = " and ".join(f"{key} is {word}" for key, word in words.items())
-        wanted = (
-            "a number in its place"
-            if len(words) == 1
-            else "two numbers in their places"
-            if len(words) == 2
-            else "numbers in their places"
-        )
         example = ", ".join(f"{key}: {value}" for key, value in zip(words, (-0.5, 1.5), strict=False))
         raise UserError(
-            f"{kind} {name}: {given}, which the recipe leaves to you. Write {wanted}, such as {example}."
+            f"{kind} {name}: {given}, which the recipe leaves to you. Write numbers there, such as {example}."
         )

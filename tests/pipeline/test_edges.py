@@ -19,6 +19,15 @@ from tokenward.tokens.rows import TokenRow
 RUN = Path("runs/quickstart")
 
 
+def test_without_a_held_out_comparison_it_is_said_that_nothing_can_be_evaluated(tiny_workplace, capsys):
+    tokenward.run(tiny_workplace, ["data.held_out=0.3"], last="data")
+    assert "nothing can be evaluated" not in capsys.readouterr().out
+    tokenward.run(tiny_workplace, ["data.held_out=0.0"], last="data")
+    assert "no comparison is held out (data.held_out is 0), so nothing can be evaluated" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_a_torn_checkpoint_is_left_out(finished_run: Path, tiny_workplace: Path) -> None:
     torn = RUN / "oracle" / "checkpoints" / "checkpoint-99"
     tokenward.run(tiny_workplace, last="reference", quiet=True)

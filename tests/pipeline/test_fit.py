@@ -178,7 +178,7 @@ def test_ln_2_is_named_where_a_loss_begins_there(tiny_workplace, tmp_path, objec
 def test_a_training_whose_only_update_is_warm_up_says_so_and_so_do_its_scores(
     tiny_workplace, capsys, changes, idle
 ):
-    run = tokenward.run(tiny_workplace, changes, last="policy")
+    tokenward.run(tiny_workplace, changes, last="policy")
     out = " ".join(capsys.readouterr().out.split())
     assert ("one update in all" in out) is idle
     assert ("every score is 0" in out) is idle

@@ -62,7 +62,8 @@ def test_a_verifier_that_cannot_be_called(tiny_workplace, verifier, message):
 
 def test_a_verifier_that_can_be_called_passes(tiny_workplace):
     changes = [f'scores.scorer={{name: counterfactual, verifier: "{plugin(LAB)}:right"}}']
-    tokenward.run(tiny_workplace, changes, last="data", quiet=True)
+    run = tokenward.run(tiny_workplace, changes, last="data", quiet=True)
+    assert run.done("data").complete
 
 
 @pytest.mark.parametrize(
@@ -110,9 +111,8 @@ def test_a_layer_that_the_model_does_not_have(tiny_workplace, layer):
 
 @pytest.mark.parametrize("layer", [1, -2])
 def test_a_layer_that_it_has_passes(tiny_workplace, layer):
-    tokenward.run(
-        tiny_workplace, [f"scores.scorer={{name: attention, layer: {layer}}}"], last="data", quiet=True
-    )
+    changes = [f"scores.scorer={{name: attention, layer: {layer}}}"]
+    assert tokenward.run(tiny_workplace, changes, last="data", quiet=True).done("data").complete
 
 
 def test_the_default_model_is_not_fetched_for_the_number_of_its_layers():
@@ -197,10 +197,10 @@ def test_numbers_that_a_recipe_leaves_open_are_asked_for(tiny_workplace):
     Path("tis.yaml").write_text(method_of("tis_dpo").recipe)
     line = 1 + Path("tis.yaml").read_text().splitlines().index("  selection:")
     assert refused(Path("tis.yaml"), last="data") == (
-        f"tis.yaml:{line}: step clamp: low is LOW and high is HIGH, which the recipe leaves to you. Write two numbers in their "
-        "places, such as low: -0.5, high: 1.5."
+        f"tis.yaml:{line}: step clamp: low is LOW and high is HIGH, which the recipe leaves to you. Write numbers there, such "
+        "as low: -0.5, high: 1.5."
     )
     one = "policy.selection={name: transform, steps: [{clamp: {low: 0.0, high: HIGH}}]}"
-    assert "high is HIGH, which the recipe leaves to you. Write a number in its place" in refused(
+    assert "high is HIGH, which the recipe leaves to you. Write numbers there" in refused(
         tiny_workplace, [one], last="data"
     )

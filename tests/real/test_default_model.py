@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tokenward
-from tokenward.models.default import default_model_folder
+from tokenward.models.default import LAYERS, default_model_folder
 from tokenward.models.loading import load_model
 from tokenward.tokens.template import Template
 
@@ -39,6 +39,7 @@ def test_the_default_model_has_its_template_and_digits() -> None:
     model = load_model("default")
     template = Template(tokenizer=model.tokenizer)
     assert model.layout == "shared"
+    assert model.model.config.num_hidden_layers == LAYERS
     assert model.tokenizer.convert_ids_to_tokens(template.closing_ids) == ["<|im_end|>"]
     # Digits stand alone, so the two line ends before them stay together; without the split they come apart.
     assert model.tokenizer.tokenize("\n\n12.") == ["ĊĊ", "1", "2", "."]

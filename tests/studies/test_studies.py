@@ -68,9 +68,10 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
 def test_arms_are_trained_once_and_read_again(
     tiny_workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    trained: list[int] = []
     arms = [
         Arm("half", ["policy.selection.chosen.fraction=0.5"]),
-        Arm("seeded", lambda seed: [f"seed={seed + 5}"]),
+        Arm("seeded", lambda seed: [f"seed={seed + 5}"], before=trained.append),
     ]
     chosen = options("").parse_args(["--seeds", "0", "--page", "page.md", "--values", "values"])
     Path("page.md").write_text("<!-- study: tiny -->\n<!-- end of study -->\n")
@@ -83,7 +84,10 @@ def test_arms_are_trained_once_and_read_again(
     assert len({len(values) for item in found[:2] for values in item.values.values()}) == 1
     assert "half, seed 0" in capsys.readouterr().out
 
+    assert trained == [0], "what an arm is made of is trained where it is measured"
+
     assert outcomes(str(tiny_workplace), arms, chosen) == found
+    assert trained == [0], "and not where its values are read"
     assert capsys.readouterr().out == ""
     publish("tiny", found, chosen, against="half", title="")
     assert "| seeded |" in Path("page.md").read_text()

@@ -9,7 +9,7 @@ import tokenward
 from tests.tiny import tiny_llama
 from tests.training.tools import arguments, language_model, largest_difference, random_rows, weights_of
 from tokenward.errors import UserError
-from tokenward.objectives import SFT, SimPO
+from tokenward.objectives import DPO, SFT, SimPO
 from tokenward.objectives.logged import with_entropy
 from tokenward.objectives.selected import Selected
 from tokenward.scoring.basic import Probability
@@ -85,3 +85,8 @@ def test_a_recipe_asks_for_it_where_there_is_a_distribution(tiny_workplace):
     assert '"entropy": ' in (run.path("oracle") / "history.jsonl").read_text()
     with pytest.raises(UserError, match="reward gives a token a number"):
         tokenward.run(tiny_workplace, ["reward.training.log_entropy=true"], last="data", quiet=True)
+
+
+def test_messages_call_the_objective_by_its_own_name(tmp_path):
+    with pytest.raises(UserError, match=r"^DPO compares with a reference"):
+        trained(tmp_path, with_entropy(DPO()), random_rows(2))

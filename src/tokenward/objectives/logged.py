@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from tokenward.objectives.base import Composite, Losses, Objective
+from tokenward.objectives.base import Composite, Losses, Objective, title_of
 from tokenward.objectives.selected import Selected
 from tokenward.ops.ragged import segment_sum
 from tokenward.tokens.rows import TokenBatch
@@ -22,7 +22,7 @@ class LogEntropy(Composite):
 
     def __init__(self, objective: Objective) -> None:
         super().__init__([objective])
-        self._objective = objective
+        self._objective, self.title = objective, title_of(objective)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""

@@ -45,6 +45,12 @@ class PairSets(NamedTuple):
         return self.train.then(self.referee)
 
 
+NOTHING_HELD_OUT = (
+    "  no comparison is held out (data.held_out is {share:g}), so nothing can be evaluated. A larger data.held_out or more "
+    "rows would give figures"
+)
+
+
 def prepare_data(run: Run) -> Manifest:
     """Read, clean and split the comparisons; counts what was dropped and why.
 
@@ -76,6 +82,8 @@ def prepare_data(run: Run) -> Manifest:
         "held out": manifest.facts["held_out"],
     }
     run.display.table("rows", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
+    if not manifest.facts["held_out"]:
+        run.display.line(NOTHING_HELD_OUT.format(share=table.held_out))
     return manifest
 
 

@@ -37,7 +37,8 @@ def compute_reference(run: Run) -> Manifest:
     with run.stage("reference", settings, inputs) as stage:
         if not stage.done:
             rows, counts = all_rows(run, template)
-            counts["comparisons without a pair: closer than data.min_gap"] = without_pairs(run)
+            if unpaired := without_pairs(run):
+                counts["comparisons without a pair: closer than data.min_gap"] = unpaired
             run.display.table("pairs", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
             model = run.load(run.reference_model)
             maker = Maker(run, "reference", [Value("reference", "logp")], template, loaded=model)
