@@ -2,6 +2,7 @@
 
     python -m studies.selection --seeds 0 1 2
 
-What was measured is kept in ``runs/studies``, so that a study goes on where it was stopped; its table is written into
-``docs/results.md``, its picture into ``docs/pictures``.
+What was measured is kept in ``studies/values``, so that a study goes on where it was stopped and its table can be made
+again from the values of each reply; models lie in ``runs/studies``. The table is written into ``docs/results.md``, the
+picture into ``docs/pictures``. A changed recipe or arm is measured anew.
 """

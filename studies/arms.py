@@ -17,6 +17,9 @@ from tokenward.pipeline.context import Run
 from tokenward.pipeline.stages import run_through
 from tokenward.plugins import find
 
+VALUES = Path(__file__).parent / "values"
+"""What was measured, one file for each arm and seed: tables are made of it without training anything again."""
+
 START = "start"
 """The model that every policy starts from, as an arm that trains nothing."""
 
@@ -28,11 +31,13 @@ class Arm(NamedTuple):
         name: In tables and pictures.
         changes: What differs from the study's recipe, as ``a.b=value``; or a function of the seed that makes it.
         recipe: Another recipe than the study's.
+        before: Trains what the changes name, given the seed; called where the arm is measured.
     """
 
     name: str
     changes: Sequence[str] | Callable[[int], Sequence[str]] = ()
     recipe: str | None = None
+    before: Callable[[int], object] | None = None
 
 
 class Outcome(NamedTuple):
@@ -57,14 +62,21 @@ def options(description: str | None) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    made.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder of runs and values")
+    made.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder of the runs")
+    made.add_argument("--values", type=Path, default=VALUES, help="folder of what was measured")
     made.add_argument("--set", dest="overrides", action="append", default=[], help="a.b=value for every arm")
     made.add_argument("--page", type=Path, help="page with the study's markers, docs/results.md")
     made.add_argument("--pictures", type=Path, help="folder for the picture, docs/pictures")
     return made
 
 
-def outcomes(recipe: str, arms: Sequence[Arm], chosen: argparse.Namespace) -> list[Outcome]:
+def outcomes(
+    recipe: str,
+    arms: Sequence[Arm],
+    chosen: argparse.Namespace,
+    always: Sequence[str] = (),
+    before: Callable[[int], object] | None = None,
+) -> list[Outcome]:
     """The outcome of the start and of every arm at every seed; what was measured before is read.
 
     Arms of a recipe share one folder per seed, so that data, oracle and scores are made once.
@@ -73,6 +85,8 @@ def outcomes(recipe: str, arms: Sequence[Arm], chosen: argparse.Namespace) -> li
         recipe: The study's recipe.
         arms: Its policies.
         chosen: From :func:`options`.
+        always: Changes of the start and every arm.
+        before: Trains what these name, as that of an arm does.
     """
     found = []
     for seed in chosen.seeds:
@@ -80,12 +94,20 @@ def outcomes(recipe: str, arms: Sequence[Arm], chosen: argparse.Namespace) -> li
             path = arm.recipe or recipe
             folder = chosen.runs / f"{Path(path).stem}-{seed}"
             own = arm.changes(seed) if callable(arm.changes) else arm.changes
-            changes = [f"run={folder}", f"seed={seed}", *chosen.overrides, *own]
-            found.append(_kept(chosen.runs / "values", path, changes, arm.name, seed))
+            changes = [f"run={folder}", f"seed={seed}", *always, *chosen.overrides, *own]
+            needed = [each for each in (before, arm.before) if each is not None]
+            found.append(_kept(chosen.values, path, changes, arm.name, seed, needed))
     return found
 
 
-def _kept(folder: Path, recipe: str, changes: Sequence[str], name: str, seed: int) -> Outcome:
+def _kept(
+    folder: Path,
+    recipe: str,
+    changes: Sequence[str],
+    name: str,
+    seed: int,
+    needed: Sequence[Callable[[int], object]],
+) -> Outcome:
     """What was measured of an arm, now or before."""
     text = Path(recipe).read_text(encoding="utf-8")
     start = ["the start"] if name == START else []
@@ -93,6 +115,8 @@ def _kept(folder: Path, recipe: str, changes: Sequence[str], name: str, seed: in
     file = folder / f"{digest}.json"
     if not file.exists():
         print(f"{name}, seed {seed}: {' '.join(changes)}", flush=True)
+        for train in needed:
+            train(seed)
         values, facts = _measured(open_run(recipe, changes, quiet=True), trained=name != START)
         folder.mkdir(parents=True, exist_ok=True)
         record = {"recipe": recipe, "changes": list(changes), "values": values, "facts": facts}
@@ -109,11 +133,16 @@ def _measured(run: Run, *, trained: bool) -> tuple[dict[str, list[float]], dict[
         train_policy(run)
     peak = status_bytes("VmHWM")["VmHWM"]
     start = run.load(run.policy_start, dtype=run.recipe.evaluation.precision)
-    model = run.load(str(run.path("policy") / "model"), dtype=run.recipe.evaluation.precision) if trained else start
+    model = (
+        run.load(str(run.path("policy") / "model"), dtype=run.recipe.evaluation.precision)
+        if trained
+        else start
+    )
     found = _values(run, model, start)
     if not trained:
         return found, {}
-    facts = {key: run.done("policy").facts.get(key) for key in ("seconds", "steps", "kept", "displacement")}
+    kept = ("seconds", "cpu_seconds", "steps", "kept", "displacement")
+    facts = {key: run.done("policy").facts.get(key) for key in kept}
     facts["peak_bytes"] = peak
     for old in run.folder.glob(".previous/policy-*"):
         shutil.rmtree(old)  # policies of arms that are measured; a study has dozens

@@ -3,8 +3,8 @@
 python -m studies.oracle_data --page docs/results.md --pictures docs/pictures
 """
 
-from studies.arms import Arm, options, outcomes
-from studies.selection import RECIPE
+from studies.arms import Arm, options
+from studies.small import small_outcomes
 from studies.tables import publish
 
 BASE = Arm("100 % of the pairs")
@@ -21,7 +21,7 @@ ARMS = [
 def main() -> None:
     """Run what is missing, then show the table."""
     chosen = options(__doc__).parse_args()
-    found = outcomes(RECIPE, ARMS, chosen)
+    found = small_outcomes(ARMS, chosen)
     publish(
         "oracle_data",
         found,

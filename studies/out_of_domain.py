@@ -6,9 +6,9 @@ The HH oracle learned from people's judgement of harmless replies; what it is as
 policy is the same, and so are its pairs and its updates; tokens at random are the control.
 """
 
-from studies.arms import Arm, options, outcomes
+from studies.arms import Arm, options
 from studies.selection import ARMS as SELECTIONS
-from studies.selection import RECIPE
+from studies.small import small_model, small_outcomes
 from studies.tables import publish
 from tokenward.pipeline import open_run
 from tokenward.pipeline.stages import run_through
@@ -21,13 +21,19 @@ def main() -> None:
     """Run what is missing, then show the table."""
     chosen = options(__doc__).parse_args()
 
-    def elsewhere(seed: int) -> list[str]:
-        run = open_run(ORACLE_RECIPE, [f"run={chosen.runs}/hh_oracle-{seed}", f"seed={seed}"], quiet=True)
-        run_through(run, "oracle")
-        scorer = "{name: log_ratio, numerator: elsewhere, denominator: reference}"
-        return [f"experts.elsewhere.model={run.path('oracle') / 'model'}", f"scores.scorer={scorer}"]
+    def folder(seed: int) -> str:
+        return f"{chosen.runs}/hh_oracle-{seed}"
 
-    found = outcomes(RECIPE, [OWN, Arm("oracle of HH", elsewhere), RANDOM], chosen)
+    def train(seed: int) -> None:
+        start = small_model(chosen.runs).folder
+        own = [f"run={folder(seed)}", f"seed={seed}", f"model.name={start}"]
+        run_through(open_run(ORACLE_RECIPE, own, quiet=True), "oracle")
+
+    def changes(seed: int) -> list[str]:
+        scorer = "{name: log_ratio, numerator: elsewhere, denominator: reference}"
+        return [f"experts.elsewhere.model={folder(seed)}/oracle/model", f"scores.scorer={scorer}"]
+
+    found = small_outcomes([OWN, Arm("oracle of HH", changes, before=train), RANDOM], chosen)
     publish(
         "out_of_domain", found, chosen, against=OWN.name, title="An oracle of other data: reward against KL"
     )

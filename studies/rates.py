@@ -3,8 +3,8 @@
 python -m studies.rates --page docs/results.md --pictures docs/pictures
 """
 
-from studies.arms import Arm, options, outcomes
-from studies.selection import RECIPE
+from studies.arms import Arm, options
+from studies.small import small_outcomes
 from studies.tables import publish
 
 BASE = Arm("30 % / 30 %")
@@ -26,7 +26,7 @@ ARMS = [BASE, *(rates(rate, 0.3) for rate in RATES), *(rates(0.3, rate) for rate
 def main() -> None:
     """Run what is missing, then show the table."""
     chosen = options(__doc__).parse_args()
-    found = outcomes(RECIPE, ARMS, chosen)
+    found = small_outcomes(ARMS, chosen)
     publish(
         "rates",
         found,

@@ -49,7 +49,7 @@ VERBS = {
     },
     "config": {"--set", "--resolved"},
     "report": {"--rows", "--also", "--spans"},
-    "show": {"--row", "--png", "--light"},
+    "show": {"--row", "--png", "--curves", "--light", "--term"},
     "plan": {"--set", "--step"},
     "compare": {"--show", "--json"},
     "chat": {"--start"},

@@ -152,6 +152,7 @@ guidance:
   objective: {name: reinforce, entropy: 0.1}
   training: {max_steps: 1000}
 evaluation:
+  precision: bfloat16
   prompts: 4
   max_new_tokens: 8
   temperature: 0.7

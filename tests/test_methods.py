@@ -44,6 +44,21 @@ def test_a_written_recipe_is_whole(method, tmp_path, monkeypatch):
     assert loaded.recipe.run == f"runs/{method.name}"
 
 
+@pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
+def test_a_written_recipe_shows_how_each_model_is_trained(method):
+    """And says nothing else than the method's body."""
+    written, body = yaml.safe_load(method.recipe), yaml.safe_load(method.body)
+    shown = {"learning_rate": 1e-5, "per_device_train_batch_size": 8, "num_train_epochs": 1}
+    trained = [name for name in ("oracle", "policy") if name in body]
+    assert trained
+    for name in trained:
+        body[name]["training"] = shown
+    assert {name: written[name] for name in body} == body
+    rates = [line for line in method.recipe.splitlines() if line.startswith("    learning_rate")]
+    assert len(rates) == len(trained)
+    assert all("# for a small model" in line for line in rates)
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("rto", "cft")])
 def test_each_method_trains(name, tiny_workplace):
     run = tokenward.run(tiny_workplace, arm_of(METHODS[name]).changes, last="policy", quiet=True)

@@ -1,5 +1,6 @@
 """What a run shows: stage headings, progress with the time left, tables. Plain lines where there is no terminal."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,8 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+WIDE = 110
+"""Columns of a terminal from which on a bar is long."""
+
 PLAIN_STEPS = 10
 """Lines that a progress writes where there is no terminal."""
+
+MOST_DIGITS = 12
+"""Behind a point: float32 has no more to say of a number near 1."""
 
 
 class Display:
@@ -71,7 +78,7 @@ class Display:
             return
         columns = (
             TextColumn("  {task.description}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=30 if self.console.width >= WIDE else 12),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[note]}", style="dim"),
@@ -106,12 +113,21 @@ class Bar:
         if self._shown is not None and self._task is not None:
             self._shown.update(self._task, completed=self._done)
             if note:
-                self._shown.update(self._task, note=note)
+                self._shown.update(self._task, note=_fitted(note, self._room()))
             return
         lines = PLAIN_STEPS * self._done // max(self._total, 1)
         if count and lines > self._lines:
             self._lines = lines
-            self._display.line(f"  {self._label} {self._done}/{self._total}  {self._left()}  {note}".rstrip())
+            line = f"  {self._label} {self._done}/{self._total}  {self._left()}  {note}".rstrip()
+            self._display.console.print(
+                Text(line), soft_wrap=True
+            )  # a file of lines is read and searched by line
+
+    def _room(self) -> int:
+        """Columns that the bar, its label, its counts and its clock leave."""
+        width = self._display.console.width
+        taken = (30 if width >= WIDE else 12) + len(self._label) + 2 * len(str(self._total)) + 15
+        return width - taken
 
     def _left(self) -> str:
         elapsed = time.monotonic() - self._start
@@ -119,6 +135,42 @@ class Bar:
             return f"took {_clock(elapsed)}"
         speed = (self._done - self._first) / max(elapsed, 1e-9)
         return f"{_clock((self._total - self._done) / max(speed, 1e-9))} left"
+
+
+def _fitted(note: str, room: int) -> str:
+    """As many of a note's parts, which stand two spaces apart, as have room; a bar squeezed by its note says nothing."""
+    parts = note.split("  ")
+    while len(parts) > 1 and len("  ".join(parts)) > room:
+        parts.pop()
+    return "  ".join(parts)
+
+
+def digits(scale: float, usual: int) -> int:
+    """Digits behind the point with which numbers of a size are shown: the usual ones, or two that say something.
+
+    Args:
+        scale: The size of the largest number that is shown beside others.
+        usual: What is enough for numbers from 1 up.
+    """
+    size = abs(scale)
+    if not 0 < size < math.inf:
+        return usual
+    return max(usual, min(1 - math.floor(math.log10(size)), MOST_DIGITS))
+
+
+def rounded(value: float, scale: float, usual: int = 3) -> str:
+    """A number beside others of a size, or none; see :func:`digits`."""
+    return f"{value:.{digits(scale, usual)}f}" if value == value else "none"
+
+
+def signed(value: float, scale: float, usual: int = 2) -> str:
+    """The same with its sign."""
+    return f"{value:+.{digits(scale, usual)}f}" if value == value else "none"
+
+
+def largest(values: Iterable[float]) -> float:
+    """The largest size of some numbers, those that are not finite left out; 0 where there is none."""
+    return max((abs(value) for value in values if math.isfinite(value)), default=0.0)
 
 
 def _clock(seconds: float) -> str:

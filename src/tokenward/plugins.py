@@ -55,7 +55,7 @@ def check_call(kind: str, name: str, made: Any, arguments: Sequence[str]) -> Non
     remedy = f"It is called as f({', '.join(arguments)})."
     if not callable(made):
         raise UserError(
-            f"{kind} {name} is a {type(made).__name__}, which cannot be called. {remedy} A class needs __call__."
+            f"{kind} {name} is {_a(type(made).__name__)}, which cannot be called. {remedy} A class needs __call__."
         )
     try:
         inspect.signature(made).bind(*arguments)
@@ -73,6 +73,10 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     if ":" not in name:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
+        if not known:
+            raise UserError(
+                f'a {kind} is a function of your own, and {name!r} names no module. Write "module:name".'
+            )
         raise UserError(
             f'there is no {kind} {name!r}. {hint}Known: {", ".join(known)}; or write "module:Name" for one of your own.'
         )
@@ -91,9 +95,21 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
         raise UserError(f"{kind} {name!r}: the module {module_name!r} has no {attribute!r}.") from error
     if not callable(target):
         raise UserError(
-            f"{kind} {name!r} is a {type(target).__name__}, which cannot be called. Name a function or a class."
+            f"{kind} {name!r} is {_a(type(target).__name__)}, which cannot be called. Name a function{' or a class' if known else ''}."
         )
     return target
+
+
+def name_of(made: Any) -> str:
+    """What a message calls an object: ``module:Name`` of one's own class or function, the settings too of a built-in one."""
+    own = made if inspect.isfunction(made) or inspect.isclass(made) else type(made)
+    if own.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return str(made) if dataclasses.is_dataclass(made) else own.__qualname__
+    return f"{own.__module__}:{own.__qualname__}"
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
 
 
 def code_fingerprints(settings: Any) -> dict[str, str]:
@@ -161,6 +177,31 @@ def _validated(kind: str, name: str, arguments: Mapping[str, Any], target: Any) 
     try:
         return TypeAdapter(target).validate_python(dict(arguments))
     except ValidationError as error:
+        _check_left_open(kind, name, error)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{kind} {name}: {where} is {first['input']!r}. {first['msg']}.") from error
+
+
+def _check_left_open(kind: str, name: str, error: ValidationError) -> None:
+    """Refuse words in capitals where numbers belong: a recipe leaves such to its reader."""
+    words = {
+        str(item["loc"][-1]): item["input"]
+        for item in error.errors()
+        if isinstance(item["input"], str)
+        and item["input"].isupper()
+        and item["type"].startswith(("float", "int"))
+    }
+    if words:
+        given = " and ".join(f"{key} is {word}" for key, word in words.items())
+        wanted = (
+            "a number in its place"
+            if len(words) == 1
+            else "two numbers in their places"
+            if len(words) == 2
+            else "numbers in their places"
+        )
+        example = ", ".join(f"{key}: {value}" for key, value in zip(words, (-0.5, 1.5), strict=False))
+        raise UserError(
+            f"{kind} {name}: {given}, which the recipe leaves to you. Write {wanted}, such as {example}."
+        )

@@ -27,7 +27,7 @@ def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 def test_each_example_is_short() -> None:
     examples = blocks("python")
-    assert len(examples) == 4
+    assert len(examples) == 5
     for example in examples:
         assert len([line for line in example.splitlines() if line.strip()]) < 15, example
 
@@ -41,7 +41,8 @@ def test_the_examples_carry_a_run(tiny_workplace: Path) -> None:
 
     run = tokenward.run(tiny_workplace, quiet=True)
 
-    assert run.recipe.scores.scorer.name == "mylab:Late"
+    (part,) = run.recipe.scores.scorer.arguments["parts"]
+    assert part == {"scorer": {"name": "mylab:Late"}, "steps": [{"mylab:Shrink": {"by": 0.5}}]}
     assert run.recipe.policy.selection.arguments == {"temperature": 0.5}
     assert run.recipe.policy.objective.name == "mylab:Hinge"
     assert not run.path("oracle").exists(), "the scorer reads no oracle, so none is trained"

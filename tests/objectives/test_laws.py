@@ -23,6 +23,7 @@ from tokenward.objectives.base import (
 )
 from tokenward.objectives.checked import CheckedObjective
 from tokenward.ops.ragged import segment_sum
+from tokenward.scoring.scorers import Probability
 from tokenward.selection import KeepAll
 from tokenward.training.reading import wanted_by
 
@@ -197,7 +198,7 @@ def test_the_names_of_the_registry_are_those_of_the_cases():
 
 def test_an_objective_made_of_others_needs_what_they_need():
     class States:
-        needs_states = needs_reference_layers = needs_entropy = True
+        needs_states = needs_reference_layers = needs_entropy = needs_scores = True
 
         def auxiliary(self, width, layers):
             return Auxiliary(torch.nn.Linear(width, layers), None, 0.0)
@@ -210,10 +211,14 @@ def test_an_objective_made_of_others_needs_what_they_need():
     assert has_own_denominator(whole)
     assert (whole.needs_reference, whole.needs_entropy, whole.needs_states) == (True, True, True)
     assert (whole.needs_reference_layers, whole.needs_kl, whole.pairwise) == (True, "reverse", True)
+    assert whole.needs_scores
     assert has_auxiliary(whole)
     assert [part.module.weight.shape for part in auxiliaries(whole, 5, 3)] == [(3, 5)]
     none = Composite([made("sepo", {})])
     assert (none.needs_reference, none.needs_kl, has_auxiliary(none)) == (False, "", False)
+    assert not none.needs_scores
+    assert Selected(DPO(), KeepAll()).needs_scores
+    assert not Selected(DPO(), KeepAll(), Probability(of="policy")).needs_scores
     assert not has_own_denominator(none)
 
 

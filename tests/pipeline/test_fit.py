@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import tokenward
 from tests.pipeline.tools import digests, events, guided, guided_recipe, press_when
+from tokenward.display import Display
 from tokenward.models.reward import RewardModel
-from tokenward.pipeline import fit
+from tokenward.pipeline import fit, run_through
 from tokenward.training.alternating import Alternating
 
 TOTAL = 6
@@ -145,3 +148,20 @@ def test_bfloat16_without_instructions_is_said_and_how_to_leave_it_out(
     monkeypatch.setattr(fit, "imitates_bfloat16", lambda device: imitated)
     tokenward.run(tiny_workplace, ["oracle.training.bf16=true"], last="oracle")
     assert ("oracle.training.bf16=false is faster here" in capsys.readouterr().out) is imitated
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ("{name: dpo}", "first rows: loss 0.6931 (begins at ln 2 = 0.6931), margin 0.0000 nats: policy = reference"),
+        ("{name: ipo}", "first rows: margin 0.0000 nats: policy = reference"),
+    ],
+)  # fmt: skip
+def test_ln_2_is_named_where_a_loss_begins_there(tiny_workplace, tmp_path, objective, said):
+    changes = ["scores.scorer={name: random}", f"policy.objective={objective}", "policy.training.max_steps=1"]
+    run = tokenward.open_run(tiny_workplace, changes)
+    with (tmp_path / "shown.txt").open("w") as file:
+        display = Display(console=Console(file=file, width=200))
+        run_through(replace(run, display=display), "policy")
+    lines = [line.strip() for line in (tmp_path / "shown.txt").read_text().splitlines()]
+    assert [line for line in lines if line.startswith("first rows")] == [said]

@@ -74,6 +74,38 @@ class Fair:
 class Weights:
     def __call__(self, tokens):
         return [1.0] * len(tokens.scores)
+
+class Negative:
+    def __call__(self, tokens):
+        return [-1.0] * len(tokens.scores)
+
+class Brief:
+    reads = ()
+    def __call__(self, record):
+        return [1.0]
+
+def brief(record):
+    return [1.0]
+
+class Unlisted:
+    reads = ("reference_logp",)
+    def __call__(self, record):
+        return record.value("oracle_logp") - record.value("reference_logp")
+
+class UnlistedInStep:
+    reads = ("policy_logp",)
+    def __call__(self, record):
+        return record.value("policy_entropy")
+
+class Unknown:
+    reads = ()
+    def __call__(self, record):
+        return record.value("logp_of_oracle")
+
+class BriefInStep:
+    reads = ("policy_logp",)
+    def __call__(self, record):
+        return record.value("policy_logp")[:1]
 """
 
 
@@ -88,10 +120,28 @@ class Weights:
         (["policy.objective={name: 'LAB:Sudden'}"], "LAB:Sudden returned a denominator and does not say so"),
         (["policy.objective={name: 'LAB:Negative'}"], r"LAB:Negative returned .* shape \[4\] as denominator .* of 0 or more per"),
         (["policy.objective={name: 'LAB:Short'}"], r"objective LAB:Short takes \(logp\): .* called as f\(logp, batch\)"),
-        (["policy.objective={name: 'LAB:Idle'}"], "objective LAB:Idle is a Idle, which cannot be called"),
+        (["policy.objective={name: 'LAB:Idle'}"], "objective LAB:Idle is an Idle, which cannot be called"),
         (["policy.selection={name: 'LAB:Fair'}"], r"selector LAB:Fair takes \(logp, batch\): .* called as f\(tokens\)"),
         (["scores.scorer={name: 'LAB:Fair'}"], r"scorer LAB:Fair takes \(logp, batch\): .* called as f\(record\)"),
-        (["scores.scorer={name: 'LAB:Worded'}"], "scorer .*Worded.* returned a list that is no list of numbers"),
+        (["scores.scorer={name: 'LAB:Worded'}"], "scorer LAB:Worded returned a list that is no list of numbers"),
+        (["scores.scorer={name: 'LAB:Brief'}"], r"the scorer LAB:Brief gave \(1,\) numbers for a response"),
+        (["scores.scorer={name: 'LAB:brief'}", "oracle.training.max_steps=1"], r"the scorer LAB:brief gave \(1,\) numbers for a response"),
+        (["scores.scorer={name: 'LAB:BriefInStep'}", "policy.objective={name: sft}"], r"the scorer LAB:BriefInStep gave \(1,\) numbers"),
+        (["policy.selection={name: 'LAB:Negative'}"], "the selector LAB:Negative must give one finite weight >= 0 per token"),
+        (
+            ["scores.scorer={name: random}", "policy.objective={name: sum, terms: [{name: dpo}, {name: sft, selection: {name: 'LAB:Negative'}}]}"],
+            "the selector LAB:Negative must give one finite weight >= 0 per token",
+        ),
+        (
+            ["scores.scorer={name: 'LAB:Unlisted'}"],
+            r"LAB:Unlisted looks at oracle_logp, which is not among what it reads \(reference_logp\), so it was not made. "
+            r'Write reads = \("reference_logp", "oracle_logp"\)',
+        ),
+        (
+            ["scores.scorer={name: 'LAB:UnlistedInStep'}", "policy.objective={name: sft}"],
+            r'looks at policy_entropy, which is not among .* Write reads = \("policy_logp", "policy_entropy"\)',
+        ),
+        (["scores.scorer={name: 'LAB:Unknown'}"], "reads 'logp_of_oracle', which is no stored value. Write reward, or MODEL_KIND"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )  # fmt: skip

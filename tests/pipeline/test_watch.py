@@ -49,7 +49,7 @@ def test_the_same_prompts_down_a_column_and_the_same_weights(tiny_workplace: Pat
 
 
 def test_the_last_replies_are_those_of_the_evaluation(finished_run: Path) -> None:
-    """The same prompts, seed and settings; the evaluation draws in bfloat16, so only the prompts must agree."""
+    """The same prompts, seed and settings; the evaluation has a longest reply of its own, so only the prompts must agree."""
     stages = (finished_run / RUN / "policy", finished_run / RUN / "evaluation")
     before, evaluated = map(lines, stages)
     assert [line["key"] for line in before if line["step"] == 0][:4] == [line["key"] for line in evaluated]

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import tokenward
 from tokenward import cli
 from tokenward.errors import UserError
+from tokenward.evaluation.statistics import Figure
 from tokenward.report.channels import other_runs, scale_of
 from tokenward.report.charts import bar_chart, line_chart
 from tokenward.report.collect import RunFolder, displacement
@@ -303,6 +304,20 @@ def test_a_pair_in_the_terminal(run_folder: Path) -> None:
             shown_pair(run_folder, number)
 
 
+def test_scores_of_a_small_scale_are_not_shown_as_nothing(run_folder: Path) -> None:
+    """The same pair with scores a ten-thousandth as large: the same digits, further behind the point."""
+    plain = shown_pair(run_folder, 3)
+    sides = tuple([token._replace(score=token.score * 1e-4) for token in side] for side in plain.sides)
+    scale = {"zero": plain.zero * 1e-4, "limit": 0.52e-4}
+    lines = pair_text(plain._replace(sides=sides, **scale)).plain.splitlines()
+    total = sum(token.score for token in sides[0])
+    assert f"chosen {total:+.6f}" in lines[1]
+    assert lines[2].startswith(f"{scale['zero'] - scale['limit']:+.6f} ")
+    figures = {f"tiny/{part}": Figure(0.00031, -0.0001, 0.0005, 9) for part in ("before", "after", "change")}
+    (row,) = figure_rows(figures)
+    assert row[1:5] == ("0.00031", "0.00031", "0.00031", "-0.00010 .. 0.00050")
+
+
 def test_tokens_that_share_a_character_are_shown_as_one(odd_run: Path) -> None:
     pairs = [shown_pair(odd_run, number) for number in range(1, 5)]
     side = next(pair.sides[0] for pair in pairs if "👩" in pair.pair.comparison.responses[0])
@@ -323,6 +338,27 @@ def test_a_pair_as_a_picture(run_folder: Path, odd_run: Path, tmp_path: Path) ->
         assert (tmp_path / f"{number}.png").stat().st_size > 1000
     with pytest.raises(UserError, match="cannot be written"):
         save_picture(shown_pair(run_folder, 3), tmp_path / "pair.docx")
+
+
+def test_training_curves_as_one_picture(run_folder: Path, copied_run: Path, tmp_path: Path) -> None:
+    from tokenward.report.curves import save_curves
+    from tokenward.report.tables import curves
+
+    charts = len(list(curves(RunFolder.read(run_folder))))
+    assert charts > 2
+    picture = tmp_path / "curves.svg"
+    assert save_curves(run_folder, picture) == charts
+    text = picture.read_text()
+    assert text.count('id="axes_') == charts
+    assert "<!-- oracle: loss -->" in text
+    assert "<!-- rewards/rejected -->" in text
+    result = CliRunner().invoke(cli.app, ["show", str(RUN), "--curves", str(tmp_path / "c.png")])
+    assert f"{charts} charts" in " ".join(result.output.split())
+    assert (tmp_path / "c.png").read_bytes()[1:4] == b"PNG"
+    for stage in ("oracle", "policy"):
+        (RUN / stage / "history.jsonl").unlink()
+    with pytest.raises(UserError, match=r"no stage of .* has a history"):
+        save_curves(RUN, picture)
 
 
 def test_the_verbs_take_a_folder_or_a_recipe(copied_run: Path, tmp_path: Path) -> None:

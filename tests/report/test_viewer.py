@@ -429,3 +429,15 @@ def test_paper_gets_the_whole_table_and_no_controls(opened, page_path: Path) -> 
     assert not page.locator("#table-rows").is_visible()
     page.emulate_media(media="print")
     assert not page.locator("#table summary").is_visible()  # nothing on paper can be opened
+
+
+def test_scores_of_a_small_scale_are_shown_with_digits_that_say_something(opened, page_path: Path) -> None:
+    page = opened(page_path)
+    page.evaluate("channels.log_ratio.limit = 0.00052; show()")
+    assert page.evaluate("[shown(0.00031), shown(-0.00002), shown(0.5, 2, ''), shown(0.00031, 3)]") == [
+        "+0.00031", "−0.00002", "+0.50", "+0.000310",
+    ]  # fmt: skip
+    assert number(page.locator("#high").text_content()) == pytest.approx(0.00052, abs=1e-6)
+    assert number(page.locator("#low").text_content()) == pytest.approx(-0.00052, abs=1e-6)
+    page.evaluate("channels.log_ratio.limit = 3; show()")
+    assert page.evaluate("shown(0.00031)") == "0.00"

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from studies import small
 from studies.arms import START, Arm, Outcome, options, outcomes
 from studies.tables import difference, draw, figure, publish, table, write
 from tokenward.config import load_recipe
@@ -71,7 +72,7 @@ def test_arms_are_trained_once_and_read_again(
         Arm("half", ["policy.selection.chosen.fraction=0.5"]),
         Arm("seeded", lambda seed: [f"seed={seed + 5}"]),
     ]
-    chosen = options("").parse_args(["--seeds", "0", "--page", "page.md"])
+    chosen = options("").parse_args(["--seeds", "0", "--page", "page.md", "--values", "values"])
     Path("page.md").write_text("<!-- study: tiny -->\n<!-- end of study -->\n")
 
     found = outcomes(str(tiny_workplace), arms, chosen)
@@ -92,8 +93,9 @@ def test_arms_are_trained_once_and_read_again(
 def test_each_study_has_its_place_in_the_results_and_recipes_that_load(study: str) -> None:
     module = importlib.import_module(f"studies.{study}")
     assert f"<!-- study: {study} -->" in (ROOT / "docs" / "results.md").read_text()
-    recipes = [getattr(module, name) for name in dir(module) if name.endswith("RECIPE")]
-    for recipe in recipes:
-        load_recipe(ROOT / recipe)
+    recipe = getattr(module, "RECIPE", small.RECIPE)
+    recipes = [recipe, *(getattr(module, name) for name in dir(module) if name.endswith("RECIPE"))]
+    for path in recipes:
+        load_recipe(ROOT / path)
     for arm in getattr(module, "ARMS", []):
-        load_recipe(ROOT / module.RECIPE, arm.changes)
+        load_recipe(ROOT / recipe, arm.changes)

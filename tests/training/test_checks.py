@@ -9,8 +9,9 @@ import torch
 from tests.tiny import tiny_gpt2, tiny_llama
 from tests.training.tools import language_model, random_rows, with_reference
 from tokenward.errors import UserError
-from tokenward.objectives import DPO
-from tokenward.training.checks import check_first_batch
+from tokenward.objectives import DPO, IPO, CheckedObjective, Selected
+from tokenward.selection import KeepAll
+from tokenward.training.checks import check_first_batch, check_rows
 
 CASES = {
     "llama-shared": (tiny_llama, "shared"),
@@ -79,3 +80,27 @@ def test_tokens_without_weight_are_not_compared():
     found = check_first_batch(language_model(), DPO(), wrong, precision=torch.float32)
     assert found["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert found["margin"] == pytest.approx(0, abs=1e-4)
+
+
+def test_what_the_loss_begins_at_is_the_objectives_own():
+    """DPO's is ln 2, IPO's the square of its target; the message says which it should be."""
+    rows = with_reference(language_model(), random_rows(4))
+    for objective, begins in ((DPO(), math.log(2)), (IPO(beta=0.5), 1.0)):
+        found = check_first_batch(language_model(), objective, rows, precision=torch.float32)
+        assert found["begins"] == pytest.approx(begins, abs=1e-6)
+    others = with_reference(language_model(tiny_llama(seed=1)), random_rows(4, longest=30))
+    with pytest.raises(UserError, match=r"where it should be 1\.0000\. They are not the same model"):
+        check_first_batch(language_model(), IPO(beta=0.5), others, precision=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "name"),
+    [
+        (CheckedObjective(DPO(), "mylab:Mine"), "mylab:Mine"),
+        (Selected(DPO(), KeepAll()), "DPO"),
+        (Selected(CheckedObjective(DPO(), "mylab:Mine"), KeepAll()), "mylab:Mine"),
+    ],
+)
+def test_an_objective_inside_another_is_called_by_its_own_name(wrapped, name):
+    with pytest.raises(UserError, match=f"^{name} compares with a reference"):
+        check_rows(wrapped, random_rows(1))

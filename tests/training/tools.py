@@ -1,6 +1,10 @@
 """Rows and models that the training tests share."""
 
+import os
 import random
+import socket
+import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +22,7 @@ from tokenward.training.arguments import TrainingArguments, training_arguments
 from tokenward.types import Comparison
 
 CLOSING = tiny_tokenizer().eos_token_id
+ROOT = Path(__file__).parents[2]
 
 
 def language_model(model=None, *, layout: Layout = "shared") -> LanguageModel:
@@ -85,3 +90,35 @@ def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.T
     """Of any weight between two models."""
     assert first.keys() == second.keys()
     return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def in_two_processes(command: Sequence[str], folder: Path) -> None:
+    """Carry out a command as each of two processes of one training; where one fails the other is ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = [start_process(command, folder / f"rank{rank}.txt", rank, port) for rank in range(2)]
+    try:
+        # No limit of time: a busy machine is no failure. One that has failed leaves the other waiting for it.
+        while any(worker.poll() is None for worker in workers) and not any(w.poll() for w in workers):
+            time.sleep(0.05)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    said = "\n".join((folder / f"rank{rank}.txt").read_text()[-3000:] for rank in range(2))
+    assert [worker.returncode for worker in workers] == [0, 0], said
+
+
+def start_process(command: Sequence[str], log: Path, rank: int, port: int) -> subprocess.Popen:
+    """One of two processes, told of the other as torchrun tells it."""
+    placed = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    environment = {
+        **os.environ,
+        **{name: str(value) for name, value in placed.items()},
+        "MASTER_ADDR": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
+    }
+    with log.open("w") as out:
+        return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)

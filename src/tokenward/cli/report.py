@@ -52,15 +52,32 @@ def show(
     run: RunArgument,
     row: Annotated[int, typer.Option(help="Number of the pair in the run, from 1.")] = 1,
     png: Annotated[Path | None, typer.Option(help="Write a picture instead; .svg and .pdf work too.")] = None,
+    curves: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Draw the training curves of all stages instead: .png, .svg or .pdf."
+        ),
+    ] = None,
     light: Annotated[bool, typer.Option("--light", help="The terminal has a light ground.")] = False,
+    term: Annotated[
+        str | None,
+        typer.Option(help="Mark what the own selection of this term of a sum gives weight, such as treg."),
+    ] = None,
 ) -> None:
-    """Show a pair of a finished run in the terminal, each token coloured by its score.
+    """Show a pair of a finished run in the terminal, each token coloured by its score; or draw it, or the curves.
 
     tokenward show runs/quickstart --row 3
     """
+    if curves is not None:
+        from tokenward.report.curves import save_curves
+
+        charts = save_curves(_folder(run), curves)
+        Display().line(f"curves: {curves}, {charts} charts")
+        if png is None:
+            return
     from tokenward.report.single import shown_pair
 
-    shown = shown_pair(_folder(run), row)
+    shown = shown_pair(_folder(run), row, term)
     if png is None:
         from tokenward.report.terminal import pair_text
 

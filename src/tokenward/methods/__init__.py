@@ -1,7 +1,8 @@
 """Methods of papers as recipes over the shared parts: each a file of a few lines beside this one.
 
 A file begins with comments: one line on the idea, the paper, and what the reader should know. The rest is what the
-method is, at most ten lines; model and data are the reader's own and stand before it in a written recipe.
+method is, at most ten lines; in a written recipe model and data, which are the reader's own, stand before it, and each
+trained model gets a table of how it is trained.
 """
 
 import difflib
@@ -24,6 +25,17 @@ tokens:
   max_prompt_tokens: 512
   max_response_tokens: 256
 """
+
+TRAINING = """\
+  training:                # any field of transformers.TrainingArguments
+    learning_rate: 1.0e-5  # for a small model; 1.0e-6 and less from a billion weights up, or 1.0e-4 for an adapter
+    per_device_train_batch_size: 8  # pairs; with gradient_accumulation_steps: 4 an update sees 32
+    num_train_epochs: 1
+"""
+"""What is written into each of :data:`TRAINED`."""
+
+TRAINED = ("oracle", "policy")
+"""Tables of a method's body whose model is trained; an expert has its own table in the body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +60,36 @@ class Method:
     def recipe(self) -> str:
         """A whole recipe, with comments."""
         comments = "".join(f"# {text}\n" for text in (self.line, self.paper, *self.notes))
-        return f"{comments}{BEGINNING.format(name=self.name)}\n{self.body}"
+        return f"{comments}{BEGINNING.format(name=self.name)}\n{_with_training(self.body)}"
+
+
+def _with_training(body: str) -> str:
+    """A body whose trained models have a table of how they are trained, as the last of their own table."""
+    tables: list[list[str]] = []
+    for line in body.splitlines():
+        if line.startswith(" "):
+            tables[-1].append(line)
+        else:
+            tables.append(_opened(line))
+    return "".join(
+        "".join(f"{line}\n" for line in lines) + (TRAINING if lines[0].rstrip(":") in TRAINED else "")
+        for lines in tables
+    )
+
+
+def _opened(line: str) -> list[str]:
+    """A table of one line, ``oracle: {objective: {...}}``, as one with a line for each key; any other line as it is."""
+    name, _, flow = line.partition(": ")
+    if name not in TRAINED or not flow:
+        return [line]
+    items, depth = [""], 0
+    for sign in flow.strip()[1:-1]:
+        depth += (sign in "{[") - (sign in "}]")
+        if sign == "," and not depth:
+            items.append("")
+        else:
+            items[-1] += sign
+    return [f"{name}:", *(f"  {item.strip()}" for item in items)]
 
 
 def all_methods() -> dict[str, Method]:

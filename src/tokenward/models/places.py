@@ -10,7 +10,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from tokenward.artifacts import fingerprint, folder_fingerprint
 from tokenward.errors import UserError
-from tokenward.models.default import HUB_NAME, default_model_folder
+from tokenward.models.default import HUB_NAME, LAYERS, default_model_folder
 from tokenward.models.head_mlp import SETTINGS_FILE as HEAD_MLP_FILE
 from tokenward.models.head_mlp import read_head_mlp
 
@@ -57,6 +57,14 @@ def context_length(name: str, *, trust_remote_code: bool = False) -> int | None:
     base = parts_of(resolve(name)).base
     config = config_of(base, trust_remote_code=trust_remote_code).get_text_config()
     return getattr(config, "max_position_embeddings", None)
+
+
+def layer_count(name: str, *, trust_remote_code: bool = False) -> int:
+    """Layers of a model; to say so of the default model fetches nothing."""
+    if name in ("default", HUB_NAME):
+        return LAYERS
+    base = parts_of(resolve(name)).base
+    return config_of(base, trust_remote_code=trust_remote_code).get_text_config().num_hidden_layers
 
 
 def has_encoder(name: str, *, trust_remote_code: bool = False) -> bool:

@@ -11,6 +11,7 @@ from tokenward.objectives.base import (
     needs_frozen_reference,
     needs_kl,
     needs_reference,
+    needs_scores,
 )
 from tokenward.objectives.checked import CheckedObjective
 from tokenward.objectives.guidance import Reinforce
@@ -56,5 +57,6 @@ __all__ = [
     "needs_frozen_reference",
     "needs_kl",
     "needs_reference",
+    "needs_scores",
     "objective_of",
 ]

@@ -27,6 +27,11 @@ class Losses(NamedTuple):
     metrics: dict[str, Tensor]
     denominator: Tensor | None = None
 
+    @property
+    def whole(self) -> Tensor:
+        """The loss of an optimizer step of these comparisons alone.  -> []"""
+        return self.loss.mean() if self.denominator is None else self.loss.sum() / self.denominator.sum()
+
 
 class Auxiliary(NamedTuple):
     """A module of an objective that trains with the policy.
@@ -48,8 +53,9 @@ class Objective(Protocol):
     One may have flags, as class attributes or properties; a flag that is not there is False:
     ``needs_reference`` (``batch.reference_logp`` must be there), ``needs_entropy`` (``batch.entropy`` must),
     ``needs_kl`` (``batch.kl`` must: ``"forward"`` or ``"reverse"``), ``needs_states`` (``batch.states`` must),
-    ``needs_reference_layers`` (``batch.reference_layers`` must), ``pairwise`` (every comparison must have exactly
-    two responses, the better one first), and ``own_denominator`` (:class:`Losses` have a ``denominator``).
+    ``needs_reference_layers`` (``batch.reference_layers`` must), ``needs_scores`` (``batch.scores`` must), ``pairwise``
+    (every comparison must have exactly two responses, the better one first), and ``own_denominator``
+    (:class:`Losses` have a ``denominator``).
 
     One with a module to train has a method ``auxiliary(width, layers) -> Auxiliary | None``, which makes that module
     for a policy of so many layers and hidden states of that width; it is called once, before the training.
@@ -64,6 +70,11 @@ class Objective(Protocol):
             batch: The tokens, their owners, weights and reference.
         """
         ...
+
+
+def title_of(objective: Objective) -> str:
+    """What a message calls an objective: one of one's own as the recipe has it, else the class."""
+    return getattr(objective, "title", "") or type(objective).__name__
 
 
 class Composite:
@@ -114,6 +125,11 @@ class Composite:
         return any(map(needs_reference_layers, self.parts))
 
     @property
+    def needs_scores(self) -> bool:
+        """See :class:`Objective`."""
+        return any(map(needs_scores, self.parts))
+
+    @property
     def pairwise(self) -> bool:
         """See :class:`Objective`."""
         return any(map(is_pairwise, self.parts))
@@ -143,7 +159,7 @@ def needs_kl(objective: Objective) -> Direction:
     direction = getattr(objective, "needs_kl", "") or ""
     if direction not in ("", "forward", "reverse"):
         raise UserError(
-            f"{type(objective).__name__} says needs_kl {direction!r}. Write forward for KL(reference || policy), or reverse for "
+            f"{title_of(objective)} says needs_kl {direction!r}. Write forward for KL(reference || policy), or reverse for "
             "KL(policy || reference)."
         )
     return direction
@@ -157,6 +173,11 @@ def needs_states(objective: Objective) -> bool:
 def needs_reference_layers(objective: Objective) -> bool:
     """Whether an objective reads ``batch.reference_layers``."""
     return bool(getattr(objective, "needs_reference_layers", False))
+
+
+def needs_scores(objective: Objective) -> bool:
+    """Whether an objective reads ``batch.scores``, the stored scores or rewards of the tokens."""
+    return bool(getattr(objective, "needs_scores", False))
 
 
 def needs_frozen_reference(objective: Objective) -> bool:

@@ -19,7 +19,7 @@ class CheckedObjective(Composite):
 
     def __init__(self, objective: Objective, name: str) -> None:
         super().__init__([objective])
-        self._objective, self._name, self._checked = objective, name, False
+        self._objective, self.title, self._checked = objective, name, False
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """The objective's own losses.
@@ -30,8 +30,8 @@ class CheckedObjective(Composite):
         """
         losses = self._objective(logp, batch)
         if not self._checked:
-            _check(self._name, losses, batch.comparisons)
-            _check_denominator(self._name, losses, batch.comparisons, announced=self.own_denominator)
+            _check(self.title, losses, batch.comparisons)
+            _check_denominator(self.title, losses, batch.comparisons, announced=self.own_denominator)
             self._checked = True
         return losses
 

@@ -41,6 +41,7 @@ class Reinforce:
     """
 
     pairwise: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = True
 
     _: KW_ONLY
     entropy: float = 0.125

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.objectives.base import Composite, Losses, Objective, is_pairwise
+from tokenward.objectives.base import Composite, Losses, Objective, is_pairwise, title_of
 from tokenward.ops.ragged import position_in_group, segment_sum
-from tokenward.selection import ScoredTokens, Selector, scope_of
+from tokenward.plugins import name_of
+from tokenward.scoring.reads import MissingValue, answer_of
+from tokenward.selection import ScoredTokens, Selector, scope_of, unit_of
 from tokenward.tokens.rows import TokenBatch
 
 _POLICY = "policy_"
@@ -37,9 +39,10 @@ class StepRecord:
             UserError: there is no such value in the step.
         """
         if name not in self.values:
-            raise UserError(
+            raise MissingValue(
+                name,
                 f"there is no {name} in the step, which this scorer reads (there is {', '.join(sorted(self.values))}). Name a value "
-                "that the policy's own pass gives or that is stored."
+                "that the policy's own pass gives or that is stored.",
             )
         return self.values[name]
 
@@ -47,7 +50,8 @@ class StepRecord:
 class _ScorerNeeds:
     """What a scorer asks of the step, as an objective says it."""
 
-    def __init__(self, reads: tuple[str, ...]) -> None:
+    def __init__(self, reads: tuple[str, ...], *, stored: bool) -> None:
+        self.needs_scores = stored
         self.needs_entropy = f"{_POLICY}entropy" in reads
         self.needs_reference = "reference_logp" in reads
         unknown = {name for name in reads if name.startswith(_POLICY)} - {
@@ -75,23 +79,31 @@ class Selected(Composite):
         scorer: Called with each response's :class:`StepRecord`; None takes ``batch.scores``.
 
     Raises:
-        UserError: the selector's scope is the data set, or the scorer reads what a step does not give.
+        UserError: the selector's scope is the data set, it looks at words, sentences or spans, or the scorer reads what a
+            step does not give.
     """
 
     def __init__(
         self, objective: Objective, selector: Selector, scorer: Callable[[Any], Tensor] | None = None
     ) -> None:
         reads = tuple(getattr(scorer, "reads", ())) if scorer is not None else ()
-        super().__init__([objective, _ScorerNeeds(reads)])  # type: ignore[list-item]
+        super().__init__([objective, _ScorerNeeds(reads, stored=scorer is None)])  # type: ignore[list-item]
         if scope_of(selector) == "dataset":
             raise UserError(
                 "a selection in the step sees the step's tokens only, and this one has scope: dataset. Write scope: response, or "
                 "a scorer that reads stored values, whose selection is made before the training."
             )
+        if unit_of(selector):
+            raise UserError(
+                f"a selection in the step does not know which {unit_of(selector).removesuffix('s')} a token is in, and this one pools over them. Make it "
+                "in policy.selection from a scorer that reads stored values, or leave such a step (segment_pool) out."
+            )
         self.objective, self.selector, self.scorer = objective, selector, scorer
+        self.title = title_of(objective)
 
     def __repr__(self) -> str:
-        return f"Selected({self.objective!r}, {self.selector!r}, {self.scorer!r})"
+        scorer = None if self.scorer is None else name_of(self.scorer)
+        return f"Selected({name_of(self.objective)}, {name_of(self.selector)}, {scorer})"
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""
@@ -123,7 +135,7 @@ class Selected(Composite):
             comparison=batch.comparison,
             rank=batch.rank,
             closing=batch.closing,
-            seeds=_seeds(batch),
+            seeds=step_seeds(batch.ids, batch.response, batch.responses),
         )
         weights = torch.as_tensor(self.selector(tokens), device=logp.device).to(batch.weights.dtype)
         if weights.shape == logp.shape:
@@ -135,7 +147,7 @@ class Selected(Composite):
             or (not signed and bool((weights < 0).any()))
         ):
             raise UserError(
-                f"the selector {self.selector} must give one finite weight{'' if signed else ' >= 0'} per token ({len(logp)}), got "
+                f"the selector {name_of(self.selector)} must give one finite weight{'' if signed else ' >= 0'} per token ({len(logp)}), got "
                 f"shape {tuple(weights.shape)}, least {float(weights.min()):.3g}, largest {float(weights.max()):.3g}."
             )
         return weights
@@ -150,7 +162,8 @@ class Selected(Composite):
         sizes = torch.bincount(batch.response, minlength=batch.responses).tolist()
         known = _known(logp, batch)
         parts = {name: value.split(sizes) for name, value in known.items()}
-        ids, seeds = batch.ids.split(sizes), _seeds(batch).tolist()
+        seeds = step_seeds(batch.ids, batch.response, batch.responses).tolist()
+        ids = batch.ids.split(sizes)
         records = [
             StepRecord(
                 f"{seeds[place]:016x}",
@@ -159,17 +172,19 @@ class Selected(Composite):
             )
             for place in range(batch.responses)
         ]
-        scores = [torch.as_tensor(self.scorer(record), device=logp.device).float() for record in records]
+        scores = [
+            torch.as_tensor(answer_of(self.scorer, record), device=logp.device).float() for record in records
+        ]
         for score, size in zip(scores, sizes, strict=True):
             if score.shape != (size,):
                 raise UserError(
-                    f"the scorer {self.scorer} gave {tuple(score.shape)} numbers for a response of {size} tokens. It must give "
+                    f"the scorer {name_of(self.scorer)} gave {tuple(score.shape)} numbers for a response of {size} tokens. It must give "
                     "one per token."
                 )
         found = torch.cat(scores)
         if len(found) and bool(found.isnan().all()):
             raise UserError(
-                f"the scorer {self.scorer} gave no token of the step a score (all are NaN), so nothing would train. Give numbers; NaN is "
+                f"the scorer {name_of(self.scorer)} gave no token of the step a score (all are NaN), so nothing would train. Give numbers; NaN is "
                 "for single tokens that are to be left out."
             )
         return found
@@ -182,12 +197,18 @@ def _known(logp: Tensor, batch: TokenBatch) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in {**batch.values, **stored}.items()}
 
 
-def _seeds(batch: TokenBatch) -> Tensor:
-    """A stable number of each response: a hash of its ids and their places.  -> [r] int64, not negative"""
-    place = position_in_group(batch.response)
-    mixed = (batch.ids + 1) * 0x9E3779B97F4A7C1 + (place + 1) * 0x2545F4914F6CDD1D
+def step_seeds(ids: Tensor, response: Tensor, responses: int) -> Tensor:
+    """A stable number of each response, which a selection in the step draws by.  [n], [n] -> [r] int64, not negative
+
+    Args:
+        ids: The tokens of some responses, end to end.
+        response: Which response owns each token.
+        responses: How many there are.
+    """
+    place = position_in_group(response)
+    mixed = (ids + 1) * 0x9E3779B97F4A7C1 + (place + 1) * 0x2545F4914F6CDD1D
     mixed = (mixed ^ (mixed >> 29)) * 0x5851F42D4C957F2D
-    return segment_sum(mixed, batch.response, batch.responses) & (2**62 - 1)
+    return segment_sum(mixed, response, responses) & (2**62 - 1)
 
 
 def _empty(weights: Tensor, batch: TokenBatch, *, pairwise: bool) -> Tensor:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenward.display import Display
+from tokenward.display import Display, largest, rounded
 from tokenward.evaluation.statistics import Figure
 from tokenward.pipeline.context import Run
 
@@ -36,17 +36,9 @@ def show_figures(run: Run) -> None:
 def show_tables(display: Display, figures: Figures, title: str) -> None:
     """Every figure that is no comparison under this title, then what changed from before to after."""
     changed = [name.removesuffix("/change") for name in figures if name.endswith("/change")]
-    before_after = [
-        (
-            name,
-            f"{figures[f'{name}/before'].value:.3f}",
-            f"{figures[f'{name}/after'].value:.3f}",
-            *_shown(figures[f"{name}/change"]),
-        )
-        for name in changed
-    ]
+    before_after = [_changed(figures, name) for name in changed]
     parts = {f"{name}/{part}" for name in changed for part in ("before", "after", "change")}
-    others = [(name, *_shown(figure)) for name, figure in figures.items() if name not in parts]
+    others = [(name, *_shown(figure, figure.value)) for name, figure in figures.items() if name not in parts]
     columns = ("95 % interval", "n")
     if others:
         display.table(title, ("", "value", *columns), others)
@@ -56,8 +48,16 @@ def show_tables(display: Display, figures: Figures, title: str) -> None:
         )
 
 
-def _shown(figure: Figure) -> tuple[str, str, str]:
-    return f"{figure.value:.3f}", f"{figure.low:.3f} .. {figure.high:.3f}", str(figure.n)
+def _changed(figures: Figures, name: str) -> tuple[str, ...]:
+    whole = [figures[f"{name}/{side}"].value for side in ("before", "after")]
+    change = figures[f"{name}/change"]
+    scale = largest([*whole, change.value])
+    return name, *(rounded(value, scale) for value in whole), *_shown(change, scale)
+
+
+def _shown(figure: Figure, scale: float) -> tuple[str, str, str]:
+    interval = f"{rounded(figure.low, scale)} .. {rounded(figure.high, scale)}"
+    return rounded(figure.value, scale), interval, str(figure.n)
 
 
 def figure_as_json(figure: Figure) -> dict[str, float | int | None]:

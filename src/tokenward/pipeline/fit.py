@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import process_time
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +20,7 @@ from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
 from tokenward.models.precision import imitates_bfloat16
 from tokenward.objectives.base import Objective, needs_reference
+from tokenward.objectives.logged import with_entropy
 from tokenward.pipeline.context import Run
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.alternating import STATE_FILE, Alternating, stopped_early
@@ -29,6 +31,7 @@ from tokenward.training.checks import check_first_batch
 from tokenward.training.collator import Prepare
 from tokenward.training.displacement import DisplacementAlarm, displacement_facts
 from tokenward.training.samples import AnswerPrompts
+from tokenward.training.speed import Speed
 from tokenward.training.trainer import TokenTrainer
 
 CHECKED_ROWS = 4
@@ -74,7 +77,8 @@ def fit(
         watch: Answers fixed prompts while the model trains.
 
     Returns:
-        Facts for the manifest: steps, final loss, seconds, and displacement where chosen responses are logged.
+        Facts for the manifest: steps, final loss, seconds, speed, memory, and displacement where chosen responses are
+        logged.
 
     Raises:
         UserError: bad settings, a loss that is not finite, or a policy that differs from its reference.
@@ -86,7 +90,7 @@ def fit(
     limit, arguments.save_total_limit = arguments.save_total_limit, None
     trainer = TokenTrainer(
         model,
-        objective,
+        with_entropy(objective) if arguments.log_entropy else objective,
         arguments,
         rows,
         held_out=held_out or None,
@@ -101,6 +105,8 @@ def fit(
             KeepNewest(last_file, limit),
         ],
     )
+    speed = Speed(trainer.read)
+    trainer.add_callback(speed)
     trainer.remove_callback(PrinterCallback)  # our own bar shows what is logged
     if arguments.bf16 and imitates_bfloat16(model.device):
         run.display.line(SLOW_BFLOAT16.format(where=f"{stage.path.name}.training"))
@@ -116,7 +122,7 @@ def fit(
     _save(model, trainer, stage.path)
     history = trainer.state.log_history
     write_history(stage.path / "history.jsonl", history)
-    measured |= displacement_facts(history, arguments.displacement_margin)
+    measured |= {**displacement_facts(history, arguments.displacement_margin), **speed.facts()}
     if "save_strategy" not in table:
         stage.temporary.append(Path(str(arguments.output_dir)))  # only there to go on after a stop
     return {"steps": trainer.state.global_step, "rows": len(rows), **measured}
@@ -151,10 +157,10 @@ def _check_start(run: Run, trainer: TokenTrainer, rows: Sequence[TokenRow]) -> N
         precision=precision,
         wanted=trainer.wanted,
     )
-    run.display.line(
-        f"  first rows: loss {found['loss']:.4f} (DPO begins at ln 2 = {math.log(2):.4f}), margin {found['margin']:.4f} "
-        "nats: policy = reference"
-    )
+    ln2 = math.log(2)
+    loss = f"loss {found['loss']:.4f} (begins at ln 2 = {ln2:.4f}), "
+    told = loss if abs(found["begins"] - ln2) < 1e-4 else ""
+    run.display.line(f"  first rows: {told}margin {found['margin']:.4f} nats: policy = reference")
 
 
 def _train(
@@ -168,6 +174,7 @@ def _train(
     if ended:
         # transformers would make one more update before it looks whether there is one to make.
         vars(trainer)["_run_epoch"] = lambda **settings: None
+    started = process_time()
     with run.display.progress(name, steps) as bar, interrupt.listening():
         trainer.add_callback(ShowProgress(bar))
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -180,6 +187,7 @@ def _train(
     return {
         "train_loss": result.training_loss,
         "seconds": round(result.metrics.get("train_runtime", 0.0), 1),
+        "cpu_seconds": round(process_time() - started, 1),  # what else the machine does is not in it
     }
 
 

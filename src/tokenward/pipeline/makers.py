@@ -1,6 +1,5 @@
 """From rows to the values that one model, or the data, gives of their tokens."""
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -8,8 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tokenward.data import rows as read_rows
-from tokenward.data.fields import FieldError, text, text_or_messages
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
@@ -19,15 +16,16 @@ from tokenward.pipeline.context import Run
 from tokenward.pipeline.counterfactual import critical_tokens
 from tokenward.pipeline.data import response_keys
 from tokenward.pipeline.experts import expert_of, folder_of, prompted
+from tokenward.pipeline.span_files import read_spans
 from tokenward.scoring.looks import looked_at
 from tokenward.scoring.reads import Value
 from tokenward.scoring.values import token_values
-from tokenward.tokens.encode import Encoded, response_key
+from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
 from tokenward.tokens.spans import span_values, token_spans
 from tokenward.tokens.template import Template
-from tokenward.types import Message, Span
+from tokenward.types import Span
 
 Found = list[list[Tensor]]
 """Per row, per response, ``[len]``."""
@@ -152,18 +150,4 @@ class Maker:
     def _file(self) -> dict[str, list[Span]]:
         """Spans of a file by the key of their response."""
         path = next(value.details["file"] for value in self._values if value.kind == "file")
-        return dict(_spans_of(where, row) for where, row in read_rows(path))
-
-
-def _spans_of(where: str, row: dict) -> tuple[str, list[Span]]:
-    try:
-        prompt, response = row["prompt"], str(text(row["response"], "response"))
-        messages = text_or_messages(prompt, "prompt")
-        spans = [Span(int(start), int(end), float(value)) for start, end, value in row["spans"]]
-    except (KeyError, TypeError, ValueError, FieldError) as error:
-        raise UserError(
-            f"{where}: {error!r}. Each row needs prompt (a text or messages), response (a text) and spans, a list of [start, end, "
-            f"value] in characters; got {json.dumps(row)[:80]}."
-        ) from error
-    turns = (Message(role="user", content=messages),) if isinstance(messages, str) else tuple(messages)
-    return response_key(turns, response), spans
+        return dict(read_spans(path))

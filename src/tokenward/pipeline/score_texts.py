@@ -11,7 +11,7 @@ from tokenward.artifacts import atomic_write
 from tokenward.config import parse_recipe
 from tokenward.data import rows
 from tokenward.data.fields import FieldError, text, text_or_messages
-from tokenward.display import Display
+from tokenward.display import Display, largest, signed
 from tokenward.errors import UserError
 from tokenward.pipeline.command import quiet_libraries
 from tokenward.scoring.texts import ScoredResponse, TokenScorer
@@ -87,6 +87,7 @@ def _text(where: str, row: dict) -> tuple[str | Sequence[Message], str]:
 
 def _show(display: Display, scored: Sequence[ScoredResponse]) -> None:
     """Each token with its score; raised tokens are blue, lowered ones orange."""
+    scale = largest(token.score for item in scored for token in item.tokens)
     for item in scored:
         line = Text()
         # A log-ratio is raised above 0; a reward, which is positive throughout, above the mean of its response.
@@ -95,7 +96,7 @@ def _show(display: Display, scored: Sequence[ScoredResponse]) -> None:
         for token in item.tokens:
             style = "blue" if token.score > middle else "dark_orange"
             line.append(f"{token.text or '<end>'}", style="bold")
-            line.append(f"({token.score:+.2f})", style=style)
+            line.append(f"({signed(token.score, scale)})", style=style)
         display.text(line)
         unit = "reward" if reward else "nats"
-        display.line(f"  total {item.total:+.2f} {unit} over {len(item.tokens)} tokens")
+        display.line(f"  total {signed(item.total, scale)} {unit} over {len(item.tokens)} tokens")

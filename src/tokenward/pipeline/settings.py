@@ -106,6 +106,12 @@ def _leaves(values: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _training() -> dict[str, Any]:
-    ours = ("tokens_per_forward", "disable_dropout", "checkpoint_minutes")
+    ours = (
+        "tokens_per_forward",
+        "disable_dropout",
+        "checkpoint_minutes",
+        "displacement_margin",
+        "log_entropy",
+    )
     fields = {item.name: item.default for item in dataclasses.fields(TrainingArguments)}
     return {**DEFAULTS, **{name: fields[name] for name in ours}}

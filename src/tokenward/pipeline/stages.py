@@ -15,7 +15,7 @@ from tokenward.pipeline.early_checks import check_one_process, early_checks
 from tokenward.pipeline.evaluate_stage import evaluate
 from tokenward.pipeline.examples import prepare_examples
 from tokenward.pipeline.expert_stage import train_expert, train_oracle
-from tokenward.pipeline.experts import check_experts, check_reads, is_needed, trained_experts
+from tokenward.pipeline.experts import check_experts, is_needed, trained_experts
 from tokenward.pipeline.guidance_stage import (
     head_mlp_settings,
     reward_settings,
@@ -29,16 +29,17 @@ from tokenward.pipeline.guided_checks import (
     unused_settings,
 )
 from tokenward.pipeline.guided_evaluation import check_metrics, evaluate_guided
+from tokenward.pipeline.part_checks import (
+    check_objective_without_scores,
+    check_policy_objective,
+    check_scorer,
+    check_selection,
+)
 from tokenward.pipeline.reward_learning import reward_objective
 from tokenward.pipeline.reward_stage import train_reward
 from tokenward.pipeline.score_stages import compute_reference, compute_scores
 from tokenward.pipeline.tasks import SAMPLERS, source_of
-from tokenward.pipeline.train_stages import (
-    objective_of,
-    train_policy,
-    train_referee,
-    train_sft,
-)
+from tokenward.pipeline.train_stages import train_policy, train_referee, train_sft
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
 from tokenward.selection import selector_of
@@ -105,13 +106,13 @@ def check_recipe(loaded: LoadedRecipe) -> None:
     check_one_process()
     recipe = loaded.recipe
     checks: dict[str, Callable[[], Any]] = {
-        "scores.scorer": lambda: check_reads(Run(recipe=recipe)),
+        "scores.scorer": lambda: check_scorer(Run(recipe=recipe)),
         **check_experts(Run(recipe=recipe)),
-        "oracle.objective": lambda: objective_of("objective", recipe.oracle.objective),
+        "oracle.objective": lambda: check_objective_without_scores("the oracle", recipe.oracle.objective),
         "reward.head": lambda: reward_settings(Run(recipe=recipe)),
         "reward.objective": lambda: reward_objective(Run(recipe=recipe)),
-        "policy.selection": lambda: selector_of(recipe.policy.selection, recipe.seed),
-        "policy.objective": lambda: objective_of("objective", recipe.policy.objective),
+        "policy.selection": lambda: check_selection(Run(recipe=recipe)),
+        "policy.objective": lambda: check_policy_objective(Run(recipe=recipe)),
         "evaluation.metrics": lambda: [find("metric", name, METRICS) for name in recipe.evaluation.metrics],
         "evaluation.temperature": lambda: check_temperature(
             recipe.evaluation.temperature, "evaluation.temperature"
@@ -124,7 +125,7 @@ def check_recipe(loaded: LoadedRecipe) -> None:
         checks["model.head_mlp"] = lambda: check_not_guided(Run(recipe=recipe))
     if recipe.referee is not None:
         referee = recipe.referee.objective
-        checks["referee.objective"] = lambda: objective_of("objective", referee)
+        checks["referee.objective"] = lambda: check_objective_without_scores("the referee", referee)
     tables = {
         stage: getattr(recipe, stage)
         for stage in ("sft", "oracle", "reward", "policy", "referee", "guidance")
@@ -138,7 +139,9 @@ def check_recipe(loaded: LoadedRecipe) -> None:
             check_training(table.training, where, loaded.lines)
             checks[where] = partial(_training_values, table.training, where)
     for name, table in recipe.experts.items():
-        checks[f"experts.{name}.objective"] = partial(objective_of, "objective", table.objective)
+        checks[f"experts.{name}.objective"] = partial(
+            check_objective_without_scores, f"the expert {name}", table.objective
+        )
     for where, check in checks.items():
         try:
             check()
@@ -168,5 +171,9 @@ def _refuse(problem: str) -> None:
 
 
 def _training_values(table: dict[str, Any], where: str) -> None:
+    if table.get("log_entropy") and where.startswith("reward."):
+        raise UserError(
+            "log_entropy is true, but a reward gives a token a number and no distribution that had an entropy. Leave it out here."
+        )
     with TemporaryDirectory() as scratch:
         training_arguments(table, folder=Path(scratch), seed=0, where=where)

@@ -17,6 +17,7 @@ from tokenward.objectives import (
     is_pairwise,
     needs_frozen_reference,
     needs_reference,
+    needs_scores,
     objective_of,
 )
 from tokenward.objectives.selected import Selected
@@ -125,7 +126,8 @@ def train_policy(run: Run) -> Manifest:
                 watch=watching(run, model, held_out_prompts(run, template), stage.path),
             )
             start_name = lasting(run.policy_start)
-            shares = {"kept": _kept(rows), "nothing_selected": dropped}
+            # Of weights that are made in the step there is no share yet; the history has it.
+            shares = {"kept": _kept(rows), "nothing_selected": dropped} if "weights" in rows.columns else {}
             stage.complete(start=start_name, **shares, **scored_by(run), **facts)
     return run.done("policy")
 
@@ -227,10 +229,15 @@ def with_own_reference(run: Run, start: LanguageModel, rows: LazyRows) -> LazyRo
 
 
 def _held_out(run: Run, objective: Objective, start: LanguageModel, comparisons: Choice) -> LazyRows:
-    """Held-out pairs, every token with weight 1: scores must not choose what the policy is judged by."""
+    """Held-out pairs, every token with weight 1: scores must not choose what the policy is judged by.
+
+    An objective that reads scores itself has them there too.
+    """
     if run.recipe.policy.training.get("eval_strategy", "no") == "no":
         return LazyRows(encoded=[])
     rows = token_rows(run, comparisons, start, may_be_empty=True)
+    if needs_scores(objective) and len(rows) and not is_online(scorer_of(run)):
+        rows = scored_rows(run, rows)
     return _policy_reference(run, start, rows) if needs_reference(objective) else rows
 
 
@@ -270,8 +277,6 @@ def _selected(rows: LazyRows) -> np.ndarray:
 
 def _kept(rows: LazyRows) -> dict[str, float]:
     """The share of tokens with weight, by side."""
-    if "weights" not in rows.columns:
-        return {"chosen": 1.0, "rejected": 1.0}
     counts, sizes = _selected(rows), rows.responses.lengths
     return {
         name: float(counts[side::2].sum() / sizes[side::2].sum())

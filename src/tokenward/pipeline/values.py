@@ -13,7 +13,8 @@ from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.rows import Column, LazyRows, Responses, own_starts, responses_of, scratch
-from tokenward.plugins import build, check_call
+from tokenward.plugins import build, check_call, name_of
+from tokenward.scoring.reads import answer_of
 from tokenward.scoring.scorers import SCORERS, Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore
 from tokenward.scoring.values import Progress, token_values
@@ -49,10 +50,10 @@ def scores_of(scorer: Scorer, records: Sequence[TokenRecord]) -> list[Tensor]:
     """
     scores = []
     for record in records:
-        values = _numbers("scorer", scorer, scorer(record))
+        values = _numbers("scorer", scorer, answer_of(scorer, record))
         if values.shape != (len(record.ids),):
             raise UserError(
-                f"the scorer {scorer} gave {tuple(values.shape)} numbers for a response of {len(record.ids)} tokens. "
+                f"the scorer {name_of(scorer)} gave {tuple(values.shape)} numbers for a response of {len(record.ids)} tokens. "
                 "It must give one per token."
             )
         scores.append(values)
@@ -69,7 +70,7 @@ def _numbers(kind: str, made: Scorer | Selector, returned: object) -> Tensor:
         RuntimeError,
     ) as error:  # torch raises each of them for one value or another
         raise UserError(
-            f"the {kind} {made} returned a {type(returned).__name__} that is no list of numbers ({error}). Return a tensor, an "
+            f"the {kind} {name_of(made)} returned a {type(returned).__name__} that is no list of numbers ({error}). Return a tensor, an "
             "array or a list with one number per token."
         ) from error
 
@@ -209,7 +210,7 @@ def _weights(selector: Selector, tokens: ScoredTokens) -> Tensor:
         or not bool(weights.isfinite().all())
     ):
         raise UserError(
-            f"the selector {selector} must give one finite weight{least} per token ({len(tokens.scores)}), got shape "
+            f"the selector {name_of(selector)} must give one finite weight{least} per token ({len(tokens.scores)}), got shape "
             f"{tuple(weights.shape)}, least {float(weights.min()):.3g}, largest {float(weights.max()):.3g}.{_remedy(selector)}"
         )
     return weights

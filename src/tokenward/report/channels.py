@@ -8,20 +8,13 @@ import numpy as np
 import torch
 
 from tokenward.report.collect import RunFolder
-from tokenward.report.pairs import PairReader, ScoredPair, scores_of, selection_of
+from tokenward.report.pairs import PairReader, ScoredPair, scores_of
 from tokenward.report.pieces import closing_count
+from tokenward.report.selections import WEIGHT, selections_of
 from tokenward.scoring.reads import reads_of
 from tokenward.scoring.scorers import SCORERS, Random, Scorer, Surprisal
 from tokenward.scoring.store import TokenRecord
-from tokenward.selection import (
-    ScoredTokens,
-    Selector,
-    TopFraction,
-    scope_of,
-    selector_of,
-    stable_noise,
-    unit_of,
-)
+from tokenward.selection import ScoredTokens, Selector, TopFraction, scope_of, stable_noise
 from tokenward.tokens.spans import ByteSpan, span_values
 from tokenward.types import Span
 
@@ -107,17 +100,16 @@ class Channels:
         self._stored = list(sample[0].records[0].values)
         self._scorers = _scorers(reader, self._stored)
         self._known = given is not None or any(pair.comparison.spans is not None for pair in sample)
-        self._selection = selection_of(reader.run)
-        self._selector = (
-            selector_of(self._selection, reader.run.seed) if self._selection is not None else TopFraction()
-        )
+        self.selections = selections_of(reader.run)
+        self._weighed = [found for found in self.selections if found.when == "pair"]
+        self._selector = self.selections[0].selector if self.selections else TopFraction()
         self._scorer = reader.scorer
         scales = {name: scale_of(_all(sample, name, self._scores)) for name in self.scores}
         scales[reader.scorer_name] = scale_of(values)
         self.channels = [
             *(Channel(name, "score", *scales[name]) for name in self.scores),
             *(Channel(name, "value") for name in self._stored),
-            *([Channel("weight", "weight")] if self.weighs else []),
+            *(Channel(found.channel, WEIGHT) for found in self._weighed),
             *([Channel("known", "known")] if self._known else []),
             *(Channel(name, "noise") for name in self._noises),
         ]
@@ -128,13 +120,6 @@ class Channels:
         return [*self._scorers, *(other.name for other in self._others)]
 
     @property
-    def weighs(self) -> bool:
-        """Whether the weights of a pair depend on that pair alone, so that they can be shown."""
-        if self._selection is None or unit_of(self._selector):
-            return False
-        return scope_of(self._selector) in ("response", "comparison")
-
-    @property
     def _noises(self) -> dict[str, int]:
         """What random directions and random ties are drawn by, and their seeds."""
         if not isinstance(self._selector, TopFraction):
@@ -142,15 +127,20 @@ class Channels:
         return {"noise": self._selector.seed, "noise of ties": self._selector.seed + 1}
 
     def selection(self) -> dict[str, Any]:
-        """How the policy's tokens were selected, for the page's sliders."""
-        name = self._selection.name if self._selection is not None else None
-        return {"name": name, **selection_settings(self._selector)}
+        """How the policy's tokens were selected, for the page's sliders; ``silent`` where nothing stored shows it."""
+        own = self.selections[0] if self.selections else None
+        return {
+            "name": own.rule if own else None,
+            "silent": own is not None and own.nearest is None,
+            **selection_settings(self._selector),
+        }
 
     def of(self, pair: ScoredPair) -> list[dict[str, np.ndarray]]:
         """Values of both responses of a pair, ``[n]`` float32 each, by channel."""
         tokens = scored_tokens(pair, [scores_of(self._scorer, record) for record in pair.records])
         sizes = [len(record.ids) for record in pair.records]
-        shared = {"weight": self._selector(tokens)} if self.weighs else {}
+        ids = torch.tensor([token for record in pair.records for token in record.ids])
+        shared = {found.channel: found.weights(tokens, ids) for found in self._weighed}
         # Float32 would make other ties than the selector's own draws have; a draw's rank makes the same.
         shared |= {name: _places(stable_noise(tokens, seed)) for name, seed in self._noises.items()}
         parts = {name: torch.as_tensor(value).float().split(sizes) for name, value in shared.items()}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from tokenward.report.collect import RunFolder, displacement
 from tokenward.report.given import GivenSpans, given_credit, read_spans
 from tokenward.report.pairs import Drawn, PairReader, ScoredPair, draw
 from tokenward.report.payload import LARGEST, payload
+from tokenward.report.selections import RunSelection, scorer_note
 from tokenward.report.summary import SIDES, Summary, summarise
 from tokenward.report.tables import (
+    SHARE,
     credit_rows,
     curves,
     figure_rows,
@@ -125,6 +128,7 @@ class _Scores:
     scorer: str
     given: GivenSpans | None
     credit: dict[str, Figure]
+    selections: Sequence[RunSelection]
 
 
 def _scores(
@@ -148,7 +152,7 @@ def _scores(
     summary = summarise(sample, reader.scorer, limit=main.limit, zero=main.zero, names=names)
     credit = given_credit(given, reader, channels) if given is not None else run.figures()
     data = payload(pairs, drawn, channels, names)
-    return _Scores(data, drawn, summary, reader.scorer_name, given, credit)
+    return _Scores(data, drawn, summary, reader.scorer_name, given, credit, channels.selections)
 
 
 def _page(run: RunFolder, scores: _Scores | None) -> str:
@@ -159,8 +163,9 @@ def _page(run: RunFolder, scores: _Scores | None) -> str:
     environment.filters["quoted"] = json.dumps
     assets = files("tokenward.report") / "assets"
     style = (assets / "style.css").read_text(encoding="utf-8")
-    parts = [(assets / name).read_text(encoding="utf-8") for name in SCRIPTS] if scores else []
+    parts = [_without_comments((assets / name).read_text(encoding="utf-8")) for name in SCRIPTS if scores]
     script = "\n".join(parts)
+    drawn = list(curves(run))
     return environment.get_template("page.html.jinja").render(
         run=run,
         name=run.path.resolve().name,
@@ -170,11 +175,13 @@ def _page(run: RunFolder, scores: _Scores | None) -> str:
         style_hash=_hash(style),
         script_hash=_hash(script),
         scores=scores,
+        scorer_note=scorer_note(run, scores.scorer) if scores else "",
         has_known=scores is not None and any(item["kind"] == "known" for item in scores.data["channels"]),
         size_limit=LARGEST,
         shown_replies=REPLIES,
         charts=_charts(scores) if scores else [],
-        curves=[line_chart(title, series, x_label="step") for title, series in curves(run)],
+        curves=[line_chart(title, series, x_label="step") for title, series in drawn],
+        share_drawn=f"policy: {SHARE}" in dict(drawn),
         figures=figure_rows(run.figures()),
         given=scores.given if scores else None,
         made=provenance(run),
@@ -206,3 +213,8 @@ def _charts(scores: _Scores) -> list[Any]:
 def _hash(text: str) -> str:
     """What the page's policy allows by name: this text and no other."""
     return f"sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _without_comments(script: str) -> str:
+    """A script without the lines that are comments, which are for those who read the source."""
+    return re.sub(r"^[ ]*(?://.*|/\*\*[^*]*(?:\*(?!/)[^*]*)*\*/)\n", "", script, flags=re.MULTILINE)

@@ -7,14 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from tokenward.config import Named
 from tokenward.data.lines import ComparisonFile
 from tokenward.data.pairs import pair_of, pair_places
 from tokenward.data.split import is_held_out
 from tokenward.errors import UserError
-from tokenward.plugins import build
 from tokenward.report.collect import RunFolder
-from tokenward.scoring.reads import is_online, scope_of_scores
+from tokenward.report.selections import stored_scorer
 from tokenward.scoring.scorers import SCORERS, Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore
 from tokenward.tokens.encode import response_key
@@ -75,8 +73,8 @@ class PairReader:
     Attributes:
         run: The run.
         store: Its score store.
-        scorer_name: Name of the run's scorer, as its recipe has it.
-        scorer: The run's scorer.
+        scorer_name: Name of the scorer, as the recipe has it.
+        scorer: The run's scorer; where its scores are not stored, the usual one for what is.
     """
 
     run: RunFolder
@@ -91,7 +89,7 @@ class PairReader:
         if not {"data", "reference", "scores"} <= set(run.manifests):
             return None
         store = TokenStore(run.path / "scores")
-        made = _scorer_of(run)
+        made = stored_scorer(run)
         name, scorer = made if made is not None else (_usual_scorer(store), SCORERS[_usual_scorer(store)]())
         return cls(run=run, store=store, scorer_name=name, scorer=scorer)
 
@@ -146,7 +144,7 @@ def _keys(comparison: Comparison, better: int, worse: int) -> tuple[str, str]:
 
 
 def _usual_scorer(store: TokenStore) -> str:
-    """The scorer of a run that has no policy yet: what its stored values were made for."""
+    """The scorer of a run whose policy has none that is stored: what its stored values were made for."""
     first = next(iter(store), None)
     values = store[first].values if first is not None else {}
     return "reward" if "reward" in values else "log_ratio" if "oracle_logp" in values else "surprisal"
@@ -216,25 +214,3 @@ def draw(reader: PairReader, count: int, *, sample: int, wanted: Set[str] = froz
         total=len(places),
         values=np.concatenate(values),
     )
-
-
-def _scorer_of(run: RunFolder) -> tuple[str, Scorer] | None:
-    """The scorer that the policy was trained with and its name.
-
-    None where there is no policy yet, and where its scores are not of one response as it is stored: made in the step, or
-    compared with all others.
-    """
-    table = run.setting("policy", "scores", "scorer")
-    if table is None:
-        return None
-    arguments = {key: value for key, value in table.items() if key != "name"}
-    scorer = build("scorer", table["name"], arguments, SCORERS)
-    return None if is_online(scorer) or scope_of_scores(scorer) != "response" else (table["name"], scorer)
-
-
-def selection_of(run: RunFolder) -> Named | None:
-    """The selection that the policy was trained with; None where there is no policy yet, or the scores are not stored."""
-    table = run.setting("policy", "policy", "selection")
-    if table is None or _scorer_of(run) is None:
-        return None
-    return Named(name=table["name"], arguments={key: value for key, value in table.items() if key != "name"})

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.cells import cell_len
 
+from tokenward.display import rounded, signed
 from tokenward.errors import UserError
 from tokenward.report.single import ShownPair, ShownToken, by_character, colour, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLUMNS = 88
 WHITE = (255, 255, 255)
@@ -34,15 +36,10 @@ def save_picture(shown: ShownPair, path: Path) -> None:
     Raises:
         UserError: matplotlib is not installed, or cannot write such a file.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "a picture needs matplotlib, which is not installed. Install it: pip install 'tokenward[plots]'."
-        ) from error
+    made = figure_class()
     lines = list(_lines(shown))
     rows = max(item.row for _, placed in lines for item in placed) + 1
-    figure = Figure(figsize=(COLUMNS * COLUMN_INCHES + 0.3, rows * ROW_INCHES + 0.3))
+    figure = made(figsize=(COLUMNS * COLUMN_INCHES + 0.3, rows * ROW_INCHES + 0.3))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-1, COLUMNS + 2), ylim=(rows + 0.5, -0.5))
     axes.axis("off")
     for heading, placed in lines:
@@ -50,6 +47,30 @@ def save_picture(shown: ShownPair, path: Path) -> None:
         axes.text(0, first + 0.5, heading, va="center", fontsize=10, fontweight="bold", parse_math=False)
         for item in placed:
             _draw(axes, item)
+    written(figure, path)
+
+
+def figure_class() -> "type[Figure]":
+    """Matplotlib's figure, which draws without a screen.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(
+            "a picture needs matplotlib, which is not installed. Install it: pip install 'tokenward[plots]'."
+        ) from error
+    return Figure
+
+
+def written(figure: "Figure", path: Path) -> None:
+    """Write a figure to a file, whose ending says the kind.
+
+    Raises:
+        UserError: matplotlib cannot write such a file.
+    """
     with warnings.catch_warnings():
         # A character that the font lacks is drawn as a box, which says it as well.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
@@ -64,8 +85,10 @@ def _lines(shown: ShownPair) -> Iterator[tuple[str, list[_Placed]]]:
     for name, tokens in zip(("chosen", "rejected"), shown.sides, strict=True):
         total = sum(token.score for token in tokens if token.score == token.score)
         placed = list(_laid_out(tokens, row))
-        scale = f"{shown.scorer}, colours to ±{shown.limit:.2f} around {shown.zero:.2f}; framed: kept"
-        yield f"{name}: {total:+.2f}   ({scale})", placed
+        ends = f"±{rounded(shown.limit, shown.limit, 2)} around {rounded(shown.zero, shown.limit, 2)}"
+        scale = f"{shown.scorer}, colours to {ends}"
+        scale += "; framed: kept" if shown.rule else "; the selection is not stored"
+        yield f"{name}: {signed(total, shown.limit)}   ({scale})", placed
         row = placed[-1].row + 3
 
 
@@ -95,6 +118,7 @@ def _draw(axes: "Axes", item: _Placed) -> None:
             0.84,
             facecolor=ground,
             edgecolor="black" if item.token.kept else "none",
+            linestyle="dotted" if item.token.weight < 0 else "solid",
             linewidth=1.2,
             zorder=2 if item.token.kept else 1,  # or the next token's ground hides a part of the frame
         )

@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.report.channels import scale_of, scored_tokens
 from tokenward.report.collect import RunFolder
-from tokenward.report.pairs import PairReader, ScoredPair, scores_of, selection_of
+from tokenward.report.pairs import PairReader, ScoredPair, scores_of
 from tokenward.report.pieces import closing_count, pieces
-from tokenward.selection import TopFraction, scope_of, selector_of
+from tokenward.report.selections import RunSelection, scorer_note, selection_named, selections_of
+from tokenward.selection import TopFraction
 
 
 class ShownToken(NamedTuple):
@@ -21,15 +24,20 @@ class ShownToken(NamedTuple):
         text: Its piece of the text, or its name where it closes the turn.
         score: By the run's scorer.
         shade: -1 to 1 on the run's scale, further out where the scale is clipped.
-        kept: Whether the selection keeps it.
+        weight: What the selection gives it; 0 where it is not kept.
         closing: Whether it closes the turn and is no text.
     """
 
     text: str
     score: float
     shade: float
-    kept: bool
+    weight: float
     closing: bool
+
+    @property
+    def kept(self) -> bool:
+        """Whether the selection keeps it."""
+        return self.weight != 0
 
 
 class ShownPair(NamedTuple):
@@ -43,7 +51,8 @@ class ShownPair(NamedTuple):
         limit: Distance from it at which the colour is strongest.
         number: Of the pair in the run, from 1.
         total: Pairs of the run.
-        rule: How the kept tokens were chosen, in words.
+        rule: How the kept tokens were chosen, in words; empty where none can be shown.
+        notes: What else there is to say of the selection, a sentence each.
     """
 
     pair: ScoredPair
@@ -54,17 +63,27 @@ class ShownPair(NamedTuple):
     number: int
     total: int
     rule: str
+    notes: tuple[str, ...] = ()
 
 
-def shown_pair(folder: str | Path, number: int) -> ShownPair:
+class _Kept(NamedTuple):
+    """Weights of a pair's tokens, by what rule, and what there is to say of it."""
+
+    weights: Tensor
+    rule: str
+    notes: tuple[str, ...] = ()
+
+
+def shown_pair(folder: str | Path, number: int, term: str | None = None) -> ShownPair:
     """A pair of a finished run.
 
     Args:
         folder: The run's folder.
         number: Which pair, counted from 1 over the training pairs and then the held-out ones, as the report has it.
+        term: Term of the policy's objective whose own selection is shown; None shows the policy's.
 
     Raises:
-        UserError: the run has no scores, or not so many pairs.
+        UserError: the run has no scores, not so many pairs, or no such term.
     """
     run = RunFolder.read(folder)
     reader = PairReader.open(run)
@@ -84,33 +103,51 @@ def shown_pair(folder: str | Path, number: int) -> ShownPair:
         )
     zero, limit, _ = scale_of(np.concatenate(values))
     pair = reader.pair(places[number - 1])
-    kept, rule = _kept(run, reader, pair)
+    selections = selections_of(run)
+    kept = _kept(reader, pair, selection_named(selections, term), [found.term for found in selections[1:]])
+    weights = kept.weights.split([len(record.ids) for record in pair.records])
     names = run.special_names()
     first, second = (
-        _tokens(pair, side, scores_of(reader.scorer, pair.records[side]), kept[side], names, zero, limit)
+        _tokens(
+            pair,
+            side,
+            scores_of(reader.scorer, pair.records[side]),
+            weights[side].numpy(),
+            names,
+            zero,
+            limit,
+        )
         for side in (0, 1)
     )
-    return ShownPair(pair, reader.scorer_name, (first, second), zero, limit, number, len(places), rule)
+    sides = (first, second)
+    return ShownPair(pair, reader.scorer_name, sides, zero, limit, number, len(places), kept.rule, kept.notes)
 
 
-def _kept(run: RunFolder, reader: PairReader, pair: ScoredPair) -> tuple[Sequence[np.ndarray], str]:
-    """Which tokens are kept, and by what rule: the recipe's where it depends on the pair alone."""
-    table = selection_of(run)
-    selector, rule = TopFraction(), "top_fraction with its usual rates"
-    if table is not None:
-        own = selector_of(table, run.seed)
-        if scope_of(own) in ("response", "comparison"):
-            selector, rule = own, f"the recipe's {table.name}"
+def _kept(
+    reader: PairReader, pair: ScoredPair, selection: RunSelection | None, terms: Sequence[str]
+) -> _Kept:
+    """What the recipe gave weight, where that depends on the pair alone, or what comes nearest to it."""
     tokens = scored_tokens(pair, [scores_of(reader.scorer, record) for record in pair.records])
-    weights = selector(tokens).split([len(record.ids) for record in pair.records])
-    return [part.numpy() > 0 for part in weights], rule
+    if selection is None:
+        return _Kept(TopFraction()(tokens), "top_fraction with its usual rates: the run has no policy yet")
+    others = [name for name in terms if name != selection.term]
+    notes = tuple(f"the objective's term {name} has a selection of its own: --term {name}" for name in others)
+    if selection.when == "pair":
+        ids = torch.tensor([token for record in pair.records for token in record.ids])
+        whose = f" for the term {selection.term}" if selection.term else ""
+        return _Kept(selection.weights(tokens, ids), f"the recipe's {selection.rule}{whose}", notes)
+    notes = tuple(filter(None, (selection.note, scorer_note(reader.run, reader.scorer_name)))) + notes
+    if selection.nearest is None:
+        return _Kept(torch.zeros_like(tokens.scores), "", notes)
+    rule = f"the recipe's {selection.rule}, its shares taken within each response"
+    return _Kept(selection.nearest(tokens), rule, notes)
 
 
 def _tokens(
     pair: ScoredPair,
     side: int,
     scores: np.ndarray,
-    kept: np.ndarray,
+    weights: np.ndarray,
     names: dict[int, str],
     zero: float,
     limit: float,
@@ -118,15 +155,15 @@ def _tokens(
     text, record = pair.comparison.responses[side], pair.records[side]
     first_closing = len(record.ids) - closing_count(text, record)
     shades = ((scores - zero) / limit).tolist()
-    values = zip(pieces(text, record, names), scores.tolist(), shades, kept.tolist(), strict=True)
+    values = zip(pieces(text, record, names), scores.tolist(), shades, weights.tolist(), strict=True)
     return [
-        ShownToken(piece, score, shade, keeps, place >= first_closing)
-        for place, (piece, score, shade, keeps) in enumerate(values)
+        ShownToken(piece, score, shade, weight, place >= first_closing)
+        for place, (piece, score, shade, weight) in enumerate(values)
     ]
 
 
 def by_character(tokens: Sequence[ShownToken]) -> list[ShownToken]:
-    """Tokens that share a character as one, with their mean score, kept where one of them is."""
+    """Tokens that share a character as one, with their mean score, and the weight that is furthest from 0."""
     groups: list[list[ShownToken]] = []
     for token in tokens:
         if groups and not token.text and not token.closing:
@@ -137,7 +174,7 @@ def by_character(tokens: Sequence[ShownToken]) -> list[ShownToken]:
         group[0]._replace(
             score=sum(token.score for token in group) / len(group),
             shade=sum(token.shade for token in group) / len(group),
-            kept=any(token.kept for token in group),
+            weight=max((token.weight for token in group), key=abs),
         )
         for group in groups
     ]

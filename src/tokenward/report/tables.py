@@ -4,16 +4,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from tokenward.display import largest, rounded
 from tokenward.evaluation.statistics import Figure
 from tokenward.report.charts import Points
 from tokenward.report.collect import RunFolder
 
+SHARE = "share of tokens with weight"
 LOGGED = (
     ("loss", ("loss", "eval_loss")),
     ("rewards", ("rewards/chosen", "rewards/rejected")),
     ("log-probability of the selected tokens", ("logps/chosen", "logps/rejected")),
     ("accuracy of the rewards", ("rewards/accuracies", "eval_rewards/accuracies")),
     ("negative log-likelihood", ("nll",)),
+    (SHARE, ("kept/chosen", "kept/rejected")),
 )
 """What is drawn of a training's log: a title, and the names that share a chart."""
 
@@ -41,11 +44,12 @@ def figure_rows(figures: Mapping[str, Figure]) -> list[FigureRow]:
         base, _, part = name.rpartition("/")
         if base in changed and part in ("before", "after"):
             continue
-        before = after = ""
-        if part == "change" and base in changed:
-            before, after = (_number(figures[f"{base}/{side}"].value) for side in ("before", "after"))
-        interval = f"{_number(figure.low)} .. {_number(figure.high)}"
-        rows.append(FigureRow(name, before, after, _number(figure.value), interval, figure.n))
+        sides = ("before", "after") if part == "change" and base in changed else ()
+        whole = [figures[f"{base}/{side}"].value for side in sides]
+        scale = largest([*whole, figure.value])
+        before, after = [rounded(value, scale) for value in whole] or ["", ""]
+        interval = f"{rounded(figure.low, scale)} .. {rounded(figure.high, scale)}"
+        rows.append(FigureRow(name, before, after, rounded(figure.value, scale), interval, figure.n))
     return rows
 
 
@@ -56,16 +60,12 @@ def credit_rows(figures: Mapping[str, Figure]) -> list[FigureRow]:
     return figure_rows(found)
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}" if value == value else "none"
-
-
 def curves(run: RunFolder) -> Iterator[tuple[str, dict[str, Points]]]:
     """Training curves: a title, and points (step, value) by name."""
     for stage, entries in run.histories().items():
         for title, names in LOGGED:
             series = {name: _points(entries, name) for name in names}
-            known = {name: points for name, points in series.items() if len(points) > 1}
+            known = {name: points for name, points in series.items() if _says_something(name, points)}
             if known:
                 yield f"{stage}: {title}", known
     looks = {
@@ -75,6 +75,11 @@ def curves(run: RunFolder) -> Iterator[tuple[str, dict[str, Points]]]:
     for name, points in looks.items():
         if len(points) > 1:
             yield f"guidance: {name}, each time the reward is learned", {name: points}
+
+
+def _says_something(name: str, points: Points) -> bool:
+    """Whether a curve is drawn: of one point there is none, and that every token has weight is in the recipe."""
+    return len(points) > 1 and not (name.startswith("kept/") and all(value == 1 for _, value in points))
 
 
 def _points(entries: list[dict[str, Any]], name: str) -> Points:
@@ -132,7 +137,9 @@ def provenance(run: RunFolder) -> str:
         return ""
     scores, inputs = run.manifests["scores"], run.manifests["reference"].inputs
     makers = [
-        f"{name} (objective {run.setting(name, name, 'objective', 'name')}, {fingerprint})"
+        f"{name} ({objective}, {fingerprint})"
+        if (objective := _objective(run, name))
+        else f"{name} ({fingerprint})"
         for name, fingerprint in scores.inputs.items()
         if name != "reference"
     ]
@@ -143,6 +150,11 @@ def provenance(run: RunFolder) -> str:
     template = f"template {run.setting('reference', 'tokens', 'template')} ({inputs.get('template', 'no fingerprint')})"
     parts = ", ".join([*makers, reference, template])
     return f"Scores are made with {parts}, in {run.setting('scores', 'scores', 'precision')}."
+
+
+def _objective(run: RunFolder, stage: str) -> str:
+    name = run.setting(stage, stage, "objective", "name")
+    return f"objective {name}" if name else ""
 
 
 class VersionRow(NamedTuple):

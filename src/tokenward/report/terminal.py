@@ -1,10 +1,11 @@
-"""A pair in the terminal: tokens on a coloured ground, selected ones in brackets."""
+"""A pair in the terminal: tokens on a coloured ground, selected ones in brackets, those with a weight under 0 in braces."""
 
 from collections.abc import Sequence
 
 from rich.style import Style
 from rich.text import Text
 
+from tokenward.display import signed
 from tokenward.report.single import Colour, ShownPair, ShownToken, by_character, colour, visible
 
 DARK: Colour = (12, 12, 12)
@@ -26,9 +27,12 @@ def pair_text(shown: ShownPair, *, light: bool = False) -> Text:
     text.append(f"pair {shown.number} of {shown.total}", style="bold")
     text.append(f"  {shown.pair.comparison.source}, {shown.pair.part}\n", style="dim")
     text.append(
-        f"{shown.scorer}: chosen {totals[0]:+.2f}, rejected {totals[1]:+.2f}, margin {totals[0] - totals[1]:+.2f}\n"
+        f"{shown.scorer}: chosen {signed(totals[0], shown.limit)}, rejected {signed(totals[1], shown.limit)}, "
+        f"margin {signed(totals[0] - totals[1], shown.limit)}\n"
     )
     text.append_text(_legend(shown, page))
+    for note in shown.notes:
+        text.append(f"{note}\n", style="dim")
     for message in shown.pair.comparison.prompt:
         text.append(f"\n{message['role']}: ", style="bold")
         text.append(visible(message["content"]), style="dim")
@@ -39,13 +43,15 @@ def pair_text(shown: ShownPair, *, light: bool = False) -> Text:
 
 
 def _legend(shown: ShownPair, page: Colour) -> Text:
-    text = Text(f"{shown.zero - shown.limit:+.2f} ")
+    text = Text(f"{signed(shown.zero - shown.limit, shown.limit)} ")
     for step in range(-10, 11):
         text.append(" ", style=_style(step / 10, page))
-    text.append(
-        f" {shown.zero + shown.limit:+.2f}  orange lowers, blue raises; [in brackets] kept by {shown.rule}\n"
-    )
-    return text
+    text.append(f" {signed(shown.zero + shown.limit, shown.limit)}  orange lowers, blue raises")
+    if shown.rule:
+        text.append(f"; [in brackets] kept by {shown.rule}")
+    if any(token.weight < 0 for side in shown.sides for token in side):
+        text.append(", {in braces} with a weight under 0")
+    return text.append("\n")
 
 
 def _tokens(tokens: Sequence[ShownToken], page: Colour) -> Text:
@@ -53,11 +59,12 @@ def _tokens(tokens: Sequence[ShownToken], page: Colour) -> Text:
     for token in by_character(tokens):
         piece = f" {token.text}" if token.closing else visible(token.text)
         style = _style(token.shade, page)
+        opening, closing = "{}" if token.weight < 0 else "[]"
         if token.kept:
-            text.append("[", style="bold")
+            text.append(opening, style="bold")
         text.append(piece, style=style + Style(italic=True) if token.closing else style)
         if token.kept:
-            text.append("]", style="bold")
+            text.append(closing, style="bold")
     return text
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from tokenward.errors import UserError
+from tokenward.plugins import name_of
 
 KINDS = ("logp", "entropy", "rank", "attention", "similarity", "activation", "critical")
 """What a language model gives of a token: its log-probability, the entropy where it was predicted, its rank there (0
@@ -77,6 +78,40 @@ def value_of(read: str) -> Value:
 def reads_of(scorer: Any) -> list[Value]:
     """The values that a scorer reads; one that does not say reads what an oracle gives."""
     return [value_of(read) for read in getattr(scorer, "reads", ("oracle_logp", "reference_logp"))]
+
+
+class MissingValue(UserError):
+    """A value that a scorer asks for and that is not there.
+
+    Attributes:
+        name: Of the value.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        """Name the value and the problem."""
+        super().__init__(problem)
+        self.name = name
+
+
+def answer_of(scorer: Any, record: Any) -> Any:
+    """What a scorer makes of a response.
+
+    Raises:
+        UserError: it looks at a value that it does not say it reads, so that nothing made it.
+    """
+    try:
+        return scorer(record)
+    except MissingValue as error:
+        declared = reads_of(scorer)
+        if error.name in declared:
+            raise
+        value_of(error.name)  # a word that names no value is refused as such
+        written = ", ".join(f'"{value}"' for value in [*declared, error.name])
+        listed = ", ".join(declared) or "nothing"
+        raise UserError(
+            f"the scorer {name_of(scorer)} looks at {error.name}, which is not among what it reads ({listed}), so it was not made. Write "
+            f"reads = ({written}{',' * (not declared)}) in the class."
+        ) from error
 
 
 def is_online(scorer: Any) -> bool:

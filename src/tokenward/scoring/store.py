@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tokenward.artifacts import atomic_write
 from tokenward.errors import UserError
+from tokenward.scoring.reads import MissingValue
 
 _KEPT_SHARDS = 4
 
@@ -46,9 +47,10 @@ class TokenRecord(NamedTuple):
             UserError: the store holds no such value.
         """
         if name not in self.values:
-            raise UserError(
+            raise MissingValue(
+                name,
                 f"the store holds no {name} (it holds {', '.join(self.values)}), which this scorer needs. "
-                "Score again with the model that gives it."
+                "Score again with the model that gives it.",
             )
         return torch.tensor(self.values[name], dtype=torch.float32)
 

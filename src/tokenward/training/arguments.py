@@ -1,4 +1,4 @@
-"""transformers' TrainingArguments with four settings of our own and defaults that suit preference training."""
+"""transformers' TrainingArguments with five settings of our own and defaults that suit preference training."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +21,14 @@ class TrainingArguments(BaseArguments):
         checkpoint_minutes: Save a checkpoint this often, besides what ``save_strategy`` says.
         displacement_margin: Say so when the chosen responses have become less likely than at the start by more than
             this, nats per token (:mod:`tokenward.training.displacement`); None never does.
+        log_entropy: Log ``entropy``, the policy's mean entropy at the tokens that train, in nats. The update is the same.
     """
 
     tokens_per_forward: int = field(default=4096)
     disable_dropout: bool = field(default=True)
     checkpoint_minutes: float = field(default=10.0)
     displacement_margin: float | None = field(default=0.5)
+    log_entropy: bool = field(default=False)
 
     def __post_init__(self) -> None:
         if self.tokens_per_forward < 1:

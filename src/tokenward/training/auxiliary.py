@@ -5,13 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
-from tokenward.objectives.base import Auxiliary, Objective, auxiliaries, has_auxiliary
+from tokenward.objectives.base import Auxiliary, Objective, auxiliaries, has_auxiliary, title_of
 
 FILE = "auxiliary.safetensors"
 """Beside the model, and in each checkpoint."""
@@ -22,8 +24,9 @@ _NAME = "tokenward_auxiliary"
 class AuxiliaryModules:
     """The modules of an objective, inside the trained model but not part of it.
 
-    They are submodules of the policy, so that DDP, clipping and gradient checks see them; no Hugging Face folder
-    holds them.
+    They are submodules of the policy, so that clipping and gradient checks see them; no Hugging Face folder holds
+    them. The objective calls them after the policy's forward, where DDP takes a weight that it did not meet for one
+    without a gradient, so DDP is told to leave them to :meth:`exchange`.
 
     Args:
         model: The policy.
@@ -46,6 +49,7 @@ class AuxiliaryModules:
             # transformers asks the model which of its weights are no part of its folder.
             known = getattr(module, "_keys_to_ignore_on_save", None) or ()
             object.__setattr__(module, "_keys_to_ignore_on_save", {*known, *left_out})
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, [*left_out])
 
     def __bool__(self) -> bool:
         return bool(self._parts)
@@ -66,6 +70,27 @@ class AuxiliaryModules:
             weights = [*part.module.parameters()]
             optimizer.add_param_group({"params": weights, "weight_decay": part.weight_decay, **rate})
 
+    def exchange(self, model: nn.Module) -> None:
+        """Under DDP, average their gradients over the processes; to be called once, at the end of a step.
+
+        A weight that has a gradient in no process gets none, so that no optimizer moves it.
+
+        Args:
+            model: What was called in the step.
+        """
+        if not self._parts or not isinstance(model, DistributedDataParallel):
+            return
+        weights = [*self._modules.parameters()]
+        present = torch.tensor(
+            [float(weight.grad is not None) for weight in weights], device=weights[0].device
+        )
+        dist.all_reduce(present)
+        for weight, count in zip(weights, present.tolist(), strict=True):
+            if count:
+                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                dist.all_reduce(weight.grad)
+                weight.grad /= dist.get_world_size()
+
     def save(self, folder: Path) -> None:
         """Write their weights; nothing where there is none."""
         if self._parts:
@@ -84,7 +109,7 @@ class AuxiliaryModules:
 def _made(model: TokenModel, objective: Objective, seed: int) -> Sequence[Auxiliary]:
     if not isinstance(model, LanguageModel):
         raise UserError(
-            f"{type(objective).__name__} trains a module on the hidden states of a language model, and this is a "
+            f"{title_of(objective)} trains a module on the hidden states of a language model, and this is a "
             f"{type(model).__name__}. Use it in the oracle or policy table."
         )
     config = model.model.config.get_text_config()

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tokenward.display import Bar
+from tokenward.training.speed import speed_note
 
 STOPPING = "\nstopping after this step; Ctrl-C again stops now\n"
 SHOWN = ("loss", "nll", "rewards/accuracies", "rewards/margins")
@@ -42,8 +43,12 @@ class ShowProgress(TrainerCallback):
             name.split("/")[-1]: value for name in SHOWN if (value := (logs or {}).get(name)) is not None
         }
         if values:
-            shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
-            self._note = f"at step {state.global_step}: {shown}"
+            shown = [f"{name} {value:.3f}" for name, value in values.items()]
+            speed = speed_note(state.log_history[-1]) if state.log_history else ""
+            parts = filter(
+                None, [*shown[:1], speed, *shown[1:]]
+            )  # a narrow screen has room for the first ones
+            self._note = f"at step {state.global_step}: {'  '.join(parts)}"
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

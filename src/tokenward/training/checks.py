@@ -1,6 +1,5 @@
 """What is looked at before the first step: can the rows train, do policy and reference agree?"""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.forward import Wanted
-from tokenward.objectives.base import Objective, is_pairwise, needs_reference
+from tokenward.objectives.base import Objective, is_pairwise, needs_reference, title_of
 from tokenward.ops.ragged import segment_sum
 from tokenward.tokens.rows import TokenRow
 
@@ -28,8 +27,8 @@ def check_first_batch(
 ) -> dict[str, float]:
     """Compare the untrained policy with its reference on a few rows.
 
-    Training has not begun, so both must be the same model: the implicit reward margin must be 0 and
-    DPO's loss ln 2. If not, the reference values come from another model, adapter, template or precision.
+    Training has not begun, so both must be the same model: the implicit reward margin must be 0, and the loss that of
+    the reference itself (DPO's is ln 2). If not, the reference values come from another model, adapter, template or precision.
 
     Args:
         model: The policy before training.
@@ -39,7 +38,8 @@ def check_first_batch(
         wanted: What the objective asks of the model.
 
     Returns:
-        ``loss``, ``margin`` (nats, largest) and ``per_token`` (nats, mean absolute difference).
+        ``loss``, ``begins`` (what it is where the two are the same), ``margin`` (nats, largest) and ``per_token`` (nats,
+        mean absolute difference).
 
     Raises:
         UserError: they differ by more than rounding.
@@ -50,14 +50,13 @@ def check_first_batch(
         logp, batch = model.read(model.model, batch, wanted)
     assert batch.reference_logp is not None
     difference = torch.where(batch.weights != 0, logp - batch.reference_logp, 0.0)
+    begins = float(objective(batch.reference_logp, batch).whole)
     losses = objective(logp, batch)
     ratio = segment_sum(difference, batch.response, batch.responses)
     margin = ratio[0::2] - ratio[1::2] if is_pairwise(objective) else ratio
     found = {
-        "loss": float(
-            losses.loss.sum()
-            / (batch.comparisons if losses.denominator is None else losses.denominator.sum())
-        ),
+        "loss": float(losses.whole),
+        "begins": begins,
         "margin": float(margin.abs().max()),
         "per_token": float(difference.abs().sum() / (batch.weights != 0).sum()),
     }
@@ -65,7 +64,7 @@ def check_first_batch(
     if not found["per_token"] <= allowed:
         raise UserError(
             f"before training, policy and reference differ by {found['per_token']:.4f} nats per token (allowed {allowed}), "
-            f"the loss is {found['loss']:.4f} (DPO begins at ln 2 = {math.log(2):.4f}). They are not the same model: look "
+            f"the loss is {found['loss']:.4f} where it should be {begins:.4f}. They are not the same model: look "
             "at the adapter, the dtype, the dropout and the template of the two, or run the reference stage again."
         )
     return found
@@ -81,14 +80,14 @@ def check_rows(objective: Objective, rows: Sequence[TokenRow]) -> None:
         comparison = row.encoded.comparison
         if needs_reference(objective) and row.reference_logp is None:
             raise UserError(
-                f"{type(objective).__name__} compares with a reference, but {comparison.source} has no reference "
+                f"{title_of(objective)} compares with a reference, but {comparison.source} has no reference "
                 "log-probabilities. Run the reference stage first (tokenward oracle RECIPE does)."
             )
         if is_pairwise(objective) and (
             len(comparison.ranks) != 2 or comparison.ranks[0] >= comparison.ranks[1]
         ):
             raise UserError(
-                f"{type(objective).__name__} is over pairs with the better response first, but {comparison.source} has "
+                f"{title_of(objective)} is over pairs with the better response first, but {comparison.source} has "
                 f"ranks {list(comparison.ranks)}. Make pairs of it by data.pairs: best_worst, all or adjacent."
             )
 
@@ -111,6 +110,6 @@ def check_gradient(loss: Tensor, objective: Objective) -> None:
     """
     if not loss.requires_grad:
         raise UserError(
-            f"the loss of {type(objective).__name__} has no gradient: it does not depend on logp, or was detached on the way. Compute "
+            f"the loss of {title_of(objective)} has no gradient: it does not depend on logp, or was detached on the way. Compute "
             "it from logp, without detach() or item()."
         )

@@ -23,6 +23,7 @@ class StepBatch:
         sources: Per pass, where each comparison came from.
         comparisons: How many there are in all passes.
         rows: The comparisons themselves, where they are to be prepared before they are cut into passes.
+        tokens: Of all comparisons, each prompt once.
     """
 
     passes: tuple[TokenBatch, ...]
@@ -30,6 +31,7 @@ class StepBatch:
     sources: tuple[tuple[str, ...], ...]
     comparisons: int
     rows: tuple[TokenRow, ...] = ()
+    tokens: int = 0
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "StepBatch":
         """The same passes on another device."""
@@ -78,4 +80,5 @@ class Collator:
             for group in groups
         )
         sources = tuple(tuple(rows[index].encoded.comparison.source for index in group) for group in groups)
-        return StepBatch(passes, tuple(map(tuple, groups)), sources, len(rows))
+        tokens = sum(row.encoded.length for row in rows)
+        return StepBatch(passes, tuple(map(tuple, groups)), sources, len(rows), tokens=tokens)

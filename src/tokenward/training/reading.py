@@ -13,6 +13,7 @@ from tokenward.objectives.base import (
     needs_kl,
     needs_reference_layers,
     needs_states,
+    title_of,
 )
 
 
@@ -45,6 +46,6 @@ def _frozen(objective: Objective, model: TokenModel, reference: LanguageModel | 
     if isinstance(model, LanguageModel) and model.has_adapter:
         return FrozenReference(model.model, model.head, without_adapter=True)
     raise UserError(
-        f"{type(objective).__name__} compares with the reference model itself, over the whole vocabulary or its layers, and "
+        f"{title_of(objective)} compares with the reference model itself, over the whole vocabulary or its layers, and "
         "there is none beside this model. Use it in the oracle or policy table, or pass TokenTrainer(reference=...)."
     )

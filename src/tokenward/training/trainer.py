@@ -4,6 +4,7 @@ It knows nothing about how weights were made. Checkpoints, resume, schedules, di
 trackers are transformers' and accelerate's.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -105,6 +106,7 @@ class TokenTrainer(Trainer):
         self._denominator = StepDenominator(self._over_processes)
         self._closing: StepBatch | None = None
         self._finite = FiniteLosses()
+        self.read: Counter[str] = Counter()
         super().__init__(
             model=model.model,
             args=arguments,
@@ -187,6 +189,8 @@ class TokenTrainer(Trainer):
                 total += loss.detach()
             else:
                 self._denominator.add(loss, losses, item.counts)
+        if closes_step:
+            self.auxiliary.exchange(model)
         if closes_step and has_own_denominator(self.objective):
             total += self._denominator.close(model, comparisons)
         return total
@@ -200,6 +204,8 @@ class TokenTrainer(Trainer):
         own = self._own_rows(inputs, closing=closing)
         if inputs.rows:
             inputs = self._prepared(inputs.rows)
+        if self.token_model.model.training:
+            self.read.update(comparisons=own, tokens=inputs.tokens)
         inputs = inputs.to(self.args.device)
         passes = [
             Pass(batch, sources, torch.tensor([place < own for place in places], device=self.args.device))

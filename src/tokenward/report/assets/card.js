@@ -23,10 +23,10 @@ function tokenRows(side, number) {
       ["token", isClosing(response, i) ? data.names[response.ids[i]] || "end" : quoted(response, [number])],
       ...(group.length > 1 ? [["", `${group.length} tokens share a character`]] : []),
       ["id, position", place],
-      ...values.map(({ name }) => [name, shown(response.values[name][i], 4)]),
+      ...values.map(({ name }) => [name, shown(response.values[name][i], 4, name)]),
       [`rank by ${state.scorer}`, `${1 + scores.filter((x) => x > scores[i]).length} of ${scores.length}`],
-      ...(weighed ? [["weight in the recipe", String(response.values.weight[i])]] : []),
-      ["kept now", kept[i] > 0 ? "yes" : "no"],
+      ...weightings.map((name) => [name, String(Number(response.values[name][i].toPrecision(4)))]),
+      ["kept now", kept[i] ? "yes" : "no"],
     ];
   });
 }
@@ -40,9 +40,9 @@ function unitRows(side, number) {
     `${quoted(response, [group])} ${response.groups[group].map((i) => shown(scores[i])).join(", ")}`);
   return [
     [state.unit, quoted(response, groups)],
-    ["tokens", `${places.length}, ${places.filter((i) => kept[i] > 0).length} of them kept`],
+    ["tokens", `${places.length}, ${places.filter((i) => kept[i]).length} of them kept`],
     ["shown is", pooledHow()],
-    ...scorers.map((name, k) => [name, shown(units[k].value, 4)]),
+    ...scorers.map((name, k) => [name, shown(units[k].value, 4, name)]),
     ...[...listed, ...(groups.length > 12 ? [`and ${groups.length - 12} more`] : [])].map((text, k) => [k ? "" : `${state.scorer} of each`, text]),
   ];
 }

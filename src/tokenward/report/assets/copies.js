@@ -13,9 +13,9 @@ function showTable() {
     return pooled[0].map(({ groups, places }, number) => {
       const closing = isClosing(response, places[0]);
       const text = closing ? data.names[response.ids[places[0]]] || "end" : quoted(response, groups);
-      const part = places.filter((i) => kept[side][i] > 0).length;
-      const value = known ? [shown(pool(places.map((i) => response.values.known[i]), "mean"))] : [];
-      const cells = [String(number + 1), text, ...pooled.map((units) => shown(units[number].value, 3)),
+      const part = places.filter((i) => kept[side][i]).length;
+      const value = known ? [shown(pool(places.map((i) => response.values.known[i]), "mean"), 2, "known")] : [];
+      const cells = [String(number + 1), text, ...pooled.map((units, k) => shown(units[number].value, 3, scorers[k])),
         places.length === 1 ? (part ? "yes" : "no") : `${part} of ${places.length}`, ...value];
       return element("tr", {}, element("th", { scope: "row", textContent: SIDES[side] }),
         ...cells.map((cell) => visible(element("td", { dir: "auto" }), cell)));
@@ -31,7 +31,7 @@ function asTsv() {
   const lines = open.responses.flatMap((response, side) => Array.from(response.ids, (id, i) => {
     const text = isClosing(response, i) ? data.names[id] || "" : pieceOf(response, i);
     const numbers = names.map((name) => Number(response.values[name][i].toPrecision(7)));
-    return [SIDES[side], i + 1, id, escaped(text), ...numbers, kept[side][i] > 0 ? 1 : 0];
+    return [SIDES[side], i + 1, id, escaped(text), ...numbers, kept[side][i] ? 1 : 0];
   }));
   return [["response", "position", "id", "token", ...names, "kept"], ...lines].map((line) => line.join("\t")).join("\n") + "\n";
 }
@@ -66,7 +66,7 @@ function asLatex() {
     const tokens = shaded(number, state.scorer).flatMap(({ groups, shade }) => groups.map((group) => {
       const places = response.groups[group], closing = isClosing(response, places[0]);
       const text = closing ? data.names[response.ids[places[0]]] || "end" : places.map((i) => pieceOf(response, i)).join("");
-      return latexToken(text, shade, places.some((i) => kept[number][i] > 0));
+      return latexToken(text, shade, places.some((i) => kept[number][i]));
     }));
     return `\\noindent\\textbf{${side}} (${shown(total(response.values[state.scorer]))})\\par\n\\noindent ${tokens.join("")}\\par\n`;
   });

@@ -2,9 +2,13 @@
 
 function showKept() {
   const kept = keptOf(open);
-  for (const span of document.querySelectorAll(".sides .token")) {
-    const side = sideOf(span);
-    span.classList.toggle("kept", open.responses[side].groups[span.dataset.group].some((i) => kept[side][i] > 0));
+  for (const box of byId("sides").querySelectorAll("[data-side]")) {
+    const side = SIDES.indexOf(box.dataset.side), { groups } = open.responses[side];
+    box.querySelectorAll(".token").forEach((span, place) => {
+      const weights = groups[place].map((i) => kept[side][i]);
+      span.classList.toggle("kept", weights.some(Boolean));
+      span.classList.toggle("against", Math.min(...weights) < 0);
+    });
   }
   showCurve();
 }
@@ -14,10 +18,10 @@ function carried(chosenPairs) {
   const found = { tokens: 0, kept: [0, 0], sizes: [0, 0], part: 0, whole: 0 };
   for (const pair of chosenPairs) {
     const kept = keptOf(pair), flags = kept.flatMap((side) => [...side]);
-    found.part += total(contributions(pair, state.scorer).filter((_, i) => flags[i] > 0));
+    found.part += total(contributions(pair, state.scorer).filter((_, i) => flags[i]));
     found.whole += measures(pair).margin;
     kept.forEach((side, number) => {
-      found.kept[number] += side.filter((x) => x > 0).length;
+      found.kept[number] += side.filter(Boolean).length;
       found.sizes[number] += side.length;
     });
   }
@@ -33,8 +37,8 @@ function inWords(found) {
 function showCurve() {
   const mine = measures(open).curve, others = pairs.map((pair) => measures(pair).curve);
   const here = carried([open]), all = carried(pairs);
-  byId("kept").textContent = `This pair, ${inWords(here)}.`;
-  byId("kept-all").textContent = `All ${pairs.length} pairs of the page, ${inWords(all)}.`;
+  byId("kept").textContent = isSilent() ? "No token is marked." : `This pair, ${inWords(here)}.`;
+  byId("kept-all").textContent = isSilent() ? "" : `All ${pairs.length} pairs of the page, ${inWords(all)}.`;
   const shares = others.map((curve) => shareCarrying(curve, 0.8)).filter((x) => x !== null).sort((a, b) => a - b);
   const own = shareCarrying(mine, 0.8);
   byId("carries").textContent =
@@ -50,7 +54,7 @@ function drawCurve(mine, others, here) {
   const point = ([x, y]) => `${46 + 240 * x},${down(y)}`;
   const lines = [drawing("path", { d: "M46,10V150H286", class: "axis" }), drawing("path", { d: `M46,${down(0.8)}H286`, class: "zero" })];
   for (const name in curves) lines.push(drawing("polyline", { points: curves[name].map(point).join(" "), class: name }));
-  if (here.whole > 0) {
+  if (here.whole > 0 && !isSilent()) {
     const [x, y] = point([(here.kept[0] + here.kept[1]) / (here.sizes[0] + here.sizes[1]), here.part / here.whole]).split(",");
     lines.push(drawing("circle", { cx: x, cy: y, r: 5, class: "here" }));
   }

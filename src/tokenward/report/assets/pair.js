@@ -19,7 +19,7 @@ function isSum() {
 function endsOf(channel) {
   if (state.scale !== "run") return ["lowest", "highest"];
   const middle = isSum() ? 0 : channel.zero, limit = limitOf(channel);
-  return [middle - limit, middle + limit].map((x) => shown(x));
+  return [middle - limit, middle + limit].map((x) => shown(x, 2, channel.name));
 }
 
 /** How the shown number came about, in words. */
@@ -66,7 +66,7 @@ function fillText(box, number, name, units) {
   const response = open.responses[number], values = response.values[name];
   const spans = tokenSpans(response, data.names, state.dots);
   units.forEach(({ groups, shade }, unit) => groups.forEach((group) => {
-    spans[group].classList.add(...shadeClasses(shade));
+    spans[group].className += shadeClasses(shade).map((name) => ` ${name}`).join("");
     spans[group].dataset.unit = unit;
   }));
   response.groups.forEach((group, place) => {
@@ -77,7 +77,7 @@ function fillText(box, number, name, units) {
   const rest = response.text.slice(response.ends[response.ends.length - 1] || 0);
   box.replaceChildren(...inParagraphs([...spans, element("span", { className: "cut", title: "cut off: too long", textContent: rest })]));
   box.setAttribute("aria-label",
-    `${SIDES[number]} response by ${name}, ${values.length} tokens, sum ${shown(total(values))}; arrows go through them`);
+    `${SIDES[number]} response by ${name}, ${values.length} tokens, sum ${shown(total(values), 2, name)}; arrows go through them`);
 }
 
 /** One bar per token, all of a sign in one path: a picture of the whole response. */
@@ -143,7 +143,7 @@ function showStack() {
       box.dataset.side = side;
       box.setAttribute("role", "group");
       fillText(box, number, name, shaded(number, name));
-      const sum = shown(total(open.responses[number].values[name])), ends = endsOf(channels[name]).join(" to ");
+      const sum = shown(total(open.responses[number].values[name]), 2, name), ends = endsOf(channels[name]).join(" to ");
       return [element("h5", {}, `${name}: ${sum} `, element("small", { textContent: `colours from ${ends}` })), box];
     }));
   });
@@ -151,7 +151,7 @@ function showStack() {
   const combinations = state.stacked ? scorers.flatMap((first, i) => scorers.slice(i + 1).map((second) => [first, second])) : [];
   byId("agreements").replaceChildren(...combinations.map(([first, second]) => {
     const found = [correlation([open], first, second), agreementOfPage(first, second)];
-    const cells = found.flatMap((one) => [one.pearson, one.spearman].map((x) => shown(x)).concat(String(one.n)));
+    const cells = found.flatMap((one) => [one.pearson, one.spearman].map((x) => shown(x, 2, "")).concat(String(one.n)));
     return element("tr", {}, element("th", { scope: "row", textContent: `${first}, ${second}` }), ...cells.map((text) => element("td", { textContent: text })));
   }));
 }

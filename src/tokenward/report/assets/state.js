@@ -7,12 +7,12 @@ const scorers = data.channels.filter((channel) => channel.kind === "score").map(
 const SIDES = ["chosen", "rejected"];
 const byId = (id) => document.getElementById(id);
 const rates = { chosen: String(data.selection.chosen.fraction), rejected: String(data.selection.rejected.fraction) };
-const weighed = "weight" in channels;
+const weightings = data.channels.filter(({ kind }) => kind === "weight").map(({ name }) => name);
 const CHOICES = { scale: ["run", "pair", "rank"], unit: ["token", "word", "sentence"], pool: ["mean", "sum"] };
 const SWITCHES = ["lines", "dots", "dim", "sums", "stacked"];
 const START = {
   row: pairs[0].key, scorer: scorers[0], scale: "run", unit: "token", pool: "mean", show: "all", part: "all", sort: "drawn",
-  q: "", token: "", ...rates, theme: "auto", lines: "1", dots: "", dim: "", sums: "", stacked: "", table: "", moved: "",
+  q: "", token: "", weights: weightings[0] || "", ...rates, theme: "auto", lines: "1", dots: "", dim: "", sums: "", stacked: "", table: "", moved: "",
 };
 let state = { ...START };
 let open = null;
@@ -20,6 +20,7 @@ let open = null;
 function readAddress() {
   state = { ...START, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
   if (!scorers.includes(state.scorer)) state.scorer = START.scorer;
+  if (!weightings.includes(state.weights)) state.weights = START.weights;
   for (const key in CHOICES) if (!CHOICES[key].includes(state[key])) state[key] = START[key];
   for (const id of ["show", "part", "sort"]) if (![...byId(id).options].some(({ value }) => value === state[id])) state[id] = START[id];
   for (const side of SIDES) if (!(Number(state[side]) > 0 && Number(state[side]) <= 1)) state[side] = START[side];
@@ -39,10 +40,16 @@ function change(changes) {
 
 // ---- numbers of a pair
 
-/** A number with its sign; what rounds to 0 has none. */
-function shown(x, digits = 2) {
+/** Digits that the numbers of a channel need beyond the usual ones, so that its limit has two that say something. */
+function more(name) {
+  const limit = name in channels ? channels[name].limit : 1;
+  return limit > 0 && limit < 0.1 ? Math.min(-1 - Math.floor(Math.log10(limit)), 12) : 0;
+}
+
+/** A number of a channel with its sign; what rounds to 0 has none. A number of no channel has the usual digits. */
+function shown(x, digits = 2, name = state.scorer) {
   if (Number.isNaN(x)) return "none";
-  const size = Math.abs(x).toFixed(digits);
+  const size = Math.abs(x).toFixed(digits + more(name));
   return Number(size) ? `${x > 0 ? "+" : "−"}${size}` : size;
 }
 
@@ -75,9 +82,12 @@ function rules() {
   return { ...data.selection, denominator: data.denominator, chosen, rejected };
 }
 
-/** Kept tokens of both sides: what the recipe gave weight until a slider or the score is changed. */
+/** Whether nothing is marked: the recipe's own selection cannot be shown, and no slider was moved. */
+const isSilent = () => !state.weights && data.selection.silent && !state.moved;
+
+/** Weight of each token of both sides: what the recipe gave until a slider or the score is changed. */
 function keptOf(pair) {
-  const own = weighed && !state.moved && state.scorer === scorers[0];
-  return pair.responses.map((response, side) =>
-    own ? response.values.weight : select(response, response.values[state.scorer], SIDES[side], rules()));
+  const own = state.weights && !state.moved && state.scorer === scorers[0];
+  return pair.responses.map((response, side) => isSilent() ? new Uint8Array(response.ids.length)
+    : own ? response.values[state.weights] : select(response, response.values[state.scorer], SIDES[side], rules()));
 }

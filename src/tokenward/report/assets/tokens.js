@@ -2,7 +2,8 @@
 
 const LEVELS = 10;
 // What would not be seen, or would turn the text around it: shown as a mark that names it.
-const HIDDEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/;
+const HIDDEN = /([\u0000-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff])/;
+const HIDDEN_OR_SPACE = new RegExp(HIDDEN.source.replace("[", "[ "));
 const MARKS = { "\n": "↵", "\t": "⇥" };
 
 function unpack(text, Kind) {
@@ -75,14 +76,14 @@ function drawing(name, attributes, text = "") {
   return made;
 }
 
-/** Text with what cannot be seen marked; never read as markup. */
+/** Text with what cannot be seen marked; never read as markup. What needs no mark is one node: there are many. */
 function visible(target, text, dots = false) {
-  for (const char of text) {
-    if (char in MARKS) target.append(element("span", { className: "mark", textContent: MARKS[char] }), char);
-    else if (dots && char === " ") target.append(element("span", { className: "dot", textContent: " " }));
-    else if (HIDDEN.test(char)) target.append(element("span", { className: "pill", textContent: codeOf(char) }));
-    else target.append(char);
-  }
+  text.split(dots ? HIDDEN_OR_SPACE : HIDDEN).forEach((part, place) => {
+    if (place % 2 === 0) { if (part) target.append(part); }
+    else if (part in MARKS) target.append(element("span", { className: "mark", textContent: MARKS[part] }), part);
+    else if (part === " ") target.append(element("span", { className: "dot", textContent: " " }));
+    else target.append(element("span", { className: "pill", textContent: codeOf(part) }));
+  });
   return target;
 }
 
@@ -104,7 +105,7 @@ function tokenSpans(response, names, dots) {
     const span = element("span", { className: "token", tabIndex: -1 });
     span.dataset.group = number;
     if (isClosing(response, group[0])) {
-      span.classList.add("pill");
+      span.className = "token pill";
       span.textContent = names[response.ids[group[0]]] || `[${response.ids[group[0]]}]`;
     } else {
       visible(span, group.map((i) => pieceOf(response, i)).join(""), dots);

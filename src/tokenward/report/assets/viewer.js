@@ -6,7 +6,7 @@ function showControls() {
   document.documentElement.dataset.theme = state.theme;
   document.body.classList.toggle("lines", state.lines === "1");
   document.body.classList.toggle("dim", state.dim === "1");
-  for (const id of ["scorer", "scale", "unit", "pool", "show", "part", "sort", "q", "chosen-rate", "rejected-rate"]) {
+  for (const id of ["scorer", "scale", "unit", "pool", "show", "part", "sort", "q", "weights", "chosen-rate", "rejected-rate"]) {
     byId(id).value = state[id.replace("-rate", "")];
   }
   for (const id of SWITCHES) byId(id).checked = state[id] === "1";
@@ -48,6 +48,9 @@ function flip(key) {
 
 function setUp() {
   byId("scorer").replaceChildren(...scorers.map((name) => element("option", { value: name, textContent: name })));
+  byId("weights").replaceChildren(...weightings.map((name) => element("option", { value: name, textContent: name })));
+  byId("weightings").hidden = weightings.length < 2;
+  listen("weights", "change", (event) => change({ weights: event.target.value, moved: "", scorer: scorers[0] }));
   for (const id of ["scorer", "scale", "unit", "pool", "show", "part", "sort"]) listen(id, "change", (event) => { hideCard(); change({ [id]: event.target.value }); });
   for (const id of SWITCHES) listen(id, "change", () => flip(id));
   listen("q", "input", (event) => change({ q: event.target.value }));

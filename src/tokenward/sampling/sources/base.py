@@ -113,6 +113,33 @@ def call_source(
     return _numbers(name, returned, where)
 
 
+def check_source(name: str, source: Callable[..., Any], columns: Sequence[str], *, kind: str) -> None:
+    """Refuse a source that cannot be called with what it will be given, without calling it.
+
+    Args:
+        name: As the recipe has it, for messages.
+        source: The function, or the object with ``__call__``.
+        columns: Names of what it is given beside prompts and completions; none can be added to them.
+        kind: What the source is.
+
+    Raises:
+        UserError: it is a class, or its signature asks for something else.
+    """
+    if inspect.isclass(source):
+        raise UserError(
+            f"the {kind} {name} is a class, and is called as f(prompts, completions, **columns). Name a function, or an object "
+            "of that class that the module makes."
+        )
+    parameters = _parameters(f"the {kind} {name}", source)
+    known = (*FIXED, *columns)
+    missing = [p.name for p in parameters if _required(p) and p.name not in known]
+    if missing:
+        raise UserError(
+            f"the {kind} {name} takes {missing[0]!r}, and is given {', '.join(known)}. Name it as one of them, or give it a "
+            "default."
+        )
+
+
 def _accepted(
     name: str, source: Callable[..., Any], lists: Mapping[str, Any], columns: Mapping[str, Any]
 ) -> dict[str, Any]:

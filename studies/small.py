@@ -1,0 +1,87 @@
+"""Small models that write such replies as the data has: the default model cut to a third of its layers and fine-tuned."""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from studies.arms import Arm, Outcome, outcomes
+from tokenward.models.loading import load_tokenizer
+from tokenward.models.places import resolve
+from tokenward.pipeline import open_run
+from tokenward.pipeline.stages import run_through
+
+KEEP_EVERY = 3
+RECIPE = "recipes/studies/small.yaml"
+
+
+def cut(source: str, folder: Path) -> Path:
+    """A model with every third layer of another, the first and the last included; made once."""
+    if (folder / "config.json").exists():
+        return folder
+    model = AutoModelForCausalLM.from_pretrained(resolve(source), dtype=torch.float32)
+    layers = model.model.layers
+    count = len(layers) // KEEP_EVERY
+    kept = torch.linspace(0, len(layers) - 1, count).round().int().tolist()
+    model.model.layers = nn.ModuleList([layers[number] for number in kept])
+    for place, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = place
+    model.config.num_hidden_layers = count
+    scratch = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.save_pretrained(scratch)
+    load_tokenizer(source).save_pretrained(scratch)
+    scratch.rename(folder)
+    return folder
+
+
+class Tuned(NamedTuple):
+    """The cut model, fine-tuned: where it lies, and what makes it.
+
+    Attributes:
+        runs: Folder of the runs.
+        recipe: That trains it.
+        stage: Which stage's model it is.
+        seed: Of its training.
+    """
+
+    runs: Path
+    recipe: str
+    stage: str
+    seed: int = 0
+
+    @property
+    def _run(self) -> Path:
+        return self.runs / f"{Path(self.recipe).stem}-{self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Where it lies once it is made."""
+        return str(self._run / self.stage / "model")
+
+    def make(self) -> None:
+        """Train it, unless it was."""
+        base = cut("default", self.runs / "weak-cut")
+        changes = [f"run={self._run}", f"seed={self.seed}", f"model.name={base}"]
+        run_through(open_run(self.recipe, changes, quiet=True), self.stage)
+
+
+def weak_model(runs: Path, seed: int) -> Tuned:
+    """One that learned the preferred replies to a seed's training prompts."""
+    return Tuned(runs, "recipes/studies/weak.yaml", "sft", seed)
+
+
+def small_model(runs: Path) -> Tuned:
+    """One that learned good and bad replies alike, so that it writes both."""
+    return Tuned(runs, "recipes/studies/small_start.yaml", "oracle")
+
+
+def small_outcomes(arms: Sequence[Arm], chosen: argparse.Namespace) -> list[Outcome]:
+    """The outcome of the small model and of every arm that trains it, at every seed; all begin with the same weights."""
+    start = small_model(chosen.runs)
+    return outcomes(RECIPE, arms, chosen, [f"model.name={start.folder}"], lambda seed: start.make())

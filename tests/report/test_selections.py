@@ -1,0 +1,170 @@
+"""How a page and the terminal speak of selections that are not the plain one: in the step, of a batch, of a term."""
+
+import json
+from base64 import b64decode
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import tokenward
+from tests.report.test_report import data_of
+from tokenward import cli
+from tokenward.errors import UserError
+from tokenward.report.collect import RunFolder
+from tokenward.report.page import make_report, write_report
+from tokenward.report.selections import selections_of
+from tokenward.report.single import shown_pair
+
+RUN = Path("runs/quickstart")
+HALF = "{name: top_fraction, chosen: {fraction: 0.5}, rejected: {fraction: 0.5}}"
+DRAWN = "{name: top_fraction, ties: random, chosen: {fraction: 0.5, direction: random}}"
+SIGNED = "{name: transform, signed: true, steps: [{sigmoid: {shift: -0.5}}]}"
+SUM = (
+    f"policy.objective={{name: sum, terms: [{{name: dpo}}, {{name: treg, selection: {SIGNED}}}, "
+    f"{{name: treg, selection: {DRAWN}}}]}}"
+)
+IN_THE_STEP = [
+    "scores.scorer={name: probability, of: policy}",
+    "policy.selection={name: transform, steps: [{threshold: {at: mean, keep: below}}]}",
+    "policy.training.logging_steps=1",
+]
+
+
+def trained(recipe: Path, *changes: str) -> None:
+    tokenward.run(recipe, list(changes), last="policy", quiet=True)
+
+
+def values_of(html: str, name: str) -> dict[tuple[int, ...], list[float]]:
+    """A channel's values by the ids of the response."""
+    found = {}
+    for pair in data_of(html)["comparisons"]:
+        for response in pair["responses"]:
+            ids = np.frombuffer(b64decode(response["ids"]), "<i4")
+            found[tuple(ids.tolist())] = np.frombuffer(b64decode(response["values"][name]), "<f4").tolist()
+    return found
+
+
+def test_a_selection_in_the_step_is_said_and_nothing_is_marked(copied_run: Path) -> None:
+    trained(copied_run, *IN_THE_STEP)
+    html = " ".join(make_report(RUN).html.split())
+    assert "no policy yet" not in html
+    assert "selected in the step, by the policy&#39;s own log-probability: weights change from step" in html
+    assert "The recipe's selection is <code>transform</code>" in html
+    assert "scores of the recipe&#39;s scorer probability are not stored; shown is surprisal" in html
+    assert "policy: share of tokens with weight" in html
+    assert "is drawn <a" in html
+    data = data_of(html)
+    assert data["selection"]["silent"]
+    assert "weight" not in {channel["kind"] for channel in data["channels"]}
+    shown = shown_pair(RUN, 1)
+    assert not any(token.kept for side in shown.sides for token in side)
+    assert "are not stored" in " ".join(shown.notes)
+    facts = json.loads((RUN / "policy" / "manifest.json").read_text())["facts"]
+    assert "kept" not in facts  # there is no one share; the history has that of each step
+
+
+def test_weights_of_a_batch_and_of_units_are_not_guessed(copied_run: Path) -> None:
+    batch = (
+        "policy.selection={name: transform, steps: [{top: {fraction: 0.6, which: largest, scope: batch}}]}"
+    )
+    trained(copied_run, batch)
+    html = make_report(RUN).html
+    assert "selected batch by batch" in html
+    assert data_of(html)["selection"]["silent"]
+    assert "batch by batch" in " ".join(shown_pair(RUN, 1).notes)
+    trained(copied_run, "policy.selection={name: top_fraction, scope: batch}")
+    assert not data_of(make_report(RUN).html)["selection"]["silent"]
+    shown = shown_pair(RUN, 1)
+    assert "within each response" in shown.rule
+    assert "batch by batch" in " ".join(shown.notes)
+    assert any(token.kept for token in shown.sides[0])
+    trained(copied_run, "policy.selection={name: transform, steps: [{segment_pool: {segment: word}}, relu]}")
+    assert "Weights go by words" in make_report(RUN).html
+
+
+def test_terms_of_a_sum_have_the_weights_that_they_trained_with(
+    copied_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the objective computed in the step, response by response, is what the page shows of the term."""
+    from tokenward.objectives.selected import Selected
+
+    seen: dict[str, dict[tuple[int, ...], list[float]]] = {}
+    plain = Selected._weights
+
+    def noted(self, logp, batch):
+        weights = plain(self, logp, batch)
+        sizes = batch.response.bincount(minlength=batch.responses).tolist()
+        for ids, mine in zip(batch.ids.split(sizes), weights.split(sizes), strict=True):
+            seen.setdefault(type(self.selector).__name__, {})[tuple(ids.tolist())] = mine.tolist()
+        return weights
+
+    monkeypatch.setattr(Selected, "_weights", noted)
+    trained(copied_run, SUM, f"policy.selection={HALF}", "policy.training.max_steps=6")
+    names = [found.channel for found in selections_of(RunFolder.read(RUN))]
+    assert names == ["weight", "weight of treg", "weight of treg 2"]
+    html = make_report(RUN).html
+    assert [c["name"] for c in data_of(html)["channels"] if c["kind"] == "weight"] == names
+    assert "term <code>treg</code> has a selection of its own, <code>transform</code>" in html
+    outer = values_of(html, "weight")
+    for kind, name in (("Transform", "weight of treg"), ("TopFraction", "weight of treg 2")):
+        shown = values_of(html, name)
+        assert len(seen[kind]) > 20
+        for ids, weights in seen[kind].items():
+            assert shown[ids] == pytest.approx(weights, abs=1e-6), (name, ids)
+            assert all(own for own, weight in zip(outer[ids], weights, strict=True) if weight)
+    assert any(weight < 0 for weights in values_of(html, "weight of treg").values() for weight in weights)
+
+
+def test_a_sum_inside_a_sum_is_named_by_its_path(copied_run: Path) -> None:
+    inner = f"{{name: sum, terms: [{{name: dpo}}, {{name: treg, selection: {SIGNED}}}]}}"
+    trained(copied_run, f"policy.objective={{name: sum, terms: [{{name: dpo}}, {inner}]}}")
+    assert [found.term for found in selections_of(RunFolder.read(RUN))] == ["", "sum/treg"]
+
+
+def test_a_term_is_asked_for_by_name_in_the_terminal(copied_run: Path) -> None:
+    trained(copied_run, SUM, f"policy.selection={HALF}")
+    output = CliRunner().invoke(cli.app, ["show", str(RUN)]).output
+    assert "--term treg" in " ".join(output.split())
+    output = " ".join(CliRunner().invoke(cli.app, ["show", str(RUN), "--term", "treg"]).output.split())
+    assert "the recipe's transform for the term treg" in output
+    assert "{in braces} with a weight under 0" in output
+    assert "{" in output.partition("chosen:")[2]
+    shown = shown_pair(RUN, 1, "treg 2")
+    assert "top_fraction for the term treg 2" in shown.rule
+    with pytest.raises(UserError, match="Name one that has: treg, treg 2"):
+        shown_pair(RUN, 1, "tdpo")
+
+
+def test_the_page_switches_between_selections_and_leaves_unstored_ones_unmarked(
+    opened, copied_run: Path
+) -> None:
+    trained(copied_run, SUM, f"policy.selection={HALF}")
+    page = opened(write_report(RUN).resolve())
+    assert page.locator("#weightings").is_visible()
+    half = page.locator("#sides > div > .text .kept").count()
+    assert page.locator(".sides .against").count() == 0
+    page.select_option("#weights", "weight of treg")
+    assert page.locator("#sides > div > .text .kept").count() == half
+    assert page.locator(".sides .against").count() > 0
+    assert "weights=weight+of+treg" in page.url
+    page.locator("#chosen .token").first.hover()
+    assert "weight of treg 2" in (page.locator("#card").text_content() or "")
+    trained(copied_run, *IN_THE_STEP)
+    page = opened(write_report(RUN).resolve())
+    assert not page.locator("#weightings").is_visible()
+    assert page.locator(".sides .kept").count() == 0
+    assert page.locator("#kept").text_content() == "No token is marked."
+    page.evaluate("change({chosen: '0.5', moved: '1'})")
+    assert page.locator(".sides .kept").count() > 0
+    page.click("#reset")
+    assert page.locator(".sides .kept").count() == 0
+
+
+def test_scores_that_are_compared_are_said_too(copied_run: Path) -> None:
+    part = "{scorer: {name: log_ratio}, steps: [{standardise: {scope: dataset}}]}"
+    trained(copied_run, f"scores.scorer={{name: combine, parts: [{part}]}}")
+    html = make_report(RUN).html
+    assert "compared with those of all other responses" in html
+    assert "no policy yet" not in html

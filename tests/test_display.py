@@ -1,0 +1,37 @@
+"""Numbers are shown with digits that say something, whatever their scale."""
+
+import math
+
+import pytest
+
+from tokenward.display import digits, largest, rounded, signed
+
+
+@pytest.mark.parametrize(
+    ("scale", "shown"),
+    [
+        (3.0, "+0.00"),
+        (0.1, "+0.00"),
+        (0.05, "+0.003"),
+        (0.003, "+0.0031"),
+        (-2e-5, "+0.003142"),
+        (0.0, "+0.00"),
+    ],
+)
+def test_the_scale_says_how_many_digits_there_are(scale, shown):
+    assert signed(0.003142, scale) == shown
+
+
+def test_a_largest_number_has_two_digits_that_say_something():
+    for power in range(9):
+        scale = 4.2 * 10.0**-power
+        assert float(signed(scale, scale)) == pytest.approx(scale, rel=0.05)
+        assert float(rounded(scale, scale)) == pytest.approx(scale, rel=0.05)
+    assert digits(1e-300, 2) == 12
+
+
+def test_what_is_no_number_has_no_scale():
+    assert signed(math.nan, 1.0) == rounded(math.nan, 1.0) == "none"
+    assert digits(math.nan, 2) == digits(math.inf, 2) == 2
+    assert largest([0.1, -0.3, math.nan, math.inf]) == 0.3
+    assert largest([]) == 0.0
