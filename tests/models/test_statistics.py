@@ -1,12 +1,21 @@
 """Log-probability and entropy of each token in one pass: the plain form's values and gradients."""
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 
+import tokenward.models.head
 from tests.models.plain import plain_logits
 from tests.models.test_forward import FACTORS, ROWS, TOTAL, batch_of, gradients, made
-from tokenward.models.forward import Wanted, token_statistics
+from tests.tiny import tiny_llama
+from tests.training.tools import language_model
+from tokenward.models.forward import FrozenReference, Wanted, run_model, token_statistics
+from tokenward.models.head import install_head
 from tokenward.ops.logprob import chunked_statistics
+from tokenward.ops.looks import entropy_and_rank
+from tokenward.ops.tiles import linear_statistics
 
 
 def plain_statistics(model, rows):
@@ -84,3 +93,59 @@ def test_after_a_request_for_both_the_head_is_an_ordinary_one():
     before = model(input_ids=ids).logits
     token_statistics(model, head, batch_of(ROWS, "shared"), Wanted(entropy=True))
     assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def stored_ranks(model, head, rows):
+    """As the scorer ``rank`` has them: of the states at each token's place, 128 rows at a time."""
+    batch = batch_of(rows, "separate")
+    with torch.no_grad(), head.answering(batch.predicted_from, None):
+        states = run_model(model, batch).logits
+    with torch.no_grad():
+        return entropy_and_rank(states, batch.ids, head.logits)[1]
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.usefixtures("exact_llama")
+def test_ranks_in_the_step_are_those_of_the_scorer(name, layout, with_head):
+    """Beside everything else that the head may answer, and alone."""
+    model, head = made(name, torch.float64)
+    expected = stored_ranks(model, head, ROWS)
+    assert len(set(expected.tolist())) > 5
+    held = FrozenReference(*made(name, torch.float64))
+    for wanted in (
+        Wanted(token_rank=True),
+        Wanted(token_rank=True, entropy=True, states=True, kl="reverse", reference=held),
+    ):
+        found = token_statistics(model, head if with_head else None, batch_of(ROWS, layout), wanted)
+        assert found.token_rank.tolist() == expected.tolist()
+        assert not found.token_rank.requires_grad
+        close(found.logp, plain_statistics(model, ROWS)[0])
+
+
+@pytest.mark.parametrize("elements", [1, 700, 10**7])
+def test_ranks_do_not_depend_on_tiles_and_are_0_without_weight(elements, monkeypatch):
+    model, head = made("gpt2", torch.float64)
+    expected = stored_ranks(model, head, ROWS)
+    monkeypatch.setattr(
+        tokenward.models.head, "linear_statistics", partial(linear_statistics, elements=elements)
+    )
+    weights = (torch.arange(TOTAL) % 3 != 1).float()
+    batch = batch_of(ROWS, "shared", weights=weights)
+    found = token_statistics(model, head, batch, Wanted(token_rank=True)).token_rank
+    assert found.tolist() == (expected * weights).tolist()
+
+
+@pytest.mark.parametrize("target", ["all-linear", ["lm_head"]])
+def test_ranks_with_an_adapter_are_those_of_the_merged_weights(target):
+    """With one on the head too, which is then no plain matrix product."""
+    model = language_model(tiny_llama(dtype=torch.float64, tie_word_embeddings=False))
+    adapted = model.with_adapter({"r": 2, "target_modules": target, "init_lora_weights": False})
+    adapted.model.to(torch.float64).eval()
+    batch = batch_of(ROWS, "separate")
+    found = token_statistics(adapted.model, adapted.head, batch, Wanted(token_rank=True)).token_rank
+    merged = copy.deepcopy(adapted.model).merge_and_unload()
+    assert found.tolist() == stored_ranks(merged, install_head(merged), ROWS).tolist()
+    plain = tiny_llama(dtype=torch.float64, tie_word_embeddings=False).eval()
+    assert found.tolist() != stored_ranks(plain, install_head(plain), ROWS).tolist()

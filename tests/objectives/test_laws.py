@@ -198,7 +198,7 @@ def test_the_names_of_the_registry_are_those_of_the_cases():
 
 def test_an_objective_made_of_others_needs_what_they_need():
     class States:
-        needs_states = needs_reference_layers = needs_entropy = needs_scores = True
+        needs_states = needs_reference_layers = needs_entropy = needs_scores = needs_token_rank = True
 
         def auxiliary(self, width, layers):
             return Auxiliary(torch.nn.Linear(width, layers), None, 0.0)
@@ -209,6 +209,7 @@ def test_an_objective_made_of_others_needs_what_they_need():
     counts = made("sft", {"normaliser": "step_weights"})
     whole = Composite([DPO(), TokenKL(direction="reverse"), CheckedObjective(States(), "States"), counts])
     assert has_own_denominator(whole)
+    assert whole.needs_token_rank
     assert (whole.needs_reference, whole.needs_entropy, whole.needs_states) == (True, True, True)
     assert (whole.needs_reference_layers, whole.needs_kl, whole.pairwise) == (True, "reverse", True)
     assert whole.needs_scores

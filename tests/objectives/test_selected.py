@@ -113,7 +113,7 @@ def test_what_a_scorer_sees():
     seen = []
 
     class Spy:
-        reads = ("policy_logp", "policy_entropy", "reference_logp", "oracle_logp")
+        reads = ("policy_logp", "policy_entropy", "policy_rank", "reference_logp", "oracle_logp")
 
         def __call__(self, record):
             seen.append(record)
@@ -122,7 +122,13 @@ def test_what_a_scorer_sees():
     def step(*pairs, ids):
         batch = batch_of(*pairs, reference=[-9.0] * len(ids))
         known = torch.arange(len(ids), dtype=torch.float32)
-        batch = replace(batch, ids=torch.tensor(ids), values={"oracle_logp": known}, entropy=known + 1)
+        batch = replace(
+            batch,
+            ids=torch.tensor(ids),
+            values={"oracle_logp": known},
+            entropy=known + 1,
+            token_rank=known + 2,
+        )
         logp = torch.linspace(-1, -2, len(ids), dtype=torch.float64).requires_grad_()
         return Selected(SimPO(), TopFraction(), Spy()), logp, batch
 
@@ -134,6 +140,9 @@ def test_what_a_scorer_sees():
     assert first.value("policy_logp").tolist() == logp[:2].tolist()
     assert not first.value("policy_logp").requires_grad
     assert second.value("policy_entropy").tolist() == [3.0]
+    assert second.value("policy_rank").tolist() == [4.0]
+    assert objective.needs_token_rank
+    assert not Selected(SimPO(), KeepAll(), Doubt()).needs_token_rank
     assert first.value("reference_logp").tolist() == [-9.0, -9.0]
     assert second.value("oracle_logp").tolist() == [2.0]
     objective, logp, batch = step((1, 1), (2, 1), ids=[1, 2, 5, 6, 7])
@@ -193,8 +202,8 @@ def test_a_selector_may_say_that_its_weights_are_signed():
 
 
 def test_scorers_that_cannot_work_are_refused():
-    class Ranks:
-        reads = ("policy_rank",)
+    class Heads:
+        reads = ("policy_attention",)
 
     class Short:
         def __call__(self, record):
@@ -207,8 +216,10 @@ def test_scorers_that_cannot_work_are_refused():
     class Whole:
         scope = "dataset"
 
-    with pytest.raises(UserError, match="reads policy_rank, which the policy's own pass does not give"):
-        Selected(SimPO(), KeepAll(), Ranks())
+    with pytest.raises(
+        UserError, match=r"reads policy_attention, which .* Read policy_logp or policy_entropy or policy_rank"
+    ):
+        Selected(SimPO(), KeepAll(), Heads())
     with pytest.raises(UserError, match=r"gave \(1,\) numbers for a response of 2 tokens"):
         Selected(SimPO(), KeepAll(), Short())(double(*LOGP), batch_of((2, 3)))
     with pytest.raises(UserError, match=r"there is no oracle_logp in the step.*there is policy_logp"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tokenward.ops import tiles
-from tokenward.ops.logprob import entropy_of, kl_of, logprobs_of
+from tokenward.ops.logprob import chunked_statistics, entropy_of, kl_of, logprobs_of
 from tokenward.ops.tiles import LinearHead, Reference, linear_statistics
 
 N, D, V = 7, 5, 23
@@ -31,7 +31,7 @@ def plain(hidden, ids, head, other, direction="reverse"):
 
 def loss(statistics, factors):
     weights = torch.cos(torch.arange(N, dtype=torch.float64))
-    return sum(factor * (item * weights).sum() for factor, item in zip(factors, statistics, strict=True))
+    return sum(factor * (item * weights).sum() for factor, item in zip(factors, statistics[:3], strict=True))
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
@@ -44,13 +44,75 @@ def test_any_tile_gives_the_plain_values_and_gradients(elements, bias, direction
     found = linear_statistics(
         hidden, ids, head, entropy=True, reference=other, direction=direction, elements=elements
     )
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(found[:3], expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
     for factors in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, -2, 3)):
         mine = torch.autograd.grad(loss(found, factors), inputs, retain_graph=True)
         theirs = torch.autograd.grad(loss(expected, factors), inputs, retain_graph=True)
         for one, two in zip(mine, theirs, strict=True):
             torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+def ranks(rows, head, ids, *, entropy=False, elements=None, chunk=None):
+    """By the tiled head, or by the chunked one."""
+    if chunk is None:
+        return linear_statistics(rows, ids, head, rank=True, entropy=entropy, elements=elements).rank
+    return chunked_statistics(rows, ids, lambda part: part @ head.weight.T, rank=True, chunk=chunk).rank
+
+
+WAYS = [{"elements": 1}, {"elements": 2 * 2}, {"elements": 10**6}, {"chunk": 1}, {"chunk": 100}]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ranks_by_hand(way):
+    """Logits 2, 5, 2, 9, 5: equals share a rank, whichever tile they are in."""
+    head = LinearHead(torch.tensor([[2.0], [5.0], [2.0], [9.0], [5.0]], dtype=torch.float64))
+    found = ranks(torch.ones(5, 1, dtype=torch.float64), head, torch.arange(5), **way)
+    assert found.tolist() == [3, 1, 3, 0, 1]
+    # Turned round, the smallest is the most probable.
+    assert ranks(-torch.ones(5, 1, dtype=torch.float64), head, torch.arange(5), **way).tolist() == [
+        0,
+        2,
+        0,
+        4,
+        2,
+    ]
+
+
+@pytest.mark.parametrize("elements", [1, N * 4, 10**6])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_ranks_are_those_of_the_whole_logits(dtype, elements):
+    """Half precision has many equal logits, and no token is above itself or its equals."""
+    hidden, ids, head, other = case(dtype=dtype)
+    found = linear_statistics(hidden, ids, head, rank=True, entropy=True, reference=other, elements=elements)
+    logits = torch.cat([hidden @ head.weight[at : at + 1].T for at in range(V)], 1).double() + head.bias
+    own = logits.gather(1, ids[:, None])
+    assert found.rank.tolist() == (logits > own).sum(-1).tolist()
+    plain = linear_statistics(hidden, ids, head, entropy=True, reference=other, elements=elements)
+    assert all(map(torch.equal, found[:3], plain[:3]))
+    assert plain.rank is None
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_rank_has_no_gradient_and_takes_none_from_the_rest(way):
+    hidden, ids, head, _ = case(bias=False)
+    head = LinearHead(head.weight)
+    chunked = "chunk" in way
+
+    def slopes(rank):
+        if chunked:
+            found = chunked_statistics(hidden, ids, lambda part: part @ head.weight.T, rank=rank, **way)
+        else:
+            found = linear_statistics(hidden, ids, head, rank=rank, **way)
+        assert found.rank is None or not found.rank.requires_grad
+        weights = 1.0 if found.rank is None else found.rank + 1
+        plain = ranks(hidden.detach(), head, ids, **way) + 1
+        return torch.autograd.grad(
+            (found.logp * (weights / plain if rank else 1)).sum(), [hidden, head.weight]
+        )
+
+    for one, other in zip(slopes(rank=True), slopes(rank=False), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
 
 
 def test_what_was_not_asked_for_is_not_there():
@@ -69,7 +131,7 @@ def test_finite_differences(direction):
         head = LinearHead(weight, bias)
         return linear_statistics(
             hidden, ids, head, entropy=True, reference=other, direction=direction, elements=N * 6
-        )
+        )[:3]
 
     assert torch.autograd.gradcheck(function, (hidden, *head))
 
@@ -108,7 +170,7 @@ def test_a_token_that_cannot_come_has_no_share():
     found = linear_statistics(hidden, ids, head, entropy=True, reference=other, elements=N * 4)
     logits = (hidden @ head.weight.T + head.bias)[:, 1:]
     torch.testing.assert_close(found.entropy, entropy_of(logits), rtol=0, atol=1e-12)
-    grads = torch.autograd.grad(sum(item.sum() for item in found), [hidden, *head])
+    grads = torch.autograd.grad(sum(item.sum() for item in found[:3]), [hidden, *head])
     assert all(grad.isfinite().all() for grad in grads)
     assert float(grads[2][0]) == 0
 

@@ -170,7 +170,7 @@ def test_only_the_last_user_turn_changes_and_a_default_system_prompt_stays() -> 
         (["experts={x: {training: {learning_rat: 1}}}"], "unknown key 'learning_rat' in experts.x.training"),
         (["experts={x: {objective: {name: dop}, training: {}}}"], "there is no objective 'dop'"),
         (["scores.scorer={name: rank, of: expret}"], "there is no model 'expret'. There are policy, reference, oracle"),
-        (["scores.scorer={name: rank, of: policy}"], "in the step the policy gives logp and entropy only"),
+        (["scores.scorer={name: attention, of: policy}"], "in the step the policy gives logp, entropy, rank only"),
         (
             ["scores.scorer={name: combine, parts: [{scorer: {name: entropy, of: policy}, steps: [{top: {scope: dataset}}]}]}"],
             "where a step of combine cannot see all data",
@@ -350,6 +350,9 @@ def test_scores_of_the_policy_are_made_in_the_step(tiny_workplace: Path) -> None
     assert kept
     assert all(0.2 < share < 0.9 for share in kept), kept
     assert "probability" in tokenward.make_report(RUN).html
+    ranked = ["scores.scorer={name: rank, of: policy}", below, "policy.objective={name: simpo}"]
+    run = tokenward.run(tiny_workplace, ranked, last="policy", quiet=True)
+    assert run.done("policy").facts["steps"] > 0
     rho = [
         "experts={better: {prompt: 'Be good. {prompt}'}}",
         "scores.scorer={name: log_ratio, numerator: better, denominator: policy}",

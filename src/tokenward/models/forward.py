@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from tokenward.models.head import HeldTo, SelectiveHead, unpacked
-from tokenward.ops.logprob import Direction, TokenStatistics, entropy_of, kl_of, logprobs_of
+from tokenward.ops.logprob import Direction, TokenStatistics, entropy_of, kl_of, logprobs_of, rank_of
 from tokenward.tokens.rows import TokenBatch
 
 
@@ -71,6 +71,7 @@ class Wanted:
 
     Attributes:
         entropy: The entropy of the whole distribution.
+        token_rank: How many tokens are more probable than each one.
         states: The last hidden state at the position that predicts the token.
         kl: The KL divergence over the whole vocabulary between the model and ``reference``, in this direction.
         reference_layers: The output of every layer of ``reference`` at that position.
@@ -78,6 +79,7 @@ class Wanted:
     """
 
     entropy: bool = False
+    token_rank: bool = False
     states: bool = False
     kl: Direction | None = None
     reference_layers: bool = False
@@ -91,6 +93,7 @@ class TokenReading(NamedTuple):
         logp: ``[n]``, log-probability, nats, float32 or better as all of these but the layers.
         entropy: ``[n]``, nats.
         kl: ``[n]``, nats.
+        token_rank: ``[n]``, 0 is the most probable; without gradient.
         states: ``[n d]``.
         reference_layers: ``[n L d]``, without gradient.
     """
@@ -98,6 +101,7 @@ class TokenReading(NamedTuple):
     logp: Tensor
     entropy: Tensor | None = None
     kl: Tensor | None = None
+    token_rank: Tensor | None = None
     states: Tensor | None = None
     reference_layers: Tensor | None = None
 
@@ -127,11 +131,11 @@ def token_statistics(
     if head is None:
         found, states = _of_all_logits(model, batch, positions, ids, wanted, held_to)
     else:
-        asked = {"entropy": wanted.entropy, "states": wanted.states}
+        asked = {"entropy": wanted.entropy, "rank": wanted.token_rank, "states": wanted.states}
         with head.answering(positions, ids, held_to=held_to, **asked):
             answer = run_model(model, batch).logits
         found, states = unpacked(answer, divergence=held_to is not None, **asked)
-    read = (found.logp, found.entropy, found.kl, states, layers)
+    read = (*found, states, layers)
     return TokenReading(*(None if item is None else _at_kept(item, batch) for item in read))  # type: ignore[arg-type]
 
 
@@ -168,6 +172,7 @@ def _of_all_logits(
         logprobs_of(logits, ids),
         entropy_of(logits) if wanted.entropy else None,
         None if held_to is None else kl_of(logits, held_to.logits(held_to.hidden), held_to.direction),
+        rank_of(logits, ids) if wanted.token_rank else None,
     )
     return statistics, states
 

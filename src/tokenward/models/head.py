@@ -7,13 +7,13 @@ open: it receives all hidden states and returns the log-probabilities of the ask
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tokenward.ops.embedding import tied_embedding
-from tokenward.ops.logprob import Direction, Head, TokenStatistics, chunked_statistics
+from tokenward.ops.logprob import Direction, Head, TokenStatistics, chunked_statistics, statistics_of
 from tokenward.ops.tiles import LinearHead, Reference, linear_statistics
 
 
@@ -40,6 +40,7 @@ class Request(NamedTuple):
         positions: ``[n]``, indices into the flattened ``rows x t`` hidden states.
         ids: ``[n]`` tokens whose log-probability is wanted, or None for the hidden states themselves.
         entropy: Whether the entropy at each position is wanted beside it.
+        rank: Whether the rank of the token is.
         held_to: If given, the KL divergence to this model is wanted beside it.
         states: Whether the hidden states are wanted beside it.
     """
@@ -47,6 +48,7 @@ class Request(NamedTuple):
     positions: Tensor
     ids: Tensor | None
     entropy: bool = False
+    rank: bool = False
     held_to: HeldTo | None = None
     states: bool = False
 
@@ -83,15 +85,16 @@ class SelectiveHead:
         ids: Tensor | None,
         *,
         entropy: bool = False,
+        rank: bool = False,
         held_to: HeldTo | None = None,
         states: bool = False,
     ) -> Iterator[None]:
         """While open, the model's ``logits`` are what was asked for; :func:`unpacked` takes them apart.
 
-        ``[n]`` log-probabilities; with more, one row each of log-probabilities, entropies, divergences and the
+        ``[n]`` log-probabilities; with more, one row each of log-probabilities, entropies, divergences, ranks and the
         ``d`` columns of the states; without ids ``[n d]`` states.
         """
-        self._request = Request(positions, ids, entropy, held_to, states)
+        self._request = Request(positions, ids, entropy, rank, held_to, states)
         try:
             yield
         finally:
@@ -104,7 +107,7 @@ class SelectiveHead:
         rows = hidden.reshape(-1, hidden.shape[-1])[request.positions]
         if request.ids is None:
             return rows
-        found = _statistics(self, rows, request.ids, entropy=request.entropy, held_to=request.held_to)
+        found = _statistics(self, rows, request.ids, request)
         # One tensor, so that whatever wraps the model's forward sees an output like any other.
         parts = [item for item in found if item is not None]
         if request.states:
@@ -137,41 +140,29 @@ def install_head(model: nn.Module) -> SelectiveHead | None:
 @torch.compiler.disable(
     recursive=True
 )  # a loop over tiles: unrolled it would be a long graph that saves nothing
-def _statistics(
-    head: SelectiveHead, rows: Tensor, ids: Tensor, *, entropy: bool, held_to: HeldTo | None
-) -> TokenStatistics:
-    linear = head.linear
-    if held_to is None:
-        if linear is None:
-            return chunked_statistics(rows, ids, head.logits, entropy=entropy)
-        return linear_statistics(rows, ids, linear, entropy=entropy, dtype=product_type(rows))
-    if linear is None or held_to.linear is None:
-        other = (held_to.hidden, held_to.logits)
-        return chunked_statistics(
-            rows, ids, head.logits, entropy=entropy, reference=other, direction=held_to.direction
-        )
-    return linear_statistics(
-        rows,
-        ids,
-        linear,
-        entropy=entropy,
-        reference=Reference(held_to.hidden, held_to.linear),
-        direction=held_to.direction,
-        dtype=product_type(rows),
-    )
+def _statistics(head: SelectiveHead, rows: Tensor, ids: Tensor, request: Request) -> TokenStatistics:
+    linear, held_to = head.linear, request.held_to
+    asked: dict[str, Any] = {"entropy": request.entropy, "rank": request.rank}
+    if linear is None or (held_to is not None and held_to.linear is None):
+        if held_to is not None:
+            other = (held_to.hidden, held_to.logits)
+            asked |= {"reference": other, "direction": held_to.direction}
+        return chunked_statistics(rows, ids, head.logits, **asked)
+    if held_to is not None and held_to.linear is not None:
+        other = Reference(held_to.hidden, held_to.linear)
+        asked |= {"reference": other, "direction": held_to.direction}
+    return linear_statistics(rows, ids, linear, dtype=product_type(rows), **asked)
 
 
 def unpacked(
-    answer: Tensor, *, entropy: bool, divergence: bool, states: bool
+    answer: Tensor, *, entropy: bool, rank: bool, divergence: bool, states: bool
 ) -> tuple[TokenStatistics, Tensor | None]:
     """The parts of what a head answered, and the states ``[n d]`` or None."""
-    if not (entropy or divergence or states):
+    if not (entropy or rank or divergence or states):
         return TokenStatistics(answer), None
     rows = iter(answer)
-    logp = next(rows)
-    entropies = next(rows) if entropy else None
-    kl = next(rows) if divergence else None
-    return TokenStatistics(logp, entropies, kl), torch.stack([*rows], 1) if states else None
+    found = statistics_of(rows, entropy=entropy, divergence=divergence, rank=rank)
+    return found, torch.stack([*rows], 1) if states else None
 
 
 def product_type(states: Tensor) -> torch.dtype:

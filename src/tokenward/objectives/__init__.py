@@ -12,6 +12,7 @@ from tokenward.objectives.base import (
     needs_kl,
     needs_reference,
     needs_scores,
+    needs_token_rank,
 )
 from tokenward.objectives.checked import CheckedObjective
 from tokenward.objectives.guidance import Reinforce
@@ -58,5 +59,6 @@ __all__ = [
     "needs_kl",
     "needs_reference",
     "needs_scores",
+    "needs_token_rank",
     "objective_of",
 ]

@@ -52,6 +52,7 @@ class Objective(Protocol):
 
     One may have flags, as class attributes or properties; a flag that is not there is False:
     ``needs_reference`` (``batch.reference_logp`` must be there), ``needs_entropy`` (``batch.entropy`` must),
+    ``needs_token_rank`` (``batch.token_rank`` must),
     ``needs_kl`` (``batch.kl`` must: ``"forward"`` or ``"reverse"``), ``needs_states`` (``batch.states`` must),
     ``needs_reference_layers`` (``batch.reference_layers`` must), ``needs_scores`` (``batch.scores`` must), ``pairwise``
     (every comparison must have exactly two responses, the better one first), and ``own_denominator``
@@ -107,6 +108,11 @@ class Composite:
         return any(map(needs_entropy, self.parts))
 
     @property
+    def needs_token_rank(self) -> bool:
+        """See :class:`Objective`."""
+        return any(map(needs_token_rank, self.parts))
+
+    @property
     def needs_kl(self) -> Direction:
         """See :class:`Objective`."""
         for part in self.parts:
@@ -148,6 +154,11 @@ def needs_reference(objective: Objective) -> bool:
 def needs_entropy(objective: Objective) -> bool:
     """Whether an objective reads ``batch.entropy``."""
     return bool(getattr(objective, "needs_entropy", False))
+
+
+def needs_token_rank(objective: Objective) -> bool:
+    """Whether an objective reads ``batch.token_rank``."""
+    return bool(getattr(objective, "needs_token_rank", False))
 
 
 def needs_kl(objective: Objective) -> Direction:

@@ -11,7 +11,7 @@ from tokenward.errors import UserError
 from tokenward.objectives.base import Composite, Losses, Objective, is_pairwise, title_of
 from tokenward.ops.ragged import position_in_group, segment_sum
 from tokenward.plugins import name_of
-from tokenward.scoring.reads import MissingValue, answer_of
+from tokenward.scoring.reads import IN_THE_STEP, MissingValue, answer_of
 from tokenward.selection import ScoredTokens, Selector, scope_of, unit_of
 from tokenward.tokens.rows import TokenBatch
 
@@ -54,13 +54,12 @@ class _ScorerNeeds:
         self.needs_scores = stored
         self.needs_entropy = f"{_POLICY}entropy" in reads
         self.needs_reference = "reference_logp" in reads
-        unknown = {name for name in reads if name.startswith(_POLICY)} - {
-            f"{_POLICY}logp",
-            f"{_POLICY}entropy",
-        }
+        self.needs_token_rank = f"{_POLICY}rank" in reads
+        given = [f"{_POLICY}{kind}" for kind in IN_THE_STEP]
+        unknown = {name for name in reads if name.startswith(_POLICY)}.difference(given)
         if unknown:
             raise UserError(
-                f"the scorer reads {min(unknown)}, which the policy's own pass does not give. Read policy_logp or policy_entropy."
+                f"the scorer reads {min(unknown)}, which the policy's own pass does not give. Read {' or '.join(given)}."
             )
 
 
@@ -192,7 +191,12 @@ class Selected(Composite):
 
 def _known(logp: Tensor, batch: TokenBatch) -> dict[str, Tensor]:
     """Every named value of the step, without gradient.  -> [n] each"""
-    own = {f"{_POLICY}logp": logp, f"{_POLICY}entropy": batch.entropy, "reference_logp": batch.reference_logp}
+    own = {
+        f"{_POLICY}logp": logp,
+        f"{_POLICY}entropy": batch.entropy,
+        f"{_POLICY}rank": batch.token_rank,
+        "reference_logp": batch.reference_logp,
+    }
     stored = {name: value for name, value in own.items() if value is not None}
     return {name: value.detach() for name, value in {**batch.values, **stored}.items()}
 

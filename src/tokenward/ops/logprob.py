@@ -6,7 +6,7 @@ A linear head has a faster way, :mod:`tokenward.ops.tiles`. For any other the lo
 of tokens, and again in the backward pass, so that the memory is ``chunk x v`` whatever the number of tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -31,11 +31,13 @@ class TokenStatistics(NamedTuple):
         logp: ``[n]``, log-probability of the token, nats.
         entropy: ``[n]``, entropy of the whole distribution it was drawn from, nats; None if not asked for.
         kl: ``[n]``, KL divergence to a reference over the whole vocabulary, nats; None if not asked for.
+        rank: ``[n]``, how many tokens are more probable, without gradient; None if not asked for.
     """
 
     logp: Tensor
     entropy: Tensor | None = None
     kl: Tensor | None = None
+    rank: Tensor | None = None
 
 
 def logprobs_of(logits: Tensor, ids: Tensor) -> Tensor:
@@ -49,6 +51,15 @@ def entropy_of(logits: Tensor) -> Tensor:
     logp = wide(logits).log_softmax(-1)
     # A logit of -inf has probability 0 and adds nothing; 0 * -inf would be NaN, also in the gradient.
     return -(logp.exp() * torch.where(logp > -torch.inf, logp, 0.0)).sum(-1)
+
+
+def rank_of(logits: Tensor, ids: Tensor) -> Tensor:
+    """How many tokens are more probable than each id; equally probable ones are not.  [n v], [n] -> [n]
+
+    In the type of :func:`wide` logits, which holds whole numbers up to 16 million exactly. No gradient.
+    """
+    logits = wide(logits.detach())
+    return (logits > logits.gather(-1, ids[:, None])).sum(-1).to(logits.dtype)
 
 
 def kl_of(logits: Tensor, reference_logits: Tensor, direction: Direction = "reverse") -> Tensor:
@@ -83,17 +94,19 @@ def chunked_statistics(
     head: Head,
     *,
     entropy: bool = False,
+    rank: bool = False,
     reference: tuple[Tensor, Head] | None = None,
     direction: Direction = "reverse",
     chunk: int = CHUNK,
 ) -> TokenStatistics:
-    """Log-probability, and on request entropy and KL, of each token in one pass of the head.  [n d], [n] -> [n]
+    """Log-probability, and on request entropy, KL and rank, of each token in one pass of the head.  [n d], [n] -> [n]
 
     Args:
         hidden: State at the position before each token.
         ids: The tokens.
         head: The language model head, called on ``chunk`` rows at a time.
         entropy: Whether the entropy is wanted; it comes from the same logits.
+        rank: Whether the rank is.
         reference: If given, the KL divergence is wanted: the reference's states at the same positions, and its head.
         direction: See :func:`kl_of`.
         chunk: Rows whose logits exist at once; changes memory, not the result.
@@ -106,15 +119,24 @@ def chunked_statistics(
             found.append(entropy_of(logits))
         if reference is not None and reference_rows is not None:
             found.append(kl_of(logits, reference[1](reference_rows), direction))
+        if rank:
+            found.append(rank_of(logits, targets))
         return torch.stack(found)
 
     rows = [hidden, ids] if reference is None else [hidden, ids, reference[0]]
     parts = zip(*(item.split(chunk) for item in rows), strict=True)
     values = iter(torch.cat([_recomputed(piece, *part) for part in parts], dim=1))
+    return statistics_of(values, entropy=entropy, divergence=reference is not None, rank=rank)
+
+
+def statistics_of(
+    values: Iterator[Tensor], *, entropy: bool, divergence: bool, rank: bool
+) -> TokenStatistics:
+    """Statistics that come one after another, only those that were asked for."""
     logp = next(values)
-    return TokenStatistics(
-        logp, next(values) if entropy else None, None if reference is None else next(values)
-    )
+    entropies = next(values) if entropy else None
+    kl = next(values) if divergence else None
+    return TokenStatistics(logp, entropies, kl, next(values).detach() if rank else None)
 
 
 def wide(logits: Tensor) -> Tensor:

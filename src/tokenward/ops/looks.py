@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokenward.ops.logprob import CHUNK, Head, entropy_of, wide
+from tokenward.ops.logprob import CHUNK, Head, entropy_of, rank_of, wide
 from tokenward.ops.transforms import min_max, standardise
 
 
@@ -23,8 +23,7 @@ def entropy_and_rank(hidden: Tensor, ids: Tensor, head: Head, *, chunk: int = CH
     parts = [hidden.new_zeros((2, 0)).float()]
     for rows, targets in zip(hidden.split(chunk), ids.split(chunk), strict=True):
         logits = wide(head(rows))
-        above = (logits > logits.gather(-1, targets[:, None])).sum(-1)
-        parts.append(torch.stack((entropy_of(logits).float(), above.float())))
+        parts.append(torch.stack((entropy_of(logits), rank_of(logits, targets))).float())
     return torch.cat(parts, dim=1)
 
 

@@ -51,30 +51,33 @@ def linear_statistics(
     head: LinearHead,
     *,
     entropy: bool = False,
+    rank: bool = False,
     reference: Reference | None = None,
     direction: Direction = "reverse",
     dtype: torch.dtype | None = None,
     elements: int = TILE_ELEMENTS,
 ) -> TokenStatistics:
-    """Log-probability, and on request entropy and KL, of each token in one pass of the head.  [n d], [n] -> [n]
+    """Log-probability, and on request entropy, KL and rank, of each token in one pass of the head.  [n d], [n] -> [n]
 
-    Sums over the vocabulary are in float32 or better, whatever the matrix products are in.
+    Sums over the vocabulary are in float32 or better, whatever the matrix products are in. A rank costs the products
+    of the forward pass a second time: what is larger than the token's own logit is counted when that is known.
 
     Args:
         hidden: State at the position before each token.
         ids: The tokens.
         head: The language model head.
         entropy: Whether the entropy of the whole distribution is wanted, in nats.
+        rank: Whether the rank is; see :func:`tokenward.ops.logprob.rank_of`.
         reference: If given, the KL divergence over the whole vocabulary is wanted, in nats.
         direction: ``reverse`` is KL(model || reference), ``forward`` KL(reference || model).
         dtype: Of the matrix products; None is that of the states.
         elements: Logits that may exist at once; changes memory, not the result.
     """
     other = (None, None, None) if reference is None else (reference.hidden, *reference.head)
-    settings = _Settings(entropy, direction == "forward", dtype or hidden.dtype, elements)
-    found = _Tiles.apply(hidden, *head, ids, *other, settings)
-    logp, entropies, kl = found  # type: ignore[misc]
-    return TokenStatistics(logp, entropies if entropy else None, None if reference is None else kl)
+    settings = _Settings(entropy, rank, direction == "forward", dtype or hidden.dtype, elements)
+    logp, entropies, kl, ranks = _Tiles.apply(hidden, *head, ids, *other, settings)  # type: ignore[misc]
+    kl = None if reference is None else kl
+    return TokenStatistics(logp, entropies if entropy else None, kl, ranks if rank else None)
 
 
 class _Settings(NamedTuple):
@@ -82,12 +85,14 @@ class _Settings(NamedTuple):
 
     Attributes:
         entropy: Whether the entropy is.
+        rank: Whether the rank is.
         forward: Whether the KL divergence is that of the reference to the model, where there is one.
         dtype: Of the matrix products.
         elements: Logits that may exist at once.
     """
 
     entropy: bool
+    rank: bool
     forward: bool
     dtype: torch.dtype
     elements: int
@@ -119,22 +124,24 @@ class _Tiles(torch.autograd.Function):
         other_weight: Tensor | None,
         other_bias: Tensor | None,
         settings: _Settings,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.settings = settings
         dtype = settings.dtype
         with torch.autocast(hidden.device.type, enabled=False):
             side = _Side(hidden.to(dtype), weight, bias, dtype)
             other = _other(other_hidden, other_weight, other_bias, dtype)
             found = _forward(side, other, ids, settings)
+            rank = _above(side, found.target, settings.elements) if settings.rank else ids.detach()
+        ctx.mark_non_differentiable(rank)
         ctx.save_for_backward(hidden, weight, bias, ids, other_hidden, other_weight, other_bias, *found)
         target, own, average, others, divergence = found
         normalisers = own - others if settings.forward else others - own
-        return target - own, own - average, divergence + normalisers
+        return target - own, own - average, divergence + normalisers, rank
 
     @staticmethod
     @once_differentiable
     def backward(  # type: ignore[override]
-        ctx: Any, grad_logp: Tensor, grad_entropy: Tensor, grad_kl: Tensor
+        ctx: Any, grad_logp: Tensor, grad_entropy: Tensor, grad_kl: Tensor, grad_rank: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, ids, other_hidden, other_weight, other_bias, *found = ctx.saved_tensors
         dtype = ctx.settings.dtype
@@ -212,6 +219,17 @@ def _forward(side: _Side, other: _Side | None, ids: Tensor, settings: _Settings)
         return _Found(target, own.logsumexp, own.mean, like, like)
     divergence = theirs.mean if settings.forward else ours.mean
     return _Found(target, own.logsumexp, own.mean, theirs.logsumexp, divergence)
+
+
+def _above(side: _Side, target: Tensor, elements: int) -> Tensor:
+    """How many logits are larger than the token's own.  -> [n]
+
+    The tiles are those of the own logit, so the same products give the same numbers: no token is above itself.
+    """
+    count = torch.zeros_like(target)
+    for part in _tiles(len(side.weight), len(target), elements):
+        count += (side.logits(part) > target[:, None]).sum(-1)
+    return count
 
 
 def _inside(ids: Tensor, part: slice) -> Tensor:

@@ -169,7 +169,7 @@ def check_reads(run: Run) -> None:
             )
         if value.online and value.kind not in IN_THE_STEP:
             raise UserError(
-                f"the scorer reads {value}; in the step the policy gives {' and '.join(IN_THE_STEP)} only. Read it of the "
+                f"the scorer reads {value}; in the step the policy gives {', '.join(IN_THE_STEP)} only. Read it of the "
                 "reference or of an expert."
             )
     if is_online(scorer) and cast(str, getattr(scorer, "scope", "response")) != "response":

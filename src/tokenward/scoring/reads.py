@@ -13,7 +13,7 @@ KINDS = ("logp", "entropy", "rank", "attention", "similarity", "activation", "cr
 is the most probable), the attention it receives, its likeness to words of a domain, its mean activation, and whether
 what is written goes wrong with another token in its place."""
 
-IN_THE_STEP = ("logp", "entropy")
+IN_THE_STEP = ("logp", "entropy", "rank")
 """Kinds that the policy's own pass has while it trains."""
 
 TAKEN = ("policy", "reference", "oracle", "reward", "data")

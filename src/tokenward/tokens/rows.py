@@ -38,6 +38,8 @@ class TokenBatch:
             in order and each lies within one response.
         entropy: ``[n]`` or None, entropy in nats of the policy's whole distribution where the token was
             predicted, with its gradient; set for objectives that say ``needs_entropy``.
+        token_rank: ``[n]`` or None, how many tokens the policy found more probable, without gradient; set for
+            objectives that say ``needs_token_rank``.
         kl: ``[n]`` or None, KL divergence in nats between the policy and its frozen reference over the whole
             vocabulary, with its gradient; set for objectives that say ``needs_kl``.
         states: ``[n d]`` or None, the policy's last hidden state at the position that predicts the token, with
@@ -65,6 +67,7 @@ class TokenBatch:
     scores: Tensor | None = None
     segment: Tensor | None = None
     entropy: Tensor | None = None
+    token_rank: Tensor | None = None
     kl: Tensor | None = None
     states: Tensor | None = None
     reference_layers: Tensor | None = None

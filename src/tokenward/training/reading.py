@@ -13,6 +13,7 @@ from tokenward.objectives.base import (
     needs_kl,
     needs_reference_layers,
     needs_states,
+    needs_token_rank,
     title_of,
 )
 
@@ -31,6 +32,7 @@ def wanted_by(objective: Objective, model: TokenModel, reference: LanguageModel 
     frozen = _frozen(objective, model, reference) if needs_frozen_reference(objective) else None
     return Wanted(
         entropy=needs_entropy(objective),
+        token_rank=needs_token_rank(objective),
         states=needs_states(objective),
         kl=needs_kl(objective) or None,
         reference_layers=needs_reference_layers(objective),
