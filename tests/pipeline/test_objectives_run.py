@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import tokenward
 from tokenward.errors import UserError
-from tokenward.pipeline import Run, train_stages
+from tokenward.pipeline import Run, policy_stage
 from tokenward.pipeline.answers import answers, divergence, prompts_to_answer, reply_rows
 from tokenward.pipeline.plan import plan_recipe
 
@@ -86,14 +86,14 @@ def test_a_sum_and_its_settings_are_shown_as_they_are_written(tiny_workplace):
 def test_a_reference_that_cannot_take_packed_rows_is_not_given_any(tiny_workplace, monkeypatch):
     """The probe decides for each model by itself, and rounding can decide otherwise for two of one kind."""
     plain = losses(policy(tiny_workplace, TDPO, "model.rows=separate", run="plain"))
-    original = train_stages.frozen_reference
+    original = policy_stage.frozen_reference
 
     def unpacked(run, objective, model):
         table = run.recipe.model.model_copy(update={"rows": "separate"})
         apart = Run(recipe=run.recipe.model_copy(update={"model": table}))
         return original(apart, objective, model)
 
-    monkeypatch.setattr(train_stages, "frozen_reference", unpacked)
+    monkeypatch.setattr(policy_stage, "frozen_reference", unpacked)
     mixed_rows = losses(policy(tiny_workplace, TDPO, "model.rows=shared", run="mixed"))
     for one, other in zip(plain, mixed_rows, strict=True):
         for key in ("loss", "kl/chosen", "kl/rejected"):

@@ -9,10 +9,11 @@ from tokenward.pipeline.expert_stage import train_expert, train_oracle
 from tokenward.pipeline.figures import read_figures, show_figures
 from tokenward.pipeline.guidance_stage import train_guided
 from tokenward.pipeline.guided_evaluation import evaluate_guided
+from tokenward.pipeline.policy_stage import train_policy
 from tokenward.pipeline.reward_stage import train_reward
 from tokenward.pipeline.score_stages import compute_reference, compute_scores
 from tokenward.pipeline.stages import run_through
-from tokenward.pipeline.train_stages import train_policy, train_referee, train_sft
+from tokenward.pipeline.train_stages import train_referee, train_sft
 
 __all__ = [
     "GUIDED_STAGES",

@@ -14,14 +14,14 @@ from tokenward.config import GuidanceTable
 from tokenward.models.head_mlp import HeadMLPSettings
 from tokenward.models.loading import LanguageModel, lasting
 from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model
-from tokenward.objectives import SFT, Objective, needs_reference
+from tokenward.objectives import SFT, Objective, needs_reference, objective_of
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import source_fingerprint, token_settings
 from tokenward.pipeline.fit import fit
 from tokenward.pipeline.prompt_task import prompt_task
 from tokenward.pipeline.reward_learning import DEFAULTS, RewardLearner
 from tokenward.pipeline.tasks import Task, check_same_tokens, encoded_examples, example_task
-from tokenward.pipeline.train_stages import adapted, model_settings, objective_of, scored_by
+from tokenward.pipeline.train_stages import adapted, model_settings, scored_by
 from tokenward.pipeline.values import weigh_rows
 from tokenward.pipeline.watch import example_prompts, watching
 from tokenward.plugins import build

@@ -2,10 +2,9 @@
 
 from tokenward.config import GuidanceTable
 from tokenward.errors import UserError
-from tokenward.objectives import PlackettLuce, is_pairwise
+from tokenward.objectives import PlackettLuce, is_pairwise, objective_of
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.guidance_stage import reads_reward, reward_settings
-from tokenward.pipeline.train_stages import objective_of
 from tokenward.sampling.checks import check_temperature
 from tokenward.selection import Selector, SoftWeights, selector_of
 

@@ -11,14 +11,14 @@ import torch
 from transformers.trainer_utils import IntervalStrategy
 
 from tokenward.data.choice import Choice
-from tokenward.objectives import SFT, Objective
+from tokenward.objectives import SFT, Objective, objective_of
 from tokenward.ops.costs import Work
 from tokenward.pipeline.context import EXPERT, Run
 from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets, random_part
 from tokenward.pipeline.experts import trained_experts
 from tokenward.pipeline.rows import Column, LazyRows, own_starts
 from tokenward.pipeline.tasks import EncodedExamples, encoded_examples
-from tokenward.pipeline.train_stages import best_once, objective_of
+from tokenward.pipeline.train_stages import best_once
 from tokenward.selection import Selector, scope_of, selector_of, unit_of
 from tokenward.tokens.encode import Encoded
 from tokenward.tokens.encoded import EncodedRows

@@ -11,10 +11,9 @@ from transformers.trainer_utils import IntervalStrategy, align_special_tokens
 
 from tokenward.errors import UserError
 from tokenward.models.reward import RewardModel
-from tokenward.objectives import OBJECTIVES, Objective, PlackettLuce
+from tokenward.objectives import OBJECTIVES, Objective, PlackettLuce, objective_of
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.tasks import Task
-from tokenward.pipeline.train_stages import objective_of
 from tokenward.sampling.rollouts import Context, Ranked, chosen, seed_of
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments

@@ -35,11 +35,12 @@ from tokenward.pipeline.part_checks import (
     check_scorer,
     check_selection,
 )
+from tokenward.pipeline.policy_stage import train_policy
 from tokenward.pipeline.reward_learning import reward_objective
 from tokenward.pipeline.reward_stage import train_reward
 from tokenward.pipeline.score_stages import compute_reference, compute_scores
 from tokenward.pipeline.tasks import SAMPLERS, source_of
-from tokenward.pipeline.train_stages import train_policy, train_referee, train_sft
+from tokenward.pipeline.train_stages import train_referee, train_sft
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
 from tokenward.selection import selector_of

@@ -1,7 +1,6 @@
-"""The stages that train a model: SFT, oracle, policy, referee."""
+"""The stages that train a model on whole responses: SFT and the referee; what every training stage shares."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,30 +13,16 @@ from tokenward.models.loading import LanguageModel, lasting
 from tokenward.objectives import (
     SFT,
     Objective,
-    is_pairwise,
     needs_frozen_reference,
-    needs_reference,
-    needs_scores,
     objective_of,
 )
-from tokenward.objectives.selected import Selected
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, pair_sets, pair_settings
 from tokenward.pipeline.fit import fit
-from tokenward.pipeline.preview import preview
 from tokenward.pipeline.rows import LazyRows, prompts_of
-from tokenward.pipeline.scored import scored_rows, with_values
-from tokenward.pipeline.values import computed_values, scorer_of, weigh_all, weigh_batch, with_reference
+from tokenward.pipeline.values import computed_values, with_reference
 from tokenward.pipeline.watch import held_out_prompts, watching
-from tokenward.scoring.reads import is_online
-from tokenward.selection import Selector, scope_of, selector_of
 from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.template import Template
-
-NO_SCORE = (
-    "  warning: every score is 0, so no token is told from another and what is selected says nothing. Has the scored model "
-    "trained at all? Its stage's history.jsonl has the learning rate of each update"
-)
 
 
 def train_sft(run: Run) -> Manifest | None:
@@ -83,75 +68,6 @@ def train_referee(run: Run) -> Manifest | None:
             )
             stage.complete(**scored_by(run), **facts)
     return run.done("referee")
-
-
-def train_policy(run: Run) -> Manifest:
-    """Select tokens by their scores and train the policy on them (SePO, sections 3.2 and 3.3)."""
-    table = run.recipe.policy
-    settings = {
-        "policy": table.model_dump(exclude={"model"}),
-        "scores": {"scorer": run.recipe.scores.scorer.model_dump()},
-        **model_settings(run),
-    }
-    inputs = {"scores": run.done("scores").fingerprint, "model": run.fingerprint_of(run.policy_start)}
-    with run.stage("policy", settings, inputs) as stage:
-        if not stage.done:
-            objective = objective_of("objective", table.objective)
-            selector = selector_of(table.selection, run.recipe.seed)
-            start = run.load(run.policy_start)
-            template = start.template(run.recipe.tokens.template)
-            _same_template(run, template)
-            pairs = pair_sets(run)
-            rows = token_rows(run, pairs.train, start)
-            in_step = is_online(scorer_of(run))
-            if in_step:
-                objective, rows = _in_the_step(run, objective, selector), with_values(run, rows)
-            else:
-                rows = scored_rows(run, rows)
-                if not np.any(rows.columns["scores"].flat):
-                    run.display.line(NO_SCORE)
-            if needs_reference(objective):
-                rows = _policy_reference(run, start, rows)
-            weigh = partial(weigh_batch, selector) if scope_of(selector) == "batch" and not in_step else None
-            rows, dropped = (rows, 0) if in_step else _weighted(run, selector, objective, rows, template)
-            run.display.line(_kept_line(rows, dropped))
-            preview(run.display, template, weigh(rows[:8])[0] if weigh else rows[0], weighted=not in_step)
-            model = adapted(run, start, run.recipe.model.adapter)
-            held_out = _held_out(run, objective, start, pairs.held_out)
-            held_out = with_values(run, held_out) if in_step and held_out else held_out
-            prepare = None if weigh is None else lambda batch, step: weigh(batch)
-            facts = fit(
-                run,
-                stage,
-                model,
-                objective,
-                rows,
-                table.training,
-                held_out=held_out,
-                prepare=prepare,
-                reference=frozen_reference(run, objective, model),
-                watch=watching(run, model, held_out_prompts(run, template), stage.path),
-            )
-            start_name = lasting(run.policy_start)
-            # Of weights that are made in the step there is no share yet; the history has it.
-            shares = {"kept": _kept(rows), "nothing_selected": dropped} if "weights" in rows.columns else {}
-            stage.complete(start=start_name, **shares, **scored_by(run), **facts)
-    return run.done("policy")
-
-
-def _in_the_step(run: Run, objective: Objective, selector: Selector) -> Objective:
-    """The objective with weights that are made of the policy's own numbers as it trains."""
-    return Selected(objective, selector, scorer_of(run))
-
-
-def _same_template(run: Run, template: Template) -> None:
-    """Refuse a policy that writes prompts otherwise than the models that scored them."""
-    if template.fingerprint != run.done("reference").inputs["template"]:
-        raise UserError(
-            f"{run.policy_start} has another tokenizer or chat template than {run.reference_model}, whose scores these are: "
-            "the two must share a tokenizer and its template. Use the same family of models, or copy the one's "
-            "tokenizer files into the other's folder."
-        )
 
 
 def scored_by(run: Run) -> dict[str, str]:
@@ -221,83 +137,8 @@ def best_once(rows: Sequence[TokenRow]) -> LazyRows:
     return lazy.choose(never[np.sort(first)])
 
 
-def _policy_reference(run: Run, start: LanguageModel, rows: LazyRows) -> LazyRows:
-    """Reference values of an objective that compares with the policy's own start."""
-    if start.fingerprint == run.done("reference").inputs["model"]:
-        return with_reference(run, rows)
-    return with_own_reference(run, start, rows)
-
-
 def with_own_reference(run: Run, start: LanguageModel, rows: LazyRows) -> LazyRows:
     """Rows with the log-probabilities of a model before its training."""
     with run.display.progress("reference", 2 * len(rows)) as bar:
         column = computed_values(run, start, rows.encoded, progress=bar.advance)
     return rows.with_column("reference_logp", column)
-
-
-def _held_out(run: Run, objective: Objective, start: LanguageModel, comparisons: Choice) -> LazyRows:
-    """Held-out pairs, every token with weight 1: scores must not choose what the policy is judged by.
-
-    An objective that reads scores itself has them there too.
-    """
-    if run.recipe.policy.training.get("eval_strategy", "no") == "no":
-        return LazyRows(encoded=[])
-    rows = token_rows(run, comparisons, start, may_be_empty=True)
-    if needs_scores(objective) and len(rows) and not is_online(scorer_of(run)):
-        rows = scored_rows(run, rows)
-    return _policy_reference(run, start, rows) if needs_reference(objective) else rows
-
-
-def _weighted(
-    run: Run, selector: Selector, objective: Objective, rows: LazyRows, template: Template
-) -> tuple[LazyRows, int]:
-    """Rows with their weights; those that have none where the objective needs some cannot train and are counted.
-
-    An objective over pairs needs weights on both sides, another one on the best response.
-    """
-    if scope_of(selector) == "batch":
-        return rows, 0
-    weighted = weigh_all(run, selector, rows, template.tokenizer)
-    found = _selected(weighted) > 0
-    if not is_pairwise(objective):
-        found |= np.asarray(weighted.responses.ranks) > 0
-    some = np.minimum.reduceat(found, weighted.responses.starts[:-1])
-    if not some.any():
-        raise UserError(
-            "the selection keeps no token of any pair, so there is nothing to train on. Raise policy.selection's fractions, "
-            "or lower its threshold."
-        )
-    return weighted.choose(np.flatnonzero(some)), int((~some).sum())
-
-
-def _selected(rows: LazyRows) -> np.ndarray:
-    """How many tokens of each response have weight.  -> [responses]"""
-    flat, starts = rows.columns["weights"]
-    sizes = rows.responses.lengths
-    parts = zip(
-        starts, sizes, strict=True
-    )  # not as lists of numbers, which would take a hundred bytes a pair
-    return np.fromiter(
-        (np.count_nonzero(flat[first : first + size]) for first, size in parts), np.int64, len(sizes)
-    )
-
-
-def _kept(rows: LazyRows) -> dict[str, float]:
-    """The share of tokens with weight, by side."""
-    counts, sizes = _selected(rows), rows.responses.lengths
-    return {
-        name: float(counts[side::2].sum() / sizes[side::2].sum())
-        for side, name in enumerate(("chosen", "rejected"))
-    }
-
-
-def _kept_line(rows: LazyRows, dropped: int) -> str:
-    if "weights" not in rows.columns:
-        return f"  {len(rows)} pairs; tokens are selected in the step"
-    shares = _kept(rows)
-    line = (
-        f"  {len(rows)} pairs; kept tokens: chosen {shares['chosen']:.1%}, rejected {shares['rejected']:.1%}"
-    )
-    return line + (
-        f"; {dropped} pairs dropped: nothing selected where the objective needs some" if dropped else ""
-    )
