@@ -168,6 +168,11 @@ def signed(value: float, scale: float, usual: int = 2) -> str:
     return f"{value:+.{digits(scale, usual)}f}" if value == value else "none"
 
 
+def interval(low: float, high: float, n: int, scale: float) -> str:
+    """The ends of an interval beside numbers of a size; a dash where it is of one example, which gives none."""
+    return f"{rounded(low, scale)} .. {rounded(high, scale)}" if n != 1 else "-"
+
+
 def largest(values: Iterable[float]) -> float:
     """The largest size of some numbers, those that are not finite left out; 0 where there is none."""
     return max((abs(value) for value in values if math.isfinite(value)), default=0.0)

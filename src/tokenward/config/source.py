@@ -101,8 +101,17 @@ def _syntax_message(error: yaml.YAMLError, text: str, name: str) -> str:
     else:
         position = getattr(error, "position", 0)  # only PyYAML's ReaderError has one
         line, problem = text.count("\n", 0, position) + 1, str(error).splitlines()[0]
-    hint = " Indent with spaces." if "\\t" in str(problem) else ""
+    hint = " Indent with spaces." if "\\t" in str(problem) else _open_bracket(error)
     return f"{name}:{line}: this is not valid YAML: {problem}.{hint}"
+
+
+def _open_bracket(error: yaml.YAMLError) -> str:
+    """Where the bracket stands that YAML still waits for: it is noticed lines later, where the next key surprises."""
+    context = getattr(error, "context", None) or ""
+    mark = getattr(error, "context_mark", None)
+    if "flow" not in context or mark is None:
+        return ""
+    return f" A bracket was opened on line {mark.line + 1}, column {mark.column + 1}: is it closed, with commas between its values?"
 
 
 def _value(

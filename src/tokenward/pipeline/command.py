@@ -74,10 +74,10 @@ def show_data(recipe: str | Path, overrides: Sequence[str], rows: int) -> None:
     template = run.tokenizer_template(run.recipe.model.name)
     encoded = encode_set(run, pair_sets(run).train, template, show="pairs").rows
     shown = _weighted(run, LazyRows(encoded=encoded), rows)
-    for row in encoded[:rows] if shown is None else ():
-        preview(run.display, template, TokenRow(encoded=row), weighted=False)
-    for row in shown or ():
-        preview(run.display, template, row)
+    if shown is None:
+        preview(run.display, template, [TokenRow(encoded=row) for row in encoded[:rows]], weighted=False)
+    else:
+        preview(run.display, template, shown)
 
 
 def _weighted(run: Run, rows: LazyRows, count: int) -> Sequence[TokenRow] | None:
@@ -113,8 +113,7 @@ def _show_examples(run: Run, rows: int) -> None:
         run.display.table("labelled texts", ("", "rows"), counts)
         return
     template = run.tokenizer_template(run.recipe.model.name)
-    for row in encoded_examples(run, template, "train").rows[:rows]:
-        preview(run.display, template, row)
+    preview(run.display, template, encoded_examples(run, template, "train").rows[:rows])
 
 
 def quiet_libraries() -> None:

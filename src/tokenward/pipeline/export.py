@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenward.artifacts import Manifest, read_manifest
-from tokenward.display import Display
+from tokenward.display import Display, interval, rounded
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.pipeline.command import quiet_libraries
@@ -229,7 +229,12 @@ def _figures(figures: Figures) -> str:
     if not figures:
         return "The run was not evaluated."
     rows = [
-        [name, f"{figure.value:.3f}", f"{figure.low:.3f} .. {figure.high:.3f}", str(figure.n)]
+        [
+            name,
+            rounded(figure.value, figure.value),
+            interval(figure.low, figure.high, figure.n, figure.value),
+            str(figure.n),
+        ]
         for name, figure in figures.items()
     ]
     return "On held-out data, with 95 % bootstrap intervals.\n\n" + _table(

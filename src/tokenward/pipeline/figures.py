@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenward.display import Display, largest, rounded
+from tokenward.display import Display, interval, largest, rounded
 from tokenward.evaluation.statistics import Figure
 from tokenward.pipeline.context import Run
 
@@ -56,8 +56,7 @@ def _changed(figures: Figures, name: str) -> tuple[str, ...]:
 
 
 def _shown(figure: Figure, scale: float) -> tuple[str, str, str]:
-    interval = f"{rounded(figure.low, scale)} .. {rounded(figure.high, scale)}"
-    return rounded(figure.value, scale), interval, str(figure.n)
+    return rounded(figure.value, scale), interval(figure.low, figure.high, figure.n, scale), str(figure.n)
 
 
 def figure_as_json(figure: Figure) -> dict[str, float | int | None]:

@@ -66,7 +66,8 @@ def train_policy(run: Run) -> Manifest:
             weigh = partial(weigh_batch, selector) if scope_of(selector) == "batch" and not in_step else None
             rows, dropped = (rows, 0) if in_step else _weighted(run, selector, objective, rows, template)
             run.display.line(_kept_line(rows, dropped))
-            preview(run.display, template, weigh(rows[:8])[0] if weigh else rows[0], weighted=not in_step)
+            first = weigh(rows[:8])[:1] if weigh else rows[:1]
+            preview(run.display, template, first, weighted=not in_step)
             model = adapted(run, start, run.recipe.model.adapter)
             held_out = _held_out(run, objective, start, pairs.held_out)
             held_out = with_values(run, held_out) if in_step and held_out else held_out

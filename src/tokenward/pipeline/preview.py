@@ -1,4 +1,4 @@
-"""One row as the model will see it, with the weight of each token."""
+"""Rows as the model will see them, with the weight of each token."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -13,26 +13,36 @@ from tokenward.tokens.template import Template
 PROMPT_SHOWN = 400
 
 
-def preview(display: Display, template: Template, row: TokenRow, *, weighted: bool = True) -> None:
-    """Show the end of the prompt, and each response with its selected tokens marked ``[so]``.
+def preview(display: Display, template: Template, rows: Sequence[TokenRow], *, weighted: bool = True) -> None:
+    """Show the end of each prompt, and its responses with their selected tokens marked ``[so]``.
 
     Args:
         display: The screen.
-        template: That wrote the row.
-        row: What to show; without weights every token counts.
+        template: That wrote the rows.
+        rows: What to show; without weights every token counts.
         weighted: Whether it is known which tokens count; if not, none is marked.
     """
-    text = Text()
+    if not rows:
+        return
+    what = "one row as the model sees it" if len(rows) == 1 else f"{len(rows)} rows as the model sees them"
     note = "tokens in [brackets] are trained" if weighted else "which tokens are trained is not known yet"
-    text.append(f"  one row as the model sees it; {note}\n", style="italic")
-    text.append(_prompt(template, row.encoded.prompt))
+    text = Text()
+    text.append(f"  {what}; {note}", style="italic")
+    for row in rows:
+        text.append("\n")
+        text.append(_row(template, row, weighted))
+    display.text(text)
+
+
+def _row(template: Template, row: TokenRow, weighted: bool) -> Text:
+    text = _prompt(template, row.encoded.prompt)
     for side, ids in enumerate(row.encoded.responses):
         comparison = row.encoded.comparison
         text.append(_name(comparison.ranks, side), style="bold")
         texts = pieces(template, comparison.responses[side], ids)
         weights = row.weights[side].tolist() if row.weights is not None else [1.0] * len(ids)
         text.append(marked(texts, weights) if weighted else Text("".join(texts)))
-    display.text(text)
+    return text
 
 
 def _prompt(template: Template, ids: Sequence[int]) -> Text:

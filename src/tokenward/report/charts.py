@@ -8,6 +8,8 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 420, 180
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34
+LETTER = 6
+"""Width of a letter of a label; long labels take turns on two lines."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -67,8 +69,11 @@ def bar_chart(title: str, labels: Sequence[str], series: Mapping[str, Sequence[f
             if value is not None:
                 parts.append(_bar(frame, number, place + 0.1 + number * width, width, value))
     step = max(1, len(labels) // 10)
-    for place, label in list(enumerate(labels))[::step]:
-        parts.append(_text(frame.across(place + 0.5), HEIGHT - BOTTOM + 14, label, "middle"))
+    room = step * (WIDTH - LEFT - RIGHT) / len(labels)
+    lines = 2 if max(map(len, labels)) * LETTER > room else 1
+    for number, (place, label) in enumerate(list(enumerate(labels))[::step]):
+        below = HEIGHT - BOTTOM + 14 * (1 + number % lines)
+        parts.append(_text(frame.across(place + 0.5), below, label, "middle"))
     return _figure(title, parts, list(series))
 
 

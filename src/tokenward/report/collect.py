@@ -35,6 +35,10 @@ class RunFolder:
         path = Path(path)
         found = [read_manifest(file.parent) for file in sorted(path.glob(f"*/{MANIFEST}"))]
         done = sorted((manifest for manifest in found if manifest.complete), key=lambda item: item.created)
+        if not path.is_dir():
+            raise UserError(
+                f"{path} is no folder here. Name the folder of a run, such as runs/quickstart; tokenward run RECIPE makes one."
+            )
         if not done:
             raise UserError(
                 f"{path} holds no finished stage of a run, so there is nothing to report. Name the folder of a run, "

@@ -166,6 +166,7 @@ def _page(run: RunFolder, scores: _Scores | None) -> str:
     parts = [_without_comments((assets / name).read_text(encoding="utf-8")) for name in SCRIPTS if scores]
     script = "\n".join(parts)
     drawn = list(curves(run))
+    figures = figure_rows(run.figures())
     return environment.get_template("page.html.jinja").render(
         run=run,
         name=run.path.resolve().name,
@@ -182,7 +183,8 @@ def _page(run: RunFolder, scores: _Scores | None) -> str:
         charts=_charts(scores) if scores else [],
         curves=[line_chart(title, series, x_label="step") for title, series in drawn],
         share_drawn=f"policy: {SHARE}" in dict(drawn),
-        figures=figure_rows(run.figures()),
+        figures=figures,
+        changes=[row for row in figures if row.name.endswith("/change") and row.before],
         given=scores.given if scores else None,
         made=provenance(run),
         credit=credit_rows(scores.credit) if scores else [],

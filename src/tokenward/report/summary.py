@@ -122,8 +122,8 @@ def summarise(
             for mean in position.means([str(tenth) for tenth in range(POSITIONS)])
         ],
         classes=kind.means(sorted({label for label, _ in kind.count})),
-        raised=listed[::-1][:LISTED],
-        lowered=listed[:LISTED],
+        raised=listed[len(listed) // 2 :][::-1][:LISTED],  # of few tokens half each: none is in both lists
+        lowered=listed[: len(listed) // 2][:LISTED],
     )
 
 

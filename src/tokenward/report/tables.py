@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from tokenward.display import largest, rounded
+from tokenward.display import interval, largest, rounded
 from tokenward.evaluation.statistics import Figure
 from tokenward.report.charts import Points
 from tokenward.report.collect import RunFolder
@@ -48,8 +48,8 @@ def figure_rows(figures: Mapping[str, Figure]) -> list[FigureRow]:
         whole = [figures[f"{base}/{side}"].value for side in sides]
         scale = largest([*whole, figure.value])
         before, after = [rounded(value, scale) for value in whole] or ["", ""]
-        interval = f"{rounded(figure.low, scale)} .. {rounded(figure.high, scale)}"
-        rows.append(FigureRow(name, before, after, rounded(figure.value, scale), interval, figure.n))
+        ends = interval(figure.low, figure.high, figure.n, scale)
+        rows.append(FigureRow(name, before, after, rounded(figure.value, scale), ends, figure.n))
     return rows
 
 
@@ -99,7 +99,11 @@ class Watched(NamedTuple):
 
 
 def watched_rows(run: RunFolder) -> list[Watched]:
-    """What each training answered to the fixed prompts: at most :data:`LOOKS` steps, the first and the last among them."""
+    """What each training answered to the fixed prompts: at most :data:`LOOKS` steps, the first and the last among them.
+
+    Left out where the evaluation has the same replies before and after, and there was no look in between.
+    """
+    evaluated = {(reply.get("before"), reply.get("after")) for reply in run.replies()}
     found = []
     for stage, lines in run.watched().items():
         every = sorted({int(line["step"]) for line in lines})
@@ -108,7 +112,8 @@ def watched_rows(run: RunFolder) -> list[Watched]:
         replies = {(line["key"], int(line["step"])): str(line["reply"]) for line in lines}
         prompts = {line["key"]: str(line["prompt"]) for line in lines}
         rows = [(text, [replies.get((key, step), "") for step in steps]) for key, text in prompts.items()]
-        found.append(Watched(stage, steps, rows))
+        if not all(tuple(texts) in evaluated for _, texts in rows):
+            found.append(Watched(stage, steps, rows))
     return found
 
 

@@ -114,10 +114,17 @@ function tokenSpans(response, names, dots) {
   });
 }
 
+const SPACED_WORD = /^ \S{1,30}$/;
+
 /** Spans in blocks that end where a line does, so that a browser draws only what is near the screen. */
 function inParagraphs(spans) {
   const paragraphs = [[]];
   for (const span of spans) {
+    // A line ends before a word's space, not behind it: half of the word's frame would stay on the line above.
+    if (SPACED_WORD.test(span.textContent)) {
+      span.classList.add("whole");
+      paragraphs[paragraphs.length - 1].push(element("wbr"));
+    }
     paragraphs[paragraphs.length - 1].push(span);
     if (span.textContent.endsWith("\n")) paragraphs.push([]);
   }
