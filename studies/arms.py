@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.memory import reset_peak, status_bytes
 from tokenward.evaluation.metrics import METRICS, apply_metric
 from tokenward.models.loading import LanguageModel
 from tokenward.pipeline import open_run, train_policy
@@ -47,13 +46,17 @@ class Outcome(NamedTuple):
         arm: Name of the arm.
         seed: Of the run.
         values: By quantity, one number per held-out prompt; the same prompts for all arms of a seed.
-        facts: Of its training: seconds, steps, kept shares, displacement, peak memory.
+        facts: Of its training: seconds, steps, kept shares, displacement.
+        recipe: That trained it.
+        changes: Of the recipe.
     """
 
     arm: str
     seed: int
     values: dict[str, list[float]]
     facts: dict[str, Any]
+    recipe: str = ""
+    changes: Sequence[str] = ()
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
@@ -109,10 +112,7 @@ def _kept(
     needed: Sequence[Callable[[int], object]],
 ) -> Outcome:
     """What was measured of an arm, now or before."""
-    text = Path(recipe).read_text(encoding="utf-8")
-    start = ["the start"] if name == START else []
-    digest = hashlib.sha256("\n".join([text, *changes, *start]).encode()).hexdigest()[:16]
-    file = folder / f"{digest}.json"
+    file = values_file(folder, recipe, [*changes, *(["the start"] if name == START else [])])
     if not file.exists():
         print(f"{name}, seed {seed}: {' '.join(changes)}", flush=True)
         for train in needed:
@@ -122,16 +122,21 @@ def _kept(
         record = {"recipe": recipe, "changes": list(changes), "values": values, "facts": facts}
         file.write_text(json.dumps(record) + "\n", encoding="utf-8")
     record = json.loads(file.read_text(encoding="utf-8"))
-    return Outcome(name, seed, record["values"], record["facts"])
+    return Outcome(name, seed, record["values"], record["facts"], recipe, changes)
+
+
+def values_file(folder: Path, recipe: str, said: Sequence[str]) -> Path:
+    """Where a measurement is kept: under a name made of the recipe's text and of what else decides it."""
+    text = Path(recipe).read_text(encoding="utf-8")
+    digest = hashlib.sha256("\n".join([text, *said]).encode()).hexdigest()[:16]
+    return folder / f"{digest}.json"
 
 
 def _measured(run: Run, *, trained: bool) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Replies of the policy, or of its start, to held-out prompts: metrics, length, whether they end, KL."""
     run_through(run, "scores" if trained else "data")
-    reset_peak()
     if trained:
         train_policy(run)
-    peak = status_bytes("VmHWM")["VmHWM"]
     start = run.load(run.policy_start, dtype=run.recipe.evaluation.precision)
     model = (
         run.load(str(run.path("policy") / "model"), dtype=run.recipe.evaluation.precision)
@@ -143,7 +148,6 @@ def _measured(run: Run, *, trained: bool) -> tuple[dict[str, list[float]], dict[
         return found, {}
     kept = ("seconds", "cpu_seconds", "steps", "kept", "displacement")
     facts = {key: run.done("policy").facts.get(key) for key in kept}
-    facts["peak_bytes"] = peak
     for old in run.folder.glob(".previous/policy-*"):
         shutil.rmtree(old)  # policies of arms that are measured; a study has dozens
     return found, facts

@@ -8,12 +8,14 @@ Methods that need what the data lacks are left out: ``cft`` a verifier of answer
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
 from studies.arms import Arm, Outcome, options
+from studies.peak import peak_bytes
 from studies.small import small_outcomes
 from studies.tables import arms_of, publish
 from tokenward.methods import Method, all_methods
@@ -53,14 +55,14 @@ def arm_of(method: Method) -> Arm:
     )
 
 
-def costs(found: Sequence[Outcome]) -> list[str]:
-    """Processor seconds of a step, and the training's peak memory, of each arm."""
+def costs(found: Sequence[Outcome], values: Path) -> list[str]:
+    """Processor seconds of a step, median and range over the seeds, and the training's peak memory at the first one."""
     lines = ["| method | processor seconds a step | peak memory, GB |", "|---|---|---|"]
     for name in arms_of(found)[1:]:
-        facts = [item.facts for item in found if item.arm == name]
-        seconds = [item["cpu_seconds"] / item["steps"] for item in facts]
-        peak = [item["peak_bytes"] / 1e9 for item in facts if item.get("peak_bytes")]
-        lines.append(f"| {name} | {np.median(seconds):.2f} | {max(peak, default=float('nan')):.1f} |")
+        mine = [item for item in found if item.arm == name]
+        seconds = [item.facts["cpu_seconds"] / item.facts["steps"] for item in mine]
+        spread = f"{np.median(seconds):.2f} [{min(seconds):.2f}, {max(seconds):.2f}]"
+        lines.append(f"| {name} | {spread} | {peak_bytes(values, mine[0]) / 1e9:.2f} |")
     return lines
 
 
@@ -78,7 +80,7 @@ def main() -> None:
         chosen,
         against="dpo",
         title="Methods at 8 updates: reward against KL",
-        more={"Cost of a step, of 4 pairs": costs(found)},
+        more={"Cost of a step, of 4 pairs": costs(found, chosen.values)},
     )
 
 

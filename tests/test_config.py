@@ -398,6 +398,10 @@ def test_a_long_value_is_cut():
     ("text", "message"),
     [
         ("a: b\n\tc: d", r"q\.yaml:2: this is not valid YAML: .*\. Indent with spaces\."),
+        (
+            "seed: 1\nmodel: {name: default\ndata: {}",
+            r"q\.yaml:3: this is not valid YAML: .* A bracket was opened on line 2, column 8: is it closed",
+        ),
         ("seed: 1\nrun: [", r"q\.yaml:2: this is not valid YAML: expected the node content"),
         ("seed: 1\nrun: \x01", r"q\.yaml:2: this is not valid YAML: unacceptable character"),
         ("seed: 1\n---\nseed: 2", r"q\.yaml:2: this is not valid YAML: but found another document"),

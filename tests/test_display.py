@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tokenward.display import digits, largest, rounded, signed
+from tokenward.display import digits, interval, largest, rounded, signed
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,9 @@ def test_what_is_no_number_has_no_scale():
     assert digits(math.nan, 2) == digits(math.inf, 2) == 2
     assert largest([0.1, -0.3, math.nan, math.inf]) == 0.3
     assert largest([]) == 0.0
+
+
+def test_one_example_has_no_interval():
+    assert interval(0.25, 0.75, 2, 1.0) == "0.250 .. 0.750"
+    assert interval(0.5, 0.5, 1, 1.0) == "-"
+    assert interval(math.nan, math.nan, 0, 1.0) == "none .. none"

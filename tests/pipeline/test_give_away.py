@@ -59,5 +59,9 @@ def test_resolved_settings_and_weights(copied_run: Path) -> None:
     assert "policy.selection.ends: both  (default)" in found.output
     assert "policy.selection.seed: 7  (default)" in found.output
     shown = CliRunner().invoke(cli.app, ["data", str(copied_run), "--show", "1"]).output
-    assert "tokens in [brackets] are trained" in shown
+    assert "one row as the model sees it; tokens in [brackets] are trained" in shown
+    three = CliRunner().invoke(cli.app, ["data", str(copied_run), "--show", "3"]).output
+    assert three.count("3 rows as the model sees them; tokens in [brackets] are trained") == 1
+    assert three.count("chosen: ") == 3
+    assert three.count("brackets") == 1
     assert "weights by the scores" in shown

@@ -120,6 +120,7 @@ def test_at_first_the_recipes_weights_are_marked_and_a_slider_selects_anew(opene
     page.reload()
     kept = page.locator(".sides .kept").count()
     before = page.locator("#kept").text_content(), page.locator("#curve").inner_html()
+    page.locator("#chosen-rate").scroll_into_view_if_needed()
     box = page.locator("#chosen-rate").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] / 2)
     page.mouse.down()
@@ -204,6 +205,22 @@ def test_sorting_filtering_and_switching_scorers(opened, page_path: Path) -> Non
     assert page.locator("#chosen").inner_html() != colours
     assert page.locator("#centred").is_visible()
     assert page.evaluate("scorers") == ["log_ratio", "surprisal", "random"]
+
+
+def test_a_words_frame_is_not_torn_where_a_line_ends(opened, page_path: Path) -> None:
+    page = opened(page_path)
+    page.set_viewport_size({"width": 700, "height": 900})
+    torn = """where => [...document.querySelectorAll("#sides .token")].filter((token) =>
+        /^ \\S/.test(token.textContent) && token.getClientRects().length > 1).length"""
+    page.evaluate(
+        """() => { for (const box of document.querySelectorAll("#sides .text")) box.style.width = "5em"; }"""
+    )
+    assert page.evaluate(torn) == 0
+    assert page.evaluate("document.querySelectorAll('#sides .token.whole').length") > 3
+    page.evaluate(
+        """() => { for (const one of document.querySelectorAll(".whole")) one.classList.remove("whole"); }"""
+    )
+    assert page.evaluate(torn) > 0, "the box is so narrow that words would be torn"
 
 
 def test_known_spans_stand_out(opened, page_path: Path) -> None:

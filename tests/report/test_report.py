@@ -1,6 +1,7 @@
 """What a report is made from: pieces of text, scales, the choice of pairs, words about displacement, other forms."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -184,6 +185,64 @@ def test_replies_while_training_stand_side_by_side(copied_run: Path) -> None:
     assert "cup at 25" not in html
 
 
+def test_replies_that_the_evaluation_shows_are_not_shown_again(copied_run: Path) -> None:
+    evaluated = RunFolder.read(RUN).replies()
+    lines = [
+        {"step": step, "key": str(number), "prompt": "p", "reply": reply[side], "ended": True}
+        for number, reply in enumerate(evaluated)
+        for step, side in ((0, "before"), (6, "after"))
+    ]
+    samples = RUN / "policy" / "samples.jsonl"
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "policy" not in [look.stage for look in watched_rows(RunFolder.read(RUN))]
+    lines[-1]["reply"] += "!"
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "policy" in [look.stage for look in watched_rows(RunFolder.read(RUN))]
+
+
+def test_what_changed_stands_before_everything_else(copied_run: Path) -> None:
+    html = make_report(RUN).html
+    first = html.partition('id="in-short"')[2].partition("</p>")[0]
+    figures = {row.name: row for row in figure_rows(RunFolder.read(RUN).figures())}
+    change = figures["length/change"]
+    assert (
+        f"<b>length</b> {change.before} → {change.after}, change {change.value} ({change.interval}" in first
+    )
+    assert "credit" not in first
+    assert html.index('id="in-short"') < html.index('id="comparisons"')
+    (RUN / "evaluation" / "metrics.json").write_text("{}")
+    assert 'id="in-short"' not in make_report(RUN).html
+
+
+def test_of_few_tokens_none_is_both_raised_and_lowered() -> None:
+    from tokenward.report.summary import BOTH, LISTED, _halves, _Sums
+
+    for count in (1, 2, 7, 2 * LISTED, 2 * LISTED + 5):
+        sums = _Sums()
+        for number in range(count):
+            for _ in range(5):
+                sums.add(f"t{number:02d}", BOTH, float(number))
+        raised, lowered = _halves(sums)
+        assert [token.text for token in raised] == [
+            f"t{number:02d}" for number in range(count - 1, -1, -1)[: min(LISTED, count - count // 2)]
+        ]
+        assert [token.text for token in lowered] == [
+            f"t{number:02d}" for number in range(min(LISTED, count // 2))
+        ]
+
+
+def test_long_labels_take_turns_on_two_lines_and_short_ones_share_one() -> None:
+    def heights(labels: list[str]) -> set[str]:
+        chart = str(bar_chart("t", labels, {"a": [1.0] * len(labels)}))
+        return {
+            re.search(r'y="([\d.]+)"[^>]*>' + label, chart)[1]  # pyright: ignore[reportOptionalSubscript]
+            for label in labels
+        }
+
+    assert len(heights(["one", "two", "three"])) == 1
+    assert len(heights(["rest of a character", "punctuation", "word begins", "word goes on"])) == 2
+
+
 def test_the_page_says_what_the_scores_are_made_with(run_folder: Path, tmp_path: Path) -> None:
     run = RunFolder.read(run_folder)
     said = provenance(run)
@@ -263,6 +322,8 @@ def test_other_selections_are_named_and_their_weights_shown(copied_run: Path) ->
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished stage"):
         make_report(tmp_path)
+    with pytest.raises(UserError, match="no folder here"):
+        make_report(tmp_path / "nowhere")
 
 
 def test_every_run_ends_with_its_report(finished_run: Path) -> None:

@@ -112,7 +112,7 @@ def summarise(
                     kind.add(token_class(piece, closing=place >= first_closing), side, score)
                     token.add(piece, BOTH, score)
     edges = np.linspace(zero - limit, zero + limit, BINS + 1)
-    listed = _listed(token)
+    raised, lowered = _halves(token)
     return Summary(
         pairs=len(sample),
         edges=edges.tolist(),
@@ -122,8 +122,8 @@ def summarise(
             for mean in position.means([str(tenth) for tenth in range(POSITIONS)])
         ],
         classes=kind.means(sorted({label for label, _ in kind.count})),
-        raised=listed[len(listed) // 2 :][::-1][:LISTED],  # of few tokens half each: none is in both lists
-        lowered=listed[: len(listed) // 2][:LISTED],
+        raised=raised,
+        lowered=lowered,
     )
 
 
@@ -131,6 +131,13 @@ def _shares(parts: Sequence[np.ndarray], edges: np.ndarray) -> list[float]:
     values = np.concatenate(parts)
     values = values[~np.isnan(values)].clip(edges[0], edges[-1])
     return (np.histogram(values, edges)[0] / max(len(values), 1)).tolist()
+
+
+def _halves(token: _Sums) -> tuple[list[TokenMean], list[TokenMean]]:
+    """The tokens with the highest means and those with the lowest; of few tokens half each, so that none is in both."""
+    listed = _listed(token)
+    middle = len(listed) // 2
+    return listed[middle:][::-1][:LISTED], listed[:middle][:LISTED]
 
 
 def _listed(token: _Sums) -> list[TokenMean]:
