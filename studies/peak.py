@@ -4,6 +4,7 @@ python -m studies.peak RECIPE a.b=value ...     # prints bytes; studies.methods 
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from studies.arms import Outcome, values_file
 from tokenward.pipeline import open_run, train_policy
 from tokenward.pipeline.stages import run_through
 
+ROOT = Path(__file__).parents[1]
 UPDATES = 2
 """The second one has the optimizer's state; the rows of an arm's first updates are those of every arm."""
 
@@ -32,7 +34,11 @@ def peak_bytes(folder: Path, outcome: Outcome) -> int:
         run = open_run(outcome.recipe, changes, quiet=True)
         run_through(run, "scores")
         command = [sys.executable, "-m", "studies.peak", outcome.recipe, *changes]
-        found = int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+        paths = os.pathsep.join([str(ROOT), *sys.path])
+        done = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths}
+        )
+        found = int(done.stdout.split()[-1])
         shutil.rmtree(run.path("policy"))
         record = {"recipe": outcome.recipe, "changes": changes, "peak_bytes": found}
         file.write_text(json.dumps(record) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """A study trains its arms, keeps what it measured, and writes a table that says what the values say."""
 
 import importlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from studies import small
 from studies.arms import START, Arm, Outcome, options, outcomes
+from studies.peak import peak_bytes
 from studies.tables import difference, draw, figure, publish, table, write
 from tokenward.config import load_recipe
 
@@ -89,6 +91,11 @@ def test_arms_are_trained_once_and_read_again(
     assert outcomes(str(tiny_workplace), arms, chosen) == found
     assert trained == [0], "and not where its values are read"
     assert capsys.readouterr().out == ""
+    held = peak_bytes(chosen.values, found[1])
+    assert 1e6 < held < 2e9, "a tiny model's training, and not the process that it is in"
+    assert "half, memory" in capsys.readouterr().out
+    shutil.rmtree(found[1].changes[0].removeprefix("run="))
+    assert peak_bytes(chosen.values, found[1]) == held, "it is read where it was measured"
     publish("tiny", found, chosen, against="half", title="")
     assert "| seeded |" in Path("page.md").read_text()
 
