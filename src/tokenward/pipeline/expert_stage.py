@@ -51,7 +51,7 @@ def train_expert(run: Run, name: str) -> Manifest:
     """
     table = run.recipe.experts[name]
     start = expert_start(run, name)
-    # A table without picks is written as it was before there were any.
+    # The fingerprint of an expert without picks does not depend on there being such a key.
     unsaid = {"model"} if table.picks is not None else {"model", "picks"}
     settings = {
         f"{EXPERT}{name}": table.model_dump(exclude=unsaid),
