@@ -85,9 +85,8 @@ def run_through(run: Run, last: str = "evaluation") -> None:
     if run.recipe.guidance is None:
         experts = {f"{EXPERT}{name}": partial(train_expert, name=name) for name in trained_experts(run)}
         functions |= experts
-        order[order.index("scores") : order.index("scores")] = (
-            experts  # after every model that picks may read
-        )
+        # After every model that picks may read.
+        order[order.index("scores") : order.index("scores")] = experts
     if last not in order:
         kind = "on comparisons" if run.recipe.guidance is None else "guided"
         raise UserError(
