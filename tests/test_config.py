@@ -64,6 +64,13 @@ experts:
     objective: {name: sft}
     swapped: true
     fraction: 0.5
+    picks:
+      scorer: {name: random}
+      side: both
+      pair_score: mean
+      fraction: 0.2
+      count: null
+      alone: false
     adapter: {r: 4}
 oracle:
   model: other/model
@@ -509,7 +516,9 @@ def test_values_know_where_they_come_from():
 @given(
     st.none() | st.integers(0, 9),
     st.none() | st.integers(0, 9),
-    st.sampled_from([k for k in WHOLE if k.partition(".")[0] not in ("examples", "prompt_task", "guidance")]),
+    st.sampled_from(
+        [k for k in WHOLE if k.partition(".")[0] not in ("experts", "examples", "prompt_task", "guidance")]
+    ),
 )
 def test_default_gives_way_to_the_file_and_the_file_to_set(in_file, in_set, key):
     # + 1, because most of these must be positive

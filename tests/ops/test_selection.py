@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenward.ops.selection import kept_count, top_count, top_fraction
+from tokenward.ops.selection import best_places, kept_count, pooled_scores, top_count, top_fraction
 
 LENGTHS = torch.arange(1, 2049)
 # Few different values, so that ties are common; -inf is a real score, NaN is none.
@@ -161,3 +161,20 @@ def test_groups_need_not_lie_together():
     scores, group = torch.tensor([1.0, 9.0, 2.0, 8.0, 3.0, 7.0]), torch.tensor([2, 0, 2, 0, 2, 0])
     # Group 0 has 9, 8, 7; group 1 nothing; group 2 has 1, 2, 3.
     assert kept_set(top_count(scores, group, torch.tensor([1, 5, 2]))) == {1, 2, 4}
+
+
+def test_one_number_of_an_owner_worked_by_hand():
+    """Owner 0 has 1, 4 and a token without score, owner 1 none that has one, owner 2 a single -2, owner 3 no token."""
+    scores = torch.tensor([1.0, torch.nan, -2.0, 4.0, torch.nan])
+    owner = torch.tensor([0, 0, 2, 0, 1])
+    for how, expected in (("largest", 4.0), ("mean", 2.5), ("sum", 5.0)):
+        found = pooled_scores(scores, owner, 4, how=how).tolist()
+        assert [found[0], found[2]] == [expected, -2.0], how
+        assert all(number != number for number in (found[1], found[3])), how
+
+
+def test_the_best_come_first_and_the_earlier_of_two_equals():
+    scores = torch.tensor([2.0, torch.nan, 5.0, -torch.inf, 2.0, 3.0])
+    assert best_places(scores, 4).tolist() == [2, 5, 0, 4]
+    assert best_places(scores, 9).tolist() == [2, 5, 0, 4, 3], "-inf is a score, NaN is none"
+    assert best_places(scores[1:2], 1).tolist() == []

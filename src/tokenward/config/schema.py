@@ -102,6 +102,29 @@ class OracleTable(Table):
     training: Training = TRAINING
 
 
+class PicksTable(Table):
+    """Comparisons that a scorer picks for an expert to train on."""
+
+    scorer: NamedTable = Field(
+        default=Named(name="log_ratio"),
+        description="What gives the score of a token; it may read every model that is there before the expert trains.",
+    )
+    side: Literal["chosen", "rejected", "both"] = Field(
+        default="chosen",
+        description="Whose tokens are looked at. That side is trained as the better one; of both, as swapped says.",
+    )
+    pair_score: Literal["largest", "mean", "sum"] = Field(
+        default="largest", description="From the scores of a comparison's tokens to one number."
+    )
+    fraction: Share | None = Field(
+        default=None, description="Share of the training comparisons to pick, the highest scores; or count."
+    )
+    count: Count | None = Field(default=None, description="How many to pick, the highest; or fraction.")
+    alone: bool = Field(
+        default=False, description="Train on the picked ones alone, and not on the expert's own part as well."
+    )
+
+
 class ExpertTable(Table):
     """A further model whose values scorers may read under the expert's name."""
 
@@ -119,6 +142,9 @@ class ExpertTable(Table):
         default=False, description="Train it with preferred and rejected responses exchanged."
     )
     fraction: Share = Field(default=1.0, description="Share of the training comparisons it sees.")
+    picks: PicksTable | None = Field(
+        default=None, description="Comparisons that a scorer picks for it to train on; null is none."
+    )
     adapter: Literal["inherit"] | dict[str, Any] | None = Field(
         default="inherit", description="As model.adapter; inherit takes it from there."
     )

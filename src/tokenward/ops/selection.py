@@ -9,6 +9,7 @@ from torch import Tensor
 from tokenward.ops.ragged import position_in_group, segment_sum
 
 CountRule = Literal["floor", "round", "ceil", "float"]
+Pooling = Literal["largest", "mean", "sum"]
 
 MAX_DENOMINATOR = 10**9
 
@@ -56,3 +57,27 @@ def top_fraction(
     """The highest ``fraction`` of each group's tokens that have a score.  [n], [n] -> [n] bool"""
     totals = segment_sum((~scores.isnan()).long(), group, groups)
     return top_count(scores, group, kept_count(totals, fraction, rule=rule, minimum=minimum))
+
+
+def pooled_scores(scores: Tensor, owner: Tensor, count: int, *, how: Pooling) -> Tensor:
+    """One number for all tokens of an owner: their largest score, or the mean or sum.  [n], [n] -> [count]
+
+    A token without a score (NaN) is left out; an owner of none that has one gets NaN.
+    """
+    scored = ~scores.isnan()
+    values, owner = scores[scored], owner[scored]
+    tokens = segment_sum(torch.ones_like(values), owner, count)
+    if how == "largest":
+        found = values.new_full((count,), -torch.inf).scatter_reduce(0, owner, values, "amax")
+    else:
+        found = segment_sum(values, owner, count) / (tokens if how == "mean" else 1.0)
+    return torch.where(tokens > 0, found, torch.nan)
+
+
+def best_places(scores: Tensor, count: int) -> Tensor:
+    """Where the ``count`` highest scores stand, the highest first; the earliest wins a tie.  [n] -> [k]
+
+    A score of NaN is never among them, so that k may be less than ``count``.
+    """
+    order = torch.argsort(torch.where(scores.isnan(), -torch.inf, scores), descending=True, stable=True)
+    return order[~scores[order].isnan()][:count]

@@ -20,7 +20,7 @@ STAGES = ("data", "sft", "reference", "oracle", "reward", "scores", "policy", "r
 """The stages of a run on comparisons, in their order."""
 
 EXPERT = "expert-"
-"""The stage that trains an expert is called so, with the expert's name; these come before ``reward``."""
+"""The stage that trains an expert is called so, with the expert's name; these come before ``scores``."""
 
 GUIDED_STAGES = ("examples", "sft", "guidance", "evaluation")
 """The stages of a guided run, in their order."""

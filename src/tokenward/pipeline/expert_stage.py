@@ -11,6 +11,14 @@ from tokenward.pipeline.context import EXPERT, Run
 from tokenward.pipeline.data import oracle_pairs, pair_sets, random_part
 from tokenward.pipeline.experts import expert_start, prompted
 from tokenward.pipeline.fit import fit
+from tokenward.pipeline.picks import (
+    first_is_worse,
+    picked_pairs,
+    picks_inputs,
+    picks_settings,
+    turned,
+    with_picked,
+)
 from tokenward.pipeline.rows import LazyRows
 from tokenward.pipeline.train_stages import (
     adapted,
@@ -37,52 +45,98 @@ def train_oracle(run: Run) -> Manifest:
 
 
 def train_expert(run: Run, name: str) -> Manifest:
-    """Train an expert as the oracle is trained, from its own model, on its own part of the pairs, under its own prompt."""
+    """Train an expert as the oracle is trained, from its own model, on its own part of the pairs, under its own prompt.
+
+    An expert with picks leaves ``picks.jsonl``, which is written before the training begins.
+    """
     table = run.recipe.experts[name]
     start = expert_start(run, name)
-    settings = {f"{EXPERT}{name}": table.model_dump(exclude={"model"}), **model_settings(run)}
-    inputs = {"reference": run.done("reference").fingerprint, "model": run.fingerprint_of(start)}
+    # The fingerprint of an expert without picks does not depend on there being such a key.
+    unsaid = {"model"} if table.picks is not None else {"model", "picks"}
+    settings = {
+        f"{EXPERT}{name}": table.model_dump(exclude=unsaid),
+        **picks_settings(run, table),
+        **model_settings(run),
+    }
+    inputs = {
+        "reference": run.done("reference").fingerprint,
+        "model": run.fingerprint_of(start),
+        **picks_inputs(run, table),
+    }
     with run.stage(f"{EXPERT}{name}", settings, inputs) as stage:
         if not stage.done:
+            picked = None if table.picks is None else picked_pairs(run, stage, table.picks)
             pairs = random_part(run, pair_sets(run).train, table.fraction, name)
-            stage.complete(**_preference_model(run, stage, table, start, pairs))
+            stage.complete(**_preference_model(run, stage, table, start, pairs, picked))
     return run.done(f"{EXPERT}{name}")
 
 
 def _preference_model(
-    run: Run, stage: StageFolder, table: OracleTable | ExpertTable, start: str, pairs: Choice
+    run: Run,
+    stage: StageFolder,
+    table: OracleTable | ExpertTable,
+    start: str,
+    pairs: Choice,
+    picked: Choice | None = None,
 ) -> dict[str, Any]:
     """Train a model that scores shall read; returns the facts of its stage."""
     objective = objective_of("objective", table.objective)
+    expert = table if isinstance(table, ExpertTable) else None
     base = run.load(start)
     # Before an adapter goes on it: what it says then is what it is compared with.
-    train, held_out = (
-        _expert_rows(run, base, objective, table, part, may_be_empty=place == 1)
-        for place, part in enumerate((pairs, pair_sets(run).held_out))
-    )
+    train = _trained_rows(run, base, objective, expert, pairs, picked)
+    held_out = _oriented_rows(run, base, objective, expert, pair_sets(run).held_out, may_be_empty=True)
+    train, held_out = (_as_read(run, base, objective, expert, rows) for rows in (train, held_out))
     model = adapted(run, base, table.adapter)
     beside = frozen_reference(run, objective, model)
     facts = fit(
         run, stage, model, objective, train, table.training or {}, held_out=held_out, reference=beside
     )
-    return {**scored_by(run), **facts}
+    more = {} if picked is None else {"picked": len(picked)}
+    return {**scored_by(run), **more, **facts}
 
 
-def _expert_rows(
+def _trained_rows(
     run: Run,
     base: LanguageModel,
     objective: Objective,
-    table: OracleTable | ExpertTable,
+    expert: ExpertTable | None,
+    pairs: Choice,
+    picked: Choice | None,
+) -> LazyRows:
+    """What a model is trained on: its part of the pairs, and its picks where it has some."""
+    if expert is None or expert.picks is None or picked is None:
+        return _oriented_rows(run, base, objective, expert, pairs)
+    alone = expert.picks.alone
+    own = None if alone else _oriented_rows(run, base, objective, expert, pairs)
+    chosen = token_rows(run, picked.swapped() if turned(expert) else picked, base, may_be_empty=not alone)
+    rows = with_picked(own, chosen, pairwise=is_pairwise(objective))
+    already = 0 if own is None else len(own)
+    run.display.line(f"  {len(rows) - already} rows of the picks train, beside {already} others")
+    return rows
+
+
+def _oriented_rows(
+    run: Run,
+    base: LanguageModel,
+    objective: Objective,
+    expert: ExpertTable | None,
     pairs: Choice,
     *,
-    may_be_empty: bool,
+    may_be_empty: bool = False,
 ) -> LazyRows:
-    """Pairs as an expert reads them, with reference values where its objective needs them."""
-    expert = table if isinstance(table, ExpertTable) else ExpertTable()
-    rows = token_rows(run, pairs.swapped() if expert.swapped else pairs, base, may_be_empty=may_be_empty)
-    if table is expert and not is_pairwise(objective) and len(rows):
-        rows = best_once(rows)
-    if expert.prompt is not None:
+    """Pairs in the order in which an expert trains on them, or each prompt's best response where it needs no pairs."""
+    swapped = expert is not None and first_is_worse(expert)
+    rows = token_rows(run, pairs.swapped() if swapped else pairs, base, may_be_empty=may_be_empty)
+    single = expert is not None and not is_pairwise(objective)
+    return best_once(rows) if single and len(rows) else rows
+
+
+def _as_read(
+    run: Run, base: LanguageModel, objective: Objective, expert: ExpertTable | None, rows: LazyRows
+) -> LazyRows:
+    """Rows under an expert's prompt, with reference values where its objective needs them."""
+    if expert is not None and expert.prompt is not None:
         template, context = base.template(run.recipe.tokens.template), run.limits.context
         rows = LazyRows(encoded=[prompted(row, template, expert.prompt, context) for row in rows.encoded])
     elif base.fingerprint == run.done("reference").inputs["model"]:

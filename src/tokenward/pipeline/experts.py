@@ -9,8 +9,9 @@ from typing import Any, cast
 from tokenward.config import ExpertTable
 from tokenward.errors import UserError
 from tokenward.pipeline.context import EXPERT, Run
-from tokenward.pipeline.values import scorer_of
+from tokenward.pipeline.values import made_scorer, scorer_of
 from tokenward.scoring.reads import IN_THE_STEP, TAKEN, Value, is_online, reads_of
+from tokenward.scoring.scorers import Scorer
 from tokenward.tokens.encode import Encoded
 from tokenward.tokens.template import Template
 from tokenward.types import Message
@@ -19,28 +20,52 @@ PLACE = "{prompt}"
 """Stands in an expert's prompt for the last user turn."""
 
 
-def read_values(run: Run) -> list[Value]:
-    """What the recipe's scorer reads of frozen models and of the data; what it reads of the policy is not among it."""
-    return [value for value in dict.fromkeys(reads_of(scorer_of(run))) if not value.online]
+def frozen_values(scorer: Scorer) -> list[Value]:
+    """What a scorer reads of frozen models and of the data; what it reads of the policy is not among it."""
+    return [value for value in dict.fromkeys(reads_of(scorer)) if not value.online]
+
+
+def picking_models(run: Run, model: str) -> list[str]:
+    """Models that an expert's picks read, so that they must be there before it trains; of another model none."""
+    table = run.recipe.experts.get(model)
+    if table is None or table.picks is None:
+        return []
+    return list(dict.fromkeys(value.model for value in reads_of(made_scorer(table.picks.scorer))))
+
+
+def models_read(run: Run) -> list[str]:
+    """Models that the recipe's scorer reads, itself or through picks, each after those that its own picks read."""
+    found: list[str] = []
+    entered: set[str] = set()
+
+    def visit(model: str) -> None:
+        if model not in entered:
+            entered.add(model)
+            for other in picking_models(run, model):
+                visit(other)
+            found.append(model)
+
+    read = {value.model for value in frozen_values(scorer_of(run))}
+    for model in (*TAKEN, *run.recipe.experts):
+        if model in read:
+            visit(model)
+    return found
 
 
 def reads_model(run: Run, model: str) -> bool:
-    """Whether the scorer reads a value of a model; one that does not say what it reads, reads the oracle."""
-    return any(value.model == model for value in read_values(run))
+    """Whether a scorer, of the scores or of picks, reads a model; one that does not say what it reads, reads the oracle."""
+    return model in models_read(run)
 
 
 def is_needed(run: Run, stage: str) -> bool:
-    """Whether a stage makes something that the scorer reads; stages that no scorer reads from are always needed."""
+    """Whether a stage makes something that a scorer reads; stages that no scorer reads from are always needed."""
     return stage not in ("oracle", "reward") or reads_model(run, stage)
 
 
 def trained_experts(run: Run) -> list[str]:
-    """Experts that are trained in this run: those that have a ``training`` table and are read."""
-    return [
-        name
-        for name, table in run.recipe.experts.items()
-        if table.training is not None and reads_model(run, name)
-    ]
+    """Experts that are trained in this run, in the order of their training: those with a ``training`` table that are read."""
+    experts = run.recipe.experts
+    return [name for name in models_read(run) if name in experts and experts[name].training is not None]
 
 
 def expert_start(run: Run, name: str) -> str:
@@ -125,7 +150,7 @@ def _check_name(name: str) -> None:
 
 def _check_acts(name: str, table: ExpertTable) -> None:
     """Refuse an expert that is the reference itself, or whose keys wait for a training that it does not have."""
-    idle = sorted(table.model_fields_set & {"objective", "swapped", "fraction", "adapter"})
+    idle = sorted(table.model_fields_set & {"objective", "swapped", "fraction", "picks", "adapter"})
     if table.training is None and idle:
         raise UserError(
             f"the expert {name} has {', '.join(idle)} and no training, so it would be used as it is. Write training: {{...}} with fields "
@@ -153,13 +178,12 @@ def _check_prompt(text: str) -> None:
         )
 
 
-def check_reads(run: Run) -> None:
+def check_reads(run: Run, scorer: Scorer) -> None:
     """Refuse a scorer that reads a model or a value which the run does not have.
 
     Raises:
         UserError: says what there is.
     """
-    scorer = scorer_of(run)
     known = ("policy", "reference", "oracle", "reward", "data", *run.recipe.experts)
     for value in reads_of(scorer):
         if value.model not in known:

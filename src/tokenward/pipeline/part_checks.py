@@ -9,26 +9,27 @@ from tokenward.models.places import has_encoder, layer_count
 from tokenward.objectives import SFT, Objective, needs_scores, objective_of
 from tokenward.objectives.selected import Selected
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.experts import check_reads, read_values
+from tokenward.pipeline.experts import check_reads, frozen_values
 from tokenward.pipeline.span_files import check_spans
 from tokenward.pipeline.values import scorer_of
 from tokenward.plugins import find
 from tokenward.sampling.sources.base import check_source
 from tokenward.scoring.reads import Value, is_online
+from tokenward.scoring.scorers import Scorer
 from tokenward.selection import scope_of, selector_of, unit_of
 
 _ANY_MODEL = ("", "logp")
 """Kinds of values that a model with an encoder gives too."""
 
 
-def check_scorer(run: Run) -> None:
+def check_scorer(run: Run, scorer: Scorer) -> None:
     """Refuse a scorer that reads what is not there: a model, a layer of it, a verifier, a file.
 
     Raises:
         UserError: says what there is.
     """
-    check_reads(run)
-    for value in read_values(run):
+    check_reads(run, scorer)
+    for value in frozen_values(scorer):
         if value.kind == "critical":
             name = value.details["verifier"]
             check_source(name, find("verifier", name, {}), ("references",), kind="verifier")

@@ -13,16 +13,20 @@ from tokenward.pipeline.command import open_run
 from tokenward.pipeline.context import EXPERT, Run
 from tokenward.pipeline.data import comparison_file, prepare_data
 from tokenward.pipeline.examples import prepare_examples
-from tokenward.pipeline.experts import trained_experts
+from tokenward.pipeline.experts import is_needed, trained_experts
 from tokenward.pipeline.plan_stages import STORED_BYTES, Planner, StagePlan, TrainingPlan, Unit
 from tokenward.pipeline.plan_steps import free_memory
-from tokenward.pipeline.plan_work import guided_trainings, trainings
+from tokenward.pipeline.plan_work import Scoring, guided_trainings, picks_scorings, trainings
 from tokenward.pipeline.prompt_task import labelled_parts
 from tokenward.pipeline.rows import LazyRows
 from tokenward.pipeline.score_stages import all_rows, scoring_models
 from tokenward.pipeline.tasks import encoded_examples
+from tokenward.pipeline.values import scorer_of
 
 NOT_PLANNED = "-"
+
+PICKS = ", picks"
+"""After the name of an expert's stage: the pass in which its comparisons are picked."""
 
 
 class Plan(NamedTuple):
@@ -75,26 +79,26 @@ def _comparisons(run: Run, measure: bool) -> tuple[list[StagePlan], list[Trainin
     planner = Planner(run, parts[0], tried, measure=measure)
     work = np.concatenate([planner.work(part) for part in parts])
     items = {item.stage: item for item in trainings(run, template)}
-    makers = scoring_models(run)
-    plans = {
-        name: planner.training(item) for name, item in items.items() if name != "oracle" or name in makers
-    }
+    makers = scoring_models(scorer_of(run))
+    plans = {name: planner.training(item) for name, item in items.items() if is_needed(run, name)}
     stages = {name: plan.stage for name, plan in plans.items()}
     stages["data"] = _data(run, "data")
     stages["reference"] = _scoring(planner, "reference", work, 1, STORED_BYTES)
     stages["scores"] = _scoring(planner, "scores", work, len(makers), STORED_BYTES + 4 * len(makers))
-    if "reward" in makers:
+    if is_needed(run, "reward"):
         stages["reward"] = _reward(planner)
+    for item in picks_scorings(run, template):
+        stages[f"{item.stage}{PICKS}"] = _picks(planner, item)
     held_out = planner.work(items["policy"].held_out)
     stages["evaluation"] = _evaluation(planner, held_out, len(comparison_file(run, "held_out")), len(tried))
-    experts = [f"{EXPERT}{name}" for name in trained_experts(run)]
+    experts = [f"{EXPERT}{name}{part}" for name in trained_experts(run) for part in (PICKS, "")]
     order = (
         "data",
         "sft",
         "reference",
         "oracle",
-        *experts,
         "reward",
+        *experts,
         "scores",
         "policy",
         "referee",
@@ -114,6 +118,13 @@ def _scoring(planner: Planner, name: str, work: np.ndarray, times: int, stored: 
     if not times:
         return StagePlan(name, "no model: the scorer reads none", disk=stored * float(work[:, 1].sum()))
     return StagePlan(name, words, *planner.forward_bytes(), *time, disk=stored * float(work[:, 1].sum()))
+
+
+def _picks(planner: Planner, item: Scoring) -> StagePlan:
+    """The pass for an expert's picks, which is a part of the expert's stage."""
+    found = _scoring(planner, f"{item.stage}{PICKS}", planner.work(item.rows), len(item.models), 0)
+    note = "the longest pairs stand for those that will be picked; the values that are read of them go with the training's end"
+    return found._replace(note=note)
 
 
 def _reward(planner: Planner) -> StagePlan:

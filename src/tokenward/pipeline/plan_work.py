@@ -10,15 +10,19 @@ import numpy as np
 import torch
 from transformers.trainer_utils import IntervalStrategy
 
+from tokenward.config import ExpertTable
 from tokenward.data.choice import Choice
 from tokenward.objectives import SFT, Objective, objective_of
 from tokenward.ops.costs import Work
 from tokenward.pipeline.context import EXPERT, Run
 from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets, random_part
 from tokenward.pipeline.experts import trained_experts
+from tokenward.pipeline.picks import looked_at, picked_count
 from tokenward.pipeline.rows import Column, LazyRows, own_starts
+from tokenward.pipeline.score_stages import scoring_models
 from tokenward.pipeline.tasks import EncodedExamples, encoded_examples
 from tokenward.pipeline.train_stages import best_once
+from tokenward.pipeline.values import made_scorer
 from tokenward.selection import Selector, scope_of, selector_of, unit_of
 from tokenward.tokens.encode import Encoded
 from tokenward.tokens.encoded import EncodedRows
@@ -110,17 +114,56 @@ def trainings(run: Run, template: Template) -> list[Training]:
 
 def _expert(run: Run, name: str, train: Choice, template: Template, held_out: LazyRows) -> Training:
     table = run.recipe.experts[name]
-    rows = LazyRows(
-        encoded=encode_set(
-            run, random_part(run, train, table.fraction, name), template, may_be_empty=True
-        ).rows
-    )
+    rows = _expert_rows(run, table, train, random_part(run, train, table.fraction, name), template)
     objective = objective_of("objective", table.objective)
     adapter = run.recipe.model.adapter if table.adapter == "inherit" else table.adapter
     start = start_of(run, table.model or run.recipe.oracle.model)
     return Training(
         f"{EXPERT}{name}", table.training or {}, rows, objective, adapter, start, held_out=held_out
     )
+
+
+def _expert_rows(run: Run, table: ExpertTable, train: Choice, own: Choice, template: Template) -> LazyRows:
+    """An expert's part of the pairs, and as many of the longest pairs as it picks: which ones it will pick is not known."""
+    rows = LazyRows(encoded=encode_set(run, own, template, may_be_empty=True).rows)
+    if table.picks is None:
+        return rows
+    all_rows = LazyRows(encoded=encode_set(run, train, template, may_be_empty=True).rows)
+    work = row_work(run, all_rows, shared=True)[:, 0]
+    count = picked_count(table.picks, torch.from_numpy(work))
+    picked = all_rows.choose(np.argsort(-work, kind="stable")[:count])
+    if table.picks.alone:
+        return picked
+    assert isinstance(rows.encoded, EncodedRows)
+    assert isinstance(picked.encoded, EncodedRows)
+    return LazyRows(encoded=rows.encoded.then(picked.encoded))
+
+
+class Scoring(NamedTuple):
+    """The pass over the data for an expert's picks.
+
+    Attributes:
+        stage: The expert's.
+        rows: Every prompt with the responses that are looked at.
+        models: Those that pass.
+    """
+
+    stage: str
+    rows: LazyRows
+    models: list[str]
+
+
+def picks_scorings(run: Run, template: Template) -> list[Scoring]:
+    """The passes for the picks of the experts that are trained, in their order."""
+    found: list[Scoring] = []
+    for name in trained_experts(run):
+        picks = run.recipe.experts[name].picks
+        if picks is not None:
+            pairs = encode_set(run, pair_sets(run).train, template).rows
+            assert isinstance(pairs, EncodedRows)
+            rows = LazyRows(encoded=looked_at(pairs, picks).by_prompt())
+            found.append(Scoring(f"{EXPERT}{name}", rows, scoring_models(made_scorer(picks.scorer))))
+    return found
 
 
 def _selector(table: Any, seed: int) -> Selector | None:

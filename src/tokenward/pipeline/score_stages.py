@@ -7,12 +7,14 @@ from typing import Any, overload
 
 import numpy as np
 
-from tokenward.artifacts import Manifest, file_fingerprint
+from tokenward.artifacts import Manifest, StageFolder, file_fingerprint
 from tokenward.pipeline.context import EXPERT, Run
 from tokenward.pipeline.data import encoded_choice, pair_sets, pair_settings, response_keys, without_pairs
-from tokenward.pipeline.experts import folder_of, read_values
+from tokenward.pipeline.experts import folder_of, frozen_values
 from tokenward.pipeline.makers import Maker
+from tokenward.pipeline.values import scorer_of
 from tokenward.scoring.reads import Value
+from tokenward.scoring.scorers import Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore, write_shards
 from tokenward.tokens.encode import Encoded, check_some_left
 from tokenward.tokens.encoded import Joined
@@ -52,8 +54,20 @@ def compute_scores(run: Run) -> Manifest:
 
     Nothing is selected here: every selection is made from these values when they are read.
     """
-    table = run.recipe.scores
-    asked = [value for value in read_values(run) if value != "reference_logp"]
+    scorer = scorer_of(run)
+    inputs = {"reference": run.done("reference").fingerprint, **value_inputs(run, scorer)}
+    with run.stage("scores", value_settings(run, scorer), inputs) as stage:
+        if not stage.done:
+            template = run.tokenizer_template(run.reference_model)
+            rows, _ = all_rows(run, template)
+            store = write_values(run, stage, stage.path, scorer, template, rows)
+            stage.complete(responses=len(store), reference=run.reference_model)
+    return run.done("scores")
+
+
+def value_settings(run: Run, scorer: Scorer) -> dict[str, Any]:
+    """Everything of the recipe that the values which a scorer reads depend on, beside what made their models."""
+    table, asked = run.recipe.scores, _asked(scorer)
     settings: dict[str, Any] = {"scores": {"precision": table.precision, "shard_rows": table.shard_rows}}
     further = {str(value): dict(value.details) for value in asked if value not in ("oracle_logp", "reward")}
     if further:
@@ -61,23 +75,37 @@ def compute_scores(run: Run) -> Manifest:
     prompts = {name: run.recipe.experts[name].prompt for name in _experts(run, asked)}
     if any(prompts.values()):
         settings["experts"] = prompts
-    inputs = {"reference": run.done("reference").fingerprint, **_inputs(run, asked)}
-    with run.stage("scores", settings, inputs) as stage:
-        if not stage.done:
-            template = run.tokenizer_template(run.reference_model)
-            rows, _ = all_rows(run, template)
-            cache = stage.path / CACHE
-            makers = [
-                Maker(run, model, values, template, cache) for model, values in _by_model(asked).items()
-            ]
-            store = _write(run, stage.path, makers, template, rows, TokenStore(run.path("reference")))
-            stage.temporary.append(cache)
-            stage.complete(responses=len(store), reference=run.reference_model)
-    return run.done("scores")
+    return settings
+
+
+def write_values(
+    run: Run, stage: StageFolder, folder: Path, scorer: Scorer, template: Template, rows: Joined
+) -> TokenStore:
+    """Write what a scorer reads of every response of some rows; a stopped stage goes on at the next shard.
+
+    Args:
+        run: The run.
+        stage: Whose folder it is in.
+        folder: Where the shards go.
+        scorer: Whose values are wanted.
+        template: That wrote the rows.
+        rows: Every prompt with its responses; the reference stage has them all.
+    """
+    cache = folder / CACHE
+    makers = [
+        Maker(run, model, values, template, cache) for model, values in _by_model(_asked(scorer)).items()
+    ]
+    stage.temporary.append(cache)
+    return _write(run, folder, makers, template, rows, TokenStore(run.path("reference")))
 
 
 CACHE = "cache"
-"""Folder in the stage's for what is too dear to be made again after a stop."""
+"""Folder beside the shards for what is too dear to be made again after a stop."""
+
+
+def _asked(scorer: Scorer) -> list[Value]:
+    """What a scorer reads beside the reference's log-probability, which has a stage of its own."""
+    return [value for value in frozen_values(scorer) if value != "reference_logp"]
 
 
 def _by_model(values: Sequence[Value]) -> dict[str, list[Value]]:
@@ -86,20 +114,19 @@ def _by_model(values: Sequence[Value]) -> dict[str, list[Value]]:
     return {model: [value for value in values if value.model == model] for model in models}
 
 
-def scoring_models(run: Run) -> list[str]:
-    """Models that pass over the data for the scores."""
-    asked = [value for value in read_values(run) if value != "reference_logp"]
-    return [model for model in _by_model(asked) if model != "data"]
+def scoring_models(scorer: Scorer) -> list[str]:
+    """Models that pass over the data for a scorer."""
+    return [model for model in _by_model(_asked(scorer)) if model != "data"]
 
 
 def _experts(run: Run, values: Sequence[Value]) -> list[str]:
     return [model for model in _by_model(values) if model in run.recipe.experts]
 
 
-def _inputs(run: Run, values: Sequence[Value]) -> dict[str, str]:
-    """Fingerprints of the models and files that values come from, the reference's left out."""
+def value_inputs(run: Run, scorer: Scorer) -> dict[str, str]:
+    """Fingerprints of the models and files that a scorer's values come from, the reference's left out."""
     found: dict[str, str] = {}
-    for model, mine in _by_model(values).items():
+    for model, mine in _by_model(_asked(scorer)).items():
         if model in ("oracle", "reward"):
             found[model] = run.done(model).fingerprint
         elif model in run.recipe.experts:

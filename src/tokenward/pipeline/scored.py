@@ -16,15 +16,19 @@ from tokenward.tokens.rows import TokenRow
 
 
 def scored_rows(run: Run, rows: Sequence[TokenRow]) -> LazyRows:
-    """Rows with the scores of the score store, by the recipe's scorer.
+    """Rows with the scores of the score store, by the recipe's scorer."""
+    return rows_scored_by(run, scorer_of(run), TokenStore(run.path("scores")), rows)
+
+
+def rows_scored_by(run: Run, scorer: Scorer, store: TokenStore, rows: Sequence[TokenRow]) -> LazyRows:
+    """Rows with the scores that a scorer makes of a store.
 
     A scorer that compares responses (``combine`` with a step at scope comparison or dataset) sees all rows at once.
     """
-    scorer = scorer_of(run)
     if not isinstance(scorer, Combine) or scorer.scope == "response":
-        return _scored_by(run, scorer, rows)
+        return _each_scored(run, scorer, store, rows)
     lazy = rows if isinstance(rows, LazyRows) else LazyRows(encoded=[row.encoded for row in rows])
-    parts = [_scores(_scored_by(run, part.scorer, lazy)) for part in scorer.made]
+    parts = [_scores(_each_scored(run, part.scorer, store, lazy)) for part in scorer.made]
     tokens = tokens_of(lazy.responses, parts[0])
     owners = Owners(tokens.response, tokens.comparison[tokens.response])
     found = scorer.join(parts, owners, (tokens.rank == 0)[tokens.response]).numpy()
@@ -33,8 +37,7 @@ def scored_rows(run: Run, rows: Sequence[TokenRow]) -> LazyRows:
     return lazy.with_column("scores", Column(flat, own_starts(lazy.responses.lengths)))
 
 
-def _scored_by(run: Run, scorer: Scorer, rows: Sequence[TokenRow]) -> LazyRows:
-    store = TokenStore(run.path("scores"))
+def _each_scored(run: Run, scorer: Scorer, store: TokenStore, rows: Sequence[TokenRow]) -> LazyRows:
     return with_stored(run, rows, store, "scores", lambda record: scores_of(scorer, [record])[0])
 
 

@@ -35,12 +35,14 @@ from tokenward.pipeline.part_checks import (
     check_scorer,
     check_selection,
 )
+from tokenward.pipeline.picks_checks import check_picks
 from tokenward.pipeline.policy_stage import train_policy
 from tokenward.pipeline.reward_learning import reward_objective
 from tokenward.pipeline.reward_stage import train_reward
 from tokenward.pipeline.score_stages import compute_reference, compute_scores
 from tokenward.pipeline.tasks import SAMPLERS, source_of
 from tokenward.pipeline.train_stages import train_referee, train_sft
+from tokenward.pipeline.values import scorer_of
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
 from tokenward.selection import selector_of
@@ -83,7 +85,8 @@ def run_through(run: Run, last: str = "evaluation") -> None:
     if run.recipe.guidance is None:
         experts = {f"{EXPERT}{name}": partial(train_expert, name=name) for name in trained_experts(run)}
         functions |= experts
-        order[order.index("reward") : order.index("reward")] = experts
+        # After every model that picks may read.
+        order[order.index("scores") : order.index("scores")] = experts
     if last not in order:
         kind = "on comparisons" if run.recipe.guidance is None else "guided"
         raise UserError(
@@ -107,8 +110,9 @@ def check_recipe(loaded: LoadedRecipe) -> None:
     check_one_process()
     recipe = loaded.recipe
     checks: dict[str, Callable[[], Any]] = {
-        "scores.scorer": lambda: check_scorer(Run(recipe=recipe)),
+        "scores.scorer": lambda: check_scorer(Run(recipe=recipe), scorer_of(Run(recipe=recipe))),
         **check_experts(Run(recipe=recipe)),
+        **check_picks(Run(recipe=recipe)),
         "oracle.objective": lambda: check_objective_without_scores("the oracle", recipe.oracle.objective),
         "reward.head": lambda: reward_settings(Run(recipe=recipe)),
         "reward.objective": lambda: reward_objective(Run(recipe=recipe)),

@@ -128,13 +128,17 @@ def best_once(rows: Sequence[TokenRow]) -> LazyRows:
     its second as if it were the best.
     """
     lazy = rows if isinstance(rows, LazyRows) else LazyRows(encoded=[row.encoded for row in rows])
-    prompts, responses = prompts_of(lazy.encoded), lazy.responses
-    # Sums of hashes name a response to a prompt; they wrap around.
-    whole = prompts * np.uint64(3) + responses.digests[responses.starts[:-1]]
-    losers = prompts * np.uint64(3) + responses.digests[responses.starts[:-1] + 1]
+    whole, losers = (reply_names(lazy, place) for place in (0, 1))
     never = np.flatnonzero(~np.isin(whole, losers))
-    _, first = np.unique(prompts[never], return_index=True)
+    _, first = np.unique(prompts_of(lazy.encoded)[never], return_index=True)
     return lazy.choose(never[np.sort(first)])
+
+
+def reply_names(rows: LazyRows, place: int) -> np.ndarray:
+    """A number that names one response of each row together with its prompt.  -> [rows] uint64"""
+    responses = rows.responses
+    # Sums of hashes; they wrap around.
+    return prompts_of(rows.encoded) * np.uint64(3) + responses.digests[responses.starts[:-1] + place]
 
 
 def with_own_reference(run: Run, start: LanguageModel, rows: LazyRows) -> LazyRows:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from tokenward.config import Named
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.pipeline.context import Run
@@ -29,8 +30,12 @@ CHUNK_ROWS = 1024
 
 
 def scorer_of(run: Run) -> Scorer:
-    """The scorer that the recipe names."""
-    table = run.recipe.scores.scorer
+    """The scorer that the recipe names for the scores."""
+    return made_scorer(run.recipe.scores.scorer)
+
+
+def made_scorer(table: Named) -> Scorer:
+    """The scorer that a table of a recipe names."""
     scorer = build("scorer", table.name, table.arguments, SCORERS)
     check_call("scorer", table.name, scorer, ("record",))
     return scorer

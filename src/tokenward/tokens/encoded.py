@@ -53,6 +53,16 @@ class EncodedRows(Sequence[Encoded]):
         """The rows of these numbers, in their order."""
         return replace(self, comparisons=self.comparisons.choose(numbers))
 
+    def then(self, other: "EncodedRows") -> "EncodedRows":
+        """These rows and after them others of the same file."""
+        return replace(self, comparisons=self.comparisons.then(other.comparisons))
+
+    def of_place(self, place: int) -> "EncodedRows":
+        """One response of each row, by its place in the row, as a row of its own."""
+        chosen = self.comparisons
+        alone = chosen.grouped(chosen.starts[:-1] + place, np.arange(len(self) + 1))
+        return replace(self, comparisons=alone)
+
     @property
     def starts(self) -> np.ndarray:
         """The first response of each row.  -> [rows + 1]"""
