@@ -1,6 +1,6 @@
 """Draw the method in one picture, from a pair and an oracle of a finished run.
 
-    python scripts/overview_picture.py runs/quickstart --prompt "Say in one sentence"
+    python scripts/overview_picture.py runs/quickstart --prompt "Write one sentence about what went wrong"
 
 Writes docs/pictures/overview.svg: a comparison, its token rewards as shades, the selected tokens, the
 objective, and the figure that docs/results.md has for the better model. ``--list`` prints held-out pairs that are short enough.
