@@ -13,6 +13,7 @@ from tokenward.evaluation.statistics import Figure, mean_figure
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the backend is chosen: a study runs without a screen
+from matplotlib.axes import Axes
 
 QUANTITIES = {"vader": 3, "kl": 2, "length": 1, "ended": 2}
 """What is measured of a reply, and digits to show."""
@@ -73,10 +74,39 @@ def table(outcomes: Sequence[Outcome], *, against: str) -> list[str]:
     return [*lines, "", note]
 
 
+MOST_MARKED = 14
+"""Arms that have a marker of their own; of more each point has its name beside it, and the table has the intervals."""
+
+
+def _named_points(axes: Axes, outcomes: Sequence[Outcome]) -> None:
+    """Each arm's mean with its name, further apart where most of them are."""
+    names = arms_of(outcomes)
+    points = {
+        name: (figure(outcomes, name, "kl").value, figure(outcomes, name, "vader").value) for name in names
+    }
+    axes.set_xscale("symlog", linthresh=1.0, linscale=0.3)
+    axes.set_xticks([0, 1, 1.5, 2, 3, 4, 6, 8], labels=["0", "1", "1.5", "2", "3", "4", "6", "8"])
+    axes.set_xlim(-0.1, 8)
+    axes.scatter(*zip(*points.values(), strict=True), s=28, color=COLOURS[0])
+    middle = float(np.median([kl for kl, _ in points.values()]))
+    gap = 0.021 * (
+        max(reward for _, reward in points.values()) - min(reward for _, reward in points.values())
+    )
+    taken = {"left": float("-inf"), "right": float("-inf")}
+    for name, (kl, reward) in sorted(points.items(), key=lambda item: item[1][1]):
+        side = "right" if 0 < kl < middle else "left"  # the text ends, or begins, at the point
+        taken[side] = max(reward, taken[side] + gap)
+        axes.text(kl, taken[side], f"   {name}   ", fontsize=9, ha=side, va="center")
+
+
 def draw(outcomes: Sequence[Outcome], file: Path, title: str) -> None:
     """Reward against KL to the start: each arm's mean with intervals, each seed small."""
-    fig, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
-    for place, name in enumerate(arms_of(outcomes)):
+    names = arms_of(outcomes)
+    crowded = len(names) > MOST_MARKED
+    fig, axes = plt.subplots(figsize=(9, 8) if crowded else (8, 5.2), layout="constrained")
+    if crowded:
+        _named_points(axes, outcomes)
+    for place, name in enumerate(() if crowded else names):
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         reward, kl = (figure(outcomes, name, key) for key in ("vader", "kl"))
         axes.errorbar(
@@ -103,7 +133,8 @@ def draw(outcomes: Sequence[Outcome], file: Path, title: str) -> None:
     axes.set_ylabel("VADER of the replies")
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    if not crowded:
+        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     file.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(file, dpi=110)
     plt.close(fig)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from studies import small
 from studies.arms import START, Arm, Outcome, options, outcomes
 from studies.peak import peak_bytes
-from studies.tables import difference, draw, figure, publish, table, write
+from studies.tables import MOST_MARKED, difference, draw, figure, publish, table, write
 from tokenward.config import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,16 @@ def test_a_table_goes_between_its_markers_and_nowhere_else(tmp_path: Path) -> No
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     draw(FOUND, tmp_path / "study.png", "A title")
     assert (tmp_path / "study.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_of_many_arms_each_point_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[float, str]] = []
+    monkeypatch.setattr(Axes, "text", lambda _, kl, reward, text, **settings: drawn.append((reward, text)))
+    many = [FOUND[0], *(FOUND[1]._replace(arm=f"arm {number}") for number in range(MOST_MARKED))]
+    draw(many, tmp_path / "study.png", "A title")
+    assert {text.strip() for _, text in drawn} >= {f"arm {number}" for number in range(MOST_MARKED)}
+    heights = [height for height, text in drawn if "arm" in text]
+    assert len(set(heights)) == MOST_MARKED, "arms that end alike have names that can be read"
 
 
 def test_arms_are_trained_once_and_read_again(
