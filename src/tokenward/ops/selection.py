@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokenward.ops.groups import group_extremes, group_moments
 from tokenward.ops.ragged import position_in_group, segment_sum
 
 CountRule = Literal["floor", "round", "ceil", "float"]
@@ -60,18 +61,14 @@ def top_fraction(
 
 
 def pooled_scores(scores: Tensor, owner: Tensor, count: int, *, how: Pooling) -> Tensor:
-    """One number for all tokens of an owner: their largest score, or the mean or sum.  [n], [n] -> [count]
+    """One number for all tokens of an owner: their largest score, or the mean or sum.  [n], [n] -> [count] float64
 
     A token without a score (NaN) is left out; an owner of none that has one gets NaN.
     """
-    scored = ~scores.isnan()
-    values, owner = scores[scored], owner[scored]
-    tokens = segment_sum(torch.ones_like(values), owner, count)
+    tokens, mean, _ = group_moments(scores, owner, count)
     if how == "largest":
-        found = values.new_full((count,), -torch.inf).scatter_reduce(0, owner, values, "amax")
-    else:
-        found = segment_sum(values, owner, count) / (tokens if how == "mean" else 1.0)
-    return torch.where(tokens > 0, found, torch.nan)
+        return torch.where(tokens > 0, group_extremes(scores, owner, count).largest.double(), torch.nan)
+    return mean if how == "mean" else mean * tokens
 
 
 def best_places(scores: Tensor, count: int) -> Tensor:
