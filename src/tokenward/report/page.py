@@ -184,7 +184,7 @@ def _page(run: RunFolder, scores: _Scores | None) -> str:
         curves=[line_chart(title, series, x_label="step") for title, series in drawn],
         share_drawn=f"policy: {SHARE}" in dict(drawn),
         figures=figures,
-        changes=[row for row in figures if row.name.endswith("/change") and row.before],
+        changes=[row for row in figures if row.before],
         given=scores.given if scores else None,
         made=provenance(run),
         credit=credit_rows(scores.credit) if scores else [],
