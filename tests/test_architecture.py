@@ -85,6 +85,6 @@ def test_every_module_imports_and_its_public_names_are_documented() -> None:
 
 def test_modules_stay_readable() -> None:
     long = {
-        str(path.relative_to(ROOT)): n for path in MODULES if (n := len(path.read_text().splitlines())) > 300
+        str(path.relative_to(ROOT)): n for path in MODULES if (n := len(path.read_text().splitlines())) > 500
     }
     assert not long

@@ -6,16 +6,25 @@ Per-token values are ragged: a flat ``[n]`` tensor and ``response [n]``, which r
 token. Rewards and log-probabilities are in nats, float32.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 
 class Message(TypedDict):
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Whatever else a row's message holds is kept too and reaches the chat template. ``content`` is always text: an empty
+    one where the row has none, such as beside tool calls.
+    """
 
     role: str
     content: str
+    name: NotRequired[str]
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
+    tool_call_id: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    weight: NotRequired[int]  # 0 leaves an assistant's message out of the loss; never shown to the template
 
 
 class Span(NamedTuple):
@@ -28,16 +37,19 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One prompt with K >= 2 responses and their ranks.
+    """One prompt with K responses and their ranks: K >= 2, or one that is good (0) or bad (1).
 
     Attributes:
         key: Stable name of the row: a hash of prompt and responses, the same wherever it stands.
         prompt: The conversation up to the reply.
-        responses: The K replies.
+        responses: The K replies as a person reads them.
         ranks: One per response; 0 is the best, equal ranks are a tie.
         source: Where the row came from, as ``file:line``, for messages to the user.
         scores: What the preference source gave each response, where the data says it.
         spans: Per response, the character spans whose value is known, where the data says it.
+        turns: Per response its messages, or None where it is one message of the assistant that holds its text and
+            nothing else; None where all are so.
+        tools: What the assistant may call, as the row has it.
     """
 
     key: str
@@ -47,6 +59,13 @@ class Comparison:
     source: str
     scores: tuple[float, ...] | None = None
     spans: tuple[tuple[Span, ...], ...] | None = field(default=None)
+    turns: tuple[tuple[Message, ...] | None, ...] | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    def reply(self, place: int) -> tuple[Message, ...]:
+        """The messages of a response, given its place."""
+        own = self.turns[place] if self.turns is not None else None
+        return own if own is not None else (Message(role="assistant", content=self.responses[place]),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +78,7 @@ class Example:
         source: Where the row came from, as ``file:line``, for messages to the user.
         references: Texts that a good reply is like; the first is the one to learn from.
         columns: The row's other columns, for the preference source.
+        tools: What the assistant may call, as the row has it.
     """
 
     key: str
@@ -66,3 +86,4 @@ class Example:
     source: str
     references: tuple[str, ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tools: tuple[Mapping[str, Any], ...] = ()

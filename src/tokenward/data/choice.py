@@ -8,7 +8,7 @@ import numpy as np
 
 from tokenward.data.lines import ComparisonFile
 from tokenward.data.pairs import pair_of
-from tokenward.data.prepare import comparison_key
+from tokenward.data.prepare import comparison_key, whole_turns
 from tokenward.types import Comparison
 
 Kind = Literal["whole", "pair", "group"]
@@ -128,13 +128,16 @@ class Choice(Sequence[Comparison]):
 def _group(first: Comparison, parts: Sequence[tuple[Comparison, int]]) -> Comparison:
     responses = tuple(row.responses[place] for row, place in parts)
     spans = tuple(row.spans[place] for row, place in parts if row.spans is not None)
+    turns = whole_turns([None if row.turns is None else row.turns[place] for row, place in parts])
     return Comparison(
-        key=comparison_key(first.prompt, responses),
+        key=comparison_key(first.prompt, responses, turns=turns, tools=first.tools),
         prompt=first.prompt,
         responses=responses,
         ranks=tuple(range(len(responses))),
         source=first.source,
         spans=spans if len(spans) == len(responses) else None,
+        turns=turns,
+        tools=first.tools,
     )
 
 

@@ -2,9 +2,9 @@
 
 import json
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 
@@ -16,7 +16,7 @@ _SCANNED_BYTES = 1 << 20
 def to_line(row: Comparison) -> str:
     """A comparison as one line of JSON, its end of line included."""
     record = {name: getattr(row, name) for name in row.__slots__}
-    known = {name: value for name, value in record.items() if value is not None}
+    known = {name: value for name, value in record.items() if value is not None and value != ()}
     return json.dumps(known, ensure_ascii=False) + "\n"
 
 
@@ -24,16 +24,23 @@ def from_line(line: str | bytes) -> Comparison:
     """What :func:`to_line` wrote."""
     record: dict[str, Any] = json.loads(line)
     spans = record.get("spans")
-    scores = record.get("scores")
+    scores, turns = record.get("scores"), record.get("turns")
     return Comparison(
         key=record["key"],
-        prompt=tuple(Message(role=item["role"], content=item["content"]) for item in record["prompt"]),
+        prompt=messages_of(record["prompt"]),
         responses=tuple(record["responses"]),
         ranks=tuple(record["ranks"]),
         source=record["source"],
         scores=None if scores is None else tuple(scores),
         spans=None if spans is None else tuple(tuple(Span(*span) for span in response) for response in spans),
+        turns=None if turns is None else tuple(None if own is None else messages_of(own) for own in turns),
+        tools=tuple(record.get("tools", ())),
     )
+
+
+def messages_of(records: Iterable[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """Messages that were stored as JSON, whole."""
+    return tuple(cast(Message, dict(record)) for record in records)
 
 
 def read_comparisons(path: Path) -> Iterator[Comparison]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from itertools import combinations, pairwise
 
-from tokenward.data.prepare import comparison_key
+from tokenward.data.prepare import comparison_key, whole_turns
 from tokenward.errors import UserError
 from tokenward.types import Comparison
 
@@ -70,13 +70,16 @@ def _scores(comparison: Comparison, min_gap: float) -> Sequence[float]:
 def pair_of(comparison: Comparison, better: int, worse: int) -> Comparison:
     """The comparison of two of its responses, given by their places."""
     responses = (comparison.responses[better], comparison.responses[worse])
-    scores, spans = comparison.scores, comparison.spans
+    scores, spans, turns = comparison.scores, comparison.spans, comparison.turns
+    both = None if turns is None else whole_turns((turns[better], turns[worse]))
     return Comparison(
-        key=comparison_key(comparison.prompt, responses),
+        key=comparison_key(comparison.prompt, responses, turns=both, tools=comparison.tools),
         prompt=comparison.prompt,
         responses=responses,
         ranks=(0, 1),
         source=comparison.source,
         scores=None if scores is None else (scores[better], scores[worse]),
         spans=None if spans is None else (spans[better], spans[worse]),
+        turns=both,
+        tools=comparison.tools,
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -106,13 +106,47 @@ def read(
     return shape.name, _read_all(chain([first], numbered), shape, columns)
 
 
-def comparison_key(prompt: Iterable[Message], responses: Iterable[str]) -> str:
+def comparison_key(
+    prompt: Iterable[Message],
+    responses: Iterable[str],
+    *,
+    turns: Sequence[Sequence[Message] | None] | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """The stable name of a comparison: 16 hexadecimal digits of a hash of its prompt and its responses.
 
     The order of the responses does not matter: a row and the same row with the opposite preference share it.
+
+    Args:
+        prompt: Its messages.
+        responses: Their texts.
+        turns: As in :class:`tokenward.types.Comparison`.
+        tools: So too.
     """
-    content = [[[message["role"], message["content"]] for message in prompt], sorted(responses)]
+    texts = list(responses)
+    whole = turns or [None] * len(texts)
+    named = [text if own is None else messages_name(own) for text, own in zip(texts, whole, strict=True)]
+    content: list[Any] = [[message_name(message) for message in prompt], sorted(named)]
+    content += [json.dumps(list(tools), sort_keys=True)] if tools else []
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def whole_turns(
+    turns: Sequence[tuple[Message, ...] | None],
+) -> tuple[tuple[Message, ...] | None, ...] | None:
+    """Messages of some responses; None where each is one message with its text alone."""
+    return None if all(own is None for own in turns) else tuple(turns)
+
+
+def message_name(message: Message) -> list[Any]:
+    """What tells a message from others, as JSON: its role, its content, and what else it holds."""
+    more = {key: value for key, value in message.items() if key not in ("role", "content")}
+    return [message["role"], message["content"], *([json.dumps(more, sort_keys=True)] if more else [])]
+
+
+def messages_name(messages: Iterable[Message]) -> str:
+    """So of several messages, as one text."""
+    return json.dumps([message_name(message) for message in messages])
 
 
 def _shape(first: tuple[str, Row], name: str, columns: Mapping[str, str]) -> Format:

@@ -19,7 +19,7 @@ from tokenward.pipeline.values import scores_of
 from tokenward.plugins import build
 from tokenward.scoring.scorers import SCORERS, Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore
-from tokenward.tokens.encode import response_key
+from tokenward.tokens.encode import keys_of
 
 RAISES, LOWERS = "blue", "dark_orange"
 FAINT = 0.1
@@ -91,9 +91,9 @@ class Side:
     def responses(self) -> dict[str, Response]:
         """Held-out responses, by key."""
         return {
-            response_key(row.prompt, text): Response(row.prompt[-1]["content"], text)
+            key: Response(row.prompt[-1]["content"], text)
             for row in read_comparisons(self._folder / "data" / "held_out.jsonl")
-            for text in row.responses
+            for key, text in zip(keys_of(row), row.responses, strict=True)
         }
 
     @cached_property

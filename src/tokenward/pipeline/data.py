@@ -18,7 +18,7 @@ from tokenward.data.stream import write_split
 from tokenward.errors import UserError
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.encoding import encoded_file
-from tokenward.tokens.encode import Encoded, EncodedSet, check_some_left, encode, response_key
+from tokenward.tokens.encode import Encoded, EncodedSet, check_some_left, encode, keys_of
 from tokenward.tokens.encoded import EncodedRows
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
@@ -230,7 +230,7 @@ def encoded_choice(run: Run, rows: Choice, template: Template) -> tuple[EncodedR
 
 def response_keys(row: Encoded) -> list[str]:
     """Stable names of a row's responses."""
-    return [response_key(row.comparison.prompt, text) for text in row.comparison.responses]
+    return keys_of(row.comparison)
 
 
 def first_by_key(rows: Sequence[Encoded], count: int) -> list[Encoded]:

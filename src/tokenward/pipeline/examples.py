@@ -11,6 +11,7 @@ from tokenward.artifacts import Manifest, atomic_write
 from tokenward.config import ExamplesTable
 from tokenward.data import comparison_key, rows, uniform
 from tokenward.data.fields import FieldError, describe, text
+from tokenward.data.lines import messages_of
 from tokenward.errors import UserError
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import source_fingerprint
@@ -189,8 +190,9 @@ def _write(path: Path, examples: Sequence[Example]) -> None:
 def _example(record: Mapping[str, Any]) -> Example:
     return Example(
         key=record["key"],
-        prompt=tuple(Message(role=item["role"], content=item["content"]) for item in record["prompt"]),
+        prompt=messages_of(record["prompt"]),
         source=record["source"],
         references=tuple(record["references"]),
         columns=record["columns"],
+        tools=tuple(record.get("tools", ())),
     )

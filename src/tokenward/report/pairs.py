@@ -15,7 +15,7 @@ from tokenward.report.collect import RunFolder
 from tokenward.report.selections import stored_scorer
 from tokenward.scoring.scorers import SCORERS, Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore
-from tokenward.tokens.encode import response_key
+from tokenward.tokens.encode import keys_of
 from tokenward.types import Comparison
 
 PARTS = ("train", "held_out")
@@ -139,8 +139,8 @@ class PairReader:
 
 
 def _keys(comparison: Comparison, better: int, worse: int) -> tuple[str, str]:
-    first, second = (response_key(comparison.prompt, comparison.responses[one]) for one in (better, worse))
-    return first, second
+    keys = keys_of(comparison)
+    return keys[better], keys[worse]
 
 
 def _usual_scorer(store: TokenStore) -> str:

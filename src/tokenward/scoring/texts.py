@@ -15,7 +15,7 @@ from tokenward.models.reward import RewardModel, is_reward_folder, load_reward_m
 from tokenward.scoring.scorers import LogRatio, Reward, Scorer
 from tokenward.scoring.store import TokenRecord
 from tokenward.scoring.values import token_values
-from tokenward.tokens.encode import Encoded, Limits, encode_one, response_key
+from tokenward.tokens.encode import Encoded, Limits, encode_one, keys_of
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
 from tokenward.tokens.spans import token_spans
@@ -211,7 +211,7 @@ class TokenScorer:
         comparison, ids = row.encoded.comparison, row.encoded.responses[0]
         text = comparison.responses[0]
         spans = token_spans(self.template.tokenizer, text, len(ids))
-        key = response_key(comparison.prompt, text)
+        (key,) = keys_of(comparison)
         starts, ends = [span.start for span in spans], [span.end for span in spans]
         scores = self.scorer(TokenRecord(key, ids, starts, ends, values)).tolist()
         raw = text.encode()

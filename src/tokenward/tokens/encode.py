@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tokenward.errors import UserError
 from tokenward.tokens.template import Template
@@ -59,10 +59,31 @@ class EncodedSet(NamedTuple):
     counts: dict[str, int]
 
 
-def response_key(prompt: Sequence[Message], response: str) -> str:
-    """Stable name of a response to a prompt, 16 hexadecimal digits."""
-    text = json.dumps([list(prompt), response], ensure_ascii=False, sort_keys=True)
+def response_key(
+    prompt: Sequence[Message],
+    response: str | Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Stable name of a response to a prompt, 16 hexadecimal digits.
+
+    Args:
+        prompt: Its messages.
+        response: Its text, or its messages where it is more than one text of the assistant.
+        tools: What the assistant may call.
+    """
+    content = [list(prompt), response if isinstance(response, str) else list(response)]
+    content += [list(tools)] if tools else []
+    text = json.dumps(content, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def keys_of(comparison: Comparison) -> list[str]:
+    """Stable names of the responses of a comparison."""
+    turns = comparison.turns or (None,) * len(comparison.responses)
+    return [
+        response_key(comparison.prompt, text if own is None else own, comparison.tools)
+        for text, own in zip(comparison.responses, turns, strict=True)
+    ]
 
 
 def encode(

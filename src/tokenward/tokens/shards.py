@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from tokenward.artifacts import atomic_file
 from tokenward.data.lines import ComparisonFile
-from tokenward.tokens.encode import Limits, Parts, encode_parts, response_key
+from tokenward.tokens.encode import Limits, Parts, encode_parts, keys_of, response_key
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
 
@@ -131,14 +131,14 @@ class _Columns:
         responses = [np.array(ids, np.int32) for ids in parts.responses]
         values = {
             "key": int(row.key, 16),
-            "prompt_key": int(response_key(row.prompt, ""), 16),
+            "prompt_key": int(response_key(row.prompt, "", row.tools), 16),
             "prompt": prompt,
             "prompt_length": parts.prompt_length,
             "prompt_digest": digest(prompt),
             "lengths": parts.lengths,
             "joins": [int(joins) for joins in parts.joins],
             "ranks": list(row.ranks),
-            "response_keys": [int(response_key(row.prompt, text), 16) for text in row.responses],
+            "response_keys": [int(key, 16) for key in keys_of(row)],
             "digests": [digest(ids) for ids in responses],
         }
         for name, value in values.items():
