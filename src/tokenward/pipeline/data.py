@@ -222,7 +222,6 @@ def encoded_choice(run: Run, rows: Choice, template: Template) -> tuple[EncodedR
         comparisons=rows,
         ids=encoded_file(run, rows.file, template),
         limits=run.limits,
-        closing=len(template.closing_ids),
     )
     kept, counts = chosen.judged()
     return kept, {**counts, "kept": len(kept)}

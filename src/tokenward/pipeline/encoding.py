@@ -11,7 +11,7 @@ from tokenward.pipeline.context import Run
 from tokenward.tokens.shards import ENCODED, EncodedFile, write_encoded
 from tokenward.tokens.template import Template
 
-_LAYOUT = 1
+_LAYOUT = 2
 _STAGE = "encoded"
 
 

@@ -31,7 +31,7 @@ def held_out_prompts(run: Run, template: Template) -> list[Watched]:
         run, whole_comparisons(comparison_file(run, "held_out")), template, may_be_empty=True
     ).rows
     found = first_by_key(rows, run.recipe.fixed_prompts)
-    return [Watched(row.comparison.key, row.comparison.prompt[-1]["content"], row.prompt) for row in found]
+    return [Watched(row.comparison.key, row.comparison.prompt[-1]["content"], row.asked) for row in found]
 
 
 def example_prompts(run: Run, contexts: Sequence[Context]) -> list[Watched]:

@@ -179,7 +179,7 @@ class TokenScorer:
             )
         text = self.template.tokenizer.decode(list(response))
         comparison = Comparison(key="", prompt=(), responses=(str(text),), ranks=(0,), source="ids")
-        return TokenRow(encoded=Encoded(comparison, list(prompt), [list(response)], [True], 1))
+        return TokenRow(encoded=Encoded(comparison, list(prompt), [list(response)], [True], [1]))
 
     def _values(
         self, model: TokenModel, rows: Sequence[TokenRow], tokens_per_batch: int
