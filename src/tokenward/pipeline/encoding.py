@@ -1,5 +1,6 @@
 """Encoding, once: the ids of a data file are kept in the run's folder and serve every stage."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,8 +9,11 @@ from tokenward.artifacts import MANIFEST, file_fingerprint, fingerprint, open_st
 from tokenward.data.lines import ComparisonFile
 from tokenward.errors import UserError
 from tokenward.pipeline.context import Run
+from tokenward.tokens.notes import explanations
 from tokenward.tokens.shards import ENCODED, EncodedFile, write_encoded
+from tokenward.tokens.split import SAID, Note
 from tokenward.tokens.template import Template
+from tokenward.types import Comparison
 
 _LAYOUT = 2
 _STAGE = "encoded"
@@ -39,6 +43,21 @@ def encoded_file(run: Run, file: ComparisonFile, template: Template) -> EncodedF
                     )
                 stage.complete(rows=len(file))
     return _opened(folder, len(file))
+
+
+def say_notes(
+    run: Run, template: Template, counts: Mapping[str, int], files: Sequence[ComparisonFile]
+) -> None:
+    """Show how rows are written where that needs a word, each with an example out of the encoded files."""
+    found: dict[Note, Comparison] = {}
+    for note, words in SAID.items():
+        for file in files if counts.get(words) else ():
+            row = encoded_file(run, file, template).first_with(note)
+            if row is not None:
+                found[note] = file[row]
+                break
+    for line in explanations(template, found, counts):
+        run.display.line(line)
 
 
 def _complete(folder: Path) -> bool:

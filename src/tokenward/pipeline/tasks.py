@@ -54,7 +54,7 @@ def sampler_of(run: Run, policy: LanguageModel, *, fixed_length: bool = False) -
         stop=tuple(table.stop),
         fixed_length=fixed_length,
     )
-    template = policy.template(run.recipe.tokens.template)
+    template = policy.template(run.style)
     fixed = {"model": policy, "template": template, "settings": settings, "precision": table.precision}
     name, arguments = guidance.sampler.name, guidance.sampler.arguments
     if name in SAMPLERS:
@@ -91,7 +91,7 @@ def example_task(run: Run, policy: LanguageModel) -> Task:
     guidance = run.recipe.guidance
     assert guidance is not None
     assert guidance.source is not None
-    template = policy.template(run.recipe.tokens.template)
+    template = policy.template(run.style)
     longest = guidance.sampling.max_new_tokens
     train, development = (
         encoded_examples(run, template, part, reply=longest) for part in ("train", "development")

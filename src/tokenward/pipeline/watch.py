@@ -62,7 +62,7 @@ def watching(
     settings = SamplingSettings(
         table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
     )
-    template = model.template(run.recipe.tokens.template)
+    template = model.template(run.style)
 
     def answer() -> list[Reply]:
         return sample_replies(model, template, [item.ids for item in prompts], settings, seed=run.recipe.seed)

@@ -260,6 +260,11 @@ class EncodedFile:
         sizes = [np.diff(_offsets(batch.column(name))) for batch in self._all()]
         return np.cumsum(np.concatenate([np.zeros(1, np.int64), *sizes]))
 
+    def first_with(self, note: int) -> int | None:
+        """Number of the first comparison with a note, of its prompt or of a response; None where none has it."""
+        noted = np.flatnonzero(self.column("notes") & int(note))
+        return int(np.searchsorted(self.starts(), noted[0], side="right")) - 1 if len(noted) else None
+
     def prompt(self, row: int) -> list[int]:
         """Ids of the prompt of a comparison, given its number in the file."""
         return self._ids("prompt", row)

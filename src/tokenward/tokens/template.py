@@ -41,6 +41,12 @@ class Style(NamedTuple):
     variables: Mapping[str, Any] = {}
     day: str = ""
 
+    def template(self, tokenizer: PreTrainedTokenizerBase, *, encoder: bool = False) -> "Template":
+        """How a tokenizer writes a conversation in this style."""
+        return Template(
+            tokenizer=tokenizer, kind=self.kind, encoder=encoder, variables=self.variables, day=self.day
+        )
+
     @classmethod
     def of_facts(cls, facts: Mapping[str, Any]) -> Self:
         """What :meth:`facts` gave; a folder that says nothing was written by the chat template as it is."""
@@ -111,7 +117,7 @@ class Template:
         read = self._read_variables
         unknown = sorted(set(self.variables) - read - {"tools", "documents"})
         if unknown:
-            known = ", ".join(sorted(read - set(_FIXED) - set(self.tokenizer.special_tokens_map))) or "none"
+            known = ", ".join(self.choices) or "none"
             raise UserError(
                 f"tokens.chat_template_kwargs: the chat template of {self.tokenizer.name_or_path} does not read {unknown[0]}, so it "
                 f"would change nothing. Variables that it reads: {known}."
@@ -133,6 +139,12 @@ class Template:
                     "chat_template.jinja, or write tokens.template: plain."
                 ) from error
         return names
+
+    @property
+    def choices(self) -> list[str]:
+        """Variables that the chat template reads and a recipe may give."""
+        fixed = {*_FIXED, *self.tokenizer.special_tokens_map}
+        return sorted(self._read_variables - fixed) if self.kind == "chat" else []
 
     @property
     def _sources(self) -> list[str]:
