@@ -17,7 +17,7 @@ from tokenward.data.split import fraction_places, is_held_out
 from tokenward.data.stream import write_split
 from tokenward.errors import UserError
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.encoding import encoded_file
+from tokenward.pipeline.encoding import encoded_file, say_notes
 from tokenward.tokens.encode import Encoded, EncodedSet, check_some_left, encode, keys_of
 from tokenward.tokens.encoded import EncodedRows
 from tokenward.tokens.template import Template
@@ -213,6 +213,7 @@ def encode_set(
         check_some_left(result.counts)
     if show:
         run.display.table(show, ("", "rows"), [(name, str(count)) for name, count in result.counts.items()])
+        say_notes(run, template, result.counts, [rows.file if isinstance(rows, Choice) else rows])
     return result
 
 

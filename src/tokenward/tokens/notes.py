@@ -1,6 +1,8 @@
 """What a run says of how its rows are written: each note with the texts of an example."""
 
 from collections.abc import Mapping
+from functools import reduce
+from operator import or_
 
 from tokenward.tokens.split import SAID, Note, split_all
 from tokenward.tokens.template import Template
@@ -27,6 +29,12 @@ def explanations(
             f"  {count} {'row' if count == 1 else 'rows'}, such as {example.source}: {_said(template, note, example)}"
         )
     return lines
+
+
+def notes_of(template: Template, comparison: Comparison) -> int:
+    """All notes of a comparison, bits of :class:`tokenward.tokens.split.Note`."""
+    (split,) = split_all([comparison], template)
+    return reduce(or_, (own.notes for own in split.responses), split.notes)
 
 
 def _ending(template: Template) -> str:
