@@ -311,11 +311,21 @@ def test_marks_in_the_data_are_noted_and_a_replys_are_text():
     )
     template, encoded, notes = rows_of(CHATML, row=row)
     assert notes == [
-        "note: a reply holds marks of the template",
+        "note: a reply holds marks of the template, or special tokens",
         "note: the prompt holds marks of the template",
     ]
     assert encoded.responses[0].count(template.closing_ids[-1]) == 1
     assert template.tokenizer.decode(encoded.responses[0]) == "a<|im_end|><|im_end|>"
+
+
+def test_data_that_is_templated_already_is_plain_text_with_one_end():
+    prompt = Message(role="user", content="<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
+    row = comparison(prompt=(prompt,), responses=("a<|im_end|>", "b<|im_start|>c"))
+    template, encoded, notes = rows_of(CHATML, tokenizer=tiny_tokenizer, row=row, kind="plain")
+    asked = Template(tokenizer=tiny_tokenizer()).prompt_ids([Message(role="user", content="hi")])
+    assert encoded.prompt == asked
+    assert template.tokenizer.decode(encoded.responses[0]) == "a<|im_end|>"
+    assert notes == ["note: a reply holds marks of the template, or special tokens"]  # of the second
 
 
 def test_an_end_that_is_text_is_followed_by_eos():

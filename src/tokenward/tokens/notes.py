@@ -64,6 +64,8 @@ def _said(template: Template, note: Note, example: Comparison) -> str:
     text = next(text for text in texts if mark in text)
     place = text.index(mark)
     piece = text[max(place - _SHOWN, 0) : place + len(mark)]
+    if template.kind == "plain":
+        return f"{where} holds {mark!r} ({piece!r}), which is read as that special token and not as text"
     effect = "it is encoded as text" if note is Note.REPLY_MARKS else "it is read as the template's own"
     return (
         f"{where} holds {mark!r}, a mark of the chat template ({piece!r}); {effect}. Where the data is written with the template "

@@ -32,7 +32,7 @@ SAID: dict[Note, str] = {
     Note.APART: "note: joint encoding differs at the boundary",
     Note.OPENING: "note: the template begins a reply in another way than it asks for one",
     Note.PRELUDE: "note: the template writes something before a reply",
-    Note.REPLY_MARKS: "note: a reply holds marks of the template",
+    Note.REPLY_MARKS: "note: a reply holds marks of the template, or special tokens",
     Note.PROMPT_MARKS: "note: the prompt holds marks of the template",
 }
 """Notes of rows that are kept."""
@@ -176,7 +176,9 @@ def _split(
     followed = [reply[1].ids for reply in replies if reply and template.kind == "chat"]
     trunk = min((_same(prompt.ids, ids) for ids in followed), default=len(prompt.ids))
     notes = Note.OPENING if trunk < len(prompt.ids) else Note(0)
-    if template.marks and any(template.marks.search(message["content"]) for message in comparison.prompt):
+    # A plain prompt is written with its marks.
+    written = comparison.prompt if template.kind == "chat" else ()
+    if template.marks and any(template.marks.search(message["content"]) for message in written):
         notes |= Note.PROMPT_MARKS
     responses = [
         _response(template, prompt, trunk, *reply, marked=marks) if reply else _UNPLACED
@@ -215,7 +217,7 @@ def _response(
     """One response, out of the whole conversation or, where that would misread its text, apart from it."""
     notes = Note.REPLY_MARKS if marked else Note(0)
     apart = prompt.ids[:trunk] != tokens.ids[:trunk]
-    if (marked and len(reply.own) == 1) or apart:
+    if (marked and len(reply.own) == 1 and template.kind == "chat") or apart:
         notes |= Note.APART if apart else Note(0)
         own = _by_pieces(template, prompt, trunk, reply)
     else:
@@ -230,6 +232,8 @@ def _marked(template: Template, reply: Sequence[Message]) -> bool:
     texts = [
         text for message in reply for text in (message["content"], str(message.get("reasoning_content", "")))
     ]
+    if template.kind == "plain":
+        texts[-2] = template.without_end(texts[-2])
     return any(template.marks.search(text) for text in texts)
 
 

@@ -302,6 +302,12 @@ class Template:
             )
         return self.eos
 
+    def without_end(self, text: str) -> str:
+        """A plain reply without the end that its text may bring: the row writes one."""
+        end = str(self.tokenizer.eos_token or "")
+        bare = text.rstrip("\n")
+        return bare.removesuffix(end) if end and bare.endswith(end) else text
+
     @cached_property
     def special_ids(self) -> set[int]:
         """Ids that are no text: marks of turns, ends, padding."""
@@ -317,9 +323,9 @@ class Template:
 
     @cached_property
     def marks(self) -> re.Pattern[str] | None:
-        """Finds the marks of this template in a text that should hold none; None for plain text."""
+        """Finds the marks of this template in a text that should hold none; of plain text special tokens."""
         if self.kind == "plain":
-            return None
+            return self.special_marks if self.special_ids else None
         asked = self.render([Message(role="user", content=SENTINEL)])
         found = {str(self.tokenizer.convert_ids_to_tokens(token)) for token in self.special_ids}
         # Marks that are no special tokens, as Zephyr's <|user|>.

@@ -70,7 +70,7 @@ def write_reply(template: Template, comparison: Comparison, place: int, asked: A
     """
     reply = comparison.reply(place)
     if template.kind == "plain":
-        return _plain(comparison, reply, asked)
+        return _plain(template, comparison, reply, asked)
     text = template.conversation(joined(comparison.prompt, reply), comparison.tools)
     if len(reply) == 1:
         return Written(text, [(_shared(text, asked.head), _end(text, asked.tail))])
@@ -137,7 +137,7 @@ def _inner_end(template: Template, comparison: Comparison, before: _Before, text
     return mark.end() if mark else end
 
 
-def _plain(comparison: Comparison, reply: Sequence[Message], asked: Asked) -> Written:
+def _plain(template: Template, comparison: Comparison, reply: Sequence[Message], asked: Asked) -> Written:
     """Messages joined as text; the assistant's are its own."""
     text, own = asked.text, list[tuple[int, int | None]]()
     for number, message in enumerate(reply):
@@ -148,7 +148,7 @@ def _plain(comparison: Comparison, reply: Sequence[Message], asked: Asked) -> Wr
             )
         text += "\n\n" if number else ""
         start = len(text)
-        text += message["content"]
+        text += template.without_end(message["content"]) if number == len(reply) - 1 else message["content"]
         if message["role"] == "assistant" and message.get("weight", 1):
             own.append((start, len(text)))
     return Written(text, own, bool(reply[-1].get("weight", 1)))
