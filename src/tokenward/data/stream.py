@@ -49,15 +49,14 @@ class _Seen:
         self.held_out = array("b")  # of the usable rows, as what follows
         self.keys = array("Q")
         self.opinions = array("Q")
-        self.empty = array("i")
-        self.identical = array("i")
+        self.removed = [array("i") for _ in Usable._fields[1:]]
 
     def add(self, row: Usable, held_out: bool) -> None:
         self.held_out.append(held_out)
         self.keys.append(int(row.comparison.key, 16))
         self.opinions.append(opinion(row.comparison))
-        self.empty.append(row.empty_removed)
-        self.identical.append(row.identical_removed)
+        for column, count in zip(self.removed, row[1:], strict=True):
+            column.append(count)
 
 
 def write_split(folder: Path, results: Iterable[Usable | Dropped], *, held_out: float, seed: int) -> Written:
@@ -126,5 +125,5 @@ def _write(
                 f"no comparison is left to train on: {counts}. Lower data.held_out (now {held_out}) or "
                 "give more data."
             )
-    notes = notes_of(*(int(np.array(removed)[kept].sum()) for removed in (seen.empty, seen.identical)))
+    notes = notes_of(*(int(np.array(removed)[kept].sum()) for removed in seen.removed))
     return Written(counts, notes, train, int(kept.sum()) - train)

@@ -50,7 +50,7 @@ def _examples(source: str) -> Iterator[Example]:
     if first is None:
         return
     if "prompt" not in first[1]:  # chosen and rejected that hold the prompt, or another name for it
-        for result in read(source)[1]:
+        for result in read(source).rows:
             if isinstance(result, Usable):
                 yield _example(result.comparison.prompt, result.comparison.source, {})
         return

@@ -10,7 +10,8 @@ from rich.text import Text
 from tokenward.artifacts import atomic_write
 from tokenward.config import parse_recipe
 from tokenward.data import rows
-from tokenward.data.fields import FieldError, text, text_or_messages
+from tokenward.data.fields import FieldError, text
+from tokenward.data.messages import text_or_messages
 from tokenward.display import Display, largest, signed
 from tokenward.errors import UserError
 from tokenward.pipeline.command import quiet_libraries

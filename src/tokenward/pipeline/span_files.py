@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tokenward.data import rows as read_rows
-from tokenward.data.fields import FieldError, text, text_or_messages
+from tokenward.data.fields import FieldError, text
+from tokenward.data.messages import text_or_messages
 from tokenward.errors import UserError
 from tokenward.tokens.encode import response_key
 from tokenward.types import Message, Span
