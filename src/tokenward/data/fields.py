@@ -45,8 +45,9 @@ def describe(value: object) -> str:
         return "text"
     if isinstance(value, Mapping):
         return "an object"
-    listed = isinstance(value, Sequence) and not isinstance(value, bytes)
-    return f"a list of {len(value)}" if listed else type(value).__name__
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return f"a list of {len(value)}"
+    return type(value).__name__
 
 
 def optional(row: Row, field: str) -> Any:

@@ -28,7 +28,7 @@ BUILTIN = Path(str(files("tokenward") / "data" / "builtin" / "reviews.jsonl.gz")
 
 
 class PairSets(NamedTuple):
-    """The pairs of a run.
+    """The pairs of a run, and with them its comparisons of one response.
 
     Attributes:
         train: For the oracle and the policy.
@@ -182,7 +182,7 @@ def pair_sets(run: Run) -> PairSets:
     """
     table = run.recipe.data
     train, held_out = (_pairs_of(run, side) for side in ("train", "held_out"))
-    if not train:
+    if not train and table.min_gap is not None:
         raise UserError(
             f"no pair is left to train on: data.min_gap {table.min_gap} is larger than every gap. Lower it or leave it out."
         )
@@ -211,12 +211,14 @@ def rows_of_referee(run: Run, file: ComparisonFile) -> np.ndarray:
 def _pairs_of(run: Run, side: str) -> Choice:
     table = run.recipe.data
     file = comparison_file(run, side)
-    rows, places = array("q"), array("i")
+    rows, places, sizes = array("q"), array("i"), array("b")
     for number, comparison in enumerate(file):
-        for pair in pair_places(comparison, table.pairs, min_gap=table.min_gap):
+        alone = [(0,)] if len(comparison.responses) == 1 else []
+        for part in alone or pair_places(comparison, table.pairs, min_gap=table.min_gap):
             rows.append(number)
-            places.extend(pair)
-    return Choice.pairs(file, rows, places)
+            places.extend(part)
+            sizes.append(len(part))
+    return Choice.pairs(file, rows, places, sizes)
 
 
 def whole_comparisons(file: ComparisonFile) -> Choice:
@@ -231,7 +233,8 @@ def without_pairs(run: Run) -> int:
     both = (
         row for side in ("train", "held_out") for row in read_comparisons(run.path("data") / f"{side}.jsonl")
     )
-    return sum(not pair_places(row, table.pairs, min_gap=table.min_gap) for row in both)
+    ranked = (row for row in both if len(row.responses) > 1)
+    return sum(not pair_places(row, table.pairs, min_gap=table.min_gap) for row in ranked)
 
 
 def token_settings(run: Run) -> dict[str, Any]:

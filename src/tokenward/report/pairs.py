@@ -85,8 +85,8 @@ class PairReader:
 
     @classmethod
     def open(cls, run: RunFolder) -> "PairReader | None":
-        """A reader of a run's pairs; None where the run has no scores, as a guided one."""
-        if not {"data", "reference", "scores"} <= set(run.manifests):
+        """A reader of a run's pairs; None where the run has no scores, as a guided one, or no pairs."""
+        if not {"data", "reference", "scores"} <= set(run.manifests) or only_alone(run):
             return None
         store = TokenStore(run.path / "scores")
         made = stored_scorer(run)
@@ -136,6 +136,15 @@ class PairReader:
         if part == "held_out":
             return "held out"
         return "referee" if share and is_held_out(comparison, share, self.run.seed + 1) else "train"
+
+
+def only_alone(run: RunFolder) -> bool:
+    """Whether every comparison of a run has one response, which no pair can be made of."""
+    if "data" not in run.manifests:
+        return False
+    facts = run.manifests["data"].facts
+    alone = sum(facts.get("unpaired", {}).values())
+    return bool(alone) and alone == facts["train"] + facts["held_out"]
 
 
 def _keys(comparison: Comparison, better: int, worse: int) -> tuple[str, str]:
