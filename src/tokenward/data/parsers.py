@@ -18,6 +18,7 @@ from tokenward.data.conversations import (
 from tokenward.data.fields import (
     FieldError,
     Row,
+    Unusable,
     describe,
     integer,
     items,
@@ -306,6 +307,45 @@ def with_row_wide(found: Parsed, row: Row) -> Parsed:
             raise FieldError("system", "the prompt begins with another system message. Leave one of them out")
         return found
     return found._replace(prompt=(first, *found.prompt))
+
+
+class Asked(NamedTuple):
+    """A prompt, and what the assistant may call."""
+
+    prompt: Conversation
+    tools: tuple[Mapping[str, Any], ...]
+
+
+def asked_of(row: Row) -> Asked:
+    """``prompt``, and ``system`` and ``tools`` where they are, read as in training.
+
+    Raises:
+        FieldError: One is missing or not what it should be.
+    """
+    found = with_row_wide(Parsed(prompt_of(row), (), ()), row)
+    return Asked(found.prompt, found.tools)
+
+
+class Answered(NamedTuple):
+    """A prompt and one response to it, as a row of people's own has them."""
+
+    prompt: Conversation
+    response: Reply
+    tools: tuple[Mapping[str, Any], ...]
+
+
+def answered(row: Row) -> Answered:
+    """``prompt`` and ``response``, and ``system`` and ``tools`` where they are, read as in training.
+
+    Raises:
+        FieldError: One is missing or not what it should be, or the response is no reply.
+    """
+    prompt = prompt_of(row)
+    try:
+        response = reply(text_or_messages(required(row, "response"), "response"), prompt)
+    except Unusable as reason:
+        raise FieldError("response", str(reason)) from reason
+    return Answered(asked_of(row).prompt, response, tools_of(row))
 
 
 def _conversation(row: Row, field: str) -> Conversation:
