@@ -45,7 +45,14 @@ data:
   split: train
   subset: main
   limit: 100
-  held_out: 0.2
+  held_out: 0
+  eval:
+    source: [my_test.jsonl]
+    split: test
+    subset: en
+    limit: 50
+    format: pairs
+    columns: {prompt: question}
   pairs: adjacent
   min_gap: 0.5
 tokens:
@@ -517,7 +524,11 @@ def test_values_know_where_they_come_from():
     st.none() | st.integers(0, 9),
     st.none() | st.integers(0, 9),
     st.sampled_from(
-        [k for k in WHOLE if k.partition(".")[0] not in ("experts", "examples", "prompt_task", "guidance")]
+        [
+            k
+            for k in WHOLE
+            if not k.startswith(("experts", "examples", "prompt_task", "guidance", "data.eval."))
+        ]
     ),
 )
 def test_default_gives_way_to_the_file_and_the_file_to_set(in_file, in_set, key):

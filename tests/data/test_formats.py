@@ -74,9 +74,10 @@ def test_names_are_the_keys():
     ("row", "message"),
     [
         (
-            {"instruction": "q", "chosen": "I say yes", "rejected": "I say no"},  # "I say" is no prompt
-            "columns found: instruction, chosen, rejected · nearest format: pairs (prompt, chosen, "
-            "rejected), missing: prompt (did you mean instruction? set data.columns.prompt: instruction)",
+            {"query": "q", "chosen": "I say yes", "rejected": "I say no"},  # "I say" is no prompt
+            "columns found: query, chosen, rejected · nearest format: pairs (prompt, chosen, "
+            "rejected), missing: prompt (did you mean query? set data.columns.prompt: query) · chosen and rejected "
+            "begin alike: set data.format: implicit",
         ),
         (
             {"promt": "q", "chosen": "I say yes", "rejected": "I say no"},
@@ -84,8 +85,8 @@ def test_names_are_the_keys():
         ),
         (
             {"chosen": "yes", "rejected": "no"},
-            "pairs (prompt, chosen, rejected), missing: prompt · chosen and rejected alone are read when "
-            "both begin with the same prompt and no column looks like it: set data.format: implicit",
+            "pairs (prompt, chosen, rejected), missing: prompt · chosen and rejected alone are read where both "
+            "begin with their prompt, and here they do not",
         ),
         (
             {"question": "q", "chosen": [assistant("yes")], "rejected": [assistant("no")]},
@@ -139,7 +140,7 @@ def parse(name, row):
 
 def test_ultrafeedback_binarized_as_it_is():
     parsed = parse("ultrafeedback_binarized", BINARIZED)
-    assert parsed == ((user("q"),), ("yes", "no"), (0, 1), (8.5, 7.0), None)
+    assert parsed[:5] == ((user("q"),), ("yes", "no"), (0, 1), (8.5, 7.0), None)
 
 
 def test_a_pair_needs_both_scores_or_none():
@@ -154,10 +155,10 @@ def test_a_pair_needs_both_scores_or_none():
 
 
 def test_ranked():
-    assert parse("ranked", RANKED) == ((user("q"),), ("a", "b", "c"), (1, 0, 2), None, None)
+    assert parse("ranked", RANKED)[:5] == ((user("q"),), ("a", "b", "c"), (1, 0, 2), None, None)
     assert parse("ranked", {**RANKED, "ranks": [7, -2, 7]}).ranks == (1, 0, 1)
     scored = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [0.5, 2, 0.5]}
-    assert parse("ranked", scored) == ((user("q"),), ("a", "b", "c"), (1, 0, 1), (0.5, 2.0, 0.5), None)
+    assert parse("ranked", scored)[:5] == ((user("q"),), ("a", "b", "c"), (1, 0, 1), (0.5, 2.0, 0.5), None)
     both = parse("ranked", {**scored, "ranks": [0, 1, 2]})
     assert (both.ranks, both.scores) == ((0, 1, 2), (0.5, 2.0, 0.5))
     assert parse("ranked", {**scored, "ranks": None}).ranks == (1, 0, 1)
@@ -175,13 +176,17 @@ def test_ranked_takes_messages_and_spans():
     assert parsed.prompt == tuple(talk)
     assert parsed.responses == ("good word", "bad")
     assert parsed.spans == ((Span(0, 4, 1.5), Span(5, 9, 1.0)), ())
-    with pytest.raises(Unusable, match="several messages"):
-        parse("ranked", {**row, "responses": [[assistant("a"), assistant("b")], "c"]})
+    several = [[assistant("a"), user("b"), assistant("c")], "d"]
+    parsed = parse("ranked", {**row, "responses": several, "spans": None})
+    assert parsed.responses == ("a\nc", "d")
+    assert parsed.turns == (tuple(several[0]), None)
+    with pytest.raises(Unusable, match="does not end with the assistant"):
+        parse("ranked", {**row, "responses": [[assistant("a"), user("b")], "c"]})
 
 
 def test_ultrafeedback_uses_one_scale_for_all_completions():
     parsed = parse("ultrafeedback", ULTRAFEEDBACK)
-    assert parsed == ((user("q"),), ("a", "b", "c"), (1, 0, 1), (6.5, 8.0, 6.5), None)
+    assert parsed[:5] == ((user("q"),), ("a", "b", "c"), (1, 0, 1), (6.5, 8.0, 6.5), None)
     first, *others = ULTRAFEEDBACK["completions"]
     without = {**ULTRAFEEDBACK, "completions": [{**first, "overall_score": None}, *others]}
     assert parse("ultrafeedback", without)[2:4] == ((1, 2, 0), (4.0, 3.0, 5.0))
@@ -189,7 +194,7 @@ def test_ultrafeedback_uses_one_scale_for_all_completions():
 
 def test_nectar_counts_from_one_and_its_prompt_is_a_transcript():
     parsed = parse("nectar", NECTAR)
-    assert parsed == ((user("p"), assistant("r"), user("q")), ("a", "b", "c"), (1, 0, 2), None, None)
+    assert parsed[:5] == ((user("p"), assistant("r"), user("q")), ("a", "b", "c"), (1, 0, 2), None, None)
 
 
 def test_dense_ranks():
@@ -211,7 +216,7 @@ PAIR = {"prompt": "q", "chosen": "yes", "rejected": "no"}
             {**PAIR, "prompt": {"a": 1}},
             "prompt: found an object, expected text or a list of messages",
         ),
-        ("pairs", {**PAIR, "chosen": ["yes"]}, "chosen[0]: found text, expected an object"),
+        ("pairs", {**PAIR, "chosen": [5]}, "chosen[0]: found the number 5, expected an object"),
         ("pairs", {**PAIR, "chosen": [{"role": "user"}]}, "chosen[0].content: missing; found only role"),
         ("pairs", {**PAIR, "chosen": [{"role": "user", "content": None}]}, "chosen[0].content: found null"),
         (
@@ -282,7 +287,7 @@ def test_a_malformed_field_is_named_with_what_was_found(name, row, message):
 def test_cells_of_a_table_are_parsed_where_numbers_or_lists_are_due():
     cells = {"prompt": "2", "responses": '["1", "[2]"]', "ranks": "[1, 0]", "scores": "", "spans": ""}
     parsed = parse("ranked", {name: Cell(value) for name, value in cells.items()})
-    assert parsed == ((user("2"),), ("1", "[2]"), (1, 0), None, None)
+    assert parsed[:5] == ((user("2"),), ("1", "[2]"), (1, 0), None, None)
     cells = {
         "prompt": "null",
         "chosen": "[1, 2]",
@@ -291,7 +296,7 @@ def test_cells_of_a_table_are_parsed_where_numbers_or_lists_are_due():
         "score_rejected": "1",
     }
     parsed = parse("pairs", {name: Cell(value) for name, value in cells.items()})
-    assert parsed == ((user("null"),), ("[1, 2]", "None"), (0, 1), (7.5, 1.0), None)
+    assert parsed[:5] == ((user("null"),), ("[1, 2]", "None"), (0, 1), (7.5, 1.0), None)
     assert {type(text) for text in parsed.responses} == {str}
     cells = {"prompt": "q", "chosen": '[{"role": "assistant", "content": "yes"}]', "rejected": "[{no"}
     assert parse("pairs", {name: Cell(value) for name, value in cells.items()}).responses == ("yes", "[{no")

@@ -46,6 +46,10 @@ def source(tmp_path):
     return write
 
 
+def said(role, content, **more):
+    return {"role": role, "content": content, **more}
+
+
 def pair(prompt: Any = "q", chosen: Any = "yes", rejected: Any = "no", **more):
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
 
@@ -100,7 +104,11 @@ def test_hard_texts_come_through_unchanged(source, text):
         (pair(prompt=[{"role": "system", "content": "s"}]), "empty prompt"),
         (pair(rejected=" \n\t"), "empty response"),
         (pair(chosen="no"), "identical responses"),
-        (pair(chosen=[{"role": "assistant", "content": c} for c in "ab"]), "response has several messages"),
+        (
+            pair(chosen=[said("assistant", "a"), said("user", "b")]),
+            "response does not end with the assistant",
+        ),
+        (pair(chosen=[said("assistant", "a", weight=0)]), "response of weight 0"),
     ],
 )
 def test_a_pair_that_teaches_nothing_is_dropped_and_counted(source, row, reason):

@@ -227,9 +227,11 @@ def test_split_and_subset_are_refused_where_they_mean_nothing(tmp_path):
     path = jsonl(tmp_path / "a.jsonl")
     with pytest.raises(UserError, match=r"data\.split: test: .* is a file and has no splits"):
         list(rows(path, split="test"))
-    for source in (path, tmp_path):
-        with pytest.raises(UserError, match=r"data\.subset: en: only hub data sets have subsets"):
+    for source in (path, tmp_path / "*.jsonl"):
+        with pytest.raises(UserError, match=r"data\.subset: en: only folders and hub data sets have subsets"):
             list(rows(source, subset="en"))
+    with pytest.raises(UserError, match=r"has no folder of this name. It has no folders with data"):
+        list(rows(tmp_path, subset="en"))
 
 
 @pytest.fixture

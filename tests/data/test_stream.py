@@ -23,7 +23,7 @@ def source(folder: Path, rows: list[dict]) -> Path:
 
 
 def written(folder: Path, path: Path, *, held_out: float = 0.3, seed: int = 0):
-    return write_split(folder, read(path)[1], held_out=held_out, seed=seed)
+    return write_split(folder, read(path).rows, held_out=held_out, seed=seed)
 
 
 def lines(path: Path) -> list[dict]:

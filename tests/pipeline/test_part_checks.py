@@ -72,7 +72,7 @@ def test_a_verifier_that_can_be_called_passes(tiny_workplace):
         (None, "spans.jsonl: no such file"),
         ([], "spans.jsonl holds no row"),
         (["{"], "spans.jsonl:1: not JSON"),
-        ([{"prompt": "Say 0.", "response": "x"}], "spans.jsonl:1: the row has no spans"),
+        ([{"prompt": "Say 0.", "response": "x"}], "spans.jsonl:1: spans: missing; found only prompt, response"),
         ([{"prompt": "Say 0.", "response": "x", "spans": [[0, "a"]]}], "its spans are not lists of three numbers"),
         ([{"prompt": "Say 0.", "response": 3, "spans": []}], "spans.jsonl:1: response: found the number 3"),
         (

@@ -243,6 +243,7 @@ def test_the_stages_stand_in_the_order_of_what_they_read(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         stages, "FUNCTIONS", {name: lambda run, name=name: done.append(name) for name in stages.FUNCTIONS}
     )
+    monkeypatch.setattr(stages, "check_unpaired", lambda run, wanted: None)
     monkeypatch.setattr(stages, "train_expert", lambda run, name: done.append(f"expert-{name}"))
     experts = (
         f"experts={{b: {{{TRAINING}, picks: {{scorer: {{name: rank, of: a}}, count: 1, alone: true}}}}, "

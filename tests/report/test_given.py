@@ -129,7 +129,7 @@ def test_given_spans_take_the_place_of_the_datas_own(copied_run: Path, tmp_path:
 
 def test_spans_need_scores(copied_run: Path, tmp_path: Path) -> None:
     shutil.rmtree(RUN / "scores")
-    with pytest.raises(UserError, match="has no scores to compare"):
+    with pytest.raises(UserError, match="has no pairs with scores to compare"):
         make_report(RUN, spans=written(tmp_path / "a.jsonl", {"key": "x", "spans": []}))
 
 

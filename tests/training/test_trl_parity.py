@@ -1,6 +1,7 @@
 """Law 8: losses and gradients equal TRL 1.16's on the same token ids."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 from tests.training.tools import language_model, random_rows, with_reference
 from tokenward.models.forward import token_logprobs
-from tokenward.objectives import DPO, SePO, SimPO
+from tokenward.objectives import DPO, KTO, SePO, SimPO
 from tokenward.objectives.base import Losses
+from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow, collate
+from tokenward.training.metrics import MetricSums
 
 pytest.importorskip("trl")
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's own warnings are not ours to turn into errors
@@ -38,8 +41,9 @@ def ours(make: Callable, objective, rows: list[TokenRow], layout: str) -> Outcom
     model = language_model(make(), layout=layout)
     batch = collate(rows, layout=layout, pad_id=model.pad_id)
     losses: Losses = objective(token_logprobs(model.model, model.head, batch), batch)
-    metrics = {name: float(value.mean()) for name, value in losses.metrics.items()}
-    return Outcome(model.model, losses.loss.mean(), metrics)
+    sums = MetricSums()
+    sums.add(losses, torch.ones(batch.comparisons, dtype=torch.bool))
+    return Outcome(model.model, losses.loss.mean(), sums.take(lambda total: total))
 
 
 def assert_equal(mine: Outcome, theirs: Outcome, *, within: float, sums: bool = True) -> None:
@@ -135,6 +139,70 @@ def trl_cpo(folder, make: Callable, rows: list[TokenRow], **settings) -> Outcome
     trainer.model.train()
     loss, metrics = trainer.get_batch_loss_metrics(trainer.model, trainer.data_collator(features))
     return Outcome(model, loss, metrics)
+
+
+def trl_kto(folder, make: Callable, reference, rows: list[TokenRow], **settings) -> Outcome:
+    """TRL's KTO trainer on a batch that its own collator makes of the ids."""
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    model = make()
+    trainer = KTOTrainer(
+        model=model,
+        ref_model=reference,
+        args=KTOConfig(**trl_settings(folder), **settings),
+        train_dataset=Dataset.from_list([{"prompt": "a", "completion": "b", "label": True}] * 2),
+        processing_class=tiny_tokenizer(),
+    )
+    labelled = [(row.encoded, row.encoded.comparison.ranks[0] == 0) for row in rows]
+    features = [
+        {"prompt_ids": item.prompt, "completion_ids": item.responses[0], "label": good}
+        for item, good in labelled
+    ]
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(features))
+    metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    return Outcome(model, loss, metrics)
+
+
+def alone(row: TokenRow, place: int) -> TokenRow:
+    """One response of a pair as a row of its own."""
+    item = row.encoded
+    comparison = replace(
+        item.comparison, responses=item.comparison.responses[place : place + 1], ranks=(place,)
+    )
+    return TokenRow(
+        encoded=Encoded(comparison, item.prompt, [item.responses[place]], [item.closed[place]], 0)
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("places", [(0, 1, 1, 0, 1, 1), (0, 0, 0, 0, 0, 0), (1, 1, 1, 1, 1, 1)])
+def test_unpaired_kto_without_a_reference_point_equals_trl(tmp_path, name, places):
+    start = MODELS[name]
+    rows = with_reference(
+        language_model(start()), [alone(row, p) for row, p in zip(ROWS, places, strict=True)]
+    )
+    weights = {"desirable_weight": 1.5, "undesirable_weight": 0.5}
+    theirs = trl_kto(
+        tmp_path,
+        moved(start),
+        start().eval(),
+        rows,
+        loss_type="apo_zero_unpaired",
+        beta=0.3,
+        max_length=None,
+        **weights,
+    )
+    objective = KTO(beta=0.3, anchor="zero", desirable=1.5, undesirable=0.5)
+    mine = ours(moved(start), objective, rows, "shared")
+    assert mine.loss == pytest.approx(theirs.loss, rel=0, abs=1e-6)
+    for part, gradient in theirs.gradients.items():
+        assert float((mine.gradients[part] - gradient).abs().max()) < 1e-6, part
+    shared = {metric for metric in mine.metrics if metric in theirs.metrics and metric.startswith("rewards")}
+    assert shared == {f"rewards/{side}" for side, rank in (("chosen", 0), ("rejected", 1)) if rank in places}
+    for metric in shared:
+        assert mine.metrics[metric] == pytest.approx(theirs.metrics[metric], abs=1e-5), metric
 
 
 def moved(make: Callable):

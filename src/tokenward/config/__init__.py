@@ -12,6 +12,7 @@ from tokenward.config.loading import LoadedRecipe, Resolved, load_recipe, parse_
 from tokenward.config.schema import (
     REMOVED,
     DataTable,
+    EvalTable,
     EvaluationTable,
     ExpertTable,
     ModelTable,
@@ -32,6 +33,7 @@ from tokenward.config.unused import check_unused
 __all__ = [
     "REMOVED",
     "DataTable",
+    "EvalTable",
     "EvaluationTable",
     "ExamplesTable",
     "ExpertTable",

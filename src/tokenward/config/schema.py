@@ -40,6 +40,22 @@ class ModelTable(Table):
     )
 
 
+class EvalTable(Table):
+    """Comparisons that are held out, where they have a source or a split of their own."""
+
+    source: str | list[str] | None = Field(
+        default=None,
+        description="As data.source; null is data.source itself, of which split names another part.",
+    )
+    split: str | None = Field(default=None, description="As data.split.")
+    subset: str | None = Field(default=None, description="As data.subset.")
+    limit: Count | None = Field(default=None, description="As data.limit.")
+    format: str | None = Field(default=None, description="As data.format; null takes it from there.")
+    columns: dict[str, str] | None = Field(
+        default=None, description="As data.columns; null takes them from there."
+    )
+
+
 class DataTable(Table):
     """The comparisons, and which of them to use."""
 
@@ -52,11 +68,19 @@ class DataTable(Table):
     columns: dict[str, str] = Field(
         default={}, description="Our column name -> the column's name in the source."
     )
-    split: str | None = Field(default=None, description="Split of a data set with several.")
-    subset: str | None = Field(default=None, description="Configuration of a hub data set with several.")
-    limit: Count | None = Field(default=None, description="Use only this many comparisons, the first ones.")
+    split: str | None = Field(
+        default=None, description="Split of a source with several; null is train, or the only one."
+    )
+    subset: str | None = Field(
+        default=None, description="Folder inside the source, or configuration of a hub data set."
+    )
+    limit: Count | None = Field(default=None, description="Read only this many rows, the first ones.")
     held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="Share of the prompts kept from training, for evaluation."
+        default=0.1, description="Share of the prompts kept from training, for evaluation; 0 with eval."
+    )
+    eval: EvalTable | None = Field(
+        default=None,
+        description="Rows to evaluate on, from a source or a split of their own; null takes held_out.",
     )
     pairs: Literal["best_worst", "all", "adjacent"] = Field(
         default="best_worst",

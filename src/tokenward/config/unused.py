@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from tokenward.config.base import Table
 from tokenward.config.loading import LoadedRecipe
 from tokenward.config.problems import Problem
-from tokenward.config.schema import Recipe
+from tokenward.config.schema import DataTable, Recipe
 from tokenward.errors import UserError
 
 _COMPARISONS_ONLY = (
@@ -48,6 +48,7 @@ def _unused(recipe: Recipe) -> Iterator[Problem]:
                 f"{key} is read by a guided run alone, and this recipe has no table guidance: it would train on the "
                 f"comparisons of data. Write a table guidance, or leave {key} out.",
             )
+        yield from _held_out(recipe.data)
         return
     for key in filter(lambda key: _written(recipe, key), _COMPARISONS_ONLY):
         instead = _INSTEAD.get(key, "")
@@ -60,6 +61,24 @@ def _unused(recipe: Recipe) -> Iterator[Problem]:
         for key, reason in _NOT_IN_PROMPT_TASK.items():
             if _written(recipe, key):
                 yield Problem(key, f"{key} cannot act in a prompt_task: {reason}. Leave it out.")
+
+
+def _held_out(data: DataTable) -> Iterator[Problem]:
+    """What is held out is a share, or rows of their own, not both."""
+    if data.eval is None:
+        return
+    if "held_out" in data.model_fields_set and data.held_out != 0:
+        yield Problem(
+            "data.held_out",
+            f"data.held_out is {data.held_out:g}, and data.eval names the rows that are held out, beside which no share is. "
+            "Write data.held_out: 0, or leave data.eval out.",
+        )
+    if data.eval.source is None and data.eval.split in (None, data.split):
+        yield Problem(
+            "data.eval",
+            "data.eval names neither a source nor another split, so it would be the training rows. Write for example "
+            "eval: {split: test}, or eval: {source: my_test.jsonl}.",
+        )
 
 
 def _written(recipe: Recipe, key: str) -> bool:

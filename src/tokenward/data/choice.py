@@ -20,8 +20,8 @@ class Choice(Sequence[Comparison]):
 
     Attributes:
         file: Where the comparisons are.
-        kind: ``whole`` comparisons of the file; ``pair``, of two responses of one, the better first; ``group``,
-            of responses to one prompt from anywhere in the file, whose ranks carry no meaning.
+        kind: ``whole`` comparisons of the file; ``pair``, of two responses of one, the better first, or a comparison
+            that has one response; ``group``, of responses to one prompt from anywhere in the file, whose ranks carry no meaning.
         starts: ``[comparisons + 1]``, the first response of each, counted over this choice.
         rows: ``[responses]``, number of the comparison in the file.
         places: ``[responses]``, place of the response in that comparison.
@@ -34,19 +34,27 @@ class Choice(Sequence[Comparison]):
     places: np.ndarray
 
     @classmethod
-    def pairs(cls, file: ComparisonFile, rows: Sequence[int], places: Sequence[int]) -> Self:
-        """Pairs of responses.
+    def pairs(
+        cls,
+        file: ComparisonFile,
+        rows: Sequence[int],
+        places: Sequence[int],
+        sizes: Sequence[int] | None = None,
+    ) -> Self:
+        """Pairs of responses, and comparisons that have one response.
 
         Args:
             file: Where the comparisons are.
             rows: ``[pairs]``, number of the comparison.
-            places: ``[2 pairs]``, places of the better and the worse response of each pair.
+            places: Places of the better and the worse response of each pair, or of the only response.
+            sizes: ``[pairs]``, 2 or 1; None where all are pairs.
         """
+        counts = np.full(len(rows), 2) if sizes is None else np.asarray(sizes, np.int64)
         return cls(
             file=file,
             kind="pair",
-            starts=np.arange(0, 2 * len(rows) + 1, 2),
-            rows=np.repeat(np.asarray(rows, np.int64), 2),
+            starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
+            rows=np.repeat(np.asarray(rows, np.int64), counts),
             places=np.asarray(places, np.int32),
         )
 
@@ -83,7 +91,7 @@ class Choice(Sequence[Comparison]):
 
     def _build(self, rows: list[int], places: list[int]) -> Comparison:
         first = self.file[rows[0]]
-        if self.kind == "whole":
+        if self.kind == "whole" or (self.kind == "pair" and len(places) == 1):
             return first
         if self.kind == "pair":
             return pair_of(first, *places)
@@ -98,6 +106,7 @@ class Choice(Sequence[Comparison]):
     def swapped(self) -> "Choice":
         """Pairs with the worse response in the place of the better one."""
         assert self.kind == "pair"
+        assert bool((np.diff(self.starts) == 2).all())
         return replace(self, places=self.places.reshape(-1, 2)[:, ::-1].reshape(-1))
 
     def then(self, other: "Choice") -> "Choice":

@@ -1,12 +1,12 @@
 """Prompt and reply out of conversations: shared beginnings and Human/Assistant transcripts."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from tokenward.data.fields import Row, Unusable, required, text, text_or_messages
+from tokenward.data.fields import Row, Unusable, required, text
+from tokenward.data.messages import Conversation, is_plain, readable, text_or_messages
 from tokenward.types import Message
-
-Conversation = tuple[Message, ...]
 
 NO_SHARED_PROMPT = "no shared prompt"
 
@@ -14,12 +14,19 @@ _MARKER = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
+class Reply(NamedTuple):
+    """A reply as a person reads it, and its messages where they are more than that text."""
+
+    text: str
+    turns: Conversation | None = None
+
+
 class Sides(NamedTuple):
     """A prompt and its two replies."""
 
     prompt: Conversation
-    chosen: str
-    rejected: str
+    chosen: Reply
+    rejected: Reply
 
 
 def user(content: str) -> Conversation:
@@ -64,26 +71,39 @@ def prompt_of(row: Row) -> Conversation:
     return prompt[:-1] if opened else prompt
 
 
-def reply(value: str | Conversation, prompt: Conversation) -> str:
-    """The text of a reply given as text or as messages, which may begin with the prompt.
+def reply(value: str | Conversation, prompt: Conversation) -> Reply:
+    """A reply given as text or as messages, which may begin with the prompt.
 
     Raises:
-        Unusable: It is not exactly one message of the assistant.
+        Unusable: There is none, or it does not begin and end with the assistant.
     """
     if isinstance(value, str):
-        return value
-    rest = list(value[len(prompt) :] if prompt and value[: len(prompt)] == prompt else value)
+        return Reply(value)
+    rest = after(prompt, value)
     if not rest:
         raise Unusable("empty response")
-    if len(rest) > 1:
-        raise Unusable("response has several messages")
     if rest[0]["role"] != "assistant":
         raise Unusable("response is not the assistant's")
-    return rest[0]["content"]
+    if rest[-1]["role"] != "assistant":
+        raise Unusable("response does not end with the assistant")
+    return Reply(rest[0]["content"]) if is_plain(rest) else Reply(readable(rest), rest)
+
+
+def after(prompt: Conversation, value: Conversation) -> Conversation:
+    """The messages that follow a prompt, where they begin with it."""
+    return value[len(prompt) :] if prompt and value[: len(prompt)] == prompt else value
 
 
 def shared_prompt(chosen: Conversation, rejected: Conversation) -> Conversation:
-    """The messages with which both begin, leaving each at least one for its reply; may be empty."""
+    """The messages with which both begin, up to a reply of the assistant in each; may be empty."""
+    same = len(_same(chosen, rejected))
+    while same and not (chosen[same]["role"] == rejected[same]["role"] == "assistant"):
+        same -= 1
+    return chosen[:same]
+
+
+def _same(chosen: Conversation, rejected: Conversation) -> Conversation:
+    """The messages with which both begin, leaving each at least one."""
     limit = min(len(chosen), len(rejected)) - 1
     same = next((i for i in range(limit) if chosen[i] != rejected[i]), max(limit, 0))
     return chosen[:same]
@@ -97,12 +117,21 @@ def from_transcripts(row: Row) -> Sides:
         Unusable: There is no such beginning, or more than one message follows it.
     """
     chosen, rejected = (turns(text(required(row, side), side)) for side in ("chosen", "rejected"))
-    prompt = shared_prompt(chosen, rejected)
+    prompt = _same(chosen, rejected)
     while prompt and prompt[-1]["role"] != "user":
         prompt = prompt[:-1]
     if not prompt:
         raise Unusable(NO_SHARED_PROMPT)
-    return Sides(prompt, reply(chosen, prompt), reply(rejected, prompt))
+    return Sides(prompt, _single(chosen[len(prompt) :]), _single(rejected[len(prompt) :]))
+
+
+def _single(rest: Sequence[Message]) -> Reply:
+    # A transcript that goes on in two ways says which course of a talk was better, not which reply.
+    if len(rest) > 1:
+        raise Unusable("response has several messages")
+    if rest[0]["role"] != "assistant":
+        raise Unusable("response is not the assistant's")
+    return Reply(rest[0]["content"])
 
 
 def from_shared_beginning(row: Row) -> Sides:
@@ -120,7 +149,7 @@ def from_shared_beginning(row: Row) -> Sides:
         cut = _shared_words(chosen, rejected)
         if not chosen[:cut].strip():
             raise Unusable(NO_SHARED_PROMPT)
-        return Sides(user(chosen[:cut]), chosen[cut:], rejected[cut:])
+        return Sides(user(chosen[:cut]), Reply(chosen[cut:]), Reply(rejected[cut:]))
     prompt = () if isinstance(chosen, str) or isinstance(rejected, str) else shared_prompt(chosen, rejected)
     if not prompt:
         raise Unusable(NO_SHARED_PROMPT)
@@ -132,16 +161,31 @@ def from_pair(row: Row) -> Sides:
 
     Raises:
         FieldError: A field is missing, null, or neither text nor messages.
-        Unusable: The conversations are not about this prompt, or a reply is not one message.
+        Unusable: The conversations are not about this prompt, or a side is no reply.
     """
     prompt = prompt_of(row)
     chosen, rejected = (text_or_messages(required(row, side), side) for side in ("chosen", "rejected"))
-    if isinstance(row["prompt"], str) and not isinstance(chosen, str) and not isinstance(rejected, str):
-        prompt = _whole_prompt(prompt, shared_prompt(chosen, rejected))
-    sides = Sides(prompt, reply(chosen, prompt), reply(rejected, prompt))
+    if not isinstance(chosen, str) and not isinstance(rejected, str):
+        if isinstance(row["prompt"], str):
+            prompt = _whole_prompt(prompt, shared_prompt(chosen, rejected))
+        sides = sides_of(prompt, chosen, rejected)
+    else:
+        sides = Sides(prompt, reply(chosen, prompt), reply(rejected, prompt))
     if is_transcript(row["prompt"]):  # the space after "Assistant:" belongs to the notation
-        return Sides(prompt, sides.chosen.strip(), sides.rejected.strip())
+        return Sides(sides.prompt, *(side._replace(text=side.text.strip()) for side in sides[1:]))
     return sides
+
+
+def sides_of(prompt: Conversation, chosen: Conversation, rejected: Conversation) -> Sides:
+    """Two replies as messages, each of which may begin with the prompt; what both say first belongs to the prompt.
+
+    Raises:
+        Unusable: A side is no reply.
+    """
+    first, second = after(prompt, chosen), after(prompt, rejected)
+    replies = [side[0]["role"] == "assistant" for side in (first, second) if side]
+    shared = shared_prompt(first, second) if all(replies) else ()  # else they are not about this prompt
+    return Sides(prompt + shared, reply(first, shared), reply(second, shared))
 
 
 def _whole_prompt(prompt: Conversation, shared: Conversation) -> Conversation:

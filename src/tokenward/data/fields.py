@@ -5,8 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenward.types import Message
-
 Row = Mapping[str, Any]
 
 
@@ -47,7 +45,9 @@ def describe(value: object) -> str:
         return "text"
     if isinstance(value, Mapping):
         return "an object"
-    return f"a list of {len(value)}" if isinstance(value, Sequence) else type(value).__name__
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return f"a list of {len(value)}"
+    return type(value).__name__
 
 
 def optional(row: Row, field: str) -> Any:
@@ -95,7 +95,7 @@ def number(value: object, field: str) -> float:
     Raises:
         FieldError: It is something else; NaN and infinities too, since nothing can be ranked by them.
     """
-    value = _parsed(value)
+    value = parsed(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise FieldError(field, f"found {describe(value)}, expected a finite number")
     return float(value)
@@ -119,7 +119,7 @@ def items(value: object, field: str) -> Sequence[Any]:
     Raises:
         FieldError: It is something else.
     """
-    value = _parsed(value)
+    value = parsed(value)
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise FieldError(field, f"found {describe(value)}, expected a list")
     return value
@@ -138,36 +138,7 @@ def objects(value: object, field: str) -> Sequence[Row]:
     return entries
 
 
-def messages(value: object, field: str) -> tuple[Message, ...]:
-    """A list of messages, each with a role and a content.
-
-    Raises:
-        FieldError: It is something else.
-    """
-    turns: list[Message] = []
-    for index, entry in enumerate(objects(value, field)):
-        path = f"{field}[{index}]."
-        role = text(required(entry, "role", path=path), path + "role")
-        turns.append({"role": role, "content": text(required(entry, "content", path=path), path + "content")})
-    return tuple(turns)
-
-
-def text_or_messages(value: object, field: str) -> str | tuple[Message, ...]:
-    """Text as it is, a list as messages.
-
-    Raises:
-        FieldError: It is neither.
-    """
-    if isinstance(value, Cell) and value.startswith("[{") and not isinstance(_parsed(value), str):
-        value = _parsed(value)
-    if isinstance(value, str):
-        return text(value, field)
-    if not isinstance(value, Sequence):
-        raise FieldError(field, f"found {describe(value)}, expected text or a list of messages")
-    return messages(value, field)
-
-
-def _parsed(value: object) -> Any:
+def parsed(value: object) -> Any:
     """The value of a table's cell; anything else, and a cell that is not JSON, as it is."""
     if not isinstance(value, Cell):
         return value

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tokenward.data.fields import Cell, describe
+from tokenward.data.messages import without_filled
 from tokenward.errors import UserError
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
@@ -117,7 +118,7 @@ def parquet_rows(path: Path) -> Rows:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path}:row {number}", row
+                    yield f"{path}:row {number}", without_filled(row)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a whole Parquet file: {error}. Write or copy it again.") from error
 

@@ -34,6 +34,8 @@ def pair_places(comparison: Comparison, rule: str, *, min_gap: float | None = No
         advice = f" Did you mean {near[0]}?" if near else ""
         raise UserError(f"data.pairs: {rule} is no rule.{advice} Rules are: {', '.join(RULES)}.")
     order = sorted(range(len(comparison.ranks)), key=comparison.ranks.__getitem__)
+    if len(order) < 2:
+        return []
     chosen = [
         (b, w) for b, w in RULES[rule](order, comparison.ranks) if comparison.ranks[b] < comparison.ranks[w]
     ]

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tokenward.data.fields import FieldError, Row, Unusable
-from tokenward.data.formats import Format, check_columns, find, renamed
-from tokenward.data.parsers import Parsed, dense
+from tokenward.data.formats import Format, check_columns, find, renamed, usual_columns
+from tokenward.data.messages import trains
+from tokenward.data.parsers import Parsed, dense, with_row_wide
 from tokenward.data.sources import rows
 from tokenward.errors import UserError
 from tokenward.types import Comparison, Message
@@ -38,6 +39,7 @@ class Loaded:
         dropped: The rows dropped, in the source's order.
         notes: Responses taken out of rows that were kept, by reason.
         format: The name of the format the rows were read as.
+        unread: Columns of the source that were not read.
     """
 
     comparisons: list[Comparison]
@@ -45,14 +47,38 @@ class Loaded:
     dropped: list[Dropped]
     notes: dict[str, int]
     format: str
+    unread: list[str] = field(default_factory=list[str])
 
 
 class Usable(NamedTuple):
-    """A row that can be learned from, and how many responses were taken out of it."""
+    """A row that can be learned from, and how many responses were taken out of it, by reason."""
 
     comparison: Comparison
     empty_removed: int
     identical_removed: int
+    weightless_removed: int = 0
+
+
+@dataclass(slots=True)
+class Reading:
+    """A source that is being read, and what is known of it once its rows have been.
+
+    Attributes:
+        rows: The rows one after the other; repeated ones are still among them.
+        formats: Names of the formats that they were read as.
+        unread: Columns that no part of the source's format reads.
+        said: What the user should know of where the rows came from.
+    """
+
+    rows: Iterator[Usable | Dropped]
+    formats: list[str] = field(default_factory=list[str])
+    unread: list[str] = field(default_factory=list[str])
+    said: list[str] = field(default_factory=list[str])
+
+    @property
+    def format(self) -> str:
+        """The formats in one word; a list of files may have several."""
+        return ", ".join(self.formats)
 
 
 def load(
@@ -68,18 +94,18 @@ def load(
 
     Args:
         source: A file, a glob pattern, a folder, a hub name ``owner/name``, or a list of these.
-        format: The rows' shape; ``auto`` tells it by the columns and the first row.
+        format: The rows' shape; ``auto`` tells it by the columns and the first row, of each item of a list.
         columns: tokenward's name of a column to the source's, where they differ.
-        split: Which split of a saved or hub data set.
-        subset: The configuration of a hub data set.
+        split: Which split of a source with several.
+        subset: A folder inside the source, or the configuration of a hub data set.
         limit: Read no more than this many rows.
 
     Raises:
         UserError: The source cannot be read, has no known shape, or holds malformed rows (the first five are
             named, with the total).
     """
-    shape, results = read(source, format=format, columns=columns, split=split, subset=subset, limit=limit)
-    return _loaded(list(results), shape)
+    reading = read(source, format=format, columns=columns, split=split, subset=subset, limit=limit)
+    return _loaded(list(reading.rows), reading)
 
 
 def read(
@@ -90,20 +116,19 @@ def read(
     split: str | None = None,
     subset: str | None = None,
     limit: int | None = None,
-) -> tuple[str, Iterator[Usable | Dropped]]:
-    """The name of a source's format, and its rows one after the other; repeated rows are still among them.
+) -> Reading:
+    """The rows of a source one after the other.
 
-    Arguments and errors are those of :func:`load`. Malformed rows raise when all rows have been read.
+    Arguments and errors are those of :func:`load`; they raise when rows are asked for, and malformed rows when all have
+    been read.
     """
     if limit is not None and limit < 1:
         raise UserError(f"data.limit must be at least 1, got {limit}. Leave it out to read all rows.")
-    numbered = islice(rows(source, split=split, subset=subset), limit)
-    first = next(numbered, None)
-    if first is None:
-        raise UserError(f"{source}: holds no rows.")
-    columns = columns or {}
-    shape = _shape(first, format, columns)
-    return shape.name, _read_all(chain([first], numbered), shape, columns)
+    parts = [source] if isinstance(source, str | Path) else list(source)
+    reading = Reading(iter(()))
+    numbered = [rows(part, split=split, subset=subset, say=reading.said.append) for part in parts]
+    reading.rows = _read_all(reading, source, numbered, _Wanted(format, columns or {}, limit))
+    return reading
 
 
 def comparison_key(
@@ -123,12 +148,16 @@ def comparison_key(
         turns: As in :class:`tokenward.types.Comparison`.
         tools: So too.
     """
-    texts = list(responses)
-    whole = turns or [None] * len(texts)
-    named = [text if own is None else messages_name(own) for text, own in zip(texts, whole, strict=True)]
-    content: list[Any] = [[message_name(message) for message in prompt], sorted(named)]
+    named = sorted(reply_names(list(responses), turns))
+    content: list[Any] = [[message_name(message) for message in prompt], named]
     content += [json.dumps(list(tools), sort_keys=True)] if tools else []
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def reply_names(texts: Sequence[str], turns: Sequence[Sequence[Message] | None] | None) -> list[str]:
+    """What tells each response from others: its text, or its messages where they are more than that."""
+    whole = turns or [None] * len(texts)
+    return [text if own is None else messages_name(own) for text, own in zip(texts, whole, strict=True)]
 
 
 def whole_turns(
@@ -149,48 +178,87 @@ def messages_name(messages: Iterable[Message]) -> str:
     return json.dumps([message_name(message) for message in messages])
 
 
-def _shape(first: tuple[str, Row], name: str, columns: Mapping[str, str]) -> Format:
+class _Wanted(NamedTuple):
+    """How a source is to be read."""
+
+    format: str
+    columns: Mapping[str, str]
+    limit: int | None
+
+
+class _Faults:
+    """Malformed rows: the first few, and how many there are."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.count = 0
+        self.shapes: list[str] = []
+
+    def add(self, where: str, error: FieldError, shape: Format, columns: Mapping[str, str]) -> None:
+        self.count += 1
+        named = f"{shape.name} ({', '.join(shape.needs)})"
+        self.shapes += [named] if named not in self.shapes else []
+        if self.count <= _SHOWN_ERRORS:
+            self.lines.append(f"  {where}: {_renamed_field(error.field, columns)}: {error.problem}")
+
+    def message(self) -> str:
+        more = [f"  and {self.count - len(self.lines)} more"] if self.count > len(self.lines) else []
+        rows_cannot = "1 row cannot" if self.count == 1 else f"{self.count} rows cannot"
+        head = f"{rows_cannot} be read as {', '.join(self.shapes)}. Mend or delete them:"
+        return "\n".join([head, *self.lines, *more])
+
+
+def _read_all(
+    reading: Reading, source: object, parts: Sequence[Iterator[tuple[str, Row]]], wanted: _Wanted
+) -> Iterator[Usable | Dropped]:
+    """Every row as usable or dropped; after a malformed one only to count how many there are."""
+    faults, count, shape = _Faults(), 0, None
+    for part in parts:
+        numbered = islice(part, None if wanted.limit is None else wanted.limit - count)
+        first = next(numbered, None)
+        if first is None:
+            continue
+        shape, columns = _shape(first, wanted, shape)
+        reading.formats += [shape.name] if shape.name not in reading.formats else []
+        known = {columns.get(name, name) for name in shape.reads}
+        for where, row in chain([first], numbered):
+            count += 1
+            reading.unread += [str(name) for name in row if name not in known and name not in reading.unread]
+            try:
+                result = _result(row, where, shape, columns)
+            except FieldError as error:
+                faults.add(where, error, shape, columns)
+                continue
+            if not faults.count:
+                yield result
+    if not count:
+        raise UserError(f"{source}: holds no rows.")
+    if faults.count:
+        raise UserError(faults.message())
+
+
+def _shape(
+    first: tuple[str, Row], wanted: _Wanted, before: Format | None
+) -> tuple[Format, Mapping[str, str]]:
+    """The shape of a part, that of the part before where it has its columns, and the renaming that counts."""
     where, row = first
     try:
-        check_columns(columns, list(row))
+        check_columns(wanted.columns, list(row))
+        columns = usual_columns(wanted.columns, list(row)) if wanted.format == "auto" else wanted.columns
         named = renamed(row, columns)
-        return find(name, list(named), named)
+        if before is not None and not before.missing(named):
+            return before, columns
+        return find(wanted.format, list(named), named), columns
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
 
-def _read_all(
-    numbered: Iterator[tuple[str, Row]], shape: Format, columns: Mapping[str, str]
-) -> Iterator[Usable | Dropped]:
-    """Every row as usable or dropped; after a malformed one only to count how many there are."""
-    errors: list[str] = []
-    malformed = 0
-    for where, row in numbered:
-        try:
-            result = _result(row, where, shape, columns)
-        except FieldError as error:
-            malformed += 1
-            if malformed <= _SHOWN_ERRORS:
-                errors.append(f"  {where}: {_renamed_field(error.field, columns)}: {error.problem}")
-            continue
-        if not malformed:
-            yield result
-    if malformed:
-        raise UserError(_malformed(malformed, errors, shape))
-
-
 def _result(row: Row, where: str, shape: Format, columns: Mapping[str, str]) -> Usable | Dropped:
+    named = renamed(row, columns)
     try:
-        return _usable(shape.parse(renamed(row, columns)), where)
+        return _usable(with_row_wide(shape.parse(named), named), where)
     except Unusable as reason:  # well formed, but there is nothing to learn from it
         return Dropped(where, str(reason))
-
-
-def _malformed(count: int, errors: list[str], shape: Format) -> str:
-    more = [f"  and {count - len(errors)} more"] if count > len(errors) else []
-    rows_cannot = "1 row cannot" if count == 1 else f"{count} rows cannot"
-    head = f"{rows_cannot} be read as {shape.name} ({', '.join(shape.needs)}). Mend or delete them:"
-    return "\n".join([head, *errors, *more])
 
 
 def _renamed_field(field: str, columns: Mapping[str, str]) -> str:
@@ -201,41 +269,64 @@ def _renamed_field(field: str, columns: Mapping[str, str]) -> str:
 
 
 def _usable(parsed: Parsed, where: str) -> Usable:
-    if len(parsed.responses) < 2:
+    least = 1 if parsed.alone else 2
+    if len(parsed.responses) < least:
         raise Unusable("fewer than two responses")
-    if not any(message["content"].strip() for message in parsed.prompt if message["role"] != "system"):
+    if not any(_asks(message) for message in parsed.prompt):
         raise Unusable("empty prompt")
     filled = [place for place, response in enumerate(parsed.responses) if response.strip()]
-    if len(filled) < 2:
+    if len(filled) < least:
         raise Unusable("empty response")
-    distinct = _distinct(parsed, filled)
-    if len(distinct) < 2:
+    trained = [place for place in filled if _trains(parsed, place)]
+    if len(trained) < least:
+        raise Unusable("response of weight 0")
+    distinct = _distinct(parsed, trained)
+    if len(distinct) < least:
         raise Unusable("identical responses")
-    ranks = dense([parsed.ranks[place] for place in distinct])
-    if len(set(ranks)) < 2:
+    ranks = [parsed.ranks[place] for place in distinct]
+    if not parsed.alone and len(set(ranks)) < 2:
         raise Unusable("all ranks tied")
-    responses = tuple(parsed.responses[place] for place in distinct)
-    comparison = Comparison(
-        key=comparison_key(parsed.prompt, responses),
+    removed = len(parsed.responses) - len(filled), len(trained) - len(distinct), len(filled) - len(trained)
+    return Usable(_comparison(parsed, distinct, where), *removed)
+
+
+def _comparison(parsed: Parsed, places: Sequence[int], where: str) -> Comparison:
+    """The comparison of some of a row's responses."""
+    responses = tuple(parsed.responses[place] for place in places)
+    ranks = tuple(parsed.ranks[place] for place in places)
+    turns = None if parsed.turns is None else whole_turns([parsed.turns[place] for place in places])
+    return Comparison(
+        key=comparison_key(parsed.prompt, responses, turns=turns, tools=parsed.tools),
         prompt=parsed.prompt,
         responses=responses,
-        ranks=ranks,
+        ranks=ranks if parsed.alone else dense(ranks),
         source=where,
-        scores=None if parsed.scores is None else tuple(parsed.scores[place] for place in distinct),
-        spans=None if parsed.spans is None else tuple(parsed.spans[place] for place in distinct),
+        scores=None if parsed.scores is None else tuple(parsed.scores[place] for place in places),
+        spans=None if parsed.spans is None else tuple(parsed.spans[place] for place in places),
+        turns=turns,
+        tools=parsed.tools,
     )
-    return Usable(comparison, len(parsed.responses) - len(filled), len(filled) - len(distinct))
+
+
+def _asks(message: Message) -> bool:
+    return message["role"] != "system" and bool(message["content"].strip() or message.get("tool_calls"))
+
+
+def _trains(parsed: Parsed, place: int) -> bool:
+    own = None if parsed.turns is None else parsed.turns[place]
+    return own is None or trains(own)
 
 
 def _distinct(parsed: Parsed, places: Sequence[int]) -> list[int]:
     """Of identical responses the first where their ranks agree, none where they do not."""
+    names = reply_names(parsed.responses, parsed.turns)
     same: defaultdict[str, list[int]] = defaultdict(list)
     for place in places:
-        same[parsed.responses[place]].append(place)
+        same[names[place]].append(place)
     return sorted(group[0] for group in same.values() if len({parsed.ranks[place] for place in group}) == 1)
 
 
-def _loaded(results: Sequence[Usable | Dropped], format_name: str) -> Loaded:
+def _loaded(results: Sequence[Usable | Dropped], reading: Reading) -> Loaded:
     usable = [row for row in results if isinstance(row, Usable)]
     reasons = dict(zip(map(id, usable), _repeated([row.comparison for row in usable]), strict=True))
     kept: list[Usable] = []
@@ -251,14 +342,19 @@ def _loaded(results: Sequence[Usable | Dropped], format_name: str) -> Loaded:
         comparisons=[row.comparison for row in kept],
         counts={"read": len(results), "kept": len(kept), **Counter(drop.reason for drop in dropped)},
         dropped=dropped,
-        notes=notes_of(sum(row.empty_removed for row in kept), sum(row.identical_removed for row in kept)),
-        format=format_name,
+        notes=notes_of(*(sum(column) for column in zip(*(row[1:] for row in kept), strict=True))),
+        format=reading.format,
+        unread=reading.unread,
     )
 
 
-def notes_of(empty: int, identical: int) -> dict[str, int]:
+def notes_of(empty: int = 0, identical: int = 0, weightless: int = 0) -> dict[str, int]:
     """How many responses were taken out of rows that were kept, by reason; what never happened is left out."""
-    notes = {"empty response removed": empty, "identical response removed": identical}
+    notes = {
+        "empty response removed": empty,
+        "identical response removed": identical,
+        "response of weight 0 removed": weightless,
+    }
     return {reason: count for reason, count in notes.items() if count}
 
 
@@ -270,7 +366,8 @@ def _repeated(comparisons: Sequence[Comparison]) -> list[str]:
 
 def opinion(comparison: Comparison) -> int:
     """Which rank each response has, as a hash of 64 bits; the order of the responses does not matter."""
-    ranked = sorted(zip(comparison.responses, comparison.ranks, strict=True))
+    names = reply_names(comparison.responses, comparison.turns)
+    ranked = sorted(zip(names, comparison.ranks, strict=True))
     return int(hashlib.sha256(json.dumps(ranked).encode()).hexdigest()[:16], 16)
 
 

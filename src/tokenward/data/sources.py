@@ -7,43 +7,50 @@ from pathlib import Path
 from typing import Any
 
 from tokenward.data.files import READERS, Rows, extension
+from tokenward.data.messages import without_filled
+from tokenward.data.splits import Say, by_split, choose_split, chosen_files, grouped, listed
 from tokenward.errors import UserError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_LISTED_NAMES = 8
 
 
 def rows(
-    source: str | Path | Sequence[str | Path], *, split: str | None = None, subset: str | None = None
+    source: str | Path | Sequence[str | Path],
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    say: Say = str,
 ) -> Rows:
     """The rows of a source, one after the other.
 
     Args:
         source: A file (JSONL, JSON, CSV, TSV, each also ``.gz``, or Parquet), a glob pattern, a folder of such
             files, a folder saved by ``datasets``, a hub name ``owner/name``, or a list of these.
-        split: Which split of a saved or hub data set (default: ``train`` if there is one, or the only one).
-            In a folder of files: only those whose name begins with it.
-        subset: The configuration of a hub data set.
+        split: Which split of a source with several (default: ``train`` if there is one, or the only one). Files name
+            their split, such as ``train-00000-of-00002.parquet``; of files that name none, those whose name begins so.
+        subset: A folder inside the source, or the configuration of a hub data set.
+        say: Is told which split is read where others are there too.
 
     Yields:
         Where the row stands, ``file:line`` or ``file:row N`` (counted from 1), and the row.
 
     Raises:
-        UserError: The source is missing or cannot be read; the message names file and line.
+        UserError: The source is missing or cannot be read, or it is not clear which split is meant; the message names
+            file and line.
     """
     if not isinstance(source, str | Path):
         for part in source:
-            yield from rows(part, split=split, subset=subset)
+            yield from rows(part, split=split, subset=subset, say=say)
         return
     path = Path(source).expanduser()
     if path.is_dir():
-        yield from _folder_rows(path, split, subset)
+        yield from _folder_rows(path, split, subset, say)
     elif path.exists():
         yield from _file_rows(path, split, subset)
     elif any(character in str(source) for character in "*?["):
         yield from _glob_rows(path, split, subset)
     elif _is_hub_name(str(source), path):
-        yield from _hub_rows(str(source), split, subset)
+        yield from _hub_rows(str(source), split, subset, say)
     else:
         raise _missing(path)
 
@@ -59,38 +66,67 @@ def _file_rows(path: Path, split: str | None, subset: str | None) -> Rows:
 
 
 def _glob_rows(pattern: Path, split: str | None, subset: str | None) -> Rows:
+    _refuse_subset(pattern, subset)
     root = Path(pattern.anchor)  # Path.glob takes no absolute pattern
     found = sorted(path for path in root.glob(str(pattern.relative_to(root))) if path.is_file())
     if not found:
         raise UserError(f"{pattern}: no file matches this pattern.")
-    for path in found:
-        yield from _file_rows(path, split, subset)
-
-
-def _folder_rows(folder: Path, split: str | None, subset: str | None) -> Rows:
-    _refuse_subset(folder, subset)
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        yield from _saved_rows(folder, split)
-        return
-    files = sorted(path for path in folder.iterdir() if path.is_file() and extension(path) in READERS)
-    if not files:
+    groups = grouped(found)
+    if split is None and len(groups) > 1:
+        names = ", ".join(sorted(name for name in groups if name is not None))
         raise UserError(
-            f"{folder}: holds no data file. Read are: {', '.join(READERS)}, and folders of datasets' "
-            f"save_to_disk. For files further down write a pattern: {folder}/**/*.jsonl"
+            f"{pattern}: matches files of a split ({names}) and others beside it: {listed(p.name for p in found)}. Set "
+            "data.split, or write a pattern that matches only what you want."
         )
-    chosen = [
-        path for path in files if split is None or re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", path.name)
-    ]
-    if not chosen:
-        names = _listed(path.name for path in files)
-        raise UserError(
-            f"data.split: no file in {folder} has a name that begins with {split}. It holds: {names}."
-        )
-    for path in chosen:
+    for path in found if split is None else chosen_files(groups, split, str(pattern), str):
         yield from _file_rows(path, None, None)
 
 
-def _saved_rows(folder: Path, split: str | None) -> Rows:
+def _folder_rows(folder: Path, split: str | None, subset: str | None, say: Say) -> Rows:
+    folder = _inside(folder, subset)
+    if _is_saved(folder):
+        yield from _saved_rows(folder, split, say)
+        return
+    groups = by_split(folder)
+    if not groups:
+        raise _no_files(folder)
+    for path in chosen_files(groups, split, str(folder), say):
+        yield from _file_rows(path, None, None)
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _inside(folder: Path, subset: str | None) -> Path:
+    """The folder of a subset."""
+    if subset is None:
+        return folder
+    for place in (folder / subset, folder / "data" / subset):
+        if place.is_dir():
+            return place
+    names = _subsets(folder)
+    advice = f"It has: {listed(names)}." if names else "It has no folders with data: leave data.subset out."
+    raise UserError(f"data.subset: {subset}: {folder} has no folder of this name. {advice}")
+
+
+def _subsets(folder: Path) -> list[str]:
+    places = [sub for place in (folder, folder / "data") if place.is_dir() for sub in sorted(place.iterdir())]
+    return [sub.name for sub in places if sub.is_dir() and (by_split(sub) or _is_saved(sub))]
+
+
+def _no_files(folder: Path) -> UserError:
+    kinds = f"Read are: {', '.join(READERS)}, and folders of datasets' save_to_disk."
+    names = _subsets(folder)
+    advice = (
+        f"Set data.subset to one of its folders: {listed(names)}."
+        if names
+        else f"{kinds} For files further down write a pattern: {folder}/**/*.jsonl"
+    )
+    return UserError(f"{folder}: holds no data file. {advice}")
+
+
+def _saved_rows(folder: Path, split: str | None, say: Say) -> Rows:
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -101,7 +137,7 @@ def _saved_rows(folder: Path, split: str | None) -> Rows:
             f"{folder}: not a whole folder of datasets' save_to_disk: {error}. Save it again."
         ) from error
     if isinstance(saved, Mapping):
-        name = _choose_split(str(folder), sorted(map(str, saved)), split)
+        name = choose_split(str(folder), sorted(map(str, saved)), split, say)
         return _numbered(f"{folder}/{name}", saved[name].with_format(None))
     if split is not None:
         raise UserError(
@@ -110,7 +146,7 @@ def _saved_rows(folder: Path, split: str | None) -> Rows:
     return _numbered(str(folder), saved.with_format(None))
 
 
-def _hub_rows(name: str, split: str | None, subset: str | None) -> Rows:
+def _hub_rows(name: str, split: str | None, subset: str | None, say: Say) -> Rows:
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -120,7 +156,7 @@ def _hub_rows(name: str, split: str | None, subset: str | None) -> Rows:
         splits = datasets.load_dataset(name, subset, streaming=True)
         if not isinstance(splits, Mapping):
             raise UserError(f"{name}: datasets gave {type(splits).__name__}, expected its splits.")
-        chosen = _choose_split(name, sorted(map(str, splits)), split)
+        chosen = choose_split(name, sorted(map(str, splits)), split, say)
         yield from _numbered(f"{name}/{chosen}", splits[chosen])
     except (OSError, ValueError, DatasetsError) as error:
         raise UserError(
@@ -131,28 +167,13 @@ def _hub_rows(name: str, split: str | None, subset: str | None) -> Rows:
 
 def _numbered(name: str, source_rows: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, row in enumerate(source_rows, 1):
-        yield f"{name}:row {number}", row
-
-
-def _choose_split(name: str, splits: Sequence[str], wanted: str | None) -> str:
-    listed = ", ".join(splits)
-    if wanted in splits:
-        return str(wanted)
-    if wanted is not None:
-        near = get_close_matches(wanted, splits, n=1)
-        advice = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"data.split: {wanted} is no split of {name}.{advice} It has: {listed}.")
-    if "train" in splits:
-        return "train"
-    if len(splits) == 1:
-        return splits[0]
-    raise UserError(f"{name}: has several splits and no train: {listed}. Set data.split to one of them.")
+        yield f"{name}:row {number}", without_filled(row)
 
 
 def _refuse_subset(path: Path, subset: str | None) -> None:
     if subset is not None:
         raise UserError(
-            f"data.subset: {subset}: only hub data sets have subsets and {path} is here. Leave it out."
+            f"data.subset: {subset}: only folders and hub data sets have subsets, and {path} is neither. Leave it out."
         )
 
 
@@ -170,11 +191,5 @@ def _missing(path: Path) -> UserError:
     if near:
         return UserError(f"{path}: no such file or folder. Did you mean {folder / near[0]}?")
     return UserError(
-        f"{path}: no such file or folder. {folder.resolve()} holds: {_listed(present) or 'nothing'}."
+        f"{path}: no such file or folder. {folder.resolve()} holds: {listed(present) or 'nothing'}."
     )
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _LISTED_NAMES} more" if len(names) > _LISTED_NAMES else ""
-    return ", ".join(names[:_LISTED_NAMES]) + more

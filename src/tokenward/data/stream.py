@@ -1,28 +1,30 @@
 """A source to files of comparisons, row by row: what stays in memory is some tens of bytes of each row.
 
-Which rows repeat others is known only when all have been read, so the rows wait on disk meanwhile, with a hash
-of 16 bytes each in memory.
+Which rows repeat others is known only when all have been read, so the rows wait on disk meanwhile, with hashes of 24
+bytes each in memory.
 """
 
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from tokenward.artifacts import atomic_file
 from tokenward.data.lines import to_line
-from tokenward.data.prepare import REPEATED, Dropped, Usable, notes_of, opinion, repeated
+from tokenward.data.prepare import REPEATED, Dropped, Usable, comparison_key, notes_of, opinion, repeated
 from tokenward.data.split import check_held_out, is_held_out
 from tokenward.errors import UserError
+from tokenward.types import Comparison
 
 FILES = ("train.jsonl", "held_out.jsonl", "dropped.jsonl")
 
-_WAITING = "rows.jsonl.tmp"
+PROMPT_TRAINS = "prompt also in the training rows"
+"""Why a row of another source is not evaluated on."""
 
 
 class Written(NamedTuple):
@@ -33,12 +35,16 @@ class Written(NamedTuple):
         notes: Responses taken out of rows that were kept, by reason.
         train: Rows of ``train.jsonl``.
         held_out: Rows of ``held_out.jsonl``.
+        unpaired: How many rows of both have one response, which is good or bad by itself: ``train``, ``held_out``.
+        evaluation: As ``counts``, of the rows that have a source of their own to be held out; empty without one.
     """
 
     counts: dict[str, int]
     notes: dict[str, int]
     train: int
     held_out: int
+    unpaired: dict[str, int]
+    evaluation: dict[str, int]
 
 
 class _Seen:
@@ -47,20 +53,75 @@ class _Seen:
     def __init__(self) -> None:
         self.usable = array("b")
         self.held_out = array("b")  # of the usable rows, as what follows
+        self.alone = array("b")
         self.keys = array("Q")
         self.opinions = array("Q")
-        self.empty = array("i")
-        self.identical = array("i")
+        self.prompts = array("Q")
+        self.removed = [array("i") for _ in Usable._fields[1:]]
 
     def add(self, row: Usable, held_out: bool) -> None:
         self.held_out.append(held_out)
+        self.alone.append(len(row.comparison.responses) == 1)
         self.keys.append(int(row.comparison.key, 16))
         self.opinions.append(opinion(row.comparison))
-        self.empty.append(row.empty_removed)
-        self.identical.append(row.identical_removed)
+        self.prompts.append(int(comparison_key(row.comparison.prompt, ()), 16))
+        for column, count in zip(self.removed, row[1:], strict=True):
+            column.append(count)
 
 
-def write_split(folder: Path, results: Iterable[Usable | Dropped], *, held_out: float, seed: int) -> Written:
+class _Part(NamedTuple):
+    """The rows of one source, all read.
+
+    Attributes:
+        waiting: File of the rows.
+        seen: What is remembered of them.
+        reasons: ``[usable rows]``, why each is dropped, as a place in :data:`_REASONS`; 0 where it is kept.
+    """
+
+    waiting: Path
+    seen: _Seen
+    reasons: np.ndarray
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Which usable rows stay.  -> [usable rows] bool"""
+        return self.reasons == 0
+
+    def count(self, held_out: bool, *, alone: bool = False) -> int:
+        """How many rows stay on one side, or how many of one response."""
+        found = self.kept & (np.array(self.seen.held_out, bool) == held_out)
+        return int((found & np.array(self.seen.alone, bool) if alone else found).sum())
+
+    def removed(self) -> list[int]:
+        """How many responses were taken out of the rows that stay, for each reason."""
+        return [int(np.array(removed)[self.kept].sum()) for removed in self.seen.removed]
+
+    def rows(self) -> Iterator[tuple[str, bytes, bool]]:
+        """Of each row why it is dropped, or nothing, its line, and whether it is held out."""
+        number = 0
+        with self.waiting.open("rb") as file:
+            for line, usable in zip(file, self.seen.usable, strict=True):
+                if not usable:
+                    yield json.loads(line)["reason"], line, False
+                    continue
+                reason = _REASONS[self.reasons[number]]
+                if reason:
+                    line = _dropped_line(Dropped(json.loads(line)["source"], reason))
+                yield reason, line, bool(self.seen.held_out[number])
+                number += 1
+
+
+_REASONS = (*REPEATED, PROMPT_TRAINS)
+
+
+def write_split(
+    folder: Path,
+    results: Iterable[Usable | Dropped],
+    *,
+    held_out: float,
+    seed: int,
+    evaluation: Iterable[Usable | Dropped] | None = None,
+) -> Written:
     """Write ``train.jsonl``, ``held_out.jsonl`` and ``dropped.jsonl``, rows in the source's order.
 
     Args:
@@ -68,63 +129,79 @@ def write_split(folder: Path, results: Iterable[Usable | Dropped], *, held_out: 
         results: The rows, as :func:`tokenward.data.prepare.read` gives them.
         held_out: As :func:`tokenward.data.split.split` takes it.
         seed: So too.
+        evaluation: Further rows to hold out; those whose prompt is in ``train.jsonl`` are dropped.
 
     Raises:
         UserError: no row is left to train on, or what reading raises.
     """
     check_held_out(held_out)
-    waiting = folder / _WAITING
+    waiting = [folder / f"{name}.tmp" for name in ("rows.jsonl", "evaluation.jsonl")]
     try:
-        with waiting.open("wb") as file:
-            seen = _read(results, file, held_out, seed)
-        verdicts = repeated(np.array(seen.keys, np.uint64), np.array(seen.opinions, np.uint64))
-        with waiting.open("rb") as file:
-            return _write(folder, file, seen, verdicts, held_out)
+        part = _read(results, waiting[0], lambda row: is_held_out(row, held_out, seed))
+        parts = [part]
+        if evaluation is not None:
+            parts.append(_without_prompts(_read(evaluation, waiting[1], lambda row: True), part))
+        return _write(folder, parts, held_out)
     finally:
-        waiting.unlink(missing_ok=True)
+        for path in waiting:
+            path.unlink(missing_ok=True)
 
 
-def _read(results: Iterable[Usable | Dropped], file: BinaryIO, held_out: float, seed: int) -> _Seen:
+def _read(results: Iterable[Usable | Dropped], waiting: Path, side: Callable[[Comparison], bool]) -> _Part:
     seen = _Seen()
-    for row in results:
-        seen.usable.append(isinstance(row, Usable))
-        if isinstance(row, Usable):
-            seen.add(row, is_held_out(row.comparison, held_out, seed))
-            file.write(to_line(row.comparison).encode())
-        else:
-            file.write(_dropped_line(row))
-    return seen
+    with waiting.open("wb") as file:
+        for row in results:
+            seen.usable.append(isinstance(row, Usable))
+            if isinstance(row, Usable):
+                seen.add(row, side(row.comparison))
+                file.write(to_line(row.comparison).encode())
+            else:
+                file.write(_dropped_line(row))
+    verdicts = repeated(np.array(seen.keys, np.uint64), np.array(seen.opinions, np.uint64))
+    return _Part(waiting, seen, verdicts)
+
+
+def _without_prompts(part: _Part, train: _Part) -> _Part:
+    """A source's rows without those whose prompt is trained on."""
+    trained = np.array(train.seen.prompts, np.uint64)[train.kept]
+    leaks = np.isin(np.array(part.seen.prompts, np.uint64), trained) & part.kept
+    return part._replace(reasons=np.where(leaks, _REASONS.index(PROMPT_TRAINS), part.reasons))
 
 
 def _dropped_line(row: Dropped) -> bytes:
     return (json.dumps(row._asdict(), ensure_ascii=False) + "\n").encode()
 
 
-def _write(
-    folder: Path, waiting: Iterable[bytes], seen: _Seen, verdicts: np.ndarray, held_out: float
-) -> Written:
-    kept, aside = verdicts == 0, np.array(seen.held_out, bool)
-    train = int((kept & ~aside).sum())
-    reasons: Counter[str] = Counter()
+def _write(folder: Path, parts: Sequence[_Part], held_out: float) -> Written:
+    counted: list[dict[str, int]] = []
+    firsts: dict[str, str] = {}
+    train, aside = parts[0].count(False), sum(part.count(True) for part in parts)
     with ExitStack() as stack:
         files = [stack.enter_context(atomic_file(folder / name)) for name in FILES]
-        number = 0
-        for line, usable in zip(waiting, seen.usable, strict=True):
-            if not usable:
-                reasons[json.loads(line)["reason"]] += 1
-                files[2].write(line)
-                continue
-            if reason := REPEATED[verdicts[number]]:
-                reasons[reason] += 1
-                files[2].write(_dropped_line(Dropped(json.loads(line)["source"], reason)))
-            else:
-                files[1 if aside[number] else 0].write(line)
-            number += 1
-        counts = {"read": len(seen.usable), "kept": int(kept.sum()), **reasons}
+        for part in parts:
+            reasons: Counter[str] = Counter()
+            for reason, line, held in part.rows():
+                files[2 if reason else int(held)].write(line)
+                if reason:
+                    reasons[reason] += 1
+                    firsts.setdefault(reason, json.loads(line)["where"])
+            counted.append({"read": len(part.seen.usable), "kept": int(part.kept.sum()), **reasons})
         if not train:
-            raise UserError(
-                f"no comparison is left to train on: {counts}. Lower data.held_out (now {held_out}) or "
-                "give more data."
-            )
-    notes = notes_of(*(int(np.array(removed)[kept].sum()) for removed in (seen.empty, seen.identical)))
-    return Written(counts, notes, train, int(kept.sum()) - train)
+            raise UserError(_nothing_left(counted[0], firsts, held_out))
+    sides = {"train": False, "held_out": True}
+    unpaired = {name: sum(part.count(side, alone=True) for part in parts) for name, side in sides.items()}
+    evaluation = counted[1] if len(counted) > 1 else {}
+    notes = notes_of(*map(sum, zip(*(part.removed() for part in parts), strict=True)))
+    return Written(counted[0], notes, train, aside, unpaired, evaluation)
+
+
+def _nothing_left(counts: dict[str, int], firsts: dict[str, str], held_out: float) -> str:
+    """Why nothing trains, and what would help: all rows were dropped, or all are held out."""
+    if counts["kept"]:
+        return (
+            f"no comparison is left to train on: all {counts['kept']} are held out by data.held_out {held_out}. Lower it, or "
+            "give more data."
+        )
+    reasons = [f"  {reason}: {counts[reason]}, the first is {where}" for reason, where in firsts.items()]
+    head = f"no comparison is left to train on: of {counts['read']} rows every one was dropped."
+    return "\n".join([head, *reasons, "Mend the rows, or give others."])

@@ -60,6 +60,28 @@ def preference_values(pairs: Sequence[PairLogprobs]) -> dict[str, NDArray[np.flo
     return {name: np.asarray(value, dtype=np.float64) for name, value in values.items()}
 
 
+def unpaired_values(
+    start: Sequence[Tensor], policy: Sequence[Tensor], good: Sequence[bool]
+) -> dict[str, tuple[list[int], NDArray[np.float64]]]:
+    """What training did to the likelihood of held-out responses that stand alone, the good ones and the bad ones.
+
+    Args:
+        start: ``[len]`` each, log-probabilities of a response's tokens before training.
+        policy: So after it.
+        good: Which responses are good.
+
+    Returns:
+        By the figure's name the places of the responses and their change, nats, summed over tokens. A figure without
+        responses is left out.
+    """
+    change = np.array(
+        [float(after.sum() - before.sum()) for before, after in zip(start, policy, strict=True)]
+    )
+    sides = {"unpaired/good_change": True, "unpaired/bad_change": False}
+    places = {name: [i for i, own in enumerate(good) if own == side] for name, side in sides.items()}
+    return {name: (found, change[found]) for name, found in places.items() if found}
+
+
 def before_after_figures(
     name: str, before: Sequence[float], after: Sequence[float], *, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Figure]:

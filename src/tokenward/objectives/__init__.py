@@ -13,6 +13,8 @@ from tokenward.objectives.base import (
     needs_reference,
     needs_scores,
     needs_token_rank,
+    title_of,
+    unpaired_of,
 )
 from tokenward.objectives.checked import CheckedObjective
 from tokenward.objectives.guidance import Reinforce
@@ -61,4 +63,6 @@ __all__ = [
     "needs_scores",
     "needs_token_rank",
     "objective_of",
+    "title_of",
+    "unpaired_of",
 ]

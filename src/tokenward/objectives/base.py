@@ -1,6 +1,6 @@
 """What an objective receives and what it returns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -10,6 +10,9 @@ from tokenward.tokens.rows import TokenBatch
 
 Direction = Literal["", "forward", "reverse"]
 """Which KL divergence an objective reads: none, KL(reference || policy), or KL(policy || reference)."""
+
+Unpaired = Literal["", "good", "all"]
+"""Which comparisons of one response an objective trains on: none, those whose response is good, or all."""
 
 
 class Losses(NamedTuple):
@@ -21,11 +24,14 @@ class Losses(NamedTuple):
         denominator: ``[b]``, 0 or more, or None: what each comparison adds to the denominator of the optimizer step. The
             step's loss is ``sum loss / sum denominator`` over all its comparisons, however they are cut; without it,
             their mean. An objective that gives one says ``own_denominator``.
+        having: ``[b]`` by a metric's name, 1 where a comparison has the metric and 0 where it has not, such as the
+            reward of a chosen response where there is only a rejected one; every comparison has those not named.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
     denominator: Tensor | None = None
+    having: Mapping[str, Tensor] | None = None
 
     @property
     def whole(self) -> Tensor:
@@ -55,8 +61,9 @@ class Objective(Protocol):
     ``needs_token_rank`` (``batch.token_rank`` must),
     ``needs_kl`` (``batch.kl`` must: ``"forward"`` or ``"reverse"``), ``needs_states`` (``batch.states`` must),
     ``needs_reference_layers`` (``batch.reference_layers`` must), ``needs_scores`` (``batch.scores`` must), ``pairwise``
-    (every comparison must have exactly two responses, the better one first), and ``own_denominator``
-    (:class:`Losses` have a ``denominator``).
+    (every comparison must have exactly two responses, the better one first), ``own_denominator``
+    (:class:`Losses` have a ``denominator``), and ``unpaired`` (a comparison may have one response of rank 0, which is
+    good, or 1, which is bad: ``"all"``, or ``"good"`` where a bad one alone teaches nothing).
 
     One with a module to train has a method ``auxiliary(width, layers) -> Auxiliary | None``, which makes that module
     for a policy of so many layers and hidden states of that width; it is called once, before the training.
@@ -145,6 +152,12 @@ class Composite:
         """See :class:`Objective`."""
         return any(map(has_own_denominator, self.parts))
 
+    @property
+    def unpaired(self) -> Unpaired:
+        """See :class:`Objective`."""
+        found = {unpaired_of(part) for part in self.parts}
+        return "" if "" in found or not found else "all" if "all" in found else "good"
+
 
 def needs_reference(objective: Objective) -> bool:
     """Whether an objective reads ``batch.reference_logp``."""
@@ -204,6 +217,11 @@ def is_pairwise(objective: Objective) -> bool:
 def has_own_denominator(objective: Objective) -> bool:
     """Whether an objective says by ``Losses.denominator`` what the losses of an optimizer step are divided by."""
     return bool(getattr(objective, "own_denominator", False))
+
+
+def unpaired_of(objective: Objective) -> Unpaired:
+    """Which comparisons of one response an objective trains on."""
+    return getattr(objective, "unpaired", "") or ""
 
 
 def has_auxiliary(objective: Objective) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.objectives.base import Losses
+from tokenward.objectives.base import Losses, Unpaired
 from tokenward.objectives.pairs import divergences, log_ratios, positive, sums
 from tokenward.ops.losses import kto
 from tokenward.ops.ragged import segment_sum, weighted_mean
@@ -17,6 +17,8 @@ from tokenward.tokens.rows import TokenBatch
 @dataclass(frozen=True, slots=True)
 class KTO:
     """Kahneman-Tversky optimisation (arXiv 2402.01306): each response by itself, the best of a comparison desirable.
+
+    A comparison may have one response, which is good or bad.
 
     The mean over a comparison's responses of ``w (1 - sigma(beta (u - z)))``, of the others with the sign turned
     round, ``u`` the summed log-ratio. The reference point ``z`` has no gradient.
@@ -32,6 +34,7 @@ class KTO:
 
     pairwise: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = True
+    unpaired: ClassVar[Unpaired] = "all"
 
     _: KW_ONLY
     beta: float = 0.1
@@ -64,7 +67,13 @@ class KTO:
             "rewards/rejected": self._mean(reward, ~good, batch),
             "kl": anchor,
         }
-        return Losses(self._mean(found, torch.ones_like(good), batch), metrics)
+        having = {
+            f"rewards/{side}": segment_sum(some.to(reward.dtype), batch.comparison, batch.comparisons).clamp(
+                max=1
+            )
+            for side, some in (("chosen", good), ("rejected", ~good))
+        }
+        return Losses(self._mean(found, torch.ones_like(good), batch), metrics, having=having)
 
     def _anchor(self, ratio: Tensor, batch: TokenBatch) -> Tensor:
         """The reference point of each comparison.  -> [b]"""

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from tokenward.objectives.base import Losses
+from tokenward.objectives.base import Losses, Unpaired
 from tokenward.ops.ragged import segment_sum, weighted_sum
 from tokenward.tokens.rows import TokenBatch
 
@@ -35,6 +35,11 @@ class WeightedLikelihood:
     _: KW_ONLY
     normaliser: Literal["weights", "length", "none", "step_weights", "step_length"] = "weights"
     sides: Literal["best", "both"] = "best"
+
+    @property
+    def unpaired(self) -> Unpaired:
+        """A bad response alone has no part in the likelihood of the best ones."""
+        return "all" if self.sides == "both" else "good"
 
     @property
     def own_denominator(self) -> bool:

@@ -56,12 +56,15 @@ class Sum(Composite):
         total = torch.zeros(batch.comparisons, dtype=logp.dtype, device=logp.device)
         metrics: dict[str, Tensor] = {}
         denominator: Tensor | None = None
+        having: dict[str, Tensor] = {}
         for name, factor, objective in self._terms:
             found = objective(logp, batch)
             total = total + factor * found.loss
             denominator = found.denominator  # of the only term, where there is one
+            shown = {key: value for key, value in (found.having or {}).items() if key not in metrics}
             metrics = {f"loss/{name}": found.loss.detach(), **found.metrics, **metrics}
-        return Losses(total, metrics, denominator)
+            having |= shown
+        return Losses(total, metrics, denominator, having or None)
 
 
 def _two_denominators(name: str) -> str:

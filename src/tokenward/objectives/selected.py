@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.objectives.base import Composite, Losses, Objective, is_pairwise, title_of
+from tokenward.objectives.base import (
+    Composite,
+    Losses,
+    Objective,
+    Unpaired,
+    is_pairwise,
+    title_of,
+    unpaired_of,
+)
 from tokenward.ops.ragged import position_in_group, segment_sum
 from tokenward.plugins import name_of
 from tokenward.scoring.reads import IN_THE_STEP, MissingValue, answer_of
@@ -116,9 +124,13 @@ class Selected(Composite):
         loss = torch.where(empty, 0.0, found.loss)
         metrics = {name: torch.where(empty, 0.0, value) for name, value in found.metrics.items()}
         metrics["selection/empty"] = empty.to(loss.dtype)
-        return Losses(
-            loss, metrics, None if found.denominator is None else self._denominator(logp, batch, made)
-        )
+        denominator = None if found.denominator is None else self._denominator(logp, batch, made)
+        return Losses(loss, metrics, denominator, found.having)
+
+    @property
+    def unpaired(self) -> Unpaired:
+        """See :class:`tokenward.objectives.base.Objective`."""
+        return unpaired_of(self.objective)
 
     @torch.no_grad()
     def _denominator(self, logp: Tensor, batch: TokenBatch, weights: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.objectives.base import Losses
+from tokenward.objectives.base import Losses, Unpaired
 from tokenward.objectives.pairs import log_ratios, positive, sides, sums
 from tokenward.ops.ragged import segment_sum, weighted_sum
 from tokenward.tokens.rows import TokenBatch
@@ -79,6 +79,11 @@ class TokenKL:
     def needs_kl(self) -> Literal["forward", "reverse"]:
         """Which KL divergence ``batch.kl`` must be."""
         return self.direction
+
+    @property
+    def unpaired(self) -> Unpaired:
+        """A sum over responses may be over one."""
+        return "all" if self.sides == "both" else ""
 
     @property
     def pairwise(self) -> bool:

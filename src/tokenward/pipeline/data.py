@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tokenward.artifacts import Manifest, file_fingerprint, fingerprint
+from tokenward.config import DataTable, EvalTable
 from tokenward.data.choice import Choice
 from tokenward.data.lines import ComparisonFile, read_comparisons
 from tokenward.data.pairs import pair_places
-from tokenward.data.prepare import read
+from tokenward.data.prepare import Reading, read
 from tokenward.data.split import fraction_places, is_held_out
 from tokenward.data.stream import write_split
 from tokenward.errors import UserError
@@ -27,7 +28,7 @@ BUILTIN = Path(str(files("tokenward") / "data" / "builtin" / "reviews.jsonl.gz")
 
 
 class PairSets(NamedTuple):
-    """The pairs of a run.
+    """The pairs of a run, and with them its comparisons of one response.
 
     Attributes:
         train: For the oracle and the policy.
@@ -49,6 +50,9 @@ NOTHING_HELD_OUT = (
     "  no comparison is held out (data.held_out is {share:g}), so nothing can be evaluated. A larger data.held_out or more "
     "rows would give figures"
 )
+NOTHING_TO_EVALUATE = (
+    "  no row of data.eval is left, so nothing can be evaluated. Its rows were dropped for the reasons above"
+)
 
 
 def prepare_data(run: Run) -> Manifest:
@@ -60,31 +64,95 @@ def prepare_data(run: Run) -> Manifest:
         UserError: the source cannot be read as comparisons, or nothing is left.
     """
     table = run.recipe.data
-    source = str(BUILTIN) if table.source == "builtin" else table.source
-    settings = {"data": table.model_dump(exclude={"pairs", "min_gap"}), "seed": run.recipe.seed}
-    with run.stage("data", settings, {"source": source_fingerprint(source)}) as stage:
+    train = _ReadWith(table.source, table.format, table.columns, table.split, table.subset, table.limit)
+    aside = None if table.eval is None else _evaluated(table, table.eval)
+    # The fingerprint of a run without rows of their own to evaluate on does not depend on there being such a key.
+    unsaid = {"pairs", "min_gap"} | ({"eval"} if aside is None else set())
+    settings = {"data": table.model_dump(exclude=unsaid), "seed": run.recipe.seed}
+    inputs = {"source": source_fingerprint(train.path)}
+    if aside is not None:
+        inputs["evaluation source"] = source_fingerprint(aside.path)
+    with run.stage("data", settings, inputs, layout=2) as stage:
         if not stage.done:
-            format_name, results = read(
-                source,
-                format=table.format,
-                columns=table.columns,
-                split=table.split,
-                subset=table.subset,
-                limit=table.limit,
+            stage.complete(
+                **_written(stage.path, train, aside, held_out=table.held_out, seed=run.recipe.seed)
             )
-            written = write_split(stage.path, results, held_out=table.held_out, seed=run.recipe.seed)
-            stage.complete(**written._asdict(), format=format_name)
-    manifest = run.done("data")
+    _show(run, run.done("data"))
+    return run.done("data")
+
+
+class _ReadWith(NamedTuple):
+    """A source and how it is read."""
+
+    source: str | list[str]
+    format: str
+    columns: dict[str, str]
+    split: str | None
+    subset: str | None
+    limit: int | None
+
+    @property
+    def path(self) -> str | list[str]:
+        return str(BUILTIN) if self.source == "builtin" else self.source
+
+    def reading(self) -> Reading:
+        settings = self._asdict()
+        del settings["source"]
+        return read(self.path, **settings)
+
+
+def _evaluated(table: DataTable, own: EvalTable) -> _ReadWith:
+    """How the rows to evaluate on are read."""
+    return _ReadWith(
+        table.source if own.source is None else own.source,
+        table.format if own.format is None else own.format,
+        table.columns if own.columns is None else own.columns,
+        own.split,
+        own.subset if own.subset is not None or own.source is not None else table.subset,
+        own.limit,
+    )
+
+
+def _written(
+    folder: Path, train: _ReadWith, aside: _ReadWith | None, *, held_out: float, seed: int
+) -> dict[str, Any]:
+    """Write the split; the facts of the stage."""
+    readings = [source.reading() for source in (train, aside) if source is not None]
+    share = held_out if aside is None else 0.0
+    evaluation = None if aside is None else readings[1].rows
+    written = write_split(folder, readings[0].rows, held_out=share, seed=seed, evaluation=evaluation)
+    unread = dict.fromkeys(name for reading in readings for name in reading.unread)
+    said = dict.fromkeys(line for reading in readings for line in reading.said)
+    return {
+        **written._asdict(),
+        "format": readings[0].format,
+        "columns_not_read": list(unread),
+        "said": list(said),
+    }
+
+
+def _show(run: Run, manifest: Manifest) -> None:
+    facts, table = manifest.facts, run.recipe.data
     counts = {
-        **manifest.facts["counts"],
-        **manifest.facts["notes"],
-        "train": manifest.facts["train"],
-        "held out": manifest.facts["held_out"],
+        **facts["counts"],
+        **facts["notes"],
+        "train": facts["train"],
+        "held out": facts["held_out"],
+        **{
+            f"unpaired, {side.replace('_', ' ')}": count for side, count in facts["unpaired"].items() if count
+        },
     }
     run.display.table("rows", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
-    if not manifest.facts["held_out"]:
-        run.display.line(NOTHING_HELD_OUT.format(share=table.held_out))
-    return manifest
+    if table.eval is not None:
+        found = [(name, str(count)) for name, count in facts["evaluation"].items()]
+        run.display.table("rows of data.eval", ("", "rows"), found)
+    for line in facts["said"]:
+        run.display.line(f"  {line}")
+    if facts["columns_not_read"]:
+        run.display.line(f"  columns not read: {', '.join(facts['columns_not_read'])}")
+    if not facts["held_out"]:
+        nothing = NOTHING_HELD_OUT.format(share=table.held_out)
+        run.display.line(nothing if table.eval is None else NOTHING_TO_EVALUATE)
 
 
 def source_fingerprint(source: str | list[str]) -> str:
@@ -114,7 +182,7 @@ def pair_sets(run: Run) -> PairSets:
     """
     table = run.recipe.data
     train, held_out = (_pairs_of(run, side) for side in ("train", "held_out"))
-    if not train:
+    if not train and table.min_gap is not None:
         raise UserError(
             f"no pair is left to train on: data.min_gap {table.min_gap} is larger than every gap. Lower it or leave it out."
         )
@@ -143,12 +211,14 @@ def rows_of_referee(run: Run, file: ComparisonFile) -> np.ndarray:
 def _pairs_of(run: Run, side: str) -> Choice:
     table = run.recipe.data
     file = comparison_file(run, side)
-    rows, places = array("q"), array("i")
+    rows, places, sizes = array("q"), array("i"), array("b")
     for number, comparison in enumerate(file):
-        for pair in pair_places(comparison, table.pairs, min_gap=table.min_gap):
+        alone = [(0,)] if len(comparison.responses) == 1 else []
+        for part in alone or pair_places(comparison, table.pairs, min_gap=table.min_gap):
             rows.append(number)
-            places.extend(pair)
-    return Choice.pairs(file, rows, places)
+            places.extend(part)
+            sizes.append(len(part))
+    return Choice.pairs(file, rows, places, sizes)
 
 
 def whole_comparisons(file: ComparisonFile) -> Choice:
@@ -163,7 +233,8 @@ def without_pairs(run: Run) -> int:
     both = (
         row for side in ("train", "held_out") for row in read_comparisons(run.path("data") / f"{side}.jsonl")
     )
-    return sum(not pair_places(row, table.pairs, min_gap=table.min_gap) for row in both)
+    ranked = (row for row in both if len(row.responses) > 1)
+    return sum(not pair_places(row, table.pairs, min_gap=table.min_gap) for row in ranked)
 
 
 def token_settings(run: Run) -> dict[str, Any]:

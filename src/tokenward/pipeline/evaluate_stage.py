@@ -13,6 +13,7 @@ from tokenward.evaluation.heldout import (
     before_after_figures,
     preference_figures,
     preference_values,
+    unpaired_values,
 )
 from tokenward.evaluation.metrics import METRICS, apply_metric
 from tokenward.evaluation.statistics import mean_figure
@@ -78,9 +79,13 @@ def _measure(run: Run, by_row: RowValues) -> tuple[Figures, Samples]:
     held_out = pair_sets(run).held_out
     pairs = encode_set(run, held_out, template, may_be_empty=True).rows
     figures: Figures = {}
+    alone = [row for row in pairs if len(row.responses) == 1]
+    pairs = [row for row in pairs if len(row.responses) == 2] if alone else pairs
     if pairs:
         figures |= _on_pairs(run, start, policy, pairs, by_row)
         figures |= _credit(run, pairs)
+    if alone:
+        figures |= _on_unpaired(run, start, policy, alone, by_row)
     samples = _sample(run, template)
     if samples.prompts:
         figures |= _on_samples(run, start, policy, samples, by_row)
@@ -133,6 +138,25 @@ def _on_pairs(
         base = before if reference is start else _logprobs(run, reference, pairs, "pairs, reference")
         found = preference_figures(_Joined(base, judged), **evaluation_statistics(run))
         figures |= {f"referee/pairs_{name}": found[f"preference/{name}"] for name in ("accuracy", "margin")}
+    return figures
+
+
+def _on_unpaired(
+    run: Run, start: LanguageModel, policy: LanguageModel, rows: Sequence[Encoded], by_row: RowValues
+) -> Figures:
+    """What became of held-out responses that stand alone; nothing orders them, so there is no accuracy."""
+    before, after = (
+        [side.values("reference_logp", i)[0] for i in range(len(rows))]
+        for side in (
+            _logprobs(run, start, rows, "responses alone, before"),
+            _logprobs(run, policy, rows, "responses alone, after"),
+        )
+    )
+    figures: Figures = {}
+    good = [row.comparison.ranks[0] == 0 for row in rows]
+    for name, (places, values) in unpaired_values(before, after, good).items():
+        by_row.add(PAIR, [response_keys(rows[place])[0] for place in places], name, values.tolist())
+        figures[name] = mean_figure(values, **evaluation_statistics(run))
     return figures
 
 

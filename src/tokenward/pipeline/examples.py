@@ -12,6 +12,8 @@ from tokenward.config import ExamplesTable
 from tokenward.data import comparison_key, rows, uniform
 from tokenward.data.fields import FieldError, describe, text
 from tokenward.data.lines import messages_of
+from tokenward.data.messages import tools_of
+from tokenward.data.splits import Say
 from tokenward.errors import UserError
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import source_fingerprint
@@ -37,7 +39,7 @@ def prepare_examples(run: Run) -> Manifest | None:
     inputs = {part: source_fingerprint(source) for part, source in sources.items() if source is not None}
     with run.stage("examples", {"examples": table.model_dump(), "seed": run.recipe.seed}, inputs) as stage:
         if not stage.done:
-            parts = _parts(table, sources, run.recipe.seed)
+            parts = _parts(table, sources, run.recipe.seed, run.display.line)
             for part, found in parts.items():
                 if not found:
                     file = "" if part == "train" else f"a file to examples.{part}, or "
@@ -63,35 +65,42 @@ def _source(table: ExamplesTable, part: str) -> str | list[str] | None:
 
 
 def _parts(
-    table: ExamplesTable, sources: Mapping[str, str | list[str] | None], seed: int
+    table: ExamplesTable, sources: Mapping[str, str | list[str] | None], seed: int, say: Say
 ) -> dict[str, list[Example]]:
     limits = {"train": table.limit, "development": table.development_limit, "test": table.test_limit}
     missing = [part for part in PARTS if sources[part] is None]
     parts: dict[str, list[Example]] = {part: [] for part in PARTS}
     # Without parts to take from it, no more of the source is read than is wanted.
-    for example in islice(_read(table, sources["train"]), None if missing else limits["train"]):
+    for example in islice(_read(table, sources["train"], say), None if missing else limits["train"]):
         place = uniform("examples", seed, example.key)
         # Each part that has no file takes its own tenth of the source, by a hash of the row.
         taken = next((part for i, part in enumerate(missing) if place < SHARE * (i + 1)), "train")
         parts[taken].append(example)
     for part in PARTS[1:]:
         if sources[part] is not None:
-            parts[part] = list(islice(_read(table, sources[part]), limits[part]))
+            parts[part] = list(islice(_read(table, sources[part], say), limits[part]))
     return {part: found[: limits[part]] for part, found in parts.items()}
 
 
-def _read(table: ExamplesTable, source: str | list[str] | None) -> Iterator[Example]:
+def _read(table: ExamplesTable, source: str | list[str] | None, say: Say) -> Iterator[Example]:
     assert source is not None
-    for where, row in rows(source, split=table.split, subset=table.subset):
+    for where, row in rows(source, split=table.split, subset=table.subset, say=say):
         try:
             _check_texts(row)
+            tools = tools_of(row)
         except FieldError as error:
             raise UserError(f"{where}: {error}. Mend or delete this row.") from error
         prompt = _prompt(table, row, where)
         references = _references(table, row, where)
         columns = {name: value for name, value in row.items() if name != table.references}
-        key = comparison_key(prompt, references)
-        yield Example(key=key, prompt=prompt, source=where, references=references, columns=columns)
+        yield Example(
+            key=comparison_key(prompt, references, tools=tools),
+            prompt=prompt,
+            source=where,
+            references=references,
+            columns=columns,
+            tools=tools,
+        )
 
 
 def _check_texts(value: Any, path: str = "") -> None:

@@ -27,6 +27,7 @@ from tokenward.pipeline.train_stages import (
     model_settings,
     scored_by,
     token_rows,
+    trained_on,
     with_own_reference,
 )
 from tokenward.pipeline.values import with_reference
@@ -128,6 +129,7 @@ def _oriented_rows(
     """Pairs in the order in which an expert trains on them, or each prompt's best response where it needs no pairs."""
     swapped = expert is not None and first_is_worse(expert)
     rows = token_rows(run, pairs.swapped() if swapped else pairs, base, may_be_empty=may_be_empty)
+    rows = trained_on(run, objective, rows) if len(rows) else rows
     single = expert is not None and not is_pairwise(objective)
     return best_once(rows) if single and len(rows) else rows
 

@@ -152,9 +152,10 @@ def _arguments(run: Run, folder: Path, table: dict[str, Any], *, evaluates: bool
         device=run.recipe.model.device,
     )
     if not evaluates and arguments.eval_strategy != IntervalStrategy.NO:
+        more = "Raise data.held_out" if run.recipe.data.eval is None else "Give data.eval more rows"
         raise UserError(
             f"{where}.eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, but there is no held-out "
-            "comparison to evaluate on. Raise data.held_out, or write eval_strategy: no."
+            f"comparison to evaluate on. {more}, or write eval_strategy: no."
         )
     return arguments
 

@@ -22,6 +22,7 @@ from tokenward.pipeline.train_stages import (
     model_settings,
     scored_by,
     token_rows,
+    trained_on,
     with_own_reference,
 )
 from tokenward.pipeline.values import scorer_of, weigh_all, weigh_batch, with_reference
@@ -53,7 +54,7 @@ def train_policy(run: Run) -> Manifest:
             template = start.template(run.style)
             _same_template(run, template)
             pairs = pair_sets(run)
-            rows = token_rows(run, pairs.train, start)
+            rows = trained_on(run, objective, token_rows(run, pairs.train, start))
             in_step = is_online(scorer_of(run))
             if in_step:
                 objective, rows = _in_the_step(run, objective, selector), with_values(run, rows)
@@ -121,6 +122,7 @@ def _held_out(run: Run, objective: Objective, start: LanguageModel, comparisons:
     if run.recipe.policy.training.get("eval_strategy", "no") == "no":
         return LazyRows(encoded=[])
     rows = token_rows(run, comparisons, start, may_be_empty=True)
+    rows = trained_on(run, objective, rows) if len(rows) else rows
     if needs_scores(objective) and len(rows) and not is_online(scorer_of(run)):
         rows = scored_rows(run, rows)
     return _policy_reference(run, start, rows) if needs_reference(objective) else rows
@@ -131,14 +133,15 @@ def _weighted(
 ) -> tuple[LazyRows, int]:
     """Rows with their weights; those that have none where the objective needs some cannot train and are counted.
 
-    An objective over pairs needs weights on both sides, another one on the best response.
+    An objective over pairs needs weights on both sides, another one on the best response, or on the only one.
     """
     if scope_of(selector) == "batch":
         return rows, 0
     weighted = weigh_all(run, selector, rows, template.tokenizer)
     found = _selected(weighted) > 0
     if not is_pairwise(objective):
-        found |= np.asarray(weighted.responses.ranks) > 0
+        sizes = np.diff(weighted.responses.starts)
+        found |= (np.asarray(weighted.responses.ranks) > 0) & (np.repeat(sizes, sizes) > 1)
     some = np.minimum.reduceat(found, weighted.responses.starts[:-1])
     if not some.any():
         raise UserError(
@@ -161,21 +164,24 @@ def _selected(rows: LazyRows) -> np.ndarray:
 
 
 def _kept(rows: LazyRows) -> dict[str, float]:
-    """The share of tokens with weight, by side."""
+    """The share of tokens with weight, by side; a side without responses is left out."""
     counts, sizes = _selected(rows), rows.responses.lengths
-    return {
-        name: float(counts[side::2].sum() / sizes[side::2].sum())
-        for side, name in enumerate(("chosen", "rejected"))
-    }
+    worse = np.asarray(rows.responses.ranks) > 0
+    sides = {"chosen": ~worse, "rejected": worse}
+    return {name: float(counts[side].sum() / sizes[side].sum()) for name, side in sides.items() if side.any()}
 
 
 def _kept_line(rows: LazyRows, dropped: int) -> str:
     if "weights" not in rows.columns:
-        return f"  {len(rows)} pairs; tokens are selected in the step"
-    shares = _kept(rows)
-    line = (
-        f"  {len(rows)} pairs; kept tokens: chosen {shares['chosen']:.1%}, rejected {shares['rejected']:.1%}"
-    )
+        return f"  {_count(rows)}; tokens are selected in the step"
+    shares = ", ".join(f"{side} {share:.1%}" for side, share in _kept(rows).items())
+    line = f"  {_count(rows)}; kept tokens: {shares}"
     return line + (
         f"; {dropped} pairs dropped: nothing selected where the objective needs some" if dropped else ""
     )
+
+
+def _count(rows: LazyRows) -> str:
+    alone = int((np.diff(rows.responses.starts) == 1).sum())
+    parts = {"pairs": len(rows) - alone, "responses alone": alone}
+    return ", ".join(f"{count} {name}" for name, count in parts.items() if count)

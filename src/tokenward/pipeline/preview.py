@@ -66,7 +66,7 @@ def _prompt(template: Template, ids: Sequence[int]) -> Text:
 
 def _name(ranks: Sequence[int], side: int) -> str:
     if len(ranks) == 1:
-        return "\nreference: "
+        return "\nresponse: " if ranks[side] == 0 else "\nbad response: "
     return "\nchosen: " if ranks[side] == 0 else "\nrejected: "
 
 

@@ -5,13 +5,13 @@ from itertools import chain
 from typing import Any
 
 from tokenward.data import comparison_key, rows
-from tokenward.data.conversations import prompt_of
 from tokenward.data.fields import FieldError
+from tokenward.data.parsers import Asked, asked_of
 from tokenward.data.prepare import Usable, read
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.evaluation.benchmarks import Question, read_questions
-from tokenward.types import Example, Message
+from tokenward.types import Example
 
 
 def read_prompts(source: str, benchmark: str | None, count: int, display: Display) -> list[Question]:
@@ -30,9 +30,9 @@ def read_prompts(source: str, benchmark: str | None, count: int, display: Displa
         UserError: the source cannot be read, holds no prompt, or a row lacks a field.
     """
     if benchmark is not None:
-        questions = read_questions(benchmark, rows(source))
+        questions = read_questions(benchmark, rows(source, say=display.line))
     else:
-        found = {example.key: example for example in _examples(source)}
+        found = {example.key: example for example in _examples(source, display)}
         kept = [found[key] for key in sorted(found)[:count]]
         if len(kept) < len(found):
             display.line(
@@ -44,25 +44,27 @@ def read_prompts(source: str, benchmark: str | None, count: int, display: Displa
     return questions
 
 
-def _examples(source: str) -> Iterator[Example]:
-    numbered = rows(source)
+def _examples(source: str, display: Display) -> Iterator[Example]:
+    numbered = rows(source, say=display.line)
     first = next(numbered, None)
     if first is None:
         return
     if "prompt" not in first[1]:  # chosen and rejected that hold the prompt, or another name for it
-        for result in read(source)[1]:
+        for result in read(source).rows:
             if isinstance(result, Usable):
-                yield _example(result.comparison.prompt, result.comparison.source, {})
+                row = result.comparison
+                yield _example(Asked(row.prompt, row.tools), row.source, {})
         return
     for where, row in chain([first], numbered):
         try:
-            prompt = prompt_of(row)
+            asked = asked_of(row)
         except FieldError as error:
             raise UserError(f"{where}: {error}. Mend or delete this row.") from error
-        if not any(message["content"].strip() for message in prompt):
+        if not any(message["content"].strip() for message in asked.prompt):
             raise UserError(f"{where}: the prompt is empty. Mend or delete this row.")
-        yield _example(prompt, where, {name: value for name, value in row.items() if name != "prompt"})
+        yield _example(asked, where, {name: value for name, value in row.items() if name != "prompt"})
 
 
-def _example(prompt: tuple[Message, ...], where: str, columns: Mapping[str, Any]) -> Example:
-    return Example(key=comparison_key(prompt, ()), prompt=prompt, source=where, columns=columns)
+def _example(asked: Asked, where: str, columns: Mapping[str, Any]) -> Example:
+    key = comparison_key(asked.prompt, (), tools=asked.tools)
+    return Example(key=key, prompt=asked.prompt, source=where, columns=columns, tools=asked.tools)

@@ -75,9 +75,13 @@ def prompts_of(rows: Sequence[Encoded]) -> np.ndarray:
 
 
 def _new_ranks(rows: EncodedRows) -> np.ndarray:
-    """Ranks of pairs and groups: the place of each response in its own row."""
+    """Ranks of pairs and groups: the place of each response in its own row; a row of one response has its own."""
     starts = rows.comparisons.starts
-    return np.arange(starts[-1]) - np.repeat(starts[:-1], np.diff(starts))
+    sizes = np.diff(starts)
+    places = np.arange(starts[-1]) - np.repeat(starts[:-1], sizes)
+    if rows.comparisons.kind != "pair" or not (sizes == 1).any():
+        return places
+    return np.where(np.repeat(sizes, sizes) == 1, rows.of_responses("ranks"), places)
 
 
 class Column(NamedTuple):

@@ -10,12 +10,12 @@ from rich.text import Text
 from tokenward.artifacts import atomic_write
 from tokenward.config import parse_recipe
 from tokenward.data import rows
-from tokenward.data.fields import FieldError, text, text_or_messages
+from tokenward.data.fields import FieldError
+from tokenward.data.parsers import Answered, answered
 from tokenward.display import Display, largest, signed
 from tokenward.errors import UserError
 from tokenward.pipeline.command import quiet_libraries
 from tokenward.scoring.texts import ScoredResponse, TokenScorer
-from tokenward.types import Message
 
 
 def score_file(
@@ -40,10 +40,10 @@ def score_file(
     """
     template = _template(overrides)
     quiet_libraries()
-    wanted = [_text(where, row) for where, row in rows(str(texts))]
+    wanted = [_answered(where, row) for where, row in rows(str(texts))]
     if not wanted:
         raise UserError(f"{texts} holds no rows. Write one JSON object a line, with prompt and response.")
-    scored = TokenScorer.load(folder, reference=reference, template=template).score_all(wanted)
+    scored = TokenScorer.load(folder, reference=reference, template=template).score_rows(wanted)
     if output is not None:
         lines = [
             json.dumps(
@@ -72,15 +72,15 @@ def _template(overrides: Sequence[str]) -> Literal["chat", "plain"] | None:
     return recipe.tokens.template
 
 
-def _text(where: str, row: dict) -> tuple[str | Sequence[Message], str]:
+def _answered(where: str, row: dict) -> Answered:
     for field in ("prompt", "response"):
         if field not in row:
             raise UserError(
                 f"{where}: no field {field!r}; found: {', '.join(row)}. Each row needs prompt (a text or messages) and "
-                "response (a text)."
+                "response (so too)."
             )
     try:
-        return text_or_messages(row["prompt"], "prompt"), str(text(row["response"], "response"))
+        return answered(row)
     except FieldError as error:
         raise UserError(f"{where}: {error}") from error
 

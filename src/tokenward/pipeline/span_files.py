@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tokenward.data import rows as read_rows
-from tokenward.data.fields import FieldError, text, text_or_messages
+from tokenward.data.fields import FieldError, required
+from tokenward.data.parsers import answered
 from tokenward.errors import UserError
 from tokenward.tokens.encode import response_key
-from tokenward.types import Message, Span
+from tokenward.types import Span
 
 
 def read_spans(path: str) -> Iterator[tuple[str, list[Span]]]:
@@ -37,25 +38,22 @@ def check_spans(path: str) -> None:
 
 def _spans_of(where: str, row: Mapping[str, Any]) -> tuple[str, list[Span]]:
     try:
-        prompt, response = row["prompt"], str(text(row["response"], "response"))
-        messages = text_or_messages(prompt, "prompt")
-        spans = [Span(int(start), int(end), float(value)) for start, end, value in row["spans"]]
-    except (KeyError, TypeError, ValueError, FieldError) as error:
+        found, given = answered(row), required(row, "spans")
+        spans = [Span(int(start), int(end), float(value)) for start, end, value in given]
+    except (TypeError, ValueError, FieldError) as error:
         raise UserError(
-            f"{where}: {_wrong(error)}. Each row needs prompt (a text or messages), response (a text) and spans, a list of [start, end, "
-            f"value] in characters; got {json.dumps(row)[:80]}."
+            f"{where}: {_wrong(error)}. Each row needs prompt (a text or messages), response (so too) and spans, a list of [start, end, "
+            f"value] in characters; got {json.dumps(row, default=str)[:80]}."
         ) from error
+    response = found.response.text
     for span in spans:
         if not 0 <= span.start <= span.end <= len(response) or not math.isfinite(span.value):
             raise UserError(
                 f"{where}: the span {list(span)} does not lie in its response, which has {len(response)} characters, or its value is "
                 "not finite. Write [start, end, value] in characters of the response, 0 the first."
             )
-    turns = (Message(role="user", content=messages),) if isinstance(messages, str) else tuple(messages)
-    return response_key(turns, response), spans
+    return response_key(found.prompt, found.response.turns or response, found.tools), spans
 
 
 def _wrong(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"the row has no {error.args[0]}"
     return str(error) if isinstance(error, FieldError) else "its spans are not lists of three numbers"

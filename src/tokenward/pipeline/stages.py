@@ -42,6 +42,7 @@ from tokenward.pipeline.reward_stage import train_reward
 from tokenward.pipeline.score_stages import compute_reference, compute_scores
 from tokenward.pipeline.tasks import SAMPLERS, source_of
 from tokenward.pipeline.train_stages import train_referee, train_sft
+from tokenward.pipeline.unpaired_checks import check_unpaired
 from tokenward.pipeline.values import scorer_of
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
@@ -93,10 +94,12 @@ def run_through(run: Run, last: str = "evaluation") -> None:
             f"the recipe's run is {kind} and has no stage {last}; it has {', '.join(order)}. The table guidance makes a "
             "run a guided one."
         )
-    for name in order[: order.index(last) + 1]:
-        if name != last and not is_needed(run, name):
-            continue  # the scorer does not look at what the stage would make
+    # A stage that is left out makes what the scorer does not look at.
+    wanted = [name for name in order[: order.index(last) + 1] if name == last or is_needed(run, name)]
+    for name in wanted:
         functions[name](run)
+        if name == "data":
+            check_unpaired(run, wanted)
         if name == "examples" and last == "evaluation":
             check_metrics(run)
 

@@ -15,6 +15,8 @@ from tokenward.objectives import (
     Objective,
     needs_frozen_reference,
     objective_of,
+    title_of,
+    unpaired_of,
 )
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, pair_sets, pair_settings
@@ -23,6 +25,8 @@ from tokenward.pipeline.rows import LazyRows, prompts_of
 from tokenward.pipeline.values import computed_values, with_reference
 from tokenward.pipeline.watch import held_out_prompts, watching
 from tokenward.tokens.rows import TokenRow
+
+_PROMPT = np.uint64(3)  # beside the hash of a response, so that names are of both; the sums wrap around
 
 
 def train_sft(run: Run) -> Manifest | None:
@@ -60,7 +64,7 @@ def train_referee(run: Run) -> Manifest | None:
             objective = objective_of("objective", table.objective)
             model = adapted(run, run.load(run.reference_model), run.recipe.model.adapter)
             sets = pair_sets(run)
-            rows = with_reference(run, token_rows(run, sets.referee, model))
+            rows = with_reference(run, trained_on(run, objective, token_rows(run, sets.referee, model)))
             held_out = with_reference(run, token_rows(run, sets.held_out, model, may_be_empty=True))
             beside = frozen_reference(run, objective, model)
             facts = fit(
@@ -125,20 +129,44 @@ def best_once(rows: Sequence[TokenRow]) -> LazyRows:
     """Rows whose preferred response is the best of its prompt, each prompt once.
 
     Rules that make several pairs of a ranked list would count its best response several times, and
-    its second as if it were the best.
+    its second as if it were the best. Of responses that stand alone every good one is kept.
     """
     lazy = rows if isinstance(rows, LazyRows) else LazyRows(encoded=[row.encoded for row in rows])
-    whole, losers = (reply_names(lazy, place) for place in (0, 1))
-    never = np.flatnonzero(~np.isin(whole, losers))
-    _, first = np.unique(prompts_of(lazy.encoded)[never], return_index=True)
-    return lazy.choose(never[np.sort(first)])
+    known, prompts = lazy.responses, prompts_of(lazy.encoded)
+    sizes = np.diff(known.starts)
+    names = np.repeat(prompts, sizes) * _PROMPT + known.digests
+    first = names[known.starts[:-1]]
+    never = np.flatnonzero(~np.isin(first, names[known.ranks > 0]))
+    _, once = np.unique(np.where(sizes == 1, first, prompts)[never], return_index=True)
+    return lazy.choose(never[np.sort(once)])
+
+
+def trained_on(run: Run, objective: Objective, rows: LazyRows) -> LazyRows:
+    """Rows without the bad responses that stand alone, where the objective learns nothing from such a one.
+
+    Raises:
+        UserError: none is left.
+    """
+    known = rows.responses
+    left_out = (np.diff(known.starts) == 1) & (known.ranks[known.starts[:-1]] > 0)
+    if unpaired_of(objective) != "good" or not left_out.any():
+        return rows
+    if left_out.all():
+        raise UserError(
+            f"every row is a bad response alone, and {title_of(objective)} trains on good ones. Give good ones (label true), or "
+            "write the objective {name: kto}, which learns from both."
+        )
+    run.display.line(
+        f"  {int(left_out.sum())} rows left out: a bad response alone, from which {title_of(objective)} learns nothing"
+    )
+    return rows.choose(np.flatnonzero(~left_out))
 
 
 def reply_names(rows: LazyRows, place: int) -> np.ndarray:
     """A number that names one response of each row together with its prompt.  -> [rows] uint64"""
     responses = rows.responses
     # Sums of hashes; they wrap around.
-    return prompts_of(rows.encoded) * np.uint64(3) + responses.digests[responses.starts[:-1] + place]
+    return prompts_of(rows.encoded) * _PROMPT + responses.digests[responses.starts[:-1] + place]
 
 
 def with_own_reference(run: Run, start: LanguageModel, rows: LazyRows) -> LazyRows:

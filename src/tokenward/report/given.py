@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenward.data.conversations import prompt_of
 from tokenward.data.fields import FieldError, items, required, text
 from tokenward.data.files import jsonl_rows
-from tokenward.data.parsers import span_of
+from tokenward.data.parsers import answered, span_of
 from tokenward.errors import UserError
 from tokenward.evaluation.credit import KnownResponse, credit_figures, known_response
 from tokenward.evaluation.statistics import Figure
@@ -18,7 +17,7 @@ from tokenward.tokens.spans import ByteSpan
 from tokenward.tokens.spelled import moved
 from tokenward.types import Span
 
-FIELDS = ("key", "prompt", "response", "spans")
+FIELDS = ("key", "prompt", "response", "spans", "system", "tools")
 RESAMPLES = 500
 """Bootstrap draws of the page's intervals: fewer than the evaluation's, since a page is made again and again."""
 
@@ -93,7 +92,8 @@ def _lines(path: Path) -> Iterator[_Line]:
 
 def _key(row: Mapping[str, Any]) -> str:
     if "key" not in row:
-        return response_key(prompt_of(row), text(required(row, "response"), "response"))
+        found = answered(row)
+        return response_key(found.prompt, found.response.turns or found.response.text, found.tools)
     if "prompt" in row or "response" in row:
         raise FieldError("key", "stands beside prompt or response; write the key, or the two texts")
     return text(row["key"], "key")

@@ -138,7 +138,7 @@ def _scores(
     if reader is None:
         if spans is not None:
             raise UserError(
-                f"{run.path} has no scores to compare the spans of {spans} with. Leave --spans out."
+                f"{run.path} has no pairs with scores to compare the spans of {spans} with. Leave --spans out."
             )
         return None
     names = run.special_names()

@@ -86,8 +86,8 @@ class PairReader:
 
     @classmethod
     def open(cls, run: RunFolder) -> "PairReader | None":
-        """A reader of a run's pairs; None where the run has no scores, as a guided one."""
-        if not {"data", "reference", "scores"} <= set(run.manifests):
+        """A reader of a run's pairs; None where the run has no scores, as a guided one, or no pairs."""
+        if not {"data", "reference", "scores"} <= set(run.manifests) or only_alone(run):
             return None
         store = TokenStore(run.path / "scores")
         made = stored_scorer(run)
@@ -153,6 +153,15 @@ def _as_written(pair: Comparison, records: Sequence[TokenRecord]) -> Comparison:
             for own, response, text in sides
         )
     return replace(pair, responses=texts, spans=spans)
+
+
+def only_alone(run: RunFolder) -> bool:
+    """Whether every comparison of a run has one response, which no pair can be made of."""
+    if "data" not in run.manifests:
+        return False
+    facts = run.manifests["data"].facts
+    alone = sum(facts.get("unpaired", {}).values())
+    return bool(alone) and alone == facts["train"] + facts["held_out"]
 
 
 def _keys(comparison: Comparison, better: int, worse: int) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenward.errors import UserError
 from tokenward.report.channels import scale_of, scored_tokens
 from tokenward.report.collect import RunFolder
-from tokenward.report.pairs import PairReader, ScoredPair, scores_of
+from tokenward.report.pairs import PairReader, ScoredPair, only_alone, scores_of
 from tokenward.report.pieces import closing_count, context_before, pieces
 from tokenward.report.selections import RunSelection, scorer_note, selection_named, selections_of
 from tokenward.selection import TopFraction
@@ -89,6 +89,10 @@ def shown_pair(folder: str | Path, number: int, term: str | None = None) -> Show
     """
     run = RunFolder.read(folder)
     reader = PairReader.open(run)
+    if only_alone(run):
+        raise UserError(
+            f"{run.path} has no pair: each of its rows has one response. Its figures are in the report."
+        )
     if reader is None:
         raise UserError(
             f"{run.path} has no scores, so no pair of it can be shown. It holds {', '.join(run.manifests)}; "

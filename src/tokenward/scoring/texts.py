@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple, Self
 from torch import Tensor
 
 from tokenward.artifacts import MANIFEST, read_manifest
+from tokenward.data.conversations import Reply, user
+from tokenward.data.parsers import Answered
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import load_model
@@ -139,7 +141,17 @@ class TokenScorer:
         Raises:
             UserError: a prompt or response is empty, or longer than the model's context.
         """
-        rows = [self._row(number, *text) for number, text in enumerate(texts, start=1)]
+        return self.score_rows([_as_row(*text) for text in texts], tokens_per_batch=tokens_per_batch)
+
+    def score_rows(self, rows: Sequence[Answered], *, tokens_per_batch: int = 8192) -> list[ScoredResponse]:
+        """So of rows that may have whole messages as a response, and tools.
+
+        Raises:
+            UserError: as :meth:`score_all`.
+        """
+        return self._score([self._row(number, row) for number, row in enumerate(rows, 1)], tokens_per_batch)
+
+    def _score(self, rows: Sequence[TokenRow], tokens_per_batch: int) -> list[ScoredResponse]:
         values = {name: self._values(model, rows, tokens_per_batch) for name, model in self.models.items()}
         return [
             self._scored(row, {name: found[index] for name, found in values.items()})
@@ -193,14 +205,14 @@ class TokenScorer:
         found = token_values(model, rows, precision=self.precision, tokens_per_batch=tokens_per_batch)
         return [responses[0].tolist() for responses in found]
 
-    def _row(self, number: int, prompt: str | Sequence[Message], response: str) -> TokenRow:
-        messages: tuple[Message, ...]
-        messages = (Message(role="user", content=prompt),) if isinstance(prompt, str) else tuple(prompt)
-        if not response.strip() or not any(message["content"].strip() for message in messages):
+    def _row(self, number: int, row: Answered) -> TokenRow:
+        text, turns = row.response
+        if not text.strip() or not any(message["content"].strip() for message in row.prompt):
             raise UserError(f"text {number}: prompt and response must not be empty.")
         comparison = Comparison(
-            key="", prompt=messages, responses=(response,), ranks=(0,), source=f"text {number}"
-        )
+            key="", prompt=row.prompt, responses=(text,), ranks=(0,), source=f"text {number}",
+            turns=None if turns is None else (turns,), tools=row.tools,
+        )  # fmt: skip
         limits = Limits(NO_LIMIT, NO_LIMIT, "error", self._context)
         encoded, reasons = encode_one(comparison, self.template, limits)
         if encoded is None:
@@ -237,6 +249,11 @@ class TokenScorer:
                 )
             ]
         )
+
+
+def _as_row(prompt: str | Sequence[Message], response: str) -> Answered:
+    turns = user(prompt) if isinstance(prompt, str) else tuple(prompt)
+    return Answered(turns, Reply(response), ())
 
 
 def _facts(folder: Path) -> dict[str, Any]:

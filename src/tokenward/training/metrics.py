@@ -11,6 +11,7 @@ LOSS = "loss/comparison"
 """In what :meth:`MetricSums.take` gives: the loss over the comparisons since the last time."""
 
 _COMPARISONS, _DENOMINATOR = "comparisons", "loss/denominator"
+_HAVING = " had"  # after a metric's name: how many of the comparisons have it
 
 
 class MetricSums:
@@ -29,12 +30,17 @@ class MetricSums:
         found = {_COMPARISONS: counts, LOSS: losses.loss.detach(), **losses.metrics}
         if losses.denominator is not None:
             found[_DENOMINATOR] = losses.denominator
+        for name, having in (losses.having or {}).items():
+            found[name] = torch.where(having != 0, found[name], 0.0)
+            found[name + _HAVING] = having
         for name, values in found.items():
             total = torch.where(counts, values, torch.zeros_like(values)).sum().float()
             self._sums[name] = self._sums.get(name, torch.zeros((), device=values.device)) + total
 
     def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over comparisons since the last time, and the loss by its own denominator; begins anew.
+        """Means over the comparisons since the last time that have the metric, and the loss by its own denominator.
+
+        Begins anew. A metric that no comparison had is left out.
 
         Args:
             reduce: Sums of this process to those of all.
@@ -45,5 +51,10 @@ class MetricSums:
         totals = dict(zip(sums, reduce(torch.stack([*sums.values()])).tolist(), strict=True))
         comparisons = totals.pop(_COMPARISONS)
         loss, denominator = totals.pop(LOSS), totals.pop(_DENOMINATOR, comparisons)
-        means = {name: total / comparisons for name, total in totals.items()}
+        having = {name: totals.pop(name + _HAVING) for name in list(totals) if name + _HAVING in totals}
+        means = {
+            name: total / having.get(name, comparisons)
+            for name, total in totals.items()
+            if having.get(name, 1)
+        }
         return {LOSS: loss / denominator if denominator else 0.0, **means}

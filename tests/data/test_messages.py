@@ -1,0 +1,201 @@
+"""Messages keep every key; replies are calls, thoughts and several messages too."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from tokenward.data.fields import FieldError
+from tokenward.data.lines import from_line, to_line
+from tokenward.data.messages import messages, readable, without_filled
+from tokenward.data.prepare import comparison_key, load
+from tokenward.errors import UserError
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+ASKED = {"role": "user", "content": "Rain in Oslo?"}
+CALLS = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+
+
+def answer(content, **more):
+    return {"role": "assistant", "content": content, **more}
+
+
+def loaded(tmp_path, *rows, **options):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load(path, **options)
+
+
+def one(tmp_path, row):
+    (comparison,) = loaded(tmp_path, row).comparisons
+    assert from_line(to_line(comparison)) == comparison
+    return comparison
+
+
+@pytest.mark.parametrize("content", [{"content": None}, {"content": ""}, {}])
+def test_a_call_is_a_reply(tmp_path, content):
+    call = {"role": "assistant", **content, "tool_calls": [CALL]}
+    row = {"prompt": [ASKED], "chosen": [call], "rejected": [answer("no idea")], "tools": json.dumps(TOOLS)}
+    found = one(tmp_path, row)
+    assert found.responses == ('weather({"city": "Oslo"})', "no idea")
+    assert found.turns == (({"role": "assistant", "content": "", "tool_calls": [CALL]},), None)
+    assert found.tools == tuple(TOOLS)
+    assert found.reply(1) == (answer("no idea"),)
+    parts = {"turns": found.turns, "tools": found.tools}
+    assert found.key == comparison_key(found.prompt, found.responses, **parts)
+    assert found.key != comparison_key(found.prompt, found.responses, turns=found.turns)
+    assert found.key != comparison_key(found.prompt, found.responses, tools=found.tools)
+
+
+def test_a_history_keeps_calls_results_and_names(tmp_path):
+    result = {"role": "tool", "name": "weather", "tool_call_id": "7", "content": "rain"}
+    row = {
+        "prompt": [ASKED, CALLS, result],
+        "chosen": [answer("Rain.")],
+        "rejected": [answer("Sun.")],
+        "tools": TOOLS,
+    }
+    found = one(tmp_path, row)
+    assert found.prompt == (ASKED, {**CALLS, "content": ""}, result)
+    assert (found.responses, found.turns) == (("Rain.", "Sun."), None)
+
+
+def test_thoughts_are_kept_and_are_enough_for_a_reply(tmp_path):
+    row = {
+        "prompt": [ASKED],
+        "chosen": [answer("Rain.", reasoning_content="clouds")],
+        "rejected": [answer("", thinking="no clouds")],
+    }
+    found = one(tmp_path, row)
+    assert found.responses == ("Rain.", "no clouds")
+    assert found.turns == (
+        (answer("Rain.", reasoning_content="clouds"),),
+        (answer("", thinking="no clouds"),),
+    )
+
+
+def test_identical_is_what_is_identical_in_all_its_messages(tmp_path):
+    thought = [[answer("Rain.", reasoning_content=text)] for text in ("clouds", "wind")]
+    found = one(tmp_path, {"prompt": [ASKED], "chosen": thought[0], "rejected": thought[1]})
+    assert found.responses == ("Rain.", "Rain.")
+    same = loaded(tmp_path, {"prompt": [ASKED], "chosen": thought[0], "rejected": thought[0]})
+    assert same.counts == {"read": 1, "kept": 0, "identical responses": 1}
+    both = [{"prompt": [ASKED], "chosen": thought[a], "rejected": thought[1 - a]} for a in (0, 1)]
+    assert loaded(tmp_path, *both).counts == {"read": 2, "kept": 0, "contradictory": 2}
+
+
+def test_a_reply_of_several_messages(tmp_path):
+    rest = [CALLS, {"role": "tool", "content": "rain"}]
+    chosen = [*rest, answer("Rain.")]
+    row = {"prompt": [ASKED], "chosen": chosen, "rejected": [answer("Sun."), ASKED, answer("Still sun.")]}
+    found = one(tmp_path, row)
+    assert found.prompt == (ASKED,)
+    assert found.responses == ('weather({"city": "Oslo"})\nRain.', "Sun.\nStill sun.")
+    assert [message["role"] for message in found.reply(0)] == ["assistant", "tool", "assistant"]
+
+
+@pytest.mark.parametrize("prompt", [{}, {"prompt": "Rain in Oslo?"}, {"prompt": [ASKED]}])
+def test_what_both_say_first_belongs_to_the_prompt(tmp_path, prompt):
+    head = [ASKED, CALLS, {"role": "tool", "content": "rain"}]
+    row = {**prompt, "chosen": [*head, answer("Rain.")], "rejected": [*head, answer("Sun.")]}
+    found = one(tmp_path, row)
+    assert [message["role"] for message in found.prompt] == ["user", "assistant", "tool"]
+    assert (found.responses, found.turns) == (("Rain.", "Sun."), None)
+
+
+def test_talks_that_part_at_a_question_are_compared_from_the_reply_before_it(tmp_path):
+    talks = [
+        [ASKED, answer("Yes."), {"role": "user", "content": f"And {place}?"}, answer("No.")] for place in "ab"
+    ]
+    found = one(tmp_path, {"chosen": talks[0], "rejected": talks[1]})
+    assert found.prompt == (ASKED,)
+    assert found.turns == tuple(tuple(talk[1:]) for talk in talks)
+
+
+def test_a_begun_reply_stays_in_the_prompt(tmp_path):
+    begun = [ASKED, answer("It is ")]
+    found = one(tmp_path, {"prompt": begun, "chosen": "wet.", "rejected": [answer("dry.")]})
+    assert (list(found.prompt), found.responses, found.turns) == (begun, ("wet.", "dry."), None)
+
+
+def test_weights_are_kept_and_a_reply_without_any_is_dropped(tmp_path):
+    prompt = [ASKED, answer("Hm.", weight=0), ASKED]
+    partly = [answer("Wait.", weight=0), ASKED, answer("Rain.", weight=1.0)]
+    found = one(tmp_path, {"prompt": prompt, "chosen": partly, "rejected": "Sun."})
+    assert found.prompt[1] == answer("Hm.", weight=0)
+    assert [message.get("weight") for message in found.reply(0)] == [0, None, 1]
+    never = {"prompt": prompt, "chosen": [answer("Rain.", weight=0)], "rejected": "Sun."}
+    assert loaded(tmp_path, never).counts == {"read": 1, "kept": 0, "response of weight 0": 1}
+    replies = [[answer(text, weight=int(text != "b"))] for text in "abc"]
+    ranked = loaded(tmp_path, {"prompt": prompt, "responses": replies, "ranks": [0, 1, 2]})
+    assert ranked.notes == {"response of weight 0 removed": 1}
+    assert ranked.comparisons[0].responses == ("a", "c")
+
+
+def test_parts_of_text_are_joined():
+    parts = [
+        {"type": "text", "text": "Rain "},
+        "in ",
+        {"type": "input_text", "text": "Oslo?", "image_url": None},
+    ]
+    assert messages([{"role": "user", "content": parts}], "prompt") == (ASKED,)
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        ({"role": "assistant", "content": None}, "m[0].content: found null"),
+        ({"role": "assistant", "content": None, "tool_calls": []}, "m[0].content: found null"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "m[0].content[0]: is a part of type image_url"),
+        ({"role": "user", "content": {"a": 1}}, "m[0].content: found an object, expected text or a list of text parts"),
+        ({"role": "assistant", "content": "a", "weight": 0.5}, "m[0].weight: found the number 0.5, expected 0 (leave"),
+        ({"role": "assistant", "content": "a", "weight": "1"}, "m[0].weight: found text"),
+        ({"role": "assistant", "content": "", "tool_calls": {"a": 1}}, "m[0].tool_calls: found an object, expected a list"),
+        ({"role": "user", "content": "a", "seen": b"1"}, "m[0].seen: found bytes, expected what JSON can hold"),
+        ({"role": "user", "content": "a", "name": "\ud83d"}, "m[0].name: holds half of a surrogate pair"),
+        ({"from": "bob", "value": "a"}, "m[0].from: is 'bob', expected one of human, "),
+        ({"from": "function_call", "value": "f()"}, "m[0].value: is no call"),
+    ],
+)  # fmt: skip
+def test_what_is_no_message_is_named(message, problem):
+    with pytest.raises(FieldError) as error:
+        messages([message], "m")
+    assert str(error.value).startswith(problem)
+
+
+def test_sharegpt_turns_are_messages():
+    call = json.dumps({"name": "weather", "arguments": {"city": "Oslo"}})
+    talk = [
+        ("system", "s"),
+        ("human", "h"),
+        ("function_call", call),
+        ("observation", "rain"),
+        ("gpt", "Rain."),
+    ]
+    found = messages([{"from": who, "value": said} for who, said in talk], "m")
+    assert [message["role"] for message in found] == ["system", "user", "assistant", "tool", "assistant"]
+    assert found[2].get("tool_calls") == [CALL]
+    assert readable(found) == 'weather({"city": "Oslo"})\nRain.'
+
+
+def test_a_table_adds_no_keys_to_calls(tmp_path):
+    """Parquet gives every object of a column the same keys."""
+    other = {"type": "function", "function": {"name": "time", "arguments": {"zone": "CET"}}}
+    rows = [
+        {"prompt": [ASKED], "chosen": [{**CALLS, "tool_calls": [call]}], "rejected": [answer("no")]}
+        for call in (CALL, other)
+    ]
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    found = load(path).comparisons
+    assert [row.reply(0)[0].get("tool_calls") for row in found] == [[CALL], [other]]
+    assert found[0].prompt == (ASKED,)
+    assert without_filled({"a": None, "m": [{"b": None}]}) == {"a": None, "m": [{"b": None}]}
+
+
+def test_tools_that_are_none_are_named_with_the_row(tmp_path):
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "tools": "weather"}
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: tools: found text, expected a list"):
+        loaded(tmp_path, row)

@@ -1,0 +1,189 @@
+"""Runs on rows of one response each: what trains, what refuses, and what a run says of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tokenward
+from tests.tiny import planted_rows
+from tokenward.errors import UserError
+from tokenward.report.single import shown_pair
+
+KTO = ["scores.scorer={name: surprisal}", "policy.selection={name: all}"]
+RUN = Path("runs/quickstart")
+
+
+def unpaired(count: int) -> list[dict]:
+    """The best and the worst of planted replies, each as a row of its own."""
+    rows = planted_rows(count)
+    return [
+        {"prompt": row["prompt"], "completion": row["responses"][place], "label": place == 0}
+        for row in rows
+        for place in (0, 2)
+    ]
+
+
+def write(name: str, rows: list[dict]) -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+def history(stage: str) -> list[dict]:
+    return [json.loads(line) for line in (RUN / stage / "history.jsonl").read_text().splitlines()]
+
+
+def metrics() -> dict:
+    return json.loads((RUN / "evaluation" / "metrics.json").read_text())
+
+
+def test_kto_trains_on_unpaired_rows_without_an_oracle(tiny_workplace: Path, capsys) -> None:
+    write("kto.jsonl", unpaired(12))
+    training = "policy.training={max_steps: 3, per_device_train_batch_size: 4, logging_steps: 1, eval_strategy: steps, eval_steps: 3}"
+    tokenward.run(tiny_workplace, ["data.source=kto.jsonl", "policy.objective={name: kto}", training, *KTO])
+    shown = capsys.readouterr().out
+    assert "unpaired, train" in shown
+    assert {path.parent.name for path in RUN.glob("*/manifest.json")} == {
+        "data", "reference", "scores", "policy", "evaluation",
+    }  # fmt: skip
+    found = metrics()
+    assert {name for name in found if name.startswith("unpaired")} == {
+        "unpaired/good_change",
+        "unpaired/bad_change",
+    }
+    assert not any(name.startswith("preference") for name in found)
+    held_out = json.loads((RUN / "data" / "manifest.json").read_text())["facts"]["unpaired"]["held_out"]
+    assert sum(found[f"unpaired/{side}_change"]["n"] for side in ("good", "bad")) == held_out > 0
+    assert (RUN / "report" / "index.html").is_file()
+    steps = [entry for entry in history("policy") if "loss" in entry]
+    assert steps[0]["loss"] == pytest.approx(0.5)  # 1 - sigma(0), before the first update
+    with pytest.raises(UserError, match="has no pair: each of its rows has one response"):
+        shown_pair(RUN, 1)
+
+
+def test_pairs_and_unpaired_rows_train_together(tiny_workplace: Path, capsys) -> None:
+    write("kto.jsonl", unpaired(8))
+    source = "data.source=[pairs.jsonl, kto.jsonl]"
+    tokenward.run(tiny_workplace, [source, "policy.objective={name: kto}", *KTO])
+    facts = json.loads((RUN / "data" / "manifest.json").read_text())["facts"]
+    assert facts["format"] == "ranked, unpaired"
+    assert 0 < sum(facts["unpaired"].values()) < facts["train"] + facts["held_out"]
+    assert {"preference/accuracy", "unpaired/good_change"} <= set(metrics())
+    assert "pairs, " in capsys.readouterr().out.split("kept tokens")[0].splitlines()[-1]
+
+
+def test_likelihood_trains_on_the_good_ones_and_says_so(tiny_workplace: Path, capsys) -> None:
+    write("kto.jsonl", unpaired(12))
+    likelihood = "policy.objective={name: weighted_likelihood}"
+    sft = "sft={training: {max_steps: 2, per_device_train_batch_size: 4}}"
+    tokenward.run(tiny_workplace, ["data.source=kto.jsonl", likelihood, sft, *KTO])
+    shown = " ".join(capsys.readouterr().out.split())  # as it stands in lines of any width
+    train = json.loads((RUN / "data" / "manifest.json").read_text())["facts"]["unpaired"]["train"]
+    assert (
+        f"{train // 2} rows left out: a bad response alone, from which WeightedLikelihood learns nothing"
+        in shown
+    )
+    assert f"{train // 2} responses alone; kept tokens: chosen 100.0%" in shown
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "the objective of oracle, dpo, compares responses to one prompt"),
+        (["scores.scorer={name: surprisal}"], "the objective of policy, sepo, compares responses to one prompt"),
+        (["scores.scorer={name: reward}"], "a reward is learned from ranks among several responses"),
+        (
+            ["experts={worse: {swapped: true, objective: {name: kto}, training: {max_steps: 1}}}",
+             "scores.scorer={name: log_ratio, numerator: worse, denominator: reference}"],
+            "the expert worse exchanges or picks pairs",
+        ),
+        ([*KTO, "policy.objective={name: kto}", "referee={}"], "the objective of referee, dpo, compares"),
+        ([*KTO, "policy.objective={name: sum, terms: [{name: kto}, {name: dpo}]}"], "the objective of policy, sum"),
+    ],
+)  # fmt: skip
+def test_what_needs_pairs_is_refused_before_anything_runs(tiny_workplace: Path, overrides, message) -> None:
+    write("kto.jsonl", unpaired(12))
+    with pytest.raises(
+        UserError, match=r"^24 of 24 rows have one response each \(unpaired rows\), and "
+    ) as error:
+        tokenward.run(tiny_workplace, ["data.source=kto.jsonl", *overrides], quiet=True)
+    assert message in str(error.value)
+    assert [path.parent.name for path in RUN.glob("*/manifest.json")] == ["data"]
+
+
+def test_the_advice_works(tiny_workplace: Path) -> None:
+    """What the refusals say, written into the recipe, makes the run work."""
+    recipe = yaml.safe_load(tiny_workplace.read_text())
+    recipe["data"]["source"] = write("kto.jsonl", unpaired(12))
+    for _ in range(3):
+        tiny_workplace.write_text(yaml.safe_dump(recipe))
+        try:
+            tokenward.run(tiny_workplace, quiet=True)
+            break
+        except UserError as error:
+            said = str(error)
+        if "do without an oracle: " in said:
+            recipe |= yaml.safe_load(said.split("do without an oracle: ")[1].split(", with")[0])
+            recipe["policy"]["selection"] = {"name": "all"}
+        else:
+            recipe["policy"]["objective"] = yaml.safe_load(
+                said.split("policy.objective: ")[1].split(" or ")[0]
+            )
+    assert (RUN / "evaluation" / "manifest.json").is_file()
+
+
+def test_an_oracle_may_be_trained_by_kto(tiny_workplace: Path) -> None:
+    write("kto.jsonl", unpaired(12))
+    tokenward.run(
+        tiny_workplace,
+        ["data.source=kto.jsonl", "oracle.objective={name: kto}", "policy.objective={name: kto}"],
+        quiet=True,
+    )
+    kept = json.loads((RUN / "policy" / "manifest.json").read_text())["facts"]["kept"]
+    assert set(kept) == {"chosen", "rejected"}
+
+
+def test_rows_to_evaluate_on_may_have_their_own_source(tiny_workplace: Path, capsys) -> None:
+    rows = planted_rows(24)
+    Path("all").mkdir()
+    write("all/train.jsonl", rows[:18])
+    write("all/test.jsonl", [*rows[18:], rows[0]])
+    given = ["data={source: all, eval: {split: test}}"]
+    run = tokenward.open_run(tiny_workplace, [*given, "data.held_out=0"])
+    facts = tokenward.prepare_data(run).facts
+    assert (facts["train"], facts["held_out"]) == (18, 6)
+    assert facts["evaluation"] == {"read": 7, "kept": 6, "prompt also in the training rows": 1}
+    shown = capsys.readouterr().out
+    assert "rows of data.eval" in shown
+    assert "all: the split train is read; also there: test" in shown
+    before = json.loads((RUN / "data" / "manifest.json").read_text())["inputs"]
+    write("other.jsonl", rows[20:])
+    run = tokenward.open_run(
+        tiny_workplace, ["data={source: all, eval: {source: other.jsonl}}", "data.held_out=0"]
+    )
+    assert tokenward.prepare_data(run).facts["held_out"] == 4
+    after = json.loads((RUN / "data" / "manifest.json").read_text())["inputs"]
+    assert before["evaluation source"] != after["evaluation source"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("{source: pairs.jsonl, held_out: 0.1, eval: {source: a.jsonl}}", r"data\.held_out is 0\.1, and data\.eval names"),
+        ("{source: pairs.jsonl, held_out: 0, eval: {limit: 3}}", r"data\.eval names neither a source nor another split"),
+    ],
+)  # fmt: skip
+def test_what_is_held_out_twice_or_not_at_all_is_refused(tiny_workplace: Path, table, message) -> None:
+    with pytest.raises(UserError, match=message):
+        tokenward.open_run(tiny_workplace, [f"data={table}"])
+
+
+def test_columns_that_are_not_read_are_on_the_screen_and_in_the_manifest(
+    tiny_workplace: Path, capsys
+) -> None:
+    write("more.jsonl", [{**row, "note": "x", "weight": 2} for row in planted_rows(12)])
+    run = tokenward.open_run(tiny_workplace, ["data.source=more.jsonl"])
+    facts = tokenward.prepare_data(run).facts
+    assert facts["columns_not_read"] == ["note", "weight"]
+    assert "columns not read: note, weight" in capsys.readouterr().out
