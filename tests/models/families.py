@@ -1,0 +1,176 @@
+"""Small random models of every family of transformers that a tiny config can be made of, and the table of them.
+
+``python -m tests.models.families`` writes the table of docs/models.md; ``--all`` adds bfloat16 and the library's own start.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from tests.tokens.rows import encoded
+from tokenward.errors import UserError
+from tokenward.models.forward import token_logprobs
+from tokenward.models.head import SelectiveHead
+from tokenward.models.probe import choose_head, choose_layout
+from tokenward.tokens.layouts import Layout
+from tokenward.tokens.rows import TokenRow, collate
+
+VOCABULARY = 266
+SIZES = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "embedding_size": 32, "d_model": 32, "intermediate_size": 48,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rotary_dim": 8,
+    "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "is_decoder": True,
+    "sliding_window": 8, "attention_window_size": 8, "use_cache": False,
+    # Experts.
+    "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4,
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
+    "first_k_dense_replace": 1, "num_mem_heads": 2,
+    # Latent and sparse attention.
+    "kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "qk_head_dim": 16,
+    "v_head_dim": 8, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 64, "keep_window_size": 8,
+    # Recurrence.
+    "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_conv": 4,
+    "mamba_expand": 2, "mamba_chunk_size": 8, "mamba_d_ssm": 64, "mamba_dt_rank": 4, "state_size": 8,
+    "conv_kernel": 4, "expand": 2, "time_step_rank": 4, "num_heads": 8, "n_groups": 1, "chunk_size": 8,
+    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "lru_width": 32,
+    # Decoders that have an encoder elsewhere.
+    "decoder_layers": 2, "encoder_layers": 2, "decoder_attention_heads": 4, "encoder_attention_heads": 4,
+    "decoder_ffn_dim": 48, "encoder_ffn_dim": 48,
+}  # fmt: skip
+SETTINGS = {
+    "cohere": {"logit_scale": 0.25},
+    "gemma2": {"final_logit_softcapping": 2.0},
+    "granite": {"logits_scaling": 4.0},
+    "falcon_h1": {"lm_head_multiplier": 0.4},
+}
+"""What a family's own default would hide at this size."""
+
+_ids = torch.randint(5, VOCABULARY, (70,), generator=torch.Generator().manual_seed(5)).tolist()
+ROWS = [encoded(_ids[:11], _ids[11:19], _ids[19:22], _ids[22:28]), encoded(_ids[30:34], _ids[34:36], _ids[36:45])]
+
+
+class Measured(NamedTuple):
+    """What was decided for a model, and how far its numbers are from those of plain calls.
+
+    Attributes:
+        layout: The rows; or ``refused``.
+        head: ``linear``, with what the model does to its logits, or ``all logits``.
+        head_by: Largest difference of a log-probability between that head and all logits in the same rows, nats.
+        by: The same to plain calls of transformers, one response at a time.
+        slope: Largest difference of a gradient to that of plain calls, as a share of the largest gradient.
+    """
+
+    layout: str
+    head: str
+    head_by: float = 0.0
+    by: float = 0.0
+    slope: float = 0.0
+
+
+def tiny(family: str, *, dtype: torch.dtype = torch.float32, lively: bool = True) -> PreTrainedModel:
+    """A small model of a family.
+
+    Args:
+        family: As transformers calls it.
+        dtype: Of the weights.
+        lively: Weights as large as a trained model's influences are; otherwise the library's own start.
+    """
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(_config(family)).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters() if lively else ():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = noise * 0.3 if parameter.dim() > 1 else parameter.data + noise * 0.1
+    return model.to(dtype)
+
+
+def _config(family: str):
+    kind = type(CONFIG_MAPPING[family]().get_text_config())
+    known = set(kind().to_dict()) | set(kind.attribute_map)
+    # A name and its alias would be the same setting twice.
+    aliases = {alias for alias, name in kind.attribute_map.items() if name in SIZES and alias in SIZES}
+    settings = {name: value for name, value in SIZES.items() if name in known - aliases}
+    if "kv_lora_rank" in settings:
+        settings["num_key_value_heads"] = SIZES["num_attention_heads"]
+    return kind(**settings, **SETTINGS.get(family, {}))
+
+
+def measured(model: PreTrainedModel) -> Measured:
+    """What the probe decides for a model, and what comes of it."""
+    expected, slopes = _with_gradient(model, _plain(model))
+    try:
+        layout = choose_layout(model, rows="auto", name="it")
+    except UserError as error:
+        return Measured(f"refused: {str(error).split(' (')[0].split(':')[0]}", "")
+    whole, _ = _with_gradient(model, _read(model, None, layout))
+    head = choose_head(model, name="it")
+    found, found_slopes = _with_gradient(model, _read(model, head, layout))
+    return Measured(
+        layout,
+        _title(head),
+        float((found - whole).abs().max()),
+        float((found - expected).abs().max()),
+        _apart(found_slopes, slopes),
+    )
+
+
+def _title(head: SelectiveHead | None) -> str:
+    if head is None:
+        return "all logits"
+    steps = ", ".join(f"{step.kind} {step.number:g}" for step in head.change.steps)
+    return ("linear" if head.linear is not None else "its own") + (f", {steps}" if steps else "")
+
+
+def _read(model: PreTrainedModel, head: SelectiveHead | None, layout: Layout) -> Tensor:
+    batch = collate([TokenRow(encoded=row) for row in ROWS], layout=layout, pad_id=0, whole=False)
+    return token_logprobs(model, head, batch)
+
+
+def _plain(model: PreTrainedModel) -> Tensor:
+    parts = []
+    for row in ROWS:
+        for response in row.responses:
+            ids = torch.tensor([row.prompt + response])
+            logits = model(input_ids=ids, use_cache=False).logits[0, len(row.prompt) - 1 : -1].float()
+            parts.append(logits.log_softmax(-1).gather(-1, torch.tensor(response)[:, None])[:, 0])
+    return torch.cat(parts)
+
+
+def _with_gradient(model: PreTrainedModel, logp: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    (logp * torch.arange(len(logp)).cos()).sum().backward()
+    return logp.detach(), {
+        name: item.grad.float() for name, item in model.named_parameters() if item.grad is not None
+    }
+
+
+def _apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    largest = max(float(item.abs().max()) for item in expected.values())
+    none = torch.zeros(())
+    return max(float((found.get(n, none) - expected.get(n, none)).abs().max()) for n in {**found, **expected}) / largest
+
+
+def table(families: list[str], dtype: torch.dtype, *, lively: bool) -> Iterator[str]:
+    """Lines of the table."""
+    for family in families:
+        found = measured(tiny(family, dtype=dtype, lively=lively))
+        figures = (f"{value:.0e}" if value else "0" for value in found[2:])
+        yield f"| {family} | {found.layout} | {found.head} | " + " | ".join(figures) + " |"
+
+
+if __name__ == "__main__":
+    names=[a for a in sys.argv[1:] if not a.startswith("-")]
+    d={"f":torch.float32,"b":torch.bfloat16}
+    for key in ("fl","bl","fs","bs"):
+        if f"--{key}" in sys.argv:
+            for n in names:
+                try: print(key, next(table([n], d[key[0]], lively=key[1]=="l")), flush=True)
+                except Exception as e: print(key,n,"BAD",type(e).__name__,str(e)[:150],flush=True)
