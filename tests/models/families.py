@@ -50,11 +50,20 @@ SETTINGS = {
     "gemma2": {"final_logit_softcapping": 2.0},
     "granite": {"logits_scaling": 4.0},
     "falcon_h1": {"lm_head_multiplier": 0.4},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "zaya": {"num_experts_per_tok": 1},
+    "zamba": {"layer_types": ["mamba", "hybrid"]},
+    "zamba2": {"layer_types": ["mamba", "hybrid"]},
 }
 """What a family's own default would hide at this size."""
 
 _ids = torch.randint(5, VOCABULARY, (70,), generator=torch.Generator().manual_seed(5)).tolist()
-ROWS = [encoded(_ids[:11], _ids[11:19], _ids[19:22], _ids[22:28]), encoded(_ids[30:34], _ids[34:36], _ids[36:45])]
+ROWS = [
+    encoded(_ids[:11], _ids[11:19], _ids[19:22], _ids[22:28]),
+    encoded(_ids[30:34], _ids[34:36], _ids[36:45]),
+]
 
 
 class Measured(NamedTuple):
@@ -98,9 +107,11 @@ def _config(family: str):
     # A name and its alias would be the same setting twice.
     aliases = {alias for alias, name in kind.attribute_map.items() if name in SIZES and alias in SIZES}
     settings = {name: value for name, value in SIZES.items() if name in known - aliases}
+    if getattr(kind(), "sliding_window", None) is None:
+        settings.pop("sliding_window", None)
     if "kv_lora_rank" in settings:
         settings["num_key_value_heads"] = SIZES["num_attention_heads"]
-    return kind(**settings, **SETTINGS.get(family, {}))
+    return kind(**settings | SETTINGS.get(family, {}))
 
 
 def measured(model: PreTrainedModel) -> Measured:
@@ -155,7 +166,10 @@ def _with_gradient(model: PreTrainedModel, logp: Tensor) -> tuple[Tensor, dict[s
 def _apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     largest = max(float(item.abs().max()) for item in expected.values())
     none = torch.zeros(())
-    return max(float((found.get(n, none) - expected.get(n, none)).abs().max()) for n in {**found, **expected}) / largest
+    return (
+        max(float((found.get(n, none) - expected.get(n, none)).abs().max()) for n in {**found, **expected})
+        / largest
+    )
 
 
 def table(families: list[str], dtype: torch.dtype, *, lively: bool) -> Iterator[str]:
@@ -167,10 +181,12 @@ def table(families: list[str], dtype: torch.dtype, *, lively: bool) -> Iterator[
 
 
 if __name__ == "__main__":
-    names=[a for a in sys.argv[1:] if not a.startswith("-")]
-    d={"f":torch.float32,"b":torch.bfloat16}
-    for key in ("fl","bl","fs","bs"):
+    names = [a for a in sys.argv[1:] if not a.startswith("-")]
+    d = {"f": torch.float32, "b": torch.bfloat16}
+    for key in ("fl", "bl", "fs", "bs"):
         if f"--{key}" in sys.argv:
             for n in names:
-                try: print(key, next(table([n], d[key[0]], lively=key[1]=="l")), flush=True)
-                except Exception as e: print(key,n,"BAD",type(e).__name__,str(e)[:150],flush=True)
+                try:
+                    print(key, next(table([n], d[key[0]], lively=key[1] == "l")), flush=True)
+                except Exception as e:
+                    print(key, n, "BAD", type(e).__name__, str(e)[:150], flush=True)

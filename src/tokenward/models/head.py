@@ -132,7 +132,8 @@ class SelectiveHead:
         if self._request is None:
             return self._plain(hidden)
         self._answer = self._answered(hidden, self._request)
-        return self._answer
+        # What the model changes and throws away has the shape of logits, for it may look at that.
+        return hidden.new_zeros(*hidden.shape[:-1], 1) if self.change.steps else self._answer
 
     def _answered(self, hidden: Tensor, request: Request) -> Tensor:
         rows = hidden.reshape(-1, hidden.shape[-1])[request.positions]

@@ -16,7 +16,8 @@ from tokenward.models.forward import run_model
 from tokenward.models.head import SelectiveHead, install_head
 from tokenward.models.logits import logit_change
 from tokenward.models.made_up import Trial, future_trial, laid_out, made_up, trial
-from tokenward.models.readings import OUTPUT, Readings, apart, in_float32, moved, readings
+from tokenward.models.positions import steady_note
+from tokenward.models.readings import Readings, apart, in_float32, moved, readings
 from tokenward.tokens.layouts import Layout
 from tokenward.tokens.rows import TokenBatch
 
@@ -55,10 +56,25 @@ def choose_head(model: PreTrainedModel, *, name: str, start_id: int | None = Non
         start_id: What its decoder begins with, where it has an encoder.
     """
     change = logit_change(model, start_id)
-    if change is None:
-        _say(name, "makes all logits at every token: what it does to its head's output is nothing that is known")
+    head = None if change is None else install_head(model, change)
+    if head is None or not _answers(model, head, start_id):
+        _say(
+            name,
+            "makes all logits at every token: what it does to its head's output is nothing that is known",
+        )
         return None
-    return install_head(model, change)
+    return head
+
+
+@torch.no_grad()
+def _answers(model: PreTrainedModel, head: SelectiveHead, start_id: int | None) -> bool:
+    """Whether the model's forward hands on what the head answers; some look at its shape."""
+    batch = laid_out(model, made_up(model), "separate" if start_id is None else "encoder_decoder", start_id)
+    try:
+        with head.answering(batch.predicted_from, batch.ids):
+            return run_model(model, batch).logits.shape == batch.ids.shape
+    except UNTAKEN:
+        return False
 
 
 def choose_layout(model: PreTrainedModel, *, rows: Rows, name: str, start_id: int | None = None) -> Layout:
@@ -74,28 +90,23 @@ def choose_layout(model: PreTrainedModel, *, rows: Rows, name: str, start_id: in
                 f"model.rows is shared, but {name} has an encoder, which reads each prompt apart. Write model.rows: auto."
             )
         return "encoder_decoder"
-    given = future_trial(model)
-    part = _differs(model, given)
-    if part is not None:
-        raise UserError(
-            f"{name} is no causal language model: in {part} a token changes what stands before it, so it sees the tokens "
-            "that it shall predict. Name a causal model; write is_decoder: true (xlm: causal: true) in its config.json "
-            "if it has such a setting."
-        )
-    return _layout(model, rows=rows, name=name)
+    return _layout(model, rows=rows, name=name, causal=True)
 
 
 def reward_layout(backbone: PreTrainedModel, *, rows: Rows, name: str) -> Layout:
     """As :func:`choose_layout`, for a model without a language model head, which may see what comes later."""
     if backbone.config.is_encoder_decoder:
         return "encoder_decoder"
-    return _layout(backbone, rows=rows, name=name)
+    return _layout(backbone, rows=rows, name=name, causal=False)
 
 
-def _layout(model: PreTrainedModel, *, rows: Rows, name: str) -> Layout:
-    with torch.no_grad(), in_float32(model):
-        alone = _alone(model)
-        _check_padding(model, alone, name)
+def _layout(model: PreTrainedModel, *, rows: Rows, name: str, causal: bool) -> Layout:
+    steady = steady_note(model.config)
+    if steady is not None:
+        _say(name, steady)
+    alone = _alone(model)
+    if alone is not None:
+        _check(model, alone, name, causal=causal)
     if rows == "separate":
         return "separate"
     reason = _why_not_shared(model, alone)
@@ -110,9 +121,21 @@ def _layout(model: PreTrainedModel, *, rows: Rows, name: str) -> Layout:
     return "separate"
 
 
+def _check(model: PreTrainedModel, alone: Readings, name: str, *, causal: bool) -> None:
+    part = _differs(model, future_trial(model)) if causal else None
+    if part is not None:
+        raise UserError(
+            f"{name} is no causal language model: in {part} a token changes what stands before it, so it sees the tokens "
+            "that it shall predict. Name a causal model; write is_decoder: true (xlm: causal: true) in its config.json "
+            "if it has such a setting."
+        )
+    _check_padding(model, alone, name)
+
+
 def _check_padding(model: PreTrainedModel, alone: Readings, name: str) -> None:
     batch = laid_out(model, made_up(model), "separate")
-    found = apart(_at(_read(model, batch), batch.placed_at), alone)
+    with torch.no_grad(), in_float32(model):
+        found = apart(_at(_read(model, batch), batch.placed_at), alone)
     if not found.by <= ROUNDING:
         raise UserError(
             f"{name} gives a response other numbers in a batch with a longer one than alone ({found.part} differs by "
@@ -121,17 +144,21 @@ def _check_padding(model: PreTrainedModel, alone: Readings, name: str) -> None:
         )
 
 
-def _why_not_shared(model: PreTrainedModel, alone: Readings) -> str | None:
+def _why_not_shared(model: PreTrainedModel, alone: Readings | None) -> str | None:
     """Why packed rows are not exact, or None; the model keeps the attention that they need only if they are."""
     windows = _windows(model)
     if windows:
         return f"it has a window ({windows})"
+    if alone is None:
+        return "it cannot be computed in float32, in which rows are compared"
     before = model.config._attn_implementation
     install_tree_attention(model)
     try:
         reason = _packed_differs(model, alone)
     except UNTAKEN as error:
-        reason = f"it does not take packed ones ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+        reason = (
+            f"it does not take packed ones ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+        )
     if reason is not None and before is not None and model.config._attn_implementation != before:
         model.set_attn_implementation(before)
     return reason
@@ -187,16 +214,27 @@ def _reaches(model: PreTrainedModel, given: Trial) -> bool:
     return bool((gradient[~kept] != 0).any())
 
 
-def _alone(model: PreTrainedModel) -> Readings:
-    """Each response with its prompt in a call of its own, as transformers is called: ids and nothing else."""
-    pieces: list[Readings] = []
+@torch.no_grad()
+def _alone(model: PreTrainedModel) -> Readings | None:
+    """Each response with its prompt in a call of its own, as transformers is called: ids and nothing else.
+
+    None where the model cannot be computed in float32.
+    """
     device = next(model.parameters()).device
-    for row in made_up(model):
-        for response in row.encoded.responses:
-            ids = torch.tensor([[*row.encoded.prompt, *response]], device=device)
-            read = readings(model, lambda ids=ids: _main(model(input_ids=ids, use_cache=False)), tuple(ids.shape))
-            pieces.append(_at(read, slice(len(row.encoded.prompt), None)))
+    pieces: list[Readings] = []
+    try:
+        with in_float32(model):
+            for encoded in (row.encoded for row in made_up(model)):
+                for response in encoded.responses:
+                    ids = torch.tensor([[*encoded.prompt, *response]], device=device)
+                    pieces.append(_at(_read_ids(model, ids), slice(len(encoded.prompt), None)))
+    except UNTAKEN:
+        return None
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _read_ids(model: PreTrainedModel, ids: Tensor) -> Readings:
+    return readings(model, lambda: _main(model(input_ids=ids, use_cache=False)), (1, ids.shape[1]))
 
 
 def _read(model: PreTrainedModel, batch: TokenBatch) -> Readings:

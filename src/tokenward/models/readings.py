@@ -62,9 +62,7 @@ def readings(model: nn.Module, call: Callable[[], Any], shape: tuple[int, int]) 
 
 def apart(first: Readings, second: Readings) -> Apart:
     """Where two readings of the same rows lie furthest apart."""
-    every = [
-        Apart(name, _difference(first[name], second[name])) for name in first if name in second
-    ]
+    every = [Apart(name, _difference(first[name], second[name])) for name in first if name in second]
     return max(every, key=lambda item: (item.by != item.by, item.by), default=Apart("nothing", float("nan")))
 
 
