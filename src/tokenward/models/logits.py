@@ -29,6 +29,13 @@ class _Call(NamedTuple):
     logits: Tensor
 
 
+def few_tokens(model: nn.Module, start_id: int | None) -> TokenBatch:
+    """A batch whose logits are soon made."""
+    return laid_out(
+        model, made_up(model)[1:], "separate" if start_id is None else "encoder_decoder", start_id
+    )
+
+
 @torch.no_grad()
 def logit_change(model: nn.Module, start_id: int | None = None) -> LogitChange | None:
     """What a model does to its head's logits; None where it cannot be told exactly, so that it must make them all.
@@ -43,7 +50,7 @@ def logit_change(model: nn.Module, start_id: int | None = None) -> LogitChange |
     head = model.get_output_embeddings()  # type: ignore[operator]
     if not isinstance(head, nn.Module):
         return None
-    batch = laid_out(model, made_up(model), "separate" if start_id is None else "encoder_decoder", start_id)
+    batch = few_tokens(model, start_id)
     real = _call(model, head, batch)
     # bfloat16 tells whether the logits are widened first; the model's own type tells numbers apart that it cannot.
     tried = [real and _call(model, head, batch, given=_sizes(real.raw, dtype)) for dtype in _types(real)]

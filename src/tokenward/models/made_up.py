@@ -12,7 +12,7 @@ from tokenward.tokens.layouts import Layout
 from tokenward.tokens.rows import TokenBatch, TokenRow, collate
 from tokenward.types import Comparison
 
-SHAPES = ((9, (5, 7, 4)), (5, (3, 6)))
+SHAPES = ((9, (5, 7, 4)), (5, (3,)))
 """Tokens of the prompt and of each response, comparison by comparison: no two lengths of one comparison are equal."""
 
 CHANGED = 1

@@ -14,10 +14,10 @@ from tokenward.errors import UserError
 from tokenward.models.attention import install_tree_attention
 from tokenward.models.forward import run_model
 from tokenward.models.head import SelectiveHead, install_head
-from tokenward.models.logits import logit_change
+from tokenward.models.logits import few_tokens, logit_change
 from tokenward.models.made_up import Trial, future_trial, laid_out, made_up, trial
 from tokenward.models.positions import steady_note
-from tokenward.models.readings import Readings, apart, in_float32, moved, readings
+from tokenward.models.readings import Readings, apart, in_float32, is_half, moved, readings
 from tokenward.tokens.layouts import Layout
 from tokenward.tokens.rows import TokenBatch
 
@@ -69,7 +69,7 @@ def choose_head(model: PreTrainedModel, *, name: str, start_id: int | None = Non
 @torch.no_grad()
 def _answers(model: PreTrainedModel, head: SelectiveHead, start_id: int | None) -> bool:
     """Whether the model's forward hands on what the head answers; some look at its shape."""
-    batch = laid_out(model, made_up(model), "separate" if start_id is None else "encoder_decoder", start_id)
+    batch = few_tokens(model, start_id)
     try:
         with head.answering(batch.predicted_from, batch.ids):
             return run_model(model, batch).logits.shape == batch.ids.shape
@@ -189,7 +189,8 @@ def _differs(model: PreTrainedModel, given: Trial) -> str | None:
         with in_float32(model):
             wide = [_at(_read(model, batch), kept) for batch in (given.batch, given.other)]
         part, by = moved(*wide), apart(*wide)
-        part = part or moved(*(_at(_read(model, batch), kept) for batch in (given.batch, given.other)))
+        if part is None and is_half(model):
+            part = moved(*(_at(_read(model, batch), kept) for batch in (given.batch, given.other)))
     if part is not None and by.by <= ROUNDING and not _reaches(model, given):
         return None
     return part

@@ -106,6 +106,14 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield from ((f"{name}.{child}", part) for child, part in layer.named_children())
 
 
+HALF = (torch.bfloat16, torch.float16)
+
+
+def is_half(model: nn.Module) -> bool:
+    """Whether any weight of a model is of half precision."""
+    return any(parameter.dtype in HALF for parameter in model.parameters())
+
+
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
     """While open, a model of half precision computes in float32; a layer is widened for as long as it is called.
@@ -147,7 +155,7 @@ def _widened(module: nn.Module, without: set[int] = frozenset()) -> Iterator[Non
     narrow = [
         tensor
         for tensor in {id(item): item for item in (*module.parameters(), *module.buffers())}.values()
-        if tensor.dtype in (torch.bfloat16, torch.float16) and id(tensor) not in without
+        if tensor.dtype in HALF and id(tensor) not in without
     ]
     before = [tensor.data for tensor in narrow]
     for tensor in narrow:
