@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from tokenward.ops.embedding import tied_embedding
-from tokenward.ops.heads import LinearHead, LogitChange, Reference
+from tokenward.ops.heads import UNCHANGED, LinearHead, LogitChange, Reference
 from tokenward.ops.logprob import Direction, Head, TokenStatistics, chunked_statistics, statistics_of
 from tokenward.ops.tiles import linear_statistics
 
@@ -75,7 +75,7 @@ class SelectiveHead:
         module: nn.Module,
         embedding: nn.Module | None = None,
         *,
-        change: LogitChange = LogitChange(),
+        change: LogitChange = UNCHANGED,
         model: nn.Module | None = None,
     ) -> None:
         self._module, self._plain, self.change = module, module.forward, change
@@ -163,7 +163,7 @@ class SelectiveHead:
         return LinearHead(module.weight if self._tied is None else self._tied, module.bias, self.change)
 
 
-def install_head(model: nn.Module, change: LogitChange = LogitChange()) -> SelectiveHead | None:
+def install_head(model: nn.Module, change: LogitChange = UNCHANGED) -> SelectiveHead | None:
     """Let a model's head answer requests; None where it has none that is a module.
 
     Args:

@@ -45,6 +45,10 @@ class LogitChange(NamedTuple):
         return logits
 
 
+UNCHANGED = LogitChange()
+"""Most models hand their head's logits on."""
+
+
 class LinearHead(NamedTuple):
     """The weights of a linear language model head.
 
@@ -56,7 +60,7 @@ class LinearHead(NamedTuple):
 
     weight: Tensor
     bias: Tensor | None = None
-    change: LogitChange = LogitChange()
+    change: LogitChange = UNCHANGED
 
 
 class Reference(NamedTuple):
