@@ -117,8 +117,8 @@ def plain(loaded):
         (mistral_with_a_window_longer_than_the_probe, "sdpa", "separate", True),
         (gemma3, "sdpa", "separate", True),
         (bloom, "eager", "separate", True),  # distances instead of positions: its own mask
-        (cohere_with_scale, "sdpa", "shared", False),
-        (gemma2_with_soft_cap, "eager", "separate", False),
+        (cohere_with_scale, "sdpa", "shared", True),
+        (gemma2_with_soft_cap, "eager", "separate", True),
     ],
 )
 def test_the_fast_paths_are_taken_where_they_are_exact(build, attention, layout, has_head, tmp_path):

@@ -39,7 +39,7 @@ def loss(statistics, factors):
 @pytest.mark.parametrize("bias", [True, False])
 def test_any_tile_gives_the_plain_values_and_gradients(elements, bias, direction):
     hidden, ids, head, other = case(bias=bias)
-    inputs = [item for item in (hidden, *head) if item is not None]
+    inputs = [item for item in (hidden, *head[:2]) if item is not None]
     expected = plain(hidden, ids, head, other, direction)
     found = linear_statistics(
         hidden, ids, head, entropy=True, reference=other, direction=direction, elements=elements
@@ -85,7 +85,7 @@ def test_ranks_are_those_of_the_whole_logits(dtype, elements):
     """Half precision has many equal logits, and no token is above itself or its equals."""
     hidden, ids, head, other = case(dtype=dtype)
     found = linear_statistics(hidden, ids, head, rank=True, entropy=True, reference=other, elements=elements)
-    logits = torch.cat([hidden @ head.weight[at : at + 1].T for at in range(V)], 1).double() + head.bias
+    logits = torch.nn.functional.linear(hidden, head.weight, head.bias).double()
     own = logits.gather(1, ids[:, None])
     assert found.rank.tolist() == (logits > own).sum(-1).tolist()
     plain = linear_statistics(hidden, ids, head, entropy=True, reference=other, elements=elements)
@@ -133,7 +133,7 @@ def test_finite_differences(direction):
             hidden, ids, head, entropy=True, reference=other, direction=direction, elements=N * 6
         )[:3]
 
-    assert torch.autograd.gradcheck(function, (hidden, *head))
+    assert torch.autograd.gradcheck(function, (hidden, *head[:2]))
 
 
 def test_frozen_weights_get_no_gradient_and_the_states_do():
@@ -170,7 +170,7 @@ def test_a_token_that_cannot_come_has_no_share():
     found = linear_statistics(hidden, ids, head, entropy=True, reference=other, elements=N * 4)
     logits = (hidden @ head.weight.T + head.bias)[:, 1:]
     torch.testing.assert_close(found.entropy, entropy_of(logits), rtol=0, atol=1e-12)
-    grads = torch.autograd.grad(sum(item.sum() for item in found[:3]), [hidden, *head])
+    grads = torch.autograd.grad(sum(item.sum() for item in found[:3]), [hidden, *head[:2]])
     assert all(grad.isfinite().all() for grad in grads)
     assert float(grads[2][0]) == 0
 
@@ -189,7 +189,7 @@ def test_a_token_that_neither_model_can_write_leaves_the_divergence_as_it_is(dir
     logits = (hidden @ head.weight.T + head.bias)[:, 1:]
     expected = kl_of(logits, (other.hidden @ other.head.weight.T)[:, 1:], direction)
     torch.testing.assert_close(found.kl, expected, rtol=0, atol=1e-12)
-    grads = torch.autograd.grad(found.kl.sum(), [hidden, *head])
+    grads = torch.autograd.grad(found.kl.sum(), [hidden, *head[:2]])
     assert all(grad.isfinite().all() for grad in grads)
     assert float(grads[2][0]) == 0
     (slope,) = torch.autograd.grad(expected.sum(), [hidden])
@@ -239,7 +239,7 @@ def test_gradients_have_the_type_of_what_they_belong_to():
     exact = linear_statistics(hidden, ids, head)
     assert found.logp.dtype == torch.float32
     torch.testing.assert_close(found.logp, exact.logp, rtol=0, atol=0.1)
-    grads = torch.autograd.grad(found.logp.sum(), [hidden, *head])
+    grads = torch.autograd.grad(found.logp.sum(), [hidden, *head[:2]])
     assert {grad.dtype for grad in grads} == {torch.float32}
 
 

@@ -21,6 +21,9 @@ from tokenward.tokens.tree import Comparison, Tree
 TREE, FLEX_TREE = "tokenward_tree", "tokenward_flex_tree"
 """Names of the two in transformers."""
 
+PASSED_ON = ("position_ids", "cache_position")
+"""Tensors that layers hand to any attention."""
+
 SCORES_AT_ONCE = 2**22
 """Attention scores that may exist at once where they are written out, see :func:`_attend`."""
 
@@ -50,6 +53,8 @@ def flex_tree_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """As :func:`tree_attention`, in one call of flex attention: for GPUs, where its kernel skips unseen blocks."""
+    if tree is not None:
+        _check_own(attention_mask, kwargs, ("sliding_window", "block_indices"))
     mask = attention_mask if tree is None else tree.block_mask
     query, key = query.to(value.dtype), key.to(value.dtype)
     return flex_attention_forward(module, query, key, value, mask, **kwargs)
@@ -85,6 +90,7 @@ def tree_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    _check_own(attention_mask, kwargs, ("sliding_window", "block_indices", "softcap"))
     # Rotary embeddings leave autocast's type; the values have it.
     query, key = query.to(value.dtype), key.to(value.dtype)
     sizes = [item.length for item in tree.comparisons]
@@ -94,6 +100,15 @@ def tree_attention(
     attend = partial(_attend, scaling=scaling or query.shape[-1] ** -0.5, dropout=dropout)
     found = [part for item, q, k, v in parts for part in _comparison(attend, item, q, k, v)]
     return torch.cat(found, dim=2).transpose(1, 2), None
+
+
+def _check_own(attention_mask: Any, kwargs: dict[str, Any], unknown: tuple[str, ...]) -> None:
+    """Refuse what a layer wants of its attention beyond the tree; it would be left out in silence."""
+    if isinstance(attention_mask, Tensor) and attention_mask.numel() > 1:
+        raise ValueError("a layer has a mask of its own")
+    for name, value in kwargs.items():
+        if (name in unknown and value is not None) or (isinstance(value, Tensor) and name not in PASSED_ON):
+            raise ValueError(f"a layer wants {name} of its attention")
 
 
 def _comparison(
@@ -155,4 +170,4 @@ def _written_out(
     bias = hidden.repeat(heads // groups, 1)[None]
     scores = torch.baddbmm(bias, rows, key[0].transpose(1, 2), alpha=scaling)
     weights = F.dropout(scores.softmax(-1), dropout) if dropout else scores.softmax(-1)
-    return torch.bmm(weights, value[0]).reshape(1, heads, length, width)
+    return torch.bmm(weights, value[0]).reshape(1, heads, length, value.shape[3])

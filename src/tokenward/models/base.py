@@ -9,9 +9,11 @@ from typing import Literal
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from tokenward.errors import UserError
 from tokenward.models.forward import Wanted
+from tokenward.models.positions import longer_than_steady
 from tokenward.tokens.layouts import Layout
 from tokenward.tokens.rows import TokenBatch, TokenRow, collate
 from tokenward.tokens.template import Style, Template
@@ -69,10 +71,20 @@ class TokenModel(ABC):
         return False
 
     def collate(self, rows: Sequence[TokenRow]) -> TokenBatch:
-        """Rows as a batch that this model takes, on the CPU."""
-        return collate(
+        """Rows as a batch that this model takes, on the CPU.
+
+        Raises:
+            UserError: a row is so long that the others would get other numbers beside it.
+        """
+        batch = collate(
             rows, layout=self.layout, pad_id=self.pad_id, start_id=self.start_id, whole=self.reads_whole
         )
+        config = self.model.config
+        if isinstance(config, PretrainedConfig):
+            reason = longer_than_steady(config, self.name, int(batch.position_ids.max()) + 1)
+            if reason is not None:
+                raise UserError(reason)
+        return batch
 
     @abstractmethod
     def read(

@@ -221,11 +221,11 @@ def run_model(model: nn.Module, batch: TokenBatch, *, output_hidden_states: bool
             **asked,
         )
     if batch.tree is not None:
-        asked["tree"] = batch.tree
+        # In rows of their own, a model counts positions as it learned to: some begin behind their pad.
+        asked |= {"tree": batch.tree, "position_ids": batch.position_ids}
     return model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
         use_cache=False,
         **asked,
     )

@@ -7,14 +7,17 @@ open: it receives all hidden states and returns the log-probabilities of the ask
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from tokenward.ops.embedding import tied_embedding
+from tokenward.ops.heads import UNCHANGED, LinearHead, LogitChange, Reference
 from tokenward.ops.logprob import Direction, Head, TokenStatistics, chunked_statistics, statistics_of
-from tokenward.ops.tiles import LinearHead, Reference, linear_statistics
+from tokenward.ops.tiles import linear_statistics
 
 
 class HeldTo(NamedTuple):
@@ -63,20 +66,45 @@ class SelectiveHead:
         module: The output embedding.
         embedding: The input embedding. Where both share one weight, so do they one gradient; see
             :mod:`tokenward.ops.embedding`.
+        change: What the model does to its head's logits.
+        model: The model, needed where it does something: what the head answers must not meet it.
     """
 
-    def __init__(self, module: nn.Module, embedding: nn.Module | None = None) -> None:
-        self._module, self._plain = module, module.forward
+    def __init__(
+        self,
+        module: nn.Module,
+        embedding: nn.Module | None = None,
+        *,
+        change: LogitChange = UNCHANGED,
+        model: nn.Module | None = None,
+    ) -> None:
+        self._module, self._plain, self.change = module, module.forward, change
         self._request: Request | None = None
+        self._answer: Tensor | None = None
+        if model is not None and change.steps:
+            self._pass_by(model)
         self._tied: Tensor | None = None  # the weight as the embedding handed it on in this request
         module.forward = self._forward  # an instance's forward: hooks, state dict and class stay as they are
         if type(embedding) is nn.Embedding and embedding.weight is getattr(module, "weight", None):
             self._plain_embed, self._padding = embedding.forward, embedding.padding_idx
             embedding.forward = self._embed
 
+    def _pass_by(self, model: nn.Module) -> None:
+        """Let the answer leave the model's forward as it is, not changed as if it were logits."""
+        plain = model.forward
+
+        @wraps(plain)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = plain(*args, **kwargs)
+            if self._answer is not None:
+                output.logits = self._answer
+            return output
+
+        model.forward = forward
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states, as the unchanged head gives them.  [n d] -> [n v]"""
-        return self._plain(hidden)
+        """The model's logits of hidden states.  [n d] -> [n v]"""
+        return self.change(self._plain(hidden))
 
     @contextmanager
     def answering(
@@ -98,12 +126,16 @@ class SelectiveHead:
         try:
             yield
         finally:
-            self._request = self._tied = None
+            self._request = self._tied = self._answer = None
 
     def _forward(self, hidden: Tensor) -> Tensor:
         if self._request is None:
             return self._plain(hidden)
-        request = self._request
+        self._answer = self._answered(hidden, self._request)
+        # What the model changes and throws away has the shape of logits, for it may look at that.
+        return hidden.new_zeros(*hidden.shape[:-1], 1) if self.change.steps else self._answer
+
+    def _answered(self, hidden: Tensor, request: Request) -> Tensor:
         rows = hidden.reshape(-1, hidden.shape[-1])[request.positions]
         if request.ids is None:
             return rows
@@ -128,13 +160,21 @@ class SelectiveHead:
         module = self._module
         if type(module) is not nn.Linear:
             return None
-        return LinearHead(module.weight if self._tied is None else self._tied, module.bias)
+        return LinearHead(module.weight if self._tied is None else self._tied, module.bias, self.change)
 
 
-def install_head(model: nn.Module) -> SelectiveHead | None:
-    """Let a model's head answer requests; None where it has none that is a module."""
+def install_head(model: nn.Module, change: LogitChange = UNCHANGED) -> SelectiveHead | None:
+    """Let a model's head answer requests; None where it has none that is a module.
+
+    Args:
+        model: The model.
+        change: What it does to its head's logits; :func:`tokenward.models.logits.logit_change` finds out.
+    """
     module, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
-    return SelectiveHead(module, embedding) if isinstance(module, nn.Module) else None
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(module, nn.Module):
+        return None
+    return SelectiveHead(module, embedding, change=change, model=inner)
 
 
 @torch.compiler.disable(

@@ -32,7 +32,7 @@ from tokenward.models.head_mlp import (
     save_head_mlp,
 )
 from tokenward.models.places import cannot_load, config_of, model_fingerprint, parts_of, resolve
-from tokenward.models.probe import choose_layout
+from tokenward.models.probe import choose_head, choose_layout
 from tokenward.tokens.rows import TokenBatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -88,7 +88,7 @@ class LanguageModel(TokenModel):
                 f"peft refuses the adapter {settings}: {error}. Write the fields of peft.LoraConfig, for example "
                 "adapter: {r: 16, lora_alpha: 32, target_modules: all-linear}."
             ) from error
-        return replace(self, model=model, head=install_head(model) if self.head else None)
+        return replace(self, model=model, head=install_head(model, self.head.change) if self.head else None)
 
     def with_head_mlp(self, settings: HeadMLPSettings, *, seed: int) -> "LanguageModel":
         """The same weights frozen, with a new network before the head to train.
@@ -99,10 +99,11 @@ class LanguageModel(TokenModel):
         """
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            adapted = install_head_mlp(cast(PreTrainedModel, self.model), settings)
+            model = cast(PreTrainedModel, self.model)
+            adapted = install_head_mlp(model, settings)
         return replace(
             self,
-            head=SelectiveHead(adapted) if self.head else None,
+            head=install_head(model, self.head.change) if self.head else None,
             head_mlp=adapted,
             head_mlp_settings=settings,
         )
@@ -184,7 +185,8 @@ def load_model(
     model = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
     _check_vocabulary(model, tokenizer, name)
     start = model.config.decoder_start_token_id if encoder_decoder else None
-    layout, head = choose_layout(model, install_head(model), rows=rows, name=name, start_id=start)
+    layout = choose_layout(model, rows=rows, name=name, start_id=start)
+    head = choose_head(model, name=name, start_id=start)
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,

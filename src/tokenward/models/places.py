@@ -13,6 +13,7 @@ from tokenward.errors import UserError
 from tokenward.models.default import HUB_NAME, LAYERS, default_model_folder
 from tokenward.models.head_mlp import SETTINGS_FILE as HEAD_MLP_FILE
 from tokenward.models.head_mlp import read_head_mlp
+from tokenward.models.positions import positions_of
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -53,10 +54,8 @@ def resolve(name: str) -> str:
 
 
 def context_length(name: str, *, trust_remote_code: bool = False) -> int | None:
-    """Positions that a model has, or None where its config does not say."""
-    base = parts_of(resolve(name)).base
-    config = config_of(base, trust_remote_code=trust_remote_code).get_text_config()
-    return getattr(config, "max_position_embeddings", None)
+    """Positions that a model has and that mean the same in every batch, or None where its config does not say."""
+    return positions_of(config_of(parts_of(resolve(name)).base, trust_remote_code=trust_remote_code))
 
 
 def layer_count(name: str, *, trust_remote_code: bool = False) -> int:

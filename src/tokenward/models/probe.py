@@ -1,7 +1,10 @@
-"""Find out, on the model itself, which fast paths are exact for it."""
+"""Find out, on the model itself, which fast paths are exact for it.
 
-from collections.abc import Callable
-from typing import Literal
+Where shapes are equal, so must be the bits. Two ways to lay rows out are compared in float32, see :data:`ROUNDING`.
+"""
+
+import logging
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -9,142 +12,260 @@ from transformers import PreTrainedModel
 
 from tokenward.errors import UserError
 from tokenward.models.attention import install_tree_attention
-from tokenward.models.forward import run_model, token_logprobs
-from tokenward.models.head import SelectiveHead
-from tokenward.tokens.encode import Encoded
+from tokenward.models.forward import run_model
+from tokenward.models.head import SelectiveHead, install_head
+from tokenward.models.logits import few_tokens, logit_change
+from tokenward.models.made_up import Trial, future_trial, laid_out, made_up, trial
+from tokenward.models.positions import steady_note
+from tokenward.models.readings import Readings, apart, in_float32, is_half, moved, readings
 from tokenward.tokens.layouts import Layout
-from tokenward.tokens.rows import TokenBatch, TokenRow, collate
-from tokenward.types import Comparison
+from tokenward.tokens.rows import TokenBatch
 
-# Rounding differs between the paths; a wrong mask or position moves log-probabilities far more.
-# bfloat16 has steps of 0.125 nats from 16 on, and paths of a right model lie up to three of them apart.
-TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.75, torch.float16: 0.1}
+logger = logging.getLogger(__name__)
+
+ROUNDING = 1e-3
+"""Share of its largest number by which a part of the model may differ between two ways to lay the same rows out.
+
+The ways sum in another order. Both are computed in float32 or better, whatever the weights are: its rounding is 6e-8,
+and through the layers of a model it grows to 1e-6 to 1e-5. Another mask, position or state changes the first
+part that reads it by percents. Compared is each part of each layer, where nothing is small against the rest yet.
+"""
+
 # Whatever a model's own mask code raises on a mask it does not know.
-UNTAKEN = (RuntimeError, ValueError, TypeError, IndexError)
-WINDOW_SETTINGS = ("sliding_window", "attention_chunk_size")
+UNTAKEN = (RuntimeError, ValueError, TypeError, IndexError, KeyError)
+WINDOW_SETTINGS = (
+    "sliding_window",
+    "attention_chunk_size",
+    "sliding_window_size",
+    "local_attention",
+    "attention_window_size",
+)
+"""What keeps a layer from seeing everything before it once a row is longer; the made-up rows may be shorter."""
+SPARSE_SETTINGS = ("index_topk", "index_topk_blocks", "keep_window_size")
+"""The same, of layers that choose what they see."""
+
+Rows = Literal["auto", "shared", "separate"]
 
 
-def choose_layout(
-    model: PreTrainedModel,
-    head: SelectiveHead | None,
-    *,
-    rows: Literal["auto", "shared", "separate"],
-    name: str,
-    start_id: int | None = None,
-) -> tuple[Layout, SelectiveHead | None]:
-    """Layout and head that give the same log-probabilities as plain rows and full logits.
+def choose_head(model: PreTrainedModel, *, name: str, start_id: int | None = None) -> SelectiveHead | None:
+    """The head that answers for chosen tokens; None where it is not known exactly what the model does to its logits.
 
-    A model with a sliding window gets separate rows whatever the probe says: the probe is shorter
-    than the window, and attention of our own would switch the window off.
+    Args:
+        model: The model.
+        name: As the user wrote it.
+        start_id: What its decoder begins with, where it has an encoder.
+    """
+    change = logit_change(model, start_id)
+    head = None if change is None else install_head(model, change)
+    if head is None or not _answers(model, head, start_id):
+        _say(
+            name,
+            "makes all logits at every token: what it does to its head's output is nothing that is known",
+        )
+        return None
+    return head
+
+
+@torch.no_grad()
+def _answers(model: PreTrainedModel, head: SelectiveHead, start_id: int | None) -> bool:
+    """Whether the model's forward hands on what the head answers; some look at its shape."""
+    batch = few_tokens(model, start_id)
+    try:
+        with head.answering(batch.predicted_from, batch.ids):
+            return run_model(model, batch).logits.shape == batch.ids.shape
+    except UNTAKEN:
+        return False
+
+
+def choose_layout(model: PreTrainedModel, *, rows: Rows, name: str, start_id: int | None = None) -> Layout:
+    """Rows in which a language model gives each response the numbers that it gives it alone.
 
     Raises:
-        UserError: ``rows`` insists on shared rows and they are not exact.
+        UserError: ``rows`` insists on shared rows and they are not exact, or the model is not causal, or it gives a
+            response other numbers beside a longer one.
     """
     if start_id is not None:
-        return _encoder_decoder(model, head, rows=rows, name=name, start_id=start_id)
-    plain = _probe(model, None, "separate")
-    if head is not None and not _agrees(_probe(model, head, "separate"), plain):
-        head = None  # the model changes its head's output (scaling, soft cap): make all logits
-    if rows == "separate":
-        return "separate", head
-    exact = _shared_is_exact(model, plain, lambda: _probe(model, head, "shared"))
-    return _shared_if(exact, rows=rows, name=name), head
+        if rows == "shared":
+            raise UserError(
+                f"model.rows is shared, but {name} has an encoder, which reads each prompt apart. Write model.rows: auto."
+            )
+        return "encoder_decoder"
+    return _layout(model, rows=rows, name=name, causal=True)
 
 
-def reward_layout(
-    backbone: PreTrainedModel, *, rows: Literal["auto", "shared", "separate"], name: str
-) -> Layout:
-    """As :func:`choose_layout`, for a model without a language model head, by its hidden states."""
+def reward_layout(backbone: PreTrainedModel, *, rows: Rows, name: str) -> Layout:
+    """As :func:`choose_layout`, for a model without a language model head, which may see what comes later."""
     if backbone.config.is_encoder_decoder:
         return "encoder_decoder"
+    return _layout(backbone, rows=rows, name=name, causal=False)
+
+
+def _layout(model: PreTrainedModel, *, rows: Rows, name: str, causal: bool) -> Layout:
+    steady = steady_note(model.config)
+    if steady is not None:
+        _say(name, steady)
+    alone = _alone(model)
+    if alone is not None:
+        _check(model, alone, name, causal=causal)
     if rows == "separate":
         return "separate"
-    plain = _states(backbone, "separate")
-    exact = _shared_is_exact(backbone, plain, lambda: _states(backbone, "shared"))
-    return _shared_if(exact, rows=rows, name=name)
-
-
-def _shared_is_exact(
-    model: PreTrainedModel, plain: Tensor | None, shared: Callable[[], Tensor | None]
-) -> bool:
-    """Whether packed rows give the same; the model keeps the attention that they need only if they do."""
-    if _windows(model):
-        return False
-    before = model.config._attn_implementation
-    install_tree_attention(model)
-    exact = _agrees(shared(), plain)
-    if not exact and before is not None and model.config._attn_implementation != before:
-        model.set_attn_implementation(before)
-    return exact
-
-
-def _shared_if(exact: bool, *, rows: str, name: str) -> Layout:
-    if exact:
+    reason = _why_not_shared(model, alone)
+    if reason is None:
         return "shared"
     if rows == "shared":
         raise UserError(
-            f"model.rows is shared, but {name} gives other numbers in shared rows than in separate ones (it has "
-            "a sliding window, recurrence or its own mask). Write model.rows: auto."
+            f"model.rows is shared, but {name} gives other numbers in shared rows than in separate ones: {reason}. "
+            "Write model.rows: auto."
         )
+    _say(name, f"computes each response in a row of its own: {reason}")
     return "separate"
 
 
-def _encoder_decoder(
-    model: PreTrainedModel, head: SelectiveHead | None, *, rows: str, name: str, start_id: int
-) -> tuple[Layout, SelectiveHead | None]:
-    if rows == "shared":
+def _check(model: PreTrainedModel, alone: Readings, name: str, *, causal: bool) -> None:
+    part = _differs(model, future_trial(model)) if causal else None
+    if part is not None:
         raise UserError(
-            f"model.rows is shared, but {name} has an encoder, which reads each prompt apart. Write model.rows: auto."
+            f"{name} is no causal language model: in {part} a token changes what stands before it, so it sees the tokens "
+            "that it shall predict. Name a causal model; write is_decoder: true (xlm: causal: true) in its config.json "
+            "if it has such a setting."
         )
-    plain = _probe(model, None, "encoder_decoder", start_id)
-    exact = head is not None and _agrees(_probe(model, head, "encoder_decoder", start_id), plain)
-    return "encoder_decoder", head if exact else None
+    _check_padding(model, alone, name)
 
 
-def _windows(model: PreTrainedModel) -> list[str]:
+def _check_padding(model: PreTrainedModel, alone: Readings, name: str) -> None:
+    batch = laid_out(model, made_up(model), "separate")
+    with torch.no_grad(), in_float32(model):
+        found = apart(_at(_read(model, batch), batch.placed_at), alone)
+    if not found.by <= ROUNDING:
+        raise UserError(
+            f"{name} gives a response other numbers in a batch with a longer one than alone ({found.part} differs by "
+            f"{found.by:.2g} of its size), so what it learns would depend on the batch. Write model.attention: eager, "
+            "and if that is refused too, name another model."
+        )
+
+
+def _why_not_shared(model: PreTrainedModel, alone: Readings | None) -> str | None:
+    """Why packed rows are not exact, or None; the model keeps the attention that they need only if they are."""
+    windows = _windows(model)
+    if windows:
+        return f"it has a window ({windows})"
+    if alone is None:
+        return "it cannot be computed in float32, in which rows are compared"
+    before = model.config._attn_implementation
+    install_tree_attention(model)
+    try:
+        reason = _packed_differs(model, alone)
+    except UNTAKEN as error:
+        reason = (
+            f"it does not take packed ones ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+        )
+    if reason is not None and before is not None and model.config._attn_implementation != before:
+        model.set_attn_implementation(before)
+    return reason
+
+
+def _packed_differs(model: PreTrainedModel, alone: Readings) -> str | None:
+    given = trial(model)
+    part = _differs(model, given)
+    if part is not None:
+        return f"in {part} a response sees another one"
+    with torch.no_grad(), in_float32(model):
+        found = apart(_at(_read(model, given.batch), given.batch.placed_at), alone)
+    if not found.by <= ROUNDING:
+        return f"{found.part} differs by {found.by:.2g} of its size from rows of their own"
+    return None
+
+
+def _differs(model: PreTrainedModel, given: Trial) -> str | None:
+    """The part in which foreign tokens change the kept places, or None.
+
+    The outputs must stay to the bit: in float32, where no influence is rounded away, and as the model is, which may
+    have other kernels. Only experts move them without an influence, for they are given the tokens of a batch together,
+    so that products are summed in another order. There the gradient decides, which is exactly zero where nothing is
+    seen; and a choice that has no gradient is no matter of rounding.
+    """
+    kept = given.kept.flatten()
+    with torch.no_grad():
+        with in_float32(model):
+            wide = [_at(_read(model, batch), kept) for batch in (given.batch, given.other)]
+        part, by = moved(*wide), apart(*wide)
+        if part is None and is_half(model):
+            part = moved(*(_at(_read(model, batch), kept) for batch in (given.batch, given.other)))
+    if part is not None and by.by <= ROUNDING and not _reaches(model, given):
+        return None
+    return part
+
+
+def _reaches(model: PreTrainedModel, given: Trial) -> bool:
+    """Whether the gradient of the kept places' output with respect to foreign tokens' embeddings is not exactly zero."""
+    embedded: list[Tensor] = []
+
+    def leaf(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1].view_as(output)
+
+    handle = model.get_input_embeddings().register_forward_hook(leaf)
+    try:
+        output = _main(run_model(model, given.batch))
+    finally:
+        handle.remove()
+    kept = given.kept.to(output.device)
+    coefficients = torch.arange(output[kept].numel(), device=output.device).cos().view_as(output[kept])
+    (gradient,) = torch.autograd.grad((output[kept].float() * coefficients).sum(), embedded[:1])
+    return bool((gradient[~kept] != 0).any())
+
+
+@torch.no_grad()
+def _alone(model: PreTrainedModel) -> Readings | None:
+    """Each response with its prompt in a call of its own, as transformers is called: ids and nothing else.
+
+    None where the model cannot be computed in float32.
+    """
+    device = next(model.parameters()).device
+    pieces: list[Readings] = []
+    try:
+        with in_float32(model):
+            for encoded in (row.encoded for row in made_up(model)):
+                for response in encoded.responses:
+                    ids = torch.tensor([[*encoded.prompt, *response]], device=device)
+                    pieces.append(_at(_read_ids(model, ids), slice(len(encoded.prompt), None)))
+    except UNTAKEN:
+        return None
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _read_ids(model: PreTrainedModel, ids: Tensor) -> Readings:
+    return readings(model, lambda: _main(model(input_ids=ids, use_cache=False)), (1, ids.shape[1]))
+
+
+def _read(model: PreTrainedModel, batch: TokenBatch) -> Readings:
+    shape = (batch.input_ids.shape[0], batch.input_ids.shape[1])
+    return readings(model, lambda: _main(run_model(model, batch)), shape)
+
+
+def _main(output: Any) -> Tensor:
+    return output.logits if "logits" in output else output.last_hidden_state
+
+
+def _at(read: Readings, places: Tensor | slice) -> Readings:
+    return {name: values[places] for name, values in read.items()}
+
+
+def _windows(model: PreTrainedModel) -> str:
     config = model.config.get_text_config()
     # Qwen keeps a window in its config that it does not use unless told to.
-    if getattr(config, "use_sliding_window", True) is False:
-        return []
-    return [name for name in WINDOW_SETTINGS if getattr(config, name, None)]
+    unused = getattr(config, "use_sliding_window", True) is False
+    full = set(getattr(config, "layer_types", None) or ()) == {"full_attention"}
+    names = SPARSE_SETTINGS if unused or full else WINDOW_SETTINGS + SPARSE_SETTINGS
+    found = {name: getattr(config, name, None) for name in names}
+    return ", ".join(f"{name}: {value}" for name, value in found.items() if value)
 
 
-def _agrees(values: Tensor | None, plain: Tensor | None) -> bool:
-    if values is None or plain is None or values.shape != plain.shape:
-        return False
-    return bool((values - plain).abs().max() <= TOLERANCE.get(plain.dtype, 0.75))
+_said = set[tuple[str, str]]()
 
 
-@torch.inference_mode()
-def _probe(
-    model: PreTrainedModel, head: SelectiveHead | None, layout: Layout, start_id: int | None = None
-) -> Tensor | None:
-    """Log-probabilities of a made-up comparison; None where the model cannot take such rows at all."""
-    batch = _batch(model, layout, start_id)
-    try:
-        return token_logprobs(model, head, batch).to(model.dtype)
-    except UNTAKEN:
-        return None
-
-
-@torch.inference_mode()
-def _states(backbone: PreTrainedModel, layout: Layout) -> Tensor | None:
-    """Hidden states after each token of a made-up comparison; None as above."""
-    batch = _batch(backbone, layout)
-    try:
-        states = run_model(backbone, batch).last_hidden_state
-    except UNTAKEN:
-        return None
-    return states.reshape(-1, states.shape[-1])[batch.placed_at].to(backbone.dtype)
-
-
-def _batch(model: PreTrainedModel, layout: Layout, start_id: int | None = None) -> TokenBatch:
-    row = TokenRow(encoded=_made_up(model))
-    return collate([row], layout=layout, pad_id=0, start_id=start_id).to(model.device)
-
-
-def _made_up(model: PreTrainedModel) -> Encoded:
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = [(7919 * step + 13) % vocabulary for step in range(24)]
-    comparison = Comparison(key="", prompt=(), responses=("", "", ""), ranks=(0, 1, 2), source="probe")
-    return Encoded(comparison, ids[:8], [ids[8:12], ids[12:18], ids[18:24]], [True] * 3, [0] * 3)
+def _say(name: str, what: str) -> None:
+    """Once for a model: each stage of a run loads it again."""
+    if (name, what) not in _said:
+        _said.add((name, what))
+        logger.warning("%s %s", name, what)

@@ -11,38 +11,16 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tokenward.ops.heads import LinearHead, LogitChange, Reference
 from tokenward.ops.logprob import Direction, TokenStatistics, wide
 from tokenward.ops.softmax import TiledSums
 
 TILE_ELEMENTS = 2**23
 """Logits that exist at once: 32 MB in float32."""
-
-
-class LinearHead(NamedTuple):
-    """The weights of a linear language model head.
-
-    Attributes:
-        weight: ``[v d]``.
-        bias: ``[v]`` or None.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-
-class Reference(NamedTuple):
-    """The model to which a KL divergence is taken; it gets no gradient.
-
-    Attributes:
-        hidden: ``[n d]``, its hidden states at the same positions.
-        head: Its head, over the same vocabulary.
-    """
-
-    hidden: Tensor
-    head: LinearHead
 
 
 def linear_statistics(
@@ -73,9 +51,11 @@ def linear_statistics(
         dtype: Of the matrix products; None is that of the states.
         elements: Logits that may exist at once; changes memory, not the result.
     """
-    other = (None, None, None) if reference is None else (reference.hidden, *reference.head)
-    settings = _Settings(entropy, rank, direction == "forward", dtype or hidden.dtype, elements)
-    logp, entropies, kl, ranks = _Tiles.apply(hidden, *head, ids, *other, settings)  # type: ignore[misc]
+    others, other = (None, (None, None, LogitChange())) if reference is None else reference
+    changes = (head.change, other[2])
+    settings = _Settings(entropy, rank, direction == "forward", dtype or hidden.dtype, elements, *changes)
+    found = _Tiles.apply(hidden, *head[:2], ids, others, *other[:2], settings)  # type: ignore[misc]
+    logp, entropies, kl, ranks = found
     kl = None if reference is None else kl
     return TokenStatistics(logp, entropies if entropy else None, kl, ranks if rank else None)
 
@@ -89,6 +69,8 @@ class _Settings(NamedTuple):
         forward: Whether the KL divergence is that of the reference to the model, where there is one.
         dtype: Of the matrix products.
         elements: Logits that may exist at once.
+        change: What the model does to its logits.
+        other_change: What the reference does.
     """
 
     entropy: bool
@@ -96,6 +78,8 @@ class _Settings(NamedTuple):
     forward: bool
     dtype: torch.dtype
     elements: int
+    change: LogitChange
+    other_change: LogitChange
 
 
 class _Side(NamedTuple):
@@ -105,11 +89,16 @@ class _Side(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     dtype: torch.dtype
+    change: LogitChange
+
+    def raw(self, tile: slice) -> Tensor:
+        """What the head itself gives, rounded as a linear layer rounds it.  -> [n tile]"""
+        bias = None if self.bias is None else self.bias[tile].to(self.dtype)
+        return F.linear(self.hidden, self.weight[tile].to(self.dtype), bias)
 
     def logits(self, tile: slice) -> Tensor:
         """Logits of one tile.  -> [n tile] float32 or better"""
-        found = wide(self.hidden @ self.weight[tile].to(self.dtype).T)
-        return found if self.bias is None else found + self.bias[tile]
+        return wide(self.change(self.raw(tile)))
 
 
 class _Tiles(torch.autograd.Function):
@@ -128,8 +117,8 @@ class _Tiles(torch.autograd.Function):
         ctx.settings = settings
         dtype = settings.dtype
         with torch.autocast(hidden.device.type, enabled=False):
-            side = _Side(hidden.to(dtype), weight, bias, dtype)
-            other = _other(other_hidden, other_weight, other_bias, dtype)
+            side = _Side(hidden.to(dtype), weight, bias, dtype, settings.change)
+            other = _other(other_hidden, other_weight, other_bias, settings)
             found = _forward(side, other, ids, settings)
             rank = _above(side, found.target, settings.elements) if settings.rank else ids.detach()
         ctx.mark_non_differentiable(rank)
@@ -146,8 +135,8 @@ class _Tiles(torch.autograd.Function):
         hidden, weight, bias, ids, other_hidden, other_weight, other_bias, *found = ctx.saved_tensors
         dtype = ctx.settings.dtype
         with torch.autocast(hidden.device.type, enabled=False):
-            side = _Side(hidden.to(dtype), weight, bias, dtype)
-            other = _other(other_hidden, other_weight, other_bias, dtype)
+            side = _Side(hidden.to(dtype), weight, bias, dtype, ctx.settings.change)
+            other = _other(other_hidden, other_weight, other_bias, ctx.settings)
             grads = _Gradients(
                 grad_logp,
                 grad_entropy if ctx.settings.entropy else None,
@@ -190,11 +179,11 @@ class _Gradients(NamedTuple):
 
 
 def _other(
-    hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+    hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None, settings: _Settings
 ) -> _Side | None:
     if hidden is None or weight is None:
         return None
-    return _Side(hidden.to(dtype), weight, bias, dtype)
+    return _Side(hidden.to(settings.dtype), weight, bias, settings.dtype, settings.other_change)
 
 
 def _tiles(vocabulary: int, tokens: int, elements: int) -> Iterator[slice]:
@@ -262,15 +251,25 @@ def _backward(
         if for_weight is not None:
             for_weight[part] = grad.T @ side.hidden
         if for_bias is not None:
-            for_bias[part] = full.sum(0)
+            for_bias[part] = wide(full).sum(0)
     return for_hidden, for_weight, for_bias
 
 
-def _logit_gradient(
-    side: _Side, other: _Side | None, ids: Tensor, part: slice, found: _Found, grads: _Gradients
+def _logit_gradient(side: _Side, other: _Side | None, ids: Tensor, part: slice, *rest: Any) -> Tensor:
+    """Gradient of the loss with respect to what the head itself gives of one tile.  -> [n tile]"""
+    if not side.change.steps:
+        return _by_logits(side.logits(part), other, ids, part, *rest)
+    raw = side.raw(part).requires_grad_()
+    with torch.enable_grad():
+        changed = wide(side.change(raw))
+    gradient = _by_logits(changed.detach(), other, ids, part, *rest)
+    return torch.autograd.grad(changed, raw, gradient)[0]
+
+
+def _by_logits(
+    logits: Tensor, other: _Side | None, ids: Tensor, part: slice, found: _Found, grads: _Gradients
 ) -> Tensor:
-    """Gradient of the loss with respect to the logits of one tile.  -> [n tile]"""
-    logits = side.logits(part)
+    """Gradient with respect to the model's logits of one tile, which it overwrites.  -> [n tile]"""
     # Each statistic's derivative by a logit is the share times something, but for the token's own logit.
     if grads.entropy is None and grads.kl is None:
         gradient = logits.sub_(found.own[:, None]).exp_().mul_(-grads.logp[:, None])

@@ -1,0 +1,90 @@
+"""Rotary embeddings that follow the longest row of a call: the same response, the same numbers, or a refusal."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+
+from tests.models.plain import plain_logprobs
+from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
+from tests.tokens.rows import encoded
+from tokenward.errors import UserError
+from tokenward.models.forward import token_logprobs
+from tokenward.models.loading import load_model
+from tokenward.models.places import context_length
+from tokenward.tokens.rows import TokenRow
+
+SIZES = {
+    "vocab_size": len(tiny_tokenizer()),
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+}
+FACTORS = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0]}
+SHORT = encoded(list(range(20, 30)), [1, 2, 3, 4, 5, 6], [7, 8, 9])
+LONG = encoded(list(range(20, 60)), [11, 12, 13], [14, 15])
+
+
+def longrope(**factors):
+    rope = {"rope_type": "longrope", **FACTORS, **factors}
+    return Phi3ForCausalLM(Phi3Config(**SIZES, rope_scaling=rope, original_max_position_embeddings=32))
+
+
+def dynamic():
+    settings = {**SIZES, "max_position_embeddings": 32}
+    return LlamaForCausalLM(LlamaConfig(**settings, rope_scaling={"rope_type": "dynamic", "factor": 4.0}))
+
+
+def loaded(build, folder):
+    torch.manual_seed(0)
+    return load_model(str(save_tiny(folder, build())), device="cpu")
+
+
+def logprobs(model, *rows):
+    with torch.no_grad():
+        return token_logprobs(model.model, model.head, model.collate([TokenRow(encoded=row) for row in rows]))
+
+
+@pytest.mark.parametrize(("build", "steady"), [(longrope, 32), (dynamic, 31)])
+def test_a_row_that_would_change_its_neighbours_is_refused(build, steady, tmp_path):
+    model = loaded(build, tmp_path)
+    with torch.no_grad():
+        alone = plain_logprobs(model.model, [SHORT])
+        beside = model.model(input_ids=torch.tensor([SHORT.prompt + SHORT.responses[0] + [0] * 30])).logits
+    # What it would be in a batch with a longer row: this is no rounding.
+    first = beside[0, 9:15].log_softmax(-1).gather(-1, torch.tensor(SHORT.responses[0])[:, None])[:, 0]
+    assert (first - alone[:6]).abs().max() > 0.1
+    with pytest.raises(
+        UserError,
+        match=rf"42 positions.* more than {steady}, .*that are {steady} together",
+    ):
+        logprobs(model, SHORT, LONG)
+    # The way out: a recipe drops what is longer, and what is left has the numbers that it has alone.
+    assert context_length(str(tmp_path)) == steady
+    torch.testing.assert_close(logprobs(model, SHORT), alone, rtol=0, atol=1e-5)
+
+
+def test_one_set_of_factors_serves_every_length(tmp_path):
+    """The other way out that the message names."""
+    model = loaded(lambda: longrope(short_factor=FACTORS["long_factor"]), tmp_path)
+    assert context_length(str(tmp_path)) == 64
+    with torch.no_grad():
+        alone = plain_logprobs(model.model, [SHORT, LONG])
+    torch.testing.assert_close(logprobs(model, SHORT, LONG), alone, rtol=0, atol=1e-5)
+
+
+def test_yarn_is_the_same_for_every_length(tmp_path):
+    """And the one for ``dynamic``."""
+    rope = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}
+    model = loaded(lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_scaling=rope)), tmp_path)
+    with torch.no_grad():
+        alone = plain_logprobs(model.model, [SHORT, LONG])
+    torch.testing.assert_close(logprobs(model, SHORT, LONG), alone, rtol=0, atol=1e-5)
+
+
+def test_other_models_have_the_positions_of_their_config(tmp_path):
+    save_tiny(tmp_path, tiny_llama())
+    assert context_length(str(tmp_path)) == 512
