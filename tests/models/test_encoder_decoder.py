@@ -173,7 +173,6 @@ def test_the_template_keeps_the_encoders_end_and_writes_no_joint_text():
     assert template.encoder
     assert template.closing_ids == [EOS]
     message = [{"role": "user", "content": "the good"}]
-    assert not template.joins_differently(message, "x")
     assert template.fingerprint != replace(template, encoder=False).fingerprint
 
 

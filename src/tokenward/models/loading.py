@@ -32,7 +32,7 @@ from tokenward.models.head_mlp import (
     save_head_mlp,
 )
 from tokenward.models.places import cannot_load, config_of, model_fingerprint, parts_of, resolve
-from tokenward.models.probe import choose_head, choose_layout
+from tokenward.models.probe import probe
 from tokenward.tokens.rows import TokenBatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -185,14 +185,15 @@ def load_model(
     model = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
     _check_vocabulary(model, tokenizer, name)
     start = model.config.decoder_start_token_id if encoder_decoder else None
-    layout = choose_layout(model, rows=rows, name=name, start_id=start)
-    head = choose_head(model, name=name, start_id=start)
+    files = model_fingerprint(name)
+    key = (files, dtype, str(device_of(device)), attention)
+    layout, head = probe(model, key=key, rows=rows, name=name, start_id=start)
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
         head=head,
         layout=layout,
-        fingerprint=model_fingerprint(name),
+        fingerprint=files,
         name=name,
         start_id=start,
         head_mlp=adapted,

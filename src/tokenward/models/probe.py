@@ -4,7 +4,8 @@ Where shapes are equal, so must be the bits. Two ways to lay rows out are compar
 """
 
 import logging
-from typing import Any, Literal
+from collections.abc import Hashable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from tokenward.models.logits import few_tokens, logit_change
 from tokenward.models.made_up import Trial, future_trial, laid_out, made_up, trial
 from tokenward.models.positions import steady_note
 from tokenward.models.readings import Readings, apart, in_float32, is_half, moved, readings
+from tokenward.ops.heads import LogitChange
 from tokenward.tokens.layouts import Layout
 from tokenward.tokens.rows import TokenBatch
 
@@ -45,6 +47,46 @@ SPARSE_SETTINGS = ("index_topk", "index_topk_blocks", "keep_window_size")
 """The same, of layers that choose what they see."""
 
 Rows = Literal["auto", "shared", "separate"]
+
+
+class Verdict(NamedTuple):
+    """What the probe found out about a model.
+
+    Attributes:
+        layout: Its rows.
+        head: Answers for chosen tokens, or None.
+    """
+
+    layout: Layout
+    head: SelectiveHead | None
+
+
+_known: dict[Hashable, tuple[Layout, LogitChange | None]] = {}
+"""Verdicts of this process: a run loads the same weights many times, and the probe takes seconds."""
+
+
+def probe(
+    model: PreTrainedModel, *, key: Hashable, rows: Rows, name: str, start_id: int | None = None
+) -> Verdict:
+    """Rows and head of a language model; asked once for the same weights, held in the same way.
+
+    Args:
+        model: The model.
+        key: Names its weights, their number type, device and attention.
+        rows: As :func:`choose_layout`.
+        name: As the user wrote it.
+        start_id: What its decoder begins with, where it has an encoder.
+    """
+    key = (key, rows)
+    if key in _known:
+        layout, change = _known[key]
+        if layout == "shared":
+            install_tree_attention(model)
+        return Verdict(layout, None if change is None else install_head(model, change))
+    layout = choose_layout(model, rows=rows, name=name, start_id=start_id)
+    head = choose_head(model, name=name, start_id=start_id)
+    _known[key] = layout, None if head is None else head.change
+    return Verdict(layout, head)
 
 
 def choose_head(model: PreTrainedModel, *, name: str, start_id: int | None = None) -> SelectiveHead | None:
