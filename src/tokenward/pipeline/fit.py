@@ -22,6 +22,7 @@ from tokenward.models.precision import imitates_bfloat16
 from tokenward.objectives.base import Objective, needs_reference
 from tokenward.objectives.logged import with_entropy
 from tokenward.pipeline.context import Run
+from tokenward.pipeline.outputs import record
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.alternating import STATE_FILE, Alternating, stopped_early
 from tokenward.training.arguments import TrainingArguments, training_arguments
@@ -124,7 +125,7 @@ def fit(
         between.finish()
     if watch is not None:
         watch.look(trainer.state.global_step)
-    _save(model, trainer, stage.path)
+    _save(run, model, trainer, stage.path)
     history = trainer.state.log_history
     write_history(stage.path / "history.jsonl", history)
     measured |= {**displacement_facts(history, arguments.displacement_margin), **speed.facts()}
@@ -218,9 +219,14 @@ def planned_steps(trainer: TokenTrainer) -> int:
     return int(trainer.set_initial_training_values(trainer.args, loader)[6])
 
 
-def _save(model: TokenModel, trainer: TokenTrainer, folder: Path) -> None:
-    """Save the objective's modules, then the model into a fresh folder that is moved in place: it is whole or absent."""
+def _save(run: Run, model: TokenModel, trainer: TokenTrainer, folder: Path) -> None:
+    """Save the objective's modules, then the model into a fresh folder that is moved in place: it is whole or absent.
+
+    Of a language model it is kept what it says now, so that what is made of the folder can be compared with it.
+    """
     trainer.auxiliary.save(folder)
+    if isinstance(model, LanguageModel):
+        record(model, model.template(run.recipe.tokens.template), folder)
     scratch, target = folder / "model.tmp", folder / "model"
     for old in (scratch, target):
         shutil.rmtree(old, ignore_errors=True)
