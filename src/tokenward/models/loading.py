@@ -130,7 +130,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     Raises:
         UserError: there is none, or only a slow one.
     """
-    source = resolve(name)
+    source = _tokenizer_folder(resolve(name))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, HFValidationError) as error:
@@ -140,6 +140,13 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
             f"the tokenizer of {name} is a slow one, without offsets. Convert it to a tokenizer.json first."
         )
     return tokenizer
+
+
+def _tokenizer_folder(source: str) -> str:
+    """Where a model's tokenizer is: with its base, where an adapter was saved without one."""
+    parts = parts_of(source)
+    alone = parts.adapter is not None and not (Path(parts.adapter) / "tokenizer_config.json").is_file()
+    return parts.base if alone else source
 
 
 def load_model(

@@ -42,7 +42,7 @@ def _untie(model: PeftModel) -> None:
     if below != places and _tied(*below):
         below[1].weight = nn.Parameter(below[1].weight.detach().clone(), requires_grad=False)
         # Otherwise whoever reads the folder would make one weight of the two again.
-        config = cast(PretrainedConfig, model.config)
+        config: PretrainedConfig = cast(PreTrainedModel, model.get_base_model()).config
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
 
 

@@ -70,7 +70,8 @@ def trained_experts(run: Run) -> list[str]:
 
 def expert_start(run: Run, name: str) -> str:
     """The model that an expert is, or that it is trained from."""
-    return run.recipe.experts[name].model or run.reference_model
+    own = run.recipe.experts[name].model
+    return run.whole(own) if own else run.reference_model
 
 
 def folder_of(run: Run, model: str) -> str:
