@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from tokenward.config import GuidanceTable, LoadedRecipe, check_training, check_unused
+from tokenward.config import GuidanceTable, LoadedRecipe, check_unused
 from tokenward.errors import UserError
 from tokenward.evaluation.metrics import METRICS
 from tokenward.pipeline.context import EXPERT, GUIDED_STAGES, STAGES, Run
@@ -42,11 +40,11 @@ from tokenward.pipeline.reward_stage import train_reward
 from tokenward.pipeline.score_stages import compute_reference, compute_scores
 from tokenward.pipeline.tasks import SAMPLERS, source_of
 from tokenward.pipeline.train_stages import train_referee, train_sft
+from tokenward.pipeline.training_checks import training_checks
 from tokenward.pipeline.values import scorer_of
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
 from tokenward.selection import selector_of
-from tokenward.training.arguments import training_arguments
 
 FUNCTIONS: dict[str, Callable[[Run], Any]] = {
     "data": prepare_data,
@@ -131,18 +129,7 @@ def check_recipe(loaded: LoadedRecipe) -> None:
     if recipe.referee is not None:
         referee = recipe.referee.objective
         checks["referee.objective"] = lambda: check_objective_without_scores("the referee", referee)
-    tables = {
-        stage: getattr(recipe, stage)
-        for stage in ("sft", "oracle", "reward", "policy", "referee", "guidance")
-    }
-    tables |= {
-        f"experts.{name}": table for name, table in recipe.experts.items() if table.training is not None
-    }
-    for stage, table in tables.items():
-        if table is not None:
-            where = f"{stage}.training"
-            check_training(table.training, where, loaded.lines)
-            checks[where] = partial(_training_values, table.training, where)
+    checks |= training_checks(recipe, loaded.lines)
     for name, table in recipe.experts.items():
         checks[f"experts.{name}.objective"] = partial(
             check_objective_without_scores, f"the expert {name}", table.objective
@@ -173,12 +160,3 @@ def _guided_checks(run: Run, table: GuidanceTable) -> dict[str, Callable[[], Any
 
 def _refuse(problem: str) -> None:
     raise UserError(problem)
-
-
-def _training_values(table: dict[str, Any], where: str) -> None:
-    if table.get("log_entropy") and where.startswith("reward."):
-        raise UserError(
-            "log_entropy is true, but a reward gives a token a number and no distribution that had an entropy. Leave it out here."
-        )
-    with TemporaryDirectory() as scratch:
-        training_arguments(table, folder=Path(scratch), seed=0, where=where)
