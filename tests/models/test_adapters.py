@@ -16,6 +16,7 @@ from tokenward.models.adapters import REFUSED, STARTS, TAKEN, lora_config
 from tokenward.models.forward import token_logprobs
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.models.merging import merged
+from tokenward.models.sizes import model_sizes
 from tokenward.tokens.rows import TokenRow, collate
 
 ALL = {"r": 2, "target_modules": "all-linear"}
@@ -171,3 +172,10 @@ def test_an_encoder_decoder_has_one_too(tmp_path):
     model = load_model(str(folder), device="cpu").with_adapter({"r": 2, "target_modules": ["q", "v"]})
     assert isinstance(model.model, PeftModel)
     assert model.model.peft_config["default"].base_model_name_or_path == str(folder.resolve())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_is_tried_on_a_model_without_weights(folders, kind):
+    with_it = model_sizes(str(folders[True]), adapter=KINDS[kind])
+    trained = adapted(folders[True], kind).model
+    assert with_it.trained == sum(weight.numel() for weight in trained.parameters() if weight.requires_grad)

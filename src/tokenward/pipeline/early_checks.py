@@ -9,6 +9,7 @@ import torch
 
 from tokenward.config import Recipe
 from tokenward.errors import UserError
+from tokenward.pipeline.adapter_checks import adapter_checks
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.examples import prompt_parts
 from tokenward.pipeline.starts import check_start
@@ -21,6 +22,7 @@ def early_checks(run: Run) -> dict[str, Callable[[], Any]]:
     for key, name in _starts(run.recipe).items():
         trust = run.recipe.model.trust_remote_code
         checks[key] = partial(check_start, name, trust_remote_code=trust)
+    checks |= adapter_checks(run.recipe)
     examples, task = run.recipe.examples, run.recipe.prompt_task
     if examples is not None:
         checks["examples.prompt"] = lambda: _prompt(examples.prompt)
