@@ -27,6 +27,7 @@ from tokenward.pipeline.guided_checks import (
     unused_settings,
 )
 from tokenward.pipeline.guided_evaluation import check_metrics, evaluate_guided
+from tokenward.pipeline.idle import idle_settings
 from tokenward.pipeline.part_checks import (
     check_objective_without_scores,
     check_policy_objective,
@@ -91,6 +92,8 @@ def run_through(run: Run, last: str = "evaluation") -> None:
             f"the recipe's run is {kind} and has no stage {last}; it has {', '.join(order)}. The table guidance makes a "
             "run a guided one."
         )
+    for line in idle_settings(run, last):
+        run.display.line(f"note: {line}")
     for name in order[: order.index(last) + 1]:
         if name != last and not is_needed(run, name):
             continue  # the scorer does not look at what the stage would make
