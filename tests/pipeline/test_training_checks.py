@@ -158,6 +158,27 @@ def test_evaluation_needs_something_to_look_at(tiny_workplace):
     )
 
 
+@pytest.mark.parametrize("stage", ["oracle", "policy"])
+def test_a_batch_that_is_never_full_is_refused_before_anything_trains(tiny_workplace, stage):
+    table = f"{stage}.training={{dataloader_drop_last: true, per_device_train_batch_size: 64}}"
+    message = refused(tiny_workplace, [table], last="policy")
+    assert re.match(
+        rf"{stage}\.training\.dataloader_drop_last drops .* \d+ rows do not fill one of 64: nothing would be",
+        message,
+    )
+    assert not Path("runs/quickstart/reference/manifest.json").exists()
+
+
+def test_nor_does_a_guided_policy(tmp_path, tiny_folder, monkeypatch):
+    recipe = guided_recipe(tmp_path, tiny_folder, EXAMPLES)
+    monkeypatch.chdir(tmp_path)
+    changes = [
+        "guidance.training.dataloader_drop_last=true",
+        "guidance.training.per_device_train_batch_size=64",
+    ]
+    assert "rows do not fill one of 64: nothing would be trained" in refused(recipe, changes)
+
+
 def test_of_a_guided_run(tmp_path, tiny_folder, monkeypatch):
     recipe = guided_recipe(tmp_path, tiny_folder, EXAMPLES)
     monkeypatch.chdir(tmp_path)

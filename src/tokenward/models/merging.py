@@ -38,7 +38,9 @@ def merged(model: PeftModel, name: str) -> PreTrainedModel:
 def _untie(model: PeftModel) -> None:
     """Give the output embedding a weight of its own where a layer of the adapter would be merged into a shared one."""
     places: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    below = [place.get_base_layer() if isinstance(place, BaseTunerLayer) else place for place in places]
+    below: list[Any] = [
+        place.get_base_layer() if isinstance(place, BaseTunerLayer) else place for place in places
+    ]
     if below != places and _tied(*below):
         below[1].weight = nn.Parameter(below[1].weight.detach().clone(), requires_grad=False)
         # Otherwise whoever reads the folder would make one weight of the two again.

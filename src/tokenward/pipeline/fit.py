@@ -25,7 +25,7 @@ from tokenward.pipeline.context import Run
 from tokenward.pipeline.outputs import record
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.alternating import STATE_FILE, Alternating, stopped_early
-from tokenward.training.arguments import TrainingArguments, training_arguments
+from tokenward.training.arguments import TrainingArguments, check_batches, training_arguments
 from tokenward.training.callbacks import CheckpointEvery, ShowProgress, StopOnInterrupt
 from tokenward.training.checkpoints import KeepNewest, last_whole_checkpoint, step_of
 from tokenward.training.checks import check_first_batch
@@ -91,6 +91,7 @@ def fit(
     """
     last_file = TRAINER_STATE_NAME if between is None else STATE_FILE
     arguments = _arguments(run, stage.path, {**defaults, **table}, evaluates=bool(held_out))
+    check_batches(table, len(rows), f"{stage.path.name}.training")
     interrupt = StopOnInterrupt()
     limit, arguments.save_total_limit = arguments.save_total_limit, None
     callbacks = [

@@ -41,7 +41,7 @@ from tokenward.pipeline.reward_stage import train_reward
 from tokenward.pipeline.score_stages import compute_reference, compute_scores
 from tokenward.pipeline.tasks import SAMPLERS, source_of
 from tokenward.pipeline.train_stages import train_referee, train_sft
-from tokenward.pipeline.training_checks import training_checks
+from tokenward.pipeline.training_checks import check_pairs_fill_batches, training_checks
 from tokenward.pipeline.values import scorer_of
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
@@ -98,8 +98,15 @@ def run_through(run: Run, last: str = "evaluation") -> None:
         if name != last and not is_needed(run, name):
             continue  # the scorer does not look at what the stage would make
         functions[name](run)
-        if name == "examples" and last == "evaluation":
-            check_metrics(run)
+        _look_at(run, name, last)
+
+
+def _look_at(run: Run, stage: str, last: str) -> None:
+    """What can be checked as soon as the data of a run is there."""
+    if stage == "data" and last != "data":
+        check_pairs_fill_batches(run)
+    if stage == "examples" and last == "evaluation":
+        check_metrics(run)
 
 
 def check_recipe(loaded: LoadedRecipe) -> None:

@@ -9,7 +9,9 @@ from typing import Any, NoReturn
 from tokenward.config import Lines, Recipe, check_training
 from tokenward.errors import UserError
 from tokenward.models.loading import device_of
-from tokenward.training.arguments import training_arguments
+from tokenward.pipeline.context import Run
+from tokenward.pipeline.data import oracle_pairs, pair_sets
+from tokenward.training.arguments import check_batches, training_arguments
 from tokenward.training.workable import unworkable
 
 CONSTANT = ("reward", "guidance")
@@ -41,6 +43,27 @@ def training_checks(recipe: Recipe, lines: Lines) -> dict[str, partial[NoReturn]
         for key, message in problems:
             found.setdefault(f"{where}.{key}" if key else where, partial(_refuse, message))
     return found
+
+
+def check_pairs_fill_batches(run: Run) -> None:
+    """Refuse a run on comparisons some training of which would drop its only batch; asked as soon as there are pairs.
+
+    Raises:
+        UserError: as above.
+    """
+    tables = training_tables(run.recipe)
+    if not any(table.get("dataloader_drop_last") for table in tables.values()):
+        return
+    sets = pair_sets(run)
+    train = len(sets.train)
+    counts = {
+        "sft": train,
+        "oracle": len(oracle_pairs(run, sets.train)),
+        "policy": train,
+        "referee": len(sets.referee),
+    }
+    for stage, table in tables.items():
+        check_batches(table, counts.get(stage, train), f"{stage}.training")
 
 
 def _refuse(message: str) -> NoReturn:
