@@ -81,7 +81,7 @@ def test_an_adapter_that_is_merged_wrongly_is_refused(tiny_workplace, adapter, m
 )
 def test_the_base_of_an_adapter_must_be_there(tiny_workplace, adapter, tmp_path, base, message):
     folder = changed(adapter, tmp_path / "changed", base_model_name_or_path=base)
-    for key in ("model.name", "oracle.model", "policy.model"):
+    for key in ("model.name", "oracle.model", "policy.model", "experts.a.model"):
         with pytest.raises(UserError, match=rf"(?s)^--set {key}: .*{message}"):
             tokenward.run(tiny_workplace, [f"{key}={folder}"], last="data", quiet=True)
     assert not Path("runs").exists()

@@ -32,13 +32,12 @@ def early_checks(run: Run) -> dict[str, Callable[[], Any]]:
 
 
 def _starts(recipe: Recipe) -> dict[str, str]:
-    """The models that something trains from, by their keys."""
+    """The models that something trains from, by their keys; experts have checks of their own."""
     tables = {
         "model": recipe.model.name,
         "oracle": recipe.oracle.model,
         "reward": recipe.reward.model,
         "policy": recipe.policy.model,
-        **{f"experts.{name}": table.model for name, table in recipe.experts.items()},
     }
     return {
         f"{table}.{'name' if table == 'model' else 'model'}": name for table, name in tables.items() if name
