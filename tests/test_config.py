@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,9 @@ from tokenward.config.base import Table
 from tokenward.config.problems import unknown_keys
 from tokenward.config.schema import ANY_NAME, named_table_of, schema_fields, table_of
 from tokenward.config.source import read_source
+from tokenward.config.training_fields import ACTS, BESIDE, BY_OPTIMIZER, CANNOT_ACT, OURS
 from tokenward.errors import UserError
+from tokenward.training.arguments import TrainingArguments
 
 LAWFUL = settings(derandomize=True, deadline=None, max_examples=50)
 
@@ -705,12 +708,21 @@ def test_values_of_training_tables_are_checked_with_their_line(written, message)
     assert str(caught.value).startswith(message)
 
 
+def test_every_field_of_the_training_arguments_is_decided():
+    """A new version of transformers with another field fails here: somebody must decide what a recipe may say with it."""
+    groups = [ACTS, OURS.keys(), CANNOT_ACT.keys(), BESIDE.keys(), set(BY_OPTIMIZER)]
+    assert sum(map(len, groups)) == len(set().union(*groups))
+    assert set().union(*groups) == {
+        field.name for field in dataclasses.fields(TrainingArguments) if field.init
+    }
+
+
 def test_lawful_values_of_training_tables_pass():
     text = (
         "sft: {training: {learning_rate: 1, num_train_epochs: 2, warmup_steps: 0.1, bf16: yes, max_steps: 3, "
         "eval_strategy: no, save_strategy: best, lr_scheduler_type: cosine, optim: adamw_torch, report_to: [wandb], "
-        "gradient_checkpointing: null, gradient_checkpointing_kwargs: {use_reentrant: false}, tf32: true, "
-        "optim_args: null, deepspeed: {a: 1}, debug: '', logging_steps: 5, eval_steps: 2, save_total_limit: 2}}"
+        "gradient_checkpointing: true, gradient_checkpointing_kwargs: {use_reentrant: false}, tf32: true, "
+        "optim_args: null, deepspeed: null, debug: '', logging_steps: 5, eval_steps: null, save_total_limit: 2}}"
     )
     recipe, lines = parse_recipe(text, "q.yaml")
     assert recipe.sft is not None

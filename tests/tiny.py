@@ -107,6 +107,15 @@ def tiny_t5(*, dtype: torch.dtype = torch.float32, seed: int = 0) -> T5ForCondit
     return T5ForConditionalGeneration(config).to(dtype)
 
 
+def move_trained(model, *, by: float = 0.2, seed: int = 1) -> None:
+    """Put every weight that trains elsewhere, as a training would: an adapter then says something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn(weight.shape, generator=generator).to(weight), alpha=by)
+
+
 def save_tiny(folder: Path, model=None) -> Path:
     """An ordinary Hugging Face folder of a tiny model."""
     (model if model is not None else tiny_llama()).save_pretrained(folder)

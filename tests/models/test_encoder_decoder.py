@@ -172,7 +172,6 @@ def test_the_template_keeps_the_encoders_end_and_writes_no_joint_text():
     template = policy.template("plain")
     assert template.encoder
     assert template.closing_ids == [EOS]
-    message = [{"role": "user", "content": "the good"}]
     assert template.fingerprint != replace(template, encoder=False).fingerprint
 
 

@@ -9,7 +9,7 @@ import torch
 import tokenward.models.head
 from tests.models.plain import plain_logits
 from tests.models.test_forward import FACTORS, ROWS, TOTAL, batch_of, gradients, made
-from tests.tiny import tiny_llama
+from tests.tiny import move_trained, tiny_llama
 from tests.training.tools import language_model
 from tokenward.models.forward import FrozenReference, Wanted, run_model, token_statistics
 from tokenward.models.head import install_head
@@ -141,8 +141,8 @@ def test_ranks_do_not_depend_on_tiles_and_are_0_without_weight(elements, monkeyp
 def test_ranks_with_an_adapter_are_those_of_the_merged_weights(target):
     """With one on the head too, which is then no plain matrix product."""
     model = language_model(tiny_llama(dtype=torch.float64, tie_word_embeddings=False))
-    adapted = model.with_adapter({"r": 2, "target_modules": target, "init_lora_weights": False})
-    adapted.model.to(torch.float64).eval()
+    adapted = model.with_adapter({"r": 2, "target_modules": target})
+    move_trained(adapted.model.to(torch.float64).eval())
     batch = batch_of(ROWS, "separate")
     found = token_statistics(adapted.model, adapted.head, batch, Wanted(token_rank=True)).token_rank
     merged = copy.deepcopy(adapted.model).merge_and_unload()

@@ -8,7 +8,7 @@ import torch
 
 from tests.models.test_forward import gradients
 from tests.objectives.tools import CASES, NAMES, Values, batch_of, every_objective, made, values, with_modules
-from tests.tiny import tiny_gpt2
+from tests.tiny import move_trained, tiny_gpt2
 from tests.training.tools import language_model, random_rows
 from tokenward.errors import UserError
 from tokenward.models.forward import FrozenReference
@@ -179,10 +179,8 @@ def test_an_adapter_is_its_own_reference(number):
     """The same loss as with a second copy of the base."""
     objective = with_modules(every_objective()[number], width=32, layers=2)
     model = language_model(tiny_gpt2(dtype=torch.float64))
-    model = model.with_adapter(
-        {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "fan_in_fan_out": True}
-    )
-    model.model.to(torch.float64)
+    model = model.with_adapter({"r": 4, "target_modules": "all-linear", "fan_in_fan_out": True})
+    move_trained(model.model.to(torch.float64))
     copy = language_model(tiny_gpt2(dtype=torch.float64))
     itself, _ = read(model, objective, pair_rows(), None)
     beside, _ = read(model, objective, pair_rows(), copy)

@@ -104,15 +104,6 @@ def test_a_policy_with_another_chat_template_is_refused(
         tokenward.run(copied_run, [f"policy.model={other}"], last="policy", quiet=True)
 
 
-def test_an_adapter_is_no_start_for_training(tiny_workplace: Path) -> None:
-    tokenward.run(
-        tiny_workplace, ["model.adapter={r: 2, target_modules: [q_proj]}"], last="oracle", quiet=True
-    )
-    changes = [f"policy.model={(RUN / 'oracle' / 'model').resolve()}", "run=runs/second"]
-    with pytest.raises(UserError, match="Merge it first"):
-        tokenward.run(tiny_workplace, changes, last="policy", quiet=True)
-
-
 def test_a_referee_needs_pairs_and_leaves_some(tiny_workplace: Path) -> None:
     rows = planted_rows(4)
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

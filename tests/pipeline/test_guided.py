@@ -137,7 +137,7 @@ def test_the_same_seed_gives_the_same_bits_after_any_stop_too(recipe, tiny_folde
     whole = guided(recipe, *changes, run="whole")
     files = digests(whole)
     assert set(files) == {
-        "model/model.safetensors", "reward/model.safetensors", "reward/token_reward_head.safetensors",
+        "model/model.safetensors", "reward/model.safetensors", "reward/token_reward_head.safetensors", "trained.safetensors",
     }  # fmt: skip
     # The key is pressed when a step has been looked at already, so the next step is the last one.
     places = {

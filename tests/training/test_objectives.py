@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.objectives.tools import MORE, NEEDED
-from tests.tiny import tiny_llama
+from tests.tiny import move_trained, tiny_llama
 from tests.training.tools import (
     arguments,
     language_model,
@@ -184,8 +184,9 @@ def test_the_best_modules_are_put_back_with_the_best_model(tmp_path, rows):
 
 def with_adapter():
     torch.manual_seed(1)
-    settings = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
-    return moved().with_adapter(settings)
+    adapted = moved().with_adapter({"r": 4, "target_modules": ["q_proj", "v_proj"]})
+    move_trained(adapted.model)
+    return adapted
 
 
 def test_an_adapter_trains_beside_a_module_and_both_resume(tmp_path, rows):

@@ -129,10 +129,21 @@ def wrong_values(error: ValidationError, values: dict[str, Any]) -> Iterator[Pro
     fields = dict(schema_fields())
     seen: set[str] = set()
     for detail in error.errors():
+        if detail["type"] == "missing":
+            yield _missing(".".join(map(str, detail["loc"])), fields)
+            continue
         key, field, value = _locate(detail["loc"], fields, values)
         if key not in seen:  # a union reports every branch that failed
             seen.add(key)
             yield wrong_value(key, value, field)
+
+
+def _missing(key: str, fields: dict[str, FieldInfo]) -> Problem:
+    table, _, name = key.rpartition(".")
+    return Problem(
+        key,
+        f"{table} has no {name}, and needs one: {fields[key].description} Write {table}: {{{name}: ...}}.",
+    )
 
 
 def wrong_value(key: str, value: Any, field: FieldInfo) -> Problem:

@@ -10,18 +10,8 @@ from pydantic.fields import FieldInfo
 
 from tokenward.config.problems import either, nearest, wrong_value
 from tokenward.config.source import Lines
+from tokenward.config.training_fields import OURS, idle_fields
 from tokenward.errors import UserError
-
-_OURS = {
-    "output_dir": "It is the stage's folder; set run to move the whole run.",
-    "remove_unused_columns": "The columns of a comparison are not the model's arguments.",
-    "label_names": "Labels are made from the responses.",
-    "resume_from_checkpoint": "The same command goes on from a stage's own checkpoint.",
-    "do_train": "A stage that has a training table trains.",
-    "do_eval": "Write eval_strategy to evaluate while training.",
-    "do_predict": "The evaluation stage samples replies.",
-}
-
 
 _AT_LEAST = {
     "learning_rate": 0,
@@ -31,13 +21,17 @@ _AT_LEAST = {
 }
 
 
-def check_training(table: Mapping[str, Any], where: str, lines: Lines) -> None:
-    """Refuse keys that TrainingArguments lacks or that tokenward sets itself, and values that are not of their type.
+def check_training(
+    table: Mapping[str, Any], where: str, lines: Lines, *, schedule: str = "linear", looked_at: bool = False
+) -> None:
+    """Refuse keys that TrainingArguments lacks or that cannot act in a recipe, and values that are not of their type.
 
     Args:
         table: the ``training`` table.
         where: its dotted path in the recipe, such as ``oracle.training``.
         lines: where the recipe's keys were written.
+        schedule: the table's ``lr_scheduler_type`` where it has none.
+        looked_at: whether an evaluation comes although the table has no ``eval_strategy``.
 
     Raises:
         UserError: for every such key or value, with its line and what is allowed.
@@ -46,15 +40,25 @@ def check_training(table: Mapping[str, Any], where: str, lines: Lines) -> None:
         TrainingArguments,  # it imports torch, which help and `config` must not wait for
     )
 
-    names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init and f.name not in _OURS]
+    names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init and f.name not in OURS]
     hints = get_type_hints(TrainingArguments)
     found = {
         key: _wrong(f"{where}.{key}", value, hints[key]) if key in names else _problem(key, where, names)
         for key, value in table.items()
     }
+    if not any(found.values()):
+        found |= dict(
+            idle_fields(table, _defaults(TrainingArguments), schedule=schedule, looked_at=looked_at)
+        )
     problems = [f"{lines.where(f'{where}.{key}')}: {problem}" for key, problem in found.items() if problem]
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _defaults(arguments: type) -> dict[str, Any]:
+    fields = dataclasses.fields(arguments)
+    made = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
+    return {f.name: f.default for f in fields} | made
 
 
 def _wrong(key: str, value: Any, hint: Any) -> str:
@@ -84,8 +88,8 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def _problem(key: str, where: str, names: list[str]) -> str:
-    if key in _OURS:
-        return f"tokenward sets '{key}' itself, so it cannot stand in {where}. {_OURS[key]}"
+    if key in OURS:
+        return f"tokenward sets '{key}' itself, so it cannot stand in {where}. {OURS[key]}"
     close = nearest(key, names)
     advice = (
         f"Did you mean {either([repr(name) for name in close])}?"

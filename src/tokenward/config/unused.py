@@ -26,6 +26,10 @@ _NOT_IN_PROMPT_TASK = {
     "fixed_prompts": "its policy writes prompts, which the looks at it (guidance.evaluate_every) judge",
     "guidance.source": "prompts are ranked by how well the task model classifies with them",
     "evaluation.metrics": "prompts are judged by the task model's accuracy",
+    **{
+        f"evaluation.{key}": "no replies are drawn to judge it by"
+        for key in ("prompts", "max_new_tokens", "temperature", "top_p", "top_k", "precision", "batch")
+    },
 }
 
 

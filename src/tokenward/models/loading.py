@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 import torch
 from huggingface_hub.errors import HFValidationError
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from tokenward.errors import UserError
+from tokenward.models.adapters import adapter_warnings, new_adapter
 from tokenward.models.base import TokenModel
 from tokenward.models.forward import Wanted, token_statistics
 from tokenward.models.head import SelectiveHead, install_head
@@ -77,17 +78,13 @@ class LanguageModel(TokenModel):
         """The same weights frozen, with a new LoRA adapter to train.
 
         Args:
-            settings: Fields of ``peft.LoraConfig``.
+            settings: Fields of ``peft.LoraConfig``; see :mod:`tokenward.models.adapters`.
+
+        Raises:
+            UserError: peft refuses them, or the model without its adapter would not be the base.
         """
-        task = "SEQ_2_SEQ_LM" if self.layout == "encoder_decoder" else "CAUSAL_LM"
-        try:
-            lora = LoraConfig(**{"task_type": task, **settings})
-            model = get_peft_model(self.model, lora)  # type: ignore[arg-type]
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"peft refuses the adapter {settings}: {error}. Write the fields of peft.LoraConfig, for example "
-                "adapter: {r: 16, lora_alpha: 32, target_modules: all-linear}."
-            ) from error
+        base, start = lasting(resolve(self.name)), self.start_id
+        model = new_adapter(cast(PreTrainedModel, self.model), settings, base=base, start_id=start)
         return replace(self, model=model, head=install_head(model, self.head.change) if self.head else None)
 
     def with_head_mlp(self, settings: HeadMLPSettings, *, seed: int) -> "LanguageModel":
@@ -114,6 +111,9 @@ class LanguageModel(TokenModel):
         if self.head_mlp is not None and self.head_mlp_settings is not None:
             base = parts_of(resolve(self.name)).base  # a network that was loaded stands on its own base again
             save_head_mlp(self.head_mlp, self.head_mlp_settings, lasting(base), folder)
+        elif isinstance(self.model, PeftModel):
+            # peft would put the base's embedding beside an adapter on it; the base has it.
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
         else:
             cast(PreTrainedModel, self.model).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -131,7 +131,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     Raises:
         UserError: there is none, or only a slow one.
     """
-    source = resolve(name)
+    source = _tokenizer_folder(resolve(name))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, HFValidationError) as error:
@@ -141,6 +141,13 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
             f"the tokenizer of {name} is a slow one, without offsets. Convert it to a tokenizer.json first."
         )
     return tokenizer
+
+
+def _tokenizer_folder(source: str) -> str:
+    """Where a model's tokenizer is: with its base, where an adapter was saved without one."""
+    parts = parts_of(source)
+    alone = parts.adapter is not None and not (Path(parts.adapter) / "tokenizer_config.json").is_file()
+    return parts.base if alone else source
 
 
 def load_model(
@@ -175,15 +182,12 @@ def load_model(
     model: Any = _loaded(
         kind, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
     )
+    _check_vocabulary(model, tokenizer, name)
     if parts.adapter is not None:
-        try:
-            model = PeftModel.from_pretrained(model, parts.adapter)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(cannot_load("adapter", name, error)) from error
+        model = _with_saved_adapter(model, parts.adapter, name)
     adapted = None if parts.head_mlp is None else load_head_mlp(model, Path(parts.head_mlp))
     settings = None if parts.head_mlp is None else read_head_mlp(Path(parts.head_mlp))[1]
     model = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
-    _check_vocabulary(model, tokenizer, name)
     start = model.config.decoder_start_token_id if encoder_decoder else None
     files = model_fingerprint(name)
     key = (files, dtype, str(device_of(device)), attention)
@@ -199,6 +203,14 @@ def load_model(
         head_mlp=adapted,
         head_mlp_settings=settings,
     )
+
+
+def _with_saved_adapter(model: PreTrainedModel, folder: str, name: str) -> PeftModel:
+    try:
+        with adapter_warnings():
+            return PeftModel.from_pretrained(model, folder)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(cannot_load("adapter", name, error)) from error
 
 
 def load_backbone(
@@ -262,9 +274,7 @@ def check_complete(missing: Collection[str], name: str) -> None:
         )
 
 
-def _check_vocabulary(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, name: str
-) -> None:
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         raise UserError(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from huggingface_hub import model_info
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from peft import LoraConfig
+from peft import PeftConfig, PeftType
 from transformers import AutoConfig, PretrainedConfig
 
 from tokenward.artifacts import fingerprint, folder_fingerprint
@@ -112,19 +112,36 @@ def parts_of(source: str) -> Parts:
     """What a resolved model folder consists of.
 
     Raises:
-        UserError: an adapter does not name its base.
+        UserError: an adapter does not name its base, or names one that is not there, or is of a kind that changes rows.
     """
     if (Path(source) / HEAD_MLP_FILE).is_file():
         return Parts(resolve(read_head_mlp(Path(source))[0]), head_mlp=source)
     adapter = Path(source) / ADAPTER_FILE
     if not adapter.is_file():
         return Parts(source)
-    base = LoraConfig.from_pretrained(source).base_model_name_or_path
+    settings = PeftConfig.from_pretrained(source)
+    if settings.is_prompt_learning:
+        raise UserError(
+            f"the adapter {source} is of the type {PeftType(settings.peft_type).value}, which puts tokens of its own before every prompt; rows here "
+            "have none. Name a whole model, or a LoRA adapter."
+        )
+    base = settings.base_model_name_or_path
     if not base:
         raise UserError(
             f"the adapter {source} does not name its base model. Set base_model_name_or_path in {adapter}."
         )
-    return Parts(resolve(base), adapter=source)
+    try:
+        return Parts(resolve(base), adapter=source)
+    except UserError as error:
+        raise UserError(no_base(source, base, error)) from error
+
+
+def no_base(adapter: str, base: str, error: UserError) -> str:
+    """Why an adapter cannot be used alone, and where its base is written."""
+    return (
+        f"{adapter} is an adapter on {base}, which is not there: {error} Write where the base is into "
+        f"base_model_name_or_path in {Path(adapter) / ADAPTER_FILE}."
+    )
 
 
 def cannot_load(what: str, name: str, error: Exception) -> str:

@@ -3,11 +3,10 @@
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from tokenward.errors import UserError
+from tokenward.models.adapters import lora_config, wrapped_in
 from tokenward.models.places import config_of, parts_of, resolve
 from tokenward.ops.costs import ModelSizes
 
@@ -53,13 +52,7 @@ def model_sizes(
 
 
 def _adapter_weights(model: nn.Module, adapter: dict[str, Any], encoder_decoder: bool) -> int:
-    task = "SEQ_2_SEQ_LM" if encoder_decoder else "CAUSAL_LM"
-    try:
-        wrapped = get_peft_model(model, LoraConfig(**{"task_type": task, **adapter}))  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"peft refuses the adapter {adapter}: {error}. Write the fields of peft.LoraConfig."
-        ) from error
+    wrapped = wrapped_in(model, lora_config(adapter, encoder_decoder=encoder_decoder), adapter)
     return sum(weight.numel() for weight in wrapped.parameters() if weight.requires_grad)
 
 

@@ -12,6 +12,7 @@ from tokenward.display import Display
 from tokenward.models.loading import LanguageModel, load_model, load_tokenizer
 from tokenward.models.places import context_length, has_encoder, model_fingerprint
 from tokenward.models.reward import RewardModel, load_reward_model
+from tokenward.pipeline.starts import whole_start
 from tokenward.plugins import code_fingerprints
 from tokenward.tokens.encode import Limits
 from tokenward.tokens.template import Style, Template
@@ -125,6 +126,18 @@ class Run:
             folder, dtype=table.dtype, device=table.device, attention=table.attention, rows=table.rows
         )
 
+    def whole(self, name: str) -> str:
+        """What a stage trains from where the recipe names this model: of an adapter, its merged weights."""
+        table = self.recipe.model
+        return whole_start(
+            name,
+            self.folder,
+            style=self.style,
+            device=table.device,
+            trust_remote_code=table.trust_remote_code,
+            say=self.display.line,
+        )
+
     @property
     def limits(self) -> Limits:
         """Longest prompt and response; every model that reads them must have the positions."""
@@ -141,17 +154,18 @@ class Run:
     @property
     def start_model(self) -> str:
         """What the policy starts from: the SFT model if the recipe has that stage."""
-        return str(self.path("sft") / "model") if self.recipe.sft is not None else self.recipe.model.name
+        sft = str(self.path("sft") / "model")
+        return sft if self.recipe.sft is not None else self.whole(self.recipe.model.name)
 
     @property
     def reference_model(self) -> str:
         """What the oracle starts from and is compared with."""
-        return self.recipe.oracle.model or self.start_model
+        return self.whole(self.recipe.oracle.model) if self.recipe.oracle.model else self.start_model
 
     @property
     def policy_start(self) -> str:
         """What the policy starts from."""
-        return self.recipe.policy.model or self.start_model
+        return self.whole(self.recipe.policy.model) if self.recipe.policy.model else self.start_model
 
     def fingerprint_of(self, model: str) -> str:
         """Fingerprint of a model's files."""

@@ -2,25 +2,46 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
+from tokenward.config import Recipe
 from tokenward.errors import UserError
+from tokenward.pipeline.adapter_checks import adapter_checks
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.examples import prompt_parts
+from tokenward.pipeline.starts import check_start
 from tokenward.sampling.classification import PromptTemplate
 
 
 def early_checks(run: Run) -> dict[str, Callable[[], Any]]:
     """Checks by the dotted key that they are about."""
     checks: dict[str, Callable[[], Any]] = {"model.device": lambda: _device(run.recipe.model.device)}
+    for key, name in _starts(run.recipe).items():
+        trust = run.recipe.model.trust_remote_code
+        checks[key] = partial(check_start, name, trust_remote_code=trust)
+    checks |= adapter_checks(run.recipe)
     examples, task = run.recipe.examples, run.recipe.prompt_task
     if examples is not None:
         checks["examples.prompt"] = lambda: _prompt(examples.prompt)
     if task is not None:
         checks["prompt_task.template"] = lambda: PromptTemplate(task.template)
     return checks
+
+
+def _starts(recipe: Recipe) -> dict[str, str]:
+    """The models that something trains from, by their keys; experts have checks of their own."""
+    tables = {
+        "model": recipe.model.name,
+        "oracle": recipe.oracle.model,
+        "reward": recipe.reward.model,
+        "policy": recipe.policy.model,
+    }
+    return {
+        f"{table}.{'name' if table == 'model' else 'model'}": name for table, name in tables.items() if name
+    }
 
 
 def check_one_process() -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 from tokenward.config import ExpertTable
 from tokenward.errors import UserError
 from tokenward.pipeline.context import EXPERT, Run
+from tokenward.pipeline.starts import check_start
 from tokenward.pipeline.values import made_scorer, scorer_of
 from tokenward.scoring.reads import IN_THE_STEP, TAKEN, Value, is_online, reads_of
 from tokenward.scoring.scorers import Scorer
@@ -70,7 +71,8 @@ def trained_experts(run: Run) -> list[str]:
 
 def expert_start(run: Run, name: str) -> str:
     """The model that an expert is, or that it is trained from."""
-    return run.recipe.experts[name].model or run.reference_model
+    own = run.recipe.experts[name].model
+    return run.whole(own) if own else run.reference_model
 
 
 def folder_of(run: Run, model: str) -> str:
@@ -131,7 +133,7 @@ def check_experts(run: Run) -> dict[str, Callable[[], Any]]:
     for name, table in run.recipe.experts.items():
         checks[f"experts.{name}"] = _bound(_check_name, name)
         checks[f"experts.{name}.training"] = partial(_check_acts, name, table)
-        checks[f"experts.{name}.model"] = partial(_check_model, table.model, list(run.recipe.experts))
+        checks[f"experts.{name}.model"] = partial(_check_model, run, table.model)
         if table.prompt is not None:
             checks[f"experts.{name}.prompt"] = _bound(_check_prompt, table.prompt)
     return checks
@@ -163,12 +165,15 @@ def _check_acts(name: str, table: ExpertTable) -> None:
         )
 
 
-def _check_model(model: str | None, experts: list[str]) -> None:
-    if model in experts and not Path(model).is_dir():
+def _check_model(run: Run, model: str | None) -> None:
+    if model is None:
+        return
+    if model in run.recipe.experts and not Path(model).is_dir():
         raise UserError(
             f"model is {model!r}, which is an expert of this recipe, and experts are not made from each other. Name a folder or a hub "
             "name, such as the folder expert-NAME/model of another run."
         )
+    check_start(model, trust_remote_code=run.recipe.model.trust_remote_code)
 
 
 def _check_prompt(text: str) -> None:

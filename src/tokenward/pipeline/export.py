@@ -10,29 +10,19 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenward.artifacts import Manifest, read_manifest
 from tokenward.display import Display, interval, rounded
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, load_model
+from tokenward.models.merging import merged
 from tokenward.pipeline.command import quiet_libraries
 from tokenward.pipeline.context import GUIDED_STAGES, STAGES
 from tokenward.pipeline.figures import Figures, read_figures_of
 from tokenward.pipeline.finished import FinishedModel, finished_model
+from tokenward.pipeline.outputs import TOLERANCE, difference, next_log_probabilities, recorded
 from tokenward.tokens.template import Style
-from tokenward.types import Message
-
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
-"""Largest difference of a log-probability, nats, by the number type of the weights: merging rounds each sum once more."""
-
-PROBE = (
-    "What did you think of the film?",
-    "Write one sentence about the sea.",
-    "2 + 2 = ?",
-)
-"""Prompts on which the exported folder must give what the trained model gave."""
 
 CARD = """---
 {{ card_data }}
@@ -83,19 +73,22 @@ class Exported(NamedTuple):
         difference: Largest difference of a log-probability between the trained model and the folder, nats.
         tolerance: What was allowed.
         merged: Whether there was an adapter to merge.
+        from_training: Whether the trained model is the one that was in memory when the training ended; a run without
+            that record has its saved folder instead.
     """
 
     folder: Path
     difference: float
     tolerance: float
     merged: bool
+    from_training: bool
 
 
 def export(target: str, folder: str | Path, *, display: Display | None = None) -> Exported:
     """Write a finished run's model as an ordinary Hugging Face folder with a model card.
 
-    The folder appears only when the log-probabilities of the model read back from it match those of the trained model on
-    some prompts, over the whole vocabulary.
+    The folder appears only when the log-probabilities of the model read back from it match those that the trained model
+    gave when its training ended, on some prompts, over the whole vocabulary.
 
     Args:
         target: Folder of a run, or of a stage that made a language model.
@@ -133,43 +126,36 @@ def export(target: str, folder: str | Path, *, display: Display | None = None) -
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     found = written._replace(folder=place)
+    since = (
+        "the end of the training"
+        if found.from_training
+        else "the saved folder, for want of a record of the training"
+    )
     (display or Display()).line(
         f"{place}  {'adapter merged; ' if found.merged else ''}log-probabilities differ by {found.difference:.2g} nats at most "
-        f"({found.tolerance:g} allowed)"
+        f"from {since} ({found.tolerance:g} allowed)"
     )
     return found
 
 
 def _write(model: LanguageModel, finished: FinishedModel, folder: Path) -> Exported:
-    """The weights and the tokenizer, read back and compared."""
-    before = _log_probabilities(model, finished)
-    merged = isinstance(model.model, PeftModel)
-    whole = model.model.merge_and_unload() if isinstance(model.model, PeftModel) else model.model
+    """The weights and the tokenizer, read back and compared with what trained."""
+    trained = recorded(Path(finished.name).parent)
+    before = next_log_probabilities(model, model.template(finished.style)) if trained is None else trained
+    adapted = isinstance(model.model, PeftModel)
+    whole = merged(model.model, finished.name) if isinstance(model.model, PeftModel) else model.model
     cast(PreTrainedModel, whole).save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     dtype = "bfloat16" if model.dtype == torch.bfloat16 else "float32"
-    after = _log_probabilities(load_model(str(folder), dtype=dtype, device=str(model.device)), finished)
-    difference = max(float((one - other).abs().max()) for one, other in zip(before, after, strict=True))
-    if not difference <= TOLERANCE[dtype]:
+    again = load_model(str(folder), dtype=dtype, device=str(model.device))
+    found = difference(before, next_log_probabilities(again, again.template(finished.style)))
+    if not found <= TOLERANCE[dtype]:
         raise UserError(
-            f"the exported model is not the trained one: its log-probabilities differ by up to {difference:.3g} nats, and "
-            f"{TOLERANCE[dtype]:g} are allowed in {dtype}. Nothing was written. Use {finished.name} as it is."
+            f"the exported model is not the trained one: log-probabilities differ by up to {found:.3g} nats from those at the "
+            f"end of the training, and {TOLERANCE[dtype]:g} are allowed in {dtype}. Nothing was written. Look whether the base "
+            f"of {finished.name} is still what it was, and train again where it is not."
         )
-    return Exported(folder, difference, TOLERANCE[dtype], merged)
-
-
-@torch.inference_mode()
-def _log_probabilities(model: LanguageModel, finished: FinishedModel) -> list[Tensor]:
-    """Of every token of the vocabulary after each token of the probe's prompts.  -> [t v] each"""
-    template = model.template(finished.style)
-    model.model.eval()
-    found = []
-    for text in PROBE:
-        ids = torch.tensor([template.prompt_ids([Message(role="user", content=text)])], device=model.device)
-        start = {} if model.start_id is None else {"decoder_input_ids": ids.new_full((1, 1), model.start_id)}
-        logits = model.model(input_ids=ids, attention_mask=torch.ones_like(ids), **start).logits
-        found.append(logits[0].float().log_softmax(-1).cpu())
-    return found
+    return Exported(folder, found, TOLERANCE[dtype], adapted, trained is not None)
 
 
 def model_card(finished: FinishedModel, name: str, *, merged: bool) -> str:

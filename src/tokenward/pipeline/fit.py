@@ -22,9 +22,10 @@ from tokenward.models.precision import imitates_bfloat16
 from tokenward.objectives.base import Objective, needs_reference
 from tokenward.objectives.logged import with_entropy
 from tokenward.pipeline.context import Run
+from tokenward.pipeline.outputs import record
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.alternating import STATE_FILE, Alternating, stopped_early
-from tokenward.training.arguments import TrainingArguments, training_arguments
+from tokenward.training.arguments import TrainingArguments, check_batches, training_arguments
 from tokenward.training.callbacks import CheckpointEvery, ShowProgress, StopOnInterrupt
 from tokenward.training.checkpoints import KeepNewest, last_whole_checkpoint, step_of
 from tokenward.training.checks import check_first_batch
@@ -90,6 +91,7 @@ def fit(
     """
     last_file = TRAINER_STATE_NAME if between is None else STATE_FILE
     arguments = _arguments(run, stage.path, {**defaults, **table}, evaluates=bool(held_out))
+    check_batches(table, len(rows), f"{stage.path.name}.training")
     interrupt = StopOnInterrupt()
     limit, arguments.save_total_limit = arguments.save_total_limit, None
     callbacks = [
@@ -124,7 +126,7 @@ def fit(
         between.finish()
     if watch is not None:
         watch.look(trainer.state.global_step)
-    _save(model, trainer, stage.path)
+    _save(run, model, trainer, stage.path)
     history = trainer.state.log_history
     write_history(stage.path / "history.jsonl", history)
     measured |= {**displacement_facts(history, arguments.displacement_margin), **speed.facts()}
@@ -219,9 +221,14 @@ def planned_steps(trainer: TokenTrainer) -> int:
     return int(trainer.set_initial_training_values(trainer.args, loader)[6])
 
 
-def _save(model: TokenModel, trainer: TokenTrainer, folder: Path) -> None:
-    """Save the objective's modules, then the model into a fresh folder that is moved in place: it is whole or absent."""
+def _save(run: Run, model: TokenModel, trainer: TokenTrainer, folder: Path) -> None:
+    """Save the objective's modules, then the model into a fresh folder that is moved in place: it is whole or absent.
+
+    Of a language model it is kept what it says now, so that what is made of the folder can be compared with it.
+    """
     trainer.auxiliary.save(folder)
+    if isinstance(model, LanguageModel):
+        record(model, model.template(run.style), folder)
     scratch, target = folder / "model.tmp", folder / "model"
     for old in (scratch, target):
         shutil.rmtree(old, ignore_errors=True)

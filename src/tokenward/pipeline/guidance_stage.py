@@ -49,7 +49,7 @@ def train_guided_sft(run: Run) -> Manifest | None:
     table = run.recipe.sft
     if table is None:
         return None
-    name = run.recipe.model.name
+    name = run.whole(run.recipe.model.name)
     settings = {
         "sft": table.model_dump(),
         "tokens": token_settings(run),
@@ -128,11 +128,16 @@ def reward_settings(run: Run) -> RewardSettings:
     return build("reward head", "head", run.recipe.reward.head, {"head": RewardSettings})
 
 
+def reward_start(run: Run) -> str:
+    """The model whose body a token reward starts from."""
+    return run.whole(run.recipe.reward.model) if run.recipe.reward.model else run.start_model
+
+
 def fresh_reward(run: Run) -> RewardModel:
     """The token reward model before it has learned anything."""
     table = run.recipe.model
     return new_reward_model(
-        run.recipe.reward.model or run.start_model,
+        reward_start(run),
         reward_settings(run),
         seed=run.recipe.seed,
         device=table.device,

@@ -5,6 +5,7 @@ from tokenward.errors import UserError
 from tokenward.objectives import PlackettLuce, is_pairwise, objective_of
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.guidance_stage import reads_reward, reward_settings
+from tokenward.pipeline.reward_learning import SAME_AS_POLICY
 from tokenward.sampling.checks import check_temperature
 from tokenward.selection import Selector, SoftWeights, selector_of
 
@@ -92,6 +93,13 @@ def unused_settings(run: Run) -> dict[str, str]:
             f"guidance.reward_patience is {guidance.reward_patience}, but the reward is never looked at. Raise "
             "guidance.reward_looks, or leave reward_patience out."
         )
+    for key in SAME_AS_POLICY:
+        own = run.recipe.reward.training.get(key)
+        if own is not None and own != guidance.training.get(key, False):
+            found[f"reward.training.{key}"] = (
+                f"reward.training.{key} is {str(own).lower()}, and the policy's is not: the two train in one process, which has one "
+                "number type. Write the same in guidance.training, or leave it out of reward.training."
+            )
     for key in run.recipe.reward.training:
         if key in OVERRIDDEN:
             found[f"reward.training.{key}"] = (

@@ -210,7 +210,7 @@ class Planner:
         return self._steps[same]
 
     def _tried(self, item: Training, rows: Sequence[TokenRow]) -> Measured:
-        model = adapted(self.run, self.run.load(item.model), item.adapter)
+        model = adapted(self.run, self.run.load(self.run.whole(item.model)), item.adapter)
         if needs_reference(item.objective):
             table = self.run.recipe.scores
             values = token_values(

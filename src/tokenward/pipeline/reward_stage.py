@@ -20,7 +20,7 @@ from tokenward.pipeline.data import (
     whole_comparisons,
 )
 from tokenward.pipeline.fit import fit
-from tokenward.pipeline.guidance_stage import fresh_reward
+from tokenward.pipeline.guidance_stage import fresh_reward, reward_start
 from tokenward.pipeline.reward_learning import DEFAULTS, reward_objective
 from tokenward.pipeline.rows import LazyRows, Mapped
 from tokenward.pipeline.train_stages import model_settings, scored_by
@@ -31,7 +31,7 @@ from tokenward.tokens.segments import with_segments
 def train_reward(run: Run) -> Manifest:
     """Learn a token reward from whole ranked lists, of any length K each; writes ``model/`` and ``history.jsonl``."""
     table = run.recipe.reward
-    name = table.model or run.start_model
+    name = reward_start(run)
     settings: dict[str, Any] = {
         "reward": table.model_dump(exclude={"model"}),
         "tokens": {**token_settings(run), "context": run.limits.context},

@@ -1,12 +1,10 @@
 """The order of the stages, and which of them a recipe needs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from tokenward.config import GuidanceTable, LoadedRecipe, check_training, check_unused
+from tokenward.config import GuidanceTable, LoadedRecipe, check_unused
 from tokenward.errors import UserError
 from tokenward.evaluation.metrics import METRICS
 from tokenward.pipeline.context import EXPERT, GUIDED_STAGES, STAGES, Run
@@ -29,6 +27,7 @@ from tokenward.pipeline.guided_checks import (
     unused_settings,
 )
 from tokenward.pipeline.guided_evaluation import check_metrics, evaluate_guided
+from tokenward.pipeline.idle import idle_settings
 from tokenward.pipeline.part_checks import (
     check_objective_without_scores,
     check_policy_objective,
@@ -42,12 +41,12 @@ from tokenward.pipeline.reward_stage import train_reward
 from tokenward.pipeline.score_stages import compute_reference, compute_scores
 from tokenward.pipeline.tasks import SAMPLERS, source_of
 from tokenward.pipeline.train_stages import train_referee, train_sft
+from tokenward.pipeline.training_checks import check_pairs_fill_batches, training_checks
 from tokenward.pipeline.unpaired_checks import check_unpaired
 from tokenward.pipeline.values import scorer_of
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
 from tokenward.selection import selector_of
-from tokenward.training.arguments import training_arguments
 
 FUNCTIONS: dict[str, Callable[[Run], Any]] = {
     "data": prepare_data,
@@ -94,14 +93,23 @@ def run_through(run: Run, last: str = "evaluation") -> None:
             f"the recipe's run is {kind} and has no stage {last}; it has {', '.join(order)}. The table guidance makes a "
             "run a guided one."
         )
+    for line in idle_settings(run, last):
+        run.display.line(f"note: {line}")
     # A stage that is left out makes what the scorer does not look at.
     wanted = [name for name in order[: order.index(last) + 1] if name == last or is_needed(run, name)]
     for name in wanted:
         functions[name](run)
-        if name == "data":
-            check_unpaired(run, wanted)
-        if name == "examples" and last == "evaluation":
-            check_metrics(run)
+        _look_at(run, name, wanted)
+
+
+def _look_at(run: Run, stage: str, wanted: Sequence[str]) -> None:
+    """What can be checked as soon as the data of a run is there."""
+    if stage == "data":
+        check_unpaired(run, wanted)
+    if stage == "data" and wanted[-1] != "data":
+        check_pairs_fill_batches(run)
+    if stage == "examples" and wanted[-1] == "evaluation":
+        check_metrics(run)
 
 
 def check_recipe(loaded: LoadedRecipe) -> None:
@@ -134,18 +142,7 @@ def check_recipe(loaded: LoadedRecipe) -> None:
     if recipe.referee is not None:
         referee = recipe.referee.objective
         checks["referee.objective"] = lambda: check_objective_without_scores("the referee", referee)
-    tables = {
-        stage: getattr(recipe, stage)
-        for stage in ("sft", "oracle", "reward", "policy", "referee", "guidance")
-    }
-    tables |= {
-        f"experts.{name}": table for name, table in recipe.experts.items() if table.training is not None
-    }
-    for stage, table in tables.items():
-        if table is not None:
-            where = f"{stage}.training"
-            check_training(table.training, where, loaded.lines)
-            checks[where] = partial(_training_values, table.training, where)
+    checks |= training_checks(recipe, loaded.lines)
     for name, table in recipe.experts.items():
         checks[f"experts.{name}.objective"] = partial(
             check_objective_without_scores, f"the expert {name}", table.objective
@@ -176,12 +173,3 @@ def _guided_checks(run: Run, table: GuidanceTable) -> dict[str, Callable[[], Any
 
 def _refuse(problem: str) -> None:
     raise UserError(problem)
-
-
-def _training_values(table: dict[str, Any], where: str) -> None:
-    if table.get("log_entropy") and where.startswith("reward."):
-        raise UserError(
-            "log_entropy is true, but a reward gives a token a number and no distribution that had an entropy. Leave it out here."
-        )
-    with TemporaryDirectory() as scratch:
-        training_arguments(table, folder=Path(scratch), seed=0, where=where)

@@ -34,7 +34,7 @@ def train_sft(run: Run) -> Manifest | None:
     table = run.recipe.sft
     if table is None:
         return None
-    name = run.recipe.model.name
+    name = run.whole(run.recipe.model.name)
     # SFT trains every weight, whatever model.adapter says: what follows starts from one ordinary model.
     dtype = {"model": {"dtype": run.recipe.model.dtype}}
     settings = {"sft": table.model_dump(), **pair_settings(run), **dtype}
@@ -97,12 +97,6 @@ def model_settings(run: Run) -> dict[str, Any]:
 def adapted(run: Run, model: LanguageModel, adapter: Any) -> LanguageModel:
     """The model with a new adapter to train, where the recipe has one."""
     settings = run.recipe.model.adapter if adapter == "inherit" else adapter
-    if model.has_adapter:
-        raise UserError(
-            f"{model.name} is an adapter on a base model; training starts from whole weights. Merge it first: "
-            "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW_FOLDER), with the "
-            "tokenizer's files beside it, and name the new folder."
-        )
     torch.manual_seed(run.recipe.seed)  # an adapter begins with random weights
     return model if settings is None else model.with_adapter(settings)
 

@@ -1,5 +1,6 @@
 """transformers' TrainingArguments with five settings of our own and defaults that suit preference training."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,25 @@ def training_arguments(
     # nn.DataParallel copies a model without its asking head; several GPUs need a process each.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def check_batches(table: Mapping[str, Any], rows: int, where: str) -> None:
+    """Refuse a training whose only batch is dropped because it is not full.
+
+    Args:
+        table: The recipe's.
+        rows: Comparisons that it trains on, at most.
+        where: Name of the table.
+
+    Raises:
+        UserError: as above.
+    """
+    size = table.get("per_device_train_batch_size", DEFAULTS["per_device_train_batch_size"])
+    if table.get("dataloader_drop_last") and rows < size:
+        raise UserError(
+            f"{where}.dataloader_drop_last drops the last batch where it is not full, and {rows} rows do not fill one of {size}: nothing "
+            f"would be trained. Leave it out, or lower {where}.per_device_train_batch_size."
+        )
 
 
 def _check_length(arguments: TrainingArguments, where: str) -> None:

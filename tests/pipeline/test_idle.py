@@ -1,0 +1,49 @@
+"""What a recipe says and a run does not read, because of another setting, is told when it begins."""
+
+import pytest
+
+from tests.pipeline.tools import EXAMPLES, PROMPTS, guided_recipe, refused
+from tokenward.pipeline.command import open_run
+from tokenward.pipeline.idle import idle_settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "last", "told"),
+    [
+        ([], "evaluation", []),
+        (["scores.scorer={name: random}"], "evaluation", ["the table oracle is not read: the scorer random looks at no number of it"]),
+        (["scores.scorer={name: random}"], "oracle", []),
+        (["reward.fraction=0.5"], "policy", ["the table reward is not read: the scorer log_ratio looks at no number of it"]),
+        (["experts.a.training={max_steps: 1}"], "policy", ["the table experts.a is not read: the scorer log_ratio looks at no number of it"]),
+    ],
+)  # fmt: skip
+def test_of_a_run_on_comparisons(tiny_workplace, changes, last, told):
+    assert idle_settings(open_run(tiny_workplace, changes, quiet=True), last) == told
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ([], ["rollouts"]),
+        (["guidance.objective={name: reinforce}", "guidance.selection={name: all}"], ["selection"]),
+        (["guidance.every=null", "guidance.until=0.3", "guidance.evaluation_samples=2"], ["rollouts", "until", "evaluation_samples"]),
+        (["guidance.selection={name: all}"], ["rollouts", "samples", "reward_steps", "reward_looks", "every", "the table reward"]),
+    ],
+)  # fmt: skip
+def test_of_a_guided_run(tmp_path, tiny_folder, monkeypatch, changes, told):
+    recipe = guided_recipe(tmp_path, tiny_folder, EXAMPLES)
+    monkeypatch.chdir(tmp_path)
+    lines = idle_settings(open_run(recipe, changes, quiet=True), "guidance")
+    assert [line.removeprefix("guidance.").partition(" is not read: ")[0] for line in lines] == told
+
+
+def test_what_can_never_act_is_refused(tmp_path, tiny_folder, monkeypatch):
+    recipe = guided_recipe(tmp_path, tiny_folder, PROMPTS)
+    monkeypatch.chdir(tmp_path)
+    message = refused(recipe, ["evaluation.temperature=0.5"])
+    assert message.startswith(
+        "--set evaluation.temperature: evaluation.temperature cannot act in a prompt_task: no replies are drawn"
+    )
+    message = refused(recipe, ["reward.training.bf16=true"])
+    assert "reward.training.bf16 is true, and the policy's is not: the two train in one process" in message
+    open_run(recipe, ["reward.training.bf16=true", "guidance.training.bf16=true"], quiet=True)
