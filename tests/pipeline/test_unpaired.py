@@ -9,6 +9,7 @@ import yaml
 import tokenward
 from tests.tiny import planted_rows
 from tokenward.errors import UserError
+from tokenward.pipeline.plan import plan_recipe
 from tokenward.report.single import shown_pair
 
 KTO = ["scores.scorer={name: surprisal}", "policy.selection={name: all}"]
@@ -110,6 +111,12 @@ def test_what_needs_pairs_is_refused_before_anything_runs(tiny_workplace: Path, 
         tokenward.run(tiny_workplace, ["data.source=kto.jsonl", *overrides], quiet=True)
     assert message in str(error.value)
     assert [path.parent.name for path in RUN.glob("*/manifest.json")] == ["data"]
+
+
+def test_a_plan_refuses_what_the_run_would(tiny_workplace: Path) -> None:
+    write("kto.jsonl", unpaired(12))
+    with pytest.raises(UserError, match="the objective of oracle, dpo, compares responses"):
+        plan_recipe(tiny_workplace, ["data.source=kto.jsonl"], quiet=True)
 
 
 def test_the_advice_works(tiny_workplace: Path) -> None:
