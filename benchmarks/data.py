@@ -87,7 +87,7 @@ def random_ids(
             ranks=tuple(range(len(kept))),
             source=f"made:{number + 1}",
         )
-        rows.append(Encoded(comparison, prompt, kept, [True] * len(kept), 1))
+        rows.append(Encoded(comparison, prompt, kept, [True] * len(kept), [1] * len(kept)))
     return rows
 
 

@@ -70,7 +70,7 @@ def lazily(
     write_encoded(folder, file, template, limits)
     chosen = pairs_of(file) if chosen is None else chosen
     ids = EncodedFile(folder / ENCODED)
-    return EncodedRows(comparisons=chosen, ids=ids, limits=limits, closing=len(template.closing_ids))
+    return EncodedRows(comparisons=chosen, ids=ids, limits=limits)
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, PLAIN], ids=["chat", "plain"])
@@ -113,7 +113,7 @@ def test_shards_take_many_rows_to_the_tokenizer_at_once_with_the_same_ids(file):
     for row, parts in zip(rows, shards.encode_parts(rows, TEMPLATE, LIMITS), strict=True):
         alone, _ = encode_one(row, TEMPLATE, LIMITS)
         if alone is not None:
-            assert (parts.prompt, parts.responses) == (alone.prompt, alone.responses)
+            assert parts.encoded(row, LIMITS) == alone
 
 
 def grouped(rows: Sequence[Encoded]) -> list[tuple[str, list[str]]]:

@@ -139,18 +139,6 @@ def test_roles_that_the_template_refuses_are_named():
         Template(tokenizer=tokenizer).render(messages)
 
 
-def test_the_boundary_is_checked():
-    plain = Template(tokenizer=tiny_tokenizer(), kind="plain")
-    # "t" + "he" apart, one token "the" together.
-    assert plain.joins_differently([{"role": "user", "content": "a t"}], "he")
-    assert not plain.joins_differently([{"role": "user", "content": "a x"}], "he")
-    assert not Template(tokenizer=tiny_tokenizer()).joins_differently(
-        [{"role": "user", "content": "a t"}], "he"
-    )
-    wrapped = Template(tokenizer=wrapping_tokenizer(), kind="plain")
-    assert not wrapped.joins_differently([{"role": "user", "content": "a x"}], "he")
-
-
 def test_the_fingerprint_follows_what_gives_other_ids():
     same = Template(tokenizer=tiny_tokenizer()).fingerprint
     assert Template(tokenizer=tiny_tokenizer()).fingerprint == same

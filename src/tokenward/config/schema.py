@@ -97,6 +97,10 @@ class TokensTable(Table):
     template: Literal["chat", "plain"] = Field(
         default="chat", description="Use the chat template, or the bare text."
     )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default={},
+        description="Variables for the chat template, such as enable_thinking or a date; tools where no row has its own.",
+    )
     max_prompt_tokens: Count = Field(default=1024, description="Longest prompt.")
     max_response_tokens: Count = Field(default=512, description="Longest response.")
     too_long: Literal["drop", "truncate", "error"] = Field(

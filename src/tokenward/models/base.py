@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tokenward.models.forward import Wanted
 from tokenward.tokens.layouts import Layout
 from tokenward.tokens.rows import TokenBatch, TokenRow, collate
-from tokenward.tokens.template import Template
+from tokenward.tokens.template import Style, Template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,10 @@ class TokenModel(ABC):
         """Number type of the weights."""
         return next(self.model.parameters()).dtype
 
-    def template(self, kind: Literal["chat", "plain"]) -> Template:
+    def template(self, style: Style | Literal["chat", "plain"]) -> Template:
         """How its prompts and replies are written."""
-        return Template(tokenizer=self.tokenizer, kind=kind, encoder=self.start_id is not None)
+        style = Style(style) if isinstance(style, str) else style
+        return style.template(self.tokenizer, encoder=self.start_id is not None)
 
     @property
     def reads_whole(self) -> bool:

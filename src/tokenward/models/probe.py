@@ -147,4 +147,4 @@ def _made_up(model: PreTrainedModel) -> Encoded:
     vocabulary = model.config.get_text_config().vocab_size
     ids = [(7919 * step + 13) % vocabulary for step in range(24)]
     comparison = Comparison(key="", prompt=(), responses=("", "", ""), ranks=(0, 1, 2), source="probe")
-    return Encoded(comparison, ids[:8], [ids[8:12], ids[12:18], ids[18:24]], [True] * 3, 0)
+    return Encoded(comparison, ids[:8], [ids[8:12], ids[12:18], ids[18:24]], [True] * 3, [0] * 3)

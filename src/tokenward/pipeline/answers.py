@@ -36,7 +36,7 @@ def answers(
         table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
     )
     with run.display.progress(label, len(prompts)) as bar:
-        ids = [row.prompt for row in prompts]
+        ids = [row.asked for row in prompts]
         return sample_replies(model, template, ids, settings, seed=run.recipe.seed, progress=bar.advance)
 
 
@@ -47,11 +47,12 @@ def reply_rows(prompts: Sequence[Encoded], replies: Sequence[Reply]) -> list[Tok
         comparison = Comparison(
             key=prompt.comparison.key,
             prompt=prompt.comparison.prompt,
+            tools=prompt.comparison.tools,
             responses=(reply.text,),
             ranks=(0,),
             source="sample",
         )
-        rows.append(TokenRow(encoded=Encoded(comparison, prompt.prompt, [reply.ids], [reply.ended], 1)))
+        rows.append(TokenRow(encoded=Encoded(comparison, prompt.asked, [reply.ids], [reply.ended], [1])))
     return rows
 
 

@@ -77,7 +77,7 @@ class Conversation:
         self._start_name = start or self._finished.start
         self._display = display
         self._model = self._finished.load()
-        self._template = self._model.template(self._finished.template)
+        self._template = self._model.template(self._finished.style)
         self._settings, self._seed = SamplingSettings(max_new_tokens=256, temperature=0.7, top_p=0.95), 0
         self.messages: list[Message] = []
 

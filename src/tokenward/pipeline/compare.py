@@ -13,7 +13,7 @@ from tokenward.models.loading import load_tokenizer
 from tokenward.pipeline.context import GUIDED_STAGES, STAGES
 from tokenward.pipeline.figures import figure_as_json
 from tokenward.pipeline.row_values import PAIR, PROMPT, RowKey, read_row_values
-from tokenward.tokens.template import Template
+from tokenward.tokens.template import Style, Template
 
 
 class Paired(NamedTuple):
@@ -155,7 +155,7 @@ def _check_template(folders: Sequence[Path]) -> None:
 def _template_of(folder: Path) -> Template:
     stage = trained_stage(folder)
     facts = read_manifest(folder / stage).facts
-    return Template(tokenizer=load_tokenizer(str(folder / stage / "model")), kind=facts["template"])
+    return Style.of_facts(facts).template(load_tokenizer(str(folder / stage / "model")))
 
 
 def trained_stage(folder: Path) -> str:

@@ -30,6 +30,7 @@ DEFAULTS = "evaluation: {max_new_tokens: 512}"
 SETTABLE = (
     "evaluation.",
     "tokens.template",
+    "tokens.chat_template_kwargs",
     "model.device",
     "model.attention",
     "model.trust_remote_code",
@@ -108,7 +109,7 @@ def _recipe(overrides: Sequence[str]) -> Recipe:
                 "Write --metric NAME." if key == "evaluation.metrics" else "Leave it out, or name a recipe."
             )
             raise UserError(
-                f"--set {key}: of two models, only evaluation.*, tokens.template, seed, and model's device, attention and "
+                f"--set {key}: of two models, only evaluation.*, tokens.template, tokens.chat_template_kwargs, seed, and model's device, attention and "
                 f"trust_remote_code can be set. {advice}"
             )
     return recipe

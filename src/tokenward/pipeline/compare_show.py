@@ -109,8 +109,11 @@ class Side:
 
     def scored(self, key: str) -> Text:
         """A response's tokens, coloured by the score that this run gave them."""
-        record, text = self.store[key], self.responses[key].text
-        return coloured(token_texts(record, text), scores_of(self.scorer, [record])[0].tolist())
+        record = self.store[key]
+        return coloured(
+            token_texts(record, record.text or self.responses[key].text),
+            scores_of(self.scorer, [record])[0].tolist(),
+        )
 
 
 def token_texts(record: TokenRecord, text: str) -> list[str]:

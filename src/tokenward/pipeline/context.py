@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenward.artifacts import Manifest, StageFolder, open_stage, require
+from tokenward.artifacts import MANIFEST, Manifest, StageFolder, open_stage, read_manifest, require
 from tokenward.config import Recipe
 from tokenward.display import Display
 from tokenward.models.loading import LanguageModel, load_model, load_tokenizer
@@ -14,7 +14,7 @@ from tokenward.models.places import context_length, has_encoder, model_fingerpri
 from tokenward.models.reward import RewardModel, load_reward_model
 from tokenward.plugins import code_fingerprints
 from tokenward.tokens.encode import Limits
-from tokenward.tokens.template import Template
+from tokenward.tokens.template import Style, Template
 
 STAGES = ("data", "sft", "reference", "oracle", "reward", "scores", "policy", "referee", "evaluation")
 """The stages of a run on comparisons, in their order."""
@@ -91,7 +91,20 @@ class Run:
         trust = self.recipe.model.trust_remote_code
         tokenizer = load_tokenizer(name, trust_remote_code=trust)
         encoder = has_encoder(name, trust_remote_code=trust)
-        return Template(tokenizer=tokenizer, kind=self.recipe.tokens.template, encoder=encoder)
+        return self.style.template(tokenizer, encoder=encoder)
+
+    @property
+    def style(self) -> Style:
+        """How conversations are written; a template that writes the date writes that on which the run began."""
+        table = self.recipe.tokens
+        return Style(table.template, table.chat_template_kwargs, self._day)
+
+    @property
+    def _day(self) -> str:
+        begun = (
+            self.path(stage) for stage in ("data", "examples") if (self.path(stage) / MANIFEST).is_file()
+        )
+        return next((read_manifest(folder).created[:10] for folder in begun), "")
 
     def load(self, name: str, *, dtype: str | None = None, attention: str | None = None) -> LanguageModel:
         """Load a model with the recipe's settings."""

@@ -86,13 +86,13 @@ def _critical(
     ids, response = row.responses[place], row.comparison.responses[place]
     if not verifier.accepts(row, [response], [ids], response)[0]:
         return [float("nan")] * len(ids)
-    tried = _others(
-        model, row._replace(responses=[ids], closed=[row.closed[place]]), value.details["candidates"]
-    )
-    starts = [[*ids[:at], other] for at, others in enumerate(tried) for other in others]
+    tried = _others(model, row.only(place), value.details["candidates"])
+    read, places = row.whole(place)
+    starts = [[*read[: places[at]], other] for at, others in enumerate(tried) for other in others]
     whole = _continued(model, template, row.prompt, starts, value.details["max_new_tokens"], batch)
-    texts = [str(template.tokenizer.decode(item, skip_special_tokens=True)) for item in whole]
-    right = torch.tensor(verifier.accepts(row, texts, whole, response)).view(len(ids), -1)
+    replies = [item[places[0] :] for item in whole]
+    texts = [str(template.tokenizer.decode(item, skip_special_tokens=True)) for item in replies]
+    right = torch.tensor(verifier.accepts(row, texts, replies, response)).view(len(ids), -1)
     return (~right.any(1)).float().tolist()
 
 

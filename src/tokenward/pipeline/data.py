@@ -18,7 +18,7 @@ from tokenward.data.split import fraction_places, is_held_out
 from tokenward.data.stream import write_split
 from tokenward.errors import UserError
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.encoding import encoded_file
+from tokenward.pipeline.encoding import encoded_file, say_notes
 from tokenward.tokens.encode import Encoded, EncodedSet, check_some_left, encode, keys_of
 from tokenward.tokens.encoded import EncodedRows
 from tokenward.tokens.template import Template
@@ -284,6 +284,7 @@ def encode_set(
         check_some_left(result.counts)
     if show:
         run.display.table(show, ("", "rows"), [(name, str(count)) for name, count in result.counts.items()])
+        say_notes(run, template, result.counts, [rows.file if isinstance(rows, Choice) else rows])
     return result
 
 
@@ -293,7 +294,6 @@ def encoded_choice(run: Run, rows: Choice, template: Template) -> tuple[EncodedR
         comparisons=rows,
         ids=encoded_file(run, rows.file, template),
         limits=run.limits,
-        closing=len(template.closing_ids),
     )
     kept, counts = chosen.judged()
     return kept, {**counts, "kept": len(kept)}

@@ -1,5 +1,6 @@
 """Encoding, once: the ids of a data file are kept in the run's folder and serve every stage."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,10 +9,13 @@ from tokenward.artifacts import MANIFEST, file_fingerprint, fingerprint, open_st
 from tokenward.data.lines import ComparisonFile
 from tokenward.errors import UserError
 from tokenward.pipeline.context import Run
+from tokenward.tokens.notes import explanations, notes_of
 from tokenward.tokens.shards import ENCODED, EncodedFile, write_encoded
+from tokenward.tokens.split import SAID, Note
 from tokenward.tokens.template import Template
+from tokenward.types import Comparison
 
-_LAYOUT = 1
+_LAYOUT = 2
 _STAGE = "encoded"
 
 
@@ -39,6 +43,34 @@ def encoded_file(run: Run, file: ComparisonFile, template: Template) -> EncodedF
                     )
                 stage.complete(rows=len(file))
     return _opened(folder, len(file))
+
+
+def say_notes(
+    run: Run, template: Template, counts: Mapping[str, int], sources: Sequence[Sequence[Comparison]]
+) -> None:
+    """Show how rows are written where that needs a word, each with an example.
+
+    Args:
+        run: Whose screen and encoded files are used.
+        template: That wrote the rows.
+        counts: What encoding counted.
+        sources: Where the rows come from.
+    """
+    found: dict[Note, Comparison] = {}
+    for note, words in SAID.items():
+        examples = (_first_with(run, template, note, source) for source in sources if counts.get(words))
+        example = next((row for row in examples if row is not None), None)
+        if example is not None:
+            found[note] = example
+    for line in explanations(template, found, counts):
+        run.display.line(line)
+
+
+def _first_with(run: Run, template: Template, note: Note, source: Sequence[Comparison]) -> Comparison | None:
+    if isinstance(source, ComparisonFile):
+        row = encoded_file(run, source, template).first_with(note)
+        return None if row is None else source[row]
+    return next((row for row in source if notes_of(template, row) & note), None)
 
 
 def _complete(folder: Path) -> bool:

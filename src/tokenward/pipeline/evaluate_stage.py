@@ -36,6 +36,7 @@ from tokenward.scoring.scorers import Random, Surprisal
 from tokenward.scoring.store import TokenStore
 from tokenward.tokens.encode import Encoded
 from tokenward.tokens.spans import ByteSpan
+from tokenward.tokens.spelled import moved
 from tokenward.tokens.template import Template
 
 
@@ -74,7 +75,7 @@ def evaluate(run: Run) -> Manifest:
 
 def _measure(run: Run, by_row: RowValues) -> tuple[Figures, Samples]:
     start, policy = run.load(run.policy_start), run.load(str(run.path("policy") / "model"))
-    template = start.template(run.recipe.tokens.template)
+    template = start.template(run.style)
     held_out = pair_sets(run).held_out
     pairs = encode_set(run, held_out, template, may_be_empty=True).rows
     figures: Figures = {}
@@ -176,7 +177,8 @@ def _credit(run: Run, pairs: Sequence[Encoded]) -> Figures:
             record = store[key]
             tokens = [ByteSpan(*pair) for pair in zip(record.start, record.end, strict=True)]
             scores = {name: scores_of(scorer, [record])[0].tolist() for name, scorer in scorers.items()}
-            known[key] = known_response(text, spans, tokens, scores)
+            marked = spans if record.text is None else moved(spans, text, record.text, row.comparison.source)
+            known[key] = known_response(record.text or text, marked, tokens, scores)
     return credit_figures(list(known.values()), at=(), **evaluation_statistics(run))
 
 

@@ -139,7 +139,7 @@ def _as_read(
 ) -> LazyRows:
     """Rows under an expert's prompt, with reference values where its objective needs them."""
     if expert is not None and expert.prompt is not None:
-        template, context = base.template(run.recipe.tokens.template), run.limits.context
+        template, context = base.template(run.style), run.limits.context
         rows = LazyRows(encoded=[prompted(row, template, expert.prompt, context) for row in rows.encoded])
     elif base.fingerprint == run.done("reference").inputs["model"]:
         return with_reference(run, rows)

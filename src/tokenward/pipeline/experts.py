@@ -12,7 +12,7 @@ from tokenward.pipeline.context import EXPERT, Run
 from tokenward.pipeline.values import made_scorer, scorer_of
 from tokenward.scoring.reads import IN_THE_STEP, TAKEN, Value, is_online, reads_of
 from tokenward.scoring.scorers import Scorer
-from tokenward.tokens.encode import Encoded
+from tokenward.tokens.encode import Encoded, asked_ids
 from tokenward.tokens.template import Template
 from tokenward.types import Message
 
@@ -102,8 +102,9 @@ def prompted(row: Encoded, template: Template, text: str | None, context: int | 
     """
     if text is None:
         return row
-    ids = template.prompt_ids(with_prompt(row.comparison.prompt, text, row.comparison.source))
-    longest = len(ids) + max(map(len, row.responses))
+    messages = with_prompt(row.comparison.prompt, text, row.comparison.source)
+    ids = asked_ids(messages, row.comparison.tools, template, row.opening)
+    longest = len(ids) + max(map(row.size, range(len(row.responses))))
     if context is not None and longest > context:
         raise UserError(
             f"{row.comparison.source} has {longest} tokens with the expert's prompt, and the model reads {context}. Shorten the "

@@ -1,5 +1,6 @@
 """``tokenward export RUN FOLDER``: a plain model folder to give away, its adapter merged and checked, with a card."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from tokenward.pipeline.command import quiet_libraries
 from tokenward.pipeline.context import GUIDED_STAGES, STAGES
 from tokenward.pipeline.figures import Figures, read_figures_of
 from tokenward.pipeline.finished import FinishedModel, finished_model
+from tokenward.tokens.template import Style
 from tokenward.types import Message
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
@@ -159,7 +161,7 @@ def _write(model: LanguageModel, finished: FinishedModel, folder: Path) -> Expor
 @torch.inference_mode()
 def _log_probabilities(model: LanguageModel, finished: FinishedModel) -> list[Tensor]:
     """Of every token of the vocabulary after each token of the probe's prompts.  -> [t v] each"""
-    template = model.template(finished.template)
+    template = model.template(finished.style)
     model.model.eval()
     found = []
     for text in PROBE:
@@ -184,7 +186,7 @@ def model_card(finished: FinishedModel, name: str, *, merged: bool) -> str:
     stage = read_manifest(Path(finished.name).parent)
     hub = finished.start if finished.start is not None and not Path(finished.start).exists() else None
     command = f"lm_eval --model hf --model_args pretrained={name} --tasks ifeval"
-    chat = finished.template == "chat"
+    chat = finished.style.kind == "chat"
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
@@ -198,7 +200,7 @@ def model_card(finished: FinishedModel, name: str, *, merged: bool) -> str:
         merged="The adapter is merged into the weights." if merged else "Every weight was trained.",
         data=_data(manifests),
         figures=_figures(read_figures_of(evaluation.parent) if evaluation.is_file() else {}),
-        template="the tokenizer's chat template" if chat else "no template: the bare text",
+        template=_written_with(finished.style),
         command=f"{command} --apply_chat_template" if chat else command,
         recipe=yaml.safe_dump(
             {manifest.stage: manifest.settings for manifest in manifests}, sort_keys=False, allow_unicode=True
@@ -207,6 +209,14 @@ def model_card(finished: FinishedModel, name: str, *, merged: bool) -> str:
         listed=_table(["", "version"], [[key, value] for key, value in stage.versions.items()]),
     )
     return str(card)
+
+
+def _written_with(style: Style) -> str:
+    """How prompts are written, in words."""
+    if style.kind == "plain":
+        return "no template: the bare text"
+    given = ", ".join(f"{name}={json.dumps(value)}" for name, value in style.variables.items())
+    return f"the tokenizer's chat template{f' and {given}' if given else ''}"
 
 
 def _manifests(run: Path) -> list[Manifest]:

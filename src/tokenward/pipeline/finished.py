@@ -7,6 +7,7 @@ from tokenward.artifacts import MANIFEST, read_manifest, require
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.pipeline.compare import trained_stage
+from tokenward.tokens.template import Style
 
 
 class FinishedModel(NamedTuple):
@@ -23,9 +24,9 @@ class FinishedModel(NamedTuple):
     facts: dict[str, Any]
 
     @property
-    def template(self) -> Any:
-        """How its prompts are written: ``chat`` or ``plain``."""
-        return self.facts.get("template", "chat")
+    def style(self) -> Style:
+        """How its prompts are written."""
+        return Style.of_facts(self.facts)
 
     @property
     def start(self) -> str | None:

@@ -60,7 +60,7 @@ def train_guided_sft(run: Run) -> Manifest | None:
     with run.stage("sft", settings, inputs) as stage:
         if not stage.done:
             model = run.load(name)
-            template = model.template(run.recipe.tokens.template)
+            template = model.template(run.style)
             parts = [encoded_examples(run, template, part) for part in ("train", "development")]
             watch = watching(run, model, example_prompts(run, parts[1].contexts), stage.path)
             stage.complete(

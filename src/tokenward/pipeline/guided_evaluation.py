@@ -59,7 +59,7 @@ def evaluate_guided(run: Run) -> Manifest:
 def _on_examples(run: Run, by_row: RowValues) -> tuple[Figures, str, str]:
     start, policy = run.load(run.start_model), run.load(str(run.path("guidance") / "model"))
     longest = run.recipe.evaluation.max_new_tokens
-    test = encoded_examples(run, policy.template(run.recipe.tokens.template), "test", reply=longest)
+    test = encoded_examples(run, policy.template(run.style), "test", reply=longest)
     figures = _likelihood(run, start, policy, test)
     contexts = test.contexts[: run.recipe.evaluation.prompts]
     before, after = (_replies(run, name, contexts, label) for name, label in _sides(run))
@@ -135,7 +135,7 @@ def _replies(run: Run, name: str, contexts: Sequence[Context], label: str) -> li
         table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
     )
     model = run.load(name, dtype=table.precision)
-    template = model.template(run.recipe.tokens.template)
+    template = model.template(run.style)
     with run.display.progress(label, len(contexts)) as bar:
         prompts = [context.prompt for context in contexts]
         return sample_replies(model, template, prompts, settings, seed=run.recipe.seed, progress=bar.advance)

@@ -23,7 +23,8 @@ from tokenward.scoring.values import token_values
 from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
-from tokenward.tokens.spans import span_values, token_spans
+from tokenward.tokens.spans import span_values
+from tokenward.tokens.spelled import moved, spelled
 from tokenward.tokens.template import Template
 from tokenward.types import Span
 
@@ -85,7 +86,7 @@ class Maker:
     @cached_property
     def _model(self) -> TokenModel:
         model = self._loaded or self._read(None)
-        if model.template(self._run.recipe.tokens.template).fingerprint != self._template.fingerprint:
+        if model.template(self._run.style).fingerprint != self._template.fingerprint:
             raise UserError(
                 f"the {self._name} in {model.name} has another tokenizer or chat template than {self._run.reference_model}, so their "
                 "values belong to other tokens. Name models of one family."
@@ -142,8 +143,9 @@ class Maker:
             if given is None:
                 found.append(torch.full((len(ids),), torch.nan))
                 continue
-            tokens = token_spans(self._template.tokenizer, response, len(ids))
-            found.append(torch.tensor(span_values(given, response, tokens), dtype=torch.float32))
+            text, tokens, own = spelled(self._template.tokenizer, row, place)
+            known = given if own else moved(given, response, text, row.comparison.source)
+            found.append(torch.tensor(span_values(known, text, tokens), dtype=torch.float32))
         return found
 
     @cached_property

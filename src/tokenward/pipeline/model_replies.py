@@ -14,7 +14,7 @@ from tokenward.evaluation.benchmarks import Question
 from tokenward.models.loading import LanguageModel, load_model, load_tokenizer
 from tokenward.models.places import context_length, has_encoder, model_fingerprint
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
-from tokenward.tokens.template import Template
+from tokenward.tokens.template import Style, Template
 from tokenward.types import Message
 
 
@@ -65,7 +65,7 @@ def fitting(sides: Sequence[Side], questions: Sequence[Question], recipe: Recipe
     for side in sides:
         context = context_length(side.model, trust_remote_code=recipe.model.trust_remote_code)
         template = _template(side.model, recipe)
-        ids = template.rendered_ids([template.render(question.example.prompt) for question in questions])
+        ids = template.rendered_ids([template.render(q.example.prompt, q.example.tools) for q in questions])
         room = float("inf") if context is None else context - recipe.evaluation.max_new_tokens
         fits = [old and len(prompt) <= room for old, prompt in zip(fits, ids, strict=True)]
     return fits
@@ -75,7 +75,11 @@ def _template(name: str, recipe: Recipe) -> Template:
     trust = recipe.model.trust_remote_code
     encoder = has_encoder(name, trust_remote_code=trust)
     tokenizer = load_tokenizer(name, trust_remote_code=trust)
-    return Template(tokenizer=tokenizer, kind=recipe.tokens.template, encoder=encoder)
+    return _style(recipe).template(tokenizer, encoder=encoder)
+
+
+def _style(recipe: Recipe) -> Style:
+    return Style(recipe.tokens.template, recipe.tokens.chat_template_kwargs)
 
 
 def replies_of(
@@ -93,7 +97,7 @@ def replies_of(
     table = recipe.evaluation
     settings = {
         "evaluation": table.model_dump(exclude={"prompts", "metrics", "bootstrap"}),
-        "tokens": {"template": recipe.tokens.template},
+        "tokens": _style(recipe).facts(),
         "seed": recipe.seed,
     }
     asked = [[list(q.example.prompt), q.follow_ups, q.temperature] for q in questions]
@@ -145,7 +149,7 @@ def _sample(
         attention=table.attention,
         trust_remote_code=table.trust_remote_code,
     )
-    template = model.template(recipe.tokens.template)
+    template = model.template(_style(recipe))
     with display.progress(f"replies, {side.label}", len(questions)) as bar:
         bar.begin(sum(len(batch.places) for batch, file in work if file.is_file()))
         for number, (batch, file) in enumerate(work):
@@ -187,7 +191,12 @@ def _conversations(
             for messages, question, before in zip(conversations, questions, replies, strict=True):
                 messages.append(Message(role="assistant", content=before[-1].text))
                 messages.append(Message(role="user", content=question.follow_ups[turn - 1]))
-        prompts = template.rendered_ids([template.render(messages) for messages in conversations])
+        prompts = template.rendered_ids(
+            [
+                template.render(messages, q.example.tools)
+                for messages, q in zip(conversations, questions, strict=True)
+            ]
+        )
         _check_room(prompts, questions, settings, context)
         found = sample_replies(model, template, prompts, settings, seed=seed + turn)
         for before, reply in zip(replies, found, strict=True):

@@ -279,7 +279,7 @@ class Planner:
             table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
         )
         model = self.run.load(self.run.recipe.model.name, dtype=table.precision)
-        return seconds_per_token(model, self.run.recipe.tokens.template, self._prompts, settings)
+        return seconds_per_token(model, self.run.style, self._prompts, settings)
 
 
 def _kept(rows: Sequence[TokenRow]) -> float:

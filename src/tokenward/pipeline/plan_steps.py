@@ -18,6 +18,7 @@ from tokenward.objectives.base import Objective
 from tokenward.sampling import SamplingSettings, sample_replies
 from tokenward.scoring.values import token_values
 from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.template import Style
 from tokenward.training.arguments import training_arguments
 from tokenward.training.trainer import TokenTrainer
 
@@ -111,11 +112,11 @@ def scoring_pass(model: TokenModel, rows: Sequence[TokenRow], precision: str) ->
 
 
 def seconds_per_token(
-    model: LanguageModel, kind: Any, prompts: Sequence[Sequence[int]], settings: SamplingSettings
+    model: LanguageModel, style: Style, prompts: Sequence[Sequence[int]], settings: SamplingSettings
 ) -> float:
     """Seconds in which every reply of a batch gets one token more; its share of reading the prompts is in it."""
     short = settings._replace(max_new_tokens=SAMPLED_TOKENS, fixed_length=True)
-    template = model.template(kind)
+    template = model.template(style)
     sample_replies(model, template, prompts[:1], short, seed=0)  # as above
     begun = time.perf_counter()
     sample_replies(model, template, prompts, short, seed=0)

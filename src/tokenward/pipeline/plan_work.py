@@ -195,7 +195,10 @@ def rollout_rows(examples: EncodedExamples, count: int, length: int) -> list[Enc
     prompts = sorted((context.prompt for context in examples.contexts), key=len, reverse=True)
     places = np.unique(np.linspace(0, len(prompts) - 1, min(SPACED, len(prompts))).astype(int))
     made = Comparison(key="", prompt=(), responses=("",) * count, ranks=(0,) * count, source="plan")
-    return [Encoded(made, prompts[place], [[0] * length] * count, [False] * count, 1) for place in places]
+    return [
+        Encoded(made, prompts[place], [[0] * length] * count, [False] * count, [1] * count)
+        for place in places
+    ]
 
 
 def row_work(run: Run, rows: LazyRows, *, shared: bool) -> np.ndarray:

@@ -51,7 +51,7 @@ def train_policy(run: Run) -> Manifest:
             objective = objective_of("objective", table.objective)
             selector = selector_of(table.selection, run.recipe.seed)
             start = run.load(run.policy_start)
-            template = start.template(run.recipe.tokens.template)
+            template = start.template(run.style)
             _same_template(run, template)
             pairs = pair_sets(run)
             rows = trained_on(run, objective, token_rows(run, pairs.train, start))

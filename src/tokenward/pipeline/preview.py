@@ -6,8 +6,9 @@ from itertools import groupby
 from rich.text import Text
 
 from tokenward.display import Display
+from tokenward.tokens.encode import Encoded, Insert
 from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.spans import byte_spans
+from tokenward.tokens.spelled import spelled
 from tokenward.tokens.template import Template
 
 PROMPT_SHOWN = 400
@@ -25,7 +26,11 @@ def preview(display: Display, template: Template, rows: Sequence[TokenRow], *, w
     if not rows:
         return
     what = "one row as the model sees it" if len(rows) == 1 else f"{len(rows)} rows as the model sees them"
-    note = "tokens in [brackets] are trained" if weighted else "which tokens are trained is not known yet"
+    note = (
+        "tokens in [brackets] are trained, the prompt and what stands between replies are read only"
+        if weighted
+        else "which tokens are trained is not known yet"
+    )
     text = Text()
     text.append(f"  {what}; {note}", style="italic")
     for row in rows:
@@ -35,13 +40,17 @@ def preview(display: Display, template: Template, rows: Sequence[TokenRow], *, w
 
 
 def _row(template: Template, row: TokenRow, weighted: bool) -> Text:
-    text = _prompt(template, row.encoded.prompt)
-    for side, ids in enumerate(row.encoded.responses):
-        comparison = row.encoded.comparison
-        text.append(_name(comparison.ranks, side), style="bold")
-        texts = pieces(template, comparison.responses[side], ids)
+    encoded = row.encoded
+    text = _prompt(template, encoded.prompt)
+    for side, ids in enumerate(encoded.responses):
+        text.append(_name(encoded.comparison.ranks, side), style="bold")
         weights = row.weights[side].tolist() if row.weights is not None else [1.0] * len(ids)
-        text.append(marked(texts, weights) if weighted else Text("".join(texts)))
+        texts, before = pieces(template, encoded, side), 0
+        for insert in (*encoded.inserts(side), Insert(len(ids), [])):
+            part = slice(before, insert.before)
+            text.append(marked(texts[part], weights[part]) if weighted else Text("".join(texts[part])))
+            text.append(str(template.tokenizer.decode(insert.ids)), style="magenta")
+            before = insert.before
     return text
 
 
@@ -61,12 +70,13 @@ def _name(ranks: Sequence[int], side: int) -> str:
     return "\nchosen: " if ranks[side] == 0 else "\nrejected: "
 
 
-def pieces(template: Template, response: str, ids: Sequence[int]) -> list[str]:
-    """The text of each token; a token that is part of a character shows the replacement mark, an end its name."""
-    raw = response.encode()
-    spans = byte_spans(template.tokenizer, response)[: len(ids)]
-    texts = [raw[span.start : span.end].decode(errors="replace") for span in spans]
-    return texts + [str(template.tokenizer.convert_ids_to_tokens(token)) for token in ids[len(texts) :]]
+def pieces(template: Template, encoded: Encoded, place: int) -> list[str]:
+    """The text of each token of a response; a part of a character shows the replacement mark, an end its name."""
+    ids = encoded.responses[place]
+    text, spans, _ = spelled(template.tokenizer, encoded, place)
+    raw, count = text.encode(), len(ids) - encoded.closing[place] * encoded.closed[place]
+    texts = [raw[span.start : span.end].decode(errors="replace") for span in spans[:count]]
+    return texts + [str(template.tokenizer.convert_ids_to_tokens(token)) for token in ids[count:]]
 
 
 def marked(texts: Sequence[str], weights: Sequence[float]) -> Text:

@@ -74,7 +74,7 @@ def _rows(run: Run, model: RewardModel, comparisons: Choice, *, show: str = "") 
             f"{missing.source}: reward.head.unit is spans, and this row has none. Give the data a column spans, or write "
             "unit: sentence, word or token."
         )
-    template = model.template(run.recipe.tokens.template)
+    template = model.template(run.style)
     encoded = encode_set(run, comparisons, template, show=show, may_be_empty=not show).rows
     rows = LazyRows(encoded=encoded)
     return rows if unit == "token" else Mapped(rows, partial(with_segments, unit, model.tokenizer))

@@ -58,7 +58,10 @@ def responses_of(rows: Sequence[Encoded]) -> Responses:
         starts=np.cumsum([0, *sizes]),
         lengths=np.array([len(item) for item in ids], np.int64),
         ranks=np.array([rank for row in rows for rank in row.comparison.ranks], np.int64),
-        closing=np.array([row.closing * closed for row in rows for closed in row.closed], np.int64),
+        closing=np.array(
+            [count * closed for row in rows for count, closed in zip(row.closing, row.closed, strict=True)],
+            np.int64,
+        ),
         keys=np.array([int(key, 16) for row in rows for key in response_keys(row)], np.uint64),
         digests=np.array([digest(item) for item in ids], np.uint64),
     )

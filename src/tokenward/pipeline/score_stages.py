@@ -9,7 +9,15 @@ import numpy as np
 
 from tokenward.artifacts import Manifest, StageFolder, file_fingerprint
 from tokenward.pipeline.context import EXPERT, Run
-from tokenward.pipeline.data import encoded_choice, pair_sets, pair_settings, response_keys, without_pairs
+from tokenward.pipeline.data import (
+    comparison_file,
+    encoded_choice,
+    pair_sets,
+    pair_settings,
+    response_keys,
+    without_pairs,
+)
+from tokenward.pipeline.encoding import say_notes
 from tokenward.pipeline.experts import folder_of, frozen_values
 from tokenward.pipeline.makers import Maker
 from tokenward.pipeline.values import scorer_of
@@ -18,7 +26,7 @@ from tokenward.scoring.scorers import Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore, write_shards
 from tokenward.tokens.encode import Encoded, check_some_left
 from tokenward.tokens.encoded import Joined
-from tokenward.tokens.spans import token_spans
+from tokenward.tokens.spelled import spelled
 from tokenward.tokens.template import Template
 
 
@@ -42,6 +50,7 @@ def compute_reference(run: Run) -> Manifest:
             if unpaired := without_pairs(run):
                 counts["comparisons without a pair: closer than data.min_gap"] = unpaired
             run.display.table("pairs", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
+            say_notes(run, template, counts, [comparison_file(run, part) for part in ("train", "held_out")])
             model = run.load(run.reference_model)
             maker = Maker(run, "reference", [Value("reference", "logp")], template, loaded=model)
             store = _write(run, stage.path, [maker], template, rows)
@@ -217,6 +226,7 @@ class Keys(Sequence[str]):
 
 
 def _records(template: Template, row: Encoded) -> Iterator[TokenRecord]:
-    for key, text, ids in zip(response_keys(row), row.comparison.responses, row.responses, strict=True):
-        spans = token_spans(template.tokenizer, text, len(ids))
-        yield TokenRecord(key, ids, [span.start for span in spans], [span.end for span in spans], {})
+    for place, (key, ids) in enumerate(zip(response_keys(row), row.responses, strict=True)):
+        text, spans, own = spelled(template.tokenizer, row, place)
+        starts, ends = [span.start for span in spans], [span.end for span in spans]
+        yield TokenRecord(key, ids, starts, ends, {}, None if own else text)

@@ -54,7 +54,7 @@ def sampler_of(run: Run, policy: LanguageModel, *, fixed_length: bool = False) -
         stop=tuple(table.stop),
         fixed_length=fixed_length,
     )
-    template = policy.template(run.recipe.tokens.template)
+    template = policy.template(run.style)
     fixed = {"model": policy, "template": template, "settings": settings, "precision": table.precision}
     name, arguments = guidance.sampler.name, guidance.sampler.arguments
     if name in SAMPLERS:
@@ -91,7 +91,7 @@ def example_task(run: Run, policy: LanguageModel) -> Task:
     guidance = run.recipe.guidance
     assert guidance is not None
     assert guidance.source is not None
-    template = policy.template(run.recipe.tokens.template)
+    template = policy.template(run.style)
     longest = guidance.sampling.max_new_tokens
     train, development = (
         encoded_examples(run, template, part, reply=longest) for part in ("train", "development")
@@ -126,6 +126,7 @@ def encoded_examples(run: Run, template: Template, part: str, *, reply: int = 0)
             responses=example.references[:1],
             ranks=(0,) * len(example.references[:1]),
             source=example.source,
+            tools=example.tools,
         )
         for example in examples
     ]
@@ -133,14 +134,14 @@ def encoded_examples(run: Run, template: Template, part: str, *, reply: int = 0)
     encoded = list(encode_set(run, comparisons, template, show=part).rows)
     if not template.encoder:  # whose prompt takes no positions of the reply's
         encoded = _with_room(run, encoded, part, reply)
-    contexts = [Context(by_source[row.comparison.source], row.prompt) for row in encoded]
+    contexts = [Context(by_source[row.comparison.source], row.asked) for row in encoded]
     return EncodedExamples(contexts, [TokenRow(encoded=row) for row in encoded])
 
 
 def _with_room(run: Run, rows: list[Encoded], part: str, reply: int) -> list[Encoded]:
     """Rows after whose prompt the model has positions left for a reply; the others are counted."""
     context = run.limits.context
-    kept = [row for row in rows if context is None or len(row.prompt) + reply <= context]
+    kept = [row for row in rows if context is None or len(row.asked) + reply <= context]
     if len(kept) < len(rows):
         run.display.line(
             f"  {part}: {len(rows) - len(kept)} examples dropped, whose prompt and a reply of {reply} tokens are longer than "
@@ -169,4 +170,4 @@ def check_same_tokens(policy: LanguageModel, other: TokenModel | MaskedModel, wh
 
 def _without_response(row: TokenRow) -> TokenRow:
     encoded = row.encoded
-    return TokenRow(encoded=Encoded(encoded.comparison, encoded.prompt, [], [], encoded.closing))
+    return TokenRow(encoded=Encoded(encoded.comparison, encoded.asked, [], [], []))

@@ -45,7 +45,7 @@ def train_sft(run: Run) -> Manifest | None:
             sets = pair_sets(run)
             rows = best_once(token_rows(run, sets.train, model))
             held_out = best_once(token_rows(run, sets.held_out, model, may_be_empty=True))
-            prompts = held_out_prompts(run, model.template(run.recipe.tokens.template))
+            prompts = held_out_prompts(run, model.template(run.style))
             watch = watching(run, model, prompts, stage.path)
             stage.complete(
                 **fit(run, stage, model, SFT(), rows, table.training, held_out=held_out, watch=watch)
@@ -74,11 +74,11 @@ def train_referee(run: Run) -> Manifest | None:
     return run.done("referee")
 
 
-def scored_by(run: Run) -> dict[str, str]:
+def scored_by(run: Run) -> dict[str, Any]:
     """What a scorer of texts must know to do as the run does, from any folder."""
     return {
         "reference": lasting(run.reference_model),
-        "template": run.recipe.tokens.template,
+        **run.style.facts(),
         "dtype": run.recipe.model.dtype,
         "attention": run.recipe.model.attention,
         "precision": run.recipe.scores.precision,
@@ -121,7 +121,7 @@ def token_rows(
     run: Run, comparisons: Choice, model: LanguageModel, *, may_be_empty: bool = False
 ) -> LazyRows:
     """Comparisons as ids, by the template of a model."""
-    template = model.template(run.recipe.tokens.template)
+    template = model.template(run.style)
     return LazyRows(encoded=encode_set(run, comparisons, template, may_be_empty=may_be_empty).rows)
 
 

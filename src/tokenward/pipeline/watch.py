@@ -31,7 +31,7 @@ def held_out_prompts(run: Run, template: Template) -> list[Watched]:
         run, whole_comparisons(comparison_file(run, "held_out")), template, may_be_empty=True
     ).rows
     found = first_by_key(rows, run.recipe.fixed_prompts)
-    return [Watched(row.comparison.key, row.comparison.prompt[-1]["content"], row.prompt) for row in found]
+    return [Watched(row.comparison.key, row.comparison.prompt[-1]["content"], row.asked) for row in found]
 
 
 def example_prompts(run: Run, contexts: Sequence[Context]) -> list[Watched]:
@@ -62,7 +62,7 @@ def watching(
     settings = SamplingSettings(
         table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
     )
-    template = model.template(run.recipe.tokens.template)
+    template = model.template(run.style)
 
     def answer() -> list[Reply]:
         return sample_replies(model, template, [item.ids for item in prompts], settings, seed=run.recipe.seed)

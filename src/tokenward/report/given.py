@@ -14,6 +14,7 @@ from tokenward.report.channels import Channels
 from tokenward.report.pairs import PairReader
 from tokenward.tokens.encode import response_key
 from tokenward.tokens.spans import ByteSpan
+from tokenward.tokens.spelled import moved
 from tokenward.types import Span
 
 FIELDS = ("key", "prompt", "response", "spans", "system", "tools")
@@ -71,7 +72,10 @@ def read_spans(path: str | Path, reader: PairReader) -> GivenSpans:
             f"{path}: none of its {len(lines)} lines names a response of {reader.run.path}. Prompt and response must be "
             "those of the run's data, letter by letter; a key is the response's in the score store."
         )
-    spans = {key: _spans(lines[key], response) for key, response in texts.items()}
+    spans = {
+        key: _placed(_spans(lines[key], response), response, reader.store[key].text, lines[key].where)
+        for key, response in texts.items()
+    }
     return GivenSpans(path.name, spans, len(lines) - len(spans))
 
 
@@ -101,6 +105,11 @@ def _spans(line: _Line, response: str) -> tuple[Span, ...]:
         return tuple(span_of(span, f"spans[{place}]", response) for place, span in enumerate(given))
     except FieldError as error:
         raise UserError(f"{line.where}: {error}.") from error
+
+
+def _placed(spans: tuple[Span, ...], response: str, text: str | None, where: str) -> tuple[Span, ...]:
+    """Spans of a response in the text that its tokens spell."""
+    return spans if text is None else tuple(moved(spans, response, text, where))
 
 
 def given_credit(given: GivenSpans, reader: PairReader, channels: Channels) -> dict[str, Figure]:

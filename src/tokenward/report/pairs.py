@@ -1,7 +1,7 @@
 """The pairs of a finished run with their scores, and which of them a report shows."""
 
-from collections.abc import Collection, Iterator, Set
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from tokenward.report.selections import stored_scorer
 from tokenward.scoring.scorers import SCORERS, Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore
 from tokenward.tokens.encode import keys_of
+from tokenward.tokens.spelled import moved
 from tokenward.types import Comparison
 
 PARTS = ("train", "held_out")
@@ -112,7 +113,7 @@ class PairReader:
         """One pair whole."""
         comparison = self._file(place.part)[place.row]
         better, worse = (self.store[key] for key in place.keys)
-        both = pair_of(comparison, place.better, place.worse)
+        both = _as_written(pair_of(comparison, place.better, place.worse), (better, worse))
         part = self._part(comparison, place.part)
         return ScoredPair(both, part, place.number, (better, worse), place.margin)
 
@@ -136,6 +137,22 @@ class PairReader:
         if part == "held_out":
             return "held out"
         return "referee" if share and is_held_out(comparison, share, self.run.seed + 1) else "train"
+
+
+def _as_written(pair: Comparison, records: Sequence[TokenRecord]) -> Comparison:
+    """A pair with the texts in which its tokens' bytes are counted, and spans of known value in these."""
+    texts = tuple(
+        text if record.text is None else record.text
+        for text, record in zip(pair.responses, records, strict=True)
+    )
+    spans = pair.spans
+    if spans is not None:
+        sides = zip(spans, pair.responses, texts, strict=True)
+        spans = tuple(
+            own if text == response else tuple(moved(own, response, text, pair.source))
+            for own, response, text in sides
+        )
+    return replace(pair, responses=texts, spans=spans)
 
 
 def only_alone(run: RunFolder) -> bool:

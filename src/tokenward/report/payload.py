@@ -80,6 +80,7 @@ def _row(pair: ScoredPair, reasons: Sequence[str], channels: Channels) -> dict[s
                 "closing": closing_count(text, record),
                 "ids": _packed(record.ids, "<i4"),
                 "ends": _packed(piece_ends(text, record.end), "<i4"),
+                **({} if record.text is None else {"starts": _packed(piece_ends(text, record.start), "<i4")}),
                 "breaks": _packed(bits, "<u1"),
                 "values": {name: _packed(value, "<f4") for name, value in found.items()},
             }

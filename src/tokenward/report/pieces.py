@@ -48,13 +48,30 @@ def pieces(text: str, record: TokenRecord, names: dict[int, str]) -> list[str]:
     closing = closing_count(text, record)
     units = text.encode("utf-16-le", errors="surrogatepass")
     ends = piece_ends(text, record.end).tolist()
-    starts = [0, *ends[:-1]]
+    starts = _starts(text, record, ends)
     shown = [
         units[2 * start : 2 * end].decode("utf-16-le", errors="replace")
         for start, end in zip(starts, ends, strict=True)
     ]
     first = len(shown) - closing
     return shown[:first] + [names.get(token, f"[{token}]") for token in record.ids[first:]]
+
+
+def _starts(text: str, record: TokenRecord, ends: Sequence[int]) -> list[int]:
+    """Where each token's piece begins: where the one before it ends, unless context stands between.  -> [n]"""
+    before = [0, *ends[:-1]]
+    if record.text is None:
+        return before
+    own = piece_ends(text, record.start).tolist()
+    return [max(start, end) for start, end in zip(own, before, strict=True)]
+
+
+def context_before(text: str, record: TokenRecord) -> list[str]:
+    """Text before each token that the model reads and that has no score; mostly none.  -> [n]"""
+    ends = piece_ends(text, record.end).tolist()
+    units = text.encode("utf-16-le", errors="surrogatepass")
+    places = zip([0, *ends[:-1]], _starts(text, record, ends), strict=True)
+    return [units[2 * end : 2 * start].decode("utf-16-le", errors="replace") for end, start in places]
 
 
 def token_class(piece: str, *, closing: bool) -> str:

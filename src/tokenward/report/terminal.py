@@ -58,6 +58,9 @@ def _tokens(tokens: Sequence[ShownToken], page: Colour) -> Text:
     text = Text()
     for token in by_character(tokens):
         piece = f" {token.text}" if token.closing else visible(token.text)
+        if token.context:
+            text.append(piece, style="dim italic")
+            continue
         style = _style(token.shade, page)
         opening, closing = "{}" if token.weight < 0 else "[]"
         if token.kept:

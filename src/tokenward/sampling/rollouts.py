@@ -148,9 +148,12 @@ def sampled_row(
         ranks=tuple(ranks) if ranks is not None else (0,) * len(replies),
         source=context.example.source,
         scores=None if scores is None else tuple(scores),
+        tools=context.example.tools,
     )
     ended = [reply.ended for reply in replies]
-    return TokenRow(encoded=Encoded(comparison, context.prompt, [reply.ids for reply in replies], ended, 1))
+    return TokenRow(
+        encoded=Encoded(comparison, context.prompt, [reply.ids for reply in replies], ended, [1] * len(ended))
+    )
 
 
 def _asked(example: Example) -> str:

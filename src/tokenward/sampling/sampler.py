@@ -135,6 +135,8 @@ def sample_replies(
         seed: Of torch's generators, which are left as they were.
         progress: Called with the number of prompts done.
     """
+    if not template.ending.special and not settings.fixed_length:
+        settings = settings._replace(stop=(*settings.stop, template.ending.turn.strip()))
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     replies: list[Reply | None] = [None] * len(prompts)
     model.model.eval()
@@ -164,6 +166,7 @@ def _sample(
     prefix = _shared_prefix(model, prompts)
     if prefix is not None:
         extra["past_key_values"] = prefix
+    ends = ends_of(model, template)
     with without_folder_settings(model):
         rows = model.model.generate(  # type: ignore[operator]
             input_ids=ids.to(model.device),
@@ -171,7 +174,15 @@ def _sample(
             generation_config=config,
             **extra,
         )
-    return [_reply(template, row, settings) for row in rows[:, before:].tolist()]
+    return [_reply(template, row, settings, ends) for row in rows[:, before:].tolist()]
+
+
+def ends_of(model: LanguageModel, template: Template) -> list[int]:
+    """Tokens that end a reply: the template's end of turn, and whatever the model's folder names beside it."""
+    holder = model.model.get_base_model() if isinstance(model.model, PeftModel) else model.model
+    named: Any = holder.generation_config.eos_token_id  # type: ignore[union-attr]
+    others = [] if named is None else [named] if isinstance(named, int) else list(named)
+    return list(dict.fromkeys([template.closing_ids[-1], *others]))
 
 
 def _shared_prefix(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> DynamicCache | None:
@@ -239,7 +250,7 @@ def generation_config(
     ending = (
         {"suppress_tokens": _no_text(model, template)}
         if settings.fixed_length
-        else {"eos_token_id": template.closing_ids[-1]}
+        else {"eos_token_id": ends_of(model, template)}
     )
     return GenerationConfig(
         do_sample=not greedy,
@@ -269,13 +280,13 @@ class _StopTexts(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-def _reply(template: Template, row: list[int], settings: SamplingSettings) -> Reply:
+def _reply(template: Template, row: list[int], settings: SamplingSettings, ends: Sequence[int]) -> Reply:
     if settings.fixed_length:
         return Reply(row, str(template.tokenizer.decode(row)), False)
-    closing = template.closing_ids[-1]
-    ended = closing in row
     # Padding follows the end; it may be the same id, so the first end is where the reply stops.
-    ids = row[: row.index(closing) + 1] if ended else row
+    end = next((place for place, token in enumerate(row) if token in ends), None)
+    ended = end is not None
+    ids = row if end is None else row[: end + 1]
     stopped = _stopped(template, ids, settings.stop)
     if stopped is not None:
         return stopped

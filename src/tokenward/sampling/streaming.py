@@ -7,7 +7,13 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from tokenward.models.loading import LanguageModel
-from tokenward.sampling.sampler import Reply, SamplingSettings, generation_config, without_folder_settings
+from tokenward.sampling.sampler import (
+    Reply,
+    SamplingSettings,
+    ends_of,
+    generation_config,
+    without_folder_settings,
+)
 from tokenward.tokens.template import Template
 
 
@@ -66,16 +72,17 @@ def stream_reply(
     pieces = _Pieces(template, show)
     ids = torch.tensor([list(prompt)], device=model.device)
     model.model.eval()
+    config, ends = generation_config(model, template, settings), ends_of(model, template)
     with torch.random.fork_rng(), torch.inference_mode(), without_folder_settings(model):
         torch.manual_seed(seed)
         try:
             model.model.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                generation_config=generation_config(model, template, settings),
+                generation_config=config,
                 streamer=pieces,
             )
         except KeyboardInterrupt:
             pieces.end()
-    ended = template.closing_ids[-1] in pieces.ids
+    ended = any(token in ends for token in pieces.ids)
     return Reply(pieces.ids, pieces.text, ended)

@@ -1,7 +1,7 @@
 """Per-token values of responses on disk: Parquet, one row per response, never a selection.
 
 Columns: ``key`` (of prompt and response), ``ids``, ``start`` and ``end`` (bytes of the response's text;
-empty for the end-of-turn token), and one list of float32 per value: ``reference_logp``, and what the
+empty for the end-of-turn token), ``text`` where the bytes are not those of the data's text, and one list of float32 per value: ``reference_logp``, and what the
 scorer reads beside it (:class:`tokenward.scoring.reads.Value`).
 """
 
@@ -32,6 +32,8 @@ class TokenRecord(NamedTuple):
         start: First byte of each token in the response's text.
         end: Byte after the last one; equal to start for tokens that are no text.
         values: Named lists of one number per token, nats.
+        text: What the bytes are counted in, where it is not the response's text as the data has it: all that stands
+            between the prompt and the end of turn. What no token covers is context.
     """
 
     key: str
@@ -39,6 +41,7 @@ class TokenRecord(NamedTuple):
     start: list[int]
     end: list[int]
     values: dict[str, list[float]]
+    text: str | None = None
 
     def value(self, name: str) -> Tensor:
         """One named value as a float32 tensor.  -> [n]
@@ -65,6 +68,7 @@ class ShardColumns(NamedTuple):
         start: ``[n]``, as in :class:`TokenRecord`.
         end: ``[n]``, so too.
         values: ``[n]`` float32 each, by name.
+        texts: ``[r]``, as in :class:`TokenRecord`; None where no response has one.
     """
 
     keys: list[str]
@@ -73,13 +77,17 @@ class ShardColumns(NamedTuple):
     start: np.ndarray
     end: np.ndarray
     values: dict[str, np.ndarray]
+    texts: list[str | None] | None = None
 
     def record(self, row: int) -> TokenRecord:
         """One response."""
         mine = slice(int(self.starts[row]), int(self.starts[row + 1]))
         fixed = (column[mine].tolist() for column in (self.ids, self.start, self.end))
         return TokenRecord(
-            self.keys[row], *fixed, values={name: flat[mine].tolist() for name, flat in self.values.items()}
+            self.keys[row],
+            *fixed,
+            values={name: flat[mine].tolist() for name, flat in self.values.items()},
+            text=None if self.texts is None else self.texts[row],
         )
 
 
@@ -165,12 +173,14 @@ def _keys(shard: Path) -> list[str]:
 
 def _read(shard: Path) -> ShardColumns:
     table = pq.read_table(shard)
-    lists = {name: table[name].combine_chunks() for name in table.column_names if name != "key"}
+    names = [name for name in table.column_names if name not in ("key", "text")]
+    lists = {name: table[name].combine_chunks() for name in names}
     flat = {name: column.flatten().to_numpy(zero_copy_only=False) for name, column in lists.items()}
     sizes = lists["ids"].value_lengths().to_numpy(zero_copy_only=False)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
     fixed = (flat.pop(name) for name in ("ids", "start", "end"))
-    return ShardColumns(table["key"].to_pylist(), starts, *fixed, values=flat)
+    texts = table["text"].to_pylist() if "text" in table.column_names else None
+    return ShardColumns(table["key"].to_pylist(), starts, *fixed, values=flat, texts=texts)
 
 
 def write_shards(
@@ -204,6 +214,8 @@ def _write(shard: Path, records: Sequence[TokenRecord]) -> None:
         "start": pa.array([record.start for record in records], pa.list_(pa.int32())),
         "end": pa.array([record.end for record in records], pa.list_(pa.int32())),
     }
+    if any(record.text is not None for record in records):
+        columns["text"] = pa.array([record.text for record in records], pa.string())
     for name in records[0].values:
         columns[name] = pa.array([record.values[name] for record in records], pa.list_(pa.float32()))
     sink = pa.BufferOutputStream()

@@ -20,7 +20,9 @@ from tokenward.scoring.values import token_values
 from tokenward.tokens.encode import Encoded, Limits, encode_one, keys_of
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
-from tokenward.tokens.spans import token_spans
+from tokenward.tokens.spans import ByteSpan
+from tokenward.tokens.spelled import place_in, spelled
+from tokenward.tokens.template import Style
 from tokenward.types import Comparison, Message
 
 NO_LIMIT = 10**9
@@ -69,7 +71,7 @@ class TokenScorer:
     Args:
         models: By the name of the value that each gives.
         scorer: From those values to a score.
-        template: ``"chat"`` or ``"plain"``, as in training.
+        template: ``"chat"`` or ``"plain"``, or a style with variables for the chat template, as in training.
         precision: ``"float32"`` or ``"bfloat16"``, as the run scored with.
     """
 
@@ -77,7 +79,7 @@ class TokenScorer:
         self,
         models: Mapping[str, TokenModel],
         scorer: Scorer,
-        template: Literal["chat", "plain"] = "chat",
+        template: Style | Literal["chat", "plain"] = "chat",
         precision: str = "float32",
     ) -> None:
         self.models, self.scorer, self.precision = dict(models), scorer, precision
@@ -113,7 +115,9 @@ class TokenScorer:
         if (folder / MANIFEST).is_file():
             folder = folder / "model"
         settings = {"dtype": facts.get("dtype", "float32"), "attention": facts.get("attention", "sdpa")}
-        shared = (template or facts.get("template", "chat"), facts.get("precision", "float32"))
+        style = Style.of_facts(facts)
+        style = style if template is None else style._replace(kind=template)
+        shared = (style, facts.get("precision", "float32"))
         if is_reward_folder(folder):
             return cls({"reward": load_reward_model(folder, **settings)}, Reward(), *shared)
         reference = reference or facts.get("reference")
@@ -191,7 +195,7 @@ class TokenScorer:
             )
         text = self.template.tokenizer.decode(list(response))
         comparison = Comparison(key="", prompt=(), responses=(str(text),), ranks=(0,), source="ids")
-        return TokenRow(encoded=Encoded(comparison, list(prompt), [list(response)], [True], 1))
+        return TokenRow(encoded=Encoded(comparison, list(prompt), [list(response)], [True], [1]))
 
     def _values(
         self, model: TokenModel, rows: Sequence[TokenRow], tokens_per_batch: int
@@ -221,8 +225,11 @@ class TokenScorer:
 
     def _scored(self, row: TokenRow, values: dict[str, list[float]]) -> ScoredResponse:
         comparison, ids = row.encoded.comparison, row.encoded.responses[0]
-        text = comparison.responses[0]
-        spans = token_spans(self.template.tokenizer, text, len(ids))
+        text, spans, own = spelled(self.template.tokenizer, row.encoded, 0)
+        if not own:  # what the template writes before a reply is no part of the caller's text
+            shift = len(text[: place_in(comparison.responses[0], text) or 0].encode())
+            text = text.encode()[shift:].decode(errors="replace")
+            spans = [ByteSpan(max(span.start - shift, 0), max(span.end - shift, 0)) for span in spans]
         (key,) = keys_of(comparison)
         starts, ends = [span.start for span in spans], [span.end for span in spans]
         scores = self.scorer(TokenRecord(key, ids, starts, ends, values)).tolist()
@@ -256,4 +263,5 @@ def _facts(folder: Path) -> dict[str, Any]:
         return {}
     manifest = read_manifest(stage)
     tokens = manifest.settings.get("tokens", {})  # of a stage that says how it wrote, but not how it scored
-    return {**({"template": tokens["template"]} if "template" in tokens else {}), **manifest.facts}
+    written = {name: tokens[name] for name in ("template", "chat_template_kwargs") if name in tokens}
+    return {**written, **manifest.facts}

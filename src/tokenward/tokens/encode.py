@@ -4,9 +4,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from typing import Any, Literal, NamedTuple
 
 from tokenward.errors import UserError
+from tokenward.tokens.split import DROPPED, SAID, Insert, Response, Split, split_all
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison, Message
 
@@ -35,21 +38,64 @@ class Encoded(NamedTuple):
     Attributes:
         comparison: Where it came from.
         prompt: Ids of the prompt.
-        responses: Ids of each response; closed with the end-of-turn token unless it was cut.
+        responses: Ids of each response, those that the assistant writes; closed with the end-of-turn tokens unless it
+            was cut.
         closed: Whether each response still has its end.
-        closing: How many tokens at the end of a closed response are no text.
+        closing: How many tokens at the end of each closed response are no text.
+        context: Per response what stands in it beside its own tokens: what the template writes between the prompt and
+            the reply, and messages of others; empty where no response has any.
+        opening: Ids that follow the prompt when the model generates, and do not in the rows; mostly none.
     """
 
     comparison: Comparison
     prompt: list[int]
     responses: list[list[int]]
     closed: list[bool]
-    closing: int
+    closing: list[int]
+    context: Sequence[Sequence[Insert]] = ()
+    opening: Sequence[int] = ()
 
     @property
     def length(self) -> int:
         """Tokens of the comparison as one shared row."""
-        return len(self.prompt) + sum(map(len, self.responses))
+        return len(self.prompt) + sum(map(self.size, range(len(self.responses))))
+
+    @property
+    def asked(self) -> list[int]:
+        """What the model reads before it generates a reply."""
+        return [*self.prompt, *self.opening]
+
+    def inserts(self, place: int) -> Sequence[Insert]:
+        """What stands in a response beside its own tokens."""
+        return self.context[place] if self.context else ()
+
+    def size(self, place: int) -> int:
+        """Tokens that the model reads for a response, its own and the others."""
+        return len(self.responses[place]) + sum(len(insert.ids) for insert in self.inserts(place))
+
+    def only(self, place: int) -> "Encoded":
+        """The same with one of its responses alone; the comparison stays."""
+        mine = slice(place, place + 1)
+        return self._replace(
+            responses=self.responses[mine],
+            closed=self.closed[mine],
+            closing=self.closing[mine],
+            context=self.context[mine],
+        )
+
+    def whole(self, place: int) -> tuple[list[int], list[int]]:
+        """All ids that the model reads for a response, and the place of each of its own among them."""
+        own = self.responses[place]
+        inserts = self.inserts(place)
+        if not inserts:
+            return own, list(range(len(own)))
+        ids, places, before = list[int](), list[int](), 0
+        for insert in (*inserts, Insert(len(own), [])):
+            places += range(len(ids), len(ids) + insert.before - before)
+            ids += own[before : insert.before]
+            ids += insert.ids
+            before = insert.before
+        return ids, places
 
 
 class EncodedSet(NamedTuple):
@@ -129,16 +175,14 @@ def encode_one(
 ) -> tuple[Encoded | None, list[str]]:
     """One comparison as ids, or None, with the reasons of what was dropped or changed."""
     (parts,) = encode_parts([comparison], template, limits)
-    sizes = Sizes(parts.prompt_length, len(parts.prompt), parts.lengths, any(parts.joins))
-    kept, notes = judge(sizes, limits, comparison.source, lambda: _all_same(parts.responses))
+    kept, notes = judge(parts.sizes, limits, comparison.source, lambda: _all_same(parts.responses))
     if not kept:
         return None, notes
-    closed = [length <= limits.max_response_tokens for length in parts.lengths]
-    return Encoded(comparison, parts.prompt, parts.responses, closed, len(template.closing_ids)), notes
+    return parts.encoded(comparison, limits), notes
 
 
-def _all_same(responses: Sequence[Sequence[int]]) -> bool:
-    return len(responses) > 1 and len(set(map(tuple, responses))) < 2
+def _all_same(responses: Sequence[Response]) -> bool:
+    return len(responses) > 1 and len({tuple(own.ids) for own in responses}) < 2
 
 
 class Parts(NamedTuple):
@@ -147,60 +191,53 @@ class Parts(NamedTuple):
     Attributes:
         prompt: Within the limit.
         prompt_length: Of the whole prompt.
+        opening: See :class:`Encoded`.
         responses: Each within the limit.
-        lengths: Of the whole responses.
-        joins: Whether the prompt and the response as one text would give other ids where they meet.
+        notes: What there is to say of the prompt, bits of :class:`tokenward.tokens.split.Note`.
     """
 
     prompt: list[int]
     prompt_length: int
-    responses: list[list[int]]
-    lengths: list[int]
-    joins: list[bool]
+    opening: list[int]
+    responses: list[Response]
+    notes: int
+
+    @property
+    def sizes(self) -> "Sizes":
+        """What is judged."""
+        notes = reduce(or_, (own.notes for own in self.responses), self.notes)
+        return Sizes(self.prompt_length, len(self.prompt), [own.length for own in self.responses], notes)
+
+    def encoded(self, comparison: Comparison, limits: Limits) -> Encoded:
+        """The comparison as rows are made of it."""
+        context = [own.context for own in self.responses]
+        return Encoded(
+            comparison,
+            self.prompt,
+            [own.ids for own in self.responses],
+            [own.length <= limits.max_response_tokens for own in self.responses],
+            [own.closing for own in self.responses],
+            context if any(context) else (),
+            self.opening,
+        )
 
 
 def encode_parts(comparisons: Sequence[Comparison], template: Template, limits: Limits) -> list[Parts]:
     """Ids of comparisons, which are best some hundreds: the tokenizer takes them at once."""
-    rendered = [template.render(comparison.prompt) for comparison in comparisons]
-    prompts = template.rendered_ids(rendered)
-    owner = [number for number, comparison in enumerate(comparisons) for _ in comparison.responses]
-    texts = [text for comparison in comparisons for text in comparison.responses]
-    own = template.texts_ids(texts)
-    closing = template.closing_ids
-    asked = [rendered[number] for number in owner], [prompts[number] for number in owner]
-    joins = _joins(*asked, texts, own, template)
-    parts, first = [], 0
-    for comparison, prompt in zip(comparisons, prompts, strict=True):
-        mine = slice(first, first := first + len(comparison.responses))
-        whole = [ids + closing for ids in own[mine]]
-        kept = _within(comparison.prompt, prompt, template, limits)
-        cut = [ids[: limits.max_response_tokens] for ids in whole]
-        parts.append(Parts(kept, len(prompt), cut, list(map(len, whole)), joins[mine]))
-    return parts
+    found = split_all(comparisons, template)
+    return [
+        _within_limits(comparison, parts, template, limits)
+        for comparison, parts in zip(comparisons, found, strict=True)
+    ]
 
 
-def _within(messages: Sequence[Message], ids: list[int], template: Template, limits: Limits) -> list[int]:
-    if len(ids) <= limits.max_prompt_tokens:
-        return ids
-    # Unless it is to be cut, a comparison with such a prompt is dropped, whatever its ids.
-    return (
-        _shorten_prompt(messages, template, limits.max_prompt_tokens) if limits.too_long == "truncate" else []
-    )
-
-
-def _joins(
-    rendered: Sequence[str],
-    prompts: Sequence[list[int]],
-    texts: Sequence[str],
-    own: Sequence[list[int]],
-    template: Template,
-) -> list[bool]:
-    """As :meth:`Template.joins_differently`, of many responses, each with its prompt."""
-    if template.encoder:
-        return [False] * len(texts)  # prompt and reply never stand in one text
-    joint = template.joint_ids([prompt + text for prompt, text in zip(rendered, texts, strict=True)])
-    apart = (prompt + ids for prompt, ids in zip(prompts, own, strict=True))
-    return [whole[: len(ids)] != ids for whole, ids in zip(joint, apart, strict=True)]
+def _within_limits(comparison: Comparison, whole: Split, template: Template, limits: Limits) -> Parts:
+    prompt = whole.prompt
+    if len(prompt) > limits.max_prompt_tokens:
+        # Unless it is to be cut, a comparison with such a prompt is dropped, whatever its ids.
+        prompt = _shorten_prompt(comparison, whole, template, limits) if limits.too_long == "truncate" else []
+    responses = [own.cut(limits.max_response_tokens) for own in whole.responses]
+    return Parts(prompt, len(whole.prompt), whole.opening, responses, whole.notes)
 
 
 class Sizes(NamedTuple):
@@ -210,13 +247,13 @@ class Sizes(NamedTuple):
         prompt: Of the whole prompt.
         kept: Of the prompt within the limit.
         responses: Of the whole responses.
-        joins: Whether encoding any of them together with the prompt would give other ids.
+        notes: Of the comparison, bits of :class:`tokenward.tokens.split.Note`.
     """
 
     prompt: int
     kept: int
     responses: Sequence[int]
-    joins: bool
+    notes: int
 
 
 def judge(sizes: Sizes, limits: Limits, source: str, same: Callable[[], bool]) -> tuple[bool, list[str]]:
@@ -232,9 +269,7 @@ def judge(sizes: Sizes, limits: Limits, source: str, same: Callable[[], bool]) -
         UserError: it is too long and ``limits.too_long`` is ``"error"``.
     """
     longest = max(sizes.responses, default=0)
-    if not sizes.prompt:
-        return False, ["dropped: empty prompt"]
-    refused = _too_long(source, sizes.prompt, longest, limits)
+    refused = _unusable(sizes) or _too_long(source, sizes.prompt, longest, limits)
     if refused is not None:
         return False, [refused]
     notes = []
@@ -247,9 +282,13 @@ def judge(sizes: Sizes, limits: Limits, source: str, same: Callable[[], bool]) -
     cut = min(longest, limits.max_response_tokens)
     if limits.context is not None and sizes.kept + cut > limits.context:
         return False, ["dropped: longer than the model's context"]
-    if sizes.joins:
-        notes.append("note: joint encoding differs at the boundary")
-    return True, notes
+    return True, notes + [reason for note, reason in SAID.items() if sizes.notes & note]
+
+
+def _unusable(sizes: Sizes) -> str | None:
+    """Reason to drop a comparison that cannot be written, or has nothing to go on from; None if it can."""
+    noted = (reason for note, reason in DROPPED.items() if sizes.notes & note)
+    return next(noted, None if sizes.prompt else "dropped: empty prompt")
 
 
 def _too_long(source: str, prompt: int, longest: int, limits: Limits) -> str | None:
@@ -266,15 +305,44 @@ def _too_long(source: str, prompt: int, longest: int, limits: Limits) -> str | N
     )
 
 
-def _shorten_prompt(messages: Sequence[Message], template: Template, limit: int) -> list[int]:
+def _shorten_prompt(comparison: Comparison, whole: Split, template: Template, limits: Limits) -> list[int]:
     """Drop the oldest turns (never a system message, never the last turn), then tokens from the left."""
+    limit, messages = limits.max_prompt_tokens, comparison.prompt
     head = [message for message in messages[:1] if message["role"] == "system"]
-    turns = list(messages[len(head) :])
-    ids = template.prompt_ids([*head, *turns])
+    turns, ids = list(messages[len(head) :]), whole.prompt
     while len(ids) > limit and len(turns) > 1:
         # Templates want a user's turn first: what answered the dropped turn goes with it.
         turns = turns[1:]
         while len(turns) > 1 and turns[0]["role"] != "user":
             turns = turns[1:]
-        ids = template.prompt_ids([*head, *turns])
+        if turns[0]["role"] != "user":
+            break  # a question goes only with its answer
+        ids = asked_ids([*head, *turns], comparison.tools, template, whole.opening)
     return ids[-limit:]
+
+
+def asked_ids(
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    template: Template,
+    opening: Sequence[int],
+) -> list[int]:
+    """Ids of another prompt for the same replies.
+
+    Args:
+        messages: The prompt.
+        tools: What the assistant may call.
+        template: Writes it.
+        opening: What of the prompt the rows of the replies do not begin with.
+
+    Raises:
+        UserError: the template asks for a reply to this prompt in another way.
+    """
+    ids = template.prompt_ids(messages, tools)
+    rest = len(ids) - len(opening)
+    if ids[rest:] != list(opening):
+        raise UserError(
+            "the chat template asks for a reply to a shortened or changed prompt in another way than to the whole one. Raise "
+            "tokens.max_prompt_tokens, or write tokens.too_long: drop."
+        )
+    return ids[:rest]

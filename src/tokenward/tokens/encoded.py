@@ -23,13 +23,11 @@ class EncodedRows(Sequence[Encoded]):
         comparisons: Which they are.
         ids: The ids of everything in the file that these are chosen from.
         limits: Within which the ids were made.
-        closing: How many tokens at the end of a closed response are no text.
     """
 
     comparisons: Choice
     ids: EncodedFile
     limits: Limits
-    closing: int
 
     def __len__(self) -> int:
         return len(self.comparisons)
@@ -46,8 +44,16 @@ class EncodedRows(Sequence[Encoded]):
         mine = slice(int(chosen.starts[number]), int(chosen.starts[number + 1]))
         rows, places = chosen.rows[mine].tolist(), chosen.places[mine].tolist()
         responses = [self.ids.response(row, place) for row, place in zip(rows, places, strict=True)]
-        closed = self.closed[mine].tolist()
-        return Encoded(chosen[number], self.ids.prompt(rows[0]), responses, closed, self.closing)
+        context = [self.ids.context(row, place) for row, place in zip(rows, places, strict=True)]
+        return Encoded(
+            chosen[number],
+            self.ids.prompt(rows[0]),
+            responses,
+            self.closed[mine].tolist(),
+            self.closing[mine].tolist(),
+            context if any(context) else (),
+            self.ids.opening(rows[0]),
+        )
 
     def choose(self, numbers: np.ndarray) -> "EncodedRows":
         """The rows of these numbers, in their order."""
@@ -74,9 +80,14 @@ class EncodedRows(Sequence[Encoded]):
         return self.of_responses("lengths") <= self.limits.max_response_tokens
 
     @cached_property
+    def closing(self) -> np.ndarray:
+        """How many tokens at the end of each closed response are no text.  -> [responses]"""
+        return self.of_responses("closing")
+
+    @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each response, as it is.  -> [responses] int64"""
-        return np.minimum(self.of_responses("lengths"), self.limits.max_response_tokens).astype(np.int64)
+        """Tokens of each response that the assistant wrote, as it is.  -> [responses] int64"""
+        return self.of_responses("sizes").astype(np.int64)
 
     def of_responses(self, name: str) -> np.ndarray:
         """A column of the ids' file for each response of these rows.  -> [responses]"""
@@ -107,12 +118,14 @@ class EncodedRows(Sequence[Encoded]):
     def _sizes(self) -> Iterator[tuple[Sizes, slice]]:
         """What is judged of each row, and which responses are its own."""
         starts = self.comparisons.starts.tolist()
-        lengths, joins = self.of_responses("lengths"), self.of_responses("joins")
+        lengths, notes = self.of_responses("lengths"), self.of_responses("notes")
         prompts = self.of_rows("prompt_length").tolist()
         kept = np.diff(self.ids.starts("prompt"))[self.comparisons.first_rows()].tolist()
         for number, (first, last) in enumerate(pairwise(starts)):
             mine = slice(first, last)
-            own = Sizes(prompts[number], kept[number], lengths[mine].tolist(), bool(joins[mine].any()))
+            own = Sizes(
+                prompts[number], kept[number], lengths[mine].tolist(), int(np.bitwise_or.reduce(notes[mine]))
+            )
             yield own, mine
 
     def by_prompt(self) -> "EncodedRows":
@@ -120,7 +133,9 @@ class EncodedRows(Sequence[Encoded]):
 
         The ranks carry no meaning: pairs of one response may disagree about it.
         """
-        prompts = self.ids.column("prompt_key")[self.comparisons.rows]
+        rows = self.comparisons.rows
+        # Of one prompt's ids the rows of some replies may begin with fewer than those of others.
+        prompts = self.ids.column("prompt_key")[rows] ^ self.ids.column("prompt_digest")[rows]
         keys = self.of_responses("response_keys")
         _, first = np.unique(keys, return_index=True)
         first.sort()

@@ -64,7 +64,7 @@ def lay_out(
 
     Args:
         encoded: The comparisons.
-        read: Per comparison and response, how many of its first tokens the model reads.
+        read: Per comparison and response, how many of its first tokens the model reads, those of others among them.
         layout: See the module.
         pad_id: Fills rows.
         start_id: What a decoder begins with.
@@ -84,15 +84,17 @@ def _packed(encoded: Sequence[Encoded], read: Sequence[Sequence[int]]) -> LaidOu
     total = sum(len(item.prompt) + sum(counts) for item, counts in zip(encoded, read, strict=True))
     for item, counts in zip(encoded, read, strict=True):
         start, prompt = len(ids), len(item.prompt)
-        common = _common(item.responses, counts)
+        whole = [item.whole(place) for place in range(len(item.responses))]
+        common = _common([response for response, _ in whole], counts)
         ids += item.prompt + common
         positions.append(range(prompt + len(common)))
         branches = [max(count - len(common), 0) for count in counts]
-        for response, count, branch in zip(item.responses, counts, branches, strict=True):
+        for (response, own), count, branch in zip(whole, counts, branches, strict=True):
             trunk = torch.arange(start + prompt, start + prompt + min(count, len(common)))
             places.add(
                 torch.cat((trunk, torch.arange(len(ids), len(ids) + branch))),
                 before=start + prompt - 1,
+                own=own,
                 length=len(response),
                 outside=total,
             )
@@ -117,19 +119,24 @@ class _Places:
         self.predicted: list[Tensor] = []
         self.placed: list[Tensor] = []
 
-    def add(self, read_at: Tensor, *, before: int, length: int, outside: int) -> None:
+    def add(self, read_at: Tensor, *, before: int, own: Sequence[int], length: int, outside: int) -> None:
         """One response.
 
         Args:
-            read_at: Where its first tokens are read.
+            read_at: Where its first tokens are read, those of others among them.
             before: Where the last token of its prompt is read.
-            length: Of the response.
+            own: Places of the tokens that the assistant writes.
+            length: Of the response, with the tokens of others.
             outside: An index past every row, for tokens that are not there: to ask for one is an error.
         """
         missing = read_at.new_full((length - len(read_at),), outside)
         placed = torch.cat((read_at, missing))
+        predicted = predicting_positions(placed, before)
+        if len(own) < length:
+            mine = torch.tensor(own, dtype=torch.long)
+            placed, predicted = placed[mine], predicted[mine]
         self.placed.append(placed)
-        self.predicted.append(predicting_positions(placed, before))
+        self.predicted.append(predicted)
 
 
 def _common(responses: Sequence[list[int]], counts: Sequence[int]) -> list[int]:
@@ -147,17 +154,18 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
 
 def _separate(encoded: Sequence[Encoded], read: Sequence[Sequence[int]], pad_id: int) -> LaidOut:
     pairs = [
-        (item.prompt, response, count)
+        (item.prompt, *item.whole(place), count)
         for item, counts in zip(encoded, read, strict=True)
-        for response, count in zip(item.responses, counts, strict=True)
+        for place, count in enumerate(counts)
     ]
-    rows = [prompt + response[:count] for prompt, response, count in pairs]
+    rows = [prompt + response[:count] for prompt, response, _, count in pairs]
     width, places = max(map(len, rows)), _Places()
-    for number, (prompt, response, count) in enumerate(pairs):
+    for number, (prompt, response, own, count) in enumerate(pairs):
         start = number * width + len(prompt)
         places.add(
             torch.arange(start, start + count),
             before=start - 1,
+            own=own,
             length=len(response),
             outside=len(rows) * width,
         )
@@ -183,6 +191,7 @@ def _encoder_decoder(encoded: Sequence[Encoded], pad_id: int, start_id: int) -> 
         places.add(
             torch.arange(start, start + len(response)),
             before=start - 1,
+            own=range(len(response)),
             length=len(response),
             outside=len(rows) * width,
         )

@@ -126,7 +126,8 @@ class TokenRow:
         if layout == "encoder_decoder":
             longest = max(map(len, self.encoded.responses))
             return len(self.encoded.responses), len(self.encoded.prompt) + longest + 1
-        return len(self.encoded.responses), len(self.encoded.prompt) + max(map(len, self.encoded.responses))
+        longest = max(map(self.encoded.size, range(len(self.encoded.responses))))
+        return len(self.encoded.responses), len(self.encoded.prompt) + longest
 
 
 def collate(
@@ -172,7 +173,9 @@ def collate(
 
 def _closing(encoded: Sequence[Encoded], lengths: Tensor) -> Tensor:
     """Which tokens end a response and are no text.  -> [n] bool"""
-    ends = torch.tensor([item.closing * closed for item in encoded for closed in item.closed])
+    ends = torch.tensor(
+        [count * closed for item in encoded for count, closed in zip(item.closing, item.closed, strict=True)]
+    )
     place = torch.arange(int(lengths.sum()))
     return place >= torch.repeat_interleave(lengths.cumsum(0) - ends, lengths)
 
@@ -188,19 +191,26 @@ def _read(rows: Sequence[TokenRow], *, whole: bool) -> list[list[int]]:
     """How many of its first tokens the model reads of each response."""
     return [
         [
-            len(ids) if whole else _needed(None if row.weights is None else row.weights[place], len(ids))
-            for place, ids in enumerate(row.encoded.responses)
+            row.encoded.size(place)
+            if whole
+            else _needed(row.encoded, place, None if row.weights is None else row.weights[place])
+            for place in range(len(row.encoded.responses))
         ]
         for row in rows
     ]
 
 
-def _needed(weights: Tensor | None, length: int) -> int:
+def _needed(encoded: Encoded, place: int, weights: Tensor | None) -> int:
     """Tokens before the last one with weight: nothing after them is predicted."""
+    length = len(encoded.responses[place])
     if weights is None:
-        return max(length - 1, 0)
-    kept = weights.nonzero()
-    return int(kept[-1]) if len(kept) else 0
+        last = length - 1
+    else:
+        kept = weights.nonzero()
+        last = int(kept[-1]) if len(kept) else -1
+    if last < 0:
+        return 0
+    return last + sum(len(insert.ids) for insert in encoded.inserts(place) if insert.before <= last)
 
 
 def _segments(values: Sequence[Sequence[Tensor] | None]) -> Tensor | None:

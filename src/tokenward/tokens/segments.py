@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from tokenward.errors import UserError
 from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.spans import ByteSpan, spans_of_ids, token_spans
+from tokenward.tokens.spans import ByteSpan, spans_of_ids
+from tokenward.tokens.spelled import moved, spelled
 from tokenward.types import Span
 
 Unit = Literal["token", "word", "sentence", "spans"]
@@ -84,6 +85,7 @@ def _segments(unit: Unit, tokenizer: PreTrainedTokenizerBase, encoded: Encoded, 
         return token_segments(unit, text, places)
     # Spans count the characters of the data's text; what the ids spell may be another form of it.
     comparison = encoded.comparison
-    text = comparison.responses[number]
     given = comparison.spans[number] if comparison.spans is not None else ()
-    return token_segments(unit, text, token_spans(tokenizer, text, len(ids)), given)
+    text, tokens, own = spelled(tokenizer, encoded, number)
+    known = given if own else moved(given, comparison.responses[number], text, comparison.source)
+    return token_segments(unit, text, tokens, known)

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from tokenward.artifacts import atomic_file
 from tokenward.data.lines import ComparisonFile
-from tokenward.tokens.encode import Limits, Parts, encode_parts, keys_of, response_key
+from tokenward.tokens.encode import Insert, Limits, Parts, encode_parts, keys_of, response_key
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
 
@@ -40,14 +40,40 @@ SCHEMA = pa.schema(
         "prompt": pa.list_(_IDS),
         "prompt_length": pa.int32(),
         "prompt_digest": _KEY,  # hash of the prompt's ids
+        "opening": pa.list_(_IDS),
         "responses": pa.list_(pa.list_(_IDS)),
-        "lengths": pa.list_(pa.int32()),
-        "joins": pa.list_(pa.int8()),
+        "context": pa.list_(
+            pa.list_(_IDS)
+        ),  # per insert: the place before which it stands, its length, its ids
+        "lengths": pa.list_(pa.int32()),  # with context, before anything was cut
+        "sizes": pa.list_(pa.int32()),  # of what is in responses
+        "closing": pa.list_(pa.int32()),
+        "notes": pa.list_(pa.int32()),  # bits of tokenward.tokens.split.Note, the prompt's among them
         "ranks": pa.list_(pa.int32()),
         "response_keys": pa.list_(_KEY),
         "digests": pa.list_(_KEY),  # hash of the response's ids
     }
 )
+
+
+_NESTED = ("responses", "context")
+"""Columns with a list of ids for each response."""
+
+
+def _packed(context: Sequence[Insert]) -> np.ndarray:
+    """Inserts as numbers in a row."""
+    parts = [(insert.before, len(insert.ids), *insert.ids) for insert in context]
+    return np.array([number for part in parts for number in part], np.int32)
+
+
+def _unpacked(numbers: list[int]) -> list[Insert]:
+    """What :func:`_packed` wrote."""
+    found, place = list[Insert](), 0
+    while place < len(numbers):
+        before, length = numbers[place : place + 2]
+        found.append(Insert(before, numbers[place + 2 : place + 2 + length]))
+        place += 2 + length
+    return found
 
 
 def digest(ids: np.ndarray) -> int:
@@ -121,37 +147,43 @@ class _Columns:
     """Columns of a shard as they grow; ids as arrays, since lists of numbers take ten times the memory."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names if name != "responses"}
-        self.responses: list[np.ndarray] = []
+        self.rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names if name not in _NESTED}
+        self.nested: dict[str, list[np.ndarray]] = {name: [] for name in _NESTED}
         self.sizes: list[int] = []
 
     def add(self, row: Comparison, parts: Parts) -> None:
         """Append a comparison."""
         prompt = np.array(parts.prompt, np.int32)
-        responses = [np.array(ids, np.int32) for ids in parts.responses]
+        responses = [np.array(own.ids, np.int32) for own in parts.responses]
+        context = [_packed(own.context) for own in parts.responses]
         values = {
             "key": int(row.key, 16),
             "prompt_key": int(response_key(row.prompt, "", row.tools), 16),
             "prompt": prompt,
             "prompt_length": parts.prompt_length,
             "prompt_digest": digest(prompt),
-            "lengths": parts.lengths,
-            "joins": [int(joins) for joins in parts.joins],
+            "opening": np.array(parts.opening, np.int32),
+            "lengths": [own.length for own in parts.responses],
+            "sizes": [len(ids) for ids in responses],
+            "closing": [own.closing for own in parts.responses],
+            "notes": [int(parts.notes | own.notes) for own in parts.responses],
             "ranks": list(row.ranks),
             "response_keys": [int(key, 16) for key in keys_of(row)],
             "digests": [digest(ids) for ids in responses],
         }
         for name, value in values.items():
             self.rows[name].append(value)
-        self.responses += responses
+        self.nested["responses"] += responses
+        self.nested["context"] += context
         self.sizes.append(len(responses))
 
     def batch(self) -> pa.RecordBatch:
         """All of it as Arrow."""
-        inner = pa.array(self.responses, SCHEMA.field("responses").type.value_type)
         starts = pa.array(np.cumsum([0, *self.sizes]), pa.int32())
         known = {name: pa.array(values, SCHEMA.field(name).type) for name, values in self.rows.items()}
-        known["responses"] = pa.ListArray.from_arrays(starts, inner)
+        for name, parts in self.nested.items():
+            inner = pa.array(parts, SCHEMA.field(name).type.value_type)
+            known[name] = pa.ListArray.from_arrays(starts, inner)
         return pa.RecordBatch.from_arrays([known[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
@@ -208,7 +240,7 @@ class EncodedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        self._batches: dict[int, tuple[np.ndarray, ...]] = {}
+        self._batches: dict[tuple[str, int], tuple[np.ndarray, ...]] = {}
 
     def __reduce__(self) -> tuple[type["EncodedFile"], tuple[Path]]:
         return EncodedFile, (self.path,)  # a mapped file does not travel to another process
@@ -228,34 +260,49 @@ class EncodedFile:
         sizes = [np.diff(_offsets(batch.column(name))) for batch in self._all()]
         return np.cumsum(np.concatenate([np.zeros(1, np.int64), *sizes]))
 
+    def first_with(self, note: int) -> int | None:
+        """Number of the first comparison with a note, of its prompt or of a response; None where none has it."""
+        noted = np.flatnonzero(self.column("notes") & int(note))
+        return int(np.searchsorted(self.starts(), noted[0], side="right")) - 1 if len(noted) else None
+
     def prompt(self, row: int) -> list[int]:
         """Ids of the prompt of a comparison, given its number in the file."""
-        prompt, prompts, *_ = self._parts(row // SHARD_ROWS)
-        place = row % SHARD_ROWS
-        return prompts[prompt[place] : prompt[place + 1]].tolist()
+        return self._ids("prompt", row)
+
+    def opening(self, row: int) -> list[int]:
+        """What follows the prompt when the model generates."""
+        return self._ids("opening", row)
 
     def response(self, row: int, place: int) -> list[int]:
         """Ids of a response, given the number of its comparison and its place there."""
-        *_, owner, response, responses = self._parts(row // SHARD_ROWS)
+        return self._nested("responses", row, place)
+
+    def context(self, row: int, place: int) -> list[Insert]:
+        """What stands in a response beside its own tokens."""
+        return _unpacked(self._nested("context", row, place))
+
+    def _ids(self, name: str, row: int) -> list[int]:
+        starts, ids = self._views(name, row // SHARD_ROWS)
+        place = row % SHARD_ROWS
+        return ids[starts[place] : starts[place + 1]].tolist()
+
+    def _nested(self, name: str, row: int, place: int) -> list[int]:
+        owner, starts, ids = self._views(name, row // SHARD_ROWS)
         number = owner[row % SHARD_ROWS] + place
-        return responses[response[number] : response[number + 1]].tolist()
+        return ids[starts[number] : starts[number + 1]].tolist()
 
     def _all(self) -> Iterator[pa.RecordBatch]:
         return (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
 
-    def _parts(self, number: int) -> tuple[np.ndarray, ...]:
-        """Views into a batch; they hold no copy, so all that were used stay."""
-        if number not in self._batches:
-            batch = self._reader.get_batch(number)
-            prompts, responses = batch.column("prompt"), batch.column("responses")
-            self._batches[number] = (
-                _offsets(prompts),
-                _flat(prompts),
-                _offsets(responses),
-                _offsets(responses.values),
-                _flat(responses.values),
-            )
-        return self._batches[number]
+    def _views(self, name: str, number: int) -> tuple[np.ndarray, ...]:
+        """Offsets and ids of a column of a batch; they hold no copy, so all that were used stay."""
+        key = name, number
+        if key not in self._batches:
+            column = self._reader.get_batch(number).column(name)
+            nested = name in _NESTED
+            inner = (_offsets(column.values), _flat(column.values)) if nested else (_flat(column),)
+            self._batches[key] = (_offsets(column), *inner)
+        return self._batches[key]
 
 
 def _flat(column: pa.Array) -> np.ndarray:

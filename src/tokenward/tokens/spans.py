@@ -60,6 +60,13 @@ def token_spans(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> li
     return [*spans, *[ByteSpan(end, end)] * (count - len(spans))][:count]
 
 
+def spans_of_whole(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[ByteSpan]]:
+    """As :func:`spans_of_ids`, but special tokens are spelled too: marks of a template between messages are shown."""
+    pieces = _byte_pieces(tokenizer, ids)
+    text = b"".join(pieces).decode(errors="surrogateescape")
+    return _STRAY.sub(SUBSTITUTE, text), _lay_out(pieces, 0)
+
+
 def spans_of_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[ByteSpan]]:
     """The text that sampled ids spell, and the bytes of each of them in it; special tokens spell nothing.
 

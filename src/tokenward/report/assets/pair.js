@@ -75,7 +75,7 @@ function fillText(box, number, name, units) {
     if (response.twins.has(response.wordOf[group[0]])) spans[place].classList.add("shared");
   });
   const rest = response.text.slice(response.ends[response.ends.length - 1] || 0);
-  box.replaceChildren(...inParagraphs([...spans, element("span", { className: "cut", title: "cut off: too long", textContent: rest })]));
+  box.replaceChildren(...inParagraphs([...withContext(response, spans), element("span", { className: "cut", title: "cut off: too long", textContent: rest })]));
   box.setAttribute("aria-label",
     `${SIDES[number]} response by ${name}, ${values.length} tokens, sum ${shown(total(values), 2, name)}; arrows go through them`);
 }

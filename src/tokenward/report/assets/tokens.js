@@ -15,6 +15,7 @@ function unpacked(raw) {
   const response = { text: raw.text, closing: raw.closing, values: {} };
   response.ids = unpack(raw.ids, Int32Array);
   response.ends = unpack(raw.ends, Int32Array);
+  if (raw.starts) response.starts = unpack(raw.starts, Int32Array);
   response.breaks = unpack(raw.breaks, Uint8Array);
   for (const name in raw.values) response.values[name] = unpack(raw.values[name], Float32Array);
   response.groups = groupsOf(response);
@@ -42,7 +43,21 @@ function wordPlaces(response, word) {
 }
 
 function pieceOf(response, i) {
-  return response.text.slice(i ? response.ends[i - 1] : 0, response.ends[i]);
+  return response.text.slice(startOf(response, i), response.ends[i]);
+}
+
+function endBefore(response, i) {
+  return i ? response.ends[i - 1] : 0;
+}
+
+/** Where a token's piece begins: where the one before it ends, unless text stands between that the assistant did not write. */
+function startOf(response, i) {
+  return response.starts ? Math.max(response.starts[i], endBefore(response, i)) : endBefore(response, i);
+}
+
+/** Text before a token that the model reads and that has no score: what the template writes, or a message of others. */
+function contextBefore(response, i) {
+  return response.text.slice(endBefore(response, i), startOf(response, i));
 }
 
 function isClosing(response, i) {
@@ -111,6 +126,16 @@ function tokenSpans(response, names, dots) {
       visible(span, group.map((i) => pieceOf(response, i)).join(""), dots);
     }
     return span;
+  });
+}
+
+/** The spans of a response's tokens, with the context that stands between them. */
+function withContext(response, spans) {
+  return response.groups.flatMap(([first], number) => {
+    const text = contextBefore(response, first);
+    if (!text) return [spans[number]];
+    const title = first ? "context: read, not scored" : "written by the chat template before the reply: read, not scored";
+    return [visible(element("span", { className: "context", title }), text), spans[number]];
   });
 }
 

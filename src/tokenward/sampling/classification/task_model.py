@@ -257,4 +257,4 @@ def _token_row(prompt: list[int], responses: list[list[int]]) -> TokenRow:
     comparison = Comparison(
         key="", prompt=(), responses=("",) * count, ranks=tuple(range(count)), source="task model"
     )
-    return TokenRow(encoded=Encoded(comparison, prompt, responses, [True] * count, 0))
+    return TokenRow(encoded=Encoded(comparison, prompt, responses, [True] * count, [0] * count))

@@ -1,0 +1,97 @@
+"""What a run says of how its rows are written: each note with the texts of an example."""
+
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
+
+from tokenward.tokens.split import SAID, Note, split_all
+from tokenward.tokens.template import Template
+from tokenward.tokens.writing import write_prompt
+from tokenward.types import Comparison
+
+_SHOWN = 40
+
+
+def explanations(
+    template: Template, examples: Mapping[Note, Comparison], counts: Mapping[str, int]
+) -> list[str]:
+    """A line for each note.
+
+    Args:
+        template: That wrote the rows.
+        examples: Per note a comparison that has it.
+        counts: How many have each, by the note's words in :data:`tokenward.tokens.split.SAID`.
+    """
+    lines = [] if template.ending.special else [_ending(template)]
+    for note, example in examples.items():
+        count = counts[SAID[note]]
+        lines.append(
+            f"  {count} {'row' if count == 1 else 'rows'}, such as {example.source}: {_said(template, note, example)}"
+        )
+    return lines
+
+
+def notes_of(template: Template, comparison: Comparison) -> int:
+    """All notes of a comparison, bits of :class:`tokenward.tokens.split.Note`."""
+    (split,) = split_all([comparison], template)
+    return reduce(or_, (own.notes for own in split.responses), split.notes)
+
+
+def _ending(template: Template) -> str:
+    return (
+        f"  the template ends a reply with {template.ending.turn.strip()!r}, which is no special token of this tokenizer: it is "
+        f"trained as text with {template.tokenizer.eos_token!r} after it, and a reply stops at either"
+    )
+
+
+def _said(template: Template, note: Note, example: Comparison) -> str:
+    if note is Note.OPENING:
+        return _opening(template, example)
+    if note is Note.PRELUDE:
+        return f"the template writes {_prelude(template, example)!r} before the reply. It is read, and not trained"
+    if note is Note.APART:
+        asked = write_prompt(template, example).text
+        return (
+            f"one token would cover the prompt's end {asked[-_SHOWN:]!r} and the reply's beginning {example.responses[0][:_SHOWN]!r}. "
+            "They are encoded apart, as the model meets them when it generates"
+        )
+    where = "a reply" if note is Note.REPLY_MARKS else "the prompt"
+    texts = (
+        example.responses if note is Note.REPLY_MARKS else [message["content"] for message in example.prompt]
+    )
+    assert template.marks is not None
+    mark = next(found.group() for text in texts if (found := template.marks.search(text)))
+    text = next(text for text in texts if mark in text)
+    place = text.index(mark)
+    piece = text[max(place - _SHOWN, 0) : place + len(mark)]
+    if template.kind == "plain":
+        return f"{where} holds {mark!r} ({piece!r}), which is read as that special token and not as text"
+    effect = "it is encoded as text" if note is Note.REPLY_MARKS else "it is read as the template's own"
+    return (
+        f"{where} holds {mark!r}, a mark of the chat template ({piece!r}); {effect}. Where the data is written with the template "
+        "already, write tokens.template: plain"
+    )
+
+
+def _opening(template: Template, example: Comparison) -> str:
+    (split,) = split_all([example], template)
+    decode = template.tokenizer.decode
+    asked = str(decode([*split.prompt[-4:], *split.opening]))
+    written = str(decode([*split.prompt[-4:], *_first(template, example)]))
+    choices = ", ".join(template.choices)
+    advice = f" (the template reads {choices}: see tokens.chat_template_kwargs)" if choices else ""
+    return f"the template asks for a reply with {asked!r} and writes one as {written!r}. The rows follow the second{advice}"
+
+
+def _first(template: Template, example: Comparison) -> list[int]:
+    """The first ids of a reply's row after the prompt's."""
+    (split,) = split_all([example], template)
+    own = split.responses[0]
+    context = own.context[0].ids if own.context and own.context[0].before == 0 else []
+    return [*context, *own.ids][: len(split.opening) + 8]
+
+
+def _prelude(template: Template, example: Comparison) -> str:
+    (split,) = split_all([example], template)
+    found = (insert.ids for own in split.responses for insert in own.context if insert.before == 0)
+    return str(template.tokenizer.decode(next(found)))

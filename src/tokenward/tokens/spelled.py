@@ -1,0 +1,70 @@
+"""The text that a response's tokens spell, and where each of the assistant's own is in it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from tokenward.errors import UserError
+from tokenward.tokens.encode import Encoded
+from tokenward.tokens.spans import ByteSpan, spans_of_whole, token_spans
+from tokenward.types import Span
+
+
+class Spelled(NamedTuple):
+    """A response as text.
+
+    Attributes:
+        text: The data's own where the response is one message whose tokens are those of its text alone; otherwise all
+            that stands between the prompt and the end of turn, what the template writes and the messages of others
+            included.
+        spans: Bytes in it of each token that the assistant writes; empty for those that close the response.
+        own: Whether the text is the data's.
+    """
+
+    text: str
+    spans: list[ByteSpan]
+    own: bool
+
+
+def spelled(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, place: int) -> Spelled:
+    """The text of a response, given its place in its comparison."""
+    comparison, ids = encoded.comparison, encoded.responses[place]
+    count = len(ids) - encoded.closing[place] * encoded.closed[place]
+    alone = comparison.turns is None or comparison.turns[place] is None
+    if alone and not encoded.inserts(place):
+        text = comparison.responses[place]
+        encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        if list(encoding["input_ids"])[:count] == ids[:count]:
+            return Spelled(text, token_spans(tokenizer, text, len(ids)), True)
+    whole, places = encoded.whole(place)
+    closing = len(ids) - count
+    text, spans = spans_of_whole(tokenizer, whole[: len(whole) - closing])
+    end = ByteSpan(len(text.encode()), len(text.encode()))
+    return Spelled(text, [*(spans[at] for at in places[:count]), *[end] * closing], False)
+
+
+def place_in(response: str, text: str) -> int | None:
+    """Characters by which a response's text is shifted in a text that holds it, or None; white space may be cut off it."""
+    core = response.strip()
+    place = text.find(core)
+    return None if place < 0 or not core else place - (len(response) - len(response.lstrip()))
+
+
+def moved(spans: Sequence[Span], response: str, text: str, source: str) -> list[Span]:
+    """Character spans of a response's text as spans of a longer text that holds it.
+
+    Raises:
+        UserError: it does not hold it.
+    """
+    shift = place_in(response, text) if spans else 0
+    if shift is None:
+        raise UserError(
+            f"{source}: the spans of a response cannot be placed, since its template does not write its text as it is. Take the spans "
+            "out, or write tokens.template: plain."
+        )
+    return [
+        Span(max(span.start + shift, 0), min(span.end + shift, len(text)), span.value)
+        for span in spans
+        if span.end + shift > 0 and span.start + shift < len(text)
+    ]

@@ -1,0 +1,335 @@
+"""A conversation's tokens, split into those of the prompt, those that the assistant writes, and what stands between.
+
+The whole conversation is encoded as the template writes it, and split where the prompt and the replies meet. Where one
+token would cover both, or a reply spells a mark of the template, the reply is encoded apart, and that is noted.
+"""
+
+from collections.abc import Sequence
+from enum import IntFlag
+from typing import NamedTuple
+
+from tokenizers import Encoding
+
+from tokenward.errors import UserError
+from tokenward.tokens.template import Template
+from tokenward.tokens.writing import Asked, Unplaced, Written, write_prompt, write_reply
+from tokenward.types import Comparison, Message
+
+
+class Note(IntFlag):
+    """What there is to say of a comparison's rows."""
+
+    OPENING = 1
+    PRELUDE = 2
+    APART = 4
+    REPLY_MARKS = 8
+    PROMPT_MARKS = 16
+    UNPLACED = 32
+    CUT_AWAY = 64
+
+
+SAID: dict[Note, str] = {
+    Note.APART: "note: joint encoding differs at the boundary",
+    Note.OPENING: "note: the template begins a reply in another way than it asks for one",
+    Note.PRELUDE: "note: the template writes something before a reply",
+    Note.REPLY_MARKS: "note: a reply holds marks of the template, or special tokens",
+    Note.PROMPT_MARKS: "note: the prompt holds marks of the template",
+}
+"""Notes of rows that are kept."""
+
+DROPPED: dict[Note, str] = {
+    Note.UNPLACED: "dropped: the template does not write the reply's messages one after another",
+    Note.CUT_AWAY: "dropped: nothing of a response is left after truncation",
+}
+"""Notes of rows that are not."""
+
+
+class Insert(NamedTuple):
+    """Tokens inside a response that the assistant does not write: read by the model, without a number of their own.
+
+    Attributes:
+        before: Place of the response's token that follows them.
+        ids: Their ids.
+    """
+
+    before: int
+    ids: list[int]
+
+
+class Response(NamedTuple):
+    """A response as ids.
+
+    Attributes:
+        ids: Those that the assistant writes, the end of its turn included.
+        context: What stands among them.
+        length: Tokens in all, before anything was cut.
+        closing: Tokens at the end that are no text.
+        notes: See :class:`Note`.
+    """
+
+    ids: list[int]
+    context: list[Insert]
+    length: int
+    closing: int
+    notes: int = 0
+
+    def cut(self, limit: int) -> "Response":
+        """The first ``limit`` tokens of it, ending with one that the assistant writes."""
+        if self.length <= limit:
+            return self
+        kept, total, before = 0, 0, 0
+        for insert in (*self.context, Insert(len(self.ids), [])):
+            kept += max(min(insert.before - before, limit - total), 0)
+            total += insert.before - before + len(insert.ids)
+            before = insert.before
+        return self._replace(
+            ids=self.ids[:kept],
+            context=[insert for insert in self.context if insert.before < kept],
+            notes=self.notes | (0 if kept else Note.CUT_AWAY),
+        )
+
+
+class Split(NamedTuple):
+    """A comparison as ids, before anything is cut.
+
+    Attributes:
+        prompt: Ids with which the rows of all replies to this prompt begin.
+        opening: What follows them when the model generates; mostly nothing.
+        responses: In the comparison's order; one without tokens has a note that says why.
+        notes: Of the prompt; see :class:`Note`.
+    """
+
+    prompt: list[int]
+    opening: list[int]
+    responses: list[Response]
+    notes: int
+
+
+class _Tokens(NamedTuple):
+    """A text as ids.
+
+    Attributes:
+        ids: Of the whole text.
+        encoding: Where they are in the text.
+        first: How many of them the tokenizer wrote before it.
+    """
+
+    ids: list[int]
+    encoding: Encoding
+    first: int
+
+    def covering(self, character: int) -> int:
+        """The token that covers a character, or the next one that is covered."""
+        length = self.encoding.offsets[-1][1] if self.encoding.offsets else 0
+        while character < length:
+            token = self.encoding.char_to_token(character)
+            if token is not None:
+                return self.first + int(token)
+            character += 1  # one that the tokenizer's normaliser took away
+        return len(self.ids)
+
+    def behind(self, character: int) -> int:
+        """The first token that begins at a character or after it."""
+        token = self.covering(character)
+        while token < len(self.ids) and self.encoding.offsets[token - self.first][0] < character:
+            token += 1
+        return token
+
+    def end(self, count: int) -> int:
+        """Characters that the first tokens cover."""
+        return self.encoding.offsets[count - self.first - 1][1] if count > self.first else 0
+
+
+def split_all(comparisons: Sequence[Comparison], template: Template) -> list[Split]:
+    """Comparisons as ids; many at once cost a fraction of one by one.
+
+    Raises:
+        UserError: the template refuses a conversation.
+    """
+    if template.encoder:
+        return [_apart(comparison, template) for comparison in comparisons]
+    asked = [write_prompt(template, comparison) for comparison in comparisons]
+    written = [_written(template, *both) for both in zip(comparisons, asked, strict=True)]
+    replies = [reply.text for found in written for reply in found if reply is not None]
+    tokens = iter(_tokens(template, [*(item.text for item in asked), *replies]))
+    prompts = [next(tokens) for _ in asked]
+    return [
+        _split(template, comparison, prompt, [(reply, next(tokens)) if reply else None for reply in found])
+        for comparison, prompt, found in zip(comparisons, prompts, written, strict=True)
+    ]
+
+
+def _tokens(template: Template, texts: Sequence[str]) -> list[_Tokens]:
+    first = template.first_ids
+    return [_Tokens([*first, *item.ids], item, len(first)) for item in template.encodings(texts)]
+
+
+def _split(
+    template: Template,
+    comparison: Comparison,
+    prompt: _Tokens,
+    replies: Sequence[tuple[Written, _Tokens] | None],
+) -> Split:
+    """The rows follow the whole conversations; the prompt is what all of them begin with of what the model is asked with."""
+    marked = [_marked(template, comparison.reply(place)) for place in range(len(replies))]
+    # A plain prompt is text like its reply, and is asked with as it is: it keeps all its tokens.
+    followed = [reply[1].ids for reply in replies if reply and template.kind == "chat"]
+    trunk = min((_same(prompt.ids, ids) for ids in followed), default=len(prompt.ids))
+    notes = Note.OPENING if trunk < len(prompt.ids) else Note(0)
+    # A plain prompt is written with its marks.
+    written = comparison.prompt if template.kind == "chat" else ()
+    if template.marks and any(template.marks.search(message["content"]) for message in written):
+        notes |= Note.PROMPT_MARKS
+    responses = [
+        _response(template, prompt, trunk, *reply, marked=marks) if reply else _UNPLACED
+        for reply, marks in zip(replies, marked, strict=True)
+    ]
+    return Split(prompt.ids[:trunk], prompt.ids[trunk:], responses, notes)
+
+
+def _same(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many ids two lists begin with in common."""
+    if ids == others[: len(ids)]:
+        return len(ids)
+    return next(
+        (place for place, (one, other) in enumerate(zip(ids, others, strict=False)) if one != other),
+        len(others),
+    )
+
+
+_UNPLACED = Response([], [], 0, 0, Note.UNPLACED)
+
+
+def _written(template: Template, comparison: Comparison, asked: Asked) -> list[Written | None]:
+    """The replies of a comparison; None for one that cannot be placed."""
+    found: list[Written | None] = []
+    for place in range(len(comparison.responses)):
+        try:
+            found.append(write_reply(template, comparison, place, asked))
+        except Unplaced:  # counted as such
+            found.append(None)
+    return found
+
+
+def _response(
+    template: Template, prompt: _Tokens, trunk: int, reply: Written, tokens: _Tokens, *, marked: bool
+) -> Response:
+    """One response, out of the whole conversation or, where that would misread its text, apart from it."""
+    notes = Note.REPLY_MARKS if marked else Note(0)
+    apart = prompt.ids[:trunk] != tokens.ids[:trunk]
+    if (marked and len(reply.own) == 1 and template.kind == "chat") or apart:
+        notes |= Note.APART if apart else Note(0)
+        own = _by_pieces(template, prompt, trunk, reply)
+    else:
+        own = _together(template, trunk, reply, tokens)
+    return own._replace(notes=own.notes | notes)
+
+
+def _marked(template: Template, reply: Sequence[Message]) -> bool:
+    """Whether a reply spells a mark of the template."""
+    if template.marks is None:
+        return False
+    texts = [
+        text for message in reply for text in (message["content"], str(message.get("reasoning_content", "")))
+    ]
+    if template.kind == "plain":
+        texts[-2] = template.without_end(texts[-2])
+    return any(template.marks.search(text) for text in texts)
+
+
+def _together(template: Template, trunk: int, reply: Written, tokens: _Tokens) -> Response:
+    """A response out of the whole conversation's tokens."""
+    ids = tokens.ids
+    places = [
+        (tokens.covering(start), len(ids) if end is None else tokens.behind(end)) for start, end in reply.own
+    ]
+    start, end = places[-1]
+    closing: list[int] = []
+    if reply.own[-1][1] is None:
+        end, closing = _closed_by_marks(template, ids, start)
+    elif reply.ends:
+        text = tokens.behind(len(reply.text.rstrip("\n")))
+        closing = closing_ids(template, ids[end:], ids[end:text])
+    return _made(trunk, ids, [*places[:-1], (start, end)], closing)
+
+
+def _made(
+    trunk: int, ids: Sequence[int], places: Sequence[tuple[int, int]], closing: Sequence[int]
+) -> Response:
+    """A response from the places of its own tokens in the whole conversation."""
+    own, context, reached = list[int](), list[Insert](), trunk
+    for start, end in places:
+        start = max(start, reached)
+        if start > reached:
+            context.append(Insert(len(own), list(ids[reached:start])))
+        own += ids[start:end]
+        reached = max(end, reached)
+    own += closing
+    prelude = bool(context) and context[0].before == 0
+    total = len(own) + sum(len(insert.ids) for insert in context)
+    return Response(own, context, total, len(closing), Note.PRELUDE if prelude else 0)
+
+
+def closing_ids(template: Template, behind: Sequence[int], text: Sequence[int]) -> list[int]:
+    """What ends a reply.
+
+    Args:
+        template: That wrote it.
+        behind: All tokens after the reply's text.
+        text: Those of them that are not the last line breaks.
+    """
+    count = template.ends_after(behind)
+    if count:
+        return list(behind[:count])
+    blank = not str(template.tokenizer.decode(list(text))).strip()
+    return [*([] if blank else text), template.ending.ids[-1]]
+
+
+def _closed_by_marks(template: Template, ids: Sequence[int], start: int) -> tuple[int, list[int]]:
+    """Where the text of a conversation's last message ends, and what closes it: the special tokens at the end."""
+    last = len(ids)
+    while last > start and ids[last - 1] not in template.special_ids and _is_break(template, ids[last - 1]):
+        last -= 1
+    first = last
+    while first > start and ids[first - 1] in template.special_ids:
+        first -= 1
+    return first, list(ids[first:last]) or [template.ending.ids[-1]]
+
+
+def _is_break(template: Template, token: int) -> bool:
+    return not str(template.tokenizer.decode([token])).strip()
+
+
+def _by_pieces(template: Template, prompt: _Tokens, trunk: int, reply: Written) -> Response:
+    """A response whose texts are encoded apart from what stands around them."""
+    ids, places, reached = prompt.ids[:trunk], list[tuple[int, int]](), prompt.end(trunk)
+    for start, end in reply.own:
+        start = max(start, reached)
+        ids += template.written_ids(reply.text[reached:start])
+        reached = end if end is not None else len(reply.text.removesuffix(template.ending.text))
+        begin, text = len(ids), reply.text[start:reached]
+        # The text of a single reply may spell marks; among several messages the marks are the template's.
+        ids += template.text_ids(text) if len(reply.own) == 1 else template.written_ids(text)
+        places.append((begin, len(ids)))
+    if not reply.ends:
+        return _made(trunk, ids, places, [])
+    behind, text = (
+        template.written_ids(tail) for tail in (reply.text[reached:], reply.text[reached:].rstrip("\n"))
+    )
+    return _made(trunk, ids, places, closing_ids(template, behind, text))
+
+
+def _apart(comparison: Comparison, template: Template) -> Split:
+    """Prompt and replies each on their own, as an encoder and its decoder read them."""
+    if comparison.turns is not None:
+        raise UserError(
+            f"{comparison.source}: a reply of several messages, tool calls or reasoning cannot be written for a model with an "
+            "encoder, which reads prompt and reply apart. Take such rows out."
+        )
+    prompt = template.prompt_ids(comparison.prompt, comparison.tools)
+    closing = template.closing_ids
+    responses = [
+        Response([*ids, *closing], [], len(ids) + len(closing), len(closing))
+        for ids in template.texts_ids(comparison.responses)
+    ]
+    return Split(prompt, [], responses, 0)

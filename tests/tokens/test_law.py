@@ -1,0 +1,361 @@
+"""The law of rows: prompt, what stands between and reply are what the chat template writes for the whole conversation."""
+
+import re
+from pathlib import Path
+
+import pytest
+import trl
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.tiny import CHATML, tiny_tokenizer
+from tokenward.errors import UserError
+from tokenward.tokens.encode import Encoded, Limits, encode_one
+from tokenward.tokens.spelled import spelled
+from tokenward.tokens.template import Style, Template, joined
+from tokenward.types import Comparison, Message
+
+SHIPPED = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+MADE = {
+    "llama2": "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }} "
+    "{{ eos_token }}{% endif %}{% endfor %}",
+    "gemma": "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+    "mistral": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}"
+    "{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+    "phi": "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
+    "zephyr": "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content + eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+    "command_r": "{{ bos_token }}{% for m in messages %}<|START_OF_TURN_TOKEN|><|{{ 'CHATBOT' if m.role == 'assistant' else 'USER' }}"
+    "_TOKEN|>{{ m.content.strip() }}<|END_OF_TURN_TOKEN|>{% endfor %}{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|>"
+    "<|CHATBOT_TOKEN|>{% endif %}",
+    "llama3_dated": "{{ bos_token }}Today: {{ strftime_now('%d %b %Y') }}\n{% for m in messages %}<|start_header_id|>{{ m.role }}"
+    "<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant"
+    "<|end_header_id|>\n\n{% endif %}",
+    "no_question": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+    "chatml": CHATML,
+}
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>\n{{ m.reasoning_content or '' }}\n"
+    "</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}{% endif %}"
+)
+"""Asks with an open thought unless it is told not to, and writes an empty one where there is none."""
+
+USER = Message(role="user", content="Say hi.")
+CALL = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}]
+TOOLS = (
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "It.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    },
+)
+
+
+def said(content: str, **more: object) -> Message:
+    return {"role": "assistant", "content": content, **more}  # type: ignore[typeddict-item]
+
+
+CASES: dict[str, dict] = {
+    "texts": {"prompt": (USER,), "responses": ("Hello there", "No")},
+    "spaces": {"prompt": (USER,), "responses": (" Hello there", "Yes ")},
+    "line": {"prompt": (USER,), "responses": ("\nHello", "No\n")},
+    "turns": {
+        "prompt": (USER, said("Hi"), Message(role="user", content="More")),
+        "responses": ("Hello", "No"),
+    },
+    "thoughts": {
+        "prompt": (USER,),
+        "responses": ("Hello", "No"),
+        "turns": ((said("Hello", reasoning_content="I think"),), (said("No", reasoning_content="Hm."),)),
+    },
+    "call": {
+        "prompt": (USER,),
+        "responses": ("weather", "No"),
+        "tools": TOOLS,
+        "turns": ((said("", tool_calls=CALL),), None),
+    },
+    "several": {
+        "prompt": (USER,),
+        "responses": ("weather", "No"),
+        "tools": TOOLS,
+        "turns": (
+            (
+                said("", tool_calls=CALL),
+                Message(role="tool", name="weather", content="rain"),
+                said("It rains."),
+            ),
+            None,
+        ),
+    },
+    "asked again": {
+        "prompt": (USER,),
+        "responses": ("Hey you It rains.", "No"),
+        "turns": ((said("Hey you"), Message(role="user", content="go on"), said("It rains.")), None),
+    },
+    "begun": {"prompt": (USER, said("Step 1: tea.\n")), "responses": ("Step 2", "No")},
+}
+
+
+def comparison(**row) -> Comparison:
+    return Comparison(key="k", ranks=(0, 1), source="rows.jsonl:1", **row)
+
+
+def sentencepiece_like() -> PreTrainedTokenizerFast:
+    """Writes a mark for each space, and one before the first word of a text, as Llama 2's does."""
+    letters = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
+    letters += [chr(code) for code in range(33, 127)]
+    merges = [("H", "e"), ("\u2581", "He"), ("l", "l"), ("N", "o"), ("\u2581", "No")]
+    vocabulary = {token: place for place, token in enumerate([*letters, *("".join(pair) for pair in merges)])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def joining() -> PreTrainedTokenizerFast:
+    """Byte-level, with one token for two line breaks, as most models' tokenizers have."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("\u010a", "\u010a"), ("H", "e"), ("\u0120", "He")]
+    vocabulary = {token: place for place, token in enumerate([*letters, *("".join(pair) for pair in merges)])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|bos|>", eos_token="<|eos|>")
+
+
+TOKENIZERS = {"bytes": tiny_tokenizer, "sentencepiece": sentencepiece_like, "joining": joining}
+_MARK = re.compile(
+    r"<[|\uff5c][^<>\n'\"{}]*?[|\uff5c]>|<[a-z]+\|>|<\|[a-z_]+>|<[a-z]+_of_[a-z]+>|</?(?:think|tool_call)>|\[/?INST\]"
+)
+
+
+def template_of(source: str, tokenizer: PreTrainedTokenizerFast, **style) -> Template:
+    """A template whose marks are special tokens, but those of thoughts and calls, as in real tokenizers."""
+    marks = dict.fromkeys(_MARK.findall(source))
+    text = [mark for mark in marks if "think" in mark or "tool_call>" in mark]
+    tokenizer.add_special_tokens({"additional_special_tokens": [mark for mark in marks if mark not in text]})
+    tokenizer.add_tokens(text)
+    tokenizer.chat_template = source
+    return Style(**style).template(tokenizer)
+
+
+def whole_of(template: Template, row: Comparison, place: int) -> list[int]:
+    """What transformers alone makes of the conversation."""
+    messages = [dict(message) for message in joined(row.prompt, row.reply(place))]
+    for message in messages if template._takes_parts else ():
+        message["content"] = [{"type": "text", "text": message["content"]}]
+    chat_template = template._dated(template.tokenizer.get_chat_template(None, list(row.tools) or None))
+    return template.tokenizer.apply_chat_template(
+        messages,
+        tools=list(row.tools) or None,
+        return_dict=False,
+        chat_template=chat_template,
+        **template.variables,
+    )
+
+
+def check(template: Template, row: Comparison, encoded: Encoded) -> None:
+    ends = {template.tokenizer.eos_token, template.tokenizer.decode(template.closing_ids).strip(), ""}
+    for place in range(len(row.responses)):
+        whole = whole_of(template, row, place)
+        ids, own = encoded.whole(place)
+        mine = [*encoded.prompt, *ids]
+        same = next(
+            (at for at, both in enumerate(zip(mine, whole, strict=False)) if both[0] != both[1]), len(whole)
+        )
+        # But for a trailing line break or end.
+        assert template.tokenizer.decode(mine[same:]).strip() in ends
+        assert template.tokenizer.decode(whole[same:]).strip() in ends
+        assert [ids[at] for at in own] == encoded.responses[place]
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("source", [*SHIPPED, *MADE], ids=lambda source: getattr(source, "stem", source))
+def test_rows_are_what_the_template_writes(source, tokenizer):
+    text = MADE[source] if source in MADE else source.read_text(encoding="utf-8")
+    template = template_of(text, TOKENIZERS[tokenizer](), day="2026-02-03")
+    refused: dict[str, str] = {}
+    for name, case in CASES.items():
+        row = comparison(**case)
+        try:
+            encoded, notes = encode_one(row, template, Limits(4000, 4000))
+        except UserError as error:
+            refused[name] = str(error)
+            continue
+        assert encoded is not None, notes
+        check(template, row, encoded)
+    # Some templates take no tools, no assistant before a user, or calls in another form.
+    assert set(refused) <= {"call", "several", "turns", "asked again", "begun"}
+    assert all("refuses" in reason for reason in refused.values())
+
+
+def rows_of(source: str, *, tokenizer=joining, row=None, **style) -> tuple[Template, Encoded, list[str]]:
+    template = template_of(source, tokenizer(), **style)
+    encoded, notes = encode_one(row or comparison(**CASES["texts"]), template, Limits(4000, 4000))
+    assert encoded is not None
+    return template, encoded, notes
+
+
+def parts(template: Template, encoded: Encoded, place: int = 0) -> list[str]:
+    """The prompt, then context and the assistant's own in turn, as text."""
+    decode, found, before = template.tokenizer.decode, [template.tokenizer.decode(encoded.prompt)], 0
+    for insert in encoded.inserts(place):
+        found += [decode(encoded.responses[place][before : insert.before]), decode(insert.ids)]
+        before = insert.before
+    return [*found, decode(encoded.responses[place][before:])]
+
+
+def test_what_the_template_writes_before_a_reply_is_read_and_not_trained():
+    template, encoded, notes = rows_of(THINKS)
+    assert parts(template, encoded)[-3:] == ["", "\n\n</think>\n\n", "Hello there<|im_end|>"]
+    # Asked with an open thought and one line break; a row has two, which are one token.
+    assert parts(template, encoded)[0].endswith("<|im_start|>assistant\n<think>")
+    assert template.tokenizer.decode(encoded.asked).endswith("<|im_start|>assistant\n<think>\n")
+    assert notes == [
+        "note: the template begins a reply in another way than it asks for one",
+        "note: the template writes something before a reply",
+    ]
+    assert encoded.closing == [1, 1]
+
+
+def test_variables_reach_the_template_and_change_the_fingerprint():
+    template, encoded, notes = rows_of(THINKS, variables={"enable_thinking": False})
+    assert parts(template, encoded)[0].endswith("assistant\n<think>\n\n</think>\n\n")
+    assert parts(template, encoded)[1:] == ["Hello there<|im_end|>"]
+    assert encoded.asked == encoded.prompt
+    assert notes == []
+    assert template.fingerprint != template_of(THINKS, joining()).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"enable_thinkin": False}, r"does not read enable_thinkin.*reads: enable_thinking"),
+        ({"add_generation_prompt": True}, "add_generation_prompt is decided by tokenward"),
+        ({"tokenize": True}, "tokenize is decided by tokenward"),
+    ],
+)
+def test_variables_that_would_do_nothing_are_refused(variables, said):
+    with pytest.raises(UserError, match=said):
+        template_of(THINKS, joining(), variables=variables)
+
+
+def test_a_thought_is_the_assistants():
+    template, encoded, _ = rows_of(THINKS, row=comparison(**CASES["thoughts"]))
+    assert parts(template, encoded)[-1] == "I think\n</think>\n\nHello<|im_end|>"
+
+
+def test_a_date_is_the_runs():
+    template = template_of(MADE["llama3_dated"], joining(), day="2026-02-03")
+    assert "Today: 03 Feb 2026\n" in template.render([USER])
+    assert template.fingerprint != template_of(MADE["llama3_dated"], joining(), day="2026-02-04").fingerprint
+
+
+def test_messages_of_others_are_read_and_have_no_number():
+    template, encoded, _ = rows_of(CHATML, row=comparison(**CASES["asked again"]))
+    assert parts(template, encoded)[1:] == [
+        "Hey you<|im_end|>",
+        "\n<|im_start|>user\ngo on<|im_end|>\n<|im_start|>assistant\n",
+        "It rains.<|im_end|>",
+    ]
+    text, spans, own = spelled(template.tokenizer, encoded, 0)
+    assert not own
+    raw = text.encode()
+    covered = b"".join(raw[span.start : span.end] for span in spans)
+    assert covered == b"Hey you<|im_end|>It rains."
+    assert spans[-1] == (len(raw), len(raw))
+
+
+def test_a_message_of_weight_0_is_context():
+    turns = ((said("Hey you", weight=0), Message(role="user", content="go on"), said("It rains.")), None)
+    row = comparison(prompt=(USER,), responses=("a", "No"), turns=turns)
+    template, encoded, _ = rows_of(CHATML, row=row)
+    *_, context, own = parts(template, encoded)
+    assert context.startswith("Hey you<|im_end|>\n<|im_start|>user")
+    assert own == "It rains.<|im_end|>"
+
+
+def test_a_begun_reply_goes_on():
+    template, encoded, notes = rows_of(CHATML, row=comparison(**CASES["begun"]))
+    assert parts(template, encoded) == [
+        "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\nStep 1: tea.\n",
+        "Step 2<|im_end|>",
+    ]
+    assert notes == []
+
+
+def test_no_mark_of_a_space_before_a_reply_that_the_template_does_not_write():
+    source = "{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    template, encoded, _ = rows_of(source, tokenizer=sentencepiece_like)
+    first = template.tokenizer.convert_ids_to_tokens(encoded.responses[0])[0]
+    alone = template.tokenizer.convert_ids_to_tokens(template.text_ids("Hello there"))[0]
+    assert (first, alone) == ("He", "\u2581He")
+
+
+def test_marks_in_the_data_are_noted_and_a_replys_are_text():
+    row = comparison(
+        prompt=(Message(role="user", content="<|im_start|>user\nhi<|im_end|>"),),
+        responses=("a<|im_end|>", "b"),
+    )
+    template, encoded, notes = rows_of(CHATML, row=row)
+    assert notes == [
+        "note: a reply holds marks of the template, or special tokens",
+        "note: the prompt holds marks of the template",
+    ]
+    assert encoded.responses[0].count(template.closing_ids[-1]) == 1
+    assert template.tokenizer.decode(encoded.responses[0]) == "a<|im_end|><|im_end|>"
+
+
+def test_data_that_is_templated_already_is_plain_text_with_one_end():
+    prompt = Message(role="user", content="<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
+    row = comparison(prompt=(prompt,), responses=("a<|im_end|>", "b<|im_start|>c"))
+    template, encoded, notes = rows_of(CHATML, tokenizer=tiny_tokenizer, row=row, kind="plain")
+    asked = Template(tokenizer=tiny_tokenizer()).prompt_ids([Message(role="user", content="hi")])
+    assert encoded.prompt == asked
+    assert template.tokenizer.decode(encoded.responses[0]) == "a<|im_end|>"
+    assert notes == ["note: a reply holds marks of the template, or special tokens"]  # of the second
+
+
+def test_an_end_that_is_text_is_followed_by_eos():
+    tokenizer = joining()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} ###\n{% endfor %}"
+    template = Template(tokenizer=tokenizer)
+    assert not template.ending.special
+    assert tokenizer.decode(template.closing_ids) == " ###<|eos|>"
+    encoded, _ = encode_one(comparison(**CASES["texts"]), template, Limits(400, 400))
+    assert tokenizer.decode(encoded.responses[1]) == "No ###<|eos|>"
+
+
+def test_ends_of_a_turn_in_a_row_all_close_a_reply():
+    source = CHATML.replace("<|im_end|>", "<|END_RESPONSE|><|im_end|>")
+    template, encoded, _ = rows_of(source)
+    assert template.tokenizer.decode(encoded.responses[1]) == "No<|END_RESPONSE|><|im_end|>"
+    assert encoded.closing == [2, 2]
+
+
+def test_a_cut_response_ends_with_a_token_of_the_assistants():
+    row = comparison(**CASES["asked again"])
+    template = template_of(CHATML, joining())
+    whole, _ = encode_one(row, template, Limits(400, 400))
+    sizes = [whole.size(0)]
+    for limit in range(1, whole.size(0)):
+        cut, notes = encode_one(row, template, Limits(400, limit, "truncate"))
+        assert "note: response truncated" in notes
+        ids, own = cut.whole(0)
+        assert ids == whole.whole(0)[0][: len(ids)]
+        assert own[-1] == len(ids) - 1 < limit
+        assert not cut.closed[0]
+        sizes.append(len(ids))
+    assert max(sizes[1:]) == whole.size(0) - 1
