@@ -49,6 +49,17 @@ def test_pairs_are_those_of_each_comparison(file: ComparisonFile) -> None:
     assert not chosen[:0]
 
 
+def test_a_comparison_of_one_response_stands_among_pairs(tmp_path: Path, file: ComparisonFile) -> None:
+    alone = Comparison(key="a" * 16, prompt=file[0].prompt, responses=("z",), ranks=(1,), source="f:9")
+    path = tmp_path / "both.jsonl"
+    path.write_text("".join(map(to_line, [file[0], alone, file[1]])))
+    chosen = Choice.pairs(ComparisonFile(path), [0, 1, 2], [1, 2, 0, 1, 0], [2, 1, 2])
+    expected = [pairs(file[0], "all")[1], alone, pairs(file[1], "all")[0]]
+    assert list(chosen) == expected
+    assert list(chosen.choose(np.array([1, 0])).then(chosen[2:])) == [alone, expected[0], expected[2]]
+    assert pair_places(alone, "all", min_gap=0.5) == []
+
+
 def test_whole_comparisons_are_those_of_the_file(file: ComparisonFile) -> None:
     whole = Choice.whole(file, range(4), [3, 3, 3, 3])
     assert list(whole) == list(file)

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tokenward.data.prepare import load
 from tokenward.errors import UserError
@@ -157,6 +159,38 @@ def test_whole_talks_beside_conversations_are_no_replies_to_them(tmp_path):
     row = {"conversations": talk, "chosen": talk, "rejected": [ASKED, assistant("no")]}
     found = load(written(tmp_path, row))
     assert (found.format, found.unread) == ("implicit", ["conversations"])
+
+
+ROLE = st.sampled_from(["user", "assistant", "tool", "system"])
+TURN = st.fixed_dictionaries(
+    {"role": ROLE, "content": st.sampled_from(["", "a", "b"])},
+    optional={
+        "weight": st.sampled_from([0, 1]),
+        "tool_calls": st.just([{"name": "f"}]),
+        "thinking": st.just("t"),
+    },
+)
+TALKS = st.lists(TURN, max_size=4)
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(
+    st.lists(
+        st.fixed_dictionaries({"prompt": TALKS, "chosen": TALKS, "rejected": TALKS}), min_size=1, max_size=6
+    )
+)
+def test_no_row_of_messages_is_lost(tmp_path_factory, rows):
+    found = load(written(tmp_path_factory.mktemp("talks"), *rows), format="pairs")
+    assert found.counts["read"] == len(rows) == len(found.comparisons) + len(found.dropped)
+    assert sum(found.counts.values()) == 2 * len(rows)
+    for row in found.comparisons:
+        replies = [row.reply(place) for place in (0, 1)]
+        assert replies[0] != replies[1]
+        assert all(reply[0]["role"] == reply[-1]["role"] == "assistant" for reply in replies)
+        assert all(
+            any(turn.get("weight", 1) for turn in reply if turn["role"] == "assistant") for reply in replies
+        )
+        assert all(row.responses)
 
 
 @pytest.mark.parametrize(("label", "rank"), [(True, 0), (False, 1), (1, 0), (0, 1)])

@@ -9,7 +9,12 @@ import yaml
 import tokenward
 from tests.tiny import planted_rows
 from tokenward.errors import UserError
+from tokenward.pipeline.plan import plan_recipe
+from tokenward.pipeline.train_stages import best_once
 from tokenward.report.single import shown_pair
+from tokenward.tokens.encode import Encoded
+from tokenward.tokens.rows import TokenRow
+from tokenward.types import Comparison
 
 KTO = ["scores.scorer={name: surprisal}", "policy.selection={name: all}"]
 RUN = Path("runs/quickstart")
@@ -110,6 +115,43 @@ def test_what_needs_pairs_is_refused_before_anything_runs(tiny_workplace: Path, 
         tokenward.run(tiny_workplace, ["data.source=kto.jsonl", *overrides], quiet=True)
     assert message in str(error.value)
     assert [path.parent.name for path in RUN.glob("*/manifest.json")] == ["data"]
+
+
+def test_a_bad_response_of_which_nothing_is_selected_does_not_train(tiny_workplace: Path) -> None:
+    write("kto.jsonl", unpaired(12))
+    given = ["data.source=kto.jsonl", "policy.objective={name: kto}", "scores.scorer={name: surprisal}"]
+    with pytest.raises(UserError, match="the selection keeps no token of any pair"):
+        tokenward.run(
+            tiny_workplace, [*given, "policy.selection={name: threshold, above: 1.0e9}"], quiet=True
+        )
+
+
+def test_every_good_response_that_stands_alone_is_a_best_one() -> None:
+    def row(ranks: tuple[int, ...], *responses: int) -> TokenRow:
+        known = Comparison(key="", prompt=(), responses=("",) * len(ranks), ranks=ranks, source="")
+        return TokenRow(
+            encoded=Encoded(
+                known, [1], [[token] for token in responses], [True] * len(ranks), [0] * len(ranks)
+            )
+        )
+
+    # Of the pairs of one prompt the first whose best is never worse; 7 is bad in a row of its own, 3 in a pair.
+    rows = [
+        row((0, 1), 2, 3),
+        row((0, 1), 2, 4),
+        row((0,), 5),
+        row((0,), 6),
+        row((1,), 7),
+        row((0,), 7),
+        row((0,), 3),
+    ]
+    assert [one.responses[0] for one in best_once(rows).encoded] == [[2], [5], [6]]
+
+
+def test_a_plan_refuses_what_the_run_would(tiny_workplace: Path) -> None:
+    write("kto.jsonl", unpaired(12))
+    with pytest.raises(UserError, match="the objective of oracle, dpo, compares responses"):
+        plan_recipe(tiny_workplace, ["data.source=kto.jsonl"], quiet=True)
 
 
 def test_the_advice_works(tiny_workplace: Path) -> None:

@@ -172,7 +172,9 @@ def alone(row: TokenRow, place: int) -> TokenRow:
         item.comparison, responses=item.comparison.responses[place : place + 1], ranks=(place,)
     )
     return TokenRow(
-        encoded=Encoded(comparison, item.prompt, [item.responses[place]], [item.closed[place]], 0)
+        encoded=Encoded(
+            comparison, item.prompt, [item.responses[place]], [item.closed[place]], [item.closing[place]]
+        )
     )
 
 

@@ -10,7 +10,7 @@ from tokenward.display import Display
 from tokenward.models.loading import device_of
 from tokenward.ops.costs import FLOAT, HALF, NumberTypes, Work, training_memory
 from tokenward.pipeline.command import open_run
-from tokenward.pipeline.context import EXPERT, Run
+from tokenward.pipeline.context import EXPERT, STAGES, Run
 from tokenward.pipeline.data import comparison_file, prepare_data
 from tokenward.pipeline.examples import prepare_examples
 from tokenward.pipeline.experts import is_needed, trained_experts
@@ -21,6 +21,7 @@ from tokenward.pipeline.prompt_task import labelled_parts
 from tokenward.pipeline.rows import LazyRows
 from tokenward.pipeline.score_stages import all_rows, scoring_models
 from tokenward.pipeline.tasks import encoded_examples
+from tokenward.pipeline.unpaired_checks import check_unpaired
 from tokenward.pipeline.values import scorer_of
 
 NOT_PLANNED = "-"
@@ -72,6 +73,8 @@ def plan_recipe(
 
 def _comparisons(run: Run, measure: bool) -> tuple[list[StagePlan], list[TrainingPlan]]:
     prepare_data(run)
+    trained = [*STAGES, *(f"{EXPERT}{name}" for name in trained_experts(run))]
+    check_unpaired(run, [stage for stage in trained if is_needed(run, stage)])
     template = run.tokenizer_template(run.recipe.model.name)
     parts = [LazyRows(encoded=part) for part in all_rows(run, template)[0].parts]
     table = run.recipe.evaluation

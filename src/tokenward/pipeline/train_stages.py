@@ -165,6 +165,6 @@ def reply_names(rows: LazyRows, place: int) -> np.ndarray:
 
 def with_own_reference(run: Run, start: LanguageModel, rows: LazyRows) -> LazyRows:
     """Rows with the log-probabilities of a model before its training."""
-    with run.display.progress("reference", 2 * len(rows)) as bar:
+    with run.display.progress("reference", int(rows.responses.starts[-1])) as bar:
         column = computed_values(run, start, rows.encoded, progress=bar.advance)
     return rows.with_column("reference_logp", column)

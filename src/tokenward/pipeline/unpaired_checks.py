@@ -57,7 +57,14 @@ def _problems(run: Run, stage: str) -> Iterator[str]:
 
 
 def _of_objective(key: str, table: Named, advice: Callable[[str], str]) -> Iterator[str]:
-    if not unpaired_of(objective_of("objective", table)):
+    if unpaired_of(objective_of("objective", table)):
+        return
+    if ":" in table.name:
+        yield (
+            f'the objective of {key}, {table.name}, does not say that it trains on such rows. Write unpaired = "all" in its class '
+            f"if it does. {advice(key)}"
+        )
+    else:
         yield f"the objective of {key}, {table.name}, compares responses to one prompt. {advice(key)}"
 
 

@@ -89,15 +89,8 @@ def shown_pair(folder: str | Path, number: int, term: str | None = None) -> Show
     """
     run = RunFolder.read(folder)
     reader = PairReader.open(run)
-    if only_alone(run):
-        raise UserError(
-            f"{run.path} has no pair: each of its rows has one response. Its figures are in the report."
-        )
     if reader is None:
-        raise UserError(
-            f"{run.path} has no scores, so no pair of it can be shown. It holds {', '.join(run.manifests)}; "
-            "the stage scores comes with `tokenward score RECIPE`."
-        )
+        raise UserError(_no_pairs(run))
     places, values = [], []
     for place, scores in reader.places():
         places.append(place)
@@ -127,6 +120,15 @@ def shown_pair(folder: str | Path, number: int, term: str | None = None) -> Show
     )
     sides = (first, second)
     return ShownPair(pair, reader.scorer_name, sides, zero, limit, number, len(places), kept.rule, kept.notes)
+
+
+def _no_pairs(run: RunFolder) -> str:
+    if only_alone(run):
+        return f"{run.path} has no pair: each of its rows has one response. Its figures are in the report."
+    return (
+        f"{run.path} has no scores, so no pair of it can be shown. It holds {', '.join(run.manifests)}; "
+        "the stage scores comes with `tokenward score RECIPE`."
+    )
 
 
 def _kept(

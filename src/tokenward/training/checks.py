@@ -86,9 +86,12 @@ def check_rows(objective: Objective, rows: Sequence[TokenRow]) -> None:
         if is_pairwise(objective) and (
             len(comparison.ranks) != 2 or comparison.ranks[0] >= comparison.ranks[1]
         ):
+            advice = "Make pairs of it by data.pairs: best_worst, all or adjacent."
+            if len(comparison.ranks) == 1:
+                advice = "A row of one response trains kto or weighted_likelihood; or give pairs."
             raise UserError(
                 f"{title_of(objective)} is over pairs with the better response first, but {comparison.source} has "
-                f"ranks {list(comparison.ranks)}. Make pairs of it by data.pairs: best_worst, all or adjacent."
+                f"ranks {list(comparison.ranks)}. {advice}"
             )
 
 
