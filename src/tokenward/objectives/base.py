@@ -1,6 +1,6 @@
 """What an objective receives and what it returns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -144,6 +144,13 @@ class Composite:
     def own_denominator(self) -> bool:
         """See :class:`Objective`."""
         return any(map(has_own_denominator, self.parts))
+
+
+def parts_within(objective: Objective) -> Iterator[Objective]:
+    """An objective and every one that it calls, at any depth."""
+    yield objective
+    for part in getattr(objective, "parts", ()):
+        yield from parts_within(part)
 
 
 def needs_reference(objective: Objective) -> bool:

@@ -47,7 +47,7 @@ def train_policy(run: Run) -> Manifest:
     inputs = {"scores": run.done("scores").fingerprint, "model": run.fingerprint_of(run.policy_start)}
     with run.stage("policy", settings, inputs) as stage:
         if not stage.done:
-            objective = objective_of("objective", table.objective)
+            objective = objective_of("objective", table.objective, run.recipe.seed)
             selector = selector_of(table.selection, run.recipe.seed)
             start = run.load(run.policy_start)
             template = start.template(run.recipe.tokens.template)

@@ -163,7 +163,7 @@ def reward_objective(run: Run) -> Objective:
         UserError: it is one of those that train a policy.
     """
     table = run.recipe.reward.objective
-    objective = objective_of("objective", table)
+    objective = objective_of("objective", table, run.recipe.seed)
     if table.name in OBJECTIVES and not isinstance(objective, PlackettLuce):
         raise UserError(
             f"reward.objective is {table.name}, which is over log-probabilities of a policy; a reward is learned from "

@@ -71,7 +71,7 @@ class RunSelection(NamedTuple):
             "compared": "Tokens were selected by scores that are compared with those of all other responses: weights are not "
             "stored.",
             "unit": f"Weights go by {unit if unit == 'spans' else unit + 's'}, which the tokenizer must cut: they are not stored.",
-            "batch": "Tokens were selected batch by batch: a weight depends on the pairs that were trained beside it, and is "
+            "batch": "Tokens were selected step by step: a weight depends on the pairs that were trained beside it, and is "
             "not stored.",
             "dataset": "Tokens were selected among those of all pairs: a weight depends on all of them, and is not stored.",
         }[self.when]
