@@ -1,9 +1,8 @@
 """An objective whose weights are made in the step, from what the policy says of the tokens just then."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from tokenward.objectives.base import Composite, Losses, Objective, is_pairwise,
 from tokenward.ops.ragged import position_in_group, segment_sum, weighted_mean
 from tokenward.plugins import name_of
 from tokenward.scoring.reads import IN_THE_STEP, MissingValue
-from tokenward.scoring.scorers import check_in_the_step, scores_together
+from tokenward.scoring.scorers import Scorer, check_in_the_step, scores_together
 from tokenward.scoring.steps import Owners
 from tokenward.selection import ScoredTokens, Selector, scope_of, unit_of
 from tokenward.tokens.rows import TokenBatch
@@ -94,9 +93,7 @@ class Selected(Composite):
             step does not give.
     """
 
-    def __init__(
-        self, objective: Objective, selector: Selector, scorer: Callable[[Any], Tensor] | None = None
-    ) -> None:
+    def __init__(self, objective: Objective, selector: Selector, scorer: Scorer | None = None) -> None:
         reads = tuple(getattr(scorer, "reads", ())) if scorer is not None else ()
         self.asked: Objective = _ScorerNeeds(reads, stored=scorer is None)  # type: ignore[assignment]
         super().__init__([objective, self.asked])

@@ -8,6 +8,7 @@ from typing import Any, overload
 import numpy as np
 
 from tokenward.artifacts import Manifest, StageFolder, file_fingerprint
+from tokenward.pipeline.constant import warn_of_stored
 from tokenward.pipeline.context import EXPERT, Run
 from tokenward.pipeline.data import encoded_choice, pair_sets, pair_settings, response_keys, without_pairs
 from tokenward.pipeline.experts import folder_of, frozen_values
@@ -61,6 +62,7 @@ def compute_scores(run: Run) -> Manifest:
             template = run.tokenizer_template(run.reference_model)
             rows, _ = all_rows(run, template)
             store = write_values(run, stage, stage.path, scorer, template, rows)
+            warn_of_stored(run, scorer, store)
             stage.complete(responses=len(store), reference=run.reference_model)
     return run.done("scores")
 

@@ -160,7 +160,9 @@ class StepSelections:
 
 def _apart(tokens: ScoredTokens) -> Iterator[ScoredTokens]:
     """Each comparison's tokens by themselves, on the CPU, their responses counted from 0."""
-    tokens = ScoredTokens(*(None if part is None else part.cpu() for part in tokens))
+    tokens = tokens._replace(
+        **{name: part.cpu() for name, part in tokens._asdict().items() if part is not None}
+    )
     owner = tokens.comparison[tokens.response]
     responses = torch.bincount(tokens.comparison).tolist()
     sizes = torch.bincount(owner, minlength=len(responses)).tolist()
