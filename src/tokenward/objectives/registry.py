@@ -11,6 +11,7 @@ from tokenward.config import Named
 from tokenward.errors import UserError
 from tokenward.objectives.base import Composite, Losses, Objective, has_own_denominator
 from tokenward.objectives.checked import CheckedObjective
+from tokenward.objectives.declared import check_declared
 from tokenward.objectives.guidance import Reinforce
 from tokenward.objectives.kto import KTO
 from tokenward.objectives.likelihood import SFT, WeightedLikelihood
@@ -107,7 +108,9 @@ def objective_of(kind: str, table: Named, seed: int = 0) -> Objective:
     if table.name in OBJECTIVES:
         return objective
     check_call(kind, table.name, objective, ("logp", "batch"))
-    return CheckedObjective(objective, table.name)
+    made = CheckedObjective(objective, table.name)
+    check_declared(made)
+    return made
 
 
 OBJECTIVES: dict[str, type] = {

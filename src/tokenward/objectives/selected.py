@@ -145,13 +145,13 @@ class Selected(Composite):
         ).denominator
 
     def _weights(self, logp: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Weights, and the share of each comparison's tokens that have no score.  -> [n], [b]"""
+        """Weights, and the share of each comparison's tokens with weight that have no score.  -> [n], [b]"""
         weights, unscored = batch.values.get(self.column), torch.zeros_like(batch.weights)
         if weights is None:
             tokens = self.scored(logp, batch)
             weights, unscored = self.weights_of(tokens), tokens.scores.isnan().to(batch.weights)
-        owner = batch.comparison[batch.response]
-        share = weighted_mean(unscored, torch.ones_like(unscored), owner, batch.comparisons)
+        owner, present = batch.comparison[batch.response], (batch.weights != 0).to(unscored.dtype)
+        share = weighted_mean(unscored, present, owner, batch.comparisons).nan_to_num(0.0)
         return torch.where(batch.weights != 0, weights.to(batch.weights), 0.0), share
 
     def without_scores(self) -> UserError:

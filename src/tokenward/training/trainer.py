@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from tokenward.models.base import TokenModel, layout_of_both
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives.base import Losses, Objective, has_own_denominator
+from tokenward.objectives.declared import check_declared
 from tokenward.tokens.rows import TokenBatch, TokenRow
 from tokenward.training.arguments import TrainingArguments
 from tokenward.training.auxiliary import AuxiliaryModules
@@ -64,6 +65,7 @@ class TokenTrainer(Trainer):
         reference: LanguageModel | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        check_declared(objective)
         if prepare is None:
             check_rows(objective, rows)
         if arguments.disable_dropout:
