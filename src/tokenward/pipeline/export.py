@@ -17,9 +17,9 @@ from tokenward.display import Display, interval, rounded
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.pipeline.command import quiet_libraries
-from tokenward.pipeline.context import GUIDED_STAGES, STAGES
 from tokenward.pipeline.figures import Figures, read_figures_of
 from tokenward.pipeline.finished import FinishedModel, finished_model
+from tokenward.pipeline.kept_recipe import stages_of
 from tokenward.types import Message
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
@@ -210,8 +210,7 @@ def model_card(finished: FinishedModel, name: str, *, merged: bool) -> str:
 
 
 def _manifests(run: Path) -> list[Manifest]:
-    names = dict.fromkeys((*STAGES, *GUIDED_STAGES))
-    return [read_manifest(run / name) for name in names if (run / name / "manifest.json").is_file()]
+    return [read_manifest(run / name) for name in stages_of(run)]
 
 
 def _data(manifests: Sequence[Manifest]) -> str:
