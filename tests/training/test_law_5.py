@@ -8,17 +8,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from transformers import PrinterCallback
 
 import tokenward
 from studies.methods import arm_of
+from tests.models.tools import reward_model
 from tests.pipeline.tools import plugin
 from tests.tiny import make_workplace
+from tests.tokens.rows import encoded
 from tests.training.tools import arguments, largest_difference, weights_of
 from tokenward.methods import Method, all_methods
+from tokenward.objectives import PlackettLuce
+from tokenward.objectives.base import DRAW
 from tokenward.pipeline import policy_stage
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.stages import run_through
+from tokenward.tokens.rows import TokenRow
+from tokenward.training.passes import StepDraw
 from tokenward.training.trainer import TokenTrainer
 
 METHODS = all_methods()
@@ -135,3 +142,33 @@ def test_a_step_of_each_method_is_the_same_however_it_is_cut(name, handed, tmp_p
     for cut in CUTS:
         apart = largest_difference(whole, trained(given, tmp_path, cut))
         assert apart <= WITHIN * moved, f"{cut}: {apart / moved:.1e} of the update"
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        PlackettLuce(group_size=2, groups=4),
+        PlackettLuce(ties="random"),
+        PlackettLuce(group_size=3, groups=2, ties="random"),
+    ],
+    ids=["subsets", "ties", "both"],
+)
+def test_what_a_ranked_list_draws_is_the_same_however_the_step_is_cut(objective, tmp_path):
+    """Lists of four, two of them tied; another draw would be seen at once, and each step has its own."""
+    generator = torch.Generator().manual_seed(2)
+    rows = [
+        TokenRow(
+            encoded=encoded(
+                [1, 2], *torch.randint(3, 250, (4, 5), generator=generator).tolist(), ranks=(0, 1, 1, 2)
+            )
+        )
+        for _ in range(8)
+    ]
+    given = Handed(reward_model("llama", "shared"), objective, rows, {})
+    whole = trained(given, tmp_path, (8, 1, 4096))
+    moved = largest_difference(weights_of(given.model.model), whole)
+    for cut in CUTS:
+        assert largest_difference(whole, trained(given, tmp_path, cut)) <= WITHIN * moved
+    again = StepDraw(objective)
+    first, second = (again.begin() or again.on(given.model.collate(rows)).values[DRAW][0] for _ in range(2))
+    assert first != second

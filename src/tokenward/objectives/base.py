@@ -12,6 +12,10 @@ Direction = Literal["", "forward", "reverse"]
 """Which KL divergence an objective reads: none, KL(reference || policy), or KL(policy || reference)."""
 
 
+DRAW = "draw"
+"""In ``batch.values`` while an objective that ``draws`` trains: one number, another one in each optimizer step."""
+
+
 class Losses(NamedTuple):
     """Unreduced result of an objective.
 
@@ -55,8 +59,9 @@ class Objective(Protocol):
     ``needs_token_rank`` (``batch.token_rank`` must),
     ``needs_kl`` (``batch.kl`` must: ``"forward"`` or ``"reverse"``), ``needs_states`` (``batch.states`` must),
     ``needs_reference_layers`` (``batch.reference_layers`` must), ``needs_scores`` (``batch.scores`` must), ``pairwise``
-    (every comparison must have exactly two responses, the better one first), and ``own_denominator``
-    (:class:`Losses` have a ``denominator``).
+    (every comparison must have exactly two responses, the better one first), ``own_denominator``
+    (:class:`Losses` have a ``denominator``), and ``draws`` (it draws by ``batch.values[DRAW]`` and the responses' ids, so
+    that the draws of a step do not depend on how it is cut).
 
     One with a module to train has a method ``auxiliary(width, layers) -> Auxiliary | None``, which makes that module
     for a policy of so many layers and hidden states of that width; it is called once, before the training.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokenward.models.base import TokenModel
 from tokenward.models.forward import Wanted
-from tokenward.objectives.base import Objective, needs_entropy, needs_token_rank, parts_within
+from tokenward.objectives.base import DRAW, Objective, needs_entropy, needs_token_rank, parts_within
 from tokenward.objectives.selected import Selected
 from tokenward.selection import ScoredTokens
 from tokenward.tokens.rows import TokenBatch
@@ -41,6 +41,31 @@ def passes_of(batch: StepBatch, own: int, device: torch.device) -> list[Pass]:
         Pass(item, sources, torch.tensor([place < own for place in places], device=device), places)
         for item, sources, places in zip(batch.passes, batch.sources, batch.places, strict=True)
     ]
+
+
+class StepDraw:
+    """One number for each optimizer step, by which an objective draws the same however the step is cut.
+
+    Args:
+        objective: It has one where it, or one that it calls, says that it ``draws``.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self._wanted = any(getattr(part, "draws", False) for part in parts_within(objective))
+        self._number: int | None = None
+
+    def begin(self) -> None:
+        """Another step begins."""
+        self._number = None
+
+    def on(self, batch: TokenBatch) -> TokenBatch:
+        """A batch of the step, with the number where it is wanted."""
+        if not self._wanted:
+            return batch
+        if self._number is None:  # by torch's generator, which a checkpoint has
+            self._number = int(torch.randint(2**31, ()))
+        drawn = torch.full_like(batch.ids, self._number)
+        return replace(batch, values={**batch.values, DRAW: drawn})
 
 
 class _Place(NamedTuple):

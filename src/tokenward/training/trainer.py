@@ -30,7 +30,7 @@ from tokenward.training.collator import Collator, Prepare, Rows, StepBatch
 from tokenward.training.denominator import StepDenominator, check_divisible
 from tokenward.training.finite import FiniteLosses
 from tokenward.training.metrics import LOSS, MetricSums
-from tokenward.training.passes import Pass, StepSelections, passes_of
+from tokenward.training.passes import Pass, StepDraw, StepSelections, passes_of
 from tokenward.training.reading import wanted_by
 
 
@@ -89,7 +89,7 @@ class TokenTrainer(Trainer):
         self._closing: StepBatch | None = None
         self._step: list[StepBatch] = []
         self._made: list[list[Pass]] = []
-        self._finite = FiniteLosses()
+        self._finite, self._draw = FiniteLosses(), StepDraw(objective)
         self.read: Counter[str] = Counter()
         super().__init__(
             model=model.model,
@@ -127,6 +127,7 @@ class TokenTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[StepBatch], device: torch.device) -> Tensor:
         """Comparisons in the whole optimizer step, over all micro-batches and processes, none twice."""
         self._step, self._made = batch_samples, []
+        self._draw.begin()
         self._closing = batch_samples[-1] if batch_samples and self._data_ends else None
         own = sum(self._own_rows(batch, closing=batch is self._closing) for batch in batch_samples)
         count = torch.tensor(own, device=device)
@@ -171,7 +172,7 @@ class TokenTrainer(Trainer):
             # Gradients of a micro-batch are exchanged once, with its last pass.
             with nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    losses = self.losses(model, item.batch)
+                    losses = self.losses(model, self._draw.on(item.batch))
                 self._finite.note(losses.loss, item.sources, self.state.global_step + 1)
                 loss = (losses.loss * item.counts).sum() * scale
                 check_gradient(loss, self.objective)
