@@ -1,6 +1,7 @@
 """Whether an objective asks for everything that it reads: tried on two small pairs before anything is trained."""
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -55,8 +56,8 @@ ASKED = {
 def check_declared(objective: Objective, *, width: int = 4, layers: int = 2) -> None:
     """Refuse an objective that reads what it does not ask for: in a training it would find None there.
 
-    An objective that fails whatever the batch has is left to the training, which says where. The modules of an objective
-    are made for the trial, and again for the training.
+    A copy is tried, so that one which counts its calls, or has modules, begins as it was. An objective that fails whatever
+    the batch has, or cannot be copied, is left to the training, which says where.
 
     Args:
         objective: Each one that it calls is looked at by itself.
@@ -90,7 +91,11 @@ def _callable_parts(objective: Objective, title: str = "") -> Iterator[tuple[str
 
 def _missing(objective: Objective, width: int, layers: int) -> list[str]:
     """What it reads and does not ask for."""
-    auxiliaries(objective, width, layers)
+    try:
+        objective = deepcopy(objective)
+        auxiliaries(objective, width, layers)
+    except Exception:  # whatever a class of one's own raises there
+        return []
     sizes = {"": (), "w": (width,), "lw": (layers, width)}
     known = {name: torch.rand(sum(LENGTHS), *sizes[asked.shape]) for name, asked in ASKED.items()}
     unasked = [name for name, asked in ASKED.items() if not asked.asks(objective)]
