@@ -1,6 +1,7 @@
 """Methods of papers are recipes: short, complete, and each trains."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from typer.testing import CliRunner
 import tokenward
 from studies.methods import arm_of
 from tests.pipeline.tools import plugin
+from tests.selection.test_selectors import scored
 from tokenward import cli
-from tokenward.config import parse_recipe
+from tokenward.config import Named, parse_recipe
 from tokenward.errors import UserError
 from tokenward.methods import all_methods, method_of
 from tokenward.pipeline.stages import check_recipe
+from tokenward.selection import selector_of
 
 METHODS = all_methods()
 UNKNOWN = {"LOW": "-0.5", "HIGH": "1.5"}
@@ -82,6 +85,16 @@ def test_what_the_paper_does_not_say_must_be_written(tiny_workplace):
     loaded = parse_recipe(METHODS["tis_dpo"].recipe, "tis.yaml")
     with pytest.raises(UserError, match="LOW"):
         check_recipe(loaded)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name.startswith("tis_dpo")])
+def test_tis_dpo_clamps_the_score_and_turns_it_round_then(name):
+    """arXiv 2410.04350, Eq. 19: w = exp(mu clamp(s, L, U)) with L = -0.5, U = 1.5, mu = 1 and -1, on both sides -3, 0, 3."""
+    table = yaml.safe_load(filled(METHODS[name].body))["policy"]["selection"]
+    selector = selector_of(Named(name=table.pop("name"), arguments=table), 0)
+    weights = selector(scored([-3.0, 0.0, 3.0], [-3.0, 0.0, 3.0])).tolist()
+    assert weights == pytest.approx([math.exp(x) for x in (-0.5, 0.0, 1.5, 0.5, 0.0, -1.5)], rel=1e-6)
+    assert weights[3:] == pytest.approx([1.649, 1.0, 0.223], abs=5e-4)
 
 
 def test_the_list_has_every_method_with_its_paper():

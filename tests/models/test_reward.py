@@ -13,7 +13,7 @@ from tests.tiny import save_tiny, tiny_gpt2, tiny_llama, tiny_t5
 from tests.tokens.rows import encoded
 from tests.training.tools import arguments
 from tokenward.errors import UserError
-from tokenward.models.head_mlp import HeadMLPSettings
+from tokenward.models.head_mlp import HeadMLPSettings, live_units, mlp
 from tokenward.models.loading import load_model
 from tokenward.models.reward import (
     HEAD_FILE,
@@ -130,10 +130,47 @@ def test_the_published_start_gives_every_token_nearly_the_same_reward(tmp_path):
     assert values_of(model).tolist() == pytest.approx([0.5487] * 34, abs=2e-4)
     first, last = model.model.head[0], model.model.head[2]
     assert (first.out_features, last.in_features, last.out_features) == (2048, 2048, 1)
-    for layer in (first, last):
-        assert torch.equal(layer.bias, torch.full_like(layer.bias, -1e-4))
+    for layer, bias in (
+        (first, 0.0),
+        (last, -1e-4),
+    ):  # at a width of 32 the published bias would leave no unit alive
+        assert torch.equal(layer.bias, torch.full_like(layer.bias, bias))
         limit = 1e-4 * (6 / (layer.in_features + layer.out_features)) ** 0.5
         assert 0.98 * limit < float(layer.weight.detach().abs().max()) <= limit
+
+
+@pytest.mark.parametrize("width", [8, 32, 64, 128, 576, 768, 4096])
+@pytest.mark.parametrize("hidden", [16, 2048])
+def test_a_fresh_head_is_alive_whatever_its_width(width, hidden):
+    """A ReLU whose units are all below 0 has no gradient: rewards of narrow models never learned anything."""
+    torch.manual_seed(0)
+    states = torch.randn(50, width)
+    head = mlp(width, hidden, 1, gain=1e-4, bias=None)
+    alive = (head[0](states) > 0).float().sum(1)
+    assert float(alive.mean()) >= 4
+    head(states).sum().backward()
+    assert float(head[0].weight.grad.abs().max()) > 0
+    published = hidden == 2048 and width >= 576
+    assert torch.equal(head[0].bias, torch.full((hidden,), -1e-4 if published else 0.0))
+    if published:
+        assert float(alive.mean()) == pytest.approx(live_units(width, hidden, gain=1e-4, bias=-1e-4), rel=0.1)
+
+
+def test_a_reward_of_a_narrow_model_learns_from_its_own_start(tmp_path):
+    """Width 32, the head as it comes: token 5 is good, and ends with a higher reward than every other one."""
+    model = new_reward_model(str(save_tiny(tmp_path / "model")), RewardSettings(), seed=0, device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for _ in range(16):
+        good, bad = torch.randint(10, 250, (2, 6), generator=generator).tolist()
+        good[3] = 5
+        rows.append(TokenRow(encoded=encoded([1, 2], good, bad)))
+    settings = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 12}
+    TokenTrainer(model, PlackettLuce(), arguments(tmp_path / "t", **settings), rows).train()
+    model.model.eval()
+    values = values_of(model, [row.encoded for row in rows]).view(16, 2, 6)
+    assert float(values.std()) > 1e-2
+    assert float(values[:, 0].mean(1).sub(values[:, 1].mean(1)).min()) > 0
 
 
 def test_the_start_is_that_of_its_seed_and_leaves_torchs_generator_alone(tmp_path):

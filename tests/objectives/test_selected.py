@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from tests.objectives.test_objectives import batch_of, double
+from tests.training.tools import arguments, language_model, random_rows
 from tokenward.errors import UserError
 from tokenward.objectives import SFT, Selected, SePO, SimPO
 from tokenward.objectives.base import has_own_denominator
-from tokenward.selection import KeepAll, TopFraction
+from tokenward.scoring.scorers import Combine
+from tokenward.selection import KeepAll, TopFraction, Transform
 from tokenward.selection.base import ScoredTokens
+from tokenward.training.trainer import TokenTrainer
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,7 @@ def test_scorers_that_cannot_work_are_refused():
         Selected(SimPO(), Whole(), Doubt())
 
 
-def test_a_scorer_without_any_score_is_refused_and_not_trained_on_nothing():
+def test_a_scorer_without_any_score_is_refused_and_not_trained_on_nothing(tmp_path):
     @dataclass(frozen=True)
     class Blank:
         reads: ClassVar[tuple[str, ...]] = ("policy_logp",)
@@ -236,5 +239,41 @@ def test_a_scorer_without_any_score_is_refused_and_not_trained_on_nothing():
         def __call__(self, record):
             return torch.full((len(record.ids),), torch.nan)
 
-    with pytest.raises(UserError, match="gave no token of the step a score"):
-        Selected(SimPO(), KeepAll(), Blank())(double(*LOGP), batch_of((2, 3)))
+    objective = Selected(SimPO(), KeepAll(), Blank())
+    found = objective(double(*LOGP), batch_of((2, 3)))
+    assert found.metrics["selection/unscored"].tolist() == [1.0]
+    trainer = TokenTrainer(language_model(), objective, arguments(tmp_path), random_rows(4))
+    with pytest.raises(UserError, match=r"Blank\): no token of the step has a score"):
+        trainer.train()
+
+
+def test_a_response_without_scores_may_be_a_pass_of_its_own(tmp_path):
+    """It is left out; whether the others stand in the same pass says nothing."""
+
+    class OfLong:
+        reads = ("policy_logp",)
+
+        def __call__(self, record):
+            return torch.full((len(record.ids),), 1.0 if len(record.ids) > 4 else torch.nan)
+
+    objective = Selected(SFT(), TopFraction(), OfLong())
+    table = arguments(tmp_path, tokens_per_forward=1, max_steps=1)
+    trainer = TokenTrainer(language_model(), objective, table, random_rows(8))
+    trainer.train()
+    assert 0 < trainer.state.log_history[0]["selection/unscored"] < 1
+
+
+def test_a_step_of_combine_compares_the_responses_of_a_comparison_in_the_step():
+    """As it does with stored scores; -1 -2 | -1 -4 -2.5 of each side by itself, from 0 to 1."""
+    ranked = {
+        "scorer": {"name": "log_probability", "of": "policy"},
+        "steps": [{"min_max": {"scope": "comparison"}}],
+    }
+    objective = Selected(SFT(sides="both"), Transform(), Combine((ranked,)))
+    tokens = objective.scored(double(*LOGP), batch_of((2, 3)))
+    assert tokens.scores.tolist() == pytest.approx([1.0, 0.0, 1.0, 0.0, 0.5])
+    everything = {**ranked, "steps": [{"min_max": {"scope": "dataset"}}]}
+    with pytest.raises(
+        UserError, match=r"a step of combine cannot see all data\. Write scope: response, or comparison"
+    ):
+        Selected(SFT(), Transform(), Combine((everything,)))

@@ -8,10 +8,14 @@ import pytest
 
 import tokenward
 from tests.pipeline.tools import guided, guided_recipe
+from tokenward.artifacts.files import canonical
+from tokenward.config import parse_recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
-from tokenward.pipeline.compare import compare_runs
+from tokenward.pipeline.compare import _settings, compare_runs
 from tokenward.pipeline.compare_show import coloured, different_words, show_comparison
+from tokenward.pipeline.export import model_card
+from tokenward.pipeline.finished import finished_model
 from tokenward.pipeline.row_values import RowKey, read_row_values
 
 RUN = Path("runs/quickstart")
@@ -84,6 +88,86 @@ def test_differing_recipe_values_are_listed_once(copied_run: Path) -> None:
         "policy.objective.gamma: 2 -> 1",
     ]
     assert not any(item.name.endswith("/before") for item in found.figures), "both began with the same model"
+
+
+def leaves(value, path=()):
+    """Every value of a recipe and its key; those of tables inside lists too."""
+    if isinstance(value, dict) and value:
+        return [found for key, inner in value.items() for found in leaves(inner, (*path, key))]
+    return [(path, value)]
+
+
+def with_leaf(recipe: dict, path: tuple[str, ...], value) -> dict:
+    changed = json.loads(json.dumps(recipe))
+    table = changed
+    for key in path[:-1]:
+        table = table[key]
+    table[path[-1]] = value
+    return changed
+
+
+FULL = """
+sft: {training: {learning_rate: 1.0e-5, max_steps: 2}}
+referee: {fraction: 0.2, objective: {name: dpo, beta: 0.1}, training: {max_steps: 2}}
+experts:
+  good: {model: m, prompt: "Well. {prompt}", training: {max_steps: 2}, objective: {name: sft}, fraction: 0.5,
+    picks: {scorer: {name: log_ratio}, side: chosen, fraction: 0.1}}
+scores: {scorer: {name: combine, how: sum, parts: [{scorer: {name: rank}, steps: [{top: {fraction: 0.3}}]}]}}
+policy: {selection: {name: top_fraction, chosen: {fraction: 0.4}}, objective: {name: sum, terms: [{name: dpo}]}}
+examples: {source: x.jsonl, prompt: "{a}", references: b}
+prompt_task: {train: a.jsonl, development: b.jsonl, test: c.jsonl, verbalizers: [a, b]}
+guidance: {source: {name: rouge}, every: 3}
+reward: {head: {hidden: 16}, training: {max_steps: 3}}
+"""
+FULL_RECIPE = parse_recipe(FULL, "full.yaml")[0].model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    leaves(FULL_RECIPE),
+    ids=lambda value: ".".join(value) if isinstance(value, tuple) else "",
+)
+def test_every_leaf_of_a_recipe_that_differs_is_named(tmp_path, path, value):
+    """The recipe that an evaluation keeps has them all; only where the run lies is no difference."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, recipe in zip(folders, (FULL_RECIPE, with_leaf(FULL_RECIPE, path, ["other"])), strict=True):
+        (folder / "evaluation").mkdir(parents=True)
+        (folder / "evaluation" / "recipe.json").write_text(json.dumps(recipe))
+    found = _settings(folders)
+    expected = [] if path == ("run",) else [f'{".".join(path)}: {json.dumps(canonical(value))} -> ["other"]']
+    assert found == expected
+
+
+def test_an_evaluation_keeps_the_whole_recipe(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished_run)
+    run = tokenward.open_run("recipes/quickstart.yaml", quiet=True)
+    kept = json.loads((RUN / "evaluation" / "recipe.json").read_text())
+    assert kept == run.recipe.model_dump(mode="json")
+    assert {path[0] for path, _ in leaves(kept)} == set(type(run.recipe).model_fields)
+
+
+EXPERTS = [
+    "experts={good: {objective: {name: sft}, training: {max_steps: 2}}, other: {prompt: 'So. {prompt}'}}",
+    "scores.scorer={name: log_ratio, numerator: good, denominator: other}",
+]
+
+
+def test_settings_of_experts_are_compared_and_on_the_card(copied_run: Path) -> None:
+    """Of a run that was evaluated before recipes were kept too; an expert that no scorer reads any more is in neither."""
+    runs = [
+        tokenward.run(copied_run, [*EXPERTS, f"run=runs/{name}", *changes], quiet=True).folder
+        for name, changes in (("a", []), ("b", ["experts.good.training.max_steps=3"]))
+    ]
+    assert compare_runs(*runs).settings == ["experts.good.training.max_steps: 2 -> 3"]
+    card = model_card(finished_model(str(runs[1])), "m", merged=False)
+    assert "expert-good:" in card
+    assert "max_steps: 3" in card
+    assert "So. {prompt}" in card
+    (runs[0] / "evaluation" / "recipe.json").unlink()
+    assert compare_runs(*runs).settings == ["expert-good.training.max_steps: 2 -> 3"]
+    changes = ["run=runs/b", "scores.scorer={name: surprisal}", "policy.selection={name: all}"]
+    tokenward.run(copied_run, changes, quiet=True)
+    assert "expert-good" not in model_card(finished_model(str(runs[1])), "m", merged=False)
 
 
 def test_other_rows_another_template_and_no_run_are_refused(copied_run: Path) -> None:

@@ -229,15 +229,15 @@ def test_every_draw_of_a_run_is_another_one(recipe, monkeypatch):
     calls = watched(monkeypatch)
     changes = ["guidance.training.gradient_accumulation_steps=2", "guidance.training.max_steps=4"]
     guided(recipe, REINFORCE, *changes, "guidance.every=2", "guidance.evaluate_every=2")
-    rollouts = [(prompts, seed) for prompts, count, seed, _ in calls if len(prompts) == 2 and count == 3]
+    rollouts = [(prompts, seed) for prompts, count, seed, _ in calls if len(prompts) in (2, 4) and count == 3]
     learning = [seed for prompts, count, seed, _ in calls if len(prompts) == 12]
     looks = [seed for prompts, count, seed, _ in calls if count == 1]
     assert len(learning) == len(set(learning)) == 2
     assert len(looks) == 3
     assert len(set(looks)) == 1
-    # 4 updates of 2 micro-batches, and twice the two development examples for the reward.
-    assert len(rollouts) == 8 + 2
-    assert len({seed for _, seed in rollouts}) == 10
+    # 4 updates, whose 2 micro-batches draw together, and twice the two development examples for the reward.
+    assert sorted(len(prompts) for prompts, _ in rollouts) == [2] * 2 + [4] * 4
+    assert len({seed for _, seed in rollouts}) == 6
 
 
 def test_a_look_at_the_policy_scores_fresh_replies_of_the_policy_then(recipe, monkeypatch):

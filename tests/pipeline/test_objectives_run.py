@@ -133,3 +133,22 @@ def test_a_loss_without_gradient_is_named(tiny_workplace):
     )
     with pytest.raises(UserError, match="has no gradient"):
         policy(tiny_workplace, f"policy.objective={{name: '{name}:Still'}}")
+
+
+def test_a_terms_selection_draws_with_the_seed_of_the_recipe(tiny_workplace, monkeypatch):
+    """As the policy's own selection does; a seed that is written for the sum, or the selection, is taken."""
+    handed = []
+
+    def fit(run, stage, model, objective, *others, **more):
+        handed.append(objective.parts[0].selector.seed)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(policy_stage, "fit", fit)
+    random = "{name: top_fraction, ties: random}"
+    for seed, own in ((3, ""), (4, ""), (3, ", seed: 9")):
+        objective = f"policy.objective={{name: sum, terms: [{{name: sepo, selection: {random}}}]{own}}}"
+        with pytest.raises(KeyboardInterrupt):
+            policy(
+                tiny_workplace, objective, f"seed={seed}", "scores.scorer={name: random}", run=f"seed{seed}"
+            )
+    assert handed == [3, 4, 9]

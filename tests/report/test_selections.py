@@ -71,14 +71,14 @@ def test_weights_of_a_batch_and_of_units_are_not_guessed(copied_run: Path) -> No
     )
     trained(copied_run, batch)
     html = make_report(RUN).html
-    assert "selected batch by batch" in html
+    assert "selected step by step" in html
     assert data_of(html)["selection"]["silent"]
-    assert "batch by batch" in " ".join(shown_pair(RUN, 1).notes)
+    assert "step by step" in " ".join(shown_pair(RUN, 1).notes)
     trained(copied_run, "policy.selection={name: top_fraction, scope: batch}")
     assert not data_of(make_report(RUN).html)["selection"]["silent"]
     shown = shown_pair(RUN, 1)
     assert "within each response" in shown.rule
-    assert "batch by batch" in " ".join(shown.notes)
+    assert "step by step" in " ".join(shown.notes)
     assert any(token.kept for token in shown.sides[0])
     trained(copied_run, "policy.selection={name: transform, steps: [{segment_pool: {segment: word}}, relu]}")
     assert "Weights go by words" in make_report(RUN).html
@@ -94,11 +94,11 @@ def test_terms_of_a_sum_have_the_weights_that_they_trained_with(
     plain = Selected._weights
 
     def noted(self, logp, batch):
-        weights = plain(self, logp, batch)
+        weights, _ = found = plain(self, logp, batch)
         sizes = batch.response.bincount(minlength=batch.responses).tolist()
         for ids, mine in zip(batch.ids.split(sizes), weights.split(sizes), strict=True):
             seen.setdefault(type(self.selector).__name__, {})[tuple(ids.tolist())] = mine.tolist()
-        return weights
+        return found
 
     monkeypatch.setattr(Selected, "_weights", noted)
     trained(copied_run, SUM, f"policy.selection={HALF}", "policy.training.max_steps=6")

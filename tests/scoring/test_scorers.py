@@ -10,7 +10,19 @@ from tokenward.errors import UserError
 from tokenward.models.loading import load_model
 from tokenward.plugins import build
 from tokenward.scoring.reads import is_online, reads_of, scope_of_scores
-from tokenward.scoring.scorers import SCORERS, Attention, Combine, LogRatio, Random, Reward, Surprisal
+from tokenward.scoring.scorers import (
+    SCORERS,
+    Attention,
+    Combine,
+    LogRatio,
+    Random,
+    Reward,
+    Surprisal,
+    check_scope,
+    scores_together,
+    seeded,
+)
+from tokenward.scoring.steps import Owners
 from tokenward.scoring.store import TokenRecord
 from tokenward.scoring.values import flatten, token_values
 from tokenward.tokens.rows import TokenRow
@@ -160,6 +172,44 @@ def test_a_score_that_needs_all_data_is_not_given_for_one_response():
     assert scope_of_scores(scorer) == "dataset"
     with pytest.raises(UserError, match="need a whole dataset, not one response"):
         scorer(record(reference_rank=[1.0] * 3))
+
+
+def compared(scope, name="rank", of="policy"):
+    return Combine((part([{"rank_scale": {"scope": scope}}], name=name, of=of),))
+
+
+def test_a_step_of_a_part_of_a_part_counts_for_the_whole():
+    inner = {"name": "combine", "parts": compared("comparison").parts}
+    outer = Combine(({"scorer": inner},))
+    assert scope_of_scores(outer) == "comparison"
+    records = [record("a", 2, policy_rank=[3.0, 1.0]), record("b", 1, policy_rank=[2.0])]
+    owners = Owners(torch.tensor([0, 0, 1]), torch.zeros(3, dtype=torch.long))
+    for scorer in (outer, compared("comparison")):
+        found = scores_together(scorer, records, owners, torch.ones(3, dtype=torch.bool))
+        assert found.tolist() == [1.0, 0.0, 0.5]
+
+
+def test_a_scorer_that_draws_has_the_seed_of_the_recipe_unless_it_has_one():
+    table = {
+        "name": "combine",
+        "parts": [{"scorer": {"name": "random"}}, {"scorer": {"name": "random", "seed": 4}}],
+    }
+    found = seeded(table, 7)
+    assert [item["scorer"]["seed"] for item in found["parts"]] == [7, 4]
+    assert seeded({"name": "random"}, 7) == {"name": "random", "seed": 7}
+    assert seeded({"name": "reward"}, 7) == {"name": "reward"}
+    assert "seed" not in table["parts"][0]["scorer"]
+
+
+def test_a_scorer_of_ones_own_cannot_ask_for_several_responses():
+    class Own:
+        scope = "comparison"
+
+        def __call__(self, record):
+            return torch.zeros(len(record.ids))
+
+    with pytest.raises(UserError, match="Own has scope comparison, and a scorer is called with one response"):
+        check_scope(Own())
 
 
 def test_values_are_told_apart_by_their_settings_and_the_policys_are_online():

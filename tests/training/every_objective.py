@@ -21,10 +21,10 @@ from transformers import PrinterCallback
 from tests.objectives.tools import MORE, NEEDED
 from tests.tiny import tiny_llama
 from tests.training.tools import arguments, language_model, random_rows, weights_of, with_reference
-from tokenward.objectives import DPO, OBJECTIVES, Objective, Selected, SimPO
+from tokenward.objectives import DPO, OBJECTIVES, SFT, Objective, Selected, SimPO
 from tokenward.plugins import build
 from tokenward.scoring.scorers import Probability
-from tokenward.selection import KeepAll, Threshold, Transform
+from tokenward.selection import KeepAll, Threshold, TopFraction, Transform
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.trainer import TokenTrainer
 
@@ -37,6 +37,12 @@ IN_THE_STEP = {
     "selected: the policy's own": lambda: Selected(
         SimPO(), Transform(steps=({"threshold": {"at": "mean", "keep": "below"}},)), Probability(of="policy")
     ),
+    "selected: over the step": lambda: Selected(
+        SFT(normaliser="step_weights"),
+        Transform(steps=({"top": {"fraction": 0.5, "scope": "batch"}},)),
+        Probability(of="policy"),
+    ),
+    "selected: stored scores over the step": lambda: Selected(DPO(), TopFraction(scope="batch")),
 }
 """Objectives whose weights are made in the step, by what they select with."""
 

@@ -6,6 +6,7 @@ zero all logits begin nearly equal, so sampling explores the whole vocabulary.
 """
 
 import json
+import math
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 
@@ -29,14 +30,14 @@ class HeadMLPSettings:
     Attributes:
         hidden: Width of its one hidden layer.
         gain: Of the Xavier-uniform initialisation.
-        bias: What both biases begin with.
+        bias: What both biases begin with; null as in :func:`mlp`.
         residual: Add the hidden state itself, so that training begins at the frozen model.
     """
 
     _: KW_ONLY
     hidden: int = 2048
     gain: float = 1e-4
-    bias: float = -1e-4
+    bias: float | None = None
     residual: bool = False
 
     def __post_init__(self) -> None:
@@ -47,13 +48,38 @@ class HeadMLPSettings:
             )
 
 
-def mlp(width: int, hidden: int, out: int, *, gain: float, bias: float) -> nn.Sequential:
-    """Linear, ReLU, Linear, begun near zero."""
+PUBLISHED_BIAS = -1e-4
+LIVE_UNITS = 8
+"""Fewest units of a hidden layer that a state should find above 0 at the start, on average."""
+
+
+def mlp(width: int, hidden: int, out: int, *, gain: float, bias: float | None) -> nn.Sequential:
+    """Linear, ReLU, Linear, begun near zero.
+
+    Args:
+        width: Of the states that it reads.
+        hidden: Of its hidden layer.
+        out: Of what it gives.
+        gain: Of the Xavier-uniform initialisation.
+        bias: What both biases begin with. None is -1e-4, as published, but 0 in a hidden layer that would be dead with it:
+            all of its units below 0 whatever is read, so that nothing but the last bias has a gradient.
+    """
     layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out))
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            init_linear(layer, gain=gain, bias=bias)
+    own = PUBLISHED_BIAS if bias is None else bias
+    dead = bias is None and live_units(width, hidden, gain=gain, bias=own) < LIVE_UNITS
+    for layer, begun in ((layers[0], 0.0 if dead else own), (layers[2], own)):
+        assert isinstance(layer, nn.Linear)
+        init_linear(layer, gain=gain, bias=begun)
     return layers
+
+
+def live_units(width: int, hidden: int, *, gain: float, bias: float) -> float:
+    """Units of the hidden layer that begin above 0, on average over states whose features are of size 1.
+
+    What enters a unit is then the bias and a sum of variance ``2 gain^2 width / (width + hidden)``, near to normal.
+    """
+    spread = gain * math.sqrt(2 * width / (width + hidden))
+    return hidden * math.erfc(-bias / (spread * math.sqrt(2))) / 2
 
 
 def init_linear(layer: nn.Linear, *, gain: float, bias: float) -> None:

@@ -20,7 +20,7 @@ from tokenward.artifacts import atomic_write
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.forward import Wanted, run_model
-from tokenward.models.head_mlp import init_linear, mlp
+from tokenward.models.head_mlp import PUBLISHED_BIAS, init_linear, mlp
 from tokenward.models.loading import load_backbone, load_tokenizer
 from tokenward.models.places import model_fingerprint
 from tokenward.models.probe import reward_layout
@@ -39,7 +39,8 @@ class RewardSettings:
     Attributes:
         hidden: Width of the head's hidden layer; None is one linear layer.
         gain: Of the head's Xavier-uniform initialisation.
-        bias: What its biases begin with.
+        bias: What its biases begin with; None is -1e-4, as published, or 0 where that would leave the hidden layer of a
+            narrow model dead (:func:`tokenward.models.head_mlp.mlp`).
         bound: ``softplus`` (published; its true range is ``low`` to ``low + softplus(high - low)``, 0 to 1.3133
             as given), ``sigmoid`` (``low`` to ``high``) or ``none``.
         low: Lower end of the range.
@@ -52,7 +53,7 @@ class RewardSettings:
     _: KW_ONLY
     hidden: int | None = 2048
     gain: float = 1e-4
-    bias: float = -1e-4
+    bias: float | None = None
     bound: Literal["softplus", "sigmoid", "none"] = "softplus"
     low: float = 1e-8
     high: float = 1.0
@@ -105,7 +106,8 @@ class TokenRewardModule(nn.Module):
         width = backbone.config.get_text_config().hidden_size
         if settings.hidden is None:
             self.head: nn.Module = nn.Linear(width, 1)
-            init_linear(self.head, gain=settings.gain, bias=settings.bias)  # type: ignore[arg-type]
+            bias = PUBLISHED_BIAS if settings.bias is None else settings.bias
+            init_linear(self.head, gain=settings.gain, bias=bias)  # type: ignore[arg-type]
         else:
             self.head = mlp(width, settings.hidden, 1, gain=settings.gain, bias=settings.bias)
         backbone.requires_grad_(not settings.freeze)

@@ -1,6 +1,6 @@
 """What an objective receives and what it returns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -13,6 +13,10 @@ Direction = Literal["", "forward", "reverse"]
 
 Unpaired = Literal["", "good", "all"]
 """Which comparisons of one response an objective trains on: none, those whose response is good, or all."""
+
+
+DRAW = "draw"
+"""In ``batch.values`` while an objective that ``draws`` trains: one number, another one in each optimizer step."""
 
 
 class Losses(NamedTuple):
@@ -62,8 +66,9 @@ class Objective(Protocol):
     ``needs_kl`` (``batch.kl`` must: ``"forward"`` or ``"reverse"``), ``needs_states`` (``batch.states`` must),
     ``needs_reference_layers`` (``batch.reference_layers`` must), ``needs_scores`` (``batch.scores`` must), ``pairwise``
     (every comparison must have exactly two responses, the better one first), ``own_denominator``
-    (:class:`Losses` have a ``denominator``), and ``unpaired`` (a comparison may have one response of rank 0, which is
-    good, or 1, which is bad: ``"all"``, or ``"good"`` where a bad one alone teaches nothing).
+    (:class:`Losses` have a ``denominator``), ``unpaired`` (a comparison may have one response of rank 0, which is
+    good, or 1, which is bad: ``"all"``, or ``"good"`` where a bad one alone teaches nothing), and ``draws`` (it draws by
+    ``batch.values[DRAW]`` and the responses' ids, so that the draws of a step do not depend on how it is cut).
 
     One with a module to train has a method ``auxiliary(width, layers) -> Auxiliary | None``, which makes that module
     for a policy of so many layers and hidden states of that width; it is called once, before the training.
@@ -157,6 +162,13 @@ class Composite:
         """See :class:`Objective`."""
         found = {unpaired_of(part) for part in self.parts}
         return "" if "" in found or not found else "all" if "all" in found else "good"
+
+
+def parts_within(objective: Objective) -> Iterator[Objective]:
+    """An objective and every one that it calls, at any depth."""
+    yield objective
+    for part in getattr(objective, "parts", ()):
+        yield from parts_within(part)
 
 
 def needs_reference(objective: Objective) -> bool:

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.objectives.base import Losses
+from tokenward.objectives.base import DRAW, Losses
+from tokenward.objectives.selected import step_seeds
 from tokenward.ops.aggregates import average, group_mean_length, pooled, soft_max, soft_min, total
 from tokenward.ops.listwise import agreement, plackett_luce, random_subsets, ranks_differ
-from tokenward.ops.ragged import segment_sum
+from tokenward.ops.ragged import position_in_group, segment_sum
 from tokenward.plugins import check_call, find
+from tokenward.selection import uniform
 from tokenward.tokens.rows import TokenBatch
 
 AGGREGATES: dict[str, Any] = {"average": average, "sum": total, "softmax": soft_max, "softmin": soft_min}
@@ -88,6 +90,11 @@ class PlackettLuce:
         if self.groups < 1:
             raise UserError(f"groups must be at least 1, got {self.groups}. The paper draws 64.")
 
+    @property
+    def draws(self) -> bool:
+        """Whether lists or orders are drawn."""
+        return self.ties == "random" or self.group_size is not None
+
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch, ``logp`` being token rewards; see :class:`tokenward.objectives.base.Objective`."""
         responses = self._aggregated(logp, batch)
@@ -129,8 +136,11 @@ class PlackettLuce:
 
     def _losses(self, responses: _Responses, batch: TokenBatch, lists: _Lists) -> Tensor:
         rank = batch.rank[lists.response]
-        # Drawn where the checkpointed CPU generator draws, so that every device sees the same order.
-        tie_break = torch.rand(len(rank)).to(rank.device) if self.ties == "random" else None
+        tie_break = None
+        if self.ties == "random":
+            draw = torch.div(lists.group, batch.comparisons, rounding_mode="floor")
+            noise = _noise(batch, lists.groups // max(batch.comparisons, 1), "ties")
+            tie_break = noise[draw, lists.response]
         try:
             return plackett_luce(
                 self._scaled(responses, lists),
@@ -147,7 +157,7 @@ class PlackettLuce:
             ) from error
 
     def _mean_over_subsets(self, responses: _Responses, batch: TokenBatch, size: int) -> Tensor:
-        noise = torch.rand(self.groups, batch.responses).to(batch.rank.device)
+        noise = _noise(batch, self.groups, "subsets")
         drawn = random_subsets(noise, batch.comparison, batch.comparisons, size)
         lists = _Lists(drawn.response, drawn.subset, self.groups * batch.comparisons)
         losses = self._losses(responses, batch, lists)
@@ -155,3 +165,17 @@ class PlackettLuce:
         owner = torch.arange(batch.comparisons, device=counts.device).repeat(self.groups)
         number = segment_sum(counts.to(losses.dtype), owner, batch.comparisons)
         return segment_sum(torch.where(counts, losses, 0.0), owner, batch.comparisons) / number.clamp(min=1)
+
+
+def _noise(batch: TokenBatch, draws: int, what: Literal["ties", "subsets"]) -> Tensor:
+    """Numbers in [0, 1) for several draws: in a training by the step, the response and its place, else new ones.  -> [draws r]"""
+    device = batch.rank.device
+    drawn = batch.values.get(DRAW)
+    if drawn is None:
+        # Where the checkpointed CPU generator draws, so that every device sees the same.
+        return torch.rand(draws, batch.responses).to(device)
+    seeds = step_seeds(batch.ids, batch.response, batch.responses) + position_in_group(batch.comparison)
+    number = 2 * torch.arange(draws, device=device)[:, None] + (what == "ties")
+    return uniform(
+        seeds ^ (number * 0x2545F4914F6CDD1 + drawn[:1].to(torch.int64) * 0x9E3779B97F4A7C1)
+    ).float()

@@ -11,6 +11,7 @@ from tokenward.config import Named
 from tokenward.errors import UserError
 from tokenward.objectives.base import Composite, Losses, Objective, has_own_denominator
 from tokenward.objectives.checked import CheckedObjective
+from tokenward.objectives.declared import check_declared
 from tokenward.objectives.guidance import Reinforce
 from tokenward.objectives.kto import KTO
 from tokenward.objectives.likelihood import SFT, WeightedLikelihood
@@ -34,15 +35,17 @@ class Sum(Composite):
         terms: Each a table: ``name`` and settings of an objective, ``factor`` (1 by default), and ``selection``, a
             selector of its own that makes the term's weights from the stored scores, among the tokens to which the
             policy's selection gave weight.
+        seed: Of selections that draw, unless they have their own; in a recipe it is the recipe's.
     """
 
     _: KW_ONLY
     terms: list[dict[str, Any]]
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.terms:
             raise UserError("a sum needs terms. Write terms: [{name: dpo}, {name: token_kl, factor: 0.1}].")
-        self._terms = [_term(number, table) for number, table in enumerate(self.terms, start=1)]
+        self._terms = [_term(number, table, self.seed) for number, table in enumerate(self.terms, start=1)]
         super().__init__([objective for _, _, objective in self._terms])
         if self.own_denominator and len(self._terms) > 1:
             own = next(name for name, _, term in self._terms if has_own_denominator(term))
@@ -75,7 +78,7 @@ def _two_denominators(name: str) -> str:
     )
 
 
-def _term(number: int, table: Mapping[str, Any]) -> tuple[str, float, Objective]:
+def _term(number: int, table: Mapping[str, Any], seed: int) -> tuple[str, float, Objective]:
     settings = dict(table)
     name, factor = settings.pop("name", None), settings.pop("factor", 1.0)
     selection = settings.pop("selection", None)
@@ -84,7 +87,7 @@ def _term(number: int, table: Mapping[str, Any]) -> tuple[str, float, Objective]
             f"term {number} of the sum is {dict(table)}. Write a table with a name and a number as its factor: "
             "{name: token_kl, factor: 0.1}."
         )
-    objective = objective_of("objective", Named(name=name, arguments=settings))
+    objective = objective_of("objective", Named(name=name, arguments=settings), seed)
     if selection is None:
         return name, float(factor), objective
     if not isinstance(selection, Mapping) or not isinstance(selection.get("name"), str):
@@ -93,21 +96,24 @@ def _term(number: int, table: Mapping[str, Any]) -> tuple[str, float, Objective]
             "selection: {name: top_fraction}."
         )
     arguments = {key: value for key, value in selection.items() if key != "name"}
-    selector = selector_of(Named(name=selection["name"], arguments=arguments), 0)
+    selector = selector_of(Named(name=selection["name"], arguments=arguments), seed)
     return name, float(factor), Selected(objective, selector)
 
 
-def objective_of(kind: str, table: Named) -> Objective:
-    """The objective that a recipe's table names.
+def objective_of(kind: str, table: Named, seed: int = 0) -> Objective:
+    """The objective that a recipe's table names; the seed of a sum is the recipe's unless it has one.
 
     Raises:
         UserError: there is none of this name, or its settings are wrong.
     """
-    objective = build(kind, table.name, table.arguments, OBJECTIVES)
+    arguments = {"seed": seed, **table.arguments} if table.name == "sum" else table.arguments
+    objective = build(kind, table.name, arguments, OBJECTIVES)
     if table.name in OBJECTIVES:
         return objective
     check_call(kind, table.name, objective, ("logp", "batch"))
-    return CheckedObjective(objective, table.name)
+    made = CheckedObjective(objective, table.name)
+    check_declared(made)
+    return made
 
 
 OBJECTIVES: dict[str, type] = {

@@ -1,8 +1,8 @@
 """An objective whose weights are made in the step, from what the policy says of the tokens just then."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -17,13 +17,18 @@ from tokenward.objectives.base import (
     title_of,
     unpaired_of,
 )
-from tokenward.ops.ragged import position_in_group, segment_sum
+from tokenward.ops.ragged import position_in_group, segment_sum, weighted_mean
 from tokenward.plugins import name_of
-from tokenward.scoring.reads import IN_THE_STEP, MissingValue, answer_of
+from tokenward.scoring.reads import IN_THE_STEP, MissingValue
+from tokenward.scoring.scorers import Scorer, check_in_the_step, scores_together
+from tokenward.scoring.steps import Owners
 from tokenward.selection import ScoredTokens, Selector, scope_of, unit_of
 from tokenward.tokens.rows import TokenBatch
 
-_POLICY = "policy_"
+_POLICY, _COLUMN = "policy_", "weights of the step/"
+_NUMBERS = count()
+UNSCORED = "selection/unscored"
+"""Metric: the share of a comparison's tokens that have no score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +86,27 @@ class Selected(Composite):
 
     Args:
         objective: What is computed with the weights.
-        selector: From scores to weights; its scope must not be the data set. A scope of ``batch`` is the
-            comparisons that go through the model together.
-        scorer: Called with each response's :class:`StepRecord`; None takes ``batch.scores``.
+        selector: From scores to weights; its scope must not be the data set. A scope of ``batch`` is all comparisons
+            of the optimizer step: the trainer makes such weights before the passes of the step and puts them into
+            ``batch.values`` under :attr:`column`. Called without them, the batch is the whole.
+        scorer: Called with each response's :class:`StepRecord`, ``combine`` with its steps at the scope that they have;
+            None takes ``batch.scores``.
+
+    Attributes:
+        column: Name of weights that were made over the whole step.
+        asked: What the scorer asks of the step, as an objective says it.
 
     Raises:
         UserError: the selector's scope is the data set, it looks at words, sentences or spans, or the scorer reads what a
             step does not give.
     """
 
-    def __init__(
-        self, objective: Objective, selector: Selector, scorer: Callable[[Any], Tensor] | None = None
-    ) -> None:
+    def __init__(self, objective: Objective, selector: Selector, scorer: Scorer | None = None) -> None:
         reads = tuple(getattr(scorer, "reads", ())) if scorer is not None else ()
-        super().__init__([objective, _ScorerNeeds(reads, stored=scorer is None)])  # type: ignore[list-item]
+        self.asked: Objective = _ScorerNeeds(reads, stored=scorer is None)  # type: ignore[assignment]
+        super().__init__([objective, self.asked])
+        if scorer is not None:
+            check_in_the_step(scorer)
         if scope_of(selector) == "dataset":
             raise UserError(
                 "a selection in the step sees the step's tokens only, and this one has scope: dataset. Write scope: response, or "
@@ -106,7 +118,12 @@ class Selected(Composite):
                 "in policy.selection from a scorer that reads stored values, or leave such a step (segment_pool) out."
             )
         self.objective, self.selector, self.scorer = objective, selector, scorer
-        self.title = title_of(objective)
+        self.title, self.column = title_of(objective), f"{_COLUMN}{next(_NUMBERS)}"
+
+    @property
+    def over_step(self) -> bool:
+        """Whether the weights of one comparison depend on the others of the step."""
+        return scope_of(self.selector) == "batch"
 
     def __repr__(self) -> str:
         scorer = None if self.scorer is None else name_of(self.scorer)
@@ -114,7 +131,7 @@ class Selected(Composite):
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""
-        made = self._weights(logp, batch)
+        made, unscored = self._weights(logp, batch)
         empty = _empty(made, batch, pairwise=is_pairwise(self.objective))
         # An empty pair is computed with the batch's weights, so that every number in it is finite, and then left out.
         left_out = empty[batch.comparison[batch.response]]
@@ -123,7 +140,7 @@ class Selected(Composite):
         found = self.objective(logp, inner)
         loss = torch.where(empty, 0.0, found.loss)
         metrics = {name: torch.where(empty, 0.0, value) for name, value in found.metrics.items()}
-        metrics["selection/empty"] = empty.to(loss.dtype)
+        metrics |= {"selection/empty": empty.to(loss.dtype), UNSCORED: unscored.to(loss.dtype)}
         denominator = None if found.denominator is None else self._denominator(logp, batch, made)
         return Losses(loss, metrics, denominator, found.having)
 
@@ -139,8 +156,26 @@ class Selected(Composite):
             logp, replace(batch, weights=weights, kept=weights.nonzero().squeeze(-1))
         ).denominator
 
-    def _weights(self, logp: Tensor, batch: TokenBatch) -> Tensor:
-        tokens = ScoredTokens(
+    def _weights(self, logp: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Weights, and the share of each comparison's tokens with weight that have no score.  -> [n], [b]"""
+        weights, unscored = batch.values.get(self.column), torch.zeros_like(batch.weights)
+        if weights is None:
+            tokens = self.scored(logp, batch)
+            weights, unscored = self.weights_of(tokens), tokens.scores.isnan().to(batch.weights)
+        owner, present = batch.comparison[batch.response], (batch.weights != 0).to(unscored.dtype)
+        share = weighted_mean(unscored, present, owner, batch.comparisons).nan_to_num(0.0)
+        return torch.where(batch.weights != 0, weights.to(batch.weights), 0.0), share
+
+    def without_scores(self) -> UserError:
+        """The error where no token of a whole step has a score."""
+        return UserError(
+            f"{self!r}: no token of the step has a score (all are NaN), so nothing is selected by it. Give numbers; NaN is for "
+            "single tokens that are to be left out."
+        )
+
+    def scored(self, logp: Tensor, batch: TokenBatch) -> ScoredTokens:
+        """The scores of a batch, as the selector takes them."""
+        return ScoredTokens(
             scores=self._scores(logp, batch),
             response=batch.response,
             comparison=batch.comparison,
@@ -148,17 +183,22 @@ class Selected(Composite):
             closing=batch.closing,
             seeds=step_seeds(batch.ids, batch.response, batch.responses),
         )
-        weights = torch.as_tensor(self.selector(tokens), device=logp.device).to(batch.weights.dtype)
-        if weights.shape == logp.shape:
-            weights = torch.where(batch.weights != 0, weights, 0.0)
+
+    def weights_of(self, tokens: ScoredTokens) -> Tensor:
+        """What the selector gives the tokens.  -> [n]
+
+        Raises:
+            UserError: it is not one finite number per token, or less than 0 where that is not meant.
+        """
+        weights = torch.as_tensor(self.selector(tokens), device=tokens.scores.device)
         signed = bool(getattr(self.selector, "signed", False))
         if (
-            weights.shape != logp.shape
+            weights.shape != tokens.scores.shape
             or not bool(weights.isfinite().all())
             or (not signed and bool((weights < 0).any()))
         ):
             raise UserError(
-                f"the selector {name_of(self.selector)} must give one finite weight{'' if signed else ' >= 0'} per token ({len(logp)}), got "
+                f"the selector {name_of(self.selector)} must give one finite weight{'' if signed else ' >= 0'} per token ({len(tokens.scores)}), got "
                 f"shape {tuple(weights.shape)}, least {float(weights.min()):.3g}, largest {float(weights.max()):.3g}."
             )
         return weights
@@ -170,12 +210,19 @@ class Selected(Composite):
                     "a selection in the step has neither a scorer nor stored scores. Name a scorer, or use it in the policy table."
                 )
             return batch.scores
+        owner = batch.comparison[batch.response]
+        preferred = (batch.rank == 0)[batch.response]
+        return scores_together(
+            self.scorer, self._records(logp, batch), Owners(batch.response, owner), preferred
+        )
+
+    def _records(self, logp: Tensor, batch: TokenBatch) -> list[StepRecord]:
         sizes = torch.bincount(batch.response, minlength=batch.responses).tolist()
         known = _known(logp, batch)
         parts = {name: value.split(sizes) for name, value in known.items()}
         seeds = step_seeds(batch.ids, batch.response, batch.responses).tolist()
         ids = batch.ids.split(sizes)
-        records = [
+        return [
             StepRecord(
                 f"{seeds[place]:016x}",
                 ids[place].tolist(),
@@ -183,22 +230,6 @@ class Selected(Composite):
             )
             for place in range(batch.responses)
         ]
-        scores = [
-            torch.as_tensor(answer_of(self.scorer, record), device=logp.device).float() for record in records
-        ]
-        for score, size in zip(scores, sizes, strict=True):
-            if score.shape != (size,):
-                raise UserError(
-                    f"the scorer {name_of(self.scorer)} gave {tuple(score.shape)} numbers for a response of {size} tokens. It must give "
-                    "one per token."
-                )
-        found = torch.cat(scores)
-        if len(found) and bool(found.isnan().all()):
-            raise UserError(
-                f"the scorer {name_of(self.scorer)} gave no token of the step a score (all are NaN), so nothing would train. Give numbers; NaN is "
-                "for single tokens that are to be left out."
-            )
-        return found
 
 
 def _known(logp: Tensor, batch: TokenBatch) -> dict[str, Tensor]:
@@ -210,7 +241,8 @@ def _known(logp: Tensor, batch: TokenBatch) -> dict[str, Tensor]:
         "reference_logp": batch.reference_logp,
     }
     stored = {name: value for name, value in own.items() if value is not None}
-    return {name: value.detach() for name, value in {**batch.values, **stored}.items()}
+    given = {name: value for name, value in batch.values.items() if not name.startswith(_COLUMN)}
+    return {name: value.detach() for name, value in {**given, **stored}.items()}
 
 
 def step_seeds(ids: Tensor, response: Tensor, responses: int) -> Tensor:

@@ -100,7 +100,7 @@ def _weighted(run: Run, rows: LazyRows, count: int) -> Sequence[TokenRow] | None
         "since scores again before it trains"
     )
     if scope_of(selector) == "batch":
-        run.display.line("  tokens are selected batch by batch; here among these rows")
+        run.display.line("  tokens are selected step by step; here among these rows")
         return weigh_batch(selector, scored[:count])
     tokenizer = run.tokenizer_template(run.recipe.model.name).tokenizer
     return weigh_all(run, selector, scored, tokenizer)[:count]

@@ -12,6 +12,7 @@ from tokenward.evaluation.statistics import Figure, mean_figure
 from tokenward.models.loading import load_tokenizer
 from tokenward.pipeline.context import GUIDED_STAGES, STAGES
 from tokenward.pipeline.figures import figure_as_json
+from tokenward.pipeline.kept_recipe import changes_of, recipes_kept, stages_of
 from tokenward.pipeline.row_values import PAIR, PROMPT, RowKey, read_row_values
 from tokenward.tokens.template import Style, Template
 
@@ -170,17 +171,31 @@ def trained_stage(folder: Path) -> str:
 
 
 def _settings(folders: Sequence[Path]) -> list[str]:
-    """Recipe values that differ in any stage, each once."""
+    """Recipe values that differ, and files of one's own code; of runs without a kept recipe what their stages have."""
+    first, second = (stages_of(folder) for folder in folders)
+    stages = [*first, *(stage for stage in second if stage not in first)]
+    recipes = recipes_kept((folders[0], folders[1]))
+    code = [change for change in _of_stages(folders, stages) if change.startswith(CODE)]
+    if recipes is not None:
+        return [*changes_of(*recipes), *code]
+    settings = [change for change in _of_stages(folders, stages) if not change.startswith("input ")]
+    return [*settings, *code]
+
+
+CODE = "input code of "
+
+
+def _of_stages(folders: Sequence[Path], stages: Sequence[str]) -> list[str]:
+    """How the stages' manifests differ, each difference once."""
     found: dict[str, None] = {}
-    for stage in (*STAGES, *GUIDED_STAGES):
+    for stage in stages:
         manifests = [_manifest(folder / stage) for folder in folders]
         if manifests[0] is None and manifests[1] is None:
             continue
         if manifests[0] is None or manifests[1] is None:
             found[f"stage {stage}: only in {folders[0 if manifests[0] else 1]}"] = None
             continue
-        changes = manifests[0].changes_to(manifests[1])
-        found |= dict.fromkeys(change for change in changes if not change.startswith("input "))
+        found |= dict.fromkeys(manifests[0].changes_to(manifests[1]))
     return list(found)
 
 

@@ -17,7 +17,7 @@ from tokenward.pipeline.compare import Flip, RunComparison
 from tokenward.pipeline.row_values import PAIR
 from tokenward.pipeline.values import scores_of
 from tokenward.plugins import build
-from tokenward.scoring.scorers import SCORERS, Scorer
+from tokenward.scoring.scorers import SCORERS, Scorer, seeded
 from tokenward.scoring.store import TokenRecord, TokenStore
 from tokenward.tokens.encode import keys_of
 
@@ -99,7 +99,8 @@ class Side:
     @cached_property
     def scorer(self) -> Scorer:
         """The run's scorer."""
-        table = dict(read_manifest(self._folder / "policy").settings["scores"]["scorer"])
+        settings = read_manifest(self._folder / "policy").settings
+        table = seeded(settings["scores"]["scorer"], settings["seed"])
         return build("scorer", table.pop("name"), table, SCORERS)
 
     @cached_property

@@ -26,6 +26,7 @@ from tokenward.pipeline.data import (
     response_keys,
 )
 from tokenward.pipeline.figures import Figures, evaluation_statistics, figure_as_json, show_figures
+from tokenward.pipeline.kept_recipe import keep_recipe
 from tokenward.pipeline.row_values import PAIR, PROMPT, RowValues
 from tokenward.pipeline.rows import LazyRows, responses_of
 from tokenward.pipeline.values import computed_values, scorer_of, scores_of
@@ -65,6 +66,7 @@ def evaluate(run: Run) -> Manifest:
             atomic_write(stage.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
             atomic_write(stage.path / "samples.jsonl", _samples_text(samples))
             by_row.write(stage.path)
+            keep_recipe(run, stage.path)
             stage.complete(figures=len(figures), prompts=len(samples.prompts))
     show_figures(run)
     run.display.line(f"\nmodel:   {run.path('policy') / 'model'}")

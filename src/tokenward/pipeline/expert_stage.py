@@ -81,7 +81,7 @@ def _preference_model(
     picked: Choice | None = None,
 ) -> dict[str, Any]:
     """Train a model that scores shall read; returns the facts of its stage."""
-    objective = objective_of("objective", table.objective)
+    objective = objective_of("objective", table.objective, run.recipe.seed)
     expert = table if isinstance(table, ExpertTable) else None
     base = run.load(start)
     # Before an adapter goes on it: what it says then is what it is compared with.

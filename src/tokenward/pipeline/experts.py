@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tokenward.config import ExpertTable
 from tokenward.errors import UserError
@@ -12,7 +12,7 @@ from tokenward.pipeline.context import EXPERT, Run
 from tokenward.pipeline.starts import check_start
 from tokenward.pipeline.values import made_scorer, scorer_of
 from tokenward.scoring.reads import IN_THE_STEP, TAKEN, Value, is_online, reads_of
-from tokenward.scoring.scorers import Scorer
+from tokenward.scoring.scorers import Scorer, check_in_the_step
 from tokenward.tokens.encode import Encoded, asked_ids
 from tokenward.tokens.template import Template
 from tokenward.types import Message
@@ -202,7 +202,5 @@ def check_reads(run: Run, scorer: Scorer) -> None:
                 f"the scorer reads {value}; in the step the policy gives {', '.join(IN_THE_STEP)} only. Read it of the "
                 "reference or of an expert."
             )
-    if is_online(scorer) and cast(str, getattr(scorer, "scope", "response")) != "response":
-        raise UserError(
-            "scores of the policy are made in the step, where a step of combine cannot see all data. Write scope: response."
-        )
+    if is_online(scorer):
+        check_in_the_step(scorer)

@@ -18,9 +18,9 @@ from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.models.merging import merged
 from tokenward.pipeline.command import quiet_libraries
-from tokenward.pipeline.context import GUIDED_STAGES, STAGES
 from tokenward.pipeline.figures import Figures, read_figures_of
 from tokenward.pipeline.finished import FinishedModel, finished_model
+from tokenward.pipeline.kept_recipe import stages_of
 from tokenward.pipeline.outputs import TOLERANCE, difference, next_log_probabilities, recorded
 from tokenward.tokens.template import Style
 
@@ -206,8 +206,7 @@ def _written_with(style: Style) -> str:
 
 
 def _manifests(run: Path) -> list[Manifest]:
-    names = dict.fromkeys((*STAGES, *GUIDED_STAGES))
-    return [read_manifest(run / name) for name in names if (run / name / "manifest.json").is_file()]
+    return [read_manifest(run / name) for name in stages_of(run)]
 
 
 def _data(manifests: Sequence[Manifest]) -> str:

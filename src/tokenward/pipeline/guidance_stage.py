@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +154,7 @@ def reads_reward(objective_name: str, selector: Selector) -> bool:
 def _train(run: Run, stage: StageFolder, guidance: GuidanceTable) -> None:
     policy = guided_policy(run)
     task = task_of(run, policy)
-    objective = objective_of("objective", guidance.objective)
+    objective = objective_of("objective", guidance.objective, run.recipe.seed)
     selector = selector_of(guidance.selection, run.recipe.seed)
     reward = fresh_reward(run) if reads_reward(guidance.objective.name, selector) else None
     if reward is not None:
@@ -241,15 +240,11 @@ def _prepare(
         return lambda rows, step: weigh_rows(selector, _rewarded(run, reward, rows))
     reference = run.load(run.start_model) if needs_reference(objective) else None
     examples = {context.example.source: context.example for context in task.train}
-    micro: dict[int, count[int]] = {}
 
     def sampled(rows: Sequence[TokenRow], step: int) -> list[TokenRow]:
-        # With gradient accumulation a step comes here several times; each time draws other samples.
-        number = next(micro.setdefault(step, count()))
         contexts = [Context(examples[row.encoded.comparison.source], row.encoded.prompt) for row in rows]
         # Processes may hold the same prompt, as in a prompt task, and must not draw the same replies to it.
-        process = PartialState().process_index
-        seed = seed_of(run.recipe.seed, "rollout", step, number, *([process] if process else []))
+        seed = seed_of(run.recipe.seed, "rollout", step, PartialState().process_index)
         prompts = [context.prompt for context in contexts]
         replies = task.samples.sampler(prompts, count=guidance.rollouts, seed=seed)
         empty = len(prompts) * guidance.rollouts - sum(map(len, replies))

@@ -7,7 +7,7 @@ from tokenward.pipeline.context import Run
 from tokenward.pipeline.guidance_stage import reads_reward, reward_settings
 from tokenward.pipeline.reward_learning import SAME_AS_POLICY
 from tokenward.sampling.checks import check_temperature
-from tokenward.selection import Selector, SoftWeights, selector_of
+from tokenward.selection import Selector, SoftWeights, scope_of, selector_of, unit_of
 
 OVERRIDDEN = {
     "max_steps": "guidance.reward_steps says how many updates the reward has each time it is learned",
@@ -61,10 +61,25 @@ def _check_reward(run: Run, guidance: GuidanceTable) -> None:
     selector = selector_of(guidance.selection, run.recipe.seed)
     if guidance.objective.name != "reinforce" and reads_reward(guidance.objective.name, selector):
         _check_range(run, selector, "guidance.selection")
+        _check_scope(selector)
     if reward_settings(run).unit == "spans":
         raise UserError(
             "reward.head.unit is spans, which are marked in data; the samples of a guided run have none. Write unit: sentence, "
             "word or token."
+        )
+
+
+def _check_scope(selector: Selector) -> None:
+    """Refuse weights that need more than the references of one optimizer step, all that are weighed together."""
+    if unit_of(selector):
+        raise UserError(
+            f"guidance.selection pools over {unit_of(selector)}, which the selection of a guided run does not know. Leave segment_pool out, "
+            "or write reward.head.unit, which gives a word or sentence one reward."
+        )
+    if scope_of(selector) == "dataset" and not isinstance(selector, SoftWeights):
+        raise UserError(
+            "guidance.selection has scope: dataset, and a guided run weighs the references of one optimizer step at a time, by a "
+            "reward that is learned again. Write scope: batch for those of a step, or response."
         )
 
 

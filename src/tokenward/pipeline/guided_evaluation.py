@@ -17,6 +17,7 @@ from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import source_fingerprint
 from tokenward.pipeline.figures import Figures, evaluation_statistics, figure_as_json, show_figures
 from tokenward.pipeline.guidance_stage import guided_policy
+from tokenward.pipeline.kept_recipe import keep_recipe
 from tokenward.pipeline.prompt_task import labelled_parts, prompt_start, task_model
 from tokenward.pipeline.row_values import RowValues
 from tokenward.pipeline.tasks import EncodedExamples, encoded_examples, sampler_of
@@ -45,6 +46,7 @@ def evaluate_guided(run: Run) -> Manifest:
             atomic_write(stage.path / name, text)
             if table is None:
                 by_row.write(stage.path)
+            keep_recipe(run, stage.path)
             stage.complete(figures=len(figures))
     show_figures(run)
     if table is not None:

@@ -65,7 +65,7 @@ def _picked(
     """The training pairs, the numbers of those that are picked, and the scores of these, the highest first."""
     template = run.tokenizer_template(run.reference_model)
     pairs = encoded_choice(run, train, template)[0]
-    looked, scorer = looked_at(pairs, picks), made_scorer(picks.scorer)
+    looked, scorer = looked_at(pairs, picks), made_scorer(picks.scorer, run.recipe.seed)
     store = write_values(run, stage, stage.path / VALUES, scorer, template, Joined([looked.by_prompt()]))
     scored = rows_scored_by(run, scorer, store, LazyRows(encoded=looked))
     scores = comparison_scores(scored, picks)

@@ -10,6 +10,7 @@ from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, lasting
 from tokenward.objectives import Objective, is_pairwise, needs_reference, needs_scores, objective_of
 from tokenward.objectives.selected import Selected
+from tokenward.pipeline.constant import warn_of_scores, warn_of_weights
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import pair_sets
 from tokenward.pipeline.fit import fit
@@ -31,11 +32,6 @@ from tokenward.scoring.reads import is_online
 from tokenward.selection import Selector, scope_of, selector_of
 from tokenward.tokens.template import Template
 
-NO_SCORE = (
-    "  warning: every score is 0, so no token is told from another and what is selected says nothing. Has the scored model "
-    "trained at all? Its stage's history.jsonl has the learning rate of each update"
-)
-
 
 def train_policy(run: Run) -> Manifest:
     """Select tokens by their scores and train the policy on them (SePO, sections 3.2 and 3.3)."""
@@ -48,24 +44,25 @@ def train_policy(run: Run) -> Manifest:
     inputs = {"scores": run.done("scores").fingerprint, "model": run.fingerprint_of(run.policy_start)}
     with run.stage("policy", settings, inputs) as stage:
         if not stage.done:
-            objective = objective_of("objective", table.objective)
+            objective = objective_of("objective", table.objective, run.recipe.seed)
             selector = selector_of(table.selection, run.recipe.seed)
             start = run.load(run.policy_start)
             template = start.template(run.style)
             _same_template(run, template)
             pairs = pair_sets(run)
             rows = trained_on(run, objective, token_rows(run, pairs.train, start))
-            in_step = is_online(scorer_of(run))
+            in_step, alike = is_online(scorer_of(run)), False
             if in_step:
                 objective, rows = _in_the_step(run, objective, selector), with_values(run, rows)
             else:
                 rows = scored_rows(run, rows)
-                if not np.any(rows.columns["scores"].flat):
-                    run.display.line(NO_SCORE)
+                alike = warn_of_scores(run, scorer_of(run), [np.asarray(rows.columns["scores"].flat)])
             if needs_reference(objective):
                 rows = _policy_reference(run, start, rows)
             weigh = partial(weigh_batch, selector) if scope_of(selector) == "batch" and not in_step else None
             rows, dropped = (rows, 0) if in_step else _weighted(run, selector, objective, rows, template)
+            if "weights" in rows.columns and not alike:
+                warn_of_weights(run, selector, rows)
             run.display.line(_kept_line(rows, dropped))
             first = weigh(rows[:8])[:1] if weigh else rows[:1]
             preview(run.display, template, first, weighted=not in_step)

@@ -12,6 +12,7 @@ from transformers.trainer_utils import IntervalStrategy, align_special_tokens
 from tokenward.errors import UserError
 from tokenward.models.reward import RewardModel
 from tokenward.objectives import OBJECTIVES, Objective, PlackettLuce, objective_of
+from tokenward.pipeline.constant import LOOKED_AT, warn_of_rewards
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.tasks import Task
 from tokenward.sampling.rollouts import Context, Ranked, chosen, seed_of
@@ -78,6 +79,7 @@ class RewardLearner:
         if not held_out:  # nothing to look at: every development group was tied, or none was asked for
             arguments.eval_strategy = IntervalStrategy.NO
         facts = self._fit(arguments, groups.rows, held_out)
+        warn_of_rewards(self._run, self._reward, groups.rows[:LOOKED_AT])
         return {
             "groups": len(groups.rows),
             "development_groups": len(held_out),
@@ -163,7 +165,7 @@ def reward_objective(run: Run) -> Objective:
         UserError: it is one of those that train a policy.
     """
     table = run.recipe.reward.objective
-    objective = objective_of("objective", table)
+    objective = objective_of("objective", table, run.recipe.seed)
     if table.name in OBJECTIVES and not isinstance(objective, PlackettLuce):
         raise UserError(
             f"reward.objective is {table.name}, which is over log-probabilities of a policy; a reward is learned from "

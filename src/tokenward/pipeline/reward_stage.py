@@ -10,6 +10,7 @@ from tokenward.artifacts import Manifest
 from tokenward.data.choice import Choice
 from tokenward.errors import UserError
 from tokenward.models.reward import RewardModel
+from tokenward.pipeline.constant import LOOKED_AT, warn_of_rewards
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import (
     comparison_file,
@@ -55,6 +56,7 @@ def train_reward(run: Run) -> Manifest:
                 held_out=_rows(run, model, held_out),
                 defaults=DEFAULTS,
             )
+            warn_of_rewards(run, model, [rows[place] for place in range(min(LOOKED_AT, len(rows)))])
             sizes = sorted({len(row.encoded.responses) for row in rows})
             stage.complete(**facts, list_sizes=sizes, **scored_by(run))
     return run.done("reward")

@@ -8,6 +8,7 @@ from typing import Any, overload
 import numpy as np
 
 from tokenward.artifacts import Manifest, StageFolder, file_fingerprint
+from tokenward.pipeline.constant import warn_of_stored
 from tokenward.pipeline.context import EXPERT, Run
 from tokenward.pipeline.data import (
     comparison_file,
@@ -70,6 +71,7 @@ def compute_scores(run: Run) -> Manifest:
             template = run.tokenizer_template(run.reference_model)
             rows, _ = all_rows(run, template)
             store = write_values(run, stage, stage.path, scorer, template, rows)
+            warn_of_stored(run, scorer, store)
             stage.complete(responses=len(store), reference=run.reference_model)
     return run.done("scores")
 

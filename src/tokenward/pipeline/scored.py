@@ -28,7 +28,7 @@ def rows_scored_by(run: Run, scorer: Scorer, store: TokenStore, rows: Sequence[T
     if not isinstance(scorer, Combine) or scorer.scope == "response":
         return _each_scored(run, scorer, store, rows)
     lazy = rows if isinstance(rows, LazyRows) else LazyRows(encoded=[row.encoded for row in rows])
-    parts = [_scores(_each_scored(run, part.scorer, store, lazy)) for part in scorer.made]
+    parts = [_scores(rows_scored_by(run, part.scorer, store, lazy)) for part in scorer.made]
     tokens = tokens_of(lazy.responses, parts[0])
     owners = Owners(tokens.response, tokens.comparison[tokens.response])
     found = scorer.join(parts, owners, (tokens.rank == 0)[tokens.response]).numpy()

@@ -5,9 +5,10 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tokenward.config import LoadedRecipe, Resolved, resolved
-from tokenward.objectives import OBJECTIVES
+from tokenward.config import LoadedRecipe, Named, Resolved, resolved
+from tokenward.objectives import OBJECTIVES, objective_of
 from tokenward.pipeline.tasks import SAMPLERS
+from tokenward.pipeline.values import made_scorer
 from tokenward.plugins import build, find
 from tokenward.sampling.sources import SOURCES
 from tokenward.scoring.scorers import SCORERS
@@ -81,12 +82,7 @@ def _of_object(loaded: LoadedRecipe, table: str, objects: Mapping[str, Any]) -> 
     kind = inner.replace("_", " ")
     target = find(kind, named.name, objects)
     if dataclasses.is_dataclass(target):
-        made: Any = (
-            selector_of(named, loaded.recipe.seed)  # whose seed is the recipe's
-            if objects is SELECTORS
-            else build(kind, named.name, named.arguments, objects)
-        )
-        values = dataclasses.asdict(made)
+        values = dataclasses.asdict(_made(kind, named, objects, loaded.recipe.seed))
     elif inspect.isclass(target):
         parameters = inspect.signature(target).parameters.values()
         values = {
@@ -95,6 +91,17 @@ def _of_object(loaded: LoadedRecipe, table: str, objects: Mapping[str, Any]) -> 
     else:
         values = {}  # a function is called as it is
     return [Resolved(key, value, loaded.lines.origin(key)) for key, value in _leaves(values, table)]
+
+
+def _made(kind: str, named: Named, objects: Mapping[str, Any], seed: int) -> Any:
+    """The object; the seed of one that draws is the recipe's unless it has one."""
+    if objects is SELECTORS:
+        return selector_of(named, seed)
+    if objects is OBJECTIVES:
+        return objective_of(kind, named, seed)
+    return (
+        made_scorer(named, seed) if objects is SCORERS else build(kind, named.name, named.arguments, objects)
+    )
 
 
 def _leaves(values: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:

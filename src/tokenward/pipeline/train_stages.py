@@ -61,7 +61,7 @@ def train_referee(run: Run) -> Manifest | None:
     settings = {"referee": table.model_dump(), **model_settings(run)}
     with run.stage("referee", settings, {"reference": run.done("reference").fingerprint}) as stage:
         if not stage.done:
-            objective = objective_of("objective", table.objective)
+            objective = objective_of("objective", table.objective, run.recipe.seed)
             model = adapted(run, run.load(run.reference_model), run.recipe.model.adapter)
             sets = pair_sets(run)
             rows = with_reference(run, trained_on(run, objective, token_rows(run, sets.referee, model)))

@@ -16,7 +16,7 @@ from tokenward.pipeline.context import Run
 from tokenward.pipeline.rows import Column, LazyRows, Responses, own_starts, responses_of, scratch
 from tokenward.plugins import build, check_call, name_of
 from tokenward.scoring.reads import answer_of
-from tokenward.scoring.scorers import SCORERS, Scorer
+from tokenward.scoring.scorers import SCORERS, Scorer, check_scope, seeded
 from tokenward.scoring.store import TokenRecord, TokenStore
 from tokenward.scoring.values import Progress, token_values
 from tokenward.selection import ScoredTokens, Selector, Transform, is_signed, scope_of, unit_of
@@ -31,13 +31,20 @@ CHUNK_ROWS = 1024
 
 def scorer_of(run: Run) -> Scorer:
     """The scorer that the recipe names for the scores."""
-    return made_scorer(run.recipe.scores.scorer)
+    return made_scorer(run.recipe.scores.scorer, run.recipe.seed)
 
 
-def made_scorer(table: Named) -> Scorer:
-    """The scorer that a table of a recipe names."""
-    scorer = build("scorer", table.name, table.arguments, SCORERS)
+def made_scorer(table: Named, seed: int = 0) -> Scorer:
+    """The scorer that a table of a recipe names; the seed of one that draws is the recipe's unless it has one.
+
+    Raises:
+        UserError: there is none, its settings are wrong, or it says that it must see several responses at once.
+    """
+    arguments = seeded({"name": table.name, **table.arguments}, seed)
+    del arguments["name"]
+    scorer = build("scorer", table.name, arguments, SCORERS)
     check_call("scorer", table.name, scorer, ("record",))
+    check_scope(scorer)
     return scorer
 
 
@@ -235,9 +242,9 @@ def weigh_rows(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
 
 
 def weigh_batch(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
-    """Weights of the comparisons of one batch, among which the selector chooses.
+    """Weights of the comparisons of one optimizer step, among which the selector chooses.
 
-    A comparison in a batch cannot be dropped any more, so a response of which nothing was kept keeps the one
+    A comparison in a step cannot be dropped any more, so a response of which nothing was kept keeps the one
     token that speaks most for its side.
     """
     weighted = weigh_rows(selector, rows)

@@ -13,7 +13,7 @@ from tokenward.objectives.selected import step_seeds
 from tokenward.plugins import build
 from tokenward.report.collect import RunFolder
 from tokenward.scoring.reads import is_online, reads_of, scope_of_scores
-from tokenward.scoring.scorers import SCORERS, Scorer
+from tokenward.scoring.scorers import SCORERS, Scorer, seeded
 from tokenward.selection import ScoredTokens, Selector, TopFraction, is_signed, scope_of, selector_of, unit_of
 
 WEIGHT = "weight"
@@ -71,7 +71,7 @@ class RunSelection(NamedTuple):
             "compared": "Tokens were selected by scores that are compared with those of all other responses: weights are not "
             "stored.",
             "unit": f"Weights go by {unit if unit == 'spans' else unit + 's'}, which the tokenizer must cut: they are not stored.",
-            "batch": "Tokens were selected batch by batch: a weight depends on the pairs that were trained beside it, and is "
+            "batch": "Tokens were selected step by step: a weight depends on the pairs that were trained beside it, and is "
             "not stored.",
             "dataset": "Tokens were selected among those of all pairs: a weight depends on all of them, and is not stored.",
         }[self.when]
@@ -98,7 +98,7 @@ def policy_scorer(run: RunFolder) -> tuple[str, Scorer] | None:
     table = run.setting("policy", "scores", "scorer")
     if table is None:
         return None
-    return table["name"], build("scorer", *_named(table), SCORERS)
+    return table["name"], build("scorer", *_named(seeded(table, run.seed)), SCORERS)
 
 
 def stored_scorer(run: RunFolder) -> tuple[str, Scorer] | None:
@@ -133,7 +133,7 @@ def selections_of(run: RunFolder) -> list[RunSelection]:
         {"logp": "log-probability"}.get(read.kind, read.kind) for read in reads_of(made[1]) if read.online
     }
     own = RunSelection("", name, selector, _when(selector, made[1]), " and ".join(sorted(kinds)))
-    return [own, *_terms(run.setting("policy", "policy", "objective"), own)]
+    return [own, *_terms(run.setting("policy", "policy", "objective"), own, run.seed)]
 
 
 def selection_named(selections: list[RunSelection], term: str | None) -> RunSelection | None:
@@ -165,28 +165,27 @@ def _when(selector: Selector, scorer: Scorer) -> When:
     return "batch" if scope == "batch" else "dataset" if scope == "dataset" else "pair"
 
 
-def _terms(table: Mapping[str, Any], outer: RunSelection) -> Iterator[RunSelection]:
+def _terms(table: Mapping[str, Any], outer: RunSelection, seed: int) -> Iterator[RunSelection]:
     """Selections of a sum's terms, and of the terms of a sum in it; two terms of one name are numbered."""
     if table.get("name") != "sum":
         return
+    seed = table.get("seed", seed)
     seen: dict[str, int] = {}
     for term in table["terms"]:
         seen[term["name"]] = seen.get(term["name"], 0) + 1
         number = f" {seen[term['name']]}" if seen[term["name"]] > 1 else ""
         label = f"{outer.term}/{term['name']}{number}".lstrip("/")
         if term.get("selection") is None:
-            yield from _terms(term, outer._replace(term=label))
+            yield from _terms(term, outer._replace(term=label), seed)
             continue
         name, arguments = _named(term["selection"])
-        selector = selector_of(
-            Named(name=name, arguments=arguments), 0
-        )  # the seed that a sum gives its terms
+        selector = selector_of(Named(name=name, arguments=arguments), seed)
         scope = scope_of(selector)
         alone: When = "unit" if unit_of(selector) else "batch" if scope == "batch" else "pair"
         when = outer.when if outer.when != "pair" else alone
         found = RunSelection(label, name, selector, when, outer.by, (*outer.within, outer))
         yield found
-        yield from _terms(term, found)
+        yield from _terms(term, found, seed)
 
 
 def _named(table: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.plugins import build, check_call
+from tokenward.plugins import build, check_call, name_of
 from tokenward.scoring.basic import (
     Entropy,
     External,
@@ -27,7 +27,7 @@ from tokenward.scoring.basic import (
 )
 from tokenward.scoring.chain import Chain, by_side, widest
 from tokenward.scoring.model_scorers import Activation, Attention, Counterfactual, Similarity
-from tokenward.scoring.reads import Value, reads_of, scope_of_scores
+from tokenward.scoring.reads import Value, answer_of, reads_of, scope_of_scores
 from tokenward.scoring.steps import Owners
 
 How = Literal["sum", "product", "and", "or", "max", "min"]
@@ -59,7 +59,7 @@ class Combine:
             raise UserError(
                 "combine needs parts. Write for example parts: [{scorer: {name: probability}, steps: [...]}]."
             )
-        scopes = {self.scope, *(scope_of_scores(part.scorer) for part in self.made)}
+        scopes = {part.chain.scope for part in self.made}
         if "batch" in scopes or "dataset" in {scope_of_scores(part.scorer) for part in self.made}:
             raise UserError(
                 "the steps of combine work at scope response, comparison or dataset, and a part that needs the data set must "
@@ -78,8 +78,9 @@ class Combine:
 
     @property
     def scope(self) -> str:
-        """Which responses must be seen together: the widest scope of all steps."""
-        return widest(part.chain.scope for part in self.made)
+        """Which responses must be seen together: the widest scope of all steps, those of parts included."""
+        scopes = [(part.chain.scope, scope_of_scores(part.scorer)) for part in self.made]
+        return widest(scope for both in scopes for scope in both)
 
     def __call__(self, record: Record) -> Tensor:
         """Scores of one response.  -> [n]
@@ -123,6 +124,77 @@ class Combine:
             return torch.maximum(one, other) if self.how == "max" else torch.minimum(one, other)
         true = (one != 0) & (other != 0) if self.how == "and" else (one != 0) | (other != 0)
         return _truth(true, one + other)
+
+
+def seeded(table: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """A scorer's table, as a recipe has it, in which those that draw have a seed; their own where they have one."""
+    found = dict(table)
+    if found.get("name") == "random":
+        found.setdefault("seed", seed)
+    parts = found.get("parts")
+    if found.get("name") == "combine" and isinstance(parts, list | tuple):
+        found["parts"] = [_seeded_part(part, seed) for part in parts]
+    return found
+
+
+def _seeded_part(part: Any, seed: int) -> Any:
+    known = isinstance(part, Mapping) and isinstance(part.get("scorer"), Mapping)
+    return {**part, "scorer": seeded(part["scorer"], seed)} if known else part
+
+
+def scores_together(scorer: Scorer, records: Sequence[Any], owners: Owners, preferred: Tensor) -> Tensor:
+    """Scores of responses of which a step of ``combine`` may compare some with others; each by itself otherwise.  -> [n]
+
+    Args:
+        scorer: Whose scores.
+        records: One per response.
+        owners: Of their tokens, end to end.
+        preferred: ``[n]`` bool, whether a token is on the preferred side.
+    """
+    if isinstance(scorer, Combine) and scope_of_scores(scorer) != "response":
+        parts = [scores_together(part.scorer, records, owners, preferred) for part in scorer.made]
+        return scorer.join(parts, owners, preferred)
+    device = preferred.device
+    return torch.cat([torch.as_tensor(_checked(scorer, record), device=device).float() for record in records])
+
+
+def _checked(scorer: Scorer, record: Any) -> Any:
+    score, size = answer_of(scorer, record), len(record.ids)
+    if torch.as_tensor(score).shape != (size,):
+        raise UserError(
+            f"the scorer {name_of(scorer)} gave {tuple(torch.as_tensor(score).shape)} numbers for a response of {size} tokens. It must give "
+            "one per token."
+        )
+    return score
+
+
+def check_scope(scorer: Scorer) -> None:
+    """Refuse a scorer of one's own that says it must see several responses: it is called with one.
+
+    Raises:
+        UserError: as above.
+    """
+    if not isinstance(scorer, Combine) and scope_of_scores(scorer) != "response":
+        raise UserError(
+            f"the scorer {name_of(scorer)} has scope {scope_of_scores(scorer)}, and a scorer is called with one response. Leave scope out, and "
+            "compare responses by a step of combine (steps: [{standardise: {scope: comparison}}]) or by the selection."
+        )
+    for part in scorer.made if isinstance(scorer, Combine) else ():
+        check_scope(part.scorer)
+
+
+def check_in_the_step(scorer: Any) -> None:
+    """Refuse a scorer whose scores in the step would depend on more than a comparison.
+
+    Raises:
+        UserError: as above.
+    """
+    check_scope(scorer)
+    if scope_of_scores(scorer) not in ("response", "comparison"):
+        raise UserError(
+            "scores of the policy are made in the step, where a step of combine cannot see all data. Write scope: response, or "
+            "comparison."
+        )
 
 
 def _truth(true: Tensor, scores: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from tokenward.config import Named
 from tokenward.plugins import build, check_call
 from tokenward.selection.base import ScoredTokens, Selector, is_signed, scope_of, unit_of
-from tokenward.selection.fraction import KeepAll, SideRule, Threshold, TopFraction, stable_noise
+from tokenward.selection.fraction import KeepAll, SideRule, Threshold, TopFraction, stable_noise, uniform
 from tokenward.selection.soft import SoftWeights
 from tokenward.selection.transform import Transform
 
@@ -40,5 +40,6 @@ __all__ = [
     "scope_of",
     "selector_of",
     "stable_noise",
+    "uniform",
     "unit_of",
 ]

@@ -126,7 +126,11 @@ def stable_noise(tokens: ScoredTokens, seed: int) -> Tensor:
     """
     place = position_in_group(tokens.response)
     offset = (seed * 0x2545F4914F6CDD1D + 2**63) % 2**64 - 2**63  # wrapped to 64 bits, as a tensor would
-    state = tokens.seeds[tokens.response] ^ (place * 0x9E3779B97F4A7C1 + offset)
+    return uniform(tokens.seeds[tokens.response] ^ (place * 0x9E3779B97F4A7C1 + offset))
+
+
+def uniform(state: Tensor) -> Tensor:
+    """A number in [0, 1) of each whole number, as if it were drawn.  [...] int64 -> [...] float64"""
     for shift, factor in ((33, 0x2127599BF4325C37), (29, 0x100000001B3), (32, 0x5851F42D4C957F2D)):
         state = (state ^ (state >> shift)) * factor  # wraps around, as hashing wants
     return (state >> 11 & (2**52 - 1)).double() / 2**52

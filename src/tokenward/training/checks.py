@@ -1,6 +1,6 @@
 """What is looked at before the first step: can the rows train, do policy and reference agree?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.forward import Wanted
-from tokenward.objectives.base import Objective, is_pairwise, needs_reference, title_of
+from tokenward.objectives.base import Objective, is_pairwise, needs_reference, parts_within, title_of
+from tokenward.objectives.selected import UNSCORED, Selected
 from tokenward.ops.ragged import segment_sum
 from tokenward.tokens.rows import TokenRow
 
@@ -93,6 +94,20 @@ def check_rows(objective: Objective, rows: Sequence[TokenRow]) -> None:
                 f"{title_of(objective)} is over pairs with the better response first, but {comparison.source} has "
                 f"ranks {list(comparison.ranks)}. {advice}"
             )
+
+
+def check_scored(objective: Objective, means: Mapping[str, float]) -> None:
+    """Refuse a selection in the step none of whose tokens had a score since the last log.
+
+    Not of a single pass: a response without scores may be one.
+
+    Raises:
+        UserError: as above.
+    """
+    if means.get(UNSCORED) == 1.0:
+        for part in parts_within(objective):
+            if isinstance(part, Selected):
+                raise part.without_scores()
 
 
 def disable_dropout(model: nn.Module) -> None:

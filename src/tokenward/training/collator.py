@@ -4,13 +4,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch.utils.data import Dataset
 
 from tokenward.tokens.batches import budgeted
 from tokenward.tokens.layouts import Layout
 from tokenward.tokens.rows import TokenBatch, TokenRow, collate
 
 Prepare = Callable[[Sequence[TokenRow], int], Sequence[TokenRow]]
-"""``f(rows, step) -> rows``: a step's rows as they train, as many and in their order."""
+"""``f(rows, step) -> rows``: all rows of an optimizer step as they train, as many and in their order."""
+
+
+class Rows(Dataset[TokenRow]):
+    """A list of rows as torch wants it."""
+
+    def __init__(self, rows: Sequence[TokenRow]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> TokenRow:
+        return self.rows[index]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,49 +8,30 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from tokenward.models.base import TokenModel, layout_of_both
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives.base import Losses, Objective, has_own_denominator
+from tokenward.objectives.declared import check_declared
 from tokenward.tokens.rows import TokenBatch, TokenRow
 from tokenward.training.arguments import TrainingArguments
 from tokenward.training.auxiliary import AuxiliaryModules
 from tokenward.training.best import save_trained
-from tokenward.training.checks import check_gradient, check_rows, disable_dropout
-from tokenward.training.collator import Collator, Prepare, StepBatch
+from tokenward.training.checks import check_gradient, check_rows, check_scored, disable_dropout
+from tokenward.training.collator import Collator, Prepare, Rows, StepBatch
 from tokenward.training.denominator import StepDenominator, check_divisible
 from tokenward.training.finite import FiniteLosses
 from tokenward.training.metrics import LOSS, MetricSums
+from tokenward.training.passes import Pass, StepDraw, StepSelections, passes_of
 from tokenward.training.reading import wanted_by
-
-
-class Pass(NamedTuple):
-    """Comparisons that go through the model together, where they came from, and which of them count."""
-
-    batch: TokenBatch
-    sources: Sequence[str]
-    counts: Tensor
-
-
-class Rows(Dataset[TokenRow]):
-    """A list of rows as torch wants it."""
-
-    def __init__(self, rows: Sequence[TokenRow]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> TokenRow:
-        return self.rows[index]
 
 
 class TokenTrainer(Trainer):
@@ -65,8 +46,8 @@ class TokenTrainer(Trainer):
         arguments: See :class:`tokenward.training.arguments.TrainingArguments`.
         rows: Training comparisons with weights, and reference values where the objective needs them.
         held_out: Comparisons for evaluation during training.
-        prepare: What a step's rows become just before they train: weights that depend on the batch, or on the
-            policy as it is then, and samples of it. Held-out rows are taken as they are.
+        prepare: What the rows of an optimizer step, all of this process's, become just before they train: weights
+            that depend on the step, or on the policy as it is then, and samples of it. Held-out rows are taken as they are.
         reference: The frozen model, for objectives that compare with it over the whole vocabulary or its layers. A
             policy with an adapter is its own reference without it.
         callbacks: transformers' callbacks.
@@ -84,6 +65,7 @@ class TokenTrainer(Trainer):
         reference: LanguageModel | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        check_declared(objective)
         if prepare is None:
             check_rows(objective, rows)
         if arguments.disable_dropout:
@@ -105,7 +87,9 @@ class TokenTrainer(Trainer):
         self._metrics = {True: MetricSums(), False: MetricSums()}
         self._denominator = StepDenominator(self._over_processes)
         self._closing: StepBatch | None = None
-        self._finite = FiniteLosses()
+        self._step: list[StepBatch] = []
+        self._made: list[list[Pass]] = []
+        self._finite, self._draw = FiniteLosses(), StepDraw(objective)
         self.read: Counter[str] = Counter()
         super().__init__(
             model=model.model,
@@ -115,6 +99,13 @@ class TokenTrainer(Trainer):
             eval_dataset=Rows(held_out) if held_out else None,
             processing_class=model.tokenizer,
             callbacks=callbacks,
+        )
+        self._selections = StepSelections(
+            objective,
+            model,
+            self.compute_loss_context_manager,
+            processes=self.args.world_size,
+            process=self.args.process_index,
         )
         check_divisible(objective, deepspeed=self.is_deepspeed_enabled, optimizer=str(arguments.optim))
         # The loss below is divided by the whole step's comparisons; transformers must not divide it again.
@@ -135,6 +126,8 @@ class TokenTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[StepBatch], device: torch.device) -> Tensor:
         """Comparisons in the whole optimizer step, over all micro-batches and processes, none twice."""
+        self._step, self._made = batch_samples, []
+        self._draw.begin()
         self._closing = batch_samples[-1] if batch_samples and self._data_ends else None
         own = sum(self._own_rows(batch, closing=batch is self._closing) for batch in batch_samples)
         count = torch.tensor(own, device=device)
@@ -167,7 +160,7 @@ class TokenTrainer(Trainer):
         Where the objective has a denominator of its own, the last micro-batch returns all of it.
         """
         model.train()
-        passes = self._passes(inputs, closing=inputs is self._closing)
+        passes = self._passes_of_step(model, inputs)
         comparisons = num_items_in_batch or inputs.comparisons
         # DDP and FSDP average gradients over processes; the denominator already counts them all.
         scale = self.accelerator.num_processes / comparisons
@@ -179,7 +172,7 @@ class TokenTrainer(Trainer):
             # Gradients of a micro-batch are exchanged once, with its last pass.
             with nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    losses = self.losses(model, item.batch)
+                    losses = self.losses(model, self._draw.on(item.batch))
                 self._finite.note(losses.loss, item.sources, self.state.global_step + 1)
                 loss = (losses.loss * item.counts).sum() * scale
                 check_gradient(loss, self.objective)
@@ -195,6 +188,16 @@ class TokenTrainer(Trainer):
             total += self._denominator.close(model, comparisons)
         return total
 
+    def _passes_of_step(self, model: nn.Module, inputs: StepBatch) -> list[Pass]:
+        """The passes of a micro-batch; what depends on the whole step is made with the first one of it."""
+        if self._prepare is None and not self._selections:
+            return self._passes(inputs, closing=inputs is self._closing)
+        if not self._made:
+            step = zip(self._prepared(self._step), self._step, strict=True)
+            passes = [self._passes(batch, closing=given is self._closing) for batch, given in step]
+            self._made = self._selections(model, passes)
+        return self._made.pop(0)
+
     def _passes(self, inputs: StepBatch, *, closing: bool) -> list[Pass]:
         """The passes of a batch, as many in every process.
 
@@ -202,32 +205,28 @@ class TokenTrainer(Trainer):
         its last, shortest one and counts it as nothing.
         """
         own = self._own_rows(inputs, closing=closing)
-        if inputs.rows:
-            inputs = self._prepared(inputs.rows)
         if self.token_model.model.training:
             self.read.update(comparisons=own, tokens=inputs.tokens)
-        inputs = inputs.to(self.args.device)
-        passes = [
-            Pass(batch, sources, torch.tensor([place < own for place in places], device=self.args.device))
-            for batch, sources, places in zip(inputs.passes, inputs.sources, inputs.places, strict=True)
-        ]
+        passes = passes_of(inputs, own, self.args.device)
         if self.args.world_size == 1:
             return passes
         most = self.accelerator.gather(torch.tensor(len(passes), device=self.args.device)).max()  # type: ignore[union-attr]
         idle = passes[-1]._replace(counts=torch.zeros_like(passes[-1].counts))
         return passes + [idle] * (int(most) - len(passes))
 
-    def _prepared(self, rows: Sequence[TokenRow]) -> StepBatch:
-        """Rows that were left whole: prepared now, where they train, and cut into passes."""
-        if self._prepare is None or not self.token_model.model.training:
-            return self._collator.cut(rows)
+    def _prepared(self, step: Sequence[StepBatch]) -> Sequence[StepBatch]:
+        """The micro-batches of a step; where their rows were left whole, prepared together and cut into passes."""
+        if self._prepare is None:
+            return step
+        rows = [row for batch in step for row in batch.rows]
         with torch.no_grad():
             prepared = self._prepare(rows, self.state.global_step)
         self.token_model.model.train()  # whoever sampled from it left it in evaluation mode
         if len(prepared) != len(rows):
             raise ValueError(f"{len(rows)} rows were prepared to {len(prepared)}")
         check_rows(self.objective, prepared)
-        return self._collator.cut(prepared)
+        left = iter(prepared)
+        return [self._collator.cut(list(islice(left, batch.comparisons))) for batch in step]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """A checkpoint's weights: of a module that is no transformers model, or mostly frozen, the trained ones."""
@@ -265,7 +264,9 @@ class TokenTrainer(Trainer):
         """Mean loss of one evaluation batch; metrics are collected for :meth:`log`."""
         parts = []
         with torch.no_grad():
-            for item in self._passes(inputs, closing=self._data_ends):
+            given = self._collator.cut(inputs.rows) if inputs.rows else inputs
+            (passes,) = self._selections(model, [self._passes(given, closing=self._data_ends)])
+            for item in passes:
                 with self.compute_loss_context_manager():
                     losses = self.losses(model, item.batch)
                 self._metrics[False].add(losses, item.counts)
@@ -279,7 +280,9 @@ class TokenTrainer(Trainer):
         training = "loss" in logs
         if training or any(key.startswith("eval_") for key in logs):
             prefix = "" if training else "eval_"
-            for name, value in self._metrics[training].take(self._over_processes).items():
+            means = self._metrics[training].take(self._over_processes)
+            check_scored(self.objective, means)
+            for name, value in means.items():
                 if name == LOSS:
                     # transformers averages batch means; rows of a short last batch would count more.
                     logs |= {} if training else {"eval_loss": value}

@@ -1,0 +1,215 @@
+"""Passes of an optimizer step through the model, and the selections that look at all of them together."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from tokenward.models.base import TokenModel
+from tokenward.models.forward import Wanted
+from tokenward.objectives.base import DRAW, Objective, needs_entropy, needs_token_rank, parts_within
+from tokenward.objectives.selected import Selected
+from tokenward.selection import ScoredTokens
+from tokenward.tokens.rows import TokenBatch
+from tokenward.training.collator import StepBatch
+
+
+class Pass(NamedTuple):
+    """Comparisons that go through the model together.
+
+    Attributes:
+        batch: The comparisons.
+        sources: Where they came from.
+        counts: ``[b]`` bool, which of them count.
+        places: Where they stood in the device batch.
+    """
+
+    batch: TokenBatch
+    sources: Sequence[str]
+    counts: Tensor
+    places: Sequence[int]
+
+
+def passes_of(batch: StepBatch, own: int, device: torch.device) -> list[Pass]:
+    """The passes of a device batch, of which so many of the first comparisons count."""
+    batch = batch.to(device)
+    return [
+        Pass(item, sources, torch.tensor([place < own for place in places], device=device), places)
+        for item, sources, places in zip(batch.passes, batch.sources, batch.places, strict=True)
+    ]
+
+
+class StepDraw:
+    """One number for each optimizer step, by which an objective draws the same however the step is cut.
+
+    Args:
+        objective: It has one where it, or one that it calls, says that it ``draws``.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self._wanted = any(getattr(part, "draws", False) for part in parts_within(objective))
+        self._number: int | None = None
+
+    def begin(self) -> None:
+        """Another step begins."""
+        self._number = None
+
+    def on(self, batch: TokenBatch) -> TokenBatch:
+        """A batch of the step, with the number where it is wanted."""
+        if not self._wanted:
+            return batch
+        if self._number is None:  # by torch's generator, which a checkpoint has
+            self._number = int(torch.randint(2**31, ()))
+        drawn = torch.full_like(batch.ids, self._number)
+        return replace(batch, values={**batch.values, DRAW: drawn})
+
+
+class _Place(NamedTuple):
+    """Where a comparison stands in the step; in this order whatever the passes are."""
+
+    micro_batch: int
+    process: int
+    place: int
+
+
+class _Scored(NamedTuple):
+    """A comparison of the step with its scores, on the CPU; one of one comparison is what a selector is given."""
+
+    place: _Place
+    tokens: ScoredTokens
+
+
+class StepSelections:
+    """Selections of scope ``batch``, made over all comparisons of an optimizer step before any of them trains.
+
+    So the update is the same however the step is cut into passes, micro-batches and processes. What scores read of the
+    policy costs a pass without gradient, unless the step is a single pass.
+
+    Args:
+        objective: Whose selections these are; a selection inside another objective is one of its ``parts``.
+        model: The policy.
+        precision: Opens what a pass of the policy is computed in.
+        processes: How many share the step.
+        process: Which of them this is.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        model: TokenModel,
+        precision: Callable[[], AbstractContextManager[object]],
+        *,
+        processes: int,
+        process: int,
+    ) -> None:
+        self._parts = [
+            part for part in parts_within(objective) if isinstance(part, Selected) and part.over_step
+        ]
+        self._model, self._precision = model, precision
+        self._processes, self._process = processes, process
+        scorers = [part.asked for part in self._parts]
+        self._wanted = Wanted(
+            entropy=any(map(needs_entropy, scorers)), token_rank=any(map(needs_token_rank, scorers))
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def __call__(self, module: nn.Module, step: Sequence[Sequence[Pass]]) -> list[list[Pass]]:
+        """The passes of a step with the weights that its selections give their tokens.
+
+        Args:
+            module: What is called: the policy, or a wrapper around it.
+            step: The passes of each micro-batch, as many in every process.
+        """
+        whole = [list(passes) for passes in step]
+        if not self._parts or (self._processes == 1 and sum(map(len, whole)) <= 1):
+            return whole
+        training = module.training
+        module.eval()  # without dropout: the noise of one pass must not decide what another one trains on
+        scored = [self._scored(module, number, passes) for number, passes in enumerate(whole)]
+        module.train(training)
+        for place, part in enumerate(self._parts):
+            weights = self._weights(part, [item for micro in scored for item in micro[place]])
+            whole = [
+                [self._weighted(part, number, item, weights) for item in passes]
+                for number, passes in enumerate(whole)
+            ]
+        return whole
+
+    @torch.no_grad()
+    def _scored(self, module: nn.Module, number: int, passes: Sequence[Pass]) -> list[list[_Scored]]:
+        """Of each selection, the comparisons of a micro-batch that count."""
+        found: list[list[_Scored]] = [[] for _ in self._parts]
+        for item in passes:
+            logp, batch = torch.zeros_like(item.batch.weights), item.batch
+            if any(part.scorer is not None for part in self._parts):
+                with self._precision():
+                    logp, batch = self._model.read(module, batch, self._wanted)
+            for place, part in enumerate(self._parts):
+                parts = _apart(part.scored(logp, batch))
+                for where, counts, tokens in zip(item.places, item.counts.tolist(), parts, strict=True):
+                    if counts:
+                        found[place].append(_Scored(_Place(number, self._process, where), tokens))
+        return found
+
+    def _weights(self, part: Selected, own: list[_Scored]) -> dict[_Place, Tensor]:
+        """What the selector gives the tokens of each comparison, among those of all processes."""
+        everyone: list[_Scored] = gather_object(own) if self._processes > 1 else own
+        if not everyone:
+            return {}
+        ordered = sorted(everyone, key=lambda item: item.place)
+        tokens = _joined([item.tokens for item in ordered])
+        if bool(tokens.scores.isnan().all()):
+            raise part.without_scores()
+        weights = part.weights_of(tokens)
+        sizes = [len(item.tokens.scores) for item in ordered]
+        return {item.place: found for item, found in zip(ordered, weights.split(sizes), strict=True)}
+
+    def _weighted(self, part: Selected, number: int, item: Pass, weights: dict[_Place, Tensor]) -> Pass:
+        batch = item.batch
+        sizes = torch.bincount(batch.comparison[batch.response], minlength=batch.comparisons).tolist()
+        nothing = (torch.zeros(size) for size in sizes)
+        counts = item.counts.tolist()
+        found = [
+            weights[_Place(number, self._process, place)] if counted else none
+            for place, counted, none in zip(item.places, counts, nothing, strict=True)
+        ]
+        column = torch.cat(found).to(batch.weights)
+        return item._replace(batch=replace(batch, values={**batch.values, part.column: column}))
+
+
+def _apart(tokens: ScoredTokens) -> Iterator[ScoredTokens]:
+    """Each comparison's tokens by themselves, on the CPU, their responses counted from 0."""
+    tokens = tokens._replace(
+        **{name: part.cpu() for name, part in tokens._asdict().items() if part is not None}
+    )
+    owner = tokens.comparison[tokens.response]
+    responses = torch.bincount(tokens.comparison).tolist()
+    sizes = torch.bincount(owner, minlength=len(responses)).tolist()
+    per_token = zip(
+        *(part.split(sizes) for part in (tokens.scores, tokens.response, tokens.closing)), strict=True
+    )
+    per_response = zip(*(part.split(responses) for part in (tokens.rank, tokens.seeds)), strict=True)
+    before = 0
+    for (scores, response, closing), (rank, seeds) in zip(per_token, per_response, strict=True):
+        yield ScoredTokens(scores, response - before, torch.zeros_like(rank), rank, closing, seeds)
+        before += len(rank)
+
+
+def _joined(parts: Sequence[ScoredTokens]) -> ScoredTokens:
+    """Tokens of comparisons laid end to end."""
+    counts = torch.tensor([len(part.rank) for part in parts])
+    before = (counts.cumsum(0) - counts).tolist()
+    return ScoredTokens(
+        scores=torch.cat([part.scores for part in parts]),
+        response=torch.cat([part.response + first for part, first in zip(parts, before, strict=True)]),
+        comparison=torch.repeat_interleave(torch.arange(len(parts)), counts),
+        rank=torch.cat([part.rank for part in parts]),
+        closing=torch.cat([part.closing for part in parts]),
+        seeds=torch.cat([part.seeds for part in parts]),
+    )

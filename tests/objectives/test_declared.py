@@ -1,0 +1,95 @@
+"""An objective that reads what it did not ask for is refused before it trains, by the name of what it reads."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from tests.objectives.tools import CASES, NAMES, made
+from tests.pipeline.tools import plugin
+from tests.training.tools import arguments, language_model, random_rows
+from tokenward.config import Named
+from tokenward.errors import UserError
+from tokenward.objectives import Losses, Selected, Sum, objective_of
+from tokenward.objectives.declared import ASKED, check_declared
+from tokenward.objectives.logged import with_entropy
+from tokenward.ops.ragged import segment_sum
+from tokenward.scoring.scorers import Probability
+from tokenward.selection import KeepAll
+from tokenward.training.trainer import TokenTrainer
+
+
+def reads(*names: str, **flags):
+    """An objective that reads some fields of the batch."""
+
+    class Reads:
+        def __call__(self, logp, batch):
+            found = logp
+            for name in names:
+                value = getattr(batch, name)
+                found = found + value.flatten(1).sum(1) if value.dim() > 1 else found + value
+            owner = batch.comparison[batch.response]
+            return Losses(segment_sum(found, owner, batch.comparisons), {})
+
+    for flag, value in flags.items():
+        setattr(Reads, flag, value)
+    return Reads()
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=NAMES)
+def test_every_objective_asks_for_what_it_reads(name, settings):
+    objective = made(name, settings)
+    check_declared(objective)
+    check_declared(with_entropy(Selected(objective, KeepAll(), Probability(of="policy"))))
+
+
+@pytest.mark.parametrize("field", ASKED)
+def test_what_is_read_unasked_is_named_with_how_to_ask(field):
+    with pytest.raises(
+        UserError, match=rf"Reads reads batch\.{field}, which .* Write needs_{field.split('_logp')[0]} = "
+    ):
+        check_declared(reads(field))
+    flag = {"reference_logp": "needs_reference"}.get(field, f"needs_{field}")
+    check_declared(reads(field, **{flag: "forward" if field == "kl" else True}))
+
+
+def test_several_are_named_at_once_and_terms_of_a_sum_each_for_itself():
+    with pytest.raises(
+        UserError, match=r"batch\.entropy and batch\.scores, .* needs_entropy = True and needs_scores = True"
+    ):
+        check_declared(reads("reference_logp", "entropy", "scores", needs_reference=True))
+    name = plugin(
+        "from tokenward.objectives import Losses\n"
+        "class Own:\n"
+        "    def __call__(self, logp, batch):\n"
+        "        return Losses((logp - batch.reference_logp)[:batch.comparisons], {})\n"
+    )
+    with pytest.raises(UserError, match=rf"the objective {name}:Own reads batch\.reference_logp"):
+        Sum(terms=[{"name": "dpo"}, {"name": f"{name}:Own"}])
+    with pytest.raises(UserError, match=rf"the objective {name}:Own reads batch\.reference_logp"):
+        objective_of("objective", Named(name=f"{name}:Own", arguments={}))
+
+
+def test_a_training_refuses_it_before_the_first_step_though_the_rows_have_the_values(tmp_path):
+    with pytest.raises(UserError, match=r"reads batch\.scores"):
+        TokenTrainer(language_model(), reads("scores"), arguments(tmp_path), random_rows(2))
+
+
+def test_what_is_read_only_where_it_is_there_need_not_be_asked_for():
+    @dataclass
+    class Optional:
+        def __call__(self, logp, batch):
+            more = 0.0 if batch.entropy is None else batch.entropy
+            return Losses(segment_sum(logp + more, batch.comparison[batch.response], batch.comparisons), {})
+
+    check_declared(Optional())
+
+
+def test_a_class_that_fails_for_another_reason_is_left_to_the_training():
+    class Broken:
+        def __call__(self, logp, batch):
+            raise KeyError("x")
+
+    generator = torch.random.get_rng_state()
+    check_declared(Broken())
+    assert torch.equal(torch.random.get_rng_state(), generator)
