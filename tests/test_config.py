@@ -60,6 +60,7 @@ data:
   min_gap: 0.5
 tokens:
   template: plain
+  chat_template_kwargs: {enable_thinking: false}
   max_prompt_tokens: 64
   max_response_tokens: 32
   too_long: truncate

@@ -11,7 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from tests.tiny import CHATML, tiny_tokenizer
 from tokenward.errors import UserError
 from tokenward.tokens.encode import Encoded, Limits, encode_one
+from tokenward.tokens.notes import explanations
 from tokenward.tokens.spelled import spelled
+from tokenward.tokens.split import SAID, Note
 from tokenward.tokens.template import Style, Template, joined
 from tokenward.types import Comparison, Message
 
@@ -194,7 +196,9 @@ def test_rows_are_what_the_template_writes(source, tokenizer):
         except UserError as error:
             refused[name] = str(error)
             continue
-        assert encoded is not None, notes
+        if encoded is None:  # a template that knows no calls
+            assert (name, notes) == ("call", ["dropped: the template writes nothing of a reply"])
+            continue
         check(template, row, encoded)
     # Some templates take no tools, no assistant before a user, or calls in another form.
     assert set(refused) <= {"call", "several", "turns", "asked again", "begun"}
@@ -326,6 +330,33 @@ def test_data_that_is_templated_already_is_plain_text_with_one_end():
     assert encoded.prompt == asked
     assert template.tokenizer.decode(encoded.responses[0]) == "a<|im_end|>"
     assert notes == ["note: a reply holds marks of the template, or special tokens"]  # of the second
+
+
+def test_what_a_template_leaves_out_is_noted():
+    row = comparison(**CASES["thoughts"])
+    template, _, notes = rows_of(CHATML, row=row)
+    assert notes == ["note: the template leaves out a part of a reply"]
+    assert "reasoning_content" in explanations(template, {Note.REPLY_LEFT_OUT: row}, {notes[0]: 3})[0]
+    row = comparison(prompt=(USER,), responses=("a", "b"), tools=TOOLS)
+    _, _, notes = rows_of(CHATML, row=row)
+    assert notes == ["note: the template leaves out calls or tools of the prompt"]
+
+
+def test_a_reply_of_which_nothing_is_written_is_dropped():
+    template = template_of(CHATML, joining())
+    row, notes = encode_one(comparison(**CASES["call"]), template, Limits(400, 400))
+    assert (row, notes) == (None, ["dropped: the template writes nothing of a reply"])
+
+
+def test_each_note_is_explained_with_its_texts():
+    template, _, _ = rows_of(THINKS)
+    row = comparison(**CASES["texts"])
+    counts = {SAID[Note.OPENING]: 1, SAID[Note.PRELUDE]: 2}
+    first, second = explanations(template, {Note.OPENING: row, Note.PRELUDE: row}, counts)
+    assert "1 row, such as rows.jsonl:1" in first
+    assert "assistant\\n<think>\\n" in first
+    assert "enable_thinking" in first
+    assert repr("\n\n</think>\n\n") in second
 
 
 def test_an_end_that_is_text_is_followed_by_eos():

@@ -163,10 +163,16 @@ def check_some_left(counts: Mapping[str, int]) -> None:
     """
     if counts["kept"]:
         return
-    reasons = ", ".join(f"{name}: {count}" for name, count in counts.items() if name not in ("read", "kept"))
-    raise UserError(
-        f"no comparison is left after encoding {counts['read']} ({reasons or 'there were none'}). "
+    reasons = {name: count for name, count in counts.items() if name.startswith("dropped")}
+    listed = ", ".join(f"{name}: {count}" for name, count in reasons.items())
+    long = any("too long" in name or "context" in name for name in reasons)
+    advice = (
         "Raise tokens.max_prompt_tokens or tokens.max_response_tokens, or write tokens.too_long: truncate."
+        if long
+        else "Look at the rows with `tokenward data RECIPE --show 3`, and use a model whose chat template writes them."
+    )
+    raise UserError(
+        f"no comparison is left after encoding {counts['read']} ({listed or 'there were none'}). {advice}"
     )
 
 

@@ -6,7 +6,7 @@ from operator import or_
 
 from tokenward.tokens.split import SAID, Note, split_all
 from tokenward.tokens.template import Template
-from tokenward.tokens.writing import write_prompt
+from tokenward.tokens.writing import left_out_of_prompt, left_out_of_reply, write_prompt, write_reply
 from tokenward.types import Comparison
 
 _SHOWN = 40
@@ -49,6 +49,8 @@ def _said(template: Template, note: Note, example: Comparison) -> str:
         return _opening(template, example)
     if note is Note.PRELUDE:
         return f"the template writes {_prelude(template, example)!r} before the reply. It is read, and not trained"
+    if note in (Note.REPLY_LEFT_OUT, Note.PROMPT_LEFT_OUT):
+        return _left_out(template, note, example)
     if note is Note.APART:
         asked = write_prompt(template, example).text
         return (
@@ -73,11 +75,27 @@ def _said(template: Template, note: Note, example: Comparison) -> str:
     )
 
 
+def _left_out(template: Template, note: Note, example: Comparison) -> str:
+    asked = write_prompt(template, example)
+    if note is Note.PROMPT_LEFT_OUT:
+        whose, names = "the prompt", left_out_of_prompt(example, asked.text)
+    else:
+        replies = [
+            write_reply(template, example, place, asked).text for place in range(len(example.responses))
+        ]
+        lost = [left_out_of_reply(example.reply(place), text) for place, text in enumerate(replies)]
+        whose, names = "a reply", next(found for found in lost if found)
+    return (
+        f"{whose} holds {', '.join(names)}, which the chat template does not write as it is, so the model does not see it. "
+        "Use a model whose template does, or take it out of the data"
+    )
+
+
 def _opening(template: Template, example: Comparison) -> str:
     (split,) = split_all([example], template)
     decode = template.tokenizer.decode
-    asked = str(decode([*split.prompt[-4:], *split.opening]))
-    written = str(decode([*split.prompt[-4:], *_first(template, example)]))
+    asked = str(decode([*split.prompt[-12:], *split.opening]))
+    written = str(decode([*split.prompt[-12:], *_first(template, example)]))
     choices = ", ".join(template.choices)
     advice = f" (the template reads {choices}: see tokens.chat_template_kwargs)" if choices else ""
     return f"the template asks for a reply with {asked!r} and writes one as {written!r}. The rows follow the second{advice}"

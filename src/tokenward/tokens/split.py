@@ -12,7 +12,15 @@ from tokenizers import Encoding
 
 from tokenward.errors import UserError
 from tokenward.tokens.template import Template
-from tokenward.tokens.writing import Asked, Unplaced, Written, write_prompt, write_reply
+from tokenward.tokens.writing import (
+    Asked,
+    Unplaced,
+    Written,
+    left_out_of_prompt,
+    left_out_of_reply,
+    write_prompt,
+    write_reply,
+)
 from tokenward.types import Comparison, Message
 
 
@@ -26,6 +34,9 @@ class Note(IntFlag):
     PROMPT_MARKS = 16
     UNPLACED = 32
     CUT_AWAY = 64
+    UNWRITTEN = 128
+    REPLY_LEFT_OUT = 256
+    PROMPT_LEFT_OUT = 512
 
 
 SAID: dict[Note, str] = {
@@ -34,11 +45,14 @@ SAID: dict[Note, str] = {
     Note.PRELUDE: "note: the template writes something before a reply",
     Note.REPLY_MARKS: "note: a reply holds marks of the template, or special tokens",
     Note.PROMPT_MARKS: "note: the prompt holds marks of the template",
+    Note.REPLY_LEFT_OUT: "note: the template leaves out a part of a reply",
+    Note.PROMPT_LEFT_OUT: "note: the template leaves out calls or tools of the prompt",
 }
 """Notes of rows that are kept."""
 
 DROPPED: dict[Note, str] = {
     Note.UNPLACED: "dropped: the template does not write the reply's messages one after another",
+    Note.UNWRITTEN: "dropped: the template writes nothing of a reply",
     Note.CUT_AWAY: "dropped: nothing of a response is left after truncation",
 }
 """Notes of rows that are not."""
@@ -109,11 +123,13 @@ class _Tokens(NamedTuple):
     """A text as ids.
 
     Attributes:
+        text: The text.
         ids: Of the whole text.
         encoding: Where they are in the text.
         first: How many of them the tokenizer wrote before it.
     """
 
+    text: str
     ids: list[int]
     encoding: Encoding
     first: int
@@ -161,7 +177,8 @@ def split_all(comparisons: Sequence[Comparison], template: Template) -> list[Spl
 
 def _tokens(template: Template, texts: Sequence[str]) -> list[_Tokens]:
     first = template.first_ids
-    return [_Tokens([*first, *item.ids], item, len(first)) for item in template.encodings(texts)]
+    encodings = zip(texts, template.encodings(texts), strict=True)
+    return [_Tokens(text, [*first, *item.ids], item, len(first)) for text, item in encodings]
 
 
 def _split(
@@ -171,7 +188,6 @@ def _split(
     replies: Sequence[tuple[Written, _Tokens] | None],
 ) -> Split:
     """The rows follow the whole conversations; the prompt is what all of them begin with of what the model is asked with."""
-    marked = [_marked(template, comparison.reply(place)) for place in range(len(replies))]
     # A plain prompt is text like its reply, and is asked with as it is: it keeps all its tokens.
     followed = [reply[1].ids for reply in replies if reply and template.kind == "chat"]
     trunk = min((_same(prompt.ids, ids) for ids in followed), default=len(prompt.ids))
@@ -180,9 +196,11 @@ def _split(
     written = comparison.prompt if template.kind == "chat" else ()
     if template.marks and any(template.marks.search(message["content"]) for message in written):
         notes |= Note.PROMPT_MARKS
+    if left_out_of_prompt(comparison, prompt.text):
+        notes |= Note.PROMPT_LEFT_OUT
     responses = [
-        _response(template, prompt, trunk, *reply, marked=marks) if reply else _UNPLACED
-        for reply, marks in zip(replies, marked, strict=True)
+        _response(template, prompt, trunk, *reply, messages=comparison.reply(place)) if reply else _UNPLACED
+        for place, reply in enumerate(replies)
     ]
     return Split(prompt.ids[:trunk], prompt.ids[trunk:], responses, notes)
 
@@ -212,9 +230,16 @@ def _written(template: Template, comparison: Comparison, asked: Asked) -> list[W
 
 
 def _response(
-    template: Template, prompt: _Tokens, trunk: int, reply: Written, tokens: _Tokens, *, marked: bool
+    template: Template,
+    prompt: _Tokens,
+    trunk: int,
+    reply: Written,
+    tokens: _Tokens,
+    *,
+    messages: Sequence[Message],
 ) -> Response:
     """One response, out of the whole conversation or, where that would misread its text, apart from it."""
+    marked = _marked(template, messages)
     notes = Note.REPLY_MARKS if marked else Note(0)
     apart = prompt.ids[:trunk] != tokens.ids[:trunk]
     if (marked and len(reply.own) == 1 and template.kind == "chat") or apart:
@@ -222,6 +247,10 @@ def _response(
         own = _by_pieces(template, prompt, trunk, reply)
     else:
         own = _together(template, trunk, reply, tokens)
+    if template.kind == "chat" and left_out_of_reply(messages, reply.text):
+        notes |= Note.REPLY_LEFT_OUT
+    if len(own.ids) == own.closing:
+        notes |= Note.UNWRITTEN
     return own._replace(notes=own.notes | notes)
 
 

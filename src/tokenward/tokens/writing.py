@@ -152,3 +152,27 @@ def _plain(template: Template, comparison: Comparison, reply: Sequence[Message],
         if message["role"] == "assistant" and message.get("weight", 1):
             own.append((start, len(text)))
     return Written(text, own, bool(reply[-1].get("weight", 1)))
+
+
+def left_out_of_reply(reply: Sequence[Message], text: str) -> list[str]:
+    """Names of what a reply's messages hold and a conversation's text does not."""
+    found = [name for message in reply for name in _left_out(message, text)]
+    return list(dict.fromkeys(found))
+
+
+def left_out_of_prompt(comparison: Comparison, text: str) -> list[str]:
+    """So of a prompt and its tools; a thought of an earlier turn is left out by most templates, as it should be."""
+    calls = [
+        name for message in comparison.prompt for name in _left_out(message, text) if name == "tool_calls"
+    ]
+    tools = [tool.get("function", tool).get("name") for tool in comparison.tools]
+    return [*calls[:1], *(["tools"] if any(str(name) not in text for name in tools) else [])]
+
+
+def _left_out(message: Message, text: str) -> list[str]:
+    if message["role"] != "assistant":
+        return []
+    said = {"content": message["content"], "reasoning_content": str(message.get("reasoning_content") or "")}
+    missing = [name for name, own in said.items() if own.strip() and own.strip() not in text]
+    calls = [call.get("function", call).get("name") for call in message.get("tool_calls") or ()]
+    return missing + (["tool_calls"] if any(str(name) not in text for name in calls) else [])
