@@ -35,6 +35,7 @@ function showPair() {
     const text = visible(element("span", { dir: "auto", className: "text" }), message.content);
     return element("p", {}, element("b", { textContent: `${message.role} ` }), text);
   }));
+  byId("has-context").hidden = !open.responses.some((response) => response.starts);
   SIDES.forEach(showSide);
   showSums();
   showStack();
