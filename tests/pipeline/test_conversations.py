@@ -9,6 +9,7 @@ import trl
 
 import tokenward
 from tests.tiny import tiny_llama, tiny_tokenizer
+from tokenward.artifacts import read_manifest
 from tokenward.report.single import shown_pair
 from tokenward.scoring.store import TokenStore
 
@@ -147,3 +148,22 @@ def test_a_thought_has_scores_and_the_mark_before_it_has_none(thinking_model, tm
     for own, others in found:
         assert others == "<think>\n"
         assert own.split("\n</think>\n\n")[1].startswith("It is ")
+
+
+def test_variables_and_the_date_are_the_runs_whenever_it_is_continued(thinking_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in thoughts(12)))
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(model=thinking_model) + "run: dated\n")
+    settings = ["tokens.chat_template_kwargs={enable_thinking: false}"]
+    run = tokenward.run("recipe.yaml", settings, last="oracle", quiet=True)
+    assert run.style.variables == {"enable_thinking": False}
+    prompt = run.tokenizer_template(run.start_model).render([{"role": "user", "content": "1 + 1?"}])
+    assert prompt.endswith("assistant\n<think>\n\n</think>\n\n")
+    facts = read_manifest(run.path("oracle")).facts
+    scorer = tokenward.TokenScorer.load(run.path("oracle"))
+    assert scorer.template.variables == {"enable_thinking": False}
+    # The day is that of the data stage, so a run that goes on tomorrow writes the same text.
+    manifest = read_manifest(run.path("data"))
+    assert run.style.day == facts["template_day"] == manifest.created[:10]
+    manifest.model_copy(update={"created": "2026-02-03T23:59:59+00:00"}).write(run.path("data"))
+    assert run.style.day == "2026-02-03"

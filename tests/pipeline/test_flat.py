@@ -203,7 +203,9 @@ def test_another_tokenizer_is_another_file(tiny_workplace: Path) -> None:
     assert list(found) == list(encode(list(pairs), other, run.limits).rows)
     assert found[0].prompt != rows[0].prompt
     closed_otherwise = run.tokenizer_template(run.start_model)
-    closed_otherwise.tokenizer.chat_template = "{{ messages[0]['content'] }}"  # no end of a turn: EOS closes
+    closed_otherwise.tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # no end of a turn: EOS closes
+    )
     closed_otherwise.tokenizer.eos_token = "a"
     found = encode_set(run, pairs, closed_otherwise).rows
     assert list(found) == list(encode(list(pairs), closed_otherwise, run.limits).rows)

@@ -121,6 +121,26 @@ def test_a_reply_that_reaches_the_limit_has_not_ended():
     assert just == Reply([98, 99, EOS], TOKENIZER.decode([98, 99]), True)
 
 
+def test_a_reply_stops_at_any_end_that_the_folder_names_beside_the_templates():
+    model = counting_model(last=99)
+    model.model.generation_config.eos_token_id = [EOS, 97]
+    replies = sample_replies(model, TEMPLATE, [[95], [97]], GREEDY, seed=0)
+    assert replies == [
+        Reply([96, 97], TOKENIZER.decode([96]), True), Reply([98, 99, EOS], TOKENIZER.decode([98, 99]), True)
+    ]  # fmt: skip
+    assert model.model.generation_config.eos_token_id == [EOS, 97]
+
+
+def test_a_reply_stops_at_an_end_of_turn_that_is_text():
+    tokenizer = tiny_tokenizer()
+    end = tokenizer.decode([66, 67])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}" + end + "{% endfor %}"
+    template = Template(tokenizer=tokenizer)
+    assert not template.ending.special
+    (reply,) = sample_replies(counting_model(last=120), template, [[63]], GREEDY, seed=0)
+    assert reply == Reply([64, 65, 66, 67], tokenizer.decode([64, 65]), True)
+
+
 def test_prompts_that_contain_eos_are_not_cut():
     """A chat's earlier turns end with the same token that pads and that ends the reply."""
     replies = sample_replies(counting_model(last=99), TEMPLATE, [[EOS, 7, EOS, 96], [98]], GREEDY, seed=0)

@@ -290,7 +290,8 @@ def _reply(template: Template, row: list[int], settings: SamplingSettings, ends:
     stopped = _stopped(template, ids, settings.stop)
     if stopped is not None:
         return stopped
-    return Reply(ids, str(template.tokenizer.decode(ids, skip_special_tokens=True)), ended)
+    # A folder may name an end that is no special token.
+    return Reply(ids, str(template.tokenizer.decode(row[:end], skip_special_tokens=True)), ended)
 
 
 def _stopped(template: Template, ids: list[int], stops: Sequence[str]) -> Reply | None:
