@@ -15,8 +15,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: $(VENV)/ready  ## the main job: SePO on the built-in data with the default model
 	$(BIN)/tokenward run recipes/quickstart.yaml
 
+# The tests' models are so small that two processes do more than two threads; a file's tests share their fixtures.
 test: $(VENV)/ready lint browser  ## lint, types and every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 browser:  ## a chromium for the tests of the report's page, where it can be installed
 	@scripts/browser.sh

@@ -109,6 +109,6 @@ def groups(world: World, rng: np.random.Generator, count: int, k: int = K) -> li
         comparison = Comparison(
             key=name, prompt=(), responses=("",) * k, ranks=tuple(ranks.tolist()), source=name
         )
-        encoded = Encoded(comparison, [PROMPT], [ids.tolist() for ids in found], [True] * k, 0)
+        encoded = Encoded(comparison, [PROMPT], [ids.tolist() for ids in found], [True] * k, [0] * k)
         rows.append(TokenRow(encoded=encoded, scores=[torch.tensor(world.scores[ids]) for ids in found]))
     return rows

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -136,7 +137,8 @@ def new_adapter(
     _take_off_heads(model)
     before = _logits(model, start_id)
     wrapped = wrapped_in(model, config, settings)
-    config.base_model_name_or_path = base
+    if Path(base).is_dir():  # peft asks the hub for a name that is none
+        config.base_model_name_or_path = base
     _check_law(wrapped, before, settings, start_id)
     return wrapped
 

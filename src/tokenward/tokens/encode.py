@@ -169,7 +169,7 @@ def check_some_left(counts: Mapping[str, int]) -> None:
     advice = (
         "Raise tokens.max_prompt_tokens or tokens.max_response_tokens, or write tokens.too_long: truncate."
         if long
-        else "Look at the rows with `tokenward data RECIPE --show 3`, and use a model whose chat template writes them."
+        else "Use a model whose chat template writes what these rows hold, or take them out of the data."
     )
     raise UserError(
         f"no comparison is left after encoding {counts['read']} ({listed or 'there were none'}). {advice}"
