@@ -1,13 +1,17 @@
 """One run on the real default model, cut short: it is the model that users meet first."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 import tokenward
+from tokenward.data.prepare import load
 from tokenward.models.default import LAYERS, default_model_folder
-from tokenward.models.loading import load_model
+from tokenward.models.loading import load_model, load_tokenizer
+from tokenward.pipeline.data import BUILTIN
+from tokenward.tokens.encode import Limits, encode
 from tokenward.tokens.template import Template
 
 RECIPE = Path(__file__).parent.parent.parent / "recipes" / "quickstart.yaml"
@@ -31,6 +35,27 @@ def test_the_quick_start_cut_short(tmp_path: Path) -> None:
     history = [json.loads(line) for line in (run.path("oracle") / "history.jsonl").read_text().splitlines()]
     # Two steps from the reference: the loss has hardly left ln 2.
     assert history[-1]["train_loss"] == pytest.approx(0.6931, abs=0.05)
+
+
+HH = Path(__file__).parents[3] / "shared" / "data" / "hh_harmless_test" / "test.jsonl.gz"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("source", "kept", "digest"),
+    [(BUILTIN, 554, "5103c846e7d0c546"), (HH, 2302, "ce35974b411e5a5a")],
+    ids=["builtin", "hh"],
+)
+def test_the_rows_are_those_that_the_figures_of_the_docs_were_made_with(source, kept, digest):
+    if not source.is_file():
+        pytest.skip(f"no {source.name} here")
+    template = Template(tokenizer=load_tokenizer("default"))
+    rows = encode(load(str(source)).comparisons, template, Limits(1024, 512)).rows
+    content = hashlib.sha256()
+    for row in rows:
+        ids = [row.comparison.key, row.prompt, row.responses, row.closed, list(row.comparison.ranks)]
+        content.update(json.dumps(ids).encode())
+    assert (len(rows), content.hexdigest()[:16]) == (kept, digest)
 
 
 @pytest.mark.real
