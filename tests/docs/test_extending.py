@@ -1,9 +1,11 @@
 """The classes of docs/extending.md, in one file and named by the recipes beside them, carry a whole run."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 import tokenward
@@ -32,7 +34,8 @@ def test_each_example_is_short() -> None:
         assert len([line for line in example.splitlines() if line.strip()]) < 15, example
 
 
-def test_the_examples_carry_a_run(tiny_workplace: Path) -> None:
+def test_the_examples_carry_a_run(tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mylab", raising=False)  # another test of this process may have one
     Path("mylab.py").write_text("\n\n".join(blocks("python")))
     recipe = yaml.safe_load(tiny_workplace.read_text())
     for block in blocks("yaml"):

@@ -79,7 +79,10 @@ def test_an_adapter_that_is_merged_wrongly_is_refused(tiny_workplace, adapter, m
         (None, "does not name its base model"),
     ],
 )
-def test_the_base_of_an_adapter_must_be_there(tiny_workplace, adapter, tmp_path, base, message):
+def test_the_base_of_an_adapter_must_be_there(tiny_workplace, adapter, tmp_path, monkeypatch, base, message):
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_OFFLINE", True
+    )  # asking takes a minute where there is no network
     folder = changed(adapter, tmp_path / "changed", base_model_name_or_path=base)
     for key in ("model.name", "oracle.model", "policy.model", "experts.a.model"):
         with pytest.raises(UserError, match=rf"(?s)^--set {key}: .*{message}"):

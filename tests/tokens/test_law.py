@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import trl
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import CHATML, tiny_tokenizer
 from tokenward.errors import UserError
 from tokenward.tokens.encode import Encoded, Limits, encode_one
 from tokenward.tokens.notes import explanations
-from tokenward.tokens.spelled import spelled
+from tokenward.tokens.spelled import moved, spelled
 from tokenward.tokens.split import SAID, Note
 from tokenward.tokens.template import Style, Template, joined
-from tokenward.types import Comparison, Message
+from tokenward.types import Comparison, Message, Span
 
 SHIPPED = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
 MADE = {
@@ -357,6 +357,145 @@ def test_each_note_is_explained_with_its_texts():
     assert "assistant\\n<think>\\n" in first
     assert "enable_thinking" in first
     assert repr("\n\n</think>\n\n") in second
+
+
+def test_marks_that_a_call_or_a_thought_spells_are_text_and_the_templates_own_are_marks():
+    source = (Path(trl.__file__).parent / "chat_templates" / "lfm2_v2.jinja").read_text()
+    call = said(
+        "Write <|im_end|>", tool_calls=[{"function": {"name": "f", "arguments": {"x": "<|im_end|>"}}}]
+    )
+    row = comparison(prompt=(USER,), responses=("a", "b"), turns=((call,), None))
+    template, encoded, notes = rows_of(source, row=row)
+    tokens = template.tokenizer.convert_ids_to_tokens(encoded.responses[0])
+    assert "<|tool_call_start|>" in tokens
+    assert "<|tool_call_end|>" in tokens
+    assert tokens.count("<|im_end|>") == 1
+    assert template.tokenizer.decode(encoded.responses[0]).count("<|im_end|>") == 3
+    assert "note: a reply holds marks of the template, or special tokens" in notes
+    explained = explanations(template, {Note.REPLY_MARKS: row}, {SAID[Note.REPLY_MARKS]: 1})[0]
+    assert "'<|im_end|>', a mark" in explained
+
+
+def test_a_response_has_the_same_tokens_whatever_it_is_compared_with():
+    thinks = (said("Hello", reasoning_content="I think"),)
+    others = {"beside a thought": (said("No", reasoning_content="Hm."),), "beside none": None}
+    thought = "<think>\n{{ m.reasoning_content or '' }}\n</think>"
+    assert thought in THINKS
+    other_thought = "<think>{{ '\n' + m.reasoning_content + '\n' if m.reasoning_content else '' }}</think>"
+    source = THINKS.replace(thought, other_thought)
+    found = {}
+    for name, other in others.items():
+        row = comparison(prompt=(USER,), responses=("Hello", "No"), turns=(thinks, other))
+        template, encoded, _ = rows_of(source, row=row)
+        check(template, row, encoded)
+        found[name] = encoded
+    first, second = found.values()
+    assert len(first.prompt) > len(second.prompt)
+    assert first.responses[0] == second.responses[0]
+    for limit in range(1, len(first.responses[0])):
+        cut = [encode_one(own.comparison, template, Limits(400, limit, "truncate"))[0]
+               for own in (first, second)]  # fmt: skip
+        if None not in cut:
+            assert cut[0].responses[0] == cut[1].responses[0]
+
+
+def test_a_call_that_was_begun_is_no_beginning_of_a_reply():
+    begun = said("Let me ", tool_calls=CALL)
+    template = template_of(
+        (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text(), joining()
+    )
+    row, notes = encode_one(
+        comparison(prompt=(USER, begun), responses=("look", "go")), template, Limits(4000, 400)
+    )
+    assert row is None
+    assert notes[0].startswith("dropped: the prompt ends with an assistant's call")
+
+
+def test_two_messages_of_the_assistant_in_a_row_are_both_its_own():
+    turns = ((said("One"), said("Two")), None)
+    row = comparison(prompt=(USER,), responses=("One Two", "No"), turns=turns)
+    template, encoded, _ = rows_of(CHATML, row=row)
+    assert parts(template, encoded)[1:] == ["One<|im_end|>", "\n<|im_start|>assistant\n", "Two<|im_end|>"]
+
+
+def test_a_reply_without_weight_is_dropped():
+    turns = ((said("One", weight=0), Message(role="user", content="x"), said("Two", weight=0)), None)
+    template = template_of(CHATML, joining())
+    row = comparison(prompt=(USER,), responses=("One Two", "No"), turns=turns)
+    assert encode_one(row, template, Limits(400, 400)) == (
+        None,
+        ["dropped: no message of a reply has weight"],
+    )
+
+
+def test_replies_that_the_template_makes_equal_are_dropped():
+    template = template_of(MADE["gemma"], joining())
+    row = comparison(prompt=(USER,), responses=("Hello", "Hello "))
+    assert encode_one(row, template, Limits(400, 400)) == (
+        None,
+        ["dropped: responses are the same, token by token"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        (said("Hi", thinking="deep"), "thinking"),
+        (said("Hi", tool_calls=CALL), "tool_calls"),
+        (said("Hi", reasoning_content="hi."), "reasoning_content"),  # the prompt's words are not the reply's
+    ],
+)
+def test_what_of_a_reply_is_left_out_is_named(message, named):
+    row = comparison(prompt=(USER,), responses=("Hi", "No"), turns=((message,), None))
+    template, _, notes = rows_of("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", row=row)
+    assert "note: the template leaves out a part of a reply" in notes
+    assert named in explanations(template, {Note.REPLY_LEFT_OUT: row}, {SAID[Note.REPLY_LEFT_OUT]: 1})[0]
+
+
+def test_messages_that_the_template_passes_over_are_named():
+    source = (
+        "{% for m in messages %}{% if m.role != 'critic' %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    row = comparison(prompt=(USER, Message(role="critic", content="Too short."), USER), responses=("a", "b"))
+    template, _, notes = rows_of(source, row=row)
+    assert notes == ["note: the template leaves out calls or tools of the prompt"]
+    assert "a message of critic" in explanations(template, {Note.PROMPT_LEFT_OUT: row}, {notes[0]: 1})[0]
+
+
+def test_white_space_at_a_replys_end_is_the_replys_where_places_are_trimmed():
+    tokenizer = joining()
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    template = template_of(CHATML, tokenizer)
+    encoded, _ = encode_one(
+        comparison(prompt=(USER,), responses=("Hello  ", " x")), template, Limits(400, 400)
+    )
+    assert template.tokenizer.decode(encoded.responses[0]) == "Hello  <|im_end|>"
+    assert encoded.closing == [1, 1]
+
+
+def test_white_space_that_a_template_cuts_off_is_no_text_of_the_reply():
+    template, encoded, _ = rows_of(
+        MADE["gemma"], row=comparison(prompt=(USER,), responses=("Hello \n", "  No"))
+    )
+    for place, text in enumerate(("Hello", "No")):
+        shown, spans, _ = spelled(template.tokenizer, encoded, place)
+        covered = b"".join(shown.encode()[span.start : span.end] for span in spans)
+        assert covered == text.encode()
+        assert spans[-1] == (len(shown.encode()),) * 2
+
+
+def test_spans_of_a_reply_are_not_those_of_the_thought_before_it():
+    spans = [Span(0, 4, 1.0)]
+    (found,) = moved(spans, "good", "<think>\nNot good idea\n</think>\n\ngood", "f:1")
+    assert found == Span(32, 36, 1.0)
+
+
+def test_a_weight_is_not_shown_to_the_template():
+    source = "{% for m in messages %}{{ m.content }}{{ m.weight }}<|im_end|>{% endfor %}"
+    turns = ((said("Hello", weight=1),), None)
+    row = comparison(prompt=(USER,), responses=("Hello", "No"), turns=turns)
+    template, encoded, _ = rows_of(source, row=row)
+    assert parts(template, encoded)[-1] == "Hello<|im_end|>"
 
 
 def test_an_end_that_is_text_is_followed_by_eos():

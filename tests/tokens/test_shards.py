@@ -16,7 +16,7 @@ from tokenward.data.lines import ComparisonFile, to_line
 from tokenward.data.pairs import pair_places
 from tokenward.errors import UserError
 from tokenward.tokens import shards
-from tokenward.tokens.encode import Encoded, Limits, encode, encode_one
+from tokenward.tokens.encode import Encoded, Limits, encode, encode_one, keys_of
 from tokenward.tokens.encoded import EncodedRows, Joined
 from tokenward.tokens.shards import ENCODED, EncodedFile, write_encoded
 from tokenward.tokens.template import Template
@@ -141,6 +141,51 @@ def test_a_prompt_is_one_row_with_each_response_once(tmp_path, file):
     assert joined[-1] == found[-1]
     with pytest.raises(IndexError):
         joined[len(found)]
+
+
+def test_rows_from_the_file_have_their_context_and_group_by_their_trunk(tmp_path):
+    """Of one prompt some replies think and some do not, so their rows begin with more or less of what is asked with."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}<{{ m.reasoning_content or '' }}>{% endif %}"
+        "{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant:<I{% endif %}"
+    )
+    template = Template(tokenizer=tokenizer)
+
+    def said(content: str, **more: str):
+        return {"role": "assistant", "content": content, **more}
+
+    several = (said("a", reasoning_content="I go"), {"role": "user", "content": "on"}, said("b"))
+    rows = [((said("x", reasoning_content="I do"),), several), (None, several), (None, None)]
+    known = [
+        Comparison(
+            key=f"{number:016x}",
+            prompt=({"role": "user", "content": "q"},),
+            responses=(f"x{number}", f"y{number}"),
+            ranks=(0, 1),
+            source=f"f:{number}",
+            turns=turns if any(turns) else None,
+        )
+        for number, turns in enumerate(rows)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(map(to_line, known)))
+    file, limits = ComparisonFile(path), Limits(200, 200)
+    pairs = Choice.pairs(file, [0, 1, 2], [0, 1] * 3)
+    found, _ = lazily(file, template, limits, tmp_path / "ids", pairs).judged()
+    expected = encode(list(pairs), template, limits).rows
+    assert list(found) == list(expected)
+    assert len(found[0].inserts(1)) > 1 or len(found[1].inserts(1)) > 1
+    assert len({tuple(row.prompt) for row in found}) == 2
+    assert all(row.asked == template.prompt_ids(row.comparison.prompt) for row in found)
+    whole = {
+        key: [*row.prompt, *row.whole(place)[0]]
+        for row in expected
+        for place, key in enumerate(keys_of(row.comparison))
+    }
+    for row in found.by_prompt():
+        for place, key in enumerate(keys_of(row.comparison)):
+            assert [*row.prompt, *row.whole(place)[0]] == whole[key]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -98,6 +98,7 @@ def with_stored(
     lazy = rows if isinstance(rows, LazyRows) else LazyRows(encoded=[row.encoded for row in rows])
     known = lazy.responses
     keys, first, owner = np.unique(known.keys, return_index=True, return_inverse=True)
+    _check_alike(lazy, known.digests, first, owner)
     lengths = known.lengths[first]
     starts = own_starts(lengths)
     flat = scratch(run.folder, int(lengths.sum()))
@@ -110,6 +111,17 @@ def with_stored(
     if missing.any():
         raise store.lacks(f"{int(keys[missing][0]):016x}")
     return lazy.with_column(name, Column(flat, starts[owner]))
+
+
+def _check_alike(rows: LazyRows, digests: np.ndarray, first: np.ndarray, owner: np.ndarray) -> None:
+    """Refuse a response that has other tokens in one row than in another: they share one record of the store."""
+    other = np.flatnonzero(digests != digests[first][owner])
+    if len(other):
+        row = int(np.searchsorted(rows.responses.starts, other[0], side="right")) - 1
+        raise UserError(
+            f"{rows.encoded[row].comparison.source}: a response of this row stands in another row too, with other tokens, so its "
+            "stored values belong to one of the two. Take one of the rows out."
+        )
 
 
 def _records(store: TokenStore, keys: np.ndarray) -> Iterator[tuple[int, TokenRecord, int]]:

@@ -212,7 +212,8 @@ class Parts(NamedTuple):
     def sizes(self) -> "Sizes":
         """What is judged."""
         notes = reduce(or_, (own.notes for own in self.responses), self.notes)
-        return Sizes(self.prompt_length, len(self.prompt), [own.length for own in self.responses], notes)
+        lengths, preludes = [own.length for own in self.responses], [own.prelude for own in self.responses]
+        return Sizes(self.prompt_length, len(self.prompt), lengths, preludes, notes)
 
     def encoded(self, comparison: Comparison, limits: Limits) -> Encoded:
         """The comparison as rows are made of it."""
@@ -253,12 +254,14 @@ class Sizes(NamedTuple):
         prompt: Of the whole prompt.
         kept: Of the prompt within the limit.
         responses: Of the whole responses.
+        preludes: Of what the template writes before each.
         notes: Of the comparison, bits of :class:`tokenward.tokens.split.Note`.
     """
 
     prompt: int
     kept: int
     responses: Sequence[int]
+    preludes: Sequence[int]
     notes: int
 
 
@@ -269,7 +272,7 @@ def judge(sizes: Sizes, limits: Limits, source: str, same: Callable[[], bool]) -
         sizes: Of the comparison.
         limits: To keep within.
         source: Where the comparison came from.
-        same: Whether all of several responses are the same once they are cut; asked only if one is.
+        same: Whether all of several responses are the same once they are cut.
 
     Raises:
         UserError: it is too long and ``limits.too_long`` is ``"error"``.
@@ -283,10 +286,12 @@ def judge(sizes: Sizes, limits: Limits, source: str, same: Callable[[], bool]) -
         notes.append("note: prompt truncated")
     if longest > limits.max_response_tokens:
         notes.append("note: response truncated")
-        if same():
-            return False, ["dropped: responses are the same after truncation"]
-    cut = min(longest, limits.max_response_tokens)
-    if limits.context is not None and sizes.kept + cut > limits.context:
+    if same():
+        cut_off = " after truncation" if longest > limits.max_response_tokens else ""
+        return False, [f"dropped: responses are the same{cut_off or ', token by token'}"]
+    both = zip(sizes.preludes, sizes.responses, strict=True)
+    widest = max((before + min(length, limits.max_response_tokens) for before, length in both), default=0)
+    if limits.context is not None and sizes.kept + widest > limits.context:
         return False, ["dropped: longer than the model's context"]
     return True, notes + [reason for note, reason in SAID.items() if sizes.notes & note]
 

@@ -119,13 +119,13 @@ class EncodedRows(Sequence[Encoded]):
         """What is judged of each row, and which responses are its own."""
         starts = self.comparisons.starts.tolist()
         lengths, notes = self.of_responses("lengths"), self.of_responses("notes")
+        preludes = self.of_responses("preludes")
         prompts = self.of_rows("prompt_length").tolist()
         kept = np.diff(self.ids.starts("prompt"))[self.comparisons.first_rows()].tolist()
         for number, (first, last) in enumerate(pairwise(starts)):
             mine = slice(first, last)
-            own = Sizes(
-                prompts[number], kept[number], lengths[mine].tolist(), int(np.bitwise_or.reduce(notes[mine]))
-            )
+            said = int(np.bitwise_or.reduce(notes[mine]))
+            own = Sizes(prompts[number], kept[number], lengths[mine].tolist(), preludes[mine].tolist(), said)
             yield own, mine
 
     def by_prompt(self) -> "EncodedRows":

@@ -4,12 +4,22 @@ from collections.abc import Mapping
 from functools import reduce
 from operator import or_
 
-from tokenward.tokens.split import SAID, Note, split_all
+from tokenward.tokens.split import SAID, Note, marks_in, split_all
 from tokenward.tokens.template import Template
-from tokenward.tokens.writing import left_out_of_prompt, left_out_of_reply, write_prompt, write_reply
+from tokenward.tokens.writing import (
+    left_out_of_prompt,
+    left_out_of_reply,
+    texts_of,
+    write_prompt,
+    write_reply,
+)
 from tokenward.types import Comparison
 
 _SHOWN = 40
+_CLOCK = (
+    "  the chat template writes the time in a form that it computes, so rows that are written another day differ. Give the date by "
+    "tokens.chat_template_kwargs, where the template reads one"
+)
 
 
 def explanations(
@@ -23,6 +33,7 @@ def explanations(
         counts: How many have each, by the note's words in :data:`tokenward.tokens.split.SAID`.
     """
     lines = [] if template.ending.special else [_ending(template)]
+    lines += [_CLOCK] if template.writes_clock else []
     for note, example in examples.items():
         count = counts[SAID[note]]
         lines.append(
@@ -58,12 +69,10 @@ def _said(template: Template, note: Note, example: Comparison) -> str:
             "They are encoded apart, as the model meets them when it generates"
         )
     where = "a reply" if note is Note.REPLY_MARKS else "the prompt"
-    texts = (
-        example.responses if note is Note.REPLY_MARKS else [message["content"] for message in example.prompt]
-    )
-    assert template.marks is not None
-    mark = next(found.group() for text in texts if (found := template.marks.search(text)))
-    text = next(text for text in texts if mark in text)
+    replies = [message for place in range(len(example.responses)) for message in example.reply(place)]
+    messages = replies if note is Note.REPLY_MARKS else example.prompt
+    mark = marks_in(template, messages)[0]
+    text = next(text for message in messages for text in texts_of(message) if mark in text)
     place = text.index(mark)
     piece = text[max(place - _SHOWN, 0) : place + len(mark)]
     if template.kind == "plain":
@@ -80,10 +89,12 @@ def _left_out(template: Template, note: Note, example: Comparison) -> str:
     if note is Note.PROMPT_LEFT_OUT:
         whose, names = "the prompt", left_out_of_prompt(example, asked.text)
     else:
-        replies = [
-            write_reply(template, example, place, asked).text for place in range(len(example.responses))
+        replies = [write_reply(template, example, place, asked) for place in range(len(example.responses))]
+        lost = [
+            left_out_of_reply(example.reply(place), written.text[written.own[0][0] :])
+            for place, written in enumerate(replies)
+            if written.own
         ]
-        lost = [left_out_of_reply(example.reply(place), text) for place, text in enumerate(replies)]
         whose, names = "a reply", next(found for found in lost if found)
     return (
         f"{whose} holds {', '.join(names)}, which the chat template does not write as it is, so the model does not see it. "

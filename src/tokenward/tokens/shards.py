@@ -45,8 +45,9 @@ SCHEMA = pa.schema(
         "context": pa.list_(
             pa.list_(_IDS)
         ),  # per insert: the place before which it stands, its length, its ids
-        "lengths": pa.list_(pa.int32()),  # with context, before anything was cut
+        "lengths": pa.list_(pa.int32()),  # with context behind the first token, before anything was cut
         "sizes": pa.list_(pa.int32()),  # of what is in responses
+        "preludes": pa.list_(pa.int32()),  # of the context before its first token
         "closing": pa.list_(pa.int32()),
         "notes": pa.list_(pa.int32()),  # bits of tokenward.tokens.split.Note, the prompt's among them
         "ranks": pa.list_(pa.int32()),
@@ -165,6 +166,7 @@ class _Columns:
             "opening": np.array(parts.opening, np.int32),
             "lengths": [own.length for own in parts.responses],
             "sizes": [len(ids) for ids in responses],
+            "preludes": [own.prelude for own in parts.responses],
             "closing": [own.closing for own in parts.responses],
             "notes": [int(parts.notes | own.notes) for own in parts.responses],
             "ranks": list(row.ranks),

@@ -35,8 +35,12 @@ def spelled(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, place: int) ->
     if alone and not encoded.inserts(place):
         text = comparison.responses[place]
         encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        if list(encoding["input_ids"])[:count] == ids[:count]:
-            return Spelled(text, token_spans(tokenizer, text, len(ids)), True)
+        own = list(encoding["input_ids"])
+        if own[:count] == ids[:count]:
+            # White space that a template cuts off is none of the response's tokens.
+            count = len(ids) if own[: len(ids)] == ids else count
+            end = ByteSpan(len(text.encode()), len(text.encode()))
+            return Spelled(text, [*token_spans(tokenizer, text, count), *[end] * (len(ids) - count)], True)
     whole, places = encoded.whole(place)
     closing = len(ids) - count
     text, spans = spans_of_whole(tokenizer, whole[: len(whole) - closing])
@@ -47,7 +51,9 @@ def spelled(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, place: int) ->
 def place_in(response: str, text: str) -> int | None:
     """Characters by which a response's text is shifted in a text that holds it, or None; white space may be cut off it."""
     core = response.strip()
-    place = text.find(core)
+    place = text.rfind(
+        core
+    )  # a reply's text is the last; before it may stand a thought that holds the same words
     return None if place < 0 or not core else place - (len(response) - len(response.lstrip()))
 
 

@@ -4,6 +4,7 @@ The whole conversation is encoded as the template writes it, and split where the
 token would cover both, or a reply spells a mark of the template, the reply is encoded apart, and that is noted.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from enum import IntFlag
 from typing import NamedTuple
@@ -16,8 +17,10 @@ from tokenward.tokens.writing import (
     Asked,
     Unplaced,
     Written,
+    goes_on,
     left_out_of_prompt,
     left_out_of_reply,
+    texts_of,
     write_prompt,
     write_reply,
 )
@@ -35,6 +38,8 @@ class Note(IntFlag):
     UNPLACED = 32
     CUT_AWAY = 64
     UNWRITTEN = 128
+    WEIGHTLESS = 1024
+    BEGUN = 2048
     REPLY_LEFT_OUT = 256
     PROMPT_LEFT_OUT = 512
 
@@ -53,6 +58,8 @@ SAID: dict[Note, str] = {
 DROPPED: dict[Note, str] = {
     Note.UNPLACED: "dropped: the template does not write the reply's messages one after another",
     Note.UNWRITTEN: "dropped: the template writes nothing of a reply",
+    Note.WEIGHTLESS: "dropped: no message of a reply has weight",
+    Note.BEGUN: "dropped: the prompt ends with an assistant's call, or with a thought beside a reply's own, where no reply goes on",
     Note.CUT_AWAY: "dropped: nothing of a response is left after truncation",
 }
 """Notes of rows that are not."""
@@ -76,7 +83,7 @@ class Response(NamedTuple):
     Attributes:
         ids: Those that the assistant writes, the end of its turn included.
         context: What stands among them.
-        length: Tokens in all, before anything was cut.
+        length: Tokens in all, before anything was cut; those that the template writes before the reply are not counted.
         closing: Tokens at the end that are no text.
         notes: See :class:`Note`.
     """
@@ -87,6 +94,11 @@ class Response(NamedTuple):
     closing: int
     notes: int = 0
 
+    @property
+    def prelude(self) -> int:
+        """Tokens that stand before the first of its own."""
+        return sum(len(insert.ids) for insert in self.context if not insert.before)
+
     def cut(self, limit: int) -> "Response":
         """The first ``limit`` tokens of it, ending with one that the assistant writes."""
         if self.length <= limit:
@@ -94,7 +106,7 @@ class Response(NamedTuple):
         kept, total, before = 0, 0, 0
         for insert in (*self.context, Insert(len(self.ids), [])):
             kept += max(min(insert.before - before, limit - total), 0)
-            total += insert.before - before + len(insert.ids)
+            total += insert.before - before + (len(insert.ids) if insert.before else 0)
             before = insert.before
         return self._replace(
             ids=self.ids[:kept],
@@ -125,35 +137,22 @@ class _Tokens(NamedTuple):
     Attributes:
         text: The text.
         ids: Of the whole text.
-        encoding: Where they are in the text.
-        first: How many of them the tokenizer wrote before it.
+        starts: Character at which each token begins; 0 for those that the tokenizer wrote before the text.
+        ends: Character after its last one.
     """
 
     text: str
     ids: list[int]
-    encoding: Encoding
-    first: int
+    starts: list[int]
+    ends: list[int]
 
     def covering(self, character: int) -> int:
-        """The token that covers a character, or the next one that is covered."""
-        length = self.encoding.offsets[-1][1] if self.encoding.offsets else 0
-        while character < length:
-            token = self.encoding.char_to_token(character)
-            if token is not None:
-                return self.first + int(token)
-            character += 1  # one that the tokenizer's normaliser took away
-        return len(self.ids)
+        """The token that covers a character, or the next one where the tokenizer's normaliser took it away."""
+        return bisect_right(self.ends, character)
 
     def behind(self, character: int) -> int:
         """The first token that begins at a character or after it."""
-        token = self.covering(character)
-        while token < len(self.ids) and self.encoding.offsets[token - self.first][0] < character:
-            token += 1
-        return token
-
-    def end(self, count: int) -> int:
-        """Characters that the first tokens cover."""
-        return self.encoding.offsets[count - self.first - 1][1] if count > self.first else 0
+        return bisect_left(self.starts, character)
 
 
 def split_all(comparisons: Sequence[Comparison], template: Template) -> list[Split]:
@@ -169,16 +168,50 @@ def split_all(comparisons: Sequence[Comparison], template: Template) -> list[Spl
     replies = [reply.text for found in written for reply in found if reply is not None]
     tokens = iter(_tokens(template, [*(item.text for item in asked), *replies]))
     prompts = [next(tokens) for _ in asked]
-    return [
-        _split(template, comparison, prompt, [(reply, next(tokens)) if reply else None for reply in found])
-        for comparison, prompt, found in zip(comparisons, prompts, written, strict=True)
-    ]
+    splits = []
+    for comparison, prompt, found in zip(comparisons, prompts, written, strict=True):
+        both = [(reply, next(tokens)) if reply else None for reply in found]
+        own = [
+            one if one is None or one[0].hidden is None else (one[0], _unmarked(template, one[0]))
+            for one in both
+        ]
+        splits.append(_split(template, comparison, prompt, own))
+    return splits
 
 
 def _tokens(template: Template, texts: Sequence[str]) -> list[_Tokens]:
-    first = template.first_ids
-    encodings = zip(texts, template.encodings(texts), strict=True)
-    return [_Tokens(text, [*first, *item.ids], item, len(first)) for text, item in encodings]
+    return [
+        _with_first(template, text, *_places(item))
+        for text, item in zip(texts, template.encodings(texts), strict=True)
+    ]
+
+
+def _places(encoding: Encoding) -> tuple[list[int], list[int], list[int]]:
+    offsets = encoding.offsets
+    return encoding.ids, [start for start, _ in offsets], [end for _, end in offsets]
+
+
+def _with_first(template: Template, text: str, ids: list[int], starts: list[int], ends: list[int]) -> _Tokens:
+    none = [0] * len(template.first_ids)
+    return _Tokens(text, [*template.first_ids, *ids], [*none, *starts], [*none, *ends])
+
+
+def _unmarked(template: Template, written: Written) -> _Tokens:
+    """A conversation's tokens in which marks that a reply spells are text, and the template's own are marks."""
+    ids, starts, ends = list[int](), list[int](), list[int]()
+    place, hidden = 0, written.hidden or written.text
+    for mark in [*template.special_marks.finditer(hidden), None]:
+        end = len(hidden) if mark is None else mark.start()
+        pieces = [(written.text[place:end], template.spelling)] if end > place else []
+        pieces += [] if mark is None else [(mark.group(), template.encodings)]
+        for text, encode in pieces:
+            (encoding,) = encode([text])
+            own, first, last = _places(encoding)
+            ids += own
+            starts += [place + start for start in first]
+            ends += [place + start for start in last]
+            place += len(text)
+    return _with_first(template, written.text, ids, starts, ends)
 
 
 def _split(
@@ -194,10 +227,12 @@ def _split(
     notes = Note.OPENING if trunk < len(prompt.ids) else Note(0)
     # A plain prompt is written with its marks.
     written = comparison.prompt if template.kind == "chat" else ()
-    if template.marks and any(template.marks.search(message["content"]) for message in written):
+    if marks_in(template, written):
         notes |= Note.PROMPT_MARKS
     if left_out_of_prompt(comparison, prompt.text):
         notes |= Note.PROMPT_LEFT_OUT
+    if not goes_on(comparison):
+        notes |= Note.BEGUN
     responses = [
         _response(template, prompt, trunk, *reply, messages=comparison.reply(place)) if reply else _UNPLACED
         for place, reply in enumerate(replies)
@@ -238,36 +273,37 @@ def _response(
     *,
     messages: Sequence[Message],
 ) -> Response:
-    """One response, out of the whole conversation or, where that would misread its text, apart from it."""
-    marked = _marked(template, messages)
-    notes = Note.REPLY_MARKS if marked else Note(0)
-    apart = prompt.ids[:trunk] != tokens.ids[:trunk]
-    if (marked and len(reply.own) == 1 and template.kind == "chat") or apart:
-        notes |= Note.APART if apart else Note(0)
+    """One response, out of the whole conversation or, where prompt and reply share a token in plain text, apart from it."""
+    if not reply.own:
+        return Response([], [], 0, 0, Note.WEIGHTLESS)
+    notes = Note.REPLY_MARKS if marks_in(template, messages) else Note(0)
+    if prompt.ids[:trunk] != tokens.ids[:trunk]:
+        notes |= Note.APART
         own = _by_pieces(template, prompt, trunk, reply)
     else:
-        own = _together(template, trunk, reply, tokens)
-    if template.kind == "chat" and left_out_of_reply(messages, reply.text):
+        # What a reply is asked with is none of its own, however much of it the rows of other replies begin with.
+        asked = _same(prompt.ids, tokens.ids) if template.kind == "chat" else trunk
+        own = _together(template, (trunk, asked), reply, tokens)
+    if template.kind == "chat" and left_out_of_reply(messages, reply.text[reply.own[0][0] :]):
         notes |= Note.REPLY_LEFT_OUT
     if len(own.ids) == own.closing:
         notes |= Note.UNWRITTEN
     return own._replace(notes=own.notes | notes)
 
 
-def _marked(template: Template, reply: Sequence[Message]) -> bool:
-    """Whether a reply spells a mark of the template."""
+def marks_in(template: Template, messages: Sequence[Message]) -> list[str]:
+    """Marks of the template that messages spell."""
     if template.marks is None:
-        return False
-    texts = [
-        text for message in reply for text in (message["content"], str(message.get("reasoning_content", "")))
-    ]
-    if template.kind == "plain":
-        texts[-2] = template.without_end(texts[-2])
-    return any(template.marks.search(text) for text in texts)
+        return []
+    texts = [text for message in messages for text in texts_of(message)]
+    if template.kind == "plain" and messages:
+        texts = [message["content"] for message in messages]
+        texts[-1] = template.without_end(texts[-1])
+    return [found.group() for text in texts for found in template.marks.finditer(text)]
 
 
-def _together(template: Template, trunk: int, reply: Written, tokens: _Tokens) -> Response:
-    """A response out of the whole conversation's tokens."""
+def _together(template: Template, begun: tuple[int, int], reply: Written, tokens: _Tokens) -> Response:
+    """A response out of the whole conversation's tokens, of which the first are the trunk's and what is asked with."""
     ids = tokens.ids
     places = [
         (tokens.covering(start), len(ids) if end is None else tokens.behind(end)) for start, end in reply.own
@@ -279,24 +315,28 @@ def _together(template: Template, trunk: int, reply: Written, tokens: _Tokens) -
     elif reply.ends:
         text = tokens.behind(len(reply.text.rstrip("\n")))
         closing = closing_ids(template, ids[end:], ids[end:text])
-    return _made(trunk, ids, [*places[:-1], (start, end)], closing)
+    return _made(*begun, ids, [*places[:-1], (start, end)], closing)
 
 
 def _made(
-    trunk: int, ids: Sequence[int], places: Sequence[tuple[int, int]], closing: Sequence[int]
+    trunk: int,
+    asked: int,
+    ids: Sequence[int],
+    places: Sequence[tuple[int, int]],
+    closing: Sequence[int],
 ) -> Response:
-    """A response from the places of its own tokens in the whole conversation."""
+    """A response from the places of its own tokens in the whole conversation; none is before ``asked``."""
     own, context, reached = list[int](), list[Insert](), trunk
     for start, end in places:
-        start = max(start, reached)
+        start = max(start, reached, asked)
         if start > reached:
             context.append(Insert(len(own), list(ids[reached:start])))
         own += ids[start:end]
-        reached = max(end, reached)
+        reached = max(end, start)
     own += closing
-    prelude = bool(context) and context[0].before == 0
-    total = len(own) + sum(len(insert.ids) for insert in context)
-    return Response(own, context, total, len(closing), Note.PRELUDE if prelude else 0)
+    total = len(own) + sum(len(insert.ids) for insert in context if insert.before)
+    made = Response(own, context, total, len(closing))
+    return made._replace(notes=Note.PRELUDE if made.prelude else 0)
 
 
 def closing_ids(template: Template, behind: Sequence[int], text: Sequence[int]) -> list[int]:
@@ -330,22 +370,15 @@ def _is_break(template: Template, token: int) -> bool:
 
 
 def _by_pieces(template: Template, prompt: _Tokens, trunk: int, reply: Written) -> Response:
-    """A response whose texts are encoded apart from what stands around them."""
-    ids, places, reached = prompt.ids[:trunk], list[tuple[int, int]](), prompt.end(trunk)
+    """A plain response whose texts are encoded apart from what stands around them."""
+    ids, places, reached = prompt.ids[:trunk], list[tuple[int, int]](), len(prompt.text)
     for start, end in reply.own:
-        start = max(start, reached)
         ids += template.written_ids(reply.text[reached:start])
-        reached = end if end is not None else len(reply.text.removesuffix(template.ending.text))
-        begin, text = len(ids), reply.text[start:reached]
-        # The text of a single reply may spell marks; among several messages the marks are the template's.
-        ids += template.text_ids(text) if len(reply.own) == 1 else template.written_ids(text)
+        reached = len(reply.text) if end is None else end
+        begin = len(ids)
+        ids += template.written_ids(reply.text[start:reached])
         places.append((begin, len(ids)))
-    if not reply.ends:
-        return _made(trunk, ids, places, [])
-    behind, text = (
-        template.written_ids(tail) for tail in (reply.text[reached:], reply.text[reached:].rstrip("\n"))
-    )
-    return _made(trunk, ids, places, closing_ids(template, behind, text))
+    return _made(trunk, trunk, ids, places, template.closing_ids if reply.ends else [])
 
 
 def _apart(comparison: Comparison, template: Template) -> Split:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Self, cast
 
 import jinja2
 import jinja2.meta
+from jinja2 import nodes
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
@@ -132,7 +133,15 @@ class Template:
             # Marks of transformers' own, which jinja does not know.
             bare = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)
             try:
-                names |= jinja2.meta.find_undeclared_variables(environment.parse(bare))
+                parsed = environment.parse(bare)
+                asked = {
+                    test.node.name
+                    for test in parsed.find_all(nodes.Test)
+                    if isinstance(test.node, nodes.Name)
+                }
+                made = {name.name for name in parsed.find_all(nodes.Name) if name.ctx != "load"}
+                # What a template makes itself is no variable of its caller's, unless it asks whether there is one.
+                names |= jinja2.meta.find_undeclared_variables(parsed) - (made - asked)
             except jinja2.TemplateSyntaxError as error:
                 raise UserError(
                     f"the chat template of {self.tokenizer.name_or_path} cannot be read: {error}. Mend its "
@@ -156,6 +165,11 @@ class Template:
         """Whether the chat template writes today's date."""
         return self.kind == "chat" and any("strftime_now" in source for source in self._sources)
 
+    @property
+    def writes_clock(self) -> bool:
+        """Whether the chat template writes the clock's time in a form that cannot be put in beforehand."""
+        return self.writes_date and any("strftime_now(" in _NOW.sub("", source) for source in self._sources)
+
     # Writing
 
     def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -172,8 +186,15 @@ class Template:
             return self.around(messages, tools)[0]
         return self.conversation(messages, tools, ask=True)
 
-    def around(self, prompt: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> tuple[str, str]:
+    def around(
+        self, prompt: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, begun: bool = True
+    ) -> tuple[str, str]:
         """What is written before and after the text of a reply to a prompt.
+
+        Args:
+            prompt: What comes before it.
+            tools: What the assistant may call.
+            begun: Whether an assistant's message that ends the prompt goes on in the reply.
 
         Raises:
             UserError: the template refuses the conversation, or does not write the reply.
@@ -181,7 +202,7 @@ class Template:
         if self.kind == "plain":
             return self.render(prompt), ""
         reply = Message(role="assistant", content=SENTINEL)
-        whole = self.conversation(joined(prompt, (reply,)), tools)
+        whole = self.conversation(joined(prompt, (reply,)) if begun else [*prompt, reply], tools)
         before, found, after = whole.rpartition(SENTINEL)
         if not found:
             raise UserError(
@@ -376,6 +397,14 @@ class Template:
     def encodings(self, texts: Sequence[str]) -> list[Encoding]:
         """Texts as tokens with the characters of each, without anything before or after them."""
         return self._bare.encode_batch(list(texts), add_special_tokens=False) if texts else []
+
+    def spelling(self, texts: Sequence[str]) -> list[Encoding]:
+        """As :meth:`encodings`, of texts in which special tokens are text."""
+        self._bare.encode_special_tokens = True
+        try:
+            return self.encodings(texts)
+        finally:
+            self._bare.encode_special_tokens = False
 
     @cached_property
     def _bare(self) -> Tokenizer:
