@@ -66,8 +66,7 @@ def moved(spans: Sequence[Span], response: str, text: str, source: str) -> list[
     shift = place_in(response, text) if spans else 0
     if shift is None:
         raise UserError(
-            f"{source}: the spans of a response cannot be placed, since its template does not write its text as it is. Take the spans "
-            "out, or write tokens.template: plain."
+            f"{source}: the spans of a response cannot be placed, since its template does not write its text as it is. Take the spans out."
         )
     return [
         Span(max(span.start + shift, 0), min(span.end + shift, len(text)), span.value)
