@@ -17,7 +17,7 @@ demo: $(VENV)/ready  ## the main job: SePO on the built-in data with the default
 
 # The tests' models are so small that two processes do more than two threads; a file's tests share their fixtures.
 test: $(VENV)/ready lint browser  ## lint, types and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 browser:  ## a chromium for the tests of the report's page, where it can be installed
 	@scripts/browser.sh
