@@ -10,8 +10,14 @@ import trl
 import tokenward
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tokenward.artifacts import read_manifest
+from tokenward.config import parse_recipe
+from tokenward.pipeline import answers as answers_module
+from tokenward.pipeline.context import Run
 from tokenward.report.single import shown_pair
+from tokenward.sampling import Reply
 from tokenward.scoring.store import TokenStore
+from tokenward.tokens.encode import Encoded
+from tokenward.types import Comparison
 
 CITIES = ["Oslo", "Lima", "Kyoto", "Cairo", "Quito", "Riga"]
 TOOLS = [
@@ -167,3 +173,20 @@ def test_variables_and_the_date_are_the_runs_whenever_it_is_continued(thinking_m
     assert run.style.day == facts["template_day"] == manifest.created[:10]
     manifest.model_copy(update={"created": "2026-02-03T23:59:59+00:00"}).write(run.path("data"))
     assert run.style.day == "2026-02-03"
+
+
+def test_a_model_is_asked_as_its_template_asks_and_not_as_a_row_begins(monkeypatch):
+    known = Comparison(key="k", prompt=(), responses=("a",), ranks=(0,), source="s")
+    row = Encoded(known, [1, 2], [[3]], [True], [1], (), [7, 8])
+    asked: list[list[int]] = []
+
+    def replies(model, template, prompts, settings, **more) -> list[Reply]:
+        asked.extend(prompts)
+        return [Reply([5], "x", True)]
+
+    monkeypatch.setattr(answers_module, "sample_replies", replies)
+    recipe, _ = parse_recipe("seed: 0", "a test", [])
+    found = answers_module.answers(Run(recipe=recipe), None, None, [row], label="replies")  # type: ignore[arg-type]
+    assert asked == [[1, 2, 7, 8]]
+    (sampled,) = answers_module.reply_rows([row], found)
+    assert sampled.encoded.prompt == [1, 2, 7, 8]
