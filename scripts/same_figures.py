@@ -1,0 +1,287 @@
+"""Every figure and artifact of small runs, to be compared before and after a change that must change none.
+
+    python -m scripts.same_figures record before.json            # on the old commit
+    python -m scripts.same_figures record after.json             # on the new one
+    python -m scripts.same_figures compare before.json after.json
+
+The runs are one recipe per method on a tiny model, the other shapes that a recipe can have, and, with ``--model``,
+the quick start cut short. Weights and scores are compared by a hash of their bits, figures as they are written.
+Left out are manifests, which name settings by their keys, and what depends on the clock.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+from safetensors.torch import load_file
+
+import tokenward
+from tests.pipeline.tools import EXAMPLES, PROMPTS, plugin, write_examples, write_labelled
+from tests.tiny import TINY_RECIPE, planted_rows, save_tiny, tiny_t5
+from tokenward.methods import all_methods
+
+TRAINING = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "max_steps": 3}
+WITHOUT_CLOCK = (
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "seconds",
+    "eval_runtime",
+    "eval_samples_per_second",
+    "eval_steps_per_second",
+)
+VERIFIER = "def right(prompts, completions):\n    return [float(len(text) % 3) for text in completions]\n"
+
+SAME_NAME: dict[str, str] = {}
+"""Names of files and figures of older commits, and what they are called now."""
+
+Recipe = dict[str, Any]
+
+
+def base(model: Path) -> Recipe:
+    """The recipe of the tests for a tiny model, evaluated in full."""
+    return yaml.safe_load(TINY_RECIPE.format(model=model))
+
+
+def of_methods(model: Path) -> Iterator[tuple[str, Recipe]]:
+    """A recipe per method."""
+    verifier = plugin(VERIFIER)
+    for name, method in all_methods().items():
+        text = method.body.replace("my_module:is_correct", f"{verifier}:right")
+        body = yaml.safe_load(text.replace("LOW", "-0.5").replace("HIGH", "1.5"))
+        recipe = base(model)
+        recipe["oracle"] |= body.get("oracle", {})
+        policy = {"training": recipe["policy"]["training"]}
+        recipe |= body | {"oracle": recipe["oracle"], "policy": policy | body.get("policy", {})}
+        for table in recipe.get("experts", {}).values():
+            if "training" in table:
+                table["training"] = dict(TRAINING)
+            if "picks" in table:
+                table["picks"]["fraction"] = 0.4
+        yield name, recipe
+
+
+def of_shapes(model: Path, encoder: Path) -> Iterator[tuple[str, Recipe]]:
+    """What else a recipe can be: every stage, adapters, other layouts, selections, scorers and runs on samples."""
+
+    def changed(**tables: Any) -> Recipe:
+        recipe = base(model)
+        for name, table in tables.items():
+            recipe[name] = {**recipe.get(name, {}), **table} if isinstance(table, dict) else table
+        return recipe
+
+    evaluated = {"training": {**TRAINING, "eval_strategy": "steps", "eval_steps": 2}}
+    yield (
+        "every_stage",
+        changed(
+            sft={"training": TRAINING},
+            referee={"fraction": 0.4, "training": TRAINING},
+            oracle=evaluated,
+            policy=evaluated,
+            fixed_prompts=2,
+        ),
+    )
+    yield "adapter", changed(model={"adapter": {"r": 2, "target_modules": ["q_proj", "v_proj"]}})
+    yield "separate", changed(model={"rows": "separate"}, data={"pairs": "all"})
+    yield "pairs_by_gap", changed(data={"pairs": "adjacent", "min_gap": 0.5}, oracle={"fraction": 0.6})
+    yield (
+        "over_the_step",
+        changed(
+            policy={"selection": {"name": "top_fraction", "scope": "batch", "chosen": {"fraction": 0.5}}},
+        ),
+    )
+    yield "over_all", changed(policy={"selection": {"name": "threshold", "scope": "dataset"}})
+    yield (
+        "online",
+        changed(scores={"scorer": {"name": "log_ratio", "numerator": "policy", "denominator": "oracle"}}),
+    )
+    yield "reward_scores", changed(scores={"scorer": {"name": "reward"}}, reward={"training": TRAINING})
+    yield "spans", changed(scores={"scorer": {"name": "spans"}}, policy={"objective": {"name": "dpo"}})
+    yield "truncated", changed(tokens={"max_response_tokens": 12, "too_long": "truncate"})
+    yield (
+        "listwise",
+        changed(policy={"objective": {"name": "weighted_likelihood"}, "selection": {"name": "all"}}),
+    )
+    yield "encoder", changed(model={"name": str(encoder)})
+    alone = {
+        "data": {"source": "alone.jsonl", "held_out": 0.3},
+        "evaluation": {"prompts": 2, "bootstrap": 20},
+    }
+    yield (
+        "alone",
+        changed(**alone, policy={"objective": {"name": "kto"}, "selection": {"name": "all"}})
+        | {"scores": {"scorer": {"name": "surprisal"}}},
+    )
+    for name, text in (("examples", EXAMPLES), ("prompts", PROMPTS)):
+        yield f"sampled_{name}", yaml.safe_load(text.format(model=model))
+    reinforced = yaml.safe_load(EXAMPLES.format(model=model))
+    reinforced["guidance"] |= {"objective": {"name": "reinforce"}}
+    yield "sampled_reinforce", reinforced
+
+
+def quick(model: str) -> Recipe:
+    """The quick start, cut short."""
+    recipe = yaml.safe_load(Path("recipes/quickstart.yaml").read_text(encoding="utf-8"))
+    recipe["model"] = {**recipe.get("model", {}), "name": model}
+    recipe["data"]["limit"] = 90
+    for table, steps in (("oracle", 2), ("policy", 2), ("referee", 1)):
+        recipe[table]["training"] |= {"max_steps": steps, "warmup_steps": steps - 1}
+    recipe["evaluation"] |= {"prompts": 6, "max_new_tokens": 12, "bootstrap": 50}
+    return recipe | {"fixed_prompts": 0}
+
+
+def figures_of(folder: Path) -> Iterator[tuple[str, str]]:
+    """Name and content of everything that a run left, but for what is named above."""
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        kept = path.is_file() and not any(
+            part.startswith((".", "encoded", "report", "pairs")) for part in name.split("/")
+        )
+        if kept and (read := READERS.get(path.suffix)) and path.name not in ("manifest.json", "recipe.json"):
+            yield from ((f"{name}: {part}", value) for part, value in read(path))
+        elif kept and path.name == "manifest.json":
+            facts = json.loads(path.read_text(encoding="utf-8"))["facts"]
+            figures = {
+                key: facts[key]
+                for key in ("steps", "rows", "train_loss", "kept", "responses")
+                if key in facts
+            }
+            yield from ((f"{name}: {key}", json.dumps(value)) for key, value in figures.items())
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, str]]:
+    for name, tensor in sorted(load_file(path).items()):
+        bits = hashlib.sha256(tensor.contiguous().view(-1).numpy().tobytes()).hexdigest()[:16]
+        yield name, f"{tensor.dtype} {list(tensor.shape)} {bits}"
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, str]]:
+    table = pq.read_table(path)
+    for name in table.column_names:
+        content = repr(table.column(name).to_pylist()).encode()
+        yield name, hashlib.sha256(content).hexdigest()[:16]
+
+
+def _json(path: Path) -> Iterator[tuple[str, str]]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in content.items() if isinstance(content, dict) else enumerate(content):
+        yield str(name), json.dumps(value)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        content = json.loads(line)
+        yield str(number), json.dumps({key: content[key] for key in content if key not in WITHOUT_CLOCK})
+
+
+READERS: Mapping[str, Callable[[Path], Iterator[tuple[str, str]]]] = {
+    ".safetensors": _tensors,
+    ".parquet": _parquet,
+    ".json": _json,
+    ".jsonl": _lines,
+}
+
+
+def record(out: Path, only: str, model: str | None) -> None:
+    """Carry the runs out and write what they left; runs that are in the file already are kept."""
+    out, root = out.resolve(), Path.cwd()
+    found: dict[str, dict[str, str]] = json.loads(out.read_text()) if out.is_file() else {}
+    with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
+        sys.path.insert(0, temporary)
+        folder = Path(temporary)
+        tiny, encoder = save_tiny(folder / "tiny"), save_tiny(folder / "t5", tiny_t5())
+        _write_data(folder)
+        recipes = [*of_methods(tiny), *of_shapes(tiny, encoder)]
+        if model is not None:
+            with contextlib.chdir(root):
+                recipes.append(("quick", quick(model)))
+        for name, recipe in recipes:
+            if only in name and name not in found:
+                found[name] = _left_by(name, recipe)
+                out.write_text(json.dumps(found, indent=1))
+                print(f"{name}: {len(found[name])} values", flush=True)
+
+
+def _write_data(folder: Path) -> None:
+    rows = planted_rows(24)
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    alone = [
+        {"prompt": row["prompt"], "completion": row["responses"][number % 3], "label": number % 3 == 0}
+        for number, row in enumerate(rows)
+    ]
+    (folder / "alone.jsonl").write_text("".join(json.dumps(row) + "\n" for row in alone))
+    write_examples(folder / "examples.jsonl")
+    write_labelled(folder)
+
+
+def _left_by(name: str, recipe: Recipe) -> dict[str, str]:
+    path = Path(f"{name}.yaml")
+    path.write_text(yaml.safe_dump({**recipe, "run": f"runs/{name}"}))
+    try:
+        run = tokenward.run(path, quiet=True)
+    except tokenward.UserError as error:
+        return {"refused": str(error)}
+    except Exception:  # what fails is a figure too, and the other runs go on
+        return {"failed": traceback.format_exc()}
+    return dict(figures_of(run.folder))
+
+
+def compare(before: Path, after: Path) -> int:
+    """Print what differs; 0 where nothing does."""
+    old, new = (json.loads(path.read_text()) for path in (before, after))
+    same = differ = 0
+    for run in sorted(old.keys() | new.keys()):
+        one = {renamed(key): renamed(value) for key, value in old.get(run, {}).items()}
+        other = new.get(run, {})
+        wrong = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
+        same, differ = same + len(one) - len(wrong), differ + len(wrong)
+        for key in wrong[:8]:
+            print(f"{run}: {key}\n   before {str(one.get(key))[:300]}\n   after  {str(other.get(key))[:300]}")
+        if len(wrong) > 8:
+            print(f"{run}: and {len(wrong) - 8} more")
+    print(f"{same} values are equal, {differ} are not")
+    return int(differ > 0)
+
+
+def renamed(text: str) -> str:
+    """A name or value of an older commit as it is called now."""
+    for old, new in SAME_NAME.items():
+        text = text.replace(old, new)
+    return text
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    recorder = verbs.add_parser("record")
+    recorder.add_argument("out", type=Path)
+    recorder.add_argument("--only", default="", help="runs with this in their name")
+    recorder.add_argument(
+        "--model", help="also the quick start, cut short, with this model; default is its own"
+    )
+    comparer = verbs.add_parser("compare")
+    comparer.add_argument("before", type=Path)
+    comparer.add_argument("after", type=Path)
+    arguments = parser.parse_args()
+    if arguments.verb == "compare":
+        return compare(arguments.before, arguments.after)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    record(arguments.out, arguments.only, arguments.model)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
