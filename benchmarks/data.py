@@ -110,7 +110,7 @@ def _scored(row: Encoded, lengths: list[int], generator: torch.Generator) -> Sco
         response=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
         comparison=torch.zeros(len(lengths), dtype=torch.int64),
         rank=torch.tensor(row.comparison.ranks),
-        closing=torch.zeros(total, dtype=torch.bool),
+        eos=torch.zeros(total, dtype=torch.bool),
         seeds=torch.arange(len(lengths)),
     )
 

@@ -28,7 +28,7 @@ TOKENIZERS = ["../shared/data/stories260K/hf", "default"]
 RECIPE = """\
 run: {run}
 model: {{name: {model}}}
-data: {{source: {source}, held_out: 0.1}}
+data: {{source: {source}, eval: 0.1}}
 tokens: {{template: plain, max_prompt_tokens: 256, max_response_tokens: 256}}
 scores: {{scorer: {{name: surprisal}}}}
 policy:

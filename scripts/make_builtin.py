@@ -43,7 +43,7 @@ a folding bicycle; a tent; a sleeping bag; a garden hose; a lawn mower; a board 
 a cookbook; a city guide book; a weather app; a language learning app; a podcast; a documentary; a comedy film;
 a jazz album; a fountain pen; a water bottle; an umbrella; a houseplant""".replace("\n", " ")
 SERVICES = """a train ride; a bus journey; a flight; a ferry crossing; a taxi ride; a parcel delivery; a grocery delivery;
-a house cleaning; a phone repair; a haircut; a guided city tour; a piano lesson; a swimming lesson; a job interview;
+a house cleaning; a phone repair; a haircut; an online city tour; a piano lesson; a swimming lesson; a job interview;
 a school open day; a wedding party; a birthday dinner; a picnic; a rainy weekend; a long walk; a first day at work;
 a moving day; a neighbourhood meeting; a football match; a school play""".replace("\n", " ")
 

@@ -50,7 +50,7 @@ class Token(NamedTuple):
 
 def held_out_pairs(run: Path) -> Iterator[Pair]:
     """Best and worst reply to each held-out prompt, where both fit into two lines."""
-    for line in (run / "data" / "held_out.jsonl").read_text().splitlines():
+    for line in (run / "data" / "eval.jsonl").read_text().splitlines():
         row = json.loads(line)
         order = sorted(range(len(row["ranks"])), key=row["ranks"].__getitem__)
         best, worst = (row["responses"][order[place]] for place in (0, -1))

@@ -27,7 +27,7 @@ from tokenward.types import Span
 
 RECIPE = """\
 tokens: {max_prompt_tokens: 128, max_response_tokens: 320}
-data: {held_out: 0.0}
+data: {eval: 0.0}
 oracle:
   objective: {name: dpo, beta: 0.1}
   training: {learning_rate: 2.0e-5, num_train_epochs: 1, per_device_train_batch_size: 4, warmup_steps: 4, bf16: true}
@@ -253,11 +253,11 @@ def main() -> None:
         fold = folds_of(len(answers), arguments.folds, seed)
         done: dict[int, Scored] = {}
         for number in range(arguments.folds):
-            held_out = np.flatnonzero(fold == number).tolist()
+            eval_rows = np.flatnonzero(fold == number).tolist()
             rest = [answers[index] for index in np.flatnonzero(fold != number).tolist()]
             folder = arguments.runs / f"seed-{seed}" / f"fold-{number}"
-            own = score_fold([answers[index] for index in held_out], rest, folder, seed, arguments.overrides)
-            done |= dict(zip(held_out, own, strict=True))
+            own = score_fold([answers[index] for index in eval_rows], rest, folder, seed, arguments.overrides)
+            done |= dict(zip(eval_rows, own, strict=True))
         repeats.append([done[index] for index in range(len(answers))])
     figures = figures_of(repeats, arguments.resamples)
     text = "\n".join(table(figures)) + "\n"

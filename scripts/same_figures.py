@@ -42,7 +42,13 @@ WITHOUT_CLOCK = (
 )
 VERIFIER = "def right(prompts, completions):\n    return [float(len(text) % 3) for text in completions]\n"
 
-SAME_NAME: dict[str, str] = {}
+SAME_NAME: dict[str, str] = {
+    "held_out.jsonl": "eval.jsonl",
+    "expert-": "auxiliary-",
+    "picks.jsonl": "subset.jsonl",
+    "guidance/": "online/",
+    "referee": "eval_reward",
+}
 """Names of files and figures of older commits, and what they are called now."""
 
 Recipe = dict[str, Any]
@@ -63,11 +69,11 @@ def of_methods(model: Path) -> Iterator[tuple[str, Recipe]]:
         recipe["oracle"] |= body.get("oracle", {})
         policy = {"training": recipe["policy"]["training"]}
         recipe |= body | {"oracle": recipe["oracle"], "policy": policy | body.get("policy", {})}
-        for table in recipe.get("experts", {}).values():
+        for table in recipe.get("auxiliary_models", {}).values():
             if "training" in table:
                 table["training"] = dict(TRAINING)
-            if "picks" in table:
-                table["picks"]["fraction"] = 0.4
+            if "subset" in table:
+                table["subset"]["fraction"] = 0.4
         yield name, recipe
 
 
@@ -85,14 +91,14 @@ def of_shapes(model: Path, encoder: Path) -> Iterator[tuple[str, Recipe]]:
         "every_stage",
         changed(
             sft={"training": TRAINING},
-            referee={"fraction": 0.4, "training": TRAINING},
+            eval_reward={"fraction": 0.4, "training": TRAINING},
             oracle=evaluated,
             policy=evaluated,
             fixed_prompts=2,
         ),
     )
     yield "adapter", changed(model={"adapter": {"r": 2, "target_modules": ["q_proj", "v_proj"]}})
-    yield "separate", changed(model={"rows": "separate"}, data={"pairs": "all"})
+    yield "separate", changed(model={"packing": "none"}, data={"pairs": "all"})
     yield "pairs_by_gap", changed(data={"pairs": "adjacent", "min_gap": 0.5}, oracle={"fraction": 0.6})
     yield (
         "over_the_step",
@@ -114,7 +120,7 @@ def of_shapes(model: Path, encoder: Path) -> Iterator[tuple[str, Recipe]]:
     )
     yield "encoder", changed(model={"name": str(encoder)})
     alone = {
-        "data": {"source": "alone.jsonl", "held_out": 0.3},
+        "data": {"source": "alone.jsonl", "eval": 0.3},
         "evaluation": {"prompts": 2, "bootstrap": 20},
     }
     yield (
@@ -125,7 +131,7 @@ def of_shapes(model: Path, encoder: Path) -> Iterator[tuple[str, Recipe]]:
     for name, text in (("examples", EXAMPLES), ("prompts", PROMPTS)):
         yield f"sampled_{name}", yaml.safe_load(text.format(model=model))
     reinforced = yaml.safe_load(EXAMPLES.format(model=model))
-    reinforced["guidance"] |= {"objective": {"name": "reinforce"}}
+    reinforced["online"] |= {"objective": {"name": "reinforce"}}
     yield "sampled_reinforce", reinforced
 
 
@@ -134,7 +140,7 @@ def quick(model: str) -> Recipe:
     recipe = yaml.safe_load(Path("recipes/quickstart.yaml").read_text(encoding="utf-8"))
     recipe["model"] = {**recipe.get("model", {}), "name": model}
     recipe["data"]["limit"] = 90
-    for table, steps in (("oracle", 2), ("policy", 2), ("referee", 1)):
+    for table, steps in (("oracle", 2), ("policy", 2), ("eval_reward", 1)):
         recipe[table]["training"] |= {"max_steps": steps, "warmup_steps": steps - 1}
     recipe["evaluation"] |= {"prompts": 6, "max_new_tokens": 12, "bootstrap": 50}
     return recipe | {"fixed_prompts": 0}

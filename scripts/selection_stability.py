@@ -43,7 +43,7 @@ def stored(folder: Path, scorer: Scorer) -> dict[str, list[float]]:
 
 def texts_of(run: Path) -> Iterator[tuple[Sequence, str]]:
     """Prompt and response of every row of a run's data."""
-    for part in ("train", "held_out"):
+    for part in ("train", "eval"):
         path = run / "data" / f"{part}.jsonl"
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)

@@ -25,7 +25,7 @@ LEFT_OUT = ("cft", "rto")
 WRITTEN = {
     "LOW": "-0.5",  # the paper's bounds are not known; these are what the study takes
     "HIGH": "1.5",
-    "utility": "good",  # experts that are trained alike have one name, and so one training for all arms
+    "utility": "good",  # auxiliary models that are trained alike have one name, and so one training for all arms
     "degraded": "bad",
     "learning_rate: 1.0e-5, num_train_epochs: 2": "learning_rate: 8.0e-5, num_train_epochs: 1",  # as the oracle
 }

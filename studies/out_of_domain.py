@@ -31,7 +31,7 @@ def main() -> None:
 
     def changes(seed: int) -> list[str]:
         scorer = "{name: log_ratio, numerator: elsewhere, denominator: reference}"
-        return [f"experts.elsewhere.model={folder(seed)}/oracle/model", f"scores.scorer={scorer}"]
+        return [f"auxiliary_models.elsewhere.model={folder(seed)}/oracle/model", f"scores.scorer={scorer}"]
 
     found = small_outcomes([OWN, Arm("oracle of HH", changes, before=train), RANDOM], chosen)
     publish(

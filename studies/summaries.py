@@ -19,10 +19,10 @@ from tokenward.evaluation.statistics import Figure, mean_figure
 
 ARMS = {
     "token": [],
-    "plain": ["guidance.selection={name: all}"],
+    "plain": ["online.selection={name: all}"],
     "sequence": [
-        "guidance.selection={name: soft, transform: identity, spread: sequence}",
-        "guidance.objective={name: weighted_likelihood, normaliser: length}",
+        "online.selection={name: soft, transform: identity, spread: sequence}",
+        "online.objective={name: weighted_likelihood, normaliser: length}",
     ],
 }
 METRICS = ("rouge1", "rouge2", "rougeL", "length")

@@ -37,7 +37,7 @@ model:
   dtype: bfloat16
   device: cpu
   attention: eager
-  rows: separate
+  packing: none
   trust_remote_code: true
   adapter: {r: 8, target_modules: all-linear}
   head_mlp: {hidden: 64}
@@ -48,7 +48,7 @@ data:
   split: train
   subset: main
   limit: 100
-  held_out: 0
+  eval: 0
   eval:
     source: [my_test.jsonl]
     split: test
@@ -67,15 +67,15 @@ tokens:
   processes: 2
 sft:
   training: {num_train_epochs: 1}
-experts:
+auxiliary_models:
   NAME:
     model: other/model
     prompt: "Answer badly: {prompt}"
     training: {num_train_epochs: 1}
     objective: {name: sft}
-    swapped: true
+    swap_labels: true
     fraction: 0.5
-    picks:
+    subset:
       scorer: {name: random}
       side: both
       pair_score: mean
@@ -105,7 +105,7 @@ policy:
   selection: {name: top_fraction, fraction: 0.3}
   objective: {name: sepo, beta: 2}
   training: {eval_strategy: no}
-referee:
+eval_reward:
   fraction: 0.4
   objective: {name: dpo}
   training: {max_steps: 3}
@@ -142,13 +142,13 @@ prompt_task:
   random: 4
   test_limit: 7
   max_sentence_tokens: 64
-guidance:
+online:
   source: {name: rouge, variant: rougeL}
   samples: 5
   reward_steps: 10
   reward_groups: 40
   development: 8
-  reward_looks: 2
+  reward_evals: 2
   reward_patience: 3
   every: 100
   until: 0.4
@@ -240,8 +240,8 @@ def written_keys(values: dict, table: type[Table] = Recipe, path: tuple[str, ...
         inner, named = table_of(table.model_fields[key]), named_table_of(table.model_fields[key])
         if inner is not None:
             yield from written_keys(value, inner, (*path, key))
-        for expert in value.values() if named is not None else ():
-            yield from written_keys(expert, named, (*path, key, ANY_NAME))
+        for auxiliary in value.values() if named is not None else ():
+            yield from written_keys(auxiliary, named, (*path, key, ANY_NAME))
 
 
 def test_the_tables_of_a_guided_run_are_read_as_they_are_written():
@@ -251,34 +251,34 @@ def test_the_tables_of_a_guided_run_are_read_as_they_are_written():
     assert recipe.examples.development == ["dev.jsonl"]
     assert recipe.prompt_task.verbalizers == [" terrible", " great"]
     assert recipe.prompt_task.correct == 100.0
-    assert recipe.guidance.source == Named(name="rouge", arguments={"variant": "rougeL"})
-    assert (recipe.guidance.restart, recipe.guidance.until) == ("fresh", 0.4)
-    assert recipe.guidance.sampling.stop == ["TL;DR"]
-    assert recipe.guidance.sampling.top_k == 256
+    assert recipe.online.source == Named(name="rouge", arguments={"variant": "rougeL"})
+    assert (recipe.online.restart, recipe.online.until) == ("fresh", 0.4)
+    assert recipe.online.sampling.stop == ["TL;DR"]
+    assert recipe.online.sampling.top_k == 256
 
 
 def test_defaults_of_a_guided_run_are_those_of_the_description():
-    recipe = parse_recipe("guidance: {}\nexamples: {source: a.jsonl}\n", "q.yaml").recipe
-    assert recipe.guidance.objective.name == "weighted_likelihood"
-    assert recipe.guidance.selection.name == "soft"
-    assert recipe.guidance.sampler.name == "transformers"
-    assert (recipe.guidance.samples, recipe.guidance.every, recipe.guidance.until) == (3, None, 0.5)
-    assert (recipe.guidance.rollouts, recipe.guidance.restart) == (64, "warm")
-    assert (recipe.guidance.sampling.temperature, recipe.guidance.sampling.top_k) == (1.0, 50)
+    recipe = parse_recipe("online: {}\nexamples: {source: a.jsonl}\n", "q.yaml").recipe
+    assert recipe.online.objective.name == "weighted_likelihood"
+    assert recipe.online.selection.name == "soft"
+    assert recipe.online.sampler.name == "transformers"
+    assert (recipe.online.samples, recipe.online.every, recipe.online.until) == (3, None, 0.5)
+    assert (recipe.online.rollouts, recipe.online.restart) == (64, "warm")
+    assert (recipe.online.sampling.temperature, recipe.online.sampling.top_k) == (1.0, 50)
     assert recipe.reward.objective.name == "plackett_luce"
     assert (recipe.examples.prompt, recipe.examples.references) == ("{prompt}", None)
     plain = parse_recipe("seed: 0", "q.yaml").recipe
-    assert (plain.guidance, plain.examples, plain.prompt_task, plain.model.head_mlp) == (None,) * 4
+    assert (plain.online, plain.examples, plain.prompt_task, plain.model.head_mlp) == (None,) * 4
 
 
 def test_defaults_are_those_of_the_description():
     recipe = parse_recipe("seed: 0", "recipes/quickstart.yaml").recipe
     assert recipe == Recipe(run="runs/quickstart")
-    assert (recipe.sft, recipe.referee) == (None, None)
+    assert (recipe.sft, recipe.eval_reward) == (None, None)
     assert recipe.oracle.objective.name == "dpo"
     assert recipe.scores.scorer.name == "log_ratio"
     assert (recipe.policy.selection.name, recipe.policy.objective.name) == ("top_fraction", "sepo")
-    assert (recipe.data.source, recipe.data.held_out, recipe.oracle.adapter) == ("builtin", 0.1, "inherit")
+    assert (recipe.data.source, recipe.data.eval, recipe.oracle.adapter) == ("builtin", 0.1, "inherit")
 
 
 def test_every_key_has_a_description():
@@ -329,11 +329,11 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_key():
 def test_a_key_of_another_table_is_sent_there():
     assert refused("oracle: {beta: 1}").endswith("in oracle. 'beta' belongs to oracle.objective.")
     assert refused("oracle: {learning_rate: 1}").endswith("'learning_rate' belongs to oracle.training.")
-    assert refused("policy: {held_out: 1}").endswith("'held_out' belongs to data.")
+    assert refused("policy: {eval: 1}").endswith("'eval' belongs to data.")
     assert refused("data: {seed: 1}").endswith("'seed' belongs to the top level.")
     assert refused("beta: 1").endswith(
-        "'beta' belongs to oracle.objective, experts.NAME.objective, reward.objective, policy.objective, referee.objective or "
-        "guidance.objective."
+        "'beta' belongs to oracle.objective, auxiliary_models.NAME.objective, reward.objective, policy.objective, eval_reward.objective or "
+        "online.objective."
     )
 
 
@@ -357,14 +357,14 @@ def test_every_mistake_is_reported_in_the_order_of_the_file():
         ),
         ("oracle:\n  fraction: 0", "q.yaml:2: oracle.fraction: got 0. Allowed: a number > 0 and <= 1."),
         ("oracle: {fraction: true}", "q.yaml:1: oracle.fraction: got true. Allowed: a number > 0 and <= 1."),
-        ("data: {held_out: 1}", "q.yaml:1: data.held_out: got 1. Allowed: a number >= 0 and < 1."),
+        ("data: {eval: 1}", "q.yaml:1: data.eval: got 1. Allowed: a number >= 0 and < 1."),
         (
             "data: {limit: 1e3}",
             "q.yaml:1: data.limit: got 1000.0. Allowed: a whole number >= 1 or null. Write 1000.",
         ),
         (
             "model:\n  rows: shraed",
-            "q.yaml:2: model.rows: got 'shraed'. Allowed: auto, shared or separate. Did you mean 'shared'?",
+            "q.yaml:2: model.packing: got 'shraed'. Allowed: auto, shared_prompts or none.",
         ),
         (
             "oracle:\n  objective: dpo",
@@ -531,7 +531,7 @@ def test_values_know_where_they_come_from():
         [
             k
             for k in WHOLE
-            if not k.startswith(("experts", "examples", "prompt_task", "guidance", "data.eval."))
+            if not k.startswith(("auxiliary_models", "examples", "prompt_task", "online", "data.eval."))
         ]
     ),
 )
@@ -608,17 +608,17 @@ def test_a_table_that_was_changed_names_its_line_and_every_change():
 
 
 def test_several_wrong_overrides_are_each_named():
-    message = refused("guidance: {samples: 3}\n", "guidance.evry=2", "guidance.rolouts=3")
+    message = refused("online: {samples: 3}\n", "online.evry=2", "online.rolouts=3")
     assert [line.partition(":")[0] for line in message.splitlines()] == [
-        "--set guidance.evry",
-        "--set guidance.rolouts",
+        "--set online.evry",
+        "--set online.rolouts",
     ]
 
 
 def test_a_key_without_its_last_letter_is_told_the_whole_one_first():
-    message = refused("guidance: {samples: 3}\n", "guidance.sample=2")
+    message = refused("online: {samples: 3}\n", "online.sample=2")
     assert message.endswith("Did you mean 'samples' or 'sampler'?")
-    assert refused("guidance: {sample: 3}\n").endswith("Did you mean 'samples' or 'sampler'?")
+    assert refused("online: {sample: 3}\n").endswith("Did you mean 'samples' or 'sampler'?")
 
 
 def test_an_alias_is_reported_where_the_key_stands():
@@ -628,8 +628,8 @@ def test_an_alias_is_reported_where_the_key_stands():
 
 
 def test_a_removed_key_says_what_replaced_it(monkeypatch):
-    monkeypatch.setitem(config.REMOVED, "oracle.share", "Write oracle.fraction.")
-    monkeypatch.setitem(config.REMOVED, "policy.objective.k", "Write policy.selection.fraction.")
+    monkeypatch.setitem(config.RENAMED, "oracle.share", "Write oracle.fraction.")
+    monkeypatch.setitem(config.RENAMED, "policy.objective.k", "Write policy.selection.fraction.")
     message = refused("oracle:\n  share: 1\npolicy:\n  objective: {k: null}\n  extra: 1\n")
     assert message.splitlines() == [
         "q.yaml:2: key 'oracle.share' no longer exists. Write oracle.fraction.",
@@ -732,19 +732,19 @@ def test_lawful_values_of_training_tables_pass():
 
 EXAMPLES = "examples: {source: a.jsonl, references: b}"
 TASK = "prompt_task: {train: a.tsv, development: b.tsv, test: c.tsv, verbalizers: [a, b]}"
-SOURCE = "guidance: {source: {name: rouge}}"
+SOURCE = "online: {source: {name: rouge}}"
 
 
 @pytest.mark.parametrize(
     ("text", "start", "parts"),
     [
-        (EXAMPLES, "q.yaml:1: examples is read by a guided run alone", ["Write a table guidance"]),
-        (TASK, "q.yaml:1: prompt_task is read by a guided run alone", ["or leave prompt_task out"]),
+        (EXAMPLES, "q.yaml:1: examples is read by an online run alone", ["Write a table online"]),
+        (TASK, "q.yaml:1: prompt_task is read by an online run alone", ["or leave prompt_task out"]),
         (f"{EXAMPLES}\ndata: {{source: c.jsonl}}\n{SOURCE}", "q.yaml:2: data belongs to a run on comparisons",
          ["in the table examples"]),
-        (f"{EXAMPLES}\n{SOURCE}\npolicy: {{objective: {{name: sepo}}}}", "q.yaml:3: policy belongs to", ["in the table guidance"]),
+        (f"{EXAMPLES}\n{SOURCE}\npolicy: {{objective: {{name: sepo}}}}", "q.yaml:3: policy belongs to", ["in the table online"]),
         (f"{EXAMPLES}\n{SOURCE}\nscores: {{scorer: {{name: random}}}}", "q.yaml:3: scores.scorer belongs to", []),
-        (f"{TASK}\n{SOURCE}", "q.yaml:2: guidance.source cannot act in a prompt_task", ["classifies", "Leave it out"]),
+        (f"{TASK}\n{SOURCE}", "q.yaml:2: online.source cannot act in a prompt_task", ["classifies", "Leave it out"]),
         (f"{TASK}\nguidance: {{}}\nevaluation: {{metrics: [vader]}}", "q.yaml:3: evaluation.metrics cannot act", ["accuracy"]),
     ],
 )  # fmt: skip

@@ -140,8 +140,8 @@ def test_every_answer_is_scored_by_models_that_did_not_see_it(
     assert prompts[0].isdisjoint(prompts[1])  # two folds: what one trains on, the other is asked about
     assert len(prompts[0] | prompts[1]) == 12
     folds = credit.folds_of(16, 2, seed=0)
-    held_out = {f"What is {number}?" for number in np.flatnonzero(folds == 0)}
-    assert prompts[0].isdisjoint(held_out)
+    eval_rows = {f"What is {number}?" for number in np.flatnonzero(folds == 0)}
+    assert prompts[0].isdisjoint(eval_rows)
 
 
 # ---- selection stability

@@ -36,7 +36,7 @@ def test_a_method_is_at_most_ten_lines_and_says_where_it_is_from(method):
     assert len([line for line in method.body.splitlines() if line.strip()]) <= 10
     assert method.line.endswith(".")
     assert method.paper.startswith("arXiv ")
-    assert set(yaml.safe_load(method.body)) <= {"experts", "oracle", "scores", "policy"}
+    assert set(yaml.safe_load(method.body)) <= {"auxiliary_models", "oracle", "scores", "policy"}
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))

@@ -148,7 +148,7 @@ def planted_rows(count: int, seed: int = 0) -> list[dict]:
 
 TINY_RECIPE = """
 model: {{name: {model}}}
-data: {{source: pairs.jsonl, held_out: 0.3}}
+data: {{source: pairs.jsonl, eval: 0.3}}
 tokens: {{max_prompt_tokens: 128, max_response_tokens: 64}}
 oracle:
   training: {{learning_rate: 1.0e-3, per_device_train_batch_size: 4, max_steps: 6}}

@@ -56,7 +56,7 @@ class Sizes(NamedTuple):
     """How much data and training."""
 
     groups: int = 600
-    held_out: int = 300
+    eval_rows: int = 300
     steps: int = 200
     batch: int = 16
     width: int = 32
@@ -163,14 +163,14 @@ def run(case: str, method: Method, seed: int, sizes: Sizes) -> Cell:
     """One case, one method, one seed; data and initial weights follow from the seed."""
     rng = np.random.default_rng([seed, list(WORLDS).index(case)])
     world = WORLDS[case](rng)
-    held_out = groups(world, rng, sizes.held_out)
+    eval_rows = groups(world, rng, sizes.eval)
     rows = groups(world, rng, sizes.groups, sizes.k)
     model = reward_model(seed, width=sizes.width, bound=method.bound)
     if not method.attention:
         without_attention(model.model.backbone)  # type: ignore[arg-type]
     if sizes.steps:
         train(model, method, rows, sizes, seed)
-    return measure(model, method.objective, held_out)
+    return measure(model, method.objective, eval_rows)
 
 
 Cells = dict[tuple[str, str], list[Cell]]

@@ -27,20 +27,20 @@ shares = st.floats(0.001, 0.999)
 
 
 def test_known_sides():
-    parts = split(MANY[:20], held_out=0.3, seed=0)
-    assert [c.source for c in parts.held_out] == HELD_OUT
+    parts = split(MANY[:20], share=0.3, seed=0)
+    assert [c.source for c in parts.eval] == HELD_OUT
     assert [c.source for c in fraction(MANY[:20], 0.3, 0)] == CHOSEN
 
 
 def test_shares_are_met_on_average():
     for seed in range(3):
-        assert 140 < len(split(MANY, held_out=0.1, seed=seed).held_out) < 260  # 200 ± 4.5 standard deviations
+        assert 140 < len(split(MANY, share=0.1, seed=seed).eval) < 260  # 200 ± 4.5 standard deviations
         assert 900 < len(fraction(MANY, 0.5, seed)) < 1100
 
 
 def test_one_prompt_stays_on_one_side():
     rows = [comparison(number, prompt=f"shared {number % 50}") for number in range(1000)]
-    parts = split(rows, held_out=0.5, seed=1)
+    parts = split(rows, share=0.5, seed=1)
     sides = [{c.prompt[0]["content"] for c in side} for side in parts]
     assert not sides[0] & sides[1]
     assert min(map(len, sides)) > 10
@@ -58,16 +58,16 @@ def test_the_role_belongs_to_the_prompt():
         for n in range(100)
         for role in ("user", "system")
     ]
-    sides = {(c.source, c.prompt[0]["content"]) for c in split(rows, held_out=0.5, seed=0).train}
+    sides = {(c.source, c.prompt[0]["content"]) for c in split(rows, share=0.5, seed=0).train}
     assert any((("user", f"{n}") in sides) != (("system", f"{n}") in sides) for n in range(100))
 
 
 @laws
 @given(sets, sets, shares, st.integers(-3, 3))
 def test_adding_rows_moves_none(rows, more, share, seed):
-    before, after = split(rows, held_out=share, seed=seed), split(more + rows, held_out=share, seed=seed)
+    before, after = split(rows, share=share, seed=seed), split(more + rows, eval_rows=share, seed=seed)
     assert {c.key for c in before.train} <= {c.key for c in after.train}
-    assert {c.key for c in before.held_out} <= {c.key for c in after.held_out}
+    assert {c.key for c in before.eval} <= {c.key for c in after.eval}
     assert sorted(c.key for side in before for c in side) == sorted(c.key for c in rows)
 
 
@@ -90,13 +90,13 @@ def test_position_does_not_matter(rows, share):
 def test_seed_and_salt_give_other_choices():
     choices = {tuple(c.key for c in fraction(MANY, 0.5, seed, salt)) for seed in (0, 1) for salt in ("", "a")}
     assert len(choices) == 4
-    assert split(MANY, held_out=0.5, seed=0) != split(MANY, held_out=0.5, seed=1)
+    assert split(MANY, share=0.5, seed=0) != split(MANY, eval_rows=0.5, seed=1)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_held_out_out_of_range(share):
-    with pytest.raises(UserError, match=r"data\.held_out must be in \[0, 1\), got .*Use 0\.1"):
-        split(MANY[:1], held_out=share, seed=0)
+    with pytest.raises(UserError, match=r"data\.eval must be in \[0, 1\), got .*Use 0\.1"):
+        split(MANY[:1], share=share, seed=0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.1, float("nan")])
@@ -106,4 +106,4 @@ def test_fraction_out_of_range(share):
 
 
 def test_nothing_held_out_at_zero():
-    assert split(MANY[:5], held_out=0.0, seed=3) == (MANY[:5], [])
+    assert split(MANY[:5], share=0.0, seed=3) == (MANY[:5], [])

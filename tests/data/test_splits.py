@@ -110,7 +110,7 @@ def written(place, train, evaluation, **options):
     out = place / "out"
     out.mkdir(exist_ok=True)
     readings = [read(place / f"{name}.jsonl").rows for name in ("train", "test")]
-    found = write_split(out, readings[0], held_out=0.0, seed=0, evaluation=readings[1], **options)
+    found = write_split(out, readings[0], share=0.0, seed=0, evaluation=readings[1], **options)
     lines = {
         path.name: [json.loads(line) for line in path.read_text().splitlines()] for path in out.iterdir()
     }
@@ -122,13 +122,13 @@ def test_rows_to_evaluate_on_are_those_whose_prompt_does_not_train(tmp_path):
     test = [pair("b", "other"), pair("c"), pair("d"), pair("d"), pair("", "y")]
     found, lines = written(tmp_path, train, test)
     assert [row["prompt"][0]["content"] for row in lines["train.jsonl"]] == ["a", "b"]
-    assert [row["prompt"][0]["content"] for row in lines["held_out.jsonl"]] == ["c", "d"]
+    assert [row["prompt"][0]["content"] for row in lines["eval.jsonl"]] == ["c", "d"]
     assert found.counts == {"read": 3, "kept": 2, "identical responses": 1}
     assert found.evaluation == {"read": 5, "kept": 2, PROMPT_TRAINS: 1, "duplicate": 1, "empty prompt": 1}
-    assert (found.train, found.held_out) == (2, 2)
+    assert (found.train, found.eval) == (2, 2)
     wheres = [(row["where"].rsplit("/")[-1], row["reason"]) for row in lines["dropped.jsonl"]]
     assert wheres[1] == ("test.jsonl:1", PROMPT_TRAINS)
-    assert sorted(lines) == ["dropped.jsonl", "held_out.jsonl", "train.jsonl"]
+    assert sorted(lines) == ["dropped.jsonl", "eval.jsonl", "train.jsonl"]
 
 
 TEXT = st.sampled_from(["", "p", "q", "r"])
@@ -144,22 +144,22 @@ def test_no_row_is_lost_and_no_prompt_is_on_both_sides(tmp_path_factory, train, 
     for counts, given_rows in ((found.counts, train), (found.evaluation, test)):
         assert counts["read"] == len(given_rows)
         assert sum(counts.values()) == 2 * len(given_rows)
-    assert len(lines["dropped.jsonl"]) + found.train + found.held_out == len(train) + len(test)
-    sides = [{json.dumps(row["prompt"]) for row in lines[f"{side}.jsonl"]} for side in ("train", "held_out")]
+    assert len(lines["dropped.jsonl"]) + found.train + found.eval == len(train) + len(test)
+    sides = [{json.dumps(row["prompt"]) for row in lines[f"{side}.jsonl"]} for side in ("train", "eval")]
     assert sides[0].isdisjoint(sides[1])
 
 
 def test_the_advice_where_nothing_is_left_names_what_helps(tmp_path):
-    def split(rows, held_out):
+    def split(rows, eval_rows):
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        write_split(tmp_path, read(path).rows, held_out=held_out, seed=0)
+        write_split(tmp_path, read(path).rows, share=eval_rows, seed=0)
 
-    with pytest.raises(UserError, match=r"all 1 are held out by data.held_out 0.999. Lower it"):
+    with pytest.raises(UserError, match=r"all 1 are held out by data.eval 0.999. Lower it"):
         split([pair("a")], 0.999)
     with pytest.raises(UserError) as error:
         split([pair("a", "x", "x"), pair("", "x"), pair("b", "x", "x")], 0.1)
-    assert "held_out" not in str(error.value)
+    assert "eval" not in str(error.value)
     assert f"identical responses: 2, the first is {tmp_path / 'rows.jsonl'}:1" in str(error.value)
 
 

@@ -22,8 +22,8 @@ def source(folder: Path, rows: list[dict]) -> Path:
     return path
 
 
-def written(folder: Path, path: Path, *, held_out: float = 0.3, seed: int = 0):
-    return write_split(folder, read(path).rows, held_out=held_out, seed=seed)
+def written(folder: Path, path: Path, *, eval_rows: float = 0.3, seed: int = 0):
+    return write_split(folder, read(path).rows, share=eval_rows, seed=seed)
 
 
 def lines(path: Path) -> list[dict]:
@@ -48,7 +48,7 @@ def test_the_files_hold_what_reading_at_once_gives(tmp_path_factory, rows, seed)
     folder = tmp_path_factory.mktemp("data")
     path = source(folder, rows)
     loaded = load(path)
-    parts = split(loaded.comparisons, held_out=0.3, seed=seed)
+    parts = split(loaded.comparisons, share=0.3, seed=seed)
     if not parts.train:
         with pytest.raises(UserError, match="no comparison is left to train on"):
             written(folder, path, seed=seed)
@@ -56,11 +56,11 @@ def test_the_files_hold_what_reading_at_once_gives(tmp_path_factory, rows, seed)
         return
     found = written(folder, path, seed=seed)
     assert list(read_comparisons(folder / "train.jsonl")) == parts.train
-    assert list(read_comparisons(folder / "held_out.jsonl")) == parts.held_out
+    assert list(read_comparisons(folder / "eval.jsonl")) == parts.eval
     assert lines(folder / "dropped.jsonl") == [row._asdict() for row in loaded.dropped]
     assert list(found.counts.items()) == list(loaded.counts.items())
     assert found.notes == loaded.notes
-    assert (found.train, found.held_out) == (len(parts.train), len(parts.held_out))
+    assert (found.train, found.eval) == (len(parts.train), len(parts.eval))
     assert sorted(item.name for item in folder.iterdir()) == sorted([*FILES, "pairs.jsonl"])
 
 
@@ -119,6 +119,6 @@ def test_rows_are_read_one_by_one(tmp_path):
             yield row
 
     before = alive()
-    found = write_split(tmp_path, watched(), held_out=0.0, seed=0)
+    found = write_split(tmp_path, watched(), share=0.0, seed=0)
     assert found.counts == {"read": 50, "kept": 40, "reason": 10}
     assert len(seen) == 50

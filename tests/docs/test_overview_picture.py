@@ -25,7 +25,7 @@ def words(picture: xml.Element) -> list[str]:
 def test_both_replies_stand_in_each_row_and_selected_tokens_are_framed(
     tiny_oracle: Path, tmp_path: Path
 ) -> None:
-    first = json.loads(Path("runs/quickstart/data/held_out.jsonl").read_text().splitlines()[0])
+    first = json.loads(Path("runs/quickstart/data/eval.jsonl").read_text().splitlines()[0])
     best, _, worst = (first["responses"][first["ranks"].index(rank)] for rank in (0, 1, 2))
     prompt = first["prompt"][-1]["content"]
 
@@ -50,7 +50,7 @@ def test_a_prompt_that_is_not_there_is_said(tiny_oracle: Path, tmp_path: Path, c
 def test_the_list_has_pairs_that_fit(tiny_oracle: Path, capsys) -> None:
     main(["runs/quickstart", "--list"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 * read_manifest(Path("runs/quickstart/data")).facts["held_out"]
+    assert len(lines) == 3 * read_manifest(Path("runs/quickstart/data")).facts["eval"]
     assert max(map(len, lines)) <= LONGEST + 2
 
 

@@ -26,7 +26,7 @@ SIZES = {
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rotary_dim": 8,
     "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "is_decoder": True,
     "sliding_window": 8, "attention_window_size": 8, "use_cache": False,
-    # Experts.
+    # Auxiliary models.
     "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4,
     "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
     "first_k_dense_replace": 1, "num_mem_heads": 2,

@@ -11,7 +11,7 @@ from tests.tiny import save_tiny, tiny_t5, tiny_tokenizer
 from tests.tokens.rows import encoded
 from tests.training.tools import arguments
 from tokenward.errors import UserError
-from tokenward.models.forward import Wanted, token_kl, token_statistics
+from tokenward.models.forward import OutputSpec, token_kl, token_statistics
 from tokenward.models.head import SelectiveHead
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.objectives import SFT, Reinforce, WeightedLikelihood
@@ -66,7 +66,7 @@ def test_log_probabilities_and_entropy_are_those_of_plain_teacher_forcing(head):
     both = torch.cat((FACTORS, FACTORS.flip(0)))
     expected = slopes_of(policy.model, torch.cat((logp, entropy)), both)
     batch = policy.collate([TokenRow(encoded=row) for row in ROWS])
-    found = token_statistics(policy.model, policy.head, batch, Wanted(entropy=True))
+    found = token_statistics(policy.model, policy.head, batch, OutputSpec(entropy=True))
     # The norms of T5 are in float32 whatever its weights are.
     torch.testing.assert_close(found.logp, logp, rtol=0, atol=2e-6)
     torch.testing.assert_close(found.entropy, entropy, rtol=0, atol=2e-6)
@@ -98,7 +98,7 @@ def test_loading_finds_the_layout_and_the_start(tmp_path):
         torch.cat([part for row in values for part in row]), expected.detach(), rtol=0, atol=1e-4
     )
     with pytest.raises(UserError, match=r"rows is shared, but .* has an encoder"):
-        load_model(folder, device="cpu", rows="shared")
+        load_model(folder, device="cpu", packing="shared_prompts")
 
 
 def test_what_is_saved_is_loaded_again(tmp_path):
@@ -171,7 +171,7 @@ def test_the_template_keeps_the_encoders_end_and_writes_no_joint_text():
     policy = language_model()
     template = policy.template("plain")
     assert template.encoder
-    assert template.closing_ids == [EOS]
+    assert template.eos_ids == [EOS]
     assert template.fingerprint != replace(template, encoder=False).fingerprint
 
 
@@ -193,15 +193,15 @@ def mean_logp(policy, rows):
 def test_it_learns_to_copy(tmp_path):
     """Only an encoder whose states reach the decoder can: the letters cannot be guessed better than 1 in 6."""
     policy = language_model()
-    held_out = copy_rows(40, seed=1)
-    before = mean_logp(policy, held_out)
+    eval_rows = copy_rows(40, seed=1)
+    before = mean_logp(policy, eval_rows)
     settings = {"optim": "adamw_torch", "learning_rate": 1e-2, "max_steps": 120, "logging_steps": 1000}
     settings |= {"per_device_train_batch_size": 32, "max_grad_norm": 1.0}
     TokenTrainer(
         policy, WeightedLikelihood(), arguments(tmp_path, **settings), copy_rows(400, seed=0)
     ).train()
     policy.model.eval()
-    after = mean_logp(policy, held_out)
+    after = mean_logp(policy, eval_rows)
     # log(1/6) for each of three letters, and the end for nothing, is what not looking at the prompt gives.
     blind = 0.75 * -1.79
     assert before < -3

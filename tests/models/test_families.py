@@ -10,7 +10,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
 )
 
-# What a tolerance once hid in bfloat16, at a start with small weights, or both; and experts, whose sums depend on the batch.
+# What a tolerance once hid in bfloat16, at a start with small weights, or both; and auxiliary models, whose sums depend on the batch.
 DELICATE = [
     "gemma2",
     "cohere",
@@ -55,7 +55,7 @@ def check(family, found):
 def test_each_family_has_the_numbers_of_plain_calls(family):
     found = measured(tiny(family))
     check(family, found)
-    # Float32 in another order of summation; experts and recurrences lose two digits more than the rest.
+    # Float32 in another order of summation; auxiliary models and recurrences lose two digits more than the rest.
     assert found.by < 1e-4
     assert found.slope < 2e-4
 

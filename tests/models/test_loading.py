@@ -135,8 +135,10 @@ def test_shared_rows_would_have_been_wrong_with_a_window(tmp_path):
 @pytest.mark.parametrize(("build", "attention"), [(mistral, "sdpa"), (bloom, "eager")])
 def test_insisting_on_shared_rows_is_refused_where_they_are_wrong(build, attention, tmp_path):
     folder = str(folder_of(build, tmp_path))
-    with pytest.raises(UserError, match=r"model\.rows is shared, but .* Write model\.rows: auto"):
-        load_model(folder, device="cpu", rows="shared", attention=attention)
+    with pytest.raises(
+        UserError, match=r"model\.packing is shared_prompts, but .* Write model\.packing: auto"
+    ):
+        load_model(folder, device="cpu", packing="shared_prompts", attention=attention)
 
 
 def test_an_attention_that_the_model_lacks_is_refused_with_what_to_write(tmp_path):
@@ -145,7 +147,7 @@ def test_an_attention_that_the_model_lacks_is_refused_with_what_to_write(tmp_pat
 
 
 def test_separate_rows_may_be_insisted_on(tiny_folder):
-    loaded = load_model(str(tiny_folder), device="cpu", rows="separate")
+    loaded = load_model(str(tiny_folder), device="cpu", packing="none")
     assert loaded.layout == "separate"
     torch.testing.assert_close(logprobs(loaded), plain(loaded), rtol=0, atol=1e-5)
 

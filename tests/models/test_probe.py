@@ -9,7 +9,7 @@ from tests.models.families import ROWS, tiny
 from tests.models.plain import plain_logprobs
 from tests.tiny import tiny_gpt2, tiny_llama
 from tokenward.errors import UserError
-from tokenward.models.forward import FrozenReference, Wanted, token_logprobs, token_statistics
+from tokenward.models.forward import FrozenReference, OutputSpec, token_logprobs, token_statistics
 from tokenward.models.probe import choose_head, choose_layout
 from tokenward.ops.heads import LinearHead, LogitChange, LogitStep
 from tokenward.ops.tiles import linear_statistics
@@ -39,9 +39,9 @@ def test_an_influence_is_found_however_weak_it_is(weak):
     layer.forward = lambda hidden: plain(hidden) + weak * torch.nn.functional.pad(hidden, (0, 0, 1, -1))
     assert choose_layout(model, rows="auto", name="it") == "separate"
     with pytest.raises(
-        UserError, match=r"in model\.layers\.0\.mlp a response sees another one\. Write model\.rows: auto"
+        UserError, match=r"in model\.layers\.0\.mlp a response sees another one\. Write model\.packing: auto"
     ):
-        choose_layout(model, rows="shared", name="it")
+        choose_layout(model, packing="shared_prompts", name="it")
 
 
 def test_a_model_that_looks_ahead_is_refused():
@@ -113,7 +113,7 @@ def test_statistics_of_a_changed_head_are_those_of_all_logits(family):
     def found(head, reference_head):
         reference = FrozenReference(other, reference_head)
         return token_statistics(
-            model, head, batch, Wanted(entropy=True, token_rank=True, kl="reverse", reference=reference)
+            model, head, batch, OutputSpec(entropy=True, token_rank=True, kl="reverse", reference=reference)
         )
 
     for mine, theirs in zip(found(*heads)[:4], found(None, None)[:4], strict=True):

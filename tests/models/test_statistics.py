@@ -11,7 +11,7 @@ from tests.models.plain import plain_logits
 from tests.models.test_forward import FACTORS, ROWS, TOTAL, batch_of, gradients, made
 from tests.tiny import move_trained, tiny_llama
 from tests.training.tools import language_model
-from tokenward.models.forward import FrozenReference, Wanted, run_model, token_statistics
+from tokenward.models.forward import FrozenReference, OutputSpec, run_model, token_statistics
 from tokenward.models.head import install_head
 from tokenward.ops.logprob import chunked_statistics
 from tokenward.ops.looks import entropy_and_rank
@@ -64,7 +64,9 @@ def test_a_model_gives_both_with_and_without_the_selective_head(name, layout, wi
     logp, entropy = plain_statistics(model, ROWS)
     other = FACTORS.flip(0)
     expected = gradients(model, torch.cat((logp, entropy)), torch.cat((FACTORS, other)))
-    found = token_statistics(model, head if with_head else None, batch_of(ROWS, layout), Wanted(entropy=True))
+    found = token_statistics(
+        model, head if with_head else None, batch_of(ROWS, layout), OutputSpec(entropy=True)
+    )
     mine = gradients(model, torch.cat((found.logp, found.entropy)), torch.cat((FACTORS, other)))
     close(found.logp, logp)
     close(found.entropy, entropy)
@@ -77,7 +79,7 @@ def test_tokens_without_weight_have_neither(with_head):
     model, head = made("gpt2", torch.float64)
     weights = (torch.arange(TOTAL) % 3 != 1).float()
     batch = batch_of(ROWS, "shared", weights=weights)
-    found = token_statistics(model, head if with_head else None, batch, Wanted(entropy=True))
+    found = token_statistics(model, head if with_head else None, batch, OutputSpec(entropy=True))
     kept = weights != 0
     _, entropy = plain_statistics(model, ROWS)
     close(found.entropy[kept], entropy[kept])
@@ -91,7 +93,7 @@ def test_after_a_request_for_both_the_head_is_an_ordinary_one():
     model, head = made("gpt2", torch.float32)
     ids = torch.tensor([[1, 2, 3]])
     before = model(input_ids=ids).logits
-    token_statistics(model, head, batch_of(ROWS, "shared"), Wanted(entropy=True))
+    token_statistics(model, head, batch_of(ROWS, "shared"), OutputSpec(entropy=True))
     assert torch.equal(model(input_ids=ids).logits, before)
 
 
@@ -115,8 +117,8 @@ def test_ranks_in_the_step_are_those_of_the_scorer(name, layout, with_head):
     assert len(set(expected.tolist())) > 5
     held = FrozenReference(*made(name, torch.float64))
     for wanted in (
-        Wanted(token_rank=True),
-        Wanted(token_rank=True, entropy=True, states=True, kl="reverse", reference=held),
+        OutputSpec(token_rank=True),
+        OutputSpec(token_rank=True, entropy=True, states=True, kl="reverse", reference=held),
     ):
         found = token_statistics(model, head if with_head else None, batch_of(ROWS, layout), wanted)
         assert found.token_rank.tolist() == expected.tolist()
@@ -133,7 +135,7 @@ def test_ranks_do_not_depend_on_tiles_and_are_0_without_weight(elements, monkeyp
     )
     weights = (torch.arange(TOTAL) % 3 != 1).float()
     batch = batch_of(ROWS, "shared", weights=weights)
-    found = token_statistics(model, head, batch, Wanted(token_rank=True)).token_rank
+    found = token_statistics(model, head, batch, OutputSpec(token_rank=True)).token_rank
     assert found.tolist() == (expected * weights).tolist()
 
 
@@ -144,7 +146,7 @@ def test_ranks_with_an_adapter_are_those_of_the_merged_weights(target):
     adapted = model.with_adapter({"r": 2, "target_modules": target})
     move_trained(adapted.model.to(torch.float64).eval())
     batch = batch_of(ROWS, "separate")
-    found = token_statistics(adapted.model, adapted.head, batch, Wanted(token_rank=True)).token_rank
+    found = token_statistics(adapted.model, adapted.head, batch, OutputSpec(token_rank=True)).token_rank
     merged = copy.deepcopy(adapted.model).merge_and_unload()
     assert found.tolist() == stored_ranks(merged, install_head(merged), ROWS).tolist()
     plain = tiny_llama(dtype=torch.float64, tie_word_embeddings=False).eval()

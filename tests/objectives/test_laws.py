@@ -25,7 +25,7 @@ from tokenward.objectives.checked import CheckedObjective
 from tokenward.ops.ragged import segment_sum
 from tokenward.scoring.scorers import Probability
 from tokenward.selection import KeepAll
-from tokenward.training.reading import wanted_by
+from tokenward.training.reading import outputs_of_objective
 
 OBJECTIVE = pytest.mark.parametrize("number", range(len(CASES) + 1), ids=[*NAMES, "selected"])
 # Pairs of 3 and 4, and of 2 and 3 tokens.
@@ -148,7 +148,7 @@ def pair_rows(seed: int = 0):
 def read(model, objective, rows, reference):
     """Mean loss, and the gradient of every trained weight, of the policy and of the objective."""
     batch = model.collate(rows)
-    logp, batch = model.read(model.model, batch, wanted_by(objective, model, reference))
+    logp, batch = model.read(model.model, batch, outputs_of_objective(objective, model, reference))
     loss = objective(logp, batch).loss.mean()
     return loss, logp
 
@@ -184,7 +184,7 @@ def test_an_adapter_is_its_own_reference(number):
     copy = language_model(tiny_gpt2(dtype=torch.float64))
     itself, _ = read(model, objective, pair_rows(), None)
     beside, _ = read(model, objective, pair_rows(), copy)
-    wanted = wanted_by(objective, model)
+    wanted = outputs_of_objective(objective, model)
     assert isinstance(wanted.reference, FrozenReference)
     assert wanted.reference.without_adapter
     torch.testing.assert_close(itself, beside, rtol=0, atol=1e-10)

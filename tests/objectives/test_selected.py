@@ -171,7 +171,7 @@ def test_stored_scores_serve_where_there_is_no_scorer():
     batch = replace(batch_of((2, 3)), scores=torch.tensor([0.0, 1.0, -1.0, 0.0, 0.0]))
     rule = TopFraction()
     tokens = ScoredTokens(
-        batch.scores, batch.response, batch.comparison, batch.rank, batch.closing, torch.arange(2)
+        batch.scores, batch.response, batch.comparison, batch.rank, batch.eos, torch.arange(2)
     )
     picked = replace(batch, weights=rule(tokens))
     assert (

@@ -31,12 +31,12 @@ LORA = "r: 2, target_modules: [q_proj, v_proj]"
         (f"{{{LORA}, lora_dropout: 0.1}}", r"lora_dropout is 0\.1, and [a-z.]+\.training\.disable_dropout"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("key", ["model.adapter", "oracle.adapter", "experts.other.adapter"])
+@pytest.mark.parametrize("key", ["model.adapter", "oracle.adapter", "auxiliary_models.other.adapter"])
 def test_it_is_refused_with_its_line(tiny_workplace, key, adapter, message):
     changes = [f"{key}={adapter}"]
-    if key.startswith("experts"):
+    if key.startswith("auxiliary_models"):
         changes += [
-            "experts.other.training={max_steps: 1}",
+            "auxiliary_models.other.training={max_steps: 1}",
             "scores.scorer={name: log_ratio, numerator: other}",
         ]
     with pytest.raises(UserError, match=f"^--set {key}: .*{message}"):
@@ -50,7 +50,7 @@ def test_so_is_that_of_a_guided_run(tmp_path, tiny_folder, monkeypatch):
     assert "init_lora_weights is 'olora'" in refused(
         recipe, [f"model.adapter={{{LORA}, init_lora_weights: olora}}"]
     )
-    changes = [f"model.adapter={{{LORA}, lora_dropout: 0.1}}", "guidance.training.disable_dropout=false"]
+    changes = [f"model.adapter={{{LORA}, lora_dropout: 0.1}}", "online.training.disable_dropout=false"]
     open_run(recipe, changes, quiet=True)
 
 

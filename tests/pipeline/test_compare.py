@@ -108,15 +108,15 @@ def with_leaf(recipe: dict, path: tuple[str, ...], value) -> dict:
 
 FULL = """
 sft: {training: {learning_rate: 1.0e-5, max_steps: 2}}
-referee: {fraction: 0.2, objective: {name: dpo, beta: 0.1}, training: {max_steps: 2}}
-experts:
+eval_reward: {fraction: 0.2, objective: {name: dpo, beta: 0.1}, training: {max_steps: 2}}
+auxiliary_models:
   good: {model: m, prompt: "Well. {prompt}", training: {max_steps: 2}, objective: {name: sft}, fraction: 0.5,
-    picks: {scorer: {name: log_ratio}, side: chosen, fraction: 0.1}}
+    subset: {scorer: {name: log_ratio}, side: chosen, fraction: 0.1}}
 scores: {scorer: {name: combine, how: sum, parts: [{scorer: {name: rank}, steps: [{top: {fraction: 0.3}}]}]}}
 policy: {selection: {name: top_fraction, chosen: {fraction: 0.4}}, objective: {name: sum, terms: [{name: dpo}]}}
 examples: {source: x.jsonl, prompt: "{a}", references: b}
 prompt_task: {train: a.jsonl, development: b.jsonl, test: c.jsonl, verbalizers: [a, b]}
-guidance: {source: {name: rouge}, every: 3}
+online: {source: {name: rouge}, every: 3}
 reward: {head: {hidden: 16}, training: {max_steps: 3}}
 """
 FULL_RECIPE = parse_recipe(FULL, "full.yaml")[0].model_dump(mode="json")
@@ -147,27 +147,27 @@ def test_an_evaluation_keeps_the_whole_recipe(finished_run: Path, monkeypatch: p
 
 
 EXPERTS = [
-    "experts={good: {objective: {name: sft}, training: {max_steps: 2}}, other: {prompt: 'So. {prompt}'}}",
+    "auxiliary_models={good: {objective: {name: sft}, training: {max_steps: 2}}, other: {prompt: 'So. {prompt}'}}",
     "scores.scorer={name: log_ratio, numerator: good, denominator: other}",
 ]
 
 
 def test_settings_of_experts_are_compared_and_on_the_card(copied_run: Path) -> None:
-    """Of a run that was evaluated before recipes were kept too; an expert that no scorer reads any more is in neither."""
+    """Of a run that was evaluated before recipes were kept too; an auxiliary model that no scorer reads any more is in neither."""
     runs = [
         tokenward.run(copied_run, [*EXPERTS, f"run=runs/{name}", *changes], quiet=True).folder
-        for name, changes in (("a", []), ("b", ["experts.good.training.max_steps=3"]))
+        for name, changes in (("a", []), ("b", ["auxiliary_models.good.training.max_steps=3"]))
     ]
-    assert compare_runs(*runs).settings == ["experts.good.training.max_steps: 2 -> 3"]
+    assert compare_runs(*runs).settings == ["auxiliary_models.good.training.max_steps: 2 -> 3"]
     card = model_card(finished_model(str(runs[1])), "m", merged=False)
-    assert "expert-good:" in card
+    assert "auxiliary-good:" in card
     assert "max_steps: 3" in card
     assert "So. {prompt}" in card
     (runs[0] / "evaluation" / "recipe.json").unlink()
-    assert compare_runs(*runs).settings == ["expert-good.training.max_steps: 2 -> 3"]
+    assert compare_runs(*runs).settings == ["auxiliary-good.training.max_steps: 2 -> 3"]
     changes = ["run=runs/b", "scores.scorer={name: surprisal}", "policy.selection={name: all}"]
     tokenward.run(copied_run, changes, quiet=True)
-    assert "expert-good" not in model_card(finished_model(str(runs[1])), "m", merged=False)
+    assert "auxiliary-good" not in model_card(finished_model(str(runs[1])), "m", merged=False)
 
 
 def test_other_rows_another_template_and_no_run_are_refused(copied_run: Path) -> None:
@@ -198,7 +198,7 @@ def test_guided_runs_compare_by_prompt(
     runs = [
         guided(
             recipe,
-            f"guidance.training.learning_rate={rate}",
+            f"online.training.learning_rate={rate}",
             "evaluation.metrics=[distinct_2]",
             last="evaluation",
             run=name,

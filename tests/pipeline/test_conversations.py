@@ -32,7 +32,7 @@ TOOLS = [
 MARKS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 RECIPE = """
 model: {{name: {model}}}
-data: {{source: rows.jsonl, held_out: 0.3}}
+data: {{source: rows.jsonl, eval: 0.3}}
 tokens: {{max_prompt_tokens: 1500, max_response_tokens: 500}}
 oracle: {{training: {{learning_rate: 1.0e-3, per_device_train_batch_size: 4, max_steps: 2}}}}
 policy: {{training: {{learning_rate: 1.0e-3, per_device_train_batch_size: 4, max_steps: 2}}}}

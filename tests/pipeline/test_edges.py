@@ -20,10 +20,10 @@ RUN = Path("runs/quickstart")
 
 
 def test_without_a_held_out_comparison_it_is_said_that_nothing_can_be_evaluated(tiny_workplace, capsys):
-    tokenward.run(tiny_workplace, ["data.held_out=0.3"], last="data")
+    tokenward.run(tiny_workplace, ["data.eval=0.3"], last="data")
     assert "nothing can be evaluated" not in capsys.readouterr().out
-    tokenward.run(tiny_workplace, ["data.held_out=0.0"], last="data")
-    assert "no comparison is held out (data.held_out is 0), so nothing can be evaluated" in " ".join(
+    tokenward.run(tiny_workplace, ["data.eval=0.0"], last="data")
+    assert "no comparison is held out (data.eval is 0), so nothing can be evaluated" in " ".join(
         capsys.readouterr().out.split()
     )
 
@@ -57,14 +57,14 @@ def test_an_interrupt_in_the_last_step_loses_nothing(
 
 
 def test_without_held_out_prompts_the_run_ends_with_no_figures(tiny_workplace: Path) -> None:
-    run = tokenward.run(tiny_workplace, ["data.held_out=0"], quiet=True)
+    run = tokenward.run(tiny_workplace, ["data.eval=0"], quiet=True)
     assert tokenward.read_figures(run) == {}
 
 
 @pytest.mark.parametrize("stage", ["oracle", "policy"])
 def test_evaluation_while_training_needs_held_out_pairs(tiny_workplace: Path, stage: str) -> None:
-    changes = ["data.held_out=0", f"{stage}.training={{eval_strategy: epoch, max_steps: 2}}"]
-    with pytest.raises(UserError, match=r"raise data\.held_out|Raise data\.held_out"):
+    changes = ["data.eval=0", f"{stage}.training={{eval_strategy: epoch, max_steps: 2}}"]
+    with pytest.raises(UserError, match=r"raise data\.eval|Raise data\.eval"):
         tokenward.run(tiny_workplace, changes, quiet=True)
 
 
@@ -108,7 +108,7 @@ def test_a_referee_needs_pairs_and_leaves_some(tiny_workplace: Path) -> None:
     rows = planted_rows(4)
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match="leaves"):
-        tokenward.run(tiny_workplace, ["referee={fraction: 0.001}"], quiet=True)
+        tokenward.run(tiny_workplace, ["eval_reward={fraction: 0.001}"], quiet=True)
 
 
 def test_files_behind_a_pattern_are_looked_at(tiny_workplace: Path) -> None:

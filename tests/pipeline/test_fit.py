@@ -16,10 +16,10 @@ from tokenward.pipeline import fit, run_through
 from tokenward.training.alternating import Alternating
 
 TOTAL = 6
-OFTEN = "guidance.training.checkpoint_minutes=0.0"
-PLAIN = "guidance.selection={name: all}"
+OFTEN = "online.training.checkpoint_minutes=0.0"
+PLAIN = "online.selection={name: all}"
 PATIENT = [
-    "guidance.evaluate_every=1", "guidance.patience=2", "guidance.training.learning_rate=0.0",
+    "online.evaluate_every=1", "online.patience=2", "online.training.learning_rate=0.0",
 ]  # fmt: skip
 RUN = Path("runs/quickstart")
 
@@ -55,15 +55,15 @@ def test_a_kill_after_the_last_update_makes_no_further_one(recipe, monkeypatch, 
     assert steps == []
     assert digests(again) == digests(whole)
     assert events(again) == events(whole)
-    ours, theirs = (run.done("guidance").facts for run in (again, whole))
+    ours, theirs = (run.done("online").facts for run in (again, whole))
     assert {name: ours[name] for name in ("steps", "best_step", "rewards_learned")} == {
         name: theirs[name] for name in ("steps", "best_step", "rewards_learned")
     }
-    history = (again.path("guidance") / "history.jsonl").read_text()
+    history = (again.path("online") / "history.jsonl").read_text()
     assert "train_runtime" not in history, "a training of no update has no mean loss"
     for name in ("model/config.json", "reward/config.json"):
-        if (whole.path("guidance") / name).exists():
-            assert (again.path("guidance") / name).read_text() == (whole.path("guidance") / name).read_text()
+        if (whole.path("online") / name).exists():
+            assert (again.path("online") / name).read_text() == (whole.path("online") / name).read_text()
 
 
 def test_so_does_a_stage_of_a_run_on_comparisons(tiny_workplace, finished_run, monkeypatch):
@@ -127,13 +127,13 @@ def test_checkpoints_stay_until_all_that_a_stage_leaves_is_there(recipe, monkeyp
     again = guided(recipe, OFTEN, run="cut")
     assert steps == []
     assert digests(again) == digests(whole)
-    assert not (again.path("guidance") / "checkpoints").exists()
+    assert not (again.path("online") / "checkpoints").exists()
 
 
 def test_checkpoints_that_a_recipe_asks_for_stay_as_many_as_it_says(recipe):
-    changes = ["guidance.training.save_strategy=steps", "guidance.training.save_steps=1"]
-    run = guided(recipe, PLAIN, *changes, "guidance.training.save_total_limit=2")
-    folder = run.path("guidance") / "checkpoints"
+    changes = ["online.training.save_strategy=steps", "online.training.save_steps=1"]
+    run = guided(recipe, PLAIN, *changes, "online.training.save_total_limit=2")
+    folder = run.path("online") / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-5", "checkpoint-6"]
     assert all(
         json.loads((path / "alternating.json").read_text())["best"]["value"] is None

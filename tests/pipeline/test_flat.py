@@ -101,7 +101,7 @@ def test_rows_with_values_are_those_built_at_once(tiny_workplace: Path) -> None:
     "selector",
     [
         TopFraction(),
-        TopFraction(chosen=SideRule(fraction=0.2), ends="none", scope="comparison"),
+        TopFraction(chosen=SideRule(fraction=0.2), eos="none", scope="comparison"),
         TopFraction(chosen=SideRule(fraction=0.01), scope="dataset"),
         TopFraction(chosen=SideRule(direction="random"), ties="random"),
         SoftWeights(transform="exp", spread="sequence"),

@@ -56,7 +56,7 @@ def test_an_export_that_differs_is_refused(copied_run: Path, monkeypatch: pytest
 
 def test_resolved_settings_and_weights(copied_run: Path) -> None:
     found = CliRunner().invoke(cli.app, ["config", str(copied_run), "--resolved", "--set", "seed=7"])
-    assert "policy.selection.ends: both  (default)" in found.output
+    assert "policy.selection.eos: both  (default)" in found.output
     assert "policy.selection.seed: 7  (default)" in found.output
     shown = CliRunner().invoke(cli.app, ["data", str(copied_run), "--show", "1"]).output
     assert "one row as the model sees it; tokens in [brackets] are trained" in shown

@@ -14,7 +14,7 @@ from tokenward.pipeline.idle import idle_settings
         (["scores.scorer={name: random}"], "evaluation", ["the table oracle is not read: the scorer random looks at no number of it"]),
         (["scores.scorer={name: random}"], "oracle", []),
         (["reward.fraction=0.5"], "policy", ["the table reward is not read: the scorer log_ratio looks at no number of it"]),
-        (["experts.a.training={max_steps: 1}"], "policy", ["the table experts.a is not read: the scorer log_ratio looks at no number of it"]),
+        (["auxiliary_models.a.training={max_steps: 1}"], "policy", ["the table auxiliary_models.a is not read: the scorer log_ratio looks at no number of it"]),
     ],
 )  # fmt: skip
 def test_of_a_run_on_comparisons(tiny_workplace, changes, last, told):
@@ -25,16 +25,16 @@ def test_of_a_run_on_comparisons(tiny_workplace, changes, last, told):
     ("changes", "told"),
     [
         ([], ["rollouts"]),
-        (["guidance.objective={name: reinforce}", "guidance.selection={name: all}"], ["selection"]),
-        (["guidance.every=null", "guidance.until=0.3", "guidance.evaluation_samples=2"], ["rollouts", "until", "evaluation_samples"]),
-        (["guidance.selection={name: all}"], ["rollouts", "samples", "reward_steps", "reward_looks", "every", "the table reward"]),
+        (["online.objective={name: reinforce}", "online.selection={name: all}"], ["selection"]),
+        (["online.every=null", "online.until=0.3", "online.evaluation_samples=2"], ["rollouts", "until", "evaluation_samples"]),
+        (["online.selection={name: all}"], ["rollouts", "samples", "reward_steps", "reward_evals", "every", "the table reward"]),
     ],
 )  # fmt: skip
 def test_of_a_guided_run(tmp_path, tiny_folder, monkeypatch, changes, told):
     recipe = guided_recipe(tmp_path, tiny_folder, EXAMPLES)
     monkeypatch.chdir(tmp_path)
-    lines = idle_settings(open_run(recipe, changes, quiet=True), "guidance")
-    assert [line.removeprefix("guidance.").partition(" is not read: ")[0] for line in lines] == told
+    lines = idle_settings(open_run(recipe, changes, quiet=True), "online")
+    assert [line.removeprefix("online.").partition(" is not read: ")[0] for line in lines] == told
 
 
 def test_what_can_never_act_is_refused(tmp_path, tiny_folder, monkeypatch):
@@ -46,4 +46,4 @@ def test_what_can_never_act_is_refused(tmp_path, tiny_folder, monkeypatch):
     )
     message = refused(recipe, ["reward.training.bf16=true"])
     assert "reward.training.bf16 is true, and the policy's is not: the two train in one process" in message
-    open_run(recipe, ["reward.training.bf16=true", "guidance.training.bf16=true"], quiet=True)
+    open_run(recipe, ["reward.training.bf16=true", "online.training.bf16=true"], quiet=True)

@@ -42,9 +42,12 @@ def test_a_recipe_with_a_head_leaves_it_beside_the_model(tiny_workplace):
 
 
 def test_every_stage_that_trains_on_pairs_has_a_reference(tiny_workplace):
-    changes = ["oracle.objective={name: tdpo}", "referee={objective: {name: tdpo}, training: {max_steps: 2}}"]
-    run = tokenward.run(tiny_workplace, changes, last="referee", quiet=True)
-    for stage in ("oracle", "referee"):
+    changes = [
+        "oracle.objective={name: tdpo}",
+        "eval_reward={objective: {name: tdpo}, training: {max_steps: 2}}",
+    ]
+    run = tokenward.run(tiny_workplace, changes, last="eval_reward", quiet=True)
+    for stage in ("oracle", "eval_reward"):
         assert losses(run.path(stage))[0]["kl/rejected"] == pytest.approx(0.0, abs=1e-4)
 
 
@@ -85,16 +88,16 @@ def test_a_sum_and_its_settings_are_shown_as_they_are_written(tiny_workplace):
 
 def test_a_reference_that_cannot_take_packed_rows_is_not_given_any(tiny_workplace, monkeypatch):
     """The probe decides for each model by itself, and rounding can decide otherwise for two of one kind."""
-    plain = losses(policy(tiny_workplace, TDPO, "model.rows=separate", run="plain"))
+    plain = losses(policy(tiny_workplace, TDPO, "model.packing=none", run="plain"))
     original = policy_stage.frozen_reference
 
     def unpacked(run, objective, model):
-        table = run.recipe.model.model_copy(update={"rows": "separate"})
+        table = run.recipe.model.model_copy(update={"packing": "none"})
         apart = Run(recipe=run.recipe.model_copy(update={"model": table}))
         return original(apart, objective, model)
 
     monkeypatch.setattr(policy_stage, "frozen_reference", unpacked)
-    mixed_rows = losses(policy(tiny_workplace, TDPO, "model.rows=shared", run="mixed"))
+    mixed_rows = losses(policy(tiny_workplace, TDPO, "model.packing=shared_prompts", run="mixed"))
     for one, other in zip(plain, mixed_rows, strict=True):
         for key in ("loss", "kl/chosen", "kl/rejected"):
             assert one.get(key) == pytest.approx(other.get(key), abs=1e-4)
@@ -104,7 +107,7 @@ def test_divergence_of_models_whose_rows_differ_is_that_of_plain_rows(tiny_workp
     run = tokenward.run(tiny_workplace, ["run=runs/here"], last="policy", quiet=True)
     apart = Run(
         recipe=run.recipe.model_copy(
-            update={"model": run.recipe.model.model_copy(update={"rows": "separate"})}
+            update={"model": run.recipe.model.model_copy(update={"packing": "none"})}
         )
     )
     name = str(run.path("policy") / "model")

@@ -101,7 +101,7 @@ def test_a_layer_that_the_model_does_not_have(tiny_workplace, layer):
     for model, changes in (
         ("reference", []),
         ("oracle", []),
-        ("x", ["experts={x: {training: {max_steps: 1}}}"]),
+        ("x", ["auxiliary_models={x: {training: {max_steps: 1}}}"]),
     ):
         scorer = f"scores.scorer={attention.replace('MODEL', model)}"
         found = refused_at_once(tiny_workplace, [scorer, *changes])
@@ -160,11 +160,11 @@ def test_an_objective_that_reads_scores_where_there_are_none(tiny_workplace, obj
     assert found.startswith(
         f"--set policy.objective: {who} reads stored scores, and the scorer reads the policy"
     )
-    experts = f"experts={{x: {{training: {{max_steps: 1}}, objective: {objective}}}}}"
+    auxiliary = f"auxiliary_models={{x: {{training: {{max_steps: 1}}, objective: {objective}}}}}"
     for stage, change in (
         ("the oracle", f"oracle.objective={objective}"),
-        ("the referee", f"referee={{objective: {objective}, training: {{max_steps: 1}}}}"),
-        ("the expert x", experts),
+        ("the eval reward model", f"eval_reward={{objective: {objective}, training: {{max_steps: 1}}}}"),
+        ("the auxiliary model x", auxiliary),
     ):
         found = refused_at_once(tiny_workplace, [change])
         assert f"{who} reads scores of tokens, and {stage} is trained without any" in found

@@ -63,11 +63,11 @@ def test_a_plan_measures_each_training_and_leaves_the_run_alone(
     tiny_workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
-    plan = plan_recipe(tiny_workplace, ["referee={fraction: 0.3, training: {max_steps: 2}}"])
+    plan = plan_recipe(tiny_workplace, ["eval_reward={fraction: 0.3, training: {max_steps: 2}}"])
     stages = {stage.stage: stage for stage in plan.stages}
-    assert list(stages) == ["data", "reference", "oracle", "scores", "policy", "referee", "evaluation"]
+    assert list(stages) == ["data", "reference", "oracle", "scores", "policy", "eval_reward", "evaluation"]
     assert stages["oracle"].work == "6 steps of 4"
-    for name in ("oracle", "policy", "referee", "reference"):
+    for name in ("oracle", "policy", "eval_reward", "reference"):
         found = stages[name]
         assert 0 < found.memory < found.peak, name  # the process holds Python and libraries too
         assert found.seconds > 0, name
@@ -95,14 +95,14 @@ def test_a_guided_recipe_says_what_is_not_planned(
     monkeypatch.chdir(tmp_path)
     plan = plan_recipe(guided_recipe(tmp_path, tiny_folder))
     stages = {stage.stage: stage for stage in plan.stages}
-    assert list(stages) == ["examples", "guidance", "evaluation"]
-    assert stages["guidance"].measured > 0
+    assert list(stages) == ["examples", "online", "evaluation"]
+    assert stages["online"].measured > 0
     assert "learning the reward come on top" in " ".join(capsys.readouterr().out.split())
     drawn = plan_recipe(
-        tmp_path / "guided.yaml", ["guidance.objective={name: reinforce}"], measure=False, quiet=True
+        tmp_path / "guided.yaml", ["online.objective={name: reinforce}"], measure=False, quiet=True
     )
     memory = {stage.stage: stage.memory for stage in drawn.stages}
-    assert memory["guidance"] > 0
+    assert memory["online"] > 0
 
 
 def test_a_prompt_task_is_planned_as_far_as_its_weights(
@@ -138,5 +138,5 @@ def test_twice_the_steps_take_twice_the_time(tiny_workplace, monkeypatch):
 
 
 def test_advice_on_an_expert_names_its_table():
-    assert plan_module._table_of("expert-good") == "experts.good"
+    assert plan_module._table_of("auxiliary-good") == "auxiliary_models.good"
     assert plan_module._table_of("oracle") == "oracle"

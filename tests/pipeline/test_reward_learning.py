@@ -14,7 +14,7 @@ from tokenward.tokens.segments import with_segments
 from tokenward.training.best import EarlyStop, trained
 from tokenward.training.trainer import TokenTrainer
 
-ONCE = ["guidance.training.max_steps=1", "guidance.every=null"]
+ONCE = ["online.training.max_steps=1", "online.every=null"]
 
 
 @pytest.fixture
@@ -33,10 +33,10 @@ def test_the_reward_of_the_best_look_is_kept_and_not_the_last(recipe, monkeypatc
         plain(self, args, state, control, {**metrics, "eval_loss": float(state.global_step)}, **kwargs)
 
     monkeypatch.setattr(EarlyStop, "on_evaluate", worse)
-    run = guided(recipe, *ONCE, "guidance.reward_looks=3")
+    run = guided(recipe, *ONCE, "online.reward_evals=3")
     (event,) = events(run)
     assert (event["steps"], event["best_step"], len(seen)) == (3, 1, 3)
-    kept = dict(load_reward_model(run.path("guidance") / "reward", device="cpu").model.named_parameters())
+    kept = dict(load_reward_model(run.path("online") / "reward", device="cpu").model.named_parameters())
     assert all(torch.equal(kept[name], weight) for name, weight in seen[0].items())
     assert any(not torch.equal(kept[name], weight) for name, weight in seen[-1].items())
 
@@ -45,9 +45,9 @@ def test_the_reward_learns_one_number_per_unit(recipe, monkeypatch):
     """All tokens of a word share one reward where it is learned, as where it is used."""
     plain, learned = RewardLearner._fit, []
 
-    def watched(self, arguments, rows, held_out):
-        learned.append([*rows, *held_out])
-        return plain(self, arguments, rows, held_out)
+    def watched(self, arguments, rows, eval_rows):
+        learned.append([*rows, *eval_rows])
+        return plain(self, arguments, rows, eval_rows)
 
     monkeypatch.setattr(RewardLearner, "_fit", watched)
     token = guided(recipe, *ONCE, run="token")
@@ -72,8 +72,8 @@ def test_reward_and_policy_train_by_the_published_settings_unless_told_otherwise
         plain(self, model, objective, arguments, rows, **kwargs)
 
     monkeypatch.setattr(TokenTrainer, "__init__", watched)
-    tables = ["reward.training={per_device_train_batch_size: 4}", "guidance.training={max_steps: 1}"]
-    guided(recipe, *tables, "guidance.every=null", run="as_published")
+    tables = ["reward.training={per_device_train_batch_size: 4}", "online.training={max_steps: 1}"]
+    guided(recipe, *tables, "online.every=null", run="as_published")
     assert len(used) == 2
     for arguments in used:
         assert arguments.learning_rate == 5e-5
@@ -81,7 +81,7 @@ def test_reward_and_policy_train_by_the_published_settings_unless_told_otherwise
         assert arguments.warmup_steps == 0
         assert arguments.max_grad_norm == 5.0
     tables = [
-        f"{table}.training={{max_grad_norm: 1.0, learning_rate: 1.0e-3}}" for table in ("reward", "guidance")
+        f"{table}.training={{max_grad_norm: 1.0, learning_rate: 1.0e-3}}" for table in ("reward", "online")
     ]
     guided(recipe, *tables, *ONCE, run="otherwise")
     assert [(a.max_grad_norm, a.learning_rate) for a in used[2:]] == [(1.0, 1e-3)] * 2

@@ -140,15 +140,15 @@ def test_a_row_of_one_response_or_of_one_rank_is_counted_and_left_out(tiny_workp
     write(rows)
     run = run_of(tiny_workplace, last="reward")
     facts = run.done("data").facts
-    assert facts["train"] + facts["held_out"] == 10
+    assert facts["train"] + facts["eval"] == 10
     assert facts["counts"] == {"read": 12, "kept": 10, "fewer than two responses": 1, "all ranks tied": 1}
 
 
 def test_the_referees_prompts_teach_no_reward(tiny_workplace):
-    run = run_of(tiny_workplace, "referee={fraction: 0.4, training: {max_steps: 1}}", last="reward")
+    run = run_of(tiny_workplace, "eval_reward={fraction: 0.4, training: {max_steps: 1}}", last="reward")
     sets = pair_sets(run)
     assert run.done("reward").facts["rows"] == len({json.dumps(pair.prompt) for pair in sets.train})
-    assert sets.referee
+    assert sets.eval_reward
 
 
 def test_a_share_of_the_lists(tiny_workplace):
@@ -169,7 +169,7 @@ def test_evaluation_while_it_is_trained(tiny_workplace):
 
 
 @pytest.mark.parametrize(
-    "change", ["reward.head.freeze=false", "reward.head.freeze=true", "model.rows=separate"]
+    "change", ["reward.head.freeze=false", "reward.head.freeze=true", "model.packing=none"]
 )
 def test_a_stopped_reward_goes_on_to_the_same_bits(tiny_workplace, monkeypatch, change):
     run_of(tiny_workplace, change, last="reward")
@@ -223,6 +223,6 @@ def test_a_reward_learns_which_word_decides(tiny_workplace):
     write(planted_rows(60))
     head = "head: {hidden: 16, gain: 0.5}"
     training = "training: {max_steps: 60, learning_rate: 3.0e-3, per_device_train_batch_size: 8}"
-    changes = ["data.held_out=0.2", f"reward={{{head}, {training}}}"]
+    changes = ["data.eval=0.2", f"reward={{{head}, {training}}}"]
     run = tokenward.run(tiny_workplace, [REWARD, *changes, "policy.training.max_steps=1"], quiet=True)
     assert tokenward.read_figures(run)["credit/auroc/reward"].value > 0.7

@@ -149,25 +149,25 @@ def test_each_choice_trains(copied_run: Path, change: str) -> None:
 def test_sft_referee_and_adapter(tiny_workplace: Path) -> None:
     changes = [
         "sft={training: {max_steps: 2, learning_rate: 1.0e-3}}",
-        "referee={fraction: 0.3, training: {max_steps: 2, learning_rate: 1.0e-3}}",
+        "eval_reward={fraction: 0.3, training: {max_steps: 2, learning_rate: 1.0e-3}}",
         "model.adapter={r: 2, target_modules: [q_proj, v_proj]}",
     ]
     run = tokenward.run(tiny_workplace, changes, quiet=True)
     assert (RUN / "policy" / "model" / "adapter_model.safetensors").is_file()
     assert not (RUN / "policy" / "model" / "model.safetensors").exists()
     figures = tokenward.read_figures(run)
-    assert 0 <= figures["referee/win_rate"].value <= 1
-    assert 0 <= figures["referee/pairs_accuracy"].value <= 1
+    assert 0 <= figures["eval_reward/win_rate"].value <= 1
+    assert 0 <= figures["eval_reward/pairs_accuracy"].value <= 1
 
 
 def test_the_referee_sees_no_pair_of_the_others(tiny_workplace: Path) -> None:
     from tokenward.pipeline.data import pair_sets
 
-    run = tokenward.open_run(tiny_workplace, ["referee={fraction: 0.4}"], quiet=True)
+    run = tokenward.open_run(tiny_workplace, ["eval_reward={fraction: 0.4}"], quiet=True)
     tokenward.prepare_data(run)
     sets = pair_sets(run)
     prompts = [{json.dumps(row.prompt) for row in rows} for rows in sets]
-    assert sets.referee
+    assert sets.eval_reward
     assert not prompts[0] & prompts[1]
     assert not prompts[0] & prompts[2]
     assert not prompts[1] & prompts[2]
@@ -180,7 +180,7 @@ def test_scores_of_own_text_equal_those_of_the_store(tiny_oracle: Path) -> None:
     from tokenward.tokens.encode import response_key
 
     scorer = tokenward.TokenScorer.load(tiny_oracle)
-    for pair in pair_sets(run).held_out[:4]:
+    for pair in pair_sets(run).eval[:4]:
         for text in pair.responses:
             # float32 log-probabilities of about -5 depend on the batch's shape in the last bits
             record = store[response_key(pair.prompt, text)]
@@ -287,14 +287,14 @@ def test_oracle_and_referee_train_on_their_own_share(tiny_workplace: Path) -> No
 
     changes = [
         "oracle.fraction=0.5",
-        "referee={fraction: 0.3, training: {max_steps: 1}}",
+        "eval_reward={fraction: 0.3, training: {max_steps: 1}}",
         "evaluation.prompts=1",
     ]
     run = tokenward.run(tiny_workplace, changes, quiet=True)
     sets = pair_sets(run)
-    assert len(oracle_pairs(run, sets.train)) < len(sets.train) != len(sets.referee)
+    assert len(oracle_pairs(run, sets.train)) < len(sets.train) != len(sets.eval_reward)
     assert run.done("oracle").facts["rows"] == len(oracle_pairs(run, sets.train))
-    assert run.done("referee").facts["rows"] == len(sets.referee)
+    assert run.done("eval_reward").facts["rows"] == len(sets.eval_reward)
     assert run.done("policy").facts["rows"] == len(sets.train)
 
 
@@ -306,7 +306,7 @@ def test_before_is_the_reference_and_after_is_the_policy(tiny_oracle: Path) -> N
     store = TokenStore(run.path("reference"))
     means = [
         [store[response_key(pair.prompt, text)].value("reference_logp").mean() for text in pair.responses]
-        for pair in pair_sets(run).held_out
+        for pair in pair_sets(run).eval
     ]
     expected = sum(float(chosen - rejected) for chosen, rejected in means) / len(means)
     assert tokenward.read_figures(run)["likelihood/margin_before"].value == pytest.approx(expected, abs=1e-4)

@@ -61,7 +61,7 @@ def test_so_do_sft_and_a_guided_run(tmp_path, adapter, monkeypatch):
     recipe = guided_recipe(tmp_path, adapter, EXAMPLES)
     monkeypatch.chdir(tmp_path)
     tables = ["sft={training: {learning_rate: 0.0, max_steps: 1}}", f"reward.model={adapter}"]
-    run = tokenward.run(recipe, tables, last="guidance", quiet=True)
+    run = tokenward.run(recipe, tables, last="online", quiet=True)
     torch.testing.assert_close(logits(run.path("sft") / "model"), logits(adapter), rtol=0, atol=1e-4)
 
 
@@ -84,7 +84,7 @@ def test_the_base_of_an_adapter_must_be_there(tiny_workplace, adapter, tmp_path,
         "huggingface_hub.constants.HF_HUB_OFFLINE", True
     )  # asking takes a minute where there is no network
     folder = changed(adapter, tmp_path / "changed", base_model_name_or_path=base)
-    for key in ("model.name", "oracle.model", "policy.model", "experts.a.model"):
+    for key in ("model.name", "oracle.model", "policy.model", "auxiliary_models.a.model"):
         with pytest.raises(UserError, match=rf"(?s)^--set {key}: .*{message}"):
             tokenward.run(tiny_workplace, [f"{key}={folder}"], last="data", quiet=True)
     assert not Path("runs").exists()

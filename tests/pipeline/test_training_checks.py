@@ -151,10 +151,10 @@ def test_a_gpu_without_bfloat16_is_told(monkeypatch, tmp_path):
 
 
 def test_evaluation_needs_something_to_look_at(tiny_workplace):
-    changes = ["data.held_out=0", "policy.training.eval_strategy=epoch"]
+    changes = ["data.eval=0", "policy.training.eval_strategy=epoch"]
     message = refused(tiny_workplace, changes, last="data")
     assert message.startswith(
-        "--set policy.training.eval_strategy: eval_strategy is epoch, and data.held_out is 0"
+        "--set policy.training.eval_strategy: eval_strategy is epoch, and data.eval is 0"
     )
 
 
@@ -173,8 +173,8 @@ def test_nor_does_a_guided_policy(tmp_path, tiny_folder, monkeypatch):
     recipe = guided_recipe(tmp_path, tiny_folder, EXAMPLES)
     monkeypatch.chdir(tmp_path)
     changes = [
-        "guidance.training.dataloader_drop_last=true",
-        "guidance.training.per_device_train_batch_size=64",
+        "online.training.dataloader_drop_last=true",
+        "online.training.per_device_train_batch_size=64",
     ]
     assert "rows do not fill one of 64: nothing would be trained" in refused(recipe, changes)
 
@@ -184,11 +184,11 @@ def test_of_a_guided_run(tmp_path, tiny_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for change, message in (
         (
-            "guidance.training.eval_strategy=epoch",
-            "a guided policy has no held-out loss. Write guidance.evaluate_every",
+            "online.training.eval_strategy=epoch",
+            "an online policy has no held-out loss. Write online.evaluate_every",
         ),
         (
-            "guidance.training.warmup_steps=3",
+            "online.training.warmup_steps=3",
             "warmup_steps acts only beside lr_scheduler_type: constant_with_warmup",
         ),
         (

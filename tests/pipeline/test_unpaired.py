@@ -58,8 +58,8 @@ def test_kto_trains_on_unpaired_rows_without_an_oracle(tiny_workplace: Path, cap
         "unpaired/bad_change",
     }
     assert not any(name.startswith("preference") for name in found)
-    held_out = json.loads((RUN / "data" / "manifest.json").read_text())["facts"]["unpaired"]["held_out"]
-    assert sum(found[f"unpaired/{side}_change"]["n"] for side in ("good", "bad")) == held_out > 0
+    eval_rows = json.loads((RUN / "data" / "manifest.json").read_text())["facts"]["unpaired"]["eval"]
+    assert sum(found[f"unpaired/{side}_change"]["n"] for side in ("good", "bad")) == eval_rows > 0
     assert (RUN / "report" / "index.html").is_file()
     steps = [entry for entry in history("policy") if "loss" in entry]
     assert steps[0]["loss"] == pytest.approx(0.5)  # 1 - sigma(0), before the first update
@@ -73,7 +73,7 @@ def test_pairs_and_unpaired_rows_train_together(tiny_workplace: Path, capsys) ->
     tokenward.run(tiny_workplace, [source, "policy.objective={name: kto}", *KTO])
     facts = json.loads((RUN / "data" / "manifest.json").read_text())["facts"]
     assert facts["format"] == "ranked, unpaired"
-    assert 0 < sum(facts["unpaired"].values()) < facts["train"] + facts["held_out"]
+    assert 0 < sum(facts["unpaired"].values()) < facts["train"] + facts["eval"]
     assert {"preference/accuracy", "unpaired/good_change"} <= set(metrics())
     assert "pairs, " in capsys.readouterr().out.split("kept tokens")[0].splitlines()[-1]
 
@@ -99,11 +99,11 @@ def test_likelihood_trains_on_the_good_ones_and_says_so(tiny_workplace: Path, ca
         (["scores.scorer={name: surprisal}"], "the objective of policy, sepo, compares responses to one prompt"),
         (["scores.scorer={name: reward}"], "a reward is learned from ranks among several responses"),
         (
-            ["experts={worse: {swapped: true, objective: {name: kto}, training: {max_steps: 1}}}",
+            ["auxiliary_models={worse: {swap_labels: true, objective: {name: kto}, training: {max_steps: 1}}}",
              "scores.scorer={name: log_ratio, numerator: worse, denominator: reference}"],
-            "the expert worse exchanges or picks pairs",
+            "the auxiliary model worse exchanges or picks pairs",
         ),
-        ([*KTO, "policy.objective={name: kto}", "referee={}"], "the objective of referee, dpo, compares"),
+        ([*KTO, "policy.objective={name: kto}", "eval_reward={}"], "the objective of eval_reward, dpo, compares"),
         ([*KTO, "policy.objective={name: sum, terms: [{name: kto}, {name: dpo}]}"], "the objective of policy, sum"),
     ],
 )  # fmt: skip
@@ -192,9 +192,9 @@ def test_rows_to_evaluate_on_may_have_their_own_source(tiny_workplace: Path, cap
     write("all/train.jsonl", rows[:18])
     write("all/test.jsonl", [*rows[18:], rows[0]])
     given = ["data={source: all, eval: {split: test}}"]
-    run = tokenward.open_run(tiny_workplace, [*given, "data.held_out=0"])
+    run = tokenward.open_run(tiny_workplace, [*given, "data.eval=0"])
     facts = tokenward.prepare_data(run).facts
-    assert (facts["train"], facts["held_out"]) == (18, 6)
+    assert (facts["train"], facts["eval"]) == (18, 6)
     assert facts["evaluation"] == {"read": 7, "kept": 6, "prompt also in the training rows": 1}
     shown = capsys.readouterr().out
     assert "rows of data.eval" in shown
@@ -202,9 +202,9 @@ def test_rows_to_evaluate_on_may_have_their_own_source(tiny_workplace: Path, cap
     before = json.loads((RUN / "data" / "manifest.json").read_text())["inputs"]
     write("other.jsonl", rows[20:])
     run = tokenward.open_run(
-        tiny_workplace, ["data={source: all, eval: {source: other.jsonl}}", "data.held_out=0"]
+        tiny_workplace, ["data={source: all, eval: {source: other.jsonl}}", "data.eval=0"]
     )
-    assert tokenward.prepare_data(run).facts["held_out"] == 4
+    assert tokenward.prepare_data(run).facts["eval"] == 4
     after = json.loads((RUN / "data" / "manifest.json").read_text())["inputs"]
     assert before["evaluation source"] != after["evaluation source"]
 
@@ -212,8 +212,8 @@ def test_rows_to_evaluate_on_may_have_their_own_source(tiny_workplace: Path, cap
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("{source: pairs.jsonl, held_out: 0.1, eval: {source: a.jsonl}}", r"data\.held_out is 0\.1, and data\.eval names"),
-        ("{source: pairs.jsonl, held_out: 0, eval: {limit: 3}}", r"data\.eval names neither a source nor another split"),
+        ("{source: pairs.jsonl, eval: 0.1, eval: {source: a.jsonl}}", r"data\.eval is 0\.1, and data\.eval names"),
+        ("{source: pairs.jsonl, eval: 0, eval: {limit: 3}}", r"data\.eval names neither a source nor another split"),
     ],
 )  # fmt: skip
 def test_what_is_held_out_twice_or_not_at_all_is_refused(tiny_workplace: Path, table, message) -> None:

@@ -76,9 +76,9 @@ def test_a_guided_run_answers_development_prompts_at_each_look(
 ) -> None:
     recipe = guided_recipe(tmp_path, tiny_folder)
     monkeypatch.chdir(tmp_path)
-    run = guided(recipe, "fixed_prompts=2", "guidance.evaluate_every=3")
-    assert [line["step"] for line in lines(run.path("guidance"))] == [0, 0, 3, 3, 6, 6]
-    other = guided(recipe, "fixed_prompts=0", "guidance.evaluate_every=3", run="none")
+    run = guided(recipe, "fixed_prompts=2", "online.evaluate_every=3")
+    assert [line["step"] for line in lines(run.path("online"))] == [0, 0, 3, 3, 6, 6]
+    other = guided(recipe, "fixed_prompts=0", "online.evaluate_every=3", run="none")
     assert digests(other) == digests(run)
 
 

@@ -1,4 +1,4 @@
-"""Recipes of guided runs on tiny models, and what their tests look at."""
+"""Recipes of online runs on tiny models, and what their tests look at."""
 
 import hashlib
 import json
@@ -16,12 +16,12 @@ model: {{name: {model}}}
 tokens: {{max_prompt_tokens: 128, max_response_tokens: 64}}
 examples: {{source: examples.jsonl, prompt: "{{question}}", references: answers}}
 reward: {{head: {{hidden: 16, gain: 0.5}}, training: {{learning_rate: 1.0e-3, per_device_train_batch_size: 4}}}}
-guidance:
+online:
   source: {{name: length, words: 3}}
   samples: 3
   reward_steps: 3
   development: 4
-  reward_looks: 2
+  reward_evals: 2
   every: 3
   rollouts: 3
   sampling: {{max_new_tokens: 6}}
@@ -41,11 +41,11 @@ prompt_task:
   random: 3
   manual: ["good tea"]
 reward: {{head: {{hidden: 16, gain: 0.5}}, training: {{learning_rate: 1.0e-3, per_device_train_batch_size: 4}}}}
-guidance:
+online:
   samples: 4
   reward_steps: 3
   development: 4
-  reward_looks: 1
+  reward_evals: 1
   every: 3
   evaluate_every: 3
   evaluation_samples: 2
@@ -56,7 +56,7 @@ guidance:
 evaluation: {{bootstrap: 20}}
 """
 
-REINFORCE = "guidance.objective={name: reinforce}"
+REINFORCE = "online.objective={name: reinforce}"
 
 
 def write_examples(path: Path, count: int = 30) -> None:
@@ -83,8 +83,8 @@ def guided_recipe(folder: Path, model: Path, text: str = EXAMPLES) -> Path:
     return recipe
 
 
-def guided(recipe: Path, *changes: str, last: str = "guidance", run: str = "guided") -> Run:
-    """Carry a guided recipe out in a run folder of its own."""
+def guided(recipe: Path, *changes: str, last: str = "online", run: str = "guided") -> Run:
+    """Carry an online recipe out in a run folder of its own."""
     return tokenward.run(recipe, [f"run=runs/{run}", *changes], last=last, quiet=True)
 
 
@@ -97,13 +97,13 @@ def plugin(text: str) -> str:
 
 def events(run: Run) -> list[dict]:
     """What happened in the loop, without what depends on the clock."""
-    lines = (run.path("guidance") / "events.jsonl").read_text().splitlines()
+    lines = (run.path("online") / "events.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
 
 def digests(run: Run) -> dict[str, str]:
     """Of every file of weights that the loop left."""
-    folder = run.path("guidance")
+    folder = run.path("online")
     files = [*folder.rglob("*.safetensors")]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
@@ -126,7 +126,7 @@ def press_when(monkeypatch: pytest.MonkeyPatch, due: Callable[[object], bool]) -
     return steps
 
 
-def refused(recipe: Path, changes: Sequence[str] = (), *, last: str = "guidance") -> str:
+def refused(recipe: Path, changes: Sequence[str] = (), *, last: str = "online") -> str:
     """The message with which a run ends."""
     with pytest.raises(tokenward.UserError) as caught:
         tokenward.run(recipe, list(changes), last=last, quiet=True)

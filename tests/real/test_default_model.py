@@ -22,8 +22,8 @@ def test_the_quick_start_cut_short(tmp_path: Path) -> None:
     changes = [
         f"run={tmp_path / 'run'}",
         "data.limit=24",
-        "referee.fraction=0.5",
-        "referee.training.max_steps=2",
+        "eval_reward.fraction=0.5",
+        "eval_reward.training.max_steps=2",
         "oracle.training.max_steps=2",
         "policy.training.max_steps=2",
         "evaluation.prompts=4",
@@ -65,7 +65,7 @@ def test_the_default_model_has_its_template_and_digits() -> None:
     template = Template(tokenizer=model.tokenizer)
     assert model.layout == "shared"
     assert model.model.config.num_hidden_layers == LAYERS
-    assert model.tokenizer.convert_ids_to_tokens(template.closing_ids) == ["<|im_end|>"]
+    assert model.tokenizer.convert_ids_to_tokens(template.eos_ids) == ["<|im_end|>"]
     # Digits stand alone, so the two line ends before them stay together; without the split they come apart.
     assert model.tokenizer.tokenize("\n\n12.") == ["ĊĊ", "1", "2", "."]
     assert (default_model_folder() / "model.safetensors").is_file()

@@ -39,7 +39,7 @@ def odd_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path
     with contextlib.chdir(work):
         run = tokenward.run(
             recipe,
-            ["data.held_out=0.2", "evaluation.prompts=2", "tokens.max_response_tokens=128"],
+            ["data.eval=0.2", "evaluation.prompts=2", "tokens.max_response_tokens=128"],
             quiet=True,
         )
     return (work / run.folder).resolve()

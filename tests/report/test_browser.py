@@ -16,11 +16,11 @@ from tokenward.selection import SideRule, TopFraction
 
 SETTINGS = [
     TopFraction(),
-    TopFraction(chosen=SideRule(fraction=0.7), rejected=SideRule(fraction=0.45), count="ceil", ends="none"),
+    TopFraction(chosen=SideRule(fraction=0.7), rejected=SideRule(fraction=0.45), count="ceil", eos="none"),
     TopFraction(chosen=SideRule(fraction=1 / 3), rejected=SideRule(fraction=0.01), count="round"),
     TopFraction(chosen=SideRule(fraction=0.7), count="float", minimum=0, first_token=False),
-    TopFraction(chosen=SideRule(direction="magnitude"), rejected=SideRule(direction="top"), ends="chosen"),
-    TopFraction(chosen=SideRule(fraction=1.0), rejected=SideRule(fraction=0.15), ends="rejected", minimum=4),
+    TopFraction(chosen=SideRule(direction="magnitude"), rejected=SideRule(direction="top"), eos="chosen"),
+    TopFraction(chosen=SideRule(fraction=1.0), rejected=SideRule(fraction=0.15), eos="rejected", minimum=4),
 ]
 
 
@@ -36,7 +36,7 @@ def page_path(run_folder: Path) -> Path:
 
 def settings_of(rule: TopFraction) -> dict:
     return {
-        "count": rule.count, "minimum": rule.minimum, "first_token": rule.first_token, "ends": rule.ends,
+        "count": rule.count, "minimum": rule.minimum, "first_token": rule.first_token, "eos": rule.ends,
         "ties": rule.ties, "denominator": 10**9,
         "chosen": {"fraction": rule.chosen.fraction, "direction": rule.chosen.direction or "top"},
         "rejected": {"fraction": rule.rejected.fraction, "direction": rule.rejected.direction or "bottom"},
@@ -298,13 +298,11 @@ def test_a_guided_page_opens_without_scripts(opened, tiny_folder: Path, tmp_path
 
     recipe = guided_recipe(tmp_path, tiny_folder)
     monkeypatch.chdir(tmp_path)
-    run = guided(
-        recipe, "guidance.training.max_steps=2", "guidance.training.logging_steps=1", last="evaluation"
-    )
+    run = guided(recipe, "online.training.max_steps=2", "online.training.logging_steps=1", last="evaluation")
     page = opened((tmp_path / run.folder / "report" / "index.html").resolve())
     assert page.locator("#figures td", has_text="rouge1/change").count() == 1
     assert page.locator("#replies table").first.locator("tbody tr").count() == 1
-    assert page.locator("#replies h3", has_text="fixed prompts while the guidance was trained").count() == 1
+    assert page.locator("#replies h3", has_text="fixed prompts while the online was trained").count() == 1
     assert page.locator("#training figure").count() >= 1
     assert page.locator("#comparisons").count() == 0
 

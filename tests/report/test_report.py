@@ -51,11 +51,11 @@ def test_an_end_inside_a_character_moves_to_its_end() -> None:
 
 
 def test_kinds_of_tokens() -> None:
-    found = [token_class(piece, closing=False) for piece in (" good", "Good", "ood", " 12", ".", "\n", "")]
+    found = [token_class(piece, eos=False) for piece in (" good", "Good", "ood", " 12", ".", "\n", "")]
     assert found == [
         "word begins", "word begins", "word goes on", "number", "punctuation", "white space", "rest of a character",
     ]  # fmt: skip
-    assert token_class("<|im_end|>", closing=True) == "end of turn"
+    assert token_class("<|im_end|>", eos=True) == "end of turn"
 
 
 def test_a_scale_is_symmetric_about_zero_or_about_the_median_of_one_signed_scores() -> None:
@@ -161,7 +161,7 @@ def test_figures_pair_a_change_with_its_sides(run_folder: Path) -> None:
 def test_the_recipe_is_put_together_from_the_manifests(run_folder: Path) -> None:
     recipe = recipe_of(RunFolder.read(run_folder))
     assert recipe["policy"]["objective"] == {"name": "sepo", "gamma": 2.0}
-    assert recipe["data"]["held_out"] == 0.3
+    assert recipe["data"]["eval"] == 0.3
     assert recipe["data"]["pairs"] == "best_worst"
     assert recipe["oracle"]["training"]["max_steps"] == 6
 

@@ -338,7 +338,7 @@ def lengthened(pair: dict, tokens: int) -> dict:
     names = pair["responses"][0]["values"]
     scores = np.random.default_rng(0).normal(size=tokens)
     response = {
-        "text": text, "closing": 0, "ids": packed(np.ones(tokens), "<i4"), "ends": packed(ends, "<i4"),
+        "text": text, "eos": 0, "ids": packed(np.ones(tokens), "<i4"), "ends": packed(ends, "<i4"),
         "breaks": packed((np.arange(tokens) % 32 == 0) * 3, "<u1"),
         "values": {name: packed(scores, "<f4") for name in names},
     }  # fmt: skip

@@ -4,18 +4,18 @@ from tokenward.report.words import SENTENCE, WORD, breaks, shared_words, words
 from tokenward.scoring.store import TokenRecord
 
 
-def record(pieces: list[str], closing: int = 0) -> TokenRecord:
+def record(pieces: list[str], eos: int = 0) -> TokenRecord:
     ends, end = [], 0
     for piece in pieces:
         end += len(piece.encode())
         ends.append(end)
-    starts = [0, *ends][: len(ends)] + [end] * closing
-    return TokenRecord("0" * 16, list(range(len(pieces) + closing)), starts, ends + [end] * closing, {})
+    starts = [0, *ends][: len(ends)] + [end] * eos
+    return TokenRecord("0" * 16, list(range(len(pieces) + eos)), starts, ends + [end] * eos, {})
 
 
 def test_words_and_sentences_begin_with_the_token_that_holds_their_first_letter() -> None:
     pieces = ["It", " was", " go", "od", ".", " So", "\n", "so", "."]
-    found = breaks("".join(pieces), record(pieces, closing=1)).tolist()
+    found = breaks("".join(pieces), record(pieces, eos=1)).tolist()
     both = WORD + SENTENCE
     # A line's end is the white space before the next word, and the end of its own sentence.
     assert found == [both, WORD, WORD, 0, 0, both, WORD, SENTENCE, 0, 0]

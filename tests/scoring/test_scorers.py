@@ -216,7 +216,7 @@ def test_values_are_told_apart_by_their_settings_and_the_policys_are_online():
     first, last = (Attention(layer=layer).reads[0] for layer in (0, 1))
     assert first != last
     assert (first.model, first.kind, first.details) == ("reference", "attention", {"layer": 0})
-    assert reads_of(LogRatio(numerator="my-expert"))[0].model == "my-expert"
+    assert reads_of(LogRatio(numerator="my-auxiliary"))[0].model == "my-auxiliary"
     assert is_online(LogRatio(numerator="reference", denominator="policy"))
     assert not is_online(LogRatio())
     assert [*map(str, reads_of(lambda record: record))] == ["oracle_logp", "reference_logp"]

@@ -21,7 +21,7 @@ def scored(*responses, ranks=None, comparisons=None, seeds=None, closed=True) ->
         response=owner,
         comparison=torch.tensor(comparisons or [index // 2 for index in range(len(responses))]),
         rank=torch.tensor(ranks or [index % 2 for index in range(len(responses))]),
-        closing=last & closed,
+        eos=last & closed,
         seeds=torch.tensor(seeds or [1000 + 17 * index for index in range(len(responses))]),
     )
 
@@ -102,7 +102,7 @@ def test_the_first_token_can_be_left_out_and_is_then_not_counted():
 
 
 @pytest.mark.parametrize(
-    ("ends", "expected"),
+    ("eos", "expected"),
     [
         ("both", ["..xx", "..xx"]),
         ("chosen", ["..xx", "..x."]),
@@ -118,7 +118,7 @@ def test_whose_ends_are_eligible(ends, expected):
 
 def test_a_cut_response_has_no_end_to_leave_out():
     tokens = scored([1.0, 2.0, 8.0, 9.0], [1.0, 2.0, 8.0, 9.0], closed=False)
-    assert kept(TopFraction(**HALF, ends="none"), tokens) == ["..xx", "xx.."]
+    assert kept(TopFraction(**HALF, eos="none"), tokens) == ["..xx", "xx.."]
 
 
 def test_scopes():
@@ -282,7 +282,7 @@ def test_threshold_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("ends", "expected"),
+    ("eos", "expected"),
     [("both", [".x", ".x"]), ("chosen", [".x", ".."]), ("rejected", ["..", ".x"]), ("none", ["..", ".."])],
 )
 def test_threshold_and_ends(ends, expected):

@@ -20,7 +20,7 @@ def scored(*responses, ranks=None) -> ScoredTokens:
         response=torch.arange(len(responses)).repeat_interleave(lengths),
         comparison=torch.arange(len(responses)) // 2,
         rank=torch.tensor(ranks or [index % 2 for index in range(len(responses))]),
-        closing=torch.cat([torch.arange(length) == length - 1 for length in lengths.tolist()]),
+        eos=torch.cat([torch.arange(length) == length - 1 for length in lengths.tolist()]),
         seeds=torch.arange(len(responses)),
     )
 
@@ -38,14 +38,14 @@ PAIR = scored([1.0, 2.0, 1.0], [3.0, 1.0])
         ({"transform": "exp", "temperature": 2.0}, [0.8222059, 1.3555883, 0.8222059, 1.4621172, 0.5378828]),
         ({"uniform": 0.4}, [0.85, 1.3, 0.85, 1.3, 0.7]),
         ({"uniform": 1.0}, [1.0] * 5),
-        ({"ends": "none"}, [2 / 3, 4 / 3, 0.0, 1.0, 0.0]),
-        ({"ends": "chosen"}, [0.75, 1.5, 0.75, 1.0, 0.0]),
-        ({"ends": "rejected"}, [2 / 3, 4 / 3, 0.0, 1.5, 0.5]),
+        ({"eos": "none"}, [2 / 3, 4 / 3, 0.0, 1.0, 0.0]),
+        ({"eos": "chosen"}, [0.75, 1.5, 0.75, 1.0, 0.0]),
+        ({"eos": "rejected"}, [2 / 3, 4 / 3, 0.0, 1.5, 0.5]),
         # Means 4/3 and 2 over their mean 5/3.
         ({"spread": "sequence"}, [0.8] * 3 + [1.2] * 2),
         ({"spread": "sequence", "uniform": 0.5}, [0.9] * 3 + [1.1] * 2),
         # Without the ends 1.5 and 3, over 2.25.
-        ({"spread": "sequence", "ends": "none"}, [2 / 3, 2 / 3, 0.0, 4 / 3, 0.0]),
+        ({"spread": "sequence", "eos": "none"}, [2 / 3, 2 / 3, 0.0, 4 / 3, 0.0]),
         # exp(4/3) and exp(2) over their mean: 2 sigma(-2/3) and 2 sigma(2/3).
         ({"spread": "sequence", "transform": "exp"}, [0.6784873] * 3 + [1.3215127] * 2),
     ],
@@ -57,12 +57,12 @@ def test_by_hand(settings, expected):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"transform": "exp"}, {"transform": "power", "power": -1.0}, {"ends": "none"}]
+    "settings", [{}, {"transform": "exp"}, {"transform": "power", "power": -1.0}, {"eos": "none"}]
 )
 def test_weights_average_one_over_the_eligible_tokens_of_each_response(settings):
     tokens = scored([0.3, NAN, 1.7, 0.9], [5.0, 0.2, 0.1], [2.0, 0.4], [1.0, NAN])
     weights = SoftWeights(**settings)(tokens)
-    eligible = ~tokens.scores.isnan() & ~(tokens.closing & (settings.get("ends") == "none"))
+    eligible = ~tokens.scores.isnan() & ~(tokens.eos & (settings.get("eos") == "none"))
     assert weights[~eligible].tolist() == [0.0] * int((~eligible).sum())
     for response in range(4):
         mine = (tokens.response == response) & eligible
@@ -103,7 +103,7 @@ def test_scores_that_are_not_positive_are_refused_with_a_way_out(transform, scor
 
 def test_a_score_that_is_left_out_may_be_anything():
     tokens = scored([1.0, -5.0], [2.0, -5.0])
-    assert SoftWeights(ends="none")(tokens).tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert SoftWeights(eos="none")(tokens).tolist() == [1.0, 0.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,8 @@ def test_a_token_without_score_or_with_an_end_that_does_not_count_is_in_no_stati
     tokens = scored([1.0, NAN, 3.0, 100.0], [1.0, 3.0, 100.0])
     cut = [{"threshold": {"at": "mean", "keep": "above"}}]
     # Without the ends, which are last: the mean of 1 and 3 is 2.
-    assert weights(tokens, steps=cut, ends="none") == [0, 0, 1, 0, 0, 1, 0]
-    assert weights(tokens, steps=cut, ends="chosen") == [0, 0, 0, 1, 0, 1, 0]
+    assert weights(tokens, steps=cut, eos="none") == [0, 0, 1, 0, 0, 1, 0]
+    assert weights(tokens, steps=cut, eos="chosen") == [0, 0, 0, 1, 0, 1, 0]
 
 
 def test_a_step_that_gives_a_token_without_score_a_number_does_not_make_it_count(monkeypatch):

@@ -37,7 +37,7 @@ def test_one_comparison_as_ids():
     assert text(row.prompt) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert [text(ids) for ids in row.responses] == ["yes<|im_end|>", "no<|im_end|>"]
     assert row.closed == [True, True]
-    assert row.closing == [1, 1]
+    assert row.eos == [1, 1]
     assert row.length == len(row.prompt) + 4 + 3
     assert notes == []
 

@@ -169,7 +169,7 @@ def whole_of(template: Template, row: Comparison, place: int) -> list[int]:
 
 
 def check(template: Template, row: Comparison, encoded: Encoded) -> None:
-    ends = {template.tokenizer.eos_token, template.tokenizer.decode(template.closing_ids).strip(), ""}
+    ends = {template.tokenizer.eos_token, template.tokenizer.decode(template.eos_ids).strip(), ""}
     for place in range(len(row.responses)):
         whole = whole_of(template, row, place)
         ids, own = encoded.whole(place)
@@ -231,7 +231,7 @@ def test_what_the_template_writes_before_a_reply_is_read_and_not_trained():
         "note: the template begins a reply in another way than it asks for one",
         "note: the template writes something before a reply",
     ]
-    assert encoded.closing == [1, 1]
+    assert encoded.eos == [1, 1]
 
 
 def test_variables_reach_the_template_and_change_the_fingerprint():
@@ -318,7 +318,7 @@ def test_marks_in_the_data_are_noted_and_a_replys_are_text():
         "note: a reply holds marks of the template, or special tokens",
         "note: the prompt holds marks of the template",
     ]
-    assert encoded.responses[0].count(template.closing_ids[-1]) == 1
+    assert encoded.responses[0].count(template.eos_ids[-1]) == 1
     assert template.tokenizer.decode(encoded.responses[0]) == "a<|im_end|><|im_end|>"
 
 
@@ -470,7 +470,7 @@ def test_white_space_at_a_replys_end_is_the_replys_where_places_are_trimmed():
         comparison(prompt=(USER,), responses=("Hello  ", " x")), template, Limits(400, 400)
     )
     assert template.tokenizer.decode(encoded.responses[0]) == "Hello  <|im_end|>"
-    assert encoded.closing == [1, 1]
+    assert encoded.eos == [1, 1]
 
 
 def test_white_space_that_a_template_cuts_off_is_no_text_of_the_reply():
@@ -503,7 +503,7 @@ def test_an_end_that_is_text_is_followed_by_eos():
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} ###\n{% endfor %}"
     template = Template(tokenizer=tokenizer)
     assert not template.ending.special
-    assert tokenizer.decode(template.closing_ids) == " ###<|eos|>"
+    assert tokenizer.decode(template.eos_ids) == " ###<|eos|>"
     encoded, _ = encode_one(comparison(**CASES["texts"]), template, Limits(400, 400))
     assert tokenizer.decode(encoded.responses[1]) == "No ###<|eos|>"
 
@@ -512,7 +512,7 @@ def test_ends_of_a_turn_in_a_row_all_close_a_reply():
     source = CHATML.replace("<|im_end|>", "<|END_RESPONSE|><|im_end|>")
     template, encoded, _ = rows_of(source)
     assert template.tokenizer.decode(encoded.responses[1]) == "No<|END_RESPONSE|><|im_end|>"
-    assert encoded.closing == [2, 2]
+    assert encoded.eos == [2, 2]
 
 
 def test_a_cut_response_ends_with_a_token_of_the_assistants():

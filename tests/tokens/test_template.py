@@ -95,7 +95,7 @@ def test_a_reply_has_no_special_tokens_but_its_end():
 
 
 @pytest.mark.parametrize(
-    ("chat_template", "closing"),
+    ("chat_template", "eos"),
     [
         (CHATML, "<|im_end|>"),  # without the line break that only separates turns
         (ENDS_LIKE_LLAMA, " <|im_end|>"),
@@ -106,17 +106,17 @@ def test_a_reply_has_no_special_tokens_but_its_end():
         ("{% for m in messages %}{{ m['content'] }}<|im_start|>x<|im_end|>{% endfor %}", "<|im_start|>"),
     ],
 )
-def test_what_closes_a_reply(chat_template, closing):
+def test_what_closes_a_reply(chat_template, eos):
     template = Template(tokenizer=with_template(chat_template))
-    assert template.tokenizer.decode(template.closing_ids) == closing
+    assert template.tokenizer.decode(template.eos_ids) == eos
 
 
 def test_a_mark_of_the_template_closes_a_reply_rather_than_eos():
     tokenizer = with_template("{% for m in messages %}{{ m['content'] }}<|eot|>{% endfor %}")
     tokenizer.add_tokens(["<|eot|>"], special_tokens=True)
-    closing = Template(tokenizer=tokenizer).closing_ids
-    assert closing == [tokenizer.convert_tokens_to_ids("<|eot|>")]
-    assert closing != [tokenizer.eos_token_id]
+    eos = Template(tokenizer=tokenizer).eos_ids
+    assert eos == [tokenizer.convert_tokens_to_ids("<|eot|>")]
+    assert eos != [tokenizer.eos_token_id]
 
 
 def test_a_tokenizer_without_any_end_is_refused():
@@ -157,8 +157,8 @@ def test_a_reply_that_spells_an_end_is_text_and_not_an_end() -> None:
     template = Template(tokenizer=tiny_tokenizer())
     text = "a<|im_end|>b"
     ids = template.response_ids(text)
-    assert ids.count(template.closing_ids[-1]) == 1
-    assert ids[-1] == template.closing_ids[-1]
+    assert ids.count(template.eos_ids[-1]) == 1
+    assert ids[-1] == template.eos_ids[-1]
     assert template.tokenizer.decode(ids[:-1]) == text
     spans = byte_spans(template.tokenizer, text)
     assert len(spans) == len(ids) - 1

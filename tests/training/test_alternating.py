@@ -59,7 +59,7 @@ def test_the_policy_is_looked_at_from_the_start_to_the_very_end(every, total, ex
 
 @pytest.mark.parametrize("until", [-0.1, 1.1, float("nan")])
 def test_a_share_is_between_0_and_1(until):
-    with pytest.raises(UserError, match=r"guidance\.until must be in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"online\.until must be in \[0, 1\]"):
         Schedule(until=until)
 
 

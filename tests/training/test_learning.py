@@ -27,7 +27,7 @@ FILLER, GOOD, BAD = range(30), range(100, 103), range(110, 113)
 class Study(NamedTuple):
     """What the module's tests look at: held-out pairs, oracle scores of all pairs, margins of two policies."""
 
-    held_out: list[TokenRow]
+    eval_rows: list[TokenRow]
     train: list[TokenRow]
     untrained: list[TokenRow]
     margins: dict[str, object]
@@ -80,12 +80,12 @@ def margin(policy: LanguageModel, rows: Sequence[TokenRow]):
 def study(tmp_path_factory) -> Study:
     folder, rng = tmp_path_factory.mktemp("planted"), random.Random(0)
     rows = with_reference(start(), [planted_row(rng, number) for number in range(300)])
-    training, held_out = rows[:240], rows[240:]
+    training, eval_rows = rows[:240], rows[240:]
     oracle = train(folder, DPO(beta=1.0), training)
     kept = weigh_rows(TopFraction(), scored(oracle, training))
     policy = train(folder, SePO(), kept)
-    margins = {"start": margin(start(), held_out), "policy": margin(policy, held_out)}
-    return Study(scored(oracle, held_out), kept, scored(start(), held_out), margins)
+    margins = {"start": margin(start(), eval_rows), "policy": margin(policy, eval_rows)}
+    return Study(scored(oracle, eval_rows), kept, scored(start(), eval_rows), margins)
 
 
 def planted_auroc(rows: Sequence[TokenRow], side: int) -> float:
@@ -101,7 +101,7 @@ def planted_auroc(rows: Sequence[TokenRow], side: int) -> float:
 
 @pytest.mark.parametrize("side", [0, 1], ids=["good", "bad"])
 def test_the_oracle_ranks_planted_words_first_on_pairs_it_has_not_seen(study, side):
-    assert planted_auroc(study.held_out, side) > 0.9
+    assert planted_auroc(study.eval, side) > 0.9
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["good", "bad"])

@@ -169,7 +169,7 @@ def test_the_best_modules_are_put_back_with_the_best_model(tmp_path, rows):
             greater_is_better=True, save_total_limit=None,
         ),
         rows,
-        held_out=rows,
+        eval_rows=rows,
         reference=language_model(),
     )  # fmt: skip
     trainer.train()

@@ -29,7 +29,7 @@ def test_it_counts_what_went_through_the_model_and_not_what_lies_between(tmp_pat
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
     trainer = TokenTrainer(
         language_model(), SFT(), arguments(tmp_path, logging_steps=1, **settings), rows,
-        held_out=rows[:3], callbacks=[Idle()],
+        eval_rows=rows[:3], callbacks=[Idle()],
     )  # fmt: skip
     speed = Speed(trainer.read)
     trainer.add_callback(speed)

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def trained(
-    folder, rows, *, objective=None, model=None, held_out=None, callbacks=None, resume=None, **settings
+    folder, rows, *, objective=None, model=None, eval_rows=None, callbacks=None, resume=None, **settings
 ):
     """A trainer that has trained a fresh tiny model."""
     model = language_model() if model is None else model
@@ -47,7 +47,7 @@ def trained(
         DPO() if objective is None else objective,
         arguments(folder, **settings),
         rows,
-        held_out=held_out,
+        eval_rows=eval_rows,
         callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=resume)
@@ -176,7 +176,7 @@ def test_a_step_descends_the_sum_over_the_steps_tokens(tmp_path, normaliser):
         tmp_path,
         rows,
         objective=SFT(normaliser=normaliser),
-        held_out=rows,
+        eval_rows=rows,
         eval_strategy="steps",
         eval_steps=1,
         per_device_train_batch_size=3,
@@ -223,16 +223,16 @@ def test_only_the_last_pass_of_a_step_closes_it(tmp_path, uneven_rows):
     model = language_model()
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 1}
     trainer = TokenTrainer(model, DPO(), arguments(tmp_path, tokens_per_forward=1, **settings), uneven_rows)
-    closing, backward = [], trainer.accelerator.backward
+    last, backward = [], trainer.accelerator.backward
 
     def noted(loss, **kwargs):
         # What makes DeepSpeed step at the end of a backward pass.
-        closing.append(trainer.accelerator.sync_gradients)
+        last.append(trainer.accelerator.sync_gradients)
         backward(loss, **kwargs)
 
     trainer.accelerator.backward = noted
     trainer.train()
-    assert closing == [False] * 7 + [True]
+    assert last == [False] * 7 + [True]
 
 
 WORKER = """
@@ -250,7 +250,7 @@ objective = {"dpo": DPO(), "step": SFT(normaliser="step_length")}[sys.argv[3]]
 model = language_model()
 rows = with_reference(model, random_rows(21, longest=40))
 settings = dict(per_device_train_batch_size=8 // processes, per_device_eval_batch_size=4, tokens_per_forward=150)
-trainer = TokenTrainer(model, objective, arguments(folder, **settings), rows, held_out=rows[:11])
+trainer = TokenTrainer(model, objective, arguments(folder, **settings), rows, eval_rows=rows[:11])
 passes, training_step = [], trainer.training_step
 def noted(model, inputs, count):
     passes.append(len(inputs.passes))
@@ -396,7 +396,7 @@ def test_evaluation_during_training_averages_comparisons_not_batches(tmp_path):
         arguments(tmp_path, eval_strategy="steps", eval_steps=1, max_steps=1, learning_rate=0.0,
                   per_device_train_batch_size=1, per_device_eval_batch_size=2),
         rows,
-        held_out=rows,
+        eval_rows=rows,
     )  # fmt: skip
     trainer.train()
     (figures,) = (entry for entry in trainer.state.log_history if "eval_loss" in entry)
@@ -424,7 +424,7 @@ def test_training_metrics_average_the_comparisons_since_the_last_log(tmp_path, u
 def test_best_model_can_be_chosen_by_a_metric_of_ours(tmp_path):
     rows = with_reference(language_model(), random_rows(8))
     trainer = trained(
-        tmp_path, rows, held_out=rows, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        tmp_path, rows, eval_rows=rows, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
         load_best_model_at_end=True, metric_for_best_model="eval_rewards/margins", greater_is_better=True,
         per_device_train_batch_size=4, save_total_limit=2,
     )  # fmt: skip

@@ -173,7 +173,7 @@ def alone(row: TokenRow, place: int) -> TokenRow:
     )
     return TokenRow(
         encoded=Encoded(
-            comparison, item.prompt, [item.responses[place]], [item.closed[place]], [item.closing[place]]
+            comparison, item.prompt, [item.responses[place]], [item.closed[place]], [item.eos[place]]
         )
     )
 

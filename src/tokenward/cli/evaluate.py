@@ -41,7 +41,7 @@ def evaluate(
     reward: Annotated[
         list[str] | None,
         typer.Option(
-            help="Reward model of transformers, or a run's oracle, referee or reward folder. Repeatable.",
+            help="Reward model of transformers, or a run's oracle, eval_reward or reward folder. Repeatable.",
             rich_help_panel=_MODELS,
         ),
     ] = None,

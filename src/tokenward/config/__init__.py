@@ -1,28 +1,28 @@
 """Recipes: one YAML file, one table per stage, every value checked before anything runs."""
 
 from tokenward.config.base import Named, Table
-from tokenward.config.guidance import (
+from tokenward.config.loading import LoadedRecipe, Resolved, load_recipe, parse_recipe, resolved
+from tokenward.config.online import (
     ExamplesTable,
-    GuidanceTable,
+    OnlineTable,
     PromptTaskTable,
     RewardTable,
     SamplingTable,
 )
-from tokenward.config.loading import LoadedRecipe, Resolved, load_recipe, parse_recipe, resolved
 from tokenward.config.schema import (
-    REMOVED,
+    RENAMED,
+    AuxiliaryModelTable,
     DataTable,
+    EvalRewardTable,
     EvalTable,
     EvaluationTable,
-    ExpertTable,
     ModelTable,
     OracleTable,
-    PicksTable,
     PolicyTable,
     Recipe,
-    RefereeTable,
     ScoresTable,
     SftTable,
+    SubsetTable,
     TokensTable,
     descriptions,
 )
@@ -31,28 +31,28 @@ from tokenward.config.training import check_training
 from tokenward.config.unused import check_unused
 
 __all__ = [
-    "REMOVED",
+    "RENAMED",
+    "AuxiliaryModelTable",
     "DataTable",
+    "EvalRewardTable",
     "EvalTable",
     "EvaluationTable",
     "ExamplesTable",
-    "ExpertTable",
-    "GuidanceTable",
     "Lines",
     "LoadedRecipe",
     "ModelTable",
     "Named",
+    "OnlineTable",
     "OracleTable",
-    "PicksTable",
     "PolicyTable",
     "PromptTaskTable",
     "Recipe",
-    "RefereeTable",
     "Resolved",
     "RewardTable",
     "SamplingTable",
     "ScoresTable",
     "SftTable",
+    "SubsetTable",
     "Table",
     "TokensTable",
     "check_training",

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from tokenward.config.problems import either, nearest, removed_keys, show, unknown_keys, wrong_values
+from tokenward.config.problems import either, nearest, renamed_keys, show, unknown_keys, wrong_values
 from tokenward.config.schema import Recipe
 from tokenward.config.source import Lines, apply_override, read_source
 from tokenward.errors import UserError
@@ -90,7 +90,7 @@ def _missing_message(path: Path) -> str:
 
 
 def _checked(values: dict[str, Any], lines: Lines) -> Recipe:
-    problems = [*removed_keys(values)] or [*unknown_keys(values)]
+    problems = [*renamed_keys(values)] or [*unknown_keys(values)]
     if not problems:
         values.setdefault("run", f"runs/{Path(lines.name).stem}")
         try:

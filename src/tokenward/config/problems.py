@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from tokenward.config.base import Named, Table
-from tokenward.config.schema import ANY_NAME, REMOVED, Recipe, named_table_of, schema_fields, table_of
+from tokenward.config.schema import ANY_NAME, RENAMED, Recipe, named_table_of, schema_fields, table_of
 
 _TOP = "the top level"
 _ABSENT = object()
@@ -58,7 +58,7 @@ def nearest(word: str, names: Sequence[str]) -> list[str]:
 
 def _likeness(one: str, other: str) -> float:
     ratio = difflib.SequenceMatcher(None, one, other).ratio()
-    # difflib can miss two letters that changed places: it finds "reefree" far from "referee".
+    # difflib can miss two letters that changed places: it finds "evla" far from "eval".
     return max(ratio, _SWAPPED) if sorted(one) == sorted(other) else ratio
 
 
@@ -71,14 +71,23 @@ def either(words: Sequence[str]) -> str:
     return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
-def removed_keys(values: dict[str, Any]) -> Iterator[Problem]:
-    """Keys that an earlier version had."""
-    for key, advice in REMOVED.items():
-        table: Any = values
-        for part in key.split("."):
-            table = table.get(part) if isinstance(table, dict) and part in table else _ABSENT
-        if table is not _ABSENT:
-            yield Problem(key, f"key '{key}' no longer exists. {advice}")
+def renamed_keys(values: dict[str, Any]) -> Iterator[Problem]:
+    """Keys of an earlier version, each with its new name."""
+    for old, new in RENAMED.items():
+        for key in _written_at(values, old.split(".")):
+            yield Problem(key, f"key '{key}' is now called {new}.")
+
+
+def _written_at(values: Any, parts: list[str], before: tuple[str, ...] = ()) -> Iterator[str]:
+    """Dotted paths in a recipe that match a path of the schema."""
+    first, *rest = parts
+    if not isinstance(values, dict):
+        return
+    for key in values if first == ANY_NAME else [first]:
+        if key not in values:
+            continue
+        path = (*before, str(key))
+        yield from _written_at(values[key], rest, path) if rest else [".".join(path)]
 
 
 def unknown_keys(

@@ -7,10 +7,19 @@ from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from tokenward.config.base import TRAINING, Count, Named, NamedTable, Share, Table, Training, training_table
-from tokenward.config.guidance import ExamplesTable, GuidanceTable, PromptTaskTable, RewardTable
+from tokenward.config.online import ExamplesTable, OnlineTable, PromptTaskTable, RewardTable
 
-REMOVED: dict[str, str] = {}
-"""Keys that once existed: dotted path -> what to write instead. An entry stays for two minor releases."""
+RENAMED: dict[str, str] = {
+    "data.held_out": "data.eval",
+    "experts": "auxiliary_models",
+    "auxiliary_models.NAME.picks": "subset",
+    "auxiliary_models.NAME.swapped": "swap_labels",
+    "guidance": "online",
+    "online.reward_looks": "online.reward_evals",
+    "model.rows": "model.packing, with shared_prompts for shared and none for separate",
+    "referee": "eval_reward",
+}
+"""Keys of an earlier version, and what they are called now. An entry stays for two minor releases."""
 
 
 class ModelTable(Table):
@@ -24,9 +33,9 @@ class ModelTable(Table):
     )
     device: str = Field(default="auto", description="Where to compute: auto, cpu, cuda, cuda:1, mps.")
     attention: str = Field(default="sdpa", description="Attention implementation, as transformers names it.")
-    rows: Literal["auto", "shared", "separate"] = Field(
+    packing: Literal["auto", "shared_prompts", "none"] = Field(
         default="auto",
-        description="Compute a prompt once for all its responses (shared), or once for each (separate).",
+        description="Compute a prompt once for all its responses (shared_prompts), or once for each (none).",
     )
     trust_remote_code: bool = Field(
         default=False, description="Run code that comes with a model from the hub."
@@ -75,12 +84,9 @@ class DataTable(Table):
         default=None, description="Folder inside the source, or configuration of a hub data set."
     )
     limit: Count | None = Field(default=None, description="Read only this many rows, the first ones.")
-    held_out: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="Share of the prompts kept from training, for evaluation; 0 with eval."
-    )
-    eval: EvalTable | None = Field(
-        default=None,
-        description="Rows to evaluate on, from a source or a split of their own; null takes held_out.",
+    eval: Annotated[float, Field(ge=0, lt=1)] | EvalTable = Field(
+        default=0.1,
+        description="Share of the prompts kept from training, for evaluation; or a table that names rows of their own.",
     )
     pairs: Literal["best_worst", "all", "adjacent"] = Field(
         default="best_worst",
@@ -130,12 +136,12 @@ class OracleTable(Table):
     training: Training = TRAINING
 
 
-class PicksTable(Table):
-    """Comparisons that a scorer picks for an expert to train on."""
+class SubsetTable(Table):
+    """Comparisons that a scorer picks for an auxiliary model to train on."""
 
     scorer: NamedTable = Field(
         default=Named(name="log_ratio"),
-        description="What gives the score of a token; it may read every model that is there before the expert trains.",
+        description="What gives the score of a token; it may read every model that is there before the auxiliary model trains.",
     )
     side: Literal["chosen", "rejected", "both"] = Field(
         default="chosen",
@@ -149,12 +155,13 @@ class PicksTable(Table):
     )
     count: Count | None = Field(default=None, description="How many to pick, the highest; or fraction.")
     alone: bool = Field(
-        default=False, description="Train on the picked ones alone, and not on the expert's own part as well."
+        default=False,
+        description="Train on the picked ones alone, and not on the auxiliary model's own part as well.",
     )
 
 
-class ExpertTable(Table):
-    """A further model whose values scorers may read under the expert's name."""
+class AuxiliaryModelTable(Table):
+    """A further model whose values scorers may read under the auxiliary model's name."""
 
     model: str | None = Field(default=None, description="Folder or hub name; null is the reference.")
     prompt: str | None = Field(
@@ -166,11 +173,11 @@ class ExpertTable(Table):
         description="Train it from model, with these fields of transformers.TrainingArguments; null uses it as it is.",
     )
     objective: NamedTable = Field(default=Named(name="dpo"), description="Objective it is trained with.")
-    swapped: bool = Field(
+    swap_labels: bool = Field(
         default=False, description="Train it with preferred and rejected responses exchanged."
     )
     fraction: Share = Field(default=1.0, description="Share of the training comparisons it sees.")
-    picks: PicksTable | None = Field(
+    subset: SubsetTable | None = Field(
         default=None, description="Comparisons that a scorer picks for it to train on; null is none."
     )
     adapter: Literal["inherit"] | dict[str, Any] | None = Field(
@@ -204,7 +211,7 @@ class PolicyTable(Table):
     training: Training = TRAINING
 
 
-class RefereeTable(Table):
+class EvalRewardTable(Table):
     """A second oracle on other comparisons, which judges the first and the policy."""
 
     fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -253,22 +260,24 @@ class Recipe(Table):
     tokens: TokensTable = Field(default=TokensTable(), description="From text to tokens.")
     sft: SftTable | None = Field(default=None, description="Fine-tuning first; null leaves it out.")
     oracle: OracleTable = Field(default=OracleTable(), description="The model that estimates token rewards.")
-    experts: dict[str, ExpertTable] = Field(
-        default={}, description="Further models by names of one's own, for scorers to read."
+    auxiliary_models: dict[str, AuxiliaryModelTable] = Field(
+        default={}, description="Further models for scorers to read, by name."
     )
     reward: RewardTable = Field(
         default=RewardTable(), description="The token reward model, where something reads a reward."
     )
     scores: ScoresTable = Field(default=ScoresTable(), description="One number per token.")
     policy: PolicyTable = Field(default=PolicyTable(), description="The model that is the result.")
-    referee: RefereeTable | None = Field(default=None, description="A second oracle; null leaves it out.")
+    eval_reward: EvalRewardTable | None = Field(
+        default=None, description="A second oracle; null leaves it out."
+    )
     examples: ExamplesTable | None = Field(
-        default=None, description="Prompts with references, to sample replies to, in a guided run."
+        default=None, description="Prompts with references, to sample replies to, in an online run."
     )
     prompt_task: PromptTaskTable | None = Field(
-        default=None, description="Labelled texts that a discrete prompt shall classify, in a guided run."
+        default=None, description="Labelled texts that a discrete prompt shall classify, in an online run."
     )
-    guidance: GuidanceTable | None = Field(
+    online: OnlineTable | None = Field(
         default=None,
         description="Learn a reward from ranked samples and train with it, in turns; null is a run on comparisons.",
     )

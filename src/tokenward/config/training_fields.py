@@ -189,7 +189,7 @@ BY_OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "optim
 """Fields that some optimizers read; :mod:`tokenward.training.workable` asks the one of the recipe."""
 
 EVALUATION = ("eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size")
-"""Fields of an evaluation, which act in a guided run's reward too, whose looks are said elsewhere."""
+"""Fields of an evaluation, which act in an online run's reward too, whose looks are said elsewhere."""
 
 
 def idle_fields(

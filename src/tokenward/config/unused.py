@@ -5,26 +5,26 @@ from collections.abc import Iterator
 from tokenward.config.base import Table
 from tokenward.config.loading import LoadedRecipe
 from tokenward.config.problems import Problem
-from tokenward.config.schema import DataTable, Recipe
+from tokenward.config.schema import DataTable, EvalTable, Recipe
 from tokenward.errors import UserError
 
 _COMPARISONS_ONLY = (
     "data",
     "oracle",
-    "experts",
+    "auxiliary_models",
     "scores.scorer",
     "scores.shard_rows",
     "reward.fraction",
     "policy",
-    "referee",
+    "eval_reward",
 )
 _INSTEAD = {
     "data": "Its prompts are in the table examples, or prompt_task.",
-    "policy": "Its objective, selection and training are in the table guidance.",
+    "policy": "Its objective, selection and training are in the table online.",
 }
 _NOT_IN_PROMPT_TASK = {
-    "fixed_prompts": "its policy writes prompts, which the looks at it (guidance.evaluate_every) judge",
-    "guidance.source": "prompts are ranked by how well the task model classifies with them",
+    "fixed_prompts": "its policy writes prompts, which the looks at it (online.evaluate_every) judge",
+    "online.source": "prompts are ranked by how well the task model classifies with them",
     "evaluation.metrics": "prompts are judged by the task model's accuracy",
     **{
         f"evaluation.{key}": "no replies are drawn to judge it by"
@@ -45,21 +45,21 @@ def check_unused(loaded: LoadedRecipe) -> None:
 
 
 def _unused(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.guidance is None:
+    if recipe.online is None:
         for key in filter(lambda key: _written(recipe, key), ("examples", "prompt_task")):
             yield Problem(
                 key,
-                f"{key} is read by a guided run alone, and this recipe has no table guidance: it would train on the "
-                f"comparisons of data. Write a table guidance, or leave {key} out.",
+                f"{key} is read by an online run alone, and this recipe has no table online: it would train on the "
+                f"comparisons of data. Write a table online, or leave {key} out.",
             )
-        yield from _held_out(recipe.data)
+        yield from _eval(recipe.data)
         return
     for key in filter(lambda key: _written(recipe, key), _COMPARISONS_ONLY):
         instead = _INSTEAD.get(key, "")
         yield Problem(
             key,
-            f"{key} belongs to a run on comparisons, and the table guidance makes this run a guided one, which does not "
-            f"read it. Leave {key} or guidance out.{f' {instead}' if instead else ''}",
+            f"{key} belongs to a run on comparisons, and the table online makes this run an online one, which does not "
+            f"read it. Leave {key} or online out.{f' {instead}' if instead else ''}",
         )
     if recipe.prompt_task is not None:
         for key, reason in _NOT_IN_PROMPT_TASK.items():
@@ -67,16 +67,10 @@ def _unused(recipe: Recipe) -> Iterator[Problem]:
                 yield Problem(key, f"{key} cannot act in a prompt_task: {reason}. Leave it out.")
 
 
-def _held_out(data: DataTable) -> Iterator[Problem]:
-    """What is held out is a share, or rows of their own, not both."""
-    if data.eval is None:
+def _eval(data: DataTable) -> Iterator[Problem]:
+    """Evaluation rows must not be the training rows."""
+    if not isinstance(data.eval, EvalTable):
         return
-    if "held_out" in data.model_fields_set and data.held_out != 0:
-        yield Problem(
-            "data.held_out",
-            f"data.held_out is {data.held_out:g}, and data.eval names the rows that are held out, beside which no share is. "
-            "Write data.held_out: 0, or leave data.eval out.",
-        )
     if data.eval.source is None and data.eval.split in (None, data.split):
         yield Problem(
             "data.eval",

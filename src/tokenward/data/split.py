@@ -14,42 +14,40 @@ class Split(NamedTuple):
     """Comparisons to train on and comparisons to judge by."""
 
     train: list[Comparison]
-    held_out: list[Comparison]
+    eval: list[Comparison]
 
 
-def split(comparisons: Sequence[Comparison], *, held_out: float, seed: int) -> Split:
+def split(comparisons: Sequence[Comparison], *, share: float, seed: int) -> Split:
     """Part the comparisons by a hash of the prompt, so that those of one prompt stay together.
 
     The share is met on average; no row moves when others are added.
 
     Args:
         comparisons: What to part.
-        held_out: The share to hold out, in [0, 1).
+        share: The share to hold out, in [0, 1).
         seed: Another seed gives another split.
 
     Raises:
-        UserError: ``held_out`` is out of range.
+        UserError: ``eval`` is out of range.
     """
-    check_held_out(held_out)
+    check_eval_share(share)
     parts = Split([], [])
     for comparison in comparisons:
-        held = is_held_out(comparison, held_out, seed)
-        (parts.held_out if held else parts.train).append(comparison)
+        held = is_eval(comparison, share, seed)
+        (parts.eval if held else parts.train).append(comparison)
     return parts
 
 
-def check_held_out(held_out: float) -> None:
+def check_eval_share(share: float) -> None:
     """Refuse a share to hold out that is not in [0, 1)."""
-    if not 0 <= held_out < 1:
-        raise UserError(
-            f"data.held_out must be in [0, 1), got {held_out}. Use 0.1 to hold out 10% of the prompts."
-        )
+    if not 0 <= share < 1:
+        raise UserError(f"data.eval must be in [0, 1), got {share}. Use 0.1 to hold out 10% of the prompts.")
 
 
-def is_held_out(comparison: Comparison, held_out: float, seed: int) -> bool:
+def is_eval(comparison: Comparison, share: float, seed: int) -> bool:
     """On which side of :func:`split` a comparison stands."""
     prompt = json.dumps([[message["role"], message["content"]] for message in comparison.prompt])
-    return uniform("split", seed, prompt) < held_out
+    return uniform("split", seed, prompt) < share
 
 
 def fraction(comparisons: Sequence[Comparison], share: float, seed: int, salt: str = "") -> list[Comparison]:

@@ -17,11 +17,11 @@ import numpy as np
 from tokenward.artifacts import atomic_file
 from tokenward.data.lines import to_line
 from tokenward.data.prepare import REPEATED, Dropped, Usable, comparison_key, notes_of, opinion, repeated
-from tokenward.data.split import check_held_out, is_held_out
+from tokenward.data.split import check_eval_share, is_eval
 from tokenward.errors import UserError
 from tokenward.types import Comparison
 
-FILES = ("train.jsonl", "held_out.jsonl", "dropped.jsonl")
+FILES = ("train.jsonl", "eval.jsonl", "dropped.jsonl")
 
 PROMPT_TRAINS = "prompt also in the training rows"
 """Why a row of another source is not evaluated on."""
@@ -34,15 +34,15 @@ class Written(NamedTuple):
         counts: ``read``, ``kept`` and the number of rows dropped for each reason, which add up to ``read``.
         notes: Responses taken out of rows that were kept, by reason.
         train: Rows of ``train.jsonl``.
-        held_out: Rows of ``held_out.jsonl``.
-        unpaired: How many rows of both have one response, which is good or bad by itself: ``train``, ``held_out``.
+        eval: Rows of ``eval.jsonl``.
+        unpaired: How many rows of both have one response, which is good or bad by itself: ``train``, ``eval``.
         evaluation: As ``counts``, of the rows that have a source of their own to be held out; empty without one.
     """
 
     counts: dict[str, int]
     notes: dict[str, int]
     train: int
-    held_out: int
+    eval: int
     unpaired: dict[str, int]
     evaluation: dict[str, int]
 
@@ -52,15 +52,15 @@ class _Seen:
 
     def __init__(self) -> None:
         self.usable = array("b")
-        self.held_out = array("b")  # of the usable rows, as what follows
+        self.eval = array("b")  # of the usable rows, as what follows
         self.alone = array("b")
         self.keys = array("Q")
         self.opinions = array("Q")
         self.prompts = array("Q")
         self.removed = [array("i") for _ in Usable._fields[1:]]
 
-    def add(self, row: Usable, held_out: bool) -> None:
-        self.held_out.append(held_out)
+    def add(self, row: Usable, eval: bool) -> None:
+        self.eval.append(eval)
         self.alone.append(len(row.comparison.responses) == 1)
         self.keys.append(int(row.comparison.key, 16))
         self.opinions.append(opinion(row.comparison))
@@ -87,9 +87,9 @@ class _Part(NamedTuple):
         """Which usable rows stay.  -> [usable rows] bool"""
         return self.reasons == 0
 
-    def count(self, held_out: bool, *, alone: bool = False) -> int:
+    def count(self, eval: bool, *, alone: bool = False) -> int:
         """How many rows stay on one side, or how many of one response."""
-        found = self.kept & (np.array(self.seen.held_out, bool) == held_out)
+        found = self.kept & (np.array(self.seen.eval, bool) == eval)
         return int((found & np.array(self.seen.alone, bool) if alone else found).sum())
 
     def removed(self) -> list[int]:
@@ -107,7 +107,7 @@ class _Part(NamedTuple):
                 reason = _REASONS[self.reasons[number]]
                 if reason:
                     line = _dropped_line(Dropped(json.loads(line)["source"], reason))
-                yield reason, line, bool(self.seen.held_out[number])
+                yield reason, line, bool(self.seen.eval[number])
                 number += 1
 
 
@@ -118,30 +118,30 @@ def write_split(
     folder: Path,
     results: Iterable[Usable | Dropped],
     *,
-    held_out: float,
+    share: float,
     seed: int,
     evaluation: Iterable[Usable | Dropped] | None = None,
 ) -> Written:
-    """Write ``train.jsonl``, ``held_out.jsonl`` and ``dropped.jsonl``, rows in the source's order.
+    """Write ``train.jsonl``, ``eval.jsonl`` and ``dropped.jsonl``, rows in the source's order.
 
     Args:
         folder: Where the files go; each is there whole or not at all.
         results: The rows, as :func:`tokenward.data.prepare.read` gives them.
-        held_out: As :func:`tokenward.data.split.split` takes it.
+        share: As :func:`tokenward.data.split.split` takes it.
         seed: So too.
         evaluation: Further rows to hold out; those whose prompt is in ``train.jsonl`` are dropped.
 
     Raises:
         UserError: no row is left to train on, or what reading raises.
     """
-    check_held_out(held_out)
+    check_eval_share(share)
     waiting = [folder / f"{name}.tmp" for name in ("rows.jsonl", "evaluation.jsonl")]
     try:
-        part = _read(results, waiting[0], lambda row: is_held_out(row, held_out, seed))
+        part = _read(results, waiting[0], lambda row: is_eval(row, share, seed))
         parts = [part]
         if evaluation is not None:
             parts.append(_without_prompts(_read(evaluation, waiting[1], lambda row: True), part))
-        return _write(folder, parts, held_out)
+        return _write(folder, parts, share)
     finally:
         for path in waiting:
             path.unlink(missing_ok=True)
@@ -172,7 +172,7 @@ def _dropped_line(row: Dropped) -> bytes:
     return (json.dumps(row._asdict(), ensure_ascii=False) + "\n").encode()
 
 
-def _write(folder: Path, parts: Sequence[_Part], held_out: float) -> Written:
+def _write(folder: Path, parts: Sequence[_Part], share: float) -> Written:
     counted: list[dict[str, int]] = []
     firsts: dict[str, str] = {}
     train, aside = parts[0].count(False), sum(part.count(True) for part in parts)
@@ -187,19 +187,19 @@ def _write(folder: Path, parts: Sequence[_Part], held_out: float) -> Written:
                     firsts.setdefault(reason, json.loads(line)["where"])
             counted.append({"read": len(part.seen.usable), "kept": int(part.kept.sum()), **reasons})
         if not train:
-            raise UserError(_nothing_left(counted[0], firsts, held_out))
-    sides = {"train": False, "held_out": True}
+            raise UserError(_nothing_left(counted[0], firsts, share))
+    sides = {"train": False, "eval": True}
     unpaired = {name: sum(part.count(side, alone=True) for part in parts) for name, side in sides.items()}
     evaluation = counted[1] if len(counted) > 1 else {}
     notes = notes_of(*map(sum, zip(*(part.removed() for part in parts), strict=True)))
     return Written(counted[0], notes, train, aside, unpaired, evaluation)
 
 
-def _nothing_left(counts: dict[str, int], firsts: dict[str, str], held_out: float) -> str:
+def _nothing_left(counts: dict[str, int], firsts: dict[str, str], share: float) -> str:
     """Why nothing trains, and what would help: all rows were dropped, or all are held out."""
     if counts["kept"]:
         return (
-            f"no comparison is left to train on: all {counts['kept']} are held out by data.held_out {held_out}. Lower it, or "
+            f"no comparison is left to train on: all {counts['kept']} are held out by data.eval {share}. Lower it, or "
             "give more data."
         )
     reasons = [f"  {reason}: {counts[reason]}, the first is {where}" for reason, where in firsts.items()]

@@ -31,7 +31,7 @@ def distinct_2(prompts: Sequence[str], completions: Sequence[str], **columns: ob
 METRICS: dict[str, Metric] = {
     "vader": vader,
     "distinct_2": distinct_2,
-    # These compare with references, which a guided run's examples have.
+    # These compare with references, which an online run's examples have.
     "rouge1": Rouge(type="rouge1"),
     "rouge2": Rouge(type="rouge2"),
     "rougeL": Rouge(type="rougeL"),

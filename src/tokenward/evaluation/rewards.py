@@ -17,7 +17,7 @@ from tokenward.types import Example
 NO_REPLY = -math.inf
 """Of a reply without text, which has no tokens to score: every other reply wins against it."""
 
-_STAGES = ("referee", "oracle", "reward", "guidance/reward")
+_STAGES = ("eval_reward", "oracle", "reward", "online/reward")
 
 
 class RewardModel(NamedTuple):

@@ -19,7 +19,7 @@ model:
 
 data:
   source: builtin          # a file, a folder or a hub name; docs/own_data.md says what it may hold
-  held_out: 0.1            # share of the prompts kept for the evaluation
+  eval: 0.1            # share of the prompts kept for the evaluation
 
 tokens:
   max_prompt_tokens: 512
@@ -35,7 +35,7 @@ TRAINING = """\
 """What is written into each of :data:`TRAINED`."""
 
 TRAINED = ("oracle", "policy")
-"""Tables of a method's body whose model is trained; an expert has its own table in the body."""
+"""Tables of a method's body whose model is trained; an auxiliary model has its own table in the body."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenward.errors import UserError
-from tokenward.models.forward import Wanted
+from tokenward.models.forward import OutputSpec
 from tokenward.models.positions import longer_than_steady
 from tokenward.tokens.layouts import Layout
 from tokenward.tokens.rows import TokenBatch, TokenRow, collate
@@ -88,7 +88,7 @@ class TokenModel(ABC):
 
     @abstractmethod
     def read(
-        self, module: nn.Module, batch: TokenBatch, wanted: Wanted | None = None
+        self, module: nn.Module, batch: TokenBatch, wanted: OutputSpec | None = None
     ) -> tuple[Tensor, TokenBatch]:
         """One number per token, and the batch with what else was asked for.  -> [n]
 

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from tokenward.models.head import HeldTo, SelectiveHead, unpacked
+from tokenward.models.head import KLReference, SelectiveHead, unpacked
 from tokenward.ops.logprob import Direction, TokenStatistics, entropy_of, kl_of, logprobs_of, rank_of
 from tokenward.tokens.rows import TokenBatch
 
@@ -66,7 +66,7 @@ class FrozenReference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class OutputSpec:
     """What is asked of a model beside the log-probabilities of tokens.
 
     Attributes:
@@ -115,7 +115,7 @@ def token_logprobs(model: nn.Module, head: SelectiveHead | None, batch: TokenBat
 
 
 def token_statistics(
-    model: nn.Module, head: SelectiveHead | None, batch: TokenBatch, wanted: Wanted | None = None
+    model: nn.Module, head: SelectiveHead | None, batch: TokenBatch, wanted: OutputSpec | None = None
 ) -> TokenReading:
     """Log-probability, and what else is wanted, of each response token whose weight is not zero.  -> [n]
 
@@ -125,21 +125,21 @@ def token_statistics(
         batch: The rows, on the model's device.
         wanted: What is wanted beside it.
     """
-    wanted = Wanted() if wanted is None else wanted
-    held_to, layers = _reference(wanted, batch)
+    wanted = OutputSpec() if wanted is None else wanted
+    kl_reference, layers = _reference(wanted, batch)
     positions, ids = batch.predicted_from[batch.kept], batch.ids[batch.kept]
     if head is None:
-        found, states = _of_all_logits(model, batch, positions, ids, wanted, held_to)
+        found, states = _of_all_logits(model, batch, positions, ids, wanted, kl_reference)
     else:
         asked = {"entropy": wanted.entropy, "rank": wanted.token_rank, "states": wanted.states}
-        with head.answering(positions, ids, held_to=held_to, **asked):
+        with head.answering(positions, ids, kl_reference=kl_reference, **asked):
             answer = run_model(model, batch).logits
-        found, states = unpacked(answer, divergence=held_to is not None, **asked)
+        found, states = unpacked(answer, divergence=kl_reference is not None, **asked)
     read = (*found, states, layers)
     return TokenReading(*(None if item is None else _at_kept(item, batch) for item in read))  # type: ignore[arg-type]
 
 
-def _reference(wanted: Wanted, batch: TokenBatch) -> tuple[HeldTo | None, Tensor | None]:
+def _reference(wanted: OutputSpec, batch: TokenBatch) -> tuple[KLReference | None, Tensor | None]:
     """What the frozen model says of the batch, as far as it is asked."""
     if wanted.kl is None and not wanted.reference_layers:
         return None, None
@@ -150,7 +150,7 @@ def _reference(wanted: Wanted, batch: TokenBatch) -> tuple[HeldTo | None, Tensor
     if wanted.kl is None:
         return None, layers
     linear = None if reference.head is None else reference.head.linear
-    return HeldTo(states, linear, reference.logits, wanted.kl), layers
+    return KLReference(states, linear, reference.logits, wanted.kl), layers
 
 
 def _of_all_logits(
@@ -158,8 +158,8 @@ def _of_all_logits(
     batch: TokenBatch,
     positions: Tensor,
     ids: Tensor,
-    wanted: Wanted,
-    held_to: HeldTo | None,
+    wanted: OutputSpec,
+    kl_reference: KLReference | None,
 ) -> tuple[TokenStatistics, Tensor | None]:
     """The same from whole rows of logits, and the last hidden states where they are wanted."""
     output = run_model(model, batch, output_hidden_states=wanted.states)
@@ -171,7 +171,9 @@ def _of_all_logits(
     statistics = TokenStatistics(
         logprobs_of(logits, ids),
         entropy_of(logits) if wanted.entropy else None,
-        None if held_to is None else kl_of(logits, held_to.logits(held_to.hidden), held_to.direction),
+        None
+        if kl_reference is None
+        else kl_of(logits, kl_reference.logits(kl_reference.hidden), kl_reference.direction),
         rank_of(logits, ids) if wanted.token_rank else None,
     )
     return statistics, states
@@ -190,7 +192,7 @@ def token_kl(
     batch: TokenBatch,
 ) -> Tensor:
     """KL(model || reference) over the whole vocabulary at each response token with weight.  -> [n] float32"""
-    wanted = Wanted(kl="reverse", reference=FrozenReference(reference, reference_head))
+    wanted = OutputSpec(kl="reverse", reference=FrozenReference(reference, reference_head))
     found = token_statistics(model, head, batch, wanted)
     assert found.kl is not None
     return found.kl

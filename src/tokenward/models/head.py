@@ -20,7 +20,7 @@ from tokenward.ops.logprob import Direction, Head, TokenStatistics, chunked_stat
 from tokenward.ops.tiles import linear_statistics
 
 
-class HeldTo(NamedTuple):
+class KLReference(NamedTuple):
     """What a model is compared with over the whole vocabulary; it gets no gradient.
 
     Attributes:
@@ -44,7 +44,7 @@ class Request(NamedTuple):
         ids: ``[n]`` tokens whose log-probability is wanted, or None for the hidden states themselves.
         entropy: Whether the entropy at each position is wanted beside it.
         rank: Whether the rank of the token is.
-        held_to: If given, the KL divergence to this model is wanted beside it.
+        kl_reference: If given, the KL divergence to this model is wanted beside it.
         states: Whether the hidden states are wanted beside it.
     """
 
@@ -52,7 +52,7 @@ class Request(NamedTuple):
     ids: Tensor | None
     entropy: bool = False
     rank: bool = False
-    held_to: HeldTo | None = None
+    kl_reference: KLReference | None = None
     states: bool = False
 
 
@@ -114,7 +114,7 @@ class SelectiveHead:
         *,
         entropy: bool = False,
         rank: bool = False,
-        held_to: HeldTo | None = None,
+        kl_reference: KLReference | None = None,
         states: bool = False,
     ) -> Iterator[None]:
         """While open, the model's ``logits`` are what was asked for; :func:`unpacked` takes them apart.
@@ -122,7 +122,7 @@ class SelectiveHead:
         ``[n]`` log-probabilities; with more, one row each of log-probabilities, entropies, divergences, ranks and the
         ``d`` columns of the states; without ids ``[n d]`` states.
         """
-        self._request = Request(positions, ids, entropy, rank, held_to, states)
+        self._request = Request(positions, ids, entropy, rank, kl_reference, states)
         try:
             yield
         finally:
@@ -181,16 +181,16 @@ def install_head(model: nn.Module, change: LogitChange = UNCHANGED) -> Selective
     recursive=True
 )  # a loop over tiles: unrolled it would be a long graph that saves nothing
 def _statistics(head: SelectiveHead, rows: Tensor, ids: Tensor, request: Request) -> TokenStatistics:
-    linear, held_to = head.linear, request.held_to
+    linear, kl_reference = head.linear, request.kl_reference
     asked: dict[str, Any] = {"entropy": request.entropy, "rank": request.rank}
-    if linear is None or (held_to is not None and held_to.linear is None):
-        if held_to is not None:
-            other = (held_to.hidden, held_to.logits)
-            asked |= {"reference": other, "direction": held_to.direction}
+    if linear is None or (kl_reference is not None and kl_reference.linear is None):
+        if kl_reference is not None:
+            other = (kl_reference.hidden, kl_reference.logits)
+            asked |= {"reference": other, "direction": kl_reference.direction}
         return chunked_statistics(rows, ids, head.logits, **asked)
-    if held_to is not None and held_to.linear is not None:
-        other = Reference(held_to.hidden, held_to.linear)
-        asked |= {"reference": other, "direction": held_to.direction}
+    if kl_reference is not None and kl_reference.linear is not None:
+        other = Reference(kl_reference.hidden, kl_reference.linear)
+        asked |= {"reference": other, "direction": kl_reference.direction}
     return linear_statistics(rows, ids, linear, dtype=product_type(rows), **asked)
 
 

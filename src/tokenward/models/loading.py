@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import HFValidationError
@@ -22,7 +22,7 @@ from transformers import (
 from tokenward.errors import UserError
 from tokenward.models.adapters import adapter_warnings, new_adapter
 from tokenward.models.base import TokenModel
-from tokenward.models.forward import Wanted, token_statistics
+from tokenward.models.forward import OutputSpec, token_statistics
 from tokenward.models.head import SelectiveHead, install_head
 from tokenward.models.head_mlp import (
     AdaptedHead,
@@ -33,7 +33,7 @@ from tokenward.models.head_mlp import (
     save_head_mlp,
 )
 from tokenward.models.places import cannot_load, config_of, model_fingerprint, parts_of, resolve
-from tokenward.models.probe import probe
+from tokenward.models.probe import Packing, probe
 from tokenward.tokens.rows import TokenBatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -67,7 +67,7 @@ class LanguageModel(TokenModel):
         return isinstance(self.model, PeftModel)
 
     def read(
-        self, module: nn.Module, batch: TokenBatch, wanted: Wanted | None = None
+        self, module: nn.Module, batch: TokenBatch, wanted: OutputSpec | None = None
     ) -> tuple[Tensor, TokenBatch]:
         """Log-probability of each response token, 0 where it has no weight.  -> [n] float32"""
         found = token_statistics(module, self.head, batch, wanted)._asdict()
@@ -156,7 +156,7 @@ def load_model(
     dtype: str = "float32",
     device: str = "auto",
     attention: str = "sdpa",
-    rows: Literal["auto", "shared", "separate"] = "auto",
+    packing: Packing = "auto",
     trust_remote_code: bool = False,
 ) -> LanguageModel:
     """Load a causal language model and find out by a probe how batches can be laid out for it.
@@ -168,11 +168,11 @@ def load_model(
         dtype: Of the weights: ``float32``, ``bfloat16`` or ``float64``.
         device: ``auto`` (the GPU where there is one), or a torch device.
         attention: transformers' attention implementation.
-        rows: ``auto`` decides by probe; the others insist.
+        packing: ``auto`` decides by probe; the others insist.
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        UserError: no such model, not a causal language model, or ``rows: shared`` for a model that
+        UserError: no such model, not a causal language model, or ``packing: shared_prompts`` for a model that
             cannot take them.
     """
     parts = parts_of(resolve(name))
@@ -191,7 +191,7 @@ def load_model(
     start = model.config.decoder_start_token_id if encoder_decoder else None
     files = model_fingerprint(name)
     key = (files, dtype, str(device_of(device)), attention)
-    layout, head = probe(model, key=key, rows=rows, name=name, start_id=start)
+    layout, head = probe(model, key=key, packing=packing, name=name, start_id=start)
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,

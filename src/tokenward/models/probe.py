@@ -46,7 +46,7 @@ WINDOW_SETTINGS = (
 SPARSE_SETTINGS = ("index_topk", "index_topk_blocks", "keep_window_size")
 """The same, of layers that choose what they see."""
 
-Rows = Literal["auto", "shared", "separate"]
+Packing = Literal["auto", "shared_prompts", "none"]
 
 
 class Verdict(NamedTuple):
@@ -66,24 +66,24 @@ _known: dict[Hashable, tuple[Layout, LogitChange | None]] = {}
 
 
 def probe(
-    model: PreTrainedModel, *, key: Hashable, rows: Rows, name: str, start_id: int | None = None
+    model: PreTrainedModel, *, key: Hashable, packing: Packing, name: str, start_id: int | None = None
 ) -> Verdict:
     """Rows and head of a language model; asked once for the same weights, held in the same way.
 
     Args:
         model: The model.
         key: Names its weights, their number type, device and attention.
-        rows: As :func:`choose_layout`.
+        packing: As :func:`choose_layout`.
         name: As the user wrote it.
         start_id: What its decoder begins with, where it has an encoder.
     """
-    key = (key, rows)
+    key = (key, packing)
     if key in _known:
         layout, change = _known[key]
         if layout == "shared":
             install_tree_attention(model)
         return Verdict(layout, None if change is None else install_head(model, change))
-    layout = choose_layout(model, rows=rows, name=name, start_id=start_id)
+    layout = choose_layout(model, packing=packing, name=name, start_id=start_id)
     head = choose_head(model, name=name, start_id=start_id)
     _known[key] = layout, None if head is None else head.change
     return Verdict(layout, head)
@@ -119,45 +119,47 @@ def _answers(model: PreTrainedModel, head: SelectiveHead, start_id: int | None) 
         return False
 
 
-def choose_layout(model: PreTrainedModel, *, rows: Rows, name: str, start_id: int | None = None) -> Layout:
+def choose_layout(
+    model: PreTrainedModel, *, packing: Packing, name: str, start_id: int | None = None
+) -> Layout:
     """Rows in which a language model gives each response the numbers that it gives it alone.
 
     Raises:
-        UserError: ``rows`` insists on shared rows and they are not exact, or the model is not causal, or it gives a
+        UserError: ``packing`` insists on shared rows and they are not exact, or the model is not causal, or it gives a
             response other numbers beside a longer one.
     """
     if start_id is not None:
-        if rows == "shared":
+        if packing == "shared_prompts":
             raise UserError(
-                f"model.rows is shared, but {name} has an encoder, which reads each prompt apart. Write model.rows: auto."
+                f"model.packing is shared_prompts, but {name} has an encoder, which reads each prompt apart. Write model.packing: auto."
             )
         return "encoder_decoder"
-    return _layout(model, rows=rows, name=name, causal=True)
+    return _layout(model, packing=packing, name=name, causal=True)
 
 
-def reward_layout(backbone: PreTrainedModel, *, rows: Rows, name: str) -> Layout:
+def reward_layout(backbone: PreTrainedModel, *, packing: Packing, name: str) -> Layout:
     """As :func:`choose_layout`, for a model without a language model head, which may see what comes later."""
     if backbone.config.is_encoder_decoder:
         return "encoder_decoder"
-    return _layout(backbone, rows=rows, name=name, causal=False)
+    return _layout(backbone, packing=packing, name=name, causal=False)
 
 
-def _layout(model: PreTrainedModel, *, rows: Rows, name: str, causal: bool) -> Layout:
+def _layout(model: PreTrainedModel, *, packing: Packing, name: str, causal: bool) -> Layout:
     steady = steady_note(model.config)
     if steady is not None:
         _say(name, steady)
     alone = _alone(model)
     if alone is not None:
         _check(model, alone, name, causal=causal)
-    if rows == "separate":
+    if packing == "none":
         return "separate"
     reason = _why_not_shared(model, alone)
     if reason is None:
         return "shared"
-    if rows == "shared":
+    if packing == "shared_prompts":
         raise UserError(
-            f"model.rows is shared, but {name} gives other numbers in shared rows than in separate ones: {reason}. "
-            "Write model.rows: auto."
+            f"model.packing is shared_prompts, but {name} gives other numbers in shared rows than in separate ones: {reason}. "
+            "Write model.packing: auto."
         )
     _say(name, f"computes each response in a row of its own: {reason}")
     return "separate"
@@ -222,7 +224,7 @@ def _differs(model: PreTrainedModel, given: Trial) -> str | None:
     """The part in which foreign tokens change the kept places, or None.
 
     The outputs must stay to the bit: in float32, where no influence is rounded away, and as the model is, which may
-    have other kernels. Only experts move them without an influence, for they are given the tokens of a batch together,
+    have other kernels. Only auxiliary models move them without an influence, for they are given the tokens of a batch together,
     so that products are summed in another order. There the gradient decides, which is exactly zero where nothing is
     seen; and a choice that has no gradient is no matter of rounding.
     """

@@ -19,11 +19,11 @@ from transformers import PreTrainedModel
 from tokenward.artifacts import atomic_write
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.forward import Wanted, run_model
+from tokenward.models.forward import OutputSpec, run_model
 from tokenward.models.head_mlp import PUBLISHED_BIAS, init_linear, mlp
 from tokenward.models.loading import load_backbone, load_tokenizer
 from tokenward.models.places import model_fingerprint
-from tokenward.models.probe import reward_layout
+from tokenward.models.probe import Packing, reward_layout
 from tokenward.ops.guidance import bound_sigmoid, bound_softplus
 from tokenward.tokens.rows import TokenBatch
 from tokenward.tokens.segments import Unit
@@ -141,7 +141,7 @@ class RewardModel(TokenModel):
         return True
 
     def read(
-        self, module: nn.Module, batch: TokenBatch, wanted: Wanted | None = None
+        self, module: nn.Module, batch: TokenBatch, wanted: OutputSpec | None = None
     ) -> tuple[Tensor, TokenBatch]:
         """Reward of each response token, at the position that has read it.  -> [n] float32"""
         rewards = run_model(module, batch).reshape(-1)[batch.placed_at]
@@ -166,7 +166,7 @@ def new_reward_model(
     seed: int,
     device: str = "auto",
     attention: str = "sdpa",
-    rows: Literal["auto", "shared", "separate"] = "auto",
+    packing: Packing = "auto",
     trust_remote_code: bool = False,
 ) -> RewardModel:
     """A reward model on a pretrained backbone, its head new, all in float32: it is there to be trained.
@@ -177,7 +177,7 @@ def new_reward_model(
         seed: Of the head's initial weights.
         device: Where to compute.
         attention: transformers' attention implementation.
-        rows: ``auto`` decides by a probe whether prompts can be shared.
+        packing: ``auto`` decides by a probe whether prompts can be shared.
         trust_remote_code: Run code that comes with the model.
 
     Raises:
@@ -189,7 +189,7 @@ def new_reward_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = TokenRewardModule(backbone, settings)
-    return _reward_model(module, name, rows, trust_remote_code)
+    return _reward_model(module, name, packing, trust_remote_code)
 
 
 def load_reward_model(
@@ -198,7 +198,7 @@ def load_reward_model(
     dtype: str = "float32",
     device: str = "auto",
     attention: str = "sdpa",
-    rows: Literal["auto", "shared", "separate"] = "auto",
+    packing: Packing = "auto",
 ) -> RewardModel:
     """A reward model from the folder that :meth:`RewardModel.save` wrote.
 
@@ -221,7 +221,7 @@ def load_reward_model(
             f"the head of the token reward in {folder} cannot be read from {SETTINGS_FILE} and {HEAD_FILE}: {error}. Copy "
             "the whole folder again, or run the stage that made it again."
         ) from error
-    return _reward_model(module, str(folder), rows, False)
+    return _reward_model(module, str(folder), packing, False)
 
 
 def is_reward_folder(folder: Path) -> bool:
@@ -230,7 +230,7 @@ def is_reward_folder(folder: Path) -> bool:
 
 
 def _reward_model(
-    module: TokenRewardModule, name: str, rows: Literal["auto", "shared", "separate"], trust_remote_code: bool
+    module: TokenRewardModule, name: str, packing: Packing, trust_remote_code: bool
 ) -> RewardModel:
     parameter = next(module.backbone.parameters())
     # The head stays in float32: a reward's small differences are what is learned.
@@ -240,7 +240,7 @@ def _reward_model(
     return RewardModel(
         model=module,
         tokenizer=load_tokenizer(name, trust_remote_code=trust_remote_code),
-        layout=reward_layout(module.backbone, rows=rows, name=name),
+        layout=reward_layout(module.backbone, packing=packing, name=name),
         fingerprint=model_fingerprint(name),
         name=name,
         start_id=config.decoder_start_token_id if config.is_encoder_decoder else None,

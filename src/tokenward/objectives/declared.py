@@ -133,5 +133,5 @@ def _two_pairs() -> TokenBatch:
         rank=torch.tensor([0, 1, 0, 1]),
         weights=torch.ones(count),
         kept=places,
-        closing=places == lengths.cumsum(0)[response] - 1,
+        eos=places == lengths.cumsum(0)[response] - 1,
     )

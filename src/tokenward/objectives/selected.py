@@ -180,7 +180,7 @@ class Selected(Composite):
             response=batch.response,
             comparison=batch.comparison,
             rank=batch.rank,
-            closing=batch.closing,
+            eos=batch.eos,
             seeds=step_seeds(batch.ids, batch.response, batch.responses),
         )
 

@@ -40,16 +40,18 @@ def _uses(recipe: Recipe) -> list[Use]:
     shared, name = recipe.model.adapter, recipe.model.name
     oracle = recipe.oracle.model or name
     stages: list[tuple[str, Any, str, dict[str, Any]]] = []
-    if recipe.guidance is not None:
-        stages.append(("guidance", "inherit", name, recipe.guidance.training))
+    if recipe.online is not None:
+        stages.append(("online", "inherit", name, recipe.online.training))
     else:
         stages.append(("policy", "inherit", recipe.policy.model or name, recipe.policy.training))
         stages.append(("oracle", recipe.oracle.adapter, oracle, recipe.oracle.training))
-        for own, table in recipe.experts.items():
+        for own, table in recipe.auxiliary_models.items():
             if table.training is not None:
-                stages.append((f"experts.{own}", table.adapter, table.model or oracle, table.training))
-    if recipe.guidance is None and recipe.referee is not None:
-        stages.append(("referee", "inherit", oracle, recipe.referee.training))
+                stages.append(
+                    (f"auxiliary_models.{own}", table.adapter, table.model or oracle, table.training)
+                )
+    if recipe.online is None and recipe.eval_reward is not None:
+        stages.append(("eval_reward", "inherit", oracle, recipe.eval_reward.training))
     uses = []
     for stage, own, model, training in stages:
         key, adapter = ("model.adapter", shared) if own == "inherit" else (f"{stage}.adapter", own)

@@ -21,9 +21,9 @@ from tokenward.types import Comparison
 
 def prompts_to_answer(run: Run, template: Template) -> list[Encoded]:
     """Held-out prompts, at most ``evaluation.prompts``, chosen in an order that does not depend on the file."""
-    held_out = whole_comparisons(comparison_file(run, "held_out"))
+    eval_rows = whole_comparisons(comparison_file(run, "eval"))
     return first_by_key(
-        encode_set(run, held_out, template, may_be_empty=True).rows, run.recipe.evaluation.prompts
+        encode_set(run, eval_rows, template, may_be_empty=True).rows, run.recipe.evaluation.prompts
     )
 
 

@@ -67,7 +67,7 @@ def open_run(recipe: str | Path, overrides: Sequence[str] = (), *, quiet: bool =
 def show_data(recipe: str | Path, overrides: Sequence[str], rows: int) -> None:
     """The data stage, and some rows as the model will see them."""
     run = open_run(recipe, overrides)
-    if run.recipe.guidance is not None:
+    if run.recipe.online is not None:
         _show_examples(run, rows)
         return
     prepare_data(run)

@@ -10,7 +10,7 @@ from tokenward.artifacts import Manifest, read_manifest, require
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figure, mean_figure
 from tokenward.models.loading import load_tokenizer
-from tokenward.pipeline.context import GUIDED_STAGES, STAGES
+from tokenward.pipeline.context import ONLINE_STAGES, STAGES
 from tokenward.pipeline.figures import figure_as_json
 from tokenward.pipeline.kept_recipe import changes_of, recipes_kept, stages_of
 from tokenward.pipeline.row_values import PAIR, PROMPT, RowKey, read_row_values
@@ -124,7 +124,7 @@ def run_folder(name: str | Path) -> Path:
     """
     folder = Path(name).expanduser()
     for place in (folder, folder.parent):
-        if any((place / stage / "manifest.json").is_file() for stage in (*STAGES, *GUIDED_STAGES)):
+        if any((place / stage / "manifest.json").is_file() for stage in (*STAGES, *ONLINE_STAGES)):
             return place
     raise UserError(
         f"{name} is not the folder of a run. Name one that `tokenward run` made, such as runs/quickstart."
@@ -160,12 +160,12 @@ def _template_of(folder: Path) -> Template:
 
 
 def trained_stage(folder: Path) -> str:
-    """The stage of a run whose model is its result: ``policy``, or ``guidance`` of a guided run.
+    """The stage of a run whose model is its result: ``policy``, or ``online`` of an online run.
 
     Raises:
         UserError: it has not finished.
     """
-    stage = "guidance" if (folder / "guidance").is_dir() else "policy"
+    stage = "online" if (folder / "online").is_dir() else "policy"
     require(folder / stage, stage)
     return stage
 

@@ -92,7 +92,7 @@ class Side:
         """Held-out responses, by key."""
         return {
             key: Response(row.prompt[-1]["content"], text)
-            for row in read_comparisons(self._folder / "data" / "held_out.jsonl")
+            for row in read_comparisons(self._folder / "data" / "eval.jsonl")
             for key, text in zip(keys_of(row), row.responses, strict=True)
         }
 
@@ -154,7 +154,7 @@ def _show_replies(display: Display, sides: Sequence[Side], flip: Flip) -> None:
 
 
 def _prompt_of(line: Mapping[str, Any]) -> str:
-    # A guided run's line names its example by key alone.
+    # An online run's line names its example by key alone.
     return str(line["prompt"][-1]["content"]) if "prompt" in line else str(line["key"])
 
 

@@ -17,14 +17,14 @@ from tokenward.plugins import code_fingerprints
 from tokenward.tokens.encode import Limits
 from tokenward.tokens.template import Style, Template
 
-STAGES = ("data", "sft", "reference", "oracle", "reward", "scores", "policy", "referee", "evaluation")
+STAGES = ("data", "sft", "reference", "oracle", "reward", "scores", "policy", "eval_reward", "evaluation")
 """The stages of a run on comparisons, in their order."""
 
-EXPERT = "expert-"
-"""The stage that trains an expert is called so, with the expert's name; these come before ``scores``."""
+AUXILIARY = "auxiliary-"
+"""The stage that trains an auxiliary model is called so, with the auxiliary model's name; these come before ``scores``."""
 
-GUIDED_STAGES = ("examples", "sft", "guidance", "evaluation")
-"""The stages of a guided run, in their order."""
+ONLINE_STAGES = ("examples", "sft", "online", "evaluation")
+"""The stages of an online run, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,9 @@ class Run:
         """
         manifest = require(self.path(stage), stage)
         before = [
-            name for name in manifest.inputs if name in (*STAGES, *GUIDED_STAGES) or name.startswith(EXPERT)
+            name
+            for name in manifest.inputs
+            if name in (*STAGES, *ONLINE_STAGES) or name.startswith(AUXILIARY)
         ]
         manifest.check({name: require(self.path(name), name).fingerprint for name in before})
         return manifest
@@ -69,7 +71,7 @@ class Run:
         """Open a stage's folder, and say on screen whether it runs, goes on or is done already.
 
         Args:
-            name: One of ``STAGES`` or ``GUIDED_STAGES``, or an expert's.
+            name: One of ``STAGES`` or ``ONLINE_STAGES``, or an auxiliary model's.
             settings: Everything of the recipe that its output depends on. Of a ``"module:Name"`` in it the file is an
                 input too, so that another function under the same name is not taken for what was there.
             inputs: Fingerprints of what it reads.
@@ -115,7 +117,7 @@ class Run:
             dtype=dtype or table.dtype,
             device=table.device,
             attention=attention or table.attention,
-            rows=table.rows,
+            packing=table.packing,
             trust_remote_code=table.trust_remote_code,
         )
 
@@ -123,7 +125,7 @@ class Run:
         """Load a token reward model with the recipe's settings."""
         table = self.recipe.model
         return load_reward_model(
-            folder, dtype=table.dtype, device=table.device, attention=table.attention, rows=table.rows
+            folder, dtype=table.dtype, device=table.device, attention=table.attention, packing=table.packing
         )
 
     def whole(self, name: str) -> str:
@@ -144,7 +146,12 @@ class Run:
         table = self.recipe.tokens
         # The SFT model has the positions of the model that it was made from, and need not exist yet.
         base = self.recipe.model.name
-        tables = (self.recipe.oracle, self.recipe.reward, self.recipe.policy, *self.recipe.experts.values())
+        tables = (
+            self.recipe.oracle,
+            self.recipe.reward,
+            self.recipe.policy,
+            *self.recipe.auxiliary_models.values(),
+        )
         names = {table.model or base for table in tables}
         trust = self.recipe.model.trust_remote_code
         contexts = [context_length(name, trust_remote_code=trust) for name in names]

@@ -114,11 +114,11 @@ def _continued(
     batch: int,
 ) -> list[list[int]]:
     """Beginnings of a response, each written to its end with the most probable tokens."""
-    closing = set(template.closing_ids)
-    going = [start for start in starts if start[-1] not in closing]
+    eos = set(template.eos_ids)
+    going = [start for start in starts if start[-1] not in eos]
     settings = SamplingSettings(max_new_tokens=longest, temperature=0.0, batch=batch)
     replies = iter(sample_replies(model, template, [[*prompt, *start] for start in going], settings, seed=0))
-    return [start if start[-1] in closing else [*start, *next(replies).ids] for start in starts]
+    return [start if start[-1] in eos else [*start, *next(replies).ids] for start in starts]
 
 
 def _known(file: Path) -> dict[str, list[float]]:

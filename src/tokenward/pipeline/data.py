@@ -14,7 +14,7 @@ from tokenward.data.choice import Choice
 from tokenward.data.lines import ComparisonFile, read_comparisons
 from tokenward.data.pairs import pair_places
 from tokenward.data.prepare import Reading, read
-from tokenward.data.split import fraction_places, is_held_out
+from tokenward.data.split import fraction_places, is_eval
 from tokenward.data.stream import write_split
 from tokenward.errors import UserError
 from tokenward.pipeline.context import Run
@@ -32,22 +32,22 @@ class PairSets(NamedTuple):
 
     Attributes:
         train: For the oracle and the policy.
-        held_out: For evaluation; no prompt of it is in the others.
-        referee: For the referee alone; empty where the recipe has none.
+        eval: For evaluation; no prompt of it is in the others.
+        eval_reward: For the eval reward model alone; empty where the recipe has none.
     """
 
     train: Choice
-    held_out: Choice
-    referee: Choice
+    eval: Choice
+    eval_reward: Choice
 
     @property
     def all_train(self) -> Choice:
         """The pairs that something is trained on."""
-        return self.train.then(self.referee)
+        return self.train.then(self.eval_reward)
 
 
 NOTHING_HELD_OUT = (
-    "  no comparison is held out (data.held_out is {share:g}), so nothing can be evaluated. A larger data.held_out or more "
+    "  no comparison is held out (data.eval is {share:g}), so nothing can be evaluated. A larger data.eval or more "
     "rows would give figures"
 )
 NOTHING_TO_EVALUATE = (
@@ -58,25 +58,22 @@ NOTHING_TO_EVALUATE = (
 def prepare_data(run: Run) -> Manifest:
     """Read, clean and split the comparisons; counts what was dropped and why.
 
-    Writes ``train.jsonl``, ``held_out.jsonl`` and ``dropped.jsonl``.
+    Writes ``train.jsonl``, ``eval.jsonl`` and ``dropped.jsonl``.
 
     Raises:
         UserError: the source cannot be read as comparisons, or nothing is left.
     """
     table = run.recipe.data
     train = _ReadWith(table.source, table.format, table.columns, table.split, table.subset, table.limit)
-    aside = None if table.eval is None else _evaluated(table, table.eval)
-    # The fingerprint of a run without rows of their own to evaluate on does not depend on there being such a key.
-    unsaid = {"pairs", "min_gap"} | ({"eval"} if aside is None else set())
-    settings = {"data": table.model_dump(exclude=unsaid), "seed": run.recipe.seed}
+    aside = _evaluated(table, table.eval) if isinstance(table.eval, EvalTable) else None
+    share = 0.0 if isinstance(table.eval, EvalTable) else table.eval
+    settings = {"data": table.model_dump(exclude={"pairs", "min_gap"}), "seed": run.recipe.seed}
     inputs = {"source": source_fingerprint(train.path)}
     if aside is not None:
         inputs["evaluation source"] = source_fingerprint(aside.path)
     with run.stage("data", settings, inputs, layout=2) as stage:
         if not stage.done:
-            stage.complete(
-                **_written(stage.path, train, aside, held_out=table.held_out, seed=run.recipe.seed)
-            )
+            stage.complete(**_written(stage.path, train, aside, share=share, seed=run.recipe.seed))
     _show(run, run.done("data"))
     return run.done("data")
 
@@ -114,13 +111,12 @@ def _evaluated(table: DataTable, own: EvalTable) -> _ReadWith:
 
 
 def _written(
-    folder: Path, train: _ReadWith, aside: _ReadWith | None, *, held_out: float, seed: int
+    folder: Path, train: _ReadWith, aside: _ReadWith | None, *, share: float, seed: int
 ) -> dict[str, Any]:
     """Write the split; the facts of the stage."""
     readings = [source.reading() for source in (train, aside) if source is not None]
-    share = held_out if aside is None else 0.0
     evaluation = None if aside is None else readings[1].rows
-    written = write_split(folder, readings[0].rows, held_out=share, seed=seed, evaluation=evaluation)
+    written = write_split(folder, readings[0].rows, share=share, seed=seed, evaluation=evaluation)
     unread = dict.fromkeys(name for reading in readings for name in reading.unread)
     said = dict.fromkeys(line for reading in readings for line in reading.said)
     return {
@@ -137,22 +133,22 @@ def _show(run: Run, manifest: Manifest) -> None:
         **facts["counts"],
         **facts["notes"],
         "train": facts["train"],
-        "held out": facts["held_out"],
+        "held out": facts["eval"],
         **{
             f"unpaired, {side.replace('_', ' ')}": count for side, count in facts["unpaired"].items() if count
         },
     }
     run.display.table("rows", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
-    if table.eval is not None:
+    if isinstance(table.eval, EvalTable):
         found = [(name, str(count)) for name, count in facts["evaluation"].items()]
         run.display.table("rows of data.eval", ("", "rows"), found)
     for line in facts["said"]:
         run.display.line(f"  {line}")
     if facts["columns_not_read"]:
         run.display.line(f"  columns not read: {', '.join(facts['columns_not_read'])}")
-    if not facts["held_out"]:
-        nothing = NOTHING_HELD_OUT.format(share=table.held_out)
-        run.display.line(nothing if table.eval is None else NOTHING_TO_EVALUATE)
+    if not facts["eval"]:
+        aside = isinstance(table.eval, EvalTable)
+        run.display.line(NOTHING_TO_EVALUATE if aside else NOTHING_HELD_OUT.format(share=table.eval))
 
 
 def source_fingerprint(source: str | list[str]) -> str:
@@ -170,42 +166,40 @@ def source_fingerprint(source: str | list[str]) -> str:
 
 
 def comparison_file(run: Run, part: str) -> ComparisonFile:
-    """A part of the finished data stage, ``train`` or ``held_out``."""
+    """A part of the finished data stage, ``train`` or ``eval``."""
     return ComparisonFile(run.path("data") / f"{part}.jsonl")
 
 
 def pair_sets(run: Run) -> PairSets:
     """Pairs of the finished data stage, by the recipe's rule.
 
-    The referee's pairs are taken out of the training pairs, by prompt, so that it judges from data
+    The eval reward model's pairs are taken out of the training pairs, by prompt, so that it judges from data
     which neither the oracle nor the policy has seen.
     """
     table = run.recipe.data
-    train, held_out = (_pairs_of(run, side) for side in ("train", "held_out"))
+    train, eval_rows = (_pairs_of(run, side) for side in ("train", "eval"))
     if not train and table.min_gap is not None:
         raise UserError(
             f"no pair is left to train on: data.min_gap {table.min_gap} is larger than every gap. Lower it or leave it out."
         )
-    if run.recipe.referee is None:
-        return PairSets(train, held_out, train[:0])
-    refereed = rows_of_referee(run, train.file)[train.first_rows()]
-    mine, referee = (train.choose(np.flatnonzero(side)) for side in (~refereed, refereed))
-    if not mine or not referee:
+    if run.recipe.eval_reward is None:
+        return PairSets(train, eval_rows, train[:0])
+    judged_apart = rows_of_eval_reward(run, train.file)[train.first_rows()]
+    mine, eval_reward = (train.choose(np.flatnonzero(side)) for side in (~judged_apart, judged_apart))
+    if not mine or not eval_reward:
         raise UserError(
-            f"referee.fraction {run.recipe.referee.fraction} leaves {len(mine)} pairs for the oracle and the policy and "
-            f"{len(referee)} for the referee; each needs some. Change the fraction, or give more data."
+            f"eval_reward.fraction {run.recipe.eval_reward.fraction} leaves {len(mine)} pairs for the oracle and the policy and "
+            f"{len(eval_reward)} for the eval reward model; each needs some. Change the fraction, or give more data."
         )
-    return PairSets(mine, held_out, referee)
+    return PairSets(mine, eval_rows, eval_reward)
 
 
-def rows_of_referee(run: Run, file: ComparisonFile) -> np.ndarray:
-    """Which of the training comparisons the referee alone sees.  -> [comparisons] bool"""
-    table = run.recipe.referee
+def rows_of_eval_reward(run: Run, file: ComparisonFile) -> np.ndarray:
+    """Which of the training comparisons the eval reward model alone sees.  -> [comparisons] bool"""
+    table = run.recipe.eval_reward
     if table is None:
         return np.zeros(len(file), bool)
-    return np.fromiter(
-        (is_held_out(row, table.fraction, run.recipe.seed + 1) for row in file), bool, len(file)
-    )
+    return np.fromiter((is_eval(row, table.fraction, run.recipe.seed + 1) for row in file), bool, len(file))
 
 
 def _pairs_of(run: Run, side: str) -> Choice:
@@ -230,9 +224,7 @@ def whole_comparisons(file: ComparisonFile) -> Choice:
 def without_pairs(run: Run) -> int:
     """Comparisons all of whose pairs lie closer than ``data.min_gap``."""
     table = run.recipe.data
-    both = (
-        row for side in ("train", "held_out") for row in read_comparisons(run.path("data") / f"{side}.jsonl")
-    )
+    both = (row for side in ("train", "eval") for row in read_comparisons(run.path("data") / f"{side}.jsonl"))
     ranked = (row for row in both if len(row.responses) > 1)
     return sum(not pair_places(row, table.pairs, min_gap=table.min_gap) for row in ranked)
 
@@ -244,11 +236,11 @@ def token_settings(run: Run) -> dict[str, Any]:
 
 def pair_settings(run: Run) -> dict[str, Any]:
     """Everything of the recipe that decides which pairs there are and what their tokens are."""
-    table, referee = run.recipe.data, run.recipe.referee
+    table, eval_reward = run.recipe.data, run.recipe.eval_reward
     return {
         "tokens": {**token_settings(run), "context": run.limits.context},
         "data": {"pairs": table.pairs, "min_gap": table.min_gap},
-        "referee": None if referee is None else {"fraction": referee.fraction},
+        "eval_reward": None if eval_reward is None else {"fraction": eval_reward.fraction},
         "seed": run.recipe.seed,
     }
 

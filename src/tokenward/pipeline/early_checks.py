@@ -32,7 +32,7 @@ def early_checks(run: Run) -> dict[str, Callable[[], Any]]:
 
 
 def _starts(recipe: Recipe) -> dict[str, str]:
-    """The models that something trains from, by their keys; experts have checks of their own."""
+    """The models that something trains from, by their keys; auxiliary models have checks of their own."""
     tables = {
         "model": recipe.model.name,
         "oracle": recipe.oracle.model,

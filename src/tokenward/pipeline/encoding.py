@@ -31,7 +31,7 @@ def encoded_file(run: Run, file: ComparisonFile, template: Template) -> EncodedF
     settings = {"tokens": table.model_dump(exclude={"processes"})}
     inputs = {
         "comparisons": file_fingerprint(file.path),
-        "template": fingerprint([template.fingerprint, template.closing_ids]),
+        "template": fingerprint([template.fingerprint, template.eos_ids]),
     }
     folder = run.path(_STAGE) / fingerprint([settings, inputs, _LAYOUT])
     if not _complete(folder):

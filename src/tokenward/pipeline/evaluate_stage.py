@@ -56,8 +56,8 @@ def evaluate(run: Run) -> Manifest:
     """
     settings = {"evaluation": run.recipe.evaluation.model_dump(), "seed": run.recipe.seed}
     inputs = {name: run.done(name).fingerprint for name in ("scores", "policy")}
-    if run.recipe.referee is not None:
-        inputs["referee"] = run.done("referee").fingerprint
+    if run.recipe.eval_reward is not None:
+        inputs["eval_reward"] = run.done("eval_reward").fingerprint
     with run.stage("evaluation", settings, inputs, layout=2) as stage:
         if not stage.done:
             by_row = RowValues()
@@ -78,8 +78,8 @@ def evaluate(run: Run) -> Manifest:
 def _measure(run: Run, by_row: RowValues) -> tuple[Figures, Samples]:
     start, policy = run.load(run.policy_start), run.load(str(run.path("policy") / "model"))
     template = start.template(run.style)
-    held_out = pair_sets(run).held_out
-    pairs = encode_set(run, held_out, template, may_be_empty=True).rows
+    eval_rows = pair_sets(run).eval
+    pairs = encode_set(run, eval_rows, template, may_be_empty=True).rows
     figures: Figures = {}
     alone = [row for row in pairs if len(row.responses) == 1]
     pairs = [row for row in pairs if len(row.responses) == 2] if alone else pairs
@@ -102,7 +102,7 @@ def _logprobs(run: Run, model: LanguageModel, rows: Sequence[Encoded], label: st
 
 
 def _reference_of(run: Run, start: LanguageModel) -> LanguageModel:
-    """What the referee was trained from; mostly what the policy started from."""
+    """What the eval reward model was trained from; mostly what the policy started from."""
     return start if run.reference_model == run.policy_start else run.load(run.reference_model)
 
 
@@ -133,13 +133,15 @@ def _on_pairs(
     keys = ["-".join(response_keys(row)) for row in pairs]
     for name, values in preference_values(_Joined(before, after)).items():
         by_row.add(PAIR, keys, name, values.tolist())
-    if run.recipe.referee is not None:
-        referee = run.load(str(run.path("referee") / "model"))
-        judged = _logprobs(run, referee, pairs, "pairs, referee")
+    if run.recipe.eval_reward is not None:
+        eval_reward = run.load(str(run.path("eval_reward") / "model"))
+        judged = _logprobs(run, eval_reward, pairs, "pairs, eval_reward")
         reference = _reference_of(run, start)
         base = before if reference is start else _logprobs(run, reference, pairs, "pairs, reference")
         found = preference_figures(_Joined(base, judged), **evaluation_statistics(run))
-        figures |= {f"referee/pairs_{name}": found[f"preference/{name}"] for name in ("accuracy", "margin")}
+        figures |= {
+            f"eval_reward/pairs_{name}": found[f"preference/{name}"] for name in ("accuracy", "margin")
+        }
     return figures
 
 
@@ -238,25 +240,25 @@ def _on_samples(
     for name, per_reply in ((f"kl/{kind}", found) for kind, found in kinds.items()):
         figures[name] = mean_figure(per_reply, **statistics)
         by_row.add(PROMPT, keys, name, per_reply)
-    if run.recipe.referee is not None:
-        figures |= _refereed(run, start, samples)
+    if run.recipe.eval_reward is not None:
+        figures |= _by_eval_reward(run, start, samples)
     return figures
 
 
-def _refereed(run: Run, start: LanguageModel, samples: Samples) -> Figures:
-    """The referee's log-ratio reward of the replies, per token, before and after; and who wins."""
-    referee = run.load(str(run.path("referee") / "model"))
+def _by_eval_reward(run: Run, start: LanguageModel, samples: Samples) -> Figures:
+    """The eval reward model's log-ratio reward of the replies, per token, before and after; and who wins."""
+    eval_reward = run.load(str(run.path("eval_reward") / "model"))
     reference = _reference_of(run, start)
     rewards = []
-    for label, replies in (("referee, before", samples.before), ("referee, after", samples.after)):
+    for label, replies in (("eval_reward, before", samples.before), ("eval_reward, after", samples.after)):
         rows = [row.encoded for row in reply_rows(samples.prompts, replies)]
-        judged = _logprobs(run, referee, rows, label)
+        judged = _logprobs(run, eval_reward, rows, label)
         base = _logprobs(run, reference, rows, label)
         sides = ([side.values("reference_logp", i)[0] for i in range(len(rows))] for side in (judged, base))
         rewards.append([float((mine - other).mean()) for mine, other in zip(*sides, strict=True)])
-    figures = before_after_figures("referee", *rewards, **evaluation_statistics(run))
+    figures = before_after_figures("eval_reward", *rewards, **evaluation_statistics(run))
     wins = [(after > before) + 0.5 * (after == before) for before, after in zip(*rewards, strict=True)]
-    figures["referee/win_rate"] = mean_figure(wins, **evaluation_statistics(run))
+    figures["eval_reward/win_rate"] = mean_figure(wins, **evaluation_statistics(run))
     return figures
 
 

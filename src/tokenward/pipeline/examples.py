@@ -1,4 +1,4 @@
-"""The examples stage of a guided run: rows of any file to prompts with references, in three parts."""
+"""The examples stage of an online run: rows of any file to prompts with references, in three parts."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ SHARE = 0.1
 
 
 def prepare_examples(run: Run) -> Manifest | None:
-    """Read the prompts of a guided run; nothing for a run on comparisons or on a prompt task.
+    """Read the prompts of an online run; nothing for a run on comparisons or on a prompt task.
 
     Writes ``train.jsonl``, ``development.jsonl`` and ``test.jsonl``.
 

@@ -56,6 +56,6 @@ def finished_model(target: str) -> FinishedModel:
         return FinishedModel(str(folder / "model"), folder.parent, read_manifest(folder).facts)
     if (folder.parent / MANIFEST).is_file() and folder.name == "model":
         return finished_model(str(folder.parent))
-    if any((folder / stage).is_dir() for stage in ("data", "examples", "policy", "guidance")):
+    if any((folder / stage).is_dir() for stage in ("data", "examples", "policy", "online")):
         return finished_model(str(folder / trained_stage(folder)))
     return FinishedModel(target, None, {})

@@ -58,7 +58,7 @@ def fit(
     rows: Sequence[TokenRow],
     table: dict[str, Any],
     *,
-    held_out: Sequence[TokenRow] = (),
+    eval_rows: Sequence[TokenRow] = (),
     prepare: Prepare | None = None,
     reference: LanguageModel | None = None,
     defaults: Mapping[str, Any] = MappingProxyType({}),
@@ -74,7 +74,7 @@ def fit(
         objective: What to minimise.
         rows: Training comparisons.
         table: The recipe's ``training`` table.
-        held_out: Comparisons for ``eval_strategy``.
+        eval_rows: Comparisons for ``eval_strategy``.
         prepare: What a step's rows become just before they train.
         reference: The frozen model beside the policy, for objectives that compare with it in the step.
         defaults: What the table need not say, where it is not what other stages have.
@@ -90,7 +90,7 @@ def fit(
         Interrupted: Ctrl-C; a checkpoint was saved and the next run goes on from it.
     """
     last_file = TRAINER_STATE_NAME if between is None else STATE_FILE
-    arguments = _arguments(run, stage.path, {**defaults, **table}, evaluates=bool(held_out))
+    arguments = _arguments(run, stage.path, {**defaults, **table}, evaluates=bool(eval_rows))
     check_batches(table, len(rows), f"{stage.path.name}.training")
     interrupt = StopOnInterrupt()
     limit, arguments.save_total_limit = arguments.save_total_limit, None
@@ -107,7 +107,7 @@ def fit(
         with_entropy(objective) if arguments.log_entropy else objective,
         arguments,
         rows,
-        held_out=held_out or None,
+        eval_rows=eval_rows or None,
         prepare=prepare,
         reference=reference,
         callbacks=callbacks,
@@ -154,7 +154,7 @@ def _arguments(run: Run, folder: Path, table: dict[str, Any], *, evaluates: bool
         device=run.recipe.model.device,
     )
     if not evaluates and arguments.eval_strategy != IntervalStrategy.NO:
-        more = "Raise data.held_out" if run.recipe.data.eval is None else "Give data.eval more rows"
+        more = "Raise data.eval" if run.recipe.data.eval is None else "Give data.eval more rows"
         raise UserError(
             f"{where}.eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, but there is no held-out "
             f"comparison to evaluate on. {more}, or write eval_strategy: no."

@@ -2,26 +2,26 @@
 
 from collections.abc import Iterator
 
-from tokenward.config import GuidanceTable
+from tokenward.config import OnlineTable
+from tokenward.pipeline.auxiliary import is_needed, trained_auxiliary
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.experts import is_needed, trained_experts
-from tokenward.pipeline.guidance_stage import reads_reward
+from tokenward.pipeline.online_stage import reads_reward
 from tokenward.selection import selector_of
 
 OF_THE_REWARD = (
     "samples",
     "reward_steps",
     "reward_groups",
-    "reward_looks",
+    "reward_evals",
     "reward_patience",
     "every",
     "until",
     "restart",
 )
-"""Keys of ``guidance`` that say how its reward is learned."""
+"""Keys of ``online`` that say how its reward is learned."""
 
 BESIDE = {"until": "every", "restart": "every", "evaluation_samples": "evaluate_every"}
-"""Keys of ``guidance`` that act beside another alone."""
+"""Keys of ``online`` that act beside another alone."""
 
 
 def idle_settings(run: Run, last: str) -> list[str]:
@@ -31,8 +31,8 @@ def idle_settings(run: Run, last: str) -> list[str]:
         run: The run.
         last: The stage that it ends with, which is carried out whether it is read or not.
     """
-    guidance = run.recipe.guidance
-    return [*(_of_comparisons(run, last) if guidance is None else _of_guidance(run, guidance))]
+    online = run.recipe.online
+    return [*(_of_comparisons(run, last) if online is None else _of_online(run, online))]
 
 
 def _of_comparisons(run: Run, last: str) -> Iterator[str]:
@@ -41,24 +41,26 @@ def _of_comparisons(run: Run, last: str) -> Iterator[str]:
         if stage in recipe.model_fields_set and stage != last and not is_needed(run, stage):
             yield f"the table {stage} is not read: the scorer {scorer} looks at no number of it"
     unread = [
-        name for name, table in recipe.experts.items() if table.training and name not in trained_experts(run)
+        name
+        for name, table in recipe.auxiliary_models.items()
+        if table.training and name not in trained_auxiliary(run)
     ]
     for name in unread:
-        yield f"the table experts.{name} is not read: the scorer {scorer} looks at no number of it"
+        yield f"the table auxiliary_models.{name} is not read: the scorer {scorer} looks at no number of it"
 
 
-def _of_guidance(run: Run, guidance: GuidanceTable) -> Iterator[str]:
-    written, drawn = guidance.model_fields_set, guidance.objective.name == "reinforce"
+def _of_online(run: Run, online: OnlineTable) -> Iterator[str]:
+    written, drawn = online.model_fields_set, online.objective.name == "reinforce"
     if "rollouts" in written and not drawn:
-        yield f"guidance.rollouts is not read: the objective {guidance.objective.name} draws no replies to train on"
+        yield f"online.rollouts is not read: the objective {online.objective.name} draws no replies to train on"
     if "selection" in written and drawn:
-        yield "guidance.selection is not read: reinforce trains on every token of its own replies"
-    if not reads_reward(guidance.objective.name, selector_of(guidance.selection, run.recipe.seed)):
-        idle = [f"guidance.{key}" for key in OF_THE_REWARD if key in written]
+        yield "online.selection is not read: reinforce trains on every token of its own replies"
+    if not reads_reward(online.objective.name, selector_of(online.selection, run.recipe.seed)):
+        idle = [f"online.{key}" for key in OF_THE_REWARD if key in written]
         idle += ["the table reward"] if "reward" in run.recipe.model_fields_set else []
         for key in idle:
             yield f"{key} is not read: every token has weight 1, whatever a reward would say"
         return
     for key, other in BESIDE.items():
-        if key in written and getattr(guidance, other) is None:
-            yield f"guidance.{key} is not read: guidance.{other} is not written"
+        if key in written and getattr(online, other) is None:
+            yield f"online.{key} is not read: online.{other} is not written"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenward.artifacts import Manifest, atomic_write, read_manifest
-from tokenward.pipeline.context import EXPERT, GUIDED_STAGES, STAGES, Run
+from tokenward.pipeline.context import AUXILIARY, ONLINE_STAGES, STAGES, Run
 
 RECIPE = "recipe.json"
 """In the folder of the evaluation."""
@@ -37,17 +37,17 @@ def recipes_kept(folders: tuple[Path, Path]) -> tuple[dict[str, Any], dict[str, 
 
 
 def stages_of(folder: Path) -> list[str]:
-    """Stages that a run's result was made by, in their order: experts only where a scorer, or a pick, read them."""
-    names = [name for name in dict.fromkeys((*STAGES, *GUIDED_STAGES)) if _manifest(folder, name)]
-    experts: list[str] = []
+    """Stages that a run's result was made by, in their order: auxiliary models only where a scorer, or a pick, read them."""
+    names = [name for name in dict.fromkeys((*STAGES, *ONLINE_STAGES)) if _manifest(folder, name)]
+    auxiliary: list[str] = []
     left = ["scores"]
     while left:
         manifest = _manifest(folder, left.pop())
         inputs = manifest.inputs if manifest else {}
-        found = [name for name in inputs if name.startswith(EXPERT) and name not in experts]
-        experts, left = [*experts, *found], [*left, *found]
+        found = [name for name in inputs if name.startswith(AUXILIARY) and name not in auxiliary]
+        auxiliary, left = [*auxiliary, *found], [*left, *found]
     place = names.index("scores") if "scores" in names else len(names)
-    return [*names[:place], *sorted(experts), *names[place:]]
+    return [*names[:place], *sorted(auxiliary), *names[place:]]
 
 
 def _manifest(folder: Path, stage: str) -> Manifest | None:

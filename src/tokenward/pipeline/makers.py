@@ -12,10 +12,10 @@ from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
 from tokenward.models.places import context_length
 from tokenward.models.reward import RewardModel
+from tokenward.pipeline.auxiliary import auxiliary_of, folder_of, prompted
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.counterfactual import critical_tokens
 from tokenward.pipeline.data import response_keys
-from tokenward.pipeline.experts import expert_of, folder_of, prompted
 from tokenward.pipeline.span_files import read_spans
 from tokenward.scoring.looks import looked_at
 from tokenward.scoring.reads import Value
@@ -37,7 +37,7 @@ class Maker:
 
     Args:
         run: The run.
-        model: ``reference``, ``oracle``, ``reward``, an expert, or ``data``.
+        model: ``reference``, ``oracle``, ``reward``, an auxiliary model, or ``data``.
         values: Which.
         template: That wrote the rows.
         cache: Folder for what is too dear to be made again.
@@ -75,7 +75,7 @@ class Maker:
         return found
 
     def _prompted(self, group: Sequence[Encoded]) -> Sequence[Encoded]:
-        prompt = expert_of(self._run, self._name).prompt
+        prompt = auxiliary_of(self._run, self._name).prompt
         return [prompted(row, self._template, prompt, self._context) for row in group] if prompt else group
 
     @cached_property

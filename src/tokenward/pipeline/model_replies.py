@@ -43,7 +43,7 @@ class _Batch(NamedTuple):
 def model_of(name: str) -> str:
     """The model that is meant: of a run folder its policy, of a stage folder its model, else the name itself."""
     path = Path(name).expanduser()
-    for inner in ("policy/model", "guidance/model"):
+    for inner in ("policy/model", "online/model"):
         if (path / inner).is_dir():
             return str(path / inner)
     return str(path / "model") if (path / MANIFEST).is_file() and (path / "model").is_dir() else name
@@ -52,9 +52,7 @@ def model_of(name: str) -> str:
 def short_name(name: str) -> str:
     """The last part of a model's name that says something: ``quickstart`` of ``runs/quickstart/policy/model``."""
     parts = [
-        part
-        for part in Path(name).expanduser().resolve().parts
-        if part not in ("model", "policy", "guidance")
+        part for part in Path(name).expanduser().resolve().parts if part not in ("model", "policy", "online")
     ]
     return parts[-1]
 

@@ -8,8 +8,8 @@ from tokenward.errors import UserError
 from tokenward.models.places import has_encoder, layer_count
 from tokenward.objectives import SFT, Objective, needs_scores, objective_of
 from tokenward.objectives.selected import Selected
+from tokenward.pipeline.auxiliary import check_reads, frozen_values
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.experts import check_reads, frozen_values
 from tokenward.pipeline.span_files import check_spans
 from tokenward.pipeline.values import scorer_of
 from tokenward.plugins import find
@@ -58,9 +58,9 @@ def _check_inside(run: Run, value: Value) -> None:
 
 
 def _made_from(run: Run, model: str) -> str:
-    """The model that the recipe names at the beginning of what becomes the oracle or an expert."""
-    expert = run.recipe.experts.get(model)
-    own = expert.model if expert is not None else None
+    """The model that the recipe names at the beginning of what becomes the oracle or an auxiliary model."""
+    auxiliary = run.recipe.auxiliary_models.get(model)
+    own = auxiliary.model if auxiliary is not None else None
     return own or run.recipe.oracle.model or run.recipe.model.name
 
 

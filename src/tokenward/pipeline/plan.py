@@ -9,14 +9,14 @@ import numpy as np
 from tokenward.display import Display
 from tokenward.models.loading import device_of
 from tokenward.ops.costs import FLOAT, HALF, NumberTypes, Work, training_memory
+from tokenward.pipeline.auxiliary import is_needed, trained_auxiliary
 from tokenward.pipeline.command import open_run
-from tokenward.pipeline.context import EXPERT, STAGES, Run
+from tokenward.pipeline.context import AUXILIARY, STAGES, Run
 from tokenward.pipeline.data import comparison_file, prepare_data
 from tokenward.pipeline.examples import prepare_examples
-from tokenward.pipeline.experts import is_needed, trained_experts
 from tokenward.pipeline.plan_stages import STORED_BYTES, Planner, StagePlan, TrainingPlan, Unit
 from tokenward.pipeline.plan_steps import free_memory
-from tokenward.pipeline.plan_work import Scoring, guided_trainings, picks_scorings, trainings
+from tokenward.pipeline.plan_work import Scoring, online_trainings, subset_scorings, trainings
 from tokenward.pipeline.prompt_task import labelled_parts
 from tokenward.pipeline.rows import LazyRows
 from tokenward.pipeline.score_stages import all_rows, scoring_models
@@ -26,8 +26,8 @@ from tokenward.pipeline.values import scorer_of
 
 NOT_PLANNED = "-"
 
-PICKS = ", picks"
-"""After the name of an expert's stage: the pass in which its comparisons are picked."""
+SUBSET = ", subset"
+"""After the name of an auxiliary model's stage: the pass in which its comparisons are picked."""
 
 
 class Plan(NamedTuple):
@@ -63,7 +63,7 @@ def plan_recipe(
         UserError: something in the recipe or the data cannot work.
     """
     run = open_run(recipe, overrides, quiet=quiet)
-    stages, found = _comparisons(run, measure) if run.recipe.guidance is None else _guided(run, measure)
+    stages, found = _comparisons(run, measure) if run.recipe.online is None else _online(run, measure)
     largest = max(found, key=lambda plan: plan.stage.memory or 0.0, default=None)
     free = free_memory(device_of(run.recipe.model.device))
     plan = Plan(stages, largest.smaller if largest else [], largest.stage.stage if largest else "", free)
@@ -73,7 +73,7 @@ def plan_recipe(
 
 def _comparisons(run: Run, measure: bool) -> tuple[list[StagePlan], list[TrainingPlan]]:
     prepare_data(run)
-    trained = [*STAGES, *(f"{EXPERT}{name}" for name in trained_experts(run))]
+    trained = [*STAGES, *(f"{AUXILIARY}{name}" for name in trained_auxiliary(run))]
     check_unpaired(run, [stage for stage in trained if is_needed(run, stage)])
     template = run.tokenizer_template(run.recipe.model.name)
     parts = [LazyRows(encoded=part) for part in all_rows(run, template)[0].parts]
@@ -90,21 +90,21 @@ def _comparisons(run: Run, measure: bool) -> tuple[list[StagePlan], list[Trainin
     stages["scores"] = _scoring(planner, "scores", work, len(makers), STORED_BYTES + 4 * len(makers))
     if is_needed(run, "reward"):
         stages["reward"] = _reward(planner)
-    for item in picks_scorings(run, template):
-        stages[f"{item.stage}{PICKS}"] = _picks(planner, item)
-    held_out = planner.work(items["policy"].held_out)
-    stages["evaluation"] = _evaluation(planner, held_out, len(comparison_file(run, "held_out")), len(tried))
-    experts = [f"{EXPERT}{name}{part}" for name in trained_experts(run) for part in (PICKS, "")]
+    for item in subset_scorings(run, template):
+        stages[f"{item.stage}{SUBSET}"] = _subset(planner, item)
+    eval_rows = planner.work(items["policy"].eval)
+    stages["evaluation"] = _evaluation(planner, eval_rows, len(comparison_file(run, "eval")), len(tried))
+    auxiliary = [f"{AUXILIARY}{name}{part}" for name in trained_auxiliary(run) for part in (SUBSET, "")]
     order = (
         "data",
         "sft",
         "reference",
         "oracle",
         "reward",
-        *experts,
+        *auxiliary,
         "scores",
         "policy",
-        "referee",
+        "eval_reward",
         "evaluation",
     )
     return [stages[name] for name in order if name in stages], list(plans.values())
@@ -123,9 +123,9 @@ def _scoring(planner: Planner, name: str, work: np.ndarray, times: int, stored: 
     return StagePlan(name, words, *planner.forward_bytes(), *time, disk=stored * float(work[:, 1].sum()))
 
 
-def _picks(planner: Planner, item: Scoring) -> StagePlan:
-    """The pass for an expert's picks, which is a part of the expert's stage."""
-    found = _scoring(planner, f"{item.stage}{PICKS}", planner.work(item.rows), len(item.models), 0)
+def _subset(planner: Planner, item: Scoring) -> StagePlan:
+    """The pass for an auxiliary model's subset, which is a part of the auxiliary model's stage."""
+    found = _scoring(planner, f"{item.stage}{SUBSET}", planner.work(item.rows), len(item.models), 0)
     note = "the longest pairs stand for those that will be picked; the values that are read of them go with the training's end"
     return found._replace(note=note)
 
@@ -142,11 +142,11 @@ def _reward(planner: Planner) -> StagePlan:
     )
 
 
-def _evaluation(planner: Planner, held_out: np.ndarray, prompts: int, batch: int) -> StagePlan:
+def _evaluation(planner: Planner, eval_rows: np.ndarray, prompts: int, batch: int) -> StagePlan:
     recipe = planner.run.recipe
     count = min(recipe.evaluation.prompts, prompts)
-    refereed = 0 if recipe.referee is None else 1
-    time = planner.forward(held_out).times(2 + refereed)
+    judged_apart = 0 if recipe.eval_reward is None else 1
+    time = planner.forward(eval_rows).times(2 + judged_apart)
     if batch:
         time = time.plus(planner.replies(2 * count / batch))
     memory, peak = planner.forward_bytes()
@@ -155,32 +155,32 @@ def _evaluation(planner: Planner, held_out: np.ndarray, prompts: int, batch: int
     more = planner.sizes(recipe.model.name).weights * (FLOAT + copy)
     return StagePlan(
         "evaluation",
-        f"{len(held_out)} pairs, {count} prompts",
+        f"{len(eval_rows)} pairs, {count} prompts",
         memory + more,
         None if peak is None else peak + more,
         *time,
-        note="replies at their full length; metrics, KL and the referee's verdict are not in its time",
+        note="replies at their full length; metrics, KL and the eval reward model's verdict are not in its time",
     )
 
 
-def _guided(run: Run, measure: bool) -> tuple[list[StagePlan], list[TrainingPlan]]:
+def _online(run: Run, measure: bool) -> tuple[list[StagePlan], list[TrainingPlan]]:
     if prepare_examples(run) is None:
         return _prompt_task(run), []
     template = run.tokenizer_template(run.recipe.model.name)
     table = run.recipe.evaluation
     test = encoded_examples(run, template, "test", reply=table.max_new_tokens)
     tried = [context.prompt for context in test.contexts[: min(table.prompts, table.batch)]]
-    items = guided_trainings(run, template)
+    items = online_trainings(run, template)
     planner = Planner(run, items[-1].rows, tried, measure=measure)
     plans = [planner.training(item) for item in items]
     stages = [plan.stage for plan in plans]
-    stages[-1] = _guidance(planner, stages[-1])
-    held_out = planner.work(LazyRows(encoded=[row.encoded for row in test.rows if row.encoded.responses]))
-    last = _evaluation(planner, held_out, len(test.contexts), len(tried))
+    stages[-1] = _online_stage(planner, stages[-1])
+    eval_rows = planner.work(LazyRows(encoded=[row.encoded for row in test.rows if row.encoded.responses]))
+    last = _evaluation(planner, eval_rows, len(test.contexts), len(tried))
     return [_data(run, "examples"), *stages, last], plans
 
 
-def _guidance(planner: Planner, policy: StagePlan) -> StagePlan:
+def _online_stage(planner: Planner, policy: StagePlan) -> StagePlan:
     """The policy's training, with the reward's state beside it."""
     recipe = planner.run.recipe
     sizes = planner.sizes(recipe.reward.model or recipe.model.name)
@@ -205,7 +205,7 @@ def _prompt_task(run: Run) -> list[StagePlan]:
     held += training_memory(reward, Work(0, 0, 0), NumberTypes()).total
     words = ", ".join(f"{len(found)} {part}" for part, found in texts._asdict().items())
     note = "memory of weights and the reward's state alone; the time depends on the task model's passes and is not planned"
-    return [StagePlan("guidance", words, held, note=note)]
+    return [StagePlan("online", words, held, note=note)]
 
 
 def _show(display: Display, plan: Plan, measure: bool) -> None:
@@ -270,5 +270,5 @@ def clock(seconds: float | None) -> str:
 
 
 def _table_of(stage: str) -> str:
-    """The recipe's table of a stage: an expert's is one of several."""
-    return stage.replace(EXPERT, "experts.", 1) if stage.startswith(EXPERT) else stage
+    """The recipe's table of a stage: an auxiliary model's is one of several."""
+    return stage.replace(AUXILIARY, "auxiliary_models.", 1) if stage.startswith(AUXILIARY) else stage

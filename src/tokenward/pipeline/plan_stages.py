@@ -112,7 +112,7 @@ class Planner:
         self._rows, self._prompts = rows, prompts
         table = run.recipe.model
         encoder = has_encoder(table.name, trust_remote_code=table.trust_remote_code)
-        self._shared = table.rows != "separate" and not encoder
+        self._shared = table.packing != "none" and not encoder
         self._bytes = HALF if table.dtype == "bfloat16" else FLOAT
         self._rates: dict[str, float] = {}
         self._steps: dict[str, Measured] = {}
@@ -227,7 +227,7 @@ class Planner:
         """Evaluations and replies during training."""
         time = Unit(0.0, 0.0)
         if looks:
-            time = self.forward(self.work(item.held_out)).times(looks)
+            time = self.forward(self.work(item.eval)).times(looks)
         if item.watched and self._prompts:
             batches = (looks + 2) * self.run.recipe.fixed_prompts / len(self._prompts)
             time = time.plus(self.replies(batches))

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from transformers.trainer_utils import IntervalStrategy
 
-from tokenward.config import ExpertTable
+from tokenward.config import AuxiliaryModelTable
 from tokenward.data.choice import Choice
 from tokenward.objectives import SFT, Objective, objective_of
 from tokenward.ops.costs import Work
-from tokenward.pipeline.context import EXPERT, Run
+from tokenward.pipeline.auxiliary import trained_auxiliary
+from tokenward.pipeline.context import AUXILIARY, Run
 from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets, random_part
-from tokenward.pipeline.experts import trained_experts
-from tokenward.pipeline.picks import looked_at, picked_count
 from tokenward.pipeline.rows import Column, LazyRows, own_starts
 from tokenward.pipeline.score_stages import scoring_models
+from tokenward.pipeline.subset import looked_at, picked_count
 from tokenward.pipeline.tasks import EncodedExamples, encoded_examples
 from tokenward.pipeline.train_stages import best_once
 from tokenward.pipeline.values import made_scorer
@@ -45,7 +45,7 @@ class Training(NamedTuple):
         adapter: Fields of ``peft.LoraConfig``, or None for every weight.
         model: What it starts from; where that is made by a stage before, what that one starts from.
         selector: From scores to weights, or None where every token counts.
-        held_out: Comparisons that an evaluation during training reads.
+        eval: Comparisons that an evaluation during training reads.
         watched: Whether fixed prompts are answered meanwhile.
     """
 
@@ -56,7 +56,7 @@ class Training(NamedTuple):
     adapter: dict[str, Any] | None
     model: str
     selector: Selector | None = None
-    held_out: LazyRows = LazyRows(encoded=[])
+    eval: LazyRows = LazyRows(encoded=[])
     watched: bool = False
 
 
@@ -69,25 +69,27 @@ def trainings(run: Run, template: Template) -> list[Training]:
     """The stages of a run on comparisons that train a language model, in their order."""
     recipe, sets = run.recipe, pair_sets(run)
     rows = {name: LazyRows(encoded=encode_set(run, part, template, may_be_empty=True).rows)
-            for name, part in (("train", sets.train), ("held_out", sets.held_out), ("referee", sets.referee),
+            for name, part in (("train", sets.train), ("eval", sets.eval), ("eval_reward", sets.eval_reward),
                                ("oracle", oracle_pairs(run, sets.train)))}  # fmt: skip
     inherited = recipe.oracle.adapter
     adapter = recipe.model.adapter if inherited == "inherit" else inherited
     found = []
     if recipe.sft is not None:
         best = best_once(rows["train"])
-        held_out = best_once(rows["held_out"]) if len(rows["held_out"]) else rows["held_out"]
+        eval_rows = best_once(rows["eval"]) if len(rows["eval"]) else rows["eval"]
         start = recipe.model.name
         found.append(
-            Training("sft", recipe.sft.training, best, SFT(), None, start, held_out=held_out, watched=True)
+            Training("sft", recipe.sft.training, best, SFT(), None, start, eval=eval_rows, watched=True)
         )
     oracle = objective_of("objective", recipe.oracle.objective)
     start = start_of(run, recipe.oracle.model)
-    held_out = rows["held_out"]
+    eval_rows = rows["eval"]
     found.append(
-        Training("oracle", recipe.oracle.training, rows["oracle"], oracle, adapter, start, held_out=held_out)
+        Training("oracle", recipe.oracle.training, rows["oracle"], oracle, adapter, start, eval=eval_rows)
     )
-    found += [_expert(run, name, sets.train, template, held_out) for name in trained_experts(run)]
+    found += [
+        _auxiliary_training(run, name, sets.train, template, eval_rows) for name in trained_auxiliary(run)
+    ]
     found.append(
         Training(
             "policy",
@@ -97,42 +99,53 @@ def trainings(run: Run, template: Template) -> list[Training]:
             recipe.model.adapter,
             start_of(run, recipe.policy.model),
             _selector(recipe.policy.selection, recipe.seed),
-            held_out,
+            eval_rows,
             watched=True,
         )
     )
-    if recipe.referee is not None:
-        objective = objective_of("objective", recipe.referee.objective)
-        table = recipe.referee.training
+    if recipe.eval_reward is not None:
+        objective = objective_of("objective", recipe.eval_reward.objective)
+        table = recipe.eval_reward.training
         found.append(
             Training(
-                "referee", table, rows["referee"], objective, recipe.model.adapter, start, None, held_out
+                "eval_reward",
+                table,
+                rows["eval_reward"],
+                objective,
+                recipe.model.adapter,
+                start,
+                None,
+                eval_rows,
             )
         )
     return found
 
 
-def _expert(run: Run, name: str, train: Choice, template: Template, held_out: LazyRows) -> Training:
-    table = run.recipe.experts[name]
-    rows = _expert_rows(run, table, train, random_part(run, train, table.fraction, name), template)
+def _auxiliary_training(
+    run: Run, name: str, train: Choice, template: Template, eval_rows: LazyRows
+) -> Training:
+    table = run.recipe.auxiliary_models[name]
+    rows = _auxiliary_rows(run, table, train, random_part(run, train, table.fraction, name), template)
     objective = objective_of("objective", table.objective)
     adapter = run.recipe.model.adapter if table.adapter == "inherit" else table.adapter
     start = start_of(run, table.model or run.recipe.oracle.model)
     return Training(
-        f"{EXPERT}{name}", table.training or {}, rows, objective, adapter, start, held_out=held_out
+        f"{AUXILIARY}{name}", table.training or {}, rows, objective, adapter, start, eval=eval_rows
     )
 
 
-def _expert_rows(run: Run, table: ExpertTable, train: Choice, own: Choice, template: Template) -> LazyRows:
-    """An expert's part of the pairs, and as many of the longest pairs as it picks: which ones it will pick is not known."""
+def _auxiliary_rows(
+    run: Run, table: AuxiliaryModelTable, train: Choice, own: Choice, template: Template
+) -> LazyRows:
+    """An auxiliary model's part of the pairs, and as many of the longest pairs as it subset: which ones it will pick is not known."""
     rows = LazyRows(encoded=encode_set(run, own, template, may_be_empty=True).rows)
-    if table.picks is None:
+    if table.subset is None:
         return rows
     all_rows = LazyRows(encoded=encode_set(run, train, template, may_be_empty=True).rows)
     work = row_work(run, all_rows, shared=True)[:, 0]
-    count = picked_count(table.picks, torch.from_numpy(work))
+    count = picked_count(table.subset, torch.from_numpy(work))
     picked = all_rows.choose(np.argsort(-work, kind="stable")[:count])
-    if table.picks.alone:
+    if table.subset.alone:
         return picked
     assert isinstance(rows.encoded, EncodedRows)
     assert isinstance(picked.encoded, EncodedRows)
@@ -140,10 +153,10 @@ def _expert_rows(run: Run, table: ExpertTable, train: Choice, own: Choice, templ
 
 
 class Scoring(NamedTuple):
-    """The pass over the data for an expert's picks.
+    """The pass over the data for an auxiliary model's subset.
 
     Attributes:
-        stage: The expert's.
+        stage: The auxiliary model's.
         rows: Every prompt with the responses that are looked at.
         models: Those that pass.
     """
@@ -153,16 +166,16 @@ class Scoring(NamedTuple):
     models: list[str]
 
 
-def picks_scorings(run: Run, template: Template) -> list[Scoring]:
-    """The passes for the picks of the experts that are trained, in their order."""
+def subset_scorings(run: Run, template: Template) -> list[Scoring]:
+    """The passes for the subset of the auxiliary models that are trained, in their order."""
     found: list[Scoring] = []
-    for name in trained_experts(run):
-        picks = run.recipe.experts[name].picks
-        if picks is not None:
+    for name in trained_auxiliary(run):
+        subset = run.recipe.auxiliary_models[name].subset
+        if subset is not None:
             pairs = encode_set(run, pair_sets(run).train, template).rows
             assert isinstance(pairs, EncodedRows)
-            rows = LazyRows(encoded=looked_at(pairs, picks).by_prompt())
-            found.append(Scoring(f"{EXPERT}{name}", rows, scoring_models(made_scorer(picks.scorer))))
+            rows = LazyRows(encoded=looked_at(pairs, subset).by_prompt())
+            found.append(Scoring(f"{AUXILIARY}{name}", rows, scoring_models(made_scorer(subset.scorer))))
     return found
 
 
@@ -172,21 +185,21 @@ def _selector(table: Any, seed: int) -> Selector | None:
     return None if scope_of(selector) == "batch" or unit_of(selector) else selector
 
 
-def guided_trainings(run: Run, template: Template) -> list[Training]:
-    """The stages of a guided run on examples that train a language model, in their order."""
-    recipe, guidance = run.recipe, run.recipe.guidance
-    assert guidance is not None
-    start, longest = recipe.model.name, guidance.sampling.max_new_tokens
+def online_trainings(run: Run, template: Template) -> list[Training]:
+    """The stages of an online run on examples that train a language model, in their order."""
+    recipe, online = run.recipe, run.recipe.online
+    assert online is not None
+    start, longest = recipe.model.name, online.sampling.max_new_tokens
     examples = encoded_examples(run, template, "train", reply=longest)
     written = LazyRows(encoded=[row.encoded for row in examples.rows if row.encoded.responses])
     found = []
     if recipe.sft is not None:
         found.append(Training("sft", recipe.sft.training, written, SFT(), None, start, watched=True))
-    objective = objective_of("objective", guidance.objective)
-    drawn = guidance.objective.name == "reinforce"
-    rows = LazyRows(encoded=rollout_rows(examples, guidance.rollouts, longest)) if drawn else written
+    objective = objective_of("objective", online.objective)
+    drawn = online.objective.name == "reinforce"
+    rows = LazyRows(encoded=rollout_rows(examples, online.rollouts, longest)) if drawn else written
     adapter = recipe.model.adapter
-    found.append(Training("guidance", guidance.training, rows, objective, adapter, start, watched=True))
+    found.append(Training("online", online.training, rows, objective, adapter, start, watched=True))
     return found
 
 

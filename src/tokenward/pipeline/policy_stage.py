@@ -27,7 +27,7 @@ from tokenward.pipeline.train_stages import (
     with_own_reference,
 )
 from tokenward.pipeline.values import scorer_of, weigh_all, weigh_batch, with_reference
-from tokenward.pipeline.watch import held_out_prompts, watching
+from tokenward.pipeline.watch import eval_prompts, watching
 from tokenward.scoring.reads import is_online
 from tokenward.selection import Selector, scope_of, selector_of
 from tokenward.tokens.template import Template
@@ -67,8 +67,8 @@ def train_policy(run: Run) -> Manifest:
             first = weigh(rows[:8])[:1] if weigh else rows[:1]
             preview(run.display, template, first, weighted=not in_step)
             model = adapted(run, start, run.recipe.model.adapter)
-            held_out = _held_out(run, objective, start, pairs.held_out)
-            held_out = with_values(run, held_out) if in_step and held_out else held_out
+            eval_rows = _held_out(run, objective, start, pairs.eval)
+            eval_rows = with_values(run, eval_rows) if in_step and eval_rows else eval_rows
             prepare = None if weigh is None else lambda batch, step: weigh(batch)
             facts = fit(
                 run,
@@ -77,10 +77,10 @@ def train_policy(run: Run) -> Manifest:
                 objective,
                 rows,
                 table.training,
-                held_out=held_out,
+                eval_rows=eval_rows,
                 prepare=prepare,
                 reference=frozen_reference(run, objective, model),
-                watch=watching(run, model, held_out_prompts(run, template), stage.path),
+                watch=watching(run, model, eval_prompts(run, template), stage.path),
             )
             start_name = lasting(run.policy_start)
             # Of weights that are made in the step there is no share yet; the history has it.

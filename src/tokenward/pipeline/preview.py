@@ -74,7 +74,7 @@ def pieces(template: Template, encoded: Encoded, place: int) -> list[str]:
     """The text of each token of a response; a part of a character shows the replacement mark, an end its name."""
     ids = encoded.responses[place]
     text, spans, _ = spelled(template.tokenizer, encoded, place)
-    raw, count = text.encode(), len(ids) - encoded.closing[place] * encoded.closed[place]
+    raw, count = text.encode(), len(ids) - encoded.eos[place] * encoded.closed[place]
     texts = [raw[span.start : span.end].decode(errors="replace") for span in spans[:count]]
     return texts + [str(template.tokenizer.convert_ids_to_tokens(token)) for token in ids[count:]]
 

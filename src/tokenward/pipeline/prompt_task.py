@@ -145,8 +145,8 @@ def prompt_task(run: Run, policy: LanguageModel) -> Task:
     )
     start = prompt_start(run, policy)
     train = [_prompt_context(start, "train", draw) for draw in range(DRAWS)]
-    assert run.recipe.guidance is not None
-    development = [_prompt_context(start, "development", 0)] * run.recipe.guidance.development
+    assert run.recipe.online is not None
+    development = [_prompt_context(start, "development", 0)] * run.recipe.online.development
     row = TokenRow(encoded=Encoded(_empty(train[0].example), start, [], [], []))
     sampler = sampler_of(run, policy, fixed_length=True)
     samples = ScoredSampler(sampler=sampler, source=source, name="classification_gap")

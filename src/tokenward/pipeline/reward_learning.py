@@ -45,15 +45,15 @@ class RewardLearner:
     """
 
     def __init__(self, run: Run, folder: Path, reward: RewardModel, task: Task) -> None:
-        guidance = run.recipe.guidance
-        assert guidance is not None
-        self._run, self._folder, self._reward, self._task, self._table = run, folder, reward, task, guidance
+        online = run.recipe.online
+        assert online is not None
+        self._run, self._folder, self._reward, self._task, self._table = run, folder, reward, task, online
         self._objective = reward_objective(run)
         _configured(reward, self._arguments(0))
         # Only a fresh start needs them; they take as much memory as the model.
         self._initial = (
             {name: value.detach().cpu().clone() for name, value in reward.model.named_parameters()}
-            if guidance.restart == "fresh"
+            if online.restart == "fresh"
             else None
         )
 
@@ -72,17 +72,17 @@ class RewardLearner:
         per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
         number = self._table.reward_groups or self._table.reward_steps * per_step
         groups = self._samples(phase, "train", self._task.train, number)
-        held_out: list[TokenRow] = []
-        if self._table.reward_looks:
+        eval_rows: list[TokenRow] = []
+        if self._table.reward_evals:
             found = self._samples(phase, "development", self._task.development, self._table.development)
-            held_out = found.rows
-        if not held_out:  # nothing to look at: every development group was tied, or none was asked for
+            eval_rows = found.rows
+        if not eval_rows:  # nothing to look at: every development group was tied, or none was asked for
             arguments.eval_strategy = IntervalStrategy.NO
-        facts = self._fit(arguments, groups.rows, held_out)
+        facts = self._fit(arguments, groups.rows, eval_rows)
         warn_of_rewards(self._run, self._reward, groups.rows[:LOOKED_AT])
         return {
             "groups": len(groups.rows),
-            "development_groups": len(held_out),
+            "development_groups": len(eval_rows),
             **({"dropped": groups.counts} if groups.counts else {}),
             "sample_score": groups.mean,
             **facts,
@@ -98,8 +98,8 @@ class RewardLearner:
             "max_steps": self._table.reward_steps,
             "seed": seed_of(self._run.recipe.seed, "reward", phase) % 2**31,
         }
-        if self._table.reward_looks:
-            every = max(1, self._table.reward_steps // self._table.reward_looks)
+        if self._table.reward_evals:
+            every = max(1, self._table.reward_steps // self._table.reward_evals)
             table |= {"eval_strategy": "steps", "eval_steps": every}
         device = self._run.recipe.model.device
         seed = self._run.recipe.seed
@@ -120,13 +120,13 @@ class RewardLearner:
         if not found.rows and part == "train":
             raise UserError(
                 f"the reward cannot be learned: all {len(picked)} groups of {self._table.samples} samples are tied. "
-                "The source does not tell them apart: look at it, raise guidance.samples, or sample with a higher temperature."
+                "The source does not tell them apart: look at it, raise online.samples, or sample with a higher temperature."
             )
         unit, tokenizer = self._reward.settings.unit, self._reward.tokenizer
         return found._replace(rows=[with_segments(unit, tokenizer, row) for row in found.rows])
 
     def _fit(
-        self, arguments: TrainingArguments, rows: list[TokenRow], held_out: list[TokenRow]
+        self, arguments: TrainingArguments, rows: list[TokenRow], eval_rows: list[TokenRow]
     ) -> dict[str, Any]:
         best = KeepBest(self._reward.model, larger_is_better=False, patience=self._table.reward_patience)
         trainer = TokenTrainer(
@@ -134,7 +134,7 @@ class RewardLearner:
             self._objective,
             arguments,
             rows,
-            held_out=held_out or None,
+            eval_rows=eval_rows or None,
             callbacks=[EarlyStop(best)],
         )
         trainer.remove_callback(PrinterCallback)

@@ -16,12 +16,12 @@ from tokenward.pipeline.data import (
     comparison_file,
     encode_set,
     random_part,
-    rows_of_referee,
+    rows_of_eval_reward,
     token_settings,
     whole_comparisons,
 )
 from tokenward.pipeline.fit import fit
-from tokenward.pipeline.guidance_stage import fresh_reward, reward_start
+from tokenward.pipeline.online_stage import fresh_reward, reward_start
 from tokenward.pipeline.reward_learning import DEFAULTS, reward_objective
 from tokenward.pipeline.rows import LazyRows, Mapped
 from tokenward.pipeline.train_stages import model_settings, scored_by
@@ -36,14 +36,14 @@ def train_reward(run: Run) -> Manifest:
     settings: dict[str, Any] = {
         "reward": table.model_dump(exclude={"model"}),
         "tokens": {**token_settings(run), "context": run.limits.context},
-        "referee": None if run.recipe.referee is None else run.recipe.referee.fraction,
+        "eval_reward": None if run.recipe.eval_reward is None else run.recipe.eval_reward.fraction,
         **model_settings(run),
     }
     inputs = {"data": run.done("data").fingerprint, "model": run.fingerprint_of(name)}
     with run.stage("reward", settings, inputs) as stage:
         if not stage.done:
             model = fresh_reward(run)
-            train, held_out = ranked_sets(run)
+            train, eval_rows = ranked_sets(run)
             train = random_part(run, train, table.fraction, "reward")
             rows = _rows(run, model, train, show="ranked lists")
             facts = fit(
@@ -53,7 +53,7 @@ def train_reward(run: Run) -> Manifest:
                 reward_objective(run),
                 rows,
                 table.training,
-                held_out=_rows(run, model, held_out),
+                eval_rows=_rows(run, model, eval_rows),
                 defaults=DEFAULTS,
             )
             warn_of_rewards(run, model, [rows[place] for place in range(min(LOOKED_AT, len(rows)))])
@@ -63,9 +63,9 @@ def train_reward(run: Run) -> Manifest:
 
 
 def ranked_sets(run: Run) -> tuple[Choice, Choice]:
-    """Whole ranked lists to learn from and to judge by; those of the referee's prompts are in neither."""
-    train, held_out = (whole_comparisons(comparison_file(run, part)) for part in ("train", "held_out"))
-    return train.choose(np.flatnonzero(~rows_of_referee(run, train.file))), held_out
+    """Whole ranked lists to learn from and to judge by; those of the eval reward model's prompts are in neither."""
+    train, eval_rows = (whole_comparisons(comparison_file(run, part)) for part in ("train", "eval"))
+    return train.choose(np.flatnonzero(~rows_of_eval_reward(run, train.file))), eval_rows
 
 
 def _rows(run: Run, model: RewardModel, comparisons: Choice, *, show: str = "") -> Sequence[TokenRow]:

@@ -26,7 +26,7 @@ class Responses(NamedTuple):
         starts: ``[rows + 1]``, the first response of each row.
         lengths: ``[r]``, in tokens.
         ranks: ``[r]``, 0 is the best.
-        closing: ``[r]``, tokens at the end that are no text.
+        eos: ``[r]``, tokens at the end that are no text.
         keys: ``[r]`` uint64, stable names.
         digests: ``[r]`` uint64, hashes of the ids.
     """
@@ -34,7 +34,7 @@ class Responses(NamedTuple):
     starts: np.ndarray
     lengths: np.ndarray
     ranks: np.ndarray
-    closing: np.ndarray
+    eos: np.ndarray
     keys: np.ndarray
     digests: np.ndarray
 
@@ -49,17 +49,17 @@ def responses_of(rows: Sequence[Encoded]) -> Responses:
     """What is known of the responses of encoded rows."""
     if isinstance(rows, EncodedRows):
         ranks = rows.of_responses("ranks") if rows.comparisons.kind == "whole" else _new_ranks(rows)
-        closing = rows.closed * rows.closing
+        eos = rows.closed * rows.eos
         keys, digests = rows.of_responses("response_keys"), rows.of_responses("digests")
-        return Responses(rows.comparisons.starts, rows.lengths, ranks, closing, keys, digests)
+        return Responses(rows.comparisons.starts, rows.lengths, ranks, eos, keys, digests)
     sizes = [len(row.responses) for row in rows]
     ids = [np.array(ids, np.int32) for row in rows for ids in row.responses]
     return Responses(
         starts=np.cumsum([0, *sizes]),
         lengths=np.array([len(item) for item in ids], np.int64),
         ranks=np.array([rank for row in rows for rank in row.comparison.ranks], np.int64),
-        closing=np.array(
-            [count * closed for row in rows for count, closed in zip(row.closing, row.closed, strict=True)],
+        eos=np.array(
+            [count * closed for row in rows for count, closed in zip(row.eos, row.closed, strict=True)],
             np.int64,
         ),
         keys=np.array([int(key, 16) for row in rows for key in response_keys(row)], np.uint64),

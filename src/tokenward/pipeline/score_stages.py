@@ -8,8 +8,9 @@ from typing import Any, overload
 import numpy as np
 
 from tokenward.artifacts import Manifest, StageFolder, file_fingerprint
+from tokenward.pipeline.auxiliary import folder_of, frozen_values
 from tokenward.pipeline.constant import warn_of_stored
-from tokenward.pipeline.context import EXPERT, Run
+from tokenward.pipeline.context import AUXILIARY, Run
 from tokenward.pipeline.data import (
     comparison_file,
     encoded_choice,
@@ -19,7 +20,6 @@ from tokenward.pipeline.data import (
     without_pairs,
 )
 from tokenward.pipeline.encoding import say_notes
-from tokenward.pipeline.experts import folder_of, frozen_values
 from tokenward.pipeline.makers import Maker
 from tokenward.pipeline.values import scorer_of
 from tokenward.scoring.reads import Value
@@ -51,7 +51,7 @@ def compute_reference(run: Run) -> Manifest:
             if unpaired := without_pairs(run):
                 counts["comparisons without a pair: closer than data.min_gap"] = unpaired
             run.display.table("pairs", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
-            say_notes(run, template, counts, [comparison_file(run, part) for part in ("train", "held_out")])
+            say_notes(run, template, counts, [comparison_file(run, part) for part in ("train", "eval")])
             model = run.load(run.reference_model)
             maker = Maker(run, "reference", [Value("reference", "logp")], template, loaded=model)
             store = _write(run, stage.path, [maker], template, rows)
@@ -83,9 +83,9 @@ def value_settings(run: Run, scorer: Scorer) -> dict[str, Any]:
     further = {str(value): dict(value.details) for value in asked if value not in ("oracle_logp", "reward")}
     if further:
         settings["scores"]["values"] = further
-    prompts = {name: run.recipe.experts[name].prompt for name in _experts(run, asked)}
+    prompts = {name: run.recipe.auxiliary_models[name].prompt for name in _auxiliary(run, asked)}
     if any(prompts.values()):
-        settings["experts"] = prompts
+        settings["auxiliary_models"] = prompts
     return settings
 
 
@@ -130,8 +130,8 @@ def scoring_models(scorer: Scorer) -> list[str]:
     return [model for model in _by_model(_asked(scorer)) if model != "data"]
 
 
-def _experts(run: Run, values: Sequence[Value]) -> list[str]:
-    return [model for model in _by_model(values) if model in run.recipe.experts]
+def _auxiliary(run: Run, values: Sequence[Value]) -> list[str]:
+    return [model for model in _by_model(values) if model in run.recipe.auxiliary_models]
 
 
 def value_inputs(run: Run, scorer: Scorer) -> dict[str, str]:
@@ -140,9 +140,9 @@ def value_inputs(run: Run, scorer: Scorer) -> dict[str, str]:
     for model, mine in _by_model(_asked(scorer)).items():
         if model in ("oracle", "reward"):
             found[model] = run.done(model).fingerprint
-        elif model in run.recipe.experts:
-            if run.recipe.experts[model].training is not None:
-                found[f"{EXPERT}{model}"] = run.done(f"{EXPERT}{model}").fingerprint
+        elif model in run.recipe.auxiliary_models:
+            if run.recipe.auxiliary_models[model].training is not None:
+                found[f"{AUXILIARY}{model}"] = run.done(f"{AUXILIARY}{model}").fingerprint
             else:
                 found[f"model of {model}"] = run.fingerprint_of(folder_of(run, model))
         for value in mine if model == "data" else ():
@@ -155,7 +155,7 @@ def all_rows(run: Run, template: Template) -> tuple[Joined, dict[str, int]]:
     """Every prompt with all responses of its pairs, and what encoding the pairs counted."""
     sets = pair_sets(run)
     # No prompt is on both sides of the split, so each side has its own groups.
-    sides = [encoded_choice(run, part, template) for part in (sets.all_train, sets.held_out)]
+    sides = [encoded_choice(run, part, template) for part in (sets.all_train, sets.eval)]
     counts = Counter[str]()
     for _, counted in sides:
         counts.update(counted)

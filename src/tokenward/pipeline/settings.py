@@ -20,17 +20,17 @@ NAMED: dict[str, Mapping[str, Any]] = {
     "scores.scorer": SCORERS,
     "policy.selection": SELECTORS,
     "policy.objective": OBJECTIVES,
-    "referee.objective": OBJECTIVES,
+    "eval_reward.objective": OBJECTIVES,
     "reward.objective": OBJECTIVES,
-    "guidance.selection": SELECTORS,
-    "guidance.objective": OBJECTIVES,
-    "guidance.source": SOURCES,
-    "guidance.sampler": SAMPLERS,
+    "online.selection": SELECTORS,
+    "online.objective": OBJECTIVES,
+    "online.source": SOURCES,
+    "online.sampler": SAMPLERS,
 }
 """Tables of a recipe that name an object, and the built-in ones."""
 
-TRAINED = ("sft", "oracle", "policy", "referee")
-"""Tables whose ``training`` has the defaults of this module; the reward and a guided policy have the published code's."""
+TRAINED = ("sft", "oracle", "policy", "eval_reward")
+"""Tables whose ``training`` has the defaults of this module; the reward and an online policy have the published code's."""
 
 
 def completely_resolved(loaded: LoadedRecipe) -> list[Resolved]:

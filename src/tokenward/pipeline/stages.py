@@ -4,43 +4,43 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from tokenward.config import GuidanceTable, LoadedRecipe, check_unused
+from tokenward.config import LoadedRecipe, OnlineTable, check_unused
 from tokenward.errors import UserError
 from tokenward.evaluation.metrics import METRICS
-from tokenward.pipeline.context import EXPERT, GUIDED_STAGES, STAGES, Run
+from tokenward.pipeline.auxiliary import check_auxiliary, is_needed, trained_auxiliary
+from tokenward.pipeline.auxiliary_stage import train_auxiliary, train_oracle
+from tokenward.pipeline.context import AUXILIARY, ONLINE_STAGES, STAGES, Run
 from tokenward.pipeline.data import prepare_data
 from tokenward.pipeline.early_checks import check_one_process, early_checks
 from tokenward.pipeline.evaluate_stage import evaluate
 from tokenward.pipeline.examples import prepare_examples
-from tokenward.pipeline.expert_stage import train_expert, train_oracle
-from tokenward.pipeline.experts import check_experts, is_needed, trained_experts
-from tokenward.pipeline.guidance_stage import (
-    head_mlp_settings,
-    reward_settings,
-    train_guided,
-    train_guided_sft,
-)
-from tokenward.pipeline.guided_checks import (
-    check_guided,
-    check_not_guided,
+from tokenward.pipeline.idle import idle_settings
+from tokenward.pipeline.online_checks import (
+    check_not_online,
     check_objective,
+    check_online,
     unused_settings,
 )
-from tokenward.pipeline.guided_evaluation import check_metrics, evaluate_guided
-from tokenward.pipeline.idle import idle_settings
+from tokenward.pipeline.online_evaluation import check_metrics, evaluate_online
+from tokenward.pipeline.online_stage import (
+    head_mlp_settings,
+    reward_settings,
+    train_online,
+    train_online_sft,
+)
 from tokenward.pipeline.part_checks import (
     check_objective_without_scores,
     check_policy_objective,
     check_scorer,
     check_selection,
 )
-from tokenward.pipeline.picks_checks import check_picks
 from tokenward.pipeline.policy_stage import train_policy
 from tokenward.pipeline.reward_learning import reward_objective
 from tokenward.pipeline.reward_stage import train_reward
 from tokenward.pipeline.score_stages import compute_reference, compute_scores
+from tokenward.pipeline.subset_checks import check_subset
 from tokenward.pipeline.tasks import SAMPLERS, source_of
-from tokenward.pipeline.train_stages import train_referee, train_sft
+from tokenward.pipeline.train_stages import train_eval_reward, train_sft
 from tokenward.pipeline.training_checks import check_pairs_fill_batches, training_checks
 from tokenward.pipeline.unpaired_checks import check_unpaired
 from tokenward.pipeline.values import scorer_of
@@ -56,20 +56,20 @@ FUNCTIONS: dict[str, Callable[[Run], Any]] = {
     "scores": compute_scores,
     "reward": train_reward,
     "policy": train_policy,
-    "referee": train_referee,
+    "eval_reward": train_eval_reward,
     "evaluation": evaluate,
 }
 
-GUIDED_FUNCTIONS: dict[str, Callable[[Run], Any]] = {
+ONLINE_FUNCTIONS: dict[str, Callable[[Run], Any]] = {
     "examples": prepare_examples,
-    "sft": train_guided_sft,
-    "guidance": train_guided,
-    "evaluation": evaluate_guided,
+    "sft": train_online_sft,
+    "online": train_online,
+    "evaluation": evaluate_online,
 }
 
 
-SAME_PURPOSE = {"data": "examples", "policy": "guidance"}
-"""Stages of a run on comparisons, and what a guided run has in their place."""
+SAME_PURPOSE = {"data": "examples", "policy": "online"}
+"""Stages of a run on comparisons, and what an online run has in their place."""
 
 
 def run_through(run: Run, last: str = "evaluation") -> None:
@@ -78,20 +78,22 @@ def run_through(run: Run, last: str = "evaluation") -> None:
     Raises:
         UserError: a stage cannot work; what was finished stays finished.
     """
-    if run.recipe.guidance is not None:
+    if run.recipe.online is not None:
         last = SAME_PURPOSE.get(last, last)
-    functions = dict(FUNCTIONS if run.recipe.guidance is None else GUIDED_FUNCTIONS)
-    order: list[str] = list(STAGES if run.recipe.guidance is None else GUIDED_STAGES)
-    if run.recipe.guidance is None:
-        experts = {f"{EXPERT}{name}": partial(train_expert, name=name) for name in trained_experts(run)}
-        functions |= experts
+    functions = dict(FUNCTIONS if run.recipe.online is None else ONLINE_FUNCTIONS)
+    order: list[str] = list(STAGES if run.recipe.online is None else ONLINE_STAGES)
+    if run.recipe.online is None:
+        auxiliary = {
+            f"{AUXILIARY}{name}": partial(train_auxiliary, name=name) for name in trained_auxiliary(run)
+        }
+        functions |= auxiliary
         # After every model that picks may read.
-        order[order.index("scores") : order.index("scores")] = experts
+        order[order.index("scores") : order.index("scores")] = auxiliary
     if last not in order:
-        kind = "on comparisons" if run.recipe.guidance is None else "guided"
+        kind = "on comparisons" if run.recipe.online is None else "guided"
         raise UserError(
-            f"the recipe's run is {kind} and has no stage {last}; it has {', '.join(order)}. The table guidance makes a "
-            "run a guided one."
+            f"the recipe's run is {kind} and has no stage {last}; it has {', '.join(order)}. The table online makes a "
+            "run an online one."
         )
     for line in idle_settings(run, last):
         run.display.line(f"note: {line}")
@@ -122,8 +124,8 @@ def check_recipe(loaded: LoadedRecipe) -> None:
     recipe = loaded.recipe
     checks: dict[str, Callable[[], Any]] = {
         "scores.scorer": lambda: check_scorer(Run(recipe=recipe), scorer_of(Run(recipe=recipe))),
-        **check_experts(Run(recipe=recipe)),
-        **check_picks(Run(recipe=recipe)),
+        **check_auxiliary(Run(recipe=recipe)),
+        **check_subset(Run(recipe=recipe)),
         "oracle.objective": lambda: check_objective_without_scores("the oracle", recipe.oracle.objective),
         "reward.head": lambda: reward_settings(Run(recipe=recipe)),
         "reward.objective": lambda: reward_objective(Run(recipe=recipe)),
@@ -135,17 +137,19 @@ def check_recipe(loaded: LoadedRecipe) -> None:
         ),
         **early_checks(Run(recipe=recipe)),
     }
-    if recipe.guidance is not None:
-        checks |= _guided_checks(Run(recipe=recipe), recipe.guidance)
+    if recipe.online is not None:
+        checks |= _online_checks(Run(recipe=recipe), recipe.online)
     else:
-        checks["model.head_mlp"] = lambda: check_not_guided(Run(recipe=recipe))
-    if recipe.referee is not None:
-        referee = recipe.referee.objective
-        checks["referee.objective"] = lambda: check_objective_without_scores("the referee", referee)
+        checks["model.head_mlp"] = lambda: check_not_online(Run(recipe=recipe))
+    if recipe.eval_reward is not None:
+        eval_reward = recipe.eval_reward.objective
+        checks["eval_reward.objective"] = lambda: check_objective_without_scores(
+            "the eval reward model", eval_reward
+        )
     checks |= training_checks(recipe, loaded.lines)
-    for name, table in recipe.experts.items():
-        checks[f"experts.{name}.objective"] = partial(
-            check_objective_without_scores, f"the expert {name}", table.objective
+    for name, table in recipe.auxiliary_models.items():
+        checks[f"auxiliary_models.{name}.objective"] = partial(
+            check_objective_without_scores, f"the auxiliary model {name}", table.objective
         )
     for where, check in checks.items():
         try:
@@ -155,19 +159,19 @@ def check_recipe(loaded: LoadedRecipe) -> None:
     check_unused(loaded)
 
 
-def _guided_checks(run: Run, table: GuidanceTable) -> dict[str, Callable[[], Any]]:
+def _online_checks(run: Run, table: OnlineTable) -> dict[str, Callable[[], Any]]:
     checks: dict[str, Callable[[], Any]] = {
-        "guidance.selection": lambda: selector_of(table.selection, run.recipe.seed),
-        "guidance.sampler": lambda: find("sampler", table.sampler.name, SAMPLERS),
-        "guidance": lambda: check_guided(run),
-        "guidance.objective": lambda: check_objective(run, table),
+        "online.selection": lambda: selector_of(table.selection, run.recipe.seed),
+        "online.sampler": lambda: find("sampler", table.sampler.name, SAMPLERS),
+        "online": lambda: check_online(run),
+        "online.objective": lambda: check_objective(run, table),
         **{key: partial(_refuse, problem) for key, problem in unused_settings(run).items()},
     }
     head_mlp = run.recipe.model.head_mlp
     if head_mlp is not None:
         checks["model.head_mlp"] = lambda: head_mlp_settings(head_mlp)
     if run.recipe.prompt_task is None:
-        checks["guidance.source"] = lambda: source_of(run)
+        checks["online.source"] = lambda: source_of(run)
     return checks
 
 

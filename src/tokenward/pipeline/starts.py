@@ -51,13 +51,13 @@ def whole_start(
     target = run / FOLDER / model_fingerprint(name)[:16]
     if target.is_dir():
         return str(target)
-    model = load_model(name, device=device, rows="separate", trust_remote_code=trust_remote_code)
+    model = load_model(name, device=device, packing="none", trust_remote_code=trust_remote_code)
     before = next_log_probabilities(model, model.template(style))
     scratch = target.with_name(f"{target.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     cast(PreTrainedModel, merged(cast(PeftModel, model.model), name)).save_pretrained(scratch)
     model.tokenizer.save_pretrained(scratch)
-    again = load_model(str(scratch), device=device, rows="separate", trust_remote_code=trust_remote_code)
+    again = load_model(str(scratch), device=device, packing="none", trust_remote_code=trust_remote_code)
     found = difference(before, next_log_probabilities(again, again.template(style)))
     if not found <= TOLERANCE["float32"]:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a guided run learns from: prompts, a way to sample replies to them, and what ranks the replies."""
+"""What an online run learns from: prompts, a way to sample replies to them, and what ranks the replies."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -25,7 +25,7 @@ SAMPLERS: dict[str, Any] = {"transformers": TransformersSampler}
 
 
 class Task(NamedTuple):
-    """A guided run's task.
+    """An online run's task.
 
     Attributes:
         train: Prompts to learn on.
@@ -42,9 +42,9 @@ class Task(NamedTuple):
 
 def sampler_of(run: Run, policy: LanguageModel, *, fixed_length: bool = False) -> Sampler:
     """What draws replies, with the recipe's settings."""
-    guidance = run.recipe.guidance
-    assert guidance is not None
-    table = guidance.sampling
+    online = run.recipe.online
+    assert online is not None
+    table = online.sampling
     settings = SamplingSettings(
         max_new_tokens=table.max_new_tokens,
         temperature=table.temperature,
@@ -56,7 +56,7 @@ def sampler_of(run: Run, policy: LanguageModel, *, fixed_length: bool = False) -
     )
     template = policy.template(run.style)
     fixed = {"model": policy, "template": template, "settings": settings, "precision": table.precision}
-    name, arguments = guidance.sampler.name, guidance.sampler.arguments
+    name, arguments = online.sampler.name, online.sampler.arguments
     if name in SAMPLERS:
         return SAMPLERS[name](**fixed, **arguments)
     return _own_sampler(name, {**fixed, **arguments}, policy)
@@ -67,7 +67,7 @@ def _own_sampler(name: str, arguments: dict[str, Any], policy: LanguageModel) ->
     made: Any = build("sampler", name, arguments, SAMPLERS)
     if not callable(made):
         raise UserError(
-            f"guidance.sampler {name} made a {type(made).__name__}, which cannot be called. Give it a __call__ as that of "
+            f"online.sampler {name} made a {type(made).__name__}, which cannot be called. Give it a __call__ as that of "
             "tokenward.sampling.Sampler."
         )
     vocabulary = policy.model.config.get_text_config().vocab_size
@@ -76,28 +76,28 @@ def _own_sampler(name: str, arguments: dict[str, Any], policy: LanguageModel) ->
 
 def source_of(run: Run) -> Callable[..., Any]:
     """The preference source that the recipe names."""
-    guidance = run.recipe.guidance
-    assert guidance is not None
-    if guidance.source is None:
+    online = run.recipe.online
+    assert online is not None
+    if online.source is None:
         raise UserError(
-            "guidance.source is missing: nothing ranks the samples. Write for example source: {name: rouge}, or "
+            "online.source is missing: nothing ranks the samples. Write for example source: {name: rouge}, or "
             '{name: "my_module:score"} for a function f(prompts, completions, **columns) -> list[float].'
         )
-    return build("preference source", guidance.source.name, guidance.source.arguments, SOURCES)
+    return build("preference source", online.source.name, online.source.arguments, SOURCES)
 
 
 def example_task(run: Run, policy: LanguageModel) -> Task:
     """Replies to examples, ranked by the recipe's source."""
-    guidance = run.recipe.guidance
-    assert guidance is not None
-    assert guidance.source is not None
+    online = run.recipe.online
+    assert online is not None
+    assert online.source is not None
     template = policy.template(run.style)
-    longest = guidance.sampling.max_new_tokens
+    longest = online.sampling.max_new_tokens
     train, development = (
         encoded_examples(run, template, part, reply=longest) for part in ("train", "development")
     )
-    samples = ScoredSampler(sampler=sampler_of(run, policy), source=source_of(run), name=guidance.source.name)
-    written = guidance.objective.name != "reinforce"
+    samples = ScoredSampler(sampler=sampler_of(run, policy), source=source_of(run), name=online.source.name)
+    written = online.objective.name != "reinforce"
     rows = train.rows if written else [_without_response(row) for row in train.rows]
     return Task(train.contexts, development.contexts, rows, samples)
 

@@ -1,4 +1,4 @@
-"""The stages that train a model on whole responses: SFT and the referee; what every training stage shares."""
+"""The stages that train a model on whole responses: SFT and the eval reward model; what every training stage shares."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ from tokenward.pipeline.data import encode_set, pair_sets, pair_settings
 from tokenward.pipeline.fit import fit
 from tokenward.pipeline.rows import LazyRows, prompts_of
 from tokenward.pipeline.values import computed_values, with_reference
-from tokenward.pipeline.watch import held_out_prompts, watching
+from tokenward.pipeline.watch import eval_prompts, watching
 from tokenward.tokens.rows import TokenRow
 
 _PROMPT = np.uint64(3)  # beside the hash of a response, so that names are of both; the sums wrap around
@@ -44,34 +44,34 @@ def train_sft(run: Run) -> Manifest | None:
             model = run.load(name)
             sets = pair_sets(run)
             rows = best_once(token_rows(run, sets.train, model))
-            held_out = best_once(token_rows(run, sets.held_out, model, may_be_empty=True))
-            prompts = held_out_prompts(run, model.template(run.style))
+            eval_rows = best_once(token_rows(run, sets.eval, model, may_be_empty=True))
+            prompts = eval_prompts(run, model.template(run.style))
             watch = watching(run, model, prompts, stage.path)
             stage.complete(
-                **fit(run, stage, model, SFT(), rows, table.training, held_out=held_out, watch=watch)
+                **fit(run, stage, model, SFT(), rows, table.training, eval_rows=eval_rows, watch=watch)
             )
     return run.done("sft")
 
 
-def train_referee(run: Run) -> Manifest | None:
-    """Train a second oracle on pairs that nothing else has seen; nothing without a ``referee`` table."""
-    table = run.recipe.referee
+def train_eval_reward(run: Run) -> Manifest | None:
+    """Train a second oracle on pairs that nothing else has seen; nothing without a ``eval_reward`` table."""
+    table = run.recipe.eval_reward
     if table is None:
         return None
-    settings = {"referee": table.model_dump(), **model_settings(run)}
-    with run.stage("referee", settings, {"reference": run.done("reference").fingerprint}) as stage:
+    settings = {"eval_reward": table.model_dump(), **model_settings(run)}
+    with run.stage("eval_reward", settings, {"reference": run.done("reference").fingerprint}) as stage:
         if not stage.done:
             objective = objective_of("objective", table.objective, run.recipe.seed)
             model = adapted(run, run.load(run.reference_model), run.recipe.model.adapter)
             sets = pair_sets(run)
-            rows = with_reference(run, trained_on(run, objective, token_rows(run, sets.referee, model)))
-            held_out = with_reference(run, token_rows(run, sets.held_out, model, may_be_empty=True))
+            rows = with_reference(run, trained_on(run, objective, token_rows(run, sets.eval_reward, model)))
+            eval_rows = with_reference(run, token_rows(run, sets.eval, model, may_be_empty=True))
             beside = frozen_reference(run, objective, model)
             facts = fit(
-                run, stage, model, objective, rows, table.training, held_out=held_out, reference=beside
+                run, stage, model, objective, rows, table.training, eval_rows=eval_rows, reference=beside
             )
             stage.complete(**scored_by(run), **facts)
-    return run.done("referee")
+    return run.done("eval_reward")
 
 
 def scored_by(run: Run) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def scored_by(run: Run) -> dict[str, Any]:
 def model_settings(run: Run) -> dict[str, Any]:
     """What of the recipe decides a trained model beside its own table."""
     table = run.recipe.model
-    model = {"dtype": table.dtype, "adapter": table.adapter, "rows": table.rows}
+    model = {"dtype": table.dtype, "adapter": table.adapter, "packing": table.packing}
     if table.head_mlp is not None:
         model["head_mlp"] = table.head_mlp
     return {"model": model, "seed": run.recipe.seed}

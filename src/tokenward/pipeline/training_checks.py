@@ -14,15 +14,15 @@ from tokenward.pipeline.data import oracle_pairs, pair_sets
 from tokenward.training.arguments import check_batches, training_arguments
 from tokenward.training.workable import unworkable
 
-CONSTANT = ("reward", "guidance")
+CONSTANT = ("reward", "online")
 """Tables whose learning rate stays as it is unless they say otherwise: the published code's default."""
 
 
 def training_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Every ``training`` table that a recipe has, by the dotted key of the table around it."""
-    names = ("sft", "oracle", "reward", "policy", "referee", "guidance")
+    names = ("sft", "oracle", "reward", "policy", "eval_reward", "online")
     tables = {name: getattr(recipe, name) for name in names}
-    tables |= {f"experts.{name}": table for name, table in recipe.experts.items()}
+    tables |= {f"auxiliary_models.{name}": table for name, table in recipe.auxiliary_models.items()}
     found = {name: table.training for name, table in tables.items() if table is not None}
     return {name: table for name, table in found.items() if table is not None}
 
@@ -36,7 +36,7 @@ def training_checks(recipe: Recipe, lines: Lines) -> dict[str, partial[NoReturn]
     found = {}
     for stage, table in training_tables(recipe).items():
         where = f"{stage}.training"
-        looked_at = stage == "reward" and recipe.guidance is not None
+        looked_at = stage == "reward" and recipe.online is not None
         schedule = "constant" if stage in CONSTANT else "linear"
         check_training(table, where, lines, schedule=schedule, looked_at=looked_at)
         problems = [*_of_the_run(recipe, stage, table)] or [*_of_the_machine(recipe, table, where)]
@@ -60,7 +60,7 @@ def check_pairs_fill_batches(run: Run) -> None:
         "sft": train,
         "oracle": len(oracle_pairs(run, sets.train)),
         "policy": train,
-        "referee": len(sets.referee),
+        "eval_reward": len(sets.eval_reward),
     }
     for stage, table in tables.items():
         check_batches(table, counts.get(stage, train), f"{stage}.training")
@@ -72,17 +72,17 @@ def _refuse(message: str) -> NoReturn:
 
 def _of_the_run(recipe: Recipe, stage: str, table: dict[str, Any]) -> Iterator[tuple[str, str]]:
     evaluates = table.get("eval_strategy", "no") != "no"
-    if stage == "guidance" and evaluates:
+    if stage == "online" and evaluates:
         yield (
             "eval_strategy",
-            f"eval_strategy is {table['eval_strategy']}, and a guided policy has no held-out loss. Write guidance.evaluate_every: the "
+            f"eval_strategy is {table['eval_strategy']}, and an online policy has no held-out loss. Write online.evaluate_every: the "
             "updates between two looks at it.",
         )
-    if recipe.guidance is None and evaluates and recipe.data.held_out == 0:
+    if recipe.online is None and evaluates and recipe.data.eval == 0:
         yield (
             "eval_strategy",
-            f"eval_strategy is {table['eval_strategy']}, and data.held_out is 0, so there is no comparison to evaluate on. Raise "
-            "data.held_out, or write eval_strategy: no.",
+            f"eval_strategy is {table['eval_strategy']}, and data.eval is 0, so there is no comparison to evaluate on. Raise "
+            "data.eval, or write eval_strategy: no.",
         )
     if table.get("log_entropy") and stage == "reward":
         yield (

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from tokenward.config import Named
 from tokenward.errors import UserError
 from tokenward.objectives import objective_of, unpaired_of
-from tokenward.pipeline.context import EXPERT, Run
+from tokenward.pipeline.context import AUXILIARY, Run
 
 OBJECTIVES_FOR_ALONE = "{name: kto} or {name: weighted_likelihood}"
 WITHOUT_ORACLE = "scores: {scorer: {name: surprisal}}"
@@ -26,7 +26,7 @@ def check_unpaired(run: Run, stages: Sequence[str]) -> None:
     count = sum(facts["unpaired"].values())
     if not count:
         return
-    total = facts["train"] + facts["held_out"]
+    total = facts["train"] + facts["eval"]
     some = f"{count} of {total} rows have one response each (unpaired rows)"
     for stage in stages:
         for problem in _problems(run, stage):
@@ -44,15 +44,15 @@ def _problems(run: Run, stage: str) -> Iterator[str]:
         yield from _of_objective("oracle", recipe.oracle.objective, _without_oracle)
     elif stage == "policy":
         yield from _of_objective("policy", recipe.policy.objective, _plain)
-    elif stage == "referee" and recipe.referee is not None:
-        yield from _of_objective("referee", recipe.referee.objective, _plain)
-    elif stage.startswith(EXPERT):
-        name = stage.removeprefix(EXPERT)
-        table = recipe.experts[name]
-        yield from _of_objective(f"experts.{name}", table.objective, _plain)
-        if table.swapped or table.picks is not None:
+    elif stage == "eval_reward" and recipe.eval_reward is not None:
+        yield from _of_objective("eval_reward", recipe.eval_reward.objective, _plain)
+    elif stage.startswith(AUXILIARY):
+        name = stage.removeprefix(AUXILIARY)
+        table = recipe.auxiliary_models[name]
+        yield from _of_objective(f"auxiliary_models.{name}", table.objective, _plain)
+        if table.swap_labels or table.subset is not None:
             yield (
-                f"the expert {name} exchanges or picks pairs (swapped, picks). Leave these keys out, or give pairs."
+                f"the auxiliary model {name} exchanges or picks pairs (swapped, picks). Leave these keys out, or give pairs."
             )
 
 

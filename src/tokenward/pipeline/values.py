@@ -288,13 +288,13 @@ def tokens_of(known: Responses, scores: Tensor) -> ScoredTokens:
     lengths = torch.from_numpy(known.lengths)
     response = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     ends = torch.cumsum(lengths, 0)[response]
-    closing = torch.from_numpy(np.asarray(known.closing, np.int64))[response]
+    eos = torch.from_numpy(np.asarray(known.eos, np.int64))[response]
     sizes = torch.from_numpy(np.diff(known.starts))
     return ScoredTokens(
         scores=scores,
         response=response,
         comparison=torch.repeat_interleave(torch.arange(len(sizes)), sizes),
         rank=torch.from_numpy(np.asarray(known.ranks, np.int64)),
-        closing=torch.arange(len(response)) >= ends - closing,
+        eos=torch.arange(len(response)) >= ends - eos,
         seeds=torch.from_numpy((known.keys >> np.uint64(1)).astype(np.int64)),
     )

@@ -23,19 +23,17 @@ class Watched(NamedTuple):
     ids: Sequence[int]
 
 
-def held_out_prompts(run: Run, template: Template) -> list[Watched]:
+def eval_prompts(run: Run, template: Template) -> list[Watched]:
     """The first of the prompts that the evaluation replies to; none where nothing is held out."""
     if not run.recipe.fixed_prompts:
         return []
-    rows = encode_set(
-        run, whole_comparisons(comparison_file(run, "held_out")), template, may_be_empty=True
-    ).rows
+    rows = encode_set(run, whole_comparisons(comparison_file(run, "eval")), template, may_be_empty=True).rows
     found = first_by_key(rows, run.recipe.fixed_prompts)
     return [Watched(row.comparison.key, row.comparison.prompt[-1]["content"], row.asked) for row in found]
 
 
 def example_prompts(run: Run, contexts: Sequence[Context]) -> list[Watched]:
-    """The first development examples of a guided run."""
+    """The first development examples of an online run."""
     return [
         Watched(context.example.key, context.example.prompt[-1]["content"], context.prompt)
         for context in contexts[: run.recipe.fixed_prompts]

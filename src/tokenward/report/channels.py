@@ -9,7 +9,7 @@ import torch
 
 from tokenward.report.collect import RunFolder
 from tokenward.report.pairs import PairReader, ScoredPair, scores_of
-from tokenward.report.pieces import closing_count
+from tokenward.report.pieces import eos_count
 from tokenward.report.selections import WEIGHT, selections_of
 from tokenward.scoring.reads import reads_of
 from tokenward.scoring.scorers import SCORERS, Random, Scorer, Surprisal
@@ -188,8 +188,8 @@ def _places(noise: torch.Tensor) -> torch.Tensor:
 def scored_tokens(pair: ScoredPair, scores: Sequence[np.ndarray]) -> ScoredTokens:
     """The scores of one pair as a selector takes them."""
     sizes = torch.tensor([len(side) for side in scores])
-    closing = [
-        torch.arange(len(record.ids)) >= len(record.ids) - closing_count(text, record)
+    eos = [
+        torch.arange(len(record.ids)) >= len(record.ids) - eos_count(text, record)
         for text, record in zip(pair.comparison.responses, pair.records, strict=True)
     ]
     return ScoredTokens(
@@ -197,7 +197,7 @@ def scored_tokens(pair: ScoredPair, scores: Sequence[np.ndarray]) -> ScoredToken
         response=torch.repeat_interleave(torch.arange(2), sizes),
         comparison=torch.tensor([0, 0]),
         rank=torch.tensor([0, 1]),
-        closing=torch.cat(closing),
+        eos=torch.cat(eos),
         seeds=torch.tensor([int(record.key, 16) >> 1 for record in pair.records]),
     )
 
@@ -227,7 +227,7 @@ def selection_settings(selector: Selector) -> dict[str, Any]:
         rules = {"count": "float", "minimum": 0, "first_token": False}
     return {
         **rules,
-        "ends": known.ends,
+        "eos": known.eos,
         "ties": known.ties,
         "scope": scope_of(selector),
         "chosen": {"fraction": known.chosen.fraction, "direction": known.chosen.direction or "top"},

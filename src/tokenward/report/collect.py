@@ -10,7 +10,7 @@ from tokenward.artifacts import MANIFEST, Manifest, read_manifest
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figure
 
-TOKENIZER_FOLDERS = ("policy", "oracle", "reward", "guidance")
+TOKENIZER_FOLDERS = ("policy", "oracle", "reward", "online")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +101,8 @@ class RunFolder:
         return {name: entries for name, entries in found.items() if entries}
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened in the turns of a guided run."""
-        return self._lines("guidance", "events.jsonl")
+        """What happened in the turns of an online run."""
+        return self._lines("online", "events.jsonl")
 
     def special_names(self) -> dict[int, str]:
         """Names of the tokens that are no text, by id, from the tokenizer that a trained model was saved with."""

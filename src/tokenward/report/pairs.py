@@ -9,7 +9,7 @@ import torch
 
 from tokenward.data.lines import ComparisonFile
 from tokenward.data.pairs import pair_of, pair_places
-from tokenward.data.split import is_held_out
+from tokenward.data.split import is_eval
 from tokenward.errors import UserError
 from tokenward.report.collect import RunFolder
 from tokenward.report.selections import stored_scorer
@@ -19,14 +19,14 @@ from tokenward.tokens.encode import keys_of
 from tokenward.tokens.spelled import moved
 from tokenward.types import Comparison
 
-PARTS = ("train", "held_out")
+PARTS = ("train", "eval")
 
 
 class PairPlace(NamedTuple):
     """Where a pair stands, and what its scores say of it.
 
     Attributes:
-        part: ``train`` or ``held_out``, the file of the data stage.
+        part: ``train`` or ``eval``, the file of the data stage.
         row: Number of its comparison in that file.
         better: Place of the preferred response in the comparison.
         worse: Place of the other.
@@ -49,7 +49,7 @@ class ScoredPair(NamedTuple):
 
     Attributes:
         comparison: Two responses, ranks (0, 1).
-        part: ``train``, ``held out`` or ``referee``.
+        part: ``train``, ``held out`` or ``eval_reward``.
         number: As in :class:`PairPlace`.
         records: The stored values of both.
         margin: As in :class:`PairPlace`.
@@ -86,7 +86,7 @@ class PairReader:
 
     @classmethod
     def open(cls, run: RunFolder) -> "PairReader | None":
-        """A reader of a run's pairs; None where the run has no scores, as a guided one, or no pairs."""
+        """A reader of a run's pairs; None where the run has no scores, as an online one, or no pairs."""
         if not {"data", "reference", "scores"} <= set(run.manifests) or only_alone(run):
             return None
         store = TokenStore(run.path / "scores")
@@ -133,10 +133,10 @@ class PairReader:
         return self._files[part]
 
     def _part(self, comparison: Comparison, part: str) -> str:
-        share = self.run.setting("reference", "referee", "fraction")
-        if part == "held_out":
+        share = self.run.setting("reference", "eval_reward", "fraction")
+        if part == "eval":
             return "held out"
-        return "referee" if share and is_held_out(comparison, share, self.run.seed + 1) else "train"
+        return "eval_reward" if share and is_eval(comparison, share, self.run.seed + 1) else "train"
 
 
 def _as_written(pair: Comparison, records: Sequence[TokenRecord]) -> Comparison:
@@ -161,7 +161,7 @@ def only_alone(run: RunFolder) -> bool:
         return False
     facts = run.manifests["data"].facts
     alone = sum(facts.get("unpaired", {}).values())
-    return bool(alone) and alone == facts["train"] + facts["held_out"]
+    return bool(alone) and alone == facts["train"] + facts["eval"]
 
 
 def _keys(comparison: Comparison, better: int, worse: int) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 from tokenward.ops.selection import MAX_DENOMINATOR
 from tokenward.report.channels import SCHEMA, Channels
 from tokenward.report.pairs import Drawn, ScoredPair
-from tokenward.report.pieces import closing_count, piece_ends, pieces
+from tokenward.report.pieces import eos_count, piece_ends, pieces
 from tokenward.report.words import breaks, shared_words, words
 from tokenward.scoring.store import TokenRecord
 
@@ -77,7 +77,7 @@ def _row(pair: ScoredPair, reasons: Sequence[str], channels: Channels) -> dict[s
         "responses": [
             {
                 "text": text,
-                "closing": closing_count(text, record),
+                "eos": eos_count(text, record),
                 "ids": _packed(record.ids, "<i4"),
                 "ends": _packed(piece_ends(text, record.end), "<i4"),
                 **({} if record.text is None else {"starts": _packed(piece_ends(text, record.start), "<i4")}),
@@ -90,7 +90,7 @@ def _row(pair: ScoredPair, reasons: Sequence[str], channels: Channels) -> dict[s
 
 
 def _words(text: str, record: TokenRecord, begins: np.ndarray) -> list[str]:
-    size = len(begins) - closing_count(text, record)
+    size = len(begins) - eos_count(text, record)
     return words(pieces(text, record, {})[:size], begins[:size])
 
 

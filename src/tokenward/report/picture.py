@@ -132,6 +132,6 @@ def _draw(axes: "Axes", item: _Placed) -> None:
         fontsize=9.2,
         parse_math=False,
         zorder=3,
-        style="italic" if item.token.closing or item.token.context else "normal",
+        style="italic" if item.token.eos or item.token.context else "normal",
         color="grey" if item.token.context else "black",
     )

@@ -32,7 +32,7 @@ def piece_ends(text: str, ends: Sequence[int]) -> np.ndarray:
     return np.asarray(at_units)[np.minimum(places, len(at_units) - 1)]
 
 
-def closing_count(text: str, record: TokenRecord) -> int:
+def eos_count(text: str, record: TokenRecord) -> int:
     """How many tokens at the end of a response are no text but close its turn."""
     size = len(text.encode(errors="surrogatepass"))
     count = 0
@@ -45,7 +45,7 @@ def closing_count(text: str, record: TokenRecord) -> int:
 
 def pieces(text: str, record: TokenRecord, names: dict[int, str]) -> list[str]:
     """The text of each token, and of a closing token its name.  -> [n]"""
-    closing = closing_count(text, record)
+    eos = eos_count(text, record)
     units = text.encode("utf-16-le", errors="surrogatepass")
     ends = piece_ends(text, record.end).tolist()
     starts = _starts(text, record, ends)
@@ -53,7 +53,7 @@ def pieces(text: str, record: TokenRecord, names: dict[int, str]) -> list[str]:
         units[2 * start : 2 * end].decode("utf-16-le", errors="replace")
         for start, end in zip(starts, ends, strict=True)
     ]
-    first = len(shown) - closing
+    first = len(shown) - eos
     return shown[:first] + [names.get(token, f"[{token}]") for token in record.ids[first:]]
 
 
@@ -74,9 +74,9 @@ def context_before(text: str, record: TokenRecord) -> list[str]:
     return [units[2 * end : 2 * start].decode("utf-16-le", errors="replace") for end, start in places]
 
 
-def token_class(piece: str, *, closing: bool) -> str:
+def token_class(piece: str, *, eos: bool) -> str:
     """A coarse kind of token by what it shows."""
-    if closing:
+    if eos:
         return "end of turn"
     bare = piece.strip()
     if not piece:

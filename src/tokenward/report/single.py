@@ -12,7 +12,7 @@ from tokenward.errors import UserError
 from tokenward.report.channels import scale_of, scored_tokens
 from tokenward.report.collect import RunFolder
 from tokenward.report.pairs import PairReader, ScoredPair, only_alone, scores_of
-from tokenward.report.pieces import closing_count, context_before, pieces
+from tokenward.report.pieces import context_before, eos_count, pieces
 from tokenward.report.selections import RunSelection, scorer_note, selection_named, selections_of
 from tokenward.selection import TopFraction
 
@@ -25,7 +25,7 @@ class ShownToken(NamedTuple):
         score: By the run's scorer.
         shade: -1 to 1 on the run's scale, further out where the scale is clipped.
         weight: What the selection gives it; 0 where it is not kept.
-        closing: Whether it closes the turn and is no text.
+        eos: Whether it closes the turn and is no text.
         context: Whether it is no token of the response: text between them that is read and has no score.
     """
 
@@ -33,7 +33,7 @@ class ShownToken(NamedTuple):
     score: float
     shade: float
     weight: float
-    closing: bool
+    eos: bool
     context: bool = False
 
     @property
@@ -161,14 +161,14 @@ def _tokens(
     limit: float,
 ) -> list[ShownToken]:
     text, record = pair.comparison.responses[side], pair.records[side]
-    first_closing = len(record.ids) - closing_count(text, record)
+    first_eos = len(record.ids) - eos_count(text, record)
     shades = ((scores - zero) / limit).tolist()
     values = zip(pieces(text, record, names), scores.tolist(), shades, weights.tolist(), strict=True)
     tokens: list[ShownToken] = []
     for place, (before, value) in enumerate(zip(context_before(text, record), values, strict=True)):
         if before:
             tokens.append(ShownToken(before, float("nan"), 0.0, 0.0, False, context=True))
-        tokens.append(ShownToken(*value, closing=place >= first_closing))
+        tokens.append(ShownToken(*value, eos=place >= first_eos))
     return tokens
 
 
@@ -176,7 +176,7 @@ def by_character(tokens: Sequence[ShownToken]) -> list[ShownToken]:
     """Tokens that share a character as one, with their mean score, and the weight that is furthest from 0."""
     groups: list[list[ShownToken]] = []
     for token in tokens:
-        if groups and not token.text and not token.closing and not groups[-1][0].context:
+        if groups and not token.text and not token.eos and not groups[-1][0].context:
             groups[-1].append(token)
         else:
             groups.append([token])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tokenward.report.pairs import ScoredPair, scores_of
-from tokenward.report.pieces import closing_count, pieces, token_class
+from tokenward.report.pieces import eos_count, pieces, token_class
 from tokenward.scoring.scorers import Scorer
 
 SIDES = ("chosen", "rejected")
@@ -105,11 +105,11 @@ def summarise(
             scores = scores_of(scorer, record)
             by_side[side].append(scores)
             shown, size = pieces(text, record, names), len(record.ids)
-            first_closing = size - closing_count(text, record)
+            first_eos = size - eos_count(text, record)
             for place, (piece, score) in enumerate(zip(shown, scores.tolist(), strict=True)):
                 if score == score:  # one without a score has no part in a mean
                     position.add(str(place * POSITIONS // size), side, score)
-                    kind.add(token_class(piece, closing=place >= first_closing), side, score)
+                    kind.add(token_class(piece, eos=place >= first_eos), side, score)
                     token.add(piece, BOTH, score)
     edges = np.linspace(zero - limit, zero + limit, BINS + 1)
     raised, lowered = _halves(token)

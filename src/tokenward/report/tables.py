@@ -74,7 +74,7 @@ def curves(run: RunFolder) -> Iterator[tuple[str, dict[str, Points]]]:
     }
     for name, points in looks.items():
         if len(points) > 1:
-            yield f"guidance: {name}, each time the reward is learned", {name: points}
+            yield f"online: {name}, each time the reward is learned", {name: points}
 
 
 def _says_something(name: str, points: Points) -> bool:

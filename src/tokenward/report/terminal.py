@@ -57,17 +57,17 @@ def _legend(shown: ShownPair, page: Colour) -> Text:
 def _tokens(tokens: Sequence[ShownToken], page: Colour) -> Text:
     text = Text()
     for token in by_character(tokens):
-        piece = f" {token.text}" if token.closing else visible(token.text)
+        piece = f" {token.text}" if token.eos else visible(token.text)
         if token.context:
             text.append(piece, style="dim italic")
             continue
         style = _style(token.shade, page)
-        opening, closing = "{}" if token.weight < 0 else "[]"
+        opening, eos = "{}" if token.weight < 0 else "[]"
         if token.kept:
             text.append(opening, style="bold")
-        text.append(piece, style=style + Style(italic=True) if token.closing else style)
+        text.append(piece, style=style + Style(italic=True) if token.eos else style)
         if token.kept:
-            text.append(closing, style="bold")
+            text.append(eos, style="bold")
     return text
 
 

@@ -83,7 +83,7 @@ class CheckedSampler:
 
     def _error(self, problem: str) -> UserError:
         return UserError(
-            f"guidance.sampler {self.name} returned {problem}. It must return a list for each prompt, in their order, with "
+            f"online.sampler {self.name} returned {problem}. It must return a list for each prompt, in their order, with "
             "count times Reply(ids, text, ended) of tokenward.sampling."
         )
 

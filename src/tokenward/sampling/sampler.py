@@ -182,7 +182,7 @@ def ends_of(model: LanguageModel, template: Template) -> list[int]:
     holder = model.model.get_base_model() if isinstance(model.model, PeftModel) else model.model
     named: Any = holder.generation_config.eos_token_id  # type: ignore[union-attr]
     others = [] if named is None else [named] if isinstance(named, int) else list(named)
-    return list(dict.fromkeys([template.closing_ids[-1], *others]))
+    return list(dict.fromkeys([template.eos_ids[-1], *others]))
 
 
 def _shared_prefix(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> DynamicCache | None:
@@ -269,7 +269,7 @@ def _no_text(model: LanguageModel, template: Template) -> list[int]:
 
 
 class _StopTexts(StoppingCriteria):
-    """Ends each reply that holds a stop text; the prompt's own text, which transformers' stop_strings sees, is not read."""
+    """EosSides each reply that holds a stop text; the prompt's own text, which transformers' stop_strings sees, is not read."""
 
     def __init__(self, template: Template, stops: Sequence[str], before: int) -> None:
         self._template, self._stops, self._before = template, stops, before

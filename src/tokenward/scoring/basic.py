@@ -45,7 +45,7 @@ class LogRatio:
     ranking.
 
     Attributes:
-        numerator: ``policy``, ``reference``, ``oracle`` or an expert.
+        numerator: ``policy``, ``reference``, ``oracle`` or an auxiliary model.
         denominator: Another one.
         scale: Such as the oracle's beta, where the scores are rewards.
     """

@@ -17,7 +17,7 @@ IN_THE_STEP = ("logp", "entropy", "rank")
 """Kinds that the policy's own pass has while it trains."""
 
 TAKEN = ("policy", "reference", "oracle", "reward", "data")
-"""Names that no expert of a recipe may have."""
+"""Names that no auxiliary model of a recipe may have."""
 
 
 class Value(str):
@@ -26,7 +26,7 @@ class Value(str):
     Settings on which a value depends are told apart by a short hash in its name.
 
     Attributes:
-        model: ``policy``, ``reference``, ``oracle``, ``reward``, an expert's name, or ``data``.
+        model: ``policy``, ``reference``, ``oracle``, ``reward``, an auxiliary model's name, or ``data``.
         kind: One of :data:`KINDS`; empty for the reward, ``spans`` or ``file`` of the data.
         details: The settings, by name.
     """
@@ -71,7 +71,7 @@ def value_of(read: str) -> Value:
         return Value(model, kind)
     raise UserError(
         f"a scorer reads {read!r}, which is no stored value. Write reward, or MODEL_KIND such as oracle_logp: MODEL is policy, "
-        f"reference, oracle or one of the recipe's experts, KIND one of {', '.join(KINDS)}."
+        f"reference, oracle or one of the recipe's auxiliary models, KIND one of {', '.join(KINDS)}."
     )
 
 

@@ -103,7 +103,7 @@ class TokenScorer:
         """Load a scorer from a run's stage folder, or from any model folder.
 
         Args:
-            folder: ``runs/NAME/oracle`` or ``runs/NAME/reward``, ``runs/NAME/guidance/reward``, or a model folder.
+            folder: ``runs/NAME/oracle`` or ``runs/NAME/reward``, ``runs/NAME/online/reward``, or a model folder.
             reference: The model an oracle was trained from; a stage folder knows it, a reward needs none.
             template: How a prompt is written; None takes what the stage folder says, or ``chat``.
 
@@ -257,7 +257,7 @@ def _as_row(prompt: str | Sequence[Message], response: str) -> Answered:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """What the stage says of how it scored; a guided run's reward lies inside its stage's folder."""
+    """What the stage says of how it scored; an online run's reward lies inside its stage's folder."""
     stage = next((place for place in (folder, folder.parent) if (place / MANIFEST).is_file()), None)
     if stage is None:
         return {}

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-Ends = Literal["both", "chosen", "rejected", "none"]
+EosSides = Literal["both", "chosen", "rejected", "none"]
 """Whose end-of-turn tokens a selector looks at."""
 
 
@@ -17,7 +17,7 @@ class ScoredTokens(NamedTuple):
         response: ``[n]``, which response owns the token; responses are numbered in order.
         comparison: ``[r]``, which comparison owns the response.
         rank: ``[r]``; 0 is the preferred side, everything else the rejected side.
-        closing: ``[n]`` bool, whether the token is the end-of-turn token and no text.
+        eos: ``[n]`` bool, whether the token is the end-of-turn token and no text.
         seeds: ``[r]`` int64, a stable number of each response, for selectors that draw.
         segment: ``[n]`` or None, the word, sentence or span that owns the token, numbered in order; there for
             selectors that name a ``unit``.
@@ -27,7 +27,7 @@ class ScoredTokens(NamedTuple):
     response: Tensor
     comparison: Tensor
     rank: Tensor
-    closing: Tensor
+    eos: Tensor
     seeds: Tensor
     segment: Tensor | None = None
 
@@ -66,7 +66,7 @@ def unit_of(selector: Selector) -> str:
     return str(getattr(selector, "unit", ""))
 
 
-def eligible(tokens: ScoredTokens, ends: Ends) -> Tensor:
+def eligible(tokens: ScoredTokens, eos: EosSides) -> Tensor:
     """Whether each token has a score and, where it closes its turn, is on a side whose ends count.  -> [n] bool"""
     preferred = (tokens.rank == 0)[tokens.response]
     whose = {
@@ -74,5 +74,5 @@ def eligible(tokens: ScoredTokens, ends: Ends) -> Tensor:
         "none": torch.zeros_like(preferred),
         "chosen": preferred,
         "rejected": ~preferred,
-    }[ends]
-    return ~tokens.scores.isnan() & (whose | ~tokens.closing)
+    }[eos]
+    return ~tokens.scores.isnan() & (whose | ~tokens.eos)

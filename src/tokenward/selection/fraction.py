@@ -12,7 +12,7 @@ from tokenward.ops.selection import CountRule, top_fraction
 from tokenward.ops.transforms import At
 from tokenward.scoring.chain import Chain, by_side
 from tokenward.scoring.steps import Owners, Scope
-from tokenward.selection.base import Ends, ScoredTokens, eligible
+from tokenward.selection.base import EosSides, ScoredTokens, eligible
 
 Direction = Literal["top", "bottom", "magnitude", "random"]
 
@@ -65,13 +65,13 @@ class TopFraction:
     count: CountRule = "floor"
     minimum: int = 1
     first_token: bool = True
-    ends: Ends = "both"
+    eos: EosSides = "both"
     ties: Literal["earliest", "random"] = "earliest"
     seed: int = 0
     profile: Literal["official"] | None = None
 
     def __post_init__(self) -> None:
-        fixed = (self.count, self.minimum, self.first_token, self.ends, self.ties)
+        fixed = (self.count, self.minimum, self.first_token, self.eos, self.ties)
         if self.profile == "official" and fixed != ("floor", 1, True, "both", "earliest"):
             raise UserError(
                 "profile: official fixes count, minimum, first_token, ends and ties as the published code has them. Leave them "
@@ -82,11 +82,11 @@ class TopFraction:
         """Weights 1 at kept tokens, 0 elsewhere.  -> [n]"""
         if self.profile == "official":
             rules = replace(
-                self, profile=None, count="float", minimum=0, first_token=False, ends="both", ties="earliest"
+                self, profile=None, count="float", minimum=0, first_token=False, eos="both", ties="earliest"
             )
             return rules(tokens)
         preferred = (tokens.rank == 0)[tokens.response]
-        counted = eligible(tokens, self.ends)
+        counted = eligible(tokens, self.eos)
         if not self.first_token:
             counted &= position_in_group(tokens.response) > 0
         kept = torch.zeros_like(preferred)
@@ -156,7 +156,7 @@ class Threshold:
     at: At = "value"
     quantile: float = 0.5
     scope: Scope = "response"
-    ends: Ends = "both"
+    eos: EosSides = "both"
 
     def __post_init__(self) -> None:
         if self.at == "iqr":
@@ -171,7 +171,7 @@ class Threshold:
 
     def __call__(self, tokens: ScoredTokens) -> Tensor:
         """Weights 1 at kept tokens, 0 elsewhere; a response may keep nothing.  -> [n]"""
-        counted, preferred = eligible(tokens, self.ends), (tokens.rank == 0)[tokens.response]
+        counted, preferred = eligible(tokens, self.eos), (tokens.rank == 0)[tokens.response]
         if self.at == "value":
             below = -self.above if self.below is None else self.below
             passes = torch.where(preferred, tokens.scores > self.above, tokens.scores < below)

@@ -10,7 +10,7 @@ from tokenward.errors import UserError
 from tokenward.ops.guidance import Transform, likelihood_weights
 from tokenward.ops.ragged import segment_sum, weighted_sum
 from tokenward.scoring.steps import Scope
-from tokenward.selection.base import Ends, ScoredTokens, eligible
+from tokenward.selection.base import EosSides, ScoredTokens, eligible
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class SoftWeights:
     power: float = 1.0
     uniform: float = 0.0
     spread: Literal["token", "sequence"] = "token"
-    ends: Ends = "both"
+    eos: EosSides = "both"
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -54,7 +54,7 @@ class SoftWeights:
 
     def __call__(self, tokens: ScoredTokens) -> Tensor:
         """Weights of 0 or more.  -> [n]"""
-        counted = eligible(tokens, self.ends).to(torch.float32)
+        counted = eligible(tokens, self.eos).to(torch.float32)
         responses = len(tokens.rank)
         number = segment_sum(counted, tokens.response, responses)
         if self.spread == "token":

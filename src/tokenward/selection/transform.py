@@ -9,7 +9,7 @@ from torch import Tensor
 from tokenward.errors import UserError
 from tokenward.scoring.chain import Chain, Written, by_side, widest
 from tokenward.scoring.steps import Owners, Scope
-from tokenward.selection.base import Ends, ScoredTokens, eligible
+from tokenward.selection.base import EosSides, ScoredTokens, eligible
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Transform:
     steps: tuple[Written, ...] = ()
     chosen: tuple[Written, ...] | None = None
     rejected: tuple[Written, ...] | None = None
-    ends: Ends = "both"
+    eos: EosSides = "both"
     signed: bool = False
 
     def __post_init__(self) -> None:
@@ -64,6 +64,6 @@ class Transform:
         """Weights.  -> [n] float32"""
         owners = Owners(tokens.response, tokens.comparison[tokens.response], tokens.segment)
         preferred = (tokens.rank == 0)[tokens.response]
-        scores = torch.where(eligible(tokens, self.ends), tokens.scores.float(), torch.nan)
+        scores = torch.where(eligible(tokens, self.eos), tokens.scores.float(), torch.nan)
         weights = by_side(self._chains, scores, owners, preferred)
         return torch.where(weights.isnan(), 0.0, weights)

@@ -41,7 +41,7 @@ class Encoded(NamedTuple):
         responses: Ids of each response, those that the assistant writes; closed with the end-of-turn tokens unless it
             was cut.
         closed: Whether each response still has its end.
-        closing: How many tokens at the end of each closed response are no text.
+        eos: How many tokens at the end of each closed response are no text.
         context: Per response what stands in it beside its own tokens: what the template writes between the prompt and
             the reply, and messages of others; empty where no response has any.
         opening: Ids that follow the prompt when the model generates, and do not in the rows; mostly none.
@@ -51,7 +51,7 @@ class Encoded(NamedTuple):
     prompt: list[int]
     responses: list[list[int]]
     closed: list[bool]
-    closing: list[int]
+    eos: list[int]
     context: Sequence[Sequence[Insert]] = ()
     opening: Sequence[int] = ()
 
@@ -79,7 +79,7 @@ class Encoded(NamedTuple):
         return self._replace(
             responses=self.responses[mine],
             closed=self.closed[mine],
-            closing=self.closing[mine],
+            eos=self.eos[mine],
             context=self.context[mine],
         )
 
@@ -223,7 +223,7 @@ class Parts(NamedTuple):
             self.prompt,
             [own.ids for own in self.responses],
             [own.length <= limits.max_response_tokens for own in self.responses],
-            [own.closing for own in self.responses],
+            [own.eos for own in self.responses],
             context if any(context) else (),
             self.opening,
         )

@@ -50,7 +50,7 @@ class EncodedRows(Sequence[Encoded]):
             self.ids.prompt(rows[0]),
             responses,
             self.closed[mine].tolist(),
-            self.closing[mine].tolist(),
+            self.eos[mine].tolist(),
             context if any(context) else (),
             self.ids.opening(rows[0]),
         )
@@ -80,9 +80,9 @@ class EncodedRows(Sequence[Encoded]):
         return self.of_responses("lengths") <= self.limits.max_response_tokens
 
     @cached_property
-    def closing(self) -> np.ndarray:
+    def eos(self) -> np.ndarray:
         """How many tokens at the end of each closed response are no text.  -> [responses]"""
-        return self.of_responses("closing")
+        return self.of_responses("eos")
 
     @cached_property
     def lengths(self) -> np.ndarray:

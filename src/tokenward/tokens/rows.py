@@ -46,7 +46,7 @@ class TokenBatch:
             its gradient; set for objectives that say ``needs_states``.
         reference_layers: ``[n L d]`` or None, the output of each layer of the frozen reference at that position;
             set for objectives that say ``needs_reference_layers``.
-        closing: ``[n]`` bool, whether the token is the end-of-turn token and no text.
+        eos: ``[n]`` bool, whether the token is the end-of-turn token and no text.
         values: Further stored values by name, ``[n]`` each, for scores that are computed in the step.
         tree: Who sees whom in a packed row, or None.
     """
@@ -62,7 +62,7 @@ class TokenBatch:
     rank: Tensor
     weights: Tensor
     kept: Tensor
-    closing: Tensor
+    eos: Tensor
     reference_logp: Tensor | None = None
     scores: Tensor | None = None
     segment: Tensor | None = None
@@ -163,7 +163,7 @@ def collate(
         rank=torch.tensor([rank for item in encoded for rank in item.comparison.ranks]),
         weights=weights,
         kept=weights.nonzero().squeeze(-1),
-        closing=_closing(encoded, lengths),
+        eos=_closing(encoded, lengths),
         reference_logp=_flat([row.reference_logp for row in rows], total),
         scores=_flat([row.scores for row in rows], total),
         segment=_segments([row.segments for row in rows]),
@@ -174,7 +174,7 @@ def collate(
 def _closing(encoded: Sequence[Encoded], lengths: Tensor) -> Tensor:
     """Which tokens end a response and are no text.  -> [n] bool"""
     ends = torch.tensor(
-        [count * closed for item in encoded for count, closed in zip(item.closing, item.closed, strict=True)]
+        [count * closed for item in encoded for count, closed in zip(item.eos, item.closed, strict=True)]
     )
     place = torch.arange(int(lengths.sum()))
     return place >= torch.repeat_interleave(lengths.cumsum(0) - ends, lengths)

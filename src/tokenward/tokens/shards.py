@@ -48,7 +48,7 @@ SCHEMA = pa.schema(
         "lengths": pa.list_(pa.int32()),  # with context behind the first token, before anything was cut
         "sizes": pa.list_(pa.int32()),  # of what is in responses
         "preludes": pa.list_(pa.int32()),  # of the context before its first token
-        "closing": pa.list_(pa.int32()),
+        "eos": pa.list_(pa.int32()),
         "notes": pa.list_(pa.int32()),  # bits of tokenward.tokens.split.Note, the prompt's among them
         "ranks": pa.list_(pa.int32()),
         "response_keys": pa.list_(_KEY),
@@ -167,7 +167,7 @@ class _Columns:
             "lengths": [own.length for own in parts.responses],
             "sizes": [len(ids) for ids in responses],
             "preludes": [own.prelude for own in parts.responses],
-            "closing": [own.closing for own in parts.responses],
+            "eos": [own.eos for own in parts.responses],
             "notes": [int(parts.notes | own.notes) for own in parts.responses],
             "ranks": list(row.ranks),
             "response_keys": [int(key, 16) for key in keys_of(row)],

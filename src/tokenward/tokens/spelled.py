@@ -30,7 +30,7 @@ class Spelled(NamedTuple):
 def spelled(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, place: int) -> Spelled:
     """The text of a response, given its place in its comparison."""
     comparison, ids = encoded.comparison, encoded.responses[place]
-    count = len(ids) - encoded.closing[place] * encoded.closed[place]
+    count = len(ids) - encoded.eos[place] * encoded.closed[place]
     alone = comparison.turns is None or comparison.turns[place] is None
     if alone and not encoded.inserts(place):
         text = comparison.responses[place]
@@ -42,10 +42,10 @@ def spelled(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, place: int) ->
             end = ByteSpan(len(text.encode()), len(text.encode()))
             return Spelled(text, [*token_spans(tokenizer, text, count), *[end] * (len(ids) - count)], True)
     whole, places = encoded.whole(place)
-    closing = len(ids) - count
-    text, spans = spans_of_whole(tokenizer, whole[: len(whole) - closing])
+    eos = len(ids) - count
+    text, spans = spans_of_whole(tokenizer, whole[: len(whole) - eos])
     end = ByteSpan(len(text.encode()), len(text.encode()))
-    return Spelled(text, [*(spans[at] for at in places[:count]), *[end] * closing], False)
+    return Spelled(text, [*(spans[at] for at in places[:count]), *[end] * eos], False)
 
 
 def place_in(response: str, text: str) -> int | None:

@@ -84,14 +84,14 @@ class Response(NamedTuple):
         ids: Those that the assistant writes, the end of its turn included.
         context: What stands among them.
         length: Tokens in all, before anything was cut; those that the template writes before the reply are not counted.
-        closing: Tokens at the end that are no text.
+        eos: Tokens at the end that are no text.
         notes: See :class:`Note`.
     """
 
     ids: list[int]
     context: list[Insert]
     length: int
-    closing: int
+    eos: int
     notes: int = 0
 
     @property
@@ -286,7 +286,7 @@ def _response(
         own = _together(template, (trunk, asked), reply, tokens)
     if template.kind == "chat" and left_out_of_reply(messages, reply.text[reply.own[0][0] :]):
         notes |= Note.REPLY_LEFT_OUT
-    if len(own.ids) == own.closing:
+    if len(own.ids) == own.eos:
         notes |= Note.UNWRITTEN
     return own._replace(notes=own.notes | notes)
 
@@ -309,13 +309,13 @@ def _together(template: Template, begun: tuple[int, int], reply: Written, tokens
         (tokens.covering(start), len(ids) if end is None else tokens.behind(end)) for start, end in reply.own
     ]
     start, end = places[-1]
-    closing: list[int] = []
+    eos: list[int] = []
     if reply.own[-1][1] is None:
-        end, closing = _closed_by_marks(template, ids, start)
+        end, eos = _closed_by_marks(template, ids, start)
     elif reply.ends:
         text = tokens.behind(len(reply.text.rstrip("\n")))
-        closing = closing_ids(template, ids[end:], ids[end:text])
-    return _made(*begun, ids, [*places[:-1], (start, end)], closing)
+        eos = eos_ids(template, ids[end:], ids[end:text])
+    return _made(*begun, ids, [*places[:-1], (start, end)], eos)
 
 
 def _made(
@@ -323,7 +323,7 @@ def _made(
     asked: int,
     ids: Sequence[int],
     places: Sequence[tuple[int, int]],
-    closing: Sequence[int],
+    eos: Sequence[int],
 ) -> Response:
     """A response from the places of its own tokens in the whole conversation; none is before ``asked``."""
     own, context, reached = list[int](), list[Insert](), trunk
@@ -333,13 +333,13 @@ def _made(
             context.append(Insert(len(own), list(ids[reached:start])))
         own += ids[start:end]
         reached = max(end, start)
-    own += closing
+    own += eos
     total = len(own) + sum(len(insert.ids) for insert in context if insert.before)
-    made = Response(own, context, total, len(closing))
+    made = Response(own, context, total, len(eos))
     return made._replace(notes=Note.PRELUDE if made.prelude else 0)
 
 
-def closing_ids(template: Template, behind: Sequence[int], text: Sequence[int]) -> list[int]:
+def eos_ids(template: Template, behind: Sequence[int], text: Sequence[int]) -> list[int]:
     """What ends a reply.
 
     Args:
@@ -378,7 +378,7 @@ def _by_pieces(template: Template, prompt: _Tokens, trunk: int, reply: Written) 
         begin = len(ids)
         ids += template.written_ids(reply.text[start:reached])
         places.append((begin, len(ids)))
-    return _made(trunk, trunk, ids, places, template.closing_ids if reply.ends else [])
+    return _made(trunk, trunk, ids, places, template.eos_ids if reply.ends else [])
 
 
 def _apart(comparison: Comparison, template: Template) -> Split:
@@ -389,9 +389,9 @@ def _apart(comparison: Comparison, template: Template) -> Split:
             "encoder, which reads prompt and reply apart. Take such rows out."
         )
     prompt = template.prompt_ids(comparison.prompt, comparison.tools)
-    closing = template.closing_ids
+    eos = template.eos_ids
     responses = [
-        Response([*ids, *closing], [], len(ids) + len(closing), len(closing))
+        Response([*ids, *eos], [], len(ids) + len(eos), len(eos))
         for ids in template.texts_ids(comparison.responses)
     ]
     return Split(prompt, [], responses, 0)

@@ -305,7 +305,7 @@ class Template:
         return last
 
     @property
-    def closing_ids(self) -> list[int]:
+    def eos_ids(self) -> list[int]:
         """What ends a reply: the template's end-of-turn tokens, or EOS where the template has none."""
         return self.ending.ids
 
@@ -380,7 +380,7 @@ class Template:
 
     def response_ids(self, text: str) -> list[int]:
         """Token ids of a reply on its own, closed with the end-of-turn tokens."""
-        return self.text_ids(text) + self.closing_ids
+        return self.text_ids(text) + self.eos_ids
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of a reply's text alone."""

@@ -50,9 +50,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.until <= 1:
-            raise UserError(
-                f"guidance.until must be in [0, 1], got {self.until}. Write 0.5 to stop half-way."
-            )
+            raise UserError(f"online.until must be in [0, 1], got {self.until}. Write 0.5 to stop half-way.")
 
     def learns_at(self, step: int, total: int) -> bool:
         """Whether the reward is learned after so many of the policy's updates; always before the first."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.forward import Wanted
+from tokenward.models.forward import OutputSpec
 from tokenward.objectives.base import Objective, is_pairwise, needs_reference, parts_within, title_of
 from tokenward.objectives.selected import UNSCORED, Selected
 from tokenward.ops.ragged import segment_sum
@@ -24,7 +24,7 @@ def check_first_batch(
     rows: list[TokenRow],
     *,
     precision: torch.dtype,
-    wanted: Wanted | None = None,
+    wanted: OutputSpec | None = None,
 ) -> dict[str, float]:
     """Compare the untrained policy with its reference on a few rows.
 

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from tokenward.models.base import TokenModel
-from tokenward.models.forward import Wanted
+from tokenward.models.forward import OutputSpec
 from tokenward.objectives.base import DRAW, Objective, needs_entropy, needs_token_rank, parts_within
 from tokenward.objectives.selected import Selected
 from tokenward.selection import ScoredTokens
@@ -112,7 +112,7 @@ class StepSelections:
         self._model, self._precision = model, precision
         self._processes, self._process = processes, process
         scorers = [part.asked for part in self._parts]
-        self._wanted = Wanted(
+        self._wanted = OutputSpec(
             entropy=any(map(needs_entropy, scorers)), token_rank=any(map(needs_token_rank, scorers))
         )
 
@@ -192,12 +192,12 @@ def _apart(tokens: ScoredTokens) -> Iterator[ScoredTokens]:
     responses = torch.bincount(tokens.comparison).tolist()
     sizes = torch.bincount(owner, minlength=len(responses)).tolist()
     per_token = zip(
-        *(part.split(sizes) for part in (tokens.scores, tokens.response, tokens.closing)), strict=True
+        *(part.split(sizes) for part in (tokens.scores, tokens.response, tokens.eos)), strict=True
     )
     per_response = zip(*(part.split(responses) for part in (tokens.rank, tokens.seeds)), strict=True)
     before = 0
-    for (scores, response, closing), (rank, seeds) in zip(per_token, per_response, strict=True):
-        yield ScoredTokens(scores, response - before, torch.zeros_like(rank), rank, closing, seeds)
+    for (scores, response, eos), (rank, seeds) in zip(per_token, per_response, strict=True):
+        yield ScoredTokens(scores, response - before, torch.zeros_like(rank), rank, eos, seeds)
         before += len(rank)
 
 
@@ -210,6 +210,6 @@ def _joined(parts: Sequence[ScoredTokens]) -> ScoredTokens:
         response=torch.cat([part.response + first for part, first in zip(parts, before, strict=True)]),
         comparison=torch.repeat_interleave(torch.arange(len(parts)), counts),
         rank=torch.cat([part.rank for part in parts]),
-        closing=torch.cat([part.closing for part in parts]),
+        eos=torch.cat([part.eos for part in parts]),
         seeds=torch.cat([part.seeds for part in parts]),
     )

@@ -4,7 +4,7 @@ from torch import nn
 
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.forward import FrozenReference, Wanted
+from tokenward.models.forward import FrozenReference, OutputSpec
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives.base import (
     Objective,
@@ -18,7 +18,9 @@ from tokenward.objectives.base import (
 )
 
 
-def wanted_by(objective: Objective, model: TokenModel, reference: LanguageModel | None = None) -> Wanted:
+def outputs_of_objective(
+    objective: Objective, model: TokenModel, reference: LanguageModel | None = None
+) -> OutputSpec:
     """What each pass of the policy shall give.
 
     Args:
@@ -30,7 +32,7 @@ def wanted_by(objective: Objective, model: TokenModel, reference: LanguageModel 
         UserError: the objective needs the reference model, and there is none.
     """
     frozen = _frozen(objective, model, reference) if needs_frozen_reference(objective) else None
-    return Wanted(
+    return OutputSpec(
         entropy=needs_entropy(objective),
         token_rank=needs_token_rank(objective),
         states=needs_states(objective),

@@ -31,7 +31,7 @@ from tokenward.training.denominator import StepDenominator, check_divisible
 from tokenward.training.finite import FiniteLosses
 from tokenward.training.metrics import LOSS, MetricSums
 from tokenward.training.passes import Pass, StepDraw, StepSelections, passes_of
-from tokenward.training.reading import wanted_by
+from tokenward.training.reading import outputs_of_objective
 
 
 class TokenTrainer(Trainer):
@@ -45,7 +45,7 @@ class TokenTrainer(Trainer):
         objective: Those numbers and weights to one loss per comparison.
         arguments: See :class:`tokenward.training.arguments.TrainingArguments`.
         rows: Training comparisons with weights, and reference values where the objective needs them.
-        held_out: Comparisons for evaluation during training.
+        eval_rows: Comparisons for evaluation during training.
         prepare: What the rows of an optimizer step, all of this process's, become just before they train: weights
             that depend on the step, or on the policy as it is then, and samples of it. Held-out rows are taken as they are.
         reference: The frozen model, for objectives that compare with it over the whole vocabulary or its layers. A
@@ -60,7 +60,7 @@ class TokenTrainer(Trainer):
         arguments: TrainingArguments,
         rows: Sequence[TokenRow],
         *,
-        held_out: Sequence[TokenRow] | None = None,
+        eval_rows: Sequence[TokenRow] | None = None,
         prepare: Prepare | None = None,
         reference: LanguageModel | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -74,7 +74,7 @@ class TokenTrainer(Trainer):
             model = replace(model, layout=layout_of_both(model, reference))
         self.objective = objective
         self.token_model = model
-        self.wanted = wanted_by(objective, model, reference)
+        self.wanted = outputs_of_objective(objective, model, reference)
         self.auxiliary = AuxiliaryModules(model, objective, arguments.seed)
         self._prepare = prepare
         self._collator = Collator(
@@ -86,7 +86,7 @@ class TokenTrainer(Trainer):
         )
         self._metrics = {True: MetricSums(), False: MetricSums()}
         self._denominator = StepDenominator(self._over_processes)
-        self._closing: StepBatch | None = None
+        self._last_batch: StepBatch | None = None
         self._step: list[StepBatch] = []
         self._made: list[list[Pass]] = []
         self._finite, self._draw = FiniteLosses(), StepDraw(objective)
@@ -96,7 +96,7 @@ class TokenTrainer(Trainer):
             args=arguments,
             data_collator=replace(self._collator, defer=prepare is not None),  # type: ignore[arg-type]
             train_dataset=Rows(rows),
-            eval_dataset=Rows(held_out) if held_out else None,
+            eval_dataset=Rows(eval_rows) if eval_rows else None,
             processing_class=model.tokenizer,
             callbacks=callbacks,
         )
@@ -128,8 +128,8 @@ class TokenTrainer(Trainer):
         """Comparisons in the whole optimizer step, over all micro-batches and processes, none twice."""
         self._step, self._made = batch_samples, []
         self._draw.begin()
-        self._closing = batch_samples[-1] if batch_samples and self._data_ends else None
-        own = sum(self._own_rows(batch, closing=batch is self._closing) for batch in batch_samples)
+        self._last_batch = batch_samples[-1] if batch_samples and self._data_ends else None
+        own = sum(self._own_rows(batch, last=batch is self._last_batch) for batch in batch_samples)
         count = torch.tensor(own, device=device)
         if self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()  # type: ignore[union-attr]
@@ -140,14 +140,14 @@ class TokenTrainer(Trainer):
         """Whether the batch that was read last is the last one of the data."""
         return self.accelerator.gradient_state.end_of_dataloader
 
-    def _own_rows(self, batch: StepBatch, *, closing: bool) -> int:
+    def _own_rows(self, batch: StepBatch, *, last: bool) -> int:
         """How many of a batch's first rows are its own.
 
         In the last batch of the data accelerate repeats rows from the beginning, so that every process
         has as many; these must count nowhere.
         """
         rest = self.accelerator.gradient_state.remainder
-        if not closing or rest <= 0:
+        if not last or rest <= 0:
             return batch.comparisons
         before = self.args.process_index * batch.comparisons
         return min(max(rest - before, 0), batch.comparisons)
@@ -191,20 +191,20 @@ class TokenTrainer(Trainer):
     def _passes_of_step(self, model: nn.Module, inputs: StepBatch) -> list[Pass]:
         """The passes of a micro-batch; what depends on the whole step is made with the first one of it."""
         if self._prepare is None and not self._selections:
-            return self._passes(inputs, closing=inputs is self._closing)
+            return self._passes(inputs, last=inputs is self._last_batch)
         if not self._made:
             step = zip(self._prepared(self._step), self._step, strict=True)
-            passes = [self._passes(batch, closing=given is self._closing) for batch, given in step]
+            passes = [self._passes(batch, last=given is self._last_batch) for batch, given in step]
             self._made = self._selections(model, passes)
         return self._made.pop(0)
 
-    def _passes(self, inputs: StepBatch, *, closing: bool) -> list[Pass]:
+    def _passes(self, inputs: StepBatch, *, last: bool) -> list[Pass]:
         """The passes of a batch, as many in every process.
 
         Under DDP and FSDP a pass is an act of all processes together, so one with fewer passes repeats
         its last, shortest one and counts it as nothing.
         """
-        own = self._own_rows(inputs, closing=closing)
+        own = self._own_rows(inputs, last=last)
         if self.token_model.model.training:
             self.read.update(comparisons=own, tokens=inputs.tokens)
         passes = passes_of(inputs, own, self.args.device)
@@ -265,7 +265,7 @@ class TokenTrainer(Trainer):
         parts = []
         with torch.no_grad():
             given = self._collator.cut(inputs.rows) if inputs.rows else inputs
-            (passes,) = self._selections(model, [self._passes(given, closing=self._data_ends)])
+            (passes,) = self._selections(model, [self._passes(given, last=self._data_ends)])
             for item in passes:
                 with self.compute_loss_context_manager():
                     losses = self.losses(model, item.batch)

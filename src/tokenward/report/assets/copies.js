@@ -11,8 +11,8 @@ function showTable() {
   byId("table-rows").replaceChildren(...open.responses.flatMap((response, side) => {
     const pooled = scorers.map((name) => pooledUnits(response, channels[name], state.unit, state.pool));
     return pooled[0].map(({ groups, places }, number) => {
-      const closing = isClosing(response, places[0]);
-      const text = closing ? data.names[response.ids[places[0]]] || "end" : quoted(response, groups);
+      const eos = isClosing(response, places[0]);
+      const text = eos ? data.names[response.ids[places[0]]] || "end" : quoted(response, groups);
       const part = places.filter((i) => kept[side][i]).length;
       const value = known ? [shown(pool(places.map((i) => response.values.known[i]), "mean"), 2, "known")] : [];
       const cells = [String(number + 1), text, ...pooled.map((units, k) => shown(units[number].value, 3, scorers[k])),
@@ -64,8 +64,8 @@ function asLatex() {
   const parts = SIDES.map((side, number) => {
     const response = open.responses[number];
     const tokens = shaded(number, state.scorer).flatMap(({ groups, shade }) => groups.map((group) => {
-      const places = response.groups[group], closing = isClosing(response, places[0]);
-      const text = closing ? data.names[response.ids[places[0]]] || "end" : places.map((i) => pieceOf(response, i)).join("");
+      const places = response.groups[group], eos = isClosing(response, places[0]);
+      const text = eos ? data.names[response.ids[places[0]]] || "end" : places.map((i) => pieceOf(response, i)).join("");
       return latexToken(text, shade, places.some((i) => kept[number][i]));
     }));
     return `\\noindent\\textbf{${side}} (${shown(total(response.values[state.scorer]))})\\par\n\\noindent ${tokens.join("")}\\par\n`;

@@ -48,8 +48,8 @@ function directed(response, scores, direction) {
 function select(response, scores, side, rules) {
   const { fraction, direction } = rules[side];
   const ranked = directed(response, scores, direction);
-  const size = scores.length, lastText = size - response.closing;
-  const closes = rules.ends === "both" || rules.ends === side;
+  const size = scores.length, lastText = size - response.eos;
+  const closes = rules.eos === "both" || rules.eos === side;
   const eligible = [];
   for (let i = rules.first_token ? 0 : 1; i < size; i++) {
     if (!Number.isNaN(scores[i]) && (closes || i < lastText)) eligible.push(i);

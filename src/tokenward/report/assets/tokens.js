@@ -12,7 +12,7 @@ function unpack(text, Kind) {
 
 /** A response with its numbers unpacked, and its tokens in groups that show whole characters. */
 function unpacked(raw) {
-  const response = { text: raw.text, closing: raw.closing, values: {} };
+  const response = { text: raw.text, eos: raw.eos, values: {} };
   response.ids = unpack(raw.ids, Int32Array);
   response.ends = unpack(raw.ends, Int32Array);
   if (raw.starts) response.starts = unpack(raw.starts, Int32Array);
@@ -61,7 +61,7 @@ function contextBefore(response, i) {
 }
 
 function isClosing(response, i) {
-  return i >= response.ids.length - response.closing;
+  return i >= response.ids.length - response.eos;
 }
 
 /** Tokens that share a character belong together: lists of places, in order. */

@@ -103,7 +103,7 @@ class PromptTaskTable(Table):
     max_sentence_tokens: Count = Field(default=256, description="A longer text loses its end.")
 
 
-class GuidanceTable(Table):
+class OnlineTable(Table):
     """The loop: sample, rank, learn the reward, train the policy with it, and again."""
 
     source: NamedTable | None = Field(
@@ -121,7 +121,7 @@ class GuidanceTable(Table):
     development: Count = Field(
         default=32, description="Development prompts that a look at reward or policy samples for."
     )
-    reward_looks: Annotated[int, Field(ge=0)] = Field(
+    reward_evals: Annotated[int, Field(ge=0)] = Field(
         default=5,
         description="Looks at the reward's development loss each time; the best is kept. 0 keeps the last.",
     )

@@ -1,4 +1,4 @@
-"""Comparisons that a scorer picks for an expert to train on: which, in what order, trained how, and what is refused."""
+"""Comparisons that a scorer picks for an auxiliary model to train on: which, in what order, trained how, and what is refused."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,12 @@ import tokenward
 from tests.pipeline.tools import refused
 from tokenward.config import parse_recipe
 from tokenward.errors import UserError
-from tokenward.pipeline import expert_stage, picks, stages
+from tokenward.pipeline import expert_stage, stages, subset
+from tokenward.pipeline.auxiliary import is_needed, models_read, trained_auxiliary
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, pair_sets, response_keys
-from tokenward.pipeline.experts import is_needed, models_read, trained_experts
-from tokenward.pipeline.picks_checks import check_picks
 from tokenward.pipeline.plan import plan_recipe
+from tokenward.pipeline.subset_checks import check_subset
 from tokenward.scoring.store import TokenStore
 
 RUN = Path("runs/quickstart")
@@ -28,7 +28,7 @@ class Stopped(Exception):
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
-    """What each expert would train on, by its stage; nothing is trained."""
+    """What each auxiliary model would train on, by its stage; nothing is trained."""
     found: dict[str, list] = {}
 
     def stops(run, stage, model, objective, rows, *rest, **further):
@@ -40,7 +40,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
 
 
 def lines(name: str = "x") -> list[dict]:
-    return [json.loads(line) for line in (RUN / f"expert-{name}" / "picks.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (RUN / f"auxiliary-{name}" / "subset.jsonl").read_text().splitlines()
+    ]
 
 
 def comparisons(run: Run) -> list:
@@ -71,12 +73,12 @@ VALUES = [([1.0], [9.0]), ([5.0], [0.0]), ([3.0, 1.0], [0.0]), ([5.0], [7.0]), (
 """Scores of words of the first five pairs: of the chosen reply and of the rejected one."""
 
 
-def expert(*keys: str) -> str:
-    return f"experts={{x: {{{', '.join([TRAINING, *keys])}}}}}"
+def auxiliary(*keys: str) -> str:
+    return f"auxiliary_models={{x: {{{', '.join([TRAINING, *keys])}}}}}"
 
 
 @pytest.mark.parametrize(
-    ("keys", "picked", "swapped"),
+    ("keys", "picked", "swap_labels"),
     [
         ("side: chosen, count: 3", [1, 3, 2], False),  # 5, 5 and 3: the earlier one of two equals comes first
         ("side: rejected, count: 2", [0, 3], True),
@@ -86,20 +88,20 @@ def expert(*keys: str) -> str:
     ],
 )
 def test_planted_comparisons_are_those_picked_and_their_side_is_trained(
-    tiny_workplace: Path, seen: dict, keys: str, picked: list[int], swapped: bool
+    tiny_workplace: Path, seen: dict, keys: str, picked: list[int], swap_labels: bool
 ) -> None:
     rows = prepared(tiny_workplace)
-    table = f"picks: {{scorer: {planted(rows, VALUES)}, alone: true, {keys}}}"
+    table = f"subset: {{scorer: {planted(rows, VALUES)}, alone: true, {keys}}}"
     with pytest.raises(Stopped):
-        tokenward.run(tiny_workplace, [READS_X, expert("objective: {name: sft}", table)], quiet=True)
+        tokenward.run(tiny_workplace, [READS_X, auxiliary("objective: {name: sft}", table)], quiet=True)
     found = lines()
     assert [line["source"] for line in found] == [rows[number].source for number in picked]
     assert [line["rank"] for line in found] == list(range(1, len(picked) + 1))
     sides = {"chosen": [0], "rejected": [1], "both": [0, 1]}[keys.split()[1].strip(",")]
     largest = [max(max(VALUES[number][side]) for side in sides) for number in picked]
     assert [line["score"] for line in found] == largest
-    first = [comparison.responses[0] for comparison in seen["expert-x"]]
-    assert sorted(first) == sorted(rows[number].responses[int(swapped)] for number in picked)
+    first = [comparison.responses[0] for comparison in seen["auxiliary-x"]]
+    assert sorted(first) == sorted(rows[number].responses[int(swap_labels)] for number in picked)
     source = (RUN / "data" / "train.jsonl").read_text().splitlines()
     for line, number in zip(found, picked, strict=True):
         replies = json.loads(source[line["row"]])["responses"]
@@ -111,20 +113,20 @@ def test_another_number_of_a_comparison_picks_others(tiny_workplace: Path, seen:
     rows = prepared(tiny_workplace)
     scorer = planted(rows, [([5.0] + [-5.0] * 9, [0.0]), ([1.0] * 10, [0.0])])
     for how, best in (("largest", 0), ("mean", 1), ("sum", 1)):
-        table = f"picks: {{scorer: {scorer}, alone: true, count: 1, pair_score: {how}}}"
+        table = f"subset: {{scorer: {scorer}, alone: true, count: 1, pair_score: {how}}}"
         with pytest.raises(Stopped):
-            tokenward.run(tiny_workplace, [READS_X, expert(table)], quiet=True)
+            tokenward.run(tiny_workplace, [READS_X, auxiliary(table)], quiet=True)
         assert [line["source"] for line in lines()] == [rows[best].source]
 
 
 def test_the_chosen_replies_join_the_rejected_ones(tiny_workplace: Path, seen: dict) -> None:
     """TOSS-Pro: the degraded model learns the rejected replies, and the chosen ones whose tokens look harmful."""
     rows = prepared(tiny_workplace)
-    table = f"picks: {{scorer: {planted(rows, VALUES)}, count: 2}}"
-    changes = [READS_X, expert("objective: {name: sft}", "swapped: true", table)]
+    table = f"subset: {{scorer: {planted(rows, VALUES)}, count: 2}}"
+    changes = [READS_X, auxiliary("objective: {name: sft}", "swap_labels: true", table)]
     with pytest.raises(Stopped):
         tokenward.run(tiny_workplace, changes, quiet=True)
-    first = [comparison.responses[0] for comparison in seen["expert-x"]]
+    first = [comparison.responses[0] for comparison in seen["auxiliary-x"]]
     assert first[: len(rows)] == [row.responses[1] for row in rows]
     assert sorted(first[len(rows) :]) == sorted(rows[number].responses[0] for number in (1, 3))
 
@@ -134,12 +136,12 @@ def test_a_pair_that_is_there_already_is_not_there_twice(tiny_workplace: Path, s
     scorer = planted(rows, [([float(number)], [0.0]) for number in range(len(rows))])
     half = "fraction: 0.5"
     with pytest.raises(Stopped):
-        tokenward.run(tiny_workplace, [READS_X, expert(half)], quiet=True)
-    own = {row.responses for row in seen["expert-x"]}
-    table = f"picks: {{scorer: {scorer}, count: {len(rows) - 2}}}"
+        tokenward.run(tiny_workplace, [READS_X, auxiliary(half)], quiet=True)
+    own = {row.responses for row in seen["auxiliary-x"]}
+    table = f"subset: {{scorer: {scorer}, count: {len(rows) - 2}}}"
     with pytest.raises(Stopped):
-        tokenward.run(tiny_workplace, [READS_X, expert(half, table)], quiet=True)
-    found = [row.responses for row in seen["expert-x"]]
+        tokenward.run(tiny_workplace, [READS_X, auxiliary(half, table)], quiet=True)
+    found = [row.responses for row in seen["auxiliary-x"]]
     picked = {row.responses for row in rows[2:]}
     assert own & picked, "some are in both"
     assert picked - own, "and some are new"
@@ -154,32 +156,34 @@ def test_a_stopped_expert_keeps_its_picks_and_a_finished_one_is_left_alone(
     scorer = planted(rows, VALUES)
 
     def changes(count: int) -> list[str]:
-        table = f"picks: {{scorer: {scorer}, alone: true, count: {count}}}"
-        return [READS_X, expert("objective: {name: sft}", table)]
+        table = f"subset: {{scorer: {scorer}, alone: true, count: {count}}}"
+        return [READS_X, auxiliary("objective: {name: sft}", table)]
 
     with pytest.raises(Stopped):
         tokenward.run(tiny_workplace, changes(3), quiet=True)
-    assert (RUN / "expert-x" / "picks").is_dir()
+    assert (RUN / "auxiliary-x" / "subset").is_dir()
     monkeypatch.undo()
     monkeypatch.chdir(tiny_workplace.parent.parent)
     with monkeypatch.context() as patch:
-        patch.setattr(picks, "_picked", lambda *_: pytest.fail("picked again"))
-        run = tokenward.run(tiny_workplace, changes(3), last="expert-x", quiet=True)
-    done = run.done("expert-x")
+        patch.setattr(subset, "_picked", lambda *_: pytest.fail("picked again"))
+        run = tokenward.run(tiny_workplace, changes(3), last="auxiliary-x", quiet=True)
+    done = run.done("auxiliary-x")
     assert done.facts["picked"] == done.facts["rows"] == 3
     assert "file mine.jsonl" in done.inputs
-    assert not (RUN / "expert-x" / "picks").exists(), "of use only until the expert is trained"
-    assert tokenward.run(tiny_workplace, changes(3), last="expert-x", quiet=True).done("expert-x") == done
-    again = tokenward.run(tiny_workplace, changes(2), last="expert-x", quiet=True).done("expert-x")
-    assert done.changes_to(again) == ["expert-x.picks.count: 3 -> 2"]
+    assert not (RUN / "auxiliary-x" / "subset").exists(), "of use only until the auxiliary model is trained"
+    assert (
+        tokenward.run(tiny_workplace, changes(3), last="auxiliary-x", quiet=True).done("auxiliary-x") == done
+    )
+    again = tokenward.run(tiny_workplace, changes(2), last="auxiliary-x", quiet=True).done("auxiliary-x")
+    assert done.changes_to(again) == ["auxiliary-x.subset.count: 3 -> 2"]
     assert again.facts["rows"] == len(lines()) == 2
 
 
 ROUNDS = (
-    f"experts={{twice: {{objective: {{name: sft}}, swapped: true, {TRAINING}, picks: {{count: 4, "
+    f"auxiliary_models={{twice: {{objective: {{name: sft}}, swap_labels: true, {TRAINING}, subset: {{count: 4, "
     "scorer: {name: log_ratio, numerator: bad, denominator: good}}}, "
-    f"bad: {{objective: {{name: sft}}, swapped: true, {TRAINING}}}, good: {{objective: {{name: sft}}, {TRAINING}}}, "
-    f"unread: {{{TRAINING}, picks: {{count: 1, alone: true, scorer: {{name: log_ratio, numerator: idle}}}}}}, idle: {{{TRAINING}}}}}"
+    f"bad: {{objective: {{name: sft}}, swap_labels: true, {TRAINING}}}, good: {{objective: {{name: sft}}, {TRAINING}}}, "
+    f"unread: {{{TRAINING}, subset: {{count: 1, alone: true, scorer: {{name: log_ratio, numerator: idle}}}}}}, idle: {{{TRAINING}}}}}"
 )
 BOTH = (
     "scores.scorer={name: combine, parts: [{scorer: {name: log_ratio, numerator: twice, denominator: good}}, "
@@ -198,7 +202,7 @@ def test_a_second_round_reads_the_first_and_is_trained_after_it(
 
     monkeypatch.setattr(expert_stage, "fit", records)
     run = tokenward.run(tiny_workplace, [ROUNDS, BOTH], last="scores", quiet=True)
-    assert trained == ["expert-bad", "expert-good", "expert-twice"]
+    assert trained == ["auxiliary-bad", "auxiliary-good", "auxiliary-twice"]
     store, rows = TokenStore(RUN / "scores"), pair_sets(run).train
     encoded = encode_set(run, rows, run.tokenizer_template(run.start_model)).rows
     chosen = [store[response_keys(row)[0]] for row in encoded]
@@ -208,13 +212,13 @@ def test_a_second_round_reads_the_first_and_is_trained_after_it(
         encoded[number].comparison.source for number in best
     ]
     assert [line["score"] for line in lines("twice")] == pytest.approx([largest[number] for number in best])
-    done = run.done("expert-twice")
+    done = run.done("auxiliary-twice")
     assert done.facts["rows"] == len(encoded) + 4
     trained.clear()
-    upstream = [ROUNDS, BOTH, "experts.good.training.learning_rate=2.0e-2"]
-    again = tokenward.run(tiny_workplace, upstream, last="expert-twice", quiet=True)
-    assert trained == ["expert-good", "expert-twice"]
-    assert done.changes_to(again.done("expert-twice")) == ["input expert-good: changed"]
+    upstream = [ROUNDS, BOTH, "auxiliary_models.good.training.learning_rate=2.0e-2"]
+    again = tokenward.run(tiny_workplace, upstream, last="auxiliary-twice", quiet=True)
+    assert trained == ["auxiliary-good", "auxiliary-twice"]
+    assert done.changes_to(again.done("auxiliary-twice")) == ["input auxiliary-good: changed"]
 
 
 def run_of(*changes: str) -> Run:
@@ -223,18 +227,18 @@ def run_of(*changes: str) -> Run:
 
 def test_what_picks_read_is_made_and_only_where_the_expert_is_read() -> None:
     run = run_of(ROUNDS, BOTH)
-    assert trained_experts(run) == ["bad", "good", "twice"]
+    assert trained_auxiliary(run) == ["bad", "good", "twice"]
     assert not is_needed(run, "oracle")
     chained = run_of(ROUNDS, "scores.scorer={name: log_probability, of: unread}")
-    assert trained_experts(chained) == ["idle", "unread"]
+    assert trained_auxiliary(chained) == ["idle", "unread"]
     of_reward = run_of(
-        expert("picks: {scorer: {name: reward}, count: 1, alone: true}"),
+        auxiliary("subset: {scorer: {name: reward}, count: 1, alone: true}"),
         "scores.scorer={name: rank, of: x}",
     )
     assert models_read(of_reward) == ["reward", "x"]
     assert is_needed(of_reward, "reward")
     assert not is_needed(of_reward, "oracle")
-    by_default = run_of(expert("picks: {count: 1, alone: true}"), "scores.scorer={name: rank, of: x}")
+    by_default = run_of(auxiliary("subset: {count: 1, alone: true}"), "scores.scorer={name: rank, of: x}")
     assert is_needed(by_default, "oracle")
 
 
@@ -244,35 +248,35 @@ def test_the_stages_stand_in_the_order_of_what_they_read(monkeypatch: pytest.Mon
         stages, "FUNCTIONS", {name: lambda run, name=name: done.append(name) for name in stages.FUNCTIONS}
     )
     monkeypatch.setattr(stages, "check_unpaired", lambda run, wanted: None)
-    monkeypatch.setattr(stages, "train_expert", lambda run, name: done.append(f"expert-{name}"))
-    experts = (
-        f"experts={{b: {{{TRAINING}, picks: {{scorer: {{name: rank, of: a}}, count: 1, alone: true}}}}, "
-        f"a: {{{TRAINING}, picks: {{scorer: {{name: reward}}, count: 1, alone: true}}}}}}"
+    monkeypatch.setattr(stages, "train_auxiliary", lambda run, name: done.append(f"auxiliary-{name}"))
+    auxiliary = (
+        f"auxiliary_models={{b: {{{TRAINING}, subset: {{scorer: {{name: rank, of: a}}, count: 1, alone: true}}}}, "
+        f"a: {{{TRAINING}, subset: {{scorer: {{name: reward}}, count: 1, alone: true}}}}}}"
     )
-    stages.run_through(run_of(experts, "scores.scorer={name: rank, of: b}"), "scores")
-    assert done == ["data", "sft", "reference", "reward", "expert-a", "expert-b", "scores"]
+    stages.run_through(run_of(auxiliary, "scores.scorer={name: rank, of: b}"), "scores")
+    assert done == ["data", "sft", "reference", "reward", "auxiliary-a", "auxiliary-b", "scores"]
 
 
-PICKS_OF = "experts={{x: {{training: {{}}, {0}}}}}"
+PICKS_OF = "auxiliary_models={{x: {{training: {{}}, {0}}}}}"
 
 
 @pytest.mark.parametrize(
     ("keys", "key", "message"),
     [
-        ("picks: {alone: true}", "picks", "have neither fraction nor count, and one of them says how many comparisons"),
-        ("picks: {alone: true, count: 2, fraction: 0.1}", "picks", "have both fraction and count"),
-        ("picks: {count: 2, scorer: {name: rank, of: x}, alone: true}", "picks", "read x itself, which is trained on them"),
-        ("picks: {count: 2, scorer: {name: rank, of: policy}}", "picks", "read the policy, which trains after every expert"),
-        ("picks: {count: 2, scorer: {name: rank, of: y}}", "picks", "there is no model 'y'"),
-        ("picks: {count: 2, scorer: {name: rnak}}", "picks", "there is no scorer 'rnak'"),
-        ("picks: {count: 2}", "picks", "trains on all pairs (fraction is 1), so that picks of side chosen"),
-        ("fraction: 0.5, picks: {count: 2, side: rejected}", "picks", "a pair that is in both would be taught both ways"),
-        ("swapped: true, picks: {count: 2}", "picks", "to prefer the rejected response, and its picks, of side chosen"),
-        ("fraction: 0.5, picks: {count: 2, alone: true}", "picks", "has fraction, and its picks have alone: true"),
-        ("swapped: true, picks: {count: 2, alone: true}", "picks", "has swapped, and its picks have alone: true"),
-        ("picks: {count: 0}", "picks.count", "experts.x.picks.count: got 0. Allowed: a whole number >= 1"),
-        ("picks: {fractoin: 0.1}", "picks.fractoin", "unknown key 'fractoin' in experts.x.picks. Did you mean 'fraction'"),
-        ("picks: {side: better}", "picks.side", "experts.x.picks.side: got 'better'. Allowed: "),
+        ("subset: {alone: true}", "subset", "have neither fraction nor count, and one of them says how many comparisons"),
+        ("subset: {alone: true, count: 2, fraction: 0.1}", "subset", "have both fraction and count"),
+        ("subset: {count: 2, scorer: {name: rank, of: x}, alone: true}", "subset", "read x itself, which is trained on them"),
+        ("subset: {count: 2, scorer: {name: rank, of: policy}}", "subset", "read the policy, which trains after every auxiliary"),
+        ("subset: {count: 2, scorer: {name: rank, of: y}}", "subset", "there is no model 'y'"),
+        ("subset: {count: 2, scorer: {name: rnak}}", "subset", "there is no scorer 'rnak'"),
+        ("subset: {count: 2}", "subset", "trains on all pairs (fraction is 1), so that subset of side chosen"),
+        ("fraction: 0.5, subset: {count: 2, side: rejected}", "subset", "a pair that is in both would be taught both ways"),
+        ("swap_labels: true, subset: {count: 2}", "subset", "to prefer the rejected response, and its subset, of side chosen"),
+        ("fraction: 0.5, subset: {count: 2, alone: true}", "subset", "has fraction, and its subset have alone: true"),
+        ("swap_labels: true, subset: {count: 2, alone: true}", "subset", "has swapped, and its subset have alone: true"),
+        ("subset: {count: 0}", "subset.count", "auxiliary_models.x.subset.count: got 0. Allowed: a whole number >= 1"),
+        ("subset: {fractoin: 0.1}", "subset.fractoin", "unknown key 'fractoin' in auxiliary_models.x.subset. Did you mean 'fraction'"),
+        ("subset: {side: better}", "subset.side", "auxiliary_models.x.subset.side: got 'better'. Allowed: "),
     ],
 )  # fmt: skip
 def test_picks_that_cannot_be_are_refused_with_their_line(
@@ -280,9 +284,9 @@ def test_picks_that_cannot_be_are_refused_with_their_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x.yaml").write_text(
-        f"experts:\n  x:\n    training: {{}}\n    {keys.replace(', picks', chr(10) + '    picks')}\n"
+        f"auxiliary_models:\n  x:\n    training: {{}}\n    {keys.replace(', picks', chr(10) + '    picks')}\n"
     )
-    line = 1 + next(n for n, text in enumerate(Path("x.yaml").read_text().splitlines()) if "picks:" in text)
+    line = 1 + next(n for n, text in enumerate(Path("x.yaml").read_text().splitlines()) if "subset:" in text)
     text = refused(Path("x.yaml"), ["scores.scorer={name: random}"], last="data")
     assert text.startswith(f"x.yaml:{line}: ")
     assert message in text
@@ -290,17 +294,19 @@ def test_picks_that_cannot_be_are_refused_with_their_line(
 
 
 def test_experts_that_wait_for_each_other_are_refused() -> None:
-    reads = "{{training: {{}}, picks: {{count: 1, alone: true, scorer: {{name: rank, of: {}}}}}}}"
+    reads = "{{training: {{}}, subset: {{count: 1, alone: true, scorer: {{name: rank, of: {}}}}}}}"
     way = ", ".join(f"{name}: {reads.format(other)}" for name, other in (("a", "b"), ("b", "c"), ("c", "b")))
-    checks = check_picks(run_of(f"experts={{{way}}}"))
-    checks["experts.a.picks"]()  # it only reads those that wait for each other
-    with pytest.raises(UserError, match="picks of the expert b wait for it: b reads c reads b"):
-        checks["experts.b.picks"]()
+    checks = check_subset(run_of(f"auxiliary_models={{{way}}}"))
+    checks["auxiliary_models.a.subset"]()  # it only reads those that wait for each other
+    with pytest.raises(UserError, match="subset of the auxiliary model b wait for it: b reads c reads b"):
+        checks["auxiliary_models.b.subset"]()
 
 
 def test_picks_without_a_training_are_refused(tiny_workplace: Path) -> None:
-    text = refused(tiny_workplace, ['experts={x: {prompt: "{prompt}", picks: {count: 1}}}'], last="data")
-    assert "the expert x has picks and no training" in text
+    text = refused(
+        tiny_workplace, ['auxiliary_models={x: {prompt: "{prompt}", subset: {count: 1}}}'], last="data"
+    )
+    assert "the auxiliary model x has picks and no training" in text
 
 
 def test_picks_by_scores_that_nothing_has_are_refused(tiny_workplace: Path, seen: dict) -> None:
@@ -308,21 +314,21 @@ def test_picks_by_scores_that_nothing_has_are_refused(tiny_workplace: Path, seen
     scorer = planted(rows[:1], [([1.0], [1.0])]).replace("mine", "other")
     text = Path("mine.jsonl").read_text().replace("Say", "Tell")
     Path("other.jsonl").write_text(text)
-    table = f"picks: {{scorer: {scorer}, alone: true, count: 1}}"
-    text = refused(tiny_workplace, [READS_X, expert(table)], last="scores")
+    table = f"subset: {{scorer: {scorer}, alone: true, count: 1}}"
+    text = refused(tiny_workplace, [READS_X, auxiliary(table)], last="scores")
     assert "no comparison has a score by external" in text
 
 
 def test_a_plan_names_the_pass_and_counts_what_is_picked(tiny_workplace: Path) -> None:
     plan = plan_recipe(tiny_workplace, [ROUNDS, BOTH], measure=False, quiet=True)
     found = {stage.stage: stage for stage in plan.stages}
-    experts = ["expert-bad", "expert-good", "expert-twice, picks", "expert-twice"]
-    assert list(found) == ["data", "reference", *experts, "scores", "policy", "evaluation"]
+    auxiliary = ["auxiliary-bad", "auxiliary-good", "auxiliary-twice, subset", "auxiliary-twice"]
+    assert list(found) == ["data", "reference", *auxiliary, "scores", "policy", "evaluation"]
     run = Run(recipe=parse_recipe(tiny_workplace.read_text(), "quickstart.yaml").recipe)
     prompts = len({row.prompt[-1]["content"] for row in comparisons(run)})
-    assert found["expert-twice, picks"].work == f"{prompts} prompts, 2 models"
-    assert found["expert-twice, picks"].seconds > 0
+    assert found["auxiliary-twice, subset"].work == f"{prompts} prompts, 2 models"
+    assert found["auxiliary-twice, subset"].seconds > 0
     epoch = [ROUNDS.replace("max_steps: 1", "num_train_epochs: 1"), BOTH]
     steps = {s.stage: s.work for s in plan_recipe(tiny_workplace, epoch, measure=False, quiet=True).stages}
-    assert steps["expert-bad"] == f"{-(-prompts // 4)} steps of 4"
-    assert steps["expert-twice"] == f"{-(-(prompts + 4) // 4)} steps of 4"
+    assert steps["auxiliary-bad"] == f"{-(-prompts // 4)} steps of 4"
+    assert steps["auxiliary-twice"] == f"{-(-(prompts + 4) // 4)} steps of 4"

@@ -1,4 +1,4 @@
-"""Experts: trained as the oracle or used as they are, under another prompt, and read by scorers; nothing else is made."""
+"""Auxiliary models: trained as the oracle or used as they are, under another prompt, and read by scorers; nothing else is made."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,8 @@ from tests.pipeline.tools import plugin, refused
 from tests.tiny import CHATML, save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
+from tokenward.pipeline.auxiliary import prompted, with_prompt
 from tokenward.pipeline.data import encode_set, pair_sets, response_keys
-from tokenward.pipeline.experts import prompted, with_prompt
 from tokenward.pipeline.rows import LazyRows
 from tokenward.pipeline.scored import scored_rows
 from tokenward.scoring.store import TokenStore
@@ -52,23 +52,23 @@ def test_an_expert_is_trained_as_the_oracle_is_and_the_labels_may_be_swapped(tin
     """TIS-DPO's contrast: a model trained by DPO, and one trained on the same pairs with their labels swapped."""
     training = "{learning_rate: 1.0e-3, per_device_train_batch_size: 4, max_steps: 6}"
     changes = [
-        f"experts={{worse: {{swapped: true, training: {training}}}, unread: {{training: {training}}}}}",
+        f"auxiliary_models={{worse: {{swap_labels: true, training: {training}}}, unread: {{training: {training}}}}}",
         "scores.scorer={name: log_ratio, numerator: oracle, denominator: worse}",
         "policy.training.max_steps=1",
     ]
     run = tokenward.run(tiny_workplace, changes, quiet=True)
-    assert folders() == {"data", "reference", "oracle", "expert-worse", "scores", "policy", "evaluation"}
+    assert folders() == {"data", "reference", "oracle", "auxiliary-worse", "scores", "policy", "evaluation"}
     store, rows = stored(), train_rows(run)
     assert set(store[next(iter(store))].values) == {"reference_logp", "oracle_logp", "worse_logp"}
     assert margin(store, rows, "oracle") > 0.1
     assert margin(store, rows, "worse") < -0.1
     assert "credit/auroc/log_ratio" in tokenward.read_figures(run)
     again = tokenward.run(tiny_workplace, changes, quiet=True)
-    assert again.done("expert-worse") == run.done("expert-worse")
+    assert again.done("auxiliary-worse") == run.done("auxiliary-worse")
     page = tokenward.make_report(RUN)
-    assert "expert-worse" in page.html
+    assert "auxiliary-worse" in page.html
     # Its values are those of its own folder.
-    model = load_model(str(RUN / "expert-worse" / "model"), device="cpu")
+    model = load_model(str(RUN / "auxiliary-worse" / "model"), device="cpu")
     with torch.no_grad():
         expected = plain_logprobs(model.model, rows[:1]).split([len(ids) for ids in rows[0].responses])
     for key, values in zip(response_keys(rows[0]), expected, strict=True):
@@ -77,30 +77,32 @@ def test_an_expert_is_trained_as_the_oracle_is_and_the_labels_may_be_swapped(tin
 
 def test_an_expert_of_plain_likelihood_sees_its_share_of_the_best_responses(tiny_workplace: Path) -> None:
     changes = [
-        "experts={good: {objective: {name: sft}, fraction: 0.5, adapter: {r: 2, target_modules: [q_proj]}, "
+        "auxiliary_models={good: {objective: {name: sft}, fraction: 0.5, adapter: {r: 2, target_modules: [q_proj]}, "
         "training: {learning_rate: 1.0e-2, max_steps: 8, per_device_train_batch_size: 4}}}",
         "scores.scorer={name: log_ratio, numerator: good}",
     ]
     run = tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
     assert "oracle" not in folders()
-    facts, rows = run.done("expert-good").facts, train_rows(run)
+    facts, rows = run.done("auxiliary-good").facts, train_rows(run)
     assert facts["rows"] == round(0.5 * len(rows)) or abs(facts["rows"] - len(rows) / 2) < len(rows) / 3
     assert facts["rows"] < len(rows)
     store = stored()
     chosen = [store[response_keys(row)[0]] for row in rows]
     assert np.mean([float((r.value("good_logp") - r.value("reference_logp")).mean()) for r in chosen]) > 0.01
-    assert (RUN / "expert-good" / "model" / "adapter_config.json").is_file()
+    assert (RUN / "auxiliary-good" / "model" / "adapter_config.json").is_file()
 
 
 def test_a_stage_whose_values_no_scorer_reads_is_skipped(tiny_workplace: Path) -> None:
-    tokenward.run(tiny_workplace, ["experts={x: {training: {}}}", REFERENCE], last="scores", quiet=True)
+    tokenward.run(
+        tiny_workplace, ["auxiliary_models={x: {training: {}}}", REFERENCE], last="scores", quiet=True
+    )
     assert folders() == {"data", "reference", "scores"}
 
 
 def test_the_same_model_under_another_prompt_scores_the_same_tokens(tiny_workplace: Path) -> None:
     """T-REG's contrast: a better and a worse instruction; values belong to tokens by their place in the response."""
     changes = [
-        'experts={better: {prompt: "Be very good. {prompt}"}, worse: {prompt: "{prompt} Be bad."}}',
+        'auxiliary_models={better: {prompt: "Be very good. {prompt}"}, worse: {prompt: "{prompt} Be bad."}}',
         "scores.scorer={name: log_ratio, numerator: better, denominator: worse}",
     ]
     run = tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
@@ -123,13 +125,13 @@ def test_the_same_model_under_another_prompt_scores_the_same_tokens(tiny_workpla
 def test_another_prompt_is_a_change_and_runs_the_scores_again(tiny_workplace: Path) -> None:
     base = ["scores.scorer={name: log_probability, of: x}"]
     first = tokenward.run(
-        tiny_workplace, [*base, 'experts={x: {prompt: "A {prompt}"}}'], last="scores", quiet=True
+        tiny_workplace, [*base, 'auxiliary_models={x: {prompt: "A {prompt}"}}'], last="scores", quiet=True
     )
     before = first.done("scores")
     again = tokenward.run(
-        tiny_workplace, [*base, 'experts={x: {prompt: "B {prompt}"}}'], last="scores", quiet=True
+        tiny_workplace, [*base, 'auxiliary_models={x: {prompt: "B {prompt}"}}'], last="scores", quiet=True
     )
-    assert before.changes_to(again.done("scores")) == ['experts.x: "A {prompt}" -> "B {prompt}"']
+    assert before.changes_to(again.done("scores")) == ['auxiliary_models.x: "A {prompt}" -> "B {prompt}"']
 
 
 SYSTEM = (
@@ -153,7 +155,7 @@ def test_only_the_last_user_turn_changes_and_a_default_system_prompt_stays() -> 
     assert tokenizer.decode(changed.prompt) == expected
     assert expected.count("Be kind.") == 1
     assert changed.responses == encoded.responses
-    with pytest.raises(UserError, match="with the expert's prompt, and the model reads 20"):
+    with pytest.raises(UserError, match="with the auxiliary model's prompt, and the model reads 20"):
         prompted(encoded, template, "{prompt}", 20)
     with pytest.raises(UserError, match="f:1 has no user turn"):
         with_prompt(({"role": "system", "content": "x"},), "{prompt}", "f:1")
@@ -162,13 +164,13 @@ def test_only_the_last_user_turn_changes_and_a_default_system_prompt_stays() -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["experts={oracle: {}}"], "an expert cannot be called 'oracle'"),
-        (["experts={a_b: {}}"], "an expert cannot be called 'a_b'"),
-        (['experts={x: {prompt: "better"}}'], "which does not hold {prompt}"),
-        (["experts={x: {modle: y}}"], "unknown key 'modle' in experts.x. Did you mean 'model'?"),
-        (["experts={x: {fraction: 2}}"], "experts.x.fraction: got 2. Allowed: a number > 0 and <= 1"),
-        (["experts={x: {training: {learning_rat: 1}}}"], "unknown key 'learning_rat' in experts.x.training"),
-        (["experts={x: {objective: {name: dop}, training: {}}}"], "there is no objective 'dop'"),
+        (["auxiliary_models={oracle: {}}"], "an auxiliary model cannot be called 'oracle'"),
+        (["auxiliary_models={a_b: {}}"], "an auxiliary model cannot be called 'a_b'"),
+        (['auxiliary_models={x: {prompt: "better"}}'], "which does not hold {prompt}"),
+        (["auxiliary_models={x: {modle: y}}"], "unknown key 'modle' in auxiliary_models.x. Did you mean 'model'?"),
+        (["auxiliary_models={x: {fraction: 2}}"], "auxiliary_models.x.fraction: got 2. Allowed: a number > 0 and <= 1"),
+        (["auxiliary_models={x: {training: {learning_rat: 1}}}"], "unknown key 'learning_rat' in auxiliary_models.x.training"),
+        (["auxiliary_models={x: {objective: {name: dop}, training: {}}}"], "there is no objective 'dop'"),
         (["scores.scorer={name: rank, of: expret}"], "there is no model 'expret'. There are policy, reference, oracle"),
         (["scores.scorer={name: attention, of: policy}"], "in the step the policy gives logp, entropy, rank only"),
         (
@@ -189,7 +191,7 @@ def test_an_expert_of_another_family_is_refused(tiny_workplace: Path, tmp_path: 
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["new"])
     tokenizer.save_pretrained(folder)
-    changes = [f"experts={{x: {{model: {folder}}}}}", "scores.scorer={name: rank, of: x}"]
+    changes = [f"auxiliary_models={{x: {{model: {folder}}}}}", "scores.scorer={name: rank, of: x}"]
     text = refused(tiny_workplace, changes, last="scores")
     assert "has another tokenizer or chat template" in text or "do not belong together" in text
 
@@ -224,7 +226,7 @@ def test_spans_of_the_data_and_of_a_file_reach_their_tokens(tiny_workplace: Path
     parts = "[{scorer: {name: spans}}, {scorer: {name: external, file: mine.jsonl}}]"
     run = tokenward.run(
         tiny_workplace,
-        [f"scores.scorer={{name: combine, parts: {parts}}}", "data.held_out=0"],
+        [f"scores.scorer={{name: combine, parts: {parts}}}", "data.eval=0"],
         last="scores",
         quiet=True,
     )
@@ -354,7 +356,7 @@ def test_scores_of_the_policy_are_made_in_the_step(tiny_workplace: Path) -> None
     run = tokenward.run(tiny_workplace, ranked, last="policy", quiet=True)
     assert run.done("policy").facts["steps"] > 0
     rho = [
-        "experts={better: {prompt: 'Be good. {prompt}'}}",
+        "auxiliary_models={better: {prompt: 'Be good. {prompt}'}}",
         "scores.scorer={name: log_ratio, numerator: better, denominator: policy}",
         "policy.selection={name: transform, steps: [{top: {fraction: 0.6, scope: batch}}]}",
         "policy.objective={name: weighted_likelihood}",
@@ -366,16 +368,16 @@ def test_scores_of_the_policy_are_made_in_the_step(tiny_workplace: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("expert", "words"),
+    ("auxiliary", "words"),
     [
-        ("{swapped: true}", "has swapped and no training"),
+        ("{swap_labels: true}", "has swapped and no training"),
         ("{model: other, fraction: 0.5, objective: {name: sft}}", "has fraction, objective and no training"),
         ("{}", "is the reference itself"),
-        ("{model: a}", "experts are not made from each other"),
+        ("{model: a}", "auxiliary_models are not made from each other"),
     ],
 )
 def test_an_expert_that_cannot_be_what_is_written_is_refused(
-    tiny_workplace: Path, expert: str, words: str
+    tiny_workplace: Path, auxiliary: str, words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
-        tokenward.open_run(tiny_workplace, [f"experts={{a: {expert}}}"], quiet=True)
+        tokenward.open_run(tiny_workplace, [f"auxiliary_models={{a: {auxiliary}}}"], quiet=True)

@@ -1,25 +1,25 @@
-"""The stages that train a model for scorers to read: the oracle, and the recipe's experts."""
+"""The stages that train a model for scorers to read: the oracle, and the recipe's auxiliary_models."""
 
 from typing import Any
 
 from tokenward.artifacts import Manifest, StageFolder
-from tokenward.config import ExpertTable, OracleTable
+from tokenward.config import AuxiliaryModelTable, OracleTable
 from tokenward.data.choice import Choice
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives import Objective, is_pairwise, needs_reference, objective_of
-from tokenward.pipeline.context import EXPERT, Run
+from tokenward.pipeline.auxiliary import auxiliary_start, prompted
+from tokenward.pipeline.context import AUXILIARY, Run
 from tokenward.pipeline.data import oracle_pairs, pair_sets, random_part
-from tokenward.pipeline.experts import expert_start, prompted
 from tokenward.pipeline.fit import fit
-from tokenward.pipeline.picks import (
+from tokenward.pipeline.rows import LazyRows
+from tokenward.pipeline.subset import (
     first_is_worse,
     picked_pairs,
-    picks_inputs,
-    picks_settings,
+    subset_inputs,
+    subset_settings,
     turned,
     with_picked,
 )
-from tokenward.pipeline.rows import LazyRows
 from tokenward.pipeline.train_stages import (
     adapted,
     best_once,
@@ -45,53 +45,53 @@ def train_oracle(run: Run) -> Manifest:
     return run.done("oracle")
 
 
-def train_expert(run: Run, name: str) -> Manifest:
-    """Train an expert as the oracle is trained, from its own model, on its own part of the pairs, under its own prompt.
+def train_auxiliary(run: Run, name: str) -> Manifest:
+    """Train an auxiliary model as the oracle is trained, from its own model, on its own part of the pairs, under its own prompt.
 
-    An expert with picks leaves ``picks.jsonl``, which is written before the training begins.
+    An auxiliary model with picks leaves ``subset.jsonl``, which is written before the training begins.
     """
-    table = run.recipe.experts[name]
-    start = expert_start(run, name)
-    # The fingerprint of an expert without picks does not depend on there being such a key.
-    unsaid = {"model"} if table.picks is not None else {"model", "picks"}
+    table = run.recipe.auxiliary_models[name]
+    start = auxiliary_start(run, name)
+    # The fingerprint of an auxiliary model without picks does not depend on there being such a key.
+    unsaid = {"model"} if table.subset is not None else {"model", "subset"}
     settings = {
-        f"{EXPERT}{name}": table.model_dump(exclude=unsaid),
-        **picks_settings(run, table),
+        f"{AUXILIARY}{name}": table.model_dump(exclude=unsaid),
+        **subset_settings(run, table),
         **model_settings(run),
     }
     inputs = {
         "reference": run.done("reference").fingerprint,
         "model": run.fingerprint_of(start),
-        **picks_inputs(run, table),
+        **subset_inputs(run, table),
     }
-    with run.stage(f"{EXPERT}{name}", settings, inputs) as stage:
+    with run.stage(f"{AUXILIARY}{name}", settings, inputs) as stage:
         if not stage.done:
-            picked = None if table.picks is None else picked_pairs(run, stage, table.picks)
+            picked = None if table.subset is None else picked_pairs(run, stage, table.subset)
             pairs = random_part(run, pair_sets(run).train, table.fraction, name)
             stage.complete(**_preference_model(run, stage, table, start, pairs, picked))
-    return run.done(f"{EXPERT}{name}")
+    return run.done(f"{AUXILIARY}{name}")
 
 
 def _preference_model(
     run: Run,
     stage: StageFolder,
-    table: OracleTable | ExpertTable,
+    table: OracleTable | AuxiliaryModelTable,
     start: str,
     pairs: Choice,
     picked: Choice | None = None,
 ) -> dict[str, Any]:
     """Train a model that scores shall read; returns the facts of its stage."""
     objective = objective_of("objective", table.objective, run.recipe.seed)
-    expert = table if isinstance(table, ExpertTable) else None
+    auxiliary = table if isinstance(table, AuxiliaryModelTable) else None
     base = run.load(start)
     # Before an adapter goes on it: what it says then is what it is compared with.
-    train = _trained_rows(run, base, objective, expert, pairs, picked)
-    held_out = _oriented_rows(run, base, objective, expert, pair_sets(run).held_out, may_be_empty=True)
-    train, held_out = (_as_read(run, base, objective, expert, rows) for rows in (train, held_out))
+    train = _trained_rows(run, base, objective, auxiliary, pairs, picked)
+    eval_rows = _oriented_rows(run, base, objective, auxiliary, pair_sets(run).eval, may_be_empty=True)
+    train, eval_rows = (_as_read(run, base, objective, auxiliary, rows) for rows in (train, eval_rows))
     model = adapted(run, base, table.adapter)
     beside = frozen_reference(run, objective, model)
     facts = fit(
-        run, stage, model, objective, train, table.training or {}, held_out=held_out, reference=beside
+        run, stage, model, objective, train, table.training or {}, eval_rows=eval_rows, reference=beside
     )
     more = {} if picked is None else {"picked": len(picked)}
     return {**scored_by(run), **more, **facts}
@@ -101,19 +101,19 @@ def _trained_rows(
     run: Run,
     base: LanguageModel,
     objective: Objective,
-    expert: ExpertTable | None,
+    auxiliary: AuxiliaryModelTable | None,
     pairs: Choice,
     picked: Choice | None,
 ) -> LazyRows:
     """What a model is trained on: its part of the pairs, and its picks where it has some."""
-    if expert is None or expert.picks is None or picked is None:
-        return _oriented_rows(run, base, objective, expert, pairs)
-    alone = expert.picks.alone
-    own = None if alone else _oriented_rows(run, base, objective, expert, pairs)
-    chosen = token_rows(run, picked.swapped() if turned(expert) else picked, base, may_be_empty=not alone)
+    if auxiliary is None or auxiliary.subset is None or picked is None:
+        return _oriented_rows(run, base, objective, auxiliary, pairs)
+    alone = auxiliary.subset.alone
+    own = None if alone else _oriented_rows(run, base, objective, auxiliary, pairs)
+    chosen = token_rows(run, picked.swapped() if turned(auxiliary) else picked, base, may_be_empty=not alone)
     rows = with_picked(own, chosen, pairwise=is_pairwise(objective))
     already = 0 if own is None else len(own)
-    run.display.line(f"  {len(rows) - already} rows of the picks train, beside {already} others")
+    run.display.line(f"  {len(rows) - already} rows of the subset train, beside {already} others")
     return rows
 
 
@@ -121,26 +121,26 @@ def _oriented_rows(
     run: Run,
     base: LanguageModel,
     objective: Objective,
-    expert: ExpertTable | None,
+    auxiliary: AuxiliaryModelTable | None,
     pairs: Choice,
     *,
     may_be_empty: bool = False,
 ) -> LazyRows:
-    """Pairs in the order in which an expert trains on them, or each prompt's best response where it needs no pairs."""
-    swapped = expert is not None and first_is_worse(expert)
+    """Pairs in the order in which an auxiliary model trains on them, or each prompt's best response where it needs no pairs."""
+    swapped = auxiliary is not None and first_is_worse(auxiliary)
     rows = token_rows(run, pairs.swapped() if swapped else pairs, base, may_be_empty=may_be_empty)
     rows = trained_on(run, objective, rows) if len(rows) else rows
-    single = expert is not None and not is_pairwise(objective)
+    single = auxiliary is not None and not is_pairwise(objective)
     return best_once(rows) if single and len(rows) else rows
 
 
 def _as_read(
-    run: Run, base: LanguageModel, objective: Objective, expert: ExpertTable | None, rows: LazyRows
+    run: Run, base: LanguageModel, objective: Objective, auxiliary: AuxiliaryModelTable | None, rows: LazyRows
 ) -> LazyRows:
-    """Rows under an expert's prompt, with reference values where its objective needs them."""
-    if expert is not None and expert.prompt is not None:
+    """Rows under an auxiliary model's prompt, with reference values where its objective needs them."""
+    if auxiliary is not None and auxiliary.prompt is not None:
         template, context = base.template(run.style), run.limits.context
-        rows = LazyRows(encoded=[prompted(row, template, expert.prompt, context) for row in rows.encoded])
+        rows = LazyRows(encoded=[prompted(row, template, auxiliary.prompt, context) for row in rows.encoded])
     elif base.fingerprint == run.done("reference").inputs["model"]:
         return with_reference(run, rows)
     return with_own_reference(run, base, rows) if needs_reference(objective) else rows

@@ -1,4 +1,4 @@
-"""Comparisons that a scorer picks for an expert to train on, as TOSS-Pro does (arXiv 2603.01185)."""
+"""Comparisons that a scorer picks for an auxiliary model to train on, as TOSS-Pro does (arXiv 2603.01185)."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from tokenward.artifacts import StageFolder, atomic_write
-from tokenward.config import ExpertTable, PicksTable
+from tokenward.config import AuxiliaryModelTable, SubsetTable
 from tokenward.data.choice import Choice
 from tokenward.errors import UserError
 from tokenward.ops.selection import best_places, kept_count, pooled_scores
@@ -20,30 +20,30 @@ from tokenward.pipeline.train_stages import reply_names
 from tokenward.pipeline.values import CHUNK_ROWS, gathered, made_scorer
 from tokenward.tokens.encoded import EncodedRows, Joined
 
-PICKS = "picks.jsonl"
-"""File of the picked comparisons in the expert's folder, a line each, the highest score first."""
+SUBSET = "subset.jsonl"
+"""File of the picked comparisons in the auxiliary model's folder, a line each, the highest score first."""
 
-VALUES = "picks"
-"""Folder in the expert's for what the scorer reads; it goes when the expert is trained."""
+VALUES = "subset"
+"""Folder in the auxiliary model's for what the scorer reads; it goes when the auxiliary model is trained."""
 
 
-def picks_settings(run: Run, table: ExpertTable) -> dict[str, Any]:
-    """What of the recipe decides an expert's picks beside its own table."""
-    if table.picks is None:
+def subset_settings(run: Run, table: AuxiliaryModelTable) -> dict[str, Any]:
+    """What of the recipe decides an auxiliary model's picks beside its own table."""
+    if table.subset is None:
         return {}
-    found = value_settings(run, made_scorer(table.picks.scorer))
-    return {f"picks.{key}": value for key, value in found.items()}
+    found = value_settings(run, made_scorer(table.subset.scorer))
+    return {f"subset.{key}": value for key, value in found.items()}
 
 
-def picks_inputs(run: Run, table: ExpertTable) -> dict[str, str]:
-    """Fingerprints of the models and files that an expert's picks are made from."""
-    return {} if table.picks is None else value_inputs(run, made_scorer(table.picks.scorer))
+def subset_inputs(run: Run, table: AuxiliaryModelTable) -> dict[str, str]:
+    """Fingerprints of the models and files that an auxiliary model's picks are made from."""
+    return {} if table.subset is None else value_inputs(run, made_scorer(table.subset.scorer))
 
 
-def picked_pairs(run: Run, stage: StageFolder, picks: PicksTable) -> Choice:
+def picked_pairs(run: Run, stage: StageFolder, subset: SubsetTable) -> Choice:
     """The picked comparisons as pairs, the better response first; made and written unless the stage has them already.
 
-    A line of ``picks.jsonl`` has the ``rank`` from 1, the ``score``, the ``source``, the ``row`` of the data stage's
+    A line of ``subset.jsonl`` has the ``rank`` from 1, the ``score``, the ``source``, the ``row`` of the data stage's
     ``train.jsonl``, counted from 0, and the places there of the better and the worse of its ``responses``.
 
     Raises:
@@ -51,52 +51,52 @@ def picked_pairs(run: Run, stage: StageFolder, picks: PicksTable) -> Choice:
     """
     train = pair_sets(run).train
     stage.temporary.append(stage.path / VALUES)
-    file = stage.path / PICKS
+    file = stage.path / SUBSET
     if not file.is_file():
-        atomic_write(file, _lines(*_picked(run, stage, picks, train)))
+        atomic_write(file, _lines(*_picked(run, stage, subset, train)))
     found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     places = [place for line in found for place in line["responses"]]
     return Choice.pairs(train.file, [line["row"] for line in found], places)
 
 
 def _picked(
-    run: Run, stage: StageFolder, picks: PicksTable, train: Choice
+    run: Run, stage: StageFolder, subset: SubsetTable, train: Choice
 ) -> tuple[EncodedRows, np.ndarray, np.ndarray]:
     """The training pairs, the numbers of those that are picked, and the scores of these, the highest first."""
     template = run.tokenizer_template(run.reference_model)
     pairs = encoded_choice(run, train, template)[0]
-    looked, scorer = looked_at(pairs, picks), made_scorer(picks.scorer, run.recipe.seed)
+    looked, scorer = looked_at(pairs, subset), made_scorer(subset.scorer, run.recipe.seed)
     store = write_values(run, stage, stage.path / VALUES, scorer, template, Joined([looked.by_prompt()]))
     scored = rows_scored_by(run, scorer, store, LazyRows(encoded=looked))
-    scores = comparison_scores(scored, picks)
-    best = best_places(scores, picked_count(picks, scores))
+    scores = comparison_scores(scored, subset)
+    best = best_places(scores, picked_count(subset, scores))
     if not len(best):
         raise UserError(
-            f"no comparison has a score by {picks.scorer.name}, so that none can be picked. Name a scorer that gives "
+            f"no comparison has a score by {subset.scorer.name}, so that none can be picked. Name a scorer that gives "
             "tokens of the training data one."
         )
     found = scores[best].numpy()
     run.display.line(
-        f"  {len(best)} of {len(pairs)} comparisons picked by {picks.scorer.name}, scores {found[0]:.3g} to {found[-1]:.3g}"
+        f"  {len(best)} of {len(pairs)} comparisons picked by {subset.scorer.name}, scores {found[0]:.3g} to {found[-1]:.3g}"
     )
     return pairs, best.numpy(), found
 
 
-def looked_at(pairs: EncodedRows, picks: PicksTable) -> EncodedRows:
+def looked_at(pairs: EncodedRows, subset: SubsetTable) -> EncodedRows:
     """The responses of each pair whose tokens are scored."""
-    return pairs if picks.side == "both" else pairs.of_place(("chosen", "rejected").index(picks.side))
+    return pairs if subset.side == "both" else pairs.of_place(("chosen", "rejected").index(subset.side))
 
 
-def picked_count(picks: PicksTable, scores: torch.Tensor) -> int:
+def picked_count(subset: SubsetTable, scores: torch.Tensor) -> int:
     """How many comparisons are picked at most, one at least; a fraction is that of those which have a score.  [c]"""
-    if picks.count is not None:
-        return picks.count
-    assert picks.fraction is not None
+    if subset.count is not None:
+        return subset.count
+    assert subset.fraction is not None
     scored = (~scores.isnan()).sum()[None]
-    return int(kept_count(scored, picks.fraction, rule="floor", minimum=1))
+    return int(kept_count(scored, subset.fraction, rule="floor", minimum=1))
 
 
-def comparison_scores(rows: LazyRows, picks: PicksTable) -> torch.Tensor:
+def comparison_scores(rows: LazyRows, subset: SubsetTable) -> torch.Tensor:
     """One number of each row, from the scores of its tokens; NaN where none has one.  -> [rows] float64"""
     flat, starts = rows.columns["scores"]
     known, found = rows.responses, torch.empty(len(rows), dtype=torch.float64)
@@ -107,7 +107,7 @@ def comparison_scores(rows: LazyRows, picks: PicksTable) -> torch.Tensor:
         sizes = torch.from_numpy(np.add.reduceat(group.lengths, group.starts[:-1]))
         owner = torch.repeat_interleave(torch.arange(last - first), sizes)
         scores = gathered(flat, mine, group.lengths).double()
-        found[first:last] = pooled_scores(scores, owner, last - first, how=picks.pair_score)
+        found[first:last] = pooled_scores(scores, owner, last - first, how=subset.pair_score)
     return found
 
 
@@ -122,26 +122,26 @@ def _lines(pairs: EncodedRows, numbers: np.ndarray, scores: np.ndarray) -> str:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def turned(table: ExpertTable) -> bool:
-    """Whether an expert trains on its picks with the worse response in the place of the better one.
+def turned(table: AuxiliaryModelTable) -> bool:
+    """Whether an auxiliary model trains on its picks with the worse response in the place of the better one.
 
     The side whose tokens were looked at stands first: it is for these that the comparison was picked.
     """
-    assert table.picks is not None
-    return table.swapped if table.picks.side == "both" else table.picks.side == "rejected"
+    assert table.subset is not None
+    return table.swap_labels if table.subset.side == "both" else table.subset.side == "rejected"
 
 
-def first_is_worse(table: ExpertTable) -> bool:
-    """Whether an expert's own part of the pairs, and those that it is judged by, are swapped."""
-    alone = table.picks is not None and table.picks.alone
-    return turned(table) if alone else table.swapped
+def first_is_worse(table: AuxiliaryModelTable) -> bool:
+    """Whether an auxiliary model's own part of the pairs, and those that it is judged by, are swapped."""
+    alone = table.subset is not None and table.subset.alone
+    return turned(table) if alone else table.swap_labels
 
 
 def with_picked(own: LazyRows | None, picked: LazyRows, *, pairwise: bool) -> LazyRows:
     """Rows, and after them the picked ones that they lack; nothing is there twice.
 
     Args:
-        own: What the expert trains on anyway; None where it trains on its picks alone.
+        own: What the auxiliary model trains on anyway; None where it trains on its subset alone.
         picked: As they are to be trained.
         pairwise: Whether a row is a pair of responses, or its first response alone.
     """

@@ -1,4 +1,4 @@
-"""What a guided run is refused for, as the user meets it: each message names the key or the row and what to write."""
+"""What an online run is refused for, as the user meets it: each message names the key or the row and what to write."""
 
 import json
 from pathlib import Path
@@ -31,23 +31,23 @@ TASK = "prompt_task={train: train.tsv, development: dev.tsv, test: test.tsv, ver
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        (["examples=null"], ["guidance needs one of the tables examples", "and prompt_task", "got neither"]),
-        ([TASK], ["guidance needs one of the tables", "got both"]),
-        (["examples=null", TASK], ["guidance.objective cannot be weighted_likelihood", "{name: reinforce, entropy"]),
+        (["examples=null"], ["online needs one of the tables examples", "and prompt_task", "got neither"]),
+        ([TASK], ["online needs one of the tables", "got both"]),
+        (["examples=null", TASK], ["online.objective cannot be weighted_likelihood", "{name: reinforce, entropy"]),
         (["examples.references=null"], ["learns from references, and examples.references names no column",
                                         "objective: {name: reinforce}"]),
-        (["guidance.source=null"], ["guidance.source is missing", "{name: rouge}"]),
-        (["guidance.source={name: rogue}"], ["no preference source 'rogue'", "Did you mean 'rouge'?", "module:Name"]),
-        (["guidance.source={name: length, word: 3}"], ["no setting 'word'", "Did you mean 'words'?"]),
-        (["guidance.source={name: length}"], ["words"]),
-        (["guidance.source={name: 'nolab:score'}"], ["module 'nolab' cannot be imported", "current folder"]),
-        (["guidance.objective={name: reinforced}"], ["no objective 'reinforced'", "Did you mean 'reinforce'?"]),
-        (["guidance.objective={name: reinforce, entropi: 1}"], ["Did you mean 'entropy'?"]),
-        (["guidance.objective={name: sepo}"], ["guidance.objective", "sepo", "weighted_likelihood", "reinforce"]),
-        (["guidance.objective={name: plackett_luce}"], ["guidance.objective", "reinforce"]),
-        (["guidance.objective={name: dpo}"], ["guidance.objective", "dpo"]),
-        (["guidance.selection={name: sfot}"], ["no selector 'sfot'", "Did you mean 'soft'?"]),
-        (["guidance.sampler={name: vllm}"], ["no sampler 'vllm'", "transformers"]),
+        (["online.source=null"], ["online.source is missing", "{name: rouge}"]),
+        (["online.source={name: rogue}"], ["no preference source 'rogue'", "Did you mean 'rouge'?", "module:Name"]),
+        (["online.source={name: length, word: 3}"], ["no setting 'word'", "Did you mean 'words'?"]),
+        (["online.source={name: length}"], ["words"]),
+        (["online.source={name: 'nolab:score'}"], ["module 'nolab' cannot be imported", "current folder"]),
+        (["online.objective={name: reinforced}"], ["no objective 'reinforced'", "Did you mean 'reinforce'?"]),
+        (["online.objective={name: reinforce, entropi: 1}"], ["Did you mean 'entropy'?"]),
+        (["online.objective={name: sepo}"], ["online.objective", "sepo", "weighted_likelihood", "reinforce"]),
+        (["online.objective={name: plackett_luce}"], ["online.objective", "reinforce"]),
+        (["online.objective={name: dpo}"], ["online.objective", "dpo"]),
+        (["online.selection={name: sfot}"], ["no selector 'sfot'", "Did you mean 'soft'?"]),
+        (["online.sampler={name: vllm}"], ["no sampler 'vllm'", "transformers"]),
         (["reward.head.hiden=3"], ["no setting 'hiden'", "Did you mean 'hidden'?"]),
         (["reward.head.hidden=text"], ["hidden is 'text'"]),
         (["reward.head.unit=syllable"], ["unit is 'syllable'"]),
@@ -55,19 +55,19 @@ TASK = "prompt_task={train: train.tsv, development: dev.tsv, test: test.tsv, ver
         (["reward.objective={name: plackett_luce, aggregate: mean}"], ["no aggregate 'mean'", "average"]),
         (["model.head_mlp={hiden: 3}"], ["Did you mean 'hidden'?"]),
         (["model.head_mlp={}", "model.adapter={r: 2}"], ["head_mlp and model.adapter", "Leave one out"]),
-        (["guidance.evry=3"], ["unknown key 'evry' in guidance", "Did you mean 'every'?"]),
-        (["guidance.sampling.top_q=1"], ["unknown key 'top_q' in guidance.sampling", "Did you mean 'top_p' or 'top_k'?"]),
+        (["online.evry=3"], ["unknown key 'evry' in online", "Did you mean 'every'?"]),
+        (["online.sampling.top_q=1"], ["unknown key 'top_q' in online.sampling", "Did you mean 'top_p' or 'top_k'?"]),
         (["examples.promt=x"], ["unknown key 'promt' in examples", "Did you mean 'prompt'?"]),
-        (["guidance.samples=1"], ["guidance.samples: got 1", ">= 2"]),
-        (["guidance.until=1.5"], ["guidance.until: got 1.5", "<= 1"]),
-        (["guidance.restart=cold"], ["guidance.restart: got 'cold'", "warm or fresh"]),
-        (["guidance.training.learning_rat=1"], ["unknown key 'learning_rat'", "Did you mean 'learning_rate'?"]),
+        (["online.samples=1"], ["online.samples: got 1", ">= 2"]),
+        (["online.until=1.5"], ["online.until: got 1.5", "<= 1"]),
+        (["online.restart=cold"], ["online.restart: got 'cold'", "warm or fresh"]),
+        (["online.training.learning_rat=1"], ["unknown key 'learning_rat'", "Did you mean 'learning_rate'?"]),
         (["examples.prompt='Say {question'"], ["examples.prompt is 'Say {question'", "braces do not match", "{article}"]),
         (["examples.prompt='Say {}'"], ["examples.prompt is 'Say {}'", "holds no plain name"]),
         (["examples.prompt='Say {question:d}'"], ["holds no plain name"]),
         (["examples.prompt='Say something.'"], ["--set examples.prompt: examples.prompt is 'Say something.'",
                                                 "names no column", 'prompt: "Summarize: {article}"']),
-        (["guidance=null"], ["examples is read by a guided run alone"]),
+        (["online=null"], ["examples is read by an online run alone"]),
         (["data.source=builtin"], ["data belongs to a run on comparisons"]),
         (["evaluation.metrics=[rouge11]"], ["rouge11", "Did you mean"]),
         (["reward.objective={name: weighted_likelihood}"], ["reward.objective is weighted_likelihood", "ranked lists",
@@ -75,31 +75,31 @@ TASK = "prompt_task={train: train.tsv, development: dev.tsv, test: test.tsv, ver
         (["reward.objective={name: sft}"], ["reward.objective is sft", "{name: plackett_luce}"]),
         (["reward.objective={name: dpo}"], ["reward.objective is dpo", "{name: plackett_luce}"]),
         (["reward.objective={name: reinforce}"], ["reward.objective is reinforce", "{name: plackett_luce}"]),
-        (["reward.head={hidden: 4, low: -1.0}"], ["guidance.selection", "transform: identity", "from -1",
+        (["reward.head={hidden: 4, low: -1.0}"], ["online.selection", "transform: identity", "from -1",
                                                   "transform: exp", "low: 1.0e-8"]),
         (["reward.head={hidden: 4, bound: none}"], ["transform: identity", "from -inf", "transform: exp"]),
-        (["reward.head={hidden: 4, bound: none}", "guidance.selection={name: soft, transform: power, power: 2.0}"],
+        (["reward.head={hidden: 4, bound: none}", "online.selection={name: soft, transform: power, power: 2.0}"],
          ["transform: power", "from -inf"]),
-        (["guidance.selection={name: top_fraction, scope: dataset}"], ["guidance.selection has scope: dataset", "scope: batch"]),
-        (["guidance.selection={name: transform, steps: [segment_pool]}"], ["guidance.selection pools over sentence",
+        (["online.selection={name: top_fraction, scope: dataset}"], ["online.selection has scope: dataset", "scope: batch"]),
+        (["online.selection={name: transform, steps: [segment_pool]}"], ["online.selection pools over sentence",
                                                                           "reward.head.unit"]),
-        (["guidance.training.max_steps=0"], ["guidance.training: max_steps is 0", "Write 1 or more"]),
-        (["guidance.training={num_train_epochs: 0}"], ["guidance.training: num_train_epochs is 0", "greater than 0"]),
-        (["guidance.training={num_train_epochs: -1.5}"], ["num_train_epochs is -1.5"]),
-        (["guidance.training.max_steps=-3"], ["guidance.training: max_steps is -3"]),
-        (["guidance.source={name: 'os:path'}"], ["preference source 'os:path' is a module, which cannot be called",
+        (["online.training.max_steps=0"], ["online.training: max_steps is 0", "Write 1 or more"]),
+        (["online.training={num_train_epochs: 0}"], ["online.training: num_train_epochs is 0", "greater than 0"]),
+        (["online.training={num_train_epochs: -1.5}"], ["num_train_epochs is -1.5"]),
+        (["online.training.max_steps=-3"], ["online.training: max_steps is -3"]),
+        (["online.source={name: 'os:path'}"], ["preference source 'os:path' is a module, which cannot be called",
                                                  "function or a class"]),
-        (["guidance.sampler={name: 'os:sep'}"], ["sampler 'os:sep' is a str, which cannot be called"]),
-        (["guidance.patience=2"], ["guidance.patience is 2", "guidance.evaluate_every"]),
-        (["guidance.reward_patience=2", "guidance.reward_looks=0"], ["guidance.reward_patience is 2",
-                                                                     "guidance.reward_looks"]),
-        (["reward.training.max_steps=5"], ["reward.training.max_steps", "guidance.reward_steps"]),
-        (["reward.training.num_train_epochs=2"], ["reward.training.num_train_epochs", "guidance.reward_steps"]),
+        (["online.sampler={name: 'os:sep'}"], ["sampler 'os:sep' is a str, which cannot be called"]),
+        (["online.patience=2"], ["online.patience is 2", "online.evaluate_every"]),
+        (["online.reward_patience=2", "online.reward_evals=0"], ["online.reward_patience is 2",
+                                                                     "online.reward_evals"]),
+        (["reward.training.max_steps=5"], ["reward.training.max_steps", "online.reward_steps"]),
+        (["reward.training.num_train_epochs=2"], ["reward.training.num_train_epochs", "online.reward_steps"]),
         (["reward.training.seed=5"], ["reward.training.seed", "seed of the recipe"]),
-        (["reward.training.eval_strategy=epoch"], ["reward.training.eval_strategy", "guidance.reward_looks"]),
-        (["reward.training.eval_steps=5"], ["reward.training.eval_steps", "guidance.reward_looks"]),
-        (["guidance.sampling.stop=['']"], ["guidance.sampling.stop", "empty text", "stop: []"]),
-        (["guidance.sampling.temperature=1e-45"], ["guidance.sampling.temperature is 1e-45", "float32", "top_k: 1"]),
+        (["reward.training.eval_strategy=epoch"], ["reward.training.eval_strategy", "online.reward_evals"]),
+        (["reward.training.eval_steps=5"], ["reward.training.eval_steps", "online.reward_evals"]),
+        (["online.sampling.stop=['']"], ["online.sampling.stop", "empty text", "stop: []"]),
+        (["online.sampling.temperature=1e-45"], ["online.sampling.temperature is 1e-45", "float32", "top_k: 1"]),
         (["evaluation.temperature=1e-40"], ["evaluation.temperature is 1e-40", "float32", "top_k: 1"]),
     ],
     ids=lambda value: value[0][:48] if isinstance(value, list) and "=" in value[0] else "",
@@ -115,12 +115,12 @@ def test_settings_that_look_alike_are_no_mistake(recipe):
     """A reward below 0 is as good as another to an exponential, to reinforce, and where none is learned."""
     low = "reward.head={hidden: 4, low: -1.0}"
     for changes in (
-        [low, "guidance.selection={name: soft, transform: exp}"],
+        [low, "online.selection={name: soft, transform: exp}"],
         [low, REINFORCE],
-        [low, "guidance.selection={name: all}"],
-        ["guidance.training.max_steps=-1", "guidance.training.num_train_epochs=0.5"],
+        [low, "online.selection={name: all}"],
+        ["online.training.max_steps=-1", "online.training.num_train_epochs=0.5"],
         ["reward.objective={name: 'tokenward.objectives:PlackettLuce'}"],
-        ["guidance.sampling.temperature=1e-6"],
+        ["online.sampling.temperature=1e-6"],
     ):
         assert tokenward.open_run(recipe, changes, quiet=True)
 
@@ -188,7 +188,7 @@ def test_a_wrong_template_is_named_with_its_line(prompts):
 def test_a_run_on_comparisons_has_no_network_before_the_head(tiny_workplace):
     message = refused(tiny_workplace, ["model.head_mlp={hidden: 4}"], last="data")
     assert "model.head_mlp" in message
-    assert "guidance" in message
+    assert "online" in message
 
 
 @pytest.mark.parametrize("last", ["scores", "oracle"])
@@ -199,9 +199,9 @@ def test_a_guided_run_has_its_own_stages(recipe, last):
 
 
 def test_a_run_on_comparisons_has_no_guidance(tiny_workplace):
-    message = refused(tiny_workplace, last="guidance")
+    message = refused(tiny_workplace, last="online")
     assert "on comparisons and has no stage guidance" in message
-    assert "The table guidance makes a run a guided one" in message
+    assert "The table online makes a run an online one" in message
 
 
 def rows(*records: dict) -> None:
@@ -247,7 +247,7 @@ def test_a_list_of_texts_is_joined_and_numbers_are_text(recipe):
 def test_line_marks_of_unicode_in_a_text_end_no_row(recipe):
     text = "one\u2028two\u2029three\x85four"
     rows(*[{"question": f"{n} {text}", "answers": text} for n in range(30)])
-    assert guided(recipe, last="guidance").done("guidance").facts["steps"] == 6
+    assert guided(recipe, last="online").done("online").facts["steps"] == 6
 
 
 def test_braces_and_columns_of_any_name_stand_in_a_prompt(recipe):
@@ -298,14 +298,14 @@ def test_a_missing_file_is_named(recipe):
 
 
 def source(text: str) -> str:
-    return f"guidance.source={{name: '{plugin(text)}:score'}}"
+    return f"online.source={{name: '{plugin(text)}:score'}}"
 
 
 @pytest.mark.parametrize(
     ("body", "parts"),
     [
         ("return [0.0] * len(completions)", ["the reward cannot be learned: all 12 groups of 3 samples are tied",
-                                             "raise guidance.samples"]),
+                                             "raise online.samples"]),
         ("return [float('nan')] * len(completions)", ["examples.jsonl:", ":score returned nan"]),
         ("return [0.0]", ["1 scores for", "one finite number per completion"]),
         ("return None", ["which is no list"]),
@@ -327,7 +327,7 @@ def sampler(body: str) -> str:
         "    def __call__(self, prompts, *, count, seed, progress=None):\n"
         f"        {body}\n"
     )
-    return f"guidance.sampler={{name: '{plugin(text)}:Mine'}}"
+    return f"online.sampler={{name: '{plugin(text)}:Mine'}}"
 
 
 @pytest.mark.parametrize(
@@ -346,31 +346,31 @@ def sampler(body: str) -> str:
 @pytest.mark.parametrize("changes", [[], [REINFORCE]], ids=["likelihood", "reinforce"])
 def test_a_sampler_of_ones_own_that_returns_something_else_says_so(recipe, body, parts, changes):
     message = refused(recipe, [sampler(body), *changes])
-    assert "guidance.sampler" in message
+    assert "online.sampler" in message
     for part in parts:
         assert part in message, message
 
 
 def test_what_an_update_by_reinforce_samples_is_looked_at_too(recipe):
     body = "return [[Reply([5] * (i + 1 if len(prompts) > 2 else 0), 'a ' * i, False) for i in range(count)] for p in prompts]"
-    message = refused(recipe, [sampler(body), REINFORCE, "guidance.reward_looks=0"])
-    assert "guidance.sampler" in message
+    message = refused(recipe, [sampler(body), REINFORCE, "online.reward_evals=0"])
+    assert "online.sampler" in message
     assert "all 3 replies to prompt 0 are empty" in message
 
 
 @pytest.mark.parametrize("changes", [[], [REINFORCE]], ids=["likelihood", "reinforce"])
 def test_empty_replies_are_dropped_and_counted(recipe, changes):
     body = "return [[Reply([5] * i, 'a ' * i, False) for i in range(count)] for p in prompts]"
-    run = guided(recipe, sampler(body), *changes, "guidance.training.max_steps=1", "guidance.every=null")
-    (event,) = [json.loads(line) for line in (run.path("guidance") / "events.jsonl").read_text().splitlines()]
+    run = guided(recipe, sampler(body), *changes, "online.training.max_steps=1", "online.every=null")
+    (event,) = [json.loads(line) for line in (run.path("online") / "events.jsonl").read_text().splitlines()]
     assert event["dropped"] == {"dropped: empty replies": 12}
     assert event["groups"] == 12
 
 
 def test_an_object_that_cannot_be_called_is_no_sampler(recipe):
     text = "class Mine:\n    def __init__(self, model, template, settings, precision):\n        pass\n"
-    message = refused(recipe, [f"guidance.sampler={{name: '{plugin(text)}:Mine'}}"])
-    assert "guidance.sampler" in message
+    message = refused(recipe, [f"online.sampler={{name: '{plugin(text)}:Mine'}}"])
+    assert "online.sampler" in message
     assert "a Mine, which cannot be called" in message
 
 
@@ -391,8 +391,8 @@ def test_a_metric_that_could_not_be_measured_ends_the_run_before_it_trains(recip
     for part in parts:
         assert part in message, message
     assert "source:" not in message
-    assert not Path("runs/guided/guidance/model").exists()
-    assert not list(Path("runs").glob("*/guidance/manifest.json"))
+    assert not Path("runs/guided/online/model").exists()
+    assert not list(Path("runs").glob("*/online/manifest.json"))
 
 
 def test_a_source_is_given_the_columns_that_it_names(recipe):
@@ -402,7 +402,7 @@ def test_a_source_is_given_the_columns_that_it_names(recipe):
         "    assert all(refs == ['the good tea on the table', 'a good cup'] for refs in references)\n"
         "    return [float(sum(ids)) for ids in completion_ids]\n"
     )
-    guided(recipe, source(text), "guidance.training.max_steps=1", "guidance.every=null")
+    guided(recipe, source(text), "online.training.max_steps=1", "online.every=null")
     message = refused(recipe, [source("def score(completions, lvel):\n    return [0.0]\n"), "run=runs/b"])
     assert "takes 'lvel', which is no column of the examples" in message
     assert "level" in message
@@ -418,8 +418,8 @@ def test_development_groups_that_are_all_tied_leave_the_last_reward(recipe):
         "        return [0.0] * len(completions)\n"
         "    return [float(sum(ids)) for ids in completion_ids]\n"
     )
-    run = guided(recipe, source(text), "guidance.training.max_steps=1", "guidance.every=null")
-    (event,) = [json.loads(line) for line in (run.path("guidance") / "events.jsonl").read_text().splitlines()]
+    run = guided(recipe, source(text), "online.training.max_steps=1", "online.every=null")
+    (event,) = [json.loads(line) for line in (run.path("online") / "events.jsonl").read_text().splitlines()]
     assert event["development_groups"] == 0
     assert event["steps"] == 3
     assert "development_loss" not in event
@@ -443,12 +443,12 @@ def test_a_prompt_that_leaves_no_room_for_a_reply_is_dropped(recipe, tmp_path):
     for part, chosen in (("train", prompts[:6]), ("dev", prompts[6:8]), ("test", prompts[8:])):
         lines = [json.dumps({"question": text, "answers": "a"}) + "\n" for text in chosen]
         Path(f"{part}.jsonl").write_text("".join(lines))
-    changes = [short, *parts, "guidance.sampling.max_new_tokens=30", "evaluation.max_new_tokens=30"]
+    changes = [short, *parts, "online.sampling.max_new_tokens=30", "evaluation.max_new_tokens=30"]
     for objective in ([], [REINFORCE]):
         run = guided(recipe, *changes, *objective, "evaluation.prompts=9", last="evaluation")
-        assert run.done("guidance").facts["rows"] == 5
+        assert run.done("online").facts["rows"] == 5
         assert len((run.path("evaluation") / "samples.jsonl").read_text().splitlines()) == 3
-    message = refused(recipe, [*changes, "guidance.sampling.max_new_tokens=60"])
+    message = refused(recipe, [*changes, "online.sampling.max_new_tokens=60"])
     assert "no example of train is left" in message
     assert "a reply of 60 tokens are longer than the model's context of 64" in message
 
@@ -476,7 +476,8 @@ def test_a_t5_without_a_chat_template_is_told_to_write_plain(recipe, tmp_path):
     assert "no chat template" in message
     assert "tokens.template: plain" in message
     message = refused(
-        recipe, [f"model.name={folder}", "tokens.template=plain", "model.rows=shared", "run=runs/b"]
+        recipe,
+        [f"model.name={folder}", "tokens.template=plain", "model.packing=shared_prompts", "run=runs/b"],
     )
     assert "has an encoder" in message
 
@@ -494,8 +495,8 @@ def test_a_t5_without_a_chat_template_is_told_to_write_plain(recipe, tmp_path):
         (["prompt_task.template='{sentence}'"], ["prompt"]),
         (["prompt_task.start=''"], ["prompt_task.start '' is no token"]),
         (["prompt_task.candidate=3"], ["unknown key 'candidate' in prompt_task", "Did you mean 'candidates'?"]),
-        (["guidance.objective={name: weighted_likelihood}"], ["no written prompts"]),
-        (["guidance.source={name: length, words: 3}"], ["guidance.source cannot act in a prompt_task"]),
+        (["online.objective={name: weighted_likelihood}"], ["no written prompts"]),
+        (["online.source={name: length, words: 3}"], ["online.source cannot act in a prompt_task"]),
         (["evaluation.metrics=[vader]"], ["evaluation.metrics cannot act in a prompt_task"]),
         (["prompt_task.verbalizers=[' a', ' the', ' in']"], ["3 words", "no text has the label 2", "train.tsv"]),
     ],
@@ -515,7 +516,7 @@ def test_a_label_without_a_word_is_named(prompts):
 
 
 def test_all_tied_prompts_are_named(prompts):
-    message = refused(prompts, ["guidance.sampling.top_k=1"])
+    message = refused(prompts, ["online.sampling.top_k=1"])
     assert "all 12 groups of 4 samples are tied" in message
     assert "higher temperature" in message
 
@@ -523,10 +524,10 @@ def test_all_tied_prompts_are_named(prompts):
 def test_the_tests_texts_are_not_looked_at_by_the_loop(prompts):
     """A broken test file does not stop the training, whose stage does not depend on it either."""
     run = guided(prompts)
-    before = (run.path("guidance") / "manifest.json").read_text()
+    before = (run.path("online") / "manifest.json").read_text()
     Path("test.tsv").write_text("text\tlabel\nother tea\t1\n")
     guided(prompts)
-    assert (run.path("guidance") / "manifest.json").read_text() == before
+    assert (run.path("online") / "manifest.json").read_text() == before
 
 
 @pytest.fixture
@@ -551,31 +552,31 @@ def test_a_task_model_to_which_the_ids_are_other_tokens_is_refused(prompts, othe
 
 
 def test_what_only_the_evaluation_reads_leaves_the_loop_as_it_is(prompts):
-    one = "guidance.training.max_steps=1"
-    before = (guided(prompts, one).path("guidance") / "manifest.json").read_text()
+    one = "online.training.max_steps=1"
+    before = (guided(prompts, one).path("online") / "manifest.json").read_text()
     changes = ["test=dev.tsv", "test_limit=3", "candidates=2", "best=1", "manual=[]", "random=2"]
     after = guided(prompts, one, *(f"prompt_task.{change}" for change in changes))
-    assert (after.path("guidance") / "manifest.json").read_text() == before
+    assert (after.path("online") / "manifest.json").read_text() == before
     assert (
-        guided(prompts, one, "prompt_task.share=0.5").path("guidance") / "manifest.json"
+        guided(prompts, one, "prompt_task.share=0.5").path("online") / "manifest.json"
     ).read_text() != before
 
 
 def test_other_weights_under_the_name_of_reward_model_are_another_run(recipe, tmp_path):
-    changes = [f"reward.model={save_tiny(tmp_path / 'start')}", "guidance.training.max_steps=1"]
-    before = guided(recipe, *changes).done("guidance").fingerprint
+    changes = [f"reward.model={save_tiny(tmp_path / 'start')}", "online.training.max_steps=1"]
+    before = guided(recipe, *changes).done("online").fingerprint
     save_tiny(tmp_path / "start", tiny_llama(seed=1))
-    assert guided(recipe, *changes).done("guidance").fingerprint != before
+    assert guided(recipe, *changes).done("online").fingerprint != before
 
 
 def test_an_unknown_name_in_open_run_is_refused_as_in_run(recipe):
     with pytest.raises(tokenward.UserError, match="Did you mean 'rouge'"):
-        tokenward.open_run(recipe, ["guidance.source={name: rogue}"], quiet=True)
+        tokenward.open_run(recipe, ["online.source={name: rogue}"], quiet=True)
 
 
 def test_reinforce_needs_no_references(recipe):
     rows(*[{"question": f"Say {n}."} for n in range(30)])
-    changes = ["examples.references=null", "guidance.training.max_steps=1", "evaluation.metrics=[]"]
+    changes = ["examples.references=null", "online.training.max_steps=1", "evaluation.metrics=[]"]
     run = guided(recipe, REINFORCE, *changes, last="evaluation")
     figures = tokenward.read_figures(run)
     assert "length/change" in figures

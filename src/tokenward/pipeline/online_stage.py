@@ -1,4 +1,4 @@
-"""The guidance stage: learn a token reward from ranked samples and train the policy with it, in turns (TLM)."""
+"""The online stage: learn a token reward from ranked samples and train the policy with it, in turns (TLM)."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import PartialState
 
 from tokenward.artifacts import Manifest, StageFolder, atomic_write, fingerprint
-from tokenward.config import GuidanceTable
+from tokenward.config import OnlineTable
 from tokenward.models.head_mlp import HeadMLPSettings
 from tokenward.models.loading import LanguageModel, lasting
 from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model
@@ -43,7 +43,7 @@ def task_of(run: Run, policy: LanguageModel) -> Task:
     return example_task(run, policy) if run.recipe.prompt_task is None else prompt_task(run, policy)
 
 
-def train_guided_sft(run: Run) -> Manifest | None:
+def train_online_sft(run: Run) -> Manifest | None:
     """Fine-tune the recipe's model on the examples' references; nothing if the recipe has no ``sft`` table."""
     table = run.recipe.sft
     if table is None:
@@ -70,30 +70,30 @@ def train_guided_sft(run: Run) -> Manifest | None:
                     SFT(),
                     parts[0].rows,
                     table.training,
-                    held_out=parts[1].rows,
+                    eval_rows=parts[1].rows,
                     watch=watch,
                 )
             )
     return run.done("sft")
 
 
-def train_guided(run: Run) -> Manifest:
+def train_online(run: Run) -> Manifest:
     """Carry out the alternating loop; writes ``model/``, ``reward/``, ``events.jsonl`` and ``history.jsonl``."""
-    guidance = run.recipe.guidance
-    assert guidance is not None
+    online = run.recipe.online
+    assert online is not None
     task = run.recipe.prompt_task
     settings = {
-        "guidance": guidance.model_dump(),
+        "online": online.model_dump(),
         "reward": run.recipe.reward.model_dump(),
         "prompt_task": None if task is None else task.model_dump(exclude=EVALUATED),
         "tokens": token_settings(run),
         "scores": {"precision": run.recipe.scores.precision},
         **model_settings(run),
     }
-    with run.stage("guidance", settings, _inputs(run)) as stage:
+    with run.stage("online", settings, _inputs(run)) as stage:
         if not stage.done:
-            _train(run, stage, guidance)
-    return run.done("guidance")
+            _train(run, stage, online)
+    return run.done("online")
 
 
 def _inputs(run: Run) -> dict[str, str]:
@@ -108,7 +108,7 @@ def _inputs(run: Run) -> dict[str, str]:
     return {**inputs, "texts": files, "task model": task}
 
 
-def guided_policy(run: Run) -> LanguageModel:
+def online_policy(run: Run) -> LanguageModel:
     """The policy before training: whole, with an adapter, or with a network before its head."""
     start = run.load(run.start_model)
     settings = run.recipe.model.head_mlp
@@ -141,7 +141,7 @@ def fresh_reward(run: Run) -> RewardModel:
         seed=run.recipe.seed,
         device=table.device,
         attention=table.attention,
-        rows=table.rows,
+        packing=table.packing,
         trust_remote_code=table.trust_remote_code,
     )
 
@@ -151,27 +151,27 @@ def reads_reward(objective_name: str, selector: Selector) -> bool:
     return objective_name == "reinforce" or not isinstance(selector, KeepAll)
 
 
-def _train(run: Run, stage: StageFolder, guidance: GuidanceTable) -> None:
-    policy = guided_policy(run)
+def _train(run: Run, stage: StageFolder, online: OnlineTable) -> None:
+    policy = online_policy(run)
     task = task_of(run, policy)
-    objective = objective_of("objective", guidance.objective, run.recipe.seed)
-    selector = selector_of(guidance.selection, run.recipe.seed)
-    reward = fresh_reward(run) if reads_reward(guidance.objective.name, selector) else None
+    objective = objective_of("objective", online.objective, run.recipe.seed)
+    selector = selector_of(online.selection, run.recipe.seed)
+    reward = fresh_reward(run) if reads_reward(online.objective.name, selector) else None
     if reward is not None:
         check_same_tokens(policy, reward, "reward.model")
-    loop = _loop(run, stage.path, guidance, policy, reward, task)
-    prepare = _prepare(run, guidance, objective, selector, policy, reward, task)
+    loop = _loop(run, stage.path, online, policy, reward, task)
+    prepare = _prepare(run, online, objective, selector, policy, reward, task)
     facts = fit(
         run,
         stage,
         policy,
         objective,
         task.rows,
-        guidance.training,
+        online.training,
         prepare=prepare,
         defaults=DEFAULTS,
         between=loop,
-        watch=_watch(run, stage.path, guidance, policy, task),
+        watch=_watch(run, stage.path, online, policy, task),
     )
     if reward is not None:
         reward.save(stage.path / "reward")
@@ -189,44 +189,44 @@ def _train(run: Run, stage: StageFolder, guidance: GuidanceTable) -> None:
 def _loop(
     run: Run,
     folder: Path,
-    guidance: GuidanceTable,
+    online: OnlineTable,
     policy: LanguageModel,
     reward: RewardModel | None,
     task: Task,
 ) -> Alternating:
-    best = KeepBest(policy.model, larger_is_better=True, patience=guidance.patience)
+    best = KeepBest(policy.model, larger_is_better=True, patience=online.patience)
     learner = None if reward is None else RewardLearner(run, folder / "reward_learning", reward, task)
 
     def judged(step: int) -> dict[str, float]:
-        contexts = task.development[: guidance.development]
+        contexts = task.development[: online.development]
         seed = seed_of(run.recipe.seed, "look")  # the same draws at each look narrow their differences
-        _, scores = task.samples.draw(contexts, count=guidance.evaluation_samples, seed=seed)
+        _, scores = task.samples.draw(contexts, count=online.evaluation_samples, seed=seed)
         values = [value for group in scores for value in group]
         return {"score": sum(values) / len(values)}
 
     return Alternating(
-        Schedule(every=guidance.every, until=guidance.until, evaluate_every=guidance.evaluate_every),
+        Schedule(every=online.every, until=online.until, evaluate_every=online.evaluate_every),
         learn=learner,
         reward=None if reward is None else reward.model,
-        evaluate=judged if guidance.evaluate_every is not None else None,
+        evaluate=judged if online.evaluate_every is not None else None,
         best=best,
         show=run.display.line,
     )
 
 
 def _watch(
-    run: Run, folder: Path, guidance: GuidanceTable, policy: LanguageModel, task: Task
+    run: Run, folder: Path, online: OnlineTable, policy: LanguageModel, task: Task
 ) -> AnswerPrompts | None:
     """Replies to development prompts whenever the policy is looked at; the prompts of a prompt task are no replies."""
     if run.recipe.prompt_task is not None:
         return None
-    schedule = Schedule(evaluate_every=guidance.evaluate_every)
+    schedule = Schedule(evaluate_every=online.evaluate_every)
     return watching(run, policy, example_prompts(run, task.development), folder, also=schedule.looks_at)
 
 
 def _prepare(
     run: Run,
-    guidance: GuidanceTable,
+    online: OnlineTable,
     objective: Objective,
     selector: Selector,
     policy: LanguageModel,
@@ -236,7 +236,7 @@ def _prepare(
     """What becomes of a step's rows: samples with rewards, or weights of the written response."""
     if reward is None:
         return None
-    if guidance.objective.name != "reinforce":
+    if online.objective.name != "reinforce":
         return lambda rows, step: weigh_rows(selector, _rewarded(run, reward, rows))
     reference = run.load(run.start_model) if needs_reference(objective) else None
     examples = {context.example.source: context.example for context in task.train}
@@ -246,8 +246,8 @@ def _prepare(
         # Processes may hold the same prompt, as in a prompt task, and must not draw the same replies to it.
         seed = seed_of(run.recipe.seed, "rollout", step, PartialState().process_index)
         prompts = [context.prompt for context in contexts]
-        replies = task.samples.sampler(prompts, count=guidance.rollouts, seed=seed)
-        empty = len(prompts) * guidance.rollouts - sum(map(len, replies))
+        replies = task.samples.sampler(prompts, count=online.rollouts, seed=seed)
+        empty = len(prompts) * online.rollouts - sum(map(len, replies))
         if empty:
             run.display.line(f"  step {step}: {empty} empty replies dropped")
         drawn = [sampled_row(context, group) for context, group in zip(contexts, replies, strict=True)]

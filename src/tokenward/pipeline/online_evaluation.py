@@ -1,4 +1,4 @@
-"""The evaluation of a guided run: replies to the test examples before and after, or the prompts that were found."""
+"""The evaluation of an online run: replies to the test examples before and after, or the prompts that were found."""
 
 import json
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from tokenward.models.loading import LanguageModel
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import source_fingerprint
 from tokenward.pipeline.figures import Figures, evaluation_statistics, figure_as_json, show_figures
-from tokenward.pipeline.guidance_stage import guided_policy
 from tokenward.pipeline.kept_recipe import keep_recipe
+from tokenward.pipeline.online_stage import online_policy
 from tokenward.pipeline.prompt_task import labelled_parts, prompt_start, task_model
 from tokenward.pipeline.row_values import RowValues
 from tokenward.pipeline.tasks import EncodedExamples, encoded_examples, sampler_of
@@ -29,10 +29,10 @@ from tokenward.sampling.sources import ChrF, Meteor, Rouge
 from tokenward.scoring.values import token_values
 
 
-def evaluate_guided(run: Run) -> Manifest:
+def evaluate_online(run: Run) -> Manifest:
     """Measure what guidance changed; writes ``metrics.json``, and its replies or prompts."""
     settings: dict[str, Any] = {"evaluation": run.recipe.evaluation.model_dump(), "seed": run.recipe.seed}
-    inputs = {"guidance": run.done("guidance").fingerprint}
+    inputs = {"online": run.done("online").fingerprint}
     table = run.recipe.prompt_task
     if table is not None:
         settings["prompt_task"] = table.model_dump()
@@ -51,7 +51,7 @@ def evaluate_guided(run: Run) -> Manifest:
     show_figures(run)
     if table is not None:
         _show_prompts(run, table.best)
-    run.display.line(f"\nmodel:   {run.path('guidance') / 'model'}")
+    run.display.line(f"\nmodel:   {run.path('online') / 'model'}")
     run.display.line(f"figures: {run.path('evaluation') / 'metrics.json'}")
     if table is not None:
         run.display.line(f"prompts: {run.path('evaluation') / 'prompts.json'}")
@@ -59,7 +59,7 @@ def evaluate_guided(run: Run) -> Manifest:
 
 
 def _on_examples(run: Run, by_row: RowValues) -> tuple[Figures, str, str]:
-    start, policy = run.load(run.start_model), run.load(str(run.path("guidance") / "model"))
+    start, policy = run.load(run.start_model), run.load(str(run.path("online") / "model"))
     longest = run.recipe.evaluation.max_new_tokens
     test = encoded_examples(run, policy.template(run.style), "test", reply=longest)
     figures = _likelihood(run, start, policy, test)
@@ -97,7 +97,7 @@ def check_metrics(run: Run) -> None:
     """
     found = {name: find("metric", name, METRICS) for name in run.recipe.evaluation.metrics}
     tried = [name for name, metric in found.items() if isinstance(metric, Rouge | Meteor | ChrF)]
-    if not tried or run.recipe.examples is None or (run.path("guidance") / "model").is_dir():
+    if not tried or run.recipe.examples is None or (run.path("online") / "model").is_dir():
         return
     template = run.tokenizer_template(run.recipe.model.name)
     quiet = replace(run, display=Display(quiet=True))  # the evaluation itself will show these rows
@@ -111,7 +111,7 @@ def check_metrics(run: Run) -> None:
 def _sides(run: Run) -> list[tuple[str, str]]:
     return [
         (run.start_model, "replies, before"),
-        (str(run.path("guidance") / "model"), "replies, after"),
+        (str(run.path("online") / "model"), "replies, after"),
     ]
 
 
@@ -159,12 +159,12 @@ def _scored(name: str, contexts: Sequence[Context], replies: Sequence[Reply]) ->
 def _on_prompts(run: Run) -> tuple[Figures, str, str]:
     table = run.recipe.prompt_task
     assert table is not None
-    policy, task, parts = run.load(str(run.path("guidance") / "model")), task_model(run), labelled_parts(run)
+    policy, task, parts = run.load(str(run.path("online") / "model")), task_model(run), labelled_parts(run)
     special = policy.template("plain").special_ids
     prompts = {
         "learned": _drawn(run, policy),
         # What the same policy writes before it has learned anything: what is due to the model alone.
-        "untrained": _drawn(run, guided_policy(run)),
+        "untrained": _drawn(run, online_policy(run)),
         "no_prompt": [[]],
         "random": random_prompts(
             len(task.model.tokenizer), _length(run), table.random, run.recipe.seed, special
@@ -191,8 +191,8 @@ def _on_prompts(run: Run) -> tuple[Figures, str, str]:
 
 
 def _length(run: Run) -> int:
-    assert run.recipe.guidance is not None
-    return run.recipe.guidance.sampling.max_new_tokens
+    assert run.recipe.online is not None
+    return run.recipe.online.sampling.max_new_tokens
 
 
 def _ids(task: TaskModel, text: str) -> list[int]:

@@ -24,7 +24,7 @@ from tests.tiny import save_tiny, tiny_t5
 from tokenward.models.reward import load_reward_model
 from tokenward.objectives import Reinforce, WeightedLikelihood
 from tokenward.pipeline.fit import Interrupted
-from tokenward.pipeline.guidance_stage import _prepare, fresh_reward, guided_policy, task_of
+from tokenward.pipeline.online_stage import _prepare, fresh_reward, online_policy, task_of
 from tokenward.sampling import TransformersSampler
 from tokenward.scoring.values import token_values
 from tokenward.selection import SoftWeights
@@ -60,15 +60,15 @@ def moved(run, start: Path) -> float:
     """How far the policy's weights are from where they began."""
     before, after = (
         load_file(start / "model.safetensors"),
-        load_file(run.path("guidance") / "model" / "model.safetensors"),
+        load_file(run.path("online") / "model" / "model.safetensors"),
     )
     return max(float((before[name] - after[name]).abs().max()) for name in before)
 
 
 def test_the_whole_run_on_examples(recipe, tiny_folder):
-    run = guided(recipe, "guidance.evaluate_every=2", last="evaluation")
+    run = guided(recipe, "online.evaluate_every=2", last="evaluation")
     assert {path.parent.name for path in run.folder.glob("*/manifest.json")} == {
-        "examples", "guidance", "evaluation",
+        "examples", "online", "evaluation",
     }  # fmt: skip
     found = events(run)
     # Learned before the first update and after the third, until half of the six; looked at every second.
@@ -85,7 +85,7 @@ def test_the_whole_run_on_examples(recipe, tiny_folder):
         assert event["best_step"] in (1, 2, 3)
         assert math.isfinite(event["loss"] + event["development_loss"] + event["sample_score"])
         assert 0 <= event["development_accuracy"] <= 1
-    facts = run.done("guidance").facts
+    facts = run.done("online").facts
     assert (facts["steps"], facts["rewards_learned"]) == (TOTAL, 2)
     looks = {event["step"]: event["score"] for event in found if event["event"] == "policy"}
     assert facts["best_step"] == max(looks, key=lambda step: (looks[step], -step))
@@ -100,12 +100,12 @@ def test_the_whole_run_on_examples(recipe, tiny_folder):
     assert set(samples[0]["values"]) == {"rouge1", "length", "ended"}
     assert samples[0]["references"] == ["the good tea on the table", "a good cup"]
     # The reward is an ordinary folder, and not the one that it began as.
-    reward = load_reward_model(run.path("guidance") / "reward", device="cpu")
-    AutoModel.from_pretrained(run.path("guidance") / "reward")
+    reward = load_reward_model(run.path("online") / "reward", device="cpu")
+    AutoModel.from_pretrained(run.path("online") / "reward")
     start = load_file(tiny_folder / "model.safetensors")
     mine = reward.model.backbone.state_dict()
     assert not torch.equal(mine["embed_tokens.weight"], start["model.embed_tokens.weight"])
-    assert not (run.path("guidance") / "checkpoints").exists()
+    assert not (run.path("online") / "checkpoints").exists()
 
 
 def test_what_is_done_is_not_done_again_and_a_changed_setting_is(recipe):
@@ -114,8 +114,8 @@ def test_what_is_done_is_not_done_again_and_a_changed_setting_is(recipe):
 
     before = stamps(guided(recipe, last="evaluation"))
     assert stamps(guided(recipe, last="evaluation")) == before
-    after = stamps(guided(recipe, "guidance.samples=2", last="evaluation"))
-    assert {name for name in before if before[name] != after[name]} == {"guidance", "evaluation"}
+    after = stamps(guided(recipe, "online.samples=2", last="evaluation"))
+    assert {name for name in before if before[name] != after[name]} == {"online", "evaluation"}
     assert stamps(guided(recipe, last="evaluation")) == before, "what was kept comes back"
     after = stamps(guided(recipe, "evaluation.prompts=1", last="evaluation"))
     assert {name for name in before if before[name] != after[name]} == {"evaluation"}
@@ -123,17 +123,17 @@ def test_what_is_done_is_not_done_again_and_a_changed_setting_is(recipe):
 
 CHOICES = {
     "likelihood": [],
-    "likelihood, bf16": ["guidance.training.bf16=true"],
-    "likelihood, fresh": ["guidance.restart=fresh"],
+    "likelihood, bf16": ["online.training.bf16=true"],
+    "likelihood, fresh": ["online.restart=fresh"],
     "reinforce": [REINFORCE],
-    "reinforce, fresh, kl": ["guidance.objective={name: reinforce, kl: 0.1}", "guidance.restart=fresh"],
+    "reinforce, fresh, kl": ["online.objective={name: reinforce, kl: 0.1}", "online.restart=fresh"],
 }
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_the_same_seed_gives_the_same_bits_after_any_stop_too(recipe, tiny_folder, monkeypatch, name):
     """Stopped before, in and after the step that learns the reward again, and while it is learned."""
-    changes = [*CHOICES[name], "guidance.evaluate_every=4", "guidance.patience=9"]
+    changes = [*CHOICES[name], "online.evaluate_every=4", "online.patience=9"]
     whole = guided(recipe, *changes, run="whole")
     files = digests(whole)
     assert set(files) == {
@@ -154,7 +154,7 @@ def test_the_same_seed_gives_the_same_bits_after_any_stop_too(recipe, tiny_folde
             press_when(patch, due)
             with pytest.raises(Interrupted, match="goes on from there"):
                 guided(recipe, *changes, run=place)
-        assert not Path(f"runs/{place}/guidance/model").exists()
+        assert not Path(f"runs/{place}/online/model").exists()
         with monkeypatch.context() as patch:
             steps = press_when(patch, lambda state: False)
             again = guided(recipe, *changes, run=place)
@@ -175,7 +175,7 @@ def test_two_runs_of_one_seed_are_equal_and_another_seed_is_another_run(recipe, 
 
 
 def test_a_fresh_restart_is_not_a_warm_one(recipe):
-    warm, fresh = guided(recipe, run="warm"), guided(recipe, "guidance.restart=fresh", run="fresh")
+    warm, fresh = guided(recipe, run="warm"), guided(recipe, "online.restart=fresh", run="fresh")
     assert digests(warm) != digests(fresh)
     # The first time is the same; the second begins elsewhere.
     assert events(warm)[0] == events(fresh)[0]
@@ -184,28 +184,28 @@ def test_a_fresh_restart_is_not_a_warm_one(recipe):
 
 def test_patience_ends_the_policy_early_and_puts_the_best_back(recipe, tiny_folder):
     """The policy does not change, so none of its looks is better than the first."""
-    changes = ["guidance.evaluate_every=1", "guidance.patience=2", "guidance.training.learning_rate=0.0"]
+    changes = ["online.evaluate_every=1", "online.patience=2", "online.training.learning_rate=0.0"]
     run = guided(recipe, *changes)
     assert [(e["event"], e["step"]) for e in events(run)] == [
         ("policy", 0), ("reward", 0), ("policy", 1), ("policy", 2), ("stop", 2),
     ]  # fmt: skip
-    assert run.done("guidance").facts["steps"] == 2
-    assert run.done("guidance").facts["best_step"] == 0
+    assert run.done("online").facts["steps"] == 2
+    assert run.done("online").facts["best_step"] == 0
     assert moved(run, tiny_folder) == 0
 
 
 def test_patience_ends_the_reward_early_and_puts_the_best_back(recipe):
     """A reward that does not change is at its best at the first look, one step in."""
-    changes = ["reward.training.learning_rate=0.0", "guidance.reward_looks=3", "guidance.reward_patience=1"]
+    changes = ["reward.training.learning_rate=0.0", "online.reward_evals=3", "online.reward_patience=1"]
     run = guided(recipe, *changes)
     assert [(e["steps"], e["best_step"]) for e in events(run)] == [(2, 1)] * 2
-    reward = load_reward_model(run.path("guidance") / "reward", device="cpu")
+    reward = load_reward_model(run.path("online") / "reward", device="cpu")
     start = fresh_reward(run).model.state_dict()
     assert all(torch.equal(value, start[name]) for name, value in reward.model.state_dict().items())
 
 
 def test_groups_that_cost_are_gone_over_more_than_once(recipe):
-    run = guided(recipe, "guidance.reward_groups=5", "guidance.training.max_steps=1")
+    run = guided(recipe, "online.reward_groups=5", "online.training.max_steps=1")
     (event,) = events(run)
     assert event["groups"] + event.get("dropped", {}).get("dropped: all responses tied", 0) == 5
     assert event["steps"] == REWARD_STEPS
@@ -227,8 +227,8 @@ def watched(monkeypatch) -> list[tuple[list[list[int]], int, int, list]]:
 def test_every_draw_of_a_run_is_another_one(recipe, monkeypatch):
     """Each micro-batch of each update, each time the reward is learned; only looks at the policy repeat theirs."""
     calls = watched(monkeypatch)
-    changes = ["guidance.training.gradient_accumulation_steps=2", "guidance.training.max_steps=4"]
-    guided(recipe, REINFORCE, *changes, "guidance.every=2", "guidance.evaluate_every=2")
+    changes = ["online.training.gradient_accumulation_steps=2", "online.training.max_steps=4"]
+    guided(recipe, REINFORCE, *changes, "online.every=2", "online.evaluate_every=2")
     rollouts = [(prompts, seed) for prompts, count, seed, _ in calls if len(prompts) in (2, 4) and count == 3]
     learning = [seed for prompts, count, seed, _ in calls if len(prompts) == 12]
     looks = [seed for prompts, count, seed, _ in calls if count == 1]
@@ -242,7 +242,7 @@ def test_every_draw_of_a_run_is_another_one(recipe, monkeypatch):
 
 def test_a_look_at_the_policy_scores_fresh_replies_of_the_policy_then(recipe, monkeypatch):
     calls = watched(monkeypatch)
-    run = guided(recipe, "guidance.evaluate_every=3", "guidance.evaluation_samples=2")
+    run = guided(recipe, "online.evaluate_every=3", "online.evaluation_samples=2")
     looks = [replies for _, count, _, replies in calls if count == 2]
     scores = [
         sum(-abs(len(reply.text.split()) - 3) for group in groups for reply in group) / sum(map(len, groups))
@@ -254,11 +254,11 @@ def test_a_look_at_the_policy_scores_fresh_replies_of_the_policy_then(recipe, mo
 def prepared(run, rows=2):
     """A few of a run's rows as they train, with what made them."""
     tokenward.pipeline.run_through(run, "examples")
-    policy = guided_policy(run)
+    policy = online_policy(run)
     task, reward = task_of(run, policy), fresh_reward(run)
-    guidance = run.recipe.guidance
-    objective = Reinforce(kl=0.1) if guidance.objective.name == "reinforce" else WeightedLikelihood()
-    prepare = _prepare(run, guidance, objective, SoftWeights(), policy, reward, task)
+    online = run.recipe.online
+    objective = Reinforce(kl=0.1) if online.objective.name == "reinforce" else WeightedLikelihood()
+    prepare = _prepare(run, online, objective, SoftWeights(), policy, reward, task)
     given = task.rows[:rows]
     return prepare(given, 0), given, reward, policy
 
@@ -296,9 +296,9 @@ def test_reinforce_trains_on_samples_their_rewards_and_the_start_as_reference(re
 def test_reinforce_compares_with_the_start_and_not_with_the_policy_of_now(recipe):
     run = tokenward.open_run(recipe, [REINFORCE], quiet=True)
     tokenward.pipeline.run_through(run, "examples")
-    policy = guided_policy(run)
+    policy = online_policy(run)
     task, reward = task_of(run, policy), fresh_reward(run)
-    prepare = _prepare(run, run.recipe.guidance, Reinforce(kl=0.1), SoftWeights(), policy, reward, task)
+    prepare = _prepare(run, run.recipe.online, Reinforce(kl=0.1), SoftWeights(), policy, reward, task)
     with torch.no_grad():  # as if it had trained
         for weight in policy.model.parameters():
             weight.mul_(1.2)
@@ -325,40 +325,40 @@ def test_a_larger_unit_gives_every_token_of_a_word_one_reward(recipe):
 
 
 def test_plain_likelihood_learns_no_reward(recipe, tiny_folder):
-    run = guided(recipe, "guidance.selection={name: all}", "guidance.evaluate_every=3", last="evaluation")
+    run = guided(recipe, "online.selection={name: all}", "online.evaluate_every=3", last="evaluation")
     assert {event["event"] for event in events(run)} == {"policy"}
-    assert not (run.path("guidance") / "reward").exists()
-    assert run.done("guidance").facts["rewards_learned"] == 0
+    assert not (run.path("online") / "reward").exists()
+    assert run.done("online").facts["rewards_learned"] == 0
 
 
 @pytest.mark.parametrize(
     "change",
     [
         # The control without token-level credit.
-        ["guidance.selection={name: soft, spread: sequence}",
-         "guidance.objective={name: weighted_likelihood, normaliser: length}"],
-        ["guidance.selection={name: top_fraction, chosen: {fraction: 0.5}}"],
-        ["guidance.selection={name: soft, transform: exp, uniform: 0.5}", "reward.head={hidden: null, bound: none}"],
+        ["online.selection={name: soft, spread: sequence}",
+         "online.objective={name: weighted_likelihood, normaliser: length}"],
+        ["online.selection={name: top_fraction, chosen: {fraction: 0.5}}"],
+        ["online.selection={name: soft, transform: exp, uniform: 0.5}", "reward.head={hidden: null, bound: none}"],
         ["reward.head={hidden: 8, unit: sentence}", "reward.objective={name: plackett_luce, aggregate: softmin}"],
         ["reward.head.freeze=true"],
         ["model.adapter={r: 2, target_modules: [q_proj]}"],
         [REINFORCE, "model.head_mlp={hidden: 8, gain: 0.5, residual: true}"],
-        [REINFORCE, "guidance.sampling={max_new_tokens: 5, top_k: 0, stop: ['t'], temperature: 0.8}"],
-        ["guidance.objective={name: reinforce, return_to_go: true, baseline: leave_one_out, entropy: 0.0}"],
-        ["guidance.reward_looks=0", "guidance.every=null"],
-        ["guidance.source={name: rouge}"],
+        [REINFORCE, "online.sampling={max_new_tokens: 5, top_k: 0, stop: ['t'], temperature: 0.8}"],
+        ["online.objective={name: reinforce, return_to_go: true, baseline: leave_one_out, entropy: 0.0}"],
+        ["online.reward_evals=0", "online.every=null"],
+        ["online.source={name: rouge}"],
         ["examples.limit=3", "examples.development=examples.jsonl", "examples.test=examples.jsonl"],
     ],
-    ids=lambda change: change[0].replace("guidance.", "")[:40],
+    ids=lambda change: change[0].replace("online.", "")[:40],
 )  # fmt: skip
 def test_each_choice_trains_to_a_finite_end(recipe, tiny_folder, change):
-    run = guided(recipe, *change, "guidance.training.max_steps=4")
-    files = [*run.path("guidance").rglob("*.safetensors")]
+    run = guided(recipe, *change, "online.training.max_steps=4")
+    files = [*run.path("online").rglob("*.safetensors")]
     assert len(files) >= 2
     assert all(bool(value.isfinite().all()) for file in files for value in load_file(file).values())
-    whole = run.path("guidance") / "model" / "model.safetensors"
+    whole = run.path("online") / "model" / "model.safetensors"
     assert not whole.exists() or moved(run, tiny_folder) > 1e-5
-    assert run.load(str(run.path("guidance") / "model")).fingerprint
+    assert run.load(str(run.path("online") / "model")).fingerprint
 
 
 def test_a_checkpoint_that_was_cut_off_is_left_out(recipe, monkeypatch):
@@ -368,7 +368,7 @@ def test_a_checkpoint_that_was_cut_off_is_left_out(recipe, monkeypatch):
         press_when(patch, lambda s: (s.global_step, s.max_steps) == (4, TOTAL))
         with pytest.raises(Interrupted):
             guided(recipe, run="cut")
-    (checkpoint,) = Path("runs/cut/guidance/checkpoints").glob("checkpoint-*")
+    (checkpoint,) = Path("runs/cut/online/checkpoints").glob("checkpoint-*")
     (checkpoint / "alternating.json").unlink()
     again = guided(recipe, run="cut")
     assert digests(again) == digests(whole)
@@ -401,9 +401,9 @@ def test_a_discrete_prompt_is_learned_for_a_frozen_classifier(prompts, tiny_fold
     difference = figures["accuracy/learned"].value - figures["accuracy/manual"].value
     assert figures["accuracy/learned_minus_manual"].value == pytest.approx(difference)
     # The policy is the network alone, on the very model that it was given.
-    saved = json.loads((run.path("guidance") / "model" / "head_mlp.json").read_text())
+    saved = json.loads((run.path("online") / "model" / "head_mlp.json").read_text())
     assert Path(saved["base"]) == tiny_folder.resolve()
-    assert not (run.path("guidance") / "model" / "model.safetensors").exists()
+    assert not (run.path("online") / "model" / "model.safetensors").exists()
 
 
 def test_a_learned_prompt_is_the_same_after_a_stop(prompts, monkeypatch):
@@ -444,7 +444,7 @@ def test_an_encoder_decoder_goes_through_the_whole_run(t5, tmp_path, name):
     run = guided(t5, *CHOICES[name], last="evaluation")
     assert [(e["event"], e["step"]) for e in events(run)] == [("reward", 0), ("reward", 3)]
     assert moved(run, tmp_path / "t5") > 1e-4
-    reward = load_reward_model(run.path("guidance") / "reward", device="cpu")
+    reward = load_reward_model(run.path("online") / "reward", device="cpu")
     assert (reward.layout, reward.start_id) == ("encoder_decoder", reward.tokenizer.pad_token_id)
     figures = tokenward.read_figures(run)
     assert figures["references/logp_per_token/before"].value < 0
