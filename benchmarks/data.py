@@ -15,7 +15,7 @@ from tokenward.data import load
 from tokenward.models.loading import LanguageModel, load_tokenizer
 from tokenward.selection import ScoredTokens
 from tokenward.selection.fraction import SideRule, TopFraction
-from tokenward.tokens.encode import Encoded, Limits, encode
+from tokenward.tokens.encode import Limits, encode
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
@@ -54,7 +54,7 @@ WORDS = [
 
 def encoded_pairs(
     source: str, tokenizer: str, *, count: int, longest: int = LONGEST, seed: int = 0
-) -> list[Encoded]:
+) -> list[TokenRow]:
     """Random pairs of a file, prompt and each response together at most ``longest`` tokens."""
     comparisons = list(load(source).comparisons)
     random.Random(seed).shuffle(comparisons)
@@ -62,9 +62,9 @@ def encoded_pairs(
     template = Template(tokenizer=loaded, kind="chat" if loaded.chat_template else "plain")
     limits = Limits(longest, longest, "drop", longest)
     # A few at a time: a file may hold many more than are wanted.
-    found: list[Encoded] = []
+    found: list[TokenRow] = []
     for start in range(0, len(comparisons), 4 * count):
-        found += encode(comparisons[start : start + 4 * count], template, limits, may_be_empty=True).rows
+        found += encode(comparisons[start : start + 4 * count], template, limits, may_be_empty=True)[0]
         if len(found) >= count:
             return found[:count]
     raise ValueError(f"{source} holds {len(found)} pairs of at most {longest} tokens, {count} are wanted")
@@ -72,7 +72,7 @@ def encoded_pairs(
 
 def random_ids(
     lengths: Sequence[Pair], *, vocabulary: int, seed: int = 0, responses: int | None = None
-) -> list[Encoded]:
+) -> list[TokenRow]:
     """Comparisons of random ids with given lengths; ``responses`` keeps only the first ones of each."""
     rng = random.Random(seed)
     rows = []
@@ -87,11 +87,11 @@ def random_ids(
             ranks=tuple(range(len(kept))),
             source=f"made:{number + 1}",
         )
-        rows.append(Encoded(comparison, prompt, kept, [True] * len(kept), [1] * len(kept)))
+        rows.append(TokenRow(comparison, prompt, kept, [1] * len(kept)))
     return rows
 
 
-def random_weights(rows: Sequence[Encoded], fraction: float, *, seed: int = 0) -> list[TokenRow]:
+def random_weights(rows: Sequence[TokenRow], fraction: float, *, seed: int = 0) -> list[TokenRow]:
     """SePO's selection by random scores: a step's cost depends on how many tokens are kept, not on which."""
     generator = torch.Generator().manual_seed(seed)
     selector = TopFraction(chosen=SideRule(fraction=fraction), rejected=SideRule(fraction=fraction))
@@ -99,11 +99,11 @@ def random_weights(rows: Sequence[Encoded], fraction: float, *, seed: int = 0) -
     for row in rows:
         lengths = [len(ids) for ids in row.responses]
         kept = selector(_scored(row, lengths, generator))
-        found.append(TokenRow(encoded=row, weights=list(kept.split(lengths))))
+        found.append(replace(row, weights=list(kept.split(lengths))))
     return found
 
 
-def _scored(row: Encoded, lengths: list[int], generator: torch.Generator) -> ScoredTokens:
+def _scored(row: TokenRow, lengths: list[int], generator: torch.Generator) -> ScoredTokens:
     total = sum(lengths)
     return ScoredTokens(
         scores=torch.rand(total, generator=generator),
@@ -120,12 +120,12 @@ def with_reference(rows: Sequence[TokenRow], values: Sequence[Sequence[Tensor]])
     return [replace(row, reference_logp=value) for row, value in zip(rows, values, strict=True)]
 
 
-def lengths_of(rows: Sequence[Encoded]) -> list[Pair]:
+def lengths_of(rows: Sequence[TokenRow]) -> list[Pair]:
     """Lengths alone, as the cost model wants them."""
     return [Pair(len(row.prompt), tuple(map(len, row.responses))) for row in rows]
 
 
-def fits(model: LanguageModel, rows: Sequence[Encoded]) -> None:
+def fits(model: LanguageModel, rows: Sequence[TokenRow]) -> None:
     """Refuse ids that the model does not have."""
     size = cast(nn.Embedding, model.model.get_input_embeddings()).num_embeddings  # type: ignore[operator]
     largest = max(max(row.prompt + [token for ids in row.responses for token in ids]) for row in rows)

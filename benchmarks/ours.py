@@ -1,6 +1,7 @@
 """tokenward's side: its trainer with its defaults, as ``tokenward run`` would drive it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -14,7 +15,6 @@ from benchmarks.workers import Channel
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.objectives import DPO, Objective, PlackettLuce, SePO, SimPO, WeightedLikelihood
 from tokenward.scoring.values import token_values
-from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.arguments import training_arguments
 from tokenward.training.trainer import TokenTrainer
@@ -29,7 +29,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def encoded_of(settings: Mapping[str, Any]) -> list[Encoded]:
+def encoded_of(settings: Mapping[str, Any]) -> list[TokenRow]:
     """The comparisons that the settings describe: of a file, or made with given lengths."""
     if settings["lengths"] is not None:
         lengths = [Pair(prompt, tuple(responses)) for prompt, responses in settings["lengths"]]
@@ -51,12 +51,12 @@ def load(settings: Mapping[str, Any]) -> LanguageModel:
 
 
 def training_rows(
-    settings: Mapping[str, Any], model: LanguageModel, encoded: Sequence[Encoded]
+    settings: Mapping[str, Any], model: LanguageModel, encoded: Sequence[TokenRow]
 ) -> list[TokenRow]:
     """Rows as the policy or the oracle stage would train on."""
     if settings["objective"] == "sepo":
         return random_weights(encoded, settings["fraction"], seed=settings["seed"])
-    rows = [TokenRow(encoded=row) for row in encoded]
+    rows = list(encoded)
     if settings["objective"] != "dpo":
         return rows
     values = token_values(model, rows, precision=settings["precision"], tokens_per_batch=2048)
@@ -98,8 +98,8 @@ def training(channel: Channel, settings: dict[str, Any]) -> None:
 def whole_loss(trainer: TokenTrainer, batch: int) -> float:
     """Mean loss of the first pairs with every token counted: SePO is SimPO then, and has a peer."""
     model = trainer.token_model
-    rows: Sequence[TokenRow] = trainer.train_dataset.rows  # type: ignore[union-attr]
-    whole = [TokenRow(encoded=row.encoded, reference_logp=row.reference_logp) for row in rows[:batch]]
+    rows: Sequence[TokenRow] = trainer.train_dataset  # type: ignore[union-attr]
+    whole = [replace(row, weights=None, scores=None) for row in rows[:batch]]
     with torch.no_grad(), trainer.compute_loss_context_manager():
         losses = trainer.losses(model.model, model.collate(whole).to(model.device))
     return float(losses.loss.mean())
@@ -121,15 +121,13 @@ def said(trainer: Any) -> dict[str, Any]:
 
 
 def lengths_in(trainer: TokenTrainer) -> list[Any]:
-    rows: Sequence[TokenRow] = trainer.train_dataset.rows  # type: ignore[union-attr]
-    return [
-        [len(row.encoded.prompt), [len(ids) for ids in row.encoded.responses], _kept(row)] for row in rows
-    ]
+    rows: Sequence[TokenRow] = trainer.train_dataset  # type: ignore[union-attr]
+    return [[len(row.prompt), [len(ids) for ids in row.responses], _kept(row)] for row in rows]
 
 
 def layouts_in(trainer: TokenTrainer, batch: int) -> list[list[list[int]]]:
     """Of each batch, the number of rows and the width of each pass, as the trainer's own collator makes them."""
-    rows: Sequence[TokenRow] = trainer.train_dataset.rows  # type: ignore[union-attr]
+    rows: Sequence[TokenRow] = trainer.train_dataset  # type: ignore[union-attr]
     starts = range(0, len(rows), batch)
     made = [trainer.data_collator(list(rows[start : start + batch])) for start in starts]  # type: ignore[arg-type]
     return [[list(item.input_ids.shape) for item in step.passes] for step in made]  # type: ignore[union-attr]
@@ -137,5 +135,5 @@ def layouts_in(trainer: TokenTrainer, batch: int) -> list[list[list[int]]]:
 
 def _kept(row: TokenRow) -> int:
     if row.weights is None:
-        return sum(map(len, row.encoded.responses))
+        return sum(map(len, row.responses))
     return sum(int((side != 0).sum()) for side in row.weights)

@@ -10,7 +10,6 @@ from benchmarks.gate import nudge
 from benchmarks.ours import encoded_of, load, said
 from benchmarks.workers import Channel, serve
 from tokenward.scoring.values import token_values
-from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
 
 TOKENS_PER_BATCH = 8192
@@ -27,7 +26,7 @@ def timed(sums: Any, started: float) -> dict[str, Any]:
     return {"seconds": perf_counter() - started, "sums": sums}
 
 
-def lengths(rows: Sequence[Encoded]) -> list[Any]:
+def lengths(rows: Sequence[TokenRow]) -> list[Any]:
     """Lengths of the comparisons, for the parent."""
     return [
         [len(row.prompt), [len(ids) for ids in row.responses], sum(map(len, row.responses))] for row in rows
@@ -38,7 +37,7 @@ def ours(channel: Channel, settings: dict[str, Any]) -> None:
     """Tokenward's pass, reference and oracle, in batches by length with each prompt once."""
     reference, oracle = load(settings), load(settings)
     nudge(oracle.model)
-    rows = [TokenRow(encoded=row) for row in encoded_of(settings)]
+    rows = list(encoded_of(settings))
 
     def score(request: dict[str, Any]) -> dict[str, Any]:
         part = rows[request["start"] : request["stop"]]
@@ -50,7 +49,7 @@ def ours(channel: Channel, settings: dict[str, Any]) -> None:
         return timed([[float(v.sum()) for row in values for v in row] for values in found], started)
 
     facts = {
-        "lengths": lengths([row.encoded for row in rows]),
+        "lengths": lengths(list(rows)),
         "settings": {"tokens_per_batch": TOKENS_PER_BATCH},
     }
     serve(channel, {"score": score}, facts)

@@ -21,7 +21,7 @@ from benchmarks.gate import Gate, common_arguments, nudge
 from benchmarks.ours import BETA, GAMMA, MARGIN, encoded_of, said
 from benchmarks.workers import Channel
 from tokenward.models.loading import DTYPES, load_tokenizer
-from tokenward.tokens.encode import Encoded
+from tokenward.tokens.rows import TokenRow
 
 
 class ReadyIdsDPOTrainer(DPOTrainer):
@@ -88,7 +88,7 @@ def simpo_trainer(settings: Mapping[str, Any]) -> CPOTrainer:
     return trainer
 
 
-def cpo_features(rows: Sequence[Encoded]) -> list[dict[str, Any]]:
+def cpo_features(rows: Sequence[TokenRow]) -> list[dict[str, Any]]:
     """Rows as the CPO trainer's own tokenising leaves them."""
 
     def side(name: str, prompt: list[int], response: list[int]) -> dict[str, list[int]]:

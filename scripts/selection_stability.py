@@ -20,7 +20,7 @@ from tokenward.pipeline.values import scores_of
 from tokenward.plugins import build
 from tokenward.scoring.scorers import SCORERS, Scorer
 from tokenward.scoring.store import TokenStore
-from tokenward.tokens.encode import response_key
+from tokenward.tokens.rows import response_key
 
 
 def stored(folder: Path, scorer: Scorer) -> dict[str, list[float]]:

@@ -1,13 +1,13 @@
 """Token types with hidden scores, and groups of sequences that are ranked by them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
 from tokenward.types import Comparison
 
@@ -109,6 +109,6 @@ def groups(world: World, rng: np.random.Generator, count: int, k: int = K) -> li
         comparison = Comparison(
             key=name, prompt=(), responses=("",) * k, ranks=tuple(ranks.tolist()), source=name
         )
-        encoded = Encoded(comparison, [PROMPT], [ids.tolist() for ids in found], [True] * k, [0] * k)
-        rows.append(TokenRow(encoded=encoded, scores=[torch.tensor(world.scores[ids]) for ids in found]))
+        encoded = TokenRow(comparison, [PROMPT], [ids.tolist() for ids in found], [0] * k)
+        rows.append(replace(encoded, scores=[torch.tensor(world.scores[ids]) for ids in found]))
     return rows

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tokenward.tokens.encode import Encoded
+from tokenward.tokens.rows import TokenRow
 
 
 def plain_logits(model: nn.Module, prompt: list[int], response: list[int]) -> Tensor:
@@ -12,7 +12,7 @@ def plain_logits(model: nn.Module, prompt: list[int], response: list[int]) -> Te
     return logits[len(prompt) - 1 : len(prompt) + len(response) - 1]
 
 
-def plain_logprobs(model: nn.Module, rows: list[Encoded]) -> Tensor:
+def plain_logprobs(model: nn.Module, rows: list[TokenRow]) -> Tensor:
     """Log-probability of every response token of some comparisons, laid end to end.  -> [n]"""
     parts = [
         plain_logits(model, row.prompt, response).log_softmax(-1).gather(-1, torch.tensor(response)[:, None])

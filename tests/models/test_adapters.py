@@ -17,7 +17,8 @@ from tokenward.models.forward import token_logprobs
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.models.merging import merged
 from tokenward.models.sizes import model_sizes
-from tokenward.tokens.rows import TokenRow, collate
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.batches import collate
 
 ALL = {"r": 2, "target_modules": "all-linear"}
 FEW = {"r": 2, "target_modules": ["q_proj"]}
@@ -100,7 +101,7 @@ def test_adapters_on_embeddings_give_plain_numbers_and_gradients(folders, kind, 
     weights = {name: weight for name, weight in model.model.named_parameters() if weight.requires_grad}
     expected = {name: weight.grad.clone() for name, weight in weights.items() if weight.grad is not None}
     model.model.zero_grad()
-    logp = token_logprobs(model.model, model.head, collate([TokenRow(encoded=ROW)], layout=layout, pad_id=0))
+    logp = token_logprobs(model.model, model.head, collate([ROW], layout=layout, pad_id=0))
     torch.testing.assert_close(logp, plain_logprobs(model.model, [ROW]), rtol=0, atol=2e-5)
     logp.sum().backward()
     found = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}

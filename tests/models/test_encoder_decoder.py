@@ -65,7 +65,7 @@ def test_log_probabilities_and_entropy_are_those_of_plain_teacher_forcing(head):
     logp, entropy = plain_statistics(policy.model, ROWS)
     both = torch.cat((FACTORS, FACTORS.flip(0)))
     expected = slopes_of(policy.model, torch.cat((logp, entropy)), both)
-    batch = policy.collate([TokenRow(encoded=row) for row in ROWS])
+    batch = policy.collate([row for row in ROWS])
     found = token_statistics(policy.model, policy.head, batch, OutputSpec(entropy=True))
     # The norms of T5 are in float32 whatever its weights are.
     torch.testing.assert_close(found.logp, logp, rtol=0, atol=2e-6)
@@ -80,7 +80,7 @@ def test_the_first_token_is_predicted_by_the_decoders_start_alone():
     policy = language_model()
     first = plain_logits(policy.model, [5, 6, 7], [9]).log_softmax(-1)[0, 9]
     row = encoded([5, 6, 7], [9, 10, 11], [9])
-    found = token_values(policy, [TokenRow(encoded=row)], precision="float32", tokens_per_batch=4096)[0]
+    found = token_values(policy, [row], precision="float32", tokens_per_batch=4096)[0]
     assert float(found[0][0]) == pytest.approx(float(first.detach()), abs=1e-5)
     assert float(found[1][0]) == pytest.approx(float(first.detach()), abs=1e-5)
 
@@ -91,7 +91,7 @@ def test_loading_finds_the_layout_and_the_start(tmp_path):
     assert (policy.layout, policy.start_id) == ("encoder_decoder", START)
     assert policy.head is not None
     values = token_values(
-        policy, [TokenRow(encoded=row) for row in ROWS], precision="float32", tokens_per_batch=64
+        policy, [row for row in ROWS], precision="float32", tokens_per_batch=64
     )
     expected, _ = plain_statistics(policy.model, ROWS)
     torch.testing.assert_close(
@@ -114,7 +114,7 @@ def test_what_is_saved_is_loaded_again(tmp_path):
 
 def test_divergence_from_itself_is_zero_and_from_another_that_of_all_logits():
     policy, other = language_model(torch.float64), tiny_t5(dtype=torch.float64, seed=1).eval()
-    batch = policy.collate([TokenRow(encoded=row) for row in ROWS])
+    batch = policy.collate([row for row in ROWS])
     pairs = [(row.prompt, response) for row in ROWS for response in row.responses]
     with torch.no_grad():
         mine, theirs = (
@@ -181,7 +181,7 @@ def copy_rows(count: int, seed: int) -> list[TokenRow]:
     rows = []
     for _ in range(count):
         letters = [rng.randrange(6) for _ in range(3)]
-        rows.append(TokenRow(encoded=encoded(letters, [*letters, EOS], ranks=(0,))))
+        rows.append(encoded(letters, [*letters, EOS], ranks=(0,)))
     return rows
 
 
@@ -236,13 +236,13 @@ def test_reinforce_trains_on_its_own_samples(tmp_path):
 
     def sampled(rows, step):
         replies = sample_replies(
-            policy, template, [row.encoded.prompt for row in rows] * 16, settings, seed=step
+            policy, template, [row.prompt for row in rows] * 16, settings, seed=step
         )
-        item = encoded(rows[0].encoded.prompt, *[reply.ids for reply in replies])
+        item = encoded(rows[0].prompt, *[reply.ids for reply in replies])
         rewards = [torch.tensor([float(token == wanted) for token in reply.ids]) for reply in replies]
-        return [TokenRow(encoded=item, scores=rewards)]
+        return [replace(item, scores=rewards)]
 
-    row = TokenRow(encoded=encoded([1, 2, 3]))
+    row = encoded([1, 2, 3])
     table = {"optim": "adamw_torch", "learning_rate": 1e-2, "max_steps": 40}
     trainer = TokenTrainer(
         policy, Reinforce(entropy=0.01, baseline="mean"),

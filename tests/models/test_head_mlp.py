@@ -65,7 +65,7 @@ def test_only_the_network_trains_and_only_it_is_saved(tmp_path):
     }
     assert not model.whole
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
-    rows = [TokenRow(encoded=encoded([1, 2], [3, 4, 5], ranks=(0,)))]
+    rows = [encoded([1, 2], [3, 4, 5], ranks=(0,))]
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.5}
     TokenTrainer(model, SFT(), arguments(tmp_path / "t", **settings), rows).train()
     changed = {k for k, value in model.model.state_dict().items() if not torch.equal(value, before[k])}
@@ -96,7 +96,7 @@ def test_what_is_saved_is_loaded_by_its_folders_name(tmp_path, monkeypatch, buil
 def test_the_selective_head_answers_through_the_network(tmp_path, layout):
     model = loaded(tmp_path / "base", rows=layout)
     assert model.layout == layout
-    batch = model.collate([TokenRow(encoded=encoded([1, 2], [3, 4, 5], [6]))])
+    batch = model.collate([encoded([1, 2], [3, 4, 5], [6])])
     found = token_statistics(model.model, model.head, batch, OutputSpec(entropy=True))
     plain = token_statistics(model.model, None, batch, OutputSpec(entropy=True))
     torch.testing.assert_close(found.logp, plain.logp, rtol=0, atol=1e-5)

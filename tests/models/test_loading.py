@@ -31,7 +31,8 @@ from tokenward.errors import UserError
 from tokenward.models import default
 from tokenward.models.forward import token_logprobs
 from tokenward.models.loading import load_model, load_tokenizer, model_fingerprint, resolve
-from tokenward.tokens.rows import TokenRow, collate
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.batches import collate
 
 # peft 0.21 asks transformers 5.23 by the old name whether it checkpoints activations.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -95,7 +96,7 @@ def folder_of(build, path: Path) -> Path:
 
 
 def logprobs(loaded, layout=None):
-    batch = collate([TokenRow(encoded=ROW)], layout=layout or loaded.layout, pad_id=loaded.pad_id)
+    batch = collate([ROW], layout=layout or loaded.layout, pad_id=loaded.pad_id)
     with torch.no_grad():
         return token_logprobs(loaded.model, loaded.head, batch)
 
@@ -261,7 +262,7 @@ def test_an_adapted_model_gives_plain_numbers_and_gradients(adapted, layout):
     plain_logprobs(adapted.model, [ROW]).sum().backward()
     expected = {n: p.grad.clone() for n, p in adapted.model.named_parameters() if p.requires_grad}
     adapted.model.zero_grad()
-    batch = collate([TokenRow(encoded=ROW)], layout=layout, pad_id=0)
+    batch = collate([ROW], layout=layout, pad_id=0)
     logp = token_logprobs(adapted.model, adapted.head, batch)
     torch.testing.assert_close(logp, plain_logprobs(adapted.model, [ROW]), rtol=0, atol=1e-5)
     logp.sum().backward()

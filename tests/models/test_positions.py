@@ -45,7 +45,7 @@ def loaded(build, folder):
 
 def logprobs(model, *rows):
     with torch.no_grad():
-        return token_logprobs(model.model, model.head, model.collate([TokenRow(encoded=row) for row in rows]))
+        return token_logprobs(model.model, model.head, model.collate([row for row in rows]))
 
 
 @pytest.mark.parametrize(("build", "steady"), [(longrope, 32), (dynamic, 31)])

@@ -13,7 +13,8 @@ from tests.training.tools import language_model
 from tokenward.models.forward import FrozenReference, OutputSpec, token_statistics
 from tokenward.models.head import SelectiveHead, install_head
 from tokenward.ops.logprob import kl_of
-from tokenward.tokens.rows import TokenRow, collate
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.batches import collate
 from tokenward.training.checks import disable_dropout
 
 PAIRS = [(row.prompt, response) for row in ROWS for response in row.responses]
@@ -152,7 +153,7 @@ def test_states_and_layers_are_those_at_the_position_before_the_token(layout, wi
 def test_an_encoder_decoder_has_them_too():
     model, other = tiny_t5(dtype=torch.float64).eval(), tiny_t5(dtype=torch.float64, seed=1).eval()
     policy = replace(language_model(model, layout="encoder_decoder"), start_id=0)
-    batch = policy.collate([TokenRow(encoded=row) for row in ROWS])
+    batch = policy.collate([row for row in ROWS])
     reference = FrozenReference(other, SelectiveHead(other.lm_head))
     wanted = OutputSpec(kl="forward", states=True, reference_layers=True, reference=reference)
     found = token_statistics(policy.model, policy.head, batch, wanted)
@@ -169,6 +170,6 @@ def t5_logits(model, prompt, response):
 
 def test_a_divergence_without_a_reference_is_a_mistake():
     model, head = made("gpt2", torch.float32)
-    batch = collate([TokenRow(encoded=ROWS[0])], layout="shared", pad_id=0)
+    batch = collate([ROWS[0]], layout="shared", pad_id=0)
     with pytest.raises(ValueError, match="there is no reference"):
         token_statistics(model, head, batch, OutputSpec(kl="forward"))

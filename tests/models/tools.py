@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_t5, tiny_tokenizer
 from tokenward.models.reward import RewardModel, RewardSettings, TokenRewardModule
-from tokenward.tokens.encode import Encoded
+from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.rows import Layout
 
 # Heads of the published start give rewards that all look alike; these give rewards that tell tokens apart.
@@ -42,7 +42,7 @@ def reward_model(name: str, layout: Layout, *, dtype: torch.dtype = torch.float3
     )
 
 
-def plain_rewards(model: RewardModel, rows: Sequence[Encoded]) -> Tensor:
+def plain_rewards(model: RewardModel, rows: Sequence[TokenRow]) -> Tensor:
     """Reward of every response token, one response at a time, from the hidden state after it.  -> [n]"""
     module = model.model
     parts = []

@@ -13,13 +13,14 @@ from tokenward.objectives import OBJECTIVES, SFT, Reinforce, WeightedLikelihood
 from tokenward.plugins import build
 from tokenward.selection import SoftWeights
 from tokenward.selection.base import ScoredTokens
-from tokenward.tokens.rows import TokenBatch, TokenRow, collate
+from tokenward.tokens.batches import TokenBatch, collate
+from tokenward.tokens.rows import TokenRow
 
 
 def batch_of(*comparisons, weights=None, scores=None, reference=None, entropy=None, ranks=None) -> TokenBatch:
     """Comparisons as lengths of their responses, with flat values in double precision."""
     rows = [
-        TokenRow(encoded=encoded([1], *([2] * length for length in lengths), ranks=ranks))
+        encoded([1], *([2] * length for length in lengths), ranks=ranks)
         for lengths in comparisons
     ]
     batch = collate(rows, layout="shared", pad_id=0)

@@ -131,7 +131,7 @@ def pair_rows(seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(row, kind):
-        sizes = [len(ids) for ids in row.encoded.responses]
+        sizes = [len(ids) for ids in row.responses]
         return [kind(torch.rand(size, generator=generator)) for size in sizes]
 
     return [

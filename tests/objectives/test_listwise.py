@@ -10,7 +10,8 @@ from tests.tokens.rows import encoded
 from tokenward.errors import UserError
 from tokenward.objectives import OBJECTIVES, PlackettLuce
 from tokenward.plugins import build
-from tokenward.tokens.rows import TokenBatch, TokenRow, collate
+from tokenward.tokens.batches import TokenBatch, collate
+from tokenward.tokens.rows import TokenRow
 
 KINDS = [
     PlackettLuce(),
@@ -31,7 +32,7 @@ def batch_of(*comparisons, weights=None, segments=None) -> TokenBatch:
     for lengths, ranks in comparisons:
         weight, segment = ([next(part) for _ in lengths] if part is not None else None for part in parts)
         item = encoded([1], *([2] * length for length in lengths), ranks=ranks)
-        rows.append(TokenRow(encoded=item, weights=weight, segments=segment))
+        rows.append(replace(item, weights=weight, segments=segment))
     return collate(rows, layout="shared", pad_id=0)
 
 

@@ -11,7 +11,8 @@ from tokenward.objectives import OBJECTIVES, Objective, Selected
 from tokenward.objectives.base import auxiliaries
 from tokenward.plugins import build
 from tokenward.selection import KeepAll
-from tokenward.tokens.rows import TokenBatch, TokenRow, collate
+from tokenward.tokens.batches import TokenBatch, collate
+from tokenward.tokens.rows import TokenRow
 
 WIDTH, LAYERS = 6, 2
 
@@ -113,7 +114,7 @@ def batch_of(known: Values, lengths: list[tuple[int, ...]], weights: list[float]
     """Comparisons given as the lengths of their responses."""
     flat = iter(torch.tensor(weights).split([size for pair in lengths for size in pair]))
     rows = [
-        TokenRow(encoded=encoded([1], *([2] * size for size in pair)), weights=[next(flat) for _ in pair])
+        replace(encoded([1], *([2] * size for size in pair)), weights=[next(flat) for _ in pair])
         for pair in lengths
     ]
     return replace(

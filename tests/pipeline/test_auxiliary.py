@@ -207,7 +207,7 @@ def test_a_scorer_that_compares_with_all_data_sees_all_rows(tiny_workplace: Path
     run = tokenward.run(tiny_workplace, changes, quiet=True)
     rows = scored_rows(run, LazyRows(encoded=train_rows(run)))
     for side in (0, 1):
-        logps = [stored()[response_keys(row.encoded)[side]].value("reference_logp") for row in rows]
+        logps = [stored()[response_keys(row)[side]].value("reference_logp") for row in rows]
         mean = float(torch.cat(logps).double().exp().mean())
         for row, logp in zip(rows, logps, strict=True):
             assert row.scores[side].tolist() == (logp.exp() >= mean).float().tolist()
@@ -233,12 +233,12 @@ def test_spans_of_the_data_and_of_a_file_reach_their_tokens(tiny_workplace: Path
     assert "file mine.jsonl" in run.done("scores").inputs
     missing = {row["prompt"] for row in lines[-3:]}
     for row in scored_rows(run, LazyRows(encoded=train_rows(run))):
-        comparison = row.encoded.comparison
+        comparison = row.comparison
         for side in range(len(comparison.responses)):
             if comparison.prompt[-1]["content"] in missing:
                 assert row.scores[side].isnan().all()
                 continue
-            record = stored()[response_keys(row.encoded)[side]]
+            record = stored()[response_keys(row)[side]]
             marks = [(*mark,) for mark in comparison.spans[side]]
             expected = [
                 sum(11 * value for first, last, value in marks if begin < last and end > first)

@@ -87,7 +87,7 @@ def test_a_batch_wide_selection_leaves_each_side_a_token(copied_run: Path) -> No
     template = run.tokenizer_template(run.policy_start)
     from tokenward.pipeline.data import encode_set
 
-    rows = [TokenRow(encoded=item) for item in encode_set(run, pair_sets(run).train, template).rows]
+    rows = [item for item in encode_set(run, pair_sets(run).train, template).rows]
     few = TopFraction(chosen=SideRule(fraction=0.02), rejected=SideRule(fraction=0.02), scope="batch")
     weighted = weigh_batch(few, scored_rows(run, rows)[:8])
     assert all(bool((side != 0).any()) for row in weighted for side in row.weights or ())
@@ -141,8 +141,8 @@ def test_sft_counts_the_best_response_of_a_prompt_once(tiny_workplace: Path) -> 
     tokenward.prepare_data(run)
     pairs = pair_sets(run).train
     template = run.tokenizer_template(run.start_model)
-    rows = best_once([TokenRow(encoded=item) for item in encode_set(run, pairs, template).rows])
-    texts = [row.encoded.comparison.responses[0] for row in rows]
+    rows = best_once([item for item in encode_set(run, pairs, template).rows])
+    texts = [row.comparison.responses[0] for row in rows]
     assert len(pairs) == 3 * len(rows)
     assert all("good" in text for text in texts)
 
@@ -154,7 +154,7 @@ def test_weights_of_the_batch_are_the_selectors_own_where_it_keeps_something(cop
 
     run = tokenward.open_run(copied_run, quiet=True)
     template = run.tokenizer_template(run.policy_start)
-    rows = [TokenRow(encoded=item) for item in encode_set(run, pair_sets(run).train, template).rows]
+    rows = [item for item in encode_set(run, pair_sets(run).train, template).rows]
     scored = scored_rows(run, rows)[:4]
     plain, batch = weigh_rows(TopFraction(), scored), weigh_batch(TopFraction(), scored)
     for one, other in zip(plain, batch, strict=True):

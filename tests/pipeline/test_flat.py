@@ -23,7 +23,8 @@ from tokenward.pipeline.train_stages import best_once
 from tokenward.pipeline.values import weigh_all, weigh_rows, with_reference
 from tokenward.selection import SideRule, SoftWeights, TopFraction, Transform
 from tokenward.tokens import shards
-from tokenward.tokens.encode import Encoded, encode
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.encode import encode
 from tokenward.tokens.encoded import EncodedRows
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
@@ -41,7 +42,7 @@ def opened(recipe: Path, *changes: str) -> tuple[Run, EncodedRows]:
     return run, rows
 
 
-def eager(run: Run) -> list[Encoded]:
+def eager(run: Run) -> list[TokenRow]:
     """What encoding the same pairs at once gives."""
     pairs: list[Comparison] = list(pair_sets(run).train)
     return list(encode(pairs, run.tokenizer_template(run.start_model), run.limits).rows)
@@ -52,7 +53,7 @@ class Invented:
 
     passes = 2
 
-    def __call__(self, group: Sequence[Encoded], progress) -> dict[str, list[list[torch.Tensor]]]:
+    def __call__(self, group: Sequence[TokenRow], progress) -> dict[str, list[list[torch.Tensor]]]:
         found = [
             [torch.sin(torch.tensor(ids, dtype=torch.float32)) for ids in row.responses] for row in group
         ]
@@ -69,7 +70,7 @@ def write_store(run: Run, name: str) -> None:
 def same(one: Sequence[TokenRow], other: Sequence[TokenRow]) -> None:
     assert len(one) == len(other) > 0
     for mine, theirs in zip(one, other, strict=True):
-        assert mine.encoded == theirs.encoded
+        assert mine == theirs.encoded
         for name in ("weights", "reference_logp", "scores"):
             found, expected = getattr(mine, name), getattr(theirs, name)
             assert (found is None) == (expected is None), name
@@ -82,11 +83,7 @@ def test_rows_with_values_are_those_built_at_once(tiny_workplace: Path) -> None:
         write_store(run, name)
     rows = with_reference(run, scored_rows(run, LazyRows(encoded=lazy)))
     expected = [
-        TokenRow(
-            encoded=row,
-            reference_logp=Invented()([row], None)["oracle_logp"][0],
-            scores=[torch.zeros(len(ids)) for ids in row.responses],
-        )
+        replace(row, reference_logp=Invented()([row], None)["oracle_logp"][0], scores=[torch.zeros(len(ids)) for ids in row.responses])
         for row in eager(run)
     ]
     same(rows, expected)
@@ -131,7 +128,7 @@ def test_words_are_known_to_a_selector_that_names_them(tiny_workplace: Path, mon
     tokenizer = run.tokenizer_template(run.start_model).tokenizer
     pool = Transform(steps=({"segment_pool": {"segment": "word", "how": "max"}},), signed=True)
     row = weigh_all(run, pool, rows, tokenizer)[3]
-    for side, ids in enumerate(row.encoded.responses):
+    for side, ids in enumerate(row.responses):
         words = with_segments("word", tokenizer, row).segments[side]
         scores = torch.sin(torch.tensor(ids, dtype=torch.float32))
         expected = [float(scores[words == word].max()) for word in words.tolist()]
@@ -148,12 +145,12 @@ def test_what_is_known_of_responses_is_the_same_from_the_file(tiny_workplace: Pa
 @pytest.mark.parametrize("order", [1, -1], ids=["best pairs first", "worst pairs first"])
 def test_the_best_of_each_prompt_is_the_same_as_by_ids(tiny_workplace: Path, order: int) -> None:
     run, lazy = opened(tiny_workplace)
-    rows = [TokenRow(encoded=row) for row in eager(run)][::order]
-    losers = {(tuple(row.encoded.prompt), tuple(row.encoded.responses[1])) for row in rows}
+    rows = [row for row in eager(run)][::order]
+    losers = {(tuple(row.prompt), tuple(row.responses[1])) for row in rows}
     best: dict[tuple[int, ...], TokenRow] = {}
     for row in rows:
-        if (tuple(row.encoded.prompt), tuple(row.encoded.responses[0])) not in losers:
-            best.setdefault(tuple(row.encoded.prompt), row)
+        if (tuple(row.prompt), tuple(row.responses[0])) not in losers:
+            best.setdefault(tuple(row.prompt), row)
     ordered = LazyRows(encoded=lazy).choose(np.arange(len(lazy))[::order])
     same(best_once(ordered), list(best.values()))
     same(best_once(rows), list(best.values()))

@@ -268,9 +268,9 @@ def test_the_likelihood_of_the_first_reference_is_weighted_by_its_rewards(recipe
     found, given, reward, policy = prepared(run)
     rewards = token_values(reward, given, **RULES)
     for row, plain, mine in zip(found, given, rewards, strict=True):
-        assert row.encoded.comparison.responses == ("the good tea on the table",)
-        assert row.encoded.responses[0][-1] == policy.tokenizer.eos_token_id
-        assert row.encoded == plain.encoded
+        assert row.comparison.responses == ("the good tea on the table",)
+        assert row.responses[0][-1] == policy.tokenizer.eos_token_id
+        assert row == plain.encoded
         assert torch.equal(row.scores[0], mine[0])
         # w_t = r_t / sum r, in units of 1 / T
         torch.testing.assert_close(row.weights[0], mine[0] / mine[0].mean(), rtol=1e-5, atol=0)
@@ -279,12 +279,12 @@ def test_the_likelihood_of_the_first_reference_is_weighted_by_its_rewards(recipe
 def test_reinforce_trains_on_samples_their_rewards_and_the_start_as_reference(recipe):
     run = tokenward.open_run(recipe, [REINFORCE], quiet=True)
     found, given, reward, policy = prepared(run)
-    assert [row.encoded.responses for row in given] == [[], []], "no written response plays a part"
+    assert [row.responses for row in given] == [[], []], "no written response plays a part"
     plain = [replace(row, scores=None, reference_logp=None) for row in found]
     for row, mine, reference in zip(
         found, token_values(reward, plain, **RULES), token_values(policy, plain, **RULES), strict=True
     ):
-        assert len(row.encoded.responses) == 3
+        assert len(row.responses) == 3
         assert all(torch.equal(a, b) for a, b in zip(row.scores, mine, strict=True))
         # The policy has not trained yet, so it is its own reference.
         assert all(

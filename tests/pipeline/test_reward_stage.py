@@ -49,7 +49,7 @@ def test_the_reward_that_is_stored_is_the_reward_that_was_trained(tiny_workplace
     store = TokenStore(run.path("scores"))
     pairs = encode(pair_sets(run).train, template, run.limits).rows
     values = token_values(
-        model, [TokenRow(encoded=row) for row in pairs], precision="float32", tokens_per_batch=64
+        model, [row for row in pairs], precision="float32", tokens_per_batch=64
     )
     assert len(pairs) > 10
     for row, found in zip(pairs, values, strict=True):

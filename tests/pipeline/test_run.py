@@ -177,7 +177,7 @@ def test_scores_of_own_text_equal_those_of_the_store(tiny_oracle: Path) -> None:
     run = tokenward.open_run("recipes/quickstart.yaml", quiet=True)
     store = TokenStore(run.path("scores"))
     from tokenward.pipeline.data import pair_sets
-    from tokenward.tokens.encode import response_key
+    from tokenward.tokens.rows import response_key
 
     scorer = tokenward.TokenScorer.load(tiny_oracle)
     for pair in pair_sets(run).eval[:4]:
@@ -300,7 +300,7 @@ def test_oracle_and_referee_train_on_their_own_share(tiny_workplace: Path) -> No
 
 def test_before_is_the_reference_and_after_is_the_policy(tiny_oracle: Path) -> None:
     from tokenward.pipeline.data import pair_sets
-    from tokenward.tokens.encode import response_key
+    from tokenward.tokens.rows import response_key
 
     run = tokenward.open_run("recipes/quickstart.yaml", quiet=True)
     store = TokenStore(run.path("reference"))

@@ -32,7 +32,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
     found: dict[str, list] = {}
 
     def stops(run, stage, model, objective, rows, *rest, **further):
-        found[stage.path.name] = [row.encoded.comparison for row in rows]
+        found[stage.path.name] = [row.comparison for row in rows]
         raise Stopped
 
     monkeypatch.setattr(expert_stage, "fit", stops)

@@ -12,7 +12,7 @@ from tokenward.errors import UserError
 from tokenward.pipeline.plan import plan_recipe
 from tokenward.pipeline.train_stages import best_once
 from tokenward.report.single import shown_pair
-from tokenward.tokens.encode import Encoded
+from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.rows import TokenRow
 from tokenward.types import Comparison
 
@@ -129,11 +129,7 @@ def test_a_bad_response_of_which_nothing_is_selected_does_not_train(tiny_workpla
 def test_every_good_response_that_stands_alone_is_a_best_one() -> None:
     def row(ranks: tuple[int, ...], *responses: int) -> TokenRow:
         known = Comparison(key="", prompt=(), responses=("",) * len(ranks), ranks=ranks, source="")
-        return TokenRow(
-            encoded=Encoded(
-                known, [1], [[token] for token in responses], [True] * len(ranks), [0] * len(ranks)
-            )
-        )
+        return TokenRow(known, [1], [[token] for token in responses], [True] * len(ranks), [0] * len(ranks))
 
     # Of the pairs of one prompt the first whose best is never worse; 7 is bad in a row of its own, 3 in a pair.
     rows = [
@@ -145,7 +141,7 @@ def test_every_good_response_that_stands_alone_is_a_best_one() -> None:
         row((0,), 7),
         row((0,), 3),
     ]
-    assert [one.responses[0] for one in best_once(rows).encoded] == [[2], [5], [6]]
+    assert [one.responses[0] for one in best_once(rows)] == [[2], [5], [6]]
 
 
 def test_a_plan_refuses_what_the_run_would(tiny_workplace: Path) -> None:

@@ -85,13 +85,13 @@ def test_groups_are_ranked_and_tied_ones_are_dropped_and_counted():
         return [scores[text.split()[0]][int(text.split()[1])] for text in completions]
 
     found = made(source).ranked([context(1), context(2), context(3)], count=3, seed=0)
-    assert [row.encoded.comparison.source for row in found.rows] == ["file:1", "file:3"]
-    assert [row.encoded.comparison.ranks for row in found.rows] == [(2, 0, 1), (0, 0, 1)]
-    assert [row.encoded.comparison.scores for row in found.rows] == [(1.0, 3.0, 2.0), (0.0, 0.0, -1.0)]
+    assert [row.comparison.source for row in found.rows] == ["file:1", "file:3"]
+    assert [row.comparison.ranks for row in found.rows] == [(2, 0, 1), (0, 0, 1)]
+    assert [row.comparison.scores for row in found.rows] == [(1.0, 3.0, 2.0), (0.0, 0.0, -1.0)]
     assert found.counts == {"dropped: all responses tied": 1}
     # Of all nine, the dropped ones too: (6 + 15 - 1) / 9.
     assert found.mean == pytest.approx(20 / 9)
-    first = found.rows[0].encoded
+    first = found.rows[0]
     assert (first.prompt, first.responses) == ([101], [[101, 0], [101, 1], [101, 2]])
     assert first.closed == [True, False, True]
 
@@ -99,11 +99,11 @@ def test_groups_are_ranked_and_tied_ones_are_dropped_and_counted():
 def test_a_sampled_row_has_the_ids_that_were_sampled_not_those_of_its_text():
     ids = [*TOKENIZER.convert_tokens_to_ids(["t", "h", "e"]), EOS]  # the tokenizer would write one token
     row = sampled_row(context(1), [Reply(ids, "the", True), Reply([5], "&", False)])
-    assert row.encoded.responses == [ids, [5]]
-    assert row.encoded.comparison.responses == ("the", "&")
-    assert row.encoded.comparison.ranks == (0, 0)
-    assert row.encoded.comparison.scores is None
-    assert row.encoded.closed == [True, False]
+    assert row.responses == [ids, [5]]
+    assert row.comparison.responses == ("the", "&")
+    assert row.comparison.ranks == (0, 0)
+    assert row.comparison.scores is None
+    assert row.closed == [True, False]
     (first, second) = with_segments("word", TOKENIZER, row).segments
     assert (first.tolist(), second.tolist()) == ([0, 0, 0, 0], [0])
 
@@ -142,7 +142,7 @@ def test_progress_counts_what_was_drawn_and_what_was_scored():
     assert drawn == [80]
     assert sum(scored) == sum(sizes) == 80
     assert len(scored) > 1, "a slow source shows that it goes on"
-    assert [row.encoded.prompt for row in found.rows] == [[100 + number] for number in range(40)]
+    assert [row.prompt for row in found.rows] == [[100 + number] for number in range(40)]
 
 
 def test_columns_that_some_examples_lack_are_none_there():

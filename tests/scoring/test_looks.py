@@ -25,7 +25,7 @@ def folder(request, tmp_path_factory):
 
 def found(folder, value, *, attention="sdpa", tokens=64) -> list[torch.Tensor]:
     model = load_model(folder, device="cpu", attention=attention)
-    rows = [TokenRow(encoded=row) for row in ROWS]
+    rows = [row for row in ROWS]
     made = looked_at(model, rows, value, precision="float32", tokens_per_batch=tokens)
     return [response for row in made for response in row]
 

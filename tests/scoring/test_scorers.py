@@ -230,7 +230,7 @@ def model(tiny_folder):
 
 
 def stored(model, **options):
-    rows = [TokenRow(encoded=row) for row in ROWS]
+    rows = [row for row in ROWS]
     return token_values(model, rows, **{"precision": "float32", "tokens_per_batch": 64, **options})
 
 

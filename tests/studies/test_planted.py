@@ -36,10 +36,10 @@ def test_the_strongest_marked_token_decides_and_length_says_nothing(case, sign):
     best, sizes = [], []
     for row in rows:
         extremes = [sign * float((sign * scores).max()) for scores in row.scores]
-        order = np.argsort(np.array(row.encoded.comparison.ranks), kind="stable")
+        order = np.argsort(np.array(row.comparison.ranks), kind="stable")
         assert (np.diff(np.array(extremes)[order]) <= 0).all()
         best += extremes
-        sizes += map(len, row.encoded.responses)
+        sizes += map(len, row.responses)
     assert abs(np.corrcoef(best, sizes)[0, 1]) < 0.06
 
 

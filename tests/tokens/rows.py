@@ -1,10 +1,10 @@
-"""Encoded comparisons made of ids, for tests of what comes after encoding."""
+"""TokenRow comparisons made of ids, for tests of what comes after encoding."""
 
-from tokenward.tokens.encode import Encoded
+from tokenward.tokens.rows import TokenRow
 from tokenward.types import Comparison
 
 
-def encoded(prompt: list[int], *responses: list[int], ranks: tuple[int, ...] | None = None) -> Encoded:
+def encoded(prompt: list[int], *responses: list[int], ranks: tuple[int, ...] | None = None) -> TokenRow:
     """A comparison whose ids are given; the first response is the best unless ranks are."""
     ranks = tuple(range(len(responses))) if ranks is None else ranks
     comparison = Comparison(
@@ -14,4 +14,4 @@ def encoded(prompt: list[int], *responses: list[int], ranks: tuple[int, ...] | N
         ranks=ranks,
         source="test",
     )
-    return Encoded(comparison, prompt, list(responses), [True] * len(responses), [1] * len(responses))
+    return TokenRow(comparison, prompt, list(responses), [True] * len(responses), [1] * len(responses))

@@ -6,14 +6,15 @@ from hypothesis import strategies as st
 
 from tests.tokens.rows import encoded
 from tokenward.tokens.batches import budgeted
-from tokenward.tokens.rows import TokenRow, collate
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.batches import collate
 
 lengths = st.integers(1, 12)
 comparisons = st.lists(st.tuples(lengths, st.lists(lengths, min_size=2, max_size=4)), max_size=12)
 
 
 def made(shapes) -> list[TokenRow]:
-    return [TokenRow(encoded=encoded([1] * prompt, *([2] * n for n in sizes))) for prompt, sizes in shapes]
+    return [encoded([1] * prompt, *([2] * n for n in sizes)) for prompt, sizes in shapes]
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])

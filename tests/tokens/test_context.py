@@ -7,7 +7,8 @@ from tests.models.plain import plain_logits
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 from tokenward.models.head import SelectiveHead
 from tokenward.models.loading import LanguageModel
-from tokenward.tokens.encode import Encoded, Insert
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.encode import Insert
 from tokenward.tokens.rows import TokenRow
 from tokenward.types import Comparison
 
@@ -20,10 +21,10 @@ INSERTS = {
 MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
 
 
-def encoded(context: list[list[Insert]]) -> Encoded:
+def encoded(context: list[list[Insert]]) -> TokenRow:
     known = Comparison(key="k", prompt=(), responses=("a", "b"), ranks=(0, 1), source="s")
     responses = [[11, 12, 13, 14, 15], [11, 12, 23, 24]]
-    return Encoded(known, [3, 4, 5], responses, [True, True], [1, 1], context)
+    return TokenRow(known, [3, 4, 5], responses, [True, True], [1, 1], context)
 
 
 def read(model, layout: str, rows: list[TokenRow]) -> torch.Tensor:
@@ -39,7 +40,7 @@ def read(model, layout: str, rows: list[TokenRow]) -> torch.Tensor:
     return held.read(model, batch)[0]
 
 
-def plain(model, row: Encoded) -> torch.Tensor:
+def plain(model, row: TokenRow) -> torch.Tensor:
     """Log-probabilities of the assistant's tokens in a forward of the whole conversation."""
     parts = []
     for place in range(len(row.responses)):
@@ -57,7 +58,7 @@ def test_context_is_read_and_has_no_number(name, layout, inserts):
     row = encoded(INSERTS[inserts])
     other = encoded(INSERTS["inside"])  # another comparison beside it
     expected = torch.cat([plain(model, row), plain(model, other)])
-    found = read(model, layout, [TokenRow(encoded=row), TokenRow(encoded=other)])
+    found = read(model, layout, [row, other])
     torch.testing.assert_close(found, expected.to(found.dtype), rtol=0, atol=1e-6)
 
 
@@ -69,7 +70,7 @@ def test_what_follows_the_last_token_with_weight_is_not_read(layout, inserts):
     expected = plain(model, row)
     for last in range(4):
         weights = [torch.tensor([1.0] * (last + 1) + [0.0] * (4 - last)), torch.tensor([0.0, 1.0, 0.0, 0.0])]
-        found = read(model, layout, [TokenRow(encoded=row, weights=weights)])
+        found = read(model, layout, [replace(row, weights=weights)])
         kept = torch.cat(weights) != 0
         torch.testing.assert_close(found[kept], expected[kept].to(found.dtype), rtol=0, atol=1e-6)
         assert bool((found[~kept] == 0).all())
@@ -79,5 +80,5 @@ def test_the_length_of_a_comparison_counts_its_context():
     row = encoded(INSERTS["both"])
     assert [row.size(0), row.size(1), row.length] == [9, 6, 18]
     assert row.whole(0) == ([9, 11, 30, 12, 13, 14, 31, 32, 15], [1, 3, 4, 5, 8])
-    shape = TokenRow(encoded=row).shape
+    shape = row.shape
     assert [shape("shared"), shape("separate")] == [(1, 18), (2, 12)]

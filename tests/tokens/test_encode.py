@@ -4,7 +4,8 @@ import pytest
 
 from tests.tiny import tiny_tokenizer
 from tokenward.errors import UserError
-from tokenward.tokens.encode import Limits, encode, encode_one, response_key
+from tokenward.tokens.encode import Limits, encode, encode_one
+from tokenward.tokens.rows import response_key
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
 

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import CHATML, tiny_tokenizer
 from tokenward.errors import UserError
-from tokenward.tokens.encode import Encoded, Limits, encode_one
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.encode import Limits, encode_one
 from tokenward.tokens.notes import explanations
 from tokenward.tokens.spelled import moved, spelled
 from tokenward.tokens.split import SAID, Note
@@ -168,7 +169,7 @@ def whole_of(template: Template, row: Comparison, place: int) -> list[int]:
     )
 
 
-def check(template: Template, row: Comparison, encoded: Encoded) -> None:
+def check(template: Template, row: Comparison, encoded: TokenRow) -> None:
     ends = {template.tokenizer.eos_token, template.tokenizer.decode(template.eos_ids).strip(), ""}
     for place in range(len(row.responses)):
         whole = whole_of(template, row, place)
@@ -205,14 +206,14 @@ def test_rows_are_what_the_template_writes(source, tokenizer):
     assert all("refuses" in reason for reason in refused.values())
 
 
-def rows_of(source: str, *, tokenizer=joining, row=None, **style) -> tuple[Template, Encoded, list[str]]:
+def rows_of(source: str, *, tokenizer=joining, row=None, **style) -> tuple[Template, TokenRow, list[str]]:
     template = template_of(source, tokenizer(), **style)
     encoded, notes = encode_one(row or comparison(**CASES["texts"]), template, Limits(4000, 4000))
     assert encoded is not None
     return template, encoded, notes
 
 
-def parts(template: Template, encoded: Encoded, place: int = 0) -> list[str]:
+def parts(template: Template, encoded: TokenRow, place: int = 0) -> list[str]:
     """The prompt, then context and the assistant's own in turn, as text."""
     decode, found, before = template.tokenizer.decode, [template.tokenizer.decode(encoded.prompt)], 0
     for insert in encoded.inserts(place):

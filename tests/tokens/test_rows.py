@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tests.tokens.rows import encoded
 from tokenward.tokens.layouts import predicting_positions
-from tokenward.tokens.rows import TokenRow, collate
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.batches import collate
 from tokenward.tokens.tree import visible
 
 PAIR = encoded([10, 11, 12], [20, 21], [30, 31, 32])
@@ -19,7 +20,7 @@ comparisons = st.lists(st.tuples(lengths, st.lists(lengths, min_size=2, max_size
 
 
 def batch_of(*items, layout, pad_id=0, whole=True):
-    return collate([TokenRow(encoded=item) for item in items], layout=layout, pad_id=pad_id, whole=whole)
+    return collate([item for item in items], layout=layout, pad_id=pad_id, whole=whole)
 
 
 def seen(mask: torch.Tensor) -> list[str]:
@@ -112,7 +113,7 @@ def test_one_response_may_begin_another():
 @pytest.mark.parametrize("layout", ["shared", "separate"])
 def test_nothing_is_read_from_the_last_token_with_weight_on(layout):
     weights = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0, 0.0])]
-    row = TokenRow(encoded=PAIR, weights=weights)
+    row = replace(PAIR, weights=weights)
     batch = collate([row], layout=layout, pad_id=0, whole=False)
     # 20 is predicted by the prompt alone, 31 by the prompt and 30.
     if layout == "shared":
@@ -174,18 +175,8 @@ def test_the_pad_id_changes_nothing_but_the_padding(layout):
 
 def test_values_travel_with_their_tokens():
     rows = [
-        TokenRow(
-            encoded=PAIR,
-            weights=[torch.tensor([0.0, 1.0]), torch.tensor([2.0, 0.0, 0.5])],
-            reference_logp=[torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -4.0, -5.0])],
-            scores=[torch.tensor([9.0, 8.0]), torch.tensor([7.0, 6.0, 5.0])],
-        ),
-        TokenRow(
-            encoded=SHORT,
-            weights=[torch.tensor([0.0]), torch.tensor([3.0])],
-            reference_logp=[torch.tensor([-6.0]), torch.tensor([-7.0])],
-            scores=[torch.tensor([4.0]), torch.tensor([3.0])],
-        ),
+        replace(PAIR, weights=[torch.tensor([0.0, 1.0]), torch.tensor([2.0, 0.0, 0.5])], reference_logp=[torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -4.0, -5.0])], scores=[torch.tensor([9.0, 8.0]), torch.tensor([7.0, 6.0, 5.0])]),
+        replace(SHORT, weights=[torch.tensor([0.0]), torch.tensor([3.0])], reference_logp=[torch.tensor([-6.0]), torch.tensor([-7.0])], scores=[torch.tensor([4.0]), torch.tensor([3.0])]),
     ]
     batch = collate(rows, layout="separate", pad_id=0)
     assert batch.ids.tolist() == [20, 21, 30, 31, 32, 50, 60]
@@ -203,14 +194,14 @@ def test_without_values_every_token_counts_once():
 
 
 def test_values_for_some_rows_only_are_refused():
-    rows = [TokenRow(encoded=PAIR), TokenRow(encoded=SHORT, scores=[torch.ones(1), torch.ones(1)])]
+    rows = [PAIR, replace(SHORT, scores=[torch.ones(1), torch.ones(1)])]
     with pytest.raises(ValueError, match="2 token values for 7 response tokens"):
         collate(rows, layout="shared", pad_id=0)
 
 
 def test_a_moved_batch_is_moved_whole():
     batch = collate(
-        [TokenRow(encoded=SHORT, scores=[torch.ones(1), torch.ones(1)])], layout="shared", pad_id=0
+        [replace(SHORT, scores=[torch.ones(1), torch.ones(1)])], layout="shared", pad_id=0
     ).to("meta")
     tensors = [batch.input_ids, batch.position_ids, batch.attention_mask, batch.predicted_from, batch.ids]
     tensors += [batch.response, batch.comparison, batch.rank, batch.weights, batch.kept, batch.scores]
@@ -220,9 +211,9 @@ def test_a_moved_batch_is_moved_whole():
 
 
 def test_the_shape_of_a_row():
-    assert TokenRow(encoded=PAIR).shape("shared") == (1, 8)
-    assert TokenRow(encoded=PAIR).shape("separate") == (2, 6)
-    assert TokenRow(encoded=TRIPLE).shape("separate") == (3, 4)
+    assert PAIR.shape("shared") == (1, 8)
+    assert PAIR.shape("separate") == (2, 6)
+    assert TRIPLE.shape("separate") == (3, 4)
 
 
 def test_where_each_token_is_read_by_hand():
@@ -249,19 +240,19 @@ def test_every_token_is_read_at_its_place(layout, sizes):
         encoded([next(ids) for _ in range(prompt)], *[[next(ids) for _ in range(n)] for n in lengths])
         for prompt, lengths in sizes
     ]
-    batch = collate([TokenRow(encoded=item) for item in items], layout=layout, pad_id=0, start_id=9999)
+    batch = collate([item for item in items], layout=layout, pad_id=0, start_id=9999)
     read = batch.input_ids if batch.decoder_ids is None else batch.decoder_ids
     assert read.flatten()[batch.placed_at].tolist() == batch.ids.tolist()
 
 
 def test_encoder_and_decoder_rows_by_hand():
-    batch = collate([TokenRow(encoded=PAIR)], layout="encoder_decoder", pad_id=7, start_id=9)
+    batch = collate([PAIR], layout="encoder_decoder", pad_id=7, start_id=9)
     assert batch.input_ids.tolist() == [[10, 11, 12], [10, 11, 12]]
     assert batch.decoder_ids.tolist() == [[9, 20, 21, 7], [9, 30, 31, 32]]
     assert batch.predicted_from.tolist() == [0, 1, 4 + 0, 4 + 1, 4 + 2]
     assert batch.placed_at.tolist() == [1, 2, 4 + 1, 4 + 2, 4 + 3]
     both = collate(
-        [TokenRow(encoded=SHORT), TokenRow(encoded=PAIR)], layout="encoder_decoder", pad_id=7, start_id=9
+        [SHORT, PAIR], layout="encoder_decoder", pad_id=7, start_id=9
     )
     assert both.input_ids.tolist() == [[40, 7, 7], [40, 7, 7], [10, 11, 12], [10, 11, 12]]
     assert both.attention_mask.tolist() == [[1, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]]
@@ -272,18 +263,18 @@ def test_encoder_and_decoder_rows_by_hand():
 
 def test_a_decoder_without_a_start_is_a_programming_error():
     with pytest.raises(ValueError, match="decoder starts with"):
-        collate([TokenRow(encoded=PAIR)], layout="encoder_decoder", pad_id=0)
+        collate([PAIR], layout="encoder_decoder", pad_id=0)
 
 
 def test_the_shape_of_an_encoder_decoders_row():
     """A row costs its prompt, its decoder's start and its response."""
-    assert TokenRow(encoded=PAIR).shape("encoder_decoder") == (2, 3 + 1 + 3)
+    assert PAIR.shape("encoder_decoder") == (2, 3 + 1 + 3)
 
 
 def test_segments_are_numbered_through_the_batch():
     rows = [
-        TokenRow(encoded=PAIR, segments=[torch.tensor([0, 0]), torch.tensor([1, 4, 4])]),
-        TokenRow(encoded=SHORT, segments=[torch.tensor([0]), torch.tensor([2])]),
+        replace(PAIR, segments=[torch.tensor([0, 0]), torch.tensor([1, 4, 4])]),
+        replace(SHORT, segments=[torch.tensor([0]), torch.tensor([2])]),
     ]
     for layout in ("shared", "separate"):
         assert collate(rows, layout=layout, pad_id=0).segment.tolist() == [0, 0, 1, 2, 2, 3, 4]
@@ -294,12 +285,12 @@ def test_segments_are_numbered_through_the_batch():
 def test_segments_of_some_rows_only_are_refused():
     with pytest.raises(ValueError, match="some rows have segments"):
         collate(
-            [TokenRow(encoded=PAIR), TokenRow(encoded=SHORT, segments=[torch.tensor([0])] * 2)],
+            [PAIR, replace(SHORT, segments=[torch.tensor([0])] * 2)],
             layout="shared", pad_id=0,
         )  # fmt: skip
 
 
 def test_what_is_optional_moves_with_the_batch():
-    row = TokenRow(encoded=SHORT, segments=[torch.tensor([0])] * 2)
+    row = replace(SHORT, segments=[torch.tensor([0])] * 2)
     batch = collate([row], layout="encoder_decoder", pad_id=0, start_id=1).to("meta")
     assert {batch.segment.device.type, batch.decoder_ids.device.type, batch.placed_at.device.type} == {"meta"}

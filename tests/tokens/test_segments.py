@@ -162,7 +162,7 @@ def row_of(*responses: list[int], texts=None, spans=None) -> TokenRow:
     comparison = Comparison(
         key="k", prompt=(), responses=tuple(texts), ranks=row.comparison.ranks, source="s", spans=spans
     )
-    return TokenRow(encoded=row._replace(comparison=comparison))
+    return row._replace(comparison=comparison)
 
 
 def segments_of(unit: str, row: TokenRow) -> list[list[int]]:

@@ -16,7 +16,8 @@ from tokenward.data.lines import ComparisonFile, to_line
 from tokenward.data.pairs import pair_places
 from tokenward.errors import UserError
 from tokenward.tokens import shards
-from tokenward.tokens.encode import Encoded, Limits, encode, encode_one, keys_of
+from tokenward.tokens.rows import TokenRow, keys_of
+from tokenward.tokens.encode import Limits, encode, encode_one
 from tokenward.tokens.encoded import EncodedRows, Joined
 from tokenward.tokens.shards import ENCODED, EncodedFile, write_encoded
 from tokenward.tokens.template import Template
@@ -116,7 +117,7 @@ def test_shards_take_many_rows_to_the_tokenizer_at_once_with_the_same_ids(file):
             assert parts.encoded(row, LIMITS) == alone
 
 
-def grouped(rows: Sequence[Encoded]) -> list[tuple[str, list[str]]]:
+def grouped(rows: Sequence[TokenRow]) -> list[tuple[str, list[str]]]:
     """Prompts in their order, with the distinct responses of each in theirs."""
     groups: dict[str, dict[str, None]] = {}
     for row in rows:

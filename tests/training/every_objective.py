@@ -61,7 +61,7 @@ def rows() -> list[TokenRow]:
     generator = torch.Generator().manual_seed(0)
 
     def drawn(row, kind):
-        return [kind(torch.rand(len(ids), generator=generator)) for ids in row.encoded.responses]
+        return [kind(torch.rand(len(ids), generator=generator)) for ids in row.responses]
 
     found = [
         replace(

@@ -72,7 +72,7 @@ def test_tokens_without_weight_are_not_compared():
     rows = with_reference(language_model(), random_rows(3, longest=10))
     wrong = []
     for row in rows:
-        weights = [torch.ones(len(ids)) for ids in row.encoded.responses]
+        weights = [torch.ones(len(ids)) for ids in row.responses]
         values = [side.clone() for side in row.reference_logp]
         for side, weight in zip(values, weights, strict=True):
             weight[0], side[0] = 0.0, -1e4

@@ -21,7 +21,7 @@ from tests.training.tools import language_model, random_rows
 from tokenward.models.attention import install_tree_attention
 from tokenward.models.head import install_head
 from tokenward.objectives import SePO
-from tokenward.tokens.rows import collate
+from tokenward.tokens.batches import collate
 from tokenward.training.checks import disable_dropout
 
 
@@ -49,13 +49,13 @@ def selected_rows():
     generator = torch.Generator().manual_seed(1)
     rows = []
     for number, row in enumerate(random_rows(6, longest=15)):
-        first, second = row.encoded.responses
+        first, second = row.responses
         if number % 2:
             row = replace(
-                row, encoded=row.encoded._replace(responses=[first[:3] + first, first[:3] + second])
+                row, encoded=row._replace(responses=[first[:3] + first, first[:3] + second])
             )
         weights = []
-        for ids in row.encoded.responses:
+        for ids in row.responses:
             kept = torch.rand(len(ids), generator=generator) < 0.3
             kept[0] |= not kept.any()
             weights.append(kept.float())
@@ -65,7 +65,7 @@ def selected_rows():
 
 def plain_loss(model, rows):
     batch = collate(rows, layout="separate", pad_id=0)
-    logp = plain_logprobs(model, [row.encoded for row in rows])
+    logp = plain_logprobs(model, [row for row in rows])
     return SePO()(logp, batch).loss.mean()
 
 

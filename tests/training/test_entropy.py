@@ -32,9 +32,9 @@ def trained(folder, objective, rows):
 
 def plain_entropy(row, response: int) -> torch.Tensor:
     """Of each token of a response, by the whole softmax over the model's own logits."""
-    ids = [*row.encoded.prompt, *row.encoded.responses[response]]
+    ids = [*row.prompt, *row.responses[response]]
     with torch.no_grad():
-        logits = tiny_llama().eval()(torch.tensor([ids])).logits[0, len(row.encoded.prompt) - 1 : -1].double()
+        logits = tiny_llama().eval()(torch.tensor([ids])).logits[0, len(row.prompt) - 1 : -1].double()
     logp = logits.log_softmax(-1)
     return -(logp.exp() * logp).sum(-1)
 
@@ -45,7 +45,7 @@ def test_it_is_that_of_a_plain_softmax_over_tokens_with_weight(tmp_path):
         replace(
             row,
             weights=[
-                torch.randint(0, 3, (len(ids),), generator=draw).float() for ids in row.encoded.responses
+                torch.randint(0, 3, (len(ids),), generator=draw).float() for ids in row.responses
             ],
         )
         for row in random_rows(3, longest=20)

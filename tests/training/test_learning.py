@@ -94,7 +94,7 @@ def planted_auroc(rows: Sequence[TokenRow], side: int) -> float:
     Scores that differ by rounding alone are ties: a log-probability's last bits depend on the batch around it.
     """
     scores = np.concatenate([row.scores[side].numpy() for row in rows]).round(4)
-    planted = np.concatenate([np.isin(row.encoded.responses[side], (*GOOD, *BAD)) for row in rows])
+    planted = np.concatenate([np.isin(row.responses[side], (*GOOD, *BAD)) for row in rows])
     assert 0.1 < planted.mean() < 0.3
     return auroc(scores if side == 0 else -scores, planted)
 
@@ -112,7 +112,7 @@ def test_an_untrained_oracle_ranks_nothing(study, side):
 
 def test_the_selected_30_percent_hold_most_planted_words(study):
     for side, words in enumerate((GOOD, BAD)):
-        ids = torch.cat([torch.tensor(row.encoded.responses[side]) for row in study.train])
+        ids = torch.cat([torch.tensor(row.responses[side]) for row in study.train])
         weights = torch.cat([row.weights[side] for row in study.train])
         planted = torch.isin(ids, torch.tensor(words))
         assert weights.unique().tolist() == [0.0, 1.0]

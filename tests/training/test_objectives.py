@@ -41,7 +41,7 @@ def rows():
     generator = torch.Generator().manual_seed(0)
 
     def drawn(row, kind):
-        return [kind(torch.rand(len(ids), generator=generator)) for ids in row.encoded.responses]
+        return [kind(torch.rand(len(ids), generator=generator)) for ids in row.responses]
 
     found = [
         replace(row, weights=drawn(row, lambda x: 0.5 + x), scores=drawn(row, lambda x: x - 0.5))

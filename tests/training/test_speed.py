@@ -36,7 +36,7 @@ def test_it_counts_what_went_through_the_model_and_not_what_lies_between(tmp_pat
     begun = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - begun
-    tokens = sum(row.encoded.length for row in rows)
+    tokens = sum(row.length for row in rows)
     trainer.evaluate()
     assert trainer.read == Counter(comparisons=14, tokens=2 * tokens)
     facts = speed.facts()

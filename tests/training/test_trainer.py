@@ -95,7 +95,7 @@ def test_a_step_is_the_same_however_it_is_cut(tmp_path, uneven_rows, batch, accu
 
 def test_selected_tokens_train_the_same_however_they_are_cut(tmp_path):
     rows = [
-        replace(row, weights=[(torch.arange(len(ids)) % 3 == 0).float() for ids in row.encoded.responses])
+        replace(row, weights=[(torch.arange(len(ids)) % 3 == 0).float() for ids in row.responses])
         for row in random_rows(12, longest=30)
     ]
     whole = trained(tmp_path, rows, objective=SePO(), per_device_train_batch_size=4)
@@ -125,7 +125,7 @@ def some_weights(rows):
     """Rows with the weights 0.5, 0, 2 over and over."""
     cycle = torch.tensor([0.5, 0.0, 2.0])
     return [
-        replace(row, weights=[cycle[torch.arange(len(ids)) % 3] for ids in row.encoded.responses])
+        replace(row, weights=[cycle[torch.arange(len(ids)) % 3] for ids in row.responses])
         for row in rows
     ]
 
@@ -200,7 +200,7 @@ def test_a_step_descends_the_sum_over_the_steps_tokens(tmp_path, normaliser):
 
 def test_a_step_in_which_nothing_counts_changes_nothing(tmp_path):
     rows = [
-        replace(row, weights=[torch.zeros(len(ids)) for ids in row.encoded.responses])
+        replace(row, weights=[torch.zeros(len(ids)) for ids in row.responses])
         for row in random_rows(4)
     ]
     trainer = trained(tmp_path, rows, objective=SFT(normaliser="step_weights"), per_device_train_batch_size=4)

@@ -12,8 +12,9 @@ from tests.training.tools import language_model, random_rows, with_reference
 from tokenward.models.forward import token_logprobs
 from tokenward.objectives import DPO, KTO, SePO, SimPO
 from tokenward.objectives.base import Losses
-from tokenward.tokens.encode import Encoded
-from tokenward.tokens.rows import TokenRow, collate
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.batches import collate
 from tokenward.training.metrics import MetricSums
 
 pytest.importorskip("trl")
@@ -97,7 +98,7 @@ def trl_dpo(folder, make: Callable, reference, rows: list[TokenRow], **settings)
     batch = trainer.data_collator(
         [
             {"prompt_ids": item.prompt, "chosen_ids": item.responses[0], "rejected_ids": item.responses[1]}
-            for item in (row.encoded for row in rows)
+            for item in (row for row in rows)
         ]
     )
     trainer.model.train()
@@ -134,7 +135,7 @@ def trl_cpo(folder, make: Callable, rows: list[TokenRow], **settings) -> Outcome
             "prompt_input_ids": item.prompt,
             "prompt_attention_mask": [1] * len(item.prompt),
         }
-        for item in (row.encoded for row in rows)
+        for item in (row for row in rows)
     ]
     trainer.model.train()
     loss, metrics = trainer.get_batch_loss_metrics(trainer.model, trainer.data_collator(features))
@@ -154,7 +155,7 @@ def trl_kto(folder, make: Callable, reference, rows: list[TokenRow], **settings)
         train_dataset=Dataset.from_list([{"prompt": "a", "completion": "b", "label": True}] * 2),
         processing_class=tiny_tokenizer(),
     )
-    labelled = [(row.encoded, row.encoded.comparison.ranks[0] == 0) for row in rows]
+    labelled = [(row, row.comparison.ranks[0] == 0) for row in rows]
     features = [
         {"prompt_ids": item.prompt, "completion_ids": item.responses[0], "label": good}
         for item, good in labelled
@@ -167,15 +168,11 @@ def trl_kto(folder, make: Callable, reference, rows: list[TokenRow], **settings)
 
 def alone(row: TokenRow, place: int) -> TokenRow:
     """One response of a pair as a row of its own."""
-    item = row.encoded
+    item = row
     comparison = replace(
         item.comparison, responses=item.comparison.responses[place : place + 1], ranks=(place,)
     )
-    return TokenRow(
-        encoded=Encoded(
-            comparison, item.prompt, [item.responses[place]], [item.closed[place]], [item.eos[place]]
-        )
-    )
+    return TokenRow(comparison, item.prompt, [item.responses[place]], [item.closed[place]], [item.eos[place]])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -243,7 +240,7 @@ def test_dpo_equals_trl(tmp_path, name, objective, settings, layout):
 def test_smoothed_dpo_equals_trl(tmp_path, name, smoothing):
     """TRL 1.16 keeps cDPO's smoothing in CPO's sigmoid loss only: that is DPO with a reference of 0 nats."""
     rows = [
-        TokenRow(encoded=row.encoded, reference_logp=[torch.zeros(len(ids)) for ids in row.encoded.responses])
+        replace(row, reference_logp=[torch.zeros(len(ids)) for ids in row.responses])
         for row in ROWS
     ]
     theirs = trl_cpo(
@@ -269,9 +266,9 @@ def test_simpo_equals_trl(tmp_path, name, layout, beta, gamma):
 
 def test_the_comparison_sees_a_token_that_is_left_out(tmp_path):
     """The comparison itself can fail: one weight of 0 is enough."""
-    weights = [[torch.ones(len(ids)) for ids in row.encoded.responses] for row in ROWS]
+    weights = [[torch.ones(len(ids)) for ids in row.responses] for row in ROWS]
     weights[2][0][-1] = 0.0
-    rows = [TokenRow(encoded=row.encoded, weights=sides) for row, sides in zip(ROWS, weights, strict=True)]
+    rows = [replace(row, weights=sides) for row, sides in zip(ROWS, weights, strict=True)]
     theirs = trl_cpo(
         tmp_path, MODELS["llama"], ROWS, loss_type="simpo", beta=2.0, simpo_gamma=1.0, cpo_alpha=0.0
     )

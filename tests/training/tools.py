@@ -16,7 +16,7 @@ from tests.tiny import tiny_llama, tiny_tokenizer
 from tokenward.models.head import install_head
 from tokenward.models.loading import LanguageModel
 from tokenward.scoring.values import token_values
-from tokenward.tokens.encode import Encoded
+from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.rows import Layout, TokenRow
 from tokenward.training.arguments import TrainingArguments, training_arguments
 from tokenward.types import Comparison
@@ -44,7 +44,7 @@ def token_row(
     """A comparison of given ids; every response ends with the end-of-turn token."""
     comparison = Comparison(key=source, prompt=(), responses=tuple("ab"), ranks=tuple(ranks), source=source)
     ids = [[*response, CLOSING] for response in responses]
-    return TokenRow(encoded=Encoded(comparison, list(prompt), ids, [True] * len(ids), [1] * len(ids)))
+    return TokenRow(comparison, list(prompt), ids, [True] * len(ids), [1] * len(ids))
 
 
 def random_rows(count: int, *, longest: int = 12, seed: int = 0) -> list[TokenRow]:

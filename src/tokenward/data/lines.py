@@ -62,7 +62,7 @@ class ComparisonFile(Sequence[Comparison]):
         with path.open("rb") as file:
             size = path.stat().st_size
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-        self._ends = _line_ends(path)
+        self._ends = line_ends(path)
 
     def __reduce__(self) -> tuple[type["ComparisonFile"], tuple[Path]]:
         return ComparisonFile, (self.path,)  # a mapped file does not travel to another process
@@ -85,7 +85,7 @@ class ComparisonFile(Sequence[Comparison]):
         return from_line(self._bytes[start : int(self._ends[number])])
 
 
-def _line_ends(path: Path) -> np.ndarray:
+def line_ends(path: Path) -> np.ndarray:
     """The byte after each line.  -> [lines] int64"""
     ends, before = [np.zeros(0, np.int64)], 0
     with path.open("rb") as file:

@@ -14,8 +14,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from tokenward.errors import UserError
 from tokenward.models.forward import OutputSpec
 from tokenward.models.positions import longer_than_steady
-from tokenward.tokens.layouts import Layout
-from tokenward.tokens.rows import TokenBatch, TokenRow, collate
+from tokenward.tokens.batches import TokenBatch, collate
+from tokenward.tokens.rows import Layout, TokenRow
 from tokenward.tokens.template import Style, Template
 
 

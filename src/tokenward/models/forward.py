@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokenward.models.head import KLReference, SelectiveHead, unpacked
 from tokenward.ops.logprob import Direction, TokenStatistics, entropy_of, kl_of, logprobs_of, rank_of
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from tokenward.models.head_mlp import (
 )
 from tokenward.models.places import cannot_load, config_of, model_fingerprint, parts_of, resolve
 from tokenward.models.probe import Packing, probe
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 

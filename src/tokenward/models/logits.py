@@ -12,7 +12,7 @@ from tokenward.models.forward import run_model
 from tokenward.models.made_up import laid_out, made_up
 from tokenward.ops.heads import LogitChange, LogitStep
 from tokenward.ops.logprob import wide
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 
 class _Call(NamedTuple):

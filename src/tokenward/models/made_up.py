@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tokenward.tokens.encode import Encoded
-from tokenward.tokens.layouts import Layout
-from tokenward.tokens.rows import TokenBatch, TokenRow, collate
+from tokenward.tokens.batches import TokenBatch, collate
+from tokenward.tokens.rows import Layout, TokenRow
 from tokenward.types import Comparison
 
 SHAPES = ((9, (5, 7, 4)), (5, (3,)))
@@ -45,7 +44,7 @@ def made_up(model: nn.Module, *, exchanged: bool = False) -> list[TokenRow]:
     if exchanged:
         responses = rows[0].responses
         responses[CHANGED] = list(islice(ids, len(responses[CHANGED])))
-    return [TokenRow(encoded=row) for row in rows]
+    return list(rows)
 
 
 def laid_out(
@@ -68,19 +67,19 @@ def future_trial(model: nn.Module) -> Trial:
     """One row twice, with another second half."""
     ids = _ordinary(model)
     first, second, third = (list(islice(ids, 10)) for _ in range(3))
-    rows = ([TokenRow(encoded=_comparison(first, [end]))] for end in (second, third))
+    rows = ([_comparison(first, [end])] for end in (second, third))
     batch, other = (laid_out(model, row, "separate") for row in rows)
     return Trial(batch, other, torch.arange(20, device=batch.input_ids.device)[None] < 10)
 
 
-def _encoded(ids: Iterator[int], prompt: int, responses: tuple[int, ...]) -> Encoded:
+def _encoded(ids: Iterator[int], prompt: int, responses: tuple[int, ...]) -> TokenRow:
     return _comparison(list(islice(ids, prompt)), [list(islice(ids, length)) for length in responses])
 
 
-def _comparison(prompt: list[int], responses: list[list[int]]) -> Encoded:
+def _comparison(prompt: list[int], responses: list[list[int]]) -> TokenRow:
     texts, ranks = ("",) * len(responses), tuple(range(len(responses)))
     comparison = Comparison(key="", prompt=(), responses=texts, ranks=ranks, source="probe")
-    return Encoded(comparison, prompt, responses, [True] * len(responses), [0] * len(responses))
+    return TokenRow(comparison, prompt, responses, [0] * len(responses))
 
 
 def _ordinary(model: nn.Module) -> Iterator[int]:

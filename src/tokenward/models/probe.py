@@ -20,8 +20,8 @@ from tokenward.models.made_up import Trial, future_trial, laid_out, made_up, tri
 from tokenward.models.positions import steady_note
 from tokenward.models.readings import Readings, apart, in_float32, is_half, moved, readings
 from tokenward.ops.heads import LogitChange
-from tokenward.tokens.layouts import Layout
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.rows import Layout
 
 logger = logging.getLogger(__name__)
 
@@ -269,7 +269,7 @@ def _alone(model: PreTrainedModel) -> Readings | None:
     pieces: list[Readings] = []
     try:
         with in_float32(model):
-            for encoded in (row.encoded for row in made_up(model)):
+            for encoded in (row for row in made_up(model)):
                 for response in encoded.responses:
                     ids = torch.tensor([[*encoded.prompt, *response]], device=device)
                     pieces.append(_at(_read_ids(model, ids), slice(len(encoded.prompt), None)))

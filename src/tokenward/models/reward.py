@@ -25,7 +25,7 @@ from tokenward.models.loading import load_backbone, load_tokenizer
 from tokenward.models.places import model_fingerprint
 from tokenward.models.probe import Packing, reward_layout
 from tokenward.ops.guidance import bound_sigmoid, bound_softplus
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 from tokenward.tokens.segments import Unit
 
 SETTINGS_FILE = "token_reward.json"

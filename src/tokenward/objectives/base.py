@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from tokenward.errors import UserError
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 Direction = Literal["", "forward", "reverse"]
 """Which KL divergence an objective reads: none, KL(reference || policy), or KL(policy || reference)."""

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.objectives.base import Composite, Losses, Objective
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 
 class CheckedObjective(Composite):

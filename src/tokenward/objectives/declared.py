@@ -21,7 +21,7 @@ from tokenward.objectives.base import (
     needs_token_rank,
     title_of,
 )
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 LENGTHS = (3, 2, 2, 4)
 """Tokens of the responses of two pairs."""

@@ -9,7 +9,7 @@ from tokenward.errors import UserError
 from tokenward.objectives.base import Losses
 from tokenward.ops.guidance import baseline_leave_one_out, baseline_mean, return_to_go
 from tokenward.ops.ragged import segment_sum, weighted_mean
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 
 class _Kept(NamedTuple):

@@ -11,7 +11,7 @@ from tokenward.objectives.base import Losses, Unpaired
 from tokenward.objectives.pairs import divergences, log_ratios, positive, sums
 from tokenward.ops.losses import kto
 from tokenward.ops.ragged import segment_sum, weighted_mean
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 
 @dataclass(frozen=True, slots=True)

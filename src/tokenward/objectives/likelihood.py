@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokenward.objectives.base import Losses, Unpaired
 from tokenward.ops.ragged import segment_sum, weighted_sum
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from tokenward.ops.listwise import agreement, plackett_luce, random_subsets, ran
 from tokenward.ops.ragged import position_in_group, segment_sum
 from tokenward.plugins import check_call, find
 from tokenward.selection import uniform
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 AGGREGATES: dict[str, Any] = {"average": average, "sum": total, "softmax": soft_max, "softmin": soft_min}
 SOFT = ("softmax", "softmin")

@@ -5,7 +5,7 @@ from torch import Tensor
 from tokenward.objectives.base import Composite, Losses, Objective, title_of
 from tokenward.objectives.selected import Selected
 from tokenward.ops.ragged import segment_sum
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 
 class LogEntropy(Composite):

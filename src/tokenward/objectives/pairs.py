@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.ops.ragged import segment_sum, weighted_sum
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 
 class Sides(NamedTuple):

@@ -21,7 +21,7 @@ from tokenward.objectives.pairs import (
 from tokenward.ops.links import log_odds
 from tokenward.ops.losses import ipo, margin_logistic
 from tokenward.ops.ragged import segment_sum
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 Normaliser = Literal["selected", "rate", "length", "none"]
 

@@ -24,7 +24,7 @@ from tokenward.objectives.tdpo import TDPO
 from tokenward.objectives.terms import TokenKL, TReg
 from tokenward.plugins import build, check_call
 from tokenward.selection import selector_of
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 
 @dataclass

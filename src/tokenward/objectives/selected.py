@@ -23,7 +23,8 @@ from tokenward.scoring.reads import IN_THE_STEP, MissingValue
 from tokenward.scoring.scorers import Scorer, check_in_the_step, scores_together
 from tokenward.scoring.steps import Owners
 from tokenward.selection import ScoredTokens, Selector, scope_of, unit_of
-from tokenward.tokens.rows import TokenBatch
+from tokenward.selection.weights import weights_of
+from tokenward.tokens.batches import TokenBatch
 
 _POLICY, _COLUMN = "policy_", "weights of the step/"
 _NUMBERS = count()
@@ -190,18 +191,7 @@ class Selected(Composite):
         Raises:
             UserError: it is not one finite number per token, or less than 0 where that is not meant.
         """
-        weights = torch.as_tensor(self.selector(tokens), device=tokens.scores.device)
-        signed = bool(getattr(self.selector, "signed", False))
-        if (
-            weights.shape != tokens.scores.shape
-            or not bool(weights.isfinite().all())
-            or (not signed and bool((weights < 0).any()))
-        ):
-            raise UserError(
-                f"the selector {name_of(self.selector)} must give one finite weight{'' if signed else ' >= 0'} per token ({len(tokens.scores)}), got "
-                f"shape {tuple(weights.shape)}, least {float(weights.min()):.3g}, largest {float(weights.max()):.3g}."
-            )
-        return weights
+        return weights_of(self.selector, tokens)
 
     def _scores(self, logp: Tensor, batch: TokenBatch) -> Tensor:
         if self.scorer is None:

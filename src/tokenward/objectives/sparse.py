@@ -20,7 +20,7 @@ from tokenward.objectives.pairs import (
 from tokenward.objectives.tbpo import states_through
 from tokenward.ops.links import logistic
 from tokenward.ops.ragged import segment_sum
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 
 class Masks(NamedTuple):

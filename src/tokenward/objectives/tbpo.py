@@ -12,7 +12,7 @@ from tokenward.objectives.links import Link, LinkName
 from tokenward.objectives.pairs import log_ratios, logp_metrics, positive, reward_metrics, sides, sums
 from tokenward.ops.losses import one_sample_kl
 from tokenward.ops.ragged import position_in_group, weighted_mean
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 
 class Aligned(NamedTuple):

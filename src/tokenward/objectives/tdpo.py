@@ -18,7 +18,7 @@ from tokenward.objectives.pairs import (
     sums,
 )
 from tokenward.ops.links import logistic
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from tokenward.errors import UserError
 from tokenward.objectives.base import Losses, Unpaired
 from tokenward.objectives.pairs import log_ratios, positive, sides, sums
 from tokenward.ops.ragged import segment_sum, weighted_sum
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 
 
 @dataclass(frozen=True, slots=True)

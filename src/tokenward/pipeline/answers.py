@@ -10,25 +10,22 @@ from tokenward.models.base import layout_of_both
 from tokenward.models.forward import token_kl
 from tokenward.models.loading import LanguageModel
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import comparison_file, encode_set, first_by_key, whole_comparisons
+from tokenward.pipeline.tables import eval_comparisons
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
 from tokenward.tokens.batches import budgeted
-from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
 
 
-def prompts_to_answer(run: Run, template: Template) -> list[Encoded]:
+def prompts_to_answer(run: Run, template: Template) -> list[TokenRow]:
     """Held-out prompts, at most ``evaluation.prompts``, chosen in an order that does not depend on the file."""
-    eval_rows = whole_comparisons(comparison_file(run, "eval"))
-    return first_by_key(
-        encode_set(run, eval_rows, template, may_be_empty=True).rows, run.recipe.evaluation.prompts
-    )
+    rows, _ = eval_comparisons(run, template).fitting(run.limits)
+    return rows.first_by_key(run.recipe.evaluation.prompts)
 
 
 def answers(
-    run: Run, model: LanguageModel, template: Template, prompts: Sequence[Encoded], *, label: str
+    run: Run, model: LanguageModel, template: Template, prompts: Sequence[TokenRow], *, label: str
 ) -> list[Reply]:
     """One sampled reply to each prompt, with the settings of the recipe's evaluation."""
     table = run.recipe.evaluation
@@ -40,7 +37,7 @@ def answers(
         return sample_replies(model, template, ids, settings, seed=run.recipe.seed, progress=bar.advance)
 
 
-def reply_rows(prompts: Sequence[Encoded], replies: Sequence[Reply]) -> list[TokenRow]:
+def reply_rows(prompts: Sequence[TokenRow], replies: Sequence[Reply]) -> list[TokenRow]:
     """Replies as rows of one response each."""
     rows = []
     for prompt, reply in zip(prompts, replies, strict=True):
@@ -52,7 +49,7 @@ def reply_rows(prompts: Sequence[Encoded], replies: Sequence[Reply]) -> list[Tok
             ranks=(0,),
             source="sample",
         )
-        rows.append(TokenRow(encoded=Encoded(comparison, prompt.asked, [reply.ids], [reply.ended], [1])))
+        rows.append(TokenRow(comparison, prompt.asked, [reply.ids], [int(reply.ended)]))
     return rows
 
 
@@ -66,7 +63,7 @@ def divergence(
         for group in budgeted(rows, layout=both.layout, tokens=run.recipe.scores.tokens_per_batch):
             batch = both.collate([rows[index] for index in group]).to(policy.device)
             kl = token_kl(policy.model, policy.head, start.model, start.head, batch).cpu()
-            sizes = [len(rows[index].encoded.responses[0]) for index in group]
+            sizes = [len(rows[index].responses[0]) for index in group]
             for index, part in zip(group, kl.split(sizes), strict=True):
                 results[index] = part
             bar.advance(len(group))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 from tokenward.config import AuxiliaryModelTable
 from tokenward.errors import UserError
 from tokenward.pipeline.context import AUXILIARY, Run
+from tokenward.pipeline.scorers import made_scorer, scorer_of
 from tokenward.pipeline.starts import check_start
-from tokenward.pipeline.values import made_scorer, scorer_of
 from tokenward.scoring.reads import IN_THE_STEP, TAKEN, Value, is_online, reads_of
 from tokenward.scoring.scorers import Scorer, check_in_the_step
-from tokenward.tokens.encode import Encoded, asked_ids
+from tokenward.tokens.encode import asked_ids
+from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Template
 from tokenward.types import Message
 
@@ -90,7 +92,7 @@ def auxiliary_of(run: Run, model: str) -> AuxiliaryModelTable:
     return run.recipe.auxiliary_models.get(model, AuxiliaryModelTable())
 
 
-def prompted(row: Encoded, template: Template, text: str | None, context: int | None) -> Encoded:
+def prompted(row: TokenRow, template: Template, text: str | None, context: int | None) -> TokenRow:
     """A row whose prompt is an auxiliary model's; the response's ids stay, so that values belong to the same tokens.
 
     Args:
@@ -112,7 +114,7 @@ def prompted(row: Encoded, template: Template, text: str | None, context: int | 
             f"{row.comparison.source} has {longest} tokens with the auxiliary model's prompt, and the model reads {context}. Shorten the "
             "prompt, or lower tokens.max_prompt_tokens or tokens.max_response_tokens."
         )
-    return row._replace(prompt=ids)
+    return replace(row, prompt=ids)
 
 
 def with_prompt(messages: tuple[Message, ...], text: str, source: str) -> tuple[Message, ...]:

@@ -1,17 +1,16 @@
 """The stages that train a model for scorers to read: the oracle, and the recipe's auxiliary_models."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tokenward.artifacts import Manifest, StageFolder
 from tokenward.config import AuxiliaryModelTable, OracleTable
-from tokenward.data.choice import Choice
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives import Objective, is_pairwise, needs_reference, objective_of
 from tokenward.pipeline.auxiliary import auxiliary_start, prompted
 from tokenward.pipeline.context import AUXILIARY, Run
-from tokenward.pipeline.data import oracle_pairs, pair_sets, random_part
 from tokenward.pipeline.fit import fit
-from tokenward.pipeline.rows import LazyRows
 from tokenward.pipeline.subset import (
     first_is_worse,
     picked_pairs,
@@ -20,17 +19,17 @@ from tokenward.pipeline.subset import (
     turned,
     with_picked,
 )
+from tokenward.pipeline.tables import Tables, random_part, tables
 from tokenward.pipeline.train_stages import (
     adapted,
-    best_once,
     frozen_reference,
     model_settings,
+    referenced,
     scored_by,
-    token_rows,
     trained_on,
     with_own_reference,
 )
-from tokenward.pipeline.values import with_reference
+from tokenward.tokens.table import TokenTable
 
 
 def train_oracle(run: Run) -> Manifest:
@@ -40,7 +39,7 @@ def train_oracle(run: Run) -> Manifest:
     inputs = {"reference": run.done("reference").fingerprint}
     with run.stage("oracle", settings, inputs) as stage:
         if not stage.done:
-            pairs = oracle_pairs(run, pair_sets(run).train)
+            pairs = random_part(run, _tables(run).part("train"), table.fraction, "oracle")
             stage.complete(**_preference_model(run, stage, table, run.reference_model, pairs))
     return run.done("oracle")
 
@@ -67,9 +66,13 @@ def train_auxiliary(run: Run, name: str) -> Manifest:
     with run.stage(f"{AUXILIARY}{name}", settings, inputs) as stage:
         if not stage.done:
             picked = None if table.subset is None else picked_pairs(run, stage, table.subset)
-            pairs = random_part(run, pair_sets(run).train, table.fraction, name)
+            pairs = random_part(run, _tables(run).part("train"), table.fraction, name)
             stage.complete(**_preference_model(run, stage, table, start, pairs, picked))
     return run.done(f"{AUXILIARY}{name}")
+
+
+def _tables(run: Run) -> Tables:
+    return tables(run, run.tokenizer_template(run.reference_model))
 
 
 def _preference_model(
@@ -77,16 +80,16 @@ def _preference_model(
     stage: StageFolder,
     table: OracleTable | AuxiliaryModelTable,
     start: str,
-    pairs: Choice,
-    picked: Choice | None = None,
+    pairs: TokenTable,
+    picked: TokenTable | None = None,
 ) -> dict[str, Any]:
     """Train a model that scores shall read; returns the facts of its stage."""
     objective = objective_of("objective", table.objective, run.recipe.seed)
     auxiliary = table if isinstance(table, AuxiliaryModelTable) else None
     base = run.load(start)
     # Before an adapter goes on it: what it says then is what it is compared with.
-    train = _trained_rows(run, base, objective, auxiliary, pairs, picked)
-    eval_rows = _oriented_rows(run, base, objective, auxiliary, pair_sets(run).eval, may_be_empty=True)
+    train = _trained_rows(run, objective, auxiliary, pairs, picked)
+    eval_rows = _oriented_rows(run, objective, auxiliary, _tables(run).eval)
     train, eval_rows = (_as_read(run, base, objective, auxiliary, rows) for rows in (train, eval_rows))
     model = adapted(run, base, table.adapter)
     beside = frozen_reference(run, objective, model)
@@ -99,18 +102,17 @@ def _preference_model(
 
 def _trained_rows(
     run: Run,
-    base: LanguageModel,
     objective: Objective,
     auxiliary: AuxiliaryModelTable | None,
-    pairs: Choice,
-    picked: Choice | None,
-) -> LazyRows:
+    pairs: TokenTable,
+    picked: TokenTable | None,
+) -> TokenTable:
     """What a model is trained on: its part of the pairs, and its picks where it has some."""
     if auxiliary is None or auxiliary.subset is None or picked is None:
-        return _oriented_rows(run, base, objective, auxiliary, pairs)
+        return _oriented_rows(run, objective, auxiliary, pairs)
     alone = auxiliary.subset.alone
-    own = None if alone else _oriented_rows(run, base, objective, auxiliary, pairs)
-    chosen = token_rows(run, picked.swapped() if turned(auxiliary) else picked, base, may_be_empty=not alone)
+    own = None if alone else _oriented_rows(run, objective, auxiliary, pairs)
+    chosen = picked.swapped() if turned(auxiliary) else picked
     rows = with_picked(own, chosen, pairwise=is_pairwise(objective))
     already = 0 if own is None else len(own)
     run.display.line(f"  {len(rows) - already} rows of the subset train, beside {already} others")
@@ -119,28 +121,30 @@ def _trained_rows(
 
 def _oriented_rows(
     run: Run,
-    base: LanguageModel,
     objective: Objective,
     auxiliary: AuxiliaryModelTable | None,
-    pairs: Choice,
-    *,
-    may_be_empty: bool = False,
-) -> LazyRows:
+    pairs: TokenTable,
+) -> TokenTable:
     """Pairs in the order in which an auxiliary model trains on them, or each prompt's best response where it needs no pairs."""
     swapped = auxiliary is not None and first_is_worse(auxiliary)
-    rows = token_rows(run, pairs.swapped() if swapped else pairs, base, may_be_empty=may_be_empty)
+    rows = pairs.swapped() if swapped else pairs
     rows = trained_on(run, objective, rows) if len(rows) else rows
     single = auxiliary is not None and not is_pairwise(objective)
-    return best_once(rows) if single and len(rows) else rows
+    return rows.best_once() if single and len(rows) else rows
 
 
 def _as_read(
-    run: Run, base: LanguageModel, objective: Objective, auxiliary: AuxiliaryModelTable | None, rows: LazyRows
-) -> LazyRows:
+    run: Run,
+    base: LanguageModel,
+    objective: Objective,
+    auxiliary: AuxiliaryModelTable | None,
+    rows: TokenTable,
+) -> TokenTable:
     """Rows under an auxiliary model's prompt, with reference values where its objective needs them."""
     if auxiliary is not None and auxiliary.prompt is not None:
         template, context = base.template(run.style), run.limits.context
-        rows = LazyRows(encoded=[prompted(row, template, auxiliary.prompt, context) for row in rows.encoded])
+        change = partial(prompted, template=template, text=auxiliary.prompt, context=context)
+        rows = replace(rows, change=change)
     elif base.fingerprint == run.done("reference").inputs["model"]:
-        return with_reference(run, rows)
+        return referenced(run, rows)
     return with_own_reference(run, base, rows) if needs_reference(objective) else rows

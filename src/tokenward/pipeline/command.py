@@ -12,19 +12,22 @@ from tokenward.config import load_recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import encode_set, pair_sets, prepare_data
+from tokenward.pipeline.data import prepare_data
 from tokenward.pipeline.examples import prepare_examples
 from tokenward.pipeline.preview import preview
 from tokenward.pipeline.prompt_task import labelled_parts
-from tokenward.pipeline.rows import LazyRows
-from tokenward.pipeline.scored import scored_rows
+from tokenward.pipeline.scorers import scorer_of
 from tokenward.pipeline.stages import check_recipe, run_through
+from tokenward.pipeline.tables import say_notes, tables
 from tokenward.pipeline.tasks import encoded_examples
-from tokenward.pipeline.values import scorer_of, weigh_all, weigh_batch
 from tokenward.report.page import write_report
+from tokenward.scoring.join import scored
 from tokenward.scoring.reads import is_online
+from tokenward.scoring.store import TokenStore
 from tokenward.selection import scope_of, selector_of
+from tokenward.selection.weights import weigh, weigh_step
 from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.table import TokenTable
 
 
 def run_recipe(
@@ -72,15 +75,18 @@ def show_data(recipe: str | Path, overrides: Sequence[str], rows: int) -> None:
         return
     prepare_data(run)
     template = run.tokenizer_template(run.recipe.model.name)
-    encoded = encode_set(run, pair_sets(run).train, template, show="pairs").rows
-    shown = _weighted(run, LazyRows(encoded=encoded), rows)
+    found = tables(run, template)
+    train, counts = found.part("train"), found.counts["train"]
+    run.display.table("pairs", ("", "rows"), [(name, str(count)) for name, count in counts.items() if count])
+    say_notes(run, template, counts, train.store)
+    shown = _weighted(run, train, rows)
     if shown is None:
-        preview(run.display, template, [TokenRow(encoded=row) for row in encoded[:rows]], weighted=False)
+        preview(run.display, template, train[:rows], weighted=False)
     else:
         preview(run.display, template, shown)
 
 
-def _weighted(run: Run, rows: LazyRows, count: int) -> Sequence[TokenRow] | None:
+def _weighted(run: Run, rows: TokenTable, count: int) -> Sequence[TokenRow] | None:
     """The first rows with the weights that the run's scores give them, or None, with the reason on screen."""
     if not (run.path("scores") / MANIFEST).is_file():
         run.display.line("  weights come after scoring: tokenward score RECIPE, then this command again")
@@ -90,7 +96,7 @@ def _weighted(run: Run, rows: LazyRows, count: int) -> Sequence[TokenRow] | None
         return None
     try:
         manifest = run.done("scores")
-        scored = scored_rows(run, rows)
+        known = scored(rows, scorer_of(run), TokenStore(run.path("scores")))
     except UserError as error:
         run.display.line(f"  no weights: {error}")
         return None
@@ -101,9 +107,9 @@ def _weighted(run: Run, rows: LazyRows, count: int) -> Sequence[TokenRow] | None
     )
     if scope_of(selector) == "batch":
         run.display.line("  tokens are selected step by step; here among these rows")
-        return weigh_batch(selector, scored[:count])
+        return weigh_step(selector, known[:count])
     tokenizer = run.tokenizer_template(run.recipe.model.name).tokenizer
-    return weigh_all(run, selector, scored, tokenizer)[:count]
+    return weigh(known, selector, tokenizer)[:count]
 
 
 def _show_examples(run: Run, rows: int) -> None:

@@ -15,11 +15,11 @@ from tokenward.data.lines import read_comparisons
 from tokenward.display import Display
 from tokenward.pipeline.compare import Flip, RunComparison
 from tokenward.pipeline.row_values import PAIR
-from tokenward.pipeline.values import scores_of
 from tokenward.plugins import build
+from tokenward.scoring.join import scores_of
 from tokenward.scoring.scorers import SCORERS, Scorer, seeded
 from tokenward.scoring.store import TokenRecord, TokenStore
-from tokenward.tokens.encode import keys_of
+from tokenward.tokens.rows import keys_of
 
 RAISES, LOWERS = "blue", "dark_orange"
 FAINT = 0.1
@@ -113,7 +113,7 @@ class Side:
         record = self.store[key]
         return coloured(
             token_texts(record, record.text or self.responses[key].text),
-            scores_of(self.scorer, [record])[0].tolist(),
+            scores_of(self.scorer, record).tolist(),
         )
 
 

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from tokenward.models.reward import RewardModel
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.rows import LazyRows
-from tokenward.pipeline.values import scores_of
+from tokenward.scoring.join import scores_of
 from tokenward.scoring.reads import is_online, reads_of, scope_of_scores
 from tokenward.scoring.scorers import Scorer
 from tokenward.scoring.store import TokenStore
 from tokenward.scoring.values import token_values
 from tokenward.selection import KeepAll, Selector, TopFraction
 from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.table import TokenTable
 
 WITHIN = 1e-6
 """Of the largest size: what is nearer together is one number in float32, some roundings apart."""
@@ -53,10 +53,10 @@ def warn_of_stored(run: Run, scorer: Scorer, store: TokenStore) -> None:
     """The same of the scores that a scorer makes of each stored response by itself."""
     if not is_online(scorer) and scope_of_scores(scorer) == "response":
         stored = (shard.record(row) for shard in store.columns() for row in range(len(shard.keys)))
-        warn_of_scores(run, scorer, (scores_of(scorer, [record])[0] for record in stored))
+        warn_of_scores(run, scorer, (scores_of(scorer, record) for record in stored))
 
 
-def warn_of_weights(run: Run, selector: Selector, rows: LazyRows) -> None:
+def warn_of_weights(run: Run, selector: Selector, rows: TokenTable) -> None:
     """Say so where a selection that is meant to tell tokens apart gives all of them one weight."""
     everything = (
         isinstance(selector, TopFraction) and selector.chosen.fraction == selector.rejected.fraction == 1

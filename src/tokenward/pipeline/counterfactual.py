@@ -11,14 +11,12 @@ from torch import Tensor
 from tokenward.artifacts import atomic_write
 from tokenward.models.loading import LanguageModel
 from tokenward.ops.looks import other_tokens
-from tokenward.pipeline.data import response_keys
 from tokenward.plugins import find
 from tokenward.sampling import SamplingSettings, sample_replies
 from tokenward.sampling.sources.base import call_source
 from tokenward.scoring.looks import predicting_states
 from tokenward.scoring.reads import Value
-from tokenward.tokens.encode import Encoded
-from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.template import Template
 
 
@@ -34,7 +32,7 @@ class Verifier(NamedTuple):
     judge: Callable[..., Any]
 
     def accepts(
-        self, row: Encoded, completions: Sequence[str], ids: Sequence[list[int]], reference: str
+        self, row: TokenRow, completions: Sequence[str], ids: Sequence[list[int]], reference: str
     ) -> list[bool]:
         """Whether each completion is right."""
         count = len(completions)
@@ -46,7 +44,13 @@ class Verifier(NamedTuple):
 
 
 def critical_tokens(
-    model: LanguageModel, template: Template, rows: Sequence[Encoded], value: Value, file: Path, *, batch: int
+    model: LanguageModel,
+    template: Template,
+    rows: Sequence[TokenRow],
+    value: Value,
+    file: Path,
+    *,
+    batch: int,
 ) -> list[list[Tensor]]:
     """1 at critical tokens, 0 at others, NaN throughout a response that is not accepted.  -> per row, per response, [len]
 
@@ -65,7 +69,7 @@ def critical_tokens(
     found = []
     for row in rows:
         mine = []
-        for place, key in enumerate(response_keys(row)):
+        for place, key in enumerate(keys_of(row.comparison)):
             if key not in known:
                 known[key] = _critical(model, template, row, place, value, verifier, batch)
                 _note(file, key, known[key])
@@ -77,7 +81,7 @@ def critical_tokens(
 def _critical(
     model: LanguageModel,
     template: Template,
-    row: Encoded,
+    row: TokenRow,
     place: int,
     value: Value,
     verifier: Verifier,
@@ -97,10 +101,10 @@ def _critical(
 
 
 @torch.inference_mode()
-def _others(model: LanguageModel, row: Encoded, count: int) -> list[list[int]]:
+def _others(model: LanguageModel, row: TokenRow, count: int) -> list[list[int]]:
     """The most probable other tokens at each place of a response.  -> [len][count]"""
     model.model.eval()
-    batch = model.collate([TokenRow(encoded=row)]).to(model.device)
+    batch = model.collate([row]).to(model.device)
     states, head = predicting_states(model, batch)
     return other_tokens(states, batch.ids, head, count).tolist()
 

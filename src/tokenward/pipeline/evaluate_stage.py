@@ -20,31 +20,30 @@ from tokenward.evaluation.statistics import mean_figure
 from tokenward.models.loading import LanguageModel
 from tokenward.pipeline.answers import answers, divergence, prompts_to_answer, reply_rows
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import (
-    encode_set,
-    pair_sets,
-    response_keys,
-)
 from tokenward.pipeline.figures import Figures, evaluation_statistics, figure_as_json, show_figures
 from tokenward.pipeline.kept_recipe import keep_recipe
 from tokenward.pipeline.row_values import PAIR, PROMPT, RowValues
-from tokenward.pipeline.rows import LazyRows, responses_of
-from tokenward.pipeline.values import computed_values, scorer_of, scores_of
+from tokenward.pipeline.scorers import scorer_of
+from tokenward.pipeline.tables import tables
+from tokenward.pipeline.train_stages import logprobs
 from tokenward.plugins import find
 from tokenward.sampling import Reply
+from tokenward.scoring.join import scores_of
 from tokenward.scoring.reads import is_online, scope_of_scores
 from tokenward.scoring.scorers import Random, Surprisal
 from tokenward.scoring.store import TokenStore
-from tokenward.tokens.encode import Encoded
+from tokenward.scoring.values import token_values
+from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.spans import ByteSpan
 from tokenward.tokens.spelled import moved
+from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 
 
 class Samples(NamedTuple):
     """Replies to the same prompts before and after training."""
 
-    prompts: list[Encoded]
+    prompts: list[TokenRow]
     before: list[Reply]
     after: list[Reply]
 
@@ -78,11 +77,9 @@ def evaluate(run: Run) -> Manifest:
 def _measure(run: Run, by_row: RowValues) -> tuple[Figures, Samples]:
     start, policy = run.load(run.policy_start), run.load(str(run.path("policy") / "model"))
     template = start.template(run.style)
-    eval_rows = pair_sets(run).eval
-    pairs = encode_set(run, eval_rows, template, may_be_empty=True).rows
+    rows = tables(run, template).eval
+    pairs, alone = rows.where(rows.sizes == 2), rows.where(rows.sizes == 1)
     figures: Figures = {}
-    alone = [row for row in pairs if len(row.responses) == 1]
-    pairs = [row for row in pairs if len(row.responses) == 2] if alone else pairs
     if pairs:
         figures |= _on_pairs(run, start, policy, pairs, by_row)
         figures |= _credit(run, pairs)
@@ -94,11 +91,9 @@ def _measure(run: Run, by_row: RowValues) -> tuple[Figures, Samples]:
     return figures, samples
 
 
-def _logprobs(run: Run, model: LanguageModel, rows: Sequence[Encoded], label: str) -> LazyRows:
+def _logprobs(run: Run, model: LanguageModel, rows: TokenTable, label: str) -> TokenTable:
     """Rows with the log-probabilities of a model in the place of the reference's."""
-    with run.display.progress(label, int(responses_of(rows).starts[-1])) as bar:
-        column = computed_values(run, model, rows, progress=bar.advance)
-    return LazyRows(encoded=rows, columns={"reference_logp": column})
+    return rows.with_column("reference_logp", logprobs(run, model, rows, label))
 
 
 def _reference_of(run: Run, start: LanguageModel) -> LanguageModel:
@@ -109,7 +104,7 @@ def _reference_of(run: Run, start: LanguageModel) -> LanguageModel:
 class _Joined(Sequence[PairLogprobs]):
     """Values of two models on the same pairs."""
 
-    def __init__(self, before: LazyRows, after: LazyRows) -> None:
+    def __init__(self, before: TokenTable, after: TokenTable) -> None:
         self._sides = before, after
 
     def __len__(self) -> int:
@@ -125,12 +120,12 @@ def _pair(values: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _on_pairs(
-    run: Run, start: LanguageModel, policy: LanguageModel, pairs: Sequence[Encoded], by_row: RowValues
+    run: Run, start: LanguageModel, policy: LanguageModel, pairs: TokenTable, by_row: RowValues
 ) -> Figures:
     before = _logprobs(run, start, pairs, "pairs, before")
     after = _logprobs(run, policy, pairs, "pairs, after")
     figures = preference_figures(_Joined(before, after), **evaluation_statistics(run))
-    keys = ["-".join(response_keys(row)) for row in pairs]
+    keys = ["-".join(keys_of(row.comparison)) for row in pairs]
     for name, values in preference_values(_Joined(before, after)).items():
         by_row.add(PAIR, keys, name, values.tolist())
     if run.recipe.eval_reward is not None:
@@ -146,7 +141,7 @@ def _on_pairs(
 
 
 def _on_unpaired(
-    run: Run, start: LanguageModel, policy: LanguageModel, rows: Sequence[Encoded], by_row: RowValues
+    run: Run, start: LanguageModel, policy: LanguageModel, rows: TokenTable, by_row: RowValues
 ) -> Figures:
     """What became of held-out responses that stand alone; nothing orders them, so there is no accuracy."""
     before, after = (
@@ -159,12 +154,12 @@ def _on_unpaired(
     figures: Figures = {}
     good = [row.comparison.ranks[0] == 0 for row in rows]
     for name, (places, values) in unpaired_values(before, after, good).items():
-        by_row.add(PAIR, [response_keys(rows[place])[0] for place in places], name, values.tolist())
+        by_row.add(PAIR, [keys_of(rows[place].comparison)[0] for place in places], name, values.tolist())
         figures[name] = mean_figure(values, **evaluation_statistics(run))
     return figures
 
 
-def _credit(run: Run, pairs: Sequence[Encoded]) -> Figures:
+def _credit(run: Run, pairs: TokenTable) -> Figures:
     """Scores against known spans; nothing where the data has none."""
     store = TokenStore(run.path("scores"))
     scorers = {"surprisal": Surprisal(), "random": Random()}
@@ -176,11 +171,11 @@ def _credit(run: Run, pairs: Sequence[Encoded]) -> Figures:
         if row.comparison.spans is None:
             continue
         for key, text, spans in zip(
-            response_keys(row), row.comparison.responses, row.comparison.spans, strict=True
+            keys_of(row.comparison), row.comparison.responses, row.comparison.spans, strict=True
         ):
             record = store[key]
             tokens = [ByteSpan(*pair) for pair in zip(record.start, record.end, strict=True)]
-            scores = {name: scores_of(scorer, [record])[0].tolist() for name, scorer in scorers.items()}
+            scores = {name: scores_of(scorer, record).tolist() for name, scorer in scorers.items()}
             marked = spans if record.text is None else moved(spans, text, record.text, row.comparison.source)
             known[key] = known_response(record.text or text, marked, tokens, scores)
     return credit_figures(list(known.values()), at=(), **evaluation_statistics(run))
@@ -251,15 +246,27 @@ def _by_eval_reward(run: Run, start: LanguageModel, samples: Samples) -> Figures
     reference = _reference_of(run, start)
     rewards = []
     for label, replies in (("eval_reward, before", samples.before), ("eval_reward, after", samples.after)):
-        rows = [row.encoded for row in reply_rows(samples.prompts, replies)]
-        judged = _logprobs(run, eval_reward, rows, label)
-        base = _logprobs(run, reference, rows, label)
-        sides = ([side.values("reference_logp", i)[0] for i in range(len(rows))] for side in (judged, base))
+        rows = reply_rows(samples.prompts, replies)
+        sides = [_of_replies(run, model, rows, label) for model in (eval_reward, reference)]
         rewards.append([float((mine - other).mean()) for mine, other in zip(*sides, strict=True)])
     figures = before_after_figures("eval_reward", *rewards, **evaluation_statistics(run))
     wins = [(after > before) + 0.5 * (after == before) for before, after in zip(*rewards, strict=True)]
     figures["eval_reward/win_rate"] = mean_figure(wins, **evaluation_statistics(run))
     return figures
+
+
+def _of_replies(run: Run, model: LanguageModel, rows: Sequence[TokenRow], label: str) -> list[torch.Tensor]:
+    """Log-probabilities of a model at the tokens of replies.  -> [len] each"""
+    scores = run.recipe.scores
+    with run.display.progress(label, len(rows)) as bar:
+        found = token_values(
+            model,
+            rows,
+            precision=scores.precision,
+            tokens_per_batch=scores.tokens_per_batch,
+            progress=bar.advance,
+        )
+    return [row[0] for row in found]
 
 
 def _samples_text(samples: Samples) -> str:

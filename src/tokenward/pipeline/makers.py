@@ -15,13 +15,11 @@ from tokenward.models.reward import RewardModel
 from tokenward.pipeline.auxiliary import auxiliary_of, folder_of, prompted
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.counterfactual import critical_tokens
-from tokenward.pipeline.data import response_keys
 from tokenward.pipeline.span_files import read_spans
 from tokenward.scoring.looks import looked_at
 from tokenward.scoring.reads import Value
 from tokenward.scoring.values import token_values
-from tokenward.tokens.encode import Encoded
-from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.segments import with_segments
 from tokenward.tokens.spans import span_values
 from tokenward.tokens.spelled import moved, spelled
@@ -64,7 +62,7 @@ class Maker:
         """How often each response counts as work."""
         return len(self._values)
 
-    def __call__(self, group: Sequence[Encoded], progress: Callable[[int], None]) -> dict[str, Found]:
+    def __call__(self, group: Sequence[TokenRow], progress: Callable[[int], None]) -> dict[str, Found]:
         """The values of some rows, by name."""
         if self._name != "data":
             group = self._prompted(group)
@@ -74,7 +72,7 @@ class Maker:
             progress(sum(len(row.responses) for row in group))
         return found
 
-    def _prompted(self, group: Sequence[Encoded]) -> Sequence[Encoded]:
+    def _prompted(self, group: Sequence[TokenRow]) -> Sequence[TokenRow]:
         prompt = auxiliary_of(self._run, self._name).prompt
         return [prompted(row, self._template, prompt, self._context) for row in group] if prompt else group
 
@@ -106,10 +104,10 @@ class Maker:
             else self._run.load(folder, attention=attention)
         )
 
-    def _made(self, value: Value, group: Sequence[Encoded]) -> Found:
+    def _made(self, value: Value, group: Sequence[TokenRow]) -> Found:
         if self._name == "data":
             return [self._of_data(value, row) for row in group]
-        table, rows = self._run.recipe.scores, [TokenRow(encoded=row) for row in group]
+        table, rows = self._run.recipe.scores, list(group)
         settings = {"precision": table.precision, "tokens_per_batch": table.tokens_per_batch}
         if isinstance(self._model, RewardModel):
             rows = [with_segments(self._model.settings.unit, self._model.tokenizer, row) for row in rows]
@@ -129,7 +127,7 @@ class Maker:
             )
         return looked_at(model, rows, value, **settings)
 
-    def _of_data(self, value: Value, row: Encoded) -> list[Tensor]:
+    def _of_data(self, value: Value, row: TokenRow) -> list[Tensor]:
         """Values of character spans at the tokens that they cover."""
         if value.kind == "spans" and row.comparison.spans is None:
             raise UserError(
@@ -137,7 +135,7 @@ class Maker:
                 "columns names it), or use the scorer external with a file."
             )
         found = []
-        for place, key in enumerate(response_keys(row)):
+        for place, key in enumerate(keys_of(row.comparison)):
             given = self._file.get(key) if value.kind == "file" else (row.comparison.spans or ())[place]
             response, ids = row.comparison.responses[place], row.responses[place]
             if given is None:

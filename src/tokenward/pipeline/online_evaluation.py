@@ -117,7 +117,7 @@ def _sides(run: Run) -> list[tuple[str, str]]:
 
 def _likelihood(run: Run, start: LanguageModel, policy: LanguageModel, test: EncodedExamples) -> Figures:
     """Mean log-probability per token of the first reference, before and after."""
-    rows = [row for row in test.rows if row.encoded.responses]
+    rows = [row for row in test.rows if row.responses]
     if not rows:
         return {}
     settings = {

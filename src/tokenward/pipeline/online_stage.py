@@ -15,18 +15,18 @@ from tokenward.models.loading import LanguageModel, lasting
 from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model
 from tokenward.objectives import SFT, Objective, needs_reference, objective_of
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import source_fingerprint, token_settings
+from tokenward.pipeline.data import source_fingerprint
 from tokenward.pipeline.fit import fit
 from tokenward.pipeline.prompt_task import prompt_task
 from tokenward.pipeline.reward_learning import DEFAULTS, RewardLearner
 from tokenward.pipeline.tasks import Task, check_same_tokens, encoded_examples, example_task
 from tokenward.pipeline.train_stages import adapted, model_settings, scored_by
-from tokenward.pipeline.values import weigh_rows
 from tokenward.pipeline.watch import example_prompts, watching
 from tokenward.plugins import build
 from tokenward.sampling.rollouts import Context, sampled_row, seed_of
 from tokenward.scoring.values import token_values
 from tokenward.selection import KeepAll, Selector, selector_of
+from tokenward.selection.weights import weigh_rows
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
 from tokenward.training.alternating import Alternating, Schedule
@@ -51,7 +51,7 @@ def train_online_sft(run: Run) -> Manifest | None:
     name = run.whole(run.recipe.model.name)
     settings = {
         "sft": table.model_dump(),
-        "tokens": token_settings(run),
+        "tokens": run.recipe.tokens.model_dump(exclude={"processes"}),
         "model": {"dtype": run.recipe.model.dtype},
         "seed": run.recipe.seed,
     }
@@ -86,7 +86,7 @@ def train_online(run: Run) -> Manifest:
         "online": online.model_dump(),
         "reward": run.recipe.reward.model_dump(),
         "prompt_task": None if task is None else task.model_dump(exclude=EVALUATED),
-        "tokens": token_settings(run),
+        "tokens": run.recipe.tokens.model_dump(exclude={"processes"}),
         "scores": {"precision": run.recipe.scores.precision},
         **model_settings(run),
     }
@@ -242,7 +242,7 @@ def _prepare(
     examples = {context.example.source: context.example for context in task.train}
 
     def sampled(rows: Sequence[TokenRow], step: int) -> list[TokenRow]:
-        contexts = [Context(examples[row.encoded.comparison.source], row.encoded.prompt) for row in rows]
+        contexts = [Context(examples[row.comparison.source], row.prompt) for row in rows]
         # Processes may hold the same prompt, as in a prompt task, and must not draw the same replies to it.
         seed = seed_of(run.recipe.seed, "rollout", step, PartialState().process_index)
         prompts = [context.prompt for context in contexts]

@@ -10,8 +10,8 @@ from tokenward.objectives import SFT, Objective, needs_scores, objective_of
 from tokenward.objectives.selected import Selected
 from tokenward.pipeline.auxiliary import check_reads, frozen_values
 from tokenward.pipeline.context import Run
+from tokenward.pipeline.scorers import scorer_of
 from tokenward.pipeline.span_files import check_spans
-from tokenward.pipeline.values import scorer_of
 from tokenward.plugins import find
 from tokenward.sampling.sources.base import check_source
 from tokenward.scoring.reads import Value, is_online

@@ -12,17 +12,18 @@ from tokenward.ops.costs import FLOAT, HALF, NumberTypes, Work, training_memory
 from tokenward.pipeline.auxiliary import is_needed, trained_auxiliary
 from tokenward.pipeline.command import open_run
 from tokenward.pipeline.context import AUXILIARY, STAGES, Run
-from tokenward.pipeline.data import comparison_file, prepare_data
+from tokenward.pipeline.data import prepare_data
 from tokenward.pipeline.examples import prepare_examples
 from tokenward.pipeline.plan_stages import STORED_BYTES, Planner, StagePlan, TrainingPlan, Unit
 from tokenward.pipeline.plan_steps import free_memory
 from tokenward.pipeline.plan_work import Scoring, online_trainings, subset_scorings, trainings
 from tokenward.pipeline.prompt_task import labelled_parts
-from tokenward.pipeline.rows import LazyRows
-from tokenward.pipeline.score_stages import all_rows, scoring_models
+from tokenward.pipeline.score_stages import scoring_models
+from tokenward.pipeline.scorers import scorer_of
+from tokenward.pipeline.tables import tables
 from tokenward.pipeline.tasks import encoded_examples
 from tokenward.pipeline.unpaired_checks import check_unpaired
-from tokenward.pipeline.values import scorer_of
+from tokenward.tokens.encode import check_some_left
 
 NOT_PLANNED = "-"
 
@@ -76,11 +77,12 @@ def _comparisons(run: Run, measure: bool) -> tuple[list[StagePlan], list[Trainin
     trained = [*STAGES, *(f"{AUXILIARY}{name}" for name in trained_auxiliary(run))]
     check_unpaired(run, [stage for stage in trained if is_needed(run, stage)])
     template = run.tokenizer_template(run.recipe.model.name)
-    parts = [LazyRows(encoded=part) for part in all_rows(run, template)[0].parts]
+    sets = tables(run, template)
+    check_some_left(sets.summed)
     table = run.recipe.evaluation
-    tried = [row.prompt for row in parts[-1].encoded[: min(table.prompts, table.batch)]]
-    planner = Planner(run, parts[0], tried, measure=measure)
-    work = np.concatenate([planner.work(part) for part in parts])
+    tried = [row.prompt for row in sets.eval.by_prompt()[: min(table.prompts, table.batch)]]
+    planner = Planner(run, sets.train.then(sets.eval_reward).by_prompt(), tried, measure=measure)
+    work = planner.work(sets.everything)
     items = {item.stage: item for item in trainings(run, template)}
     makers = scoring_models(scorer_of(run))
     plans = {name: planner.training(item) for name, item in items.items() if is_needed(run, name)}
@@ -93,7 +95,7 @@ def _comparisons(run: Run, measure: bool) -> tuple[list[StagePlan], list[Trainin
     for item in subset_scorings(run, template):
         stages[f"{item.stage}{SUBSET}"] = _subset(planner, item)
     eval_rows = planner.work(items["policy"].eval)
-    stages["evaluation"] = _evaluation(planner, eval_rows, len(comparison_file(run, "eval")), len(tried))
+    stages["evaluation"] = _evaluation(planner, eval_rows, run.done("data").facts["eval"], len(tried))
     auxiliary = [f"{AUXILIARY}{name}{part}" for name in trained_auxiliary(run) for part in (SUBSET, "")]
     order = (
         "data",
@@ -175,7 +177,7 @@ def _online(run: Run, measure: bool) -> tuple[list[StagePlan], list[TrainingPlan
     plans = [planner.training(item) for item in items]
     stages = [plan.stage for plan in plans]
     stages[-1] = _online_stage(planner, stages[-1])
-    eval_rows = planner.work(LazyRows(encoded=[row.encoded for row in test.rows if row.encoded.responses]))
+    eval_rows = planner.work([row for row in test.rows if row.responses])
     last = _evaluation(planner, eval_rows, len(test.contexts), len(tried))
     return [_data(run, "examples"), *stages, last], plans
 
@@ -198,7 +200,7 @@ def _prompt_task(run: Run) -> list[StagePlan]:
     """What can be said of a prompt task: its texts, and the weights that it holds."""
     texts, recipe = labelled_parts(run), run.recipe
     assert recipe.prompt_task is not None
-    planner = Planner(run, LazyRows(encoded=[]), [], measure=False)
+    planner = Planner(run, [], [], measure=False)
     names = (recipe.model.name, recipe.prompt_task.model or recipe.model.name)
     held = sum(FLOAT * planner.sizes(name).weights for name in names)
     reward = planner.sizes(recipe.reward.model or recipe.model.name)

@@ -32,12 +32,11 @@ from tokenward.pipeline.plan_steps import (
     seconds_per_token,
     training_step,
 )
-from tokenward.pipeline.plan_work import Training, row_work, stand_in_scores, steps_of, summed
-from tokenward.pipeline.rows import LazyRows
+from tokenward.pipeline.plan_work import Rows, Training, chosen_rows, row_work, steps_of, summed
 from tokenward.pipeline.train_stages import adapted, frozen_reference
-from tokenward.pipeline.values import weigh_rows
 from tokenward.sampling import SamplingSettings
 from tokenward.scoring.values import token_values
+from tokenward.selection.weights import weigh_rows
 from tokenward.tokens.rows import TokenRow
 
 STORED_BYTES = 16
@@ -107,7 +106,7 @@ class Planner:
         measure: Whether to carry out real steps.
     """
 
-    def __init__(self, run: Run, rows: LazyRows, prompts: Sequence[Sequence[int]], *, measure: bool) -> None:
+    def __init__(self, run: Run, rows: Rows, prompts: Sequence[Sequence[int]], *, measure: bool) -> None:
         self.run, self.measure = run, measure
         self._rows, self._prompts = rows, prompts
         table = run.recipe.model
@@ -129,9 +128,9 @@ class Planner:
         trust = self.run.recipe.model.trust_remote_code
         return model_sizes(name, adapter=adapter, trust_remote_code=trust)
 
-    def work(self, rows: LazyRows) -> np.ndarray:
+    def work(self, rows: Rows) -> np.ndarray:
         """Work of each row.  -> [rows 3]"""
-        return row_work(self.run, rows, shared=self._shared)
+        return row_work(rows, shared=self._shared)
 
     def training(self, item: Training) -> TrainingPlan:
         """A stage that trains a language model."""
@@ -197,8 +196,7 @@ class Planner:
         return model + kept * (model + 2 * self._bytes * sizes.trained)
 
     def _weighted(self, item: Training, numbers: np.ndarray) -> list[TokenRow]:
-        rows = stand_in_scores(item.rows.choose(numbers))
-        found = [rows[number] for number in range(len(rows))]
+        found = chosen_rows(item.rows, numbers)
         return found if item.selector is None else weigh_rows(item.selector, found)
 
     def _step(self, item: Training, rows: Sequence[TokenRow], operations: float) -> Measured:
@@ -255,14 +253,14 @@ class Planner:
         return counted, None if found.peak is None else found.peak + max(counted - tried, 0.0)
 
     @cached_property
-    def _pass(self) -> tuple[LazyRows, Measured]:
+    def _pass(self) -> tuple[list[TokenRow], Measured]:
         work, table = self.work(self._rows)[:, 0], self.run.recipe.scores
         longest = np.argsort(-work, kind="stable")
         budget = min(table.tokens_per_batch, TRIED_TOKENS)
         fitting = max(1, int((np.cumsum(work[longest]) <= budget).sum()))
-        rows = self._rows.choose(longest[:fitting])
+        rows = chosen_rows(self._rows, longest[:fitting])
         model = self.run.load(self.run.recipe.model.name)
-        return rows, scoring_pass(model, [rows[number] for number in range(len(rows))], table.precision)
+        return rows, scoring_pass(model, rows, table.precision)
 
     def replies(self, batches: float) -> Unit:
         """So many batches of replies as long as the evaluation allows; most end earlier."""
@@ -284,7 +282,7 @@ class Planner:
 
 def _kept(rows: Sequence[TokenRow]) -> float:
     """Share of response tokens with weight."""
-    lengths = [len(ids) for row in rows for ids in row.encoded.responses]
+    lengths = [len(ids) for row in rows for ids in row.responses]
     weights = [int((part != 0).sum()) for row in rows for part in row.weights or ()]
     return sum(weights) / sum(lengths) if weights else 1.0
 

@@ -102,7 +102,7 @@ def training_step(
 
 def scoring_pass(model: TokenModel, rows: Sequence[TokenRow], precision: str) -> Measured:
     """One pass without gradients."""
-    tokens = sum(row.encoded.length for row in rows) * max(len(row.encoded.responses) for row in rows)
+    tokens = sum(row.length for row in rows) * max(len(row.responses) for row in rows)
     token_values(model, rows[-1:], precision=precision, tokens_per_batch=tokens)  # the first call warms up
     with peak_memory(model.device) as peak:
         begun = time.perf_counter()

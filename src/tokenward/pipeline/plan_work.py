@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -11,27 +12,27 @@ import torch
 from transformers.trainer_utils import IntervalStrategy
 
 from tokenward.config import AuxiliaryModelTable
-from tokenward.data.choice import Choice
 from tokenward.objectives import SFT, Objective, objective_of
 from tokenward.ops.costs import Work
 from tokenward.pipeline.auxiliary import trained_auxiliary
 from tokenward.pipeline.context import AUXILIARY, Run
-from tokenward.pipeline.data import encode_set, oracle_pairs, pair_sets, random_part
-from tokenward.pipeline.rows import Column, LazyRows, own_starts
 from tokenward.pipeline.score_stages import scoring_models
+from tokenward.pipeline.scorers import made_scorer
 from tokenward.pipeline.subset import looked_at, picked_count
+from tokenward.pipeline.tables import Tables, random_part, tables
 from tokenward.pipeline.tasks import EncodedExamples, encoded_examples
-from tokenward.pipeline.train_stages import best_once
-from tokenward.pipeline.values import made_scorer
 from tokenward.selection import Selector, scope_of, selector_of, unit_of
-from tokenward.tokens.encode import Encoded
-from tokenward.tokens.encoded import EncodedRows
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 from tokenward.training.arguments import TrainingArguments, training_arguments
 from tokenward.types import Comparison
 
 SPACED = 256
 """Prompts whose rollouts stand for all, evenly spaced by length."""
+
+
+Rows = TokenTable | Sequence[TokenRow]
 
 
 class Training(NamedTuple):
@@ -51,12 +52,12 @@ class Training(NamedTuple):
 
     stage: str
     table: dict[str, Any]
-    rows: LazyRows
+    rows: Rows
     objective: Objective
     adapter: dict[str, Any] | None
     model: str
     selector: Selector | None = None
-    eval: LazyRows = LazyRows(encoded=[])
+    eval: Rows = ()
     watched: bool = False
 
 
@@ -67,34 +68,27 @@ def start_of(run: Run, model: str | None) -> str:
 
 def trainings(run: Run, template: Template) -> list[Training]:
     """The stages of a run on comparisons that train a language model, in their order."""
-    recipe, sets = run.recipe, pair_sets(run)
-    rows = {name: LazyRows(encoded=encode_set(run, part, template, may_be_empty=True).rows)
-            for name, part in (("train", sets.train), ("eval", sets.eval), ("eval_reward", sets.eval_reward),
-                               ("oracle", oracle_pairs(run, sets.train)))}  # fmt: skip
+    recipe, sets = run.recipe, tables(run, template)
+    seen = random_part(run, sets.train, recipe.oracle.fraction, "oracle")
     inherited = recipe.oracle.adapter
     adapter = recipe.model.adapter if inherited == "inherit" else inherited
     found = []
     if recipe.sft is not None:
-        best = best_once(rows["train"])
-        eval_rows = best_once(rows["eval"]) if len(rows["eval"]) else rows["eval"]
+        best, eval_rows = sets.train.best_once(), sets.eval.best_once()
         start = recipe.model.name
         found.append(
             Training("sft", recipe.sft.training, best, SFT(), None, start, eval=eval_rows, watched=True)
         )
     oracle = objective_of("objective", recipe.oracle.objective)
     start = start_of(run, recipe.oracle.model)
-    eval_rows = rows["eval"]
-    found.append(
-        Training("oracle", recipe.oracle.training, rows["oracle"], oracle, adapter, start, eval=eval_rows)
-    )
-    found += [
-        _auxiliary_training(run, name, sets.train, template, eval_rows) for name in trained_auxiliary(run)
-    ]
+    eval_rows = sets.eval
+    found.append(Training("oracle", recipe.oracle.training, seen, oracle, adapter, start, eval=eval_rows))
+    found += [_auxiliary_training(run, name, sets) for name in trained_auxiliary(run)]
     found.append(
         Training(
             "policy",
             recipe.policy.training,
-            rows["train"],
+            sets.train,
             objective_of("objective", recipe.policy.objective),
             recipe.model.adapter,
             start_of(run, recipe.policy.model),
@@ -110,7 +104,7 @@ def trainings(run: Run, template: Template) -> list[Training]:
             Training(
                 "eval_reward",
                 table,
-                rows["eval_reward"],
+                sets.eval_reward,
                 objective,
                 recipe.model.adapter,
                 start,
@@ -121,35 +115,25 @@ def trainings(run: Run, template: Template) -> list[Training]:
     return found
 
 
-def _auxiliary_training(
-    run: Run, name: str, train: Choice, template: Template, eval_rows: LazyRows
-) -> Training:
+def _auxiliary_training(run: Run, name: str, sets: Tables) -> Training:
     table = run.recipe.auxiliary_models[name]
-    rows = _auxiliary_rows(run, table, train, random_part(run, train, table.fraction, name), template)
+    rows = _auxiliary_rows(table, sets.train, random_part(run, sets.train, table.fraction, name))
     objective = objective_of("objective", table.objective)
     adapter = run.recipe.model.adapter if table.adapter == "inherit" else table.adapter
     start = start_of(run, table.model or run.recipe.oracle.model)
     return Training(
-        f"{AUXILIARY}{name}", table.training or {}, rows, objective, adapter, start, eval=eval_rows
+        f"{AUXILIARY}{name}", table.training or {}, rows, objective, adapter, start, eval=sets.eval
     )
 
 
-def _auxiliary_rows(
-    run: Run, table: AuxiliaryModelTable, train: Choice, own: Choice, template: Template
-) -> LazyRows:
-    """An auxiliary model's part of the pairs, and as many of the longest pairs as it subset: which ones it will pick is not known."""
-    rows = LazyRows(encoded=encode_set(run, own, template, may_be_empty=True).rows)
+def _auxiliary_rows(table: AuxiliaryModelTable, train: TokenTable, own: TokenTable) -> TokenTable:
+    """An auxiliary model's part of the pairs, and the longest pairs in place of those that it will pick."""
     if table.subset is None:
-        return rows
-    all_rows = LazyRows(encoded=encode_set(run, train, template, may_be_empty=True).rows)
-    work = row_work(run, all_rows, shared=True)[:, 0]
+        return own
+    work = row_work(train, shared=True)[:, 0]
     count = picked_count(table.subset, torch.from_numpy(work))
-    picked = all_rows.choose(np.argsort(-work, kind="stable")[:count])
-    if table.subset.alone:
-        return picked
-    assert isinstance(rows.encoded, EncodedRows)
-    assert isinstance(picked.encoded, EncodedRows)
-    return LazyRows(encoded=rows.encoded.then(picked.encoded))
+    picked = train.choose(np.argsort(-work, kind="stable")[:count])
+    return picked if table.subset.alone else own.then(picked)
 
 
 class Scoring(NamedTuple):
@@ -162,7 +146,7 @@ class Scoring(NamedTuple):
     """
 
     stage: str
-    rows: LazyRows
+    rows: TokenTable
     models: list[str]
 
 
@@ -172,9 +156,7 @@ def subset_scorings(run: Run, template: Template) -> list[Scoring]:
     for name in trained_auxiliary(run):
         subset = run.recipe.auxiliary_models[name].subset
         if subset is not None:
-            pairs = encode_set(run, pair_sets(run).train, template).rows
-            assert isinstance(pairs, EncodedRows)
-            rows = LazyRows(encoded=looked_at(pairs, subset).by_prompt())
+            rows = looked_at(tables(run, template).part("train"), subset).by_prompt()
             found.append(Scoring(f"{AUXILIARY}{name}", rows, scoring_models(made_scorer(subset.scorer))))
     return found
 
@@ -191,50 +173,44 @@ def online_trainings(run: Run, template: Template) -> list[Training]:
     assert online is not None
     start, longest = recipe.model.name, online.sampling.max_new_tokens
     examples = encoded_examples(run, template, "train", reply=longest)
-    written = LazyRows(encoded=[row.encoded for row in examples.rows if row.encoded.responses])
+    written = [row for row in examples.rows if row.responses]
     found = []
     if recipe.sft is not None:
         found.append(Training("sft", recipe.sft.training, written, SFT(), None, start, watched=True))
     objective = objective_of("objective", online.objective)
     drawn = online.objective.name == "reinforce"
-    rows = LazyRows(encoded=rollout_rows(examples, online.rollouts, longest)) if drawn else written
+    rows = rollout_rows(examples, online.rollouts, longest) if drawn else written
     adapter = recipe.model.adapter
     found.append(Training("online", online.training, rows, objective, adapter, start, watched=True))
     return found
 
 
-def rollout_rows(examples: EncodedExamples, count: int, length: int) -> list[Encoded]:
+def rollout_rows(examples: EncodedExamples, count: int, length: int) -> list[TokenRow]:
     """Prompts with replies of full length in place of those that will be drawn; of many prompts, some."""
     prompts = sorted((context.prompt for context in examples.contexts), key=len, reverse=True)
     places = np.unique(np.linspace(0, len(prompts) - 1, min(SPACED, len(prompts))).astype(int))
     made = Comparison(key="", prompt=(), responses=("",) * count, ranks=(0,) * count, source="plan")
-    return [
-        Encoded(made, prompts[place], [[0] * length] * count, [False] * count, [1] * count)
-        for place in places
-    ]
+    return [TokenRow(made, prompts[place], [[0] * length] * count, [0] * count) for place in places]
 
 
-def row_work(run: Run, rows: LazyRows, *, shared: bool) -> np.ndarray:
+def row_work(rows: Rows, *, shared: bool) -> np.ndarray:
     """Work of each row, a column for each field of ``Work``.  -> [rows 3]"""
-    known = rows.responses
-    first, counts = known.starts[:-1], np.diff(known.starts)
-    if not len(first):
+    if not len(rows):
         return np.zeros((0, 3))
-    replies = np.add.reduceat(known.lengths, first).astype(float)
-    squares = np.add.reduceat(known.lengths.astype(float) ** 2, first)
-    prompts = prompt_lengths(run, rows.encoded)
+    if isinstance(rows, TokenTable):
+        first, counts, lengths = rows.starts[:-1], rows.sizes, rows.lengths
+        prompts = rows.of_rows("prompt_kept").astype(float)
+    else:
+        counts = np.array([len(row.responses) for row in rows])
+        first = np.cumsum(counts) - counts
+        lengths = np.array([len(ids) for row in rows for ids in row.responses], np.int64)
+        prompts = np.array([len(row.prompt) for row in rows], float)
+    replies = np.add.reduceat(lengths, first).astype(float)
+    squares = np.add.reduceat(lengths.astype(float) ** 2, first)
     copies = np.ones(len(first)) if shared else counts
     tokens = copies * prompts + replies
     seen = copies * prompts**2 / 2 + replies * prompts + squares / 2
     return np.stack([tokens, replies, seen], axis=1)
-
-
-def prompt_lengths(run: Run, rows: Sequence[Encoded]) -> np.ndarray:
-    """Tokens of each row's prompt.  -> [rows] float"""
-    if isinstance(rows, EncodedRows):
-        longest = run.recipe.tokens.max_prompt_tokens
-        return np.minimum(rows.of_rows("prompt_length"), longest).astype(float)
-    return np.array([len(row.prompt) for row in rows], float)
 
 
 def summed(work: np.ndarray) -> Work:
@@ -278,8 +254,10 @@ def steps_of(run: Run, table: dict[str, Any], stage: str, rows: int) -> Steps:
     return Steps(count, min(batch, rows), min(micro, rows), looks, arguments)
 
 
-def stand_in_scores(rows: LazyRows) -> LazyRows:
-    """Rows with random scores where those of the run are not there yet."""
-    lengths = rows.responses.lengths
-    flat = torch.randn(int(lengths.sum()), generator=torch.Generator().manual_seed(0)).numpy()
-    return rows.with_column("scores", Column(flat, own_starts(lengths)))
+def chosen_rows(rows: Rows, numbers: np.ndarray) -> list[TokenRow]:
+    """The rows of these numbers, with random scores since those of the run may not exist yet."""
+    generator = torch.Generator().manual_seed(0)
+    found = [rows[number] for number in numbers.tolist()]
+    flat = torch.randn(sum(len(ids) for row in found for ids in row.responses), generator=generator)
+    parts = iter(flat.split([len(ids) for row in found for ids in row.responses]))
+    return [replace(row, scores=[next(parts) for _ in row.responses]) for row in found]

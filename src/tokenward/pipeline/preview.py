@@ -6,9 +6,9 @@ from itertools import groupby
 from rich.text import Text
 
 from tokenward.display import Display
-from tokenward.tokens.encode import Encoded, Insert
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.spelled import spelled
+from tokenward.tokens.split import Insert
 from tokenward.tokens.template import Template
 
 PROMPT_SHOWN = 400
@@ -40,7 +40,7 @@ def preview(display: Display, template: Template, rows: Sequence[TokenRow], *, w
 
 
 def _row(template: Template, row: TokenRow, weighted: bool) -> Text:
-    encoded = row.encoded
+    encoded = row
     text = _prompt(template, encoded.prompt)
     for side, ids in enumerate(encoded.responses):
         text.append(_name(encoded.comparison.ranks, side), style="bold")
@@ -70,11 +70,11 @@ def _name(ranks: Sequence[int], side: int) -> str:
     return "\nchosen: " if ranks[side] == 0 else "\nrejected: "
 
 
-def pieces(template: Template, encoded: Encoded, place: int) -> list[str]:
+def pieces(template: Template, encoded: TokenRow, place: int) -> list[str]:
     """The text of each token of a response; a part of a character shows the replacement mark, an end its name."""
     ids = encoded.responses[place]
     text, spans, _ = spelled(template.tokenizer, encoded, place)
-    raw, count = text.encode(), len(ids) - encoded.eos[place] * encoded.closed[place]
+    raw, count = text.encode(), len(ids) - encoded.eos[place]
     texts = [raw[span.start : span.end].decode(errors="replace") for span in spans[:count]]
     return texts + [str(template.tokenizer.convert_ids_to_tokens(token)) for token in ids[count:]]
 

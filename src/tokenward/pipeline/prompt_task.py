@@ -19,7 +19,6 @@ from tokenward.sampling.classification import (
     read_labelled,
 )
 from tokenward.sampling.rollouts import Context, ScoredSampler
-from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
 from tokenward.types import Comparison, Example
 
@@ -147,7 +146,7 @@ def prompt_task(run: Run, policy: LanguageModel) -> Task:
     train = [_prompt_context(start, "train", draw) for draw in range(DRAWS)]
     assert run.recipe.online is not None
     development = [_prompt_context(start, "development", 0)] * run.recipe.online.development
-    row = TokenRow(encoded=Encoded(_empty(train[0].example), start, [], [], []))
+    row = TokenRow(_empty(train[0].example), start, [], [], [])
     sampler = sampler_of(run, policy, fixed_length=True)
     samples = ScoredSampler(sampler=sampler, source=source, name="classification_gap")
     return Task(train, development, [row], samples)

@@ -1,32 +1,22 @@
 """The reward stage of a run on comparisons: a token reward learned from the ranks in the data (TLM)."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from tokenward.artifacts import Manifest
-from tokenward.data.choice import Choice
 from tokenward.errors import UserError
 from tokenward.models.reward import RewardModel
 from tokenward.pipeline.constant import LOOKED_AT, warn_of_rewards
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import (
-    comparison_file,
-    encode_set,
-    random_part,
-    rows_of_eval_reward,
-    token_settings,
-    whole_comparisons,
-)
 from tokenward.pipeline.fit import fit
 from tokenward.pipeline.online_stage import fresh_reward, reward_start
 from tokenward.pipeline.reward_learning import DEFAULTS, reward_objective
-from tokenward.pipeline.rows import LazyRows, Mapped
+from tokenward.pipeline.tables import encoded_fingerprint, random_part, ranked_lists, say_notes
 from tokenward.pipeline.train_stages import model_settings, scored_by
-from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.encode import check_some_left
 from tokenward.tokens.segments import with_segments
+from tokenward.tokens.table import TokenTable
 
 
 def train_reward(run: Run) -> Manifest:
@@ -35,15 +25,20 @@ def train_reward(run: Run) -> Manifest:
     name = reward_start(run)
     settings: dict[str, Any] = {
         "reward": table.model_dump(exclude={"model"}),
-        "tokens": {**token_settings(run), "context": run.limits.context},
+        "context": run.limits.context,
         "eval_reward": None if run.recipe.eval_reward is None else run.recipe.eval_reward.fraction,
         **model_settings(run),
     }
-    inputs = {"data": run.done("data").fingerprint, "model": run.fingerprint_of(name)}
+    template = run.tokenizer_template(name)
+    inputs = {
+        "data": run.done("data").fingerprint,
+        "encoded": encoded_fingerprint(run, template),
+        "model": run.fingerprint_of(name),
+    }
     with run.stage("reward", settings, inputs) as stage:
         if not stage.done:
             model = fresh_reward(run)
-            train, eval_rows = ranked_sets(run)
+            train, eval_rows = ranked_lists(run, template)
             train = random_part(run, train, table.fraction, "reward")
             rows = _rows(run, model, train, show="ranked lists")
             facts = fit(
@@ -57,26 +52,25 @@ def train_reward(run: Run) -> Manifest:
                 defaults=DEFAULTS,
             )
             warn_of_rewards(run, model, [rows[place] for place in range(min(LOOKED_AT, len(rows)))])
-            sizes = sorted({len(row.encoded.responses) for row in rows})
+            sizes = sorted({len(row.responses) for row in rows})
             stage.complete(**facts, list_sizes=sizes, **scored_by(run))
     return run.done("reward")
 
 
-def ranked_sets(run: Run) -> tuple[Choice, Choice]:
-    """Whole ranked lists to learn from and to judge by; those of the eval reward model's prompts are in neither."""
-    train, eval_rows = (whole_comparisons(comparison_file(run, part)) for part in ("train", "eval"))
-    return train.choose(np.flatnonzero(~rows_of_eval_reward(run, train.file))), eval_rows
-
-
-def _rows(run: Run, model: RewardModel, comparisons: Choice, *, show: str = "") -> Sequence[TokenRow]:
+def _rows(run: Run, model: RewardModel, lists: TokenTable, *, show: str = "") -> TokenTable:
+    """Lists that fit the limits, with the segments that the reward pools over."""
     unit = model.settings.unit
-    missing = next((row for row in comparisons if row.spans is None), None) if unit == "spans" else None
+    rows = (lists.comparison(number) for number in range(len(lists)))
+    missing = next((row for row in rows if row.spans is None), None) if unit == "spans" else None
     if missing is not None:
         raise UserError(
             f"{missing.source}: reward.head.unit is spans, and this row has none. Give the data a column spans, or write "
             "unit: sentence, word or token."
         )
-    template = model.template(run.style)
-    encoded = encode_set(run, comparisons, template, show=show, may_be_empty=not show).rows
-    rows = LazyRows(encoded=encoded)
-    return rows if unit == "token" else Mapped(rows, partial(with_segments, unit, model.tokenizer))
+    found, counts = lists.fitting(run.limits)
+    if show:
+        check_some_left(counts)
+        run.display.table(show, ("", "rows"), [(name, str(count)) for name, count in counts.items()])
+        say_notes(run, model.template(run.style), counts, lists.store)
+    change = None if unit == "token" else partial(with_segments, unit, model.tokenizer)
+    return replace(found, scratch=run.folder, change=change)

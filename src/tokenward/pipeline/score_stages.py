@@ -1,6 +1,5 @@
 """The stages that compute values per token: reference log-probabilities, and scores."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -11,23 +10,16 @@ from tokenward.artifacts import Manifest, StageFolder, file_fingerprint
 from tokenward.pipeline.auxiliary import folder_of, frozen_values
 from tokenward.pipeline.constant import warn_of_stored
 from tokenward.pipeline.context import AUXILIARY, Run
-from tokenward.pipeline.data import (
-    comparison_file,
-    encoded_choice,
-    pair_sets,
-    pair_settings,
-    response_keys,
-    without_pairs,
-)
-from tokenward.pipeline.encoding import say_notes
 from tokenward.pipeline.makers import Maker
-from tokenward.pipeline.values import scorer_of
+from tokenward.pipeline.scorers import scorer_of
+from tokenward.pipeline.tables import pairs_fingerprint, say_notes, tables
 from tokenward.scoring.reads import Value
 from tokenward.scoring.scorers import Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore, write_shards
-from tokenward.tokens.encode import Encoded, check_some_left
-from tokenward.tokens.encoded import Joined
+from tokenward.tokens.encode import check_some_left
+from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.spelled import spelled
+from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 
 
@@ -36,25 +28,26 @@ def compute_reference(run: Run) -> Manifest:
     scores = run.recipe.scores
     template = run.tokenizer_template(run.reference_model)
     settings = {
-        **pair_settings(run),
+        "seed": run.recipe.seed,
         "scores": {"precision": scores.precision, "shard_rows": scores.shard_rows},
         "model": {"dtype": run.recipe.model.dtype},
     }
     inputs = {
         "data": run.done("data").fingerprint,
+        "pairs": pairs_fingerprint(run, template),
         "model": run.fingerprint_of(run.reference_model),
         "template": template.fingerprint,
     }
     with run.stage("reference", settings, inputs) as stage:
         if not stage.done:
-            rows, counts = all_rows(run, template)
-            if unpaired := without_pairs(run):
-                counts["comparisons without a pair: closer than data.min_gap"] = unpaired
+            pairs = tables(run, template)
+            counts = pairs.summed
+            check_some_left(counts)
             run.display.table("pairs", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
-            say_notes(run, template, counts, [comparison_file(run, part) for part in ("train", "eval")])
+            say_notes(run, template, counts, pairs.train.store)
             model = run.load(run.reference_model)
             maker = Maker(run, "reference", [Value("reference", "logp")], template, loaded=model)
-            store = _write(run, stage.path, [maker], template, rows)
+            store = _write(run, stage.path, [maker], template, pairs.everything)
             stage.complete(responses=len(store), layout=model.layout, pairs=counts)
     return run.done("reference")
 
@@ -69,7 +62,7 @@ def compute_scores(run: Run) -> Manifest:
     with run.stage("scores", value_settings(run, scorer), inputs) as stage:
         if not stage.done:
             template = run.tokenizer_template(run.reference_model)
-            rows, _ = all_rows(run, template)
+            rows = tables(run, template).everything
             store = write_values(run, stage, stage.path, scorer, template, rows)
             warn_of_stored(run, scorer, store)
             stage.complete(responses=len(store), reference=run.reference_model)
@@ -90,7 +83,7 @@ def value_settings(run: Run, scorer: Scorer) -> dict[str, Any]:
 
 
 def write_values(
-    run: Run, stage: StageFolder, folder: Path, scorer: Scorer, template: Template, rows: Joined
+    run: Run, stage: StageFolder, folder: Path, scorer: Scorer, template: Template, rows: TokenTable
 ) -> TokenStore:
     """Write what a scorer reads of every response of some rows; a stopped stage goes on at the next shard.
 
@@ -151,25 +144,12 @@ def value_inputs(run: Run, scorer: Scorer) -> dict[str, str]:
     return found
 
 
-def all_rows(run: Run, template: Template) -> tuple[Joined, dict[str, int]]:
-    """Every prompt with all responses of its pairs, and what encoding the pairs counted."""
-    sets = pair_sets(run)
-    # No prompt is on both sides of the split, so each side has its own groups.
-    sides = [encoded_choice(run, part, template) for part in (sets.all_train, sets.eval)]
-    counts = Counter[str]()
-    for _, counted in sides:
-        counts.update(counted)
-    counts["kept"] = counts.pop("kept")  # the last in the table
-    check_some_left(counts)
-    return Joined([rows.by_prompt() for rows, _ in sides]), dict(counts)
-
-
 def _write(
     run: Run,
     folder: Path,
     makers: Sequence[Maker],
     template: Template,
-    rows: Joined,
+    rows: TokenTable,
     reference: TokenStore | None = None,
 ) -> TokenStore:
     """Write shards of whole prompts; a prompt's responses stay together, so its prompt is computed once.
@@ -182,8 +162,8 @@ def _write(
         rows: Every prompt with its responses.
         reference: Values that are there already.
     """
-    keys = Keys(np.concatenate([part.of_responses("response_keys")[part.starts[:-1]] for part in rows.parts]))
-    total = sum(int(part.starts[-1]) for part in rows.parts) * sum(maker.passes for maker in makers)
+    keys = Keys(rows.keys[rows.starts[:-1]])
+    total = len(rows.responses) * sum(maker.passes for maker in makers)
     with run.display.progress(folder.name, total) as bar:
 
         def make(wanted: Sequence[str]) -> Iterator[TokenRecord]:
@@ -227,8 +207,8 @@ class Keys(Sequence[str]):
         return int(self._order[np.searchsorted(self._numbers, wanted, sorter=self._order)])
 
 
-def _records(template: Template, row: Encoded) -> Iterator[TokenRecord]:
-    for place, (key, ids) in enumerate(zip(response_keys(row), row.responses, strict=True)):
+def _records(template: Template, row: TokenRow) -> Iterator[TokenRecord]:
+    for place, (key, ids) in enumerate(zip(keys_of(row.comparison), row.responses, strict=True)):
         text, spans, own = spelled(template.tokenizer, row, place)
         starts, ends = [span.start for span in spans], [span.end for span in spans]
         yield TokenRecord(key, ids, starts, ends, {}, None if own else text)

@@ -7,8 +7,8 @@ from typing import Any
 
 from tokenward.config import LoadedRecipe, Named, Resolved, resolved
 from tokenward.objectives import OBJECTIVES, objective_of
+from tokenward.pipeline.scorers import made_scorer
 from tokenward.pipeline.tasks import SAMPLERS
-from tokenward.pipeline.values import made_scorer
 from tokenward.plugins import build, find
 from tokenward.sampling.sources import SOURCES
 from tokenward.scoring.scorers import SCORERS

@@ -9,7 +9,7 @@ from tokenward.data import rows as read_rows
 from tokenward.data.fields import FieldError, required
 from tokenward.data.parsers import answered
 from tokenward.errors import UserError
-from tokenward.tokens.encode import response_key
+from tokenward.tokens.rows import response_key
 from tokenward.types import Span
 
 

@@ -38,12 +38,12 @@ from tokenward.pipeline.policy_stage import train_policy
 from tokenward.pipeline.reward_learning import reward_objective
 from tokenward.pipeline.reward_stage import train_reward
 from tokenward.pipeline.score_stages import compute_reference, compute_scores
+from tokenward.pipeline.scorers import scorer_of
 from tokenward.pipeline.subset_checks import check_subset
 from tokenward.pipeline.tasks import SAMPLERS, source_of
 from tokenward.pipeline.train_stages import train_eval_reward, train_sft
 from tokenward.pipeline.training_checks import check_pairs_fill_batches, training_checks
 from tokenward.pipeline.unpaired_checks import check_unpaired
-from tokenward.pipeline.values import scorer_of
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
 from tokenward.selection import selector_of

@@ -1,6 +1,7 @@
 """Comparisons that a scorer picks for an auxiliary model to train on, as TOSS-Pro does (arXiv 2603.01185)."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,17 +9,14 @@ import torch
 
 from tokenward.artifacts import StageFolder, atomic_write
 from tokenward.config import AuxiliaryModelTable, SubsetTable
-from tokenward.data.choice import Choice
 from tokenward.errors import UserError
 from tokenward.ops.selection import best_places, kept_count, pooled_scores
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import encoded_choice, pair_sets
-from tokenward.pipeline.rows import LazyRows
 from tokenward.pipeline.score_stages import value_inputs, value_settings, write_values
-from tokenward.pipeline.scored import rows_scored_by
-from tokenward.pipeline.train_stages import reply_names
-from tokenward.pipeline.values import CHUNK_ROWS, gathered, made_scorer
-from tokenward.tokens.encoded import EncodedRows, Joined
+from tokenward.pipeline.scorers import made_scorer
+from tokenward.pipeline.tables import tables
+from tokenward.scoring.join import scored
+from tokenward.tokens.table import CHUNK_ROWS, TokenTable
 
 SUBSET = "subset.jsonl"
 """File of the picked comparisons in the auxiliary model's folder, a line each, the highest score first."""
@@ -40,7 +38,7 @@ def subset_inputs(run: Run, table: AuxiliaryModelTable) -> dict[str, str]:
     return {} if table.subset is None else value_inputs(run, made_scorer(table.subset.scorer))
 
 
-def picked_pairs(run: Run, stage: StageFolder, subset: SubsetTable) -> Choice:
+def picked_pairs(run: Run, stage: StageFolder, subset: SubsetTable) -> TokenTable:
     """The picked comparisons as pairs, the better response first; made and written unless the stage has them already.
 
     A line of ``subset.jsonl`` has the ``rank`` from 1, the ``score``, the ``source``, the ``row`` of the data stage's
@@ -49,26 +47,26 @@ def picked_pairs(run: Run, stage: StageFolder, subset: SubsetTable) -> Choice:
     Raises:
         UserError: no comparison has a score.
     """
-    train = pair_sets(run).train
+    train = tables(run, run.tokenizer_template(run.reference_model)).part("train")
     stage.temporary.append(stage.path / VALUES)
     file = stage.path / SUBSET
     if not file.is_file():
         atomic_write(file, _lines(*_picked(run, stage, subset, train)))
     found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    places = [place for line in found for place in line["responses"]]
-    return Choice.pairs(train.file, [line["row"] for line in found], places)
+    places = np.array([line["responses"] for line in found], np.int64).reshape(-1, 2)
+    firsts = train.store.starts[np.array([line["row"] for line in found], np.int64)]
+    responses = (firsts[:, None] + places).reshape(-1)
+    return replace(TokenTable.of_pairs(train.store, responses, np.full(len(found), 2)), scratch=train.scratch)
 
 
 def _picked(
-    run: Run, stage: StageFolder, subset: SubsetTable, train: Choice
-) -> tuple[EncodedRows, np.ndarray, np.ndarray]:
+    run: Run, stage: StageFolder, subset: SubsetTable, pairs: TokenTable
+) -> tuple[TokenTable, np.ndarray, np.ndarray]:
     """The training pairs, the numbers of those that are picked, and the scores of these, the highest first."""
     template = run.tokenizer_template(run.reference_model)
-    pairs = encoded_choice(run, train, template)[0]
     looked, scorer = looked_at(pairs, subset), made_scorer(subset.scorer, run.recipe.seed)
-    store = write_values(run, stage, stage.path / VALUES, scorer, template, Joined([looked.by_prompt()]))
-    scored = rows_scored_by(run, scorer, store, LazyRows(encoded=looked))
-    scores = comparison_scores(scored, subset)
+    store = write_values(run, stage, stage.path / VALUES, scorer, template, looked.by_prompt())
+    scores = comparison_scores(scored(looked, scorer, store), subset)
     best = best_places(scores, picked_count(subset, scores))
     if not len(best):
         raise UserError(
@@ -82,7 +80,7 @@ def _picked(
     return pairs, best.numpy(), found
 
 
-def looked_at(pairs: EncodedRows, subset: SubsetTable) -> EncodedRows:
+def looked_at(pairs: TokenTable, subset: SubsetTable) -> TokenTable:
     """The responses of each pair whose tokens are scored."""
     return pairs if subset.side == "both" else pairs.of_place(("chosen", "rejected").index(subset.side))
 
@@ -96,25 +94,27 @@ def picked_count(subset: SubsetTable, scores: torch.Tensor) -> int:
     return int(kept_count(scored, subset.fraction, rule="floor", minimum=1))
 
 
-def comparison_scores(rows: LazyRows, subset: SubsetTable) -> torch.Tensor:
+def comparison_scores(rows: TokenTable, subset: SubsetTable) -> torch.Tensor:
     """One number of each row, from the scores of its tokens; NaN where none has one.  -> [rows] float64"""
-    flat, starts = rows.columns["scores"]
-    known, found = rows.responses, torch.empty(len(rows), dtype=torch.float64)
+    column = rows.columns["scores"]
+    found = torch.empty(len(rows), dtype=torch.float64)
     for first in range(0, len(rows), CHUNK_ROWS):
         last = min(first + CHUNK_ROWS, len(rows))
-        group = known.of_rows(first, last)
-        mine = starts[int(known.starts[first]) : int(known.starts[last])]
-        sizes = torch.from_numpy(np.add.reduceat(group.lengths, group.starts[:-1]))
+        mine = slice(int(rows.starts[first]), int(rows.starts[last]))
+        lengths = rows.lengths[mine]
+        sizes = torch.from_numpy(np.add.reduceat(lengths, rows.starts[first:last] - mine.start))
         owner = torch.repeat_interleave(torch.arange(last - first), sizes)
-        scores = gathered(flat, mine, group.lengths).double()
+        scores = column.gathered(lengths, mine.start).double()
         found[first:last] = pooled_scores(scores, owner, last - first, how=subset.pair_score)
     return found
 
 
-def _lines(pairs: EncodedRows, numbers: np.ndarray, scores: np.ndarray) -> str:
-    chosen = pairs.comparisons.choose(numbers)
-    places = chosen.places.reshape(-1, 2).tolist()
-    items = zip(chosen.first_rows().tolist(), places, scores.tolist(), chosen, strict=True)
+def _lines(pairs: TokenTable, numbers: np.ndarray, scores: np.ndarray) -> str:
+    chosen = pairs.choose(numbers)
+    rows = chosen.first_rows
+    places = (chosen.responses.reshape(-1, 2) - pairs.store.starts[rows][:, None]).tolist()
+    comparisons = map(chosen.comparison, range(len(chosen)))
+    items = zip(rows.tolist(), places, scores.tolist(), comparisons, strict=True)
     lines = (
         {"rank": rank, "score": score, "source": comparison.source, "row": row, "responses": pair}
         for rank, (row, pair, score, comparison) in enumerate(items, 1)
@@ -137,7 +137,7 @@ def first_is_worse(table: AuxiliaryModelTable) -> bool:
     return turned(table) if alone else table.swap_labels
 
 
-def with_picked(own: LazyRows | None, picked: LazyRows, *, pairwise: bool) -> LazyRows:
+def with_picked(own: TokenTable | None, picked: TokenTable, *, pairwise: bool) -> TokenTable:
     """Rows, and after them the picked ones that they lack; nothing is there twice.
 
     Args:
@@ -149,13 +149,11 @@ def with_picked(own: LazyRows | None, picked: LazyRows, *, pairwise: bool) -> La
     new = np.sort(np.unique(names, return_index=True)[1])
     if own is None:
         return picked.choose(new)
-    assert isinstance(own.encoded, EncodedRows)
-    assert isinstance(picked.encoded, EncodedRows)
     new = new[~np.isin(names[new], _names(own, pairwise))]
-    return LazyRows(encoded=own.encoded.then(picked.encoded.choose(new)))
+    return own.then(picked.choose(new))
 
 
-def _names(rows: LazyRows, pairwise: bool) -> np.ndarray:
+def _names(rows: TokenTable, pairwise: bool) -> np.ndarray:
     """A number that names what is trained of each row.  -> [rows] uint64"""
-    first = reply_names(rows, 0)
-    return first * np.uint64(3) + reply_names(rows, 1) if pairwise else first
+    first = rows.reply_names(0)
+    return first * np.uint64(3) + rows.reply_names(1) if pairwise else first

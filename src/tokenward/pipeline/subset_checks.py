@@ -10,8 +10,8 @@ from tokenward.objectives import is_pairwise, objective_of
 from tokenward.pipeline.auxiliary import picking_models
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.part_checks import check_scorer
+from tokenward.pipeline.scorers import made_scorer
 from tokenward.pipeline.subset import turned
-from tokenward.pipeline.values import made_scorer
 from tokenward.scoring.reads import is_online
 
 

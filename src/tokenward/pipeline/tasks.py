@@ -1,13 +1,12 @@
 """What an online run learns from: prompts, a way to sample replies to them, and what ranks the replies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import encode_set
 from tokenward.pipeline.examples import read_examples
 from tokenward.plugins import build
 from tokenward.sampling import SamplingSettings, TransformersSampler
@@ -16,8 +15,10 @@ from tokenward.sampling.classification import MaskedModel
 from tokenward.sampling.rollouts import Context, ScoredSampler
 from tokenward.sampling.sampler import Sampler
 from tokenward.sampling.sources import SOURCES
-from tokenward.tokens.encode import Encoded
+from tokenward.tokens.encode import encode
+from tokenward.tokens.notes import explanations, notes_of
 from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.split import SAID
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
 
@@ -131,14 +132,27 @@ def encoded_examples(run: Run, template: Template, part: str, *, reply: int = 0)
         for example in examples
     ]
     by_source = {example.source: example for example in examples}
-    encoded = list(encode_set(run, comparisons, template, show=part).rows)
+    encoded, counts = encode(comparisons, template, run.limits)
+    run.display.table(part, ("", "rows"), [(name, str(count)) for name, count in counts.items()])
+    _say_notes(run, template, counts, comparisons)
     if not template.encoder:  # whose prompt takes no positions of the reply's
         encoded = _with_room(run, encoded, part, reply)
     contexts = [Context(by_source[row.comparison.source], row.asked) for row in encoded]
-    return EncodedExamples(contexts, [TokenRow(encoded=row) for row in encoded])
+    return EncodedExamples(contexts, encoded)
 
 
-def _with_room(run: Run, rows: list[Encoded], part: str, reply: int) -> list[Encoded]:
+def _say_notes(run: Run, template: Template, counts: Mapping[str, int], rows: Sequence[Comparison]) -> None:
+    """Show how prompts are written if that needs a word, each with an example."""
+    found = {
+        note: next(row for row in rows if notes_of(template, row) & note)
+        for note, words in SAID.items()
+        if counts.get(words)
+    }
+    for line in explanations(template, found, counts):
+        run.display.line(line)
+
+
+def _with_room(run: Run, rows: list[TokenRow], part: str, reply: int) -> list[TokenRow]:
     """Rows after whose prompt the model has positions left for a reply; the others are counted."""
     context = run.limits.context
     kept = [row for row in rows if context is None or len(row.asked) + reply <= context]
@@ -169,5 +183,4 @@ def check_same_tokens(policy: LanguageModel, other: TokenModel | MaskedModel, wh
 
 
 def _without_response(row: TokenRow) -> TokenRow:
-    encoded = row.encoded
-    return TokenRow(encoded=Encoded(encoded.comparison, encoded.asked, [], [], []))
+    return TokenRow(row.comparison, row.asked, [], [])

@@ -10,7 +10,8 @@ from tokenward.config import Lines, Recipe, check_training
 from tokenward.errors import UserError
 from tokenward.models.loading import device_of
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import oracle_pairs, pair_sets
+from tokenward.pipeline.tables import random_part
+from tokenward.pipeline.tables import tables as table_sets
 from tokenward.training.arguments import check_batches, training_arguments
 from tokenward.training.workable import unworkable
 
@@ -54,11 +55,11 @@ def check_pairs_fill_batches(run: Run) -> None:
     tables = training_tables(run.recipe)
     if not any(table.get("dataloader_drop_last") for table in tables.values()):
         return
-    sets = pair_sets(run)
+    sets = table_sets(run, run.tokenizer_template(run.recipe.model.name))
     train = len(sets.train)
     counts = {
         "sft": train,
-        "oracle": len(oracle_pairs(run, sets.train)),
+        "oracle": len(random_part(run, sets.train, run.recipe.oracle.fraction, "oracle")),
         "policy": train,
         "eval_reward": len(sets.eval_reward),
     }

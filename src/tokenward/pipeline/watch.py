@@ -8,7 +8,7 @@ from accelerate import PartialState
 
 from tokenward.models.loading import LanguageModel
 from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import comparison_file, encode_set, first_by_key, whole_comparisons
+from tokenward.pipeline.tables import eval_comparisons
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
 from tokenward.sampling.rollouts import Context
 from tokenward.tokens.template import Template
@@ -27,8 +27,8 @@ def eval_prompts(run: Run, template: Template) -> list[Watched]:
     """The first of the prompts that the evaluation replies to; none where nothing is held out."""
     if not run.recipe.fixed_prompts:
         return []
-    rows = encode_set(run, whole_comparisons(comparison_file(run, "eval")), template, may_be_empty=True).rows
-    found = first_by_key(rows, run.recipe.fixed_prompts)
+    rows, _ = eval_comparisons(run, template).fitting(run.limits)
+    found = rows.first_by_key(run.recipe.fixed_prompts)
     return [Watched(row.comparison.key, row.comparison.prompt[-1]["content"], row.asked) for row in found]
 
 

@@ -12,7 +12,7 @@ from tokenward.evaluation.credit import KnownResponse, credit_figures, known_res
 from tokenward.evaluation.statistics import Figure
 from tokenward.report.channels import Channels
 from tokenward.report.pairs import PairReader
-from tokenward.tokens.encode import response_key
+from tokenward.tokens.rows import response_key
 from tokenward.tokens.spans import ByteSpan
 from tokenward.tokens.spelled import moved
 from tokenward.types import Span

@@ -1,35 +1,31 @@
 """The pairs of a finished run with their scores, and which of them a report shows."""
 
 from collections.abc import Collection, Iterator, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from tokenward.data.lines import ComparisonFile
-from tokenward.data.pairs import pair_of, pair_places
-from tokenward.data.split import is_eval
+from tokenward.artifacts import read_manifest
 from tokenward.errors import UserError
 from tokenward.report.collect import RunFolder
 from tokenward.report.selections import stored_scorer
 from tokenward.scoring.scorers import SCORERS, Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore
-from tokenward.tokens.encode import keys_of
 from tokenward.tokens.spelled import moved
+from tokenward.tokens.store import ENCODED, EncodedStore
+from tokenward.tokens.table import PAIRS, TokenTable, read_parts
 from tokenward.types import Comparison
-
-PARTS = ("train", "eval")
 
 
 class PairPlace(NamedTuple):
     """Where a pair stands, and what its scores say of it.
 
     Attributes:
-        part: ``train`` or ``eval``, the file of the data stage.
-        row: Number of its comparison in that file.
-        better: Place of the preferred response in the comparison.
-        worse: Place of the other.
+        part: ``train`` or ``eval``.
+        row: Number of its row among the pairs of that part.
         number: Of the pair in the run, from 1: the training pairs, then the held-out ones.
         keys: Of both responses in the score store, the preferred one first.
         margin: Sum of the preferred response's scores less that of the other's.
@@ -37,8 +33,6 @@ class PairPlace(NamedTuple):
 
     part: str
     row: int
-    better: int
-    worse: int
     number: int
     keys: tuple[str, str]
     margin: float
@@ -82,7 +76,6 @@ class PairReader:
     store: TokenStore
     scorer_name: str
     scorer: Scorer
-    _files: dict[str, ComparisonFile] = field(default_factory=dict[str, ComparisonFile])
 
     @classmethod
     def open(cls, run: RunFolder) -> "PairReader | None":
@@ -96,25 +89,25 @@ class PairReader:
 
     def places(self) -> Iterator[tuple[PairPlace, list[np.ndarray]]]:
         """Every pair whose responses are in the store, with the scores of both."""
-        rule = self.run.setting("reference", "data", "pairs")
-        gap = self.run.setting("reference", "data", "min_gap")
         number = 0
-        for part in PARTS:
-            for row, comparison in enumerate(self._file(part)):
-                for better, worse in pair_places(comparison, rule, min_gap=gap):
-                    keys = _keys(comparison, better, worse)
-                    if all(key in self.store for key in keys):
-                        scores = [scores_of(self.scorer, self.store[key]) for key in keys]
-                        margin = float(np.nansum(scores[0]) - np.nansum(scores[1]))
-                        number += 1
-                        yield PairPlace(part, row, better, worse, number, keys, margin), scores
+        for part, table in self._tables.items():
+            for row, size in enumerate(table.sizes.tolist()):
+                if size != 2:
+                    continue
+                first = int(table.starts[row])
+                better, worse = (f"{key:016x}" for key in table.keys[first : first + 2].tolist())
+                if better in self.store and worse in self.store:
+                    scores = [scores_of(self.scorer, self.store[key]) for key in (better, worse)]
+                    margin = float(np.nansum(scores[0]) - np.nansum(scores[1]))
+                    number += 1
+                    yield PairPlace(part, row, number, (better, worse), margin), scores
 
     def pair(self, place: PairPlace) -> ScoredPair:
         """One pair whole."""
-        comparison = self._file(place.part)[place.row]
+        comparison = self._tables[place.part].comparison(place.row)
         better, worse = (self.store[key] for key in place.keys)
-        both = _as_written(pair_of(comparison, place.better, place.worse), (better, worse))
-        part = self._part(comparison, place.part)
+        both = _as_written(comparison, (better, worse))
+        part = self._part(place)
         return ScoredPair(both, part, place.number, (better, worse), place.margin)
 
     def texts(self, wanted: Collection[str]) -> dict[str, str]:
@@ -122,21 +115,32 @@ class PairReader:
         found: dict[str, str] = {}
         for place, _ in self.places():
             if any(key in wanted and key not in found for key in place.keys):
-                responses = self._file(place.part)[place.row].responses
-                both = zip(place.keys, (responses[place.better], responses[place.worse]), strict=True)
+                responses = self._tables[place.part].comparison(place.row).responses
+                both = zip(place.keys, responses, strict=True)
                 found |= {key: text for key, text in both if key in wanted}
         return found
 
-    def _file(self, part: str) -> ComparisonFile:
-        if part not in self._files:
-            self._files[part] = ComparisonFile(self.run.path / "data" / f"{part}.jsonl")
-        return self._files[part]
+    @cached_property
+    def _parts(self) -> dict[str, TokenTable]:
+        folder = self.run.path / "pairs" / self.run.manifests["reference"].inputs["pairs"]
+        encoded = self.run.path / "encoded" / read_manifest(folder).inputs["encoded"]
+        return read_parts(folder / PAIRS, EncodedStore.open([encoded / ENCODED]))
 
-    def _part(self, comparison: Comparison, part: str) -> str:
-        share = self.run.setting("reference", "eval_reward", "fraction")
-        if part == "eval":
+    @cached_property
+    def _tables(self) -> dict[str, TokenTable]:
+        """The run's pairs in the order of its data: those that something trained on, and those to evaluate on."""
+        train = self._parts["train"].then(self._parts["eval_reward"])
+        return {"train": train.choose(self._order(train)), "eval": self._parts["eval"]}
+
+    @staticmethod
+    def _order(train: TokenTable) -> np.ndarray:
+        return np.argsort(train.first_rows, kind="stable")
+
+    def _part(self, place: PairPlace) -> str:
+        if place.part == "eval":
             return "held out"
-        return "eval_reward" if share and is_eval(comparison, share, self.run.seed + 1) else "train"
+        apart = set(self._parts["eval_reward"].first_rows.tolist())
+        return "eval_reward" if int(self._tables["train"].first_rows[place.row]) in apart else "train"
 
 
 def _as_written(pair: Comparison, records: Sequence[TokenRecord]) -> Comparison:
@@ -162,11 +166,6 @@ def only_alone(run: RunFolder) -> bool:
     facts = run.manifests["data"].facts
     alone = sum(facts.get("unpaired", {}).values())
     return bool(alone) and alone == facts["train"] + facts["eval"]
-
-
-def _keys(comparison: Comparison, better: int, worse: int) -> tuple[str, str]:
-    keys = keys_of(comparison)
-    return keys[better], keys[worse]
 
 
 def _usual_scorer(store: TokenStore) -> str:

@@ -9,7 +9,6 @@ import torch
 
 from tokenward.sampling.sampler import Reply, Sampler
 from tokenward.sampling.sources import Group, call_source, rank_groups
-from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
 from tokenward.types import Comparison, Example
 
@@ -151,9 +150,7 @@ def sampled_row(
         tools=context.example.tools,
     )
     ended = [reply.ended for reply in replies]
-    return TokenRow(
-        encoded=Encoded(comparison, context.prompt, [reply.ids for reply in replies], ended, [1] * len(ended))
-    )
+    return TokenRow(comparison, context.prompt, [reply.ids for reply in replies], [int(end) for end in ended])
 
 
 def _asked(example: Example) -> str:

@@ -13,7 +13,8 @@ from tokenward.models.loading import LanguageModel
 from tokenward.ops.looks import activation_mask, cosine, entropy_and_rank, mean_logit, received_attention
 from tokenward.scoring.reads import Value
 from tokenward.scoring.values import Compute, over_batches
-from tokenward.tokens.rows import TokenBatch, TokenRow, collate
+from tokenward.tokens.batches import TokenBatch, collate
+from tokenward.tokens.rows import TokenRow
 
 LOOKED_AT = ("entropy", "rank", "attention", "similarity", "activation")
 """Kinds of values that are made here."""
@@ -128,12 +129,12 @@ def _similar(model: LanguageModel, rows: Sequence[TokenRow], value: Value) -> li
     vectors = _embedded if value.details["space"] == "embedding" else _alone
     domain = torch.stack([vectors(model, torch.tensor(ids)).float().mean(0) for ids in words if ids]).mean(0)
     known, place = torch.unique(
-        torch.tensor([token for row in rows for ids in row.encoded.responses for token in ids]),
+        torch.tensor([token for row in rows for ids in row.responses for token in ids]),
         return_inverse=True,
     )
     scores = cosine(vectors(model, known), domain).cpu()[place]
-    parts = iter(scores.split([len(ids) for row in rows for ids in row.encoded.responses]))
-    return [[next(parts) for _ in row.encoded.responses] for row in rows]
+    parts = iter(scores.split([len(ids) for row in rows for ids in row.responses]))
+    return [[next(parts) for _ in row.responses] for row in rows]
 
 
 def _embedded(model: LanguageModel, ids: Tensor) -> Tensor:

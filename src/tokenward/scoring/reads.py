@@ -5,6 +5,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Self
 
+import torch
+from torch import Tensor
+
 from tokenward.errors import UserError
 from tokenward.plugins import name_of
 
@@ -122,3 +125,18 @@ def is_online(scorer: Any) -> bool:
 def scope_of_scores(scorer: Any) -> str:
     """Which responses must be seen together to score one: ``response``, ``comparison`` or ``dataset``."""
     return str(getattr(scorer, "scope", "response"))
+
+
+def numbers_of(kind: str, made: Any, returned: object) -> Tensor:
+    """What a scorer or selector returned, a list or an array too, as float32.
+
+    Raises:
+        UserError: it is not a list of numbers.
+    """
+    try:
+        return torch.as_tensor(returned, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:  # torch raises each of them for some values
+        raise UserError(
+            f"the {kind} {name_of(made)} returned a {type(returned).__name__} that cannot be read as numbers ({error}). Return a "
+            "tensor, an array or a list with one number per token."
+        ) from error

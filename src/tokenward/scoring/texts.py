@@ -17,8 +17,8 @@ from tokenward.models.reward import RewardModel, is_reward_folder, load_reward_m
 from tokenward.scoring.scorers import LogRatio, Reward, Scorer
 from tokenward.scoring.store import TokenRecord
 from tokenward.scoring.values import token_values
-from tokenward.tokens.encode import Encoded, Limits, encode_one, keys_of
-from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.encode import Limits, encode_one
+from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.segments import with_segments
 from tokenward.tokens.spans import ByteSpan
 from tokenward.tokens.spelled import place_in, spelled
@@ -177,11 +177,11 @@ class TokenScorer:
         """
         rows = [self._row_of_ids(*both) for both in zip(prompts, responses, strict=True)]
         values = {name: self._values(model, rows, tokens_per_batch) for name, model in self.models.items()}
-        places = [[0] * len(row.encoded.responses[0]) for row in rows]
+        places = [[0] * len(row.responses[0]) for row in rows]
         return [
             self.scorer(
                 TokenRecord(
-                    "", row.encoded.responses[0], places[index], places[index],
+                    "", row.responses[0], places[index], places[index],
                     {name: found[index] for name, found in values.items()},
                 )
             )
@@ -195,7 +195,7 @@ class TokenScorer:
             )
         text = self.template.tokenizer.decode(list(response))
         comparison = Comparison(key="", prompt=(), responses=(str(text),), ranks=(0,), source="ids")
-        return TokenRow(encoded=Encoded(comparison, list(prompt), [list(response)], [True], [1]))
+        return TokenRow(comparison, list(prompt), [list(response)], [1])
 
     def _values(
         self, model: TokenModel, rows: Sequence[TokenRow], tokens_per_batch: int
@@ -217,15 +217,15 @@ class TokenScorer:
         encoded, reasons = encode_one(comparison, self.template, limits)
         if encoded is None:
             raise UserError(f"text {number} cannot be scored: {', '.join(reasons)}.")
-        return TokenRow(encoded=encoded)
+        return encoded
 
     @property
     def _context(self) -> int | None:
         return context_length(next(iter(self.models.values())).name)
 
     def _scored(self, row: TokenRow, values: dict[str, list[float]]) -> ScoredResponse:
-        comparison, ids = row.encoded.comparison, row.encoded.responses[0]
-        text, spans, own = spelled(self.template.tokenizer, row.encoded, 0)
+        comparison, ids = row.comparison, row.responses[0]
+        text, spans, own = spelled(self.template.tokenizer, row, 0)
         if not own:  # what the template writes before a reply is no part of the caller's text
             shift = len(text[: place_in(comparison.responses[0], text) or 0].encode())
             text = text.encode()[shift:].decode(errors="replace")

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from tokenward.models.base import TokenModel
 from tokenward.ops.ragged import spread_over_segments
-from tokenward.tokens.batches import budgeted
-from tokenward.tokens.layouts import Layout
-from tokenward.tokens.rows import TokenBatch, TokenRow
+from tokenward.tokens.batches import TokenBatch, budgeted
+from tokenward.tokens.rows import Layout, TokenRow
 
 Progress = Callable[[int], None]
 Compute = Callable[[TokenBatch], Tensor]
@@ -50,7 +49,7 @@ def over_batches(
         sizes = torch.bincount(batch.response, minlength=batch.responses).tolist()
         per_response = iter(values.float().cpu().split(sizes, dim=1))
         for index in group:
-            results[index] = [next(per_response) for _ in rows[index].encoded.responses]
+            results[index] = [next(per_response) for _ in rows[index].responses]
             if progress is not None:
                 progress(len(results[index]))
     return results

@@ -1,9 +1,206 @@
-"""Batches by length within a token budget."""
+"""Batches of comparisons as a model takes them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Self
 
-from tokenward.tokens.layouts import Layout
-from tokenward.tokens.rows import TokenRow
+import torch
+from torch import Tensor
+
+from tokenward.tokens.layouts import lay_out
+from tokenward.tokens.rows import Layout, TokenRow
+from tokenward.tokens.tree import Tree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """A batch as the model takes it, and its response tokens laid end to end.
+
+    Attributes:
+        input_ids: ``[rows t]``, padded on the right; one row without padding in the shared layout.
+        position_ids: ``[rows t]``.
+        attention_mask: ``[rows t]``; one value that says nothing where there is a tree.
+        decoder_ids: ``[rows t]`` or None; what the decoder reads, where the model has an encoder. The places
+            below are then those of the decoder.
+        predicted_from: ``[n]``, index into the flattened ``rows x t`` of the position whose output
+            predicts the token.
+        placed_at: ``[n]``, index into the flattened ``rows x t`` of the position that reads the token. A place that
+            was not laid out is past the end.
+        ids: ``[n]``, the response tokens.
+        response: ``[n]``, which response owns the token.
+        comparison: ``[r]``, which comparison owns the response.
+        rank: ``[r]``, 0 is the best.
+        weights: ``[n]``, what each token counts; 1 where nothing was said.
+        kept: ``[m]``, indices of the tokens whose weight is not zero.
+        reference_logp: ``[n]`` or None, log-probability under the reference.
+        scores: ``[n]`` or None, for selections made batch by batch and for objectives that take a reward.
+        segment: ``[n]`` or None, which segment (word, sentence, span) owns the token; segments are numbered
+            in order and each lies within one response.
+        entropy: ``[n]`` or None, entropy in nats of the policy's whole distribution where the token was
+            predicted, with its gradient; set for objectives that say ``needs_entropy``.
+        token_rank: ``[n]`` or None, how many tokens the policy found more probable, without gradient; set for
+            objectives that say ``needs_token_rank``.
+        kl: ``[n]`` or None, KL divergence in nats between the policy and its frozen reference over the whole
+            vocabulary, with its gradient; set for objectives that say ``needs_kl``.
+        states: ``[n d]`` or None, the policy's last hidden state at the position that predicts the token, with
+            its gradient; set for objectives that say ``needs_states``.
+        reference_layers: ``[n L d]`` or None, the output of each layer of the frozen reference at that position;
+            set for objectives that say ``needs_reference_layers``.
+        eos: ``[n]`` bool, whether the token is the end-of-turn token and no text.
+        values: Further stored values by name, ``[n]`` each, for scores that are computed in the step.
+        tree: Who sees whom in a packed row, or None.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    predicted_from: Tensor
+    placed_at: Tensor
+    ids: Tensor
+    response: Tensor
+    comparison: Tensor
+    rank: Tensor
+    weights: Tensor
+    kept: Tensor
+    eos: Tensor
+    reference_logp: Tensor | None = None
+    scores: Tensor | None = None
+    segment: Tensor | None = None
+    entropy: Tensor | None = None
+    token_rank: Tensor | None = None
+    kl: Tensor | None = None
+    states: Tensor | None = None
+    reference_layers: Tensor | None = None
+    values: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    decoder_ids: Tensor | None = None
+    tree: Tree | None = None
+
+    @property
+    def comparisons(self) -> int:
+        """Number of comparisons."""
+        return int(self.comparison[-1]) + 1 if len(self.comparison) else 0
+
+    @property
+    def responses(self) -> int:
+        """Number of responses."""
+        return len(self.comparison)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same batch on another device."""
+        moved = {
+            item.name: value.to(device, non_blocking=non_blocking)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor | Tree)
+        }
+        values = {name: value.to(device, non_blocking=non_blocking) for name, value in self.values.items()}
+        return replace(self, **moved, values=values)
+
+
+def collate(
+    rows: Sequence[TokenRow],
+    *,
+    layout: Layout,
+    pad_id: int,
+    start_id: int | None = None,
+    whole: bool = True,
+) -> TokenBatch:
+    """Lay comparisons out as one batch.
+
+    Args:
+        rows: The comparisons.
+        layout: See :mod:`tokenward.tokens.layouts`.
+        pad_id: Fills rows.
+        start_id: What a decoder begins with, for ``layout="encoder_decoder"``.
+        whole: Lay out each response to its end. Otherwise only what the log-probabilities of tokens with weight
+            depend on: nothing from the last such token on.
+    """
+    lengths = torch.tensor([len(ids) for item in rows for ids in item.responses])
+    sizes = torch.tensor([len(item.responses) for item in rows])
+    total = int(lengths.sum())
+    known = _flat([row.weights for row in rows], total)
+    weights = torch.ones(total) if known is None else known
+    laid_out = lay_out(rows, _read(rows, whole=whole), layout=layout, pad_id=pad_id, start_id=start_id)
+    return TokenBatch(
+        **laid_out._asdict(),
+        ids=torch.tensor([token for item in rows for ids in item.responses for token in ids]),
+        response=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
+        comparison=torch.repeat_interleave(torch.arange(len(rows)), sizes),
+        rank=torch.tensor([rank for item in rows for rank in item.comparison.ranks]),
+        weights=weights,
+        kept=weights.nonzero().squeeze(-1),
+        eos=_eos(rows, lengths),
+        reference_logp=_flat([row.reference_logp for row in rows], total),
+        scores=_flat([row.scores for row in rows], total),
+        segment=_segments([row.segments for row in rows]),
+        values=_values(rows, total),
+    )
+
+
+def _eos(rows: Sequence[TokenRow], lengths: Tensor) -> Tensor:
+    """Which tokens are end-of-turn tokens.  -> [n] bool"""
+    ends = torch.tensor([count for item in rows for count in item.eos])
+    place = torch.arange(int(lengths.sum()))
+    return place >= torch.repeat_interleave(lengths.cumsum(0) - ends, lengths)
+
+
+def _values(rows: Sequence[TokenRow], total: int) -> dict[str, Tensor]:
+    """Named values of all rows, which must have the same.  -> [n] each"""
+    names = sorted({name for row in rows for name in row.values})
+    found = {name: _flat([row.values.get(name) for row in rows], total) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _read(rows: Sequence[TokenRow], *, whole: bool) -> list[list[int]]:
+    """How many of its first tokens the model reads of each response."""
+    return [
+        [
+            row.size(place)
+            if whole
+            else _needed(row, place, None if row.weights is None else row.weights[place])
+            for place in range(len(row.responses))
+        ]
+        for row in rows
+    ]
+
+
+def _needed(row: TokenRow, place: int, weights: Tensor | None) -> int:
+    """Tokens before the last one with weight: nothing after them is predicted."""
+    length = len(row.responses[place])
+    if weights is None:
+        last = length - 1
+    else:
+        kept = weights.nonzero()
+        last = int(kept[-1]) if len(kept) else -1
+    if last < 0:
+        return 0
+    return last + sum(len(insert.ids) for insert in row.inserts(place) if insert.before <= last)
+
+
+def _segments(values: Sequence[Sequence[Tensor] | None]) -> Tensor | None:
+    """Segments of all responses numbered one after another."""
+    known = [part for item in values if item is not None for part in item]
+    if not known:
+        return None
+    if any(item is None for item in values):
+        raise ValueError("some rows have segments, some have none")
+    parts, before = [], 0
+    for part in known:
+        numbers = torch.unique_consecutive(part, return_inverse=True)[1]
+        parts.append(numbers + before)
+        before += int(numbers[-1]) + 1 if len(numbers) else 0
+    return torch.cat(parts)
+
+
+def _flat(values: Sequence[Sequence[Tensor] | None], total: int) -> Tensor | None:
+    known = [part for item in values if item is not None for part in item]
+    if not known:
+        return None
+    flat = torch.cat(known).float()
+    if len(flat) != total:
+        raise ValueError(
+            f"{len(flat)} token values for {total} response tokens: some rows have values, some have none"
+        )
+    return flat
 
 
 def budgeted(rows: Sequence[TokenRow], *, layout: Layout, tokens: int) -> Iterator[list[int]]:

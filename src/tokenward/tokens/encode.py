@@ -1,7 +1,5 @@
 """Comparisons to token ids, with every loss counted."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
@@ -9,7 +7,8 @@ from operator import or_
 from typing import Any, Literal, NamedTuple
 
 from tokenward.errors import UserError
-from tokenward.tokens.split import DROPPED, SAID, Insert, Response, Split, split_all
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.split import DROPPED, SAID, Response, Split, split_all
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison, Message
 
@@ -32,116 +31,19 @@ class Limits(NamedTuple):
     context: int | None = None
 
 
-class Encoded(NamedTuple):
-    """A comparison as token ids.
-
-    Attributes:
-        comparison: Where it came from.
-        prompt: Ids of the prompt.
-        responses: Ids of each response, those that the assistant writes; closed with the end-of-turn tokens unless it
-            was cut.
-        closed: Whether each response still has its end.
-        eos: How many tokens at the end of each closed response are no text.
-        context: Per response what stands in it beside its own tokens: what the template writes between the prompt and
-            the reply, and messages of others; empty where no response has any.
-        opening: Ids that follow the prompt when the model generates, and do not in the rows; mostly none.
-    """
-
-    comparison: Comparison
-    prompt: list[int]
-    responses: list[list[int]]
-    closed: list[bool]
-    eos: list[int]
-    context: Sequence[Sequence[Insert]] = ()
-    opening: Sequence[int] = ()
-
-    @property
-    def length(self) -> int:
-        """Tokens of the comparison as one shared row."""
-        return len(self.prompt) + sum(map(self.size, range(len(self.responses))))
-
-    @property
-    def asked(self) -> list[int]:
-        """What the model reads before it generates a reply."""
-        return [*self.prompt, *self.opening]
-
-    def inserts(self, place: int) -> Sequence[Insert]:
-        """What stands in a response beside its own tokens."""
-        return self.context[place] if self.context else ()
-
-    def size(self, place: int) -> int:
-        """Tokens that the model reads for a response, its own and the others."""
-        return len(self.responses[place]) + sum(len(insert.ids) for insert in self.inserts(place))
-
-    def only(self, place: int) -> "Encoded":
-        """The same with one of its responses alone; the comparison stays."""
-        mine = slice(place, place + 1)
-        return self._replace(
-            responses=self.responses[mine],
-            closed=self.closed[mine],
-            eos=self.eos[mine],
-            context=self.context[mine],
-        )
-
-    def whole(self, place: int) -> tuple[list[int], list[int]]:
-        """All ids that the model reads for a response, and the place of each of its own among them."""
-        own = self.responses[place]
-        inserts = self.inserts(place)
-        if not inserts:
-            return own, list(range(len(own)))
-        ids, places, before = list[int](), list[int](), 0
-        for insert in (*inserts, Insert(len(own), [])):
-            places += range(len(ids), len(ids) + insert.before - before)
-            ids += own[before : insert.before]
-            ids += insert.ids
-            before = insert.before
-        return ids, places
-
-
-class EncodedSet(NamedTuple):
-    """What encoding made of comparisons, and what it counted on the way."""
-
-    rows: Sequence[Encoded]
-    counts: dict[str, int]
-
-
-def response_key(
-    prompt: Sequence[Message],
-    response: str | Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] = (),
-) -> str:
-    """Stable name of a response to a prompt, 16 hexadecimal digits.
-
-    Args:
-        prompt: Its messages.
-        response: Its text, or its messages where it is more than one text of the assistant.
-        tools: What the assistant may call.
-    """
-    content = [list(prompt), response if isinstance(response, str) else list(response)]
-    content += [list(tools)] if tools else []
-    text = json.dumps(content, ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def keys_of(comparison: Comparison) -> list[str]:
-    """Stable names of the responses of a comparison."""
-    turns = comparison.turns or (None,) * len(comparison.responses)
-    return [
-        response_key(comparison.prompt, text if own is None else own, comparison.tools)
-        for text, own in zip(comparison.responses, turns, strict=True)
-    ]
-
-
 def encode(
     comparisons: Iterable[Comparison], template: Template, limits: Limits, *, may_be_empty: bool = False
-) -> EncodedSet:
+) -> tuple[list[TokenRow], dict[str, int]]:
     """Encode comparisons; what would leave nothing to train on is dropped and counted.
+
+    Returns:
+        The rows that are left, and how many comparisons were read, dropped or changed, by reason.
 
     Raises:
         UserError: a row is too long and ``limits.too_long`` is ``"error"``, or nothing is left and
             that may not be.
     """
-    rows: list[Encoded] = []
+    rows: list[TokenRow] = []
     counts: Counter[str] = Counter()
     for comparison in comparisons:
         counts["read"] += 1
@@ -152,7 +54,7 @@ def encode(
     counts["kept"] = len(rows)
     if not may_be_empty:
         check_some_left(counts)
-    return EncodedSet(rows, dict(counts))
+    return rows, dict(counts)
 
 
 def check_some_left(counts: Mapping[str, int]) -> None:
@@ -178,7 +80,7 @@ def check_some_left(counts: Mapping[str, int]) -> None:
 
 def encode_one(
     comparison: Comparison, template: Template, limits: Limits
-) -> tuple[Encoded | None, list[str]]:
+) -> tuple[TokenRow | None, list[str]]:
     """One comparison as ids, or None, with the reasons of what was dropped or changed."""
     (parts,) = encode_parts([comparison], template, limits)
     kept, notes = judge(parts.sizes, limits, comparison.source, lambda: _all_same(parts.responses))
@@ -197,7 +99,7 @@ class Parts(NamedTuple):
     Attributes:
         prompt: Within the limit.
         prompt_length: Of the whole prompt.
-        opening: See :class:`Encoded`.
+        opening: See :class:`TokenRow`.
         responses: Each within the limit.
         notes: What there is to say of the prompt, bits of :class:`tokenward.tokens.split.Note`.
     """
@@ -215,15 +117,14 @@ class Parts(NamedTuple):
         lengths, preludes = [own.length for own in self.responses], [own.prelude for own in self.responses]
         return Sizes(self.prompt_length, len(self.prompt), lengths, preludes, notes)
 
-    def encoded(self, comparison: Comparison, limits: Limits) -> Encoded:
+    def encoded(self, comparison: Comparison, limits: Limits) -> TokenRow:
         """The comparison as rows are made of it."""
         context = [own.context for own in self.responses]
-        return Encoded(
+        return TokenRow(
             comparison,
             self.prompt,
             [own.ids for own in self.responses],
-            [own.length <= limits.max_response_tokens for own in self.responses],
-            [own.eos for own in self.responses],
+            [own.eos if own.length <= limits.max_response_tokens else 0 for own in self.responses],
             context if any(context) else (),
             self.opening,
         )

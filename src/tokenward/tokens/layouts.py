@@ -9,15 +9,13 @@ encoder's row, ``[start | response]`` in the decoder's.
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tokenward.tokens.encode import Encoded
+from tokenward.tokens.rows import Layout, TokenRow
 from tokenward.tokens.tree import Tree, tree_of
-
-Layout = Literal["shared", "separate", "encoder_decoder"]
 
 
 class LaidOut(NamedTuple):
@@ -27,7 +25,7 @@ class LaidOut(NamedTuple):
         input_ids: ``[rows t]``.
         position_ids: ``[rows t]``.
         attention_mask: ``[rows t]``; one value that says nothing where there is a tree.
-        predicted_from: ``[n]``, see :class:`tokenward.tokens.rows.TokenBatch`.
+        predicted_from: ``[n]``, see :class:`tokenward.tokens.batches.TokenBatch`.
         placed_at: ``[n]``, as above.
         tree: Of a packed row.
         decoder_ids: ``[rows t]``, what a decoder reads.
@@ -53,7 +51,7 @@ def predicting_positions(read_at: Tensor, before: int) -> Tensor:
 
 
 def lay_out(
-    encoded: Sequence[Encoded],
+    encoded: Sequence[TokenRow],
     read: Sequence[Sequence[int]],
     *,
     layout: Layout,
@@ -78,7 +76,7 @@ def lay_out(
     return _encoder_decoder(encoded, pad_id, start_id)
 
 
-def _packed(encoded: Sequence[Encoded], read: Sequence[Sequence[int]]) -> LaidOut:
+def _packed(encoded: Sequence[TokenRow], read: Sequence[Sequence[int]]) -> LaidOut:
     ids: list[int] = []
     positions, shapes, places = list[range](), list[tuple[int, list[int]]](), _Places()
     total = sum(len(item.prompt) + sum(counts) for item, counts in zip(encoded, read, strict=True))
@@ -152,7 +150,7 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
 
 
-def _separate(encoded: Sequence[Encoded], read: Sequence[Sequence[int]], pad_id: int) -> LaidOut:
+def _separate(encoded: Sequence[TokenRow], read: Sequence[Sequence[int]], pad_id: int) -> LaidOut:
     pairs = [
         (item.prompt, *item.whole(place), count)
         for item, counts in zip(encoded, read, strict=True)
@@ -178,7 +176,7 @@ def _separate(encoded: Sequence[Encoded], read: Sequence[Sequence[int]], pad_id:
     )
 
 
-def _encoder_decoder(encoded: Sequence[Encoded], pad_id: int, start_id: int) -> LaidOut:
+def _encoder_decoder(encoded: Sequence[TokenRow], pad_id: int, start_id: int) -> LaidOut:
     """The decoder reads ``[start | response]`` whole, its last token too: a reward is read after its token.
 
     Reward model and policy share this one layout, so a reward sees in use what it saw in training.

@@ -1,120 +1,95 @@
-"""Comparisons with what is known of their tokens, and batches of them as a model takes them."""
+"""A comparison as token ids, with what is known of each token."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Self
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from tokenward.tokens.encode import Encoded
-from tokenward.tokens.layouts import Layout, lay_out
-from tokenward.tokens.tree import Tree
+from tokenward.tokens.split import Insert
+from tokenward.types import Comparison, Message
+
+Layout = Literal["shared", "separate", "encoder_decoder"]
+"""How rows are laid out for a model; see :mod:`tokenward.tokens.layouts`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenBatch:
-    """A batch as the model takes it, and its response tokens laid end to end.
-
-    Attributes:
-        input_ids: ``[rows t]``, padded on the right; one row without padding in the shared layout.
-        position_ids: ``[rows t]``.
-        attention_mask: ``[rows t]``; one value that says nothing where there is a tree.
-        decoder_ids: ``[rows t]`` or None; what the decoder reads, where the model has an encoder. The places
-            below are then those of the decoder.
-        predicted_from: ``[n]``, index into the flattened ``rows x t`` of the position whose output
-            predicts the token.
-        placed_at: ``[n]``, index into the flattened ``rows x t`` of the position that reads the token. A place that
-            was not laid out is past the end.
-        ids: ``[n]``, the response tokens.
-        response: ``[n]``, which response owns the token.
-        comparison: ``[r]``, which comparison owns the response.
-        rank: ``[r]``, 0 is the best.
-        weights: ``[n]``, what each token counts; 1 where nothing was said.
-        kept: ``[m]``, indices of the tokens whose weight is not zero.
-        reference_logp: ``[n]`` or None, log-probability under the reference.
-        scores: ``[n]`` or None, for selections made batch by batch and for objectives that take a reward.
-        segment: ``[n]`` or None, which segment (word, sentence, span) owns the token; segments are numbered
-            in order and each lies within one response.
-        entropy: ``[n]`` or None, entropy in nats of the policy's whole distribution where the token was
-            predicted, with its gradient; set for objectives that say ``needs_entropy``.
-        token_rank: ``[n]`` or None, how many tokens the policy found more probable, without gradient; set for
-            objectives that say ``needs_token_rank``.
-        kl: ``[n]`` or None, KL divergence in nats between the policy and its frozen reference over the whole
-            vocabulary, with its gradient; set for objectives that say ``needs_kl``.
-        states: ``[n d]`` or None, the policy's last hidden state at the position that predicts the token, with
-            its gradient; set for objectives that say ``needs_states``.
-        reference_layers: ``[n L d]`` or None, the output of each layer of the frozen reference at that position;
-            set for objectives that say ``needs_reference_layers``.
-        eos: ``[n]`` bool, whether the token is the end-of-turn token and no text.
-        values: Further stored values by name, ``[n]`` each, for scores that are computed in the step.
-        tree: Who sees whom in a packed row, or None.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    attention_mask: Tensor
-    predicted_from: Tensor
-    placed_at: Tensor
-    ids: Tensor
-    response: Tensor
-    comparison: Tensor
-    rank: Tensor
-    weights: Tensor
-    kept: Tensor
-    eos: Tensor
-    reference_logp: Tensor | None = None
-    scores: Tensor | None = None
-    segment: Tensor | None = None
-    entropy: Tensor | None = None
-    token_rank: Tensor | None = None
-    kl: Tensor | None = None
-    states: Tensor | None = None
-    reference_layers: Tensor | None = None
-    values: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    decoder_ids: Tensor | None = None
-    tree: Tree | None = None
-
-    @property
-    def comparisons(self) -> int:
-        """Number of comparisons."""
-        return int(self.comparison[-1]) + 1 if len(self.comparison) else 0
-
-    @property
-    def responses(self) -> int:
-        """Number of responses."""
-        return len(self.comparison)
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """The same batch on another device."""
-        moved = {
-            item.name: value.to(device, non_blocking=non_blocking)
-            for item in fields(self)
-            if isinstance(value := getattr(self, item.name), Tensor | Tree)
-        }
-        values = {name: value.to(device, non_blocking=non_blocking) for name, value in self.values.items()}
-        return replace(self, **moved, values=values)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class TokenRow:
-    """An encoded comparison with what is known of its tokens, each list one entry per response.
+    """A comparison as token ids. Values per token are lists with one entry per response.
 
     Attributes:
-        encoded: The ids.
+        comparison: The comparison that was encoded.
+        prompt: Ids of the prompt.
+        responses: Ids of each response: what the assistant writes, end-of-turn tokens included unless it was cut.
+        eos: How many tokens at the end of each response are end-of-turn tokens; 0 if it was cut.
+        context: Per response the ids in it that the assistant does not write: what the template writes between the
+            prompt and the reply, and messages of others. Empty if no response has any.
+        opening: Ids that follow the prompt when the model generates but not in the rows; mostly empty.
         weights: ``[len]`` per response, or None for 1 everywhere.
-        reference_logp: ``[len]`` per response, or None.
+        reference_logp: ``[len]`` per response, nats, or None.
         scores: ``[len]`` per response, or None.
         segments: ``[len]`` whole numbers per response, equal within a segment and rising, or None.
-        values: Further stored values by name, ``[len]`` per response each.
+        values: Further values by name, ``[len]`` per response each.
     """
 
-    encoded: Encoded
+    comparison: Comparison
+    prompt: list[int]
+    responses: list[list[int]]
+    eos: list[int]
+    context: Sequence[Sequence[Insert]] = ()
+    opening: Sequence[int] = ()
+    _: KW_ONLY
     weights: Sequence[Tensor] | None = None
     reference_logp: Sequence[Tensor] | None = None
     scores: Sequence[Tensor] | None = None
     segments: Sequence[Tensor] | None = None
     values: Mapping[str, Sequence[Tensor]] = field(default_factory=dict[str, Sequence[Tensor]])
+
+    @property
+    def length(self) -> int:
+        """Tokens of the comparison as one shared row."""
+        return len(self.prompt) + sum(map(self.size, range(len(self.responses))))
+
+    @property
+    def asked(self) -> list[int]:
+        """What the model reads before it generates a reply."""
+        return [*self.prompt, *self.opening]
+
+    def inserts(self, place: int) -> Sequence[Insert]:
+        """What stands in a response beside its own tokens."""
+        return self.context[place] if self.context else ()
+
+    def size(self, place: int) -> int:
+        """Tokens that the model reads for a response, its own and the others."""
+        return len(self.responses[place]) + sum(len(insert.ids) for insert in self.inserts(place))
+
+    def only(self, place: int) -> "TokenRow":
+        """The same with one of its responses alone; the comparison stays."""
+        mine = slice(place, place + 1)
+        return TokenRow(
+            self.comparison,
+            self.prompt,
+            self.responses[mine],
+            self.eos[mine],
+            self.context[mine],
+            self.opening,
+        )
+
+    def whole(self, place: int) -> tuple[list[int], list[int]]:
+        """All ids that the model reads for a response, and the place of each of its own among them."""
+        own = self.responses[place]
+        inserts = self.inserts(place)
+        if not inserts:
+            return own, list(range(len(own)))
+        ids, places, before = list[int](), list[int](), 0
+        for insert in (*inserts, Insert(len(own), [])):
+            places += range(len(ids), len(ids) + insert.before - before)
+            ids += own[before : insert.before]
+            ids += insert.ids
+            before = insert.before
+        return ids, places
 
     def shape(self, layout: Layout) -> tuple[int, int]:
         """Rows that this comparison takes in a batch, and the width of the widest.
@@ -122,119 +97,36 @@ class TokenRow:
         In the shared layout rows are laid end to end, and the width is the comparison's length.
         """
         if layout == "shared":
-            return 1, self.encoded.length
+            return 1, self.length
         if layout == "encoder_decoder":
-            longest = max(map(len, self.encoded.responses))
-            return len(self.encoded.responses), len(self.encoded.prompt) + longest + 1
-        longest = max(map(self.encoded.size, range(len(self.encoded.responses))))
-        return len(self.encoded.responses), len(self.encoded.prompt) + longest
+            longest = max(map(len, self.responses))
+            return len(self.responses), len(self.prompt) + longest + 1
+        longest = max(map(self.size, range(len(self.responses))))
+        return len(self.responses), len(self.prompt) + longest
 
 
-def collate(
-    rows: Sequence[TokenRow],
-    *,
-    layout: Layout,
-    pad_id: int,
-    start_id: int | None = None,
-    whole: bool = True,
-) -> TokenBatch:
-    """Lay comparisons out as one batch.
+def response_key(
+    prompt: Sequence[Message],
+    response: str | Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Stable name of a response to a prompt, 16 hexadecimal digits.
 
     Args:
-        rows: The comparisons.
-        layout: See :mod:`tokenward.tokens.layouts`.
-        pad_id: Fills rows.
-        start_id: What a decoder begins with, for ``layout="encoder_decoder"``.
-        whole: Lay out each response to its end. Otherwise only what the log-probabilities of tokens with weight
-            depend on: nothing from the last such token on.
+        prompt: Its messages.
+        response: Its text, or its messages where it is more than one text of the assistant.
+        tools: What the assistant may call.
     """
-    encoded = [row.encoded for row in rows]
-    lengths = torch.tensor([len(ids) for item in encoded for ids in item.responses])
-    sizes = torch.tensor([len(item.responses) for item in encoded])
-    total = int(lengths.sum())
-    known = _flat([row.weights for row in rows], total)
-    weights = torch.ones(total) if known is None else known
-    laid_out = lay_out(encoded, _read(rows, whole=whole), layout=layout, pad_id=pad_id, start_id=start_id)
-    return TokenBatch(
-        **laid_out._asdict(),
-        ids=torch.tensor([token for item in encoded for ids in item.responses for token in ids]),
-        response=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
-        comparison=torch.repeat_interleave(torch.arange(len(encoded)), sizes),
-        rank=torch.tensor([rank for item in encoded for rank in item.comparison.ranks]),
-        weights=weights,
-        kept=weights.nonzero().squeeze(-1),
-        eos=_closing(encoded, lengths),
-        reference_logp=_flat([row.reference_logp for row in rows], total),
-        scores=_flat([row.scores for row in rows], total),
-        segment=_segments([row.segments for row in rows]),
-        values=_values(rows, total),
-    )
+    content = [list(prompt), response if isinstance(response, str) else list(response)]
+    content += [list(tools)] if tools else []
+    text = json.dumps(content, ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _closing(encoded: Sequence[Encoded], lengths: Tensor) -> Tensor:
-    """Which tokens end a response and are no text.  -> [n] bool"""
-    ends = torch.tensor(
-        [count * closed for item in encoded for count, closed in zip(item.eos, item.closed, strict=True)]
-    )
-    place = torch.arange(int(lengths.sum()))
-    return place >= torch.repeat_interleave(lengths.cumsum(0) - ends, lengths)
-
-
-def _values(rows: Sequence[TokenRow], total: int) -> dict[str, Tensor]:
-    """Named values of all rows, which must have the same.  -> [n] each"""
-    names = sorted({name for row in rows for name in row.values})
-    found = {name: _flat([row.values.get(name) for row in rows], total) for name in names}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _read(rows: Sequence[TokenRow], *, whole: bool) -> list[list[int]]:
-    """How many of its first tokens the model reads of each response."""
+def keys_of(comparison: Comparison) -> list[str]:
+    """Stable names of the responses of a comparison."""
+    turns = comparison.turns or (None,) * len(comparison.responses)
     return [
-        [
-            row.encoded.size(place)
-            if whole
-            else _needed(row.encoded, place, None if row.weights is None else row.weights[place])
-            for place in range(len(row.encoded.responses))
-        ]
-        for row in rows
+        response_key(comparison.prompt, text if own is None else own, comparison.tools)
+        for text, own in zip(comparison.responses, turns, strict=True)
     ]
-
-
-def _needed(encoded: Encoded, place: int, weights: Tensor | None) -> int:
-    """Tokens before the last one with weight: nothing after them is predicted."""
-    length = len(encoded.responses[place])
-    if weights is None:
-        last = length - 1
-    else:
-        kept = weights.nonzero()
-        last = int(kept[-1]) if len(kept) else -1
-    if last < 0:
-        return 0
-    return last + sum(len(insert.ids) for insert in encoded.inserts(place) if insert.before <= last)
-
-
-def _segments(values: Sequence[Sequence[Tensor] | None]) -> Tensor | None:
-    """Segments of all responses numbered one after another."""
-    known = [part for item in values if item is not None for part in item]
-    if not known:
-        return None
-    if any(item is None for item in values):
-        raise ValueError("some rows have segments, some have none")
-    parts, before = [], 0
-    for part in known:
-        numbers = torch.unique_consecutive(part, return_inverse=True)[1]
-        parts.append(numbers + before)
-        before += int(numbers[-1]) + 1 if len(numbers) else 0
-    return torch.cat(parts)
-
-
-def _flat(values: Sequence[Sequence[Tensor] | None], total: int) -> Tensor | None:
-    known = [part for item in values if item is not None for part in item]
-    if not known:
-        return None
-    flat = torch.cat(known).float()
-    if len(flat) != total:
-        raise ValueError(
-            f"{len(flat)} token values for {total} response tokens: some rows have values, some have none"
-        )
-    return flat

@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tokenward.errors import UserError
-from tokenward.tokens.encode import Encoded
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.spans import ByteSpan, spans_of_ids
 from tokenward.tokens.spelled import moved, spelled
@@ -74,18 +73,18 @@ def with_segments(unit: Unit, tokenizer: PreTrainedTokenizerBase, row: TokenRow)
     """A row with its tokens' segments, where the reward's unit is larger than a token."""
     if unit == "token":
         return row
-    count = len(row.encoded.responses)
-    return replace(row, segments=[_segments(unit, tokenizer, row.encoded, number) for number in range(count)])
+    count = len(row.responses)
+    return replace(row, segments=[_segments(unit, tokenizer, row, number) for number in range(count)])
 
 
-def _segments(unit: Unit, tokenizer: PreTrainedTokenizerBase, encoded: Encoded, number: int) -> Tensor:
-    ids = encoded.responses[number]
+def _segments(unit: Unit, tokenizer: PreTrainedTokenizerBase, row: TokenRow, number: int) -> Tensor:
+    ids = row.responses[number]
     if unit != "spans":
         text, places = spans_of_ids(tokenizer, ids)
         return token_segments(unit, text, places)
     # Spans count the characters of the data's text; what the ids spell may be another form of it.
-    comparison = encoded.comparison
+    comparison = row.comparison
     given = comparison.spans[number] if comparison.spans is not None else ()
-    text, tokens, own = spelled(tokenizer, encoded, number)
+    text, tokens, own = spelled(tokenizer, row, number)
     known = given if own else moved(given, comparison.responses[number], text, comparison.source)
     return token_segments(unit, text, tokens, known)

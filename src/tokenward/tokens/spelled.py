@@ -6,7 +6,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from tokenward.errors import UserError
-from tokenward.tokens.encode import Encoded
+from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.spans import ByteSpan, spans_of_whole, token_spans
 from tokenward.types import Span
 
@@ -27,12 +27,12 @@ class Spelled(NamedTuple):
     own: bool
 
 
-def spelled(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, place: int) -> Spelled:
+def spelled(tokenizer: PreTrainedTokenizerBase, row: TokenRow, place: int) -> Spelled:
     """The text of a response, given its place in its comparison."""
-    comparison, ids = encoded.comparison, encoded.responses[place]
-    count = len(ids) - encoded.eos[place] * encoded.closed[place]
+    comparison, ids = row.comparison, row.responses[place]
+    count = len(ids) - row.eos[place]
     alone = comparison.turns is None or comparison.turns[place] is None
-    if alone and not encoded.inserts(place):
+    if alone and not row.inserts(place):
         text = comparison.responses[place]
         encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         own = list(encoding["input_ids"])
@@ -41,7 +41,7 @@ def spelled(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, place: int) ->
             count = len(ids) if own[: len(ids)] == ids else count
             end = ByteSpan(len(text.encode()), len(text.encode()))
             return Spelled(text, [*token_spans(tokenizer, text, count), *[end] * (len(ids) - count)], True)
-    whole, places = encoded.whole(place)
+    whole, places = row.whole(place)
     eos = len(ids) - count
     text, spans = spans_of_whole(tokenizer, whole[: len(whole) - eos])
     end = ByteSpan(len(text.encode()), len(text.encode()))

@@ -78,7 +78,7 @@ def check_rows(objective: Objective, rows: Sequence[TokenRow]) -> None:
         UserError: reference values are missing, or a row is not a pair with the better response first.
     """
     for row in rows:
-        comparison = row.encoded.comparison
+        comparison = row.comparison
         if needs_reference(objective) and row.reference_logp is None:
             raise UserError(
                 f"{title_of(objective)} compares with a reference, but {comparison.source} has no reference "

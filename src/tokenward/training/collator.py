@@ -4,27 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch.utils.data import Dataset
 
-from tokenward.tokens.batches import budgeted
-from tokenward.tokens.layouts import Layout
-from tokenward.tokens.rows import TokenBatch, TokenRow, collate
+from tokenward.tokens.batches import TokenBatch, budgeted, collate
+from tokenward.tokens.rows import Layout, TokenRow
 
 Prepare = Callable[[Sequence[TokenRow], int], Sequence[TokenRow]]
 """``f(rows, step) -> rows``: all rows of an optimizer step as they train, as many and in their order."""
-
-
-class Rows(Dataset[TokenRow]):
-    """A list of rows as torch wants it."""
-
-    def __init__(self, rows: Sequence[TokenRow]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> TokenRow:
-        return self.rows[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +78,6 @@ class Collator:
             )
             for group in groups
         )
-        sources = tuple(tuple(rows[index].encoded.comparison.source for index in group) for group in groups)
-        tokens = sum(row.encoded.length for row in rows)
+        sources = tuple(tuple(rows[index].comparison.source for index in group) for group in groups)
+        tokens = sum(row.length for row in rows)
         return StepBatch(passes, tuple(map(tuple, groups)), sources, len(rows), tokens=tokens)

@@ -14,7 +14,7 @@ from tokenward.models.forward import OutputSpec
 from tokenward.objectives.base import DRAW, Objective, needs_entropy, needs_token_rank, parts_within
 from tokenward.objectives.selected import Selected
 from tokenward.selection import ScoredTokens
-from tokenward.tokens.rows import TokenBatch
+from tokenward.tokens.batches import TokenBatch
 from tokenward.training.collator import StepBatch
 
 

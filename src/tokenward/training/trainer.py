@@ -21,12 +21,13 @@ from tokenward.models.base import TokenModel, layout_of_both
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives.base import Losses, Objective, has_own_denominator
 from tokenward.objectives.declared import check_declared
-from tokenward.tokens.rows import TokenBatch, TokenRow
+from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.rows import TokenRow
 from tokenward.training.arguments import TrainingArguments
 from tokenward.training.auxiliary import AuxiliaryModules
 from tokenward.training.best import save_trained
 from tokenward.training.checks import check_gradient, check_rows, check_scored, disable_dropout
-from tokenward.training.collator import Collator, Prepare, Rows, StepBatch
+from tokenward.training.collator import Collator, Prepare, StepBatch
 from tokenward.training.denominator import StepDenominator, check_divisible
 from tokenward.training.finite import FiniteLosses
 from tokenward.training.metrics import LOSS, MetricSums
@@ -95,8 +96,8 @@ class TokenTrainer(Trainer):
             model=model.model,
             args=arguments,
             data_collator=replace(self._collator, defer=prepare is not None),  # type: ignore[arg-type]
-            train_dataset=Rows(rows),
-            eval_dataset=Rows(eval_rows) if eval_rows else None,
+            train_dataset=rows,  # type: ignore[arg-type]  # any sequence serves a loader
+            eval_dataset=eval_rows or None,  # type: ignore[arg-type]
             processing_class=model.tokenizer,
             callbacks=callbacks,
         )

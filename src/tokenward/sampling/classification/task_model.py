@@ -14,10 +14,8 @@ from tokenward.models.loading import LanguageModel
 from tokenward.sampling.classification.masked import MaskedModel
 from tokenward.sampling.classification.template import PromptTemplate, Sides, TemplateEncoder
 from tokenward.sampling.classification.verbalizers import verbalizer_ids
-from tokenward.tokens.batches import budgeted
-from tokenward.tokens.encode import Encoded
-from tokenward.tokens.layouts import Layout
-from tokenward.tokens.rows import TokenBatch, TokenRow, collate
+from tokenward.tokens.batches import TokenBatch, budgeted, collate
+from tokenward.tokens.rows import Layout, TokenRow
 from tokenward.types import Comparison
 
 # Of one shared row: its attention grows with the square of its length.
@@ -217,7 +215,7 @@ class TaskModel:
     def _check_lengths(self, rows: Sequence[_Row]) -> None:
         limit = self._context
         for row in rows:
-            encoded = row.row.encoded
+            encoded = row.row
             longest = len(encoded.prompt) + max(map(len, encoded.responses))
             if longest == 0 or not all(encoded.responses):
                 raise UserError(
@@ -257,4 +255,4 @@ def _token_row(prompt: list[int], responses: list[list[int]]) -> TokenRow:
     comparison = Comparison(
         key="", prompt=(), responses=("",) * count, ranks=tuple(range(count)), source="task model"
     )
-    return TokenRow(encoded=Encoded(comparison, prompt, responses, [True] * count, [0] * count))
+    return TokenRow(comparison, prompt, responses, [0] * count)

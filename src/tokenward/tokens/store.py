@@ -1,0 +1,371 @@
+"""Encoded comparisons as Arrow columns, in memory or on disk behind a memory map.
+
+A row holds a comparison, the ids of its prompt and of all its responses, and each length before anything was cut. So the
+rows serve whatever pairs are made of them, and it is decided when they are read which pairs fit the limits. On disk, rows
+are written in shards of a fixed size, each atomically, and joined at the end. A stopped run goes on with the next shard;
+neither stops nor the number of processes change the bytes.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from tokenward.artifacts import atomic_file
+from tokenward.data.lines import from_line, line_ends, to_line
+from tokenward.tokens.encode import Limits, Parts, encode_parts
+from tokenward.tokens.rows import keys_of, response_key
+from tokenward.tokens.split import Insert
+from tokenward.tokens.template import Template
+from tokenward.types import Comparison
+
+ENCODED = "encoded.arrow"
+SHARD_ROWS = 1024
+
+_TOKENIZED_AT_ONCE = 128
+_MOST_PROCESSES = 8
+_SHARDS_WORTH_A_PROCESS = 2  # starting a process takes longer than encoding fewer
+
+_IDS, _KEY = pa.int32(), pa.uint64()
+SCHEMA = pa.schema(
+    {
+        "comparison": pa.binary(),  # JSON, as data.lines writes it
+        "key": _KEY,  # of the comparison
+        "prompt_key": _KEY,  # hash of the prompt's messages
+        "prompt": pa.list_(_IDS),
+        "prompt_length": pa.int32(),  # before anything was cut
+        "prompt_kept": pa.int32(),
+        "prompt_digest": _KEY,  # hash of the prompt's ids
+        "opening": pa.list_(_IDS),
+        "responses": pa.list_(pa.list_(_IDS)),
+        "context": pa.list_(pa.list_(_IDS)),  # per insert: the token it precedes, its length, its ids
+        "lengths": pa.list_(pa.int32()),  # with context behind the first token, before anything was cut
+        "sizes": pa.list_(pa.int32()),  # of what is in responses
+        "preludes": pa.list_(pa.int32()),  # of the context before the first token
+        "eos": pa.list_(pa.int32()),  # end-of-turn tokens that are left
+        "notes": pa.list_(pa.int32()),  # bits of tokenward.tokens.split.Note, the prompt's among them
+        "ranks": pa.list_(pa.int32()),
+        "response_keys": pa.list_(_KEY),
+        "digests": pa.list_(_KEY),  # hash of the response's ids
+    }
+)
+
+_NESTED = ("responses", "context")
+"""Columns with a list of ids for each response."""
+
+
+def digest(ids: np.ndarray) -> int:
+    """A 64-bit hash of token ids."""
+    content = np.ascontiguousarray(ids, np.int32).tobytes()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+class EncodedStore:
+    """Encoded comparisons by their number.
+
+    Args:
+        batches: Record batches of :data:`SCHEMA`, one after another.
+        paths: Files that they are mapped from; empty if they are in memory.
+    """
+
+    def __init__(self, batches: Sequence[pa.RecordBatch], paths: Sequence[Path] = ()) -> None:
+        self._batches, self.paths = list(batches), tuple(paths)
+        self._first = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        self._opened: dict[tuple[str, int], tuple[np.ndarray, ...]] = {}
+
+    @classmethod
+    def open(cls, paths: Sequence[Path]) -> "EncodedStore":
+        """Map files that :func:`write_encoded` wrote."""
+        readers = [pa.ipc.open_file(pa.memory_map(str(path))) for path in paths]
+        batches = [reader.get_batch(n) for reader in readers for n in range(reader.num_record_batches)]
+        return cls(batches, paths)
+
+    @classmethod
+    def made(cls, rows: Iterable[Comparison], template: Template, limits: Limits) -> "EncodedStore":
+        """Encode comparisons in memory."""
+        return cls([columns.batch() for columns in _encoded(iter(rows), template, limits)])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A mapped file does not travel to another process.
+        if self.paths:
+            return EncodedStore.open, (self.paths,)
+        return EncodedStore, (self._batches,)
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Number of the first response of each row.  -> [rows + 1] int64"""
+        sizes = [np.diff(_offsets(batch.column("lengths"))) for batch in self._batches]
+        return np.cumsum(np.concatenate([np.zeros(1, np.int64), *sizes]))
+
+    @cached_property
+    def owner(self) -> np.ndarray:
+        """Row of each response.  -> [responses] int64"""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
+    def column(self, name: str) -> np.ndarray:
+        """One number of each row, or of each of its responses, end to end."""
+        kind = SCHEMA.field(name).type
+        flat = np.dtype((kind.value_type if pa.types.is_list(kind) else kind).to_pandas_dtype())
+        parts = [_flat(batch.column(name)) for batch in self._batches]
+        return np.concatenate(parts) if parts else np.zeros(0, flat)
+
+    def comparison(self, row: int) -> Comparison:
+        """The comparison of a row."""
+        batch, place = self._place(row)
+        return from_line(self._batches[batch].column("comparison")[place].as_py())
+
+    def prompt(self, row: int) -> list[int]:
+        """Ids of a row's prompt."""
+        return self._ids("prompt", row)
+
+    def opening(self, row: int) -> list[int]:
+        """Ids that follow the prompt when the model generates."""
+        return self._ids("opening", row)
+
+    def response(self, row: int, place: int) -> list[int]:
+        """Ids of a response, by its place in its row."""
+        return self._nested("responses", row, place)
+
+    def context(self, row: int, place: int) -> list[Insert]:
+        """What a response holds beside its own tokens."""
+        numbers, found, at = self._nested("context", row, place), list[Insert](), 0
+        while at < len(numbers):
+            before, length = numbers[at : at + 2]
+            found.append(Insert(before, numbers[at + 2 : at + 2 + length]))
+            at += 2 + length
+        return found
+
+    def first_with(self, note: int) -> int | None:
+        """Number of the first row with a note, of its prompt or of a response; None if no row has it."""
+        noted = np.flatnonzero(self.column("notes") & int(note))
+        return int(self.owner[noted[0]]) if len(noted) else None
+
+    def _place(self, row: int) -> tuple[int, int]:
+        batch = int(np.searchsorted(self._first, row, side="right")) - 1
+        return batch, row - int(self._first[batch])
+
+    def _ids(self, name: str, row: int) -> list[int]:
+        batch, place = self._place(row)
+        starts, ids = self._views(name, batch)
+        return ids[starts[place] : starts[place + 1]].tolist()
+
+    def _nested(self, name: str, row: int, place: int) -> list[int]:
+        batch, at = self._place(row)
+        owner, starts, ids = self._views(name, batch)
+        number = owner[at] + place
+        return ids[starts[number] : starts[number + 1]].tolist()
+
+    def _views(self, name: str, number: int) -> tuple[np.ndarray, ...]:
+        """Offsets and ids of a column of a batch. They hold no copy, so all that were used are kept."""
+        key = name, number
+        if key not in self._opened:
+            column = self._batches[number].column(name)
+            inner = (_offsets(column.values), _flat(column.values)) if name in _NESTED else (_flat(column),)
+            self._opened[key] = (_offsets(column), *inner)
+        return self._opened[key]
+
+
+def _flat(column: pa.Array) -> np.ndarray:
+    values = column.values if isinstance(column, pa.ListArray) else column
+    return values.to_numpy(zero_copy_only=True)
+
+
+def _offsets(column: pa.Array) -> np.ndarray:
+    return column.offsets.to_numpy(zero_copy_only=True)
+
+
+class _Columns:
+    """Columns of a batch as they grow. Ids are arrays, since lists of numbers take ten times the memory."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names if name not in _NESTED}
+        self.nested: dict[str, list[np.ndarray]] = {name: [] for name in _NESTED}
+        self.sizes: list[int] = []
+
+    def add(self, row: Comparison, parts: Parts, longest: int) -> None:
+        """Append a comparison; responses that are longer than ``longest`` were cut."""
+        prompt = np.array(parts.prompt, np.int32)
+        responses = [np.array(own.ids, np.int32) for own in parts.responses]
+        values = {
+            "comparison": to_line(row).encode(),
+            "key": int(row.key, 16),
+            "prompt_key": int(response_key(row.prompt, "", row.tools), 16),
+            "prompt": prompt,
+            "prompt_length": parts.prompt_length,
+            "prompt_kept": len(prompt),
+            "prompt_digest": digest(prompt),
+            "opening": np.array(parts.opening, np.int32),
+            "lengths": [own.length for own in parts.responses],
+            "sizes": [len(ids) for ids in responses],
+            "preludes": [own.prelude for own in parts.responses],
+            "eos": [own.eos if own.length <= longest else 0 for own in parts.responses],
+            "notes": [int(parts.notes | own.notes) for own in parts.responses],
+            "ranks": list(row.ranks),
+            "response_keys": [int(key, 16) for key in keys_of(row)],
+            "digests": [digest(ids) for ids in responses],
+        }
+        for name, value in values.items():
+            self.rows[name].append(value)
+        self.nested["responses"] += responses
+        self.nested["context"] += [_numbers_of(own.context) for own in parts.responses]
+        self.sizes.append(len(responses))
+
+    def batch(self) -> pa.RecordBatch:
+        """All of it as Arrow."""
+        starts = pa.array(np.cumsum([0, *self.sizes]), pa.int32())
+        known = {name: pa.array(values, SCHEMA.field(name).type) for name, values in self.rows.items()}
+        for name, parts in self.nested.items():
+            inner = pa.array(parts, SCHEMA.field(name).type.value_type)
+            known[name] = pa.ListArray.from_arrays(starts, inner)
+        return pa.RecordBatch.from_arrays([known[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _numbers_of(context: Sequence[Insert]) -> np.ndarray:
+    """Inserts as one row of numbers."""
+    parts = [(insert.before, len(insert.ids), *insert.ids) for insert in context]
+    return np.array([number for part in parts for number in part], np.int32)
+
+
+def _encoded(rows: Iterator[Comparison], template: Template, limits: Limits) -> Iterator[_Columns]:
+    """Columns of a shard's rows each."""
+    while first := list(islice(rows, SHARD_ROWS)):
+        columns = _Columns()
+        for start in range(0, len(first), _TOKENIZED_AT_ONCE):
+            some = first[start : start + _TOKENIZED_AT_ONCE]
+            for row, parts in zip(some, encode_parts(some, template, limits), strict=True):
+                columns.add(row, parts, limits.max_response_tokens)
+        yield columns
+
+
+def write_encoded(
+    folder: Path,
+    files: Sequence[Path],
+    template: Template,
+    limits: Limits,
+    *,
+    processes: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Encode all comparisons of some files into ``encoded.arrow``. Shards that exist already are kept.
+
+    Args:
+        folder: Where it goes.
+        files: Comparisons as JSON lines. Their rows are numbered through.
+        template: Writes the comparisons.
+        limits: Of prompt and response; ``context`` is not used here but when the rows are read.
+        processes: How many share the work; None decides by the amount.
+        progress: Called with the number of comparisons done.
+    """
+    work = _Work(folder, _shards_of(files), template, limits)
+    missing = [number for number in range(len(work.shards)) if not _shard(folder, number).exists()]
+    if processes is None:
+        processes = min(default_processes(), len(missing) // _SHARDS_WORTH_A_PROCESS)
+    for number in _carried_out(work, missing, min(processes, len(missing))):
+        if progress is not None:
+            progress(work.shards[number].rows)
+    _join(folder, len(work.shards))
+
+
+class _Lines(NamedTuple):
+    """Some lines of a file, by their bytes."""
+
+    file: Path
+    start: int
+    end: int
+    rows: int
+
+    def read(self) -> list[Comparison]:
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            return [from_line(line) for line in file.read(self.end - self.start).split(b"\n")[: self.rows]]
+
+
+def _shards_of(files: Sequence[Path]) -> list[_Lines]:
+    found: list[_Lines] = []
+    for path in files:
+        ends = np.concatenate([np.zeros(1, np.int64), line_ends(path)])
+        for first in range(0, len(ends) - 1, SHARD_ROWS):
+            last = min(first + SHARD_ROWS, len(ends) - 1)
+            found.append(_Lines(path, int(ends[first]), int(ends[last]), last - first))
+    return found
+
+
+class _Work(NamedTuple):
+    """Everything that a process needs to write any shard."""
+
+    folder: Path
+    shards: list[_Lines]
+    template: Template
+    limits: Limits
+
+    def write(self, number: int) -> int:
+        """Write one shard; returns its number."""
+        (columns,) = _encoded(iter(self.shards[number].read()), self.template, self.limits)
+        with (
+            atomic_file(_shard(self.folder, number)) as file,
+            pa.ipc.new_file(file, SCHEMA) as writer,
+        ):
+            writer.write_batch(columns.batch())
+        return number
+
+
+def default_processes() -> int:
+    """One per core that this process may use, within reason."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, _MOST_PROCESSES)
+
+
+def _carried_out(work: _Work, numbers: Sequence[int], processes: int) -> Iterator[int]:
+    """Write shards, in this process or in others; yields their numbers as they are done."""
+    if processes <= 1:
+        yield from map(work.write, numbers)
+        return
+    # A forked process starts at once. Other systems cannot fork, or not safely.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(work,)) as pool:
+        try:
+            for done in as_completed([pool.submit(_write, number) for number in numbers]):
+                yield done.result()
+        finally:  # after an error or Ctrl-C, nothing that waits must begin
+            pool.shutdown(cancel_futures=True)
+
+
+_work: list[_Work] = []  # of this process, if it is one of a pool
+
+
+def _begin(work: _Work) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which stops these
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    _work[:] = [work]
+
+
+def _write(number: int) -> int:
+    return _work[0].write(number)
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"rows-{number:05d}.arrow"
+
+
+def _join(folder: Path, count: int) -> None:
+    """Join the shards into one file, one record batch each, and remove them."""
+    shards = [_shard(folder, number) for number in range(count)]
+    with atomic_file(folder / ENCODED) as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        for shard in shards:
+            with pa.memory_map(str(shard)) as source:
+                writer.write_batch(pa.ipc.open_file(source).get_batch(0))
+    for shard in shards:
+        shard.unlink()

@@ -1,0 +1,423 @@
+"""The one table of tokenward: encoded comparisons with named values per token.
+
+A table names responses of an :class:`~tokenward.tokens.store.EncodedStore`, grouped into rows. A row is built when it is
+asked for, so a table of a million pairs takes some dozens of bytes a pair. Values per token are columns: flat arrays,
+in memory or in a scratch file, joined to responses by their stable keys.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Literal, NamedTuple, Self, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenward.artifacts import atomic_file
+from tokenward.data.pairs import pair_of, pair_places
+from tokenward.data.prepare import comparison_key, whole_turns
+from tokenward.tokens.encode import Limits, Sizes, judge
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.store import EncodedStore
+from tokenward.types import Comparison
+
+PAIRS = "pairs.npz"
+"""File of the pairs that a run made of its data."""
+
+Kind = Literal["whole", "pair", "group"]
+
+_COLUMNS = ("weights", "reference_logp", "scores", "segments")
+"""Columns with a field of their own in a :class:`TokenRow`; all others are in ``TokenRow.values``."""
+
+_KNOWN = ("lengths", "eos", "keys", "digests", "ranks", "_eos")
+"""Facts of a table's responses that do not depend on its columns."""
+
+_PROMPT = np.uint64(3)  # beside the hash of a response, so that names are of both; the sums wrap around
+
+CHUNK_ROWS = 1024
+"""Rows that are held in memory at once while all rows of a table are looked at."""
+
+
+class Column(NamedTuple):
+    """One number per token.
+
+    Attributes:
+        flat: ``[n]`` float32.
+        starts: ``[r]``, where each response begins. Several responses may share their numbers.
+    """
+
+    flat: np.ndarray
+    starts: np.ndarray
+
+    def gathered(self, lengths: np.ndarray, first: int = 0) -> Tensor:
+        """The numbers of some responses in sequence, end to end.  -> [n] float32"""
+        found, done = np.empty(int(lengths.sum()), np.float32), 0
+        starts = self.starts[first : first + len(lengths)]
+        for start, size in zip(starts.tolist(), lengths.tolist(), strict=True):
+            found[done : done + size] = self.flat[start : start + size]
+            done += size
+        return torch.from_numpy(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTable(Sequence[TokenRow]):
+    """Rows of encoded comparisons, with columns of values per token.
+
+    Attributes:
+        store: Where the comparisons and their ids are.
+        kind: What a row is. ``whole``: a comparison of the store. ``pair``: two of its responses, the better one first,
+            or a comparison of one response. ``group``: responses to one prompt from any of its comparisons; their ranks
+            carry no meaning.
+        starts: ``[rows + 1]``, the first response of each row, counted over this table.
+        responses: ``[r]``, number of each response in the store.
+        columns: By name.
+        scratch: Folder for columns that are added; None keeps them in memory.
+        change: What is done to a row each time it is built, such as another prompt.
+    """
+
+    store: EncodedStore
+    kind: Kind
+    starts: np.ndarray
+    responses: np.ndarray
+    columns: Mapping[str, Column] = field(default_factory=dict[str, Column])
+    scratch: Path | None = None
+    change: Callable[[TokenRow], TokenRow] | None = None
+
+    @classmethod
+    def whole(cls, store: EncodedStore, first: int = 0, last: int | None = None) -> Self:
+        """Comparisons ``first`` to ``last`` of a store as they are, with every response."""
+        starts = store.starts[first : (len(store) if last is None else last) + 1]
+        return cls(
+            store=store, kind="whole", starts=starts - starts[0], responses=np.arange(starts[0], starts[-1])
+        )
+
+    @classmethod
+    def pairs(
+        cls,
+        store: EncodedStore,
+        rule: str,
+        *,
+        min_gap: float | None = None,
+        first: int = 0,
+        last: int | None = None,
+    ) -> Self:
+        """The pairs of comparisons ``first`` to ``last`` by a rule of :mod:`tokenward.data.pairs`.
+
+        A comparison of one response is a row of its own.
+        """
+        responses, sizes = array("q"), array("q")
+        for row in range(first, len(store) if last is None else last):
+            comparison, start = store.comparison(row), int(store.starts[row])
+            alone = [(0,)] if len(comparison.responses) == 1 else []
+            for places in alone or pair_places(comparison, rule, min_gap=min_gap):
+                responses.extend(start + place for place in places)
+                sizes.append(len(places))
+        return cls.of_pairs(store, np.asarray(responses, np.int64), np.asarray(sizes, np.int64))
+
+    @classmethod
+    def of_pairs(cls, store: EncodedStore, responses: np.ndarray, sizes: np.ndarray) -> Self:
+        """Pairs that are known: their responses' numbers in the store, and 2 or 1 for each row."""
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+        return cls(store=store, kind="pair", starts=starts, responses=np.asarray(responses, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> TokenRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> "TokenTable": ...
+    def __getitem__(self, index: int | slice) -> "TokenRow | TokenTable":
+        if isinstance(index, slice):
+            return self.choose(np.arange(len(self))[index])
+        number = range(len(self))[index]
+        found = {name: self.values(name, number) for name in self.columns}
+        own = {name: found.pop(name) for name in _COLUMNS if name in found}
+        row = replace(self._row(number), values=found, **own)
+        return row if self.change is None else self.change(row)
+
+    def _row(self, number: int) -> TokenRow:
+        store, numbers = self.store, self._of(number)
+        rows = store.owner[numbers].tolist()
+        both = list(zip(rows, (numbers - store.starts[rows]).tolist(), strict=True))
+        context = [store.context(row, place) for row, place in both]
+        return TokenRow(
+            self._comparison(both),
+            store.prompt(rows[0]),
+            [store.response(row, place) for row, place in both],
+            self._eos[numbers].tolist(),
+            context if any(context) else (),
+            store.opening(rows[0]),
+        )
+
+    @cached_property
+    def _eos(self) -> np.ndarray:
+        return self.store.column("eos")
+
+    def _of(self, number: int) -> np.ndarray:
+        """Numbers in the store of a row's responses."""
+        return self.responses[int(self.starts[number]) : int(self.starts[number + 1])]
+
+    def comparison(self, number: int) -> Comparison:
+        """The comparison of a row, without its ids."""
+        numbers = self._of(number)
+        rows = self.store.owner[numbers].tolist()
+        return self._comparison(list(zip(rows, (numbers - self.store.starts[rows]).tolist(), strict=True)))
+
+    def _comparison(self, parts: Sequence[tuple[int, int]]) -> Comparison:
+        first = self.store.comparison(parts[0][0])
+        if self.kind == "whole" or (self.kind == "pair" and len(parts) == 1):
+            return first
+        if self.kind == "pair":
+            return pair_of(first, *(place for _, place in parts))
+        rows = {parts[0][0]: first}
+        rows |= {row: self.store.comparison(row) for row, _ in parts if row not in rows}
+        return _group(first, [(rows[row], place) for row, place in parts])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """How many responses each row has.  -> [rows]"""
+        return np.diff(self.starts)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each response that the assistant writes.  -> [r] int64"""
+        return self.of_responses("sizes").astype(np.int64)
+
+    @cached_property
+    def eos(self) -> np.ndarray:
+        """End-of-turn tokens of each response.  -> [r]"""
+        return self.of_responses("eos")
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """Stable names of the responses.  -> [r] uint64"""
+        return self.of_responses("response_keys")
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """Hashes of the responses' ids.  -> [r] uint64"""
+        return self.of_responses("digests")
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """Rank of each response in its row, 0 is the best.  -> [r]"""
+        if self.kind == "whole":
+            return self.of_responses("ranks")
+        places = np.arange(self.starts[-1]) - np.repeat(self.starts[:-1], self.sizes)
+        if self.kind != "pair" or not (self.sizes == 1).any():
+            return places
+        # A response that is alone keeps its own rank: good or bad.
+        return np.where(np.repeat(self.sizes, self.sizes) == 1, self.of_responses("ranks"), places)
+
+    @property
+    def prompts(self) -> np.ndarray:
+        """Hash of each row's prompt ids.  -> [rows] uint64"""
+        return self.of_rows("prompt_digest")
+
+    def reply_names(self, place: int) -> np.ndarray:
+        """A number that names one response of each row together with its prompt.  -> [rows] uint64"""
+        return self.prompts * _PROMPT + self.digests[self.starts[:-1] + place]
+
+    def of_responses(self, name: str) -> np.ndarray:
+        """A column of the store for each response of these rows.  -> [r]"""
+        return self.store.column(name)[self.responses]
+
+    def of_rows(self, name: str) -> np.ndarray:
+        """A column of the store for the prompt of each row.  -> [rows]"""
+        return self.store.column(name)[self.first_rows]
+
+    @property
+    def first_rows(self) -> np.ndarray:
+        """Row in the store of each row's first response.  -> [rows]"""
+        return self.store.owner[self.responses[self.starts[:-1]]]
+
+    def values(self, name: str, number: int) -> list[Tensor]:
+        """A column's values of one row, ``[len]`` per response."""
+        mine = slice(int(self.starts[number]), int(self.starts[number + 1]))
+        flat, starts = self.columns[name]
+        # Copies: what a row's owner does to them must not reach the column.
+        sizes = zip(starts[mine].tolist(), self.lengths[mine].tolist(), strict=True)
+        return [torch.from_numpy(np.array(flat[start : start + size], np.float32)) for start, size in sizes]
+
+    def choose(self, numbers: np.ndarray) -> "TokenTable":
+        """The rows of these numbers, in their order."""
+        starts, parts = _parts(self.starts, numbers)
+        columns = {name: Column(flat, first[parts]) for name, (flat, first) in self.columns.items()}
+        return replace(self, starts=starts, responses=self.responses[parts], columns=columns)
+
+    def where(self, kept: np.ndarray) -> "TokenTable":
+        """The rows for which this is true.  [rows] bool"""
+        return self.choose(np.flatnonzero(kept))
+
+    def then(self, other: "TokenTable") -> "TokenTable":
+        """These rows followed by others of the same store, without columns."""
+        assert other.store.paths == self.store.paths
+        starts = np.concatenate([self.starts, other.starts[1:] + self.starts[-1]])
+        responses = np.concatenate([self.responses, other.responses])
+        return replace(self, starts=starts, responses=responses, columns={})
+
+    def swapped(self) -> "TokenTable":
+        """Pairs with the worse response in the place of the better one."""
+        assert self.kind == "pair"
+        assert bool((self.sizes == 2).all())
+        return replace(self, responses=self.responses.reshape(-1, 2)[:, ::-1].reshape(-1), columns={})
+
+    def of_place(self, place: int) -> "TokenTable":
+        """One response of each row, by its place, as a row of its own."""
+        responses = self.responses[self.starts[:-1] + place]
+        return replace(self, kind="group", starts=np.arange(len(self) + 1), responses=responses, columns={})
+
+    def by_prompt(self) -> "TokenTable":
+        """The distinct responses of each prompt as one row, so that the prompt is computed once."""
+        # Rows of some replies may begin with fewer of a prompt's ids than those of others.
+        rows = self.store.owner[self.responses]
+        prompts = (self.store.column("prompt_key") ^ self.store.column("prompt_digest"))[rows]
+        _, first = np.unique(self.keys, return_index=True)
+        first.sort()
+        # Groups are in the order of their first response, and so are the responses in a group.
+        _, where, group = np.unique(prompts[first], return_index=True, return_inverse=True)
+        order = np.lexsort((first, where[group]))
+        _, sizes = np.unique(where[group], return_counts=True)
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        responses = self.responses[first[order]]
+        return replace(self, kind="group", starts=starts, responses=responses, columns={})
+
+    def best_once(self) -> "TokenTable":
+        """Rows whose first response is the best of its prompt, each prompt once.
+
+        Rules that make several pairs of a ranked list would count its best response several times, and its second as
+        if it were the best. Of responses that are alone, every good one is kept.
+        """
+        names = np.repeat(self.prompts, self.sizes) * _PROMPT + self.digests
+        first = names[self.starts[:-1]]
+        never_worse = np.flatnonzero(~np.isin(first, names[self.ranks > 0]))
+        _, once = np.unique(np.where(self.sizes == 1, first, self.prompts)[never_worse], return_index=True)
+        return self.choose(never_worse[np.sort(once)])
+
+    def first_by_key(self, count: int) -> list[TokenRow]:
+        """The rows with the smallest keys, of each prompt the last row."""
+        _, place = np.unique(self.prompts[::-1], return_index=True)
+        last = len(self) - 1 - place
+        order = np.argsort(self.of_rows("key")[last])
+        return [self[number] for number in last[order][:count].tolist()]
+
+    def fitting(self, limits: Limits) -> tuple["TokenTable", Counter[str]]:
+        """The rows that keep within the limits, and how many were dropped or changed for each reason.
+
+        Raises:
+            UserError: one is too long and ``limits.too_long`` is ``"error"``.
+        """
+        counts: Counter[str] = Counter(read=len(self))
+        kept, digests = array("q"), self.digests
+        for number, (sizes, mine) in enumerate(self._judged_sizes()):
+            source = "" if limits.too_long != "error" else self.comparison(number).source
+            stays, notes = judge(sizes, limits, source, partial(_all_same, digests[mine]))
+            counts.update(notes)
+            if stays:
+                kept.append(number)
+        counts["kept"] = len(kept)
+        return self.choose(np.asarray(kept, np.int64)), counts
+
+    def _judged_sizes(self) -> Iterator[tuple[Sizes, slice]]:
+        """What is judged of each row, and which responses are its own."""
+        lengths, notes = self.of_responses("lengths"), self.of_responses("notes")
+        preludes = self.of_responses("preludes")
+        prompts, kept = self.of_rows("prompt_length").tolist(), self.of_rows("prompt_kept").tolist()
+        for number, (first, last) in enumerate(pairwise(self.starts.tolist())):
+            mine = slice(first, last)
+            said = int(np.bitwise_or.reduce(notes[mine]))
+            yield (
+                Sizes(prompts[number], kept[number], lengths[mine].tolist(), preludes[mine].tolist(), said),
+                mine,
+            )
+
+    def with_column(self, name: str, column: Column) -> "TokenTable":
+        """The same rows with further values."""
+        return self._with({**self.columns, name: column})
+
+    def without(self, name: str) -> "TokenTable":
+        """The same rows without a column."""
+        return self._with({key: column for key, column in self.columns.items() if key != name})
+
+    def _with(self, columns: Mapping[str, Column]) -> "TokenTable":
+        made = replace(self, columns=columns)
+        vars(made).update({name: found for name, found in vars(self).items() if name in _KNOWN})
+        return made
+
+    def room(self, count: int) -> np.ndarray:
+        """An array for the numbers of a column.  -> [count] float32
+
+        In the scratch folder it is a file that the system removes when nothing uses it any more.
+        """
+        if not count or self.scratch is None:
+            return np.zeros(count, np.float32)
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=self.scratch, prefix=".scratch-") as file:
+            return np.memmap(file, np.float32, "w+", shape=(count,))
+
+    def own_column(self, parts: Iterator[Tensor] | Sequence[Tensor]) -> Column:
+        """A column of numbers that come end to end, in parts of any size."""
+        flat, done = self.room(int(self.lengths.sum())), 0
+        for part in parts:
+            flat[done : done + len(part)] = part.float().numpy()
+            done += len(part)
+        assert done == len(flat)
+        return Column(flat, own_starts(self.lengths))
+
+
+def write_parts(path: Path, parts: Mapping[str, TokenTable]) -> None:
+    """Write which responses the rows of some tables of pairs have."""
+    arrays = {f"{name}_responses": table.responses for name, table in parts.items()}
+    arrays |= {f"{name}_sizes": table.sizes for name, table in parts.items()}
+    with atomic_file(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def read_parts(path: Path, store: EncodedStore) -> dict[str, TokenTable]:
+    """What :func:`write_parts` wrote."""
+    with np.load(path) as arrays:
+        names = [name.removesuffix("_sizes") for name in arrays.files if name.endswith("_sizes")]
+        return {
+            name: TokenTable.of_pairs(store, arrays[f"{name}_responses"], arrays[f"{name}_sizes"])
+            for name in names
+        }
+
+
+def own_starts(lengths: np.ndarray) -> np.ndarray:
+    """Where each response begins if none shares its numbers with another.  [r] -> [r]"""
+    return np.cumsum(lengths, dtype=np.int64) - lengths
+
+
+def _all_same(digests: np.ndarray) -> bool:
+    return len(digests) > 1 and bool((digests == digests[0]).all())
+
+
+def _parts(starts: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of wanted rows: the first response of each once only they are left, and their responses' numbers."""
+    numbers = np.asarray(numbers, np.int64)
+    begins, sizes = starts[:-1][numbers], np.diff(starts)[numbers]
+    fresh = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+    return fresh, np.arange(fresh[-1]) + np.repeat(begins - fresh[:-1], sizes)
+
+
+def _group(first: Comparison, parts: Sequence[tuple[Comparison, int]]) -> Comparison:
+    responses = tuple(row.responses[place] for row, place in parts)
+    spans = tuple(row.spans[place] for row, place in parts if row.spans is not None)
+    turns = whole_turns([None if row.turns is None else row.turns[place] for row, place in parts])
+    return Comparison(
+        key=comparison_key(first.prompt, responses, turns=turns, tools=first.tools),
+        prompt=first.prompt,
+        responses=responses,
+        ranks=tuple(range(len(responses))),
+        source=first.source,
+        spans=spans if len(spans) == len(responses) else None,
+        turns=turns,
+        tools=first.tools,
+    )
