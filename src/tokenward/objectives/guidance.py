@@ -1,13 +1,14 @@
 """Policy gradient with a reward per token."""
 
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.objectives.base import Losses
-from tokenward.ops.guidance import Baseline, MeanOver, comparison_mean, credit
+from tokenward.ops.guidance import Baseline, MeanOver, comparison_mean, credit, reinforce
 from tokenward.tokens.rows import TokenBatch
 
 
@@ -91,12 +92,13 @@ class Reinforce:
             ratio = kept.logp.detach() - batch.reference_logp[keep]
             metrics["kl"] = self._mean(ratio, kept, batch)
             kept = kept._replace(rewards=kept.rewards - self.kl * ratio)
-        loss = -self._mean(self._credit(kept, batch) * kept.logp, kept, batch)
+        entropy = None
         if self.entropy:
             assert batch.entropy is not None
-            entropy = self._mean(batch.entropy[keep], kept, batch)
-            metrics["entropy"] = entropy
-            loss = loss - self.entropy * entropy
+            entropy = batch.entropy[keep]
+            metrics["entropy"] = self._mean(entropy, kept, batch)
+        mean = partial(self._mean, kept=kept, batch=batch)
+        loss = reinforce(kept.logp, self._credit(kept, batch), entropy, mean, alpha=self.entropy)
         return Losses(loss, {name: value.detach() for name, value in metrics.items()})
 
     def _credit(self, kept: _Kept, batch: TokenBatch) -> Tensor:

@@ -3,6 +3,7 @@
 TLM (arXiv 2306.00398), sections on the reward model and on training the language model.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -167,6 +168,27 @@ def comparison_mean(
     means = weighted_mean(values, weights, response, len(comparison))
     has = (segment_sum(weights, response, len(comparison)) != 0).to(means.dtype)
     return weighted_mean(means, has, comparison, comparisons)
+
+
+def reinforce(
+    logp: Tensor,
+    credits: Tensor,
+    entropy: Tensor | None,
+    mean: Callable[[Tensor], Tensor],
+    *,
+    alpha: float,
+) -> Tensor:
+    """``-mean(credit log pi) - alpha mean(H)``.  [n], [n], [n] or None -> [b]
+
+    Args:
+        logp: Of sampled tokens.
+        credits: Of :func:`credit`.
+        entropy: ``H``, of the policy's whole distribution at each token.
+        mean: From tokens to comparisons; see :func:`comparison_mean`.
+        alpha: Price of a nat of entropy.
+    """
+    loss = -mean(credits * logp)
+    return loss if entropy is None else loss - alpha * mean(entropy)
 
 
 def _response_means(values: Tensor, response: Tensor, responses: int) -> tuple[Tensor, Tensor]:

@@ -78,7 +78,7 @@ def tdpo(
 ) -> Tensor:
     """``-log sigma(beta (chosen - rejected - alpha (rejected_kl - chosen_kl)))``.  [b] each -> [b]
 
-    Zeng et al. 2024 (arXiv 2404.11999), Eq. 14 and 16; SparsePO's (arXiv 2410.05102) with masked sums and alpha 1.
+    Zeng et al. 2024 (arXiv 2404.11999); SparsePO's (arXiv 2410.05102) with masked sums and alpha 1.
 
     Args:
         chosen: Log-ratio of the preferred response, summed over its tokens.
