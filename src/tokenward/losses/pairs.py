@@ -131,7 +131,8 @@ def orpo(logp: Pair, weights: Pair, *, beta: float = 0.1) -> Tensor:
     Takes ``([b t], [b u])`` each. Hong et al. 2024 (arXiv 2403.07691), Eq. 6; ``beta`` > 0 is the paper's lambda.
     """
     tokens = tokens_of(logp, weights, PAIR, beta=beta)
-    return formulas.orpo(*tokens.sides(tokens.mean(tokens.logp)), beta=beta)
+    chosen, rejected = tokens.sides(tokens.mean(tokens.logp))
+    return formulas.orpo(formulas.odds_ratio(chosen, rejected), chosen, beta=beta)
 
 
 def tdpo(

@@ -278,4 +278,6 @@ class ORPO:
         mean = sides(sums(logp, batch) / total)
         rewards = Sides(self.beta * mean.chosen, self.beta * mean.rejected)
         metrics = {"nll": -mean.chosen.detach(), "loss/odds": odds.loss.detach()}
-        return Losses(orpo(*mean, beta=self.beta), odds.metrics | reward_metrics(rewards) | metrics)
+        return Losses(
+            orpo(odds.loss, mean.chosen, beta=self.beta), odds.metrics | reward_metrics(rewards) | metrics
+        )

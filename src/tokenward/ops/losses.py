@@ -60,17 +60,22 @@ def pairwise(chosen: Tensor, rejected: Tensor, *, link: Link, beta: float, margi
     return link(beta * (chosen - rejected) - margin)
 
 
-def orpo(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
-    """Odds ratio: ``-chosen - beta log sigma(log odds(chosen) - log odds(rejected))``.  [b], [b] -> [b]
+def odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """``-log sigma(log odds(chosen) - log odds(rejected))`` of mean log-probabilities per token.  [b], [b] -> [b]"""
+    return logistic(log_odds(chosen) - log_odds(rejected))
+
+
+def orpo(odds: Tensor, chosen: Tensor, *, beta: float) -> Tensor:
+    """Odds ratio preference optimisation: ``beta odds - chosen``.  [b], [b] -> [b]
 
     Hong et al. 2024 (arXiv 2403.07691), Eq. 6.
 
     Args:
+        odds: Of :func:`odds_ratio`.
         chosen: Mean log-probability of the preferred response's tokens.
-        rejected: The same of the other response.
         beta: Share of the odds; the paper's lambda.
     """
-    return beta * logistic(log_odds(chosen) - log_odds(rejected)) - chosen
+    return beta * odds - chosen
 
 
 def tdpo(
