@@ -34,8 +34,8 @@ def token_logprobs(model: nn.Module, batch: Mapping[str, Any], positions: Tensor
     model that does something unknown makes all logits. Nothing on the model is changed when the call ends.
 
     Args:
-        model: A causal language model, or DDP, PEFT or ``torch.compile`` around one. The wrapper is what is called, in the
-            mode that it is in; gradients flow as ever.
+        model: A causal language model, or DDP or PEFT around one. The wrapper is what is called, in the mode that it is
+            in; gradients flow as ever.
         batch: What the model takes: ``input_ids [b t]``, ``attention_mask [b t]``, ``position_ids`` and so on.
             ``labels`` are left out.
         positions: ``[b t]`` bool, which tokens are wanted.
