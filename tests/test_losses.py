@@ -117,12 +117,18 @@ BY_HAND: dict[str, tuple[Callable[[Given], Tensor], float]] = {
     "sepo: z = 2 x 0.75 - 1": (lambda g: losses.sepo(*g[:2], gamma=2.0, margin=1.0), 0.4740770),
     # sums over 2 and 4: -0.75 and -0.75
     "sepo: lengths": (lambda g: losses.sepo(*g[:2], lengths=(sizes(g, 2), sizes(g, 4))), LOG2),
+    # the rejected mean is -1 x -3 / 2
+    "sepo: signed: z = 2 (-0.75 - 1.5)": (lambda g: losses.sepo(g.logp, signed(g)), 4.5110477),
     "simpo: z = 2 x 0.75 - 1": (lambda g: losses.simpo(*g[:2], beta=2.0, gamma=1.0), 0.4740770),
     # of each side the less probable token: z = 1.5 (-1 - -2) - 1.6
     "confpo": (lambda g: losses.confpo(*g[:2]), 0.7443967),
     # odds of exp(-0.75) and exp(-1.5): 0.8952551 and 0.2872169; 0.75 + log(1 + 0.2872169 / 0.8952551)
     "orpo": (lambda g: losses.orpo(*g[:2], beta=1.0), 1.0282537),
     "tdpo: z = 0.5 (2 - 0.5 (1 - 0.5))": (lambda g: losses.tdpo(*ratio(g), g.kl, beta=0.5), 0.3484446),
+    "tdpo: signed: z = 0.5 (1 - 1 - 0.5 (1 - 0.5))": (
+        lambda g: losses.tdpo(g.logp, signed(g), g.reference, g.kl, beta=0.5),
+        0.7575990,
+    ),
     "tgdpo: z = 0.5 (1.5 x 0.5 + 0.5 - 0.5 x -1)": (
         lambda g: losses.tgdpo(*ratio(g), g.rewards, beta=0.5),
         0.3484446,
@@ -151,6 +157,7 @@ BY_HAND: dict[str, tuple[Callable[[Given], Tensor], float]] = {
         0.25,
     ),
     "kl: 0.25 + 0.25": (lambda g: losses.token_kl(g.kl[0], g.weights[0]), 0.5),
+    "kl: by the weight's size": (lambda g: losses.token_kl(g.kl[1], signed(g)[1]), 1.0),
     "reinforce: (1 + 2) / 4 - 0.125": (sampled, 0.625),
     # mean log-probabilities x C: -1.5 and -3
     "plackett_luce: z = 1.5": (ranked, 0.2014133),
@@ -318,12 +325,49 @@ def test_lists_may_be_of_unequal_length():
     assert found[1:].tolist() == alone.tolist() == [pytest.approx(0.3132617, abs=1e-6)]
 
 
+@pytest.mark.parametrize(("over", "expected"), [("token", 6.0 / 3), ("sequence", (1.0 + 4.0) / 2)])
+def test_a_mean_over_sequences_counts_each_the_same(over, expected):
+    # -r log pi is 1 and 1 of two tokens, and 4 of one
+    logp, rewards = torch.tensor([[[-1.0, -1.0], [-2.0, 0.0]]]), torch.tensor([[[1.0, 1.0], [2.0, 9.0]]])
+    weights = torch.tensor([[[1, 1], [1, 0]]])
+    assert losses.reinforce(logp, weights, rewards, mean_over=over).tolist() == [expected]
+
+
+STOPPED: dict[str, tuple[Callable[[Given], Tensor], str, int]] = {
+    "tdpo": (lambda g: losses.tdpo(*ratio(g), g.kl), "kl", 0),
+    "tgdpo": (lambda g: losses.tgdpo(*ratio(g), g.rewards), "rewards", 0),
+    "tis_dpo": (lambda g: losses.tis_dpo(*ratio(g), g.rewards, low=-1.0, high=1.0), "rewards", 1),
+    "reinforce": (sampled, "rewards", 0),
+    "kto": (lambda g: of_good(g, anchor=g.kl[0].sum(-1)), "kl", 0),
+}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_what_has_no_gradient_gets_none(name):
+    loss, value, side = STOPPED[name]
+    given = drawn()
+    loss(given).sum().backward()
+    gradient = getattr(given, value)[side].grad
+    assert gradient is None or not gradient.any()
+    assert given.logp[0].grad.any()
+
+
+def test_the_weight_of_a_pair_in_treg_has_a_gradient_if_it_is_asked_for():
+    def gradient(stop):
+        given = drawn()
+        losses.treg(*ratio(given), stop_gradient=stop).sum().backward()
+        return given.reference[0].grad
+
+    assert gradient(True) is None or not gradient(True).any()
+    assert gradient(False).any()
+
+
 def test_a_pair_whose_tokens_are_all_alike_costs_confpo_nothing():
-    logp = (torch.full((1, 2), -1.0, requires_grad=True), torch.tensor([[-1.0, -2.0]]))
+    logp = (torch.full((1, 2), -1.0, requires_grad=True), torch.tensor([[-1.0, -2.0]], requires_grad=True))
     loss = losses.confpo(logp, (torch.ones(1, 2), torch.ones(1, 2)))
     loss.sum().backward()
     assert loss.tolist() == [0.0]
-    assert logp[0].grad.tolist() == [[0.0, 0.0]]
+    assert [side.grad.tolist() for side in logp] == [[[0.0, 0.0]]] * 2
 
 
 def test_ranks_of_values_end_to_end_need_not_be_sorted():
