@@ -90,7 +90,7 @@ def _found_out(model: Any) -> LogitChange | None:
 @contextmanager
 def _as_it_was(model: Any) -> Iterator[None]:
     """Afterwards the model, its head and its embedding have the forward that they had."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     parts = (inner, inner.get_output_embeddings(), inner.get_input_embeddings())
     before = [(part, vars(part).get("forward")) for part in parts if isinstance(part, nn.Module)]
     try:
