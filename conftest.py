@@ -2,7 +2,11 @@
 
 import contextlib
 import shutil
+import sys
+import warnings
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -52,3 +56,25 @@ def copied_run(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     shutil.copytree(finished_run, copy)
     monkeypatch.chdir(copy)
     return copy / "recipes" / "quickstart.yaml"
+
+
+@pytest.fixture
+def trl(tmp_path: Path, tiny_oracle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL is there, its own warnings are no errors, and what it writes is gone with the test."""
+    pytest.importorskip("trl")
+    (tmp_path / "runs").symlink_to(tiny_oracle.parent.parent)
+    monkeypatch.chdir(tmp_path)
+    warnings.simplefilter("default")
+
+
+@pytest.fixture
+def verl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the registries of ``verl.trainer.ppo.core_algos``."""
+    names = ["verl", "verl.trainer", "verl.trainer.ppo", "verl.trainer.ppo.core_algos"]
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    policy_losses: dict[str, Any] = {}
+    algorithms: Any = sys.modules[names[-1]]
+    algorithms.register_adv_est = lambda name: lambda function: function
+    algorithms.register_policy_loss = lambda name: lambda function: policy_losses.setdefault(name, function)
+    algorithms.get_policy_loss_fn = policy_losses.__getitem__

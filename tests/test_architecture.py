@@ -12,7 +12,7 @@ import tokenward
 
 ROOT = Path(tokenward.__file__).parent
 ORDER = [
-    "errors", "types", "plugins", "display", "methods", "ops", "artifacts", "config", "data", "tokens", "models", "scoring",
+    "errors", "types", "plugins", "display", "methods", "ops", "losses", "artifacts", "config", "data", "tokens", "models", "scoring",
     "selection", "objectives", "sampling", "training", "evaluation", "report", "pipeline", "cli", "__init__",
 ]  # fmt: skip
 # Imported inside a function, so that checking a recipe stays free of torch until a verb needs it.

@@ -20,6 +20,8 @@ from tokenward.errors import UserError
 from tokenward.types import Comparison, Message, Span
 
 if TYPE_CHECKING:
+    from tokenward import losses
+    from tokenward.models.logprobs import token_logprobs
     from tokenward.pipeline import (
         Run,
         compute_reference,
@@ -53,12 +55,14 @@ _LAZY = {
     "compute_scores": "pipeline:compute_scores",
     "evaluate": "pipeline:evaluate",
     "evaluate_online": "pipeline:evaluate_online",
+    "losses": "losses:",
     "make_report": "report.page:make_report",
     "open_run": "pipeline:open_run",
     "prepare_data": "pipeline:prepare_data",
     "prepare_examples": "pipeline:prepare_examples",
     "read_figures": "pipeline:read_figures",
     "run": "pipeline:run_recipe",
+    "token_logprobs": "models.logprobs:token_logprobs",
     "train_auxiliary": "pipeline:train_auxiliary",
     "train_online": "pipeline:train_online",
     "train_oracle": "pipeline:train_oracle",
@@ -80,12 +84,14 @@ __all__ = [
     "compute_scores",
     "evaluate",
     "evaluate_online",
+    "losses",
     "make_report",
     "open_run",
     "prepare_data",
     "prepare_examples",
     "read_figures",
     "run",
+    "token_logprobs",
     "train_auxiliary",
     "train_eval_reward",
     "train_online",
@@ -101,4 +107,5 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'tokenward' has no attribute {name!r}")
     module, _, attribute = _LAZY[name].partition(":")
-    return getattr(importlib.import_module(f"tokenward.{module}"), attribute)
+    found = importlib.import_module(f"tokenward.{module}")
+    return getattr(found, attribute) if attribute else found

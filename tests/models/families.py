@@ -17,9 +17,8 @@ from tokenward.errors import UserError
 from tokenward.models.forward import token_logprobs
 from tokenward.models.head import SelectiveHead
 from tokenward.models.probe import choose_head, choose_layout
-from tokenward.tokens.rows import Layout
-from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.batches import collate
+from tokenward.tokens.rows import Layout
 
 VOCABULARY = 266
 SIZES = {
@@ -305,7 +304,7 @@ def _title(head: SelectiveHead | None) -> str:
 
 
 def _read(model: PreTrainedModel, head: SelectiveHead | None, layout: Layout) -> Tensor:
-    batch = collate([row for row in ROWS], layout=layout, pad_id=0, whole=False)
+    batch = collate(list(ROWS), layout=layout, pad_id=0, whole=False)
     return token_logprobs(model, head, batch)
 
 

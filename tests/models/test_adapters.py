@@ -17,7 +17,6 @@ from tokenward.models.forward import token_logprobs
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.models.merging import merged
 from tokenward.models.sizes import model_sizes
-from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.batches import collate
 
 ALL = {"r": 2, "target_modules": "all-linear"}

@@ -65,7 +65,7 @@ def test_log_probabilities_and_entropy_are_those_of_plain_teacher_forcing(head):
     logp, entropy = plain_statistics(policy.model, ROWS)
     both = torch.cat((FACTORS, FACTORS.flip(0)))
     expected = slopes_of(policy.model, torch.cat((logp, entropy)), both)
-    batch = policy.collate([row for row in ROWS])
+    batch = policy.collate(list(ROWS))
     found = token_statistics(policy.model, policy.head, batch, OutputSpec(entropy=True))
     # The norms of T5 are in float32 whatever its weights are.
     torch.testing.assert_close(found.logp, logp, rtol=0, atol=2e-6)
@@ -90,9 +90,7 @@ def test_loading_finds_the_layout_and_the_start(tmp_path):
     policy = load_model(folder, device="cpu")
     assert (policy.layout, policy.start_id) == ("encoder_decoder", START)
     assert policy.head is not None
-    values = token_values(
-        policy, [row for row in ROWS], precision="float32", tokens_per_batch=64
-    )
+    values = token_values(policy, list(ROWS), precision="float32", tokens_per_batch=64)
     expected, _ = plain_statistics(policy.model, ROWS)
     torch.testing.assert_close(
         torch.cat([part for row in values for part in row]), expected.detach(), rtol=0, atol=1e-4
@@ -114,7 +112,7 @@ def test_what_is_saved_is_loaded_again(tmp_path):
 
 def test_divergence_from_itself_is_zero_and_from_another_that_of_all_logits():
     policy, other = language_model(torch.float64), tiny_t5(dtype=torch.float64, seed=1).eval()
-    batch = policy.collate([row for row in ROWS])
+    batch = policy.collate(list(ROWS))
     pairs = [(row.prompt, response) for row in ROWS for response in row.responses]
     with torch.no_grad():
         mine, theirs = (
@@ -235,9 +233,7 @@ def test_reinforce_trains_on_its_own_samples(tmp_path):
     wanted = 7
 
     def sampled(rows, step):
-        replies = sample_replies(
-            policy, template, [row.prompt for row in rows] * 16, settings, seed=step
-        )
+        replies = sample_replies(policy, template, [row.prompt for row in rows] * 16, settings, seed=step)
         item = encoded(rows[0].prompt, *[reply.ids for reply in replies])
         rewards = [torch.tensor([float(token == wanted) for token in reply.ids]) for reply in replies]
         return [replace(item, scores=rewards)]

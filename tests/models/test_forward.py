@@ -7,6 +7,7 @@ per response, so there the gradients agree to float32 only, and the loss still t
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -19,7 +20,6 @@ from tests.tokens.rows import encoded
 from tokenward.models.forward import token_kl, token_logprobs
 from tokenward.models.head import SelectiveHead, install_head
 from tokenward.ops.logprob import chunked_statistics
-from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.batches import collate
 
 MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
@@ -43,7 +43,7 @@ def made(name, dtype):
 def batch_of(rows, layout, *, weights=None, pad_id=0):
     """A batch; ``weights`` is flat, over the tokens of all rows."""
     if weights is None:
-        return collate([row for row in rows], layout=layout, pad_id=pad_id)
+        return collate(list(rows), layout=layout, pad_id=pad_id)
     parts = iter(weights.split([len(response) for row in rows for response in row.responses]))
     with_weights = [replace(row, weights=[next(parts) for _ in row.responses]) for row in rows]
     return collate(with_weights, layout=layout, pad_id=pad_id)

@@ -31,7 +31,6 @@ from tokenward.errors import UserError
 from tokenward.models import default
 from tokenward.models.forward import token_logprobs
 from tokenward.models.loading import load_model, load_tokenizer, model_fingerprint, resolve
-from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.batches import collate
 
 # peft 0.21 asks transformers 5.23 by the old name whether it checkpoints activations.

@@ -11,7 +11,6 @@ from tokenward.errors import UserError
 from tokenward.models.forward import token_logprobs
 from tokenward.models.loading import load_model
 from tokenward.models.places import context_length
-from tokenward.tokens.rows import TokenRow
 
 SIZES = {
     "vocab_size": len(tiny_tokenizer()),
@@ -45,7 +44,7 @@ def loaded(build, folder):
 
 def logprobs(model, *rows):
     with torch.no_grad():
-        return token_logprobs(model.model, model.head, model.collate([row for row in rows]))
+        return token_logprobs(model.model, model.head, model.collate(list(rows)))
 
 
 @pytest.mark.parametrize(("build", "steady"), [(longrope, 32), (dynamic, 31)])

@@ -13,7 +13,6 @@ from tokenward.models.forward import FrozenReference, OutputSpec, token_logprobs
 from tokenward.models.probe import choose_head, choose_layout
 from tokenward.ops.heads import LinearHead, LogitChange, LogitStep
 from tokenward.ops.tiles import linear_statistics
-from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.batches import collate
 
 
@@ -109,7 +108,7 @@ def test_statistics_of_a_changed_head_are_those_of_all_logits(family):
     """Entropy, divergence and rank, and the states that a frozen reference is read by."""
     model, other = tiny(family), tiny(family, lively=False)
     heads = choose_head(model, name="it"), choose_head(other, name="it")
-    batch = collate([row for row in ROWS], layout="separate", pad_id=0)
+    batch = collate(list(ROWS), layout="separate", pad_id=0)
 
     def found(head, reference_head):
         reference = FrozenReference(other, reference_head)

@@ -24,7 +24,6 @@ from tokenward.models.reward import (
 )
 from tokenward.objectives import PlackettLuce
 from tokenward.scoring.values import token_values
-from tokenward.tokens.rows import TokenRow
 from tokenward.training.trainer import TokenTrainer
 
 ids = torch.randint(0, 250, (60,), generator=torch.Generator().manual_seed(5)).tolist()
@@ -39,13 +38,13 @@ EXACT = {"gpt2": 1e-10, "llama": 1e-6, "t5": 1e-5}
 
 
 def rewards_of(model, rows):
-    batch = model.collate([row for row in rows])
+    batch = model.collate(list(rows))
     return model.read(model.model, batch)[0]
 
 
 def values_of(model, rows=ROWS, **settings):
     settings = {"precision": "float32", "tokens_per_batch": 4096, **settings}
-    found = token_values(model, [row for row in rows], **settings)
+    found = token_values(model, list(rows), **settings)
     return torch.cat([part for row in found for part in row])
 
 
@@ -110,7 +109,7 @@ def test_a_text_has_one_reward_in_training_in_use_and_after_saving(tmp_path, nam
     model = new_reward_model(str(folder), RewardSettings(**LIVELY), seed=1, device="cpu")
     watched = Watched()
     settings = {"learning_rate": 0.0, "per_device_train_batch_size": 2, "num_train_epochs": 1}
-    rows = [row for row in ROWS]
+    rows = list(ROWS)
     TokenTrainer(model, watched, arguments(tmp_path / "t", **settings), rows).train()
     texts = [tuple(response) for row in ROWS for response in row.responses]
     trained = torch.cat([watched.seen[text] for text in texts])
@@ -168,7 +167,7 @@ def test_a_reward_of_a_narrow_model_learns_from_its_own_start(tmp_path):
     settings = {"optim": "adamw_torch", "learning_rate": 1e-3, "max_steps": 12}
     TokenTrainer(model, PlackettLuce(), arguments(tmp_path / "t", **settings), rows).train()
     model.model.eval()
-    values = values_of(model, [row for row in rows]).view(16, 2, 6)
+    values = values_of(model, list(rows)).view(16, 2, 6)
     assert float(values.std()) > 1e-2
     assert float(values[:, 0].mean(1).sub(values[:, 1].mean(1)).min()) > 0
 
@@ -237,7 +236,7 @@ def test_freezing_trains_the_head_alone(tmp_path, freeze):
     model = new_reward_model(folder, RewardSettings(**LIVELY, freeze=freeze), seed=0, device="cpu")
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.5}
-    rows = [row for row in ROWS]
+    rows = list(ROWS)
     TokenTrainer(model, PlackettLuce(), arguments(tmp_path / "t", **settings), rows).train()
     changed = {
         name for name, value in model.model.state_dict().items() if not torch.equal(value, before[name])

@@ -13,7 +13,6 @@ from tests.training.tools import language_model
 from tokenward.models.forward import FrozenReference, OutputSpec, token_statistics
 from tokenward.models.head import SelectiveHead, install_head
 from tokenward.ops.logprob import kl_of
-from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.batches import collate
 from tokenward.training.checks import disable_dropout
 
@@ -153,7 +152,7 @@ def test_states_and_layers_are_those_at_the_position_before_the_token(layout, wi
 def test_an_encoder_decoder_has_them_too():
     model, other = tiny_t5(dtype=torch.float64).eval(), tiny_t5(dtype=torch.float64, seed=1).eval()
     policy = replace(language_model(model, layout="encoder_decoder"), start_id=0)
-    batch = policy.collate([row for row in ROWS])
+    batch = policy.collate(list(ROWS))
     reference = FrozenReference(other, SelectiveHead(other.lm_head))
     wanted = OutputSpec(kl="forward", states=True, reference_layers=True, reference=reference)
     found = token_statistics(policy.model, policy.head, batch, wanted)

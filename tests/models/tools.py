@@ -7,8 +7,7 @@ from torch import Tensor
 
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_t5, tiny_tokenizer
 from tokenward.models.reward import RewardModel, RewardSettings, TokenRewardModule
-from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.rows import Layout
+from tokenward.tokens.rows import Layout, TokenRow
 
 # Heads of the published start give rewards that all look alike; these give rewards that tell tokens apart.
 LIVELY = {"hidden": 8, "gain": 0.5, "bias": 0.1}

@@ -14,15 +14,11 @@ from tokenward.plugins import build
 from tokenward.selection import SoftWeights
 from tokenward.selection.base import ScoredTokens
 from tokenward.tokens.batches import TokenBatch, collate
-from tokenward.tokens.rows import TokenRow
 
 
 def batch_of(*comparisons, weights=None, scores=None, reference=None, entropy=None, ranks=None) -> TokenBatch:
     """Comparisons as lengths of their responses, with flat values in double precision."""
-    rows = [
-        encoded([1], *([2] * length for length in lengths), ranks=ranks)
-        for lengths in comparisons
-    ]
+    rows = [encoded([1], *([2] * length for length in lengths), ranks=ranks) for lengths in comparisons]
     batch = collate(rows, layout="shared", pad_id=0)
     given = {"weights": weights, "scores": scores, "reference_logp": reference, "entropy": entropy}
     values = {

@@ -1,6 +1,7 @@
 """The reward model's loss: by hand, laws 1 and 4, what shifts and lengths do, segments, ties, random lists."""
 
 import math
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -11,7 +12,6 @@ from tokenward.errors import UserError
 from tokenward.objectives import OBJECTIVES, PlackettLuce
 from tokenward.plugins import build
 from tokenward.tokens.batches import TokenBatch, collate
-from tokenward.tokens.rows import TokenRow
 
 KINDS = [
     PlackettLuce(),

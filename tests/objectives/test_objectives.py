@@ -1,6 +1,7 @@
 """Laws 1 and 2: objectives against numbers worked by hand, and what a weight of zero means."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from tests.tokens.rows import encoded
 from tokenward.errors import UserError
 from tokenward.objectives import DPO, OBJECTIVES, SFT, Pairwise, SePO, SimPO
 from tokenward.tokens.batches import TokenBatch, collate
-from tokenward.tokens.rows import TokenRow
 
 LOGISTIC = [SePO(), SimPO(), SePO(gamma=1.5, margin=0.3), DPO(), DPO(loss="ipo"), DPO(label_smoothing=0.1)]
 
@@ -155,7 +155,7 @@ def test_sft_by_hand():
 
 def test_sft_takes_any_number_of_responses():
     items = encoded([1], [2], [2], [2], ranks=(2, 0, 1)), encoded([1], [2], [2], ranks=(0, 0))
-    batch = collate([item for item in items], layout="shared", pad_id=0)
+    batch = collate(list(items), layout="shared", pad_id=0)
     # The tie is the mean of both.
     assert SFT()(double(-1.0, -2.0, -4.0, -3.0, -6.0), batch).loss.tolist() == [2.0, 4.5]
 

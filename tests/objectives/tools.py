@@ -12,7 +12,6 @@ from tokenward.objectives.base import auxiliaries
 from tokenward.plugins import build
 from tokenward.selection import KeepAll
 from tokenward.tokens.batches import TokenBatch, collate
-from tokenward.tokens.rows import TokenRow
 
 WIDTH, LAYERS = 6, 2
 

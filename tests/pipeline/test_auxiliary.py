@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenward.pipeline.rows import LazyRows
+from tokenward.pipeline.scored import scored_rows
 
 import tokenward
 from tests.models.plain import plain_logprobs
@@ -15,8 +17,6 @@ from tokenward.errors import UserError
 from tokenward.models.loading import load_model
 from tokenward.pipeline.auxiliary import prompted, with_prompt
 from tokenward.pipeline.data import encode_set, pair_sets, response_keys
-from tokenward.pipeline.rows import LazyRows
-from tokenward.pipeline.scored import scored_rows
 from tokenward.scoring.store import TokenStore
 from tokenward.tokens.encode import Limits, encode_one
 from tokenward.tokens.template import Template

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenward.pipeline.scored import scored_rows
+from tokenward.pipeline.values import weigh_batch
 
 import tokenward
 from tests.tiny import planted_rows
 from tokenward.errors import UserError
 from tokenward.pipeline.data import pair_sets
-from tokenward.pipeline.scored import scored_rows
-from tokenward.pipeline.values import weigh_batch
-from tokenward.tokens.rows import TokenRow
 
 RUN = Path("runs/quickstart")
 
@@ -148,8 +147,9 @@ def test_sft_counts_the_best_response_of_a_prompt_once(tiny_workplace: Path) -> 
 
 
 def test_weights_of_the_batch_are_the_selectors_own_where_it_keeps_something(copied_run: Path) -> None:
-    from tokenward.pipeline.data import encode_set
     from tokenward.pipeline.values import weigh_rows
+
+    from tokenward.pipeline.data import encode_set
     from tokenward.selection import TopFraction
 
     run = tokenward.open_run(copied_run, quiet=True)

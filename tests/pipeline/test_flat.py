@@ -4,12 +4,17 @@ import gc
 import json
 import tracemalloc
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from tokenward.pipeline.rows import LazyRows, responses_of
+from tokenward.pipeline.scored import scored_rows
+from tokenward.pipeline.values import weigh_all, weigh_rows, with_reference
+from tokenward.tokens.encoded import EncodedRows
 
 import tokenward
 from tests.tiny import planted_rows
@@ -17,15 +22,10 @@ from tokenward.errors import UserError
 from tokenward.pipeline import score_stages, values
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.data import encode_set, pair_sets
-from tokenward.pipeline.rows import LazyRows, responses_of
-from tokenward.pipeline.scored import scored_rows
 from tokenward.pipeline.train_stages import best_once
-from tokenward.pipeline.values import weigh_all, weigh_rows, with_reference
 from tokenward.selection import SideRule, SoftWeights, TopFraction, Transform
 from tokenward.tokens import shards
-from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.encode import encode
-from tokenward.tokens.encoded import EncodedRows
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
 from tokenward.types import Comparison
@@ -83,7 +83,11 @@ def test_rows_with_values_are_those_built_at_once(tiny_workplace: Path) -> None:
         write_store(run, name)
     rows = with_reference(run, scored_rows(run, LazyRows(encoded=lazy)))
     expected = [
-        replace(row, reference_logp=Invented()([row], None)["oracle_logp"][0], scores=[torch.zeros(len(ids)) for ids in row.responses])
+        replace(
+            row,
+            reference_logp=Invented()([row], None)["oracle_logp"][0],
+            scores=[torch.zeros(len(ids)) for ids in row.responses],
+        )
         for row in eager(run)
     ]
     same(rows, expected)

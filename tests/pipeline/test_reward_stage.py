@@ -17,7 +17,6 @@ from tokenward.pipeline.fit import Interrupted
 from tokenward.scoring.store import TokenStore
 from tokenward.scoring.values import token_values
 from tokenward.tokens.encode import encode
-from tokenward.tokens.rows import TokenRow
 
 RUN = Path("runs/quickstart")
 REWARD = "scores.scorer={name: reward}"
@@ -48,9 +47,7 @@ def test_the_reward_that_is_stored_is_the_reward_that_was_trained(tiny_workplace
     template = run.tokenizer_template(run.start_model)
     store = TokenStore(run.path("scores"))
     pairs = encode(pair_sets(run).train, template, run.limits).rows
-    values = token_values(
-        model, [row for row in pairs], precision="float32", tokens_per_batch=64
-    )
+    values = token_values(model, list(pairs), precision="float32", tokens_per_batch=64)
     assert len(pairs) > 10
     for row, found in zip(pairs, values, strict=True):
         for key, mine in zip(response_keys(row), found, strict=True):

@@ -13,7 +13,6 @@ from tokenward.pipeline.plan import plan_recipe
 from tokenward.pipeline.train_stages import best_once
 from tokenward.report.single import shown_pair
 from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.rows import TokenRow
 from tokenward.types import Comparison
 
 KTO = ["scores.scorer={name: surprisal}", "policy.selection={name: all}"]

@@ -11,7 +11,6 @@ from tokenward.ops.looks import activation_mask
 from tokenward.scoring.looks import looked_at
 from tokenward.scoring.model_scorers import Activation, Attention, Similarity
 from tokenward.scoring.reads import Value, value_of
-from tokenward.tokens.rows import TokenRow
 
 ROWS = [encoded([1, 2, 3], [4, 5, 9], [6, 7]), encoded([9], [10], [12, 13, 14, 15])]
 TEXTS = [(row.prompt, ids) for row in ROWS for ids in row.responses]
@@ -25,7 +24,7 @@ def folder(request, tmp_path_factory):
 
 def found(folder, value, *, attention="sdpa", tokens=64) -> list[torch.Tensor]:
     model = load_model(folder, device="cpu", attention=attention)
-    rows = [row for row in ROWS]
+    rows = list(ROWS)
     made = looked_at(model, rows, value, precision="float32", tokens_per_batch=tokens)
     return [response for row in made for response in row]
 

@@ -25,7 +25,6 @@ from tokenward.scoring.scorers import (
 from tokenward.scoring.steps import Owners
 from tokenward.scoring.store import TokenRecord
 from tokenward.scoring.values import flatten, token_values
-from tokenward.tokens.rows import TokenRow
 
 ROWS = [
     encoded([1, 2, 3], [4, 5], [6, 7, 8]),
@@ -230,7 +229,7 @@ def model(tiny_folder):
 
 
 def stored(model, **options):
-    rows = [row for row in ROWS]
+    rows = list(ROWS)
     return token_values(model, rows, **{"precision": "float32", "tokens_per_batch": 64, **options})
 
 

@@ -5,9 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokens.rows import encoded
-from tokenward.tokens.batches import budgeted
+from tokenward.tokens.batches import budgeted, collate
 from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.batches import collate
 
 lengths = st.integers(1, 12)
 comparisons = st.lists(st.tuples(lengths, st.lists(lengths, min_size=2, max_size=4)), max_size=12)

@@ -1,5 +1,7 @@
 """Tokens that are read and have no number: every layout gives the assistant's tokens what the whole conversation gives them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,8 +10,7 @@ from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 from tokenward.models.head import SelectiveHead
 from tokenward.models.loading import LanguageModel
 from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.encode import Insert
-from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.split import Insert
 from tokenward.types import Comparison
 
 INSERTS = {

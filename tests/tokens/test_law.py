@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import CHATML, tiny_tokenizer
 from tokenward.errors import UserError
-from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.encode import Limits, encode_one
 from tokenward.tokens.notes import explanations
+from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.spelled import moved, spelled
 from tokenward.tokens.split import SAID, Note
 from tokenward.tokens.template import Style, Template, joined

@@ -1,14 +1,15 @@
 """How comparisons are laid out, and where each token is predicted: small cases by hand, then laws."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokens.rows import encoded
-from tokenward.tokens.layouts import predicting_positions
-from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.batches import collate
+from tokenward.tokens.layouts import predicting_positions
 from tokenward.tokens.tree import visible
 
 PAIR = encoded([10, 11, 12], [20, 21], [30, 31, 32])
@@ -20,7 +21,7 @@ comparisons = st.lists(st.tuples(lengths, st.lists(lengths, min_size=2, max_size
 
 
 def batch_of(*items, layout, pad_id=0, whole=True):
-    return collate([item for item in items], layout=layout, pad_id=pad_id, whole=whole)
+    return collate(list(items), layout=layout, pad_id=pad_id, whole=whole)
 
 
 def seen(mask: torch.Tensor) -> list[str]:
@@ -175,8 +176,18 @@ def test_the_pad_id_changes_nothing_but_the_padding(layout):
 
 def test_values_travel_with_their_tokens():
     rows = [
-        replace(PAIR, weights=[torch.tensor([0.0, 1.0]), torch.tensor([2.0, 0.0, 0.5])], reference_logp=[torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -4.0, -5.0])], scores=[torch.tensor([9.0, 8.0]), torch.tensor([7.0, 6.0, 5.0])]),
-        replace(SHORT, weights=[torch.tensor([0.0]), torch.tensor([3.0])], reference_logp=[torch.tensor([-6.0]), torch.tensor([-7.0])], scores=[torch.tensor([4.0]), torch.tensor([3.0])]),
+        replace(
+            PAIR,
+            weights=[torch.tensor([0.0, 1.0]), torch.tensor([2.0, 0.0, 0.5])],
+            reference_logp=[torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -4.0, -5.0])],
+            scores=[torch.tensor([9.0, 8.0]), torch.tensor([7.0, 6.0, 5.0])],
+        ),
+        replace(
+            SHORT,
+            weights=[torch.tensor([0.0]), torch.tensor([3.0])],
+            reference_logp=[torch.tensor([-6.0]), torch.tensor([-7.0])],
+            scores=[torch.tensor([4.0]), torch.tensor([3.0])],
+        ),
     ]
     batch = collate(rows, layout="separate", pad_id=0)
     assert batch.ids.tolist() == [20, 21, 30, 31, 32, 50, 60]
@@ -200,9 +211,9 @@ def test_values_for_some_rows_only_are_refused():
 
 
 def test_a_moved_batch_is_moved_whole():
-    batch = collate(
-        [replace(SHORT, scores=[torch.ones(1), torch.ones(1)])], layout="shared", pad_id=0
-    ).to("meta")
+    batch = collate([replace(SHORT, scores=[torch.ones(1), torch.ones(1)])], layout="shared", pad_id=0).to(
+        "meta"
+    )
     tensors = [batch.input_ids, batch.position_ids, batch.attention_mask, batch.predicted_from, batch.ids]
     tensors += [batch.response, batch.comparison, batch.rank, batch.weights, batch.kept, batch.scores]
     tensors += [batch.tree.owner, batch.tree.comparisons[0].pieces[0].mask]
@@ -240,7 +251,7 @@ def test_every_token_is_read_at_its_place(layout, sizes):
         encoded([next(ids) for _ in range(prompt)], *[[next(ids) for _ in range(n)] for n in lengths])
         for prompt, lengths in sizes
     ]
-    batch = collate([item for item in items], layout=layout, pad_id=0, start_id=9999)
+    batch = collate(list(items), layout=layout, pad_id=0, start_id=9999)
     read = batch.input_ids if batch.decoder_ids is None else batch.decoder_ids
     assert read.flatten()[batch.placed_at].tolist() == batch.ids.tolist()
 
@@ -251,9 +262,7 @@ def test_encoder_and_decoder_rows_by_hand():
     assert batch.decoder_ids.tolist() == [[9, 20, 21, 7], [9, 30, 31, 32]]
     assert batch.predicted_from.tolist() == [0, 1, 4 + 0, 4 + 1, 4 + 2]
     assert batch.placed_at.tolist() == [1, 2, 4 + 1, 4 + 2, 4 + 3]
-    both = collate(
-        [SHORT, PAIR], layout="encoder_decoder", pad_id=7, start_id=9
-    )
+    both = collate([SHORT, PAIR], layout="encoder_decoder", pad_id=7, start_id=9)
     assert both.input_ids.tolist() == [[40, 7, 7], [40, 7, 7], [10, 11, 12], [10, 11, 12]]
     assert both.attention_mask.tolist() == [[1, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]]
     assert both.decoder_ids.tolist() == [[9, 50, 7, 7], [9, 60, 7, 7], [9, 20, 21, 7], [9, 30, 31, 32]]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenward.tokens.encoded import EncodedRows, Joined
+from tokenward.tokens.shards import ENCODED, EncodedFile, write_encoded
 
 from tests.tiny import tiny_tokenizer
 from tokenward.data.choice import Choice
@@ -16,10 +18,8 @@ from tokenward.data.lines import ComparisonFile, to_line
 from tokenward.data.pairs import pair_places
 from tokenward.errors import UserError
 from tokenward.tokens import shards
-from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.encode import Limits, encode, encode_one
-from tokenward.tokens.encoded import EncodedRows, Joined
-from tokenward.tokens.shards import ENCODED, EncodedFile, write_encoded
+from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
 

@@ -51,9 +51,7 @@ def selected_rows():
     for number, row in enumerate(random_rows(6, longest=15)):
         first, second = row.responses
         if number % 2:
-            row = replace(
-                row, encoded=row._replace(responses=[first[:3] + first, first[:3] + second])
-            )
+            row = replace(row, encoded=row._replace(responses=[first[:3] + first, first[:3] + second]))
         weights = []
         for ids in row.responses:
             kept = torch.rand(len(ids), generator=generator) < 0.3
@@ -65,7 +63,7 @@ def selected_rows():
 
 def plain_loss(model, rows):
     batch = collate(rows, layout="separate", pad_id=0)
-    logp = plain_logprobs(model, [row for row in rows])
+    logp = plain_logprobs(model, list(rows))
     return SePO()(logp, batch).loss.mean()
 
 

@@ -44,9 +44,7 @@ def test_it_is_that_of_a_plain_softmax_over_tokens_with_weight(tmp_path):
     rows = [
         replace(
             row,
-            weights=[
-                torch.randint(0, 3, (len(ids),), generator=draw).float() for ids in row.responses
-            ],
+            weights=[torch.randint(0, 3, (len(ids),), generator=draw).float() for ids in row.responses],
         )
         for row in random_rows(3, longest=20)
     ]

@@ -24,7 +24,6 @@ from tokenward.objectives.base import DRAW
 from tokenward.pipeline import policy_stage
 from tokenward.pipeline.context import Run
 from tokenward.pipeline.stages import run_through
-from tokenward.tokens.rows import TokenRow
 from tokenward.training.passes import StepDraw
 from tokenward.training.trainer import TokenTrainer
 
@@ -157,9 +156,7 @@ def test_what_a_ranked_list_draws_is_the_same_however_the_step_is_cut(objective,
     """Lists of four, two of them tied; another draw would be seen at once, and each step has its own."""
     generator = torch.Generator().manual_seed(2)
     rows = [
-        encoded(
-                [1, 2], *torch.randint(3, 250, (4, 5), generator=generator).tolist(), ranks=(0, 1, 1, 2)
-            )
+        encoded([1, 2], *torch.randint(3, 250, (4, 5), generator=generator).tolist(), ranks=(0, 1, 1, 2))
         for _ in range(8)
     ]
     given = Handed(reward_model("llama", "shared"), objective, rows, {})

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from tokenward.pipeline.values import weigh_rows
 
 from tests.tiny import tiny_llama
 from tests.training.tools import arguments, language_model, token_row, with_reference
@@ -15,7 +16,6 @@ from tokenward.evaluation.heldout import PairLogprobs, preference_figures
 from tokenward.evaluation.statistics import auroc
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives import DPO, Objective, SePO
-from tokenward.pipeline.values import weigh_rows
 from tokenward.scoring.values import token_values
 from tokenward.selection import TopFraction
 from tokenward.tokens.rows import TokenRow

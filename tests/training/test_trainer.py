@@ -125,8 +125,7 @@ def some_weights(rows):
     """Rows with the weights 0.5, 0, 2 over and over."""
     cycle = torch.tensor([0.5, 0.0, 2.0])
     return [
-        replace(row, weights=[cycle[torch.arange(len(ids)) % 3] for ids in row.responses])
-        for row in rows
+        replace(row, weights=[cycle[torch.arange(len(ids)) % 3] for ids in row.responses]) for row in rows
     ]
 
 
@@ -199,10 +198,7 @@ def test_a_step_descends_the_sum_over_the_steps_tokens(tmp_path, normaliser):
 
 
 def test_a_step_in_which_nothing_counts_changes_nothing(tmp_path):
-    rows = [
-        replace(row, weights=[torch.zeros(len(ids)) for ids in row.responses])
-        for row in random_rows(4)
-    ]
+    rows = [replace(row, weights=[torch.zeros(len(ids)) for ids in row.responses]) for row in random_rows(4)]
     trainer = trained(tmp_path, rows, objective=SFT(normaliser="step_weights"), per_device_train_batch_size=4)
     assert largest_difference(weights_of(trainer.model), weights_of(tiny_llama())) == 0
     assert logged(trainer)[0]["loss"] == 0.0

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 from tests.training.tools import language_model, random_rows, with_reference
+from tokenward import losses
+from tokenward.models import logprobs
 from tokenward.models.forward import token_logprobs
 from tokenward.objectives import DPO, KTO, SePO, SimPO
 from tokenward.objectives.base import Losses
-from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.batches import collate
+from tokenward.tokens.rows import TokenRow
 from tokenward.training.metrics import MetricSums
 
 pytest.importorskip("trl")
@@ -239,10 +240,7 @@ def test_dpo_equals_trl(tmp_path, name, objective, settings, layout):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
 def test_smoothed_dpo_equals_trl(tmp_path, name, smoothing):
     """TRL 1.16 keeps cDPO's smoothing in CPO's sigmoid loss only: that is DPO with a reference of 0 nats."""
-    rows = [
-        replace(row, reference_logp=[torch.zeros(len(ids)) for ids in row.responses])
-        for row in ROWS
-    ]
+    rows = [replace(row, reference_logp=[torch.zeros(len(ids)) for ids in row.responses]) for row in ROWS]
     theirs = trl_cpo(
         tmp_path, MODELS[name], rows, loss_type="sigmoid", beta=0.2, label_smoothing=smoothing, cpo_alpha=0.0
     )
@@ -274,3 +272,38 @@ def test_the_comparison_sees_a_token_that_is_left_out(tmp_path):
     )
     with pytest.raises(AssertionError):
         assert_equal(ours(MODELS["llama"], SimPO(), rows, "shared"), theirs, within=1e-6, sums=False)
+
+
+def padded(rows: list[TokenRow]) -> tuple[dict[str, Tensor], Tensor]:
+    """Chosen rows, then rejected ones, as TRL's collator lays them out, and which tokens are of responses."""
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    examples = [
+        dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), (item.prompt, *item.responses), strict=True))
+        for item in (row.encoded for row in rows)
+    ]
+    batch = DataCollatorForPreference(pad_token_id=0)(examples)
+    return batch, batch.pop("completion_mask").bool()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_loop_with_losses_on_padded_rows_equals_trl(tmp_path, name):
+    start, (batch, mask) = MODELS[name], padded(ROWS)
+    model, frozen, sides = moved(start)().eval(), start().eval(), mask.chunk(2)
+    with torch.no_grad():
+        reference = logprobs.token_logprobs(frozen, batch, mask)
+    logp = logprobs.token_logprobs(model, batch, mask)
+    loss = losses.dpo(logp.chunk(2), sides, reference.chunk(2), beta=0.3)
+    mine = Outcome(model, loss.mean(), {})
+    theirs = trl_dpo(tmp_path, moved(start), frozen, ROWS, beta=0.3)
+    check_gradients(mine, theirs, within=1e-6)
+    simpo = losses.simpo(logprobs.token_logprobs(model, batch, mask).chunk(2), sides, beta=0.5, gamma=0.3)
+    mine = Outcome(model, simpo.mean(), {})
+    settings = {"loss_type": "simpo", "simpo_gamma": 0.3, "cpo_alpha": 0.0, "beta": 0.5, "max_length": 512}
+    check_gradients(mine, trl_cpo(tmp_path, moved(start), ROWS, **settings), within=EXACT[name])
+
+
+def check_gradients(mine: Outcome, theirs: Outcome, *, within: float) -> None:
+    assert mine.loss == pytest.approx(theirs.loss, rel=0, abs=within)
+    for part, gradient in theirs.gradients.items():
+        assert float((mine.gradients[part] - gradient).abs().max()) < within, part

@@ -10,14 +10,14 @@ from tokenward.config.base import TRAINING, Count, Named, NamedTable, Share, Tab
 from tokenward.config.online import ExamplesTable, OnlineTable, PromptTaskTable, RewardTable
 
 RENAMED: dict[str, str] = {
-    "data.held_out": "data.eval",
-    "experts": "auxiliary_models",
-    "auxiliary_models.NAME.picks": "subset",
+    "data.eval": "data.eval",
+    "auxiliary_models": "auxiliary_models",
+    "auxiliary_models.NAME.subset": "subset",
     "auxiliary_models.NAME.swapped": "swap_labels",
-    "guidance": "online",
-    "online.reward_looks": "online.reward_evals",
+    "online": "online",
+    "online.reward_evals": "online.reward_evals",
     "model.rows": "model.packing, with shared_prompts for shared and none for separate",
-    "referee": "eval_reward",
+    "eval_reward": "eval_reward",
 }
 """Keys of an earlier version, and what they are called now. An entry stays for two minor releases."""
 
@@ -178,7 +178,7 @@ class AuxiliaryModelTable(Table):
     )
     fraction: Share = Field(default=1.0, description="Share of the training comparisons it sees.")
     subset: SubsetTable | None = Field(
-        default=None, description="Comparisons that a scorer picks for it to train on; null is none."
+        default=None, description="Comparisons that a scorer subset for it to train on; null is none."
     )
     adapter: Literal["inherit"] | dict[str, Any] | None = Field(
         default="inherit", description="As model.adapter; inherit takes it from there."

@@ -99,7 +99,7 @@ def choose_head(model: PreTrainedModel, *, name: str, start_id: int | None = Non
     """
     change = logit_change(model, start_id)
     head = None if change is None else install_head(model, change)
-    if head is None or not _answers(model, head, start_id):
+    if head is None or not answers(model, head, start_id):
         _say(
             name,
             "makes all logits at every token: what it does to its head's output is nothing that is known",
@@ -109,8 +109,14 @@ def choose_head(model: PreTrainedModel, *, name: str, start_id: int | None = Non
 
 
 @torch.no_grad()
-def _answers(model: PreTrainedModel, head: SelectiveHead, start_id: int | None) -> bool:
-    """Whether the model's forward hands on what the head answers; some look at its shape."""
+def answers(model: PreTrainedModel, head: SelectiveHead, start_id: int | None) -> bool:
+    """Whether the model's forward hands on what the head answers; some look at its shape.
+
+    Args:
+        model: The model.
+        head: Its head.
+        start_id: What its decoder begins with, where it has an encoder.
+    """
     batch = few_tokens(model, start_id)
     try:
         with head.answering(batch.predicted_from, batch.ids):

@@ -1,14 +1,20 @@
 """Policy gradient with a reward per token."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.objectives.base import Losses
-from tokenward.ops.guidance import baseline_leave_one_out, baseline_mean, return_to_go
-from tokenward.ops.ragged import segment_sum, weighted_mean
+from tokenward.ops.guidance import (
+    Baseline,
+    MeanOver,
+    comparison_mean,
+    credit,
+    reinforce,
+)
 from tokenward.tokens.batches import TokenBatch
 
 
@@ -47,9 +53,9 @@ class Reinforce:
     entropy: float = 0.125
     return_to_go: bool = False
     discount: float = 1.0
-    baseline: Literal["none", "mean", "leave_one_out"] = "none"
+    baseline: Baseline = "none"
     kl: float = 0.0
-    normaliser: Literal["token", "sequence"] = "token"
+    normaliser: MeanOver = "token"
 
     def __post_init__(self) -> None:
         for name in ("entropy", "kl"):
@@ -92,28 +98,27 @@ class Reinforce:
             ratio = kept.logp.detach() - batch.reference_logp[keep]
             metrics["kl"] = self._mean(ratio, kept, batch)
             kept = kept._replace(rewards=kept.rewards - self.kl * ratio)
-        loss = -self._mean(self._credit(kept, batch) * kept.logp, kept, batch)
+        entropy = None
         if self.entropy:
             assert batch.entropy is not None
-            entropy = self._mean(batch.entropy[keep], kept, batch)
-            metrics["entropy"] = entropy
-            loss = loss - self.entropy * entropy
+            entropy = batch.entropy[keep]
+            metrics["entropy"] = self._mean(entropy, kept, batch)
+        mean = partial(self._mean, kept=kept, batch=batch)
+        loss = reinforce(kept.logp, self._credit(kept, batch), entropy, mean, alpha=self.entropy)
         return Losses(loss, {name: value.detach() for name, value in metrics.items()})
 
     def _credit(self, kept: _Kept, batch: TokenBatch) -> Tensor:
         """What each log-probability is weighted with, without gradient.  -> [m]"""
-        values = kept.rewards.detach()
-        if self.return_to_go:
-            values = return_to_go(values, kept.response, self.discount)
-        if self.baseline == "none":
-            return values
-        function = baseline_mean if self.baseline == "mean" else baseline_leave_one_out
-        return values - function(values, kept.response, batch.comparison, batch.comparisons)
+        return credit(
+            kept.rewards,
+            kept.response,
+            batch.comparison,
+            batch.comparisons,
+            discount=self.discount if self.return_to_go else None,
+            baseline=self.baseline,
+        )
 
     def _mean(self, values: Tensor, kept: _Kept, batch: TokenBatch) -> Tensor:
         """Mean over a comparison's tokens, or over its responses' means.  [m] -> [b]"""
-        if self.normaliser == "token":
-            return weighted_mean(values, kept.weights, batch.comparison[kept.response], batch.comparisons)
-        means = weighted_mean(values, kept.weights, kept.response, batch.responses)
-        has = (segment_sum(kept.weights, kept.response, batch.responses) != 0).to(means.dtype)
-        return weighted_mean(means, has, batch.comparison, batch.comparisons)
+        owners = (kept.response, batch.comparison, batch.comparisons)
+        return comparison_mean(values, kept.weights, *owners, self.normaliser)

@@ -59,8 +59,14 @@ class KTO:
         """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""
         ratio, good = sums(log_ratios(logp, batch), batch), batch.rank == 0
         anchor = self._anchor(ratio, batch)
-        weight = torch.where(good, self.desirable, self.undesirable)
-        found = weight * kto(ratio, good, anchor[batch.comparison], beta=self.beta)
+        found = kto(
+            ratio,
+            good,
+            anchor[batch.comparison],
+            beta=self.beta,
+            desirable_weight=self.desirable,
+            undesirable_weight=self.undesirable,
+        )
         reward = self.beta * ratio.detach()
         metrics = {
             "rewards/chosen": self._mean(reward, good, batch),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tokenward.objectives.base import Losses, Unpaired
+from tokenward.ops.losses import likelihood
 from tokenward.ops.ragged import segment_sum, weighted_sum
 from tokenward.tokens.batches import TokenBatch
 
@@ -51,14 +52,14 @@ class WeightedLikelihood:
         counts = (batch.rank == 0)[batch.response] | (self.sides == "both")
         weights = torch.where(counts, batch.weights, 0.0)
         owner = batch.comparison[batch.response]
-        total = -weighted_sum(logp, weights, owner, batch.comparisons)
+        total = weighted_sum(logp, weights, owner, batch.comparisons)
         if self.normaliser == "none":
-            return Losses(total, {"nll": total.detach()})
+            return Losses(-total, {"nll": -total.detach()})
         counted = weights.abs() if self.normaliser.endswith("weights") else counts.to(weights.dtype)
         size = segment_sum(counted, owner, batch.comparisons)
-        mean = total / torch.where(size != 0, size, 1.0)
+        mean = likelihood(total, size)
         if self.own_denominator:
-            return Losses(total, {"nll": mean.detach()}, size)
+            return Losses(-total, {"nll": mean.detach()}, size)
         return Losses(mean, {"nll": mean.detach()})
 
 

@@ -1,6 +1,5 @@
 """Links by name: from the margin of a pair, of responses or of tokens, to its loss."""
 
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
@@ -44,7 +43,7 @@ class Link:
         """The loss.  [...] -> [...]"""
         if self.name == "robust":
             return links.robust(margin, self.label_smoothing)
-        plain: dict[str, Callable[[Tensor], Tensor]] = {
+        plain: dict[str, links.Link] = {
             "logistic": links.logistic,
             "hinge": links.hinge,
             "kliep": links.kliep,
@@ -52,7 +51,4 @@ class Link:
             "ba": lambda z: links.basu(z, self.power),
             "sba": lambda z: links.scaled_basu(z, self.power, self.scale),
         }
-        loss = plain[self.name]
-        if not self.label_smoothing:
-            return loss(margin)
-        return (1 - self.label_smoothing) * loss(margin) + self.label_smoothing * loss(-margin)
+        return links.smoothed(plain[self.name], margin, self.label_smoothing)

@@ -1,7 +1,7 @@
 """The loss of a token reward model: aggregated token rewards must order a comparison's responses."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,16 +9,12 @@ from torch import Tensor
 from tokenward.errors import UserError
 from tokenward.objectives.base import DRAW, Losses
 from tokenward.objectives.selected import step_seeds
-from tokenward.ops.aggregates import average, group_mean_length, pooled, soft_max, soft_min, total
+from tokenward.ops.aggregates import AGGREGATES, SCALED, SOFT, group_mean_length, pooled
 from tokenward.ops.listwise import agreement, plackett_luce, random_subsets, ranks_differ
 from tokenward.ops.ragged import position_in_group, segment_sum
 from tokenward.plugins import check_call, find
 from tokenward.selection import uniform
 from tokenward.tokens.batches import TokenBatch
-
-AGGREGATES: dict[str, Any] = {"average": average, "sum": total, "softmax": soft_max, "softmin": soft_min}
-SOFT = ("softmax", "softmin")
-SCALED = ("average", *SOFT)
 
 
 class _Lists(NamedTuple):

@@ -19,7 +19,7 @@ from tokenward.objectives.pairs import (
     sums,
 )
 from tokenward.ops.links import log_odds
-from tokenward.ops.losses import ipo, margin_logistic
+from tokenward.ops.losses import ipo, margin_logistic, orpo, pairwise
 from tokenward.ops.ragged import segment_sum
 from tokenward.tokens.batches import TokenBatch
 
@@ -90,7 +90,7 @@ class Pairwise:
             return ipo(*found, beta=self.beta)
         if self.link == "odds":
             found = Sides(*map(log_odds, found))
-        return self._loss_of_margin()(self.beta * (found.chosen - found.rejected) - self.margin)
+        return pairwise(*found, link=self._loss_of_margin(), beta=self.beta, margin=self.margin)
 
     def _loss_of_margin(self) -> Link:
         return Link(
@@ -278,4 +278,6 @@ class ORPO:
         mean = sides(sums(logp, batch) / total)
         rewards = Sides(self.beta * mean.chosen, self.beta * mean.rejected)
         metrics = {"nll": -mean.chosen.detach(), "loss/odds": odds.loss.detach()}
-        return Losses(self.beta * odds.loss - mean.chosen, odds.metrics | reward_metrics(rewards) | metrics)
+        return Losses(
+            orpo(odds.loss, mean.chosen, beta=self.beta), odds.metrics | reward_metrics(rewards) | metrics
+        )

@@ -18,7 +18,7 @@ from tokenward.objectives.pairs import (
     sides,
 )
 from tokenward.objectives.tbpo import states_through
-from tokenward.ops.links import logistic
+from tokenward.ops.losses import mask_price, tdpo
 from tokenward.ops.ragged import segment_sum
 from tokenward.tokens.batches import TokenBatch
 
@@ -126,11 +126,10 @@ class SparsePO:
         masks = self._masks(batch)
         ratio = self._sums(masks.ratio * weights * log_ratios(logp, batch)[keep], batch)
         kl = self._sums(masks.kl * weights.abs() * batch.kl[keep], batch)
-        margin = ratio.chosen - ratio.rejected - (kl.rejected - kl.chosen)
         half = 0.5 if self.masks == "common" else 1.0
-        price = half * (self.l1_ratio * masks.ratio.abs() + self.l1_kl * masks.kl.abs())
+        price = half * mask_price(*masks, l1_ratio=self.l1_ratio, l1_kl=self.l1_kl)
         paid = self._sums(price, batch)
-        loss = logistic(self.beta * margin) + paid.chosen + paid.rejected
+        loss = tdpo(*ratio, *kl, beta=self.beta, alpha=1.0) + paid.chosen + paid.rejected
         rewards = reward_metrics(Sides(self.beta * ratio.chosen, self.beta * ratio.rejected))
         shown = {"masks/ratio": self._mean(masks.ratio, batch), "masks/kl": self._mean(masks.kl, batch)}
         return Losses(loss, rewards | shown | kl_metrics(batch) | logp_metrics(logp, batch))

@@ -1,7 +1,7 @@
 """Pairs of tokens at the same position of two responses: TBPO."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,34 +10,9 @@ from tokenward.errors import UserError
 from tokenward.objectives.base import Auxiliary, Losses
 from tokenward.objectives.links import Link, LinkName
 from tokenward.objectives.pairs import log_ratios, logp_metrics, positive, reward_metrics, sides, sums
-from tokenward.ops.losses import one_sample_kl
-from tokenward.ops.ragged import position_in_group, weighted_mean
+from tokenward.ops.losses import one_sample_kl, token_margin
+from tokenward.ops.ragged import Aligned, aligned, weighted_mean
 from tokenward.tokens.batches import TokenBatch
-
-
-class Aligned(NamedTuple):
-    """Tokens of two responses, paired by their position among those that have weight.  [m] each
-
-    Attributes:
-        chosen: Index of the preferred response's token.
-        rejected: Index of the other's.
-        comparison: Which comparison owns the two.
-    """
-
-    chosen: Tensor
-    rejected: Tensor
-    comparison: Tensor
-
-
-def aligned(batch: TokenBatch) -> Aligned:
-    """Pair the tokens of a batch of pairs, as far as the shorter response goes."""
-    response = batch.response[batch.kept]
-    place = position_in_group(response)
-    count = torch.bincount(response, minlength=batch.responses)
-    shorter = torch.minimum(count[0::2], count[1::2])
-    inside = place < shorter[batch.comparison[response]]
-    chosen, rejected = (batch.kept[inside & (response % 2 == side)] for side in (0, 1))
-    return Aligned(chosen, rejected, batch.comparison[batch.response[chosen]])
 
 
 @dataclass
@@ -121,11 +96,11 @@ class TBPO:
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
-        pairs, delta = aligned(batch), log_ratios(logp, batch)
+        pairs, delta = aligned(batch.kept, batch.response, batch.responses), log_ratios(logp, batch)
         baseline = self._baseline(delta, pairs, batch)
-        margin = self.beta * (delta[pairs.chosen] - delta[pairs.rejected] - baseline)
+        margin = token_margin(delta[pairs.chosen], delta[pairs.rejected], baseline, beta=self.beta)
         weights = batch.weights[pairs.chosen] * batch.weights[pairs.rejected]
-        mean = (weights, pairs.comparison, batch.comparisons)
+        mean = (weights, pairs.pair, batch.comparisons)
         loss = weighted_mean(self._link()(margin), *mean)
         ratio = sides(self.beta * sums(delta, batch))
         metrics = {
@@ -160,8 +135,7 @@ class TBPO:
         if centre:
             ones = torch.ones_like(difference)
             difference = (
-                difference
-                - weighted_mean(difference, ones, pairs.comparison, batch.comparisons)[pairs.comparison]
+                difference - weighted_mean(difference, ones, pairs.pair, batch.comparisons)[pairs.pair]
             )
         return difference if clamp is None else difference.clamp(-clamp, clamp)
 

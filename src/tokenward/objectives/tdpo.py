@@ -17,7 +17,7 @@ from tokenward.objectives.pairs import (
     sides,
     sums,
 )
-from tokenward.ops.links import logistic
+from tokenward.ops.losses import tdpo
 from tokenward.tokens.batches import TokenBatch
 
 
@@ -79,8 +79,8 @@ class TDPO:
         if self._version == 2:
             alpha = 0.5 if self.alpha is None else self.alpha
             chosen = chosen if self.stop_gradient == "none" else chosen.detach()
-        margin = ratio.chosen - ratio.rejected - alpha * (kl.rejected - chosen)
+        loss = tdpo(*ratio, chosen, kl.rejected, beta=self.beta, alpha=alpha)
         rewards = reward_metrics(
             ratio._replace(chosen=self.beta * ratio.chosen, rejected=self.beta * ratio.rejected)
         )
-        return Losses(logistic(self.beta * margin), rewards | kl_metrics(batch) | logp_metrics(logp, batch))
+        return Losses(loss, rewards | kl_metrics(batch) | logp_metrics(logp, batch))

@@ -3,12 +3,12 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.objectives.base import Losses, Unpaired
 from tokenward.objectives.pairs import log_ratios, positive, sides, sums
+from tokenward.ops.losses import pair_weight, treg
 from tokenward.ops.ragged import segment_sum, weighted_sum
 from tokenward.tokens.batches import TokenBatch
 
@@ -41,13 +41,11 @@ class TReg:
         """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
         present = (batch.weights != 0).to(batch.weights.dtype)
         ratio = weighted_sum(log_ratios(logp, batch), present, batch.response, batch.responses)
-        reward = sides(self.beta * ratio)
-        pair_weight = torch.sigmoid(reward.rejected - reward.chosen)
+        weight = pair_weight(*sides(ratio), beta=self.beta)
         if self.stop_gradient == "weight":
-            pair_weight = pair_weight.detach()
-        likelihood = sides(sums(logp, batch))
-        loss = -self.beta * pair_weight * (likelihood.chosen + likelihood.rejected)
-        return Losses(loss, {"pair_weight": pair_weight.detach()})
+            weight = weight.detach()
+        loss = treg(weight, *sides(sums(logp, batch)), beta=self.beta)
+        return Losses(loss, {"pair_weight": weight.detach()})
 
 
 @dataclass(frozen=True, slots=True)

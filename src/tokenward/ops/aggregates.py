@@ -5,7 +5,7 @@ often the token counts; 0 removes it, even if its value is not finite, with a gr
 (:func:`group_mean_length`), by which the paper multiplies all of them but the sum, is left to the caller.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,3 +106,10 @@ def group_mean_length(lengths: Tensor, comparison: Tensor, comparisons: int) -> 
     """C of the paper: mean length of the responses of one's comparison.  [r], [r] -> [r]"""
     members = segment_sum(torch.ones_like(lengths), comparison, comparisons)
     return (segment_sum(lengths, comparison, comparisons) / members)[comparison]
+
+
+AGGREGATES: dict[str, Any] = {"average": average, "sum": total, "softmax": soft_max, "softmin": soft_min}
+SOFT = ("softmax", "softmin")
+"""Those with a temperature."""
+SCALED = ("average", *SOFT)
+"""Those that the paper multiplies by C."""

@@ -3,6 +3,7 @@
 TLM (arXiv 2306.00398), sections on the reward model and on training the language model.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from tokenward.ops.ragged import segment_logsumexp, segment_sum, weighted_mean
 
 Transform = Literal["identity", "exp", "power"]
+Baseline = Literal["none", "mean", "leave_one_out"]
+MeanOver = Literal["token", "sequence"]
 
 
 def bound_softplus(z: Tensor, low: float, high: float, *, exact: bool = False) -> Tensor:
@@ -121,6 +124,71 @@ def baseline_leave_one_out(values: Tensor, response: Tensor, comparison: Tensor,
     others = segment_sum(has, comparison, comparisons)[comparison] - has
     total = segment_sum(means, comparison, comparisons)[comparison] - means
     return torch.where(others > 0, total / others.clamp(min=1), 0.0)[response]
+
+
+def credit(
+    rewards: Tensor,
+    response: Tensor,
+    comparison: Tensor,
+    comparisons: int,
+    *,
+    discount: float | None = None,
+    baseline: Baseline = "none",
+) -> Tensor:
+    """What REINFORCE multiplies each log-probability with, without gradient.  [n], [n], [r] -> [n]
+
+    Args:
+        rewards: Of the tokens.
+        response: Which response owns the token.
+        comparison: Which comparison owns the response.
+        comparisons: Number of comparisons.
+        discount: Of the rewards to come; None counts a token's own reward only.
+        baseline: What is subtracted; see :func:`baseline_mean` and :func:`baseline_leave_one_out`.
+    """
+    values = rewards.detach()
+    if discount is not None:
+        values = return_to_go(values, response, discount)
+    if baseline == "none":
+        return values
+    function = baseline_mean if baseline == "mean" else baseline_leave_one_out
+    return values - function(values, response, comparison, comparisons)
+
+
+def comparison_mean(
+    values: Tensor,
+    weights: Tensor,
+    response: Tensor,
+    comparison: Tensor,
+    comparisons: int,
+    over: MeanOver = "token",
+) -> Tensor:
+    """Mean over a comparison's tokens, or over the means of its responses.  [n], [n], [n], [r] -> [b]"""
+    if over == "token":
+        return weighted_mean(values, weights, comparison[response], comparisons)
+    means = weighted_mean(values, weights, response, len(comparison))
+    has = (segment_sum(weights, response, len(comparison)) != 0).to(means.dtype)
+    return weighted_mean(means, has, comparison, comparisons)
+
+
+def reinforce(
+    logp: Tensor,
+    credits: Tensor,
+    entropy: Tensor | None,
+    mean: Callable[[Tensor], Tensor],
+    *,
+    alpha: float,
+) -> Tensor:
+    """``-mean(credit log pi) - alpha mean(H)``.  [n], [n], [n] or None -> [b]
+
+    Args:
+        logp: Of sampled tokens.
+        credits: Of :func:`credit`.
+        entropy: ``H``, of the policy's whole distribution at each token.
+        mean: From tokens to comparisons; see :func:`comparison_mean`.
+        alpha: Price of a nat of entropy.
+    """
+    loss = -mean(credits * logp)
+    return loss if entropy is None else loss - alpha * mean(entropy)
 
 
 def _response_means(values: Tensor, response: Tensor, responses: int) -> tuple[Tensor, Tensor]:

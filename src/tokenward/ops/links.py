@@ -5,9 +5,14 @@ pair of tokens one per position. The Bregman family (arXiv 2605.12288) is writte
 convex generator ``h`` gives ``h'(R) R - h(R) - h'(1/R)``.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Link = Callable[[Tensor], Tensor]
+"""From margins to losses, elementwise."""
 
 LARGEST_LOG_RATIO = 30.0
 """Beyond it a Bregman loss is flat, as in the published code: R^2 stays within float32."""
@@ -27,6 +32,11 @@ def robust(z: Tensor, label_smoothing: float) -> Tensor:
     """``((1 - e) L(z) - e L(-z)) / (1 - 2 e)`` with ``L = -log sigma``: unbiased under flips (arXiv 2403.00409, Eq. 12)."""
     flipped = label_smoothing * logistic(-z)
     return ((1 - label_smoothing) * logistic(z) - flipped) / (1 - 2 * label_smoothing)
+
+
+def smoothed(link: Link, z: Tensor, label_smoothing: float) -> Tensor:
+    """``(1 - e) L(z) + e L(-z)``: the loss if a share ``e`` of the labels is flipped (Mitchell's cDPO note)."""
+    return (1 - label_smoothing) * link(z) + label_smoothing * link(-z) if label_smoothing else link(z)
 
 
 def kliep(z: Tensor) -> Tensor:

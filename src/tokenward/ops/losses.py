@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenward.ops.links import Link, log_odds, logistic
+
 
 def dpo(chosen: Tensor, rejected: Tensor, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """Direct preference optimisation, with label smoothing (cDPO).  [b], [b] -> [b]
@@ -53,6 +55,81 @@ def margin_logistic(chosen: Tensor, rejected: Tensor, *, scale: float, margin: f
     return -F.logsigmoid(scale * (chosen - rejected) - margin)
 
 
+def pairwise(chosen: Tensor, rejected: Tensor, *, link: Link, beta: float, margin: float = 0.0) -> Tensor:
+    """``link(beta (chosen - rejected) - margin)``, any link of :mod:`tokenward.ops.links`.  [b], [b] -> [b]"""
+    return link(beta * (chosen - rejected) - margin)
+
+
+def odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """``-log sigma(log odds(chosen) - log odds(rejected))`` of mean log-probabilities per token.  [b], [b] -> [b]"""
+    return logistic(log_odds(chosen) - log_odds(rejected))
+
+
+def orpo(odds: Tensor, chosen: Tensor, *, beta: float) -> Tensor:
+    """Odds ratio preference optimisation: ``beta odds - chosen``.  [b], [b] -> [b]
+
+    Hong et al. 2024 (arXiv 2403.07691), Eq. 6.
+
+    Args:
+        odds: Of :func:`odds_ratio`.
+        chosen: Mean log-probability of the preferred response's tokens.
+        beta: Share of the odds; the paper's lambda.
+    """
+    return beta * odds - chosen
+
+
+def tdpo(
+    chosen: Tensor, rejected: Tensor, chosen_kl: Tensor, rejected_kl: Tensor, *, beta: float, alpha: float
+) -> Tensor:
+    """``-log sigma(beta (chosen - rejected - alpha (rejected_kl - chosen_kl)))``.  [b] each -> [b]
+
+    Zeng et al. 2024 (arXiv 2404.11999); SparsePO's (arXiv 2410.05102) with masked sums and alpha 1.
+
+    Args:
+        chosen: Log-ratio of the preferred response, summed over its tokens.
+        rejected: The same of the other response.
+        chosen_kl: KL divergence of the preferred response, summed over its positions; detached for TDPO2.
+        rejected_kl: The same of the other response.
+        beta: Scale of the implicit reward, > 0.
+        alpha: Scale of the divergences.
+    """
+    return logistic(beta * (chosen - rejected - alpha * (rejected_kl - chosen_kl)))
+
+
+def mask_price(ratio: Tensor, kl: Tensor, *, l1_ratio: float, l1_kl: float) -> Tensor:
+    """SparsePO's penalty of the sizes of a token's two masks (arXiv 2410.05102).  [m], [m] -> [m]"""
+    return l1_ratio * ratio.abs() + l1_kl * kl.abs()
+
+
+def token_margin(chosen: Tensor, rejected: Tensor, baseline: Tensor, *, beta: float) -> Tensor:
+    """TBPO's ``-log R``: ``beta (chosen - rejected - baseline)`` of two tokens (arXiv 2605.12288).  [m] each -> [m]"""
+    return beta * (chosen - rejected - baseline)
+
+
+def pair_weight(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
+    """``sigma(beta (rejected - chosen))``: how wrong the log-ratios order a pair.  [b], [b] -> [b]"""
+    return torch.sigmoid(beta * rejected - beta * chosen)
+
+
+def treg(pair_weights: Tensor, chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
+    """``-beta s (chosen + rejected)`` with the pair's weight ``s``.  [b] each -> [b]
+
+    T-REG's regulariser (arXiv 2412.02685).
+
+    Args:
+        pair_weights: Of :func:`pair_weight`.
+        chosen: Log-probabilities of the preferred response, summed with the token rewards as signed weights.
+        rejected: The same of the other response.
+        beta: As in the DPO term beside it.
+    """
+    return -beta * pair_weights * (chosen + rejected)
+
+
+def likelihood(total: Tensor, size: Tensor) -> Tensor:
+    """``-total / size``: a mean negative log-probability; 0 for a size of 0, if the total is.  [b], [b] -> [b]"""
+    return -total / torch.where(size != 0, size, 1.0)
+
+
 def one_sample_kl(log_ratio: Tensor) -> Tensor:
     """``r - 1 - log r`` with ``r = pi / pi_ref``, an estimate of KL(ref || pi) from tokens of the reference.  [n] -> [n]
 
@@ -62,8 +139,16 @@ def one_sample_kl(log_ratio: Tensor) -> Tensor:
     return log_ratio.expm1() - log_ratio
 
 
-def kto(ratio: Tensor, desirable: Tensor, anchor: Tensor, *, beta: float) -> Tensor:
-    """Kahneman-Tversky optimisation of single responses: ``1 - sigma(+-beta (ratio - anchor))``.  [r] each -> [r]
+def kto(
+    ratio: Tensor,
+    desirable: Tensor,
+    anchor: Tensor,
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """Kahneman-Tversky optimisation of single responses: ``w (1 - sigma(+-beta (ratio - anchor)))``.  [r] each -> [r]
 
     Ethayarajh et al. 2024 (arXiv 2402.01306), Eq. 8; plus for desirable responses.
 
@@ -72,6 +157,9 @@ def kto(ratio: Tensor, desirable: Tensor, anchor: Tensor, *, beta: float) -> Ten
         desirable: Whether the response is a good one.
         anchor: The reference point z_0, a KL divergence in nats.
         beta: Scale, > 0.
+        desirable_weight: ``w`` of the good responses; the paper's lambda_D.
+        undesirable_weight: ``w`` of the others; lambda_U.
     """
     gain = beta * (ratio - anchor)
-    return 1 - torch.where(desirable, gain, -gain).sigmoid()
+    weight = torch.where(desirable, desirable_weight, undesirable_weight)
+    return weight * (1 - torch.where(desirable, gain, -gain).sigmoid())

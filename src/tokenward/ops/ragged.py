@@ -1,7 +1,23 @@
 """Reductions over tokens that lie end to end, each with the index of the response that owns it."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Aligned(NamedTuple):
+    """Tokens of two responses, paired by their position among those that have weight.  [m] each
+
+    Attributes:
+        chosen: Index of the preferred response's token.
+        rejected: Index of the other's.
+        pair: Which pair of responses owns the two.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    pair: Tensor
 
 
 def segment_sum(values: Tensor, owner: Tensor, count: int) -> Tensor:
@@ -53,6 +69,22 @@ def position_in_group(group: Tensor) -> Tensor:
     starts = torch.searchsorted(grouped, grouped)
     places = torch.arange(len(group), device=group.device) - starts
     return torch.empty_like(places).scatter_(0, order, places)
+
+
+def aligned(kept: Tensor, response: Tensor, responses: int) -> Aligned:
+    """Pair the tokens of responses that lie better, other, as far as the shorter one goes.  [m], [n] -> Aligned
+
+    Args:
+        kept: Indices of the tokens with weight.
+        response: Which response owns each token.
+        responses: Number of responses, even.
+    """
+    owner = response[kept]
+    count = torch.bincount(owner, minlength=responses)
+    shorter = torch.minimum(count[0::2], count[1::2])
+    inside = position_in_group(owner) < shorter[owner // 2]
+    chosen, rejected = (kept[inside & (owner % 2 == side)] for side in (0, 1))
+    return Aligned(chosen, rejected, response[chosen] // 2)
 
 
 def spread_over_segments(values: Tensor, segment: Tensor) -> Tensor:
