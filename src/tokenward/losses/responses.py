@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.losses.tokens import LISTS, ROWS, check_shape, tokens_of
+from tokenward.ops import guidance
 from tokenward.ops import losses as formulas
 from tokenward.ops.aggregates import AGGREGATES, SCALED, SOFT, group_mean_length
 from tokenward.ops.listwise import plackett_luce as list_likelihood
