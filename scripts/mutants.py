@@ -14,19 +14,23 @@ import argparse
 import ast
 import compileall
 import fnmatch
+import importlib
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
+
+import pytest
 
 from scripts.mutant_list import MUTANTS, TESTS, Mutant
 
@@ -34,6 +38,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = Path("src/tokenward")
 COPIED = ("src", "tests", "docs", "recipes", "scripts", "benchmarks", "studies")
 TIMEOUT_S = 1800
+QUIET = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+"""What is imported before pytest begins is not rewritten by it, which does not matter here."""
 CAUGHT, SURVIVED, GONE, BROKEN = "caught", "survived", "gone", "broken"
 
 
@@ -116,18 +122,48 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
-def run_tests(root: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """The tests in a copy, stopped at the first failure."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(root / "src"),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests]
-    return subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+def preload() -> None:
+    """Import what every test process needs and no mutant changes, once for all that are forked from this one."""
+    for name in ("datasets", "peft", "accelerate", "pydantic", "typer", "torch._dynamo"):
+        importlib.import_module(name)
+    for name in ("Trainer", "AutoModelForCausalLM", "LlamaForCausalLM", "PreTrainedTokenizerFast"):
+        getattr(importlib.import_module("transformers"), name)
+
+
+def run_tests(root: Path, tests: Sequence[str], log: Path) -> int:
+    """The tests in a copy, stopped at the first failure; the exit status of pytest, or -1 after the time limit."""
+    child = os.fork()
+    if not child:
+        _test_and_exit(root, tests, log)
+    until = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return -1
+
+
+def _test_and_exit(root: Path, tests: Sequence[str], log: Path) -> NoReturn:
+    os.setsid()
+    with log.open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(root)
+    sys.path[:0] = [str(root), str(root / "src")]
+    sys.dont_write_bytecode = True
+    os.environ |= {"PYTHONPATH": str(root / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    status = 3
+    try:
+        status = int(pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", *QUIET, *tests]))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def verdict(mutant: Mutant, root: Path) -> dict[str, object]:
@@ -135,27 +171,26 @@ def verdict(mutant: Mutant, root: Path) -> dict[str, object]:
     place, tests = place_of(mutant, root), tests_of(mutant, root)
     if place is None or not tests:
         return {"result": GONE, "by": "" if tests else "no tests"}
+    log = root.with_suffix(".log")
     before, times = place.path.read_text(encoding="utf-8"), place.path.stat()
     begun = time.monotonic()
     try:
         place.path.write_text(mutated(mutant, place), encoding="utf-8")
-        done = run_tests(root, tests)
-    except subprocess.TimeoutExpired:
-        return {"result": CAUGHT, "by": "timeout", "seconds": TIMEOUT_S}
+        status = run_tests(root, tests, log)
     finally:
         # With its old time the mended file has its bytecode back.
         place.path.write_text(before, encoding="utf-8")
         os.utime(place.path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    failed = [
-        line.split(" - ")[0] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))
-    ]
-    result = {0: SURVIVED, 1: CAUGHT, 2: CAUGHT}.get(done.returncode, BROKEN)
-    by = failed[0].partition(" ")[2] if failed else "" if result == SURVIVED else done.stdout[-300:]
+    said = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    failed = [line.split(" - ")[0].partition(" ")[2] for line in said if line.startswith(("FAILED", "ERROR"))]
+    result = {0: SURVIVED, 1: CAUGHT, 2: CAUGHT, -1: CAUGHT}.get(status, BROKEN)
+    by = failed[0] if failed else "" if result == SURVIVED else " ".join(said[-3:])
     return {"result": result, "by": by, "seconds": round(time.monotonic() - begun, 1)}
 
 
 def run(mutants: Sequence[Mutant], out: Path | None, jobs: int) -> dict[str, dict[str, object]]:
     """All verdicts; those that ``out`` holds already are kept, and it is written after each one."""
+    preload()
     found: dict[str, dict[str, object]] = (
         json.loads(out.read_text(encoding="utf-8")) if out is not None and out.is_file() else {}
     )
