@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from tests.objectives.tools import CASES, NAMES, made
+from tests.objectives.tools import every_objective, naming
 from tests.pipeline.tools import plugin
 from tests.training.tools import arguments, language_model, random_rows
 from tokenward.config import Named
@@ -36,11 +36,11 @@ def reads(*names: str, **flags):
     return Reads()
 
 
-@pytest.mark.parametrize(("name", "settings"), CASES, ids=NAMES)
-def test_every_objective_asks_for_what_it_reads(name, settings):
-    objective = made(name, settings)
-    check_declared(objective)
-    check_declared(with_entropy(Selected(objective, KeepAll(), Probability(of="policy"))))
+def test_every_objective_asks_for_what_it_reads():
+    for name, objective in every_objective():
+        with naming(name):
+            check_declared(objective)
+            check_declared(with_entropy(Selected(objective, KeepAll(), Probability(of="policy"))))
 
 
 @pytest.mark.parametrize("field", ASKED)

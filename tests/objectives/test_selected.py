@@ -69,13 +69,6 @@ def test_a_pair_with_an_empty_side_costs_nothing_and_still_counts():
     assert all(abs(value) > 0 for value in logp.grad.tolist()[6:7])
 
 
-def test_likelihood_needs_only_some_token_of_the_comparison():
-    objective = Selected(SFT(), BelowTheMean(), Doubt())
-    losses = objective(double(-1.0, -2.0, -1.0, -1.0, -1.0), batch_of((2, 3)))
-    assert losses.loss.tolist() == [2.0]
-    assert losses.metrics["selection/empty"].tolist() == [0.0]
-
-
 @pytest.mark.parametrize(("normaliser", "sizes"), [("step_weights", [0.0, 1.0]), ("step_length", [2.0, 2.0])])
 def test_the_denominator_of_a_step_is_made_of_the_weights_of_the_step(normaliser, sizes):
     """A comparison without weight adds nothing to the first, and its whole response to the second."""
