@@ -170,56 +170,53 @@ def test_padding_needs_no_pad_token(tiny_folder, tmp_path):
 
 def test_a_folder_that_is_no_model_says_what_it_holds(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"not a model folder: .*found: notes\.txt.*save_pretrained"):
+    with pytest.raises(UserError, match=r"found: notes\.txt"):
         load_model(str(tmp_path), device="cpu")
-    (tmp_path / "notes.txt").unlink()
-    with pytest.raises(UserError, match=r"found: nothing"):
-        load_tokenizer(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "./none", "~/none-of-mine", "a/b/c"])
-def test_a_folder_that_does_not_exist_is_named(name):
-    with pytest.raises(UserError, match=f"there is no model folder {name}\\. Write a folder, a hub name"):
-        resolve(name)
-
-
-def test_a_hub_name_stays_a_hub_name():
+def test_a_folder_that_does_not_exist_is_named_and_a_hub_name_stays_one():
+    for name in ("/no/such/folder", "./none", "~/none-of-mine", "a/b/c"):
+        with pytest.raises(UserError, match=f"no model folder {name}"):
+            resolve(name)
     assert resolve("owner/model") == "owner/model"
 
 
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-    tiny_llama().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="no tokenizer could be loaded from"):
-        load_model(str(tmp_path), device="cpu")
+def _without_tokenizer(folder):
+    tiny_llama().save_pretrained(folder)
 
 
-def test_a_config_that_is_no_language_model_is_refused(tiny_folder, tmp_path):
-    tiny_tokenizer().save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(UserError, match="no model could be loaded from"):
-        load_model(str(tmp_path), device="cpu")
+def _of_another_kind(folder):
+    tiny_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
 
 
-def test_a_file_that_was_cut_short_is_refused(tmp_path):
-    weights = save_tiny(tmp_path) / "model.safetensors"
+def _cut_short(folder):
+    weights = save_tiny(folder) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(UserError, match="no model could be loaded from"):
-        load_model(str(tmp_path), device="cpu")
 
 
-def test_a_model_with_weights_missing_is_refused(tmp_path):
-    save_tiny(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(
-        UserError, match=r"no weights for 9 parts of its model, such as model\.layers\.2\..*random"
-    ):
-        load_model(str(tmp_path), device="cpu")
+def _with_weights_missing(folder):
+    config = save_tiny(folder) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 3}))
 
 
-def test_a_tokenizer_that_knows_more_than_the_model_is_refused(tmp_path):
-    save_tiny(tmp_path, tiny_llama(vocab_size=VOCABULARY - 6))
-    with pytest.raises(UserError, match=r"knows 266 tokens but the model has 260 embedding rows"):
+def _with_too_few_rows(folder):
+    save_tiny(folder, tiny_llama(vocab_size=VOCABULARY - 6))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (_without_tokenizer, "no tokenizer"),
+        (_of_another_kind, "no model could be loaded"),
+        (_cut_short, "no model could be loaded"),
+        (_with_weights_missing, r"9 parts.*model\.layers\.2"),
+        (_with_too_few_rows, "266 tokens .* 260"),
+    ],
+)
+def test_a_folder_that_is_no_whole_language_model_is_refused(make, words, tmp_path):
+    make(tmp_path)
+    with pytest.raises(UserError, match=words):
         load_model(str(tmp_path), device="cpu")
 
 
