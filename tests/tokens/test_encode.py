@@ -48,14 +48,6 @@ def test_all_responses_of_a_prompt_share_its_ids():
     assert [text(ids) for ids in pair.responses] == ["xyz<|im_end|>", "he<|im_end|>"]
 
 
-def test_a_cut_response_gets_no_invented_end():
-    row, notes = encode_one(comparison("abcdef", "ab"), TEMPLATE, Limits(64, 4, "truncate"))
-    assert [text(ids) for ids in row.responses] == ["abcd", "ab<|im_end|>"]
-    assert row.closed == [False, True]
-    assert EOS not in row.responses[0]
-    assert notes == ["note: response truncated"]
-
-
 def test_a_response_that_loses_only_its_end_is_not_closed():
     row, notes = encode_one(comparison("abcd", "abc"), TEMPLATE, Limits(64, 4, "truncate"))
     assert [text(ids) for ids in row.responses] == ["abcd", "abc<|im_end|>"]
@@ -150,17 +142,6 @@ def test_everything_is_counted():
         "kept": 2,
         "dropped: response too long": 1,
         "dropped: prompt too long": 1,
-    }
-
-
-def test_truncation_is_counted_by_comparison():
-    rows = [comparison("abcdefgh", "abcdefgx"), comparison("abcdefghij", "b"), comparison("a", "b")]
-    counts = encode(rows, TEMPLATE, Limits(64, 5, "truncate")).counts
-    assert counts == {
-        "read": 3,
-        "kept": 2,
-        "note: response truncated": 1,
-        "dropped: responses are the same after truncation": 1,
     }
 
 
