@@ -90,6 +90,9 @@ def test_the_term_of_tis_dpo_by_hand():
     assert loss_of(objective, weighted) == pytest.approx(softplus(-0.1325), abs=1e-7)
     _, kl = slope_of(objective, weighted)
     assert kl[0].item() == pytest.approx(0.1 * 0.5 * 0.7 / (1 + math.exp(0.1325)), abs=1e-7)
+    # A divergence counts by the size of the weight: the sign turns the ratio alone, -0.35 + 0.65 = 0.3.
+    turned = pair(weights=[-0.7, 1.3, 1.3, 1.0, 0.7])
+    assert loss_of(objective, turned) == pytest.approx(softplus(-0.1 * (0.35 + 0.5 * 0.55)), abs=1e-7)
 
 
 # Positions: (0.5, 1) and (0.5, -1); the rejected response's third token has no partner.

@@ -16,6 +16,7 @@ from tokenward.scoring.scorers import (
     Combine,
     LogRatio,
     Random,
+    check_in_the_step,
     check_scope,
     scores_together,
     seeded,
@@ -158,6 +159,9 @@ def test_a_score_that_needs_all_data_is_not_given_for_one_response():
     assert scope_of_scores(scorer) == "dataset"
     with pytest.raises(UserError, match="need a whole dataset, not one response"):
         scorer(record(reference_rank=[1.0] * 3))
+    with pytest.raises(UserError, match="made in the step"):
+        check_in_the_step(scorer)
+    check_in_the_step(compared("comparison"))
 
 
 def compared(scope, name="rank", of="policy"):

@@ -55,8 +55,10 @@ def test_a_response_that_loses_only_its_end_is_not_closed():
     assert notes == ["note: response truncated"]
 
 
-def test_responses_at_the_limit_are_whole():
-    row, notes = encode_one(comparison("abc", "xyz"), TEMPLATE, Limits(64, 4))
+def test_what_is_at_the_limit_is_whole():
+    size = len(TEMPLATE.prompt_ids([{"role": "user", "content": "q"}]))
+    row, notes = encode_one(comparison("abc", "xyz"), TEMPLATE, Limits(size, 4))
+    assert len(row.prompt) == size
     assert row.closed == [True, True]
     assert notes == []
 

@@ -43,6 +43,11 @@ def test_a_shared_row_by_hand():
     assert (batch.comparisons, batch.responses) == (1, 2)
 
 
+def test_the_end_of_a_turn_closes_a_response_that_was_not_cut():
+    cut = PAIR._replace(closed=[False, True], closing=[1, 2])
+    assert batch_of(cut, layout="shared").closing.tolist() == [False, False, False, True, True]
+
+
 def test_separate_rows_by_hand():
     batch = batch_of(PAIR, layout="separate", pad_id=9)
     assert batch.input_ids.tolist() == [[10, 11, 12, 20, 21, 9], [10, 11, 12, 30, 31, 32]]
