@@ -208,6 +208,25 @@ def test_only_the_last_pass_of_a_step_closes_it(tmp_path, uneven_rows):
     assert closing == [False] * 7 + [True]
 
 
+def test_a_policy_that_was_sampled_from_is_trained_as_one_that_learns(tmp_path):
+    model, learning = language_model(), []
+
+    def prepare(rows, step):
+        model.model.eval()
+        return rows
+
+    class Noted:
+        def __call__(self, logp, batch) -> Losses:
+            learning.append(model.model.training)
+            return SFT()(logp, batch)
+
+    settings = {"per_device_train_batch_size": 2, "max_steps": 2}
+    trainer = TokenTrainer(model, Noted(), arguments(tmp_path, **settings), random_rows(4), prepare=prepare)
+    learning.clear()
+    trainer.train()
+    assert learning == [True, True]
+
+
 class StopAfter(TrainerCallback):
     """Saves and stops at a step, as Ctrl-C does."""
 
