@@ -272,7 +272,7 @@ def test_renaming():
 def test_renaming_is_checked():
     present = ["instruction", "chosen", "rejected"]
     check_columns({"prompt": "instruction"}, present)
-    with pytest.raises(UserError, match=r"no column instructon. Did you mean instruction"):
+    with pytest.raises(UserError, match="no column instructon"):
         check_columns({"prompt": "instructon"}, present)
-    with pytest.raises(UserError, match=r"no format reads promt. Did you mean prompt"):
+    with pytest.raises(UserError, match="no format reads promt"):
         check_columns({"promt": "instruction"}, present)

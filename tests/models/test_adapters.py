@@ -162,9 +162,7 @@ def test_every_start_that_is_taken_is_tried_above():
 
 def test_a_task_of_another_kind_is_refused():
     assert lora_config({"task_type": "CAUSAL_LM"}, encoder_decoder=False).task_type == "CAUSAL_LM"
-    with pytest.raises(
-        UserError, match=r"task_type is SEQ_CLS, and this model's is CAUSAL_LM\. Leave it out"
-    ):
+    with pytest.raises(UserError, match="task_type is SEQ_CLS"):
         lora_config({"task_type": "SEQ_CLS"}, encoder_decoder=False)
 
 

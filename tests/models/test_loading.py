@@ -281,7 +281,7 @@ def test_an_adapter_without_a_base_is_refused(adapted, tmp_path):
 
 @pytest.mark.parametrize("settings", [{"rank": 4}, {"r": 4, "target_modules": ["nowhere"]}])
 def test_an_adapter_that_peft_refuses_is_explained(tiny_folder, settings):
-    with pytest.raises(UserError, match=r"peft refuses the adapter .* fields of peft\.LoraConfig"):
+    with pytest.raises(UserError, match="peft refuses the adapter"):
         load_model(str(tiny_folder), device="cpu").with_adapter(settings)
 
 

@@ -293,7 +293,7 @@ def test_a_reward_does_not_start_from_a_part_of_a_model(tmp_path, kind):
     else:
         part = base.with_head_mlp(HeadMLPSettings(hidden=4), seed=0)
     part.save(tmp_path / "part")
-    with pytest.raises(UserError, match=r"part is an adapter on .*base, .* merge the adapter first"):
+    with pytest.raises(UserError, match="is an adapter on"):
         new_reward_model(str(tmp_path / "part"), RewardSettings(), seed=0, device="cpu")
 
 

@@ -198,7 +198,7 @@ def test_a_scorer_of_ones_own_cannot_ask_for_several_responses():
         def __call__(self, record):
             return torch.zeros(len(record.ids))
 
-    with pytest.raises(UserError, match="Own has scope comparison, and a scorer is called with one response"):
+    with pytest.raises(UserError, match="Own has scope comparison"):
         check_scope(Own())
 
 
@@ -210,7 +210,7 @@ def test_values_are_told_apart_by_their_settings_and_the_policys_are_online():
     assert is_online(LogRatio(numerator="reference", denominator="policy"))
     assert not is_online(LogRatio())
     assert [*map(str, reads_of(lambda record: record))] == ["oracle_logp", "reference_logp"]
-    with pytest.raises(UserError, match="a scorer reads 'oracle_lopg', which is no stored value"):
+    with pytest.raises(UserError, match="reads 'oracle_lopg'"):
         reads_of(type("Own", (), {"reads": ("oracle_lopg",)})())
 
 

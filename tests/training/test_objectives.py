@@ -220,9 +220,7 @@ def test_the_reference_stays_as_it_is(tmp_path, rows):
 
 
 def test_an_objective_that_needs_the_reference_model_says_so(tmp_path, rows):
-    with pytest.raises(
-        UserError, match=r"TDPO compares with the reference model itself.*TokenTrainer\(reference"
-    ):
+    with pytest.raises(UserError, match="TDPO compares with the reference"):
         TokenTrainer(language_model(), TDPO(), arguments(tmp_path), rows)
     TokenTrainer(language_model(), DPO(), arguments(tmp_path), rows)
 
