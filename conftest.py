@@ -1,6 +1,7 @@
 """Fixtures that the tests and the code blocks of the documentation share."""
 
 import contextlib
+import gc
 import shutil
 import sys
 import warnings
@@ -15,6 +16,13 @@ from tests.tiny import make_workplace, save_tiny
 
 # The models are so small that a second thread costs more than it brings.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cheap_collection() -> None:
+    """What is loaded by now is no garbage: a training looks through all of it several times, which took most of its time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -71,66 +71,43 @@ def test_names_are_the_keys():
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("row", "parts"),
     [
+        # "I say" is no prompt
         (
-            {"query": "q", "chosen": "I say yes", "rejected": "I say no"},  # "I say" is no prompt
-            "columns found: query, chosen, rejected · nearest format: pairs (prompt, chosen, "
-            "rejected), missing: prompt (did you mean query? set data.columns.prompt: query) · chosen and rejected "
-            "begin alike: set data.format: implicit",
+            {"query": "q", "chosen": "I say yes", "rejected": "I say no"},
+            ["pairs", "data.columns.prompt: query", "data.format: implicit"],
         ),
+        ({"promt": "q", "chosen": "I say yes", "rejected": "I say no"}, ["data.columns.prompt: promt"]),
+        ({"chosen": "yes", "rejected": "no"}, ["pairs", "missing: prompt"]),
         (
-            {"promt": "q", "chosen": "I say yes", "rejected": "I say no"},
-            "missing: prompt (did you mean promt? set data.columns.prompt: promt)",
+            {"question": "q", "chosen": [assistant("yes")], "rejected": []},
+            ["pairs", "did you mean question?"],
         ),
-        (
-            {"chosen": "yes", "rejected": "no"},
-            "pairs (prompt, chosen, rejected), missing: prompt · chosen and rejected alone are read where both "
-            "begin with their prompt, and here they do not",
-        ),
-        (
-            {"question": "q", "chosen": [assistant("yes")], "rejected": [assistant("no")]},
-            "nearest format: pairs (prompt, chosen, rejected), missing: prompt (did you mean question?",
-        ),
-        ({"chosen": "yes", "rejected": HH["rejected"]}, "nearest format: pairs"),
-        ({"chosen": HH["chosen"], "rejected": "no"}, "nearest format: pairs"),
-        (
-            {"chosen": None, "rejected": "no"},
-            "nearest format: pairs (prompt, chosen, rejected), missing: prompt",
-        ),
+        ({"chosen": "yes", "rejected": HH["rejected"]}, ["pairs"]),
+        ({"chosen": HH["chosen"], "rejected": "no"}, ["pairs"]),
+        ({"chosen": None, "rejected": "no"}, ["pairs", "missing: prompt"]),
         (
             {"prompt": "q", "responses": ["a", "b"], "rewards": [1, 2]},
-            "nearest format: ranked (prompt, responses, ranks or scores), missing: ranks or scores "
-            "(did you mean rewards? set data.columns.scores: rewards)",
+            ["ranked", "missing: ranks or scores", "data.columns.scores: rewards"],
         ),
-        (
-            {"Question": "q", "completions": []},
-            "nearest format: ultrafeedback (instruction, completions), missing: instruction "
-            "(did you mean Question? set data.columns.instruction: Question)",
-        ),
-        (
-            {"a": 1},
-            "found: a · nearest format: pairs (prompt, chosen, rejected), missing: prompt, chosen, rejected",
-        ),
-        ({}, "columns found: none · nearest format: pairs"),
+        ({"Question": "q", "completions": []}, ["ultrafeedback", "data.columns.instruction: Question"]),
+        ({"a": 1}, ["found: a", "pairs", "missing: prompt, chosen, rejected"]),
+        ({}, ["found: none", "pairs"]),
     ],
 )
-def test_what_fits_nothing_is_told_the_nearest(row, message):
-    with pytest.raises(UserError) as error:
+def test_what_fits_nothing_is_told_the_nearest(row, parts):
+    with pytest.raises(UserError, match="nearest format") as error:
         detect(list(row), row)
-    assert message in str(error.value)
+    assert [part for part in parts if part not in str(error.value)] == []
 
 
 def test_a_named_format_is_taken_even_if_the_first_row_does_not_show_it():
     row = {"chosen": "yes", "rejected": "no"}
     assert find("implicit", list(row), row).name == "implicit"
-    with pytest.raises(
-        UserError, match=r"columns found: chosen, rejected · format: nectar .* missing: prompt, answers"
-    ):
+    with pytest.raises(UserError, match="missing: prompt, answers"):
         find("nectar", list(row), row)
-    with pytest.raises(
-        UserError, match=r"data\.format: pair is no format\. Did you mean pairs\? There are: auto, hh, "
-    ):
+    with pytest.raises(UserError, match="Did you mean pairs"):
         find("pair", list(row), row)
 
 
@@ -202,86 +179,64 @@ def test_dense_ranks():
     assert dense([]) == ()
 
 
-PAIR = {"prompt": "q", "chosen": "yes", "rejected": "no"}
+MALFORMED = {
+    "pairs": (
+        {"prompt": "q", "chosen": "yes", "rejected": "no"},
+        [
+            ({"chosen": None}, "chosen: found null"),
+            ({"chosen": 3}, "chosen: found the number 3"),
+            ({"prompt": {"a": 1}}, "prompt: found an object"),
+            ({"chosen": [5]}, "chosen[0]: found the number 5"),
+            ({"chosen": [{"role": "user"}]}, "chosen[0].content: missing"),
+            ({"chosen": [{"role": "user", "content": None}]}, "chosen[0].content: found null"),
+            ({"chosen": [{"role": 1, "content": ""}]}, "chosen[0].role: found the number 1"),
+            ({"chosen": "a\ud83d"}, "chosen: holds half of a surrogate pair at character 1"),
+            ({"score_chosen": "7", "score_rejected": 1}, "score_chosen: found text"),
+        ],
+    ),
+    "hh": (HH, [({"rejected": [user("q")]}, "rejected: found a list of 1")]),
+    "ranked": (
+        RANKED,
+        [
+            ({"ranks": [0, 1]}, "ranks: found 2 for 3"),
+            ({"ranks": [0, 1, 1.5]}, "ranks[2]: found the number 1.5"),
+            ({"ranks": [0, True, 2]}, "ranks[1]: found true"),
+            ({"ranks": ["0", 1, 2]}, "ranks[0]: found text"),
+            ({"ranks": None}, "ranks: found null"),
+            ({"scores": [1, 2, float("nan")]}, "scores[2]: found the number nan"),
+            ({"responses": "abc"}, "responses: found text"),
+            ({"responses": ["a", None, "c"]}, "responses[1]: found null"),
+            ({"spans": [[], []]}, "spans: found 2 for 3"),
+            ({"spans": [[], [[0, 1]], []]}, "spans[1][0]: found a list of 2"),
+            ({"spans": [[[0, 2, 1]], [], []]}, "spans[0][0]: found characters 0 to 2"),
+            ({"spans": [[[0, 0, 1]], [], []]}, "spans[0][0]: found characters 0 to 0"),
+        ],
+    ),
+    "ultrafeedback": (
+        ULTRAFEEDBACK,
+        [
+            ({"completions": [{"response": "a"}]}, "completions[0].fine-grained_score: missing"),
+            ({"completions": ["a"]}, "completions[0]: found text"),
+            ({"instruction": None}, "instruction: found null"),
+        ],
+    ),
+    "nectar": (
+        NECTAR,
+        [
+            ({"answers": [{"answer": "a"}]}, "answers[0].rank: missing"),
+            ({"answers": [{"answer": None, "rank": 1}]}, "answers[0].answer: found null"),
+        ],
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "row", "message"),
-    [
-        ("pairs", {"prompt": "q", "chosen": "yes"}, "rejected: missing; found only prompt, chosen"),
-        ("pairs", {**PAIR, "chosen": None}, "chosen: found null"),
-        ("pairs", {**PAIR, "chosen": 3}, "chosen: found the number 3, expected text or a list of messages"),
-        (
-            "pairs",
-            {**PAIR, "prompt": {"a": 1}},
-            "prompt: found an object, expected text or a list of messages",
-        ),
-        ("pairs", {**PAIR, "chosen": [5]}, "chosen[0]: found the number 5, expected an object"),
-        ("pairs", {**PAIR, "chosen": [{"role": "user"}]}, "chosen[0].content: missing; found only role"),
-        ("pairs", {**PAIR, "chosen": [{"role": "user", "content": None}]}, "chosen[0].content: found null"),
-        (
-            "pairs",
-            {**PAIR, "chosen": [{"role": 1, "content": ""}]},
-            "chosen[0].role: found the number 1, expected text",
-        ),
-        ("pairs", {**PAIR, "chosen": "a\ud83d"}, "chosen: holds half of a surrogate pair at character 1"),
-        (
-            "pairs",
-            {**PAIR, "score_chosen": "7", "score_rejected": 1},
-            "score_chosen: found text, expected a finite number",
-        ),
-        ("hh", {**HH, "rejected": [user("q")]}, "rejected: found a list of 1, expected text"),
-        ("ranked", {**RANKED, "ranks": [0, 1]}, "ranks: found 2 for 3 responses"),
-        (
-            "ranked",
-            {**RANKED, "ranks": [0, 1, 1.5]},
-            "ranks[2]: found the number 1.5, expected a whole number",
-        ),
-        ("ranked", {**RANKED, "ranks": [0, True, 2]}, "ranks[1]: found true, expected a finite number"),
-        ("ranked", {**RANKED, "ranks": ["0", 1, 2]}, "ranks[0]: found text, expected a finite number"),
-        ("ranked", {**RANKED, "ranks": None}, "ranks: found null"),
-        (
-            "ranked",
-            {**RANKED, "scores": [1, 2, float("nan")]},
-            "scores[2]: found the number nan, expected a finite",
-        ),
-        ("ranked", {**RANKED, "responses": "abc"}, "responses: found text, expected a list"),
-        (
-            "ranked",
-            {**RANKED, "responses": ["a", None, "c"]},
-            "responses[1]: found null, expected text or a list",
-        ),
-        ("ranked", {**RANKED, "spans": [[], []]}, "spans: found 2 for 3 responses"),
-        (
-            "ranked",
-            {**RANKED, "spans": [[], [[0, 1]], []]},
-            "spans[1][0]: found a list of 2, expected [start, end, value]",
-        ),
-        (
-            "ranked",
-            {**RANKED, "spans": [[[0, 2, 1]], [], []]},
-            "spans[0][0]: found characters 0 to 2, expected 0 <=",
-        ),
-        ("ranked", {**RANKED, "spans": [[[0, 0, 1]], [], []]}, "spans[0][0]: found characters 0 to 0"),
-        (
-            "ultrafeedback",
-            {**ULTRAFEEDBACK, "completions": [{"response": "a"}]},
-            "completions[0].fine-grained_score: missing",
-        ),
-        (
-            "ultrafeedback",
-            {**ULTRAFEEDBACK, "completions": ["a"]},
-            "completions[0]: found text, expected an object",
-        ),
-        ("ultrafeedback", {**ULTRAFEEDBACK, "instruction": None}, "instruction: found null"),
-        ("nectar", {**NECTAR, "answers": [{"answer": "a"}]}, "answers[0].rank: missing; found only answer"),
-        ("nectar", {**NECTAR, "answers": [{"answer": None, "rank": 1}]}, "answers[0].answer: found null"),
-    ],
-)
-def test_a_malformed_field_is_named_with_what_was_found(name, row, message):
-    with pytest.raises(FieldError) as error:
-        parse(name, row)
-    assert str(error.value).startswith(message)
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_field_is_named_with_what_was_found(name):
+    row, changes = MALFORMED[name]
+    for change, found in changes:
+        with pytest.raises(FieldError) as error:
+            parse(name, {**row, **change})
+        assert str(error.value).startswith(found)
 
 
 def test_cells_of_a_table_are_parsed_where_numbers_or_lists_are_due():
@@ -317,11 +272,7 @@ def test_renaming():
 def test_renaming_is_checked():
     present = ["instruction", "chosen", "rejected"]
     check_columns({"prompt": "instruction"}, present)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="no column instructon"):
         check_columns({"prompt": "instructon"}, present)
-    expected = "data.columns.prompt: there is no column instructon. Did you mean instruction? columns found: "
-    assert str(error.value) == expected + "instruction, chosen, rejected"
-    with pytest.raises(
-        UserError, match=r"data\.columns\.promt: no format reads promt\. Did you mean prompt\? .*score_chosen"
-    ):
+    with pytest.raises(UserError, match="no format reads promt"):
         check_columns({"promt": "instruction"}, present)

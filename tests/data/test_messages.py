@@ -197,5 +197,5 @@ def test_a_table_adds_no_keys_to_calls(tmp_path):
 
 def test_tools_that_are_none_are_named_with_the_row(tmp_path):
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "tools": "weather"}
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: tools: found text, expected a list"):
+    with pytest.raises(UserError, match=r"rows.jsonl:1: tools: found text"):
         loaded(tmp_path, row)

@@ -88,35 +88,29 @@ def test_the_key_knows_content_but_not_order():
     assert len(key) == 16
 
 
-@pytest.mark.parametrize("text", HARD_TEXTS)
-def test_hard_texts_come_through_unchanged(source, text):
-    loaded = load(source(pair(text + "?", f"x{text}", f"{text}y")))
-    (comparison,) = loaded.comparisons
-    assert comparison.prompt == ({"role": "user", "content": text + "?"},)
-    assert comparison.responses == (f"x{text}", f"{text}y")
+def test_hard_texts_come_through_unchanged(source):
+    found = load(source(*(pair(f"{text}?", f"x{text}", f"{text}y") for text in HARD_TEXTS))).comparisons
+    for comparison, text in zip(found, HARD_TEXTS, strict=True):
+        assert comparison.prompt == ({"role": "user", "content": f"{text}?"},)
+        assert comparison.responses == (f"x{text}", f"{text}y")
 
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
+def test_a_pair_that_teaches_nothing_is_dropped_and_counted(source):
+    no_last = [said("assistant", "a"), said("user", "b")]
+    rows = [
         (pair(prompt=" \n"), "empty prompt"),
         (pair(prompt=[]), "empty prompt"),
-        (pair(prompt=[{"role": "system", "content": "s"}]), "empty prompt"),
+        (pair(prompt=[said("system", "s")]), "empty prompt"),
         (pair(rejected=" \n\t"), "empty response"),
         (pair(chosen="no"), "identical responses"),
-        (
-            pair(chosen=[said("assistant", "a"), said("user", "b")]),
-            "response does not end with the assistant",
-        ),
+        (pair(chosen=no_last), "response does not end with the assistant"),
         (pair(chosen=[said("assistant", "a", weight=0)]), "response of weight 0"),
-    ],
-)
-def test_a_pair_that_teaches_nothing_is_dropped_and_counted(source, row, reason):
-    path = source(pair(), row, pair("other"))
+    ]
+    path = source(pair(), *(row for row, _ in rows), pair("other"))
     loaded = load(path)
-    assert [c.source for c in loaded.comparisons] == [f"{path}:1", f"{path}:3"]
-    assert loaded.counts == {"read": 3, "kept": 2, reason: 1}
-    assert loaded.dropped == [(f"{path}:2", reason)]
+    assert [c.source for c in loaded.comparisons] == [f"{path}:1", f"{path}:9"]
+    assert loaded.dropped == [(f"{path}:{line}", reason) for line, (_, reason) in enumerate(rows, 2)]
+    assert loaded.counts == {"read": 9, "kept": 2, **Counter(reason for _, reason in rows)}
 
 
 @pytest.mark.parametrize(
@@ -213,29 +207,38 @@ def test_every_row_is_kept_or_counted_whatever_the_order(tmp_path_factory, rows,
 
 def test_malformed_rows_are_reported_together(source):
     bad = [pair(chosen=None), pair(rejected=5), {"prompt": "q", "chosen": "a"}]
-    path = source(
-        pair(), *bad, pair("t"), pair(prompt=None), pair(prompt=[1]), pair(chosen=True), pair(chosen=None)
-    )
-    with pytest.raises(UserError) as error:
-        load(path)
-    assert str(error.value).splitlines() == [
-        "7 rows cannot be read as pairs (prompt, chosen, rejected). Mend or delete them:",
-        f"  {path}:2: chosen: found null",
-        f"  {path}:3: rejected: found the number 5, expected text or a list of messages",
-        f"  {path}:4: rejected: missing; found only prompt, chosen",
-        f"  {path}:6: prompt: found null",
-        f"  {path}:7: prompt[0]: found the number 1, expected an object",
-        "  and 2 more",
+    rows = [
+        pair(),
+        *bad,
+        pair("t"),
+        pair(prompt=None),
+        pair(prompt=[1]),
+        pair(chosen=True),
+        pair(chosen=None),
     ]
+    with pytest.raises(UserError, match=r"^7 rows cannot be read") as error:
+        load(path := source(*rows))
+    _, *said, rest = str(error.value).splitlines()
+    found = [line.removeprefix(f"  {path}:").split(": ")[:2] for line in said]
+    assert found == [
+        ["2", "chosen"],
+        ["3", "rejected"],
+        ["4", "rejected"],
+        ["6", "prompt"],
+        ["7", "prompt[0]"],
+    ]
+    assert "2 more" in rest
     with pytest.raises(UserError, match=r"^1 row cannot be read as pairs .*\n  .*:2: chosen: found null$"):
         load(source(pair(), bad[0]))
 
 
-def test_malformed_json_ends_at_once(source):
+def test_what_cannot_be_read_at_all_ends_at_once(source):
     path = Path(source(pair(), pair(chosen=None)))
     path.write_text(path.read_text() + "{\n")
     with pytest.raises(UserError, match=r"rows\.jsonl:3: not JSON"):
         load(str(path))
+    with pytest.raises(UserError, match="holds no rows"):
+        load(source())
 
 
 def test_columns_are_renamed_and_errors_name_both(source):
@@ -248,14 +251,9 @@ def test_columns_are_renamed_and_errors_name_both(source):
     assert (comparison.prompt[0]["content"], comparison.responses) == ("q", ("yes", "no"))
     with pytest.raises(UserError, match=r":2: prompt \(column instruction\): found null"):
         load(source(*rows), columns=columns)
-    with pytest.raises(
-        UserError,
-        match=r"rows\.jsonl:1: data\.columns\.chosen: there is no column goods\. Did you mean good\?",
-    ):
+    with pytest.raises(UserError, match=r":1: .*no column goods"):
         load(source(*rows), columns={"chosen": "goods"})
-    with pytest.raises(
-        UserError, match=r"rows\.jsonl:1: columns found: instruction, good, rejected · nearest format: pairs"
-    ):
+    with pytest.raises(UserError, match=r":1: .*nearest format: pairs"):
         load(source(*rows))
 
 
@@ -265,11 +263,6 @@ def test_limit_reads_no_further(source):
     assert load(str(path), limit=3).counts == {"read": 3, "kept": 3}
     with pytest.raises(UserError, match=r"data\.limit must be at least 1, got 0"):
         load(str(path), limit=0)
-
-
-def test_an_empty_source_is_an_error(source):
-    with pytest.raises(UserError, match=r"rows\.jsonl: holds no rows"):
-        load(source())
 
 
 def test_split_and_subset_reach_the_source(tmp_path):

@@ -95,13 +95,13 @@ def test_seed_and_salt_give_other_choices():
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_held_out_out_of_range(share):
-    with pytest.raises(UserError, match=r"data\.eval must be in \[0, 1\), got .*Use 0\.1"):
-        split(MANY[:1], share=share, seed=0)
+    with pytest.raises(UserError, match=r"data.held_out must be in"):
+        split(MANY[:1], held_out=share, seed=0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.1, float("nan")])
 def test_fraction_out_of_range(share):
-    with pytest.raises(UserError, match=r"fraction must be in \(0, 1\], got .*Use 0\.3"):
+    with pytest.raises(UserError, match="fraction must be in"):
         fraction(MANY[:1], share, 0)
 
 

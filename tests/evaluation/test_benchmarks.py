@@ -1,6 +1,7 @@
 """Question files of the benchmarks, and answer files as their own tools read them."""
 
 import json
+import re
 
 import pytest
 
@@ -39,30 +40,18 @@ def written(tmp_path, benchmark, found, replies):
 def test_alpaca_eval_is_one_list_with_the_tools_four_fields(tmp_path):
     path = written(tmp_path, "alpaca_eval", ALPACA, [[reply("Because — so.")]])
     assert path == tmp_path / "alpaca_eval" / "mine" / "model_outputs.json"
-    expected = {
-        "dataset": "helpful_base",
-        "instruction": "Why?",
-        "output": "Because — so.",
-        "generator": "mine",
-    }
-    assert json.loads(path.read_text()) == [expected]
+    assert json.loads(path.read_text()) == [{**ALPACA[0], "output": "Because — so.", "generator": "mine"}]
 
 
 def test_mt_bench_answers_have_a_text_per_turn(tmp_path):
-    replies = [
-        [reply("w1"), reply("w2")],
-        [reply("4"), reply("5")],
-        [reply("s1"), reply("s2")],
-        [reply("May")],
-    ]
-    path = written(tmp_path, "mt_bench", MT_BENCH, replies)
+    texts = [["w1", "w2"], ["4", "5"], ["s1", "s2"], ["May"]]
+    path = written(tmp_path, "mt_bench", MT_BENCH, [list(map(reply, turns)) for turns in texts])
     assert path == tmp_path / "mt_bench" / "model_answer" / "mine.jsonl"
-    first, *others = map(json.loads, path.read_text().splitlines())
-    assert set(first) == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
-    assert (first["question_id"], first["model_id"], first["tstamp"]) == (81, "mine", NOW)
-    assert first["choices"] == [{"index": 0, "turns": ["w1", "w2"]}]
-    assert [row["choices"][0]["turns"] for row in others] == [["4", "5"], ["s1", "s2"], ["May"]]
-    assert len({row["answer_id"] for row in (first, *others)}) == 4
+    answers = list(map(json.loads, path.read_text().splitlines()))
+    assert set(answers[0]) == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
+    assert [(a["question_id"], a["model_id"], a["tstamp"]) for a in answers[:1]] == [(81, "mine", NOW)]
+    assert [answer["choices"] for answer in answers] == [[{"index": 0, "turns": turns}] for turns in texts]
+    assert len({answer["answer_id"] for answer in answers}) == 4
 
 
 def test_mt_bench_asks_for_a_temperature_by_category():
@@ -103,36 +92,27 @@ def test_the_official_files_are_read_as_they_are(tmp_path):
     ]
 
 
+MATH = {"question_id": 1, "category": "math"}
+
+
 @pytest.mark.parametrize(
-    ("benchmark", "row", "message"),
+    ("benchmark", "row", "word"),
     [
-        ("alpaca_eval", {"instruction": "x"}, r"q.jsonl:2: dataset: missing.*instruction, dataset"),
-        ("alpaca_eval", {"instruction": 3, "dataset": "d"}, r"instruction: found the number 3"),
+        ("alpaca_eval", {"instruction": "x"}, "q.jsonl:2: dataset: missing"),
+        ("alpaca_eval", {"instruction": 3, "dataset": "d"}, "instruction: found the number 3"),
         ("alpaca_eval", {"instruction": " ", "dataset": "d"}, "without text"),
-        ("alpaca_eval", ALPACA[0], r"'Why\?' stands in q.jsonl:1 already"),
+        ("alpaca_eval", ALPACA[0], "stands in q.jsonl:1 already"),
         ("mt_bench", {"question_id": 1, "turns": ["x"]}, "category: missing"),
-        (
-            "mt_bench",
-            {"question_id": 1, "category": "math", "turns": "x"},
-            "turns: found text, expected a list",
-        ),
-        ("mt_bench", {"question_id": 1, "category": "math", "turns": []}, "without text"),
-        (
-            "mt_bench",
-            {"question_id": 1.5, "category": "math", "turns": ["x"]},
-            "question_id: expected text or a whole",
-        ),
-        (
-            "mt_bench",
-            {"question_id": 1, "category": "math", "turns": [{"content": "x"}]},
-            r"turns\[0\]: found an object",
-        ),
+        ("mt_bench", {**MATH, "turns": "x"}, "turns: found text"),
+        ("mt_bench", {**MATH, "turns": []}, "without text"),
+        ("mt_bench", {**MATH, "question_id": 1.5, "turns": ["x"]}, "question_id: expected"),
+        ("mt_bench", {**MATH, "turns": [{"content": "x"}]}, "turns[0]: found an object"),
         ("arena_hard", {"uid": "x"}, "prompt: missing"),
         ("arena_hard", {"instruction": "x"}, "uid: missing"),
-        ("arena_hard", {"question_id": 1, "turns": [{"text": "x"}]}, r"turns\[0\].content: missing"),
+        ("arena_hard", {"question_id": 1, "turns": [{"text": "x"}]}, "turns[0].content: missing"),
     ],
 )
-def test_a_wrong_question_is_named(benchmark, row, message):
+def test_a_wrong_question_is_named(benchmark, row, word):
     first = {"alpaca_eval": ALPACA, "mt_bench": MT_BENCH, "arena_hard": ARENA}[benchmark][0]
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=re.escape(word)):
         read_questions(benchmark, numbered([first, row]))

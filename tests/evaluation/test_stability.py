@@ -84,7 +84,7 @@ def test_top_and_bottom_are_told_apart():
 
 
 def test_what_cannot_be_compared_is_refused():
-    with pytest.raises(UserError, match="1 and 2 responses, have no response in common"):
+    with pytest.raises(UserError, match="no response in common"):
         stability_figures({"a": [1.0]}, {"b": [1.0], "c": [1.0]}, fraction=0.3)
-    with pytest.raises(UserError, match="a has 1 tokens in one scoring and 2 in the other"):
+    with pytest.raises(UserError, match="1 tokens in one scoring"):
         stability_figures({"a": [1.0]}, {"a": [1.0, 2.0]}, fraction=0.3)

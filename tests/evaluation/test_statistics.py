@@ -34,7 +34,7 @@ LABELLED = st.lists(
 
 
 @given(LABELLED)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_auroc_equals_sklearn_with_ties_and_weights(items):
     scores, labels, weights = (list(column) for column in zip(*items, strict=True))
     assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
@@ -52,7 +52,7 @@ def test_average_precision_by_hand():
 
 
 @given(LABELLED)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_average_precision_equals_sklearn_with_ties_and_weights(items):
     scores, labels, weights = (list(column) for column in zip(*items, strict=True))
     assert average_precision(scores, labels) == pytest.approx(
@@ -115,6 +115,7 @@ def test_precision_at_a_given_k():
     # The third place is shared by a positive and a negative; more than five there are not.
     assert found == pytest.approx([1, 1 / 2, 1.5 / 3, 2 / 4, 3 / 5, 3 / 5])
     assert math.isnan(precision_at_k(scores, [False] * 5, 2))
+    assert math.isnan(precision_at_k([], []))
 
 
 def test_precision_at_k_does_not_depend_on_the_order_of_ties():
@@ -123,11 +124,6 @@ def test_precision_at_k_does_not_depend_on_the_order_of_ties():
     values = {round(precision_at_k(scores[order], positive[order]), 12) for order in orders}
     # 2 is in, and two of the three ones, of which a third is positive.
     assert values == {round((1 + 2 / 3) / 3, 12)}
-
-
-def test_precision_at_k_without_positives_is_not_a_number():
-    assert math.isnan(precision_at_k([1.0, 2.0], [False, False]))
-    assert math.isnan(precision_at_k([], []))
 
 
 def test_mean_figure_agrees_with_scipy():

@@ -90,22 +90,23 @@ def test_an_adapter_begins_at_the_base_and_leaves_it_alone(folders, tmp_path, ki
     torch.testing.assert_close(logits(whole.model), trained, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("layout", ["shared", "separate"])
 @pytest.mark.parametrize(("kind", "tied"), [case for case in CASES if case[0] in ON_EMBEDDINGS])
-def test_adapters_on_embeddings_give_plain_numbers_and_gradients(folders, kind, tied, layout):
+def test_adapters_on_embeddings_give_plain_numbers_and_gradients(folders, kind, tied):
     model = adapted(folders[tied], kind)
     move_trained(model.model)
     model.model.eval()
     plain_logprobs(model.model, [ROW]).sum().backward()
     weights = {name: weight for name, weight in model.model.named_parameters() if weight.requires_grad}
     expected = {name: weight.grad.clone() for name, weight in weights.items() if weight.grad is not None}
-    model.model.zero_grad()
-    logp = token_logprobs(model.model, model.head, collate([ROW], layout=layout, pad_id=0))
-    torch.testing.assert_close(logp, plain_logprobs(model.model, [ROW]), rtol=0, atol=2e-5)
-    logp.sum().backward()
-    found = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * largest)
+    for layout in ("shared", "separate"):
+        model.model.zero_grad()
+        batch = collate([TokenRow(encoded=ROW)], layout=layout, pad_id=0)
+        logp = token_logprobs(model.model, model.head, batch)
+        torch.testing.assert_close(logp, plain_logprobs(model.model, [ROW]), rtol=0, atol=2e-5)
+        logp.sum().backward()
+        found = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * largest)
 
 
 def test_every_field_of_peft_is_decided():
@@ -114,28 +115,28 @@ def test_every_field_of_peft_is_decided():
     assert not TAKEN & REFUSED.keys()
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
-def test_a_field_that_cannot_act_is_refused_with_its_reason(name):
-    with pytest.raises(UserError, match=f"^{name} is 'x', which cannot be in a recipe") as caught:
-        lora_config({"r": 2, name: "x"}, encoder_decoder=False)
-    assert REFUSED[name] in str(caught.value)
-    lora_config({"r": 2, name: getattr(LoraConfig(), name)}, encoder_decoder=False)
+def test_a_field_that_cannot_act_is_refused_with_its_reason():
+    for name, reason in REFUSED.items():
+        with pytest.raises(UserError, match=f"^{name} is 'x'") as caught:
+            lora_config({"r": 2, name: "x"}, encoder_decoder=False)
+        assert reason in str(caught.value)
+        lora_config({"r": 2, name: getattr(LoraConfig(), name)}, encoder_decoder=False)
 
 
-@pytest.mark.parametrize(
-    "start", [False, "pissa", "pissa_niter_4", "olora", "corda", "eva", "loftq", "orthogonal", "lora_ga", "Gaussian", 1, None]
-)  # fmt: skip
-def test_a_start_that_is_not_the_base_is_refused(start):
-    with pytest.raises(UserError, match=r"Write init_lora_weights: true, gaussian or mica"):
-        lora_config({"r": 2, "init_lora_weights": start}, encoder_decoder=False)
+def test_a_start_that_is_not_the_base_is_refused():
+    others = ("pissa", "pissa_niter_4", "olora", "corda", "eva", "loftq", "orthogonal", "lora_ga", "Gaussian")
+    for start in (False, *others, 1, None):
+        with pytest.raises(UserError, match="init_lora_weights"):
+            lora_config({"r": 2, "init_lora_weights": start}, encoder_decoder=False)
 
 
-@pytest.mark.parametrize("start", ["pissa", "olora", "orthogonal", False])
-def test_the_law_itself_finds_such_a_start(monkeypatch, folders, start):
+def test_the_law_itself_finds_such_a_start(monkeypatch, folders):
     """On the model, where the list of values would let one through."""
-    monkeypatch.setattr(adapters, "STARTS", (True, "pissa", "olora", "orthogonal", False))
-    with pytest.raises(UserError, match=r"with the new adapter .* is not the base model"):
-        load_model(str(folders[True]), device="cpu").with_adapter({**ALL, "init_lora_weights": start})
+    starts = ("pissa", "olora", "orthogonal", False)
+    monkeypatch.setattr(adapters, "STARTS", (True, *starts))
+    for start in starts:
+        with pytest.raises(UserError, match=r"with the new adapter .* is not the base model"):
+            load_model(str(folders[True]), device="cpu").with_adapter({**ALL, "init_lora_weights": start})
 
 
 def test_the_law_finds_biases_that_stay(monkeypatch):
@@ -161,9 +162,7 @@ def test_every_start_that_is_taken_is_tried_above():
 
 def test_a_task_of_another_kind_is_refused():
     assert lora_config({"task_type": "CAUSAL_LM"}, encoder_decoder=False).task_type == "CAUSAL_LM"
-    with pytest.raises(
-        UserError, match=r"task_type is SEQ_CLS, and this model's is CAUSAL_LM\. Leave it out"
-    ):
+    with pytest.raises(UserError, match="task_type is SEQ_CLS"):
         lora_config({"task_type": "SEQ_CLS"}, encoder_decoder=False)
 
 
@@ -174,8 +173,8 @@ def test_an_encoder_decoder_has_one_too(tmp_path):
     assert model.model.peft_config["default"].base_model_name_or_path == str(folder.resolve())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_adapter_is_tried_on_a_model_without_weights(folders, kind):
-    with_it = model_sizes(str(folders[True]), adapter=KINDS[kind])
-    trained = adapted(folders[True], kind).model
-    assert with_it.trained == sum(weight.numel() for weight in trained.parameters() if weight.requires_grad)
+def test_an_adapter_is_tried_on_a_model_without_weights(folders):
+    for kind in KINDS:
+        model = adapted(folders[True], kind).model
+        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        assert model_sizes(str(folders[True]), adapter=KINDS[kind]).trained == trained, kind

@@ -79,6 +79,14 @@ def test_few_scores_are_written_out_in_float32_too(monkeypatch):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+def test_what_a_layer_wants_beyond_the_tree_is_not_left_out():
+    tree = tree_of(SHAPES["a pair"])
+    inputs = states(tree.owner.shape[1])
+    for mask, more in ((visible(tree.owner), {}), (None, {"sliding_window": 4}), (None, {"softcap": 2.0})):
+        with pytest.raises(ValueError, match="a layer "):
+            tree_attention(torch.nn.Identity(), *inputs, mask, scaling=0.3, tree=tree, **more)
+
+
 def test_dropout_reaches_both_forms():
     tree = tree_of(SHAPES["a pair"])
     for dtype in (torch.float32, torch.bfloat16):

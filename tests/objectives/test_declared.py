@@ -1,21 +1,26 @@
 """An objective that reads what it did not ask for is refused before it trains, by the name of what it reads."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.objectives.tools import CASES, NAMES, made
+from tests.objectives.tools import every_objective, naming
 from tests.pipeline.tools import plugin
+from tests.tokens.rows import encoded
 from tests.training.tools import arguments, language_model, random_rows
 from tokenward.config import Named
 from tokenward.errors import UserError
 from tokenward.objectives import Losses, Selected, Sum, objective_of
+from tokenward.objectives.base import Composite
+from tokenward.objectives.checked import CheckedObjective
 from tokenward.objectives.declared import ASKED, check_declared
 from tokenward.objectives.logged import with_entropy
 from tokenward.ops.ragged import segment_sum
 from tokenward.scoring.scorers import Probability
 from tokenward.selection import KeepAll
+from tokenward.tokens.rows import TokenRow, collate
 from tokenward.training.trainer import TokenTrainer
 
 
@@ -36,11 +41,11 @@ def reads(*names: str, **flags):
     return Reads()
 
 
-@pytest.mark.parametrize(("name", "settings"), CASES, ids=NAMES)
-def test_every_objective_asks_for_what_it_reads(name, settings):
-    objective = made(name, settings)
-    check_declared(objective)
-    check_declared(with_entropy(Selected(objective, KeepAll(), Probability(of="policy"))))
+def test_every_objective_asks_for_what_it_reads():
+    for name, objective in every_objective():
+        with naming(name):
+            check_declared(objective)
+            check_declared(with_entropy(Selected(objective, KeepAll(), Probability(of="policy"))))
 
 
 @pytest.mark.parametrize("field", ASKED)
@@ -53,10 +58,9 @@ def test_what_is_read_unasked_is_named_with_how_to_ask(field):
     check_declared(reads(field, **{flag: "forward" if field == "kl" else True}))
 
 
-def test_several_are_named_at_once_and_terms_of_a_sum_each_for_itself():
-    with pytest.raises(
-        UserError, match=r"batch\.entropy and batch\.scores, .* needs_entropy = True and needs_scores = True"
-    ):
+def test_several_are_named_at_once_and_terms_of_a_sum_each_for_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"batch.entropy and batch.scores"):
         check_declared(reads("reference_logp", "entropy", "scores", needs_reference=True))
     name = plugin(
         "from tokenward.objectives import Losses\n"
@@ -93,3 +97,29 @@ def test_a_class_that_fails_for_another_reason_is_left_to_the_training():
     generator = torch.random.get_rng_state()
     check_declared(Broken())
     assert torch.equal(torch.random.get_rng_state(), generator)
+
+
+def test_a_first_answer_that_is_not_one_number_per_comparison_is_refused():
+    logp, batch = (
+        torch.zeros(4),
+        collate([TokenRow(encoded=encoded([1], [2], [3]))] * 2, layout="shared", pad_id=0),
+    )
+    good = torch.zeros(2)
+    for answer, word in (
+        (good, "a Tensor"),
+        (Losses(good.mean(), {}), "as loss"),
+        (Losses(logp, {}), "as loss"),
+        (Losses(good, {"figure": logp}), "as figure"),
+        (Losses(good, {}, good + 1), "own_denominator"),
+    ):
+        with pytest.raises(UserError, match=word):
+            CheckedObjective(lambda logp, batch, answer=answer: answer, "lab:Own")(logp, batch)
+    assert (
+        CheckedObjective(lambda logp, batch: Losses(good, {"figure": good}), "lab:Own")(logp, batch).loss
+        is good
+    )
+
+
+def test_a_sum_trains_on_a_response_alone_where_all_its_terms_do():
+    for kinds, expected in ((("all", "good"), "all"), (("good",), "good"), (("all", ""), ""), ((), "")):
+        assert Composite([SimpleNamespace(unpaired=kind) for kind in kinds]).unpaired == expected

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.models.test_forward import gradients
-from tests.objectives.tools import CASES, NAMES, Values, batch_of, every_objective, made, values, with_modules
+from tests.objectives.tools import CASES, Values, batch_of, every_objective, made, naming, values
 from tests.tiny import move_trained, tiny_gpt2
 from tests.training.tools import language_model, random_rows
 from tokenward.errors import UserError
@@ -27,7 +27,6 @@ from tokenward.scoring.scorers import Probability
 from tokenward.selection import KeepAll
 from tokenward.training.reading import outputs_of_objective
 
-OBJECTIVE = pytest.mark.parametrize("number", range(len(CASES) + 1), ids=[*NAMES, "selected"])
 # Pairs of 3 and 4, and of 2 and 3 tokens.
 LENGTHS, COUNT = [(3, 4), (2, 3)], 12
 WEIGHTS = [1.0, 0.0, 0.5, 0.0, 2.0, 1.0, 1.0, 1.0, 0.5, 1.5, 0.0, 1.0]
@@ -53,77 +52,67 @@ def assert_same_denominators(losses: Losses, expected: Losses, take: slice = sli
         torch.testing.assert_close(losses.denominator, expected.denominator[take], rtol=0, atol=1e-14)
 
 
-@OBJECTIVE
 @pytest.mark.parametrize("broken", [-3.0, -math.inf, math.nan])
-def test_law_1_a_weight_of_zero_deletes_the_token(number, broken):
+def test_law_1_a_weight_of_zero_deletes_the_token(broken):
     """Whatever is known of it, finite or not; the gradient there is exactly 0."""
-    objective = every_objective()[number]
     plain = values(COUNT)
-    long = plain.broken(GONE, broken)
-    short = plain.take(KEPT)
-    losses, found = slopes(objective, long, batch_of(long, LENGTHS, WEIGHTS))
-    expected, wanted = slopes(objective, short, batch_of(short, SHORT, [WEIGHTS[i] for i in KEPT]))
-    assert losses.loss.isfinite().all()
-    torch.testing.assert_close(losses.loss, expected.loss, rtol=0, atol=1e-14)
-    assert_same_denominators(losses, expected)
-    for slope, brief in zip(found, wanted, strict=True):
-        torch.testing.assert_close(slope[KEPT], brief, rtol=0, atol=1e-14)
-        assert not slope[GONE].any()
-    for name in set(losses.metrics) - {"kept/chosen", "kept/rejected"}:
-        torch.testing.assert_close(losses.metrics[name], expected.metrics[name], rtol=0, atol=1e-6)
+    for name, objective in every_objective():
+        long, short = plain.broken(GONE, broken), plain.take(KEPT)
+        losses, found = slopes(objective, long, batch_of(long, LENGTHS, WEIGHTS))
+        expected, wanted = slopes(objective, short, batch_of(short, SHORT, [WEIGHTS[i] for i in KEPT]))
+        with naming(name):
+            assert losses.loss.isfinite().all()
+            torch.testing.assert_close(losses.loss, expected.loss, rtol=0, atol=1e-14)
+            assert_same_denominators(losses, expected)
+            for slope, brief in zip(found, wanted, strict=True):
+                torch.testing.assert_close(slope[KEPT], brief, rtol=0, atol=1e-14)
+                assert not slope[GONE].any()
+            for metric in set(losses.metrics) - {"kept/chosen", "kept/rejected"}:
+                torch.testing.assert_close(
+                    losses.metrics[metric], expected.metrics[metric], rtol=0, atol=1e-6
+                )
 
 
-@OBJECTIVE
-def test_law_2_weights_of_one_are_no_weights(number):
-    objective = every_objective()[number]
+def test_law_2_weights_of_one_are_no_weights():
     known = values(COUNT)
     with_ones = batch_of(known, LENGTHS, [1.0] * COUNT)
     rows = replace(with_ones, weights=torch.ones(COUNT), kept=torch.arange(COUNT))
-    losses, expected = objective(known.logp, with_ones), objective(known.logp, rows)
-    assert torch.equal(losses.loss, expected.loss)
-    assert_same_denominators(losses, expected)
+    for name, objective in every_objective():
+        losses, expected = objective(known.logp, with_ones), objective(known.logp, rows)
+        with naming(name):
+            assert torch.equal(losses.loss, expected.loss)
+            assert_same_denominators(losses, expected)
 
 
-@OBJECTIVE
-def test_law_3_the_order_of_a_batch_changes_nothing(number):
-    objective = every_objective()[number]
+def test_law_3_the_order_of_a_batch_changes_nothing():
+    """And what comes back is one number per comparison, a loss with gradient, metrics without."""
     known = values(COUNT)
-    turned = known.take([*range(7, 12), *range(7)])
-    together = objective(known.logp, batch_of(known, LENGTHS, WEIGHTS))
-    swapped = objective(turned.logp, batch_of(turned, LENGTHS[::-1], WEIGHTS[7:] + WEIGHTS[:7]))
-    torch.testing.assert_close(swapped.loss, together.loss.flip(0), rtol=0, atol=1e-14)
-    first = known.take(range(7))
-    alone = objective(first.logp, batch_of(first, LENGTHS[:1], WEIGHTS[:7]))
-    torch.testing.assert_close(alone.loss, together.loss[:1], rtol=0, atol=1e-14)
-    assert_same_denominators(alone, together, slice(1))
-    for name, value in alone.metrics.items():
-        torch.testing.assert_close(value, together.metrics[name][:1], rtol=0, atol=1e-6)
+    turned, first = known.take([*range(7, 12), *range(7)]), known.take(range(7))
+    for name, objective in every_objective():
+        with naming(name):
+            together = CheckedObjective(objective, name)(known.logp, batch_of(known, LENGTHS, WEIGHTS))
+            assert together.loss.requires_grad
+            assert not any(value.requires_grad for value in together.metrics.values())
+            swapped = objective(turned.logp, batch_of(turned, LENGTHS[::-1], WEIGHTS[7:] + WEIGHTS[:7]))
+            torch.testing.assert_close(swapped.loss, together.loss.flip(0), rtol=0, atol=1e-14)
+            alone = objective(first.logp, batch_of(first, LENGTHS[:1], WEIGHTS[:7]))
+            torch.testing.assert_close(alone.loss, together.loss[:1], rtol=0, atol=1e-14)
+            assert_same_denominators(alone, together, slice(1))
+            for metric, value in alone.metrics.items():
+                torch.testing.assert_close(value, together.metrics[metric][:1], rtol=0, atol=1e-6)
 
 
 # They stop gradients of log-probabilities themselves; tests by hand look at these.
 STOPS = ("reinforce", "sum", "treg")
 
 
-@pytest.mark.parametrize(
-    "number", [number for number, name in enumerate(NAMES) if not name.startswith(STOPS)] + [len(NAMES)]
-)
-def test_the_gradient_is_that_of_finite_differences(number):
-    objective = every_objective()[number]
+def test_the_gradient_is_that_of_finite_differences():
     known = values(COUNT, seed=2)
-    weights = [weight or 0.7 for weight in WEIGHTS]
-    assert torch.autograd.gradcheck(
-        lambda logp: objective(logp, batch_of(known, LENGTHS, weights)).loss, known.logp
-    )
-
-
-@OBJECTIVE
-def test_what_comes_back_is_one_number_per_comparison(number):
-    """A loss with gradient, metrics without."""
-    objective = every_objective()[number]
-    known = values(COUNT)
-    losses = CheckedObjective(objective, "it")(known.logp, batch_of(known, LENGTHS, WEIGHTS))
-    assert losses.loss.requires_grad
-    assert not any(value.requires_grad for value in losses.metrics.values())
+    batch = batch_of(known, LENGTHS, [weight or 0.7 for weight in WEIGHTS])
+    for name, objective in every_objective():
+        if not name.startswith(STOPS):
+            with naming(name):
+                assert torch.autograd.gradcheck(lambda logp, it=objective: it(logp, batch).loss, known.logp)
 
 
 def pair_rows(seed: int = 0):
@@ -153,41 +142,38 @@ def read(model, objective, rows, reference):
     return loss, logp
 
 
-@OBJECTIVE
-def test_law_3_shared_rows_equal_separate_rows(number):
-    objective = with_modules(every_objective()[number], width=32, layers=2)
-    reference = language_model(tiny_gpt2(dtype=torch.float64, seed=1))
-    found = {}
-    for layout in ("shared", "separate"):
-        model = language_model(tiny_gpt2(dtype=torch.float64), layout=layout)
-        held = language_model(reference.model, layout=layout)
-        loss, _ = read(model, objective, pair_rows(), held)
-        found[layout] = (loss.detach(), gradients(model.model, loss[None], torch.ones(1)))
-    (one, slope), (other, expected) = found["shared"], found["separate"]
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
-    largest = max(float(item.abs().max()) for item in expected.values())
-    assert largest > 1e-6
-    torch.testing.assert_close(slope, expected, rtol=0, atol=1e-10 * largest)
+def test_law_3_shared_rows_equal_separate_rows():
+    rows = pair_rows()
+    held = tiny_gpt2(dtype=torch.float64, seed=1)
+    policies = [language_model(tiny_gpt2(dtype=torch.float64), layout=it) for it in ("shared", "separate")]
+    for name, objective in every_objective(width=32, layers=2):
+        found = []
+        for model in policies:
+            loss, _ = read(model, objective, rows, language_model(held, layout=model.layout))
+            found.append((loss.detach(), gradients(model.model, loss[None], torch.ones(1))))
+        (one, slope), (other, expected) = found
+        with naming(name):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+            largest = max(float(item.abs().max()) for item in expected.values())
+            assert largest > 1e-6
+            torch.testing.assert_close(slope, expected, rtol=0, atol=1e-10 * largest)
 
 
-def with_kl() -> list[int]:
-    return [number for number, item in enumerate(every_objective()) if needs_kl(item)]
-
-
-@pytest.mark.parametrize("number", with_kl())
-def test_an_adapter_is_its_own_reference(number):
+def test_an_adapter_is_its_own_reference():
     """The same loss as with a second copy of the base."""
-    objective = with_modules(every_objective()[number], width=32, layers=2)
     model = language_model(tiny_gpt2(dtype=torch.float64))
     model = model.with_adapter({"r": 4, "target_modules": "all-linear", "fan_in_fan_out": True})
     move_trained(model.model.to(torch.float64))
-    copy = language_model(tiny_gpt2(dtype=torch.float64))
-    itself, _ = read(model, objective, pair_rows(), None)
-    beside, _ = read(model, objective, pair_rows(), copy)
-    wanted = outputs_of_objective(objective, model)
-    assert isinstance(wanted.reference, FrozenReference)
-    assert wanted.reference.without_adapter
-    torch.testing.assert_close(itself, beside, rtol=0, atol=1e-10)
+    copy, rows = language_model(tiny_gpt2(dtype=torch.float64)), pair_rows()
+    for name, objective in every_objective(width=32, layers=2):
+        if needs_kl(objective):
+            itself, _ = read(model, objective, rows, None)
+            beside, _ = read(model, objective, rows, copy)
+            reference = wanted_by(objective, model).reference
+            with naming(name):
+                assert isinstance(reference, FrozenReference)
+                assert reference.without_adapter
+                torch.testing.assert_close(itself, beside, rtol=0, atol=1e-10)
 
 
 def test_the_names_of_the_registry_are_those_of_the_cases():
@@ -221,17 +207,13 @@ def test_an_objective_made_of_others_needs_what_they_need():
     assert not has_own_denominator(none)
 
 
-def test_two_directions_at_once_are_refused():
-    terms = [{"name": "tdpo"}, {"name": "token_kl", "direction": "reverse"}]
-    with pytest.raises(UserError, match="Give both the same direction"):
-        made("sum", {"terms": terms})
-
-
-def test_a_direction_of_ones_own_is_refused():
+def test_directions_that_cannot_be_are_refused():
     class Sideways:
         needs_kl = "sideways"
 
-    with pytest.raises(UserError, match=r"says needs_kl 'sideways'\. Write forward"):
+    with pytest.raises(UserError, match="same direction"):
+        made("sum", {"terms": [{"name": "tdpo"}, {"name": "token_kl", "direction": "reverse"}]})
+    with pytest.raises(UserError, match="'sideways'"):
         needs_kl(Sideways())
 
 

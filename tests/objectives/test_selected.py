@@ -69,13 +69,6 @@ def test_a_pair_with_an_empty_side_costs_nothing_and_still_counts():
     assert all(abs(value) > 0 for value in logp.grad.tolist()[6:7])
 
 
-def test_likelihood_needs_only_some_token_of_the_comparison():
-    objective = Selected(SFT(), BelowTheMean(), Doubt())
-    losses = objective(double(-1.0, -2.0, -1.0, -1.0, -1.0), batch_of((2, 3)))
-    assert losses.loss.tolist() == [2.0]
-    assert losses.metrics["selection/empty"].tolist() == [0.0]
-
-
 @pytest.mark.parametrize(("normaliser", "sizes"), [("step_weights", [0.0, 1.0]), ("step_length", [2.0, 2.0])])
 def test_the_denominator_of_a_step_is_made_of_the_weights_of_the_step(normaliser, sizes):
     """A comparison without weight adds nothing to the first, and its whole response to the second."""
@@ -193,7 +186,7 @@ class Giving:
 
 @pytest.mark.parametrize("weights", [[1.0] * 4, [1.0, -1.0, 1.0, 1.0, 1.0], [math.nan, 1.0, 1.0, 1.0, 1.0]])
 def test_weights_that_cannot_be_are_refused(weights):
-    with pytest.raises(UserError, match=r"one finite weight >= 0 per token \(5\), got shape"):
+    with pytest.raises(UserError, match="one finite weight"):
         Selected(SimPO(), Giving(weights), Doubt())(double(*LOGP), batch_of((2, 3)))
 
 
@@ -219,13 +212,11 @@ def test_scorers_that_cannot_work_are_refused():
     class Whole:
         scope = "dataset"
 
-    with pytest.raises(
-        UserError, match=r"reads policy_attention, which .* Read policy_logp or policy_entropy or policy_rank"
-    ):
+    with pytest.raises(UserError, match="reads policy_attention"):
         Selected(SimPO(), KeepAll(), Heads())
     with pytest.raises(UserError, match=r"gave \(1,\) numbers for a response of 2 tokens"):
         Selected(SimPO(), KeepAll(), Short())(double(*LOGP), batch_of((2, 3)))
-    with pytest.raises(UserError, match=r"there is no oracle_logp in the step.*there is policy_logp"):
+    with pytest.raises(UserError, match="no oracle_logp in the step"):
         Selected(SimPO(), KeepAll(), Unknown())(double(*LOGP), batch_of((2, 3)))
     with pytest.raises(UserError, match=r"scope: dataset\. Write scope: response"):
         Selected(SimPO(), Whole(), Doubt())
@@ -273,7 +264,5 @@ def test_a_step_of_combine_compares_the_responses_of_a_comparison_in_the_step():
     tokens = objective.scored(double(*LOGP), batch_of((2, 3)))
     assert tokens.scores.tolist() == pytest.approx([1.0, 0.0, 1.0, 0.0, 0.5])
     everything = {**ranked, "steps": [{"min_max": {"scope": "dataset"}}]}
-    with pytest.raises(
-        UserError, match=r"a step of combine cannot see all data\. Write scope: response, or comparison"
-    ):
+    with pytest.raises(UserError, match="cannot see all data"):
         Selected(SFT(), Transform(), Combine((everything,)))

@@ -1,5 +1,7 @@
 """Every objective of the registry, and batches that have whatever any of them asks for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -50,6 +52,10 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("token_kl", {"direction": "reverse", "sides": "difference", "stop_gradient": "chosen"}),
     ("treg", {"stop_gradient": "none"}),
     ("reinforce", {"kl": 0.3, "baseline": "mean"}),
+    (
+        "reinforce",
+        {"return_to_go": True, "discount": 0.9, "baseline": "leave_one_out", "normaliser": "sequence"},
+    ),
 ]
 """Settings beside the default ones."""
 
@@ -70,9 +76,21 @@ def with_modules(objective: Objective, width: int = WIDTH, layers: int = LAYERS)
     return objective
 
 
-def every_objective() -> list[Objective]:
-    """All of them, and one whose weights are made in the step."""
-    return [made(name, settings) for name, settings in CASES] + [Selected(made("dpo", {}), KeepAll())]
+@contextmanager
+def naming(name: object) -> Iterator[None]:
+    """A failure in here says of what it is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"of {name}")
+        raise
+
+
+def every_objective(width: int = WIDTH, layers: int = LAYERS) -> Iterator[tuple[str, Objective]]:
+    """All of them with their names, and one whose weights are made in the step."""
+    for name, case in zip(NAMES, CASES, strict=True):
+        yield name, made(*case, width=width, layers=layers)
+    yield "selected", Selected(made("dpo", {}), KeepAll())
 
 
 class Values(NamedTuple):

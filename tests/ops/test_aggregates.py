@@ -134,7 +134,7 @@ def test_gradients_are_those_of_finite_differences(function):
 
 
 @EVERY
-@pytest.mark.parametrize("broken", [-7.0, 1e30, -math.inf, math.inf, math.nan])
+@pytest.mark.parametrize("broken", [1e30, -math.inf, math.nan])
 def test_a_weight_of_zero_deletes_the_token(function, broken):
     short = REWARDS.clone().requires_grad_()
     expected = function(short, ONES, OWNER, 2)

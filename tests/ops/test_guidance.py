@@ -85,12 +85,13 @@ def test_weights_by_hand():
     "settings", [{}, {"transform": "exp"}, {"transform": "power", "power": 0.5}, {"uniform": 0.3}]
 )
 def test_weights_sum_to_one_over_the_tokens_that_count(settings):
-    rewards = torch.tensor([1.3, 0.2, math.nan, 1e-8, 40.0, -math.inf], requires_grad=True)
-    weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 2.0, 0.0])
-    owner = torch.tensor([0, 0, 0, 1, 1, 1])
-    shares = likelihood_weights(rewards, weights, owner, 3, **settings)
-    assert segment_sum(shares, owner, 3).tolist() == pytest.approx([1.0, 1.0, 0.0])
-    assert shares[[2, 5]].tolist() == [0.0, 0.0]
+    """Of the four sequences the third has no token, and of the fourth none counts."""
+    rewards = torch.tensor([1.3, 0.2, math.nan, 1e-8, 40.0, -math.inf, 1.0], requires_grad=True)
+    weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 2.0, 0.0, 0.0])
+    owner = torch.tensor([0, 0, 0, 1, 1, 1, 3])
+    shares = likelihood_weights(rewards, weights, owner, 4, **settings)
+    assert segment_sum(shares, owner, 4).tolist() == pytest.approx([1.0, 1.0, 0.0, 0.0])
+    assert shares[[2, 5, 6]].tolist() == [0.0, 0.0, 0.0]
     assert (shares >= 0).all()
     assert not shares.requires_grad
 

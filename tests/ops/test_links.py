@@ -53,6 +53,10 @@ def test_every_link_falls_at_zero_and_is_finite_at_both_ends(name):
     assert slope[0] < 0
 
 
+def test_hinge_by_hand():
+    assert links.hinge(torch.tensor([-1.0, 0.25, 1.0, 3.0])).tolist() == [2.0, 0.75, 0.0, 0.0]
+
+
 def test_the_slope_of_the_scaled_link_does_not_depend_on_the_power():
     z = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     for power in (0.0, 0.5, 2.0):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenward.ops.losses import dpo, ipo, margin_logistic
+from tokenward.ops.losses import dpo, ipo, kto, margin_logistic, one_sample_kl
 
 CHOSEN = torch.tensor([-1.5, 0.25, 3.0, -0.5], dtype=torch.float64)
 REJECTED = torch.tensor([-1.0, 0.75, -2.0, -0.5], dtype=torch.float64)
@@ -17,26 +17,26 @@ def number(value: float) -> torch.Tensor:
     return torch.tensor([value], dtype=torch.float64)
 
 
-def test_dpo_by_hand():
+def test_by_hand():
     # beta (chosen - rejected) = 0.5 (3 - 1) = 1;  -log sigma(1) = log(1 + e^-1) = log 1.3678794 = 0.3132617
-    assert dpo(number(3.0), number(1.0), beta=0.5).item() == pytest.approx(0.3132617, abs=1e-7)
-
-
-def test_dpo_with_label_smoothing_by_hand():
+    one, other = number(3.0), number(1.0)
+    assert dpo(one, other, beta=0.5).item() == pytest.approx(0.3132617, abs=1e-7)
     # -log sigma(1) = 0.3132617, -log sigma(-1) = 1.3132617;  0.9 x 0.3132617 + 0.1 x 1.3132617 = 0.4132617
-    loss = dpo(number(3.0), number(1.0), beta=0.5, label_smoothing=0.1)
-    assert loss.item() == pytest.approx(0.4132617, abs=1e-7)
-
-
-def test_ipo_by_hand():
+    assert dpo(one, other, beta=0.5, label_smoothing=0.1).item() == pytest.approx(0.4132617, abs=1e-7)
     # (1 - 0.5 - 1 / (2 x 0.25))^2 = (0.5 - 2)^2 = 2.25
     assert ipo(number(1.0), number(0.5), beta=0.25).item() == 2.25
-
-
-def test_margin_logistic_by_hand():
     # 2 (-1 - -1.5) - 2 = -1;  -log sigma(-1) = 1 + log(1 + e^-1) = 1.3132617
     loss = margin_logistic(number(-1.0), number(-1.5), scale=2.0, margin=2.0)
     assert loss.item() == pytest.approx(1.3132617, abs=1e-7)
+    # 1 - sigma(2 (1 - 0.5)) = 0.2689414 for a good response, 1 - sigma(-1) for a bad one
+    ratios, good = torch.ones(2, dtype=torch.float64), torch.tensor([True, False])
+    assert kto(ratios, good, number(0.5), beta=2.0).tolist() == pytest.approx(
+        [0.2689414, 0.7310586], abs=1e-7
+    )
+    # 2 - 1 - log 2
+    assert one_sample_kl(torch.tensor([0.0, math.log(2)])).tolist() == pytest.approx(
+        [0.0, 0.3068528], abs=1e-7
+    )
 
 
 def test_losses_stay_one_per_pair():

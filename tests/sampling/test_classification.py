@@ -150,7 +150,7 @@ def test_calibration_by_hand():
 
 @pytest.mark.parametrize("prior", [[0.5, 0.6], [1.0, 0.0], [0.2, 0.3, 0.5]])
 def test_a_prior_that_is_none_is_refused(prior):
-    with pytest.raises(UserError, match=r"it must be 2 shares above 0 that add up to 1"):
+    with pytest.raises(UserError, match="2 shares above 0"):
         calibration_offsets(torch.zeros(1, 3, 2), prior)
     with pytest.raises(UserError, match="no development texts"):
         calibration_offsets(torch.zeros(1, 0, 2))

@@ -159,7 +159,7 @@ def test_what_is_no_masked_model_is_refused(tmp_path):
         MaskedModel(model=bert(), tokenizer=TOKENIZER, name="tiny")
     bert().bert.save_pretrained(tmp_path / "bare")
     masked_tokenizer().save_pretrained(tmp_path / "bare")
-    with pytest.raises(UserError, match=r"has no weights for \d+ parts .* whole masked language model"):
+    with pytest.raises(UserError, match="has no weights for"):
         load_masked(str(tmp_path / "bare"))
 
 
@@ -180,9 +180,7 @@ def test_template_and_model_must_fit():
 
 def test_what_cannot_be_read_is_refused():
     one = task(causal(tiny_llama(max_position_embeddings=20)))
-    with pytest.raises(
-        UserError, match=r"text 1 with its prompt and the template has 24 tokens, but tiny reads 20"
-    ):
+    with pytest.raises(UserError, match="24 tokens, but tiny reads 20"):
         one.class_logprobs([[1] * 4, [1, 2]], ["a", "x" * 20])
     with pytest.raises(UserError, match=r"text 1 is empty and so is the prompt"):
         one.class_logprobs([[1], []], ["a", " "])

@@ -133,9 +133,9 @@ def test_a_template_with_other_slots_is_refused(template, message):
 
 def test_verbalizers_are_one_token_each():
     assert verbalizer_ids(TOKENIZER, [" the", "good"]) == [ids(" the")[0], ids("good")[0]]
-    with pytest.raises(UserError, match=r"' bad' is 4 tokens, \['Ġ', 'b', 'a', 'd'\], .* Write another word"):
+    with pytest.raises(UserError, match="' bad' is 4 tokens"):
         verbalizer_ids(TOKENIZER, [" the", " bad"])
-    with pytest.raises(UserError, match=r"'xxx' is not in the vocabulary\. Write another word"):
+    with pytest.raises(UserError, match="'xxx' is not in the vocabulary"):
         verbalizer_ids(WORDS, ["good", "xxx"])
     with pytest.raises(UserError, match=r"'film' and ' film' are the same token"):
         verbalizer_ids(WORDS, ["film", " film"])

@@ -1,7 +1,7 @@
 """Preference sources: values by hand, and every failure as a clear error."""
 
-import importlib
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,10 +69,6 @@ def test_numbers_of_torch_and_a_parameter_with_a_default_serve():
     assert score(lambda completions, scale=2.0: torch.tensor([0.5, scale]), ["a", "b"]) == [0.5, 2.0]
 
 
-def test_no_completions_are_no_call():
-    assert score(lambda completions: 1 / 0, []) == []
-
-
 def test_trls_reward_functions_serve():
     from trl.rewards import get_soft_overlong_punishment
 
@@ -82,51 +78,40 @@ def test_trls_reward_functions_serve():
 
 
 @pytest.mark.parametrize(
-    ("returned", "message"),
+    ("returned", "words"),
     [
-        ([1.0, math.nan, 2.0], r"rows\.jsonl:2: the preference source mine returned nan for this row"),
-        ([1.0, 2.0, -math.inf], r"rows\.jsonl:3: .* returned -inf for this row"),
-        ([None, 1.0, 2.0], r"rows\.jsonl:1: .* returned None for this row.*return a number"),
-        ([1.0, "3", 2.0], r"rows\.jsonl:2: .* returned a str \('3'\) for this row, which is no number"),
-        ([1.0, [2.0], 2.0], r"rows\.jsonl:2: .* returned a list \(\[2\.0\]\)"),
-        ([1.0, 10**400, 2.0], r"rows\.jsonl:2: .* returned a int"),
-        ([torch.ones(2), 1.0, 2.0], r"rows\.jsonl:1: .* returned a Tensor"),
-        ([1.0, 2.0], r"rows\.jsonl:3: .*2 scores for 3 completions"),
-        ([1.0] * 4, r"rows\.jsonl:3: .*4 scores for 3 completions"),
-        ([], r"rows\.jsonl:1: .*0 scores for 3 completions"),
-        ("123", r"returned a str \('123'\), 0 scores for 3"),
-        ({"a": 1, "b": 2, "c": 3}, "returned a dict"),
-        (3.0, r"returned a float \(3\.0\), which is no list"),
-        (None, r"returned a NoneType \(None\), which is no list"),
-        (torch.tensor(1.0), "returned a Tensor"),
+        ([1.0, math.nan, 2.0], ":2: .*nan"),
+        ([1.0, 2.0, -math.inf], ":3: .*-inf"),
+        ([None, 1.0, 2.0], ":1: .*None"),
+        ([1.0, "3", 2.0], ":2: .*'3'"),
+        ([1.0, [2.0], 2.0], ":2: .*list"),
+        ([1.0, 10**400, 2.0], ":2: .*int"),
+        ([torch.ones(2), 1.0, 2.0], ":1: .*Tensor"),
+        ([1.0, 2.0], ":3: .*2 scores for 3"),
+        ([1.0] * 4, ":3: .*4 scores for 3"),
+        ([], ":1: .*0 scores for 3"),
+        ("123", "'123'.* 0 scores for 3"),
+        ({"a": 1, "b": 2, "c": 3}, "dict"),
+        (3.0, "no list"),
+        (None, "no list"),
+        (torch.tensor(1.0), "Tensor"),
     ],
 )
-def test_what_is_not_one_finite_number_each_is_refused_by_row(returned, message):
-    with pytest.raises(UserError, match=message):
+def test_what_is_not_one_finite_number_each_is_refused_by_row(returned, words):
+    with pytest.raises(UserError, match=words):
         score(lambda prompts, completions, **columns: returned, ["a", "b", "c"])
 
 
-def test_a_column_that_is_not_there_is_named_with_those_that_are():
-    with pytest.raises(UserError, match=r"takes 'label', .* prompts, completions, completion_ids, target;"):
-        score(lambda completions, label: [1.0], ["a"], target=["x"])
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ([1.0], "is a list, which cannot be called"),
-        (lambda completions, /: [1.0], "takes 'completions' by place only"),
-        (dict.fromkeys, "by place only|does not say what it takes"),
-    ],
-)
-def test_what_cannot_be_called_is_refused(source, message):
-    with pytest.raises(UserError, match=message):
-        score(source, ["a"])
-
-
-def test_a_column_may_not_hide_the_samples():
-    with pytest.raises(UserError, match="a column 'prompts', a name"):
-        score(lambda completions, **columns: [1.0], ["a"], prompts=["x"])
+def test_what_cannot_be_called_is_refused():
+    for source, columns, word in (
+        ([1.0], {}, "cannot be called"),
+        (lambda completions, /: [1.0], {}, "by place only"),
+        (dict.fromkeys, {}, "by place only|does not say"),
+        (lambda completions, label: [1.0], {"target": ["x"]}, "'label', .*target"),
+        (lambda completions, **columns: [1.0], {"prompts": ["x"]}, "column 'prompts'"),
+    ):
+        with pytest.raises(UserError, match=word):
+            score(source, ["a"], **columns)
 
 
 def test_an_exception_of_the_users_own_is_let_through():
@@ -220,76 +205,50 @@ def test_chrf_is_sacrebleus():
     assert plain != plus
 
 
-def test_chrf_refuses_runs_of_nothing():
-    with pytest.raises(UserError, match="got characters 0"):
-        ChrF(characters=0)
-
-
 METRICS = [Rouge(), Meteor(), ChrF()]
 
 
-@pytest.mark.parametrize("source", METRICS, ids=["rouge", "meteor", "chrf"])
-def test_without_references_the_columns_that_are_there_are_named(source):
-    message = (
-        r"no column references \(their columns: target, document\)\. Write examples: \{references: COLUMN\}"
-    )
-    with pytest.raises(UserError, match=message):
-        score(source, ["a"], target=["x"], document=["y"])
-
-
-@pytest.mark.parametrize("source", METRICS, ids=["rouge", "meteor", "chrf"])
-@pytest.mark.parametrize(
-    ("references", "message"),
-    [
-        ([["x"], [" "]], r"rows\.jsonl:2: the preference source mine: a reference is ' '"),
-        ([["x"], ["y", ""]], r"rows\.jsonl:2: .*a reference is ''"),
-        ([["x"], [None]], r"rows\.jsonl:2: .*a reference is None"),
-        ([[], ["x"]], r"rows\.jsonl:1: .*references is \[\]; expected a list"),
-        (["x", "y"], r"rows\.jsonl:1: .*references is 'x'; expected a list"),
-    ],
-)
-def test_a_reference_that_is_none_is_an_error_of_its_row(source, references, message):
+def test_a_reference_that_is_none_is_an_error_of_its_row():
     # The first completion of such a row may be empty: it is the reference that is refused.
-    with pytest.raises(UserError, match=message):
-        score(source, ["", ""], references=references)
+    for source in METRICS:
+        for references, words in (
+            ([["x"], [" "]], ":2: .*' '"),
+            ([["x"], ["y", ""]], ":2: .*''"),
+            ([["x"], [None]], ":2: .*None"),
+            ([[], ["x"]], r":1: .*\[\]"),
+            (["x", "y"], ":1: .*'x'"),
+        ):
+            with pytest.raises(UserError, match=words):
+                score(source, ["", ""], references=references)
+        with pytest.raises(UserError, match=r"no column references .*target, document"):
+            score(source, ["a"], target=["x"], document=["y"])
+    with pytest.raises(RowError, match="row 1: references"):
+        ChrF()(["p", "p"], ["a", "b"], references=[["x"], []])
+    with pytest.raises(UserError, match="characters 0"):
+        ChrF(characters=0)
 
 
 def test_a_reference_in_which_rouge_finds_nothing_is_no_silent_0():
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*rougeL needs 1 words of a-z .*Write chrf"):
+    with pytest.raises(UserError, match="rougeL needs 1 words"):
         score(Rouge(), ["猫"], ["猫が座った"])
     with pytest.raises(UserError, match="rouge2 needs 2 words"):
         score(Rouge(type="rouge2"), ["cat"], ["cat"])
 
 
-def test_a_row_error_reads_well_where_a_source_is_called_directly():
-    with pytest.raises(RowError, match="row 1: references is"):
-        ChrF()(["p", "p"], ["a", "b"], references=[["x"], []])
-
-
-@pytest.mark.parametrize(
-    ("source", "module"),
-    [(Rouge(), "rouge_score"), (Meteor(), "nltk"), (ChrF(), "sacrebleu")],
-    ids=["rouge", "meteor", "chrf"],
-)
-def test_a_package_that_is_not_installed_is_named_with_its_extra(source, module, monkeypatch):
-    real = importlib.import_module
-
-    def without(name, package=None):
-        if name.partition(".")[0] == module:
-            raise ModuleNotFoundError(f"No module named {name!r}")
-        return real(name, package)
-
-    monkeypatch.setattr(importlib, "import_module", without)
-    fresh = type(source)()
-    with pytest.raises(UserError, match=rf"cannot import {module}.*pip install tokenward\[eval\]"):
-        score(fresh, ["a"], ["b"])
+def test_a_package_that_is_not_installed_is_named_with_its_extra(monkeypatch):
+    for kind, module in ((Rouge, "rouge_score"), (Meteor, "nltk"), (ChrF, "sacrebleu")):
+        with monkeypatch.context() as patch:
+            for name in [name for name in sys.modules if name.partition(".")[0] == module] + [module]:
+                patch.setitem(sys.modules, name, None)
+            with pytest.raises(UserError, match=rf"{module}.*tokenward\[eval\]"):
+                score(kind(), ["a"], ["b"])
 
 
 def test_without_wordnet_both_ways_to_it_and_the_way_around_are_named(tmp_path, monkeypatch):
     import nltk.data
 
     monkeypatch.setattr(nltk.data, "path", [])
-    with pytest.raises(UserError, match=r"nltk\.download\('wordnet'\).*wordnet-base.*name: rouge"):
+    with pytest.raises(UserError, match=r"wordnet-base.*name: rouge"):
         load_wordnet(tmp_path)
 
 
@@ -528,18 +487,15 @@ def test_the_models_own_limit_is_kept(bert):
     assert source.truncated == 1
 
 
-@pytest.mark.parametrize(
-    ("label", "message"),
-    [
-        (None, r"has 3 labels \(0: negative, 1: neutral, 2: positive\)\. Write label: positive"),
-        ("Positive", r"no label 'Positive'\. Did you mean 'positive'\? Its labels are 0: negative"),
-        (3, r"no label 3\. Its labels are"),
-        (-1, r"no label -1\. Its labels are"),
-    ],
-)
-def test_a_label_that_is_not_there_is_refused_with_those_that_are(bert, label, message):
-    with pytest.raises(UserError, match=message):
-        score(SequenceClassifier(model=str(bert), label=label), ["good"])
+def test_a_label_that_is_not_there_is_refused_with_those_that_are(bert):
+    for label, words in (
+        (None, "0: negative.*label: positive"),
+        ("Positive", "'positive'"),
+        (3, "3"),
+        (-1, "-1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            score(SequenceClassifier(model=str(bert), label=label), ["good"])
 
 
 def test_a_random_head_is_refused(tmp_path):
@@ -548,7 +504,7 @@ def test_a_random_head_is_refused(tmp_path):
     word_tokenizer().save_pretrained(encoder)
     language_model = save_tiny(tmp_path / "language_model")
     for folder in (encoder, language_model):
-        with pytest.raises(UserError, match=r"has no weights for .* random numbers.*trained classifier"):
+        with pytest.raises(UserError, match="has no weights for"):
             score(SequenceClassifier(model=str(folder), label=0), ["good"])
 
 
@@ -561,18 +517,19 @@ def test_a_model_that_is_not_there_is_refused(tmp_path):
 
 
 def test_nothing_to_read_is_an_error_of_its_row(reward):
-    with pytest.raises(UserError, match=r"rows\.jsonl:2: the preference source mine: the reply '' has not"):
+    with pytest.raises(UserError, match=r"rows.jsonl:2: .*mine"):
         score(SequenceClassifier(model=str(reward)), ["good", ""])
 
 
 def test_settings_that_cannot_work_are_refused_before_loading(bert):
-    with pytest.raises(UserError, match=r"Write pair: prompt_completion"):
-        SequenceClassifier(model=str(bert), template_chat=True)
-    with pytest.raises(UserError, match="batch and max_tokens must be 1 or more, got 0 and 512"):
-        SequenceClassifier(model=str(bert), batch=0)
-    with pytest.raises(UserError, match="device is 'gpu'"):
-        SequenceClassifier(model=str(bert), device="gpu")
-    with pytest.raises(UserError, match="no setting 'truncated'"):
+    for settings, word in (
+        ({"template_chat": True}, "pair"),
+        ({"batch": 0}, "batch"),
+        ({"device": "gpu"}, "'gpu'"),
+    ):
+        with pytest.raises(UserError, match=word):
+            SequenceClassifier(model=str(bert), **settings)
+    with pytest.raises(UserError, match="'truncated'"):
         build("source", "classifier", {"model": str(bert), "truncated": 3}, SOURCES)
     source = SequenceClassifier(model=str(bert), label=0, pair="prompt_completion", template_chat=True)
     with pytest.raises(UserError, match="no chat template"):

@@ -116,5 +116,5 @@ def test_a_finished_store_is_not_computed_again(tmp_path):
 
 def test_a_response_that_was_never_scored_is_named(tmp_path):
     store = write_shards(tmp_path, KEYS, Maker(), rows_per_shard=3)
-    with pytest.raises(UserError, match=r"no values for the response feed.*Run the scoring stage again"):
+    with pytest.raises(UserError, match="no values for the response feed"):
         store["feed"]

@@ -88,7 +88,7 @@ def test_a_step_that_gives_a_token_without_score_a_number_does_not_make_it_count
 
 def test_a_step_of_ones_own_must_give_one_number_per_token(monkeypatch):
     monkeypatch.setitem(STEPS, "short", lambda scores, owners: scores[:1])
-    with pytest.raises(UserError, match=r"the step short returned \[1\] numbers for 6 tokens"):
+    with pytest.raises(UserError, match="the step short returned"):
         weights(PAIR, steps=["short"])
 
 
@@ -102,7 +102,7 @@ def test_segments_are_pooled_per_side_and_named():
     assert unit_of(made) == "word"
     tokens = PAIR._replace(segment=torch.tensor([0, 0, 1, 2, 3, 3]))
     assert made(tokens).tolist() == [0.0, -1.0, 0.5, 1.0, 0.0, -1.5]
-    with pytest.raises(UserError, match="segment_pool needs to know which word a token is in"):
+    with pytest.raises(UserError, match="which word a token is in"):
         made(PAIR)
 
 

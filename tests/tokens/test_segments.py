@@ -143,7 +143,7 @@ def test_spans_count_the_datas_characters_where_ids_spell_another_form():
 
 @pytest.mark.parametrize("spans", [[Span(0, 4, 1.0), Span(3, 6, 1.0)], [Span(0, 9, 1.0), Span(2, 3, 1.0)]])
 def test_overlapping_spans_are_refused(spans):
-    with pytest.raises(UserError, match=r"spans that do not overlap, got \[\(0, .*word or sentence"):
+    with pytest.raises(UserError, match="spans that do not overlap"):
         pieces("spans", "the good tea", spans)
 
 

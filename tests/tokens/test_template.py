@@ -41,15 +41,6 @@ def test_a_prompt_is_the_template_up_to_the_reply():
     assert [ids.count(template.tokenizer.bos_token_id), ids.count(template.tokenizer.eos_token_id)] == [2, 1]
 
 
-def test_a_reply_continues_the_prompt_as_the_template_would_write_it():
-    template = Template(tokenizer=tiny_tokenizer())
-    whole = template.tokenizer.apply_chat_template(
-        [*HELLO, {"role": "assistant", "content": " the end"}], tokenize=False
-    )
-    ids = template.prompt_ids(HELLO) + template.response_ids(" the end")
-    assert template.tokenizer.decode(ids) + "\n" == whole
-
-
 def test_a_chat_template_that_writes_bos_gets_no_second_one():
     template = Template(
         tokenizer=with_template("{{ bos_token }}" + CHATML.replace("<|im_start|>", "#"), wrapping_tokenizer())
@@ -135,7 +126,7 @@ def test_no_chat_template_is_refused_with_what_to_write():
 def test_roles_that_the_template_refuses_are_named():
     tokenizer = with_template("{{ raise_exception('only users') }}")
     messages = [{"role": "system", "content": "s"}, *HELLO]
-    with pytest.raises(UserError, match=r"roles \[system, user\]: only users\. .*tokens\.template: plain"):
+    with pytest.raises(UserError, match="only users"):
         Template(tokenizer=tokenizer).render(messages)
 
 

@@ -74,7 +74,11 @@ def rows() -> list[TokenRow]:
 
 def train_all(folder: Path, processes: int) -> dict[str, dict[str, Any]]:
     """Two steps of each objective: the weights before and after, what was logged, and the passes of each step."""
-    settings = {"per_device_train_batch_size": TOGETHER // processes, "tokens_per_forward": 60}
+    settings = {
+        "per_device_train_batch_size": TOGETHER // processes,
+        "per_device_eval_batch_size": TOGETHER // processes,
+        "tokens_per_forward": 60,
+    }
     trained_rows, reference = rows(), language_model()
     with _cheap_collection():
         return {
@@ -85,14 +89,18 @@ def train_all(folder: Path, processes: int) -> dict[str, dict[str, Any]]:
 
 def _train(objective, trained_rows, reference, settings) -> dict[str, Any]:
     policy = language_model(tiny_llama(seed=3))  # it has left its reference, so divergences have gradients
-    trainer = TokenTrainer(policy, objective, settings, trained_rows, reference=reference)
+    trainer = TokenTrainer(
+        policy, objective, settings, trained_rows, reference=reference, held_out=trained_rows
+    )
     trainer.remove_callback(PrinterCallback)
     # At rates of their own some modules would move by less than what processes may differ by.
     trainer.auxiliary._parts = [part._replace(learning_rate=2.0) for part in trainer.auxiliary._parts]
     begun, passes = weights_of(policy.model), _noted_passes(trainer)
     trainer.train()
+    ended = weights_of(policy.model)
     logged = [_figures(entry) for entry in trainer.state.log_history if "loss" in entry]
-    return {"begun": begun, "ended": weights_of(policy.model), "logged": logged, "passes": passes}
+    logged.append(_figures(trainer.evaluate()))
+    return {"begun": begun, "ended": ended, "logged": logged, "passes": passes}
 
 
 @contextmanager

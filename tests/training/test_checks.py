@@ -43,9 +43,7 @@ def test_a_new_adapter_changes_nothing():
 
 def test_the_reference_of_another_model_is_refused():
     rows = with_reference(language_model(tiny_llama(seed=1)), random_rows(4, longest=30))
-    with pytest.raises(
-        UserError, match=r"policy and reference differ by \d+\.\d{4} nats .*not the same model"
-    ):
+    with pytest.raises(UserError, match="policy and reference differ"):
         check_first_batch(language_model(), DPO(), rows, precision=torch.float32)
 
 
@@ -55,7 +53,7 @@ def test_a_small_lasting_difference_is_refused_in_float32_and_allowed_in_bfloat1
         replace(row, reference_logp=[side + 0.01 for side in row.reference_logp])
         for row in with_reference(language_model(), random_rows(4))
     ]
-    with pytest.raises(UserError, match=r"differ by 0\.0100 nats per token \(allowed 0\.001\)"):
+    with pytest.raises(UserError, match=r"differ by 0.0100 nats"):
         check_first_batch(language_model(), DPO(), rows, precision=torch.float32)
     found = check_first_batch(language_model(), DPO(), rows, precision=torch.bfloat16)
     assert found["per_token"] == pytest.approx(0.01, abs=0.01)
@@ -89,7 +87,7 @@ def test_what_the_loss_begins_at_is_the_objectives_own():
         found = check_first_batch(language_model(), objective, rows, precision=torch.float32)
         assert found["begins"] == pytest.approx(begins, abs=1e-6)
     others = with_reference(language_model(tiny_llama(seed=1)), random_rows(4, longest=30))
-    with pytest.raises(UserError, match=r"where it should be 1\.0000\. They are not the same model"):
+    with pytest.raises(UserError, match="not the same model"):
         check_first_batch(language_model(), IPO(beta=0.5), others, precision=torch.float32)
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.objectives.tools import MORE, NEEDED
+from tests.objectives.tools import MORE, NEEDED, naming
 from tests.tiny import move_trained, tiny_llama
 from tests.training.tools import (
     arguments,
@@ -27,11 +27,6 @@ HEAD = {"baseline": "head", "hidden": 8, "learning_rate": 0.5}
 LEARNS = [(name, NEEDED.get(name, {})) for name in OBJECTIVES] + [
     (name, settings) for name, settings in MORE if name in ("tbpo", "sparsepo", "kto", "tdpo")
 ]
-EVERY = pytest.mark.parametrize(
-    ("name", "settings"),
-    LEARNS,
-    ids=[f"{name}-{settings}" if settings and name != "sum" else name for name, settings in LEARNS],
-)
 AUXILIARY = "auxiliary.safetensors"
 
 
@@ -75,35 +70,37 @@ def trained(folder, objective, rows, *, resume=None, **settings):
     return trainer
 
 
-@EVERY
-def test_a_step_is_the_same_however_it_is_cut(tmp_path, rows, name, settings):
-    whole, cut = (
-        trained(tmp_path, build("objective", name, settings, OBJECTIVES), rows, max_steps=1, **how)
-        for how in (
-            {"per_device_train_batch_size": 8},
-            {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "tokens_per_forward": 1},
-        )
-    )
-    first, second = weights_of(whole.model), weights_of(cut.model)
+def test_a_step_is_the_same_however_it_is_cut(tmp_path, rows):
     begun = weights_of(tiny_llama(seed=3))
-    assert largest_difference({key: first[key] for key in begun}, begun) > 1e-6
-    assert largest_difference(first, second) < 2e-6
+    for case in LEARNS:
+        whole, cut = (
+            weights_of(
+                trained(tmp_path, build("objective", *case, OBJECTIVES), rows, max_steps=1, **how).model
+            )
+            for how in (
+                {"per_device_train_batch_size": 8},
+                {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "tokens_per_forward": 1},
+            )
+        )
+        with naming(case):
+            assert largest_difference({key: whole[key] for key in begun}, begun) > 1e-6
+            assert largest_difference(whole, cut) < 2e-6
 
 
-@EVERY
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, rows, name, settings):
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, rows):
     saves = {"save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch"}
-    whole = trained(tmp_path / "a", build("objective", name, settings, OBJECTIVES), rows, **saves)
-    again = trained(
-        tmp_path / "b",
-        build("objective", name, settings, OBJECTIVES),
-        rows,
-        resume=str(tmp_path / "a" / "checkpoint-1"),
-        **saves,
-    )
-    first, second = weights_of(whole.model), weights_of(again.model)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    for number, case in enumerate(LEARNS):
+        folder = tmp_path / str(number)
+        resume = {"resume": str(folder / "a" / "checkpoint-1")}
+        whole, again = (
+            weights_of(
+                trained(folder / part, build("objective", *case, OBJECTIVES), rows, **saves, **more).model
+            )
+            for part, more in (("a", {}), ("b", resume))
+        )
+        with naming(case):
+            assert whole.keys() == again.keys()
+            assert all(torch.equal(whole[key], again[key]) for key in whole)
 
 
 @pytest.mark.parametrize("objective", [TBPO(**HEAD), SparsePO(masks="independent")], ids=["tbpo", "sparsepo"])
@@ -223,9 +220,7 @@ def test_the_reference_stays_as_it_is(tmp_path, rows):
 
 
 def test_an_objective_that_needs_the_reference_model_says_so(tmp_path, rows):
-    with pytest.raises(
-        UserError, match=r"TDPO compares with the reference model itself.*TokenTrainer\(reference"
-    ):
+    with pytest.raises(UserError, match="TDPO compares with the reference"):
         TokenTrainer(language_model(), TDPO(), arguments(tmp_path), rows)
     TokenTrainer(language_model(), DPO(), arguments(tmp_path), rows)
 
