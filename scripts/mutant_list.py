@@ -157,7 +157,7 @@ MUTANTS: list[Mutant] = [
     M("tokens/byte-spans", "_byte_positions", "len(char.encode())", "len(char)"),
     M("tokens/response-cut", "Response.cut", "ids=self.ids[:kept]", "ids=self.ids[:kept + 1]"),
     M("tokens/shard-row", "EncodedFile._ids", "row % SHARD_ROWS", "0"),
-    M("tokens/no-eos", "closing_ids", "template.ending.ids[-1]", "template.ending.ids[0]"),
+    M("tokens/no-eos", "eos_ids", "template.ending.ids[-1]", "template.ending.ids[0]"),
     M("tokens/fingerprint", "Template.fingerprint", "str(self.tokenizer.chat_template), ", ""),
     # data
     M("data/pair-order", "pair_places", "comparison.ranks[b] < comparison.ranks[w]", "comparison.ranks[b] <= comparison.ranks[w]"),
@@ -169,7 +169,7 @@ MUTANTS: list[Mutant] = [
     M("data/hh-shared", "from_transcripts", "prompt[-1]['role'] != 'user'", "prompt[-1]['role'] == 'nobody'"),
     M("data/contradictory", "repeated", "np.where(disputed[group], 2,", "np.where(disputed[group], 0,"),
     M("data/identical", "_usable", "len(distinct) < least", "False"),
-    M("data/split-seed", "is_held_out", "'split', seed, prompt", "'split', prompt"),
+    M("data/split-seed", "is_eval", "'split', seed, prompt", "'split', prompt"),
     M("data/leak", "_without_prompts", "& part.kept", "& ~part.kept"),
     M("data/limit", "_read_all", "wanted.limit - count", "wanted.limit"),
     M("data/first-split", "choose_split", "'train' not in splits", "False"),

@@ -13,10 +13,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tokenward.pipeline.values import scores_of
+
 import tokenward
 from tokenward.evaluation.stability import Scores, stability_figures
 from tokenward.evaluation.statistics import Figure
-from tokenward.pipeline.values import scores_of
 from tokenward.plugins import build
 from tokenward.scoring.scorers import SCORERS, Scorer
 from tokenward.scoring.store import TokenStore

@@ -307,7 +307,7 @@ def test_an_unknown_key_is_named_with_its_line_and_what_is_near():
     message = refused("seed: 1\noracle:\n  # how much\n  fractoin: 0.3\n", name="recipes/q.yaml")
     assert re.match("recipes/q.yaml:4: .*'fractoin' in oracle.*'fraction'", message)
     assert "Keys here: training." in refused("sft: {zzz: 1}")
-    assert "'samples' or 'sampler'" in refused("guidance: {sample: 3}\n"), "the whole word first"
+    assert "'samples' or 'sampler'" in refused("online: {sample: 3}\n"), "the whole word first"
 
 
 def test_a_key_of_another_table_is_sent_there():
@@ -338,7 +338,7 @@ def test_every_mistake_is_reported_in_the_order_of_the_file():
         ),
         ("oracle:\n  fraction: 0", "2: oracle.fraction: got 0", "a number > 0 and <= 1."),
         ("oracle: {fraction: true}", "1: oracle.fraction: got true", "a number"),
-        ("data: {held_out: 1}", "1: data.held_out: got 1", ">= 0 and < 1."),
+        ("data: {eval: 1}", "1: data.eval: got 1", ">= 0 and < 1."),
         ("data: {limit: 1e3}", "1: data.limit: got 1000.0", "a whole number >= 1 or null. Write 1000."),
         ("model:\n  rows: shraed", "2: model.rows: got 'shraed'", "'shared'"),
         ("oracle:\n  objective: dpo", "2: oracle.objective: got 'dpo'", "Write {name: dpo}."),
@@ -662,7 +662,7 @@ SOURCE = "online: {source: {name: rouge}}"
         (f"{EXAMPLES}\ndata: {{source: c.jsonl}}\n{SOURCE}", "q.yaml:2: data"),
         (f"{EXAMPLES}\n{SOURCE}\npolicy: {{objective: {{name: sepo}}}}", "q.yaml:3: policy"),
         (f"{EXAMPLES}\n{SOURCE}\nscores: {{scorer: {{name: random}}}}", "q.yaml:3: scores.scorer"),
-        (f"{TASK}\n{SOURCE}", "q.yaml:2: guidance.source"),
+        (f"{TASK}\n{SOURCE}", "q.yaml:2: online.source"),
         (f"{TASK}\nguidance: {{}}\nevaluation: {{metrics: [vader]}}", "q.yaml:3: evaluation.metrics"),
     ],
 )

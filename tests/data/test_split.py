@@ -95,8 +95,8 @@ def test_seed_and_salt_give_other_choices():
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_held_out_out_of_range(share):
-    with pytest.raises(UserError, match=r"data.held_out must be in"):
-        split(MANY[:1], held_out=share, seed=0)
+    with pytest.raises(UserError, match=r"data.eval must be in"):
+        split(MANY[:1], eval_rows=share, seed=0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.1, float("nan")])

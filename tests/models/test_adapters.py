@@ -101,7 +101,7 @@ def test_adapters_on_embeddings_give_plain_numbers_and_gradients(folders, kind, 
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for layout in ("shared", "separate"):
         model.model.zero_grad()
-        batch = collate([TokenRow(encoded=ROW)], layout=layout, pad_id=0)
+        batch = collate([ROW], layout=layout, pad_id=0)
         logp = token_logprobs(model.model, model.head, batch)
         torch.testing.assert_close(logp, plain_logprobs(model.model, [ROW]), rtol=0, atol=2e-5)
         logp.sum().backward()

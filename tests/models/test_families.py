@@ -35,7 +35,7 @@ def test_each_family_has_the_numbers_of_plain_calls():
         with naming(family):
             found = measured(tiny(family))
             check(family, found)
-            # Float32 in another order of summation; experts and recurrences lose two digits more than the rest.
+            # Float32 in another order of summation; auxiliary models and recurrences lose two digits more than the rest.
             assert found.by < 1e-4
             assert found.slope < 2e-4
 

@@ -1,6 +1,7 @@
 """The token reward: where it is read, its range and start, one layout for training and use, its folder."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch

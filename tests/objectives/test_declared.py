@@ -20,7 +20,7 @@ from tokenward.objectives.logged import with_entropy
 from tokenward.ops.ragged import segment_sum
 from tokenward.scoring.scorers import Probability
 from tokenward.selection import KeepAll
-from tokenward.tokens.rows import TokenRow, collate
+from tokenward.tokens.batches import collate
 from tokenward.training.trainer import TokenTrainer
 
 
@@ -102,7 +102,7 @@ def test_a_class_that_fails_for_another_reason_is_left_to_the_training():
 def test_a_first_answer_that_is_not_one_number_per_comparison_is_refused():
     logp, batch = (
         torch.zeros(4),
-        collate([TokenRow(encoded=encoded([1], [2], [3]))] * 2, layout="shared", pad_id=0),
+        collate([encoded([1], [2], [3])] * 2, layout="shared", pad_id=0),
     )
     good = torch.zeros(2)
     for answer, word in (

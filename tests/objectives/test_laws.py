@@ -169,7 +169,7 @@ def test_an_adapter_is_its_own_reference():
         if needs_kl(objective):
             itself, _ = read(model, objective, rows, None)
             beside, _ = read(model, objective, rows, copy)
-            reference = wanted_by(objective, model).reference
+            reference = outputs_of_objective(objective, model).reference
             with naming(name):
                 assert isinstance(reference, FrozenReference)
                 assert reference.without_adapter

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tests.tokens.rows import encoded
 from tokenward.errors import UserError
 from tokenward.objectives import DPO, SFT, Pairwise, SePO, SimPO
-from tokenward.tokens.rows import TokenBatch, TokenRow, collate
+from tokenward.tokens.batches import TokenBatch, collate
 
 LOGISTIC = [SePO(), SimPO(), SePO(gamma=1.5, margin=0.3), DPO(), DPO(loss="ipo"), DPO(label_smoothing=0.1)]
 

@@ -307,7 +307,7 @@ GO_ON = Message(role="user", content="go on")
 def test_what_is_read_and_what_is_trained(source, row, expected):
     template, encoded, _ = rows_of(source, row=comparison(**row))
     assert parts(template, encoded)[-len(expected) :] == expected
-    assert encoded.closing[0] == (2 if "END_RESPONSE" in source else 1)
+    assert encoded.eos[0] == (2 if "END_RESPONSE" in source else 1)
 
 
 def test_a_date_is_the_runs():

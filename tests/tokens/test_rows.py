@@ -1,6 +1,6 @@
 """How comparisons are laid out, and where each token is predicted: small cases by hand, then laws."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -44,8 +44,8 @@ def test_a_shared_row_by_hand():
 
 
 def test_the_end_of_a_turn_closes_a_response_that_was_not_cut():
-    cut = PAIR._replace(closed=[False, True], closing=[1, 2])
-    assert batch_of(cut, layout="shared").closing.tolist() == [False, False, False, True, True]
+    cut = PAIR._replace(closed=[False, True], eos=[1, 2])
+    assert batch_of(cut, layout="shared").eos.tolist() == [False, False, False, True, True]
 
 
 def test_separate_rows_by_hand():
@@ -212,15 +212,15 @@ def test_without_values_every_token_counts_once():
 def test_what_only_some_rows_have_is_refused():
     some = {"scores": [torch.ones(1)] * 2, "segments": [torch.tensor([0])] * 2}
     for name, word in (("scores", "2 token values for 7"), ("segments", "some rows have segments")):
-        rows = [TokenRow(encoded=PAIR), TokenRow(encoded=SHORT, **{name: some[name]})]
+        rows = [PAIR, replace(SHORT, **{name: some[name]})]
         with pytest.raises(ValueError, match=word):
             collate(rows, layout="shared", pad_id=0)
     with pytest.raises(ValueError, match="decoder starts with"):
-        collate([TokenRow(encoded=PAIR)], layout="encoder_decoder", pad_id=0)
+        collate([PAIR], layout="encoder_decoder", pad_id=0)
 
 
 def test_a_moved_batch_is_moved_whole():
-    row = TokenRow(encoded=SHORT, scores=[torch.ones(1)] * 2, segments=[torch.tensor([0])] * 2)
+    row = replace(SHORT, scores=[torch.ones(1)] * 2, segments=[torch.tensor([0])] * 2)
     for layout in ("shared", "encoder_decoder"):
         batch = collate([row], layout=layout, pad_id=0, start_id=1).to("meta")
         tensors = [
@@ -232,10 +232,10 @@ def test_a_moved_batch_is_moved_whole():
 
 
 def test_the_shape_of_a_row():
-    assert TokenRow(encoded=PAIR).shape("shared") == (1, 8)
-    assert TokenRow(encoded=PAIR).shape("separate") == (2, 6)
-    assert TokenRow(encoded=TRIPLE).shape("separate") == (3, 4)
-    assert TokenRow(encoded=PAIR).shape("encoder_decoder") == (2, 3 + 1 + 3), "with the decoder's start"
+    assert PAIR.shape("shared") == (1, 8)
+    assert PAIR.shape("separate") == (2, 6)
+    assert TRIPLE.shape("separate") == (3, 4)
+    assert PAIR.shape("encoder_decoder") == (2, 3 + 1 + 3), "with the decoder's start"
 
 
 def test_where_each_token_is_read_by_hand():

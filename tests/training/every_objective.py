@@ -90,7 +90,7 @@ def train_all(folder: Path, processes: int) -> dict[str, dict[str, Any]]:
 def _train(objective, trained_rows, reference, settings) -> dict[str, Any]:
     policy = language_model(tiny_llama(seed=3))  # it has left its reference, so divergences have gradients
     trainer = TokenTrainer(
-        policy, objective, settings, trained_rows, reference=reference, held_out=trained_rows
+        policy, objective, settings, trained_rows, reference=reference, eval_rows=trained_rows
     )
     trainer.remove_callback(PrinterCallback)
     # At rates of their own some modules would move by less than what processes may differ by.

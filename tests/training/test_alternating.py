@@ -59,7 +59,7 @@ def test_the_policy_is_looked_at_from_the_start_to_the_very_end(every, total, ex
 
 def test_a_share_is_between_0_and_1():
     for until in (-0.1, 1.1, float("nan")):
-        with pytest.raises(UserError, match=r"guidance\.until"):
+        with pytest.raises(UserError, match=r"online\.until"):
             Schedule(until=until)
 
 

@@ -147,7 +147,7 @@ def test_what_a_ranked_list_draws_is_the_same_however_the_step_is_cut(tmp_path):
     """Lists of four, two of them tied; another draw would be seen at once, and each step has its own."""
     generator = torch.Generator().manual_seed(2)
     drawn = torch.randint(3, 250, (8, 4, 5), generator=generator).tolist()
-    rows = [TokenRow(encoded=encoded([1, 2], *row, ranks=(0, 1, 1, 2))) for row in drawn]
+    rows = [encoded([1, 2], *row, ranks=(0, 1, 1, 2)) for row in drawn]
     model = reward_model("llama", "shared")
     for settings in (
         {"group_size": 2, "groups": 4},

@@ -280,7 +280,7 @@ def padded(rows: list[TokenRow]) -> tuple[dict[str, Tensor], Tensor]:
 
     examples = [
         dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), (item.prompt, *item.responses), strict=True))
-        for item in (row.encoded for row in rows)
+        for item in (row for row in rows)
     ]
     batch = DataCollatorForPreference(pad_token_id=0)(examples)
     return batch, batch.pop("completion_mask").bool()
