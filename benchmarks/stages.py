@@ -7,7 +7,11 @@ from typing import Any
 from benchmarks.memory import AnonymousPeak, reset_peak, status_bytes
 from benchmarks.workers import Channel, serve
 from tokenward.artifacts import Manifest
-from tokenward.pipeline import Run, compute_reference, compute_scores, open_run, prepare_data, train_policy
+from tokenward.stages.data import prepare_data
+from tokenward.stages.policy import train_policy
+from tokenward.stages.run import Run
+from tokenward.stages.scores import compute_reference, compute_scores
+from tokenward.tools.run import open_run
 
 
 def side(channel: Channel, settings: dict[str, Any]) -> None:

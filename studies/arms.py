@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 from tokenward.evaluation.metrics import METRICS, apply_metric
 from tokenward.models.loading import LanguageModel
-from tokenward.pipeline import open_run, train_policy
-from tokenward.pipeline.answers import answers, divergence, prompts_to_answer, reply_rows
-from tokenward.pipeline.context import Run
-from tokenward.pipeline.stages import run_through
 from tokenward.plugins import find
+from tokenward.stages.answers import answers, divergence, prompts_to_answer, reply_rows
+from tokenward.stages.lists import run_through
+from tokenward.stages.policy import train_policy
+from tokenward.stages.run import Run
+from tokenward.tools.run import open_run
 
 VALUES = Path(__file__).parent / "values"
 """What was measured, one file for each arm and seed: tables are made of it without training anything again."""

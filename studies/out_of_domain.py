@@ -10,8 +10,8 @@ from studies.arms import Arm, options
 from studies.selection import ARMS as SELECTIONS
 from studies.small import small_model, small_outcomes
 from studies.tables import publish
-from tokenward.pipeline import open_run
-from tokenward.pipeline.stages import run_through
+from tokenward.stages.lists import run_through
+from tokenward.tools.run import open_run
 
 ORACLE_RECIPE = "recipes/studies/hh_oracle.yaml"
 OWN, RANDOM = Arm("oracle of the built-in pairs"), SELECTIONS[1]

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from benchmarks.memory import AnonymousPeak, status_bytes
 from studies.arms import Outcome, values_file
-from tokenward.pipeline import open_run, train_policy
-from tokenward.pipeline.stages import run_through
+from tokenward.stages.lists import run_through
+from tokenward.stages.policy import train_policy
+from tokenward.tools.run import open_run
 
 ROOT = Path(__file__).parents[1]
 UPDATES = 2

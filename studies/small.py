@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from studies.arms import Arm, Outcome, outcomes
 from tokenward.models.loading import load_tokenizer
 from tokenward.models.places import resolve
-from tokenward.pipeline import open_run
-from tokenward.pipeline.stages import run_through
+from tokenward.stages.lists import run_through
+from tokenward.tools.run import open_run
 
 KEEP_EVERY = 3
 RECIPE = "recipes/studies/small.yaml"

@@ -47,7 +47,7 @@ def test_commands_in_the_documentation_exist(page: str, text: str) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_recipes_are_valid_down_to_their_objects(path: Path) -> None:
-    from tokenward.pipeline.stages import check_recipe
+    from tokenward.stages.lists import check_recipe
 
     check_recipe(load_recipe(path))
 

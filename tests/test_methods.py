@@ -16,8 +16,8 @@ from tokenward import cli
 from tokenward.config import Named, parse_recipe
 from tokenward.errors import UserError
 from tokenward.methods import all_methods, method_of
-from tokenward.pipeline.stages import check_recipe
 from tokenward.selection import selector_of
+from tokenward.stages.lists import check_recipe
 
 METHODS = all_methods()
 UNKNOWN = {"LOW": "-0.5", "HIGH": "1.5"}

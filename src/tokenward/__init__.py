@@ -22,54 +22,49 @@ from tokenward.types import Comparison, Message, Span
 if TYPE_CHECKING:
     from tokenward import losses
     from tokenward.models.logprobs import token_logprobs
-    from tokenward.pipeline import (
-        Run,
-        compute_reference,
-        compute_scores,
-        evaluate,
-        evaluate_online,
-        open_run,
-        prepare_data,
-        prepare_examples,
-        read_figures,
-        train_auxiliary,
-        train_eval_reward,
-        train_online,
-        train_oracle,
-        train_policy,
-        train_reward,
-        train_sft,
-    )
-    from tokenward.pipeline import run_recipe as run
     from tokenward.report.page import make_report
     from tokenward.scoring.export import TokenRewards
     from tokenward.scoring.texts import TokenScorer
+    from tokenward.stages.data import prepare_data
+    from tokenward.stages.evaluation import evaluate
+    from tokenward.stages.examples import prepare_examples
+    from tokenward.stages.figures import read_figures
+    from tokenward.stages.online import train_online
+    from tokenward.stages.online_evaluation import evaluate_online
+    from tokenward.stages.oracle import train_auxiliary, train_oracle
+    from tokenward.stages.policy import train_policy
+    from tokenward.stages.reward import train_reward
+    from tokenward.stages.run import Run
+    from tokenward.stages.scores import compute_reference, compute_scores
+    from tokenward.stages.training import train_eval_reward, train_sft
+    from tokenward.tools.run import open_run
+    from tokenward.tools.run import run_recipe as run
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Run": "pipeline:Run",
+    "Run": "stages.run:Run",
     "TokenRewards": "scoring.export:TokenRewards",
     "TokenScorer": "scoring.texts:TokenScorer",
-    "compute_reference": "pipeline:compute_reference",
-    "compute_scores": "pipeline:compute_scores",
-    "evaluate": "pipeline:evaluate",
-    "evaluate_online": "pipeline:evaluate_online",
+    "compute_reference": "stages.scores:compute_reference",
+    "compute_scores": "stages.scores:compute_scores",
+    "evaluate": "stages.evaluation:evaluate",
+    "evaluate_online": "stages.online_evaluation:evaluate_online",
     "losses": "losses:",
     "make_report": "report.page:make_report",
-    "open_run": "pipeline:open_run",
-    "prepare_data": "pipeline:prepare_data",
-    "prepare_examples": "pipeline:prepare_examples",
-    "read_figures": "pipeline:read_figures",
-    "run": "pipeline:run_recipe",
+    "open_run": "tools.run:open_run",
+    "prepare_data": "stages.data:prepare_data",
+    "prepare_examples": "stages.examples:prepare_examples",
+    "read_figures": "stages.figures:read_figures",
+    "run": "tools.run:run_recipe",
     "token_logprobs": "models.logprobs:token_logprobs",
-    "train_auxiliary": "pipeline:train_auxiliary",
-    "train_online": "pipeline:train_online",
-    "train_oracle": "pipeline:train_oracle",
-    "train_policy": "pipeline:train_policy",
-    "train_eval_reward": "pipeline:train_eval_reward",
-    "train_reward": "pipeline:train_reward",
-    "train_sft": "pipeline:train_sft",
+    "train_auxiliary": "stages.oracle:train_auxiliary",
+    "train_online": "stages.online:train_online",
+    "train_oracle": "stages.oracle:train_oracle",
+    "train_policy": "stages.policy:train_policy",
+    "train_eval_reward": "stages.training:train_eval_reward",
+    "train_reward": "stages.reward:train_reward",
+    "train_sft": "stages.training:train_sft",
 }
 
 __all__ = [

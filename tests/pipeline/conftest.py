@@ -2,7 +2,7 @@
 
 import gc
 
-import tokenward.pipeline  # noqa: F401  (imports them)
+import tokenward.tools.run  # noqa: F401  (imports them)
 
 gc.collect()
 gc.freeze()

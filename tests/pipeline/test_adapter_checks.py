@@ -9,8 +9,8 @@ import pytest
 import tokenward
 from tests.pipeline.tools import EXAMPLES, guided_recipe, refused
 from tokenward.errors import UserError
-from tokenward.pipeline.command import open_run
-from tokenward.pipeline.export import export
+from tokenward.tools.export import export
+from tokenward.tools.run import open_run
 
 LORA = "r: 2, target_modules: [q_proj, v_proj]"
 

@@ -15,9 +15,9 @@ from tests.pipeline.tools import plugin, refused
 from tests.tiny import CHATML, save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
-from tokenward.pipeline.auxiliary import prompted, with_prompt
-from tokenward.pipeline.data import encode_set, pair_sets, response_keys
 from tokenward.scoring.store import TokenStore
+from tokenward.stages.auxiliary import prompted, with_prompt
+from tokenward.stages.data import encode_set, pair_sets, response_keys
 from tokenward.tokens.encode import Limits, encode_one
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
@@ -310,7 +310,7 @@ def test_critical_tokens_are_those_without_which_the_answer_goes_wrong(tiny_work
 
 
 def test_a_stopped_search_for_critical_tokens_goes_on(tiny_workplace: Path, monkeypatch) -> None:
-    from tokenward.pipeline import counterfactual
+    from tokenward.stages import counterfactual
 
     lab = plugin(VERIFIER)
     changes = [

@@ -12,11 +12,11 @@ from tokenward.artifacts.files import canonical
 from tokenward.config import parse_recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
-from tokenward.pipeline.compare import _settings, compare_runs
-from tokenward.pipeline.compare_show import coloured, different_words, show_comparison
-from tokenward.pipeline.export import model_card
-from tokenward.pipeline.finished import finished_model
-from tokenward.pipeline.row_values import RowKey, read_row_values
+from tokenward.stages.row_values import RowKey, read_row_values
+from tokenward.tools.compare import _settings, compare_runs
+from tokenward.tools.compare_show import coloured, different_words, show_comparison
+from tokenward.tools.export import model_card
+from tokenward.tools.finished import finished_model
 
 RUN = Path("runs/quickstart")
 
@@ -213,7 +213,7 @@ def test_guided_runs_compare_by_prompt(
 
 
 def _flip(run):
-    from tokenward.pipeline.compare import Flip
+    from tokenward.tools.compare import Flip
 
     row = next(iter(read_row_values(run.path("evaluation"))))
     assert isinstance(row, RowKey)

@@ -17,11 +17,11 @@ from tokenward import cli
 from tokenward.errors import UserError
 from tokenward.evaluation.rewards import find_reward_model, rewards
 from tokenward.models.loading import load_model
-from tokenward.pipeline import model_replies
-from tokenward.pipeline.compare_models import Request, compare_models
-from tokenward.pipeline.model_replies import model_of, short_name
 from tokenward.sampling import SamplingSettings, sample_replies
 from tokenward.scoring.texts import TokenScorer
+from tokenward.tools import model_replies
+from tokenward.tools.compare_models import Request, compare_models
+from tokenward.tools.model_replies import model_of, short_name
 from tokenward.types import Example, Message
 
 FEW = ("evaluation.max_new_tokens=5", "evaluation.batch=2", "evaluation.bootstrap=20")
@@ -288,9 +288,9 @@ def test_an_oracles_reward_is_its_mean_log_ratio_and_an_empty_reply_loses(tiny_o
 def test_an_empty_reply_has_no_mean_but_loses(folders, place, tiny_oracle, monkeypatch):
     from tokenward.display import Display
     from tokenward.evaluation.benchmarks import Question
-    from tokenward.pipeline import compare_models as module
-    from tokenward.pipeline.comparison import Comparison, apply_rewards
     from tokenward.sampling import Reply
+    from tokenward.tools import compare_models as module
+    from tokenward.tools.comparison import Comparison, apply_rewards
 
     replies = [
         [[Reply([1], text, True)] for text in side]

@@ -7,7 +7,7 @@ import pytest
 
 import tokenward
 from tests.pipeline.tools import plugin
-from tokenward.pipeline.constant import only_number
+from tokenward.stages.constant import only_number
 
 DEAD = "reward={head: {hidden: 16, bias: -1.0}, training: {max_steps: 2, per_device_train_batch_size: 4}}"
 

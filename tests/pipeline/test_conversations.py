@@ -11,11 +11,11 @@ import tokenward
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tokenward.artifacts import read_manifest
 from tokenward.config import parse_recipe
-from tokenward.pipeline import answers as answers_module
-from tokenward.pipeline.context import Run
 from tokenward.report.single import shown_pair
 from tokenward.sampling import Reply
 from tokenward.scoring.store import TokenStore
+from tokenward.stages import answers as answers_module
+from tokenward.stages.run import Run
 from tokenward.tokens.rows import TokenRow
 from tokenward.types import Comparison
 

@@ -13,7 +13,7 @@ from tokenward.pipeline.values import weigh_batch
 import tokenward
 from tests.tiny import planted_rows
 from tokenward.errors import UserError
-from tokenward.pipeline.data import pair_sets
+from tokenward.stages.data import pair_sets
 
 RUN = Path("runs/quickstart")
 
@@ -84,7 +84,7 @@ def test_a_batch_wide_selection_leaves_each_side_a_token(copied_run: Path) -> No
 
     run = tokenward.open_run(copied_run, quiet=True)
     template = run.tokenizer_template(run.policy_start)
-    from tokenward.pipeline.data import encode_set
+    from tokenward.stages.data import encode_set
 
     rows = [item for item in encode_set(run, pair_sets(run).train, template).rows]
     few = TopFraction(chosen=SideRule(fraction=0.02), rejected=SideRule(fraction=0.02), scope="batch")
@@ -133,8 +133,8 @@ def test_pairs_that_lie_too_close_are_counted(tiny_workplace: Path) -> None:
 
 
 def test_sft_counts_the_best_response_of_a_prompt_once(tiny_workplace: Path) -> None:
-    from tokenward.pipeline.data import encode_set
-    from tokenward.pipeline.train_stages import best_once
+    from tokenward.stages.data import encode_set
+    from tokenward.stages.training import best_once
 
     run = tokenward.open_run(tiny_workplace, ["data.pairs=all"], quiet=True)
     tokenward.prepare_data(run)
@@ -149,8 +149,8 @@ def test_sft_counts_the_best_response_of_a_prompt_once(tiny_workplace: Path) -> 
 def test_weights_of_the_batch_are_the_selectors_own_where_it_keeps_something(copied_run: Path) -> None:
     from tokenward.pipeline.values import weigh_rows
 
-    from tokenward.pipeline.data import encode_set
     from tokenward.selection import TopFraction
+    from tokenward.stages.data import encode_set
 
     run = tokenward.open_run(copied_run, quiet=True)
     template = run.tokenizer_template(run.policy_start)

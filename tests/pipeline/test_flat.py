@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from tokenward.pipeline import values
 from tokenward.pipeline.rows import LazyRows, responses_of
 from tokenward.pipeline.scored import scored_rows
 from tokenward.pipeline.values import weigh_all, weigh_rows, with_reference
@@ -19,11 +20,11 @@ from tokenward.tokens.encoded import EncodedRows
 import tokenward
 from tests.tiny import planted_rows
 from tokenward.errors import UserError
-from tokenward.pipeline import score_stages, values
-from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import encode_set, pair_sets
-from tokenward.pipeline.train_stages import best_once
 from tokenward.selection import SideRule, SoftWeights, TopFraction, Transform
+from tokenward.stages import scores as score_stages
+from tokenward.stages.data import encode_set, pair_sets
+from tokenward.stages.run import Run
+from tokenward.stages.training import best_once
 from tokenward.tokens import shards
 from tokenward.tokens.encode import encode
 from tokenward.tokens.rows import TokenRow

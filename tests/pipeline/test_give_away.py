@@ -10,7 +10,7 @@ import tokenward
 from tokenward import cli
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
-from tokenward.pipeline import export as exporting
+from tokenward.tools import export as exporting
 
 RUN = "runs/quickstart"
 

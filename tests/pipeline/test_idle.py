@@ -3,8 +3,8 @@
 import pytest
 
 from tests.pipeline.tools import EXAMPLES, PROMPTS, guided_recipe, refused
-from tokenward.pipeline.command import open_run
-from tokenward.pipeline.idle import idle_settings
+from tokenward.stages.idle import idle_settings
+from tokenward.tools.run import open_run
 
 
 @pytest.mark.parametrize(

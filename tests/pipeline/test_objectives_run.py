@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 
 import tokenward
 from tokenward.errors import UserError
-from tokenward.pipeline import Run, policy_stage
-from tokenward.pipeline.answers import answers, divergence, prompts_to_answer, reply_rows
-from tokenward.pipeline.plan import plan_recipe
+from tokenward.stages import policy as policy_stage
+from tokenward.stages.answers import answers, divergence, prompts_to_answer, reply_rows
+from tokenward.stages.run import Run
+from tokenward.tools.plan import plan_recipe
 
 LORA = "model.adapter={r: 2, target_modules: [q_proj, v_proj]}"
 TDPO = "policy.objective={name: tdpo}"

@@ -23,11 +23,11 @@ from tests.pipeline.tools import (
 from tests.tiny import save_tiny, tiny_t5
 from tokenward.models.reward import load_reward_model
 from tokenward.objectives import Reinforce, WeightedLikelihood
-from tokenward.pipeline.fit import Interrupted
-from tokenward.pipeline.online_stage import _prepare, fresh_reward, online_policy, task_of
 from tokenward.sampling import TransformersSampler
 from tokenward.scoring.values import token_values
 from tokenward.selection import SoftWeights
+from tokenward.stages.fit import Interrupted
+from tokenward.stages.online import _prepare, fresh_reward, online_policy, task_of
 
 TOTAL, REWARD_STEPS = 6, 3
 RULES = {"precision": "float32", "tokens_per_batch": 8192}

@@ -19,8 +19,8 @@ from tokenward.ops.costs import (
     training_memory,
     training_operations,
 )
-from tokenward.pipeline import plan as plan_module
-from tokenward.pipeline.plan import clock, plan_recipe, size
+from tokenward.tools import plan as plan_module
+from tokenward.tools.plan import clock, plan_recipe, size
 
 SIZES = ModelSizes(
     weights=100, trained=100, products=70, head=30, layers=2, width=4, attention=4, inner=8, vocabulary=10
@@ -128,7 +128,7 @@ def test_numbers_for_people() -> None:
 
 
 def test_twice_the_steps_take_twice_the_time(tiny_workplace, monkeypatch):
-    monkeypatch.setattr("tokenward.pipeline.plan_stages.machine_rate", lambda *_: 1e9)
+    monkeypatch.setattr("tokenward.tools.plan_stages.machine_rate", lambda *_: 1e9)
     times = []
     for steps in (3, 6):
         settings = [f"oracle.training.max_steps={steps}", "fixed_prompts=0"]

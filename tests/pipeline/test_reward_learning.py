@@ -9,7 +9,7 @@ from transformers.trainer_utils import SchedulerType
 
 from tests.pipeline.tools import events, guided, guided_recipe
 from tokenward.models.reward import load_reward_model
-from tokenward.pipeline.reward_learning import RewardLearner
+from tokenward.stages.reward_learning import RewardLearner
 from tokenward.tokens.segments import with_segments
 from tokenward.training.best import EarlyStop, trained
 from tokenward.training.trainer import TokenTrainer

@@ -12,10 +12,10 @@ from tests.pipeline.tools import press_when, refused
 from tests.tiny import planted_rows
 from tokenward.data import fraction
 from tokenward.models.reward import load_reward_model
-from tokenward.pipeline.data import pair_sets, read_comparisons, response_keys
-from tokenward.pipeline.fit import Interrupted
 from tokenward.scoring.store import TokenStore
 from tokenward.scoring.values import token_values
+from tokenward.stages.data import pair_sets, read_comparisons, response_keys
+from tokenward.stages.fit import Interrupted
 from tokenward.tokens.encode import encode
 
 RUN = Path("runs/quickstart")

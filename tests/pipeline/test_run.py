@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 import tokenward
 from tests.pipeline.tools import plugin
 from tokenward.errors import UserError
-from tokenward.pipeline.fit import Interrupted
 from tokenward.scoring.store import TokenStore
+from tokenward.stages.fit import Interrupted
 
 RUN = Path("runs/quickstart")
 
@@ -161,7 +161,7 @@ def test_sft_referee_and_adapter(tiny_workplace: Path) -> None:
 
 
 def test_the_referee_sees_no_pair_of_the_others(tiny_workplace: Path) -> None:
-    from tokenward.pipeline.data import pair_sets
+    from tokenward.stages.data import pair_sets
 
     run = tokenward.open_run(tiny_workplace, ["eval_reward={fraction: 0.4}"], quiet=True)
     tokenward.prepare_data(run)
@@ -176,7 +176,7 @@ def test_the_referee_sees_no_pair_of_the_others(tiny_workplace: Path) -> None:
 def test_scores_of_own_text_equal_those_of_the_store(tiny_oracle: Path) -> None:
     run = tokenward.open_run("recipes/quickstart.yaml", quiet=True)
     store = TokenStore(run.path("scores"))
-    from tokenward.pipeline.data import pair_sets
+    from tokenward.stages.data import pair_sets
     from tokenward.tokens.rows import response_key
 
     scorer = tokenward.TokenScorer.load(tiny_oracle)
@@ -283,7 +283,7 @@ def test_own_scorer_selector_objective_and_metric(tiny_workplace: Path) -> None:
 
 
 def test_oracle_and_referee_train_on_their_own_share(tiny_workplace: Path) -> None:
-    from tokenward.pipeline.data import oracle_pairs, pair_sets
+    from tokenward.stages.data import oracle_pairs, pair_sets
 
     changes = [
         "oracle.fraction=0.5",
@@ -299,7 +299,7 @@ def test_oracle_and_referee_train_on_their_own_share(tiny_workplace: Path) -> No
 
 
 def test_before_is_the_reference_and_after_is_the_policy(tiny_oracle: Path) -> None:
-    from tokenward.pipeline.data import pair_sets
+    from tokenward.stages.data import pair_sets
     from tokenward.tokens.rows import response_key
 
     run = tokenward.open_run("recipes/quickstart.yaml", quiet=True)

@@ -14,8 +14,8 @@ from tests.pipeline.tools import EXAMPLES, guided_recipe, refused
 from tests.tiny import move_trained
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
-from tokenward.pipeline import starts
-from tokenward.pipeline.export import export
+from tokenward.stages import starts
+from tokenward.tools.export import export
 
 IDS = torch.tensor([[13, 14, 70, 71, 72]])
 TDPO = "policy.objective={name: tdpo}"

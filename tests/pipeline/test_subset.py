@@ -4,18 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenward.pipeline import expert_stage
 
 import tokenward
 from tests.pipeline.tools import refused
 from tokenward.config import parse_recipe
 from tokenward.errors import UserError
-from tokenward.pipeline import expert_stage, stages, subset
-from tokenward.pipeline.auxiliary import is_needed, models_read, trained_auxiliary
-from tokenward.pipeline.context import Run
-from tokenward.pipeline.data import encode_set, pair_sets, response_keys
-from tokenward.pipeline.plan import plan_recipe
-from tokenward.pipeline.subset_checks import check_subset
 from tokenward.scoring.store import TokenStore
+from tokenward.stages import lists as stages
+from tokenward.stages import subset
+from tokenward.stages.auxiliary import is_needed, models_read, trained_auxiliary
+from tokenward.stages.data import encode_set, pair_sets, response_keys
+from tokenward.stages.run import Run
+from tokenward.stages.subset_checks import check_subset
+from tokenward.tools.plan import plan_recipe
 
 RUN = Path("runs/quickstart")
 TRAINING = "training: {max_steps: 1, per_device_train_batch_size: 4, learning_rate: 1.0e-2}"

@@ -12,7 +12,7 @@ import tokenward
 from tests.pipeline.tools import EXAMPLES, guided_recipe, refused
 from tokenward.config.training_fields import BESIDE, CANNOT_ACT
 from tokenward.errors import UserError
-from tokenward.pipeline.command import open_run
+from tokenward.tools.run import open_run
 from tokenward.training import workable
 from tokenward.training.arguments import training_arguments
 

@@ -9,10 +9,10 @@ import yaml
 import tokenward
 from tests.tiny import planted_rows
 from tokenward.errors import UserError
-from tokenward.pipeline.plan import plan_recipe
-from tokenward.pipeline.train_stages import best_once
 from tokenward.report.single import shown_pair
+from tokenward.stages.training import best_once
 from tokenward.tokens.rows import TokenRow
+from tokenward.tools.plan import plan_recipe
 from tokenward.types import Comparison
 
 KTO = ["scores.scorer={name: surprisal}", "policy.selection={name: all}"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tokenward
-from tokenward.pipeline.context import Run
+from tokenward.stages.run import Run
 
 EXAMPLES = """
 model: {{name: {model}}}

@@ -10,7 +10,7 @@ import tokenward
 from tokenward.data.prepare import load
 from tokenward.models.default import LAYERS, default_model_folder
 from tokenward.models.loading import load_model, load_tokenizer
-from tokenward.pipeline.data import BUILTIN
+from tokenward.stages.data import BUILTIN
 from tokenward.tokens.encode import Limits, encode
 from tokenward.tokens.template import Template
 

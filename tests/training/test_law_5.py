@@ -21,9 +21,9 @@ from tests.training.tools import arguments, largest_difference, weights_of
 from tokenward.methods import Method, all_methods
 from tokenward.objectives import PlackettLuce
 from tokenward.objectives.base import DRAW
-from tokenward.pipeline import policy_stage
-from tokenward.pipeline.context import Run
-from tokenward.pipeline.stages import run_through
+from tokenward.stages import policy as policy_stage
+from tokenward.stages.lists import run_through
+from tokenward.stages.run import Run
 from tokenward.training.passes import StepDraw
 from tokenward.training.trainer import TokenTrainer
 

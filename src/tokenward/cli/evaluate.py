@@ -92,7 +92,7 @@ def evaluate(
         needed = [name for name in ("--before", "--after", "--prompts") if not of_models[name]]
         raise UserError(f"name a recipe, or two models and prompts; missing: {', '.join(needed)}.")
     with stoppable():
-        from tokenward.pipeline.compare_models import Request, compare_models
+        from tokenward.tools.compare_models import Request, compare_models
 
         compare_models(
             Request(

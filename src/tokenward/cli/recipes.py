@@ -13,7 +13,7 @@ from tokenward.cli.app import RecipeArgument, SetOption, app, stoppable
 def through(recipe: Path, overrides: list[str] | None, last: str) -> None:
     """Carry out a recipe up to a stage."""
     with stoppable():
-        from tokenward.pipeline.command import run_recipe
+        from tokenward.tools.run import run_recipe
 
         run_recipe(recipe, overrides or (), last=last)
 
@@ -32,7 +32,7 @@ def data(
 ) -> None:
     """Read, clean and split the comparisons; show what was dropped, and rows as the model sees them."""
     with stoppable():
-        from tokenward.pipeline.command import show_data
+        from tokenward.tools.run import show_data
 
         show_data(recipe, overrides or (), show)
 
@@ -81,7 +81,7 @@ def score(
         through(target, overrides, "scores")
         return
     with stoppable():
-        from tokenward.pipeline.score_texts import score_file
+        from tokenward.tools.score_texts import score_file
 
         score_file(target, texts, output=output, reference=reference, overrides=overrides or ())
 
@@ -109,7 +109,7 @@ def config(
     console = Console(highlight=False)
     loaded = load_recipe(recipe, overrides or ())
     if complete:
-        from tokenward.pipeline.settings import completely_resolved as resolved
+        from tokenward.tools.resolved import completely_resolved as resolved
     for item in resolved(loaded):
         line = Text.assemble(f"{item.key}: {item.value}", (f"  ({item.origin})", "dim"))
         console.print(line, soft_wrap=True)

@@ -22,7 +22,7 @@ def plan(
     Carries out the data stage, whose lengths it must know, and nothing else of the run.
     """
     with stoppable():
-        from tokenward.pipeline.plan import plan_recipe
+        from tokenward.tools.plan import plan_recipe
 
         plan_recipe(recipe, overrides or (), measure=step)
 
@@ -36,8 +36,8 @@ def compare(
 ) -> None:
     """Compare two runs on the same held-out rows: differences with intervals, and the rows that changed sides."""
     from tokenward.display import Display
-    from tokenward.pipeline.compare import compare_runs
-    from tokenward.pipeline.compare_show import show_comparison
+    from tokenward.tools.compare import compare_runs
+    from tokenward.tools.compare_show import show_comparison
 
     found = compare_runs(first, second)
     if as_json:
@@ -58,7 +58,7 @@ def chat(
     ] = None,
 ) -> None:
     """Talk with a trained model, in its own template; /help lists the commands. Lines may come through a pipe."""
-    from tokenward.pipeline.chat import chat as talk
+    from tokenward.tools.chat import chat as talk
 
     talk(model, start=start)
 
@@ -72,6 +72,6 @@ def export(
 ) -> None:
     """Write a run's model as a plain Hugging Face folder with a model card; an adapter is merged and checked."""
     with stoppable():
-        from tokenward.pipeline.export import export as write
+        from tokenward.tools.export import export as write
 
         write(run, folder)

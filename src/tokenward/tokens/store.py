@@ -1,4 +1,4 @@
-"""TokenRow comparisons as Arrow columns, in memory or on disk behind a memory map.
+"""Encoded comparisons as Arrow columns, in memory or on disk behind a memory map.
 
 A row holds a comparison, the ids of its prompt and of all its responses, and each length before anything was cut. So the
 rows serve whatever pairs are made of them, and it is decided when they are read which pairs fit the limits. On disk, rows
@@ -71,7 +71,7 @@ def digest(ids: np.ndarray) -> int:
 
 
 class EncodedStore:
-    """TokenRow comparisons by their number.
+    """Encoded comparisons by their number.
 
     Args:
         batches: Record batches of :data:`SCHEMA`, one after another.

@@ -1,0 +1,241 @@
+"""One way to train a model in a stage folder: resume, progress, checkpoints, the finished model."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from time import process_time
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from transformers import PrinterCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import IntervalStrategy
+
+from tokenward.artifacts import StageFolder, atomic_write
+from tokenward.errors import UserError
+from tokenward.models.base import TokenModel
+from tokenward.models.loading import LanguageModel
+from tokenward.models.precision import imitates_bfloat16
+from tokenward.objectives.base import Objective, needs_reference
+from tokenward.objectives.logged import with_entropy
+from tokenward.stages.outputs import record
+from tokenward.stages.run import Run
+from tokenward.tokens.rows import TokenRow
+from tokenward.training.alternating import STATE_FILE, Alternating, stopped_early
+from tokenward.training.arguments import TrainingArguments, check_batches, training_arguments
+from tokenward.training.callbacks import CheckpointEvery, ShowProgress, StopOnInterrupt
+from tokenward.training.checkpoints import KeepNewest, last_whole_checkpoint, step_of
+from tokenward.training.checks import check_first_batch
+from tokenward.training.collator import Prepare
+from tokenward.training.displacement import DisplacementAlarm, displacement_facts
+from tokenward.training.samples import AnswerPrompts
+from tokenward.training.speed import Speed
+from tokenward.training.trainer import TokenTrainer
+
+CHECKED_ROWS = 4
+SLOW_BFLOAT16 = (
+    "  this processor has no instructions for bfloat16 and imitates it, several times slower than float32: "
+    "--set {where}.bf16=false is faster here"
+)
+IDLE = (
+    "  warning: one update in all, and it is warm-up with a learning rate of 0: the model stays as it is. Write "
+    "{where}.warmup_steps: 0, or train on more pairs or for more epochs"
+)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during training, after its checkpoint was written."""
+
+
+def fit(
+    run: Run,
+    stage: StageFolder,
+    model: TokenModel,
+    objective: Objective,
+    rows: Sequence[TokenRow],
+    table: dict[str, Any],
+    *,
+    eval_rows: Sequence[TokenRow] = (),
+    prepare: Prepare | None = None,
+    reference: LanguageModel | None = None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    between: Alternating | None = None,
+    watch: AnswerPrompts | None = None,
+) -> dict[str, Any]:
+    """Train a model and save it in ``model/``, its history in ``history.jsonl``.
+
+    Args:
+        run: The run.
+        stage: Folder of the stage; a checkpoint in it is gone on from.
+        model: The model before training.
+        objective: What to minimise.
+        rows: Training comparisons.
+        table: The recipe's ``training`` table.
+        eval_rows: Comparisons for ``eval_strategy``.
+        prepare: What a step's rows become just before they train.
+        reference: The frozen model beside the policy, for objectives that compare with it in the step.
+        defaults: What the table need not say, where it is not what other stages have.
+        between: What happens between the steps; it has a part in each checkpoint.
+        watch: Answers fixed prompts while the model trains.
+
+    Returns:
+        Facts for the manifest: steps, final loss, seconds, speed, memory, and displacement where chosen responses are
+        logged.
+
+    Raises:
+        UserError: bad settings, a loss that is not finite, or a policy that differs from its reference.
+        Interrupted: Ctrl-C; a checkpoint was saved and the next run goes on from it.
+    """
+    last_file = TRAINER_STATE_NAME if between is None else STATE_FILE
+    arguments = _arguments(run, stage.path, {**defaults, **table}, evaluates=bool(eval_rows))
+    check_batches(table, len(rows), f"{stage.path.name}.training")
+    interrupt = StopOnInterrupt()
+    limit, arguments.save_total_limit = arguments.save_total_limit, None
+    callbacks = [
+        *([between] if between is not None else []),
+        *([watch] if watch is not None else []),
+        CheckpointEvery(arguments.checkpoint_minutes),
+        DisplacementAlarm(arguments.displacement_margin, f"{stage.path.name}.training", run.display.line),
+        interrupt,
+        KeepNewest(last_file, limit),
+    ]
+    trainer = TokenTrainer(
+        model,
+        with_entropy(objective) if arguments.log_entropy else objective,
+        arguments,
+        rows,
+        eval_rows=eval_rows or None,
+        prepare=prepare,
+        reference=reference,
+        callbacks=callbacks,
+    )
+    speed = Speed(trainer.read)
+    trainer.add_callback(speed)
+    trainer.remove_callback(PrinterCallback)  # our own bar shows what is logged
+    for hint in _hints(trainer, f"{stage.path.name}.training"):
+        run.display.line(hint)
+    # Where one row has reference values all have: a stage adds them to all, or a step to its own.
+    if needs_reference(objective) and rows and rows[0].reference_logp is not None:
+        _check_start(run, trainer, rows)
+    checkpoint = last_whole_checkpoint(Path(str(arguments.output_dir)), last_file)
+    measured = _train(run, stage.path.name, trainer, interrupt, checkpoint)
+    if between is not None:
+        between.finish()
+    if watch is not None:
+        watch.look(trainer.state.global_step)
+    _save(run, model, trainer, stage.path)
+    history = trainer.state.log_history
+    write_history(stage.path / "history.jsonl", history)
+    measured |= {**displacement_facts(history, arguments.displacement_margin), **speed.facts()}
+    if "save_strategy" not in table:
+        stage.temporary.append(Path(str(arguments.output_dir)))  # only there to go on after a stop
+    return {"steps": trainer.state.global_step, "rows": len(rows), **measured}
+
+
+def _hints(trainer: TokenTrainer, where: str) -> Iterator[str]:
+    """What the training will do that its reader may not expect."""
+    if trainer.args.bf16 and imitates_bfloat16(trainer.token_model.device):
+        yield SLOW_BFLOAT16.format(where=where)
+    if planned_steps(trainer) == 1 and trainer.args.get_warmup_steps(1) > 0:
+        yield IDLE.format(where=where)
+
+
+def _arguments(run: Run, folder: Path, table: dict[str, Any], *, evaluates: bool) -> TrainingArguments:
+    """The stage's training arguments; refuses an evaluation that has nothing to look at."""
+    where = f"{folder.name}.training"
+    arguments = training_arguments(
+        table,
+        folder=folder / "checkpoints",
+        seed=run.recipe.seed,
+        where=where,
+        device=run.recipe.model.device,
+    )
+    if not evaluates and arguments.eval_strategy != IntervalStrategy.NO:
+        more = "Raise data.eval" if run.recipe.data.eval is None else "Give data.eval more rows"
+        raise UserError(
+            f"{where}.eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, but there is no held-out "
+            f"comparison to evaluate on. {more}, or write eval_strategy: no."
+        )
+    return arguments
+
+
+def _check_start(run: Run, trainer: TokenTrainer, rows: Sequence[TokenRow]) -> None:
+    """Compare the untrained policy with its reference, and show what was found."""
+    coarse = trainer.args.bf16 or run.recipe.scores.precision == "bfloat16"
+    precision = torch.bfloat16 if coarse else trainer.token_model.dtype
+    found = check_first_batch(
+        trainer.token_model,
+        trainer.objective,
+        [rows[number] for number in range(min(CHECKED_ROWS, len(rows)))],
+        precision=precision,
+        wanted=trainer.wanted,
+    )
+    ln2 = math.log(2)
+    loss = f"loss {found['loss']:.4f} (begins at ln 2 = {ln2:.4f}), "
+    told = loss if abs(found["begins"] - ln2) < 1e-4 else ""
+    run.display.line(f"  first rows: {told}margin {found['margin']:.4f} nats: policy = reference")
+
+
+def _train(
+    run: Run, name: str, trainer: TokenTrainer, interrupt: StopOnInterrupt, checkpoint: Path | None
+) -> dict[str, float]:
+    """Train to the end, from a checkpoint if there is one, with a bar; Ctrl-C before the end raises."""
+    steps = planned_steps(trainer)
+    ended = checkpoint is not None and (step_of(checkpoint) >= steps or stopped_early(checkpoint))
+    if checkpoint is not None:
+        run.display.line(f"  goes on from step {step_of(checkpoint)} of {steps}")
+    if ended:
+        # transformers would make one more update before it looks whether there is one to make.
+        vars(trainer)["_run_epoch"] = lambda **settings: None
+    started = process_time()
+    with run.display.progress(name, steps) as bar, interrupt.listening():
+        trainer.add_callback(ShowProgress(bar))
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if ended:
+        return _measured_before(trainer)
+    if interrupt.interrupted and trainer.state.global_step < steps:
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {steps}; the same command goes on from there"
+        )
+    return {
+        "train_loss": result.training_loss,
+        "seconds": round(result.metrics.get("train_runtime", 0.0), 1),
+        "cpu_seconds": round(process_time() - started, 1),  # what else the machine does is not in it
+    }
+
+
+def _measured_before(trainer: TokenTrainer) -> dict[str, float]:
+    """The last loss that was logged up to a checkpoint of a finished training; the mean over no update is none."""
+    history = trainer.state.log_history
+    history[:] = [entry for entry in history if "train_runtime" not in entry]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    return {**({"train_loss": losses[-1]} if losses else {}), "seconds": 0.0}
+
+
+def planned_steps(trainer: TokenTrainer) -> int:
+    """Optimizer steps of the whole training."""
+    loader = trainer.get_train_dataloader()
+    return int(trainer.set_initial_training_values(trainer.args, loader)[6])
+
+
+def _save(run: Run, model: TokenModel, trainer: TokenTrainer, folder: Path) -> None:
+    """Save the objective's modules, then the model into a fresh folder that is moved in place: it is whole or absent.
+
+    Of a language model it is kept what it says now, so that what is made of the folder can be compared with it.
+    """
+    trainer.auxiliary.save(folder)
+    if isinstance(model, LanguageModel):
+        record(model, model.template(run.style), folder)
+    scratch, target = folder / "model.tmp", folder / "model"
+    for old in (scratch, target):
+        shutil.rmtree(old, ignore_errors=True)
+    model.save(scratch)
+    scratch.rename(target)
+
+
+def write_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
+    """Write what was logged, one step a line."""
+    atomic_write(path, "".join(json.dumps(entry) + "\n" for entry in history))

@@ -1,0 +1,159 @@
+"""Comparisons that a scorer picks for an auxiliary model to train on, as TOSS-Pro does (arXiv 2603.01185)."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from tokenward.artifacts import StageFolder, atomic_write
+from tokenward.config import AuxiliaryModelTable, SubsetTable
+from tokenward.errors import UserError
+from tokenward.ops.selection import best_places, kept_count, pooled_scores
+from tokenward.scoring.join import scored
+from tokenward.stages.run import Run
+from tokenward.stages.scorers import made_scorer
+from tokenward.stages.scores import value_inputs, value_settings, write_values
+from tokenward.stages.tables import tables
+from tokenward.tokens.table import CHUNK_ROWS, TokenTable
+
+SUBSET = "subset.jsonl"
+"""File of the picked comparisons in the auxiliary model's folder, a line each, the highest score first."""
+
+VALUES = "subset"
+"""Folder in the auxiliary model's for what the scorer reads; it goes when the auxiliary model is trained."""
+
+
+def subset_settings(run: Run, table: AuxiliaryModelTable) -> dict[str, Any]:
+    """What of the recipe decides an auxiliary model's picks beside its own table."""
+    if table.subset is None:
+        return {}
+    found = value_settings(run, made_scorer(table.subset.scorer))
+    return {f"subset.{key}": value for key, value in found.items()}
+
+
+def subset_inputs(run: Run, table: AuxiliaryModelTable) -> dict[str, str]:
+    """Fingerprints of the models and files that an auxiliary model's picks are made from."""
+    return {} if table.subset is None else value_inputs(run, made_scorer(table.subset.scorer))
+
+
+def picked_pairs(run: Run, stage: StageFolder, subset: SubsetTable) -> TokenTable:
+    """The picked comparisons as pairs, the better response first; made and written unless the stage has them already.
+
+    A line of ``subset.jsonl`` has the ``rank`` from 1, the ``score``, the ``source``, the ``row`` of the data stage's
+    ``train.jsonl``, counted from 0, and the places there of the better and the worse of its ``responses``.
+
+    Raises:
+        UserError: no comparison has a score.
+    """
+    train = tables(run, run.tokenizer_template(run.reference_model)).part("train")
+    stage.temporary.append(stage.path / VALUES)
+    file = stage.path / SUBSET
+    if not file.is_file():
+        atomic_write(file, _lines(*_picked(run, stage, subset, train)))
+    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    places = np.array([line["responses"] for line in found], np.int64).reshape(-1, 2)
+    firsts = train.store.starts[np.array([line["row"] for line in found], np.int64)]
+    responses = (firsts[:, None] + places).reshape(-1)
+    return replace(TokenTable.of_pairs(train.store, responses, np.full(len(found), 2)), scratch=train.scratch)
+
+
+def _picked(
+    run: Run, stage: StageFolder, subset: SubsetTable, pairs: TokenTable
+) -> tuple[TokenTable, np.ndarray, np.ndarray]:
+    """The training pairs, the numbers of those that are picked, and the scores of these, the highest first."""
+    template = run.tokenizer_template(run.reference_model)
+    looked, scorer = looked_at(pairs, subset), made_scorer(subset.scorer, run.recipe.seed)
+    store = write_values(run, stage, stage.path / VALUES, scorer, template, looked.by_prompt())
+    scores = comparison_scores(scored(looked, scorer, store), subset)
+    best = best_places(scores, picked_count(subset, scores))
+    if not len(best):
+        raise UserError(
+            f"no comparison has a score by {subset.scorer.name}, so that none can be picked. Name a scorer that gives "
+            "tokens of the training data one."
+        )
+    found = scores[best].numpy()
+    run.display.line(
+        f"  {len(best)} of {len(pairs)} comparisons picked by {subset.scorer.name}, scores {found[0]:.3g} to {found[-1]:.3g}"
+    )
+    return pairs, best.numpy(), found
+
+
+def looked_at(pairs: TokenTable, subset: SubsetTable) -> TokenTable:
+    """The responses of each pair whose tokens are scored."""
+    return pairs if subset.side == "both" else pairs.of_place(("chosen", "rejected").index(subset.side))
+
+
+def picked_count(subset: SubsetTable, scores: torch.Tensor) -> int:
+    """How many comparisons are picked at most, one at least; a fraction is that of those which have a score.  [c]"""
+    if subset.count is not None:
+        return subset.count
+    assert subset.fraction is not None
+    scored = (~scores.isnan()).sum()[None]
+    return int(kept_count(scored, subset.fraction, rule="floor", minimum=1))
+
+
+def comparison_scores(rows: TokenTable, subset: SubsetTable) -> torch.Tensor:
+    """One number of each row, from the scores of its tokens; NaN where none has one.  -> [rows] float64"""
+    column = rows.columns["scores"]
+    found = torch.empty(len(rows), dtype=torch.float64)
+    for first in range(0, len(rows), CHUNK_ROWS):
+        last = min(first + CHUNK_ROWS, len(rows))
+        mine = slice(int(rows.starts[first]), int(rows.starts[last]))
+        lengths = rows.lengths[mine]
+        sizes = torch.from_numpy(np.add.reduceat(lengths, rows.starts[first:last] - mine.start))
+        owner = torch.repeat_interleave(torch.arange(last - first), sizes)
+        scores = column.gathered(lengths, mine.start).double()
+        found[first:last] = pooled_scores(scores, owner, last - first, how=subset.pair_score)
+    return found
+
+
+def _lines(pairs: TokenTable, numbers: np.ndarray, scores: np.ndarray) -> str:
+    chosen = pairs.choose(numbers)
+    rows = chosen.first_rows
+    places = (chosen.responses.reshape(-1, 2) - pairs.store.starts[rows][:, None]).tolist()
+    comparisons = map(chosen.comparison, range(len(chosen)))
+    items = zip(rows.tolist(), places, scores.tolist(), comparisons, strict=True)
+    lines = (
+        {"rank": rank, "score": score, "source": comparison.source, "row": row, "responses": pair}
+        for rank, (row, pair, score, comparison) in enumerate(items, 1)
+    )
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def turned(table: AuxiliaryModelTable) -> bool:
+    """Whether an auxiliary model trains on its picks with the worse response in the place of the better one.
+
+    The side whose tokens were looked at stands first: it is for these that the comparison was picked.
+    """
+    assert table.subset is not None
+    return table.swap_labels if table.subset.side == "both" else table.subset.side == "rejected"
+
+
+def first_is_worse(table: AuxiliaryModelTable) -> bool:
+    """Whether an auxiliary model's own part of the pairs, and those that it is judged by, are swapped."""
+    alone = table.subset is not None and table.subset.alone
+    return turned(table) if alone else table.swap_labels
+
+
+def with_picked(own: TokenTable | None, picked: TokenTable, *, pairwise: bool) -> TokenTable:
+    """Rows, and after them the picked ones that they lack; nothing is there twice.
+
+    Args:
+        own: What the auxiliary model trains on anyway; None where it trains on its subset alone.
+        picked: As they are to be trained.
+        pairwise: Whether a row is a pair of responses, or its first response alone.
+    """
+    names = _names(picked, pairwise)
+    new = np.sort(np.unique(names, return_index=True)[1])
+    if own is None:
+        return picked.choose(new)
+    new = new[~np.isin(names[new], _names(own, pairwise))]
+    return own.then(picked.choose(new))
+
+
+def _names(rows: TokenTable, pairwise: bool) -> np.ndarray:
+    """A number that names what is trained of each row.  -> [rows] uint64"""
+    first = rows.reply_names(0)
+    return first * np.uint64(3) + rows.reply_names(1) if pairwise else first
