@@ -4,19 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
-from tokenward.pipeline import expert_stage
 
 import tokenward
-from tests.pipeline.tools import refused
+from tests.pipeline.tools import refused, tables_of
 from tokenward.config import parse_recipe
 from tokenward.errors import UserError
 from tokenward.scoring.store import TokenStore
 from tokenward.stages import lists as stages
+from tokenward.stages import oracle as oracle_stage
 from tokenward.stages import subset
 from tokenward.stages.auxiliary import is_needed, models_read, trained_auxiliary
-from tokenward.stages.data import encode_set, pair_sets, response_keys
 from tokenward.stages.run import Run
 from tokenward.stages.subset_checks import check_subset
+from tokenward.tokens.rows import keys_of
 from tokenward.tools.plan import plan_recipe
 
 RUN = Path("runs/quickstart")
@@ -37,7 +37,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
         found[stage.path.name] = [row.comparison for row in rows]
         raise Stopped
 
-    monkeypatch.setattr(expert_stage, "fit", stops)
+    monkeypatch.setattr(oracle_stage, "fit", stops)
     return found
 
 
@@ -49,7 +49,7 @@ def lines(name: str = "x") -> list[dict]:
 
 def comparisons(run: Run) -> list:
     """The training pairs."""
-    rows = encode_set(run, pair_sets(run).train, run.tokenizer_template(run.start_model)).rows
+    rows = list(tables_of(run).train)
     return [row.comparison for row in rows]
 
 
@@ -196,18 +196,18 @@ BOTH = (
 def test_a_second_round_reads_the_first_and_is_trained_after_it(
     tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained, plain = [], expert_stage.fit
+    trained, plain = [], oracle_stage.fit
 
     def records(run, stage, *rest, **further):
         trained.append(stage.path.name)
         return plain(run, stage, *rest, **further)
 
-    monkeypatch.setattr(expert_stage, "fit", records)
+    monkeypatch.setattr(oracle_stage, "fit", records)
     run = tokenward.run(tiny_workplace, [ROUNDS, BOTH], last="scores", quiet=True)
     assert trained == ["auxiliary-bad", "auxiliary-good", "auxiliary-twice"]
-    store, rows = TokenStore(RUN / "scores"), pair_sets(run).train
-    encoded = encode_set(run, rows, run.tokenizer_template(run.start_model)).rows
-    chosen = [store[response_keys(row)[0]] for row in encoded]
+    store, rows = TokenStore(RUN / "scores"), tables_of(run).train
+    encoded = rows
+    chosen = [store[keys_of(row.comparison)[0]] for row in encoded]
     largest = [float((item.value("bad_logp") - item.value("good_logp")).max()) for item in chosen]
     best = sorted(range(len(largest)), key=lambda number: -largest[number])[:4]
     assert [line["source"] for line in lines("twice")] == [
