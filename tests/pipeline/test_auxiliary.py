@@ -370,10 +370,10 @@ def test_scores_of_the_policy_are_made_in_the_step(tiny_workplace: Path) -> None
 @pytest.mark.parametrize(
     ("auxiliary", "words"),
     [
-        ("{swap_labels: true}", "has swapped and no training"),
+        ("{swap_labels: true}", "has swap_labels and no training"),
         ("{model: other, fraction: 0.5, objective: {name: sft}}", "has fraction, objective and no training"),
         ("{}", "is the reference itself"),
-        ("{model: a}", "auxiliary_models are not made from each other"),
+        ("{model: a}", "auxiliary models are not made from each other"),
     ],
 )
 def test_an_expert_that_cannot_be_what_is_written_is_refused(

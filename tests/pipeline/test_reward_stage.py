@@ -44,7 +44,6 @@ def test_the_reward_that_is_stored_is_the_reward_that_was_trained(tiny_workplace
     assert (facts["steps"], facts["list_sizes"]) == (4, [3])
     assert (RUN / "reward" / "history.jsonl").is_file()
     model = load_reward_model(RUN / "reward" / "model", device="cpu")
-    template = run.tokenizer_template(run.start_model)
     store = TokenStore(run.path("scores"))
     pairs = list(tables_of(run).train)
     values = token_values(model, list(pairs), precision="float32", tokens_per_batch=64)
@@ -59,7 +58,6 @@ def test_a_stored_reward_is_one_number_per_unit(tiny_workplace, unit):
     run = run_of(tiny_workplace, f"reward.head.unit={unit}")
     record = json.loads((RUN / "reward" / "model" / "token_reward.json").read_text())
     assert record["unit"] == unit
-    template = run.tokenizer_template(run.start_model)
     store = TokenStore(run.path("scores"))
     (row, *_) = list(tables_of(run).train)
     for key, text, spans in zip(

@@ -187,8 +187,7 @@ def test_rows_to_evaluate_on_may_have_their_own_source(tiny_workplace: Path, cap
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("{source: pairs.jsonl, eval: 0.1, eval: {source: a.jsonl}}", r"data\.eval is 0\.1, and data\.eval names"),
-        ("{source: pairs.jsonl, eval: 0, eval: {limit: 3}}", r"data\.eval names neither a source nor another split"),
+        ("{source: pairs.jsonl, eval: {limit: 3}}", r"data\.eval names neither a source nor another split"),
     ],
 )  # fmt: skip
 def test_what_is_held_out_twice_or_not_at_all_is_refused(tiny_workplace: Path, table, message) -> None:
