@@ -9,7 +9,7 @@ from tests.models.families import ROWS, tiny
 from tests.models.plain import plain_logprobs
 from tests.tiny import tiny_gpt2, tiny_llama
 from tokenward.errors import UserError
-from tokenward.models.forward import FrozenReference, OutputSpec, token_logprobs, token_statistics
+from tokenward.models.forward import FrozenReference, token_logprobs, token_statistics
 from tokenward.models.probe import choose_head, choose_layout
 from tokenward.ops.heads import LinearHead, LogitChange, LogitStep
 from tokenward.ops.tiles import linear_statistics
@@ -107,7 +107,7 @@ def test_statistics_of_a_changed_head_are_those_of_all_logits(family):
     def found(head, reference_head):
         reference = FrozenReference(other, reference_head)
         return token_statistics(
-            model, head, batch, OutputSpec(entropy=True, token_rank=True, kl="reverse", reference=reference)
+            model, head, batch(entropy=True, token_rank=True, kl="reverse", reference=reference)
         )
 
     for mine, theirs in zip(found(*heads)[:4], found(None, None)[:4], strict=True):

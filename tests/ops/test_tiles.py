@@ -77,11 +77,11 @@ def test_ranks_by_hand():
 def test_ranks_are_those_of_the_whole_logits(dtype, elements):
     """Half precision has many equal logits, and no token is above itself or its equals."""
     hidden, ids, head, other = case(dtype=dtype)
-    found = linear_statistics(hidden, ids, head, rank=True, entropy=True, reference=other, elements=elements)
+    found = linear_statistics(hidden, ids, head, ("entropy", "kl", "token_rank"), reference=other, elements=elements)
     logits = torch.nn.functional.linear(hidden, head.weight, head.bias).double()
     own = logits.gather(1, ids[:, None])
-    assert found.rank.tolist() == (logits > own).sum(-1).tolist()
-    plain = linear_statistics(hidden, ids, head, entropy=True, reference=other, elements=elements)
+    assert found["token_rank"].tolist() == (logits > own).sum(-1).tolist()
+    plain = linear_statistics(hidden, ids, head, ("entropy", "kl"), reference=other, elements=elements)
     assert all(map(torch.equal, found[:3], plain[:3]))
     assert plain.rank is None
 
@@ -97,11 +97,11 @@ def test_a_rank_has_no_gradient_and_takes_none_from_the_rest(way):
             found = chunked_statistics(hidden, ids, lambda part: part @ head.weight.T, rank=rank, **way)
         else:
             found = linear_statistics(hidden, ids, head, rank=rank, **way)
-        assert found.rank is None or not found.rank.requires_grad
-        weights = 1.0 if found.rank is None else found.rank + 1
+        assert found["token_rank"] is None or not found["token_rank"].requires_grad
+        weights = 1.0 if found["token_rank"] is None else found["token_rank"] + 1
         plain = ranks(hidden.detach(), head, ids, **way) + 1
         return torch.autograd.grad(
-            (found.logp * (weights / plain if rank else 1)).sum(), [hidden, head.weight]
+            (found["logp"] * (weights / plain if rank else 1)).sum(), [hidden, head.weight]
         )
 
     for one, other in zip(slopes(rank=True), slopes(rank=False), strict=True):
@@ -111,9 +111,9 @@ def test_a_rank_has_no_gradient_and_takes_none_from_the_rest(way):
 def test_what_was_not_asked_for_is_not_there():
     hidden, ids, head, other = case()
     found = linear_statistics(hidden, ids, head)
-    assert found.entropy is None
-    assert found.kl is None
-    torch.testing.assert_close(found.logp, plain(hidden, ids, head, other)[0], rtol=0, atol=1e-12)
+    assert found["entropy"] is None
+    assert found["kl"] is None
+    torch.testing.assert_close(found["logp"], plain(hidden, ids, head, other)[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
@@ -160,9 +160,9 @@ def test_a_token_that_cannot_come_has_no_share():
     ids = ids.clamp(min=1)
     with torch.no_grad():
         head.bias[0] = -torch.inf
-    found = linear_statistics(hidden, ids, head, entropy=True, reference=other, elements=N * 4)
+    found = linear_statistics(hidden, ids, head, ("entropy", "kl"), reference=other, elements=N * 4)
     logits = (hidden @ head.weight.T + head.bias)[:, 1:]
-    torch.testing.assert_close(found.entropy, entropy_of(logits), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found["entropy"], entropy_of(logits), rtol=0, atol=1e-12)
     grads = torch.autograd.grad(sum(item.sum() for item in found[:3]), [hidden, *head[:2]])
     assert all(grad.isfinite().all() for grad in grads)
     assert float(grads[2][0]) == 0
@@ -181,8 +181,8 @@ def test_a_token_that_neither_model_can_write_leaves_the_divergence_as_it_is(dir
     )
     logits = (hidden @ head.weight.T + head.bias)[:, 1:]
     expected = kl_of(logits, (other.hidden @ other.head.weight.T)[:, 1:], direction)
-    torch.testing.assert_close(found.kl, expected, rtol=0, atol=1e-12)
-    grads = torch.autograd.grad(found.kl.sum(), [hidden, *head[:2]])
+    torch.testing.assert_close(found["kl"], expected, rtol=0, atol=1e-12)
+    grads = torch.autograd.grad(found["kl"].sum(), [hidden, *head[:2]])
     assert all(grad.isfinite().all() for grad in grads)
     assert float(grads[2][0]) == 0
     (slope,) = torch.autograd.grad(expected.sum(), [hidden])
@@ -197,7 +197,7 @@ def test_a_token_that_only_the_reference_writes_makes_the_forward_divergence_inf
         found = linear_statistics(
             hidden, ids.clamp(min=1), head, reference=other, direction="forward", elements=elements
         )
-        assert found.kl.tolist() == [torch.inf] * N
+        assert found["kl"].tolist() == [torch.inf] * N
 
 
 @pytest.mark.parametrize("elements", [N * 4, N * V])
@@ -230,15 +230,15 @@ def test_gradients_have_the_type_of_what_they_belong_to():
     hidden, ids, head, _ = case(dtype=torch.float32)
     found = linear_statistics(hidden, ids, head, dtype=torch.bfloat16)
     exact = linear_statistics(hidden, ids, head)
-    assert found.logp.dtype == torch.float32
-    torch.testing.assert_close(found.logp, exact.logp, rtol=0, atol=0.1)
-    grads = torch.autograd.grad(found.logp.sum(), [hidden, *head[:2]])
+    assert found["logp"].dtype == torch.float32
+    torch.testing.assert_close(found["logp"], exact["logp"], rtol=0, atol=0.1)
+    grads = torch.autograd.grad(found["logp"].sum(), [hidden, *head[:2]])
     assert {grad.dtype for grad in grads} == {torch.float32}
 
 
 def test_no_token_at_all():
     hidden, _, head, _ = case()
     found = linear_statistics(hidden[:0], torch.tensor([], dtype=torch.int64), head, entropy=True)
-    assert found.logp.shape == (0,)
-    found.logp.sum().backward()
+    assert found["logp"].shape == (0,)
+    found["logp"].sum().backward()
     assert float(head.weight.grad.abs().sum()) == 0

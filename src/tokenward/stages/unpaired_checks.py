@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tokenward.config import Named
 from tokenward.errors import UserError
-from tokenward.objectives import objective_of, unpaired_of
+from tokenward.objectives import needs_of, objective_of
 from tokenward.stages.run import AUXILIARY, Run
 
 OBJECTIVES_FOR_ALONE = "{name: kto} or {name: weighted_likelihood}"
@@ -57,12 +57,12 @@ def _problems(run: Run, stage: str) -> Iterator[str]:
 
 
 def _of_objective(key: str, table: Named, advice: Callable[[str], str]) -> Iterator[str]:
-    if unpaired_of(objective_of("objective", table)):
+    if needs_of(objective_of("objective", table)).unpaired:
         return
     if ":" in table.name:
         yield (
-            f'the objective of {key}, {table.name}, does not say that it trains on such rows. Write unpaired = "all" in its class '
-            f"if it does. {advice(key)}"
+            f'the objective of {key}, {table.name}, does not say that it trains on such rows. Write needs = Needs(unpaired="all") in its '
+            f"class if it does. {advice(key)}"
         )
     else:
         yield f"the objective of {key}, {table.name}, compares responses to one prompt. {advice(key)}"
