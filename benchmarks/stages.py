@@ -7,10 +7,8 @@ from typing import Any
 from benchmarks.memory import AnonymousPeak, reset_peak, status_bytes
 from benchmarks.workers import Channel, serve
 from tokenward.artifacts import Manifest
-from tokenward.stages.data import prepare_data
-from tokenward.stages.policy import train_policy
+from tokenward.stages.lists import run_through
 from tokenward.stages.run import Run
-from tokenward.stages.scores import compute_reference, compute_scores
 from tokenward.tools.run import open_run
 
 
@@ -38,13 +36,5 @@ def side(channel: Channel, settings: dict[str, Any]) -> None:
 
 def carry_out(stage: str, run: Run) -> Manifest:
     """Run a stage, and what it needs that is not there yet."""
-    if stage == "data":
-        return prepare_data(run)
-    if stage == "reference":
-        prepare_data(run)
-        return compute_reference(run)
-    # The scorer reads reference values alone, so no oracle is trained; the scores stage copies them.
-    prepare_data(run)
-    compute_reference(run)
-    compute_scores(run)
-    return train_policy(run)
+    run_through(run, stage)
+    return run.done(stage)

@@ -272,6 +272,14 @@ def test_two_stages_of_a_run_do_not_wait_for_each_other(tmp_path):
         assert not scores.done
 
 
+def test_an_unfinished_stage_keeps_its_files(tmp_path):
+    with opened(tmp_path / "oracle") as stage:
+        (stage.path / "part").write_text("half")
+    with opened(tmp_path / "oracle") as stage:
+        assert (stage.done, stage.resuming) == (False, True)
+        assert (stage.path / "part").read_text() == "half"
+
+
 HOLDER = """
 import sys
 from pathlib import Path

@@ -199,7 +199,7 @@ def test_alpaca_eval_through_the_command_line(folders, place):
     rows = [{"dataset": "d", "instruction": f"Do {n}.", "output": "o", "generator": "g"} for n in range(3)]
     Path("alpaca_eval.json").write_text(json.dumps(rows))
     settings = [part for value in FEW for part in ("--set", value)]
-    command = ["evaluate", "--before", folders[0], "--after", folders[1], "--prompts", "alpaca_eval.json"]
+    command = ["compare-models", folders[0], folders[1], "--prompts", "alpaca_eval.json"]
     result = CliRunner().invoke(cli.app, [*command, "--export", "alpaca_eval", "--output", "ae", *settings])
     assert result.exit_code == 0, result.output
     for name in ("one", "two"):
@@ -219,7 +219,7 @@ def test_a_judge_from_end_to_end(folders, place, monkeypatch):
             f"url: {server.url_for('/v1')}\nmodel: m\nkey_variable: MY_KEY\nprice_in: 1.0\nprice_out: 2.0\n"
         )
         settings = [part for value in FEW for part in ("--set", value)]
-        command = ["evaluate", "--before", folders[0], "--after", folders[1], "--prompts", "prompts.jsonl"]
+        command = ["compare-models", folders[0], folders[1], "--prompts", "prompts.jsonl"]
         for _ in range(2):
             result = CliRunner().invoke(cli.app, [*command, "--judge", "judge.yml", *settings])
             assert result.exit_code == 0, result.output
@@ -342,15 +342,3 @@ def test_what_is_no_reward_model_is_named(tmp_path, finished_run):
         find_reward_model(str(classifier(tmp_path / "three", 3)))
     with pytest.raises(UserError, match=r"is a run.*quickstart/oracle"):
         find_reward_model(str(finished_run / "runs" / "quickstart"))
-
-
-def test_a_recipe_and_two_models_exclude_each_other(monkeypatch, capsys):
-    for arguments, message in (
-        (["evaluate", "r.yaml", "--after", "x"], "--after compares two models and takes no recipe"),
-        (["evaluate", "--before", "x"], "missing: --after, --prompts"),
-        (["evaluate"], "missing: --before, --after, --prompts"),
-    ):
-        monkeypatch.setattr("sys.argv", ["tokenward", *arguments])
-        with pytest.raises(SystemExit):
-            cli.main()
-        assert message in capsys.readouterr().err

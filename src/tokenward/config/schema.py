@@ -10,14 +10,14 @@ from tokenward.config.base import TRAINING, Count, Named, NamedTable, Share, Tab
 from tokenward.config.online import ExamplesTable, OnlineTable, PromptTaskTable, RewardTable
 
 RENAMED: dict[str, str] = {
-    "data.eval": "data.eval",
-    "auxiliary_models": "auxiliary_models",
-    "auxiliary_models.NAME.subset": "subset",
+    "data.held_out": "data.eval",
+    "experts": "auxiliary_models",
+    "auxiliary_models.NAME.picks": "subset",
     "auxiliary_models.NAME.swapped": "swap_labels",
-    "online": "online",
-    "online.reward_evals": "online.reward_evals",
+    "guidance": "online",
+    "online.reward_looks": "online.reward_evals",
     "model.rows": "model.packing, with shared_prompts for shared and none for separate",
-    "eval_reward": "eval_reward",
+    "referee": "eval_reward",
 }
 """Keys of an earlier version, and what they are called now. An entry stays for two minor releases."""
 

@@ -1,10 +1,9 @@
-"""Comparisons as JSON lines: written one at a time, read in order or by number, never held all at once."""
+"""Comparisons as JSON lines, written and read one at a time."""
 
 import json
-import mmap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, cast
 
 import numpy as np
 
@@ -48,41 +47,6 @@ def read_comparisons(path: Path) -> Iterator[Comparison]:
     with path.open("rb") as file:
         for line in file:
             yield from_line(line)
-
-
-class ComparisonFile(Sequence[Comparison]):
-    """The comparisons of a file by their number; eight bytes of each stay in memory.
-
-    Args:
-        path: Holds one of :func:`to_line` a line; it must not change while this is in use.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-        self._ends = line_ends(path)
-
-    def __reduce__(self) -> tuple[type["ComparisonFile"], tuple[Path]]:
-        return ComparisonFile, (self.path,)  # a mapped file does not travel to another process
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __iter__(self) -> Iterator[Comparison]:
-        return read_comparisons(self.path)
-
-    @overload
-    def __getitem__(self, index: int) -> Comparison: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Comparison]: ...
-    def __getitem__(self, index: int | slice) -> Comparison | list[Comparison]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        number = range(len(self))[index]
-        start = int(self._ends[number - 1]) if number else 0
-        return from_line(self._bytes[start : int(self._ends[number])])
 
 
 def line_ends(path: Path) -> np.ndarray:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.objectives.base import Losses
-from tokenward.ops.reinforce import (
+from tokenward.ops.policy_gradient import (
     Baseline,
     MeanOver,
     comparison_mean,

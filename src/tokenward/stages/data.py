@@ -1,13 +1,15 @@
 """The data stage: any source to clean comparisons, split once and for all."""
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenward.artifacts import Manifest, file_fingerprint, fingerprint
+from tokenward.artifacts import Manifest, StageFolder, file_fingerprint, fingerprint
 from tokenward.config import DataTable, EvalTable
 from tokenward.data.prepare import Reading, read
 from tokenward.data.stream import write_split
+from tokenward.stages.base import Stage
 from tokenward.stages.run import Run
 
 BUILTIN = Path(str(files("tokenward") / "data" / "builtin" / "reviews.jsonl.gz"))
@@ -22,27 +24,42 @@ NOTHING_TO_EVALUATE = (
 )
 
 
-def prepare_data(run: Run) -> Manifest:
+class DataStage(Stage):
     """Read, clean and split the comparisons; counts what was dropped and why.
 
     Writes ``train.jsonl``, ``eval.jsonl`` and ``dropped.jsonl``.
-
-    Raises:
-        UserError: the source cannot be read as comparisons, or nothing is left.
     """
-    table = run.recipe.data
+
+    name, layout = "data", 2
+
+    def settings(self, run: Run) -> Mapping[str, Any]:
+        """The table ``data``; which pairs are made of the comparisons does not matter here."""
+        return {"data": run.recipe.data.model_dump(exclude={"pairs", "min_gap"}), "seed": run.recipe.seed}
+
+    def inputs(self, run: Run) -> Mapping[str, str]:
+        """The source's files."""
+        train, aside = _sources(run.recipe.data)
+        found = {"source": source_fingerprint(train.path)}
+        return found if aside is None else {**found, "evaluation source": source_fingerprint(aside.path)}
+
+    def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
+        """Write the split.
+
+        Raises:
+            UserError: the source cannot be read as comparisons, or nothing is left.
+        """
+        table = run.recipe.data
+        share = 0.0 if isinstance(table.eval, EvalTable) else table.eval
+        return _written(folder.path, *_sources(table), share=share, seed=run.recipe.seed)
+
+    def show(self, run: Run) -> None:
+        """The counts."""
+        _show(run, run.done("data"))
+
+
+def _sources(table: DataTable) -> tuple["_ReadWith", "_ReadWith | None"]:
     train = _ReadWith(table.source, table.format, table.columns, table.split, table.subset, table.limit)
-    aside = _evaluated(table, table.eval) if isinstance(table.eval, EvalTable) else None
-    share = 0.0 if isinstance(table.eval, EvalTable) else table.eval
-    settings = {"data": table.model_dump(exclude={"pairs", "min_gap"}), "seed": run.recipe.seed}
-    inputs = {"source": source_fingerprint(train.path)}
-    if aside is not None:
-        inputs["evaluation source"] = source_fingerprint(aside.path)
-    with run.stage("data", settings, inputs, layout=2) as stage:
-        if not stage.done:
-            stage.complete(**_written(stage.path, train, aside, share=share, seed=run.recipe.seed))
-    _show(run, run.done("data"))
-    return run.done("data")
+    return train, _evaluated(table, table.eval) if isinstance(table.eval, EvalTable) else None
 
 
 class _ReadWith(NamedTuple):

@@ -10,7 +10,6 @@ import torch
 from tokenward.config import Recipe
 from tokenward.errors import UserError
 from tokenward.sampling.classification import PromptTemplate
-from tokenward.stages.adapter_checks import adapter_checks
 from tokenward.stages.examples import prompt_parts
 from tokenward.stages.run import Run
 from tokenward.stages.starts import check_start
@@ -22,7 +21,6 @@ def early_checks(run: Run) -> dict[str, Callable[[], Any]]:
     for key, name in _starts(run.recipe).items():
         trust = run.recipe.model.trust_remote_code
         checks[key] = partial(check_start, name, trust_remote_code=trust)
-    checks |= adapter_checks(run.recipe)
     examples, task = run.recipe.examples, run.recipe.prompt_task
     if examples is not None:
         checks["examples.prompt"] = lambda: _prompt(examples.prompt)

@@ -1,12 +1,13 @@
 """The evaluation stage: before and after, on the same held-out pairs and prompts."""
 
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
-from tokenward.artifacts import Manifest, atomic_write
+from tokenward.artifacts import StageFolder, atomic_write
 from tokenward.evaluation.credit import KnownResponse, credit_figures, known_response
 from tokenward.evaluation.heldout import (
     PairLogprobs,
@@ -20,14 +21,15 @@ from tokenward.evaluation.statistics import mean_figure
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
 from tokenward.sampling import Reply
+from tokenward.sampling.checks import check_temperature
 from tokenward.scoring.join import scores_of
 from tokenward.scoring.reads import is_online, scope_of_scores
 from tokenward.scoring.scorers import Random, Surprisal
 from tokenward.scoring.store import TokenStore
 from tokenward.scoring.values import token_values
 from tokenward.stages.answers import answers, divergence, prompts_to_answer, reply_rows
+from tokenward.stages.base import Checks, Stage
 from tokenward.stages.figures import Figures, evaluation_statistics, figure_as_json, show_figures
-from tokenward.stages.kept_recipe import keep_recipe
 from tokenward.stages.row_values import PAIR, PROMPT, RowValues
 from tokenward.stages.run import Run
 from tokenward.stages.scorers import scorer_of
@@ -39,6 +41,15 @@ from tokenward.tokens.spelled import moved
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 
+RECIPE = "recipe.json"
+"""The recipe as an evaluation found it, in its folder: every key, also those that no stage's manifest has."""
+
+
+def keep_recipe(run: Run, folder: Path) -> None:
+    """Write the run's recipe into a folder, with every default of its tables."""
+    found = run.recipe.model_dump(mode="json")
+    atomic_write(folder / RECIPE, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+
 
 class Samples(NamedTuple):
     """Replies to the same prompts before and after training."""
@@ -48,30 +59,53 @@ class Samples(NamedTuple):
     after: list[Reply]
 
 
-def evaluate(run: Run) -> Manifest:
+class EvaluationStage(Stage):
     """Measure what training changed; writes ``metrics.json``, ``rows.jsonl`` and ``samples.jsonl``.
 
     Each figure has its n and a 95 % bootstrap interval; figures named ``change`` are paired by prompt.
     """
-    settings = {"evaluation": run.recipe.evaluation.model_dump(), "seed": run.recipe.seed}
-    inputs = {name: run.done(name).fingerprint for name in ("scores", "policy")}
-    if run.recipe.eval_reward is not None:
-        inputs["eval_reward"] = run.done("eval_reward").fingerprint
-    with run.stage("evaluation", settings, inputs, layout=2) as stage:
-        if not stage.done:
-            by_row = RowValues()
-            figures, samples = _measure(run, by_row)
-            metrics = {name: figure_as_json(figure) for name, figure in figures.items()}
-            atomic_write(stage.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-            atomic_write(stage.path / "samples.jsonl", _samples_text(samples))
-            by_row.write(stage.path)
-            keep_recipe(run, stage.path)
-            stage.complete(figures=len(figures), prompts=len(samples.prompts))
-    show_figures(run)
-    run.display.line(f"\nmodel:   {run.path('policy') / 'model'}")
-    run.display.line(f"replies: {run.path('evaluation') / 'samples.jsonl'}")
-    run.display.line(f"figures: {run.path('evaluation') / 'metrics.json'}")
-    return run.done("evaluation")
+
+    name, layout = "evaluation", 2
+
+    def settings(self, run: Run) -> Mapping[str, Any]:
+        """Its table."""
+        return {"evaluation": run.recipe.evaluation.model_dump(), "seed": run.recipe.seed}
+
+    def inputs(self, run: Run) -> Mapping[str, str]:
+        """The scores, the policy, and the eval reward model if there is one."""
+        names = ["scores", "policy", *(["eval_reward"] if run.recipe.eval_reward is not None else [])]
+        return {name: run.done(name).fingerprint for name in names}
+
+    def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
+        """Measure."""
+        by_row = RowValues()
+        figures, samples = _measure(run, by_row)
+        metrics = {name: figure_as_json(figure) for name, figure in figures.items()}
+        atomic_write(folder.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        atomic_write(folder.path / "samples.jsonl", _samples_text(samples))
+        by_row.write(folder.path)
+        keep_recipe(run, folder.path)
+        return {"figures": len(figures), "prompts": len(samples.prompts)}
+
+    def show(self, run: Run) -> None:
+        """The closing tables, and where everything is."""
+        show_figures(run)
+        run.display.line(f"\nmodel:   {run.path('policy') / 'model'}")
+        run.display.line(f"replies: {run.path('evaluation') / 'samples.jsonl'}")
+        run.display.line(f"figures: {run.path('evaluation') / 'metrics.json'}")
+
+    def checks(self, run: Run) -> Checks:
+        """Metrics and a temperature that exist."""
+        return evaluation_checks(run)
+
+
+def evaluation_checks(run: Run) -> Checks:
+    """Metrics and a temperature that exist."""
+    table = run.recipe.evaluation
+    return {
+        "evaluation.metrics": lambda: [find("metric", name, METRICS) for name in table.metrics],
+        "evaluation.temperature": lambda: check_temperature(table.temperature, "evaluation.temperature"),
+    }
 
 
 def _measure(run: Run, by_row: RowValues) -> tuple[Figures, Samples]:

@@ -7,14 +7,15 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from tokenward.artifacts import Manifest, atomic_write
-from tokenward.config import ExamplesTable
+from tokenward.artifacts import StageFolder, atomic_write
+from tokenward.config import ExamplesTable, Recipe
 from tokenward.data import comparison_key, rows, uniform
 from tokenward.data.fields import FieldError, describe, text
 from tokenward.data.lines import messages_of
 from tokenward.data.messages import tools_of
 from tokenward.data.splits import Say
 from tokenward.errors import UserError
+from tokenward.stages.base import Stage
 from tokenward.stages.data import source_fingerprint
 from tokenward.stages.run import Run
 from tokenward.types import Example, Message
@@ -24,33 +25,49 @@ SHARE = 0.1
 """Of the source for development, and for the test, where they have no files of their own."""
 
 
-def prepare_examples(run: Run) -> Manifest | None:
-    """Read the prompts of an online run; nothing for a run on comparisons or on a prompt task.
+class ExamplesStage(Stage):
+    """Read the prompts of an online run; writes ``train.jsonl``, ``development.jsonl`` and ``test.jsonl``."""
 
-    Writes ``train.jsonl``, ``development.jsonl`` and ``test.jsonl``.
+    name = "examples"
 
-    Raises:
-        UserError: a file or a column is missing, or a row has no text there.
-    """
-    table = run.recipe.examples
-    if table is None:
-        return None
-    sources = {part: _source(table, part) for part in PARTS}
-    inputs = {part: source_fingerprint(source) for part, source in sources.items() if source is not None}
-    with run.stage("examples", {"examples": table.model_dump(), "seed": run.recipe.seed}, inputs) as stage:
-        if not stage.done:
-            parts = _parts(table, sources, run.recipe.seed, run.display.line)
-            for part, found in parts.items():
-                if not found:
-                    file = "" if part == "train" else f"a file to examples.{part}, or "
-                    raise UserError(
-                        f"no example is left for {part}. Give {file}more rows to examples.source."
-                    )
-                _write(stage.path / f"{part}.jsonl", found)
-            stage.complete(**{part: len(found) for part, found in parts.items()})
-    manifest = run.done("examples")
-    run.display.table("examples", ("", "rows"), [(part, str(manifest.facts[part])) for part in PARTS])
-    return manifest
+    def present(self, recipe: Recipe) -> bool:
+        """Not in a run on a prompt task."""
+        return recipe.examples is not None
+
+    def settings(self, run: Run) -> Mapping[str, Any]:
+        """Its table."""
+        return {"examples": _table(run).model_dump(), "seed": run.recipe.seed}
+
+    def inputs(self, run: Run) -> Mapping[str, str]:
+        """The files of each part."""
+        found = {part: _source(_table(run), part) for part in PARTS}
+        return {part: source_fingerprint(source) for part, source in found.items() if source is not None}
+
+    def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
+        """Write the parts.
+
+        Raises:
+            UserError: a file or a column is missing, or a row has no text there.
+        """
+        table = _table(run)
+        sources = {part: _source(table, part) for part in PARTS}
+        parts = _parts(table, sources, run.recipe.seed, run.display.line)
+        for part, found in parts.items():
+            if not found:
+                file = "" if part == "train" else f"a file to examples.{part}, or "
+                raise UserError(f"no example is left for {part}. Give {file}more rows to examples.source.")
+            _write(folder.path / f"{part}.jsonl", found)
+        return {part: len(found) for part, found in parts.items()}
+
+    def show(self, run: Run) -> None:
+        """How many there are."""
+        facts = run.done("examples").facts
+        run.display.table("examples", ("", "rows"), [(part, str(facts[part])) for part in PARTS])
+
+
+def _table(run: Run) -> ExamplesTable:
+    assert run.recipe.examples is not None
+    return run.recipe.examples
 
 
 def read_examples(run: Run, part: str) -> list[Example]:

@@ -1,15 +1,16 @@
 """The online stage: learn a token reward from ranked samples and train the policy with it, in turns (TLM)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 
-from tokenward.artifacts import Manifest, StageFolder, atomic_write, fingerprint
-from tokenward.config import OnlineTable
+from tokenward.artifacts import StageFolder, atomic_write, fingerprint
+from tokenward.config import OnlineTable, Recipe
 from tokenward.models.head_mlp import HeadMLPSettings
 from tokenward.models.loading import LanguageModel, lasting
 from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model
@@ -19,20 +20,27 @@ from tokenward.sampling.rollouts import Context, sampled_row, seed_of
 from tokenward.scoring.values import token_values
 from tokenward.selection import KeepAll, Selector, selector_of
 from tokenward.selection.weights import weigh_rows
+from tokenward.stages.base import Training, TrainingStage
 from tokenward.stages.data import source_fingerprint
 from tokenward.stages.fit import fit
 from tokenward.stages.prompt_task import prompt_task
 from tokenward.stages.reward_learning import DEFAULTS, RewardLearner
 from tokenward.stages.run import Run
-from tokenward.stages.tasks import Task, check_same_tokens, encoded_examples, example_task
+from tokenward.stages.sft import SftStage
+from tokenward.stages.tasks import EncodedExamples, Task, check_same_tokens, encoded_examples, example_task
 from tokenward.stages.training import adapted, model_settings, scored_by
 from tokenward.stages.watch import example_prompts, watching
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
+from tokenward.tokens.template import Template
 from tokenward.training.alternating import Alternating, Schedule
 from tokenward.training.best import KeepBest
 from tokenward.training.collator import Prepare
 from tokenward.training.samples import AnswerPrompts
+from tokenward.types import Comparison
+
+SPACED = 256
+"""Prompts whose rollouts are counted in place of all, evenly spaced by length."""
 
 EVALUATED = {"test", "test_limit", "candidates", "best", "manual", "random"}
 """Keys of the prompt task that only its evaluation reads."""
@@ -43,57 +51,95 @@ def task_of(run: Run, policy: LanguageModel) -> Task:
     return example_task(run, policy) if run.recipe.prompt_task is None else prompt_task(run, policy)
 
 
-def train_online_sft(run: Run) -> Manifest | None:
-    """Fine-tune the recipe's model on the examples' references; nothing if the recipe has no ``sft`` table."""
-    table = run.recipe.sft
-    if table is None:
-        return None
-    name = run.whole(run.recipe.model.name)
-    settings = {
-        "sft": table.model_dump(),
-        "tokens": run.recipe.tokens.model_dump(exclude={"processes"}),
-        "model": {"dtype": run.recipe.model.dtype},
-        "seed": run.recipe.seed,
-    }
-    inputs = {"examples": run.done("examples").fingerprint, "model": run.fingerprint_of(name)}
-    with run.stage("sft", settings, inputs) as stage:
-        if not stage.done:
-            model = run.load(name)
-            template = model.template(run.style)
-            parts = [encoded_examples(run, template, part) for part in ("train", "development")]
-            watch = watching(run, model, example_prompts(run, parts[1].contexts), stage.path)
-            stage.complete(
-                **fit(
-                    run,
-                    stage,
-                    model,
-                    SFT(),
-                    parts[0].rows,
-                    table.training,
-                    eval_rows=parts[1].rows,
-                    watch=watch,
-                )
-            )
-    return run.done("sft")
+class OnlineSftStage(SftStage):
+    """Fine-tune on the references of the examples."""
+
+    def settings(self, run: Run) -> Mapping[str, Any]:
+        """Its table, the tokens, and the number type."""
+        return {**super().settings(run), "tokens": run.recipe.tokens.model_dump(exclude={"processes"})}
+
+    def inputs(self, run: Run) -> Mapping[str, str]:
+        """The examples and the model."""
+        name = run.whole(run.recipe.model.name)
+        return {"examples": run.done("examples").fingerprint, "model": run.fingerprint_of(name)}
+
+    def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
+        """Train."""
+        assert run.recipe.sft is not None
+        model = run.load(run.whole(run.recipe.model.name))
+        template = model.template(run.style)
+        train, development = (encoded_examples(run, template, part) for part in ("train", "development"))
+        watch = watching(run, model, example_prompts(run, development.contexts), folder.path)
+        table = run.recipe.sft.training
+        return fit(run, folder, model, SFT(), train.rows, table, eval_rows=development.rows, watch=watch)
+
+    def planned(self, run: Run, template: Template) -> Training:
+        """The references."""
+        assert run.recipe.sft is not None
+        table, start = run.recipe.sft.training, self.start(run.recipe)
+        rows = written_rows(run, template)
+        return Training(self.name, self.key, table, rows, SFT(), None, start, watched=True)
 
 
-def train_online(run: Run) -> Manifest:
+class OnlineStage(TrainingStage):
     """Carry out the alternating loop; writes ``model/``, ``reward/``, ``events.jsonl`` and ``history.jsonl``."""
-    online = run.recipe.online
-    assert online is not None
-    task = run.recipe.prompt_task
-    settings = {
-        "online": online.model_dump(),
-        "reward": run.recipe.reward.model_dump(),
-        "prompt_task": None if task is None else task.model_dump(exclude=EVALUATED),
-        "tokens": run.recipe.tokens.model_dump(exclude={"processes"}),
-        "scores": {"precision": run.recipe.scores.precision},
-        **model_settings(run),
-    }
-    with run.stage("online", settings, _inputs(run)) as stage:
-        if not stage.done:
-            _train(run, stage, online)
-    return run.done("online")
+
+    name, key, title = "online", "online", "the policy"
+
+    def table(self, recipe: Recipe) -> OnlineTable | None:
+        """The table ``online``."""
+        return recipe.online
+
+    def settings(self, run: Run) -> Mapping[str, Any]:
+        """Its table, the reward's, the task, the tokens, and how models are held."""
+        assert run.recipe.online is not None
+        task = run.recipe.prompt_task
+        return {
+            "online": run.recipe.online.model_dump(),
+            "reward": run.recipe.reward.model_dump(),
+            "prompt_task": None if task is None else task.model_dump(exclude=EVALUATED),
+            "tokens": run.recipe.tokens.model_dump(exclude={"processes"}),
+            "scores": {"precision": run.recipe.scores.precision},
+            **model_settings(run),
+        }
+
+    def inputs(self, run: Run) -> Mapping[str, str]:
+        """The models, and the examples or the texts of the task."""
+        return _inputs(run)
+
+    def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
+        """Train in turns."""
+        assert run.recipe.online is not None
+        return _train(run, folder, run.recipe.online)
+
+    def planned(self, run: Run, template: Template) -> Training | None:
+        """The references, or rollouts of full length; a prompt task cannot be counted."""
+        online = run.recipe.online
+        assert online is not None
+        if run.recipe.prompt_task is not None:
+            return None
+        longest = online.sampling.max_new_tokens
+        if online.objective.name == "reinforce":
+            examples = encoded_examples(run, template, "train", reply=longest)
+            rows = rollout_rows(examples, online.rollouts, longest)
+        else:
+            rows = written_rows(run, template, reply=longest)
+        adapter, start = run.recipe.model.adapter, self.start(run.recipe)
+        objective = self.objective(run)
+        return Training(self.name, self.key, online.training, rows, objective, adapter, start, watched=True)
+
+
+def written_rows(run: Run, template: Template, *, reply: int = 0) -> list[TokenRow]:
+    """Training examples that have a reference."""
+    return [row for row in encoded_examples(run, template, "train", reply=reply).rows if row.responses]
+
+
+def rollout_rows(examples: EncodedExamples, count: int, length: int) -> list[TokenRow]:
+    """Prompts with replies of full length in place of those that will be drawn; of many prompts, some."""
+    prompts = sorted((context.prompt for context in examples.contexts), key=len, reverse=True)
+    places = np.unique(np.linspace(0, len(prompts) - 1, min(SPACED, len(prompts))).astype(int))
+    made = Comparison(key="", prompt=(), responses=("",) * count, ranks=(0,) * count, source="plan")
+    return [TokenRow(made, prompts[place], [[0] * length] * count, [0] * count) for place in places]
 
 
 def _inputs(run: Run) -> dict[str, str]:
@@ -151,7 +197,7 @@ def reads_reward(objective_name: str, selector: Selector) -> bool:
     return objective_name == "reinforce" or not isinstance(selector, KeepAll)
 
 
-def _train(run: Run, stage: StageFolder, online: OnlineTable) -> None:
+def _train(run: Run, stage: StageFolder, online: OnlineTable) -> dict[str, Any]:
     policy = online_policy(run)
     task = task_of(run, policy)
     objective = objective_of("objective", online.objective, run.recipe.seed)
@@ -177,13 +223,13 @@ def _train(run: Run, stage: StageFolder, online: OnlineTable) -> None:
         reward.save(stage.path / "reward")
     atomic_write(stage.path / "events.jsonl", "".join(json.dumps(event) + "\n" for event in loop.events))
     learned = sum(event["event"] == "reward" for event in loop.events)
-    stage.complete(
-        start=lasting(run.start_model),
+    return {
+        "start": lasting(run.start_model),
         **facts,
         **scored_by(run),
-        rewards_learned=learned,
-        best_step=loop.best_step,
-    )
+        "rewards_learned": learned,
+        "best_step": loop.best_step,
+    }
 
 
 def _loop(

@@ -1,13 +1,18 @@
 """What the tables of a run must say together where it is guided; looked at before anything is read or trained."""
 
+from functools import partial
+from typing import NoReturn
+
 from tokenward.config import OnlineTable
 from tokenward.errors import UserError
 from tokenward.objectives import PlackettLuce, needs_of, objective_of
 from tokenward.sampling.checks import check_temperature
 from tokenward.selection import Selector, SoftWeights, scope_of, selector_of, unit_of
-from tokenward.stages.online import reads_reward, reward_settings
+from tokenward.stages.base import Checks
+from tokenward.stages.online import head_mlp_settings, reads_reward, reward_settings
 from tokenward.stages.reward_learning import SAME_AS_POLICY
 from tokenward.stages.run import Run
+from tokenward.stages.tasks import source_of
 
 OVERRIDDEN = {
     "max_steps": "online.reward_steps says how many updates the reward has each time it is learned",
@@ -161,3 +166,23 @@ def check_objective(run: Run, online: OnlineTable) -> None:
             f"online.objective {name} learns from references, and examples.references names no column. Name it, or write "
             "objective: {name: reinforce}."
         )
+
+
+def online_checks(run: Run, table: OnlineTable) -> Checks:
+    """What can be refused of an online run before anything is read."""
+    checks: Checks = {
+        "online.selection": lambda: selector_of(table.selection, run.recipe.seed),
+        "online": lambda: check_online(run),
+        "online.objective": lambda: check_objective(run, table),
+        **{key: partial(_refuse, problem) for key, problem in unused_settings(run).items()},
+    }
+    head_mlp = run.recipe.model.head_mlp
+    if head_mlp is not None:
+        checks["model.head_mlp"] = lambda: head_mlp_settings(head_mlp)
+    if run.recipe.prompt_task is None:
+        checks["online.source"] = lambda: source_of(run)
+    return checks
+
+
+def _refuse(problem: str) -> NoReturn:
+    raise UserError(problem)

@@ -1,13 +1,13 @@
 """The evaluation of an online run: replies to the test examples before and after, or the prompts that were found."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from tokenward.artifacts import Manifest, atomic_write, fingerprint
+from tokenward.artifacts import StageFolder, atomic_write, fingerprint
 from tokenward.display import Display
 from tokenward.evaluation.heldout import before_after_figures
 from tokenward.evaluation.metrics import METRICS, apply_metric
@@ -20,8 +20,8 @@ from tokenward.sampling.rollouts import Context, columns_of, seed_of
 from tokenward.sampling.sources import ChrF, Meteor, Rouge
 from tokenward.scoring.values import token_values
 from tokenward.stages.data import source_fingerprint
+from tokenward.stages.evaluation import EvaluationStage, keep_recipe
 from tokenward.stages.figures import Figures, evaluation_statistics, figure_as_json, show_figures
-from tokenward.stages.kept_recipe import keep_recipe
 from tokenward.stages.online import online_policy
 from tokenward.stages.prompt_task import labelled_parts, prompt_start, task_model
 from tokenward.stages.row_values import RowValues
@@ -29,33 +29,49 @@ from tokenward.stages.run import Run
 from tokenward.stages.tasks import EncodedExamples, encoded_examples, sampler_of
 
 
-def evaluate_online(run: Run) -> Manifest:
-    """Measure what guidance changed; writes ``metrics.json``, and its replies or prompts."""
-    settings: dict[str, Any] = {"evaluation": run.recipe.evaluation.model_dump(), "seed": run.recipe.seed}
-    inputs = {"online": run.done("online").fingerprint}
-    table = run.recipe.prompt_task
-    if table is not None:
-        settings["prompt_task"] = table.model_dump()
-        inputs["test"] = fingerprint([source_fingerprint(path) for path in (table.development, table.test)])
-    with run.stage("evaluation", settings, inputs, layout=2) as stage:
-        if not stage.done:
-            by_row = RowValues()
-            figures, name, text = _on_examples(run, by_row) if table is None else _on_prompts(run)
-            metrics = {key: figure_as_json(figure) for key, figure in figures.items()}
-            atomic_write(stage.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-            atomic_write(stage.path / name, text)
-            if table is None:
-                by_row.write(stage.path)
-            keep_recipe(run, stage.path)
-            stage.complete(figures=len(figures))
-    show_figures(run)
-    if table is not None:
-        _show_prompts(run, table.best)
-    run.display.line(f"\nmodel:   {run.path('online') / 'model'}")
-    run.display.line(f"figures: {run.path('evaluation') / 'metrics.json'}")
-    if table is not None:
-        run.display.line(f"prompts: {run.path('evaluation') / 'prompts.json'}")
-    return run.done("evaluation")
+class OnlineEvaluationStage(EvaluationStage):
+    """Measure what an online run changed; writes ``metrics.json``, and its replies or prompts."""
+
+    def settings(self, run: Run) -> Mapping[str, Any]:
+        """Its table, and that of the prompt task."""
+        table = run.recipe.prompt_task
+        task = {} if table is None else {"prompt_task": table.model_dump()}
+        return {**super().settings(run), **task}
+
+    def inputs(self, run: Run) -> Mapping[str, str]:
+        """The policy, and the texts of the prompt task."""
+        inputs, table = {"online": run.done("online").fingerprint}, run.recipe.prompt_task
+        if table is not None:
+            texts = [source_fingerprint(path) for path in (table.development, table.test)]
+            inputs["test"] = fingerprint(texts)
+        return inputs
+
+    def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
+        """Measure."""
+        by_row, table = RowValues(), run.recipe.prompt_task
+        figures, name, text = _on_examples(run, by_row) if table is None else _on_prompts(run)
+        metrics = {key: figure_as_json(figure) for key, figure in figures.items()}
+        atomic_write(folder.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        atomic_write(folder.path / name, text)
+        if table is None:
+            by_row.write(folder.path)
+        keep_recipe(run, folder.path)
+        return {"figures": len(figures)}
+
+    def show(self, run: Run) -> None:
+        """The closing tables, and where everything is."""
+        table = run.recipe.prompt_task
+        show_figures(run)
+        if table is not None:
+            _show_prompts(run, table.best)
+        run.display.line(f"\nmodel:   {run.path('online') / 'model'}")
+        run.display.line(f"figures: {run.path('evaluation') / 'metrics.json'}")
+        if table is not None:
+            run.display.line(f"prompts: {run.path('evaluation') / 'prompts.json'}")
+
+    def check_data(self, run: Run) -> None:
+        """Try the metrics that compare with references on the test's own, before hours of training."""
+        check_metrics(run)
 
 
 def _on_examples(run: Run, by_row: RowValues) -> tuple[Figures, str, str]:

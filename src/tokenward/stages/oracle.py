@@ -1,15 +1,18 @@
 """The stages that train a model for scorers to read: the oracle, and the recipe's auxiliary_models."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from tokenward.artifacts import Manifest, StageFolder
-from tokenward.config import AuxiliaryModelTable, OracleTable
+from tokenward.artifacts import StageFolder
+from tokenward.config import AuxiliaryModelTable, OracleTable, Recipe
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives import Objective, needs_of, objective_of
-from tokenward.stages.auxiliary import auxiliary_start, prompted
+from tokenward.stages.auxiliary import auxiliary_start, prompted, reads_model
+from tokenward.stages.base import Checks, Training, TrainingStage
 from tokenward.stages.fit import fit
+from tokenward.stages.part_checks import check_objective_without_scores
 from tokenward.stages.run import AUXILIARY, Run
 from tokenward.stages.subset import (
     first_is_worse,
@@ -17,6 +20,7 @@ from tokenward.stages.subset import (
     subset_inputs,
     subset_settings,
     turned,
+    with_longest,
     with_picked,
 )
 from tokenward.stages.tables import Tables, random_part, tables
@@ -30,45 +34,140 @@ from tokenward.stages.training import (
     with_own_reference,
 )
 from tokenward.tokens.table import TokenTable
+from tokenward.tokens.template import Template
 
 
-def train_oracle(run: Run) -> Manifest:
-    """Train the DPO oracle from the reference, on a random fraction of the pairs (SePO, section 3.1)."""
-    table = run.recipe.oracle
-    settings = {"oracle": table.model_dump(exclude={"model"}), **model_settings(run)}
-    inputs = {"reference": run.done("reference").fingerprint}
-    with run.stage("oracle", settings, inputs) as stage:
-        if not stage.done:
-            pairs = random_part(run, _tables(run).part("train"), table.fraction, "oracle")
-            stage.complete(**_preference_model(run, stage, table, run.reference_model, pairs))
-    return run.done("oracle")
+class OracleStage(TrainingStage):
+    """Train the oracle from the reference, on a random fraction of the pairs (SePO, section 3.1)."""
+
+    name, key, title = "oracle", "oracle", "the oracle"
+
+    def table(self, recipe: Recipe) -> OracleTable:
+        """The table ``oracle``."""
+        return recipe.oracle
+
+    def needed(self, run: Run) -> bool:
+        """Whether a scorer reads the oracle."""
+        return reads_model(run, "oracle")
+
+    def start(self, recipe: Recipe) -> str:
+        """The reference."""
+        return recipe.oracle.model or recipe.model.name
+
+    def adapter(self, recipe: Recipe) -> tuple[str, dict[str, Any] | None]:
+        """Its own, or that of the table ``model``."""
+        own = recipe.oracle.adapter
+        return ("oracle.adapter", own) if own != "inherit" else super().adapter(recipe)  # type: ignore[return-value]
+
+    def settings(self, run: Run) -> Mapping[str, Any]:
+        """Its table and how models are held."""
+        return {"oracle": run.recipe.oracle.model_dump(exclude={"model"}), **model_settings(run)}
+
+    def inputs(self, run: Run) -> Mapping[str, str]:
+        """The reference."""
+        return {"reference": run.done("reference").fingerprint}
+
+    def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
+        """Train."""
+        table = run.recipe.oracle
+        pairs = random_part(run, _tables(run).part("train"), table.fraction, "oracle")
+        return _preference_model(run, folder, table, run.reference_model, pairs)
+
+    def checks(self, run: Run) -> Checks:
+        """An objective that needs no scores."""
+        objective = run.recipe.oracle.objective
+        return {"oracle.objective": lambda: check_objective_without_scores(self.title, objective)}
+
+    def unpaired_advice(self) -> str:
+        """KTO, or no oracle at all."""
+        return (
+            "Write oracle.objective: {name: kto}, or do without an oracle: scores: {scorer: {name: surprisal}}, with "
+            "policy: {selection: {name: all}} if every token is to train."
+        )
+
+    def planned(self, run: Run, template: Template) -> Training:
+        """Its part of the pairs."""
+        sets, table = tables(run, template), run.recipe.oracle
+        rows = random_part(run, sets.train, table.fraction, "oracle")
+        adapter, start = self.adapter(run.recipe)[1], self.start(run.recipe)
+        return Training(
+            self.name, self.key, table.training, rows, self.objective(run), adapter, start, eval=sets.eval
+        )
 
 
-def train_auxiliary(run: Run, name: str) -> Manifest:
+class AuxiliaryStage(TrainingStage):
     """Train an auxiliary model as the oracle is trained, from its own model, on its own part of the pairs, under its own prompt.
 
-    An auxiliary model with picks leaves ``subset.jsonl``, which is written before the training begins.
+    One with a subset leaves ``subset.jsonl``, which is written before the training begins.
+
+    Args:
+        model: Its name.
     """
-    table = run.recipe.auxiliary_models[name]
-    start = auxiliary_start(run, name)
-    # The fingerprint of an auxiliary model without picks does not depend on there being such a key.
-    unsaid = {"model"} if table.subset is not None else {"model", "subset"}
-    settings = {
-        f"{AUXILIARY}{name}": table.model_dump(exclude=unsaid),
-        **subset_settings(run, table),
-        **model_settings(run),
-    }
-    inputs = {
-        "reference": run.done("reference").fingerprint,
-        "model": run.fingerprint_of(start),
-        **subset_inputs(run, table),
-    }
-    with run.stage(f"{AUXILIARY}{name}", settings, inputs) as stage:
-        if not stage.done:
-            picked = None if table.subset is None else picked_pairs(run, stage, table.subset)
-            pairs = random_part(run, _tables(run).part("train"), table.fraction, name)
-            stage.complete(**_preference_model(run, stage, table, start, pairs, picked))
-    return run.done(f"{AUXILIARY}{name}")
+
+    def __init__(self, model: str) -> None:
+        self.model, self.name, self.key = model, f"{AUXILIARY}{model}", f"auxiliary_models.{model}"
+        self.title = f"the auxiliary model {model}"
+
+    def table(self, recipe: Recipe) -> AuxiliaryModelTable:
+        """Its table."""
+        return recipe.auxiliary_models[self.model]
+
+    def start(self, recipe: Recipe) -> str:
+        """Its own model, or the reference."""
+        return self.table(recipe).model or recipe.oracle.model or recipe.model.name
+
+    def adapter(self, recipe: Recipe) -> tuple[str, dict[str, Any] | None]:
+        """Its own, or that of the table ``model``."""
+        own = self.table(recipe).adapter
+        return (f"{self.key}.adapter", own) if own != "inherit" else super().adapter(recipe)  # type: ignore[return-value]
+
+    def settings(self, run: Run) -> Mapping[str, Any]:
+        """Its table, what decides its subset, and how models are held."""
+        table = self.table(run.recipe)
+        return {
+            self.name: table.model_dump(exclude={"model"}),
+            **subset_settings(run, table),
+            **model_settings(run),
+        }
+
+    def inputs(self, run: Run) -> Mapping[str, str]:
+        """The reference, its own start, and what its subset is made from."""
+        return {
+            "reference": run.done("reference").fingerprint,
+            "model": run.fingerprint_of(auxiliary_start(run, self.model)),
+            **subset_inputs(run, self.table(run.recipe)),
+        }
+
+    def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
+        """Pick the subset and train."""
+        table = self.table(run.recipe)
+        picked = None if table.subset is None else picked_pairs(run, folder, table.subset)
+        pairs = random_part(run, _tables(run).part("train"), table.fraction, self.model)
+        return _preference_model(run, folder, table, auxiliary_start(run, self.model), pairs, picked)
+
+    def unpaired_problem(self, run: Run) -> str:
+        """Exchanged labels and subsets need pairs, whatever the objective."""
+        table = self.table(run.recipe)
+        if table.swap_labels or table.subset is not None:
+            return f"{self.title} exchanges or picks pairs (swap_labels, subset). Leave these keys out, or give pairs."
+        return super().unpaired_problem(run)
+
+    def planned(self, run: Run, template: Template) -> Training:
+        """Its part of the pairs, and the longest pairs in place of those that it will pick."""
+        sets, table = tables(run, template), self.table(run.recipe)
+        own = random_part(run, sets.train, table.fraction, self.model)
+        rows = own if table.subset is None else with_longest(own, sets.train, table.subset)
+        adapter, start = self.adapter(run.recipe)[1], self.start(run.recipe)
+        return Training(
+            self.name,
+            self.key,
+            table.training or {},
+            rows,
+            self.objective(run),
+            adapter,
+            start,
+            eval=sets.eval,
+        )
 
 
 def _tables(run: Run) -> Tables:

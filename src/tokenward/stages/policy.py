@@ -1,21 +1,26 @@
 """The stage that trains the policy on the tokens that its scores select."""
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from tokenward.artifacts import Manifest
+from tokenward.artifacts import StageFolder
+from tokenward.config import PolicyTable, Recipe
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, lasting
-from tokenward.objectives import Objective, needs_of, objective_of
+from tokenward.objectives import Objective, needs_of
 from tokenward.objectives.selected import Selected
 from tokenward.scoring.join import scored, with_read_values
 from tokenward.scoring.reads import is_online
 from tokenward.scoring.store import TokenStore
-from tokenward.selection import Selector, scope_of, selector_of
+from tokenward.selection import Selector, scope_of, selector_of, unit_of
 from tokenward.selection.weights import weigh, weigh_step
+from tokenward.stages.base import Checks, Training, TrainingStage
 from tokenward.stages.constant import warn_of_scores, warn_of_weights
 from tokenward.stages.fit import fit
+from tokenward.stages.part_checks import check_policy_objective, check_selection
 from tokenward.stages.preview import preview
 from tokenward.stages.run import Run
 from tokenward.stages.scorers import scorer_of
@@ -34,67 +39,104 @@ from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 
 
-def train_policy(run: Run) -> Manifest:
+class PolicyStage(TrainingStage):
     """Select tokens by their scores and train the policy on them (SePO, sections 3.2 and 3.3)."""
-    table = run.recipe.policy
-    settings = {
-        "policy": table.model_dump(exclude={"model"}),
-        "scores": {"scorer": run.recipe.scores.scorer.model_dump()},
-        **model_settings(run),
-    }
-    inputs = {"scores": run.done("scores").fingerprint, "model": run.fingerprint_of(run.policy_start)}
-    with run.stage("policy", settings, inputs) as stage:
-        if not stage.done:
-            objective = objective_of("objective", table.objective, run.recipe.seed)
-            selector = selector_of(table.selection, run.recipe.seed)
-            start = run.load(run.policy_start)
-            template = start.template(run.style)
-            _same_template(run, template)
-            pairs = tables(run, template)
-            rows = trained_on(run, objective, pairs.part("train"))
-            in_step, alike = is_online(scorer_of(run)), False
-            if in_step:
-                objective, rows = (
-                    _in_the_step(run, objective, selector),
-                    with_read_values(rows, scorer_of(run), _scores(run)),
-                )
-            else:
-                rows = scored(rows, scorer_of(run), _scores(run))
-                alike = warn_of_scores(run, scorer_of(run), [np.asarray(rows.columns["scores"].flat)])
-            if needs_of(objective).reference:
-                rows = _policy_reference(run, start, rows)
-            by_step = partial(weigh_step, selector) if scope_of(selector) == "batch" and not in_step else None
-            rows, dropped = (rows, 0) if in_step else _weighted(run, selector, objective, rows, template)
-            if "weights" in rows.columns and not alike:
-                warn_of_weights(run, selector, rows)
-            run.display.line(_kept_line(rows, dropped))
-            first = by_step([*rows[:8]])[:1] if by_step else rows[:1]
-            preview(run.display, template, first, weighted=not in_step)
-            model = adapted(run, start, run.recipe.model.adapter)
-            eval_rows = _held_out(run, objective, start, pairs.eval)
-            eval_rows = (
-                with_read_values(eval_rows, scorer_of(run), _scores(run))
-                if in_step and eval_rows
-                else eval_rows
+
+    name, key, title = "policy", "policy", "the policy"
+
+    def table(self, recipe: Recipe) -> PolicyTable:
+        """The table ``policy``."""
+        return recipe.policy
+
+    def start(self, recipe: Recipe) -> str:
+        """Its own model, or the recipe's."""
+        return recipe.policy.model or recipe.model.name
+
+    def settings(self, run: Run) -> Mapping[str, Any]:
+        """Its table, the scorer, and how models are held."""
+        return {
+            "policy": run.recipe.policy.model_dump(exclude={"model"}),
+            "scores": {"scorer": run.recipe.scores.scorer.model_dump()},
+            **model_settings(run),
+        }
+
+    def inputs(self, run: Run) -> Mapping[str, str]:
+        """The scores and the model that it starts from."""
+        return {"scores": run.done("scores").fingerprint, "model": run.fingerprint_of(run.policy_start)}
+
+    def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
+        """Select and train."""
+        table = run.recipe.policy
+        objective = self.objective(run)
+        selector = selector_of(table.selection, run.recipe.seed)
+        start = run.load(run.policy_start)
+        template = start.template(run.style)
+        _same_template(run, template)
+        pairs = tables(run, template)
+        rows = trained_on(run, objective, pairs.part("train"))
+        in_step, alike = is_online(scorer_of(run)), False
+        if in_step:
+            objective, rows = (
+                _in_the_step(run, objective, selector),
+                with_read_values(rows, scorer_of(run), _scores(run)),
             )
-            prepare = None if by_step is None else lambda batch, step: by_step(batch)
-            facts = fit(
-                run,
-                stage,
-                model,
-                objective,
-                rows,
-                table.training,
-                eval_rows=eval_rows,
-                prepare=prepare,
-                reference=frozen_reference(run, objective, model),
-                watch=watching(run, model, eval_prompts(run, template), stage.path),
-            )
-            start_name = lasting(run.policy_start)
-            # Of weights that are made in the step there is no share yet; the history has it.
-            shares = {"kept": _kept(rows), "nothing_selected": dropped} if "weights" in rows.columns else {}
-            stage.complete(start=start_name, **shares, **scored_by(run), **facts)
-    return run.done("policy")
+        else:
+            rows = scored(rows, scorer_of(run), _scores(run))
+            alike = warn_of_scores(run, scorer_of(run), [np.asarray(rows.columns["scores"].flat)])
+        if needs_of(objective).reference:
+            rows = _policy_reference(run, start, rows)
+        by_step = partial(weigh_step, selector) if scope_of(selector) == "batch" and not in_step else None
+        rows, dropped = (rows, 0) if in_step else _weighted(run, selector, objective, rows, template)
+        if "weights" in rows.columns and not alike:
+            warn_of_weights(run, selector, rows)
+        run.display.line(_kept_line(rows, dropped))
+        first = by_step([*rows[:8]])[:1] if by_step else rows[:1]
+        preview(run.display, template, first, weighted=not in_step)
+        model = adapted(run, start, run.recipe.model.adapter)
+        eval_rows = _held_out(run, objective, start, pairs.eval)
+        eval_rows = (
+            with_read_values(eval_rows, scorer_of(run), _scores(run)) if in_step and eval_rows else eval_rows
+        )
+        prepare = None if by_step is None else lambda batch, step: by_step(batch)
+        facts = fit(
+            run,
+            folder,
+            model,
+            objective,
+            rows,
+            table.training,
+            eval_rows=eval_rows,
+            prepare=prepare,
+            reference=frozen_reference(run, objective, model),
+            watch=watching(run, model, eval_prompts(run, template), folder.path),
+        )
+        # Weights that are made online have no share yet; the history has it.
+        shares = {"kept": _kept(rows), "nothing_selected": dropped} if "weights" in rows.columns else {}
+        return {"start": lasting(run.policy_start), **shares, **scored_by(run), **facts}
+
+    def checks(self, run: Run) -> Checks:
+        """A selection and an objective that fit the scorer."""
+        return {
+            "policy.selection": lambda: check_selection(run),
+            "policy.objective": lambda: check_policy_objective(run),
+        }
+
+    def planned(self, run: Run, template: Template) -> Training:
+        """The training pairs; which tokens a batch or a text's sentences would keep is not counted."""
+        sets, table = tables(run, template), run.recipe.policy
+        selector = selector_of(table.selection, run.recipe.seed)
+        return Training(
+            self.name,
+            self.key,
+            table.training,
+            sets.train,
+            self.objective(run),
+            run.recipe.model.adapter,
+            self.start(run.recipe),
+            None if scope_of(selector) == "batch" or unit_of(selector) else selector,
+            sets.eval,
+            watched=True,
+        )
 
 
 def _scores(run: Run) -> TokenStore:

@@ -1,15 +1,20 @@
 """The reward stage of a run on comparisons: a token reward learned from the ranks in the data (TLM)."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from tokenward.artifacts import Manifest
+from tokenward.artifacts import StageFolder
+from tokenward.config import Recipe, RewardTable
 from tokenward.errors import UserError
 from tokenward.models.reward import RewardModel
+from tokenward.objectives import Objective
+from tokenward.stages.auxiliary import reads_model
+from tokenward.stages.base import Checks, TrainingStage
 from tokenward.stages.constant import LOOKED_AT, warn_of_rewards
 from tokenward.stages.fit import fit
-from tokenward.stages.online import fresh_reward, reward_start
+from tokenward.stages.online import fresh_reward, reward_settings, reward_start
 from tokenward.stages.reward_learning import DEFAULTS, reward_objective
 from tokenward.stages.run import Run
 from tokenward.stages.tables import encoded_fingerprint, random_part, ranked_lists, say_notes
@@ -19,42 +24,74 @@ from tokenward.tokens.segments import with_segments
 from tokenward.tokens.table import TokenTable
 
 
-def train_reward(run: Run) -> Manifest:
-    """Learn a token reward from whole ranked lists, of any length K each; writes ``model/`` and ``history.jsonl``."""
-    table = run.recipe.reward
-    name = reward_start(run)
-    settings: dict[str, Any] = {
-        "reward": table.model_dump(exclude={"model"}),
-        "context": run.limits.context,
-        "eval_reward": None if run.recipe.eval_reward is None else run.recipe.eval_reward.fraction,
-        **model_settings(run),
-    }
-    template = run.tokenizer_template(name)
-    inputs = {
-        "data": run.done("data").fingerprint,
-        "encoded": encoded_fingerprint(run, template),
-        "model": run.fingerprint_of(name),
-    }
-    with run.stage("reward", settings, inputs) as stage:
-        if not stage.done:
-            model = fresh_reward(run)
-            train, eval_rows = ranked_lists(run, template)
-            train = random_part(run, train, table.fraction, "reward")
-            rows = _rows(run, model, train, show="ranked lists")
-            facts = fit(
-                run,
-                stage,
-                model,
-                reward_objective(run),
-                rows,
-                table.training,
-                eval_rows=_rows(run, model, eval_rows),
-                defaults=DEFAULTS,
-            )
-            warn_of_rewards(run, model, [rows[place] for place in range(min(LOOKED_AT, len(rows)))])
-            sizes = sorted({len(row.responses) for row in rows})
-            stage.complete(**facts, list_sizes=sizes, **scored_by(run))
-    return run.done("reward")
+class RewardStage(TrainingStage):
+    """Learn a token reward from whole ranked lists, of any length K each (TLM); writes ``model/`` and ``history.jsonl``."""
+
+    name, key, title = "reward", "reward", "the reward"
+
+    def table(self, recipe: Recipe) -> RewardTable:
+        """The table ``reward``."""
+        return recipe.reward
+
+    def needed(self, run: Run) -> bool:
+        """Whether a scorer reads the reward."""
+        return reads_model(run, "reward")
+
+    def objective(self, run: Run) -> Objective:
+        """An objective over ranked lists."""
+        return reward_objective(run)
+
+    def adapter(self, recipe: Recipe) -> tuple[str, dict[str, Any] | None]:
+        """None: the reward model trains whole, or its head alone."""
+        return "", None
+
+    def settings(self, run: Run) -> Mapping[str, Any]:
+        """Its table, and which prompts are left to the eval reward model."""
+        apart = run.recipe.eval_reward
+        return {
+            "reward": run.recipe.reward.model_dump(exclude={"model"}),
+            "context": run.limits.context,
+            "eval_reward": None if apart is None else apart.fraction,
+            **model_settings(run),
+        }
+
+    def inputs(self, run: Run) -> Mapping[str, str]:
+        """The data as ids, and the model that it starts from."""
+        name = reward_start(run)
+        return {
+            "data": run.done("data").fingerprint,
+            "encoded": encoded_fingerprint(run, run.tokenizer_template(name)),
+            "model": run.fingerprint_of(name),
+        }
+
+    def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
+        """Train."""
+        table, model = run.recipe.reward, fresh_reward(run)
+        train, eval_rows = ranked_lists(run, model.template(run.style))
+        rows = _rows(run, model, random_part(run, train, table.fraction, "reward"), show="ranked lists")
+        facts = fit(
+            run,
+            folder,
+            model,
+            self.objective(run),
+            rows,
+            table.training,
+            eval_rows=_rows(run, model, eval_rows),
+            defaults=DEFAULTS,
+        )
+        warn_of_rewards(run, model, [rows[place] for place in range(min(LOOKED_AT, len(rows)))])
+        return {**facts, "list_sizes": sorted(set(rows.sizes.tolist())), **scored_by(run)}
+
+    def checks(self, run: Run) -> Checks:
+        """A head and an objective that fit a reward."""
+        return {"reward.head": lambda: reward_settings(run), "reward.objective": lambda: self.objective(run)}
+
+    def unpaired_problem(self, run: Run) -> str:
+        """It needs ranks."""
+        return (
+            "a reward is learned from ranks among several responses. Give ranked responses, or write a scorer that reads no "
+            "reward, such as scores: {scorer: {name: surprisal}}."
+        )
 
 
 def _rows(run: Run, model: RewardModel, lists: TokenTable, *, show: str = "") -> TokenTable:

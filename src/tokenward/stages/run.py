@@ -17,14 +17,8 @@ from tokenward.stages.starts import whole_start
 from tokenward.tokens.encode import Limits
 from tokenward.tokens.template import Style, Template
 
-STAGES = ("data", "sft", "reference", "oracle", "reward", "scores", "policy", "eval_reward", "evaluation")
-"""The stages of a run on comparisons, in their order."""
-
 AUXILIARY = "auxiliary-"
-"""The stage that trains an auxiliary model is called so, with the auxiliary model's name; these come before ``scores``."""
-
-ONLINE_STAGES = ("examples", "sft", "online", "evaluation")
-"""The stages of an online run, in their order."""
+"""Before the name of an auxiliary model, in the name of the stage that trains it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +50,15 @@ class Run:
                 than the folders beside it hold.
         """
         manifest = require(self.path(stage), stage)
-        before = [
-            name
-            for name in manifest.inputs
-            if name in (*STAGES, *ONLINE_STAGES) or name.startswith(AUXILIARY)
-        ]
-        manifest.check({name: require(self.path(name), name).fingerprint for name in before})
+        manifest.check({name: known for name in manifest.inputs if (known := self._holds(name))})
         return manifest
+
+    def _holds(self, name: str) -> str:
+        """Fingerprint of what the folder of a stage holds now; empty if there is no such stage here."""
+        folder = self.path(name)
+        if not (folder / MANIFEST).is_file() or read_manifest(folder).stage != name:
+            return ""
+        return require(folder, name).fingerprint
 
     @contextmanager
     def stage(
@@ -71,7 +67,7 @@ class Run:
         """Open a stage's folder, and say on screen whether it runs, goes on or is done already.
 
         Args:
-            name: One of ``STAGES`` or ``ONLINE_STAGES``, or an auxiliary model's.
+            name: Of the stage.
             settings: Everything of the recipe that its output depends on. Of a ``"module:Name"`` in it the file is an
                 input too, so that another function under the same name is not taken for what was there.
             inputs: Fingerprints of what it reads.

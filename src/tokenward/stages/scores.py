@@ -1,18 +1,20 @@
 """The stages that compute values per token: reference log-probabilities, and scores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
-from tokenward.artifacts import Manifest, StageFolder, file_fingerprint
+from tokenward.artifacts import StageFolder, file_fingerprint
 from tokenward.scoring.reads import Value
 from tokenward.scoring.scorers import Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore, write_shards
 from tokenward.stages.auxiliary import folder_of, frozen_values
+from tokenward.stages.base import Checks, Stage
 from tokenward.stages.constant import warn_of_stored
 from tokenward.stages.makers import Maker
+from tokenward.stages.part_checks import check_scorer
 from tokenward.stages.run import AUXILIARY, Run
 from tokenward.stages.scorers import scorer_of
 from tokenward.stages.tables import pairs_fingerprint, say_notes, tables
@@ -23,50 +25,71 @@ from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 
 
-def compute_reference(run: Run) -> Manifest:
+class ReferenceStage(Stage):
     """Log-probability of every response token under the reference, once, for oracle, scores and evaluation."""
-    scores = run.recipe.scores
-    template = run.tokenizer_template(run.reference_model)
-    settings = {
-        "seed": run.recipe.seed,
-        "scores": {"precision": scores.precision, "shard_rows": scores.shard_rows},
-        "model": {"dtype": run.recipe.model.dtype},
-    }
-    inputs = {
-        "data": run.done("data").fingerprint,
-        "pairs": pairs_fingerprint(run, template),
-        "model": run.fingerprint_of(run.reference_model),
-        "template": template.fingerprint,
-    }
-    with run.stage("reference", settings, inputs) as stage:
-        if not stage.done:
-            pairs = tables(run, template)
-            counts = pairs.summed
-            check_some_left(counts)
-            run.display.table("pairs", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
-            say_notes(run, template, counts, pairs.train.store)
-            model = run.load(run.reference_model)
-            maker = Maker(run, "reference", [Value("reference", "logp")], template, loaded=model)
-            store = _write(run, stage.path, [maker], template, pairs.everything)
-            stage.complete(responses=len(store), layout=model.layout, pairs=counts)
-    return run.done("reference")
+
+    name = "reference"
+
+    def settings(self, run: Run) -> Mapping[str, Any]:
+        """Number types, and the prompts of a shard."""
+        scores = run.recipe.scores
+        return {
+            "seed": run.recipe.seed,
+            "scores": {"precision": scores.precision, "shard_rows": scores.shard_rows},
+            "model": {"dtype": run.recipe.model.dtype},
+        }
+
+    def inputs(self, run: Run) -> Mapping[str, str]:
+        """The pairs and the reference model."""
+        template = run.tokenizer_template(run.reference_model)
+        return {
+            "data": run.done("data").fingerprint,
+            "pairs": pairs_fingerprint(run, template),
+            "model": run.fingerprint_of(run.reference_model),
+            "template": template.fingerprint,
+        }
+
+    def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
+        """Write the store."""
+        template = run.tokenizer_template(run.reference_model)
+        pairs = tables(run, template)
+        counts = pairs.summed
+        check_some_left(counts)
+        run.display.table("pairs", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
+        say_notes(run, template, counts, pairs.train.store)
+        model = run.load(run.reference_model)
+        maker = Maker(run, "reference", [Value("reference", "logp")], template, loaded=model)
+        store = _write(run, folder.path, [maker], template, pairs.everything)
+        return {"responses": len(store), "layout": model.layout, "pairs": counts}
 
 
-def compute_scores(run: Run) -> Manifest:
+class ScoresStage(Stage):
     """Raw values of every response token in the score store: what the scorer reads of frozen models and of the data.
 
     Nothing is selected here: every selection is made from these values when they are read.
     """
-    scorer = scorer_of(run)
-    inputs = {"reference": run.done("reference").fingerprint, **value_inputs(run, scorer)}
-    with run.stage("scores", value_settings(run, scorer), inputs) as stage:
-        if not stage.done:
-            template = run.tokenizer_template(run.reference_model)
-            rows = tables(run, template).everything
-            store = write_values(run, stage, stage.path, scorer, template, rows)
-            warn_of_stored(run, scorer, store)
-            stage.complete(responses=len(store), reference=run.reference_model)
-    return run.done("scores")
+
+    name = "scores"
+
+    def settings(self, run: Run) -> Mapping[str, Any]:
+        """What the scorer reads, and how it is computed."""
+        return value_settings(run, scorer_of(run))
+
+    def inputs(self, run: Run) -> Mapping[str, str]:
+        """The reference, and the models and files that the scorer reads."""
+        return {"reference": run.done("reference").fingerprint, **value_inputs(run, scorer_of(run))}
+
+    def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
+        """Write the store."""
+        scorer, template = scorer_of(run), run.tokenizer_template(run.reference_model)
+        rows = tables(run, template).everything
+        store = write_values(run, folder, folder.path, scorer, template, rows)
+        warn_of_stored(run, scorer, store)
+        return {"responses": len(store), "reference": run.reference_model}
+
+    def checks(self, run: Run) -> Checks:
+        """A scorer that reads what the run has."""
+        return {"scores.scorer": lambda: check_scorer(run, scorer_of(run))}
 
 
 def value_settings(run: Run, scorer: Scorer) -> dict[str, Any]:

@@ -153,6 +153,14 @@ def with_picked(own: TokenTable | None, picked: TokenTable, *, pairwise: bool) -
     return own.then(picked.choose(new))
 
 
+def with_longest(own: TokenTable, train: TokenTable, subset: SubsetTable) -> TokenTable:
+    """An auxiliary model's part of the pairs, and the longest pairs in place of those that it will pick, for a plan."""
+    lengths = np.add.reduceat(train.lengths, train.starts[:-1]) + train.of_rows("prompt_kept")
+    count = picked_count(subset, torch.from_numpy(lengths.astype(float)))
+    picked = train.choose(np.argsort(-lengths, kind="stable")[:count])
+    return picked if subset.alone else own.then(picked)
+
+
 def _names(rows: TokenTable, pairwise: bool) -> np.ndarray:
     """A number that names what is trained of each row.  -> [rows] uint64"""
     first = rows.reply_names(0)

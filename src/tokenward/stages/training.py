@@ -4,72 +4,13 @@ from typing import Any
 
 import torch
 
-from tokenward.artifacts import Manifest
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, lasting
-from tokenward.objectives import (
-    SFT,
-    Objective,
-    needs_of,
-    objective_of,
-    title_of,
-)
+from tokenward.objectives import Objective, needs_of, title_of
 from tokenward.scoring.join import computed, with_reference
 from tokenward.scoring.store import TokenStore
-from tokenward.stages.fit import fit
 from tokenward.stages.run import Run
-from tokenward.stages.tables import pairs_fingerprint, tables
-from tokenward.stages.watch import eval_prompts, watching
 from tokenward.tokens.table import Column, TokenTable
-
-
-def train_sft(run: Run) -> Manifest | None:
-    """Fine-tune the recipe's model on the preferred responses; nothing if the recipe has no ``sft`` table."""
-    table = run.recipe.sft
-    if table is None:
-        return None
-    name = run.whole(run.recipe.model.name)
-    # SFT trains every weight, whatever model.adapter says: what follows starts from one ordinary model.
-    dtype = {"model": {"dtype": run.recipe.model.dtype}}
-    template = run.tokenizer_template(name)
-    settings = {"sft": table.model_dump(), "seed": run.recipe.seed, **dtype}
-    inputs = {
-        "data": run.done("data").fingerprint,
-        "pairs": pairs_fingerprint(run, template),
-        "model": run.fingerprint_of(name),
-    }
-    with run.stage("sft", settings, inputs) as stage:
-        if not stage.done:
-            model = run.load(name)
-            sets = tables(run, template)
-            rows, eval_rows = sets.part("train").best_once(), sets.eval.best_once()
-            prompts = eval_prompts(run, template)
-            watch = watching(run, model, prompts, stage.path)
-            stage.complete(
-                **fit(run, stage, model, SFT(), rows, table.training, eval_rows=eval_rows, watch=watch)
-            )
-    return run.done("sft")
-
-
-def train_eval_reward(run: Run) -> Manifest | None:
-    """Train a second oracle on pairs that nothing else has seen; nothing without a ``eval_reward`` table."""
-    table = run.recipe.eval_reward
-    if table is None:
-        return None
-    settings = {"eval_reward": table.model_dump(), **model_settings(run)}
-    with run.stage("eval_reward", settings, {"reference": run.done("reference").fingerprint}) as stage:
-        if not stage.done:
-            objective = objective_of("objective", table.objective, run.recipe.seed)
-            model = adapted(run, run.load(run.reference_model), run.recipe.model.adapter)
-            sets = tables(run, model.template(run.style))
-            rows = referenced(run, trained_on(run, objective, sets.part("eval_reward")))
-            eval_rows = referenced(run, sets.eval)
-            beside = frozen_reference(run, objective, model)
-            facts = fit(
-                run, stage, model, objective, rows, table.training, eval_rows=eval_rows, reference=beside
-            )
-            stage.complete(**scored_by(run), **facts)
-    return run.done("eval_reward")
 
 
 def scored_by(run: Run) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The ``training`` tables of a recipe: asked before anything runs whether every field of them can act here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 from tokenward.config import Lines, Recipe, check_training
 from tokenward.errors import UserError
 from tokenward.models.loading import device_of
+from tokenward.models.sizes import model_sizes
+from tokenward.stages.base import Checks, TrainingStage
 from tokenward.stages.run import Run
-from tokenward.stages.tables import random_part
-from tokenward.stages.tables import tables as table_sets
 from tokenward.training.arguments import check_batches, training_arguments
 from tokenward.training.workable import unworkable
 
@@ -19,52 +19,59 @@ CONSTANT = ("reward", "online")
 """Tables whose learning rate stays as it is unless they say otherwise: the published code's default."""
 
 
-def training_tables(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Every ``training`` table that a recipe has, by the dotted key of the table around it."""
-    names = ("sft", "oracle", "reward", "policy", "eval_reward", "online")
-    tables = {name: getattr(recipe, name) for name in names}
-    tables |= {f"auxiliary_models.{name}": table for name, table in recipe.auxiliary_models.items()}
-    found = {name: table.training for name, table in tables.items() if table is not None}
-    return {name: table for name, table in found.items() if table is not None}
-
-
-def training_checks(recipe: Recipe, lines: Lines) -> dict[str, partial[NoReturn]]:
-    """What is wrong with them, by dotted key.
+def training_checks(recipe: Recipe, stages: Sequence[TrainingStage], lines: Lines) -> Checks:
+    """What is wrong with the ``training`` tables of stages, by dotted key.
 
     Raises:
         UserError: for unknown keys, values of a wrong type and fields that cannot act, each with its line.
     """
-    found = {}
-    for stage, table in training_tables(recipe).items():
-        where = f"{stage}.training"
-        looked_at = stage == "reward" and recipe.online is not None
-        schedule = "constant" if stage in CONSTANT else "linear"
+    found: Checks = {}
+    for stage in filter(lambda stage: stage.present(recipe), stages):
+        table, where = stage.table(recipe).training, f"{stage.key}.training"
+        looked_at = stage.key == "reward" and recipe.online is not None
+        schedule = "constant" if stage.key in CONSTANT else "linear"
         check_training(table, where, lines, schedule=schedule, looked_at=looked_at)
-        problems = [*_of_the_run(recipe, stage, table)] or [*_of_the_machine(recipe, table, where)]
+        problems = [*_of_the_run(recipe, stage.key, table)] or [*_of_the_machine(recipe, table, where)]
         for key, message in problems:
             found.setdefault(f"{where}.{key}" if key else where, partial(_refuse, message))
     return found
 
 
-def check_pairs_fill_batches(run: Run) -> None:
-    """Refuse a run on comparisons some training of which would drop its only batch; asked as soon as there are pairs.
+def adapter_checks(recipe: Recipe, stages: Sequence[TrainingStage]) -> Checks:
+    """A check for each adapter that is written, by its key."""
+    found: dict[str, list[TrainingStage]] = {}
+    for stage in stages:
+        key, adapter = stage.adapter(recipe)
+        if adapter is not None and stage.present(recipe):
+            found.setdefault(key, []).append(stage)
+    return {key: partial(_check_adapter, recipe, uses) for key, uses in found.items()}
+
+
+def _check_adapter(recipe: Recipe, stages: list[TrainingStage]) -> None:
+    adapter = stages[0].adapter(recipe)[1]
+    assert adapter is not None
+    dropout = adapter.get("lora_dropout")
+    for stage in stages:
+        if dropout and stage.table(recipe).training.get("disable_dropout", True):
+            raise UserError(
+                f"lora_dropout is {dropout}, and {stage.key}.training.disable_dropout, which is true unless it is written, sets "
+                f"every dropout to 0. Leave lora_dropout out, or write {stage.key}.training.disable_dropout: false."
+            )
+    for model in dict.fromkeys(stage.start(recipe) for stage in stages):
+        model_sizes(model, adapter=adapter, trust_remote_code=recipe.model.trust_remote_code)
+
+
+def check_batches_filled(run: Run, stages: Sequence[TrainingStage]) -> None:
+    """Refuse a training that would drop its only batch.
 
     Raises:
         UserError: as above.
     """
-    tables = training_tables(run.recipe)
-    if not any(table.get("dataloader_drop_last") for table in tables.values()):
-        return
-    sets = table_sets(run, run.tokenizer_template(run.recipe.model.name))
-    train = len(sets.train)
-    counts = {
-        "sft": train,
-        "oracle": len(random_part(run, sets.train, run.recipe.oracle.fraction, "oracle")),
-        "policy": train,
-        "eval_reward": len(sets.eval_reward),
-    }
-    for stage, table in tables.items():
-        check_batches(table, counts.get(stage, train), f"{stage}.training")
+    template = run.tokenizer_template(run.recipe.model.name)
+    for stage in stages:
+        table = stage.table(run.recipe).training
+        if table.get("dataloader_drop_last") and (plan := stage.planned(run, template)) is not None:
+            check_batches(table, len(plan.rows), f"{stage.key}.training")
 
 
 def _refuse(message: str) -> NoReturn:

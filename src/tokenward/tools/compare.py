@@ -6,15 +6,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenward.artifacts import Manifest, read_manifest, require
+from tokenward.artifacts import read_manifest, require
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figure, mean_figure
 from tokenward.models.loading import load_tokenizer
 from tokenward.stages.figures import figure_as_json
-from tokenward.stages.kept_recipe import changes_of, recipes_kept, stages_of
 from tokenward.stages.row_values import PAIR, PROMPT, RowKey, read_row_values
-from tokenward.stages.run import ONLINE_STAGES, STAGES
 from tokenward.tokens.template import Style, Template
+from tokenward.tools.kept import (
+    changes_of,
+    recipes_kept,
+    run_folder,
+    stage_manifest,
+    stages_of,
+    trained_stage,
+)
 
 
 class Paired(NamedTuple):
@@ -116,21 +122,6 @@ def compare_runs(
     return RunComparison(folders, _settings(folders), figures, flips)
 
 
-def run_folder(name: str | Path) -> Path:
-    """A run's folder, named by itself or by the folder of one of its stages.
-
-    Raises:
-        UserError: there is no run.
-    """
-    folder = Path(name).expanduser()
-    for place in (folder, folder.parent):
-        if any((place / stage / "manifest.json").is_file() for stage in (*STAGES, *ONLINE_STAGES)):
-            return place
-    raise UserError(
-        f"{name} is not the folder of a run. Name one that `tokenward run` made, such as runs/quickstart."
-    )
-
-
 def _check_rows(folders: Sequence[Path], first: Mapping[RowKey, Any], second: Mapping[RowKey, Any]) -> None:
     for kind in (PAIR, PROMPT):
         mine, others = ({row for row in values if row.kind == kind} for values in (first, second))
@@ -159,17 +150,6 @@ def _template_of(folder: Path) -> Template:
     return Style.of_facts(facts).template(load_tokenizer(str(folder / stage / "model")))
 
 
-def trained_stage(folder: Path) -> str:
-    """The stage of a run whose model is its result: ``policy``, or ``online`` of an online run.
-
-    Raises:
-        UserError: it has not finished.
-    """
-    stage = "online" if (folder / "online").is_dir() else "policy"
-    require(folder / stage, stage)
-    return stage
-
-
 def _settings(folders: Sequence[Path]) -> list[str]:
     """Recipe values that differ, and files of one's own code; of runs without a kept recipe what their stages have."""
     first, second = (stages_of(folder) for folder in folders)
@@ -189,7 +169,7 @@ def _of_stages(folders: Sequence[Path], stages: Sequence[str]) -> list[str]:
     """How the stages' manifests differ, each difference once."""
     found: dict[str, None] = {}
     for stage in stages:
-        manifests = [_manifest(folder / stage) for folder in folders]
+        manifests = [stage_manifest(folder, stage) for folder in folders]
         if manifests[0] is None and manifests[1] is None:
             continue
         if manifests[0] is None or manifests[1] is None:
@@ -197,10 +177,6 @@ def _of_stages(folders: Sequence[Path], stages: Sequence[str]) -> list[str]:
             continue
         found |= dict.fromkeys(manifests[0].changes_to(manifests[1]))
     return list(found)
-
-
-def _manifest(folder: Path) -> Manifest | None:
-    return read_manifest(folder) if (folder / "manifest.json").is_file() else None
 
 
 def _figures(

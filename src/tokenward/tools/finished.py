@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 from tokenward.artifacts import MANIFEST, read_manifest, require
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, load_model
+from tokenward.stages.lists import NAMES
 from tokenward.tokens.template import Style
-from tokenward.tools.compare import trained_stage
+from tokenward.tools.kept import trained_stage
 
 
 class FinishedModel(NamedTuple):
@@ -56,6 +57,6 @@ def finished_model(target: str) -> FinishedModel:
         return FinishedModel(str(folder / "model"), folder.parent, read_manifest(folder).facts)
     if (folder.parent / MANIFEST).is_file() and folder.name == "model":
         return finished_model(str(folder.parent))
-    if any((folder / stage).is_dir() for stage in ("data", "examples", "policy", "online")):
+    if any((folder / stage).is_dir() for stage in NAMES):
         return finished_model(str(folder / trained_stage(folder)))
     return FinishedModel(target, None, {})

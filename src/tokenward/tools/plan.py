@@ -9,20 +9,18 @@ import numpy as np
 from tokenward.display import Display
 from tokenward.models.loading import device_of
 from tokenward.ops.costs import FLOAT, HALF, NumberTypes, Work, training_memory
-from tokenward.stages.auxiliary import is_needed, trained_auxiliary
-from tokenward.stages.data import prepare_data
-from tokenward.stages.examples import prepare_examples
+from tokenward.stages.base import TrainingStage
+from tokenward.stages.lists import check_data, stages_of, wanted_stages
 from tokenward.stages.prompt_task import labelled_parts
-from tokenward.stages.run import AUXILIARY, STAGES, Run
+from tokenward.stages.run import AUXILIARY, Run
 from tokenward.stages.scorers import scorer_of
 from tokenward.stages.scores import scoring_models
 from tokenward.stages.tables import tables
 from tokenward.stages.tasks import encoded_examples
-from tokenward.stages.unpaired_checks import check_unpaired
 from tokenward.tokens.encode import check_some_left
 from tokenward.tools.plan_stages import STORED_BYTES, Planner, StagePlan, TrainingPlan, Unit
 from tokenward.tools.plan_steps import free_memory
-from tokenward.tools.plan_work import Scoring, online_trainings, subset_scorings, trainings
+from tokenward.tools.plan_work import Scoring, subset_scorings
 from tokenward.tools.run import open_run
 
 NOT_PLANNED = "-"
@@ -73,9 +71,9 @@ def plan_recipe(
 
 
 def _comparisons(run: Run, measure: bool) -> tuple[list[StagePlan], list[TrainingPlan]]:
-    prepare_data(run)
-    trained = [*STAGES, *(f"{AUXILIARY}{name}" for name in trained_auxiliary(run))]
-    check_unpaired(run, [stage for stage in trained if is_needed(run, stage)])
+    wanted = wanted_stages(run)
+    wanted[0].carry_out(run)
+    check_data(run, wanted)
     template = run.tokenizer_template(run.recipe.model.name)
     sets = tables(run, template)
     check_some_left(sets.summed)
@@ -83,33 +81,29 @@ def _comparisons(run: Run, measure: bool) -> tuple[list[StagePlan], list[Trainin
     tried = [row.prompt for row in sets.eval.by_prompt()[: min(table.prompts, table.batch)]]
     planner = Planner(run, sets.train.then(sets.eval_reward).by_prompt(), tried, measure=measure)
     work = planner.work(sets.everything)
-    items = {item.stage: item for item in trainings(run, template)}
-    makers = scoring_models(scorer_of(run))
-    plans = {name: planner.training(item) for name, item in items.items() if is_needed(run, name)}
-    stages = {name: plan.stage for name, plan in plans.items()}
-    stages["data"] = _data(run, "data")
-    stages["reference"] = _scoring(planner, "reference", work, 1, STORED_BYTES)
-    stages["scores"] = _scoring(planner, "scores", work, len(makers), STORED_BYTES + 4 * len(makers))
-    if is_needed(run, "reward"):
-        stages["reward"] = _reward(planner)
-    for item in subset_scorings(run, template):
-        stages[f"{item.stage}{SUBSET}"] = _subset(planner, item)
-    eval_rows = planner.work(items["policy"].eval)
-    stages["evaluation"] = _evaluation(planner, eval_rows, run.done("data").facts["eval"], len(tried))
-    auxiliary = [f"{AUXILIARY}{name}{part}" for name in trained_auxiliary(run) for part in (SUBSET, "")]
-    order = (
-        "data",
-        "sft",
-        "reference",
-        "oracle",
-        "reward",
-        *auxiliary,
-        "scores",
-        "policy",
-        "eval_reward",
-        "evaluation",
-    )
-    return [stages[name] for name in order if name in stages], list(plans.values())
+    subsets = {item.stage: item for item in subset_scorings(run, template)}
+    count = len(scoring_models(scorer_of(run)))
+    counted = {
+        "data": lambda: _data(run, "data"),
+        "reference": lambda: _scoring(planner, "reference", work, 1, STORED_BYTES),
+        "scores": lambda: _scoring(planner, "scores", work, count, STORED_BYTES + 4 * count),
+        "reward": lambda: _reward(planner),
+        "evaluation": lambda: _evaluation(
+            planner, planner.work(sets.eval), run.done("data").facts["eval"], len(tried)
+        ),
+    }
+    stages, found = list[StagePlan](), list[TrainingPlan]()
+    for stage in wanted:
+        if stage.name in subsets:
+            stages.append(_subset(planner, subsets[stage.name]))
+        if stage.name in counted:
+            stages.append(counted[stage.name]())
+        elif isinstance(stage, TrainingStage) and stage.present(run.recipe):
+            planned = stage.planned(run, template)
+            assert planned is not None
+            found.append(planner.training(planned))
+            stages.append(found[-1].stage)
+    return stages, found
 
 
 def _data(run: Run, name: str) -> StagePlan:
@@ -166,13 +160,16 @@ def _evaluation(planner: Planner, eval_rows: np.ndarray, prompts: int, batch: in
 
 
 def _online(run: Run, measure: bool) -> tuple[list[StagePlan], list[TrainingPlan]]:
-    if prepare_examples(run) is None:
+    if run.recipe.examples is None:
         return _prompt_task(run), []
+    first, *others = stages_of(run)
+    first.carry_out(run)
     template = run.tokenizer_template(run.recipe.model.name)
     table = run.recipe.evaluation
     test = encoded_examples(run, template, "test", reply=table.max_new_tokens)
     tried = [context.prompt for context in test.contexts[: min(table.prompts, table.batch)]]
-    items = online_trainings(run, template)
+    trained = [stage for stage in others if isinstance(stage, TrainingStage) and stage.present(run.recipe)]
+    items = [item for stage in trained if (item := stage.planned(run, template)) is not None]
     planner = Planner(run, items[-1].rows, tried, measure=measure)
     plans = [planner.training(item) for item in items]
     stages = [plan.stage for plan in plans]

@@ -27,6 +27,7 @@ from tokenward.ops.costs import (
 from tokenward.sampling import SamplingSettings
 from tokenward.scoring.values import token_values
 from tokenward.selection.weights import weigh_rows
+from tokenward.stages.base import Rows, Training
 from tokenward.stages.run import Run
 from tokenward.stages.training import adapted, frozen_reference
 from tokenward.tokens.rows import TokenRow
@@ -37,7 +38,7 @@ from tokenward.tools.plan_steps import (
     seconds_per_token,
     training_step,
 )
-from tokenward.tools.plan_work import Rows, Training, chosen_rows, row_work, steps_of, summed
+from tokenward.tools.plan_work import chosen_rows, row_work, steps_of, summed
 
 STORED_BYTES = 16
 """Of a token in the score store, before compression: id, two places, one value."""

@@ -17,9 +17,7 @@ from tokenward.scoring.reads import is_online
 from tokenward.scoring.store import TokenStore
 from tokenward.selection import scope_of, selector_of
 from tokenward.selection.weights import weigh, weigh_step
-from tokenward.stages.data import prepare_data
-from tokenward.stages.examples import prepare_examples
-from tokenward.stages.lists import check_recipe, run_through
+from tokenward.stages.lists import carry_out, check_recipe, run_through
 from tokenward.stages.preview import preview
 from tokenward.stages.prompt_task import labelled_parts
 from tokenward.stages.run import Run
@@ -73,7 +71,7 @@ def show_data(recipe: str | Path, overrides: Sequence[str], rows: int) -> None:
     if run.recipe.online is not None:
         _show_examples(run, rows)
         return
-    prepare_data(run)
+    carry_out(run, "data")
     template = run.tokenizer_template(run.recipe.model.name)
     found = tables(run, template)
     train, counts = found.part("train"), found.counts["train"]
@@ -113,11 +111,12 @@ def _weighted(run: Run, rows: TokenTable, count: int) -> Sequence[TokenRow] | No
 
 
 def _show_examples(run: Run, rows: int) -> None:
-    if prepare_examples(run) is None:
+    if run.recipe.examples is None:
         texts = labelled_parts(run)
         counts = [(part, str(len(found))) for part, found in texts._asdict().items()]
         run.display.table("labelled texts", ("", "rows"), counts)
         return
+    carry_out(run, "examples")
     template = run.tokenizer_template(run.recipe.model.name)
     preview(run.display, template, encoded_examples(run, template, "train").rows[:rows])
 
