@@ -17,6 +17,7 @@ from tokenward.models.loading import LanguageModel, load_model
 from tokenward.objectives import SFT, Reinforce, WeightedLikelihood
 from tokenward.sampling import SamplingSettings, sample_replies
 from tokenward.scoring.values import token_values
+from tokenward.tokens.needs import Needs
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.trainer import TokenTrainer
 
@@ -66,7 +67,7 @@ def test_log_probabilities_and_entropy_are_those_of_plain_teacher_forcing(head):
     both = torch.cat((FACTORS, FACTORS.flip(0)))
     expected = slopes_of(policy.model, torch.cat((logp, entropy)), both)
     batch = policy.collate(list(ROWS))
-    found = token_statistics(policy.model, policy.head, batch(entropy=True))
+    found = token_statistics(policy.model, policy.head, batch, Needs(entropy=True))
     # The norms of T5 are in float32 whatever its weights are.
     torch.testing.assert_close(found["logp"], logp, rtol=0, atol=2e-6)
     torch.testing.assert_close(found["entropy"], entropy, rtol=0, atol=2e-6)

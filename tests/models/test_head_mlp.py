@@ -16,6 +16,7 @@ from tokenward.models.head_mlp import HeadMLPSettings, install_head_mlp
 from tokenward.models.loading import load_model
 from tokenward.objectives import SFT
 from tokenward.sampling import SamplingSettings, sample_replies
+from tokenward.tokens.needs import Needs
 from tokenward.training.trainer import TokenTrainer
 
 IDS = torch.tensor([[1, 2, 3, 4]])
@@ -96,8 +97,8 @@ def test_the_selective_head_answers_through_the_network(tmp_path, layout):
     model = loaded(tmp_path / "base", rows=layout)
     assert model.layout == layout
     batch = model.collate([encoded([1, 2], [3, 4, 5], [6])])
-    found = token_statistics(model.model, model.head, batch(entropy=True))
-    plain = token_statistics(model.model, None, batch(entropy=True))
+    found = token_statistics(model.model, model.head, batch, Needs(entropy=True))
+    plain = token_statistics(model.model, None, batch, Needs(entropy=True))
     torch.testing.assert_close(found["logp"], plain["logp"], rtol=0, atol=1e-5)
     torch.testing.assert_close(found["entropy"], plain["entropy"], rtol=0, atol=1e-5)
     assert plain["logp"].std() > 0.1

@@ -63,7 +63,7 @@ def _check_denominator(name: str, losses: Losses, comparisons: int, *, announced
     found = losses.denominator
     if announced != (found is not None):
         did = (
-            "needs its own_denominator and returned none"
+            "says own_denominator and returned none"
             if announced
             else "returned a denominator and does not say so"
         )

@@ -63,7 +63,9 @@ class Needs:
         return f"Needs({', '.join(f'{name}={value!r}' for name, value in self._given().items())})"
 
     def __or__(self, other: "Needs") -> "Needs":
-        """What two objectives need together; they train on one response only where both do.
+        """What two objectives need together.
+
+        Both must train on comparisons of one response; a bad one alone trains where one of them learns from it.
 
         Raises:
             UserError: they need KL divergences of different directions, and a pass gives one.
@@ -75,7 +77,7 @@ class Needs:
             )
         both: dict[str, Any] = self._given() | other._given()
         unpaired: list[Unpaired | None] = [self.unpaired, other.unpaired]
-        both["unpaired"] = None if None in unpaired else "good" if "good" in unpaired else "all"
+        both["unpaired"] = None if None in unpaired else "all" if "all" in unpaired else "good"
         return Needs(**both)
 
     @property
