@@ -1,4 +1,4 @@
-"""TokenRow comparisons made of ids, for tests of what comes after encoding."""
+"""Comparisons made of ids, for tests of what comes after encoding."""
 
 from tokenward.tokens.rows import TokenRow
 from tokenward.types import Comparison
