@@ -13,7 +13,7 @@ from tests.tiny import move_trained, tiny_llama
 from tests.training.tools import language_model
 from tokenward.models.forward import FrozenReference, run_model, token_statistics
 from tokenward.models.head import install_head
-from tokenward.ops.logprob import chunked_statistics
+from tokenward.ops.logprob import STATISTICS, chunked_statistics
 from tokenward.ops.looks import entropy_and_rank
 from tokenward.ops.tiles import linear_statistics
 from tokenward.tokens.needs import Needs
@@ -150,3 +150,16 @@ def test_ranks_with_an_adapter_are_those_of_the_merged_weights(target):
     assert found.tolist() == stored_ranks(merged, install_head(merged), ROWS).tolist()
     plain = tiny_llama(dtype=torch.float64, tie_word_embeddings=False).eval()
     assert found.tolist() != stored_ranks(plain, install_head(plain), ROWS).tolist()
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_a_statistic_that_is_new_to_the_table_is_given_by_every_head(with_head, monkeypatch):
+    """A name there and a field of what is needed are all it takes; beside one that goes by tiles, too."""
+    monkeypatch.setitem(STATISTICS, "top", lambda chunk: chunk.logits.log_softmax(-1).amax(-1))
+    monkeypatch.setattr(Needs, "of_head", ("entropy", "top"))
+    model, head = made("gpt2", torch.float64)
+    found = token_statistics(model, head if with_head else None, batch_of(ROWS, "shared"), Needs())
+    expected = [plain_logits(model, row.prompt, ids) for row in ROWS for ids in row.responses]
+    close(found["top"], torch.cat(expected).log_softmax(-1).amax(-1))
+    close(found["entropy"], plain_statistics(model, ROWS)[1])
+    assert found["top"].requires_grad

@@ -224,7 +224,9 @@ def test_what_only_some_rows_have_is_refused():
 def test_a_moved_batch_is_moved_whole():
     row = replace(SHORT, scores=[torch.ones(1)] * 2, segments=[torch.tensor([0])] * 2)
     for layout in ("shared", "encoder_decoder"):
-        batch = collate([row], layout=layout, pad_id=0, start_id=1).to("meta")
+        batch = collate([row], layout=layout, pad_id=0, start_id=1)
+        tokens = replace(batch.tokens, statistics={"kl": torch.ones(2)})
+        batch = replace(batch, tokens=tokens).with_value("a", torch.ones(2)).to("meta")
         tensors = [
             item
             for part in (batch.inputs, batch.tokens)
@@ -233,6 +235,7 @@ def test_a_moved_batch_is_moved_whole():
         ]
         if batch.inputs.tree is not None:
             tensors += [batch.inputs.tree.owner, batch.inputs.tree.comparisons[0].pieces[0].mask]
+        tensors += [batch.tokens.values["a"], batch.tokens.statistics["kl"]]
         assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
