@@ -142,7 +142,7 @@ def measure(model: RewardModel, objective: PlackettLuce, rows: Sequence[TokenRow
     """Rank accuracy on groups, and each token's learned and planted score."""
     values = token_values(model, rows, precision="float32", tokens_per_batch=8192)
     learned = torch.cat([part for row in values for part in row])
-    batch = model.collate(rows)
+    batch = model.collate(rows).tokens
     assert batch.scores is not None
     length = torch.bincount(batch.response)
     accuracy, longer, shorter = (

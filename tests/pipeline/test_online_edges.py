@@ -194,13 +194,13 @@ def test_a_run_on_comparisons_has_no_network_before_the_head(tiny_workplace):
 @pytest.mark.parametrize("last", ["scores", "oracle"])
 def test_a_guided_run_has_its_own_stages(recipe, last):
     message = refused(recipe, last=last)
-    assert f"guided and has no stage {last}; it has examples, " in message
+    assert f"has no stage {last}. It has examples, " in message
     assert "guidance, evaluation" in message
 
 
 def test_a_run_on_comparisons_has_no_guidance(tiny_workplace):
     message = refused(tiny_workplace, last="online")
-    assert "on comparisons and has no stage guidance" in message
+    assert "on comparisons and has no stage online" in message
     assert "The table online makes a run an online one" in message
 
 

@@ -12,7 +12,7 @@ from tokenward import plugins
 
 LAB = """
 import torch
-from tokenward.objectives import Losses
+from tokenward.objectives import Losses, Needs
 from tokenward.ops.ragged import weighted_mean
 
 def means(logp, batch):
@@ -36,7 +36,7 @@ class Metric:
         return Losses(mean[1::2] - mean[0::2], {"spread": mean})
 
 class Silent:
-    own_denominator = True
+    needs = Needs(own_denominator=True)
     def __call__(self, logp, batch):
         return Losses(logp.new_zeros(batch.comparisons), {})
 
@@ -45,7 +45,7 @@ class Sudden:
         return Losses(logp.new_zeros(batch.comparisons), {}, logp.new_ones(batch.comparisons))
 
 class BelowZero:
-    own_denominator = True
+    needs = Needs(own_denominator=True)
     def __call__(self, logp, batch):
         return Losses(logp.new_zeros(batch.comparisons), {}, -logp.new_ones(batch.comparisons))
 

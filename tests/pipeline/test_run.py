@@ -67,11 +67,11 @@ def test_the_manifest_says_what_became_of_the_chosen_responses(finished_run: Pat
 
 
 UNLEARN = """
-from tokenward.objectives import Losses, SePO
+from tokenward.objectives import Losses, Needs, SePO
 
 
 class Unlearn:
-    pairwise = True
+    needs = Needs(pairwise=True)
 
     def __call__(self, logp, batch):
         losses = SePO()(logp, batch)
@@ -250,7 +250,7 @@ def test_interrupt_saves_and_the_next_run_ends_as_if_nothing_had_happened(
 def test_own_scorer_selector_objective_and_metric(tiny_workplace: Path) -> None:
     Path("mylab.py").write_text(
         "import torch\n"
-        "from tokenward.objectives.base import Losses\n"
+        "from tokenward.objectives import Losses, Needs\n"
         "from tokenward.ops.ragged import weighted_mean\n"
         "class Late:\n"
         "    reads = ()\n"
@@ -263,8 +263,7 @@ def test_own_scorer_selector_objective_and_metric(tiny_workplace: Path) -> None:
         "    def __call__(self, tokens):\n"
         "        return torch.sigmoid(tokens.scores / self.temperature)\n"
         "class Hinge:\n"
-        "    needs_reference = False\n"
-        "    pairwise = True\n"
+        "    needs = Needs(pairwise=True)\n"
         "    def __call__(self, logp, batch):\n"
         "        mean = weighted_mean(logp, batch.weights, batch.response, batch.responses)\n"
         "        return Losses(torch.relu(1 - mean[0::2] + mean[1::2]), {})\n"

@@ -19,13 +19,14 @@ from transformers import PreTrainedModel
 from tokenward.artifacts import atomic_write
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.forward import OutputSpec, run_model
+from tokenward.models.forward import FrozenReference, run_model
 from tokenward.models.head_mlp import PUBLISHED_BIAS, init_linear, mlp
 from tokenward.models.loading import load_backbone, load_tokenizer
 from tokenward.models.places import model_fingerprint
 from tokenward.models.probe import Packing, reward_layout
-from tokenward.ops.guidance import bound_sigmoid, bound_softplus
-from tokenward.tokens.batches import TokenBatch
+from tokenward.ops.transforms import bound_sigmoid, bound_softplus
+from tokenward.tokens.batches import Batch, TokenBatch
+from tokenward.tokens.needs import NOTHING, Needs
 from tokenward.tokens.segments import Unit
 
 SETTINGS_FILE = "token_reward.json"
@@ -141,11 +142,15 @@ class RewardModel(TokenModel):
         return True
 
     def read(
-        self, module: nn.Module, batch: TokenBatch, wanted: OutputSpec | None = None
+        self,
+        module: nn.Module,
+        batch: Batch,
+        needs: Needs = NOTHING,
+        reference: FrozenReference | None = None,
     ) -> tuple[Tensor, TokenBatch]:
         """Reward of each response token, at the position that has read it.  -> [n] float32"""
-        rewards = run_model(module, batch).reshape(-1)[batch.placed_at]
-        return rewards, batch
+        rewards = run_model(module, batch.inputs).reshape(-1)[batch.inputs.placed_at]
+        return rewards, batch.tokens
 
     def save(self, folder: Path) -> None:
         """An ordinary folder: the backbone that ``AutoModel`` loads, the head, its settings, the tokenizer."""

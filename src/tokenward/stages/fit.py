@@ -19,8 +19,8 @@ from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
 from tokenward.models.precision import imitates_bfloat16
-from tokenward.objectives.base import Objective, needs_reference
-from tokenward.objectives.logged import with_entropy
+from tokenward.objectives.base import Objective
+from tokenward.objectives.selected import with_entropy
 from tokenward.stages.outputs import record
 from tokenward.stages.run import Run
 from tokenward.tokens.rows import TokenRow
@@ -118,7 +118,7 @@ def fit(
     for hint in _hints(trainer, f"{stage.path.name}.training"):
         run.display.line(hint)
     # Where one row has reference values all have: a stage adds them to all, or a step to its own.
-    if needs_reference(objective) and rows and rows[0].reference_logp is not None:
+    if trainer.needs.reference and rows and rows[0].reference_logp is not None:
         _check_start(run, trainer, rows)
     checkpoint = last_whole_checkpoint(Path(str(arguments.output_dir)), last_file)
     measured = _train(run, stage.path.name, trainer, interrupt, checkpoint)
@@ -171,7 +171,7 @@ def _check_start(run: Run, trainer: TokenTrainer, rows: Sequence[TokenRow]) -> N
         trainer.objective,
         [rows[number] for number in range(min(CHECKED_ROWS, len(rows)))],
         precision=precision,
-        wanted=trainer.wanted,
+        reference=trainer.reference,
     )
     ln2 = math.log(2)
     loss = f"loss {found['loss']:.4f} (begins at ln 2 = {ln2:.4f}), "
@@ -226,7 +226,7 @@ def _save(run: Run, model: TokenModel, trainer: TokenTrainer, folder: Path) -> N
 
     Of a language model it is kept what it says now, so that what is made of the folder can be compared with it.
     """
-    trainer.auxiliary.save(folder)
+    trainer.objective_modules.save(folder)
     if isinstance(model, LanguageModel):
         record(model, model.template(run.style), folder)
     scratch, target = folder / "model.tmp", folder / "model"

@@ -14,7 +14,7 @@ from tokenward.config import OnlineTable, Recipe
 from tokenward.models.head_mlp import HeadMLPSettings
 from tokenward.models.loading import LanguageModel, lasting
 from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model
-from tokenward.objectives import SFT, Objective, needs_reference, objective_of
+from tokenward.objectives import SFT, Objective, needs_of, objective_of
 from tokenward.plugins import build
 from tokenward.sampling.rollouts import Context, sampled_row, seed_of
 from tokenward.scoring.values import token_values
@@ -284,7 +284,7 @@ def _prepare(
         return None
     if online.objective.name != "reinforce":
         return lambda rows, step: weigh_rows(selector, _rewarded(run, reward, rows))
-    reference = run.load(run.start_model) if needs_reference(objective) else None
+    reference = run.load(run.start_model) if needs_of(objective).reference else None
     examples = {context.example.source: context.example for context in task.train}
 
     def sampled(rows: Sequence[TokenRow], step: int) -> list[TokenRow]:

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from tokenward.config import OnlineTable
 from tokenward.errors import UserError
-from tokenward.objectives import PlackettLuce, is_pairwise, objective_of
+from tokenward.objectives import PlackettLuce, needs_of, objective_of
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
 from tokenward.selection import Selector, SoftWeights, scope_of, selector_of, unit_of
@@ -152,7 +152,7 @@ def check_objective(run: Run, online: OnlineTable) -> None:
     """
     recipe, name = run.recipe, online.objective.name
     objective = objective_of("objective", online.objective)
-    if is_pairwise(objective) or isinstance(objective, PlackettLuce):
+    if needs_of(objective).pairwise or isinstance(objective, PlackettLuce):
         raise UserError(
             f"online.objective {name} compares written replies, and an online run has one reference or samples of its own. "
             "Write objective: {name: weighted_likelihood}, or {name: reinforce}."

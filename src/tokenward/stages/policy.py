@@ -10,7 +10,7 @@ from tokenward.artifacts import StageFolder
 from tokenward.config import PolicyTable, Recipe
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, lasting
-from tokenward.objectives import Objective, is_pairwise, needs_reference, needs_scores
+from tokenward.objectives import Objective, needs_of
 from tokenward.objectives.selected import Selected
 from tokenward.scoring.join import scored, with_read_values
 from tokenward.scoring.reads import is_online
@@ -83,7 +83,7 @@ class PolicyStage(TrainingStage):
         else:
             rows = scored(rows, scorer_of(run), _scores(run))
             alike = warn_of_scores(run, scorer_of(run), [np.asarray(rows.columns["scores"].flat)])
-        if needs_reference(objective):
+        if needs_of(objective).reference:
             rows = _policy_reference(run, start, rows)
         by_step = partial(weigh_step, selector) if scope_of(selector) == "batch" and not in_step else None
         rows, dropped = (rows, 0) if in_step else _weighted(run, selector, objective, rows, template)
@@ -173,9 +173,9 @@ def _held_out(run: Run, objective: Objective, start: LanguageModel, rows: TokenT
     if run.recipe.policy.training.get("eval_strategy", "no") == "no":
         return rows[:0]
     rows = trained_on(run, objective, rows) if len(rows) else rows
-    if needs_scores(objective) and len(rows) and not is_online(scorer_of(run)):
+    if needs_of(objective).scores and len(rows) and not is_online(scorer_of(run)):
         rows = scored(rows, scorer_of(run), _scores(run))
-    return _policy_reference(run, start, rows) if needs_reference(objective) else rows
+    return _policy_reference(run, start, rows) if needs_of(objective).reference else rows
 
 
 def _weighted(
@@ -189,7 +189,7 @@ def _weighted(
         return rows, 0
     weighted = weigh(rows, selector, template.tokenizer)
     found = _selected(weighted) > 0
-    if not is_pairwise(objective):
+    if not needs_of(objective).pairwise:
         sizes = weighted.sizes
         found |= (weighted.ranks > 0) & (np.repeat(sizes, sizes) > 1)
     some = np.minimum.reduceat(found, weighted.starts[:-1])

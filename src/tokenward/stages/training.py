@@ -6,12 +6,7 @@ import torch
 
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, lasting
-from tokenward.objectives import (
-    Objective,
-    needs_frozen_reference,
-    title_of,
-    unpaired_of,
-)
+from tokenward.objectives import Objective, needs_of, title_of
 from tokenward.scoring.join import computed, with_reference
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.run import Run
@@ -50,7 +45,7 @@ def frozen_reference(run: Run, objective: Objective, model: LanguageModel) -> La
 
     A model with an adapter needs none: it is its own reference without it.
     """
-    if not needs_frozen_reference(objective) or model.has_adapter:
+    if not needs_of(objective).frozen_reference or model.has_adapter:
         return None
     return run.load(model.name)
 
@@ -62,7 +57,7 @@ def trained_on(run: Run, objective: Objective, rows: TokenTable) -> TokenTable:
         UserError: none is left.
     """
     left_out = (rows.sizes == 1) & (rows.ranks[rows.starts[:-1]] > 0)
-    if unpaired_of(objective) != "good" or not left_out.any():
+    if needs_of(objective).unpaired != "good" or not left_out.any():
         return rows
     if left_out.all():
         raise UserError(

@@ -14,7 +14,8 @@ from tokenward.models.loading import LanguageModel
 from tokenward.sampling.classification.masked import MaskedModel
 from tokenward.sampling.classification.template import PromptTemplate, Sides, TemplateEncoder
 from tokenward.sampling.classification.verbalizers import verbalizer_ids
-from tokenward.tokens.batches import TokenBatch, budgeted, collate
+from tokenward.tokens.batches import budgeted, collate
+from tokenward.tokens.layouts import ModelInputs
 from tokenward.tokens.rows import Layout, TokenRow
 from tokenward.types import Comparison
 
@@ -178,28 +179,28 @@ class TaskModel:
     def _answers(self, members: Sequence[_Row], layout: Layout) -> Tensor:
         """Class log-probabilities of each response of a batch.  -> [r c]"""
         batch = collate([row.row for row in members], layout=layout, pad_id=self.model.pad_id)
-        lengths = torch.bincount(batch.response, minlength=batch.responses)
+        lengths = torch.bincount(batch.tokens.response, minlength=batch.tokens.responses)
         starts = lengths.cumsum(0) - lengths
         answers = torch.tensor([place for row in members for place in row.answers])
-        positions = batch.placed_at[starts + answers]
+        positions = batch.inputs.placed_at[starts + answers]
         enabled = self.precision == "bfloat16"
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=enabled):
-            logits = self._class_logits(batch.to(self.model.device), positions.to(self.model.device))
+            logits = self._class_logits(batch.inputs.to(self.model.device), positions.to(self.model.device))
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return wide.log_softmax(-1).float().cpu()
 
-    def _class_logits(self, batch: TokenBatch, positions: Tensor) -> Tensor:
+    def _class_logits(self, inputs: ModelInputs, positions: Tensor) -> Tensor:
         if isinstance(self.model, MaskedModel):
             # No position ids: some of these models count their positions from another number than 0.
             model: Any = self.model.model
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            logits = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits
             return logits.reshape(-1, logits.shape[-1])[positions][:, self._classes]
         head = self.model.head
         if head is None:
-            logits = run_model(self.model.model, batch).logits
+            logits = run_model(self.model.model, inputs).logits
             return logits.reshape(-1, logits.shape[-1])[positions][:, self._classes]
         with head.answering(positions, None):
-            hidden = run_model(self.model.model, batch).logits
+            hidden = run_model(self.model.model, inputs).logits
         return torch.cat([head.logits(part)[:, self._classes] for part in hidden.split(_HEAD_ROWS)])
 
     def _check_ids(self, prompts: list[list[int]]) -> None:
