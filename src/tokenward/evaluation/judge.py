@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from tokenward.config.judge import PLACES, JudgeTable
 from tokenward.evaluation.answers import Answer, AnswerCache, ask_all
-from tokenward.evaluation.endpoint import Endpoint
 from tokenward.types import Message
 
 _MARK = re.compile(r"\[\[([ABC])\]\]")
@@ -56,7 +55,6 @@ def judge_pairs(
     pairs: Sequence[Pair],
     cache: AnswerCache,
     *,
-    endpoint: Endpoint | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Judged:
     """Ask about every pair in both orders.
@@ -65,7 +63,6 @@ def judge_pairs(
         judge: The model and what it is asked.
         pairs: The replies.
         cache: Keeps the answers.
-        endpoint: Another way to send; see :func:`tokenward.evaluation.answers.ask_all`.
         progress: Called with the number of answers.
 
     Raises:
@@ -80,7 +77,7 @@ def judge_pairs(
             request(judge, pair.prompt, pair.after, pair.before),
         )
     ]
-    answers, counts = ask_all(judge, requests, cache, endpoint=endpoint, progress=progress)
+    answers, counts = ask_all(judge, requests, cache, progress=progress)
     verdicts = [verdict(answer) for answer in answers]
     orders = iter(zip(verdicts[::2], verdicts[1::2], strict=True))
     judgments = [_same() if pair.before == pair.after else judgment(*next(orders)) for pair in pairs]

@@ -15,8 +15,8 @@ from tokenward.config import Recipe, parse_recipe
 from tokenward.config.judge import load_judge
 from tokenward.display import Display
 from tokenward.errors import UserError
+from tokenward.evaluation.answers import Endpoint
 from tokenward.evaluation.benchmarks import BENCHMARKS, Question, write_answers
-from tokenward.evaluation.endpoint import key_of
 from tokenward.evaluation.metrics import METRICS
 from tokenward.evaluation.rewards import find_reward_model
 from tokenward.plugins import find
@@ -85,7 +85,8 @@ def compare_models(request: Request, *, quiet: bool = False) -> Figures:
     check_names(request.metrics, reward_models)
     judge = None if request.judge is None else load_judge(request.judge)
     if judge is not None:
-        key_of(judge, os.environ)  # before hours of sampling
+        with Endpoint(judge, os.environ):
+            pass  # a missing key or package is reported before hours of sampling
     sides = _sides(request.before, request.after)
     folder = _folder(request, sides)
     comparison = _sampled(request, sides, recipe, folder, display)
