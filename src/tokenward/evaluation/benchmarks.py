@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import write_json, write_jsonl
 from tokenward.data import comparison_key
 from tokenward.data.fields import FieldError, Row, items, objects, required, text
 from tokenward.errors import UserError
@@ -230,8 +230,6 @@ def write_answers(
     rows = [kind.answer(q, turns, model, now) for q, turns in zip(questions, replies, strict=True)]
     path = folder / kind.file(model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".json":
-        atomic_write(path, json.dumps(rows, ensure_ascii=False, indent=2) + "\n")
-    else:
-        atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write = write_json if path.suffix == ".json" else write_jsonl
+    write(path, rows)
     return path

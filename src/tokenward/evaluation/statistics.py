@@ -1,10 +1,13 @@
 """Figures with an interval: bootstrap over examples; AUROC, average precision and precision at k, with ties."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from tokenward.artifacts import read_json, write_json
 
 Floats = NDArray[np.float64]
 
@@ -23,6 +26,30 @@ class Figure(NamedTuple):
     low: float
     high: float
     n: int
+
+
+Figures = dict[str, Figure]
+
+
+def figure_as_json(figure: Figure) -> dict[str, float | int | None]:
+    """A figure as ``metrics.json`` has it: JSON has no NaN, so a figure without examples is null with n = 0."""
+    return {name: None if value != value else value for name, value in figure._asdict().items()}
+
+
+def write_figures(path: Path, figures: Figures) -> None:
+    """Write figures by name as JSON."""
+    write_json(path, {name: figure_as_json(figure) for name, figure in figures.items()}, ascii=True)
+
+
+def load_figures(path: Path) -> Figures:
+    """What :func:`write_figures` wrote."""
+    nan = float("nan")
+    return {
+        name: Figure(
+            *(nan if item[key] is None else item[key] for key in ("value", "low", "high")), n=item["n"]
+        )
+        for name, item in read_json(path).items()
+    }
 
 
 def mean_figure(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Figure:

@@ -1,6 +1,5 @@
 """Two models on the same prompts: replies, metrics, rewards and a judge, with intervals; answer files for official tools."""
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import write_jsonl
 from tokenward.config import Recipe, parse_recipe
 from tokenward.config.judge import load_judge
 from tokenward.display import Display
@@ -19,8 +18,9 @@ from tokenward.evaluation.answers import Endpoint
 from tokenward.evaluation.benchmarks import BENCHMARKS, Question, write_answers
 from tokenward.evaluation.metrics import METRICS
 from tokenward.evaluation.rewards import find_reward_model
+from tokenward.evaluation.statistics import Figures, write_figures
 from tokenward.plugins import find
-from tokenward.stages.figures import Figures, figure_as_json, show_tables
+from tokenward.stages.figures import show_tables
 from tokenward.stages.prompts import read_prompts
 from tokenward.tools.comparison import Comparison, apply_judge, apply_metrics, apply_rewards, check_names
 from tokenward.tools.model_replies import Side, fitting, model_of, replies_of, reply_record, short_name
@@ -154,13 +154,9 @@ def _too_long(
 
 
 def _write(comparison: Comparison, folder: Path) -> None:
-    figures = {name: figure_as_json(figure) for name, figure in comparison.figures.items()}
-    atomic_write(folder / "figures.json", json.dumps(figures, indent=2) + "\n")
-    lines = [
-        json.dumps(_record(comparison, place), ensure_ascii=False)
-        for place in range(len(comparison.questions))
-    ]
-    atomic_write(folder / "replies.jsonl", "".join(line + "\n" for line in lines))
+    write_figures(folder / "figures.json", comparison.figures)
+    records = (_record(comparison, place) for place in range(len(comparison.questions)))
+    write_jsonl(folder / "replies.jsonl", records)
 
 
 def _record(comparison: Comparison, place: int) -> dict[str, Any]:

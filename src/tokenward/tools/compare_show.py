@@ -1,7 +1,6 @@
 """A comparison of two runs on screen: tables, and the rows that changed sides as tokens."""
 
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.text import Text
 
-from tokenward.artifacts import read_manifest
+from tokenward.artifacts import read_jsonl, read_manifest
 from tokenward.data.lines import read_comparisons
 from tokenward.display import Display
 from tokenward.plugins import build
@@ -84,8 +83,7 @@ class Side:
     @cached_property
     def replies(self) -> dict[str, dict[str, Any]]:
         """Lines of the evaluation's samples, by key."""
-        text = (self._folder / "evaluation" / "samples.jsonl").read_text(encoding="utf-8")
-        return {line["key"]: line for line in map(json.loads, text.splitlines())}
+        return {line["key"]: line for line in read_jsonl(self._folder / "evaluation" / "samples.jsonl")}
 
     @cached_property
     def responses(self) -> dict[str, Response]:

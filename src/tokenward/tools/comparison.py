@@ -1,6 +1,5 @@
 """What is measured of two models' replies to the same prompts: metrics, rewards, and a judge."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import write_json
 from tokenward.config import Recipe
 from tokenward.config.judge import JudgeTable
 from tokenward.display import Display
@@ -170,7 +169,7 @@ def apply_judge(comparison: Comparison, judge: JudgeTable, folder: Path) -> None
     )
     verdicts = [list(item.verdicts) for item in judged.judgments]
     record = {"judge": judge.model_dump(), "counts": judged.counts, "verdicts": verdicts}
-    atomic_write(folder / "judge.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "judge.json", record)
     _show_counts(comparison.display, judged)
 
 

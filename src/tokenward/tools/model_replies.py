@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenward.artifacts import MANIFEST, atomic_write, fingerprint, open_stage
+from tokenward.artifacts import MANIFEST, atomic_write, fingerprint, open_stage, read_json
 from tokenward.config import Recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
@@ -112,7 +112,7 @@ def replies_of(
             display.line(f"  replies, {side.label}: taken over from {stage.path}")
         replies: list[list[Reply]] = [[] for _ in questions]
         for batch, file in zip(batches, files, strict=True):
-            for place, turns in zip(batch.places, json.loads(file.read_text(encoding="utf-8")), strict=True):
+            for place, turns in zip(batch.places, read_json(file), strict=True):
                 replies[place] = [Reply(*turn) for turn in turns]
     return replies
 
