@@ -419,7 +419,7 @@ def test_a_learned_prompt_is_the_same_after_a_stop(prompts, monkeypatch):
 
 
 def test_prompts_are_ranked_on_another_part_of_the_texts_in_each_draw(prompts, monkeypatch):
-    from tokenward.sampling.classification.gap import ClassificationGap
+    from tokenward.sampling.classification import ClassificationGap
 
     plain, parts = ClassificationGap.__call__, []
 

@@ -80,16 +80,3 @@ def unpaired_values(
     sides = {"unpaired/good_change": True, "unpaired/bad_change": False}
     places = {name: [i for i, own in enumerate(good) if own == side] for name, side in sides.items()}
     return {name: (found, change[found]) for name, found in places.items() if found}
-
-
-def before_after_figures(
-    name: str, before: Sequence[float], after: Sequence[float], *, resamples: int = 2000, seed: int = 0
-) -> dict[str, Figure]:
-    """A quantity before and after training on the same prompts, and the paired change."""
-    first, second = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
-    settings = {"resamples": resamples, "seed": seed}
-    return {
-        f"{name}/before": mean_figure(first, **settings),
-        f"{name}/after": mean_figure(second, **settings),
-        f"{name}/change": mean_figure(second - first, **settings),
-    }

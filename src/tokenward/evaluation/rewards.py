@@ -20,7 +20,7 @@ NO_REPLY = -math.inf
 _STAGES = ("eval_reward", "oracle", "reward", "online/reward")
 
 
-class RewardModel(NamedTuple):
+class ReplyRewardModel(NamedTuple):
     """A reward model by its name.
 
     Attributes:
@@ -32,7 +32,7 @@ class RewardModel(NamedTuple):
     scores_tokens: bool
 
 
-def find_reward_model(name: str) -> RewardModel:
+def find_reward_model(name: str) -> ReplyRewardModel:
     """Tell what kind of reward model a name means, without loading its weights.
 
     Raises:
@@ -40,7 +40,7 @@ def find_reward_model(name: str) -> RewardModel:
     """
     folder = Path(name).expanduser()
     if (folder / MANIFEST).is_file() or is_reward_folder(folder):
-        return RewardModel(name, scores_tokens=True)
+        return ReplyRewardModel(name, scores_tokens=True)
     inside = [stage for stage in _STAGES if (folder / stage).is_dir()]
     if inside and not (folder / "config.json").is_file():
         named = " or ".join(str(folder / stage) for stage in inside)
@@ -51,10 +51,10 @@ def find_reward_model(name: str) -> RewardModel:
             f"{name} has {labels} labels, and a reward model has one. Name another, or make it a metric: a function of your "
             'own that gives one number per reply, --metric "module:name".'
         )
-    return RewardModel(name, scores_tokens=False)
+    return ReplyRewardModel(name, scores_tokens=False)
 
 
-def rewards(model: RewardModel, examples: Sequence[Example], replies: Sequence[str]) -> list[float]:
+def rewards(model: ReplyRewardModel, examples: Sequence[Example], replies: Sequence[str]) -> list[float]:
     """The reward of each reply; -inf of a reply without text where tokens are scored.
 
     A token reward or log-ratio is the mean over the reply's tokens: its sum would grow with the length. A sequence

@@ -10,13 +10,12 @@ from tokenward.artifacts import StageFolder, write_json, write_jsonl
 from tokenward.evaluation.credit import KnownResponse, credit_figures, known_response
 from tokenward.evaluation.heldout import (
     PairLogprobs,
-    before_after_figures,
     preference_figures,
     preference_values,
     unpaired_values,
 )
 from tokenward.evaluation.metrics import METRICS, apply_metric
-from tokenward.evaluation.statistics import Figures, mean_figure, write_figures
+from tokenward.evaluation.statistics import Figures, before_after_figures, mean_figure, write_figures
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
 from tokenward.sampling import Reply

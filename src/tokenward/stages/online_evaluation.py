@@ -9,9 +9,8 @@ import torch
 
 from tokenward.artifacts import StageFolder, fingerprint, read_json, write_json, write_jsonl
 from tokenward.display import Display
-from tokenward.evaluation.heldout import before_after_figures
 from tokenward.evaluation.metrics import METRICS, apply_metric
-from tokenward.evaluation.statistics import Figures, mean_figure, write_figures
+from tokenward.evaluation.statistics import Figures, before_after_figures, mean_figure, write_figures
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
 from tokenward.sampling import Reply, SamplingSettings, sample_replies

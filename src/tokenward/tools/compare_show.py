@@ -53,7 +53,7 @@ def show_comparison(display: Display, found: RunComparison, rows: int) -> None:
 
 
 def _show_flips(display: Display, found: RunComparison, rows: int) -> None:
-    sides = [Side(folder) for folder in found.folders]
+    sides = [RunView(folder) for folder in found.folders]
     for figure in dict.fromkeys(flip.figure for flip in found.flips):
         flips = [flip for flip in found.flips if flip.figure == figure]
         display.line(f"\n{len(flips)} rows on which {figure} has another sign in A and B")
@@ -63,14 +63,14 @@ def _show_flips(display: Display, found: RunComparison, rows: int) -> None:
             show(display, sides, flip)
 
 
-class Response(NamedTuple):
+class EvalResponse(NamedTuple):
     """A held-out response."""
 
     prompt: str
     text: str
 
 
-class Side:
+class RunView:
     """What a run's folder holds of its held-out rows.
 
     Args:
@@ -86,10 +86,10 @@ class Side:
         return {line["key"]: line for line in read_jsonl(self._folder / "evaluation" / "samples.jsonl")}
 
     @cached_property
-    def responses(self) -> dict[str, Response]:
+    def responses(self) -> dict[str, EvalResponse]:
         """Held-out responses, by key."""
         return {
-            key: Response(row.prompt[-1]["content"], text)
+            key: EvalResponse(row.prompt[-1]["content"], text)
             for row in read_comparisons(self._folder / "data" / "eval.jsonl")
             for key, text in zip(keys_of(row), row.responses, strict=True)
         }
@@ -133,7 +133,7 @@ def coloured(texts: Sequence[str], scores: Sequence[float]) -> Text:
     return line
 
 
-def _show_pair(display: Display, sides: Sequence[Side], flip: Flip) -> None:
+def _show_pair(display: Display, sides: Sequence[RunView], flip: Flip) -> None:
     keys = flip.row.key.split("-")
     display.line(f"  prompt: {_short(sides[0].responses[keys[0]].prompt)}")
     for name, key in zip(("chosen", "rejected"), keys, strict=True):
@@ -143,7 +143,7 @@ def _show_pair(display: Display, sides: Sequence[Side], flip: Flip) -> None:
             display.text(Text.assemble((f"  {name}, scores of {label}: ", "bold"), view))
 
 
-def _show_replies(display: Display, sides: Sequence[Side], flip: Flip) -> None:
+def _show_replies(display: Display, sides: Sequence[RunView], flip: Flip) -> None:
     lines = [side.replies[flip.row.key] for side in sides]
     display.line(f"  prompt: {_short(_prompt_of(lines[0]))}")
     texts = [str(line["after"]) for line in lines]
