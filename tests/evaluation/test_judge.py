@@ -10,8 +10,8 @@ from werkzeug import Request, Response
 
 from tokenward.config.judge import PROMPT, JudgeTable, load_judge
 from tokenward.errors import UserError
-from tokenward.evaluation.answers import FAILED_IN_A_ROW, Answer, AnswerCache, ask_all, request_key
-from tokenward.evaluation.judge import Pair, first_place, judge_pairs, request, verdict
+from tokenward.evaluation.answers import FAILED_IN_A_ROW, AnswerCache, ask_all, request_key
+from tokenward.evaluation.judge import Pair, first_place, judge_pairs, request
 from tokenward.types import Message
 
 PATH = "/v1/chat/completions"
@@ -117,22 +117,20 @@ def test_what_may_pass_is_asked_again(judge, cache):
         (completion(""), "empty"),
         (completion(None), "empty"),
         (completion("I would say A."), "unparsable"),
+        (completion("[[B]] at first, yet [[A]]"), "A"),  # the last mark counts
+        ({"error": "too long"}, "failed"),
         (completion("", finish_reason="content_filter"), "refused"),
         (completion(None, message={"content": None, "refusal": "I cannot."}), "refused"),
     ],
 )
 def test_an_answer_without_a_verdict_is_counted_and_its_pair_left_out(httpserver, judge, cache, body, reason):
     httpserver.expect_ordered_request(PATH).respond_with_json(completion("[[A]]"))
-    httpserver.expect_ordered_request(PATH).respond_with_json(body)
+    httpserver.expect_ordered_request(PATH).respond_with_json(body, status=400 if "error" in body else 200)
     found = judge_pairs(judge, [pair("a", "b")], cache)
-    assert found.judgments == [(None, ("A", reason))]
-    assert found.counts[f"verdicts_{reason}"] == 1
-    assert first_place(found.judgments) == []
-
-
-def test_the_last_mark_counts():
-    assert verdict(Answer("[[A]] at first, yet [[B]]", False, 1, 1)) == "B"
-    assert verdict(None) == "failed"
+    (judgment,), usable = found.judgments, reason == "A"
+    assert judgment == (0.5 if usable else None, ("A", reason))
+    assert found.counts[f"verdicts_{reason}"] == 1 + usable
+    assert first_place(found.judgments) == ([1.0] if usable else [])
 
 
 def test_a_second_run_asks_nothing(httpserver, judge, cache):
@@ -203,15 +201,12 @@ def test_an_endpoint_that_is_down_is_given_up(httpserver, judge, cache):
     assert FAILED_IN_A_ROW * 3 <= len(httpserver.log) <= (FAILED_IN_A_ROW + 1) * 3
 
 
-def test_a_pair_that_is_too_long_for_the_judge_fails_alone_and_at_once(httpserver, judge, cache):
+def test_a_request_that_is_too_long_and_a_missing_server_fail_alone_and_at_once(httpserver, judge, cache):
     httpserver.expect_ordered_request(PATH).respond_with_data("too many tokens", 400)
     httpserver.expect_ordered_request(PATH).respond_with_json(completion("[[A]]"))
     answers, counts = ask_all(judge, [messages("long"), messages()], cache)
     assert [answer and answer.text for answer in answers] == [None, "[[A]]"]
     assert (counts.failed, counts.retries) == (1, 0)
-
-
-def test_no_server_at_all_is_a_failure_too(judge, cache):
     gone = judge.model_copy(update={"url": "http://127.0.0.1:9/v1", "attempts": 1})
     answers, counts = ask_all(gone, [messages()], cache)
     assert (answers, counts.failed) == ([None], 1)
@@ -234,14 +229,18 @@ def test_the_key_is_sent_and_written_nowhere_else(httpserver, judge, tmp_path, m
     assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.iterdir())
 
 
-def test_the_keys_of_another_endpoint_are_not_sent(httpserver, judge, cache, monkeypatch):
+def test_the_request_has_the_fields_of_the_file_and_no_key_of_another_endpoint(
+    httpserver, judge, cache, monkeypatch
+):
     for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
         monkeypatch.setenv(f"OPENAI_{name}", KEY)
     httpserver.expect_request(PATH).respond_with_json(completion("[[A]]"))
-    ask_all(judge, [messages()], cache)
-    headers = httpserver.log[0][0].headers
-    assert "Authorization" not in headers
-    assert KEY not in str(headers)
+    fields = {"top_k": 3, "chat_template_kwargs": {"enable_thinking": False}, "temperature": None}
+    ask_all(judge.model_copy(update={"request": fields}), [messages()], cache)
+    sent = httpserver.log[0][0]
+    assert "Authorization" not in sent.headers
+    assert KEY not in str(sent.headers)
+    assert sent.json == {"model": "m", "messages": messages(), **fields}
 
 
 def test_requests_at_once_are_bounded(judge, cache):
@@ -274,13 +273,6 @@ def test_the_request_has_what_the_file_says_and_replies_are_text(judge):
     assert request(judge, messages("p"), "a", "b")[0]["role"] == "system"
 
 
-def test_other_fields_reach_the_endpoint_as_they_are(httpserver, judge, cache):
-    httpserver.expect_request(PATH).respond_with_json(completion("[[A]]"))
-    fields = {"top_k": 3, "chat_template_kwargs": {"enable_thinking": False}, "temperature": None}
-    ask_all(judge.model_copy(update={"request": fields}), [messages()], cache)
-    assert httpserver.log[0][0].json == {"model": "m", "messages": messages(), **fields}
-
-
 def test_what_is_not_installed_and_what_is_no_cache_are_named(judge, cache, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(UserError, match=r"a judge needs openai.*pip install 'tokenward\[judge\]'"):
@@ -291,12 +283,6 @@ def test_what_is_not_installed_and_what_is_no_cache_are_named(judge, cache, tmp_
 
 
 LEAST = "url: http://localhost:1/v1\nmodel: m\n"
-
-
-def test_the_shortest_file(tmp_path):
-    (tmp_path / "judge.yml").write_text(LEAST)
-    found = load_judge(tmp_path / "judge.yml")
-    assert (found.prompt, found.key_variable, found.request["temperature"]) == (PROMPT, None, 0)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +297,10 @@ def test_the_shortest_file(tmp_path):
         ("url: localhost\nmodel: m\n", "must begin with http"),
     ],
 )
-def test_a_wrong_file_is_named(tmp_path, text, message):
+def test_a_wrong_file_is_named_and_the_shortest_is_enough(tmp_path, text, message):
     (tmp_path / "judge.yml").write_text(text)
     with pytest.raises(UserError, match=message):
         load_judge(tmp_path / "judge.yml")
+    (tmp_path / "judge.yml").write_text(LEAST)
+    found = load_judge(tmp_path / "judge.yml")
+    assert (found.prompt, found.key_variable, found.request["temperature"]) == (PROMPT, None, 0)

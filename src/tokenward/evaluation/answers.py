@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -153,10 +153,10 @@ class Answer:
     """What the model wrote.
 
     Attributes:
-        text: Its message; empty where there is none.
-        refused: The endpoint says that the model refused, or that a filter stopped it.
-        prompt_tokens: As the endpoint counts them; None where it does not say.
-        answer_tokens: So too.
+        text: Its message; empty if it wrote none.
+        refused: Whether the model refused, or a filter of the endpoint stopped it.
+        prompt_tokens: Tokens of the prompt, counted by the endpoint; None if it does not say.
+        answer_tokens: Tokens of the answer, likewise.
     """
 
     text: str
@@ -169,10 +169,10 @@ class AnswerCache:
     """Answers by the key of their request, in an SQLite file; each is on disk when :meth:`put` returns.
 
     Args:
-        path: Of the file; made where there is none.
+        path: The file. It is made if it does not exist.
 
     Raises:
-        UserError: the file is something else.
+        UserError: the file is not such a cache.
     """
 
     def __init__(self, path: Path) -> None:
@@ -203,18 +203,18 @@ class AnswerCache:
 
 @dataclass(slots=True)
 class AnswerCounts:
-    """What it took to get the answers; tokens and cost are of all of them, the new ones apart.
+    """What the answers took. Tokens and cost are of all answered requests, whichever run they were asked in.
 
     Attributes:
         asked: Different requests.
-        cached: Of these, answered by an earlier run.
-        failed: Of these, without an answer after all attempts.
-        retries: Attempts beyond the first, in this run.
-        prompt_tokens: Of all answered requests.
-        answer_tokens: So too.
-        without_usage: Answered requests of which the endpoint named no tokens.
-        cost: Of all answered requests, by the prices in the judge's file.
-        cost_now: Of those answered in this run.
+        cached: Requests that an earlier run had answered.
+        failed: Requests without an answer after all attempts.
+        retries: Attempts beyond the first of each request, in this run.
+        prompt_tokens: Tokens of the prompts.
+        answer_tokens: Tokens of the answers.
+        without_usage: Answered requests whose tokens the endpoint did not count.
+        cost: By the prices in the judge's file.
+        cost_now: The part of the cost that this run paid.
     """
 
     asked: int = 0
@@ -252,19 +252,19 @@ def ask_all(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Answer | None], AnswerCounts]:
-    """An answer to each request, in their order; None where the endpoint gave none after all attempts.
+    """Ask every request, and return the answers in the same order; None for a request that failed.
 
-    What the cache holds is not asked again, and equal requests are asked once. Failures are not kept: the next run asks
-    them again.
+    Answers in the cache are not asked for again, and equal requests are asked once. Failures are not kept, so that the
+    next run repeats them.
 
     Args:
         judge: The model, its address and how to ask.
-        requests: The messages of each.
-        cache: Where answers are kept, each as it comes.
+        requests: The messages of each request.
+        cache: Keeps each answer as it comes.
         progress: Called with the number of answered or failed requests.
 
     Raises:
-        UserError: the endpoint refuses the request itself (a wrong key, an unknown model), or fails too often in a row.
+        UserError: the endpoint refuses a request (a wrong key, an unknown model), or too many in a row fail.
     """
     keys = [request_key(judge, messages) for messages in requests]
     wanted = dict(zip(keys, requests, strict=True))
@@ -295,41 +295,30 @@ def _ask(
     counts: AnswerCounts,
     progress: Callable[[int], None] | None,
 ) -> None:
-    pool = ThreadPoolExecutor(judge.parallel)
-    waiting: dict[Future[dict[str, Any]], str] = {}
+    pool, keys, in_a_row = ThreadPoolExecutor(judge.parallel), dict[Future[dict[str, Any]], str](), 0
     try:
-        waiting |= {pool.submit(endpoint.send, messages): key for key, messages in left.items()}
-        in_a_row = 0
-        while waiting:
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                key = waiting.pop(future)
-                answer = _answer_of(future)
-                if isinstance(answer, Failed):
-                    counts.failed += 1
-                    in_a_row += 1
-                    _give_up(judge, in_a_row, answer)
-                else:
-                    in_a_row = 0
-                    cache.put(key, answer)
-                    found[key] = answer
-                    counts.add(answer, judge, new=True)
-                if progress is not None:
-                    progress(1)
+        keys |= {pool.submit(endpoint.send, messages): key for key, messages in left.items()}
+        for future in as_completed(list(keys)):
+            key = keys.pop(future)
+            try:
+                answer = read_answer(future.result())
+            except Failed as failure:
+                counts.failed, in_a_row = counts.failed + 1, in_a_row + 1
+                _give_up(judge, in_a_row, failure)
+            else:
+                in_a_row = 0
+                cache.put(key, answer)
+                found[key] = answer
+                counts.add(answer, judge, new=True)
+            if progress is not None:
+                progress(1)
     finally:
-        # Ctrl-C, or an error: what waits is not sent, and a sleep between attempts is cut short.
+        # After Ctrl-C or an error, requests that wait are not sent, and no request is repeated.
         endpoint.stop()
         pool.shutdown(cancel_futures=True)
-        for future, key in waiting.items():  # answered meanwhile, and perhaps paid for
+        for future, key in keys.items():  # these were under way, and may have been paid for
             if not future.cancelled() and future.exception() is None:
                 cache.put(key, read_answer(future.result()))
-
-
-def _answer_of(future: Future[dict[str, Any]]) -> Answer | Failed:
-    try:
-        return read_answer(future.result())
-    except Failed as failure:
-        return failure
 
 
 def _give_up(judge: JudgeTable, in_a_row: int, failure: Failed) -> None:

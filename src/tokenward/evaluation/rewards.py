@@ -1,4 +1,4 @@
-"""One number per reply from a reward model: a sequence classifier of transformers, or a token reward or oracle of one's own."""
+"""One number per reply from a reward model: a sequence classifier, or a token reward or an oracle of a run."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from tokenward.scoring.texts import TokenScorer
 from tokenward.types import Example
 
 NO_REPLY = -math.inf
-"""Of a reply without text, which has no tokens to score: every other reply wins against it."""
+"""Reward of a reply without text. It has no tokens to score, and every other reply wins against it."""
 
 _STAGES = ("eval_reward", "oracle", "reward", "online/reward")
 
@@ -25,7 +25,7 @@ class ReplyRewardModel(NamedTuple):
 
     Attributes:
         name: Folder or hub name.
-        scores_tokens: Whether it is a folder of tokenward's, with a score per token; else a sequence classifier.
+        scores_tokens: Whether it is a stage's folder with a score per token; otherwise it is a sequence classifier.
     """
 
     name: str
@@ -33,7 +33,7 @@ class ReplyRewardModel(NamedTuple):
 
 
 def find_reward_model(name: str) -> ReplyRewardModel:
-    """Tell what kind of reward model a name means, without loading its weights.
+    """Find out which kind of reward model a name means, without loading its weights.
 
     Raises:
         UserError: a whole run, a classifier with several labels, or no model at all.
@@ -55,10 +55,11 @@ def find_reward_model(name: str) -> ReplyRewardModel:
 
 
 def rewards(model: ReplyRewardModel, examples: Sequence[Example], replies: Sequence[str]) -> list[float]:
-    """The reward of each reply; -inf of a reply without text where tokens are scored.
+    """The reward of each reply.
 
-    A token reward or log-ratio is the mean over the reply's tokens: its sum would grow with the length. A sequence
-    classifier reads the prompt's last message and the reply, as a conversation where its tokenizer has a chat template.
+    A model that scores tokens gives the mean over the reply's tokens, since a sum would grow with the length, and -inf for a
+    reply without text. A sequence classifier reads the prompt's last message and the reply, as a conversation if its
+    tokenizer has a chat template.
 
     Raises:
         UserError: the model cannot be loaded, or a reply does not fit in its context.
