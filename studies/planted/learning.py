@@ -163,7 +163,7 @@ def run(case: str, method: Method, seed: int, sizes: Sizes) -> Cell:
     """One case, one method, one seed; data and initial weights follow from the seed."""
     rng = np.random.default_rng([seed, list(WORLDS).index(case)])
     world = WORLDS[case](rng)
-    eval_rows = groups(world, rng, sizes.eval)
+    eval_rows = groups(world, rng, sizes.eval_rows)
     rows = groups(world, rng, sizes.groups, sizes.k)
     model = reward_model(seed, width=sizes.width, bound=method.bound)
     if not method.attention:

@@ -456,7 +456,7 @@ def test_a_prompt_that_leaves_no_room_for_a_reply_is_dropped(recipe, tmp_path):
 def test_a_reply_may_end_with_the_models_last_position(recipe):
     run = guided(recipe, last="examples")
     template = run.tokenizer_template(run.start_model)
-    rows = [row for row in encoded_examples(run, template, "train").rows]
+    rows = list(encoded_examples(run, template, "train").rows)
     context, longest = run.limits.context, max(len(row.prompt) for row in rows)
     assert _with_room(run, rows, "train", context - longest) == rows
     left = [row for row in rows if len(row.prompt) < longest]

@@ -123,7 +123,7 @@ class BriefInStep:
         (["policy.objective={name: 'LAB:Idle'}"], "objective LAB:Idle is an Idle, which cannot be called"),
         (["policy.selection={name: 'LAB:Fair'}"], r"selector LAB:Fair takes \(logp, batch\): .* called as f\(tokens\)"),
         (["scores.scorer={name: 'LAB:Fair'}"], r"scorer LAB:Fair takes \(logp, batch\): .* called as f\(record\)"),
-        (["scores.scorer={name: 'LAB:Worded'}"], "scorer LAB:Worded returned a list that is no list of numbers"),
+        (["scores.scorer={name: 'LAB:Worded'}"], "scorer LAB:Worded returned a list that cannot be read as numbers"),
         (["scores.scorer={name: 'LAB:Brief'}"], r"the scorer LAB:Brief gave \(1,\) numbers for a response"),
         (["scores.scorer={name: 'LAB:brief'}", "oracle.training.max_steps=1"], r"the scorer LAB:brief gave \(1,\) numbers for a response"),
         (["scores.scorer={name: 'LAB:BriefInStep'}", "policy.objective={name: sft}"], r"the scorer LAB:BriefInStep gave \(1,\) numbers"),

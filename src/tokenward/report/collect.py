@@ -43,7 +43,9 @@ class RunFolder:
                 f"{path} holds no finished stage of a run, so there is nothing to report. Name the folder of a run, "
                 "such as runs/quickstart, or run the recipe first: tokenward run RECIPE."
             )
-        return cls(path=path, manifests={manifest.stage: manifest for manifest in done})
+        return cls(
+            path=path, manifests={manifest.stage: manifest for manifest in [*_of_rows(path, done), *done]}
+        )
 
     def setting(self, stage: str, *keys: str) -> Any:
         """A setting that a stage's manifest holds; None where the stage or the setting is not there."""
@@ -111,6 +113,15 @@ class RunFolder:
         if stage not in self.manifests or not path.is_file():
             return []
         return read_jsonl(path)
+
+
+def _of_rows(path: Path, stages: list[Manifest]) -> list[Manifest]:
+    """Manifests of the ids and the pairs that the run's scores belong to."""
+    pairs = next((found.inputs["pairs"] for found in stages if found.stage == "reference"), "")
+    if not (path / "pairs" / pairs / MANIFEST).is_file():
+        return []
+    found = read_manifest(path / "pairs" / pairs)
+    return [read_manifest(path / "encoded" / found.inputs["encoded"]), found]
 
 
 FALLEN = "the chosen responses became less likely during training"

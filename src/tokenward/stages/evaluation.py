@@ -16,7 +16,7 @@ from tokenward.evaluation.heldout import (
 )
 from tokenward.evaluation.metrics import METRICS, apply_metric
 from tokenward.evaluation.statistics import Figures, before_after_figures, mean_figure, write_figures
-from tokenward.models.loading import LanguageModel
+from tokenward.models.loading import DTYPES, LanguageModel
 from tokenward.plugins import find
 from tokenward.sampling import Reply
 from tokenward.sampling.checks import check_temperature
@@ -105,30 +105,40 @@ def evaluation_checks(run: Run) -> Checks:
 
 
 def _measure(run: Run, by_row: RowValues) -> tuple[Figures, Samples]:
-    start, policy = run.load(run.policy_start), run.load(str(run.path("policy") / "model"))
-    template = start.template(run.style)
-    rows = tables(run, template).eval
-    pairs, alone = rows.where(rows.sizes == 2), rows.where(rows.sizes == 1)
+    """Each model is loaded once. Two are held together only for the KL divergence between them."""
+    start = run.load(run.policy_start)
+    rows = tables(run, start.template(run.style)).eval
+    parts = {"pairs": rows.where(rows.sizes == 2), "responses alone": rows.where(rows.sizes == 1)}
+    parts = {name: part for name, part in parts.items() if len(part)}
+    prompts = _prompts(run, start.template(run.style))
+    before, first = _logprobs(run, start, parts, "before"), _replies(run, start, prompts, "before")
+    policy = run.load(str(run.path("policy") / "model"))
+    after, second = _logprobs(run, policy, parts, "after"), _replies(run, policy, prompts, "after")
+    samples = Samples(prompts, first, second)
+    kl = divergence(run, policy, start, reply_rows(prompts, second)) if prompts else []
+    del policy
+    base = _of_reference(run, start, parts, before, samples) if run.recipe.eval_reward else None
+    del start
+    judged = _Judged({}, {}) if base is None else _by_eval_reward(run, base, parts, samples)
     figures: Figures = {}
-    if pairs:
-        figures |= _on_pairs(run, start, policy, pairs, by_row)
-        figures |= _credit(run, pairs)
-    if alone:
-        figures |= _on_unpaired(run, start, policy, alone, by_row)
-    samples = _sample(run, template)
-    if samples.prompts:
-        figures |= _on_samples(run, start, policy, samples, by_row)
+    if "pairs" in parts:
+        figures |= _on_pairs(run, before["pairs"], after["pairs"], by_row) | judged.pairs
+        figures |= _credit(run, parts["pairs"])
+    if "responses alone" in parts:
+        figures |= _on_unpaired(run, before["responses alone"], after["responses alone"], by_row)
+    if prompts:
+        figures |= _on_samples(run, samples, kl, by_row) | judged.samples
     return figures, samples
 
 
-def _logprobs(run: Run, model: LanguageModel, rows: TokenTable, label: str) -> TokenTable:
+def _logprobs(
+    run: Run, model: LanguageModel, parts: Mapping[str, TokenTable], label: str
+) -> dict[str, TokenTable]:
     """Rows with the log-probabilities of a model in the place of the reference's."""
-    return rows.with_column("reference_logp", logprobs(run, model, rows, label))
-
-
-def _reference_of(run: Run, start: LanguageModel) -> LanguageModel:
-    """What the eval reward model was trained from; mostly what the policy started from."""
-    return start if run.reference_model == run.policy_start else run.load(run.reference_model)
+    return {
+        name: rows.with_column("reference_logp", logprobs(run, model, rows, f"{name}, {label}"))
+        for name, rows in parts.items()
+    }
 
 
 class _Joined(Sequence[PairLogprobs]):
@@ -149,42 +159,25 @@ def _pair(values: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return chosen, rejected
 
 
-def _on_pairs(
-    run: Run, start: LanguageModel, policy: LanguageModel, pairs: TokenTable, by_row: RowValues
-) -> Figures:
-    before = _logprobs(run, start, pairs, "pairs, before")
-    after = _logprobs(run, policy, pairs, "pairs, after")
+def _on_pairs(run: Run, before: TokenTable, after: TokenTable, by_row: RowValues) -> Figures:
     figures = preference_figures(_Joined(before, after), **evaluation_statistics(run))
-    keys = ["-".join(keys_of(row.comparison)) for row in pairs]
+    keys = ["-".join(keys_of(before.comparison(number))) for number in range(len(before))]
     for name, values in preference_values(_Joined(before, after)).items():
         by_row.add(PAIR, keys, name, values.tolist())
-    if run.recipe.eval_reward is not None:
-        eval_reward = run.load(str(run.path("eval_reward") / "model"))
-        judged = _logprobs(run, eval_reward, pairs, "pairs, eval_reward")
-        reference = _reference_of(run, start)
-        base = before if reference is start else _logprobs(run, reference, pairs, "pairs, reference")
-        found = preference_figures(_Joined(base, judged), **evaluation_statistics(run))
-        figures |= {
-            f"eval_reward/pairs_{name}": found[f"preference/{name}"] for name in ("accuracy", "margin")
-        }
     return figures
 
 
-def _on_unpaired(
-    run: Run, start: LanguageModel, policy: LanguageModel, rows: TokenTable, by_row: RowValues
-) -> Figures:
-    """What became of held-out responses that stand alone; nothing orders them, so there is no accuracy."""
-    before, after = (
-        [side.values("reference_logp", i)[0] for i in range(len(rows))]
-        for side in (
-            _logprobs(run, start, rows, "responses alone, before"),
-            _logprobs(run, policy, rows, "responses alone, after"),
-        )
+def _on_unpaired(run: Run, before: TokenTable, after: TokenTable, by_row: RowValues) -> Figures:
+    """What became of evaluation responses that are alone. Nothing orders them, so there is no accuracy."""
+    comparisons = [before.comparison(number) for number in range(len(before))]
+    first, last = (
+        [side.values("reference_logp", number)[0] for number in range(len(before))]
+        for side in (before, after)
     )
     figures: Figures = {}
-    good = [row.comparison.ranks[0] == 0 for row in rows]
-    for name, (places, values) in unpaired_values(before, after, good).items():
-        by_row.add(PAIR, [keys_of(rows[place].comparison)[0] for place in places], name, values.tolist())
+    good = [comparison.ranks[0] == 0 for comparison in comparisons]
+    for name, (places, values) in unpaired_values(first, last, good).items():
+        by_row.add(PAIR, [keys_of(comparisons[place])[0] for place in places], name, values.tolist())
         figures[name] = mean_figure(values, **evaluation_statistics(run))
     return figures
 
@@ -211,27 +204,27 @@ def _credit(run: Run, pairs: TokenTable) -> Figures:
     return credit_figures(list(known.values()), at=(), **evaluation_statistics(run))
 
 
-def _sample(run: Run, template: Template) -> Samples:
-    """Replies of both models to the same held-out prompts."""
-    table = run.recipe.evaluation
-    prompts = prompts_to_answer(run, template)
-    if len(prompts) < table.prompts:
+def _prompts(run: Run, template: Template) -> list[TokenRow]:
+    """Evaluation prompts to reply to."""
+    prompts, wanted = prompts_to_answer(run, template), run.recipe.evaluation.prompts
+    if len(prompts) < wanted:
         run.display.line(
-            f"  {len(prompts)} held-out prompts to reply to; evaluation.prompts asks for {table.prompts}"
+            f"  {len(prompts)} held-out prompts to reply to; evaluation.prompts asks for {wanted}"
         )
+    return prompts
+
+
+def _replies(run: Run, model: LanguageModel, prompts: Sequence[TokenRow], side: str) -> list[Reply]:
+    """A model's replies, in the number type of the evaluation."""
     if not prompts:
-        return Samples([], [], [])
-    models = {"before": run.policy_start, "after": str(run.path("policy") / "model")}
-    replies = [
-        answers(run, run.load(name, dtype=table.precision), template, prompts, label=f"replies, {side}")
-        for side, name in models.items()
-    ]
-    return Samples(prompts, *replies)
+        return []
+    precision = run.recipe.evaluation.precision
+    same = model.dtype == DTYPES[precision]
+    model = model if same else run.load(model.name, dtype=precision)
+    return answers(run, model, model.template(run.style), prompts, label=f"replies, {side}")
 
 
-def _on_samples(
-    run: Run, start: LanguageModel, policy: LanguageModel, samples: Samples, by_row: RowValues
-) -> Figures:
+def _on_samples(run: Run, samples: Samples, kl: Sequence[torch.Tensor], by_row: RowValues) -> Figures:
     figures: Figures = {}
     statistics = evaluation_statistics(run)
     texts = [row.comparison.prompt[-1]["content"] for row in samples.prompts]
@@ -259,30 +252,70 @@ def _on_samples(
         before, after = ([quantity(reply) for reply in side] for side in sides)
         figures |= before_after_figures(name, before, after, **statistics)
         by_row.add_change(keys, name, before, after)
-    rows = reply_rows(samples.prompts, samples.after)
-    kl = divergence(run, policy, start, rows)
     kinds = {"per_token": [float(value.mean()) for value in kl], "per_reply": [float(v.sum()) for v in kl]}
     for name, per_reply in ((f"kl/{kind}", found) for kind, found in kinds.items()):
         figures[name] = mean_figure(per_reply, **statistics)
         by_row.add(PROMPT, keys, name, per_reply)
-    if run.recipe.eval_reward is not None:
-        figures |= _by_eval_reward(run, start, samples)
     return figures
 
 
-def _by_eval_reward(run: Run, start: LanguageModel, samples: Samples) -> Figures:
-    """The eval reward model's log-ratio reward of the replies, per token, before and after; and who wins."""
-    eval_reward = run.load(str(run.path("eval_reward") / "model"))
-    reference = _reference_of(run, start)
-    rewards = []
-    for label, replies in (("eval_reward, before", samples.before), ("eval_reward, after", samples.after)):
-        rows = reply_rows(samples.prompts, replies)
-        sides = [_of_replies(run, model, rows, label) for model in (eval_reward, reference)]
-        rewards.append([float((mine - other).mean()) for mine, other in zip(*sides, strict=True)])
+class _Judged(NamedTuple):
+    """What the eval reward model says of the pairs, and of the replies."""
+
+    pairs: Figures
+    samples: Figures
+
+
+class _Base(NamedTuple):
+    """What the reference of the eval reward model says of the pairs, and of the replies before and after."""
+
+    parts: Mapping[str, TokenTable]
+    replies: list[list[torch.Tensor]]
+
+
+def _of_reference(
+    run: Run,
+    start: LanguageModel,
+    parts: Mapping[str, TokenTable],
+    before: Mapping[str, TokenTable],
+    samples: Samples,
+) -> _Base:
+    """Mostly the policy starts from what the eval reward model was trained from."""
+    own = run.reference_model != run.policy_start
+    reference = run.load(run.reference_model) if own else start
+    base = _logprobs(run, reference, _pairs_of(parts), "reference") if own else before
+    rows = (reply_rows(samples.prompts, side) for side in (samples.before, samples.after))
+    return _Base(base, [_of_replies(run, reference, side, "replies, reference") for side in rows])
+
+
+def _pairs_of(parts: Mapping[str, TokenTable]) -> dict[str, TokenTable]:
+    return {name: rows for name, rows in parts.items() if name == "pairs"}
+
+
+def _by_eval_reward(run: Run, base: _Base, parts: Mapping[str, TokenTable], samples: Samples) -> _Judged:
+    """Its log-ratio reward: which response of a pair it prefers, and the mean per token of the replies."""
+    model, pairs = run.load(str(run.path("eval_reward") / "model")), _pairs_of(parts)
+    replies = [reply_rows(samples.prompts, side) for side in (samples.before, samples.after)]
+    judged = _logprobs(run, model, pairs, "eval reward model")
+    of_model = [_of_replies(run, model, rows, "replies, eval reward model") for rows in replies]
+    on_pairs: Figures = {}
+    if pairs:
+        found = preference_figures(
+            _Joined(base.parts["pairs"], judged["pairs"]), **evaluation_statistics(run)
+        )
+        on_pairs = {
+            f"eval_reward/pairs_{name}": found[f"preference/{name}"] for name in ("accuracy", "margin")
+        }
+    if not samples.prompts:
+        return _Judged(on_pairs, {})
+    rewards = [
+        [float((mine - other).mean()) for mine, other in zip(*sides, strict=True)]
+        for sides in zip(of_model, base.replies, strict=True)
+    ]
     figures = before_after_figures("eval_reward", *rewards, **evaluation_statistics(run))
-    wins = [(after > before) + 0.5 * (after == before) for before, after in zip(*rewards, strict=True)]
+    wins = [(last > first) + 0.5 * (last == first) for first, last in zip(*rewards, strict=True)]
     figures["eval_reward/win_rate"] = mean_figure(wins, **evaluation_statistics(run))
-    return figures
+    return _Judged(on_pairs, figures)
 
 
 def _of_replies(run: Run, model: LanguageModel, rows: Sequence[TokenRow], label: str) -> list[torch.Tensor]:
