@@ -231,7 +231,7 @@ MUTANTS: list[Mutant] = [
     M("evaluation/win-tie", "preferences", "0.5 * (b == a)", "1.0 * (b == a)"),
     M("evaluation/length-control", "length_controlled", "difference / spread", "difference * 0"),
     M("evaluation/kappa", "kappa", "(agreed - chance) / (1 - chance)", "agreed"),
-    M("evaluation/credit-side", "_question", "values[asked] > 0", "values[asked] >= 0"),
+    M("evaluation/credit-side", "_labelled", "values[asked] > 0", "values[asked] >= 0"),
     M("evaluation/judge-swap", "judgment", "1 - _FIRST[first] + _FIRST[second]", "_FIRST[first] + 1 - _FIRST[second]"),
     M("evaluation/judge-verdict", "verdict", "marks[-1]", "marks[0]"),
     M("evaluation/cache", "ask_all", "if key not in found", "if True"),
@@ -248,7 +248,7 @@ MUTANTS: list[Mutant] = [
     M("sampling/nan-score", "_number", "number - number != 0", "False", ("tests/sampling/test_sources.py", "tests/sampling/test_ranking.py",)),
     M("sampling/classifier-order", "SequenceClassifier.__call__", "scores[place] = value", "scores[start] = value", ("tests/sampling/test_sources.py",)),
     M("sampling/length", "Length.__call__", "-float(", "float(", ("tests/sampling/test_sources.py",)),
-    M("sampling/task-mask", "Sides.mask_place", "len(self.before) + len(prompt) + self.mask", "len(self.before) + self.mask", ("tests/sampling/test_classification_template.py", "tests/sampling/test_classification_model.py",)),
+    M("sampling/task-mask", "TemplateEncoder.fill", "mask[1] - len(after)", "mask[1]", ("tests/sampling/test_classification_template.py", "tests/sampling/test_classification_model.py",)),
     M("sampling/task-order", "choose", "descending=True", "descending=False", ("tests/sampling/test_classification.py",)),
     # config
     M("config/override-order", "Lines._override", "reversed(self.overridden)", "self.overridden"),

@@ -420,7 +420,7 @@ def test_a_learned_prompt_is_the_same_after_a_stop(prompts, monkeypatch):
 
 
 def test_prompts_are_ranked_on_another_part_of_the_texts_in_each_draw(prompts, monkeypatch):
-    from tokenward.sampling.classification.gap import ClassificationGap
+    from tokenward.sampling.classification import ClassificationGap
 
     plain, parts = ClassificationGap.__call__, []
 
@@ -462,3 +462,13 @@ def test_an_encoder_decoder_with_tied_weights_goes_on_after_a_stop(t5, monkeypat
     again = guided(t5, *CHOICES[name], run="stopped")
     assert digests(again) == digests(whole)
     assert events(again) == events(whole)
+
+
+def test_texts_that_are_cut_are_counted(prompts, capsys):
+    from tokenward.stages.prompt_task import prompt_task
+
+    run = tokenward.open_run(prompts, ["prompt_task.max_sentence_tokens=2"])
+    prompt_task(run, run.load(run.start_model))
+    assert "24 of 24 texts are longer than 2 tokens and lose their end" in " ".join(
+        capsys.readouterr().out.split()
+    )

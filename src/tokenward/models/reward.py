@@ -5,7 +5,6 @@ consumed, so it depends on the prompt and on the tokens up to and including it, 
 use share one input layout (the published code does not: tlm.md B2).
 """
 
-import json
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import read_json, write_json
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.forward import FrozenReference, run_model
@@ -161,7 +160,7 @@ class RewardModel(TokenModel):
             {name: value.contiguous() for name, value in self.model.head.state_dict().items()},
             folder / HEAD_FILE,
         )
-        atomic_write(folder / SETTINGS_FILE, json.dumps(asdict(self.settings), indent=2) + "\n")
+        write_json(folder / SETTINGS_FILE, asdict(self.settings), ascii=True)
 
 
 def new_reward_model(
@@ -218,7 +217,7 @@ def load_reward_model(
         )
     backbone = load_backbone(str(path), dtype=dtype, device=device, attention=attention)
     try:
-        settings = RewardSettings(**json.loads((path / SETTINGS_FILE).read_text(encoding="utf-8")))
+        settings = RewardSettings(**read_json(path / SETTINGS_FILE))
         module = TokenRewardModule(backbone, settings)
         module.head.load_state_dict(load_file(path / HEAD_FILE))
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:

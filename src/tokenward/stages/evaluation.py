@@ -1,23 +1,21 @@
 """The evaluation stage: before and after, on the same held-out pairs and prompts."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from tokenward.artifacts import StageFolder, atomic_write
+from tokenward.artifacts import StageFolder, write_json, write_jsonl
 from tokenward.evaluation.credit import KnownResponse, credit_figures, known_response
 from tokenward.evaluation.heldout import (
     PairLogprobs,
-    before_after_figures,
     preference_figures,
     preference_values,
     unpaired_values,
 )
 from tokenward.evaluation.metrics import METRICS, apply_metric
-from tokenward.evaluation.statistics import mean_figure
+from tokenward.evaluation.statistics import Figures, before_after_figures, mean_figure, write_figures
 from tokenward.models.loading import DTYPES, LanguageModel
 from tokenward.plugins import find
 from tokenward.sampling import Reply
@@ -29,7 +27,7 @@ from tokenward.scoring.store import TokenStore
 from tokenward.scoring.values import token_values
 from tokenward.stages.answers import answers, divergence, prompts_to_answer, reply_rows
 from tokenward.stages.base import Checks, Stage
-from tokenward.stages.figures import Figures, evaluation_statistics, figure_as_json, show_figures
+from tokenward.stages.figures import evaluation_statistics, show_figures
 from tokenward.stages.row_values import PAIR, PROMPT, RowValues
 from tokenward.stages.run import Run
 from tokenward.stages.scorers import scorer_of
@@ -47,8 +45,7 @@ RECIPE = "recipe.json"
 
 def keep_recipe(run: Run, folder: Path) -> None:
     """Write the run's recipe into a folder, with every default of its tables."""
-    found = run.recipe.model_dump(mode="json")
-    atomic_write(folder / RECIPE, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / RECIPE, run.recipe.model_dump(mode="json"))
 
 
 class Samples(NamedTuple):
@@ -80,9 +77,8 @@ class EvaluationStage(Stage):
         """Measure."""
         by_row = RowValues()
         figures, samples = _measure(run, by_row)
-        metrics = {name: figure_as_json(figure) for name, figure in figures.items()}
-        atomic_write(folder.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        atomic_write(folder.path / "samples.jsonl", _samples_text(samples))
+        write_figures(folder.path / "metrics.json", figures)
+        write_jsonl(folder.path / "samples.jsonl", _sample_records(samples))
         by_row.write(folder.path)
         keep_recipe(run, folder.path)
         return {"figures": len(figures), "prompts": len(samples.prompts)}
@@ -336,18 +332,14 @@ def _of_replies(run: Run, model: LanguageModel, rows: Sequence[TokenRow], label:
     return [row[0] for row in found]
 
 
-def _samples_text(samples: Samples) -> str:
-    lines = [
-        json.dumps(
-            {
-                "key": row.comparison.key,
-                "prompt": list(row.comparison.prompt),
-                "before": before.text,
-                "after": after.text,
-                "ended": [before.ended, after.ended],
-            },
-            ensure_ascii=False,
-        )
+def _sample_records(samples: Samples) -> list[dict[str, Any]]:
+    return [
+        {
+            "key": row.comparison.key,
+            "prompt": list(row.comparison.prompt),
+            "before": before.text,
+            "after": after.text,
+            "ended": [before.ended, after.ended],
+        }
         for row, before, after in zip(*samples, strict=True)
     ]
-    return "".join(line + "\n" for line in lines)

@@ -1,6 +1,5 @@
 """One way to train a model in a stage folder: resume, progress, checkpoints, the finished model."""
 
-import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from transformers import PrinterCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 
-from tokenward.artifacts import StageFolder, atomic_write
+from tokenward.artifacts import StageFolder, write_jsonl
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
@@ -238,4 +237,4 @@ def _save(run: Run, model: TokenModel, trainer: TokenTrainer, folder: Path) -> N
 
 def write_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
     """Write what was logged, one step a line."""
-    atomic_write(path, "".join(json.dumps(entry) + "\n" for entry in history))
+    write_jsonl(path, history, ascii=True)

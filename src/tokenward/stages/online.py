@@ -1,6 +1,5 @@
 """The online stage: learn a token reward from ranked samples and train the policy with it, in turns (TLM)."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from tokenward.artifacts import StageFolder, atomic_write, fingerprint
+from tokenward.artifacts import StageFolder, fingerprint, write_jsonl
 from tokenward.config import OnlineTable, Recipe
 from tokenward.models.head_mlp import HeadMLPSettings
 from tokenward.models.loading import LanguageModel, lasting
@@ -221,7 +220,7 @@ def _train(run: Run, stage: StageFolder, online: OnlineTable) -> dict[str, Any]:
     )
     if reward is not None:
         reward.save(stage.path / "reward")
-    atomic_write(stage.path / "events.jsonl", "".join(json.dumps(event) + "\n" for event in loop.events))
+    write_jsonl(stage.path / "events.jsonl", loop.events, ascii=True)
     learned = sum(event["event"] == "reward" for event in loop.events)
     return {
         "start": lasting(run.start_model),

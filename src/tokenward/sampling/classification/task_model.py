@@ -1,19 +1,26 @@
-"""A frozen language model that classifies texts with a prompt."""
+"""A frozen language model, causal or masked, that classifies texts with a prompt."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenward.errors import UserError
 from tokenward.models.forward import run_model
-from tokenward.models.loading import LanguageModel
-from tokenward.sampling.classification.masked import MaskedModel
-from tokenward.sampling.classification.template import PromptTemplate, Sides, TemplateEncoder
-from tokenward.sampling.classification.verbalizers import verbalizer_ids
+from tokenward.models.loading import DTYPES, LanguageModel, device_of, load_tokenizer
+from tokenward.models.places import resolve
+from tokenward.sampling.classification.template import (
+    FilledTemplate,
+    PromptTemplate,
+    TemplateEncoder,
+    verbalizer_ids,
+)
 from tokenward.tokens.batches import budgeted, collate
 from tokenward.tokens.layouts import ModelInputs
 from tokenward.tokens.rows import Layout, TokenRow
@@ -22,6 +29,74 @@ from tokenward.types import Comparison
 # Of one shared row: its attention grows with the square of its length.
 _ROW_PROMPT_TOKENS = 512
 _HEAD_ROWS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedModel:
+    """A masked language model with its tokenizer.
+
+    Attributes:
+        model: The transformers model.
+        tokenizer: Its fast tokenizer, which has a mask token.
+        name: As the user wrote it.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.mask_token_id is None:
+            raise UserError(
+                f"the tokenizer of {self.name} has no mask token, so it is no masked language model's. Name a model "
+                "such as roberta-large, or load this one as a causal language model and leave {mask} out."
+            )
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills rows, which some models also count their positions by."""
+        pad = self.tokenizer.pad_token_id
+        return pad if isinstance(pad, int) else 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+
+def load_masked(
+    name: str, *, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
+) -> MaskedModel:
+    """Load a masked language model.
+
+    Args:
+        name: A folder or a hub name.
+        dtype: Of the weights: ``float32``, ``bfloat16`` or ``float64``.
+        device: ``auto`` (the GPU where there is one), or a torch device.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        UserError: there is no such model, or it is no whole masked language model.
+    """
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    try:
+        loaded: Any = AutoModelForMaskedLM.from_pretrained(
+            resolve(name), dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except (OSError, ValueError, HFValidationError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"no masked language model could be loaded from {name!r}: {reason} Name one such as roberta-large, or load a "
+            "causal language model and leave {mask} out of the template."
+        ) from error
+    model, found = loaded
+    if found["missing_keys"]:
+        raise UserError(
+            f"{name} has no weights for {len(found['missing_keys'])} parts of its model, such as "
+            f"{min(found['missing_keys'])}; they would be random numbers. Name a folder of a whole masked language model."
+        )
+    moved = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
+    return MaskedModel(model=moved, tokenizer=tokenizer, name=name)
 
 
 class _Row(NamedTuple):
@@ -127,7 +202,7 @@ class TaskModel:
 
     def sentences_cut(self, texts: Sequence[str]) -> int:
         """How many of the texts are longer than ``max_sentence_tokens`` and lose their end."""
-        return sum(self._encoder.sides(text).cut for text in texts)
+        return sum(self._encoder.fill(text).cut for text in texts)
 
     @property
     def _masked(self) -> bool:
@@ -156,21 +231,21 @@ class TaskModel:
             if not indices:
                 continue
             for number, text in enumerate(texts):
-                sides = self._encoder.sides(text, empty_prompt=not prompts[indices[0]])
-                yield from self._text_rows(number, sides, prompts, indices)
+                filled = self._encoder.fill(text, empty_prompt=not prompts[indices[0]])
+                yield from self._text_rows(number, filled, prompts, indices)
 
     def _text_rows(
-        self, text: int, sides: Sides, prompts: list[list[int]], indices: list[int]
+        self, text: int, filled: FilledTemplate, prompts: list[list[int]], indices: list[int]
     ) -> Iterator[_Row]:
         if self._masked or not self.template.sentence_first:
             for index in indices:
-                ids = sides.row(prompts[index])
-                place = sides.mask_place(prompts[index])
-                yield _Row(text, [index], _token_row([], [ids]), [len(ids) - 1 if place is None else place])
+                ids = filled.row(prompts[index])
+                answer = filled.answer if filled.answer >= 0 else len(ids) + filled.answer
+                yield _Row(text, [index], _token_row([], [ids]), [answer])
             return
-        for group in _grouped(indices, [len(prompts[index]) + len(sides.after) for index in indices]):
-            responses = [prompts[index] + sides.after for index in group]
-            before = sides.before
+        for group in _grouped(indices, [len(prompts[index]) + len(filled.after) for index in indices]):
+            responses = [prompts[index] + filled.after for index in group]
+            before = filled.before
             if not all(responses):
                 # The answer is then read at the sentence's last token, which so becomes the response.
                 before, responses = before[:-1], [before[-1:] + ids for ids in responses]
