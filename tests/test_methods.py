@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import tokenward
 from studies.methods import arm_of
-from tests.pipeline.tools import plugin
+from tests.stages.runs import plugin
 from tests.selection.test_selectors import scored
 from tokenward import cli
 from tokenward.config import Named, parse_recipe

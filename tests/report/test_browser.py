@@ -294,7 +294,7 @@ def test_it_is_one_column_on_a_narrow_screen_and_prints(opened, page_path: Path,
 
 
 def test_a_guided_page_opens_without_scripts(opened, tiny_folder: Path, tmp_path: Path, monkeypatch) -> None:
-    from tests.pipeline.tools import guided, guided_recipe
+    from tests.stages.runs import guided, guided_recipe
 
     recipe = guided_recipe(tmp_path, tiny_folder)
     monkeypatch.chdir(tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tokenward
-from tests.pipeline.tools import digests, guided, guided_recipe, press_when
+from tests.stages.runs import digests, guided, guided_recipe, press_when
 from tokenward.stages.fit import Interrupted
 
 RUN = Path("runs/quickstart")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tokenward
-from tests.pipeline.tools import guided, guided_recipe
+from tests.stages.runs import guided, guided_recipe
 from tokenward.artifacts.files import canonical
 from tokenward.config import parse_recipe
 from tokenward.display import Display

@@ -53,7 +53,7 @@ def test_every_stage_that_trains_on_pairs_has_a_reference(tiny_workplace):
 
 
 def test_one_of_ones_own_may_ask_for_it_too(tiny_workplace):
-    from tests.pipeline.tools import plugin
+    from tests.stages.runs import plugin
 
     name = plugin(
         "from tokenward.objectives import Losses, Needs\n"
@@ -127,7 +127,7 @@ def test_divergence_of_models_whose_rows_differ_is_that_of_plain_rows(tiny_workp
 
 
 def test_a_loss_without_gradient_is_named(tiny_workplace):
-    from tests.pipeline.tools import plugin
+    from tests.stages.runs import plugin
 
     name = plugin(
         "import torch\nfrom tokenward.objectives import Losses\n"

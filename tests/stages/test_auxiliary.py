@@ -9,7 +9,7 @@ import torch
 
 import tokenward
 from tests.models.plain import plain_logprobs
-from tests.pipeline.tools import plugin, refused, tables_of
+from tests.stages.runs import plugin, refused, tables_of
 from tests.tiny import CHATML, save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model

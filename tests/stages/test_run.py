@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import tokenward
-from tests.pipeline.tools import plugin, tables_of
+from tests.stages.runs import plugin, tables_of
 from tokenward.errors import UserError
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.fit import Interrupted

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tokenward
-from tests.pipeline.tools import tables_of
+from tests.stages.runs import tables_of
 from tests.tiny import planted_rows
 from tokenward.data.lines import read_comparisons
 from tokenward.data.pairs import pairs

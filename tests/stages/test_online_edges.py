@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tokenward
-from tests.pipeline.tools import PROMPTS, REINFORCE, guided, guided_recipe, plugin, refused, write_examples
+from tests.stages.runs import PROMPTS, REINFORCE, guided, guided_recipe, plugin, refused, write_examples
 from tests.tiny import save_tiny, tiny_llama, tiny_t5
 from tokenward.stages.tasks import _with_room, encoded_examples
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tokenward
-from tests.pipeline.tools import EXAMPLES, guided_recipe, refused
+from tests.stages.runs import EXAMPLES, guided_recipe, refused
 from tokenward.errors import UserError
 from tokenward.tools.export import export
 from tokenward.tools.run import open_run

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tokenward
-from tests.pipeline.tools import refused, tables_of
+from tests.stages.runs import refused, tables_of
 from tokenward.config import parse_recipe
 from tokenward.errors import UserError
 from tokenward.scoring.store import TokenStore

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tokenward
-from tests.pipeline.tools import tables_of
+from tests.stages.runs import tables_of
 from tests.tiny import planted_rows
 from tokenward.errors import UserError
 from tokenward.scoring.join import scored

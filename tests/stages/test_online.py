@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 import tokenward
-from tests.pipeline.tools import (
+from tests.stages.runs import (
     PROMPTS,
     REINFORCE,
     digests,

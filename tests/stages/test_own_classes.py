@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tokenward
-from tests.pipeline.tools import plugin, refused
+from tests.stages.runs import plugin, refused
 from tokenward import plugins
 
 LAB = """

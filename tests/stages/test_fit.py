@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import tokenward
-from tests.pipeline.tools import digests, events, guided, guided_recipe, press_when
+from tests.stages.runs import digests, events, guided, guided_recipe, press_when
 from tokenward.display import Display
 from tokenward.models.reward import RewardModel
 from tokenward.stages import fit

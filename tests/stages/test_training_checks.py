@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import tokenward
-from tests.pipeline.tools import EXAMPLES, guided_recipe, refused
+from tests.stages.runs import EXAMPLES, guided_recipe, refused
 from tokenward.config.training_fields import BESIDE, CANNOT_ACT
 from tokenward.errors import UserError
 from tokenward.tools.run import open_run

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import tokenward
-from tests.pipeline.tools import press_when, refused, tables_of
+from tests.stages.runs import press_when, refused, tables_of
 from tests.tiny import planted_rows
 from tokenward.data import fraction
 from tokenward.data.lines import read_comparisons
