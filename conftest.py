@@ -18,11 +18,15 @@ from tests.tiny import make_workplace, save_tiny
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cheap_collection() -> None:
-    """What is loaded by now is no garbage: a training looks through all of it several times, which took most of its time."""
-    gc.collect()
-    gc.freeze()
+_frozen: set[Path] = set()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What is loaded before a file's tests is no garbage: a training looks through all of it several times, which took most of its time."""
+    if item.path not in _frozen:
+        _frozen.add(item.path)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +52,17 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) ->
     with contextlib.chdir(recipe.parent.parent):
         tokenward.run(recipe, quiet=True)
     return recipe.parent.parent
+
+
+@pytest.fixture(scope="session")
+def finished_online(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A folder in which a small online run has ended in ``runs/guided``; copy it before changing it."""
+    from tests.stages.runs import LOOKS, guided, guided_recipe
+
+    recipe = guided_recipe(tmp_path_factory.mktemp("online") / "work", tiny_folder)
+    with contextlib.chdir(recipe.parent):
+        guided(recipe, *LOOKS, last="evaluation")
+    return recipe.parent
 
 
 @pytest.fixture
