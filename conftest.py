@@ -82,6 +82,15 @@ def copied_run(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
+def copied_online(finished_online: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished online run, which is the current folder; returns its recipe."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_online, copy)
+    monkeypatch.chdir(copy)
+    return copy / "guided.yaml"
+
+
+@pytest.fixture
 def trl(tmp_path: Path, tiny_oracle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL is there, its own warnings are no errors, and what it writes is gone with the test."""
     pytest.importorskip("trl")

@@ -69,7 +69,7 @@ def selected(sides: Sequence[Sequence[ScoredToken]]) -> list[bool]:
         seeds=torch.tensor([0, 0]),
     )
     rule = TopFraction(
-        chosen=SideRule(fraction=0.3), rejected=SideRule(fraction=0.3, direction="bottom"), ends="none"
+        chosen=SideRule(fraction=0.3), rejected=SideRule(fraction=0.3, direction="bottom"), eos="none"
     )
     return [weight > 0 for weight in rule(scored).tolist()]
 

@@ -1,6 +1,5 @@
 """Workplaces of online runs."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -22,12 +21,3 @@ def prompts(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     made = guided_recipe(tmp_path / "work", tiny_folder, PROMPTS)
     monkeypatch.chdir(made.parent)
     return made
-
-
-@pytest.fixture
-def copied_online(finished_online: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the finished online run, which is the current folder; returns its recipe."""
-    copy = tmp_path / "copy"
-    shutil.copytree(finished_online, copy)
-    monkeypatch.chdir(copy)
-    return copy / "guided.yaml"

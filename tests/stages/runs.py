@@ -99,8 +99,8 @@ def plugin(text: str) -> str:
 
 
 def lines(path: Path) -> list[dict]:
-    """A file of JSON lines."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """A file of JSON lines, whose texts may hold other ends of a line."""
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
 
 
 def write_lines(path: Path | str, rows: Iterable[dict]) -> str:
