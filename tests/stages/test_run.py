@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -10,22 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 import tokenward
-from tests.stages.runs import plugin, tables_of
+from tests.stages.runs import lines, manifests, plugin, press_when, tables_of
+from tests.tiny import CHATML, save_tiny
 from tokenward.errors import UserError
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.fit import Interrupted
 from tokenward.stages.lists import carry_out
 from tokenward.stages.tables import random_part
+from tokenward.tokens.rows import response_key
 
 RUN = Path("runs/quickstart")
-
-
-def stamps() -> dict[str, str]:
-    """When each stage was made: a stage that is skipped keeps its manifest."""
-    return {
-        path.parent.name: json.loads(path.read_text())["created"] + path.read_text()
-        for path in RUN.glob("*/manifest.json")
-    }
 
 
 def digest(path: Path) -> str:
@@ -43,16 +36,13 @@ def test_every_stage_leaves_its_folder_and_figures_have_intervals(finished_run: 
         assert set(metrics[name]) == {"value", "low", "high", "n"}, name
         assert metrics[name]["low"] <= metrics[name]["value"] <= metrics[name]["high"], name
         assert metrics[name]["n"] > 0
-    samples = [json.loads(line) for line in (run / "evaluation" / "samples.jsonl").read_text().splitlines()]
+    samples = lines(run / "evaluation" / "samples.jsonl")
     assert len(samples) == metrics["vader/change"]["n"] == 4
 
 
 def test_only_selected_tokens_train(finished_run: Path) -> None:
     """The share of kept tokens in the log is the recipe's 30 %, rounded down per response but at least one."""
-    history = [
-        json.loads(line)
-        for line in (finished_run / RUN / "policy" / "history.jsonl").read_text().splitlines()
-    ]
+    history = lines(finished_run / RUN / "policy" / "history.jsonl")
     kept = [entry["kept/chosen"] for entry in history if "kept/chosen" in entry]
     assert kept
     assert all(0.2 < share <= 0.3 for share in kept)
@@ -91,66 +81,49 @@ def test_displacement_is_told_on_the_screen_and_in_the_manifest(copied_run: Path
     assert shown.count("warning, displacement") == 1
 
 
-def test_running_again_skips_everything(copied_run: Path) -> None:
-    before = stamps()
-    tokenward.run(copied_run, quiet=True)
-    assert stamps() == before
-
-
 def test_a_changed_setting_reruns_what_depends_on_it_and_comes_back_for_free(copied_run: Path) -> None:
-    before = stamps()
-    weights = digest(RUN / "policy" / "model" / "model.safetensors")
-    tokenward.run(copied_run, ["policy.objective.gamma=1.0"], quiet=True)
-    after = stamps()
-    assert {name for name in before if before[name] != after[name]} == {"policy", "evaluation"}
-    assert digest(RUN / "policy" / "model" / "model.safetensors") != weights
-    tokenward.run(copied_run, quiet=True)
-    assert stamps() == before
-    assert digest(RUN / "policy" / "model" / "model.safetensors") == weights
+    model = RUN / "policy" / "model" / "model.safetensors"
+    before, weights = manifests(RUN), digest(model)
+
+    def changed(*changes: str, last: str = "evaluation") -> set[str]:
+        tokenward.run(copied_run, list(changes), last=last, quiet=True)
+        return {name for name in before if before[name] != manifests(RUN)[name]}
+
+    assert changed() == set()
+    assert changed("policy.objective.gamma=1.0") == {"policy", "evaluation"}
+    assert digest(model) != weights
+    assert changed() == set()
+    assert digest(model) == weights
+    assert changed("policy.selection.chosen={fraction: 0.5}", last="policy") == {"policy"}, "not scored again"
 
 
-def test_another_selection_does_not_score_again(copied_run: Path) -> None:
-    before = stamps()
-    tokenward.run(copied_run, ["policy.selection.chosen={fraction: 0.5}"], last="policy", quiet=True)
-    after = stamps()
-    assert {name for name in before if before[name] != after[name]} == {"policy"}
+CHOICES = [
+    "policy.selection={name: all}",
+    "policy.selection={name: top_fraction, scope: dataset}",
+    "policy.selection={name: top_fraction, scope: batch}",
+    "policy.selection={name: top_fraction, chosen: {direction: random}, rejected: {direction: random}}",
+    "policy.selection={name: threshold, above: -10.0, below: 10.0}",
+    "policy.objective={name: simpo}",
+    "policy.objective={name: dpo, beta: 0.5}",
+    "policy.objective={name: sepo, profile: official}",
+    "scores.scorer={name: surprisal}",
+]
 
 
-def test_same_seed_same_bytes_other_seed_other_weights(finished_run: Path, tiny_workplace: Path) -> None:
-    tokenward.run(tiny_workplace, last="policy", quiet=True)
-    for part in ("scores/tokens-00000.parquet", "policy/model/model.safetensors"):
-        assert digest(RUN / part) == digest(finished_run / RUN / part), part
-    tokenward.run(tiny_workplace, ["seed=1"], last="oracle", quiet=True)
-    assert digest(RUN / "oracle/model/model.safetensors") != digest(
-        finished_run / RUN / "oracle/model/model.safetensors"
-    )
+def test_each_choice_trains(copied_run: Path, tiny_folder: Path) -> None:
+    start = load_file(tiny_folder / "model.safetensors")
+    short = "policy.training={learning_rate: 1.0e-3, per_device_train_batch_size: 4, max_steps: 2}"
+    for change in CHOICES:
+        tokenward.run(copied_run, [change, short, "fixed_prompts=0"], last="policy", quiet=True)
+        after = load_file(RUN / "policy" / "model" / "model.safetensors")
+        assert any(not torch.equal(start[name], after[name]) for name in start), change
+        assert all(bool(value.isfinite().all()) for value in after.values()), change
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "policy.selection={name: all}",
-        "policy.selection={name: top_fraction, scope: dataset}",
-        "policy.selection={name: top_fraction, scope: batch}",
-        "policy.selection={name: top_fraction, chosen: {direction: random}, rejected: {direction: random}}",
-        "policy.selection={name: threshold, above: -10.0, below: 10.0}",
-        "policy.objective={name: simpo}",
-        "policy.objective={name: dpo, beta: 0.5}",
-        "policy.objective={name: sepo, profile: official}",
-        "scores.scorer={name: surprisal}",
-    ],
-)
-def test_each_choice_trains(copied_run: Path, change: str) -> None:
-    before = load_file(RUN / "policy" / "model" / "model.safetensors")
-    tokenward.run(copied_run, [change], last="policy", quiet=True)
-    after = load_file(RUN / "policy" / "model" / "model.safetensors")
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-    assert all(bool(value.isfinite().all()) for value in after.values())
-
-
-def test_sft_referee_and_adapter(tiny_workplace: Path) -> None:
+def test_sft_shares_of_the_pairs_and_an_adapter(tiny_workplace: Path) -> None:
     changes = [
         "sft={training: {max_steps: 2, learning_rate: 1.0e-3}}",
+        "oracle.fraction=0.5",
         "eval_reward={fraction: 0.3, training: {max_steps: 2, learning_rate: 1.0e-3}}",
         "model.adapter={r: 2, target_modules: [q_proj, v_proj]}",
     ]
@@ -160,25 +133,19 @@ def test_sft_referee_and_adapter(tiny_workplace: Path) -> None:
     figures = tokenward.read_figures(run)
     assert 0 <= figures["eval_reward/win_rate"].value <= 1
     assert 0 <= figures["eval_reward/pairs_accuracy"].value <= 1
-
-
-def test_the_referee_sees_no_pair_of_the_others(tiny_workplace: Path) -> None:
-
-    run = tokenward.open_run(tiny_workplace, ["eval_reward={fraction: 0.4}"], quiet=True)
-    carry_out(run, "data")
     sets = tables_of(run)
-    prompts = [{json.dumps(row.comparison.prompt) for row in rows} for rows in sets[:3]]
-    assert sets.eval_reward
-    assert not prompts[0] & prompts[1]
-    assert not prompts[0] & prompts[2]
-    assert not prompts[1] & prompts[2]
+    oracle = random_part(run, sets.train, run.recipe.oracle.fraction, "oracle")
+    rows = {stage: run.done(stage).facts["rows"] for stage in ("oracle", "eval_reward", "policy")}
+    assert rows == {"oracle": len(oracle), "eval_reward": len(sets.eval_reward), "policy": len(sets.train)}
+    assert 0 < len(oracle) < len(sets.train)
+    prompts = [{json.dumps(row.comparison.prompt) for row in part} for part in sets[:3]]
+    assert all(prompts)
+    assert len(set.union(*prompts)) == sum(map(len, prompts)), "no part sees a prompt of another"
 
 
 def test_scores_of_own_text_equal_those_of_the_store(tiny_oracle: Path) -> None:
     run = tokenward.open_run("recipes/quickstart.yaml", quiet=True)
     store = TokenStore(run.path("scores"))
-    from tokenward.tokens.rows import response_key
-
     scorer = tokenward.TokenScorer.load(tiny_oracle)
     for pair in (row.comparison for row in tables_of(run).eval[:4]):
         for text in pair.responses:
@@ -190,121 +157,47 @@ def test_scores_of_own_text_equal_those_of_the_store(tiny_oracle: Path) -> None:
             assert "".join(token.text for token in found.tokens) == text
 
 
-def test_scores_of_another_oracle_are_refused(copied_run: Path) -> None:
+def test_stages_that_do_not_fit_together_are_refused(copied_run: Path, tmp_path: Path) -> None:
     run = tokenward.open_run(copied_run, ["oracle.training.max_steps=2"], quiet=True)
     carry_out(run, "oracle")
     with pytest.raises(UserError, match="oracle"):
         carry_out(run, "policy")
-
-
-def test_a_policy_with_another_tokenizer_is_refused(copied_run: Path, tmp_path: Path) -> None:
-    from tests.tiny import save_tiny
-
-    other = save_tiny(tmp_path / "other")
-    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    merges, template = save_tiny(tmp_path / "merges"), save_tiny(tmp_path / "template")
+    tokenizer = json.loads((merges / "tokenizer.json").read_text())
     tokenizer["model"]["merges"] = []  # the same vocabulary, other tokens
-    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(UserError, match="share a tokenizer"):
-        tokenward.run(copied_run, [f"policy.model={other}"], last="policy", quiet=True)
-
-
-def test_a_selection_that_keeps_nothing_is_an_error(copied_run: Path) -> None:
+    (merges / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (template / "chat_template.jinja").write_text("You are kind. " + CHATML)
+    for other in (merges, template):
+        with pytest.raises(UserError, match="share a tokenizer"):
+            tokenward.run(copied_run, [f"policy.model={other}"], last="policy", quiet=True)
+    nothing = "policy.selection={name: threshold, above: 1000.0}"
     with pytest.raises(UserError, match="keeps no token"):
-        tokenward.run(
-            copied_run, ["policy.selection={name: threshold, above: 1000.0}"], last="policy", quiet=True
-        )
+        tokenward.run(copied_run, [nothing], last="policy", quiet=True)
 
 
-def test_interrupt_saves_and_the_next_run_ends_as_if_nothing_had_happened(
+def test_an_interrupt_saves_and_the_next_run_ends_as_if_nothing_had_happened(
     finished_run: Path, tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tokenward.training.callbacks import ShowProgress
-
-    plain = ShowProgress.on_step_end
-    steps = []
-
-    def press(self, args, state, control, **kwargs) -> None:
-        steps.append(state.global_step)
-        if len(steps) == 3:
-            signal.raise_signal(signal.SIGINT)
-        plain(self, args, state, control, **kwargs)
-
-    monkeypatch.setattr(ShowProgress, "on_step_end", press)
-    with pytest.raises(Interrupted, match="goes on from there"):
-        tokenward.run(tiny_workplace, quiet=True)
+    """The same seed gives the same bytes, and another one others."""
+    with monkeypatch.context() as patch:
+        press_when(patch, lambda state: state.global_step == 3)
+        with pytest.raises(Interrupted, match="goes on from there"):
+            tokenward.run(tiny_workplace, quiet=True)
     assert not (RUN / "oracle" / "model").exists()
-    monkeypatch.undo()
-    monkeypatch.chdir(tiny_workplace.parent.parent)
-    again = []
-    monkeypatch.setattr(
-        ShowProgress, "on_step_end", lambda self, args, state, control, **k: again.append(state.global_step)
-    )
-    tokenward.run(tiny_workplace, last="oracle", quiet=True)
+    with monkeypatch.context() as patch:
+        steps = press_when(patch, lambda state: False)
+        tokenward.run(tiny_workplace, last="policy", quiet=True)
     # The key was pressed after step 3 had been looked at, so step 4 was the last and was saved.
-    assert again == [5, 6], "it goes on; it does not begin again"
-    ours, theirs = (folder / "oracle/model/model.safetensors" for folder in (RUN, finished_run / RUN))
-    assert digest(ours) == digest(theirs)
+    assert [step for step, of in steps if of == 6] == [5, 6]
+    parts = ("oracle/model/model.safetensors", "scores/tokens-00000.parquet", "policy/model/model.safetensors")
+    for part in parts:
+        assert digest(RUN / part) == digest(finished_run / RUN / part), part
     assert not (RUN / "oracle" / "checkpoints").exists()
-
-
-def test_own_scorer_selector_objective_and_metric(tiny_workplace: Path) -> None:
-    Path("mylab.py").write_text(
-        "import torch\n"
-        "from tokenward.objectives import Losses, Needs\n"
-        "from tokenward.ops.ragged import weighted_mean\n"
-        "class Late:\n"
-        "    reads = ()\n"
-        "    def __call__(self, record):\n"
-        "        return torch.arange(len(record.ids), dtype=torch.float32)\n"
-        "class Soft:\n"
-        "    scope = 'response'\n"
-        "    def __init__(self, temperature=1.0):\n"
-        "        self.temperature = temperature\n"
-        "    def __call__(self, tokens):\n"
-        "        return torch.sigmoid(tokens.scores / self.temperature)\n"
-        "class Hinge:\n"
-        "    needs = Needs(pairwise=True)\n"
-        "    def __call__(self, logp, batch):\n"
-        "        mean = weighted_mean(logp, batch.weights, batch.response, batch.responses)\n"
-        "        return Losses(torch.relu(1 - mean[0::2] + mean[1::2]), {})\n"
-        "def shout(prompts, completions, **columns):\n"
-        "    return [float(text.isupper()) for text in completions]\n"
-    )
-    changes = [
-        "scores.scorer={name: 'mylab:Late'}",
-        "policy.selection={name: 'mylab:Soft', temperature: 2.0}",
-        "policy.objective={name: 'mylab:Hinge'}",
-        "evaluation.metrics=['mylab:shout']",
-    ]
-    run = tokenward.run(tiny_workplace, changes, quiet=True)
-    assert not (RUN / "oracle").exists(), "the scorer reads no oracle, so none is trained"
-    assert tokenward.read_figures(run)["mylab:shout/after"].n == 4
-
-
-def test_oracle_and_referee_train_on_their_own_share(tiny_workplace: Path) -> None:
-
-    changes = [
-        "oracle.fraction=0.5",
-        "eval_reward={fraction: 0.3, training: {max_steps: 1}}",
-        "evaluation.prompts=1",
-    ]
-    run = tokenward.run(tiny_workplace, changes, quiet=True)
-    sets = tables_of(run)
-    assert (
-        len(random_part(run, sets.train, run.recipe.oracle.fraction, "oracle"))
-        < len(sets.train)
-        != len(sets.eval_reward)
-    )
-    assert run.done("oracle").facts["rows"] == len(
-        random_part(run, sets.train, run.recipe.oracle.fraction, "oracle")
-    )
-    assert run.done("eval_reward").facts["rows"] == len(sets.eval_reward)
-    assert run.done("policy").facts["rows"] == len(sets.train)
+    tokenward.run(tiny_workplace, ["seed=1"], last="oracle", quiet=True)
+    assert digest(RUN / parts[0]) != digest(finished_run / RUN / parts[0])
 
 
 def test_before_is_the_reference_and_after_is_the_policy(tiny_oracle: Path) -> None:
-    from tokenward.tokens.rows import response_key
-
     run = tokenward.open_run("recipes/quickstart.yaml", quiet=True)
     store = TokenStore(run.path("reference"))
     means = [

@@ -149,11 +149,10 @@ def test_a_gpu_without_bfloat16_is_told(monkeypatch, tmp_path):
 
 
 def test_evaluation_needs_something_to_look_at(tiny_workplace):
-    changes = ["data.eval=0", "policy.training.eval_strategy=epoch"]
-    message = refused(tiny_workplace, changes, last="data")
-    assert message.startswith(
-        "--set policy.training.eval_strategy: eval_strategy is epoch, and data.eval is 0"
-    )
+    for stage in ("oracle", "policy"):
+        key = f"{stage}.training.eval_strategy"
+        message = refused(tiny_workplace, ["data.eval=0", f"{key}=epoch"], last="data")
+        assert message.startswith(f"--set {key}: eval_strategy is epoch, and data.eval is 0")
 
 
 @pytest.mark.parametrize("stage", ["oracle", "policy"])
