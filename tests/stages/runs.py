@@ -59,7 +59,7 @@ evaluation: {{bootstrap: 20}}
 """
 
 REINFORCE = "online.objective={name: reinforce}"
-LOOKS = ("seed=2", "online.evaluate_every=2", "online.patience=9")
+LOOKS = ("seed=2", "online.evaluate_every=2", "online.patience=9", "online.training.logging_steps=1")
 """Changes of the run that the tests share, whose best look is neither the first nor the last."""
 
 
