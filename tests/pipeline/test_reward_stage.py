@@ -15,8 +15,8 @@ from tokenward.models.reward import load_reward_model
 from tokenward.scoring.store import TokenStore
 from tokenward.scoring.values import token_values
 from tokenward.stages.data import pair_sets, read_comparisons, response_keys
-from tokenward.stages.fit import Interrupted
 from tokenward.tokens.encode import encode
+from tokenward.training.fit import Interrupted
 
 RUN = Path("runs/quickstart")
 REWARD = "scores.scorer={name: reward}"

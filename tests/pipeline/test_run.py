@@ -13,7 +13,7 @@ import tokenward
 from tests.pipeline.tools import plugin
 from tokenward.errors import UserError
 from tokenward.scoring.store import TokenStore
-from tokenward.stages.fit import Interrupted
+from tokenward.training.fit import Interrupted
 
 RUN = Path("runs/quickstart")
 

@@ -6,12 +6,12 @@ from typing import Any
 from tokenward.artifacts import StageFolder
 from tokenward.config import EvalRewardTable, Recipe
 from tokenward.stages.base import Checks, Training, TrainingStage
-from tokenward.stages.fit import fit
 from tokenward.stages.part_checks import check_objective_without_scores
 from tokenward.stages.run import Run
 from tokenward.stages.tables import tables
 from tokenward.stages.training import (
     adapted,
+    fit_stage,
     frozen_reference,
     model_settings,
     referenced,
@@ -50,7 +50,7 @@ class EvalRewardStage(TrainingStage):
         model = adapted(run, run.load(run.reference_model), run.recipe.model.adapter)
         sets = tables(run, model.template(run.style))
         rows = referenced(run, trained_on(run, objective, sets.part("eval_reward")))
-        facts = fit(
+        facts = fit_stage(
             run,
             folder,
             model,

@@ -11,7 +11,6 @@ from tokenward.models.loading import LanguageModel
 from tokenward.objectives import Objective, is_pairwise, needs_reference, objective_of
 from tokenward.stages.auxiliary import auxiliary_start, prompted, reads_model
 from tokenward.stages.base import Checks, Training, TrainingStage
-from tokenward.stages.fit import fit
 from tokenward.stages.part_checks import check_objective_without_scores
 from tokenward.stages.run import AUXILIARY, Run
 from tokenward.stages.subset import (
@@ -26,6 +25,7 @@ from tokenward.stages.subset import (
 from tokenward.stages.tables import Tables, random_part, tables
 from tokenward.stages.training import (
     adapted,
+    fit_stage,
     frozen_reference,
     model_settings,
     referenced,
@@ -192,7 +192,7 @@ def _preference_model(
     train, eval_rows = (_as_read(run, base, objective, auxiliary, rows) for rows in (train, eval_rows))
     model = adapted(run, base, table.adapter)
     beside = frozen_reference(run, objective, model)
-    facts = fit(
+    facts = fit_stage(
         run, stage, model, objective, train, table.training or {}, eval_rows=eval_rows, reference=beside
     )
     more = {} if picked is None else {"picked": len(picked)}

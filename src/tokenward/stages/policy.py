@@ -19,7 +19,6 @@ from tokenward.selection import Selector, scope_of, selector_of, unit_of
 from tokenward.selection.weights import weigh, weigh_step
 from tokenward.stages.base import Checks, Training, TrainingStage
 from tokenward.stages.constant import warn_of_scores, warn_of_weights
-from tokenward.stages.fit import fit
 from tokenward.stages.part_checks import check_policy_objective, check_selection
 from tokenward.stages.preview import preview
 from tokenward.stages.run import Run
@@ -27,6 +26,7 @@ from tokenward.stages.scorers import scorer_of
 from tokenward.stages.tables import tables
 from tokenward.stages.training import (
     adapted,
+    fit_stage,
     frozen_reference,
     model_settings,
     referenced,
@@ -98,7 +98,7 @@ class PolicyStage(TrainingStage):
             with_read_values(eval_rows, scorer_of(run), _scores(run)) if in_step and eval_rows else eval_rows
         )
         prepare = None if by_step is None else lambda batch, step: by_step(batch)
-        facts = fit(
+        facts = fit_stage(
             run,
             folder,
             model,

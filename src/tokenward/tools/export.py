@@ -17,8 +17,8 @@ from tokenward.display import Display, interval, rounded
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.models.merging import merged
+from tokenward.models.outputs import TOLERANCE, difference, next_log_probabilities, recorded
 from tokenward.stages.figures import Figures, read_figures_of
-from tokenward.stages.outputs import TOLERANCE, difference, next_log_probabilities, recorded
 from tokenward.tokens.template import Style
 from tokenward.tools.finished import FinishedModel, finished_model
 from tokenward.tools.kept import stages_of

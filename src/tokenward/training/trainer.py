@@ -23,7 +23,7 @@ from tokenward.objectives.base import Losses, Objective, has_own_denominator
 from tokenward.objectives.declared import check_declared
 from tokenward.tokens.batches import TokenBatch
 from tokenward.tokens.rows import TokenRow
-from tokenward.training.arguments import TrainingArguments
+from tokenward.training.arguments import TokenTrainingArguments
 from tokenward.training.auxiliary import AuxiliaryModules
 from tokenward.training.best import save_trained
 from tokenward.training.checks import check_gradient, check_rows, check_scored, disable_dropout
@@ -44,7 +44,7 @@ class TokenTrainer(Trainer):
     Args:
         model: What is trained, with its tokenizer and layout; it gives one number per token.
         objective: Those numbers and weights to one loss per comparison.
-        arguments: See :class:`tokenward.training.arguments.TrainingArguments`.
+        arguments: See :class:`tokenward.training.arguments.TokenTrainingArguments`.
         rows: Training comparisons with weights, and reference values where the objective needs them.
         eval_rows: Comparisons for evaluation during training.
         prepare: What the rows of an optimizer step, all of this process's, become just before they train: weights
@@ -58,7 +58,7 @@ class TokenTrainer(Trainer):
         self,
         model: TokenModel,
         objective: Objective,
-        arguments: TrainingArguments,
+        arguments: TokenTrainingArguments,
         rows: Sequence[TokenRow],
         *,
         eval_rows: Sequence[TokenRow] | None = None,
