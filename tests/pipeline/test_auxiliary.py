@@ -16,9 +16,9 @@ from tests.tiny import CHATML, save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
 from tokenward.scoring.store import TokenStore
-from tokenward.stages.auxiliary import prompted, with_prompt
 from tokenward.stages.data import encode_set, pair_sets, response_keys
 from tokenward.tokens.encode import Limits, encode_one
+from tokenward.tokens.prompted import prompted, with_prompt
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
 

@@ -11,6 +11,7 @@ from tokenward.artifacts import StageFolder, atomic_write, fingerprint
 from tokenward.display import Display
 from tokenward.evaluation.heldout import before_after_figures
 from tokenward.evaluation.metrics import METRICS, apply_metric
+from tokenward.evaluation.row_values import RowValues
 from tokenward.evaluation.statistics import mean_figure
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
@@ -24,7 +25,6 @@ from tokenward.stages.evaluation import EvaluationStage, keep_recipe
 from tokenward.stages.figures import Figures, evaluation_statistics, figure_as_json, show_figures
 from tokenward.stages.online import online_policy
 from tokenward.stages.prompt_task import labelled_parts, prompt_start, task_model
-from tokenward.stages.row_values import RowValues
 from tokenward.stages.run import Run
 from tokenward.stages.tasks import EncodedExamples, encoded_examples, sampler_of
 

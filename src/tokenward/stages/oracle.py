@@ -9,7 +9,7 @@ from tokenward.artifacts import StageFolder
 from tokenward.config import AuxiliaryModelTable, OracleTable, Recipe
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives import Objective, is_pairwise, needs_reference, objective_of
-from tokenward.stages.auxiliary import auxiliary_start, prompted, reads_model
+from tokenward.stages.auxiliary import auxiliary_start, reads_model
 from tokenward.stages.base import Checks, Training, TrainingStage
 from tokenward.stages.part_checks import check_objective_without_scores
 from tokenward.stages.run import AUXILIARY, Run
@@ -33,6 +33,7 @@ from tokenward.stages.training import (
     trained_on,
     with_own_reference,
 )
+from tokenward.tokens.prompted import prompted
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 
