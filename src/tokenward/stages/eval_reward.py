@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tokenward.api.prepare import trained_on
 from tokenward.artifacts import StageFolder
 from tokenward.config import EvalRewardTable, Recipe
 from tokenward.stages.base import Checks, Training, TrainingStage
@@ -16,7 +17,6 @@ from tokenward.stages.training import (
     model_settings,
     referenced,
     scored_by,
-    trained_on,
 )
 from tokenward.tokens.template import Template
 
@@ -49,7 +49,7 @@ class EvalRewardStage(TrainingStage):
         objective = self.objective(run)
         model = adapted(run, run.load(run.reference_model), run.recipe.model.adapter)
         sets = tables(run, model.template(run.style))
-        rows = referenced(run, trained_on(run, objective, sets.part("eval_reward")))
+        rows = referenced(run, trained_on(objective, sets.part("eval_reward"), run.display.line))
         facts = fit_stage(
             run,
             folder,

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from tokenward.api.prepare import trained_on
 from tokenward.artifacts import StageFolder
 from tokenward.config import AuxiliaryModelTable, OracleTable, Recipe
 from tokenward.models.loading import LanguageModel
@@ -30,7 +31,6 @@ from tokenward.stages.training import (
     model_settings,
     referenced,
     scored_by,
-    trained_on,
     with_own_reference,
 )
 from tokenward.tokens.prompted import prompted
@@ -228,7 +228,7 @@ def _oriented_rows(
     """Pairs in the order in which an auxiliary model trains on them, or each prompt's best response where it needs no pairs."""
     swapped = auxiliary is not None and first_is_worse(auxiliary)
     rows = pairs.swapped() if swapped else pairs
-    rows = trained_on(run, objective, rows) if len(rows) else rows
+    rows = trained_on(objective, rows, run.display.line) if len(rows) else rows
     single = auxiliary is not None and not is_pairwise(objective)
     return rows.best_once() if single and len(rows) else rows
 

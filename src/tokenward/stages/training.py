@@ -4,18 +4,15 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from transformers.trainer_utils import IntervalStrategy
 
+from tokenward.api.prepare import needs_frozen_copy, with_new_adapter
 from tokenward.artifacts import StageFolder
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, lasting
 from tokenward.objectives import (
     Objective,
-    needs_frozen_reference,
-    title_of,
-    unpaired_of,
 )
 from tokenward.scoring.join import computed, with_reference
 from tokenward.scoring.store import TokenStore
@@ -47,20 +44,14 @@ def model_settings(run: Run) -> dict[str, Any]:
 
 
 def adapted(run: Run, model: LanguageModel, adapter: Any) -> LanguageModel:
-    """The model with a new adapter to train, where the recipe has one."""
+    """The model with a new adapter to train, if the recipe has one."""
     settings = run.recipe.model.adapter if adapter == "inherit" else adapter
-    torch.manual_seed(run.recipe.seed)  # an adapter begins with random weights
-    return model if settings is None else model.with_adapter(settings)
+    return with_new_adapter(model, settings, run.recipe.seed)
 
 
 def frozen_reference(run: Run, objective: Objective, model: LanguageModel) -> LanguageModel | None:
-    """A second copy of a model before its training, where the objective compares with it in the step.
-
-    A model with an adapter needs none: it is its own reference without it.
-    """
-    if not needs_frozen_reference(objective) or model.has_adapter:
-        return None
-    return run.load(model.name)
+    """A second copy of a model before its training, if the objective compares with it in the step."""
+    return run.load(model.name) if needs_frozen_copy(objective, model) else None
 
 
 def fit_stage(
@@ -116,26 +107,6 @@ def fit_stage(
     if "save_strategy" not in table:
         stage.temporary.append(stage.path / "checkpoints")  # only there to go on after a stop
     return facts
-
-
-def trained_on(run: Run, objective: Objective, rows: TokenTable) -> TokenTable:
-    """Rows without the bad responses that stand alone, where the objective learns nothing from such a one.
-
-    Raises:
-        UserError: none is left.
-    """
-    left_out = (rows.sizes == 1) & (rows.ranks[rows.starts[:-1]] > 0)
-    if unpaired_of(objective) != "good" or not left_out.any():
-        return rows
-    if left_out.all():
-        raise UserError(
-            f"every row is a bad response alone, and {title_of(objective)} trains on good ones. Give good ones (label true), or "
-            "write the objective {name: kto}, which learns from both."
-        )
-    run.display.line(
-        f"  {int(left_out.sum())} rows left out: a bad response alone, from which {title_of(objective)} learns nothing"
-    )
-    return rows.where(~left_out)
 
 
 def with_own_reference(run: Run, start: LanguageModel, rows: TokenTable) -> TokenTable:
