@@ -12,8 +12,7 @@ from pathlib import Path
 
 from benchmarks.memory import AnonymousPeak, status_bytes
 from studies.arms import Outcome, values_file
-from tokenward.stages.lists import run_through
-from tokenward.stages.policy import train_policy
+from tokenward.stages.lists import carry_out, run_through
 from tokenward.tools.run import open_run
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +51,7 @@ def main() -> None:
     run = open_run(recipe, changes, quiet=True)
     bare = status_bytes("RssAnon")["RssAnon"]
     with AnonymousPeak() as memory:
-        train_policy(run)
+        carry_out(run, "policy")
     print(memory.peak - bare)
 
 

@@ -49,7 +49,6 @@ data:
   split: train
   subset: main
   limit: 100
-  eval: 0
   eval:
     source: [my_test.jsonl]
     split: test
@@ -338,9 +337,9 @@ def test_every_mistake_is_reported_in_the_order_of_the_file():
         ),
         ("oracle:\n  fraction: 0", "2: oracle.fraction: got 0", "a number > 0 and <= 1."),
         ("oracle: {fraction: true}", "1: oracle.fraction: got true", "a number"),
-        ("data: {eval: 1}", "1: data.eval: got 1", ">= 0 and < 1."),
+        ("data: {eval: 1}", "1: data.eval: got 1", ">= 0 and < 1"),
         ("data: {limit: 1e3}", "1: data.limit: got 1000.0", "a whole number >= 1 or null. Write 1000."),
-        ("model:\n  rows: shraed", "2: model.rows: got 'shraed'", "'shared'"),
+        ("model:\n  packing: nnoe", "2: model.packing: got 'nnoe'", "'none'"),
         ("oracle:\n  objective: dpo", "2: oracle.objective: got 'dpo'", "Write {name: dpo}."),
         ("oracle: {objective: {name: 3}}", "1: oracle.objective: got {'name': 3}", "with a name"),
         ("data: {subset: no}", "1: data.subset: got false", "put quotes"),
@@ -553,12 +552,12 @@ def test_an_alias_is_reported_where_the_key_stands():
 
 
 def test_a_removed_key_says_what_replaced_it(monkeypatch):
-    monkeypatch.setitem(config.RENAMED, "oracle.share", "Write oracle.fraction.")
-    monkeypatch.setitem(config.RENAMED, "policy.objective.k", "Write policy.selection.fraction.")
+    monkeypatch.setitem(config.RENAMED, "oracle.share", "oracle.fraction")
+    monkeypatch.setitem(config.RENAMED, "policy.objective.k", "policy.selection.fraction")
     message = refused("oracle:\n  share: 1\npolicy:\n  objective: {k: null}\n  extra: 1\n")
     assert message.splitlines() == [
-        "q.yaml:2: key 'oracle.share' no longer exists. Write oracle.fraction.",
-        "q.yaml:4: key 'policy.objective.k' no longer exists. Write policy.selection.fraction.",
+        "q.yaml:2: key 'oracle.share' is now called oracle.fraction.",
+        "q.yaml:4: key 'policy.objective.k' is now called policy.selection.fraction.",
     ]
     assert parse_recipe("oracle: {fraction: 0.5}", "q.yaml").recipe.oracle.fraction == 0.5
 
@@ -663,7 +662,7 @@ SOURCE = "online: {source: {name: rouge}}"
         (f"{EXAMPLES}\n{SOURCE}\npolicy: {{objective: {{name: sepo}}}}", "q.yaml:3: policy"),
         (f"{EXAMPLES}\n{SOURCE}\nscores: {{scorer: {{name: random}}}}", "q.yaml:3: scores.scorer"),
         (f"{TASK}\n{SOURCE}", "q.yaml:2: online.source"),
-        (f"{TASK}\nguidance: {{}}\nevaluation: {{metrics: [vader]}}", "q.yaml:3: evaluation.metrics"),
+        (f"{TASK}\nonline: {{}}\nevaluation: {{metrics: [vader]}}", "q.yaml:3: evaluation.metrics"),
     ],
 )
 def test_what_was_written_and_cannot_act_is_refused(text, start):
@@ -675,8 +674,8 @@ def test_what_was_written_and_cannot_act_is_refused(text, start):
     "text",
     [
         "data: {source: a.jsonl}",
-        f"{EXAMPLES}\n{SOURCE}\ndata:\noracle: {{}}\nreferee:\nscores: {{precision: bfloat16}}",
-        f"{TASK}\nguidance: {{source: null}}\nevaluation: {{bootstrap: 9, metrics: []}}",
+        f"{EXAMPLES}\n{SOURCE}\ndata:\noracle: {{}}\neval_reward:\nscores: {{precision: bfloat16}}",
+        f"{TASK}\nonline: {{source: null}}\nevaluation: {{bootstrap: 9, metrics: []}}",
     ],
 )
 def test_what_says_nothing_is_let_through(text):

@@ -65,7 +65,7 @@ def test_the_role_belongs_to_the_prompt():
 @laws
 @given(sets, sets, shares, st.integers(-3, 3))
 def test_adding_rows_moves_none(rows, more, share, seed):
-    before, after = split(rows, share=share, seed=seed), split(more + rows, eval_rows=share, seed=seed)
+    before, after = split(rows, share=share, seed=seed), split(more + rows, share=share, seed=seed)
     assert {c.key for c in before.train} <= {c.key for c in after.train}
     assert {c.key for c in before.eval} <= {c.key for c in after.eval}
     assert sorted(c.key for side in before for c in side) == sorted(c.key for c in rows)
@@ -90,13 +90,13 @@ def test_position_does_not_matter(rows, share):
 def test_seed_and_salt_give_other_choices():
     choices = {tuple(c.key for c in fraction(MANY, 0.5, seed, salt)) for seed in (0, 1) for salt in ("", "a")}
     assert len(choices) == 4
-    assert split(MANY, share=0.5, seed=0) != split(MANY, eval_rows=0.5, seed=1)
+    assert split(MANY, share=0.5, seed=0) != split(MANY, share=0.5, seed=1)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_held_out_out_of_range(share):
     with pytest.raises(UserError, match=r"data.eval must be in"):
-        split(MANY[:1], eval_rows=share, seed=0)
+        split(MANY[:1], share=share, seed=0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.1, float("nan")])

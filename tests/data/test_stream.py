@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenward.data.lines import ComparisonFile, from_line, read_comparisons, to_line
+from tokenward.data.lines import from_line, read_comparisons, to_line
 from tokenward.data.prepare import Dropped, Usable, load, read
 from tokenward.data.split import split
 from tokenward.data.stream import FILES, write_split
@@ -86,20 +86,10 @@ def comparison(number: int) -> Comparison:
     )
 
 
-def test_comparisons_are_found_by_their_number(tmp_path, monkeypatch):
-    monkeypatch.setattr("tokenward.data.lines._SCANNED_BYTES", 7)  # lines that cross what is scanned at once
-    rows = [comparison(number) for number in range(9)]
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"".join(to_line(row).encode() for row in rows))
-    file = ComparisonFile(path)
-    assert len(file) == 9
-    assert list(file) == rows == [file[number] for number in range(9)]
-    assert [file[8], file[-2], *file[3:5]] == [rows[8], rows[7], rows[3], rows[4]]
-    with pytest.raises(IndexError):
-        file[9]
-    (tmp_path / "none.jsonl").touch()
-    assert list(ComparisonFile(tmp_path / "none.jsonl")) == []
-    assert from_line(to_line(rows[1])) == rows[1]
+def test_a_line_is_the_comparison():
+    for number in range(9):
+        row = comparison(number)
+        assert from_line(to_line(row)) == row
 
 
 def test_rows_are_read_one_by_one(tmp_path):

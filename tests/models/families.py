@@ -150,7 +150,7 @@ def measured(model: PreTrainedModel) -> Measured:
     """What the probe decides for a model, and what comes of it."""
     expected, slopes = _with_gradient(model, _plain(model))
     try:
-        layout = choose_layout(model, rows="auto", name="it")
+        layout = choose_layout(model, packing="auto", name="it")
     except UserError as error:
         return Measured("refused", str(error).split(":")[0])
     whole, _ = _with_gradient(model, _read(model, None, layout))

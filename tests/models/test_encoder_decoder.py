@@ -95,7 +95,7 @@ def test_loading_finds_the_layout_and_the_start(tmp_path):
     torch.testing.assert_close(
         torch.cat([part for row in values for part in row]), expected.detach(), rtol=0, atol=1e-4
     )
-    with pytest.raises(UserError, match=r"rows is shared, but .* has an encoder"):
+    with pytest.raises(UserError, match=r"packing is shared_prompts, but .* has an encoder"):
         load_model(folder, device="cpu", packing="shared_prompts")
 
 

@@ -93,7 +93,7 @@ def test_what_is_saved_is_loaded_by_its_folders_name(tmp_path, monkeypatch, buil
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
 def test_the_selective_head_answers_through_the_network(tmp_path, layout):
-    model = loaded(tmp_path / "base", rows=layout)
+    model = loaded(tmp_path / "base", packing={"shared": "shared_prompts", "separate": "none"}[layout])
     assert model.layout == layout
     batch = model.collate([encoded([1, 2], [3, 4, 5], [6])])
     found = token_statistics(model.model, model.head, batch, OutputSpec(entropy=True))

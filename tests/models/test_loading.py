@@ -126,8 +126,8 @@ def test_shared_rows_would_have_been_wrong_with_a_window(tmp_path):
 @pytest.mark.parametrize(
     ("build", "settings", "word"),
     [
-        (mistral, {"rows": "shared"}, "model.rows: auto"),
-        (bloom, {"rows": "shared", "attention": "eager"}, "model.rows: auto"),
+        (mistral, {"packing": "shared_prompts"}, "model.packing: auto"),
+        (bloom, {"packing": "shared_prompts", "attention": "eager"}, "model.packing: auto"),
         (bloom, {}, "model.attention: eager"),
         (tiny_llama, {"device": "gpu"}, "model.device is 'gpu'"),
     ],

@@ -37,9 +37,9 @@ def test_an_influence_is_found_however_weak_it_is(weak):
     layer = model.model.layers[0].mlp
     plain = layer.forward
     layer.forward = lambda hidden: plain(hidden) + weak * torch.nn.functional.pad(hidden, (0, 0, 1, -1))
-    assert choose_layout(model, rows="auto", name="it") == "separate"
+    assert choose_layout(model, packing="auto", name="it") == "separate"
     with pytest.raises(UserError, match=r"layers.0.mlp a response sees another"):
-        choose_layout(model, rows="shared", name="it")
+        choose_layout(model, packing="shared_prompts", name="it")
 
 
 def test_a_model_that_looks_ahead_is_refused():
@@ -48,7 +48,7 @@ def test_a_model_that_looks_ahead_is_refused():
     plain = layer.forward
     layer.forward = lambda hidden: plain(hidden) + 1e-6 * torch.nn.functional.pad(hidden, (0, 0, -1, 1))
     with pytest.raises(UserError, match=r"layers.1.mlp a token changes"):
-        choose_layout(model, rows="auto", name="it")
+        choose_layout(model, packing="auto", name="it")
 
 
 def test_a_model_that_is_another_in_a_padded_batch_is_refused():
@@ -63,7 +63,7 @@ def test_a_model_that_is_another_in_a_padded_batch_is_refused():
 
     model.model.forward = forward
     with pytest.raises(UserError, match="other numbers in a batch"):
-        choose_layout(model, rows="auto", name="it")
+        choose_layout(model, packing="auto", name="it")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -82,7 +82,7 @@ def test_a_change_that_no_number_of_the_config_explains_makes_all_logits(dtype):
 
 def test_the_choice_is_said_once(caplog):
     for _ in range(2):
-        choose_layout(tiny("gptj"), rows="auto", name="some gptj")
+        choose_layout(tiny("gptj"), packing="auto", name="some gptj")
     assert [record.getMessage() for record in caplog.records if "gptj" in record.getMessage()] == [
         "some gptj computes each response in a row of its own: in transformer.h.0.attn a response sees another one"
     ]
@@ -91,7 +91,7 @@ def test_the_choice_is_said_once(caplog):
 def test_a_model_is_as_it_was_after_the_probe():
     model = tiny("llama", dtype=torch.bfloat16)
     before = {name: (id(item), item.data_ptr(), item.clone()) for name, item in model.named_parameters()}
-    choose_layout(model, rows="auto", name="it")
+    choose_layout(model, packing="auto", name="it")
     for name, item in model.named_parameters():
         assert (id(item), item.data_ptr()) == before[name][:2]
         assert torch.equal(item, before[name][2])

@@ -177,7 +177,7 @@ def test_variables_and_the_date_are_the_runs_whenever_it_is_continued(thinking_m
 
 def test_a_model_is_asked_as_its_template_asks_and_not_as_a_row_begins(monkeypatch):
     known = Comparison(key="k", prompt=(), responses=("a",), ranks=(0,), source="s")
-    row = TokenRow(known, [1, 2], [[3]], [True], [1], (), [7, 8])
+    row = TokenRow(known, [1, 2], [[3]], [1], (), [7, 8])
     asked: list[list[int]] = []
 
     def replies(model, template, prompts, settings, **more) -> list[Reply]:

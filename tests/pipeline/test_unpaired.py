@@ -128,7 +128,7 @@ def test_a_bad_response_of_which_nothing_is_selected_does_not_train(tiny_workpla
 def test_every_good_response_that_stands_alone_is_a_best_one() -> None:
     def row(ranks: tuple[int, ...], *responses: int) -> TokenRow:
         known = Comparison(key="", prompt=(), responses=("",) * len(ranks), ranks=ranks, source="")
-        return TokenRow(known, [1], [[token] for token in responses], [True] * len(ranks), [0] * len(ranks))
+        return TokenRow(known, [1], [[token] for token in responses], [0] * len(ranks))
 
     # Of the pairs of one prompt the first whose best is never worse; 7 is bad in a row of its own, 3 in a pair.
     rows = [

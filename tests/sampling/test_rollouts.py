@@ -93,7 +93,7 @@ def test_groups_are_ranked_and_tied_ones_are_dropped_and_counted():
     assert found.mean == pytest.approx(20 / 9)
     first = found.rows[0]
     assert (first.prompt, first.responses) == ([101], [[101, 0], [101, 1], [101, 2]])
-    assert first.closed == [True, False, True]
+    assert first.eos == [1, 0, 1]
 
 
 def test_a_sampled_row_has_the_ids_that_were_sampled_not_those_of_its_text():
@@ -103,7 +103,7 @@ def test_a_sampled_row_has_the_ids_that_were_sampled_not_those_of_its_text():
     assert row.comparison.responses == ("the", "&")
     assert row.comparison.ranks == (0, 0)
     assert row.comparison.scores is None
-    assert row.closed == [True, False]
+    assert row.eos == [1, 0]
     (first, second) = with_segments("word", TOKENIZER, row).segments
     assert (first.tolist(), second.tolist()) == ([0, 0, 0, 0], [0])
 

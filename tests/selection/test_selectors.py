@@ -105,10 +105,10 @@ def test_the_first_token_can_be_left_out_and_is_then_not_counted():
         ("none", ["..x.", "..x."]),
     ],
 )
-def test_whose_ends_are_eligible(ends, expected):
+def test_whose_ends_are_eligible(eos, expected):
     # 0.5 x 4 = 2 with the end, 0.5 x 3 = 1 without.
     tokens = scored([1.0, 2.0, 8.0, 9.0], [5.0, -7.0, -8.0, -9.0])
-    assert kept(TopFraction(**HALF, ends=ends), tokens) == expected
+    assert kept(TopFraction(**HALF, eos=eos), tokens) == expected
 
 
 def test_a_cut_response_has_no_end_to_leave_out():
@@ -271,8 +271,8 @@ def test_threshold_by_hand():
     ("eos", "expected"),
     [("both", [".x", ".x"]), ("chosen", [".x", ".."]), ("rejected", ["..", ".x"]), ("none", ["..", ".."])],
 )
-def test_threshold_and_ends(ends, expected):
-    assert kept(Threshold(ends=ends), scored([-1.0, 1.0], [1.0, -1.0])) == expected
+def test_threshold_and_ends(eos, expected):
+    assert kept(Threshold(eos=eos), scored([-1.0, 1.0], [1.0, -1.0])) == expected
 
 
 def test_keep_all():

@@ -1,4 +1,4 @@
-"""TokenRow comparisons made of ids, for tests of what comes after encoding."""
+"""Comparisons made of ids, for tests of what comes after encoding."""
 
 from tokenward.tokens.rows import TokenRow
 from tokenward.types import Comparison
@@ -14,4 +14,4 @@ def encoded(prompt: list[int], *responses: list[int], ranks: tuple[int, ...] | N
         ranks=ranks,
         source="test",
     )
-    return TokenRow(comparison, prompt, list(responses), [True] * len(responses), [1] * len(responses))
+    return TokenRow(comparison, prompt, list(responses), [1] * len(responses))

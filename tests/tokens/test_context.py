@@ -25,7 +25,7 @@ MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
 def encoded(context: list[list[Insert]]) -> TokenRow:
     known = Comparison(key="k", prompt=(), responses=("a", "b"), ranks=(0, 1), source="s")
     responses = [[11, 12, 13, 14, 15], [11, 12, 23, 24]]
-    return TokenRow(known, [3, 4, 5], responses, [True, True], [1, 1], context)
+    return TokenRow(known, [3, 4, 5], responses, [1, 1], context)
 
 
 def read(model, layout: str, rows: list[TokenRow]) -> torch.Tensor:

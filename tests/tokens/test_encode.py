@@ -37,7 +37,7 @@ def test_one_comparison_as_ids():
     row, notes = encode_one(comparison("yes", "no", prompt="hi"), TEMPLATE, Limits(64, 8))
     assert text(row.prompt) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert [text(ids) for ids in row.responses] == ["yes<|im_end|>", "no<|im_end|>"]
-    assert row.closed == [True, True]
+    assert all(row.eos)
     assert row.eos == [1, 1]
     assert row.length == len(row.prompt) + 4 + 3
     assert notes == []
@@ -52,7 +52,7 @@ def test_all_responses_of_a_prompt_share_its_ids():
 def test_a_response_that_loses_only_its_end_is_not_closed():
     row, notes = encode_one(comparison("abcd", "abc"), TEMPLATE, Limits(64, 4, "truncate"))
     assert [text(ids) for ids in row.responses] == ["abcd", "abc<|im_end|>"]
-    assert row.closed == [False, True]
+    assert row.eos[0] == 0 < row.eos[1]
     assert notes == ["note: response truncated"]
 
 
@@ -60,7 +60,7 @@ def test_what_is_at_the_limit_is_whole():
     size = len(TEMPLATE.prompt_ids([{"role": "user", "content": "q"}]))
     row, notes = encode_one(comparison("abc", "xyz"), TEMPLATE, Limits(size, 4))
     assert len(row.prompt) == size
-    assert row.closed == [True, True]
+    assert all(row.eos)
     assert notes == []
 
 
@@ -139,8 +139,8 @@ def test_everything_is_counted():
         comparison("ye", "no"),
     ]
     result = encode(rows, TEMPLATE, Limits(64, 8))
-    assert [row.comparison.responses for row in result.rows] == [("yes", "no"), ("ye", "no")]
-    assert result.counts == {
+    assert [row.comparison.responses for row in result[0]] == [("yes", "no"), ("ye", "no")]
+    assert result[1] == {
         "read": 4,
         "kept": 2,
         "dropped: response too long": 1,

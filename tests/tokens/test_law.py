@@ -518,6 +518,6 @@ def test_a_cut_response_ends_with_a_token_of_the_assistants():
         ids, own = cut.whole(0)
         assert ids == whole.whole(0)[0][: len(ids)]
         assert own[-1] == len(ids) - 1 < limit
-        assert not cut.closed[0]
+        assert not cut.eos[0]
         sizes.append(len(ids))
     assert max(sizes[1:]) == whole.size(0) - 1

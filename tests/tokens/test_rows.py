@@ -44,7 +44,7 @@ def test_a_shared_row_by_hand():
 
 
 def test_the_end_of_a_turn_closes_a_response_that_was_not_cut():
-    cut = PAIR._replace(closed=[False, True], eos=[1, 2])
+    cut = replace(PAIR, eos=[0, 2])
     assert batch_of(cut, layout="shared").eos.tolist() == [False, False, False, True, True]
 
 

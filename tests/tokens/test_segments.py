@@ -1,5 +1,7 @@
 """Pieces of a response that share a reward: words, sentences and spans, whatever the tokens are."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -162,7 +164,7 @@ def row_of(*responses: list[int], texts=None, spans=None) -> TokenRow:
     comparison = Comparison(
         key="k", prompt=(), responses=tuple(texts), ranks=row.comparison.ranks, source="s", spans=spans
     )
-    return row._replace(comparison=comparison)
+    return replace(row, comparison=comparison)
 
 
 def segments_of(unit: str, row: TokenRow) -> list[list[int]]:

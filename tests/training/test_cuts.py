@@ -51,7 +51,7 @@ def selected_rows():
     for number, row in enumerate(random_rows(6, longest=15)):
         first, second = row.responses
         if number % 2:
-            row = replace(row, encoded=row._replace(responses=[first[:3] + first, first[:3] + second]))
+            row = replace(row, responses=[first[:3] + first, first[:3] + second])
         weights = []
         for ids in row.responses:
             kept = torch.rand(len(ids), generator=generator) < 0.3

@@ -22,7 +22,7 @@ from tokenward.methods import Method, all_methods
 from tokenward.objectives import PlackettLuce
 from tokenward.objectives.base import DRAW
 from tokenward.stages import policy as policy_stage
-from tokenward.stages.lists import run_through
+from tokenward.stages.lists import carry_out, run_through
 from tokenward.stages.run import Run
 from tokenward.training.passes import StepDraw
 from tokenward.training.trainer import TokenTrainer
@@ -90,7 +90,7 @@ def handed(workplace, monkeypatch):
         run = tokenward.open_run(workplace, [*changes, *quick], quiet=True)
         run_through(run, "scores")
         with pytest.raises(_Stop):
-            policy_stage.train_policy(run)
+            carry_out(run, "policy")
         return taken[0]
 
     return of

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from tokenward.pipeline.values import weigh_rows
 
 from tests.tiny import tiny_llama
 from tests.training.tools import arguments, language_model, token_row, with_reference
@@ -18,6 +17,7 @@ from tokenward.models.loading import LanguageModel
 from tokenward.objectives import DPO, Objective, SePO
 from tokenward.scoring.values import token_values
 from tokenward.selection import TopFraction
+from tokenward.selection.weights import weigh_rows
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.trainer import TokenTrainer
 

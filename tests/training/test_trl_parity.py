@@ -173,7 +173,7 @@ def alone(row: TokenRow, place: int) -> TokenRow:
     comparison = replace(
         item.comparison, responses=item.comparison.responses[place : place + 1], ranks=(place,)
     )
-    return TokenRow(comparison, item.prompt, [item.responses[place]], [item.closed[place]], [item.eos[place]])
+    return TokenRow(comparison, item.prompt, [item.responses[place]], [item.eos[place]])
 
 
 @pytest.mark.parametrize("name", MODELS)

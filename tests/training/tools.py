@@ -43,7 +43,7 @@ def token_row(
     """A comparison of given ids; every response ends with the end-of-turn token."""
     comparison = Comparison(key=source, prompt=(), responses=tuple("ab"), ranks=tuple(ranks), source=source)
     ids = [[*response, CLOSING] for response in responses]
-    return TokenRow(comparison, list(prompt), ids, [True] * len(ids), [1] * len(ids))
+    return TokenRow(comparison, list(prompt), ids, [1] * len(ids))
 
 
 def random_rows(count: int, *, longest: int = 12, seed: int = 0) -> list[TokenRow]:

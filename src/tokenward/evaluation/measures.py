@@ -46,16 +46,39 @@ class Samples(NamedTuple):
     after: Sequence[Reply]
 
 
-class EvalReward(NamedTuple):
-    """A second oracle, which judges the policy.
+Load = Callable[[], LanguageModel]
+
+
+class Models(NamedTuple):
+    """What is measured, each loaded when it is asked for.
 
     Attributes:
-        model: The oracle.
-        reference: What it was trained from.
+        start: The model before training.
+        policy: After it.
+        replying: The same model in the number type in which replies are drawn.
+        eval_reward: A second oracle, which judges the policy, or None.
+        reference: What that was trained from; None is ``start``.
     """
 
-    model: LanguageModel
-    reference: LanguageModel
+    start: Load
+    policy: Load
+    replying: Callable[[LanguageModel], LanguageModel] = lambda model: model
+    eval_reward: Load | None = None
+    reference: Load | None = None
+
+
+class Judged(NamedTuple):
+    """What the eval reward model says of the pairs, and of the replies."""
+
+    pairs: Figures
+    samples: Figures
+
+
+class _Base(NamedTuple):
+    """What the reference of the eval reward model says of the pairs, and of the replies before and after."""
+
+    parts: Mapping[str, TokenTable]
+    replies: list[list[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,76 +109,85 @@ class Measures:
     def _statistics(self) -> dict[str, int]:
         return {"resamples": self.resamples, "seed": self.seed}
 
-    def written(
-        self,
-        start: LanguageModel,
-        policy: LanguageModel,
-        rows: TokenTable,
-        eval_reward: EvalReward | None = None,
-    ) -> Figures:
-        """Figures of written responses, in pairs or alone, from the log-probabilities of both models, nats.
+    def __call__(
+        self, models: Models, rows: TokenTable, template: Template, prompts: Sequence[TokenRow] = ()
+    ) -> tuple[Figures, Samples]:
+        """The figures, and the replies that some of them are of.
+
+        Each model is asked for once. Two are held together only for the KL divergence between them.
 
         Args:
-            start: The model before training.
-            policy: After it.
+            models: Before and after training, and what judges.
             rows: Pairs, and comparisons of one response.
-            eval_reward: Judges the pairs too.
+            template: Of both models.
+            prompts: To reply to.
         """
-        pairs, alone = rows.where(rows.sizes == 2), rows.where(rows.sizes == 1)
+        parts = {"pairs": rows.where(rows.sizes == 2), "responses alone": rows.where(rows.sizes == 1)}
+        parts = {name: part for name, part in parts.items() if len(part)}
+        start = models.start()
+        before = self._logprobs(start, parts, "before")
+        first = self.replies(models.replying(start), template, prompts, "replies, before")
+        policy = models.policy()
+        after = self._logprobs(policy, parts, "after")
+        second = self.replies(models.replying(policy), template, prompts, "replies, after")
+        samples = Samples(prompts, first, second)
+        kl = self._kl(policy, start, samples) if prompts else []
+        del policy
+        base = (
+            None
+            if models.eval_reward is None
+            else self._base(models.reference, start, parts, before, samples)
+        )
+        del start
+        judged = Judged({}, {})
+        if base is not None and models.eval_reward is not None:
+            judged = self._judged(models.eval_reward(), base, parts, samples)
         figures: Figures = {}
-        if pairs:
-            figures |= self._on_pairs(start, policy, pairs, eval_reward)
-        if alone:
-            figures |= self._on_unpaired(start, policy, alone)
-        return figures
+        if "pairs" in parts:
+            figures |= self._on_pairs(before["pairs"], after["pairs"]) | judged.pairs
+        if "responses alone" in parts:
+            figures |= self._on_unpaired(before["responses alone"], after["responses alone"])
+        if prompts:
+            figures |= self._on_samples(samples, kl) | judged.samples
+        return figures, samples
 
-    def _on_pairs(
-        self, start: LanguageModel, policy: LanguageModel, pairs: TokenTable, judge: EvalReward | None
-    ) -> Figures:
-        before = self._logprobs(start, pairs, "pairs, before")
-        after = self._logprobs(policy, pairs, "pairs, after")
-        figures = preference_figures(_Joined(before, after), **self._statistics)
-        keys = ["-".join(keys_of(row.comparison)) for row in pairs]
+    def _logprobs(
+        self, model: LanguageModel, parts: Mapping[str, TokenTable], label: str
+    ) -> dict[str, TokenTable]:
+        """Rows with the log-probabilities of a model in the place of the reference's."""
+        found: dict[str, TokenTable] = {}
+        for name, rows in parts.items():
+            with self.display.progress(f"{name}, {label}", len(rows.responses)) as bar:
+                column = computed(
+                    rows,
+                    model,
+                    precision=self.precision,
+                    tokens_per_batch=self.tokens_per_batch,
+                    progress=bar.advance,
+                )
+            found[name] = rows.with_column("reference_logp", column)
+        return found
+
+    def _on_pairs(self, before: TokenTable, after: TokenTable) -> Figures:
+        keys = ["-".join(keys_of(before.comparison(number))) for number in range(len(before))]
         for name, values in preference_values(_Joined(before, after)).items():
             self.by_row.add(PAIR, keys, name, values.tolist())
-        if judge is not None:
-            judged = self._logprobs(judge.model, pairs, "pairs, eval_reward")
-            same = judge.reference is start
-            base = before if same else self._logprobs(judge.reference, pairs, "pairs, reference")
-            found = preference_figures(_Joined(base, judged), **self._statistics)
-            figures |= {
-                f"eval_reward/pairs_{name}": found[f"preference/{name}"] for name in ("accuracy", "margin")
-            }
-        return figures
+        return preference_figures(_Joined(before, after), **self._statistics)
 
-    def _on_unpaired(self, start: LanguageModel, policy: LanguageModel, rows: TokenTable) -> Figures:
-        """What became of responses that stand alone. Nothing orders them, so there is no accuracy."""
-        before, after = (
-            [side.values("reference_logp", i)[0] for i in range(len(rows))]
-            for side in (
-                self._logprobs(start, rows, "responses alone, before"),
-                self._logprobs(policy, rows, "responses alone, after"),
-            )
+    def _on_unpaired(self, before: TokenTable, after: TokenTable) -> Figures:
+        """What became of responses that are alone. Nothing orders them, so there is no accuracy."""
+        comparisons = [before.comparison(number) for number in range(len(before))]
+        first, last = (
+            [side.values("reference_logp", number)[0] for number in range(len(before))]
+            for side in (before, after)
         )
         figures: Figures = {}
-        good = [row.comparison.ranks[0] == 0 for row in rows]
-        for name, (places, values) in unpaired_values(before, after, good).items():
-            keys = [keys_of(rows[place].comparison)[0] for place in places]
+        good = [comparison.ranks[0] == 0 for comparison in comparisons]
+        for name, (places, values) in unpaired_values(first, last, good).items():
+            keys = [keys_of(comparisons[place])[0] for place in places]
             self.by_row.add(PAIR, keys, name, values.tolist())
             figures[name] = mean_figure(values, **self._statistics)
         return figures
-
-    def _logprobs(self, model: LanguageModel, rows: TokenTable, label: str) -> TokenTable:
-        """Rows with the log-probabilities of a model in the place of the reference's."""
-        with self.display.progress(label, len(rows.responses)) as bar:
-            column = computed(
-                rows,
-                model,
-                precision=self.precision,
-                tokens_per_batch=self.tokens_per_batch,
-                progress=bar.advance,
-            )
-        return rows.with_column("reference_logp", column)
 
     def credit(self, pairs: TokenTable, store: TokenStore, scorer: Scorer, name: str) -> Figures:
         """Scores against the spans of the data, beside surprisal and random numbers; nothing if the data has no spans.
@@ -189,18 +221,14 @@ class Measures:
         self, model: LanguageModel, template: Template, prompts: Sequence[TokenRow], label: str
     ) -> list[Reply]:
         """One sampled reply to each prompt."""
+        if not prompts:
+            return []
         with self.display.progress(label, len(prompts)) as bar:
             ids = [row.asked for row in prompts]
             return sample_replies(model, template, ids, self.sampling, seed=self.seed, progress=bar.advance)
 
-    def sampled(
-        self,
-        start: LanguageModel,
-        policy: LanguageModel,
-        samples: Samples,
-        eval_reward: EvalReward | None = None,
-    ) -> Figures:
-        """Figures of sampled replies: metrics, length, KL(policy || start) in nats, before and after on the same prompts."""
+    def _on_samples(self, samples: Samples, kl: Sequence[Tensor]) -> Figures:
+        """Metrics, length and KL(policy || start), nats, of replies, before and after on the same prompts."""
         figures: Figures = {}
         texts = [row.comparison.prompt[-1]["content"] for row in samples.prompts]
         where = [row.comparison.source for row in samples.prompts]
@@ -212,16 +240,17 @@ class Measures:
                 return list(apply_metric(name, metric, texts, replies, ids, columns={}, where=where))
 
             figures |= self._changed(name, samples, quality)
-        quantities: Mapping[str, Callable[[Reply], float]] = {
-            "length": lambda reply: float(len(reply.ids)),
-            "ended": lambda reply: float(reply.ended),
+        figures |= self._changed("length", samples, lambda side: [float(len(reply.ids)) for reply in side])
+        figures |= self._changed("ended", samples, lambda side: [float(reply.ended) for reply in side])
+        kinds = {
+            "kl/per_token": [float(value.mean()) for value in kl],
+            "kl/per_reply": [float(value.sum()) for value in kl],
         }
-        for name, quantity in quantities.items():
-            figures |= self._changed(
-                name, samples, lambda side, quantity=quantity: [quantity(reply) for reply in side]
-            )
-        figures |= self._kl(start, policy, samples)
-        return figures if eval_reward is None else figures | self._judged(eval_reward, samples)
+        for name, per_reply in kinds.items():
+            self.by_row.add(PROMPT, _keys(samples), name, per_reply)
+        return figures | {
+            name: mean_figure(per_reply, **self._statistics) for name, per_reply in kinds.items()
+        }
 
     def _changed(
         self, name: str, samples: Samples, quantity: Callable[[Sequence[Reply]], list[float]]
@@ -230,32 +259,51 @@ class Measures:
         self.by_row.add_change(_keys(samples), name, before, after)
         return before_after_figures(name, before, after, **self._statistics)
 
-    def _kl(self, start: LanguageModel, policy: LanguageModel, samples: Samples) -> Figures:
+    def _kl(self, policy: LanguageModel, start: LanguageModel, samples: Samples) -> list[Tensor]:
         rows = reply_rows(samples.prompts, samples.after)
         with self.display.progress("KL to the start", len(rows)) as bar:
-            kl = divergence(policy, start, rows, tokens_per_batch=self.tokens_per_batch, progress=bar.advance)
-        kinds = {
-            "kl/per_token": [float(value.mean()) for value in kl],
-            "kl/per_reply": [float(value.sum()) for value in kl],
-        }
-        for name, per_reply in kinds.items():
-            self.by_row.add(PROMPT, _keys(samples), name, per_reply)
-        return {name: mean_figure(per_reply, **self._statistics) for name, per_reply in kinds.items()}
+            return divergence(
+                policy, start, rows, tokens_per_batch=self.tokens_per_batch, progress=bar.advance
+            )
 
-    def _judged(self, judge: EvalReward, samples: Samples) -> Figures:
-        """The eval reward model's log-ratio reward of the replies, per token, before and after; and who wins."""
-        rewards: list[list[float]] = []
-        for label, replies in (
-            ("eval_reward, before", samples.before),
-            ("eval_reward, after", samples.after),
-        ):
-            rows = reply_rows(samples.prompts, replies)
-            mine, other = (self._of_replies(model, rows, label) for model in judge)
-            rewards.append([float((one - two).mean()) for one, two in zip(mine, other, strict=True)])
+    def _base(
+        self,
+        reference: Load | None,
+        start: LanguageModel,
+        parts: Mapping[str, TokenTable],
+        before: Mapping[str, TokenTable],
+        samples: Samples,
+    ) -> _Base:
+        """What the reference of the eval reward model says; mostly it is what the policy started from."""
+        model = start if reference is None else reference()
+        base = before if reference is None else self._logprobs(model, _pairs_of(parts), "reference")
+        rows = (reply_rows(samples.prompts, side) for side in (samples.before, samples.after))
+        return _Base(base, [self._of_replies(model, side, "replies, reference") for side in rows])
+
+    def _judged(
+        self, model: LanguageModel, base: _Base, parts: Mapping[str, TokenTable], samples: Samples
+    ) -> Judged:
+        """Its log-ratio reward: which response of a pair it prefers, and the mean per token of the replies."""
+        pairs = _pairs_of(parts)
+        replies = [reply_rows(samples.prompts, side) for side in (samples.before, samples.after)]
+        judged = self._logprobs(model, pairs, "eval reward model")
+        of_model = [self._of_replies(model, rows, "replies, eval reward model") for rows in replies]
+        on_pairs: Figures = {}
+        if pairs:
+            found = preference_figures(_Joined(base.parts["pairs"], judged["pairs"]), **self._statistics)
+            on_pairs = {
+                f"eval_reward/pairs_{name}": found[f"preference/{name}"] for name in ("accuracy", "margin")
+            }
+        if not samples.prompts:
+            return Judged(on_pairs, {})
+        rewards = [
+            [float((mine - other).mean()) for mine, other in zip(*sides, strict=True)]
+            for sides in zip(of_model, base.replies, strict=True)
+        ]
         figures = before_after_figures("eval_reward", *rewards, **self._statistics)
-        wins = [(after > before) + 0.5 * (after == before) for before, after in zip(*rewards, strict=True)]
+        wins = [(last > first) + 0.5 * (last == first) for first, last in zip(*rewards, strict=True)]
         figures["eval_reward/win_rate"] = mean_figure(wins, **self._statistics)
-        return figures
+        return Judged(on_pairs, figures)
 
     def _of_replies(self, model: LanguageModel, rows: Sequence[TokenRow], label: str) -> list[Tensor]:
         """Log-probabilities of a model at the tokens of replies.  -> [len] each"""
@@ -268,6 +316,10 @@ class Measures:
                 progress=bar.advance,
             )
         return [row[0] for row in found]
+
+
+def _pairs_of(parts: Mapping[str, TokenTable]) -> dict[str, TokenTable]:
+    return {name: rows for name, rows in parts.items() if name == "pairs"}
 
 
 def _keys(samples: Samples) -> list[str]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenward.artifacts import StageFolder, atomic_write
-from tokenward.evaluation.measures import EvalReward, Figures, Measures, Samples
+from tokenward.evaluation.measures import Figures, Measures, Models, Samples
 from tokenward.evaluation.metrics import METRICS
-from tokenward.models.loading import LanguageModel
+from tokenward.models.loading import DTYPES, LanguageModel
 from tokenward.plugins import find
 from tokenward.sampling import SamplingSettings
 from tokenward.sampling.checks import check_temperature
@@ -102,45 +102,41 @@ def prompts_to_answer(run: Run, template: Template) -> list[TokenRow]:
 
 
 def _measure(run: Run, measures: Measures) -> tuple[Figures, Samples]:
-    start, policy = run.load(run.policy_start), run.load(str(run.path("policy") / "model"))
-    template = start.template(run.style)
-    judge = _eval_reward(run, start)
+    template = run.tokenizer_template(run.policy_start)
     rows = tables(run, template).eval
-    figures = measures.written(start, policy, rows, judge)
+    figures, samples = measures(_models(run), rows, template, _prompts(run, template))
     if pairs := rows.where(rows.sizes == 2):
         store, name = TokenStore(run.path("scores")), run.recipe.scores.scorer.name
         figures |= measures.credit(pairs, store, scorer_of(run), name)
-    samples = _sample(run, measures, template)
-    if samples.prompts:
-        figures |= measures.sampled(start, policy, samples, judge)
     return figures, samples
 
 
-def _eval_reward(run: Run, start: LanguageModel) -> EvalReward | None:
-    """The eval reward model, and what it was trained from: mostly what the policy started from."""
-    if run.recipe.eval_reward is None:
-        return None
-    same = run.reference_model == run.policy_start
-    reference = start if same else run.load(run.reference_model)
-    return EvalReward(run.load(str(run.path("eval_reward") / "model")), reference)
+def _models(run: Run) -> Models:
+    """The models of the run's evaluation. Mostly the policy starts from what the eval reward model was trained from."""
+    precision = run.recipe.evaluation.precision
+
+    def replying(model: LanguageModel) -> LanguageModel:
+        return model if model.dtype == DTYPES[precision] else run.load(model.name, dtype=precision)
+
+    start, policy = run.policy_start, str(run.path("policy") / "model")
+    judged, own = run.recipe.eval_reward is not None, run.reference_model != start
+    return Models(
+        lambda: run.load(start),
+        lambda: run.load(policy),
+        replying,
+        (lambda: run.load(str(run.path("eval_reward") / "model"))) if judged else None,
+        (lambda: run.load(run.reference_model)) if own else None,
+    )
 
 
-def _sample(run: Run, measures: Measures, template: Template) -> Samples:
-    """Replies of both models to the same eval prompts."""
-    table = run.recipe.evaluation
-    prompts = prompts_to_answer(run, template)
-    if len(prompts) < table.prompts:
+def _prompts(run: Run, template: Template) -> list[TokenRow]:
+    """Eval prompts to reply to."""
+    prompts, wanted = prompts_to_answer(run, template), run.recipe.evaluation.prompts
+    if len(prompts) < wanted:
         run.display.line(
-            f"  {len(prompts)} held-out prompts to reply to; evaluation.prompts asks for {table.prompts}"
+            f"  {len(prompts)} held-out prompts to reply to; evaluation.prompts asks for {wanted}"
         )
-    if not prompts:
-        return Samples([], [], [])
-    models = {"before": run.policy_start, "after": str(run.path("policy") / "model")}
-    replies = [
-        measures.replies(run.load(name, dtype=table.precision), template, prompts, f"replies, {side}")
-        for side, name in models.items()
-    ]
-    return Samples(prompts, *replies)
+    return prompts
 
 
 def _samples_text(samples: Samples) -> str:
