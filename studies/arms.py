@@ -13,8 +13,7 @@ from tokenward.evaluation.replies import divergence, reply_rows
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
 from tokenward.stages.evaluation import measures_of, prompts_to_answer
-from tokenward.stages.lists import run_through
-from tokenward.stages.policy import train_policy
+from tokenward.stages.lists import carry_out, run_through
 from tokenward.stages.run import Run
 from tokenward.tools.run import open_run
 
@@ -138,7 +137,7 @@ def _measured(run: Run, *, trained: bool) -> tuple[dict[str, list[float]], dict[
     """Replies of the policy, or of its start, to held-out prompts: metrics, length, whether they end, KL."""
     run_through(run, "scores" if trained else "data")
     if trained:
-        train_policy(run)
+        carry_out(run, "policy")
     start = run.load(run.policy_start, dtype=run.recipe.evaluation.precision)
     model = (
         run.load(str(run.path("policy") / "model"), dtype=run.recipe.evaluation.precision)
