@@ -86,8 +86,8 @@ def prepared(
     held = trained_on(objective, evaluation, say) if len(evaluation) else evaluation
     reads_scores, reads_reference = needs_scores(objective), needs_reference(objective)
     if scorer is None or store is None:
-        found = [with_reference(part) if reads_reference and len(part) else part for part in (rows, held)]
-        return Prepared(objective, *found)
+        rows, held = (with_reference(part) if reads_reference and len(part) else part for part in (rows, held))
+        return Prepared(objective, rows, held)
     if is_online(scorer):
         return _online(rows, held, objective, selector, scorer, store, with_reference)
     rows = scored(rows, scorer, store)
@@ -116,11 +116,10 @@ def _online(
     """Rows whose tokens are selected by the policy's own numbers."""
     if selector is not None:
         objective = Selected(objective, selector, scorer)
-    found = []
-    for part in (rows, held):
-        part = with_read_values(part, scorer, store) if len(part) else part
-        found.append(with_reference(part) if needs_reference(objective) and len(part) else part)
-    return Prepared(objective, *found, online=True)
+    rows, held = (with_read_values(part, scorer, store) if len(part) else part for part in (rows, held))
+    if needs_reference(objective):
+        rows, held = (with_reference(part) if len(part) else part for part in (rows, held))
+    return Prepared(objective, rows, held, online=True)
 
 
 def trained_on(objective: Objective, rows: TokenTable, say: Say) -> TokenTable:

@@ -14,7 +14,7 @@ from tokenward.sampling import SamplingSettings
 from tokenward.sampling.checks import check_temperature
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.base import Checks, Stage
-from tokenward.stages.figures import evaluation_statistics, figure_as_json, show_figures
+from tokenward.stages.figures import figure_as_json, show_figures
 from tokenward.stages.run import Run
 from tokenward.stages.scorers import scorer_of
 from tokenward.stages.tables import eval_comparisons, tables
@@ -88,7 +88,8 @@ def measures_of(run: Run) -> Measures:
         sampling=SamplingSettings(
             table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
         ),
-        **evaluation_statistics(run),
+        seed=run.recipe.seed,
+        resamples=table.bootstrap,
         precision=scores.precision,
         tokens_per_batch=scores.tokens_per_batch,
         display=run.display,

@@ -116,6 +116,7 @@ def token_arguments(args: TrainingArguments) -> TokenTrainingArguments:
     # The attributes are copied as they are: __post_init__ has done its work, and may not be meant to run twice.
     vars(made).update({name: own[name] for name in _OWN}, **vars(args))
     made.remove_unused_columns = False
+    made.dataloader_pin_memory &= made.device.type != "cpu"  # torch warns of it on a processor alone
     foreign = {item.name: _default(item) for item in fields(args) if item.name not in own}
     _check_acts(args, {name: own[name] for name in CANNOT_ACT_IN_SCRIPT}, foreign)
     _check_length(made, "args")
