@@ -7,7 +7,6 @@ objective, and the figure that docs/results.md has for the better model. ``--lis
 """
 
 import argparse
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from xml.etree import ElementTree as xml
 import torch
 
 import tokenward
+from tokenward.artifacts import read_jsonl
 from tokenward.scoring.texts import ScoredToken
 from tokenward.selection import ScoredTokens, SideRule, TopFraction
 
@@ -50,8 +50,7 @@ class Token(NamedTuple):
 
 def held_out_pairs(run: Path) -> Iterator[Pair]:
     """Best and worst reply to each held-out prompt, where both fit into two lines."""
-    for line in (run / "data" / "eval.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in read_jsonl(run / "data" / "eval.jsonl"):
         order = sorted(range(len(row["ranks"])), key=row["ranks"].__getitem__)
         best, worst = (row["responses"][order[place]] for place in (0, -1))
         if max(len(best), len(worst)) <= LONGEST and "\n" not in best + worst:

@@ -9,13 +9,13 @@ is left out. Writes a Markdown table.
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tokenward.pipeline.values import scores_of
 
 import tokenward
+from tokenward.artifacts import read_jsonl
 from tokenward.evaluation.stability import Scores, stability_figures
 from tokenward.evaluation.statistics import Figure
 from tokenward.plugins import build
@@ -46,8 +46,7 @@ def texts_of(run: Path) -> Iterator[tuple[Sequence, str]]:
     """Prompt and response of every row of a run's data."""
     for part in ("train", "eval"):
         path = run / "data" / f"{part}.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in read_jsonl(path):
             for response in row["responses"]:
                 yield row["prompt"], response
 

@@ -85,9 +85,13 @@ def files_of_policy(root: Path) -> int:
 
 def main() -> None:
     """Print the sizes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1])
-    parser.add_argument("--run", action="store_true", help="also count the files that a policy stage runs through")
+    parser.add_argument(
+        "--run", action="store_true", help="also count the files that a policy stage runs through"
+    )
     arguments = parser.parse_args()
     root = arguments.root.resolve()
     paths, tests = sources(root), sorted((root / "tests").rglob("*.py"))

@@ -8,13 +8,13 @@ updates, their order, and the decoding are the same.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 import tokenward
+from tokenward.artifacts import read_jsonl
 from tokenward.evaluation.statistics import Figure, mean_figure
 
 ARMS = {
@@ -30,7 +30,7 @@ METRICS = ("rouge1", "rouge2", "rougeL", "length")
 
 def values_of(samples: Path, side: int) -> dict[str, dict[str, float]]:
     """Per metric, each test example's value; side 0 is before training, 1 after."""
-    rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    rows = read_jsonl(samples)
     return {metric: {row["key"]: row["values"][metric][side] for row in rows} for metric in METRICS}
 
 

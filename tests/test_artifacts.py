@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenward import artifacts
-from tokenward.artifacts import Manifest, open_stage, read_manifest, require
+from tokenward.artifacts import (
+    Manifest,
+    open_stage,
+    read_json,
+    read_jsonl,
+    read_manifest,
+    require,
+    write_json,
+    write_jsonl,
+)
 from tokenward.errors import UserError
 
 LAWFUL = settings(derandomize=True, deadline=None, max_examples=50)
@@ -382,3 +391,25 @@ def test_a_kill_in_the_middle_of_the_first_manifest(tmp_path):
     (folder / ".manifest.json.99.tmp").write_text('{"stage": "or')
     assert not run_stage(folder).resuming
     assert names_in(folder) == ["manifest.json", "model.txt"]
+
+
+def test_json_lines_keep_every_character_that_a_text_may_hold(tmp_path: Path) -> None:
+    """U+2028, U+0085 and a form feed end a line for str.splitlines, and not in JSON lines."""
+    records = [{"text": "a\u2028b\u0085c\fd\r\né"}, [1, 2.5, None], "x"]
+    for ascii in (False, True):
+        write_jsonl(tmp_path / "x.jsonl", iter(records), ascii=ascii)
+        assert read_jsonl(tmp_path / "x.jsonl") == records
+        assert (tmp_path / "x.jsonl").read_bytes().isascii() == ascii
+        write_json(tmp_path / "x.json", records, ascii=ascii)
+        assert read_json(tmp_path / "x.json") == records
+        assert (tmp_path / "x.json").read_text(encoding="utf-8") == json.dumps(
+            records, indent=2, ensure_ascii=ascii
+        ) + "\n"
+    write_jsonl(tmp_path / "y.jsonl", [{"at": tmp_path}], default=str)
+    assert (tmp_path / "y.jsonl").read_bytes() == b'{"at": "%s"}\n' % str(tmp_path).encode()
+
+
+def test_json_lines_that_cannot_be_written_leave_no_file(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="set"):
+        write_jsonl(tmp_path / "x.jsonl", [1, {2}])
+    assert not list(tmp_path.iterdir())

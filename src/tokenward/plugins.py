@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -98,6 +99,25 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
             f"{kind} {name!r} is {_a(type(target).__name__)}, which cannot be called. Name a function{' or a class' if known else ''}."
         )
     return target
+
+
+def optional_package(module: str, user: str, extra: str) -> ModuleType:
+    """A module that an extra of this package installs.
+
+    Args:
+        module: Its name.
+        user: What needs it, for the message.
+        extra: The extra that brings it.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{user} needs {module}, which cannot be imported ({error}). Install it: pip install 'tokenward[{extra}]'."
+        ) from error
 
 
 def name_of(made: Any) -> str:

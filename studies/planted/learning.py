@@ -142,7 +142,7 @@ def measure(model: RewardModel, objective: PlackettLuce, rows: Sequence[TokenRow
     """Rank accuracy on groups, and each token's learned and planted score."""
     values = token_values(model, rows, precision="float32", tokens_per_batch=8192)
     learned = torch.cat([part for row in values for part in row])
-    batch = model.collate(rows)
+    batch = model.collate(rows).tokens
     assert batch.scores is not None
     length = torch.bincount(batch.response)
     accuracy, longer, shorter = (
@@ -163,7 +163,7 @@ def run(case: str, method: Method, seed: int, sizes: Sizes) -> Cell:
     """One case, one method, one seed; data and initial weights follow from the seed."""
     rng = np.random.default_rng([seed, list(WORLDS).index(case)])
     world = WORLDS[case](rng)
-    eval_rows = groups(world, rng, sizes.eval)
+    eval_rows = groups(world, rng, sizes.eval_rows)
     rows = groups(world, rng, sizes.groups, sizes.k)
     model = reward_model(seed, width=sizes.width, bound=method.bound)
     if not method.attention:

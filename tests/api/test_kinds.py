@@ -180,7 +180,9 @@ def test_arguments_are_kept_and_not_changed(tmp_path: Path) -> None:
     own = token_arguments(args)
     assert isinstance(own, TokenTrainingArguments)
     same = {
-        name: value for name, value in vars(args).items() if name not in ("remove_unused_columns", "_n_gpu", "dataloader_pin_memory")
+        name: value
+        for name, value in vars(args).items()
+        if name not in ("remove_unused_columns", "_n_gpu", "dataloader_pin_memory")
     }
     assert {name: vars(own)[name] for name in same} == same
     assert (args.remove_unused_columns, own.remove_unused_columns) == (True, False)

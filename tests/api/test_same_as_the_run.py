@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 import tokenward
 from tests.api.conftest import TOKENS, Script, arguments
+from tokenward.evaluation.statistics import load_figures
 from tokenward.scoring.store import TokenStore
-from tokenward.stages.figures import read_figures_of
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -63,7 +63,7 @@ def test_oracle_scores_policy_and_figures(script: Script, finished_run: Path, tm
         tokens=TOKENS,
         quiet=True,
     )
-    wanted = read_figures_of(run / "evaluation")
+    wanted = load_figures(run / "evaluation" / "metrics.json")
     assert figures.keys() == wanted.keys()
     assert {name: repr(figure) for name, figure in figures.items()} == {
         name: repr(figure) for name, figure in wanted.items()

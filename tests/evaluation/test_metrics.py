@@ -3,10 +3,13 @@
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from tokenward.errors import UserError
-from tokenward.evaluation.metrics import METRICS, apply_metric
-from tokenward.evaluation.sentiment import Vader
+from tokenward.evaluation.metrics import METRICS, Vader, apply_metric
+from tokenward.types import Span
 
 PROMPTS = ["p", "q", "r"]
 WHERE = ["rows:1", "rows:2", "rows:3"]
@@ -47,6 +50,10 @@ def test_a_metric_is_called_as_trl_calls_a_reward_function():
         ([1.0, 2.0], r"rows:3: the metric mine returned .*2 scores for 3 completions"),
         ([1.0, math.nan, 2.0], r"rows:2: the metric mine returned nan"),
         ([math.inf, 0.0, -math.inf], r"rows:1: the metric mine returned inf"),
+        (None, "mine"),
+        ([None, 1.0, 2.0], "mine"),
+        (["good", 1.0, 2.0], "mine"),
+        (3.0, "mine"),
     ],
 )
 def test_what_is_not_one_finite_number_each_is_refused(returned, message):
@@ -59,7 +66,85 @@ def test_a_metric_that_compares_with_references_says_that_there_are_none():
         applied("rougeL", METRICS["rougeL"], ["a", "b", "c"])
 
 
-@pytest.mark.parametrize("returned", [None, [None, 1.0, 2.0], ["good", 1.0, 2.0], 3.0])
-def test_what_is_no_number_is_refused(returned):
-    with pytest.raises(UserError, match="mine"):
-        applied("mine", lambda prompts, completions: returned, ["a", "b", "c"])
+VADER = Vader()
+
+TEXTS = [
+    "good",
+    "The film was good and the food was great",
+    "a terrible sad story with one good joke",
+    "It was not good",
+    "I never liked this awful place",
+    "It was very good and extremely bad",
+    "The start was great but the end was awful",
+    "kind of good",
+    "It was kind of good but I hated the noise",
+    "nothing here at all",
+    "VERY GOOD food and bad service",
+    "good good good bad",
+    "the least good of the good ones",
+    "😀 what a day",
+    "the food was good 😭",
+    "without doubt a great love",
+    "This is so very very good",
+    "it is the bomb",
+    "I do not think it is bad or ugly",
+]
+
+
+def check_sum(text):
+    """The values of the words sum to what VADER squashes into the compound, rounded to 4 places."""
+    spans = VADER.word_spans(text)
+    total = sum(span.value for span in spans)
+    compound = SentimentIntensityAnalyzer().polarity_scores(text)["compound"]
+    assert VADER.compound(text) == compound == pytest.approx(total / math.sqrt(total**2 + 15), abs=6e-5), text
+    ends = [0, *(span.end for span in spans)]
+    assert all(span.start >= end for span, end in zip(spans, ends, strict=False))
+
+
+def test_the_values_of_words_sum_to_the_compound():
+    for text in TEXTS:
+        check_sum(text)
+    for text in ("Great!!!", "What??? Awful", ""):  # punctuation is no word
+        assert VADER.compound(text) == SentimentIntensityAnalyzer().polarity_scores(text)["compound"]
+
+
+WORDS = ["good", "bad", "great", "awful", "not", "never", "very", "slightly", "but", "film", "the", "kind", "of",
+         "least", "at", "least", "without", "doubt", "so", "GREAT", "no", "love", "😀", "hate", "x", "."]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=14))
+@settings(max_examples=100, deadline=None)
+def test_the_values_of_words_sum_to_the_compound_of_any_text(words):
+    check_sum(" ".join(words))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The food was good, and the waiter rude.", [("good", 1.9), ("rude", -2.0)]),
+        ("nothing to see", []),
+        ("", []),
+        # Negation and boosters change their word, and have no value themselves.
+        ("It was not good", [("good", -1.406)]),  # 1.9 x -0.74
+        ("It was very good", [("good", 2.193)]),  # 1.9 + 0.293
+        ("It was slightly good", [("good", 1.607)]),
+        ("The start was good but the end was bad", [("good", 1.9 * 0.5), ("bad", -2.5 * 1.5)]),
+        # "smiling face with heart-eyes": of its words only "smiling" is in the lexicon.
+        ("bad 😍 end", [("bad", -2.5), ("😍", 2.0)]),
+        ("(good) :) ... bad!", [("good", 1.9), (":)", 2.0), ("bad", -2.5)]),
+    ],
+)
+def test_words_have_their_valence_in_this_text(text, expected):
+    assert [
+        (text[span.start : span.end], round(span.value, 4)) for span in VADER.word_spans(text)
+    ] == expected
+
+
+def test_words_are_found_where_they_are():
+    assert VADER.word_spans("good") == [Span(0, 4, 1.9)]
+    assert [span[:2] for span in VADER.word_spans("goodness, good; goods good")] == [
+        (0, 8),
+        (10, 14),
+        (22, 26),
+    ]
+    assert VADER.word_spans("😀😀 good")[-1][:2] == (3, 7)

@@ -11,12 +11,13 @@ from tests.tiny import save_tiny, tiny_t5, tiny_tokenizer
 from tests.tokens.rows import encoded
 from tests.training.tools import arguments
 from tokenward.errors import UserError
-from tokenward.models.forward import OutputSpec, token_kl, token_statistics
+from tokenward.models.forward import token_kl, token_statistics
 from tokenward.models.head import SelectiveHead
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.objectives import SFT, Reinforce, WeightedLikelihood
 from tokenward.sampling import SamplingSettings, sample_replies
 from tokenward.scoring.values import token_values
+from tokenward.tokens.needs import Needs
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.trainer import TokenTrainer
 
@@ -66,12 +67,12 @@ def test_log_probabilities_and_entropy_are_those_of_plain_teacher_forcing(head):
     both = torch.cat((FACTORS, FACTORS.flip(0)))
     expected = slopes_of(policy.model, torch.cat((logp, entropy)), both)
     batch = policy.collate(list(ROWS))
-    found = token_statistics(policy.model, policy.head, batch, OutputSpec(entropy=True))
+    found = token_statistics(policy.model, policy.head, batch, Needs(entropy=True))
     # The norms of T5 are in float32 whatever its weights are.
-    torch.testing.assert_close(found.logp, logp, rtol=0, atol=2e-6)
-    torch.testing.assert_close(found.entropy, entropy, rtol=0, atol=2e-6)
+    torch.testing.assert_close(found["logp"], logp, rtol=0, atol=2e-6)
+    torch.testing.assert_close(found["entropy"], entropy, rtol=0, atol=2e-6)
     assert logp.std() > 0.5
-    mine = slopes_of(policy.model, torch.cat((found.logp, found.entropy)), both)
+    mine = slopes_of(policy.model, torch.cat((found["logp"], found["entropy"])), both)
     largest = max(float(slope.abs().max()) for slope in expected.values())
     torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5 * largest)
 

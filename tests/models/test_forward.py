@@ -213,8 +213,8 @@ def test_a_batch_without_a_kept_token_is_all_zero():
 
 
 def test_shared_rows_compute_the_prompt_once():
-    assert batch_of(ROWS[:1], "shared").input_ids.numel() == 9 + 4 + 7
-    assert batch_of(ROWS[:1], "separate").input_ids.numel() == 2 * (9 + 7)
+    assert batch_of(ROWS[:1], "shared").inputs.input_ids.numel() == 9 + 4 + 7
+    assert batch_of(ROWS[:1], "separate").inputs.input_ids.numel() == 2 * (9 + 7)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -11,11 +11,12 @@ from tests.tiny import save_tiny, tiny_gpt2, tiny_llama, tiny_t5
 from tests.tokens.rows import encoded
 from tests.training.tools import arguments
 from tokenward.errors import UserError
-from tokenward.models.forward import OutputSpec, token_statistics
+from tokenward.models.forward import token_statistics
 from tokenward.models.head_mlp import HeadMLPSettings, install_head_mlp
 from tokenward.models.loading import load_model
 from tokenward.objectives import SFT
 from tokenward.sampling import SamplingSettings, sample_replies
+from tokenward.tokens.needs import Needs
 from tokenward.training.trainer import TokenTrainer
 
 IDS = torch.tensor([[1, 2, 3, 4]])
@@ -96,12 +97,12 @@ def test_the_selective_head_answers_through_the_network(tmp_path, layout):
     model = loaded(tmp_path / "base", packing={"shared": "shared_prompts", "separate": "none"}[layout])
     assert model.layout == layout
     batch = model.collate([encoded([1, 2], [3, 4, 5], [6])])
-    found = token_statistics(model.model, model.head, batch, OutputSpec(entropy=True))
-    plain = token_statistics(model.model, None, batch, OutputSpec(entropy=True))
-    torch.testing.assert_close(found.logp, plain.logp, rtol=0, atol=1e-5)
-    torch.testing.assert_close(found.entropy, plain.entropy, rtol=0, atol=1e-5)
-    assert plain.logp.std() > 0.1
-    found.logp.sum().backward()
+    found = token_statistics(model.model, model.head, batch, Needs(entropy=True))
+    plain = token_statistics(model.model, None, batch, Needs(entropy=True))
+    torch.testing.assert_close(found["logp"], plain["logp"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["entropy"], plain["entropy"], rtol=0, atol=1e-5)
+    assert plain["logp"].std() > 0.1
+    found["logp"].sum().backward()
     assert all(value.grad.abs().sum() > 0 for value in model.head_mlp.mlp.parameters())
 
 

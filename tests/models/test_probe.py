@@ -9,18 +9,19 @@ from tests.models.families import ROWS, tiny
 from tests.models.plain import plain_logprobs
 from tests.tiny import tiny_gpt2, tiny_llama
 from tokenward.errors import UserError
-from tokenward.models.forward import FrozenReference, OutputSpec, token_logprobs, token_statistics
+from tokenward.models.forward import FrozenReference, token_logprobs, token_statistics
 from tokenward.models.probe import choose_head, choose_layout
 from tokenward.ops.heads import LinearHead, LogitChange, LogitStep
 from tokenward.ops.tiles import linear_statistics
 from tokenward.tokens.batches import collate
+from tokenward.tokens.needs import Needs
 
 
 def test_a_soft_cap_by_hand():
     """Two logits, 3 and 0, under a cap of 2: 2 tanh(3/2) = 1.8103 against 0."""
     head = LinearHead(torch.tensor([[3.0], [0.0]]), None, LogitChange((LogitStep("cap", 2.0),)))
     hidden = torch.ones(1, 1, requires_grad=True)
-    found = linear_statistics(hidden, torch.tensor([0]), head).logp
+    found = linear_statistics(hidden, torch.tensor([0]), head)["logp"]
     capped = 2 * math.tanh(1.5)
     assert float(found.detach()) == pytest.approx(capped - math.log(math.exp(capped) + 1), abs=1e-6)
     found.backward()
@@ -106,12 +107,10 @@ def test_statistics_of_a_changed_head_are_those_of_all_logits(family):
 
     def found(head, reference_head):
         reference = FrozenReference(other, reference_head)
-        return token_statistics(
-            model, head, batch, OutputSpec(entropy=True, token_rank=True, kl="reverse", reference=reference)
-        )
+        needs = Needs(entropy=True, token_rank=True, kl="reverse")
+        return token_statistics(model, head, batch, needs, reference)
 
-    for mine, theirs in zip(found(*heads)[:4], found(None, None)[:4], strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-6)
+    torch.testing.assert_close(found(*heads), found(None, None), rtol=0, atol=2e-6)
     # Outside a request the model is as before.
     with torch.no_grad():
         assert torch.equal(plain_logprobs(model, ROWS), plain_logprobs(tiny(family), ROWS))

@@ -83,8 +83,6 @@ def test_a_reward_looks_at_its_token_and_what_is_before_it_only(name, layout):
 class Watched:
     """An objective that remembers the rewards it was given, by response."""
 
-    needs_reference, pairwise = False, False
-
     def __init__(self) -> None:
         self.seen: dict[tuple[int, ...], torch.Tensor] = {}
 

@@ -11,11 +11,12 @@ from tests.models.plain import plain_logits
 from tests.models.test_forward import FACTORS, ROWS, TOTAL, batch_of, gradients, made
 from tests.tiny import move_trained, tiny_llama
 from tests.training.tools import language_model
-from tokenward.models.forward import FrozenReference, OutputSpec, run_model, token_statistics
+from tokenward.models.forward import FrozenReference, run_model, token_statistics
 from tokenward.models.head import install_head
-from tokenward.ops.logprob import chunked_statistics
+from tokenward.ops.logprob import STATISTICS, chunked_statistics
 from tokenward.ops.looks import entropy_and_rank
 from tokenward.ops.tiles import linear_statistics
+from tokenward.tokens.needs import Needs
 
 
 def plain_statistics(model, rows):
@@ -40,19 +41,19 @@ def test_one_pass_of_a_head_gives_both(chunk):
     ids = torch.randint(0, 7, (9,), generator=generator)
     logp = (hidden @ weight.T).log_softmax(-1)
     picked, entropy = logp[torch.arange(9), ids], -(logp.exp() * logp).sum(-1)
-    found = chunked_statistics(hidden, ids, lambda rows: rows @ weight.T, entropy=True, chunk=chunk)
-    close(found.logp, picked)
-    close(found.entropy, entropy)
+    found = chunked_statistics(hidden, ids, lambda rows: rows @ weight.T, ("entropy",), chunk=chunk)
+    close(found["logp"], picked)
+    close(found["entropy"], entropy)
     total = (picked * FACTORS[:9]).sum() + (entropy * FACTORS[9:18]).sum()
-    mine = (found.logp * FACTORS[:9]).sum() + (found.entropy * FACTORS[9:18]).sum()
+    mine = (found["logp"] * FACTORS[:9]).sum() + (found["entropy"] * FACTORS[9:18]).sum()
     close(torch.autograd.grad(mine, [hidden, weight]), torch.autograd.grad(total, [hidden, weight]))
 
 
 def test_entropy_is_made_only_on_request():
     found = chunked_statistics(torch.zeros(2, 3), torch.tensor([0, 1]), lambda rows: rows)
-    assert found.entropy is None
+    assert found.keys() == {"logp"}
     model, head = made("gpt2", torch.float32)
-    assert token_statistics(model, head, batch_of(ROWS, "shared")).entropy is None
+    assert token_statistics(model, head, batch_of(ROWS, "shared")).keys() == {"logp"}
 
 
 @pytest.mark.parametrize("with_head", [True, False])
@@ -64,12 +65,10 @@ def test_a_model_gives_both_with_and_without_the_selective_head(name, layout, wi
     logp, entropy = plain_statistics(model, ROWS)
     other = FACTORS.flip(0)
     expected = gradients(model, torch.cat((logp, entropy)), torch.cat((FACTORS, other)))
-    found = token_statistics(
-        model, head if with_head else None, batch_of(ROWS, layout), OutputSpec(entropy=True)
-    )
-    mine = gradients(model, torch.cat((found.logp, found.entropy)), torch.cat((FACTORS, other)))
-    close(found.logp, logp)
-    close(found.entropy, entropy)
+    found = token_statistics(model, head if with_head else None, batch_of(ROWS, layout), Needs(entropy=True))
+    mine = gradients(model, torch.cat((found["logp"], found["entropy"])), torch.cat((FACTORS, other)))
+    close(found["logp"], logp)
+    close(found["entropy"], entropy)
     assert entropy.std() > 0.01
     close(mine, expected, max(float(slope.abs().max()) for slope in expected.values()))
 
@@ -79,12 +78,12 @@ def test_tokens_without_weight_have_neither(with_head):
     model, head = made("gpt2", torch.float64)
     weights = (torch.arange(TOTAL) % 3 != 1).float()
     batch = batch_of(ROWS, "shared", weights=weights)
-    found = token_statistics(model, head if with_head else None, batch, OutputSpec(entropy=True))
+    found = token_statistics(model, head if with_head else None, batch, Needs(entropy=True))
     kept = weights != 0
     _, entropy = plain_statistics(model, ROWS)
-    close(found.entropy[kept], entropy[kept])
-    assert found.entropy[~kept].tolist() == found.logp[~kept].tolist() == [0.0] * int((~kept).sum())
-    slopes = gradients(model, found.entropy, FACTORS)
+    close(found["entropy"][kept], entropy[kept])
+    assert found["entropy"][~kept].tolist() == found["logp"][~kept].tolist() == [0.0] * int((~kept).sum())
+    slopes = gradients(model, found["entropy"], FACTORS)
     expected = gradients(model, entropy, FACTORS * weights)
     close(slopes, expected, max(float(slope.abs().max()) for slope in expected.values()))
 
@@ -93,17 +92,17 @@ def test_after_a_request_for_both_the_head_is_an_ordinary_one():
     model, head = made("gpt2", torch.float32)
     ids = torch.tensor([[1, 2, 3]])
     before = model(input_ids=ids).logits
-    token_statistics(model, head, batch_of(ROWS, "shared"), OutputSpec(entropy=True))
+    token_statistics(model, head, batch_of(ROWS, "shared"), Needs(entropy=True))
     assert torch.equal(model(input_ids=ids).logits, before)
 
 
 def stored_ranks(model, head, rows):
     """As the scorer ``rank`` has them: of the states at each token's place, 128 rows at a time."""
     batch = batch_of(rows, "separate")
-    with torch.no_grad(), head.answering(batch.predicted_from, None):
-        states = run_model(model, batch).logits
+    with torch.no_grad(), head.answering(batch.inputs.predicted_from, None):
+        states = run_model(model, batch.inputs).logits
     with torch.no_grad():
-        return entropy_and_rank(states, batch.ids, head.logits)[1]
+        return entropy_and_rank(states, batch.tokens.ids, head.logits)[1]
 
 
 @pytest.mark.parametrize("with_head", [True, False])
@@ -116,14 +115,14 @@ def test_ranks_in_the_step_are_those_of_the_scorer(name, layout, with_head):
     expected = stored_ranks(model, head, ROWS)
     assert len(set(expected.tolist())) > 5
     held = FrozenReference(*made(name, torch.float64))
-    for wanted in (
-        OutputSpec(token_rank=True),
-        OutputSpec(token_rank=True, entropy=True, states=True, kl="reverse", reference=held),
+    for needs in (
+        Needs(token_rank=True),
+        Needs(token_rank=True, entropy=True, states=True, kl="reverse"),
     ):
-        found = token_statistics(model, head if with_head else None, batch_of(ROWS, layout), wanted)
-        assert found.token_rank.tolist() == expected.tolist()
-        assert not found.token_rank.requires_grad
-        close(found.logp, plain_statistics(model, ROWS)[0])
+        found = token_statistics(model, head if with_head else None, batch_of(ROWS, layout), needs, held)
+        assert found["token_rank"].tolist() == expected.tolist()
+        assert not found["token_rank"].requires_grad
+        close(found["logp"], plain_statistics(model, ROWS)[0])
 
 
 @pytest.mark.parametrize("elements", [1, 700, 10**7])
@@ -135,7 +134,7 @@ def test_ranks_do_not_depend_on_tiles_and_are_0_without_weight(elements, monkeyp
     )
     weights = (torch.arange(TOTAL) % 3 != 1).float()
     batch = batch_of(ROWS, "shared", weights=weights)
-    found = token_statistics(model, head, batch, OutputSpec(token_rank=True)).token_rank
+    found = token_statistics(model, head, batch, Needs(token_rank=True))["token_rank"]
     assert found.tolist() == (expected * weights).tolist()
 
 
@@ -146,8 +145,21 @@ def test_ranks_with_an_adapter_are_those_of_the_merged_weights(target):
     adapted = model.with_adapter({"r": 2, "target_modules": target})
     move_trained(adapted.model.to(torch.float64).eval())
     batch = batch_of(ROWS, "separate")
-    found = token_statistics(adapted.model, adapted.head, batch, OutputSpec(token_rank=True)).token_rank
+    found = token_statistics(adapted.model, adapted.head, batch, Needs(token_rank=True))["token_rank"]
     merged = copy.deepcopy(adapted.model).merge_and_unload()
     assert found.tolist() == stored_ranks(merged, install_head(merged), ROWS).tolist()
     plain = tiny_llama(dtype=torch.float64, tie_word_embeddings=False).eval()
     assert found.tolist() != stored_ranks(plain, install_head(plain), ROWS).tolist()
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_a_statistic_that_is_new_to_the_table_is_given_by_every_head(with_head, monkeypatch):
+    """A name there and a field of what is needed are all it takes; beside one that goes by tiles, too."""
+    monkeypatch.setitem(STATISTICS, "top", lambda chunk: chunk.logits.log_softmax(-1).amax(-1))
+    monkeypatch.setattr(Needs, "of_head", ("entropy", "top"))
+    model, head = made("gpt2", torch.float64)
+    found = token_statistics(model, head if with_head else None, batch_of(ROWS, "shared"), Needs())
+    expected = [plain_logits(model, row.prompt, ids) for row in ROWS for ids in row.responses]
+    close(found["top"], torch.cat(expected).log_softmax(-1).amax(-1))
+    close(found["entropy"], plain_statistics(model, ROWS)[1])
+    assert found["top"].requires_grad

@@ -10,10 +10,11 @@ from tests.models.plain import plain_logits
 from tests.models.test_forward import FACTORS, ROWS, TOTAL, batch_of, gradients, made
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_t5
 from tests.training.tools import language_model
-from tokenward.models.forward import FrozenReference, OutputSpec, token_statistics
+from tokenward.models.forward import FrozenReference, token_statistics
 from tokenward.models.head import SelectiveHead, install_head
 from tokenward.ops.logprob import kl_of
 from tokenward.tokens.batches import collate
+from tokenward.tokens.needs import Needs
 from tokenward.training.checks import disable_dropout
 
 PAIRS = [(row.prompt, response) for row in ROWS for response in row.responses]
@@ -34,13 +35,12 @@ def close(found, expected, largest=1.0):
 
 
 def check(model, head, reference, direction, batch, expected_kl):
-    wanted = OutputSpec(kl=direction, entropy=True, reference=reference)
     slopes = gradients(model, expected_kl, FACTORS)
-    found = token_statistics(model, head, batch, wanted)
-    close(found.kl, expected_kl)
-    mine = gradients(model, found.kl, FACTORS)
+    found = token_statistics(model, head, batch, Needs(kl=direction, entropy=True), reference)
+    close(found["kl"], expected_kl)
+    mine = gradients(model, found["kl"], FACTORS)
     close(mine, slopes, max(float(slope.abs().max()) for slope in slopes.values()))
-    assert found.entropy.min() > 0
+    assert found["entropy"].min() > 0
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -77,12 +77,12 @@ def test_an_adapter_is_left_out_of_its_own_reference(direction, layout):
     assert expected.min() > 1e-4
     before = all_logits(model).detach()
     batch = batch_of(ROWS, layout)
-    wanted = OutputSpec(kl=direction, reference=FrozenReference(model, head, without_adapter=True))
+    reference = FrozenReference(model, head, without_adapter=True)
     adapter = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     slopes = torch.autograd.grad((expected * FACTORS).sum(), [*adapter.values()])
     disable_dropout(model)
     model.train()
-    found = token_statistics(model, head, batch, wanted).kl
+    found = token_statistics(model, head, batch, Needs(kl=direction), reference)["kl"]
     assert model.training
     close(found, expected)
     mine = torch.autograd.grad((found * FACTORS).sum(), [*adapter.values()])
@@ -99,8 +99,8 @@ def test_a_head_with_an_adapter_of_its_own_is_left_out_too():
     head = install_head(model)
     assert head.linear is None
     expected = kl_of(all_logits(model), all_logits(base).detach(), "forward")
-    wanted = OutputSpec(kl="forward", reference=FrozenReference(model, head, without_adapter=True))
-    found = token_statistics(model, head, batch_of(ROWS, "shared"), wanted).kl
+    reference = FrozenReference(model, head, without_adapter=True)
+    found = token_statistics(model, head, batch_of(ROWS, "shared"), Needs(kl="forward"), reference)["kl"]
     close(found, expected)
     assert expected.min() > 1e-4
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -115,14 +115,14 @@ def test_tokens_without_weight_have_none_of_it(with_head):
     reference = reference_model()
     if not with_head:
         head, reference = None, replace(reference, head=None)
-    wanted = OutputSpec(kl="forward", states=True, reference_layers=True, reference=reference)
-    found = token_statistics(model, head, batch_of(ROWS, "shared", weights=weights), wanted)
-    whole = token_statistics(model, head, batch_of(ROWS, "separate"), wanted)
+    needs = Needs(kl="forward", states=True, reference_layers=True)
+    found = token_statistics(model, head, batch_of(ROWS, "shared", weights=weights), needs, reference)
+    whole = token_statistics(model, head, batch_of(ROWS, "separate"), needs, reference)
     kept = weights != 0
-    for some, every in zip(found, whole, strict=True):
-        if every is not None:
-            close(some[kept], every[kept])
-            assert not some[~kept].any()
+    assert found.keys() == {"logp", "kl", "states", "reference_layers"}
+    for name, some in found.items():
+        close(some[kept], whole[name][kept])
+        assert not some[~kept].any()
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
@@ -140,13 +140,13 @@ def test_states_and_layers_are_those_at_the_position_before_the_token(layout, wi
             states.append(model.transformer(ids).last_hidden_state[0, place])
             output = reference.model(ids, output_hidden_states=True).hidden_states
             layers.append(torch.stack([layer[0, place] for layer in output[1:]], 1))
-    wanted = OutputSpec(states=True, reference_layers=True, reference=reference)
-    found = token_statistics(model, head, batch_of(ROWS, layout), wanted)
-    close(found.states, torch.cat(states))
-    close(found.reference_layers, torch.cat(layers))
-    assert found.reference_layers.shape[1] == 2
-    assert found.states.requires_grad
-    assert not found.reference_layers.requires_grad
+    needs = Needs(states=True, reference_layers=True)
+    found = token_statistics(model, head, batch_of(ROWS, layout), needs, reference)
+    close(found["states"], torch.cat(states))
+    close(found["reference_layers"], torch.cat(layers))
+    assert found["reference_layers"].shape[1] == 2
+    assert found["states"].requires_grad
+    assert not found["reference_layers"].requires_grad
 
 
 def test_an_encoder_decoder_has_them_too():
@@ -154,12 +154,12 @@ def test_an_encoder_decoder_has_them_too():
     policy = replace(language_model(model, layout="encoder_decoder"), start_id=0)
     batch = policy.collate(list(ROWS))
     reference = FrozenReference(other, SelectiveHead(other.lm_head))
-    wanted = OutputSpec(kl="forward", states=True, reference_layers=True, reference=reference)
-    found = token_statistics(policy.model, policy.head, batch, wanted)
+    needs = Needs(kl="forward", states=True, reference_layers=True)
+    found = token_statistics(policy.model, policy.head, batch, needs, reference)
     with torch.no_grad():
         mine, theirs = (torch.cat([t5_logits(item, *pair) for pair in PAIRS]) for item in (model, other))
-    torch.testing.assert_close(found.kl, kl_of(mine, theirs, "forward"), rtol=0, atol=1e-5)
-    assert found.reference_layers.shape == (TOTAL, 2, 32)
+    torch.testing.assert_close(found["kl"], kl_of(mine, theirs, "forward"), rtol=0, atol=1e-5)
+    assert found["reference_layers"].shape == (TOTAL, 2, 32)
 
 
 def t5_logits(model, prompt, response):
@@ -171,4 +171,4 @@ def test_a_divergence_without_a_reference_is_a_mistake():
     model, head = made("gpt2", torch.float32)
     batch = collate([ROWS[0]], layout="shared", pad_id=0)
     with pytest.raises(ValueError, match="there is no reference"):
-        token_statistics(model, head, batch, OutputSpec(kl="forward"))
+        token_statistics(model, head, batch, Needs(kl="forward"))

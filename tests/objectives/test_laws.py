@@ -1,7 +1,7 @@
 """Laws 1, 2 and 3 over every objective of the registry: a new one is held to them by being there."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -12,20 +12,14 @@ from tests.tiny import move_trained, tiny_gpt2
 from tests.training.tools import language_model, random_rows
 from tokenward.errors import UserError
 from tokenward.models.forward import FrozenReference
-from tokenward.objectives import DPO, OBJECTIVES, Composite, Losses, Selected, TokenKL
-from tokenward.objectives.base import (
-    Auxiliary,
-    auxiliaries,
-    has_auxiliary,
-    has_own_denominator,
-    is_pairwise,
-    needs_kl,
-)
-from tokenward.objectives.checked import CheckedObjective
+from tokenward.objectives import DPO, OBJECTIVES, Composite, Losses, PlackettLuce, Selected, TokenKL
+from tokenward.objectives.base import ObjectiveModule, has_module, modules_of, needs_of
+from tokenward.objectives.custom import CheckedObjective
 from tokenward.ops.ragged import segment_sum
 from tokenward.scoring.scorers import Probability
 from tokenward.selection import KeepAll
-from tokenward.training.reading import outputs_of_objective
+from tokenward.tokens.needs import Needs
+from tokenward.training.passes import frozen_reference
 
 # Pairs of 3 and 4, and of 2 and 3 tokens.
 LENGTHS, COUNT = [(3, 4), (2, 3)], 12
@@ -137,7 +131,9 @@ def pair_rows(seed: int = 0):
 def read(model, objective, rows, reference):
     """Mean loss, and the gradient of every trained weight, of the policy and of the objective."""
     batch = model.collate(rows)
-    logp, batch = model.read(model.model, batch, outputs_of_objective(objective, model, reference))
+    logp, batch = model.read(
+        model.model, batch, needs_of(objective), frozen_reference(objective, model, reference)
+    )
     loss = objective(logp, batch).loss.mean()
     return loss, logp
 
@@ -166,10 +162,10 @@ def test_an_adapter_is_its_own_reference():
     move_trained(model.model.to(torch.float64))
     copy, rows = language_model(tiny_gpt2(dtype=torch.float64)), pair_rows()
     for name, objective in every_objective(width=32, layers=2):
-        if needs_kl(objective):
+        if needs_of(objective).kl:
             itself, _ = read(model, objective, rows, None)
             beside, _ = read(model, objective, rows, copy)
-            reference = outputs_of_objective(objective, model).reference
+            reference = frozen_reference(objective, model)
             with naming(name):
                 assert isinstance(reference, FrozenReference)
                 assert reference.without_adapter
@@ -182,41 +178,39 @@ def test_the_names_of_the_registry_are_those_of_the_cases():
 
 def test_an_objective_made_of_others_needs_what_they_need():
     class States:
-        needs_states = needs_reference_layers = needs_entropy = needs_scores = needs_token_rank = True
+        needs = Needs(states=True, reference_layers=True, entropy=True, scores=True, token_rank=True)
 
-        def auxiliary(self, width, layers):
-            return Auxiliary(torch.nn.Linear(width, layers), None, 0.0)
+        def make_module(self, width, layers):
+            return ObjectiveModule(torch.nn.Linear(width, layers), None, 0.0)
 
         def __call__(self, logp, batch):
             return Losses(segment_sum(logp, batch.comparison[batch.response], batch.comparisons), {})
 
     counts = made("sft", {"normaliser": "step_weights"})
-    whole = Composite([DPO(), TokenKL(direction="reverse"), CheckedObjective(States(), "States"), counts])
-    assert has_own_denominator(whole)
-    assert whole.needs_token_rank
-    assert (whole.needs_reference, whole.needs_entropy, whole.needs_states) == (True, True, True)
-    assert (whole.needs_reference_layers, whole.needs_kl, whole.pairwise) == (True, "reverse", True)
-    assert whole.needs_scores
-    assert has_auxiliary(whole)
-    assert [part.module.weight.shape for part in auxiliaries(whole, 5, 3)] == [(3, 5)]
+    draws = PlackettLuce(ties="random")
+    parts = [DPO(), TokenKL(direction="reverse"), CheckedObjective(States(), "States"), counts, draws]
+    whole = Composite(parts)
+    everything = {item.name: True for item in fields(Needs)} | {"kl": "reverse", "unpaired": None}
+    assert whole.needs == Needs(**everything)
+    assert has_module(whole)
+    assert [part.module.weight.shape for part in modules_of(whole, 5, 3)] == [(3, 5)]
     none = Composite([made("sepo", {})])
-    assert (none.needs_reference, none.needs_kl, has_auxiliary(none)) == (False, "", False)
-    assert not none.needs_scores
-    assert Selected(DPO(), KeepAll()).needs_scores
-    assert not Selected(DPO(), KeepAll(), Probability(of="policy")).needs_scores
-    assert not has_own_denominator(none)
+    assert (none.needs, has_module(none)) == (Needs(pairwise=True), False)
+    assert Composite([]).needs == Needs()
+    assert Selected(DPO(), KeepAll()).needs.scores
+    assert not Selected(DPO(), KeepAll(), Probability(of="policy")).needs.scores
+    assert Selected(counts, KeepAll()).needs.unpaired == "good"
 
 
 def test_directions_that_cannot_be_are_refused():
-    class Sideways:
-        needs_kl = "sideways"
-
     with pytest.raises(UserError, match="same direction"):
         made("sum", {"terms": [{"name": "tdpo"}, {"name": "token_kl", "direction": "reverse"}]})
     with pytest.raises(UserError, match="'sideways'"):
-        needs_kl(Sideways())
+        Needs(kl="sideways")
+    with pytest.raises(UserError, match="unpaired='some'"):
+        Needs(unpaired="some")
 
 
 def test_a_selected_objective_is_over_pairs_where_the_inner_one_is():
-    assert is_pairwise(Selected(DPO(), KeepAll()))
-    assert not is_pairwise(Selected(made("sft", {}), KeepAll()))
+    assert Selected(DPO(), KeepAll()).needs.pairwise
+    assert not Selected(made("sft", {}), KeepAll()).needs.pairwise

@@ -33,7 +33,7 @@ def batch_of(*comparisons, weights=None, segments=None) -> TokenBatch:
         weight, segment = ([next(part) for _ in lengths] if part is not None else None for part in parts)
         item = encoded([1], *([2] * length for length in lengths), ranks=ranks)
         rows.append(replace(item, weights=weight, segments=segment))
-    return collate(rows, layout="shared", pad_id=0)
+    return collate(rows, layout="shared", pad_id=0).tokens
 
 
 def double(*values: float) -> torch.Tensor:

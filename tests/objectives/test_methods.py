@@ -24,7 +24,6 @@ from tokenward.objectives import (
     TReg,
     WeightedLikelihood,
 )  # fmt: skip
-from tokenward.objectives.base import has_own_denominator
 from tokenward.ops.losses import one_sample_kl
 
 # Log-ratios of LOGP to REFERENCE: 0.5, 0.5 | 1, -1, -0.5; sums 1 | -0.5.
@@ -35,13 +34,12 @@ def softplus(x: float) -> float:
     return math.log1p(math.exp(x))
 
 
-def pair(weights=None, kl=KL, scores=None, **more):
+def pair(weights=None, kl=KL, scores=None, **statistics):
     batch = batch_of((2, 3), weights=weights, reference=REFERENCE)
-    known = {"kl": kl, "scores": scores}
-    tensors = {
-        name: torch.tensor(value, dtype=torch.float64) for name, value in known.items() if value is not None
-    }
-    return replace(batch, **tensors, **more)
+    scores = None if scores is None else torch.tensor(scores, dtype=torch.float64)
+    if kl is not None:
+        statistics["kl"] = torch.tensor(kl, dtype=torch.float64)
+    return replace(batch, scores=scores, statistics=statistics)
 
 
 def loss_of(objective, batch=None, logp=LOGP) -> float:
@@ -50,8 +48,8 @@ def loss_of(objective, batch=None, logp=LOGP) -> float:
 
 def slope_of(objective, batch, logp=LOGP):
     """Gradients of the loss by log-probabilities and divergences."""
-    values, kl = double(*logp), batch.kl.clone().requires_grad_()
-    loss = objective(values, replace(batch, kl=kl)).loss.sum()
+    values, kl = double(*logp), batch.statistics["kl"].clone().requires_grad_()
+    loss = objective(values, replace(batch, statistics={"kl": kl})).loss.sum()
     return torch.autograd.grad(loss, [values, kl], allow_unused=True)
 
 
@@ -86,7 +84,7 @@ def test_the_term_of_tis_dpo_by_hand():
     # and 0.26 + 0.4 + 0.35 = 1.01;  0.1 (1.05 - 0.5 (0.46 - 1.01)) = 0.1325, both with gradient.
     weighted = pair(weights=[0.7, 1.3, 1.3, 1.0, 0.7])
     objective = TDPO(alpha=-0.5, direction="reverse", stop_gradient="none")
-    assert objective.needs_kl == "reverse"
+    assert objective.needs.kl == "reverse"
     assert loss_of(objective, weighted) == pytest.approx(softplus(-0.1325), abs=1e-7)
     _, kl = slope_of(objective, weighted)
     assert kl[0].item() == pytest.approx(0.1 * 0.5 * 0.7 / (1 + math.exp(0.1325)), abs=1e-7)
@@ -117,7 +115,7 @@ def test_tbpo_by_hand(settings, margins):
 
 def linear_head(objective, weight: float = 1.0):
     """The head of variant Q, with one weight of the first state and no bias."""
-    part = objective.auxiliary(2, 1)
+    part = objective.make_module(2, 1)
     with torch.no_grad():
         part.module.weight.copy_(torch.tensor([[weight, 0.0]]))
         part.module.bias.zero_()
@@ -153,7 +151,7 @@ def test_tbpo_with_its_head_by_hand(settings, baselines):
 
 
 def test_the_head_of_tbpo_is_one_hidden_layer_with_a_learning_rate_of_its_own():
-    part = TBPO(baseline="head").auxiliary(6, 2)
+    part = TBPO(baseline="head").make_module(6, 2)
     assert [tuple(weight.shape) for weight in part.module.parameters()] == [
         (1024, 6),
         (1024,),
@@ -161,9 +159,9 @@ def test_the_head_of_tbpo_is_one_hidden_layer_with_a_learning_rate_of_its_own():
         (1,),
     ]
     assert (part.learning_rate, part.weight_decay) == (1e-3, 0.0)
-    assert TBPO().auxiliary(6, 2) is None
-    assert (TBPO().needs_kl, TBPO().needs_states) == ("forward", False)
-    assert (TBPO(baseline="sample").needs_kl, TBPO(baseline="head").needs_states) == ("", True)
+    assert TBPO().make_module(6, 2) is None
+    assert (TBPO().needs.kl, TBPO().needs.states) == ("forward", False)
+    assert (TBPO(baseline="sample").needs.kl, TBPO(baseline="head").needs.states) == (None, True)
 
 
 def test_tbpo_with_the_logistic_link_at_length_one_is_dpo():
@@ -189,8 +187,8 @@ def test_mapo_by_hand():
     batch = pair(weights=[1.0, 0.5, 0.0, 1.0, 0.2])
     objective = SparsePO(beta=0.2, masks="weights")
     assert loss_of(objective, batch) == pytest.approx(softplus(-0.32), abs=1e-7)
-    assert objective.auxiliary(4, 2) is None
-    assert objective.needs_reference_layers is False
+    assert objective.make_module(4, 2) is None
+    assert objective.needs.reference_layers is False
     # No gradient is stopped.
     _, kl = slope_of(objective, batch)
     assert kl[0].item() == pytest.approx(-0.2 / (1 + math.exp(0.32)), abs=1e-7)
@@ -202,7 +200,7 @@ def test_mapo_with_weights_of_one_is_tdpo_1():
 
 def known_masks(objective, mixes):
     """Networks of two layers whose features are 1 and -1 after the norm, so that the mask is the first mixing weight."""
-    part = objective.auxiliary(2, 2)
+    part = objective.make_module(2, 2)
     for network, mix in zip(part.module, mixes, strict=True):
         with torch.no_grad():
             for layer in network.features:
@@ -250,10 +248,10 @@ def test_masks_begin_alive():
     layers = torch.randn(50, 3, 8, generator=torch.Generator().manual_seed(0))
     for seed in range(20):
         torch.manual_seed(seed)
-        part = SparsePO().auxiliary(8, 3)
+        part = SparsePO().make_module(8, 3)
         assert (part.module[0](layers) > 0).float().mean() > 0.5
     assert (part.weight_decay, part.learning_rate) == (0.01, None)
-    assert len(SparsePO(masks="independent").auxiliary(8, 3).module) == 2
+    assert len(SparsePO(masks="independent").make_module(8, 3).module) == 2
 
 
 def test_kto_by_hand():
@@ -266,7 +264,7 @@ def test_kto_by_hand():
     # Without the reference point: 1 - sigma(0.2), 1 - sigma(0.1).
     plain = KTO(beta=0.2, anchor="zero")
     assert loss_of(plain) == pytest.approx((1 / (1 + math.exp(0.2)) + 1 / (1 + math.exp(0.1))) / 2, abs=1e-7)
-    assert (KTO().needs_kl, plain.needs_kl) == ("reverse", "")
+    assert (KTO().needs.kl, plain.needs.kl) == ("reverse", None)
 
 
 def test_orpo_by_hand():
@@ -310,7 +308,7 @@ def test_token_kl_by_hand():
     difference = TokenKL(sides="difference", weighted=False, stop_gradient="chosen")
     assert loss_of(difference, batch) == pytest.approx(0.5, abs=1e-7)
     assert slope_of(difference, batch)[1].tolist() == [0.0, 0.0, 0.0, 1.0, 1.0]
-    assert (TokenKL().pairwise, difference.pairwise) == (False, True)
+    assert (TokenKL().needs.pairwise, difference.needs.pairwise) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +408,7 @@ def test_a_sum_is_the_weighted_sum_of_its_terms():
 def test_a_sum_of_one_keeps_the_denominator_of_its_term():
     whole = Sum(terms=[{"name": "weighted_likelihood", "normaliser": "step_length", "factor": 0.5}])
     found = whole(double(*LOGP), pair())
-    assert has_own_denominator(whole)
+    assert whole.needs.own_denominator
     # Half of the chosen response's 1 + 2, and its two tokens.
     assert (found.loss.tolist(), found.denominator.tolist()) == ([1.5], [2.0])
 

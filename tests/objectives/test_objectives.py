@@ -27,7 +27,7 @@ def batch_of(*pairs, weights=None, reference=None) -> TokenBatch:
         weight, logp = ([next(part) for _ in lengths] if part is not None else None for part in parts)
         item = encoded([1], *([2] * n for n in lengths))
         rows.append(replace(item, weights=weight, reference_logp=logp))
-    return collate(rows, layout="shared", pad_id=0)
+    return collate(rows, layout="shared", pad_id=0).tokens
 
 
 def double(*values: float) -> torch.Tensor:
@@ -143,19 +143,19 @@ def test_simpo_by_hand():
 def test_sft_by_hand():
     # Only the best response counts, wherever it stands: (1 + 4 + 2.5) / 3 and, of ranks 1 and 0, the second.
     item = encoded([1], [2, 2], [2, 2, 2], ranks=(1, 0))
-    batch = collate([item], layout="shared", pad_id=0)
+    batch = collate([item], layout="shared", pad_id=0).tokens
     losses = SFT()(double(*LOGP), batch)
     assert losses.loss.tolist() == [2.5]
     assert losses.metrics["nll"].tolist() == [2.5]
     weights = [torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0, 3.0])]
-    batch = collate([replace(item, weights=weights)], layout="shared", pad_id=0)
+    batch = collate([replace(item, weights=weights)], layout="shared", pad_id=0).tokens
     # (1 x 1 + 3 x 2.5) / 4
     assert SFT()(double(*LOGP), batch).loss.tolist() == [2.125]
 
 
 def test_sft_takes_any_number_of_responses():
     items = encoded([1], [2], [2], [2], ranks=(2, 0, 1)), encoded([1], [2], [2], ranks=(0, 0))
-    batch = collate(list(items), layout="shared", pad_id=0)
+    batch = collate(list(items), layout="shared", pad_id=0).tokens
     # The tie is the mean of both.
     assert SFT()(double(-1.0, -2.0, -4.0, -3.0, -6.0), batch).loss.tolist() == [2.0, 4.5]
 

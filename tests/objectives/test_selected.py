@@ -11,10 +11,10 @@ from tests.objectives.test_objectives import batch_of, double
 from tests.training.tools import arguments, language_model, random_rows
 from tokenward.errors import UserError
 from tokenward.objectives import SFT, Selected, SePO, SimPO
-from tokenward.objectives.base import has_own_denominator
 from tokenward.scoring.scorers import Combine
 from tokenward.selection import KeepAll, TopFraction, Transform
 from tokenward.selection.base import ScoredTokens
+from tokenward.tokens.needs import Needs
 from tokenward.training.trainer import TokenTrainer
 
 
@@ -73,7 +73,7 @@ def test_a_pair_with_an_empty_side_costs_nothing_and_still_counts():
 def test_the_denominator_of_a_step_is_made_of_the_weights_of_the_step(normaliser, sizes):
     """A comparison without weight adds nothing to the first, and its whole response to the second."""
     objective = Selected(SFT(normaliser=normaliser), BelowTheMean(), Doubt())
-    assert has_own_denominator(objective)
+    assert objective.needs.own_denominator
     losses = objective(double(*[-1.0] * 4, -1.0, -2.0, -1.0, -1.0, -1.0), batch_of((2, 2), (2, 3)))
     assert losses.loss.tolist() == [0.0, 2.0]
     assert losses.metrics["selection/empty"].tolist() == [1.0, 0.0]
@@ -122,14 +122,13 @@ def test_what_a_scorer_sees():
             batch,
             ids=torch.tensor(ids),
             values={"oracle_logp": known},
-            entropy=known + 1,
-            token_rank=known + 2,
+            statistics={"entropy": known + 1, "token_rank": known + 2},
         )
         logp = torch.linspace(-1, -2, len(ids), dtype=torch.float64).requires_grad_()
         return Selected(SimPO(), TopFraction(), Spy()), logp, batch
 
     objective, logp, batch = step((2, 1), ids=[5, 6, 7])
-    assert (objective.needs_entropy, objective.needs_reference, objective.pairwise) == (True, True, True)
+    assert objective.needs == Needs(entropy=True, token_rank=True, reference=True, pairwise=True)
     objective(logp, batch)
     first, second = seen
     assert (first.ids, second.ids) == ([5, 6], [7])
@@ -137,8 +136,7 @@ def test_what_a_scorer_sees():
     assert not first.value("policy_logp").requires_grad
     assert second.value("policy_entropy").tolist() == [3.0]
     assert second.value("policy_rank").tolist() == [4.0]
-    assert objective.needs_token_rank
-    assert not Selected(SimPO(), KeepAll(), Doubt()).needs_token_rank
+    assert not Selected(SimPO(), KeepAll(), Doubt()).needs.token_rank
     assert first.value("reference_logp").tolist() == [-9.0, -9.0]
     assert second.value("oracle_logp").tolist() == [2.0]
     objective, logp, batch = step((1, 1), (2, 1), ids=[1, 2, 5, 6, 7])

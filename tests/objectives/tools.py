@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.tokens.rows import encoded
 from tokenward.objectives import OBJECTIVES, Objective, Selected
-from tokenward.objectives.base import auxiliaries
+from tokenward.objectives.base import modules_of
 from tokenward.plugins import build
 from tokenward.selection import KeepAll
 from tokenward.tokens.batches import TokenBatch, collate
@@ -71,7 +71,7 @@ def made(name: str, settings: dict[str, Any], width: int = WIDTH, layers: int = 
 
 def with_modules(objective: Objective, width: int = WIDTH, layers: int = LAYERS) -> Objective:
     torch.manual_seed(11)
-    for part in auxiliaries(objective, width, layers):
+    for part in modules_of(objective, width, layers):
         part.module.double()
     return objective
 
@@ -135,11 +135,13 @@ def batch_of(known: Values, lengths: list[tuple[int, ...]], weights: list[float]
         for pair in lengths
     ]
     return replace(
-        collate(rows, layout="shared", pad_id=0),
+        collate(rows, layout="shared", pad_id=0).tokens,
         reference_logp=known.reference.detach(),
         scores=known.scores.detach(),
-        entropy=known.entropy,
-        kl=known.kl,
-        states=known.states,
-        reference_layers=known.layers,
+        statistics={
+            "entropy": known.entropy,
+            "kl": known.kl,
+            "states": known.states,
+            "reference_layers": known.layers,
+        },
     )

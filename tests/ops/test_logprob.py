@@ -158,9 +158,9 @@ def test_chunked_divergence_is_the_whole_one(case, chunk, direction):
             (reference_hidden, lambda rows: rows @ reference_matrix.T),
         )
         found = chunked_statistics(
-            hidden, ids, head, entropy=True, reference=reference, direction=direction, chunk=chunk
+            hidden, ids, head, ("entropy", "kl"), reference=reference, direction=direction, chunk=chunk
         )
-        return found.kl
+        return found["kl"]
 
     expected, expected_gradients = gradients(whole, hidden, matrix, weights=weights)
     values, found = gradients(chunked, hidden, matrix, weights=weights)

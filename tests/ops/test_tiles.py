@@ -32,7 +32,7 @@ def plain(hidden, ids, head, other, direction="reverse"):
 
 def loss(statistics, factors):
     weights = torch.cos(torch.arange(N, dtype=torch.float64))
-    return sum(factor * (item * weights).sum() for factor, item in zip(factors, statistics[:3], strict=True))
+    return sum(factor * (item * weights).sum() for factor, item in zip(factors, statistics, strict=True))
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
@@ -41,12 +41,13 @@ def test_any_tile_gives_the_plain_values_and_gradients(bias, direction):
     hidden, ids, head, other = case(bias=bias)
     inputs = [item for item in (hidden, *head[:2]) if item is not None]
     expected = plain(hidden, ids, head, other, direction)
-    asked = {"entropy": True, "reference": other, "direction": direction}
+    asked = {"reference": other, "direction": direction}
     mixtures = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, -2, 3))
     slopes = [torch.autograd.grad(loss(expected, part), inputs, retain_graph=True) for part in mixtures]
     for elements in (1, N * 4, N * V, 10**6):
-        found = linear_statistics(hidden, ids, head, elements=elements, **asked)
-        torch.testing.assert_close(found[:3], expected, rtol=0, atol=1e-12)
+        made = linear_statistics(hidden, ids, head, ("entropy", "kl"), elements=elements, **asked)
+        found = tuple(made.values())
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
         for part, slope in zip(mixtures, slopes, strict=True):
             mine = torch.autograd.grad(loss(found, part), inputs, retain_graph=True)
             torch.testing.assert_close(mine, slope, rtol=0, atol=1e-12)
@@ -55,8 +56,9 @@ def test_any_tile_gives_the_plain_values_and_gradients(bias, direction):
 def ranks(rows, head, ids, *, elements=None, chunk=None):
     """By the tiled head, or by the chunked one."""
     if chunk is None:
-        return linear_statistics(rows, ids, head, rank=True, elements=elements).rank
-    return chunked_statistics(rows, ids, lambda part: part @ head.weight.T, rank=True, chunk=chunk).rank
+        return linear_statistics(rows, ids, head, ("token_rank",), elements=elements)["token_rank"]
+    found = chunked_statistics(rows, ids, lambda part: part @ head.weight.T, ("token_rank",), chunk=chunk)
+    return found["token_rank"]
 
 
 WAYS = [{"elements": 1}, {"elements": 2 * 2}, {"elements": 10**6}, {"chunk": 1}, {"chunk": 100}]
@@ -77,13 +79,15 @@ def test_ranks_by_hand():
 def test_ranks_are_those_of_the_whole_logits(dtype, elements):
     """Half precision has many equal logits, and no token is above itself or its equals."""
     hidden, ids, head, other = case(dtype=dtype)
-    found = linear_statistics(hidden, ids, head, rank=True, entropy=True, reference=other, elements=elements)
+    found = linear_statistics(
+        hidden, ids, head, ("entropy", "kl", "token_rank"), reference=other, elements=elements
+    )
     logits = torch.nn.functional.linear(hidden, head.weight, head.bias).double()
     own = logits.gather(1, ids[:, None])
-    assert found.rank.tolist() == (logits > own).sum(-1).tolist()
-    plain = linear_statistics(hidden, ids, head, entropy=True, reference=other, elements=elements)
-    assert all(map(torch.equal, found[:3], plain[:3]))
-    assert plain.rank is None
+    assert found["token_rank"].tolist() == (logits > own).sum(-1).tolist()
+    plain = linear_statistics(hidden, ids, head, ("entropy", "kl"), reference=other, elements=elements)
+    assert all(torch.equal(found[name], value) for name, value in plain.items())
+    assert plain.keys() == {"logp", "entropy", "kl"}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -93,15 +97,16 @@ def test_a_rank_has_no_gradient_and_takes_none_from_the_rest(way):
     chunked = "chunk" in way
 
     def slopes(rank):
+        names = ("token_rank",) if rank else ()
         if chunked:
-            found = chunked_statistics(hidden, ids, lambda part: part @ head.weight.T, rank=rank, **way)
+            found = chunked_statistics(hidden, ids, lambda part: part @ head.weight.T, names, **way)
         else:
-            found = linear_statistics(hidden, ids, head, rank=rank, **way)
-        assert found.rank is None or not found.rank.requires_grad
-        weights = 1.0 if found.rank is None else found.rank + 1
+            found = linear_statistics(hidden, ids, head, names, **way)
+        assert not rank or not found["token_rank"].requires_grad
+        weights = found["token_rank"] + 1 if rank else 1.0
         plain = ranks(hidden.detach(), head, ids, **way) + 1
         return torch.autograd.grad(
-            (found.logp * (weights / plain if rank else 1)).sum(), [hidden, head.weight]
+            (found["logp"] * (weights / plain if rank else 1)).sum(), [hidden, head.weight]
         )
 
     for one, other in zip(slopes(rank=True), slopes(rank=False), strict=True):
@@ -111,9 +116,8 @@ def test_a_rank_has_no_gradient_and_takes_none_from_the_rest(way):
 def test_what_was_not_asked_for_is_not_there():
     hidden, ids, head, other = case()
     found = linear_statistics(hidden, ids, head)
-    assert found.entropy is None
-    assert found.kl is None
-    torch.testing.assert_close(found.logp, plain(hidden, ids, head, other)[0], rtol=0, atol=1e-12)
+    assert found.keys() == {"logp"}
+    torch.testing.assert_close(found["logp"], plain(hidden, ids, head, other)[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
@@ -122,9 +126,10 @@ def test_finite_differences(direction):
 
     def function(hidden, weight, bias):
         head = LinearHead(weight, bias)
-        return linear_statistics(
-            hidden, ids, head, entropy=True, reference=other, direction=direction, elements=N * 6
-        )[:3]
+        found = linear_statistics(
+            hidden, ids, head, ("entropy", "kl"), reference=other, direction=direction, elements=N * 6
+        )
+        return tuple(found.values())
 
     assert torch.autograd.gradcheck(function, (hidden, *head[:2]))
 
@@ -132,7 +137,7 @@ def test_finite_differences(direction):
 def test_frozen_weights_get_no_gradient_and_the_states_do():
     hidden, ids, head, other = case()
     frozen = LinearHead(head.weight.detach(), None)
-    (mine,) = torch.autograd.grad(linear_statistics(hidden, ids, frozen).logp.sum(), [hidden])
+    (mine,) = torch.autograd.grad(linear_statistics(hidden, ids, frozen)["logp"].sum(), [hidden])
     (theirs,) = torch.autograd.grad(plain(hidden, ids, frozen, other)[0].sum(), [hidden])
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
 
@@ -150,7 +155,7 @@ def test_logits_never_exist_beyond_a_tile():
     hidden, ids, head, _ = case()
     many, ids = hidden.detach().repeat(60, 1).requires_grad_(), ids.repeat(60)
     with Seen():
-        linear_statistics(many, ids, head, elements=many.shape[0] * 4).logp.sum().backward()
+        linear_statistics(many, ids, head, elements=many.shape[0] * 4)["logp"].sum().backward()
     assert max(sizes) <= many.numel() < many.shape[0] * V
 
 
@@ -160,10 +165,10 @@ def test_a_token_that_cannot_come_has_no_share():
     ids = ids.clamp(min=1)
     with torch.no_grad():
         head.bias[0] = -torch.inf
-    found = linear_statistics(hidden, ids, head, entropy=True, reference=other, elements=N * 4)
+    found = linear_statistics(hidden, ids, head, ("entropy", "kl"), reference=other, elements=N * 4)
     logits = (hidden @ head.weight.T + head.bias)[:, 1:]
-    torch.testing.assert_close(found.entropy, entropy_of(logits), rtol=0, atol=1e-12)
-    grads = torch.autograd.grad(sum(item.sum() for item in found[:3]), [hidden, *head[:2]])
+    torch.testing.assert_close(found["entropy"], entropy_of(logits), rtol=0, atol=1e-12)
+    grads = torch.autograd.grad(sum(item.sum() for item in found.values()), [hidden, *head[:2]])
     assert all(grad.isfinite().all() for grad in grads)
     assert float(grads[2][0]) == 0
 
@@ -177,12 +182,12 @@ def test_a_token_that_neither_model_can_write_leaves_the_divergence_as_it_is(dir
         head.bias[0] = -torch.inf
     other = Reference(other.hidden, LinearHead(other.head.weight, barred))
     found = linear_statistics(
-        hidden, ids.clamp(min=1), head, reference=other, direction=direction, elements=N * 4
+        hidden, ids.clamp(min=1), head, ("kl",), reference=other, direction=direction, elements=N * 4
     )
     logits = (hidden @ head.weight.T + head.bias)[:, 1:]
     expected = kl_of(logits, (other.hidden @ other.head.weight.T)[:, 1:], direction)
-    torch.testing.assert_close(found.kl, expected, rtol=0, atol=1e-12)
-    grads = torch.autograd.grad(found.kl.sum(), [hidden, *head[:2]])
+    torch.testing.assert_close(found["kl"], expected, rtol=0, atol=1e-12)
+    grads = torch.autograd.grad(found["kl"].sum(), [hidden, *head[:2]])
     assert all(grad.isfinite().all() for grad in grads)
     assert float(grads[2][0]) == 0
     (slope,) = torch.autograd.grad(expected.sum(), [hidden])
@@ -195,9 +200,9 @@ def test_a_token_that_only_the_reference_writes_makes_the_forward_divergence_inf
         head.bias[0] = -torch.inf
     for elements in (N * 4, N * V):
         found = linear_statistics(
-            hidden, ids.clamp(min=1), head, reference=other, direction="forward", elements=elements
+            hidden, ids.clamp(min=1), head, ("kl",), reference=other, direction="forward", elements=elements
         )
-        assert found.kl.tolist() == [torch.inf] * N
+        assert found["kl"].tolist() == [torch.inf] * N
 
 
 @pytest.mark.parametrize("elements", [N * 4, N * V])
@@ -210,7 +215,7 @@ def test_a_share_too_small_to_be_written_adds_nothing_even_where_the_model_canno
         head.bias[0] = -torch.inf
     other = Reference(other.hidden, LinearHead(other.head.weight, unlikely))
     settings = {"reference": other, "direction": "forward", "elements": elements}
-    found = linear_statistics(hidden, ids.clamp(min=1), head, **settings).kl
+    found = linear_statistics(hidden, ids.clamp(min=1), head, ("kl",), **settings)["kl"]
     logits = hidden @ head.weight.T + head.bias
     expected = -logits.log_softmax(-1)[:, -1]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
@@ -221,7 +226,7 @@ def test_a_share_too_small_to_be_written_adds_nothing_even_where_the_model_canno
 def test_sums_stay_exact_in_half_precision():
     """Products in bfloat16, sums over the vocabulary in float32: the probabilities add up to 1."""
     hidden, _, head, _ = case(dtype=torch.bfloat16, bias=False)
-    total = sum(linear_statistics(hidden, torch.full((N,), token), head).logp.exp() for token in range(V))
+    total = sum(linear_statistics(hidden, torch.full((N,), token), head)["logp"].exp() for token in range(V))
     assert total.dtype == torch.float32
     torch.testing.assert_close(total, torch.ones(N), rtol=0, atol=1e-5)
 
@@ -230,15 +235,15 @@ def test_gradients_have_the_type_of_what_they_belong_to():
     hidden, ids, head, _ = case(dtype=torch.float32)
     found = linear_statistics(hidden, ids, head, dtype=torch.bfloat16)
     exact = linear_statistics(hidden, ids, head)
-    assert found.logp.dtype == torch.float32
-    torch.testing.assert_close(found.logp, exact.logp, rtol=0, atol=0.1)
-    grads = torch.autograd.grad(found.logp.sum(), [hidden, *head[:2]])
+    assert found["logp"].dtype == torch.float32
+    torch.testing.assert_close(found["logp"], exact["logp"], rtol=0, atol=0.1)
+    grads = torch.autograd.grad(found["logp"].sum(), [hidden, *head[:2]])
     assert {grad.dtype for grad in grads} == {torch.float32}
 
 
 def test_no_token_at_all():
     hidden, _, head, _ = case()
-    found = linear_statistics(hidden[:0], torch.tensor([], dtype=torch.int64), head, entropy=True)
-    assert found.logp.shape == (0,)
-    found.logp.sum().backward()
+    found = linear_statistics(hidden[:0], torch.tensor([], dtype=torch.int64), head, ("entropy",))
+    assert found["logp"].shape == (0,)
+    found["logp"].sum().backward()
     assert float(head.weight.grad.abs().sum()) == 0

@@ -28,7 +28,7 @@ LORA = "r: 2, target_modules: [q_proj, v_proj]"
         ("{r: 0}", "peft refuses the adapter .*`r` should be a positive integer"),
         ("{rank: 4}", "peft refuses the adapter .*rank"),
         (f"{{{LORA}, trainable_token_indices: {{nowhere: [1]}}}}", "peft refuses the adapter"),
-        (f"{{{LORA}, lora_dropout: 0.1}}", r"lora_dropout is 0\.1, and [a-z.]+\.training\.disable_dropout"),
+        (f"{{{LORA}, lora_dropout: 0.1}}", r"lora_dropout is 0\.1, and [a-z_.]+\.training\.disable_dropout"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["model.adapter", "oracle.adapter", "auxiliary_models.other.adapter"])

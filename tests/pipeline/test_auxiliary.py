@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenward.pipeline.rows import LazyRows
-from tokenward.pipeline.scored import scored_rows
 
 import tokenward
 from tests.models.plain import plain_logprobs
-from tests.pipeline.tools import plugin, refused
+from tests.pipeline.tools import plugin, refused, tables_of
 from tests.tiny import CHATML, save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
+from tokenward.scoring.join import scored
 from tokenward.scoring.store import TokenStore
-from tokenward.stages.data import encode_set, pair_sets, response_keys
+from tokenward.stages.scorers import scorer_of
 from tokenward.tokens.encode import Limits, encode_one
 from tokenward.tokens.prompted import prompted, with_prompt
+from tokenward.tokens.rows import keys_of
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
 
@@ -35,14 +35,14 @@ def stored() -> TokenStore:
 
 
 def train_rows(run) -> list:
-    return list(encode_set(run, pair_sets(run).train, run.tokenizer_template(run.start_model)).rows)
+    return list(tables_of(run).train)
 
 
 def margin(store: TokenStore, rows: list, model: str) -> float:
     """Mean over pairs of the log-ratio of the preferred response less that of the other."""
     total = 0.0
     for row in rows:
-        records = [store[key] for key in response_keys(row)]
+        records = [store[key] for key in keys_of(row.comparison)]
         ratios = [float((r.value(f"{model}_logp") - r.value("reference_logp")).sum()) for r in records]
         total += ratios[0] - ratios[1]
     return total / len(rows)
@@ -71,7 +71,7 @@ def test_an_expert_is_trained_as_the_oracle_is_and_the_labels_may_be_swapped(tin
     model = load_model(str(RUN / "auxiliary-worse" / "model"), device="cpu")
     with torch.no_grad():
         expected = plain_logprobs(model.model, rows[:1]).split([len(ids) for ids in rows[0].responses])
-    for key, values in zip(response_keys(rows[0]), expected, strict=True):
+    for key, values in zip(keys_of(rows[0].comparison), expected, strict=True):
         torch.testing.assert_close(store[key].value("worse_logp"), values, atol=1e-4, rtol=0)
 
 
@@ -87,7 +87,7 @@ def test_an_expert_of_plain_likelihood_sees_its_share_of_the_best_responses(tiny
     assert facts["rows"] == round(0.5 * len(rows)) or abs(facts["rows"] - len(rows) / 2) < len(rows) / 3
     assert facts["rows"] < len(rows)
     store = stored()
-    chosen = [store[response_keys(row)[0]] for row in rows]
+    chosen = [store[keys_of(row.comparison)[0]] for row in rows]
     assert np.mean([float((r.value("good_logp") - r.value("reference_logp")).mean()) for r in chosen]) > 0.01
     assert (RUN / "auxiliary-good" / "model" / "adapter_config.json").is_file()
 
@@ -113,7 +113,7 @@ def test_the_same_model_under_another_prompt_scores_the_same_tokens(tiny_workpla
     for name, text in (("better", f"Be very good. {content}"), ("worse", f"{content} Be bad.")):
         rendered = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
         prompt = tiny_tokenizer()(rendered)["input_ids"]
-        for key, ids in zip(response_keys(row), row.responses, strict=True):
+        for key, ids in zip(keys_of(row.comparison), row.responses, strict=True):
             with torch.no_grad():
                 logp = (
                     model.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
@@ -205,9 +205,9 @@ def test_a_scorer_that_compares_with_all_data_sees_all_rows(tiny_workplace: Path
         "policy.objective={name: weighted_likelihood}",
     ]
     run = tokenward.run(tiny_workplace, changes, quiet=True)
-    rows = scored_rows(run, LazyRows(encoded=train_rows(run)))
+    rows = scored(tables_of(run).train, scorer_of(run), stored())
     for side in (0, 1):
-        logps = [stored()[response_keys(row)[side]].value("reference_logp") for row in rows]
+        logps = [stored()[keys_of(row.comparison)[side]].value("reference_logp") for row in rows]
         mean = float(torch.cat(logps).double().exp().mean())
         for row, logp in zip(rows, logps, strict=True):
             assert row.scores[side].tolist() == (logp.exp() >= mean).float().tolist()
@@ -232,13 +232,13 @@ def test_spans_of_the_data_and_of_a_file_reach_their_tokens(tiny_workplace: Path
     )
     assert "file mine.jsonl" in run.done("scores").inputs
     missing = {row["prompt"] for row in lines[-3:]}
-    for row in scored_rows(run, LazyRows(encoded=train_rows(run))):
+    for row in scored(tables_of(run).train, scorer_of(run), stored()):
         comparison = row.comparison
         for side in range(len(comparison.responses)):
             if comparison.prompt[-1]["content"] in missing:
                 assert row.scores[side].isnan().all()
                 continue
-            record = stored()[response_keys(row)[side]]
+            record = stored()[keys_of(row.comparison)[side]]
             marks = [(*mark,) for mark in comparison.spans[side]]
             expected = [
                 sum(11 * value for first, last, value in marks if begin < last and end > first)
@@ -288,7 +288,7 @@ def test_critical_tokens_are_those_without_which_the_answer_goes_wrong(tiny_work
     tokenizer = tiny_tokenizer()
     model = tiny_llama()
     row = rows[0]
-    good, bad = (store[key].value(name).tolist() for key in response_keys(row))
+    good, bad = (store[key].value(name).tolist() for key in keys_of(row.comparison))
     assert np.isnan(bad).all(), "it is not accepted, so it has no scores"
     ids = row.responses[0]
     expected = []
@@ -322,7 +322,7 @@ def test_a_stopped_search_for_critical_tokens_goes_on(tiny_workplace: Path, monk
     def stops(model, template, row, place, *rest):
         if len(done) == 3:
             raise KeyboardInterrupt
-        done.append(response_keys(row)[place])
+        done.append(keys_of(row.comparison)[place])
         return plain(model, template, row, place, *rest)
 
     monkeypatch.setattr(counterfactual, "_critical", stops)
@@ -333,7 +333,7 @@ def test_a_stopped_search_for_critical_tokens_goes_on(tiny_workplace: Path, monk
         file.write('["half')  # a kill in the middle of a line
     again = []
     monkeypatch.setattr(
-        counterfactual, "_critical", lambda *a: again.append(response_keys(a[2])[a[3]]) or plain(*a)
+        counterfactual, "_critical", lambda *a: again.append(keys_of(a[2].comparison)[a[3]]) or plain(*a)
     )
     tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
     assert not set(again) & set(done)
@@ -370,10 +370,10 @@ def test_scores_of_the_policy_are_made_in_the_step(tiny_workplace: Path) -> None
 @pytest.mark.parametrize(
     ("auxiliary", "words"),
     [
-        ("{swap_labels: true}", "has swapped and no training"),
+        ("{swap_labels: true}", "has swap_labels and no training"),
         ("{model: other, fraction: 0.5, objective: {name: sft}}", "has fraction, objective and no training"),
         ("{}", "is the reference itself"),
-        ("{model: a}", "auxiliary_models are not made from each other"),
+        ("{model: a}", "auxiliary models are not made from each other"),
     ],
 )
 def test_an_expert_that_cannot_be_what_is_written_is_refused(

@@ -20,7 +20,7 @@ from tokenward.models.loading import load_model
 from tokenward.sampling import SamplingSettings, sample_replies
 from tokenward.scoring.texts import TokenScorer
 from tokenward.tools import model_replies
-from tokenward.tools.compare_models import Request, compare_models
+from tokenward.tools.compare_models import ComparisonRequest, compare_models
 from tokenward.tools.model_replies import model_of, short_name
 from tokenward.types import Example, Message
 
@@ -46,7 +46,7 @@ def place(tmp_path, monkeypatch):
 
 def asking(folders, **changes):
     wanted = {"before": folders[0], "after": folders[1], "prompts": "prompts.jsonl", "overrides": FEW}
-    return Request(**{**wanted, **changes})
+    return ComparisonRequest(**{**wanted, **changes})
 
 
 def records(folder="runs/one-vs-two"):
@@ -290,13 +290,13 @@ def test_an_empty_reply_has_no_mean_but_loses(folders, place, tiny_oracle, monke
     from tokenward.evaluation.benchmarks import Question
     from tokenward.sampling import Reply
     from tokenward.tools import compare_models as module
-    from tokenward.tools.comparison import Comparison, apply_rewards
+    from tokenward.tools.comparison import ComparedReplies, apply_rewards
 
     replies = [
         [[Reply([1], text, True)] for text in side]
         for side in (["", "", "the tea"], ["", "a cup", "the tea"])
     ]
-    comparison = Comparison(
+    comparison = ComparedReplies(
         recipe=module._recipe(FEW),
         display=Display(quiet=True),
         questions=[Question(example) for example in EXAMPLES],

@@ -189,4 +189,4 @@ def test_a_model_is_asked_as_its_template_asks_and_not_as_a_row_begins(monkeypat
     found = answers_module.answers(Run(recipe=recipe), None, None, [row], label="replies")  # type: ignore[arg-type]
     assert asked == [[1, 2, 7, 8]]
     (sampled,) = answers_module.reply_rows([row], found)
-    assert sampled.encoded.prompt == [1, 2, 7, 8]
+    assert sampled.prompt == [1, 2, 7, 8]

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenward.pipeline.scored import scored_rows
-from tokenward.pipeline.values import weigh_batch
 
 import tokenward
+from tests.pipeline.tools import tables_of
 from tests.tiny import planted_rows
 from tokenward.errors import UserError
-from tokenward.stages.data import pair_sets
+from tokenward.scoring.join import scored
+from tokenward.scoring.store import TokenStore
+from tokenward.selection.weights import weigh_rows, weigh_step
+from tokenward.stages.lists import carry_out
+from tokenward.stages.scorers import scorer_of
 
 RUN = Path("runs/quickstart")
 
@@ -36,7 +39,7 @@ def test_a_torn_checkpoint_is_left_out(finished_run: Path, tiny_workplace: Path)
     shutil.copy(finished_run / RUN / "oracle" / "manifest.json", RUN / "oracle" / "manifest.json")
     manifest = json.loads((RUN / "oracle" / "manifest.json").read_text())
     (RUN / "oracle" / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
-    tokenward.train_oracle(run)
+    carry_out(run, "oracle")
     ours, theirs = (folder / "oracle/model/model.safetensors" for folder in (RUN, finished_run / RUN))
     assert ours.read_bytes() == theirs.read_bytes()
 
@@ -83,12 +86,9 @@ def test_a_batch_wide_selection_leaves_each_side_a_token(copied_run: Path) -> No
     from tokenward.selection import SideRule, TopFraction
 
     run = tokenward.open_run(copied_run, quiet=True)
-    template = run.tokenizer_template(run.policy_start)
-    from tokenward.stages.data import encode_set
-
-    rows = [item for item in encode_set(run, pair_sets(run).train, template).rows]
+    rows = tables_of(run).train
     few = TopFraction(chosen=SideRule(fraction=0.02), rejected=SideRule(fraction=0.02), scope="batch")
-    weighted = weigh_batch(few, scored_rows(run, rows)[:8])
+    weighted = weigh_step(few, list(scored(rows, scorer_of(run), TokenStore(run.path("scores")))[:8]))
     assert all(bool((side != 0).any()) for row in weighted for side in row.weights or ())
 
 
@@ -133,30 +133,21 @@ def test_pairs_that_lie_too_close_are_counted(tiny_workplace: Path) -> None:
 
 
 def test_sft_counts_the_best_response_of_a_prompt_once(tiny_workplace: Path) -> None:
-    from tokenward.stages.data import encode_set
-    from tokenward.stages.training import best_once
-
     run = tokenward.open_run(tiny_workplace, ["data.pairs=all"], quiet=True)
-    tokenward.prepare_data(run)
-    pairs = pair_sets(run).train
-    template = run.tokenizer_template(run.start_model)
-    rows = best_once([item for item in encode_set(run, pairs, template).rows])
+    pairs = tables_of(run).train
+    rows = pairs.best_once()
     texts = [row.comparison.responses[0] for row in rows]
     assert len(pairs) == 3 * len(rows)
     assert all("good" in text for text in texts)
 
 
 def test_weights_of_the_batch_are_the_selectors_own_where_it_keeps_something(copied_run: Path) -> None:
-    from tokenward.pipeline.values import weigh_rows
-
     from tokenward.selection import TopFraction
-    from tokenward.stages.data import encode_set
 
     run = tokenward.open_run(copied_run, quiet=True)
-    template = run.tokenizer_template(run.policy_start)
-    rows = [item for item in encode_set(run, pair_sets(run).train, template).rows]
-    scored = scored_rows(run, rows)[:4]
-    plain, batch = weigh_rows(TopFraction(), scored), weigh_batch(TopFraction(), scored)
+    rows = tables_of(run).train
+    some = list(scored(rows, scorer_of(run), TokenStore(run.path("scores")))[:4])
+    plain, batch = weigh_rows(TopFraction(), some), weigh_step(TopFraction(), some)
     for one, other in zip(plain, batch, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.weights or (), other.weights or (), strict=True))
 

@@ -57,13 +57,13 @@ def test_one_of_ones_own_may_ask_for_it_too(tiny_workplace):
     from tests.pipeline.tools import plugin
 
     name = plugin(
-        "from tokenward.objectives import Losses\n"
+        "from tokenward.objectives import Losses, Needs\n"
         "from tokenward.ops.ragged import segment_sum\n"
         "class Stay:\n"
-        "    needs_kl = 'reverse'\n"
+        "    needs = Needs(kl='reverse')\n"
         "    def __call__(self, logp, batch):\n"
         "        owner = batch.comparison[batch.response]\n"
-        "        return Losses(segment_sum(batch.kl, owner, batch.comparisons), {})\n"
+        "        return Losses(segment_sum(batch.statistics['kl'], owner, batch.comparisons), {})\n"
     )
     folder = policy(
         tiny_workplace, f'policy.objective={{name: "{name}:Stay"}}', "policy.selection={name: all}"
@@ -148,7 +148,7 @@ def test_a_terms_selection_draws_with_the_seed_of_the_recipe(tiny_workplace, mon
         handed.append(objective.parts[0].selector.seed)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(policy_stage, "fit", fit)
+    monkeypatch.setattr(policy_stage, "fit_stage", fit)
     random = "{name: top_fraction, ties: random}"
     for seed, own in ((3, ""), (4, ""), (3, ", seed: 9")):
         objective = f"policy.objective={{name: sum, terms: [{{name: sepo, selection: {random}}}]{own}}}"

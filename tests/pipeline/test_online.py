@@ -26,6 +26,7 @@ from tokenward.objectives import Reinforce, WeightedLikelihood
 from tokenward.sampling import TransformersSampler
 from tokenward.scoring.values import token_values
 from tokenward.selection import SoftWeights
+from tokenward.stages.lists import run_through
 from tokenward.stages.online import _prepare, fresh_reward, online_policy, task_of
 from tokenward.training.fit import Interrupted
 
@@ -253,7 +254,7 @@ def test_a_look_at_the_policy_scores_fresh_replies_of_the_policy_then(recipe, mo
 
 def prepared(run, rows=2):
     """A few of a run's rows as they train, with what made them."""
-    tokenward.pipeline.run_through(run, "examples")
+    run_through(run, "examples")
     policy = online_policy(run)
     task, reward = task_of(run, policy), fresh_reward(run)
     online = run.recipe.online
@@ -270,7 +271,7 @@ def test_the_likelihood_of_the_first_reference_is_weighted_by_its_rewards(recipe
     for row, plain, mine in zip(found, given, rewards, strict=True):
         assert row.comparison.responses == ("the good tea on the table",)
         assert row.responses[0][-1] == policy.tokenizer.eos_token_id
-        assert row == plain.encoded
+        assert row == plain
         assert torch.equal(row.scores[0], mine[0])
         # w_t = r_t / sum r, in units of 1 / T
         torch.testing.assert_close(row.weights[0], mine[0] / mine[0].mean(), rtol=1e-5, atol=0)
@@ -295,7 +296,7 @@ def test_reinforce_trains_on_samples_their_rewards_and_the_start_as_reference(re
 
 def test_reinforce_compares_with_the_start_and_not_with_the_policy_of_now(recipe):
     run = tokenward.open_run(recipe, [REINFORCE], quiet=True)
-    tokenward.pipeline.run_through(run, "examples")
+    run_through(run, "examples")
     policy = online_policy(run)
     task, reward = task_of(run, policy), fresh_reward(run)
     prepare = _prepare(run, run.recipe.online, Reinforce(kl=0.1), SoftWeights(), policy, reward, task)
@@ -419,7 +420,7 @@ def test_a_learned_prompt_is_the_same_after_a_stop(prompts, monkeypatch):
 
 
 def test_prompts_are_ranked_on_another_part_of_the_texts_in_each_draw(prompts, monkeypatch):
-    from tokenward.sampling.classification.gap import ClassificationGap
+    from tokenward.sampling.classification import ClassificationGap
 
     plain, parts = ClassificationGap.__call__, []
 
@@ -461,3 +462,13 @@ def test_an_encoder_decoder_with_tied_weights_goes_on_after_a_stop(t5, monkeypat
     again = guided(t5, *CHOICES[name], run="stopped")
     assert digests(again) == digests(whole)
     assert events(again) == events(whole)
+
+
+def test_texts_that_are_cut_are_counted(prompts, capsys):
+    from tokenward.stages.prompt_task import prompt_task
+
+    run = tokenward.open_run(prompts, ["prompt_task.max_sentence_tokens=2"])
+    prompt_task(run, run.load(run.start_model))
+    assert "24 of 24 texts are longer than 2 tokens and lose their end" in " ".join(
+        capsys.readouterr().out.split()
+    )

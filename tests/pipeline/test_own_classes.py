@@ -12,7 +12,7 @@ from tokenward import plugins
 
 LAB = """
 import torch
-from tokenward.objectives import Losses
+from tokenward.objectives import Losses, Needs
 from tokenward.ops.ragged import weighted_mean
 
 def means(logp, batch):
@@ -36,7 +36,7 @@ class Metric:
         return Losses(mean[1::2] - mean[0::2], {"spread": mean})
 
 class Silent:
-    own_denominator = True
+    needs = Needs(own_denominator=True)
     def __call__(self, logp, batch):
         return Losses(logp.new_zeros(batch.comparisons), {})
 
@@ -45,7 +45,7 @@ class Sudden:
         return Losses(logp.new_zeros(batch.comparisons), {}, logp.new_ones(batch.comparisons))
 
 class BelowZero:
-    own_denominator = True
+    needs = Needs(own_denominator=True)
     def __call__(self, logp, batch):
         return Losses(logp.new_zeros(batch.comparisons), {}, -logp.new_ones(batch.comparisons))
 
@@ -123,7 +123,7 @@ class BriefInStep:
         (["policy.objective={name: 'LAB:Idle'}"], "objective LAB:Idle is an Idle, which cannot be called"),
         (["policy.selection={name: 'LAB:Fair'}"], r"selector LAB:Fair takes \(logp, batch\): .* called as f\(tokens\)"),
         (["scores.scorer={name: 'LAB:Fair'}"], r"scorer LAB:Fair takes \(logp, batch\): .* called as f\(record\)"),
-        (["scores.scorer={name: 'LAB:Worded'}"], "scorer LAB:Worded returned a list that is no list of numbers"),
+        (["scores.scorer={name: 'LAB:Worded'}"], "scorer LAB:Worded returned a list that cannot be read as numbers"),
         (["scores.scorer={name: 'LAB:Brief'}"], r"the scorer LAB:Brief gave \(1,\) numbers for a response"),
         (["scores.scorer={name: 'LAB:brief'}", "oracle.training.max_steps=1"], r"the scorer LAB:brief gave \(1,\) numbers for a response"),
         (["scores.scorer={name: 'LAB:BriefInStep'}", "policy.objective={name: sft}"], r"the scorer LAB:BriefInStep gave \(1,\) numbers"),

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 import tokenward
-from tests.pipeline.tools import press_when, refused
+from tests.pipeline.tools import press_when, refused, tables_of
 from tests.tiny import planted_rows
 from tokenward.data import fraction
+from tokenward.data.lines import read_comparisons
 from tokenward.models.reward import load_reward_model
 from tokenward.scoring.store import TokenStore
 from tokenward.scoring.values import token_values
-from tokenward.stages.data import pair_sets, read_comparisons, response_keys
-from tokenward.tokens.encode import encode
+from tokenward.tokens.rows import keys_of
 from tokenward.training.fit import Interrupted
 
 RUN = Path("runs/quickstart")
@@ -44,13 +44,12 @@ def test_the_reward_that_is_stored_is_the_reward_that_was_trained(tiny_workplace
     assert (facts["steps"], facts["list_sizes"]) == (4, [3])
     assert (RUN / "reward" / "history.jsonl").is_file()
     model = load_reward_model(RUN / "reward" / "model", device="cpu")
-    template = run.tokenizer_template(run.start_model)
     store = TokenStore(run.path("scores"))
-    pairs = encode(pair_sets(run).train, template, run.limits).rows
+    pairs = list(tables_of(run).train)
     values = token_values(model, list(pairs), precision="float32", tokens_per_batch=64)
     assert len(pairs) > 10
     for row, found in zip(pairs, values, strict=True):
-        for key, mine in zip(response_keys(row), found, strict=True):
+        for key, mine in zip(keys_of(row.comparison), found, strict=True):
             torch.testing.assert_close(store[key].value("reward"), mine, rtol=0, atol=2e-6)
 
 
@@ -59,11 +58,10 @@ def test_a_stored_reward_is_one_number_per_unit(tiny_workplace, unit):
     run = run_of(tiny_workplace, f"reward.head.unit={unit}")
     record = json.loads((RUN / "reward" / "model" / "token_reward.json").read_text())
     assert record["unit"] == unit
-    template = run.tokenizer_template(run.start_model)
     store = TokenStore(run.path("scores"))
-    (row, *_) = encode(pair_sets(run).train, template, run.limits).rows
+    (row, *_) = list(tables_of(run).train)
     for key, text, spans in zip(
-        response_keys(row), row.comparison.responses, row.comparison.spans, strict=True
+        keys_of(row.comparison), row.comparison.responses, row.comparison.spans, strict=True
     ):
         ((start, end, _),) = spans  # the planted word
         pieces = {
@@ -143,8 +141,10 @@ def test_a_row_of_one_response_or_of_one_rank_is_counted_and_left_out(tiny_workp
 
 def test_the_referees_prompts_teach_no_reward(tiny_workplace):
     run = run_of(tiny_workplace, "eval_reward={fraction: 0.4, training: {max_steps: 1}}", last="reward")
-    sets = pair_sets(run)
-    assert run.done("reward").facts["rows"] == len({json.dumps(pair.prompt) for pair in sets.train})
+    sets = tables_of(run)
+    assert run.done("reward").facts["rows"] == len(
+        {json.dumps(pair.comparison.prompt) for pair in sets.train}
+    )
     assert sets.eval_reward
 
 

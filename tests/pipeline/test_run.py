@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 import tokenward
-from tests.pipeline.tools import plugin
+from tests.pipeline.tools import plugin, tables_of
 from tokenward.errors import UserError
 from tokenward.scoring.store import TokenStore
+from tokenward.stages.lists import carry_out
+from tokenward.stages.tables import random_part
 from tokenward.training.fit import Interrupted
 
 RUN = Path("runs/quickstart")
@@ -65,11 +67,11 @@ def test_the_manifest_says_what_became_of_the_chosen_responses(finished_run: Pat
 
 
 UNLEARN = """
-from tokenward.objectives import Losses, SePO
+from tokenward.objectives import Losses, Needs, SePO
 
 
 class Unlearn:
-    pairwise = True
+    needs = Needs(pairwise=True)
 
     def __call__(self, logp, batch):
         losses = SePO()(logp, batch)
@@ -161,12 +163,11 @@ def test_sft_referee_and_adapter(tiny_workplace: Path) -> None:
 
 
 def test_the_referee_sees_no_pair_of_the_others(tiny_workplace: Path) -> None:
-    from tokenward.stages.data import pair_sets
 
     run = tokenward.open_run(tiny_workplace, ["eval_reward={fraction: 0.4}"], quiet=True)
-    tokenward.prepare_data(run)
-    sets = pair_sets(run)
-    prompts = [{json.dumps(row.prompt) for row in rows} for rows in sets]
+    carry_out(run, "data")
+    sets = tables_of(run)
+    prompts = [{json.dumps(row.comparison.prompt) for row in rows} for rows in sets[:3]]
     assert sets.eval_reward
     assert not prompts[0] & prompts[1]
     assert not prompts[0] & prompts[2]
@@ -176,11 +177,10 @@ def test_the_referee_sees_no_pair_of_the_others(tiny_workplace: Path) -> None:
 def test_scores_of_own_text_equal_those_of_the_store(tiny_oracle: Path) -> None:
     run = tokenward.open_run("recipes/quickstart.yaml", quiet=True)
     store = TokenStore(run.path("scores"))
-    from tokenward.stages.data import pair_sets
     from tokenward.tokens.rows import response_key
 
     scorer = tokenward.TokenScorer.load(tiny_oracle)
-    for pair in pair_sets(run).eval[:4]:
+    for pair in (row.comparison for row in tables_of(run).eval[:4]):
         for text in pair.responses:
             # float32 log-probabilities of about -5 depend on the batch's shape in the last bits
             record = store[response_key(pair.prompt, text)]
@@ -192,9 +192,9 @@ def test_scores_of_own_text_equal_those_of_the_store(tiny_oracle: Path) -> None:
 
 def test_scores_of_another_oracle_are_refused(copied_run: Path) -> None:
     run = tokenward.open_run(copied_run, ["oracle.training.max_steps=2"], quiet=True)
-    tokenward.train_oracle(run)
+    carry_out(run, "oracle")
     with pytest.raises(UserError, match="oracle"):
-        tokenward.train_policy(run)
+        carry_out(run, "policy")
 
 
 def test_a_policy_with_another_tokenizer_is_refused(copied_run: Path, tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_interrupt_saves_and_the_next_run_ends_as_if_nothing_had_happened(
 def test_own_scorer_selector_objective_and_metric(tiny_workplace: Path) -> None:
     Path("mylab.py").write_text(
         "import torch\n"
-        "from tokenward.objectives.base import Losses\n"
+        "from tokenward.objectives import Losses, Needs\n"
         "from tokenward.ops.ragged import weighted_mean\n"
         "class Late:\n"
         "    reads = ()\n"
@@ -263,8 +263,7 @@ def test_own_scorer_selector_objective_and_metric(tiny_workplace: Path) -> None:
         "    def __call__(self, tokens):\n"
         "        return torch.sigmoid(tokens.scores / self.temperature)\n"
         "class Hinge:\n"
-        "    needs_reference = False\n"
-        "    pairwise = True\n"
+        "    needs = Needs(pairwise=True)\n"
         "    def __call__(self, logp, batch):\n"
         "        mean = weighted_mean(logp, batch.weights, batch.response, batch.responses)\n"
         "        return Losses(torch.relu(1 - mean[0::2] + mean[1::2]), {})\n"
@@ -283,7 +282,6 @@ def test_own_scorer_selector_objective_and_metric(tiny_workplace: Path) -> None:
 
 
 def test_oracle_and_referee_train_on_their_own_share(tiny_workplace: Path) -> None:
-    from tokenward.stages.data import oracle_pairs, pair_sets
 
     changes = [
         "oracle.fraction=0.5",
@@ -291,22 +289,27 @@ def test_oracle_and_referee_train_on_their_own_share(tiny_workplace: Path) -> No
         "evaluation.prompts=1",
     ]
     run = tokenward.run(tiny_workplace, changes, quiet=True)
-    sets = pair_sets(run)
-    assert len(oracle_pairs(run, sets.train)) < len(sets.train) != len(sets.eval_reward)
-    assert run.done("oracle").facts["rows"] == len(oracle_pairs(run, sets.train))
+    sets = tables_of(run)
+    assert (
+        len(random_part(run, sets.train, run.recipe.oracle.fraction, "oracle"))
+        < len(sets.train)
+        != len(sets.eval_reward)
+    )
+    assert run.done("oracle").facts["rows"] == len(
+        random_part(run, sets.train, run.recipe.oracle.fraction, "oracle")
+    )
     assert run.done("eval_reward").facts["rows"] == len(sets.eval_reward)
     assert run.done("policy").facts["rows"] == len(sets.train)
 
 
 def test_before_is_the_reference_and_after_is_the_policy(tiny_oracle: Path) -> None:
-    from tokenward.stages.data import pair_sets
     from tokenward.tokens.rows import response_key
 
     run = tokenward.open_run("recipes/quickstart.yaml", quiet=True)
     store = TokenStore(run.path("reference"))
     means = [
         [store[response_key(pair.prompt, text)].value("reference_logp").mean() for text in pair.responses]
-        for pair in pair_sets(run).eval
+        for pair in (row.comparison for row in tables_of(run).eval)
     ]
     expected = sum(float(chosen - rejected) for chosen, rejected in means) / len(means)
     assert tokenward.read_figures(run)["likelihood/margin_before"].value == pytest.approx(expected, abs=1e-4)

@@ -4,19 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
-from tokenward.pipeline import expert_stage
 
 import tokenward
-from tests.pipeline.tools import refused
+from tests.pipeline.tools import refused, tables_of
 from tokenward.config import parse_recipe
 from tokenward.errors import UserError
 from tokenward.scoring.store import TokenStore
 from tokenward.stages import lists as stages
+from tokenward.stages import oracle as oracle_stage
 from tokenward.stages import subset
 from tokenward.stages.auxiliary import is_needed, models_read, trained_auxiliary
-from tokenward.stages.data import encode_set, pair_sets, response_keys
 from tokenward.stages.run import Run
 from tokenward.stages.subset_checks import check_subset
+from tokenward.tokens.rows import keys_of
 from tokenward.tools.plan import plan_recipe
 
 RUN = Path("runs/quickstart")
@@ -37,7 +37,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
         found[stage.path.name] = [row.comparison for row in rows]
         raise Stopped
 
-    monkeypatch.setattr(expert_stage, "fit", stops)
+    monkeypatch.setattr(oracle_stage, "fit_stage", stops)
     return found
 
 
@@ -49,7 +49,7 @@ def lines(name: str = "x") -> list[dict]:
 
 def comparisons(run: Run) -> list:
     """The training pairs."""
-    rows = encode_set(run, pair_sets(run).train, run.tokenizer_template(run.start_model)).rows
+    rows = list(tables_of(run).train)
     return [row.comparison for row in rows]
 
 
@@ -196,18 +196,18 @@ BOTH = (
 def test_a_second_round_reads_the_first_and_is_trained_after_it(
     tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained, plain = [], expert_stage.fit
+    trained, plain = [], oracle_stage.fit_stage
 
     def records(run, stage, *rest, **further):
         trained.append(stage.path.name)
         return plain(run, stage, *rest, **further)
 
-    monkeypatch.setattr(expert_stage, "fit", records)
+    monkeypatch.setattr(oracle_stage, "fit_stage", records)
     run = tokenward.run(tiny_workplace, [ROUNDS, BOTH], last="scores", quiet=True)
     assert trained == ["auxiliary-bad", "auxiliary-good", "auxiliary-twice"]
-    store, rows = TokenStore(RUN / "scores"), pair_sets(run).train
-    encoded = encode_set(run, rows, run.tokenizer_template(run.start_model)).rows
-    chosen = [store[response_keys(row)[0]] for row in encoded]
+    store, rows = TokenStore(RUN / "scores"), tables_of(run).train
+    encoded = rows
+    chosen = [store[keys_of(row.comparison)[0]] for row in encoded]
     largest = [float((item.value("bad_logp") - item.value("good_logp")).max()) for item in chosen]
     best = sorted(range(len(largest)), key=lambda number: -largest[number])[:4]
     assert [line["source"] for line in lines("twice")] == [
@@ -244,19 +244,21 @@ def test_what_picks_read_is_made_and_only_where_the_expert_is_read() -> None:
     assert is_needed(by_default, "oracle")
 
 
-def test_the_stages_stand_in_the_order_of_what_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-    monkeypatch.setattr(
-        stages, "FUNCTIONS", {name: lambda run, name=name: done.append(name) for name in stages.FUNCTIONS}
-    )
-    monkeypatch.setattr(stages, "check_unpaired", lambda run, wanted: None)
-    monkeypatch.setattr(stages, "train_auxiliary", lambda run, name: done.append(f"auxiliary-{name}"))
+def test_the_stages_stand_in_the_order_of_what_they_read() -> None:
     auxiliary = (
         f"auxiliary_models={{b: {{{TRAINING}, subset: {{scorer: {{name: rank, of: a}}, count: 1, alone: true}}}}, "
         f"a: {{{TRAINING}, subset: {{scorer: {{name: reward}}, count: 1, alone: true}}}}}}"
     )
-    stages.run_through(run_of(auxiliary, "scores.scorer={name: rank, of: b}"), "scores")
-    assert done == ["data", "sft", "reference", "reward", "auxiliary-a", "auxiliary-b", "scores"]
+    run = run_of(auxiliary, "scores.scorer={name: rank, of: b}")
+    assert [stage.name for stage in stages.wanted_stages(run, "scores")] == [
+        "data",
+        "sft",
+        "reference",
+        "reward",
+        "auxiliary-a",
+        "auxiliary-b",
+        "scores",
+    ]
 
 
 PICKS_OF = "auxiliary_models={{x: {{training: {{}}, {0}}}}}"
@@ -275,7 +277,7 @@ PICKS_OF = "auxiliary_models={{x: {{training: {{}}, {0}}}}}"
         ("fraction: 0.5, subset: {count: 2, side: rejected}", "subset", "a pair that is in both would be taught both ways"),
         ("swap_labels: true, subset: {count: 2}", "subset", "to prefer the rejected response, and its subset, of side chosen"),
         ("fraction: 0.5, subset: {count: 2, alone: true}", "subset", "has fraction, and its subset have alone: true"),
-        ("swap_labels: true, subset: {count: 2, alone: true}", "subset", "has swapped, and its subset have alone: true"),
+        ("swap_labels: true, subset: {count: 2, alone: true}", "subset", "has swap_labels, and its subset have alone: true"),
         ("subset: {count: 0}", "subset.count", "auxiliary_models.x.subset.count: got 0. Allowed: a whole number >= 1"),
         ("subset: {fractoin: 0.1}", "subset.fractoin", "unknown key 'fractoin' in auxiliary_models.x.subset. Did you mean 'fraction'"),
         ("subset: {side: better}", "subset.side", "auxiliary_models.x.subset.side: got 'better'. Allowed: "),
@@ -286,7 +288,7 @@ def test_picks_that_cannot_be_are_refused_with_their_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x.yaml").write_text(
-        f"auxiliary_models:\n  x:\n    training: {{}}\n    {keys.replace(', picks', chr(10) + '    picks')}\n"
+        f"auxiliary_models:\n  x:\n    training: {{}}\n    {keys.replace(', subset', chr(10) + '    subset')}\n"
     )
     line = 1 + next(n for n, text in enumerate(Path("x.yaml").read_text().splitlines()) if "subset:" in text)
     text = refused(Path("x.yaml"), ["scores.scorer={name: random}"], last="data")
@@ -308,7 +310,7 @@ def test_picks_without_a_training_are_refused(tiny_workplace: Path) -> None:
     text = refused(
         tiny_workplace, ['auxiliary_models={x: {prompt: "{prompt}", subset: {count: 1}}}'], last="data"
     )
-    assert "the auxiliary model x has picks and no training" in text
+    assert "the auxiliary model x has subset and no training" in text
 
 
 def test_picks_by_scores_that_nothing_has_are_refused(tiny_workplace: Path, seen: dict) -> None:

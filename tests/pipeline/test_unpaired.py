@@ -10,10 +10,8 @@ import tokenward
 from tests.tiny import planted_rows
 from tokenward.errors import UserError
 from tokenward.report.single import shown_pair
-from tokenward.stages.training import best_once
-from tokenward.tokens.rows import TokenRow
+from tokenward.stages.lists import carry_out
 from tokenward.tools.plan import plan_recipe
-from tokenward.types import Comparison
 
 KTO = ["scores.scorer={name: surprisal}", "policy.selection={name: all}"]
 RUN = Path("runs/quickstart")
@@ -125,24 +123,6 @@ def test_a_bad_response_of_which_nothing_is_selected_does_not_train(tiny_workpla
         )
 
 
-def test_every_good_response_that_stands_alone_is_a_best_one() -> None:
-    def row(ranks: tuple[int, ...], *responses: int) -> TokenRow:
-        known = Comparison(key="", prompt=(), responses=("",) * len(ranks), ranks=ranks, source="")
-        return TokenRow(known, [1], [[token] for token in responses], [0] * len(ranks))
-
-    # Of the pairs of one prompt the first whose best is never worse; 7 is bad in a row of its own, 3 in a pair.
-    rows = [
-        row((0, 1), 2, 3),
-        row((0, 1), 2, 4),
-        row((0,), 5),
-        row((0,), 6),
-        row((1,), 7),
-        row((0,), 7),
-        row((0,), 3),
-    ]
-    assert [one.responses[0] for one in best_once(rows)] == [[2], [5], [6]]
-
-
 def test_a_plan_refuses_what_the_run_would(tiny_workplace: Path) -> None:
     write("kto.jsonl", unpaired(12))
     with pytest.raises(UserError, match="the objective of oracle, dpo, compares responses"):
@@ -188,7 +168,7 @@ def test_rows_to_evaluate_on_may_have_their_own_source(tiny_workplace: Path, cap
     write("all/test.jsonl", [*rows[18:], rows[0]])
     given = ["data={source: all, eval: {split: test}}"]
     run = tokenward.open_run(tiny_workplace, [*given, "data.eval=0"])
-    facts = tokenward.prepare_data(run).facts
+    facts = carry_out(run, "data").facts
     assert (facts["train"], facts["eval"]) == (18, 6)
     assert facts["evaluation"] == {"read": 7, "kept": 6, "prompt also in the training rows": 1}
     shown = capsys.readouterr().out
@@ -199,7 +179,7 @@ def test_rows_to_evaluate_on_may_have_their_own_source(tiny_workplace: Path, cap
     run = tokenward.open_run(
         tiny_workplace, ["data={source: all, eval: {source: other.jsonl}}", "data.eval=0"]
     )
-    assert tokenward.prepare_data(run).facts["eval"] == 4
+    assert carry_out(run, "data").facts["eval"] == 4
     after = json.loads((RUN / "data" / "manifest.json").read_text())["inputs"]
     assert before["evaluation source"] != after["evaluation source"]
 
@@ -207,8 +187,7 @@ def test_rows_to_evaluate_on_may_have_their_own_source(tiny_workplace: Path, cap
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("{source: pairs.jsonl, eval: 0.1, eval: {source: a.jsonl}}", r"data\.eval is 0\.1, and data\.eval names"),
-        ("{source: pairs.jsonl, eval: 0, eval: {limit: 3}}", r"data\.eval names neither a source nor another split"),
+        ("{source: pairs.jsonl, eval: {limit: 3}}", r"data\.eval names neither a source nor another split"),
     ],
 )  # fmt: skip
 def test_what_is_held_out_twice_or_not_at_all_is_refused(tiny_workplace: Path, table, message) -> None:
@@ -221,6 +200,6 @@ def test_columns_that_are_not_read_are_on_the_screen_and_in_the_manifest(
 ) -> None:
     write("more.jsonl", [{**row, "note": "x", "weight": 2} for row in planted_rows(12)])
     run = tokenward.open_run(tiny_workplace, ["data.source=more.jsonl"])
-    facts = tokenward.prepare_data(run).facts
+    facts = carry_out(run, "data").facts
     assert facts["columns_not_read"] == ["note", "weight"]
     assert "columns not read: note, weight" in capsys.readouterr().out

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import tokenward
+from tokenward.stages.lists import carry_out
 from tokenward.stages.run import Run
+from tokenward.stages.tables import Tables, tables
 
 EXAMPLES = """
 model: {{name: {model}}}
@@ -131,3 +133,9 @@ def refused(recipe: Path, changes: Sequence[str] = (), *, last: str = "online") 
     with pytest.raises(tokenward.UserError) as caught:
         tokenward.run(recipe, list(changes), last=last, quiet=True)
     return str(caught.value)
+
+
+def tables_of(run: Run) -> Tables:
+    """The run's pairs; the data stage is carried out if it is not there."""
+    carry_out(run, "data")
+    return tables(run, run.tokenizer_template(run.recipe.model.name))

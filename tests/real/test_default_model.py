@@ -53,7 +53,13 @@ def test_the_rows_are_those_that_the_figures_of_the_docs_were_made_with(source, 
     rows = encode(load(str(source)).comparisons, template, Limits(1024, 512))[0]
     content = hashlib.sha256()
     for row in rows:
-        ids = [row.comparison.key, row.prompt, row.responses, [count > 0 for count in row.eos], list(row.comparison.ranks)]
+        ids = [
+            row.comparison.key,
+            row.prompt,
+            row.responses,
+            [count > 0 for count in row.eos],
+            list(row.comparison.ranks),
+        ]
         content.update(json.dumps(ids).encode())
     assert (len(rows), content.hexdigest()[:16]) == (kept, digest)
 

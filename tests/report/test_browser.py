@@ -36,7 +36,7 @@ def page_path(run_folder: Path) -> Path:
 
 def settings_of(rule: TopFraction) -> dict:
     return {
-        "count": rule.count, "minimum": rule.minimum, "first_token": rule.first_token, "eos": rule.ends,
+        "count": rule.count, "minimum": rule.minimum, "first_token": rule.first_token, "eos": rule.eos,
         "ties": rule.ties, "denominator": 10**9,
         "chosen": {"fraction": rule.chosen.fraction, "direction": rule.chosen.direction or "top"},
         "rejected": {"fraction": rule.rejected.fraction, "direction": rule.rejected.direction or "bottom"},

@@ -19,7 +19,7 @@ def ids(text):
 
 def row(template, sentence, prompt=PROMPT, *, tokenizer=TOKENIZER, limit=99):
     encoder = TemplateEncoder(PromptTemplate(template), tokenizer, max_sentence_tokens=limit)
-    return encoder.sides(sentence, empty_prompt=not prompt).row(prompt)
+    return encoder.fill(sentence, empty_prompt=not prompt).row(prompt)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_a_long_sentence_loses_its_end_and_nothing_else_is_cut():
     encoder = TemplateEncoder(
         PromptTemplate("Say {sentence} now: {prompt}"), TOKENIZER, max_sentence_tokens=4
     )
-    sides = encoder.sides("abcdefgh")
-    assert (sides.before, sides.after, sides.cut) == (ids("Say abcd now:"), [], True)
-    assert not encoder.sides("abcd").cut
+    filled = encoder.fill("abcdefgh")
+    assert (filled.before, filled.after, filled.cut) == (ids("Say abcd now:"), [], True)
+    assert not encoder.fill("abcd").cut
 
 
 def test_a_sentence_that_spells_a_special_token_is_text_and_a_template_may_mean_one():
@@ -79,31 +79,30 @@ def test_a_sentence_that_spells_a_special_token_is_text_and_a_template_may_mean_
 @pytest.mark.parametrize("prompt", [[7, 7, 3], []])
 def test_the_mask_is_where_the_template_has_it(template, expected, place, prompt):
     encoder = TemplateEncoder(PromptTemplate(template), WORDS, max_sentence_tokens=9)
-    sides = encoder.sides("bad film", empty_prompt=not prompt)
+    filled = encoder.fill("bad film", empty_prompt=not prompt)
     known = WORDS.get_vocab()
     wanted = [i for word in expected.split() for i in (prompt if word == "{p}" else [known[word]])]
-    assert sides.row(prompt) == wanted
-    found = sides.mask_place(prompt)
-    assert wanted[found] == WORDS.mask_token_id
-    assert found == place - (0 if prompt or place in (1, 3) else 3)
+    assert filled.row(prompt) == wanted
+    assert wanted[filled.answer] == WORDS.mask_token_id
+    assert filled.answer % len(wanted) == place - (0 if prompt or place in (1, 3) else 3)
 
 
 def test_a_mask_token_in_the_prompt_is_not_taken_for_the_mask():
-    sides = TemplateEncoder(PromptTemplate("{sentence} {prompt} {mask}"), WORDS, max_sentence_tokens=9).sides(
+    filled = TemplateEncoder(PromptTemplate("{sentence} {prompt} {mask}"), WORDS, max_sentence_tokens=9).fill(
         "bad"
     )
-    prompt = [WORDS.mask_token_id, 7]
-    assert sides.mask_place(prompt) == 4
+    row = filled.row([WORDS.mask_token_id, 7])
+    assert filled.answer % len(row) == 4
 
 
 def test_the_sentence_is_cut_and_not_the_mask():
     for template in ("{sentence} {prompt} {mask} .", "{mask} {prompt} {sentence}"):
         encoder = TemplateEncoder(PromptTemplate(template), WORDS, max_sentence_tokens=2)
-        sides = encoder.sides("bad film bad film bad")
-        assert sides.cut
-        cut = sides.row(PROMPT)
-        assert cut == encoder.sides("bad film").row(PROMPT)
-        assert cut[sides.mask_place(PROMPT)] == WORDS.mask_token_id
+        filled = encoder.fill("bad film bad film bad")
+        assert filled.cut
+        cut = filled.row(PROMPT)
+        assert cut == encoder.fill("bad film").row(PROMPT)
+        assert cut[filled.answer] == WORDS.mask_token_id
 
 
 def test_what_a_tokenizer_puts_around_a_text():

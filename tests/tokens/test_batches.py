@@ -24,7 +24,7 @@ def test_every_row_once_and_the_padded_batch_within_the_budget(layout, shapes, b
     groups = list(budgeted(rows, layout=layout, tokens=budget))
     assert sorted(index for group in groups for index in group) == list(range(len(rows)))
     for group in groups:
-        size = collate([rows[index] for index in group], layout=layout, pad_id=0).input_ids.numel()
+        size = collate([rows[index] for index in group], layout=layout, pad_id=0).inputs.input_ids.numel()
         assert size <= budget or len(group) == 1
 
 

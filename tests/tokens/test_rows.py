@@ -31,53 +31,53 @@ def seen(mask: torch.Tensor) -> list[str]:
 
 def test_a_shared_row_by_hand():
     batch = batch_of(PAIR, layout="shared")
-    assert batch.input_ids.tolist() == [[10, 11, 12, 20, 21, 30, 31, 32]]
+    assert batch.inputs.input_ids.tolist() == [[10, 11, 12, 20, 21, 30, 31, 32]]
     # Positions restart after the prompt, for each response.
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4, 5]]
-    assert batch.ids.tolist() == [20, 21, 30, 31, 32]
+    assert batch.inputs.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4, 5]]
+    assert batch.tokens.ids.tolist() == [20, 21, 30, 31, 32]
     # 20 and 30 are both predicted by the last prompt token (place 2), each other token by the one before it.
-    assert batch.predicted_from.tolist() == [2, 3, 2, 5, 6]
-    assert batch.response.tolist() == [0, 0, 1, 1, 1]
-    assert batch.comparison.tolist() == [0, 0]
-    assert batch.rank.tolist() == [0, 1]
-    assert (batch.comparisons, batch.responses) == (1, 2)
+    assert batch.inputs.predicted_from.tolist() == [2, 3, 2, 5, 6]
+    assert batch.tokens.response.tolist() == [0, 0, 1, 1, 1]
+    assert batch.tokens.comparison.tolist() == [0, 0]
+    assert batch.tokens.rank.tolist() == [0, 1]
+    assert (batch.tokens.comparisons, batch.tokens.responses) == (1, 2)
 
 
 def test_the_end_of_a_turn_closes_a_response_that_was_not_cut():
     cut = replace(PAIR, eos=[0, 2])
-    assert batch_of(cut, layout="shared").eos.tolist() == [False, False, False, True, True]
+    assert batch_of(cut, layout="shared").tokens.eos.tolist() == [False, False, False, True, True]
 
 
 def test_separate_rows_by_hand():
     batch = batch_of(PAIR, layout="separate", pad_id=9)
-    assert batch.input_ids.tolist() == [[10, 11, 12, 20, 21, 9], [10, 11, 12, 30, 31, 32]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [1] * 6]
+    assert batch.inputs.input_ids.tolist() == [[10, 11, 12, 20, 21, 9], [10, 11, 12, 30, 31, 32]]
+    assert batch.inputs.position_ids.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+    assert batch.inputs.attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [1] * 6]
     # Row 1 begins at 6 in the flattened 2 x 6 rows.
-    assert batch.predicted_from.tolist() == [2, 3, 6 + 2, 6 + 3, 6 + 4]
-    assert batch.ids.tolist() == [20, 21, 30, 31, 32]
-    assert batch.response.tolist() == [0, 0, 1, 1, 1]
+    assert batch.inputs.predicted_from.tolist() == [2, 3, 6 + 2, 6 + 3, 6 + 4]
+    assert batch.tokens.ids.tolist() == [20, 21, 30, 31, 32]
+    assert batch.tokens.response.tolist() == [0, 0, 1, 1, 1]
 
 
 def test_two_shared_rows_by_hand():
     batch = batch_of(SHORT, PAIR, layout="shared", pad_id=7)
     # One row, end to end: nothing is padded.
-    assert batch.input_ids.tolist() == [[40, 50, 60, 10, 11, 12, 20, 21, 30, 31, 32]]
-    assert batch.position_ids.tolist() == [[0, 1, 1, 0, 1, 2, 3, 4, 3, 4, 5]]
-    assert batch.predicted_from.tolist() == [0, 0, 3 + 2, 3 + 3, 3 + 2, 3 + 5, 3 + 6]
-    assert batch.response.tolist() == [0, 1, 2, 2, 3, 3, 3]
-    assert batch.comparison.tolist() == [0, 0, 1, 1]
-    assert (batch.comparisons, batch.responses) == (2, 4)
+    assert batch.inputs.input_ids.tolist() == [[40, 50, 60, 10, 11, 12, 20, 21, 30, 31, 32]]
+    assert batch.inputs.position_ids.tolist() == [[0, 1, 1, 0, 1, 2, 3, 4, 3, 4, 5]]
+    assert batch.inputs.predicted_from.tolist() == [0, 0, 3 + 2, 3 + 3, 3 + 2, 3 + 5, 3 + 6]
+    assert batch.tokens.response.tolist() == [0, 1, 2, 2, 3, 3, 3]
+    assert batch.tokens.comparison.tolist() == [0, 0, 1, 1]
+    assert (batch.tokens.comparisons, batch.tokens.responses) == (2, 4)
 
 
 def test_more_than_two_responses_by_hand():
     batch = batch_of(TRIPLE, PAIR, layout="shared")
-    assert batch.input_ids[0, :6].tolist() == [1, 2, 3, 4, 5, 6]
-    assert batch.position_ids[0, :6].tolist() == [0, 1, 2, 2, 3, 2]
-    assert batch.predicted_from[:4].tolist() == [1, 1, 3, 1]
-    assert batch.response.tolist() == [0, 1, 1, 2, 3, 3, 4, 4, 4]
-    assert batch.comparison.tolist() == [0, 0, 0, 1, 1]
-    assert batch.rank.tolist() == [1, 0, 2, 0, 1]
+    assert batch.inputs.input_ids[0, :6].tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.inputs.position_ids[0, :6].tolist() == [0, 1, 2, 2, 3, 2]
+    assert batch.inputs.predicted_from[:4].tolist() == [1, 1, 3, 1]
+    assert batch.tokens.response.tolist() == [0, 1, 1, 2, 3, 3, 4, 4, 4]
+    assert batch.tokens.comparison.tolist() == [0, 0, 0, 1, 1]
+    assert batch.tokens.rank.tolist() == [1, 0, 2, 0, 1]
 
 
 def test_who_sees_whom_by_hand():
@@ -94,26 +94,26 @@ def test_who_sees_whom_by_hand():
 
 
 def test_a_batch_knows_who_sees_whom():
-    tree = batch_of(SHORT, TRIPLE, layout="shared").tree
+    tree = batch_of(SHORT, TRIPLE, layout="shared").inputs.tree
     assert tree.owner.tolist() == [[0, 0, 0, 1, 1, 1, 1, 1, 1], [0, 1, 2, 0, 0, 1, 2, 2, 3]]
-    assert batch_of(SHORT, layout="separate").tree is None
+    assert batch_of(SHORT, layout="separate").inputs.tree is None
 
 
 def test_a_common_beginning_is_read_once():
     batch = batch_of(encoded([1, 2], [7, 8, 3], [7, 8, 4, 5]), layout="shared")
-    assert batch.input_ids.tolist() == [[1, 2, 7, 8, 3, 4, 5]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 4, 5]]
-    assert batch.tree.owner.tolist() == [[0] * 7, [0, 0, 0, 0, 1, 2, 2]]
-    assert batch.ids.tolist() == [7, 8, 3, 7, 8, 4, 5]
-    assert batch.predicted_from.tolist() == [1, 2, 3, 1, 2, 3, 5]
-    assert batch.placed_at.tolist() == [2, 3, 4, 2, 3, 5, 6]
+    assert batch.inputs.input_ids.tolist() == [[1, 2, 7, 8, 3, 4, 5]]
+    assert batch.inputs.position_ids.tolist() == [[0, 1, 2, 3, 4, 4, 5]]
+    assert batch.inputs.tree.owner.tolist() == [[0] * 7, [0, 0, 0, 0, 1, 2, 2]]
+    assert batch.tokens.ids.tolist() == [7, 8, 3, 7, 8, 4, 5]
+    assert batch.inputs.predicted_from.tolist() == [1, 2, 3, 1, 2, 3, 5]
+    assert batch.inputs.placed_at.tolist() == [2, 3, 4, 2, 3, 5, 6]
 
 
 def test_one_response_may_begin_another():
     batch = batch_of(encoded([1], [7, 8], [7, 8, 9]), layout="shared")
-    assert batch.input_ids.tolist() == [[1, 7, 8, 9]]
-    assert batch.tree.owner.tolist() == [[0] * 4, [0, 0, 0, 2]]
-    assert batch.placed_at.tolist() == [1, 2, 1, 2, 3]
+    assert batch.inputs.input_ids.tolist() == [[1, 7, 8, 9]]
+    assert batch.inputs.tree.owner.tolist() == [[0] * 4, [0, 0, 0, 2]]
+    assert batch.inputs.placed_at.tolist() == [1, 2, 1, 2, 3]
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
@@ -123,17 +123,19 @@ def test_nothing_is_read_from_the_last_token_with_weight_on(layout):
     batch = collate([row], layout=layout, pad_id=0, whole=False)
     # 20 is predicted by the prompt alone, 31 by the prompt and 30.
     if layout == "shared":
-        assert batch.input_ids.tolist() == [[10, 11, 12, 30]]
-        assert batch.predicted_from[batch.kept].tolist() == [2, 3]
+        assert batch.inputs.input_ids.tolist() == [[10, 11, 12, 30]]
+        assert batch.inputs.predicted_from[batch.tokens.kept].tolist() == [2, 3]
     else:
-        assert batch.input_ids.tolist() == [[10, 11, 12, 0], [10, 11, 12, 30]]
-        assert batch.predicted_from[batch.kept].tolist() == [2, 4 + 3]
+        assert batch.inputs.input_ids.tolist() == [[10, 11, 12, 0], [10, 11, 12, 30]]
+        assert batch.inputs.predicted_from[batch.tokens.kept].tolist() == [2, 4 + 3]
     # What was not laid out cannot be asked for by mistake.
-    assert int(batch.placed_at[-1]) >= batch.input_ids.numel()
+    assert int(batch.inputs.placed_at[-1]) >= batch.inputs.input_ids.numel()
 
 
 def test_without_weights_only_the_last_token_is_not_read():
-    assert batch_of(PAIR, layout="shared", whole=False).input_ids.tolist() == [[10, 11, 12, 20, 30, 31]]
+    assert batch_of(PAIR, layout="shared", whole=False).inputs.input_ids.tolist() == [
+        [10, 11, 12, 20, 30, 31]
+    ]
 
 
 def test_the_next_token_shift_by_hand():
@@ -160,9 +162,9 @@ def test_each_token_is_predicted_by_the_token_before_it(layout, shapes):
         for response in item.responses
         for step in range(len(response))
     ]
-    assert batch.input_ids.flatten()[batch.predicted_from].tolist() == before
-    assert batch.position_ids.flatten()[batch.predicted_from].tolist() == place
-    assert batch.ids.tolist() == [
+    assert batch.inputs.input_ids.flatten()[batch.inputs.predicted_from].tolist() == before
+    assert batch.inputs.position_ids.flatten()[batch.inputs.predicted_from].tolist() == place
+    assert batch.tokens.ids.tolist() == [
         token for item in items for response in item.responses for token in response
     ]
 
@@ -171,12 +173,12 @@ def test_each_token_is_predicted_by_the_token_before_it(layout, shapes):
 def test_the_pad_id_changes_nothing_but_the_padding(layout):
     # 32 is a response token, as when padding is EOS.
     one, other = (batch_of(SHORT, PAIR, layout=layout, pad_id=pad) for pad in (0, 32))
-    assert one.predicted_from.tolist() == other.predicted_from.tolist()
-    assert one.ids.tolist() == other.ids.tolist()
-    assert one.kept.tolist() == other.kept.tolist()
-    assert one.attention_mask.tolist() == other.attention_mask.tolist()
-    differ = one.input_ids != other.input_ids
-    assert one.input_ids[differ].unique().tolist() == ([] if layout == "shared" else [0])
+    assert one.inputs.predicted_from.tolist() == other.inputs.predicted_from.tolist()
+    assert one.tokens.ids.tolist() == other.tokens.ids.tolist()
+    assert one.tokens.kept.tolist() == other.tokens.kept.tolist()
+    assert one.inputs.attention_mask.tolist() == other.inputs.attention_mask.tolist()
+    differ = one.inputs.input_ids != other.inputs.input_ids
+    assert one.inputs.input_ids[differ].unique().tolist() == ([] if layout == "shared" else [0])
 
 
 def test_values_travel_with_their_tokens():
@@ -195,18 +197,18 @@ def test_values_travel_with_their_tokens():
         ),
     ]
     batch = collate(rows, layout="separate", pad_id=0)
-    assert batch.ids.tolist() == [20, 21, 30, 31, 32, 50, 60]
-    assert batch.weights.tolist() == [0.0, 1.0, 2.0, 0.0, 0.5, 0.0, 3.0]
-    assert batch.kept.tolist() == [1, 2, 4, 6]
-    assert batch.reference_logp.tolist() == [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]
-    assert batch.scores.tolist() == [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0]
+    assert batch.tokens.ids.tolist() == [20, 21, 30, 31, 32, 50, 60]
+    assert batch.tokens.weights.tolist() == [0.0, 1.0, 2.0, 0.0, 0.5, 0.0, 3.0]
+    assert batch.tokens.kept.tolist() == [1, 2, 4, 6]
+    assert batch.tokens.reference_logp.tolist() == [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]
+    assert batch.tokens.scores.tolist() == [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0]
 
 
 def test_without_values_every_token_counts_once():
     batch = batch_of(PAIR, layout="shared")
-    assert batch.weights.tolist() == [1.0] * 5
-    assert batch.kept.tolist() == [0, 1, 2, 3, 4]
-    assert (batch.reference_logp, batch.scores) == (None, None)
+    assert batch.tokens.weights.tolist() == [1.0] * 5
+    assert batch.tokens.kept.tolist() == [0, 1, 2, 3, 4]
+    assert (batch.tokens.reference_logp, batch.tokens.scores) == (None, None)
 
 
 def test_what_only_some_rows_have_is_refused():
@@ -222,12 +224,18 @@ def test_what_only_some_rows_have_is_refused():
 def test_a_moved_batch_is_moved_whole():
     row = replace(SHORT, scores=[torch.ones(1)] * 2, segments=[torch.tensor([0])] * 2)
     for layout in ("shared", "encoder_decoder"):
-        batch = collate([row], layout=layout, pad_id=0, start_id=1).to("meta")
+        batch = collate([row], layout=layout, pad_id=0, start_id=1)
+        tokens = replace(batch.tokens, statistics={"kl": torch.ones(2)})
+        batch = replace(batch, tokens=tokens).with_value("a", torch.ones(2)).to("meta")
         tensors = [
-            item for name in fields(batch) if isinstance(item := getattr(batch, name.name), torch.Tensor)
+            item
+            for part in (batch.inputs, batch.tokens)
+            for name in fields(part)
+            if isinstance(item := getattr(part, name.name), torch.Tensor)
         ]
-        if batch.tree is not None:
-            tensors += [batch.tree.owner, batch.tree.comparisons[0].pieces[0].mask]
+        if batch.inputs.tree is not None:
+            tensors += [batch.inputs.tree.owner, batch.inputs.tree.comparisons[0].pieces[0].mask]
+        tensors += [batch.tokens.values["a"], batch.tokens.statistics["kl"]]
         assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
@@ -240,8 +248,8 @@ def test_the_shape_of_a_row():
 
 def test_where_each_token_is_read_by_hand():
     """A reward is read where its token has been read, a log-probability one place earlier."""
-    assert batch_of(PAIR, layout="shared").placed_at.tolist() == [3, 4, 5, 6, 7]
-    assert batch_of(SHORT, PAIR, layout="shared").placed_at.tolist() == [
+    assert batch_of(PAIR, layout="shared").inputs.placed_at.tolist() == [3, 4, 5, 6, 7]
+    assert batch_of(SHORT, PAIR, layout="shared").inputs.placed_at.tolist() == [
         1,
         2,
         3 + 3,
@@ -250,7 +258,7 @@ def test_where_each_token_is_read_by_hand():
         3 + 6,
         3 + 7,
     ]
-    assert batch_of(PAIR, layout="separate").placed_at.tolist() == [3, 4, 6 + 3, 6 + 4, 6 + 5]
+    assert batch_of(PAIR, layout="separate").inputs.placed_at.tolist() == [3, 4, 6 + 3, 6 + 4, 6 + 5]
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate", "encoder_decoder"])
@@ -263,22 +271,22 @@ def test_every_token_is_read_at_its_place(layout, sizes):
         for prompt, lengths in sizes
     ]
     batch = collate(list(items), layout=layout, pad_id=0, start_id=9999)
-    read = batch.input_ids if batch.decoder_ids is None else batch.decoder_ids
-    assert read.flatten()[batch.placed_at].tolist() == batch.ids.tolist()
+    read = batch.inputs.input_ids if batch.inputs.decoder_ids is None else batch.inputs.decoder_ids
+    assert read.flatten()[batch.inputs.placed_at].tolist() == batch.tokens.ids.tolist()
 
 
 def test_encoder_and_decoder_rows_by_hand():
     batch = collate([PAIR], layout="encoder_decoder", pad_id=7, start_id=9)
-    assert batch.input_ids.tolist() == [[10, 11, 12], [10, 11, 12]]
-    assert batch.decoder_ids.tolist() == [[9, 20, 21, 7], [9, 30, 31, 32]]
-    assert batch.predicted_from.tolist() == [0, 1, 4 + 0, 4 + 1, 4 + 2]
-    assert batch.placed_at.tolist() == [1, 2, 4 + 1, 4 + 2, 4 + 3]
+    assert batch.inputs.input_ids.tolist() == [[10, 11, 12], [10, 11, 12]]
+    assert batch.inputs.decoder_ids.tolist() == [[9, 20, 21, 7], [9, 30, 31, 32]]
+    assert batch.inputs.predicted_from.tolist() == [0, 1, 4 + 0, 4 + 1, 4 + 2]
+    assert batch.inputs.placed_at.tolist() == [1, 2, 4 + 1, 4 + 2, 4 + 3]
     both = collate([SHORT, PAIR], layout="encoder_decoder", pad_id=7, start_id=9)
-    assert both.input_ids.tolist() == [[40, 7, 7], [40, 7, 7], [10, 11, 12], [10, 11, 12]]
-    assert both.attention_mask.tolist() == [[1, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]]
-    assert both.decoder_ids.tolist() == [[9, 50, 7, 7], [9, 60, 7, 7], [9, 20, 21, 7], [9, 30, 31, 32]]
-    assert both.predicted_from.tolist() == [0, 4, 8, 9, 12, 13, 14]
-    assert both.ids.tolist() == [50, 60, 20, 21, 30, 31, 32]
+    assert both.inputs.input_ids.tolist() == [[40, 7, 7], [40, 7, 7], [10, 11, 12], [10, 11, 12]]
+    assert both.inputs.attention_mask.tolist() == [[1, 0, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]]
+    assert both.inputs.decoder_ids.tolist() == [[9, 50, 7, 7], [9, 60, 7, 7], [9, 20, 21, 7], [9, 30, 31, 32]]
+    assert both.inputs.predicted_from.tolist() == [0, 4, 8, 9, 12, 13, 14]
+    assert both.tokens.ids.tolist() == [50, 60, 20, 21, 30, 31, 32]
 
 
 def test_segments_are_numbered_through_the_batch():
@@ -287,6 +295,6 @@ def test_segments_are_numbered_through_the_batch():
         replace(SHORT, segments=[torch.tensor([0]), torch.tensor([2])]),
     ]
     for layout in ("shared", "separate"):
-        assert collate(rows, layout=layout, pad_id=0).segment.tolist() == [0, 0, 1, 2, 2, 3, 4]
-    assert collate(rows[1:], layout="shared", pad_id=0).segment.tolist() == [0, 1]
-    assert batch_of(PAIR, layout="shared").segment is None
+        assert collate(rows, layout=layout, pad_id=0).tokens.segment.tolist() == [0, 0, 1, 2, 2, 3, 4]
+    assert collate(rows[1:], layout="shared", pad_id=0).tokens.segment.tolist() == [0, 1]
+    assert batch_of(PAIR, layout="shared").tokens.segment is None

@@ -313,3 +313,17 @@ def test_no_rows_at_all(tmp_path):
     rows, counts = TokenTable.pairs(store, "all").fitting(LIMITS)
     assert list(rows) == list(rows.by_prompt()) == list(rows.best_once()) == []
     assert counts == {"read": 0, "kept": 0}
+
+
+def test_every_good_response_that_is_alone_is_a_best_one():
+    def row(number: int, ranks: tuple[int, ...], *texts: str) -> Comparison:
+        prompt = ({"role": "user", "content": "q"},)
+        return Comparison(key=f"{number:016x}", prompt=prompt, responses=texts, ranks=ranks, source="f")
+
+    # Of the pairs of one prompt the first whose best is never worse; g is bad in a row of its own, c in a pair.
+    rows = [
+        row(0, (0, 1), "b", "c"), row(1, (0, 1), "b", "d"), row(2, (0,), "e"), row(3, (0,), "f"), row(4, (1,), "g"),
+        row(5, (0,), "g"), row(6, (0,), "c"),
+    ]  # fmt: skip
+    table = TokenTable.pairs(EncodedStore.made(rows, TEMPLATE, LIMITS), "best_worst")
+    assert [one.comparison.responses[0] for one in table.best_once()] == ["b", "e", "f"]

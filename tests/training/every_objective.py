@@ -94,7 +94,9 @@ def _train(objective, trained_rows, reference, settings) -> dict[str, Any]:
     )
     trainer.remove_callback(PrinterCallback)
     # At rates of their own some modules would move by less than what processes may differ by.
-    trainer.auxiliary._parts = [part._replace(learning_rate=2.0) for part in trainer.auxiliary._parts]
+    trainer.objective_modules._parts = [
+        part._replace(learning_rate=2.0) for part in trainer.objective_modules._parts
+    ]
     begun, passes = weights_of(policy.model), _noted_passes(trainer)
     trainer.train()
     ended = weights_of(policy.model)

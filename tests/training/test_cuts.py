@@ -64,7 +64,7 @@ def selected_rows():
 def plain_loss(model, rows):
     batch = collate(rows, layout="separate", pad_id=0)
     logp = plain_logprobs(model, list(rows))
-    return SePO()(logp, batch).loss.mean()
+    return SePO()(logp, batch.tokens).loss.mean()
 
 
 def cut_loss(model, module, rows):
@@ -85,8 +85,8 @@ def slopes(module: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 def check(name, model, module=None):
     rows = selected_rows()
     assert (
-        model.collate(rows).input_ids.numel()
-        < 0.7 * collate(rows, layout="separate", pad_id=0).input_ids.numel()
+        model.collate(rows).inputs.input_ids.numel()
+        < 0.7 * collate(rows, layout="separate", pad_id=0).inputs.input_ids.numel()
     )
     expected = plain_loss(model.model, rows)
     expected_slopes = slopes(model.model, expected)

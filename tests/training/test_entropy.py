@@ -10,8 +10,7 @@ from tests.tiny import tiny_llama
 from tests.training.tools import arguments, language_model, largest_difference, random_rows, weights_of
 from tokenward.errors import UserError
 from tokenward.objectives import DPO, SFT, SimPO
-from tokenward.objectives.logged import with_entropy
-from tokenward.objectives.selected import Selected
+from tokenward.objectives.selected import Selected, with_entropy
 from tokenward.scoring.basic import Probability
 from tokenward.selection import TopFraction
 from tokenward.training.trainer import TokenTrainer

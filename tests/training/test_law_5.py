@@ -85,7 +85,7 @@ def handed(workplace, monkeypatch):
             taken.append(Handed(model, objective, rows, {"prepare": prepare, "reference": reference}))
             raise _Stop
 
-        monkeypatch.setattr(policy_stage, "fit", fit)
+        monkeypatch.setattr(policy_stage, "fit_stage", fit)
         quick = [f"{stage}.training.max_steps=2" for stage in ("oracle", "reward")]
         run = tokenward.open_run(workplace, [*changes, *quick], quiet=True)
         run_through(run, "scores")
@@ -160,5 +160,7 @@ def test_what_a_ranked_list_draws_is_the_same_however_the_step_is_cut(tmp_path):
         for cut in CUTS:
             assert largest_difference(whole, trained(given, tmp_path, cut)) <= WITHIN * moved, (settings, cut)
         again = StepDraw(given.objective)
-        first, second = (again.begin() or again.on(model.collate(rows)).values[DRAW][0] for _ in range(2))
+        first, second = (
+            again.begin() or again.on(model.collate(rows)).tokens.values[DRAW][0] for _ in range(2)
+        )
         assert first != second

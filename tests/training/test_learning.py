@@ -101,7 +101,7 @@ def planted_auroc(rows: Sequence[TokenRow], side: int) -> float:
 
 @pytest.mark.parametrize("side", [0, 1], ids=["good", "bad"])
 def test_the_oracle_ranks_planted_words_first_on_pairs_it_has_not_seen(study, side):
-    assert planted_auroc(study.eval, side) > 0.9
+    assert planted_auroc(study.eval_rows, side) > 0.9
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["good", "bad"])

@@ -106,9 +106,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, rows):
 @pytest.mark.parametrize("objective", [TBPO(**HEAD), SparsePO(masks="independent")], ids=["tbpo", "sparsepo"])
 def test_modules_of_an_objective_learn_and_lie_beside_the_model(tmp_path, rows, objective):
     trainer = trainer_of(tmp_path, objective, rows, save_strategy="steps", save_steps=1)
-    before = {name: value.clone() for name, value in trainer.auxiliary._modules.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.objective_modules._modules.state_dict().items()}
     trainer.train()
-    after = trainer.auxiliary._modules.state_dict()
+    after = trainer.objective_modules._modules.state_dict()
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
     checkpoint = tmp_path / "checkpoint-2"
     saved = load_file(checkpoint / AUXILIARY)
@@ -149,7 +149,7 @@ def test_without_a_rate_of_its_own_a_module_learns_at_the_policys(tmp_path, rows
 def test_the_first_weights_of_a_module_come_from_the_seed(tmp_path, rows):
     def first(seed):
         torch.manual_seed(torch.randint(100, ()).item())
-        return trainer_of(tmp_path, TBPO(**HEAD), rows, seed=seed).auxiliary._modules.state_dict()
+        return trainer_of(tmp_path, TBPO(**HEAD), rows, seed=seed).objective_modules._modules.state_dict()
 
     one, same, other = first(1), first(1), first(2)
     assert all(torch.equal(value, same[name]) for name, value in one.items())
@@ -173,7 +173,7 @@ def test_the_best_modules_are_put_back_with_the_best_model(tmp_path, rows):
     best = trainer.state.best_model_checkpoint
     assert best.endswith("checkpoint-1")  # by the largest loss, so that it is not the last
     kept = load_file(f"{best}/{AUXILIARY}")
-    mine = trainer.auxiliary._modules.state_dict()
+    mine = trainer.objective_modules._modules.state_dict()
     assert all(torch.equal(value, mine[name]) for name, value in kept.items())
     last = load_file(f"{tmp_path}/checkpoint-3/{AUXILIARY}")
     assert not all(torch.equal(value, mine[name]) for name, value in last.items())

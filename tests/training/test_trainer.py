@@ -331,9 +331,6 @@ def test_best_model_can_be_chosen_by_a_metric_of_ours(tmp_path):
 class BreaksAt:
     """SFT whose loss is NaN for one row, from a given call on."""
 
-    needs_reference = False
-    pairwise = False
-
     def __init__(self, first_token: int, call: int) -> None:
         self._token, self._call, self.calls = first_token, call, 0
 

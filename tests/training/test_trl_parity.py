@@ -42,9 +42,9 @@ class Outcome:
 def ours(make: Callable, objective, rows: list[TokenRow], layout: str) -> Outcome:
     model = language_model(make(), layout=layout)
     batch = collate(rows, layout=layout, pad_id=model.pad_id)
-    losses: Losses = objective(token_logprobs(model.model, model.head, batch), batch)
+    losses: Losses = objective(token_logprobs(model.model, model.head, batch), batch.tokens)
     sums = MetricSums()
-    sums.add(losses, torch.ones(batch.comparisons, dtype=torch.bool))
+    sums.add(losses, torch.ones(batch.tokens.comparisons, dtype=torch.bool))
     return Outcome(model.model, losses.loss.mean(), sums.take(lambda total: total))
 
 

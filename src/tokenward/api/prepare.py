@@ -13,12 +13,8 @@ from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives import (
     Objective,
-    is_pairwise,
-    needs_frozen_reference,
-    needs_reference,
-    needs_scores,
+    needs_of,
     title_of,
-    unpaired_of,
 )
 from tokenward.objectives.selected import Selected
 from tokenward.scoring.basic import Scorer
@@ -84,9 +80,11 @@ def prepared(
     """
     rows = trained_on(objective, train, say)
     held = trained_on(objective, evaluation, say) if len(evaluation) else evaluation
-    reads_scores, reads_reference = needs_scores(objective), needs_reference(objective)
+    reads_scores, reads_reference = needs_of(objective).scores, needs_of(objective).reference
     if scorer is None or store is None:
-        rows, held = (with_reference(part) if reads_reference and len(part) else part for part in (rows, held))
+        rows, held = (
+            with_reference(part) if reads_reference and len(part) else part for part in (rows, held)
+        )
         return Prepared(objective, rows, held)
     if is_online(scorer):
         return _online(rows, held, objective, selector, scorer, store, with_reference)
@@ -117,7 +115,7 @@ def _online(
     if selector is not None:
         objective = Selected(objective, selector, scorer)
     rows, held = (with_read_values(part, scorer, store) if len(part) else part for part in (rows, held))
-    if needs_reference(objective):
+    if needs_of(objective).reference:
         rows, held = (with_reference(part) if len(part) else part for part in (rows, held))
     return Prepared(objective, rows, held, online=True)
 
@@ -129,7 +127,7 @@ def trained_on(objective: Objective, rows: TokenTable, say: Say) -> TokenTable:
         UserError: none is left.
     """
     left_out = (rows.sizes == 1) & (rows.ranks[rows.starts[:-1]] > 0)
-    if unpaired_of(objective) != "good" or not left_out.any():
+    if needs_of(objective).unpaired != "good" or not left_out.any():
         return rows
     if left_out.all():
         raise UserError(
@@ -158,7 +156,7 @@ def with_some_selected(found: TokenTable, objective: Objective) -> tuple[TokenTa
         UserError: no row is left.
     """
     some = selected_counts(found) > 0
-    if not is_pairwise(objective):
+    if not needs_of(objective).pairwise:
         sizes = found.sizes
         some |= (found.ranks > 0) & (np.repeat(sizes, sizes) > 1)
     kept = np.minimum.reduceat(some, found.starts[:-1])
@@ -209,4 +207,4 @@ def with_new_adapter(model: LanguageModel, settings: dict[str, Any] | None, seed
 
 def needs_frozen_copy(objective: Objective, model: LanguageModel) -> bool:
     """Whether an objective compares with a second model in the step. A model with an adapter is its own, without it."""
-    return needs_frozen_reference(objective) and not model.has_adapter
+    return needs_of(objective).frozen_reference and not model.has_adapter

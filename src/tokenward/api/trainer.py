@@ -48,12 +48,10 @@ from tokenward.models.wrapping import copied
 from tokenward.objectives import (
     Objective,
     SePO,
-    needs_frozen_reference,
-    needs_reference,
-    needs_scores,
+    needs_of,
     title_of,
 )
-from tokenward.objectives.logged import with_entropy
+from tokenward.objectives.selected import with_entropy
 from tokenward.scoring.basic import Scorer
 from tokenward.scoring.join import computed, with_reference, with_stored
 from tokenward.scoring.reads import Value
@@ -186,7 +184,7 @@ class SelectiveTrainer(TokenTrainer):
                 reference=_frozen(ready.objective, policy, model, reference, compared, packing),
                 callbacks=[*_callbacks(args, own, display), *(callbacks or [])],
             )
-            if needs_reference(ready.objective):
+            if needs_of(ready.objective).reference:
                 display.line(check_start(self, ready.rows, precision))
             display.line(kept_line(ready.rows, ready.dropped))
             self.kept = kept_shares(ready.rows) if "weights" in ready.rows.columns else {}
@@ -214,7 +212,7 @@ class SelectiveTrainer(TokenTrainer):
             return super().evaluate(cast(Any, eval_dataset), ignore_keys, metric_key_prefix)
 
     def _encoded(self, rows: Rows) -> TokenTable:
-        if needs_reference(self.objective) or needs_scores(self.objective):
+        if needs_of(self.objective).reference or needs_of(self.objective).scores:
             raise UserError(
                 f"{title_of(self.objective)} needs values of the model before training, which are made with the trainer. Give "
                 "these rows as eval_dataset= when you make it."
@@ -258,7 +256,7 @@ class _Values(NamedTuple):
         self, data: Data, objective: Objective, selector: Selector | None, template: Template
     ) -> Prepared:
         """Rows with everything that the objective reads."""
-        wants = [REFERENCE_LOGP] if needs_reference(objective) and self._scored_by_reference else []
+        wants = [REFERENCE_LOGP] if needs_of(objective).reference and self._scored_by_reference else []
         with TemporaryDirectory(prefix="tokenward-") as folder:
             store = None
             if self.scoring is not None:
@@ -364,12 +362,12 @@ def _selector(
         UserError: scores are needed, and nothing gives any.
     """
     if scoring is not None:
-        if weights and selector is None and needs_scores(objective):
+        if weights and selector is None and needs_of(objective).scores:
             raise UserError(
                 f"{title_of(objective)} reads scores, and the weights of train_dataset would be taken in their place. Give selector=."
             )
         return selector if selector is not None or weights else TopFraction(0.3)
-    if needs_scores(objective):
+    if needs_of(objective).scores:
         raise UserError(f"{title_of(objective)} reads scores of tokens, and nothing gives any. Give oracle=.")
     if isinstance(selector, KeepAll):
         return None
@@ -412,7 +410,7 @@ def _check_adapters(
             "model has an adapter already, and peft_config= is a second one. Leave peft_config out, or merge the first "
             "(model.merge_and_unload())."
         )
-    if start.has_adapter and reference is None and needs_frozen_reference(objective):
+    if start.has_adapter and reference is None and needs_of(objective).frozen_reference:
         raise UserError(
             f"{title_of(objective)} compares with the model before training, and without its adapter this model may be another "
             "one. Give reference=, or the base model with peft_config=."

@@ -27,7 +27,7 @@ from tokenward.errors import UserError
 from tokenward.models.probe import Packing
 from tokenward.models.reward import RewardSettings, new_reward_model
 from tokenward.models.wrapping import copied
-from tokenward.objectives import DPO, Objective, PlackettLuce, needs_reference, needs_scores, title_of
+from tokenward.objectives import DPO, Objective, PlackettLuce, needs_of, title_of
 from tokenward.scoring.basic import LogRatio, Reward, Surprisal
 from tokenward.scoring.join import with_reference
 from tokenward.scoring.texts import TokenScorer
@@ -88,7 +88,7 @@ def train_oracle(
     """
     with library_words():
         own, settings = _arguments(args), adapter_settings(peft_config)
-        if needs_scores(objective):
+        if needs_of(objective).scores:
             raise UserError(
                 f"{title_of(objective)} reads scores of tokens, and an oracle is trained without any. Use DPO()."
             )
@@ -101,7 +101,7 @@ def train_oracle(
         )
         parts = [trained_on(objective, part, display.line) if len(part) else part for part in data]
         with TemporaryDirectory(prefix="tokenward-") as scratch:
-            if needs_reference(objective):
+            if needs_of(objective).reference:
                 store = value_store(
                     Scoring(Surprisal(), {"reference": base}),
                     data.everything,

@@ -8,6 +8,10 @@ from tokenward.artifacts.files import (
     file_fingerprint,
     fingerprint,
     folder_fingerprint,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
 )
 from tokenward.artifacts.manifest import Manifest, read_manifest, require
 from tokenward.artifacts.stage import StageFolder, open_stage
@@ -23,6 +27,10 @@ __all__ = [
     "fingerprint",
     "folder_fingerprint",
     "open_stage",
+    "read_json",
+    "read_jsonl",
     "read_manifest",
     "require",
+    "write_json",
+    "write_jsonl",
 ]

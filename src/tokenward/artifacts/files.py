@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,6 +36,45 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)  # noqa: PTH105
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any, *, ascii: bool = False) -> None:
+    """Write a value as indented JSON, whole or not at all.
+
+    Args:
+        path: The file.
+        value: What JSON can hold.
+        ascii: Whether to escape characters outside of ASCII.
+    """
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=ascii) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file."""
+    return json.loads(path.read_bytes())
+
+
+def write_jsonl(
+    path: Path, records: Iterable[Any], *, ascii: bool = False, default: Callable[[Any], Any] | None = None
+) -> None:
+    """Write one record of JSON per line, all of them or no file.
+
+    Args:
+        path: The file.
+        records: What JSON can hold.
+        ascii: Whether to escape characters outside of ASCII.
+        default: Called with each value that JSON cannot hold; its result is written instead.
+    """
+    with atomic_file(path) as file:
+        for record in records:
+            file.write((json.dumps(record, ensure_ascii=ascii, default=default) + "\n").encode())
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """The records of a file with one record of JSON per line; empty lines are skipped."""
+    # str.splitlines would also split at characters that a text may hold, such as U+2028.
+    with path.open("rb") as file:
+        return [json.loads(line) for line in file if line.strip()]
 
 
 def fingerprint(value: Any) -> str:

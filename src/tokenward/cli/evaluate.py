@@ -54,11 +54,11 @@ def compare_models(
     tokenward compare-models default runs/quickstart --prompts prompts.jsonl --metric vader
     """
     with stoppable():
-        from tokenward.tools.compare_models import Request
+        from tokenward.tools.compare_models import ComparisonRequest
         from tokenward.tools.compare_models import compare_models as carry_out
 
         carry_out(
-            Request(
+            ComparisonRequest(
                 before=before,
                 after=after,
                 prompts=prompts,

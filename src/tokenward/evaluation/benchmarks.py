@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import write_json, write_jsonl
 from tokenward.data import comparison_key
 from tokenward.data.fields import FieldError, Row, items, objects, required, text
 from tokenward.errors import UserError
@@ -43,7 +43,7 @@ class Question(NamedTuple):
     name: str | int | None = None
 
 
-class _Asked(NamedTuple):
+class _BenchmarkRow(NamedTuple):
     """A row as its benchmark means it."""
 
     name: str | int
@@ -62,15 +62,15 @@ class Benchmark(NamedTuple):
     """
 
     fields: str
-    read: Callable[[Row], _Asked]
+    read: Callable[[Row], _BenchmarkRow]
     answer: Callable[[Question, Sequence[Reply], str, float], dict[str, Any]]
     file: Callable[[str], Path]
 
 
-def _alpaca_question(row: Row) -> _Asked:
+def _alpaca_question(row: Row) -> _BenchmarkRow:
     instruction = text(required(row, "instruction"), "instruction")
     text(required(row, "dataset"), "dataset")
-    return _Asked(instruction, [instruction])
+    return _BenchmarkRow(instruction, [instruction])
 
 
 def _alpaca_answer(question: Question, replies: Sequence[Reply], model: str, now: float) -> dict[str, Any]:
@@ -83,11 +83,11 @@ def _alpaca_answer(question: Question, replies: Sequence[Reply], model: str, now
     }
 
 
-def _mt_bench_question(row: Row) -> _Asked:
+def _mt_bench_question(row: Row) -> _BenchmarkRow:
     category = text(required(row, "category"), "category")
     turns = [text(turn, f"turns[{i}]") for i, turn in enumerate(items(required(row, "turns"), "turns"))]
     temperature = MT_BENCH_TEMPERATURES.get(category, MT_BENCH_TEMPERATURE)
-    return _Asked(_name(row, "question_id"), turns, temperature)
+    return _BenchmarkRow(_name(row, "question_id"), turns, temperature)
 
 
 def _mt_bench_answer(question: Question, replies: Sequence[Reply], model: str, now: float) -> dict[str, Any]:
@@ -95,16 +95,16 @@ def _mt_bench_answer(question: Question, replies: Sequence[Reply], model: str, n
     return _answer(question, model, now, turns)
 
 
-def _arena_question(row: Row) -> _Asked:
+def _arena_question(row: Row) -> _BenchmarkRow:
     if "uid" in row or "question_id" not in row:  # Arena-Hard 2.0
-        return _Asked(_name(row, "uid"), [text(required(row, "prompt"), "prompt")])
+        return _BenchmarkRow(_name(row, "uid"), [text(required(row, "prompt"), "prompt")])
     entries = objects(required(row, "turns"), "turns")
     paths = [f"turns[{i}]." for i in range(len(entries))]
     turns = [
         text(required(entry, "content", path=path), f"{path}content")
         for entry, path in zip(entries, paths, strict=True)
     ]
-    return _Asked(_name(row, "question_id"), turns)
+    return _BenchmarkRow(_name(row, "question_id"), turns)
 
 
 def _arena_answer(question: Question, replies: Sequence[Reply], model: str, now: float) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def read_questions(benchmark: str, rows: Iterable[tuple[str, Mapping[str, Any]]]
     return found
 
 
-def _question(asked: _Asked, where: str, row: Mapping[str, Any]) -> Question:
+def _question(asked: _BenchmarkRow, where: str, row: Mapping[str, Any]) -> Question:
     first, *later = asked.turns
     prompt = (Message(role="user", content=first),)
     key = comparison_key(prompt, tuple(later))
@@ -230,8 +230,6 @@ def write_answers(
     rows = [kind.answer(q, turns, model, now) for q, turns in zip(questions, replies, strict=True)]
     path = folder / kind.file(model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".json":
-        atomic_write(path, json.dumps(rows, ensure_ascii=False, indent=2) + "\n")
-    else:
-        atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write = write_json if path.suffix == ".json" else write_jsonl
+    write(path, rows)
     return path

@@ -7,7 +7,7 @@ import numpy as np
 
 from tokenward.evaluation.statistics import (
     Figure,
-    Question,
+    LabelledScores,
     mean_auroc_figure,
     mean_average_precision_figure,
     mean_figure,
@@ -104,19 +104,19 @@ def _rankings(
     repeats: Sequence[Sequence[KnownResponse]], name: str, *, resamples: int, seed: int
 ) -> dict[str, Figure]:
     """AUROC and average precision over the tokens of all responses."""
-    up = [_question(responses, name, 1) for responses in repeats]
-    down = [_question(responses, name, -1) for responses in repeats]
+    up = [_labelled(responses, name, 1) for responses in repeats]
+    down = [_labelled(responses, name, -1) for responses in repeats]
     return {
-        f"{figure}{side}": measure(questions, resamples=resamples, seed=seed)
+        f"{figure}{side}": measure(labelled, resamples=resamples, seed=seed)
         for figure, measure in (
             ("auroc", mean_auroc_figure),
             ("average_precision", mean_average_precision_figure),
         )
-        for side, questions in (("", up + down), ("_raising", up), ("_lowering", down))
+        for side, labelled in (("", up + down), ("_raising", up), ("_lowering", down))
     }
 
 
-def _question(responses: Sequence[KnownResponse], name: str, sign: int) -> Question:
+def _labelled(responses: Sequence[KnownResponse], name: str, sign: int) -> LabelledScores:
     """The tokens of one sign and the neutral ones: their scores, which they are, and whose."""
     values = sign * np.concatenate([np.asarray(response.values, dtype=float) for response in responses])
     scores = sign * np.concatenate([np.asarray(response.scores[name], dtype=float) for response in responses])

@@ -63,15 +63,15 @@ def preference_values(pairs: Sequence[PairLogprobs]) -> dict[str, NDArray[np.flo
 def unpaired_values(
     start: Sequence[Tensor], policy: Sequence[Tensor], good: Sequence[bool]
 ) -> dict[str, tuple[list[int], NDArray[np.float64]]]:
-    """What training did to the likelihood of held-out responses that stand alone, the good ones and the bad ones.
+    """How training changed the likelihood of unpaired eval responses, the good ones and the bad ones.
 
     Args:
         start: ``[len]`` each, log-probabilities of a response's tokens before training.
-        policy: So after it.
+        policy: The same after training.
         good: Which responses are good.
 
     Returns:
-        By the figure's name the places of the responses and their change, nats, summed over tokens. A figure without
+        For each figure, the indices of its responses and their changes in nats, summed over tokens. A figure without
         responses is left out.
     """
     change = np.array(
@@ -80,16 +80,3 @@ def unpaired_values(
     sides = {"unpaired/good_change": True, "unpaired/bad_change": False}
     places = {name: [i for i, own in enumerate(good) if own == side] for name, side in sides.items()}
     return {name: (found, change[found]) for name, found in places.items() if found}
-
-
-def before_after_figures(
-    name: str, before: Sequence[float], after: Sequence[float], *, resamples: int = 2000, seed: int = 0
-) -> dict[str, Figure]:
-    """A quantity before and after training on the same prompts, and the paired change."""
-    first, second = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
-    settings = {"resamples": resamples, "seed": seed}
-    return {
-        f"{name}/before": mean_figure(first, **settings),
-        f"{name}/after": mean_figure(second, **settings),
-        f"{name}/change": mean_figure(second - first, **settings),
-    }

@@ -1,4 +1,4 @@
-"""Pairs of replies before a judge, each in both orders, so that a preference for a place is no preference for a reply."""
+"""A judge compares pairs of replies, each in both orders, so that a liking for one place cancels out."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 from tokenward.config.judge import PLACES, JudgeTable
 from tokenward.evaluation.answers import Answer, AnswerCache, ask_all
-from tokenward.evaluation.endpoint import Endpoint
 from tokenward.types import Message
 
 _MARK = re.compile(r"\[\[([ABC])\]\]")
 _PLACE = re.compile("|".join(rf"\{{{place}\}}" for place in PLACES))
 _FIRST = {"A": 1.0, "B": 0.0, "C": 0.5}
-"""How far a verdict is for the reply that stood first."""
+"""How much each verdict favours the reply in the first place."""
 
 
 class Pair(NamedTuple):
@@ -25,14 +24,14 @@ class Pair(NamedTuple):
 
 
 class Judgment(NamedTuple):
-    """What the judge said of a pair.
+    """What the judge said about a pair.
 
     Attributes:
-        preferred: Mean of both orders: 1 is for the second model's reply, 0 for the first one's, 0.5 a tie; None where an
+        preferred: Mean of both orders: 1 for the second model's reply, 0 for the first model's, 0.5 for a tie; None if an
             order has no verdict.
-        verdicts: ``A``, ``B``, ``C`` for a tie, or why there is none: ``refused``, ``empty``, ``unparsable``, ``failed``. The
-            first model's reply stands first in the first order, and second in the second. Both are ``same`` where the
-            replies do not differ, which nobody is asked about.
+        verdicts: Of both orders, the first model's reply first and then second: ``A``, ``B``, ``C`` for a tie, or the reason
+            for no verdict (``refused``, ``empty``, ``unparsable``, ``failed``). Both are ``same`` if the replies are equal;
+            the judge is then not asked.
     """
 
     preferred: float | None
@@ -44,7 +43,7 @@ class Judged(NamedTuple):
 
     Attributes:
         judgments: One per pair, in their order.
-        counts: How often each verdict came, what was asked, retried and failed, tokens and cost.
+        counts: Verdicts of each kind; requests asked, repeated and failed; tokens and cost.
     """
 
     judgments: list[Judgment]
@@ -56,7 +55,6 @@ def judge_pairs(
     pairs: Sequence[Pair],
     cache: AnswerCache,
     *,
-    endpoint: Endpoint | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Judged:
     """Ask about every pair in both orders.
@@ -65,11 +63,10 @@ def judge_pairs(
         judge: The model and what it is asked.
         pairs: The replies.
         cache: Keeps the answers.
-        endpoint: Another way to send; see :func:`tokenward.evaluation.answers.ask_all`.
         progress: Called with the number of answers.
 
     Raises:
-        UserError: the endpoint refuses the request itself, or fails too often in a row.
+        UserError: the endpoint refuses a request, or too many in a row fail.
     """
     differing = [pair for pair in pairs if pair.before != pair.after]
     requests = [
@@ -80,7 +77,7 @@ def judge_pairs(
             request(judge, pair.prompt, pair.after, pair.before),
         )
     ]
-    answers, counts = ask_all(judge, requests, cache, endpoint=endpoint, progress=progress)
+    answers, counts = ask_all(judge, requests, cache, progress=progress)
     verdicts = [verdict(answer) for answer in answers]
     orders = iter(zip(verdicts[::2], verdicts[1::2], strict=True))
     judgments = [_same() if pair.before == pair.after else judgment(*next(orders)) for pair in pairs]
@@ -129,6 +126,6 @@ def _same() -> Judgment:
 
 
 def first_place(judgments: Sequence[Judgment]) -> list[float]:
-    """Per pair with two verdicts, how far they are for the reply that stood first; 0.5 shows no liking for a place."""
+    """How much the judge favours the first place, for each pair with two verdicts; 0.5 is no preference."""
     asked = [item.verdicts for item in judgments if item.preferred is not None and item.verdicts[0] in _FIRST]
     return [(_FIRST[first] + _FIRST[second]) / 2 for first, second in asked]

@@ -11,7 +11,6 @@ from tokenward.display import Display
 from tokenward.evaluation.credit import KnownResponse, credit_figures, known_response
 from tokenward.evaluation.heldout import (
     PairLogprobs,
-    before_after_figures,
     preference_figures,
     preference_values,
     unpaired_values,
@@ -19,7 +18,7 @@ from tokenward.evaluation.heldout import (
 from tokenward.evaluation.metrics import METRICS, apply_metric
 from tokenward.evaluation.replies import divergence, reply_rows
 from tokenward.evaluation.row_values import PAIR, PROMPT, RowValues
-from tokenward.evaluation.statistics import Figure, mean_figure
+from tokenward.evaluation.statistics import Figures, before_after_figures, mean_figure
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
@@ -34,8 +33,6 @@ from tokenward.tokens.spans import ByteSpan
 from tokenward.tokens.spelled import moved
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
-
-Figures = dict[str, Figure]
 
 
 class Samples(NamedTuple):

@@ -1,4 +1,4 @@
-"""One number per reply from a reward model: a sequence classifier of transformers, or a token reward or oracle of one's own."""
+"""One number per reply from a reward model: a sequence classifier, or a token reward or an oracle of a run."""
 
 import math
 from collections.abc import Sequence
@@ -15,32 +15,32 @@ from tokenward.scoring.texts import TokenScorer
 from tokenward.types import Example
 
 NO_REPLY = -math.inf
-"""Of a reply without text, which has no tokens to score: every other reply wins against it."""
+"""Reward of a reply without text. It has no tokens to score, and every other reply wins against it."""
 
 _STAGES = ("eval_reward", "oracle", "reward", "online/reward")
 
 
-class RewardModel(NamedTuple):
+class ReplyRewardModel(NamedTuple):
     """A reward model by its name.
 
     Attributes:
         name: Folder or hub name.
-        scores_tokens: Whether it is a folder of tokenward's, with a score per token; else a sequence classifier.
+        scores_tokens: Whether it is a stage's folder with a score per token; otherwise it is a sequence classifier.
     """
 
     name: str
     scores_tokens: bool
 
 
-def find_reward_model(name: str) -> RewardModel:
-    """Tell what kind of reward model a name means, without loading its weights.
+def find_reward_model(name: str) -> ReplyRewardModel:
+    """Find out which kind of reward model a name means, without loading its weights.
 
     Raises:
         UserError: a whole run, a classifier with several labels, or no model at all.
     """
     folder = Path(name).expanduser()
     if (folder / MANIFEST).is_file() or is_reward_folder(folder):
-        return RewardModel(name, scores_tokens=True)
+        return ReplyRewardModel(name, scores_tokens=True)
     inside = [stage for stage in _STAGES if (folder / stage).is_dir()]
     if inside and not (folder / "config.json").is_file():
         named = " or ".join(str(folder / stage) for stage in inside)
@@ -51,14 +51,15 @@ def find_reward_model(name: str) -> RewardModel:
             f"{name} has {labels} labels, and a reward model has one. Name another, or make it a metric: a function of your "
             'own that gives one number per reply, --metric "module:name".'
         )
-    return RewardModel(name, scores_tokens=False)
+    return ReplyRewardModel(name, scores_tokens=False)
 
 
-def rewards(model: RewardModel, examples: Sequence[Example], replies: Sequence[str]) -> list[float]:
-    """The reward of each reply; -inf of a reply without text where tokens are scored.
+def rewards(model: ReplyRewardModel, examples: Sequence[Example], replies: Sequence[str]) -> list[float]:
+    """The reward of each reply.
 
-    A token reward or log-ratio is the mean over the reply's tokens: its sum would grow with the length. A sequence
-    classifier reads the prompt's last message and the reply, as a conversation where its tokenizer has a chat template.
+    A model that scores tokens gives the mean over the reply's tokens, since a sum would grow with the length, and -inf for a
+    reply without text. A sequence classifier reads the prompt's last message and the reply, as a conversation if its
+    tokenizer has a chat template.
 
     Raises:
         UserError: the model cannot be loaded, or a reply does not fit in its context.

@@ -1,11 +1,10 @@
 """The figures of an evaluation row by row, so that two runs can be compared on the same rows."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import read_jsonl, write_jsonl
 from tokenward.errors import UserError
 
 ROWS = "rows.jsonl"
@@ -42,8 +41,8 @@ class RowValues:
 
     def write(self, folder: Path) -> None:
         """Store them as JSON lines: ``{"kind", "key", "values"}``."""
-        lines = [json.dumps({**row._asdict(), "values": values}) for row, values in self._rows.items()]
-        atomic_write(folder / ROWS, "".join(line + "\n" for line in lines))
+        records = ({**row._asdict(), "values": values} for row, values in self._rows.items())
+        write_jsonl(folder / ROWS, records, ascii=True)
 
 
 def read_row_values(folder: Path) -> dict[RowKey, dict[str, float]]:
@@ -58,5 +57,4 @@ def read_row_values(folder: Path) -> dict[RowKey, dict[str, float]]:
             f"{folder} has no {ROWS}, so its figures are not known row by row. The evaluation of a prompt_task has none; any "
             "other one: delete the folder and run `tokenward evaluate RECIPE` again."
         )
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {RowKey(line["kind"], line["key"]): line["values"] for line in lines}
+    return {RowKey(line["kind"], line["key"]): line["values"] for line in read_jsonl(path)}

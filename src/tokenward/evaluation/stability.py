@@ -1,4 +1,4 @@
-"""Would another seed, precision or batch have selected the same tokens? Overlap of two selections."""
+"""Overlap of two selections: do another seed, precision or batch select the same tokens?"""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,11 +15,11 @@ Scores = Mapping[str, Sequence[float]]
 
 
 def jaccard(first: ArrayLike, second: ArrayLike) -> float:
-    """Tokens that both selected, as a share of those that either did; NaN where neither selected any.
+    """Share of the tokens selected by either that both selected; NaN if neither selected any.
 
     Args:
         first: ``[n]`` bool, whether each token of a response is selected.
-        second: ``[n]`` bool, so too.
+        second: ``[n]`` bool, likewise.
     """
     one, other = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     either = int((one | other).sum())
@@ -29,11 +29,11 @@ def jaccard(first: ArrayLike, second: ArrayLike) -> float:
 def kappa(first: ArrayLike, second: ArrayLike) -> float:
     """Agreement over chance (Cohen's kappa): 1 is the same tokens, 0 what two random selections of these sizes share.
 
-    NaN where both select every token, or none: then nothing was chosen.
+    NaN if both select every token, or none.
 
     Args:
         first: ``[n]`` bool, whether each token of a response is selected.
-        second: ``[n]`` bool, so too.
+        second: ``[n]`` bool, likewise.
     """
     one, other = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if not len(one):
@@ -49,7 +49,7 @@ def selected(scores: Sequence[float], fraction: float, *, top: bool) -> NDArray[
     Args:
         scores: ``[n]``.
         fraction: Share to keep, in (0, 1].
-        top: The best, as of a chosen response; else the worst, as of a rejected one.
+        top: Keep the best, as SePO does for chosen responses; otherwise the worst, as for rejected ones.
     """
     values = torch.as_tensor(scores, dtype=torch.float32)
     group = torch.zeros(len(values), dtype=torch.long)
@@ -59,11 +59,10 @@ def selected(scores: Sequence[float], fraction: float, *, top: bool) -> NDArray[
 def stability_figures(
     first: Scores, second: Scores, *, fraction: float, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Figure]:
-    """How far two scorings select the same tokens of the responses that both hold.
+    """How much two scorings agree on the tokens to select, over the responses that both hold.
 
-    ``jaccard/top`` and ``kappa/top`` are of the best share of every response, as a chosen one is selected;
-    ``jaccard/bottom`` and ``kappa/bottom`` of its worst share, as a rejected one is. Means over responses, with
-    intervals that draw responses.
+    ``jaccard/top`` and ``kappa/top`` compare the best share of every response, as selected from chosen responses;
+    ``jaccard/bottom`` and ``kappa/bottom`` the worst share. Means over responses, with intervals that draw responses.
 
     Args:
         first: Scores of one run.

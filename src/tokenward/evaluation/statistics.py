@@ -1,10 +1,13 @@
 """Figures with an interval: bootstrap over examples; AUROC, average precision and precision at k, with ties."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from tokenward.artifacts import read_json, write_json
 
 Floats = NDArray[np.float64]
 
@@ -25,6 +28,30 @@ class Figure(NamedTuple):
     n: int
 
 
+Figures = dict[str, Figure]
+
+
+def figure_as_json(figure: Figure) -> dict[str, float | int | None]:
+    """A figure as ``metrics.json`` has it: JSON has no NaN, so a figure without examples is null with n = 0."""
+    return {name: None if value != value else value for name, value in figure._asdict().items()}
+
+
+def write_figures(path: Path, figures: Figures) -> None:
+    """Write figures by name as JSON."""
+    write_json(path, {name: figure_as_json(figure) for name, figure in figures.items()}, ascii=True)
+
+
+def load_figures(path: Path) -> Figures:
+    """What :func:`write_figures` wrote."""
+    nan = float("nan")
+    return {
+        name: Figure(
+            *(nan if item[key] is None else item[key] for key in ("value", "low", "high")), n=item["n"]
+        )
+        for name, item in read_json(path).items()
+    }
+
+
 def mean_figure(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Figure:
     """Mean with a 95 % percentile bootstrap interval; for a paired comparison pass the differences.
 
@@ -39,6 +66,19 @@ def mean_figure(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> F
     draws = np.random.default_rng(seed).integers(0, len(data), size=(resamples, len(data)))
     low, high = np.quantile(data[draws].mean(axis=1), [0.025, 0.975])
     return Figure(float(data.mean()), float(low), float(high), len(data))
+
+
+def before_after_figures(
+    name: str, before: Sequence[float], after: Sequence[float], *, resamples: int = 2000, seed: int = 0
+) -> Figures:
+    """A quantity before and after training on the same prompts, and the paired change."""
+    first, second = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    settings = {"resamples": resamples, "seed": seed}
+    return {
+        f"{name}/before": mean_figure(first, **settings),
+        f"{name}/after": mean_figure(second, **settings),
+        f"{name}/change": mean_figure(second - first, **settings),
+    }
 
 
 def auroc(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike | None = None) -> float:
@@ -110,47 +150,32 @@ def _mean_precision(levels: _Levels) -> float:
     return float((up * precision).sum() / up.sum()) if up.sum() else float("nan")
 
 
-def auroc_figure(
-    scores: ArrayLike, positive: ArrayLike, example: ArrayLike, *, resamples: int = 2000, seed: int = 0
-) -> Figure:
-    """AUROC over tokens with an interval by example: whole responses are drawn, not tokens.
+LabelledScores = tuple[ArrayLike, ArrayLike, ArrayLike]
+"""``scores`` ``[n]`` of tokens, ``positive`` ``[n]`` bool, and ``example`` ``[n]``: the response of each token, from 0."""
+
+
+def mean_auroc_figure(scored: Sequence[LabelledScores], *, resamples: int = 2000, seed: int = 0) -> Figure:
+    """Mean of the AUROCs that exist, with an interval by example: whole responses are drawn, not tokens.
 
     Args:
-        scores: ``[n]`` tokens.
-        positive: ``[n]`` bool.
-        example: ``[n]`` which response each token belongs to, 0 to the number of responses less 1.
+        scored: One for each AUROC, over the same responses; a draw is the same for all of them.
         resamples: Bootstrap draws.
         seed: Of the draws.
     """
-    return mean_auroc_figure([(scores, positive, example)], resamples=resamples, seed=seed)
-
-
-Question = tuple[ArrayLike, ArrayLike, ArrayLike]
-"""``scores``, ``positive`` and ``example`` as :func:`auroc_figure` takes them."""
-
-
-def mean_auroc_figure(questions: Sequence[Question], *, resamples: int = 2000, seed: int = 0) -> Figure:
-    """Mean of several AUROCs (of those that exist) over the same responses, drawn once for all of them.
-
-    Args:
-        questions: ``scores``, ``positive`` and ``example`` as :func:`auroc_figure` takes them.
-        resamples: Bootstrap draws.
-        seed: Of the draws.
-    """
-    return _mean_ranking(_area, questions, resamples=resamples, seed=seed)
+    return _mean_ranking(_area, scored, resamples=resamples, seed=seed)
 
 
 def mean_average_precision_figure(
-    questions: Sequence[Question], *, resamples: int = 2000, seed: int = 0
+    scored: Sequence[LabelledScores], *, resamples: int = 2000, seed: int = 0
 ) -> Figure:
     """Mean of several average precisions, as :func:`mean_auroc_figure` is of AUROCs."""
-    return _mean_ranking(_mean_precision, questions, resamples=resamples, seed=seed)
+    return _mean_ranking(_mean_precision, scored, resamples=resamples, seed=seed)
 
 
 def _mean_ranking(
-    measure: Callable[[_Levels], float], questions: Sequence[Question], *, resamples: int, seed: int
+    measure: Callable[[_Levels], float], scored: Sequence[LabelledScores], *, resamples: int, seed: int
 ) -> Figure:
-    prepared = [(*_sorted(scores, positive), np.asarray(example)) for scores, positive, example in questions]
+    prepared = [(*_sorted(scores, positive), np.asarray(example)) for scores, positive, example in scored]
     count = max((int(owner.max()) + 1 for _, _, owner in prepared if len(owner)), default=0)
 
     def value(times: Floats) -> float:

@@ -1,4 +1,4 @@
-"""Who wins: a preference per prompt, its mean, and what is left of it at equal length."""
+"""Win rates: a preference per prompt, its mean, and the mean at equal length."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ _CLOSE = 1e-8
 
 
 def preferences(before: Sequence[float], after: Sequence[float]) -> list[float]:
-    """Per prompt 1 where the second number is higher, 0 where it is lower, 0.5 where they tie."""
+    """For each prompt 1 if the second number is higher, 0 if it is lower, 0.5 if they tie."""
     return [(b > a) + 0.5 * (b == a) for a, b in zip(before, after, strict=True)]
 
 
@@ -57,8 +57,8 @@ def length_controlled(
     difficulty of the instruction, which is known for its own 805 instructions only, and with a weak ridge penalty
     in the place of its cross-validated lasso.
 
-    Where every pair differs by the same length, length and quality cannot be told apart and the figure is NaN, unless all
-    are equally long: then it is the raw win rate.
+    If all pairs differ by the same length, the figure is NaN, because length and quality cannot be told apart. If all
+    replies of a pair are equally long, it is the raw win rate.
 
     Args:
         preferred: ``[n]`` from 0 to 1.

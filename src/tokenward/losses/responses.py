@@ -7,8 +7,8 @@ from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.losses.tokens import LISTS, ROWS, check_shape, tokens_of
-from tokenward.ops import guidance
 from tokenward.ops import losses as formulas
+from tokenward.ops import policy_gradient
 from tokenward.ops.aggregates import AGGREGATES, SCALED, SOFT, group_mean_length
 from tokenward.ops.listwise import plackett_luce as list_likelihood
 from tokenward.ops.ragged import segment_sum
@@ -87,8 +87,8 @@ def reinforce(
     alpha: float = 0.125,
     kl: float = 0.0,
     discount: float | None = None,
-    baseline: guidance.Baseline = "none",
-    mean_over: guidance.MeanOver = "token",
+    baseline: policy_gradient.Baseline = "none",
+    mean_over: policy_gradient.MeanOver = "token",
 ) -> Tensor:
     """``-mean_t [r_t log pi + alpha H_t]`` of K sampled responses to a prompt.  [b k t] each -> [b]
 
@@ -104,8 +104,8 @@ def reinforce(
         baseline: What is subtracted: ``mean`` of the prompt's responses, or ``leave_one_out``, that of the others.
         mean_over: ``token``: over all tokens of the prompt; ``sequence``: over the means of its responses.
     """
-    _one_of("baseline", baseline, guidance.Baseline)
-    _one_of("mean_over", mean_over, guidance.MeanOver)
+    _one_of("baseline", baseline, policy_gradient.Baseline)
+    _one_of("mean_over", mean_over, policy_gradient.MeanOver)
     if kl and reference is None:
         raise UserError(f"kl is {kl}, and there is no reference. Give reference [b k t], or leave kl out.")
     tokens = tokens_of(logp, weights, LISTS)
@@ -114,11 +114,11 @@ def reinforce(
     policy, earned = tokens.logp[keep], tokens.lay("rewards", rewards)[keep]
     if kl and reference is not None:
         earned = earned - kl * (policy.detach() - tokens.lay("reference", reference)[keep])
-    return guidance.reinforce(
+    return policy_gradient.reinforce(
         policy,
-        guidance.credit(earned, *owners, discount=discount, baseline=baseline),
+        policy_gradient.credit(earned, *owners, discount=discount, baseline=baseline),
         None if entropy is None else tokens.lay("entropy", entropy)[keep],
-        lambda values: guidance.comparison_mean(values, tokens.weights[keep], *owners, mean_over),
+        lambda values: policy_gradient.comparison_mean(values, tokens.weights[keep], *owners, mean_over),
         alpha=alpha,
     )
 

@@ -16,7 +16,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
-from tokenward.tokens.tree import Comparison, Tree
+from tokenward.tokens.tree import PackedComparison, Tree
 
 TREE, FLEX_TREE = "tokenward_tree", "tokenward_flex_tree"
 """Names of the two in transformers."""
@@ -112,7 +112,7 @@ def _check_own(attention_mask: Any, kwargs: dict[str, Any], unknown: tuple[str, 
 
 
 def _comparison(
-    attend: Callable[..., Tensor], item: Comparison, query: Tensor, key: Tensor, value: Tensor
+    attend: Callable[..., Tensor], item: PackedComparison, query: Tensor, key: Tensor, value: Tensor
 ) -> list[Tensor]:
     """Attention of one tree, in the order of its tokens."""
     trunk, *queries = query.split([item.trunk, *(piece.length for piece in item.pieces)], 2)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenward.errors import UserError
-from tokenward.models.forward import OutputSpec
+from tokenward.models.forward import FrozenReference
 from tokenward.models.positions import longer_than_steady
-from tokenward.tokens.batches import TokenBatch, collate
+from tokenward.tokens.batches import Batch, TokenBatch, collate
+from tokenward.tokens.needs import NOTHING, Needs
 from tokenward.tokens.rows import Layout, TokenRow
 from tokenward.tokens.template import Style, Template
 
@@ -70,7 +71,7 @@ class TokenModel(ABC):
         """Whether it reads a response's last token: its number is read after the token, not before it."""
         return False
 
-    def collate(self, rows: Sequence[TokenRow]) -> TokenBatch:
+    def collate(self, rows: Sequence[TokenRow]) -> Batch:
         """Rows as a batch that this model takes, on the CPU.
 
         Raises:
@@ -81,21 +82,26 @@ class TokenModel(ABC):
         )
         config = self.model.config
         if isinstance(config, PretrainedConfig):
-            reason = longer_than_steady(config, self.name, int(batch.position_ids.max()) + 1)
+            reason = longer_than_steady(config, self.name, int(batch.inputs.position_ids.max()) + 1)
             if reason is not None:
                 raise UserError(reason)
         return batch
 
     @abstractmethod
     def read(
-        self, module: nn.Module, batch: TokenBatch, wanted: OutputSpec | None = None
+        self,
+        module: nn.Module,
+        batch: Batch,
+        needs: Needs = NOTHING,
+        reference: FrozenReference | None = None,
     ) -> tuple[Tensor, TokenBatch]:
-        """One number per token, and the batch with what else was asked for.  -> [n]
+        """One number per token, and the tokens with the statistics that an objective needs.  -> [n]
 
         Args:
             module: This model's ``model``, or a wrapper around it (DDP, FSDP2); its ``forward`` is called.
             batch: The rows, on the model's device.
-            wanted: What else the batch shall have: ``batch.entropy`` and so on.
+            needs: Which statistics; a model without a head for text has none.
+            reference: The frozen model, where they compare with it.
         """
 
     @abstractmethod

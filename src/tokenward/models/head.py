@@ -5,9 +5,10 @@ they do for any other call. Only the last step, the head, is answered differentl
 open: it receives all hidden states and returns the log-probabilities of the asked tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from tokenward.ops.embedding import tied_embedding
 from tokenward.ops.heads import UNCHANGED, LinearHead, LogitChange, Reference
-from tokenward.ops.logprob import Direction, Head, TokenStatistics, chunked_statistics, statistics_of
-from tokenward.ops.tiles import linear_statistics
+from tokenward.ops.logprob import Direction, Head, by_name, chunked_statistics
+from tokenward.ops.tiles import TILED, linear_statistics
 
 
 class KLReference(NamedTuple):
@@ -36,22 +37,20 @@ class KLReference(NamedTuple):
     direction: Direction
 
 
-class Request(NamedTuple):
+class HeadRequest(NamedTuple):
     """What the head shall answer.
 
     Attributes:
         positions: ``[n]``, indices into the flattened ``rows x t`` hidden states.
         ids: ``[n]`` tokens whose log-probability is wanted, or None for the hidden states themselves.
-        entropy: Whether the entropy at each position is wanted beside it.
-        rank: Whether the rank of the token is.
-        kl_reference: If given, the KL divergence to this model is wanted beside it.
+        names: Statistics that are wanted beside it, of :data:`tokenward.ops.logprob.STATISTICS`.
+        kl_reference: The other model, needed for ``kl``.
         states: Whether the hidden states are wanted beside it.
     """
 
     positions: Tensor
     ids: Tensor | None
-    entropy: bool = False
-    rank: bool = False
+    names: Sequence[str] = ()
     kl_reference: KLReference | None = None
     states: bool = False
 
@@ -79,7 +78,7 @@ class SelectiveHead:
         model: nn.Module | None = None,
     ) -> None:
         self._module, self._plain, self.change = module, module.forward, change
-        self._request: Request | None = None
+        self._request: HeadRequest | None = None
         self._answer: Tensor | None = None
         if model is not None and change.steps:
             self._pass_by(model)
@@ -111,18 +110,17 @@ class SelectiveHead:
         self,
         positions: Tensor,
         ids: Tensor | None,
+        names: Sequence[str] = (),
         *,
-        entropy: bool = False,
-        rank: bool = False,
         kl_reference: KLReference | None = None,
         states: bool = False,
     ) -> Iterator[None]:
         """While open, the model's ``logits`` are what was asked for; :func:`unpacked` takes them apart.
 
-        ``[n]`` log-probabilities; with more, one row each of log-probabilities, entropies, divergences, ranks and the
-        ``d`` columns of the states; without ids ``[n d]`` states.
+        ``[n]`` log-probabilities; with more, one row each of log-probabilities, the named statistics and the ``d``
+        columns of the states; without ids ``[n d]`` states.
         """
-        self._request = Request(positions, ids, entropy, rank, kl_reference, states)
+        self._request = HeadRequest(positions, ids, names, kl_reference, states)
         try:
             yield
         finally:
@@ -135,13 +133,13 @@ class SelectiveHead:
         # What the model changes and throws away has the shape of logits, for it may look at that.
         return hidden.new_zeros(*hidden.shape[:-1], 1) if self.change.steps else self._answer
 
-    def _answered(self, hidden: Tensor, request: Request) -> Tensor:
+    def _answered(self, hidden: Tensor, request: HeadRequest) -> Tensor:
         rows = hidden.reshape(-1, hidden.shape[-1])[request.positions]
         if request.ids is None:
             return rows
         found = _statistics(self, rows, request.ids, request)
         # One tensor, so that whatever wraps the model's forward sees an output like any other.
-        parts = [item for item in found if item is not None]
+        parts = [*found.values()]
         if request.states:
             return torch.cat((torch.stack(parts), rows.T))
         return parts[0] if len(parts) == 1 else torch.stack(parts)
@@ -180,28 +178,27 @@ def install_head(model: nn.Module, change: LogitChange = UNCHANGED) -> Selective
 @torch.compiler.disable(
     recursive=True
 )  # a loop over tiles: unrolled it would be a long graph that saves nothing
-def _statistics(head: SelectiveHead, rows: Tensor, ids: Tensor, request: Request) -> TokenStatistics:
-    linear, kl_reference = head.linear, request.kl_reference
-    asked: dict[str, Any] = {"entropy": request.entropy, "rank": request.rank}
-    if linear is None or (kl_reference is not None and kl_reference.linear is None):
+def _statistics(head: SelectiveHead, rows: Tensor, ids: Tensor, request: HeadRequest) -> dict[str, Tensor]:
+    linear, kl_reference, names = head.linear, request.kl_reference, request.names
+    asked: dict[str, Any] = {} if kl_reference is None else {"direction": kl_reference.direction}
+    chunked = linear is None or (kl_reference is not None and kl_reference.linear is None)
+    if chunked or not set(names).issubset(TILED):
         if kl_reference is not None:
-            other = (kl_reference.hidden, kl_reference.logits)
-            asked |= {"reference": other, "direction": kl_reference.direction}
-        return chunked_statistics(rows, ids, head.logits, **asked)
+            asked["reference"] = (kl_reference.hidden, kl_reference.logits)
+        return chunked_statistics(rows, ids, head.logits, names, **asked)
     if kl_reference is not None and kl_reference.linear is not None:
-        other = Reference(kl_reference.hidden, kl_reference.linear)
-        asked |= {"reference": other, "direction": kl_reference.direction}
-    return linear_statistics(rows, ids, linear, dtype=product_type(rows), **asked)
+        asked["reference"] = Reference(kl_reference.hidden, kl_reference.linear)
+    return linear_statistics(rows, ids, linear, names, dtype=product_type(rows), **asked)  # type: ignore[arg-type]
 
 
 def unpacked(
-    answer: Tensor, *, entropy: bool, rank: bool, divergence: bool, states: bool
-) -> tuple[TokenStatistics, Tensor | None]:
-    """The parts of what a head answered, and the states ``[n d]`` or None."""
-    if not (entropy or rank or divergence or states):
-        return TokenStatistics(answer), None
+    answer: Tensor, names: Sequence[str], *, states: bool
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """What a head answered: ``logp`` and the named statistics, and the states ``[n d]`` or None."""
+    if not (names or states):
+        return {"logp": answer}, None
     rows = iter(answer)
-    found = statistics_of(rows, entropy=entropy, divergence=divergence, rank=rank)
+    found = by_name(islice(rows, 1 + len(names)), names)
     return found, torch.stack([*rows], 1) if states else None
 
 

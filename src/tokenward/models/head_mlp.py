@@ -5,7 +5,6 @@ frozen model, ``MLP(h)`` in place of its last hidden state ``h``, and the frozen
 zero all logits begin nearly equal, so sampling explores the whole vocabulary.
 """
 
-import json
 import math
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import read_json, write_json
 from tokenward.errors import UserError
 
 SETTINGS_FILE = "head_mlp.json"
@@ -134,9 +133,7 @@ def save_head_mlp(adapted: AdaptedHead, settings: HeadMLPSettings, base: str, fo
     save_file(
         {name: value.contiguous() for name, value in adapted.mlp.state_dict().items()}, folder / WEIGHTS_FILE
     )
-    atomic_write(
-        folder / SETTINGS_FILE, json.dumps({"base": base, "settings": asdict(settings)}, indent=2) + "\n"
-    )
+    write_json(folder / SETTINGS_FILE, {"base": base, "settings": asdict(settings)}, ascii=True)
 
 
 def read_head_mlp(folder: Path) -> tuple[str, HeadMLPSettings]:
@@ -146,7 +143,7 @@ def read_head_mlp(folder: Path) -> tuple[str, HeadMLPSettings]:
         UserError: the file is broken.
     """
     try:
-        record = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        record = read_json(folder / SETTINGS_FILE)
         return record["base"], HeadMLPSettings(**record["settings"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(_unreadable(folder, SETTINGS_FILE, error)) from error

@@ -22,7 +22,7 @@ from transformers import (
 from tokenward.errors import UserError
 from tokenward.models.adapters import adapter_warnings, new_adapter
 from tokenward.models.base import TokenModel
-from tokenward.models.forward import OutputSpec, token_statistics
+from tokenward.models.forward import FrozenReference, token_statistics
 from tokenward.models.head import SelectiveHead, install_head
 from tokenward.models.head_mlp import (
     AdaptedHead,
@@ -34,7 +34,8 @@ from tokenward.models.head_mlp import (
 )
 from tokenward.models.places import cannot_load, config_of, model_fingerprint, parts_of, resolve
 from tokenward.models.probe import Packing, probe
-from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.batches import Batch, TokenBatch
+from tokenward.tokens.needs import NOTHING, Needs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -67,12 +68,15 @@ class LanguageModel(TokenModel):
         return isinstance(self.model, PeftModel)
 
     def read(
-        self, module: nn.Module, batch: TokenBatch, wanted: OutputSpec | None = None
+        self,
+        module: nn.Module,
+        batch: Batch,
+        needs: Needs = NOTHING,
+        reference: FrozenReference | None = None,
     ) -> tuple[Tensor, TokenBatch]:
         """Log-probability of each response token, 0 where it has no weight.  -> [n] float32"""
-        found = token_statistics(module, self.head, batch, wanted)._asdict()
-        logp = found.pop("logp")
-        return logp, replace(batch, **{name: value for name, value in found.items() if value is not None})
+        found = token_statistics(module, self.head, batch, needs, reference)
+        return found.pop("logp"), replace(batch.tokens, statistics=found)
 
     def with_adapter(self, settings: dict[str, Any]) -> "LanguageModel":
         """The same weights frozen, with a new LoRA adapter to train.

@@ -12,7 +12,8 @@ from tokenward.models.forward import run_model
 from tokenward.models.made_up import laid_out, made_up
 from tokenward.ops.heads import LogitChange, LogitStep
 from tokenward.ops.logprob import wide
-from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.batches import Batch
+from tokenward.tokens.layouts import ModelInputs
 
 
 class _Call(NamedTuple):
@@ -29,7 +30,7 @@ class _Call(NamedTuple):
     logits: Tensor
 
 
-def few_tokens(model: nn.Module, start_id: int | None) -> TokenBatch:
+def few_tokens(model: nn.Module, start_id: int | None) -> Batch:
     """A batch whose logits are soon made."""
     return laid_out(
         model, made_up(model)[1:], "separate" if start_id is None else "encoder_decoder", start_id
@@ -50,15 +51,15 @@ def logit_change(model: nn.Module, start_id: int | None = None) -> LogitChange |
     head = model.get_output_embeddings()  # type: ignore[operator]
     if not isinstance(head, nn.Module):
         return None
-    batch = few_tokens(model, start_id)
-    real = _call(model, head, batch)
+    inputs = few_tokens(model, start_id).inputs
+    real = _call(model, head, inputs)
     # bfloat16 tells whether the logits are widened first; the model's own type tells numbers apart that it cannot.
-    tried = [real and _call(model, head, batch, given=_sizes(real.raw, dtype)) for dtype in _types(real)]
+    tried = [real and _call(model, head, inputs, given=_sizes(real.raw, dtype)) for dtype in _types(real)]
     calls = [real, *tried]
     if any(call is None or call.raw.shape != call.logits.shape for call in calls):
         return None
     known = cast(list[_Call], calls)
-    read = batch.input_ids if batch.decoder_ids is None else batch.decoder_ids
+    read = inputs.input_ids if inputs.decoder_ids is None else inputs.decoder_ids
     if known[0].raw.shape[:-1] != read.shape:
         return None  # a part of the positions, or in another order
     if not torch.equal(head.forward(known[0].hidden), known[0].raw):
@@ -76,17 +77,19 @@ def _explains(change: LogitChange, calls: list[_Call]) -> bool:
     return all(torch.equal(wide(change(call.raw)), wide(call.logits)) for call in chain(few, calls))
 
 
-def _call(model: nn.Module, head: nn.Module, batch: TokenBatch, given: Tensor | None = None) -> _Call | None:
+def _call(
+    model: nn.Module, head: nn.Module, inputs: ModelInputs, given: Tensor | None = None
+) -> _Call | None:
     """One call, in which the head gives ``given``; None where the head is not called once."""
     calls: list[tuple[Tensor, Tensor]] = []
 
-    def seen(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        calls.append((inputs[0], output if given is None else given))
+    def seen(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        calls.append((arguments[0], output if given is None else given))
         return calls[-1][1]
 
     handle = head.register_forward_hook(seen)
     try:
-        logits = run_model(model, batch).logits
+        logits = run_model(model, inputs).logits
     finally:
         handle.remove()
     return _Call(*calls[0], logits) if len(calls) == 1 else None

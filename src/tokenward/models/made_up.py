@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tokenward.tokens.batches import TokenBatch, collate
+from tokenward.tokens.batches import Batch, collate
+from tokenward.tokens.layouts import ModelInputs
 from tokenward.tokens.rows import Layout, TokenRow
 from tokenward.types import Comparison
 
@@ -22,13 +23,13 @@ class Trial(NamedTuple):
     """The same rows twice, but for the tokens of one response.
 
     Attributes:
-        batch: The rows.
+        inputs: The rows.
         other: With other tokens in response :data:`CHANGED` of the first comparison.
         kept: ``[rows t]`` bool, which places of the rows are no business of those tokens.
     """
 
-    batch: TokenBatch
-    other: TokenBatch
+    inputs: ModelInputs
+    other: ModelInputs
     kept: Tensor
 
 
@@ -47,9 +48,7 @@ def made_up(model: nn.Module, *, exchanged: bool = False) -> list[TokenRow]:
     return list(rows)
 
 
-def laid_out(
-    model: nn.Module, rows: list[TokenRow], layout: Layout, start_id: int | None = None
-) -> TokenBatch:
+def laid_out(model: nn.Module, rows: list[TokenRow], layout: Layout, start_id: int | None = None) -> Batch:
     """The rows as a batch on the model's device, each response to its end."""
     batch = collate(rows, layout=layout, pad_id=0, start_id=start_id)
     return batch.to(next(model.parameters()).device)
@@ -57,10 +56,12 @@ def laid_out(
 
 def trial(model: nn.Module) -> Trial:
     """Packed rows, in which one response changes."""
-    batch, other = (laid_out(model, made_up(model, exchanged=changed), "shared") for changed in (False, True))
-    assert batch.tree is not None
-    comparison, branch = batch.tree.owner
-    return Trial(batch, other, ((comparison != 0) | (branch != CHANGED + 1))[None])
+    inputs, other = (
+        laid_out(model, made_up(model, exchanged=changed), "shared").inputs for changed in (False, True)
+    )
+    assert inputs.tree is not None
+    comparison, branch = inputs.tree.owner
+    return Trial(inputs, other, ((comparison != 0) | (branch != CHANGED + 1))[None])
 
 
 def future_trial(model: nn.Module) -> Trial:
@@ -68,8 +69,8 @@ def future_trial(model: nn.Module) -> Trial:
     ids = _ordinary(model)
     first, second, third = (list(islice(ids, 10)) for _ in range(3))
     rows = ([_comparison(first, [end])] for end in (second, third))
-    batch, other = (laid_out(model, row, "separate") for row in rows)
-    return Trial(batch, other, torch.arange(20, device=batch.input_ids.device)[None] < 10)
+    inputs, other = (laid_out(model, row, "separate").inputs for row in rows)
+    return Trial(inputs, other, torch.arange(20, device=inputs.input_ids.device)[None] < 10)
 
 
 def _encoded(ids: Iterator[int], prompt: int, responses: tuple[int, ...]) -> TokenRow:

@@ -20,7 +20,7 @@ from tokenward.models.made_up import Trial, future_trial, laid_out, made_up, tri
 from tokenward.models.positions import steady_note
 from tokenward.models.readings import Readings, apart, in_float32, is_half, moved, readings
 from tokenward.ops.heads import LogitChange
-from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.layouts import ModelInputs
 from tokenward.tokens.rows import Layout
 
 logger = logging.getLogger(__name__)
@@ -119,8 +119,8 @@ def answers(model: PreTrainedModel, head: SelectiveHead, start_id: int | None) -
     """
     batch = few_tokens(model, start_id)
     try:
-        with head.answering(batch.predicted_from, batch.ids):
-            return run_model(model, batch).logits.shape == batch.ids.shape
+        with head.answering(batch.inputs.predicted_from, batch.tokens.ids):
+            return run_model(model, batch.inputs).logits.shape == batch.tokens.ids.shape
     except UNTAKEN:
         return False
 
@@ -183,9 +183,9 @@ def _check(model: PreTrainedModel, alone: Readings, name: str, *, causal: bool) 
 
 
 def _check_padding(model: PreTrainedModel, alone: Readings, name: str) -> None:
-    batch = laid_out(model, made_up(model), "separate")
+    inputs = laid_out(model, made_up(model), "separate").inputs
     with torch.no_grad(), in_float32(model):
-        found = apart(_at(_read(model, batch), batch.placed_at), alone)
+        found = apart(_at(_read(model, inputs), inputs.placed_at), alone)
     if not found.by <= ROUNDING:
         raise UserError(
             f"{name} gives a response other numbers in a batch with a longer one than alone ({found.part} differs by "
@@ -220,7 +220,7 @@ def _packed_differs(model: PreTrainedModel, alone: Readings) -> str | None:
     if part is not None:
         return f"in {part} a response sees another one"
     with torch.no_grad(), in_float32(model):
-        found = apart(_at(_read(model, given.batch), given.batch.placed_at), alone)
+        found = apart(_at(_read(model, given.inputs), given.inputs.placed_at), alone)
     if not found.by <= ROUNDING:
         return f"{found.part} differs by {found.by:.2g} of its size from rows of their own"
     return None
@@ -237,10 +237,10 @@ def _differs(model: PreTrainedModel, given: Trial) -> str | None:
     kept = given.kept.flatten()
     with torch.no_grad():
         with in_float32(model):
-            wide = [_at(_read(model, batch), kept) for batch in (given.batch, given.other)]
+            wide = [_at(_read(model, inputs), kept) for inputs in (given.inputs, given.other)]
         part, by = moved(*wide), apart(*wide)
         if part is None and is_half(model):
-            part = moved(*(_at(_read(model, batch), kept) for batch in (given.batch, given.other)))
+            part = moved(*(_at(_read(model, inputs), kept) for inputs in (given.inputs, given.other)))
     if part is not None and by.by <= ROUNDING and not _reaches(model, given):
         return None
     return part
@@ -256,7 +256,7 @@ def _reaches(model: PreTrainedModel, given: Trial) -> bool:
 
     handle = model.get_input_embeddings().register_forward_hook(leaf)
     try:
-        output = _main(run_model(model, given.batch))
+        output = _main(run_model(model, given.inputs))
     finally:
         handle.remove()
     kept = given.kept.to(output.device)
@@ -288,9 +288,9 @@ def _read_ids(model: PreTrainedModel, ids: Tensor) -> Readings:
     return readings(model, lambda: _main(model(input_ids=ids, use_cache=False)), (1, ids.shape[1]))
 
 
-def _read(model: PreTrainedModel, batch: TokenBatch) -> Readings:
-    shape = (batch.input_ids.shape[0], batch.input_ids.shape[1])
-    return readings(model, lambda: _main(run_model(model, batch)), shape)
+def _read(model: PreTrainedModel, inputs: ModelInputs) -> Readings:
+    shape = (inputs.input_ids.shape[0], inputs.input_ids.shape[1])
+    return readings(model, lambda: _main(run_model(model, inputs)), shape)
 
 
 def _main(output: Any) -> Tensor:

@@ -5,7 +5,6 @@ consumed, so it depends on the prompt and on the tokens up to and including it, 
 use share one input layout (the published code does not: tlm.md B2).
 """
 
-import json
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,16 +15,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import read_json, write_json
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.forward import OutputSpec, run_model
+from tokenward.models.forward import FrozenReference, run_model
 from tokenward.models.head_mlp import PUBLISHED_BIAS, init_linear, mlp
 from tokenward.models.loading import load_backbone, load_tokenizer
 from tokenward.models.places import model_fingerprint
 from tokenward.models.probe import Packing, reward_layout
-from tokenward.ops.guidance import bound_sigmoid, bound_softplus
-from tokenward.tokens.batches import TokenBatch
+from tokenward.ops.transforms import bound_sigmoid, bound_softplus
+from tokenward.tokens.batches import Batch, TokenBatch
+from tokenward.tokens.needs import NOTHING, Needs
 from tokenward.tokens.segments import Unit
 
 SETTINGS_FILE = "token_reward.json"
@@ -141,11 +141,15 @@ class RewardModel(TokenModel):
         return True
 
     def read(
-        self, module: nn.Module, batch: TokenBatch, wanted: OutputSpec | None = None
+        self,
+        module: nn.Module,
+        batch: Batch,
+        needs: Needs = NOTHING,
+        reference: FrozenReference | None = None,
     ) -> tuple[Tensor, TokenBatch]:
         """Reward of each response token, at the position that has read it.  -> [n] float32"""
-        rewards = run_model(module, batch).reshape(-1)[batch.placed_at]
-        return rewards, batch
+        rewards = run_model(module, batch.inputs).reshape(-1)[batch.inputs.placed_at]
+        return rewards, batch.tokens
 
     def save(self, folder: Path) -> None:
         """An ordinary folder: the backbone that ``AutoModel`` loads, the head, its settings, the tokenizer."""
@@ -156,7 +160,7 @@ class RewardModel(TokenModel):
             {name: value.contiguous() for name, value in self.model.head.state_dict().items()},
             folder / HEAD_FILE,
         )
-        atomic_write(folder / SETTINGS_FILE, json.dumps(asdict(self.settings), indent=2) + "\n")
+        write_json(folder / SETTINGS_FILE, asdict(self.settings), ascii=True)
 
 
 def new_reward_model(
@@ -213,7 +217,7 @@ def load_reward_model(
         )
     backbone = load_backbone(str(path), dtype=dtype, device=device, attention=attention)
     try:
-        settings = RewardSettings(**json.loads((path / SETTINGS_FILE).read_text(encoding="utf-8")))
+        settings = RewardSettings(**read_json(path / SETTINGS_FILE))
         module = TokenRewardModule(backbone, settings)
         module.head.load_state_dict(load_file(path / HEAD_FILE))
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:

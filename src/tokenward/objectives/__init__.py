@@ -1,33 +1,26 @@
 """Objectives: per-token log-probabilities and weights to one loss per comparison."""
 
 from tokenward.objectives.base import (
-    Auxiliary,
     Composite,
     Losses,
     Objective,
-    has_own_denominator,
-    is_pairwise,
-    needs_entropy,
-    needs_frozen_reference,
-    needs_kl,
-    needs_reference,
-    needs_scores,
-    needs_token_rank,
+    ObjectiveModule,
+    needs_of,
     title_of,
-    unpaired_of,
 )
-from tokenward.objectives.checked import CheckedObjective
-from tokenward.objectives.guidance import Reinforce
+from tokenward.objectives.custom import CheckedObjective
 from tokenward.objectives.kto import KTO
 from tokenward.objectives.likelihood import SFT, WeightedLikelihood
 from tokenward.objectives.listwise import PlackettLuce
 from tokenward.objectives.pairwise import DPO, IPO, ORPO, Pairwise, SePO, SimPO
 from tokenward.objectives.registry import OBJECTIVES, Sum, objective_of
+from tokenward.objectives.reinforce import Reinforce
 from tokenward.objectives.selected import Selected
 from tokenward.objectives.sparse import SparsePO
 from tokenward.objectives.tbpo import TBPO
 from tokenward.objectives.tdpo import TDPO
 from tokenward.objectives.terms import TokenKL, TReg
+from tokenward.tokens.needs import Needs
 
 __all__ = [
     "DPO",
@@ -38,11 +31,12 @@ __all__ = [
     "SFT",
     "TBPO",
     "TDPO",
-    "Auxiliary",
     "CheckedObjective",
     "Composite",
     "Losses",
+    "Needs",
     "Objective",
+    "ObjectiveModule",
     "Pairwise",
     "PlackettLuce",
     "Reinforce",
@@ -54,15 +48,7 @@ __all__ = [
     "TReg",
     "TokenKL",
     "WeightedLikelihood",
-    "has_own_denominator",
-    "is_pairwise",
-    "needs_entropy",
-    "needs_frozen_reference",
-    "needs_kl",
-    "needs_reference",
-    "needs_scores",
-    "needs_token_rank",
+    "needs_of",
     "objective_of",
     "title_of",
-    "unpaired_of",
 ]

@@ -1,22 +1,19 @@
-"""What an objective receives and what it returns."""
+"""What an objective receives, what it needs of that, and what it returns."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from dataclasses import fields
+from functools import reduce
+from operator import or_
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from tokenward.errors import UserError
 from tokenward.tokens.batches import TokenBatch
-
-Direction = Literal["", "forward", "reverse"]
-"""Which KL divergence an objective reads: none, KL(reference || policy), or KL(policy || reference)."""
-
-Unpaired = Literal["", "good", "all"]
-"""Which comparisons of one response an objective trains on: none, those whose response is good, or all."""
-
+from tokenward.tokens.needs import NOTHING, Needs
 
 DRAW = "draw"
-"""In ``batch.values`` while an objective that ``draws`` trains: one number, another one in each optimizer step."""
+"""In ``batch.values`` while an objective that needs it trains: one number, another one in each optimizer step; see :attr:`Needs.draws`."""
 
 
 class Losses(NamedTuple):
@@ -27,7 +24,7 @@ class Losses(NamedTuple):
         metrics: Named values ``[b]``, with TRL's names where TRL has them.
         denominator: ``[b]``, 0 or more, or None: what each comparison adds to the denominator of the optimizer step. The
             step's loss is ``sum loss / sum denominator`` over all its comparisons, however they are cut; without it,
-            their mean. An objective that gives one says ``own_denominator``.
+            their mean. An objective that gives one needs its ``own_denominator``.
         having: ``[b]`` by a metric's name, 1 where a comparison has the metric and 0 where it has not, such as the
             reward of a chosen response where there is only a rejected one; every comparison has those not named.
     """
@@ -43,7 +40,7 @@ class Losses(NamedTuple):
         return self.loss.mean() if self.denominator is None else self.loss.sum() / self.denominator.sum()
 
 
-class Auxiliary(NamedTuple):
+class ObjectiveModule(NamedTuple):
     """A module of an objective that trains with the policy.
 
     Attributes:
@@ -60,17 +57,10 @@ class Auxiliary(NamedTuple):
 class Objective(Protocol):
     """Per-token log-probabilities, weights and reference to one loss per comparison.
 
-    One may have flags, as class attributes or properties; a flag that is not there is False:
-    ``needs_reference`` (``batch.reference_logp`` must be there), ``needs_entropy`` (``batch.entropy`` must),
-    ``needs_token_rank`` (``batch.token_rank`` must),
-    ``needs_kl`` (``batch.kl`` must: ``"forward"`` or ``"reverse"``), ``needs_states`` (``batch.states`` must),
-    ``needs_reference_layers`` (``batch.reference_layers`` must), ``needs_scores`` (``batch.scores`` must), ``pairwise``
-    (every comparison must have exactly two responses, the better one first), ``own_denominator``
-    (:class:`Losses` have a ``denominator``), ``unpaired`` (a comparison may have one response of rank 0, which is
-    good, or 1, which is bad: ``"all"``, or ``"good"`` where a bad one alone teaches nothing), and ``draws`` (it draws by
-    ``batch.values[DRAW]`` and the responses' ids, so that the draws of a step do not depend on how it is cut).
+    One that needs more than log-probabilities and weights says so by ``needs``, a class attribute or a property:
+    ``needs = Needs(reference=True, pairwise=True)``; see :class:`tokenward.tokens.needs.Needs`.
 
-    One with a module to train has a method ``auxiliary(width, layers) -> Auxiliary | None``, which makes that module
+    One with a module to train has a method ``make_module(width, layers) -> ObjectiveModule | None``, which makes that module
     for a policy of so many layers and hidden states of that width; it is called once, before the training.
     """
 
@@ -86,8 +76,46 @@ class Objective(Protocol):
 
 
 def title_of(objective: Objective) -> str:
-    """What a message calls an objective: one of one's own as the recipe has it, else the class."""
+    """What a message calls an objective: a custom one as the recipe has it, else the class."""
     return getattr(objective, "title", "") or type(objective).__name__
+
+
+def needs_of(objective: Objective) -> Needs:
+    """What an objective needs; without ``needs``, log-probabilities and weights alone.
+
+    Raises:
+        UserError: ``needs`` is something else, or a custom class has the flags of earlier versions.
+    """
+    old = _old_flags(objective)
+    if old:
+        written = " and ".join(f"{name} = {value!r}" for name, value in old.items())
+        needs = Needs(**{name.removeprefix("needs_"): value for name, value in old.items()})
+        raise UserError(
+            f"{title_of(objective)} says {written}. What an objective needs is now one value. Write needs = {needs} in the class, "
+            "with from tokenward.objectives import Needs."
+        )
+    if hasattr(objective, "auxiliary"):
+        raise UserError(
+            f"{title_of(objective)} has a method auxiliary. It is now called make_module, and returns an ObjectiveModule. Rename it."
+        )
+    found = getattr(objective, "needs", NOTHING)
+    if not isinstance(found, Needs):
+        raise UserError(
+            f"{title_of(objective)} has needs = {found!r}. Write needs = Needs(reference=True), with from tokenward.objectives import "
+            "Needs."
+        )
+    return found
+
+
+def _old_flags(objective: Objective) -> dict[str, Any]:
+    """Flags that are set by the names that they had before there was :class:`Needs`."""
+    plain = ("pairwise", "own_denominator", "unpaired", "draws")
+    names = [*(f"needs_{item.name}" for item in fields(Needs)), *plain]
+    values = {name: getattr(objective, name, None) for name in names}
+    # A custom class may have a setting of one of these names, such as a number of draws.
+    return {
+        name: value for name, value in values.items() if value is True or (value and isinstance(value, str))
+    }
 
 
 class Composite:
@@ -96,72 +124,16 @@ class Composite:
     Args:
         parts: The others.
 
+    Attributes:
+        needs: Of all of them together.
+
     Raises:
         UserError: two of them need KL divergences of different directions, and a pass gives one.
     """
 
     def __init__(self, parts: Sequence[Objective]) -> None:
         self.parts = tuple(parts)
-        directions = sorted({needs_kl(part) for part in parts} - {""})
-        if len(directions) > 1:
-            raise UserError(
-                "one objective asks for the forward KL divergence and another for the reverse one; a pass gives one of them. "
-                "Give both the same direction."
-            )
-
-    @property
-    def needs_reference(self) -> bool:
-        """See :class:`Objective`."""
-        return any(map(needs_reference, self.parts))
-
-    @property
-    def needs_entropy(self) -> bool:
-        """See :class:`Objective`."""
-        return any(map(needs_entropy, self.parts))
-
-    @property
-    def needs_token_rank(self) -> bool:
-        """See :class:`Objective`."""
-        return any(map(needs_token_rank, self.parts))
-
-    @property
-    def needs_kl(self) -> Direction:
-        """See :class:`Objective`."""
-        for part in self.parts:
-            if direction := needs_kl(part):
-                return direction
-        return ""
-
-    @property
-    def needs_states(self) -> bool:
-        """See :class:`Objective`."""
-        return any(map(needs_states, self.parts))
-
-    @property
-    def needs_reference_layers(self) -> bool:
-        """See :class:`Objective`."""
-        return any(map(needs_reference_layers, self.parts))
-
-    @property
-    def needs_scores(self) -> bool:
-        """See :class:`Objective`."""
-        return any(map(needs_scores, self.parts))
-
-    @property
-    def pairwise(self) -> bool:
-        """See :class:`Objective`."""
-        return any(map(is_pairwise, self.parts))
-
-    @property
-    def own_denominator(self) -> bool:
-        """See :class:`Objective`."""
-        return any(map(has_own_denominator, self.parts))
-
-    @property
-    def unpaired(self) -> Unpaired:
-        """See :class:`Objective`."""
-        found = {unpaired_of(part) for part in self.parts}
-        return "" if "" in found or not found else "all" if "all" in found else "good"
+        self.needs = reduce(or_, map(needs_of, self.parts)) if self.parts else NOTHING
 
 
 def parts_within(objective: Objective) -> Iterator[Objective]:
@@ -171,77 +143,12 @@ def parts_within(objective: Objective) -> Iterator[Objective]:
         yield from parts_within(part)
 
 
-def needs_reference(objective: Objective) -> bool:
-    """Whether an objective reads ``batch.reference_logp``."""
-    return bool(getattr(objective, "needs_reference", False))
-
-
-def needs_entropy(objective: Objective) -> bool:
-    """Whether an objective reads ``batch.entropy``."""
-    return bool(getattr(objective, "needs_entropy", False))
-
-
-def needs_token_rank(objective: Objective) -> bool:
-    """Whether an objective reads ``batch.token_rank``."""
-    return bool(getattr(objective, "needs_token_rank", False))
-
-
-def needs_kl(objective: Objective) -> Direction:
-    """Which KL divergence to the frozen reference an objective reads from ``batch.kl``, or "" for none.
-
-    Raises:
-        UserError: a class of one's own names another direction.
-    """
-    direction = getattr(objective, "needs_kl", "") or ""
-    if direction not in ("", "forward", "reverse"):
-        raise UserError(
-            f"{title_of(objective)} says needs_kl {direction!r}. Write forward for KL(reference || policy), or reverse for "
-            "KL(policy || reference)."
-        )
-    return direction
-
-
-def needs_states(objective: Objective) -> bool:
-    """Whether an objective reads ``batch.states``."""
-    return bool(getattr(objective, "needs_states", False))
-
-
-def needs_reference_layers(objective: Objective) -> bool:
-    """Whether an objective reads ``batch.reference_layers``."""
-    return bool(getattr(objective, "needs_reference_layers", False))
-
-
-def needs_scores(objective: Objective) -> bool:
-    """Whether an objective reads ``batch.scores``, the stored scores or rewards of the tokens."""
-    return bool(getattr(objective, "needs_scores", False))
-
-
-def needs_frozen_reference(objective: Objective) -> bool:
-    """Whether an objective needs the reference model itself beside the policy, not only stored values of it."""
-    return bool(needs_kl(objective)) or needs_reference_layers(objective)
-
-
-def is_pairwise(objective: Objective) -> bool:
-    """Whether an objective is over pairs, the better response first."""
-    return bool(getattr(objective, "pairwise", False))
-
-
-def has_own_denominator(objective: Objective) -> bool:
-    """Whether an objective says by ``Losses.denominator`` what the losses of an optimizer step are divided by."""
-    return bool(getattr(objective, "own_denominator", False))
-
-
-def unpaired_of(objective: Objective) -> Unpaired:
-    """Which comparisons of one response an objective trains on."""
-    return getattr(objective, "unpaired", "") or ""
-
-
-def has_auxiliary(objective: Objective) -> bool:
+def has_module(objective: Objective) -> bool:
     """Whether an objective, or one that it calls, may have a module to train."""
-    return hasattr(objective, "auxiliary") or any(map(has_auxiliary, getattr(objective, "parts", ())))
+    return any(hasattr(part, "make_module") for part in parts_within(objective))
 
 
-def auxiliaries(objective: Objective, width: int, layers: int) -> list[Auxiliary]:
+def modules_of(objective: Objective, width: int, layers: int) -> list[ObjectiveModule]:
     """The modules that an objective, and those that it calls, train with the policy; each is made anew.
 
     Args:
@@ -249,8 +156,9 @@ def auxiliaries(objective: Objective, width: int, layers: int) -> list[Auxiliary
         width: Of the hidden states.
         layers: Of the policy.
     """
-    made = objective.auxiliary(width, layers) if hasattr(objective, "auxiliary") else None  # type: ignore[attr-defined]
-    found = [] if made is None else [made]
-    return found + [
-        item for part in getattr(objective, "parts", ()) for item in auxiliaries(part, width, layers)
+    made = [
+        part.make_module(width, layers)  # type: ignore[attr-defined]
+        for part in parts_within(objective)
+        if hasattr(part, "make_module")
     ]
+    return [item for item in made if item is not None]

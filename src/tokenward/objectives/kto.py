@@ -1,17 +1,18 @@
 """Responses that are good or bad by themselves: KTO."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.objectives.base import Losses, Unpaired
+from tokenward.objectives.base import Losses
 from tokenward.objectives.pairs import divergences, log_ratios, positive, sums
 from tokenward.ops.losses import kto
 from tokenward.ops.ragged import segment_sum, weighted_mean
 from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.needs import Needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,6 @@ class KTO:
             mismatched prompts and responses of the batch, so that its loss depends on how a batch is cut.
     """
 
-    pairwise: ClassVar[bool] = False
-    needs_reference: ClassVar[bool] = True
-    unpaired: ClassVar[Unpaired] = "all"
-
     _: KW_ONLY
     beta: float = 0.1
     desirable: float = 1.0
@@ -51,9 +48,9 @@ class KTO:
             )
 
     @property
-    def needs_kl(self) -> Literal["", "reverse"]:
-        """Whether the reference point is a divergence."""
-        return "reverse" if self.anchor == "kl" else ""
+    def needs(self) -> Needs:
+        """The reference point may be a divergence."""
+        return Needs(reference=True, kl="reverse" if self.anchor == "kl" else None, unpaired="all")
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""

@@ -1,15 +1,16 @@
 """Likelihood of responses, each token counted by its weight."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tokenward.objectives.base import Losses, Unpaired
+from tokenward.objectives.base import Losses
 from tokenward.ops.losses import likelihood
 from tokenward.ops.ragged import segment_sum, weighted_sum
 from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.needs import Needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +31,15 @@ class WeightedLikelihood:
         sides: ``best`` responses, or ``both``: every response of the comparison.
     """
 
-    needs_reference: ClassVar[bool] = False
-    pairwise: ClassVar[bool] = False
-
     _: KW_ONLY
     normaliser: Literal["weights", "length", "none", "step_weights", "step_length"] = "weights"
     sides: Literal["best", "both"] = "best"
 
     @property
-    def unpaired(self) -> Unpaired:
+    def needs(self) -> Needs:
         """A bad response alone has no part in the likelihood of the best ones."""
-        return "all" if self.sides == "both" else "good"
-
-    @property
-    def own_denominator(self) -> bool:
-        """Whether the denominator is the whole step's."""
-        return self.normaliser.startswith("step_")
+        whole_step = self.normaliser.startswith("step_")
+        return Needs(own_denominator=whole_step, unpaired="all" if self.sides == "both" else "good")
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""
@@ -58,7 +52,7 @@ class WeightedLikelihood:
         counted = weights.abs() if self.normaliser.endswith("weights") else counts.to(weights.dtype)
         size = segment_sum(counted, owner, batch.comparisons)
         mean = likelihood(total, size)
-        if self.own_denominator:
+        if self.needs.own_denominator:
             return Losses(-total, {"nll": mean.detach()}, size)
         return Losses(mean, {"nll": mean.detach()})
 

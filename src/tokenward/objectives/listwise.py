@@ -1,7 +1,7 @@
 """The loss of a token reward model: aggregated token rewards must order a comparison's responses."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ from tokenward.ops.ragged import position_in_group, segment_sum
 from tokenward.plugins import check_call, find
 from tokenward.selection import uniform
 from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.needs import Needs
 
 
-class _Lists(NamedTuple):
+class _RankedLists(NamedTuple):
     """Ranked lists: those of the batch, or subsets of them.  [m] each, but for the count"""
 
     response: Tensor
@@ -54,9 +55,6 @@ class PlackettLuce:
         groups: Lists drawn per comparison and call, where ``group_size`` is given.
     """
 
-    needs_reference: ClassVar[bool] = False
-    pairwise: ClassVar[bool] = False
-
     _: KW_ONLY
     aggregate: str = "average"
     temperature: float = 2.0
@@ -87,14 +85,16 @@ class PlackettLuce:
             raise UserError(f"groups must be at least 1, got {self.groups}. The paper draws 64.")
 
     @property
-    def draws(self) -> bool:
-        """Whether lists or orders are drawn."""
-        return self.ties == "random" or self.group_size is not None
+    def needs(self) -> Needs:
+        """Lists or orders may be drawn."""
+        return Needs(draws=self.ties == "random" or self.group_size is not None)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch, ``logp`` being token rewards; see :class:`tokenward.objectives.base.Objective`."""
         responses = self._aggregated(logp, batch)
-        whole = _Lists(torch.arange(batch.responses, device=logp.device), batch.comparison, batch.comparisons)
+        whole = _RankedLists(
+            torch.arange(batch.responses, device=logp.device), batch.comparison, batch.comparisons
+        )
         if self.group_size is None:
             loss = self._losses(responses, batch, whole)
         else:
@@ -123,14 +123,14 @@ class PlackettLuce:
             )
         return _Responses(values, segment_sum(weights, owner, batch.responses))
 
-    def _scaled(self, responses: _Responses, lists: _Lists) -> Tensor:
+    def _scaled(self, responses: _Responses, lists: _RankedLists) -> Tensor:
         """``e`` of each list's members.  -> [m]"""
         values = responses.values[lists.response]
         if not self.scale_by_length or self.aggregate not in SCALED:
             return values
         return values * group_mean_length(responses.lengths[lists.response], lists.group, lists.groups)
 
-    def _losses(self, responses: _Responses, batch: TokenBatch, lists: _Lists) -> Tensor:
+    def _losses(self, responses: _Responses, batch: TokenBatch, lists: _RankedLists) -> Tensor:
         rank = batch.rank[lists.response]
         tie_break = None
         if self.ties == "random":
@@ -155,7 +155,7 @@ class PlackettLuce:
     def _mean_over_subsets(self, responses: _Responses, batch: TokenBatch, size: int) -> Tensor:
         noise = _noise(batch, self.groups, "subsets")
         drawn = random_subsets(noise, batch.comparison, batch.comparisons, size)
-        lists = _Lists(drawn.response, drawn.subset, self.groups * batch.comparisons)
+        lists = _RankedLists(drawn.response, drawn.subset, self.groups * batch.comparisons)
         losses = self._losses(responses, batch, lists)
         counts = ranks_differ(batch.rank[lists.response], lists.group, lists.groups)
         owner = torch.arange(batch.comparisons, device=counts.device).repeat(self.groups)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.objectives.base import Losses
-from tokenward.objectives.links import Link
 from tokenward.objectives.pairs import (
-    Sides,
+    Link,
+    PairSides,
     log_ratios,
     logp_metrics,
     positive,
@@ -22,6 +22,7 @@ from tokenward.ops.links import log_odds
 from tokenward.ops.losses import ipo, margin_logistic, orpo, pairwise
 from tokenward.ops.ragged import segment_sum
 from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.needs import Needs
 
 Normaliser = Literal["selected", "rate", "length", "none"]
 
@@ -34,7 +35,7 @@ class Pairwise:
 
     Attributes:
         link: ``logistic``, ``hinge``, ``robust``, ``kliep``, ``lsif``, ``ba``, ``sba``: see
-            :class:`tokenward.objectives.links.Link`. ``ipo`` is ``(u_w - u_l - 1 / (2 beta))^2``; ``odds`` the
+            :class:`tokenward.objectives.pairs.Link`. ``ipo`` is ``(u_w - u_l - 1 / (2 beta))^2``; ``odds`` the
             logistic of the log-odds ratio of the responses' mean probabilities per token (ORPO's).
         beta: Scale.
         margin: What the scaled difference must exceed; not of ``ipo``.
@@ -45,8 +46,6 @@ class Pairwise:
         power: The lambda of ``ba`` and ``sba``.
         scale: The s of ``sba``.
     """
-
-    pairwise: ClassVar[bool] = True
 
     _: KW_ONLY
     link: Literal["logistic", "hinge", "robust", "ipo", "odds", "kliep", "lsif", "ba", "sba"] = "logistic"
@@ -72,9 +71,9 @@ class Pairwise:
             )
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether log-ratios are compared."""
-        return self.reference
+    def needs(self) -> Needs:
+        """The reference, where log-ratios are compared."""
+        return Needs(reference=self.reference, pairwise=True)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
@@ -85,11 +84,11 @@ class Pairwise:
         metrics = reward_metrics(rewards) | logp_metrics(logp, batch)
         return Losses(self._loss(sides(aggregate)), metrics)
 
-    def _loss(self, found: Sides) -> Tensor:
+    def _loss(self, found: PairSides) -> Tensor:
         if self.link == "ipo":
             return ipo(*found, beta=self.beta)
         if self.link == "odds":
-            found = Sides(*map(log_odds, found))
+            found = PairSides(*map(log_odds, found))
         return pairwise(*found, link=self._loss_of_margin(), beta=self.beta, margin=self.margin)
 
     def _loss_of_margin(self) -> Link:
@@ -115,8 +114,7 @@ class DPO:
         loss: ``sigmoid``, or ``ipo`` (arXiv 2310.12036) with mean log-ratios, as TRL has it.
     """
 
-    needs_reference: ClassVar[bool] = True
-    pairwise: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(reference=True, pairwise=True)
 
     _: KW_ONLY
     beta: float = 0.1
@@ -146,8 +144,7 @@ class IPO:
         beta: The paper's tau.
     """
 
-    needs_reference: ClassVar[bool] = True
-    pairwise: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(reference=True, pairwise=True)
 
     _: KW_ONLY
     beta: float = 0.1
@@ -177,8 +174,7 @@ class SePO:
         profile: ``official`` sets the published code's values: gamma 1, margin 0, selected.
     """
 
-    needs_reference: ClassVar[bool] = False
-    pairwise: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(pairwise=True)
 
     _: KW_ONLY
     gamma: float = 2.0
@@ -211,7 +207,7 @@ class SePO:
         gamma = 1.0 if self.profile == "official" else self.gamma
         mean = sides(sums(logp, batch) / self._normaliser(batch))
         loss = margin_logistic(*mean, scale=gamma, margin=self.margin)
-        rewards = Sides(gamma * mean.chosen, gamma * mean.rejected)
+        rewards = PairSides(gamma * mean.chosen, gamma * mean.rejected)
         return Losses(loss, reward_metrics(rewards) | logp_metrics(logp, batch))
 
     def _normaliser(self, batch: TokenBatch) -> Tensor:
@@ -236,8 +232,7 @@ class SimPO:
         gamma: Target margin. TRL calls it ``simpo_gamma``; the SimPO code gives the ratio ``gamma / beta``.
     """
 
-    needs_reference: ClassVar[bool] = False
-    pairwise: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(pairwise=True)
 
     _: KW_ONLY
     beta: float = 2.0
@@ -262,8 +257,7 @@ class ORPO:
         beta: Share of the odds; the paper's lambda.
     """
 
-    needs_reference: ClassVar[bool] = False
-    pairwise: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(pairwise=True)
 
     _: KW_ONLY
     beta: float = 0.1
@@ -276,7 +270,7 @@ class ORPO:
         odds = Pairwise(link="odds", beta=1.0, reference=False, aggregate="mean")(logp, batch)
         total = segment_sum(batch.weights.abs(), batch.response, batch.responses)
         mean = sides(sums(logp, batch) / total)
-        rewards = Sides(self.beta * mean.chosen, self.beta * mean.rejected)
+        rewards = PairSides(self.beta * mean.chosen, self.beta * mean.rejected)
         metrics = {"nll": -mean.chosen.detach(), "loss/odds": odds.loss.detach()}
         return Losses(
             orpo(odds.loss, mean.chosen, beta=self.beta), odds.metrics | reward_metrics(rewards) | metrics

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from tokenward.config import Named
 from tokenward.errors import UserError
-from tokenward.objectives.base import Composite, Losses, Objective, has_own_denominator
-from tokenward.objectives.checked import CheckedObjective
-from tokenward.objectives.declared import check_declared
-from tokenward.objectives.guidance import Reinforce
+from tokenward.objectives.base import Composite, Losses, Objective, needs_of
+from tokenward.objectives.custom import CheckedObjective, check_declared
 from tokenward.objectives.kto import KTO
 from tokenward.objectives.likelihood import SFT, WeightedLikelihood
 from tokenward.objectives.listwise import PlackettLuce
 from tokenward.objectives.pairwise import DPO, IPO, ORPO, Pairwise, SePO, SimPO
+from tokenward.objectives.reinforce import Reinforce
 from tokenward.objectives.selected import Selected
 from tokenward.objectives.sparse import SparsePO
 from tokenward.objectives.tbpo import TBPO
@@ -47,8 +46,8 @@ class Sum(Composite):
             raise UserError("a sum needs terms. Write terms: [{name: dpo}, {name: token_kl, factor: 0.1}].")
         self._terms = [_term(number, table, self.seed) for number, table in enumerate(self.terms, start=1)]
         super().__init__([objective for _, _, objective in self._terms])
-        if self.own_denominator and len(self._terms) > 1:
-            own = next(name for name, _, term in self._terms if has_own_denominator(term))
+        if self.needs.own_denominator and len(self._terms) > 1:
+            own = next(name for name, _, term in self._terms if needs_of(term).own_denominator)
             raise UserError(_two_denominators(own))
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:

@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.objectives.base import (
-    Composite,
-    Losses,
-    Objective,
-    Unpaired,
-    is_pairwise,
-    title_of,
-    unpaired_of,
-)
+from tokenward.objectives.base import Composite, Losses, Objective, title_of
 from tokenward.ops.ragged import position_in_group, segment_sum, weighted_mean
 from tokenward.plugins import name_of
 from tokenward.scoring.reads import IN_THE_STEP, MissingValue
@@ -25,6 +17,7 @@ from tokenward.scoring.steps import Owners
 from tokenward.selection import ScoredTokens, Selector, scope_of, unit_of
 from tokenward.selection.weights import weights_of
 from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.needs import Needs
 
 _POLICY, _COLUMN = "policy_", "weights of the step/"
 _NUMBERS = count()
@@ -61,20 +54,22 @@ class StepRecord:
         return self.values[name]
 
 
-class _ScorerNeeds:
-    """What a scorer asks of the step, as an objective says it."""
-
-    def __init__(self, reads: tuple[str, ...], *, stored: bool) -> None:
-        self.needs_scores = stored
-        self.needs_entropy = f"{_POLICY}entropy" in reads
-        self.needs_reference = "reference_logp" in reads
-        self.needs_token_rank = f"{_POLICY}rank" in reads
-        given = [f"{_POLICY}{kind}" for kind in IN_THE_STEP]
-        unknown = {name for name in reads if name.startswith(_POLICY)}.difference(given)
-        if unknown:
-            raise UserError(
-                f"the scorer reads {min(unknown)}, which the policy's own pass does not give. Read {' or '.join(given)}."
-            )
+def _needs_of_scorer(scorer: Scorer | None) -> Needs:
+    """What a scorer reads of the step; without one, the stored scores."""
+    if scorer is None:
+        return Needs(scores=True)
+    reads = tuple(getattr(scorer, "reads", ()))
+    given = [f"{_POLICY}{kind}" for kind in IN_THE_STEP]
+    unknown = {name for name in reads if name.startswith(_POLICY)}.difference(given)
+    if unknown:
+        raise UserError(
+            f"the scorer reads {min(unknown)}, which the policy's own pass does not give. Read {' or '.join(given)}."
+        )
+    return Needs(
+        reference="reference_logp" in reads,
+        entropy=f"{_POLICY}entropy" in reads,
+        token_rank=f"{_POLICY}rank" in reads,
+    )
 
 
 class Selected(Composite):
@@ -95,7 +90,7 @@ class Selected(Composite):
 
     Attributes:
         column: Name of weights that were made over the whole step.
-        asked: What the scorer asks of the step, as an objective says it.
+        asked: What the scorer needs of the step.
 
     Raises:
         UserError: the selector's scope is the data set, it looks at words, sentences or spans, or the scorer reads what a
@@ -103,9 +98,9 @@ class Selected(Composite):
     """
 
     def __init__(self, objective: Objective, selector: Selector, scorer: Scorer | None = None) -> None:
-        reads = tuple(getattr(scorer, "reads", ())) if scorer is not None else ()
-        self.asked: Objective = _ScorerNeeds(reads, stored=scorer is None)  # type: ignore[assignment]
-        super().__init__([objective, self.asked])
+        super().__init__([objective])
+        self.asked = _needs_of_scorer(scorer)
+        self.needs = replace(self.needs | self.asked, unpaired=self.needs.unpaired)
         if scorer is not None:
             check_in_the_step(scorer)
         if scope_of(selector) == "dataset":
@@ -133,29 +128,21 @@ class Selected(Composite):
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""
         made, unscored = self._weights(logp, batch)
-        empty = _empty(made, batch, pairwise=is_pairwise(self.objective))
+        empty = _empty(made, batch, pairwise=self.needs.pairwise)
         # An empty pair is computed with the batch's weights, so that every number in it is finite, and then left out.
         left_out = empty[batch.comparison[batch.response]]
         weights = torch.where(left_out, batch.weights, made)
-        inner = replace(batch, weights=weights, kept=weights.nonzero().squeeze(-1))
-        found = self.objective(logp, inner)
+        found = self.objective(logp, batch.weighted(weights))
         loss = torch.where(empty, 0.0, found.loss)
         metrics = {name: torch.where(empty, 0.0, value) for name, value in found.metrics.items()}
         metrics |= {"selection/empty": empty.to(loss.dtype), UNSCORED: unscored.to(loss.dtype)}
         denominator = None if found.denominator is None else self._denominator(logp, batch, made)
         return Losses(loss, metrics, denominator, found.having)
 
-    @property
-    def unpaired(self) -> Unpaired:
-        """See :class:`tokenward.objectives.base.Objective`."""
-        return unpaired_of(self.objective)
-
     @torch.no_grad()
     def _denominator(self, logp: Tensor, batch: TokenBatch, weights: Tensor) -> Tensor | None:
         """What comparisons add to the step's denominator, empty ones too: by the weights that were made.  -> [b]"""
-        return self.objective(
-            logp, replace(batch, weights=weights, kept=weights.nonzero().squeeze(-1))
-        ).denominator
+        return self.objective(logp, batch.weighted(weights)).denominator
 
     def _weights(self, logp: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Weights, and the share of each comparison's tokens with weight that have no score.  -> [n], [b]"""
@@ -226,8 +213,8 @@ def _known(logp: Tensor, batch: TokenBatch) -> dict[str, Tensor]:
     """Every named value of the step, without gradient.  -> [n] each"""
     own = {
         f"{_POLICY}logp": logp,
-        f"{_POLICY}entropy": batch.entropy,
-        f"{_POLICY}rank": batch.token_rank,
+        f"{_POLICY}entropy": batch.statistics.get("entropy"),
+        f"{_POLICY}rank": batch.statistics.get("token_rank"),
         "reference_logp": batch.reference_logp,
     }
     stored = {name: value for name, value in own.items() if value is not None}
@@ -255,3 +242,35 @@ def _empty(weights: Tensor, batch: TokenBatch, *, pairwise: bool) -> Tensor:
     sides = segment_sum(has.float(), batch.comparison, batch.comparisons)
     needed = segment_sum(torch.ones_like(has, dtype=torch.float32), batch.comparison, batch.comparisons)
     return sides < needed if pairwise else sides == 0
+
+
+class LogEntropy(Composite):
+    """An objective with one metric more: ``entropy``, the policy's at the tokens that have weight, in nats.
+
+    It is the mean over a comparison's tokens of the entropy of the whole distribution from which the token was
+    predicted. It has no part in the loss, and no gradient.
+
+    Args:
+        objective: What is trained with.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__([objective])
+        self._objective, self.title = objective, title_of(objective)
+        self.needs = replace(self.needs, entropy=True)
+
+    def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
+        """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""
+        found = self._objective(logp, batch)
+        present = (batch.weights != 0).to(logp.dtype)
+        owner = batch.comparison[batch.response]
+        entropy = segment_sum(batch.statistics["entropy"].detach() * present, owner, batch.comparisons)
+        count = segment_sum(present, owner, batch.comparisons)
+        return found._replace(metrics={**found.metrics, "entropy": entropy / count.clamp(min=1)})
+
+
+def with_entropy(objective: Objective) -> Objective:
+    """The objective with the metric ``entropy``, over the tokens that it trains on, also where they are chosen online."""
+    if isinstance(objective, Selected):
+        return Selected(with_entropy(objective.objective), objective.selector, objective.scorer)
+    return LogEntropy(objective)

@@ -1,15 +1,15 @@
 """DPO with a mask for each token's log-ratio and another for its KL divergence: SparsePO and MaPO."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tokenward.errors import UserError
-from tokenward.objectives.base import Auxiliary, Losses
+from tokenward.objectives.base import Losses, ObjectiveModule
 from tokenward.objectives.pairs import (
-    Sides,
+    PairSides,
     kl_metrics,
     log_ratios,
     logp_metrics,
@@ -21,6 +21,7 @@ from tokenward.objectives.tbpo import states_through
 from tokenward.ops.losses import mask_price, tdpo
 from tokenward.ops.ragged import segment_sum
 from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.needs import Needs
 
 
 class Masks(NamedTuple):
@@ -82,10 +83,6 @@ class SparsePO:
         weight_decay: Of the networks.
     """
 
-    needs_reference: ClassVar[bool] = True
-    needs_kl: ClassVar[str] = "forward"
-    pairwise: ClassVar[bool] = True
-
     _: KW_ONLY
     beta: float = 0.1
     masks: Literal["common", "independent", "weights"] = "common"
@@ -107,30 +104,29 @@ class SparsePO:
             )
 
     @property
-    def needs_reference_layers(self) -> bool:
+    def needs(self) -> Needs:
         """Learnt masks are made of the reference's layers."""
-        return self.masks != "weights"
+        return Needs(reference=True, kl="forward", reference_layers=self.masks != "weights", pairwise=True)
 
-    def auxiliary(self, width: int, layers: int) -> Auxiliary | None:
+    def make_module(self, width: int, layers: int) -> ObjectiveModule | None:
         """The networks of learnt masks; see :class:`tokenward.objectives.base.Objective`."""
         if self.masks == "weights":
             return None
         count = 1 if self.masks == "common" else 2
         self._networks = nn.ModuleList(LayerMask(width, layers, self.dropout) for _ in range(count))
-        return Auxiliary(self._networks, self.learning_rate, self.weight_decay)
+        return ObjectiveModule(self._networks, self.learning_rate, self.weight_decay)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
-        assert batch.kl is not None
         keep, weights = batch.kept, batch.weights[batch.kept]
         masks = self._masks(batch)
         ratio = self._sums(masks.ratio * weights * log_ratios(logp, batch)[keep], batch)
-        kl = self._sums(masks.kl * weights.abs() * batch.kl[keep], batch)
+        kl = self._sums(masks.kl * weights.abs() * batch.statistics["kl"][keep], batch)
         half = 0.5 if self.masks == "common" else 1.0
         price = half * mask_price(*masks, l1_ratio=self.l1_ratio, l1_kl=self.l1_kl)
         paid = self._sums(price, batch)
         loss = tdpo(*ratio, *kl, beta=self.beta, alpha=1.0) + paid.chosen + paid.rejected
-        rewards = reward_metrics(Sides(self.beta * ratio.chosen, self.beta * ratio.rejected))
+        rewards = reward_metrics(PairSides(self.beta * ratio.chosen, self.beta * ratio.rejected))
         shown = {"masks/ratio": self._mean(masks.ratio, batch), "masks/kl": self._mean(masks.kl, batch)}
         return Losses(loss, rewards | shown | kl_metrics(batch) | logp_metrics(logp, batch))
 
@@ -138,13 +134,12 @@ class SparsePO:
         ones = torch.ones_like(batch.weights[batch.kept])
         if self.masks == "weights":
             return Masks(ones, ones)
-        assert batch.reference_layers is not None
         assert self._networks is not None
-        layers = batch.reference_layers[batch.kept]
+        layers = batch.statistics["reference_layers"][batch.kept]
         made = [states_through(network, layers) for network in self._networks]
         return Masks(made[0] if self.mask_ratio else ones, made[-1] if self.mask_kl else ones)
 
-    def _sums(self, values: Tensor, batch: TokenBatch) -> Sides:
+    def _sums(self, values: Tensor, batch: TokenBatch) -> PairSides:
         return sides(segment_sum(values, batch.response[batch.kept], batch.responses))
 
     def _mean(self, masks: Tensor, batch: TokenBatch) -> Tensor:

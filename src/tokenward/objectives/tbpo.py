@@ -1,18 +1,27 @@
 """Pairs of tokens at the same position of two responses: TBPO."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from tokenward.errors import UserError
-from tokenward.objectives.base import Auxiliary, Losses
-from tokenward.objectives.links import Link, LinkName
-from tokenward.objectives.pairs import log_ratios, logp_metrics, positive, reward_metrics, sides, sums
+from tokenward.objectives.base import Losses, ObjectiveModule
+from tokenward.objectives.pairs import (
+    Link,
+    LinkName,
+    log_ratios,
+    logp_metrics,
+    positive,
+    reward_metrics,
+    sides,
+    sums,
+)
 from tokenward.ops.losses import one_sample_kl, token_margin
 from tokenward.ops.ragged import Aligned, aligned, weighted_mean
 from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.needs import Needs
 
 
 @dataclass
@@ -25,7 +34,7 @@ class TBPO:
 
     Attributes:
         beta: Scale.
-        link: See :class:`tokenward.objectives.links.Link`; with ``logistic`` and one token each, it is DPO.
+        link: See :class:`tokenward.objectives.pairs.Link`; with ``logistic`` and one token each, it is DPO.
         power: The lambda of ``ba`` and ``sba``.
         scale: The s of ``sba``.
         label_smoothing: Assumed share of flipped labels.
@@ -40,9 +49,6 @@ class TBPO:
         weight_decay: Of the head.
         profile: ``official`` is variant Q as the published code has it: a linear head, centred, limited to 10.
     """
-
-    needs_reference: ClassVar[bool] = True
-    pairwise: ClassVar[bool] = True
 
     _: KW_ONLY
     beta: float = 0.1
@@ -74,16 +80,12 @@ class TBPO:
             )
 
     @property
-    def needs_kl(self) -> Literal["", "forward"]:
-        """Variant A with the exact divergence compares with the reference model itself."""
-        return "forward" if self.baseline == "kl" else ""
+    def needs(self) -> Needs:
+        """Variant A compares with the reference model itself, variant Q reads the policy's hidden states."""
+        kl = "forward" if self.baseline == "kl" else None
+        return Needs(reference=True, kl=kl, states=self.baseline == "head", pairwise=True)
 
-    @property
-    def needs_states(self) -> bool:
-        """Variant Q reads the policy's hidden states."""
-        return self.baseline == "head"
-
-    def auxiliary(self, width: int, layers: int) -> Auxiliary | None:
+    def make_module(self, width: int, layers: int) -> ObjectiveModule | None:
         """The head of variant Q; see :class:`tokenward.objectives.base.Objective`."""
         if self.baseline != "head":
             return None
@@ -92,7 +94,7 @@ class TBPO:
             self._head = nn.Linear(width, 1)
         else:
             self._head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-        return Auxiliary(self._head, self.learning_rate, self.weight_decay)
+        return ObjectiveModule(self._head, self.learning_rate, self.weight_decay)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
@@ -115,8 +117,8 @@ class TBPO:
     def _baseline(self, delta: Tensor, pairs: Aligned, batch: TokenBatch) -> Tensor:
         """``b_t``: by how much the rejected response's state is ahead of the chosen one's.  -> [m]"""
         if self.baseline == "kl":
-            assert batch.kl is not None
-            return batch.kl[pairs.rejected] - batch.kl[pairs.chosen]
+            kl = batch.statistics["kl"]
+            return kl[pairs.rejected] - kl[pairs.chosen]
         if self.baseline == "sample":
             return one_sample_kl(delta[pairs.rejected]) - one_sample_kl(delta[pairs.chosen])
         if self.baseline == "none":
@@ -124,11 +126,10 @@ class TBPO:
         return self._learnt(pairs, batch)
 
     def _learnt(self, pairs: Aligned, batch: TokenBatch) -> Tensor:
-        assert batch.states is not None
         assert self._head is not None
         centre, clamp = (True, 10.0) if self.profile == "official" else (self.centre, self.clamp)
         chosen, rejected = (
-            states_through(self._head, batch.states[index].detach()).squeeze(-1)
+            states_through(self._head, batch.statistics["states"][index].detach()).squeeze(-1)
             for index in (pairs.chosen, pairs.rejected)
         )
         difference = rejected - chosen

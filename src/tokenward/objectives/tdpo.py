@@ -1,7 +1,7 @@
 """DPO with the KL divergence of each response inside the margin: TDPO."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from tokenward.objectives.pairs import (
 )
 from tokenward.ops.losses import tdpo
 from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.needs import Needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,6 @@ class TDPO:
         profile: ``official`` is version 1, which the published code trains as it stands: its configuration says
             so, against the default of its own function.
     """
-
-    needs_reference: ClassVar[bool] = True
-    pairwise: ClassVar[bool] = True
 
     _: KW_ONLY
     beta: float = 0.1
@@ -64,9 +62,9 @@ class TDPO:
             )
 
     @property
-    def needs_kl(self) -> Literal["forward", "reverse"]:
-        """Which KL divergence ``batch.kl`` must be."""
-        return self.direction
+    def needs(self) -> Needs:
+        """The divergence in the margin."""
+        return Needs(reference=True, kl=self.direction, pairwise=True)
 
     @property
     def _version(self) -> int:

@@ -6,11 +6,12 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.objectives.base import Losses, Unpaired
+from tokenward.objectives.base import Losses
 from tokenward.objectives.pairs import log_ratios, positive, sides, sums
 from tokenward.ops.losses import pair_weight, treg
 from tokenward.ops.ragged import segment_sum, weighted_sum
 from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.needs import Needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,7 @@ class TReg:
             does not say which.
     """
 
-    needs_reference: ClassVar[bool] = True
-    pairwise: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(reference=True, pairwise=True)
 
     _: KW_ONLY
     beta: float = 0.1
@@ -74,27 +74,17 @@ class TokenKL:
             )
 
     @property
-    def needs_kl(self) -> Literal["forward", "reverse"]:
-        """Which KL divergence ``batch.kl`` must be."""
-        return self.direction
-
-    @property
-    def unpaired(self) -> Unpaired:
-        """A sum over responses may be over one."""
-        return "all" if self.sides == "both" else ""
-
-    @property
-    def pairwise(self) -> bool:
-        """A difference is one of pairs."""
-        return self.sides == "difference"
+    def needs(self) -> Needs:
+        """The divergence; a sum over responses may be over one, and a difference is one of pairs."""
+        difference = self.sides == "difference"
+        return Needs(kl=self.direction, pairwise=difference, unpaired=None if difference else "all")
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""
-        assert batch.kl is not None
         weights = batch.weights.abs()
         if not self.weighted:
             weights = (weights != 0).to(weights.dtype)
-        kl = weighted_sum(batch.kl, weights, batch.response, batch.responses)
+        kl = weighted_sum(batch.statistics["kl"], weights, batch.response, batch.responses)
         total = segment_sum(kl, batch.comparison, batch.comparisons)
         metrics = {"kl": total.detach()}
         if self.sides == "both":

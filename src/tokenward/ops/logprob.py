@@ -6,7 +6,7 @@ A linear head has a faster way, :mod:`tokenward.ops.tiles`. For any other the lo
 of tokens, and again in the backward pass, so that the memory is ``chunk x v`` whatever the number of tokens.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,22 +22,6 @@ KL(model || reference)."""
 
 CHUNK = 128
 """Rows whose logits exist at once."""
-
-
-class TokenStatistics(NamedTuple):
-    """What one pass of the head says of each token.
-
-    Attributes:
-        logp: ``[n]``, log-probability of the token, nats.
-        entropy: ``[n]``, entropy of the whole distribution it was drawn from, nats; None if not asked for.
-        kl: ``[n]``, KL divergence to a reference over the whole vocabulary, nats; None if not asked for.
-        rank: ``[n]``, how many tokens are more probable, without gradient; None if not asked for.
-    """
-
-    logp: Tensor
-    entropy: Tensor | None = None
-    kl: Tensor | None = None
-    rank: Tensor | None = None
 
 
 def logprobs_of(logits: Tensor, ids: Tensor) -> Tensor:
@@ -80,63 +64,89 @@ def kl_of(logits: Tensor, reference_logits: Tensor, direction: Direction = "reve
     return (share * torch.where(share > 0, logp - other, 0.0)).sum(-1)
 
 
+class Chunk(NamedTuple):
+    """Some rows of logits, for the statistics that are made of them.
+
+    Attributes:
+        logits: ``[c v]``.
+        ids: ``[c]``, the tokens.
+        reference: ``[c v]``, logits of the reference; None where no divergence is asked for.
+        direction: See :func:`kl_of`.
+    """
+
+    logits: Tensor
+    ids: Tensor
+    reference: Tensor | None = None
+    direction: Direction = "reverse"
+
+    def kl(self) -> Tensor:
+        """KL divergence to the reference.  -> [c]"""
+        assert self.reference is not None
+        return kl_of(self.logits, self.reference, self.direction)
+
+
+STATISTICS: dict[str, Callable[[Chunk], Tensor]] = {
+    "entropy": lambda chunk: entropy_of(chunk.logits),
+    "kl": Chunk.kl,
+    "token_rank": lambda chunk: rank_of(chunk.logits, chunk.ids),
+}
+"""What a head can say of a token beside its log-probability, by name, one number each.
+
+A new statistic needs an entry here and a field in :class:`tokenward.tokens.needs.Needs`.
+"""
+
+WITHOUT_GRADIENT = frozenset({"token_rank"})
+"""Statistics that are counts."""
+
+
+def statistics_of(chunk: Chunk, names: Sequence[str]) -> Tensor:
+    """Log-probabilities, and the named statistics in their order, from logits.  -> [1 + k, c]"""
+    return torch.stack([logprobs_of(chunk.logits, chunk.ids), *(STATISTICS[name](chunk) for name in names)])
+
+
+def by_name(values: Iterable[Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Statistics in the order of :func:`statistics_of` by their names, ``logp`` among them."""
+    found = dict(zip(("logp", *names), values, strict=True))
+    return {name: value.detach() if name in WITHOUT_GRADIENT else value for name, value in found.items()}
+
+
 def chunked_logprobs(hidden: Tensor, ids: Tensor, head: Head, *, chunk: int = CHUNK) -> Tensor:
     """Log-probability of each token from the hidden state that predicts it.  [n d], [n] -> [n]
 
     See :func:`chunked_statistics`.
     """
-    return chunked_statistics(hidden, ids, head, chunk=chunk).logp
+    return chunked_statistics(hidden, ids, head, chunk=chunk)["logp"]
 
 
 def chunked_statistics(
     hidden: Tensor,
     ids: Tensor,
     head: Head,
+    names: Sequence[str] = (),
     *,
-    entropy: bool = False,
-    rank: bool = False,
     reference: tuple[Tensor, Head] | None = None,
     direction: Direction = "reverse",
     chunk: int = CHUNK,
-) -> TokenStatistics:
-    """Log-probability, and on request entropy, KL and rank, of each token in one pass of the head.  [n d], [n] -> [n]
+) -> dict[str, Tensor]:
+    """``logp`` and the named statistics of each token in one pass of the head.  [n d], [n] -> [n] each
 
     Args:
         hidden: State at the position before each token.
         ids: The tokens.
         head: The language model head, called on ``chunk`` rows at a time.
-        entropy: Whether the entropy is wanted; it comes from the same logits.
-        rank: Whether the rank is.
-        reference: If given, the KL divergence is wanted: the reference's states at the same positions, and its head.
+        names: Of :data:`STATISTICS`; all come from the same logits.
+        reference: Needed for ``kl``: the reference's states at the same positions, and its head.
         direction: See :func:`kl_of`.
         chunk: Rows whose logits exist at once; changes memory, not the result.
     """
 
     def piece(rows: Tensor, targets: Tensor, reference_rows: Tensor | None = None) -> Tensor:
-        logits = head(rows)
-        found = [logprobs_of(logits, targets)]
-        if entropy:
-            found.append(entropy_of(logits))
-        if reference is not None and reference_rows is not None:
-            found.append(kl_of(logits, reference[1](reference_rows), direction))
-        if rank:
-            found.append(rank_of(logits, targets))
-        return torch.stack(found)
+        other = None if reference is None or reference_rows is None else reference[1](reference_rows)
+        return statistics_of(Chunk(head(rows), targets, other, direction), names)
 
     rows = [hidden, ids] if reference is None else [hidden, ids, reference[0]]
     parts = zip(*(item.split(chunk) for item in rows), strict=True)
-    values = iter(torch.cat([_recomputed(piece, *part) for part in parts], dim=1))
-    return statistics_of(values, entropy=entropy, divergence=reference is not None, rank=rank)
-
-
-def statistics_of(
-    values: Iterator[Tensor], *, entropy: bool, divergence: bool, rank: bool
-) -> TokenStatistics:
-    """Statistics that come one after another, only those that were asked for."""
-    logp = next(values)
-    entropies = next(values) if entropy else None
-    kl = next(values) if divergence else None
-    return TokenStatistics(logp, entropies, kl, next(values).detach() if rank else None)
+    return by_name(torch.cat([_recomputed(piece, *part) for part in parts], dim=1), names)
 
 
 def wide(logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ vocabulary, and each row of the weight's gradient is computed once. Nothing of a
 backward pass makes it again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +16,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tokenward.ops.heads import LinearHead, LogitChange, Reference
-from tokenward.ops.logprob import Direction, TokenStatistics, wide
+from tokenward.ops.logprob import Direction, by_name, wide
 from tokenward.ops.softmax import TiledSums
+
+TILED = ("entropy", "kl", "token_rank")
+"""Statistics that can be made a tile of the vocabulary at a time; a head is asked for others by chunks of tokens."""
 
 TILE_ELEMENTS = 2**23
 """Logits that exist at once: 32 MB in float32."""
@@ -27,15 +30,14 @@ def linear_statistics(
     hidden: Tensor,
     ids: Tensor,
     head: LinearHead,
+    names: Sequence[str] = (),
     *,
-    entropy: bool = False,
-    rank: bool = False,
     reference: Reference | None = None,
     direction: Direction = "reverse",
     dtype: torch.dtype | None = None,
     elements: int = TILE_ELEMENTS,
-) -> TokenStatistics:
-    """Log-probability, and on request entropy, KL and rank, of each token in one pass of the head.  [n d], [n] -> [n]
+) -> dict[str, Tensor]:
+    """``logp`` and the named statistics of each token in one pass of the head.  [n d], [n] -> [n] each
 
     Sums over the vocabulary are in float32 or better, whatever the matrix products are in. A rank costs the products
     of the forward pass a second time: what is larger than the token's own logit is counted when that is known.
@@ -44,20 +46,19 @@ def linear_statistics(
         hidden: State at the position before each token.
         ids: The tokens.
         head: The language model head.
-        entropy: Whether the entropy of the whole distribution is wanted, in nats.
-        rank: Whether the rank is; see :func:`tokenward.ops.logprob.rank_of`.
-        reference: If given, the KL divergence over the whole vocabulary is wanted, in nats.
+        names: Of :data:`TILED`; see :data:`tokenward.ops.logprob.STATISTICS`.
+        reference: The other model, needed for ``kl``.
         direction: ``reverse`` is KL(model || reference), ``forward`` KL(reference || model).
         dtype: Of the matrix products; None is that of the states.
         elements: Logits that may exist at once; changes memory, not the result.
     """
     others, other = (None, (None, None, LogitChange())) if reference is None else reference
     changes = (head.change, other[2])
+    entropy, rank = "entropy" in names, "token_rank" in names
     settings = _Settings(entropy, rank, direction == "forward", dtype or hidden.dtype, elements, *changes)
     found = _Tiles.apply(hidden, *head[:2], ids, others, *other[:2], settings)  # type: ignore[misc]
-    logp, entropies, kl, ranks = found
-    kl = None if reference is None else kl
-    return TokenStatistics(logp, entropies if entropy else None, kl, ranks if rank else None)
+    made: dict[str, Tensor] = dict(zip(("logp", *TILED), found, strict=True))
+    return by_name([made["logp"], *(made[name] for name in names)], names)
 
 
 class _Settings(NamedTuple):

@@ -9,15 +9,17 @@ of every statistic and stays NaN.
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokenward.ops.groups import group_extremes, group_moments, group_quantile, group_ranks
 from tokenward.ops.otsu import otsu_class, otsu_cuts
-from tokenward.ops.ragged import position_in_group, segment_sum
+from tokenward.ops.ragged import position_in_group, segment_logsumexp, segment_sum
 from tokenward.ops.selection import CountRule, top_fraction
 
 At = Literal["value", "mean", "median", "quantile", "iqr", "otsu"]
 Pool = Literal["mean", "sum", "max", "min"]
+Transform = Literal["identity", "exp", "power"]
 
 
 def affine(scores: Tensor, scale: float, shift: float) -> Tensor:
@@ -200,3 +202,75 @@ def beyond_shorter(scores: Tensor, response: Tensor, comparison: Tensor, rate: f
     shortest = torch.full((int(comparison.max()) + 1,), int(lengths.max()), device=scores.device)
     shortest.scatter_reduce_(0, comparison, lengths, "amin")
     return torch.where(position_in_group(response) < shortest[comparison], scores, rate * scores)
+
+
+def bound_softplus(z: Tensor, low: float, high: float, *, exact: bool = False) -> Tensor:
+    """TLM's soft bound of a raw reward on two sides, increasing in ``z``.  [n] -> [n]
+
+    ``u = high - softplus(high - z)``, ``r = low + softplus(u - low)``.
+
+    The second softplus lifts the ceiling: the range is ``(low, low + softplus(high - low))``, for the published
+    1e-8 and 1 that is (1e-8, 1.3133) and not (0, 1).
+
+    Args:
+        z: Output of the reward head, any real number.
+        low: Lower limit.
+        high: Upper limit of the first step.
+        exact: Rescale, so that the range is ``(low, high)``.
+    """
+    under = high - _softplus(high - z)
+    above = _softplus(under - low)
+    if exact:
+        above = above * (
+            (high - low) / _softplus(torch.as_tensor(high - low, dtype=z.dtype, device=z.device))
+        )
+    return low + above
+
+
+def bound_sigmoid(z: Tensor, low: float, high: float) -> Tensor:
+    """``low + (high - low) sigma(z)``, in ``(low, high)``.  [n] -> [n]"""
+    return low + (high - low) * z.sigmoid()
+
+
+def likelihood_weights(
+    rewards: Tensor,
+    weights: Tensor,
+    owner: Tensor,
+    count: int,
+    *,
+    transform: Transform = "identity",
+    temperature: float = 1.0,
+    power: float = 1.0,
+    uniform: float = 0.0,
+) -> Tensor:
+    """Share of each token in its owner's likelihood; the shares of an owner sum to 1.  [n], [n], [n] -> [n]
+
+    ``w_t = f(r_t) / sum_t' f(r_t')`` with ``f(r) = r`` in the paper (TLM, reward-weighted maximum likelihood).
+    No gradient flows back to the rewards.
+
+    Args:
+        rewards: > 0 for ``identity`` and ``power``, which give NaN otherwise.
+        weights: How often each token counts; 0 removes it, whatever its reward, and gives 0.
+        owner: Which sequence owns the token.
+        count: Number of sequences.
+        transform: ``f``: ``identity``, ``exp`` of ``r / temperature``, or ``r`` to the ``power``.
+        temperature: For ``exp``, > 0.
+        power: For ``power``.
+        uniform: Share of equal weights mixed in, in [0, 1].
+    """
+    present = weights != 0
+    rewards = torch.where(present, rewards.detach(), 1.0)
+    logits = rewards / temperature if transform == "exp" else rewards.log()
+    if transform == "power":
+        logits = power * logits
+    whole = segment_logsumexp(logits, weights, owner, count)
+    shares = weights * (logits - whole[owner]).exp()
+    # Once more, because the difference of large logarithms is good to a millionth only.
+    shares = shares / segment_sum(shares, owner, count)[owner]
+    equal = weights / segment_sum(weights, owner, count)[owner]
+    return torch.where(present, (1 - uniform) * shares + uniform * equal, 0.0)
+
+
+def _softplus(z: Tensor) -> Tensor:
+    """Softplus without torch's step to the identity at 20, which is not monotone in float64."""
+    return -F.logsigmoid(-z)

@@ -1,14 +1,13 @@
 """What a run's folder holds, read as plain values: manifests, figures, replies, histories."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenward.artifacts import MANIFEST, Manifest, read_manifest
+from tokenward.artifacts import MANIFEST, Manifest, read_json, read_jsonl, read_manifest
 from tokenward.errors import UserError
-from tokenward.evaluation.statistics import Figure
+from tokenward.evaluation.statistics import Figures, load_figures
 
 TOKENIZER_FOLDERS = ("policy", "oracle", "reward", "online")
 
@@ -44,7 +43,9 @@ class RunFolder:
                 f"{path} holds no finished stage of a run, so there is nothing to report. Name the folder of a run, "
                 "such as runs/quickstart, or run the recipe first: tokenward run RECIPE."
             )
-        return cls(path=path, manifests={manifest.stage: manifest for manifest in done})
+        return cls(
+            path=path, manifests={manifest.stage: manifest for manifest in [*_of_rows(path, done), *done]}
+        )
 
     def setting(self, stage: str, *keys: str) -> Any:
         """A setting that a stage's manifest holds; None where the stage or the setting is not there."""
@@ -68,18 +69,12 @@ class RunFolder:
             if other in self.manifests and self.manifests[other].fingerprint != fingerprint
         ]
 
-    def figures(self) -> dict[str, Figure]:
+    def figures(self) -> Figures:
         """The figures of the evaluation; none where it has not run."""
         path = self.path / "evaluation" / "metrics.json"
         if "evaluation" not in self.manifests or not path.is_file():
             return {}
-        nan = float("nan")
-        return {
-            name: Figure(
-                *(nan if item[key] is None else item[key] for key in ("value", "low", "high")), n=item["n"]
-            )
-            for name, item in json.loads(path.read_text(encoding="utf-8")).items()
-        }
+        return load_figures(path)
 
     def replies(self) -> list[dict[str, Any]]:
         """Replies before and after training, as the evaluation wrote them."""
@@ -93,7 +88,7 @@ class RunFolder:
     def prompts(self) -> dict[str, Any]:
         """The learned prompts of a classification task; empty where there are none."""
         path = self.path / "evaluation" / "prompts.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     def histories(self) -> dict[str, list[dict[str, Any]]]:
         """What each training stage logged, one step an entry."""
@@ -109,7 +104,7 @@ class RunFolder:
         for stage in TOKENIZER_FOLDERS:
             path = self.path / stage / "model" / "tokenizer.json"
             if path.is_file():
-                added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
+                added = read_json(path).get("added_tokens", [])
                 return {int(token["id"]): str(token["content"]) for token in added}
         return {}
 
@@ -117,8 +112,16 @@ class RunFolder:
         path = self.path / stage / name
         if stage not in self.manifests or not path.is_file():
             return []
-        with path.open(encoding="utf-8") as file:  # and not splitlines: a text may hold U+2028
-            return [json.loads(line) for line in file if line.strip()]
+        return read_jsonl(path)
+
+
+def _of_rows(path: Path, stages: list[Manifest]) -> list[Manifest]:
+    """Manifests of the ids and the pairs that the run's scores belong to."""
+    pairs = next((found.inputs["pairs"] for found in stages if found.stage == "reference"), "")
+    if not (path / "pairs" / pairs / MANIFEST).is_file():
+        return []
+    found = read_manifest(path / "pairs" / pairs)
+    return [read_manifest(path / "encoded" / found.inputs["encoded"]), found]
 
 
 FALLEN = "the chosen responses became less likely during training"

@@ -152,7 +152,7 @@ def provenance(run: RunFolder) -> str:
     name = str(scores.facts.get("reference", "the start"))
     model = PurePath(name).name if PurePath(name).is_absolute() else name
     reference = f"reference {model} ({inputs.get('model', 'no fingerprint')})"
-    template = f"template {run.setting('reference', 'tokens', 'template')} ({inputs.get('template', 'no fingerprint')})"
+    template = f"template {run.setting('encoded', 'tokens', 'template')} ({inputs.get('template', 'no fingerprint')})"
     parts = ", ".join([*makers, reference, template])
     return f"Scores are made with {parts}, in {run.setting('scores', 'scores', 'precision')}."
 

@@ -106,7 +106,7 @@ def _others(model: LanguageModel, row: TokenRow, count: int) -> list[list[int]]:
     model.model.eval()
     batch = model.collate([row]).to(model.device)
     states, head = predicting_states(model, batch)
-    return other_tokens(states, batch.ids, head, count).tolist()
+    return other_tokens(states, batch.tokens.ids, head, count).tolist()
 
 
 def _continued(

@@ -13,7 +13,7 @@ from tokenward.models.loading import LanguageModel
 from tokenward.ops.looks import activation_mask, cosine, entropy_and_rank, mean_logit, received_attention
 from tokenward.scoring.reads import Value
 from tokenward.scoring.values import Compute, over_batches
-from tokenward.tokens.batches import TokenBatch, collate
+from tokenward.tokens.batches import Batch, collate
 from tokenward.tokens.rows import TokenRow
 
 LOOKED_AT = ("entropy", "rank", "attention", "similarity", "activation")
@@ -44,21 +44,21 @@ def looked_at(
     return [[response[0] for response in row] for row in found]
 
 
-def predicting_states(model: LanguageModel, batch: TokenBatch) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def predicting_states(model: LanguageModel, batch: Batch) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """What the head gets at the position before each token, and the head.  -> [n d]"""
     if model.head is None:  # a model that changes its logits: they stand for the states
-        logits = run_model(model.model, batch).logits
-        return logits.reshape(-1, logits.shape[-1])[batch.predicted_from], lambda rows: rows
-    with model.head.answering(batch.predicted_from, None):
-        return run_model(model.model, batch).logits, model.head.logits
+        logits = run_model(model.model, batch.inputs).logits
+        return logits.reshape(-1, logits.shape[-1])[batch.inputs.predicted_from], lambda rows: rows
+    with model.head.answering(batch.inputs.predicted_from, None):
+        return run_model(model.model, batch.inputs).logits, model.head.logits
 
 
 def _statistic(model: LanguageModel, value: Value) -> Compute:
     place = ("entropy", "rank").index(value.kind)
 
-    def compute(batch: TokenBatch) -> Tensor:
+    def compute(batch: Batch) -> Tensor:
         states, head = predicting_states(model, batch)
-        return entropy_and_rank(states, batch.ids, head)[place : place + 1]
+        return entropy_and_rank(states, batch.tokens.ids, head)[place : place + 1]
 
     return compute
 
@@ -72,7 +72,7 @@ def _activation(model: LanguageModel, value: Value) -> Compute:
     }
     modules = {f"{kind} {place}": part for kind, parts in kinds.items() for place, part in enumerate(parts)}
 
-    def compute(batch: TokenBatch) -> Tensor:
+    def compute(batch: Batch) -> Tensor:
         with outputs_of(modules) as found:
             states, head = predicting_states(model, batch)
         means = {name: _mean_feature(output, batch) for name, output in found.items()}
@@ -81,14 +81,14 @@ def _activation(model: LanguageModel, value: Value) -> Compute:
             for kind, parts in kinds.items()
         ]
         stacked.append(mean_logit(states, head)[None])
-        return activation_mask(stacked, batch.response, batch.responses)[None]
+        return activation_mask(stacked, batch.tokens.response, batch.tokens.responses)[None]
 
     return compute
 
 
-def _mean_feature(output: Any, batch: TokenBatch) -> Tensor:
+def _mean_feature(output: Any, batch: Batch) -> Tensor:
     """Mean over the features of a module's output at the position before each token.  -> [n]"""
-    return first_tensor(output).float().mean(-1).reshape(-1)[batch.predicted_from]
+    return first_tensor(output).float().mean(-1).reshape(-1)[batch.inputs.predicted_from]
 
 
 def _attention(model: LanguageModel, value: Value) -> Compute:
@@ -99,17 +99,17 @@ def _attention(model: LanguageModel, value: Value) -> Compute:
         )
     module = part_of(layers[wanted], ATTENTION, model.name)
 
-    def compute(batch: TokenBatch) -> Tensor:
+    def compute(batch: Batch) -> Tensor:
         with outputs_of({"attention": module}) as found:
-            run_model(model.model, batch)
+            run_model(model.model, batch.inputs)
         output = found["attention"]
         weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
         if weights is None or weights.dim() != 4:
             raise UserError(
                 f"{model.name} does not give the weights of its attention, even computed eagerly. Use another scorer."
             )
-        received = received_attention(weights, batch.attention_mask.bool())
-        return received.reshape(-1)[batch.placed_at][None]
+        received = received_attention(weights, batch.inputs.attention_mask.bool())
+        return received.reshape(-1)[batch.inputs.placed_at][None]
 
     return compute
 

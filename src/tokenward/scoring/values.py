@@ -7,11 +7,11 @@ from torch import Tensor
 
 from tokenward.models.base import TokenModel
 from tokenward.ops.ragged import spread_over_segments
-from tokenward.tokens.batches import TokenBatch, budgeted
+from tokenward.tokens.batches import Batch, budgeted
 from tokenward.tokens.rows import Layout, TokenRow
 
 Progress = Callable[[int], None]
-Compute = Callable[[TokenBatch], Tensor]
+Compute = Callable[[Batch], Tensor]
 """From a batch to ``[k n]``, k numbers of each token."""
 
 
@@ -25,7 +25,7 @@ def over_batches(
     tokens_per_batch: int,
     progress: Progress | None = None,
     layout: Layout | None = None,
-    collate: Callable[[Sequence[TokenRow]], TokenBatch] | None = None,
+    collate: Callable[[Sequence[TokenRow]], Batch] | None = None,
 ) -> list[list[Tensor]]:
     """Numbers of each token of each response.  -> per row, per response, [k len] float32 on the CPU
 
@@ -46,7 +46,7 @@ def over_batches(
         batch = (collate or model.collate)([rows[index] for index in group])
         with autocast:
             values = compute(batch.to(model.device))
-        sizes = torch.bincount(batch.response, minlength=batch.responses).tolist()
+        sizes = torch.bincount(batch.tokens.response, minlength=batch.tokens.responses).tolist()
         per_response = iter(values.float().cpu().split(sizes, dim=1))
         for index in group:
             results[index] = [next(per_response) for _ in rows[index].responses]
@@ -75,7 +75,7 @@ def token_values(
         progress: Called with the number of responses done.
     """
 
-    def compute(batch: TokenBatch) -> Tensor:
+    def compute(batch: Batch) -> Tensor:
         values, read = model.read(model.model, batch)
         values = values.float()
         return (values if read.segment is None else spread_over_segments(values, read.segment))[None]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.ops.guidance import Transform, likelihood_weights
 from tokenward.ops.ragged import segment_sum, weighted_sum
+from tokenward.ops.transforms import Transform, likelihood_weights
 from tokenward.scoring.steps import Scope
 from tokenward.selection.base import EosSides, ScoredTokens, eligible
 

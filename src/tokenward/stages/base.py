@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from tokenward.artifacts import Manifest, StageFolder
 from tokenward.config import Named, Recipe
-from tokenward.objectives import Objective, objective_of, unpaired_of
+from tokenward.objectives import Objective, needs_of, objective_of
 from tokenward.selection import Selector
 from tokenward.stages.run import Run
 from tokenward.tokens.rows import TokenRow
@@ -145,13 +145,13 @@ class TrainingStage(Stage):
 
     def unpaired_problem(self, run: Run) -> str:
         """An objective that compares responses."""
-        if unpaired_of(self.objective(run)):
+        if needs_of(self.objective(run)).unpaired:
             return ""
         name = self.named_objective(run.recipe).name
         if ":" in name:
             return (
-                f'the objective of {self.key}, {name}, does not say that it trains on such rows. Write unpaired = "all" in its '
-                f"class if it does. {self.unpaired_advice()}"
+                f'the objective of {self.key}, {name}, does not say that it trains on such rows. Write needs = Needs(unpaired="all") in '
+                f"its class if it does. {self.unpaired_advice()}"
             )
         return (
             f"the objective of {self.key}, {name}, compares responses to one prompt. {self.unpaired_advice()}"

@@ -1,20 +1,20 @@
 """The evaluation stage: before and after, on the same held-out pairs and prompts."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenward.artifacts import StageFolder, atomic_write
+from tokenward.artifacts import StageFolder, write_json, write_jsonl
 from tokenward.evaluation.measures import Figures, Measures, Models, Samples
 from tokenward.evaluation.metrics import METRICS
+from tokenward.evaluation.statistics import write_figures
 from tokenward.models.loading import DTYPES, LanguageModel
 from tokenward.plugins import find
 from tokenward.sampling import SamplingSettings
 from tokenward.sampling.checks import check_temperature
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.base import Checks, Stage
-from tokenward.stages.figures import figure_as_json, show_figures
+from tokenward.stages.figures import show_figures
 from tokenward.stages.run import Run
 from tokenward.stages.scorers import scorer_of
 from tokenward.stages.tables import eval_comparisons, tables
@@ -27,8 +27,7 @@ RECIPE = "recipe.json"
 
 def keep_recipe(run: Run, folder: Path) -> None:
     """Write the run's recipe into a folder, with every default of its tables."""
-    found = run.recipe.model_dump(mode="json")
-    atomic_write(folder / RECIPE, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / RECIPE, run.recipe.model_dump(mode="json"))
 
 
 class EvaluationStage(Stage):
@@ -52,9 +51,8 @@ class EvaluationStage(Stage):
         """Measure."""
         measures = measures_of(run)
         figures, samples = _measure(run, measures)
-        metrics = {name: figure_as_json(figure) for name, figure in figures.items()}
-        atomic_write(folder.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        atomic_write(folder.path / "samples.jsonl", _samples_text(samples))
+        write_figures(folder.path / "metrics.json", figures)
+        write_jsonl(folder.path / "samples.jsonl", _sample_records(samples))
         measures.by_row.write(folder.path)
         keep_recipe(run, folder.path)
         return {"figures": len(figures), "prompts": len(samples.prompts)}
@@ -140,18 +138,14 @@ def _prompts(run: Run, template: Template) -> list[TokenRow]:
     return prompts
 
 
-def _samples_text(samples: Samples) -> str:
-    lines = [
-        json.dumps(
-            {
-                "key": row.comparison.key,
-                "prompt": list(row.comparison.prompt),
-                "before": before.text,
-                "after": after.text,
-                "ended": [before.ended, after.ended],
-            },
-            ensure_ascii=False,
-        )
+def _sample_records(samples: Samples) -> list[dict[str, Any]]:
+    return [
+        {
+            "key": row.comparison.key,
+            "prompt": list(row.comparison.prompt),
+            "before": before.text,
+            "after": after.text,
+            "ended": [before.ended, after.ended],
+        }
         for row, before, after in zip(*samples, strict=True)
     ]
-    return "".join(line + "\n" for line in lines)

@@ -1,13 +1,12 @@
 """The examples stage of an online run: rows of any file to prompts with references, in three parts."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from tokenward.artifacts import StageFolder, atomic_write
+from tokenward.artifacts import StageFolder, read_jsonl, write_jsonl
 from tokenward.config import ExamplesTable, Recipe
 from tokenward.data import comparison_key, rows, uniform
 from tokenward.data.fields import FieldError, describe, text
@@ -72,9 +71,7 @@ def _table(run: Run) -> ExamplesTable:
 
 def read_examples(run: Run, part: str) -> list[Example]:
     """The examples of a part of the finished stage."""
-    # Not str.splitlines, which also splits at the line marks that a text may hold, such as U+2028.
-    with (run.path("examples") / f"{part}.jsonl").open(encoding="utf-8") as file:
-        return [_example(json.loads(line)) for line in file]
+    return [_example(record) for record in read_jsonl(run.path("examples") / f"{part}.jsonl")]
 
 
 def _source(table: ExamplesTable, part: str) -> str | list[str] | None:
@@ -204,13 +201,8 @@ def _column(row: Mapping[str, Any], name: str, where: str, key: str) -> Any:
 
 
 def _write(path: Path, examples: Sequence[Example]) -> None:
-    lines = [
-        json.dumps(
-            {name: getattr(example, name) for name in example.__slots__}, ensure_ascii=False, default=str
-        )
-        for example in examples
-    ]
-    atomic_write(path, "".join(line + "\n" for line in lines))
+    records = ({name: getattr(example, name) for name in example.__slots__} for example in examples)
+    write_jsonl(path, records, default=str)
 
 
 def _example(record: Mapping[str, Any]) -> Example:

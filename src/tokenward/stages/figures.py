@@ -1,31 +1,13 @@
 """The figures of an evaluation: stored as JSON, read again, shown as tables."""
 
-import json
-from pathlib import Path
-from typing import Any
-
 from tokenward.display import Display, interval, largest, rounded
-from tokenward.evaluation.statistics import Figure
+from tokenward.evaluation.statistics import Figure, Figures, load_figures
 from tokenward.stages.run import Run
-
-Figures = dict[str, Figure]
 
 
 def read_figures(run: Run) -> Figures:
     """The figures of a finished evaluation."""
-    return read_figures_of(run.path("evaluation"))
-
-
-def read_figures_of(folder: Path) -> Figures:
-    """The figures in the folder of an evaluation."""
-    raw: dict[str, dict[str, Any]] = json.loads((folder / "metrics.json").read_text())
-    nan = float("nan")
-    return {
-        name: Figure(
-            *(nan if item[key] is None else item[key] for key in ("value", "low", "high")), n=item["n"]
-        )
-        for name, item in raw.items()
-    }
+    return load_figures(run.path("evaluation") / "metrics.json")
 
 
 def show_figures(run: Run) -> None:
@@ -57,12 +39,6 @@ def _changed(figures: Figures, name: str) -> tuple[str, ...]:
 
 def _shown(figure: Figure, scale: float) -> tuple[str, str, str]:
     return rounded(figure.value, scale), interval(figure.low, figure.high, figure.n, scale), str(figure.n)
-
-
-def figure_as_json(figure: Figure) -> dict[str, float | int | None]:
-    """A figure as ``metrics.json`` has it."""
-    # JSON has no NaN: a figure without examples is null, with n = 0.
-    return {name: None if value != value else value for name, value in figure._asdict().items()}
 
 
 def evaluation_statistics(run: Run) -> dict[str, int]:

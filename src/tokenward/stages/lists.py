@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from tokenward.artifacts import Manifest
 from tokenward.config import LoadedRecipe, Recipe, check_unused
 from tokenward.errors import UserError
 from tokenward.stages.auxiliary import check_auxiliary, trained_auxiliary
@@ -112,10 +113,11 @@ def _check_unpaired(run: Run, wanted: list[Stage]) -> None:
         raise UserError(f"{count} of {total} rows have one response each (unpaired rows), and {problem}")
 
 
-def carry_out(run: Run, name: str) -> None:
-    """Carry out one stage, whether something reads it or not."""
+def carry_out(run: Run, name: str) -> Manifest:
+    """Carry out one stage, whether something reads it or not; the stages before it are finished."""
     stage = next(stage for stage in possible_stages(run.recipe) if stage.name == name)
     stage.carry_out(run)
+    return run.done(name)
 
 
 def check_recipe(loaded: LoadedRecipe) -> None:

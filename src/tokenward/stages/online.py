@@ -1,6 +1,5 @@
 """The online stage: learn a token reward from ranked samples and train the policy with it, in turns (TLM)."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +8,12 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from tokenward.artifacts import StageFolder, atomic_write, fingerprint
+from tokenward.artifacts import StageFolder, fingerprint, write_jsonl
 from tokenward.config import OnlineTable, Recipe
 from tokenward.models.head_mlp import HeadMLPSettings
 from tokenward.models.loading import LanguageModel, lasting
 from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model
-from tokenward.objectives import SFT, Objective, needs_reference, objective_of
+from tokenward.objectives import SFT, Objective, needs_of, objective_of
 from tokenward.plugins import build
 from tokenward.sampling.rollouts import Context, sampled_row, seed_of
 from tokenward.scoring.values import token_values
@@ -222,7 +221,7 @@ def _train(run: Run, stage: StageFolder, online: OnlineTable) -> dict[str, Any]:
     )
     if reward is not None:
         reward.save(stage.path / "reward")
-    atomic_write(stage.path / "events.jsonl", "".join(json.dumps(event) + "\n" for event in loop.events))
+    write_jsonl(stage.path / "events.jsonl", loop.events, ascii=True)
     learned = sum(event["event"] == "reward" for event in loop.events)
     return {
         "start": lasting(run.start_model),
@@ -285,7 +284,7 @@ def _prepare(
         return None
     if online.objective.name != "reinforce":
         return lambda rows, step: weigh_rows(selector, _rewarded(run, reward, rows))
-    reference = run.load(run.start_model) if needs_reference(objective) else None
+    reference = run.load(run.start_model) if needs_of(objective).reference else None
     examples = {context.example.source: context.example for context in task.train}
 
     def sampled(rows: Sequence[TokenRow], step: int) -> list[TokenRow]:

@@ -5,14 +5,15 @@ from typing import NoReturn
 
 from tokenward.config import OnlineTable
 from tokenward.errors import UserError
-from tokenward.objectives import PlackettLuce, is_pairwise, objective_of
+from tokenward.objectives import PlackettLuce, needs_of, objective_of
+from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
 from tokenward.selection import Selector, SoftWeights, scope_of, selector_of, unit_of
 from tokenward.stages.base import Checks
 from tokenward.stages.online import head_mlp_settings, reads_reward, reward_settings
 from tokenward.stages.reward_learning import SAME_AS_POLICY
 from tokenward.stages.run import Run
-from tokenward.stages.tasks import source_of
+from tokenward.stages.tasks import SAMPLERS, source_of
 
 OVERRIDDEN = {
     "max_steps": "online.reward_steps says how many updates the reward has each time it is learned",
@@ -151,7 +152,7 @@ def check_objective(run: Run, online: OnlineTable) -> None:
     """
     recipe, name = run.recipe, online.objective.name
     objective = objective_of("objective", online.objective)
-    if is_pairwise(objective) or isinstance(objective, PlackettLuce):
+    if needs_of(objective).pairwise or isinstance(objective, PlackettLuce):
         raise UserError(
             f"online.objective {name} compares written replies, and an online run has one reference or samples of its own. "
             "Write objective: {name: weighted_likelihood}, or {name: reinforce}."
@@ -171,6 +172,7 @@ def check_objective(run: Run, online: OnlineTable) -> None:
 def online_checks(run: Run, table: OnlineTable) -> Checks:
     """What can be refused of an online run before anything is read."""
     checks: Checks = {
+        "online.sampler": lambda: find("sampler", table.sampler.name, SAMPLERS),
         "online.selection": lambda: selector_of(table.selection, run.recipe.seed),
         "online": lambda: check_online(run),
         "online.objective": lambda: check_objective(run, table),

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from tokenward.artifacts import StageFolder, atomic_write, fingerprint
+from tokenward.artifacts import StageFolder, fingerprint, read_json, write_json, write_jsonl
 from tokenward.display import Display
-from tokenward.evaluation.heldout import before_after_figures
 from tokenward.evaluation.metrics import METRICS, apply_metric
 from tokenward.evaluation.row_values import RowValues
-from tokenward.evaluation.statistics import mean_figure
+from tokenward.evaluation.statistics import Figures, before_after_figures, mean_figure, write_figures
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
@@ -22,7 +21,7 @@ from tokenward.sampling.sources import ChrF, Meteor, Rouge
 from tokenward.scoring.values import token_values
 from tokenward.stages.data import source_fingerprint
 from tokenward.stages.evaluation import EvaluationStage, keep_recipe
-from tokenward.stages.figures import Figures, evaluation_statistics, figure_as_json, show_figures
+from tokenward.stages.figures import evaluation_statistics, show_figures
 from tokenward.stages.online import online_policy
 from tokenward.stages.prompt_task import labelled_parts, prompt_start, task_model
 from tokenward.stages.run import Run
@@ -49,12 +48,14 @@ class OnlineEvaluationStage(EvaluationStage):
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Measure."""
         by_row, table = RowValues(), run.recipe.prompt_task
-        figures, name, text = _on_examples(run, by_row) if table is None else _on_prompts(run)
-        metrics = {key: figure_as_json(figure) for key, figure in figures.items()}
-        atomic_write(folder.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        atomic_write(folder.path / name, text)
         if table is None:
+            figures, samples = _on_examples(run, by_row)
+            write_jsonl(folder.path / "samples.jsonl", samples)
             by_row.write(folder.path)
+        else:
+            figures, prompts = _on_prompts(run)
+            write_json(folder.path / "prompts.json", prompts)
+        write_figures(folder.path / "metrics.json", figures)
         keep_recipe(run, folder.path)
         return {"figures": len(figures)}
 
@@ -74,7 +75,7 @@ class OnlineEvaluationStage(EvaluationStage):
         check_metrics(run)
 
 
-def _on_examples(run: Run, by_row: RowValues) -> tuple[Figures, str, str]:
+def _on_examples(run: Run, by_row: RowValues) -> tuple[Figures, list[dict[str, Any]]]:
     start, policy = run.load(run.start_model), run.load(str(run.path("online") / "model"))
     longest = run.recipe.evaluation.max_new_tokens
     test = encoded_examples(run, policy.template(run.style), "test", reply=longest)
@@ -89,20 +90,17 @@ def _on_examples(run: Run, by_row: RowValues) -> tuple[Figures, str, str]:
     for name, (first, second) in values.items():
         figures |= before_after_figures(name, first, second, **evaluation_statistics(run))
         by_row.add_change([context.example.key for context in contexts], name, first, second)
-    lines = [
-        json.dumps(
-            {
-                "key": context.example.key,
-                "before": before[index].text,
-                "after": after[index].text,
-                "references": list(context.example.references),
-                "values": {name: [side[index] for side in sides] for name, sides in values.items()},
-            },
-            ensure_ascii=False,
-        )
+    samples = [
+        {
+            "key": context.example.key,
+            "before": before[index].text,
+            "after": after[index].text,
+            "references": list(context.example.references),
+            "values": {name: [side[index] for side in sides] for name, sides in values.items()},
+        }
         for index, context in enumerate(contexts)
     ]
-    return figures, "samples.jsonl", "".join(line + "\n" for line in lines)
+    return figures, samples
 
 
 def check_metrics(run: Run) -> None:
@@ -172,7 +170,7 @@ def _scored(name: str, contexts: Sequence[Context], replies: Sequence[Reply]) ->
     )
 
 
-def _on_prompts(run: Run) -> tuple[Figures, str, str]:
+def _on_prompts(run: Run) -> tuple[Figures, dict[str, Any]]:
     table = run.recipe.prompt_task
     assert table is not None
     policy, task, parts = run.load(str(run.path("online") / "model")), task_model(run), labelled_parts(run)
@@ -202,8 +200,7 @@ def _on_prompts(run: Run) -> tuple[Figures, str, str]:
                 )
             bar.advance()
     figures = _prompt_figures(run, found)
-    record = {name: _prompt_record(chosen) for name, chosen in found.items()}
-    return figures, "prompts.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    return figures, {name: _prompt_record(chosen) for name, chosen in found.items()}
 
 
 def _length(run: Run) -> int:
@@ -245,8 +242,7 @@ def _prompt_figures(run: Run, found: dict[str, Chosen]) -> Figures:
 
 def _show_prompts(run: Run, best: int) -> None:
     """The learned prompts that were tested."""
-    record = (run.path("evaluation") / "prompts.json").read_text(encoding="utf-8")
-    learned = json.loads(record)["learned"]
+    learned = read_json(run.path("evaluation") / "prompts.json")["learned"]
     # Quoted, because a prompt may begin with a space or hold a line break.
     rows = [
         (json.dumps(candidate["text"], ensure_ascii=False), f"{candidate['accuracy']:.3f}", f"{tested:.3f}")

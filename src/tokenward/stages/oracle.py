@@ -9,7 +9,7 @@ from tokenward.api.prepare import trained_on
 from tokenward.artifacts import StageFolder
 from tokenward.config import AuxiliaryModelTable, OracleTable, Recipe
 from tokenward.models.loading import LanguageModel
-from tokenward.objectives import Objective, is_pairwise, needs_reference, objective_of
+from tokenward.objectives import Objective, needs_of, objective_of
 from tokenward.stages.auxiliary import auxiliary_start, reads_model
 from tokenward.stages.base import Checks, Training, TrainingStage
 from tokenward.stages.part_checks import check_objective_without_scores
@@ -213,7 +213,7 @@ def _trained_rows(
     alone = auxiliary.subset.alone
     own = None if alone else _oriented_rows(run, objective, auxiliary, pairs)
     chosen = picked.swapped() if turned(auxiliary) else picked
-    rows = with_picked(own, chosen, pairwise=is_pairwise(objective))
+    rows = with_picked(own, chosen, pairwise=needs_of(objective).pairwise)
     already = 0 if own is None else len(own)
     run.display.line(f"  {len(rows) - already} rows of the subset train, beside {already} others")
     return rows
@@ -229,7 +229,7 @@ def _oriented_rows(
     swapped = auxiliary is not None and first_is_worse(auxiliary)
     rows = pairs.swapped() if swapped else pairs
     rows = trained_on(objective, rows, run.display.line) if len(rows) else rows
-    single = auxiliary is not None and not is_pairwise(objective)
+    single = auxiliary is not None and not needs_of(objective).pairwise
     return rows.best_once() if single and len(rows) else rows
 
 
@@ -247,4 +247,4 @@ def _as_read(
         rows = replace(rows, change=change)
     elif base.fingerprint == run.done("reference").inputs["model"]:
         return referenced(run, rows)
-    return with_own_reference(run, base, rows) if needs_reference(objective) else rows
+    return with_own_reference(run, base, rows) if needs_of(objective).reference else rows

@@ -6,7 +6,7 @@ from typing import Any
 from tokenward.config import Named
 from tokenward.errors import UserError
 from tokenward.models.places import has_encoder, layer_count
-from tokenward.objectives import SFT, Objective, needs_scores, objective_of
+from tokenward.objectives import SFT, Objective, needs_of, objective_of
 from tokenward.objectives.selected import Selected
 from tokenward.plugins import find
 from tokenward.sampling.sources.base import check_source
@@ -88,7 +88,7 @@ def check_policy_objective(run: Run) -> None:
     """
     table = run.recipe.policy.objective
     objective = objective_of("objective", table)
-    if needs_scores(objective) and is_online(scorer_of(run)):
+    if needs_of(objective).scores and is_online(scorer_of(run)):
         raise UserError(
             f"{_who(table, objective)} reads stored scores, and the scorer reads the policy, whose scores are made in the step and stored "
             "nowhere. Write a scorer that reads frozen models, or leave what reads scores out of the objective."
@@ -106,7 +106,7 @@ def check_objective_without_scores(stage: str, table: Named) -> None:
         UserError: as above, or the objective cannot be made.
     """
     objective = objective_of("objective", table)
-    if needs_scores(objective):
+    if needs_of(objective).scores:
         raise UserError(
             f"{_who(table, objective)} reads scores of tokens, and {stage} is trained without any. Use it in the policy table, or an "
             "objective without a selection of its own, such as {name: dpo}."
@@ -118,7 +118,7 @@ def _who(table: Named, objective: Objective) -> str:
     if table.name != "sum" or not isinstance(terms, list):
         return f"the objective {table.name}"
     parts = zip(terms, getattr(objective, "parts", ()), strict=True)
-    names = [_term_name(term) for term, part in parts if needs_scores(part)]
+    names = [_term_name(term) for term, part in parts if needs_of(part).scores]
     return f"the sum's term {' and '.join(names)}"
 
 

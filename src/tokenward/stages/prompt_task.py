@@ -137,6 +137,7 @@ def prompt_task(run: Run, policy: LanguageModel) -> Task:
     assert table is not None
     texts, task = labelled_parts(run), task_model(run)
     check_same_tokens(policy, task.model, "task model")
+    _say_what_is_cut(run, task, texts)
     factors = {"correct": table.correct, "wrong": table.wrong, "seed": run.recipe.seed}
     source = PromptSource(
         ClassificationGap(task=task, examples=texts.train, share=table.share, **factors),
@@ -150,6 +151,16 @@ def prompt_task(run: Run, policy: LanguageModel) -> Task:
     sampler = sampler_of(run, policy, fixed_length=True)
     samples = ScoredSampler(sampler=sampler, source=source, name="classification_gap")
     return Task(train, development, [row], samples)
+
+
+def _say_what_is_cut(run: Run, task: TaskModel, parts: LabelledParts) -> None:
+    texts = [text.text for part in parts for text in part]
+    cut = task.sentences_cut(texts)
+    if cut:
+        run.display.line(
+            f"  {cut} of {len(texts)} texts are longer than {task.max_sentence_tokens} tokens and lose their end. To read more "
+            "of them, raise prompt_task.max_sentence_tokens."
+        )
 
 
 def _prompt_context(start: list[int], part: str, draw: int) -> Context:

@@ -49,8 +49,8 @@ class RewardStage(TrainingStage):
         apart = run.recipe.eval_reward
         return {
             "reward": run.recipe.reward.model_dump(exclude={"model"}),
-            "context": run.limits.context,
-            "eval_reward": None if apart is None else apart.fraction,
+            "tokens": {"context": run.limits.context},
+            "eval_reward": None if apart is None else {"fraction": apart.fraction},
             **model_settings(run),
         }
 

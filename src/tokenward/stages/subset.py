@@ -1,13 +1,13 @@
 """Comparisons that a scorer picks for an auxiliary model to train on, as TOSS-Pro does (arXiv 2603.01185)."""
 
-import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from tokenward.artifacts import StageFolder, atomic_write
+from tokenward.artifacts import StageFolder, read_jsonl, write_jsonl
 from tokenward.config import AuxiliaryModelTable, SubsetTable
 from tokenward.errors import UserError
 from tokenward.ops.selection import best_places, kept_count, pooled_scores
@@ -51,8 +51,8 @@ def picked_pairs(run: Run, stage: StageFolder, subset: SubsetTable) -> TokenTabl
     stage.temporary.append(stage.path / VALUES)
     file = stage.path / SUBSET
     if not file.is_file():
-        atomic_write(file, _lines(*_picked(run, stage, subset, train)))
-    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        write_jsonl(file, _records(*_picked(run, stage, subset, train)))
+    found = read_jsonl(file)
     places = np.array([line["responses"] for line in found], np.int64).reshape(-1, 2)
     firsts = train.store.starts[np.array([line["row"] for line in found], np.int64)]
     responses = (firsts[:, None] + places).reshape(-1)
@@ -109,17 +109,16 @@ def comparison_scores(rows: TokenTable, subset: SubsetTable) -> torch.Tensor:
     return found
 
 
-def _lines(pairs: TokenTable, numbers: np.ndarray, scores: np.ndarray) -> str:
+def _records(pairs: TokenTable, numbers: np.ndarray, scores: np.ndarray) -> Iterator[dict[str, Any]]:
     chosen = pairs.choose(numbers)
     rows = chosen.first_rows
     places = (chosen.responses.reshape(-1, 2) - pairs.store.starts[rows][:, None]).tolist()
     comparisons = map(chosen.comparison, range(len(chosen)))
     items = zip(rows.tolist(), places, scores.tolist(), comparisons, strict=True)
-    lines = (
+    return (
         {"rank": rank, "score": score, "source": comparison.source, "row": row, "responses": pair}
         for rank, (row, pair, score, comparison) in enumerate(items, 1)
     )
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def turned(table: AuxiliaryModelTable) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenward.config import AuxiliaryModelTable, SubsetTable
 from tokenward.errors import UserError
-from tokenward.objectives import is_pairwise, objective_of
+from tokenward.objectives import needs_of, objective_of
 from tokenward.scoring.reads import is_online
 from tokenward.stages.auxiliary import picking_models
 from tokenward.stages.part_checks import check_scorer
@@ -101,7 +101,7 @@ def _check_added(name: str, table: AuxiliaryModelTable, subset: SubsetTable) -> 
             f"the auxiliary model {name} trains on all pairs (fraction is 1), so that subset of side {subset.side}, trained in the same order, add "
             "none. Write alone: true, a smaller fraction of the auxiliary model, or the other side."
         )
-    if not same and is_pairwise(objective_of("objective", table.objective)):
+    if not same and needs_of(objective_of("objective", table.objective)).pairwise:
         raise UserError(
             f"the auxiliary model {name} learns by {table.objective.name} to prefer the {_better(table.swap_labels)} response, and its subset, "
             f"of side {subset.side}, the {subset.side} one: a pair that is in both would be taught both ways. Write alone: true, another "

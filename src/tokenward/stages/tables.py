@@ -94,11 +94,10 @@ def pairs_fingerprint(run: Run, template: Template) -> str:
 def _pairs_wanted(run: Run, template: Template) -> Manifest:
     recipe = run.recipe
     settings = {
-        "pairs": recipe.data.pairs,
-        "min_gap": recipe.data.min_gap,
-        "eval_reward": None if recipe.eval_reward is None else recipe.eval_reward.fraction,
+        "data": {"pairs": recipe.data.pairs, "min_gap": recipe.data.min_gap},
+        "eval_reward": None if recipe.eval_reward is None else {"fraction": recipe.eval_reward.fraction},
+        "tokens": {"context": run.limits.context},
         "seed": recipe.seed,
-        "context": run.limits.context,
     }
     return Manifest.begin("pairs", settings, {"encoded": encoded_fingerprint(run, template)}, _LAYOUT)
 

@@ -11,9 +11,7 @@ from tokenward.artifacts import StageFolder
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, lasting
-from tokenward.objectives import (
-    Objective,
-)
+from tokenward.objectives import Objective
 from tokenward.scoring.join import computed, with_reference
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.run import Run

@@ -1,61 +1,37 @@
 """Batches of comparisons as a model takes them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from tokenward.tokens.layouts import lay_out
+from tokenward.tokens.layouts import ModelInputs, lay_out, moved
 from tokenward.tokens.rows import Layout, TokenRow
-from tokenward.tokens.tree import Tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
-    """A batch as the model takes it, and its response tokens laid end to end.
+    """The response tokens of some comparisons laid end to end: what an objective receives.
 
     Attributes:
-        input_ids: ``[rows t]``, padded on the right; one row without padding in the shared layout.
-        position_ids: ``[rows t]``.
-        attention_mask: ``[rows t]``; one value that says nothing where there is a tree.
-        decoder_ids: ``[rows t]`` or None; what the decoder reads, where the model has an encoder. The places
-            below are then those of the decoder.
-        predicted_from: ``[n]``, index into the flattened ``rows x t`` of the position whose output
-            predicts the token.
-        placed_at: ``[n]``, index into the flattened ``rows x t`` of the position that reads the token. A place that
-            was not laid out is past the end.
-        ids: ``[n]``, the response tokens.
+        ids: ``[n]``, the tokens.
         response: ``[n]``, which response owns the token.
         comparison: ``[r]``, which comparison owns the response.
         rank: ``[r]``, 0 is the best.
         weights: ``[n]``, what each token counts; 1 where nothing was said.
         kept: ``[m]``, indices of the tokens whose weight is not zero.
+        eos: ``[n]`` bool, whether the token is the end-of-turn token and no text.
         reference_logp: ``[n]`` or None, log-probability under the reference.
-        scores: ``[n]`` or None, for selections made batch by batch and for objectives that take a reward.
+        scores: ``[n]`` or None, for online selections and for objectives that take a reward.
         segment: ``[n]`` or None, which segment (word, sentence, span) owns the token; segments are numbered
             in order and each lies within one response.
-        entropy: ``[n]`` or None, entropy in nats of the policy's whole distribution where the token was
-            predicted, with its gradient; set for objectives that say ``needs_entropy``.
-        token_rank: ``[n]`` or None, how many tokens the policy found more probable, without gradient; set for
-            objectives that say ``needs_token_rank``.
-        kl: ``[n]`` or None, KL divergence in nats between the policy and its frozen reference over the whole
-            vocabulary, with its gradient; set for objectives that say ``needs_kl``.
-        states: ``[n d]`` or None, the policy's last hidden state at the position that predicts the token, with
-            its gradient; set for objectives that say ``needs_states``.
-        reference_layers: ``[n L d]`` or None, the output of each layer of the frozen reference at that position;
-            set for objectives that say ``needs_reference_layers``.
-        eos: ``[n]`` bool, whether the token is the end-of-turn token and no text.
-        values: Further stored values by name, ``[n]`` each, for scores that are computed in the step.
-        tree: Who sees whom in a packed row, or None.
+        values: Further stored values by name, ``[n]`` each, for scores that are computed online.
+        statistics: What the model's pass gave beside the log-probabilities, by the names of the fields of
+            :class:`tokenward.tokens.needs.Needs`: only what the objective says it needs.
     """
 
-    input_ids: Tensor
-    position_ids: Tensor
-    attention_mask: Tensor
-    predicted_from: Tensor
-    placed_at: Tensor
     ids: Tensor
     response: Tensor
     comparison: Tensor
@@ -66,14 +42,8 @@ class TokenBatch:
     reference_logp: Tensor | None = None
     scores: Tensor | None = None
     segment: Tensor | None = None
-    entropy: Tensor | None = None
-    token_rank: Tensor | None = None
-    kl: Tensor | None = None
-    states: Tensor | None = None
-    reference_layers: Tensor | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    decoder_ids: Tensor | None = None
-    tree: Tree | None = None
+    statistics: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     @property
     def comparisons(self) -> int:
@@ -85,15 +55,41 @@ class TokenBatch:
         """Number of responses."""
         return len(self.comparison)
 
+    def weighted(self, weights: Tensor) -> Self:
+        """The same tokens with other weights.  [n]"""
+        return replace(self, weights=weights, kept=weights.nonzero().squeeze(-1))
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same tokens on another device."""
+        values, statistics = (
+            {name: value.to(device, non_blocking=non_blocking) for name, value in named.items()}
+            for named in (self.values, self.statistics)
+        )
+        own = moved(self, device, non_blocking=non_blocking)
+        return replace(self, **own, values=values, statistics=statistics)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Comparisons that go through a model together.
+
+    Attributes:
+        inputs: What the model reads.
+        tokens: What an objective receives.
+    """
+
+    inputs: ModelInputs
+    tokens: TokenBatch
+
+    def with_value(self, name: str, value: Tensor) -> Self:
+        """The same batch with one more stored value of its tokens.  [n]"""
+        tokens = replace(self.tokens, values={**self.tokens.values, name: value})
+        return replace(self, tokens=tokens)
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """The same batch on another device."""
-        moved = {
-            item.name: value.to(device, non_blocking=non_blocking)
-            for item in fields(self)
-            if isinstance(value := getattr(self, item.name), Tensor | Tree)
-        }
-        values = {name: value.to(device, non_blocking=non_blocking) for name, value in self.values.items()}
-        return replace(self, **moved, values=values)
+        inputs = self.inputs.to(device, non_blocking=non_blocking)
+        return replace(self, inputs=inputs, tokens=self.tokens.to(device, non_blocking=non_blocking))
 
 
 def collate(
@@ -103,7 +99,7 @@ def collate(
     pad_id: int,
     start_id: int | None = None,
     whole: bool = True,
-) -> TokenBatch:
+) -> Batch:
     """Lay comparisons out as one batch.
 
     Args:
@@ -119,9 +115,8 @@ def collate(
     total = int(lengths.sum())
     known = _flat([row.weights for row in rows], total)
     weights = torch.ones(total) if known is None else known
-    laid_out = lay_out(rows, _read(rows, whole=whole), layout=layout, pad_id=pad_id, start_id=start_id)
-    return TokenBatch(
-        **laid_out._asdict(),
+    inputs = lay_out(rows, _read(rows, whole=whole), layout=layout, pad_id=pad_id, start_id=start_id)
+    tokens = TokenBatch(
         ids=torch.tensor([token for item in rows for ids in item.responses for token in ids]),
         response=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
         comparison=torch.repeat_interleave(torch.arange(len(rows)), sizes),
@@ -134,6 +129,7 @@ def collate(
         segment=_segments([row.segments for row in rows]),
         values=_values(rows, total),
     )
+    return Batch(inputs, tokens)
 
 
 def _eos(rows: Sequence[TokenRow], lengths: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ encoder's row, ``[start | response]`` in the decoder's.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -18,17 +19,20 @@ from tokenward.tokens.rows import Layout, TokenRow
 from tokenward.tokens.tree import Tree, tree_of
 
 
-class LaidOut(NamedTuple):
-    """The model's inputs, and where each response token is in them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInputs:
+    """What the model reads of a batch, and where each response token is in it.
 
     Attributes:
-        input_ids: ``[rows t]``.
+        input_ids: ``[rows t]``, padded on the right; one row without padding in the shared layout.
         position_ids: ``[rows t]``.
         attention_mask: ``[rows t]``; one value that says nothing where there is a tree.
-        predicted_from: ``[n]``, see :class:`tokenward.tokens.batches.TokenBatch`.
-        placed_at: ``[n]``, as above.
-        tree: Of a packed row.
-        decoder_ids: ``[rows t]``, what a decoder reads.
+        predicted_from: ``[n]``, index into the flattened ``rows x t`` of the position whose output predicts the token.
+        placed_at: ``[n]``, index into the flattened ``rows x t`` of the position that reads the token. A place that
+            was not laid out is past the end.
+        tree: Who sees whom in a packed row, or None.
+        decoder_ids: ``[rows t]`` or None; what the decoder reads, where the model has an encoder. The places
+            above are then those of the decoder.
     """
 
     input_ids: Tensor
@@ -38,6 +42,20 @@ class LaidOut(NamedTuple):
     placed_at: Tensor
     tree: Tree | None = None
     decoder_ids: Tensor | None = None
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same inputs on another device."""
+        return replace(self, **moved(self, device, non_blocking=non_blocking))
+
+
+def moved(item: Any, device: torch.device | str, *, non_blocking: bool) -> dict[str, Any]:
+    """The fields of a dataclass that are tensors or trees, on another device."""
+    values = {part.name: getattr(item, part.name) for part in fields(item)}
+    return {
+        name: value.to(device, non_blocking=non_blocking)
+        for name, value in values.items()
+        if isinstance(value, Tensor | Tree)
+    }
 
 
 def predicting_positions(read_at: Tensor, before: int) -> Tensor:
@@ -57,7 +75,7 @@ def lay_out(
     layout: Layout,
     pad_id: int,
     start_id: int | None,
-) -> LaidOut:
+) -> ModelInputs:
     """Lay comparisons out as a model takes them.
 
     Args:
@@ -76,7 +94,7 @@ def lay_out(
     return _encoder_decoder(encoded, pad_id, start_id)
 
 
-def _packed(encoded: Sequence[TokenRow], read: Sequence[Sequence[int]]) -> LaidOut:
+def _packed(encoded: Sequence[TokenRow], read: Sequence[Sequence[int]]) -> ModelInputs:
     ids: list[int] = []
     positions, shapes, places = list[range](), list[tuple[int, list[int]]](), _Places()
     total = sum(len(item.prompt) + sum(counts) for item, counts in zip(encoded, read, strict=True))
@@ -99,7 +117,7 @@ def _packed(encoded: Sequence[TokenRow], read: Sequence[Sequence[int]]) -> LaidO
             ids += response[len(common) : len(common) + branch]
             positions.append(range(prompt + len(common), prompt + len(common) + branch))
         shapes.append((prompt + len(common), branches))
-    return LaidOut(
+    return ModelInputs(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([[place for part in positions for place in part]]),
         # transformers passes a mask of four dimensions on as it is and makes none of its own.
@@ -150,7 +168,7 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
 
 
-def _separate(encoded: Sequence[TokenRow], read: Sequence[Sequence[int]], pad_id: int) -> LaidOut:
+def _separate(encoded: Sequence[TokenRow], read: Sequence[Sequence[int]], pad_id: int) -> ModelInputs:
     pairs = [
         (item.prompt, *item.whole(place), count)
         for item, counts in zip(encoded, read, strict=True)
@@ -167,7 +185,7 @@ def _separate(encoded: Sequence[TokenRow], read: Sequence[Sequence[int]], pad_id
             length=len(response),
             outside=len(rows) * width,
         )
-    return LaidOut(
+    return ModelInputs(
         input_ids=_padded(rows, pad_id),
         position_ids=torch.arange(width).repeat(len(rows), 1),
         attention_mask=_padded([[1] * len(row) for row in rows], 0),
@@ -176,7 +194,7 @@ def _separate(encoded: Sequence[TokenRow], read: Sequence[Sequence[int]], pad_id
     )
 
 
-def _encoder_decoder(encoded: Sequence[TokenRow], pad_id: int, start_id: int) -> LaidOut:
+def _encoder_decoder(encoded: Sequence[TokenRow], pad_id: int, start_id: int) -> ModelInputs:
     """The decoder reads ``[start | response]`` whole, its last token too: a reward is read after its token.
 
     Reward model and policy share this one layout, so a reward sees in use what it saw in training.
@@ -193,7 +211,7 @@ def _encoder_decoder(encoded: Sequence[TokenRow], pad_id: int, start_id: int) ->
             length=len(response),
             outside=len(rows) * width,
         )
-    return LaidOut(
+    return ModelInputs(
         input_ids=_padded([prompt for prompt, _ in pairs], pad_id),
         position_ids=torch.arange(width).repeat(len(rows), 1),
         attention_mask=_padded([[1] * len(prompt) for prompt, _ in pairs], 0),

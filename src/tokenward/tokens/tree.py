@@ -39,7 +39,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PackedComparison:
     """One tree of a packed row.
 
     Attributes:
@@ -63,7 +63,7 @@ class Tree:
         owner: ``[2 t]`` int: each token's comparison, and its branch there (0 for the trunk).
     """
 
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[PackedComparison, ...]
     owner: Tensor
 
     @cached_property
@@ -84,7 +84,7 @@ class Tree:
             return mask.to(device, non_blocking=non_blocking)
 
         comparisons = tuple(
-            Comparison(
+            PackedComparison(
                 item.trunk,
                 item.length,
                 tuple(Piece(p.start, p.before, p.length, moved(p.mask)) for p in item.pieces),
@@ -101,7 +101,7 @@ def tree_of(shapes: Sequence[tuple[int, Sequence[int]]]) -> Tree:
         shapes: Per comparison the tokens of its trunk, and of each branch.
     """
     comparisons = [
-        Comparison(trunk, trunk + sum(branches), tuple(_pieces(trunk, branches)))
+        PackedComparison(trunk, trunk + sum(branches), tuple(_pieces(trunk, branches)))
         for trunk, branches in shapes
     ]
     parts = [

@@ -1,6 +1,5 @@
 """Two models on the same prompts: replies, metrics, rewards and a judge, with intervals; answer files for official tools."""
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -10,20 +9,28 @@ from typing import Any
 
 import numpy as np
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import write_jsonl
 from tokenward.config import Recipe, parse_recipe
 from tokenward.config.judge import load_judge
 from tokenward.display import Display
 from tokenward.errors import UserError
+from tokenward.evaluation.answers import Endpoint
 from tokenward.evaluation.benchmarks import BENCHMARKS, Question, write_answers
-from tokenward.evaluation.endpoint import key_of
 from tokenward.evaluation.metrics import METRICS
 from tokenward.evaluation.rewards import find_reward_model
+from tokenward.evaluation.statistics import Figures, write_figures
 from tokenward.plugins import find
-from tokenward.stages.figures import Figures, figure_as_json, show_tables
+from tokenward.stages.figures import show_tables
 from tokenward.stages.prompts import read_prompts
-from tokenward.tools.comparison import Comparison, apply_judge, apply_metrics, apply_rewards, check_names
-from tokenward.tools.model_replies import Side, fitting, model_of, replies_of, reply_record, short_name
+from tokenward.tools.comparison import ComparedReplies, apply_judge, apply_metrics, apply_rewards, check_names
+from tokenward.tools.model_replies import (
+    ComparedModel,
+    fitting,
+    model_of,
+    replies_of,
+    reply_record,
+    short_name,
+)
 from tokenward.tools.run import quiet_libraries
 
 DEFAULTS = "evaluation: {max_new_tokens: 512}"
@@ -39,7 +46,7 @@ SETTABLE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ComparisonRequest:
     """What is to be compared, and by what.
 
     Attributes:
@@ -65,7 +72,7 @@ class Request:
     overrides: Sequence[str] = ()
 
 
-def compare_models(request: Request, *, quiet: bool = False) -> Figures:
+def compare_models(request: ComparisonRequest, *, quiet: bool = False) -> Figures:
     """Sample both models on the same prompts with the same seeds, and say which replies are better by each measure.
 
     Writes ``replies.jsonl``, ``figures.json`` and, with a judge, ``judge.json``. Replies and the judge's answers are kept in
@@ -85,7 +92,8 @@ def compare_models(request: Request, *, quiet: bool = False) -> Figures:
     check_names(request.metrics, reward_models)
     judge = None if request.judge is None else load_judge(request.judge)
     if judge is not None:
-        key_of(judge, os.environ)  # before hours of sampling
+        with Endpoint(judge, os.environ):
+            pass  # a missing key or package is reported before hours of sampling
     sides = _sides(request.before, request.after)
     folder = _folder(request, sides)
     comparison = _sampled(request, sides, recipe, folder, display)
@@ -115,22 +123,28 @@ def _recipe(overrides: Sequence[str]) -> Recipe:
     return recipe
 
 
-def _sides(before: str, after: str) -> tuple[Side, Side]:
+def _sides(before: str, after: str) -> tuple[ComparedModel, ComparedModel]:
     first, second = model_of(before), model_of(after)
     names = short_name(first), short_name(second)
     if names[0] == names[1]:
         names = f"{names[0]}-before", f"{names[1]}-after"
-    return Side(label="before", model=first, name=names[0]), Side(label="after", model=second, name=names[1])
+    return ComparedModel(label="before", model=first, name=names[0]), ComparedModel(
+        label="after", model=second, name=names[1]
+    )
 
 
-def _folder(request: Request, sides: tuple[Side, Side]) -> Path:
+def _folder(request: ComparisonRequest, sides: tuple[ComparedModel, ComparedModel]) -> Path:
     default = Path("runs") / f"{sides[0].name}-vs-{sides[1].name}"
     return default if request.output is None else Path(request.output).expanduser()
 
 
 def _sampled(
-    request: Request, sides: tuple[Side, Side], recipe: Recipe, folder: Path, display: Display
-) -> Comparison:
+    request: ComparisonRequest,
+    sides: tuple[ComparedModel, ComparedModel],
+    recipe: Recipe,
+    folder: Path,
+    display: Display,
+) -> ComparedReplies:
     if request.export is not None and request.export not in BENCHMARKS:
         raise UserError(f"there is no export {request.export!r}. There are: {', '.join(BENCHMARKS)}.")
     questions = read_prompts(request.prompts, request.export, recipe.evaluation.prompts, display)
@@ -139,11 +153,15 @@ def _sampled(
     if len(kept) < len(questions):
         _too_long(request, questions, fits, display, recipe.evaluation.max_new_tokens)
     before, after = (replies_of(side, kept, recipe, folder, display) for side in sides)
-    return Comparison(recipe=recipe, display=display, questions=kept, replies=(before, after))
+    return ComparedReplies(recipe=recipe, display=display, questions=kept, replies=(before, after))
 
 
 def _too_long(
-    request: Request, questions: Sequence[Question], fits: Sequence[bool], display: Display, new: int
+    request: ComparisonRequest,
+    questions: Sequence[Question],
+    fits: Sequence[bool],
+    display: Display,
+    new: int,
 ) -> None:
     first = questions[fits.index(False)].example.source
     message = f"{fits.count(False)} prompts and {new} new tokens do not fit in a model's context, the first of {first}"
@@ -152,17 +170,13 @@ def _too_long(
     display.line(f"  left out: {message}")
 
 
-def _write(comparison: Comparison, folder: Path) -> None:
-    figures = {name: figure_as_json(figure) for name, figure in comparison.figures.items()}
-    atomic_write(folder / "figures.json", json.dumps(figures, indent=2) + "\n")
-    lines = [
-        json.dumps(_record(comparison, place), ensure_ascii=False)
-        for place in range(len(comparison.questions))
-    ]
-    atomic_write(folder / "replies.jsonl", "".join(line + "\n" for line in lines))
+def _write(comparison: ComparedReplies, folder: Path) -> None:
+    write_figures(folder / "figures.json", comparison.figures)
+    records = (_record(comparison, place) for place in range(len(comparison.questions)))
+    write_jsonl(folder / "replies.jsonl", records)
 
 
-def _record(comparison: Comparison, place: int) -> dict[str, Any]:
+def _record(comparison: ComparedReplies, place: int) -> dict[str, Any]:
     question = comparison.questions[place]
     return {
         "key": question.example.key,
@@ -182,7 +196,9 @@ def _record(comparison: Comparison, place: int) -> dict[str, Any]:
     }
 
 
-def _export(comparison: Comparison, benchmark: str, sides: tuple[Side, Side], folder: Path) -> None:
+def _export(
+    comparison: ComparedReplies, benchmark: str, sides: tuple[ComparedModel, ComparedModel], folder: Path
+) -> None:
     now = time.time()
     for side, replies in zip(sides, comparison.replies, strict=True):
         path = write_answers(benchmark, folder, side.name, comparison.questions, replies, now=now)

@@ -1,7 +1,6 @@
 """A comparison of two runs on screen: tables, and the rows that changed sides as tokens."""
 
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.text import Text
 
-from tokenward.artifacts import read_manifest
+from tokenward.artifacts import read_jsonl, read_manifest
 from tokenward.data.lines import read_comparisons
 from tokenward.display import Display
 from tokenward.evaluation.row_values import PAIR
@@ -54,7 +53,7 @@ def show_comparison(display: Display, found: RunComparison, rows: int) -> None:
 
 
 def _show_flips(display: Display, found: RunComparison, rows: int) -> None:
-    sides = [Side(folder) for folder in found.folders]
+    sides = [RunView(folder) for folder in found.folders]
     for figure in dict.fromkeys(flip.figure for flip in found.flips):
         flips = [flip for flip in found.flips if flip.figure == figure]
         display.line(f"\n{len(flips)} rows on which {figure} has another sign in A and B")
@@ -64,14 +63,14 @@ def _show_flips(display: Display, found: RunComparison, rows: int) -> None:
             show(display, sides, flip)
 
 
-class Response(NamedTuple):
+class EvalResponse(NamedTuple):
     """A held-out response."""
 
     prompt: str
     text: str
 
 
-class Side:
+class RunView:
     """What a run's folder holds of its held-out rows.
 
     Args:
@@ -84,14 +83,13 @@ class Side:
     @cached_property
     def replies(self) -> dict[str, dict[str, Any]]:
         """Lines of the evaluation's samples, by key."""
-        text = (self._folder / "evaluation" / "samples.jsonl").read_text(encoding="utf-8")
-        return {line["key"]: line for line in map(json.loads, text.splitlines())}
+        return {line["key"]: line for line in read_jsonl(self._folder / "evaluation" / "samples.jsonl")}
 
     @cached_property
-    def responses(self) -> dict[str, Response]:
+    def responses(self) -> dict[str, EvalResponse]:
         """Held-out responses, by key."""
         return {
-            key: Response(row.prompt[-1]["content"], text)
+            key: EvalResponse(row.prompt[-1]["content"], text)
             for row in read_comparisons(self._folder / "data" / "eval.jsonl")
             for key, text in zip(keys_of(row), row.responses, strict=True)
         }
@@ -135,7 +133,7 @@ def coloured(texts: Sequence[str], scores: Sequence[float]) -> Text:
     return line
 
 
-def _show_pair(display: Display, sides: Sequence[Side], flip: Flip) -> None:
+def _show_pair(display: Display, sides: Sequence[RunView], flip: Flip) -> None:
     keys = flip.row.key.split("-")
     display.line(f"  prompt: {_short(sides[0].responses[keys[0]].prompt)}")
     for name, key in zip(("chosen", "rejected"), keys, strict=True):
@@ -145,7 +143,7 @@ def _show_pair(display: Display, sides: Sequence[Side], flip: Flip) -> None:
             display.text(Text.assemble((f"  {name}, scores of {label}: ", "bold"), view))
 
 
-def _show_replies(display: Display, sides: Sequence[Side], flip: Flip) -> None:
+def _show_replies(display: Display, sides: Sequence[RunView], flip: Flip) -> None:
     lines = [side.replies[flip.row.key] for side in sides]
     display.line(f"  prompt: {_short(_prompt_of(lines[0]))}")
     texts = [str(line["after"]) for line in lines]

@@ -1,6 +1,5 @@
 """What is measured of two models' replies to the same prompts: metrics, rewards, and a judge."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,27 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import write_json
 from tokenward.config import Recipe
 from tokenward.config.judge import JudgeTable
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.evaluation.answers import AnswerCache
 from tokenward.evaluation.benchmarks import Question
-from tokenward.evaluation.heldout import before_after_figures
 from tokenward.evaluation.judge import Judged, Pair, first_place, judge_pairs
 from tokenward.evaluation.metrics import apply_metric
-from tokenward.evaluation.rewards import RewardModel, rewards
-from tokenward.evaluation.statistics import mean_figure
+from tokenward.evaluation.rewards import ReplyRewardModel, rewards
+from tokenward.evaluation.statistics import Figures, before_after_figures, mean_figure
 from tokenward.evaluation.winrate import preferences, win_figures
 from tokenward.sampling import Reply
 from tokenward.sampling.rollouts import columns_of
-from tokenward.stages.figures import Figures
 from tokenward.tools.model_replies import short_name
 
 
 @dataclass(kw_only=True)
-class Comparison:
+class ComparedReplies:
     """Two models' replies to the same questions, and what was measured of them so far.
 
     Attributes:
@@ -67,7 +64,7 @@ class Comparison:
         return {"resamples": self.recipe.evaluation.bootstrap, "seed": self.recipe.seed}
 
 
-def check_names(metrics: Sequence[str], models: Sequence[RewardModel]) -> None:
+def check_names(metrics: Sequence[str], models: Sequence[ReplyRewardModel]) -> None:
     """Refuse two measures of one name: their figures would be one.
 
     Raises:
@@ -82,7 +79,7 @@ def check_names(metrics: Sequence[str], models: Sequence[RewardModel]) -> None:
         seen.append(name)
 
 
-def apply_metrics(comparison: Comparison, metrics: Mapping[str, Callable[..., Any]]) -> None:
+def apply_metrics(comparison: ComparedReplies, metrics: Mapping[str, Callable[..., Any]]) -> None:
     """Metrics by name, and length in tokens and characters, and the share of replies that the model ended.
 
     Raises:
@@ -117,7 +114,7 @@ _PLAIN: dict[str, Callable[[Reply], float]] = {
 }
 
 
-def apply_rewards(comparison: Comparison, models: Sequence[RewardModel]) -> None:
+def apply_rewards(comparison: ComparedReplies, models: Sequence[ReplyRewardModel]) -> None:
     """Reward models, one after the other.
 
     Raises:
@@ -129,7 +126,7 @@ def apply_rewards(comparison: Comparison, models: Sequence[RewardModel]) -> None
         _compare(comparison, short_name(model.name), before, after)
 
 
-def _compare(comparison: Comparison, name: str, before: list[float], after: list[float]) -> None:
+def _compare(comparison: ComparedReplies, name: str, before: list[float], after: list[float]) -> None:
     """Keep the numbers of a measure; its figures are the means, the paired change and who wins."""
     comparison.values[name] = before, after
     pairs = np.array([before, after])
@@ -138,7 +135,7 @@ def _compare(comparison: Comparison, name: str, before: list[float], after: list
     _prefer(comparison, name, preferences(before, after))
 
 
-def _prefer(comparison: Comparison, name: str, preferred: Sequence[float | None]) -> None:
+def _prefer(comparison: ComparedReplies, name: str, preferred: Sequence[float | None]) -> None:
     comparison.preferred[name] = list(preferred)
     kept = [place for place, value in enumerate(preferred) if value is not None]
     values = [value for value in preferred if value is not None]
@@ -146,7 +143,7 @@ def _prefer(comparison: Comparison, name: str, preferred: Sequence[float | None]
     comparison.figures |= win_figures(name, values, before, after, **comparison.statistics)
 
 
-def apply_judge(comparison: Comparison, judge: JudgeTable, folder: Path) -> None:
+def apply_judge(comparison: ComparedReplies, judge: JudgeTable, folder: Path) -> None:
     """A judge in both orders; its answers are kept in ``judge.sqlite``, and what it said goes into ``judge.json``.
 
     Raises:
@@ -170,7 +167,7 @@ def apply_judge(comparison: Comparison, judge: JudgeTable, folder: Path) -> None
     )
     verdicts = [list(item.verdicts) for item in judged.judgments]
     record = {"judge": judge.model_dump(), "counts": judged.counts, "verdicts": verdicts}
-    atomic_write(folder / "judge.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "judge.json", record)
     _show_counts(comparison.display, judged)
 
 

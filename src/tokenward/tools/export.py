@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from tokenward.artifacts import Manifest, read_manifest
 from tokenward.display import Display, interval, rounded
 from tokenward.errors import UserError
+from tokenward.evaluation.statistics import Figures, load_figures
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.models.merging import merged
 from tokenward.models.outputs import TOLERANCE, difference, next_log_probabilities, recorded
-from tokenward.stages.figures import Figures, read_figures_of
 from tokenward.tokens.template import Style
 from tokenward.tools.finished import FinishedModel, finished_model
 from tokenward.tools.kept import stages_of
@@ -185,7 +185,7 @@ def model_card(finished: FinishedModel, name: str, *, merged: bool) -> str:
         start=finished.start if hub else Path(finished.start or "a model").name,
         merged="The adapter is merged into the weights." if merged else "Every weight was trained.",
         data=_data(manifests),
-        figures=_figures(read_figures_of(evaluation.parent) if evaluation.is_file() else {}),
+        figures=_figures(load_figures(evaluation) if evaluation.is_file() else {}),
         template=_written_with(finished.style),
         command=f"{command} --apply_chat_template" if chat else command,
         recipe=yaml.safe_dump(

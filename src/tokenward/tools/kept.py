@@ -1,11 +1,10 @@
 """What a finished run's folder tells of its recipe and its stages."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenward.artifacts import MANIFEST, Manifest, read_manifest, require
+from tokenward.artifacts import MANIFEST, Manifest, read_json, read_manifest, require
 from tokenward.errors import UserError
 from tokenward.stages.evaluation import RECIPE
 from tokenward.stages.lists import NAMES, RESULTS
@@ -72,5 +71,5 @@ def recipes_kept(folders: tuple[Path, Path]) -> tuple[dict[str, Any], dict[str, 
     files = [folder / "evaluation" / RECIPE for folder in folders]
     if not all(file.is_file() for file in files):
         return None
-    first, second = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    first, second = map(read_json, files)
     return first, second

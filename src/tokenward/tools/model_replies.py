@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenward.artifacts import MANIFEST, atomic_write, fingerprint, open_stage
+from tokenward.artifacts import MANIFEST, atomic_write, fingerprint, open_stage, read_json
 from tokenward.config import Recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
@@ -19,7 +19,7 @@ from tokenward.types import Message
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class ComparedModel:
     """One of the compared models.
 
     Attributes:
@@ -57,7 +57,7 @@ def short_name(name: str) -> str:
     return parts[-1]
 
 
-def fitting(sides: Sequence[Side], questions: Sequence[Question], recipe: Recipe) -> list[bool]:
+def fitting(sides: Sequence[ComparedModel], questions: Sequence[Question], recipe: Recipe) -> list[bool]:
     """Whether each question's first prompt and its reply fit the context of every model."""
     fits = [True] * len(questions)
     for side in sides:
@@ -81,7 +81,7 @@ def _style(recipe: Recipe) -> Style:
 
 
 def replies_of(
-    side: Side, questions: Sequence[Question], recipe: Recipe, folder: Path, display: Display
+    side: ComparedModel, questions: Sequence[Question], recipe: Recipe, folder: Path, display: Display
 ) -> list[list[Reply]]:
     """The replies of a model, one per turn of each question; those of an earlier, stopped run are taken over.
 
@@ -112,7 +112,7 @@ def replies_of(
             display.line(f"  replies, {side.label}: taken over from {stage.path}")
         replies: list[list[Reply]] = [[] for _ in questions]
         for batch, file in zip(batches, files, strict=True):
-            for place, turns in zip(batch.places, json.loads(file.read_text(encoding="utf-8")), strict=True):
+            for place, turns in zip(batch.places, read_json(file), strict=True):
                 replies[place] = [Reply(*turn) for turn in turns]
     return replies
 
@@ -133,7 +133,7 @@ def _batches(questions: Sequence[Question], temperature: float, size: int) -> li
 
 
 def _sample(
-    side: Side,
+    side: ComparedModel,
     questions: Sequence[Question],
     recipe: Recipe,
     work: Sequence[tuple[_Batch, Path]],

@@ -11,7 +11,7 @@ from tokenward.artifacts import fingerprint
 from tokenward.models.loading import DTYPES, device_of
 from tokenward.models.places import has_encoder
 from tokenward.models.sizes import model_sizes
-from tokenward.objectives import needs_reference
+from tokenward.objectives import needs_of
 from tokenward.ops.costs import (
     FLOAT,
     HALF,
@@ -210,7 +210,7 @@ class Planner:
 
     def _tried(self, item: Training, rows: Sequence[TokenRow]) -> Measured:
         model = adapted(self.run, self.run.load(self.run.whole(item.model)), item.adapter)
-        if needs_reference(item.objective):
+        if needs_of(item.objective).reference:
             table = self.run.recipe.scores
             values = token_values(
                 model, rows, precision=table.precision, tokens_per_batch=table.tokens_per_batch

@@ -1,13 +1,12 @@
 """``tokenward score ORACLE texts.jsonl``: one's own texts, to a file or to the screen."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from rich.text import Text
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import write_jsonl
 from tokenward.config import parse_recipe
 from tokenward.data import rows
 from tokenward.data.fields import FieldError
@@ -45,14 +44,10 @@ def score_file(
         raise UserError(f"{texts} holds no rows. Write one JSON object a line, with prompt and response.")
     scored = TokenScorer.load(folder, reference=reference, template=template).score_rows(wanted)
     if output is not None:
-        lines = [
-            json.dumps(
-                {"total": item.total, "tokens": [token.flat() for token in item.tokens]},
-                ensure_ascii=False,
-            )
-            for item in scored
-        ]
-        atomic_write(Path(output), "".join(line + "\n" for line in lines))
+        records = (
+            {"total": item.total, "tokens": [token.flat() for token in item.tokens]} for item in scored
+        )
+        write_jsonl(Path(output), records)
     else:
         _show(Display(), scored)
     return scored

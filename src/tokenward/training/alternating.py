@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import atomic_write, read_json
 from tokenward.errors import UserError
 from tokenward.training.best import KeepBest, save_trained, trained
 
@@ -165,7 +165,7 @@ class Alternating(TrainerCallback):
         self._best.restore()
 
     def _resume(self, folder: Path) -> None:
-        record = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        record = read_json(folder / STATE_FILE)
         self.events = record["events"]
         if self._reward is not None:
             weights = load_file(folder / REWARD_FILE)
@@ -179,7 +179,7 @@ class Alternating(TrainerCallback):
 def stopped_early(checkpoint: Path) -> bool:
     """Whether the policy's training had ended at a checkpoint, its patience over; False for any other training."""
     path = checkpoint / STATE_FILE
-    events = json.loads(path.read_text(encoding="utf-8"))["events"] if path.is_file() else []
+    events = read_json(path)["events"] if path.is_file() else []
     return bool(events) and events[-1]["event"] == "stop"
 
 

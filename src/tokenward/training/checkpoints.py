@@ -3,13 +3,14 @@
 A kill between any two lines must leave a checkpoint that is whole, and none that only looks so.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from tokenward.artifacts import read_json
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
@@ -41,7 +42,7 @@ def last_whole_checkpoint(folder: Path, last_file: str) -> Path | None:
 
 def _reads(path: Path) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        read_json(path)
     except (FileNotFoundError, ValueError):  # it was not begun, or the disk was full
         return False
     return True

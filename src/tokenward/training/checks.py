@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.forward import OutputSpec
-from tokenward.objectives.base import Objective, is_pairwise, needs_reference, parts_within, title_of
+from tokenward.models.forward import FrozenReference
+from tokenward.objectives.base import Objective, needs_of, parts_within, title_of
 from tokenward.objectives.selected import UNSCORED, Selected
 from tokenward.ops.ragged import segment_sum
 from tokenward.tokens.rows import TokenRow
@@ -24,7 +24,7 @@ def check_first_batch(
     rows: list[TokenRow],
     *,
     precision: torch.dtype,
-    wanted: OutputSpec | None = None,
+    reference: FrozenReference | None = None,
 ) -> dict[str, float]:
     """Compare the untrained policy with its reference on a few rows.
 
@@ -36,7 +36,7 @@ def check_first_batch(
         objective: One that compares with a reference.
         rows: The first rows, with their reference log-probabilities.
         precision: The coarser of those in which the policy will compute and the reference was computed.
-        wanted: What the objective asks of the model.
+        reference: The frozen model, where the objective needs one.
 
     Returns:
         ``loss``, ``begins`` (what it is where the two are the same), ``margin`` (nats, largest) and ``per_token`` (nats,
@@ -45,21 +45,21 @@ def check_first_batch(
     Raises:
         UserError: they differ by more than rounding.
     """
-    batch = model.collate(rows).to(model.device)
+    needs, batch = needs_of(objective), model.collate(rows).to(model.device)
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
     with autocast:
-        logp, batch = model.read(model.model, batch, wanted)
-    assert batch.reference_logp is not None
-    difference = torch.where(batch.weights != 0, logp - batch.reference_logp, 0.0)
-    begins = float(objective(batch.reference_logp, batch).whole)
-    losses = objective(logp, batch)
-    ratio = segment_sum(difference, batch.response, batch.responses)
-    margin = ratio[0::2] - ratio[1::2] if is_pairwise(objective) else ratio
+        logp, tokens = model.read(model.model, batch, needs, reference)
+    assert tokens.reference_logp is not None
+    difference = torch.where(tokens.weights != 0, logp - tokens.reference_logp, 0.0)
+    begins = float(objective(tokens.reference_logp, tokens).whole)
+    losses = objective(logp, tokens)
+    ratio = segment_sum(difference, tokens.response, tokens.responses)
+    margin = ratio[0::2] - ratio[1::2] if needs.pairwise else ratio
     found = {
         "loss": float(losses.whole),
         "begins": begins,
         "margin": float(margin.abs().max()),
-        "per_token": float(difference.abs().sum() / (batch.weights != 0).sum()),
+        "per_token": float(difference.abs().sum() / (tokens.weights != 0).sum()),
     }
     allowed = PER_TOKEN_NATS.get(precision, 0.05)
     if not found["per_token"] <= allowed:
@@ -77,16 +77,15 @@ def check_rows(objective: Objective, rows: Sequence[TokenRow]) -> None:
     Raises:
         UserError: reference values are missing, or a row is not a pair with the better response first.
     """
+    needs = needs_of(objective)
     for row in rows:
         comparison = row.comparison
-        if needs_reference(objective) and row.reference_logp is None:
+        if needs.reference and row.reference_logp is None:
             raise UserError(
                 f"{title_of(objective)} compares with a reference, but {comparison.source} has no reference "
                 "log-probabilities. Run the reference stage first (tokenward oracle RECIPE does)."
             )
-        if is_pairwise(objective) and (
-            len(comparison.ranks) != 2 or comparison.ranks[0] >= comparison.ranks[1]
-        ):
+        if needs.pairwise and (len(comparison.ranks) != 2 or comparison.ranks[0] >= comparison.ranks[1]):
             advice = "Make pairs of it by data.pairs: best_worst, all or adjacent."
             if len(comparison.ranks) == 1:
                 advice = "A row of one response trains kto or weighted_likelihood; or give pairs."

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tokenward.tokens.batches import TokenBatch, budgeted, collate
+from tokenward.tokens.batches import Batch, budgeted, collate
 from tokenward.tokens.rows import Layout, TokenRow
 
 Prepare = Callable[[Sequence[TokenRow], int], Sequence[TokenRow]]
@@ -25,7 +25,7 @@ class StepBatch:
         tokens: Of all comparisons, each prompt once.
     """
 
-    passes: tuple[TokenBatch, ...]
+    passes: tuple[Batch, ...]
     places: tuple[tuple[int, ...], ...]
     sources: tuple[tuple[str, ...], ...]
     comparisons: int

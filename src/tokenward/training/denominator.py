@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenward.errors import UserError
-from tokenward.objectives.base import Losses, Objective, has_own_denominator, title_of
+from tokenward.objectives.base import Losses, Objective, needs_of, title_of
 
 
 class StepDenominator:
@@ -62,7 +62,7 @@ def check_divisible(objective: Objective, *, deepspeed: bool, optimizer: str) ->
         UserError: the objective has one, and the optimizer steps inside the backward pass.
     """
     where = "DeepSpeed" if deepspeed else optimizer if "layerwise" in optimizer else ""
-    if has_own_denominator(objective) and where:
+    if needs_of(objective).own_denominator and where:
         raise UserError(
             f"{title_of(objective)} divides by a sum over the whole optimizer step, which is known after its last pass, and "
             f"{where} steps inside the backward pass. Write normaliser: weights or length, or train without {where} (FSDP "

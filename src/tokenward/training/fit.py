@@ -1,6 +1,5 @@
 """One way to train a model in a folder: resume, progress, checkpoints, the finished model."""
 
-import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,14 +11,14 @@ import torch
 from transformers import PrinterCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import write_jsonl
 from tokenward.display import Display
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
 from tokenward.models.outputs import record
 from tokenward.models.precision import imitates_bfloat16
-from tokenward.objectives.base import Objective, needs_reference
-from tokenward.objectives.logged import with_entropy
+from tokenward.objectives.base import Objective
+from tokenward.objectives.selected import with_entropy
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Style
 from tokenward.training.alternating import STATE_FILE, Alternating, stopped_early
@@ -120,7 +119,7 @@ def fit(
     for hint in _hints(trainer, where):
         display.line(hint)
     # If one row has reference values, all have: a stage adds them to all, or a step to its own.
-    if needs_reference(objective) and rows and rows[0].reference_logp is not None:
+    if trainer.needs.reference and rows and rows[0].reference_logp is not None:
         display.line(check_start(trainer, rows, reference_precision))
     checkpoint = last_whole_checkpoint(Path(str(arguments.output_dir)), last_file) if resume else None
     measured = _train(display, folder.name, trainer, interrupt, checkpoint)
@@ -156,7 +155,7 @@ def check_start(trainer: TokenTrainer, rows: Sequence[TokenRow], reference_preci
         trainer.objective,
         [rows[number] for number in range(min(CHECKED_ROWS, len(rows)))],
         precision=precision,
-        wanted=trainer.wanted,
+        reference=trainer.reference,
     )
     ln2 = math.log(2)
     loss = f"loss {found['loss']:.4f} (begins at ln 2 = {ln2:.4f}), "
@@ -211,7 +210,7 @@ def _save(style: Style, model: TokenModel, trainer: TokenTrainer, folder: Path) 
 
     Of a language model it is kept what it says now, so that what is made of the folder can be compared with it.
     """
-    trainer.auxiliary.save(folder)
+    trainer.objective_modules.save(folder)
     if isinstance(model, LanguageModel):
         record(model, model.template(style), folder)
     scratch, target = folder / "model.tmp", folder / "model"
@@ -223,4 +222,4 @@ def _save(style: Style, model: TokenModel, trainer: TokenTrainer, folder: Path) 
 
 def write_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
     """Write what was logged, one step a line."""
-    atomic_write(path, "".join(json.dumps(entry) + "\n" for entry in history))
+    write_jsonl(path, history, ascii=True)

@@ -2,19 +2,23 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from functools import reduce
+from operator import or_
 from typing import NamedTuple
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.forward import OutputSpec
-from tokenward.objectives.base import DRAW, Objective, needs_entropy, needs_token_rank, parts_within
+from tokenward.models.forward import FrozenReference
+from tokenward.models.loading import LanguageModel
+from tokenward.objectives.base import DRAW, Objective, needs_of, parts_within, title_of
 from tokenward.objectives.selected import Selected
 from tokenward.selection import ScoredTokens
-from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.batches import Batch
+from tokenward.tokens.needs import NOTHING
 from tokenward.training.collator import StepBatch
 
 
@@ -28,7 +32,7 @@ class Pass(NamedTuple):
         places: Where they stood in the device batch.
     """
 
-    batch: TokenBatch
+    batch: Batch
     sources: Sequence[str]
     counts: Tensor
     places: Sequence[int]
@@ -43,29 +47,55 @@ def passes_of(batch: StepBatch, own: int, device: torch.device) -> list[Pass]:
     ]
 
 
+def frozen_reference(
+    objective: Objective, model: TokenModel, reference: LanguageModel | None = None
+) -> FrozenReference | None:
+    """The frozen model that an objective compares with in each pass of the policy; None where it needs none.
+
+    Args:
+        objective: Who needs it.
+        model: The policy. Where it has an adapter, it is its own reference without it.
+        reference: The frozen model otherwise; its weights are set to need no gradient.
+
+    Raises:
+        UserError: the objective needs the reference model, and there is none.
+    """
+    if not needs_of(objective).frozen_reference:
+        return None
+    if reference is not None:
+        nn.Module.to(reference.model, model.device)
+        reference.model.requires_grad_(False).eval()
+        return FrozenReference(reference.model, reference.head)
+    if isinstance(model, LanguageModel) and model.has_adapter:
+        return FrozenReference(model.model, model.head, without_adapter=True)
+    raise UserError(
+        f"{title_of(objective)} compares with the reference model itself, over the whole vocabulary or its layers, and "
+        "there is none beside this model. Use it in the oracle or policy table, or pass TokenTrainer(reference=...)."
+    )
+
+
 class StepDraw:
     """One number for each optimizer step, by which an objective draws the same however the step is cut.
 
     Args:
-        objective: It has one where it, or one that it calls, says that it ``draws``.
+        objective: It has one where it needs it; see :attr:`tokenward.tokens.needs.Needs.draws`.
     """
 
     def __init__(self, objective: Objective) -> None:
-        self._wanted = any(getattr(part, "draws", False) for part in parts_within(objective))
+        self._wanted = needs_of(objective).draws
         self._number: int | None = None
 
     def begin(self) -> None:
         """Another step begins."""
         self._number = None
 
-    def on(self, batch: TokenBatch) -> TokenBatch:
+    def on(self, batch: Batch) -> Batch:
         """A batch of the step, with the number where it is wanted."""
         if not self._wanted:
             return batch
         if self._number is None:  # by torch's generator, which a checkpoint has
             self._number = int(torch.randint(2**31, ()))
-        drawn = torch.full_like(batch.ids, self._number)
-        return replace(batch, values={**batch.values, DRAW: drawn})
+        return batch.with_value(DRAW, torch.full_like(batch.tokens.ids, self._number))
 
 
 class _Place(NamedTuple):
@@ -111,10 +141,7 @@ class StepSelections:
         ]
         self._model, self._precision = model, precision
         self._processes, self._process = processes, process
-        scorers = [part.asked for part in self._parts]
-        self._wanted = OutputSpec(
-            entropy=any(map(needs_entropy, scorers)), token_rank=any(map(needs_token_rank, scorers))
-        )
+        self._needs = reduce(or_, [part.asked for part in self._parts], NOTHING)
 
     def __bool__(self) -> bool:
         return bool(self._parts)
@@ -146,15 +173,15 @@ class StepSelections:
         """Of each selection, the comparisons of a micro-batch that count."""
         found: list[list[_Scored]] = [[] for _ in self._parts]
         for item in passes:
-            logp, batch = torch.zeros_like(item.batch.weights), item.batch
+            logp, tokens = torch.zeros_like(item.batch.tokens.weights), item.batch.tokens
             if any(part.scorer is not None for part in self._parts):
                 with self._precision():
-                    logp, batch = self._model.read(module, batch, self._wanted)
+                    logp, tokens = self._model.read(module, item.batch, self._needs)
             for place, part in enumerate(self._parts):
-                parts = _apart(part.scored(logp, batch))
-                for where, counts, tokens in zip(item.places, item.counts.tolist(), parts, strict=True):
+                parts = _apart(part.scored(logp, tokens))
+                for where, counts, scored in zip(item.places, item.counts.tolist(), parts, strict=True):
                     if counts:
-                        found[place].append(_Scored(_Place(number, self._process, where), tokens))
+                        found[place].append(_Scored(_Place(number, self._process, where), scored))
         return found
 
     def _weights(self, part: Selected, own: list[_Scored]) -> dict[_Place, Tensor]:
@@ -171,16 +198,16 @@ class StepSelections:
         return {item.place: found for item, found in zip(ordered, weights.split(sizes), strict=True)}
 
     def _weighted(self, part: Selected, number: int, item: Pass, weights: dict[_Place, Tensor]) -> Pass:
-        batch = item.batch
-        sizes = torch.bincount(batch.comparison[batch.response], minlength=batch.comparisons).tolist()
+        tokens = item.batch.tokens
+        sizes = torch.bincount(tokens.comparison[tokens.response], minlength=tokens.comparisons).tolist()
         nothing = (torch.zeros(size) for size in sizes)
         counts = item.counts.tolist()
         found = [
             weights[_Place(number, self._process, place)] if counted else none
             for place, counted, none in zip(item.places, counts, nothing, strict=True)
         ]
-        column = torch.cat(found).to(batch.weights)
-        return item._replace(batch=replace(batch, values={**batch.values, part.column: column}))
+        column = torch.cat(found).to(tokens.weights)
+        return item._replace(batch=item.batch.with_value(part.column, column))
 
 
 def _apart(tokens: ScoredTokens) -> Iterator[ScoredTokens]:

@@ -1,13 +1,12 @@
 """Replies to a few fixed prompts while a model trains, so that a change can be read and not only measured."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import read_jsonl, write_jsonl
 from tokenward.sampling import Reply
 
 SAMPLES = "samples.jsonl"
@@ -53,8 +52,7 @@ class AnswerPrompts(TrainerCallback):
         if not state.global_step:
             self.look(0)
         elif self._path.is_file():
-            lines = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
-            self._lines = [line for line in lines if line["step"] <= state.global_step]
+            self._lines = [line for line in read_jsonl(self._path) if line["step"] <= state.global_step]
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -81,8 +79,7 @@ class AnswerPrompts(TrainerCallback):
         self._lines += found
         if not self._main:
             return
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self._lines)
-        atomic_write(self._path, text)
+        write_jsonl(self._path, self._lines)
         self._show(f"  replies after {step} steps" if step else "  replies before training")
         for line in found:
             self._show(

@@ -19,20 +19,19 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from tokenward.models.base import TokenModel, layout_of_both
 from tokenward.models.loading import LanguageModel
-from tokenward.objectives.base import Losses, Objective, has_own_denominator
-from tokenward.objectives.declared import check_declared
-from tokenward.tokens.batches import TokenBatch
+from tokenward.objectives.base import Losses, Objective, needs_of
+from tokenward.objectives.custom import check_declared
+from tokenward.tokens.batches import Batch
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.arguments import TokenTrainingArguments
-from tokenward.training.auxiliary import AuxiliaryModules
 from tokenward.training.best import save_trained
 from tokenward.training.checks import check_gradient, check_rows, check_scored, disable_dropout
 from tokenward.training.collator import Collator, Prepare, StepBatch
 from tokenward.training.denominator import StepDenominator, check_divisible
 from tokenward.training.finite import FiniteLosses
 from tokenward.training.metrics import LOSS, MetricSums
-from tokenward.training.passes import Pass, StepDraw, StepSelections, passes_of
-from tokenward.training.reading import outputs_of_objective
+from tokenward.training.objective_modules import ObjectiveModules
+from tokenward.training.passes import Pass, StepDraw, StepSelections, frozen_reference, passes_of
 
 
 class TokenTrainer(Trainer):
@@ -75,8 +74,9 @@ class TokenTrainer(Trainer):
             model = replace(model, layout=layout_of_both(model, reference))
         self.objective = objective
         self.token_model = model
-        self.wanted = outputs_of_objective(objective, model, reference)
-        self.auxiliary = AuxiliaryModules(model, objective, arguments.seed)
+        self.needs = needs_of(objective)
+        self.reference = frozen_reference(objective, model, reference)
+        self.objective_modules = ObjectiveModules(model, objective, arguments.seed)
         self._prepare = prepare
         self._collator = Collator(
             layout=model.layout,
@@ -112,17 +112,17 @@ class TokenTrainer(Trainer):
         # The loss below is divided by the whole step's comparisons; transformers must not divide it again.
         self.loss_is_scaled_for_ga = True
 
-    def losses(self, model: nn.Module, batch: TokenBatch) -> Losses:
+    def losses(self, model: nn.Module, batch: Batch) -> Losses:
         """Unreduced losses of one pass."""
-        values, batch = self.token_model.read(model, batch, self.wanted)
-        return self.objective(values, batch)
+        values, tokens = self.token_model.read(model, batch, self.needs, self.reference)
+        return self.objective(values, tokens)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """That of transformers, and the modules of the objective with learning rates of their own."""
-        if self.optimizer is None and self.auxiliary:
-            with self.auxiliary.left_out():
+        if self.optimizer is None and self.objective_modules:
+            with self.objective_modules.left_out():
                 made = super().create_optimizer(model)
-            self.auxiliary.join(made)
+            self.objective_modules.join(made)
         return super().create_optimizer(model)
 
     def _get_num_items_in_batch(self, batch_samples: list[StepBatch], device: torch.device) -> Tensor:
@@ -184,8 +184,8 @@ class TokenTrainer(Trainer):
             else:
                 self._denominator.add(loss, losses, item.counts)
         if closes_step:
-            self.auxiliary.exchange(model)
-        if closes_step and has_own_denominator(self.objective):
+            self.objective_modules.exchange(model)
+        if closes_step and self.needs.own_denominator:
             total += self._denominator.close(model, comparisons)
         return total
 
@@ -238,17 +238,17 @@ class TokenTrainer(Trainer):
                 self.token_model.model, Path(output_dir or str(self.args.output_dir)) / "model.safetensors"
             )
         if self.args.should_save:
-            self.auxiliary.save(Path(output_dir or str(self.args.output_dir)))
+            self.objective_modules.save(Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The policy's weights, and those of the objective's modules."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.auxiliary.load(Path(resume_from_checkpoint))
+        self.objective_modules.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         """As above, at the end of the training."""
         super()._load_best_model()
-        self.auxiliary.load(Path(str(self.state.best_model_checkpoint)))
+        self.objective_modules.load(Path(str(self.state.best_model_checkpoint)))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save nothing that a loss which is not finite has spoilt."""

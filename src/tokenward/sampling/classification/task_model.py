@@ -1,26 +1,102 @@
-"""A frozen language model that classifies texts with a prompt."""
+"""A frozen language model, causal or masked, that classifies texts with a prompt."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenward.errors import UserError
 from tokenward.models.forward import run_model
-from tokenward.models.loading import LanguageModel
-from tokenward.sampling.classification.masked import MaskedModel
-from tokenward.sampling.classification.template import PromptTemplate, Sides, TemplateEncoder
-from tokenward.sampling.classification.verbalizers import verbalizer_ids
-from tokenward.tokens.batches import TokenBatch, budgeted, collate
+from tokenward.models.loading import DTYPES, LanguageModel, device_of, load_tokenizer
+from tokenward.models.places import resolve
+from tokenward.sampling.classification.template import (
+    FilledTemplate,
+    PromptTemplate,
+    TemplateEncoder,
+    verbalizer_ids,
+)
+from tokenward.tokens.batches import budgeted, collate
+from tokenward.tokens.layouts import ModelInputs
 from tokenward.tokens.rows import Layout, TokenRow
 from tokenward.types import Comparison
 
 # Of one shared row: its attention grows with the square of its length.
 _ROW_PROMPT_TOKENS = 512
 _HEAD_ROWS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedModel:
+    """A masked language model with its tokenizer.
+
+    Attributes:
+        model: The transformers model.
+        tokenizer: Its fast tokenizer, which has a mask token.
+        name: As the user wrote it.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.mask_token_id is None:
+            raise UserError(
+                f"the tokenizer of {self.name} has no mask token, so it is no masked language model's. Name a model "
+                "such as roberta-large, or load this one as a causal language model and leave {mask} out."
+            )
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills rows, which some models also count their positions by."""
+        pad = self.tokenizer.pad_token_id
+        return pad if isinstance(pad, int) else 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+
+def load_masked(
+    name: str, *, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
+) -> MaskedModel:
+    """Load a masked language model.
+
+    Args:
+        name: A folder or a hub name.
+        dtype: Of the weights: ``float32``, ``bfloat16`` or ``float64``.
+        device: ``auto`` (the GPU where there is one), or a torch device.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        UserError: there is no such model, or it is no whole masked language model.
+    """
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    try:
+        loaded: Any = AutoModelForMaskedLM.from_pretrained(
+            resolve(name), dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except (OSError, ValueError, HFValidationError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"no masked language model could be loaded from {name!r}: {reason} Name one such as roberta-large, or load a "
+            "causal language model and leave {mask} out of the template."
+        ) from error
+    model, found = loaded
+    if found["missing_keys"]:
+        raise UserError(
+            f"{name} has no weights for {len(found['missing_keys'])} parts of its model, such as "
+            f"{min(found['missing_keys'])}; they would be random numbers. Name a folder of a whole masked language model."
+        )
+    moved = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
+    return MaskedModel(model=moved, tokenizer=tokenizer, name=name)
 
 
 class _Row(NamedTuple):
@@ -126,7 +202,7 @@ class TaskModel:
 
     def sentences_cut(self, texts: Sequence[str]) -> int:
         """How many of the texts are longer than ``max_sentence_tokens`` and lose their end."""
-        return sum(self._encoder.sides(text).cut for text in texts)
+        return sum(self._encoder.fill(text).cut for text in texts)
 
     @property
     def _masked(self) -> bool:
@@ -155,21 +231,21 @@ class TaskModel:
             if not indices:
                 continue
             for number, text in enumerate(texts):
-                sides = self._encoder.sides(text, empty_prompt=not prompts[indices[0]])
-                yield from self._text_rows(number, sides, prompts, indices)
+                filled = self._encoder.fill(text, empty_prompt=not prompts[indices[0]])
+                yield from self._text_rows(number, filled, prompts, indices)
 
     def _text_rows(
-        self, text: int, sides: Sides, prompts: list[list[int]], indices: list[int]
+        self, text: int, filled: FilledTemplate, prompts: list[list[int]], indices: list[int]
     ) -> Iterator[_Row]:
         if self._masked or not self.template.sentence_first:
             for index in indices:
-                ids = sides.row(prompts[index])
-                place = sides.mask_place(prompts[index])
-                yield _Row(text, [index], _token_row([], [ids]), [len(ids) - 1 if place is None else place])
+                ids = filled.row(prompts[index])
+                answer = filled.answer if filled.answer >= 0 else len(ids) + filled.answer
+                yield _Row(text, [index], _token_row([], [ids]), [answer])
             return
-        for group in _grouped(indices, [len(prompts[index]) + len(sides.after) for index in indices]):
-            responses = [prompts[index] + sides.after for index in group]
-            before = sides.before
+        for group in _grouped(indices, [len(prompts[index]) + len(filled.after) for index in indices]):
+            responses = [prompts[index] + filled.after for index in group]
+            before = filled.before
             if not all(responses):
                 # The answer is then read at the sentence's last token, which so becomes the response.
                 before, responses = before[:-1], [before[-1:] + ids for ids in responses]
@@ -178,28 +254,28 @@ class TaskModel:
     def _answers(self, members: Sequence[_Row], layout: Layout) -> Tensor:
         """Class log-probabilities of each response of a batch.  -> [r c]"""
         batch = collate([row.row for row in members], layout=layout, pad_id=self.model.pad_id)
-        lengths = torch.bincount(batch.response, minlength=batch.responses)
+        lengths = torch.bincount(batch.tokens.response, minlength=batch.tokens.responses)
         starts = lengths.cumsum(0) - lengths
         answers = torch.tensor([place for row in members for place in row.answers])
-        positions = batch.placed_at[starts + answers]
+        positions = batch.inputs.placed_at[starts + answers]
         enabled = self.precision == "bfloat16"
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=enabled):
-            logits = self._class_logits(batch.to(self.model.device), positions.to(self.model.device))
+            logits = self._class_logits(batch.inputs.to(self.model.device), positions.to(self.model.device))
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return wide.log_softmax(-1).float().cpu()
 
-    def _class_logits(self, batch: TokenBatch, positions: Tensor) -> Tensor:
+    def _class_logits(self, inputs: ModelInputs, positions: Tensor) -> Tensor:
         if isinstance(self.model, MaskedModel):
             # No position ids: some of these models count their positions from another number than 0.
             model: Any = self.model.model
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            logits = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits
             return logits.reshape(-1, logits.shape[-1])[positions][:, self._classes]
         head = self.model.head
         if head is None:
-            logits = run_model(self.model.model, batch).logits
+            logits = run_model(self.model.model, inputs).logits
             return logits.reshape(-1, logits.shape[-1])[positions][:, self._classes]
         with head.answering(positions, None):
-            hidden = run_model(self.model.model, batch).logits
+            hidden = run_model(self.model.model, inputs).logits
         return torch.cat([head.logits(part)[:, self._classes] for part in hidden.split(_HEAD_ROWS)])
 
     def _check_ids(self, prompts: list[list[int]]) -> None:

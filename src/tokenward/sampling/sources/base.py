@@ -1,12 +1,12 @@
 """The call of a preference source, which is that of TRL's reward functions, and the check of what it returns."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
 from tokenward.errors import UserError
+from tokenward.plugins import optional_package
 
 FIXED = ("prompts", "completions", "completion_ids")
 
@@ -51,18 +51,9 @@ class RowError(UserError):
         self.problem = problem
 
 
-def optional_package(module: str, source: str) -> ModuleType:
-    """A module of the extra ``eval``.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"the preference source {source} cannot import {module} ({error}). It comes with: pip install tokenward[eval]"
-        ) from error
+def source_package(module: str, source: str) -> ModuleType:
+    """A module of the extra ``eval`` that a preference source needs; a UserError if it is not installed."""
+    return optional_package(module, f"the preference source {source}", "eval")
 
 
 def call_source(

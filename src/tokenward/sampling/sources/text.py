@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from tokenward.errors import UserError
-from tokenward.sampling.sources.base import FIXED, RowError, optional_package
+from tokenward.sampling.sources.base import FIXED, RowError, source_package
 from tokenward.sampling.sources.wordnet import load_wordnet
 
 Several = Literal["max", "mean"]
@@ -89,13 +89,13 @@ class Rouge:
 
     @cached_property
     def _scorer(self) -> Any:
-        package = optional_package("rouge_score.rouge_scorer", "rouge")
+        package = source_package("rouge_score.rouge_scorer", "rouge")
         return package.RougeScorer([self.type], use_stemmer=self.stemmer)
 
     def _score(self, completion: str, references: Sequence[str]) -> float:
         needed = 2 if self.type == "rouge2" else 1
         for text in references:
-            words = optional_package("rouge_score.tokenize", "rouge").tokenize(text, None)
+            words = source_package("rouge_score.tokenize", "rouge").tokenize(text, None)
             if len(words) < needed:
                 raise _NothingToCount(
                     f"{self.type} needs {needed} words of a-z and 0-9 in a reference, found {len(words)}, so every reply would "
@@ -136,7 +136,7 @@ class Meteor:
         return load_wordnet()
 
     def _score(self, completion: str, references: Sequence[str]) -> float:
-        package = optional_package("nltk.translate.meteor_score", "meteor")
+        package = source_package("nltk.translate.meteor_score", "meteor")
         words = _words(completion)
         values = [
             package.single_meteor_score(_words(text), words, wordnet=self._wordnet) for text in references
@@ -145,7 +145,7 @@ class Meteor:
 
 
 def _words(text: str) -> list[str]:
-    split = optional_package("nltk.tokenize", "meteor").NLTKWordTokenizer().tokenize
+    split = source_package("nltk.tokenize", "meteor").NLTKWordTokenizer().tokenize
     return [word for sentence in re.split(r"(?<=[.!?])\s+", text) for word in split(sentence)]
 
 
@@ -185,7 +185,7 @@ class ChrF:
 
     @cached_property
     def _scorer(self) -> Any:
-        metric = optional_package("sacrebleu.metrics", "chrf").CHRF
+        metric = source_package("sacrebleu.metrics", "chrf").CHRF
         return metric(char_order=self.characters, word_order=self.words, beta=self.beta)
 
     def _score(self, completion: str, references: Sequence[str]) -> float:

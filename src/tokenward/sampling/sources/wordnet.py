@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenward.errors import UserError
-from tokenward.sampling.sources.base import optional_package
+from tokenward.sampling.sources.base import source_package
 
 DEBIAN_FOLDER = Path("/usr/share/wordnet")
 LEXICOGRAPHER_FILES = 45
@@ -20,7 +20,7 @@ def load_wordnet(debian_folder: Path = DEBIAN_FOLDER) -> Any:
     Raises:
         UserError: neither has the dictionary.
     """
-    wordnet = optional_package("nltk.corpus", "meteor").wordnet
+    wordnet = source_package("nltk.corpus", "meteor").wordnet
     try:
         wordnet.ensure_loaded()
     except LookupError as error:
@@ -36,9 +36,9 @@ def load_wordnet(debian_folder: Path = DEBIAN_FOLDER) -> Any:
 
 def _from_debian(folder: Path) -> Any:
     """Debian's files are WordNet's own, except that two which METEOR never reads are left out."""
-    nltk_data = optional_package("nltk.data", "meteor")
-    readers = optional_package("nltk.corpus.reader", "meteor")
-    lazy = optional_package("nltk.corpus.util", "meteor").LazyCorpusLoader
+    nltk_data = source_package("nltk.data", "meteor")
+    readers = source_package("nltk.corpus.reader", "meteor")
+    lazy = source_package("nltk.corpus.util", "meteor").LazyCorpusLoader
 
     class DebianWordNet(readers.WordNetCorpusReader):
         def open(self, file: str) -> Any:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
-from tokenward.objectives.base import Auxiliary, Objective, auxiliaries, has_auxiliary, title_of
+from tokenward.objectives.base import Objective, ObjectiveModule, has_module, modules_of, title_of
 
 FILE = "auxiliary.safetensors"
 """Beside the model, and in each checkpoint."""
@@ -21,7 +21,7 @@ FILE = "auxiliary.safetensors"
 _NAME = "tokenward_auxiliary"
 
 
-class AuxiliaryModules:
+class ObjectiveModules:
     """The modules of an objective, inside the trained model but not part of it.
 
     They are submodules of the policy, so that clipping and gradient checks see them; no Hugging Face folder holds
@@ -38,7 +38,7 @@ class AuxiliaryModules:
     """
 
     def __init__(self, model: TokenModel, objective: Objective, seed: int) -> None:
-        self._parts = _made(model, objective, seed) if has_auxiliary(objective) else []
+        self._parts = _made(model, objective, seed) if has_module(objective) else []
         self._modules = nn.ModuleList(part.module for part in self._parts)
         module = model.model
         if _NAME in module._modules:  # of a training before this one
@@ -106,7 +106,7 @@ class AuxiliaryModules:
             self._modules.load_state_dict(load_file(folder / FILE))
 
 
-def _made(model: TokenModel, objective: Objective, seed: int) -> Sequence[Auxiliary]:
+def _made(model: TokenModel, objective: Objective, seed: int) -> Sequence[ObjectiveModule]:
     if not isinstance(model, LanguageModel):
         raise UserError(
             f"{title_of(objective)} trains a module on the hidden states of a language model, and this is a "
@@ -115,7 +115,7 @@ def _made(model: TokenModel, objective: Objective, seed: int) -> Sequence[Auxili
     config = model.model.config.get_text_config()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        parts = auxiliaries(objective, config.hidden_size, config.num_hidden_layers)
+        parts = modules_of(objective, config.hidden_size, config.num_hidden_layers)
     # It is trained, so it is never coarser than float32, whatever the policy's weights are.
     dtype = torch.promote_types(model.dtype, torch.float32)
     for part in parts:

@@ -5,16 +5,10 @@ import math
 import pytest
 import torch
 
-from tokenward.ops.guidance import (
-    baseline_leave_one_out,
-    baseline_mean,
-    bound_sigmoid,
-    bound_softplus,
-    likelihood_weights,
-    return_to_go,
-)
 from tokenward.ops.logprob import entropy_of
+from tokenward.ops.policy_gradient import baseline_leave_one_out, baseline_mean, return_to_go
 from tokenward.ops.ragged import segment_sum
+from tokenward.ops.transforms import bound_sigmoid, bound_softplus, likelihood_weights
 
 OWNER = torch.tensor([0, 0, 0, 1, 1])
 ONES = torch.ones(5)

@@ -14,12 +14,13 @@ from tokenward.plugins import build
 from tokenward.selection import SoftWeights
 from tokenward.selection.base import ScoredTokens
 from tokenward.tokens.batches import TokenBatch, collate
+from tokenward.tokens.needs import Needs
 
 
 def batch_of(*comparisons, weights=None, scores=None, reference=None, entropy=None, ranks=None) -> TokenBatch:
     """Comparisons as lengths of their responses, with flat values in double precision."""
     rows = [encoded([1], *([2] * length for length in lengths), ranks=ranks) for lengths in comparisons]
-    batch = collate(rows, layout="shared", pad_id=0)
+    batch = collate(rows, layout="shared", pad_id=0).tokens
     given = {"weights": weights, "scores": scores, "reference_logp": reference, "entropy": entropy}
     values = {
         name: value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
@@ -28,7 +29,8 @@ def batch_of(*comparisons, weights=None, scores=None, reference=None, entropy=No
     }
     if "weights" in values:
         values["kept"] = values["weights"].nonzero().squeeze(-1)
-    return replace(batch, **values)
+    statistics = {"entropy": values.pop("entropy")} if "entropy" in values else {}
+    return replace(batch, **values, statistics=statistics)
 
 
 def double(*values: float) -> torch.Tensor:
@@ -225,9 +227,8 @@ def test_the_immediate_reward_walks_into_a_trap_and_the_return_does_not():
 
 
 def test_what_reinforce_needs():
-    assert (Reinforce().needs_reference, Reinforce(kl=0.1).needs_reference) == (False, True)
-    assert (Reinforce().needs_entropy, Reinforce(entropy=0.0).needs_entropy) == (True, False)
-    assert Reinforce().pairwise is False
+    assert Reinforce().needs == Needs(scores=True, entropy=True)
+    assert Reinforce(kl=0.1, entropy=0.0).needs == Needs(scores=True, reference=True)
     with pytest.raises(UserError, match=r"these rows have none.*weighted_likelihood"):
         Reinforce(entropy=0.0)(double(*LOGP), batch_of((2, 1)))
 

@@ -2,13 +2,13 @@
 
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.objectives.base import Losses
-from tokenward.ops.guidance import (
+from tokenward.ops.policy_gradient import (
     Baseline,
     MeanOver,
     comparison_mean,
@@ -16,9 +16,10 @@ from tokenward.ops.guidance import (
     reinforce,
 )
 from tokenward.tokens.batches import TokenBatch
+from tokenward.tokens.needs import Needs
 
 
-class _Kept(NamedTuple):
+class _KeptTokens(NamedTuple):
     """What is known of the tokens that have weight.  [m] each"""
 
     logp: Tensor
@@ -46,9 +47,6 @@ class Reinforce:
         normaliser: ``token``: mean over all tokens of the comparison; ``sequence``: over the means of its responses.
     """
 
-    pairwise: ClassVar[bool] = False
-    needs_scores: ClassVar[bool] = True
-
     _: KW_ONLY
     entropy: float = 0.125
     return_to_go: bool = False
@@ -73,14 +71,9 @@ class Reinforce:
             )
 
     @property
-    def needs_reference(self) -> bool:
+    def needs(self) -> Needs:
         """Only the KL penalty compares with the reference."""
-        return self.kl != 0
-
-    @property
-    def needs_entropy(self) -> bool:
-        """Whether ``batch.entropy`` must be there."""
-        return self.entropy != 0
+        return Needs(scores=True, reference=self.kl != 0, entropy=self.entropy != 0)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch of sampled responses; see :class:`tokenward.objectives.base.Objective`."""
@@ -91,7 +84,7 @@ class Reinforce:
             )
         # A token without weight is left out before anything is multiplied: 0 times NaN would be NaN.
         keep = batch.kept
-        kept = _Kept(logp[keep], batch.scores[keep], batch.weights[keep], batch.response[keep])
+        kept = _KeptTokens(logp[keep], batch.scores[keep], batch.weights[keep], batch.response[keep])
         metrics = {"reward/token": self._mean(kept.rewards, kept, batch)}
         if self.kl:
             assert batch.reference_logp is not None
@@ -100,14 +93,13 @@ class Reinforce:
             kept = kept._replace(rewards=kept.rewards - self.kl * ratio)
         entropy = None
         if self.entropy:
-            assert batch.entropy is not None
-            entropy = batch.entropy[keep]
+            entropy = batch.statistics["entropy"][keep]
             metrics["entropy"] = self._mean(entropy, kept, batch)
         mean = partial(self._mean, kept=kept, batch=batch)
         loss = reinforce(kept.logp, self._credit(kept, batch), entropy, mean, alpha=self.entropy)
         return Losses(loss, {name: value.detach() for name, value in metrics.items()})
 
-    def _credit(self, kept: _Kept, batch: TokenBatch) -> Tensor:
+    def _credit(self, kept: _KeptTokens, batch: TokenBatch) -> Tensor:
         """What each log-probability is weighted with, without gradient.  -> [m]"""
         return credit(
             kept.rewards,
@@ -118,7 +110,7 @@ class Reinforce:
             baseline=self.baseline,
         )
 
-    def _mean(self, values: Tensor, kept: _Kept, batch: TokenBatch) -> Tensor:
+    def _mean(self, values: Tensor, kept: _KeptTokens, batch: TokenBatch) -> Tensor:
         """Mean over a comparison's tokens, or over its responses' means.  [m] -> [b]"""
         owners = (kept.response, batch.comparison, batch.comparisons)
         return comparison_mean(values, kept.weights, *owners, self.normaliser)

@@ -1,0 +1,2 @@
+def right(prompts, completions):
+    return [1.0] * len(completions)
