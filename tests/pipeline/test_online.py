@@ -26,9 +26,9 @@ from tokenward.objectives import Reinforce, WeightedLikelihood
 from tokenward.sampling import TransformersSampler
 from tokenward.scoring.values import token_values
 from tokenward.selection import SoftWeights
-from tokenward.stages.fit import Interrupted
 from tokenward.stages.lists import run_through
 from tokenward.stages.online import _prepare, fresh_reward, online_policy, task_of
+from tokenward.training.fit import Interrupted
 
 TOTAL, REWARD_STEPS = 6, 3
 RULES = {"precision": "float32", "tokens_per_batch": 8192}
