@@ -310,7 +310,7 @@ def test_critical_tokens_are_those_without_which_the_answer_goes_wrong(tiny_work
 
 
 def test_a_stopped_search_for_critical_tokens_goes_on(tiny_workplace: Path, monkeypatch) -> None:
-    from tokenward.stages import counterfactual
+    from tokenward.sampling import counterfactual
 
     lab = plugin(VERIFIER)
     changes = [
