@@ -65,7 +65,7 @@ def selected(sides: Sequence[Sequence[ScoredToken]]) -> list[bool]:
         response=torch.tensor([0] * len(sides[0]) + [1] * len(sides[1])),
         comparison=torch.tensor([0, 0]),
         rank=torch.tensor([0, 1]),
-        closing=torch.tensor([token.start == token.end for token in tokens]),
+        eos=torch.tensor([token.start == token.end for token in tokens]),
         seeds=torch.tensor([0, 0]),
     )
     rule = TopFraction(

@@ -146,6 +146,11 @@ class AuxiliaryStage(TrainingStage):
         pairs = random_part(run, _tables(run).part("train"), table.fraction, self.model)
         return _preference_model(run, folder, table, auxiliary_start(run, self.model), pairs, picked)
 
+    def checks(self, run: Run) -> Checks:
+        """An objective that needs no scores."""
+        objective = self.table(run.recipe).objective
+        return {f"{self.key}.objective": lambda: check_objective_without_scores(self.title, objective)}
+
     def unpaired_problem(self, run: Run) -> str:
         """Exchanged labels and subsets need pairs, whatever the objective."""
         table = self.table(run.recipe)
