@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tokenward.data.prepare import from_rows
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.loading import LanguageModel, load_model
+from tokenward.models.loading import LanguageModel, load_model, load_tokenizer
 from tokenward.models.positions import positions_of
 from tokenward.models.probe import Packing
-from tokenward.models.wrapping import wrapped
+from tokenward.models.wrapping import known_tokenizer, wrapped
 from tokenward.tokens.encode import Limits, TooLong, check_some_left
 from tokenward.tokens.store import EncodedStore
 from tokenward.tokens.table import TokenTable
@@ -120,15 +120,14 @@ def language_model(
     if isinstance(model, PreTrainedModel | PeftModel):
         if device != "auto" and not hasattr(model, "hf_device_map"):
             nn.Module.to(model, device)
-        return wrapped(model, processing_class or _tokenizer_of(model, name), packing=packing)
+        tokenizer = processing_class or known_tokenizer(model) or _tokenizer_of(model, name)
+        return wrapped(model, tokenizer, packing=packing)
     raise UserError(
         f"{name} is {type(model).__name__}. Give a model of transformers or PEFT that is loaded, or the folder or hub name of one."
     )
 
 
 def _tokenizer_of(model: PreTrainedModel | PeftModel, name: str) -> PreTrainedTokenizerBase:
-    from tokenward.models.loading import load_tokenizer
-
     place = str(getattr(model.config, "_name_or_path", "") or "")
     if not place:
         raise UserError(

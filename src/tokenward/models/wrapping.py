@@ -72,6 +72,12 @@ def _answers(model: LanguageModel) -> bool:
     return getattr(vars(module).get("forward"), "__self__", None) is model.head
 
 
+def known_tokenizer(model: PreTrainedModel | PeftModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer with which :func:`wrapped` took this model before, or None."""
+    known = vars(model).get(_KEPT)
+    return None if known is None else known[1]
+
+
 def copied(model: LanguageModel, *, packing: Packing = "auto") -> LanguageModel:
     """A model of its own with the same weights, without gradient; training the first does not reach it."""
     kept = vars(model.model).pop(_KEPT, None)
