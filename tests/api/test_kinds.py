@@ -287,7 +287,9 @@ def test_rows_that_cannot_be_used_have_no_scores(script: Script) -> None:
     assert scored["prompt"] == [row["prompt"] for row in rows]
 
 
-def test_a_model_that_got_an_adapter_in_one_trainer_is_looked_at_again(script: Script, tmp_path: Path) -> None:
+def test_a_model_that_got_an_adapter_in_one_trainer_is_looked_at_again(
+    script: Script, tmp_path: Path
+) -> None:
     model = AutoModelForCausalLM.from_pretrained(script.model)
     given = {"oracle": script.oracle, "peft_config": {"r": 2, "target_modules": ["q_proj"]}}
     trained(script, tmp_path, model=model, **given)
