@@ -58,7 +58,7 @@ def held_out_pairs(run: Path) -> Iterator[Pair]:
 
 
 def selected(sides: Sequence[Sequence[ScoredToken]]) -> list[bool]:
-    """The quick start's selection: the highest 30 % of the better reply, the lowest 30 % of the other, no ends."""
+    """The quick start's selection: the highest 30 % of the better reply, the lowest 30 % of the other, no EOS."""
     tokens = [token for side in sides for token in side]
     scored = ScoredTokens(
         scores=torch.tensor([token.score for token in tokens]),
@@ -69,7 +69,7 @@ def selected(sides: Sequence[Sequence[ScoredToken]]) -> list[bool]:
         seeds=torch.tensor([0, 0]),
     )
     rule = TopFraction(
-        chosen=SideRule(fraction=0.3), rejected=SideRule(fraction=0.3, direction="bottom"), ends="none"
+        chosen=SideRule(fraction=0.3), rejected=SideRule(fraction=0.3, direction="bottom"), eos="none"
     )
     return [weight > 0 for weight in rule(scored).tolist()]
 
