@@ -58,7 +58,7 @@ def held_out_pairs(run: Path) -> Iterator[Pair]:
 
 
 def selected(sides: Sequence[Sequence[ScoredToken]]) -> list[bool]:
-    """The quick start's selection: the highest 30 % of the better reply, the lowest 30 % of the other, no ends."""
+    """The quick start's selection: the highest 30 % of the better reply, the lowest 30 % of the other, no EOS."""
     tokens = [token for side in sides for token in side]
     scored = ScoredTokens(
         scores=torch.tensor([token.score for token in tokens]),

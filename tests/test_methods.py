@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 import tokenward
 from studies.methods import arm_of
-from tests.stages.runs import lines, plugin
 from tests.selection.test_selectors import scored
+from tests.stages.runs import lines, plugin
 from tokenward import cli
 from tokenward.config import Named, parse_recipe
 from tokenward.errors import UserError

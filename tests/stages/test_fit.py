@@ -12,8 +12,8 @@ import tokenward
 from tests.stages.runs import LOOKS, digests, events, guided, press_when
 from tokenward.display import Display
 from tokenward.models.reward import RewardModel
-from tokenward.stages import fit
 from tokenward.stages.lists import run_through
+from tokenward.training import fit
 from tokenward.training.alternating import Alternating
 
 TOTAL = 6
@@ -92,7 +92,9 @@ def test_so_does_a_stage_of_a_run_on_comparisons(tiny_workplace, finished_run, m
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_kill_while_checkpoints_are_written_and_removed_leaves_one_to_go_on_from(recipe, monkeypatch, whole):
+def test_a_kill_while_checkpoints_are_written_and_removed_leaves_one_to_go_on_from(
+    recipe, monkeypatch, whole
+):
     saved, removed = Alternating.on_save, shutil.rmtree
 
     def half(self, args, state, *rest, **more) -> None:

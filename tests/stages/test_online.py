@@ -30,9 +30,9 @@ from tokenward.sampling import TransformersSampler
 from tokenward.sampling.classification import ClassificationGap
 from tokenward.scoring.values import token_values
 from tokenward.selection import SoftWeights
-from tokenward.stages.fit import Interrupted
 from tokenward.stages.lists import run_through
 from tokenward.stages.online import _prepare, fresh_reward, online_policy, task_of
+from tokenward.training.fit import Interrupted
 
 TOTAL, REWARD_STEPS = 6, 3
 RULES = {"precision": "float32", "tokens_per_batch": 8192}
@@ -153,7 +153,9 @@ def test_the_same_seed_gives_the_same_bits_after_any_stop_too(recipe, finished_o
 def test_so_do_other_choices(recipe, finished_online, monkeypatch, changes, stops):
     whole = guided(recipe, *LOOKS, *changes, run="whole")
     same(stopped(monkeypatch, recipe, STOPS[stops], *LOOKS, *changes), whole)
-    if changes == ["online.restart=fresh"]:  # The first reward is that of a warm run; the second begins elsewhere.
+    if changes == [
+        "online.restart=fresh"
+    ]:  # The first reward is that of a warm run; the second begins elsewhere.
         warm, fresh = events(finished_online / "runs" / "guided"), events(whole)
         assert warm[1] == fresh[1]
         assert warm[3] != fresh[3]
@@ -186,7 +188,11 @@ def test_every_draw_of_a_run_is_another_one(recipe, monkeypatch):
         return found
 
     monkeypatch.setattr(TransformersSampler, "__call__", call)
-    changes = ["online.training.gradient_accumulation_steps=2", "online.training.max_steps=4", "online.every=2"]
+    changes = [
+        "online.training.gradient_accumulation_steps=2",
+        "online.training.max_steps=4",
+        "online.every=2",
+    ]
     run = guided(recipe, REINFORCE, *changes, "online.evaluate_every=2", "online.evaluation_samples=2")
     rollouts = [(prompts, seed) for prompts, count, seed, _ in calls if len(prompts) in (2, 4) and count == 3]
     learning = [seed for prompts, count, seed, _ in calls if len(prompts) == 12]
@@ -263,7 +269,9 @@ def test_a_larger_unit_gives_every_token_of_a_word_one_reward(recipe):
 
 
 def test_plain_likelihood_learns_no_reward(recipe):
-    run = guided(recipe, "online.selection={name: all}", "online.evaluate_every=3", "online.training.max_steps=1")
+    run = guided(
+        recipe, "online.selection={name: all}", "online.evaluate_every=3", "online.training.max_steps=1"
+    )
     assert {event["event"] for event in events(run)} == {"policy"}
     assert not (run.path("online") / "reward").exists()
     assert run.done("online").facts["rewards_learned"] == 0

@@ -4,8 +4,6 @@ import re
 import sys
 from pathlib import Path
 
-import pytest
-
 import tokenward
 from tests.stages.runs import plugin, refused
 from tokenward import plugins
@@ -147,7 +145,9 @@ def test_a_wrong_return_or_signature_is_named(tiny_workplace):
     lab = plugin(LAB)
     base = ["scores.scorer={name: random}", "policy.training.max_steps=1", "fixed_prompts=0"]
     for changes, message in WRONG:
-        text = refused(tiny_workplace, [*base, *(item.replace("LAB", lab) for item in changes)], last="policy")
+        text = refused(
+            tiny_workplace, [*base, *(item.replace("LAB", lab) for item in changes)], last="policy"
+        )
         assert re.search(message.replace("LAB", lab), text), text
 
 

@@ -15,8 +15,8 @@ from tokenward.data.lines import read_comparisons
 from tokenward.models.reward import load_reward_model
 from tokenward.scoring.store import TokenStore
 from tokenward.scoring.values import token_values
-from tokenward.stages.fit import Interrupted
 from tokenward.tokens.rows import keys_of
+from tokenward.training.fit import Interrupted
 
 RUN = Path("runs/quickstart")
 REWARD = "scores.scorer={name: reward}"
@@ -148,7 +148,10 @@ def test_a_stopped_reward_goes_on_to_the_same_bits(tiny_workplace, monkeypatch, 
 
 @pytest.mark.parametrize(
     ("spans", "word"),
-    [(None, "unit is spans, and this row has none"), ([[[0, 3, 1.0], [2, 4, 1.0]], [], []], "do not overlap")],
+    [
+        (None, "unit is spans, and this row has none"),
+        ([[[0, 3, 1.0], [2, 4, 1.0]], [], []], "do not overlap"),
+    ],
 )
 def test_spans_as_units_need_spans_that_do_not_overlap(tiny_workplace, spans, word):
     write_lines("pairs.jsonl", [{**row, "spans": spans} for row in planted_rows(12)])

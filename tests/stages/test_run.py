@@ -13,10 +13,10 @@ from tests.stages.runs import lines, manifests, plugin, press_when, tables_of
 from tests.tiny import CHATML, save_tiny
 from tokenward.errors import UserError
 from tokenward.scoring.store import TokenStore
-from tokenward.stages.fit import Interrupted
 from tokenward.stages.lists import carry_out
 from tokenward.stages.tables import random_part
 from tokenward.tokens.rows import response_key
+from tokenward.training.fit import Interrupted
 
 RUN = Path("runs/quickstart")
 
@@ -189,7 +189,11 @@ def test_an_interrupt_saves_and_the_next_run_ends_as_if_nothing_had_happened(
         tokenward.run(tiny_workplace, last="policy", quiet=True)
     # The key was pressed after step 3 had been looked at, so step 4 was the last and was saved.
     assert [step for step, of in steps if of == 6] == [5, 6]
-    parts = ("oracle/model/model.safetensors", "scores/tokens-00000.parquet", "policy/model/model.safetensors")
+    parts = (
+        "oracle/model/model.safetensors",
+        "scores/tokens-00000.parquet",
+        "policy/model/model.safetensors",
+    )
     for part in parts:
         assert digest(RUN / part) == digest(finished_run / RUN / part), part
     assert not (RUN / "oracle" / "checkpoints").exists()

@@ -37,7 +37,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
         found[stage.path.name] = [row.comparison for row in rows]
         raise Stopped
 
-    monkeypatch.setattr(oracle_stage, "fit", stops)
+    monkeypatch.setattr(oracle_stage, "fit_stage", stops)
     return found
 
 
@@ -193,13 +193,13 @@ BOTH = (
 def test_a_second_round_reads_the_first_and_is_trained_after_it(
     tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained, plain = [], oracle_stage.fit
+    trained, plain = [], oracle_stage.fit_stage
 
     def records(run, stage, *rest, **further):
         trained.append(stage.path.name)
         return plain(run, stage, *rest, **further)
 
-    monkeypatch.setattr(oracle_stage, "fit", records)
+    monkeypatch.setattr(oracle_stage, "fit_stage", records)
     run = tokenward.run(tiny_workplace, [ROUNDS, BOTH], last="scores", quiet=True)
     assert trained == ["auxiliary-bad", "auxiliary-good", "auxiliary-twice"]
     store, rows = TokenStore(RUN / "scores"), tables_of(run).train
@@ -210,7 +210,9 @@ def test_a_second_round_reads_the_first_and_is_trained_after_it(
     assert [line["source"] for line in subset_lines("twice")] == [
         encoded[number].comparison.source for number in best
     ]
-    assert [line["score"] for line in subset_lines("twice")] == pytest.approx([largest[number] for number in best])
+    assert [line["score"] for line in subset_lines("twice")] == pytest.approx(
+        [largest[number] for number in best]
+    )
     done = run.done("auxiliary-twice")
     assert done.facts["rows"] == len(encoded) + 4
     trained.clear()

@@ -9,7 +9,7 @@ import pytest
 import tokenward
 from tests.stages.runs import LOOKS, digests, guided, lines, press_when
 from tests.tiny import save_tiny, tiny_llama
-from tokenward.stages.fit import Interrupted
+from tokenward.training.fit import Interrupted
 
 RUN = Path("runs/quickstart")
 CHANGES = (

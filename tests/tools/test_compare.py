@@ -11,7 +11,7 @@ from tokenward.artifacts.files import canonical
 from tokenward.config import parse_recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
-from tokenward.stages.row_values import read_row_values
+from tokenward.evaluation.row_values import read_row_values
 from tokenward.tools.compare import Flip, _settings, compare_runs
 from tokenward.tools.compare_show import coloured, different_words, show_comparison
 from tokenward.tools.export import model_card
@@ -188,9 +188,7 @@ def test_other_rows_another_template_and_no_run_are_refused(copied_run: Path) ->
         compare_runs(RUN, other)
 
 
-def test_online_runs_compare_by_prompt(
-    copied_online: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_online_runs_compare_by_prompt(copied_online: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, other = Path("runs/guided"), Path("runs/other")
     shutil.copytree(one, other)
     edit(other, lambda line: {**line, "values": {name: value + 1 for name, value in line["values"].items()}})
