@@ -142,6 +142,10 @@ BY_HAND: dict[str, tuple[Callable[[Given], Tensor], float]] = {
         lambda g: losses.sparsepo(*both_masks(g), beta=0.5, l1_ratio=0.1, l1_kl=0.01),
         0.3868710 + 0.44,
     ),
+    "sparsepo: signed: z = 0.5 (1 - 1 - (1 - 0.5))": (
+        lambda g: losses.sparsepo(g.logp, signed(g), *both_masks(g)[2:], beta=0.5),
+        0.8259394,
+    ),
     "tbpo: hinges of 1.5 and 0.5": (lambda g: losses.tbpo(*ratio(g), beta=1.0, link=links.hinge), 0.25),
     "tbpo: both less 0.25": (lambda g: losses.tbpo(*ratio(g), g.kl, beta=1.0, link=links.hinge), 0.375),
     # sigma(-1) = 0.2689414; -0.5 x 0.2689414 x (-1.5 + 3)
@@ -204,7 +208,7 @@ def masks_of(given: Given):
     return given.rewards, given.entropy
 
 
-LAWFUL = {name: loss for name, (loss, _) in BY_HAND.items() if name != "sparsepo"} | {
+LAWFUL = {name: loss for name, (loss, _) in BY_HAND.items() if not name.startswith("sparsepo")} | {
     "sparsepo": lambda g: losses.sparsepo(*both_masks(g, masks_of(g)), l1_ratio=0.125, l1_kl=0.25),
     "returns": lambda g: sampled(
         g, True, discount=0.9, kl=0.3, baseline="leave_one_out", mean_over="sequence"
