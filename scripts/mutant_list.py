@@ -27,7 +27,7 @@ class Mutant(NamedTuple):
 
 
 TESTS: dict[str, tuple[str, ...]] = {
-    "ops": ("tests/ops",),
+    "ops": ("tests/ops", "tests/test_losses.py"),
     "losses": ("tests/test_losses.py",),
     "objectives": ("tests/objectives",),
     "selection": ("tests/selection",),
@@ -101,7 +101,7 @@ MUTANTS: list[Mutant] = [
     M("ops/orpo-nll", "orpo", "beta * odds - chosen", "beta * odds"),
     M("objectives/kto-anchor-detach", "KTO._anchor", "divergences(batch).detach()", "divergences(batch)"),
     M("objectives/tdpo-detach", "TDPO.__call__", "chosen.detach()", "chosen"),
-    M("ops/aligned-shorter", "aligned", "position_in_group(owner) < shorter[owner // 2]", "position_in_group(owner) >= 0"),
+    M("ops/aligned-shorter", "aligned", "position_in_group(owner) < shorter[owner // 2]", "position_in_group(owner) >= 0", ("tests/objectives",)),
     M("objectives/tbpo-states-detach", "TBPO._learnt", "batch.statistics['states'][index].detach()", "batch.statistics['states'][index]"),
     M("objectives/treg-detach", "TReg.__call__", "weight = weight.detach()", "pass"),
     M("ops/reinforce-entropy", "reinforce", "loss - alpha * mean(entropy)", "loss + alpha * mean(entropy)"),
