@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import json
 import shutil
 import sys
 import warnings
@@ -12,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import make_workplace, save_tiny
+from tests.tiny import make_workplace, planted_rows, save_tiny
 
 # The models are so small that a second thread costs more than it brings.
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _cheap_collection() -> None:
     """What is loaded by now is no garbage: a training looks through all of it several times, which took most of its time."""
     gc.collect()
@@ -37,6 +38,22 @@ def tiny_workplace(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.Monkey
     recipe = make_workplace(tmp_path / "work", tiny_folder)
     monkeypatch.chdir(recipe.parent.parent)
     return recipe
+
+
+@pytest.fixture
+def script_folder(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder has pairs and ranked lists as JSON lines, and the tiny model under a name of the hub."""
+    ranked = [{key: row[key] for key in ("prompt", "responses", "scores")} for row in planted_rows(24)]
+    pairs = [
+        {"prompt": row["prompt"], "chosen": row["responses"][0], "rejected": row["responses"][2]}
+        for row in ranked
+    ]
+    for name, rows in (("pairs", pairs), ("ranked", ranked)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "Qwen").mkdir()
+    (tmp_path / "Qwen" / "Qwen2.5-0.5B-Instruct").symlink_to(tiny_folder)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

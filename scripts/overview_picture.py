@@ -58,18 +58,18 @@ def held_out_pairs(run: Path) -> Iterator[Pair]:
 
 
 def selected(sides: Sequence[Sequence[ScoredToken]]) -> list[bool]:
-    """The quick start's selection: the highest 30 % of the better reply, the lowest 30 % of the other, no ends."""
+    """The quick start's selection: the highest 30 % of the better reply, the lowest 30 % of the other, no EOS."""
     tokens = [token for side in sides for token in side]
     scored = ScoredTokens(
         scores=torch.tensor([token.score for token in tokens]),
         response=torch.tensor([0] * len(sides[0]) + [1] * len(sides[1])),
         comparison=torch.tensor([0, 0]),
         rank=torch.tensor([0, 1]),
-        closing=torch.tensor([token.start == token.end for token in tokens]),
+        eos=torch.tensor([token.start == token.end for token in tokens]),
         seeds=torch.tensor([0, 0]),
     )
     rule = TopFraction(
-        chosen=SideRule(fraction=0.3), rejected=SideRule(fraction=0.3, direction="bottom"), ends="none"
+        chosen=SideRule(fraction=0.3), rejected=SideRule(fraction=0.3, direction="bottom"), eos="none"
     )
     return [weight > 0 for weight in rule(scored).tolist()]
 

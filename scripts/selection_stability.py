@@ -12,13 +12,12 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tokenward.pipeline.values import scores_of
-
 import tokenward
 from tokenward.artifacts import read_jsonl
 from tokenward.evaluation.stability import Scores, stability_figures
 from tokenward.evaluation.statistics import Figure
 from tokenward.plugins import build
+from tokenward.scoring.join import scores_of
 from tokenward.scoring.scorers import SCORERS, Scorer
 from tokenward.scoring.store import TokenStore
 from tokenward.tokens.rows import response_key
@@ -35,7 +34,7 @@ def stored(folder: Path, scorer: Scorer) -> dict[str, list[float]]:
     found = {}
     for key in store:
         record = store[key]
-        values = scores_of(scorer, [record])[0].tolist()
+        values = scores_of(scorer, record).tolist()
         found[key] = [
             value for value, start, end in zip(values, record.start, record.end, strict=True) if end > start
         ]

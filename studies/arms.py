@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenward.evaluation.metrics import METRICS, apply_metric
+from tokenward.evaluation.replies import divergence, reply_rows
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
-from tokenward.stages.answers import answers, divergence, prompts_to_answer, reply_rows
+from tokenward.stages.evaluation import measures_of, prompts_to_answer
 from tokenward.stages.lists import carry_out, run_through
 from tokenward.stages.run import Run
 from tokenward.tools.run import open_run
@@ -156,7 +157,7 @@ def _measured(run: Run, *, trained: bool) -> tuple[dict[str, list[float]], dict[
 def _values(run: Run, model: LanguageModel, start: LanguageModel) -> dict[str, list[float]]:
     template = start.template(run.recipe.tokens.template)
     prompts = prompts_to_answer(run, template)
-    replies = answers(run, model, template, prompts, label="replies")
+    replies = measures_of(run).replies(model, template, prompts, "replies")
     found = {
         name: apply_metric(
             name,
@@ -173,5 +174,5 @@ def _values(run: Run, model: LanguageModel, start: LanguageModel) -> dict[str, l
     found["ended"] = [float(reply.ended) for reply in replies]
     if model is start:
         return found | {"kl": [0.0] * len(prompts)}
-    kl = divergence(run, model, start, reply_rows(prompts, replies))
+    kl = divergence(model, start, reply_rows(prompts, replies))
     return found | {"kl": [float(value.sum()) for value in kl]}

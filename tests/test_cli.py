@@ -246,8 +246,8 @@ def test_score_of_a_row_without_response_names_the_row(
 def test_ctrl_c_says_that_the_same_command_goes_on(
     tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tokenward.stages.fit import Interrupted
     from tokenward.tools import run as command
+    from tokenward.training.fit import Interrupted
 
     def stopped(*arguments: object, **settings: object) -> None:
         raise Interrupted("stopped at step 3 of 6; the same command goes on from there")

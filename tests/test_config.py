@@ -25,7 +25,7 @@ from tokenward.config.schema import ANY_NAME, EvalTable, named_table_of, schema_
 from tokenward.config.source import read_source
 from tokenward.config.training_fields import ACTS, BESIDE, BY_OPTIMIZER, CANNOT_ACT, OURS
 from tokenward.errors import UserError
-from tokenward.training.arguments import TrainingArguments
+from tokenward.training.arguments import TokenTrainingArguments
 
 LAWFUL = settings(derandomize=True, deadline=None, max_examples=50)
 
@@ -640,7 +640,7 @@ def test_every_field_of_the_training_arguments_is_decided():
     groups = [ACTS, OURS.keys(), CANNOT_ACT.keys(), BESIDE.keys(), set(BY_OPTIMIZER)]
     assert sum(map(len, groups)) == len(set().union(*groups))
     assert set().union(*groups) == {
-        field.name for field in dataclasses.fields(TrainingArguments) if field.init
+        field.name for field in dataclasses.fields(TokenTrainingArguments) if field.init
     }
 
 

@@ -56,7 +56,7 @@ class Sizes(NamedTuple):
     """How much data and training."""
 
     groups: int = 600
-    eval_rows: int = 300
+    eval: int = 300
     steps: int = 200
     batch: int = 16
     width: int = 32
@@ -163,7 +163,7 @@ def run(case: str, method: Method, seed: int, sizes: Sizes) -> Cell:
     """One case, one method, one seed; data and initial weights follow from the seed."""
     rng = np.random.default_rng([seed, list(WORLDS).index(case)])
     world = WORLDS[case](rng)
-    eval_rows = groups(world, rng, sizes.eval_rows)
+    eval_rows = groups(world, rng, sizes.eval)
     rows = groups(world, rng, sizes.groups, sizes.k)
     model = reward_model(seed, width=sizes.width, bound=method.bound)
     if not method.attention:

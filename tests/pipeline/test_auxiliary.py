@@ -15,9 +15,9 @@ from tokenward.errors import UserError
 from tokenward.models.loading import load_model
 from tokenward.scoring.join import scored
 from tokenward.scoring.store import TokenStore
-from tokenward.stages.auxiliary import prompted, with_prompt
 from tokenward.stages.scorers import scorer_of
 from tokenward.tokens.encode import Limits, encode_one
+from tokenward.tokens.prompted import prompted, with_prompt
 from tokenward.tokens.rows import keys_of
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
@@ -310,7 +310,7 @@ def test_critical_tokens_are_those_without_which_the_answer_goes_wrong(tiny_work
 
 
 def test_a_stopped_search_for_critical_tokens_goes_on(tiny_workplace: Path, monkeypatch) -> None:
-    from tokenward.stages import counterfactual
+    from tokenward.sampling import counterfactual
 
     lab = plugin(VERIFIER)
     changes = [

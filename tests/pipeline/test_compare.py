@@ -12,7 +12,7 @@ from tokenward.artifacts.files import canonical
 from tokenward.config import parse_recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
-from tokenward.stages.row_values import RowKey, read_row_values
+from tokenward.evaluation.row_values import RowKey, read_row_values
 from tokenward.tools.compare import _settings, compare_runs
 from tokenward.tools.compare_show import coloured, different_words, show_comparison
 from tokenward.tools.export import model_card

@@ -259,8 +259,8 @@ def peaks(recipe: Path, count: int) -> dict[str, int]:
 
 
 def test_memory_does_not_follow_the_number_of_pairs(tiny_workplace: Path, monkeypatch) -> None:
-    # Small portions, so that the smaller of the two sets fills them as well.
-    monkeypatch.setattr(stores, "SHARD_ROWS", 32)
+    # Small portions, so that the smaller of the two sets fills them as well; each shard takes some kilobytes itself.
+    monkeypatch.setattr(stores, "SHARD_ROWS", 128)
     monkeypatch.setattr(weighing, "CHUNK_ROWS", 32)
     few = peaks(tiny_workplace, 150)
     # The second time for what the interpreter grows in leaps, such as its table of strings.

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 import tokenward
 from tokenward.errors import UserError
+from tokenward.evaluation.replies import divergence, reply_rows
 from tokenward.stages import policy as policy_stage
-from tokenward.stages.answers import answers, divergence, prompts_to_answer, reply_rows
+from tokenward.stages.evaluation import measures_of, prompts_to_answer
 from tokenward.stages.run import Run
 from tokenward.tools.plan import plan_recipe
 
@@ -115,12 +116,12 @@ def test_divergence_of_models_whose_rows_differ_is_that_of_plain_rows(tiny_workp
     policy_model, start = run.load(name), run.load(run.policy_start)
     template = start.template("chat")
     prompts = prompts_to_answer(run, template)
-    rows = reply_rows(prompts, answers(run, policy_model, template, prompts, label=""))
+    rows = reply_rows(prompts, measures_of(run).replies(policy_model, template, prompts, ""))
     assert (policy_model.layout, apart.load(name).layout) == ("shared", "separate")
-    plain = divergence(run, apart.load(name), apart.load(run.policy_start), rows)
+    plain = divergence(apart.load(name), apart.load(run.policy_start), rows)
     for mixed in (
-        divergence(run, policy_model, apart.load(run.policy_start), rows),
-        divergence(run, apart.load(name), start, rows),
+        divergence(policy_model, apart.load(run.policy_start), rows),
+        divergence(apart.load(name), start, rows),
     ):
         torch.testing.assert_close(torch.cat(mixed), torch.cat(plain), rtol=0, atol=1e-5)
     assert float(torch.cat(plain).sum()) > 0
@@ -147,7 +148,7 @@ def test_a_terms_selection_draws_with_the_seed_of_the_recipe(tiny_workplace, mon
         handed.append(objective.parts[0].selector.seed)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(policy_stage, "fit", fit)
+    monkeypatch.setattr(policy_stage, "fit_stage", fit)
     random = "{name: top_fraction, ties: random}"
     for seed, own in ((3, ""), (4, ""), (3, ", seed: 9")):
         objective = f"policy.objective={{name: sum, terms: [{{name: sepo, selection: {random}}}]{own}}}"

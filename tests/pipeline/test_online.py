@@ -26,9 +26,9 @@ from tokenward.objectives import Reinforce, WeightedLikelihood
 from tokenward.sampling import TransformersSampler
 from tokenward.scoring.values import token_values
 from tokenward.selection import SoftWeights
-from tokenward.stages.fit import Interrupted
 from tokenward.stages.lists import run_through
 from tokenward.stages.online import _prepare, fresh_reward, online_policy, task_of
+from tokenward.training.fit import Interrupted
 
 TOTAL, REWARD_STEPS = 6, 3
 RULES = {"precision": "float32", "tokens_per_batch": 8192}
@@ -271,7 +271,7 @@ def test_the_likelihood_of_the_first_reference_is_weighted_by_its_rewards(recipe
     for row, plain, mine in zip(found, given, rewards, strict=True):
         assert row.comparison.responses == ("the good tea on the table",)
         assert row.responses[0][-1] == policy.tokenizer.eos_token_id
-        assert row == plain
+        assert replace(row, weights=None, scores=None) == plain
         assert torch.equal(row.scores[0], mine[0])
         # w_t = r_t / sum r, in units of 1 / T
         torch.testing.assert_close(row.weights[0], mine[0] / mine[0].mean(), rtol=1e-5, atol=0)

@@ -195,10 +195,10 @@ def test_a_run_on_comparisons_has_no_network_before_the_head(tiny_workplace):
 def test_a_guided_run_has_its_own_stages(recipe, last):
     message = refused(recipe, last=last)
     assert f"has no stage {last}. It has examples, " in message
-    assert "guidance, evaluation" in message
+    assert "online, evaluation" in message
 
 
-def test_a_run_on_comparisons_has_no_guidance(tiny_workplace):
+def test_a_run_on_comparisons_has_no_online_stage(tiny_workplace):
     message = refused(tiny_workplace, last="online")
     assert "on comparisons and has no stage online" in message
     assert "The table online makes a run an online one" in message

@@ -72,7 +72,11 @@ def test_a_plan_measures_each_training_and_leaves_the_run_alone(
         assert 0 < found.memory < found.peak, name  # the process holds Python and libraries too
         assert found.seconds > 0, name
         assert found.measured > 0, name
-    assert {path.name for path in Path("runs/quickstart").iterdir() if path.is_dir()} == {"data", "encoded", "pairs"}
+    assert {path.name for path in Path("runs/quickstart").iterdir() if path.is_dir()} == {
+        "data",
+        "encoded",
+        "pairs",
+    }
     shown = capsys.readouterr().out
     assert "what would make" in shown
     assert "adapter={r: 16" in shown

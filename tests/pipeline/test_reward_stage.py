@@ -15,8 +15,8 @@ from tokenward.data.lines import read_comparisons
 from tokenward.models.reward import load_reward_model
 from tokenward.scoring.store import TokenStore
 from tokenward.scoring.values import token_values
-from tokenward.stages.fit import Interrupted
 from tokenward.tokens.rows import keys_of
+from tokenward.training.fit import Interrupted
 
 RUN = Path("runs/quickstart")
 REWARD = "scores.scorer={name: reward}"

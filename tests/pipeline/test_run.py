@@ -13,9 +13,9 @@ import tokenward
 from tests.pipeline.tools import plugin, tables_of
 from tokenward.errors import UserError
 from tokenward.scoring.store import TokenStore
-from tokenward.stages.fit import Interrupted
 from tokenward.stages.lists import carry_out
 from tokenward.stages.tables import random_part
+from tokenward.training.fit import Interrupted
 
 RUN = Path("runs/quickstart")
 

@@ -37,7 +37,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
         found[stage.path.name] = [row.comparison for row in rows]
         raise Stopped
 
-    monkeypatch.setattr(oracle_stage, "fit", stops)
+    monkeypatch.setattr(oracle_stage, "fit_stage", stops)
     return found
 
 
@@ -196,13 +196,13 @@ BOTH = (
 def test_a_second_round_reads_the_first_and_is_trained_after_it(
     tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained, plain = [], oracle_stage.fit
+    trained, plain = [], oracle_stage.fit_stage
 
     def records(run, stage, *rest, **further):
         trained.append(stage.path.name)
         return plain(run, stage, *rest, **further)
 
-    monkeypatch.setattr(oracle_stage, "fit", records)
+    monkeypatch.setattr(oracle_stage, "fit_stage", records)
     run = tokenward.run(tiny_workplace, [ROUNDS, BOTH], last="scores", quiet=True)
     assert trained == ["auxiliary-bad", "auxiliary-good", "auxiliary-twice"]
     store, rows = TokenStore(RUN / "scores"), tables_of(run).train
@@ -276,8 +276,8 @@ PICKS_OF = "auxiliary_models={{x: {{training: {{}}, {0}}}}}"
         ("subset: {count: 2}", "subset", "trains on all pairs (fraction is 1), so that subset of side chosen"),
         ("fraction: 0.5, subset: {count: 2, side: rejected}", "subset", "a pair that is in both would be taught both ways"),
         ("swap_labels: true, subset: {count: 2}", "subset", "to prefer the rejected response, and its subset, of side chosen"),
-        ("fraction: 0.5, subset: {count: 2, alone: true}", "subset", "has fraction, and its subset have alone: true"),
-        ("swap_labels: true, subset: {count: 2, alone: true}", "subset", "has swap_labels, and its subset have alone: true"),
+        ("fraction: 0.5, subset: {count: 2, alone: true}", "subset", "has fraction, and its picks have alone: true"),
+        ("swap_labels: true, subset: {count: 2, alone: true}", "subset", "has swap_labels, and its picks have alone: true"),
         ("subset: {count: 0}", "subset.count", "auxiliary_models.x.subset.count: got 0. Allowed: a whole number >= 1"),
         ("subset: {fractoin: 0.1}", "subset.fractoin", "unknown key 'fractoin' in auxiliary_models.x.subset. Did you mean 'fraction'"),
         ("subset: {side: better}", "subset.side", "auxiliary_models.x.subset.side: got 'better'. Allowed: "),

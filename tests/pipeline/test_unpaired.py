@@ -167,7 +167,7 @@ def test_rows_to_evaluate_on_may_have_their_own_source(tiny_workplace: Path, cap
     write("all/train.jsonl", rows[:18])
     write("all/test.jsonl", [*rows[18:], rows[0]])
     given = ["data={source: all, eval: {split: test}}"]
-    run = tokenward.open_run(tiny_workplace, [*given, "data.eval=0"])
+    run = tokenward.open_run(tiny_workplace, given)
     facts = carry_out(run, "data").facts
     assert (facts["train"], facts["eval"]) == (18, 6)
     assert facts["evaluation"] == {"read": 7, "kept": 6, "prompt also in the training rows": 1}
@@ -176,9 +176,7 @@ def test_rows_to_evaluate_on_may_have_their_own_source(tiny_workplace: Path, cap
     assert "all: the split train is read; also there: test" in shown
     before = json.loads((RUN / "data" / "manifest.json").read_text())["inputs"]
     write("other.jsonl", rows[20:])
-    run = tokenward.open_run(
-        tiny_workplace, ["data={source: all, eval: {source: other.jsonl}}", "data.eval=0"]
-    )
+    run = tokenward.open_run(tiny_workplace, ["data={source: all, eval: {source: other.jsonl}}"])
     assert carry_out(run, "data").facts["eval"] == 4
     after = json.loads((RUN / "data" / "manifest.json").read_text())["inputs"]
     assert before["evaluation source"] != after["evaluation source"]

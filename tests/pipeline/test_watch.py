@@ -7,7 +7,7 @@ import pytest
 
 import tokenward
 from tests.pipeline.tools import digests, guided, guided_recipe, press_when
-from tokenward.stages.fit import Interrupted
+from tokenward.training.fit import Interrupted
 
 RUN = Path("runs/quickstart")
 CHANGES = (

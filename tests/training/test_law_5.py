@@ -85,7 +85,7 @@ def handed(workplace, monkeypatch):
             taken.append(Handed(model, objective, rows, {"prepare": prepare, "reference": reference}))
             raise _Stop
 
-        monkeypatch.setattr(policy_stage, "fit", fit)
+        monkeypatch.setattr(policy_stage, "fit_stage", fit)
         quick = [f"{stage}.training.max_steps=2" for stage in ("oracle", "reward")]
         run = tokenward.open_run(workplace, [*changes, *quick], quiet=True)
         run_through(run, "scores")

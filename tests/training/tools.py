@@ -17,7 +17,7 @@ from tokenward.models.head import install_head
 from tokenward.models.loading import LanguageModel
 from tokenward.scoring.values import token_values
 from tokenward.tokens.rows import Layout, TokenRow
-from tokenward.training.arguments import TrainingArguments, training_arguments
+from tokenward.training.arguments import TokenTrainingArguments, training_arguments
 from tokenward.types import Comparison
 
 CLOSING = tiny_tokenizer().eos_token_id
@@ -62,7 +62,7 @@ def with_reference(model: LanguageModel, rows: Sequence[TokenRow]) -> list[Token
     return [replace(row, reference_logp=value) for row, value in zip(rows, values, strict=True)]
 
 
-def arguments(folder: Path, **settings: Any) -> TrainingArguments:
+def arguments(folder: Path, **settings: Any) -> TokenTrainingArguments:
     """Plain gradient descent on the CPU, a log at every step.
 
     Not Adam: it divides the gradient by its own size, so a wrong denominator would not show.

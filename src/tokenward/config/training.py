@@ -37,18 +37,18 @@ def check_training(
         UserError: for every such key or value, with its line and what is allowed.
     """
     from tokenward.training.arguments import (
-        TrainingArguments,  # it imports torch, which help and `config` must not wait for
+        TokenTrainingArguments,  # it imports torch, which help and `config` must not wait for
     )
 
-    names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init and f.name not in OURS]
-    hints = get_type_hints(TrainingArguments)
+    names = [f.name for f in dataclasses.fields(TokenTrainingArguments) if f.init and f.name not in OURS]
+    hints = get_type_hints(TokenTrainingArguments)
     found = {
         key: _wrong(f"{where}.{key}", value, hints[key]) if key in names else _problem(key, where, names)
         for key, value in table.items()
     }
     if not any(found.values()):
         found |= dict(
-            idle_fields(table, _defaults(TrainingArguments), schedule=schedule, looked_at=looked_at)
+            idle_fields(table, _defaults(TokenTrainingArguments), schedule=schedule, looked_at=looked_at)
         )
     problems = [f"{lines.where(f'{where}.{key}')}: {problem}" for key, problem in found.items() if problem]
     if problems:

@@ -114,7 +114,30 @@ CANNOT_ACT = {
     "length_column_name": "rows have no such column; batches are cut by length already (tokens_per_forward)",
     "skip_memory_metrics": "the manifest has the memory already",
 }
-"""Fields whose default may be written and nothing else, each with why."""
+"""Fields whose default may be written in a recipe and nothing else, each with why."""
+
+CANNOT_ACT_IN_SCRIPT = {
+    **{
+        name: CANNOT_ACT[name]
+        for name in (
+            "label_smoothing_factor",
+            "use_liger_kernel",
+            "liger_kernel_config",
+            "neftune_noise_alpha",
+            "torch_empty_cache_steps",
+            "auto_find_batch_size",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+            "eval_accumulation_steps",
+            "include_for_metrics",
+            "batch_eval_metrics",
+            "length_column_name",
+        )
+    },
+    "include_num_input_tokens_seen": "the speed callback counts tokens, and rows are not named input_ids",
+    "label_names": "labels are made from the responses",
+}
+"""The same for arguments of a script, where processes, uploads and checkpoints are the user's own."""
 
 
 def _evaluates(table: Mapping[str, Any]) -> bool:

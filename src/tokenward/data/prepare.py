@@ -15,7 +15,7 @@ from tokenward.data.fields import FieldError, Row, Unusable
 from tokenward.data.formats import Format, check_columns, find, renamed, usual_columns
 from tokenward.data.messages import trains
 from tokenward.data.parsers import Parsed, dense, with_row_wide
-from tokenward.data.sources import rows
+from tokenward.data.sources import numbered, rows
 from tokenward.errors import UserError
 from tokenward.types import Comparison, Message
 
@@ -126,9 +126,29 @@ def read(
         raise UserError(f"data.limit must be at least 1, got {limit}. Leave it out to read all rows.")
     parts = [source] if isinstance(source, str | Path) else list(source)
     reading = Reading(iter(()))
-    numbered = [rows(part, split=split, subset=subset, say=reading.said.append) for part in parts]
-    reading.rows = _read_all(reading, source, numbered, _Wanted(format, columns or {}, limit))
+    found = [rows(part, split=split, subset=subset, say=reading.said.append) for part in parts]
+    reading.rows = _read_all(reading, source, found, _Wanted(format, columns or {}, limit))
     return reading
+
+
+def from_rows(
+    given: Iterable[Row], *, name: str, format: str = "auto", columns: Mapping[str, str] | None = None
+) -> Loaded:
+    """Rows that are in memory, of any shape that :func:`load` reads, as comparisons.
+
+    Args:
+        given: One mapping per row.
+        name: What messages call them.
+        format: As :func:`load` takes it.
+        columns: So too.
+
+    Raises:
+        UserError: as :func:`load`.
+    """
+    reading = Reading(iter(()))
+    wanted = _Wanted(format, columns or {}, None)
+    reading.rows = _read_all(reading, name, [numbered(name, given)], wanted)
+    return _loaded(list(reading.rows), reading)
 
 
 def comparison_key(

@@ -138,12 +138,12 @@ def _saved_rows(folder: Path, split: str | None, say: Say) -> Rows:
         ) from error
     if isinstance(saved, Mapping):
         name = choose_split(str(folder), sorted(map(str, saved)), split, say)
-        return _numbered(f"{folder}/{name}", saved[name].with_format(None))
+        return numbered(f"{folder}/{name}", saved[name].with_format(None))
     if split is not None:
         raise UserError(
             f"data.split: {split}: {folder} holds one data set without splits. Leave data.split out."
         )
-    return _numbered(str(folder), saved.with_format(None))
+    return numbered(str(folder), saved.with_format(None))
 
 
 def _hub_rows(name: str, split: str | None, subset: str | None, say: Say) -> Rows:
@@ -157,7 +157,7 @@ def _hub_rows(name: str, split: str | None, subset: str | None, say: Say) -> Row
         if not isinstance(splits, Mapping):
             raise UserError(f"{name}: datasets gave {type(splits).__name__}, expected its splits.")
         chosen = choose_split(name, sorted(map(str, splits)), split, say)
-        yield from _numbered(f"{name}/{chosen}", splits[chosen])
+        yield from numbered(f"{name}/{chosen}", splits[chosen])
     except (OSError, ValueError, DatasetsError) as error:
         raise UserError(
             f"{name}: no such file here, and as a hub data set it cannot be read: {error}. "
@@ -165,7 +165,8 @@ def _hub_rows(name: str, split: str | None, subset: str | None, say: Say) -> Row
         ) from error
 
 
-def _numbered(name: str, source_rows: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def numbered(name: str, source_rows: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows with where each stands, ``name:row N``, counted from 1."""
     for number, row in enumerate(source_rows, 1):
         yield f"{name}:row {number}", without_filled(row)
 

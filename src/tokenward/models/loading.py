@@ -186,7 +186,7 @@ def load_model(
     model: Any = _loaded(
         kind, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
     )
-    _check_vocabulary(model, tokenizer, name)
+    check_vocabulary(model, tokenizer, name)
     if parts.adapter is not None:
         model = _with_saved_adapter(model, parts.adapter, name)
     adapted = None if parts.head_mlp is None else load_head_mlp(model, Path(parts.head_mlp))
@@ -278,7 +278,8 @@ def check_complete(missing: Collection[str], name: str) -> None:
         )
 
 
-def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a tokenizer that knows more tokens than its model has embeddings."""
     rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         raise UserError(

@@ -12,7 +12,7 @@ from tokenward.data.parsers import Answered
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import load_model
-from tokenward.models.places import context_length
+from tokenward.models.positions import positions_of
 from tokenward.models.reward import RewardModel, is_reward_folder, load_reward_model
 from tokenward.scoring.scorers import LogRatio, Reward, Scorer
 from tokenward.scoring.store import TokenRecord
@@ -221,7 +221,7 @@ class TokenScorer:
 
     @property
     def _context(self) -> int | None:
-        return context_length(next(iter(self.models.values())).name)
+        return positions_of(next(iter(self.models.values())).model.config)  # type: ignore[arg-type]  # loaded
 
     def _scored(self, row: TokenRow, values: dict[str, list[float]]) -> ScoredResponse:
         comparison, ids = row.comparison, row.responses[0]

@@ -43,7 +43,11 @@ class SideRule:
 class TopFraction:
     """SePO's selection (arXiv 2408.13518, section 3): the best of the chosen, the worst of the rejected.
 
+    ``TopFraction(0.3)`` keeps the 30 % of the chosen tokens that score highest and the 30 % of the rejected that score
+    lowest.
+
     Attributes:
+        fraction: Share of both sides, in (0, 1]; None leaves it to the rules of the sides.
         chosen: Rule of the preferred response.
         rejected: Rule of the other responses.
         scope: Among which tokens the share is taken: those of one ``response`` (the paper), one
@@ -58,6 +62,7 @@ class TopFraction:
             count is ``int(k * n)`` in floating point, and it may be 0.
     """
 
+    fraction: float | None = None
     _: KW_ONLY
     chosen: SideRule = SideRule()
     rejected: SideRule = SideRule()
@@ -71,12 +76,24 @@ class TopFraction:
     profile: Literal["official"] | None = None
 
     def __post_init__(self) -> None:
+        if self.fraction is not None:
+            self._share_out(SideRule(fraction=self.fraction))
         fixed = (self.count, self.minimum, self.first_token, self.eos, self.ties)
         if self.profile == "official" and fixed != ("floor", 1, True, "both", "earliest"):
             raise UserError(
                 "profile: official fixes count, minimum, first_token, ends and ties as the published code has them. Leave them "
                 "out, or leave the profile out."
             )
+
+    def _share_out(self, rule: SideRule) -> None:
+        """Give both sides one rule."""
+        if {self.chosen, self.rejected} - {SideRule(), rule}:
+            raise UserError(
+                f"top_fraction has the fraction {self.fraction} for both sides and a rule for one of them. Give either the fraction, "
+                "or chosen and rejected."
+            )
+        for side in ("chosen", "rejected"):
+            object.__setattr__(self, side, rule)  # frozen
 
     def __call__(self, tokens: ScoredTokens) -> Tensor:
         """Weights 1 at kept tokens, 0 elsewhere.  -> [n]"""

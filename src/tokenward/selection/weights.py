@@ -80,7 +80,7 @@ def scored_tokens(
     last = len(table) if last is None else last
     mine = slice(int(table.starts[first]), int(table.starts[last]))
     lengths = table.lengths[mine]
-    tokens = _tokens(
+    tokens = tokens_of(
         table.columns["scores"].gathered(lengths, mine.start),
         lengths=torch.from_numpy(lengths),
         sizes=torch.from_numpy(table.sizes[first:last]),
@@ -98,7 +98,7 @@ def scored_tokens(
 def weigh_rows(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
     """Rows with the weights that a selector gives to their scores, all of them at once."""
     responses = [ids for row in rows for ids in row.responses]
-    tokens = _tokens(
+    tokens = tokens_of(
         torch.cat([score for row in rows for score in row.scores or ()]),
         lengths=torch.tensor([len(ids) for ids in responses]),
         sizes=torch.tensor([len(row.responses) for row in rows]),
@@ -133,9 +133,19 @@ def _at_least_one(row: TokenRow, side: int) -> Tensor:
     return torch.zeros_like(weights).index_fill(0, best, 1.0)
 
 
-def _tokens(
+def tokens_of(
     scores: Tensor, *, lengths: Tensor, sizes: Tensor, ranks: Tensor, eos: Tensor, keys: np.ndarray
 ) -> ScoredTokens:
+    """Scores as a selector takes them.
+
+    Args:
+        scores: ``[n]``, of all responses end to end.
+        lengths: ``[r]``, tokens of each response.
+        sizes: ``[c]``, responses of each comparison.
+        ranks: ``[r]``, 0 is the preferred side.
+        eos: ``[r]``, end-of-turn tokens at the end of each response.
+        keys: ``[r]`` uint64, stable names of the responses.
+    """
     response = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     return ScoredTokens(
         scores=scores,

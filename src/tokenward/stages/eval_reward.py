@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tokenward.api.prepare import trained_on
 from tokenward.artifacts import StageFolder
 from tokenward.config import EvalRewardTable, Recipe
 from tokenward.stages.base import Checks, Training, TrainingStage
-from tokenward.stages.fit import fit
 from tokenward.stages.part_checks import check_objective_without_scores
 from tokenward.stages.run import Run
 from tokenward.stages.tables import tables
 from tokenward.stages.training import (
     adapted,
+    fit_stage,
     frozen_reference,
     model_settings,
     referenced,
     scored_by,
-    trained_on,
 )
 from tokenward.tokens.template import Template
 
@@ -49,8 +49,8 @@ class EvalRewardStage(TrainingStage):
         objective = self.objective(run)
         model = adapted(run, run.load(run.reference_model), run.recipe.model.adapter)
         sets = tables(run, model.template(run.style))
-        rows = referenced(run, trained_on(run, objective, sets.part("eval_reward")))
-        facts = fit(
+        rows = referenced(run, trained_on(objective, sets.part("eval_reward"), run.display.line))
+        facts = fit_stage(
             run,
             folder,
             model,

@@ -139,7 +139,8 @@ def check_recipe(loaded: LoadedRecipe) -> None:
 def _checks(run: Run, loaded: LoadedRecipe) -> Checks:
     """Every check, of a stage that this kind of run does not have too: its table may be written."""
     checks: Checks = {**check_auxiliary(run), **check_subset(run)}
-    every = {stage.name: stage for stage in (*ONLINE, *BEFORE_AUXILIARY, *AFTER_AUXILIARY)}
+    auxiliary = [AuxiliaryStage(name) for name in run.recipe.auxiliary_models]
+    every = {stage.name: stage for stage in (*ONLINE, *BEFORE_AUXILIARY, *auxiliary, *AFTER_AUXILIARY)}
     for stage in every.values():
         checks |= stage.checks(run)
     training = [stage for stage in possible_stages(run.recipe) if isinstance(stage, TrainingStage)]
@@ -149,5 +150,4 @@ def _checks(run: Run, loaded: LoadedRecipe) -> Checks:
     else:
         checks["model.head_mlp"] = partial(check_not_online, run)
     tables = [stage for stage in every.values() if isinstance(stage, TrainingStage)]
-    tables += [AuxiliaryStage(name) for name in run.recipe.auxiliary_models]
     return checks | training_checks(run.recipe, tables, loaded.lines)

@@ -21,13 +21,12 @@ from tokenward.selection import KeepAll, Selector, selector_of
 from tokenward.selection.weights import weigh_rows
 from tokenward.stages.base import Training, TrainingStage
 from tokenward.stages.data import source_fingerprint
-from tokenward.stages.fit import fit
 from tokenward.stages.prompt_task import prompt_task
 from tokenward.stages.reward_learning import DEFAULTS, RewardLearner
 from tokenward.stages.run import Run
 from tokenward.stages.sft import SftStage
 from tokenward.stages.tasks import EncodedExamples, Task, check_same_tokens, encoded_examples, example_task
-from tokenward.stages.training import adapted, model_settings, scored_by
+from tokenward.stages.training import adapted, fit_stage, model_settings, scored_by
 from tokenward.stages.watch import example_prompts, watching
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
@@ -70,7 +69,9 @@ class OnlineSftStage(SftStage):
         train, development = (encoded_examples(run, template, part) for part in ("train", "development"))
         watch = watching(run, model, example_prompts(run, development.contexts), folder.path)
         table = run.recipe.sft.training
-        return fit(run, folder, model, SFT(), train.rows, table, eval_rows=development.rows, watch=watch)
+        return fit_stage(
+            run, folder, model, SFT(), train.rows, table, eval_rows=development.rows, watch=watch
+        )
 
     def planned(self, run: Run, template: Template) -> Training:
         """The references."""
@@ -206,7 +207,7 @@ def _train(run: Run, stage: StageFolder, online: OnlineTable) -> dict[str, Any]:
         check_same_tokens(policy, reward, "reward.model")
     loop = _loop(run, stage.path, online, policy, reward, task)
     prepare = _prepare(run, online, objective, selector, policy, reward, task)
-    facts = fit(
+    facts = fit_stage(
         run,
         stage,
         policy,

@@ -10,6 +10,7 @@ import torch
 from tokenward.artifacts import StageFolder, fingerprint, read_json, write_json, write_jsonl
 from tokenward.display import Display
 from tokenward.evaluation.metrics import METRICS, apply_metric
+from tokenward.evaluation.row_values import RowValues
 from tokenward.evaluation.statistics import Figures, before_after_figures, mean_figure, write_figures
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
@@ -23,7 +24,6 @@ from tokenward.stages.evaluation import EvaluationStage, keep_recipe
 from tokenward.stages.figures import evaluation_statistics, show_figures
 from tokenward.stages.online import online_policy
 from tokenward.stages.prompt_task import labelled_parts, prompt_start, task_model
-from tokenward.stages.row_values import RowValues
 from tokenward.stages.run import Run
 from tokenward.stages.tasks import EncodedExamples, encoded_examples, sampler_of
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from tokenward.api.prepare import trained_on
 from tokenward.artifacts import StageFolder
 from tokenward.config import AuxiliaryModelTable, OracleTable, Recipe
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives import Objective, needs_of, objective_of
-from tokenward.stages.auxiliary import auxiliary_start, prompted, reads_model
+from tokenward.stages.auxiliary import auxiliary_start, reads_model
 from tokenward.stages.base import Checks, Training, TrainingStage
-from tokenward.stages.fit import fit
 from tokenward.stages.part_checks import check_objective_without_scores
 from tokenward.stages.run import AUXILIARY, Run
 from tokenward.stages.subset import (
@@ -26,13 +26,14 @@ from tokenward.stages.subset import (
 from tokenward.stages.tables import Tables, random_part, tables
 from tokenward.stages.training import (
     adapted,
+    fit_stage,
     frozen_reference,
     model_settings,
     referenced,
     scored_by,
-    trained_on,
     with_own_reference,
 )
+from tokenward.tokens.prompted import prompted
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 
@@ -145,6 +146,11 @@ class AuxiliaryStage(TrainingStage):
         pairs = random_part(run, _tables(run).part("train"), table.fraction, self.model)
         return _preference_model(run, folder, table, auxiliary_start(run, self.model), pairs, picked)
 
+    def checks(self, run: Run) -> Checks:
+        """An objective that needs no scores."""
+        objective = self.table(run.recipe).objective
+        return {f"{self.key}.objective": lambda: check_objective_without_scores(self.title, objective)}
+
     def unpaired_problem(self, run: Run) -> str:
         """Exchanged labels and subsets need pairs, whatever the objective."""
         table = self.table(run.recipe)
@@ -192,7 +198,7 @@ def _preference_model(
     train, eval_rows = (_as_read(run, base, objective, auxiliary, rows) for rows in (train, eval_rows))
     model = adapted(run, base, table.adapter)
     beside = frozen_reference(run, objective, model)
-    facts = fit(
+    facts = fit_stage(
         run, stage, model, objective, train, table.training or {}, eval_rows=eval_rows, reference=beside
     )
     more = {} if picked is None else {"picked": len(picked)}
@@ -227,7 +233,7 @@ def _oriented_rows(
     """Pairs in the order in which an auxiliary model trains on them, or each prompt's best response where it needs no pairs."""
     swapped = auxiliary is not None and first_is_worse(auxiliary)
     rows = pairs.swapped() if swapped else pairs
-    rows = trained_on(run, objective, rows) if len(rows) else rows
+    rows = trained_on(objective, rows, run.display.line) if len(rows) else rows
     single = auxiliary is not None and not needs_of(objective).pairwise
     return rows.best_once() if single and len(rows) else rows
 

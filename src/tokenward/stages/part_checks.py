@@ -12,11 +12,11 @@ from tokenward.plugins import find
 from tokenward.sampling.sources.base import check_source
 from tokenward.scoring.reads import Value, is_online
 from tokenward.scoring.scorers import Scorer
+from tokenward.scoring.span_files import check_spans
 from tokenward.selection import scope_of, selector_of, unit_of
 from tokenward.stages.auxiliary import check_reads, frozen_values
 from tokenward.stages.run import Run
 from tokenward.stages.scorers import scorer_of
-from tokenward.stages.span_files import check_spans
 
 _ANY_MODEL = ("", "logp")
 """Kinds of values that a model with an encoder gives too."""

@@ -13,12 +13,11 @@ from tokenward.objectives import Objective
 from tokenward.stages.auxiliary import reads_model
 from tokenward.stages.base import Checks, TrainingStage
 from tokenward.stages.constant import LOOKED_AT, warn_of_rewards
-from tokenward.stages.fit import fit
 from tokenward.stages.online import fresh_reward, reward_settings, reward_start
 from tokenward.stages.reward_learning import DEFAULTS, reward_objective
 from tokenward.stages.run import Run
 from tokenward.stages.tables import encoded_fingerprint, random_part, ranked_lists, say_notes
-from tokenward.stages.training import model_settings, scored_by
+from tokenward.stages.training import fit_stage, model_settings, scored_by
 from tokenward.tokens.encode import check_some_left
 from tokenward.tokens.segments import with_segments
 from tokenward.tokens.table import TokenTable
@@ -69,7 +68,7 @@ class RewardStage(TrainingStage):
         table, model = run.recipe.reward, fresh_reward(run)
         train, eval_rows = ranked_lists(run, model.template(run.style))
         rows = _rows(run, model, random_part(run, train, table.fraction, "reward"), show="ranked lists")
-        facts = fit(
+        facts = fit_stage(
             run,
             folder,
             model,

@@ -18,7 +18,7 @@ from tokenward.stages.run import Run
 from tokenward.stages.tasks import Task
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
-from tokenward.training.arguments import TrainingArguments, training_arguments
+from tokenward.training.arguments import TokenTrainingArguments, training_arguments
 from tokenward.training.best import EarlyStop, KeepBest
 from tokenward.training.callbacks import ShowProgress
 from tokenward.training.trainer import TokenTrainer
@@ -89,7 +89,7 @@ class RewardLearner:
             "seconds": round(time.monotonic() - begun, 1),
         }
 
-    def _arguments(self, phase: int) -> TrainingArguments:
+    def _arguments(self, phase: int) -> TokenTrainingArguments:
         policy = self._table.training
         table = {
             **DEFAULTS,
@@ -126,7 +126,7 @@ class RewardLearner:
         return found._replace(rows=[with_segments(unit, tokenizer, row) for row in found.rows])
 
     def _fit(
-        self, arguments: TrainingArguments, rows: list[TokenRow], eval_rows: list[TokenRow]
+        self, arguments: TokenTrainingArguments, rows: list[TokenRow], eval_rows: list[TokenRow]
     ) -> dict[str, Any]:
         best = KeepBest(self._reward.model, larger_is_better=False, patience=self._table.reward_patience)
         trainer = TokenTrainer(
@@ -174,7 +174,7 @@ def reward_objective(run: Run) -> Objective:
     return objective
 
 
-def _configured(reward: RewardModel, arguments: TrainingArguments) -> None:
+def _configured(reward: RewardModel, arguments: TokenTrainingArguments) -> None:
     """Write into the reward's configuration what transformers' Trainer writes there.
 
     A run that is taken up again may learn no reward any more, and yet saves the same folder.

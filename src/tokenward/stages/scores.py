@@ -1,26 +1,24 @@
 """The stages that compute values per token: reference log-probabilities, and scores."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
-import numpy as np
-
+from tokenward.api.makers import Maker
 from tokenward.artifacts import StageFolder, file_fingerprint
+from tokenward.models.base import TokenModel
 from tokenward.scoring.reads import Value
 from tokenward.scoring.scorers import Scorer
-from tokenward.scoring.store import TokenRecord, TokenStore, write_shards
-from tokenward.stages.auxiliary import folder_of, frozen_values
+from tokenward.scoring.store import TokenStore
+from tokenward.scoring.writing import write_store
+from tokenward.stages.auxiliary import auxiliary_of, folder_of, frozen_values
 from tokenward.stages.base import Checks, Stage
 from tokenward.stages.constant import warn_of_stored
-from tokenward.stages.makers import Maker
 from tokenward.stages.part_checks import check_scorer
 from tokenward.stages.run import AUXILIARY, Run
 from tokenward.stages.scorers import scorer_of
 from tokenward.stages.tables import pairs_fingerprint, say_notes, tables
 from tokenward.tokens.encode import check_some_left
-from tokenward.tokens.rows import TokenRow, keys_of
-from tokenward.tokens.spelled import spelled
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 
@@ -58,7 +56,7 @@ class ReferenceStage(Stage):
         run.display.table("pairs", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
         say_notes(run, template, counts, pairs.train.store)
         model = run.load(run.reference_model)
-        maker = Maker(run, "reference", [Value("reference", "logp")], template, loaded=model)
+        maker = _maker(run, "reference", [Value("reference", "logp")], template, loaded=model)
         store = _write(run, folder.path, [maker], template, pairs.everything)
         return {"responses": len(store), "layout": model.layout, "pairs": counts}
 
@@ -120,7 +118,7 @@ def write_values(
     """
     cache = folder / CACHE
     makers = [
-        Maker(run, model, values, template, cache) for model, values in _by_model(_asked(scorer)).items()
+        _maker(run, model, values, template, cache) for model, values in _by_model(_asked(scorer)).items()
     ]
     stage.temporary.append(cache)
     return _write(run, folder, makers, template, rows, TokenStore(run.path("reference")))
@@ -175,63 +173,47 @@ def _write(
     rows: TokenTable,
     reference: TokenStore | None = None,
 ) -> TokenStore:
-    """Write shards of whole prompts; a prompt's responses stay together, so its prompt is computed once.
-
-    Args:
-        run: The run.
-        folder: Where the shards go.
-        makers: What gives the values.
-        template: That wrote the rows.
-        rows: Every prompt with its responses.
-        reference: Values that are there already.
-    """
-    keys = Keys(rows.keys[rows.starts[:-1]])
+    """A store with a bar; see :func:`tokenward.scoring.writing.write_store`."""
     total = len(rows.responses) * sum(maker.passes for maker in makers)
     with run.display.progress(folder.name, total) as bar:
-
-        def make(wanted: Sequence[str]) -> Iterator[TokenRecord]:
-            group = [rows[keys.place(key)] for key in wanted]
-            values = {name: found for maker in makers for name, found in maker(group, bar.advance).items()}
-            for number, row in enumerate(group):
-                for place, record in enumerate(_records(template, row)):
-                    known = {} if reference is None else reference[record.key].values
-                    mine = {name: found[number][place].tolist() for name, found in values.items()}
-                    yield record._replace(values={**known, **mine})
-
-        return write_shards(folder, keys, make, rows_per_shard=run.recipe.scores.shard_rows)
+        return write_store(
+            folder,
+            makers,
+            template,
+            rows,
+            shard_rows=run.recipe.scores.shard_rows,
+            progress=bar.advance,
+            reference=reference,
+        )
 
 
-class Keys(Sequence[str]):
-    """Stable names, eight bytes each, and where each stands.
+def _maker(
+    run: Run,
+    model: str,
+    values: Sequence[Value],
+    template: Template,
+    cache: Path | None = None,
+    *,
+    loaded: TokenModel | None = None,
+) -> Maker:
+    """What gives values of one of the run's models, or of its data."""
 
-    Args:
-        numbers: ``[keys]`` uint64; each stands there once.
-    """
+    def load(attention: str | None) -> TokenModel:
+        if loaded is not None and attention is None:
+            return loaded
+        folder = folder_of(run, model)
+        return run.load_reward(folder) if model == "reward" else run.load(folder, attention=attention)
 
-    def __init__(self, numbers: np.ndarray) -> None:
-        self._numbers = numbers
-        self._order = np.argsort(numbers)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [f"{number:016x}" for number in self._numbers[index].tolist()]
-        return f"{int(self._numbers[index]):016x}"
-
-    def place(self, key: str) -> int:
-        """Where a key stands; it must be one of these."""
-        wanted = np.uint64(int(key, 16))
-        return int(self._order[np.searchsorted(self._numbers, wanted, sorter=self._order)])
-
-
-def _records(template: Template, row: TokenRow) -> Iterator[TokenRecord]:
-    for place, (key, ids) in enumerate(zip(keys_of(row.comparison), row.responses, strict=True)):
-        text, spans, own = spelled(template.tokenizer, row, place)
-        starts, ends = [span.start for span in spans], [span.end for span in spans]
-        yield TokenRecord(key, ids, starts, ends, {}, None if own else text)
+    table = run.recipe.scores
+    return Maker(
+        model,
+        values,
+        template,
+        load,
+        style=run.style,
+        precision=table.precision,
+        tokens_per_batch=table.tokens_per_batch,
+        batch=run.recipe.evaluation.batch,
+        cache=cache,
+        prompt=auxiliary_of(run, model).prompt,
+    )

@@ -7,9 +7,9 @@ from tokenward.artifacts import StageFolder
 from tokenward.config import Recipe, SftTable
 from tokenward.objectives import SFT, Objective
 from tokenward.stages.base import Training, TrainingStage
-from tokenward.stages.fit import fit
 from tokenward.stages.run import Run
 from tokenward.stages.tables import pairs_fingerprint, tables
+from tokenward.stages.training import fit_stage
 from tokenward.stages.watch import eval_prompts, watching
 from tokenward.tokens.template import Template
 
@@ -62,7 +62,9 @@ class SftStage(TrainingStage):
         sets = tables(run, template)
         watch = watching(run, model, eval_prompts(run, template), folder.path)
         rows, eval_rows = sets.part("train").best_once(), sets.eval.best_once()
-        return fit(run, folder, model, SFT(), rows, run.recipe.sft.training, eval_rows=eval_rows, watch=watch)
+        return fit_stage(
+            run, folder, model, SFT(), rows, run.recipe.sft.training, eval_rows=eval_rows, watch=watch
+        )
 
     def planned(self, run: Run, template: Template) -> Training:
         """The best responses, each once."""

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
 from tokenward.models.merging import merged
+from tokenward.models.outputs import TOLERANCE, difference, next_log_probabilities
 from tokenward.models.places import ADAPTER_FILE, config_of, model_fingerprint, no_base, parts_of, resolve
-from tokenward.stages.outputs import TOLERANCE, difference, next_log_probabilities
 from tokenward.tokens.template import Style
 
 FOLDER = "merged"

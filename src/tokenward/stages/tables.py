@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -236,9 +237,16 @@ def _encoded_wanted(run: Run, template: Template) -> Manifest:
     return Manifest.begin("encoded", settings, inputs, _LAYOUT)
 
 
+_STORES: WeakValueDictionary[tuple[Path, int], EncodedStore] = WeakValueDictionary()
+"""Stores that are in use: what is known of every response is held once, however many tables read it."""
+
+
 def _opened(path: Path, rows: int) -> EncodedStore:
     try:
-        found = EncodedStore.open([path])
+        known = path.absolute(), path.stat().st_mtime_ns
+        found = _STORES.get(known)
+        if found is None:
+            found = _STORES[known] = EncodedStore.open([path])
         count: int | str = len(found)
     except (OSError, pa.ArrowInvalid) as error:  # removed, or cut off by a copy
         found, count = None, str(error)

@@ -1,16 +1,24 @@
 """The stages that train a model on whole responses: SFT and the eval reward model; what every training stage shares."""
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-import torch
+from transformers.trainer_utils import IntervalStrategy
 
+from tokenward.api.prepare import needs_frozen_copy, with_new_adapter
+from tokenward.artifacts import StageFolder
 from tokenward.errors import UserError
+from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, lasting
-from tokenward.objectives import Objective, needs_of, title_of
+from tokenward.objectives import Objective
 from tokenward.scoring.join import computed, with_reference
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.run import Run
+from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import Column, TokenTable
+from tokenward.training.arguments import check_batches, training_arguments
+from tokenward.training.fit import fit
 
 
 def scored_by(run: Run) -> dict[str, Any]:
@@ -34,40 +42,69 @@ def model_settings(run: Run) -> dict[str, Any]:
 
 
 def adapted(run: Run, model: LanguageModel, adapter: Any) -> LanguageModel:
-    """The model with a new adapter to train, where the recipe has one."""
+    """The model with a new adapter to train, if the recipe has one."""
     settings = run.recipe.model.adapter if adapter == "inherit" else adapter
-    torch.manual_seed(run.recipe.seed)  # an adapter begins with random weights
-    return model if settings is None else model.with_adapter(settings)
+    return with_new_adapter(model, settings, run.recipe.seed)
 
 
 def frozen_reference(run: Run, objective: Objective, model: LanguageModel) -> LanguageModel | None:
-    """A second copy of a model before its training, where the objective compares with it in the step.
-
-    A model with an adapter needs none: it is its own reference without it.
-    """
-    if not needs_of(objective).frozen_reference or model.has_adapter:
-        return None
-    return run.load(model.name)
+    """A second copy of a model before its training, if the objective compares with it in the step."""
+    return run.load(model.name) if needs_frozen_copy(objective, model) else None
 
 
-def trained_on(run: Run, objective: Objective, rows: TokenTable) -> TokenTable:
-    """Rows without the bad responses that stand alone, where the objective learns nothing from such a one.
+def fit_stage(
+    run: Run,
+    stage: StageFolder,
+    model: TokenModel,
+    objective: Objective,
+    rows: Sequence[TokenRow],
+    table: dict[str, Any],
+    *,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    eval_rows: Sequence[TokenRow] = (),
+    **more: Any,
+) -> dict[str, Any]:
+    """Train a model by a ``training`` table of the recipe, in the folder of a stage; returns facts for its manifest.
+
+    Args:
+        run: The run.
+        stage: Folder of the stage; the training goes on from a checkpoint in it.
+        model: The model before training.
+        objective: What to minimise.
+        rows: Training comparisons.
+        table: The recipe's ``training`` table.
+        defaults: Values for keys that the table leaves out, if they differ from those of other stages.
+        eval_rows: Comparisons for ``eval_strategy``.
+        more: As :func:`tokenward.training.fit.fit` takes it.
 
     Raises:
-        UserError: none is left.
+        UserError: as there; or the table evaluates, and there is nothing to evaluate on.
     """
-    left_out = (rows.sizes == 1) & (rows.ranks[rows.starts[:-1]] > 0)
-    if needs_of(objective).unpaired != "good" or not left_out.any():
-        return rows
-    if left_out.all():
-        raise UserError(
-            f"every row is a bad response alone, and {title_of(objective)} trains on good ones. Give good ones (label true), or "
-            "write the objective {name: kto}, which learns from both."
-        )
-    run.display.line(
-        f"  {int(left_out.sum())} rows left out: a bad response alone, from which {title_of(objective)} learns nothing"
+    where = f"{stage.path.name}.training"
+    arguments = training_arguments(
+        {**defaults, **table},
+        folder=stage.path / "checkpoints",
+        seed=run.recipe.seed,
+        where=where,
+        device=run.recipe.model.device,
     )
-    return rows.where(~left_out)
+    if not eval_rows and arguments.eval_strategy != IntervalStrategy.NO:
+        advice = "Raise data.eval" if run.recipe.data.eval is None else "Give data.eval more rows"
+        raise UserError(
+            f"{where}.eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, but there is no held-out "
+            f"comparison to evaluate on. {advice}, or write eval_strategy: no."
+        )
+    check_batches(table, len(rows), where)
+    shared = {
+        "style": run.style,
+        "display": run.display,
+        "where": where,
+        "reference_precision": run.recipe.scores.precision,
+    }
+    facts = fit(model, objective, rows, arguments, stage.path, eval_rows=eval_rows, **shared, **more)
+    if "save_strategy" not in table:
+        stage.temporary.append(stage.path / "checkpoints")  # only there to go on after a stop
+    return facts
 
 
 def with_own_reference(run: Run, start: LanguageModel, rows: TokenTable) -> TokenTable:

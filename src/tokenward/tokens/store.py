@@ -112,8 +112,8 @@ class EncodedStore:
 
     @cached_property
     def owner(self) -> np.ndarray:
-        """Row of each response.  -> [responses] int64"""
-        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+        """Row of each response.  -> [responses] int32"""
+        return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.starts))
 
     def column(self, name: str) -> np.ndarray:
         """One number of each row, or of each of its responses, end to end."""

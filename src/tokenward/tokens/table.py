@@ -187,8 +187,8 @@ class TokenTable(Sequence[TokenRow]):
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each response that the assistant writes.  -> [r] int64"""
-        return self.of_responses("sizes").astype(np.int64)
+        """Tokens of each response that the assistant writes.  -> [r] int32"""
+        return self.of_responses("sizes")
 
     @cached_property
     def eos(self) -> np.ndarray:
@@ -210,7 +210,8 @@ class TokenTable(Sequence[TokenRow]):
         """Rank of each response in its row, 0 is the best.  -> [r]"""
         if self.kind == "whole":
             return self.of_responses("ranks")
-        places = np.arange(self.starts[-1]) - np.repeat(self.starts[:-1], self.sizes)
+        places = np.arange(self.starts[-1], dtype=np.int32)
+        places -= np.repeat(self.starts[:-1].astype(np.int32), self.sizes)
         if self.kind != "pair" or not (self.sizes == 1).any():
             return places
         # A response that is alone keeps its own rank: good or bad.
@@ -276,13 +277,17 @@ class TokenTable(Sequence[TokenRow]):
 
     def by_prompt(self) -> "TokenTable":
         """The distinct responses of each prompt as one row, so that the prompt is computed once."""
+        # Pairs repeat their responses, so the first place of each is found before its key is looked at.
+        place = np.full(int(self.store.starts[-1]), -1, np.int64)
+        place[self.responses[::-1]] = np.arange(len(self.responses))[::-1]
+        place = np.sort(place[place >= 0])
+        _, first = np.unique(self.store.column("response_keys")[self.responses[place]], return_index=True)
+        first = place[np.sort(first)]
         # Rows of some replies may begin with fewer of a prompt's ids than those of others.
-        rows = self.store.owner[self.responses]
-        prompts = (self.store.column("prompt_key") ^ self.store.column("prompt_digest"))[rows]
-        _, first = np.unique(self.keys, return_index=True)
-        first.sort()
+        prompts = self.store.column("prompt_key") ^ self.store.column("prompt_digest")
+        prompts = prompts[self.store.owner[self.responses[first]]]
         # Groups are in the order of their first response, and so are the responses in a group.
-        _, where, group = np.unique(prompts[first], return_index=True, return_inverse=True)
+        _, where, group = np.unique(prompts, return_index=True, return_inverse=True)
         order = np.lexsort((first, where[group]))
         _, sizes = np.unique(where[group], return_counts=True)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])

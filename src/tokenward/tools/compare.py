@@ -8,9 +8,9 @@ import numpy as np
 
 from tokenward.artifacts import read_manifest, require
 from tokenward.errors import UserError
+from tokenward.evaluation.row_values import PAIR, PROMPT, RowKey, read_row_values
 from tokenward.evaluation.statistics import Figure, figure_as_json, mean_figure
 from tokenward.models.loading import load_tokenizer
-from tokenward.stages.row_values import PAIR, PROMPT, RowKey, read_row_values
 from tokenward.tokens.template import Style, Template
 from tokenward.tools.kept import (
     changes_of,

@@ -12,11 +12,11 @@ from rich.text import Text
 from tokenward.artifacts import read_jsonl, read_manifest
 from tokenward.data.lines import read_comparisons
 from tokenward.display import Display
+from tokenward.evaluation.row_values import PAIR
 from tokenward.plugins import build
 from tokenward.scoring.join import scores_of
 from tokenward.scoring.scorers import SCORERS, Scorer, seeded
 from tokenward.scoring.store import TokenRecord, TokenStore
-from tokenward.stages.row_values import PAIR
 from tokenward.tokens.rows import keys_of
 from tokenward.tools.compare import Flip, RunComparison
 

@@ -18,7 +18,7 @@ from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figures, load_figures
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.models.merging import merged
-from tokenward.stages.outputs import TOLERANCE, difference, next_log_probabilities, recorded
+from tokenward.models.outputs import TOLERANCE, difference, next_log_probabilities, recorded
 from tokenward.tokens.template import Style
 from tokenward.tools.finished import FinishedModel, finished_model
 from tokenward.tools.kept import stages_of

@@ -21,7 +21,7 @@ from tokenward.stages.tables import tables
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
-from tokenward.training.arguments import TrainingArguments, training_arguments
+from tokenward.training.arguments import TokenTrainingArguments, training_arguments
 
 
 class Scoring(NamedTuple):
@@ -89,7 +89,7 @@ class Steps(NamedTuple):
     batch: int
     micro: int
     looks: int
-    arguments: TrainingArguments
+    arguments: TokenTrainingArguments
 
 
 def steps_of(run: Run, table: dict[str, Any], stage: str, rows: int) -> Steps:

@@ -13,7 +13,7 @@ from tokenward.scoring.scorers import SCORERS
 from tokenward.selection import SELECTORS, selector_of
 from tokenward.stages.scorers import made_scorer
 from tokenward.stages.tasks import SAMPLERS
-from tokenward.training.arguments import DEFAULTS, TrainingArguments
+from tokenward.training.arguments import DEFAULTS, TokenTrainingArguments
 
 NAMED: dict[str, Mapping[str, Any]] = {
     "oracle.objective": OBJECTIVES,
@@ -120,5 +120,5 @@ def _training() -> dict[str, Any]:
         "displacement_margin",
         "log_entropy",
     )
-    fields = {item.name: item.default for item in dataclasses.fields(TrainingArguments)}
+    fields = {item.name: item.default for item in dataclasses.fields(TokenTrainingArguments)}
     return {**DEFAULTS, **{name: fields[name] for name in ours}}

@@ -1,18 +1,19 @@
 """transformers' TrainingArguments with five settings of our own and defaults that suit preference training."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments as BaseArguments
+from transformers import TrainingArguments
 
+from tokenward.config.training_fields import CANNOT_ACT_IN_SCRIPT
 from tokenward.errors import UserError
 
 
 @dataclass
-class TrainingArguments(BaseArguments):
+class TokenTrainingArguments(TrainingArguments):
     """Arguments of :class:`tokenward.training.trainer.TokenTrainer`.
 
     Attributes:
@@ -33,11 +34,11 @@ class TrainingArguments(BaseArguments):
 
     def __post_init__(self) -> None:
         if self.tokens_per_forward < 1:
-            raise UserError(f"training.tokens_per_forward must be at least 1, got {self.tokens_per_forward}.")
+            raise UserError(f"tokens_per_forward must be at least 1, got {self.tokens_per_forward}.")
         if self.displacement_margin is not None and not self.displacement_margin > 0:
             raise UserError(
-                f"training.displacement_margin must be greater than 0, got {self.displacement_margin}: a fall that small is noise. "
-                "Write for example 0.5, or null for no alarm."
+                f"displacement_margin must be greater than 0, got {self.displacement_margin}: a fall that small is noise. "
+                "Write for example 0.5. None (null in a recipe) turns the alarm off."
             )
         super().__post_init__()
 
@@ -61,7 +62,7 @@ DEFAULTS: dict[str, Any] = {
 
 def training_arguments(
     table: dict[str, Any], *, folder: Path, seed: int, where: str, device: str = "auto"
-) -> TrainingArguments:
+) -> TokenTrainingArguments:
     """Arguments from a recipe's ``training`` table.
 
     Args:
@@ -82,7 +83,7 @@ def training_arguments(
     use_cpu = device == "cpu" or not torch.accelerator.is_available()
     settings: dict[str, Any] = {**DEFAULTS, "seed": seed, "use_cpu": use_cpu, **table}
     try:
-        arguments = TrainingArguments(output_dir=str(folder), remove_unused_columns=False, **settings)
+        arguments = TokenTrainingArguments(output_dir=str(folder), remove_unused_columns=False, **settings)
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(
             f"{where}: {str(error).strip().splitlines()[0]} Correct the value in this table."
@@ -91,6 +92,63 @@ def training_arguments(
     # nn.DataParallel copies a model without its asking head; several GPUs need a process each.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def token_arguments(args: TrainingArguments) -> TokenTrainingArguments:
+    """A script's arguments as tokenward's own: every field is kept, and tokenward's further ones have their defaults.
+
+    ``remove_unused_columns`` is set to False, because the columns of a comparison are not arguments of the model. One
+    process trains on one GPU.
+
+    Args:
+        args: transformers' arguments, or tokenward's. They are not changed.
+
+    Raises:
+        UserError: a field that cannot act here has another value than its default, or a subclass brings fields that
+            tokenward does not know.
+    """
+    if not isinstance(args, TrainingArguments):
+        raise UserError(
+            f"args is {type(args).__name__}. Give transformers.TrainingArguments or tokenward.TokenTrainingArguments."
+        )
+    made = TokenTrainingArguments.__new__(TokenTrainingArguments)
+    own = {item.name: _default(item) for item in fields(TokenTrainingArguments)}
+    # The attributes are copied as they are: __post_init__ has done its work, and may not be meant to run twice.
+    vars(made).update({name: own[name] for name in _OWN}, **vars(args))
+    made.remove_unused_columns = False
+    made.dataloader_pin_memory &= made.device.type != "cpu"  # torch warns of it on a processor alone
+    foreign = {item.name: _default(item) for item in fields(args) if item.name not in own}
+    _check_acts(args, {name: own[name] for name in CANNOT_ACT_IN_SCRIPT}, foreign)
+    _check_length(made, "args")
+    if made.train_sampling_strategy not in ("random", "sequential"):
+        raise UserError(
+            f"args.train_sampling_strategy is {made.train_sampling_strategy!r}. Rows come in random or sequential order, and are "
+            "cut into passes by length anyway (tokens_per_forward). Write random or sequential."
+        )
+    made._n_gpu = min(made.n_gpu, 1)  # nn.DataParallel copies a model without its selective head
+    return made
+
+
+_OWN = ("tokens_per_forward", "disable_dropout", "checkpoint_minutes", "displacement_margin", "log_entropy")
+
+
+def _default(item: "Field[Any]") -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def _check_acts(args: TrainingArguments, idle: Mapping[str, Any], foreign: Mapping[str, Any]) -> None:
+    """Refuse fields that were set and that nothing here reads."""
+    for name, default in idle.items():
+        if getattr(args, name) != default:
+            raise UserError(
+                f"args.{name} is {getattr(args, name)!r} and cannot act here: {CANNOT_ACT_IN_SCRIPT[name]}. Leave it out."
+            )
+    unread = [name for name, default in foreign.items() if getattr(args, name) != default]
+    if unread:
+        raise UserError(
+            f"args is {type(args).__name__}, and nothing here reads its {', '.join(unread)}. Give "
+            "tokenward.TokenTrainingArguments. What the loss is belongs to objective=, what a token is to tokens=."
+        )
 
 
 def check_batches(table: Mapping[str, Any], rows: int, where: str) -> None:
@@ -112,7 +170,7 @@ def check_batches(table: Mapping[str, Any], rows: int, where: str) -> None:
         )
 
 
-def _check_length(arguments: TrainingArguments, where: str) -> None:
+def _check_length(arguments: TokenTrainingArguments, where: str) -> None:
     """Refuse a training without an update."""
     if arguments.max_steps == 0 or arguments.max_steps < -1:
         raise UserError(

@@ -23,7 +23,7 @@ from tokenward.objectives.base import Losses, Objective, needs_of
 from tokenward.objectives.custom import check_declared
 from tokenward.tokens.batches import Batch
 from tokenward.tokens.rows import TokenRow
-from tokenward.training.arguments import TrainingArguments
+from tokenward.training.arguments import TokenTrainingArguments
 from tokenward.training.best import save_trained
 from tokenward.training.checks import check_gradient, check_rows, check_scored, disable_dropout
 from tokenward.training.collator import Collator, Prepare, StepBatch
@@ -43,7 +43,7 @@ class TokenTrainer(Trainer):
     Args:
         model: What is trained, with its tokenizer and layout; it gives one number per token.
         objective: Those numbers and weights to one loss per comparison.
-        arguments: See :class:`tokenward.training.arguments.TrainingArguments`.
+        arguments: See :class:`tokenward.training.arguments.TokenTrainingArguments`.
         rows: Training comparisons with weights, and reference values where the objective needs them.
         eval_rows: Comparisons for evaluation during training.
         prepare: What the rows of an optimizer step, all of this process's, become just before they train: weights
@@ -57,7 +57,7 @@ class TokenTrainer(Trainer):
         self,
         model: TokenModel,
         objective: Objective,
-        arguments: TrainingArguments,
+        arguments: TokenTrainingArguments,
         rows: Sequence[TokenRow],
         *,
         eval_rows: Sequence[TokenRow] | None = None,

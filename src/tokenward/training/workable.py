@@ -11,7 +11,7 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from tokenward.config.training_fields import BY_OPTIMIZER
-from tokenward.training.arguments import TrainingArguments
+from tokenward.training.arguments import TokenTrainingArguments
 
 SAMPLING = ("random", "sequential")
 PROJECTED = {"galore": "galore_torch", "apollo": "apollo_torch"}
@@ -19,7 +19,7 @@ PROJECTED = {"galore": "galore_torch", "apollo": "apollo_torch"}
 
 
 def unworkable(
-    arguments: TrainingArguments, table: Mapping[str, Any], device: str
+    arguments: TokenTrainingArguments, table: Mapping[str, Any], device: str
 ) -> Iterator[tuple[str, str]]:
     """Keys of a table that cannot work here, each with what is wrong about it.
 
@@ -53,7 +53,7 @@ def unworkable(
         )
 
 
-def _number_types(arguments: TrainingArguments, device: str) -> Iterator[tuple[str, str]]:
+def _number_types(arguments: TokenTrainingArguments, device: str) -> Iterator[tuple[str, str]]:
     if arguments.fp16 and device != "cuda":
         yield (
             "fp16",
@@ -63,7 +63,7 @@ def _number_types(arguments: TrainingArguments, device: str) -> Iterator[tuple[s
         yield "bf16", "this GPU has no instructions for bfloat16. Leave bf16 out, or write fp16: true."
 
 
-def _trackers(arguments: TrainingArguments) -> Iterator[tuple[str, str]]:
+def _trackers(arguments: TokenTrainingArguments) -> Iterator[tuple[str, str]]:
     for name in arguments.report_to or []:
         if name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
@@ -81,7 +81,7 @@ def _trackers(arguments: TrainingArguments) -> Iterator[tuple[str, str]]:
             )
 
 
-def _optimizer(arguments: TrainingArguments, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _optimizer(arguments: TokenTrainingArguments, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     name = str(getattr(arguments.optim, "value", arguments.optim))
     if "layerwise" in name or "lomo" in name:
         yield (
@@ -138,11 +138,13 @@ def _reads(optimizer: str, key: str) -> bool:
     return made[0] != made[1]
 
 
-def _plain(optimizer: str, more: Mapping[str, Any]) -> TrainingArguments:
-    return TrainingArguments(output_dir="unused", use_cpu=True, report_to="none", optim=optimizer, **more)
+def _plain(optimizer: str, more: Mapping[str, Any]) -> TokenTrainingArguments:
+    return TokenTrainingArguments(
+        output_dir="unused", use_cpu=True, report_to="none", optim=optimizer, **more
+    )
 
 
-def _schedule(arguments: TrainingArguments) -> Iterator[tuple[str, str]]:
+def _schedule(arguments: TokenTrainingArguments) -> Iterator[tuple[str, str]]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     settings: Any = arguments.lr_scheduler_kwargs
     try:

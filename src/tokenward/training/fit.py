@@ -1,30 +1,28 @@
-"""One way to train a model in a stage folder: resume, progress, checkpoints, the finished model."""
+"""One way to train a model in a folder: resume, progress, checkpoints, the finished model."""
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import process_time
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from transformers import PrinterCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import IntervalStrategy
 
-from tokenward.artifacts import StageFolder, write_jsonl
-from tokenward.errors import UserError
+from tokenward.artifacts import write_jsonl
+from tokenward.display import Display
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
+from tokenward.models.outputs import record
 from tokenward.models.precision import imitates_bfloat16
 from tokenward.objectives.base import Objective
 from tokenward.objectives.selected import with_entropy
-from tokenward.stages.outputs import record
-from tokenward.stages.run import Run
 from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.template import Style
 from tokenward.training.alternating import STATE_FILE, Alternating, stopped_early
-from tokenward.training.arguments import TrainingArguments, check_batches, training_arguments
+from tokenward.training.arguments import TokenTrainingArguments
 from tokenward.training.callbacks import CheckpointEvery, ShowProgress, StopOnInterrupt
 from tokenward.training.checkpoints import KeepNewest, last_whole_checkpoint, step_of
 from tokenward.training.checks import check_first_batch
@@ -50,54 +48,58 @@ class Interrupted(KeyboardInterrupt):
 
 
 def fit(
-    run: Run,
-    stage: StageFolder,
     model: TokenModel,
     objective: Objective,
     rows: Sequence[TokenRow],
-    table: dict[str, Any],
+    arguments: TokenTrainingArguments,
+    folder: Path,
     *,
+    style: Style = Style(),  # noqa: B008  immutable
     eval_rows: Sequence[TokenRow] = (),
     prepare: Prepare | None = None,
     reference: LanguageModel | None = None,
-    defaults: Mapping[str, Any] = MappingProxyType({}),
+    reference_precision: str = "float32",
     between: Alternating | None = None,
     watch: AnswerPrompts | None = None,
+    display: Display | None = None,
+    where: str = "args",
+    resume: bool = True,
 ) -> dict[str, Any]:
     """Train a model and save it in ``model/``, its history in ``history.jsonl``.
 
     Args:
-        run: The run.
-        stage: Folder of the stage; a checkpoint in it is gone on from.
-        model: The model before training.
+        model: The model before training; it is trained in place.
         objective: What to minimise.
         rows: Training comparisons.
-        table: The recipe's ``training`` table.
+        arguments: How to train. Its ``save_total_limit`` is taken out of it.
+        folder: Where the model and the history go.
+        style: How the model writes conversations.
         eval_rows: Comparisons for ``eval_strategy``.
         prepare: What a step's rows become just before they train.
         reference: The frozen model beside the policy, for objectives that compare with it in the step.
-        defaults: What the table need not say, where it is not what other stages have.
+        reference_precision: In which the stored values of the reference were computed: ``float32`` or ``bfloat16``.
         between: What happens between the steps; it has a part in each checkpoint.
         watch: Answers fixed prompts while the model trains.
+        display: Where progress is shown; None shows nothing.
+        where: What messages call the arguments.
+        resume: Whether to go on from the newest checkpoint in ``arguments.output_dir``, if there is one.
 
     Returns:
-        Facts for the manifest: steps, final loss, seconds, speed, memory, and displacement where chosen responses are
-        logged.
+        Facts: steps, final loss, seconds, speed, memory, and displacement if the objective logs chosen responses.
 
     Raises:
         UserError: bad settings, a loss that is not finite, or a policy that differs from its reference.
-        Interrupted: Ctrl-C; a checkpoint was saved and the next run goes on from it.
+        Interrupted: Ctrl-C; a checkpoint was saved and the next call goes on from it.
     """
+    display = Display(quiet=True) if display is None else display
     last_file = TRAINER_STATE_NAME if between is None else STATE_FILE
-    arguments = _arguments(run, stage.path, {**defaults, **table}, evaluates=bool(eval_rows))
-    check_batches(table, len(rows), f"{stage.path.name}.training")
     interrupt = StopOnInterrupt()
     limit, arguments.save_total_limit = arguments.save_total_limit, None
     callbacks = [
         *([between] if between is not None else []),
         *([watch] if watch is not None else []),
         CheckpointEvery(arguments.checkpoint_minutes),
-        DisplacementAlarm(arguments.displacement_margin, f"{stage.path.name}.training", run.display.line),
+        DisplacementAlarm(arguments.displacement_margin, where, display.line),
         interrupt,
         KeepNewest(last_file, limit),
     ]
@@ -114,23 +116,21 @@ def fit(
     speed = Speed(trainer.read)
     trainer.add_callback(speed)
     trainer.remove_callback(PrinterCallback)  # our own bar shows what is logged
-    for hint in _hints(trainer, f"{stage.path.name}.training"):
-        run.display.line(hint)
-    # Where one row has reference values all have: a stage adds them to all, or a step to its own.
+    for hint in _hints(trainer, where):
+        display.line(hint)
+    # If one row has reference values, all have: a stage adds them to all, or a step to its own.
     if trainer.needs.reference and rows and rows[0].reference_logp is not None:
-        _check_start(run, trainer, rows)
-    checkpoint = last_whole_checkpoint(Path(str(arguments.output_dir)), last_file)
-    measured = _train(run, stage.path.name, trainer, interrupt, checkpoint)
+        display.line(check_start(trainer, rows, reference_precision))
+    checkpoint = last_whole_checkpoint(Path(str(arguments.output_dir)), last_file) if resume else None
+    measured = _train(display, folder.name, trainer, interrupt, checkpoint)
     if between is not None:
         between.finish()
     if watch is not None:
         watch.look(trainer.state.global_step)
-    _save(run, model, trainer, stage.path)
+    _save(style, model, trainer, folder)
     history = trainer.state.log_history
-    write_history(stage.path / "history.jsonl", history)
+    write_history(folder / "history.jsonl", history)
     measured |= {**displacement_facts(history, arguments.displacement_margin), **speed.facts()}
-    if "save_strategy" not in table:
-        stage.temporary.append(Path(str(arguments.output_dir)))  # only there to go on after a stop
     return {"steps": trainer.state.global_step, "rows": len(rows), **measured}
 
 
@@ -142,28 +142,13 @@ def _hints(trainer: TokenTrainer, where: str) -> Iterator[str]:
         yield IDLE.format(where=where)
 
 
-def _arguments(run: Run, folder: Path, table: dict[str, Any], *, evaluates: bool) -> TrainingArguments:
-    """The stage's training arguments; refuses an evaluation that has nothing to look at."""
-    where = f"{folder.name}.training"
-    arguments = training_arguments(
-        table,
-        folder=folder / "checkpoints",
-        seed=run.recipe.seed,
-        where=where,
-        device=run.recipe.model.device,
-    )
-    if not evaluates and arguments.eval_strategy != IntervalStrategy.NO:
-        more = "Raise data.eval" if run.recipe.data.eval is None else "Give data.eval more rows"
-        raise UserError(
-            f"{where}.eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, but there is no held-out "
-            f"comparison to evaluate on. {more}, or write eval_strategy: no."
-        )
-    return arguments
+def check_start(trainer: TokenTrainer, rows: Sequence[TokenRow], reference_precision: str = "float32") -> str:
+    """Compare the untrained policy with its reference on the first rows; returns a line that says what was found.
 
-
-def _check_start(run: Run, trainer: TokenTrainer, rows: Sequence[TokenRow]) -> None:
-    """Compare the untrained policy with its reference, and show what was found."""
-    coarse = trainer.args.bf16 or run.recipe.scores.precision == "bfloat16"
+    Raises:
+        UserError: they differ by more than rounding.
+    """
+    coarse = trainer.args.bf16 or reference_precision == "bfloat16"
     precision = torch.bfloat16 if coarse else trainer.token_model.dtype
     found = check_first_batch(
         trainer.token_model,
@@ -175,22 +160,22 @@ def _check_start(run: Run, trainer: TokenTrainer, rows: Sequence[TokenRow]) -> N
     ln2 = math.log(2)
     loss = f"loss {found['loss']:.4f} (begins at ln 2 = {ln2:.4f}), "
     told = loss if abs(found["begins"] - ln2) < 1e-4 else ""
-    run.display.line(f"  first rows: {told}margin {found['margin']:.4f} nats: policy = reference")
+    return f"  first rows: {told}margin {found['margin']:.4f} nats: policy = reference"
 
 
 def _train(
-    run: Run, name: str, trainer: TokenTrainer, interrupt: StopOnInterrupt, checkpoint: Path | None
+    display: Display, name: str, trainer: TokenTrainer, interrupt: StopOnInterrupt, checkpoint: Path | None
 ) -> dict[str, float]:
     """Train to the end, from a checkpoint if there is one, with a bar; Ctrl-C before the end raises."""
     steps = planned_steps(trainer)
     ended = checkpoint is not None and (step_of(checkpoint) >= steps or stopped_early(checkpoint))
     if checkpoint is not None:
-        run.display.line(f"  goes on from step {step_of(checkpoint)} of {steps}")
+        display.line(f"  goes on from step {step_of(checkpoint)} of {steps}")
     if ended:
         # transformers would make one more update before it looks whether there is one to make.
         vars(trainer)["_run_epoch"] = lambda **settings: None
     started = process_time()
-    with run.display.progress(name, steps) as bar, interrupt.listening():
+    with display.progress(name, steps) as bar, interrupt.listening():
         trainer.add_callback(ShowProgress(bar))
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if ended:
@@ -220,14 +205,14 @@ def planned_steps(trainer: TokenTrainer) -> int:
     return int(trainer.set_initial_training_values(trainer.args, loader)[6])
 
 
-def _save(run: Run, model: TokenModel, trainer: TokenTrainer, folder: Path) -> None:
+def _save(style: Style, model: TokenModel, trainer: TokenTrainer, folder: Path) -> None:
     """Save the objective's modules, then the model into a fresh folder that is moved in place: it is whole or absent.
 
     Of a language model it is kept what it says now, so that what is made of the folder can be compared with it.
     """
     trainer.objective_modules.save(folder)
     if isinstance(model, LanguageModel):
-        record(model, model.template(run.style), folder)
+        record(model, model.template(style), folder)
     scratch, target = folder / "model.tmp", folder / "model"
     for old in (scratch, target):
         shutil.rmtree(old, ignore_errors=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,51 +11,60 @@ from torch import Tensor
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
-from tokenward.models.places import context_length
+from tokenward.models.positions import positions_of
 from tokenward.models.reward import RewardModel
+from tokenward.sampling.counterfactual import critical_tokens
 from tokenward.scoring.looks import looked_at
 from tokenward.scoring.reads import Value
+from tokenward.scoring.span_files import read_spans
 from tokenward.scoring.values import token_values
-from tokenward.stages.auxiliary import auxiliary_of, folder_of, prompted
-from tokenward.stages.counterfactual import critical_tokens
-from tokenward.stages.run import Run
-from tokenward.stages.span_files import read_spans
+from tokenward.scoring.writing import Found
+from tokenward.tokens.prompted import prompted
 from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.segments import with_segments
 from tokenward.tokens.spans import span_values
 from tokenward.tokens.spelled import moved, spelled
-from tokenward.tokens.template import Template
+from tokenward.tokens.template import Style, Template
 from tokenward.types import Span
-
-Found = list[list[Tensor]]
-"""Per row, per response, ``[len]``."""
 
 
 class Maker:
     """Gives some values of one model, or of the data.
 
     Args:
-        run: The run.
-        model: ``reference``, ``oracle``, ``reward``, an auxiliary model, or ``data``.
+        name: ``reference``, ``oracle``, ``reward``, the name of an auxiliary model, or ``data``.
         values: Which.
         template: That wrote the rows.
+        load: Gives the model, with an attention implementation or, for None, with its own. Never called for ``data``.
+        style: In which the rows were written.
+        precision: As :func:`tokenward.scoring.values.over_batches` takes it.
+        tokens_per_batch: Most tokens in one pass.
+        batch: Continuations at a time, for values that need some.
         cache: Folder for what is too dear to be made again.
-        loaded: The model, where it is in memory already.
+        prompt: Text with ``{prompt}`` that the model reads in place of the last user turn; None changes nothing.
+
+    Raises:
+        UserError: the model has another tokenizer or chat template than the rows.
     """
 
     def __init__(
         self,
-        run: Run,
-        model: str,
+        name: str,
         values: Sequence[Value],
         template: Template,
-        cache: Path | None = None,
+        load: Callable[[str | None], TokenModel],
         *,
-        loaded: TokenModel | None = None,
+        style: Style,
+        precision: str = "float32",
+        tokens_per_batch: int = 8192,
+        batch: int = 64,
+        cache: Path | None = None,
+        prompt: str | None = None,
     ) -> None:
-        self._run, self._name, self._values = run, model, values
-        self._template, self._cache, self._loaded = template, cache, loaded
-        if model != "data":
+        self._name, self._values, self._template, self._load = name, values, template, load
+        self._settings: dict[str, Any] = {"precision": precision, "tokens_per_batch": tokens_per_batch}
+        self._style, self._batch, self._cache, self._prompt = style, batch, cache, prompt
+        if name != "data":
             assert self._model is not None  # another tokenizer is refused before anything is computed
 
     @property
@@ -64,51 +74,34 @@ class Maker:
 
     def __call__(self, group: Sequence[TokenRow], progress: Callable[[int], None]) -> dict[str, Found]:
         """The values of some rows, by name."""
-        if self._name != "data":
-            group = self._prompted(group)
+        if self._name != "data" and self._prompt:
+            context = positions_of(self._model.model.config)  # type: ignore[arg-type]  # of a loaded model
+            group = [prompted(row, self._template, self._prompt, context) for row in group]
         found: dict[str, Found] = {}
         for value in self._values:
             found[str(value)] = self._made(value, group)
             progress(sum(len(row.responses) for row in group))
         return found
 
-    def _prompted(self, group: Sequence[TokenRow]) -> Sequence[TokenRow]:
-        prompt = auxiliary_of(self._run, self._name).prompt
-        return [prompted(row, self._template, prompt, self._context) for row in group] if prompt else group
-
-    @cached_property
-    def _context(self) -> int | None:
-        trust = self._run.recipe.model.trust_remote_code
-        return context_length(folder_of(self._run, self._name), trust_remote_code=trust)
-
     @cached_property
     def _model(self) -> TokenModel:
-        model = self._loaded or self._read(None)
-        if model.template(self._run.style).fingerprint != self._template.fingerprint:
+        model = self._load(None)
+        if model.template(self._style).fingerprint != self._template.fingerprint:
             raise UserError(
-                f"the {self._name} in {model.name} has another tokenizer or chat template than {self._run.reference_model}, so their "
-                "values belong to other tokens. Name models of one family."
+                f"the {self._name} in {model.name} has another tokenizer or chat template than "
+                f"{self._template.tokenizer.name_or_path}, so their values belong to other tokens. Name models of one family."
             )
         return model
 
     @cached_property
     def _eager(self) -> TokenModel:
         """The model with transformers' own eager attention, which alone gives its weights."""
-        return self._read("eager")
-
-    def _read(self, attention: str | None) -> TokenModel:
-        folder = folder_of(self._run, self._name)
-        return (
-            self._run.load_reward(folder)
-            if self._name == "reward"
-            else self._run.load(folder, attention=attention)
-        )
+        return self._load("eager")
 
     def _made(self, value: Value, group: Sequence[TokenRow]) -> Found:
         if self._name == "data":
             return [self._of_data(value, row) for row in group]
-        table, rows = self._run.recipe.scores, list(group)
-        settings = {"precision": table.precision, "tokens_per_batch": table.tokens_per_batch}
+        rows, settings = list(group), self._settings
         if isinstance(self._model, RewardModel):
             rows = [with_segments(self._model.settings.unit, self._model.tokenizer, row) for row in rows]
         if value.kind in ("", "logp"):
@@ -122,9 +115,7 @@ class Maker:
         if value.kind == "critical":
             assert self._cache is not None
             file = self._cache / f"{value}.jsonl"
-            return critical_tokens(
-                model, self._template, group, value, file, batch=self._run.recipe.evaluation.batch
-            )
+            return critical_tokens(model, self._template, group, value, file, batch=self._batch)
         return looked_at(model, rows, value, **settings)
 
     def _of_data(self, value: Value, row: TokenRow) -> list[Tensor]:
