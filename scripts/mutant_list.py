@@ -225,7 +225,7 @@ MUTANTS: list[Mutant] = [
     M("models/reward-places", "RewardModel.read", "batch.inputs.placed_at", "batch.inputs.predicted_from", ("tests/models/test_reward.py",)),
     M("models/reward-freeze", "TokenRewardModule.__init__", "not settings.freeze", "True", ("tests/models/test_reward.py",)),
     M("models/missing-weights", "check_complete", "if missing:", "if False:", ("tests/models/test_loading.py",)),
-    M("models/vocabulary", "_check_vocabulary", "len(tokenizer) > rows", "False", ("tests/models/test_loading.py",)),
+    M("models/vocabulary", "check_vocabulary", "len(tokenizer) > rows", "False", ("tests/models/test_loading.py",)),
     M("models/head-residual", "AdaptedHead.forward", "hidden + adapted if", "adapted if", ("tests/models/test_head_mlp.py",)),
     M("models/positions", "positions_of", "return min(", "return max(", ("tests/models/test_positions.py", "tests/models/test_loading.py",)),
     # training
