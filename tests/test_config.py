@@ -21,7 +21,7 @@ from tokenward.config import (
 )
 from tokenward.config.base import Table
 from tokenward.config.problems import unknown_keys
-from tokenward.config.schema import ANY_NAME, named_table_of, schema_fields, table_of
+from tokenward.config.schema import ANY_NAME, EvalTable, named_table_of, schema_fields, table_of
 from tokenward.config.source import read_source
 from tokenward.config.training_fields import ACTS, BESIDE, BY_OPTIMIZER, CANNOT_ACT, OURS
 from tokenward.errors import UserError
@@ -551,15 +551,23 @@ def test_an_alias_is_reported_where_the_key_stands():
     assert lines.where("oracle.training") == "q.yaml:5"
 
 
-def test_a_removed_key_says_what_replaced_it(monkeypatch):
-    monkeypatch.setitem(config.RENAMED, "oracle.share", "oracle.fraction")
-    monkeypatch.setitem(config.RENAMED, "policy.objective.k", "policy.selection.fraction")
-    message = refused("oracle:\n  share: 1\npolicy:\n  objective: {k: null}\n  extra: 1\n")
+def test_a_renamed_key_is_refused_with_its_new_name():
+    for old, new in config.RENAMED.items():
+        written = old.replace(ANY_NAME, "x")
+        message = refused(yaml.safe_dump(nested(written.split("."), None)))
+        assert f"key '{written}' is now called {new}." in message
+        assert any(f".{key}".endswith(f".{new.partition(',')[0]}") for key in KEYS)
+    message = refused("guidance:\n  reward_looks: 3\nextra: 1\ndata: {held_out: 0.1}\n")
     assert message.splitlines() == [
-        "q.yaml:2: key 'oracle.share' is now called oracle.fraction.",
-        "q.yaml:4: key 'policy.objective.k' is now called policy.selection.fraction.",
+        "q.yaml:1: key 'guidance' is now called online.",
+        "q.yaml:2: key 'guidance.reward_looks' is now called online.reward_evals.",
+        "q.yaml:4: key 'data.held_out' is now called data.eval.",
     ]
-    assert parse_recipe("oracle: {fraction: 0.5}", "q.yaml").recipe.oracle.fraction == 0.5
+
+
+def test_evaluation_rows_are_a_share_or_a_source_of_their_own():
+    assert parse_recipe("data: {eval: 0.2}", "q.yaml").recipe.data.eval == 0.2
+    assert parse_recipe("data: {eval: {split: test}}", "q.yaml").recipe.data.eval == EvalTable(split="test")
 
 
 def test_a_recipe_file_is_read_with_or_without_a_byte_order_mark(tmp_path):

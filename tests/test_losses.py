@@ -142,6 +142,10 @@ BY_HAND: dict[str, tuple[Callable[[Given], Tensor], float]] = {
         lambda g: losses.sparsepo(*both_masks(g), beta=0.5, l1_ratio=0.1, l1_kl=0.01),
         0.3868710 + 0.44,
     ),
+    "sparsepo: signed: z = 0.5 (1 - 1 - (1 - 0.5))": (
+        lambda g: losses.sparsepo(g.logp, signed(g), *both_masks(g)[2:], beta=0.5),
+        0.8259394,
+    ),
     "tbpo: hinges of 1.5 and 0.5": (lambda g: losses.tbpo(*ratio(g), beta=1.0, link=links.hinge), 0.25),
     "tbpo: both less 0.25": (lambda g: losses.tbpo(*ratio(g), g.kl, beta=1.0, link=links.hinge), 0.375),
     # sigma(-1) = 0.2689414; -0.5 x 0.2689414 x (-1.5 + 3)
@@ -204,7 +208,7 @@ def masks_of(given: Given):
     return given.rewards, given.entropy
 
 
-LAWFUL = {name: loss for name, (loss, _) in BY_HAND.items() if name != "sparsepo"} | {
+LAWFUL = {name: loss for name, (loss, _) in BY_HAND.items() if not name.startswith("sparsepo")} | {
     "sparsepo": lambda g: losses.sparsepo(*both_masks(g, masks_of(g)), l1_ratio=0.125, l1_kl=0.25),
     "returns": lambda g: sampled(
         g, True, discount=0.9, kl=0.3, baseline="leave_one_out", mean_over="sequence"
@@ -266,18 +270,21 @@ OBJECTIVES: dict[str, tuple[Any, Callable[[Given], Tensor]]] = {
         Pairwise(link="robust", label_smoothing=0.2, margin=0.3),
         lambda g: losses.pairwise(*ratio(g), link=partial(links.robust, label_smoothing=0.2), margin=0.3),
     ),
-    "sepo": (SePO(margin=0.3), lambda g: losses.sepo(*g[:2], margin=0.3)),
-    "simpo": (SimPO(), lambda g: losses.simpo(*g[:2])),
+    "sepo": (SePO(gamma=1.5, margin=0.3), lambda g: losses.sepo(*g[:2], gamma=1.5, margin=0.3)),
+    "simpo": (SimPO(beta=1.5, gamma=0.7), lambda g: losses.simpo(*g[:2], beta=1.5, gamma=0.7)),
     "confpo": (conf(), lambda g: losses.confpo(*g[:2])),
-    "orpo": (ORPO(), lambda g: losses.orpo(*g[:2])),
-    "tdpo": (TDPO(), lambda g: losses.tdpo(*ratio(g), g.kl)),
-    "tdpo1": (TDPO(version=1), lambda g: losses.tdpo(*ratio(g), g.kl, alpha=1.0, stop_gradient=False)),
+    "orpo": (ORPO(beta=0.3), lambda g: losses.orpo(*g[:2], beta=0.3)),
+    "tdpo": (TDPO(beta=0.3, alpha=0.4), lambda g: losses.tdpo(*ratio(g), g.kl, beta=0.3, alpha=0.4)),
+    "tdpo1": (
+        TDPO(beta=0.2, version=1),
+        lambda g: losses.tdpo(*ratio(g), g.kl, beta=0.2, alpha=1.0, stop_gradient=False),
+    ),
     "sparsepo": (
         SparsePO(masks="weights", l1_ratio=0.125, l1_kl=0.25),
         lambda g: losses.sparsepo(*both_masks(g, (ones(g), ones(g))), l1_ratio=0.125, l1_kl=0.25),
     ),
-    "tbpo": (TBPO(), lambda g: losses.tbpo(*ratio(g), g.kl)),
-    "treg": (TReg(), lambda g: losses.treg(*ratio(g))),
+    "tbpo": (TBPO(beta=0.3), lambda g: losses.tbpo(*ratio(g), g.kl, beta=0.3)),
+    "treg": (TReg(beta=0.3), lambda g: losses.treg(*ratio(g), beta=0.3)),
     "kto": (
         KTO(anchor="zero", undesirable=0.5),
         lambda g: (of_good(g) + of_good(flip(g), False, undesirable_weight=0.5)) / 2,

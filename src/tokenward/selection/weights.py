@@ -1,5 +1,6 @@
 """From scores to weights: the one place, for a table, for the rows of a step and for a batch."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
@@ -32,9 +33,14 @@ def weights_of(selector: Selector, tokens: ScoredTokens) -> Tensor:
         or not bool(weights.isfinite().all())
         or bool(least and (weights < 0).any())
     ):
+        bounds = (
+            f", least {float(weights.min()):.3g}, largest {float(weights.max()):.3g}"
+            if weights.numel()
+            else ""
+        )
         raise UserError(
             f"the selector {name_of(selector)} must give one finite weight{least} per token ({len(tokens.scores)}), got shape "
-            f"{tuple(weights.shape)}, least {float(weights.min()):.3g}, largest {float(weights.max()):.3g}.{_remedy(selector)}"
+            f"{tuple(weights.shape)}{bounds}.{_remedy(selector)}"
         )
     return weights
 
@@ -119,10 +125,11 @@ def weigh_step(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
 def _at_least_one(row: TokenRow, side: int) -> Tensor:
     assert row.weights is not None
     assert row.scores is not None
-    weights, scores = row.weights[side], row.scores[side].nan_to_num(0.0)
+    weights, scores = row.weights[side], row.scores[side]
     if bool((weights != 0).any()):
         return weights
-    best = scores.argmax() if row.comparison.ranks[side] == 0 else scores.argmin()
+    for_side = scores if row.comparison.ranks[side] == 0 else -scores
+    best = for_side.nan_to_num(-math.inf).argmax()
     return torch.zeros_like(weights).index_fill(0, best, 1.0)
 
 

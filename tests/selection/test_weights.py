@@ -1,0 +1,86 @@
+"""From scores to weights: some rows at a time or all at once, at least one token in a step, and what is refused."""
+
+import math
+
+import pytest
+import torch
+
+from tests.selection.test_selectors import PAIR
+from tests.tokens.test_table import TEMPLATE, table
+from tokenward.errors import UserError
+from tokenward.selection import SideRule, SoftWeights, Threshold, TopFraction, Transform
+from tokenward.selection import weights as weighing
+from tokenward.selection.weights import weigh, weigh_rows, weigh_step, weights_of
+from tokenward.tokens.segments import with_segments
+from tokenward.tokens.table import TokenTable
+
+SELECTORS = [
+    TopFraction(),
+    TopFraction(chosen=SideRule(fraction=0.2), eos="none", scope="comparison"),
+    TopFraction(chosen=SideRule(fraction=0.01), scope="dataset"),
+    TopFraction(chosen=SideRule(direction="random"), ties="random"),
+    SoftWeights(transform="exp", spread="sequence"),
+    Transform(steps=({"threshold": {"at": "mean", "scope": "dataset"}},)),
+    Transform(steps=({"rank_scale": {"scope": "comparison"}},)),
+]
+
+
+def with_scores() -> TokenTable:
+    rows = table()
+    return rows.with_column("scores", rows.own_column([torch.arange(int(rows.lengths.sum())).sin()]))
+
+
+def flat(rows) -> torch.Tensor:
+    return torch.cat([side for row in rows for side in row.weights])
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_weights_do_not_depend_on_how_many_rows_are_weighed_at_once(monkeypatch, chunk):
+    monkeypatch.setattr(weighing, "CHUNK_ROWS", chunk)
+    rows = with_scores()
+    for selector in SELECTORS:
+        weights = flat(weigh(rows, selector))
+        assert torch.equal(weights, flat(weigh_rows(selector, list(rows))))
+        assert 0 < weights.count_nonzero() <= len(weights)
+    assert len(weigh(rows[:0], TopFraction())) == 0
+
+
+def test_a_selector_that_pools_over_words_is_given_them():
+    pool = Transform(steps=({"segment_pool": {"segment": "word", "how": "max"}},), signed=True)
+    several = 0
+    for row in weigh(with_scores(), pool, TEMPLATE.tokenizer):
+        words = with_segments("word", TEMPLATE.tokenizer, row).segments
+        for scores, weights, word in zip(row.scores, row.weights, words, strict=True):
+            assert weights.tolist() == [float(scores[word == one].max()) for one in word.tolist()]
+            several += 1 < len(word.unique()) < len(word)
+    assert several
+
+
+def test_a_response_in_a_step_keeps_what_speaks_most_for_its_side():
+    rows = list(with_scores())[:4]
+    assert torch.equal(flat(weigh_step(TopFraction(), rows)), flat(weigh_rows(TopFraction(), rows)))
+    nothing = Threshold(above=9.0, below=-9.0)
+    for sign, scores in zip((-1, 1), rows[0].scores, strict=True):
+        scores.abs_().mul_(sign)[0] = math.nan  # it has no score, so it does not speak
+    assert not flat(weigh_rows(nothing, rows)).any()
+    for row in weigh_step(nothing, rows):
+        best, worst = (scores[~scores.isnan()] for scores in row.scores)
+        assert row.weights[0].tolist() == (row.scores[0] == best.max()).float().tolist()
+        assert row.weights[1].tolist() == (row.scores[1] == worst.min()).float().tolist()
+
+
+@pytest.mark.parametrize(
+    ("selector", "words"),
+    [
+        (lambda tokens: torch.ones(3), r"one finite weight >= 0 per token \(8\), got shape \(3,\)"),
+        (lambda tokens: [], r"per token \(8\), got shape \(0,\)"),
+        (lambda tokens: torch.full((8,), math.nan), "least nan, largest nan"),
+        (lambda tokens: -tokens.scores, r"least -4, largest -1\.$"),
+        (lambda tokens: ["a"] * 8, "cannot be read as numbers"),
+        (Transform(steps=({"affine": {"shift": -2.0}},)), r"least -1, largest 2\. .*signed: true\. .*relu"),
+        (Transform(steps=({"affine": {"scale": 1e39}},), signed=True), r"one finite weight per token .* largest inf\.$"),
+    ],
+)  # fmt: skip
+def test_what_is_no_weight_is_refused(selector, words):
+    with pytest.raises(UserError, match=words):
+        weights_of(selector, PAIR)
