@@ -19,11 +19,15 @@ from tests.tiny import make_workplace, planted_rows, save_tiny
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _cheap_collection() -> None:
-    """What is loaded by now is no garbage: a training looks through all of it several times, which took most of its time."""
-    gc.collect()
-    gc.freeze()
+_frozen: set[Path] = set()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What is loaded before a file's tests is no garbage: a training looks through all of it several times, which took most of its time."""
+    if item.path not in _frozen:
+        _frozen.add(item.path)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +71,17 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) ->
     return recipe.parent.parent
 
 
+@pytest.fixture(scope="session")
+def finished_online(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A folder in which a small online run has ended in ``runs/guided``; copy it before changing it."""
+    from tests.stages.runs import LOOKS, guided, guided_recipe
+
+    recipe = guided_recipe(tmp_path_factory.mktemp("online") / "work", tiny_folder)
+    with contextlib.chdir(recipe.parent):
+        guided(recipe, *LOOKS, last="evaluation")
+    return recipe.parent
+
+
 @pytest.fixture
 def tiny_oracle(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder is one in which the tiny quick start has run; to be read only."""
@@ -81,6 +96,15 @@ def copied_run(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     shutil.copytree(finished_run, copy)
     monkeypatch.chdir(copy)
     return copy / "recipes" / "quickstart.yaml"
+
+
+@pytest.fixture
+def copied_online(finished_online: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished online run, which is the current folder; returns its recipe."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_online, copy)
+    monkeypatch.chdir(copy)
+    return copy / "guided.yaml"
 
 
 @pytest.fixture

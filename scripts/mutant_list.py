@@ -42,7 +42,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "config": ("tests/test_config.py",),
     "artifacts": ("tests/test_artifacts.py",),
     "cli": ("tests/test_cli.py",),
-    "pipeline": ("tests/pipeline",),
+    "pipeline": ("tests/stages",),
 }
 
 M = Mutant
@@ -312,14 +312,14 @@ MUTANTS: list[Mutant] = [
     M("report/chart-frame", "_Frame.down", "HEIGHT - BOTTOM - (value", "HEIGHT - BOTTOM + (value", ("tests/report/test_report.py", "tests/report/test_viewer.py",)),
     M("report/figure-rows", "figure_rows", "('before', 'after') if part == 'change' and base in changed", "('after', 'before') if part == 'change' and base in changed", ("tests/report/test_report.py",)),
     # pipeline
-    M("pipeline/stage-order", "wanted_stages", "order[:names.index(last) + 1]", "order", ("tests/pipeline/test_run.py",)),
-    M("pipeline/picked-count", "picked_count", "minimum=1", "minimum=0", ("tests/pipeline/test_subset.py",)),
-    M("pipeline/picks-side", "looked_at", "('chosen', 'rejected').index", "('rejected', 'chosen').index", ("tests/pipeline/test_subset.py",)),
-    M("pipeline/compare-rows", "_check_rows", "if mine == others:", "if True:", ("tests/pipeline/test_compare.py",)),
-    M("pipeline/reward-fresh", "RewardLearner.__call__", "value.copy_(self._initial[name])", "pass", ("tests/pipeline/test_reward_learning.py", "tests/pipeline/test_online.py",)),
-    M("pipeline/idle", "_of_online", "getattr(online, other) is None", "False", ("tests/pipeline/test_idle.py",)),
-    M("pipeline/frozen-reference", "frozen_reference", "or model.has_adapter", "", ("tests/pipeline/test_objectives_run.py",)),
-    M("pipeline/eval-none", "_arguments", "not evaluates and", "False and", ("tests/pipeline/test_training_checks.py", "tests/pipeline/test_fit.py",)),
-    M("pipeline/context-limit", "Run.limits", "min((length", "max((length", ("tests/pipeline/test_edges.py", "tests/pipeline/test_run.py", "tests/pipeline/test_starts.py",)),
+    M("pipeline/stage-order", "wanted_stages", "order[:names.index(last) + 1]", "order", ("tests/stages/test_run.py",)),
+    M("pipeline/picked-count", "picked_count", "minimum=1", "minimum=0", ("tests/stages/test_subset.py",)),
+    M("pipeline/picks-side", "looked_at", "('chosen', 'rejected').index", "('rejected', 'chosen').index", ("tests/stages/test_subset.py",)),
+    M("pipeline/compare-rows", "_check_rows", "if mine == others:", "if True:", ("tests/tools/test_compare.py",)),
+    M("pipeline/reward-fresh", "RewardLearner.__call__", "value.copy_(self._initial[name])", "pass", ("tests/stages/test_reward_learning.py", "tests/stages/test_online.py",)),
+    M("pipeline/idle", "_of_online", "getattr(online, other) is None", "False", ("tests/stages/test_idle.py",)),
+    M("pipeline/frozen-reference", "frozen_reference", "or model.has_adapter", "", ("tests/stages/test_objectives_run.py",)),
+    M("pipeline/eval-none", "_arguments", "not evaluates and", "False and", ("tests/stages/test_training_checks.py", "tests/stages/test_fit.py",)),
+    M("pipeline/context-limit", "Run.limits", "min((length", "max((length", ("tests/stages/test_edges.py", "tests/stages/test_run.py", "tests/stages/test_starts.py",)),
 ]
 # fmt: on

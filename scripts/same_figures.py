@@ -26,7 +26,7 @@ import yaml
 from safetensors.torch import load_file
 
 import tokenward
-from tests.pipeline.tools import EXAMPLES, PROMPTS, plugin, write_examples, write_labelled
+from tests.stages.runs import EXAMPLES, PROMPTS, plugin, write_examples, write_labelled
 from tests.tiny import TINY_RECIPE, planted_rows, save_tiny, tiny_t5
 from tokenward.methods import all_methods
 

@@ -1,7 +1,7 @@
 """Methods of papers are recipes: short, complete, and each trains."""
 
-import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 import tokenward
 from studies.methods import arm_of
-from tests.pipeline.tools import plugin
 from tests.selection.test_selectors import scored
+from tests.stages.runs import lines, plugin
 from tokenward import cli
 from tokenward.config import Named, parse_recipe
 from tokenward.errors import UserError
@@ -62,10 +62,18 @@ def test_a_written_recipe_shows_how_each_model_is_trained(method):
     assert all("# for a small model" in line for line in rates)
 
 
+@pytest.fixture(scope="module")
+def workplace(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished workplace, in which the methods share what they have in common."""
+    return shutil.copytree(finished_run, tmp_path_factory.mktemp("methods") / "copy")
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("rto", "cft")])
-def test_each_method_trains(name, tiny_workplace):
-    run = tokenward.run(tiny_workplace, arm_of(METHODS[name]).changes, last="policy", quiet=True)
-    history = [json.loads(line) for line in (run.path("policy") / "history.jsonl").read_text().splitlines()]
+def test_each_method_trains(name, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    changes = [*arm_of(METHODS[name]).changes, "fixed_prompts=0"]
+    run = tokenward.run("recipes/quickstart.yaml", changes, last="policy", quiet=True)
+    history = lines(run.path("policy") / "history.jsonl")
     assert all(abs(entry["loss"]) < 1e3 for entry in history if "loss" in entry)
     assert run.done("policy").facts["steps"] > 0
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.objectives.tools import every_objective, naming
-from tests.pipeline.tools import plugin
+from tests.stages.runs import plugin
 from tests.tokens.rows import encoded
 from tests.training.tools import arguments, language_model, random_rows
 from tokenward.config import Named

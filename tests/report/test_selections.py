@@ -1,6 +1,7 @@
 """How a page and the terminal speak of selections that are not the plain one: in the step, of a batch, of a term."""
 
 import json
+import shutil
 from base64 import b64decode
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import tokenward
 from tests.report.test_report import data_of
 from tokenward import cli
 from tokenward.errors import UserError
+from tokenward.objectives.selected import Selected
 from tokenward.report.collect import RunFolder
 from tokenward.report.page import make_report, write_report
 from tokenward.report.selections import selections_of
@@ -84,13 +86,15 @@ def test_weights_of_a_batch_and_of_units_are_not_guessed(copied_run: Path) -> No
     assert "Weights go by words" in make_report(RUN).html
 
 
-def test_terms_of_a_sum_have_the_weights_that_they_trained_with(
-    copied_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the objective computed in the step, response by response, is what the page shows of the term."""
-    from tokenward.objectives.selected import Selected
+Seen = dict[str, dict[tuple[int, ...], list[float]]]
 
-    seen: dict[str, dict[tuple[int, ...], list[float]]] = {}
+
+@pytest.fixture(scope="module")
+def sum_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Seen]:
+    """A workplace where a sum with selections has trained, and the weights that it computed, by selector and response."""
+    copy = tmp_path_factory.mktemp("sum") / "copy"
+    shutil.copytree(finished_run, copy)
+    seen: Seen = {}
     plain = Selected._weights
 
     def noted(self, logp, batch):
@@ -100,11 +104,20 @@ def test_terms_of_a_sum_have_the_weights_that_they_trained_with(
             seen.setdefault(type(self.selector).__name__, {})[tuple(ids.tolist())] = mine.tolist()
         return found
 
-    monkeypatch.setattr(Selected, "_weights", noted)
-    trained(copied_run, SUM, f"policy.selection={HALF}", "policy.training.max_steps=6")
-    names = [found.channel for found in selections_of(RunFolder.read(RUN))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Selected, "_weights", noted)
+        patch.chdir(copy)
+        changes = (SUM, f"policy.selection={HALF}", "policy.training.max_steps=6")
+        trained(Path("recipes/quickstart.yaml"), *changes)
+    return copy, seen
+
+
+def test_terms_of_a_sum_have_the_weights_that_they_trained_with(sum_run: tuple[Path, Seen]) -> None:
+    """What the objective computed in the step, response by response, is what the page shows of the term."""
+    run, seen = sum_run[0] / RUN, sum_run[1]
+    names = [found.channel for found in selections_of(RunFolder.read(run))]
     assert names == ["weight", "weight of treg", "weight of treg 2"]
-    html = make_report(RUN).html
+    html = make_report(run).html
     assert [c["name"] for c in data_of(html)["channels"] if c["kind"] == "weight"] == names
     assert "term <code>treg</code> has a selection of its own, <code>transform</code>" in html
     outer = values_of(html, "weight")
@@ -123,8 +136,10 @@ def test_a_sum_inside_a_sum_is_named_by_its_path(copied_run: Path) -> None:
     assert [found.term for found in selections_of(RunFolder.read(RUN))] == ["", "sum/treg"]
 
 
-def test_a_term_is_asked_for_by_name_in_the_terminal(copied_run: Path) -> None:
-    trained(copied_run, SUM, f"policy.selection={HALF}")
+def test_a_term_is_asked_for_by_name_in_the_terminal(
+    sum_run: tuple[Path, Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sum_run[0])
     output = CliRunner().invoke(cli.app, ["show", str(RUN)]).output
     assert "--term treg" in " ".join(output.split())
     output = " ".join(CliRunner().invoke(cli.app, ["show", str(RUN), "--term", "treg"]).output.split())
@@ -138,10 +153,9 @@ def test_a_term_is_asked_for_by_name_in_the_terminal(copied_run: Path) -> None:
 
 
 def test_the_page_switches_between_selections_and_leaves_unstored_ones_unmarked(
-    opened, copied_run: Path
+    opened, sum_run: tuple[Path, Seen], copied_run: Path
 ) -> None:
-    trained(copied_run, SUM, f"policy.selection={HALF}")
-    page = opened(write_report(RUN).resolve())
+    page = opened(write_report(sum_run[0] / RUN).resolve())
     assert page.locator("#weightings").is_visible()
     half = page.locator("#sides > div > .text .kept").count()
     assert page.locator(".sides .against").count() == 0

@@ -6,7 +6,7 @@ from studies.planted.learning import METHODS, Cell, Sizes, run
 from studies.planted.worlds import WORLDS, groups
 from tokenward.evaluation.statistics import mean_figure
 
-SMALL = {"groups": 300, "eval": 80, "steps": 60, "width": 16}
+SMALL = {"groups": 160, "eval": 60, "steps": 40, "width": 16}
 
 
 def test_ranks_of_equal_values_are_their_mean_and_types_are_averaged():

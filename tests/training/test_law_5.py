@@ -14,7 +14,7 @@ from transformers import PrinterCallback
 import tokenward
 from studies.methods import arm_of
 from tests.models.tools import reward_model
-from tests.pipeline.tools import plugin
+from tests.stages.runs import plugin
 from tests.tiny import make_workplace
 from tests.tokens.rows import encoded
 from tests.training.tools import arguments, largest_difference, weights_of

@@ -4,6 +4,7 @@ import json
 import platform
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -53,7 +54,7 @@ class Manifest(BaseModel):
             settings=dict(settings),
             inputs=dict(inputs),
             fingerprint=fingerprint([stage, format, settings, inputs]),
-            versions=_versions(),
+            versions=dict(_versions()),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
@@ -83,7 +84,7 @@ class Manifest(BaseModel):
 
     def finished(self, facts: Mapping[str, Any]) -> Self:
         """The same manifest on completion."""
-        return self.model_copy(update={"facts": dict(facts), "complete": True, "versions": _versions()})
+        return self.model_copy(update={"facts": dict(facts), "complete": True, "versions": dict(_versions())})
 
     def write(self, folder: Path) -> None:
         """Store the manifest in a stage's folder."""
@@ -154,6 +155,7 @@ def _written(value: Any) -> str:
     return "not set" if value is _ABSENT else json.dumps(canonical(value), ensure_ascii=False)
 
 
+@cache  # reading them takes longer than a small stage
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:

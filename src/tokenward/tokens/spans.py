@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -110,6 +111,7 @@ def _sentencepiece_bytes(token: str) -> bytes:
     return token.replace(SPACE_MARK, " ").encode()
 
 
+@cache
 def _byte_alphabet() -> dict[str, int]:
     """The printable stand-in of each byte in byte-level BPE: printable bytes as they are, the rest from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import tokenward
-from tests.pipeline.tools import plugin, refused
+from tests.stages.runs import plugin, refused
 from tests.tiny import save_tiny, tiny_t5
 from tokenward.methods import method_of
 from tokenward.models.default import HUB_NAME

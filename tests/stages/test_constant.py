@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tokenward
-from tests.pipeline.tools import plugin
+from tests.stages.runs import plugin
 from tokenward.stages.constant import only_number
 
 DEAD = "reward={head: {hidden: 16, bias: -1.0}, training: {max_steps: 2, per_device_train_batch_size: 4}}"

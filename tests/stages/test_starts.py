@@ -10,7 +10,7 @@ from peft import PromptTuningConfig
 from safetensors.torch import load_file, save_file
 
 import tokenward
-from tests.pipeline.tools import EXAMPLES, guided_recipe, refused
+from tests.stages.runs import EXAMPLES, guided_recipe, refused
 from tests.tiny import move_trained
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model

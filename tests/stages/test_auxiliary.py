@@ -1,6 +1,5 @@
 """Auxiliary models: trained as the oracle or used as they are, under another prompt, and read by scorers; nothing else is made."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 
 import tokenward
 from tests.models.plain import plain_logprobs
-from tests.pipeline.tools import plugin, refused, tables_of
+from tests.stages.runs import lines, plugin, refused, tables_of, write_lines
 from tests.tiny import CHATML, save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
@@ -23,7 +22,7 @@ from tokenward.tokens.template import Template
 from tokenward.types import Comparison
 
 RUN = Path("runs/quickstart")
-REFERENCE = "scores.scorer={name: probability, of: reference}"
+SHORT = ["policy.training.max_steps=1", "evaluation.prompts=1", "evaluation.bootstrap=2"]
 
 
 def folders() -> set[str]:
@@ -54,7 +53,7 @@ def test_an_expert_is_trained_as_the_oracle_is_and_the_labels_may_be_swapped(tin
     changes = [
         f"auxiliary_models={{worse: {{swap_labels: true, training: {training}}}, unread: {{training: {training}}}}}",
         "scores.scorer={name: log_ratio, numerator: oracle, denominator: worse}",
-        "policy.training.max_steps=1",
+        *SHORT,
     ]
     run = tokenward.run(tiny_workplace, changes, quiet=True)
     assert folders() == {"data", "reference", "oracle", "auxiliary-worse", "scores", "policy", "evaluation"}
@@ -92,13 +91,6 @@ def test_an_expert_of_plain_likelihood_sees_its_share_of_the_best_responses(tiny
     assert (RUN / "auxiliary-good" / "model" / "adapter_config.json").is_file()
 
 
-def test_a_stage_whose_values_no_scorer_reads_is_skipped(tiny_workplace: Path) -> None:
-    tokenward.run(
-        tiny_workplace, ["auxiliary_models={x: {training: {}}}", REFERENCE], last="scores", quiet=True
-    )
-    assert folders() == {"data", "reference", "scores"}
-
-
 def test_the_same_model_under_another_prompt_scores_the_same_tokens(tiny_workplace: Path) -> None:
     """T-REG's contrast: a better and a worse instruction; values belong to tokens by their place in the response."""
     changes = [
@@ -107,6 +99,7 @@ def test_the_same_model_under_another_prompt_scores_the_same_tokens(tiny_workpla
     ]
     run = tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
     assert folders() == {"data", "reference", "scores"}
+    before = run.done("scores")
     store, (row, *_) = stored(), train_rows(run)
     model = load_model(run.reference_model, device="cpu")
     content = row.comparison.prompt[-1]["content"]
@@ -120,18 +113,10 @@ def test_the_same_model_under_another_prompt_scores_the_same_tokens(tiny_workpla
                 )
             expected = logp.gather(-1, torch.tensor(ids)[:, None])[:, 0]
             torch.testing.assert_close(store[key].value(f"{name}_logp"), expected, atol=1e-4, rtol=0)
-
-
-def test_another_prompt_is_a_change_and_runs_the_scores_again(tiny_workplace: Path) -> None:
-    base = ["scores.scorer={name: log_probability, of: x}"]
-    first = tokenward.run(
-        tiny_workplace, [*base, 'auxiliary_models={x: {prompt: "A {prompt}"}}'], last="scores", quiet=True
-    )
-    before = first.done("scores")
-    again = tokenward.run(
-        tiny_workplace, [*base, 'auxiliary_models={x: {prompt: "B {prompt}"}}'], last="scores", quiet=True
-    )
-    assert before.changes_to(again.done("scores")) == ['auxiliary_models.x: "A {prompt}" -> "B {prompt}"']
+    changes[0] = changes[0].replace("Be bad", "Be worse")
+    again = tokenward.run(tiny_workplace, changes, last="scores", quiet=True).done("scores")
+    line = 'auxiliary_models.worse: "{prompt} Be bad." -> "{prompt} Be worse."'
+    assert before.changes_to(again) == [line]
 
 
 SYSTEM = (
@@ -161,28 +146,31 @@ def test_only_the_last_user_turn_changes_and_a_default_system_prompt_stays() -> 
         with_prompt(({"role": "system", "content": "x"},), "{prompt}", "f:1")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (["auxiliary_models={oracle: {}}"], "an auxiliary model cannot be called 'oracle'"),
-        (["auxiliary_models={a_b: {}}"], "an auxiliary model cannot be called 'a_b'"),
-        (['auxiliary_models={x: {prompt: "better"}}'], "which does not hold {prompt}"),
-        (["auxiliary_models={x: {modle: y}}"], "unknown key 'modle' in auxiliary_models.x. Did you mean 'model'?"),
-        (["auxiliary_models={x: {fraction: 2}}"], "auxiliary_models.x.fraction: got 2. Allowed: a number > 0 and <= 1"),
-        (["auxiliary_models={x: {training: {learning_rat: 1}}}"], "unknown key 'learning_rat' in auxiliary_models.x.training"),
-        (["auxiliary_models={x: {objective: {name: dop}, training: {}}}"], "there is no objective 'dop'"),
-        (["scores.scorer={name: rank, of: expret}"], "there is no model 'expret'. There are policy, reference, oracle"),
-        (["scores.scorer={name: attention, of: policy}"], "in the step the policy gives logp, entropy, rank only"),
-        (
-            ["scores.scorer={name: combine, parts: [{scorer: {name: entropy, of: policy}, steps: [{top: {scope: dataset}}]}]}"],
-            "where a step of combine cannot see all data",
-        ),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_is_refused_before_anything_is_computed(
-    tiny_workplace: Path, changes, message
-) -> None:
-    assert message in refused(tiny_workplace, changes, last="data")
+REFUSED = [
+    ("auxiliary_models={oracle: {}}", "an auxiliary model cannot be called 'oracle'"),
+    ("auxiliary_models={a_b: {}}", "an auxiliary model cannot be called 'a_b'"),
+    ('auxiliary_models={x: {prompt: "better"}}', "which does not hold {prompt}"),
+    ("auxiliary_models={x: {modle: y}}", "unknown key 'modle' in auxiliary_models.x. Did you mean 'model'?"),
+    ("auxiliary_models={x: {fraction: 2}}", "auxiliary_models.x.fraction: got 2. Allowed: a number > 0 and <= 1"),
+    ("auxiliary_models={x: {training: {learning_rat: 1}}}", "unknown key 'learning_rat' in auxiliary_models.x.training"),
+    ("auxiliary_models={x: {objective: {name: dop}, training: {}}}", "there is no objective 'dop'"),
+    ("scores.scorer={name: rank, of: expret}", "there is no model 'expret'. There are policy, reference, oracle"),
+    ("scores.scorer={name: attention, of: policy}", "in the step the policy gives logp, entropy, rank only"),
+    (
+        "scores.scorer={name: combine, parts: [{scorer: {name: entropy, of: policy}, steps: [{top: {scope: dataset}}]}]}",
+        "where a step of combine cannot see all data",
+    ),
+    ("auxiliary_models={a: {swap_labels: true}}", "has swap_labels and no training"),
+    ("auxiliary_models={a: {model: other, fraction: 0.5, objective: {name: sft}}}", "has fraction, objective and no training"),
+    ("auxiliary_models={a: {}}", "is the reference itself"),
+    ("auxiliary_models={a: {model: a}}", "auxiliary models are not made from each other"),
+]  # fmt: skip
+
+
+def test_what_cannot_be_is_refused_before_anything_is_computed(tiny_workplace: Path) -> None:
+    for change, message in REFUSED:
+        found = refused(tiny_workplace, [change], last="data")
+        assert message in found, (change, found)
     assert not RUN.exists()
 
 
@@ -201,7 +189,7 @@ def test_a_scorer_that_compares_with_all_data_sees_all_rows(tiny_workplace: Path
     changes = [
         f"scores.scorer={{name: combine, parts: [{{scorer: {{name: probability}}, steps: [{cut}]}}]}}",
         "policy.selection={name: transform}",
-        "policy.training.max_steps=1",
+        *SHORT,
         "policy.objective={name: weighted_likelihood}",
     ]
     run = tokenward.run(tiny_workplace, changes, quiet=True)
@@ -216,13 +204,13 @@ def test_a_scorer_that_compares_with_all_data_sees_all_rows(tiny_workplace: Path
 
 
 def test_spans_of_the_data_and_of_a_file_reach_their_tokens(tiny_workplace: Path) -> None:
-    lines = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    rows = lines(Path("pairs.jsonl"))
     external = [
         {"prompt": row["prompt"], "response": text, "spans": [[s, e, 10 * v] for s, e, v in spans]}
-        for row in lines[:-3]
+        for row in rows[:-3]
         for text, spans in zip(row["responses"], row["spans"], strict=True)
     ]
-    Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in external))
+    write_lines("mine.jsonl", external)
     parts = "[{scorer: {name: spans}}, {scorer: {name: external, file: mine.jsonl}}]"
     run = tokenward.run(
         tiny_workplace,
@@ -231,7 +219,7 @@ def test_spans_of_the_data_and_of_a_file_reach_their_tokens(tiny_workplace: Path
         quiet=True,
     )
     assert "file mine.jsonl" in run.done("scores").inputs
-    missing = {row["prompt"] for row in lines[-3:]}
+    missing = {row["prompt"] for row in rows[-3:]}
     for row in scored(tables_of(run).train, scorer_of(run), stored()):
         comparison = row.comparison
         for side in range(len(comparison.responses)):
@@ -342,12 +330,11 @@ def test_a_stopped_search_for_critical_tokens_goes_on(tiny_workplace: Path, monk
 
 def test_scores_of_the_policy_are_made_in_the_step(tiny_workplace: Path) -> None:
     """ConfPO reads the policy alone; Rho-1 a frozen model beside it, whose values travel with the rows."""
-    pytest.importorskip("tokenward.objectives.selected")
     below = "policy.selection={name: transform, steps: [{threshold: {at: mean, keep: below}}]}"
     confpo = ["scores.scorer={name: probability, of: policy}", below, "policy.objective={name: simpo}"]
-    run = tokenward.run(tiny_workplace, confpo, quiet=True)
+    tokenward.run(tiny_workplace, confpo, last="policy", quiet=True)
     assert "oracle" not in folders()
-    history = [json.loads(line) for line in (RUN / "policy" / "history.jsonl").read_text().splitlines()]
+    history = lines(RUN / "policy" / "history.jsonl")
     kept = [entry["kept/chosen"] for entry in history if "kept/chosen" in entry]
     assert kept
     assert all(0.2 < share < 0.9 for share in kept), kept
@@ -365,19 +352,3 @@ def test_scores_of_the_policy_are_made_in_the_step(tiny_workplace: Path) -> None
     ]
     run = tokenward.run(tiny_workplace, rho, last="policy", quiet=True)
     assert run.done("policy").facts["steps"] == 4
-
-
-@pytest.mark.parametrize(
-    ("auxiliary", "words"),
-    [
-        ("{swap_labels: true}", "has swap_labels and no training"),
-        ("{model: other, fraction: 0.5, objective: {name: sft}}", "has fraction, objective and no training"),
-        ("{}", "is the reference itself"),
-        ("{model: a}", "auxiliary models are not made from each other"),
-    ],
-)
-def test_an_expert_that_cannot_be_what_is_written_is_refused(
-    tiny_workplace: Path, auxiliary: str, words: str
-) -> None:
-    with pytest.raises(UserError, match=words):
-        tokenward.open_run(tiny_workplace, [f"auxiliary_models={{a: {auxiliary}}}"], quiet=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import tokenward
-from tests.pipeline.tools import refused, tables_of
+from tests.stages.runs import lines, refused, tables_of, write_lines
 from tokenward.config import parse_recipe
 from tokenward.errors import UserError
 from tokenward.scoring.store import TokenStore
@@ -41,10 +41,14 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
     return found
 
 
-def lines(name: str = "x") -> list[dict]:
-    return [
-        json.loads(line) for line in (RUN / f"auxiliary-{name}" / "subset.jsonl").read_text().splitlines()
-    ]
+def subset_lines(name: str = "x") -> list[dict]:
+    return lines(RUN / f"auxiliary-{name}" / "subset.jsonl")
+
+
+def stopped(recipe: Path, *changes: str) -> None:
+    """A run until its auxiliary model would be trained."""
+    with pytest.raises(Stopped):
+        tokenward.run(recipe, [READS_X, *changes], quiet=True)
 
 
 def comparisons(run: Run) -> list:
@@ -63,7 +67,7 @@ def planted(rows: list, values: list[tuple[list[float], list[float]]]) -> str:
             spans = [[start, end, number] for start, end, number in zip(starts, ends, numbers, strict=False)]
             content = row.prompt[-1]["content"]
             found.append({"prompt": content, "response": text, "spans": spans})
-    Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    write_lines("mine.jsonl", found)
     return "{name: external, file: mine.jsonl}"
 
 
@@ -79,55 +83,50 @@ def auxiliary(*keys: str) -> str:
     return f"auxiliary_models={{x: {{{', '.join([TRAINING, *keys])}}}}}"
 
 
-@pytest.mark.parametrize(
-    ("keys", "picked", "swap_labels"),
-    [
-        ("side: chosen, count: 3", [1, 3, 2], False),  # 5, 5 and 3: the earlier one of two equals comes first
-        ("side: rejected, count: 2", [0, 3], True),
-        ("side: both, count: 2", [0, 3], False),
-        ("side: chosen, fraction: 0.5", [1, 3], False),  # two and a half of the five that have a score
-        ("side: chosen, count: 999", [1, 3, 2, 0, 4], False),
-    ],
-)
+PICKED = [
+    ("side: chosen, count: 3", [1, 3, 2], False),  # 5, 5 and 3: the earlier one of two equals comes first
+    ("side: rejected, count: 2", [0, 3], True),
+    ("side: both, count: 2", [0, 3], False),
+    ("side: chosen, fraction: 0.5", [1, 3], False),  # two and a half of the five that have a score
+    ("side: chosen, count: 999", [1, 3, 2, 0, 4], False),
+]
+
+
 def test_planted_comparisons_are_those_picked_and_their_side_is_trained(
-    tiny_workplace: Path, seen: dict, keys: str, picked: list[int], swap_labels: bool
+    tiny_workplace: Path, seen: dict
 ) -> None:
     rows = prepared(tiny_workplace)
-    table = f"subset: {{scorer: {planted(rows, VALUES)}, alone: true, {keys}}}"
-    with pytest.raises(Stopped):
-        tokenward.run(tiny_workplace, [READS_X, auxiliary("objective: {name: sft}", table)], quiet=True)
-    found = lines()
-    assert [line["source"] for line in found] == [rows[number].source for number in picked]
-    assert [line["rank"] for line in found] == list(range(1, len(picked) + 1))
-    sides = {"chosen": [0], "rejected": [1], "both": [0, 1]}[keys.split()[1].strip(",")]
-    largest = [max(max(VALUES[number][side]) for side in sides) for number in picked]
-    assert [line["score"] for line in found] == largest
-    first = [comparison.responses[0] for comparison in seen["auxiliary-x"]]
-    assert sorted(first) == sorted(rows[number].responses[int(swap_labels)] for number in picked)
+    scorer = planted(rows, VALUES)
     source = (RUN / "data" / "train.jsonl").read_text().splitlines()
-    for line, number in zip(found, picked, strict=True):
-        replies = json.loads(source[line["row"]])["responses"]
-        assert tuple(replies[place] for place in line["responses"]) == rows[number].responses
-
-
-def test_another_number_of_a_comparison_picks_others(tiny_workplace: Path, seen: dict) -> None:
-    """A reply whose first word has 5 and all others -5, beside one that has 1 throughout; other replies have no scores."""
-    rows = prepared(tiny_workplace)
+    for keys, picked, swap_labels in PICKED:
+        table = f"subset: {{scorer: {scorer}, alone: true, {keys}}}"
+        stopped(tiny_workplace, auxiliary("objective: {name: sft}", table))
+        found = subset_lines()
+        assert [line["source"] for line in found] == [rows[number].source for number in picked]
+        assert [line["rank"] for line in found] == list(range(1, len(picked) + 1))
+        sides = {"chosen": [0], "rejected": [1], "both": [0, 1]}[keys.split()[1].strip(",")]
+        largest = [max(max(VALUES[number][side]) for side in sides) for number in picked]
+        assert [line["score"] for line in found] == largest
+        first = [comparison.responses[0] for comparison in seen["auxiliary-x"]]
+        assert sorted(first) == sorted(rows[number].responses[int(swap_labels)] for number in picked)
+        for line, number in zip(found, picked, strict=True):
+            replies = json.loads(source[line["row"]])["responses"]
+            assert tuple(replies[place] for place in line["responses"]) == rows[number].responses
+    # A reply whose first word has 5 and all others -5, beside one that has 1 throughout.
     scorer = planted(rows, [([5.0] + [-5.0] * 9, [0.0]), ([1.0] * 10, [0.0])])
     for how, best in (("largest", 0), ("mean", 1), ("sum", 1)):
-        table = f"subset: {{scorer: {scorer}, alone: true, count: 1, pair_score: {how}}}"
-        with pytest.raises(Stopped):
-            tokenward.run(tiny_workplace, [READS_X, auxiliary(table)], quiet=True)
-        assert [line["source"] for line in lines()] == [rows[best].source]
+        stopped(
+            tiny_workplace,
+            auxiliary(f"subset: {{scorer: {scorer}, alone: true, count: 1, pair_score: {how}}}"),
+        )
+        assert [line["source"] for line in subset_lines()] == [rows[best].source]
 
 
 def test_the_chosen_replies_join_the_rejected_ones(tiny_workplace: Path, seen: dict) -> None:
     """TOSS-Pro: the degraded model learns the rejected replies, and the chosen ones whose tokens look harmful."""
     rows = prepared(tiny_workplace)
     table = f"subset: {{scorer: {planted(rows, VALUES)}, count: 2}}"
-    changes = [READS_X, auxiliary("objective: {name: sft}", "swap_labels: true", table)]
-    with pytest.raises(Stopped):
-        tokenward.run(tiny_workplace, changes, quiet=True)
+    stopped(tiny_workplace, auxiliary("objective: {name: sft}", "swap_labels: true", table))
     first = [comparison.responses[0] for comparison in seen["auxiliary-x"]]
     assert first[: len(rows)] == [row.responses[1] for row in rows]
     assert sorted(first[len(rows) :]) == sorted(rows[number].responses[0] for number in (1, 3))
@@ -137,12 +136,10 @@ def test_a_pair_that_is_there_already_is_not_there_twice(tiny_workplace: Path, s
     rows = prepared(tiny_workplace)
     scorer = planted(rows, [([float(number)], [0.0]) for number in range(len(rows))])
     half = "fraction: 0.5"
-    with pytest.raises(Stopped):
-        tokenward.run(tiny_workplace, [READS_X, auxiliary(half)], quiet=True)
+    stopped(tiny_workplace, auxiliary(half))
     own = {row.responses for row in seen["auxiliary-x"]}
     table = f"subset: {{scorer: {scorer}, count: {len(rows) - 2}}}"
-    with pytest.raises(Stopped):
-        tokenward.run(tiny_workplace, [READS_X, auxiliary(half, table)], quiet=True)
+    stopped(tiny_workplace, auxiliary(half, table))
     found = [row.responses for row in seen["auxiliary-x"]]
     picked = {row.responses for row in rows[2:]}
     assert own & picked, "some are in both"
@@ -178,7 +175,7 @@ def test_a_stopped_expert_keeps_its_picks_and_a_finished_one_is_left_alone(
     )
     again = tokenward.run(tiny_workplace, changes(2), last="auxiliary-x", quiet=True).done("auxiliary-x")
     assert done.changes_to(again) == ["auxiliary-x.subset.count: 3 -> 2"]
-    assert again.facts["rows"] == len(lines()) == 2
+    assert again.facts["rows"] == len(subset_lines()) == 2
 
 
 ROUNDS = (
@@ -210,10 +207,12 @@ def test_a_second_round_reads_the_first_and_is_trained_after_it(
     chosen = [store[keys_of(row.comparison)[0]] for row in encoded]
     largest = [float((item.value("bad_logp") - item.value("good_logp")).max()) for item in chosen]
     best = sorted(range(len(largest)), key=lambda number: -largest[number])[:4]
-    assert [line["source"] for line in lines("twice")] == [
+    assert [line["source"] for line in subset_lines("twice")] == [
         encoded[number].comparison.source for number in best
     ]
-    assert [line["score"] for line in lines("twice")] == pytest.approx([largest[number] for number in best])
+    assert [line["score"] for line in subset_lines("twice")] == pytest.approx(
+        [largest[number] for number in best]
+    )
     done = run.done("auxiliary-twice")
     assert done.facts["rows"] == len(encoded) + 4
     trained.clear()
@@ -261,39 +260,35 @@ def test_the_stages_stand_in_the_order_of_what_they_read() -> None:
     ]
 
 
-PICKS_OF = "auxiliary_models={{x: {{training: {{}}, {0}}}}}"
+REFUSED = [
+    ("subset: {alone: true}", "have neither fraction nor count, and one of them says how many comparisons"),
+    ("subset: {alone: true, count: 2, fraction: 0.1}", "have both fraction and count"),
+    ("subset: {count: 2, scorer: {name: rank, of: x}, alone: true}", "read x itself, which is trained on them"),
+    ("subset: {count: 2, scorer: {name: rank, of: policy}}", "read the policy, which trains after every auxiliary"),
+    ("subset: {count: 2, scorer: {name: rank, of: y}}", "there is no model 'y'"),
+    ("subset: {count: 2, scorer: {name: rnak}}", "there is no scorer 'rnak'"),
+    ("subset: {count: 2}", "trains on all pairs (fraction is 1), so that subset of side chosen"),
+    ("fraction: 0.5, subset: {count: 2, side: rejected}", "a pair that is in both would be taught both ways"),
+    ("swap_labels: true, subset: {count: 2}", "to prefer the rejected response, and its subset, of side chosen"),
+    ("fraction: 0.5, subset: {count: 2, alone: true}", "has fraction, and its"),
+    ("swap_labels: true, subset: {count: 2, alone: true}", "has swap_labels, and its"),
+    ("subset: {count: 0}", "auxiliary_models.x.subset.count: got 0. Allowed: a whole number >= 1"),
+    ("subset: {fractoin: 0.1}", "unknown key 'fractoin' in auxiliary_models.x.subset. Did you mean 'fraction'"),
+    ("subset: {side: better}", "auxiliary_models.x.subset.side: got 'better'. Allowed: "),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("keys", "key", "message"),
-    [
-        ("subset: {alone: true}", "subset", "have neither fraction nor count, and one of them says how many comparisons"),
-        ("subset: {alone: true, count: 2, fraction: 0.1}", "subset", "have both fraction and count"),
-        ("subset: {count: 2, scorer: {name: rank, of: x}, alone: true}", "subset", "read x itself, which is trained on them"),
-        ("subset: {count: 2, scorer: {name: rank, of: policy}}", "subset", "read the policy, which trains after every auxiliary"),
-        ("subset: {count: 2, scorer: {name: rank, of: y}}", "subset", "there is no model 'y'"),
-        ("subset: {count: 2, scorer: {name: rnak}}", "subset", "there is no scorer 'rnak'"),
-        ("subset: {count: 2}", "subset", "trains on all pairs (fraction is 1), so that subset of side chosen"),
-        ("fraction: 0.5, subset: {count: 2, side: rejected}", "subset", "a pair that is in both would be taught both ways"),
-        ("swap_labels: true, subset: {count: 2}", "subset", "to prefer the rejected response, and its subset, of side chosen"),
-        ("fraction: 0.5, subset: {count: 2, alone: true}", "subset", "has fraction, and its picks have alone: true"),
-        ("swap_labels: true, subset: {count: 2, alone: true}", "subset", "has swap_labels, and its picks have alone: true"),
-        ("subset: {count: 0}", "subset.count", "auxiliary_models.x.subset.count: got 0. Allowed: a whole number >= 1"),
-        ("subset: {fractoin: 0.1}", "subset.fractoin", "unknown key 'fractoin' in auxiliary_models.x.subset. Did you mean 'fraction'"),
-        ("subset: {side: better}", "subset.side", "auxiliary_models.x.subset.side: got 'better'. Allowed: "),
-    ],
-)  # fmt: skip
-def test_picks_that_cannot_be_are_refused_with_their_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str, key: str, message: str
+def test_a_subset_that_cannot_be_is_refused_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("x.yaml").write_text(
-        f"auxiliary_models:\n  x:\n    training: {{}}\n    {keys.replace(', subset', chr(10) + '    subset')}\n"
-    )
-    line = 1 + next(n for n, text in enumerate(Path("x.yaml").read_text().splitlines()) if "subset:" in text)
-    text = refused(Path("x.yaml"), ["scores.scorer={name: random}"], last="data")
-    assert text.startswith(f"x.yaml:{line}: ")
-    assert message in text
+    for keys, message in REFUSED:
+        text = f"auxiliary_models:\n  x:\n    training: {{}}\n    {keys.replace(', subset', chr(10) + '    subset')}\n"
+        Path("x.yaml").write_text(text)
+        line = 1 + next(n for n, row in enumerate(text.splitlines()) if "subset:" in row)
+        found = refused(Path("x.yaml"), ["scores.scorer={name: random}"], last="data")
+        assert found.startswith(f"x.yaml:{line}: "), found
+        assert message in found
     assert not Path("runs").exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import tokenward
-from tests.pipeline.tools import digests, events, guided, guided_recipe, press_when
+from tests.stages.runs import LOOKS, digests, events, guided, press_when
 from tokenward.display import Display
 from tokenward.models.reward import RewardModel
 from tokenward.stages.lists import run_through
@@ -19,9 +19,6 @@ from tokenward.training.alternating import Alternating
 TOTAL = 6
 OFTEN = "online.training.checkpoint_minutes=0.0"
 PLAIN = "online.selection={name: all}"
-PATIENT = [
-    "online.evaluate_every=1", "online.patience=2", "online.training.learning_rate=0.0",
-]  # fmt: skip
 RUN = Path("runs/quickstart")
 
 
@@ -34,10 +31,9 @@ def die(*args, **kwargs) -> None:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    made = guided_recipe(tmp_path / "work", tiny_folder)
-    monkeypatch.chdir(made.parent)
-    return made
+def whole(finished_online: Path) -> Path:
+    """The run that a killed one must end as."""
+    return finished_online / "runs" / "guided"
 
 
 def cut(recipe: Path, *changes: str) -> None:
@@ -45,90 +41,85 @@ def cut(recipe: Path, *changes: str) -> None:
         guided(recipe, OFTEN, *changes, run="cut")
 
 
-@pytest.mark.parametrize("changes", [[PLAIN], [PLAIN, *PATIENT], []], ids=["last", "patience", "reward"])
-def test_a_kill_after_the_last_update_makes_no_further_one(recipe, monkeypatch, changes):
-    whole = guided(recipe, OFTEN, *changes, run="whole")
+def goes_on(monkeypatch, recipe: Path, *changes: str, steps: list[int]):
+    """The run that was cut, which makes these updates of the policy."""
+    seen = press_when(monkeypatch, lambda state: False)
+    run = guided(recipe, OFTEN, *changes, run="cut")
+    assert [step for step, total in seen if total == TOTAL] == steps
+    assert not (run.path("online") / "checkpoints").exists()
+    return run
+
+
+def same(one, other) -> None:
+    assert digests(one) == digests(other)
+    assert events(one) == events(other)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [[PLAIN, "online.evaluate_every=1", "online.patience=2", "online.training.learning_rate=0.0"], [*LOOKS]],
+    ids=["patience", "reward"],
+)
+def test_a_kill_after_the_last_update_makes_no_further_one(recipe, monkeypatch, whole, changes):
+    if PLAIN in changes:
+        whole = guided(recipe, OFTEN, *changes, run="whole").folder
     with monkeypatch.context() as patch:
         patch.setattr(fit, "_save", die)
         cut(recipe, *changes)
-    steps = press_when(monkeypatch, lambda state: False)
-    again = guided(recipe, OFTEN, *changes, run="cut")
-    assert steps == []
-    assert digests(again) == digests(whole)
-    assert events(again) == events(whole)
-    ours, theirs = (run.done("online").facts for run in (again, whole))
-    assert {name: ours[name] for name in ("steps", "best_step", "rewards_learned")} == {
-        name: theirs[name] for name in ("steps", "best_step", "rewards_learned")
-    }
+    again = goes_on(monkeypatch, recipe, *changes, steps=[])
+    same(again, whole)
+    theirs = json.loads((whole / "online" / "manifest.json").read_text())["facts"]
+    for name in ("steps", "best_step", "rewards_learned"):
+        assert again.done("online").facts[name] == theirs[name]
     history = (again.path("online") / "history.jsonl").read_text()
     assert "train_runtime" not in history, "a training of no update has no mean loss"
     for name in ("model/config.json", "reward/config.json"):
-        if (whole.path("online") / name).exists():
-            assert (again.path("online") / name).read_text() == (whole.path("online") / name).read_text()
+        if (whole / "online" / name).exists():
+            assert (again.path("online") / name).read_text() == (whole / "online" / name).read_text()
 
 
 def test_so_does_a_stage_of_a_run_on_comparisons(tiny_workplace, finished_run, monkeypatch):
+    changes = ["oracle.training.checkpoint_minutes=0.0"]
     with monkeypatch.context() as patch:
         patch.setattr(fit, "_save", die)
         with pytest.raises(Killed):
-            tokenward.run(
-                tiny_workplace, ["oracle.training.checkpoint_minutes=0.0"], last="oracle", quiet=True
-            )
+            tokenward.run(tiny_workplace, changes, last="oracle", quiet=True)
     steps = press_when(monkeypatch, lambda state: False)
-    run = tokenward.run(tiny_workplace, ["oracle.training.checkpoint_minutes=0.0"], last="oracle", quiet=True)
+    run = tokenward.run(tiny_workplace, changes, last="oracle", quiet=True)
     assert steps == []
     assert run.done("oracle").facts["steps"] == TOTAL
     ours, theirs = (folder / "oracle/model/model.safetensors" for folder in (RUN, finished_run / RUN))
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(recipe, monkeypatch):
-    whole = guided(recipe, run="whole")
-    with monkeypatch.context() as patch:
-        plain = Alternating.on_save
-        patch.setattr(
-            Alternating,
-            "on_save",
-            lambda self, args, state, *rest, **more: (
-                die() if state.global_step == 4 else plain(self, args, state, *rest, **more)
-            ),
-        )
-        cut(recipe)
-    steps = press_when(monkeypatch, lambda state: False)
-    again = guided(recipe, OFTEN, run="cut")
-    assert [step for step in steps if step[1] == TOTAL] == [(4, TOTAL), (5, TOTAL), (6, TOTAL)]
-    assert digests(again) == digests(whole)
-    assert events(again) == events(whole)
+def test_a_kill_while_checkpoints_are_written_and_removed_leaves_one_to_go_on_from(
+    recipe, monkeypatch, whole
+):
+    saved, removed = Alternating.on_save, shutil.rmtree
 
-
-def test_a_kill_while_old_checkpoints_are_removed_leaves_one_to_go_on_from(recipe, monkeypatch):
-    plain = shutil.rmtree
+    def half(self, args, state, *rest, **more) -> None:
+        die() if state.global_step == 3 else saved(self, args, state, *rest, **more)
 
     def torn(path, *args, **kwargs) -> None:
-        if Path(path).name == "checkpoint-3":
+        if Path(path).name == "checkpoint-4":
             (Path(path) / "model.safetensors").unlink()
             raise Killed
-        plain(path, *args, **kwargs)
+        removed(path, *args, **kwargs)
 
-    whole = guided(recipe, PLAIN, run="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Alternating, "on_save", half)
+        cut(recipe, *LOOKS)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", torn)
-        cut(recipe, PLAIN)
-    steps = press_when(monkeypatch, lambda state: False)
-    assert digests(guided(recipe, OFTEN, PLAIN, run="cut")) == digests(whole)
-    assert steps == [(5, TOTAL), (6, TOTAL)]
+        cut(recipe, *LOOKS)
+    same(goes_on(monkeypatch, recipe, *LOOKS, steps=[6]), whole)
 
 
-def test_checkpoints_stay_until_all_that_a_stage_leaves_is_there(recipe, monkeypatch):
-    whole = guided(recipe, run="whole")
+def test_checkpoints_stay_until_all_that_a_stage_leaves_is_there(recipe, monkeypatch, whole):
     with monkeypatch.context() as patch:
         patch.setattr(RewardModel, "save", die)
-        cut(recipe)
-    steps = press_when(monkeypatch, lambda state: False)
-    again = guided(recipe, OFTEN, run="cut")
-    assert steps == []
-    assert digests(again) == digests(whole)
-    assert not (again.path("online") / "checkpoints").exists()
+        cut(recipe, *LOOKS)
+    same(goes_on(monkeypatch, recipe, *LOOKS, steps=[]), whole)
 
 
 def test_checkpoints_that_a_recipe_asks_for_stay_as_many_as_it_says(recipe):
@@ -136,10 +127,8 @@ def test_checkpoints_that_a_recipe_asks_for_stay_as_many_as_it_says(recipe):
     run = guided(recipe, PLAIN, *changes, "online.training.save_total_limit=2")
     folder = run.path("online") / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-5", "checkpoint-6"]
-    assert all(
-        json.loads((path / "alternating.json").read_text())["best"]["value"] is None
-        for path in folder.iterdir()
-    )
+    for path in folder.iterdir():
+        assert json.loads((path / "alternating.json").read_text())["best"]["value"] is None
 
 
 @pytest.mark.parametrize("imitated", [True, False])
@@ -147,7 +136,7 @@ def test_bfloat16_without_instructions_is_said_and_how_to_leave_it_out(
     tiny_workplace, monkeypatch, capsys, imitated
 ):
     monkeypatch.setattr(fit, "imitates_bfloat16", lambda device: imitated)
-    tokenward.run(tiny_workplace, ["oracle.training.bf16=true"], last="oracle")
+    tokenward.run(tiny_workplace, ["oracle.training={bf16: true, max_steps: 1}"], last="oracle")
     assert ("oracle.training.bf16=false is faster here" in capsys.readouterr().out) is imitated
 
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 import tokenward
-from tests.pipeline.tools import press_when, refused, tables_of
-from tests.tiny import planted_rows
+from tests.stages.runs import lines, press_when, refused, tables_of, write_lines
+from tests.tiny import planted_rows, save_tiny
 from tokenward.data import fraction
 from tokenward.data.lines import read_comparisons
 from tokenward.models.reward import load_reward_model
@@ -22,10 +22,6 @@ RUN = Path("runs/quickstart")
 REWARD = "scores.scorer={name: reward}"
 TRAINING = "training: {max_steps: 4, learning_rate: 1.0e-3, per_device_train_batch_size: 4}"
 SMALL = f"reward={{head: {{hidden: 16, gain: 0.5}}, {TRAINING}}}"
-
-
-def write(rows: list[dict]) -> None:
-    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def run_of(recipe: Path, *changes: str, last: str = "scores"):
@@ -78,16 +74,6 @@ def test_a_stored_reward_is_one_number_per_unit(tiny_workplace, unit):
             assert len(set(values[inside].tolist())) == 1
 
 
-def test_rewards_select_the_tokens_that_sepo_trains_on(tiny_workplace):
-    """TLM's credit, SePO's use of it."""
-    run = run_of(tiny_workplace, last="evaluation")
-    assert stages() == {"data", "reference", "reward", "scores", "policy", "evaluation"}
-    kept = run.done("policy").facts["kept"]
-    assert 0.2 < kept["chosen"] <= 0.3
-    figures = tokenward.read_figures(run)
-    assert figures["credit/auroc/reward"].n > 0
-
-
 def test_log_ratios_weigh_the_likelihood(tiny_workplace):
     """SePO's credit, TLM's use of it: log-ratios have both signs, so they are weighed by their exponential."""
     changes = [
@@ -102,41 +88,24 @@ def test_log_ratios_weigh_the_likelihood(tiny_workplace):
     assert "transform: exp" in message
 
 
-def test_rewards_weigh_the_likelihood(tiny_workplace, tiny_folder):
-    run_of(
-        tiny_workplace,
-        "policy.selection={name: soft}",
-        "policy.objective={name: weighted_likelihood}",
-        last="policy",
-    )
-    after = load_file(RUN / "policy" / "model" / "model.safetensors")
-    before = load_file(tiny_folder / "model.safetensors")
-    assert any(not torch.equal(after[name], before[name]) for name in before)
-
-
-def test_lists_of_any_length_teach_one_reward(tiny_workplace):
-    rows = planted_rows(24)
-    for number, row in enumerate(rows):
-        count = 2 + number % 3
-        extra = f"table {number}"
-        for name, value in (("responses", extra), ("scores", -2.0), ("spans", [])):
-            row[name] = [*row[name], value][:count]
-    write(rows)
-    run = run_of(tiny_workplace, last="reward")
-    assert run.done("reward").facts["list_sizes"] == [2, 3, 4]
-    assert run.done("reward").facts["rows"] == run.done("data").facts["train"]
-
-
-def test_a_row_of_one_response_or_of_one_rank_is_counted_and_left_out(tiny_workplace):
-    rows = planted_rows(12)
+def test_a_share_of_lists_of_any_length_teaches_one_reward(tiny_workplace):
+    """A row of one response, or of one rank, is counted and left out."""
+    rows = planted_rows(26)
+    for number, row in enumerate(rows[2:]):
+        for name, value in (("responses", f"table {number}"), ("scores", -2.0), ("spans", [])):
+            row[name] = [*row[name], value][: 2 + number % 3]
     for name in ("responses", "scores", "spans"):
         rows[0][name] = rows[0][name][:1]
     rows[1]["scores"] = [1.0, 1.0, 1.0]
-    write(rows)
-    run = run_of(tiny_workplace, last="reward")
-    facts = run.done("data").facts
-    assert facts["train"] + facts["eval"] == 10
-    assert facts["counts"] == {"read": 12, "kept": 10, "fewer than two responses": 1, "all ranks tied": 1}
+    write_lines("pairs.jsonl", rows)
+    run = run_of(tiny_workplace, "reward.fraction=0.5", last="reward")
+    counts = {"read": 26, "kept": 24, "fewer than two responses": 1, "all ranks tied": 1}
+    assert run.done("data").facts["counts"] == counts
+    train = list(read_comparisons(run.path("data") / "train.jsonl"))
+    mine = fraction(train, 0.5, run.recipe.seed, "reward")
+    facts = run.done("reward").facts
+    assert (facts["rows"], facts["list_sizes"]) == (len(mine), [2, 3, 4])
+    assert len(mine) < len(train)
 
 
 def test_the_referees_prompts_teach_no_reward(tiny_workplace):
@@ -148,26 +117,19 @@ def test_the_referees_prompts_teach_no_reward(tiny_workplace):
     assert sets.eval_reward
 
 
-def test_a_share_of_the_lists(tiny_workplace):
-    run = run_of(tiny_workplace, "reward.fraction=0.5", last="reward")
-    train = list(read_comparisons(run.path("data") / "train.jsonl"))
-    mine = fraction(train, 0.5, run.recipe.seed, "reward")
-    assert run.done("reward").facts["rows"] == len(mine) < len(train)
-
-
-def test_evaluation_while_it_is_trained(tiny_workplace):
-    run_of(
-        tiny_workplace, "reward.training.eval_strategy=steps", "reward.training.eval_steps=2", last="reward"
-    )
-    history = [json.loads(line) for line in (RUN / "reward" / "history.jsonl").read_text().splitlines()]
-    found = [entry for entry in history if "eval_loss" in entry]
+def test_rewards_weigh_the_likelihood_and_are_evaluated_while_they_are_learned(tiny_workplace, tiny_folder):
+    changes = ["reward.training.eval_strategy=steps", "reward.training.eval_steps=2"]
+    changes += ["policy.selection={name: soft}", "policy.objective={name: weighted_likelihood}"]
+    run_of(tiny_workplace, *changes, last="policy")
+    found = [entry for entry in lines(RUN / "reward" / "history.jsonl") if "eval_loss" in entry]
     assert [entry["step"] for entry in found] == [2, 4]
     assert all(0 <= entry["eval_rank/accuracy"] <= 1 for entry in found)
+    after = load_file(RUN / "policy" / "model" / "model.safetensors")
+    before = load_file(tiny_folder / "model.safetensors")
+    assert any(not torch.equal(after[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize(
-    "change", ["reward.head.freeze=false", "reward.head.freeze=true", "model.packing=none"]
-)
+@pytest.mark.parametrize("change", ["reward.head.freeze=true", "model.packing=none"])
 def test_a_stopped_reward_goes_on_to_the_same_bits(tiny_workplace, monkeypatch, change):
     run_of(tiny_workplace, change, last="reward")
     names = ("model.safetensors", "token_reward_head.safetensors")
@@ -184,28 +146,21 @@ def test_a_stopped_reward_goes_on_to_the_same_bits(tiny_workplace, monkeypatch, 
     assert other == whole
 
 
-def test_spans_as_units_need_spans(tiny_workplace):
-    rows = planted_rows(12)
-    for row in rows:
-        del row["spans"]
-    write(rows)
+@pytest.mark.parametrize(
+    ("spans", "word"),
+    [
+        (None, "unit is spans, and this row has none"),
+        ([[[0, 3, 1.0], [2, 4, 1.0]], [], []], "do not overlap"),
+    ],
+)
+def test_spans_as_units_need_spans_that_do_not_overlap(tiny_workplace, spans, word):
+    write_lines("pairs.jsonl", [{**row, "spans": spans} for row in planted_rows(12)])
     message = refused(tiny_workplace, [REWARD, SMALL, "reward.head.unit=spans"], last="reward")
-    assert "pairs.jsonl:" in message
-    assert "unit is spans, and this row has none" in message
-
-
-def test_overlapping_spans_are_refused(tiny_workplace):
-    rows = planted_rows(12)
-    for row in rows:
-        row["spans"] = [[[0, 3, 1.0], [2, 4, 1.0]], [], []]
-    write(rows)
-    message = refused(tiny_workplace, [REWARD, SMALL, "reward.head.unit=spans"], last="reward")
-    assert "spans that do not overlap" in message
+    assert word in message
+    assert spans or "pairs.jsonl:" in message
 
 
 def test_a_reward_of_another_tokenizer_is_refused(tiny_workplace, tmp_path):
-    from tests.tiny import save_tiny
-
     other = save_tiny(tmp_path / "other")
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["model"]["merges"] = []
@@ -217,9 +172,13 @@ def test_a_reward_of_another_tokenizer_is_refused(tiny_workplace, tmp_path):
 
 def test_a_reward_learns_which_word_decides(tiny_workplace):
     """The planted words: a reply with good is better than one with bad, and the reward finds them."""
-    write(planted_rows(60))
+    write_lines("pairs.jsonl", planted_rows(60))
     head = "head: {hidden: 16, gain: 0.5}"
     training = "training: {max_steps: 60, learning_rate: 3.0e-3, per_device_train_batch_size: 8}"
     changes = ["data.eval=0.2", f"reward={{{head}, {training}}}"]
-    run = tokenward.run(tiny_workplace, [REWARD, *changes, "policy.training.max_steps=1"], quiet=True)
+    short = ["policy.training.max_steps=1", "evaluation.prompts=1", "evaluation.bootstrap=20"]
+    run = tokenward.run(tiny_workplace, [REWARD, *changes, *short], quiet=True)
     assert tokenward.read_figures(run)["credit/auroc/reward"].value > 0.7
+    # TLM's credit, SePO's use of it.
+    assert stages() == {"data", "reference", "reward", "scores", "policy", "evaluation"}
+    assert 0.2 < run.done("policy").facts["kept"]["chosen"] <= 0.3

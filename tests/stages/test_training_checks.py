@@ -1,6 +1,5 @@
 """Fields of a training table that cannot work or would be ignored are refused before the first stage, with their line."""
 
-import json
 import re
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import tokenward
-from tests.pipeline.tools import EXAMPLES, guided_recipe, refused
+from tests.stages.runs import lines, refused
 from tokenward.config.training_fields import BESIDE, CANNOT_ACT
 from tokenward.errors import UserError
 from tokenward.tools.run import open_run
@@ -65,60 +64,64 @@ NO_TEXT = ("parallelism_config",)
 """Its type has no words in YAML."""
 
 
-def message_of(recipe: Path, written: str, stage: str = "policy") -> str:
-    """The refusal of a recipe with a training table of its own on line 9."""
-    text = recipe.read_text().replace("tokens:", f"sft:\n  training: {{{written}}}\ntokens:", 1)
+def message_of(recipe: Path, text: str, written: str) -> str:
+    """The refusal of a recipe with a training table of its own on a line of its own."""
+    text = text.replace("tokens:", f"sft:\n  training: {{{written}}}\ntokens:", 1)
     recipe.write_text(text)
     with pytest.raises(UserError) as caught:
         open_run(recipe, quiet=True)
-    line = 1 + text.splitlines().index(f"  training: {{{written}}}")
-    start = f"{recipe}:{line}: "
-    assert str(caught.value).startswith(start)
+    start = f"{recipe}:{1 + text.splitlines().index(f'  training: {{{written}}}')}: "
+    assert str(caught.value).startswith(start), written
     assert not Path("runs").exists()
     return str(caught.value).removeprefix(start)
 
 
-@pytest.mark.parametrize("field", sorted({*CANNOT_ACT, *BESIDE} - {*NO_TEXT}))
-def test_a_field_that_nothing_reads_is_refused(tiny_workplace, field):
-    message = message_of(tiny_workplace, f"{field}: {WRITTEN.get(field, 'true')}")
-    if field in CANNOT_ACT:
-        assert message == f"{field} cannot act in a recipe: {CANNOT_ACT[field]}. Leave it out here."
-    else:
-        assert message.startswith(f"{field} acts only beside {BESIDE[field][1]}, which is not in this table.")
+def test_a_field_that_nothing_reads_is_refused(tiny_workplace):
+    text = tiny_workplace.read_text()
+    for field in sorted({*CANNOT_ACT, *BESIDE} - {*NO_TEXT}):
+        message = message_of(tiny_workplace, text, f"{field}: {WRITTEN.get(field, 'true')}")
+        if field in CANNOT_ACT:
+            assert message == f"{field} cannot act in a recipe: {CANNOT_ACT[field]}. Leave it out here."
+        else:
+            assert message.startswith(f"{field} acts only beside {BESIDE[field][1]}, which is not in")
 
 
-@pytest.mark.parametrize(
-    ("written", "message"),
-    [
-        ("report_to: wandb", r"report_to is wandb, which cannot be used here: WandbCallback requires wandb .* Or write report_to: none"),
-        ("report_to: wandbb", "report_to names wandbb, which transformers does not know. It knows azure_ml, "),
-        ("optim: adamw_bnb_8bit", "optim is adamw_bnb_8bit, which cannot be used here: You need to install `bitsandbytes`"),
-        ("optim: adamw_torch_4bit", "optim is adamw_torch_4bit, which cannot be used here: You need to have `torchao"),
-        ("optim: adamw_torch_xla", "optim is adamw_torch_xla, which cannot be used here"),
-        ("optim: schedule_free_adamw", "optim is schedule_free_adamw, which cannot be used here: You need to install `schedulefree`"),
-        ("optim: galore_adamw", "optim is galore_adamw, whose package galore_torch is not installed"),
-        ("optim: apollo_adamw", "optim is apollo_adamw, whose package apollo_torch is not installed"),
-        ("optim: lomo", "optim is lomo, which steps inside the backward pass"),
-        ("optim: galore_adamw_layerwise", "optim is galore_adamw_layerwise, which steps inside the backward pass"),
-        ("optim: adamw_torch, optim_args: 'a=1'", "optim_args is not read by optim: adamw_torch"),
-        ("optim_target_modules: all-linear", "optim_target_modules is not read by optim: adamw_torch_fused"),
-        ("optim: sgd, adam_beta1: 0.8", "adam_beta1 is not read by optim: sgd"),
-        ("lr_scheduler_type: cosine_with_min_lr", "the schedule cosine_with_min_lr cannot be made: One of min_lr or min_lr_rate"),
-        ("lr_scheduler_type: warmup_stable_decay", "the schedule warmup_stable_decay cannot be made: .*num_decay_steps"),
-        ("lr_scheduler_kwargs: {zz: 1}", "the schedule linear cannot be made: .*zz"),
-        ("lr_scheduler_type: greedy", "sft.training: lr_scheduler_type greedy requires an eval strategy"),
-        ("train_sampling_strategy: group_by_length", "train_sampling_strategy is group_by_length, and rows come in random or sequential"),
-        ("train_sampling_strategy: foo", "train_sampling_strategy is foo, and rows"),
-        ("fp16: true", "fp16 needs a CUDA device, and this training is on cpu. Write bf16"),
-        ("tf32: true", "tf32 needs a CUDA device, and model.device is auto here"),
-        ("save_strategy: best, eval_strategy: epoch", "save_strategy is best, and no metric says which it is"),
-        ("save_strategy: best, metric_for_best_model: loss", "save_strategy is best, and nothing is evaluated"),
-        ("use_cpu: true", "tokenward sets 'use_cpu' itself, .* Write model.device: cpu"),
-    ],
-)  # fmt: skip
+CANNOT_WORK = [
+    ("report_to: wandb", r"report_to is wandb, which cannot be used here: WandbCallback requires wandb .* Or write report_to: none"),
+    ("report_to: wandbb", "report_to names wandbb, which transformers does not know. It knows azure_ml, "),
+    ("optim: adamw_bnb_8bit", "optim is adamw_bnb_8bit, which cannot be used here: You need to install `bitsandbytes`"),
+    ("optim: adamw_torch_4bit", "optim is adamw_torch_4bit, which cannot be used here: You need to have `torchao"),
+    ("optim: adamw_torch_xla", "optim is adamw_torch_xla, which cannot be used here"),
+    ("optim: schedule_free_adamw", "optim is schedule_free_adamw, which cannot be used here: You need to install `schedulefree`"),
+    ("optim: galore_adamw", "optim is galore_adamw, whose package galore_torch is not installed"),
+    ("optim: apollo_adamw", "optim is apollo_adamw, whose package apollo_torch is not installed"),
+    ("optim: lomo", "optim is lomo, which steps inside the backward pass"),
+    ("optim: galore_adamw_layerwise", "optim is galore_adamw_layerwise, which steps inside the backward pass"),
+    ("optim: adamw_torch, optim_args: 'a=1'", "optim_args is not read by optim: adamw_torch"),
+    ("optim_target_modules: all-linear", "optim_target_modules is not read by optim: adamw_torch_fused"),
+    ("optim: sgd, adam_beta1: 0.8", "adam_beta1 is not read by optim: sgd"),
+    ("lr_scheduler_type: cosine_with_min_lr", "the schedule cosine_with_min_lr cannot be made: One of min_lr or min_lr_rate"),
+    ("lr_scheduler_type: warmup_stable_decay", "the schedule warmup_stable_decay cannot be made: .*num_decay_steps"),
+    ("lr_scheduler_kwargs: {zz: 1}", "the schedule linear cannot be made: .*zz"),
+    ("lr_scheduler_type: greedy", "sft.training: lr_scheduler_type greedy requires an eval strategy"),
+    ("train_sampling_strategy: group_by_length", "train_sampling_strategy is group_by_length, and rows come in random or sequential"),
+    ("train_sampling_strategy: foo", "train_sampling_strategy is foo, and rows"),
+    ("fp16: true", "fp16 needs a CUDA device, and this training is on cpu. Write bf16"),
+    ("tf32: true", "tf32 needs a CUDA device, and model.device is auto here"),
+    ("save_strategy: best, eval_strategy: epoch", "save_strategy is best, and no metric says which it is"),
+    ("save_strategy: best, metric_for_best_model: loss", "save_strategy is best, and nothing is evaluated"),
+    ("use_cpu: true", "tokenward sets 'use_cpu' itself, .* Write model.device: cpu"),
+    ("torch_compile: true", "torch_compile needs a C"),
+]  # fmt: skip
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="some of these work there")
-def test_a_value_that_cannot_work_here_is_refused(tiny_workplace, written, message):
-    assert re.match(message, message_of(tiny_workplace, written))
+def test_a_value_that_cannot_work_here_is_refused(tiny_workplace, monkeypatch):
+    monkeypatch.setattr(workable.shutil, "which", lambda name: None)  # as if there were no compiler
+    text = tiny_workplace.read_text()
+    for written, message in CANNOT_WORK:
+        found = message_of(tiny_workplace, text, written)
+        assert re.match(message, found), (written, found)
 
 
 def test_what_can_work_passes(tiny_workplace):
@@ -136,11 +139,6 @@ def test_what_can_work_passes(tiny_workplace):
         open_run(tiny_workplace, [f"sft.training={{{written}}}"], quiet=True)
 
 
-def test_a_compiler_must_be_there(tiny_workplace, monkeypatch):
-    monkeypatch.setattr(workable.shutil, "which", lambda name: None)
-    assert "torch_compile needs a C++ compiler" in message_of(tiny_workplace, "torch_compile: true")
-
-
 def test_a_gpu_without_bfloat16_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     table = {"bf16": True}
@@ -151,11 +149,10 @@ def test_a_gpu_without_bfloat16_is_told(monkeypatch, tmp_path):
 
 
 def test_evaluation_needs_something_to_look_at(tiny_workplace):
-    changes = ["data.eval=0", "policy.training.eval_strategy=epoch"]
-    message = refused(tiny_workplace, changes, last="data")
-    assert message.startswith(
-        "--set policy.training.eval_strategy: eval_strategy is epoch, and data.eval is 0"
-    )
+    for stage in ("oracle", "policy"):
+        key = f"{stage}.training.eval_strategy"
+        message = refused(tiny_workplace, ["data.eval=0", f"{key}=epoch"], last="data")
+        assert message.startswith(f"--set {key}: eval_strategy is epoch, and data.eval is 0")
 
 
 @pytest.mark.parametrize("stage", ["oracle", "policy"])
@@ -169,32 +166,14 @@ def test_a_batch_that_is_never_full_is_refused_before_anything_trains(tiny_workp
     assert not Path("runs/quickstart/reference/manifest.json").exists()
 
 
-def test_nor_does_a_guided_policy(tmp_path, tiny_folder, monkeypatch):
-    recipe = guided_recipe(tmp_path, tiny_folder, EXAMPLES)
-    monkeypatch.chdir(tmp_path)
-    changes = [
-        "online.training.dataloader_drop_last=true",
-        "online.training.per_device_train_batch_size=64",
-    ]
-    assert "rows do not fill one of 64: nothing would be trained" in refused(recipe, changes)
-
-
-def test_of_a_guided_run(tmp_path, tiny_folder, monkeypatch):
-    recipe = guided_recipe(tmp_path, tiny_folder, EXAMPLES)
-    monkeypatch.chdir(tmp_path)
+def test_of_an_online_run(recipe):
+    full = "online.training={dataloader_drop_last: true, per_device_train_batch_size: 64}"
+    beside = "warmup_steps acts only beside lr_scheduler_type: constant_with_warmup"
     for change, message in (
-        (
-            "online.training.eval_strategy=epoch",
-            "an online policy has no held-out loss. Write online.evaluate_every",
-        ),
-        (
-            "online.training.warmup_steps=3",
-            "warmup_steps acts only beside lr_scheduler_type: constant_with_warmup",
-        ),
-        (
-            "reward.training.warmup_steps=3",
-            "warmup_steps acts only beside lr_scheduler_type: constant_with_warmup",
-        ),
+        (full, "rows do not fill one of 64"),
+        ("online.training.eval_strategy=epoch", "Write online.evaluate_every"),
+        ("online.training.warmup_steps=3", beside),
+        ("reward.training.warmup_steps=3", beside),
     ):
         assert message in refused(recipe, [change])
     open_run(recipe, ["reward.training.per_device_eval_batch_size=2"], quiet=True)
@@ -208,7 +187,7 @@ def test_the_best_of_a_training_with_an_adapter_is_restored(tiny_workplace):
     changes = ["model.adapter={r: 2, target_modules: [q_proj, embed_tokens]}", f"oracle.training={table}"]
     changes += ["oracle.training.save_total_limit=3"]
     run = tokenward.run(tiny_workplace, changes, last="oracle", quiet=True)
-    history = [json.loads(line) for line in (run.path("oracle") / "history.jsonl").read_text().splitlines()]
+    history = lines(run.path("oracle") / "history.jsonl")
     losses = {line["step"]: line["eval_loss"] for line in history if "eval_loss" in line}
     first = max(losses, key=losses.get)
     saved = load_file(run.path("oracle") / "model" / "adapter_model.safetensors")

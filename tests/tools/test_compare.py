@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 import tokenward
-from tests.pipeline.tools import guided, guided_recipe
 from tokenward.artifacts.files import canonical
 from tokenward.config import parse_recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
-from tokenward.evaluation.row_values import RowKey, read_row_values
-from tokenward.tools.compare import _settings, compare_runs
+from tokenward.evaluation.row_values import read_row_values
+from tokenward.tools.compare import Flip, _settings, compare_runs
 from tokenward.tools.compare_show import coloured, different_words, show_comparison
 from tokenward.tools.export import model_card
 from tokenward.tools.finished import finished_model
@@ -122,20 +121,19 @@ reward: {head: {hidden: 16}, training: {max_steps: 3}}
 FULL_RECIPE = parse_recipe(FULL, "full.yaml")[0].model_dump(mode="json")
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    leaves(FULL_RECIPE),
-    ids=lambda value: ".".join(value) if isinstance(value, tuple) else "",
-)
-def test_every_leaf_of_a_recipe_that_differs_is_named(tmp_path, path, value):
+def test_every_leaf_of_a_recipe_that_differs_is_named(tmp_path):
     """The recipe that an evaluation keeps has them all; only where the run lies is no difference."""
     folders = [tmp_path / "a", tmp_path / "b"]
-    for folder, recipe in zip(folders, (FULL_RECIPE, with_leaf(FULL_RECIPE, path, ["other"])), strict=True):
+    for folder in folders:
         (folder / "evaluation").mkdir(parents=True)
-        (folder / "evaluation" / "recipe.json").write_text(json.dumps(recipe))
-    found = _settings(folders)
-    expected = [] if path == ("run",) else [f'{".".join(path)}: {json.dumps(canonical(value))} -> ["other"]']
-    assert found == expected
+        (folder / "evaluation" / "recipe.json").write_text(json.dumps(FULL_RECIPE))
+    every = leaves(FULL_RECIPE)
+    assert len(every) > 100
+    for path, value in every:
+        changed = with_leaf(FULL_RECIPE, path, ["other"])
+        (folders[1] / "evaluation" / "recipe.json").write_text(json.dumps(changed))
+        line = f'{".".join(path)}: {json.dumps(canonical(value))} -> ["other"]'
+        assert _settings(folders) == ([] if path == ("run",) else [line])
 
 
 def test_an_evaluation_keeps_the_whole_recipe(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,20 +151,20 @@ EXPERTS = [
 
 
 def test_settings_of_experts_are_compared_and_on_the_card(copied_run: Path) -> None:
-    """Of a run that was evaluated before recipes were kept too; an auxiliary model that no scorer reads any more is in neither."""
+    """An auxiliary model that no scorer reads any more is in neither."""
+    short = ["policy.training.max_steps=1", "evaluation.prompts=1", "evaluation.bootstrap=2"]
     runs = [
-        tokenward.run(copied_run, [*EXPERTS, f"run=runs/{name}", *changes], quiet=True).folder
+        tokenward.run(copied_run, [*EXPERTS, *short, f"run=runs/{name}", *changes], quiet=True).folder
         for name, changes in (("a", []), ("b", ["auxiliary_models.good.training.max_steps=3"]))
     ]
     assert compare_runs(*runs).settings == ["auxiliary_models.good.training.max_steps: 2 -> 3"]
     card = model_card(finished_model(str(runs[1])), "m", merged=False)
-    assert "auxiliary-good:" in card
-    assert "max_steps: 3" in card
-    assert "So. {prompt}" in card
-    (runs[0] / "evaluation" / "recipe.json").unlink()
-    assert compare_runs(*runs).settings == ["auxiliary-good.training.max_steps: 2 -> 3"]
+    for words in ("auxiliary-good:", "max_steps: 3", "So. {prompt}"):
+        assert words in card
+    (runs[0] / "evaluation" / "recipe.json").unlink()  # of a run that was evaluated before recipes were kept
+    assert "auxiliary-good.training.max_steps: 2 -> 3" in compare_runs(*runs).settings
     changes = ["run=runs/b", "scores.scorer={name: surprisal}", "policy.selection={name: all}"]
-    tokenward.run(copied_run, changes, quiet=True)
+    tokenward.run(copied_run, [*short, *changes], last="policy", quiet=True)
     assert "auxiliary-good" not in model_card(finished_model(str(runs[1])), "m", merged=False)
 
 
@@ -190,34 +188,17 @@ def test_other_rows_another_template_and_no_run_are_refused(copied_run: Path) ->
         compare_runs(RUN, other)
 
 
-def test_guided_runs_compare_by_prompt(
-    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    recipe = guided_recipe(tmp_path, tiny_folder)
-    runs = [
-        guided(
-            recipe,
-            f"online.training.learning_rate={rate}",
-            "evaluation.metrics=[distinct_2]",
-            last="evaluation",
-            run=name,
-        )
-        for name, rate in (("one", 1.0e-3), ("two", 0.5))
-    ]
-    found = compare_runs(*(run.folder for run in runs))
-    assert {item.name for item in found.figures} >= {"distinct_2/after", "length/change"}
-    assert all(row.kind == "prompt" for row in read_row_values(runs[0].path("evaluation")))
-    show_comparison(Display(), found._replace(flips=[_flip(runs[0])]), 1)
+def test_online_runs_compare_by_prompt(copied_online: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = Path("runs/guided"), Path("runs/other")
+    shutil.copytree(one, other)
+    edit(other, lambda line: {**line, "values": {name: value + 1 for name, value in line["values"].items()}})
+    found = compare_runs(one, other)
+    assert {item.name: item.difference.value for item in found.figures}["rouge1/after"] == pytest.approx(1.0)
+    rows = read_row_values(one / "evaluation")
+    assert all(row.kind == "prompt" for row in rows)
+    flip = Flip(next(iter(rows)), "rouge1/change", 0.5, -0.5)
+    show_comparison(Display(), found._replace(flips=[flip]), 1)
     assert "A: " in capsys.readouterr().out
-
-
-def _flip(run):
-    from tokenward.tools.compare import Flip
-
-    row = next(iter(read_row_values(run.path("evaluation"))))
-    assert isinstance(row, RowKey)
-    return Flip(row, "distinct_2/change", 0.5, -0.5)
 
 
 def test_colours_and_different_words() -> None:

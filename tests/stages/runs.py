@@ -3,7 +3,7 @@
 import hashlib
 import json
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -59,13 +59,14 @@ evaluation: {{bootstrap: 20}}
 """
 
 REINFORCE = "online.objective={name: reinforce}"
+LOOKS = ("seed=2", "online.evaluate_every=2", "online.patience=9", "online.training.logging_steps=1")
+"""Changes of the run that the tests share, whose best look is neither the first nor the last."""
 
 
 def write_examples(path: Path, count: int = 30) -> None:
     """Questions with two answers each."""
     answers = ["the good tea on the table", "a good cup"]
-    rows = [{"question": f"Say {number}.", "answers": answers, "level": number} for number in range(count)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(path, ({"question": f"Say {n}.", "answers": answers, "level": n} for n in range(count)))
 
 
 def write_labelled(folder: Path, count: int = 8) -> None:
@@ -97,15 +98,36 @@ def plugin(text: str) -> str:
     return name
 
 
-def events(run: Run) -> list[dict]:
+def lines(path: Path) -> list[dict]:
+    """A file of JSON lines, whose texts may hold other ends of a line."""
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
+
+
+def write_lines(path: Path | str, rows: Iterable[dict]) -> str:
+    """Write a file of JSON lines; returns its name."""
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def manifests(folder: Path) -> dict[str, str]:
+    """The manifest of each finished stage in a run's folder: one that is skipped keeps its own."""
+    return {path.parent.name: path.read_text() for path in folder.glob("*/manifest.json")}
+
+
+def folder_of(run: Run | Path) -> Path:
+    """The folder of a run's online stage."""
+    return run / "online" if isinstance(run, Path) else run.path("online")
+
+
+def events(run: Run | Path) -> list[dict]:
     """What happened in the loop, without what depends on the clock."""
-    lines = (run.path("online") / "events.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+    found = lines(folder_of(run) / "events.jsonl")
+    return [{key: value for key, value in event.items() if key != "seconds"} for event in found]
 
 
-def digests(run: Run) -> dict[str, str]:
+def digests(run: Run | Path) -> dict[str, str]:
     """Of every file of weights that the loop left."""
-    folder = run.path("online")
+    folder = folder_of(run)
     files = [*folder.rglob("*.safetensors")]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 

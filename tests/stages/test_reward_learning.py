@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.trainer_utils import SchedulerType
 
-from tests.pipeline.tools import events, guided, guided_recipe
+from tests.stages.runs import events, guided, guided_recipe
 from tokenward.models.reward import load_reward_model
 from tokenward.stages.reward_learning import RewardLearner
 from tokenward.tokens.segments import with_segments

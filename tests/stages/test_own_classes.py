@@ -4,10 +4,8 @@ import re
 import sys
 from pathlib import Path
 
-import pytest
-
 import tokenward
-from tests.pipeline.tools import plugin, refused
+from tests.stages.runs import plugin, refused
 from tokenward import plugins
 
 LAB = """
@@ -109,47 +107,48 @@ class BriefInStep:
 """
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (["policy.objective={name: 'LAB:Plain'}"], "objective LAB:Plain returned a Tensor of shape .* must return Losses"),
-        (["policy.objective={name: 'LAB:Reduced'}"], r"objective LAB:Reduced returned a Tensor of shape \[\] as loss"),
-        (["policy.objective={name: 'LAB:PerResponse'}"], r"LAB:PerResponse returned .* shape \[8\] as loss for a batch of 4 comp"),
-        (["policy.objective={name: 'LAB:Metric'}"], r"LAB:Metric returned .* shape \[8\] as spread for a batch of 4 comp"),
-        (["policy.objective={name: 'LAB:Silent'}"], "LAB:Silent says own_denominator and returned none: .* before it begins"),
-        (["policy.objective={name: 'LAB:Sudden'}"], "LAB:Sudden returned a denominator and does not say so"),
-        (["policy.objective={name: 'LAB:BelowZero'}"], r"LAB:BelowZero returned .* shape \[4\] as denominator .* of 0 or more per"),
-        (["policy.objective={name: 'LAB:Short'}"], r"objective LAB:Short takes \(logp\): .* called as f\(logp, batch\)"),
-        (["policy.objective={name: 'LAB:Idle'}"], "objective LAB:Idle is an Idle, which cannot be called"),
-        (["policy.selection={name: 'LAB:Fair'}"], r"selector LAB:Fair takes \(logp, batch\): .* called as f\(tokens\)"),
-        (["scores.scorer={name: 'LAB:Fair'}"], r"scorer LAB:Fair takes \(logp, batch\): .* called as f\(record\)"),
-        (["scores.scorer={name: 'LAB:Worded'}"], "scorer LAB:Worded returned a list that cannot be read as numbers"),
-        (["scores.scorer={name: 'LAB:Brief'}"], r"the scorer LAB:Brief gave \(1,\) numbers for a response"),
-        (["scores.scorer={name: 'LAB:brief'}", "oracle.training.max_steps=1"], r"the scorer LAB:brief gave \(1,\) numbers for a response"),
-        (["scores.scorer={name: 'LAB:BriefInStep'}", "policy.objective={name: sft}"], r"the scorer LAB:BriefInStep gave \(1,\) numbers"),
-        (["policy.selection={name: 'LAB:Negative'}"], "the selector LAB:Negative must give one finite weight >= 0 per token"),
-        (
-            ["scores.scorer={name: random}", "policy.objective={name: sum, terms: [{name: dpo}, {name: sft, selection: {name: 'LAB:Negative'}}]}"],
-            "the selector LAB:Negative must give one finite weight >= 0 per token",
-        ),
-        (
-            ["scores.scorer={name: 'LAB:Unlisted'}"],
-            r"LAB:Unlisted looks at oracle_logp, which is not among what it reads \(reference_logp\), so it was not made. "
-            r'Write reads = \("reference_logp", "oracle_logp"\)',
-        ),
-        (
-            ["scores.scorer={name: 'LAB:UnlistedInStep'}", "policy.objective={name: sft}"],
-            r'looks at policy_entropy, which is not among .* Write reads = \("policy_logp", "policy_entropy"\)',
-        ),
-        (["scores.scorer={name: 'LAB:Unknown'}"], "reads 'logp_of_oracle', which is no stored value. Write reward, or MODEL_KIND"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)  # fmt: skip
-def test_a_wrong_return_or_signature_is_named(tiny_workplace, changes, message):
+WRONG = [
+    (["policy.objective={name: 'LAB:Plain'}"], "objective LAB:Plain returned a Tensor of shape .* must return Losses"),
+    (["policy.objective={name: 'LAB:Reduced'}"], r"objective LAB:Reduced returned a Tensor of shape \[\] as loss"),
+    (["policy.objective={name: 'LAB:PerResponse'}"], r"LAB:PerResponse returned .* shape \[8\] as loss for a batch of 4 comp"),
+    (["policy.objective={name: 'LAB:Metric'}"], r"LAB:Metric returned .* shape \[8\] as spread for a batch of 4 comp"),
+    (["policy.objective={name: 'LAB:Silent'}"], "LAB:Silent says own_denominator and returned none: .* before it begins"),
+    (["policy.objective={name: 'LAB:Sudden'}"], "LAB:Sudden returned a denominator and does not say so"),
+    (["policy.objective={name: 'LAB:BelowZero'}"], r"LAB:BelowZero returned .* shape \[4\] as denominator .* of 0 or more per"),
+    (["policy.objective={name: 'LAB:Short'}"], r"objective LAB:Short takes \(logp\): .* called as f\(logp, batch\)"),
+    (["policy.objective={name: 'LAB:Idle'}"], "objective LAB:Idle is an Idle, which cannot be called"),
+    (["policy.selection={name: 'LAB:Fair'}"], r"selector LAB:Fair takes \(logp, batch\): .* called as f\(tokens\)"),
+    (["scores.scorer={name: 'LAB:Fair'}"], r"scorer LAB:Fair takes \(logp, batch\): .* called as f\(record\)"),
+    (["scores.scorer={name: 'LAB:Worded'}"], "scorer LAB:Worded returned a list that cannot be read as numbers"),
+    (["scores.scorer={name: 'LAB:Brief'}"], r"the scorer LAB:Brief gave \(1,\) numbers for a response"),
+    (["scores.scorer={name: 'LAB:brief'}", "oracle.training.max_steps=1"], r"the scorer LAB:brief gave \(1,\) numbers for a response"),
+    (["scores.scorer={name: 'LAB:BriefInStep'}", "policy.objective={name: sft}"], r"the scorer LAB:BriefInStep gave \(1,\) numbers"),
+    (["policy.selection={name: 'LAB:Negative'}"], "the selector LAB:Negative must give one finite weight >= 0 per token"),
+    (
+        ["scores.scorer={name: random}", "policy.objective={name: sum, terms: [{name: dpo}, {name: sft, selection: {name: 'LAB:Negative'}}]}"],
+        "the selector LAB:Negative must give one finite weight >= 0 per token",
+    ),
+    (
+        ["scores.scorer={name: 'LAB:Unlisted'}"],
+        r"LAB:Unlisted looks at oracle_logp, which is not among what it reads \(reference_logp\), so it was not made. "
+        r'Write reads = \("reference_logp", "oracle_logp"\)',
+    ),
+    (
+        ["scores.scorer={name: 'LAB:UnlistedInStep'}", "policy.objective={name: sft}"],
+        r'looks at policy_entropy, which is not among .* Write reads = \("policy_logp", "policy_entropy"\)',
+    ),
+    (["scores.scorer={name: 'LAB:Unknown'}"], "reads 'logp_of_oracle', which is no stored value. Write reward, or MODEL_KIND"),
+]  # fmt: skip
+
+
+def test_a_wrong_return_or_signature_is_named(tiny_workplace):
     lab = plugin(LAB)
-    base = ["scores.scorer={name: random}", "policy.training.max_steps=1"]
-    text = refused(tiny_workplace, [*base, *(item.replace("LAB", lab) for item in changes)], last="policy")
-    assert re.search(message.replace("LAB", lab), text), text
+    base = ["scores.scorer={name: random}", "policy.training.max_steps=1", "fixed_prompts=0"]
+    for changes, message in WRONG:
+        text = refused(
+            tiny_workplace, [*base, *(item.replace("LAB", lab) for item in changes)], last="policy"
+        )
+        assert re.search(message.replace("LAB", lab), text), text
 
 
 def test_lists_of_numbers_are_taken_and_a_scope_need_not_be_said(tiny_workplace):
@@ -169,8 +168,8 @@ def test_an_edited_file_of_ones_own_runs_what_depends_on_it_again(tiny_workplace
     changes = [
         f"scores.scorer={{name: '{lab}:Listed'}}",
         f"evaluation.metrics=['{lab}:longest']",
-        "policy.training.max_steps=1",
-    ]
+        "policy.training.max_steps=1", "evaluation.prompts=1", "evaluation.bootstrap=2",
+    ]  # fmt: skip
     path = Path(f"{lab}.py")
     first = tokenward.run(tiny_workplace, changes, quiet=True)
     before = {name: first.done(name) for name in ("scores", "policy", "evaluation")}

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import tokenward
+from tests.stages.runs import lines, write_lines
 from tests.tiny import planted_rows
 from tokenward.errors import UserError
 from tokenward.report.single import shown_pair
@@ -27,13 +28,8 @@ def unpaired(count: int) -> list[dict]:
     ]
 
 
-def write(name: str, rows: list[dict]) -> str:
-    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return name
-
-
 def history(stage: str) -> list[dict]:
-    return [json.loads(line) for line in (RUN / stage / "history.jsonl").read_text().splitlines()]
+    return lines(RUN / stage / "history.jsonl")
 
 
 def metrics() -> dict:
@@ -41,7 +37,7 @@ def metrics() -> dict:
 
 
 def test_kto_trains_on_unpaired_rows_without_an_oracle(tiny_workplace: Path, capsys) -> None:
-    write("kto.jsonl", unpaired(12))
+    write_lines("kto.jsonl", unpaired(12))
     training = "policy.training={max_steps: 3, per_device_train_batch_size: 4, logging_steps: 1, eval_strategy: steps, eval_steps: 3}"
     tokenward.run(tiny_workplace, ["data.source=kto.jsonl", "policy.objective={name: kto}", training, *KTO])
     shown = capsys.readouterr().out
@@ -65,7 +61,7 @@ def test_kto_trains_on_unpaired_rows_without_an_oracle(tiny_workplace: Path, cap
 
 
 def test_pairs_and_unpaired_rows_train_together(tiny_workplace: Path, capsys) -> None:
-    write("kto.jsonl", unpaired(8))
+    write_lines("kto.jsonl", unpaired(8))
     source = "data.source=[pairs.jsonl, kto.jsonl]"
     tokenward.run(tiny_workplace, [source, "policy.objective={name: kto}", *KTO])
     facts = json.loads((RUN / "data" / "manifest.json").read_text())["facts"]
@@ -76,10 +72,10 @@ def test_pairs_and_unpaired_rows_train_together(tiny_workplace: Path, capsys) ->
 
 
 def test_likelihood_trains_on_the_good_ones_and_says_so(tiny_workplace: Path, capsys) -> None:
-    write("kto.jsonl", unpaired(12))
+    write_lines("kto.jsonl", unpaired(12))
     likelihood = "policy.objective={name: weighted_likelihood}"
     sft = "sft={training: {max_steps: 2, per_device_train_batch_size: 4}}"
-    tokenward.run(tiny_workplace, ["data.source=kto.jsonl", likelihood, sft, *KTO])
+    tokenward.run(tiny_workplace, ["data.source=kto.jsonl", likelihood, sft, *KTO], last="policy")
     shown = " ".join(capsys.readouterr().out.split())  # as it stands in lines of any width
     train = json.loads((RUN / "data" / "manifest.json").read_text())["facts"]["unpaired"]["train"]
     assert (
@@ -105,7 +101,7 @@ def test_likelihood_trains_on_the_good_ones_and_says_so(tiny_workplace: Path, ca
     ],
 )  # fmt: skip
 def test_what_needs_pairs_is_refused_before_anything_runs(tiny_workplace: Path, overrides, message) -> None:
-    write("kto.jsonl", unpaired(12))
+    write_lines("kto.jsonl", unpaired(12))
     with pytest.raises(
         UserError, match=r"^24 of 24 rows have one response each \(unpaired rows\), and "
     ) as error:
@@ -115,7 +111,7 @@ def test_what_needs_pairs_is_refused_before_anything_runs(tiny_workplace: Path, 
 
 
 def test_a_bad_response_of_which_nothing_is_selected_does_not_train(tiny_workplace: Path) -> None:
-    write("kto.jsonl", unpaired(12))
+    write_lines("kto.jsonl", unpaired(12))
     given = ["data.source=kto.jsonl", "policy.objective={name: kto}", "scores.scorer={name: surprisal}"]
     with pytest.raises(UserError, match="the selection keeps no token of any pair"):
         tokenward.run(
@@ -124,7 +120,7 @@ def test_a_bad_response_of_which_nothing_is_selected_does_not_train(tiny_workpla
 
 
 def test_a_plan_refuses_what_the_run_would(tiny_workplace: Path) -> None:
-    write("kto.jsonl", unpaired(12))
+    write_lines("kto.jsonl", unpaired(12))
     with pytest.raises(UserError, match="the objective of oracle, dpo, compares responses"):
         plan_recipe(tiny_workplace, ["data.source=kto.jsonl"], quiet=True)
 
@@ -132,7 +128,7 @@ def test_a_plan_refuses_what_the_run_would(tiny_workplace: Path) -> None:
 def test_the_advice_works(tiny_workplace: Path) -> None:
     """What the refusals say, written into the recipe, makes the run work."""
     recipe = yaml.safe_load(tiny_workplace.read_text())
-    recipe["data"]["source"] = write("kto.jsonl", unpaired(12))
+    recipe["data"]["source"] = write_lines("kto.jsonl", unpaired(12))
     for _ in range(3):
         tiny_workplace.write_text(yaml.safe_dump(recipe))
         try:
@@ -151,10 +147,11 @@ def test_the_advice_works(tiny_workplace: Path) -> None:
 
 
 def test_an_oracle_may_be_trained_by_kto(tiny_workplace: Path) -> None:
-    write("kto.jsonl", unpaired(12))
+    write_lines("kto.jsonl", unpaired(12))
     tokenward.run(
         tiny_workplace,
         ["data.source=kto.jsonl", "oracle.objective={name: kto}", "policy.objective={name: kto}"],
+        last="policy",
         quiet=True,
     )
     kept = json.loads((RUN / "policy" / "manifest.json").read_text())["facts"]["kept"]
@@ -164,8 +161,8 @@ def test_an_oracle_may_be_trained_by_kto(tiny_workplace: Path) -> None:
 def test_rows_to_evaluate_on_may_have_their_own_source(tiny_workplace: Path, capsys) -> None:
     rows = planted_rows(24)
     Path("all").mkdir()
-    write("all/train.jsonl", rows[:18])
-    write("all/test.jsonl", [*rows[18:], rows[0]])
+    write_lines("all/train.jsonl", rows[:18])
+    write_lines("all/test.jsonl", [*rows[18:], rows[0]])
     given = ["data={source: all, eval: {split: test}}"]
     run = tokenward.open_run(tiny_workplace, given)
     facts = carry_out(run, "data").facts
@@ -175,28 +172,22 @@ def test_rows_to_evaluate_on_may_have_their_own_source(tiny_workplace: Path, cap
     assert "rows of data.eval" in shown
     assert "all: the split train is read; also there: test" in shown
     before = json.loads((RUN / "data" / "manifest.json").read_text())["inputs"]
-    write("other.jsonl", rows[20:])
+    write_lines("other.jsonl", rows[20:])
     run = tokenward.open_run(tiny_workplace, ["data={source: all, eval: {source: other.jsonl}}"])
     assert carry_out(run, "data").facts["eval"] == 4
     after = json.loads((RUN / "data" / "manifest.json").read_text())["inputs"]
     assert before["evaluation source"] != after["evaluation source"]
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        ("{source: pairs.jsonl, eval: {limit: 3}}", r"data\.eval names neither a source nor another split"),
-    ],
-)  # fmt: skip
-def test_what_is_held_out_twice_or_not_at_all_is_refused(tiny_workplace: Path, table, message) -> None:
-    with pytest.raises(UserError, match=message):
-        tokenward.open_run(tiny_workplace, [f"data={table}"])
+def test_eval_rows_without_a_source_are_refused(tiny_workplace: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.eval names neither a source nor another split"):
+        tokenward.open_run(tiny_workplace, ["data={source: pairs.jsonl, eval: {limit: 3}}"])
 
 
 def test_columns_that_are_not_read_are_on_the_screen_and_in_the_manifest(
     tiny_workplace: Path, capsys
 ) -> None:
-    write("more.jsonl", [{**row, "note": "x", "weight": 2} for row in planted_rows(12)])
+    write_lines("more.jsonl", [{**row, "note": "x", "weight": 2} for row in planted_rows(12)])
     run = tokenward.open_run(tiny_workplace, ["data.source=more.jsonl"])
     facts = carry_out(run, "data").facts
     assert facts["columns_not_read"] == ["note", "weight"]

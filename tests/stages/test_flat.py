@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tokenward
-from tests.pipeline.tools import tables_of
+from tests.stages.runs import tables_of
 from tests.tiny import planted_rows
 from tokenward.data.lines import read_comparisons
 from tokenward.data.pairs import pairs
@@ -147,10 +147,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_run_encodes_each_comparison_once(tiny_workplace: Path, monkeypatch) -> None:
     calls = counted(monkeypatch)
-    tokenward.run(tiny_workplace, quiet=True)
+    short = ["policy.training.max_steps=1", "evaluation.prompts=1"]
+    tokenward.run(tiny_workplace, short, quiet=True)
     assert sum(calls) == 24
     calls.clear()
-    tokenward.run(tiny_workplace, ["policy.selection={name: all}", "tokens.processes=1"], quiet=True)
+    changes = ["policy.selection={name: all}", "tokens.processes=1"]
+    tokenward.run(tiny_workplace, [*short, *changes], last="policy", quiet=True)
     assert calls == []
 
 
@@ -262,11 +264,6 @@ def test_memory_does_not_follow_the_number_of_pairs(tiny_workplace: Path, monkey
     # Small portions, so that the smaller of the two sets fills them as well; each shard takes some kilobytes itself.
     monkeypatch.setattr(stores, "SHARD_ROWS", 128)
     monkeypatch.setattr(weighing, "CHUNK_ROWS", 32)
-    few = peaks(tiny_workplace, 150)
-    # The second time for what the interpreter grows in leaps, such as its table of strings.
-    growth = [
-        max((many[step] - few[step]) / (count - 150) for step in few)
-        for count in (900, 901)
-        for many in [peaks(tiny_workplace, count)]
-    ]
-    assert min(growth) < 600, growth
+    few, many = (peaks(tiny_workplace, count) for count in (150, 600))
+    growth = {step: (many[step] - few[step]) / 450 for step in few}
+    assert max(growth.values()) < 600, growth

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.pipeline.tools import PROMPTS, guided_recipe
+from tests.stages.runs import PROMPTS, guided_recipe
 from tests.tiny import tiny_llama
 from tokenward.models.sizes import model_sizes
 from tokenward.ops.costs import (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.pipeline.tools import EXAMPLES, PROMPTS, guided_recipe, refused
+from tests.stages.runs import EXAMPLES, PROMPTS, guided_recipe, refused
 from tokenward.stages.idle import idle_settings
 from tokenward.tools.run import open_run
 

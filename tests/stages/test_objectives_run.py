@@ -1,12 +1,11 @@
 """Recipes whose objective needs more than log-probabilities: a reference beside the policy, a module of its own."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import tokenward
+from tests.stages.runs import lines, plugin
 from tokenward.errors import UserError
 from tokenward.evaluation.replies import divergence, reply_rows
 from tokenward.stages import policy as policy_stage
@@ -14,17 +13,20 @@ from tokenward.stages.evaluation import measures_of, prompts_to_answer
 from tokenward.stages.run import Run
 from tokenward.tools.plan import plan_recipe
 
+RANDOM = "scores.scorer={name: random}"
 LORA = "model.adapter={r: 2, target_modules: [q_proj, v_proj]}"
 TDPO = "policy.objective={name: tdpo}"
 HEAD = "policy.objective={name: tbpo, baseline: head, hidden: 8}"
 
 
 def policy(recipe, *changes, run="here"):
-    return tokenward.run(recipe, [f"run=runs/{run}", *changes], last="policy", quiet=True).path("policy")
+    return tokenward.run(recipe, [f"run=runs/{run}", RANDOM, *changes], last="policy", quiet=True).path(
+        "policy"
+    )
 
 
 def losses(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return lines(folder / "history.jsonl")
 
 
 @pytest.mark.parametrize("adapter", [None, LORA])
@@ -54,8 +56,6 @@ def test_every_stage_that_trains_on_pairs_has_a_reference(tiny_workplace):
 
 
 def test_one_of_ones_own_may_ask_for_it_too(tiny_workplace):
-    from tests.pipeline.tools import plugin
-
     name = plugin(
         "from tokenward.objectives import Losses, Needs\n"
         "from tokenward.ops.ragged import segment_sum\n"
@@ -105,8 +105,8 @@ def test_a_reference_that_cannot_take_packed_rows_is_not_given_any(tiny_workplac
             assert one.get(key) == pytest.approx(other.get(key), abs=1e-4)
 
 
-def test_divergence_of_models_whose_rows_differ_is_that_of_plain_rows(tiny_workplace):
-    run = tokenward.run(tiny_workplace, ["run=runs/here"], last="policy", quiet=True)
+def test_divergence_of_models_whose_rows_differ_is_that_of_plain_rows(copied_run):
+    run = tokenward.open_run(copied_run, quiet=True)
     apart = Run(
         recipe=run.recipe.model_copy(
             update={"model": run.recipe.model.model_copy(update={"packing": "none"})}
@@ -128,8 +128,6 @@ def test_divergence_of_models_whose_rows_differ_is_that_of_plain_rows(tiny_workp
 
 
 def test_a_loss_without_gradient_is_named(tiny_workplace):
-    from tests.pipeline.tools import plugin
-
     name = plugin(
         "import torch\nfrom tokenward.objectives import Losses\n"
         "class Still:\n"
@@ -153,7 +151,5 @@ def test_a_terms_selection_draws_with_the_seed_of_the_recipe(tiny_workplace, mon
     for seed, own in ((3, ""), (4, ""), (3, ", seed: 9")):
         objective = f"policy.objective={{name: sum, terms: [{{name: sepo, selection: {random}}}]{own}}}"
         with pytest.raises(KeyboardInterrupt):
-            policy(
-                tiny_workplace, objective, f"seed={seed}", "scores.scorer={name: random}", run=f"seed{seed}"
-            )
+            policy(tiny_workplace, objective, f"seed={seed}", run=f"seed{seed}")
     assert handed == [3, 4, 9]
