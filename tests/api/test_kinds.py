@@ -285,3 +285,16 @@ def test_rows_that_cannot_be_used_have_no_scores(script: Script) -> None:
     assert [row is not None for row in scored["token_scores"]] == [True, True, False, False]
     assert tokenward.select(scored)["token_weights"][2] is None
     assert scored["prompt"] == [row["prompt"] for row in rows]
+
+
+def test_a_model_that_got_an_adapter_in_one_trainer_is_looked_at_again(
+    script: Script, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(script.model)
+    given = {"oracle": script.oracle, "peft_config": {"r": 2, "target_modules": ["q_proj"]}}
+    trained(script, tmp_path, model=model, **given)
+    figures = tokenward.evaluate(
+        model, script.eval, reference=script.model, bootstrap=5, tokens=TOKENS, quiet=True
+    )
+    # The adapter has trained inside this object, so it says something else than its start.
+    assert figures["logps/chosen_change"].value != 0

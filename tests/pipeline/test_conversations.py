@@ -11,10 +11,12 @@ import tokenward
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tokenward.artifacts import read_manifest
 from tokenward.config import parse_recipe
+from tokenward.evaluation import measures as measures_module
+from tokenward.evaluation.replies import reply_rows
 from tokenward.report.single import shown_pair
 from tokenward.sampling import Reply
 from tokenward.scoring.store import TokenStore
-from tokenward.stages import answers as answers_module
+from tokenward.stages.evaluation import measures_of
 from tokenward.stages.run import Run
 from tokenward.tokens.rows import TokenRow
 from tokenward.types import Comparison
@@ -184,9 +186,9 @@ def test_a_model_is_asked_as_its_template_asks_and_not_as_a_row_begins(monkeypat
         asked.extend(prompts)
         return [Reply([5], "x", True)]
 
-    monkeypatch.setattr(answers_module, "sample_replies", replies)
+    monkeypatch.setattr(measures_module, "sample_replies", replies)
     recipe, _ = parse_recipe("seed: 0", "a test", [])
-    found = answers_module.answers(Run(recipe=recipe), None, None, [row], label="replies")  # type: ignore[arg-type]
+    found = measures_of(Run(recipe=recipe)).replies(None, None, [row], "replies")  # type: ignore[arg-type]
     assert asked == [[1, 2, 7, 8]]
-    (sampled,) = answers_module.reply_rows([row], found)
+    (sampled,) = reply_rows([row], found)
     assert sampled.prompt == [1, 2, 7, 8]

@@ -12,8 +12,8 @@ import tokenward
 from tests.pipeline.tools import digests, events, guided, guided_recipe, press_when
 from tokenward.display import Display
 from tokenward.models.reward import RewardModel
-from tokenward.stages import fit
 from tokenward.stages.lists import run_through
+from tokenward.training import fit
 from tokenward.training.alternating import Alternating
 
 TOTAL = 6

@@ -9,15 +9,16 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenward.data.prepare import from_rows
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.loading import LanguageModel, load_model
+from tokenward.models.loading import LanguageModel, load_model, load_tokenizer
 from tokenward.models.positions import positions_of
 from tokenward.models.probe import Packing
-from tokenward.models.wrapping import wrapped
+from tokenward.models.wrapping import known_tokenizer, wrapped
 from tokenward.tokens.encode import Limits, TooLong, check_some_left
 from tokenward.tokens.store import EncodedStore
 from tokenward.tokens.table import TokenTable
@@ -102,7 +103,8 @@ def language_model(
             is loaded in float32. For another number type, load it yourself.
         processing_class: Its tokenizer; None loads the one that was saved with it.
         packing: ``auto`` decides by a probe whether a prompt can be computed once for all its responses.
-        device: Where a model that is loaded here is put.
+        device: Where the model is put; ``auto`` puts one that is loaded here on the GPU, if there is one, and leaves others
+            where they are.
         name: What messages call the argument.
 
     Raises:
@@ -116,15 +118,16 @@ def language_model(
         loaded = load_model(str(model), packing=packing, device=device)
         return wrapped(cast(Any, loaded.model), processing_class, packing=packing)
     if isinstance(model, PreTrainedModel | PeftModel):
-        return wrapped(model, processing_class or _tokenizer_of(model, name), packing=packing)
+        if device != "auto" and not hasattr(model, "hf_device_map"):
+            nn.Module.to(model, device)
+        tokenizer = processing_class or known_tokenizer(model) or _tokenizer_of(model, name)
+        return wrapped(model, tokenizer, packing=packing)
     raise UserError(
         f"{name} is {type(model).__name__}. Give a model of transformers or PEFT that is loaded, or the folder or hub name of one."
     )
 
 
 def _tokenizer_of(model: PreTrainedModel | PeftModel, name: str) -> PreTrainedTokenizerBase:
-    from tokenward.models.loading import load_tokenizer
-
     place = str(getattr(model.config, "_name_or_path", "") or "")
     if not place:
         raise UserError(

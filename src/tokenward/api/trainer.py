@@ -139,7 +139,8 @@ class SelectiveTrainer(TokenTrainer):
         with library_words():
             own = token_arguments(args)
             display = display_of(own)
-            start = language_model(model, processing_class, packing=packing, device=str(own.device))
+            device = device_of_args(own)
+            start = language_model(model, processing_class, packing=packing, device=device)
             settings = adapter_settings(peft_config)
             _check_adapters(start, settings, objective, reference)
             scoring = scoring_of(
@@ -148,7 +149,7 @@ class SelectiveTrainer(TokenTrainer):
                 reference=reference,
                 scorer=scorer,
                 packing=packing,
-                device=str(own.device),
+                device=device,
             )
             _check_style(oracle, start.template(tokens.style))
             scoring = _with_eval(scoring, oracle, eval_dataset)
@@ -169,7 +170,9 @@ class SelectiveTrainer(TokenTrainer):
                 say=display.line,
             )
             compared = (
-                start if reference is None else language_model(reference, name="reference", packing=packing)
+                start
+                if reference is None
+                else language_model(reference, name="reference", packing=packing, device=device)
             )
             made = _Values(scoring, compared, tokens, precision, tokens_per_batch, display)
             ready = made.prepared(data, objective, selector, template)
@@ -240,6 +243,11 @@ def _is_encoded(rows: Any) -> bool:
 def display_of(args: TokenTrainingArguments) -> Display:
     """The screen, where progress bars are wanted; one of all processes shows lines."""
     return Display(quiet=bool(args.disable_tqdm) or not args.should_log)
+
+
+def device_of_args(args: TokenTrainingArguments) -> str:
+    """Where models go before the training: its own device, unless the model is to be cut over several."""
+    return "auto" if args.fsdp or args.deepspeed else str(args.device)
 
 
 class _Values(NamedTuple):

@@ -20,7 +20,7 @@ from tokenward.api.inputs import (
     language_model,
 )
 from tokenward.api.prepare import needs_frozen_copy, trained_on, with_new_adapter
-from tokenward.api.trainer import REFERENCE_LOGP, adapter_settings, display_of
+from tokenward.api.trainer import REFERENCE_LOGP, adapter_settings, device_of_args, display_of
 from tokenward.api.values import Scoring, value_store
 from tokenward.api.words import library_words
 from tokenward.errors import UserError
@@ -93,7 +93,7 @@ def train_oracle(
                 f"{title_of(objective)} reads scores of tokens, and an oracle is trained without any. Use DPO()."
             )
         display, folder = display_of(token_arguments(args)), Path(str(args.output_dir))
-        base = language_model(model, processing_class, packing=packing, device=str(own.device))
+        base = language_model(model, processing_class, packing=packing, device=device_of_args(own))
         template = base.template(tokens.style)
         limits = tokens.limits([base])
         data = encoded(
@@ -173,7 +173,9 @@ def train_reward(
                 f"model is {type(model).__name__}. A reward starts from the body of a model without its head: give the folder or "
                 "hub name."
             )
-        reward = new_reward_model(str(model), head, seed=own.seed, device=str(own.device), packing=packing)
+        reward = new_reward_model(
+            str(model), head, seed=own.seed, device=device_of_args(own), packing=packing
+        )
         template = reward.template(tokens.style)
         data = encoded(
             train_dataset, eval_dataset, template, tokens.limits([reward]), pairs=None, say=display.line

@@ -33,7 +33,7 @@ def wrapped(
             ``packing`` is ``shared_prompts`` and the model cannot take such rows.
     """
     known = vars(model).get(_KEPT)
-    if known is not None and known[1:] == (tokenizer, packing):
+    if known is not None and known[1:] == (tokenizer, packing) and _answers(known[0]):
         return known[0]
     name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     if not isinstance(model.get_output_embeddings(), nn.Module):
@@ -62,6 +62,20 @@ def wrapped(
     )
     vars(model)[_KEPT] = (made, tokenizer, packing)
     return made
+
+
+def _answers(model: LanguageModel) -> bool:
+    """Whether the head that was installed is still in its place: a new adapter, say, takes it off."""
+    if model.head is None:
+        return True
+    module = cast(PreTrainedModel, model.model).get_output_embeddings()
+    return getattr(vars(module).get("forward"), "__self__", None) is model.head
+
+
+def known_tokenizer(model: PreTrainedModel | PeftModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer with which :func:`wrapped` took this model before, or None."""
+    known = vars(model).get(_KEPT)
+    return None if known is None else known[1]
 
 
 def copied(model: LanguageModel, *, packing: Packing = "auto") -> LanguageModel:
