@@ -160,7 +160,7 @@ MUTANTS: list[Mutant] = [
     M("scoring/together-sides", "scored", "table.ranks == 0", "table.ranks >= 0"),
     # tokens
     M("tokens/budget", "budgeted", "taken + height * width > tokens", "taken + height * width >= tokens + width"),
-    M("tokens/closed", "Parts.encoded", "own.length <= limits.max_response_tokens", "own.length < limits.max_response_tokens"),
+    M("tokens/closed", "RowParts.encoded", "own.length <= limits.max_response_tokens", "own.length < limits.max_response_tokens"),
     M("tokens/prompt-limit", "judge", "sizes.prompt > limits.max_prompt_tokens", "sizes.prompt >= limits.max_prompt_tokens"),
     M("tokens/context", "judge", "sizes.kept + widest > limits.context", "sizes.kept + widest > limits.context + 1"),
     M("tokens/shorten", "_shorten_prompt", "ids[-limit:]", "ids[:limit]"),

@@ -80,6 +80,16 @@ def test_every_module_imports_and_its_public_names_are_documented() -> None:
     assert not missing
 
 
+def test_no_two_classes_share_a_name() -> None:
+    found = [
+        node.name
+        for path in MODULES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert not {name for name in found if found.count(name) > 1}
+
+
 def test_modules_stay_readable() -> None:
     long = {
         str(path.relative_to(ROOT)): n for path in MODULES if (n := len(path.read_text().splitlines())) > 500

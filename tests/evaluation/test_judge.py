@@ -90,6 +90,7 @@ def test_what_may_pass_is_asked_again(judge, cache):
     faults += [
         (200, body) for body in ("{", "[]", '{"choices": []}', '{"choices": [{"message": null}]}', "late")
     ]
+    faults += [(204, "")]
 
     def handler(question: Request) -> Response:
         number = content(question)
@@ -218,6 +219,11 @@ def test_the_key_is_sent_and_written_nowhere_else(httpserver, judge, tmp_path, m
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(UserError, match="MY_KEY, and no such environment variable"):
         ask_all(keyed, [messages()], cache)
+    for wrong in (f"{KEY}\nnext", f"{KEY} two", f"{KEY}\u2026"):
+        monkeypatch.setenv("MY_KEY", wrong)
+        with pytest.raises(UserError, match="value of MY_KEY cannot be a key") as refused:
+            ask_all(keyed, [messages()], cache)
+        assert KEY not in str(refused.value)
     monkeypatch.setenv("MY_KEY", KEY)
     headers = {"Authorization": f"Bearer {KEY}"}
     httpserver.expect_ordered_request(PATH, headers=headers).respond_with_json(completion("[[A]]"))

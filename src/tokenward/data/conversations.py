@@ -14,7 +14,7 @@ _MARKER = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
-class Reply(NamedTuple):
+class DataReply(NamedTuple):
     """A reply as a person reads it, and its messages where they are more than that text."""
 
     text: str
@@ -25,8 +25,8 @@ class Sides(NamedTuple):
     """A prompt and its two replies."""
 
     prompt: Conversation
-    chosen: Reply
-    rejected: Reply
+    chosen: DataReply
+    rejected: DataReply
 
 
 def user(content: str) -> Conversation:
@@ -71,14 +71,14 @@ def prompt_of(row: Row) -> Conversation:
     return prompt[:-1] if opened else prompt
 
 
-def reply(value: str | Conversation, prompt: Conversation) -> Reply:
+def reply(value: str | Conversation, prompt: Conversation) -> DataReply:
     """A reply given as text or as messages, which may begin with the prompt.
 
     Raises:
         Unusable: There is none, or it does not begin and end with the assistant.
     """
     if isinstance(value, str):
-        return Reply(value)
+        return DataReply(value)
     rest = after(prompt, value)
     if not rest:
         raise Unusable("empty response")
@@ -86,7 +86,7 @@ def reply(value: str | Conversation, prompt: Conversation) -> Reply:
         raise Unusable("response is not the assistant's")
     if rest[-1]["role"] != "assistant":
         raise Unusable("response does not end with the assistant")
-    return Reply(rest[0]["content"]) if is_plain(rest) else Reply(readable(rest), rest)
+    return DataReply(rest[0]["content"]) if is_plain(rest) else DataReply(readable(rest), rest)
 
 
 def after(prompt: Conversation, value: Conversation) -> Conversation:
@@ -125,13 +125,13 @@ def from_transcripts(row: Row) -> Sides:
     return Sides(prompt, _single(chosen[len(prompt) :]), _single(rejected[len(prompt) :]))
 
 
-def _single(rest: Sequence[Message]) -> Reply:
+def _single(rest: Sequence[Message]) -> DataReply:
     # A transcript that goes on in two ways says which course of a talk was better, not which reply.
     if len(rest) > 1:
         raise Unusable("response has several messages")
     if rest[0]["role"] != "assistant":
         raise Unusable("response is not the assistant's")
-    return Reply(rest[0]["content"])
+    return DataReply(rest[0]["content"])
 
 
 def from_shared_beginning(row: Row) -> Sides:
@@ -149,7 +149,7 @@ def from_shared_beginning(row: Row) -> Sides:
         cut = _shared_words(chosen, rejected)
         if not chosen[:cut].strip():
             raise Unusable(NO_SHARED_PROMPT)
-        return Sides(user(chosen[:cut]), Reply(chosen[cut:]), Reply(rejected[cut:]))
+        return Sides(user(chosen[:cut]), DataReply(chosen[cut:]), DataReply(rejected[cut:]))
     prompt = () if isinstance(chosen, str) or isinstance(rejected, str) else shared_prompt(chosen, rejected)
     if not prompt:
         raise Unusable(NO_SHARED_PROMPT)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tokenward.data.conversations import (
-    Reply,
+    DataReply,
     Sides,
     from_pair,
     from_shared_beginning,
@@ -52,7 +52,7 @@ class Parsed(NamedTuple):
 
 
 def parsed_replies(
-    prompt: Conversation, replies: Sequence[Reply], ranks: Sequence[int], **more: Any
+    prompt: Conversation, replies: Sequence[DataReply], ranks: Sequence[int], **more: Any
 ) -> Parsed:
     """A row of a prompt and its replies."""
     turns = tuple(each.turns for each in replies)
@@ -102,7 +102,7 @@ def _sides_of_several(row: Row) -> Parsed:
                 field, "is one score of several replies. Write responses and scores, a score for each"
             )
     prompt = prompt_of(row)
-    replies: list[Reply] = []
+    replies: list[DataReply] = []
     ranks: list[int] = []
     for rank, side in enumerate(("chosen", "rejected")):
         value = required(row, side)
@@ -309,28 +309,28 @@ def with_row_wide(found: Parsed, row: Row) -> Parsed:
     return found._replace(prompt=(first, *found.prompt))
 
 
-class Asked(NamedTuple):
+class PromptAndTools(NamedTuple):
     """A prompt, and what the assistant may call."""
 
     prompt: Conversation
     tools: tuple[Mapping[str, Any], ...]
 
 
-def asked_of(row: Row) -> Asked:
+def asked_of(row: Row) -> PromptAndTools:
     """``prompt``, and ``system`` and ``tools`` where they are, read as in training.
 
     Raises:
         FieldError: One is missing or not what it should be.
     """
     found = with_row_wide(Parsed(prompt_of(row), (), ()), row)
-    return Asked(found.prompt, found.tools)
+    return PromptAndTools(found.prompt, found.tools)
 
 
 class Answered(NamedTuple):
     """A prompt and one response to it, as a row of people's own has them."""
 
     prompt: Conversation
-    response: Reply
+    response: DataReply
     tools: tuple[Mapping[str, Any], ...]
 
 

@@ -27,7 +27,7 @@ PROMPT_TRAINS = "prompt also in the training rows"
 """Why a row of another source is not evaluated on."""
 
 
-class Written(NamedTuple):
+class DataCounts(NamedTuple):
     """What was written.
 
     Attributes:
@@ -121,7 +121,7 @@ def write_split(
     share: float,
     seed: int,
     evaluation: Iterable[Usable | Dropped] | None = None,
-) -> Written:
+) -> DataCounts:
     """Write ``train.jsonl``, ``eval.jsonl`` and ``dropped.jsonl``, rows in the source's order.
 
     Args:
@@ -172,7 +172,7 @@ def _dropped_line(row: Dropped) -> bytes:
     return (json.dumps(row._asdict(), ensure_ascii=False) + "\n").encode()
 
 
-def _write(folder: Path, parts: Sequence[_Part], share: float) -> Written:
+def _write(folder: Path, parts: Sequence[_Part], share: float) -> DataCounts:
     counted: list[dict[str, int]] = []
     firsts: dict[str, str] = {}
     train, aside = parts[0].count(False), sum(part.count(True) for part in parts)
@@ -192,7 +192,7 @@ def _write(folder: Path, parts: Sequence[_Part], share: float) -> Written:
     unpaired = {name: sum(part.count(side, alone=True) for part in parts) for name, side in sides.items()}
     evaluation = counted[1] if len(counted) > 1 else {}
     notes = notes_of(*map(sum, zip(*(part.removed() for part in parts), strict=True)))
-    return Written(counted[0], notes, train, aside, unpaired, evaluation)
+    return DataCounts(counted[0], notes, train, aside, unpaired, evaluation)
 
 
 def _nothing_left(counts: dict[str, int], firsts: dict[str, str], share: float) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ AGAIN = {408, 409, 425, 429}
 """Statuses below 500 after which the same request may succeed later."""
 
 _SHOWN = 300
+_KEY = re.compile(r"[!-~]+")
 _KEY_HINT = "Name the variable that holds a valid key in key_variable."
 _HINTS = {
     401: _KEY_HINT,
@@ -56,7 +58,7 @@ class Endpoint:
         retries: Attempts beyond the first of each request.
 
     Raises:
-        UserError: the variable of the key is not set, or the ``openai`` package is not installed.
+        UserError: the variable of the key is not set or holds no key, or the ``openai`` package is not installed.
     """
 
     def __init__(self, judge: JudgeTable, environment: Mapping[str, str]) -> None:
@@ -119,7 +121,7 @@ class Endpoint:
     def _check(self, response: Any) -> None:
         """Have the request repeated if its answer is no chat completion."""
         text = response.read().decode(errors="replace")
-        if response.status_code == 200 and not _is_completion(text):
+        if response.is_success and not _is_completion(text):
             problem = f"not a chat completion: {self._shown(text)}"
             raise self._httpx.DecodingError(problem, request=response.request)
 
@@ -137,6 +139,12 @@ def _key_of(judge: JudgeTable, environment: Mapping[str, str]) -> str | None:
         raise UserError(
             f"the judge's key_variable is {judge.key_variable}, and no such environment variable is set. Set it, or leave "
             "key_variable out for an endpoint without a key."
+        )
+    if not _KEY.fullmatch(key):
+        # A header cannot hold it. The error of the HTTP package would show the key.
+        raise UserError(
+            f"the value of {judge.key_variable} cannot be a key: it has a space, a line break, or a character outside of ASCII. "
+            "Set the variable to the key alone."
         )
     return key
 

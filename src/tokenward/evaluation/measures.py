@@ -64,7 +64,7 @@ class Models(NamedTuple):
     reference: Load | None = None
 
 
-class Judged(NamedTuple):
+class EvalRewardFigures(NamedTuple):
     """What the eval reward model says of the pairs, and of the replies."""
 
     pairs: Figures
@@ -136,7 +136,7 @@ class Measures:
             else self._base(models.reference, start, parts, before, samples)
         )
         del start
-        judged = Judged({}, {})
+        judged = EvalRewardFigures({}, {})
         if base is not None and models.eval_reward is not None:
             judged = self._judged(models.eval_reward(), base, parts, samples)
         figures: Figures = {}
@@ -279,7 +279,7 @@ class Measures:
 
     def _judged(
         self, model: LanguageModel, base: _Base, parts: Mapping[str, TokenTable], samples: Samples
-    ) -> Judged:
+    ) -> EvalRewardFigures:
         """Its log-ratio reward: which response of a pair it prefers, and the mean per token of the replies."""
         pairs = _pairs_of(parts)
         replies = [reply_rows(samples.prompts, side) for side in (samples.before, samples.after)]
@@ -292,7 +292,7 @@ class Measures:
                 f"eval_reward/pairs_{name}": found[f"preference/{name}"] for name in ("accuracy", "margin")
             }
         if not samples.prompts:
-            return Judged(on_pairs, {})
+            return EvalRewardFigures(on_pairs, {})
         rewards = [
             [float((mine - other).mean()) for mine, other in zip(*sides, strict=True)]
             for sides in zip(of_model, base.replies, strict=True)
@@ -300,7 +300,7 @@ class Measures:
         figures = before_after_figures("eval_reward", *rewards, **self._statistics)
         wins = [(last > first) + 0.5 * (last == first) for first, last in zip(*rewards, strict=True)]
         figures["eval_reward/win_rate"] = mean_figure(wins, **self._statistics)
-        return Judged(on_pairs, figures)
+        return EvalRewardFigures(on_pairs, figures)
 
     def _of_replies(self, model: LanguageModel, rows: Sequence[TokenRow], label: str) -> list[Tensor]:
         """Log-probabilities of a model at the tokens of replies.  -> [len] each"""

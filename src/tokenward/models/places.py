@@ -18,7 +18,7 @@ from tokenward.models.positions import positions_of
 ADAPTER_FILE = "adapter_config.json"
 
 
-class Parts(NamedTuple):
+class ModelParts(NamedTuple):
     """What a model folder consists of.
 
     Attributes:
@@ -108,17 +108,17 @@ def _hub_commit(name: str) -> str:
         return str(config_of(name, trust_remote_code=False)._commit_hash)
 
 
-def parts_of(source: str) -> Parts:
+def parts_of(source: str) -> ModelParts:
     """What a resolved model folder consists of.
 
     Raises:
         UserError: an adapter does not name its base, or names one that is not there, or is of a kind that changes rows.
     """
     if (Path(source) / HEAD_MLP_FILE).is_file():
-        return Parts(resolve(read_head_mlp(Path(source))[0]), head_mlp=source)
+        return ModelParts(resolve(read_head_mlp(Path(source))[0]), head_mlp=source)
     adapter = Path(source) / ADAPTER_FILE
     if not adapter.is_file():
-        return Parts(source)
+        return ModelParts(source)
     settings = PeftConfig.from_pretrained(source)
     if settings.is_prompt_learning:
         raise UserError(
@@ -131,7 +131,7 @@ def parts_of(source: str) -> Parts:
             f"the adapter {source} does not name its base model. Set base_model_name_or_path in {adapter}."
         )
     try:
-        return Parts(resolve(base), adapter=source)
+        return ModelParts(resolve(base), adapter=source)
     except UserError as error:
         raise UserError(no_base(source, base, error)) from error
 

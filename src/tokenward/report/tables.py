@@ -90,7 +90,7 @@ def _points(entries: list[dict[str, Any]], name: str) -> Points:
     ]
 
 
-class Watched(NamedTuple):
+class WatchedReplies(NamedTuple):
     """Replies to the same prompts at several steps of a training."""
 
     stage: str
@@ -98,7 +98,7 @@ class Watched(NamedTuple):
     rows: list[tuple[str, list[str]]]
 
 
-def watched_rows(run: RunFolder) -> list[Watched]:
+def watched_rows(run: RunFolder) -> list[WatchedReplies]:
     """What each training answered to the fixed prompts: at most :data:`LOOKS` steps, the first and the last among them.
 
     Left out where the evaluation has the same replies before and after, and there was no look in between.
@@ -113,7 +113,7 @@ def watched_rows(run: RunFolder) -> list[Watched]:
         prompts = {line["key"]: str(line["prompt"]) for line in lines}
         rows = [(text, [replies.get((key, step), "") for step in steps]) for key, text in prompts.items()]
         if not all(tuple(texts) in evaluated for _, texts in rows):
-            found.append(Watched(stage, steps, rows))
+            found.append(WatchedReplies(stage, steps, rows))
     return found
 
 

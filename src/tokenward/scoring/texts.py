@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Self
 from torch import Tensor
 
 from tokenward.artifacts import MANIFEST, read_manifest
-from tokenward.data.conversations import Reply, user
+from tokenward.data.conversations import DataReply, user
 from tokenward.data.parsers import Answered
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
@@ -253,7 +253,7 @@ class TokenScorer:
 
 def _as_row(prompt: str | Sequence[Message], response: str) -> Answered:
     turns = user(prompt) if isinstance(prompt, str) else tuple(prompt)
-    return Answered(turns, Reply(response), ())
+    return Answered(turns, DataReply(response), ())
 
 
 def _facts(folder: Path) -> dict[str, Any]:

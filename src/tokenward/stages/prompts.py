@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenward.data import comparison_key, rows
 from tokenward.data.fields import FieldError
-from tokenward.data.parsers import Asked, asked_of
+from tokenward.data.parsers import PromptAndTools, asked_of
 from tokenward.data.prepare import Usable, read
 from tokenward.display import Display
 from tokenward.errors import UserError
@@ -53,7 +53,7 @@ def _examples(source: str, display: Display) -> Iterator[Example]:
         for result in read(source).rows:
             if isinstance(result, Usable):
                 row = result.comparison
-                yield _example(Asked(row.prompt, row.tools), row.source, {})
+                yield _example(PromptAndTools(row.prompt, row.tools), row.source, {})
         return
     for where, row in chain([first], numbered):
         try:
@@ -65,6 +65,6 @@ def _examples(source: str, display: Display) -> Iterator[Example]:
         yield _example(asked, where, {name: value for name, value in row.items() if name != "prompt"})
 
 
-def _example(asked: Asked, where: str, columns: Mapping[str, Any]) -> Example:
+def _example(asked: PromptAndTools, where: str, columns: Mapping[str, Any]) -> Example:
     key = comparison_key(asked.prompt, (), tools=asked.tools)
     return Example(key=key, prompt=asked.prompt, source=where, columns=columns, tools=asked.tools)

@@ -15,7 +15,7 @@ from tokenward.tokens.template import Template
 from tokenward.training.samples import SAMPLES, AnswerPrompts
 
 
-class Watched(NamedTuple):
+class FixedPrompt(NamedTuple):
     """A prompt that is answered while a model trains."""
 
     key: str
@@ -23,19 +23,19 @@ class Watched(NamedTuple):
     ids: Sequence[int]
 
 
-def eval_prompts(run: Run, template: Template) -> list[Watched]:
+def eval_prompts(run: Run, template: Template) -> list[FixedPrompt]:
     """The first of the prompts that the evaluation replies to; none where nothing is held out."""
     if not run.recipe.fixed_prompts:
         return []
     rows, _ = eval_comparisons(run, template).fitting(run.limits)
     found = rows.first_by_key(run.recipe.fixed_prompts)
-    return [Watched(row.comparison.key, row.comparison.prompt[-1]["content"], row.asked) for row in found]
+    return [FixedPrompt(row.comparison.key, row.comparison.prompt[-1]["content"], row.asked) for row in found]
 
 
-def example_prompts(run: Run, contexts: Sequence[Context]) -> list[Watched]:
+def example_prompts(run: Run, contexts: Sequence[Context]) -> list[FixedPrompt]:
     """The first development examples of an online run."""
     return [
-        Watched(context.example.key, context.example.prompt[-1]["content"], context.prompt)
+        FixedPrompt(context.example.key, context.example.prompt[-1]["content"], context.prompt)
         for context in contexts[: run.recipe.fixed_prompts]
         if context.example.prompt
     ]
@@ -44,7 +44,7 @@ def example_prompts(run: Run, contexts: Sequence[Context]) -> list[Watched]:
 def watching(
     run: Run,
     model: LanguageModel,
-    prompts: Sequence[Watched],
+    prompts: Sequence[FixedPrompt],
     folder: Path,
     *,
     also: Callable[[int, int], bool] = lambda step, total: False,

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from tokenward.errors import UserError
 from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.split import DROPPED, SAID, Response, Split, split_all
+from tokenward.tokens.split import DROPPED, SAID, Response, UncutRow, split_all
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison, Message
 
@@ -93,7 +93,7 @@ def _all_same(responses: Sequence[Response]) -> bool:
     return len(responses) > 1 and len({tuple(own.ids) for own in responses}) < 2
 
 
-class Parts(NamedTuple):
+class RowParts(NamedTuple):
     """Prompt and responses as ids, before it is judged what becomes of them.
 
     Attributes:
@@ -130,7 +130,7 @@ class Parts(NamedTuple):
         )
 
 
-def encode_parts(comparisons: Sequence[Comparison], template: Template, limits: Limits) -> list[Parts]:
+def encode_parts(comparisons: Sequence[Comparison], template: Template, limits: Limits) -> list[RowParts]:
     """Ids of comparisons, which are best some hundreds: the tokenizer takes them at once."""
     found = split_all(comparisons, template)
     return [
@@ -139,13 +139,13 @@ def encode_parts(comparisons: Sequence[Comparison], template: Template, limits: 
     ]
 
 
-def _within_limits(comparison: Comparison, whole: Split, template: Template, limits: Limits) -> Parts:
+def _within_limits(comparison: Comparison, whole: UncutRow, template: Template, limits: Limits) -> RowParts:
     prompt = whole.prompt
     if len(prompt) > limits.max_prompt_tokens:
         # Unless it is to be cut, a comparison with such a prompt is dropped, whatever its ids.
         prompt = _shorten_prompt(comparison, whole, template, limits) if limits.too_long == "truncate" else []
     responses = [own.cut(limits.max_response_tokens) for own in whole.responses]
-    return Parts(prompt, len(whole.prompt), whole.opening, responses, whole.notes)
+    return RowParts(prompt, len(whole.prompt), whole.opening, responses, whole.notes)
 
 
 class Sizes(NamedTuple):
@@ -217,7 +217,7 @@ def _too_long(source: str, prompt: int, longest: int, limits: Limits) -> str | N
     )
 
 
-def _shorten_prompt(comparison: Comparison, whole: Split, template: Template, limits: Limits) -> list[int]:
+def _shorten_prompt(comparison: Comparison, whole: UncutRow, template: Template, limits: Limits) -> list[int]:
     """Drop the oldest turns (never a system message, never the last turn), then tokens from the left."""
     limit, messages = limits.max_prompt_tokens, comparison.prompt
     head = [message for message in messages[:1] if message["role"] == "system"]

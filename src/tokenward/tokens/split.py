@@ -14,9 +14,9 @@ from tokenizers import Encoding
 from tokenward.errors import UserError
 from tokenward.tokens.template import Template
 from tokenward.tokens.writing import (
-    Asked,
+    ConversationText,
+    PromptText,
     Unplaced,
-    Written,
     goes_on,
     left_out_of_prompt,
     left_out_of_reply,
@@ -115,7 +115,7 @@ class Response(NamedTuple):
         )
 
 
-class Split(NamedTuple):
+class UncutRow(NamedTuple):
     """A comparison as ids, before anything is cut.
 
     Attributes:
@@ -155,7 +155,7 @@ class _Tokens(NamedTuple):
         return bisect_left(self.starts, character)
 
 
-def split_all(comparisons: Sequence[Comparison], template: Template) -> list[Split]:
+def split_all(comparisons: Sequence[Comparison], template: Template) -> list[UncutRow]:
     """Comparisons as ids; many at once cost a fraction of one by one.
 
     Raises:
@@ -196,7 +196,7 @@ def _with_first(template: Template, text: str, ids: list[int], starts: list[int]
     return _Tokens(text, [*template.first_ids, *ids], [*none, *starts], [*none, *ends])
 
 
-def _unmarked(template: Template, written: Written) -> _Tokens:
+def _unmarked(template: Template, written: ConversationText) -> _Tokens:
     """A conversation's tokens in which marks that a reply spells are text, and the template's own are marks."""
     ids, starts, ends = list[int](), list[int](), list[int]()
     place, hidden = 0, written.hidden or written.text
@@ -218,8 +218,8 @@ def _split(
     template: Template,
     comparison: Comparison,
     prompt: _Tokens,
-    replies: Sequence[tuple[Written, _Tokens] | None],
-) -> Split:
+    replies: Sequence[tuple[ConversationText, _Tokens] | None],
+) -> UncutRow:
     """The rows follow the whole conversations; the prompt is what all of them begin with of what the model is asked with."""
     # A plain prompt is text like its reply, and is asked with as it is: it keeps all its tokens.
     followed = [reply[1].ids for reply in replies if reply and template.kind == "chat"]
@@ -237,7 +237,7 @@ def _split(
         _response(template, prompt, trunk, *reply, messages=comparison.reply(place)) if reply else _UNPLACED
         for place, reply in enumerate(replies)
     ]
-    return Split(prompt.ids[:trunk], prompt.ids[trunk:], responses, notes)
+    return UncutRow(prompt.ids[:trunk], prompt.ids[trunk:], responses, notes)
 
 
 def _same(ids: Sequence[int], others: Sequence[int]) -> int:
@@ -253,9 +253,9 @@ def _same(ids: Sequence[int], others: Sequence[int]) -> int:
 _UNPLACED = Response([], [], 0, 0, Note.UNPLACED)
 
 
-def _written(template: Template, comparison: Comparison, asked: Asked) -> list[Written | None]:
+def _written(template: Template, comparison: Comparison, asked: PromptText) -> list[ConversationText | None]:
     """The replies of a comparison; None for one that cannot be placed."""
-    found: list[Written | None] = []
+    found: list[ConversationText | None] = []
     for place in range(len(comparison.responses)):
         try:
             found.append(write_reply(template, comparison, place, asked))
@@ -268,7 +268,7 @@ def _response(
     template: Template,
     prompt: _Tokens,
     trunk: int,
-    reply: Written,
+    reply: ConversationText,
     tokens: _Tokens,
     *,
     messages: Sequence[Message],
@@ -302,7 +302,9 @@ def marks_in(template: Template, messages: Sequence[Message]) -> list[str]:
     return [found.group() for text in texts for found in template.marks.finditer(text)]
 
 
-def _together(template: Template, begun: tuple[int, int], reply: Written, tokens: _Tokens) -> Response:
+def _together(
+    template: Template, begun: tuple[int, int], reply: ConversationText, tokens: _Tokens
+) -> Response:
     """A response out of the whole conversation's tokens, of which the first are the trunk's and what is asked with."""
     ids = tokens.ids
     places = [
@@ -369,7 +371,7 @@ def _is_break(template: Template, token: int) -> bool:
     return not str(template.tokenizer.decode([token])).strip()
 
 
-def _by_pieces(template: Template, prompt: _Tokens, trunk: int, reply: Written) -> Response:
+def _by_pieces(template: Template, prompt: _Tokens, trunk: int, reply: ConversationText) -> Response:
     """A plain response whose texts are encoded apart from what stands around them."""
     ids, places, reached = prompt.ids[:trunk], list[tuple[int, int]](), len(prompt.text)
     for start, end in reply.own:
@@ -381,7 +383,7 @@ def _by_pieces(template: Template, prompt: _Tokens, trunk: int, reply: Written) 
     return _made(trunk, trunk, ids, places, template.eos_ids if reply.ends else [])
 
 
-def _apart(comparison: Comparison, template: Template) -> Split:
+def _apart(comparison: Comparison, template: Template) -> UncutRow:
     """Prompt and replies each on their own, as an encoder and its decoder read them."""
     if comparison.turns is not None:
         raise UserError(
@@ -394,4 +396,4 @@ def _apart(comparison: Comparison, template: Template) -> Split:
         Response([*ids, *eos], [], len(ids) + len(eos), len(eos))
         for ids in template.texts_ids(comparison.responses)
     ]
-    return Split(prompt, [], responses, 0)
+    return UncutRow(prompt, [], responses, 0)

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from tokenward.artifacts import atomic_file
 from tokenward.data.lines import from_line, line_ends, to_line
-from tokenward.tokens.encode import Limits, Parts, encode_parts
+from tokenward.tokens.encode import Limits, RowParts, encode_parts
 from tokenward.tokens.rows import keys_of, response_key
 from tokenward.tokens.split import Insert
 from tokenward.tokens.template import Template
@@ -195,7 +195,7 @@ class _Columns:
         self.nested: dict[str, list[np.ndarray]] = {name: [] for name in _NESTED}
         self.sizes: list[int] = []
 
-    def add(self, row: Comparison, parts: Parts, longest: int) -> None:
+    def add(self, row: Comparison, parts: RowParts, longest: int) -> None:
         """Append a comparison; responses that are longer than ``longest`` were cut."""
         prompt = np.array(parts.prompt, np.int32)
         responses = [np.array(own.ids, np.int32) for own in parts.responses]

@@ -19,7 +19,7 @@ _PRIVATE = (
 )
 
 
-class Asked(NamedTuple):
+class PromptText(NamedTuple):
     """A prompt as text.
 
     Attributes:
@@ -33,7 +33,7 @@ class Asked(NamedTuple):
     tail: str
 
 
-class Written(NamedTuple):
+class ConversationText(NamedTuple):
     """A whole conversation as text.
 
     Attributes:
@@ -54,17 +54,19 @@ class Unplaced(Exception):
     """A reply that cannot be found in what the template writes."""
 
 
-def write_prompt(template: Template, comparison: Comparison) -> Asked:
+def write_prompt(template: Template, comparison: Comparison) -> PromptText:
     """The prompt of a comparison.
 
     Raises:
         UserError: the template refuses it.
     """
     head, tail = template.around(comparison.prompt, comparison.tools)
-    return Asked(template.render(comparison.prompt, comparison.tools), head, tail)
+    return PromptText(template.render(comparison.prompt, comparison.tools), head, tail)
 
 
-def write_reply(template: Template, comparison: Comparison, place: int, asked: Asked) -> Written:
+def write_reply(
+    template: Template, comparison: Comparison, place: int, asked: PromptText
+) -> ConversationText:
     """A response with its prompt.
 
     Args:
@@ -91,11 +93,16 @@ def write_reply(template: Template, comparison: Comparison, place: int, asked: A
         if reply[number].get("weight", 1):
             own.append((start, end))
     hidden = _hidden(template, comparison, reply, text)
-    return Written(text, own, bool(reply[-1].get("weight", 1)), hidden)
+    return ConversationText(text, own, bool(reply[-1].get("weight", 1)), hidden)
 
 
 def _range(
-    template: Template, comparison: Comparison, reply: Sequence[Message], number: int, text: str, asked: Asked
+    template: Template,
+    comparison: Comparison,
+    reply: Sequence[Message],
+    number: int,
+    text: str,
+    asked: PromptText,
 ) -> tuple[int, int | None]:
     """Characters of one of a reply's messages."""
     before = joined(comparison.prompt, reply[:number])
@@ -197,7 +204,9 @@ def _inner_end(template: Template, comparison: Comparison, before: _Before, text
     return mark.end() if mark else end
 
 
-def _plain(template: Template, comparison: Comparison, reply: Sequence[Message], asked: Asked) -> Written:
+def _plain(
+    template: Template, comparison: Comparison, reply: Sequence[Message], asked: PromptText
+) -> ConversationText:
     """Messages joined as text; the assistant's are its own."""
     text, own = asked.text, list[tuple[int, int | None]]()
     for number, message in enumerate(reply):
@@ -211,7 +220,7 @@ def _plain(template: Template, comparison: Comparison, reply: Sequence[Message],
         text += template.without_end(message["content"]) if number == len(reply) - 1 else message["content"]
         if message["role"] == "assistant" and message.get("weight", 1):
             own.append((start, len(text)))
-    return Written(text, own, bool(reply[-1].get("weight", 1)))
+    return ConversationText(text, own, bool(reply[-1].get("weight", 1)))
 
 
 def left_out_of_reply(reply: Sequence[Message], text: str) -> list[str]:

@@ -20,7 +20,7 @@ from tokenward.stages.tasks import encoded_examples
 from tokenward.tokens.encode import check_some_left
 from tokenward.tools.plan_stages import STORED_BYTES, Planner, StagePlan, TrainingPlan, Unit
 from tokenward.tools.plan_steps import free_memory
-from tokenward.tools.plan_work import Scoring, subset_scorings
+from tokenward.tools.plan_work import SubsetPass, subset_passes
 from tokenward.tools.run import open_run
 
 NOT_PLANNED = "-"
@@ -81,7 +81,7 @@ def _comparisons(run: Run, measure: bool) -> tuple[list[StagePlan], list[Trainin
     tried = [row.prompt for row in sets.eval.by_prompt()[: min(table.prompts, table.batch)]]
     planner = Planner(run, sets.train.then(sets.eval_reward).by_prompt(), tried, measure=measure)
     work = planner.work(sets.everything)
-    subsets = {item.stage: item for item in subset_scorings(run, template)}
+    subsets = {item.stage: item for item in subset_passes(run, template)}
     count = len(scoring_models(scorer_of(run)))
     counted = {
         "data": lambda: _data(run, "data"),
@@ -119,7 +119,7 @@ def _scoring(planner: Planner, name: str, work: np.ndarray, times: int, stored: 
     return StagePlan(name, words, *planner.forward_bytes(), *time, disk=stored * float(work[:, 1].sum()))
 
 
-def _subset(planner: Planner, item: Scoring) -> StagePlan:
+def _subset(planner: Planner, item: SubsetPass) -> StagePlan:
     """The pass for an auxiliary model's subset, which is a part of the auxiliary model's stage."""
     found = _scoring(planner, f"{item.stage}{SUBSET}", planner.work(item.rows), len(item.models), 0)
     note = "the longest pairs stand for those that will be picked; the values that are read of them go with the training's end"

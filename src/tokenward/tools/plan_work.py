@@ -24,7 +24,7 @@ from tokenward.tokens.template import Template
 from tokenward.training.arguments import TokenTrainingArguments, training_arguments
 
 
-class Scoring(NamedTuple):
+class SubsetPass(NamedTuple):
     """The pass over the data for an auxiliary model's subset.
 
     Attributes:
@@ -38,14 +38,14 @@ class Scoring(NamedTuple):
     models: list[str]
 
 
-def subset_scorings(run: Run, template: Template) -> list[Scoring]:
+def subset_passes(run: Run, template: Template) -> list[SubsetPass]:
     """The passes for the subset of the auxiliary models that are trained, in their order."""
-    found: list[Scoring] = []
+    found: list[SubsetPass] = []
     for name in trained_auxiliary(run):
         subset = run.recipe.auxiliary_models[name].subset
         if subset is not None:
             rows = looked_at(tables(run, template).part("train"), subset).by_prompt()
-            found.append(Scoring(f"{AUXILIARY}{name}", rows, scoring_models(made_scorer(subset.scorer))))
+            found.append(SubsetPass(f"{AUXILIARY}{name}", rows, scoring_models(made_scorer(subset.scorer))))
     return found
 
 
