@@ -16,7 +16,7 @@ from benchmarks.options import parser
 from benchmarks.rates import INPUTS, OUTPUTS, ROWS
 from benchmarks.results import Result, report
 from benchmarks.statistics import paired_ratio
-from tokenward.models.precision import imitates_bfloat16
+from tokenward.models.loading import imitates_bfloat16
 
 PASSES = ("forward", "backward")
 

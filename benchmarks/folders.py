@@ -14,8 +14,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tokenward.models.identity import resolve
 from tokenward.models.loading import load_tokenizer
-from tokenward.models.places import resolve
 
 
 def folder_of(name: str) -> str:

@@ -14,7 +14,7 @@ from benchmarks.model import Pair
 from benchmarks.workers import Channel
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.objectives import DPO, Objective, PlackettLuce, SePO, SimPO, WeightedLikelihood
-from tokenward.scoring.values import token_values
+from tokenward.scoring.reads import token_values
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.arguments import training_arguments
 from tokenward.training.trainer import TokenTrainer

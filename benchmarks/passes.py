@@ -9,7 +9,7 @@ import torch
 from benchmarks.gate import nudge
 from benchmarks.ours import encoded_of, load, said
 from benchmarks.workers import Channel, serve
-from tokenward.scoring.values import token_values
+from tokenward.scoring.reads import token_values
 from tokenward.tokens.rows import TokenRow
 
 TOKENS_PER_BATCH = 8192

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tokenward.evaluation.metrics import Vader
+from tokenward.evaluation.replies import Vader
 from tokenward.models.default import GGUF_SHA256, default_model_folder
 
 SEED = 20261123

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tokenward
 from tokenward.artifacts import read_jsonl
-from tokenward.evaluation.stability import Scores, stability_figures
+from tokenward.evaluation.credit import Scores, stability_figures
 from tokenward.evaluation.statistics import Figure
 from tokenward.plugins import build
 from tokenward.scoring.join import scores_of

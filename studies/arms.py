@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenward.evaluation.metrics import METRICS, apply_metric
-from tokenward.evaluation.replies import divergence, reply_rows
+from tokenward.evaluation.replies import METRICS, apply_metric, divergence, reply_rows
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
 from tokenward.stages.evaluation import measures_of, prompts_to_answer

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from studies.arms import Arm, Outcome, outcomes
+from tokenward.models.identity import resolve
 from tokenward.models.loading import load_tokenizer
-from tokenward.models.places import resolve
 from tokenward.stages.lists import run_through
 from tokenward.tools.run import open_run
 

@@ -23,7 +23,7 @@ from tokenward.config.base import Table
 from tokenward.config.problems import unknown_keys
 from tokenward.config.schema import ANY_NAME, EvalTable, named_table_of, schema_fields, table_of
 from tokenward.config.source import read_source
-from tokenward.config.training_fields import ACTS, BESIDE, BY_OPTIMIZER, CANNOT_ACT, OURS
+from tokenward.config.training import ACTS, BESIDE, BY_OPTIMIZER, CANNOT_ACT, OURS
 from tokenward.errors import UserError
 from tokenward.training.arguments import TokenTrainingArguments
 

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     )
     from tokenward.scoring.texts import TokenScorer
     from tokenward.selection import KeepAll, SideRule, SoftWeights, Threshold, TopFraction, Transform
-    from tokenward.stages.figures import read_figures
+    from tokenward.stages.evaluation import read_figures
     from tokenward.stages.run import Run
     from tokenward.tokens.table import TokenTable
     from tokenward.tools.run import open_run

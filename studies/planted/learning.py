@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast, Print
 from studies.planted.worlds import LONGEST, PROMPT, TYPES, WORLDS, Floats, Ints, K, groups
 from tokenward.models.reward import RewardModel, RewardSettings, TokenRewardModule
 from tokenward.objectives.listwise import PlackettLuce
-from tokenward.scoring.values import token_values
+from tokenward.scoring.reads import token_values
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.arguments import training_arguments
 from tokenward.training.trainer import TokenTrainer

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from tokenward.data.fields import FieldError
-from tokenward.data.lines import from_line, to_line
+from tokenward.data.files import from_line, to_line
 from tokenward.data.messages import messages, readable, without_filled
 from tokenward.data.prepare import comparison_key, load
 from tokenward.errors import UserError

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenward.data.prepare import load, read
-from tokenward.data.sources import rows
-from tokenward.data.splits import split_of
+from tokenward.data.sources import rows, split_of
 from tokenward.data.stream import PROMPT_TRAINS, write_split
 from tokenward.errors import UserError
 

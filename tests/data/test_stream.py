@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenward.data.lines import from_line, read_comparisons, to_line
+from tokenward.data.files import from_line, read_comparisons, to_line
 from tokenward.data.prepare import Dropped, Usable, load, read
 from tokenward.data.split import split
 from tokenward.data.stream import FILES, write_split

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tokenward.evaluation.heldout import PairLogprobs, preference_figures
+from tokenward.evaluation.measures import PairLogprobs, preference_figures
 from tokenward.evaluation.statistics import before_after_figures
 
 PAIRS = [

@@ -10,8 +10,16 @@ from werkzeug import Request, Response
 
 from tokenward.config.judge import PROMPT, JudgeTable, load_judge
 from tokenward.errors import UserError
-from tokenward.evaluation.answers import FAILED_IN_A_ROW, AnswerCache, ask_all, request_key
-from tokenward.evaluation.judge import Pair, first_place, judge_pairs, request
+from tokenward.evaluation.judge import (
+    FAILED_IN_A_ROW,
+    AnswerCache,
+    Pair,
+    ask_all,
+    first_place,
+    judge_pairs,
+    request,
+    request_key,
+)
 from tokenward.types import Message
 
 PATH = "/v1/chat/completions"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from tokenward.errors import UserError
-from tokenward.evaluation.metrics import METRICS, Vader, apply_metric
+from tokenward.evaluation.replies import METRICS, Vader, apply_metric
 from tokenward.types import Span
 
 PROMPTS = ["p", "q", "r"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score, jaccard_score
 
 from tokenward.errors import UserError
-from tokenward.evaluation.stability import jaccard, kappa, selected, stability_figures
+from tokenward.evaluation.credit import jaccard, kappa, selected, stability_figures
 
 
 def test_overlap_by_hand():

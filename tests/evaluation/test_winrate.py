@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from tokenward.evaluation.winrate import length_controlled, preferences, win_figures
+from tokenward.evaluation.replies import length_controlled, preferences, win_figures
 
 
 def planted(count, *, quality, length, longer, seed=0):

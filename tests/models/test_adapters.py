@@ -12,11 +12,10 @@ from tests.tokens.rows import encoded
 from tests.training.tools import language_model
 from tokenward.errors import UserError
 from tokenward.models import adapters
-from tokenward.models.adapters import REFUSED, STARTS, TAKEN, lora_config
+from tokenward.models.adapters import REFUSED, STARTS, TAKEN, lora_config, merged
 from tokenward.models.forward import token_logprobs
+from tokenward.models.identity import model_sizes
 from tokenward.models.loading import LanguageModel, load_model
-from tokenward.models.merging import merged
-from tokenward.models.sizes import model_sizes
 from tokenward.tokens.batches import collate
 
 ALL = {"r": 2, "target_modules": "all-linear"}

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 import tokenward.models.attention as attention
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tokenward.models.attention import FLEX_TREE, TREE, install_tree_attention, tree_attention
-from tokenward.tokens import tree as trees
-from tokenward.tokens.tree import tree_of, visible
+from tokenward.tokens import layouts as trees
+from tokenward.tokens.layouts import tree_of, visible
 
 SHAPES = {
     "one response": [(3, [4])],

@@ -16,8 +16,8 @@ from tokenward.models.head import SelectiveHead
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.objectives import SFT, Reinforce, WeightedLikelihood
 from tokenward.sampling import SamplingSettings, sample_replies
-from tokenward.scoring.values import token_values
-from tokenward.tokens.needs import Needs
+from tokenward.scoring.reads import token_values
+from tokenward.tokens.batches import Needs
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.trainer import TokenTrainer
 

@@ -16,7 +16,7 @@ from tokenward.models.head_mlp import HeadMLPSettings, install_head_mlp
 from tokenward.models.loading import load_model
 from tokenward.objectives import SFT
 from tokenward.sampling import SamplingSettings, sample_replies
-from tokenward.tokens.needs import Needs
+from tokenward.tokens.batches import Needs
 from tokenward.training.trainer import TokenTrainer
 
 IDS = torch.tensor([[1, 2, 3, 4]])

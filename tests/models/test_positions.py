@@ -9,8 +9,8 @@ from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 from tests.tokens.rows import encoded
 from tokenward.errors import UserError
 from tokenward.models.forward import token_logprobs
+from tokenward.models.identity import context_length
 from tokenward.models.loading import load_model
-from tokenward.models.places import context_length
 
 SIZES = {
     "vocab_size": len(tiny_tokenizer()),

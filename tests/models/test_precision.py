@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokenward.models.precision import imitates_bfloat16
+from tokenward.models.loading import imitates_bfloat16
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,9 @@ from tests.tiny import tiny_gpt2, tiny_llama
 from tokenward.errors import UserError
 from tokenward.models.forward import FrozenReference, token_logprobs, token_statistics
 from tokenward.models.probe import choose_head, choose_layout
-from tokenward.ops.heads import LinearHead, LogitChange, LogitStep
+from tokenward.ops.logprob import LinearHead, LogitChange, LogitStep
 from tokenward.ops.tiles import linear_statistics
-from tokenward.tokens.batches import collate
-from tokenward.tokens.needs import Needs
+from tokenward.tokens.batches import Needs, collate
 
 
 def test_a_soft_cap_by_hand():

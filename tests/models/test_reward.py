@@ -23,7 +23,7 @@ from tokenward.models.reward import (
     new_reward_model,
 )
 from tokenward.objectives import PlackettLuce
-from tokenward.scoring.values import token_values
+from tokenward.scoring.reads import token_values
 from tokenward.training.trainer import TokenTrainer
 
 ids = torch.randint(0, 250, (60,), generator=torch.Generator().manual_seed(5)).tolist()

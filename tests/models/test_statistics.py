@@ -14,9 +14,9 @@ from tests.training.tools import language_model
 from tokenward.models.forward import FrozenReference, run_model, token_statistics
 from tokenward.models.head import install_head
 from tokenward.ops.logprob import STATISTICS, chunked_statistics
-from tokenward.ops.looks import entropy_and_rank
+from tokenward.ops.representation import entropy_and_rank
 from tokenward.ops.tiles import linear_statistics
-from tokenward.tokens.needs import Needs
+from tokenward.tokens.batches import Needs
 
 
 def plain_statistics(model, rows):

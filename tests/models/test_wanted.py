@@ -13,8 +13,7 @@ from tests.training.tools import language_model
 from tokenward.models.forward import FrozenReference, token_statistics
 from tokenward.models.head import SelectiveHead, install_head
 from tokenward.ops.logprob import kl_of
-from tokenward.tokens.batches import collate
-from tokenward.tokens.needs import Needs
+from tokenward.tokens.batches import Needs, collate
 from tokenward.training.checks import disable_dropout
 
 PAIRS = [(row.prompt, response) for row in ROWS for response in row.responses]

@@ -21,8 +21,7 @@ from tokenward.ops.logprob import STATISTICS
 from tokenward.ops.ragged import segment_sum
 from tokenward.scoring.scorers import Probability
 from tokenward.selection import KeepAll
-from tokenward.tokens.batches import collate
-from tokenward.tokens.needs import Needs
+from tokenward.tokens.batches import Needs, collate
 from tokenward.training.trainer import TokenTrainer
 
 FIELDS = {

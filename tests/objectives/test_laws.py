@@ -18,7 +18,7 @@ from tokenward.objectives.custom import CheckedObjective
 from tokenward.ops.ragged import segment_sum
 from tokenward.scoring.scorers import Probability
 from tokenward.selection import KeepAll
-from tokenward.tokens.needs import Needs
+from tokenward.tokens.batches import Needs
 from tokenward.training.passes import frozen_reference
 
 # Pairs of 3 and 4, and of 2 and 3 tokens.

@@ -13,8 +13,7 @@ from tokenward.objectives import OBJECTIVES, SFT, Reinforce, WeightedLikelihood
 from tokenward.plugins import build
 from tokenward.selection import SoftWeights
 from tokenward.selection.base import ScoredTokens
-from tokenward.tokens.batches import TokenBatch, collate
-from tokenward.tokens.needs import Needs
+from tokenward.tokens.batches import Needs, TokenBatch, collate
 
 
 def batch_of(*comparisons, weights=None, scores=None, reference=None, entropy=None, ranks=None) -> TokenBatch:

@@ -14,7 +14,7 @@ from tokenward.objectives import SFT, Selected, SePO, SimPO
 from tokenward.scoring.scorers import Combine
 from tokenward.selection import KeepAll, TopFraction, Transform
 from tokenward.selection.base import ScoredTokens
-from tokenward.tokens.needs import Needs
+from tokenward.tokens.batches import Needs
 from tokenward.training.trainer import TokenTrainer
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenward.ops.embedding import tied_embedding
+from tokenward.ops.representation import tied_embedding
 
 GENERATOR = torch.Generator().manual_seed(0)
 WEIGHT = torch.randn(7, 3, dtype=torch.float64, generator=GENERATOR)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tokenward.objectives.pairs import Link
+from tokenward.objectives.pairwise import Link
 from tokenward.ops import links
 
 R = torch.tensor([0.1, 0.5, 0.9, 1.0, 1.3, 2.0, 7.0], dtype=torch.float64)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokenward.ops.looks import (
+from tokenward.ops.representation import (
     activation_mask,
     cosine,
     entropy_and_rank,

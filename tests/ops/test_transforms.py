@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenward.ops import transforms
-from tokenward.ops.groups import group_moments, group_quantile, group_ranks
-from tokenward.ops.otsu import otsu_class, otsu_cuts
+from tokenward.ops.ragged import group_moments, group_quantile, group_ranks
+from tokenward.ops.transforms import otsu_class, otsu_cuts
 
 NAN = torch.nan
 exactly = settings(derandomize=True, deadline=None, max_examples=30)

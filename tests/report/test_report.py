@@ -16,13 +16,12 @@ from tokenward.evaluation.statistics import Figure
 from tokenward.report.channels import other_runs, scale_of
 from tokenward.report.charts import bar_chart, line_chart
 from tokenward.report.collect import RunFolder, displacement
+from tokenward.report.drawing import pair_text, save_picture
 from tokenward.report.page import make_report, write_report
 from tokenward.report.pairs import PairReader, draw
-from tokenward.report.picture import save_picture
 from tokenward.report.pieces import piece_ends, pieces, token_class
 from tokenward.report.single import by_character, colour, shown_pair, visible
-from tokenward.report.tables import figure_rows, provenance, recipe_of, watched_rows
-from tokenward.report.terminal import pair_text
+from tokenward.report.summary import figure_rows, provenance, recipe_of, watched_rows
 from tokenward.scoring.store import TokenRecord
 
 RUN = Path("runs/quickstart")
@@ -112,7 +111,7 @@ def test_the_page_says_how_many_pairs_it_shows_and_ends_where_it_would_grow_too_
     data = data_of(html)
     assert len(data["comparisons"]) == 8
     assert f"{len(data['comparisons'])} of the run's 24 pairs" in html
-    monkeypatch.setattr("tokenward.report.payload.LARGEST", 5000)
+    monkeypatch.setattr("tokenward.report.page.LARGEST", 5000)
     small = make_report(run_folder, rows=24).html
     assert 0 < len(data_of(small)["comparisons"]) < 24
     assert "24 were chosen; the page ends where its size would pass" in " ".join(small.split())
@@ -120,7 +119,7 @@ def test_the_page_says_how_many_pairs_it_shows_and_ends_where_it_would_grow_too_
 
 def test_a_full_page_stays_under_five_megabytes(run_folder: Path) -> None:
     """The pairs may take so much; what the page holds beside them, on a real page, must fit into the rest."""
-    from tokenward.report.payload import LARGEST
+    from tokenward.report.page import LARGEST
 
     html = make_report(run_folder).html
     pairs = len(json.dumps(data_of(html)["comparisons"]))
@@ -402,8 +401,7 @@ def test_a_pair_as_a_picture(run_folder: Path, odd_run: Path, tmp_path: Path) ->
 
 
 def test_training_curves_as_one_picture(run_folder: Path, copied_run: Path, tmp_path: Path) -> None:
-    from tokenward.report.curves import save_curves
-    from tokenward.report.tables import curves
+    from tokenward.report.summary import curves, save_curves
 
     charts = len(list(curves(RunFolder.read(run_folder))))
     assert charts > 2

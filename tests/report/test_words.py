@@ -1,6 +1,6 @@
 """Words and sentences as a response's tokens make them, and the words that two responses share."""
 
-from tokenward.report.words import SENTENCE, WORD, breaks, shared_words, words
+from tokenward.report.pieces import SENTENCE, WORD, breaks, shared_words, words
 from tokenward.scoring.store import TokenRecord
 
 

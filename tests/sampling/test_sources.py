@@ -30,7 +30,7 @@ from tokenward.sampling.sources import (
     call_source,
     text,
 )
-from tokenward.sampling.sources.wordnet import load_wordnet
+from tokenward.sampling.sources.text import load_wordnet
 
 REFERENCE = "the cat sat on the mat"
 
@@ -129,7 +129,7 @@ def test_a_plain_function_by_module_and_name(tmp_path, monkeypatch):
 
 
 def test_the_metrics_of_the_evaluation_serve_as_sources():
-    source = build("source", "tokenward.evaluation.metrics:distinct_2", {}, SOURCES)
+    source = build("source", "tokenward.evaluation.replies:distinct_2", {}, SOURCES)
     assert score(source, ["a b a b", "a b c"]) == pytest.approx([2 / 3, 1.0])
 
 

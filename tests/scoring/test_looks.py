@@ -7,9 +7,8 @@ from tests.tiny import save_tiny, tiny_gpt2, tiny_llama
 from tests.tokens.rows import encoded
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
-from tokenward.ops.looks import activation_mask
-from tokenward.scoring.looks import looked_at
-from tokenward.scoring.model_scorers import Activation, Attention, Similarity
+from tokenward.ops.representation import activation_mask
+from tokenward.scoring.model_scorers import Activation, Attention, Similarity, looked_at
 from tokenward.scoring.reads import Value, value_of
 
 ROWS = [encoded([1, 2, 3], [4, 5, 9], [6, 7]), encoded([9], [10], [12, 13, 14, 15])]

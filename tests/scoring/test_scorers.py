@@ -9,7 +9,7 @@ from tests.tokens.rows import encoded
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
 from tokenward.plugins import build
-from tokenward.scoring.reads import is_online, reads_of, scope_of_scores
+from tokenward.scoring.reads import flatten, is_online, reads_of, scope_of_scores, token_values
 from tokenward.scoring.scorers import (
     SCORERS,
     Attention,
@@ -23,7 +23,6 @@ from tokenward.scoring.scorers import (
 )
 from tokenward.scoring.steps import Owners
 from tokenward.scoring.store import TokenRecord
-from tokenward.scoring.values import flatten, token_values
 
 ROWS = [
     encoded([1, 2, 3], [4, 5], [6, 7, 8]),

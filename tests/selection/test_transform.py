@@ -6,7 +6,7 @@ import torch
 from tests.selection.test_selectors import scored
 from tokenward.config import Named
 from tokenward.errors import UserError
-from tokenward.scoring.chain import STEPS
+from tokenward.scoring.steps import STEPS
 from tokenward.selection import SELECTORS, Threshold, is_signed, scope_of, selector_of, unit_of
 
 NAN = float("nan")

@@ -14,9 +14,8 @@ from tokenward.errors import UserError
 from tokenward.models.loading import load_model
 from tokenward.scoring.join import scored
 from tokenward.scoring.store import TokenStore
-from tokenward.stages.scorers import scorer_of
-from tokenward.tokens.encode import Limits, encode_one
-from tokenward.tokens.prompted import prompted, with_prompt
+from tokenward.stages.auxiliary import scorer_of
+from tokenward.tokens.encode import Limits, encode_one, prompted, with_prompt
 from tokenward.tokens.rows import keys_of
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison

@@ -15,8 +15,8 @@ from tokenward.scoring.join import scored
 from tokenward.scoring.store import TokenStore
 from tokenward.selection import SideRule, TopFraction
 from tokenward.selection.weights import weigh_rows, weigh_step
+from tokenward.stages.auxiliary import scorer_of
 from tokenward.stages.lists import carry_out
-from tokenward.stages.scorers import scorer_of
 
 RUN = Path("runs/quickstart")
 

@@ -15,7 +15,7 @@ import torch
 import tokenward
 from tests.stages.runs import tables_of
 from tests.tiny import planted_rows
-from tokenward.data.lines import read_comparisons
+from tokenward.data.files import read_comparisons
 from tokenward.data.pairs import pairs
 from tokenward.errors import UserError
 from tokenward.scoring.join import scored, with_reference
@@ -24,8 +24,8 @@ from tokenward.selection import SideRule, SoftWeights, TopFraction, Transform
 from tokenward.selection import weights as weighing
 from tokenward.selection.weights import weigh, weigh_rows
 from tokenward.stages import scores as score_stages
+from tokenward.stages.auxiliary import scorer_of
 from tokenward.stages.run import Run
-from tokenward.stages.scorers import scorer_of
 from tokenward.stages.tables import tables
 from tokenward.tokens import store as stores
 from tokenward.tokens.encode import encode

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.stages.runs import EXAMPLES, PROMPTS, guided_recipe, refused
-from tokenward.stages.idle import idle_settings
+from tokenward.stages.checks import idle_settings
 from tokenward.tools.run import open_run
 
 

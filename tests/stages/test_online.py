@@ -28,7 +28,7 @@ from tokenward.models.reward import load_reward_model
 from tokenward.objectives import Reinforce, WeightedLikelihood
 from tokenward.sampling import TransformersSampler
 from tokenward.sampling.classification import ClassificationGap
-from tokenward.scoring.values import token_values
+from tokenward.scoring.reads import token_values
 from tokenward.selection import SoftWeights
 from tokenward.stages.lists import run_through
 from tokenward.stages.online import _prepare, fresh_reward, online_policy, task_of
@@ -384,7 +384,7 @@ def test_an_encoder_decoder_goes_through_the_whole_run(tmp_path, monkeypatch, ch
 
 
 def test_texts_that_are_cut_are_counted(prompts, capsys):
-    from tokenward.stages.prompt_task import prompt_task
+    from tokenward.stages.tasks import prompt_task
 
     run = tokenward.open_run(prompts, ["prompt_task.max_sentence_tokens=2"])
     prompt_task(run, run.load(run.start_model))

@@ -185,7 +185,7 @@ def test_an_edited_file_of_ones_own_runs_what_depends_on_it_again(tiny_workplace
 
 def test_only_files_of_ones_own_are_fingerprinted(tiny_workplace):
     settings = {
-        "a": "cuda:1", "b": ["tokenward.evaluation.metrics:vader", "sys:path"], "c": {"text": "Label: {text}", "n": 3}
+        "a": "cuda:1", "b": ["tokenward.evaluation.replies:vader", "sys:path"], "c": {"text": "Label: {text}", "n": 3}
     }  # fmt: skip
     assert plugins.code_fingerprints(settings) == {}
     lab = plugin(LAB)

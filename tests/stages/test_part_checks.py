@@ -11,7 +11,7 @@ from tests.stages.runs import plugin, refused
 from tests.tiny import save_tiny, tiny_t5
 from tokenward.methods import method_of
 from tokenward.models.default import HUB_NAME
-from tokenward.models.places import layer_count
+from tokenward.models.identity import layer_count
 
 RUN = Path("runs/quickstart")
 LAB = """

@@ -11,7 +11,7 @@ from tests.stages.runs import events, guided, guided_recipe
 from tokenward.models.reward import load_reward_model
 from tokenward.stages.reward_learning import RewardLearner
 from tokenward.tokens.segments import with_segments
-from tokenward.training.best import EarlyStop, trained
+from tokenward.training.callbacks import EarlyStop, trained
 from tokenward.training.trainer import TokenTrainer
 
 ONCE = ["online.training.max_steps=1", "online.every=null"]

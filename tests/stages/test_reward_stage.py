@@ -11,10 +11,10 @@ import tokenward
 from tests.stages.runs import lines, press_when, refused, tables_of, write_lines
 from tests.tiny import planted_rows, save_tiny
 from tokenward.data import fraction
-from tokenward.data.lines import read_comparisons
+from tokenward.data.files import read_comparisons
 from tokenward.models.reward import load_reward_model
+from tokenward.scoring.reads import token_values
 from tokenward.scoring.store import TokenStore
-from tokenward.scoring.values import token_values
 from tokenward.tokens.rows import keys_of
 from tokenward.training.fit import Interrupted
 

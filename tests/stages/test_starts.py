@@ -14,7 +14,7 @@ from tests.stages.runs import EXAMPLES, guided_recipe, refused
 from tests.tiny import move_trained
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
-from tokenward.stages import starts
+from tokenward.stages import run as starts
 from tokenward.tools.export import export
 
 IDS = torch.tensor([[13, 14, 70, 71, 72]])

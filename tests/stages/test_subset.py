@@ -15,7 +15,7 @@ from tokenward.stages import oracle as oracle_stage
 from tokenward.stages import subset
 from tokenward.stages.auxiliary import is_needed, models_read, trained_auxiliary
 from tokenward.stages.run import Run
-from tokenward.stages.subset_checks import check_subset
+from tokenward.stages.subset import check_subset
 from tokenward.tokens.rows import keys_of
 from tokenward.tools.plan import plan_recipe
 

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 import tokenward
 from tests.stages.runs import lines, refused
-from tokenward.config.training_fields import BESIDE, CANNOT_ACT
+from tokenward.config.training import BESIDE, CANNOT_ACT
 from tokenward.errors import UserError
 from tokenward.tools.run import open_run
-from tokenward.training import workable
+from tokenward.training import arguments as workable
 from tokenward.training.arguments import training_arguments
 
 WRITTEN = {

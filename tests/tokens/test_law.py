@@ -10,10 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import CHATML, tiny_tokenizer
 from tokenward.errors import UserError
-from tokenward.tokens.encode import Limits, encode_one
-from tokenward.tokens.notes import explanations
+from tokenward.tokens.encode import Limits, encode_one, explanations
 from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.spelled import moved, spelled
+from tokenward.tokens.segments import moved, spelled
 from tokenward.tokens.split import SAID, Note
 from tokenward.tokens.template import Style, Template, joined
 from tokenward.types import Comparison, Message, Span

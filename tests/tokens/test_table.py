@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_tokenizer
-from tokenward.data.lines import to_line
+from tokenward.data.files import to_line
 from tokenward.data.pairs import pairs as pairs_of_one
 from tokenward.errors import UserError
 from tokenward.tokens import store as stores

@@ -11,9 +11,8 @@ from tokenward.artifacts.files import canonical
 from tokenward.config import parse_recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
-from tokenward.evaluation.row_values import read_row_values
-from tokenward.tools.compare import Flip, _settings, compare_runs
-from tokenward.tools.compare_show import coloured, different_words, show_comparison
+from tokenward.evaluation.measures import read_row_values
+from tokenward.tools.compare import Flip, _settings, coloured, compare_runs, different_words, show_comparison
 from tokenward.tools.export import model_card
 from tokenward.tools.finished import finished_model
 

@@ -15,7 +15,7 @@ from tests.evaluation.test_judge import answering, asked, longer
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 from tokenward import cli
 from tokenward.errors import UserError
-from tokenward.evaluation.rewards import find_reward_model, rewards
+from tokenward.evaluation.replies import find_reward_model, rewards
 from tokenward.models.loading import load_model
 from tokenward.sampling import SamplingSettings, sample_replies
 from tokenward.scoring.texts import TokenScorer
@@ -290,7 +290,7 @@ def test_an_empty_reply_has_no_mean_but_loses(folders, place, tiny_oracle, monke
     from tokenward.evaluation.benchmarks import Question
     from tokenward.sampling import Reply
     from tokenward.tools import compare_models as module
-    from tokenward.tools.comparison import ComparedReplies, apply_rewards
+    from tokenward.tools.compare_models import ComparedReplies, apply_rewards
 
     replies = [
         [[Reply([1], text, True)] for text in side]

@@ -7,7 +7,7 @@ import torch
 
 from tests.stages.runs import PROMPTS, guided_recipe
 from tests.tiny import tiny_llama
-from tokenward.models.sizes import model_sizes
+from tokenward.models.identity import model_sizes
 from tokenward.ops.costs import (
     FLOAT,
     HALF,

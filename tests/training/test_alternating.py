@@ -15,7 +15,7 @@ from tests.training.tools import arguments, language_model, largest_difference, 
 from tokenward.errors import UserError
 from tokenward.objectives import SFT
 from tokenward.training.alternating import Alternating, Schedule, separate_training
-from tokenward.training.best import KeepBest
+from tokenward.training.callbacks import KeepBest
 from tokenward.training.trainer import TokenTrainer
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.tiny import tiny_gpt2
-from tokenward.training.best import EarlyStop, KeepBest, save_trained, trained
+from tokenward.training.callbacks import EarlyStop, KeepBest, save_trained, trained
 
 
 def module() -> nn.Module:

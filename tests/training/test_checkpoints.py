@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tokenward.training.checkpoints import (
+from tokenward.training.fit import (
     KeepNewest,
     checkpoints_of,
     last_whole_checkpoint,

@@ -7,7 +7,7 @@ import pytest
 from tests.training.tools import arguments, language_model, token_row, with_reference
 from tokenward.errors import UserError
 from tokenward.objectives import DPO, SFT, SePO
-from tokenward.training.displacement import CHANGE, LEVEL, Changes, DisplacementAlarm, displacement_facts
+from tokenward.training.metrics import CHANGE, LEVEL, Changes, DisplacementAlarm, displacement_facts
 from tokenward.training.trainer import TokenTrainer
 
 STEPS = 8

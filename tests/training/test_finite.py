@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tokenward.errors import UserError
-from tokenward.training.finite import FiniteLosses
+from tokenward.training.checks import FiniteLosses
 
 
 class Elsewhere:

@@ -11,11 +11,11 @@ import torch
 
 from tests.tiny import tiny_llama
 from tests.training.tools import arguments, language_model, token_row, with_reference
-from tokenward.evaluation.heldout import PairLogprobs, preference_figures
+from tokenward.evaluation.measures import PairLogprobs, preference_figures
 from tokenward.evaluation.statistics import auroc
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives import DPO, Objective, SePO
-from tokenward.scoring.values import token_values
+from tokenward.scoring.reads import token_values
 from tokenward.selection import TopFraction
 from tokenward.selection.weights import weigh_rows
 from tokenward.tokens.rows import TokenRow

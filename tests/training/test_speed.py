@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 import tokenward
 from tests.training.tools import arguments, language_model, random_rows
 from tokenward.objectives import SFT
-from tokenward.training.speed import Speed, memory, speed_note
+from tokenward.training.callbacks import Speed, memory, speed_note
 from tokenward.training.trainer import TokenTrainer
 
 RUN = Path("runs/quickstart")
@@ -52,7 +52,7 @@ def test_it_counts_what_went_through_the_model_and_not_what_lies_between(tmp_pat
 
 def test_an_interval_is_not_the_mean_of_all(tmp_path, monkeypatch):
     clock = iter([0.0, 1.0, 10.0, 14.0])  # a step of one second, then one of four
-    monkeypatch.setattr("tokenward.training.speed.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("tokenward.training.callbacks.time.monotonic", lambda: next(clock))
     read = Counter(comparisons=0, tokens=0)
     speed = Speed(read)
 

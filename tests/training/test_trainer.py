@@ -27,7 +27,7 @@ from tokenward.objectives import DPO, SFT, Selected, SePO
 from tokenward.objectives.base import Losses
 from tokenward.selection import TopFraction
 from tokenward.training.checks import disable_dropout
-from tokenward.training.denominator import check_divisible
+from tokenward.training.passes import check_divisible
 from tokenward.training.trainer import TokenTrainer
 
 

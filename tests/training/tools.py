@@ -15,7 +15,7 @@ import torch
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tokenward.models.head import install_head
 from tokenward.models.loading import LanguageModel
-from tokenward.scoring.values import token_values
+from tokenward.scoring.reads import token_values
 from tokenward.tokens.rows import Layout, TokenRow
 from tokenward.training.arguments import TokenTrainingArguments, training_arguments
 from tokenward.types import Comparison

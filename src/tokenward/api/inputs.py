@@ -15,10 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tokenward.data.prepare import from_rows
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.loading import LanguageModel, load_model, load_tokenizer
-from tokenward.models.positions import positions_of
+from tokenward.models.identity import positions_of
+from tokenward.models.loading import LanguageModel, known_tokenizer, load_model, load_tokenizer, wrapped
 from tokenward.models.probe import Packing
-from tokenward.models.wrapping import known_tokenizer, wrapped
 from tokenward.tokens.encode import Limits, TooLong, check_some_left
 from tokenward.tokens.store import EncodedStore
 from tokenward.tokens.table import TokenTable

@@ -24,7 +24,7 @@ from tokenward.scoring.store import TokenStore
 from tokenward.selection import Selector, scope_of
 from tokenward.selection.weights import weigh, weigh_step
 from tokenward.tokens.table import TokenTable
-from tokenward.training.collator import Prepare
+from tokenward.training.passes import Prepare
 
 WithReference = Callable[[TokenTable], TokenTable]
 """Adds the log-probabilities of the reference to a table, as its column ``reference_logp``."""

@@ -42,9 +42,8 @@ from tokenward.api.values import (
 from tokenward.api.words import in_library_words, library_words
 from tokenward.display import Display
 from tokenward.errors import UserError
-from tokenward.models.loading import LanguageModel, load_model
+from tokenward.models.loading import LanguageModel, copied, load_model
 from tokenward.models.probe import Packing
-from tokenward.models.wrapping import copied
 from tokenward.objectives import (
     Objective,
     SePO,
@@ -62,8 +61,8 @@ from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 from tokenward.training.arguments import TokenTrainingArguments, token_arguments
 from tokenward.training.callbacks import CheckpointEvery
-from tokenward.training.displacement import DisplacementAlarm
 from tokenward.training.fit import check_start
+from tokenward.training.metrics import DisplacementAlarm
 from tokenward.training.trainer import TokenTrainer
 
 DEFAULT_OBJECTIVE = SePO(gamma=2.0)

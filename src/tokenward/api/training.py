@@ -24,9 +24,9 @@ from tokenward.api.trainer import REFERENCE_LOGP, adapter_settings, device_of_ar
 from tokenward.api.values import Scoring, value_store
 from tokenward.api.words import library_words
 from tokenward.errors import UserError
+from tokenward.models.loading import copied
 from tokenward.models.probe import Packing
 from tokenward.models.reward import RewardSettings, new_reward_model
-from tokenward.models.wrapping import copied
 from tokenward.objectives import DPO, Objective, PlackettLuce, needs_of, title_of
 from tokenward.scoring.basic import LogRatio, Reward, Surprisal
 from tokenward.scoring.join import with_reference

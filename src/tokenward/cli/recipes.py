@@ -109,7 +109,7 @@ def config(
     console = Console(highlight=False)
     loaded = load_recipe(recipe, overrides or ())
     if complete:
-        from tokenward.tools.resolved import completely_resolved as resolved
+        from tokenward.tools.run import completely_resolved as resolved
     for item in resolved(loaded):
         line = Text.assemble(f"{item.key}: {item.value}", (f"  ({item.origin})", "dim"))
         console.print(line, soft_wrap=True)

@@ -69,7 +69,7 @@ def show(
     tokenward show runs/quickstart --row 3
     """
     if curves is not None:
-        from tokenward.report.curves import save_curves
+        from tokenward.report.summary import save_curves
 
         charts = save_curves(_folder(run), curves)
         Display().line(f"curves: {curves}, {charts} charts")
@@ -79,11 +79,11 @@ def show(
 
     shown = shown_pair(_folder(run), row, term)
     if png is None:
-        from tokenward.report.terminal import pair_text
+        from tokenward.report.drawing import pair_text
 
         Display().text(pair_text(shown, light=light))
         return
-    from tokenward.report.picture import save_picture
+    from tokenward.report.drawing import save_picture
 
     save_picture(shown, png)
     Display().line(f"picture: {png}")

@@ -36,8 +36,7 @@ def compare(
 ) -> None:
     """Compare two runs on the same held-out rows: differences with intervals, and the rows that changed sides."""
     from tokenward.display import Display
-    from tokenward.tools.compare import compare_runs
-    from tokenward.tools.compare_show import show_comparison
+    from tokenward.tools.compare import compare_runs, show_comparison
 
     found = compare_runs(first, second)
     if as_json:

@@ -1,7 +1,6 @@
 """Recipes: one YAML file, one table per stage, every value checked before anything runs."""
 
 from tokenward.config.base import Named, Table
-from tokenward.config.loading import LoadedRecipe, Resolved, load_recipe, parse_recipe, resolved
 from tokenward.config.online import (
     ExamplesTable,
     OnlineTable,
@@ -26,7 +25,7 @@ from tokenward.config.schema import (
     TokensTable,
     descriptions,
 )
-from tokenward.config.source import Lines
+from tokenward.config.source import Lines, LoadedRecipe, Resolved, load_recipe, parse_recipe, resolved
 from tokenward.config.training import check_training
 from tokenward.config.unused import check_unused
 

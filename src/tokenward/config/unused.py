@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from tokenward.config.base import Table
-from tokenward.config.loading import LoadedRecipe
 from tokenward.config.problems import Problem
 from tokenward.config.schema import DataTable, EvalTable, Recipe
+from tokenward.config.source import LoadedRecipe
 from tokenward.errors import UserError
 
 _COMPARISONS_ONLY = (

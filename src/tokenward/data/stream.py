@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tokenward.artifacts import atomic_file
-from tokenward.data.lines import to_line
+from tokenward.data.files import to_line
 from tokenward.data.prepare import REPEATED, Dropped, Usable, comparison_key, notes_of, opinion, repeated
 from tokenward.data.split import check_eval_share, is_eval
 from tokenward.errors import UserError

@@ -1,38 +1,159 @@
-"""What training changed, measured on eval rows: preference, likelihood, sampled replies, and the credit of tokens."""
+"""What training changed, measured on eval rows: preference, likelihood, sampled replies and token credit."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from tokenward.artifacts import read_jsonl, write_jsonl
 from tokenward.display import Display
+from tokenward.errors import UserError
 from tokenward.evaluation.credit import KnownResponse, credit_figures, known_response
-from tokenward.evaluation.heldout import (
-    PairLogprobs,
-    preference_figures,
-    preference_values,
-    unpaired_values,
-)
-from tokenward.evaluation.metrics import METRICS, apply_metric
-from tokenward.evaluation.replies import divergence, reply_rows
-from tokenward.evaluation.row_values import PAIR, PROMPT, RowValues
-from tokenward.evaluation.statistics import Figures, before_after_figures, mean_figure
+from tokenward.evaluation.replies import METRICS, apply_metric, divergence, reply_rows
+from tokenward.evaluation.statistics import Figure, Figures, before_after_figures, mean_figure
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
 from tokenward.scoring.basic import Scorer
 from tokenward.scoring.join import computed, scores_of
-from tokenward.scoring.reads import is_online, scope_of_scores
+from tokenward.scoring.reads import is_online, scope_of_scores, token_values
 from tokenward.scoring.scorers import Random, Surprisal
 from tokenward.scoring.store import TokenStore
-from tokenward.scoring.values import token_values
 from tokenward.tokens.rows import TokenRow, keys_of
+from tokenward.tokens.segments import moved
 from tokenward.tokens.spans import ByteSpan
-from tokenward.tokens.spelled import moved
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
+
+
+class PairLogprobs(NamedTuple):
+    """Per-token log-probabilities of one pair, the better response first, end-of-turn token included.
+
+    Attributes:
+        start: Under the model before training.
+        policy: Under the model after training.
+    """
+
+    start: tuple[Tensor, Tensor]
+    policy: tuple[Tensor, Tensor]
+
+
+def preference_figures(
+    pairs: Sequence[PairLogprobs], *, resamples: int = 2000, seed: int = 0
+) -> dict[str, Figure]:
+    """Accuracy, margin and displacement on held-out pairs: means of :func:`preference_values`."""
+    values = preference_values(pairs)
+    return {name: mean_figure(value, resamples=resamples, seed=seed) for name, value in values.items()}
+
+
+def preference_values(pairs: Sequence[PairLogprobs]) -> dict[str, NDArray[np.float64]]:
+    """Accuracy, margin and displacement of each held-out pair, by the figure's name.  -> [pairs] each
+
+    ``accuracy`` and ``margin`` (nats) use the log-ratio of the policy to its start, summed over tokens:
+    the implicit reward, 0 for every pair before training. The ``likelihood`` figures use the mean
+    log-probability per token, before and after. ``logps/*`` tell what training did to the likelihood of
+    each side: chosen responses that became less likely than they were are displaced.
+    """
+    start = np.array([[float(side.sum()) for side in pair.start] for pair in pairs]).reshape(-1, 2)
+    after = np.array([[float(side.sum()) for side in pair.policy] for pair in pairs]).reshape(-1, 2)
+    length = np.array([[len(side) for side in pair.start] for pair in pairs]).reshape(-1, 2)
+    change = after - start
+    margin = change[:, 0] - change[:, 1]
+    before_gap = start[:, 0] / length[:, 0] - start[:, 1] / length[:, 1]
+    after_gap = after[:, 0] / length[:, 0] - after[:, 1] / length[:, 1]
+    values = {
+        "preference/accuracy": (margin > 0) + 0.5 * (margin == 0),
+        "preference/margin": margin,
+        "likelihood/accuracy_before": before_gap > 0,
+        "likelihood/accuracy_after": after_gap > 0,
+        "likelihood/margin_before": before_gap,
+        "likelihood/margin_after": after_gap,
+        "logps/chosen_change": change[:, 0],
+        "logps/rejected_change": change[:, 1],
+        "logps/chosen_change_per_token": change[:, 0] / length[:, 0],
+        "logps/rejected_change_per_token": change[:, 1] / length[:, 1],
+    }
+    return {name: np.asarray(value, dtype=np.float64) for name, value in values.items()}
+
+
+def unpaired_values(
+    start: Sequence[Tensor], policy: Sequence[Tensor], good: Sequence[bool]
+) -> dict[str, tuple[list[int], NDArray[np.float64]]]:
+    """How training changed the likelihood of unpaired eval responses, the good ones and the bad ones.
+
+    Args:
+        start: ``[len]`` each, log-probabilities of a response's tokens before training.
+        policy: The same after training.
+        good: Which responses are good.
+
+    Returns:
+        For each figure, the indices of its responses and their changes in nats, summed over tokens. A figure without
+        responses is left out.
+    """
+    change = np.array(
+        [float(after.sum() - before.sum()) for before, after in zip(start, policy, strict=True)]
+    )
+    sides = {"unpaired/good_change": True, "unpaired/bad_change": False}
+    places = {name: [i for i, own in enumerate(good) if own == side] for name, side in sides.items()}
+    return {name: (found, change[found]) for name, found in places.items() if found}
+
+
+ROWS = "rows.jsonl"
+
+PAIR, PROMPT = "pair", "prompt"
+"""Kinds of rows: a held-out pair of written responses, and a prompt that was replied to."""
+
+
+class RowKey(NamedTuple):
+    """Names a row in every run that has it."""
+
+    kind: str
+    key: str
+
+
+class RowValues:
+    """Figures by row, collected while they are measured."""
+
+    def __init__(self) -> None:
+        self._rows: dict[RowKey, dict[str, float]] = {}
+
+    def add(self, kind: str, keys: Sequence[str], name: str, values: Sequence[float]) -> None:
+        """One figure of several rows, under the name that its mean has in ``metrics.json``."""
+        for key, value in zip(keys, values, strict=True):
+            self._rows.setdefault(RowKey(kind, key), {})[name] = float(value)
+
+    def add_change(
+        self, keys: Sequence[str], name: str, before: Sequence[float], after: Sequence[float]
+    ) -> None:
+        """A quantity of the replies to several prompts before and after training."""
+        change = [second - first for first, second in zip(before, after, strict=True)]
+        for part, values in (("before", before), ("after", after), ("change", change)):
+            self.add(PROMPT, keys, f"{name}/{part}", values)
+
+    def write(self, folder: Path) -> None:
+        """Store them as JSON lines: ``{"kind", "key", "values"}``."""
+        records = ({**row._asdict(), "values": values} for row, values in self._rows.items())
+        write_jsonl(folder / ROWS, records, ascii=True)
+
+
+def read_row_values(folder: Path) -> dict[RowKey, dict[str, float]]:
+    """What :meth:`RowValues.write` stored.
+
+    Raises:
+        UserError: the evaluation has no figures by row.
+    """
+    path = folder / ROWS
+    if not path.is_file():
+        raise UserError(
+            f"{folder} has no {ROWS}, so its figures are not known row by row. The evaluation of a prompt_task has none; any "
+            "other one: delete the folder and run `tokenward evaluate RECIPE` again."
+        )
+    return {RowKey(line["kind"], line["key"]): line["values"] for line in read_jsonl(path)}
 
 
 class Samples(NamedTuple):
@@ -87,7 +208,7 @@ class Measures:
         sampling: How replies are drawn.
         seed: Of replies and of the bootstrap.
         resamples: Of the bootstrap.
-        precision: As :func:`tokenward.scoring.values.over_batches` takes it.
+        precision: As :func:`tokenward.scoring.reads.over_batches` takes it.
         tokens_per_batch: Most tokens in one pass.
         display: Where progress is shown.
         by_row: The same figures row by row, as they are measured.

@@ -16,7 +16,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
-from tokenward.tokens.tree import PackedComparison, Tree
+from tokenward.tokens.layouts import PackedComparison, Tree
 
 TREE, FLEX_TREE = "tokenward_tree", "tokenward_flex_tree"
 """Names of the two in transformers."""

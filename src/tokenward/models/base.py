@@ -13,9 +13,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from tokenward.errors import UserError
 from tokenward.models.forward import FrozenReference
-from tokenward.models.positions import longer_than_steady
-from tokenward.tokens.batches import Batch, TokenBatch, collate
-from tokenward.tokens.needs import NOTHING, Needs
+from tokenward.models.identity import longer_than_steady
+from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch, collate
 from tokenward.tokens.rows import Layout, TokenRow
 from tokenward.tokens.template import Style, Template
 

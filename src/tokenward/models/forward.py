@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from tokenward.models.head import KLReference, SelectiveHead, unpacked
 from tokenward.ops.logprob import Chunk, by_name, statistics_of
-from tokenward.tokens.batches import Batch, TokenBatch
+from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
 from tokenward.tokens.layouts import ModelInputs
-from tokenward.tokens.needs import NOTHING, Needs
 
 
 @dataclass(frozen=True, slots=True)

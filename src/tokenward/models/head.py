@@ -1,9 +1,4 @@
-"""The language model head, asked for a few tokens instead of every logit.
-
-The model's own ``forward`` is what runs, so wrappers around it (DDP, FSDP2, PEFT, autocast) work as
-they do for any other call. Only the last step, the head, is answered differently while a request is
-open: it receives all hidden states and returns the log-probabilities of the asked tokens.
-"""
+"""The language model head, computed for selected tokens only."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +10,17 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from tokenward.ops.embedding import tied_embedding
-from tokenward.ops.heads import UNCHANGED, LinearHead, LogitChange, Reference
-from tokenward.ops.logprob import Direction, Head, by_name, chunked_statistics
+from tokenward.ops.logprob import (
+    UNCHANGED,
+    Direction,
+    Head,
+    LinearHead,
+    LogitChange,
+    Reference,
+    by_name,
+    chunked_statistics,
+)
+from tokenward.ops.representation import tied_embedding
 from tokenward.ops.tiles import TILED, linear_statistics
 
 
@@ -64,7 +67,7 @@ class SelectiveHead:
     Args:
         module: The output embedding.
         embedding: The input embedding. Where both share one weight, so do they one gradient; see
-            :mod:`tokenward.ops.embedding`.
+            :mod:`tokenward.ops.representation`.
         change: What the model does to its head's logits.
         model: The model, needed where it does something: what the head answers must not meet it.
     """
@@ -166,7 +169,7 @@ def install_head(model: nn.Module, change: LogitChange = UNCHANGED) -> Selective
 
     Args:
         model: The model.
-        change: What it does to its head's logits; :func:`tokenward.models.logits.logit_change` finds out.
+        change: What it does to its head's logits; :func:`tokenward.models.probe.logit_change` finds out.
     """
     module, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
     inner = model.get_base_model() if isinstance(model, PeftModel) else model

@@ -1,6 +1,7 @@
-"""Any language model of transformers, by name or folder, ready for token-level work."""
+"""Any transformers language model, by name, by folder or as an object, made ready for token-level work."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +10,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -32,10 +34,30 @@ from tokenward.models.head_mlp import (
     read_head_mlp,
     save_head_mlp,
 )
-from tokenward.models.places import cannot_load, config_of, model_fingerprint, parts_of, resolve
-from tokenward.models.probe import Packing, probe
-from tokenward.tokens.batches import Batch, TokenBatch
-from tokenward.tokens.needs import NOTHING, Needs
+from tokenward.models.identity import cannot_load, config_of, model_fingerprint, parts_of, resolve
+from tokenward.models.probe import Packing, choose_head, choose_layout, probe
+from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
+from tokenward.tokens.template import Template
+from tokenward.types import Message
+
+INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
+"""What torch calls a processor's instructions for products in bfloat16."""
+
+
+def imitates_bfloat16(device: torch.device, processor: Mapping[str, Any] | None = None) -> bool:
+    """Whether products in bfloat16 are slower than in float32 here: a processor without instructions for them.
+
+    On one with AVX2 alone a linear layer took seven times as long forward, forty times backward (``python -m benchmarks.bfloat16``).
+
+    Args:
+        device: Where the model is.
+        processor: Instructions by name; None asks torch.
+    """
+    if device.type != "cpu":
+        return False
+    known = torch.cpu.get_capabilities() if processor is None else processor
+    return not any(known.get(name, False) for name in INSTRUCTIONS)
+
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -286,3 +308,127 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
             f"the tokenizer of {name} knows {len(tokenizer)} tokens but the model has {rows} embedding rows: they do not "
             "belong together. Name a folder where both were saved by the same run."
         )
+
+
+_KEPT = "_tokenward"
+"""Attribute of a module: what was found out about it, so that a probe runs once."""
+
+
+def wrapped(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, packing: Packing = "auto"
+) -> LanguageModel:
+    """A loaded causal language model, or one with an encoder, after the probe that says how rows can be laid out for it.
+
+    The model is used as it is, on its device and in its number type, and is put into evaluation mode. Its head answers
+    requests of this library from then on; every other call works as before.
+
+    Args:
+        model: The model, inside PEFT's wrapper if it has an adapter.
+        tokenizer: Its fast tokenizer.
+        packing: ``auto`` decides by the probe; the others insist.
+
+    Raises:
+        UserError: it is not a language model, the tokenizer is a slow one or knows more tokens than the model, or
+            ``packing`` is ``shared_prompts`` and the model cannot take such rows.
+    """
+    known = vars(model).get(_KEPT)
+    if known is not None and known[1:] == (tokenizer, packing) and _answers(known[0]):
+        return known[0]
+    name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+    if not isinstance(model.get_output_embeddings(), nn.Module):
+        raise UserError(
+            f"{name} is {type(model).__name__}, which has no language model head. Load it with AutoModelForCausalLM."
+        )
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            f"the tokenizer of {name} is {type(tokenizer).__name__}, which gives no offsets. Give a fast tokenizer "
+            "(AutoTokenizer loads one if there is a tokenizer.json)."
+        )
+    inner = cast(PreTrainedModel, model)
+    check_vocabulary(inner, tokenizer, name)
+    start = model.config.decoder_start_token_id if model.config.is_encoder_decoder else None
+    model.eval()
+    layout = choose_layout(inner, packing=packing, name=name, start_id=start)
+    head = choose_head(inner, name=name, start_id=start)
+    made = LanguageModel(
+        model=model,
+        tokenizer=tokenizer,
+        head=head,
+        layout=layout,
+        fingerprint="",  # its weights may be those of no folder
+        name=name,
+        start_id=start,
+    )
+    vars(model)[_KEPT] = (made, tokenizer, packing)
+    return made
+
+
+def _answers(model: LanguageModel) -> bool:
+    """Whether the head that was installed is still in its place: a new adapter, say, takes it off."""
+    if model.head is None:
+        return True
+    module = cast(PreTrainedModel, model.model).get_output_embeddings()
+    return getattr(vars(module).get("forward"), "__self__", None) is model.head
+
+
+def known_tokenizer(model: PreTrainedModel | PeftModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer with which :func:`wrapped` took this model before, or None."""
+    known = vars(model).get(_KEPT)
+    return None if known is None else known[1]
+
+
+def copied(model: LanguageModel, *, packing: Packing = "auto") -> LanguageModel:
+    """A model of its own with the same weights, without gradient; training the first does not reach it."""
+    kept = vars(model.model).pop(_KEPT, None)
+    try:
+        twin = deepcopy(model.model)
+    finally:
+        if kept is not None:
+            vars(model.model)[_KEPT] = kept
+    inner = twin.get_base_model() if isinstance(twin, PeftModel) else twin
+    # The copied heads and the model's forward may answer for the first model; classes have the plain ones.
+    for part in (inner, twin.get_output_embeddings(), twin.get_input_embeddings()):
+        if isinstance(part, nn.Module):
+            vars(part).pop("forward", None)
+    return wrapped(twin, model.tokenizer, packing=packing)
+
+
+PROMPTS = (
+    "What did you think of the film?",
+    "Write one sentence about the sea.",
+    "2 + 2 = ?",
+)
+RECORD = "trained.safetensors"
+"""Beside ``model/``: what the model said when its training ended."""
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
+"""Largest difference of a log-probability, nats, by the number type of the weights: merging rounds each sum once more."""
+
+
+@torch.inference_mode()
+def next_log_probabilities(model: LanguageModel, template: Template) -> Tensor:
+    """Of every token of the vocabulary as the first of a reply to each prompt.  -> [p v] float32"""
+    model.model.eval()
+    found = []
+    for text in PROMPTS:
+        ids = torch.tensor([template.prompt_ids([Message(role="user", content=text)])], device=model.device)
+        start = {} if model.start_id is None else {"decoder_input_ids": ids.new_full((1, 1), model.start_id)}
+        logits = model.model(input_ids=ids, attention_mask=torch.ones_like(ids), **start).logits
+        found.append(logits[0, -1].float().log_softmax(-1).cpu())
+    return torch.stack(found)
+
+
+def record(model: LanguageModel, template: Template, folder: Path) -> None:
+    """Write what a model says that is in memory as it was trained."""
+    save_file({"log_probabilities": next_log_probabilities(model, template)}, folder / RECORD)
+
+
+def recorded(folder: Path) -> Tensor | None:
+    """What :func:`record` wrote into a stage's folder, or None.  -> [p v]"""
+    path = folder / RECORD
+    return load_file(path)["log_probabilities"] if path.is_file() else None
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """Largest difference of a log-probability, nats; not a number where a model says none."""
+    return float((one - other).abs().max())

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from tokenward.errors import UserError
 from tokenward.models.head import SelectiveHead, install_head
-from tokenward.models.logits import logit_change
-from tokenward.models.probe import answers
-from tokenward.ops.heads import LogitChange
-from tokenward.ops.logprob import logprobs_of
+from tokenward.models.probe import answers, logit_change
+from tokenward.ops.logprob import LogitChange, logprobs_of
 
 _known: WeakKeyDictionary[nn.Module, LogitChange | None] = WeakKeyDictionary()
 """What models do to their heads' logits: finding out takes a few calls."""

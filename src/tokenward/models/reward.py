@@ -20,12 +20,11 @@ from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.forward import FrozenReference, run_model
 from tokenward.models.head_mlp import PUBLISHED_BIAS, init_linear, mlp
+from tokenward.models.identity import model_fingerprint
 from tokenward.models.loading import load_backbone, load_tokenizer
-from tokenward.models.places import model_fingerprint
 from tokenward.models.probe import Packing, reward_layout
 from tokenward.ops.transforms import bound_sigmoid, bound_softplus
-from tokenward.tokens.batches import Batch, TokenBatch
-from tokenward.tokens.needs import NOTHING, Needs
+from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
 from tokenward.tokens.segments import Unit
 
 SETTINGS_FILE = "token_reward.json"

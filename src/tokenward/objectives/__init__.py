@@ -9,18 +9,13 @@ from tokenward.objectives.base import (
     title_of,
 )
 from tokenward.objectives.custom import CheckedObjective
-from tokenward.objectives.kto import KTO
-from tokenward.objectives.likelihood import SFT, WeightedLikelihood
 from tokenward.objectives.listwise import PlackettLuce
 from tokenward.objectives.pairwise import DPO, IPO, ORPO, Pairwise, SePO, SimPO
-from tokenward.objectives.registry import OBJECTIVES, Sum, objective_of
-from tokenward.objectives.reinforce import Reinforce
+from tokenward.objectives.registry import OBJECTIVES, Sum, TokenKL, TReg, objective_of
+from tokenward.objectives.responses import KTO, SFT, Reinforce, WeightedLikelihood
 from tokenward.objectives.selected import Selected
-from tokenward.objectives.sparse import SparsePO
-from tokenward.objectives.tbpo import TBPO
-from tokenward.objectives.tdpo import TDPO
-from tokenward.objectives.terms import TokenKL, TReg
-from tokenward.tokens.needs import Needs
+from tokenward.objectives.token_pairs import TBPO, TDPO, SparsePO
+from tokenward.tokens.batches import Needs
 
 __all__ = [
     "DPO",

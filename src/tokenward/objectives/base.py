@@ -9,8 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from tokenward.errors import UserError
-from tokenward.tokens.batches import TokenBatch
-from tokenward.tokens.needs import NOTHING, Needs
+from tokenward.tokens.batches import NOTHING, Needs, TokenBatch
 
 DRAW = "draw"
 """In ``batch.values`` while an objective that needs it trains: one number, another one in each optimizer step; see :attr:`Needs.draws`."""
@@ -58,7 +57,7 @@ class Objective(Protocol):
     """Per-token log-probabilities, weights and reference to one loss per comparison.
 
     One that needs more than log-probabilities and weights says so by ``needs``, a class attribute or a property:
-    ``needs = Needs(reference=True, pairwise=True)``; see :class:`tokenward.tokens.needs.Needs`.
+    ``needs = Needs(reference=True, pairwise=True)``; see :class:`tokenward.tokens.batches.Needs`.
 
     One with a module to train has a method ``make_module(width, layers) -> ObjectiveModule | None``, which makes that module
     for a policy of so many layers and hidden states of that width; it is called once, before the training.

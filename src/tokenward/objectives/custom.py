@@ -131,7 +131,7 @@ def _as_read(name: str) -> str:
 
 
 def _missing(objective: Objective, width: int, layers: int) -> list[str]:
-    """What it reads and does not need, by the names of the fields of :class:`tokenward.tokens.needs.Needs`."""
+    """What it reads and does not need, by the names of the fields of :class:`tokenward.tokens.batches.Needs`."""
     try:
         objective = deepcopy(objective)
         modules_of(objective, width, layers)

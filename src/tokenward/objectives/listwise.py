@@ -14,8 +14,7 @@ from tokenward.ops.listwise import agreement, plackett_luce, random_subsets, ran
 from tokenward.ops.ragged import position_in_group, segment_sum
 from tokenward.plugins import check_call, find
 from tokenward.selection import uniform
-from tokenward.tokens.batches import TokenBatch
-from tokenward.tokens.needs import Needs
+from tokenward.tokens.batches import Needs, TokenBatch
 
 
 class _RankedLists(NamedTuple):

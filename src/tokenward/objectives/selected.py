@@ -16,8 +16,7 @@ from tokenward.scoring.scorers import Scorer, check_in_the_step, scores_together
 from tokenward.scoring.steps import Owners
 from tokenward.selection import ScoredTokens, Selector, scope_of, unit_of
 from tokenward.selection.weights import weights_of
-from tokenward.tokens.batches import TokenBatch
-from tokenward.tokens.needs import Needs
+from tokenward.tokens.batches import Needs, TokenBatch
 
 _POLICY, _COLUMN = "policy_", "weights of the step/"
 _NUMBERS = count()

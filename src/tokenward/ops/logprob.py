@@ -1,10 +1,6 @@
 # torch leaves parts of what is used here untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
-"""Log-probabilities of chosen tokens, from logits or from any head, a chunk of tokens at a time.
-
-A linear head has a faster way, :mod:`tokenward.ops.tiles`. For any other the logits are made for one chunk
-of tokens, and again in the backward pass, so that the memory is ``chunk x v`` whatever the number of tokens.
-"""
+"""Per-token statistics of a language model head: log-probability, entropy, ranks and full-vocabulary KL."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
@@ -12,6 +8,110 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+
+class LogitStep(NamedTuple):
+    """One thing that models do to each logit.
+
+    Attributes:
+        kind: ``times`` and ``over`` the number, or ``cap``: ``number * tanh(logit / number)``.
+        number: As the model's config has it.
+    """
+
+    kind: Literal["times", "over", "cap"]
+    number: float
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The logits after it, in the number type that they have, as the model rounds them.  [n v] -> [n v]"""
+        if self.kind == "times":
+            return logits * self.number
+        over = logits / self.number
+        return over if self.kind == "over" else over.tanh() * self.number
+
+
+class LogitChange(NamedTuple):
+    """What a model does to its head's logits; nothing where there are no steps.
+
+    Attributes:
+        steps: One after another.
+        widened: Whether the logits are put into float32 first. A sum over the vocabulary always is.
+    """
+
+    steps: tuple[LogitStep, ...] = ()
+    widened: bool = False
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The model's logits of its head's.  [n v] -> [n v]"""
+        logits = wide(logits) if self.widened else logits
+        for step in self.steps:
+            logits = step(logits)
+        return logits
+
+
+UNCHANGED = LogitChange()
+"""Most models hand their head's logits on."""
+
+
+class LinearHead(NamedTuple):
+    """The weights of a linear language model head.
+
+    Attributes:
+        weight: ``[v d]``.
+        bias: ``[v]`` or None.
+        change: What becomes of its logits.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    change: LogitChange = UNCHANGED
+
+
+class Reference(NamedTuple):
+    """The model to which a KL divergence is taken; it gets no gradient.
+
+    Attributes:
+        hidden: ``[n d]``, its hidden states at the same positions.
+        head: Its head, over the same vocabulary.
+    """
+
+    hidden: Tensor
+    head: LinearHead
+
+
+class TiledSums:
+    """Sums over the vocabulary so far, each relative to the largest logit so far.  [n] each
+
+    Args:
+        like: Zeros of the shape and type of the sums.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.peak = torch.full_like(like, -torch.inf)
+        self.total, self.first = torch.zeros_like(like), torch.zeros_like(like)
+
+    def add(self, logits: Tensor, values: Tensor | None) -> None:
+        """One tile, and what shall be averaged over the distribution."""
+        peak = torch.maximum(self.peak, logits.amax(-1))
+        finite = torch.where(peak.isfinite(), peak, 0.0)
+        share = (logits - finite[:, None]).exp_()
+        before = (self.peak - finite).exp()
+        self.total = self.total * before + share.sum(-1)
+        if values is not None:
+            # A probability of 0 adds nothing, also where the value is not finite.
+            so_far = torch.where(before > 0, self.first * before, 0.0)
+            self.first = so_far + torch.where(share > 0, values * share, 0.0).sum(-1)
+        self.peak = peak
+
+    @property
+    def logsumexp(self) -> Tensor:
+        """Of all logits."""
+        return self.peak + self.total.log()
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the values, under the distribution."""
+        return self.first / self.total
+
 
 Head = Callable[[Tensor], Tensor]
 """From hidden states ``[c d]`` to logits ``[c v]``."""
@@ -92,7 +192,7 @@ STATISTICS: dict[str, Callable[[Chunk], Tensor]] = {
 }
 """What a head can say of a token beside its log-probability, by name, one number each.
 
-A new statistic needs an entry here and a field in :class:`tokenward.tokens.needs.Needs`.
+A new statistic needs an entry here and a field in :class:`tokenward.tokens.batches.Needs`.
 """
 
 WITHOUT_GRADIENT = frozenset({"token_rank"})

@@ -6,8 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenward.ops.groups import group_extremes, group_moments
-from tokenward.ops.ragged import position_in_group, segment_sum
+from tokenward.ops.ragged import group_extremes, group_moments, position_in_group, segment_sum
 
 CountRule = Literal["floor", "round", "ceil", "float"]
 Pooling = Literal["largest", "mean", "sum"]

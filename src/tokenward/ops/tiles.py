@@ -15,9 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tokenward.ops.heads import LinearHead, LogitChange, Reference
-from tokenward.ops.logprob import Direction, by_name, wide
-from tokenward.ops.softmax import TiledSums
+from tokenward.ops.logprob import Direction, LinearHead, LogitChange, Reference, TiledSums, by_name, wide
 
 TILED = ("entropy", "kl", "token_rank")
 """Statistics that can be made a tile of the vocabulary at a time; a head is asked for others by chunks of tokens."""

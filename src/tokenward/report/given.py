@@ -13,8 +13,8 @@ from tokenward.evaluation.statistics import Figure
 from tokenward.report.channels import Channels
 from tokenward.report.pairs import PairReader
 from tokenward.tokens.rows import response_key
+from tokenward.tokens.segments import moved
 from tokenward.tokens.spans import ByteSpan
-from tokenward.tokens.spelled import moved
 from tokenward.types import Span
 
 FIELDS = ("key", "prompt", "response", "spans", "system", "tools")

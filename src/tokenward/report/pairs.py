@@ -14,7 +14,7 @@ from tokenward.report.collect import RunFolder
 from tokenward.report.selections import stored_scorer
 from tokenward.scoring.scorers import SCORERS, Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore
-from tokenward.tokens.spelled import moved
+from tokenward.tokens.segments import moved
 from tokenward.tokens.store import ENCODED, EncodedStore
 from tokenward.tokens.table import PAIRS, TokenTable, read_parts
 from tokenward.types import Comparison

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from tokenward.artifacts import atomic_write
 from tokenward.models.loading import LanguageModel
-from tokenward.ops.looks import other_tokens
+from tokenward.ops.representation import other_tokens
 from tokenward.plugins import find
 from tokenward.sampling import SamplingSettings, sample_replies
 from tokenward.sampling.sources.base import call_source
-from tokenward.scoring.looks import predicting_states
+from tokenward.scoring.model_scorers import predicting_states
 from tokenward.scoring.reads import Value
 from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.template import Template

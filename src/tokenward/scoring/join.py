@@ -9,11 +9,10 @@ from torch import Tensor
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.plugins import name_of
-from tokenward.scoring.reads import answer_of, numbers_of, reads_of, scope_of_scores
+from tokenward.scoring.reads import Progress, answer_of, numbers_of, reads_of, scope_of_scores, token_values
 from tokenward.scoring.scorers import Combine, Scorer
 from tokenward.scoring.steps import Owners
 from tokenward.scoring.store import TokenRecord, TokenStore
-from tokenward.scoring.values import Progress, token_values
 from tokenward.tokens.store import digest
 from tokenward.tokens.table import CHUNK_ROWS, Column, TokenTable, own_starts
 

@@ -1,4 +1,4 @@
-"""Scorers: from what is stored of a response to one number per token; and several of them as one."""
+"""Scorers: from stored values of a response to one number per token, and several scorers as one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -25,10 +25,9 @@ from tokenward.scoring.basic import (
     Spans,
     Surprisal,
 )
-from tokenward.scoring.chain import Chain, by_side, widest
 from tokenward.scoring.model_scorers import Activation, Attention, Counterfactual, Similarity
 from tokenward.scoring.reads import Value, answer_of, reads_of, scope_of_scores
-from tokenward.scoring.steps import Owners
+from tokenward.scoring.steps import Chain, Owners, by_side, widest
 
 How = Literal["sum", "product", "and", "or", "max", "min"]
 

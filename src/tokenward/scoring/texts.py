@@ -11,17 +11,16 @@ from tokenward.data.conversations import DataReply, user
 from tokenward.data.parsers import Answered
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
+from tokenward.models.identity import positions_of
 from tokenward.models.loading import load_model
-from tokenward.models.positions import positions_of
 from tokenward.models.reward import RewardModel, is_reward_folder, load_reward_model
+from tokenward.scoring.reads import token_values
 from tokenward.scoring.scorers import LogRatio, Reward, Scorer
 from tokenward.scoring.store import TokenRecord
-from tokenward.scoring.values import token_values
 from tokenward.tokens.encode import Limits, encode_one
 from tokenward.tokens.rows import TokenRow, keys_of
-from tokenward.tokens.segments import with_segments
+from tokenward.tokens.segments import place_in, spelled, with_segments
 from tokenward.tokens.spans import ByteSpan
-from tokenward.tokens.spelled import place_in, spelled
 from tokenward.tokens.template import Style
 from tokenward.types import Comparison, Message
 

@@ -10,8 +10,7 @@ from tokenward.errors import UserError
 from tokenward.ops.ragged import position_in_group
 from tokenward.ops.selection import CountRule, top_fraction
 from tokenward.ops.transforms import At
-from tokenward.scoring.chain import Chain, by_side
-from tokenward.scoring.steps import Owners, Scope
+from tokenward.scoring.steps import Chain, Owners, Scope, by_side
 from tokenward.selection.base import EosSides, ScoredTokens, eligible
 
 Direction = Literal["top", "bottom", "magnitude", "random"]

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.scoring.chain import Chain, Written, by_side, widest
-from tokenward.scoring.steps import Owners, Scope
+from tokenward.scoring.steps import Chain, Owners, Scope, Written, by_side, widest
 from tokenward.selection.base import EosSides, ScoredTokens, eligible
 
 

@@ -1,4 +1,4 @@
-"""Which models a run's scorer reads, where they are, and what an auxiliary model reads in place of the prompt."""
+"""The scorers of a recipe, which models they read, and where those models are."""
 
 import re
 from collections.abc import Callable
@@ -6,14 +6,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tokenward.config import AuxiliaryModelTable
+from tokenward.config import AuxiliaryModelTable, Named
 from tokenward.errors import UserError
+from tokenward.plugins import build, check_call
 from tokenward.scoring.reads import IN_THE_STEP, TAKEN, Value, is_online, reads_of
-from tokenward.scoring.scorers import Scorer, check_in_the_step
-from tokenward.stages.run import AUXILIARY, Run
-from tokenward.stages.scorers import made_scorer, scorer_of
-from tokenward.stages.starts import check_start
-from tokenward.tokens.prompted import PLACE
+from tokenward.scoring.scorers import SCORERS, Scorer, check_in_the_step, check_scope, seeded
+from tokenward.stages.run import AUXILIARY, Run, check_start
+from tokenward.tokens.encode import PLACE
+
+
+def scorer_of(run: Run) -> Scorer:
+    """The scorer that the recipe names for the scores."""
+    return made_scorer(run.recipe.scores.scorer, run.recipe.seed)
+
+
+def made_scorer(table: Named, seed: int = 0) -> Scorer:
+    """The scorer that a table of a recipe names. One that draws has the recipe's seed unless it has its own.
+
+    Raises:
+        UserError: there is none, its settings are wrong, or it says that it must see several responses at once.
+    """
+    arguments = seeded({"name": table.name, **table.arguments}, seed)
+    del arguments["name"]
+    scorer = build("scorer", table.name, arguments, SCORERS)
+    check_call("scorer", table.name, scorer, ("record",))
+    check_scope(scorer)
+    return scorer
 
 
 def frozen_values(scorer: Scorer) -> list[Value]:

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from tokenward.models.reward import RewardModel
 from tokenward.scoring.join import scores_of
-from tokenward.scoring.reads import is_online, reads_of, scope_of_scores
+from tokenward.scoring.reads import is_online, reads_of, scope_of_scores, token_values
 from tokenward.scoring.scorers import Scorer
 from tokenward.scoring.store import TokenStore
-from tokenward.scoring.values import token_values
 from tokenward.selection import KeepAll, Selector, TopFraction
 from tokenward.stages.run import Run
 from tokenward.tokens.rows import TokenRow

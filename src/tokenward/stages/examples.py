@@ -10,9 +10,9 @@ from tokenward.artifacts import StageFolder, read_jsonl, write_jsonl
 from tokenward.config import ExamplesTable, Recipe
 from tokenward.data import comparison_key, rows, uniform
 from tokenward.data.fields import FieldError, describe, text
-from tokenward.data.lines import messages_of
+from tokenward.data.files import messages_of
 from tokenward.data.messages import tools_of
-from tokenward.data.splits import Say
+from tokenward.data.sources import Say
 from tokenward.errors import UserError
 from tokenward.stages.base import Stage
 from tokenward.stages.data import source_fingerprint

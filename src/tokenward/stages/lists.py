@@ -7,12 +7,17 @@ from tokenward.config import LoadedRecipe, Recipe, check_unused
 from tokenward.errors import UserError
 from tokenward.stages.auxiliary import check_auxiliary, trained_auxiliary
 from tokenward.stages.base import Checks, Stage, TrainingStage
+from tokenward.stages.checks import (
+    adapter_checks,
+    check_batches_filled,
+    check_one_process,
+    early_checks,
+    idle_settings,
+    training_checks,
+)
 from tokenward.stages.data import DataStage
-from tokenward.stages.early_checks import check_one_process, early_checks
-from tokenward.stages.eval_reward import EvalRewardStage
 from tokenward.stages.evaluation import EvaluationStage
 from tokenward.stages.examples import ExamplesStage
-from tokenward.stages.idle import idle_settings
 from tokenward.stages.online import OnlineSftStage, OnlineStage
 from tokenward.stages.online_checks import check_not_online, online_checks
 from tokenward.stages.online_evaluation import OnlineEvaluationStage
@@ -21,9 +26,8 @@ from tokenward.stages.policy import PolicyStage
 from tokenward.stages.reward import RewardStage
 from tokenward.stages.run import Run
 from tokenward.stages.scores import ReferenceStage, ScoresStage
-from tokenward.stages.sft import SftStage
-from tokenward.stages.subset_checks import check_subset
-from tokenward.stages.training_checks import adapter_checks, check_batches_filled, training_checks
+from tokenward.stages.subset import check_subset
+from tokenward.stages.training import EvalRewardStage, SftStage
 
 BEFORE_AUXILIARY = (DataStage(), SftStage(), ReferenceStage(), OracleStage(), RewardStage())
 AFTER_AUXILIARY = (ScoresStage(), PolicyStage(), EvalRewardStage(), EvaluationStage())

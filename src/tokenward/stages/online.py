@@ -16,25 +16,36 @@ from tokenward.models.reward import RewardModel, RewardSettings, new_reward_mode
 from tokenward.objectives import SFT, Objective, needs_of, objective_of
 from tokenward.plugins import build
 from tokenward.sampling.rollouts import Context, sampled_row, seed_of
-from tokenward.scoring.values import token_values
+from tokenward.scoring.reads import token_values
 from tokenward.selection import KeepAll, Selector, selector_of
 from tokenward.selection.weights import weigh_rows
 from tokenward.stages.base import Training, TrainingStage
 from tokenward.stages.data import source_fingerprint
-from tokenward.stages.prompt_task import prompt_task
 from tokenward.stages.reward_learning import DEFAULTS, RewardLearner
 from tokenward.stages.run import Run
-from tokenward.stages.sft import SftStage
-from tokenward.stages.tasks import EncodedExamples, Task, check_same_tokens, encoded_examples, example_task
-from tokenward.stages.training import adapted, fit_stage, model_settings, scored_by
-from tokenward.stages.watch import example_prompts, watching
+from tokenward.stages.tasks import (
+    EncodedExamples,
+    Task,
+    check_same_tokens,
+    encoded_examples,
+    example_task,
+    prompt_task,
+)
+from tokenward.stages.training import (
+    SftStage,
+    adapted,
+    example_prompts,
+    fit_stage,
+    model_settings,
+    scored_by,
+    watching,
+)
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
 from tokenward.tokens.template import Template
 from tokenward.training.alternating import Alternating, Schedule
-from tokenward.training.best import KeepBest
-from tokenward.training.collator import Prepare
-from tokenward.training.samples import AnswerPrompts
+from tokenward.training.callbacks import AnswerPrompts, KeepBest
+from tokenward.training.passes import Prepare
 from tokenward.types import Comparison
 
 SPACED = 256

@@ -9,8 +9,8 @@ import torch
 
 from tokenward.artifacts import StageFolder, fingerprint, read_json, write_json, write_jsonl
 from tokenward.display import Display
-from tokenward.evaluation.metrics import METRICS, apply_metric
-from tokenward.evaluation.row_values import RowValues
+from tokenward.evaluation.measures import RowValues
+from tokenward.evaluation.replies import METRICS, apply_metric
 from tokenward.evaluation.statistics import Figures, before_after_figures, mean_figure, write_figures
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
@@ -18,14 +18,19 @@ from tokenward.sampling import Reply, SamplingSettings, sample_replies
 from tokenward.sampling.classification import Chosen, TaskModel, choose, random_prompts
 from tokenward.sampling.rollouts import Context, columns_of, seed_of
 from tokenward.sampling.sources import ChrF, Meteor, Rouge
-from tokenward.scoring.values import token_values
+from tokenward.scoring.reads import token_values
 from tokenward.stages.data import source_fingerprint
-from tokenward.stages.evaluation import EvaluationStage, keep_recipe
-from tokenward.stages.figures import evaluation_statistics, show_figures
+from tokenward.stages.evaluation import EvaluationStage, evaluation_statistics, keep_recipe, show_figures
 from tokenward.stages.online import online_policy
-from tokenward.stages.prompt_task import labelled_parts, prompt_start, task_model
 from tokenward.stages.run import Run
-from tokenward.stages.tasks import EncodedExamples, encoded_examples, sampler_of
+from tokenward.stages.tasks import (
+    EncodedExamples,
+    encoded_examples,
+    labelled_parts,
+    prompt_start,
+    sampler_of,
+    task_model,
+)
 
 
 class OnlineEvaluationStage(EvaluationStage):

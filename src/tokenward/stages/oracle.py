@@ -33,7 +33,7 @@ from tokenward.stages.training import (
     scored_by,
     with_own_reference,
 )
-from tokenward.tokens.prompted import prompted
+from tokenward.tokens.encode import prompted
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 

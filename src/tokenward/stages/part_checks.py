@@ -5,18 +5,17 @@ from typing import Any
 
 from tokenward.config import Named
 from tokenward.errors import UserError
-from tokenward.models.places import has_encoder, layer_count
+from tokenward.models.identity import has_encoder, layer_count
 from tokenward.objectives import SFT, Objective, needs_of, objective_of
 from tokenward.objectives.selected import Selected
 from tokenward.plugins import find
 from tokenward.sampling.sources.base import check_source
+from tokenward.scoring.basic import check_spans
 from tokenward.scoring.reads import Value, is_online
 from tokenward.scoring.scorers import Scorer
-from tokenward.scoring.span_files import check_spans
 from tokenward.selection import scope_of, selector_of, unit_of
-from tokenward.stages.auxiliary import check_reads, frozen_values
+from tokenward.stages.auxiliary import check_reads, frozen_values, scorer_of
 from tokenward.stages.run import Run
-from tokenward.stages.scorers import scorer_of
 
 _ANY_MODEL = ("", "logp")
 """Kinds of values that a model with an encoder gives too."""

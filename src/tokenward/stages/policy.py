@@ -14,23 +14,24 @@ from tokenward.models.loading import LanguageModel, lasting
 from tokenward.scoring.scorers import Scorer
 from tokenward.scoring.store import TokenStore
 from tokenward.selection import Selector, scope_of, selector_of, unit_of
+from tokenward.stages.auxiliary import scorer_of
 from tokenward.stages.base import Checks, Training, TrainingStage
 from tokenward.stages.constant import warn_of_scores, warn_of_weights
+from tokenward.stages.data import preview
 from tokenward.stages.part_checks import check_policy_objective, check_selection
-from tokenward.stages.preview import preview
 from tokenward.stages.run import Run
-from tokenward.stages.scorers import scorer_of
 from tokenward.stages.tables import tables
 from tokenward.stages.training import (
     adapted,
+    eval_prompts,
     fit_stage,
     frozen_reference,
     model_settings,
     referenced,
     scored_by,
+    watching,
     with_own_reference,
 )
-from tokenward.stages.watch import eval_prompts, watching
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 

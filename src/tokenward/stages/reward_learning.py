@@ -19,8 +19,7 @@ from tokenward.stages.tasks import Task
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
 from tokenward.training.arguments import TokenTrainingArguments, training_arguments
-from tokenward.training.best import EarlyStop, KeepBest
-from tokenward.training.callbacks import ShowProgress
+from tokenward.training.callbacks import EarlyStop, KeepBest, ShowProgress
 from tokenward.training.trainer import TokenTrainer
 
 DEFAULTS: dict[str, Any] = {

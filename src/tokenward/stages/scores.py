@@ -4,19 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenward.api.makers import Maker
+from tokenward.api.values import Maker
 from tokenward.artifacts import StageFolder, file_fingerprint
 from tokenward.models.base import TokenModel
 from tokenward.scoring.reads import Value
 from tokenward.scoring.scorers import Scorer
-from tokenward.scoring.store import TokenStore
-from tokenward.scoring.writing import write_store
-from tokenward.stages.auxiliary import auxiliary_of, folder_of, frozen_values
+from tokenward.scoring.store import TokenStore, write_store
+from tokenward.stages.auxiliary import auxiliary_of, folder_of, frozen_values, scorer_of
 from tokenward.stages.base import Checks, Stage
 from tokenward.stages.constant import warn_of_stored
 from tokenward.stages.part_checks import check_scorer
 from tokenward.stages.run import AUXILIARY, Run
-from tokenward.stages.scorers import scorer_of
 from tokenward.stages.tables import pairs_fingerprint, say_notes, tables
 from tokenward.tokens.encode import check_some_left
 from tokenward.tokens.table import TokenTable
@@ -173,7 +171,7 @@ def _write(
     rows: TokenTable,
     reference: TokenStore | None = None,
 ) -> TokenStore:
-    """A store with a bar; see :func:`tokenward.scoring.writing.write_store`."""
+    """A store with a bar; see :func:`tokenward.scoring.store.write_store`."""
     total = len(rows.responses) * sum(maker.passes for maker in makers)
     with run.display.progress(folder.name, total) as bar:
         return write_store(

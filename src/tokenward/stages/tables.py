@@ -21,8 +21,7 @@ from tokenward.artifacts import (
 from tokenward.data.split import fraction_places, is_eval
 from tokenward.errors import UserError
 from tokenward.stages.run import Run
-from tokenward.tokens.encode import check_some_left
-from tokenward.tokens.notes import explanations
+from tokenward.tokens.encode import check_some_left, explanations
 from tokenward.tokens.split import SAID, Note
 from tokenward.tokens.store import ENCODED, EncodedStore, write_encoded
 from tokenward.tokens.table import PAIRS, TokenTable, read_parts, write_parts

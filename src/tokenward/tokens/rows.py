@@ -1,4 +1,4 @@
-"""A comparison as token ids, with what is known of each token."""
+"""A comparison as token ids with known values per token."""
 
 import hashlib
 import json

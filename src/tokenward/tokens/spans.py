@@ -1,4 +1,4 @@
-"""Which bytes of a text each token covers: the common ground between tokenizers and annotations."""
+"""Which bytes of a text each token covers."""
 
 import re
 from collections.abc import Sequence

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from tokenward.artifacts import atomic_file
-from tokenward.data.lines import from_line, line_ends, to_line
+from tokenward.data.files import from_line, line_ends, to_line
 from tokenward.tokens.encode import Limits, RowParts, encode_parts
 from tokenward.tokens.rows import keys_of, response_key
 from tokenward.tokens.split import Insert

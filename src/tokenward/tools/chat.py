@@ -16,7 +16,7 @@ from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel
 from tokenward.sampling import Reply, SamplingSettings
 from tokenward.sampling.checks import check_temperature
-from tokenward.sampling.streaming import stream_reply
+from tokenward.sampling.sampler import stream_reply
 from tokenward.tools.finished import finished_model
 from tokenward.tools.run import quiet_libraries
 from tokenward.types import Message

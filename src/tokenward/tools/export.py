@@ -16,12 +16,17 @@ from tokenward.artifacts import Manifest, read_manifest
 from tokenward.display import Display, interval, rounded
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figures, load_figures
-from tokenward.models.loading import LanguageModel, load_model
-from tokenward.models.merging import merged
-from tokenward.models.outputs import TOLERANCE, difference, next_log_probabilities, recorded
+from tokenward.models.adapters import merged
+from tokenward.models.loading import (
+    TOLERANCE,
+    LanguageModel,
+    difference,
+    load_model,
+    next_log_probabilities,
+    recorded,
+)
 from tokenward.tokens.template import Style
-from tokenward.tools.finished import FinishedModel, finished_model
-from tokenward.tools.kept import stages_of
+from tokenward.tools.finished import FinishedModel, finished_model, stages_of
 from tokenward.tools.run import quiet_libraries
 
 CARD = """---

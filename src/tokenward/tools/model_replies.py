@@ -1,21 +1,82 @@
-"""A model's replies to questions, turn by turn, kept batch by batch."""
+"""A model's replies to prompts and questions, turn by turn, kept batch by batch."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenward.artifacts import MANIFEST, atomic_write, fingerprint, open_stage, read_json
 from tokenward.config import Recipe
+from tokenward.data import comparison_key, rows
+from tokenward.data.fields import FieldError
+from tokenward.data.parsers import PromptAndTools, asked_of
+from tokenward.data.prepare import Usable, read
 from tokenward.display import Display
 from tokenward.errors import UserError
-from tokenward.evaluation.benchmarks import Question
+from tokenward.evaluation.benchmarks import Question, read_questions
+from tokenward.models.identity import context_length, has_encoder, model_fingerprint
 from tokenward.models.loading import LanguageModel, load_model, load_tokenizer
-from tokenward.models.places import context_length, has_encoder, model_fingerprint
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
 from tokenward.tokens.template import Style, Template
-from tokenward.types import Message
+from tokenward.types import Example, Message
+
+
+def read_prompts(source: str, benchmark: str | None, count: int, display: Display) -> list[Question]:
+    """The prompts of a source.
+
+    Of a benchmark all are taken, in the file's order. Otherwise a prompt that comes twice counts once, and where there are
+    more than ``count`` of them those with the smallest keys are taken, which does not depend on the file's order.
+
+    Args:
+        source: What :func:`tokenward.data.rows` reads.
+        benchmark: A key of ``BENCHMARKS``, whose fields the rows must have; None for anything else.
+        count: Most prompts.
+        display: Is told what was left out.
+
+    Raises:
+        UserError: the source cannot be read, holds no prompt, or a row lacks a field.
+    """
+    if benchmark is not None:
+        questions = read_questions(benchmark, rows(source, say=display.line))
+    else:
+        found = {example.key: example for example in _examples(source, display)}
+        kept = [found[key] for key in sorted(found)[:count]]
+        if len(kept) < len(found):
+            display.line(
+                f"  {len(kept)} of {len(found)} prompts; --set evaluation.prompts=N takes another number"
+            )
+        questions = [Question(example) for example in kept]
+    if not questions:
+        raise UserError(f"{source} holds no prompts. Write one JSON object a line, with prompt.")
+    return questions
+
+
+def _examples(source: str, display: Display) -> Iterator[Example]:
+    numbered = rows(source, say=display.line)
+    first = next(numbered, None)
+    if first is None:
+        return
+    if "prompt" not in first[1]:  # chosen and rejected that hold the prompt, or another name for it
+        for result in read(source).rows:
+            if isinstance(result, Usable):
+                row = result.comparison
+                yield _example(PromptAndTools(row.prompt, row.tools), row.source, {})
+        return
+    for where, row in chain([first], numbered):
+        try:
+            asked = asked_of(row)
+        except FieldError as error:
+            raise UserError(f"{where}: {error}. Mend or delete this row.") from error
+        if not any(message["content"].strip() for message in asked.prompt):
+            raise UserError(f"{where}: the prompt is empty. Mend or delete this row.")
+        yield _example(asked, where, {name: value for name, value in row.items() if name != "prompt"})
+
+
+def _example(asked: PromptAndTools, where: str, columns: Mapping[str, Any]) -> Example:
+    key = comparison_key(asked.prompt, (), tools=asked.tools)
+    return Example(key=key, prompt=asked.prompt, source=where, columns=columns, tools=asked.tools)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,18 +9,16 @@ import numpy as np
 from tokenward.display import Display
 from tokenward.models.loading import device_of
 from tokenward.ops.costs import FLOAT, HALF, NumberTypes, Work, training_memory
+from tokenward.stages.auxiliary import scorer_of
 from tokenward.stages.base import TrainingStage
 from tokenward.stages.lists import check_data, stages_of, wanted_stages
-from tokenward.stages.prompt_task import labelled_parts
 from tokenward.stages.run import AUXILIARY, Run
-from tokenward.stages.scorers import scorer_of
 from tokenward.stages.scores import scoring_models
 from tokenward.stages.tables import tables
-from tokenward.stages.tasks import encoded_examples
+from tokenward.stages.tasks import encoded_examples, labelled_parts
 from tokenward.tokens.encode import check_some_left
 from tokenward.tools.plan_stages import STORED_BYTES, Planner, StagePlan, TrainingPlan, Unit
-from tokenward.tools.plan_steps import free_memory
-from tokenward.tools.plan_work import SubsetPass, subset_passes
+from tokenward.tools.plan_steps import SubsetPass, free_memory, subset_passes
 from tokenward.tools.run import open_run
 
 NOT_PLANNED = "-"

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tokenward.artifacts import fingerprint
+from tokenward.models.identity import has_encoder, model_sizes
 from tokenward.models.loading import DTYPES, device_of
-from tokenward.models.places import has_encoder
-from tokenward.models.sizes import model_sizes
 from tokenward.objectives import needs_of
 from tokenward.ops.costs import (
     FLOAT,
@@ -25,7 +24,7 @@ from tokenward.ops.costs import (
     training_operations,
 )
 from tokenward.sampling import SamplingSettings
-from tokenward.scoring.values import token_values
+from tokenward.scoring.reads import token_values
 from tokenward.selection.weights import weigh_rows
 from tokenward.stages.base import Rows, Training
 from tokenward.stages.run import Run
@@ -33,12 +32,15 @@ from tokenward.stages.training import adapted, frozen_reference
 from tokenward.tokens.rows import TokenRow
 from tokenward.tools.plan_steps import (
     Measured,
+    chosen_rows,
     machine_rate,
+    row_work,
     scoring_pass,
     seconds_per_token,
+    steps_of,
+    summed,
     training_step,
 )
-from tokenward.tools.plan_work import chosen_rows, row_work, steps_of, summed
 
 STORED_BYTES = 16
 """Of a token in the score store, before compression: id, two places, one value."""

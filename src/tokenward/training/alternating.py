@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tokenward.artifacts import atomic_write, read_json
 from tokenward.errors import UserError
-from tokenward.training.best import KeepBest, save_trained, trained
+from tokenward.training.callbacks import KeepBest, save_trained, trained
 
 REWARD_FILE, BEST_FILE, STATE_FILE = "reward.safetensors", "best.safetensors", "alternating.json"
 

@@ -1,7 +1,8 @@
-"""Passes of an optimizer step through the model, and the selections that look at all of them together."""
+"""From rows to the passes of one optimizer step, the selections over all of them, and the denominator."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
 from typing import NamedTuple
@@ -14,12 +15,147 @@ from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.forward import FrozenReference
 from tokenward.models.loading import LanguageModel
-from tokenward.objectives.base import DRAW, Objective, needs_of, parts_within, title_of
+from tokenward.objectives.base import DRAW, Losses, Objective, needs_of, parts_within, title_of
 from tokenward.objectives.selected import Selected
 from tokenward.selection import ScoredTokens
-from tokenward.tokens.batches import Batch
-from tokenward.tokens.needs import NOTHING
-from tokenward.training.collator import StepBatch
+from tokenward.tokens.batches import NOTHING, Batch, budgeted, collate
+from tokenward.tokens.rows import Layout, TokenRow
+
+
+class StepDenominator:
+    """Divides a step's gradient by what its comparisons add to the denominator, once its last pass is done.
+
+    That may depend on the policy as it is in the step, where tokens are selected by it, so it is known only when every
+    pass has been made. Until then losses are divided by the number of comparisons, as those of other objectives are; a
+    gradient is linear in the loss, so one factor at the end, before clipping, gives the exact one. The factor is the
+    same in every process.
+
+    Args:
+        reduce: Sums of this process to those of all.
+    """
+
+    def __init__(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        self._reduce = reduce
+        self._loss = self._total = torch.zeros(())
+
+    def add(self, loss: Tensor, losses: Losses, counts: Tensor) -> None:
+        """One pass.
+
+        Args:
+            loss: What went backward.
+            losses: Of its comparisons.
+            counts: ``[b]`` bool, which of them count.
+        """
+        assert losses.denominator is not None
+        self._loss = self._loss.to(loss) + loss.detach()
+        self._total = self._total.to(loss) + (losses.denominator.detach() * counts).sum()
+
+    def close(self, model: nn.Module, comparisons: Tensor | int) -> Tensor:
+        """Rescale the gradients of a whole step; returns its loss, as this process adds to it.
+
+        Args:
+            model: The trained one.
+            comparisons: Of the step, over all processes, which the losses were divided by.
+        """
+        total = self._reduce(self._total)
+        # Where nothing counts, nothing has a gradient either.
+        factor = torch.where(total > 0, comparisons / total, 0.0)
+        for weight in model.parameters():
+            if weight.grad is not None:
+                weight.grad.mul_(factor.to(weight.grad.device))
+        share = self._loss * factor
+        self._loss = self._total = torch.zeros(())
+        return share
+
+
+def check_divisible(objective: Objective, *, deepspeed: bool, optimizer: str) -> None:
+    """Refuse such a denominator where the optimizer steps before the last gradient can be rescaled.
+
+    Raises:
+        UserError: the objective has one, and the optimizer steps inside the backward pass.
+    """
+    where = "DeepSpeed" if deepspeed else optimizer if "layerwise" in optimizer else ""
+    if needs_of(objective).own_denominator and where:
+        raise UserError(
+            f"{title_of(objective)} divides by a sum over the whole optimizer step, which is known after its last pass, and "
+            f"{where} steps inside the backward pass. Write normaliser: weights or length, or train without {where} (FSDP "
+            "shards as well)."
+        )
+
+
+Prepare = Callable[[Sequence[TokenRow], int], Sequence[TokenRow]]
+"""``f(rows, step) -> rows``: all rows of an optimizer step as they train, as many and in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """The comparisons of one device batch, cut into passes by length.
+
+    Attributes:
+        passes: Batches that go through the model one after another.
+        places: Per pass, where each comparison stood in the device batch.
+        sources: Per pass, where each comparison came from.
+        comparisons: How many there are in all passes.
+        rows: The comparisons themselves, where they are to be prepared before they are cut into passes.
+        tokens: Of all comparisons, each prompt once.
+    """
+
+    passes: tuple[Batch, ...]
+    places: tuple[tuple[int, ...], ...]
+    sources: tuple[tuple[str, ...], ...]
+    comparisons: int
+    rows: tuple[TokenRow, ...] = ()
+    tokens: int = 0
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "StepBatch":
+        """The same passes on another device."""
+        moved = tuple(item.to(device, non_blocking=non_blocking) for item in self.passes)
+        return replace(self, passes=moved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collator:
+    """Makes a :class:`StepBatch` of rows.
+
+    Attributes:
+        layout: Of the rows.
+        pad_id: Fills rows.
+        start_id: What a decoder begins with, where the model has an encoder.
+        whole: See :func:`tokenward.tokens.rows.collate`.
+        tokens_per_forward: Padded tokens of a pass at most, unless one comparison alone is longer.
+        defer: Leave the rows whole, for the trainer to prepare and cut when their turn comes: a loader reads
+            ahead, and what depends on the weights must not be made before the step.
+    """
+
+    layout: Layout
+    pad_id: int
+    start_id: int | None = None
+    whole: bool = True
+    tokens_per_forward: int
+    defer: bool = False
+
+    def __call__(self, rows: Sequence[TokenRow]) -> StepBatch:
+        """Rows as a step's batch."""
+        if self.defer:
+            return StepBatch((), (), (), len(rows), tuple(rows))
+        return self.cut(rows)
+
+    def cut(self, rows: Sequence[TokenRow]) -> StepBatch:
+        """Cut rows into passes; the order of the comparisons inside changes, the loss does not."""
+        groups = list(budgeted(rows, layout=self.layout, tokens=self.tokens_per_forward))
+        passes = tuple(
+            collate(
+                [rows[index] for index in group],
+                layout=self.layout,
+                pad_id=self.pad_id,
+                start_id=self.start_id,
+                whole=self.whole,
+            )
+            for group in groups
+        )
+        sources = tuple(tuple(rows[index].comparison.source for index in group) for group in groups)
+        tokens = sum(row.length for row in rows)
+        return StepBatch(passes, tuple(map(tuple, groups)), sources, len(rows), tokens=tokens)
 
 
 class Pass(NamedTuple):
@@ -78,7 +214,7 @@ class StepDraw:
     """One number for each optimizer step, by which an objective draws the same however the step is cut.
 
     Args:
-        objective: It has one where it needs it; see :attr:`tokenward.tokens.needs.Needs.draws`.
+        objective: It has one where it needs it; see :attr:`tokenward.tokens.batches.Needs.draws`.
     """
 
     def __init__(self, objective: Objective) -> None:

@@ -24,14 +24,22 @@ from tokenward.objectives.custom import check_declared
 from tokenward.tokens.batches import Batch
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.arguments import TokenTrainingArguments
-from tokenward.training.best import save_trained
-from tokenward.training.checks import check_gradient, check_rows, check_scored, disable_dropout
-from tokenward.training.collator import Collator, Prepare, StepBatch
-from tokenward.training.denominator import StepDenominator, check_divisible
-from tokenward.training.finite import FiniteLosses
+from tokenward.training.callbacks import save_trained
+from tokenward.training.checks import FiniteLosses, check_gradient, check_rows, check_scored, disable_dropout
 from tokenward.training.metrics import LOSS, MetricSums
 from tokenward.training.objective_modules import ObjectiveModules
-from tokenward.training.passes import Pass, StepDraw, StepSelections, frozen_reference, passes_of
+from tokenward.training.passes import (
+    Collator,
+    Pass,
+    Prepare,
+    StepBatch,
+    StepDenominator,
+    StepDraw,
+    StepSelections,
+    check_divisible,
+    frozen_reference,
+    passes_of,
+)
 
 
 class TokenTrainer(Trainer):

@@ -13,8 +13,8 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 
 from tokenward.errors import UserError
 from tokenward.models.forward import run_model
+from tokenward.models.identity import resolve
 from tokenward.models.loading import DTYPES, LanguageModel, device_of, load_tokenizer
-from tokenward.models.places import resolve
 from tokenward.sampling.classification.template import (
     FilledTemplate,
     PromptTemplate,

@@ -1,9 +1,17 @@
 """Preference sources: what ranks the K replies that were sampled for one prompt."""
 
-from tokenward.sampling.sources.base import PreferenceSource, RowError, call_source
-from tokenward.sampling.sources.length import Length
+from tokenward.sampling.sources.base import (
+    Group,
+    Length,
+    PreferenceSource,
+    RankedGroup,
+    RankedGroups,
+    RowError,
+    call_source,
+    rank_groups,
+    ranked,
+)
 from tokenward.sampling.sources.models import SequenceClassifier
-from tokenward.sampling.sources.ranking import Group, RankedGroup, RankedGroups, rank_groups, ranked
 from tokenward.sampling.sources.text import ChrF, Meteor, Rouge
 
 SOURCES: dict[str, type[PreferenceSource]] = {

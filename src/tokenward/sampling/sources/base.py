@@ -1,12 +1,16 @@
-"""The call of a preference source, which is that of TRL's reward functions, and the check of what it returns."""
+"""Preference sources: their call, the check of what they return, and ranks from their scores."""
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from tokenward.data.parsers import dense
 from tokenward.errors import UserError
 from tokenward.plugins import optional_package
+from tokenward.sampling.sampler import Reply
 
 FIXED = ("prompts", "completions", "completion_ids")
 
@@ -214,3 +218,117 @@ def _number(prefix: str, value: Any, place: str) -> float:
 def _shown(value: Any) -> str:
     text = repr(value)
     return f"a {type(value).__name__} ({text if len(text) <= 60 else text[:57] + '...'})"
+
+
+ONE = "dropped: one response"
+TIED = "dropped: all responses tied"
+
+
+class Group(NamedTuple):
+    """The K replies to one prompt, in the order in which they were drawn.
+
+    Attributes:
+        ids: Their token ids.
+        texts: Their texts.
+        ended: Whether the model ended each, or the token limit did.
+        scores: What the preference source gave each; higher is better.
+    """
+
+    ids: list[list[int]]
+    texts: list[str]
+    ended: list[bool]
+    scores: list[float]
+
+
+class RankedGroup(NamedTuple):
+    """A group that can teach an order.
+
+    Attributes:
+        row: Of its prompt.
+        group: Its replies.
+        ranks: One per reply, dense; 0 is the best, equal scores are a tie.
+    """
+
+    row: int
+    group: Group
+    ranks: tuple[int, ...]
+
+
+class RankedGroups(NamedTuple):
+    """What was kept, and how many groups were dropped.
+
+    Attributes:
+        rows: The groups with at least two ranks, in their prompts' order.
+        counts: Groups dropped by reason, which are named ``dropped: one response`` and
+            ``dropped: all responses tied``; reasons that did not occur are left out.
+    """
+
+    rows: list[RankedGroup]
+    counts: dict[str, int]
+
+
+def ranked(prompt_rows: Sequence[int], replies: Sequence[Reply], scores: Sequence[float]) -> RankedGroups:
+    """Replies and their scores, as a source was given them, to ranked groups.
+
+    Replies that say the same are kept: they have the same score, so they are a tie.
+
+    Args:
+        prompt_rows: Row of each reply's prompt; equal rows are one group, which need not stand together.
+        replies: The replies.
+        scores: One finite number per reply; higher is better.
+    """
+    groups: dict[int, Group] = {}
+    for row, reply, score in zip(prompt_rows, replies, scores, strict=True):
+        group = groups.setdefault(row, Group([], [], [], []))
+        group.ids.append(reply.ids)
+        group.texts.append(reply.text)
+        group.ended.append(reply.ended)
+        group.scores.append(score)
+    return rank_groups(groups)
+
+
+def rank_groups(groups: Mapping[int, Group]) -> RankedGroups:
+    """Ranks of groups by their scores; a group that shows no order is dropped and counted.
+
+    Args:
+        groups: By the row of their prompt.
+    """
+    rows: list[RankedGroup] = []
+    counts: Counter[str] = Counter()
+    for row, group in groups.items():
+        ranks = dense([-score for score in group.scores])
+        if len(ranks) < 2:
+            counts[ONE] += 1
+        elif max(ranks) == 0:
+            counts[TIED] += 1
+        else:
+            rows.append(RankedGroup(row, group, ranks))
+    return RankedGroups(rows, dict(counts))
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """The nearer to a number of words, the better: ``-|words of the reply - words|``.
+
+    Attributes:
+        words: Number of words wanted, split at white space.
+    """
+
+    _: KW_ONLY
+    words: int
+
+    def __post_init__(self) -> None:
+        if self.words < 0:
+            raise UserError(
+                f"words is {self.words}, a length that no reply has. Write how many are wanted: 50."
+            )
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]] = (),
+        **columns: Sequence[Any],
+    ) -> list[float]:
+        """One number <= 0 per completion."""
+        return [-float(abs(len(text.split()) - self.words)) for text in completions]

@@ -1,19 +1,91 @@
-"""Where a model is: its folder or hub name, what it stands on, and what names its content."""
+"""Which model a name or folder means: its parts, config, size, context length and fingerprint."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from huggingface_hub import model_info
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from peft import PeftConfig, PeftType
-from transformers import AutoConfig, PretrainedConfig
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
 from tokenward.artifacts import fingerprint, folder_fingerprint
 from tokenward.errors import UserError
+from tokenward.models.adapters import lora_config, wrapped_in
 from tokenward.models.default import HUB_NAME, LAYERS, default_model_folder
 from tokenward.models.head_mlp import SETTINGS_FILE as HEAD_MLP_FILE
 from tokenward.models.head_mlp import read_head_mlp
-from tokenward.models.positions import positions_of
+from tokenward.ops.costs import ModelSizes
+
+
+def positions_of(config: PretrainedConfig) -> int | None:
+    """Positions of a model that mean the same in every call; None where its config does not say.
+
+    The frequencies of ``longrope`` and ``dynamic`` rotary embeddings follow the longest row of a call: beyond the
+    length that the model was first trained with, every response of the batch gets other numbers.
+    """
+    text = config.get_text_config()
+    known = [*_steady(text), getattr(text, "max_position_embeddings", None)]
+    return min((length for length in known if length), default=None)
+
+
+def _steady(text: PretrainedConfig) -> Iterator[int]:
+    rope = getattr(text, "rope_parameters", None) or {}
+    for item in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        kind = item.get("rope_type")
+        if kind == "longrope" and item["short_factor"] != item["long_factor"]:
+            yield int(item["original_max_position_embeddings"])
+        if kind == "dynamic" and not item.get("alpha"):
+            # One less: after a longer call, frequencies are set back by a call that is shorter, not by one as long.
+            yield int(text.max_position_embeddings) - 1
+
+
+def steady_note(config: PretrainedConfig) -> str | None:
+    """What a user shall know of a model that has more positions than rows may have; None where there is nothing."""
+    text = config.get_text_config()
+    steady, known = _least(text), getattr(text, "max_position_embeddings", None)
+    if steady is None or known is None or steady + 1 >= known:
+        return None
+    return f"is used up to {steady} of its {known} positions: {WHY.format(steady)}. {_way_out(text, steady)}"
+
+
+def longer_than_steady(config: PretrainedConfig, name: str, longest: int) -> str | None:
+    """Why rows of so many positions are refused, and what to write; None where they are not.
+
+    Args:
+        config: Of the model.
+        name: As the user wrote it.
+        longest: Positions of the longest row.
+    """
+    text = config.get_text_config()
+    steady = _least(text)
+    if steady is None or longest <= steady:
+        return None
+    return f"a row for {name} has {longest} positions, and {WHY.format(steady)}. {_way_out(text, steady)}"
+
+
+WHY = (
+    "its rotary embedding gives a whole batch other frequencies as soon as one row has more than {}, so that a response's "
+    "numbers would depend on its neighbours"
+)
+
+
+def _least(text: PretrainedConfig) -> int | None:
+    return min(_steady(text), default=None)
+
+
+def _way_out(text: PretrainedConfig, steady: int) -> str:
+    shorter = f"Write tokens.max_prompt_tokens and tokens.max_response_tokens that are {steady} together"
+    rope: dict[str, Any] = text.rope_parameters  # type: ignore[assignment]
+    if rope.get("rope_type") == "longrope":
+        return (
+            f"{shorter}; or copy long_factor over short_factor in its config.json, so that every row has the frequencies of "
+            "long ones."
+        )
+    return f"{shorter}; or write rope_type: yarn, which is the same for every length, in its config.json."
+
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -153,3 +225,52 @@ def cannot_load(what: str, name: str, error: Exception) -> str:
         f"no {what} could be loaded from {name!r}: {reason} Write the folder of a causal language model of transformers, "
         "a hub name that this machine can reach (owner/model), or: default."
     )
+
+
+def model_sizes(
+    name: str, *, adapter: dict[str, Any] | None = None, trust_remote_code: bool = False
+) -> ModelSizes:
+    """Sizes of a model, without reading its weights.
+
+    Args:
+        name: As :func:`tokenward.models.loading.load_model` takes it; of an adapter, the model it stands on.
+        adapter: Fields of ``peft.LoraConfig`` for an adapter that alone is trained.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        UserError: no such model, or peft refuses the adapter.
+    """
+    config = config_of(parts_of(resolve(name)).base, trust_remote_code=trust_remote_code)
+    kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = kind.from_config(config, trust_remote_code=trust_remote_code)
+        weights = _count(model)
+        head = model.get_output_embeddings().weight.numel()
+        embedding = model.get_input_embeddings().weight.numel()
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        trained = weights if adapter is None else _adapter_weights(model, adapter, config.is_encoder_decoder)
+    text = config.get_text_config()
+    attention = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) * (
+        text.num_attention_heads
+    )
+    return ModelSizes(
+        weights=weights if adapter is None else weights + trained,
+        trained=trained,
+        products=weights - (head if tied else head + embedding),
+        head=head,
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        attention=attention,
+        # Families name it differently, and where none of the names is there it is mostly four widths.
+        inner=getattr(text, "intermediate_size", None) or getattr(text, "d_ff", None) or 4 * text.hidden_size,
+        vocabulary=text.vocab_size,
+    )
+
+
+def _adapter_weights(model: nn.Module, adapter: dict[str, Any], encoder_decoder: bool) -> int:
+    wrapped = wrapped_in(model, lora_config(adapter, encoder_decoder=encoder_decoder), adapter)
+    return sum(weight.numel() for weight in wrapped.parameters() if weight.requires_grad)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
