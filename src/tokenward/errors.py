@@ -4,6 +4,21 @@
 class UserError(Exception):
     """A mistake in what the user gave: data, recipe, path or value.
 
-    The message says what was got, why it cannot work and what to write instead. The command line
-    prints it without a traceback and exits with status 2.
+    The message says what was found, why it cannot work and what to write instead. It names arguments and settings
+    by their own names (``max_length``), never commands, so that it reads the same in a script. The command line prints
+    it without a traceback, with ``key``, and exits with status 2.
+
+    Attributes:
+        code: The kind of mistake in a few words with hyphens, such as ``missing-column``. It stays the same when the
+            wording changes, so a program can test for it.
+        key: The recipe key that the message is about, such as ``tokens.max_length``; empty if there is none.
     """
+
+    def __init__(self, message: str, *, code: str = "", key: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.key = key
+
+    def within(self, place: str) -> "UserError":
+        """The same error with the place where it happened in front of its message."""
+        return UserError(f"{place}: {self}", code=self.code, key=self.key)

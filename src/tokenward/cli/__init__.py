@@ -1,4 +1,4 @@
-"""The command line: verbs over the pipeline. torch is imported only by the verbs that need it."""
+"""The command line: verbs over stages and tools. torch is imported only by the verbs that need it."""
 
 import sys
 
@@ -20,7 +20,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
+        about = f"\nrecipe key: {error.key}" if error.key else ""
         Console(stderr=True, highlight=False).print(
-            Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True
+            Text.assemble(("error: ", "bold red"), str(error), (about, "dim")), soft_wrap=True
         )
         sys.exit(2)
