@@ -202,7 +202,7 @@ MUTANTS: list[Mutant] = [
     M("data/contradictory", "repeated", "np.where(disputed[group], 2,", "np.where(disputed[group], 0,"),
     M("data/identical", "_usable", "len(distinct) < least", "False"),
     M("data/split-seed", "is_eval", "'split', seed, prompt", "'split', prompt"),
-    M("data/leak", "_without_prompts", "& part.kept", "& ~part.kept"),
+    M("data/leak", "_Part.drop_prompts_of", "& self.kept", "& ~self.kept"),
     M("data/limit", "_read_all", "wanted.limit - count", "wanted.limit"),
     M("data/first-split", "choose_split", "'train' not in splits", "False"),
     M("data/csv-cells", "_record", "len(cells) != len(header)", "False"),
