@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tokenward.ops.logprob import chunked_logprobs, chunked_statistics, entropy_of, kl_of, logprobs_of
+from tokenward.ops.logprob import chunked_statistics, entropy_of, kl_of, logprobs_of
 
 TOKENS, WIDTH, VOCABULARY = 7, 5, 11
 
@@ -34,7 +34,7 @@ def test_any_chunk_gives_log_softmax_and_its_gradient(case, chunk):
         return (hidden @ matrix.T).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
 
     def chunked(hidden, matrix):
-        return chunked_logprobs(hidden, ids, lambda rows: rows @ matrix.T, chunk=chunk)
+        return chunked_statistics(hidden, ids, lambda rows: rows @ matrix.T, chunk=chunk)["logp"]
 
     expected, expected_gradients = gradients(plain, hidden, matrix, weights=weights)
     values, found = gradients(chunked, hidden, matrix, weights=weights)
@@ -47,7 +47,7 @@ def test_without_gradients_the_values_are_the_same(case, chunk):
     hidden, matrix, ids, _ = case
     expected = (hidden @ matrix.T).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
     with torch.inference_mode():
-        values = chunked_logprobs(hidden, ids, lambda rows: rows @ matrix.T, chunk=chunk)
+        values = chunked_statistics(hidden, ids, lambda rows: rows @ matrix.T, chunk=chunk)["logp"]
     torch.testing.assert_close(values, expected, rtol=0, atol=1e-12)
 
 
@@ -59,7 +59,7 @@ def test_the_head_sees_one_chunk_at_a_time_and_again_in_the_backward_pass(case):
         rows_seen.append(len(rows))
         return rows @ matrix.T
 
-    values = chunked_logprobs(hidden.clone().requires_grad_(), ids, head, chunk=3)
+    values = chunked_statistics(hidden.clone().requires_grad_(), ids, head, chunk=3)["logp"]
     assert rows_seen == [3, 3, 1]
     values.sum().backward()
     assert sorted(rows_seen) == [1, 1, 3, 3, 3, 3]
