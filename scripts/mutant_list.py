@@ -119,7 +119,7 @@ MUTANTS: list[Mutant] = [
     # losses
     M("losses/tdpo-detach", "tdpo", "chosen.detach() if stop_gradient", "chosen if stop_gradient"),
     M("losses/kto-detach", "kto", "device=ratio.device).detach()", "device=ratio.device)"),
-    M("losses/tgdpo-detach", "tgdpo", "tokens.lay('rewards', rewards).detach()", "tokens.lay('rewards', rewards)"),
+    M("losses/tgdpo-detach", "tgdpo", "tokens.flatten('rewards', rewards).detach()", "tokens.flatten('rewards', rewards)"),
     M("losses/treg-present", "treg", "(tokens.weights != 0).to(tokens.weights.dtype)", "tokens.weights"),
     M("losses/sparsepo-signed", "sparsepo", "other * tokens.weights.abs()", "other * tokens.weights"),
     M("losses/reinforce-reference", "reinforce", "earned - kl *", "earned + kl *"),
