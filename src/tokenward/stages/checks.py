@@ -94,9 +94,9 @@ def training_checks(recipe: Recipe, stages: Sequence[TrainingStage], lines: Line
     found: Checks = {}
     for stage in filter(lambda stage: stage.present(recipe), stages):
         table, where = stage.table(recipe).training, f"{stage.key}.training"
-        looked_at = stage.key == "reward" and recipe.online is not None
+        evaluates = stage.key == "reward" and recipe.online is not None
         schedule = "constant" if stage.key in CONSTANT else "linear"
-        check_training(table, where, lines, schedule=schedule, looked_at=looked_at)
+        check_training(table, where, lines, schedule=schedule, always_evaluates=evaluates)
         problems = [*_of_the_run(recipe, stage.key, table)] or [*_of_the_machine(recipe, table, where)]
         for key, message in problems:
             found.setdefault(f"{where}.{key}" if key else where, partial(_refuse, message))
