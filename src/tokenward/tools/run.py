@@ -170,7 +170,9 @@ def _weigh_first(run: Run, rows: TokenTable, count: int) -> Sequence[TokenRow] |
         run.display.line("  no weights yet: run `tokenward score RECIPE`, then this command again")
         return None
     if is_online(scorer_of(run)):
-        run.display.line("  no weights to show: they are computed from the current policy at every training step")
+        run.display.line(
+            "  no weights to show: they are computed from the current policy at every training step"
+        )
         return None
     try:
         manifest = run.done("scores")
