@@ -26,7 +26,7 @@ from tokenward.models.loading import (
     recorded,
 )
 from tokenward.tokens.template import Style
-from tokenward.tools.finished import FinishedModel, finished_model, stages_of
+from tokenward.tools.finished import FinishedModel, finished_model, run_manifests
 from tokenward.tools.run import quiet_libraries
 
 CARD = """---
@@ -211,7 +211,7 @@ def _written_with(style: Style) -> str:
 
 
 def _manifests(run: Path) -> list[Manifest]:
-    return [read_manifest(run / name) for name in stages_of(run)]
+    return list(run_manifests(run).values())
 
 
 def _data(manifests: Sequence[Manifest]) -> str:
