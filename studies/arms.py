@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from tokenward.evaluation.replies import METRICS, apply_metric, divergence, reply_rows
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
@@ -125,11 +127,11 @@ def _kept(
     return Outcome(name, seed, record["values"], record["facts"], recipe, changes)
 
 
-def values_file(folder: Path, recipe: str, said: Sequence[str]) -> Path:
-    """Where a measurement is kept: under a name made of the recipe's text and of what else decides it."""
-    text = Path(recipe).read_text(encoding="utf-8")
-    digest = hashlib.sha256("\n".join([text, *said]).encode()).hexdigest()[:16]
-    return folder / f"{digest}.json"
+def values_file(folder: Path, recipe: str, changes: Sequence[str]) -> Path:
+    """File of a measurement. Its name is a hash of the recipe's settings (not its comments) and of the changes."""
+    settings = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+    text = json.dumps([settings, *changes], sort_keys=True)
+    return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
 def _measured(run: Run, *, trained: bool) -> tuple[dict[str, list[float]], dict[str, Any]]:
