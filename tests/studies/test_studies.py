@@ -48,7 +48,9 @@ def test_the_table_pairs_the_prompts_and_shows_every_seed() -> None:
 
 def test_a_table_is_written_only_between_its_markers(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    text = "before\n<!-- study: x -->{}<!-- end of study -->\n<!-- study: y -->\nkept\n<!-- end of study -->\n"
+    text = (
+        "before\n<!-- study: x -->{}<!-- end of study -->\n<!-- study: y -->\nkept\n<!-- end of study -->\n"
+    )
     page.write_text(text.format("\nold\n"))
     write(page, "x", ["new"])
     assert page.read_text() == text.format("\n\nnew\n\n")
