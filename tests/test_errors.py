@@ -19,5 +19,7 @@ def test_every_error_has_a_code():
 def test_messages_of_the_library_give_no_command():
     """The stages, tools and the command line may name commands; what a script imports may not."""
     shell = ("stages", "report", "tools", "cli", "plugins")
-    commands = re.compile(r"tokenward (run|data|oracle|score|plan|compare|report|show|chat|export|evaluate|init|methods|config)\b")
+    commands = re.compile(
+        r"tokenward (run|data|oracle|score|plan|compare|report|show|chat|export|evaluate|init|methods|config)\b"
+    )
     assert not [one for one in messages() if not one.module.startswith(shell) and commands.search(one.text)]
