@@ -117,54 +117,25 @@ def _has_object_input(row: Row) -> bool:
 
 _PAIR = ("prompt", "chosen", "rejected")
 
-# The first format that fits is taken, so formats with more specific columns or rows come first.
-FORMATS: dict[str, Format] = {
-    shape.name: shape
-    for shape in (
-        Format("hh", ("chosen", "rejected"), parsers.parse_hh, _has_transcripts, PAIR_SCORES),
-        Format(
-            "ultrafeedback_binarized", _PAIR + PAIR_SCORES, parsers.parse_scored_pairs, _has_conversations
-        ),
-        Format("pairs", _PAIR, parsers.parse_pairs, options=PAIR_SCORES),
-        Format(
-            "sharegpt",
-            ("conversations", "chosen", "rejected"),
-            parsers.parse_sharegpt,
-            _has_continuations,
-            PAIR_SCORES,
-        ),
-        Format("implicit", ("chosen", "rejected"), parsers.parse_implicit, _has_implicit_prompt, PAIR_SCORES),
-        Format(
-            "ranked", ("prompt", "responses", "ranks or scores"), parsers.parse_ranked, options=("spans",)
-        ),
-        Format("ultrafeedback", ("instruction", "completions"), parsers.parse_ultrafeedback),
-        Format("nectar", ("prompt", "answers"), parsers.parse_nectar),
-        Format(
-            "alpaca",
-            ("instruction", "chosen", "rejected"),
-            parsers.parse_alpaca,
-            _has_text_instruction,
-            ("input", *PAIR_SCORES),
-        ),
-        Format("swift", ("messages", "rejected_response or rejected_messages"), parsers.parse_swift),
-        Format(
-            "openai",
-            ("input", "preferred_output", "non_preferred_output"),
-            parsers.parse_openai,
-            _has_object_input,
-        ),
-        Format(
-            "safe_rlhf", ("prompt", "response_0", "response_1", "better_response_id"), parsers.parse_safe_rlhf
-        ),
-        Format(
-            "shp",
-            ("history", "human_ref_A", "human_ref_B", "labels"),
-            parsers.parse_shp,
-            options=("score_A", "score_B"),
-        ),
-        Format("unpaired", ("prompt", "completion", "label"), parsers.parse_unpaired),
-    )
-}
+# The first format that fits is used, so formats with more specific columns or rows come first.
+# fmt: off
+FORMATS: dict[str, Format] = {shape.name: shape for shape in (
+    Format("hh", ("chosen", "rejected"), parsers.parse_hh, _has_transcripts, PAIR_SCORES),
+    Format("ultrafeedback_binarized", _PAIR + PAIR_SCORES, parsers.parse_scored_pairs, _has_conversations),
+    Format("pairs", _PAIR, parsers.parse_pairs, options=PAIR_SCORES),
+    Format("sharegpt", ("conversations", "chosen", "rejected"), parsers.parse_sharegpt, _has_continuations, PAIR_SCORES),
+    Format("implicit", ("chosen", "rejected"), parsers.parse_implicit, _has_implicit_prompt, PAIR_SCORES),
+    Format("ranked", ("prompt", "responses", "ranks or scores"), parsers.parse_ranked, options=("spans",)),
+    Format("ultrafeedback", ("instruction", "completions"), parsers.parse_ultrafeedback),
+    Format("nectar", ("prompt", "answers"), parsers.parse_nectar),
+    Format("alpaca", ("instruction", "chosen", "rejected"), parsers.parse_alpaca, _has_text_instruction, ("input", *PAIR_SCORES)),
+    Format("swift", ("messages", "rejected_response or rejected_messages"), parsers.parse_swift),
+    Format("openai", ("input", "preferred_output", "non_preferred_output"), parsers.parse_openai, _has_object_input),
+    Format("safe_rlhf", ("prompt", "response_0", "response_1", "better_response_id"), parsers.parse_safe_rlhf),
+    Format("shp", ("history", "human_ref_A", "human_ref_B", "labels"), parsers.parse_shp, options=("score_A", "score_B")),
+    Format("unpaired", ("prompt", "completion", "label"), parsers.parse_unpaired),
+)}
+# fmt: on
 
 _NAMES = sorted(frozenset().union(*(shape.reads for shape in FORMATS.values())))
 
