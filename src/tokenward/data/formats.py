@@ -37,21 +37,14 @@ def _fits_any(row: Row) -> bool:
 
 
 class Format(NamedTuple):
-    """A row format.
+    """A row format."""
 
-    Attributes:
-        name: Its name in the recipe.
-        needs: The columns it needs. ``a or b`` is satisfied by either.
-        parse: Reads one row. It raises FieldError for a malformed row and Unusable for one without information.
-        fits: Whether a first row that has the columns really has this format.
-        options: Optional columns.
-    """
-
-    name: str
-    needs: tuple[str, ...]
+    name: str  # its name in the recipe
+    needs: tuple[str, ...]  # the columns it needs. a or b is satisfied by either
+    # Reads one row. It raises FieldError for a malformed row and Unusable for one without information.
     parse: Callable[[Row], Parsed]
-    fits: Callable[[Row], bool] = _fits_any
-    options: tuple[str, ...] = ()
+    fits: Callable[[Row], bool] = _fits_any  # whether a first row that has the columns really has this format
+    options: tuple[str, ...] = ()  # optional columns
 
     def missing(self, columns: Iterable[str]) -> list[str]:
         """The needed columns that are not among these."""
