@@ -131,7 +131,7 @@ def test_unsupported_settings_are_refused_with_their_key():
     for name, value in wrong:
         with pytest.raises(UserError) as error:
             lora_config({"r": 2, name: value}, encoder_decoder=False)
-        assert (error.value.code, error.value.key) == ("unsupported-adapter", f"model.adapter.{name}")
+        assert (error.value.code, error.value.key) == ("unsupported-adapter", f"adapter.{name}")
         assert REFUSED.get(name, "") in str(error.value)
     for name in REFUSED:
         lora_config({"r": 2, name: getattr(LoraConfig(), name)}, encoder_decoder=False)
@@ -162,7 +162,7 @@ def test_the_law_finds_trained_biases(monkeypatch):
 def test_adapter_that_peft_rejects(folders, settings):
     with pytest.raises(UserError) as error:
         load_model(str(folders[False]), device="cpu").with_adapter(settings)
-    assert (error.value.code, error.value.key) == ("invalid-adapter", "model.adapter")
+    assert (error.value.code, error.value.key) == ("invalid-adapter", "adapter")
 
 
 def test_encoder_decoder_can_have_an_adapter(tmp_path):

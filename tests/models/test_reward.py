@@ -322,4 +322,4 @@ def test_folder_without_a_whole_reward_model(tmp_path):
 def test_settings_out_of_range(settings, key):
     with pytest.raises(UserError) as error:
         RewardSettings(**settings)
-    assert (error.value.code, error.value.key) == ("out-of-range", f"reward.{key}")
+    assert (error.value.code, error.value.key) == ("out-of-range", f"reward.head.{key}")

@@ -69,7 +69,7 @@ def lora_config(settings: Mapping[str, Any], *, encoder_decoder: bool) -> LoraCo
         if name in REFUSED and value != getattr(plain, name):
             raise UserError(
                 f"the adapter setting {name} cannot be {value!r}: {REFUSED[name]}. Leave it out.",
-                code="unsupported-adapter", key=f"model.adapter.{name}",
+                code="unsupported-adapter", key=f"adapter.{name}",
             )  # fmt: skip
     _check_start(settings.get("init_lora_weights", True))
     task = "SEQ_2_SEQ_LM" if encoder_decoder else "CAUSAL_LM"
@@ -81,7 +81,7 @@ def lora_config(settings: Mapping[str, Any], *, encoder_decoder: bool) -> LoraCo
         raise UserError(
             f"task_type is {config.task_type}, but this model needs {task}. Leave it out.",
             code="unsupported-adapter",
-            key="model.adapter.task_type",
+            key="adapter.task_type",
         )
     return config
 
@@ -95,7 +95,7 @@ def _check_start(start: object) -> None:
         "start at its reference, and the saved adapter would not be the trained model. Use true, gaussian or mica, or leave "
         "it out.",
         code="unsupported-adapter",
-        key="model.adapter.init_lora_weights",
+        key="adapter.init_lora_weights",
     )
 
 
@@ -104,7 +104,7 @@ def _refused_by_peft(settings: Mapping[str, Any], error: Exception) -> UserError
         f"peft refuses the adapter {dict(settings)}: {error}. Use the fields of peft.LoraConfig, for example "
         "{r: 16, lora_alpha: 32, target_modules: all-linear}.",
         code="invalid-adapter",
-        key="model.adapter",
+        key="adapter",
     )
 
 
@@ -174,7 +174,7 @@ def _check_law(model: PeftModel, before: Tensor, settings: Mapping[str, Any], st
                 f"the model {which} {dict(settings)} is not the base model: its logits differ by up to {difference:.2g}, so it "
                 "would be compared with a different model. Leave out all settings but r, lora_alpha and target_modules.",
                 code="unsupported-adapter",
-                key="model.adapter",
+                key="adapter",
             )
 
 

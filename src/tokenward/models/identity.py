@@ -109,14 +109,12 @@ def resolve(name: str) -> str:
                 f"{name} is not a model folder: it has neither config.json nor {ADAPTER_FILE} (found: {found}). Use a folder "
                 "written by save_pretrained, such as runs/NAME/policy/model.",
                 code="not-a-model",
-                key="model.name",
             )
         return str(path)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(
             f"there is no model folder {name}. Use a folder, a hub name (owner/model) or: default.",
             code="missing-file",
-            key="model.name",
         )
     return name
 
@@ -191,7 +189,6 @@ def parts_of(source: str) -> ModelParts:
             f"the adapter {source} is of the type {PeftType(settings.peft_type).value}, which adds its own tokens before every "
             "prompt. Use a whole model or a LoRA adapter.",
             code="unsupported-adapter",
-            key="model.name",
         )
     base = settings.base_model_name_or_path
     if not base:
@@ -226,7 +223,6 @@ def loading_error(what: str, name: str, error: Exception) -> UserError:
         f"no {what} could be loaded from {name!r}: {reason} Use the folder of a causal language model of transformers, a hub "
         "name that this machine can reach (owner/model), or: default.",
         code="not-a-model",
-        key="model.name",
     )
 
 

@@ -294,7 +294,6 @@ def check_complete(missing: Collection[str], name: str) -> None:
             f"{name} has no weights for {len(missing)} parts of its model, such as {min(missing)}; they would be random. Use a "
             "folder with a whole causal language model, not a classifier or an incomplete copy.",
             code="missing-weights",
-            key="model.name",
         )
 
 

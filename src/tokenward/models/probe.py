@@ -268,7 +268,6 @@ def _check_causal(model: PreTrainedModel, name: str) -> None:
             "that it should predict. Use a causal model, or set is_decoder: true (xlm: causal: true) in its config.json if it has "
             "that setting.",
             code="not-causal",
-            key="model.name",
         )
 
 

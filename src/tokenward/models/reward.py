@@ -64,14 +64,14 @@ class RewardSettings:
             raise UserError(
                 f"a reward needs high > low, got low {self.low} and high {self.high}. Use for example low: 0.0, high: 1.0.",
                 code="out-of-range",
-                key="reward.high",
+                key="reward.head.high",
             )
         if not self.gain > 0 or (self.hidden is not None and self.hidden < 1):
             raise UserError(
                 f"the head of the reward needs gain > 0 and hidden >= 1, got {self.gain} and {self.hidden}. Use hidden: 2048, or "
                 "hidden: null for a single linear layer.",
                 code="out-of-range",
-                key="reward.hidden",
+                key="reward.head.hidden",
             )
 
     @property
