@@ -45,7 +45,8 @@ def test_trl_gets_one_number_per_completion_with_the_scores_of_its_ids(scorer):
         ["Say it.", "Say it."], ["the good tea", [{"role": "assistant", "content": "a cup"}]], level=[1, 2]
     )
     row = scorer.template.prompt_ids([{"role": "user", "content": "Say it."}])
-    ids = [scorer.template.response_ids(text) for text in ("the good tea", "a cup")]
+    texts = scorer.template.texts_ids(["the good tea", "a cup"])
+    ids = [[*text, *scorer.template.eos_ids] for text in texts]
     assert found == pytest.approx(rewards.of_ids([row, row], ids).sum(1).tolist(), abs=1e-5)
     assert rewards.__name__ == "tokenward_rewards"
 
