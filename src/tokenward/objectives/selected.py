@@ -108,8 +108,8 @@ class Selected(Composite):
             )
         if unit_of(selector):
             raise UserError(
-                f"a selection in the training step does not know the {unit_of(selector)} of the tokens, but this one pools over "
-                "them. Use a scorer of stored values, or remove the step segment_pool.",
+                f"a selection in the training step does not know which {unit_of(selector).removesuffix('s')} a token is in, but this "
+                "one pools over them. Use a scorer of stored values, or remove the step segment_pool.",
                 code="missing-segments",
             )
         self.objective, self.selector, self.scorer = objective, selector, scorer
