@@ -14,6 +14,7 @@ from tokenward.data import rows as read_rows
 from tokenward.data.fields import FieldError, required
 from tokenward.data.parsers import answered
 from tokenward.errors import UserError
+from tokenward.plugins import check_positive
 from tokenward.scoring.reads import Value
 from tokenward.tokens.rows import response_key
 from tokenward.types import Span
@@ -240,12 +241,7 @@ class Counterfactual(ModelValue):
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
-        if min(self.candidates, self.max_new_tokens) < 1:
-            raise UserError(
-                f"counterfactual needs candidates and max_new_tokens of 1 or more, got {self.candidates} and "
-                f"{self.max_new_tokens}.",
-                code="invalid-value",
-            )
+        check_positive(candidates=self.candidates, max_new_tokens=self.max_new_tokens)
 
     def details(self) -> dict[str, Any]:
         names = ("verifier", "candidates", "max_new_tokens")
@@ -331,12 +327,6 @@ class External:
     """
 
     file: str
-
-    def __post_init__(self) -> None:
-        if not self.file:
-            raise UserError(
-                'the scorer external needs a file, such as file: "scores.jsonl".', code="missing-setting"
-            )
 
     @property
     def reads(self) -> tuple[Value, ...]:
