@@ -263,11 +263,7 @@ class DPO:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IPO:
-    """Identity preference optimisation with mean log-ratios (arXiv 2310.12036, Eq. 17); DPO's ``loss: ipo``.
-
-    Attributes:
-        beta: The paper's tau.
-    """
+    """Identity preference optimisation with mean log-ratios (arXiv 2310.12036, Eq. 17; ``beta`` is its tau)."""
 
     needs: ClassVar[Needs] = Needs(reference=True, pairwise=True)
 
