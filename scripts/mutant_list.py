@@ -130,7 +130,7 @@ MUTANTS: list[Mutant] = [
     M("selection/ends", "eligible", "'chosen': preferred", "'chosen': ~preferred"),
     M("selection/threshold-below", "Threshold.__call__", "-self.above if", "self.above if"),
     M("selection/noise-seed", "stable_noise", "seed * 2685821657736338717", "0 * 2685821657736338717"),
-    M("selection/fraction-check", "SideRule.__post_init__", "not 0 < self.fraction <= 1", "not 0 <= self.fraction <= 1"),
+    M("selection/fraction-check", "check_fraction", "not 0 < value <= 1", "not 0 <= value <= 1"),
     M("selection/soft-mean", "SoftWeights.__call__", "shares * number[tokens.response]", "shares"),
     M("selection/soft-positive", "SoftWeights._shares", "lowest <= 0", "lowest < 0"),
     M("selection/preferred", "ScoredTokens.preferred", "self.rank == 0", "self.rank != 0"),

@@ -157,7 +157,7 @@ REFUSED = [
     ("scores.scorer={name: attention, of: policy}", "in the step the policy gives logp, entropy, rank only"),
     (
         "scores.scorer={name: combine, parts: [{scorer: {name: entropy, of: policy}, steps: [{top: {scope: dataset}}]}]}",
-        "where a step of combine cannot see all data",
+        "which does not see all data",
     ),
     ("auxiliary_models={a: {swap_labels: true}}", "has swap_labels and no training"),
     ("auxiliary_models={a: {model: other, fraction: 0.5, objective: {name: sft}}}", "has fraction, objective and no training"),
