@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
+from tokenward.api.training import with_new_adapter
 from tokenward.artifacts import StageFolder, fingerprint, write_jsonl
 from tokenward.config import OnlineTable, Recipe
 from tokenward.models.head_mlp import HeadMLPSettings
@@ -33,7 +34,6 @@ from tokenward.stages.tasks import (
 )
 from tokenward.stages.training import (
     SftStage,
-    adapted,
     example_prompts,
     fit_stage,
     model_settings,
@@ -78,10 +78,16 @@ class OnlineSftStage(SftStage):
         model = run.load(run.whole(run.recipe.model.name))
         template = model.template(run.style)
         train, development = (encoded_examples(run, template, part) for part in ("train", "development"))
-        watch = watching(run, model, example_prompts(run, development.contexts), folder.path)
-        table = run.recipe.sft.training
+        prompts = example_prompts(run, development.contexts)
         return fit_stage(
-            run, folder, model, SFT(), train.rows, table, eval_rows=development.rows, watch=watch
+            run,
+            folder,
+            model,
+            SFT(),
+            train.rows,
+            run.recipe.sft.training,
+            eval_rows=development.rows,
+            watch=lambda trained: watching(run, trained, prompts, folder.path),
         )
 
     def planned(self, run: Run, template: Template) -> Training:
@@ -170,7 +176,7 @@ def online_policy(run: Run) -> LanguageModel:
     start = run.load(run.start_model)
     settings = run.recipe.model.head_mlp
     if settings is None:
-        return adapted(run, start, run.recipe.model.adapter)
+        return with_new_adapter(start, run.recipe.model.adapter, run.recipe.seed)
     return start.with_head_mlp(head_mlp_settings(settings), seed=run.recipe.seed)
 
 
@@ -228,7 +234,7 @@ def _train(run: Run, stage: StageFolder, online: OnlineTable) -> dict[str, Any]:
         prepare=prepare,
         defaults=DEFAULTS,
         between=loop,
-        watch=_watch(run, stage.path, online, policy, task),
+        watch=lambda trained: _watch(run, stage.path, online, trained, task),
     )
     if reward is not None:
         reward.save(stage.path / "reward")

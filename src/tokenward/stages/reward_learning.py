@@ -9,11 +9,11 @@ from torch import nn
 from transformers import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, align_special_tokens
 
+from tokenward.api.constant import CHECKED_REWARDS, warn_of_rewards
 from tokenward.errors import UserError
 from tokenward.models.reward import RewardModel
 from tokenward.objectives import OBJECTIVES, Objective, PlackettLuce, objective_of
 from tokenward.sampling.rollouts import Context, Ranked, chosen, seed_of
-from tokenward.stages.constant import LOOKED_AT, warn_of_rewards
 from tokenward.stages.run import Run
 from tokenward.stages.tasks import Task
 from tokenward.tokens.rows import TokenRow
@@ -78,7 +78,14 @@ class RewardLearner:
         if not eval_rows:  # nothing to look at: every development group was tied, or none was asked for
             arguments.eval_strategy = IntervalStrategy.NO
         facts = self._fit(arguments, groups.rows, eval_rows)
-        warn_of_rewards(self._run, self._reward, groups.rows[:LOOKED_AT])
+        scores, say = self._run.recipe.scores, self._run.display.line
+        warn_of_rewards(
+            self._reward,
+            groups.rows[:CHECKED_REWARDS],
+            say,
+            precision=scores.precision,
+            tokens_per_batch=scores.tokens_per_batch,
+        )
         return {
             "groups": len(groups.rows),
             "development_groups": len(eval_rows),

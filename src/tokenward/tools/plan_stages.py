@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tokenward.api.training import frozen_beside, with_new_adapter
 from tokenward.artifacts import fingerprint
 from tokenward.models.identity import has_encoder, model_sizes
 from tokenward.models.loading import DTYPES, device_of
@@ -28,7 +29,6 @@ from tokenward.scoring.reads import token_values
 from tokenward.selection.weights import weigh_rows
 from tokenward.stages.base import Rows, Training
 from tokenward.stages.run import Run
-from tokenward.stages.training import adapted, frozen_reference
 from tokenward.tokens.rows import TokenRow
 from tokenward.tools.plan_steps import (
     Measured,
@@ -211,7 +211,8 @@ class Planner:
         return self._steps[same]
 
     def _tried(self, item: Training, rows: Sequence[TokenRow]) -> Measured:
-        model = adapted(self.run, self.run.load(self.run.whole(item.model)), item.adapter)
+        start = self.run.load(self.run.whole(item.model))
+        model = with_new_adapter(start, item.adapter, self.run.recipe.seed)
         if needs_of(item.objective).reference:
             table = self.run.recipe.scores
             values = token_values(
@@ -219,7 +220,7 @@ class Planner:
             )
             rows = [replace(row, reference_logp=value) for row, value in zip(rows, values, strict=True)]
         where, device = f"{item.stage}.training", self.run.recipe.model.device
-        beside = frozen_reference(self.run, item.objective, model)
+        beside = frozen_beside(model, item.objective, lambda trained: self.run.load(trained.name))
         return training_step(
             model, item.objective, rows, item.table, where=where, device=device, reference=beside
         )
