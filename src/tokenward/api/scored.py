@@ -73,6 +73,8 @@ def score(
 ) -> Dataset:
     """Add a score for each token of each response to a data set (SePO, arXiv 2408.13518, section 3.1).
 
+    Example::
+
         scored = tokenward.score(pairs, oracle=oracle)
         scored[0]["token_scores"]      # a list for each response, here of the chosen and the rejected one
 
@@ -279,6 +281,8 @@ def evaluate(
     quiet: bool = False,
 ) -> dict[str, Figure]:
     """Measure what training changed, on rows that were not trained on.
+
+    Example::
 
         figures = tokenward.evaluate("policy", eval_rows, reference="default")
         figures["preference/accuracy"].value

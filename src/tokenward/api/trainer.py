@@ -64,6 +64,8 @@ class SelectiveTrainer(TokenTrainer):
     An oracle scores every response token, a selector turns scores into weights, and an objective trains on the weighted
     tokens. It is a ``transformers.Trainer``, with the same ``train``, ``save_model``, checkpoints and callbacks.
 
+    Example::
+
         trainer = SelectiveTrainer(model, args, pairs, oracle=oracle, selector=TopFraction(0.3), objective=SePO(gamma=2.0))
         trainer.train()
 

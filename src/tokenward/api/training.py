@@ -125,6 +125,8 @@ def train_oracle(
     The given model is the reference and does not change; a copy of it is trained. Two models are in memory if ``model``
     is a name, three if it is a loaded model, so that training that model later does not change the reference.
 
+    Example::
+
         oracle = tokenward.train_oracle("default", pairs, args=TrainingArguments("oracle"))
         oracle("How was it?", "A good cup of tea.").tokens
 

@@ -1,5 +1,7 @@
 """Preference losses on per-token log-probabilities, for a training loop of any kind.
 
+Example::
+
     loss = losses.sepo((chosen, rejected), (chosen_mask, rejected_mask), gamma=2.0).mean()
 
 They compute what the objectives of a recipe compute, on plain tensors. Values are padded, as trainers have them.

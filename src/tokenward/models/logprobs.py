@@ -26,6 +26,8 @@ def token_logprobs(model: nn.Module, batch: Mapping[str, Any], positions: Tensor
     and no row of logits is kept: of a long prompt or of unselected tokens nothing is made. The result equals
     ``log_softmax`` of the model's logits up to the rounding of a sum over the vocabulary, about 1e-6 in float32.
 
+    Example::
+
         logp = tokenward.token_logprobs(model, batch, completion_mask.bool())
 
     The first call for a model runs it a few times on a handful of tokens, to learn what it does to its head's logits. A

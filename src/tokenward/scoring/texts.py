@@ -54,7 +54,11 @@ class ScoredToken(NamedTuple):
 
 
 class ScoredResponse(NamedTuple):
-    """A response with a score per token, its end-of-turn token included."""
+    """A scored response.
+
+    Attributes:
+        tokens: Its tokens with their scores, including the end-of-turn token.
+    """
 
     tokens: list[ScoredToken]
 

@@ -54,7 +54,7 @@ class TopFraction:
         count: Rounding of fraction x tokens, exact; ``float`` is the published code's ``int(k * n)``.
         minimum: At least so many tokens of each group.
         first_token: Whether a response's first token is eligible.
-        ends: Whose end-of-turn tokens are eligible.
+        eos: Whose end-of-turn tokens are eligible.
         ties: ``earliest`` token first, or ``random`` by seed.
         seed: For random directions and ties.
         profile: ``official`` does as the published code: the first token is neither counted nor kept, the
@@ -163,7 +163,7 @@ class Threshold:
             kept at or above it, its rejected ones below.
         quantile: Of the preferred side, for ``at: quantile``; of the rejected side it is 1 less this.
         scope: Among which tokens of a side ``at`` is taken.
-        ends: Whose end-of-turn tokens are eligible.
+        eos: Whose end-of-turn tokens are eligible.
     """
 
     _: KW_ONLY

@@ -28,7 +28,7 @@ class SoftWeights:
         spread: ``token``: each token its own weight. ``sequence``: every token of a response has the weight of the
             response's mean score, relative to the mean over all responses that are weighed together; the control
             that has no token-level credit, meant for ``weighted_likelihood`` with ``normaliser: length``.
-        ends: Whose end-of-turn tokens are eligible.
+        eos: Whose end-of-turn tokens are eligible.
     """
 
     _: KW_ONLY

@@ -21,7 +21,7 @@ class Transform:
         steps: Of both sides; see :data:`tokenward.scoring.steps.STEPS`.
         chosen: In their place for the preferred response.
         rejected: In their place for the others.
-        ends: Whose end-of-turn tokens are eligible.
+        eos: Whose end-of-turn tokens are eligible.
         signed: Whether weights below 0 are meant; without it they are refused.
     """
 

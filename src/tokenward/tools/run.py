@@ -169,7 +169,12 @@ def run_recipe(
 
 
 def open_run(recipe: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> Run:
-    """A checked recipe as a run, for calling its stages one by one; nothing is carried out yet.
+    """Read and check a recipe without running anything, to call its stages one by one.
+
+    Args:
+        recipe: Path of a YAML file.
+        overrides: ``"a.b=value"`` changes.
+        quiet: Show nothing.
 
     Raises:
         UserError: a key, a value or a name in the recipe is wrong.
