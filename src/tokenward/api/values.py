@@ -190,7 +190,7 @@ class Scoring(NamedTuple):
 
 
 def scoring_of(
-    oracle: Oracle | None,
+    oracle: Any,
     reference: Callable[[], LanguageModel],
     *,
     scorer: Scorer | None,
@@ -256,7 +256,7 @@ def _models_of(
     if isinstance(oracle, PreTrainedModel | PeftModel | LanguageModel):
         return {"oracle": language_model(oracle, name="oracle", **loading)}, LogRatio()
     if oracle is None or (callable(oracle) and scores):
-        return {}, oracle
+        return {}, cast(Scorer | None, oracle)
     raise UserError(
         f"oracle is {type(oracle).__name__}. Pass a trained model or its folder, a scorer, or a data set that tokenward.score "
         "returned.",
