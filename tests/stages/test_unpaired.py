@@ -10,7 +10,7 @@ import tokenward
 from tests.stages.runs import lines, write_lines
 from tests.tiny import planted_rows
 from tokenward.errors import UserError
-from tokenward.report.single import shown_pair
+from tokenward.report.show import shown_pair
 from tokenward.stages.lists import carry_out
 from tokenward.tools.plan import plan_recipe
 
@@ -79,8 +79,7 @@ def test_likelihood_trains_on_the_good_ones_and_says_so(tiny_workplace: Path, ca
     shown = " ".join(capsys.readouterr().out.split())  # as it stands in lines of any width
     train = json.loads((RUN / "data" / "manifest.json").read_text())["facts"]["unpaired"]["train"]
     assert (
-        f"{train // 2} rows left out: WeightedLikelihood does not learn from unpaired bad responses"
-        in shown
+        f"{train // 2} rows left out: WeightedLikelihood does not learn from unpaired bad responses" in shown
     )
     assert f"{train // 2} unpaired responses; kept tokens: chosen 100.0%" in shown
 

@@ -84,14 +84,7 @@ class RewardStage(TrainingStage):
             eval_rows=eval_rows,
             defaults=DEFAULTS,
         )
-        checked, scores = rows[:CHECKED_REWARDS], run.recipe.scores
-        warn_of_rewards(
-            model,
-            checked,
-            run.display.line,
-            precision=scores.precision,
-            tokens_per_batch=scores.tokens_per_batch,
-        )
+        warn_of_rewards(model, rows[:CHECKED_REWARDS], run.display.line, **run.passes)
         return {**facts, "list_sizes": sorted(set(rows.sizes.tolist())), **scored_by(run)}
 
     def checks(self, run: Run) -> Checks:

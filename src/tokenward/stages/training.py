@@ -16,7 +16,7 @@ from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, lasting
 from tokenward.objectives import SFT, Objective
-from tokenward.sampling import Reply, SamplingSettings, sample_replies
+from tokenward.sampling import Reply, sample_replies
 from tokenward.sampling.rollouts import Context
 from tokenward.scoring.join import computed, with_reference
 from tokenward.scoring.store import TokenStore
@@ -73,10 +73,7 @@ def watching(
     prompts = [item for item in prompts if context is None or len(item.ids) + table.max_new_tokens <= context]
     if not prompts:
         return None
-    settings = SamplingSettings(
-        table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
-    )
-    template = model.template(run.style)
+    template, settings = model.template(run.style), run.reply_settings
 
     def answer() -> list[Reply]:
         return sample_replies(model, template, [item.ids for item in prompts], settings, seed=run.recipe.seed)
@@ -187,17 +184,10 @@ def reference_of(run: Run, start: LanguageModel, *, prompted: bool = False) -> W
     """
     if start.fingerprint == run.done("reference").inputs["model"] and not prompted:
         return lambda rows: with_reference(rows, TokenStore(run.path("reference")))
-    scores = run.recipe.scores
 
     def compute(rows: TokenTable) -> TokenTable:
         with run.display.progress("reference", len(rows.responses)) as bar:
-            column = computed(
-                rows,
-                start,
-                precision=scores.precision,
-                tokens_per_batch=scores.tokens_per_batch,
-                progress=bar.advance,
-            )
+            column = computed(rows, start, progress=bar.advance, **run.passes)
         return rows.with_column("reference_logp", column)
 
     return compute
