@@ -56,7 +56,7 @@ def test_a_truncated_response_has_no_eos():
 
 
 def test_responses_that_truncation_makes_equal_are_dropped():
-    same = ["dropped: responses are the same after truncation"]
+    same = ["dropped: responses have the same tokens after truncation"]
     assert encoded(comparison("abcd", "abce"), 64, 3, "truncate") == same
     _, responses, _ = encoded(comparison("abcd", "abce", "x"), 64, 3, "truncate")
     assert responses == ["abc", "abc", "x<|im_end|>"]
