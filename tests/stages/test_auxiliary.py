@@ -15,7 +15,7 @@ from tokenward.models.loading import load_model
 from tokenward.scoring.join import scored
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.auxiliary import scorer_of
-from tokenward.tokens.encode import Limits, encode_one, prompted, with_prompt
+from tokenward.tokens.encode import Limits, encode_one, prompted
 from tokenward.tokens.rows import keys_of
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
@@ -139,10 +139,9 @@ def test_only_the_last_user_turn_changes_and_a_default_system_prompt_stays() -> 
     assert tokenizer.decode(changed.prompt) == expected
     assert expected.count("Be kind.") == 1
     assert changed.responses == encoded.responses
-    with pytest.raises(UserError, match="with the auxiliary model's prompt, and the model reads 20"):
+    with pytest.raises(UserError, match=r"f:1 .* is 20") as error:
         prompted(encoded, template, "{prompt}", 20)
-    with pytest.raises(UserError, match="f:1 has no user turn"):
-        with_prompt(({"role": "system", "content": "x"},), "{prompt}", "f:1")
+    assert error.value.code == "too-long"
 
 
 REFUSED = [
