@@ -9,9 +9,10 @@ from typing import Any
 
 import datasets
 import transformers
+from pydantic import BaseModel
 
 from tokenward.artifacts import MANIFEST
-from tokenward.config import LoadedRecipe, Named, Resolved, Table, load_recipe, resolved
+from tokenward.config import LoadedRecipe, Named, Resolved, load_recipe, resolved
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.objectives import OBJECTIVES, objective_of
@@ -57,7 +58,7 @@ def completely_resolved(loaded: LoadedRecipe) -> list[Resolved]:
     """
     recipe = loaded.recipe
     values: dict[str, Any] = recipe.model_dump()
-    parts = [(values[name], table) for name, table in recipe if isinstance(table, Table)]
+    parts = [(values[name], table) for name, table in recipe if isinstance(table, BaseModel)]
     parts += [(values["auxiliary_models"][name], table) for name, table in recipe.auxiliary_models.items()]
     for filled, table in parts:
         for key, named in table:
