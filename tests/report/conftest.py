@@ -88,6 +88,6 @@ def opened(browser) -> Iterator[Callable[..., object]]:
 @pytest.fixture(scope="session")
 def page_path(finished_run: Path) -> Path:
     """The report of the tiny quick start."""
-    from tokenward.report.page import write_report
+    from tokenward.report.page import make_report
 
-    return write_report(finished_run / "runs" / "quickstart").resolve()
+    return make_report(finished_run / "runs" / "quickstart").save().resolve()

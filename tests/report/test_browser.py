@@ -11,7 +11,7 @@ import torch
 from tests.report.conftest import ODD
 from tokenward.report.channels import scored_tokens
 from tokenward.report.collect import RunFolder
-from tokenward.report.page import write_report
+from tokenward.report.page import make_report
 from tokenward.report.pairs import PairReader, scores_of
 from tokenward.selection import ScoredTokens, SideRule, TopFraction, stable_noise
 
@@ -209,7 +209,7 @@ def test_known_spans_are_marked(opened, page_path: Path) -> None:
 
 
 def test_text_of_the_data_is_never_markup(opened, odd_run: Path) -> None:
-    page = opened(write_report(odd_run))
+    page = opened(make_report(odd_run).save())
     assert page.locator("main script, main img, main b b").count() == 0
     seen = 0
     for number in range(page.evaluate("pairs.length")):

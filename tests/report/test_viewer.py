@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.report.conftest import ODD
-from tokenward.report.page import write_report
+from tokenward.report.page import make_report
 
 READ_UNITS = """name => pairs.map(pair => pair.responses.map(response => ["token", "word", "sentence"].map(unit =>
     pooledUnits(response, channels[name], unit, "mean").map(({places, value}) => [places, value]))))"""
@@ -357,7 +357,7 @@ def test_the_list_says_how_much_credit_lies_on_few_tokens(opened, page_path: Pat
 
 
 def test_odd_text_is_whole_in_every_unit_and_copy(opened, odd_run: Path) -> None:
-    page = opened(write_report(odd_run), "#unit=word&dim=1&stacked=1&table=1&sums=1")
+    page = opened(make_report(odd_run).save(), "#unit=word&dim=1&stacked=1&table=1&sums=1")
     shown = """() => [...document.querySelectorAll("#chosen .token")].map(span => {
         const group = open.responses[0].groups[span.dataset.group];
         return isClosing(open.responses[0], group[0]) ? "" : group.map(i => pieceOf(open.responses[0], i)).join("");

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,15 +21,20 @@ app = typer.Typer(
 
 GOES_ON = "finished work is kept; run the same command again to continue"
 
-RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a value of the recipe, such as oracle.fraction=0.5. Can be repeated.",
-    ),
-]
+
+def argument(text: str, metavar: str | None = None) -> Any:
+    """An argument with a help text."""
+    return typer.Argument(help=text, metavar=metavar, show_default=False)
+
+
+def option(text: str, *names: str, metavar: str | None = None) -> Any:
+    """An option with a help text."""
+    return typer.Option(*names, help=text, metavar=metavar)
+
+
+_SET = "Override a value of the recipe, such as oracle.fraction=0.5. Can be repeated."
+RecipeArgument = Annotated[Path, argument("The recipe, a YAML file.")]
+SetOption = Annotated[list[str] | None, option(_SET, "--set", metavar="KEY=VALUE")]
 
 
 def _show_version(wanted: bool) -> None:

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
 from tokenward.artifacts import atomic_write
-from tokenward.cli.app import RecipeArgument, SetOption, app, stoppable
+from tokenward.cli.app import RecipeArgument, SetOption, app, argument, option, stoppable
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.methods import all_methods, method_of
@@ -35,7 +34,7 @@ def run(recipe: RecipeArgument, overrides: SetOption = None) -> None:
 def data(
     recipe: RecipeArgument,
     overrides: SetOption = None,
-    show: Annotated[int, typer.Option(help="Number of rows to show as the model sees them.")] = 1,
+    show: Annotated[int, option("Number of rows to show as the model sees them.")] = 1,
 ) -> None:
     """Read, clean and split the data. Show how many rows were dropped and why, and some rows as the model sees them."""
     with stoppable():
@@ -58,24 +57,15 @@ def reward(recipe: RecipeArgument, overrides: SetOption = None) -> None:
 
 @app.command()
 def score(
-    target: Annotated[
-        Path,
-        typer.Argument(help="A recipe, or the folder of a trained oracle or reward.", show_default=False),
-    ],
+    target: Annotated[Path, argument("A recipe, or the folder of a trained oracle or reward.")],
     texts: Annotated[
-        Path | None,
-        typer.Argument(
-            help="With a folder: your texts, JSON lines with the fields prompt and response.",
-            show_default=False,
-        ),
+        Path | None, argument("With a folder: your texts, JSON lines with the fields prompt and response.")
     ] = None,
     overrides: SetOption = None,
     output: Annotated[
-        Path | None, typer.Option(help="File for the scores of your texts; they are shown by default.")
+        Path | None, option("File for the scores of your texts; they are shown by default.")
     ] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="The reference model, if the folder does not name it.")
-    ] = None,
+    reference: Annotated[str | None, option("The reference model, if the folder does not name it.")] = None,
 ) -> None:
     """Score the response tokens of a recipe's data, or of your own texts.
 
@@ -118,7 +108,7 @@ def plan(
     recipe: RecipeArgument,
     overrides: SetOption = None,
     step: Annotated[
-        bool, typer.Option(help="Measure one real step of each training, or only estimate with --no-step.")
+        bool, option("Measure one real step of each training, or only estimate with --no-step.")
     ] = True,
 ) -> None:
     """Predict the memory, time and disk space of each stage before a run.
@@ -136,8 +126,7 @@ def config(
     recipe: RecipeArgument,
     overrides: SetOption = None,
     complete: Annotated[
-        bool,
-        typer.Option("--resolved", help="Include the defaults of named objects and of the training tables."),
+        bool, option("Include the defaults of named objects and of the training tables.", "--resolved")
     ] = False,
 ) -> None:
     """Show every value of a recipe and where it comes from."""
@@ -161,11 +150,8 @@ def methods() -> None:
 
 @app.command()
 def init(
-    method: Annotated[str, typer.Argument(help="A name from `tokenward methods`.", show_default=False)],
-    file: Annotated[
-        Path | None,
-        typer.Argument(help="The recipe to write; METHOD.yaml by default.", show_default=False),
-    ] = None,
+    method: Annotated[str, argument("A name from `tokenward methods`.")],
+    file: Annotated[Path | None, argument("The recipe to write; METHOD.yaml by default.")] = None,
 ) -> None:
     """Write a commented recipe of a method, ready for your model and data.
 

@@ -6,13 +6,11 @@ from typing import Annotated
 
 import typer
 
-from tokenward.cli.app import SetOption, app, stoppable
+from tokenward.cli.app import SetOption, app, argument, option, stoppable
 from tokenward.config import load_recipe
 from tokenward.display import Display
 
-RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="The folder of a run, or its recipe.", show_default=False)
-]
+RunArgument = Annotated[Path, argument("The folder of a run, or its recipe.", "RUN")]
 
 
 def _folder(run: Path) -> Path:
@@ -25,16 +23,15 @@ def report(
     rows: Annotated[int, typer.Option(help="Largest number of comparisons on the page.", min=1)] = 200,
     also: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="RUN",
-            help="Another run whose scores of the same responses can be shown. Can be repeated.",
+        option(
+            "Another run whose scores of the same responses can be shown. Can be repeated.", metavar="RUN"
         ),
     ] = None,
     spans: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "Spans that people marked, JSON lines with one response each. They replace the data's own spans.",
             metavar="FILE",
-            help="Spans that people marked, JSON lines with one response each. They replace the data's own spans.",
         ),
     ] = None,
 ) -> None:
@@ -42,29 +39,24 @@ def report(
 
     tokenward report runs/quickstart
     """
-    from tokenward.report.page import write_report
+    from tokenward.report.page import make_report
 
-    page = write_report(_folder(run), rows=rows, also=[_folder(other) for other in also or ()], spans=spans)
-    Display().line(f"report: {page}")
+    page = make_report(_folder(run), rows=rows, also=[_folder(other) for other in also or ()], spans=spans)
+    Display().line(f"report: {page.save()}")
 
 
 @app.command()
 def show(
     run: RunArgument,
-    row: Annotated[int, typer.Option(help="Number of the pair, from 1.")] = 1,
-    png: Annotated[
-        Path | None, typer.Option(help="Draw the pair to a picture instead: .png, .svg or .pdf.")
-    ] = None,
+    row: Annotated[int, option("Number of the pair, from 1.")] = 1,
+    png: Annotated[Path | None, option("Draw the pair to a picture instead: .png, .svg or .pdf.")] = None,
     curves: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Draw the training curves of all stages instead: .png, .svg or .pdf."
-        ),
+        option("Draw the training curves of all stages instead: .png, .svg or .pdf.", metavar="FILE"),
     ] = None,
-    light: Annotated[bool, typer.Option("--light", help="Use colours for a light background.")] = False,
+    light: Annotated[bool, option("Use colours for a light background.", "--light")] = False,
     term: Annotated[
-        str | None,
-        typer.Option(help="Mark the tokens that this term of a sum selects, such as treg."),
+        str | None, option("Mark the tokens that this term of a sum selects, such as treg.")
     ] = None,
 ) -> None:
     """Show a pair of a finished run in the terminal, with tokens coloured by score, or draw pictures.
@@ -92,12 +84,10 @@ def show(
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
-    second: Annotated[Path, typer.Argument(help="The folder of another run.", show_default=False)],
-    rows: Annotated[
-        int, typer.Option("--show", help="Number of rows to show, per figure, whose sign differs.")
-    ] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    first: Annotated[Path, argument("The folder of a finished run.")],
+    second: Annotated[Path, argument("The folder of another run.")],
+    rows: Annotated[int, option("Number of rows to show, per figure, whose sign differs.", "--show")] = 3,
+    as_json: Annotated[bool, option("Print one JSON object instead.", "--json")] = False,
 ) -> None:
     """Compare two runs on the same eval rows: differences with intervals, and the rows that changed sides."""
     from tokenward.tools.compare import compare_runs, show_comparison
@@ -111,35 +101,28 @@ def compare(
 
 @app.command(name="compare-models")
 def compare_models(
-    before: Annotated[str, typer.Argument(help="First model: a folder, a hub name or the folder of a run.")],
-    after: Annotated[str, typer.Argument(help="Second model; win rates are those of this model.")],
+    before: Annotated[str, argument("First model: a folder, a hub name or the folder of a run.")],
+    after: Annotated[str, argument("Second model; win rates are those of this model.")],
     prompts: Annotated[
-        str,
-        typer.Option(help="Rows with a prompt, any preference data, or the question file of --export."),
+        str, option("Rows with a prompt, any preference data, or the question file of --export.")
     ],
     metric: Annotated[
-        list[str] | None,
-        typer.Option(help='A metric: vader, distinct_2, or a custom "module:name". Can be repeated.'),
+        list[str] | None, option('A metric: vader, distinct_2, or a custom "module:name". Can be repeated.')
     ] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A reward model of transformers, or the oracle, eval_reward or reward folder of a run. Can be repeated."
+        option(
+            "A reward model of transformers, or the oracle, eval_reward or reward folder of a run. Can be repeated."
         ),
     ] = None,
     judge: Annotated[
         Path | None,
-        typer.Option(
-            help="File with the settings of a judge, an OpenAI-compatible endpoint; see docs/evaluation.md."
-        ),
+        option("File with the settings of a judge, an OpenAI-compatible endpoint; see docs/evaluation.md."),
     ] = None,
     export: Annotated[
-        str | None,
-        typer.Option(help="Write the answer files of a benchmark: alpaca_eval, mt_bench or arena_hard."),
+        str | None, option("Write the answer files of a benchmark: alpaca_eval, mt_bench or arena_hard.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of the results; runs/BEFORE-vs-AFTER by default.")
-    ] = None,
+    output: Annotated[Path | None, option("Folder of the results; runs/BEFORE-vs-AFTER by default.")] = None,
     overrides: SetOption = None,
 ) -> None:
     """Compare the replies of two models to the same prompts.
@@ -164,14 +147,9 @@ def compare_models(
 
 @app.command()
 def chat(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="The folder of a run or a stage, a model folder, or a hub name.", show_default=False
-        ),
-    ],
+    model: Annotated[str, argument("The folder of a run or a stage, a model folder, or a hub name.")],
     start: Annotated[
-        str | None, typer.Option(help="The model behind /before, if the run does not name its start model.")
+        str | None, option("The model behind /before, if the run does not name its start model.")
     ] = None,
 ) -> None:
     """Chat with a trained model. /help lists the commands of the chat; lines can also come through a pipe."""
@@ -182,11 +160,8 @@ def chat(
 
 @app.command()
 def export(
-    run: Annotated[
-        str,
-        typer.Argument(help="The folder of a run, or of a stage that trained a model.", show_default=False),
-    ],
-    folder: Annotated[Path, typer.Argument(help="The new model folder.", show_default=False)],
+    run: Annotated[str, argument("The folder of a run, or of a stage that trained a model.")],
+    folder: Annotated[Path, argument("The new model folder.")],
 ) -> None:
     """Write the model of a run as a Hugging Face folder with a model card. An adapter is merged and checked."""
     with stoppable():

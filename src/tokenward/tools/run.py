@@ -17,7 +17,7 @@ from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.objectives import OBJECTIVES, objective_of
 from tokenward.plugins import find
-from tokenward.report.page import write_report
+from tokenward.report.page import make_report
 from tokenward.sampling.sources import SOURCES
 from tokenward.scoring.join import scored
 from tokenward.scoring.reads import is_online
@@ -132,7 +132,7 @@ def run_recipe(
     run = open_run(recipe, overrides, quiet=quiet)
     run_through(run, last)
     if last == "evaluation":
-        run.display.line(f"report:  {write_report(run.folder)}")
+        run.display.line(f"report:  {make_report(run.folder).save()}")
     return run
 
 
