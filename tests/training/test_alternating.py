@@ -54,13 +54,14 @@ def test_the_reward_is_learned_before_the_first_update_and_then_until_its_share(
 )
 def test_the_policy_is_looked_at_from_the_start_to_the_very_end(every, total, expected):
     schedule = Schedule(evaluate_every=every)
-    assert [step for step in range(total + 1) if schedule.looks_at(step, total)] == expected
+    assert [step for step in range(total + 1) if schedule.evaluates_at(step, total)] == expected
 
 
 def test_a_share_is_between_0_and_1():
     for until in (-0.1, 1.1, float("nan")):
-        with pytest.raises(UserError, match=r"online\.until"):
+        with pytest.raises(UserError) as caught:
             Schedule(until=until)
+        assert caught.value.key == "online.until"
 
 
 class Loop:
@@ -152,7 +153,7 @@ def test_patience_stops_the_policy_and_nothing_is_learned_after_that(tmp_path):
     assert [event["event"] for event in made.loop.events] == [
         "policy", "reward", "policy", "policy", "policy", "stop",
     ]  # fmt: skip
-    assert made.loop.events[-1] == {"event": "stop", "step": 6, "reason": "no gain in 2 looks"}
+    assert made.loop.events[-1] == {"event": "stop", "step": 6, "reason": "no gain in 2 evaluations"}
     made.loop.finish()
     assert float(made.policy.weight.detach()) == 2
 

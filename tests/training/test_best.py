@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.tiny import tiny_gpt2
-from tokenward.training.callbacks import EarlyStop, KeepBest, save_trained, trained
+from tokenward.training.callbacks import EarlyStop, KeepBest, save_trained, trained_weights
 
 
 def module() -> nn.Module:
@@ -28,7 +28,7 @@ def test_the_weights_of_the_best_value_are_put_back(larger, values):
     best = KeepBest(made, larger_is_better=larger, patience=None)
     for step, value in enumerate(values):
         filled(made, 10.0 * step)
-        assert best.look(value, step) is (step != 2)
+        assert best.update(value, step) is (step != 2)
     assert (best.value, best.step) == (values[1], 1)
     best.restore()
     assert made[1].weight.tolist() == [[10.0, 10.0]]
@@ -39,7 +39,7 @@ def test_what_is_kept_is_a_copy():
     made = module()
     filled(made, 1.0)
     best = KeepBest(made, larger_is_better=True, patience=None)
-    best.look(0.0, 0)
+    best.update(0.0, 0)
     made[1].weight.data.add_(5)
     best.restore()
     assert made[1].weight.tolist() == [[1.0, 1.0]]
@@ -47,25 +47,25 @@ def test_what_is_kept_is_a_copy():
 
 def test_a_gain_below_a_ten_thousandth_of_the_best_is_none():
     best = KeepBest(module(), larger_is_better=True, patience=None)
-    assert best.look(-100.0, 0)
-    assert not best.look(-99.991, 1)
-    assert best.look(-99.98, 2)
-    assert not best.look(-99.98, 3)
+    assert best.update(-100.0, 0)
+    assert not best.update(-99.991, 1)
+    assert best.update(-99.98, 2)
+    assert not best.update(-99.98, 3)
     zero = KeepBest(module(), larger_is_better=True, patience=None)
-    assert zero.look(0.0, 0)
-    assert zero.look(1e-9, 1), "a share of 0 is 0"
+    assert zero.update(0.0, 0)
+    assert zero.update(1e-9, 1), "a share of 0 is 0"
 
 
 def test_patience_counts_looks_in_a_row():
     best = KeepBest(module(), larger_is_better=False, patience=2)
     found = []
     for step, value in enumerate([3.0, 4.0, 2.0, 2.0, 2.5, 1.0]):
-        best.look(value, step)
+        best.update(value, step)
         found.append((best.waited, best.exhausted))
     assert found == [(0, False), (1, False), (0, False), (1, False), (2, True), (0, False)]
     forever = KeepBest(module(), larger_is_better=False, patience=None)
     for step in range(50):
-        forever.look(1.0, step)
+        forever.update(1.0, step)
     assert not forever.exhausted
 
 
@@ -74,12 +74,12 @@ def test_a_figure_that_is_no_number_is_never_the_best(odd):
     made = module()
     best = KeepBest(made, larger_is_better=True, patience=3)
     filled(made, 1.0)
-    assert not best.look(odd, 0)
+    assert not best.update(odd, 0)
     assert best.value is None
     filled(made, 2.0)
-    assert best.look(-5.0, 1)
+    assert best.update(-5.0, 1)
     filled(made, 3.0)
-    assert not best.look(odd, 2)
+    assert not best.update(odd, 2)
     assert (best.value, best.step, best.waited) == (-5.0, 1, 1)
     best.restore()
     assert made[1].weight.tolist() == [[2.0, 2.0]]
@@ -96,15 +96,15 @@ def test_a_checkpoint_holds_all_of_it(tmp_path):
     made = module()
     best = KeepBest(made, larger_is_better=True, patience=2)
     filled(made, 1.0)
-    best.look(1.0, 3)
-    best.look(0.5, 4)
+    best.update(1.0, 3)
+    best.update(0.5, 4)
     best.save(tmp_path / "best.safetensors")
     other = module()
     filled(other, 9.0)
     again = KeepBest(other, larger_is_better=True, patience=2)
     again.load(tmp_path / "best.safetensors", best.state())
     assert (again.value, again.step, again.waited) == (1.0, 3, 1)
-    again.look(0.4, 5)
+    again.update(0.4, 5)
     assert again.exhausted
     again.restore()
     assert other[1].weight.tolist() == [[1.0, 1.0]]
@@ -113,12 +113,12 @@ def test_a_checkpoint_holds_all_of_it(tmp_path):
 def test_tied_weights_are_kept_once(tmp_path):
     """safetensors refuses two names for one memory."""
     model = tiny_gpt2()
-    names = [name for name, _ in trained(model)]
+    names = [name for name, _ in trained_weights(model)]
     assert "transformer.wte.weight" in names
     assert "lm_head.weight" not in names
     save_trained(model, tmp_path / "deep" / "model.safetensors")
     best = KeepBest(model, larger_is_better=True, patience=None)
-    best.look(1.0, 0)
+    best.update(1.0, 0)
     best.save(tmp_path / "best.safetensors")
     before = model.lm_head.weight.clone()
     filled(model, 0.0)

@@ -31,14 +31,14 @@ def test_it_counts_what_went_through_the_model_and_not_what_lies_between(tmp_pat
         language_model(), SFT(), arguments(tmp_path, logging_steps=1, **settings), rows,
         eval_rows=rows[:3], callbacks=[Idle()],
     )  # fmt: skip
-    speed = Speed(trainer.read)
+    speed = Speed(trainer.seen)
     trainer.add_callback(speed)
     begun = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - begun
     tokens = sum(row.length for row in rows)
     trainer.evaluate()
-    assert trainer.read == Counter(comparisons=14, tokens=2 * tokens)
+    assert trainer.seen == Counter(comparisons=14, tokens=2 * tokens)
     facts = speed.facts()
     assert facts["tokens_per_second"] > 2 * tokens / (seconds - 4 * 0.4 + 0.05)
     assert facts["comparisons_per_second"] / facts["tokens_per_second"] == pytest.approx(7 / tokens, rel=1e-3)

@@ -278,7 +278,7 @@ def _watch(
     if run.recipe.prompt_task is not None:
         return None
     schedule = Schedule(evaluate_every=online.evaluate_every)
-    return watching(run, policy, example_prompts(run, task.development), folder, also=schedule.looks_at)
+    return watching(run, policy, example_prompts(run, task.development), folder, also=schedule.evaluates_at)
 
 
 def _prepare(
