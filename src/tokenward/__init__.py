@@ -121,7 +121,7 @@ _LAZY = {
     "losses": "losses:",
     "make_report": "report.page:make_report",
     "open_run": "tools.run:open_run",
-    "read_figures": "stages.figures:read_figures",
+    "read_figures": "stages.evaluation:read_figures",
     "run": "tools.run:run_recipe",
     "score": "api.scored:score",
     "select": "api.scored:select",
