@@ -45,10 +45,10 @@ def refused_at_once(recipe: Path, changes: list[str]) -> str:
         ("LAB:nothing", "has no 'nothing'"),
         ("LAB:number", "is an int, which cannot be called. Name a function."),
         ("right", "a verifier is a function of your own, and 'right' names no module"),
-        ("LAB:Judge", "is a class, and is called as f(prompts, completions, **columns)"),
+        ("LAB:Judge", "is a class, but it is called as f(prompts, completions, **columns)"),
         (
             "LAB:needs_answers",
-            "takes 'answers', and is given prompts, completions, completion_ids, references",
+            "takes 'answers', but is passed only prompts, completions, completion_ids, references",
         ),
     ],
 )

@@ -167,16 +167,7 @@ def _check_unused(args: TrainingArguments, foreign: Mapping[str, Any], own: Mapp
 
 
 def check_batches(table: Mapping[str, Any], rows: int, where: str) -> None:
-    """Reject a training whose only batch would be dropped because it is not full.
-
-    Args:
-        table: The recipe's ``training`` table.
-        rows: Maximum number of training comparisons.
-        where: Dotted key of the table.
-
-    Raises:
-        UserError: as above.
-    """
+    """Reject a ``training`` table under which the only batch would be dropped because it is not full."""
     size = table.get("per_device_train_batch_size", DEFAULTS["per_device_train_batch_size"])
     if table.get("dataloader_drop_last") and rows < size:
         raise UserError(
@@ -218,13 +209,7 @@ def _sampling_message(arguments: TokenTrainingArguments) -> str:
 def unworkable(
     arguments: TokenTrainingArguments, table: Mapping[str, Any], device: str
 ) -> Iterator[tuple[str, str]]:
-    """Settings of a ``training`` table that cannot work on this machine, each with an error message.
-
-    Args:
-        arguments: Made from the table.
-        table: What the user wrote.
-        device: Type of the device that trains: cpu, cuda, mps.
-    """
+    """Settings of a ``training`` table that cannot work on a device type (cpu, cuda, mps), each with an error message."""
     yield from _number_types(arguments, device)
     yield from _trackers(arguments)
     yield from _optimizer(arguments, table)

@@ -115,10 +115,7 @@ class Speed(TrainerCallback):
     """Adds throughput since the last log and peak memory to each logged training step.
 
     The clock runs only from the beginning of a step to the end of its update, so evaluation, checkpoints and other
-    callbacks are not counted.
-
-    Args:
-        seen: Comparisons and tokens trained on so far; the trainer counts them.
+    callbacks are not counted. The trainer counts the comparisons and tokens in ``seen``.
     """
 
     def __init__(self, seen: Counter[str]) -> None:

@@ -25,26 +25,13 @@ class FiniteLosses:
         self._unchecked: list[tuple[Tensor, Sequence[str], int]] = []
 
     def note(self, losses: Tensor, sources: Sequence[str], step: int) -> None:
-        """Add the losses of a pass.  [b]
-
-        Args:
-            losses: One per comparison.
-            sources: Source of each comparison.
-            step: Optimizer step.
-
-        Raises:
-            UserError: see :meth:`check`.
-        """
+        """Add the losses of a pass, one per comparison.  [b]"""
         self._unchecked.append((losses.detach(), sources, step))
         if losses.device.type == "cpu":
             self.check()
 
     def check(self) -> None:
-        """Check the collected losses.
-
-        Raises:
-            UserError: a loss is not finite; names the step and the comparisons.
-        """
+        """Raise a UserError that names the step and the comparisons if a collected loss is not finite."""
         unchecked, self._unchecked = self._unchecked, []
         for losses, sources, step in unchecked:
             if not bool(losses.isfinite().all()):
@@ -74,14 +61,7 @@ def check_first_batch(
 
     Before training both must be the same model: the implicit reward margin must be 0, and the loss must equal that of
     the reference itself (DPO: ln 2). If not, the reference values come from another model, adapter, template or
-    precision.
-
-    Args:
-        model: The policy before training.
-        objective: An objective that compares with a reference.
-        rows: The first rows, with reference log-probabilities.
-        precision: The coarser of the policy's and the reference's precision.
-        reference: The frozen reference model, if the objective needs one.
+    precision. ``precision`` is the coarser of the two; ``reference`` is the frozen model, if the objective needs one.
 
     Returns:
         ``loss``, ``begins`` (the loss if both are the same), ``margin`` (largest, nats) and ``per_token`` (mean absolute
@@ -117,11 +97,7 @@ def check_first_batch(
 
 
 def check_rows(objective: Objective, rows: Sequence[TokenRow]) -> None:
-    """Reject rows that the objective cannot train on.
-
-    Raises:
-        UserError: reference values are missing, or a row is not a pair with the better response first.
-    """
+    """Reject rows without the reference values, or that are not the pairs, that the objective needs."""
     needs = needs_of(objective)
     for row in rows:
         comparison = row.comparison
@@ -144,13 +120,7 @@ def check_rows(objective: Objective, rows: Sequence[TokenRow]) -> None:
 
 
 def check_scored(objective: Objective, means: Mapping[str, float]) -> None:
-    """Reject a selection if no token had a score since the last log.
-
-    A single pass is not enough to tell, because one response may have no scores.
-
-    Raises:
-        UserError: as above.
-    """
+    """Reject a selection if no token had a score since the last log; a single response may have none."""
     if means.get(UNSCORED) == 1.0:
         for part in parts_within(objective):
             if isinstance(part, Selected):
@@ -168,11 +138,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def check_gradient(loss: Tensor, objective: Objective) -> None:
-    """Reject a loss that does not depend on the policy.
-
-    Raises:
-        UserError: it has no gradient.
-    """
+    """Reject a loss that does not depend on the policy."""
     if not loss.requires_grad:
         raise UserError(
             f"the loss of {title_of(objective)} has no gradient: it does not depend on logp, or was detached. Compute "

@@ -45,9 +45,7 @@ def _step_of(checkpoint: Path) -> int:
 def last_whole_checkpoint(folder: Path, last_file: str) -> Path | None:
     """The newest complete checkpoint. Incomplete ones, left by a kill or a full disk, are removed.
 
-    Args:
-        folder: Folder with the checkpoints.
-        last_file: The JSON file that is written last into each.
+    ``last_file`` is the JSON file that is written last into each.
     """
     whole = None
     for checkpoint in checkpoints_of(folder):
@@ -70,10 +68,6 @@ class KeepNewest(TrainerCallback):
     """Removes old checkpoints once the newest is complete; must be the last callback.
 
     transformers' own ``save_total_limit`` removes them before callbacks have added their files to the new one.
-
-    Args:
-        last_file: The file that is written last into each.
-        limit: Number of checkpoints to keep; None keeps all.
     """
 
     def __init__(self, last_file: str, limit: int | None) -> None:
@@ -190,11 +184,7 @@ def _hints(trainer: TokenTrainer, where: str) -> Iterator[str]:
 
 
 def check_start(trainer: TokenTrainer, rows: Sequence[TokenRow], reference_precision: str = "float32") -> str:
-    """Compare the untrained policy with its reference on the first rows; returns a line for the screen.
-
-    Raises:
-        UserError: they differ by more than rounding.
-    """
+    """Compare the untrained policy with its reference by :func:`check_first_batch`; returns a line for the screen."""
     coarse = trainer.args.bf16 or reference_precision == "bfloat16"
     found = check_first_batch(
         trainer.token_model,

@@ -88,12 +88,8 @@ def _displaced(change: Change, margin: float | None) -> bool:
 class DisplacementAlarm(TrainerCallback):
     """Warns once if the chosen responses have become less likely by more than a margin.
 
-    It reads only what a step logs, so it needs no extra forward pass. A resumed training does not warn again.
-
-    Args:
-        margin: Nats per token; None never warns.
-        where: Key of the training table in the recipe, such as ``policy.training``, for the message.
-        warn: Called with the message.
+    It reads only what a step logs, so it needs no extra forward pass. A resumed training does not warn again. ``warn`` is
+    called with the message, in which ``where`` is the key of the training table.
     """
 
     def __init__(self, margin: float | None, where: str, warn: Callable[[str], None]) -> None:
@@ -138,12 +134,7 @@ class MetricSums:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, losses: Losses, counts: Tensor) -> None:
-        """Add one pass.
-
-        Args:
-            losses: Losses of its comparisons.
-            counts: ``[b]`` bool, which comparisons count.
-        """
+        """Add the losses and metrics of a pass; ``counts`` says which comparisons count.  [b] bool"""
         found = {_COMPARISONS: counts, LOSS: losses.loss.detach(), **losses.metrics}
         if losses.denominator is not None:
             found[_DENOMINATOR] = losses.denominator
@@ -157,10 +148,8 @@ class MetricSums:
     def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Mean of each metric over the comparisons that have it since the last call, and starts again.
 
-        The loss is divided by the objective's own denominator. A metric that no comparison had is left out.
-
-        Args:
-            reduce: Sums a tensor over processes.
+        The loss is divided by the objective's own denominator. A metric that no comparison had is left out. ``reduce``
+        sums a tensor over processes.
         """
         sums, self._sums = self._sums, {}
         if not sums:

@@ -27,11 +27,7 @@ class ObjectiveModules:
     They are submodules of the policy, so that gradient clipping and checks see them, but no Hugging Face folder contains
     them. The objective calls them after the policy's forward, and DDP treats a parameter that its forward did not use
     as one without a gradient. DDP is therefore told to ignore them, and :meth:`exchange` averages their gradients.
-
-    Args:
-        model: The policy.
-        objective: The objective, which keeps a reference to its modules.
-        seed: Seed of their initial weights.
+    ``seed`` sets their initial weights.
 
     Raises:
         UserError: the model is not a language model, so it has no hidden states of known width.
@@ -73,10 +69,7 @@ class ObjectiveModules:
     def exchange(self, model: nn.Module) -> None:
         """Under DDP, average their gradients over the processes. Call once, at the end of a step.
 
-        A weight without a gradient in every process gets none, so that no optimizer moves it.
-
-        Args:
-            model: The module that was called in the step.
+        A weight that has a gradient in no process keeps none, so that no optimizer moves it.
         """
         if not self._parts or not isinstance(model, DistributedDataParallel):
             return

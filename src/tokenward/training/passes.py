@@ -74,13 +74,9 @@ class StepBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collator:
-    """Turns rows into a :class:`StepBatch`.
+    """Turns rows into a :class:`StepBatch`; see :func:`tokenward.tokens.batches.collate`.
 
     Attributes:
-        layout: Layout of the rows.
-        pad_id: Padding token.
-        start_id: Decoder start token of an encoder-decoder model.
-        whole: See :func:`tokenward.tokens.rows.collate`.
         tokens_per_forward: Maximum padded tokens of a pass; a longer comparison gets a pass of its own.
         defer: Keep the rows uncut for the trainer to prepare. A data loader reads ahead, so anything that depends on
             the current weights must not be computed in it.
@@ -116,11 +112,8 @@ class StepDenominator:
 
     The denominator may depend on the policy (if tokens are selected in the step), so it is known only after every pass.
     Until then losses are divided by the number of comparisons, as for other objectives. A gradient is linear in the
-    loss, so one factor at the end, applied before clipping, gives the exact result. The factor is the same in every
-    process.
-
-    Args:
-        reduce: Sums a tensor over processes.
+    loss, so one factor at the end, applied before clipping, gives the exact result. ``reduce`` sums a tensor over
+    processes, so the factor is the same in each.
     """
 
     def __init__(self, reduce: Callable[[Tensor], Tensor]) -> None:
@@ -128,13 +121,7 @@ class StepDenominator:
         self._loss = self._total = torch.zeros(())
 
     def add(self, loss: Tensor, losses: Losses, counts: Tensor) -> None:
-        """Add one pass.
-
-        Args:
-            loss: The scalar that went backward.
-            losses: Losses of its comparisons.
-            counts: ``[b]`` bool, which comparisons count.
-        """
+        """Add one pass: the scalar that went backward, its losses, and which comparisons count (``[b]`` bool)."""
         assert losses.denominator is not None
         self._loss = self._loss.to(loss) + loss.detach()
         self._total = self._total.to(loss) + (losses.denominator.detach() * counts).sum()
@@ -142,9 +129,7 @@ class StepDenominator:
     def close(self, model: nn.Module, comparisons: Tensor | int) -> Tensor:
         """Rescale the gradients of a finished step; returns this process's share of the step's loss.
 
-        Args:
-            model: The trained model.
-            comparisons: Comparisons of the step over all processes, by which the losses were divided.
+        ``comparisons`` are those of the step over all processes, by which the losses were divided.
         """
         total = self._reduce(self._total)
         # If nothing counts, every gradient is 0 already.
@@ -158,11 +143,7 @@ class StepDenominator:
 
 
 def check_divisible(objective: Objective, *, deepspeed: bool, optimizer: str) -> None:
-    """Reject an objective with a step-wide denominator if the optimizer steps before gradients can be rescaled.
-
-    Raises:
-        UserError: the objective has one, and the optimizer steps inside the backward pass.
-    """
+    """Reject an objective with a step-wide denominator if the optimizer steps before gradients can be rescaled."""
     stepper = "DeepSpeed" if deepspeed else optimizer if "layerwise" in optimizer else ""
     if needs_of(objective).own_denominator and stepper:
         raise UserError(
@@ -178,10 +159,7 @@ def frozen_reference(
 ) -> FrozenReference | None:
     """The frozen reference model that an objective compares with in each pass; None if it needs none.
 
-    Args:
-        objective: The objective.
-        model: The policy. With an adapter, it is its own reference without the adapter.
-        reference: The reference model otherwise. It is moved to the policy's device and its weights are frozen.
+    A policy with an adapter is its own reference without it. A given reference is moved to the policy's device.
 
     Raises:
         UserError: the objective needs a reference model, but there is none.
@@ -202,11 +180,7 @@ def frozen_reference(
 
 
 class StepDraw:
-    """A random number per optimizer step, so that what an objective draws does not depend on how the step is cut.
-
-    Args:
-        objective: Gets the number if it needs one; see :attr:`tokenward.tokens.batches.Needs.draws`.
-    """
+    """A random number per optimizer step, so that what an objective draws does not depend on how the step is cut."""
 
     def __init__(self, objective: Objective) -> None:
         self._needed = needs_of(objective).draws
@@ -233,14 +207,8 @@ class StepSelections:
     """Makes selections with scope ``batch`` over all comparisons of an optimizer step before any of them trains.
 
     So the update is the same however the step is cut into passes, micro-batches and processes. If scores read the
-    policy, this costs an extra forward pass without gradient, unless the step is a single pass.
-
-    Args:
-        objective: The objective; a selection inside another objective is one of its ``parts``.
-        model: The policy.
-        precision: Opens the precision context of a forward pass.
-        processes: Number of processes that share the step.
-        process: Index of this process.
+    policy, this costs an extra forward pass without gradient, unless the step is a single pass. ``precision`` opens the
+    precision context of a forward pass; the step is shared by ``processes``, of which this is number ``process``.
     """
 
     def __init__(
@@ -263,12 +231,7 @@ class StepSelections:
         return bool(self._parts)
 
     def __call__(self, module: nn.Module, step: Sequence[Sequence[Pass]]) -> list[list[Pass]]:
-        """The passes of a step with the weights that its selections give their tokens.
-
-        Args:
-            module: The module to call: the policy, or a wrapper around it.
-            step: The passes of each micro-batch; every process must have the same number.
-        """
+        """The passes of each micro-batch (as many in every process) with the weights that the selections give."""
         whole = [list(passes) for passes in step]
         # A single pass is the whole step: the objective then selects by itself, at no extra cost.
         if not self._parts or (self._processes == 1 and sum(map(len, whole)) <= 1):
