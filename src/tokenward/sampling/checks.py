@@ -27,10 +27,7 @@ def check_temperature(value: float, key: str) -> None:
 class CheckedSampler:
     """A custom sampler whose replies are checked; empty replies, which teach nothing, are dropped.
 
-    Attributes:
-        sampler: The custom sampler.
-        name: Its name in the recipe, for errors.
-        vocabulary: Rows of the policy's embedding.
+    ``name`` is the sampler's in the recipe, for errors; ``vocabulary`` is the number of rows of the policy's embedding.
     """
 
     sampler: Sampler

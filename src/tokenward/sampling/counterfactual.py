@@ -32,13 +32,8 @@ def critical_tokens(
 ) -> list[list[Tensor]]:
     """1 at critical tokens, 0 at others, NaN throughout a response that is wrong itself.  -> per row, per response, [len]
 
-    Args:
-        model: Continues the responses.
-        template: Defines the end of a response.
-        rows: Prompts with their responses.
-        value: Names the verifier and the number of alternative tokens.
-        file: Cache of known results, one response per line. New ones are appended, so that an interrupted run continues.
-        batch: Continuations per ``generate`` call.
+    ``file`` caches known results, one response per line; new ones are appended, so that an interrupted run continues.
+    ``batch`` is the number of continuations per ``generate`` call.
     """
     name = value.details["verifier"]
     search = CriticalSearch(model, template, value.details, find("verifier", name, {}), batch)

@@ -28,13 +28,7 @@ class Context(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """Ranked groups of replies.
-
-    Attributes:
-        rows: One per group with an order; the others are dropped.
-        counts: Dropped groups and empty replies, by reason.
-        mean: Mean score of all replies, including those of dropped groups.
-    """
+    """Ranked groups of replies: those with an order, what was dropped by reason, and the mean score of all replies."""
 
     rows: list[TokenRow]
     counts: dict[str, int]
@@ -48,13 +42,7 @@ def seed_of(*parts: int | str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredSampler:
-    """Samples replies and scores them.
-
-    Attributes:
-        sampler: Samples from the current policy.
-        source: The preference source.
-        name: Name of the source, for errors.
-    """
+    """Samples replies and scores them by a preference source; ``name`` is the source's, for errors."""
 
     sampler: Sampler
     source: Callable[..., Any]
@@ -71,12 +59,7 @@ class ScoredSampler:
     ) -> tuple[list[list[Reply]], list[list[float]]]:
         """``count`` replies to each context, and the score of each.
 
-        Args:
-            contexts: Prompts to answer.
-            count: Replies per prompt.
-            seed: Seed of the sampler.
-            drawn: Called with the number of new replies.
-            scored: Called with the number of newly scored replies.
+        ``drawn`` is called with the number of new replies, ``scored`` with that of newly scored ones.
 
         Raises:
             UserError: the source cannot score a row, or returns something else than finite numbers.

@@ -67,13 +67,9 @@ class Sampler(Protocol):
         seed: int,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Reply]]:
-        """``count`` replies to each prompt, in the order of the prompts.
+        """``count`` replies to each prompt (token ids), in the order of the prompts.
 
-        Args:
-            prompts: Token ids.
-            count: Replies per prompt.
-            seed: The same seed, prompts and weights must give the same replies.
-            progress: Called with the number of new replies.
+        The same seed, prompts and weights must give the same replies. ``progress`` is called with the number of new replies.
         """
         ...
 
@@ -82,11 +78,8 @@ class Sampler(Protocol):
 class TransformersSampler:
     """transformers' ``generate`` on the policy itself, so it always uses the current weights.
 
-    Attributes:
-        model: The policy.
-        template: Defines the end of a reply.
-        settings: How to sample.
-        precision: ``bfloat16`` samples from a copy in that dtype: faster, but slightly off-policy.
+    ``template`` defines the end of a reply. Precision ``bfloat16`` samples from a copy in that dtype: faster, but slightly
+    off-policy.
     """
 
     model: LanguageModel
@@ -123,15 +116,8 @@ def sample_replies(
     """One reply to each prompt, in the order of the prompts.
 
     The same seed, prompts and batch size give the same replies. Two models get the same random numbers, which narrows
-    the confidence interval of their difference.
-
-    Args:
-        model: The policy.
-        template: Defines the end of a reply.
-        prompts: Token ids.
-        settings: How to sample.
-        seed: Seeds torch's generators, whose state is restored.
-        progress: Called with the number of new replies.
+    the confidence interval of their difference. The state of torch's generators is restored. ``template`` defines the end
+    of a reply, ``progress`` is called with the number of new replies.
     """
     if not template.ending.special and not settings.fixed_length:
         settings = settings._replace(stop=(*settings.stop, template.ending.turn.strip()))
@@ -299,8 +285,7 @@ class _Pieces(BaseStreamer):
         self._shown = 0
 
     def put(self, value: Tensor) -> None:
-        """Receive new ids from generate; the first call brings the prompt."""
-        if self._prompt_is_next:
+        if self._prompt_is_next:  # the first call brings the prompt
             self._prompt_is_next = False
             return
         self.ids += value.flatten().tolist()
@@ -309,12 +294,10 @@ class _Pieces(BaseStreamer):
             self._flush(text)
 
     def end(self) -> None:
-        """Show the rest."""
         self._flush(self.text)
 
     @property
     def text(self) -> str:
-        """The reply so far."""
         return str(self._template.tokenizer.decode(self.ids, skip_special_tokens=True))
 
     def _flush(self, text: str) -> None:
@@ -331,15 +314,9 @@ def stream_reply(
     seed: int,
     show: Callable[[str], None],
 ) -> Reply:
-    """One reply, shown as it is generated. Ctrl-C ends it and keeps what there is.
+    """One reply; ``show`` is called with each new piece of text. Ctrl-C ends it and keeps what there is.
 
-    Args:
-        model: The model.
-        template: Defines the end of the reply.
-        prompt: Token ids.
-        settings: How to sample; ``stop`` and ``batch`` are not used.
-        seed: Seeds torch's generators, whose state is restored.
-        show: Called with each new piece of text.
+    ``settings.stop`` and ``settings.batch`` are not used. The state of torch's generators is restored.
     """
     pieces = _Pieces(template, show)
     ids = torch.tensor([list(prompt)], device=model.device)

@@ -76,13 +76,8 @@ class Schedule:
 class Alternating(TrainerCallback):
     """Learns the reward and evaluates the policy between the policy's updates.
 
-    Args:
-        schedule: When to do so.
-        learn: Learns the reward; None if the objective needs none.
-        reward: The reward's module, saved in every checkpoint; None likewise.
-        evaluate: Evaluates the policy; None to skip evaluations.
-        best: Keeps the policy's best weights.
-        show: Called with one line per event.
+    ``learn`` and ``reward`` (its module, saved in every checkpoint) are None if the objective needs no reward, ``evaluate``
+    is None to skip evaluations. ``best`` keeps the policy's best weights, ``show`` is called with one line per event.
 
     Attributes:
         events: What happened, in order: ``{"event": "reward" | "policy" | "stop", "step": ..., ...}``.

@@ -40,14 +40,11 @@ class TokenTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         if self.tokens_per_forward < 1:
-            raise UserError(
-                f"tokens_per_forward must be at least 1, got {self.tokens_per_forward}.",
-                code="invalid-setting",
-            )
+            got = self.tokens_per_forward
+            raise UserError(f"tokens_per_forward must be at least 1, got {got}.", code="invalid-setting")
         if self.displacement_margin is not None and not self.displacement_margin > 0:
             raise UserError(
-                f"displacement_margin must be greater than 0, got {self.displacement_margin}: smaller drops are noise. "
-                "Use for example 0.5, or None (null in a recipe) to turn the warning off.",
+                f"displacement_margin must be greater than 0, got {self.displacement_margin}. Use None to turn the warning off.",
                 code="invalid-setting",
             )
         super().__post_init__()
@@ -75,14 +72,9 @@ DEFAULTS: dict[str, Any] = {
 def training_arguments(
     table: dict[str, Any], *, folder: Path, seed: int, where: str, device: str = "auto"
 ) -> TokenTrainingArguments:
-    """Training arguments from a recipe's ``training`` table.
+    """Training arguments from a recipe's ``training`` table, whose dotted key is ``where``.
 
-    Args:
-        table: Fields of ``TrainingArguments``, as the user wrote them.
-        folder: Checkpoint folder.
-        seed: The recipe's seed; a ``seed`` in the table overrides it.
-        where: Dotted key of the table, for errors.
-        device: The recipe's ``model.device``.
+    ``folder`` is for checkpoints, ``seed`` is used unless the table has one, ``device`` is the recipe's ``model.device``.
 
     Raises:
         UserError: transformers rejects the values.
@@ -90,8 +82,7 @@ def training_arguments(
     index = device.rpartition(":")[2]
     if index.isdigit() and index != "0":
         raise UserError(
-            f"the device is {device}, but training runs on the first device that torch sees. Use auto, and set "
-            f"CUDA_VISIBLE_DEVICES={index}.",
+            f"training runs on the first device that torch sees, not on {device}. Use auto with CUDA_VISIBLE_DEVICES={index}.",
             code="unsupported-device",
             key="model.device",
         )
@@ -111,11 +102,8 @@ def training_arguments(
 def token_arguments(args: TrainingArguments) -> TokenTrainingArguments:
     """A script's ``TrainingArguments`` with tokenward's extra fields at their defaults.
 
-    ``remove_unused_columns`` is set to False, because the columns of a comparison are not arguments of the model. One
-    process trains on one GPU.
-
-    Args:
-        args: transformers' arguments, or tokenward's. They are not modified.
+    ``args`` is not modified. ``remove_unused_columns`` becomes False, because the columns of a comparison are not
+    arguments of the model, and one process trains on one GPU.
 
     Raises:
         UserError: a field that has no effect here is not at its default, or a subclass adds fields that tokenward
@@ -134,14 +122,14 @@ def token_arguments(args: TrainingArguments) -> TokenTrainingArguments:
     made.dataloader_pin_memory &= made.device.type != "cpu"  # torch warns about pinning on a CPU-only machine
     _check_unused(args, {item.name: _default(item) for item in fields(args) if item.name not in own}, own)
     _check_length(made, "args")
-    if made.train_sampling_strategy not in SAMPLING:
-        raise UserError(f"args.{_sampling_message(made)}", code="invalid-setting")
+    if problem := _wrong_sampling(made):
+        raise UserError(f"args.{problem}", code="invalid-setting")
     _use_one_gpu(made)
     return made
 
 
 def _use_one_gpu(arguments: TokenTrainingArguments) -> None:
-    # With several visible GPUs transformers wraps the model in nn.DataParallel, whose replicas lack the selective head.
+    # With several GPUs transformers would wrap the model in nn.DataParallel, whose replicas lack the selective head.
     arguments._n_gpu = min(arguments.n_gpu, 1)
 
 
@@ -152,9 +140,9 @@ def _default(item: "Field[Any]") -> Any:
 def _check_unused(args: TrainingArguments, foreign: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Reject fields that were set but are not used."""
     for name, reason in CANNOT_ACT_IN_SCRIPT.items():
-        if getattr(args, name) != own[name]:
+        if (value := getattr(args, name)) != own[name]:
             raise UserError(
-                f"args.{name} is {getattr(args, name)!r}, which has no effect here: {reason}. Leave it out.",
+                f"args.{name} is {value!r}, which has no effect here: {reason}. Leave it out.",
                 code="unused-setting",
             )
     unread = [name for name, default in foreign.items() if getattr(args, name) != default]
@@ -171,8 +159,8 @@ def check_batches(table: Mapping[str, Any], rows: int, where: str) -> None:
     size = table.get("per_device_train_batch_size", DEFAULTS["per_device_train_batch_size"])
     if table.get("dataloader_drop_last") and rows < size:
         raise UserError(
-            f"dataloader_drop_last drops the last batch if it is not full, and {rows} rows do not fill one of {size}: nothing "
-            "would be trained. Leave it out, or lower per_device_train_batch_size.",
+            f"dataloader_drop_last drops the last batch if it is not full, and {rows} rows do not fill one of {size}: nothing would "
+            "be trained. Leave it out, or lower per_device_train_batch_size.",
             code="no-updates",
             key=f"{where}.dataloader_drop_last",
         )
@@ -180,29 +168,28 @@ def check_batches(table: Mapping[str, Any], rows: int, where: str) -> None:
 
 def _check_length(arguments: TokenTrainingArguments, where: str) -> None:
     """Reject a training without an update."""
-    if arguments.max_steps == 0 or arguments.max_steps < -1:
+    steps, epochs = arguments.max_steps, arguments.num_train_epochs
+    if steps == 0 or steps < -1:
         raise UserError(
-            f"max_steps is {arguments.max_steps}, so nothing would be trained. Set it to 1 or more, or leave it out to train for "
-            "num_train_epochs.",
+            f"max_steps is {steps}, so nothing would be trained. Set it to 1 or more, or leave it out to use num_train_epochs.",
             code="no-updates",
             key=f"{where}.max_steps",
         )
-    if arguments.max_steps == -1 and arguments.num_train_epochs <= 0:
+    if steps == -1 and epochs <= 0:
         raise UserError(
-            f"num_train_epochs is {arguments.num_train_epochs:g}, so nothing would be trained. Set it to a number greater than 0, "
-            "such as 1.",
+            f"num_train_epochs is {epochs:g}, so nothing would be trained. Set it to a number above 0, such as 1.",
             code="no-updates",
             key=f"{where}.num_train_epochs",
         )
 
 
-SAMPLING = ("random", "sequential")
-
-
-def _sampling_message(arguments: TokenTrainingArguments) -> str:
+def _wrong_sampling(arguments: TokenTrainingArguments) -> str:
+    strategy = arguments.train_sampling_strategy
+    if strategy in ("random", "sequential"):
+        return ""
     return (
-        f"train_sampling_strategy is {arguments.train_sampling_strategy}, which is not supported: batches are cut by length "
-        "anyway (tokens_per_forward). Use random or sequential."
+        f"train_sampling_strategy is {strategy}, which is not supported: batches are cut by length anyway "
+        "(tokens_per_forward). Use random or sequential."
     )
 
 
@@ -216,8 +203,8 @@ def unworkable(
     yield from _schedule(arguments)
     if arguments.torch_compile and arguments.torch_compile_backend in (None, "inductor"):
         yield from _compiler(device)
-    if arguments.train_sampling_strategy not in SAMPLING:
-        yield "train_sampling_strategy", _sampling_message(arguments)
+    if problem := _wrong_sampling(arguments):
+        yield "train_sampling_strategy", problem
     if table.get("save_strategy") == "best":
         if table.get("eval_strategy", "no") == "no":
             yield (
@@ -258,19 +245,12 @@ def _optimizer(arguments: TokenTrainingArguments, table: Mapping[str, Any]) -> I
     name = str(getattr(arguments.optim, "value", arguments.optim))
     if "layerwise" in name or "lomo" in name:
         # The denominator of a step is known only after its last pass; see StepDenominator.
-        yield (
-            "optim",
-            f"{name} updates weights inside the backward pass, before the whole step has been read. Use another optimizer, "
-            "such as adamw_torch.",
-        )
+        yield "optim", f"{name} updates weights inside the backward pass. Use for example adamw_torch."
         return
     package = next((package for kind, package in PROJECTED.items() if name.startswith(kind)), None)
     if package is not None:  # transformers builds these only with the model at hand
         if find_spec(package) is None:
-            yield (
-                "optim",
-                f"{name} needs the package {package}, which is not installed. Install it, or use adamw_torch.",
-            )
+            yield "optim", f"{name} needs the package {package}, which is not installed. Or use adamw_torch."
         elif not table.get("optim_target_modules"):
             yield "optim", f"{name} needs optim_target_modules, for example [attn, mlp]."
         return
@@ -287,20 +267,10 @@ def _optimizer(arguments: TokenTrainingArguments, table: Mapping[str, Any]) -> I
 
 def _uses(optimizer: str, key: str) -> bool:
     """Whether a setting changes what transformers passes to an optimizer."""
-    other = {
-        "adam_beta1": 0.5,
-        "adam_beta2": 0.5,
-        "adam_epsilon": 0.5,
-        "optim_args": "a=1",
-        "optim_target_modules": "a",
-    }
-    plain: dict[str, Any] = {
-        "output_dir": "unused", "use_cpu": True, "report_to": "none", "optim": optimizer,
-    }  # fmt: skip
-    first, second = (
-        Trainer.get_optimizer_cls_and_kwargs(TokenTrainingArguments(**plain, **more))[1]
-        for more in ({}, {key: other[key]})
-    )
+    other: Any = {"optim_args": "a=1", "optim_target_modules": "a"}.get(key, 0.5)
+    plain: dict[str, Any] = {"output_dir": "unused", "use_cpu": True, "report_to": "none", "optim": optimizer}
+    made = [TokenTrainingArguments(**plain), TokenTrainingArguments(**plain, **{key: other})]
+    first, second = (Trainer.get_optimizer_cls_and_kwargs(arguments)[1] for arguments in made)
     return first != second
 
 
@@ -311,25 +281,19 @@ def _schedule(arguments: TokenTrainingArguments) -> Iterator[tuple[str, str]]:
         warmup = arguments.get_warmup_steps(100)
         get_scheduler(kind, optimizer, warmup, 100, scheduler_specific_kwargs=settings)  # type: ignore[arg-type]
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        key = "lr_scheduler_kwargs" if settings else "lr_scheduler_type"
-        name = getattr(kind, "value", kind)
+        key, name = "lr_scheduler_kwargs" if settings else "lr_scheduler_type", getattr(kind, "value", kind)
+        reason = _first_line(error)
         yield (
             key,
-            f"the schedule {name} cannot be created: {_first_line(error)} Fix lr_scheduler_kwargs, or use another type.",
+            f"the schedule {name} cannot be created: {reason} Fix lr_scheduler_kwargs, or use another type.",
         )
 
 
 def _compiler(device: str) -> Iterator[tuple[str, str]]:
     if device == "cuda" and not has_triton():
-        yield (
-            "torch_compile",
-            "torch_compile needs triton on a GPU. Install it, or leave torch_compile out.",
-        )
+        yield "torch_compile", "torch_compile needs triton on a GPU. Install it, or leave torch_compile out."
     if device == "cpu" and not any(shutil.which(name) for name in ("g++", "c++", "clang++", "cl")):
-        yield (
-            "torch_compile",
-            "torch_compile needs a C++ compiler on a CPU. Install one, or leave torch_compile out.",
-        )
+        yield "torch_compile", "torch_compile needs a C++ compiler on a CPU. Install one, or leave it out."
 
 
 def _first_line(error: Exception) -> str:

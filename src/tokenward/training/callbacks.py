@@ -41,10 +41,7 @@ def save_trained(module: nn.Module, path: Path) -> None:
 class KeepBest:
     """Keeps a module's trained weights at the best value of a metric.
 
-    Args:
-        module: The trained module.
-        larger_is_better: Direction in which the metric improves.
-        patience: Evaluations in a row without improvement after which :attr:`exhausted` is true; None never is.
+    After ``patience`` evaluations in a row without improvement it is :attr:`exhausted`; with None it never is.
     """
 
     def __init__(self, module: nn.Module, *, larger_is_better: bool, patience: int | None) -> None:
@@ -178,17 +175,10 @@ SAMPLES = "samples.jsonl"
 class AnswerPrompts(TrainerCallback):
     """Answers fixed prompts with the same random numbers before training, at each evaluation and at the end.
 
-    Each time adds one line per prompt to ``samples.jsonl``: ``{"step", "key", "prompt", "reply", "ended"}``. ``answer``
-    must leave torch's generators as it found them, so that training is not affected.
-
-    Args:
-        keys: A stable name for each prompt.
-        prompts: Text of each prompt.
-        answer: Returns the current model's replies, one per prompt.
-        path: The file.
-        show: Called with each line for the screen.
-        also: ``f(step, total)``: whether to answer after an update without an evaluation.
-        main: Whether this process writes and shows. Every process must answer, or one would wait for the others.
+    Each time adds one line per prompt to ``path``: ``{"step", "key", "prompt", "reply", "ended"}``. ``answer`` returns the
+    current model's replies and must leave torch's generators as it found them, so that training is not affected. It is
+    called in every process, or one would wait for the others, but only the ``main`` one writes and shows. ``also(step,
+    total)`` says whether to answer after an update without an evaluation.
     """
 
     def __init__(

@@ -38,8 +38,8 @@ class FiniteLosses:
                 finite = losses.isfinite().tolist()
                 rows = ", ".join(source for source, good in zip(sources, finite, strict=True) if not good)
                 raise UserError(
-                    f"the loss is not finite at step {step}, for: {rows}. Checkpoints saved before are intact. Lower "
-                    "learning_rate, set max_grad_norm, or look for something unusual in these rows.",
+                    f"the loss is not finite at step {step}, for: {rows}. Earlier checkpoints are intact. Lower learning_rate, set "
+                    "max_grad_norm, or look for something unusual in these rows.",
                     code="non-finite-loss",
                 )
 
@@ -141,7 +141,7 @@ def check_gradient(loss: Tensor, objective: Objective) -> None:
     """Reject a loss that does not depend on the policy."""
     if not loss.requires_grad:
         raise UserError(
-            f"the loss of {title_of(objective)} has no gradient: it does not depend on logp, or was detached. Compute "
-            "it from logp, without detach() or item().",
+            f"the loss of {title_of(objective)} has no gradient: it does not depend on logp, or was detached. Compute it from "
+            "logp, without detach() or item().",
             code="no-gradient",
         )

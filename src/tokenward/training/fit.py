@@ -107,24 +107,13 @@ def fit(
     where: str = "args",
     resume: bool = True,
 ) -> dict[str, Any]:
-    """Train a model; saves it in ``model/`` and the log in ``history.jsonl``.
+    """Train a model in place; saves it in ``folder/model/`` and the log in ``folder/history.jsonl``.
 
-    Args:
-        model: The model, trained in place.
-        objective: What to minimize.
-        rows: Training comparisons.
-        arguments: Training arguments. ``save_total_limit`` is set to None; it is applied here.
-        folder: Output folder.
-        style: How the model writes conversations.
-        eval_rows: Comparisons for ``eval_strategy``.
-        prepare: Called with the rows of a step just before they train.
-        reference: Frozen reference model, for objectives that compare with it in the step.
-        reference_precision: Precision of the stored reference values: ``float32`` or ``bfloat16``.
-        between: Runs between the steps and adds its state to each checkpoint.
-        watch: Answers fixed prompts during training.
-        display: Shows progress; None shows nothing.
-        where: What messages call the arguments.
-        resume: Whether to continue from the newest checkpoint in ``arguments.output_dir``, if there is one.
+    The rows, ``prepare`` and ``reference`` are those of :class:`TokenTrainer`. ``arguments.save_total_limit`` is set to None
+    and applied here. ``style`` is how the model writes conversations, ``reference_precision`` the precision of the stored
+    reference values. ``between`` runs between the steps and adds its state to each checkpoint; ``watch`` answers fixed
+    prompts. Messages call the arguments ``where``. With ``resume``, training continues from the newest checkpoint in
+    ``arguments.output_dir``, if there is one.
 
     Returns:
         Facts: steps, final loss, seconds, speed, memory, and displacement if the objective logs chosen responses.

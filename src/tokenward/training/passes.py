@@ -148,8 +148,7 @@ def check_divisible(objective: Objective, *, deepspeed: bool, optimizer: str) ->
     if needs_of(objective).own_denominator and stepper:
         raise UserError(
             f"{title_of(objective)} divides by a sum over the whole optimizer step, which is known only after its last pass, but "
-            f"{stepper} updates weights inside the backward pass. Use normaliser weights or length, or train without "
-            f"{stepper} (FSDP also shards).",
+            f"{stepper} updates weights inside the backward pass. Use normaliser weights or length, or train without {stepper}.",
             code="step-denominator",
         )
 
@@ -173,8 +172,8 @@ def frozen_reference(
     if isinstance(model, LanguageModel) and model.has_adapter:
         return FrozenReference(model.model, model.head, without_adapter=True)
     raise UserError(
-        f"{title_of(objective)} compares with the reference model itself (its whole vocabulary or its layers), but "
-        "there is none. Pass reference= to the trainer; in a recipe, use this objective for the oracle or the policy.",
+        f"{title_of(objective)} compares with the reference model itself (its whole vocabulary or its layers), but there is "
+        "none. Pass reference= to the trainer; in a recipe, use this objective for the oracle or the policy.",
         code="missing-reference-model",
     )
 

@@ -49,9 +49,9 @@ class TokenTrainer(Trainer):
     (:class:`tokenward.objectives.base.Losses`), however the step is cut into micro-batches, passes and processes.
 
     Args:
-        model: The model to train, with its tokenizer and layout; it gives one number per token.
+        model: The model to train; it gives one number per token.
         objective: Computes one loss per comparison from those numbers and the weights.
-        arguments: See :class:`tokenward.training.arguments.TokenTrainingArguments`.
+        arguments: Training arguments.
         rows: Training comparisons with weights, and with reference values if the objective needs them.
         eval_rows: Comparisons for evaluation during training.
         prepare: Called with this process's rows of an optimizer step just before they train, for weights or samples

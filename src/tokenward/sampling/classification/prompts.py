@@ -32,12 +32,8 @@ def read_labelled(
 ) -> list[LabelledText]:
     """The labelled texts of a file (TSV, CSV, JSONL, JSON, Parquet), in order.
 
-    Args:
-        path: The file. Text tables have a header.
-        text: Name of the text column, or several names of which the file has one (the published AG News files call it
-            ``text`` in one split and ``sentence`` in another).
-        label: Name of the column of integer labels.
-        classes: Number of classes.
+    ``text`` names the text column, or several of which the file has one: the published AG News files call it ``text`` in
+    one split and ``sentence`` in another.
 
     Raises:
         UserError: the file cannot be read, is empty or lacks a column, or a row has no text or an invalid label.
@@ -102,13 +98,10 @@ class ClassificationGap:
     examples, the same for all its prompts.
 
     Attributes:
-        task: The frozen classifier.
-        examples: The training examples.
         share: Share of the examples in a subset, rounded half up (the published 80 % of 32 are 26); at least one example.
         correct: Factor of a positive gap.
         wrong: Factor of any other gap.
-        seed: Seed of all subsets.
-        draw: Number of the subset; the same number gives the same examples.
+        draw: Number of the subset; the same seed and number give the same examples.
     """
 
     task: TaskModel
@@ -140,14 +133,7 @@ class ClassificationGap:
 
 
 class Candidate(NamedTuple):
-    """A prompt and its results on the development split.
-
-    Attributes:
-        ids: Its tokens.
-        text: The decoded tokens; encoding it again need not give the same ids.
-        score: Gap score.
-        accuracy: Accuracy without calibration.
-    """
+    """A prompt, its decoded text (which may encode to other ids), and its gap score and accuracy on the development split."""
 
     ids: list[int]
     text: str
@@ -193,17 +179,8 @@ def choose(
 ) -> Chosen:
     """Rank the distinct prompts by the development split alone, and test the best.
 
-    The published TLM evaluation ranks some candidates by their training score and others by their development score in
-    one list; here a single split ranks them all.
-
-    Args:
-        task: The frozen classifier.
-        prompts: Candidates as token ids.
-        development: Ranks the candidates; its texts also calibrate.
-        test: Not read before the choice.
-        best: Number of candidates to test.
-        correct: Factor of a positive gap.
-        wrong: Factor of any other gap.
+    The texts of the development split also calibrate. The published TLM evaluation ranks some candidates by their training
+    score and others by their development score in one list; here a single split ranks them all.
     """
     distinct = [list(ids) for ids in dict.fromkeys(map(tuple, prompts))]
     logp = task.class_logprobs(distinct, [example.text for example in development])

@@ -61,13 +61,7 @@ class MaskedModel:
 def load_masked(
     name: str, *, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
 ) -> MaskedModel:
-    """Load a masked language model from a folder or the hub.
-
-    Args:
-        name: Folder or hub name.
-        dtype: ``float32``, ``bfloat16`` or ``float64``.
-        device: ``auto`` (the GPU if there is one), or a torch device.
-        trust_remote_code: Run code that comes with the model.
+    """Load a masked language model from a folder or the hub; see :func:`tokenward.models.loading.load_model`.
 
     Raises:
         UserError: there is no such model, or it is not a complete masked language model.
@@ -80,13 +74,9 @@ def load_masked(
 
 
 class _Row(NamedTuple):
-    """One text with one or several prompts.
+    """One text (by index) with prompts (by index), one per response of ``row``, whose prompt is the part that they share.
 
-    Attributes:
-        text: Index of the text.
-        prompts: Indices of the prompts, one per response of ``row``.
-        row: The shared part as the row's prompt, and what each prompt adds as a response.
-        answers: Index of the token of each response at which the answer is read.
+    ``answers`` are the indices of the token of each response at which the answer is read.
     """
 
     text: int
@@ -141,13 +131,10 @@ class TaskModel:
 
     @torch.inference_mode()
     def class_logprobs(self, prompts: Sequence[Sequence[int]], texts: Sequence[str]) -> Tensor:
-        """Log-probability of each class, among the verbalizers only.  -> [p x c] float32 on the CPU
+        """Log-probability of each class, among the verbalizers only.  p prompts, x texts -> [p x c] float32 on the CPU
 
-        A value depends only on its prompt and its text, not on the rest of the call.
-
-        Args:
-            prompts: ``p`` prompts as token ids; an empty one is the template without a prompt.
-            texts: ``x`` sentences.
+        A value depends only on its prompt and its text, not on the rest of the call. A prompt is given as token ids; an
+        empty one is the template without a prompt.
 
         Raises:
             UserError: a row is empty or longer than the model's context.

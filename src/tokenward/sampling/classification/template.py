@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from tokenward.errors import UserError
 
 SLOTS = ("sentence", "prompt", "mask")
-_KEY = "prompt_task.template"
 _EXAMPLE = 'Write for example "{sentence} {prompt}", or "{sentence} {prompt} {mask} ." for a masked model.'
 
 
@@ -27,14 +26,10 @@ class TemplatePart(NamedTuple):
 
 
 class FilledTemplate(NamedTuple):
-    """A template with its sentence: the token ids around the prompt.
+    """A template with its sentence: the token ids before and after the prompt, and whether the sentence was truncated.
 
-    Attributes:
-        before: Ids before the prompt.
-        after: Ids after it.
-        answer: Index in the row of the token at which the answer is read: the mask, or the last token. Counted from the
-            end if negative.
-        cut: Whether the sentence was truncated.
+    ``answer`` is the index in the row of the token at which the answer is read (the mask, or the last token), counted from
+    the end if negative.
     """
 
     before: list[int]
@@ -53,10 +48,8 @@ class PromptTemplate:
 
     Without a mask the answer is the next token. A space between two parts is encoded with the part after it, as tokenizers
     do, but dropped before the prompt (whose first token may contain it) and at both ends of the row. An empty prompt
-    therefore leaves no double space. Special tokens may be written out; in a sentence they are text.
-
-    Attributes:
-        text: The template; ``{{`` and ``}}`` stand for braces.
+    therefore leaves no double space. Special tokens may be written out; in a sentence they are text. ``{{`` and ``}}`` stand
+    for braces.
 
     Raises:
         UserError: a slot is unknown, missing or repeated.
@@ -68,19 +61,15 @@ class PromptTemplate:
         found = [part.slot for part in self.parts if part.slot is not None]
         for slot in found:
             if slot not in SLOTS:
-                raise UserError(
-                    f"the template {self.text!r} has an unknown slot {{{slot}}}. Known are {{sentence}}, {{prompt}} and {{mask}}; "
-                    "double the braces to write them as text.",
-                    code="invalid-template",
-                    key=_KEY,
+                raise _template_error(
+                    f"{self.text!r} has an unknown slot {{{slot}}}. Known are {{sentence}}, {{prompt}} and {{mask}}; double the "
+                    "braces to write them as text."
                 )
         for slot in SLOTS:
             count = found.count(slot)
             if count > 1 or (count == 0 and slot != "mask"):
-                raise UserError(
-                    f"the template {self.text!r} has {{{slot}}} {count} times, but needs it once. {_EXAMPLE}",
-                    code="invalid-template",
-                    key=_KEY,
+                raise _template_error(
+                    f"{self.text!r} has {{{slot}}} {count} times, but needs it once. {_EXAMPLE}"
                 )
 
     @property
@@ -89,11 +78,7 @@ class PromptTemplate:
         try:
             pieces = list(Formatter().parse(self.text))
         except ValueError as error:
-            raise UserError(
-                f"the template {self.text!r} cannot be parsed: {error}. {_EXAMPLE}",
-                code="invalid-template",
-                key=_KEY,
-            ) from error
+            raise _template_error(f"{self.text!r} cannot be parsed: {error}. {_EXAMPLE}") from error
         parts: list[TemplatePart] = []
         for text, name, spec, conversion in pieces:
             parts += [TemplatePart(text, None)] if text else []
@@ -112,6 +97,10 @@ class PromptTemplate:
         """Whether the sentence precedes the prompt, so that a causal model can read it once for all prompts."""
         slots = [part.slot for part in self.parts]
         return slots.index("sentence") < slots.index("prompt")
+
+
+def _template_error(problem: str) -> UserError:
+    return UserError(f"the template {problem}", code="invalid-template", key="prompt_task.template")
 
 
 class TemplateEncoder:

@@ -25,24 +25,19 @@ class PreferenceSource(Protocol):
         completion_ids: Sequence[Sequence[int]] = (),
         **columns: Sequence[Any],
     ) -> Sequence[float]:
-        """One number per completion.
+        """One number per completion, from lists with one entry per completion.
 
         Args:
-            prompts: Text of the prompt's last message, one per completion.
+            prompts: Text of the prompt's last message.
             completions: Texts of the replies.
             completion_ids: Token ids of the replies.
-            columns: Every other column of the examples, one value per completion; ``references`` holds lists of texts.
+            columns: Every other column of the examples; ``references`` holds lists of texts.
         """
         ...
 
 
 class RowError(UserError):
-    """A completion that a source cannot score.
-
-    Attributes:
-        row: Index of the completion in the call.
-        problem: The message without the row.
-    """
+    """A completion that a source cannot score; ``row`` is its index in the call."""
 
     def __init__(self, row: int, problem: str, *, code: str = "row-not-scored") -> None:
         super().__init__(f"row {row}: {problem}", code=code)
@@ -68,20 +63,8 @@ def call_source(
 ) -> list[float]:
     """Call a source with the arguments that its signature names, and check what it returns.
 
-    An exception inside a custom function is not caught.
-
-    Args:
-        name: The source's name in the recipe, for errors.
-        source: A function, or an object with ``__call__``.
-        prompts: Text of the prompt's last message, one per completion.
-        completions: Texts of the replies.
-        completion_ids: Token ids of the replies.
-        columns: Every other column of the examples, one value per completion.
-        where: ``file:line`` of the example of each completion, for errors.
-        kind: What the source is, for errors; evaluation metrics are called in the same way.
-
-    Returns:
-        One finite number per completion.
+    See :class:`PreferenceSource` for the arguments. ``where`` is the ``file:line`` of each completion's example and
+    ``kind`` what the source is, for errors. An exception inside a custom function is not caught.
 
     Raises:
         UserError: the source needs a column that is missing, cannot score a row, or does not return one finite number
@@ -113,11 +96,7 @@ def call_source(
 
 
 def check_source(name: str, source: Callable[..., Any], columns: Sequence[str], *, kind: str) -> None:
-    """Check, without calling it, that a source can be called with these columns besides the samples.
-
-    Raises:
-        UserError: it is a class, or its signature needs something else.
-    """
+    """Check, without calling it, that a source can be called with these columns besides the samples."""
     if inspect.isclass(source):
         raise UserError(
             f"the {kind} {name} is a class, but it is called as f(prompts, completions, **columns). Name a function, or an "
