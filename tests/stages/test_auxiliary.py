@@ -297,31 +297,32 @@ def test_critical_tokens_are_those_without_which_the_answer_goes_wrong(tiny_work
 
 
 def test_a_stopped_search_for_critical_tokens_goes_on(tiny_workplace: Path, monkeypatch) -> None:
-    from tokenward.sampling import counterfactual
+    from tokenward.sampling.counterfactual import CriticalSearch
 
     lab = plugin(VERIFIER)
     changes = [
         f"scores.scorer={{name: counterfactual, verifier: '{lab}:right', max_new_tokens: 2}}",
         "data.limit=6",
     ]
-    plain, done = counterfactual._critical, []
+    plain, done, again = CriticalSearch.critical, [], []
 
-    def stops(model, template, row, place, *rest):
+    def stops(search, row, place):
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(keys_of(row.comparison)[place])
-        return plain(model, template, row, place, *rest)
+        return plain(search, row, place)
 
-    monkeypatch.setattr(counterfactual, "_critical", stops)
+    def noted(search, row, place):
+        again.append(keys_of(row.comparison)[place])
+        return plain(search, row, place)
+
+    monkeypatch.setattr(CriticalSearch, "critical", stops)
     with pytest.raises(KeyboardInterrupt):
         tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
     (cache,) = (RUN / "scores" / "cache").iterdir()
     with cache.open("a") as file:
         file.write('["half')  # a kill in the middle of a line
-    again = []
-    monkeypatch.setattr(
-        counterfactual, "_critical", lambda *a: again.append(keys_of(a[2].comparison)[a[3]]) or plain(*a)
-    )
+    monkeypatch.setattr(CriticalSearch, "critical", noted)
     tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
     assert not set(again) & set(done)
     assert len(again) + 3 == len(stored())

@@ -181,7 +181,7 @@ def test_an_interrupt_saves_and_the_next_run_ends_as_if_nothing_had_happened(
     """The same seed gives the same bytes, and another one others."""
     with monkeypatch.context() as patch:
         press_when(patch, lambda state: state.global_step == 3)
-        with pytest.raises(Interrupted, match="goes on from there"):
+        with pytest.raises(Interrupted, match="continues from there"):
             tokenward.run(tiny_workplace, quiet=True)
     assert not (RUN / "oracle" / "model").exists()
     with monkeypatch.context() as patch:

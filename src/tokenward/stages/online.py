@@ -197,7 +197,7 @@ class OnlineLoop:
     def train(self) -> dict[str, Any]:
         """Train; returns the facts of the stage."""
         run, online, folder = self.run, self.online, self.stage.path
-        callback, looks = self._callback(), Schedule(evaluate_every=online.evaluate_every).looks_at
+        callback, looks = self._callback(), Schedule(evaluate_every=online.evaluate_every).evaluates_at
         # The prompts of a prompt task are not replied to.
         prompts = [] if run.recipe.prompt_task else example_prompts(run, self.task.development)
         facts = fit_stage(
