@@ -25,11 +25,12 @@ _SET_BY_ONLINE = {
 
 def online_checks(run: Run) -> Checks:
     """Checks of an online run."""
-    online, head_mlp = run.online, run.recipe.model.head_mlp
+    online, head_mlp, cold = run.online, run.recipe.model.head_mlp, "online.sampling.temperature"
     checks: Checks = {
         "online.sampler": lambda: find("sampler", online.sampler.name, SAMPLERS),
         "online.selection": lambda: selector_of(online.selection, run.recipe.seed),
         "online": lambda: _check_tables(run),
+        cold: lambda: check_temperature(online.sampling.temperature, cold),
         "online.objective": lambda: _check_objective(run),
         "online.patience": lambda: _check_patience(run),
         "reward.training": lambda: _check_reward_training(run),
@@ -70,7 +71,6 @@ def _check_tables(run: Run) -> None:
 
 
 def _check_sampling(run: Run) -> None:
-    check_temperature(run.online.sampling.temperature, "online.sampling.temperature")
     if "" in run.online.sampling.stop:
         raise UserError(
             "stop contains an empty text, which would end every reply at its first token. Write stop: [], or texts of one or more "
