@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from benchmarks.model import Pair
 from tokenward.data import load
 from tokenward.models.loading import LanguageModel, load_tokenizer
-from tokenward.selection import ScoredTokens
-from tokenward.selection.fraction import SideRule, TopFraction
+from tokenward.selection import ScoredTokens, SideRule, TopFraction
 from tokenward.tokens.encode import Limits, encode
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Template

@@ -10,7 +10,7 @@ import tokenward
 from tests.stages.runs import lines, refusal, write_lines
 from tests.tiny import planted_rows
 from tokenward.errors import UserError
-from tokenward.report.single import shown_pair
+from tokenward.report.show import shown_pair
 from tokenward.stages.lists import carry_out
 from tokenward.tools.plan import plan_recipe
 

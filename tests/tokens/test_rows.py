@@ -216,7 +216,7 @@ def test_what_only_some_rows_have_is_refused():
         rows = [PAIR, replace(SHORT, **{name: some[name]})]
         with pytest.raises(ValueError, match=word):
             collate(rows, layout="shared", pad_id=0)
-    with pytest.raises(ValueError, match="decoder starts with"):
+    with pytest.raises(ValueError, match="start_id"):
         collate([PAIR], layout="encoder_decoder", pad_id=0)
 
 

@@ -77,12 +77,17 @@ def test_a_plain_prompt_joins_the_turns():
     assert template.render(messages) == "the good\n\nyes\n\nwhy"
 
 
-def test_a_reply_has_no_special_tokens_but_its_end():
+def test_the_text_of_a_reply_has_no_special_tokens():
     template = Template(tokenizer=wrapping_tokenizer(), kind="plain")
-    tokenizer = template.tokenizer
-    assert tokenizer.decode(template.text_ids("the good")) == "the good"
-    assert template.response_ids("the good") == [*template.text_ids("the good"), tokenizer.eos_token_id]
-    assert template.response_ids("") == [tokenizer.eos_token_id]
+    assert template.tokenizer.decode(template.texts_ids(["the good"])[0]) == "the good"
+    assert template.texts_ids([""]) == [[]]
+    assert template.eos_ids == [template.tokenizer.eos_token_id]
+    # A special token that the reply spells is text.
+    text = "a<|im_end|>b"
+    (ids,) = Template(tokenizer=tiny_tokenizer()).texts_ids([text])
+    assert not set(ids) & template.special_ids
+    spans = byte_spans(template.tokenizer, text)
+    assert (len(spans), spans[-1].end) == (len(ids), len(text))
 
 
 @pytest.mark.parametrize(
@@ -110,24 +115,20 @@ def test_a_mark_of_the_template_closes_a_reply_rather_than_eos():
     assert eos != [tokenizer.eos_token_id]
 
 
-def test_a_tokenizer_without_any_end_is_refused():
+def test_templates_that_cannot_be_used():
     tokenizer = with_template(None)
     tokenizer.eos_token = None
-    with pytest.raises(UserError, match="neither an end-of-turn token nor an EOS"):
-        Template(tokenizer=tokenizer, kind="plain").response_ids("yes")
-
-
-def test_no_chat_template_is_refused_with_what_to_write():
-    with pytest.raises(UserError, match=r"no chat template.*tokens\.template: plain"):
+    with pytest.raises(UserError) as error:
+        _ = Template(tokenizer=tokenizer, kind="plain").eos_ids
+    assert error.value.code == "no-eos"
+    with pytest.raises(UserError, match="template: plain") as error:
         Template(tokenizer=with_template(None))
+    assert (error.value.code, error.value.key) == ("no-chat-template", "tokens.template")
     assert Template(tokenizer=with_template(None), kind="plain").render(HELLO) == "the good"
-
-
-def test_roles_that_the_template_refuses_are_named():
-    tokenizer = with_template("{{ raise_exception('only users') }}")
-    messages = [{"role": "system", "content": "s"}, *HELLO]
-    with pytest.raises(UserError, match="only users"):
-        Template(tokenizer=tokenizer).render(messages)
+    refusing = Template(tokenizer=with_template("{{ raise_exception('only users') }}"))
+    with pytest.raises(UserError, match=r"\[system, user\].*only users") as error:
+        refusing.render([{"role": "system", "content": "s"}, *HELLO])
+    assert error.value.code == "refused-conversation"
 
 
 def test_the_fingerprint_follows_what_gives_other_ids():
@@ -142,15 +143,3 @@ def test_the_fingerprint_follows_what_gives_other_ids():
         Template(tokenizer=wrapping_tokenizer()),
     ]
     assert len({same, *(other.fingerprint for other in others)}) == 5
-
-
-def test_a_reply_that_spells_an_end_is_text_and_not_an_end() -> None:
-    template = Template(tokenizer=tiny_tokenizer())
-    text = "a<|im_end|>b"
-    ids = template.response_ids(text)
-    assert ids.count(template.eos_ids[-1]) == 1
-    assert ids[-1] == template.eos_ids[-1]
-    assert template.tokenizer.decode(ids[:-1]) == text
-    spans = byte_spans(template.tokenizer, text)
-    assert len(spans) == len(ids) - 1
-    assert spans[-1].end == len(text)

@@ -24,7 +24,7 @@ from tokenward.models.reward import RewardModel, is_reward_folder
 from tokenward.plugins import check_call, name_of
 from tokenward.sampling.counterfactual import critical_tokens
 from tokenward.scoring.basic import LogRatio, Record, Reward, Scorer, read_spans
-from tokenward.scoring.model_scorers import looked_at
+from tokenward.scoring.model_scorers import internal_values
 from tokenward.scoring.reads import Value, reads_of, token_values
 from tokenward.scoring.scorers import check_scope
 from tokenward.scoring.store import Found, TokenRecord, TokenStore, write_shards, write_store
@@ -126,7 +126,7 @@ class Maker:
             assert self._cache is not None
             file = self._cache / f"{value}.jsonl"
             return critical_tokens(model, self._template, group, value, file, batch=self._batch)
-        return looked_at(model, rows, value, **settings)
+        return internal_values(model, rows, value, **settings)
 
     def _of_data(self, value: Value, row: TokenRow) -> list[Tensor]:
         """Values of character spans at the tokens that they cover."""

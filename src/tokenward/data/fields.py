@@ -1,40 +1,47 @@
-"""Typed reading of one row's fields: what is not what it should be is named, with what was found."""
+"""Typed access to the fields of a row. Errors name the field, what was found and what was expected."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, TypeVar
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 class FieldError(Exception):
-    """A field that is missing, null or of the wrong type."""
+    """A field is missing, null or of the wrong type.
+
+    Args:
+        field: Path of the field in the row, such as ``answers[2].rank``.
+        problem: What was found and what was expected.
+    """
 
     def __init__(self, field: str, problem: str) -> None:
-        """Name the field and the problem.
-
-        Args:
-            field: Its path in the row, such as ``answers[2].rank``.
-            problem: What was found and what was expected.
-        """
         super().__init__(f"{field}: {problem}")
         self.field = field
         self.problem = problem
 
 
 class Unusable(Exception):
-    """A row that is well formed but holds nothing to learn from; its message is what it is counted under."""
+    """A well-formed row that contains nothing to learn from. The message is the reason it is counted under."""
 
 
 class Cell(str):
-    """A cell of a text table, which knows no types: where a number or a list is due, it is parsed."""
+    """A cell of a CSV or TSV file. It has no type: it is parsed as JSON where a number or a list is expected."""
 
     __slots__ = ()
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that suggests the most similar known name, with a space in front; empty if none is similar."""
+    near = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
 def describe(value: object) -> str:
-    """What a value is, without its text: data may hold what nobody wants in a log."""
+    """The type and size of a value, without its text, which may be private."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -51,18 +58,13 @@ def describe(value: object) -> str:
 
 
 def optional(row: Row, field: str) -> Any:
-    """The value of a field that may be left out; None when it is, or is an empty cell of a table."""
+    """The value of an optional field; None if it is missing, null or an empty cell."""
     value = row.get(field)
     return None if isinstance(value, Cell) and not value else value
 
 
 def required(row: Row, field: str, *, path: str = "") -> Any:
-    """The value of a field that must be there.
-
-    Args:
-        row: The row, or an object inside it.
-        field: The key.
-        path: Where ``row`` itself stands, such as ``answers[2].``; empty for the row.
+    """The value of a required field. ``path`` is the prefix of the row in errors, such as ``answers[2].``.
 
     Raises:
         FieldError: The field is missing or null.
@@ -74,11 +76,16 @@ def required(row: Row, field: str, *, path: str = "") -> Any:
     return row[field]
 
 
+def read(row: Row, field: str, convert: Callable[[Any, str], T], *, path: str = "") -> T:
+    """A required field, converted by one of the functions below."""
+    return convert(required(row, field, path=path), path + field)
+
+
 def text(value: object, field: str) -> str:
-    """A piece of text.
+    """The value as text.
 
     Raises:
-        FieldError: It is no text, or holds half of a surrogate pair, which no tokenizer can encode.
+        FieldError: It is not text, or contains half of a surrogate pair, which no tokenizer can encode.
     """
     if not isinstance(value, str):
         raise FieldError(field, f"found {describe(value)}, expected text")
@@ -90,10 +97,10 @@ def text(value: object, field: str) -> str:
 
 
 def number(value: object, field: str) -> float:
-    """A finite number.
+    """The value as a finite number.
 
     Raises:
-        FieldError: It is something else; NaN and infinities too, since nothing can be ranked by them.
+        FieldError: It is not a finite number.
     """
     value = parsed(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -102,10 +109,10 @@ def number(value: object, field: str) -> float:
 
 
 def integer(value: object, field: str) -> int:
-    """A whole number; 2.0 is one, since tables with gaps store integers as floats.
+    """The value as an integer. 2.0 is accepted, because tables with missing values store integers as floats.
 
     Raises:
-        FieldError: It is something else.
+        FieldError: It is not a whole number.
     """
     whole = number(value, field)
     if not whole.is_integer():
@@ -114,10 +121,10 @@ def integer(value: object, field: str) -> int:
 
 
 def items(value: object, field: str) -> Sequence[Any]:
-    """A list.
+    """The value as a list.
 
     Raises:
-        FieldError: It is something else.
+        FieldError: It is not a list.
     """
     value = parsed(value)
     if isinstance(value, str) or not isinstance(value, Sequence):
@@ -126,10 +133,10 @@ def items(value: object, field: str) -> Sequence[Any]:
 
 
 def objects(value: object, field: str) -> Sequence[Row]:
-    """A list of objects.
+    """The value as a list of objects.
 
     Raises:
-        FieldError: It is something else.
+        FieldError: It is not a list, or an item is not an object.
     """
     entries = items(value, field)
     for index, entry in enumerate(entries):
@@ -139,10 +146,10 @@ def objects(value: object, field: str) -> Sequence[Row]:
 
 
 def parsed(value: object) -> Any:
-    """The value of a table's cell; anything else, and a cell that is not JSON, as it is."""
+    """The JSON value of a cell. Other values, and cells that are not JSON, are returned as they are."""
     if not isinstance(value, Cell):
         return value
     try:
         return json.loads(value)
-    except (ValueError, RecursionError):  # a cell of ordinary text, which the caller names as such
+    except (ValueError, RecursionError):  # ordinary text
         return value

@@ -1,4 +1,4 @@
-"""Objectives: per-token log-probabilities and weights to one loss per comparison."""
+"""Objectives: one loss per comparison from per-token log-probabilities and weights."""
 
 from tokenward.objectives.base import (
     Composite,

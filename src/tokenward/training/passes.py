@@ -277,7 +277,7 @@ class StepSelections:
         ]
         self._model, self._precision = model, precision
         self._processes, self._process = processes, process
-        self._needs = reduce(or_, [part.asked for part in self._parts], NOTHING)
+        self._needs = reduce(or_, [part.scorer_needs for part in self._parts], NOTHING)
 
     def __bool__(self) -> bool:
         return bool(self._parts)
@@ -328,7 +328,7 @@ class StepSelections:
         ordered = sorted(everyone, key=lambda item: item.place)
         tokens = _joined([item.tokens for item in ordered])
         if bool(tokens.scores.isnan().all()):
-            raise part.without_scores()
+            raise part.no_scores_error()
         weights = part.weights_of(tokens)
         sizes = [len(item.tokens.scores) for item in ordered]
         return {item.place: found for item, found in zip(ordered, weights.split(sizes), strict=True)}
