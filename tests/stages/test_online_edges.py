@@ -63,6 +63,7 @@ def test_files_that_leave_nothing_are_named(recipe, tmp_path):
     check_each(recipe, [(changes.replace("SHORT", str(short)), *rest) for changes, *rest in EXAMPLES])
     write_examples(Path("examples.jsonl"), 2)
     assert refusal(recipe, last="examples").code == "no-rows"
+    assert refusal(recipe, ["examples.source=nowhere.jsonl"], last="examples").key == "examples.source"
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_kto_trains_on_unpaired_rows_without_an_oracle(tiny_workplace: Path, cap
     assert (RUN / "report" / "index.html").is_file()
     steps = [entry for entry in history("policy") if "loss" in entry]
     assert steps[0]["loss"] == pytest.approx(0.5)  # 1 - sigma(0), before the first update
-    with pytest.raises(UserError, match="one response"):
+    with pytest.raises(UserError, match="response"):
         shown_pair(RUN, 1)
 
 

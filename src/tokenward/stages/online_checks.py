@@ -22,6 +22,9 @@ _SET_BY_ONLINE = {
 }
 """Keys of ``reward.training`` that an online run sets itself."""
 
+ACROSS_TABLES = ("online", "online.patience", "online.objective", "reward.training", "model.head_mlp")
+"""Keys of the checks that compare tables. Their errors have the key of what is wrong."""
+
 
 def online_checks(run: Run) -> Checks:
     """Checks of an online run."""
