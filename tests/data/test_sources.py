@@ -210,7 +210,7 @@ def test_split_and_subset_are_refused_where_they_mean_nothing(tmp_path):
     path = jsonl(tmp_path / "a.jsonl")
     refused(path, "unknown-split", split="test")
     for source in (path, tmp_path / "*.jsonl", tmp_path):
-        refused(source, "unknown-subset", "en", subset="en")
+        assert refused(source, "unknown-subset", "en", subset="en").key == "data.subset"
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ class Cell(str):
 
 
 def unknown_name(
-    name: str, kind: str, known: Iterable[str], *, key: str = "", code: str = "unknown-name"
+    name: str, kind: str, known: Iterable[str], *, key: str, code: str = "unknown-name"
 ) -> UserError:
     """The error for a name that is not ``kind``. It lists the known names and suggests the most similar one."""
     known = list(known)

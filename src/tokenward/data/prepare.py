@@ -103,20 +103,9 @@ def read(
         )
     parts = [source] if isinstance(source, str | Path) else list(source)
     reading = Reading(iter(()))
-    found = [_with_keys(rows(part, split=split, subset=subset, say=reading.said.append)) for part in parts]
+    found = [rows(part, split=split, subset=subset, say=reading.said.append) for part in parts]
     reading.rows = _read_all(reading, source, found, _Options(format, columns or {}, limit))
     return reading
-
-
-_KEYS = {"unknown-split": "data.split", "ambiguous-split": "data.split", "unknown-subset": "data.subset"}
-
-
-def _with_keys(part: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
-    # Other parts of a recipe read sources too, so the source does not know the key.
-    try:
-        yield from part
-    except UserError as error:
-        raise UserError(str(error), code=error.code, key=_KEYS.get(error.code, "")) from error
 
 
 def from_rows(
@@ -242,7 +231,7 @@ def _read_all(
             if not faults.count:
                 yield result
     if not count:
-        raise UserError(f"{source}: contains no rows.", code="no-rows")
+        raise UserError(f"{source}: contains no rows.", code="no-rows", key="data.source")
     if faults.count:
         raise faults.error()
 

@@ -106,6 +106,7 @@ def _glob_rows(pattern: Path, split: str | None, subset: str | None) -> Rows:
             f"{pattern}: matches files of the splits {names} and other files: {_listed(p.name for p in found)}. Set "
             "split, or use a pattern that matches only the files to read.",
             code="ambiguous-split",
+            key="data.split",
         )
     for path in found if split is None else _files_of_split(groups, split, str(pattern), str):
         yield from _file_rows(path, None, None)
@@ -126,7 +127,7 @@ def _folder_rows(folder: Path, split: str | None, subset: str | None, say: Say) 
             else f"Supported are: {', '.join(READERS)}, and folders of datasets' save_to_disk. For files in deeper "
             f"folders use a pattern: {folder}/**/*.jsonl"
         )
-        raise UserError(f"{folder}: contains no data file. {advice}", code="missing-file")
+        raise UserError(f"{folder}: contains no data file. {advice}", code="missing-file", key="data.subset")
     for path in _files_of_split(groups, split, str(folder), say):
         yield from _file_rows(path, None, None)
 
@@ -141,7 +142,7 @@ def _subset_folder(folder: Path, subset: str) -> Path:
             return place
     names = _subsets(folder)
     advice = f"It has: {_listed(names)}." if names else "It has no folders with data: leave subset out."
-    raise UserError(f"{folder} has no folder {subset}. {advice}", code="unknown-subset")
+    raise UserError(f"{folder} has no folder {subset}. {advice}", code="unknown-subset", key="data.subset")
 
 
 def _subsets(folder: Path) -> list[str]:
@@ -154,6 +155,7 @@ def _refuse_subset(path: Path, subset: str | None) -> None:
         raise UserError(
             f"subset {subset}: only folders and hub data sets have subsets, and {path} is neither. Leave it out.",
             code="unknown-subset",
+            key="data.subset",
         )
 
 
@@ -198,6 +200,7 @@ def _files_of_split(
             f"{source}: some files are of a split ({', '.join(named)}) and others are not "
             f"({_listed(p.name for p in unnamed)}). Set split to read one split, or list the files to read.",
             code="ambiguous-split",
+            key="data.split",
         )
     if named:
         return groups[choose_split(source, named, wanted, say)]
@@ -209,6 +212,7 @@ def _files_of_split(
             f"no file in {source} has a name that begins with {wanted}. It contains: "
             f"{_listed(path.name for path in unnamed)}.",
             code="unknown-split",
+            key="data.split",
         )
     return found
 
@@ -222,7 +226,7 @@ def choose_split(source: str, splits: Sequence[str], wanted: str | None, say: Sa
     names = ", ".join(splits)
     if wanted is not None:
         if wanted not in splits:
-            raise unknown_name(wanted, f"a split of {source}", splits, code="unknown-split")
+            raise unknown_name(wanted, f"a split of {source}", splits, key="data.split", code="unknown-split")
         return wanted
     if len(splits) == 1:
         return splits[0]
@@ -230,6 +234,7 @@ def choose_split(source: str, splits: Sequence[str], wanted: str | None, say: Sa
         raise UserError(
             f"{source}: has several splits, but no train: {names}. Set split to one of them.",
             code="ambiguous-split",
+            key="data.split",
         )
     others = ", ".join(name for name in splits if name != "train")
     say(f"{source}: the split train is read; also there: {others}")
@@ -237,7 +242,7 @@ def choose_split(source: str, splits: Sequence[str], wanted: str | None, say: Sa
 
 
 def _no_splits(split: str, problem: str) -> UserError:
-    return UserError(f"split {split}: {problem}. Leave split out.", code="unknown-split")
+    return UserError(f"split {split}: {problem}. Leave split out.", code="unknown-split", key="data.split")
 
 
 def _saved_rows(folder: Path, split: str | None, say: Say) -> Rows:
@@ -275,6 +280,7 @@ def _hub_rows(name: str, split: str | None, subset: str | None, say: Say) -> Row
             f"{name}: there is no such file, and it cannot be read as a hub data set: {error}. Check the name, the "
             "subset and the network. A downloaded copy can be read by its path.",
             code="unreadable-hub-data",
+            key="data.source",
         ) from error
 
 
@@ -294,7 +300,7 @@ def _missing(path: Path) -> UserError:
         if near
         else f"{folder.resolve()} contains: {_listed(present) or 'nothing'}."
     )
-    return UserError(f"{path}: no such file or folder. {advice}", code="missing-file")
+    return UserError(f"{path}: no such file or folder. {advice}", code="missing-file", key="data.source")
 
 
 def _listed(names: Iterable[str]) -> str:
