@@ -17,37 +17,26 @@ from tokenward.errors import UserError
 STARTS = (True, "gaussian", "mica")
 """Values of ``init_lora_weights`` with which a new adapter is exactly zero and peft leaves the base weights alone."""
 
-_DATA = "it initializes the adapter from data, which cannot be given here"
-_CHANGES_BASE = "it changes the base, so that the model without the adapter would not be the base model"
-_QUANTIZED = "it is for quantized models, which are not supported"
-_MEGATRON = "it is for Megatron models"
-_AUTOMATIC = "it is set automatically"
-
 REFUSED: dict[str, str] = {
-    "bias": "trained biases stay when the adapter is disabled, so that the model without it would not be the base model",
-    "lora_bias": "peft cannot merge it into a layer without a bias",
-    "layer_replication": _CHANGES_BASE,
-    "alora_invocation_tokens": "the adapter would act only after these tokens, and peft cannot merge it",
-    "kasa_config": _CHANGES_BASE,
-    "monteclora_config": "it samples the adapter anew in every pass, so that results would not be reproducible",
-    "velora_config": "it approximates the gradients",
-    "loftq_config": _CHANGES_BASE,
-    "eva_config": _DATA,
-    "corda_config": _DATA,
-    "lora_ga_config": _DATA,
-    "use_qalora": _QUANTIZED,
-    "qalora_group_size": _QUANTIZED,
-    "megatron_config": _MEGATRON,
-    "megatron_core": _MEGATRON,
-    "use_bdlora": "it is for serving one model from several processes",
-    "arrow_config": "it routes between existing adapters",
-    "runtime_config": "it is not part of the model, and peft does not save it",
-    "inference_mode": "a new adapter must be trainable",
-    "peft_type": "only LoRA adapters are supported",
-    "base_model_name_or_path": _AUTOMATIC,
-    "revision": _AUTOMATIC,
-    "auto_mapping": _AUTOMATIC,
-    "peft_version": _AUTOMATIC,
+    field: reason
+    for reason, fields in {
+        "trained biases stay when the adapter is disabled, so the model without it would not be the base model": "bias",
+        "peft cannot merge it into a layer without a bias": "lora_bias",
+        "it changes the base, so the model without the adapter would not be the base model": "layer_replication kasa_config loftq_config",
+        "the adapter would act only after these tokens, and peft cannot merge it": "alora_invocation_tokens",
+        "it samples the adapter anew in every pass, so results would not be reproducible": "monteclora_config",
+        "it approximates the gradients": "velora_config",
+        "it initializes the adapter from data, which cannot be given here": "eva_config corda_config lora_ga_config",
+        "it is for quantized models, which are not supported": "use_qalora qalora_group_size",
+        "it is for Megatron models": "megatron_config megatron_core",
+        "it is for serving one model from several processes": "use_bdlora",
+        "it routes between existing adapters": "arrow_config",
+        "it is not part of the model, and peft does not save it": "runtime_config",
+        "a new adapter must be trainable": "inference_mode",
+        "only LoRA adapters are supported": "peft_type",
+        "it is set automatically": "base_model_name_or_path revision auto_mapping peft_version",
+    }.items()
+    for field in fields.split()
 }
 """Fields of ``peft.LoraConfig`` that must keep their default, with the reason."""
 
@@ -56,10 +45,6 @@ _PEFT_ERRORS = (TypeError, ValueError, AttributeError, RuntimeError, NotImplemen
 
 def lora_config(settings: Mapping[str, Any], *, encoder_decoder: bool) -> LoraConfig:
     """The peft config of an adapter.
-
-    Args:
-        settings: Fields of ``peft.LoraConfig``.
-        encoder_decoder: Whether the model has an encoder.
 
     Raises:
         UserError: peft rejects a field or a value, or the model without the adapter would not be the base model.
@@ -207,10 +192,6 @@ def merged(model: PeftModel, name: str) -> PreTrainedModel:
     """Merge an adapter into its base, which is modified.
 
     If input and output embedding share a weight and the adapter changes one of them, they become two weights.
-
-    Args:
-        model: Base with adapter.
-        name: Name for messages.
 
     Raises:
         UserError: peft cannot merge this kind of adapter.

@@ -39,10 +39,6 @@ class FrozenReference:
     def read(self, batch: Batch, *, layers: bool) -> tuple[Tensor, Tensor | None]:
         """States at the position that predicts each weighted token, and the outputs of all layers there.
 
-        Args:
-            batch: The rows, on the model's device.
-            layers: Whether to return the layers.
-
         Returns:
             ``[m d]`` (or logits ``[m v]`` without a head), and ``[m L d]`` without the embedding, or None.
         """

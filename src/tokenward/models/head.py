@@ -154,12 +154,7 @@ class SelectiveHead:
 
 
 def install_head(model: nn.Module, change: LogitChange = UNCHANGED) -> SelectiveHead | None:
-    """Install a :class:`SelectiveHead`; None if the model has no output embedding.
-
-    Args:
-        model: The model.
-        change: How it transforms the output of its head, from :func:`tokenward.models.probe.logit_change`.
-    """
+    """Install a :class:`SelectiveHead`; None if the model has no output embedding."""
     module, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     return (

@@ -91,13 +91,7 @@ def init_linear(layer: nn.Linear, *, gain: float, bias: float) -> None:
 
 
 class AdaptedHead(nn.Module):
-    """A frozen output embedding after a trained network.
-
-    Args:
-        head: The output embedding of the model.
-        width: Width of its hidden states.
-        settings: Settings of the network.
-    """
+    """A frozen output embedding after a trained network."""
 
     def __init__(self, head: nn.Module, width: int, settings: HeadMLPSettings) -> None:
         super().__init__()

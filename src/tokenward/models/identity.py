@@ -52,13 +52,7 @@ def unused_positions(config: PretrainedConfig) -> str | None:
 
 
 def check_row_length(config: PretrainedConfig, name: str, longest: int) -> None:
-    """Refuse a row that would change the results of the other rows of its batch.
-
-    Args:
-        config: Config of the model.
-        name: Name of the model for the message.
-        longest: Number of positions of the longest row.
-    """
+    """Refuse a row that would change the results of the other rows of its batch."""
     text = config.get_text_config()
     steady = min(_steady_lengths(text), default=None)
     if steady is not None and longest > steady:

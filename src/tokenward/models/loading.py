@@ -49,10 +49,6 @@ def imitates_bfloat16(device: torch.device, processor: Mapping[str, Any] | None 
     """Whether products in bfloat16 are slower than in float32: on a processor without instructions for them.
 
     With AVX2 only, a linear layer takes 7 times as long forward and 40 times backward (``python -m benchmarks.bfloat16``).
-
-    Args:
-        device: Device of the model.
-        processor: Instructions of the processor by name; by default those of this machine.
     """
     if device.type != "cpu":
         return False
@@ -100,9 +96,6 @@ class LanguageModel(TokenModel):
     def with_adapter(self, settings: dict[str, Any]) -> "LanguageModel":
         """The frozen weights with a new LoRA adapter to train.
 
-        Args:
-            settings: Fields of ``peft.LoraConfig``; see :mod:`tokenward.models.adapters`.
-
         Raises:
             UserError: peft rejects them, or the model without the adapter would not be the base model.
         """
@@ -111,12 +104,7 @@ class LanguageModel(TokenModel):
         return replace(self, model=model, head=install_head(model, self.head.change) if self.head else None)
 
     def with_head_mlp(self, settings: HeadMLPSettings, *, seed: int) -> "LanguageModel":
-        """The frozen weights with a new network before the head to train.
-
-        Args:
-            settings: Settings of the network.
-            seed: Seed of its initialization.
-        """
+        """The frozen weights with a new network before the head to train."""
         model = cast(PreTrainedModel, self.model)
         with torch.random.fork_rng():
             torch.manual_seed(seed)

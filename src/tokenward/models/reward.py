@@ -92,12 +92,7 @@ class RewardSettings:
 
 
 class TokenRewardModule(nn.Module):
-    """A backbone with a scalar head at every position.
-
-    Args:
-        backbone: A decoder or encoder-decoder without its language model head.
-        settings: Settings of the head and the bound.
-    """
+    """A backbone with a scalar head at every position."""
 
     def __init__(self, backbone: PreTrainedModel, settings: RewardSettings) -> None:
         super().__init__()
