@@ -223,12 +223,9 @@ def loading_error(what: str, name: str, error: Exception) -> UserError:
 def model_sizes(
     name: str, *, adapter: dict[str, Any] | None = None, trust_remote_code: bool = False
 ) -> ModelSizes:
-    """Sizes of a model, without reading its weights.
+    """Sizes of a model, or of the base of an adapter, without reading its weights.
 
-    Args:
-        name: As in :func:`tokenward.models.loading.load_model`; for an adapter its base is measured.
-        adapter: Fields of ``peft.LoraConfig``, if only a new adapter is trained.
-        trust_remote_code: Run code that comes with the model.
+    ``adapter`` are the fields of ``peft.LoraConfig`` if only a new adapter is trained.
 
     Raises:
         UserError: There is no such model, or peft rejects the adapter.

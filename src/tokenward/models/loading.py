@@ -306,12 +306,7 @@ def wrapped(
     """Make a loaded language model ready for token-level work.
 
     The model is used as it is, on its device and in its dtype, and set to evaluation mode. Its head answers requests of this
-    library from then on; all other calls work as before.
-
-    Args:
-        model: A causal or encoder-decoder model, inside PEFT's wrapper if it has an adapter.
-        tokenizer: Its fast tokenizer.
-        packing: ``auto`` decides by measuring; the others insist.
+    library from then on; all other calls work as before. It may be inside PEFT's wrapper. The tokenizer must be a fast one.
 
     Raises:
         UserError: It is not a language model, the tokenizer is slow or has more tokens than the model, or the model does not

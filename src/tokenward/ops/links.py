@@ -56,8 +56,8 @@ def lsif(z: Tensor) -> Tensor:
 def basu(z: Tensor, power: float) -> Tensor:
     """``R^(l + 1) - (l + 1) (R^-l - 1) / l``; ``h = (R^(l + 1) - R) / l``, plus the constant 1.
 
-    ``l`` is the paper's lambda, >= 0. The limit at ``l = 0`` is :func:`kliep`. The published code has the same gradient, but its constant grows without
-    bound there.
+    ``l`` is the paper's lambda, >= 0. The limit at ``l = 0`` is :func:`kliep`. The published code has the same gradient, but
+    its constant grows without bound there.
     """
     log_ratio = _log_ratio(z)
     if power == 0:

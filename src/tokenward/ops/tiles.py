@@ -35,20 +35,13 @@ def linear_statistics(
     dtype: torch.dtype | None = None,
     elements: int = TILE_ELEMENTS,
 ) -> dict[str, Tensor]:
-    """``logp`` and the named statistics of each token from one pass of the head.  [n d], [n] -> [n] each
+    """``logp`` and the named :data:`TILED` statistics of each token from one pass of the head.  [n d], [n] -> [n] each
+
+    ``hidden`` is the state before each token; ``kl`` needs ``reference``. Matrix products are in ``dtype``, by default that of
+    the states, and ``elements`` logits exist at the same time, which affects memory, not the result.
 
     Sums over the vocabulary are in float32 or float64, whatever the dtype of the products. A rank costs a second pass of
     products, because the token's own logit must be known before larger ones can be counted.
-
-    Args:
-        hidden: Hidden state at the position before each token.
-        ids: The tokens.
-        head: The language model head.
-        names: Names from :data:`TILED`, see :data:`tokenward.ops.logprob.STATISTICS`.
-        reference: The KL reference, needed for ``kl``.
-        direction: ``reverse`` is KL(model || reference), ``forward`` KL(reference || model).
-        dtype: Dtype of the matrix products; by default that of the states.
-        elements: Logits that may exist at the same time; affects memory, not the result.
     """
     others = (None, None, None) if reference is None else (reference.hidden, *reference.head[:2])
     other_change = UNCHANGED if reference is None else reference.head.change
