@@ -26,6 +26,8 @@ def token_logprobs(model: nn.Module, batch: Mapping[str, Any], positions: Tensor
     tokens only, and their logits are not kept. The result equals ``log_softmax`` of the model's logits up to the rounding of a
     sum over the vocabulary, about 1e-6 in float32.
 
+    Example::
+
         logp = tokenward.token_logprobs(model, batch, completion_mask.bool())
 
     The first call for a model runs it a few times on a handful of tokens to find out how it transforms the output of its
