@@ -113,14 +113,14 @@ def new_adapter(
         if isinstance(module, nn.Module):
             vars(module).pop("forward", None)
     before = _logits(model, start_id)
-    wrapped = wrapped_in(model, config, settings)
+    wrapped = wrap_with_adapter(model, config, settings)
     if Path(base).is_dir():  # peft looks up anything else on the hub
         config.base_model_name_or_path = base
     _check_law(wrapped, before, settings, start_id)
     return wrapped
 
 
-def wrapped_in(model: nn.Module, config: LoraConfig, settings: Mapping[str, Any]) -> PeftModel:
+def wrap_with_adapter(model: nn.Module, config: LoraConfig, settings: Mapping[str, Any]) -> PeftModel:
     """Wrap a model with peft; raises a :class:`UserError` if the targets do not exist or cannot be adapted."""
     try:
         with adapter_warnings():
@@ -133,7 +133,7 @@ def wrapped_in(model: nn.Module, config: LoraConfig, settings: Mapping[str, Any]
 
 @contextmanager
 def adapter_warnings() -> Iterator[None]:
-    """Silence peft's warnings about tied embeddings, which :func:`merged` handles; raise if a setting has no effect."""
+    """Silence peft's warnings about tied embeddings, which :func:`merge_adapter` handles; raise if a setting has no effect."""
     with warnings.catch_warnings():
         for text in (
             "Model has `tie_word_embeddings=True` and a tied",
@@ -188,7 +188,7 @@ def _logits(model: nn.Module, start_id: int | None) -> Tensor:
     return model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens), **decoder).logits[0]
 
 
-def merged(model: PeftModel, name: str) -> PreTrainedModel:
+def merge_adapter(model: PeftModel, name: str) -> PreTrainedModel:
     """Merge an adapter into its base, which is modified.
 
     If input and output embedding share a weight and the adapter changes one of them, they become two weights.

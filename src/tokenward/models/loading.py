@@ -99,7 +99,7 @@ class LanguageModel(TokenModel):
         Raises:
             UserError: peft rejects them, or the model without the adapter would not be the base model.
         """
-        base, start = lasting(resolve(self.name)), self.start_id
+        base, start = absolute_name(resolve(self.name)), self.start_id
         model = new_adapter(cast(PreTrainedModel, self.model), settings, base=base, start_id=start)
         return replace(self, model=model, head=install_head(model, self.head.change) if self.head else None)
 
@@ -117,7 +117,7 @@ class LanguageModel(TokenModel):
         folder.mkdir(parents=True, exist_ok=True)
         if self.head_mlp is not None and self.head_mlp_settings is not None:
             base = parts_of(resolve(self.name)).base  # the name may be a folder with a head network itself
-            save_head_mlp(self.head_mlp, self.head_mlp_settings, lasting(base), folder)
+            save_head_mlp(self.head_mlp, self.head_mlp_settings, absolute_name(base), folder)
         elif isinstance(self.model, PeftModel):
             # By default peft would also save the base's embedding if the adapter targets it.
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
@@ -126,7 +126,7 @@ class LanguageModel(TokenModel):
         self.tokenizer.save_pretrained(folder)
 
 
-def lasting(name: str) -> str:
+def absolute_name(name: str) -> str:
     """The name of a model, with an absolute path if it is a folder."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.is_dir() else name
@@ -300,7 +300,7 @@ _KEPT = "_tokenward"
 """Attribute of a module with its :class:`LanguageModel`, so that the probe runs once."""
 
 
-def wrapped(
+def prepare_model(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, packing: Packing = "auto"
 ) -> LanguageModel:
     """Make a loaded language model ready for token-level work.
@@ -355,12 +355,12 @@ def _answers(model: LanguageModel) -> bool:
 
 
 def known_tokenizer(model: PreTrainedModel | PeftModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that this model was passed to :func:`wrapped` with, or None."""
+    """The tokenizer that this model was passed to :func:`prepare_model` with, or None."""
     known = vars(model).get(_KEPT)
     return None if known is None else known[1]
 
 
-def copied(model: LanguageModel, *, packing: Packing = "auto") -> LanguageModel:
+def copy_model(model: LanguageModel, *, packing: Packing = "auto") -> LanguageModel:
     """A copy of a model that training the original does not change."""
     kept = vars(model.model).pop(_KEPT, None)
     try:
@@ -373,7 +373,7 @@ def copied(model: LanguageModel, *, packing: Packing = "auto") -> LanguageModel:
     for part in (inner, twin.get_output_embeddings(), twin.get_input_embeddings()):
         if isinstance(part, nn.Module):
             vars(part).pop("forward", None)
-    return wrapped(twin, model.tokenizer, packing=packing)
+    return prepare_model(twin, model.tokenizer, packing=packing)
 
 
 PROMPTS = ("What did you think of the film?", "Write one sentence about the sea.", "2 + 2 = ?")
