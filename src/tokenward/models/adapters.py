@@ -72,7 +72,7 @@ def lora_config(settings: Mapping[str, Any], *, encoder_decoder: bool) -> LoraCo
 
 
 def _check_start(start: object) -> None:
-    # `start in STARTS` alone would accept 1, which equals True but means something else to peft.
+    # `start in STARTS` alone would accept 1, which equals True but is not a value that peft knows.
     if start is True or start in STARTS[1:]:
         return
     raise UserError(

@@ -69,8 +69,8 @@ Readings = dict[str, Tensor]
 def readings(model: nn.Module, call: Callable[[], Any], shape: tuple[int, int]) -> Readings:
     """Outputs of all layers, of their children and of the model in one call.
 
-    Children are read too: a difference is large there, but small against the residual stream after the layer. Outputs that
-    have not ``shape``, rows and tokens of the call, are skipped.
+    Children are read too: a difference is large there, but small against the residual stream after the layer. Outputs
+    without one row per token, ``shape`` being the rows and tokens of the call, are skipped.
     """
     found: Readings = {}
     times = Counter[str]()
