@@ -14,7 +14,7 @@ from tokenward.artifacts import StageFolder
 from tokenward.config import EvalRewardTable, Recipe, SftTable
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.loading import LanguageModel, lasting
+from tokenward.models.loading import LanguageModel, absolute_name
 from tokenward.objectives import SFT, Objective
 from tokenward.sampling import Reply, sample_replies
 from tokenward.sampling.rollouts import Context
@@ -92,7 +92,7 @@ def watching(
 def scored_by(run: Run) -> dict[str, Any]:
     """Facts with which a scorer of texts can reproduce the run's scores from any folder."""
     return {
-        "reference": lasting(run.reference_model),
+        "reference": absolute_name(run.reference_model),
         **run.style.facts(),
         "dtype": run.recipe.model.dtype,
         "attention": run.recipe.model.attention,
