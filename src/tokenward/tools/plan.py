@@ -219,7 +219,7 @@ def _show(display: Display, plan: Plan, measure: bool) -> None:
         columns[3:4] = ["memory, measured", "time, estimated", "time, measured"]
     sums = {name: sum(getattr(stage, name) or 0.0 for stage in plan.stages) for name in ("seconds", "disk")}
     measured = sum(stage.measured or 0.0 for stage in plan.stages) if measure else None
-    total = StagePlan("total", measured=measured, **sums)
+    total = StagePlan("total", measured=measured, seconds=sums["seconds"], disk=sums["disk"])
     display.table("plan", columns, [_row(stage, measure) for stage in (*plan.stages, total)])
     for stage in plan.stages:
         if stage.note:
