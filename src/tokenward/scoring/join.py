@@ -24,7 +24,7 @@ def scored(table: TokenTable, scorer: Scorer, store: TokenStore) -> TokenTable:
     if not isinstance(scorer, Combine) or scope_of_scores(scorer) == "response":
         return with_stored(table, store, "scores", lambda record: scores_of(scorer, record))
     parts = [
-        scored(table, part.scorer, store).columns["scores"].gathered(table.lengths) for part in scorer.made
+        scored(table, part.scorer, store).columns["scores"].gathered(table.lengths) for part in scorer.members
     ]
     response = torch.repeat_interleave(torch.arange(len(table.lengths)), torch.from_numpy(table.lengths))
     row = torch.repeat_interleave(torch.arange(len(table)), torch.from_numpy(table.sizes))
