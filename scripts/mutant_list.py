@@ -157,7 +157,7 @@ MUTANTS: list[Mutant] = [
     M("scoring/missing-values", "with_stored", "if missing.any():", "if False:"),
     M("scoring/other-row", "_check_same_tokens", "if len(other):", "if False:"),
     M("scoring/score-count", "scores_of", "scores.shape != (len(record.ids),)", "False"),
-    M("scoring/together-sides", "scored", "table.ranks == 0", "table.ranks >= 0"),
+    M("scoring/together-sides", "with_scores", "table.ranks == 0", "table.ranks >= 0"),
     # tokens
     M("tokens/budget", "budgeted", "taken + height * width > tokens", "taken + height * width >= tokens + width"),
     M("tokens/closed", "eos_left", "own.length <= limits.max_response_tokens", "own.length < limits.max_response_tokens"),
