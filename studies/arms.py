@@ -1,4 +1,4 @@
-"""Train the arms of a study and keep what each of their policies does on held-out prompts."""
+"""Train the arms of a study, and measure and store what their policies do on the eval prompts."""
 
 import argparse
 import hashlib
@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from tokenward.evaluation.replies import METRICS, apply_metric, divergence, reply_rows
 from tokenward.models.loading import LanguageModel
@@ -17,20 +19,20 @@ from tokenward.stages.run import Run
 from tokenward.tools.run import open_run
 
 VALUES = Path(__file__).parent / "values"
-"""What was measured, one file for each arm and seed: tables are made of it without training anything again."""
+"""Stored measurements, one file per arm and seed. Tables are made from them without training again."""
 
 START = "start"
-"""The model that every policy starts from, as an arm that trains nothing."""
+"""Name of the arm without training: the model that every policy starts from."""
 
 
 class Arm(NamedTuple):
     """One policy of a study.
 
     Attributes:
-        name: In tables and pictures.
-        changes: What differs from the study's recipe, as ``a.b=value``; or a function of the seed that makes it.
-        recipe: Another recipe than the study's.
-        before: Trains what the changes name, given the seed; called where the arm is measured.
+        name: Name in tables and pictures.
+        changes: Differences to the study's recipe, as ``a.b=value``; or a function from the seed to them.
+        recipe: Recipe, if it is not the study's.
+        before: Trains the models that the changes name, given the seed. Called before the arm is measured.
     """
 
     name: str
@@ -40,15 +42,15 @@ class Arm(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one policy does.
+    """Measurements of one policy.
 
     Attributes:
         arm: Name of the arm.
-        seed: Of the run.
-        values: By quantity, one number per held-out prompt; the same prompts for all arms of a seed.
-        facts: Of its training: seconds, steps, kept shares, displacement.
-        recipe: That trained it.
-        changes: Of the recipe.
+        seed: Seed of the run.
+        values: For each quantity, one number per eval prompt. All arms of a seed have the same prompts.
+        facts: Facts of its training: seconds, steps, kept shares, displacement.
+        recipe: Recipe of the run.
+        changes: Changes to the recipe.
     """
 
     arm: str
@@ -66,7 +68,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     )
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     made.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder of the runs")
-    made.add_argument("--values", type=Path, default=VALUES, help="folder of what was measured")
+    made.add_argument("--values", type=Path, default=VALUES, help="folder of the stored measurements")
     made.add_argument("--set", dest="overrides", action="append", default=[], help="a.b=value for every arm")
     made.add_argument("--page", type=Path, help="page with the study's markers, docs/results.md")
     made.add_argument("--pictures", type=Path, help="folder for the picture, docs/pictures")
@@ -80,16 +82,16 @@ def outcomes(
     always: Sequence[str] = (),
     before: Callable[[int], object] | None = None,
 ) -> list[Outcome]:
-    """The outcome of the start and of every arm at every seed; what was measured before is read.
+    """Return the outcome of the start and of every arm for every seed, from stored measurements if there are any.
 
-    Arms of a recipe share one folder per seed, so that data, oracle and scores are made once.
+    Arms of a recipe share one run folder per seed, so data, oracle and scores are made once.
 
     Args:
         recipe: The study's recipe.
-        arms: Its policies.
+        arms: Its arms.
         chosen: From :func:`options`.
-        always: Changes of the start and every arm.
-        before: Trains what these name, as that of an arm does.
+        always: Changes for the start and every arm.
+        before: Trains the models that ``always`` names, given the seed.
     """
     found = []
     for seed in chosen.seeds:
@@ -111,7 +113,7 @@ def _kept(
     seed: int,
     needed: Sequence[Callable[[int], object]],
 ) -> Outcome:
-    """What was measured of an arm, now or before."""
+    """The stored outcome of an arm, which is measured first if necessary."""
     file = values_file(folder, recipe, [*changes, *(["the start"] if name == START else [])])
     if not file.exists():
         print(f"{name}, seed {seed}: {' '.join(changes)}", flush=True)
@@ -125,15 +127,15 @@ def _kept(
     return Outcome(name, seed, record["values"], record["facts"], recipe, changes)
 
 
-def values_file(folder: Path, recipe: str, said: Sequence[str]) -> Path:
-    """Where a measurement is kept: under a name made of the recipe's text and of what else decides it."""
-    text = Path(recipe).read_text(encoding="utf-8")
-    digest = hashlib.sha256("\n".join([text, *said]).encode()).hexdigest()[:16]
-    return folder / f"{digest}.json"
+def values_file(folder: Path, recipe: str, changes: Sequence[str]) -> Path:
+    """File of a measurement. Its name is a hash of the recipe's settings (not its comments) and of the changes."""
+    settings = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+    text = json.dumps([settings, *changes], sort_keys=True)
+    return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
 def _measured(run: Run, *, trained: bool) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Replies of the policy, or of its start, to held-out prompts: metrics, length, whether they end, KL."""
+    """Measure replies of the policy, or of its start, to the eval prompts: metrics, length, whether they end, KL."""
     run_through(run, "scores" if trained else "data")
     if trained:
         carry_out(run, "policy")
@@ -149,7 +151,7 @@ def _measured(run: Run, *, trained: bool) -> tuple[dict[str, list[float]], dict[
     kept = ("seconds", "cpu_seconds", "steps", "kept", "displacement")
     facts = {key: run.done("policy").facts.get(key) for key in kept}
     for old in run.folder.glob(".previous/policy-*"):
-        shutil.rmtree(old)  # policies of arms that are measured; a study has dozens
+        shutil.rmtree(old)  # a study has dozens of policies; measured ones are not needed
     return found, facts
 
 

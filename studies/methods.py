@@ -1,9 +1,9 @@
-"""All methods on the same pairs with the same updates: reward, KL to the start, time and memory of a step.
+"""Compare all methods on the same pairs with the same number of updates: reward, KL to the start, time and memory.
 
     python -m studies.methods --page docs/results.md --pictures docs/pictures
 
-Each arm is the recipe that ``tokenward init`` writes, with the study's model, data and training in the place of its own.
-Methods that need what the data lacks are left out: ``cft`` a verifier of answers, ``rto`` a trainer that is not ours.
+Each arm is the recipe that ``tokenward init`` writes, with the study's model, data and training. Two methods are left out:
+``cft`` needs a verifier of answers, and ``rto`` another trainer.
 """
 
 import json
@@ -23,21 +23,21 @@ from tokenward.methods import Method, all_methods
 AGAINST = "dpo"
 LEFT_OUT = ("cft", "rto")
 WRITTEN = {
-    "LOW": "-0.5",  # the paper's bounds are not known; these are what the study takes
+    "LOW": "-0.5",  # the paper's bounds are not known; these are the study's
     "HIGH": "1.5",
-    "utility": "good",  # auxiliary models that are trained alike have one name, and so one training for all arms
+    "utility": "good",  # the same name for the same training, so that all arms share it
     "degraded": "bad",
-    "learning_rate: 1.0e-5, num_train_epochs: 2": "learning_rate: 8.0e-5, num_train_epochs: 1",  # as the oracle
+    "learning_rate: 1.0e-5, num_train_epochs: 2": "learning_rate: 8.0e-5, num_train_epochs: 1",  # as for the oracle
 }
-"""What the study writes in a method's recipe in the place of what stands there."""
+"""Replacements in the text of a method's recipe."""
 MORE = {"tlm": ["reward.training={max_steps: 18, per_device_train_batch_size: 8, learning_rate: 5.0e-5}"]}
-"""Further changes of an arm: a reward makes as many updates as an oracle."""
+"""Further changes of an arm: the reward makes as many updates as the oracle."""
 PLAIN = Arm("sft", ["policy.selection={name: all}", "policy.objective={name: weighted_likelihood}"])
-"""What the methods that train on the likelihood of chosen tokens are measured by."""
+"""Baseline for the methods that train on the likelihood of chosen tokens."""
 
 
 def arm_of(method: Method) -> Arm:
-    """A method's recipe as changes to the study's."""
+    """A method's recipe as changes to the study's recipe."""
     text = method.body
     for old, new in WRITTEN.items():
         text = text.replace(old, new)
@@ -50,15 +50,15 @@ def arm_of(method: Method) -> Arm:
                 f"{table}.{key}={json.dumps(value)}"
                 for table, keys in body.items()
                 for key, value in keys.items()
-                if key != "training"  # of the policy and the oracle: every arm's is the study's
+                if key != "training"  # policy and oracle are trained with the study's settings
             ),
         ],
     )
 
 
 def costs(found: Sequence[Outcome], values: Path) -> list[str]:
-    """Processor seconds of a step, median and range over the seeds, and the training's peak memory at the first one."""
-    lines = ["| method | processor seconds a step | peak memory, GB |", "|---|---|---|"]
+    """CPU seconds per step (median and range over seeds), and peak memory of training with the first seed."""
+    lines = ["| method | CPU seconds per step | peak memory, GB |", "|---|---|---|"]
     for name in arms_of(found)[1:]:
         mine = [item for item in found if item.arm == name]
         seconds = [item.facts["cpu_seconds"] / item.facts["steps"] for item in mine]
@@ -67,13 +67,15 @@ def costs(found: Sequence[Outcome], values: Path) -> list[str]:
     return lines
 
 
+ARMS = [PLAIN, *(arm_of(method) for name, method in all_methods().items() if name not in LEFT_OUT)]
+
+
 def main() -> None:
-    """Run what is missing, then show the table."""
+    """Run the missing arms, then print the table."""
     made = options(__doc__)
-    made.add_argument("--only", nargs="+", help="names of methods; dpo is always there")
+    made.add_argument("--only", nargs="+", help="names of methods; dpo is always included")
     chosen = made.parse_args()
-    arms = [PLAIN, *(arm_of(method) for name, method in all_methods().items() if name not in LEFT_OUT)]
-    arms = [arm for arm in arms if not chosen.only or arm.name in (AGAINST, *chosen.only)]
+    arms = [arm for arm in ARMS if not chosen.only or arm.name in (AGAINST, *chosen.only)]
     found = small_outcomes(arms, chosen)
     publish(
         "methods",
@@ -81,7 +83,7 @@ def main() -> None:
         chosen,
         against=AGAINST,
         title="Methods at 8 updates: reward against KL",
-        more={"Cost of a step, of 4 pairs": costs(found, chosen.values)},
+        more={"Cost of a step of 4 pairs": costs(found, chosen.values)},
     )
 
 

@@ -1,4 +1,4 @@
-"""How much data does the oracle need? 5 to 100 % of the pairs train it; the policy always trains on all.
+"""How much data does the oracle need? It trains on 5 to 100 % of the pairs, the policy always on all.
 
 python -m studies.oracle_data --page docs/results.md --pictures docs/pictures
 """
@@ -19,7 +19,7 @@ ARMS = [
 
 
 def main() -> None:
-    """Run what is missing, then show the table."""
+    """Run the missing arms, then print the table."""
     chosen = options(__doc__).parse_args()
     found = small_outcomes(ARMS, chosen)
     publish(

@@ -2,8 +2,8 @@
 
     python -m studies.out_of_domain --page docs/results.md --pictures docs/pictures
 
-The HH oracle learned from people's judgement of harmless replies; what it is asked for is what VADER calls positive. The
-policy is the same, and so are its pairs and its updates; tokens at random are the control.
+The HH oracle learned which replies people find harmless; here it selects tokens for a preference for positive sentiment
+(VADER). The policy, its pairs and its updates are the same. Random tokens are the control.
 """
 
 from studies.arms import Arm, options
@@ -18,7 +18,7 @@ OWN, RANDOM = Arm("oracle of the built-in pairs"), SELECTIONS[1]
 
 
 def main() -> None:
-    """Run what is missing, then show the table."""
+    """Run the missing arms, then print the table."""
     chosen = options(__doc__).parse_args()
 
     def folder(seed: int) -> str:

@@ -1,4 +1,4 @@
-"""Peak memory of a policy's training, in a process of its own: a study's process still holds memory of earlier policies.
+"""Peak memory of a policy's training, in a separate process, because the study's process still holds earlier memory.
 
 python -m studies.peak RECIPE a.b=value ...     # prints bytes; studies.methods starts it
 """
@@ -17,15 +17,15 @@ from tokenward.tools.run import open_run
 
 ROOT = Path(__file__).parents[1]
 UPDATES = 2
-"""The second one has the optimizer's state; the rows of an arm's first updates are those of every arm."""
+"""The optimizer state exists from the second update on. All arms have the same rows in their first updates."""
 
 
 def peak_bytes(folder: Path, outcome: Outcome) -> int:
-    """What a training takes beyond the bare process, now or as it was measured before.
+    """Memory of a training beyond the process itself, measured once and then stored.
 
     Args:
-        folder: Of what was measured.
-        outcome: Of the arm; its run must be there where the peak was not measured yet.
+        folder: Folder of the stored measurements.
+        outcome: The arm. Its run must exist if the peak has not been measured yet.
     """
     changes = [*outcome.changes, f"policy.training.max_steps={UPDATES}"]
     file = values_file(folder, outcome.recipe, [*changes, "peak memory"])
@@ -46,7 +46,7 @@ def peak_bytes(folder: Path, outcome: Outcome) -> int:
 
 
 def main() -> None:
-    """Train the policy of a run whose scores are there, and print its peak."""
+    """Train the policy of a run that has scores, and print its peak memory in bytes."""
     recipe, *changes = sys.argv[1:]
     run = open_run(recipe, changes, quiet=True)
     bare = status_bytes("RssAnon")["RssAnon"]

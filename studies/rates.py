@@ -1,4 +1,4 @@
-"""How much of each side? The selection rates of the chosen and of the rejected replies, each swept alone.
+"""What share of the tokens should be selected? Varies the share of the chosen and of the rejected replies separately.
 
 python -m studies.rates --page docs/results.md --pictures docs/pictures
 """
@@ -12,7 +12,7 @@ RATES = [0.1, 1.0]
 
 
 def rates(chosen: float, rejected: float) -> Arm:
-    """An arm of the study; what is not 30 % is said."""
+    """An arm of the study, with changes for the sides that are not 30 %."""
     changes = {"chosen": chosen, "rejected": rejected}
     return Arm(
         f"{chosen:.0%} / {rejected:.0%}".replace("%", " %"),
@@ -24,7 +24,7 @@ ARMS = [BASE, *(rates(rate, 0.3) for rate in RATES), *(rates(0.3, rate) for rate
 
 
 def main() -> None:
-    """Run what is missing, then show the table."""
+    """Run the missing arms, then print the table."""
     chosen = options(__doc__).parse_args()
     found = small_outcomes(ARMS, chosen)
     publish(

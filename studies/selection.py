@@ -2,8 +2,8 @@
 
     python -m studies.selection --page docs/results.md --pictures docs/pictures
 
-Every arm makes the same updates on the same pairs. The reward is VADER, which ranked the replies of the data and trains
-nothing; it is what the preference is about, so it judges without the oracle's mistakes.
+Every arm makes the same number of updates on the same pairs. The reward is VADER, which ranked the replies of the data. It
+defines the preference and is not trained, so it does not share the oracle's mistakes.
 """
 
 from studies.arms import Arm, options, outcomes
@@ -16,12 +16,13 @@ DPO = ["policy.selection={name: all}", "policy.objective={name: dpo, beta: 0.1}"
 
 
 def directed(chosen: str, rejected: str) -> list[str]:
-    """A selection of 30 % on both sides by other directions."""
+    """Changes that select 30 % of both sides in other directions."""
     return [f"policy.selection.chosen.direction={chosen}", f"policy.selection.rejected.direction={rejected}"]
 
 
 FASTER = "policy.training.learning_rate=6.0e-5"
-"""Three times the study's: few selected tokens move a policy further than many, and these go as far."""
+"""Three times the study's learning rate. Few selected tokens move a policy further than many; with this rate, SimPO and DPO
+move as far."""
 
 ARMS = [
     SELECTED,
@@ -35,7 +36,7 @@ ARMS = [
 
 
 def main() -> None:
-    """Run what is missing, then show the table."""
+    """Run the missing arms, then print the table."""
     chosen = options(__doc__).parse_args()
     found = outcomes(RECIPE, ARMS, chosen)
     publish(

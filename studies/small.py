@@ -1,4 +1,4 @@
-"""Small models that write such replies as the data has: the default model cut to a third of its layers and fine-tuned."""
+"""Small models for the studies: a third of the default model's layers, fine-tuned on replies of the data."""
 
 import argparse
 import shutil
@@ -21,7 +21,7 @@ RECIPE = "recipes/studies/small.yaml"
 
 
 def cut(source: str, folder: Path) -> Path:
-    """A model with every third layer of another, the first and the last included; made once."""
+    """Make a model from every third layer of another, including the first and the last, unless it exists."""
     if (folder / "config.json").exists():
         return folder
     model = AutoModelForCausalLM.from_pretrained(resolve(source), dtype=torch.float32)
@@ -41,13 +41,13 @@ def cut(source: str, folder: Path) -> Path:
 
 
 class Tuned(NamedTuple):
-    """The cut model, fine-tuned: where it lies, and what makes it.
+    """The cut model after fine-tuning.
 
     Attributes:
         runs: Folder of the runs.
-        recipe: That trains it.
-        stage: Which stage's model it is.
-        seed: Of its training.
+        recipe: Recipe that trains it.
+        stage: Stage that writes it.
+        seed: Seed of the training.
     """
 
     runs: Path
@@ -61,27 +61,27 @@ class Tuned(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Where it lies once it is made."""
+        """Folder of the trained model."""
         return str(self._run / self.stage / "model")
 
     def make(self) -> None:
-        """Train it, unless it was."""
+        """Train it, unless it exists."""
         base = cut("default", self.runs / "weak-cut")
         changes = [f"run={self._run}", f"seed={self.seed}", f"model.name={base}"]
         run_through(open_run(self.recipe, changes, quiet=True), self.stage)
 
 
 def weak_model(runs: Path, seed: int) -> Tuned:
-    """One that learned the preferred replies to a seed's training prompts."""
+    """A model fine-tuned on the preferred replies to a seed's training prompts."""
     return Tuned(runs, "recipes/studies/weak.yaml", "sft", seed)
 
 
 def small_model(runs: Path) -> Tuned:
-    """One that learned good and bad replies alike, so that it writes both."""
+    """A model fine-tuned on both good and bad replies, so that it writes both."""
     return Tuned(runs, "recipes/studies/small_start.yaml", "oracle")
 
 
 def small_outcomes(arms: Sequence[Arm], chosen: argparse.Namespace) -> list[Outcome]:
-    """The outcome of the small model and of every arm that trains it, at every seed; all begin with the same weights."""
+    """The outcomes of the small model and of every arm that trains it, for every seed. All start from the same weights."""
     start = small_model(chosen.runs)
     return outcomes(RECIPE, arms, chosen, [f"model.name={start.folder}"], lambda seed: start.make())

@@ -1,8 +1,8 @@
-"""Reward-weighted likelihood of summaries against two controls, with paired bootstrap intervals.
+"""Compare reward-weighted likelihood of summaries with two controls, with paired bootstrap intervals.
 
-``token``: recipes/summaries.yaml as it is, weights from a learned token reward. ``plain``: likelihood with the same
-normalisation per sequence and no reward. ``sequence``: every token of a summary has the summary's mean reward. The
-updates, their order, and the decoding are the same.
+``token`` is recipes/summaries.yaml, with weights from a learned token reward. ``plain`` is likelihood with the same
+normalisation per sequence and no reward. In ``sequence``, every token of a summary has the summary's mean reward. The
+updates, their order and the decoding are the same.
 
     python -m studies.summaries --seeds 0 --output docs/results_summaries.md
 """
@@ -29,13 +29,13 @@ METRICS = ("rouge1", "rouge2", "rougeL", "length")
 
 
 def values_of(samples: Path, side: int) -> dict[str, dict[str, float]]:
-    """Per metric, each test example's value; side 0 is before training, 1 after."""
+    """For each metric, the value of each test example. Side 0 is before training, 1 after."""
     rows = read_jsonl(samples)
     return {metric: {row["key"]: row["values"][metric][side] for row in rows} for metric in METRICS}
 
 
 def pooled(values: Sequence[dict[str, float]]) -> np.ndarray:
-    """Mean over seeds of each example, in one order: the examples are what the interval resamples."""
+    """Mean over seeds for each example, in a fixed order. The interval resamples examples."""
     keys = sorted(values[0])
     return np.array([[one[key] for key in keys] for one in values]).mean(0)
 
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def table(found: dict[str, list[dict[str, dict[str, float]]]]) -> list[str]:
-    """Markdown: each arm, then the paired differences."""
+    """Markdown table of each arm, then the paired differences."""
     data = {
         arm: {metric: pooled([values[metric] for values in seeds]) for metric in METRICS}
         for arm, seeds in found.items()

@@ -1,9 +1,9 @@
-"""Can a weak oracle supervise a strong policy? The default model cut to a third of its layers, against self-supervision.
+"""Can a weak oracle supervise a strong policy? Compares a third of the default model with the whole model as oracle.
 
     python -m studies.weak_to_strong --page docs/results.md --pictures docs/pictures
 
-The small model keeps every third layer and is fine-tuned on the preferred replies for a few epochs; then it is oracle and
-reference at once, and the whole default model is the policy. The control of the same cost draws its tokens at random.
+The small model has every third layer and is fine-tuned on the preferred replies for a few epochs. It is then oracle and
+reference, and the whole default model is the policy. The control, at the same cost, selects random tokens.
 """
 
 from studies.arms import Arm, options, outcomes
@@ -16,7 +16,7 @@ SELF, RANDOM = Arm("whole model as oracle"), Arm("random 30 %", SELECTIONS[1].ch
 
 
 def main() -> None:
-    """Run what is missing, then show the table."""
+    """Run the missing arms, then print the table."""
     chosen = options(__doc__).parse_args()
     weak = Arm(
         "a third of it as oracle",

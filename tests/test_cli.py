@@ -174,7 +174,7 @@ def test_a_model_without_chat_template_says_what_to_write(
     (plain / "chat_template.jinja").unlink()
     error = message(monkeypatch, capsys, "data", str(tiny_workplace), "--set", f"model.name={plain}")
     assert "no chat template" in error
-    assert "tokens.template: plain" in error
+    assert "template: plain" in error
 
 
 def test_data_shows_counts_and_rows(
@@ -227,7 +227,7 @@ def test_score_of_a_policy_writes_prompts_as_its_run_did(
     bare = Path("bare")
     run.path("policy").joinpath("model").rename(bare)
     base = ["score", str(bare), "texts.jsonl", "--reference", str(bare)]
-    assert "tokens.template: plain" in message(monkeypatch, capsys, *base)
+    assert "template: plain" in message(monkeypatch, capsys, *base)
     assert CliRunner().invoke(cli.app, [*base, "--set", "tokens.template=plain"]).exit_code == 0
     error = message(monkeypatch, capsys, *base, "--set", "seed=1")
     assert "--set seed: texts of your own" in error

@@ -1,4 +1,4 @@
-"""Losses on padded tensors: a number worked by hand for each, the laws of all, and equality with the objectives."""
+"""Losses on padded tensors: a hand-worked number for each, common laws, and equality with the objectives."""
 
 import math
 from collections.abc import Callable
@@ -38,7 +38,7 @@ LOG2 = math.log(2)
 
 
 class Given(NamedTuple):
-    """Everything a loss can ask for; each is (chosen, rejected)."""
+    """All inputs that a loss can take; each is (chosen, rejected)."""
 
     logp: Any
     weights: Any
@@ -48,7 +48,7 @@ class Given(NamedTuple):
     entropy: Any
 
     def lists(self) -> "Given":
-        """As lists of two responses."""
+        """The pairs as lists of two responses."""
         return Given(*(torch.stack(item, 1) for item in self))
 
 
@@ -169,7 +169,7 @@ BY_HAND: dict[str, tuple[Callable[[Given], Tensor], float]] = {
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_a_number_worked_by_hand(name):
+def test_loss_equals_hand_worked_number(name):
     loss, expected = BY_HAND[name]
     found = loss(HAND)
     assert found.dtype == torch.float32
@@ -193,7 +193,7 @@ def leaves(given: Given) -> list[Tensor]:
 
 
 def changed(given: Given, change: Callable[[Tensor, Tensor], Tensor]) -> Given:
-    """Every value but the weights, changed by what weights its tokens have."""
+    """Apply a function of value and weight to every input except the weights."""
 
     def of(item):
         return tuple(
@@ -218,8 +218,8 @@ LAWFUL = {name: loss for name, (loss, _) in BY_HAND.items() if not name.startswi
 
 
 @pytest.mark.parametrize("name", LAWFUL)
-def test_a_token_without_weight_does_not_exist(name):
-    """Neither in the loss, to the bit, nor in the gradient, whatever its values are."""
+def test_token_without_weight_has_no_effect(name):
+    """Its values change neither the loss, to the bit, nor a gradient."""
     loss, plain = LAWFUL[name], drawn()
     expected = loss(plain)
     for nothing in (math.nan, math.inf, -math.inf):
@@ -236,9 +236,9 @@ def test_a_token_without_weight_does_not_exist(name):
 
 
 @pytest.mark.parametrize("name", LAWFUL)
-def test_gradients_are_those_of_finite_differences(name):
+def test_gradients_match_finite_differences(name):
     given = drawn(1)
-    # Held fixed is what a loss stops the gradient of.
+    # Inputs that a loss detaches stay fixed.
     moving = given.kl if name.startswith("kl") else given.logp
 
     def of(*sides):
@@ -305,10 +305,10 @@ def flip(g: Given) -> Given:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_padded_tensors_give_the_objective_s_numbers_to_the_bit(name):
+def test_losses_equal_the_objectives_to_the_bit(name):
     objective, loss = OBJECTIVES[name]
     known = values(len(WEIGHTS))
-    # An online selection looks at tokens without weight too, whose log-probability is then 0.
+    # Online selection reads tokens without weight too; their log-probability would be 0 here.
     batch = batch_of(known, LENGTHS, [1.0] * 10 if name == "confpo" else WEIGHTS)
 
     def sides(value):
@@ -319,12 +319,12 @@ def test_padded_tensors_give_the_objective_s_numbers_to_the_bit(name):
     assert torch.equal(loss(Given(*map(sides, flat))), objective(known.logp, batch).loss)
 
 
-def test_half_precision_is_widened():
+def test_half_precision_is_computed_in_float32():
     logp = tuple(side.bfloat16() for side in HAND.logp)
     assert losses.simpo(logp, HAND.weights).dtype == torch.float32
 
 
-def test_lists_may_be_of_unequal_length():
+def test_lists_may_have_unequal_lengths():
     rewards = torch.tensor([[[1.0], [2.0], [0.5]], [[2.0], [1.0], [math.nan]]])
     weights, ranks = torch.tensor([[[1], [1], [1]], [[1], [1], [0]]]), torch.tensor([[1, 0, 2], [0, 1, 9]])
     found = losses.plackett_luce(rewards, weights, ranks)
@@ -333,7 +333,7 @@ def test_lists_may_be_of_unequal_length():
 
 
 @pytest.mark.parametrize(("over", "expected"), [("token", 6.0 / 3), ("sequence", (1.0 + 4.0) / 2)])
-def test_a_mean_over_sequences_counts_each_the_same(over, expected):
+def test_mean_over_sequences_weights_each_response_equally(over, expected):
     # -r log pi is 1 and 1 of two tokens, and 4 of one
     logp, rewards = torch.tensor([[[-1.0, -1.0], [-2.0, 0.0]]]), torch.tensor([[[1.0, 1.0], [2.0, 9.0]]])
     weights = torch.tensor([[[1, 1], [1, 0]]])
@@ -350,7 +350,7 @@ STOPPED: dict[str, tuple[Callable[[Given], Tensor], str, int]] = {
 
 
 @pytest.mark.parametrize("name", STOPPED)
-def test_what_has_no_gradient_gets_none(name):
+def test_detached_inputs_get_no_gradient(name):
     loss, value, side = STOPPED[name]
     given = drawn()
     loss(given).sum().backward()
@@ -359,7 +359,7 @@ def test_what_has_no_gradient_gets_none(name):
     assert given.logp[0].grad.any()
 
 
-def test_the_weight_of_a_pair_in_treg_has_a_gradient_if_it_is_asked_for():
+def test_treg_pair_weight_is_differentiable_on_request():
     def gradient(stop):
         given = drawn()
         losses.treg(*ratio(given), stop_gradient=stop).sum().backward()
@@ -369,7 +369,7 @@ def test_the_weight_of_a_pair_in_treg_has_a_gradient_if_it_is_asked_for():
     assert gradient(False).any()
 
 
-def test_a_pair_whose_tokens_are_all_alike_costs_confpo_nothing():
+def test_confpo_loss_of_equally_probable_tokens_is_zero():
     logp = (torch.full((1, 2), -1.0, requires_grad=True), torch.tensor([[-1.0, -2.0]], requires_grad=True))
     loss = losses.confpo(logp, (torch.ones(1, 2), torch.ones(1, 2)))
     loss.sum().backward()
@@ -377,35 +377,38 @@ def test_a_pair_whose_tokens_are_all_alike_costs_confpo_nothing():
     assert [side.grad.tolist() for side in logp] == [[[0.0, 0.0]]] * 2
 
 
-def test_ranks_of_values_end_to_end_need_not_be_sorted():
+def test_padded_accepts_unsorted_responses():
     found = losses.padded(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2, 0, 2]), 3)
     assert found.tolist() == [[2.0, 0.0], [0.0, 0.0], [1.0, 3.0]]
 
 
 ROW, SIDE = torch.zeros(2, 3), (torch.zeros(2, 3), torch.zeros(2, 4))
-WRONG = {
-    r"x\.chunk\(2\)": lambda: losses.simpo(torch.zeros(4, 3), SIDE),  # type: ignore[arg-type]
-    "number per token": lambda: losses.simpo((torch.zeros(2), torch.zeros(2)), SIDE),
-    r"reference\[1\] has the shape \[2, 5\].*each token of logp\[1\]: \[2, 4\]": lambda: losses.dpo(
-        SIDE, SIDE, (ROW, torch.zeros(2, 5))
+LIST = ROW[None]
+WRONG: dict[str, tuple[str, Callable[[], Any]]] = {
+    r"x\.chunk\(2\)": ("wrong-shape", lambda: losses.simpo(torch.zeros(4, 3), SIDE)),  # type: ignore[arg-type]
+    "per token": ("wrong-shape", lambda: losses.simpo((torch.zeros(2), torch.zeros(2)), SIDE)),
+    r"reference\[1\].*\[2, 5\].*logp\[1\]: \[2, 4\]": (
+        "wrong-shape", lambda: losses.dpo(SIDE, SIDE, (ROW, torch.zeros(2, 5)))
     ),
-    "2 chosen and 3 rejected": lambda: losses.simpo((ROW, torch.zeros(3, 3)), SIDE),
-    "one number per pair": lambda: losses.sepo(SIDE, SIDE, lengths=SIDE),
-    "row per response": lambda: losses.token_kl(SIDE, ROW),  # type: ignore[arg-type]
-    r"x.view\(b, k, -1\)": lambda: losses.plackett_luce(ROW, ROW, ROW),
-    "one rank per response": lambda: losses.plackett_luce(ROW[None], ROW[None], ROW),
-    "one bool per response": lambda: losses.kto(ROW, ROW, ROW, ROW),
-    "beta must be greater than 0, got -1": lambda: losses.ipo(SIDE, SIDE, SIDE, beta=-1.0),
-    "label_smoothing": lambda: losses.dpo(SIDE, SIDE, SIDE, label_smoothing=0.5),
-    "none, mean, leave_one_out": lambda: losses.reinforce(ROW[None], ROW[None], ROW[None], baseline="loo"),  # type: ignore[arg-type]
-    "no reference": lambda: losses.reinforce(ROW[None], ROW[None], ROW[None], kl=0.1),
-    "average, sum, softmax": lambda: losses.plackett_luce(ROW[None], ROW[None], ROW[:1], aggregate="mean"),  # type: ignore[arg-type]
-    "tie of 13": lambda: losses.plackett_luce(torch.ones(1, 13, 1), torch.ones(1, 13, 1), torch.zeros(1, 13)),
-    r"one shape \[n\]": lambda: losses.padded(ROW, ROW, 2),
-}
+    "2 chosen and 3 rejected": ("wrong-shape", lambda: losses.simpo((ROW, torch.zeros(3, 3)), SIDE)),
+    r"lengths\[0\]": ("wrong-shape", lambda: losses.sepo(SIDE, SIDE, lengths=SIDE)),
+    "row per response": ("wrong-shape", lambda: losses.token_kl(SIDE, ROW)),  # type: ignore[arg-type]
+    r"x.view\(b, k, -1\)": ("wrong-shape", lambda: losses.plackett_luce(ROW, ROW, ROW)),
+    "ranks": ("wrong-shape", lambda: losses.plackett_luce(LIST, LIST, LIST)),
+    "desirable": ("wrong-shape", lambda: losses.kto(ROW, ROW, ROW, ROW)),
+    "values and response": ("wrong-shape", lambda: losses.padded(ROW, ROW, 2)),
+    "beta .* -1": ("out-of-range", lambda: losses.ipo(SIDE, SIDE, SIDE, beta=-1.0)),
+    "label_smoothing .* 0.5": ("out-of-range", lambda: losses.dpo(SIDE, SIDE, SIDE, label_smoothing=0.5)),
+    "none, mean, leave_one_out": ("unknown-value", lambda: losses.reinforce(LIST, LIST, LIST, baseline="loo")),  # type: ignore[arg-type]
+    "average, sum, softmax": ("unknown-value", lambda: losses.plackett_luce(LIST, LIST, ROW[:1], aggregate="mean")),  # type: ignore[arg-type]
+    "no reference": ("missing-reference", lambda: losses.reinforce(LIST, LIST, LIST, kl=0.1)),
+    "tie of 13": ("too-many-ties", lambda: losses.plackett_luce(torch.ones(1, 13, 1), torch.ones(1, 13, 1), torch.zeros(1, 13))),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_what_cannot_work_is_refused(message):
-    with pytest.raises(UserError, match=message):
-        WRONG[message]()
+def test_wrong_arguments_are_refused(message):
+    code, call = WRONG[message]
+    with pytest.raises(UserError, match=message) as error:
+        call()
+    assert error.value.code == code

@@ -1,4 +1,7 @@
+"""Plugins by name: what is built, and what is refused."""
+
 import sys
+from dataclasses import dataclass
 
 import pytest
 
@@ -23,18 +26,34 @@ def lab(tmp_path, monkeypatch):
     sys.modules.pop("own_lab", None)
 
 
-def test_a_function_has_no_settings():
-    with pytest.raises(
-        UserError, match=r"source own_lab:score is a function, .* no settings; got words"
-    ) as caught:
-        build("source", "own_lab:score", {"words": 3}, {})
-    assert "prompts" not in str(caught.value)
+@dataclass
+class Scaled:
+    scale: float
 
 
-def test_a_function_that_makes_the_object_takes_them():
+KNOWN = {"scaled": Scaled}
+
+
+def test_a_function_with_settings_builds_the_plugin():
     assert build("source", "own_lab:made", {"offset": 2.0}, {})(["a"]) == [2.0]
+    assert build("scorer", "scaled", {"scale": 2}, KNOWN) == Scaled(2.0)
 
 
-def test_what_cannot_be_called_is_refused():
-    with pytest.raises(UserError, match="source 'own_lab:numbers' is a list, which cannot be called"):
-        build("source", "own_lab:numbers", {}, {})
+@pytest.mark.parametrize(
+    ("name", "settings", "code", "word"),
+    [
+        ("scalde", {}, "unknown-name", "'scaled'"),
+        ("own_lap:score", {}, "import-failed", "own_lap"),
+        ("own_lab:scores", {}, "import-failed", "'scores'"),
+        ("own_lab:numbers", {}, "not-callable", "a list"),
+        ("own_lab:score", {"words": 3}, "unknown-setting", "words"),
+        ("scaled", {"scael": 3}, "unknown-setting", "'scale'"),
+        ("scaled", {}, "missing-setting", "scale"),
+        ("scaled", {"scale": "much"}, "invalid-value", "'much'"),
+        ("scaled", {"scale": "HIGH"}, "placeholder", "HIGH"),
+    ],
+)
+def test_names_and_settings_that_do_not_exist_are_refused(name, settings, code, word):
+    with pytest.raises(UserError, match=word) as caught:
+        build("scorer", name, settings, KNOWN)
+    assert caught.value.code == code

@@ -1,4 +1,4 @@
-"""Find an extension by its short name or by ``"module:Name"``, and build it from a recipe's table."""
+"""Plugins: find a class or function by its short name or by ``"module:Name"`` and build it from a recipe's table."""
 
 import dataclasses
 import difflib
@@ -17,128 +17,167 @@ from pydantic import TypeAdapter, ValidationError
 from tokenward.errors import UserError
 
 _CODE: dict[str, str] = {}
-"""Fingerprints of modules as they were first seen: a process imports each once, so what it computes belongs to that."""
+"""Fingerprint of each module's file when it was first looked up. A process imports a module only once, so later edits do
+not change what the process computes."""
 
 
 def build(kind: str, name: str, arguments: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
-    """An extension object, ready to call.
+    """Build a plugin from its name and settings.
+
+    A class is called with the settings. A function without settings is the plugin itself; with settings it is called
+    and must return the plugin.
 
     Args:
-        kind: What it is, for messages: ``objective``, ``selection`` and so on.
+        kind: What the plugin is, for messages: ``scorer``, ``objective`` and so on.
         name: A key of ``known``, or ``"module:Name"`` of a class or function.
-        arguments: Keyword arguments from the recipe.
-        known: The built-in ones.
+        arguments: Settings by name.
+        known: The built-in classes by name.
 
     Raises:
-        UserError: no such name, an unknown argument or a value of the wrong type, each with the
-            nearest thing that exists.
+        UserError: The name or a setting is unknown, or a setting has the wrong type or value.
     """
     target = find(kind, name, known)
     if inspect.isfunction(target):
         if not arguments:
             return target
-        _check_settings(kind, name, arguments, target)
+        _check_factory(kind, name, arguments, target)
     _check_names(kind, name, arguments, target)
     if dataclasses.is_dataclass(target):
         return _validated(kind, name, arguments, target)
     try:
         return target(**arguments)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{kind} {name} could not be made from {dict(arguments)}: {error}") from error
+        raise UserError(
+            f"{kind} {name} could not be built from {dict(arguments)}: {error}", code="invalid-value"
+        ) from error
 
 
-def check_call(kind: str, name: str, made: Any, arguments: Sequence[str]) -> None:
-    """Refuse an object of one's own that cannot be called with these, before anything is computed for it.
+def check_call(kind: str, name: str, plugin: Any, arguments: Sequence[str]) -> None:
+    """Check that a plugin can be called with these positional arguments, before anything is computed for it.
 
     Raises:
-        UserError: it is not callable, or its signature takes fewer or more.
+        UserError: It is not callable, or its signature does not fit.
     """
-    remedy = f"It is called as f({', '.join(arguments)})."
-    if not callable(made):
+    expected = f"It is called as f({', '.join(arguments)})."
+    if not callable(plugin):
         raise UserError(
-            f"{kind} {name} is {_a(type(made).__name__)}, which cannot be called. {remedy} A class needs __call__."
+            f"{kind} {name} is {_with_article(type(plugin).__name__)}, which cannot be called. {expected} "
+            "Add a __call__ method to the class.",
+            code="not-callable",
         )
     try:
-        inspect.signature(made).bind(*arguments)
+        signature = inspect.signature(plugin)
+    except ValueError:  # functions written in C may have no signature
+        return
+    try:
+        signature.bind(*arguments)
     except TypeError as error:
-        taken = ", ".join(inspect.signature(made).parameters)
-        raise UserError(f"{kind} {name} takes ({taken}): {error}. {remedy}") from error
-    except ValueError:
-        return  # a function written in C may not say what it takes
+        raise UserError(
+            f"{kind} {name} takes ({', '.join(signature.parameters)}): {error}. {expected}",
+            code="wrong-signature",
+        ) from error
+
+
+def check_positive(**settings: float) -> None:
+    """Refuse settings, by name, that are not greater than 0."""
+    for name, value in settings.items():
+        if not value > 0:
+            raise UserError(f"{name} must be greater than 0, got {value}.", code="invalid-value")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Refuse a fraction outside of (0, 1]."""
+    if not 0 < value <= 1:
+        raise UserError(f"{name} must be in (0, 1], got {value}. Write 0.3 for 30 %.", code="invalid-value")
 
 
 def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
-    """The class or function behind a name; see :func:`build`."""
+    """The class or function behind a name; arguments and errors as in :func:`build`."""
     if name in known:
         return known[name]
     if ":" not in name:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
         if not known:
             raise UserError(
-                f'a {kind} is a function of your own, and {name!r} names no module. Write "module:name".'
+                f'a {kind} must be a function given as "module:name", got {name!r}.', code="unknown-name"
             )
         raise UserError(
-            f'there is no {kind} {name!r}. {hint}Known: {", ".join(known)}; or write "module:Name" for one of your own.'
+            f"there is no {kind} {name!r}. {_suggestion(name, known)}Choose one of {', '.join(known)}, or give "
+            'a custom one as "module:Name".',
+            code="unknown-name",
         )
     module_name, _, attribute = name.partition(":")
-    # A recipe's plugin usually stands beside it, where `python -m` would find it and an entry point does not.
+    # `python -m` puts the current folder on the path but the installed command does not. Plugins usually lie there.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         target = getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
         raise UserError(
-            f"{kind} {name!r}: the module {module_name!r} cannot be imported ({error}). It must be installed or stand in "
-            f"the current folder {Path.cwd()}."
+            f"{kind} {name!r}: the module {module_name!r} cannot be imported ({error}). It must be installed or lie "
+            f"in the current folder {Path.cwd()}.",
+            code="import-failed",
         ) from error
     except AttributeError as error:
-        raise UserError(f"{kind} {name!r}: the module {module_name!r} has no {attribute!r}.") from error
+        raise UserError(
+            f"{kind} {name!r}: the module {module_name!r} has no {attribute!r}.", code="import-failed"
+        ) from error
     if not callable(target):
         raise UserError(
-            f"{kind} {name!r} is {_a(type(target).__name__)}, which cannot be called. Name a function{' or a class' if known else ''}."
+            f"{kind} {name!r} is {_with_article(type(target).__name__)}, which cannot be called. "
+            f"Name a function{' or a class' if known else ''}.",
+            code="not-callable",
         )
     return target
 
 
 def optional_package(module: str, user: str, extra: str) -> ModuleType:
-    """A module that an extra of this package installs.
+    """Import a module that only an extra of this package installs.
 
     Args:
-        module: Its name.
+        module: Name of the module.
         user: What needs it, for the message.
-        extra: The extra that brings it.
+        extra: The extra that installs it.
 
     Raises:
-        UserError: it cannot be imported.
+        UserError: The module cannot be imported.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"{user} needs {module}, which cannot be imported ({error}). Install it: pip install 'tokenward[{extra}]'."
+            f"{user} needs {module}, which cannot be imported ({error}). It is part of the extra tokenward[{extra}].",
+            code="missing-package",
         ) from error
 
 
-def name_of(made: Any) -> str:
-    """What a message calls an object: ``module:Name`` of one's own class or function, the settings too of a built-in one."""
-    own = made if inspect.isfunction(made) or inspect.isclass(made) else type(made)
-    if own.__module__.partition(".")[0] == __name__.partition(".")[0]:
-        return str(made) if dataclasses.is_dataclass(made) else own.__qualname__
-    return f"{own.__module__}:{own.__qualname__}"
-
-
-def _a(noun: str) -> str:
-    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+def name_of(plugin: Any) -> str:
+    """Name of a plugin for messages: ``module:Name`` if it is custom, else its class name or its settings."""
+    target = plugin if inspect.isfunction(plugin) or inspect.isclass(plugin) else type(plugin)
+    if _is_builtin(target.__module__):
+        return str(plugin) if dataclasses.is_dataclass(plugin) else target.__qualname__
+    return f"{target.__module__}:{target.__qualname__}"
 
 
 def code_fingerprints(settings: Any) -> dict[str, str]:
-    """Fingerprint of the file behind every ``"module:Name"`` in a stage's settings, by that name.
+    """Fingerprint of the file behind every ``"module:Name"`` in a stage's settings, by ``"code of module:Name"``.
 
-    Built-in names and what was not written in Python have no file of one's own and are left out.
+    Built-in plugins and modules that are not Python files are left out.
     """
     found = {name: _code_fingerprint(name.partition(":")[0]) for name in _plugin_names(settings)}
     return {f"code of {name}": digest for name, digest in found.items() if digest}
+
+
+def _is_builtin(module: str) -> bool:
+    return module.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def _suggestion(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {near[0]!r}? " if near else ""
 
 
 def _plugin_names(value: Any) -> Iterator[str]:
@@ -147,38 +186,41 @@ def _plugin_names(value: Any) -> Iterator[str]:
             yield value
         return
     if isinstance(value, Mapping):
-        value = [*value, *value.values()]  # a step of a selection is named by its key
+        value = [*value, *value.values()]  # a custom step is named by its key
     for inner in value if isinstance(value, list | tuple) else ():
         yield from _plugin_names(inner)
 
 
 def _code_fingerprint(module: str) -> str:
     if module not in _CODE:
-        file = _file_of(module)
-        if file is None or module.partition(".")[0] == __name__.partition(".")[0]:
+        file = _source_file(module)
+        if file is None or _is_builtin(module):
             return ""
         _CODE[module] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     return _CODE[module]
 
 
-def _file_of(module: str) -> Path | None:
+def _source_file(module: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # a text that only looks like a name; a module that a test made by hand
+    except (
+        ImportError,
+        ValueError,
+    ):  # text that only looks like a name, or a module built in memory by a test
         return None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     return Path(spec.origin)
 
 
-def _check_settings(kind: str, name: str, arguments: Mapping[str, Any], target: Any) -> None:
-    """Refuse settings of a plain function: a function takes them only if it makes the object from them alone."""
+def _check_factory(kind: str, name: str, arguments: Mapping[str, Any], function: Any) -> None:
     try:
-        inspect.signature(target).bind(**arguments)
+        inspect.signature(function).bind(**arguments)
     except TypeError as error:
         raise UserError(
-            f"{kind} {name} is a function, which is called as it is and has no settings; got {', '.join(arguments)}. Leave "
-            "them out, or write a class whose __init__ takes them and whose __call__ does what the function does."
+            f"{kind} {name} is a function, which is called as it is and has no settings; got {', '.join(arguments)}. "
+            "Leave them out, or write a class that takes them in __init__ and does the work in __call__.",
+            code="unknown-setting",
         ) from error
 
 
@@ -186,10 +228,10 @@ def _check_names(kind: str, name: str, arguments: Mapping[str, Any], target: Any
     allowed = [key for key in inspect.signature(target).parameters if key != "_"]
     for key in arguments:
         if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, n=1)
-            hint = f"Did you mean {near[0]!r}? " if near else ""
             raise UserError(
-                f"{kind} {name} has no setting {key!r}. {hint}It takes: {', '.join(allowed) or 'none'}."
+                f"{kind} {name} has no setting {key!r}. {_suggestion(key, allowed)}Its settings are: "
+                f"{', '.join(allowed) or 'none'}.",
+                code="unknown-setting",
             )
 
 
@@ -197,24 +239,27 @@ def _validated(kind: str, name: str, arguments: Mapping[str, Any], target: Any) 
     try:
         return TypeAdapter(target).validate_python(dict(arguments))
     except ValidationError as error:
-        _check_left_open(kind, name, error)
+        # The recipe of a method leaves some numbers to its reader, as words in capitals.
+        placeholders = {
+            str(item["loc"][-1]): item["input"]
+            for item in error.errors()
+            if isinstance(item["input"], str)
+            and item["input"].isupper()
+            and item["type"].startswith(("float", "int"))
+        }
+        if placeholders:
+            given = " and ".join(f"{key} is {word}" for key, word in placeholders.items())
+            example = ", ".join(
+                f"{key}: {value}" for key, value in zip(placeholders, (-0.5, 1.5), strict=False)
+            )
+            raise UserError(
+                f"{kind} {name}: {given}, a placeholder. Write a number instead, such as {example}.",
+                code="placeholder",
+            ) from error
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{kind} {name}: {where} is {first['input']!r}. {first['msg']}.") from error
-
-
-def _check_left_open(kind: str, name: str, error: ValidationError) -> None:
-    """Refuse words in capitals where numbers belong: a recipe leaves such to its reader."""
-    words = {
-        str(item["loc"][-1]): item["input"]
-        for item in error.errors()
-        if isinstance(item["input"], str)
-        and item["input"].isupper()
-        and item["type"].startswith(("float", "int"))
-    }
-    if words:
-        given = " and ".join(f"{key} is {word}" for key, word in words.items())
-        example = ", ".join(f"{key}: {value}" for key, value in zip(words, (-0.5, 1.5), strict=False))
+        where = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise UserError(f"{kind} {name} needs the setting {where}.", code="missing-setting") from error
         raise UserError(
-            f"{kind} {name}: {given}, which the recipe leaves to you. Write numbers there, such as {example}."
-        )
+            f"{kind} {name}: {where} is {first['input']!r}. {first['msg']}.", code="invalid-value"
+        ) from error

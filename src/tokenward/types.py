@@ -1,9 +1,9 @@
-"""The data that travels between stages, and the glossary of shapes.
+"""The data that travels between stages, and the letters used for tensor shapes.
 
-Shapes: ``b`` comparisons, ``k`` responses, ``n`` response tokens of a batch laid end to end,
-``r`` responses of a batch, ``t`` positions of a padded row, ``v`` vocabulary, ``d`` width.
-Per-token values are ragged: a flat ``[n]`` tensor and ``response [n]``, which response owns each
-token. Rewards and log-probabilities are in nats, float32.
+Shapes: ``b`` comparisons, ``k`` responses of a comparison, ``r`` responses of a batch, ``n`` response tokens of a batch
+laid end to end, ``t`` positions of a padded row, ``v`` vocabulary, ``d`` hidden size. Per-token values are ragged: a flat
+``[n]`` tensor plus ``response [n]``, the index of the response that owns each token. Rewards and log-probabilities are
+float32, in nats.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,16 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 class Message(TypedDict):
     """One turn of a conversation.
 
-    Whatever else a row's message holds is kept too and reaches the chat template. ``content`` is always text: an empty
-    one where the row has none, such as beside tool calls.
+    Further keys are kept and reach the chat template.
+
+    Attributes:
+        role: ``system``, ``user``, ``assistant`` or ``tool``.
+        content: The text; empty if the row has none, for example next to tool calls.
+        name: Name of the speaker.
+        tool_calls: Calls of tools by the assistant.
+        tool_call_id: Id of the call that a tool message answers.
+        reasoning_content: Reasoning of the assistant.
+        weight: 0 leaves an assistant message out of the loss. The template never sees it.
     """
 
     role: str
@@ -24,11 +32,11 @@ class Message(TypedDict):
     tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
     tool_call_id: NotRequired[str]
     reasoning_content: NotRequired[str]
-    weight: NotRequired[int]  # 0 leaves an assistant's message out of the loss; never shown to the template
+    weight: NotRequired[int]
 
 
 class Span(NamedTuple):
-    """A piece of a response with a known value: characters ``start`` to ``end`` (exclusive)."""
+    """A value for the characters ``start`` to ``end`` (exclusive) of a response."""
 
     start: int
     end: int
@@ -37,19 +45,19 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One prompt with K responses and their ranks: K >= 2, or one that is good (0) or bad (1).
+    """One prompt with ranked responses: two or more, or a single one that is good (rank 0) or bad (rank 1).
 
     Attributes:
-        key: Stable name of the row: a hash of prompt and responses, the same wherever it stands.
-        prompt: The conversation up to the reply.
-        responses: The K replies as a person reads them.
-        ranks: One per response; 0 is the best, equal ranks are a tie.
-        source: Where the row came from, as ``file:line``, for messages to the user.
-        scores: What the preference source gave each response, where the data says it.
-        spans: Per response, the character spans whose value is known, where the data says it.
-        turns: Per response its messages, or None where it is one message of the assistant that holds its text and
-            nothing else; None where all are so.
-        tools: What the assistant may call, as the row has it.
+        key: Stable name: a hash of the prompt and responses, independent of the row's position.
+        prompt: The conversation before the response.
+        responses: The text of each response.
+        ranks: Rank of each response; 0 is the best, equal ranks are ties.
+        source: Origin of the row as ``file:line``, for messages.
+        scores: Score of each response according to the data, if known.
+        spans: Annotated character spans of each response, if the data has any.
+        turns: Messages of each response. None, for one response or for all, means a single assistant message that
+            holds the text.
+        tools: Tools the assistant may call, as the row gives them.
     """
 
     key: str
@@ -58,27 +66,27 @@ class Comparison:
     ranks: tuple[int, ...]
     source: str
     scores: tuple[float, ...] | None = None
-    spans: tuple[tuple[Span, ...], ...] | None = field(default=None)
+    spans: tuple[tuple[Span, ...], ...] | None = None
     turns: tuple[tuple[Message, ...] | None, ...] | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
 
     def reply(self, place: int) -> tuple[Message, ...]:
-        """The messages of a response, given its place."""
+        """The messages of the response with this index."""
         own = self.turns[place] if self.turns is not None else None
         return own if own is not None else (Message(role="assistant", content=self.responses[place]),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A prompt to sample replies to, and what its replies are judged by.
+    """A prompt to sample responses for, with what is needed to judge them.
 
     Attributes:
         key: Stable name of the row.
-        prompt: The conversation up to the reply; empty where the reply begins the text.
-        source: Where the row came from, as ``file:line``, for messages to the user.
-        references: Texts that a good reply is like; the first is the one to learn from.
-        columns: The row's other columns, for the preference source.
-        tools: What the assistant may call, as the row has it.
+        prompt: The conversation before the response; empty if the response starts the text.
+        source: Origin of the row as ``file:line``, for messages.
+        references: Reference texts; the first is the one to learn from.
+        columns: The other columns of the row, for the preference source.
+        tools: Tools the assistant may call, as the row gives them.
     """
 
     key: str

@@ -31,11 +31,11 @@ TUNED = {
     "keyword": ("softmax 0.1", "softmax 0.1, neutral", "average", "softmax 2 (published)"),
     "worst": ("softmin 0.1", "softmin 0.1, neutral", "average", "softmin 2 (published)"),
 }
-"""Cells in which learning rates are compared: the own aggregates and their rivals."""
+"""For each case, the methods whose learning rates are compared."""
 
 
 def tune(sizes: Sizes) -> str:
-    """Learning rates and temperatures on the tuning seed."""
+    """Tables of learning rates and temperatures on the tuning seed."""
     rates, temperatures = (3e-3, 1e-2, 3e-2), (0.03, 0.1, 0.3, 1.0, 2.0)
 
     def accuracy(case: str, method: Method) -> str:
@@ -66,7 +66,7 @@ def tune(sizes: Sizes) -> str:
 
 
 def study(seeds: Sequence[int], sizes: Sizes) -> tuple[Cells, dict[str, list[Cell]]]:
-    """Every case with every method over the seeds, and every method untrained."""
+    """Run every case with every method over the seeds, and every method untrained."""
     cells = {}
     for case in WORLDS:
         for name, method in METHODS.items():
@@ -80,16 +80,18 @@ def study(seeds: Sequence[int], sizes: Sizes) -> tuple[Cells, dict[str, list[Cel
 
 
 def main() -> None:
-    """Run the study and write its tables and its picture."""
+    """Run the study and write its tables and picture."""
     parser = argparse.ArgumentParser(
         description=studies.planted.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, 0 and up")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
     parser.add_argument("--output", type=Path, default=Path("docs/pictures"), help="folder of planted.png")
-    parser.add_argument("--page", type=Path, help="Markdown file whose tables are replaced")
+    parser.add_argument("--page", type=Path, help="Markdown file with the study's markers")
     parser.add_argument("--steps", type=int, default=Sizes().steps)
-    parser.add_argument("--groups", type=int, default=Sizes().groups, help="to learn from, per case and seed")
-    parser.add_argument("--tune", action="store_true", help="show settings on the tuning seed, and stop")
+    parser.add_argument(
+        "--groups", type=int, default=Sizes().groups, help="training groups per case and seed"
+    )
+    parser.add_argument("--tune", action="store_true", help="compare settings on the tuning seed, and stop")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     sizes, seeds = Sizes(groups=chosen.groups, steps=chosen.steps), range(chosen.seeds)
@@ -99,13 +101,11 @@ def main() -> None:
     begun = time.monotonic()
     cells, fresh = study(seeds, sizes)
     parts = {
-        "Held-out rank accuracy": accuracy_table(cells),
-        "Own aggregate less the best other": difference_table(cells),
-        "Share of held-out pairs in which the longer sequence has the higher value": length_table(
-            cells, fresh
-        ),
+        "Rank accuracy on the eval groups": accuracy_table(cells),
+        "Matching aggregate minus the best other": difference_table(cells),
+        "Share of eval pairs in which the longer sequence has the higher value": length_table(cells, fresh),
         "Token rewards against planted scores": credits_of(cells, seeds, sizes),
-        "Group size at an equal number of judged sequences": sweep_table(seeds, sizes),
+        "Group size at an equal number of ranked sequences": sweep_table(seeds, sizes),
     }
     tables = "\n\n".join(f"### {title}\n\n{text}" for title, text in parts.items())
     print(tables)

@@ -10,26 +10,26 @@ from tokenward.evaluation.statistics import auroc
 
 
 def in_ranks(values: Floats) -> Floats:
-    """Ranks, equal values sharing their mean rank."""
+    """Ranks, with the mean rank for equal values."""
     _, place, times = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(times) - (times - 1) / 2)[place]
 
 
 def correlation(first: Floats, second: Floats) -> float:
-    """Pearson's."""
+    """Pearson's correlation."""
     return float(np.corrcoef(first, second)[0, 1])
 
 
 class Credit(NamedTuple):
-    """How the learned token reward agrees with the planted score, on held-out tokens of one seed.
+    """Agreement of the learned token reward with the planted score, on the eval tokens of one seed.
 
     Attributes:
-        pearson: Over tokens.
-        spearman: Over tokens.
-        by_score: Spearman over the planted scores that there are, of the mean reward at each.
-        marked: Spearman over tokens whose score is not 0.
-        auroc: Chance that a token whose score is not 0 is further on its side than one whose score is 0.
-        running: Pearson of the reward and the extreme score of the sequence so far, over tokens.
+        pearson: Pearson's correlation over tokens.
+        spearman: Spearman's correlation over tokens.
+        by_score: Spearman's correlation over distinct planted scores, with the mean reward of each.
+        marked: Spearman's correlation over tokens whose score is not 0.
+        auroc: AUROC of tokens whose score is not 0 against those whose score is 0.
+        running: Pearson's correlation of the reward and the extreme score of the sequence so far, over tokens.
     """
 
     pearson: float
@@ -41,7 +41,7 @@ class Credit(NamedTuple):
 
 
 def by_type(cell: Cell) -> tuple[Floats, Floats]:
-    """Mean learned reward and planted score of each type that occurred."""
+    """Mean learned reward and planted score of each token type that occurred."""
     times = np.maximum(np.bincount(cell.types, minlength=TYPES), 1e-9)
     seen = times >= 1
     sums = (np.bincount(cell.types, values, TYPES) for values in (cell.learned, cell.planted))
@@ -50,7 +50,7 @@ def by_type(cell: Cell) -> tuple[Floats, Floats]:
 
 
 def credit(cell: Cell) -> Credit:
-    """Agreement with the planted scores."""
+    """Compute the agreement with the planted scores."""
     sign = -1.0 if cell.planted.max() <= 0 else 1.0
     marked = cell.planted != 0
     mixed = not marked.all()

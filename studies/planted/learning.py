@@ -1,4 +1,4 @@
-"""A token reward model that learns from the ranks of a world, and what it says of held-out groups."""
+"""Train a token reward model on the ranks of a world, and measure it on eval groups."""
 
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from tokenward.training.trainer import TokenTrainer
 
 
 class Method(NamedTuple):
-    """An aggregate with the settings that it was given; without attention a token's reward depends on it alone."""
+    """An aggregate with its settings. Without attention, a token's reward depends only on the token."""
 
     objective: PlackettLuce
     learning_rate: float = 1e-2
@@ -30,7 +30,7 @@ class Method(NamedTuple):
 
 
 def soft(aggregate: str, temperature: float, *, neutral: bool = False) -> Method:
-    """A softmax or a softmin."""
+    """A softmax or softmin at some temperature."""
     return Method(PlackettLuce(aggregate=aggregate, temperature=temperature, length_neutral=neutral))
 
 
@@ -47,13 +47,13 @@ METHODS = {
     "softmin 0.1, neutral": soft("softmin", SHARP, neutral=True),
 }
 OWN = {"mean": "average", "sum": "sum", "present": "softmax", "keyword": "softmax", "worst": "softmin"}
-"""The aggregate that says what each case is ranked by; fixed before anything was measured."""
+"""The aggregate that matches each case; fixed before anything was measured."""
 ALONE = {"mean": "average", "keyword": "softmax 0.1", "worst": "softmin 0.1"}
-"""What the picture shows, and what is tried without attention too."""
+"""The methods in the picture, which are also run without attention."""
 
 
 class Sizes(NamedTuple):
-    """How much data and training."""
+    """Amount of data and training."""
 
     groups: int = 600
     eval: int = 300
@@ -64,15 +64,15 @@ class Sizes(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What one training gave, on held-out groups.
+    """Results of one training on the eval groups.
 
     Attributes:
         accuracy: ``[groups]``, share of a group's pairs in the right order.
-        longer: ``[groups]``, share of a group's pairs of unlike lengths in which the longer one has the higher ``e``;
-            equal values count half.
+        longer: ``[groups]``, share of a group's pairs of different lengths in which the longer one has the higher
+            ``e``; equal values count half.
         learned: ``[n]``, reward of each token.
-        planted: ``[n]``, its score.
-        types: ``[n]``, its type.
+        planted: ``[n]``, planted score of each token.
+        types: ``[n]``, type of each token.
         lengths: ``[r]``, tokens of each sequence.
     """
 
@@ -85,7 +85,7 @@ class Cell(NamedTuple):
 
 
 def reward_model(seed: int, *, width: int, bound: str = "softplus") -> RewardModel:
-    """Two layers with random weights."""
+    """A reward model of two layers with random weights."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=TYPES + 2,
@@ -115,14 +115,14 @@ def reward_model(seed: int, *, width: int, bound: str = "softplus") -> RewardMod
 
 
 def without_attention(backbone: LlamaModel) -> None:
-    """Let nothing flow from token to token, now and in training."""
+    """Disable attention between tokens, also during training."""
     for layer in backbone.layers:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         layer.self_attn.requires_grad_(False)
 
 
 def train(model: RewardModel, method: Method, rows: Sequence[TokenRow], sizes: Sizes, seed: int) -> None:
-    """Learn the token reward from the ranks of groups."""
+    """Train the token reward on the ranks of groups."""
     table: dict[str, Any] = {
         "learning_rate": method.learning_rate,
         "max_steps": sizes.steps,
@@ -139,7 +139,7 @@ def train(model: RewardModel, method: Method, rows: Sequence[TokenRow], sizes: S
 
 
 def measure(model: RewardModel, objective: PlackettLuce, rows: Sequence[TokenRow]) -> Cell:
-    """Rank accuracy on groups, and each token's learned and planted score."""
+    """Measure rank accuracy on groups, and each token's learned reward and planted score."""
     values = token_values(model, rows, precision="float32", tokens_per_batch=8192)
     learned = torch.cat([part for row in values for part in row])
     batch = model.collate(rows).tokens
@@ -160,7 +160,7 @@ def measure(model: RewardModel, objective: PlackettLuce, rows: Sequence[TokenRow
 
 
 def run(case: str, method: Method, seed: int, sizes: Sizes) -> Cell:
-    """One case, one method, one seed; data and initial weights follow from the seed."""
+    """Run one case with one method and seed. The seed determines data and initial weights."""
     rng = np.random.default_rng([seed, list(WORLDS).index(case)])
     world = WORLDS[case](rng)
     eval_rows = groups(world, rng, sizes.eval)

@@ -1,4 +1,4 @@
-"""The tables of the study, and its picture."""
+"""Tables and picture of the study."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from tokenward.evaluation.statistics import Figure, mean_figure
 
 
 def pooled(cells: Sequence[Cell]) -> Figure:
-    """Mean accuracy over the held-out groups of all seeds."""
+    """Mean accuracy over the eval groups of all seeds."""
     return mean_figure(np.concatenate([cell.accuracy for cell in cells]))
 
 
@@ -35,7 +35,7 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def accuracy_table(cells: Cells) -> str:
-    """Held-out rank accuracy of every method on every case; bold where the aggregate is the case's own."""
+    """Rank accuracy of every method in every case; bold if the aggregate matches the case."""
 
     def entry(name: str, case: str) -> str:
         text = shown(pooled(cells[case, name]))
@@ -47,7 +47,7 @@ def accuracy_table(cells: Cells) -> str:
 
 
 def length_table(cells: Cells, fresh: dict[str, list[Cell]]) -> str:
-    """How often the longer of two sequences gets the higher ``e``: before training, and after it."""
+    """Share of pairs in which the longer sequence gets the higher ``e``, before and after training."""
 
     def share(found: Sequence[Cell]) -> str:
         return f"{np.mean([cell.longer.mean() for cell in found]):.3f}"
@@ -57,45 +57,45 @@ def length_table(cells: Cells, fresh: dict[str, list[Cell]]) -> str:
 
 
 def outsider(cells: Cells, case: str) -> str:
-    """Of the methods with another aggregate than the case's own, the one that did best."""
+    """The best method whose aggregate does not match the case."""
     others = [name for name in METHODS if not name.startswith(OWN[case])]
     return max(others, key=lambda name: pooled(cells[case, name]).value)
 
 
 def difference_table(cells: Cells) -> str:
-    """The case's own aggregate against the best other one."""
+    """The matching aggregate against the best other one."""
     lines = []
     for case, own in OWN.items():
         other = outsider(cells, case)
         for name in (name for name in METHODS if name.startswith(own)):
             found = difference(cells[case, name], cells[case, other])
             lines.append([case, name, other, shown(found), str(found.n)])
-    return table(["case", "own aggregate", "best other aggregate", "difference", "n groups"], lines)
+    return table(["case", "matching aggregate", "best other aggregate", "difference", "n groups"], lines)
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean over seeds, lowest and highest seed."""
+    """Mean, lowest and highest value over seeds."""
     if np.isnan(values).any():
         return "-"
     return f"{np.mean(values):.3f} ({min(values):.3f} .. {max(values):.3f})"
 
 
 def credit_line(case: str, name: str, cells: Sequence[Cell]) -> list[str]:
-    """Accuracy, and agreement of token rewards with planted scores."""
+    """Accuracy, and agreement of token rewards with planted scores, as one row."""
     columns = zip(*map(credit, cells), strict=True)
     tokens = sum(len(cell.learned) for cell in cells)
     return [case, name, f"{pooled(cells).value:.3f}", *map(spread, columns), str(tokens)]
 
 
 def credit_table(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of :func:`credit_line`."""
+    """Table of rows from :func:`credit_line`."""
     head = ["case", "aggregate", "rank accuracy", "Pearson", "Spearman", "Spearman by score"]
     marked = ["Spearman, score not 0", "AUROC, score not 0", "Pearson with the extreme so far"]
     return table([*head, *marked, "n tokens"], lines)
 
 
 def credits_of(cells: Cells, seeds: Sequence[int], sizes: Sizes) -> str:
-    """The case's own aggregates, the average, and the own aggregate in a model without attention."""
+    """Table of the matching aggregates, the average, and the matching aggregate without attention."""
     lines = []
     for case, own in OWN.items():
         names = [name for name in METHODS if name.startswith(own) or name == "average"]
@@ -108,18 +108,18 @@ def credits_of(cells: Cells, seeds: Sequence[int], sizes: Sizes) -> str:
 
 
 def sweep_table(seeds: Sequence[int], sizes: Sizes) -> str:
-    """Group sizes at an equal number of judged sequences, in training and in each step; held out are groups of five."""
+    """Group sizes at an equal number of ranked sequences, in training and per step. Eval groups have five."""
     lines = []
     for case, name in (("mean", "average"), ("keyword", "softmax 0.1")):
         for k in (2, 3, 5, 10):
             same = sizes._replace(k=k, groups=sizes.groups * K // k, batch=sizes.batch * K // k)
             found = pooled([run(case, METHODS[name], seed, same) for seed in seeds])
             lines.append([case, name, str(k), str(same.groups), shown(found), str(found.n)])
-    return table(["case", "aggregate", "K", "groups", "rank accuracy", "n held-out groups"], lines)
+    return table(["case", "aggregate", "K", "groups", "rank accuracy", "n eval groups"], lines)
 
 
 def picture(cells: Cells, path: Path) -> None:
-    """Accuracy of every method on every case, and learned against planted scores of the case's own aggregate."""
+    """Draw the accuracy of every method in every case, and learned against planted scores of the matching aggregate."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -138,7 +138,7 @@ def picture(cells: Cells, path: Path) -> None:
 TITLES = {
     "mean": "mean of the scores",
     "sum": "sum of the scores",
-    "present": "keyword there or not",
+    "present": "keyword occurs or not",
     "keyword": "strongest keyword",
     "worst": "worst token",
 }
@@ -162,7 +162,7 @@ def _heat(axes: Any, cells: Cells) -> None:
                 weight="bold" if own else "normal",
                 color="black" if values[row, column] > 0.75 else "white",
             )
-    axes.set_title("Held-out rank accuracy, chance 0.5 (* the aggregate that the ranks were made with)")
+    axes.set_title("Rank accuracy on the eval groups, chance 0.5 (* the aggregate that matches the case)")
     axes.figure.colorbar(image, ax=axes, shrink=0.9, label="rank accuracy")
 
 

@@ -1,4 +1,4 @@
-"""Token types with hidden scores, and groups of sequences that are ranked by them."""
+"""Token types with hidden scores, and groups of sequences ranked by them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,12 +19,12 @@ Ints = NDArray[np.int64]
 
 
 class World(NamedTuple):
-    """Token types with hidden scores, and a way to write and to judge a sequence.
+    """Token types with hidden scores, and functions that write and rank sequences.
 
     Attributes:
-        scores: ``[types]``, the planted score of each.
-        write: ``f(rng, length)`` gives the types of a sequence.
-        judge: ``f(scores of the sequence)`` gives what sequences are ranked by.
+        scores: ``[types]``, planted score of each type.
+        write: ``f(rng, length)`` returns the types of a sequence.
+        judge: ``f(scores of the sequence)`` returns the number that sequences are ranked by.
     """
 
     scores: Floats
@@ -33,7 +33,7 @@ class World(NamedTuple):
 
 
 def smooth(rng: np.random.Generator) -> World:
-    """Every type has a normal score, every token is drawn alike, and the mean decides."""
+    """Normal scores; tokens are drawn uniformly; ranked by the mean."""
     return World(
         rng.normal(size=TYPES),
         lambda draw, length: draw.integers(0, TYPES, length),
@@ -42,7 +42,7 @@ def smooth(rng: np.random.Generator) -> World:
 
 
 def positive(rng: np.random.Generator) -> World:
-    """Every type has a score between 0 and 1, and they add up: long sequences are better."""
+    """Scores between 0 and 1; ranked by the sum, so longer sequences are better."""
     return World(
         rng.random(TYPES),
         lambda draw, length: draw.integers(0, TYPES, length),
@@ -51,11 +51,11 @@ def positive(rng: np.random.Generator) -> World:
 
 
 def graded(rng: np.random.Generator, sign: float) -> World:
-    """Ten types have scores of 0.1 to 1.0 times ``sign``, the others 0; the one furthest from 0 decides.
+    """Ten types have scores of 0.1 to 1.0 times ``sign``, the others 0; ranked by the score furthest from 0.
 
-    It is drawn first, or none is, and as strong or weaker ones are added, each number apart from the length, so
-    that neither length nor the number of such tokens gives the rank away. Sequences without any are needed:
-    if every one had a keyword, nothing would tell the weakest keyword from the other types.
+    The extreme token is drawn first, or none is. Tokens that are as strong or weaker are added. Their number is
+    independent of the length, so neither reveals the rank. Some sequences have no such token: otherwise nothing
+    would distinguish the weakest keyword from the other types.
     """
     marked = rng.permutation(TYPES)[:KEYWORDS]
     scores = np.zeros(TYPES)
@@ -74,7 +74,7 @@ def graded(rng: np.random.Generator, sign: float) -> World:
 
 
 def present(rng: np.random.Generator) -> World:
-    """One type is the keyword; half of the sequences have it, one to three times."""
+    """One type is the keyword, which occurs one to three times in half of the sequences."""
     keyword = int(rng.integers(TYPES))
     scores = np.zeros(TYPES)
     scores[keyword] = 1.0
@@ -97,7 +97,7 @@ WORLDS: dict[str, Callable[[np.random.Generator], World]] = {
 
 
 def groups(world: World, rng: np.random.Generator, count: int, k: int = K) -> list[TokenRow]:
-    """Groups of ``k`` sequences, their planted scores beside them; groups without any order are drawn again."""
+    """Groups of ``k`` sequences with their planted scores. Groups whose sequences all tie are drawn again."""
     rows: list[TokenRow] = []
     while len(rows) < count:
         found = [world.write(rng, int(rng.integers(SHORTEST, LONGEST + 1))) for _ in range(k)]

@@ -1,4 +1,4 @@
-"""Messages keep every key; replies are calls, thoughts and several messages too."""
+"""Messages keep every key. A reply can be a call, reasoning or several messages."""
 
 import json
 
@@ -10,7 +10,6 @@ from tokenward.data.fields import FieldError
 from tokenward.data.files import from_line, to_line
 from tokenward.data.messages import messages, readable, without_filled
 from tokenward.data.prepare import comparison_key, load
-from tokenward.errors import UserError
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
@@ -22,23 +21,23 @@ def answer(content, **more):
     return {"role": "assistant", "content": content, **more}
 
 
-def loaded(tmp_path, *rows, **options):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load(path, **options)
+@pytest.fixture
+def one(source):
+    """Loads a single row, and checks that its comparison survives being stored."""
 
+    def read(row):
+        (comparison,) = load(source(row)).comparisons
+        assert from_line(to_line(comparison)) == comparison
+        return comparison
 
-def one(tmp_path, row):
-    (comparison,) = loaded(tmp_path, row).comparisons
-    assert from_line(to_line(comparison)) == comparison
-    return comparison
+    return read
 
 
 @pytest.mark.parametrize("content", [{"content": None}, {"content": ""}, {}])
-def test_a_call_is_a_reply(tmp_path, content):
+def test_a_call_is_a_reply(one, content):
     call = {"role": "assistant", **content, "tool_calls": [CALL]}
     row = {"prompt": [ASKED], "chosen": [call], "rejected": [answer("no idea")], "tools": json.dumps(TOOLS)}
-    found = one(tmp_path, row)
+    found = one(row)
     assert found.responses == ('weather({"city": "Oslo"})', "no idea")
     assert found.turns == (({"role": "assistant", "content": "", "tool_calls": [CALL]},), None)
     assert found.tools == tuple(TOOLS)
@@ -49,7 +48,7 @@ def test_a_call_is_a_reply(tmp_path, content):
     assert found.key != comparison_key(found.prompt, found.responses, tools=found.tools)
 
 
-def test_a_history_keeps_calls_results_and_names(tmp_path):
+def test_calls_results_and_names_in_the_prompt_are_kept(one):
     result = {"role": "tool", "name": "weather", "tool_call_id": "7", "content": "rain"}
     row = {
         "prompt": [ASKED, CALLS, result],
@@ -57,18 +56,18 @@ def test_a_history_keeps_calls_results_and_names(tmp_path):
         "rejected": [answer("Sun.")],
         "tools": TOOLS,
     }
-    found = one(tmp_path, row)
+    found = one(row)
     assert found.prompt == (ASKED, {**CALLS, "content": ""}, result)
     assert (found.responses, found.turns) == (("Rain.", "Sun."), None)
 
 
-def test_thoughts_are_kept_and_are_enough_for_a_reply(tmp_path):
+def test_reasoning_is_kept_and_is_enough_for_a_reply(one):
     row = {
         "prompt": [ASKED],
         "chosen": [answer("Rain.", reasoning_content="clouds")],
         "rejected": [answer("", thinking="no clouds")],
     }
-    found = one(tmp_path, row)
+    found = one(row)
     assert found.responses == ("Rain.", "no clouds")
     assert found.turns == (
         (answer("Rain.", reasoning_content="clouds"),),
@@ -76,60 +75,60 @@ def test_thoughts_are_kept_and_are_enough_for_a_reply(tmp_path):
     )
 
 
-def test_identical_is_what_is_identical_in_all_its_messages(tmp_path):
+def test_identical_replies_are_identical_in_all_their_messages(one, source):
     thought = [[answer("Rain.", reasoning_content=text)] for text in ("clouds", "wind")]
-    found = one(tmp_path, {"prompt": [ASKED], "chosen": thought[0], "rejected": thought[1]})
+    found = one({"prompt": [ASKED], "chosen": thought[0], "rejected": thought[1]})
     assert found.responses == ("Rain.", "Rain.")
-    same = loaded(tmp_path, {"prompt": [ASKED], "chosen": thought[0], "rejected": thought[0]})
+    same = load(source({"prompt": [ASKED], "chosen": thought[0], "rejected": thought[0]}))
     assert same.counts == {"read": 1, "kept": 0, "identical responses": 1}
     both = [{"prompt": [ASKED], "chosen": thought[a], "rejected": thought[1 - a]} for a in (0, 1)]
-    assert loaded(tmp_path, *both).counts == {"read": 2, "kept": 0, "contradictory": 2}
+    assert load(source(*both)).counts == {"read": 2, "kept": 0, "contradictory": 2}
 
 
-def test_a_reply_of_several_messages(tmp_path):
+def test_a_reply_of_several_messages(one):
     rest = [CALLS, {"role": "tool", "content": "rain"}]
     chosen = [*rest, answer("Rain.")]
     row = {"prompt": [ASKED], "chosen": chosen, "rejected": [answer("Sun."), ASKED, answer("Still sun.")]}
-    found = one(tmp_path, row)
+    found = one(row)
     assert found.prompt == (ASKED,)
     assert found.responses == ('weather({"city": "Oslo"})\nRain.', "Sun.\nStill sun.")
     assert [message["role"] for message in found.reply(0)] == ["assistant", "tool", "assistant"]
 
 
 @pytest.mark.parametrize("prompt", [{}, {"prompt": "Rain in Oslo?"}, {"prompt": [ASKED]}])
-def test_what_both_say_first_belongs_to_the_prompt(tmp_path, prompt):
+def test_the_common_beginning_belongs_to_the_prompt(one, prompt):
     head = [ASKED, CALLS, {"role": "tool", "content": "rain"}]
     row = {**prompt, "chosen": [*head, answer("Rain.")], "rejected": [*head, answer("Sun.")]}
-    found = one(tmp_path, row)
+    found = one(row)
     assert [message["role"] for message in found.prompt] == ["user", "assistant", "tool"]
     assert (found.responses, found.turns) == (("Rain.", "Sun."), None)
 
 
-def test_talks_that_part_at_a_question_are_compared_from_the_reply_before_it(tmp_path):
+def test_conversations_that_part_at_a_question_are_compared_from_the_reply_before_it(one):
     talks = [
         [ASKED, answer("Yes."), {"role": "user", "content": f"And {place}?"}, answer("No.")] for place in "ab"
     ]
-    found = one(tmp_path, {"chosen": talks[0], "rejected": talks[1]})
+    found = one({"chosen": talks[0], "rejected": talks[1]})
     assert found.prompt == (ASKED,)
     assert found.turns == tuple(tuple(talk[1:]) for talk in talks)
 
 
-def test_a_begun_reply_stays_in_the_prompt(tmp_path):
+def test_the_start_of_a_reply_stays_in_the_prompt(one):
     begun = [ASKED, answer("It is ")]
-    found = one(tmp_path, {"prompt": begun, "chosen": "wet.", "rejected": [answer("dry.")]})
+    found = one({"prompt": begun, "chosen": "wet.", "rejected": [answer("dry.")]})
     assert (list(found.prompt), found.responses, found.turns) == (begun, ("wet.", "dry."), None)
 
 
-def test_weights_are_kept_and_a_reply_without_any_is_dropped(tmp_path):
+def test_weights_are_kept_and_a_reply_of_weight_0_is_dropped(one, source):
     prompt = [ASKED, answer("Hm.", weight=0), ASKED]
     partly = [answer("Wait.", weight=0), ASKED, answer("Rain.", weight=1.0)]
-    found = one(tmp_path, {"prompt": prompt, "chosen": partly, "rejected": "Sun."})
+    found = one({"prompt": prompt, "chosen": partly, "rejected": "Sun."})
     assert found.prompt[1] == answer("Hm.", weight=0)
     assert [message.get("weight") for message in found.reply(0)] == [0, None, 1]
     never = {"prompt": prompt, "chosen": [answer("Rain.", weight=0)], "rejected": "Sun."}
-    assert loaded(tmp_path, never).counts == {"read": 1, "kept": 0, "response of weight 0": 1}
+    assert load(source(never)).counts == {"read": 1, "kept": 0, "response of weight 0": 1}
     replies = [[answer(text, weight=int(text != "b"))] for text in "abc"]
-    ranked = loaded(tmp_path, {"prompt": prompt, "responses": replies, "ranks": [0, 1, 2]})
+    ranked = load(source({"prompt": prompt, "responses": replies, "ranks": [0, 1, 2]}))
     assert ranked.notes == {"response of weight 0 removed": 1}
     assert ranked.comparisons[0].responses == ("a", "c")
 
@@ -148,18 +147,18 @@ def test_parts_of_text_are_joined():
     [
         ({"role": "assistant", "content": None}, "m[0].content: found null"),
         ({"role": "assistant", "content": None, "tool_calls": []}, "m[0].content: found null"),
-        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "m[0].content[0]: is a part of type image_url"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "m[0].content[0]: found a part of type image_url"),
         ({"role": "user", "content": {"a": 1}}, "m[0].content: found an object, expected text or a list of text parts"),
-        ({"role": "assistant", "content": "a", "weight": 0.5}, "m[0].weight: found the number 0.5, expected 0 (leave"),
+        ({"role": "assistant", "content": "a", "weight": 0.5}, "m[0].weight: found the number 0.5, expected 0 (no loss"),
         ({"role": "assistant", "content": "a", "weight": "1"}, "m[0].weight: found text"),
         ({"role": "assistant", "content": "", "tool_calls": {"a": 1}}, "m[0].tool_calls: found an object, expected a list"),
-        ({"role": "user", "content": "a", "seen": b"1"}, "m[0].seen: found bytes, expected what JSON can hold"),
+        ({"role": "user", "content": "a", "seen": b"1"}, "m[0].seen: found bytes, which JSON cannot represent"),
         ({"role": "user", "content": "a", "name": "\ud83d"}, "m[0].name: holds half of a surrogate pair"),
-        ({"from": "bob", "value": "a"}, "m[0].from: is 'bob', expected one of human, "),
-        ({"from": "function_call", "value": "f()"}, "m[0].value: is no call"),
+        ({"from": "bob", "value": "a"}, "m[0].from: found 'bob', expected human, "),
+        ({"from": "function_call", "value": "f()"}, "m[0].value: is not a call"),
     ],
 )  # fmt: skip
-def test_what_is_no_message_is_named(message, problem):
+def test_malformed_messages_are_named(message, problem):
     with pytest.raises(FieldError) as error:
         messages([message], "m")
     assert str(error.value).startswith(problem)
@@ -180,7 +179,7 @@ def test_sharegpt_turns_are_messages():
     assert readable(found) == 'weather({"city": "Oslo"})\nRain.'
 
 
-def test_a_table_adds_no_keys_to_calls(tmp_path):
+def test_keys_that_a_table_adds_to_calls_are_removed(tmp_path):
     """Parquet gives every object of a column the same keys."""
     other = {"type": "function", "function": {"name": "time", "arguments": {"zone": "CET"}}}
     rows = [
@@ -193,9 +192,3 @@ def test_a_table_adds_no_keys_to_calls(tmp_path):
     assert [row.reply(0)[0].get("tool_calls") for row in found] == [[CALL], [other]]
     assert found[0].prompt == (ASKED,)
     assert without_filled({"a": None, "m": [{"b": None}]}) == {"a": None, "m": [{"b": None}]}
-
-
-def test_tools_that_are_none_are_named_with_the_row(tmp_path):
-    row = {"prompt": "q", "chosen": "a", "rejected": "b", "tools": "weather"}
-    with pytest.raises(UserError, match=r"rows.jsonl:1: tools: found text"):
-        loaded(tmp_path, row)

@@ -1,4 +1,4 @@
-"""Every kind of source gives the same rows, and says where it broke."""
+"""Every kind of source gives the same rows, and errors name the file and line."""
 
 import csv
 import gzip
@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 
-from tokenward.data.sources import rows
+from tokenward.data.sources import rows, split_of
 from tokenward.errors import UserError
 
 ROWS = [
@@ -57,31 +57,47 @@ MAKERS = {
 }
 
 
+def refused(source, code, *parts, **options):
+    """Reading this source is an error with this code, whose message contains the parts."""
+    with pytest.raises(UserError) as error:
+        list(rows(source, **options))
+    assert error.value.code == code
+    assert [part for part in parts if part not in str(error.value)] == []
+    return error.value
+
+
 @pytest.mark.parametrize("name", MAKERS)
-def test_each_file_kind_gives_the_rows_unchanged(tmp_path, name):
+def test_each_kind_of_file_gives_the_rows_unchanged(tmp_path, name):
     path = MAKERS[name](tmp_path / name)
     assert [row for _, row in rows(str(path))] == ROWS
 
 
-@pytest.mark.parametrize(
-    ("name", "places"),
-    [
-        ("a.jsonl", ["1", "2", "3"]),
-        ("a.csv", ["2", "4", "5"]),  # the first record has a line break inside: it spans lines 2 and 3
-        ("a.json", ["row 1", "row 2", "row 3"]),
-        ("a.parquet", ["row 1", "row 2", "row 3"]),
-    ],
-)
-def test_where_is_the_line_or_the_row(tmp_path, name, places):
-    made = MAKERS[name](tmp_path / name)
-    if name == "a.csv":
-        made.write_bytes(made.read_bytes().replace(b"\r\nand", b" and"))
-    assert [where for where, _ in rows(made)] == [f"{made}:{place}" for place in places]
+def test_positions_are_lines_or_rows(tmp_path):
+    def positions(name):
+        path = MAKERS[name](tmp_path / name)
+        return [where.removeprefix(f"{path}:") for where, _ in rows(path)]
+
+    assert positions("a.jsonl") == ["1", "2", "3"]
+    # The csv module counts \r\n and \n inside a cell as line ends: the first record spans three lines.
+    assert positions("a.csv") == ["2", "5", "6"]
+    assert positions("a.json") == positions("a.parquet") == ["row 1", "row 2", "row 3"]
 
 
-def test_blank_lines_are_passed_over_and_counted_as_lines(tmp_path):
+def test_blank_lines_are_skipped_but_counted(tmp_path):
     path = write(tmp_path / "a.jsonl", '\ufeff{"a": 1}\r\n\n  \n{"a": 2}')
     assert list(rows(path)) == [(f"{path}:1", {"a": 1}), (f"{path}:4", {"a": 2})]
+
+
+def test_quotes_in_a_tsv_file_are_text(tmp_path):
+    text = 'sentence\tlabel\n"half a quote , he said\t0\n\n`` a \'\' ""b"" , c "\t1\n'
+    path = write(tmp_path / "a.tsv", text)
+    expected = [
+        {"sentence": '"half a quote , he said', "label": "0"},
+        {"sentence": '`` a \'\' ""b"" , c "', "label": "1"},
+    ]
+    assert list(rows(path)) == [(f"{path}:2", expected[0]), (f"{path}:4", expected[1])]
+    write(tmp_path / "a.tsv.gz", text)
+    assert [row for _, row in rows(tmp_path)] == 2 * expected
 
 
 def test_files_by_glob_list_and_folder_in_sorted_order(tmp_path):
@@ -98,13 +114,9 @@ def test_files_by_glob_list_and_folder_in_sorted_order(tmp_path):
     assert names([str(tmp_path / "d" / "b.jsonl"), tmp_path / "d" / "a.jsonl"]) == ["b.jsonl", "a.jsonl"]
     assert names(str(tmp_path / "d")) == ["a.jsonl", "b.jsonl", "bc.jsonl", "c.csv"]
     assert names(str(tmp_path / "d"), split="b") == ["b.jsonl"]  # not every name with a b in front
-    with pytest.raises(UserError, match="begins with test"):
-        names(str(tmp_path / "d"), split="test")
-
-
-def test_a_file_whose_name_has_brackets_is_no_pattern(tmp_path):
-    path = jsonl(tmp_path / "a[1].jsonl")
-    assert len(list(rows(str(path)))) == 3
+    refused(tmp_path / "d", "unknown-split", split="test")
+    # An existing file whose name has brackets is not a pattern.
+    assert len(list(rows(str(jsonl(tmp_path / "a[1].jsonl"))))) == 3
 
 
 def test_a_saved_data_set_and_its_splits(tmp_path):
@@ -117,19 +129,11 @@ def test_a_saved_data_set_and_its_splits(tmp_path):
     assert [row for _, row in rows(str(tmp_path / "one"))] == ROWS
     assert [row for _, row in rows(str(tmp_path / "both"))] == ROWS
     assert list(rows(tmp_path / "both", split="test")) == [(f"{tmp_path / 'both'}/test:row 1", ROWS[2])]
-    with pytest.raises(UserError, match="tset is no split"):
-        list(rows(tmp_path / "both", split="tset"))
-    with pytest.raises(UserError, match="no train: test_prefs, test_sft"):
-        list(rows(tmp_path / "tests"))
-    with pytest.raises(UserError, match="one data set without splits"):
-        list(rows(tmp_path / "one", split="train"))
-
-
-def test_a_damaged_saved_data_set_says_so(tmp_path):
-    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "one"))
+    refused(tmp_path / "both", "unknown-split", "Did you mean test?", split="tset")
+    refused(tmp_path / "tests", "ambiguous-split", "test_prefs, test_sft")
+    refused(tmp_path / "one", "unknown-split", split="train")
     next((tmp_path / "one").glob("*.arrow")).unlink()
-    with pytest.raises(UserError, match="not a whole folder"):
-        list(rows(tmp_path / "one"))
+    refused(tmp_path / "one", "damaged-file")
 
 
 def test_jsonl_streams(tmp_path):
@@ -139,7 +143,7 @@ def test_jsonl_streams(tmp_path):
 
 
 def test_parquet_streams(tmp_path, monkeypatch):
-    """What cannot be read lies behind what was asked for."""
+    """The damaged part is after the rows that are asked for."""
     monkeypatch.setattr("tokenward.data.files._BATCH_ROWS", 10)
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"a": list(range(1000))}), path, row_group_size=100)
@@ -154,77 +158,64 @@ def test_parquet_streams(tmp_path, monkeypatch):
 
 
 BROKEN = [
-    ("a.jsonl", b'{"a": 1}\n{"a": }\n', ":2: not JSON"),
-    ("a.jsonl", b'{"a": 1}\n{"a": "b', ":2: not JSON"),
-    ("a.jsonl", b'{"a": 1}\n\n["b"]\n', ":3: found a list of 1"),
-    ("a.jsonl", b"5\n", ":1: found the number 5"),
-    ("a.jsonl", b'[\n{"a": 1}\n]', "name it .json"),
-    ("a.jsonl", b"[" * 100_000, ":1: not JSON"),
-    ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', ":2: not UTF-8: byte 0xe9 at position 7"),
-    ("a.json", b'{"a": 1}\n{"a": 2}\n', "name the file .jsonl"),
-    ("a.json", b'[{"a": 1},\n{"a"}]', ":2: not JSON"),
-    ("a.json", b'[{"a": 1}, 2]', ":row 2: found the number 2"),
-    ("a.json", b'{"a": [1], "b": [2]}', "found 2 lists (a, b)"),
-    ("a.json", b'{"a": 1}', "an object without a list"),
-    ("a.json", b'"a"', "found text"),
-    ("a.json", b'[{"a":\n"\xe9"}]', ":2: not UTF-8"),
-    ("a.csv", b"a,b\n1,\xe9\n", ":2: not UTF-8"),
-    ("a.csv", b"a,b\n1,2\n1,2,3\n", ":3: 3 cells, the header has 2"),
-    ("a.csv", b"a,b\n1\n", ":2: 1 cells, the header has 2"),
-    ("a.csv", b'a,b\n"1"x,2\n', ":2: not CSV"),
-    ("a.csv", b'a,b\n"1,2\n', "not CSV"),
-    ("a.csv", b"a,a\n1,2\n", "stands twice"),
-    ("a.csv", b"a\n" + b"x" * 200_000 + b"\n", ":2: not CSV"),
-    ("a.jsonl.gz", b'{"a": 1}\n', "not a whole gzip file"),
-    ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 500)[:-12], "not a whole gzip file"),
-    ("a.parquet", b"PAR1 no", "not a whole Parquet file"),
-    ("a.txt", b"", "cannot read .txt"),
-    ("a.parquet.gz", b"", "cannot read .parquet.gz"),
-    ("data", b"", "a name without extension"),
+    ("a.jsonl", b'{"a": 1}\n{"a": }\n', "not-json", ":2: "),
+    ("a.jsonl", b'{"a": 1}\n\n["b"]\n', "not-an-object", ":3: found a list of 1"),
+    ("a.jsonl", b'[\n{"a": 1}\n]', "not-json", "name it .json"),
+    ("a.jsonl", b"[" * 100_000, "not-json", ":1: "),
+    ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', "not-utf-8", ":2: not UTF-8: byte 0xe9 at position 7"),
+    ("a.json", b'{"a": 1}\n{"a": 2}\n', "not-json", "name it .jsonl"),
+    ("a.json", b'[{"a": 1},\n{"a"}]', "not-json", ":2: "),
+    ("a.json", b'[{"a": 1}, 2]', "not-an-object", ":row 2: found the number 2"),
+    ("a.json", b'{"a": [1], "b": [2]}', "not-a-list", "found 2 lists (a, b)"),
+    ("a.json", b'{"a": 1}', "not-a-list", "an object without a list"),
+    ("a.json", b'"a"', "not-a-list", "found text"),
+    ("a.json", b'[{"a":\n"\xe9"}]', "not-utf-8", ":2: "),
+    ("a.csv", b"a,b\n1,\xe9\n", "not-utf-8", ":2: "),
+    ("a.csv", b"a,b\n1,2\n1,2,3\n", "not-a-table", ":3: 3 cells, but the header has 2"),
+    ("a.csv", b"a,b\n1\n", "not-a-table", ":2: 1 cells, but the header has 2"),
+    ("a.csv", b'a,b\n"1"x,2\n', "not-a-table", ":2: not CSV"),
+    ("a.csv", b'a,b\n"1,2\n', "not-a-table", "not CSV"),
+    ("a.csv", b"a,a\n1,2\n", "duplicate-column", "a, a"),
+    ("a.csv", b"a\n" + b"x" * 200_000 + b"\n", "not-a-table", ":2: not CSV"),
+    ("a.tsv", b"a\tb\n1\t2\n1\t2\t3\n", "not-a-table", ":3: 3 cells"),
+    ("a.tsv", b"a\tb\n1\rx\t2\n", "not-a-table", ":2: not TSV"),
+    ("a.jsonl.gz", b'{"a": 1}\n', "damaged-file", "gzip"),
+    ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 500)[:-12], "damaged-file", "gzip"),
+    ("a.parquet", b"PAR1 no", "damaged-file", "Parquet"),
+    ("a.txt", b"", "unknown-file-type", ".txt"),
+    ("a.parquet.gz", b"", "unknown-file-type", ".parquet.gz"),
+    ("data", b"", "unknown-file-type", "a name without extension"),
 ]
 
 
-def test_a_broken_file_is_named_with_the_line(tmp_path):
-    for name, content, expected in BROKEN:
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError) as error:
-            list(rows(str(tmp_path / name)))
-        assert str(error.value).startswith(str(tmp_path / name))
-        assert expected in str(error.value)
+@pytest.mark.parametrize(("name", "content", "code", "part"), BROKEN)
+def test_a_broken_file_is_named_with_the_line(tmp_path, name, content, code, part):
+    (tmp_path / name).write_bytes(content)
+    assert str(refused(str(tmp_path / name), code, part)).startswith(str(tmp_path / name))
 
 
 def test_a_missing_path_names_the_nearest(tmp_path, monkeypatch):
     jsonl(tmp_path / "sets" / "train.jsonl")
     for given, meant in {"sets/tran.jsonl": "sets/train.jsonl", "set/train.jsonl": "sets"}.items():
-        with pytest.raises(UserError, match="no such file or folder") as error:
-            list(rows(str(tmp_path / given)))
-        assert f"Did you mean {tmp_path / meant}?" in str(error.value)
-    with pytest.raises(UserError, match=r"holds: train\.jsonl\."):
-        list(rows(str(tmp_path / "sets" / "zzz")))
+        refused(str(tmp_path / given), "missing-file", f"Did you mean {tmp_path / meant}?")
+    refused(str(tmp_path / "sets" / "zzz"), "missing-file", "contains: train.jsonl.")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="Did you mean sets/train"):  # no hub name: sets/ is here
-        list(rows("sets/trains"))
-    with pytest.raises(UserError, match=r"no file matches this pattern"):
-        list(rows("sets/*.csv"))
+    refused("sets/trains", "missing-file", "Did you mean sets/train")  # not a hub name: sets/ exists
+    refused("sets/*.csv", "missing-file")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty: holds no data file"):
-        list(rows("empty"))
+    refused("empty", "missing-file")
 
 
 def test_split_and_subset_are_refused_where_they_mean_nothing(tmp_path):
     path = jsonl(tmp_path / "a.jsonl")
-    with pytest.raises(UserError, match="has no splits"):
-        list(rows(path, split="test"))
-    for source in (path, tmp_path / "*.jsonl"):
-        with pytest.raises(UserError, match=r"data.subset: en"):
-            list(rows(source, subset="en"))
-    with pytest.raises(UserError, match="has no folder of this name"):
-        list(rows(tmp_path, subset="en"))
+    refused(path, "unknown-split", split="test")
+    for source in (path, tmp_path / "*.jsonl", tmp_path):
+        assert refused(source, "unknown-subset", "en", subset="en").key == "data.subset"
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A hub with one data set; the calls made to it."""
+    """A hub with one data set. Returns the list of calls."""
     calls = []
 
     def load_dataset(name, subset, *, streaming):
@@ -232,12 +223,11 @@ def hub(monkeypatch):
         if name != "owner/prefs-v1.5":
             raise DatasetNotFoundError(f"Dataset '{name}' doesn't exist on the Hub")
         parts = {"train": ROWS, "test": ROWS[:1]}
-        return datasets.IterableDatasetDict(
-            {
-                k: datasets.IterableDataset.from_generator(lambda part=part: iter(part))
-                for k, part in parts.items()
-            }
-        )
+        streams = {
+            name: datasets.IterableDataset.from_generator(lambda part=part: iter(part))
+            for name, part in parts.items()
+        }
+        return datasets.IterableDatasetDict(streams)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return calls
@@ -245,17 +235,16 @@ def hub(monkeypatch):
 
 def test_a_hub_name_streams_the_split(hub):
     assert [row for _, row in rows("owner/prefs-v1.5")] == ROWS
-    assert list(rows("owner/prefs-v1.5", split="test", subset="en")) == [
-        ("owner/prefs-v1.5/test:row 1", ROWS[0])
-    ]
+    found = list(rows("owner/prefs-v1.5", split="test", subset="en"))
+    assert found == [("owner/prefs-v1.5/test:row 1", ROWS[0])]
     assert hub == [("owner/prefs-v1.5", None, True), ("owner/prefs-v1.5", "en", True)]
-    with pytest.raises(UserError, match="dev is no split"):
-        list(rows("owner/prefs-v1.5", split="dev"))
+    refused("owner/prefs-v1.5", "unknown-split", split="dev")
 
 
-def test_hub_failures_speak_to_the_user(hub, monkeypatch):
-    with pytest.raises(UserError, match="doesn't exist on the Hub"):
-        list(rows("owner/none"))
+def test_errors_of_the_hub_name_the_data_set(hub, monkeypatch):
+    refused("nowhere/a.jsonl", "missing-file")
+    assert hub == []  # a missing file is never looked up on the hub
+    refused("owner/none", "unreadable-hub-data", "doesn't exist on the Hub")
 
     def broken(*_, **__):
         def generate():
@@ -265,11 +254,71 @@ def test_hub_failures_speak_to_the_user(hub, monkeypatch):
         return datasets.IterableDatasetDict({"train": datasets.IterableDataset.from_generator(generate)})
 
     monkeypatch.setattr(datasets, "load_dataset", broken)
-    with pytest.raises(UserError, match=r"owner/prefs: .*reset by peer"):
-        list(rows("owner/prefs"))
+    refused("owner/prefs", "unreadable-hub-data", "owner/prefs: ", "reset by peer")
 
 
-def test_a_missing_data_file_is_never_asked_of_the_hub(hub):
-    with pytest.raises(UserError, match=r"nowhere/a\.jsonl: no such file or folder"):
-        list(rows("nowhere/a.jsonl"))
-    assert hub == []
+def folder(place, *names):
+    """Files of one row each, whose prompt is the name of the file."""
+    for name in names:
+        jsonl(place / name, [{"prompt": name, "chosen": "yes", "rejected": "no"}])
+    return place
+
+
+def names(source, **options):
+    return [row["prompt"] for _, row in rows(source, **options)]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("TRAIN-00000-of-00002", "train"),
+        ("train_3", "train"),
+        ("training", "train"),
+        ("train_prefs-00000-of-00001", "train_prefs"),
+        ("validation-0", "validation"),
+        ("dev", "dev"),
+        ("pairs-test", "test"),
+        ("pairs_train_001", "train"),
+        ("test-drive-cars", "test"),
+        *((name, None) for name in ("latest", "testament", "trained", "my_evaluation_notes", "a")),
+    ],
+)
+def test_the_split_in_a_name(name, split):
+    assert split_of(name) == split
+
+
+@pytest.mark.parametrize("place", ["", "data"])
+def test_train_is_read_and_the_other_splits_are_named(tmp_path, place):
+    made = ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "test-00000-of-00001.jsonl")
+    folder(tmp_path / place, *made)
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    lines = []
+    assert names(tmp_path, say=lines.append) == list(made[:2])
+    assert lines == [f"{tmp_path}: the split train is read; also there: test"]
+    assert names(tmp_path, split="test") == [made[2]]
+    assert names(str(tmp_path / place / "train*.jsonl")) == list(made[:2])
+    assert names(str(tmp_path / place / "*.jsonl"), split="test") == [made[2]]
+    refused(str(tmp_path / place / "*.jsonl"), "ambiguous-split")
+
+
+def test_ambiguous_splits_are_not_read(tmp_path):
+    folder(tmp_path / "a", "train_prefs.jsonl", "train_sft.jsonl", "test_prefs.jsonl")
+    refused(tmp_path / "a", "ambiguous-split")
+    assert names(tmp_path / "a", split="train_prefs") == ["train_prefs.jsonl"]
+    assert names(folder(tmp_path / "one", "test_prefs.jsonl")) == ["test_prefs.jsonl"]
+    # A file without a split beside files with one is not skipped silently.
+    folder(tmp_path / "b", "train.jsonl", "more.jsonl")
+    refused(tmp_path / "b", "ambiguous-split", "more.jsonl")
+    assert names(tmp_path / "b", split="train") == ["train.jsonl"]
+
+
+def test_folders_can_be_splits_or_subsets(tmp_path):
+    folder(tmp_path / "a", "train/0.jsonl", "test/0.jsonl")
+    assert names(tmp_path / "a") == ["train/0.jsonl"]
+    assert names(tmp_path / "a", split="test") == ["test/0.jsonl"]
+    folder(tmp_path / "b", "kind/train.jsonl", "kind/test.jsonl", "data/rude/train.jsonl", "empty/a.txt")
+    assert names(tmp_path / "b", subset="kind") == ["kind/train.jsonl"]
+    assert names(tmp_path / "b", subset="kind", split="test") == ["kind/test.jsonl"]
+    assert names(tmp_path / "b", subset="rude") == ["data/rude/train.jsonl"]
+    refused(tmp_path / "b", "unknown-subset", "kind, rude", subset="en")
+    refused(tmp_path / "b", "missing-file", "kind, rude")

@@ -1,5 +1,6 @@
-"""The classes of docs/extending.md, in one file and named by the recipes beside them, carry a whole run."""
+"""The project that docs/extending.md builds works as written: its tests, its script and its recipe."""
 
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -17,36 +18,41 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
 
 
-def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Tables joined key by key; objects (tables with a name) replaced."""
-    both = dict(first)
-    for key, value in second.items():
-        old = both.get(key)
-        tables = isinstance(value, dict) and isinstance(old, dict) and "name" not in value
-        both[key] = merged(old, value) if tables else value
-    return both
+CLASSES = blocks("python")
+*TESTS, SCRIPT = blocks("python notest")
+RECIPE, WITH_STEP = map(yaml.safe_load, blocks("yaml"))
 
 
-def test_each_example_is_short() -> None:
-    examples = blocks("python")
-    assert len(examples) == 5
-    for example in examples:
-        assert len([line for line in example.splitlines() if line.strip()]) < 15, example
-
-
-def test_the_examples_carry_a_run(tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def project(script_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delitem(sys.modules, "mylab", raising=False)  # another test of this process may have one
-    Path("mylab.py").write_text("\n\n".join(blocks("python")))
-    recipe = yaml.safe_load(tiny_workplace.read_text())
-    for block in blocks("yaml"):
-        recipe = merged(recipe, yaml.safe_load(block))
-    tiny_workplace.write_text(yaml.safe_dump(recipe))
+    monkeypatch.syspath_prepend(script_folder)
+    importlib.invalidate_caches()
+    Path("mylab.py").write_text("\n\n".join(CLASSES))
+    return script_folder
 
-    run = tokenward.run(tiny_workplace, quiet=True)
 
-    (part,) = run.recipe.scores.scorer.arguments["parts"]
-    assert part == {"scorer": {"name": "mylab:Late"}, "steps": [{"mylab:Shrink": {"by": 0.5}}]}
-    assert run.recipe.policy.selection.arguments == {"temperature": 0.5}
+def executed(text: str) -> dict[str, Any]:
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(text, names)
+    return names
+
+
+def test_each_class_is_short_and_passes_its_tests(project: Path) -> None:
+    assert all(len([line for line in text.splitlines() if line.strip()]) < 15 for text in CLASSES)
+    tests = [found for text in TESTS for name, found in executed(text).items() if name.startswith("test_")]
+    assert len(tests) == 6
+    for test in tests:
+        test()
+
+
+def test_the_script_and_the_recipe_work(project: Path) -> None:
+    assert executed(SCRIPT)["figures"]["mylab:shout/change"].n == 5
+
+    recipe = {**RECIPE, **WITH_STEP, "tokens": {"template": "plain"}}
+    recipe["evaluation"] |= {"prompts": 4, "max_new_tokens": 4}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run = tokenward.run("recipe.yaml", quiet=True)
     assert run.recipe.policy.objective.name == "mylab:Hinge"
     assert not run.path("oracle").exists(), "the scorer reads no oracle, so none is trained"
-    assert tokenward.read_figures(run)["mylab:shout/after"].n == 4
+    assert "mylab:shout/after" in tokenward.read_figures(run)

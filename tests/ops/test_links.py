@@ -1,4 +1,4 @@
-"""Links: the Bregman family against the identity of its generators, and both ends of every function."""
+"""Link functions: the Bregman identity of each generator, limits and slopes."""
 
 import math
 
@@ -20,8 +20,8 @@ GENERATORS = {
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_a_bregman_link_is_the_identity_of_its_generator(name):
-    """h'(R) R - h(R) - h'(1/R), up to a constant, and its slope by R."""
+def test_bregman_link_is_the_identity_of_its_generator(name):
+    """h'(R) R - h(R) - h'(1/R), up to a constant."""
     generator, link = GENERATORS[name]
 
     def slope(point):
@@ -33,51 +33,42 @@ def test_a_bregman_link_is_the_identity_of_its_generator(name):
     torch.testing.assert_close(found - found[3], identity - identity[3], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("of", [links.basu, lambda z, power: links.scaled_basu(z, power, 1.0)])
-def test_a_power_that_goes_to_zero_goes_to_kliep(of):
-    z = torch.linspace(-3, 3, 13, dtype=torch.float64)
-    torch.testing.assert_close(of(z, 0.0), links.kliep(z), rtol=0, atol=1e-14)
-    torch.testing.assert_close(of(z, 1e-7), links.kliep(z), rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", ["logistic", "hinge", "robust", "kliep", "lsif", "ba", "sba"])
-def test_every_link_falls_at_zero_and_is_finite_at_both_ends(name):
-    link = Link(
-        name=name, label_smoothing=0.1 if name == "robust" else 0.0, power=0.5 if "ba" in name else 0.0
-    )
+def test_every_link_decreases_at_zero_and_is_finite_at_both_ends(name):
+    settings = {"label_smoothing": 0.1 if name == "robust" else 0.0, "power": 0.5 if "ba" in name else 0.0}
     z = torch.tensor([0.0, -1e4, 1e4, -40.0, 40.0], requires_grad=True)
-    loss = link(z)
+    loss = Link(name=name, **settings)(z)
     (slope,) = torch.autograd.grad(loss.sum(), z)
     assert loss.isfinite().all()
     assert slope.isfinite().all()
     assert slope[0] < 0
 
 
-def test_hinge_by_hand():
-    assert links.hinge(torch.tensor([-1.0, 0.25, 1.0, 3.0])).tolist() == [2.0, 0.75, 0.0, 0.0]
-
-
-def test_the_slope_of_the_scaled_link_does_not_depend_on_the_power():
-    z = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+def test_power_zero_is_kliep_and_the_scaled_slope_does_not_depend_on_the_power():
+    z = torch.linspace(-3, 3, 13, dtype=torch.float64)
+    for link in (links.basu, lambda z, power: links.scaled_basu(z, power, 1.0)):
+        torch.testing.assert_close(link(z, 0.0), links.kliep(z), rtol=0, atol=1e-14)
+        torch.testing.assert_close(link(z, 1e-7), links.kliep(z), rtol=1e-5, atol=1e-5)
+    zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     for power in (0.0, 0.5, 2.0):
-        (slope,) = torch.autograd.grad(links.scaled_basu(z, power, 4.0).sum(), z)
+        (slope,) = torch.autograd.grad(links.scaled_basu(zero, power, 4.0).sum(), zero)
         assert slope.item() == pytest.approx(-0.5)
 
 
-def test_smoothing_mixes_both_labels():
+def test_hinge_and_smoothing_by_hand():
+    assert links.hinge(torch.tensor([-1.0, 0.25, 1.0, 3.0])).tolist() == [2.0, 0.75, 0.0, 0.0]
     z = torch.tensor([0.3])
     expected = 0.9 * links.kliep(z) + 0.1 * links.kliep(-z)
     assert Link(name="kliep", label_smoothing=0.1)(z).item() == pytest.approx(expected.item())
 
 
-def test_the_robust_link_is_unbiased_under_flipped_labels():
-    """The mean over labels flipped with the assumed rate is the loss of the true labels."""
+def test_robust_link_is_unbiased_under_flipped_labels():
     z = torch.tensor([-1.0, 0.2, 3.0], dtype=torch.float64)
     mean = 0.8 * links.robust(z, 0.2) + 0.2 * links.robust(-z, 0.2)
     torch.testing.assert_close(mean, links.logistic(z), rtol=0, atol=1e-14)
 
 
-def test_log1mexp_keeps_its_digits_at_both_ends():
+def test_log1mexp_is_accurate_at_both_ends():
     assert links.log1mexp(torch.tensor(-1e-10)).item() == pytest.approx(math.log(1e-10), rel=1e-6)
     assert links.log1mexp(torch.tensor(-40.0)).item() == pytest.approx(-math.exp(-40.0), rel=1e-6)
     x = torch.tensor([-5.0, -1.0, -0.7, -0.6, -0.1], dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Plackett-Luce: by hand, law 4, the published code's floor, ties against all orders, random subsets."""
+"""Plackett-Luce: hand-worked values, laws, the published code's cut-off, ties against all orders, random subsets."""
 
 import math
 from itertools import permutations
@@ -14,9 +14,8 @@ GENERATOR = torch.Generator().manual_seed(0)
 def one_list(scores, ranks, **settings):
     """Loss and gradient of a single comparison."""
     values = torch.as_tensor(scores).clone().requires_grad_()
-    loss = plackett_luce(
-        values, torch.tensor(ranks), torch.zeros(len(ranks), dtype=torch.long), 1, **settings
-    )
+    owner = torch.zeros(len(ranks), dtype=torch.long)
+    loss = plackett_luce(values, torch.tensor(ranks), owner, 1, **settings)
     loss.sum().backward()
     return loss.item(), values.grad.tolist()
 
@@ -25,22 +24,20 @@ def double(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_by_hand():
+def test_values_by_hand():
     # log(e^2 + e^1 + e^0) - 2 = log(1 + 0.3678794 + 0.1353353) = 0.4076059;  log(e + 1) - 1 = 0.3132617
     loss, gradient = one_list(double(2.0, 1.0, 0.0), [0, 1, 2])
     assert loss == pytest.approx(0.7208676, abs=1e-7)
     # softmax(2, 1, 0) = (0.6652410, 0.2447285, 0.0900306), softmax(1, 0) = (0.7310586, 0.2689414)
     assert gradient == pytest.approx([-0.3347590, -0.0242129, 0.3589720], abs=1e-7)
-
-
-def test_the_temperature_divides_the_scores():
-    assert one_list(double(4.0, 2.0, 0.0), [0, 1, 2], temperature=2.0)[0] == pytest.approx(
-        0.7208676, abs=1e-7
-    )
+    halved = one_list(double(4.0, 2.0, 0.0), [0, 1, 2], temperature=2.0)
+    assert halved[0] == pytest.approx(0.7208676, abs=1e-7)
+    # A tie of two: each order half the time, log(e^1 + e^0) - 1/2.
+    assert one_list(double(1.0, 0.0), [0, 0])[0] == pytest.approx(1.3132617 - 0.5, abs=1e-7)
 
 
 @pytest.mark.parametrize("gap", [-1e4, -30.0, -1.0, 0.0, 0.3, 30.0, 1e4])
-def test_two_responses_are_bradley_and_terry(gap):
+def test_two_responses_are_bradley_terry(gap):
     loss, gradient = one_list(double(gap, 0.0), [0, 1])
     assert loss == pytest.approx(-torch.nn.functional.logsigmoid(double(gap)).item(), rel=1e-14, abs=0)
     right = torch.sigmoid(double(-gap)).item()
@@ -48,126 +45,86 @@ def test_two_responses_are_bradley_and_terry(gap):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
-def test_the_likelihoods_of_all_orders_sum_to_one(size):
+def test_likelihoods_of_all_orders_sum_to_one(size):
     scores = 3 * torch.randn(size, generator=GENERATOR, dtype=torch.float64)
     orders = torch.tensor(list(permutations(range(size))))
     comparison = torch.arange(len(orders)).repeat_interleave(size)
     loss = plackett_luce(scores.repeat(len(orders)), orders.flatten(), comparison, len(orders))
     assert (-loss).exp().sum().item() == pytest.approx(1.0, abs=1e-12)
-
-
-@pytest.mark.parametrize("size", [2, 3, 7])
-def test_equal_scores_cost_log_k_factorial(size):
-    expected = math.log(math.factorial(size))
-    assert one_list(torch.full((size,), 475.7), list(range(size)))[0] == pytest.approx(expected, rel=1e-6)
-    assert one_list(torch.full((size,), 475.7), [0] * size)[0] == pytest.approx(expected, rel=1e-6)
+    expected = pytest.approx(math.log(math.factorial(size)), rel=1e-6)
+    assert one_list(torch.full((size,), 475.7), list(range(size)))[0] == expected
+    assert one_list(torch.full((size,), 475.7), [0] * size)[0] == expected
 
 
 @pytest.mark.parametrize("ranks", [[2, 0, 1, 3], [1, 0, 1, 2]])
-def test_the_order_of_the_slots_changes_nothing(ranks):
+def test_order_and_shift_change_nothing(ranks):
     scores = double(0.5, -1.0, 2.0, 0.0)
     loss, gradient = one_list(scores, ranks)
     for order in permutations(range(4)):
         other, moved = one_list(scores[list(order)], [ranks[place] for place in order])
         assert other == pytest.approx(loss, abs=1e-14)
         assert moved == pytest.approx([gradient[place] for place in order], abs=1e-14)
+    other, moved = one_list(scores + 300.0, ranks)
+    assert other == pytest.approx(loss, abs=1e-12)
+    assert moved == pytest.approx(gradient, abs=1e-12)
 
 
-def test_only_differences_of_scores_matter():
-    scores = double(0.5, -1.0, 2.0, 0.0)
-    for ranks in ([0, 1, 2, 3], [0, 1, 1, 2]):
-        moved, gradient = one_list(scores + 300.0, ranks)
-        expected, straight = one_list(scores, ranks)
-        assert moved == pytest.approx(expected, abs=1e-12)
-        assert gradient == pytest.approx(straight, abs=1e-12)
-
-
-def test_the_ranking_inside_a_far_tail_is_not_lost():
+def test_ranking_in_a_far_tail_is_exact():
     """tlm.md B1: the published code gives 63.9 and (2, -1, -1) for the first, (2, -1, -1) for the second."""
     loss, gradient = one_list(torch.tensor([0.0, -50.0, -60.0]), [0, 1, 2])
-    # log(1 + e^-10)
-    assert loss == pytest.approx(4.5398899e-5, rel=1e-5)
+    assert loss == pytest.approx(4.5398899e-5, rel=1e-5)  # log(1 + e^-10)
     assert gradient == pytest.approx([0.0, -4.5397869e-5, 4.5397869e-5], rel=1e-4, abs=1e-20)
     loss, gradient = one_list(torch.tensor([60.0, 0.0, 1.0]), [0, 1, 2])
     assert loss == pytest.approx(1.3132617, abs=1e-6)
     assert gradient == pytest.approx([0.0, -0.7310586, 0.7310586], abs=1e-6)
-
-
-def test_gaps_of_ten_thousand_are_exact_in_float32():
-    loss, gradient = one_list(torch.tensor([1e4, 0.0, -1e4]), [0, 1, 2])
-    assert (loss, gradient) == (0.0, [0.0, 0.0, 0.0])
-    # Upside down: 2e4 for the first place, 1e4 for the second.
-    loss, gradient = one_list(torch.tensor([-1e4, 0.0, 1e4]), [0, 1, 2])
-    assert (loss, gradient) == (3e4, [-1.0, -1.0, 2.0])
-    # The two tied in the middle are 0.5 apart whatever stands around them.
-    near, far = (
-        one_list(double(0.0, 0.5), [0, 0]),
-        one_list(torch.tensor([1e4, 0.0, 0.5, -1e4]), [0, 1, 1, 2]),
-    )
+    # Float32 and gaps of ten thousand; upside down 2e4 for the first place and 1e4 for the second.
+    assert one_list(torch.tensor([1e4, 0.0, -1e4]), [0, 1, 2]) == (0.0, [0.0, 0.0, 0.0])
+    assert one_list(torch.tensor([-1e4, 0.0, 1e4]), [0, 1, 2]) == (3e4, [-1.0, -1.0, 2.0])
+    near, far = one_list(double(0, 0.5), [0, 0]), one_list(torch.tensor([1e4, 0, 0.5, -1e4]), [0, 1, 1, 2])
     assert far[0] == pytest.approx(near[0], rel=1e-6)
     assert far[1] == pytest.approx([0.0, *near[1], 0.0], abs=1e-6)
 
 
-def test_groups_of_unequal_size_do_not_touch_each_other():
+def test_groups_of_unequal_size_are_independent():
     sizes, ranks = [3, 1, 5, 2], [1, 0, 2, 0, 3, 1, 1, 1, 0, 0, 1]
     scores = torch.randn(11, generator=GENERATOR, dtype=torch.float64)
-    scores[3] = math.nan  # a broken one of its own comparison
+    scores[3] = math.nan  # the only response of group 1
     owner = torch.arange(4).repeat_interleave(torch.tensor(sizes))
     together = plackett_luce(scores, torch.tensor(ranks), owner, 4).tolist()
-    start = 0
-    for number, size in enumerate(sizes):
-        part = slice(start, start + size)
-        if number != 1:
-            assert together[number] == pytest.approx(one_list(scores[part], ranks[part])[0], abs=1e-14)
-        start += size
+    for number in (0, 2, 3):
+        part = slice(sum(sizes[:number]), sum(sizes[: number + 1]))
+        assert together[number] == pytest.approx(one_list(scores[part], ranks[part])[0], abs=1e-14)
 
 
-def test_a_tie_of_two_by_hand():
-    # Half the time each is first: log(e^1 + e^0) - 1/2, whatever comes before it.
-    assert one_list(double(1.0, 0.0), [0, 0])[0] == pytest.approx(1.3132617 - 0.5, abs=1e-7)
-
-
-@pytest.mark.parametrize(
-    "ranks", [[0, 0], [0, 0, 0], [0, 1, 1], [0, 0, 1], [1, 0, 0, 1, 0, 2], [1, 0, 1, 2, 1]]
-)
+@pytest.mark.parametrize("ranks", [[0, 0, 0], [0, 1, 1], [0, 0, 1], [1, 0, 0, 1, 0, 2], [1, 0, 1, 2, 1]])
 def test_averaged_ties_are_the_mean_over_all_tie_breaks(ranks):
     scores = 2 * torch.randn(len(ranks), generator=GENERATOR, dtype=torch.float64)
     loss, gradient = one_list(scores, ranks)
-    broken = [
-        one_list(scores, ranks, tie_break=torch.tensor(order)) for order in permutations(range(len(ranks)))
-    ]
+    orders = permutations(range(len(ranks)))
+    broken = [one_list(scores, ranks, tie_break=torch.tensor(order)) for order in orders]
     assert loss == pytest.approx(sum(value for value, _ in broken) / len(broken), abs=1e-12)
     mean = torch.tensor([part for _, part in broken], dtype=torch.float64).mean(0)
     assert gradient == pytest.approx(mean.tolist(), abs=1e-12)
 
 
-def test_averaged_ties_are_symmetric_in_the_tied():
-    assert one_list(double(2.0, 0.5, -1.0, 3.0), [0, 1, 1, 2])[0] == pytest.approx(
-        one_list(double(2.0, -1.0, 0.5, 3.0), [0, 1, 1, 2])[0], abs=1e-14
-    )
-    gradient = one_list(double(2.0, 0.5, 0.5, 3.0), [0, 1, 1, 2])[1]
-    assert gradient[1] == pytest.approx(gradient[2], abs=1e-14)
-
-
-def test_a_tie_break_orders_the_tied_and_nothing_else():
+def test_tie_break_orders_only_the_tied():
     scores = double(0.3, 1.2, -0.4, 2.0)
     ordered = one_list(scores, [0, 2, 1, 3])
     assert one_list(scores, [0, 1, 1, 2], tie_break=double(0.9, 0.7, 0.2, 0.0)) == ordered
     assert one_list(scores, [0, 2, 1, 3], tie_break=double(0.9, 0.1, 0.2, 0.0)) == ordered
 
 
-def test_a_tie_of_twelve_works_and_one_of_thirteen_is_refused():
+def test_largest_tie():
     scores = torch.linspace(-1, 1, 13, dtype=torch.float64)
     assert one_list(torch.zeros(12), [0] * 12)[0] == pytest.approx(math.log(math.factorial(12)), rel=1e-6)
     with pytest.raises(ValueError, match="a tie of 13; the orders of at most 12"):
         one_list(scores, [0] * 13)
-    assert one_list(scores, [0] * 13, tie_break=-scores)[0] == pytest.approx(
-        one_list(scores.flip(0), list(range(13)))[0]
-    )
+    expected = one_list(scores.flip(0), list(range(13)))[0]
+    assert one_list(scores, [0] * 13, tie_break=-scores)[0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("tie_break", [None, double(0.1, 0.5, 0.2, 0.9, 0.3, 0.4)])
-def test_gradients_are_those_of_finite_differences(tie_break):
+def test_gradients_match_finite_differences(tie_break):
     rank, owner = torch.tensor([0, 1, 1, 0, 0, 2]), torch.tensor([0, 0, 0, 1, 1, 1])
     scores = double(0.3, -1.0, 0.8, 2.0, 1.5, 1.9).requires_grad_()
     assert torch.autograd.gradcheck(lambda e: plackett_luce(e, rank, owner, 2, tie_break=tie_break), scores)
@@ -175,44 +132,28 @@ def test_gradients_are_those_of_finite_differences(tie_break):
 
 def test_agreement_by_hand():
     scores = double(3.0, 1.0, 2.0, 5.0, 5.0, 1.0, 2.0, 3.0)
-    rank = torch.tensor([0, 1, 2, 0, 1, 0, 0, 0])
-    found = agreement(scores, rank, torch.tensor([0, 0, 0, 1, 1, 2, 2, 2]), 3)
-    # Of three pairs one is wrong; an equal score is not right; no pair at all.
-    assert found.accuracy[:2].tolist() == pytest.approx([2 / 3, 0.0])
-    assert found.accuracy[2].isnan()
+    rank, owner = torch.tensor([0, 1, 2, 0, 1, 0, 0, 0]), torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+    found = agreement(scores, rank, owner, 3)
+    # One of three pairs is wrong; equal scores count as wrong; the last group has no pair.
+    assert found.accuracy.tolist() == pytest.approx([2 / 3, 0.0, math.nan], nan_ok=True)
     assert found.top.tolist() == [1.0, 0.0, 1.0]
     assert found.spread.tolist() == pytest.approx([math.sqrt(2 / 3), 0.0, math.sqrt(2 / 3)])
+    assert ranks_differ(rank, owner, 3).tolist() == [True, True, False]
+    # With tied ranks, the best of which is not 0: 1>3 no, 1>2 no, 4>3, 4>2, 3>2 yes.
+    tied = agreement(double(1, 4, 3, 2), torch.tensor([1, 1, 2, 3]), torch.zeros(4, dtype=torch.long), 1)
+    assert (tied.accuracy.tolist(), tied.top.tolist()) == ([0.6], [1.0])
 
 
-def test_agreement_with_tied_ranks():
-    scores, rank = double(1.0, 4.0, 3.0, 2.0), torch.tensor([1, 1, 2, 3])
-    found = agreement(scores, rank, torch.zeros(4, dtype=torch.long), 1)
-    # Untied pairs: 1>3 no, 1>2 no, 4>3, 4>2, 3>2 yes. The best rank need not be 0.
-    assert found.accuracy.tolist() == [0.6]
-    assert found.top.tolist() == [1.0]
-
-
-def test_ranks_differ():
-    owner = torch.tensor([0, 0, 1, 1, 2])
-    assert ranks_differ(torch.tensor([1, 1, 1, 0, 3]), owner, 3).tolist() == [False, True, False]
-
-
-def test_subsets_take_the_smallest_numbers_of_each_comparison():
+def test_random_subsets():
     noise = torch.tensor([[0.5, 0.1, 0.3, 0.9, 0.2], [0.1, 0.4, 0.8, 0.0, 0.6]])
     drawn = random_subsets(noise, torch.tensor([0, 0, 0, 1, 1]), 2, 2)
     found = sorted(zip(drawn.subset.tolist(), drawn.response.tolist(), strict=True))
     assert found == [(0, 1), (0, 2), (1, 3), (1, 4), (2, 0), (2, 1), (3, 3), (3, 4)]
-
-
-def test_every_subset_is_drawn_equally_often():
+    small = random_subsets(torch.rand(3, 2, generator=GENERATOR), torch.zeros(2, dtype=torch.long), 1, 5)
+    assert sorted(small.subset.tolist()) == [0, 0, 1, 1, 2, 2], "all of a smaller comparison"
     drawn = random_subsets(torch.rand(6000, 4, generator=GENERATOR), torch.zeros(4, dtype=torch.long), 1, 2)
     pairs = torch.zeros(6000, 4).index_put((drawn.subset, drawn.response), torch.tensor(1.0))
     assert pairs.sum(1).unique().tolist() == [2.0]
     _, counts = pairs.unique(dim=0, return_counts=True)
     assert len(counts) == 6
-    assert (counts - 1000).abs().max() < 120
-
-
-def test_a_comparison_smaller_than_the_subset_gives_all_it_has():
-    drawn = random_subsets(torch.rand(3, 2, generator=GENERATOR), torch.zeros(2, dtype=torch.long), 1, 5)
-    assert sorted(drawn.subset.tolist()) == [0, 0, 1, 1, 2, 2]
+    assert (counts - 1000).abs().max() < 120, "every subset is equally likely"

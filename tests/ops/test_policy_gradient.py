@@ -1,11 +1,10 @@
-"""Bounds, weights, returns and baselines of token rewards, by hand and by their laws; the exact entropy."""
+"""Returns and baselines of token rewards, and their bounds and weights (TLM)."""
 
 import math
 
 import pytest
 import torch
 
-from tokenward.ops.logprob import entropy_of
 from tokenward.ops.policy_gradient import baseline_leave_one_out, baseline_mean, return_to_go
 from tokenward.ops.ragged import segment_sum
 from tokenward.ops.transforms import bound_sigmoid, bound_softplus, likelihood_weights
@@ -18,20 +17,19 @@ def double(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("z", "expected"), [(-5.0, 0.0067), (-1.0, 0.2807), (0.0, 0.54873), (1.0, 0.8583), (5.0, 1.3000)]
-)
-def test_the_published_bound(z, expected):
-    """tlm.md 1.2, run with the published code."""
-    assert bound_softplus(double(z), 1e-8, 1.0).item() == pytest.approx(expected, abs=5e-5)
-
-
-def test_the_bound_by_hand():
+def test_softplus_bound_by_hand():
     # u = 2 - log(1 + e^2) = -0.1269280;  r = 0 + log(1 + e^-0.1269280) = 0.6316957
     assert bound_softplus(double(0.0), 0.0, 2.0).item() == pytest.approx(0.6316957, abs=1e-7)
+    # tlm.md 1.2, results of the published code.
+    published = bound_softplus(double(-5.0, -1.0, 0.0, 1.0, 5.0), 1e-8, 1.0)
+    assert published.tolist() == pytest.approx([0.0067, 0.2807, 0.54873, 0.8583, 1.3000], abs=5e-5)
+    # Rewards stay positive in float32.
+    assert bound_softplus(torch.tensor([-50.0]), 1e-8, 1.0).item() == pytest.approx(1e-8)
+    assert bound_softplus(torch.tensor([-50.0]), 1e-8, 1.0, exact=True).item() > 0
+    assert bound_sigmoid(double(0.0), -1.0, 3.0).item() == 1.0
 
 
-def test_limits_and_monotony_of_the_bounds():
+def test_bounds_are_monotone_and_reach_their_limits():
     z = torch.linspace(-60, 60, 24001, dtype=torch.float64)
     published, exact = bound_softplus(z, 1e-8, 1.0), bound_softplus(z, 1e-8, 1.0, exact=True)
     sigmoid = bound_sigmoid(z, -1.0, 3.0)
@@ -41,45 +39,35 @@ def test_limits_and_monotony_of_the_bounds():
         assert bounded[0].item() == pytest.approx(low, abs=1e-12)
         assert bounded[-1].item() == pytest.approx(high, abs=1e-7)
     assert exact.max() <= 1.0
-    assert bound_sigmoid(double(0.0), -1.0, 3.0).item() == 1.0
-
-
-def test_the_bound_has_no_step_where_torch_gives_softplus_up():
-    """torch's softplus is the identity above 20, a step of 2e-9 down."""
+    # torch's softplus switches to the identity above 20, a step of 2e-9 down.
     z = -19.0 + 1e-10 * torch.arange(-100, 100, dtype=torch.float64)
     assert (bound_softplus(z, 0.0, 1.0).diff() > 0).all()
 
 
-def test_a_bounded_reward_stays_above_zero_in_float32():
-    assert bound_softplus(torch.tensor([-50.0]), 1e-8, 1.0).item() == pytest.approx(1e-8)
-    assert bound_softplus(torch.tensor([-50.0]), 1e-8, 1.0, exact=True).item() > 0
-
-
 @pytest.mark.parametrize("exact", [False, True])
-def test_the_gradient_of_the_bound(exact):
+def test_gradient_of_the_bound(exact):
     z = double(-30.0, -2.0, 0.0, 1.5, 30.0).requires_grad_()
     assert torch.autograd.gradcheck(lambda raw: bound_softplus(raw, 0.1, 0.9, exact=exact), z)
 
 
-def test_weights_by_hand():
-    rewards = double(1.0, 2.0, 1.0, 3.0, 1.0)
-    assert likelihood_weights(rewards, ONES, OWNER, 2).tolist() == pytest.approx(
-        [0.25, 0.5, 0.25, 0.75, 0.25]
-    )
-    squared = likelihood_weights(rewards, ONES, OWNER, 2, transform="power", power=2.0)
+def test_likelihood_weights_by_hand():
+    given = double(1.0, 2.0, 1.0, 3.0, 1.0), ONES, OWNER, 2
+    assert likelihood_weights(*given).tolist() == pytest.approx([0.25, 0.5, 0.25, 0.75, 0.25])
+    squared = likelihood_weights(*given, transform="power", power=2.0)
     assert squared.tolist() == pytest.approx([1 / 6, 4 / 6, 1 / 6, 0.9, 0.1])
     # e^(1/2), e^(2/2), e^(1/2): shares 1 / (2 + e^0.5) and the rest;  e^1.5 : e^0.5 = sigma(1)
-    soft = likelihood_weights(rewards, ONES, OWNER, 2, transform="exp", temperature=2.0)
+    soft = likelihood_weights(*given, transform="exp", temperature=2.0)
     assert soft.tolist() == pytest.approx([0.2740686, 0.4518628, 0.2740686, 0.7310586, 0.2689414], abs=1e-7)
-    mixed = likelihood_weights(rewards, ONES, OWNER, 2, uniform=0.4)
+    mixed = likelihood_weights(*given, uniform=0.4)
     assert mixed[3:].tolist() == pytest.approx([0.6 * 0.75 + 0.2, 0.6 * 0.25 + 0.2])
+    assert likelihood_weights(*given, uniform=1.0).tolist() == pytest.approx([1 / 3] * 3 + [0.5] * 2)
 
 
 @pytest.mark.parametrize(
     "settings", [{}, {"transform": "exp"}, {"transform": "power", "power": 0.5}, {"uniform": 0.3}]
 )
-def test_weights_sum_to_one_over_the_tokens_that_count(settings):
-    """Of the four sequences the third has no token, and of the fourth none counts."""
+def test_likelihood_weights_sum_to_one(settings):
+    """The third of four sequences has no token, and no token of the fourth counts."""
     rewards = torch.tensor([1.3, 0.2, math.nan, 1e-8, 40.0, -math.inf, 1.0], requires_grad=True)
     weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 2.0, 0.0, 0.0])
     owner = torch.tensor([0, 0, 0, 1, 1, 1, 3])
@@ -90,31 +78,23 @@ def test_weights_sum_to_one_over_the_tokens_that_count(settings):
     assert not shares.requires_grad
 
 
-def test_what_leaves_the_weights_as_they_are():
-    rewards = double(0.3, 1.1, 0.6, 0.9, 0.2)
-    plain = likelihood_weights(rewards, ONES, OWNER, 2)
-    torch.testing.assert_close(likelihood_weights(7.0 * rewards, ONES, OWNER, 2), plain, rtol=0, atol=1e-14)
-    soft = likelihood_weights(rewards, ONES, OWNER, 2, transform="exp")
-    moved = likelihood_weights(rewards + 900.0, ONES, OWNER, 2, transform="exp")
+def test_invariances_of_likelihood_weights():
+    rewards, rest = double(0.3, 1.1, 0.6, 0.9, 0.2), (ONES, OWNER, 2)
+    plain, soft = likelihood_weights(rewards, *rest), likelihood_weights(rewards, *rest, transform="exp")
+    torch.testing.assert_close(likelihood_weights(7.0 * rewards, *rest), plain, rtol=0, atol=1e-14)
+    moved = likelihood_weights(rewards + 900.0, *rest, transform="exp")
     torch.testing.assert_close(moved, soft, rtol=0, atol=1e-12)
-    # Shift changes the paper's weights: the anchor of the rewards is part of the method.
-    assert (likelihood_weights(rewards + 1.0, ONES, OWNER, 2) - plain).abs().max() > 0.05
-    assert likelihood_weights(rewards, ONES, OWNER, 2, uniform=1.0).tolist() == pytest.approx(
-        [1 / 3] * 3 + [0.5] * 2
-    )
+    # A shift changes the paper's weights: the zero of the rewards is part of the method.
+    assert (likelihood_weights(rewards + 1.0, *rest) - plain).abs().max() > 0.05
 
 
-def test_returns_by_hand():
+def test_returns():
     rewards = double(1.0, 2.0, 4.0, 3.0, 5.0)
     assert return_to_go(rewards, OWNER).tolist() == [7.0, 6.0, 4.0, 8.0, 5.0]
     assert return_to_go(rewards, OWNER, 0.5).tolist() == [3.0, 4.0, 4.0, 5.5, 5.0]
     assert return_to_go(rewards, OWNER, 0.0).tolist() == rewards.tolist()
-
-
-def test_returns_of_long_responses_are_those_of_a_loop():
-    generator = torch.Generator().manual_seed(1)
     lengths = torch.tensor([1, 37, 64, 5, 1, 2])
-    rewards = torch.randn(int(lengths.sum()), generator=generator, dtype=torch.float64)
+    rewards = torch.randn(110, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = []
     for part in rewards.split(lengths.tolist()):
         returns, running = [], 0.0
@@ -129,36 +109,16 @@ def test_returns_of_long_responses_are_those_of_a_loop():
 def test_baselines_by_hand():
     # Means 2, 4, 9 of the first comparison, 6 of the second.
     values = double(1.0, 3.0, 4.0, 8.0, 10.0, 6.0)
-    response, comparison = torch.tensor([0, 0, 1, 2, 2, 3]), torch.tensor([0, 0, 0, 1])
-    assert baseline_mean(values, response, comparison, 2).tolist() == [5.0] * 5 + [6.0]
-    others = baseline_leave_one_out(values, response, comparison, 2).tolist()
-    assert others == [6.5, 6.5, 5.5, 3.0, 3.0, 0.0]
+    given = torch.tensor([0, 0, 1, 2, 2, 3]), torch.tensor([0, 0, 0, 1]), 2
+    assert baseline_mean(values, *given).tolist() == [5.0] * 5 + [6.0]
+    assert baseline_leave_one_out(values, *given).tolist() == [6.5, 6.5, 5.5, 3.0, 3.0, 0.0]
+    # Response 1 has no tokens.
+    given = torch.tensor([0, 2]), torch.tensor([0, 0, 0]), 1
+    assert baseline_mean(double(1.0, 3.0), *given).tolist() == [2.0, 2.0]
+    assert baseline_leave_one_out(double(1.0, 3.0), *given).tolist() == [3.0, 1.0]
 
 
-def test_a_response_without_tokens_is_in_no_baseline():
-    values, response, comparison = double(1.0, 3.0), torch.tensor([0, 2]), torch.tensor([0, 0, 0])
-    assert baseline_mean(values, response, comparison, 1).tolist() == [2.0, 2.0]
-    assert baseline_leave_one_out(values, response, comparison, 1).tolist() == [3.0, 1.0]
-
-
-def test_leaving_out_does_not_look_at_the_response_itself():
-    response, comparison = torch.tensor([0, 0, 1]), torch.tensor([0, 0])
-    before = baseline_leave_one_out(double(1.0, 2.0, 5.0), response, comparison, 1)
-    after = baseline_leave_one_out(double(-9.0, 7.0, 5.0), response, comparison, 1)
-    assert before[0] == after[0] == 5.0
-
-
-def test_the_entropy_is_exact():
-    """tlm.md 3.1: softmax + 1e-8 without renormalising gives 10.830 and 0.0093."""
-    size = 50_257
-    uniform, peaked = torch.zeros(1, size, dtype=torch.float64), torch.zeros(1, size, dtype=torch.float64)
-    peaked[0, 3] = 1e4
-
-    def published(logits):
-        p = logits.softmax(-1) + 1e-8
-        return -(p * p.log()).sum(-1).item()
-
-    assert entropy_of(uniform).item() == pytest.approx(math.log(size), abs=1e-10)
-    assert entropy_of(peaked).item() == 0.0
-    assert published(uniform) - math.log(size) == pytest.approx(0.005, abs=5e-4)
-    assert published(peaked) == pytest.approx(0.0093, abs=5e-5)
+def test_leave_one_out_does_not_depend_on_the_response_itself():
+    given = torch.tensor([0, 0, 1]), torch.tensor([0, 0]), 1
+    before = baseline_leave_one_out(double(1.0, 2.0, 5.0), *given)
+    assert before[0] == baseline_leave_one_out(double(-9.0, 7.0, 5.0), *given)[0] == 5.0

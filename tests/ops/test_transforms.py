@@ -1,4 +1,4 @@
-"""Transforms by hand, against numpy and by brute force; what is not compared does not matter."""
+"""Transforms by hand, against numpy and brute force, and their invariances."""
 
 import itertools
 
@@ -24,7 +24,7 @@ def split(tokens):
 
 
 def one(values) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Numbers that are one group."""
+    """A single group."""
     made = torch.tensor(values, dtype=torch.float32)
     return made, torch.zeros(len(made), dtype=torch.long), 1
 
@@ -35,25 +35,22 @@ def by_group(tokens, group):
 
 @exactly
 @given(tokens, st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.6, 1.0]))
-def test_statistics_are_those_of_numpy(tokens, share):
+def test_moments_and_quantiles_are_those_of_numpy(tokens, share):
     values, group = split(tokens)
-    found = group_quantile(values, group, 4, share)
-    count, mean, spread = group_moments(values, group, 4)
+    found = torch.stack((group_quantile(values, group, 4, share), *group_moments(values, group, 4)))
     for number in range(4):
         mine = by_group(tokens, number)
-        assert count[number] == len(mine)
-        if not len(mine):
-            assert found[number].isnan()
-            assert mean[number].isnan()
-            continue
-        assert float(found[number]) == pytest.approx(np.quantile(mine, share))
-        assert float(mean[number]) == pytest.approx(mine.mean())
-        assert float(spread[number]) == pytest.approx(mine.std())
+        expected = (
+            [np.quantile(mine, share), len(mine), mine.mean(), mine.std()]
+            if len(mine)
+            else [NAN, 0, NAN, NAN]
+        )
+        assert found[:, number].tolist() == pytest.approx(expected, nan_ok=True)
 
 
 @exactly
 @given(tokens)
-def test_ranks_count_the_smaller_ones_and_half_of_the_equal_ones(tokens):
+def test_rank_counts_smaller_numbers_and_half_of_the_equal_ones(tokens):
     values, group = split(tokens)
     found = group_ranks(values, group, 4)
     for (value, owner), rank in zip(tokens, found.tolist(), strict=True):
@@ -64,7 +61,7 @@ def test_ranks_count_the_smaller_ones_and_half_of_the_equal_ones(tokens):
             assert rank == (mine < value).sum() + ((mine == value).sum() - 1) / 2
 
 
-def test_formulas_of_one_token_by_hand():
+def test_elementwise_transforms_by_hand():
     made = torch.tensor([-2.0, 0.0, 0.5])
     assert transforms.affine(made, 0.5, 1.0).tolist() == [0.0, 1.0, 1.25]  # TGDPO: 1 + alpha r
     assert transforms.clamp(made, -0.5, 1.5).tolist() == [-0.5, 0.0, 0.5]
@@ -73,19 +70,24 @@ def test_formulas_of_one_token_by_hand():
     assert transforms.exponential(made, -1.0).tolist() == pytest.approx([7.389056, 1.0, 0.606531])
     # T-REG: sigma(log 3) - 1/2 = 3/4 - 1/2.
     assert float(transforms.shifted_sigmoid(torch.tensor(3.0).log(), -0.5)) == pytest.approx(0.25)
+    # D2PO's code begins with the power 1, and each response begins anew.
+    decayed = transforms.decay(torch.ones(5), torch.tensor([0, 0, 0, 1, 1]), 0.5, 1)
+    assert decayed.tolist() == [0.5, 0.25, 0.125, 0.5, 0.25]
+    # Responses of 3 and 1 tokens, then of 2 and 2.
+    response, comparison = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3]), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    found = transforms.beyond_shorter(torch.arange(1.0, 9.0), response, comparison, 0.5)
+    assert found.tolist() == [1.0, 1.0, 1.5, 4.0, 5.0, 6.0, 7.0, 8.0]
 
 
-def test_grouped_formulas_by_hand():
-    made, group = torch.tensor([1.0, 3.0, 5.0, 10.0, NAN]), torch.tensor([0, 0, 0, 1, 1])
-    assert transforms.rank_scale(made, group, 2, 0.7, 1.3).tolist()[:4] == pytest.approx([0.7, 1.0, 1.3, 1.0])
+def test_grouped_transforms_by_hand():
+    made = torch.tensor([1.0, 3.0, 5.0, 10.0, NAN]), torch.tensor([0, 0, 0, 1, 1]), 2
     # Mean 3, standard deviation sqrt(8 / 3).
-    assert transforms.standardise(made, group, 2).tolist()[:4] == pytest.approx([-1.224745, 0, 1.224745, 0])
-    assert transforms.min_max(made, group, 2).tolist()[:4] == [0.0, 0.5, 1.0, 0.0]
-    for found in (transforms.rank_scale(made, group, 2, 0, 1), transforms.standardise(made, group, 2)):
-        assert found[4].isnan(), "no score stays none"
-
-
-def test_equal_scores_share_a_rank_and_are_halfway():
+    for found, expected in (
+        (transforms.rank_scale(*made, 0.7, 1.3), [0.7, 1.0, 1.3, 1.0, NAN]),
+        (transforms.standardise(*made), [-1.224745, 0, 1.224745, 0, NAN]),
+        (transforms.min_max(*made), [0.0, 0.5, 1.0, 0.0, NAN]),
+    ):
+        assert found.tolist() == pytest.approx(expected, nan_ok=True)
     assert transforms.rank_scale(*one([2.0, 2.0, 5.0]), 0.0, 1.0).tolist() == [0.25, 0.25, 1.0]
     assert transforms.rank_scale(*one([2.0, 2.0]), 0.0, 1.0).tolist() == [0.5, 0.5]
     assert transforms.standardise(*one([2.0, 2.0])).tolist() == [0.0, 0.0]
@@ -109,23 +111,20 @@ def test_thresholds_by_hand(at, value, factor, expected):
     assert found.tolist() == [expected]
 
 
-def test_below_is_strict_and_above_is_the_rest():
+def test_sides_of_a_threshold_and_both_ends():
     made, group, _ = one([1.0, 2.0, 3.0, NAN])
     cut = torch.tensor([2.0], dtype=torch.float64)
-    assert transforms.keep_side(made, group, cut, "below").tolist()[:3] == [1.0, 0.0, 0.0]
-    assert transforms.keep_side(made, group, cut, "above").tolist()[:3] == [0.0, 1.0, 1.0]
-    assert transforms.keep_side(made, group, cut, "above")[3].isnan()
-
-
-def test_top_takes_either_end():
+    below, above = (transforms.keep_side(made, group, cut, side).tolist() for side in ("below", "above"))
+    assert below == pytest.approx([1.0, 0.0, 0.0, NAN], nan_ok=True)
+    assert above == pytest.approx([0.0, 1.0, 1.0, NAN], nan_ok=True)
     made = one([3.0, 1.0, 2.0, 5.0, NAN])
-    rules = {"rule": "floor", "minimum": 1}
-    assert transforms.top(*made, 0.5, which="largest", **rules).tolist()[:4] == [1.0, 0.0, 0.0, 1.0]
-    assert transforms.top(*made, 0.5, which="smallest", **rules).tolist()[:4] == [0.0, 1.0, 1.0, 0.0]
+    for which, expected in (("largest", [1, 0, 0, 1, NAN]), ("smallest", [0, 1, 1, 0, NAN])):
+        found = transforms.top(*made, 0.5, which=which, rule="floor", minimum=1)
+        assert found.tolist() == pytest.approx(expected, nan_ok=True)
 
 
 def between(values: np.ndarray, cuts) -> float:
-    """Variance between the classes that cuts make, by its definition."""
+    """Variance between classes, by its definition."""
     edges = [-np.inf, *cuts, np.inf]
     parts = [values[(values >= low) & (values < high)] for low, high in itertools.pairwise(edges)]
     return sum(len(part) * (part.mean() - values.mean()) ** 2 for part in parts if len(part))
@@ -133,7 +132,7 @@ def between(values: np.ndarray, cuts) -> float:
 
 @exactly
 @given(st.lists(st.integers(-9, 9), min_size=4, max_size=14), st.integers(2, 4))
-def test_multi_otsu_is_the_best_of_all_cuts(numbers, classes):
+def test_multi_otsu_is_optimal(numbers, classes):
     values = np.array(numbers, float)
     levels = np.unique(values)
     cuts = otsu_cuts(torch.from_numpy(values), classes).tolist()
@@ -144,19 +143,17 @@ def test_multi_otsu_is_the_best_of_all_cuts(numbers, classes):
     assert len([cut for cut in cuts if np.isfinite(cut)]) == min(classes, len(levels)) - 1
 
 
-def test_multi_otsu_finds_planted_clusters_also_from_a_histogram():
+def test_multi_otsu_of_a_histogram_finds_planted_clusters():
     generator = torch.Generator().manual_seed(0)
     parts = [middle + 0.1 * torch.randn(400, generator=generator) for middle in (0.0, 2.0, 5.0)]
     cuts = otsu_cuts(torch.cat(parts), 3, bins=256)  # 1,200 different values
     assert [int(otsu_class(part, cuts).unique()) for part in parts] == [0, 1, 2]
 
 
-def test_the_second_lowest_cluster_of_each_group():
+def test_cluster_of_each_group():
     made = torch.tensor([0.0, 0.1, 5.0, 5.1, 9.0, NAN, 20.0, 30.0, 40.0])
-    group = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1])
-    found = transforms.cluster(made, group, 2, 3, (1,))
-    assert found[5].isnan()
-    assert found.nan_to_num(0.0).tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 0]
+    found = transforms.cluster(made, torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1]), 2, 3, (1,)).tolist()
+    assert found == pytest.approx([0, 0, 1, 1, 0, NAN, 0, 1, 0], nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -170,16 +167,11 @@ def test_the_second_lowest_cluster_of_each_group():
         ("sum", "start", [4.0, 0.0, NAN, 6.0, 4.0]),
     ],
 )
-def test_segments_have_one_number(how, place, expected):
-    """The third token closes the first segment but has no score, so the second one is its end."""
+def test_segment_pool_by_hand(how, place, expected):
+    """The third token ends the first segment but has no score, so its number goes to the second."""
     made = torch.tensor([1.0, 3.0, NAN, 6.0, 4.0])
     found = transforms.segment_pool(made, torch.tensor([0, 0, 0, 4, 9]), how, place)
     np.testing.assert_array_equal(found.numpy(), expected)
-
-
-def test_decay_begins_anew_in_each_response():
-    made = transforms.decay(torch.ones(5), torch.tensor([0, 0, 0, 1, 1]), 0.5, 1)  # D2PO's code begins with 1
-    assert made.tolist() == [0.5, 0.25, 0.125, 0.5, 0.25]
 
 
 GROUPED = {
@@ -202,20 +194,19 @@ GROUPED = {
 @pytest.mark.parametrize("name", GROUPED)
 @exactly
 @given(tokens=tokens)
-def test_a_scale_and_a_shift_of_the_scores_change_nothing(name, tokens):
-    """Law 2: only comparisons count. The numbers are such that scaling is exact."""
+def test_positive_scale_and_shift_change_nothing(name, tokens):
+    """Law 2: only comparisons count. Scaling these numbers is exact."""
     values, group = split(tokens)
     first = GROUPED[name](values, group, 4)
-    torch.testing.assert_close(
-        GROUPED[name](4 * values + 8, group, 4), first, rtol=0, atol=1e-12, equal_nan=True
-    )
+    scaled = GROUPED[name](4 * values + 8, group, 4)
+    torch.testing.assert_close(scaled, first, rtol=0, atol=1e-12, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", [name for name in GROUPED if name != "top"])
 @exactly
 @given(tokens=tokens, seed=st.integers(0, 5))
-def test_the_order_of_the_tokens_does_not_matter(name, tokens, seed):
-    """Of ``top`` the order decides ties, as its docstring says."""
+def test_order_of_the_tokens_does_not_matter(name, tokens, seed):
+    """Except for ``top``, where it decides ties."""
     values, group = split(tokens)
     mixed = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
     first = GROUPED[name](values, group, 4)
@@ -225,18 +216,10 @@ def test_the_order_of_the_tokens_does_not_matter(name, tokens, seed):
 @pytest.mark.parametrize("name", GROUPED)
 @exactly
 @given(tokens=tokens)
-def test_a_group_knows_nothing_of_the_others(name, tokens):
+def test_groups_are_independent(name, tokens):
     values, group = split(tokens)
     together = GROUPED[name](values, group, 4)
     for number in range(4):
         mine = group == number
         alone = GROUPED[name](values[mine], torch.zeros(int(mine.sum()), dtype=torch.long), 1)
         torch.testing.assert_close(alone, together[mine], equal_nan=True)
-
-
-def test_places_beyond_the_shortest_response_count_less():
-    # Responses of 3 and 1 tokens, then of 2 and 2.
-    response = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3])
-    comparison = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
-    found = transforms.beyond_shorter(torch.arange(1.0, 9.0), response, comparison, 0.5)
-    assert found.tolist() == [1.0, 1.0, 1.5, 4.0, 5.0, 6.0, 7.0, 8.0]

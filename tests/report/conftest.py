@@ -20,12 +20,12 @@ ODD = [
     "👩‍👩‍👧‍👦 good 🇸🇪 e\u0301 日本",
     "a\u200bb\u2028c\ttab\n\nline & <b>bold</b> bad",
 ]
-"""Replies that a page could take for markup, or tear apart."""
+"""Replies with markup, marks that change the direction of text, and split characters."""
 
 
 @pytest.fixture(scope="session")
 def odd_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """Folder of a finished run whose replies hold markup, marks that turn the text, and split characters."""
+    """Folder of a finished run with the replies in ``ODD``."""
     import tokenward
 
     recipe = make_workplace(tmp_path_factory.mktemp("odd") / "work", tiny_folder)
@@ -47,7 +47,7 @@ def odd_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[object]:
-    """Debian's chromium, driven from here; the tests are skipped where there is none."""
+    """Debian's chromium; without it the tests are skipped."""
     if not os.access(CHROMIUM, os.X_OK):
         pytest.skip("no chromium on this machine: apt-get install chromium")
     from playwright.sync_api import sync_playwright
@@ -60,7 +60,7 @@ def browser() -> Iterator[object]:
 
 @pytest.fixture
 def opened(browser) -> Iterator[Callable[..., object]]:
-    """Opens a page; at the end of the test, none may have complained or asked for anything but itself."""
+    """Opens a page. No page may log an error or request anything else."""
     problems: list[str] = []
     contexts = []
 
@@ -71,13 +71,13 @@ def opened(browser) -> Iterator[Callable[..., object]]:
         page.on("console", lambda message: problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: None if request.url == page.url else asked(request.url))
+        page.on("request", lambda request: note_request(request.url))
         page.goto(path.as_uri() + address)
         return page
 
-    def asked(url: str) -> None:
+    def note_request(url: str) -> None:
         if not url.startswith("file:"):
-            problems.append(f"asked for {url}")
+            problems.append(f"requested {url}")
 
     yield open_page
     for context in contexts:

@@ -1,4 +1,4 @@
-"""How a page and the terminal speak of selections that are not the plain one: in the step, of a batch, of a term."""
+"""Selections that the stored scores of one pair do not show: online, per batch, by words, of a term."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from tokenward.objectives.selected import Selected
 from tokenward.report.collect import RunFolder
 from tokenward.report.page import make_report, write_report
 from tokenward.report.selections import selections_of
-from tokenward.report.single import shown_pair
+from tokenward.report.show import shown_pair
 
 RUN = Path("runs/quickstart")
 HALF = "{name: top_fraction, chosen: {fraction: 0.5}, rejected: {fraction: 0.5}}"
@@ -27,7 +27,7 @@ SUM = (
     f"policy.objective={{name: sum, terms: [{{name: dpo}}, {{name: treg, selection: {SIGNED}}}, "
     f"{{name: treg, selection: {DRAWN}}}]}}"
 )
-IN_THE_STEP = [
+ONLINE = [
     "scores.scorer={name: probability, of: policy}",
     "policy.selection={name: transform, steps: [{threshold: {at: mean, keep: below}}]}",
     "policy.training.logging_steps=1",
@@ -48,14 +48,14 @@ def values_of(html: str, name: str) -> dict[tuple[int, ...], list[float]]:
     return found
 
 
-def test_a_selection_in_the_step_is_said_and_nothing_is_marked(copied_run: Path) -> None:
-    trained(copied_run, *IN_THE_STEP)
+def test_an_online_selection_is_described_and_nothing_is_marked(copied_run: Path) -> None:
+    trained(copied_run, *ONLINE)
     html = " ".join(make_report(RUN).html.split())
     assert "no policy yet" not in html
-    assert "selected in the step, by the policy&#39;s own log-probability: weights change from step" in html
+    assert "selected online, from the log-probability of the current policy" in html
     assert "The recipe's selection is <code>transform</code>" in html
-    assert "scores of the recipe&#39;s scorer probability are not stored; shown is surprisal" in html
-    assert "policy: share of tokens with weight" in html
+    assert "scorer probability are not stored. This page shows surprisal." in html
+    assert "policy: share of selected tokens" in html
     assert "is drawn <a" in html
     data = data_of(html)
     assert data["selection"]["silent"]
@@ -64,26 +64,36 @@ def test_a_selection_in_the_step_is_said_and_nothing_is_marked(copied_run: Path)
     assert not any(token.kept for side in shown.sides for token in side)
     assert "are not stored" in " ".join(shown.notes)
     facts = json.loads((RUN / "policy" / "manifest.json").read_text())["facts"]
-    assert "kept" not in facts  # there is no one share; the history has that of each step
+    assert "kept" not in facts  # every step has its own share, in the history
 
 
-def test_weights_of_a_batch_and_of_units_are_not_guessed(copied_run: Path) -> None:
+def test_weights_that_depend_on_other_pairs_are_not_guessed(copied_run: Path) -> None:
     batch = (
         "policy.selection={name: transform, steps: [{top: {fraction: 0.6, which: largest, scope: batch}}]}"
     )
     trained(copied_run, batch)
     html = make_report(RUN).html
-    assert "selected step by step" in html
+    assert "selected per training batch" in html
     assert data_of(html)["selection"]["silent"]
-    assert "step by step" in " ".join(shown_pair(RUN, 1).notes)
-    trained(copied_run, "policy.selection={name: top_fraction, scope: batch}")
-    assert not data_of(make_report(RUN).html)["selection"]["silent"]
-    shown = shown_pair(RUN, 1)
-    assert "within each response" in shown.rule
-    assert "step by step" in " ".join(shown.notes)
-    assert any(token.kept for token in shown.sides[0])
+    assert "per training batch" in " ".join(shown_pair(RUN, 1).notes)
+    for scope, words in (("batch", "over a batch"), ("dataset", "over a data set")):
+        trained(copied_run, f"policy.selection={{name: top_fraction, scope: {scope}}}")
+        html = make_report(RUN).html
+        assert words in html
+        assert not data_of(html)["selection"]["silent"]
+        assert "weight" not in {channel["name"] for channel in data_of(html)["channels"]}
+        shown = shown_pair(RUN, 1)
+        assert "within each response" in shown.rule
+        assert any(token.kept for token in shown.sides[0])
     trained(copied_run, "policy.selection={name: transform, steps: [{segment_pool: {segment: word}}, relu]}")
-    assert "Weights go by words" in make_report(RUN).html
+    assert "weights belong to words" in make_report(RUN).html
+    trained(copied_run, "policy.selection={name: threshold, above: 0.1}")
+    html = make_report(RUN).html
+    assert "The recipe's selection is <code>threshold</code>" in html
+    assert "weight" in {channel["name"] for channel in data_of(html)["channels"]}
+    part = "{scorer: {name: log_ratio}, steps: [{standardise: {scope: dataset}}]}"
+    trained(copied_run, f"scores.scorer={{name: combine, parts: [{part}]}}")
+    assert "compared with those of all other responses" in make_report(RUN).html
 
 
 Seen = dict[str, dict[tuple[int, ...], list[float]]]
@@ -91,7 +101,7 @@ Seen = dict[str, dict[tuple[int, ...], list[float]]]
 
 @pytest.fixture(scope="module")
 def sum_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Seen]:
-    """A workplace where a sum with selections has trained, and the weights that it computed, by selector and response."""
+    """A workplace with a trained sum with selections, and the weights of its training by selector and response."""
     copy = tmp_path_factory.mktemp("sum") / "copy"
     shutil.copytree(finished_run, copy)
     seen: Seen = {}
@@ -113,13 +123,12 @@ def sum_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 
 def test_terms_of_a_sum_have_the_weights_that_they_trained_with(sum_run: tuple[Path, Seen]) -> None:
-    """What the objective computed in the step, response by response, is what the page shows of the term."""
     run, seen = sum_run[0] / RUN, sum_run[1]
     names = [found.channel for found in selections_of(RunFolder.read(run))]
     assert names == ["weight", "weight of treg", "weight of treg 2"]
     html = make_report(run).html
     assert [c["name"] for c in data_of(html)["channels"] if c["kind"] == "weight"] == names
-    assert "term <code>treg</code> has a selection of its own, <code>transform</code>" in html
+    assert "The term <code>treg</code> of the objective has its own selection, <code>transform</code>" in html
     outer = values_of(html, "weight")
     for kind, name in (("Transform", "weight of treg"), ("TopFraction", "weight of treg 2")):
         shown = values_of(html, name)
@@ -136,7 +145,7 @@ def test_a_sum_inside_a_sum_is_named_by_its_path(copied_run: Path) -> None:
     assert [found.term for found in selections_of(RunFolder.read(RUN))] == ["", "sum/treg"]
 
 
-def test_a_term_is_asked_for_by_name_in_the_terminal(
+def test_the_terminal_shows_the_selection_of_a_term(
     sum_run: tuple[Path, Seen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(sum_run[0])
@@ -144,12 +153,13 @@ def test_a_term_is_asked_for_by_name_in_the_terminal(
     assert "--term treg" in " ".join(output.split())
     output = " ".join(CliRunner().invoke(cli.app, ["show", str(RUN), "--term", "treg"]).output.split())
     assert "the recipe's transform for the term treg" in output
-    assert "{in braces} with a weight under 0" in output
+    assert "{in braces} with a negative weight" in output
     assert "{" in output.partition("chosen:")[2]
     shown = shown_pair(RUN, 1, "treg 2")
     assert "top_fraction for the term treg 2" in shown.rule
-    with pytest.raises(UserError, match="Name one that has: treg, treg 2"):
+    with pytest.raises(UserError, match="treg, treg 2") as error:
         shown_pair(RUN, 1, "tdpo")
+    assert error.value.code == "unknown-name"
 
 
 def test_the_page_switches_between_selections_and_leaves_unstored_ones_unmarked(
@@ -165,7 +175,7 @@ def test_the_page_switches_between_selections_and_leaves_unstored_ones_unmarked(
     assert "weights=weight+of+treg" in page.url
     page.locator("#chosen .token").first.hover()
     assert "weight of treg 2" in (page.locator("#card").text_content() or "")
-    trained(copied_run, *IN_THE_STEP)
+    trained(copied_run, *ONLINE)
     page = opened(write_report(RUN).resolve())
     assert not page.locator("#weightings").is_visible()
     assert page.locator(".sides .kept").count() == 0
@@ -174,11 +184,3 @@ def test_the_page_switches_between_selections_and_leaves_unstored_ones_unmarked(
     assert page.locator(".sides .kept").count() > 0
     page.click("#reset")
     assert page.locator(".sides .kept").count() == 0
-
-
-def test_scores_that_are_compared_are_said_too(copied_run: Path) -> None:
-    part = "{scorer: {name: log_ratio}, steps: [{standardise: {scope: dataset}}]}"
-    trained(copied_run, f"scores.scorer={{name: combine, parts: [{part}]}}")
-    html = make_report(RUN).html
-    assert "compared with those of all other responses" in html
-    assert "no policy yet" not in html

@@ -1,11 +1,11 @@
-"""RTO's token rewards: scaled before they are clipped, from the left, the whole response's at its last token."""
+"""RTO's token rewards: scaled, then clipped, with the reward of the whole response at its last token."""
 
 import pytest
 import torch
 
 from tests.tiny import save_tiny, tiny_llama
 from tokenward.errors import UserError
-from tokenward.scoring.export import TokenRewards, padded
+from tokenward.scoring.export import TokenRewards, pad_rewards
 from tokenward.scoring.texts import TokenScorer
 
 
@@ -16,13 +16,11 @@ def scorer(tmp_path_factory) -> TokenScorer:
     return TokenScorer.load(oracle, reference=reference)
 
 
-def test_padded_by_hand():
+def test_padding_by_hand():
     rewards = [torch.tensor([0.05, -0.02]), torch.tensor([0.01])]
-    found = padded(rewards, torch.tensor([1.0, 0.0]), width=3)
+    found = pad_rewards(rewards, torch.tensor([1.0, 0.0]), width=3)
     torch.testing.assert_close(found, torch.tensor([[0.05, 0.98, 0.0], [0.01, 0.0, 0.0]]))
-    assert padded(rewards, torch.zeros(2)).shape == (2, 2)
-    with pytest.raises(UserError, match="the array 1 columns"):
-        padded(rewards, torch.zeros(2), width=1)
+    assert pad_rewards(rewards, torch.zeros(2)).shape == (2, 2)
 
 
 def test_rewards_are_scaled_then_clipped(scorer):
@@ -34,39 +32,37 @@ def test_rewards_are_scaled_then_clipped(scorer):
     expected = torch.zeros(2, 4)
     for row, part in enumerate(raw):
         expected[row, : len(part)] = (0.05 * part).clamp(-0.05, 0.05)
-    expected[0, 3] += 10.0  # bounded
+    expected[0, 3] += 10.0  # clipped
     expected[1, 1] += -0.5
     torch.testing.assert_close(found, expected)
     free = TokenRewards(scorer, scale=1.0, clip=None, terminal_clip=None)
     torch.testing.assert_close(free.of_ids(prompts, responses)[0], raw[0])
 
 
-def test_the_scores_of_ids_are_those_of_their_text(scorer):
-    text = scorer("Say it.", "the good tea")
-    row = scorer.template.prompt_ids([{"role": "user", "content": "Say it."}])
-    (again,) = scorer.score_ids([row], [[token.id for token in text.tokens]])
-    assert again.tolist() == pytest.approx([token.score for token in text.tokens], abs=1e-5)
-
-
-def test_trl_gets_a_number_per_completion(scorer):
+def test_trl_gets_one_number_per_completion_with_the_scores_of_its_ids(scorer):
     rewards = TokenRewards(scorer)
     found = rewards(
         ["Say it.", "Say it."], ["the good tea", [{"role": "assistant", "content": "a cup"}]], level=[1, 2]
     )
     row = scorer.template.prompt_ids([{"role": "user", "content": "Say it."}])
-    ids = [scorer.template.response_ids(text) for text in ("the good tea", "a cup")]
+    texts = scorer.template.texts_ids(["the good tea", "a cup"])
+    ids = [[*text, *scorer.template.eos_ids] for text in texts]
     assert found == pytest.approx(rewards.of_ids([row, row], ids).sum(1).tolist(), abs=1e-5)
     assert rewards.__name__ == "tokenward_rewards"
 
 
-@pytest.mark.parametrize("settings", [{"scale": 0.0}, {"clip": -1.0}, {"terminal_clip": 0.0}])
-def test_numbers_that_make_no_sense_are_refused(scorer, settings):
-    with pytest.raises(UserError, match="must be greater than 0"):
-        TokenRewards(scorer, **settings)
-
-
-def test_wrong_inputs_are_refused(scorer):
-    with pytest.raises(UserError, match="a response of 0 cannot be scored"):
-        TokenRewards(scorer).of_ids([[1]], [[]])
-    with pytest.raises(UserError, match=r"terminal has the shape \[2\] for 1 responses"):
-        TokenRewards(scorer).of_ids([[1]], [[2]], terminal=[1.0, 2.0])
+@pytest.mark.parametrize(
+    ("settings", "call", "code"),
+    [
+        ({"scale": 0.0}, {}, "invalid-value"),
+        ({"clip": -1.0}, {}, "invalid-value"),
+        ({"terminal_clip": 0.0}, {}, "invalid-value"),
+        ({}, {"responses": [[]]}, "empty-text"),
+        ({}, {"terminal": [1.0, 2.0]}, "wrong-shape"),
+        ({}, {"width": 0}, "wrong-shape"),
+    ],
+)
+def test_impossible_numbers_are_refused(scorer, settings, call, code):
+    with pytest.raises(UserError) as caught:
+        TokenRewards(scorer, **settings).of_ids(**{"prompts": [[1]], "responses": [[2]], **call})
+    assert caught.value.code == code

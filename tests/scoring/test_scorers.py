@@ -9,7 +9,7 @@ from tests.tokens.rows import encoded
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
 from tokenward.plugins import build
-from tokenward.scoring.reads import flatten, is_online, reads_of, scope_of_scores, token_values
+from tokenward.scoring.reads import is_online, reads_of, scope_of_scores, scores_of, token_values
 from tokenward.scoring.scorers import (
     SCORERS,
     Attention,
@@ -29,13 +29,29 @@ ROWS = [
     encoded([9], [10], [11], [12, 13, 14, 15]),
     encoded(list(range(20, 32)), list(range(40, 47)), [60, 61]),
 ]
+HOWS = {
+    "sum": [0.25, 1.5, 2.0],
+    "product": [0.0, 0.5, 1.0],
+    "max": [0.25, 1.0, 1.0],
+    "min": [0.0, 0.5, 1.0],
+    "and": [0.0, 1.0, 1.0],
+    "or": [1.0, 1.0, 1.0],
+}
 
 
 def record(key="k", size=3, **values) -> TokenRecord:
     return TokenRecord(key, list(range(size)), [0] * size, [0] * size, values)
 
 
-def test_random_depends_on_the_seed_and_the_response_only():
+def part(steps=(), **scorer):
+    return {"scorer": scorer, "steps": list(steps)}
+
+
+def compared(scope, name="rank", of="policy"):
+    return Combine((part([{"rank_scale": {"scope": scope}}], name=name, of=of),))
+
+
+def test_random_scores_depend_only_on_the_seed_and_the_response():
     scores = Random(seed=1)(record("a", 50, reward=[9.0] * 50)).tolist()
     assert Random(seed=1)(record("a", 20)).tolist() == scores[:20]
     assert Random(seed=2)(record("a", 50)).tolist() != scores
@@ -44,22 +60,21 @@ def test_random_depends_on_the_seed_and_the_response_only():
     assert len(set(scores)) == 50
 
 
-NEEDED = {
-    "external": {"file": "f.jsonl"},
-    "similarity": {"domain": ("tea",)},
-    "counterfactual": {"verifier": "lab:right"},
-    "combine": {"parts": ({"scorer": {"name": "probability"}}, {"scorer": {"name": "rank"}})},
-}
-
-
-def test_scorers_read_what_they_say():
+def test_every_scorer_reads_what_it_declares():
+    needed = {
+        "external": {"file": "f.jsonl"},
+        "similarity": {"domain": ("tea",)},
+        "counterfactual": {"verifier": "lab:right"},
+        "combine": {"parts": ({"scorer": {"name": "probability"}}, {"scorer": {"name": "rank"}})},
+    }
     for name, make in SCORERS.items():
-        scorer = make(**NEEDED.get(name, {}))
+        scorer = make(**needed.get(name, {}))
         values = {str(value): [-0.5, 0.5, 1.0] for value in scorer.reads}
         assert len(scorer(record(**values, other=[0.0] * 3)).tolist()) == 3
         for value in scorer.reads:
-            with pytest.raises(UserError, match=f"the store holds no {value}"):
+            with pytest.raises(UserError, match=value) as caught:
                 scorer(record(**{other: values[other] for other in values if other != value}))
+            assert caught.value.code == "missing-value"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +83,7 @@ def test_scorers_read_what_they_say():
         ({"name": "log_ratio"}, [0.5, -1.0, 0.0]),
         ({"name": "surprisal"}, [1.5, 1.0, 0.5]),
         ({"name": "reward"}, [3.0, -1.0, 0.25]),
-        # TOSS: log-probability under the degraded model less that under the useful one.
+        # TOSS: log-probability under the degraded model minus that under the useful one.
         ({"name": "log_ratio", "numerator": "bad", "denominator": "good", "scale": 2.0}, [-1.0, 3.0, 0.0]),
         ({"name": "log_probability", "of": "bad"}, [-2.0, -1.0, -0.5]),
         ({"name": "log_probability", "of": "bad", "sign": -1}, [2.0, 1.0, 0.5]),
@@ -81,7 +96,7 @@ def test_scorers_read_what_they_say():
     ],
 )
 def test_formulas_by_hand(table, expected):
-    made = record(
+    values = record(
         oracle_logp=[-1.0, -2.0, -0.5],
         reference_logp=[-1.5, -1.0, -0.5],
         reward=[3.0, -1.0, 0.25],
@@ -91,39 +106,20 @@ def test_formulas_by_hand(table, expected):
         bad_rank=[4.0, 0.0, 1.0],
     )
     scorer = build("scorer", table.pop("name"), table, SCORERS)
-    assert scorer(made).tolist() == pytest.approx(expected, abs=1e-6)
+    assert scorer(values).tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def part(steps=(), **scorer):
-    return {"scorer": scorer, "steps": list(steps)}
-
-
-@pytest.mark.parametrize(
-    ("how", "expected"),
-    [
-        ("sum", [0.25, 1.5, 2.0]),
-        ("product", [0.0, 0.5, 1.0]),
-        ("max", [0.25, 1.0, 1.0]),
-        ("min", [0.0, 0.5, 1.0]),
-        ("and", [0.0, 1.0, 1.0]),
-        ("or", [1.0, 1.0, 1.0]),
-    ],
-)
-def test_scores_are_put_together(how, expected):
+@pytest.mark.parametrize("how", HOWS)
+def test_scores_are_combined_token_by_token(how):
     parts = (part(name="rank", of="a"), part([{"clamp": {"low": 0.0}}], name="rank", of="b"))
-    made = record(a_rank=[0.25, 0.5, 1.0], b_rank=[-3.0, 1.0, 1.0])
-    assert Combine(parts, how=how)(made).tolist() == expected
-
-
-@pytest.mark.parametrize("how", ["sum", "product", "max", "min", "and", "or"])
-def test_a_token_that_a_part_gives_no_score_has_none(how):
-    parts = (part(name="rank", of="a"), part(name="rank", of="b"))
-    found = Combine(parts, how=how)(record(a_rank=[float("nan"), 1.0, 1.0], b_rank=[1.0, float("nan"), 1.0]))
+    combined = Combine(parts, how=how)
+    assert combined(record(a_rank=[0.25, 0.5, 1.0], b_rank=[-3.0, 1.0, 1.0])).tolist() == HOWS[how]
+    found = combined(record(a_rank=[float("nan"), 1.0, 1.0], b_rank=[1.0, float("nan"), 1.0]))
     assert found.isnan().tolist() == [True, True, False]
 
 
-def test_xtf_drops_what_lacks_any_of_three_attributes():
-    """arXiv 2602.14536, with two attributes in a response: attention below Q1 - IQR, probability above 0.95."""
+def test_xtf_drops_tokens_that_lack_any_of_its_attributes():
+    """arXiv 2602.14536, with two of the attributes: attention below Q1 - IQR, probability above 0.95."""
     drops = Combine(
         (
             part([{"threshold": {"at": "iqr", "factor": 1.0, "keep": "below"}}], name="attention", layer=0),
@@ -138,35 +134,43 @@ def test_xtf_drops_what_lacks_any_of_three_attributes():
 
 
 @pytest.mark.parametrize(
-    ("parts", "word"),
+    ("parts", "code"),
     [
-        ((), "needs parts"),
-        (({"scorer": "rank"},), "has a scorer"),
-        (({"scorer": {"name": "rank"}, "step": []},), "has a scorer"),
-        ((part(name="rnak"),), "no scorer 'rnak'"),
-        ((part([{"top": {"scope": "batch"}}], name="rank"),), "scope"),
+        ((), "missing-setting"),
+        (({"scorer": "rank"},), "invalid-value"),
+        (({"scorer": {"name": "rank"}, "step": []},), "invalid-value"),
+        ((part(name="rnak"),), "unknown-name"),
+        ((part([{"top": {"scope": "batch"}}], name="rank"),), "unsupported-scope"),
+        ((part(name="combine", parts=compared("dataset").parts),), "unsupported-scope"),
     ],
 )
-def test_parts_that_cannot_be_are_refused(parts, word):
-    with pytest.raises(UserError, match=word):
+def test_impossible_parts_are_refused(parts, code):
+    with pytest.raises(UserError) as caught:
         Combine(parts)
+    assert caught.value.code == code
 
 
-def test_a_score_that_needs_all_data_is_not_given_for_one_response():
-    scorer = Combine((part([{"top": {"scope": "dataset"}}], name="rank"),))
-    assert scope_of_scores(scorer) == "dataset"
-    with pytest.raises(UserError, match="need a whole dataset, not one response"):
-        scorer(record(reference_rank=[1.0] * 3))
-    with pytest.raises(UserError, match="made in the step"):
-        check_in_the_step(scorer)
+def test_a_scope_is_refused_where_its_responses_are_not_available():
+    class Custom:
+        scope = "comparison"
+
+        def __call__(self, record):
+            return torch.zeros(len(record.ids))
+
+    whole = compared("dataset")
+    assert scope_of_scores(whole) == "dataset"
+    for call in (
+        lambda: whole(record(policy_rank=[1.0] * 3)),
+        lambda: check_in_the_step(whole),
+        lambda: check_scope(Custom()),
+    ):
+        with pytest.raises(UserError) as caught:
+            call()
+        assert caught.value.code == "unsupported-scope"
     check_in_the_step(compared("comparison"))
 
 
-def compared(scope, name="rank", of="policy"):
-    return Combine((part([{"rank_scale": {"scope": scope}}], name=name, of=of),))
-
-
-def test_a_step_of_a_part_of_a_part_counts_for_the_whole():
+def test_the_steps_of_nested_parts_compare_responses():
     inner = {"name": "combine", "parts": compared("comparison").parts}
     outer = Combine(({"scorer": inner},))
     assert scope_of_scores(outer) == "comparison"
@@ -177,39 +181,44 @@ def test_a_step_of_a_part_of_a_part_counts_for_the_whole():
         assert found.tolist() == [1.0, 0.0, 0.5]
 
 
-def test_a_scorer_that_draws_has_the_seed_of_the_recipe_unless_it_has_one():
+def test_random_scorers_get_the_seed_unless_they_have_one():
     table = {
         "name": "combine",
         "parts": [{"scorer": {"name": "random"}}, {"scorer": {"name": "random", "seed": 4}}],
     }
-    found = seeded(table, 7)
-    assert [item["scorer"]["seed"] for item in found["parts"]] == [7, 4]
-    assert seeded({"name": "random"}, 7) == {"name": "random", "seed": 7}
+    assert [item["scorer"]["seed"] for item in seeded(table, 7)["parts"]] == [7, 4]
     assert seeded({"name": "reward"}, 7) == {"name": "reward"}
     assert "seed" not in table["parts"][0]["scorer"]
 
 
-def test_a_scorer_of_ones_own_cannot_ask_for_several_responses():
-    class Own:
-        scope = "comparison"
-
-        def __call__(self, record):
-            return torch.zeros(len(record.ids))
-
-    with pytest.raises(UserError, match="Own has scope comparison"):
-        check_scope(Own())
-
-
-def test_values_are_told_apart_by_their_settings_and_the_policys_are_online():
+def test_values_are_named_by_model_kind_and_settings():
     first, last = (Attention(layer=layer).reads[0] for layer in (0, 1))
     assert first != last
+    assert first.startswith("reference_attention_")
     assert (first.model, first.kind, first.details) == ("reference", "attention", {"layer": 0})
     assert reads_of(LogRatio(numerator="my-auxiliary"))[0].model == "my-auxiliary"
     assert is_online(LogRatio(numerator="reference", denominator="policy"))
     assert not is_online(LogRatio())
     assert [*map(str, reads_of(lambda record: record))] == ["oracle_logp", "reference_logp"]
-    with pytest.raises(UserError, match="reads 'oracle_lopg'"):
-        reads_of(type("Own", (), {"reads": ("oracle_lopg",)})())
+    with pytest.raises(UserError) as caught:
+        reads_of(type("Custom", (), {"reads": ("oracle_lopg",)})())
+    assert caught.value.code == "unknown-value"
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (lambda record: record.value("reward"), "undeclared-value"),
+        (lambda record: record.value("rewards"), "unknown-value"),
+        (lambda record: [0.5], "wrong-result"),
+        (lambda record: ["a"] * 3, "wrong-result"),
+    ],
+)
+def test_custom_scorers_that_misbehave_are_refused(answer, code):
+    with pytest.raises(UserError) as caught:
+        scores_of(answer, record(oracle_logp=[0.0] * 3))
+    assert caught.value.code == code
+    assert scores_of(lambda record: [1, 2, 3], record()).tolist() == [1.0, 2.0, 3.0]
 
 
 @pytest.fixture(scope="module")
@@ -217,28 +226,24 @@ def model(tiny_folder):
     return load_model(str(tiny_folder), device="cpu")
 
 
-def stored(model, **options):
-    rows = list(ROWS)
-    return token_values(model, rows, **{"precision": "float32", "tokens_per_batch": 64, **options})
+def values_of(model, **options) -> list[torch.Tensor]:
+    rows = token_values(model, ROWS, **{"precision": "float32", "tokens_per_batch": 64, **options})
+    assert [[len(values) for values in row] for row in rows] == [[2, 3], [1, 1, 4], [7, 2]]
+    return [values for row in rows for values in row]
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 20, 40, 10_000])
 def test_logprobs_are_the_models_own_in_the_order_of_the_rows(model, tokens_per_batch):
-    results = stored(model, tokens_per_batch=tokens_per_batch)
-    assert [[len(values) for values in row] for row in results] == [[2, 3], [1, 1, 4], [7, 2]]
+    counts = []
+    found = values_of(model, tokens_per_batch=tokens_per_batch, progress=counts.append)
     with torch.no_grad():
         expected = plain_logprobs(model.model, ROWS)
-    torch.testing.assert_close(torch.cat(list(flatten(results))), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat(found), expected, rtol=0, atol=1e-5)
+    assert sum(counts) == 7
 
 
-def test_progress_counts_responses(model):
-    steps = []
-    stored(model, progress=steps.append)
-    assert sum(steps) == 7
-
-
-def test_half_precision_is_near_and_stored_as_float32(model):
-    exact, coarse = (torch.cat(list(flatten(stored(model, precision=p)))) for p in ("float32", "bfloat16"))
+def test_bfloat16_is_close_and_stored_as_float32(model):
+    exact, coarse = (torch.cat(values_of(model, precision=name)) for name in ("float32", "bfloat16"))
     assert coarse.dtype == torch.float32
     assert 0 < (exact - coarse).abs().max() < 0.5
 
@@ -248,13 +253,12 @@ def test_scoring_switches_dropout_off(tmp_path):
     with torch.no_grad():
         expected = plain_logprobs(model.model, ROWS)
     model.model.train()
-    torch.testing.assert_close(torch.cat(list(flatten(stored(model)))), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat(values_of(model)), expected, rtol=0, atol=1e-5)
 
 
-def test_an_oracle_that_is_its_reference_scores_zero(model, tiny_folder):
+def test_an_oracle_equal_to_its_reference_scores_zero(model, tiny_folder):
     # Loaded and computed twice: the same numbers, so the difference is exactly 0.
     again = load_model(str(tiny_folder), device="cpu")
-    oracle, reference = flatten(stored(model)), flatten(stored(again))
-    for one, other in zip(oracle, reference, strict=True):
-        made = record(size=len(one), oracle_logp=one.tolist(), reference_logp=other.tolist())
-        assert LogRatio()(made).tolist() == [0.0] * len(one)
+    for one, other in zip(values_of(model), values_of(again), strict=True):
+        both = record(size=len(one), oracle_logp=one.tolist(), reference_logp=other.tolist())
+        assert LogRatio()(both).tolist() == [0.0] * len(one)

@@ -148,21 +148,21 @@ def test_only_the_last_user_turn_changes_and_a_default_system_prompt_stays() -> 
 REFUSED = [
     ("auxiliary_models={oracle: {}}", "an auxiliary model cannot be called 'oracle'"),
     ("auxiliary_models={a_b: {}}", "an auxiliary model cannot be called 'a_b'"),
-    ('auxiliary_models={x: {prompt: "better"}}', "which does not hold {prompt}"),
+    ('auxiliary_models={x: {prompt: "better"}}', "does not contain {prompt}"),
     ("auxiliary_models={x: {modle: y}}", "unknown key 'modle' in auxiliary_models.x. Did you mean 'model'?"),
     ("auxiliary_models={x: {fraction: 2}}", "auxiliary_models.x.fraction: got 2. Allowed: a number > 0 and <= 1"),
     ("auxiliary_models={x: {training: {learning_rat: 1}}}", "unknown key 'learning_rat' in auxiliary_models.x.training"),
     ("auxiliary_models={x: {objective: {name: dop}, training: {}}}", "there is no objective 'dop'"),
     ("scores.scorer={name: rank, of: expret}", "there is no model 'expret'. There are policy, reference, oracle"),
-    ("scores.scorer={name: attention, of: policy}", "in the step the policy gives logp, entropy, rank only"),
+    ("scores.scorer={name: attention, of: policy}", "only logp, entropy, rank of the policy are available"),
     (
         "scores.scorer={name: combine, parts: [{scorer: {name: entropy, of: policy}, steps: [{top: {scope: dataset}}]}]}",
-        "where a step of combine cannot see all data",
+        "which does not see all data",
     ),
     ("auxiliary_models={a: {swap_labels: true}}", "has swap_labels and no training"),
     ("auxiliary_models={a: {model: other, fraction: 0.5, objective: {name: sft}}}", "has fraction, objective and no training"),
     ("auxiliary_models={a: {}}", "is the reference itself"),
-    ("auxiliary_models={a: {model: a}}", "auxiliary models are not made from each other"),
+    ("auxiliary_models={a: {model: a}}", "cannot start from another one"),
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from tokenward.artifacts import read_manifest
 from tokenward.config import parse_recipe
 from tokenward.evaluation import measures as measures_module
 from tokenward.evaluation.replies import reply_rows
-from tokenward.report.single import shown_pair
+from tokenward.report.show import shown_pair
 from tokenward.sampling import Reply
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.evaluation import measures_of

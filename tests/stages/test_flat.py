@@ -16,7 +16,7 @@ import tokenward
 from tests.stages.runs import tables_of
 from tests.tiny import planted_rows
 from tokenward.data.files import read_comparisons
-from tokenward.data.pairs import pairs
+from tokenward.data.pairs import pair_of, pair_places
 from tokenward.errors import UserError
 from tokenward.scoring.join import scored, with_reference
 from tokenward.scoring.store import TokenStore
@@ -45,7 +45,8 @@ def opened(recipe: Path, *changes: str) -> tuple[Run, TokenTable]:
 
 def eager(run: Run, template: Template | None = None) -> list[TokenRow]:
     """What encoding the same pairs at once gives."""
-    found = [pair for row in read_comparisons(run.path("data") / "train.jsonl") for pair in pairs(row, "all")]
+    rows = list(read_comparisons(run.path("data") / "train.jsonl"))
+    found = [pair_of(row, *places) for row in rows for places in pair_places(row, "all")]
     return encode(found, template or run.tokenizer_template(run.start_model), run.limits)[0]
 
 

@@ -24,14 +24,14 @@ from tests.stages.runs import (
     press_when,
 )
 from tests.tiny import save_tiny, tiny_t5
+from tokenward.artifacts import StageFolder
 from tokenward.models.reward import load_reward_model
 from tokenward.objectives import Reinforce, WeightedLikelihood
 from tokenward.sampling import TransformersSampler
 from tokenward.sampling.classification import ClassificationGap
 from tokenward.scoring.reads import token_values
-from tokenward.selection import SoftWeights
 from tokenward.stages.lists import run_through
-from tokenward.stages.online import _prepare, fresh_reward, online_policy, task_of
+from tokenward.stages.online import OnlineLoop, fresh_reward
 from tokenward.training.fit import Interrupted
 
 TOTAL, REWARD_STEPS = 6, 3
@@ -213,16 +213,14 @@ def test_every_draw_of_a_run_is_another_one(recipe, monkeypatch):
 def prepared(run, *, moved: float = 1.0):
     """A few of a run's rows as they train, with what made them; the policy may have moved from its start."""
     run_through(run, "examples")
-    policy = online_policy(run)
-    task, reward = task_of(run, policy), fresh_reward(run)
-    online = run.recipe.online
-    objective = Reinforce(kl=0.1) if online.objective.name == "reinforce" else WeightedLikelihood()
-    prepare = _prepare(run, online, objective, SoftWeights(), policy, reward, task)
+    objective = Reinforce(kl=0.1) if run.online.objective.name == "reinforce" else WeightedLikelihood()
+    loop = OnlineLoop(run, StageFolder(run.folder, None), objective)
+    prepare = loop.prepare()
     with torch.no_grad():
-        for weight in policy.model.parameters():
+        for weight in loop.policy.model.parameters():
             weight.mul_(moved)
-    given = task.rows[:2]
-    return prepare(given, 0), given, reward, policy
+    given = loop.task.rows[:2]
+    return prepare(given, 0), given, loop.reward, loop.policy
 
 
 def test_the_likelihood_of_the_first_reference_is_weighted_by_its_rewards(recipe):

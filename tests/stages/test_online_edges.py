@@ -374,7 +374,7 @@ def test_a_t5_without_a_chat_template_is_told_to_write_plain(recipe, tmp_path):
     folder = save_tiny(tmp_path / "t5", tiny_t5())
     (folder / "chat_template.jinja").unlink()
     plain = f"model.name={folder};tokens.template=plain;model.packing=shared_prompts;run=runs/b"
-    refused_each(recipe, [(f"model.name={folder}", "tokens.template: plain"), (plain, "has an encoder")])
+    refused_each(recipe, [(f"model.name={folder}", "template: plain"), (plain, "has an encoder")])
 
 
 @pytest.mark.parametrize(("kind", "key"), [("recipe", "reward.model"), ("prompts", "prompt_task.model")])

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 import tokenward
 from tests.stages.runs import lines, press_when, refused, tables_of, write_lines
 from tests.tiny import planted_rows, save_tiny
-from tokenward.data import fraction
 from tokenward.data.files import read_comparisons
+from tokenward.data.split import fraction_places
 from tokenward.models.reward import load_reward_model
 from tokenward.scoring.reads import token_values
 from tokenward.scoring.store import TokenStore
@@ -102,7 +102,7 @@ def test_a_share_of_lists_of_any_length_teaches_one_reward(tiny_workplace):
     counts = {"read": 26, "kept": 24, "fewer than two responses": 1, "all ranks tied": 1}
     assert run.done("data").facts["counts"] == counts
     train = list(read_comparisons(run.path("data") / "train.jsonl"))
-    mine = fraction(train, 0.5, run.recipe.seed, "reward")
+    mine = fraction_places((row.key for row in train), 0.5, run.recipe.seed, "reward")
     facts = run.done("reward").facts
     assert (facts["rows"], facts["list_sizes"]) == (len(mine), [2, 3, 4])
     assert len(mine) < len(train)
@@ -149,7 +149,7 @@ def test_a_stopped_reward_goes_on_to_the_same_bits(tiny_workplace, monkeypatch, 
 @pytest.mark.parametrize(
     ("spans", "word"),
     [
-        (None, "unit is spans, and this row has none"),
+        (None, "and this row has no spans"),
         ([[[0, 3, 1.0], [2, 4, 1.0]], [], []], "do not overlap"),
     ],
 )

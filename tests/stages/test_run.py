@@ -168,10 +168,10 @@ def test_stages_that_do_not_fit_together_are_refused(copied_run: Path, tmp_path:
     (merges / "tokenizer.json").write_text(json.dumps(tokenizer))
     (template / "chat_template.jinja").write_text("You are kind. " + CHATML)
     for other in (merges, template):
-        with pytest.raises(UserError, match="share a tokenizer"):
+        with pytest.raises(UserError, match="another tokenizer or chat template"):
             tokenward.run(copied_run, [f"policy.model={other}"], last="policy", quiet=True)
     nothing = "policy.selection={name: threshold, above: 1000.0}"
-    with pytest.raises(UserError, match="keeps no token"):
+    with pytest.raises(UserError, match="selects no token"):
         tokenward.run(copied_run, [nothing], last="policy", quiet=True)
 
 

@@ -9,7 +9,7 @@ from tokenward.evaluation.statistics import mean_figure
 SMALL = {"groups": 160, "eval": 60, "steps": 40, "width": 16}
 
 
-def test_ranks_of_equal_values_are_their_mean_and_types_are_averaged():
+def test_equal_values_share_their_mean_rank_and_types_are_averaged():
     assert in_ranks(np.array([5.0, 1.0, 5.0, 7.0])).tolist() == [2.5, 1.0, 2.5, 4.0]
     cell = Cell(
         accuracy=np.zeros(1),
@@ -24,12 +24,12 @@ def test_ranks_of_equal_values_are_their_mean_and_types_are_averaged():
     assert scores.tolist() == [1.0, 0.0]
     found = credit(cell)
     assert found.auroc == 1.0
-    # The extreme so far starts anew with each sequence: 0, 1 | 0.
+    # The extreme so far restarts with each sequence: 0, 1 | 0.
     assert found.running == pytest.approx(found.pearson)
 
 
 @pytest.mark.parametrize(("case", "sign"), [("keyword", 1), ("worst", -1)])
-def test_the_strongest_marked_token_decides_and_length_says_nothing(case, sign):
+def test_the_strongest_marked_token_decides_independent_of_length(case, sign):
     rng = np.random.default_rng(3)
     world = WORLDS[case](rng)
     rows = groups(world, rng, 300)
@@ -43,7 +43,7 @@ def test_the_strongest_marked_token_decides_and_length_says_nothing(case, sign):
     assert abs(np.corrcoef(best, sizes)[0, 1]) < 0.06
 
 
-def test_the_average_finds_the_planted_mean_where_the_sum_is_misled_by_length():
+def test_the_average_recovers_the_planted_mean_and_the_sum_follows_length():
     sizes = Sizes(**SMALL)
     average, total = (
         run("mean", METHODS[name]._replace(learning_rate=2e-2), 7, sizes) for name in ("average", "sum")

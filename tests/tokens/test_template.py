@@ -1,4 +1,4 @@
-"""What the model reads: one BOS, the template's own end of turn, and clear refusals."""
+"""Prompts as the model reads them: a single BOS, the template's own end of turn, and clear errors."""
 
 import pytest
 from tokenizers import processors
@@ -37,36 +37,25 @@ def test_a_prompt_is_the_template_up_to_the_reply():
     assert template.render(HELLO) == text
     ids = template.prompt_ids(HELLO)
     assert template.tokenizer.decode(ids) == text
-    # The marks are one token each, not spelled out.
+    # Marks are one token each.
     assert [ids.count(template.tokenizer.bos_token_id), ids.count(template.tokenizer.eos_token_id)] == [2, 1]
 
 
-def test_a_chat_template_that_writes_bos_gets_no_second_one():
-    template = Template(
-        tokenizer=with_template("{{ bos_token }}" + CHATML.replace("<|im_start|>", "#"), wrapping_tokenizer())
-    )
-    ids = template.prompt_ids(HELLO)
-    assert ids[0] == template.tokenizer.bos_token_id
-    assert ids.count(template.tokenizer.bos_token_id) == 1
-    assert ids[-1] != template.tokenizer.eos_token_id
+def test_a_prompt_has_one_bos_at_most():
+    def text(kind, chat_template=None):
+        template = Template(tokenizer=with_template(chat_template, wrapping_tokenizer()), kind=kind)
+        return template.tokenizer.decode(template.prompt_ids(HELLO))
 
-
-def test_a_chat_template_that_writes_no_bos_gets_none():
-    template = Template(tokenizer=with_template("{{ messages[0]['content'] }}", wrapping_tokenizer()))
-    assert template.tokenizer.decode(template.prompt_ids(HELLO)) == "the good"
-
-
-def test_a_plain_prompt_has_the_tokenizers_bos_and_no_end():
-    template = Template(tokenizer=wrapping_tokenizer(), kind="plain")
-    assert template.tokenizer.decode(template.prompt_ids(HELLO)) == "<|im_start|>the good"
-
-
-def test_a_plain_prompt_without_text_keeps_its_bos():
+    writes_bos = "{{ bos_token }}" + CHATML.replace("<|im_start|>", "#")
+    assert text("chat", writes_bos) == "<|im_start|>#user\nthe good<|im_end|>\n#assistant\n"
+    assert text("chat", "{{ messages[0]['content'] }}") == "the good"
+    assert text("plain") == "<|im_start|>the good"  # the tokenizer's BOS, without its eos
     tokenizer = wrapping_tokenizer()
     tokenizer.eos_token = "<|im_start|>"
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
     )
+    # A BOS that equals eos is not taken for an eos at the end of an empty prompt.
     template = Template(tokenizer=tokenizer, kind="plain")
     assert template.prompt_ids([{"role": "user", "content": ""}]) == [tokenizer.bos_token_id]
 
@@ -77,12 +66,17 @@ def test_a_plain_prompt_joins_the_turns():
     assert template.render(messages) == "the good\n\nyes\n\nwhy"
 
 
-def test_a_reply_has_no_special_tokens_but_its_end():
+def test_the_text_of_a_reply_has_no_special_tokens():
     template = Template(tokenizer=wrapping_tokenizer(), kind="plain")
-    tokenizer = template.tokenizer
-    assert tokenizer.decode(template.text_ids("the good")) == "the good"
-    assert template.response_ids("the good") == [*template.text_ids("the good"), tokenizer.eos_token_id]
-    assert template.response_ids("") == [tokenizer.eos_token_id]
+    assert template.tokenizer.decode(template.texts_ids(["the good"])[0]) == "the good"
+    assert template.texts_ids([""]) == [[]]
+    assert template.eos_ids == [template.tokenizer.eos_token_id]
+    # A special token that the reply spells is text.
+    text = "a<|im_end|>b"
+    (ids,) = Template(tokenizer=tiny_tokenizer()).texts_ids([text])
+    assert not set(ids) & template.special_ids
+    spans = byte_spans(template.tokenizer, text)
+    assert (len(spans), spans[-1].end) == (len(ids), len(text))
 
 
 @pytest.mark.parametrize(
@@ -97,40 +91,34 @@ def test_a_reply_has_no_special_tokens_but_its_end():
         ("{% for m in messages %}{{ m['content'] }}<|im_start|>x<|im_end|>{% endfor %}", "<|im_start|>"),
     ],
 )
-def test_what_closes_a_reply(chat_template, eos):
+def test_what_ends_a_reply(chat_template, eos):
     template = Template(tokenizer=with_template(chat_template))
     assert template.tokenizer.decode(template.eos_ids) == eos
 
 
-def test_a_mark_of_the_template_closes_a_reply_rather_than_eos():
+def test_an_end_of_turn_of_the_template_is_used_instead_of_the_tokenizers_eos():
     tokenizer = with_template("{% for m in messages %}{{ m['content'] }}<|eot|>{% endfor %}")
     tokenizer.add_tokens(["<|eot|>"], special_tokens=True)
-    eos = Template(tokenizer=tokenizer).eos_ids
-    assert eos == [tokenizer.convert_tokens_to_ids("<|eot|>")]
-    assert eos != [tokenizer.eos_token_id]
+    assert Template(tokenizer=tokenizer).eos_ids == [tokenizer.convert_tokens_to_ids("<|eot|>")]
 
 
-def test_a_tokenizer_without_any_end_is_refused():
+def test_templates_that_cannot_be_used():
     tokenizer = with_template(None)
     tokenizer.eos_token = None
-    with pytest.raises(UserError, match="neither an end-of-turn token nor an EOS"):
-        Template(tokenizer=tokenizer, kind="plain").response_ids("yes")
-
-
-def test_no_chat_template_is_refused_with_what_to_write():
-    with pytest.raises(UserError, match=r"no chat template.*tokens\.template: plain"):
+    with pytest.raises(UserError) as error:
+        _ = Template(tokenizer=tokenizer, kind="plain").eos_ids
+    assert error.value.code == "no-eos"
+    with pytest.raises(UserError, match="template: plain") as error:
         Template(tokenizer=with_template(None))
+    assert (error.value.code, error.value.key) == ("no-chat-template", "tokens.template")
     assert Template(tokenizer=with_template(None), kind="plain").render(HELLO) == "the good"
+    refusing = Template(tokenizer=with_template("{{ raise_exception('only users') }}"))
+    with pytest.raises(UserError, match=r"\[system, user\].*only users") as error:
+        refusing.render([{"role": "system", "content": "s"}, *HELLO])
+    assert error.value.code == "refused-conversation"
 
 
-def test_roles_that_the_template_refuses_are_named():
-    tokenizer = with_template("{{ raise_exception('only users') }}")
-    messages = [{"role": "system", "content": "s"}, *HELLO]
-    with pytest.raises(UserError, match="only users"):
-        Template(tokenizer=tokenizer).render(messages)
-
-
-def test_the_fingerprint_follows_what_gives_other_ids():
+def test_the_fingerprint_depends_on_what_changes_the_ids():
     same = Template(tokenizer=tiny_tokenizer()).fingerprint
     assert Template(tokenizer=tiny_tokenizer()).fingerprint == same
     more = tiny_tokenizer()
@@ -142,15 +130,3 @@ def test_the_fingerprint_follows_what_gives_other_ids():
         Template(tokenizer=wrapping_tokenizer()),
     ]
     assert len({same, *(other.fingerprint for other in others)}) == 5
-
-
-def test_a_reply_that_spells_an_end_is_text_and_not_an_end() -> None:
-    template = Template(tokenizer=tiny_tokenizer())
-    text = "a<|im_end|>b"
-    ids = template.response_ids(text)
-    assert ids.count(template.eos_ids[-1]) == 1
-    assert ids[-1] == template.eos_ids[-1]
-    assert template.tokenizer.decode(ids[:-1]) == text
-    spans = byte_spans(template.tokenizer, text)
-    assert len(spans) == len(ids) - 1
-    assert spans[-1].end == len(text)

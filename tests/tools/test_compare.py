@@ -12,9 +12,9 @@ from tokenward.config import parse_recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.evaluation.measures import read_row_values
-from tokenward.tools.compare import Flip, _settings, coloured, compare_runs, different_words, show_comparison
+from tokenward.tools.compare import Flip, colour_tokens, compare_runs, mark_changes, show_comparison
 from tokenward.tools.export import model_card
-from tokenward.tools.finished import finished_model
+from tokenward.tools.finished import finished_model, recipe_changes
 
 RUN = Path("runs/quickstart")
 
@@ -41,55 +41,37 @@ def test_means_by_row_are_the_figures(finished_run: Path) -> None:
         assert len(found) == figures[name]["n"]
 
 
-def test_a_known_difference_is_found_with_its_wins(
-    copied_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_known_difference_is_found_and_shown(copied_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = Path("runs/other")
     shutil.copytree(RUN, other)
-    margins = [
-        row["preference/margin"]
-        for row in read_row_values(RUN / "evaluation").values()
-        if "preference/margin" in row
-    ]
-    first = True
+    rows = read_row_values(RUN / "evaluation")
+    margins = {key.key: row["preference/margin"] for key, row in rows.items() if "preference/margin" in row}
+    turned, margin = next(iter(margins.items()))
 
     def change(line: dict) -> dict:
-        nonlocal first
-        if "preference/margin" in line["values"]:
-            line["values"]["preference/margin"] *= -1 if first else 1
-            first = False
+        if line["key"] == turned:
+            line["values"]["preference/margin"] *= -1
         return line
 
     edit(other, change)
     found = compare_runs(RUN, other)
-    margin = next(item for item in found.figures if item.name == "preference/margin")
-    assert margin.difference.value == pytest.approx(-2 * margins[0] / len(margins))
-    assert (margin.higher + margin.lower, margin.equal) == (1, len(margins) - 1)
+    item = next(item for item in found.figures if item.name == "preference/margin")
+    assert item.difference.value == pytest.approx(-2 * margin / len(margins))
+    assert (item.higher + item.lower, item.equal) == (1, len(margins) - 1)
     (flip,) = found.flips
-    assert (flip.first, flip.second) == (margins[0], -margins[0])
+    assert (flip.first, flip.second) == (margin, -margin)
     assert found.settings == []
-    show_comparison(Display(), found, 1)
-    shown = capsys.readouterr().out
-    assert "chosen, scores of A, B:" in shown
-    assert "good" in shown
-
-
-def test_differing_recipe_values_are_listed_once(copied_run: Path) -> None:
-    run = tokenward.run(
-        copied_run,
-        ["run=runs/other", "policy.objective.gamma=1.0", "oracle.training.max_steps=2"],
-        quiet=True,
-    )
-    found = compare_runs(RUN / "policy", run.folder)
-    assert sorted(found.settings) == [
-        "oracle.training.max_steps: 6 -> 2",
-        "policy.objective.gamma: 2 -> 1",
+    shown = found.as_json()
+    assert shown["figures"]["preference/margin"]["difference"]["n"] == len(margins)
+    assert shown["flipped"] == [
+        {"kind": "pair", "key": turned, "figure": "preference/margin", "first": margin, "second": -margin}
     ]
-    assert not any(item.name.endswith("/before") for item in found.figures), "both began with the same model"
+    show_comparison(Display(), found, 1)
+    assert "chosen, scores of A and B:" in capsys.readouterr().out
 
 
 def leaves(value, path=()):
-    """Every value of a recipe and its key; those of tables inside lists too."""
+    """Every value of a recipe with its key, also in tables inside lists."""
     if isinstance(value, dict) and value:
         return [found for key, inner in value.items() for found in leaves(inner, (*path, key))]
     return [(path, value)]
@@ -120,8 +102,8 @@ reward: {head: {hidden: 16}, training: {max_steps: 3}}
 FULL_RECIPE = parse_recipe(FULL, "full.yaml")[0].model_dump(mode="json")
 
 
-def test_every_leaf_of_a_recipe_that_differs_is_named(tmp_path):
-    """The recipe that an evaluation keeps has them all; only where the run lies is no difference."""
+def test_every_recipe_value_that_differs_is_named(tmp_path):
+    """Only the folder of the run does not count."""
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         (folder / "evaluation").mkdir(parents=True)
@@ -132,7 +114,7 @@ def test_every_leaf_of_a_recipe_that_differs_is_named(tmp_path):
         changed = with_leaf(FULL_RECIPE, path, ["other"])
         (folders[1] / "evaluation" / "recipe.json").write_text(json.dumps(changed))
         line = f'{".".join(path)}: {json.dumps(canonical(value))} -> ["other"]'
-        assert _settings(folders) == ([] if path == ("run",) else [line])
+        assert recipe_changes(folders) == ([] if path == ("run",) else [line])
 
 
 def test_an_evaluation_keeps_the_whole_recipe(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,47 +125,54 @@ def test_an_evaluation_keeps_the_whole_recipe(finished_run: Path, monkeypatch: p
     assert {path[0] for path, _ in leaves(kept)} == set(type(run.recipe).model_fields)
 
 
-EXPERTS = [
+AUXILIARY = [
     "auxiliary_models={good: {objective: {name: sft}, training: {max_steps: 2}}, other: {prompt: 'So. {prompt}'}}",
     "scores.scorer={name: log_ratio, numerator: good, denominator: other}",
 ]
 
 
-def test_settings_of_experts_are_compared_and_on_the_card(copied_run: Path) -> None:
-    """An auxiliary model that no scorer reads any more is in neither."""
+def test_settings_of_auxiliary_models_are_compared_and_on_the_card(copied_run: Path) -> None:
+    """An auxiliary model that no scorer reads any more is not on the card."""
     short = ["policy.training.max_steps=1", "evaluation.prompts=1", "evaluation.bootstrap=2"]
     runs = [
-        tokenward.run(copied_run, [*EXPERTS, *short, f"run=runs/{name}", *changes], quiet=True).folder
+        tokenward.run(copied_run, [*AUXILIARY, *short, f"run=runs/{name}", *changes], quiet=True).folder
         for name, changes in (("a", []), ("b", ["auxiliary_models.good.training.max_steps=3"]))
     ]
-    assert compare_runs(*runs).settings == ["auxiliary_models.good.training.max_steps: 2 -> 3"]
+    found = compare_runs(runs[0] / "policy", runs[1])
+    assert found.settings == ["auxiliary_models.good.training.max_steps: 2 -> 3"]
+    assert not any(item.name.endswith("/before") for item in found.figures), (
+        "both started from the same model"
+    )
     card = model_card(finished_model(str(runs[1])), "m", merged=False)
     for words in ("auxiliary-good:", "max_steps: 3", "So. {prompt}"):
         assert words in card
-    (runs[0] / "evaluation" / "recipe.json").unlink()  # of a run that was evaluated before recipes were kept
-    assert "auxiliary-good.training.max_steps: 2 -> 3" in compare_runs(*runs).settings
     changes = ["run=runs/b", "scores.scorer={name: surprisal}", "policy.selection={name: all}"]
     tokenward.run(copied_run, [*short, *changes], last="policy", quiet=True)
     assert "auxiliary-good" not in model_card(finished_model(str(runs[1])), "m", merged=False)
 
 
-def test_other_rows_another_template_and_no_run_are_refused(copied_run: Path) -> None:
+def test_what_cannot_be_compared_is_refused(copied_run: Path) -> None:
     other = Path("runs/other")
     shutil.copytree(RUN, other)
+
+    def code(second: Path) -> str:
+        with pytest.raises(UserError) as error:
+            compare_runs(RUN, second)
+        return error.value.code
+
     edit(other, lambda line: {**line, "key": line["key"] + "x"} if line["kind"] == "prompt" else line)
-    with pytest.raises(
-        UserError, match=r"not evaluated on the same prompts: 4 and 4, of which 0 .* data, seed"
-    ):
-        compare_runs(RUN, other)
+    assert code(other) == "different-rows"
     shutil.copy(RUN / "evaluation" / "rows.jsonl", other / "evaluation" / "rows.jsonl")
     template = other / "policy" / "model" / "chat_template.jinja"
-    template.write_text(template.read_text() + " ")
-    with pytest.raises(UserError, match="another tokenizer or chat template"):
-        compare_runs(RUN, other)
-    with pytest.raises(UserError, match="not the folder of a run"):
-        compare_runs(RUN, "nowhere")
+    written = template.read_text()
+    template.write_text(written + " ")
+    assert code(other) == "different-template"
+    template.write_text(written)
+    (other / "evaluation" / "recipe.json").unlink()
+    assert code(other) == "missing-file"
+    assert code(Path("nowhere")) == "not-a-run"
     (other / "evaluation" / "rows.jsonl").unlink()
-    with pytest.raises(UserError, match=r"has no rows.jsonl"):
+    with pytest.raises(UserError, match=r"rows.jsonl"):
         compare_runs(RUN, other)
 
 
@@ -200,9 +189,9 @@ def test_online_runs_compare_by_prompt(copied_online: Path, capsys: pytest.Captu
     assert "A: " in capsys.readouterr().out
 
 
-def test_colours_and_different_words() -> None:
-    styles = {str(span.style) for span in coloured(["good", " so", " bad"], [2.0, 0.01, -1.0]).spans}
+def test_colours_and_changed_words() -> None:
+    styles = {str(span.style) for span in colour_tokens(["good", " so", " bad"], [2.0, 0.01, -1.0]).spans}
     assert styles == {"blue underline", "dark_orange"}
-    line = different_words("a good cup of tea", "a bad cup of tea")
+    line = mark_changes("a good cup of tea", "a bad cup of tea")
     assert str(line) == "a bad cup of tea"
     assert [str(line)[span.start : span.end] for span in line.spans if span.style == "bold"] == ["bad "]

@@ -14,14 +14,17 @@ from werkzeug import Response
 from tests.evaluation.test_judge import answering, asked, longer
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 from tokenward import cli
+from tokenward.config import parse_recipe
+from tokenward.display import Display
 from tokenward.errors import UserError
+from tokenward.evaluation.benchmarks import Question
 from tokenward.evaluation.replies import find_reward_model, rewards
 from tokenward.models.loading import load_model
-from tokenward.sampling import SamplingSettings, sample_replies
+from tokenward.sampling import Reply, SamplingSettings, sample_replies
 from tokenward.scoring.texts import TokenScorer
 from tokenward.tools import model_replies
-from tokenward.tools.compare_models import ComparisonRequest, compare_models
-from tokenward.tools.model_replies import model_of, short_name
+from tokenward.tools.compare_models import ModelComparison, compare_models
+from tokenward.tools.model_replies import model_folder, short_name
 from tokenward.types import Example, Message
 
 FEW = ("evaluation.max_new_tokens=5", "evaluation.batch=2", "evaluation.bootstrap=20")
@@ -44,9 +47,9 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def asking(folders, **changes):
+def compared(folders, **changes):
     wanted = {"before": folders[0], "after": folders[1], "prompts": "prompts.jsonl", "overrides": FEW}
-    return ComparisonRequest(**{**wanted, **changes})
+    return compare_models(**{**wanted, **changes}, quiet=True)
 
 
 def records(folder="runs/one-vs-two"):
@@ -60,7 +63,7 @@ def test_metrics_lengths_and_wins_are_those_of_the_replies(folders, place):
         "    return [w - len(c) for w, c in zip(wanted, completions)]\n"
     )
     name = "mine:wanted_less_length"
-    figures = compare_models(asking(folders, metrics=["distinct_2", name]), quiet=True)
+    figures = compared(folders, metrics=["distinct_2", name])
     found = records()
     assert len(found) == 5
     lengths = np.array([[len(row[side][0]["text"]) for row in found] for side in ("before", "after")])
@@ -76,17 +79,17 @@ def test_metrics_lengths_and_wins_are_those_of_the_replies(folders, place):
 
 
 def test_the_same_seed_gives_the_same_replies_and_a_model_ties_with_itself(folders, place):
-    first = compare_models(asking(folders, after=folders[0], metrics=["vader"], output="a"), quiet=True)
+    first = compared(folders, after=folders[0], metrics=["vader"], output="a")
     assert first["vader/ties"].value == 1.0
     assert all(row["before"] == row["after"] for row in records("a"))
-    compare_models(asking(folders, output="b"), quiet=True)
+    compared(folders, output="b")
     assert [row["before"] for row in records("a")] == [row["before"] for row in records("b")]
-    compare_models(asking(folders, output="c", overrides=(*FEW, "seed=1")), quiet=True)
+    compared(folders, output="c", overrides=(*FEW, "seed=1"))
     assert [row["before"] for row in records("a")] != [row["before"] for row in records("c")]
 
 
-def test_a_stopped_comparison_goes_on_at_its_batch(folders, place, monkeypatch):
-    compare_models(asking(folders, output="whole"), quiet=True)
+def test_a_stopped_comparison_continues_at_its_batch(folders, place, monkeypatch):
+    compared(folders, output="whole")
     real, calls = model_replies.sample_replies, []
 
     def stopping(*arguments, **settings):
@@ -97,73 +100,76 @@ def test_a_stopped_comparison_goes_on_at_its_batch(folders, place, monkeypatch):
 
     monkeypatch.setattr(model_replies, "sample_replies", stopping)
     with pytest.raises(KeyboardInterrupt):
-        compare_models(asking(folders), quiet=True)
-    compare_models(asking(folders), quiet=True)
+        compared(folders)
+    compared(folders)
     # Batches of 2, 2 and 1: two were done, the third and those of the other model were not.
     assert calls == [2, 2, 1, 1, 2, 2, 1]
     assert records() == records("whole")
-    compare_models(asking(folders, metrics=["vader"]), quiet=True)
+    compared(folders, metrics=["vader"])
     assert len(calls) == 7
-    compare_models(asking(folders, overrides=(*FEW, "evaluation.temperature=0.5")), quiet=True)
+    compared(folders, overrides=(*FEW, "evaluation.temperature=0.5"))
     assert len(calls) == 13
 
 
 def test_prompts_come_from_preference_data_of_any_shape(folders, place):
     pair = {"chosen": "\n\nHuman: Hi\n\nAssistant: Good.", "rejected": "\n\nHuman: Hi\n\nAssistant: Bad."}
     Path("hh.jsonl").write_text(json.dumps(pair) + "\n")
-    compare_models(asking(folders, prompts="hh.jsonl"), quiet=True)
+    compared(folders, prompts="hh.jsonl")
     assert [row["prompt"] for row in records()] == [[{"role": "user", "content": "Hi"}]]
     Path("hh.jsonl").write_text(json.dumps({"prompt": [{"role": "user", "content": "Ho"}]}) + "\n" * 2)
-    compare_models(asking(folders, prompts="hh.jsonl"), quiet=True)
+    compared(folders, prompts="hh.jsonl")
     assert [row["prompt"][0]["content"] for row in records()] == ["Ho"]
 
 
 def test_repeated_prompts_count_once_and_the_number_does_not_depend_on_the_order(folders, place):
     lines = Path("prompts.jsonl").read_text().splitlines()
-    few = asking(folders, overrides=(*FEW, "evaluation.prompts=3"), output="x")
+    few = {"overrides": (*FEW, "evaluation.prompts=3"), "output": "x"}
     Path("prompts.jsonl").write_text("\n".join(lines + lines))
-    compare_models(few, quiet=True)
+    compared(folders, **few)
     once = [row["prompt"] for row in records("x")]
     Path("prompts.jsonl").write_text("\n".join(lines[::-1]))
-    compare_models(few, quiet=True)
+    compared(folders, **few)
     assert [row["prompt"] for row in records("x")] == once
     assert len(once) == 3
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "code", "words"),
     [
-        ({"metrics": ["vadr"]}, "Did you mean 'vader'"),
-        ({"metrics": ["rougeL"]}, "references"),
-        ({"metrics": ["vader", "vader"], "rewards": ["x/vader"]}, "two measures are called vader"),
-        ({"export": "mtbench"}, "no export 'mtbench'.*mt_bench"),
-        ({"export": "mt_bench"}, "prompts.jsonl:1: category: missing"),
-        ({"judge": "none.yml"}, "none.yml cannot be read"),
-        ({"prompts": "none.jsonl"}, "none.jsonl"),
-        ({"prompts": "empty.jsonl"}, "holds no prompts"),
-        ({"prompts": "bad.jsonl"}, "bad.jsonl:1: the prompt is empty"),
-        ({"overrides": ("evaluation.max_new_tokens=600",)}, "5 prompts and 600 new tokens do not fit"),
-        ({"overrides": ("oracle.fraction=0.5",)}, "--set oracle.fraction: of two models"),
-        ({"overrides": ("evaluation.metrics=[vader]",)}, "Write --metric NAME"),
-        ({"after": "runs/none/here"}, "no model folder runs/none/here"),
+        ({"metrics": ["vader", "vader"], "rewards": ["x/vader"]}, "duplicate-name", "vader"),
+        ({"export": "mtbench"}, "unknown-name", "mt_bench"),
+        ({"prompts": "empty.jsonl"}, "no-rows", "empty.jsonl"),
+        ({"prompts": "bad.jsonl"}, "bad-row", "bad.jsonl:1"),
+        ({"overrides": ("evaluation.max_new_tokens=600",)}, "too-long", "5 prompts"),
+        ({"overrides": ("oracle.fraction=0.5",)}, "idle-setting", "oracle.fraction"),
+        ({"overrides": ("evaluation.metrics=[vader]",)}, "idle-setting", "--metric NAME"),
+        # The rest is refused by what reads it.
+        ({"metrics": ["vadr"]}, None, "vader"),
+        ({"metrics": ["rougeL"]}, None, "references"),
+        ({"export": "mt_bench"}, None, "prompts.jsonl:1: category"),
+        ({"judge": "none.yml"}, None, "none.yml"),
+        ({"prompts": "none.jsonl"}, None, "none.jsonl"),
+        ({"after": "runs/none/here"}, None, "runs/none/here"),
     ],
 )
-def test_what_cannot_be_compared_is_named(folders, place, changes, message):
+def test_what_cannot_be_compared_is_refused(folders, place, changes, code, words):
     classifier(Path("x/vader"), 1)
     Path("empty.jsonl").write_text("")
     Path("bad.jsonl").write_text('{"prompt": " "}\n')
-    with pytest.raises(UserError, match=message):
-        compare_models(asking(folders, **changes), quiet=True)
+    with pytest.raises(UserError) as error:
+        compared(folders, **changes)
+    assert words in str(error.value)
+    assert code is None or error.value.code == code
     assert changes.get("metrics") == ["rougeL"] or not Path("runs").exists()
 
 
 def test_a_prompt_that_does_not_fit_is_left_out_but_not_a_question_of_a_benchmark(folders, place):
     long = {"prompt": "x" * 600, "uid": "long"}
     Path("prompts.jsonl").write_text(json.dumps(long) + '\n{"prompt": "Say.", "uid": "short"}\n')
-    compare_models(asking(folders), quiet=True)
+    compared(folders)
     assert [row["prompt"][0]["content"] for row in records()] == ["Say."]
-    with pytest.raises(UserError, match=r"1 prompts and 5 new tokens do not fit .* prompts.jsonl:1"):
-        compare_models(asking(folders, export="arena_hard"), quiet=True)
+    with pytest.raises(UserError, match=r"1 prompts with 5 new tokens .* prompts.jsonl:1"):
+        compared(folders, export="arena_hard")
 
 
 def test_mt_bench_asks_the_second_turn_after_the_models_own_first_reply(folders, place):
@@ -173,7 +179,7 @@ def test_mt_bench_asks_the_second_turn_after_the_models_own_first_reply(folders,
         {"question_id": 3, "category": "coding", "turns": ["Where?"]},
     ]
     Path("question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    compare_models(asking(folders, prompts="question.jsonl", export="mt_bench", output="mt"), quiet=True)
+    compared(folders, prompts="question.jsonl", export="mt_bench", output="mt")
     files = [Path("mt/mt_bench/model_answer") / f"{name}.jsonl" for name in ("one", "two")]
     answers = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
     assert [[row["question_id"] for row in side] for side in answers] == [[1, 2, 3]] * 2
@@ -250,7 +256,7 @@ def test_a_pair_without_a_verdict_leaves_the_others(folders, place):
     with HTTPServer() as server:
         server.expect_request("/v1/chat/completions").respond_with_handler(handler)
         Path("judge.yml").write_text(f"url: {server.url_for('/v1')}\nmodel: m\n")
-        figures = compare_models(asking(folders, judge="judge.yml"), quiet=True)
+        figures = compared(folders, judge="judge.yml")
     assert figures["judge/win_rate"].n == 4
     assert json.loads(Path("runs/one-vs-two/judge.json").read_text())["counts"]["verdicts_refused"] == 2
     assert [row["preferred"]["judge"] for row in records()].count(None) == 1
@@ -261,14 +267,14 @@ def test_a_missing_key_is_named_before_anything_is_sampled(folders, place, monke
     monkeypatch.setattr(model_replies, "sample_replies", None)
     Path("judge.yml").write_text("url: http://localhost:1/v1\nmodel: m\nkey_variable: MY_KEY\n")
     with pytest.raises(UserError, match="MY_KEY, and no such environment variable"):
-        compare_models(asking(folders, judge="judge.yml"), quiet=True)
+        compared(folders, judge="judge.yml")
 
 
-def test_a_run_folder_means_its_policy(finished_run, monkeypatch):
+def test_a_run_folder_stands_for_its_policy(finished_run, monkeypatch):
     monkeypatch.chdir(finished_run)
-    assert model_of("runs/quickstart") == "runs/quickstart/policy/model"
-    assert model_of("runs/quickstart/oracle") == "runs/quickstart/oracle/model"
-    assert model_of("default") == "default"
+    assert model_folder("runs/quickstart") == "runs/quickstart/policy/model"
+    assert model_folder("runs/quickstart/oracle") == "runs/quickstart/oracle/model"
+    assert model_folder("default") == "default"
     assert short_name("runs/quickstart/policy/model") == "quickstart"
     assert short_name("owner/some-model") == "some-model"
 
@@ -278,31 +284,25 @@ EXAMPLES = [
 ]
 
 
-def test_an_oracles_reward_is_its_mean_log_ratio_and_an_empty_reply_loses(tiny_oracle):
+def test_the_reward_of_an_oracle_is_its_mean_log_ratio_and_an_empty_reply_loses(tiny_oracle):
     found = rewards(find_reward_model(str(tiny_oracle)), EXAMPLES, ["a good cup", " ", "the tea"])
     tokens = TokenScorer.load(tiny_oracle)("Say 1.", "a good cup").tokens
     assert found[0] == pytest.approx(np.mean([token.score for token in tokens]), abs=1e-5)
     assert found[1] == -np.inf < found[2]
 
 
-def test_an_empty_reply_has_no_mean_but_loses(folders, place, tiny_oracle, monkeypatch):
-    from tokenward.display import Display
-    from tokenward.evaluation.benchmarks import Question
-    from tokenward.sampling import Reply
-    from tokenward.tools import compare_models as module
-    from tokenward.tools.compare_models import ComparedReplies, apply_rewards
-
+def test_an_empty_reply_has_no_mean_but_loses(tiny_oracle):
     replies = [
         [[Reply([1], text, True)] for text in side]
         for side in (["", "", "the tea"], ["", "a cup", "the tea"])
     ]
-    comparison = ComparedReplies(
-        recipe=module._recipe(FEW),
+    comparison = ModelComparison(
+        recipe=parse_recipe("evaluation: {bootstrap: 20}", "here").recipe,
         display=Display(quiet=True),
         questions=[Question(example) for example in EXAMPLES],
         replies=(replies[0], replies[1]),
     )
-    apply_rewards(comparison, [find_reward_model(str(tiny_oracle))])
+    comparison.add_rewards([find_reward_model(str(tiny_oracle))])
     assert comparison.preferred["oracle"] == [0.5, 1.0, 0.5]
     assert comparison.figures["oracle/change"].n == 1
     assert comparison.figures["oracle/change"].value == 0.0
@@ -337,7 +337,7 @@ def test_a_reward_model_of_transformers_reads_the_conversation(tmp_path):
     assert np.isfinite(found).all()
 
 
-def test_what_is_no_reward_model_is_named(tmp_path, finished_run):
+def test_other_folders_are_no_reward_models(tmp_path, finished_run):
     with pytest.raises(UserError, match="has 3 labels, and a reward model has one"):
         find_reward_model(str(classifier(tmp_path / "three", 3)))
     with pytest.raises(UserError, match=r"is a run.*quickstart/oracle"):

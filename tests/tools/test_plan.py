@@ -1,4 +1,4 @@
-"""Memory and time before a run starts: what is counted, what is measured, and what is left alone."""
+"""Plans: estimates worked by hand, measurements, and what a plan leaves alone."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import torch
 from tests.stages.runs import PROMPTS, guided_recipe
 from tests.tiny import tiny_llama
 from tokenward.models.identity import model_sizes
+from tokenward.models.loading import load_model
 from tokenward.ops.costs import (
     FLOAT,
     HALF,
@@ -19,7 +20,6 @@ from tokenward.ops.costs import (
     training_memory,
     training_operations,
 )
-from tokenward.tools import plan as plan_module
 from tokenward.tools.plan import clock, plan_recipe, size
 
 SIZES = ModelSizes(
@@ -48,9 +48,7 @@ def test_memory_worked_by_hand() -> None:
 
 
 @pytest.mark.parametrize("adapter", [None, {"r": 2, "target_modules": ["q_proj", "v_proj"]}])
-def test_sizes_are_those_of_the_loaded_model(tiny_folder: Path, adapter: dict | None) -> None:
-    from tokenward.models.loading import load_model
-
+def test_sizes_match_the_loaded_model(tiny_folder: Path, adapter: dict | None) -> None:
     loaded = load_model(str(tiny_folder))
     model = loaded.model if adapter is None else loaded.with_adapter(adapter).model
     sizes = model_sizes(str(tiny_folder), adapter=adapter)
@@ -72,75 +70,48 @@ def test_a_plan_measures_each_training_and_leaves_the_run_alone(
         assert 0 < found.memory < found.peak, name  # the process holds Python and libraries too
         assert found.seconds > 0, name
         assert found.measured > 0, name
-    assert {path.name for path in Path("runs/quickstart").iterdir() if path.is_dir()} == {
-        "data",
-        "encoded",
-        "pairs",
-    }
-    shown = capsys.readouterr().out
-    assert "what would make" in shown
-    assert "adapter={r: 16" in shown
+    folders = {path.name for path in Path("runs/quickstart").iterdir() if path.is_dir()}
+    assert folders == {"data", "encoded", "pairs"}
+    assert f"lower the memory of {plan.largest}" in capsys.readouterr().out
 
 
-def test_smaller_settings_are_smaller_and_longer_rows_are_larger(tiny_workplace: Path) -> None:
-    plan = plan_recipe(tiny_workplace, measure=False, quiet=True)
-    largest = max(stage.memory for stage in plan.stages if stage.stage in ("oracle", "policy"))
-    assert plan.smaller
-    assert all(held < largest for _, held in plan.smaller)
-    wide = plan_recipe(tiny_workplace, ["policy.selection={name: all}"], measure=False, quiet=True)
-    kept = [next(s for s in found.stages if s.stage == "policy") for found in (plan, wide)]
-    assert kept[0].memory < kept[1].memory, "logits of fewer tokens"
-    assert all(stage.measured is None and stage.peak is None for stage in plan.stages)
+def test_estimates_follow_the_recipe(tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller settings are smaller, more tokens with weight need more, and twice the steps take twice the time."""
+    monkeypatch.setattr("tokenward.tools.plan_stages.machine_rate", lambda *_: 1e9)
+
+    def planned(*overrides: str):
+        plan = plan_recipe(tiny_workplace, ["fixed_prompts=0", *overrides], measure=False, quiet=True)
+        assert all(stage.measured is None and stage.peak is None for stage in plan.stages)
+        return plan, {stage.stage: stage for stage in plan.stages}
+
+    plan, stages = planned("oracle.training.max_steps=3")
+    assert plan.largest == "oracle"
+    assert all(held < stages["oracle"].memory for _, held in plan.smaller)
+    keys = {name.partition("=")[0] for name, _ in plan.smaller}
+    assert {"oracle.training.activation_checkpointing", "model.adapter", "model.dtype"} <= keys
+    _, other = planned("policy.selection={name: all}", "oracle.training.max_steps=6")
+    assert stages["policy"].memory < other["policy"].memory
+    assert other["oracle"].seconds == pytest.approx(2 * stages["oracle"].seconds)
 
 
-def test_a_guided_recipe_says_what_is_not_planned(
-    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    plan = plan_recipe(guided_recipe(tmp_path, tiny_folder))
-    stages = {stage.stage: stage for stage in plan.stages}
-    assert list(stages) == ["examples", "online", "evaluation"]
-    assert stages["online"].measured > 0
-    assert "learning the reward come on top" in " ".join(capsys.readouterr().out.split())
-    drawn = plan_recipe(
-        tmp_path / "guided.yaml", ["online.objective={name: reinforce}"], measure=False, quiet=True
-    )
-    memory = {stage.stage: stage.memory for stage in drawn.stages}
-    assert memory["online"] > 0
-
-
-def test_a_prompt_task_is_planned_as_far_as_its_weights(
+def test_online_plans_say_what_is_not_planned(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = plan_recipe(guided_recipe(tmp_path, tiny_folder, PROMPTS), quiet=True)
-    (only,) = plan.stages
+    recipe = guided_recipe(tmp_path, tiny_folder)
+    stages = {stage.stage: stage for stage in plan_recipe(recipe, quiet=True).stages}
+    assert list(stages) == ["examples", "online", "evaluation"]
+    assert stages["online"].measured > 0
+    assert "without sampling" in stages["online"].note
+    drawn = plan_recipe(recipe, ["online.objective={name: reinforce}"], measure=False, quiet=True)
+    assert {stage.stage: stage.memory for stage in drawn.stages}["online"] > 0
+    (only,) = plan_recipe(guided_recipe(tmp_path, tiny_folder, PROMPTS), quiet=True).stages
     assert only.memory > 0
     assert (only.seconds, only.measured) == (None, None)
     assert "not planned" in only.note
 
 
-def test_numbers_for_people() -> None:
+def test_readable_numbers() -> None:
     assert [size(count) for count in (None, 12_000, 3_400_000, 1.26e9)] == ["-", "12 kB", "3.4 MB", "1.3 GB"]
-    assert [clock(seconds) for seconds in (None, 0.2, 61, 600, 7200)] == [
-        "-",
-        "under 1 s",
-        "61 s",
-        "10 min",
-        "2.0 h",
-    ]
-
-
-def test_twice_the_steps_take_twice_the_time(tiny_workplace, monkeypatch):
-    monkeypatch.setattr("tokenward.tools.plan_stages.machine_rate", lambda *_: 1e9)
-    times = []
-    for steps in (3, 6):
-        settings = [f"oracle.training.max_steps={steps}", "fixed_prompts=0"]
-        plan = plan_recipe(tiny_workplace, settings, measure=False, quiet=True)
-        times.append(next(stage.seconds for stage in plan.stages if stage.stage == "oracle"))
-    assert times[1] == pytest.approx(2 * times[0])
-
-
-def test_advice_on_an_expert_names_its_table():
-    assert plan_module._table_of("auxiliary-good") == "auxiliary_models.good"
-    assert plan_module._table_of("oracle") == "oracle"
+    times = [clock(seconds) for seconds in (None, 0.2, 61, 600, 7200)]
+    assert times == ["-", "under 1 s", "61 s", "10 min", "2.0 h"]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.models.plain import token_logprobs
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 from tests.training.tools import language_model, random_rows, with_reference
 from tokenward import losses
 from tokenward.models import logprobs
-from tokenward.models.forward import token_logprobs
 from tokenward.objectives import DPO, KTO, SePO, SimPO
 from tokenward.objectives.base import Losses
 from tokenward.tokens.batches import collate

@@ -1,4 +1,4 @@
-"""A stage's folder: manifest, atomic write, fingerprint, lock, resume."""
+"""The folder of a stage: manifest, atomic writes, fingerprints, lock and resume."""
 
 from tokenward.artifacts.files import (
     MANIFEST,

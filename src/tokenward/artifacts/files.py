@@ -1,4 +1,4 @@
-"""Atomic writes, and fingerprints of values, files and folders."""
+"""Atomic writes, JSON files, and fingerprints of values, files and folders."""
 
 import hashlib
 import json
@@ -19,14 +19,14 @@ _file_memo: dict[tuple[str, int, int], str] = {}
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a rerun after a crash, sees all of it or nothing."""
+    """Write a file so that a reader, or a rerun after a crash, sees either all of it or none."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """As :func:`atomic_write`, for content that is written piece by piece; an error leaves no file."""
+    """As :func:`atomic_write`, for content written in pieces. An error leaves no file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -39,13 +39,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_json(path: Path, value: Any, *, ascii: bool = False) -> None:
-    """Write a value as indented JSON, whole or not at all.
-
-    Args:
-        path: The file.
-        value: What JSON can hold.
-        ascii: Whether to escape characters outside of ASCII.
-    """
+    """Write a value as indented JSON, atomically; ``ascii`` escapes all other characters."""
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=ascii) + "\n")
 
 
@@ -71,23 +65,20 @@ def write_jsonl(
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """The records of a file with one record of JSON per line; empty lines are skipped."""
-    # str.splitlines would also split at characters that a text may hold, such as U+2028.
+    """The records of a file with one JSON record per line. Skips empty lines."""
+    # str.splitlines would also split at characters inside a text, such as U+2028.
     with path.open("rb") as file:
         return [json.loads(line) for line in file if line.strip()]
 
 
 def fingerprint(value: Any) -> str:
-    """Sixteen hexadecimal digits that name a JSON value.
-
-    The order of keys does not matter, nor whether a whole number is written 1 or 1.0.
-    """
+    """Sixteen hexadecimal digits that identify a JSON value, independent of key order and of 1 versus 1.0."""
     text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def canonical(value: Any) -> Any:
-    """A JSON value with its tuples as lists and its whole floats as integers."""
+    """A JSON value with tuples as lists and integral floats as integers."""
     if isinstance(value, Mapping):
         return {key: canonical(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -96,7 +87,7 @@ def canonical(value: Any) -> Any:
 
 
 def file_fingerprint(path: Path) -> str:
-    """Fingerprint of a file's content; read once while its size and time stay the same."""
+    """Fingerprint of a file's content, cached while its size and modification time stay the same."""
     try:
         status = path.stat()
         key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
@@ -107,20 +98,19 @@ def file_fingerprint(path: Path) -> str:
                     digest.update(chunk)
             _file_memo[key] = digest.hexdigest()[:16]
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{path} is not a file. Check the path.") from error
+        raise UserError(f"{path} is not a file. Check the path.", code="missing-file") from error
     return _file_memo[key]
 
 
 def folder_fingerprint(folder: Path, patterns: Sequence[str] = MODEL_FILES) -> str:
-    """Fingerprint of the files of a folder that match a pattern: their names and contents.
+    """Fingerprint of the names and contents of a folder's files that match a glob pattern.
 
-    Args:
-        folder: The folder.
-        patterns: Glob patterns under it; as given, the files of a saved model.
+    The default patterns match the files of a saved model.
     """
     files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    # A manifest holds the time, which is no part of the content.
+    # A manifest is excluded: it holds the time of creation.
     named = {path.relative_to(folder).as_posix(): path for path in files if path.name != MANIFEST}
     if not named:
-        raise UserError(f"{folder} holds none of the files {', '.join(patterns)}. Check the path.")
+        names = ", ".join(patterns)
+        raise UserError(f"{folder} holds none of the files {names}. Check the path.", code="missing-file")
     return fingerprint({name: file_fingerprint(path) for name, path in named.items()})

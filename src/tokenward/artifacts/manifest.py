@@ -1,4 +1,4 @@
-"""The manifest of a stage's folder: what went in, what came out."""
+"""The manifest of a stage's folder: its inputs, settings and results."""
 
 import json
 import platform
@@ -23,12 +23,12 @@ class Manifest(BaseModel):
 
     Attributes:
         stage: Name of the stage.
-        format: Version of the layout of what the stage writes.
-        settings: What the user chose, nested as in a recipe.
-        inputs: Fingerprint of everything that went in, by name.
+        format: Version of the layout of the stage's files.
+        settings: The user's settings, nested as in a recipe.
+        inputs: Fingerprint of every input, by name.
         fingerprint: Of the four above.
-        facts: Counts and notes, known on completion.
-        versions: Python and the packages that decide the numbers.
+        facts: Counts and notes, set on completion.
+        versions: Of Python and the packages that affect the numbers.
         created: When the stage began, ISO 8601.
         complete: Whether the stage finished.
     """
@@ -59,21 +59,22 @@ class Manifest(BaseModel):
         )
 
     def check(self, inputs: Mapping[str, str]) -> None:
-        """Refuse to go on if this was made from other inputs than these.
+        """Check the recorded inputs against the reader's fingerprints; other inputs are ignored.
 
-        Args:
-            inputs: The fingerprints that the reader holds; inputs it does not name are not looked at.
+        Raises:
+            UserError: an input differs.
         """
         recorded = {name: self.inputs[name] for name in inputs if name in self.inputs}
         changes = _input_changes(recorded, inputs)
         if changes:
             raise UserError(
-                f"{self.stage} was made from other inputs than these ({'; '.join(changes)}), so the two "
-                f"do not fit together. Run {self.stage} again, or give it back what it was made from."
+                f"the stage {self.stage} was made from different inputs ({'; '.join(changes)}). Run {self.stage} again, or "
+                "restore its inputs.",
+                code="changed-inputs",
             )
 
     def changes_to(self, wanted: "Manifest") -> list[str]:
-        """How another manifest differs, such as ``oracle.beta: 0.1 -> 0.2`` or ``input data: changed``."""
+        """The differences of another manifest, such as ``oracle.beta: 0.1 -> 0.2`` or ``input data: changed``."""
         changes = [f"stage: {self.stage} -> {wanted.stage}"] if self.stage != wanted.stage else []
         changes += [f"format: {self.format} -> {wanted.format}"] if self.format != wanted.format else []
         before, after = dict(_flat(self.settings, ())), dict(_flat(wanted.settings, ()))
@@ -83,11 +84,11 @@ class Manifest(BaseModel):
         return changes + _input_changes(self.inputs, wanted.inputs)
 
     def finished(self, facts: Mapping[str, Any]) -> Self:
-        """The same manifest on completion."""
+        """This manifest, marked as complete."""
         return self.model_copy(update={"facts": dict(facts), "complete": True, "versions": dict(_versions())})
 
     def write(self, folder: Path) -> None:
-        """Store the manifest in a stage's folder."""
+        """Write the manifest into a stage's folder."""
         atomic_write(folder / MANIFEST, f"{self.model_dump_json(indent=2)}\n")
 
 
@@ -95,52 +96,46 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a stage's folder.
 
     Raises:
-        UserError: there is none, or it is not one of ours.
+        UserError: it is missing, or not in a format that this version reads.
     """
     path = folder / MANIFEST
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{folder} has no {MANIFEST}, so it is not the folder of a stage.") from error
+        message = f"{folder} has no {MANIFEST}, so it is not the folder of a stage."
+        raise UserError(message, code="missing-manifest") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         problem = f"{where}: {first['msg']}" if where else first["msg"]
-        raise UserError(
-            f"{path} is not a manifest that this version of tokenward can read ({problem}). "
-            "Move the folder away to make it anew."
-        ) from error
+        message = f"this version of tokenward cannot read {path} ({problem}). Move the folder away to create it again."
+        raise UserError(message, code="unreadable-manifest") from error
 
 
 def require(folder: Path, stage: str) -> Manifest:
     """The manifest of a finished stage.
 
     Raises:
-        UserError: the stage has not been run, has not finished, or the folder holds another one.
+        UserError: the stage has not run, has not finished, or the folder holds another stage.
     """
-    first = "Run `tokenward run RECIPE` first."  # not every stage has a verb of its name
     if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder}: the stage {stage} has not been run. {first}")
+        raise UserError(f"{folder}: the stage {stage} has not run yet. Run it first.", code="stage-missing")
     manifest = read_manifest(folder)
     if manifest.stage != stage:
-        raise UserError(f"{folder} holds the stage {manifest.stage}, not {stage}. {first}")
+        message = f"{folder} holds the stage {manifest.stage}, not {stage}. Check the path."
+        raise UserError(message, code="wrong-stage")
     if not manifest.complete:
-        raise UserError(f"{folder}: the stage {stage} was begun but has not finished. {first}")
+        message = f"{folder}: the stage {stage} has started but not finished. Run it to the end first."
+        raise UserError(message, code="stage-unfinished")
     return manifest
 
 
 def _input_changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    names = [*before, *(name for name in after if name not in before)]
-    changes = [(name, _input_change(before.get(name), after.get(name))) for name in names]
-    return [f"input {name}: {change}" for name, change in changes if change]
-
-
-def _input_change(before: str | None, after: str | None) -> str:
-    if before == after:
-        return ""
-    if before is None:
-        return "added"
-    return "removed" if after is None else "changed"
+    found = {name: "changed" if name in after else "removed" for name in before}
+    found |= {name: "added" for name in after if name not in before}
+    return [
+        f"input {name}: {change}" for name, change in found.items() if before.get(name) != after.get(name)
+    ]
 
 
 def _flat(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
@@ -155,7 +150,7 @@ def _written(value: Any) -> str:
     return "not set" if value is _ABSENT else json.dumps(canonical(value), ensure_ascii=False)
 
 
-@cache  # reading them takes longer than a small stage
+@cache  # reading the metadata takes longer than a small stage
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:

@@ -1,4 +1,4 @@
-"""A stage's folder: one writer at a time, resumed or skipped by what it was made from."""
+"""Opens a stage's folder for one writer at a time; resumes or skips the stage by its fingerprint."""
 
 import os
 import shutil
@@ -21,14 +21,14 @@ _LOCK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class StageFolder:
-    """A stage's folder, held by this process.
+    """A stage's folder, locked by this process.
 
     Attributes:
         path: The folder; it exists.
-        manifest: What it holds or will hold.
-        resuming: It was begun with these settings and inputs, and its files are still there.
-        changed: How the wanted stage differs from the one the folder held before, a line each.
-        temporary: Folders that are of use only until the stage is finished, and go then.
+        manifest: Of the stage.
+        resuming: Whether the stage was started before with these settings and inputs, and its files are still there.
+        changed: The differences to the stage that the folder held before, a line each.
+        temporary: Folders to delete when the stage is finished.
     """
 
     path: Path
@@ -39,11 +39,11 @@ class StageFolder:
 
     @property
     def done(self) -> bool:
-        """Whether the stage is finished with these settings and inputs, so that nothing is left to do."""
+        """Whether the stage is already finished with these settings and inputs."""
         return self.manifest.complete
 
     def complete(self, **facts: Any) -> Manifest:
-        """Mark the stage as finished; call it when every file is on disk."""
+        """Mark the stage as finished. Call this when every file is on disk."""
         manifest = self.manifest.finished(facts)
         manifest.write(self.path)
         for folder in self.temporary:
@@ -55,20 +55,20 @@ class StageFolder:
 def open_stage(
     folder: Path, *, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], format: int
 ) -> Iterator[StageFolder]:
-    """Hold a stage's folder while working on it.
+    """Lock a stage's folder while working on it.
 
-    What the folder held with other settings or inputs moves to ``.previous`` beside it, and comes back
-    from there when it is wanted again.
+    If the folder holds the stage with other settings or inputs, it moves to ``.previous`` next to it. It moves back
+    when those settings and inputs are requested again.
 
     Args:
-        folder: The stage's folder; the folder around it is the run's.
+        folder: The stage's folder, inside the run's.
         stage: Name of the stage.
-        settings: What the user chose, nested as in a recipe so that differences read like it.
-        inputs: Fingerprint of everything that goes in, by name.
-        format: Version of the layout of what the stage writes.
+        settings: The user's settings, nested as in a recipe so that differences read like one.
+        inputs: Fingerprint of every input, by name.
+        format: Version of the layout of the stage's files.
 
     Raises:
-        UserError: another process works on the stage, or the folder holds something else.
+        UserError: another process holds the lock, or the folder holds something else.
     """
     wanted = Manifest.begin(stage, settings, inputs, format)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -78,16 +78,14 @@ def open_stage(
 
 @contextmanager
 def _locked(run: Path, stage: str) -> Iterator[None]:
-    holder = run / f".lock-{stage}.pid"  # the lock file itself cannot be read on Windows while it is held
+    holder = run / f".lock-{stage}.pid"  # Windows cannot read a locked file
     lock = FileLock(run / f".lock-{stage}")
     try:
         lock.acquire(timeout=_LOCK_SECONDS)
     except Timeout as error:
         pid = holder.read_text() if holder.is_file() else "unknown"
-        raise UserError(
-            f"another process (pid {pid}) works on {stage} in {run}. "
-            "Wait until it ends, or choose another run folder."
-        ) from error
+        message = f"another process (pid {pid}) is working on {stage} in {run}. Wait for it, or use another run folder."
+        raise UserError(message, code="stage-locked") from error
     try:
         holder.write_text(str(os.getpid()))
         yield
@@ -97,8 +95,8 @@ def _locked(run: Path, stage: str) -> Iterator[None]:
 
 
 def _prepare(folder: Path, wanted: Manifest) -> StageFolder:
-    # Every step is one rename or one atomic write, so a rerun after a crash between two of them finds
-    # the old folder here or in .previous, and at worst an empty new one.
+    # Each step is one rename or one atomic write, so that a rerun after a crash between two of them finds the old
+    # folder here or in .previous, and at worst an empty new one.
     previous = read_manifest(folder) if (folder / MANIFEST).is_file() else None
     if previous is not None and previous.fingerprint == wanted.fingerprint:
         return StageFolder(folder, previous, resuming=not previous.complete)
@@ -121,7 +119,7 @@ def _prepare(folder: Path, wanted: Manifest) -> StageFolder:
 def _free_place(run: Path, manifest: Manifest) -> Path:
     (run / _PREVIOUS).mkdir(exist_ok=True)
     first = run / _PREVIOUS / _kept_name(manifest)
-    # A copy made by hand may have left the same name there.
+    # The name can be taken if the user copied a stage by hand.
     others = (Path(f"{first}.{i}") for i in count(2))
     return next(path for path in chain([first], others) if not path.exists())
 
@@ -139,10 +137,8 @@ def _kept_name(manifest: Manifest) -> str:
 def _remove_empty(folder: Path) -> None:
     unfinished = set(folder.glob(f".{MANIFEST}.*.tmp"))
     if not folder.is_dir() or set(folder.iterdir()) - unfinished:
-        raise UserError(
-            f"{folder} is not the folder of a stage: it has no {MANIFEST}. tokenward will not touch it; "
-            "move it away, or choose another run folder."
-        )
+        message = f"{folder} is not the folder of a stage: it has no {MANIFEST}. Move it away, or use another run folder."
+        raise UserError(message, code="foreign-folder")
     for path in unfinished:
         path.unlink()
     folder.rmdir()

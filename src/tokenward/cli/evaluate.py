@@ -54,19 +54,16 @@ def compare_models(
     tokenward compare-models default runs/quickstart --prompts prompts.jsonl --metric vader
     """
     with stoppable():
-        from tokenward.tools.compare_models import ComparisonRequest
         from tokenward.tools.compare_models import compare_models as carry_out
 
         carry_out(
-            ComparisonRequest(
-                before=before,
-                after=after,
-                prompts=prompts,
-                metrics=metric or (),
-                rewards=reward or (),
-                judge=judge,
-                export=export,
-                output=output,
-                overrides=overrides or (),
-            )
+            before,
+            after,
+            prompts,
+            metrics=metric or (),
+            rewards=reward or (),
+            judge=judge,
+            export=export,
+            output=output,
+            overrides=overrides or (),
         )

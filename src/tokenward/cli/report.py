@@ -69,21 +69,21 @@ def show(
     tokenward show runs/quickstart --row 3
     """
     if curves is not None:
-        from tokenward.report.summary import save_curves
+        from tokenward.report.pictures import save_curves
 
         charts = save_curves(_folder(run), curves)
         Display().line(f"curves: {curves}, {charts} charts")
         if png is None:
             return
-    from tokenward.report.single import shown_pair
+    from tokenward.report.show import shown_pair
 
     shown = shown_pair(_folder(run), row, term)
     if png is None:
-        from tokenward.report.drawing import pair_text
+        from tokenward.report.show import pair_text
 
         Display().text(pair_text(shown, light=light))
         return
-    from tokenward.report.drawing import save_picture
+    from tokenward.report.pictures import save_picture
 
     save_picture(shown, png)
     Display().line(f"picture: {png}")

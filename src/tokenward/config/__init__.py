@@ -1,6 +1,6 @@
-"""Recipes: one YAML file, one table per stage, every value checked before anything runs."""
+"""Recipes: one YAML file with a table per stage, validated before anything runs."""
 
-from tokenward.config.base import Named, Table
+from tokenward.config.base import Named, Settings
 from tokenward.config.online import (
     ExamplesTable,
     OnlineTable,
@@ -23,7 +23,6 @@ from tokenward.config.schema import (
     SftTable,
     SubsetTable,
     TokensTable,
-    descriptions,
 )
 from tokenward.config.source import Lines, LoadedRecipe, Resolved, load_recipe, parse_recipe, resolved
 from tokenward.config.training import check_training
@@ -50,13 +49,12 @@ __all__ = [
     "RewardTable",
     "SamplingTable",
     "ScoresTable",
+    "Settings",
     "SftTable",
     "SubsetTable",
-    "Table",
     "TokensTable",
     "check_training",
     "check_unused",
-    "descriptions",
     "load_recipe",
     "parse_recipe",
     "resolved",

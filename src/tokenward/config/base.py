@@ -1,4 +1,4 @@
-"""What the tables of a recipe are made of: strict tables, named objects, bounded numbers."""
+"""Building blocks of a recipe's tables: strict settings, named objects and bounded numbers."""
 
 from typing import Annotated, Any
 
@@ -9,9 +9,9 @@ _STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 
 
 class Named(BaseModel):
-    """An object chosen by name, and its arguments, which the object itself checks.
+    """An object chosen by name, with its arguments. The object itself checks them.
 
-    In a recipe it is flat: ``{name: sepo, beta: 2.0}``.
+    A recipe writes it flat: ``{name: sepo, beta: 2.0}``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -21,12 +21,12 @@ class Named(BaseModel):
 
     @model_serializer
     def flat(self) -> dict[str, Any]:
-        """The table as it is written in a recipe."""
+        """The table as a recipe writes it."""
         return {"name": self.name, **self.arguments}
 
 
-class Table(BaseModel):
-    """One table of a recipe: frozen, and strict about keys and types."""
+class Settings(BaseModel):
+    """Base class of the tables of a recipe: frozen, and strict about keys and types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -40,8 +40,8 @@ class Table(BaseModel):
 
 def _or_default(field: FieldInfo | None, value: Any) -> Any:
     default = None if field is None else field.get_default(call_default_factory=True)
-    if value is None and isinstance(default, Table | Named | dict):
-        return default  # `oracle:` with nothing below it, as after commenting everything out
+    if value is None and isinstance(default, Settings | Named | dict):
+        return default  # `oracle:` with every line below it commented out
     if isinstance(default, Named) and isinstance(value, dict) and "name" not in value:
         return {"name": default.name, **value}
     return value
@@ -56,16 +56,17 @@ def _named(value: Any) -> Any:
 
 
 def training_table(value: Any) -> Any:
-    """A ``training`` table with its words as they were meant."""
+    """A ``training`` table whose strategies read ``no`` as the word: YAML takes it for false."""
     if not isinstance(value, dict):
         return value
-    # YAML reads the bare word `no`, which is the name of a strategy, as false.
     return {k: "no" if k in _STRATEGIES and v is False else v for k, v in value.items()}
 
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
 NamedTable = Annotated[Named, BeforeValidator(_named)]
 Training = Annotated[dict[str, Any], BeforeValidator(training_table)]
 
-TRAINING = Field(default={}, description="Fields of transformers.TrainingArguments, as they are.")
+TRAINING = Field(default={}, description="Fields of transformers.TrainingArguments.")

@@ -1,16 +1,16 @@
-"""The file of a judge: which model behind which address, what it is asked, what it costs."""
+"""The file of a judge: model, endpoint, prompt and prices."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from tokenward.config.base import Count, Table
-from tokenward.config.problems import show, unknown_keys, wrong_value
+from tokenward.config.base import Count, Positive, Settings
+from tokenward.config.problems import refusal, show, unknown_keys, wrong_value
 from tokenward.config.source import read_source
 from tokenward.errors import UserError
 
-_LEAST = "url: http://localhost:8000/v1\nmodel: NAME"
+_LEAST = "Write at least:\nurl: http://localhost:8000/v1\nmodel: NAME"
 
 SYSTEM = "You compare two replies to the same request. You are fair, and you do not favour a reply for its length or its place."
 
@@ -33,36 +33,28 @@ Which reply serves the request better? Give your reasons in at most three senten
 [[A]] if reply A is better, [[B]] if reply B is better, [[C]] if they are equally good."""
 
 PLACES = ("prompt", "reply_a", "reply_b")
+_Price = Annotated[float, Field(ge=0)]
 
 
-class JudgeTable(Table):
+class JudgeTable(Settings):
     """A judge behind an OpenAI-compatible endpoint."""
 
-    url: str = Field(
-        description="Address to which /chat/completions is added, such as http://localhost:8000/v1."
-    )
-    model: str = Field(description="Name of the model, as the endpoint knows it.")
+    url: str = Field(description="Base address without /chat/completions, such as http://localhost:8000/v1.")
+    model: str = Field(description="Name of the model at the endpoint.")
     key_variable: str | None = Field(
-        default=None, description="Environment variable that holds the key; null sends none."
+        default=None, description="Environment variable with the API key; null sends none."
     )
     system: str = Field(default=SYSTEM, description="System message; empty sends none.")
-    prompt: str = Field(
-        default=PROMPT, description="User message with {prompt}, {reply_a} and {reply_b} in it."
-    )
+    prompt: str = Field(default=PROMPT, description="User message with {prompt}, {reply_a} and {reply_b}.")
     request: dict[str, Any] = Field(
-        default={"temperature": 0, "max_tokens": 512},
-        description="Other fields of the request, sent as they are.",
+        default={"temperature": 0, "max_tokens": 512}, description="Further fields of the request."
     )
-    parallel: Count = Field(default=4, description="Requests at once.")
-    timeout: Annotated[float, Field(gt=0)] = Field(
-        default=120.0, description="Seconds to wait for an answer."
-    )
-    attempts: Count = Field(default=6, description="Times a request is sent before it counts as failed.")
-    price_in: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="Price of a million tokens of prompts, in any currency."
-    )
-    price_out: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="Price of a million tokens of answers, in the same currency."
+    parallel: Count = Field(default=4, description="Number of concurrent requests.")
+    timeout: Positive = Field(default=120.0, description="Seconds to wait for an answer.")
+    attempts: Count = Field(default=6, description="Attempts before a request counts as failed.")
+    price_in: _Price = Field(default=0.0, description="Price per million prompt tokens, in any currency.")
+    price_out: _Price = Field(
+        default=0.0, description="Price per million answer tokens, in the same currency."
     )
 
 
@@ -70,49 +62,47 @@ def load_judge(path: str | Path) -> JudgeTable:
     """Read and check the file of a judge.
 
     Raises:
-        UserError: no such file, malformed YAML, an unknown key, a wrong value, or a prompt without one of its places.
+        UserError: the file is missing, its YAML is malformed, a key is unknown, a value is wrong or the prompt
+            lacks a placeholder.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"the judge's file {path} cannot be read: {error}. Write a YAML file with at least:\n{_LEAST}"
+            f"the judge's file {path} cannot be read: {error}. {_LEAST}", code="unreadable-file"
         ) from error
     values, numbers = read_source(text, str(path))
+
+    def place(key: str) -> str:
+        return f"{path}:{numbers[key]}"
+
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a judge is a table, got {show(values)}. Write at least:\n{_LEAST}")
-    problems = [
-        f"{path}:{numbers[problem.key]}: {problem.message}" for problem in unknown_keys(values, JudgeTable)
-    ]
-    absent = [name for name in ("url", "model") if name not in values]
-    if absent:
-        problems.append(f"{path}: no {absent[0]}. Write at least:\n{_LEAST}")
-    if problems:
-        raise UserError("\n".join(problems))
-    judge = _validated(values, numbers, path)
+        raise UserError(f"{path}: a judge is a table, got {show(values)}. {_LEAST}", code="not-a-table")
+    if problems := [*unknown_keys(values, JudgeTable)]:
+        raise refusal(problems, place)
+    for name in ("url", "model"):
+        if name not in values:
+            raise UserError(f"{path}: the judge has no {name}. {_LEAST}", code="missing-key", key=name)
+    try:
+        judge = JudgeTable.model_validate(values)
+    except ValidationError as error:
+        keys = dict.fromkeys(str(detail["loc"][0]) for detail in error.errors())
+        problems = [wrong_value(key, values[key], JudgeTable.model_fields[key]) for key in keys]
+        raise refusal(problems, place) from error
     _check(judge, path)
     return judge
 
 
-def _validated(values: dict[str, Any], numbers: dict[str, int], path: str | Path) -> JudgeTable:
-    try:
-        return JudgeTable.model_validate(values)
-    except ValidationError as error:
-        keys = dict.fromkeys(str(detail["loc"][0]) for detail in error.errors())
-        problems = [wrong_value(key, values[key], JudgeTable.model_fields[key]) for key in keys]
-        lines = [f"{path}:{numbers[problem.key]}: {problem.message}" for problem in problems]
-        raise UserError("\n".join(lines)) from error
-
-
 def _check(judge: JudgeTable, path: str | Path) -> None:
     if not judge.url.startswith(("http://", "https://")):
-        raise UserError(f"{path}: url is {judge.url!r}. It must begin with http:// or https://.")
+        message = f"{path}: url is {judge.url!r}. It must begin with http:// or https://."
+        raise UserError(message, code="bad-url", key="url")
     for place in PLACES:
         if f"{{{place}}}" not in judge.prompt:
-            raise UserError(
-                f"{path}: the prompt has no {{{place}}}, so the judge would not see it. Write "
-                f"{', '.join(f'{{{name}}}' for name in PLACES)} where each belongs."
-            )
-    taken = [field for field in ("model", "messages", "stream") if field in judge.request]
-    if taken:
-        raise UserError(f"{path}: request.{taken[0]} is set by tokenward itself. Leave it out.")
+            names = ", ".join(f"{{{name}}}" for name in PLACES)
+            message = f"{path}: the prompt has no {{{place}}}, so the judge would not see it. A prompt needs {names}."
+            raise UserError(message, code="missing-placeholder", key="prompt")
+    for field in ("model", "messages", "stream"):
+        if field in judge.request:
+            message = f"{path}: tokenward sets request.{field} itself. Remove it."
+            raise UserError(message, code="reserved-key", key=f"request.{field}")

@@ -1,8 +1,8 @@
-"""What is wrong with the keys and values of a recipe, in words."""
+"""Descriptions of wrong keys and values in a recipe."""
 
 import difflib
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -10,47 +10,43 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from tokenward.config.base import Named, Table
+from tokenward.config.base import Named, Settings
 from tokenward.config.schema import ANY_NAME, RENAMED, Recipe, named_table_of, schema_fields, table_of
+from tokenward.errors import UserError
 
 _TOP = "the top level"
-_ABSENT = object()
 _CLOSE = 0.6
 _SWAPPED = 0.9
 
-# Keys that people look for in a stage's table -> the inner table in which they live.
+# Keys that people write directly into a stage's table -> the inner table that holds them.
 _INNER = {
-    "beta": "objective",
-    "gamma": "objective",
-    "label_smoothing": "objective",
+    **dict.fromkeys(("beta", "gamma", "label_smoothing"), "objective"),
     "fraction": "selection",
-    "bf16": "training",
-    "eval_strategy": "training",
-    "gradient_accumulation_steps": "training",
-    "learning_rate": "training",
-    "logging_steps": "training",
-    "lr_scheduler_type": "training",
-    "max_steps": "training",
-    "num_train_epochs": "training",
-    "per_device_train_batch_size": "training",
-    "save_steps": "training",
-    "warmup_steps": "training",
-    "weight_decay": "training",
-    "lora_alpha": "adapter",
-    "lora_dropout": "adapter",
-    "target_modules": "adapter",
-}
+    **dict.fromkeys(
+        ("bf16", "eval_strategy", "gradient_accumulation_steps", "learning_rate", "logging_steps", "lr_scheduler_type", "max_steps",
+         "num_train_epochs", "per_device_train_batch_size", "save_steps", "warmup_steps", "weight_decay"),
+        "training",
+    ),
+    **dict.fromkeys(("lora_alpha", "lora_dropout", "target_modules"), "adapter"),
+}  # fmt: skip
 
 
 class Problem(NamedTuple):
-    """A dotted key and what is wrong with it."""
+    """What is wrong with a dotted key, and the code of the error."""
 
     key: str
     message: str
+    code: str
+
+
+def refusal(problems: Sequence[Problem], place: Callable[[str], str]) -> UserError:
+    """One error for all problems, a line each after the place of its key; code and key are those of the first."""
+    lines = [f"{place(problem.key)}: {problem.message}" for problem in problems]
+    return UserError("\n".join(lines), code=problems[0].code, key=problems[0].key)
 
 
 def nearest(word: str, names: Sequence[str]) -> list[str]:
-    """At most two of the names, those a typing error away from the word, the nearest first."""
+    """At most two names within a typing error of the word, nearest first."""
     likeness = {name: _likeness(_folded(word), _folded(name)) for name in names}
     close = [name for name in names if likeness[name] >= _CLOSE]
     return sorted(close, key=likeness.__getitem__, reverse=True)[:2]
@@ -58,7 +54,7 @@ def nearest(word: str, names: Sequence[str]) -> list[str]:
 
 def _likeness(one: str, other: str) -> float:
     ratio = difflib.SequenceMatcher(None, one, other).ratio()
-    # difflib can miss two letters that changed places: it finds "evla" far from "eval".
+    # difflib underrates transposed letters: "evla" is far from "eval" for it.
     return max(ratio, _SWAPPED) if sorted(one) == sorted(other) else ratio
 
 
@@ -67,19 +63,19 @@ def _folded(name: str) -> str:
 
 
 def either(words: Sequence[str]) -> str:
-    """The words as a choice: ``a, b or c``."""
+    """The words as alternatives: ``a, b or c``."""
     return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def renamed_keys(values: dict[str, Any]) -> Iterator[Problem]:
-    """Keys of an earlier version, each with its new name."""
+    """Old keys, each with its new name."""
     for old, new in RENAMED.items():
         for key in _written_at(values, old.split(".")):
-            yield Problem(key, f"key '{key}' is now called {new}.")
+            yield Problem(key, f"key '{key}' was renamed to {new}.", "renamed-key")
 
 
 def _written_at(values: Any, parts: list[str], before: tuple[str, ...] = ()) -> Iterator[str]:
-    """Dotted paths in a recipe that match a path of the schema."""
+    """Dotted paths of a recipe that match a path of the schema."""
     first, *rest = parts
     if not isinstance(values, dict):
         return
@@ -91,16 +87,16 @@ def _written_at(values: Any, parts: list[str], before: tuple[str, ...] = ()) -> 
 
 
 def unknown_keys(
-    values: dict[str, Any], table: type[Table] = Recipe, path: tuple[str, ...] = ()
+    values: dict[str, Any], table: type[Settings] = Recipe, path: tuple[str, ...] = ()
 ) -> Iterator[Problem]:
-    """Keys that the schema lacks, each with its nearest name or the table it belongs to."""
+    """Keys that the schema lacks, each with the nearest name or the table that it belongs to."""
     for key, value in values.items():
         field = table.model_fields.get(key)
         inner = table_of(field) if field is not None else None
         if field is None:
             place = f"in {'.'.join(path)}" if path else f"at {_TOP}"
             advice = _advice(key, table, ".".join(path), [k for k in table.model_fields if k not in values])
-            yield Problem(".".join((*path, key)), f"unknown key '{key}' {place}. {advice}")
+            yield Problem(".".join((*path, key)), f"unknown key '{key}' {place}. {advice}", "unknown-key")
         elif inner is not None and isinstance(value, dict):
             yield from unknown_keys(value, inner, (*path, key))
         elif (named := named_table_of(field)) is not None and isinstance(value, dict):
@@ -110,11 +106,11 @@ def unknown_keys(
                 )
 
 
-def _advice(key: str, table: type[Table], path: str, absent: list[str]) -> str:
+def _advice(key: str, table: type[Settings], path: str, absent: list[str]) -> str:
     homes = _homes(key, table, path)
     if homes:
         return f"'{key}' belongs to {either(homes)}."
-    # A key the table already has is a less likely meaning than one it lacks, unless only the last letter is missing.
+    # A key that the table lacks is the likelier meaning, unless only a final s is missing.
     whole = [name for name in table.model_fields if name == f"{key}s"]
     close = [*whole, *(name for name in nearest(key, absent) if name not in whole)][:2]
     close = close or nearest(key, list(table.model_fields))
@@ -123,7 +119,7 @@ def _advice(key: str, table: type[Table], path: str, absent: list[str]) -> str:
     return f"Keys here: {', '.join(table.model_fields)}."
 
 
-def _homes(key: str, table: type[Table], path: str) -> list[str]:
+def _homes(key: str, table: type[Settings], path: str) -> list[str]:
     inner = _INNER.get(key)
     if inner in table.model_fields:
         return [f"{path}.{inner}"]
@@ -134,7 +130,7 @@ def _homes(key: str, table: type[Table], path: str) -> list[str]:
 
 
 def wrong_values(error: ValidationError, values: dict[str, Any]) -> Iterator[Problem]:
-    """What pydantic refused: what was got and what is allowed, once a key."""
+    """What pydantic refused, one problem per key."""
     fields = dict(schema_fields())
     seen: set[str] = set()
     for detail in error.errors():
@@ -149,17 +145,15 @@ def wrong_values(error: ValidationError, values: dict[str, Any]) -> Iterator[Pro
 
 def _missing(key: str, fields: dict[str, FieldInfo]) -> Problem:
     table, _, name = key.rpartition(".")
-    return Problem(
-        key,
-        f"{table} has no {name}, and needs one: {fields[key].description} Write {table}: {{{name}: ...}}.",
-    )
+    message = f"{table} needs {name}: {fields[key].description} Write {table}: {{{name}: ...}}."
+    return Problem(key, message, "missing-key")
 
 
 def wrong_value(key: str, value: Any, field: FieldInfo) -> Problem:
-    """A value that its field does not take: what was got and what is allowed."""
+    """A value that its field does not accept: what was found and what is allowed."""
     allowed = _allowed(field)
     hint = _hint(value, allowed, field.annotation)
-    return Problem(key, f"{key}: got {show(value)}. Allowed: {allowed}.{hint}")
+    return Problem(key, f"{key}: got {show(value)}. Allowed: {allowed}.{hint}", "wrong-value")
 
 
 def _locate(
@@ -178,7 +172,7 @@ def _locate(
 
 
 def show(value: Any) -> str:
-    """A value as it looks in a recipe, cut at 80 characters."""
+    """A value as a recipe writes it, at most 80 characters."""
     if value is None:
         return "null"
     text = str(value).lower() if isinstance(value, bool) else repr(value)
@@ -188,22 +182,22 @@ def show(value: Any) -> str:
 def _hint(value: Any, allowed: str, annotation: Any) -> str:
     choices = () if get_origin(annotation) is dict else (annotation, *get_args(annotation))
     if isinstance(value, dict) and str in choices and value and set(value.values()) == {None}:
-        return f' YAML reads braces as a table: put quotes around it, "{{{", ".join(map(str, value))}}}".'
+        return (
+            f' YAML reads braces as a table. Put quotes around the text: "{{{", ".join(map(str, value))}}}".'
+        )
     if isinstance(value, str):
         return _text_hint(value, allowed, choices)
     if isinstance(value, bool) and str in choices:
-        return " YAML reads the words yes, no, on and off as true and false: put quotes around the word."
+        return " YAML reads yes, no, on and off as true and false. Put quotes around the word."
     if isinstance(value, int | float) and str in choices:
-        return " Put quotes around it to make it text."
+        return " Put quotes around it."
     if isinstance(value, float) and value.is_integer() and "whole number" in allowed:
         return f" Write {int(value)}."
     return ""
 
 
 def _text_hint(value: str, allowed: str, choices: Sequence[Any]) -> str:
-    if "number" in allowed and _is_number(value):
-        return " Write it without quotes."
-    if bool in choices and value.lower() in _SWITCHES:
+    if ("number" in allowed and _is_number(value)) or (bool in choices and value.lower() in _SWITCHES):
         return " Write it without quotes."
     if Named in choices:
         return f" Write {{name: {value}}}."
@@ -234,7 +228,7 @@ _WORDS = {
     float: "a number",
     str: "text",
     type(None): "null",
-    Named: "a table with a name, and arguments beside it",
+    Named: "a table with a name and arguments",
 }
 
 

@@ -1,4 +1,4 @@
-"""The tables of a recipe: every key, its default, what it may hold and one line on what it does."""
+"""The tables of a recipe: every key with its type, default and a one-line description."""
 
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
-from tokenward.config.base import TRAINING, Count, Named, NamedTable, Share, Table, Training, training_table
+from tokenward.config.base import (
+    TRAINING,
+    Count,
+    Named,
+    NamedTable,
+    NotNegative,
+    Positive,
+    Settings,
+    Share,
+    Training,
+    training_table,
+)
 from tokenward.config.online import ExamplesTable, OnlineTable, PromptTaskTable, RewardTable
 
 RENAMED: dict[str, str] = {
@@ -22,295 +33,281 @@ RENAMED: dict[str, str] = {
     "model.rows": "model.packing, with shared_prompts for shared and none for separate",
     "referee": "eval_reward",
 }
-"""Keys of an earlier version, and what they are called now. An entry stays for two minor releases."""
+"""Old keys and their new names. An entry is kept for two minor releases."""
 
 
-class ModelTable(Table):
-    """The model a run starts from, and how it is held."""
+class ModelTable(Settings):
+    """The model that a run starts from, and how it is loaded."""
 
-    name: str = Field(
-        default="default", description="Folder or hub name of the model; default is the built-in one."
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Number type of the weights."
-    )
-    device: str = Field(default="auto", description="Where to compute: auto, cpu, cuda, cuda:1, mps.")
-    attention: str = Field(default="sdpa", description="Attention implementation, as transformers names it.")
+    name: str = Field(default="default", description="Folder or hub name; default is the built-in model.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Data type of the weights.")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 or mps.")
+    attention: str = Field(default="sdpa", description="Attention implementation of transformers.")
     packing: Literal["auto", "shared_prompts", "none"] = Field(
         default="auto",
-        description="Compute a prompt once for all its responses (shared_prompts), or once for each (none).",
+        description="Compute a prompt once for all of its responses (shared_prompts) or once for each (none).",
     )
-    trust_remote_code: bool = Field(
-        default=False, description="Run code that comes with a model from the hub."
-    )
+    trust_remote_code: bool = Field(default=False, description="Run code that comes with a model.")
     adapter: dict[str, Any] | None = Field(
-        default=None, description="Fields of peft.LoraConfig, as they are; null trains every weight."
+        default=None, description="Fields of peft.LoraConfig; null trains every weight."
     )
     head_mlp: dict[str, Any] | None = Field(
         default=None,
-        description="Train a small network before a frozen model's head: hidden, gain, bias, residual.",
+        description="Train a small MLP before the head of the frozen model: hidden, gain, bias, residual.",
     )
 
 
-class EvalTable(Table):
-    """Comparisons that are held out, where they have a source or a split of their own."""
+class EvalTable(Settings):
+    """Eval rows from a separate source or split."""
 
     source: str | list[str] | None = Field(
         default=None,
-        description="As data.source; null is data.source itself, of which split names another part.",
+        description="As data.source; null reads data.source, so that split must name another split of it.",
     )
     split: str | None = Field(default=None, description="As data.split.")
     subset: str | None = Field(default=None, description="As data.subset.")
     limit: Count | None = Field(default=None, description="As data.limit.")
-    format: str | None = Field(default=None, description="As data.format; null takes it from there.")
-    columns: dict[str, str] | None = Field(
-        default=None, description="As data.columns; null takes them from there."
-    )
+    format: str | None = Field(default=None, description="As data.format; null uses that one.")
+    columns: dict[str, str] | None = Field(default=None, description="As data.columns; null uses those.")
 
 
-class DataTable(Table):
+class DataTable(Settings):
     """The comparisons, and which of them to use."""
 
     source: str | list[str] = Field(
         default="builtin", description="File, folder or hub name, or a list of files."
     )
-    format: str = Field(
-        default="auto", description="Name of the data format; auto finds it from the columns."
-    )
+    format: str = Field(default="auto", description="Data format; auto detects it from the columns.")
     columns: dict[str, str] = Field(
-        default={}, description="Our column name -> the column's name in the source."
+        default={}, description="tokenward's column name -> column name in the source."
     )
-    split: str | None = Field(
-        default=None, description="Split of a source with several; null is train, or the only one."
-    )
+    split: str | None = Field(default=None, description="Split to read; null is train, or the only one.")
     subset: str | None = Field(
         default=None, description="Folder inside the source, or configuration of a hub data set."
     )
-    limit: Count | None = Field(default=None, description="Read only this many rows, the first ones.")
+    limit: Count | None = Field(default=None, description="Maximum number of rows to read; takes the first.")
     eval: Annotated[float, Field(ge=0, lt=1)] | EvalTable = Field(
         default=0.1,
-        description="Share of the prompts kept from training, for evaluation; or a table that names rows of their own.",
+        description="Fraction of the prompts kept for evaluation, or a table that names a separate source or split.",
     )
     pairs: Literal["best_worst", "all", "adjacent"] = Field(
         default="best_worst",
-        description="Which pairs to take where a prompt has more than two ranked responses.",
+        description="Which pairs to form if a prompt has more than two ranked responses.",
     )
     min_gap: float | None = Field(
-        default=None, description="Drop pairs whose scores in the data lie closer than this."
+        default=None, description="Drop pairs whose scores in the data differ by less than this."
     )
 
 
-class TokensTable(Table):
-    """From text to token ids."""
+class TokensTable(Settings):
+    """How text becomes token ids."""
 
     template: Literal["chat", "plain"] = Field(
-        default="chat", description="Use the chat template, or the bare text."
+        default="chat", description="Apply the chat template, or use the bare text."
     )
     chat_template_kwargs: dict[str, Any] = Field(
         default={},
-        description="Variables for the chat template, such as enable_thinking or a date; tools where no row has its own.",
+        description="Variables of the chat template, such as enable_thinking or a date; tools is used for rows without their own.",
     )
-    max_prompt_tokens: Count = Field(default=1024, description="Longest prompt.")
-    max_response_tokens: Count = Field(default=512, description="Longest response.")
+    max_prompt_tokens: Count = Field(default=1024, description="Maximum length of a prompt.")
+    max_response_tokens: Count = Field(default=512, description="Maximum length of a response.")
     too_long: Literal["drop", "truncate", "error"] = Field(
-        default="drop", description="What to do with what is longer."
+        default="drop", description="What to do with longer rows."
     )
     processes: Count | None = Field(
         default=None,
-        description="Processes that encode; null is one per core, fewer for little data. Changes no result.",
+        description="Worker processes for encoding; null chooses by cores and data size. Does not affect results.",
     )
 
 
-class SftTable(Table):
-    """Fine-tuning on the preferred responses before everything else."""
+class SftTable(Settings):
+    """Supervised fine-tuning on the preferred responses, before all other training."""
 
     training: Training = TRAINING
 
 
-class OracleTable(Table):
-    """The model that estimates token rewards, trained on a part of the comparisons."""
+class OracleTable(Settings):
+    """The model that estimates token rewards, trained on a fraction of the comparisons."""
 
-    model: str | None = Field(default=None, description="Model to start from; null is the recipe's model.")
-    fraction: Share = Field(default=1.0, description="Share of the training comparisons it sees.")
-    objective: NamedTable = Field(default=Named(name="dpo"), description="Objective it is trained with.")
+    model: str | None = Field(default=None, description="Model to start from; null uses the recipe's model.")
+    fraction: Share = Field(default=1.0, description="Fraction of the training comparisons to train on.")
+    objective: NamedTable = Field(default=Named(name="dpo"), description="Training objective.")
     adapter: Literal["inherit"] | dict[str, Any] | None = Field(
-        default="inherit", description="As model.adapter; inherit takes it from there."
+        default="inherit", description="As model.adapter; inherit uses that one."
     )
     training: Training = TRAINING
 
 
-class SubsetTable(Table):
-    """Comparisons that a scorer picks for an auxiliary model to train on."""
+class SubsetTable(Settings):
+    """Comparisons that a scorer selects as training data of an auxiliary model."""
 
     scorer: NamedTable = Field(
         default=Named(name="log_ratio"),
-        description="What gives the score of a token; it may read every model that is there before the auxiliary model trains.",
+        description="Scores the tokens; it may read any model that exists before this auxiliary model is trained.",
     )
     side: Literal["chosen", "rejected", "both"] = Field(
         default="chosen",
-        description="Whose tokens are looked at. That side is trained as the better one; of both, as swapped says.",
+        description="Which responses are scored. That side is trained as the preferred one; with both, swap_labels decides.",
     )
     pair_score: Literal["largest", "mean", "sum"] = Field(
-        default="largest", description="From the scores of a comparison's tokens to one number."
+        default="largest", description="Reduces the token scores of a comparison to one number."
     )
     fraction: Share | None = Field(
-        default=None, description="Share of the training comparisons to pick, the highest scores; or count."
+        default=None,
+        description="Fraction of the training comparisons to select, highest scores first. Excludes count.",
     )
-    count: Count | None = Field(default=None, description="How many to pick, the highest; or fraction.")
+    count: Count | None = Field(
+        default=None, description="Number of comparisons to select, highest scores first. Excludes fraction."
+    )
     alone: bool = Field(
         default=False,
-        description="Train on the picked ones alone, and not on the auxiliary model's own part as well.",
+        description="Train on the subset only, without the auxiliary model's own fraction.",
     )
 
 
-class AuxiliaryModelTable(Table):
-    """A further model whose values scorers may read under the auxiliary model's name."""
+class AuxiliaryModelTable(Settings):
+    """A further model that scorers can read by its name."""
 
-    model: str | None = Field(default=None, description="Folder or hub name; null is the reference.")
+    model: str | None = Field(default=None, description="Folder or hub name; null uses the reference.")
     prompt: str | None = Field(
         default=None,
-        description="Text with {prompt} that it reads in place of the last user turn; null leaves that as it is.",
+        description="Text with {prompt} that replaces the last user turn; null leaves it unchanged.",
     )
     training: Annotated[dict[str, Any] | None, BeforeValidator(training_table)] = Field(
         default=None,
-        description="Train it from model, with these fields of transformers.TrainingArguments; null uses it as it is.",
+        description="Train it, with these fields of transformers.TrainingArguments; null uses model as it is.",
     )
-    objective: NamedTable = Field(default=Named(name="dpo"), description="Objective it is trained with.")
-    swap_labels: bool = Field(
-        default=False, description="Train it with preferred and rejected responses exchanged."
-    )
-    fraction: Share = Field(default=1.0, description="Share of the training comparisons it sees.")
+    objective: NamedTable = Field(default=Named(name="dpo"), description="Training objective.")
+    swap_labels: bool = Field(default=False, description="Train with chosen and rejected responses swapped.")
+    fraction: Share = Field(default=1.0, description="Fraction of the training comparisons to train on.")
     subset: SubsetTable | None = Field(
-        default=None, description="Comparisons that a scorer subset for it to train on; null is none."
+        default=None, description="Comparisons that a scorer selects to train on; null means none."
     )
     adapter: Literal["inherit"] | dict[str, Any] | None = Field(
-        default="inherit", description="As model.adapter; inherit takes it from there."
+        default="inherit", description="As model.adapter; inherit uses that one."
     )
 
 
-class ScoresTable(Table):
-    """One number per response token, stored."""
+class ScoresTable(Settings):
+    """One stored score per response token."""
 
-    scorer: NamedTable = Field(
-        default=Named(name="log_ratio"), description="What gives the score of a token."
-    )
+    scorer: NamedTable = Field(default=Named(name="log_ratio"), description="Scores the tokens.")
     precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Number type of the model's pass."
+        default="float32", description="Data type of the forward pass."
     )
-    tokens_per_batch: Count = Field(default=8192, description="Most tokens in one pass.")
+    tokens_per_batch: Count = Field(default=8192, description="Maximum number of tokens per forward pass.")
     shard_rows: Count = Field(
-        default=128, description="Prompts in one file of the store; a stopped stage goes on at the next."
+        default=128, description="Prompts per file of the store; a stopped stage resumes at the next file."
     )
 
 
-class PolicyTable(Table):
-    """The model that is the result."""
+class PolicyTable(Settings):
+    """The model that the run produces."""
 
-    model: str | None = Field(default=None, description="Model to start from; null is the recipe's model.")
+    model: str | None = Field(default=None, description="Model to start from; null uses the recipe's model.")
     selection: NamedTable = Field(
-        default=Named(name="top_fraction"), description="From scores to token weights."
+        default=Named(name="top_fraction"), description="Turns scores into token weights."
     )
-    objective: NamedTable = Field(default=Named(name="sepo"), description="Objective it is trained with.")
+    objective: NamedTable = Field(default=Named(name="sepo"), description="Training objective.")
     training: Training = TRAINING
 
 
-class EvalRewardTable(Table):
-    """A second oracle on other comparisons, which judges the first and the policy."""
+class EvalRewardTable(Settings):
+    """A second oracle, trained on separate comparisons, that evaluates the policy."""
 
     fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.3, description="Share of the training comparisons that it alone sees."
+        0.3, description="Fraction of the training comparisons reserved for it."
     )
-    objective: NamedTable = Field(default=Named(name="dpo"), description="Objective it is trained with.")
+    objective: NamedTable = Field(default=Named(name="dpo"), description="Training objective.")
     training: Training = TRAINING
 
 
-class EvaluationTable(Table):
-    """What is measured on held-out prompts."""
+class EvaluationTable(Settings):
+    """What is measured on the eval rows."""
 
-    prompts: Count = Field(default=128, description="Held-out prompts to generate for.")
-    max_new_tokens: Count = Field(default=64, description="Longest generated response.")
-    temperature: Annotated[float, Field(gt=0)] = Field(
-        default=1.0, description="Sampling temperature; top_k 1 always takes the likeliest token."
+    prompts: Count = Field(default=128, description="Eval prompts to generate replies for.")
+    max_new_tokens: Count = Field(default=64, description="Maximum length of a reply, in tokens.")
+    temperature: Positive = Field(
+        default=1.0, description="Sampling temperature; use top_k 1 for greedy decoding."
     )
-    top_p: Share = Field(
-        default=1.0, description="Sample from the likeliest tokens that hold this probability."
-    )
-    top_k: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="Sample from this many tokens; 0 is all."
+    top_p: Share = Field(default=1.0, description="Nucleus sampling: probability mass to sample from.")
+    top_k: NotNegative = Field(
+        default=0, description="Number of most likely tokens to sample from; 0 is all."
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="Number type of the models that reply; bfloat16 is faster on most GPUs.",
+        description="Data type for generating replies; bfloat16 is faster on most GPUs.",
     )
-    metrics: list[str] = Field(default=[], description="Metrics of generated text, by name.")
-    bootstrap: Count = Field(default=2000, description="Resamples behind a confidence interval.")
-    batch: Count = Field(default=64, description="Responses generated at a time.")
+    metrics: list[str] = Field(default=[], description="Metrics of the generated text, by name.")
+    bootstrap: Count = Field(default=2000, description="Bootstrap resamples per confidence interval.")
+    batch: Count = Field(default=64, description="Replies generated per batch.")
 
 
-class Recipe(Table):
+class Recipe(Settings):
     """A whole run."""
 
     run: str = Field(
-        default="runs/recipe", description="Folder of the run; by default runs/ and the recipe's name."
+        default="runs/recipe",
+        description="Folder of the run; defaults to runs/ and the name of the recipe file.",
     )
-    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Seed of everything random.")
-    fixed_prompts: Annotated[int, Field(ge=0)] = Field(
+    seed: NotNegative = Field(default=0, description="Random seed.")
+    fixed_prompts: NotNegative = Field(
         default=8,
-        description="Held-out prompts answered while a model trains: at its start, each evaluation and its end. 0 is none.",
+        description="Eval prompts to answer during training: at the start, at each evaluation and at the end. 0 turns it off.",
     )
     model: ModelTable = Field(default=ModelTable(), description="The model to start from.")
     data: DataTable = Field(default=DataTable(), description="The comparisons.")
-    tokens: TokensTable = Field(default=TokensTable(), description="From text to tokens.")
-    sft: SftTable | None = Field(default=None, description="Fine-tuning first; null leaves it out.")
+    tokens: TokensTable = Field(default=TokensTable(), description="How text becomes tokens.")
+    sft: SftTable | None = Field(default=None, description="Supervised fine-tuning first; null skips it.")
     oracle: OracleTable = Field(default=OracleTable(), description="The model that estimates token rewards.")
     auxiliary_models: dict[str, AuxiliaryModelTable] = Field(
-        default={}, description="Further models for scorers to read, by name."
+        default={}, description="Further models that scorers can read, by name."
     )
     reward: RewardTable = Field(
-        default=RewardTable(), description="The token reward model, where something reads a reward."
+        default=RewardTable(), description="The token reward model, if a scorer reads it."
     )
-    scores: ScoresTable = Field(default=ScoresTable(), description="One number per token.")
-    policy: PolicyTable = Field(default=PolicyTable(), description="The model that is the result.")
+    scores: ScoresTable = Field(default=ScoresTable(), description="The token scores.")
+    policy: PolicyTable = Field(default=PolicyTable(), description="The model that the run produces.")
     eval_reward: EvalRewardTable | None = Field(
-        default=None, description="A second oracle; null leaves it out."
+        default=None, description="A second oracle for evaluation; null skips it."
     )
     examples: ExamplesTable | None = Field(
-        default=None, description="Prompts with references, to sample replies to, in an online run."
+        default=None, description="Prompts, with optional references, of an online run."
     )
     prompt_task: PromptTaskTable | None = Field(
-        default=None, description="Labelled texts that a discrete prompt shall classify, in an online run."
+        default=None, description="Classification with a discrete prompt, in an online run."
     )
     online: OnlineTable | None = Field(
         default=None,
-        description="Learn a reward from ranked samples and train with it, in turns; null is a run on comparisons.",
+        description="Alternately learn a reward from ranked samples and train with it; null is a run on comparisons.",
     )
     evaluation: EvaluationTable = Field(default=EvaluationTable(), description="What is measured.")
 
 
-def table_of(field: FieldInfo) -> type[Table] | None:
-    """The class of the table that a field holds, or None if it holds a value or tables by names of one's own."""
+def table_of(field: FieldInfo) -> type[Settings] | None:
+    """The class of the table that a field holds; None for a value or for tables by user-chosen names."""
     if get_origin(field.annotation) is dict:
         return None
     return _table_in((field.annotation, *get_args(field.annotation)))
 
 
-def named_table_of(field: FieldInfo) -> type[Table] | None:
-    """The class of the tables that a field holds by names of one's own, or None."""
+def named_table_of(field: FieldInfo) -> type[Settings] | None:
+    """The class of the tables that a field holds by user-chosen names, or None."""
     return _table_in(get_args(field.annotation)) if get_origin(field.annotation) is dict else None
 
 
-def _table_in(kinds: Iterable[Any]) -> type[Table] | None:
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Table)), None)
+def _table_in(kinds: Iterable[Any]) -> type[Settings] | None:
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
 
 
 ANY_NAME = "NAME"
-"""Stands in dotted keys of the schema for a name of one's own."""
+"""Placeholder for a user-chosen name in the dotted keys of the schema."""
 
 
 def schema_fields(
-    table: type[Table] = Recipe, prefix: tuple[str, ...] = ()
+    table: type[Settings] = Recipe, prefix: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, FieldInfo]]:
-    """Every key of a recipe with its dotted path, tables before what they hold."""
+    """Every key of a recipe with its dotted path; a table comes before its keys."""
     for key, field in table.model_fields.items():
         path = (*prefix, key)
         yield ".".join(path), field
@@ -319,8 +316,3 @@ def schema_fields(
             yield from schema_fields(inner, path)
         if named is not None:
             yield from schema_fields(named, (*path, ANY_NAME))
-
-
-def descriptions() -> dict[str, str]:
-    """One line on every key of a recipe, by dotted path."""
-    return {key: field.description or "" for key, field in schema_fields()}

@@ -1,4 +1,4 @@
-"""A recipe's text to checked tables. Every error names the line and the nearest key."""
+"""Parses a recipe into checked tables. Errors name the line and the nearest key."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from tokenward.config.problems import either, nearest, renamed_keys, show, unknown_keys, wrong_values
+from tokenward.config.problems import either, nearest, refusal, renamed_keys, show, unknown_keys, wrong_values
 from tokenward.config.schema import Recipe
 from tokenward.errors import UserError
 
@@ -19,14 +19,14 @@ _MAX_DEPTH = 20
 
 @dataclass(frozen=True)
 class Lines:
-    """Where the keys of a recipe were written, for messages about them."""
+    """Where each key of a recipe was written, for error messages."""
 
     name: str
     numbers: Mapping[str, int] = field(default_factory=dict)
     overridden: tuple[str, ...] = ()
 
     def line_of(self, key: str) -> int | None:
-        """The line of a dotted key in the file, or None if it is not written there."""
+        """The line of a dotted key in the file; None if it is not written there."""
         return self.numbers.get(key)
 
     def origin(self, key: str) -> str:
@@ -37,11 +37,11 @@ class Lines:
         return "default" if line is None else f"{self.name}:{line}"
 
     def where(self, key: str) -> str:
-        """The place to name in a message about a dotted key: its own, or that of the table around it."""
+        """The place of a dotted key for a message: its own, or that of the enclosing table."""
         override = self._override(key)
         if override is not None:
             return f"--set {override}"
-        # What is wrong with a table may be the file's or lie in any change inside it.
+        # A problem with a table may come from the file or from any override inside the table.
         inside = dict.fromkeys(o for o in self.overridden if o.startswith(f"{key}."))
         changes = " and ".join(f"--set {o}" for o in inside)
         if changes and self.line_of(key) is None:
@@ -57,7 +57,7 @@ class Lines:
 
 
 class Source(NamedTuple):
-    """What a YAML text holds, with the line of every key."""
+    """The content of a YAML text, and the line of every key."""
 
     values: Any
     numbers: dict[str, int]
@@ -87,7 +87,7 @@ def read_source(text: str, name: str) -> Source:
     """Read one YAML document.
 
     Raises:
-        UserError: the text is no YAML, or a key is written twice in one table.
+        UserError: the text is not YAML, or a table has a key twice.
     """
     numbers: dict[str, int] = {}
     try:
@@ -95,7 +95,7 @@ def read_source(text: str, name: str) -> Source:
         node = loader.get_single_node()
         values = None if node is None else _value(loader, node, (), numbers, name)
     except yaml.YAMLError as error:
-        raise UserError(_syntax_message(error, text, name)) from error
+        raise UserError(_syntax_message(error, text, name), code="invalid-yaml") from error
     return Source(values, numbers)
 
 
@@ -110,12 +110,12 @@ def _syntax_message(error: yaml.YAMLError, text: str, name: str) -> str:
 
 
 def _open_bracket(error: yaml.YAMLError) -> str:
-    """Where the bracket stands that YAML still waits for: it is noticed lines later, where the next key surprises."""
+    # YAML notices an unclosed bracket only lines later, at the next key.
     context = getattr(error, "context", None) or ""
     mark = getattr(error, "context_mark", None)
     if "flow" not in context or mark is None:
         return ""
-    return f" A bracket was opened on line {mark.line + 1}, column {mark.column + 1}: is it closed, with commas between its values?"
+    return f" Check the bracket opened on line {mark.line + 1}, column {mark.column + 1}: it may be unclosed or lack a comma."
 
 
 def _value(
@@ -123,7 +123,8 @@ def _value(
 ) -> Any:
     line = node.start_mark.line + 1
     if len(path) > _MAX_DEPTH:
-        raise UserError(f"{name}:{line}: tables are nested deeper than {_MAX_DEPTH} levels. Flatten them.")
+        message = f"{name}:{line}: tables are nested deeper than {_MAX_DEPTH} levels. Flatten them."
+        raise UserError(message, code="invalid-yaml")
     if isinstance(node, yaml.MappingNode):
         return _mapping(loader, node, path, numbers, name)
     if isinstance(node, yaml.SequenceNode):
@@ -141,11 +142,13 @@ def _mapping(
     for key_node, value_node in node.value:
         key, line = key_node.value, key_node.start_mark.line + 1
         if not isinstance(key, str):
-            raise UserError(f"{name}:{line}: a key must be a word, not a table or a list.")
+            raise UserError(f"{name}:{line}: a key must be text, not a table or a list.", code="invalid-yaml")
         if key in seen:
             table = ".".join(path) or "the recipe"
             raise UserError(
-                f"{name}:{line}: key '{key}' appears twice in {table}, first on line {seen[key]}. Keep one."
+                f"{name}:{line}: key '{key}' appears twice in {table}, first on line {seen[key]}. Keep one.",
+                code="duplicate-key",
+                key=".".join((*path, key)),
             )
         seen[key] = numbers[".".join((*path, key))] = line
         values[key] = _value(loader, value_node, (*path, key), numbers, name)
@@ -156,24 +159,26 @@ def _scalar(loader: _Loader, node: yaml.Node, name: str) -> Any:
     line = node.start_mark.line + 1
     try:
         value = loader.construct_object(node)
-    except ValueError as error:  # an explicit tag over the wrong text, like `!!int abc`
-        raise UserError(
-            f"{name}:{line}: cannot read {node.value!r} as {node.tag}. Leave out the tag."
-        ) from error
+    except ValueError as error:  # an explicit tag on the wrong text, like `!!int abc`
+        message = f"{name}:{line}: cannot read {node.value!r} as {node.tag}. Remove the tag."
+        raise UserError(message, code="invalid-yaml") from error
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name}:{line}: {node.value} is not a number to compute with. Write a finite one.")
+        message = f"{name}:{line}: {node.value} is not a finite number. Write a finite one."
+        raise UserError(message, code="not-finite")
     if not isinstance(value, str | int | float | None):
-        raise UserError(f"{name}:{line}: {node.tag} has no place in a recipe. Leave out the tag.")
+        message = f"{name}:{line}: a recipe cannot hold {node.tag}. Remove the tag."
+        raise UserError(message, code="invalid-yaml")
     return value
 
 
 def apply_override(values: dict[str, Any], lines: Lines, text: str) -> Lines:
-    """Write one ``a.b=value`` into ``values``, and note where it came from."""
+    """Write one ``a.b=value`` into ``values``, and record its origin."""
     key, equals, value_text = text.partition("=")
     key = key.strip()
     parts = key.split(".")
     if not equals or not all(parts):
-        raise UserError(f"--set {text}: this is not a key and a value. Write --set oracle.fraction=0.5.")
+        message = f"--set {text}: expected a key and a value, such as --set oracle.fraction=0.5."
+        raise UserError(message, code="bad-override")
     value = read_source(value_text, f"--set {key}").values
     _table_for(values, parts, text)[parts[-1]] = value
     kept = {k: n for k, n in lines.numbers.items() if k != key and not k.startswith(f"{key}.")}
@@ -189,8 +194,10 @@ def _table_for(values: dict[str, Any], parts: list[str], text: str) -> dict[str,
         if not isinstance(inner, dict):
             outer = ".".join(parts[:depth])
             raise UserError(
-                f"--set {text}: {outer} is {inner!r}, not a table, so it holds no '{parts[depth]}'. "
-                f"Set {outer} as a whole."
+                f"--set {text}: {outer} is {inner!r}, not a table, so it has no key '{parts[depth]}'. "
+                f"Set {outer} as a whole.",
+                code="bad-override",
+                key=outer,
             )
         table = inner
     return table
@@ -200,14 +207,14 @@ _LEAST = "model:\n  name: default\ndata:\n  source: builtin"
 
 
 class LoadedRecipe(NamedTuple):
-    """A recipe and where its keys were written."""
+    """A recipe, and where its keys were written."""
 
     recipe: Recipe
     lines: Lines
 
 
 class Resolved(NamedTuple):
-    """One value of a recipe, and where it comes from: ``default``, ``file:line`` or ``--set``."""
+    """A value of a recipe, and its origin: ``default``, ``file:line`` or ``--set``."""
 
     key: str
     value: Any
@@ -215,27 +222,29 @@ class Resolved(NamedTuple):
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Read a recipe file, apply ``a.b=value`` overrides and check everything.
+    """Read a recipe file, apply ``a.b=value`` overrides and check the keys and values.
 
     Raises:
-        UserError: no such file, malformed YAML, an unknown key or a wrong value.
+        UserError: the file is missing, its YAML is malformed, a key is unknown or a value is wrong.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise UserError(_missing_message(Path(path))) from error
+        raise UserError(_missing_message(Path(path)), code="missing-file") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: this is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
+        message = f"{path}: this is not UTF-8 text (byte {error.start}). Save it as UTF-8."
+        raise UserError(message, code="not-utf8") from error
     return parse_recipe(text, str(path), overrides)
 
 
 def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Check a recipe given as text; messages and the default run folder call it ``name``."""
+    """Check a recipe given as text. Messages and the default run folder use ``name``."""
     values, numbers = read_source(text, name)
     if values is None:
-        raise UserError(f"{name}: the recipe is empty. Write at least:\n{_LEAST}")
+        raise UserError(f"{name}: the recipe is empty. Write at least:\n{_LEAST}", code="empty-recipe")
     if not isinstance(values, dict):
-        raise UserError(f"{name}:1: a recipe is a table, got {show(values)}. Write at least:\n{_LEAST}")
+        message = f"{name}:1: a recipe must be a table, got {show(values)}. Write at least:\n{_LEAST}"
+        raise UserError(message, code="not-a-table")
     lines = Lines(name, numbers)
     for override in overrides:
         lines = apply_override(values, lines, override)
@@ -243,7 +252,7 @@ def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> LoadedR
 
 
 def resolved(loaded: LoadedRecipe) -> list[Resolved]:
-    """Every value of a recipe in the order of the schema, with its origin."""
+    """Every value of a recipe with its origin, in the order of the schema."""
     leaves = _leaves(loaded.recipe.model_dump(), ())
     return [Resolved(key, value, loaded.lines.origin(key)) for key, value in leaves]
 
@@ -266,12 +275,9 @@ def _missing_message(path: Path) -> str:
         for p in (*folder.glob(pattern), *Path("recipes").glob(pattern))
     }
     close = nearest(path.name, sorted(found))
-    advice = (
-        f"Did you mean {found[close[0]]}?"
-        if close
-        else f"Recipes near it: {either(sorted(found)) or 'none'}."
-    )
-    return f"There is no recipe {path}. {advice}"
+    listed = either(sorted(found)) or "none"
+    advice = f"Did you mean {found[close[0]]}?" if close else f"Recipes found: {listed}."
+    return f"there is no recipe {path}. {advice}"
 
 
 def _checked(values: dict[str, Any], lines: Lines) -> Recipe:
@@ -283,4 +289,4 @@ def _checked(values: dict[str, Any], lines: Lines) -> Recipe:
         except ValidationError as error:
             problems = [*wrong_values(error, values)]
     problems.sort(key=lambda problem: lines.line_of(problem.key) or 0)
-    raise UserError("\n".join(f"{lines.where(key)}: {message}" for key, message in problems))
+    raise refusal(problems, lines.where)

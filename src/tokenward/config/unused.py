@@ -1,89 +1,79 @@
-"""Tables and keys that were written but that the recipe's kind of run never reads."""
+"""Checks for tables and keys that were written but that this kind of run never reads."""
 
 from collections.abc import Iterator
 
-from tokenward.config.base import Table
-from tokenward.config.problems import Problem
-from tokenward.config.schema import DataTable, EvalTable, Recipe
+from tokenward.config.base import Settings
+from tokenward.config.problems import Problem, refusal
+from tokenward.config.schema import EvalTable, Recipe
 from tokenward.config.source import LoadedRecipe
-from tokenward.errors import UserError
 
-_COMPARISONS_ONLY = (
-    "data",
-    "oracle",
-    "auxiliary_models",
-    "scores.scorer",
-    "scores.shard_rows",
-    "reward.fraction",
-    "policy",
-    "eval_reward",
-)
-_INSTEAD = {
-    "data": "Its prompts are in the table examples, or prompt_task.",
-    "policy": "Its objective, selection and training are in the table online.",
+_COMPARISONS_ONLY = {
+    "data": " Its prompts come from examples or prompt_task.",
+    "oracle": "",
+    "auxiliary_models": "",
+    "scores.scorer": "",
+    "scores.shard_rows": "",
+    "reward.fraction": "",
+    "policy": " Its objective, selection and training are in the online table.",
+    "eval_reward": "",
 }
+"""Tables and keys that an online run does not read, and what it reads instead."""
 _NOT_IN_PROMPT_TASK = {
-    "fixed_prompts": "its policy writes prompts, which the looks at it (online.evaluate_every) judge",
-    "online.source": "prompts are ranked by how well the task model classifies with them",
-    "evaluation.metrics": "prompts are judged by the task model's accuracy",
+    "fixed_prompts": "its policy writes prompts, which online.evaluate_every evaluates",
+    "online.source": "the task model ranks the prompts by how well it classifies with them",
+    "evaluation.metrics": "prompts are measured by the task model's accuracy",
     **{
-        f"evaluation.{key}": "no replies are drawn to judge it by"
+        f"evaluation.{key}": "its evaluation generates no replies"
         for key in ("prompts", "max_new_tokens", "temperature", "top_p", "top_k", "precision", "batch")
     },
 }
 
 
 def check_unused(loaded: LoadedRecipe) -> None:
-    """Refuse what was written and cannot act.
+    """Refuse tables and keys that were written but have no effect.
 
     Raises:
-        UserError: for every such table or key, with its line.
+        UserError: names every such table or key, with its line.
     """
-    problems = [*_unused(loaded.recipe)]
+    recipe = loaded.recipe
+    unused = _in_comparisons(recipe) if recipe.online is None else _in_online(recipe)
+    problems = [Problem(key, message, "unused-key") for key, message in unused]
     if problems:
-        raise UserError("\n".join(f"{loaded.lines.where(key)}: {message}" for key, message in problems))
+        raise refusal(problems, loaded.lines.where)
 
 
-def _unused(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.online is None:
-        for key in filter(lambda key: _written(recipe, key), ("examples", "prompt_task")):
-            yield Problem(
+def _in_comparisons(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    for key in ("examples", "prompt_task"):
+        if _written(recipe, key):
+            yield (
                 key,
-                f"{key} is read by an online run alone, and this recipe has no table online: it would train on the "
-                f"comparisons of data. Write a table online, or leave {key} out.",
+                f"{key} is only read by an online run, and this recipe has no online table, so it would train on data. Add an "
+                f"online table, or remove {key}.",
             )
-        yield from _eval(recipe.data)
-        return
-    for key in filter(lambda key: _written(recipe, key), _COMPARISONS_ONLY):
-        instead = _INSTEAD.get(key, "")
-        yield Problem(
-            key,
-            f"{key} belongs to a run on comparisons, and the table online makes this run an online one, which does not "
-            f"read it. Leave {key} or online out.{f' {instead}' if instead else ''}",
+    rows = recipe.data.eval
+    if isinstance(rows, EvalTable) and rows.source is None and rows.split in (None, recipe.data.split):
+        yield (
+            "data.eval",
+            "data.eval names neither a source nor another split, so it would be the training rows. Write for example eval: "
+            "{split: test} or eval: {source: my_test.jsonl}.",
         )
+
+
+def _in_online(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    for key, instead in _COMPARISONS_ONLY.items():
+        if _written(recipe, key):
+            yield key, f"{key} is not read by an online run. Remove {key} or online.{instead}"
     if recipe.prompt_task is not None:
         for key, reason in _NOT_IN_PROMPT_TASK.items():
             if _written(recipe, key):
-                yield Problem(key, f"{key} cannot act in a prompt_task: {reason}. Leave it out.")
-
-
-def _eval(data: DataTable) -> Iterator[Problem]:
-    """Evaluation rows must not be the training rows."""
-    if not isinstance(data.eval, EvalTable):
-        return
-    if data.eval.source is None and data.eval.split in (None, data.split):
-        yield Problem(
-            "data.eval",
-            "data.eval names neither a source nor another split, so it would be the training rows. Write for example "
-            "eval: {split: test}, or eval: {source: my_test.jsonl}.",
-        )
+                yield key, f"{key} has no effect in a prompt_task: {reason}. Remove it."
 
 
 def _written(recipe: Recipe, key: str) -> bool:
-    """Whether a recipe says something there; an emptied table or list says nothing."""
+    """Whether the recipe sets a key; an empty table or list does not count."""
     value: object = recipe
     for part in key.split("."):
-        if not isinstance(value, Table) or part not in value.model_fields_set:
+        if not isinstance(value, Settings) or part not in value.model_fields_set:
             return False
         value = getattr(value, part)
-    return bool(value.model_fields_set) if isinstance(value, Table) else value not in (None, [], {})
+    return bool(value.model_fields_set) if isinstance(value, Settings) else value not in (None, [], {})

@@ -1,40 +1,50 @@
-"""Typed reading of one row's fields: what is not what it should be is named, with what was found."""
+"""Typed access to the fields of a row.
+
+A field that cannot be read raises a FieldError, which names the field, what was found and what was expected.
+"""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, TypeVar
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 class FieldError(Exception):
-    """A field that is missing, null or of the wrong type."""
+    """A field is missing, null or of the wrong type.
+
+    Args:
+        field: Path of the field in the row, such as ``answers[2].rank``.
+        problem: What was found and what was expected.
+    """
 
     def __init__(self, field: str, problem: str) -> None:
-        """Name the field and the problem.
-
-        Args:
-            field: Its path in the row, such as ``answers[2].rank``.
-            problem: What was found and what was expected.
-        """
         super().__init__(f"{field}: {problem}")
         self.field = field
         self.problem = problem
 
 
 class Unusable(Exception):
-    """A row that is well formed but holds nothing to learn from; its message is what it is counted under."""
+    """A well-formed row that contains nothing to learn from. The message is the reason it is counted under."""
 
 
 class Cell(str):
-    """A cell of a text table, which knows no types: where a number or a list is due, it is parsed."""
+    """A cell of a CSV or TSV file. It has no type: it is parsed as JSON where a number or a list is expected."""
 
     __slots__ = ()
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that suggests the most similar known name, with a space in front; empty if none is similar."""
+    near = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
 def describe(value: object) -> str:
-    """What a value is, without its text: data may hold what nobody wants in a log."""
+    """The type and size of a value, without its text, which may be private."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -51,22 +61,13 @@ def describe(value: object) -> str:
 
 
 def optional(row: Row, field: str) -> Any:
-    """The value of a field that may be left out; None when it is, or is an empty cell of a table."""
+    """The value of an optional field; None if it is missing, null or an empty cell."""
     value = row.get(field)
     return None if isinstance(value, Cell) and not value else value
 
 
 def required(row: Row, field: str, *, path: str = "") -> Any:
-    """The value of a field that must be there.
-
-    Args:
-        row: The row, or an object inside it.
-        field: The key.
-        path: Where ``row`` itself stands, such as ``answers[2].``; empty for the row.
-
-    Raises:
-        FieldError: The field is missing or null.
-    """
+    """The value of a required field. ``path`` is the prefix of the row in errors, such as ``answers[2].``."""
     if field not in row:
         raise FieldError(path + field, f"missing; found only {', '.join(map(str, row)) or 'nothing'}")
     if row[field] is None:
@@ -74,27 +75,24 @@ def required(row: Row, field: str, *, path: str = "") -> Any:
     return row[field]
 
 
-def text(value: object, field: str) -> str:
-    """A piece of text.
+def read(row: Row, field: str, convert: Callable[[Any, str], T], *, path: str = "") -> T:
+    """A required field, converted by one of the functions below."""
+    return convert(required(row, field, path=path), path + field)
 
-    Raises:
-        FieldError: It is no text, or holds half of a surrogate pair, which no tokenizer can encode.
-    """
+
+def text(value: object, field: str) -> str:
+    """The value as text."""
     if not isinstance(value, str):
         raise FieldError(field, f"found {describe(value)}, expected text")
     try:
         value.encode()
-    except UnicodeEncodeError as error:
+    except UnicodeEncodeError as error:  # no tokenizer can encode it either
         raise FieldError(field, f"holds half of a surrogate pair at character {error.start}") from error
     return str(value)
 
 
 def number(value: object, field: str) -> float:
-    """A finite number.
-
-    Raises:
-        FieldError: It is something else; NaN and infinities too, since nothing can be ranked by them.
-    """
+    """The value as a finite number."""
     value = parsed(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise FieldError(field, f"found {describe(value)}, expected a finite number")
@@ -102,11 +100,7 @@ def number(value: object, field: str) -> float:
 
 
 def integer(value: object, field: str) -> int:
-    """A whole number; 2.0 is one, since tables with gaps store integers as floats.
-
-    Raises:
-        FieldError: It is something else.
-    """
+    """The value as an integer. 2.0 is accepted, because tables with missing values store integers as floats."""
     whole = number(value, field)
     if not whole.is_integer():
         raise FieldError(field, f"found the number {whole}, expected a whole number")
@@ -114,11 +108,7 @@ def integer(value: object, field: str) -> int:
 
 
 def items(value: object, field: str) -> Sequence[Any]:
-    """A list.
-
-    Raises:
-        FieldError: It is something else.
-    """
+    """The value as a list."""
     value = parsed(value)
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise FieldError(field, f"found {describe(value)}, expected a list")
@@ -126,11 +116,7 @@ def items(value: object, field: str) -> Sequence[Any]:
 
 
 def objects(value: object, field: str) -> Sequence[Row]:
-    """A list of objects.
-
-    Raises:
-        FieldError: It is something else.
-    """
+    """The value as a list of objects."""
     entries = items(value, field)
     for index, entry in enumerate(entries):
         if not isinstance(entry, Mapping):
@@ -139,10 +125,10 @@ def objects(value: object, field: str) -> Sequence[Row]:
 
 
 def parsed(value: object) -> Any:
-    """The value of a table's cell; anything else, and a cell that is not JSON, as it is."""
+    """The JSON value of a cell. Other values, and cells that are not JSON, are returned as they are."""
     if not isinstance(value, Cell):
         return value
     try:
         return json.loads(value)
-    except (ValueError, RecursionError):  # a cell of ordinary text, which the caller names as such
+    except (ValueError, RecursionError):  # ordinary text
         return value

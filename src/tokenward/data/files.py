@@ -1,10 +1,11 @@
-"""Readers of one data file each, and comparisons as JSON lines."""
+"""Readers for each kind of data file, and comparisons as JSON lines."""
 
 import csv
 import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -17,9 +18,12 @@ from tokenward.types import Comparison, Message, Span
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
+_BATCH_ROWS = 256  # of a Parquet file in memory at once: long conversations take a megabyte per row
+_SCANNED_BYTES = 1 << 20
+
 
 class _Table(NamedTuple):
-    """How a kind of text table separates its cells, and what to do where one is not so."""
+    """The separators and quoting of a kind of text table, and advice for a file that violates them."""
 
     name: str
     delimiter: str
@@ -27,14 +31,13 @@ class _Table(NamedTuple):
     advice: str
 
 
-_CSV = _Table("CSV", ",", csv.QUOTE_MINIMAL, "Quote each cell that holds a comma, quote or line break")
-_TSV = _Table("TSV", "\t", csv.QUOTE_NONE, "Take tabs and line breaks out of the cells")
-
-_BATCH_ROWS = 256  # of a Parquet file held at once: long conversations reach a megabyte a row
+_CSV = _Table("CSV", ",", csv.QUOTE_MINIMAL, "Quote each cell that contains a comma, quote or line break")
+# As the IANA type defines it, no cell is quoted: a quote character is text, and a cell contains no tab or line break.
+_TSV = _Table("TSV", "\t", csv.QUOTE_NONE, "Remove tabs and line breaks from the cells")
 
 
 def jsonl_rows(path: Path) -> Rows:
-    """One row per line of a JSONL file; blank lines are passed over.
+    """One row per line of a JSONL file. Blank lines are skipped.
 
     Raises:
         UserError: A line is not a JSON object, or not UTF-8.
@@ -45,55 +48,30 @@ def jsonl_rows(path: Path) -> Rows:
             yield where, _json_object(line, where)
 
 
-def json_rows(path: Path) -> Rows:
-    """The objects of a JSON file: one list, or an object that holds one list. Rows count from 1.
-
-    Raises:
-        UserError: The file is not JSON, or holds no such list.
-    """
-    whole = "".join(line for _, line in _lines(path))
-    try:
-        content = json.loads(whole)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON: {_reason(error)}.{_json_advice(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON that can be read: {error}.") from error
+def _json_rows(path: Path) -> Rows:
+    """The objects of a JSON file that is a list, or an object with a single list."""
+    text = "".join(line for _, line in _lines(path))
+    advice = "The file must contain one list of objects. If each line is one object, name it .jsonl."
+    content = _loads(text, str(path), advice, whole_file=True)
     for number, row in enumerate(_only_list(content, path), 1):
+        where = f"{path}:row {number}"
         if not isinstance(row, dict):
             raise UserError(
-                f"{path}:row {number}: found {describe(row)}, expected an object with named fields."
+                f"{where}: found {describe(row)}, expected an object with named fields.", code="not-an-object"
             )
-        yield f"{path}:row {number}", row
-
-
-def csv_rows(path: Path) -> Rows:
-    """One row per record of a CSV file with a header; ``where`` is the line on which the record starts.
-
-    Raises:
-        UserError: A record is malformed or has another number of cells than the header.
-    """
-    return _table_rows(path, _CSV)
-
-
-def tsv_rows(path: Path) -> Rows:
-    """One row per line of a file of tab-separated cells with a header, as the IANA type has it: no cell is quoted.
-
-    A quote character is text like any other, also at the start of a cell; a cell holds no tab and no line break.
-
-    Raises:
-        UserError: A line has another number of cells than the header.
-    """
-    return _table_rows(path, _TSV)
+        yield where, row
 
 
 def _table_rows(path: Path, table: _Table) -> Rows:
+    """One row per record of a file with a header. A record is named by the line on which it starts."""
     lines = (line for _, line in _lines(path))
     reader = csv.reader(lines, delimiter=table.delimiter, quoting=table.quoting, strict=True)
     try:
         header = next(reader, [])
         if len(set(header)) < len(header):
             raise UserError(
-                f"{path}:1: a column name stands twice in {', '.join(header)}. Give each its own name."
+                f"{path}:1: two columns have the same name: {', '.join(header)}. Give each its own name.",
+                code="duplicate-column",
             )
         start = reader.line_num + 1
         for cells in reader:
@@ -102,16 +80,12 @@ def _table_rows(path: Path, table: _Table) -> Rows:
             start = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
-            f"{path}:{reader.line_num}: not {table.name}: {error}. {table.advice}, or save the data as JSONL."
+            f"{path}:{reader.line_num}: not {table.name}: {error}. {table.advice}, or save the data as JSONL.",
+            code="not-a-table",
         ) from error
 
 
-def parquet_rows(path: Path) -> Rows:
-    """The rows of a Parquet file, counted from 1.
-
-    Raises:
-        UserError: The file is no whole Parquet file.
-    """
+def _parquet_rows(path: Path) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
@@ -123,39 +97,47 @@ def parquet_rows(path: Path) -> Rows:
                     number += 1
                     yield f"{path}:row {number}", without_filled(row)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a whole Parquet file: {error}. Write or copy it again.") from error
+        raise UserError(
+            f"{path}: not a complete Parquet file: {error}. Write or copy it again.", code="damaged-file"
+        ) from error
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": jsonl_rows,
     ".jsonl.gz": jsonl_rows,
-    ".json": json_rows,
-    ".json.gz": json_rows,
-    ".csv": csv_rows,
-    ".csv.gz": csv_rows,
-    ".tsv": tsv_rows,
-    ".tsv.gz": tsv_rows,
-    ".parquet": parquet_rows,
+    ".json": _json_rows,
+    ".json.gz": _json_rows,
+    ".csv": partial(_table_rows, table=_CSV),
+    ".csv.gz": partial(_table_rows, table=_CSV),
+    ".tsv": partial(_table_rows, table=_TSV),
+    ".tsv.gz": partial(_table_rows, table=_TSV),
+    ".parquet": _parquet_rows,
 }
+"""Reader for each extension. Rows come with their position, ``file:line`` or ``file:row N``, counted from 1."""
 
 
 def extension(path: Path) -> str:
-    """The end of a name that says how to read the file, in lower case: ``.jsonl.gz`` for ``a.b.jsonl.gz``."""
+    """The part of a name that decides how to read the file, in lower case: ``.jsonl.gz`` for ``a.b.jsonl.gz``."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Decoded lines with their ends, numbered from 1."""
+    """Decoded lines with their line ends, numbered from 1."""
     try:
         with gzip.open(path) if extension(path).endswith(".gz") else path.open("rb") as stream:
             for number, raw in enumerate(stream, 1):
+                # Excel and others write a byte order mark at the start of the file.
                 yield number, _decoded(raw, f"{path}:{number}", "utf-8-sig" if number == 1 else "utf-8")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        advice = "Copy the file again, or unpack it and take .gz off its name."
-        raise UserError(f"{path}: not a whole gzip file: {error}. {advice}") from error
+        advice = "Copy the file again, or unpack it and remove .gz from its name."
+        raise UserError(
+            f"{path}: not a complete gzip file: {error}. {advice}", code="damaged-file"
+        ) from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from error
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror or error}.", code="unreadable-file"
+        ) from error
 
 
 def _decoded(raw: bytes, where: str, encoding: str) -> str:
@@ -163,75 +145,68 @@ def _decoded(raw: bytes, where: str, encoding: str) -> str:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
         found = f"byte 0x{raw[error.start]:02x} at position {error.start} of the line"
-        raise UserError(f"{where}: not UTF-8: {found}. Save the file as UTF-8.") from error
+        raise UserError(f"{where}: not UTF-8: {found}. Save the file as UTF-8.", code="not-utf-8") from error
+
+
+def _loads(text: str, where: str, advice: str, *, whole_file: bool = False) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f":{error.lineno}" if whole_file else ""
+        reason = f"{error.msg} at column {error.colno}"
+        raise UserError(f"{where}{line}: not JSON: {reason}. {advice}", code="not-json") from error
+    except (ValueError, RecursionError) as error:  # a number with too many digits, or too many brackets
+        raise UserError(f"{where}: not readable as JSON: {error}. {advice}", code="not-json") from error
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        advice = "Each line must hold one whole JSON object: mend or delete this line."
-        if line.strip() in ("[", "{"):
-            advice = (
-                "The file looks like JSON over several lines: name it .json, or write one object per line."
-            )
-        raise UserError(f"{where}: not JSON: {_reason(error)}. {advice}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON that can be read: {error}. Mend or delete this line.") from error
+    advice = "Each line must be a complete JSON object: fix or delete this line."
+    if line.strip() in ("[", "{"):
+        advice = "The file looks like JSON over several lines: name it .json, or write one object per line."
+    row = _loads(line, where, advice)
     if not isinstance(row, dict):
-        advice = (
-            'Each line must hold one object, such as {"prompt": "...", "chosen": "...", "rejected": "..."}'
-        )
+        advice = 'Each line must be an object, such as {"prompt": "...", "chosen": "...", "rejected": "..."}'
         if isinstance(row, list):
             advice += "; a file that is one JSON list must be named .json"
-        raise UserError(f"{where}: found {describe(row)}, expected an object. {advice}.")
+        raise UserError(
+            f"{where}: found {describe(row)}, expected an object. {advice}.", code="not-an-object"
+        )
     return row
-
-
-def _reason(error: json.JSONDecodeError) -> str:
-    return f"{error.msg} at column {error.colno}"
-
-
-def _json_advice(error: json.JSONDecodeError) -> str:
-    if error.msg == "Extra data":
-        return " If each line is one object, name the file .jsonl."
-    return " The file must hold one list of objects: mend it there."
 
 
 def _only_list(content: object, path: Path) -> list[Any]:
     if isinstance(content, list):
         return content
-    shape = "The file must hold one list of objects, bare or as the only list of an object."
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: found {describe(content)}. {shape}")
-    lists = {name: value for name, value in content.items() if isinstance(value, list)}
-    if len(lists) != 1:
+    lists = {}
+    found = describe(content)
+    if isinstance(content, dict):
+        lists = {name: value for name, value in content.items() if isinstance(value, list)}
         found = f"{len(lists)} lists ({', '.join(lists)})" if lists else "an object without a list"
-        raise UserError(f"{path}: found {found}. {shape}")
+    if len(lists) != 1:
+        shape = "The file must contain one list of objects, alone or as the only list of an object."
+        raise UserError(f"{path}: found {found}. {shape}", code="not-a-list")
     return next(iter(lists.values()))
 
 
 def _record(header: list[str], cells: list[str], where: str, advice: str) -> dict[str, Any]:
     if len(cells) != len(header):
-        raise UserError(f"{where}: {len(cells)} cells, the header has {len(header)}. {advice}.")
+        raise UserError(
+            f"{where}: {len(cells)} cells, but the header has {len(header)}. {advice}.", code="not-a-table"
+        )
     return dict(zip(header, map(Cell, cells), strict=True))
 
 
-_SCANNED_BYTES = 1 << 20
-
-
 def to_line(row: Comparison) -> str:
-    """A comparison as one line of JSON, its end of line included."""
+    """A comparison as one line of JSON, with its line end."""
     record = {name: getattr(row, name) for name in row.__slots__}
     known = {name: value for name, value in record.items() if value is not None and value != ()}
     return json.dumps(known, ensure_ascii=False) + "\n"
 
 
 def from_line(line: str | bytes) -> Comparison:
-    """What :func:`to_line` wrote."""
+    """The comparison that :func:`to_line` wrote."""
     record: dict[str, Any] = json.loads(line)
-    spans = record.get("spans")
-    scores, turns = record.get("scores"), record.get("turns")
+    scores, spans, turns = (record.pop(name, None) for name in ("scores", "spans", "turns"))
     return Comparison(
         key=record["key"],
         prompt=messages_of(record["prompt"]),
@@ -246,19 +221,19 @@ def from_line(line: str | bytes) -> Comparison:
 
 
 def messages_of(records: Iterable[Mapping[str, Any]]) -> tuple[Message, ...]:
-    """Messages that were stored as JSON, whole."""
+    """Messages that were stored as JSON, with all their keys."""
     return tuple(cast(Message, dict(record)) for record in records)
 
 
 def read_comparisons(path: Path) -> Iterator[Comparison]:
-    """Comparisons of a file of such lines."""
+    """The comparisons of a file with one line each."""
     with path.open("rb") as file:
         for line in file:
             yield from_line(line)
 
 
 def line_ends(path: Path) -> np.ndarray:
-    """The byte after each line.  -> [lines] int64"""
+    """The position after each line, in bytes.  -> [lines] int64"""
     ends, before = [np.zeros(0, np.int64)], 0
     with path.open("rb") as file:
         while chunk := file.read(_SCANNED_BYTES):

@@ -1,33 +1,17 @@
-"""The shapes a row may have, the columns each needs, and which of them a source has."""
+"""The row formats, the columns that each needs, and detection of the format of a source."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
+from tokenward.data import parsers
 from tokenward.data.conversations import from_shared_beginning, is_transcript
-from tokenward.data.fields import FieldError, Row, Unusable
+from tokenward.data.fields import FieldError, Row, Unusable, did_you_mean
 from tokenward.data.messages import ASSISTANTS
-from tokenward.data.parsers import (
-    PAIR_SCORES,
-    Parsed,
-    parse_alpaca,
-    parse_hh,
-    parse_implicit,
-    parse_nectar,
-    parse_openai,
-    parse_pairs,
-    parse_ranked,
-    parse_safe_rlhf,
-    parse_scored_pairs,
-    parse_sharegpt,
-    parse_shp,
-    parse_swift,
-    parse_ultrafeedback,
-    parse_unpaired,
-)
+from tokenward.data.parsers import PAIR_SCORES, Parsed
 from tokenward.errors import UserError
 
-# What other data sets call these columns; only used to suggest data.columns, never to read.
+# Names of these columns in other data sets. They are only suggested in errors, never read.
 _ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": ("instruction", "question", "query", "input", "problem", "context", "text"),
     "chosen": ("preferred", "accepted", "winner", "better", "positive", "chosen_response", "response_chosen"),
@@ -45,25 +29,22 @@ _ALIASES: dict[str, tuple[str, ...]] = {
 }
 
 ROW_WIDE = ("system", "tools")
-"""Columns that are read beside any shape."""
+"""Columns that are read in addition to those of any format."""
+
+
+def _fits_any(row: Row) -> bool:
+    return True
 
 
 class Format(NamedTuple):
-    """A shape of rows.
+    """A row format."""
 
-    Attributes:
-        name: What ``data.format`` calls it.
-        needs: The columns it needs; ``a or b`` is satisfied by either.
-        parse: Reads one row; raises FieldError for a malformed one and Unusable for one that teaches nothing.
-        fits: Whether a first row that has the columns really is of this shape.
-        options: Columns that are read where they are present.
-    """
-
-    name: str
-    needs: tuple[str, ...]
+    name: str  # its name in the recipe
+    needs: tuple[str, ...]  # the columns it needs. a or b is satisfied by either
+    # Reads one row. It raises FieldError for a malformed row and Unusable for one without information.
     parse: Callable[[Row], Parsed]
-    fits: Callable[[Row], bool]
-    options: tuple[str, ...] = ()
+    fits: Callable[[Row], bool] = _fits_any  # whether a first row that has the columns really has this format
+    options: tuple[str, ...] = ()  # optional columns
 
     def missing(self, columns: Iterable[str]) -> list[str]:
         """The needed columns that are not among these."""
@@ -72,118 +53,86 @@ class Format(NamedTuple):
 
     @property
     def reads(self) -> frozenset[str]:
-        """Every column that is read where it is there."""
+        """Every column that is read if it is present."""
         needed = [name for need in self.needs for name in need.split(" or ")]
         return frozenset((*needed, *self.options, *ROW_WIDE))
 
 
-def _any_row(row: Row) -> bool:
-    return True
-
-
-def _conversations(row: Row) -> bool:
+def _has_conversations(row: Row) -> bool:
+    sides = (row.get("chosen"), row.get("rejected"))
     return all(
         isinstance(side, Sequence)
         and not isinstance(side, str)
         and isinstance(next(iter(side), None), Mapping)
-        for side in (row.get("chosen"), row.get("rejected"))
+        for side in sides
     )
 
 
-def _transcripts(row: Row) -> bool:
+def _has_transcripts(row: Row) -> bool:
     return is_transcript(row.get("chosen")) and is_transcript(row.get("rejected"))
 
 
-def _begin_alike(row: Row) -> bool:
-    """Two conversations, or two texts with a shared beginning and no other column that may be the prompt."""
-    if _conversations(row):
+def _has_implicit_prompt(row: Row) -> bool:
+    """Two conversations, or two texts with a common beginning and no other column that could be the prompt."""
+    if _has_conversations(row):
         return min(len(row["chosen"]), len(row["rejected"])) > 1
-    return (
-        _share(row)
-        and _similar("prompt", [column for column in row if column not in ("chosen", "rejected")]) is None
-    )
+    others = [column for column in row if column not in ("chosen", "rejected")]
+    return _share_beginning(row) and _similar("prompt", others) is None
 
 
-def _share(row: Row) -> bool:
-    """Whether chosen and rejected begin with the same prompt."""
+def _share_beginning(row: Row) -> bool:
     try:
         from_shared_beginning(row)
-    except (FieldError, Unusable):  # not of this shape; detection goes on
+    except (FieldError, Unusable):  # not this format; detection goes on
         return False
     return True
 
 
-def _goes_on(row: Row) -> bool:
-    """Two replies to a conversation, and not two whole conversations."""
-    return all(_first_said(row.get(side)) in ASSISTANTS for side in ("chosen", "rejected"))
+def _has_continuations(row: Row) -> bool:
+    """Both sides are replies to a conversation rather than whole conversations."""
+    return all(_first_speaker(row.get(side)) in ASSISTANTS for side in ("chosen", "rejected"))
 
 
-def _first_said(side: object) -> str:
+def _first_speaker(side: object) -> str:
     if isinstance(side, str):
         return "assistant"
     first = next(iter(side), None) if isinstance(side, Sequence) else side
     return str(first.get("role", first.get("from"))) if isinstance(first, Mapping) else ""
 
 
-def _text_instruction(row: Row) -> bool:
+def _has_text_instruction(row: Row) -> bool:
     return isinstance(row.get("instruction"), str)
 
 
-def _object_input(row: Row) -> bool:
+def _has_object_input(row: Row) -> bool:
     return isinstance(row.get("input"), Mapping)
 
 
 _PAIR = ("prompt", "chosen", "rejected")
 
-FORMATS: dict[str, Format] = {
-    "hh": Format("hh", ("chosen", "rejected"), parse_hh, _transcripts, PAIR_SCORES),
-    "ultrafeedback_binarized": Format(
-        "ultrafeedback_binarized", _PAIR + PAIR_SCORES, parse_scored_pairs, _conversations
-    ),
-    "pairs": Format("pairs", _PAIR, parse_pairs, _any_row, PAIR_SCORES),
-    "sharegpt": Format(
-        "sharegpt", ("conversations", "chosen", "rejected"), parse_sharegpt, _goes_on, PAIR_SCORES
-    ),
-    "implicit": Format("implicit", ("chosen", "rejected"), parse_implicit, _begin_alike, PAIR_SCORES),
-    "ranked": Format(
-        "ranked", ("prompt", "responses", "ranks or scores"), parse_ranked, _any_row, ("spans",)
-    ),
-    "ultrafeedback": Format("ultrafeedback", ("instruction", "completions"), parse_ultrafeedback, _any_row),
-    "nectar": Format("nectar", ("prompt", "answers"), parse_nectar, _any_row),
-    "alpaca": Format(
-        "alpaca",
-        ("instruction", "chosen", "rejected"),
-        parse_alpaca,
-        _text_instruction,
-        ("input", *PAIR_SCORES),
-    ),
-    "swift": Format("swift", ("messages", "rejected_response or rejected_messages"), parse_swift, _any_row),
-    "openai": Format(
-        "openai", ("input", "preferred_output", "non_preferred_output"), parse_openai, _object_input
-    ),
-    "safe_rlhf": Format(
-        "safe_rlhf", ("prompt", "response_0", "response_1", "better_response_id"), parse_safe_rlhf, _any_row
-    ),
-    "shp": Format(
-        "shp",
-        ("history", "human_ref_A", "human_ref_B", "labels"),
-        parse_shp,
-        _any_row,
-        ("score_A", "score_B"),
-    ),
-    "unpaired": Format("unpaired", ("prompt", "completion", "label"), parse_unpaired, _any_row),
-}
+# The first format that fits is used, so formats with more specific columns or rows come first.
+# fmt: off
+FORMATS: dict[str, Format] = {shape.name: shape for shape in (
+    Format("hh", ("chosen", "rejected"), parsers.parse_hh, _has_transcripts, PAIR_SCORES),
+    Format("ultrafeedback_binarized", _PAIR + PAIR_SCORES, parsers.parse_scored_pairs, _has_conversations),
+    Format("pairs", _PAIR, parsers.parse_pairs, options=PAIR_SCORES),
+    Format("sharegpt", ("conversations", "chosen", "rejected"), parsers.parse_sharegpt, _has_continuations, PAIR_SCORES),
+    Format("implicit", ("chosen", "rejected"), parsers.parse_implicit, _has_implicit_prompt, PAIR_SCORES),
+    Format("ranked", ("prompt", "responses", "ranks or scores"), parsers.parse_ranked, options=("spans",)),
+    Format("ultrafeedback", ("instruction", "completions"), parsers.parse_ultrafeedback),
+    Format("nectar", ("prompt", "answers"), parsers.parse_nectar),
+    Format("alpaca", ("instruction", "chosen", "rejected"), parsers.parse_alpaca, _has_text_instruction, ("input", *PAIR_SCORES)),
+    Format("swift", ("messages", "rejected_response or rejected_messages"), parsers.parse_swift),
+    Format("openai", ("input", "preferred_output", "non_preferred_output"), parsers.parse_openai, _has_object_input),
+    Format("safe_rlhf", ("prompt", "response_0", "response_1", "better_response_id"), parsers.parse_safe_rlhf),
+    Format("shp", ("history", "human_ref_A", "human_ref_B", "labels"), parsers.parse_shp, options=("score_A", "score_B")),
+    Format("unpaired", ("prompt", "completion", "label"), parsers.parse_unpaired),
+)}
+# fmt: on
 
-_NAMES = sorted(
-    {
-        name
-        for f in FORMATS.values()
-        for need in (*f.needs, *f.options, *ROW_WIDE)
-        for name in need.split(" or ")
-    }
-)
+_NAMES = sorted(frozenset().union(*(shape.reads for shape in FORMATS.values())))
 
-# The formats worth naming as nearest, the commonest first; the others have the columns of pairs, or fewer.
+# Formats that are worth naming as the nearest, the most common first. The others have the columns of pairs, or fewer.
 _NEAREST = (
     "pairs",
     "ranked",
@@ -197,116 +146,121 @@ _NEAREST = (
 )
 
 _STEPWISE = (
-    "these are stepwise rows, a label for each step of one answer, and no format reads steps. Write one row an answer: its steps "
-    'joined as completion, and label true where every step is right, {"prompt": ..., "completion": ..., "label": true}'
-)
-
-_BEGIN_ALIKE = (
-    " · chosen and rejected begin alike: set data.format: implicit to take what they begin with as the prompt"
-)
-_BEGIN_OTHERWISE = (
-    " · chosen and rejected alone are read where both begin with their prompt, and here they do not"
+    "these are stepwise rows, with a label for each step of an answer, and steps cannot be read. Write one row per "
+    "answer, with its steps joined as completion, and label true if every step is correct: "
+    '{"prompt": ..., "completion": ..., "label": true}'
 )
 
 
 def detect(columns: Sequence[str], first_row: Row) -> Format:
-    """The format that a source has.
-
-    Args:
-        columns: Its column names.
-        first_row: Its first row, which tells formats with the same columns apart.
+    """The format of a source, given its columns and its first row.
 
     Raises:
-        UserError: None fits; the message names the nearest and what it lacks.
+        UserError: No format fits. The message names the nearest one and the columns that are missing.
     """
     for candidate in FORMATS.values():
         if not candidate.missing(columns) and candidate.fits(first_row):
             return candidate
     if {"prompt", "completions", "labels"} <= set(columns):
-        raise UserError(f"columns found: {', '.join(columns)} · {_STEPWISE}.")
-    alone = not FORMATS["implicit"].missing(columns)
-    about = (_BEGIN_ALIKE if _share(first_row) else _BEGIN_OTHERWISE) if alone else ""
+        raise UserError(
+            f"columns found: {', '.join(columns)} · {_STEPWISE}.", code="unknown-format", key="data.format"
+        )
+    about = ""
+    if not FORMATS["implicit"].missing(columns):
+        about = (
+            " · chosen and rejected have a common beginning: format implicit takes it as the prompt"
+            if _share_beginning(first_row)
+            else " · chosen and rejected alone can be read if both begin with the prompt, but here they do not"
+        )
     lacking = [FORMATS[name] for name in _NEAREST if FORMATS[name].missing(columns)]
     nearest = min(lacking, key=lambda candidate: _distance(candidate, columns))
-    raise UserError(_lacking("nearest format", nearest, columns) + about)
+    raise _missing_columns("nearest format", nearest, columns, about)
 
 
 def find(name: str, columns: Sequence[str], first_row: Row) -> Format:
-    """The format of this name, or for ``auto`` the one detected.
+    """The format with this name, or the detected format for ``auto``.
 
     Raises:
-        UserError: There is no such format, or the source lacks one of its columns.
+        UserError: There is no such format, or the source does not have one of its columns.
     """
     if name == "auto":
         return detect(columns, first_row)
     if name not in FORMATS:
-        near = get_close_matches(name, FORMATS, n=1)
-        advice = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"data.format: {name} is no format.{advice} There are: auto, {', '.join(FORMATS)}.")
+        known = f"Formats are: auto, {', '.join(FORMATS)}."
+        raise UserError(
+            f"{name} is not a format.{did_you_mean(name, FORMATS)} {known}",
+            code="unknown-name",
+            key="data.format",
+        )
     if FORMATS[name].missing(columns):
-        raise UserError(_lacking("format", FORMATS[name], columns))
+        raise _missing_columns("format", FORMATS[name], columns)
     return FORMATS[name]
 
 
 def check_columns(columns: Mapping[str, str], present: Sequence[str]) -> None:
-    """Check a renaming, tokenward's name to the source's, against the columns of the source.
+    """Checks a mapping from tokenward's column names to those of the source.
 
     Raises:
-        UserError: A name is none that any format reads, or a column is not there.
+        UserError: No format reads a name, or the source does not have a column.
     """
     for name, column in columns.items():
+        key = f"data.columns.{name}"
         if name not in _NAMES:
-            near = get_close_matches(name, _NAMES, n=1)
-            advice = f" Did you mean {near[0]}?" if near else ""
+            known = f"Names are: {', '.join(_NAMES)}."
             raise UserError(
-                f"data.columns.{name}: no format reads {name}.{advice} Names are: {', '.join(_NAMES)}."
+                f"no format reads {name}.{did_you_mean(name, _NAMES)} {known}", code="unknown-name", key=key
             )
         if column not in present:
-            near = get_close_matches(column, present, n=1)
-            advice = f" Did you mean {near[0]}?" if near else ""
-            found = f"columns found: {', '.join(present)}"
-            raise UserError(f"data.columns.{name}: there is no column {column}.{advice} {found}")
+            found = f"Columns found: {', '.join(present)}"
+            raise UserError(
+                f"there is no column {column}.{did_you_mean(column, present)} {found}",
+                code="missing-column",
+                key=key,
+            )
 
 
 def usual_columns(columns: Mapping[str, str], present: Sequence[str]) -> dict[str, str]:
-    """A renaming without the one that takes Alpaca's instruction for the whole prompt although there is an input."""
+    """The mapping without ``prompt: instruction`` if there is an ``input``: Alpaca's prompt consists of both."""
     alpaca = columns.get("prompt") == "instruction" and "input" in present and "prompt" not in present
     return {name: column for name, column in columns.items() if not (alpaca and name == "prompt")}
 
 
 def renamed(row: Row, columns: Mapping[str, str]) -> Row:
-    """The row under tokenward's names; two columns may change places."""
+    """The row under tokenward's names. Two columns may swap names."""
     if not columns:
         return row
-    taken = {*columns, *columns.values()}
-    rest = {name: value for name, value in row.items() if name not in taken}
+    used = {*columns, *columns.values()}
+    rest = {name: value for name, value in row.items() if name not in used}
     return rest | {name: row[column] for name, column in columns.items() if column in row}
 
 
-def _lacking(introduction: str, wanted: Format, columns: Sequence[str]) -> str:
-    found = ", ".join(columns) or "none"
+def _missing_columns(introduction: str, wanted: Format, columns: Sequence[str], about: str = "") -> UserError:
     missing = ", ".join(need + _suggestion(need, wanted, columns) for need in wanted.missing(columns))
-    needs = ", ".join(wanted.needs)
-    return f"columns found: {found} · {introduction}: {wanted.name} ({needs}), missing: {missing}"
+    found, needs = ", ".join(columns) or "none", ", ".join(wanted.needs)
+    return UserError(
+        f"columns found: {found} · {introduction}: {wanted.name} ({needs}), missing: {missing}{about}",
+        code="missing-column",
+        key="data.columns",
+    )
 
 
 def _distance(wanted: Format, columns: Sequence[str]) -> float:
-    """The share of its columns that is missing; one that may be there under another name counts half."""
+    """The share of the format's columns that is missing. A column that may have another name counts half."""
     missing = wanted.missing(columns)
     return sum(0.5 if _suggestion(need, wanted, columns) else 1.0 for need in missing) / len(wanted.needs)
 
 
 def _suggestion(need: str, wanted: Format, columns: Sequence[str]) -> str:
-    """What may be the missing column under another name, and how to say so; empty if nothing may."""
+    """The column that may be the missing one under another name, as advice; empty if there is none."""
     free = [column for column in columns if column not in wanted.needs]
     for name in need.split(" or "):
         near = _similar(name, free)
         if near is not None:
-            return f" (did you mean {near}? set data.columns.{name}: {near})"
+            return f" (did you mean {near}? set columns.{name}: {near})"
     return ""
 
 
 def _similar(name: str, columns: Sequence[str]) -> str | None:
-    """The column that is likely to hold what tokenward calls ``name``."""
+    """The column that probably contains what tokenward calls ``name``."""
     aliases = [column for column in columns if column.lower() in (name, *_ALIASES.get(name, ()))]
     return next(iter(aliases or get_close_matches(name, columns, n=1)), None)

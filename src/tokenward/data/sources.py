@@ -1,4 +1,4 @@
-"""Where rows come from: a file, several files, a folder, a saved data set, or a name on the Hugging Face hub."""
+"""Reads rows from a file, several files, a folder, a saved data set, or a data set on the Hugging Face hub."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from tokenward.data.fields import did_you_mean
 from tokenward.data.files import READERS, Rows, extension
 from tokenward.data.messages import without_filled
 from tokenward.errors import UserError
@@ -15,133 +16,9 @@ Say = Callable[[str], object]
 _WORDS = "train|training|test|testing|validation|valid|val|dev|eval|evaluation"
 _FIRST = re.compile(rf"({_WORDS})((?:_[a-z][a-z0-9]*)*)(?![a-z0-9])")
 _LAST = re.compile(rf"[-_.]({_WORDS})(?:[-_.]?\d.*)?$")
-
 _METADATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
-
-LISTED_NAMES = 8
-
-
-def split_of(name: str) -> str | None:
-    """The split that a name says: ``train-00000-of-00002`` train, ``test_prefs`` itself, ``pairs-test`` test.
-
-    Args:
-        name: Of a file without its ending, or of a folder.
-    """
-    found = _FIRST.match(name.lower())
-    said = "".join(found.groups()) if found else ""
-    if not said:
-        last = _LAST.search(name.lower())
-        said = last.group(1) if last else ""
-    return ("train" if said == "training" else said) or None
-
-
-def by_split(folder: Path) -> dict[str | None, list[Path]]:
-    """The data files of a folder by their split; under None those whose name says none.
-
-    They are the files in the folder itself; where it has none, those in its ``data/``, or in folders that are named as
-    splits.
-    """
-    for place in (folder, folder / "data"):
-        if files := data_files(place):
-            return grouped(files)
-        named = (
-            {sub: split_of(sub.name) for sub in sorted(place.iterdir()) if sub.is_dir()}
-            if place.is_dir()
-            else {}
-        )
-        found: dict[str | None, list[Path]] = {}
-        for sub, split in named.items():
-            if split is not None and (inside := data_files(sub)):
-                found.setdefault(split, []).extend(inside)
-        if found:
-            return found
-    return {}
-
-
-def data_files(folder: Path) -> list[Path]:
-    """The files of a folder that can be read, in the order of their names; none where there is no such folder."""
-    if not folder.is_dir():
-        return []
-    files = (path for path in folder.iterdir() if path.is_file() and extension(path) in READERS)
-    return sorted(path for path in files if path.name not in _METADATA)
-
-
-def grouped(files: Iterable[Path]) -> dict[str | None, list[Path]]:
-    """Files by the split that their name says."""
-    found: dict[str | None, list[Path]] = {}
-    for path in files:
-        name = path.name[: -len(extension(path))]
-        found.setdefault(split_of(name), []).append(path)
-    return found
-
-
-def chosen_files(
-    groups: Mapping[str | None, Sequence[Path]], wanted: str | None, what: str, say: Say
-) -> list[Path]:
-    """The files of the split that is wanted, or of the one that is read where none is named.
-
-    Args:
-        groups: Files by split.
-        wanted: ``data.split``.
-        what: The source, for messages.
-        say: Is told which split is read where others are there too.
-
-    Raises:
-        UserError: There is no such split, or it is not clear which is meant.
-    """
-    unnamed = list(groups.get(None, ()))
-    named = sorted(name for name in groups if name is not None)
-    if not named:
-        return unnamed if wanted is None else _beginning(unnamed, wanted, what)
-    if wanted is None and unnamed:
-        raise UserError(
-            f"{what}: some files are of a split ({', '.join(named)}) and others are not ({listed(p.name for p in unnamed)}). "
-            "Set data.split to read one split, or give the files that you want as a list."
-        )
-    return list(groups[choose_split(what, named, wanted, say)])
-
-
-def _beginning(files: Sequence[Path], wanted: str, what: str) -> list[Path]:
-    """Files whose name begins with a word."""
-    found = [path for path in files if re.match(rf"{re.escape(wanted)}(?![A-Za-z0-9])", path.name)]
-    if not found:
-        raise UserError(
-            f"data.split: no file in {what} has a name that begins with {wanted}. It holds: "
-            f"{listed(path.name for path in files)}."
-        )
-    return found
-
-
-def choose_split(what: str, splits: Sequence[str], wanted: str | None, say: Say) -> str:
-    """The split to read: the one wanted, else ``train``, else the only one.
-
-    Raises:
-        UserError: There is no such split, or there are several and no ``train``.
-    """
-    names = ", ".join(splits)
-    if wanted is not None:
-        if wanted in splits:
-            return wanted
-        near = get_close_matches(wanted, splits, n=1)
-        advice = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"data.split: {wanted} is no split of {what}.{advice} It has: {names}.")
-    if len(splits) == 1:
-        return splits[0]
-    if "train" not in splits:
-        raise UserError(f"{what}: has several splits and no train: {names}. Set data.split to one of them.")
-    others = ", ".join(name for name in splits if name != "train")
-    say(f"{what}: the split train is read; also there: {others}")
-    return "train"
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - LISTED_NAMES} more" if len(names) > LISTED_NAMES else ""
-    return ", ".join(names[:LISTED_NAMES]) + more
-
-
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_LISTED_NAMES = 8
 
 
 def rows(
@@ -151,22 +28,21 @@ def rows(
     subset: str | None = None,
     say: Say = str,
 ) -> Rows:
-    """The rows of a source, one after the other.
+    """The rows of a source, one at a time.
 
     Args:
-        source: A file (JSONL, JSON, CSV, TSV, each also ``.gz``, or Parquet), a glob pattern, a folder of such
+        source: A file (JSONL, JSON, CSV, TSV, each also with ``.gz``, or Parquet), a glob pattern, a folder of such
             files, a folder saved by ``datasets``, a hub name ``owner/name``, or a list of these.
-        split: Which split of a source with several (default: ``train`` if there is one, or the only one). Files name
-            their split, such as ``train-00000-of-00002.parquet``; of files that name none, those whose name begins so.
+        split: The split to read (default: ``train``, or the only one). File names tell their split, such as
+            ``train-00000-of-00002.parquet``. If no file does, the files whose names start with ``split`` are read.
         subset: A folder inside the source, or the configuration of a hub data set.
-        say: Is told which split is read where others are there too.
+        say: Called with a line that tells which split is read, if there are others.
 
     Yields:
-        Where the row stands, ``file:line`` or ``file:row N`` (counted from 1), and the row.
+        The position of the row, ``file:line`` or ``file:row N`` (counted from 1), and the row.
 
     Raises:
-        UserError: The source is missing or cannot be read, or it is not clear which split is meant; the message names
-            file and line.
+        UserError: The source is missing or cannot be read, or the split is ambiguous.
     """
     if not isinstance(source, str | Path):
         for part in source:
@@ -185,42 +61,74 @@ def rows(
         raise _missing(path)
 
 
+def numbered(name: str, source_rows: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows with their positions, ``name:row N``, counted from 1."""
+    for number, row in enumerate(source_rows, 1):
+        yield f"{name}:row {number}", without_filled(row)
+
+
+def split_of(name: str) -> str | None:
+    """The split that a file (without its extension) or folder is named after; None if it is not named after one.
+
+    ``train-00000-of-00002`` gives train, ``test_prefs`` itself and ``pairs-test`` test.
+    """
+    if first := _FIRST.match(name.lower()):
+        found = "".join(first.groups())
+    elif last := _LAST.search(name.lower()):
+        found = last.group(1)
+    else:
+        return None
+    return "train" if found == "training" else found
+
+
 def _file_rows(path: Path, split: str | None, subset: str | None) -> Rows:
     if split is not None:
-        raise UserError(f"data.split: {split}: {path} is a file and has no splits. Leave data.split out.")
+        raise _no_splits(split, f"{path} is a file and has no splits")
     _refuse_subset(path, subset)
     if extension(path) not in READERS:
         found = extension(path) or "a name without extension"
-        raise UserError(f"{path}: cannot read {found}. Read are: {', '.join(READERS)}.")
+        raise UserError(
+            f"{path}: cannot read {found}. Supported are: {', '.join(READERS)}.", code="unknown-file-type"
+        )
     return READERS[extension(path)](path)
 
 
 def _glob_rows(pattern: Path, split: str | None, subset: str | None) -> Rows:
     _refuse_subset(pattern, subset)
-    root = Path(pattern.anchor)  # Path.glob takes no absolute pattern
+    root = Path(pattern.anchor)  # Path.glob does not take an absolute pattern
     found = sorted(path for path in root.glob(str(pattern.relative_to(root))) if path.is_file())
     if not found:
-        raise UserError(f"{pattern}: no file matches this pattern.")
-    groups = grouped(found)
+        raise UserError(f"{pattern}: no file matches this pattern.", code="missing-file")
+    groups = _grouped(found)
     if split is None and len(groups) > 1:
         names = ", ".join(sorted(name for name in groups if name is not None))
         raise UserError(
-            f"{pattern}: matches files of a split ({names}) and others beside it: {listed(p.name for p in found)}. Set "
-            "data.split, or write a pattern that matches only what you want."
+            f"{pattern}: matches files of the splits {names} and other files: {_listed(p.name for p in found)}. Set "
+            "split, or use a pattern that matches only the files to read.",
+            code="ambiguous-split",
+            key="data.split",
         )
-    for path in found if split is None else chosen_files(groups, split, str(pattern), str):
+    for path in found if split is None else _files_of_split(groups, split, str(pattern), str):
         yield from _file_rows(path, None, None)
 
 
 def _folder_rows(folder: Path, split: str | None, subset: str | None, say: Say) -> Rows:
-    folder = _inside(folder, subset)
+    if subset is not None:
+        folder = _subset_folder(folder, subset)
     if _is_saved(folder):
         yield from _saved_rows(folder, split, say)
         return
-    groups = by_split(folder)
+    groups = _by_split(folder)
     if not groups:
-        raise _no_files(folder)
-    for path in chosen_files(groups, split, str(folder), say):
+        names = _subsets(folder)
+        advice = (
+            f"Set subset to one of its folders: {_listed(names)}."
+            if names
+            else f"Supported are: {', '.join(READERS)}, and folders of datasets' save_to_disk. For files in deeper "
+            f"folders use a pattern: {folder}/**/*.jsonl"
+        )
+        raise UserError(f"{folder}: contains no data file. {advice}", code="missing-file", key="data.subset")
+    for path in _files_of_split(groups, split, str(folder), say):
         yield from _file_rows(path, None, None)
 
 
@@ -228,32 +136,116 @@ def _is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def _inside(folder: Path, subset: str | None) -> Path:
-    """The folder of a subset."""
-    if subset is None:
-        return folder
+def _subset_folder(folder: Path, subset: str) -> Path:
     for place in (folder / subset, folder / "data" / subset):
         if place.is_dir():
             return place
     names = _subsets(folder)
-    advice = f"It has: {listed(names)}." if names else "It has no folders with data: leave data.subset out."
-    raise UserError(f"data.subset: {subset}: {folder} has no folder of this name. {advice}")
+    advice = f"It has: {_listed(names)}." if names else "It has no folders with data: leave subset out."
+    raise UserError(f"{folder} has no folder {subset}. {advice}", code="unknown-subset", key="data.subset")
 
 
 def _subsets(folder: Path) -> list[str]:
     places = [sub for place in (folder, folder / "data") if place.is_dir() for sub in sorted(place.iterdir())]
-    return [sub.name for sub in places if sub.is_dir() and (by_split(sub) or _is_saved(sub))]
+    return [sub.name for sub in places if sub.is_dir() and (_by_split(sub) or _is_saved(sub))]
 
 
-def _no_files(folder: Path) -> UserError:
-    kinds = f"Read are: {', '.join(READERS)}, and folders of datasets' save_to_disk."
-    names = _subsets(folder)
-    advice = (
-        f"Set data.subset to one of its folders: {listed(names)}."
-        if names
-        else f"{kinds} For files further down write a pattern: {folder}/**/*.jsonl"
-    )
-    return UserError(f"{folder}: holds no data file. {advice}")
+def _refuse_subset(path: Path, subset: str | None) -> None:
+    if subset is not None:
+        raise UserError(
+            f"subset {subset}: only folders and hub data sets have subsets, and {path} is neither. Leave it out.",
+            code="unknown-subset",
+            key="data.subset",
+        )
+
+
+def _by_split(folder: Path) -> dict[str | None, list[Path]]:
+    """The data files of a folder by their split; None for files whose names tell no split.
+
+    If the folder itself has no data files, those in ``data/`` or in folders named after splits are used.
+    """
+    for place in (folder, folder / "data"):
+        if files := _data_files(place):
+            return _grouped(files)
+        found: dict[str | None, list[Path]] = {}
+        for sub in sorted(place.iterdir()) if place.is_dir() else ():
+            if (split := split_of(sub.name)) is not None and (inside := _data_files(sub)):
+                found.setdefault(split, []).extend(inside)
+        if found:
+            return found
+    return {}
+
+
+def _data_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    files = (path for path in folder.iterdir() if path.is_file() and extension(path) in READERS)
+    return sorted(path for path in files if path.name not in _METADATA)
+
+
+def _grouped(files: Iterable[Path]) -> dict[str | None, list[Path]]:
+    found: dict[str | None, list[Path]] = {}
+    for path in files:
+        found.setdefault(split_of(path.name[: -len(extension(path))]), []).append(path)
+    return found
+
+
+def _files_of_split(
+    groups: Mapping[str | None, Sequence[Path]], wanted: str | None, source: str, say: Say
+) -> Sequence[Path]:
+    unnamed = groups.get(None, [])
+    named = sorted(name for name in groups if name is not None)
+    if named and wanted is None and unnamed:
+        raise UserError(
+            f"{source}: some files are of a split ({', '.join(named)}) and others are not "
+            f"({_listed(p.name for p in unnamed)}). Set split to read one split, or list the files to read.",
+            code="ambiguous-split",
+            key="data.split",
+        )
+    if named:
+        return groups[choose_split(source, named, wanted, say)]
+    if wanted is None:
+        return unnamed
+    found = [path for path in unnamed if re.match(rf"{re.escape(wanted)}(?![A-Za-z0-9])", path.name)]
+    if not found:
+        raise UserError(
+            f"no file in {source} has a name that begins with {wanted}. It contains: "
+            f"{_listed(path.name for path in unnamed)}.",
+            code="unknown-split",
+            key="data.split",
+        )
+    return found
+
+
+def choose_split(source: str, splits: Sequence[str], wanted: str | None, say: Say) -> str:
+    """The split to read: the wanted one, otherwise ``train``, otherwise the only one.
+
+    Raises:
+        UserError: There is no such split, or there are several and none is ``train``.
+    """
+    names = ", ".join(splits)
+    if wanted is not None:
+        if wanted not in splits:
+            advice = f"{did_you_mean(wanted, splits)} Its splits are: {names}."
+            raise UserError(
+                f"{wanted} is not a split of {source}.{advice}", code="unknown-split", key="data.split"
+            )
+        return wanted
+    if len(splits) == 1:
+        return splits[0]
+    if "train" not in splits:
+        raise UserError(
+            f"{source}: has several splits, but no train: {names}. Set split to one of them.",
+            code="ambiguous-split",
+            key="data.split",
+        )
+    others = ", ".join(name for name in splits if name != "train")
+    say(f"{source}: the split train is read; also there: {others}")
+    return "train"
+
+
+def _no_splits(split: str, problem: str) -> UserError:
+    return UserError(f"split {split}: {problem}. Leave split out.", code="unknown-split", key="data.split")
 
 
 def _saved_rows(folder: Path, split: str | None, say: Say) -> Rows:
@@ -264,15 +256,14 @@ def _saved_rows(folder: Path, split: str | None, say: Say) -> Rows:
         saved = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, DatasetsError) as error:  # a part is missing or damaged
         raise UserError(
-            f"{folder}: not a whole folder of datasets' save_to_disk: {error}. Save it again."
+            f"{folder}: not a complete folder of datasets' save_to_disk: {error}. Save it again.",
+            code="damaged-file",
         ) from error
     if isinstance(saved, Mapping):
         name = choose_split(str(folder), sorted(map(str, saved)), split, say)
         return numbered(f"{folder}/{name}", saved[name].with_format(None))
     if split is not None:
-        raise UserError(
-            f"data.split: {split}: {folder} holds one data set without splits. Leave data.split out."
-        )
+        raise _no_splits(split, f"{folder} contains one data set without splits")
     return numbered(str(folder), saved.with_format(None))
 
 
@@ -280,36 +271,24 @@ def _hub_rows(name: str, split: str | None, subset: str | None, say: Say) -> Row
     import datasets
     from datasets.exceptions import DatasetsError
 
-    # What fails on the way to the hub, while opening and while reading on: no network, no such data set or
-    # configuration, no access. Each comes with a message that says which.
+    # No network, no such data set or configuration, no access: each can fail when opening or later when reading, and
+    # the library's message says which it was.
     try:
         splits = datasets.load_dataset(name, subset, streaming=True)
-        if not isinstance(splits, Mapping):
-            raise UserError(f"{name}: datasets gave {type(splits).__name__}, expected its splits.")
+        assert isinstance(splits, Mapping)  # without split=, it returns all of them
         chosen = choose_split(name, sorted(map(str, splits)), split, say)
         yield from numbered(f"{name}/{chosen}", splits[chosen])
     except (OSError, ValueError, DatasetsError) as error:
         raise UserError(
-            f"{name}: no such file here, and as a hub data set it cannot be read: {error}. "
-            "Check the name, data.subset and the network; a downloaded copy can be given by its path."
+            f"{name}: there is no such file, and it cannot be read as a hub data set: {error}. Check the name, the "
+            "subset and the network. A downloaded copy can be read by its path.",
+            code="unreadable-hub-data",
+            key="data.source",
         ) from error
 
 
-def numbered(name: str, source_rows: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows with where each stands, ``name:row N``, counted from 1."""
-    for number, row in enumerate(source_rows, 1):
-        yield f"{name}:row {number}", without_filled(row)
-
-
-def _refuse_subset(path: Path, subset: str | None) -> None:
-    if subset is not None:
-        raise UserError(
-            f"data.subset: {subset}: only folders and hub data sets have subsets, and {path} is neither. Leave it out."
-        )
-
-
 def _is_hub_name(source: str, path: Path) -> bool:
-    """A name that cannot have been meant as a path: no data file's ending, no such folder here."""
+    """A name that cannot be a path: it has no data file's extension, and its folder does not exist."""
     return bool(_HUB_NAME.fullmatch(source)) and extension(path) not in READERS and not path.parent.exists()
 
 
@@ -319,8 +298,16 @@ def _missing(path: Path) -> UserError:
         folder, name = folder.parent, folder.name
     present = sorted(entry.name for entry in folder.iterdir())
     near = get_close_matches(name, present, n=1)
-    if near:
-        return UserError(f"{path}: no such file or folder. Did you mean {folder / near[0]}?")
-    return UserError(
-        f"{path}: no such file or folder. {folder.resolve()} holds: {listed(present) or 'nothing'}."
+    advice = (
+        f"Did you mean {folder / near[0]}?"
+        if near
+        else f"{folder.resolve()} contains: {_listed(present) or 'nothing'}."
     )
+    return UserError(f"{path}: no such file or folder. {advice}", code="missing-file", key="data.source")
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first few names, and the number of the others."""
+    names = list(names)
+    more = f" and {len(names) - _LISTED_NAMES} more" if len(names) > _LISTED_NAMES else ""
+    return ", ".join(names[:_LISTED_NAMES]) + more

@@ -1,7 +1,7 @@
-"""A source to files of comparisons, row by row: what stays in memory is some tens of bytes of each row.
+"""Writes a source to files of comparisons, row by row, with a few dozen bytes per row in memory.
 
-Which rows repeat others is known only when all have been read, so the rows wait on disk meanwhile, with hashes of 24
-bytes each in memory.
+Which rows are repeated is known only after all have been read. Until then the rows wait on disk, with 24 bytes of hashes
+each in memory.
 """
 
 import json
@@ -24,94 +24,84 @@ from tokenward.types import Comparison
 FILES = ("train.jsonl", "eval.jsonl", "dropped.jsonl")
 
 PROMPT_TRAINS = "prompt also in the training rows"
-"""Why a row of another source is not evaluated on."""
+"""Reason to drop a row of a separate eval source."""
+
+_REASONS = (*REPEATED, PROMPT_TRAINS)
 
 
 class DataCounts(NamedTuple):
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        counts: ``read``, ``kept`` and the number of rows dropped for each reason, which add up to ``read``.
-        notes: Responses taken out of rows that were kept, by reason.
-        train: Rows of ``train.jsonl``.
-        eval: Rows of ``eval.jsonl``.
-        unpaired: How many rows of both have one response, which is good or bad by itself: ``train``, ``eval``.
-        evaluation: As ``counts``, of the rows that have a source of their own to be held out; empty without one.
-    """
-
+    # read, kept, and the number of dropped rows for each reason. The latter add up to read.
     counts: dict[str, int]
-    notes: dict[str, int]
-    train: int
-    eval: int
+    notes: dict[str, int]  # number of responses removed from rows that were kept, by reason
+    train: int  # rows of train.jsonl
+    eval: int  # rows of eval.jsonl
+    # For train and eval, the number of rows with a single response, labelled good or bad.
     unpaired: dict[str, int]
-    evaluation: dict[str, int]
+    evaluation: dict[str, int]  # like counts, for a separate eval source; empty without one
 
 
-class _Seen:
-    """What is remembered of each row while all are read."""
+class _Part:
+    """The rows of one source, which are written to the file ``waiting``, and what must be remembered of each.
 
-    def __init__(self) -> None:
-        self.usable = array("b")
-        self.eval = array("b")  # of the usable rows, as what follows
-        self.alone = array("b")
-        self.keys = array("Q")
-        self.opinions = array("Q")
-        self.prompts = array("Q")
-        self.removed = [array("i") for _ in Usable._fields[1:]]
-
-    def add(self, row: Usable, eval: bool) -> None:
-        self.eval.append(eval)
-        self.alone.append(len(row.comparison.responses) == 1)
-        self.keys.append(int(row.comparison.key, 16))
-        self.opinions.append(opinion(row.comparison))
-        self.prompts.append(int(comparison_key(row.comparison.prompt, ()), 16))
-        for column, count in zip(self.removed, row[1:], strict=True):
-            column.append(count)
-
-
-class _Part(NamedTuple):
-    """The rows of one source, all read.
-
-    Attributes:
-        waiting: File of the rows.
-        seen: What is remembered of them.
-        reasons: ``[usable rows]``, why each is dropped, as a place in :data:`_REASONS`; 0 where it is kept.
+    ``usable`` has an entry per row, all other arrays one per usable row. ``reasons`` are positions in ``_REASONS``; 0 is
+    for rows that are kept.
     """
 
-    waiting: Path
-    seen: _Seen
-    reasons: np.ndarray
+    def __init__(
+        self, waiting: Path, results: Iterable[Usable | Dropped], is_eval: Callable[[Comparison], bool]
+    ) -> None:
+        usable, eval, alone = array("b"), array("b"), array("b")
+        keys, opinions, prompts = array("Q"), array("Q"), array("Q")
+        removed = [array("i") for _ in Usable._fields[1:]]
+        with waiting.open("wb") as file:
+            for row in results:
+                usable.append(isinstance(row, Usable))
+                if isinstance(row, Dropped):
+                    file.write(_dropped_line(row))
+                    continue
+                comparison = row.comparison
+                file.write(to_line(comparison).encode())
+                eval.append(is_eval(comparison))
+                alone.append(len(comparison.responses) == 1)
+                keys.append(int(comparison.key, 16))
+                opinions.append(opinion(comparison))
+                prompts.append(int(comparison_key(comparison.prompt, ()), 16))
+                for column, count in zip(removed, row[1:], strict=True):
+                    column.append(count)
+        self.waiting = waiting
+        self.usable, self.eval, self.alone = (np.array(found, bool) for found in (usable, eval, alone))
+        self.prompts = np.array(prompts, np.uint64)
+        self._removed = [np.array(column) for column in removed]
+        self.reasons = repeated(np.array(keys, np.uint64), np.array(opinions, np.uint64))
 
     @property
     def kept(self) -> np.ndarray:
-        """Which usable rows stay.  -> [usable rows] bool"""
         return self.reasons == 0
 
-    def count(self, eval: bool, *, alone: bool = False) -> int:
-        """How many rows stay on one side, or how many of one response."""
-        found = self.kept & (np.array(self.seen.eval, bool) == eval)
-        return int((found & np.array(self.seen.alone, bool) if alone else found).sum())
-
+    @property
     def removed(self) -> list[int]:
-        """How many responses were taken out of the rows that stay, for each reason."""
-        return [int(np.array(removed)[self.kept].sum()) for removed in self.seen.removed]
+        """Number of responses that were removed from the rows that are kept, for each reason."""
+        return [int(column[self.kept].sum()) for column in self._removed]
+
+    def drop_prompts_of(self, train: "_Part") -> None:
+        leaks = np.isin(self.prompts, train.prompts[train.kept]) & self.kept
+        self.reasons = np.where(leaks, _REASONS.index(PROMPT_TRAINS), self.reasons)
 
     def rows(self) -> Iterator[tuple[str, bytes, bool]]:
-        """Of each row why it is dropped, or nothing, its line, and whether it is held out."""
+        """For each row the reason to drop it (or an empty one), its line, and whether it is an eval row."""
         number = 0
         with self.waiting.open("rb") as file:
-            for line, usable in zip(file, self.seen.usable, strict=True):
+            for line, usable in zip(file, self.usable, strict=True):
                 if not usable:
                     yield json.loads(line)["reason"], line, False
                     continue
                 reason = _REASONS[self.reasons[number]]
                 if reason:
                     line = _dropped_line(Dropped(json.loads(line)["source"], reason))
-                yield reason, line, bool(self.seen.eval[number])
+                yield reason, line, bool(self.eval[number])
                 number += 1
-
-
-_REASONS = (*REPEATED, PROMPT_TRAINS)
 
 
 def write_split(
@@ -122,50 +112,29 @@ def write_split(
     seed: int,
     evaluation: Iterable[Usable | Dropped] | None = None,
 ) -> DataCounts:
-    """Write ``train.jsonl``, ``eval.jsonl`` and ``dropped.jsonl``, rows in the source's order.
+    """Write ``train.jsonl``, ``eval.jsonl`` and ``dropped.jsonl``, with the rows in the order of the source.
 
     Args:
-        folder: Where the files go; each is there whole or not at all.
-        results: The rows, as :func:`tokenward.data.prepare.read` gives them.
-        share: As :func:`tokenward.data.split.split` takes it.
-        seed: So too.
-        evaluation: Further rows to hold out; those whose prompt is in ``train.jsonl`` are dropped.
+        folder: Folder of the files. Each is written completely or not at all.
+        results: The rows, from :func:`tokenward.data.prepare.read`.
+        share: Share of eval rows, in [0, 1).
+        seed: Seed of the split.
+        evaluation: More eval rows. Those whose prompt is in ``train.jsonl`` are dropped.
 
     Raises:
-        UserError: no row is left to train on, or what reading raises.
+        UserError: No row is left to train on, or the rows cannot be read.
     """
     check_eval_share(share)
     waiting = [folder / f"{name}.tmp" for name in ("rows.jsonl", "evaluation.jsonl")]
     try:
-        part = _read(results, waiting[0], lambda row: is_eval(row, share, seed))
-        parts = [part]
+        parts = [_Part(waiting[0], results, lambda row: is_eval(row, share, seed))]
         if evaluation is not None:
-            parts.append(_without_prompts(_read(evaluation, waiting[1], lambda row: True), part))
+            parts.append(_Part(waiting[1], evaluation, lambda row: True))
+            parts[1].drop_prompts_of(parts[0])
         return _write(folder, parts, share)
     finally:
         for path in waiting:
             path.unlink(missing_ok=True)
-
-
-def _read(results: Iterable[Usable | Dropped], waiting: Path, side: Callable[[Comparison], bool]) -> _Part:
-    seen = _Seen()
-    with waiting.open("wb") as file:
-        for row in results:
-            seen.usable.append(isinstance(row, Usable))
-            if isinstance(row, Usable):
-                seen.add(row, side(row.comparison))
-                file.write(to_line(row.comparison).encode())
-            else:
-                file.write(_dropped_line(row))
-    verdicts = repeated(np.array(seen.keys, np.uint64), np.array(seen.opinions, np.uint64))
-    return _Part(waiting, seen, verdicts)
-
-
-def _without_prompts(part: _Part, train: _Part) -> _Part:
-    """A source's rows without those whose prompt is trained on."""
-    trained = np.array(train.seen.prompts, np.uint64)[train.kept]
-    leaks = np.isin(np.array(part.seen.prompts, np.uint64), trained) & part.kept
-    return part._replace(reasons=np.where(leaks, _REASONS.index(PROMPT_TRAINS), part.reasons))
 
 
 def _dropped_line(row: Dropped) -> bytes:
@@ -175,33 +144,36 @@ def _dropped_line(row: Dropped) -> bytes:
 def _write(folder: Path, parts: Sequence[_Part], share: float) -> DataCounts:
     counted: list[dict[str, int]] = []
     firsts: dict[str, str] = {}
-    train, aside = parts[0].count(False), sum(part.count(True) for part in parts)
     with ExitStack() as stack:
         files = [stack.enter_context(atomic_file(folder / name)) for name in FILES]
         for part in parts:
             reasons: Counter[str] = Counter()
-            for reason, line, held in part.rows():
-                files[2 if reason else int(held)].write(line)
+            for reason, line, is_eval in part.rows():
+                files[2 if reason else int(is_eval)].write(line)
                 if reason:
                     reasons[reason] += 1
                     firsts.setdefault(reason, json.loads(line)["where"])
-            counted.append({"read": len(part.seen.usable), "kept": int(part.kept.sum()), **reasons})
-        if not train:
-            raise UserError(_nothing_left(counted[0], firsts, share))
-    sides = {"train": False, "eval": True}
-    unpaired = {name: sum(part.count(side, alone=True) for part in parts) for name, side in sides.items()}
+            counted.append({"read": len(part.usable), "kept": int(part.kept.sum()), **reasons})
+        eval = np.concatenate([part.eval[part.kept] for part in parts])
+        alone = np.concatenate([part.alone[part.kept] for part in parts])
+        if eval.all():
+            raise _nothing_left(counted[0], firsts, share)
+    notes = notes_of(*map(sum, zip(*(part.removed for part in parts), strict=True)))
+    unpaired = {"train": int((alone & ~eval).sum()), "eval": int((alone & eval).sum())}
     evaluation = counted[1] if len(counted) > 1 else {}
-    notes = notes_of(*map(sum, zip(*(part.removed() for part in parts), strict=True)))
-    return DataCounts(counted[0], notes, train, aside, unpaired, evaluation)
+    return DataCounts(counted[0], notes, int((~eval).sum()), int(eval.sum()), unpaired, evaluation)
 
 
-def _nothing_left(counts: dict[str, int], firsts: dict[str, str], share: float) -> str:
-    """Why nothing trains, and what would help: all rows were dropped, or all are held out."""
+def _nothing_left(counts: dict[str, int], firsts: dict[str, str], share: float) -> UserError:
     if counts["kept"]:
-        return (
-            f"no comparison is left to train on: all {counts['kept']} are held out by data.eval {share}. Lower it, or "
-            "give more data."
+        return UserError(
+            f"no comparison is left to train on: all {counts['kept']} are eval rows, because their share is {share}. "
+            "Lower it, or use more data.",
+            code="no-rows",
+            key="data.eval",
         )
     reasons = [f"  {reason}: {counts[reason]}, the first is {where}" for reason, where in firsts.items()]
-    head = f"no comparison is left to train on: of {counts['read']} rows every one was dropped."
-    return "\n".join([head, *reasons, "Mend the rows, or give others."])
+    head = f"no comparison is left to train on: all {counts['read']} rows were dropped."
+    return UserError(
+        "\n".join([head, *reasons, "Fix the rows, or use others."]), code="no-rows", key="data.source"
+    )

@@ -1,4 +1,4 @@
-"""Objectives: per-token log-probabilities and weights to one loss per comparison."""
+"""Objectives: one loss per comparison from per-token log-probabilities and weights."""
 
 from tokenward.objectives.base import (
     Composite,
@@ -18,32 +18,8 @@ from tokenward.objectives.token_pairs import TBPO, TDPO, SparsePO
 from tokenward.tokens.batches import Needs
 
 __all__ = [
-    "DPO",
-    "IPO",
-    "KTO",
-    "OBJECTIVES",
-    "ORPO",
-    "SFT",
-    "TBPO",
-    "TDPO",
-    "CheckedObjective",
-    "Composite",
-    "Losses",
-    "Needs",
-    "Objective",
-    "ObjectiveModule",
-    "Pairwise",
-    "PlackettLuce",
-    "Reinforce",
-    "SePO",
-    "Selected",
-    "SimPO",
-    "SparsePO",
-    "Sum",
-    "TReg",
-    "TokenKL",
-    "WeightedLikelihood",
-    "needs_of",
-    "objective_of",
-    "title_of",
-]
+    "DPO", "IPO", "KTO", "OBJECTIVES", "ORPO", "SFT", "TBPO", "TDPO", "CheckedObjective", "Composite",
+    "Losses", "Needs", "Objective", "ObjectiveModule", "Pairwise", "PlackettLuce", "Reinforce", "SePO",
+    "Selected", "SimPO", "SparsePO", "Sum", "TReg", "TokenKL", "WeightedLikelihood", "needs_of",
+    "objective_of", "title_of",
+]  # fmt: skip

@@ -1,10 +1,9 @@
-"""What an objective receives, what it needs of that, and what it returns."""
+"""What an objective receives, declares and returns."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from functools import reduce
 from operator import or_
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -12,20 +11,20 @@ from tokenward.errors import UserError
 from tokenward.tokens.batches import NOTHING, Needs, TokenBatch
 
 DRAW = "draw"
-"""In ``batch.values`` while an objective that needs it trains: one number, another one in each optimizer step; see :attr:`Needs.draws`."""
+"""Key in ``batch.values`` of a random number that is new in each optimizer step; see :attr:`Needs.draws`."""
 
 
 class Losses(NamedTuple):
-    """Unreduced result of an objective.
+    """The unreduced result of an objective for ``b`` comparisons.
 
     Attributes:
-        loss: ``[b]``, one per comparison.
-        metrics: Named values ``[b]``, with TRL's names where TRL has them.
-        denominator: ``[b]``, 0 or more, or None: what each comparison adds to the denominator of the optimizer step. The
-            step's loss is ``sum loss / sum denominator`` over all its comparisons, however they are cut; without it,
-            their mean. An objective that gives one needs its ``own_denominator``.
-        having: ``[b]`` by a metric's name, 1 where a comparison has the metric and 0 where it has not, such as the
-            reward of a chosen response where there is only a rejected one; every comparison has those not named.
+        loss: ``[b]``, one loss per comparison.
+        metrics: Named values, ``[b]`` each and without gradient; TRL's names where TRL has them.
+        denominator: ``[b]``, 0 or more, or None. The loss of an optimizer step is ``sum loss / sum denominator`` over all
+            its comparisons, however they are cut into passes; without a denominator it is their mean. An objective that
+            returns one must declare ``Needs(own_denominator=True)``.
+        having: ``[b]`` by metric, 1 if the comparison has the metric and 0 if not, such as the reward of the chosen response
+            of a comparison that has only a rejected one. Metrics that are not named exist for every comparison.
     """
 
     loss: Tensor
@@ -35,17 +34,17 @@ class Losses(NamedTuple):
 
     @property
     def whole(self) -> Tensor:
-        """The loss of an optimizer step of these comparisons alone.  -> []"""
+        """The loss of an optimizer step that has only these comparisons.  -> []"""
         return self.loss.mean() if self.denominator is None else self.loss.sum() / self.denominator.sum()
 
 
 class ObjectiveModule(NamedTuple):
-    """A module of an objective that trains with the policy.
+    """A module of an objective that is trained with the policy.
 
     Attributes:
-        module: The objective has the same one.
-        learning_rate: Its own; None is the policy's.
-        weight_decay: Its own.
+        module: The module, which the objective keeps as well.
+        learning_rate: Its learning rate; None is the policy's.
+        weight_decay: Its weight decay.
     """
 
     module: nn.Module
@@ -54,80 +53,59 @@ class ObjectiveModule(NamedTuple):
 
 
 class Objective(Protocol):
-    """Per-token log-probabilities, weights and reference to one loss per comparison.
+    """Computes one loss per comparison from the log-probabilities and weights of its tokens.
 
-    One that needs more than log-probabilities and weights says so by ``needs``, a class attribute or a property:
-    ``needs = Needs(reference=True, pairwise=True)``; see :class:`tokenward.tokens.batches.Needs`.
+    An objective that needs more declares it as ``needs``, a class attribute or property such as
+    ``Needs(reference=True, pairwise=True)``; see :class:`tokenward.tokens.batches.Needs`.
 
-    One with a module to train has a method ``make_module(width, layers) -> ObjectiveModule | None``, which makes that module
-    for a policy of so many layers and hidden states of that width; it is called once, before the training.
+    An objective with a module to train has a method ``make_module(width, layers) -> ObjectiveModule | None``. It is called
+    once before training with the policy's hidden size and number of layers; it makes the module, keeps and returns it.
     """
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         """Losses of a batch.
 
         Args:
-            logp: ``[n]`` log-probabilities under the policy, 0 at tokens without weight; rewards where a
-                token reward model is trained.
-            batch: The tokens, their owners, weights and reference.
+            logp: ``[n]`` log-probabilities in nats under the policy, with gradient; 0 at tokens of weight 0. While a token
+                reward model is trained, its rewards instead.
+            batch: The tokens with their owners, weights ``[n]`` and whatever ``needs`` declares. The responses of a comparison
+                follow each other; if every comparison is a pair, ``[0::2]`` of values per response is the preferred side.
+
+        Returns:
+            The losses, not reduced. A token of weight 0 must have no effect on them.
         """
         ...
 
 
 def title_of(objective: Objective) -> str:
-    """What a message calls an objective: a custom one as the recipe has it, else the class."""
+    """Name of an objective for messages: a custom one's name in the recipe, else the class."""
     return getattr(objective, "title", "") or type(objective).__name__
 
 
 def needs_of(objective: Objective) -> Needs:
-    """What an objective needs; without ``needs``, log-probabilities and weights alone.
+    """What an objective declares as ``needs``; by default only log-probabilities and weights.
 
     Raises:
-        UserError: ``needs`` is something else, or a custom class has the flags of earlier versions.
+        UserError: ``needs`` is not a :class:`Needs`.
     """
-    old = _old_flags(objective)
-    if old:
-        written = " and ".join(f"{name} = {value!r}" for name, value in old.items())
-        needs = Needs(**{name.removeprefix("needs_"): value for name, value in old.items()})
+    needs = getattr(objective, "needs", NOTHING)
+    if not isinstance(needs, Needs):
         raise UserError(
-            f"{title_of(objective)} says {written}. What an objective needs is now one value. Write needs = {needs} in the class, "
-            "with from tokenward.objectives import Needs."
+            f"{title_of(objective)} has needs = {needs!r}. Write for example needs = Needs(reference=True), with Needs from "
+            "tokenward.objectives.",
+            code="invalid-needs",
         )
-    if hasattr(objective, "auxiliary"):
-        raise UserError(
-            f"{title_of(objective)} has a method auxiliary. It is now called make_module, and returns an ObjectiveModule. Rename it."
-        )
-    found = getattr(objective, "needs", NOTHING)
-    if not isinstance(found, Needs):
-        raise UserError(
-            f"{title_of(objective)} has needs = {found!r}. Write needs = Needs(reference=True), with from tokenward.objectives import "
-            "Needs."
-        )
-    return found
-
-
-def _old_flags(objective: Objective) -> dict[str, Any]:
-    """Flags that are set by the names that they had before there was :class:`Needs`."""
-    plain = ("pairwise", "own_denominator", "unpaired", "draws")
-    names = [*(f"needs_{item.name}" for item in fields(Needs)), *plain]
-    values = {name: getattr(objective, name, None) for name in names}
-    # A custom class may have a setting of one of these names, such as a number of draws.
-    return {
-        name: value for name, value in values.items() if value is True or (value and isinstance(value, str))
-    }
+    return needs
 
 
 class Composite:
-    """An objective that calls others: it needs what any of them needs.
+    """Base of the objectives that call other objectives: it needs what any of them needs.
 
     Args:
-        parts: The others.
-
-    Attributes:
-        needs: Of all of them together.
+        parts: The objectives that it calls.
 
     Raises:
-        UserError: two of them need KL divergences of different directions, and a pass gives one.
+        UserError: Two of them need KL divergences in different directions.
     """
 
     def __init__(self, parts: Sequence[Objective]) -> None:
@@ -136,7 +114,7 @@ class Composite:
 
 
 def parts_within(objective: Objective) -> Iterator[Objective]:
-    """An objective and every one that it calls, at any depth."""
+    """An objective and all those that it calls, at any depth."""
     yield objective
     for part in getattr(objective, "parts", ()):
         yield from parts_within(part)
@@ -148,16 +126,10 @@ def has_module(objective: Objective) -> bool:
 
 
 def modules_of(objective: Objective, width: int, layers: int) -> list[ObjectiveModule]:
-    """The modules that an objective, and those that it calls, train with the policy; each is made anew.
-
-    Args:
-        objective: The objective; it remembers its module.
-        width: Of the hidden states.
-        layers: Of the policy.
-    """
-    made = [
+    """Make the modules of an objective and of those that it calls, for a policy of this hidden size and depth."""
+    modules = [
         part.make_module(width, layers)  # type: ignore[attr-defined]
         for part in parts_within(objective)
         if hasattr(part, "make_module")
     ]
-    return [item for item in made if item is not None]
+    return [module for module in modules if module is not None]

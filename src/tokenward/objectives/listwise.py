@@ -1,6 +1,6 @@
 """The loss of a token reward model: aggregated token rewards must order a comparison's responses."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,49 +12,41 @@ from tokenward.objectives.selected import step_seeds
 from tokenward.ops.aggregates import AGGREGATES, SCALED, SOFT, group_mean_length, pooled
 from tokenward.ops.listwise import agreement, plackett_luce, random_subsets, ranks_differ
 from tokenward.ops.ragged import position_in_group, segment_sum
-from tokenward.plugins import check_call, find
+from tokenward.plugins import check_call, check_positive, find
 from tokenward.selection import uniform
 from tokenward.tokens.batches import Needs, TokenBatch
 
 
 class _RankedLists(NamedTuple):
-    """Ranked lists: those of the batch, or subsets of them.  [m] each, but for the count"""
+    """Lists of responses, or random subsets of them: response and list ``[m]`` of each member, number of lists."""
 
     response: Tensor
     group: Tensor
     groups: int
 
 
-class _Responses(NamedTuple):
-    """Each response's aggregate, before the factor C, and how many tokens it was taken over.  [r] each"""
-
-    values: Tensor
-    lengths: Tensor
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlackettLuce:
     """Likelihood of the ranking under aggregated token rewards (TLM, arXiv 2306.00398, preference loss).
 
-    ``-sum_k log(exp(e_k) / sum_{i >= k} exp(e_i))`` with ``e = C f(r_1 .. r_T)``, where ``f`` is the aggregate and
-    ``C`` the mean length of the list's responses. The first argument of the call is the token REWARDS ``[n]``.
-    Where the batch has segments, ``f`` is over the mean rewards of segments, and lengths count segments.
+    ``-sum_k log(exp(e_k) / sum_{i >= k} exp(e_i))`` with ``e = C f(r_1 .. r_T)``, where ``f`` is the aggregate and ``C`` the
+    mean length of the list's responses. The first argument of the call is the token rewards ``[n]``. If the batch has
+    segments, ``f`` is over the mean rewards of segments and lengths count segments.
 
     Attributes:
-        aggregate: ``average``, ``sum``, ``softmax``, ``softmin``, or ``"module:name"`` of a function ``f(rewards,
-            weights, owner, count) -> [count]``.
-        temperature: Of ``softmax`` and ``softmin``; the paper's beta.
-        scale_by_length: Multiply by C; ``sum`` and functions of one's own never are.
-        length_neutral: Log of the mean in the place of the log of the sum of exponentials: without it,
-            ``softmax`` favours long responses and ``softmin`` short ones.
+        aggregate: ``average``, ``sum``, ``softmax``, ``softmin``, or ``"module:name"`` of a function ``f(rewards [n],
+            weights [n], owner [n], count) -> [count]``.
+        temperature: Temperature of ``softmax`` and ``softmin``; the paper's beta.
+        scale_by_length: Multiply by C; never done for ``sum`` and custom functions.
+        length_neutral: Use the log of the mean of exponentials instead of their sum. Otherwise ``softmax`` favours long
+            responses and ``softmin`` short ones.
         ties: ``averaged`` over all orders of equal ranks, or one ``random`` order per call, as published.
         list_temperature: Divides ``e``.
-        group_size: Take the mean over random lists of so many of the comparison's responses (all of them, where it
-            has fewer) in the place of the whole list. Lists of one rank only say nothing and are not counted.
-        groups: Lists drawn per comparison and call, where ``group_size`` is given.
+        group_size: Use the mean over random lists of this many of the comparison's responses (or all of them if it has
+            fewer) instead of the whole list. Lists of a single rank carry no information and are not counted.
+        groups: Number of random lists per comparison and call.
     """
 
-    _: KW_ONLY
     aggregate: str = "average"
     temperature: float = 2.0
     scale_by_length: bool = True
@@ -67,44 +59,36 @@ class PlackettLuce:
     def __post_init__(self) -> None:
         function = find("aggregate", self.aggregate, AGGREGATES)
         check_call("aggregate", self.aggregate, function, ("rewards", "weights", "owner", "count"))
-        for name in ("temperature", "list_temperature"):
-            if not getattr(self, name) > 0:
-                raise UserError(
-                    f"{name} must be greater than 0, got {getattr(self, name)}. Write for example 1.0."
-                )
+        check_positive(temperature=self.temperature, list_temperature=self.list_temperature)
         if self.length_neutral and self.aggregate not in SOFT:
             raise UserError(
-                f"length_neutral has no meaning with aggregate: {self.aggregate}. Leave it out, or write softmax or softmin."
+                f"length_neutral has no effect with aggregate: {self.aggregate}. Leave it out, or write softmax or softmin.",
+                code="conflicting-settings",
             )
         if self.group_size is not None and self.group_size < 2:
-            raise UserError(
-                f"group_size must be at least 2, got {self.group_size}: one response has no order."
-            )
-        if self.groups < 1:
-            raise UserError(f"groups must be at least 1, got {self.groups}. The paper draws 64.")
+            raise UserError(f"group_size must be at least 2, got {self.group_size}.", code="invalid-value")
+        check_positive(groups=self.groups)
 
     @property
     def needs(self) -> Needs:
-        """Lists or orders may be drawn."""
         return Needs(draws=self.ties == "random" or self.group_size is not None)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch, ``logp`` being token rewards; see :class:`tokenward.objectives.base.Objective`."""
-        responses = self._aggregated(logp, batch)
+        values, lengths = self._aggregated(logp, batch)
         whole = _RankedLists(
             torch.arange(batch.responses, device=logp.device), batch.comparison, batch.comparisons
         )
         if self.group_size is None:
-            loss = self._losses(responses, batch, whole)
+            loss = self._losses(values, lengths, batch, whole)
         else:
-            loss = self._mean_over_subsets(responses, batch, self.group_size)
-        detached = responses._replace(values=responses.values.detach())
-        found = agreement(self._scaled(detached, whole), batch.rank, *whole[1:])
-        # A comparison of one rank only has no pair to be right about: it counts as chance.
+            loss = self._mean_over_subsets(values, lengths, batch, self.group_size)
+        found = agreement(self._scaled(values.detach(), lengths, whole), batch.rank, *whole[1:])
+        # A comparison of a single rank has no pair to order: it counts as chance.
         accuracy = torch.where(found.accuracy.isnan(), 0.5, found.accuracy)
         return Losses(loss, {"rank/accuracy": accuracy, "rank/top1": found.top, "rank/spread": found.spread})
 
-    def _aggregated(self, rewards: Tensor, batch: TokenBatch) -> _Responses:
+    def _aggregated(self, rewards: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Each response's aggregate, before the factor C, and how many tokens it is over.  -> [r], [r]"""
         weights, owner = batch.weights, batch.response
         if batch.segment is not None:
             segments = int(batch.segment[-1]) + 1
@@ -118,19 +102,19 @@ class PlackettLuce:
             shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise UserError(
                 f"the aggregate {self.aggregate} returned {shape} for {batch.responses} responses. It must return a tensor "
-                "with one number per response: f(rewards [n], weights [n], owner [n], count) -> [count]."
+                "with one number per response: f(rewards [n], weights [n], owner [n], count) -> [count].",
+                code="wrong-result",
             )
-        return _Responses(values, segment_sum(weights, owner, batch.responses))
+        return values, segment_sum(weights, owner, batch.responses)
 
-    def _scaled(self, responses: _Responses, lists: _RankedLists) -> Tensor:
+    def _scaled(self, values: Tensor, lengths: Tensor, lists: _RankedLists) -> Tensor:
         """``e`` of each list's members.  -> [m]"""
-        values = responses.values[lists.response]
+        values = values[lists.response]
         if not self.scale_by_length or self.aggregate not in SCALED:
             return values
-        return values * group_mean_length(responses.lengths[lists.response], lists.group, lists.groups)
+        return values * group_mean_length(lengths[lists.response], lists.group, lists.groups)
 
-    def _losses(self, responses: _Responses, batch: TokenBatch, lists: _RankedLists) -> Tensor:
-        rank = batch.rank[lists.response]
+    def _losses(self, values: Tensor, lengths: Tensor, batch: TokenBatch, lists: _RankedLists) -> Tensor:
         tie_break = None
         if self.ties == "random":
             draw = torch.div(lists.group, batch.comparisons, rounding_mode="floor")
@@ -138,8 +122,8 @@ class PlackettLuce:
             tie_break = noise[draw, lists.response]
         try:
             return plackett_luce(
-                self._scaled(responses, lists),
-                rank,
+                self._scaled(values, lengths, lists),
+                batch.rank[lists.response],
                 lists.group,
                 lists.groups,
                 temperature=self.list_temperature,
@@ -147,15 +131,15 @@ class PlackettLuce:
             )
         except ValueError as error:
             raise UserError(
-                f"a comparison cannot be averaged over the orders of its equal ranks: {error}. Write ties: random, or a "
-                "group_size of 12 or less."
+                f"ties: averaged is not possible for this comparison: {error}. Use ties: random, or a group_size of 12 or less.",
+                code="too-many-ties",
             ) from error
 
-    def _mean_over_subsets(self, responses: _Responses, batch: TokenBatch, size: int) -> Tensor:
+    def _mean_over_subsets(self, values: Tensor, lengths: Tensor, batch: TokenBatch, size: int) -> Tensor:
         noise = _noise(batch, self.groups, "subsets")
         drawn = random_subsets(noise, batch.comparison, batch.comparisons, size)
         lists = _RankedLists(drawn.response, drawn.subset, self.groups * batch.comparisons)
-        losses = self._losses(responses, batch, lists)
+        losses = self._losses(values, lengths, batch, lists)
         counts = ranks_differ(batch.rank[lists.response], lists.group, lists.groups)
         owner = torch.arange(batch.comparisons, device=counts.device).repeat(self.groups)
         number = segment_sum(counts.to(losses.dtype), owner, batch.comparisons)
@@ -163,14 +147,18 @@ class PlackettLuce:
 
 
 def _noise(batch: TokenBatch, draws: int, what: Literal["ties", "subsets"]) -> Tensor:
-    """Numbers in [0, 1) for several draws: in a training by the step, the response and its place, else new ones.  -> [draws r]"""
+    """Random numbers in [0, 1) for several draws.  -> [draws r]
+
+    In training they are hashed from the number of the step, the response and its place, so that they do not depend on how
+    the step is cut into passes.
+    """
     device = batch.rank.device
-    drawn = batch.values.get(DRAW)
-    if drawn is None:
-        # Where the checkpointed CPU generator draws, so that every device sees the same.
+    step = batch.values.get(DRAW)
+    if step is None:
+        # The CPU generator is part of a checkpoint, and draws the same numbers for every device.
         return torch.rand(draws, batch.responses).to(device)
     seeds = step_seeds(batch.ids, batch.response, batch.responses) + position_in_group(batch.comparison)
     number = 2 * torch.arange(draws, device=device)[:, None] + (what == "ties")
     return uniform(
-        seeds ^ (number * 0x2545F4914F6CDD1 + drawn[:1].to(torch.int64) * 0x9E3779B97F4A7C1)
+        seeds ^ (number * 0x2545F4914F6CDD1 + step[:1].to(torch.int64) * 0x9E3779B97F4A7C1)
     ).float()

@@ -1,6 +1,8 @@
-"""Objectives over pairs: one family, with DPO, IPO, SimPO and SePO as settings of it."""
+"""Objectives over pairs: one family, of which DPO, IPO, SimPO and SePO are settings, and ORPO."""
 
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -9,28 +11,22 @@ from torch import Tensor
 from tokenward.errors import UserError
 from tokenward.objectives.base import Losses
 from tokenward.ops import links
-from tokenward.ops.links import log_odds
 from tokenward.ops.losses import ipo, margin_logistic, orpo, pairwise
 from tokenward.ops.ragged import segment_sum, weighted_sum
+from tokenward.plugins import check_positive
 from tokenward.tokens.batches import Needs, TokenBatch
 
 
 class PairSides(NamedTuple):
-    """The same quantity for the preferred and the other response.  [b] each"""
+    """One quantity for the chosen and the rejected response of each pair.  [b] each"""
 
     chosen: Tensor
     rejected: Tensor
 
 
 def sides(per_response: Tensor) -> PairSides:
-    """Split values of responses that lie better, other, better, other.  [2 b] -> [b], [b]"""
+    """Split values of responses in the order chosen, rejected, chosen, rejected.  [2 b] -> [b], [b]"""
     return PairSides(per_response[0::2], per_response[1::2])
-
-
-def positive(name: str, value: float, example: float) -> None:
-    """Refuse a setting that is not greater than 0."""
-    if not value > 0:
-        raise UserError(f"{name} must be greater than 0, got {value}. Write for example {name}: {example}.")
 
 
 def log_ratios(logp: Tensor, batch: TokenBatch) -> Tensor:
@@ -40,31 +36,41 @@ def log_ratios(logp: Tensor, batch: TokenBatch) -> Tensor:
 
 
 def sums(values: Tensor, batch: TokenBatch) -> Tensor:
-    """Weighted sum over each response.  [n] -> [r]"""
+    """Weighted sum over the tokens of each response.  [n] -> [r]"""
     return weighted_sum(values, batch.weights, batch.response, batch.responses)
 
 
+def absolute_weights(batch: TokenBatch) -> Tensor:
+    """Sum of the absolute weights of each response.  -> [r]"""
+    # The denominator of a mean: a plain sum of negative weights would flip the sign of each of them.
+    return segment_sum(batch.weights.abs(), batch.response, batch.responses)
+
+
+def lengths_of(batch: TokenBatch) -> Tensor:
+    """Number of tokens of each response, with and without weight.  -> [r]"""
+    return segment_sum(torch.ones_like(batch.weights), batch.response, batch.responses)
+
+
 def divergences(batch: TokenBatch) -> Tensor:
-    """KL divergence of each response: the sum over its tokens, each by the size of its weight.  -> [r]"""
+    """KL divergence of each response, summed over its tokens with their absolute weights.  -> [r]"""
     return weighted_sum(batch.statistics["kl"], batch.weights.abs(), batch.response, batch.responses)
 
 
 LinkName = Literal["logistic", "hinge", "robust", "kliep", "lsif", "ba", "sba"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """A loss of the margin ``z`` by which the preferred side leads; see :mod:`tokenward.ops.links`.
+    """A loss of the margin ``z`` by which the chosen side leads; see :mod:`tokenward.ops.links`.
 
     Attributes:
-        name: ``logistic`` (DPO), ``hinge``, ``robust`` (unbiased under flipped labels), or of the Bregman family
-            ``kliep``, ``lsif``, ``ba``, ``sba``; logistic is in it too.
-        label_smoothing: Assumed share ``e`` of flipped labels; of all but ``robust``, ``(1 - e) L(z) + e L(-z)``.
-        power: The lambda of ``ba`` and ``sba``.
-        scale: The s of ``sba``.
+        name: ``logistic`` (DPO), ``hinge``, ``robust`` (unbiased under flipped labels), or ``kliep``, ``lsif``, ``ba`` or
+            ``sba`` of the Bregman family.
+        label_smoothing: Assumed share ``e`` of flipped labels. For all but ``robust``: ``(1 - e) L(z) + e L(-z)``.
+        power: Lambda of ``ba`` and ``sba``.
+        scale: Scale s of ``sba``.
     """
 
-    _: KW_ONLY
     name: LinkName = "logistic"
     label_smoothing: float = 0.0
     power: float = 0.0
@@ -73,15 +79,18 @@ class Link:
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 0.5:
             raise UserError(
-                f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}: at 0.5 no label is left."
+                f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}: at 0.5 the labels carry no information.",
+                code="invalid-value",
             )
         if not (self.power >= 0 and self.scale > 0):
             raise UserError(
-                f"a Bregman link needs power >= 0 and scale > 0, got {self.power} and {self.scale}. Write power: 0.0, scale: 4.0."
+                f"a Bregman link needs power >= 0 and scale > 0, got {self.power} and {self.scale}. Write for example "
+                "power: 0.0, scale: 4.0.",
+                code="invalid-value",
             )
 
     def __call__(self, margin: Tensor) -> Tensor:
-        """The loss.  [...] -> [...]"""
+        """The loss of each margin.  [...] -> [...]"""
         if self.name == "robust":
             return links.robust(margin, self.label_smoothing)
         plain: dict[str, links.Link] = {
@@ -95,28 +104,28 @@ class Link:
         return links.smoothed(plain[self.name], margin, self.label_smoothing)
 
 
-def reward_metrics(rewards: PairSides) -> dict[str, Tensor]:
-    """Of both sides' rewards, without gradient."""
-    rewards = PairSides(*(side.detach() for side in rewards))
-    margins = rewards.chosen - rewards.rejected
+def reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    """TRL's metrics of the rewards of pairs, without gradient.  [b], [b] -> [b] each"""
+    chosen, rejected = chosen.detach(), rejected.detach()
+    margins = chosen - rejected
     return {
-        "rewards/chosen": rewards.chosen,
-        "rewards/rejected": rewards.rejected,
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
         "rewards/margins": margins,
         "rewards/accuracies": (margins > 0).float(),
     }
 
 
 def logp_metrics(logp: Tensor, batch: TokenBatch) -> dict[str, Tensor]:
-    """Sums over the tokens that have weight, how many of the tokens have it, and what training did to the chosen ones.
+    """Metrics of the log-probabilities of the tokens with weight, and the share of tokens with weight.
 
-    ``logps/chosen_change_per_token`` is there where the batch has reference values.
+    ``logps/chosen_change_per_token`` is there if the batch has reference values.
     """
     logp = logp.detach()
     total = sides(sums(logp, batch))
     weight = sides(segment_sum(batch.weights, batch.response, batch.responses))
     kept = sides(segment_sum((batch.weights != 0).float(), batch.response, batch.responses))
-    lengths = sides(segment_sum(torch.ones_like(batch.weights), batch.response, batch.responses))
+    lengths = sides(lengths_of(batch))
     metrics = {
         "logps/chosen": total.chosen,
         "logps/rejected": total.rejected,
@@ -131,40 +140,55 @@ def logp_metrics(logp: Tensor, batch: TokenBatch) -> dict[str, Tensor]:
 
 
 def kl_metrics(batch: TokenBatch) -> dict[str, Tensor]:
-    """KL divergence to the reference of both sides, summed over the tokens that have weight."""
+    """KL divergence to the reference of both sides, summed over the tokens with weight."""
     kl = sides(divergences(batch).detach())
     return {"kl/chosen": kl.chosen, "kl/rejected": kl.rejected}
 
 
 def _per_weight(total: Tensor, weight: Tensor) -> Tensor:
-    """A weighted mean; 0 where nothing has weight, as one such pair must not spoil the mean over all."""
+    # A pair without weight gives 0, so that it does not turn the mean over all pairs into NaN.
     return torch.where(weight != 0, total / weight, 0.0)
 
 
-Normaliser = Literal["selected", "rate", "length", "none"]
+def _family(
+    logp: Tensor,
+    batch: TokenBatch,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    beta: float,
+    reference: bool,
+    size: Tensor | None,
+) -> Losses:
+    """A loss of the weighted log-ratios or log-probabilities of pairs, divided by a size of each response.
+
+    The reward is beta times the value that the loss compares; with a reference it is DPO's implicit reward of the whole
+    response, which is not divided.
+    """
+    total = sums(log_ratios(logp, batch) if reference else logp, batch)
+    compared = total if size is None else total / size
+    metrics = reward_metrics(*sides(beta * (total if reference else compared))) | logp_metrics(logp, batch)
+    return Losses(loss(*sides(compared)), metrics)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pairwise:
-    """``link(beta (u_w - u_l) - margin)``, with ``u`` the weighted log-ratios, or log-probabilities, of a response.
+    """``link(beta (u_w - u_l) - margin)``, with ``u`` the weighted log-ratios or log-probabilities of a response.
 
-    Weights may be negative: such a token counts for the other side.
+    A token with a negative weight counts for the other side.
 
     Attributes:
-        link: ``logistic``, ``hinge``, ``robust``, ``kliep``, ``lsif``, ``ba``, ``sba``: see
-            :class:`tokenward.objectives.pairwise.Link`. ``ipo`` is ``(u_w - u_l - 1 / (2 beta))^2``; ``odds`` the
-            logistic of the log-odds ratio of the responses' mean probabilities per token (ORPO's).
-        beta: Scale.
-        margin: What the scaled difference must exceed; not of ``ipo``.
+        link: ``logistic``, ``hinge``, ``robust``, ``kliep``, ``lsif``, ``ba`` or ``sba``; see :class:`Link`. ``ipo`` is
+            ``(u_w - u_l - 1 / (2 beta))^2``; ``odds`` is the logistic of the log-odds ratio of the mean probabilities (ORPO).
+        beta: Scale of the difference.
+        margin: Target for the scaled difference; not for ``ipo``.
         label_smoothing: Assumed share of flipped labels.
-        reference: Whether ``u`` is of log-ratios to the reference.
-        aggregate: ``sum`` over the tokens; ``mean``: over the sum of the weights' sizes; ``length``: over all
-            tokens of the response, with and without weight.
-        power: The lambda of ``ba`` and ``sba``.
-        scale: The s of ``sba``.
+        reference: Whether ``u`` is made of log-ratios to the reference.
+        aggregate: ``sum`` over tokens; ``mean``: divided by the sum of absolute weights; ``length``: divided by the number
+            of tokens.
+        power: Lambda of ``ba`` and ``sba``.
+        scale: Scale s of ``sba``.
     """
 
-    _: KW_ONLY
     link: Literal["logistic", "hinge", "robust", "ipo", "odds", "kliep", "lsif", "ba", "sba"] = "logistic"
     beta: float = 0.1
     margin: float = 0.0
@@ -175,220 +199,184 @@ class Pairwise:
     scale: float = 4.0
 
     def __post_init__(self) -> None:
-        positive("beta", self.beta, 0.1)
-        self._loss_of_margin()
+        check_positive(beta=self.beta)
+        self._link()
         if self.link == "ipo" and (self.label_smoothing or self.margin):
             raise UserError(
-                "label_smoothing and margin have no meaning with link: ipo, whose target is 1 / (2 beta). Leave them out."
+                "label_smoothing and margin have no effect with ipo, whose target is 1 / (2 beta). Leave them out.",
+                code="conflicting-settings",
             )
         if self.link == "odds" and (self.reference or self.aggregate == "sum"):
             raise UserError(
-                "link: odds compares the probabilities of tokens on average, and the reference has no part in it. Write "
-                "reference: false, aggregate: mean."
+                "link: odds compares mean probabilities and uses no reference. Write reference: false, aggregate: mean.",
+                code="conflicting-settings",
             )
 
     @property
     def needs(self) -> Needs:
-        """The reference, where log-ratios are compared."""
         return Needs(reference=self.reference, pairwise=True)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
-        total = sums(log_ratios(logp, batch) if self.reference else logp, batch)
-        aggregate = total if self.aggregate == "sum" else total / self._normaliser(batch)
-        # With a reference the reward is DPO's implicit one, of the whole response.
-        rewards = sides(self.beta * (total if self.reference else aggregate))
-        metrics = reward_metrics(rewards) | logp_metrics(logp, batch)
-        return Losses(self._loss(sides(aggregate)), metrics)
+        size = None
+        if self.aggregate != "sum":
+            size = absolute_weights(batch) if self.aggregate == "mean" else lengths_of(batch)
+        return _family(logp, batch, self._loss, beta=self.beta, reference=self.reference, size=size)
 
-    def _loss(self, found: PairSides) -> Tensor:
+    def _loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         if self.link == "ipo":
-            return ipo(*found, beta=self.beta)
+            return ipo(chosen, rejected, beta=self.beta)
         if self.link == "odds":
-            found = PairSides(*map(log_odds, found))
-        return pairwise(*found, link=self._loss_of_margin(), beta=self.beta, margin=self.margin)
+            chosen, rejected = links.log_odds(chosen), links.log_odds(rejected)
+        return pairwise(chosen, rejected, link=self._link(), beta=self.beta, margin=self.margin)
 
-    def _loss_of_margin(self) -> Link:
-        return Link(
-            name="logistic" if self.link in ("ipo", "odds") else self.link,
-            label_smoothing=self.label_smoothing,
-            power=self.power,
-            scale=self.scale,
-        )
-
-    def _normaliser(self, batch: TokenBatch) -> Tensor:
-        counted = batch.weights.abs() if self.aggregate == "mean" else torch.ones_like(batch.weights)
-        return segment_sum(counted, batch.response, batch.responses)
+    def _link(self) -> Link:
+        name = "logistic" if self.link in ("ipo", "odds") else self.link
+        return Link(name=name, label_smoothing=self.label_smoothing, power=self.power, scale=self.scale)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DPO:
     """Direct preference optimisation over the weighted tokens (arXiv 2305.18290, Eq. 7).
 
     Attributes:
         beta: Scale of the implicit reward.
-        label_smoothing: Assumed share of flipped labels (cDPO), sigmoid loss only.
-        loss: ``sigmoid``, or ``ipo`` (arXiv 2310.12036) with mean log-ratios, as TRL has it.
+        label_smoothing: Assumed share of flipped labels (cDPO); for the sigmoid loss only.
+        loss: ``sigmoid``, or ``ipo`` (arXiv 2310.12036) with mean log-ratios, as in TRL.
     """
 
     needs: ClassVar[Needs] = Needs(reference=True, pairwise=True)
 
-    _: KW_ONLY
     beta: float = 0.1
     label_smoothing: float = 0.0
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
 
     def __post_init__(self) -> None:
-        if self.loss == "ipo" and self.label_smoothing:
-            raise UserError("label_smoothing has no meaning with loss: ipo. Leave one of the two out.")
-        self._family()
+        self._pairwise()
 
-    def _family(self) -> Pairwise:
-        if self.loss == "ipo":
-            return Pairwise(link="ipo", beta=self.beta, aggregate="mean")
-        return Pairwise(beta=self.beta, label_smoothing=self.label_smoothing)
+    def _pairwise(self) -> Pairwise:
+        link, aggregate = ("ipo", "mean") if self.loss == "ipo" else ("logistic", "sum")
+        return Pairwise(link=link, beta=self.beta, label_smoothing=self.label_smoothing, aggregate=aggregate)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
-        return self._family()(logp, batch)
+        return self._pairwise()(logp, batch)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IPO:
-    """Identity preference optimisation with mean log-ratios (arXiv 2310.12036, Eq. 17): DPO's ``loss: ipo``.
-
-    Attributes:
-        beta: The paper's tau.
-    """
+    """Identity preference optimisation with mean log-ratios (arXiv 2310.12036, Eq. 17; ``beta`` is its tau)."""
 
     needs: ClassVar[Needs] = Needs(reference=True, pairwise=True)
 
-    _: KW_ONLY
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        positive("beta", self.beta, 0.1)
+        check_positive(beta=self.beta)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
-        return Pairwise(link="ipo", beta=self.beta, aggregate="mean")(logp, batch)
+        return DPO(beta=self.beta, loss="ipo")(logp, batch)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SePO:
     """Selective preference optimisation (arXiv 2408.13518, objective of section 3).
 
-    ``-log sigma(u_w - u_l - margin)`` with ``u = gamma / z * sum_t w_t log pi(y_t)``, where ``w`` is 1 for
-    the selected tokens and ``z`` the normaliser. With every token selected it is SimPO.
+    ``-log sigma(u_w - u_l - margin)`` with ``u = gamma / z * sum_t w_t log pi(y_t)``, where ``w`` is 1 for the selected
+    tokens and ``z`` the normaliser. With every token selected it is SimPO.
 
     Attributes:
         gamma: Scale; the paper searches 2.1 to 2.5, the published code uses 1.
         margin: The paper's lambda; 0 in the published code.
-        normaliser: ``selected``: the sum of the weights' sizes; ``rate``: length times the side's rate, as the
-            paper's formula has it; ``length``: all tokens of the response; ``none``: 1.
-        chosen_rate: Rate of the chosen side, for ``normaliser: rate``.
-        rejected_rate: Rate of the rejected side, for ``normaliser: rate``.
-        profile: ``official`` sets the published code's values: gamma 1, margin 0, selected.
+        normaliser: ``selected``: the sum of absolute weights. ``rate``: the length times the side's rate, as in the paper's
+            formula. ``length``: the number of tokens. ``none``: 1.
+        chosen_rate: Rate of the chosen side for ``normaliser: rate``.
+        rejected_rate: Rate of the rejected side for ``normaliser: rate``.
+        profile: ``official`` uses the published code's values: gamma 1, margin 0, normaliser selected.
     """
 
     needs: ClassVar[Needs] = Needs(pairwise=True)
 
-    _: KW_ONLY
     gamma: float = 2.0
     margin: float = 0.0
-    normaliser: Normaliser = "selected"
+    normaliser: Literal["selected", "rate", "length", "none"] = "selected"
     chosen_rate: float | None = None
     rejected_rate: float | None = None
     profile: Literal["official"] | None = None
 
     def __post_init__(self) -> None:
-        positive("gamma", self.gamma, 2.0)
+        check_positive(gamma=self.gamma)
         rates = (self.chosen_rate, self.rejected_rate)
         if self.normaliser == "rate" and not all(rate is not None and 0 < rate <= 1 for rate in rates):
             raise UserError(
                 f"normaliser: rate needs chosen_rate and rejected_rate in (0, 1], got {rates[0]} and {rates[1]}. Write "
-                "the two fractions of the selection, or normaliser: selected."
+                "the two fractions of the selection, or normaliser: selected.",
+                code="missing-setting",
             )
-        if self.profile == "official" and (self.gamma, self.margin, self.normaliser) != (
-            2.0,
-            0.0,
-            "selected",
-        ):
+        if self.profile and (self.gamma, self.margin, self.normaliser) != (2.0, 0.0, "selected"):
             raise UserError(
-                "profile: official fixes gamma 1, margin 0 and normaliser selected, as the published code has them. "
-                "Leave gamma, margin and normaliser out, or leave the profile out."
+                "profile: official fixes gamma 1, margin 0 and normaliser selected, as in the published code. "
+                "Leave gamma, margin and normaliser out, or leave the profile out.",
+                code="conflicting-settings",
             )
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
-        gamma = 1.0 if self.profile == "official" else self.gamma
-        mean = sides(sums(logp, batch) / self._normaliser(batch))
-        loss = margin_logistic(*mean, scale=gamma, margin=self.margin)
-        rewards = PairSides(gamma * mean.chosen, gamma * mean.rejected)
-        return Losses(loss, reward_metrics(rewards) | logp_metrics(logp, batch))
+        beta = 1.0 if self.profile else self.gamma
+        loss = partial(margin_logistic, scale=beta, margin=self.margin)
+        return _family(logp, batch, loss, beta=beta, reference=False, size=self._size(batch))
 
-    def _normaliser(self, batch: TokenBatch) -> Tensor:
-        if self.normaliser == "selected":
-            # Sizes: a sum of negative weights would turn the sign of each of them round.
-            return segment_sum(batch.weights.abs(), batch.response, batch.responses)
+    def _size(self, batch: TokenBatch) -> Tensor | None:
         if self.normaliser == "none":
-            return torch.ones_like(batch.rank, dtype=torch.float32)
-        lengths = segment_sum(torch.ones_like(batch.weights), batch.response, batch.responses)
+            return None
+        if self.normaliser == "selected":
+            return absolute_weights(batch)
+        lengths = lengths_of(batch)
         if self.normaliser == "length":
             return lengths
         rates = lengths.new_tensor([self.chosen_rate, self.rejected_rate])
         return lengths * rates.repeat(batch.comparisons)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SimPO:
     """Simple preference optimisation (arXiv 2405.14734, Eq. 6) over the weighted tokens.
 
     Attributes:
         beta: Scale of the mean log-probability.
-        gamma: Target margin. TRL calls it ``simpo_gamma``; the SimPO code gives the ratio ``gamma / beta``.
+        gamma: Target margin. TRL calls it ``simpo_gamma``; the SimPO code takes the ratio ``gamma / beta``.
     """
 
     needs: ClassVar[Needs] = Needs(pairwise=True)
 
-    _: KW_ONLY
     beta: float = 2.0
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        positive("beta", self.beta, 2.0)
+        check_positive(beta=self.beta)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
         return SePO(gamma=self.beta, margin=self.gamma)(logp, batch)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ORPO:
-    """Odds ratio preference optimisation (arXiv 2403.07691, Eq. 6): likelihood of the chosen response, and odds.
+    """Odds ratio preference optimisation (arXiv 2403.07691, Eq. 6): likelihood of the chosen response plus an odds ratio.
 
-    ``-p_w - beta log sigma(log odds(p_w) - log odds(p_l))`` with ``p`` the mean log-probability of the weighted
-    tokens and ``log odds(p) = p - log(1 - exp(p))``, which stays exact near ``p = 0`` and is cut off at -1e-6.
+    ``-p_w - beta log sigma(log odds(p_w) - log odds(p_l))`` with ``p`` the mean log-probability of the weighted tokens and
+    ``log odds(p) = p - log(1 - exp(p))``, which is exact near ``p = 0`` and cut off at -1e-6.
 
     Attributes:
-        beta: Share of the odds; the paper's lambda.
+        beta: Factor of the odds ratio; the paper's lambda.
     """
 
     needs: ClassVar[Needs] = Needs(pairwise=True)
 
-    _: KW_ONLY
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        positive("beta", self.beta, 0.1)
+        check_positive(beta=self.beta)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
         odds = Pairwise(link="odds", beta=1.0, reference=False, aggregate="mean")(logp, batch)
-        total = segment_sum(batch.weights.abs(), batch.response, batch.responses)
-        mean = sides(sums(logp, batch) / total)
-        rewards = PairSides(self.beta * mean.chosen, self.beta * mean.rejected)
-        metrics = {"nll": -mean.chosen.detach(), "loss/odds": odds.loss.detach()}
-        return Losses(
-            orpo(odds.loss, mean.chosen, beta=self.beta), odds.metrics | reward_metrics(rewards) | metrics
-        )
+        chosen, rejected = sides(sums(logp, batch) / absolute_weights(batch))
+        rewards = reward_metrics(self.beta * chosen, self.beta * rejected)
+        metrics = {"nll": -chosen.detach(), "loss/odds": odds.loss.detach()}
+        return Losses(orpo(odds.loss, chosen, beta=self.beta), odds.metrics | rewards | metrics)

@@ -1,8 +1,8 @@
-"""Objectives by name, sums of several, and the terms that only add to another objective."""
+"""The objectives by name, sums of several, and the terms that are used in sums."""
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from tokenward.objectives.pairwise import (
     SePO,
     SimPO,
     log_ratios,
-    positive,
     sides,
     sums,
 )
@@ -29,36 +28,33 @@ from tokenward.objectives.selected import Selected
 from tokenward.objectives.token_pairs import TBPO, TDPO, SparsePO
 from tokenward.ops.losses import pair_weight, treg
 from tokenward.ops.ragged import segment_sum, weighted_sum
-from tokenward.plugins import build, check_call
+from tokenward.plugins import build, check_call, check_positive
 from tokenward.selection import selector_of
 from tokenward.tokens.batches import Needs, TokenBatch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TReg:
-    """T-REG's regulariser (arXiv 2412.02685): make tokens more or less likely by their weights, wrong pairs most.
+    """T-REG's regulariser (arXiv 2412.02685): token rewards as signed weights, strongest for wrongly ordered pairs.
 
-    ``-s beta sum_t w_t log pi(y_t)`` over both responses, with ``s = sigma(r_l - r_w)`` and ``r`` beta times the
-    log-ratio, summed over the tokens that have weight. The weights are signed: the paper's token rewards,
-    ``sigma(.) - 1/2`` of a contrast of two prompts. T-REG itself is a sum of ``dpo`` and this with its own selection.
+    ``-s beta sum_t w_t log pi(y_t)`` over both responses, with ``s = sigma(r_l - r_w)`` and ``r`` beta times the log-ratio,
+    summed over the tokens with weight. The weights are the paper's token rewards: ``sigma(.) - 1/2`` of a contrast of two
+    prompts. T-REG itself is a ``sum`` of ``dpo`` and this term with its own selection.
 
     Attributes:
-        beta: As in the DPO term beside it.
-        stop_gradient: ``weight``: ``s`` is a number; ``none``: it has its gradient. What is known of the paper
-            does not say which.
+        beta: As in the DPO term.
+        stop_gradient: ``weight``: ``s`` has no gradient; ``none``: it has. The paper does not say which.
     """
 
     needs: ClassVar[Needs] = Needs(reference=True, pairwise=True)
 
-    _: KW_ONLY
     beta: float = 0.1
     stop_gradient: Literal["weight", "none"] = "weight"
 
     def __post_init__(self) -> None:
-        positive("beta", self.beta, 0.1)
+        check_positive(beta=self.beta)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
         present = (batch.weights != 0).to(batch.weights.dtype)
         ratio = weighted_sum(log_ratios(logp, batch), present, batch.response, batch.responses)
         weight = pair_weight(*sides(ratio), beta=self.beta)
@@ -68,19 +64,18 @@ class TReg:
         return Losses(loss, {"pair_weight": weight.detach()})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenKL:
     """KL divergence between policy and reference over the whole vocabulary, summed over tokens.
 
     Attributes:
-        direction: ``forward``: KL(reference || policy), as TDPO; ``reverse``: KL(policy || reference), as TIS-DPO.
-        sides: ``both``: the sum over all responses, which keeps the policy near the reference. ``difference``: that
-            of the rejected response less that of the chosen one, of pairs.
-        stop_gradient: ``chosen``: the best response's divergence has no gradient; ``none``.
-        weighted: Count each token by the size of its weight, or every token that has weight as 1.
+        direction: ``forward``: KL(reference || policy), as in TDPO; ``reverse``: KL(policy || reference), as in TIS-DPO.
+        sides: ``both``: the sum over all responses, which keeps the policy near the reference. ``difference``: that of the
+            rejected response minus that of the chosen one, for pairs.
+        stop_gradient: For ``difference``: ``chosen``: the chosen response's divergence has no gradient; ``none``: it has.
+        weighted: Multiply by the absolute weights, or count every token with weight as 1.
     """
 
-    _: KW_ONLY
     direction: Literal["forward", "reverse"] = "forward"
     sides: Literal["both", "difference"] = "both"
     stop_gradient: Literal["chosen", "none"] = "none"
@@ -89,18 +84,17 @@ class TokenKL:
     def __post_init__(self) -> None:
         if self.sides == "both" and self.stop_gradient == "chosen":
             raise UserError(
-                "stop_gradient: chosen is for sides: difference; in the sum over both sides it would only leave the chosen "
-                "one out. Write sides: difference, or leave stop_gradient out."
+                "stop_gradient: chosen is for sides: difference; in the sum over both sides it would only drop the chosen "
+                "one. Write sides: difference, or leave stop_gradient out.",
+                code="conflicting-settings",
             )
 
     @property
     def needs(self) -> Needs:
-        """The divergence; a sum over responses may be over one, and a difference is one of pairs."""
-        difference = self.sides == "difference"
-        return Needs(kl=self.direction, pairwise=difference, unpaired=None if difference else "all")
+        pairs = self.sides == "difference"
+        return Needs(kl=self.direction, pairwise=pairs, unpaired=None if pairs else "all")
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""
         weights = batch.weights.abs()
         if not self.weighted:
             weights = (weights != 0).to(weights.dtype)
@@ -113,93 +107,97 @@ class TokenKL:
         return Losses(rejected - (chosen.detach() if self.stop_gradient == "chosen" else chosen), metrics)
 
 
-@dataclass
+class _Term(NamedTuple):
+    """One term of a sum."""
+
+    name: str
+    factor: float
+    objective: Objective
+
+
+@dataclass(kw_only=True)
 class Sum(Composite):
     """A weighted sum of objectives.
 
+    The metrics hold each term's loss as ``loss/NAME``; if two terms have a metric of the same name, the first one's is kept.
+
     Attributes:
-        terms: Each a table: ``name`` and settings of an objective, ``factor`` (1 by default), and ``selection``, a
-            selector of its own that makes the term's weights from the stored scores, among the tokens to which the
-            policy's selection gave weight.
-        seed: Of selections that draw, unless they have their own; in a recipe it is the recipe's.
+        terms: One table per term: ``name`` and settings of an objective, ``factor`` (1 by default), and optionally
+            ``selection``, a selector that computes the term's weights from the stored scores, among the tokens to which the
+            policy's selection gives weight.
+        seed: Seed of these selections unless they have one; in a recipe it is the recipe's.
     """
 
-    _: KW_ONLY
     terms: list[dict[str, Any]]
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.terms:
-            raise UserError("a sum needs terms. Write terms: [{name: dpo}, {name: token_kl, factor: 0.1}].")
+            raise UserError(
+                "a sum needs terms. Write for example terms: [{name: dpo}, {name: token_kl, factor: 0.1}].",
+                code="missing-setting",
+            )
         self._terms = [_term(number, table, self.seed) for number, table in enumerate(self.terms, start=1)]
-        super().__init__([objective for _, _, objective in self._terms])
+        super().__init__([term.objective for term in self._terms])
         if self.needs.own_denominator and len(self._terms) > 1:
-            own = next(name for name, _, term in self._terms if needs_of(term).own_denominator)
-            raise UserError(_two_denominators(own))
+            name = next(term.name for term in self._terms if needs_of(term.objective).own_denominator)
+            raise UserError(
+                f"the term {name} of the sum divides by a sum over the whole optimizer step, which the other terms do not share: "
+                f"a step has one denominator. Give {name} a normaliser of each comparison (weights, length), or use it alone.",
+                code="conflicting-settings",
+            )
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch; see :class:`tokenward.objectives.base.Objective`.
-
-        Each term's own is in the metrics as ``loss/NAME``; where two terms have a metric of one name, the first shows.
-        """
         total = torch.zeros(batch.comparisons, dtype=logp.dtype, device=logp.device)
         metrics: dict[str, Tensor] = {}
-        denominator: Tensor | None = None
         having: dict[str, Tensor] = {}
+        denominator: Tensor | None = None
         for name, factor, objective in self._terms:
             found = objective(logp, batch)
             total = total + factor * found.loss
-            denominator = found.denominator  # of the only term, where there is one
-            shown = {key: value for key, value in (found.having or {}).items() if key not in metrics}
+            denominator = found.denominator  # only a sum of one term can have one
+            having |= {key: value for key, value in (found.having or {}).items() if key not in metrics}
             metrics = {f"loss/{name}": found.loss.detach(), **found.metrics, **metrics}
-            having |= shown
         return Losses(total, metrics, denominator, having or None)
 
 
-def _two_denominators(name: str) -> str:
-    return (
-        f"the sum's term {name} divides by a sum over the whole optimizer step, and the terms beside it do not divide by the same: "
-        f"one step has one denominator. Give {name} a normaliser of each comparison's own (weights, length), or use it "
-        "without a sum."
-    )
-
-
-def _term(number: int, table: Mapping[str, Any], seed: int) -> tuple[str, float, Objective]:
+def _term(number: int, table: Mapping[str, Any], seed: int) -> _Term:
     settings = dict(table)
     name, factor = settings.pop("name", None), settings.pop("factor", 1.0)
     selection = settings.pop("selection", None)
     if not isinstance(name, str) or not isinstance(factor, int | float):
         raise UserError(
-            f"term {number} of the sum is {dict(table)}. Write a table with a name and a number as its factor: "
-            "{name: token_kl, factor: 0.1}."
+            f"term {number} of the sum is {dict(table)}. Write a table with a name and a number as factor, such as "
+            "{name: token_kl, factor: 0.1}.",
+            code="invalid-value",
         )
     objective = objective_of("objective", Named(name=name, arguments=settings), seed)
-    if selection is None:
-        return name, float(factor), objective
-    if not isinstance(selection, Mapping) or not isinstance(selection.get("name"), str):
-        raise UserError(
-            f"the selection of the sum's term {name} is {selection!r}. Write a table with a name: "
-            "selection: {name: top_fraction}."
-        )
-    arguments = {key: value for key, value in selection.items() if key != "name"}
-    selector = selector_of(Named(name=selection["name"], arguments=arguments), seed)
-    return name, float(factor), Selected(objective, selector)
+    if selection is not None:
+        if not isinstance(selection, Mapping) or not isinstance(selection.get("name"), str):
+            raise UserError(
+                f"the selection of the sum's term {name} is {selection!r}. Write a table with a name, such as "
+                "selection: {name: top_fraction}.",
+                code="invalid-value",
+            )
+        arguments = {key: value for key, value in selection.items() if key != "name"}
+        objective = Selected(objective, selector_of(Named(name=selection["name"], arguments=arguments), seed))
+    return _Term(name, float(factor), objective)
 
 
 def objective_of(kind: str, table: Named, seed: int = 0) -> Objective:
-    """The objective that a recipe's table names; the seed of a sum is the recipe's unless it has one.
+    """Build the objective of a recipe's table; ``seed`` is used by a sum that has none.
 
     Raises:
-        UserError: there is none of this name, or its settings are wrong.
+        UserError: The name is unknown, a setting is wrong, or a custom objective reads what it does not declare.
     """
     arguments = {"seed": seed, **table.arguments} if table.name == "sum" else table.arguments
     objective = build(kind, table.name, arguments, OBJECTIVES)
     if table.name in OBJECTIVES:
         return objective
     check_call(kind, table.name, objective, ("logp", "batch"))
-    made = CheckedObjective(objective, table.name)
-    check_declared(made)
-    return made
+    checked = CheckedObjective(objective, table.name)
+    check_declared(checked)
+    return checked
 
 
 OBJECTIVES: dict[str, type] = {

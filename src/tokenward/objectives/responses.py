@@ -1,15 +1,15 @@
 """Objectives of single responses: likelihood, KTO and the policy gradient."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.objectives.base import Losses
-from tokenward.objectives.pairwise import divergences, log_ratios, positive, sums
+from tokenward.objectives.pairwise import divergences, log_ratios, sums
 from tokenward.ops.losses import kto, likelihood
 from tokenward.ops.policy_gradient import (
     Baseline,
@@ -19,39 +19,35 @@ from tokenward.ops.policy_gradient import (
     reinforce,
 )
 from tokenward.ops.ragged import segment_sum, weighted_mean, weighted_sum
+from tokenward.plugins import check_positive
 from tokenward.tokens.batches import Needs, TokenBatch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedLikelihood:
     """Reward-weighted maximum likelihood of the best response (TLM, arXiv 2306.00398, with supervised data).
 
-    ``-sum_t w_t log pi(y_t | s_t)`` with ``w_t = r_t / sum_t' r_t'``. With weights of 1 it is plain supervised
-    fine-tuning: the mean negative log-probability. Tied best responses count as one sequence. A negative weight makes
-    its token less likely. A comparison of which nothing has weight costs 0.
+    ``-sum_t w_t log pi(y_t | s_t)`` with ``w_t = r_t / sum_t' r_t'``. With weights of 1 it is supervised fine-tuning: the
+    mean negative log-probability. Tied best responses count as one sequence. A token with a negative weight is made less
+    likely. A comparison without any weight has loss 0.
 
     Attributes:
-        normaliser: ``weights``: divide by the sum of the weights' sizes, as the paper does, so that every sequence
-            counts the same and only the proportions of its weights matter. ``length``: divide by the number of tokens,
-            with and without weight, so that a sequence with larger weights counts more. ``none``: the sum.
-            ``step_weights`` and ``step_length``: divide by the sum of the weights' sizes, or by the number of tokens,
-            of the whole optimizer step, so that every weight, or token, of the step counts the same: the loss of
-            Rho-1 (arXiv 2404.07965), and of TOSS (arXiv 2603.01185).
+        normaliser: ``weights``: divide by the sum of absolute weights, as in the paper, so that every sequence counts the
+            same. ``length``: divide by the number of tokens, so that a sequence with larger weights counts more. ``none``:
+            the sum. ``step_weights`` and ``step_length``: divide by the sum of absolute weights, or the number of tokens, of
+            the whole optimizer step, as Rho-1 (arXiv 2404.07965) and TOSS (arXiv 2603.01185) do.
         sides: ``best`` responses, or ``both``: every response of the comparison.
     """
 
-    _: KW_ONLY
     normaliser: Literal["weights", "length", "none", "step_weights", "step_length"] = "weights"
     sides: Literal["best", "both"] = "best"
 
     @property
     def needs(self) -> Needs:
-        """A bad response alone has no part in the likelihood of the best ones."""
         whole_step = self.normaliser.startswith("step_")
         return Needs(own_denominator=whole_step, unpaired="all" if self.sides == "both" else "good")
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""
         counts = (batch.rank == 0)[batch.response] | (self.sides == "both")
         weights = torch.where(counts, batch.weights, 0.0)
         owner = batch.comparison[batch.response]
@@ -67,51 +63,47 @@ class WeightedLikelihood:
 
 
 SFT = WeightedLikelihood
-"""Plain supervised fine-tuning: the same with its default and weights of 1."""
+"""Supervised fine-tuning: the default settings and weights of 1."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KTO:
-    """Kahneman-Tversky optimisation (arXiv 2402.01306): each response by itself, the best of a comparison desirable.
+    """Kahneman-Tversky optimisation (arXiv 2402.01306): every response is desirable (rank 0) or undesirable.
 
-    A comparison may have one response, which is good or bad.
-
-    The mean over a comparison's responses of ``w (1 - sigma(beta (u - z)))``, of the others with the sign turned
-    round, ``u`` the summed log-ratio. The reference point ``z`` has no gradient.
+    The mean over the comparison's responses, of which there may be only one, of ``w (1 - sigma(beta (u - z)))``, with the
+    opposite sign inside sigma for undesirable ones. ``u`` is the summed log-ratio and ``z`` a reference point without
+    gradient.
 
     Attributes:
         beta: Scale of the implicit reward.
-        desirable: Weight of the good responses; the paper's lambda_D.
-        undesirable: Weight of the others; lambda_U.
-        anchor: ``kl``: z is KL(policy || reference) at the comparison's own responses, over the whole vocabulary,
-            their mean. ``zero``: z is 0, and no reference model is needed beside the policy. The paper takes
-            mismatched prompts and responses of the batch, so that its loss depends on how a batch is cut.
+        desirable: Weight of desirable responses; the paper's lambda_D.
+        undesirable: Weight of undesirable responses; lambda_U.
+        anchor: Reference point. ``kl``: the mean KL(policy || reference) of the comparison's responses, over the whole
+            vocabulary. ``zero``: 0, which needs no reference model during training. The paper uses mismatched prompts and
+            responses of the batch, so that its loss depends on how a batch is cut.
     """
 
-    _: KW_ONLY
     beta: float = 0.1
     desirable: float = 1.0
     undesirable: float = 1.0
     anchor: Literal["kl", "zero"] = "kl"
 
     def __post_init__(self) -> None:
-        positive("beta", self.beta, 0.1)
+        check_positive(beta=self.beta)
         if not (self.desirable >= 0 and self.undesirable >= 0 and self.desirable + self.undesirable > 0):
             raise UserError(
-                f"desirable and undesirable must be 0 or more and not both 0, got {self.desirable} and {self.undesirable}. "
-                "Write desirable: 1.0, undesirable: 1.0."
+                f"desirable and undesirable must be 0 or more and not both 0, got {self.desirable} and {self.undesirable}.",
+                code="invalid-value",
             )
 
     @property
     def needs(self) -> Needs:
-        """The reference point may be a divergence."""
         return Needs(reference=True, kl="reverse" if self.anchor == "kl" else None, unpaired="all")
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch; see :class:`tokenward.objectives.base.Objective`."""
         ratio, good = sums(log_ratios(logp, batch), batch), batch.rank == 0
         anchor = self._anchor(ratio, batch)
-        found = kto(
+        losses = kto(
             ratio,
             good,
             anchor[batch.comparison],
@@ -120,62 +112,46 @@ class KTO:
             undesirable_weight=self.undesirable,
         )
         reward = self.beta * ratio.detach()
-        metrics = {
-            "rewards/chosen": self._mean(reward, good, batch),
-            "rewards/rejected": self._mean(reward, ~good, batch),
-            "kl": anchor,
-        }
-        having = {
-            f"rewards/{side}": segment_sum(some.to(reward.dtype), batch.comparison, batch.comparisons).clamp(
-                max=1
-            )
-            for side, some in (("chosen", good), ("rejected", ~good))
-        }
-        return Losses(self._mean(found, torch.ones_like(good), batch), metrics, having=having)
+        metrics, having = {}, {}
+        for name, some in (("rewards/chosen", good), ("rewards/rejected", ~good)):
+            metrics[name] = self._mean(reward, some, batch)
+            count = segment_sum(some.to(reward.dtype), batch.comparison, batch.comparisons)
+            having[name] = count.clamp(max=1)
+        metrics["kl"] = anchor
+        return Losses(self._mean(losses, torch.ones_like(good), batch), metrics, having=having)
 
     def _anchor(self, ratio: Tensor, batch: TokenBatch) -> Tensor:
         """The reference point of each comparison.  -> [b]"""
         if self.anchor == "zero":
             return ratio.new_zeros(batch.comparisons)
-        found = divergences(batch).detach().to(ratio.dtype)
-        return self._mean(found, torch.ones_like(batch.rank, dtype=torch.bool), batch).clamp(min=0)
+        kl = divergences(batch).detach().to(ratio.dtype)
+        return self._mean(kl, torch.ones_like(batch.rank, dtype=torch.bool), batch).clamp(min=0)
 
     def _mean(self, values: Tensor, among: Tensor, batch: TokenBatch) -> Tensor:
-        """Over some of a comparison's responses; 0 where there is none of them.  [r] -> [b]"""
+        """Mean over some of a comparison's responses, 0 if there are none.  [r] -> [b]"""
         flags = among.to(values.dtype)
         some = segment_sum(flags, batch.comparison, batch.comparisons) != 0
         return torch.where(some, weighted_mean(values, flags, batch.comparison, batch.comparisons), 0.0)
 
 
-class _KeptTokens(NamedTuple):
-    """What is known of the tokens that have weight.  [m] each"""
-
-    logp: Tensor
-    rewards: Tensor
-    weights: Tensor
-    response: Tensor
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reinforce:
-    """REINFORCE with a reward per token and maximum entropy (TLM, arXiv 2306.00398, without supervised data).
+    """REINFORCE with token rewards and maximum entropy (TLM, arXiv 2306.00398, without supervised data).
 
-    ``-mean_t [ r_t log pi(a_t | s_t) + alpha H(pi(. | s_t)) ]`` over responses that were sampled from the policy; the
-    rewards, ``batch.scores``, carry no gradient. With the immediate reward, TLM's choice, the optimum at every state
-    is ``pi(a | s)`` proportional to ``exp(r(s, a) / alpha)``; with ``return_to_go`` the gradient is that of the
-    expected return.
+    ``-mean_t [ r_t log pi(a_t | s_t) + alpha H(pi(. | s_t)) ]`` over responses sampled from the policy; the rewards
+    ``batch.scores`` carry no gradient. With the immediate reward, TLM's choice, the optimum at every state is
+    ``pi(a | s)`` proportional to ``exp(r(s, a) / alpha)``; with ``return_to_go`` the gradient is that of the expected return.
 
     Attributes:
         entropy: The paper's alpha, 0.125 in the published code.
-        return_to_go: Weight a token with the rewards from itself to the end in the place of its own.
-        discount: Of the rewards to come, in [0, 1]; only with ``return_to_go``.
-        baseline: What is subtracted: ``none``, the ``mean`` of the comparison's responses, or ``leave_one_out``, the
-            mean of its other responses, which leaves the expected gradient as it is.
-        kl: Each reward is lowered by ``kl (log pi - log pi_ref)`` of its token.
+        return_to_go: Weigh each token with the sum of rewards from itself to the end instead of its own.
+        discount: Discount of later rewards, in [0, 1]; only with ``return_to_go``.
+        baseline: What is subtracted: ``none``, the ``mean`` of the comparison's responses, or ``leave_one_out``, the mean
+            of its other responses, which does not change the expected gradient.
+        kl: Coefficient of a KL penalty: each reward is reduced by ``kl (log pi - log pi_ref)`` of its token.
         normaliser: ``token``: mean over all tokens of the comparison; ``sequence``: over the means of its responses.
     """
 
-    _: KW_ONLY
     entropy: float = 0.125
     return_to_go: bool = False
     discount: float = 1.0
@@ -184,61 +160,59 @@ class Reinforce:
     normaliser: MeanOver = "token"
 
     def __post_init__(self) -> None:
-        for name in ("entropy", "kl"):
-            if not getattr(self, name) >= 0:
-                raise UserError(
-                    f"{name} must be 0 or more, got {getattr(self, name)}. Write 0 to leave it out."
-                )
+        if not (self.entropy >= 0 and self.kl >= 0):
+            raise UserError(
+                f"entropy and kl must be 0 or more, got {self.entropy} and {self.kl}.", code="invalid-value"
+            )
         if not 0 <= self.discount <= 1:
             raise UserError(
-                f"discount must be in [0, 1], got {self.discount}. Write 1.0 to discount nothing."
+                f"discount must be in [0, 1], got {self.discount}. Write 1.0 for no discount.",
+                code="invalid-value",
             )
         if self.discount != 1 and not self.return_to_go:
             raise UserError(
-                "discount has no meaning without return_to_go. Write return_to_go: true, or leave it out."
+                "discount has no effect without return_to_go. Write return_to_go: true, or leave it out.",
+                code="conflicting-settings",
             )
 
     @property
     def needs(self) -> Needs:
-        """Only the KL penalty compares with the reference."""
         return Needs(scores=True, reference=self.kl != 0, entropy=self.entropy != 0)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch of sampled responses; see :class:`tokenward.objectives.base.Objective`."""
         if batch.scores is None:
             raise UserError(
-                "Reinforce trains on the rewards of sampled tokens, and these rows have none. Train with it in the loop that "
-                "samples and scores; for written responses use objective: {name: weighted_likelihood}."
+                "Reinforce needs the rewards of sampled tokens (batch.scores), and this batch has none. It is for online runs; "
+                "for responses of a data set use the objective weighted_likelihood.",
+                code="missing-scores",
             )
-        # A token without weight is left out before anything is multiplied: 0 times NaN would be NaN.
+        # Tokens without weight are dropped before anything is multiplied: 0 * NaN is NaN.
         keep = batch.kept
-        kept = _KeptTokens(logp[keep], batch.scores[keep], batch.weights[keep], batch.response[keep])
-        metrics = {"reward/token": self._mean(kept.rewards, kept, batch)}
+        kept_logp, rewards, response = logp[keep], batch.scores[keep], batch.response[keep]
+        mean = partial(
+            comparison_mean,
+            weights=batch.weights[keep],
+            response=response,
+            comparison=batch.comparison,
+            comparisons=batch.comparisons,
+            over=self.normaliser,
+        )
+        metrics, entropy = {"reward/token": mean(rewards)}, None
         if self.kl:
             assert batch.reference_logp is not None
-            ratio = kept.logp.detach() - batch.reference_logp[keep]
-            metrics["kl"] = self._mean(ratio, kept, batch)
-            kept = kept._replace(rewards=kept.rewards - self.kl * ratio)
-        entropy = None
+            ratio = kept_logp.detach() - batch.reference_logp[keep]
+            metrics["kl"] = mean(ratio)
+            rewards = rewards - self.kl * ratio
         if self.entropy:
             entropy = batch.statistics["entropy"][keep]
-            metrics["entropy"] = self._mean(entropy, kept, batch)
-        mean = partial(self._mean, kept=kept, batch=batch)
-        loss = reinforce(kept.logp, self._credit(kept, batch), entropy, mean, alpha=self.entropy)
-        return Losses(loss, {name: value.detach() for name, value in metrics.items()})
-
-    def _credit(self, kept: _KeptTokens, batch: TokenBatch) -> Tensor:
-        """What each log-probability is weighted with, without gradient.  -> [m]"""
-        return credit(
-            kept.rewards,
-            kept.response,
+            metrics["entropy"] = mean(entropy)
+        weights = credit(
+            rewards,
+            response,
             batch.comparison,
             batch.comparisons,
             discount=self.discount if self.return_to_go else None,
             baseline=self.baseline,
         )
-
-    def _mean(self, values: Tensor, kept: _KeptTokens, batch: TokenBatch) -> Tensor:
-        """Mean over a comparison's tokens, or over its responses' means.  [m] -> [b]"""
-        owners = (kept.response, batch.comparison, batch.comparisons)
-        return comparison_mean(values, kept.weights, *owners, self.normaliser)
+        loss = reinforce(kept_logp, weights, entropy, mean, alpha=self.entropy)
+        return Losses(loss, {name: value.detach() for name, value in metrics.items()})

@@ -1,7 +1,7 @@
 """Objectives over pairs with terms per token: TDPO, TBPO, SparsePO and MaPO."""
 
-from dataclasses import KW_ONLY, dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,36 +16,34 @@ from tokenward.objectives.pairwise import (
     kl_metrics,
     log_ratios,
     logp_metrics,
-    positive,
     reward_metrics,
     sides,
     sums,
 )
 from tokenward.ops.losses import mask_price, one_sample_kl, tdpo, token_margin
 from tokenward.ops.ragged import Aligned, aligned, segment_sum, weighted_mean
+from tokenward.plugins import check_positive
 from tokenward.tokens.batches import Needs, TokenBatch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TDPO:
-    """Token-level direct preference optimisation (arXiv 2404.11999): DPO, and how far each response's KL has moved.
+    """Token-level direct preference optimisation (arXiv 2404.11999): DPO with the KL divergence of each response.
 
-    ``-log sigma(beta (u_w - u_l - alpha (D_l - D_w)))``, ``u`` the summed log-ratios and ``D`` the KL divergences
+    ``-log sigma(beta (u_w - u_l - alpha (D_l - D_w)))`` with ``u`` the summed log-ratios and ``D`` the KL divergences
     KL(reference || policy) over the whole vocabulary, summed over the response's positions.
 
     Attributes:
         beta: Scale of the implicit reward.
-        version: 1: alpha is 1 and both divergences have a gradient (TDPO1). 2, the default: that of the chosen
-            response has none (TDPO2).
-        alpha: Of version 2; with 0 it is DPO. A negative one turns the term round.
+        version: 1 (TDPO1): alpha is 1 and both divergences have a gradient. 2 (TDPO2, the default): the chosen response's
+            divergence has none.
+        alpha: Factor of the divergences in version 2, by default 0.5; with 0 it is DPO. It may be negative.
         direction: ``forward`` as above, or ``reverse``: KL(policy || reference).
-        stop_gradient: Of version 2: ``chosen``, or ``none`` for both with their gradient. TIS-DPO's term is
+        stop_gradient: For version 2: ``chosen``, or ``none`` to give both a gradient. The term of TIS-DPO is
             ``alpha: -0.5, direction: reverse, stop_gradient: none``.
-        profile: ``official`` is version 1, which the published code trains as it stands: its configuration says
-            so, against the default of its own function.
+        profile: ``official`` is version 1, which the published configuration trains, contrary to the default of its code.
     """
 
-    _: KW_ONLY
     beta: float = 0.1
     version: Literal[1, 2] | None = None
     alpha: float | None = None
@@ -54,20 +52,21 @@ class TDPO:
     profile: Literal["official"] | None = None
 
     def __post_init__(self) -> None:
-        positive("beta", self.beta, 0.1)
+        check_positive(beta=self.beta)
         if self.profile == "official" and (self.version is not None or self.direction != "forward"):
             raise UserError(
-                "profile: official fixes version 1 and direction forward, as the published configuration has them. Leave the two "
-                "out, or leave the profile out."
+                "profile: official fixes version 1 and direction forward, as in the published configuration. Leave the two "
+                "out, or leave the profile out.",
+                code="conflicting-settings",
             )
         if self._version == 1 and (self.alpha is not None or self.stop_gradient is not None):
             raise UserError(
-                "version 1 of TDPO has alpha 1 and stops no gradient. Leave alpha and stop_gradient out, or write version: 2."
+                "version 1 of TDPO has alpha 1 and stops no gradient. Leave alpha and stop_gradient out, or write version: 2.",
+                code="conflicting-settings",
             )
 
     @property
     def needs(self) -> Needs:
-        """The divergence in the margin."""
         return Needs(reference=True, kl=self.direction, pairwise=True)
 
     @property
@@ -75,46 +74,42 @@ class TDPO:
         return 1 if self.profile == "official" else self.version or 2
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
         ratio, kl = sides(sums(log_ratios(logp, batch), batch)), sides(divergences(batch))
         alpha, chosen = 1.0, kl.chosen
         if self._version == 2:
             alpha = 0.5 if self.alpha is None else self.alpha
             chosen = chosen if self.stop_gradient == "none" else chosen.detach()
         loss = tdpo(*ratio, chosen, kl.rejected, beta=self.beta, alpha=alpha)
-        rewards = reward_metrics(
-            ratio._replace(chosen=self.beta * ratio.chosen, rejected=self.beta * ratio.rejected)
-        )
+        rewards = reward_metrics(self.beta * ratio.chosen, self.beta * ratio.rejected)
         return Losses(loss, rewards | kl_metrics(batch) | logp_metrics(logp, batch))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TBPO:
     """Token-level Bregman preference optimisation (arXiv 2605.12288), also called TokenRatio.
 
     The mean over positions ``t`` of ``link(-log R_t)`` with ``log R_t = beta (delta_t^l - delta_t^w + b_t)``, where
-    ``delta`` is the log-ratio of a token and ``t`` counts the tokens that have weight, up to the shorter response. The
-    baseline ``b_t`` is the difference of the two states' KL divergences (variant A) or of a head's values (Q).
+    ``delta`` is the log-ratio of a token and ``t`` counts the tokens with weight up to the shorter response. The baseline
+    ``b_t`` is the difference of the two states' KL divergences (variant A) or of the values of a head (variant Q).
 
     Attributes:
         beta: Scale.
-        link: See :class:`tokenward.objectives.pairwise.Link`; with ``logistic`` and one token each, it is DPO.
-        power: The lambda of ``ba`` and ``sba``.
-        scale: The s of ``sba``.
+        link: See :class:`tokenward.objectives.pairwise.Link`; with ``logistic`` and one token per response it is DPO.
+        power: Lambda of ``ba`` and ``sba``.
+        scale: Scale s of ``sba``.
         label_smoothing: Assumed share of flipped labels.
-        baseline: ``kl``: KL(reference || policy) over the whole vocabulary, as the published code has variant A;
-            ``sample``: its one-sample estimate ``r - 1 - log r`` at the token, as the paper has it, which needs no
-            reference model beside the policy; ``head``: variant Q, a network on the policy's hidden state, which
-            gets no gradient from it; ``none``.
-        hidden: Width of that network's hidden layer; null is one linear layer.
-        centre: Take the mean over the pair's positions from the head's differences.
-        clamp: Limit them to this size; null does not.
-        learning_rate: Of the head; null is the policy's.
-        weight_decay: Of the head.
-        profile: ``official`` is variant Q as the published code has it: a linear head, centred, limited to 10.
+        baseline: ``kl``: KL(reference || policy) over the whole vocabulary, as in the published code of variant A.
+            ``sample``: its one-sample estimate ``r - 1 - log r`` at the token, as in the paper, which needs no reference
+            model during training. ``head``: variant Q, a network on the policy's hidden states, which get no gradient from
+            it. ``none``: 0.
+        hidden: Width of the head's hidden layer; None makes it one linear layer.
+        centre: Subtract the mean over the pair's positions from the differences of the head.
+        clamp: Limit of their absolute value; None is no limit.
+        learning_rate: Learning rate of the head; None is the policy's.
+        weight_decay: Weight decay of the head.
+        profile: ``official`` is variant Q of the published code: a linear head, centred and limited to 10.
     """
 
-    _: KW_ONLY
     beta: float = 0.1
     link: LinkName = "sba"
     power: float = 0.0
@@ -129,28 +124,24 @@ class TBPO:
     profile: Literal["official"] | None = None
 
     def __post_init__(self) -> None:
-        self._head: nn.Module | None = None  # no setting, so no field
-        positive("beta", self.beta, 0.1)
+        self._head: nn.Module | None = None  # not a setting, so not a field
+        check_positive(beta=self.beta)
         self._link()
-        if self.profile == "official" and (self.baseline, self.hidden, self.centre, self.clamp) != (
-            "head",
-            1024,
-            False,
-            None,
-        ):
+        settings = (self.baseline, self.hidden, self.centre, self.clamp)
+        if self.profile == "official" and settings != ("head", 1024, False, None):
             raise UserError(
-                "profile: official is variant Q with a linear head, centred and limited to 10, as the published code has it. "
-                "Write baseline: head and leave hidden, centre and clamp out, or leave the profile out."
+                "profile: official is variant Q with a linear head, centred and limited to 10, as in the published code. "
+                "Write baseline: head and leave hidden, centre and clamp out, or leave the profile out.",
+                code="conflicting-settings",
             )
 
     @property
     def needs(self) -> Needs:
-        """Variant A compares with the reference model itself, variant Q reads the policy's hidden states."""
         kl = "forward" if self.baseline == "kl" else None
         return Needs(reference=True, kl=kl, states=self.baseline == "head", pairwise=True)
 
     def make_module(self, width: int, layers: int) -> ObjectiveModule | None:
-        """The head of variant Q; see :class:`tokenward.objectives.base.Objective`."""
+        """The head of variant Q."""
         if self.baseline != "head":
             return None
         hidden = None if self.profile == "official" else self.hidden
@@ -161,19 +152,18 @@ class TBPO:
         return ObjectiveModule(self._head, self.learning_rate, self.weight_decay)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
         pairs, delta = aligned(batch.kept, batch.response, batch.responses), log_ratios(logp, batch)
         baseline = self._baseline(delta, pairs, batch)
         margin = token_margin(delta[pairs.chosen], delta[pairs.rejected], baseline, beta=self.beta)
         weights = batch.weights[pairs.chosen] * batch.weights[pairs.rejected]
         mean = (weights, pairs.pair, batch.comparisons)
         loss = weighted_mean(self._link()(margin), *mean)
-        ratio = sides(self.beta * sums(delta, batch))
+        rewards = reward_metrics(*sides(self.beta * sums(delta, batch)))
         metrics = {
             "margins/position": weighted_mean(margin.detach(), *mean),
             "margins/baseline": weighted_mean(baseline.detach(), *mean),
         }
-        return Losses(loss, reward_metrics(ratio) | metrics | logp_metrics(logp, batch))
+        return Losses(loss, rewards | metrics | logp_metrics(logp, batch))
 
     def _link(self) -> Link:
         return Link(name=self.link, label_smoothing=self.label_smoothing, power=self.power, scale=self.scale)
@@ -187,50 +177,30 @@ class TBPO:
             return one_sample_kl(delta[pairs.rejected]) - one_sample_kl(delta[pairs.chosen])
         if self.baseline == "none":
             return torch.zeros_like(delta[pairs.chosen])
-        return self._learnt(pairs, batch)
+        return self._head_difference(pairs, batch)
 
-    def _learnt(self, pairs: Aligned, batch: TokenBatch) -> Tensor:
+    def _head_difference(self, pairs: Aligned, batch: TokenBatch) -> Tensor:
         assert self._head is not None
         centre, clamp = (True, 10.0) if self.profile == "official" else (self.centre, self.clamp)
         chosen, rejected = (
-            states_through(self._head, batch.statistics["states"][index].detach()).squeeze(-1)
+            _apply(self._head, batch.statistics["states"][index].detach()).squeeze(-1)
             for index in (pairs.chosen, pairs.rejected)
         )
         difference = rejected - chosen
         if centre:
-            ones = torch.ones_like(difference)
-            difference = (
-                difference - weighted_mean(difference, ones, pairs.pair, batch.comparisons)[pairs.pair]
-            )
+            mean = weighted_mean(difference, torch.ones_like(difference), pairs.pair, batch.comparisons)
+            difference = difference - mean[pairs.pair]
         return difference if clamp is None else difference.clamp(-clamp, clamp)
 
 
-def states_through(module: nn.Module, states: Tensor) -> Tensor:
-    """What a module makes of hidden states, in its own precision whatever autocast says."""
+def _apply(module: nn.Module, states: Tensor) -> Tensor:
+    """Call a module in its own precision, whatever autocast says."""
     with torch.autocast(states.device.type, enabled=False):
         return module(states.to(next(module.parameters()).dtype))
 
 
-class Masks(NamedTuple):
-    """What each token with weight counts.  [m] each
-
-    Attributes:
-        ratio: Of its log-ratio.
-        kl: Of its KL divergence.
-    """
-
-    ratio: Tensor
-    kl: Tensor
-
-
 class LayerMask(nn.Module):
-    """A number of 0 or more from the layers of a model: one feature of each layer, and a learnt mix of them.
-
-    Args:
-        width: Of the layers.
-        layers: How many.
-        dropout: Of the features and of the mask.
-    """
+    """A mask >= 0 from the layers of a model: one feature per layer, and a learnt combination of them."""
 
     def __init__(self, width: int, layers: int, dropout: float) -> None:
         super().__init__()
@@ -239,7 +209,7 @@ class LayerMask(nn.Module):
         self.mixer = nn.Linear(layers, 1, bias=False)
         self.dropout = nn.Dropout(dropout)
         with torch.no_grad():
-            # Features are 0 or more: with signs at random, about half of all masks would begin at 0 and stay there.
+            # The features are >= 0: with random signs, about half of all masks would start at 0 and never get a gradient.
             self.mixer.weight.abs_()
 
     def forward(self, layers: Tensor) -> Tensor:
@@ -250,27 +220,26 @@ class LayerMask(nn.Module):
         return self.dropout(torch.relu(mixed)).squeeze(-1)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SparsePO:
-    """SparsePO and MaPO (arXiv 2410.05102): TDPO1 with a mask for each token's log-ratio and for its KL divergence.
+    """SparsePO and MaPO (arXiv 2410.05102): TDPO1 with masks for each token's log-ratio and KL divergence.
 
-    ``-log sigma(beta (u_w - u_l - (d_l - d_w)))`` plus the masks' sizes, with ``u = sum_t m_u(t) delta_t`` and
+    ``-log sigma(beta (u_w - u_l - (d_l - d_w)))`` plus the price of the masks, with ``u = sum_t m_u(t) delta_t`` and
     ``d = sum_t m_d(t) KL_t(reference || policy)``.
 
     Attributes:
         beta: Scale of the implicit reward.
-        masks: ``common``: one network, the same mask for both; ``independent``: two networks; ``weights``: the
-            token's own weights, as MaPO has them of activations.
-        l1_ratio: Price of the mask of the log-ratios, summed over both responses' tokens; halved where common.
-        l1_kl: The same of the KL divergences' mask.
+        masks: ``common``: one network gives the same mask for both. ``independent``: two networks. ``weights``: the
+            weights of the tokens, as in MaPO.
+        l1_ratio: Price of the log-ratios' mask, summed over the tokens of both responses; halved for ``common``.
+        l1_kl: Price of the KL divergences' mask, likewise.
         mask_ratio: Whether log-ratios have a mask.
-        mask_kl: Whether KL divergences have one.
-        dropout: Of the networks; 0.01 in the published code.
-        learning_rate: Of the networks; null is the policy's.
-        weight_decay: Of the networks.
+        mask_kl: Whether KL divergences have a mask.
+        dropout: Dropout of the networks; 0.01 in the published code.
+        learning_rate: Learning rate of the networks; None is the policy's.
+        weight_decay: Weight decay of the networks.
     """
 
-    _: KW_ONLY
     beta: float = 0.1
     masks: Literal["common", "independent", "weights"] = "common"
     l1_ratio: float = 0.0
@@ -282,21 +251,21 @@ class SparsePO:
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        self._networks: nn.ModuleList | None = None  # no setting, so no field
-        positive("beta", self.beta, 0.1)
+        self._networks: nn.ModuleList | None = None  # not a setting, so not a field
+        check_positive(beta=self.beta)
         if not (self.l1_ratio >= 0 and self.l1_kl >= 0 and 0 <= self.dropout < 1):
             raise UserError(
                 f"the masks need l1_ratio and l1_kl of 0 or more and dropout in [0, 1), got {self.l1_ratio}, {self.l1_kl} and "
-                f"{self.dropout}. Write l1_ratio: 0.0, l1_kl: 0.0, dropout: 0.0."
+                f"{self.dropout}.",
+                code="invalid-value",
             )
 
     @property
     def needs(self) -> Needs:
-        """Learnt masks are made of the reference's layers."""
         return Needs(reference=True, kl="forward", reference_layers=self.masks != "weights", pairwise=True)
 
     def make_module(self, width: int, layers: int) -> ObjectiveModule | None:
-        """The networks of learnt masks; see :class:`tokenward.objectives.base.Objective`."""
+        """The networks of learnt masks."""
         if self.masks == "weights":
             return None
         count = 1 if self.masks == "common" else 2
@@ -304,33 +273,33 @@ class SparsePO:
         return ObjectiveModule(self._networks, self.learning_rate, self.weight_decay)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
-        """Losses of a batch of pairs; see :class:`tokenward.objectives.base.Objective`."""
         keep, weights = batch.kept, batch.weights[batch.kept]
-        masks = self._masks(batch)
-        ratio = self._sums(masks.ratio * weights * log_ratios(logp, batch)[keep], batch)
-        kl = self._sums(masks.kl * weights.abs() * batch.statistics["kl"][keep], batch)
+        ratio_mask, kl_mask = self._masks(batch)
+        ratio = self._sums(ratio_mask * weights * log_ratios(logp, batch)[keep], batch)
+        kl = self._sums(kl_mask * weights.abs() * batch.statistics["kl"][keep], batch)
         half = 0.5 if self.masks == "common" else 1.0
-        price = half * mask_price(*masks, l1_ratio=self.l1_ratio, l1_kl=self.l1_kl)
-        paid = self._sums(price, batch)
-        loss = tdpo(*ratio, *kl, beta=self.beta, alpha=1.0) + paid.chosen + paid.rejected
-        rewards = reward_metrics(PairSides(self.beta * ratio.chosen, self.beta * ratio.rejected))
-        shown = {"masks/ratio": self._mean(masks.ratio, batch), "masks/kl": self._mean(masks.kl, batch)}
+        price = half * mask_price(ratio_mask, kl_mask, l1_ratio=self.l1_ratio, l1_kl=self.l1_kl)
+        prices = self._sums(price, batch)
+        loss = tdpo(*ratio, *kl, beta=self.beta, alpha=1.0) + prices.chosen + prices.rejected
+        rewards = reward_metrics(self.beta * ratio.chosen, self.beta * ratio.rejected)
+        shown = {"masks/ratio": self._mean(ratio_mask, batch), "masks/kl": self._mean(kl_mask, batch)}
         return Losses(loss, rewards | shown | kl_metrics(batch) | logp_metrics(logp, batch))
 
-    def _masks(self, batch: TokenBatch) -> Masks:
+    def _masks(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Masks of the log-ratio and of the KL divergence of each token with weight.  -> [m], [m]"""
         ones = torch.ones_like(batch.weights[batch.kept])
         if self.masks == "weights":
-            return Masks(ones, ones)
+            return ones, ones
         assert self._networks is not None
         layers = batch.statistics["reference_layers"][batch.kept]
-        made = [states_through(network, layers) for network in self._networks]
-        return Masks(made[0] if self.mask_ratio else ones, made[-1] if self.mask_kl else ones)
+        masks = [_apply(network, layers) for network in self._networks]
+        return masks[0] if self.mask_ratio else ones, masks[-1] if self.mask_kl else ones
 
     def _sums(self, values: Tensor, batch: TokenBatch) -> PairSides:
         return sides(segment_sum(values, batch.response[batch.kept], batch.responses))
 
     def _mean(self, masks: Tensor, batch: TokenBatch) -> Tensor:
-        """Over the tokens of both responses that have weight.  [m] -> [b]"""
+        """Mean over the tokens with weight of both responses.  [m] -> [b]"""
         owner = batch.comparison[batch.response[batch.kept]]
         count = segment_sum(torch.ones_like(masks), owner, batch.comparisons).clamp(min=1)
         return segment_sum(masks.detach(), owner, batch.comparisons) / count

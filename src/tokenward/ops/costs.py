@@ -1,7 +1,7 @@
-"""What a stage must cost, counted from sizes alone: bytes held and operations done.
+"""Memory and operations of a stage, estimated from sizes alone.
 
-One multiply-add is two operations. A product costs as much again for the gradient of its input, and once more for
-that of its weights. Counts are of a decoder in the manner of Llama; other kinds are near, not exact.
+A multiply-add counts as two operations. The backward pass of a product costs one product for the gradient of its input
+and one for the gradient of its weights. The counts describe a Llama-like decoder; they are close for other models.
 """
 
 from typing import NamedTuple
@@ -11,83 +11,50 @@ from tokenward.ops.tiles import TILE_ELEMENTS
 FLOAT, HALF = 4, 2
 """Bytes of a float32 and of a bfloat16."""
 
-SAVED_WIDTHS, SAVED_ATTENTION, SAVED_INNER = 6, 4, 4
-"""Tensors that a layer keeps of a token for its backward pass, by their width.
+# Tensors that a layer saves per token for the backward pass, by their width:
+SAVED_WIDTHS = 6  # hidden width: input, inverse root and output of both norms
+SAVED_ATTENTION = 4  # attention width: query, key, value, output
+SAVED_INNER = 4  # inner width: gate, activated gate, up, their product
 
-Width: inputs, roots and outputs of the two norms. Attention: query, key, value, output. Inner: gate, its activation,
-up, and their product.
-"""
-
-TILE_COPIES = 3
-"""Tensors of a tile of logits that exist together: logits, probabilities, their gradient."""
-
-MOMENTS = 2
-"""Numbers that AdamW keeps of each trained weight."""
+TILE_COPIES = 3  # logits, probabilities and their gradient coexist for one tile
+MOMENTS = 2  # of AdamW, per trained weight
 
 
 class ModelSizes(NamedTuple):
-    """Sizes of a model.
+    """Sizes of a model, as numbers of weights or widths."""
 
-    Attributes:
-        weights: All of them, shared ones once.
-        trained: Those that a step changes.
-        products: Weights that every token of every layer is multiplied with.
-        head: Weights of the product that makes logits.
-        layers: How many layers there are.
-        width: Of a hidden state.
-        attention: Width of all attention heads side by side.
-        inner: Width of the feed-forward network.
-        vocabulary: Tokens that the head tells apart.
-    """
-
-    weights: int
-    trained: int
-    products: int
-    head: int
+    weights: int  # all weights, shared ones counted once
+    trained: int  # weights that a step updates
+    products: int  # weights that every token is multiplied with in the layers
+    head: int  # weights of the product that makes logits
     layers: int
-    width: int
-    attention: int
-    inner: int
+    width: int  # of a hidden state
+    attention: int  # of all attention heads together
+    inner: int  # of the feed-forward network
     vocabulary: int
-
-    @property
-    def trained_share(self) -> float:
-        """Share of the weights that a step changes."""
-        return self.trained / self.weights
 
 
 class Work(NamedTuple):
-    """What goes through a model.
+    """Amount of work that passes through a model."""
 
-    Attributes:
-        tokens: Positions that the layers compute.
-        kept: Positions whose logits are made.
-        seen: Over all positions, how many others each sees.
-    """
-
-    tokens: float
-    kept: float
-    seen: float
+    tokens: float  # positions that the layers compute
+    kept: float  # positions whose logits are computed
+    seen: float  # attended positions, summed over all positions
 
     def times(self, factor: float) -> "Work":
-        """So much of it."""
+        """The work scaled by a factor."""
         return Work(self.tokens * factor, self.kept * factor, self.seen * factor)
 
 
 class NumberTypes(NamedTuple):
-    """Bytes of a number.
+    """Bytes per number."""
 
-    Attributes:
-        weights: Of a stored weight, its gradient and its moments.
-        products: Of what matrix products read and give.
-    """
-
-    weights: int = FLOAT
-    products: int = FLOAT
+    weights: int = FLOAT  # of a stored weight, its gradient and its moments
+    products: int = FLOAT  # of inputs and outputs of matrix products
 
 
 class Memory(NamedTuple):
-    """Bytes held at the worst moment of a step, by what holds them."""
+    """Peak memory of a step in bytes, by use."""
 
     weights: float
     gradients: float
@@ -97,7 +64,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Sum of all parts."""
         return sum(self)
 
 
@@ -107,24 +74,25 @@ def training_memory(
     """Bytes of a training step with AdamW.
 
     Args:
-        sizes: Of the model.
+        sizes: Sizes of the model.
         work: The largest pass.
-        types: Number types; products in another type than the weights need a copy of the weights.
-        checkpointing: Whether only the input of each layer is kept and the rest made again.
+        types: Number types.
+        checkpointing: Save only the input of each layer and recompute the rest.
     """
+    # Autocast keeps a second copy of the weights in the type of the products.
     copies = sizes.products * types.products if types.products != types.weights else 0
     return Memory(
         weights=sizes.weights * types.weights + copies,
         gradients=sizes.trained * types.weights,
         optimizer=MOMENTS * sizes.trained * types.weights,
         activations=work.tokens * saved_per_token(sizes, types, checkpointing=checkpointing),
-        logits=TILE_COPIES * FLOAT * min(work.kept * sizes.vocabulary, TILE_ELEMENTS),
+        logits=_logits(sizes, work),
     )
 
 
 def saved_per_token(sizes: ModelSizes, types: NumberTypes, *, checkpointing: bool) -> float:
-    """Bytes that all layers keep of a token for the backward pass."""
-    # Under autocast the norms and the sums between layers stay in the weights' type.
+    """Bytes that all layers save per token for the backward pass."""
+    # Under autocast the norms and the residual stream keep the type of the weights.
     layer = SAVED_WIDTHS * sizes.width * types.weights
     layer += (SAVED_ATTENTION * sizes.attention + SAVED_INNER * sizes.inner) * types.products
     if not checkpointing:
@@ -133,10 +101,13 @@ def saved_per_token(sizes: ModelSizes, types: NumberTypes, *, checkpointing: boo
 
 
 def forward_memory(sizes: ModelSizes, work: Work, types: NumberTypes) -> Memory:
-    """Bytes of a pass without gradients: of the activations, those of one layer."""
+    """Bytes of a pass without gradients, which holds the activations of one layer at a time."""
     one_layer = saved_per_token(sizes._replace(layers=1), types, checkpointing=False)
-    logits = TILE_COPIES * FLOAT * min(work.kept * sizes.vocabulary, TILE_ELEMENTS)
-    return Memory(sizes.weights * types.weights, 0, 0, work.tokens * one_layer, logits)
+    return Memory(sizes.weights * types.weights, 0, 0, work.tokens * one_layer, _logits(sizes, work))
+
+
+def _logits(sizes: ModelSizes, work: Work) -> float:
+    return TILE_COPIES * FLOAT * min(work.kept * sizes.vocabulary, TILE_ELEMENTS)
 
 
 def forward_operations(sizes: ModelSizes, work: Work) -> float:
@@ -146,12 +117,12 @@ def forward_operations(sizes: ModelSizes, work: Work) -> float:
 
 
 def training_operations(sizes: ModelSizes, work: Work, *, checkpointing: bool = False) -> float:
-    """Operations of forward, backward and AdamW; the logits are made again in the backward pass."""
+    """Operations of forward pass, backward pass and AdamW; the backward pass recomputes the logits."""
     forward = forward_operations(sizes, work)
     again = forward if checkpointing else 2.0 * work.kept * sizes.head
-    return forward * (2 + sizes.trained_share) + again + 10.0 * sizes.trained
+    return forward * (2 + sizes.trained / sizes.weights) + again + 10.0 * sizes.trained
 
 
 def generation_operations(sizes: ModelSizes, replies: float, tokens: float) -> float:
-    """Operations of replies of so many tokens each, their prompts left out."""
+    """Operations to generate ``replies`` of ``tokens`` each, without their prompts."""
     return 2.0 * replies * tokens * (sizes.products + sizes.head)

@@ -1,6 +1,6 @@
 # torch leaves parts of what is used here untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
-"""Losses over a ranked list of responses, exact at any gap, with ties, for groups of unequal size."""
+"""Losses over ranked lists of responses, with ties and for groups of unequal size."""
 
 from typing import NamedTuple
 
@@ -11,38 +11,26 @@ from torch import Tensor
 from tokenward.ops.ragged import position_in_group, segment_sum
 
 LARGEST_TIE = 12
-"""Members of a tie whose orders are averaged; the work doubles with each."""
+"""Largest tie whose orders are averaged; each member doubles the work."""
 
 
 class Agreement(NamedTuple):
-    """How well scores agree with ranks.  [b] each
+    """Agreement of scores and ranks.  [b] each"""
 
-    Attributes:
-        accuracy: Share of the pairs of different rank that the scores order right, an equal score not
-            being right; NaN where all ranks are equal.
-        top: 1 where one of the best responses scores higher than every other response.
-        spread: Standard deviation of the group's scores (of the group itself: divided by K).
-    """
-
-    accuracy: Tensor
-    top: Tensor
-    spread: Tensor
+    accuracy: Tensor  # share of pairs of different rank that are ordered correctly, equal scores being wrong; NaN without such
+    top: Tensor  # 1 if a response of the best rank scores higher than all other responses
+    spread: Tensor  # standard deviation of the scores in the group, divided by K and not K - 1
 
 
 class Subsets(NamedTuple):
-    """Groups drawn from comparisons.  [m] each
+    """Random subsets of comparisons.  [m] each"""
 
-    Attributes:
-        response: Which response stands here.
-        subset: Which subset it belongs to: ``draw x comparisons + comparison``.
-    """
-
-    response: Tensor
-    subset: Tensor
+    response: Tensor  # index of each drawn response
+    subset: Tensor  # subset that it belongs to: draw x comparisons + comparison
 
 
 class _Lists(NamedTuple):
-    """Groups side by side.  [b k] each"""
+    """Groups as rows.  [b k] each"""
 
     scores: Tensor
     rank: Tensor
@@ -58,30 +46,30 @@ def plackett_luce(
     temperature: float = 1.0,
     tie_break: Tensor | None = None,
 ) -> Tensor:
-    """Negative log-likelihood of the ranking under Plackett and Luce (ListMLE).  [r], [r], [r] -> [b]
+    """Negative log-likelihood of a ranking under the Plackett-Luce model (ListMLE).  [r], [r], [r] -> [b]
 
-    ``sum_k log(sum_{i >= k} exp(e_i)) - e_k`` with the responses in the order of their ranks; two of them
-    are Bradley and Terry's ``-log sigma(e_1 - e_2)``. TLM (arXiv 2306.00398), preference loss of section 2.
-    Each term is computed as ``-log sigma(-log sum_{i > k} exp(e_i - e_k))``, exact at any gap, where the
-    published code floors every tail that lies more than 23 nats below the best score.
+    ``sum_k log(sum_{i >= k} exp(e_i)) - e_k`` with the responses sorted by rank. For two responses this is the
+    Bradley-Terry loss ``-log sigma(e_1 - e_2)``. TLM (arXiv 2306.00398), preference loss of section 2.
 
     Args:
         scores: ``e``, one per response.
         rank: 0 is the best; equal ranks are a tie.
-        comparison: Which comparison owns the response.
-        comparisons: Number of comparisons, ``b``; they may have unequal numbers of responses.
+        comparison: Comparison that owns each response.
+        comparisons: Number of comparisons, ``b``. They may have different numbers of responses.
         temperature: Divides the scores, > 0.
-        tie_break: ``[r]`` numbers by which ties are ordered, drawn by the caller. None is the mean loss
-            over all orders of the tied responses.
+        tie_break: ``[r]`` numbers that order ties, drawn by the caller. By default the loss is the mean over all
+            orders of the tied responses.
 
     Raises:
-        ValueError: a tie of more than 12 without ``tie_break``.
+        ValueError: A tie has more than 12 responses and there is no ``tie_break``.
     """
     if tie_break is not None:
         rank = _strict(rank, comparison, tie_break)
     lists = _side_by_side(scores / temperature, rank, comparison, comparisons)
     same, later = _relations(lists)
-    # Differences before exponentials: a height that all share would cost digits.
+    # Each term is -log sigma(-log sum_{i > k} exp(e_i - e_k)), which is exact at any gap; the published code cuts off
+    # every tail that lies more than 23 nats below the best score. Differences come before exponentials: scores that are
+    # all large would lose digits.
     above = lists.scores[:, None, :] - lists.scores[:, :, None]
     rest = torch.where(later, above, -torch.inf).logsumexp(-1)
     tied = same.sum(-1)
@@ -92,13 +80,10 @@ def plackett_luce(
 
 
 def random_subsets(noise: Tensor, comparison: Tensor, comparisons: int, size: int) -> Subsets:
-    """Subsets of ``size`` responses of each comparison, without replacement.  [g r], [r] -> [m] each
+    """Draw ``size`` responses of each comparison without replacement.  [g r], [r] -> [m] each
 
-    Args:
-        noise: A random number per draw and response: those with the ``size`` smallest are drawn.
-        comparison: Which comparison owns the response.
-        comparisons: Number of comparisons.
-        size: Responses per subset; a comparison that has fewer gives all it has.
+    ``noise`` has a random number per draw and response; the ``size`` smallest of a comparison are drawn, or all of a
+    smaller one.
     """
     draws, responses = noise.shape
     draw = torch.arange(draws, device=noise.device)[:, None]
@@ -110,7 +95,7 @@ def random_subsets(noise: Tensor, comparison: Tensor, comparisons: int, size: in
 
 
 def ranks_differ(rank: Tensor, comparison: Tensor, comparisons: int) -> Tensor:
-    """Whether a group has two different ranks, that is, says anything.  [r], [r] -> [b] bool"""
+    """Whether the responses of a comparison have different ranks.  [r], [r] -> [b] bool"""
     start = rank.new_zeros(comparisons)
     highest = start.scatter_reduce(0, comparison, rank, "amax", include_self=False)
     lowest = start.scatter_reduce(0, comparison, rank, "amin", include_self=False)
@@ -118,7 +103,7 @@ def ranks_differ(rank: Tensor, comparison: Tensor, comparisons: int) -> Tensor:
 
 
 def agreement(scores: Tensor, rank: Tensor, comparison: Tensor, comparisons: int) -> Agreement:
-    """Pair accuracy, accuracy of the first place and spread of the scores of each comparison.  [r] -> [b]"""
+    """How well the scores of each comparison agree with its ranks.  [r], [r], [r] -> [b] each"""
     lists = _side_by_side(scores, rank, comparison, comparisons)
     _, later = _relations(lists)
     right = later & (lists.scores[:, :, None] > lists.scores[:, None, :])
@@ -135,7 +120,7 @@ def agreement(scores: Tensor, rank: Tensor, comparison: Tensor, comparisons: int
 
 
 def _side_by_side(scores: Tensor, rank: Tensor, comparison: Tensor, comparisons: int) -> _Lists:
-    """Groups as rows, with zeros where a group is shorter than the longest."""
+    """Groups as rows, padded with zeros."""
     place = position_in_group(comparison)
     shape = (comparisons, int(segment_sum(torch.ones_like(comparison), comparison, comparisons).max()))
     where = (comparison, place)
@@ -149,30 +134,30 @@ def _side_by_side(scores: Tensor, rank: Tensor, comparison: Tensor, comparisons:
 
 
 def _relations(lists: _Lists) -> tuple[Tensor, Tensor]:
-    """Whether the second of two responses is tied with the first, and whether it ranks below it.  -> [b k k]"""
+    """Whether the second of two responses is tied with the first, and whether it ranks below it.  -> [b k k] each"""
     both = lists.present[:, :, None] & lists.present[:, None, :]
     first, second = lists.rank[:, :, None], lists.rank[:, None, :]
     return both & (second == first), both & (second > first)
 
 
 def _strict(rank: Tensor, comparison: Tensor, tie_break: Tensor) -> Tensor:
-    """Ranks without ties: the place in the order of comparison, rank and ``tie_break``."""
+    """Ranks without ties: the place when sorted by comparison, rank and ``tie_break``."""
     order = tie_break.argsort(stable=True)
     order = order[rank[order].argsort(stable=True)]
     return torch.empty_like(order).scatter_(0, order, position_in_group(comparison[order]))
 
 
 def _tied_terms(above: Tensor, rest: Tensor, same: Tensor, tied: Tensor) -> Tensor:
-    """Terms of all ties of two or more, each the mean over its orders.  -> [b]
+    """Loss of all ties, each the mean over its orders.  -> [b]
 
     Args:
-        above: ``[b k k]``, by how much the second response scores above the first.
-        rest: ``[b k]``, log of the summed exponentials of what ranks below, relative to the response.
-        same: ``[b k k]``, whether the two are tied.
-        tied: ``[b k]``, members of the response's tie.
+        above: ``[b k k]``, score of the second response minus score of the first.
+        rest: ``[b k]``, log of the summed exponentials of lower-ranked responses, relative to the response.
+        same: ``[b k k]``, whether two responses are tied.
+        tied: ``[b k]``, size of the tie that the response belongs to.
     """
     loss = torch.zeros_like(rest[:, 0])
-    # A tie is met at its first member.
+    # Each tie is handled once, at its first member.
     before = torch.ones_like(same[0]).tril(-1)
     first = (tied > 1) & ~(same & before).any(-1)
     for size in tied[first].unique().tolist():
@@ -188,12 +173,12 @@ def _tied_terms(above: Tensor, rest: Tensor, same: Tensor, tied: Tensor) -> Tens
 def _mean_over_orders(values: Tensor, rest: Tensor) -> Tensor:
     """Loss of tied responses, averaged over their orders.  [c m], [c] -> [c]
 
-    In a random order the responses still to come form every subset of a size equally often, so the mean
-    of each term is a mean over subsets: ``m!`` orders become ``2^m`` subsets.
+    In a random order, the responses still to come are equally likely to be any subset of their number. So the mean of
+    each term is a mean over subsets, and ``m!`` orders reduce to ``2^m`` subsets.
 
     Args:
-        values: Scores of the tied.
-        rest: Log of the summed exponentials of those that rank below them, -inf where there are none.
+        values: Scores of the tied responses.
+        rest: Log of the summed exponentials of lower-ranked responses, -inf if there are none.
     """
     size = values.shape[1]
     numbers = torch.arange(1, 2**size, device=values.device)

@@ -2,7 +2,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 """Token statistics from hidden states, embeddings and attention."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,15 +15,12 @@ from tokenward.ops.transforms import min_max, standardise
 
 
 def tied_embedding(ids: Tensor, weight: Tensor, padding: int | None = None) -> tuple[Tensor, Tensor]:
-    """Rows of an embedding, and its weight for the head.  [...], [v d] -> [... d], [v d]
+    """Embedding lookup for a weight that is tied to the head.  [...], [v d] -> [... d], [v d]
 
-    The weight that is returned must be used for one thing, whose gradient is a tensor that nobody else holds: it
-    is changed in place.
+    Use the returned weight exactly once, in an operation that passes a freshly made gradient: the gradient of the rows
+    is added to it in place, so that embedding and head share one gradient tensor of the size of the vocabulary.
 
-    Args:
-        ids: Tokens.
-        weight: Of embedding and head.
-        padding: Token whose row gets no gradient from the embedding.
+    The row of the token ``padding`` gets no gradient from the embedding.
     """
     rows, for_head = _Tied.apply(weight, ids, padding)  # type: ignore[misc]
     return rows, for_head
@@ -36,6 +33,7 @@ class _Tied(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(ids)
         ctx.padding, ctx.shape = padding, weight.shape
+        # Without this, autograd would allocate zeros of the size of the vocabulary for an unused output.
         ctx.set_materialize_grads(False)
         return F.embedding(ids, weight), weight.detach()
 
@@ -54,43 +52,46 @@ class _Tied(torch.autograd.Function):
         return total.index_add_(0, flat, slopes.to(total.dtype)), None, None
 
 
-def entropy_and_rank(hidden: Tensor, ids: Tensor, head: Head, *, chunk: int = CHUNK) -> Tensor:
-    """Entropy of the distribution, nats, and how many tokens are more probable than each.  [n d], [n] -> [2 n]
+def _by_chunks(
+    function: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, ids: Tensor, head: Head, chunk: int
+) -> list[Tensor]:
+    """Apply a function of logits and ids to ``chunk`` rows at a time, so that no more logits exist at once."""
+    parts = zip(hidden.split(chunk), ids.split(chunk), strict=True)
+    return [function(wide(head(rows)), targets) for rows, targets in parts]
 
-    Args:
-        hidden: State at the position before each token.
-        ids: The tokens.
-        head: From states to logits, called on ``chunk`` rows at a time; no more logits exist at once.
-        chunk: Changes memory, not the result.
+
+def entropy_and_rank(hidden: Tensor, ids: Tensor, head: Head, *, chunk: int = CHUNK) -> Tensor:
+    """Entropy in nats, and the number of tokens that are more probable than each.  [n d], [n] -> [2 n]
+
+    ``hidden`` is the state before each token. No more than ``chunk`` rows of logits exist at the same time.
     """
-    parts = [hidden.new_zeros((2, 0)).float()]
-    for rows, targets in zip(hidden.split(chunk), ids.split(chunk), strict=True):
-        logits = wide(head(rows))
-        parts.append(torch.stack((entropy_of(logits), rank_of(logits, targets))).float())
-    return torch.cat(parts, dim=1)
+
+    def both(logits: Tensor, targets: Tensor) -> Tensor:
+        return torch.stack((entropy_of(logits), rank_of(logits, targets))).float()
+
+    return torch.cat(_by_chunks(both, hidden, ids, head, chunk), dim=1)
 
 
 def other_tokens(hidden: Tensor, ids: Tensor, head: Head, count: int, *, chunk: int = CHUNK) -> Tensor:
-    """The most probable tokens that are not the one that stands there, most probable first.  [n d], [n] -> [n count]"""
-    parts = [ids.new_zeros((0, count))]
-    for rows, targets in zip(hidden.split(chunk), ids.split(chunk), strict=True):
-        logits = wide(head(rows)).scatter(-1, targets[:, None], -torch.inf)
-        parts.append(logits.topk(count, dim=-1).indices)
-    return torch.cat(parts)
+    """The most probable tokens other than the given one, most probable first.  [n d], [n] -> [n count]"""
+
+    def best(logits: Tensor, targets: Tensor) -> Tensor:
+        return logits.scatter(-1, targets[:, None], -torch.inf).topk(count, dim=-1).indices
+
+    return torch.cat(_by_chunks(best, hidden, ids, head, chunk))
 
 
 def mean_logit(hidden: Tensor, head: Head, *, chunk: int = CHUNK) -> Tensor:
-    """Mean over the vocabulary of the logits at each position.  [n d] -> [n]"""
-    parts = [hidden.new_zeros(0).float()]
-    return torch.cat(parts + [wide(head(rows)).mean(-1).float() for rows in hidden.split(chunk)])
+    """Mean of the logits over the vocabulary at each position.  [n d] -> [n]"""
+    return torch.cat([wide(head(rows)).mean(-1).float() for rows in hidden.split(chunk)])
 
 
 def received_attention(weights: Tensor, real: Tensor) -> Tensor:
-    """Attention that each position receives: mean over heads and over the positions that see it.  -> [rows t]
+    """Attention that each position receives, averaged over heads and the positions that see it.  -> [rows t]
 
     Args:
-        weights: ``[rows heads t t]``, of each position (third) to each (fourth); a position sees itself and those before.
-        real: ``[rows t]`` bool, whether a position is no padding.
+        weights: ``[rows heads t t]``, attention from each query position (dim 2) to each key position (dim 3), causal.
+        real: ``[rows t]`` bool, False for padding.
     """
     looking = torch.where(real[:, :, None], weights.float().mean(1), 0.0)
     seen_by = real.long().flip(1).cumsum(1).flip(1)
@@ -98,12 +99,12 @@ def received_attention(weights: Tensor, real: Tensor) -> Tensor:
 
 
 def activation_mask(kinds: Sequence[Tensor], response: Tensor, responses: int) -> Tensor:
-    """MaPO's mask (arXiv 2410.05102): activations made comparable within a response, and averaged.  -> [n] in [0, 1]
+    """MaPO's mask (arXiv 2410.05102): activations scaled to [0, 1] within each response, then averaged.  -> [n]
 
     Args:
-        kinds: Per kind of place in a model ``[layers n]``, the mean over its features.
-        response: ``[n]``, which response owns the token.
-        responses: How many there are.
+        kinds: For each kind of module ``[layers n]``, the activations averaged over features.
+        response: ``[n]``, response that owns each token.
+        responses: Number of responses.
     """
     means = [
         torch.stack(
@@ -115,5 +116,5 @@ def activation_mask(kinds: Sequence[Tensor], response: Tensor, responses: int) -
 
 
 def cosine(vectors: Tensor, other: Tensor) -> Tensor:
-    """Cosine of each vector with another one; 0 where one is all 0.  [n d], [d] -> [n]"""
-    return torch.nn.functional.cosine_similarity(vectors.float(), other.float()[None], dim=-1)
+    """Cosine similarity of each vector with another one; 0 for a zero vector.  [n d], [d] -> [n]"""
+    return F.cosine_similarity(vectors.float(), other.float()[None], dim=-1)

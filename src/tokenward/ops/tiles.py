@@ -1,10 +1,10 @@
 # torch leaves parts of what is used here untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
-"""A linear language model head and the softmax in one: the vocabulary goes by in tiles.
+"""A linear language model head fused with the softmax, one tile of the vocabulary at a time.
 
-All tokens meet one tile of the vocabulary at a time, so that memory is ``n x tile`` whatever the
-vocabulary, and each row of the weight's gradient is computed once. Nothing of a tile is kept: the
-backward pass makes it again.
+Chunks of the vocabulary instead of chunks of tokens: memory is ``n x tile`` for any vocabulary, and each row of the
+weight's gradient is written once instead of accumulated per chunk. The logits of a tile are not saved; the backward pass
+recomputes them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tokenward.ops.logprob import Direction, LinearHead, LogitChange, Reference, TiledSums, by_name, wide
+from tokenward.ops.logprob import UNCHANGED, Direction, LinearHead, LogitChange, Reference, by_name, wide
 
 TILED = ("entropy", "kl", "token_rank")
-"""Statistics that can be made a tile of the vocabulary at a time; a head is asked for others by chunks of tokens."""
+"""Statistics that can be computed by tiles; others need chunks of tokens with all their logits."""
 
 TILE_ELEMENTS = 2**23
-"""Logits that exist at once: 32 MB in float32."""
+"""Logits that exist at the same time: 32 MB in float32."""
 
 
 def linear_statistics(
@@ -35,69 +35,113 @@ def linear_statistics(
     dtype: torch.dtype | None = None,
     elements: int = TILE_ELEMENTS,
 ) -> dict[str, Tensor]:
-    """``logp`` and the named statistics of each token in one pass of the head.  [n d], [n] -> [n] each
+    """``logp`` and the named statistics of each token from one pass of the head.  [n d], [n] -> [n] each
 
-    Sums over the vocabulary are in float32 or better, whatever the matrix products are in. A rank costs the products
-    of the forward pass a second time: what is larger than the token's own logit is counted when that is known.
+    Sums over the vocabulary are in float32 or float64, whatever the dtype of the products. A rank costs a second pass of
+    products, because the token's own logit must be known before larger ones can be counted.
 
     Args:
-        hidden: State at the position before each token.
+        hidden: Hidden state at the position before each token.
         ids: The tokens.
         head: The language model head.
-        names: Of :data:`TILED`; see :data:`tokenward.ops.logprob.STATISTICS`.
-        reference: The other model, needed for ``kl``.
+        names: Names from :data:`TILED`, see :data:`tokenward.ops.logprob.STATISTICS`.
+        reference: The KL reference, needed for ``kl``.
         direction: ``reverse`` is KL(model || reference), ``forward`` KL(reference || model).
-        dtype: Of the matrix products; None is that of the states.
-        elements: Logits that may exist at once; changes memory, not the result.
+        dtype: Dtype of the matrix products; by default that of the states.
+        elements: Logits that may exist at the same time; affects memory, not the result.
     """
-    others, other = (None, (None, None, LogitChange())) if reference is None else reference
-    changes = (head.change, other[2])
-    entropy, rank = "entropy" in names, "token_rank" in names
-    settings = _Settings(entropy, rank, direction == "forward", dtype or hidden.dtype, elements, *changes)
-    found = _Tiles.apply(hidden, *head[:2], ids, others, *other[:2], settings)  # type: ignore[misc]
+    others = (None, None, None) if reference is None else (reference.hidden, *reference.head[:2])
+    other_change = UNCHANGED if reference is None else reference.head.change
+    settings = _Settings(
+        "entropy" in names, "token_rank" in names, direction == "forward", dtype or hidden.dtype, elements,
+        head.change, other_change,
+    )  # fmt: skip
+    found = _Tiles.apply(hidden, *head[:2], ids, *others, settings)  # type: ignore[misc]
     made: dict[str, Tensor] = dict(zip(("logp", *TILED), found, strict=True))
     return by_name([made["logp"], *(made[name] for name in names)], names)
 
 
 class _Settings(NamedTuple):
-    """What is wanted, and how it is computed.
-
-    Attributes:
-        entropy: Whether the entropy is.
-        rank: Whether the rank is.
-        forward: Whether the KL divergence is that of the reference to the model, where there is one.
-        dtype: Of the matrix products.
-        elements: Logits that may exist at once.
-        change: What the model does to its logits.
-        other_change: What the reference does.
-    """
-
     entropy: bool
     rank: bool
-    forward: bool
-    dtype: torch.dtype
+    forward: bool  # direction of the KL divergence
+    dtype: torch.dtype  # of the matrix products
     elements: int
     change: LogitChange
     other_change: LogitChange
 
 
 class _Side(NamedTuple):
-    """One model: states and weights as the matrix products take them."""
+    """A model's states, in the dtype of the products, and its head."""
 
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None
-    dtype: torch.dtype
     change: LogitChange
 
     def raw(self, tile: slice) -> Tensor:
-        """What the head itself gives, rounded as a linear layer rounds it.  -> [n tile]"""
-        bias = None if self.bias is None else self.bias[tile].to(self.dtype)
-        return F.linear(self.hidden, self.weight[tile].to(self.dtype), bias)
+        """Output of the head for one tile, rounded as a linear layer rounds it.  -> [n tile]"""
+        dtype = self.hidden.dtype
+        bias = None if self.bias is None else self.bias[tile].to(dtype)
+        return F.linear(self.hidden, self.weight[tile].to(dtype), bias)
 
     def logits(self, tile: slice) -> Tensor:
-        """Logits of one tile.  -> [n tile] float32 or better"""
+        """Logits of one tile.  -> [n tile] float32 or float64"""
         return wide(self.change(self.raw(tile)))
+
+
+class _Found(NamedTuple):
+    """Sums over the vocabulary from the forward pass.  [n] each"""
+
+    target: Tensor  # logit of the token
+    own: Tensor  # logsumexp of the model's logits
+    average: Tensor  # mean logit under the model
+    others: Tensor  # logsumexp of the reference's logits
+    divergence: Tensor  # mean difference of the logits, under the first distribution of the KL divergence
+
+
+class _Gradients(NamedTuple):
+    """Gradients of the loss by each statistic, None if it was not requested.  [n] each"""
+
+    logp: Tensor
+    entropy: Tensor | None
+    kl: Tensor | None
+    forward: bool
+
+
+class TiledSums:
+    """Running sums over the vocabulary, relative to the largest logit so far (online softmax).  [n] each
+
+    Args:
+        like: Zeros of the shape and dtype of the sums.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.peak = torch.full_like(like, -torch.inf)
+        self.total, self.first = torch.zeros_like(like), torch.zeros_like(like)
+
+    def add(self, logits: Tensor, values: Tensor | None) -> None:
+        """Add a tile of logits, and the values to average under the distribution.  [n tile] each"""
+        peak = torch.maximum(self.peak, logits.amax(-1))
+        finite = torch.where(peak.isfinite(), peak, 0.0)
+        share = (logits - finite[:, None]).exp_()
+        before = (self.peak - finite).exp()
+        self.total = self.total * before + share.sum(-1)
+        if values is not None:
+            # A probability of 0 contributes nothing, even if the value is not finite.
+            so_far = torch.where(before > 0, self.first * before, 0.0)
+            self.first = so_far + torch.where(share > 0, values * share, 0.0).sum(-1)
+        self.peak = peak
+
+    @property
+    def logsumexp(self) -> Tensor:
+        """Logsumexp of all logits."""
+        return self.peak + self.total.log()
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the values under the distribution."""
+        return self.first / self.total
 
 
 class _Tiles(torch.autograd.Function):
@@ -114,75 +158,52 @@ class _Tiles(torch.autograd.Function):
         settings: _Settings,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.settings = settings
-        dtype = settings.dtype
+        given = (hidden, weight, bias, other_hidden, other_weight, other_bias)
+        # The dtype of the products is explicit; autocast would round the sums too.
         with torch.autocast(hidden.device.type, enabled=False):
-            side = _Side(hidden.to(dtype), weight, bias, dtype, settings.change)
-            other = _other(other_hidden, other_weight, other_bias, settings)
+            side, other = _sides(settings, *given)
             found = _forward(side, other, ids, settings)
             rank = _above(side, found.target, settings.elements) if settings.rank else ids.detach()
         ctx.mark_non_differentiable(rank)
-        ctx.save_for_backward(hidden, weight, bias, ids, other_hidden, other_weight, other_bias, *found)
+        ctx.save_for_backward(ids, *given, *found)
         target, own, average, others, divergence = found
-        normalisers = own - others if settings.forward else others - own
-        return target - own, own - average, divergence + normalisers, rank
+        normalizers = own - others if settings.forward else others - own
+        return target - own, own - average, divergence + normalizers, rank
 
     @staticmethod
     @once_differentiable
     def backward(  # type: ignore[override]
         ctx: Any, grad_logp: Tensor, grad_entropy: Tensor, grad_kl: Tensor, grad_rank: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, ids, other_hidden, other_weight, other_bias, *found = ctx.saved_tensors
-        dtype = ctx.settings.dtype
+        settings, (ids, hidden, *given) = ctx.settings, ctx.saved_tensors[:7]
         with torch.autocast(hidden.device.type, enabled=False):
-            side = _Side(hidden.to(dtype), weight, bias, dtype, ctx.settings.change)
-            other = _other(other_hidden, other_weight, other_bias, ctx.settings)
+            side, other = _sides(settings, hidden, *given)
             grads = _Gradients(
                 grad_logp,
-                grad_entropy if ctx.settings.entropy else None,
+                grad_entropy if settings.entropy else None,
                 None if other is None else grad_kl,
-                ctx.settings.forward,
+                settings.forward,
             )
             wanted = tuple(bool(flag) for flag in ctx.needs_input_grad[:3])
-            states, *weights = _backward(
-                side, other, ids, ctx.settings.elements, _Found(*found), grads, wanted
-            )
+            found = _Found(*ctx.saved_tensors[7:])
+            states, *weights = _backward(side, other, ids, settings.elements, found, grads, wanted)
         return (None if states is None else states.to(hidden.dtype), *weights, *(None,) * 5)
 
 
-class _Found(NamedTuple):
-    """What the forward pass found.  [n] each
-
-    Attributes:
-        target: Logit of the token.
-        own: logsumexp of the model's logits.
-        average: Mean logit under the model.
-        others: logsumexp of the reference's logits.
-        divergence: Mean difference of the two logits: of the model's to the reference's under the model, or the
-            other way round under the reference.
-    """
-
-    target: Tensor
-    own: Tensor
-    average: Tensor
-    others: Tensor
-    divergence: Tensor
-
-
-class _Gradients(NamedTuple):
-    """Of the loss, with respect to each statistic; None where it was not asked for.  [n] each"""
-
-    logp: Tensor
-    entropy: Tensor | None
-    kl: Tensor | None
-    forward: bool
-
-
-def _other(
-    hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None, settings: _Settings
-) -> _Side | None:
-    if hidden is None or weight is None:
-        return None
-    return _Side(hidden.to(settings.dtype), weight, bias, settings.dtype, settings.other_change)
+def _sides(
+    settings: _Settings,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    other_hidden: Tensor | None,
+    other_weight: Tensor | None,
+    other_bias: Tensor | None,
+) -> tuple[_Side, _Side | None]:
+    """The model, and the KL reference if there is one."""
+    side = _Side(hidden.to(settings.dtype), weight, bias, settings.change)
+    if other_hidden is None or other_weight is None:
+        return side, None
+    return side, _Side(other_hidden.to(settings.dtype), other_weight, other_bias, settings.other_change)
 
 
 def _tiles(vocabulary: int, tokens: int, elements: int) -> Iterator[slice]:
@@ -210,11 +231,9 @@ def _forward(side: _Side, other: _Side | None, ids: Tensor, settings: _Settings)
 
 
 def _above(side: _Side, target: Tensor, elements: int) -> Tensor:
-    """How many logits are larger than the token's own.  -> [n]
-
-    The tiles are those of the own logit, so the same products give the same numbers: no token is above itself.
-    """
+    """Number of logits that are larger than the token's own.  -> [n]"""
     count = torch.zeros_like(target)
+    # The same tiles as in `_forward`: equal products round equally, so no token ranks above itself.
     for part in _tiles(len(side.weight), len(target), elements):
         count += (side.logits(part) > target[:, None]).sum(-1)
     return count
@@ -225,7 +244,7 @@ def _inside(ids: Tensor, part: slice) -> Tensor:
 
 
 def _place(ids: Tensor, part: slice) -> Tensor:
-    """Place of each token in a tile; any place where it is not in it.  -> [n 1]"""
+    """Index of each token in a tile, clamped to the tile.  -> [n 1]"""
     return (ids - part.start).clamp(0, part.stop - part.start - 1)[:, None]
 
 
@@ -239,14 +258,15 @@ def _backward(
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of states, weight and bias."""
+    dtype = side.hidden.dtype
     for_hidden = torch.zeros_like(wide(side.hidden)) if wanted[0] else None
     for_weight = torch.empty_like(side.weight) if wanted[1] else None
     for_bias = torch.empty_like(side.bias) if wanted[2] and side.bias is not None else None
     for part in _tiles(len(side.weight), len(ids), elements):
         full = _logit_gradient(side, other, ids, part, found, grads)
-        grad = full.to(side.dtype)
+        grad = full.to(dtype)
         if for_hidden is not None:
-            for_hidden += grad @ side.weight[part].to(side.dtype)
+            for_hidden += grad @ side.weight[part].to(dtype)
         if for_weight is not None:
             for_weight[part] = grad.T @ side.hidden
         if for_bias is not None:
@@ -255,7 +275,7 @@ def _backward(
 
 
 def _logit_gradient(side: _Side, other: _Side | None, ids: Tensor, part: slice, *rest: Any) -> Tensor:
-    """Gradient of the loss with respect to what the head itself gives of one tile.  -> [n tile]"""
+    """Gradient by the output of the head for one tile.  -> [n tile]"""
     if not side.change.steps:
         return _by_logits(side.logits(part), other, ids, part, *rest)
     raw = side.raw(part).requires_grad_()
@@ -268,8 +288,8 @@ def _logit_gradient(side: _Side, other: _Side | None, ids: Tensor, part: slice, 
 def _by_logits(
     logits: Tensor, other: _Side | None, ids: Tensor, part: slice, found: _Found, grads: _Gradients
 ) -> Tensor:
-    """Gradient with respect to the model's logits of one tile, which it overwrites.  -> [n tile]"""
-    # Each statistic's derivative by a logit is the share times something, but for the token's own logit.
+    """Gradient by the model's logits of one tile, which are overwritten.  -> [n tile]"""
+    # The derivative of each statistic by a logit is its probability times a factor, plus 1 for logp at the token itself.
     if grads.entropy is None and grads.kl is None:
         gradient = logits.sub_(found.own[:, None]).exp_().mul_(-grads.logp[:, None])
     else:
@@ -281,7 +301,7 @@ def _by_logits(
 def _share_times_factors(
     logits: Tensor, other: _Side | None, part: slice, found: _Found, grads: _Gradients
 ) -> Tensor:
-    """As above without the token's own logit, where entropy or KL is wanted.  -> [n tile]"""
+    """Probability times the factors of all statistics, if entropy or KL is requested.  -> [n tile]"""
     logp = logits - found.own[:, None]
     share = logp.exp()
     factor = -grads.logp[:, None]

@@ -1,6 +1,6 @@
 # torch leaves parts of what is used here untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
-"""Transforms of token scores: scalings, thresholds, clusters and pools."""
+"""Transforms of token scores: scaling, thresholds, clusters, pooling and bounds."""
 
 from typing import Literal
 
@@ -17,23 +17,22 @@ from tokenward.ops.ragged import (
     segment_logsumexp,
     segment_sum,
 )
-from tokenward.ops.selection import CountRule, top_fraction
+from tokenward.ops.selection import CountRule, Pooling, pooled_scores, top_fraction
 
 BINS = 256
-"""Numbers with more different values than this are counted in so many equal bins first."""
+"""Multi-Otsu first puts more different values than this into a histogram with this many bins."""
 
 
 def otsu_cuts(values: Tensor, classes: int, *, bins: int = BINS) -> Tensor:
-    """Cuts between the classes of numbers, ascending: a number at a cut belongs above it.  [n] -> [classes - 1] float64
+    """Multi-Otsu thresholds, ascending; a number at a threshold belongs above it.  [n] -> [classes - 1] float64
 
-    The cuts make the variance between classes the largest possible (Otsu, 1979; for several classes Liao,
-    Chen and Chung, 2001): exactly so where there are at most ``bins`` different values, else for the histogram.
-    With fewer different values than classes the upper cuts are infinite and the upper classes empty.
+    They maximize the variance between classes (Otsu, 1979; Liao, Chen and Chung, 2001): exactly for up to ``bins``
+    different values, else for the histogram. With fewer values than classes, the upper thresholds are infinite.
 
     Args:
-        values: The numbers; those that are not finite are left out.
-        classes: How many, at least 2.
-        bins: See the module.
+        values: The numbers; infinities and NaN are ignored.
+        classes: Number of classes, at least 2.
+        bins: Number of bins.
     """
     values = values[values.isfinite()].double()
     cuts = torch.full((classes - 1,), torch.inf, dtype=torch.float64, device=values.device)
@@ -45,7 +44,7 @@ def otsu_cuts(values: Tensor, classes: int, *, bins: int = BINS) -> Tensor:
 
 
 def _histogram(values: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Levels that occur, how often, and the edge above each but the last.  [levels], [levels], [levels - 1]"""
+    """Occurring levels, their counts, and the edge above each except the last.  [levels], [levels], [levels - 1]"""
     levels, counts = torch.unique(values, return_counts=True)
     if len(levels) <= bins:
         return levels, counts.double(), (levels[1:] + levels[:-1]) / 2
@@ -59,16 +58,16 @@ def _histogram(values: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _best_ends(levels: Tensor, counts: Tensor, classes: int) -> list[int]:
-    """Last level of each class but the last, by dynamic programming over all places to cut."""
+    """Last level of each class except the last, by dynamic programming over all cuts."""
     size = len(levels)
     number, total = (torch.cat((part.new_zeros(1), part.cumsum(0))) for part in (counts, counts * levels))
-    # share[i, j]: what a class of the levels i..j adds to the variance between classes, up to a constant.
+    # share[i, j]: contribution of the class with levels i..j to the variance between classes, up to a constant.
     weight, mass = number[None, 1:] - number[:-1, None], total[None, 1:] - total[:-1, None]
     inside = torch.ones_like(weight, dtype=torch.bool).triu()
     share = torch.where(inside, mass.square() / torch.where(inside, weight, 1.0), -torch.inf)
     best, ends = share[0], list[Tensor]()
     for _ in range(classes - 1):
-        # The class before ends at i - 1, this one goes from i to j.
+        # The previous class ends at i - 1; this class has the levels i to j.
         reach = best[:-1, None] + share[1:]
         best, where = reach.max(0)
         ends.append(where)
@@ -79,7 +78,7 @@ def _best_ends(levels: Tensor, counts: Tensor, classes: int) -> list[int]:
 
 
 def otsu_class(values: Tensor, cuts: Tensor) -> Tensor:
-    """Which class each number belongs to, 0 the lowest; NaN belongs to none and gets -1.  [n], [c - 1] -> [n]"""
+    """Class of each number, 0 the lowest; -1 for NaN.  [n], [c - 1] -> [n]"""
     place = torch.bucketize(values.double(), cuts, right=True)
     return torch.where(values.isnan(), -1, place)
 
@@ -88,6 +87,8 @@ At = Literal["value", "mean", "median", "quantile", "iqr", "otsu"]
 Pool = Literal["mean", "sum", "max", "min"]
 Transform = Literal["identity", "exp", "power"]
 
+_POOLS: dict[Pool, Pooling] = {"mean": "mean", "sum": "sum", "max": "largest", "min": "smallest"}
+
 
 def affine(scores: Tensor, scale: float, shift: float) -> Tensor:
     """``scale * s + shift``.  [n] -> [n]"""
@@ -95,7 +96,7 @@ def affine(scores: Tensor, scale: float, shift: float) -> Tensor:
 
 
 def clamp(scores: Tensor, low: float | None, high: float | None) -> Tensor:
-    """Scores no lower than ``low`` and no higher than ``high``; None is no bound.  [n] -> [n]"""
+    """Scores clamped to [low, high]; None is no bound.  [n] -> [n]"""
     return scores if low is None and high is None else scores.clamp(low, high)
 
 
@@ -110,9 +111,9 @@ def shifted_sigmoid(scores: Tensor, shift: float) -> Tensor:
 
 
 def rank_scale(scores: Tensor, group: Tensor, groups: int, low: float, high: float) -> Tensor:
-    """Scores by their rank alone: the lowest of a group gets ``low``, the highest ``high``.  [n], [n] -> [n]
+    """Map ranks linearly to [low, high] within each group.  [n], [n] -> [n]
 
-    Equal scores share a value; where all of a group are equal it is halfway.
+    Equal scores get the same value, and the middle if all scores of a group are equal.
     """
     ranks = group_ranks(scores, group, groups)
     count = segment_sum((~scores.isnan()).double(), group, groups)[group]
@@ -121,16 +122,17 @@ def rank_scale(scores: Tensor, group: Tensor, groups: int, low: float, high: flo
 
 
 def standardise(scores: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Scores less their group's mean, over its standard deviation; 0 where all are equal.  [n], [n] -> [n]"""
+    """Subtract the mean of the group and divide by its standard deviation; 0 if all are equal.  [n], [n] -> [n]"""
     _, mean, spread = group_moments(scores, group, groups)
-    apart = scores.double() - mean[group]
+    centered = scores.double() - mean[group]
     varied = spread[group] > 0
-    found = torch.where(varied, apart / torch.where(varied, spread[group], 1.0), 0.0 * apart)
+    # 0 times the difference instead of 0, so that NaN stays NaN.
+    found = torch.where(varied, centered / torch.where(varied, spread[group], 1.0), 0.0 * centered)
     return found.to(scores.dtype)
 
 
 def min_max(scores: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Scores from 0, the group's least, to 1, its largest; 0 where all are equal.  [n], [n] -> [n]"""
+    """Scale each group to [0, 1]; 0 if all scores are equal.  [n], [n] -> [n]"""
     least, largest = (part[group] for part in group_extremes(scores, group, groups))
     return (scores - least) / torch.where(largest > least, largest - least, 1.0)
 
@@ -145,7 +147,7 @@ def top(
     rule: CountRule,
     minimum: int,
 ) -> Tensor:
-    """1 for the largest (or smallest) share of each group, else 0; the earliest token wins a tie.  [n], [n] -> [n]"""
+    """1 for the largest or smallest fraction of each group, else 0; the earliest token wins a tie.  [n], [n] -> [n]"""
     directed = scores if which == "largest" else -scores
     kept = top_fraction(directed, group, groups, fraction, rule=rule, minimum=minimum)
     return _flags(kept, scores)
@@ -154,26 +156,27 @@ def top(
 def threshold_of(
     scores: Tensor, group: Tensor, groups: int, at: At, *, value: float, factor: float, classes: int, cut: int
 ) -> Tensor:
-    """Where each group is cut.  [n], [n] -> [groups] float64
+    """Threshold of each group.  [n], [n] -> [groups] float64
 
     Args:
         scores: ``[n]``.
         group: ``[n]``.
-        groups: How many there are.
-        at: ``value``: that number; ``mean``; ``median``; ``quantile``: the quantile ``value``; ``iqr``: ``factor``
-            interquartile ranges below the first quartile, or for a negative factor above the third; ``otsu``: between
-            two of the classes of :func:`tokenward.ops.transforms.otsu_cuts`.
+        groups: Number of groups.
+        at: ``value``: the number ``value``; ``mean``; ``median``; ``quantile``: the quantile ``value``; ``iqr``: ``factor``
+            interquartile ranges below the first quartile, or above the third if the factor is negative; ``otsu``: a
+            threshold of :func:`otsu_cuts`.
         value: See ``at``.
         factor: See ``at``.
-        classes: Of ``otsu``.
-        cut: Which of its cuts, 0 the lowest.
+        classes: Number of classes for ``otsu``.
+        cut: Index of the threshold for ``otsu``, 0 the lowest.
     """
     if at == "value":
         return torch.full((groups,), value, dtype=torch.float64, device=scores.device)
     if at == "mean":
         return group_moments(scores, group, groups).mean
     if at == "otsu":
-        return _per_group_cuts(scores, group, groups, classes)[:, cut]
+        cuts = [otsu_cuts(scores[mine], classes)[cut] for mine in _members(group, groups)]
+        return torch.stack(cuts) if cuts else scores.new_zeros(0).double()
     if at == "iqr":
         first, third = (group_quantile(scores, group, groups, share) for share in (0.25, 0.75))
         return (first if factor >= 0 else third) - factor * (third - first)
@@ -181,16 +184,16 @@ def threshold_of(
 
 
 def keep_side(scores: Tensor, group: Tensor, thresholds: Tensor, keep: Literal["above", "below"]) -> Tensor:
-    """1 where a score is on one side of its group's threshold, else 0.  [n], [n], [groups] -> [n]
+    """1 for scores on one side of their group's threshold, else 0.  [n], [n], [groups] -> [n]
 
-    ``below`` is strict and ``above`` is the rest, so that every score is on exactly one side.
+    ``below`` is strict and ``above`` is its complement, so every score is on exactly one side.
     """
     below = scores.double() < thresholds[group]
     return _flags(below if keep == "below" else ~below, scores)
 
 
 def cluster(scores: Tensor, group: Tensor, groups: int, classes: int, keep: tuple[int, ...]) -> Tensor:
-    """1 for the scores in some of the classes of multi-Otsu, else 0.  [n], [n] -> [n]"""
+    """1 for scores in the multi-Otsu classes ``keep`` of their group, else 0.  [n], [n] -> [n]"""
     kept = torch.zeros_like(scores, dtype=torch.bool)
     wanted = torch.tensor(keep, device=scores.device)
     for mine in _members(group, groups):
@@ -200,26 +203,18 @@ def cluster(scores: Tensor, group: Tensor, groups: int, classes: int, keep: tupl
 
 
 def segment_pool(scores: Tensor, segment: Tensor, how: Pool, place: Literal["all", "end", "start"]) -> Tensor:
-    """One number per segment, at all of its tokens or at one of them and 0 at the others.  [n], [n] -> [n]
+    """One number per segment, at all of its tokens, or at one of them and 0 at the others.  [n], [n] -> [n]
 
-    Args:
-        scores: ``[n]``; a segment's number is made of those that are not NaN.
-        segment: ``[n]``, rising whole numbers.
-        how: What becomes of a segment's scores.
-        place: Where the number goes: ``all`` tokens, or the ``end`` or ``start`` of those with a score.
+    NaN is ignored and stays NaN. ``segment`` is ascending. ``place`` is ``all`` tokens, or the last (``end``) or first
+    (``start``) token with a score.
     """
     _, segment = torch.unique_consecutive(segment, return_inverse=True)
     count = int(segment[-1]) + 1 if len(segment) else 0
-    if how in ("max", "min"):
-        least, largest = group_extremes(scores, segment, count)
-        pooled = largest if how == "max" else least
-    else:
-        number, mean, _ = group_moments(scores, segment, count)
-        pooled = mean if how == "mean" else mean * number
+    pooled = pooled_scores(scores, segment, count, how=_POOLS[how])
     spread = torch.where(scores.isnan(), scores, pooled.to(scores.dtype)[segment])
     if place == "all":
         return spread
-    # Among the tokens that have a score, which is the last (or first) of its segment?
+    # Among the tokens with a score, find the last or first one of each segment.
     present = (~scores.isnan()).nonzero().squeeze(-1)
     owner = segment[present]
     edge = torch.ones_like(owner, dtype=torch.bool)
@@ -234,7 +229,7 @@ def segment_pool(scores: Tensor, segment: Tensor, how: Pool, place: Literal["all
 
 
 def decay(scores: Tensor, response: Tensor, rate: float, first: int) -> Tensor:
-    """``rate ** (t + first) * s`` at place t of a response, counted from 0.  [n], [n] -> [n]"""
+    """``rate ** (t + first) * s`` for token t of a response, counted from 0.  [n], [n] -> [n]"""
     return scores * float(rate) ** (position_in_group(response) + first).to(scores.dtype)
 
 
@@ -242,27 +237,14 @@ def _flags(kept: Tensor, scores: Tensor) -> Tensor:
     return torch.where(scores.isnan(), scores, kept.to(scores.dtype))
 
 
-def _per_group_cuts(scores: Tensor, group: Tensor, groups: int, classes: int) -> Tensor:
-    """Multi-Otsu's cuts of each group.  -> [groups, classes - 1]"""
-    cuts = [otsu_cuts(scores[mine], classes) for mine in _members(group, groups)]
-    return torch.stack(cuts) if cuts else scores.new_zeros((0, classes - 1)).double()
-
-
 def _members(group: Tensor, groups: int) -> list[Tensor]:
-    """Which tokens each group has, in their order."""
+    """Indices of the tokens of each group, in order."""
     sizes = segment_sum(torch.ones_like(group), group, groups)
     return list(torch.argsort(group, stable=True).split(sizes.tolist()))
 
 
 def beyond_shorter(scores: Tensor, response: Tensor, comparison: Tensor, rate: float) -> Tensor:
-    """Scores times ``rate`` at the places that the comparison's shortest response does not have.  [n] -> [n]
-
-    Args:
-        scores: ``[n]``.
-        response: ``[n]``, which response owns the token.
-        comparison: ``[n]``, which comparison owns the token.
-        rate: Of the places beyond.
-    """
+    """Multiply scores by ``rate`` beyond the length of the comparison's shortest response.  [n], [n], [n] -> [n]"""
     if not len(scores):
         return scores
     lengths = torch.bincount(response)[response]
@@ -272,25 +254,18 @@ def beyond_shorter(scores: Tensor, response: Tensor, comparison: Tensor, rate: f
 
 
 def bound_softplus(z: Tensor, low: float, high: float, *, exact: bool = False) -> Tensor:
-    """TLM's soft bound of a raw reward on two sides, increasing in ``z``.  [n] -> [n]
+    """TLM's soft bound of a raw reward on both sides, increasing in ``z``.  [n] -> [n]
 
-    ``u = high - softplus(high - z)``, ``r = low + softplus(u - low)``.
+    ``u = high - softplus(high - z)``, ``r = low + softplus(u - low)``. The second softplus raises the upper limit: the
+    range is ``(low, low + softplus(high - low))``. For the published 1e-8 and 1 this is (1e-8, 1.3133), not (0, 1).
 
-    The second softplus lifts the ceiling: the range is ``(low, low + softplus(high - low))``, for the published
-    1e-8 and 1 that is (1e-8, 1.3133) and not (0, 1).
-
-    Args:
-        z: Output of the reward head, any real number.
-        low: Lower limit.
-        high: Upper limit of the first step.
-        exact: Rescale, so that the range is ``(low, high)``.
+    ``exact`` rescales to the range ``(low, high)``.
     """
     under = high - _softplus(high - z)
     above = _softplus(under - low)
     if exact:
-        above = above * (
-            (high - low) / _softplus(torch.as_tensor(high - low, dtype=z.dtype, device=z.device))
-        )
+        span = torch.as_tensor(high - low, dtype=z.dtype, device=z.device)
+        above = above * ((high - low) / _softplus(span))
     return low + above
 
 
@@ -310,20 +285,20 @@ def likelihood_weights(
     power: float = 1.0,
     uniform: float = 0.0,
 ) -> Tensor:
-    """Share of each token in its owner's likelihood; the shares of an owner sum to 1.  [n], [n], [n] -> [n]
+    """Share of each token in the likelihood of its owner; shares of an owner sum to 1.  [n], [n], [n] -> [n]
 
-    ``w_t = f(r_t) / sum_t' f(r_t')`` with ``f(r) = r`` in the paper (TLM, reward-weighted maximum likelihood).
-    No gradient flows back to the rewards.
+    ``w_t = f(r_t) / sum_t' f(r_t')``, with ``f(r) = r`` in the paper (TLM, reward-weighted maximum likelihood). No gradient
+    flows to the rewards.
 
     Args:
-        rewards: > 0 for ``identity`` and ``power``, which give NaN otherwise.
-        weights: How often each token counts; 0 removes it, whatever its reward, and gives 0.
-        owner: Which sequence owns the token.
+        rewards: > 0 for ``identity`` and ``power``, else NaN.
+        weights: Number of times that each token counts; 0 removes it, whatever its reward, and gives 0.
+        owner: Sequence that owns each token.
         count: Number of sequences.
-        transform: ``f``: ``identity``, ``exp`` of ``r / temperature``, or ``r`` to the ``power``.
+        transform: ``f``: ``identity``, ``exp(r / temperature)`` or ``r ** power``.
         temperature: For ``exp``, > 0.
         power: For ``power``.
-        uniform: Share of equal weights mixed in, in [0, 1].
+        uniform: Share of uniform weights mixed in, in [0, 1].
     """
     present = weights != 0
     rewards = torch.where(present, rewards.detach(), 1.0)
@@ -332,12 +307,12 @@ def likelihood_weights(
         logits = power * logits
     whole = segment_logsumexp(logits, weights, owner, count)
     shares = weights * (logits - whole[owner]).exp()
-    # Once more, because the difference of large logarithms is good to a millionth only.
+    # Normalize again: the difference of two large float32 logarithms is accurate to about 1e-6 only.
     shares = shares / segment_sum(shares, owner, count)[owner]
     equal = weights / segment_sum(weights, owner, count)[owner]
     return torch.where(present, (1 - uniform) * shares + uniform * equal, 0.0)
 
 
 def _softplus(z: Tensor) -> Tensor:
-    """Softplus without torch's step to the identity at 20, which is not monotone in float64."""
+    """Softplus without torch's switch to the identity above 20, a step that is not monotone in float64."""
     return -F.logsigmoid(-z)

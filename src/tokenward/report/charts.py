@@ -1,4 +1,4 @@
-"""Small charts as inline SVG; colours and fonts come from the page's style sheet."""
+"""Small charts as inline SVG. Colours and fonts come from the style sheet of the page."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -9,13 +9,13 @@ from markupsafe import Markup
 WIDTH, HEIGHT = 420, 180
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34
 LETTER = 6
-"""Width of a letter of a label; long labels take turns on two lines."""
+"""Width of a letter. Labels that do not fit beside each other alternate between two lines."""
 
 Points = Sequence[tuple[float, float]]
 
 
 class _Frame(NamedTuple):
-    """What of a plane is drawn."""
+    """The part of the plane that a chart shows."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -28,34 +28,30 @@ class _Frame(NamedTuple):
 
 
 def line_chart(title: str, series: Mapping[str, Points], *, x_label: str) -> Markup:
-    """Lines over a common axis; empty where there is no point.
+    """Lines over a common axis; empty without points.
 
     Args:
-        title: What is drawn, for the caption and for screen readers.
-        series: Points by name; drawn in the style sheet's colours ``series-0``, ``series-1`` and so on.
-        x_label: Under the axis.
+        title: Caption, also for screen readers.
+        series: Points by name, drawn in the style sheet's colours ``series-0``, ``series-1`` and so on.
+        x_label: Label of the x axis.
     """
     points = [point for line in series.values() for point in line]
     if not points:
         return Markup()
     frame = _frame(points)
-    return _figure(title, [_axes(frame, x_label), *_lines(frame, series)], list(series))
-
-
-def _lines(frame: _Frame, series: Mapping[str, Points]) -> list[Markup]:
-    lines = []
-    for number, points in enumerate(series.values()):
-        path = " ".join(f"{frame.across(x):.1f},{frame.down(y):.1f}" for x, y in points)
-        lines.append(Markup('<polyline class="series-{}" points="{}"/>').format(number, path))
-    return lines
+    parts = [_axes(frame, x_label)]
+    for number, line in enumerate(series.values()):
+        path = " ".join(f"{frame.across(x):.1f},{frame.down(y):.1f}" for x, y in line)
+        parts.append(Markup('<polyline class="series-{}" points="{}"/>').format(number, path))
+    return _figure(title, parts, list(series))
 
 
 def bar_chart(title: str, labels: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> Markup:
-    """Groups of bars from zero; a value that is None has no bar.
+    """Groups of bars from zero; None makes no bar.
 
     Args:
-        title: What is drawn.
-        labels: Of the groups, from left to right.
+        title: Caption.
+        labels: Labels of the groups, from left to right.
         series: Values by name, one per group.
     """
     values = [value for bars in series.values() for value in bars if value is not None]
@@ -78,7 +74,7 @@ def bar_chart(title: str, labels: Sequence[str], series: Mapping[str, Sequence[f
 
 
 def histogram(title: str, edges: Sequence[float], series: Mapping[str, Sequence[float]]) -> Markup:
-    """Shares per bin as stepped lines."""
+    """Shares per bin as step lines."""
     steps = {}
     for name, shares in series.items():
         corners = [

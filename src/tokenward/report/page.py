@@ -1,4 +1,4 @@
-"""A run as one self-contained HTML page that opens from disk without a network."""
+"""A run as one self-contained HTML page, which opens from disk and needs no network."""
 
 import hashlib
 import json
@@ -39,26 +39,143 @@ from tokenward.report.summary import (
     version_rows,
     watched_rows,
 )
-from tokenward.scoring.store import TokenRecord
 
 LARGEST = 4_400_000
-"""Characters of packed numbers and texts on a page; further pairs are left out, and the page says so."""
+"""Most characters of packed numbers and texts on a page; further pairs are left out, and the page says so."""
+
+ROWS = 200
+REPLIES = 50
+SAMPLE = 1000
+"""Most pairs for distributions and scales."""
+
+SCRIPTS = (
+    "selection.js",
+    "statistics.js",
+    "tokens.js",
+    "units.js",
+    "state.js",
+    "list.js",
+    "curve.js",
+    "pair.js",
+    "card.js",
+    "copies.js",
+    "viewer.js",
+)
+"""The scripts share one scope, in this order; the last one starts the page."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run as one HTML page.
+
+    Attributes:
+        html: The page.
+    """
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        """The page in a notebook cell, in its own frame."""
+        return f'<iframe srcdoc="{escape(self.html)}" style="width: 100%; height: 50em; border: 0"></iframe>'
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page to a file atomically; returns the path."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, self.html)
+        return path
+
+
+def make_report(
+    folder: str | Path,
+    *,
+    rows: int = ROWS,
+    also: Sequence[str | Path] = (),
+    spans: str | Path | None = None,
+) -> Report:
+    """The report of a run, from the files of its finished stages. No model is loaded.
+
+    Args:
+        folder: The run's folder.
+        rows: Most comparisons on the page.
+        also: Folders of other runs whose scores of the same responses can be shown.
+        spans: File of spans that replace the data's own; ``docs/report.md`` describes it.
+
+    Raises:
+        UserError: the folder holds no finished stage, a custom scorer cannot be found, or the file of spans is wrong.
+    """
+    run = RunFolder.read(folder)
+    return Report(_page(run, _scores(run, rows, also, spans)))
+
+
+def write_report(
+    folder: str | Path,
+    *,
+    rows: int = ROWS,
+    also: Sequence[str | Path] = (),
+    spans: str | Path | None = None,
+) -> Path:
+    """Write the :func:`make_report` page to ``report/index.html`` in the run's folder; returns that path."""
+    report = make_report(folder, rows=rows, also=also, spans=spans)
+    return report.save(Path(folder) / "report" / "index.html")
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The part of a report that comes from the score store."""
+
+    data: dict[str, Any]
+    drawn: Drawn
+    summary: Summary
+    scorer: str
+    given: GivenSpans | None
+    credit: dict[str, Figure]
+    selections: Sequence[RunSelection]
+
+
+def _scores(
+    run: RunFolder, rows: int, also: Sequence[str | Path], spans: str | Path | None
+) -> _Scores | None:
+    reader = PairReader.open(run)
+    if reader is None and spans is None:
+        return None
+    if reader is None:
+        raise UserError(
+            f"{run.path} has no pairs with scores, so the spans of {spans} have nothing to be compared with. Leave --spans out.",
+            code="no-pairs",
+        )
+    names = run.special_names()
+    given = read_spans(spans, reader) if spans is not None else None
+    marked = given.spans if given is not None else None
+    drawn = draw(reader, rows, sample=SAMPLE, wanted=frozenset(marked or ()))
+    sample = [reader.pair(place) for place in drawn.sample]
+    channels = Channels(reader, drawn.values, sample, other_runs([Path(folder) for folder in also]), marked)
+    main = channels.channels[0]
+    return _Scores(
+        payload([reader.pair(place) for place in drawn.places], drawn, channels, names),
+        drawn,
+        summarise(sample, reader.scorer, limit=main.limit, zero=main.zero, names=names),
+        reader.scorer_name,
+        given,
+        given_credit(given, reader, channels) if given is not None else run.figures(),
+        channels.selections,
+    )
 
 
 def payload(
     pairs: Sequence[ScoredPair], drawn: Drawn, channels: Channels, names: dict[int, str]
 ) -> dict[str, Any]:
-    """What the page's scripts read.
+    """The data of the page's scripts.
 
     Args:
-        pairs: Those of ``drawn.places``, in their order.
+        pairs: The pairs of ``drawn.places``, in their order.
         drawn: How they were chosen.
-        channels: What is known of each token.
-        names: Of tokens that are no text, by id.
+        channels: The numbers per token.
+        names: Names of special tokens by id.
     """
     rows: list[dict[str, Any]] = []
     size = 0
-    for number in _mixed(drawn.reasons):
+    for number in _alternating(drawn.reasons):
         row = _row(pairs[number], drawn.reasons[number], channels)
         size += _size(row)
         if rows and size > LARGEST:
@@ -75,8 +192,8 @@ def payload(
     }
 
 
-def _mixed(reasons: Sequence[tuple[str, ...]]) -> list[int]:
-    """Pairs of every kind in turn, so that a page that must end early has some of each."""
+def _alternating(reasons: Sequence[tuple[str, ...]]) -> list[int]:
+    """Pairs of every reason in turn, so that a page that is too large still has some of each."""
     turn: dict[str, int] = {}
     order = []
     for number, (first, *_) in enumerate(reasons):
@@ -86,38 +203,36 @@ def _mixed(reasons: Sequence[tuple[str, ...]]) -> list[int]:
 
 
 def _row(pair: ScoredPair, reasons: Sequence[str], channels: Channels) -> dict[str, Any]:
+    texts: list[list[str]] = []
+    responses: list[dict[str, Any]] = []
     values = channels.of(pair)
-    sides = list(zip(pair.comparison.responses, pair.records, strict=True))
-    begins = [breaks(text, record) for text, record in sides]
-    first, second = (_words(*side, bits) for side, bits in zip(sides, begins, strict=True))
+    for text, record, found in zip(pair.comparison.responses, pair.records, values, strict=True):
+        begins, eos = breaks(text, record), eos_count(text, record)
+        size = len(begins) - eos
+        texts.append(words(pieces(text, record, {})[:size], begins[:size]))
+        response = {
+            "text": text,
+            "eos": eos,
+            "ids": _packed(record.ids, "<i4"),
+            "ends": _packed(piece_ends(text, record.end), "<i4"),
+            "breaks": _packed(begins, "<u1"),
+            "values": {name: _packed(value, "<f4") for name, value in found.items()},
+        }
+        if record.text is not None:
+            response["starts"] = _packed(piece_ends(text, record.start), "<i4")
+        responses.append(response)
     return {
         "key": pair.comparison.key,
-        # The file's name and line: the folders above it are the reader's business only.
+        # The file's name and line only: the folders above it are private.
         "source": PurePath(pair.comparison.source).name,
         "part": pair.part,
         "number": pair.number,
         "reasons": list(reasons),
         "prompt": [dict(message) for message in pair.comparison.prompt],
         "given": pair.comparison.scores,
-        "shared": shared_words(first, second),
-        "responses": [
-            {
-                "text": text,
-                "eos": eos_count(text, record),
-                "ids": _packed(record.ids, "<i4"),
-                "ends": _packed(piece_ends(text, record.end), "<i4"),
-                **({} if record.text is None else {"starts": _packed(piece_ends(text, record.start), "<i4")}),
-                "breaks": _packed(bits, "<u1"),
-                "values": {name: _packed(value, "<f4") for name, value in found.items()},
-            }
-            for (text, record), bits, found in zip(sides, begins, values, strict=True)
-        ],
+        "shared": shared_words(*texts),
+        "responses": responses,
     }
-
-
-def _words(text: str, record: TokenRecord, begins: np.ndarray) -> list[str]:
-    size = len(begins) - eos_count(text, record)
-    return words(pieces(text, record, {})[:size], begins[:size])
 
 
 def _packed(values: Any, dtype: str) -> str:
@@ -129,10 +244,7 @@ def _size(row: dict[str, Any]) -> int:
         len(text)
         for response in row["responses"]
         for text in (
-            response["text"],
-            response["ids"],
-            response["ends"],
-            response["breaks"],
+            *(response[name] for name in ("text", "ids", "ends", "breaks")),
             *response["values"].values(),
         )
     )
@@ -140,130 +252,11 @@ def _size(row: dict[str, Any]) -> int:
     return packed + sum(len(message["content"]) for message in row["prompt"])
 
 
-ROWS = 200
-REPLIES = 50
-SAMPLE = 1000
-"""Pairs that distributions and scales are made from, where the run has more."""
-
-SCRIPTS = (
-    "selection.js",
-    "statistics.js",
-    "tokens.js",
-    "units.js",
-    "state.js",
-    "list.js",
-    "curve.js",
-    "pair.js",
-    "card.js",
-    "copies.js",
-    "viewer.js",
-)
-"""In one scope and in this order; the last one starts the page."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """A run as one HTML page.
-
-    Attributes:
-        html: The page, whole.
-    """
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        """The page inside a notebook's cell, in a frame of its own."""
-        return f'<iframe srcdoc="{escape(self.html)}" style="width: 100%; height: 50em; border: 0"></iframe>'
-
-    def save(self, path: str | Path) -> Path:
-        """Write the page to a file, whole or not at all; returns the path."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, self.html)
-        return path
-
-
-def make_report(
-    folder: str | Path,
-    *,
-    rows: int = ROWS,
-    also: Sequence[str | Path] = (),
-    spans: str | Path | None = None,
-) -> Report:
-    """The report of a run from what its stages left; nothing is computed by a model.
-
-    Args:
-        folder: The run's folder; stages that have not finished are left out of the page.
-        rows: Comparisons on the page at most.
-        also: Folders of further runs, whose scores of the same responses can be switched to.
-        spans: File of spans of known value, outlined in place of the data's own; ``docs/report.md`` says what is in it.
-
-    Raises:
-        UserError: the folder holds no finished stage, a scorer of one's own cannot be found, or the file of spans is not
-            as it must be.
-    """
-    run = RunFolder.read(folder)
-    return Report(_page(run, _scores(run, rows, also, spans)))
-
-
-def write_report(
-    folder: str | Path,
-    *,
-    rows: int = ROWS,
-    also: Sequence[str | Path] = (),
-    spans: str | Path | None = None,
-) -> Path:
-    """Write a run's report to ``report/index.html`` in its folder; returns that path.
-
-    Raises:
-        UserError: as :func:`make_report`.
-    """
-    report = make_report(folder, rows=rows, also=also, spans=spans)
-    return report.save(Path(folder) / "report" / "index.html")
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """The part of a report that is made from the score store."""
-
-    data: dict[str, Any]
-    drawn: Drawn
-    summary: Summary
-    scorer: str
-    given: GivenSpans | None
-    credit: dict[str, Figure]
-    selections: Sequence[RunSelection]
-
-
-def _scores(
-    run: RunFolder, rows: int, also: Sequence[str | Path], spans: str | Path | None
-) -> _Scores | None:
-    reader = PairReader.open(run)
-    if reader is None:
-        if spans is not None:
-            raise UserError(
-                f"{run.path} has no pairs with scores to compare the spans of {spans} with. Leave --spans out."
-            )
-        return None
-    names = run.special_names()
-    given = read_spans(spans, reader) if spans is not None else None
-    asked = given.spans if given is not None else None
-    drawn = draw(reader, rows, sample=SAMPLE, wanted=frozenset(asked or ()))
-    sample = [reader.pair(place) for place in drawn.sample]
-    channels = Channels(reader, drawn.values, sample, other_runs([Path(folder) for folder in also]), asked)
-    pairs: list[ScoredPair] = [reader.pair(place) for place in drawn.places]
-    main = channels.channels[0]
-    summary = summarise(sample, reader.scorer, limit=main.limit, zero=main.zero, names=names)
-    credit = given_credit(given, reader, channels) if given is not None else run.figures()
-    data = payload(pairs, drawn, channels, names)
-    return _Scores(data, drawn, summary, reader.scorer_name, given, credit, channels.selections)
-
-
 def _page(run: RunFolder, scores: _Scores | None) -> str:
     environment = Environment(
         loader=PackageLoader("tokenward.report", "assets"), autoescape=True, undefined=StrictUndefined
     )
-    # As JSON has it: a space, a line break or a mark that turns the text is seen.
+    # As a JSON string, spaces, line breaks and marks that change the direction of text are visible.
     environment.filters["quoted"] = json.dumps
     assets = files("tokenward.report") / "assets"
     style = (assets / "style.css").read_text(encoding="utf-8")
@@ -302,7 +295,7 @@ def _page(run: RunFolder, scores: _Scores | None) -> str:
 
 def _charts(scores: _Scores) -> list[Any]:
     summary = scores.summary
-    grouped = [("by tenth of the response", summary.positions), ("by kind of token", summary.classes)]
+    grouped = [("by tenth of the response", summary.positions), ("by class of token", summary.classes)]
     return [
         histogram(f"{scores.scorer}: share of tokens by score", summary.edges, summary.sides),
         *(
@@ -317,10 +310,9 @@ def _charts(scores: _Scores) -> list[Any]:
 
 
 def _hash(text: str) -> str:
-    """What the page's policy allows by name: this text and no other."""
+    """The hash of an inline script or style, by which the page's content security policy allows it."""
     return f"sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _without_comments(script: str) -> str:
-    """A script without the lines that are comments, which are for those who read the source."""
     return re.sub(r"^[ ]*(?://.*|/\*\*[^*]*(?:\*(?!/)[^*]*)*\*/)\n", "", script, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The pairs of a finished run with their scores, and which of them a report shows."""
+"""The pairs of a finished run with their scores, and the choice of pairs for a report."""
 
 from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
@@ -21,14 +21,14 @@ from tokenward.types import Comparison
 
 
 class PairPlace(NamedTuple):
-    """Where a pair stands, and what its scores say of it.
+    """The position of a pair, and its margin.
 
     Attributes:
         part: ``train`` or ``eval``.
-        row: Number of its row among the pairs of that part.
-        number: Of the pair in the run, from 1: the training pairs, then the held-out ones.
-        keys: Of both responses in the score store, the preferred one first.
-        margin: Sum of the preferred response's scores less that of the other's.
+        row: Row number among the pairs of that part.
+        number: Number of the pair in the run, from 1: first the training pairs, then the eval pairs.
+        keys: Keys of the chosen and the rejected response in the score store.
+        margin: Sum of the chosen response's scores minus the sum of the rejected one's.
     """
 
     part: str
@@ -39,21 +39,19 @@ class PairPlace(NamedTuple):
 
 
 class ScoredPair(NamedTuple):
-    """A pair with what the score store holds of it, the preferred response first.
+    """A pair with its stored values, the chosen response first.
 
     Attributes:
         comparison: Two responses, ranks (0, 1).
-        part: ``train``, ``held out`` or ``eval_reward``.
+        part: ``train``, ``eval`` or ``eval_reward``.
         number: As in :class:`PairPlace`.
-        records: The stored values of both.
-        margin: As in :class:`PairPlace`.
+        records: The stored values of both responses.
     """
 
     comparison: Comparison
     part: str
     number: int
     records: tuple[TokenRecord, TokenRecord]
-    margin: float
 
 
 def scores_of(scorer: Scorer, record: TokenRecord) -> np.ndarray:
@@ -68,8 +66,8 @@ class PairReader:
     Attributes:
         run: The run.
         store: Its score store.
-        scorer_name: Name of the scorer, as the recipe has it.
-        scorer: The run's scorer; where its scores are not stored, the usual one for what is.
+        scorer_name: Name of the scorer.
+        scorer: The run's scorer, or a built-in one if the scores of the run's scorer are not stored.
     """
 
     run: RunFolder
@@ -79,21 +77,19 @@ class PairReader:
 
     @classmethod
     def open(cls, run: RunFolder) -> "PairReader | None":
-        """A reader of a run's pairs; None where the run has no scores, as an online one, or no pairs."""
-        if not {"data", "reference", "scores"} <= set(run.manifests) or only_alone(run):
+        """A reader of a run's pairs; None for a run without scores, such as an online run, or without pairs."""
+        if not {"data", "reference", "scores"} <= set(run.manifests) or is_unpaired(run):
             return None
         store = TokenStore(run.path / "scores")
-        made = stored_scorer(run)
-        name, scorer = made if made is not None else (_usual_scorer(store), SCORERS[_usual_scorer(store)]())
+        usual = _usual_scorer(store)
+        name, scorer = stored_scorer(run) or (usual, SCORERS[usual]())
         return cls(run=run, store=store, scorer_name=name, scorer=scorer)
 
     def places(self) -> Iterator[tuple[PairPlace, list[np.ndarray]]]:
         """Every pair whose responses are in the store, with the scores of both."""
         number = 0
         for part, table in self._tables.items():
-            for row, size in enumerate(table.sizes.tolist()):
-                if size != 2:
-                    continue
+            for row in np.flatnonzero(table.sizes == 2).tolist():
                 first = int(table.starts[row])
                 better, worse = (f"{key:016x}" for key in table.keys[first : first + 2].tolist())
                 if better in self.store and worse in self.store:
@@ -103,15 +99,17 @@ class PairReader:
                     yield PairPlace(part, row, number, (better, worse), margin), scores
 
     def pair(self, place: PairPlace) -> ScoredPair:
-        """One pair whole."""
-        comparison = self._tables[place.part].comparison(place.row)
+        """A pair with its texts and stored values."""
+        table = self._tables[place.part]
         better, worse = (self.store[key] for key in place.keys)
-        both = _as_written(comparison, (better, worse))
-        part = self._part(place)
-        return ScoredPair(both, part, place.number, (better, worse), place.margin)
+        both = _with_token_texts(table.comparison(place.row), (better, worse))
+        part = place.part
+        if part == "train" and int(table.first_rows[place.row]) in self._eval_reward_rows:
+            part = "eval_reward"
+        return ScoredPair(both, part, place.number, (better, worse))
 
     def texts(self, wanted: Collection[str]) -> dict[str, str]:
-        """The responses of the pairs that have one of these keys, by key."""
+        """The responses with these keys, as far as pairs of the run have them."""
         found: dict[str, str] = {}
         for place, _ in self.places():
             if any(key in wanted and key not in found for key in place.keys):
@@ -128,23 +126,18 @@ class PairReader:
 
     @cached_property
     def _tables(self) -> dict[str, TokenTable]:
-        """The run's pairs in the order of its data: those that something trained on, and those to evaluate on."""
+        """The training pairs, those of the eval reward model included, in the order of the data; and the eval pairs."""
         train = self._parts["train"].then(self._parts["eval_reward"])
-        return {"train": train.choose(self._order(train)), "eval": self._parts["eval"]}
+        order = np.argsort(train.first_rows, kind="stable")
+        return {"train": train.choose(order), "eval": self._parts["eval"]}
 
-    @staticmethod
-    def _order(train: TokenTable) -> np.ndarray:
-        return np.argsort(train.first_rows, kind="stable")
-
-    def _part(self, place: PairPlace) -> str:
-        if place.part == "eval":
-            return "held out"
-        apart = set(self._parts["eval_reward"].first_rows.tolist())
-        return "eval_reward" if int(self._tables["train"].first_rows[place.row]) in apart else "train"
+    @cached_property
+    def _eval_reward_rows(self) -> set[int]:
+        return set(self._parts["eval_reward"].first_rows.tolist())
 
 
-def _as_written(pair: Comparison, records: Sequence[TokenRecord]) -> Comparison:
-    """A pair with the texts in which its tokens' bytes are counted, and spans of known value in these."""
+def _with_token_texts(pair: Comparison, records: Sequence[TokenRecord]) -> Comparison:
+    """The pair with the texts whose bytes the tokens count, which may hold context, and its spans in these texts."""
     texts = tuple(
         text if record.text is None else record.text
         for text, record in zip(pair.responses, records, strict=True)
@@ -159,32 +152,32 @@ def _as_written(pair: Comparison, records: Sequence[TokenRecord]) -> Comparison:
     return replace(pair, responses=texts, spans=spans)
 
 
-def only_alone(run: RunFolder) -> bool:
-    """Whether every comparison of a run has one response, which no pair can be made of."""
+def is_unpaired(run: RunFolder) -> bool:
+    """Whether every row of a run has a single response, so that there are no pairs."""
     if "data" not in run.manifests:
         return False
     facts = run.manifests["data"].facts
-    alone = sum(facts.get("unpaired", {}).values())
-    return bool(alone) and alone == facts["train"] + facts["eval"]
+    unpaired = sum(facts.get("unpaired", {}).values())
+    return bool(unpaired) and unpaired == facts["train"] + facts["eval"]
 
 
 def _usual_scorer(store: TokenStore) -> str:
-    """The scorer of a run whose policy has none that is stored: what its stored values were made for."""
+    """The built-in scorer that the stored values were made for."""
     first = next(iter(store), None)
     values = store[first].values if first is not None else {}
     return "reward" if "reward" in values else "log_ratio" if "oracle_logp" in values else "surprisal"
 
 
 class Drawn(NamedTuple):
-    """Which pairs are shown, and how they were chosen.
+    """The pairs of a report, and why each was chosen.
 
     Attributes:
-        places: The pairs shown.
-        reasons: Per pair, why: ``random``, ``margin`` (one of the largest), ``wrong`` (the most contradicted), or
-            ``spans`` (a response of it is one of those asked for).
-        sample: Pairs drawn at random for statistics; those shown as ``random`` come first.
-        total: How many pairs the run has.
-        values: ``[n]``, all scores of the run end to end.
+        places: The pairs.
+        reasons: For each pair ``random``, ``margin`` (one of the largest), ``wrong`` (the scores contradict its order
+            most) or ``spans`` (one of its responses was requested).
+        sample: Random pairs for statistics; those with the reason ``random`` come first.
+        total: Number of pairs in the run.
+        values: ``[n]``, all scores of the run, concatenated.
     """
 
     places: list[PairPlace]
@@ -195,13 +188,13 @@ class Drawn(NamedTuple):
 
 
 def draw(reader: PairReader, count: int, *, sample: int, wanted: Set[str] = frozenset()) -> Drawn:
-    """A quarter of the pairs with the largest margins, up to a quarter whose scores contradict them most, the rest at random.
+    """Choose pairs: a quarter with the largest margins, up to a quarter with the most negative ones, the rest at random.
 
     Args:
-        reader: Gives the pairs.
-        count: How many to show; all of them where there are no more.
-        sample: How many to draw for statistics.
-        wanted: Keys of responses whose pairs come before those drawn at random, up to half of ``count``.
+        reader: Reads the pairs.
+        count: Number of pairs to show.
+        sample: Number of pairs for statistics.
+        wanted: Keys of responses whose pairs come before random ones, up to half of ``count``.
 
     Raises:
         UserError: no pair of the data is in the score store.
@@ -212,8 +205,9 @@ def draw(reader: PairReader, count: int, *, sample: int, wanted: Set[str] = froz
         values += scores
     if not places:
         raise UserError(
-            f"none of the pairs in {reader.run.path / 'data'} is in the score store beside it, so there is nothing to show. "
-            "Run the recipe again: tokenward run RECIPE."
+            f"no pair of {reader.run.path / 'data'} is in the score store of the run. Run the recipe again: "
+            "`tokenward run RECIPE`.",
+            code="stale-scores",
         )
     order = np.random.default_rng(reader.run.seed).permutation(len(places)).tolist()
     margins = np.array([place.margin for place in places])
@@ -222,9 +216,10 @@ def draw(reader: PairReader, count: int, *, sample: int, wanted: Set[str] = froz
     ends = {
         "margin": by_margin[:quarter],
         "wrong": [number for number in by_margin[::-1][:quarter] if margins[number] < 0],
+        "spans": [number for number in order if not wanted.isdisjoint(places[number].keys)][
+            : max(count // 2, 1)
+        ],
     }
-    asked = [number for number in order if not wanted.isdisjoint(places[number].keys)]
-    ends["spans"] = asked[: max(count // 2, 1)]
     extreme = {number for numbers in ends.values() for number in numbers}
     others = np.cumsum([number not in extreme for number in order])
     drawn = order[: int(np.searchsorted(others, count - len(extreme), side="right"))]

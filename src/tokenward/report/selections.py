@@ -1,4 +1,4 @@
-"""How a run's policy got the weights of its tokens, and which of those weights can be made again from what is stored."""
+"""How a run selected the tokens of its policy, and which of the weights can be computed again from stored values."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,26 +18,35 @@ from tokenward.selection import ScoredTokens, Selector, TopFraction, is_signed, 
 
 WEIGHT = "weight"
 
-When = Literal["pair", "step", "compared", "unit", "batch", "dataset"]
-"""What a weight depends on: the stored scores of its pair alone, or something that the stages do not leave."""
+_NOTES = {
+    "pair": "",
+    "step": "The tokens are selected online, from the {by} of the current policy. The weights change at every step and are "
+    "not stored.",
+    "compared": "The tokens are selected by scores that are compared with those of all other responses. These weights are "
+    "not stored.",
+    "unit": "The weights belong to {unit}, which need the tokenizer. They are not stored.",
+    "batch": "The tokens are selected per training batch: a weight depends on the other pairs of its batch, and is not stored.",
+    "dataset": "The tokens are selected over the whole data set: a weight depends on all pairs, and is not stored.",
+}
+"""Why weights cannot be shown, by what they depend on. Weights that depend on one pair can."""
 
 
 class RunSelection(NamedTuple):
-    """One selection of a run's policy: the table's own, or that of a term of a sum.
+    """A selection of a run: the policy's own, or that of a term of a sum.
 
     Attributes:
-        term: Name of the term, ``sum/treg`` for one inside another sum; empty for the policy's own.
+        term: Name of the term, ``sum/treg`` inside another sum; empty for the policy's own selection.
         rule: Name of the selector.
         selector: The selector.
         when: What its weights depend on.
-        by: Of a selection in the step, what of the policy it reads.
-        within: The selections that stand around it, among whose tokens it chooses.
+        by: For an online selection, the values of the policy that it reads.
+        within: The selections around it; it selects among their tokens.
     """
 
     term: str
     rule: str
     selector: Selector
-    when: When
+    when: Literal["pair", "step", "compared", "unit", "batch", "dataset"]
     by: str = ""
     within: tuple["RunSelection", ...] = ()
 
@@ -48,12 +57,12 @@ class RunSelection(NamedTuple):
 
     @property
     def signed(self) -> bool:
-        """Whether its weights may be below 0."""
+        """Whether weights can be negative."""
         return is_signed(self.selector)
 
     @property
     def nearest(self) -> Selector | None:
-        """What shows it as well as one pair can; None where nothing stored does."""
+        """The selector that approximates it best on a single pair; None if stored values do not show it."""
         if self.when == "pair":
             return self.selector
         if self.when in ("batch", "dataset") and isinstance(self.selector, TopFraction):
@@ -62,47 +71,37 @@ class RunSelection(NamedTuple):
 
     @property
     def note(self) -> str:
-        """In words, why its weights are not shown; empty where they are."""
+        """Why its weights are not shown; empty if they are."""
         unit = unit_of(self.selector)
-        return {
-            "pair": "",
-            "step": f"Tokens were selected in the step, by the policy's own {self.by}: weights change from step to step and are "
-            "not stored.",
-            "compared": "Tokens were selected by scores that are compared with those of all other responses: weights are not "
-            "stored.",
-            "unit": f"Weights go by {unit if unit == 'spans' else unit + 's'}, which the tokenizer must cut: they are not stored.",
-            "batch": "Tokens were selected step by step: a weight depends on the pairs that were trained beside it, and is "
-            "not stored.",
-            "dataset": "Tokens were selected among those of all pairs: a weight depends on all of them, and is not stored.",
-        }[self.when]
+        return _NOTES[self.when].format(by=self.by, unit=unit if unit == "spans" else f"{unit}s")
 
     def weights(self, tokens: ScoredTokens, ids: Tensor) -> Tensor:
-        """Weights of a pair's tokens, as the training had them.  -> [n]
+        """Weights of a pair's tokens as in training.  -> [n]
 
         Args:
             tokens: The stored scores.
-            ids: ``[n]``, by which a term's selection draws.
+            ids: ``[n]``, token ids; they seed the random choices of a term.
         """
         assert self.when == "pair"
         if not self.term:
             return self.selector(tokens)
-        drawn = tokens._replace(seeds=step_seeds(ids, tokens.response, len(tokens.rank)))
-        weights = self.selector(drawn)
+        weights = self.selector(tokens._replace(seeds=step_seeds(ids, tokens.response, len(tokens.rank))))
         for outer in self.within:
             weights = torch.where(outer.weights(tokens, ids) != 0, weights, 0.0)
         return weights
 
 
 def policy_scorer(run: RunFolder) -> tuple[str, Scorer] | None:
-    """The scorer that the policy was trained with and its name; None where there is no policy yet."""
+    """The scorer of the policy's training, with its name; None without a policy."""
     table = run.setting("policy", "scores", "scorer")
     if table is None:
         return None
-    return table["name"], build("scorer", *_named(seeded(table, run.seed)), SCORERS)
+    name, arguments = _split_name(seeded(table, run.seed))
+    return name, build("scorer", name, arguments, SCORERS)
 
 
 def stored_scorer(run: RunFolder) -> tuple[str, Scorer] | None:
-    """The policy's scorer where its scores are of one response as it is stored; None where they are not, or without policy."""
+    """The policy's scorer if its scores can be computed from one stored response; otherwise None."""
     made = policy_scorer(run)
     if made is None or is_online(made[1]) or scope_of_scores(made[1]) != "response":
         return None
@@ -110,37 +109,38 @@ def stored_scorer(run: RunFolder) -> tuple[str, Scorer] | None:
 
 
 def scorer_note(run: RunFolder, shown: str) -> str:
-    """In words, that the scores which are shown are not those of the policy's scorer; empty where they are.
-
-    Args:
-        run: The run.
-        shown: Name of the scorer whose scores are shown.
-    """
+    """A sentence if the scores that are shown, of the scorer ``shown``, are not those of the policy's training."""
     made = policy_scorer(run)
     if made is None or stored_scorer(run) is not None:
         return ""
-    return f"The scores of the recipe's scorer {made[0]} are not stored; shown is {shown}."
+    return f"The scores of the recipe's scorer {made[0]} are not stored. This page shows {shown}."
 
 
 def selections_of(run: RunFolder) -> list[RunSelection]:
-    """Every selection of the run's policy, the table's own first; none where there is no policy yet."""
+    """All selections of a run, the policy's own first; empty without a policy."""
     made = policy_scorer(run)
     if made is None:
         return []
-    name, arguments = _named(run.setting("policy", "policy", "selection"))
+    name, arguments = _split_name(run.setting("policy", "policy", "selection"))
     selector = selector_of(Named(name=name, arguments=arguments), run.seed)
+    if is_online(made[1]):
+        when = "step"
+    elif scope_of_scores(made[1]) != "response":
+        when = "compared"
+    else:
+        when = _scope(selector, "dataset")
     kinds = {
         {"logp": "log-probability"}.get(read.kind, read.kind) for read in reads_of(made[1]) if read.online
     }
-    own = RunSelection("", name, selector, _when(selector, made[1]), " and ".join(sorted(kinds)))
+    own = RunSelection("", name, selector, when, " and ".join(sorted(kinds)))
     return [own, *_terms(run.setting("policy", "policy", "objective"), own, run.seed)]
 
 
 def selection_named(selections: list[RunSelection], term: str | None) -> RunSelection | None:
-    """The selection of a term, or without one the policy's own; None where there is no policy yet.
+    """The selection of a term, or the policy's own for None; None without a policy.
 
     Raises:
-        UserError: no term of this name has a selection of its own.
+        UserError: no term of this name has its own selection.
     """
     if term is None:
         return selections[0] if selections else None
@@ -149,24 +149,22 @@ def selection_named(selections: list[RunSelection], term: str | None) -> RunSele
             return found
     known = ", ".join(found.term for found in selections[1:])
     raise UserError(
-        f"no term {term!r} of the policy's objective has a selection of its own. "
-        + (f"Name one that has: {known}." if known else "None has one here; leave the term out.")
+        f"no term {term!r} of the policy's objective has its own selection. "
+        + (f"Name one of: {known}." if known else "No term has one, so leave the term out."),
+        code="unknown-name",
     )
 
 
-def _when(selector: Selector, scorer: Scorer) -> When:
-    if is_online(scorer):
-        return "step"
-    if scope_of_scores(scorer) != "response":
-        return "compared"
+def _scope(selector: Selector, *wider: str) -> Any:
+    """What the weights of a selector depend on, given scores of one response."""
     if unit_of(selector):
         return "unit"
     scope = scope_of(selector)
-    return "batch" if scope == "batch" else "dataset" if scope == "dataset" else "pair"
+    return scope if scope in ("batch", *wider) else "pair"
 
 
 def _terms(table: Mapping[str, Any], outer: RunSelection, seed: int) -> Iterator[RunSelection]:
-    """Selections of a sum's terms, and of the terms of a sum in it; two terms of one name are numbered."""
+    """Selections of a sum's terms, also inside other sums; several terms of the same name are numbered."""
     if table.get("name") != "sum":
         return
     seed = table.get("seed", seed)
@@ -178,15 +176,13 @@ def _terms(table: Mapping[str, Any], outer: RunSelection, seed: int) -> Iterator
         if term.get("selection") is None:
             yield from _terms(term, outer._replace(term=label), seed)
             continue
-        name, arguments = _named(term["selection"])
+        name, arguments = _split_name(term["selection"])
         selector = selector_of(Named(name=name, arguments=arguments), seed)
-        scope = scope_of(selector)
-        alone: When = "unit" if unit_of(selector) else "batch" if scope == "batch" else "pair"
-        when = outer.when if outer.when != "pair" else alone
+        when = outer.when if outer.when != "pair" else _scope(selector)
         found = RunSelection(label, name, selector, when, outer.by, (*outer.within, outer))
         yield found
         yield from _terms(term, found, seed)
 
 
-def _named(table: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _split_name(table: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return table["name"], {key: value for key, value in table.items() if key != "name"}

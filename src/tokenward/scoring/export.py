@@ -1,4 +1,4 @@
-"""Token rewards for reinforcement learning elsewhere: RTO's, as verl and TRL take them (arXiv 2404.18922)."""
+"""Token rewards for reinforcement learning with verl or TRL (RTO, arXiv 2404.18922)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,21 +8,25 @@ import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
+from tokenward.plugins import check_positive
 from tokenward.scoring.texts import TokenScorer
 from tokenward.types import Message
 
 
 class TokenRewards:
-    """Scores of a trained oracle, or of a reward, as rewards: scaled, then clipped, with a reward at the end.
+    """Scores of a trained oracle or reward model as token rewards, with an optional reward of the whole response.
 
-    ``r_t = clip(scale * s_t, -clip, clip)``, and at a response's last token ``+ clip(terminal, -terminal_clip,
-    terminal_clip)``. RTO's code clips after it scales, so 0.05 and 0.05 cut log-ratios off at one nat.
+    ``r_t = clip(scale * s_t, -clip, clip)``, plus ``clip(terminal, -terminal_clip, terminal_clip)`` at the last token. As
+    in RTO's code, clipping comes after scaling: the defaults cut log-ratios off at one nat.
 
     Args:
         scorer: Gives the scores.
         scale: Greater than 0.
-        clip: Largest absolute reward of a token; None is no bound.
-        terminal_clip: Of the reward at the end, which RTO's code bounds by 10; None is no bound.
+        clip: Largest absolute reward of a token; None is no limit.
+        terminal_clip: Largest absolute reward of a response; None is no limit.
+
+    Raises:
+        UserError: A number is not greater than 0.
     """
 
     def __init__(
@@ -33,21 +37,18 @@ class TokenRewards:
         clip: float | None = 0.05,
         terminal_clip: float | None = 10.0,
     ) -> None:
-        if not scale > 0 or not all(bound is None or bound > 0 for bound in (clip, terminal_clip)):
-            raise UserError(
-                f"scale, clip and terminal_clip must be greater than 0, got {scale}, {clip} and {terminal_clip}. RTO has 0.05, 0.05 "
-                "and 10; a bound of None is none."
-            )
+        given = {"scale": scale, "clip": clip, "terminal_clip": terminal_clip}
+        check_positive(**{name: value for name, value in given.items() if value is not None})
         self.scorer, self.scale, self.clip, self.terminal_clip = scorer, scale, clip, terminal_clip
-        self.__name__ = "tokenward_rewards"  # under which TRL logs it
+        self.__name__ = "tokenward_rewards"  # TRL logs a reward function under its name
 
     @classmethod
     def load(cls, folder: str | Path, *, reference: str | None = None, **settings: Any) -> "TokenRewards":
-        """Rewards by a run's oracle or reward, or by any model folder; see :meth:`TokenScorer.load`.
+        """Load the oracle or reward model of a run, or a model folder; see :meth:`TokenScorer.load`.
 
         Args:
             folder: Such as ``runs/NAME/oracle``.
-            reference: Where the folder does not name it.
+            reference: The reference of an oracle, if the folder does not name it.
             settings: ``scale``, ``clip`` and ``terminal_clip``.
         """
         return cls(TokenScorer.load(folder, reference=reference), **settings)
@@ -60,76 +61,62 @@ class TokenRewards:
         terminal: Sequence[float] | None = None,
         width: int | None = None,
     ) -> Tensor:
-        """Rewards of sampled tokens, laid out as verl's ``token_level_rewards``.  -> [b width] float32
-
-        As verl's responses they begin at the left: column t belongs to a response's token t, and what lies behind its end
-        is 0.
+        """Rewards of sampled tokens in the layout of verl's ``token_level_rewards``.
 
         Args:
             prompts: Ids of each prompt, without padding.
-            responses: Ids of each response, without padding, its end-of-turn token included.
-            terminal: A reward of each whole response, added to its last token.
-            width: Columns, verl's response length; None is the longest response.
+            responses: Ids of each response, without padding but with its end-of-turn token.
+            terminal: A reward of each whole response, added at its last token.
+            width: Number of columns (verl's response length), by default that of the longest response.
+
+        Returns:
+            ``[b width]`` float32: column ``t`` is the response's token ``t``, and 0 after its end.
 
         Raises:
-            UserError: an empty prompt or response, or one longer than the width.
+            UserError: A prompt or response is empty, or longer than ``width``.
         """
         scores = self.scorer.score_ids(prompts, responses)
-        return padded(
-            [self._scaled(score) for score in scores], self._ends(terminal, len(scores)), width=width
+        ends = (
+            torch.zeros(len(scores)) if terminal is None else torch.as_tensor(terminal, dtype=torch.float32)
         )
+        if ends.shape != (len(scores),):
+            raise UserError(
+                f"terminal has shape {list(ends.shape)} for {len(scores)} responses. Give one number for each.",
+                code="wrong-shape",
+            )
+        rewards = [_clipped(self.scale * score, self.clip) for score in scores]
+        return pad_rewards(rewards, _clipped(ends, self.terminal_clip), width=width)
 
     def __call__(
         self, prompts: Sequence[str | Sequence[Message]], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
-        """The sum of each completion's token rewards, as a reward function of TRL gives it.
+        """The sum of each completion's token rewards; the signature is that of a TRL reward function.
 
         Args:
             prompts: Texts or messages.
             completions: Texts, or lists of one message each.
-            columns: Not looked at.
+            columns: Ignored.
         """
         texts = [item if isinstance(item, str) else item[-1]["content"] for item in completions]
         scored = self.scorer.score_all([*zip(prompts, texts, strict=True)])
-        return [
-            float(self._scaled(torch.tensor([token.score for token in item.tokens])).sum()) for item in scored
-        ]
-
-    def _scaled(self, scores: Tensor) -> Tensor:
-        return _bounded(self.scale * scores, self.clip)
-
-    def _ends(self, terminal: Sequence[float] | None, count: int) -> Tensor:
-        ends = torch.zeros(count) if terminal is None else torch.as_tensor(terminal, dtype=torch.float32)
-        if ends.shape != (count,):
-            raise UserError(
-                f"terminal has the shape {list(ends.shape)} for {count} responses. Give one number for each."
-            )
-        return _bounded(ends, self.terminal_clip)
+        scores = (torch.tensor([token.score for token in item.tokens]) for item in scored)
+        return [float(_clipped(self.scale * score, self.clip).sum()) for score in scores]
 
 
-def _bounded(values: Tensor, bound: float | None) -> Tensor:
+def _clipped(values: Tensor, bound: float | None) -> Tensor:
     return values if bound is None else values.clamp(-bound, bound)
 
 
-def padded(rewards: Sequence[Tensor], ends: Tensor, *, width: int | None = None) -> Tensor:
-    """Rewards of each response from the left, 0 behind its end, with a further one at its last token.  -> [b width]
-
-    Args:
-        rewards: ``[len]`` each.
-        ends: ``[b]``, added at the last token.
-        width: Columns; None is the longest response.
-
-    Raises:
-        UserError: a response is longer than the width.
-    """
+def pad_rewards(rewards: Sequence[Tensor], ends: Tensor, *, width: int | None = None) -> Tensor:
+    """Lay out rewards ``[len]`` of responses as rows padded with 0, ``ends [b]`` added at the last token.  -> [b width]"""
     longest = max(map(len, rewards), default=0)
     width = longest if width is None else width
     if longest > width:
         raise UserError(
-            f"a response has {longest} tokens and the array {width} columns. Give the width of the responses."
+            f"a response has {longest} tokens, more than the width of {width} columns.", code="wrong-shape"
         )
-    made = torch.zeros(len(rewards), width)
+    padded = torch.zeros(len(rewards), width)
     for row, (values, end) in enumerate(zip(rewards, ends, strict=True)):
-        made[row, : len(values)] = values
-        made[row, len(values) - 1] += end
-    return made
+        padded[row, : len(values)] = values
+        padded[row, len(values) - 1] += end
+    return padded

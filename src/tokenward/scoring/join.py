@@ -1,6 +1,6 @@
-"""Values per token onto a table: read from a score store by the responses' keys, or computed by a model."""
+"""Add columns of values per token to a table: read from a score store by response key, or computed by a model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -8,8 +8,7 @@ from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.plugins import name_of
-from tokenward.scoring.reads import Progress, answer_of, numbers_of, reads_of, scope_of_scores, token_values
+from tokenward.scoring.reads import Progress, reads_of, scope_of_scores, scores_of, token_values
 from tokenward.scoring.scorers import Combine, Scorer
 from tokenward.scoring.steps import Owners
 from tokenward.scoring.store import TokenRecord, TokenStore
@@ -17,23 +16,8 @@ from tokenward.tokens.store import digest
 from tokenward.tokens.table import CHUNK_ROWS, Column, TokenTable, own_starts
 
 
-def scores_of(scorer: Scorer, record: TokenRecord) -> Tensor:
-    """Scores of a stored response.  -> [len] float32
-
-    Raises:
-        UserError: a custom scorer returned anything but one number per token.
-    """
-    values = numbers_of("scorer", scorer, answer_of(scorer, record))
-    if values.shape != (len(record.ids),):
-        raise UserError(
-            f"the scorer {name_of(scorer)} gave {tuple(values.shape)} numbers for a response of {len(record.ids)} tokens. "
-            "It must give one per token."
-        )
-    return values
-
-
 def scored(table: TokenTable, scorer: Scorer, store: TokenStore) -> TokenTable:
-    """A table with the scores that a scorer makes of a store, as its column ``scores``.
+    """Add the column ``scores``, computed by a scorer from stored values.
 
     A scorer that compares responses (``combine`` with a step of scope comparison or dataset) sees all rows at once.
     """
@@ -45,14 +29,14 @@ def scored(table: TokenTable, scorer: Scorer, store: TokenStore) -> TokenTable:
     response = torch.repeat_interleave(torch.arange(len(table.lengths)), torch.from_numpy(table.lengths))
     row = torch.repeat_interleave(torch.arange(len(table)), torch.from_numpy(table.sizes))
     best = torch.from_numpy(np.asarray(table.ranks == 0))
-    found = scorer.join(parts, Owners(response, row[response]), best[response])
-    return table.with_column("scores", table.own_column([found]))
+    scores = scorer.join(parts, Owners(response, row[response]), best[response])
+    return table.with_column("scores", table.own_column([scores]))
 
 
 def with_read_values(table: TokenTable, scorer: Scorer, store: TokenStore) -> TokenTable:
-    """A table with the stored values that an online scorer reads beside those of the policy.
+    """Add the stored values that an online scorer reads in addition to those of the policy.
 
-    The reference's log-probability is not one of them: it has a column of its own.
+    The reference's log-probability is left out: it has a column of its own.
     """
     for value in reads_of(scorer):
         if not value.online and value != "reference_logp":
@@ -62,41 +46,49 @@ def with_read_values(table: TokenTable, scorer: Scorer, store: TokenStore) -> To
 
 
 def with_reference(table: TokenTable, store: TokenStore) -> TokenTable:
-    """A table with the stored log-probabilities of the reference."""
+    """Add the stored log-probabilities of the reference."""
     return with_stored(table, store, "reference_logp", lambda record: record.value("reference_logp"))
 
 
 def with_stored(
     table: TokenTable, store: TokenStore, name: str, value: Callable[[TokenRecord], Tensor]
 ) -> TokenTable:
-    """A table with a value of each of its responses. Rows may share responses.
+    """Add a column of values of each response's record. Rows may share responses.
+
+    Args:
+        table: The rows.
+        store: Records of all responses of the table.
+        name: Name of the column.
+        value: Computes ``[len]`` numbers from a record.
 
     Raises:
-        UserError: the store lacks one, or holds other tokens: another tokenizer, template or limit made it.
+        UserError: A response is not in the store, or has other tokens there because another tokenizer, template or length
+            limit was used.
     """
     keys, first, owner = np.unique(table.keys, return_index=True, return_inverse=True)
-    _check_alike(table, first, owner)
+    _check_same_tokens(table, first, owner)
     lengths = table.lengths[first]
     starts = own_starts(lengths)
     flat = table.room(int(lengths.sum()))
     missing = np.ones(len(keys), bool)
-    for place, record, found in _records(store, keys):
+    for place, record, found in _matching_records(store, keys):
         if found != table.digests[first[place]]:
-            raise _other_tokens(table, store, int(first[place]), record)
+            raise _tokens_differ(table, store, int(first[place]), record)
         flat[starts[place] : starts[place] + lengths[place]] = value(record).float().numpy()
         missing[place] = False
     if missing.any():
-        raise store.lacks(f"{int(keys[missing][0]):016x}")
+        raise store.missing_key(f"{int(keys[missing][0]):016x}")
     return table.with_column(name, Column(flat, starts[owner]))
 
 
-def _check_alike(table: TokenTable, first: np.ndarray, owner: np.ndarray) -> None:
-    """Refuse a response that has other tokens in one row than in another: they share one record of the store."""
+def _check_same_tokens(table: TokenTable, first: np.ndarray, owner: np.ndarray) -> None:
+    """Refuse a response with different tokens in two rows: the store has only one record for both."""
     other = np.flatnonzero(table.digests != table.digests[first][owner])
     if len(other):
         raise UserError(
-            f"{table.comparison(_row_of(table, int(other[0]))).source}: another row has a response of this row with other "
-            "tokens, so its stored values belong to one of the two. Take one of the rows out."
+            f"{table.comparison(_row_of(table, int(other[0]))).source}: another row has the same response with different "
+            "tokens, but only one set of values can be stored. Remove one of the rows.",
+            code="ambiguous-response",
         )
 
 
@@ -104,8 +96,8 @@ def _row_of(table: TokenTable, response: int) -> int:
     return int(np.searchsorted(table.starts, response, side="right")) - 1
 
 
-def _records(store: TokenStore, keys: np.ndarray) -> Iterator[tuple[int, TokenRecord, int]]:
-    """What a store has of sorted keys, in its own order: the key's place, the record, and the hash of its ids."""
+def _matching_records(store: TokenStore, keys: np.ndarray) -> Iterator[tuple[int, TokenRecord, int]]:
+    """The records with one of the sorted keys, in the order of the store: index of the key, record, hash of its ids."""
     for shard in store.columns():
         stored = np.array([int(key, 16) for key in shard.keys], np.uint64)
         places = np.searchsorted(keys, stored)
@@ -115,12 +107,13 @@ def _records(store: TokenStore, keys: np.ndarray) -> Iterator[tuple[int, TokenRe
             yield int(places[row]), shard.record(int(row)), digest(ids)
 
 
-def _other_tokens(table: TokenTable, store: TokenStore, response: int, record: TokenRecord) -> UserError:
+def _tokens_differ(table: TokenTable, store: TokenStore, response: int, record: TokenRecord) -> UserError:
     row = table[_row_of(table, response)]
     return UserError(
         f"the tokens in {store.folder} are not those of this model: {row.comparison.source} has "
         f"{int(table.lengths[response])} tokens here and {len(record.ids)} there, or other ids. Oracle and policy must share "
-        "a tokenizer and the tokens table; use the same family of models, or score again."
+        "the tokenizer, template and length limits. Use models of one family, or compute the scores again.",
+        code="tokenizer-mismatch",
     )
 
 
@@ -132,14 +125,14 @@ def computed(
     tokens_per_batch: int,
     progress: Progress | None = None,
 ) -> Column:
-    """One number of a model for each token of a table, computed some rows at a time."""
+    """A column of a model's values, computed for some rows at a time; arguments as in :func:`token_values`."""
 
     def parts() -> Iterator[Tensor]:
         for first in range(0, len(table), CHUNK_ROWS):
-            rows: Sequence = [table[n] for n in range(first, min(first + CHUNK_ROWS, len(table)))]
+            rows = [table[number] for number in range(first, min(first + CHUNK_ROWS, len(table)))]
             found = token_values(
                 model, rows, precision=precision, tokens_per_batch=tokens_per_batch, progress=progress
             )
-            yield from (value for row in found for value in row)
+            yield from (values for row in found for values in row)
 
     return table.own_column(parts())

@@ -1,8 +1,8 @@
-"""The named values that scorers read, and how a frozen model computes them in batches by length."""
+"""The named values that scorers read, and how a frozen model computes them in batches."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -16,26 +16,26 @@ from tokenward.tokens.batches import Batch, budgeted
 from tokenward.tokens.rows import Layout, TokenRow
 
 KINDS = ("logp", "entropy", "rank", "attention", "similarity", "activation", "critical")
-"""What a language model gives of a token: its log-probability, the entropy where it was predicted, its rank there (0
-is the most probable), the attention it receives, its likeness to words of a domain, its mean activation, and whether
-what is written goes wrong with another token in its place."""
+"""Kinds of values of a language model, one number per response token: log-probability; entropy of the predicting
+distribution; rank in it (0 is the most probable); attention received; similarity to the words of a domain; mean activation;
+whether replacing the token leads to a wrong answer."""
 
 IN_THE_STEP = ("logp", "entropy", "rank")
-"""Kinds that the policy's own pass has while it trains."""
+"""Kinds that the policy's own forward pass gives during training."""
 
 TAKEN = ("policy", "reference", "oracle", "reward", "data")
 """Names that no auxiliary model of a recipe may have."""
 
 
 class Value(str):
-    """One number per response token; as text it is its name in a record and in the store, such as ``reference_logp``.
+    """One number per response token. The string is its name in records and in the store, such as ``reference_logp``.
 
-    Settings on which a value depends are told apart by a short hash in its name.
+    A short hash in the name tells values with different settings apart.
 
     Attributes:
-        model: ``policy``, ``reference``, ``oracle``, ``reward``, an auxiliary model's name, or ``data``.
-        kind: One of :data:`KINDS`; empty for the reward, ``spans`` or ``file`` of the data.
-        details: The settings, by name.
+        model: ``policy``, ``reference``, ``oracle``, ``reward``, ``data`` or the name of an auxiliary model.
+        kind: One of :data:`KINDS`; empty for the reward; ``spans`` or ``file`` for the data.
+        details: Settings the value depends on, by name.
     """
 
     model: str
@@ -43,112 +43,114 @@ class Value(str):
     details: Mapping[str, Any]
 
     def __new__(cls, model: str, kind: str = "", **details: Any) -> Self:
-        """A value of a model.
-
-        Args:
-            model: Its name.
-            kind: What of it.
-            details: Settings.
-        """
         name = f"{model}_{kind}" if kind else model
         if details:
             name += f"_{hashlib.sha256(json.dumps(details, sort_keys=True).encode()).hexdigest()[:6]}"
-        made = super().__new__(cls, name)
-        made.model, made.kind, made.details = model, kind, details
-        return made
+        value = super().__new__(cls, name)
+        value.model, value.kind, value.details = model, kind, details
+        return value
 
     @property
     def online(self) -> bool:
-        """Whether it comes from the policy as it is in the step."""
+        """Whether it is a value of the policy, which changes at every training step."""
         return self.model == "policy"
 
 
-def value_of(read: str) -> Value:
-    """What a name such as ``oracle_logp`` or ``reward`` means.
+def value_of(name: str) -> Value:
+    """The value with a name such as ``oracle_logp`` or ``reward``.
 
     Raises:
-        UserError: it is no such name.
+        UserError: The name is malformed.
     """
-    if isinstance(read, Value):
-        return read
-    model, _, kind = read.rpartition("_")
-    if read == "reward":
+    if isinstance(name, Value):
+        return name
+    model, _, kind = name.rpartition("_")
+    if name == "reward":
         return Value("reward")
     if model and kind in KINDS:
         return Value(model, kind)
     raise UserError(
-        f"a scorer reads {read!r}, which is no stored value. Write reward, or MODEL_KIND such as oracle_logp: MODEL is policy, "
-        f"reference, oracle or one of the recipe's auxiliary models, KIND one of {', '.join(KINDS)}."
+        f"a scorer reads {name!r}, which is not a known value. Write reward, or MODEL_KIND such as oracle_logp: MODEL is "
+        f"policy, reference, oracle or an auxiliary model, KIND one of {', '.join(KINDS)}.",
+        code="unknown-value",
     )
 
 
 def reads_of(scorer: Any) -> list[Value]:
-    """The values that a scorer reads; one that does not say reads what an oracle gives."""
-    return [value_of(read) for read in getattr(scorer, "reads", ("oracle_logp", "reference_logp"))]
-
-
-class MissingValue(UserError):
-    """A value that a scorer asks for and that is not there.
-
-    Attributes:
-        name: Of the value.
-    """
-
-    def __init__(self, name: str, problem: str) -> None:
-        """Name the value and the problem."""
-        super().__init__(problem)
-        self.name = name
-
-
-def answer_of(scorer: Any, record: Any) -> Any:
-    """What a scorer makes of a response.
-
-    Raises:
-        UserError: it looks at a value that it does not say it reads, so that nothing made it.
-    """
-    try:
-        return scorer(record)
-    except MissingValue as error:
-        declared = reads_of(scorer)
-        if error.name in declared:
-            raise
-        value_of(error.name)  # a word that names no value is refused as such
-        written = ", ".join(f'"{value}"' for value in [*declared, error.name])
-        listed = ", ".join(declared) or "nothing"
-        raise UserError(
-            f"the scorer {name_of(scorer)} looks at {error.name}, which is not among what it reads ({listed}), so it was not made. Write "
-            f"reads = ({written}{',' * (not declared)}) in the class."
-        ) from error
+    """The values that a scorer reads; without ``reads``, those of oracle and reference."""
+    return [value_of(name) for name in getattr(scorer, "reads", ("oracle_logp", "reference_logp"))]
 
 
 def is_online(scorer: Any) -> bool:
-    """Whether a scorer's scores depend on the policy as it is in the step."""
+    """Whether the scores depend on the policy, so that the scorer is called in each training step."""
     return any(value.online for value in reads_of(scorer))
 
 
 def scope_of_scores(scorer: Any) -> str:
-    """Which responses must be seen together to score one: ``response``, ``comparison`` or ``dataset``."""
+    """Which responses a scorer compares: ``response`` (none), ``comparison`` or ``dataset``."""
     return str(getattr(scorer, "scope", "response"))
 
 
-def numbers_of(kind: str, made: Any, returned: object) -> Tensor:
-    """What a scorer or selector returned, a list or an array too, as float32.
+class MissingValue(UserError):
+    """A scorer used a value that is not available.
+
+    Attributes:
+        name: Name of the value.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(problem, code="missing-value")
+        self.name = name
+
+
+def scores_of(scorer: Any, record: Any) -> Tensor:
+    """Scores of one response.  -> [n] float32
 
     Raises:
-        UserError: it is not a list of numbers.
+        UserError: The scorer uses a value it does not declare in ``reads``, or returns anything but one number per token.
+    """
+    try:
+        returned = scorer(record)
+    except MissingValue as error:
+        declared = reads_of(scorer)
+        if error.name in declared:
+            raise
+        value_of(error.name)  # a malformed name gets its own message
+        written = ", ".join(f'"{value}"' for value in [*declared, error.name])
+        raise UserError(
+            f"the scorer {name_of(scorer)} uses {error.name}, which it does not declare in reads "
+            f"({', '.join(declared) or 'empty'}), so it was not computed. Write reads = ({written}{',' * (not declared)}) in the class.",
+            code="undeclared-value",
+        ) from error
+    scores = numbers_of("scorer", scorer, returned)
+    if scores.shape != (len(record.ids),):
+        raise UserError(
+            f"the scorer {name_of(scorer)} returned shape {tuple(scores.shape)} for a response of {len(record.ids)} tokens. "
+            "Return one number per token.",
+            code="wrong-result",
+        )
+    return scores
+
+
+def numbers_of(kind: str, plugin: Any, returned: object) -> Tensor:
+    """The tensor, array or list that a scorer or selector returned, as a float32 tensor.
+
+    Raises:
+        UserError: It cannot be converted to numbers.
     """
     try:
         return torch.as_tensor(returned, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:  # torch raises each of them for some values
         raise UserError(
-            f"the {kind} {name_of(made)} returned a {type(returned).__name__} that cannot be read as numbers ({error}). Return a "
-            "tensor, an array or a list with one number per token."
+            f"the {kind} {name_of(plugin)} returned a {type(returned).__name__} that cannot be read as numbers ({error}). Return a "
+            "tensor, an array or a list with one number per token.",
+            code="wrong-result",
         ) from error
 
 
 Progress = Callable[[int], None]
 Compute = Callable[[Batch], Tensor]
-"""From a batch to ``[k n]``, k numbers of each token."""
+"""Computes k numbers per token of a batch, ``[k n]``."""
 
 
 @torch.inference_mode()
@@ -163,17 +165,20 @@ def over_batches(
     layout: Layout | None = None,
     collate: Callable[[Sequence[TokenRow]], Batch] | None = None,
 ) -> list[list[Tensor]]:
-    """Numbers of each token of each response.  -> per row, per response, [k len] float32 on the CPU
+    """Compute numbers of each response token, in batches of rows of similar length.
 
     Args:
-        model: Put into evaluation mode.
-        rows: Comparisons as ids.
-        compute: From a batch on the model's device to the numbers.
-        precision: ``float32`` runs in the weights' own dtype, ``bfloat16`` under autocast.
-        tokens_per_batch: Padded tokens read at once.
+        model: The model; it is set to evaluation mode.
+        rows: Encoded comparisons.
+        compute: Called with each batch on the model's device.
+        precision: ``float32`` computes in the dtype of the weights, ``bfloat16`` under autocast.
+        tokens_per_batch: Padded tokens per batch.
         progress: Called with the number of responses done.
-        layout: Of the batches, where it is not the model's own.
-        collate: From rows to a batch, where it is not the model's own.
+        layout: Layout of the batches, by default the model's.
+        collate: Makes a batch of rows, by default the model's.
+
+    Returns:
+        For each row and response ``[k len]``, float32 on the CPU.
     """
     model.model.eval()
     results: list[list[Tensor]] = [[] for _ in rows]
@@ -199,16 +204,12 @@ def token_values(
     tokens_per_batch: int,
     progress: Progress | None = None,
 ) -> list[list[Tensor]]:
-    """Log-probability, or reward, of each token of each response.  -> per row, per response, [len] float32 on the CPU
+    """Log-probability of each response token, or its reward if the model is a token reward model.
 
-    Rows with segments get the mean over each segment at every token of it.
+    Arguments are those of :func:`over_batches`. If the rows have segments, every token gets the mean over its segment.
 
-    Args:
-        model: A language model or a token reward model; put into evaluation mode.
-        rows: Comparisons as ids.
-        precision: See :func:`over_batches`.
-        tokens_per_batch: Padded tokens read at once.
-        progress: Called with the number of responses done.
+    Returns:
+        For each row and response ``[len]``, float32 on the CPU.
     """
 
     def compute(batch: Batch) -> Tensor:
@@ -220,9 +221,3 @@ def token_values(
         model, rows, compute, precision=precision, tokens_per_batch=tokens_per_batch, progress=progress
     )
     return [[response[0] for response in row] for row in found]
-
-
-def flatten(results: Sequence[Sequence[Tensor]]) -> Iterator[Tensor]:
-    """The values of all responses, one after another."""
-    for row in results:
-        yield from row

@@ -1,8 +1,8 @@
 """Steps that turn scores into other scores, and chains of them as a recipe writes them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,21 +10,21 @@ from torch import Tensor
 from tokenward.errors import UserError
 from tokenward.ops import transforms
 from tokenward.ops.selection import CountRule
-from tokenward.plugins import build, check_call
+from tokenward.plugins import build, check_call, check_fraction, check_positive
 from tokenward.tokens.segments import Unit
 
 Scope = Literal["response", "comparison", "batch", "dataset"]
 SCOPES: tuple[Scope, ...] = ("response", "comparison", "batch", "dataset")
-"""Which tokens are looked at together, the narrowest first."""
+"""Which tokens are compared with each other, from narrow to wide. A batch is an optimizer step."""
 
 
 class Owners(NamedTuple):
-    """Which tokens belong together.
+    """Which response, comparison and segment each token belongs to.
 
     Attributes:
-        response: ``[n]``, the response that owns the token; responses are numbered in order.
-        comparison: ``[n]``, the comparison that owns it.
-        segment: ``[n]`` or None, the word, sentence or span that owns it, numbered in order.
+        response: ``[n]``, index of the token's response; indices rise with the tokens.
+        comparison: ``[n]``, index of its comparison.
+        segment: ``[n]`` or None, index of its word, sentence or span; indices rise with the tokens.
     """
 
     response: Tensor
@@ -32,7 +32,7 @@ class Owners(NamedTuple):
     segment: Tensor | None = None
 
     def groups(self, scope: Scope) -> tuple[Tensor, int]:
-        """Which group each token is in, and how many groups there are.  -> [n]"""
+        """Index of each token's group at a scope, ``[n]``, and the number of groups."""
         if scope in ("batch", "dataset"):
             return torch.zeros_like(self.response), 1
         owner = self.response if scope == "response" else self.comparison
@@ -40,154 +40,143 @@ class Owners(NamedTuple):
 
 
 class Step(Protocol):
-    """Scores to scores. One may have a ``scope``; without it a token's number depends on its own response alone."""
+    """Turns scores into other scores.
+
+    A step that compares tokens beyond one response declares it as ``scope``, one of :data:`SCOPES`; the default is
+    ``response``.
+    """
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """New scores; a token whose score is NaN has none and must keep it.  [n] -> [n]"""
+        """New scores, one per token.  -> [n]
+
+        Args:
+            scores: ``[n]`` float32 of one side's tokens, NaN at tokens without a score. Those have none afterwards either,
+                whatever the step returns for them.
+            owners: What each token belongs to.
+        """
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Affine:
     """``scale * s + shift``."""
 
-    _: KW_ONLY
     scale: float = 1.0
     shift: float = 0.0
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """See :func:`tokenward.ops.transforms.affine`."""
         return transforms.affine(scores, self.scale, self.shift)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Clamp:
-    """No lower than ``low``, no higher than ``high``; a bound that is left out is none."""
+    """Limits scores to ``low`` and ``high``; None is no limit."""
 
-    _: KW_ONLY
     low: float | None = None
     high: float | None = None
 
     def __post_init__(self) -> None:
         low, high = self.low, self.high
         if (low is None and high is None) or (low is not None and high is not None and low > high):
-            raise UserError(f"clamp needs low <= high, or one of the two, got low {low} and high {high}.")
+            raise UserError(
+                f"clamp needs low <= high, or one of the two, got low {low} and high {high}.",
+                code="invalid-value",
+            )
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """See :func:`tokenward.ops.transforms.clamp`."""
         return transforms.clamp(scores, self.low, self.high)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exp:
-    """``exp(s / temperature)``; a negative temperature turns the order round."""
+    """``exp(s / temperature)``; a negative temperature reverses the order."""
 
-    _: KW_ONLY
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.temperature == 0:
-            raise UserError("exp needs a temperature that is not 0. Write for example 1.0.")
+            raise UserError("exp needs a temperature other than 0, such as 1.0.", code="invalid-value")
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """See :func:`tokenward.ops.transforms.exponential`."""
         return transforms.exponential(scores, self.temperature)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sigmoid:
     """``sigma(s) + shift``."""
 
-    _: KW_ONLY
     shift: float = 0.0
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """See :func:`tokenward.ops.transforms.shifted_sigmoid`."""
         return transforms.shifted_sigmoid(scores, self.shift)
 
 
 @dataclass(frozen=True, slots=True)
 class Relu:
-    """The score where it is greater than 0, else 0."""
+    """``max(s, 0)``."""
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """Scores of 0 or more."""
         return scores.relu()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decay:
-    """``rate ** (t + first) * s`` at place t of a response.
+    """``rate ** (t + first) * s`` at position ``t`` of a response; D2PO's code has ``first: 1``."""
 
-    Attributes:
-        rate: Greater than 0.
-        first: Exponent of the first token; D2PO's code begins with 1.
-    """
-
-    _: KW_ONLY
     rate: float = 0.98
     first: int = 0
 
     def __post_init__(self) -> None:
-        if not self.rate > 0:
-            raise UserError(f"decay needs a rate greater than 0, got {self.rate}. Write for example 0.98.")
+        check_positive(rate=self.rate)
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """See :func:`tokenward.ops.transforms.decay`."""
         return transforms.decay(scores, owners.response, self.rate, self.first)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankScale:
-    """By rank alone, from ``low`` for the lowest to ``high`` for the highest."""
+    """Replaces scores by their rank, scaled from ``low`` for the lowest to ``high`` for the highest."""
 
-    _: KW_ONLY
     low: float = 0.0
     high: float = 1.0
     scope: Scope = "response"
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """See :func:`tokenward.ops.transforms.rank_scale`."""
         return transforms.rank_scale(scores, *owners.groups(self.scope), self.low, self.high)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Standardise:
-    """Less the mean, over the standard deviation."""
+    """Subtracts the mean and divides by the standard deviation."""
 
-    _: KW_ONLY
     scope: Scope = "response"
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """See :func:`tokenward.ops.transforms.standardise`."""
         return transforms.standardise(scores, *owners.groups(self.scope))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MinMax:
-    """From 0, the least, to 1, the largest."""
+    """Scales scores to [0, 1], from the lowest to the highest."""
 
-    _: KW_ONLY
     scope: Scope = "response"
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """See :func:`tokenward.ops.transforms.min_max`."""
         return transforms.min_max(scores, *owners.groups(self.scope))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Top:
-    """1 for a share of the tokens, the largest or the smallest, else 0.
+    """1 for a fraction of the tokens, those with the largest or smallest scores, else 0.
 
     Attributes:
-        fraction: The share, in (0, 1], exact.
-        which: Which end.
+        fraction: The fraction in (0, 1]; the count is exact.
+        which: ``largest`` or ``smallest``.
         count: Rounding, as in the selector ``top_fraction``.
-        minimum: At least so many of each group.
-        scope: Among which tokens.
+        minimum: Lowest number of tokens kept in each group.
+        scope: Which tokens form a group.
     """
 
-    _: KW_ONLY
     fraction: float = 0.3
     which: Literal["largest", "smallest"] = "largest"
     count: CountRule = "floor"
@@ -195,31 +184,28 @@ class Top:
     scope: Scope = "response"
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise UserError(f"top: fraction must be in (0, 1], got {self.fraction}. Write 0.3 for 30 %.")
+        check_fraction("fraction", self.fraction)
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """See :func:`tokenward.ops.transforms.top`."""
-        rules = {"which": self.which, "rule": self.count, "minimum": self.minimum}
-        return transforms.top(scores, *owners.groups(self.scope), self.fraction, **rules)  # type: ignore[arg-type]
+        rules: dict[str, Any] = {"which": self.which, "rule": self.count, "minimum": self.minimum}
+        return transforms.top(scores, *owners.groups(self.scope), self.fraction, **rules)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
     """1 on one side of a threshold, else 0.
 
     Attributes:
         at: ``value``, ``mean``, ``median``, ``quantile``, ``iqr`` or ``otsu``; see
             :func:`tokenward.ops.transforms.threshold_of`.
-        keep: ``below`` is strict; ``above`` is the rest.
-        value: The number of ``at: value``, or the share of ``at: quantile``.
-        factor: Interquartile ranges of ``at: iqr``; negative counts up from the third quartile.
-        classes: Of ``at: otsu``.
-        cut: Which of its cuts, 0 the lowest.
-        scope: Among which tokens.
+        keep: ``below`` is strict; ``above`` includes the threshold.
+        value: The threshold for ``at: value``, or the share for ``at: quantile``.
+        factor: Interquartile ranges below the first quartile for ``at: iqr``; negative: above the third.
+        classes: Number of classes for ``at: otsu``.
+        cut: Index of the cut for ``at: otsu``, 0 is the lowest.
+        scope: Which tokens the threshold is computed from.
     """
 
-    _: KW_ONLY
     at: transforms.At = "value"
     keep: Literal["above", "below"] = "above"
     value: float | None = None
@@ -230,57 +216,49 @@ class Cut:
 
     def __post_init__(self) -> None:
         if self.at in ("value", "quantile") and self.value is None:
-            raise UserError(f"at: {self.at} needs a value. Write for example value: 0.5.")
+            raise UserError(f"at: {self.at} needs a value, such as value: 0.5.", code="missing-setting")
         if self.at == "quantile" and not 0 <= (self.value or 0.0) <= 1:
-            raise UserError(f"a quantile lies in [0, 1], got value: {self.value}. Write 0.6 for 60 %.")
+            raise UserError(
+                f"at: quantile needs a value in [0, 1], got {self.value}. Write 0.6 for 60 %.",
+                code="invalid-value",
+            )
         if self.at == "otsu" and not 0 <= self.cut < self.classes - 1:
             raise UserError(
-                f"at: otsu with classes: {self.classes} has the cuts 0 to {self.classes - 2}, got cut: {self.cut}."
+                f"at: otsu with classes: {self.classes} has the cuts 0 to {self.classes - 2}, got cut: {self.cut}.",
+                code="invalid-value",
             )
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """See :func:`tokenward.ops.transforms.keep_side`."""
         group, groups = owners.groups(self.scope)
-        settings = {
-            "value": self.value or 0.0,
-            "factor": self.factor,
-            "classes": self.classes,
-            "cut": self.cut,
-        }
-        found = transforms.threshold_of(scores, group, groups, self.at, **settings)  # type: ignore[arg-type]
-        return transforms.keep_side(scores, group, found, self.keep)
+        thresholds = transforms.threshold_of(
+            scores, group, groups, self.at,
+            value=self.value or 0.0, factor=self.factor, classes=self.classes, cut=self.cut,
+        )  # fmt: skip
+        return transforms.keep_side(scores, group, thresholds, self.keep)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BeyondShorter:
-    """Times ``rate`` from the place on at which the shortest response of the comparison has ended (LD-DPO, arXiv 2409.06411)."""
+    """Multiplies by ``rate`` the positions beyond the comparison's shortest response (LD-DPO, arXiv 2409.06411)."""
 
-    _: KW_ONLY
+    scope: ClassVar[Scope] = "comparison"
+
     rate: float = 0.5
-    scope: Scope = "comparison"
-
-    def __post_init__(self) -> None:
-        if self.scope != "comparison":
-            raise UserError(
-                f"beyond_shorter compares the responses of one comparison, got scope: {self.scope}. Leave scope out."
-            )
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """See :func:`tokenward.ops.transforms.beyond_shorter`."""
         return transforms.beyond_shorter(scores, owners.response, owners.comparison, self.rate)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """1 for the tokens in some of the classes that multi-Otsu makes, else 0.
+    """1 for the tokens in some of the classes found by multi-Otsu, else 0.
 
     Attributes:
-        classes: How many.
-        keep: Numbers of the classes, 0 the lowest.
-        scope: Among which tokens.
+        classes: Number of classes.
+        keep: Indices of the classes that get 1; 0 has the lowest scores.
+        scope: Which tokens are clustered together.
     """
 
-    _: KW_ONLY
     classes: int = 2
     keep: tuple[int, ...] = (1,)
     scope: Scope = "response"
@@ -288,38 +266,37 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.classes < 2 or not set(self.keep) <= set(range(self.classes)):
             raise UserError(
-                f"cluster with classes: {self.classes} has the classes 0 to {self.classes - 1}, got keep: {list(self.keep)}. "
-                "At least 2 classes are needed."
+                f"cluster needs 2 or more classes and keep from 0 to classes - 1, got {self.classes} and {[*self.keep]}.",
+                code="invalid-value",
             )
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """See :func:`tokenward.ops.transforms.cluster`."""
         return transforms.cluster(scores, *owners.groups(self.scope), self.classes, self.keep)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentPool:
     """One number per word, sentence or span of the data.
 
     Attributes:
-        segment: ``word``, ``sentence`` or ``spans``.
+        segment: ``word``, ``sentence`` or ``spans``; ``token`` changes nothing.
         how: ``mean``, ``sum``, ``max`` or ``min`` of the segment's scores.
-        place: At ``all`` its tokens, or at its ``end`` or ``start`` alone and 0 at the others.
+        place: ``all``: every token of the segment gets the number. ``end``, ``start``: the last or first token, and the
+            others get 0.
     """
 
-    _: KW_ONLY
     segment: Unit = "sentence"
     how: transforms.Pool = "mean"
     place: Literal["all", "end", "start"] = "all"
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """See :func:`tokenward.ops.transforms.segment_pool`."""
         if self.segment == "token":
             return scores
         if owners.segment is None:
             raise UserError(
-                f"segment_pool needs to know which {self.segment} a token is in, which only the selection of a run on "
-                "stored scores knows. Put the step into policy.selection, with a scorer that is not online."
+                f"segment_pool needs the {self.segment} of each token, which is only known to a selection on stored scores. Use the "
+                "step in the selection, with a scorer that does not read the policy.",
+                code="missing-segments",
             )
         return transforms.segment_pool(scores, owners.segment, self.how, self.place)
 
@@ -341,77 +318,80 @@ STEPS: dict[str, type] = {
     "beyond_shorter": BeyondShorter,
 }
 Written = str | dict[str, Any]
-"""A step in a recipe: its name, or a table of one key, the name, with its settings."""
+"""A step in a recipe: its name, or a table of one name with its settings."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Steps that are carried out one after another.
-
-    Attributes:
-        steps: In their order.
-        names: As the recipe has them, for messages.
-    """
+    """Steps that are applied one after another, with their names in the recipe for messages."""
 
     steps: tuple[Step, ...]
     names: tuple[str, ...]
 
     @classmethod
     def of(cls, written: Sequence[Written]) -> "Chain":
-        """The steps that a recipe names.
+        """Build the steps of a recipe.
 
         Raises:
-            UserError: an unknown name or setting, or a table of several steps.
+            UserError: A name or setting is unknown, or a table names several steps.
         """
-        named = [_named(item) for item in written]
-        return cls(tuple(_step(*item) for item in named), tuple(name for name, _ in named))
+        named = [_name_and_settings(item) for item in written]
+        steps = [build("step", name, settings, STEPS) for name, settings in named]
+        for (name, _), step in zip(named, steps, strict=True):
+            check_call("step", name, step, ("scores", "owners"))
+        return cls(tuple(steps), tuple(name for name, _ in named))
 
     @property
     def scope(self) -> Scope:
-        """Which tokens must be looked at together."""
+        """The widest scope of the steps."""
         return widest(getattr(step, "scope", "response") for step in self.steps)
 
     @property
     def unit(self) -> str:
-        """What the segments are of which a step makes one number each; empty where none does."""
+        """The kind of segments that the steps pool over; empty if none does."""
         units = {step.segment for step in self.steps if isinstance(step, SegmentPool)} - {"token"}
         if len(units) > 1:
             raise UserError(
-                f"the steps pool {' and '.join(sorted(units))}; a token is in one kind of segment. Keep one."
+                f"the steps pool over {' and '.join(sorted(units))}, but only one kind of segment is available. Keep one.",
+                code="conflicting-settings",
             )
         return next(iter(units), "")
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
-        """Scores after all steps; a token without score (NaN) keeps none.  [n] -> [n]
+        """Scores after all steps; a token without a score (NaN) keeps none.  [n] -> [n]
 
         Raises:
-            UserError: a step of one's own returned anything but one number per token.
+            UserError: A custom step returned anything but one number per token.
         """
         missing = scores.isnan()
         for step, name in zip(self.steps, self.names, strict=True):
             found = torch.as_tensor(step(scores, owners), dtype=scores.dtype, device=scores.device)
             if found.shape != scores.shape:
                 raise UserError(
-                    f"the step {name} returned {list(found.shape)} numbers for {len(scores)} tokens. It must return one each."
+                    f"the step {name} returned shape {list(found.shape)} for {len(scores)} tokens. Return one number per token.",
+                    code="wrong-result",
                 )
             scores = torch.where(missing, torch.nan, found)
         return scores
 
 
 def widest(scopes: Iterable[str]) -> Scope:
-    """The scope that holds all of these.
+    """The widest of some scopes, ``response`` if there are none.
 
     Raises:
-        UserError: one that is not known, or both ``batch`` and ``dataset``: a batch is never the whole data.
+        UserError: One is unknown, or both ``batch`` and ``dataset`` occur.
     """
     found = set(scopes)
     unknown = found - set(SCOPES)
     if unknown:
-        raise UserError(f"there is no scope {sorted(unknown)[0]!r}. Write one of {', '.join(SCOPES)}.")
+        raise UserError(
+            f"there is no scope {min(unknown)!r}. Choose one of {', '.join(SCOPES)}.", code="unknown-name"
+        )
     if {"batch", "dataset"} <= found:
         raise UserError(
-            "steps at scope batch and at scope dataset do not go together: the weights are made either at every step of the "
-            "training or once for all data. Write one of the two."
+            "scope batch and scope dataset cannot be combined: weights are computed either in each training step or once for "
+            "all data. Choose one of the two.",
+            code="conflicting-settings",
         )
     for scope in reversed(SCOPES):
         if scope in found:
@@ -420,36 +400,29 @@ def widest(scopes: Iterable[str]) -> Scope:
 
 
 def by_side(chains: tuple[Chain, Chain], scores: Tensor, owners: Owners, preferred: Tensor) -> Tensor:
-    """Each side's scores after its own steps, which see the tokens of that side alone.  [n] -> [n]
+    """Apply the first chain to the tokens of the preferred side and the second to the others.  -> [n]
 
-    Args:
-        chains: Of the preferred side and of the other.
-        scores: ``[n]``.
-        owners: Of the tokens.
-        preferred: ``[n]`` bool, whether the token is on the preferred side.
+    Tokens of one side never see those of the other. ``preferred [n]`` is the side of each token.
     """
+    # NaN leaves the other side's tokens out of every statistic.
     sides = (torch.where(side, scores, torch.nan) for side in (preferred, ~preferred))
     chosen, rejected = (chain(side, owners) for chain, side in zip(chains, sides, strict=True))
     return torch.where(preferred, chosen, rejected)
 
 
-def _named(item: Written) -> tuple[str, Mapping[str, Any]]:
+def _name_and_settings(item: Written) -> tuple[str, Mapping[str, Any]]:
     if isinstance(item, str):
         return item, {}
     if len(item) != 1:
         raise UserError(
-            f"a step is a name or a table of one name with its settings, got {item}. Write for example "
-            "[{affine: {scale: 0.5, shift: 1}}, exp]."
+            f"a step is a name, or a table of one name with its settings, got {item}. Write for example "
+            "[{affine: {scale: 0.5, shift: 1}}, exp].",
+            code="invalid-value",
         )
-    ((name, arguments),) = item.items()
-    if not isinstance(arguments, Mapping | None):
+    ((name, settings),) = item.items()
+    if not isinstance(settings, Mapping | None):
         raise UserError(
-            f"step {name}: got {arguments!r} where a table of settings belongs. Write {{{name}: {{...}}}}."
+            f"the settings of the step {name} must be a table, got {settings!r}. Write {{{name}: {{...}}}}.",
+            code="invalid-value",
         )
-    return name, arguments or {}
-
-
-def _step(name: str, arguments: Mapping[str, Any]) -> Step:
-    made = build("step", name, arguments, STEPS)
-    check_call("step", name, made, ("scores", "owners"))
-    return made
+    return name, settings or {}

@@ -1,9 +1,9 @@
-"""Per-token values of responses on disk: Parquet, one row per response, never a selection."""
+"""The score store: values per token in Parquet files, one row per response. It never holds a selection."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, overload
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,18 +21,20 @@ from tokenward.tokens.template import Template
 
 _KEPT_SHARDS = 4
 
+T = TypeVar("T")
+
 
 class TokenRecord(NamedTuple):
-    """What is stored of one response.
+    """The stored values of one response.
 
     Attributes:
         key: Stable name of prompt and response.
-        ids: Its token ids, end-of-turn token included.
+        ids: Token ids, including the end-of-turn token.
         start: First byte of each token in the response's text.
-        end: Byte after the last one; equal to start for tokens that are no text.
-        values: Named lists of one number per token, nats.
-        text: What the bytes are counted in, where it is not the response's text as the data has it: all that stands
-            between the prompt and the end of turn. What no token covers is context.
+        end: Byte after its last one; equal to ``start`` for tokens without text.
+        values: One number per token for each named value.
+        text: The text in which bytes are counted, if it is not the response's text in the data: everything between the
+            prompt and the end of turn. Bytes that no token covers are context.
     """
 
     key: str
@@ -43,31 +45,24 @@ class TokenRecord(NamedTuple):
     text: str | None = None
 
     def value(self, name: str) -> Tensor:
-        """One named value as a float32 tensor.  -> [n]
+        """One named value.  -> [n] float32
 
         Raises:
-            UserError: the store holds no such value.
+            UserError: The store has no such value.
         """
         if name not in self.values:
             raise MissingValue(
                 name,
-                f"the store holds no {name} (it holds {', '.join(self.values)}), which this scorer needs. "
-                "Score again with the model that gives it.",
+                f"the store has no {name}, which this scorer needs (it has {', '.join(self.values)}). Compute the values again "
+                "with the model that gives it.",
             )
         return torch.tensor(self.values[name], dtype=torch.float32)
 
 
 class ShardColumns(NamedTuple):
-    """A shard as it is stored: the numbers of all its responses laid end to end.
+    """A file of the store: the records of ``r`` responses with their ``n`` tokens laid end to end.
 
-    Attributes:
-        keys: ``[r]``, of the responses.
-        starts: ``[r + 1]``, the first token of each.
-        ids: ``[n]``, token ids.
-        start: ``[n]``, as in :class:`TokenRecord`.
-        end: ``[n]``, so too.
-        values: ``[n]`` float32 each, by name.
-        texts: ``[r]``, as in :class:`TokenRecord`; None where no response has one.
+    ``starts [r + 1]`` holds the index of each response's first token; ``texts`` is None if no response has one.
     """
 
     keys: list[str]
@@ -79,23 +74,22 @@ class ShardColumns(NamedTuple):
     texts: list[str | None] | None = None
 
     def record(self, row: int) -> TokenRecord:
-        """One response."""
-        mine = slice(int(self.starts[row]), int(self.starts[row + 1]))
-        fixed = (column[mine].tolist() for column in (self.ids, self.start, self.end))
+        """The record of one response."""
+        tokens = slice(int(self.starts[row]), int(self.starts[row + 1]))
+        fixed = (column[tokens].tolist() for column in (self.ids, self.start, self.end))
         return TokenRecord(
             self.keys[row],
             *fixed,
-            values={name: flat[mine].tolist() for name, flat in self.values.items()},
+            values={name: flat[tokens].tolist() for name, flat in self.values.items()},
             text=None if self.texts is None else self.texts[row],
         )
 
 
 class TokenStore:
-    """A folder of shards, read as a mapping from key to record, or shard by shard.
+    """A folder of Parquet files (shards) as a mapping from key to record.
 
-    Shards are written in order, each atomically and with a fixed number of rows, so that a run that
-    was stopped goes on with the next shard and ends with the same bytes. Of each response 16 bytes stay
-    in memory, and of what was read the last few shards.
+    Shards are written in order, each atomically and with a fixed number of rows: an interrupted run continues with the next
+    shard and produces the same bytes. In memory are 16 bytes per response and the last few shards that were read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,10 +101,6 @@ class TokenStore:
         self._order = np.argsort(found, kind="stable")
         self._sorted = found[self._order]
         self._read: dict[int, ShardColumns] = {}
-
-    def shards(self) -> list[Path]:
-        """The finished shards, in order."""
-        return list(self._shards)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -125,25 +115,26 @@ class TokenStore:
     def __getitem__(self, key: str) -> TokenRecord:
         place = self._find(key)
         if place is None:
-            raise self.lacks(key)
+            raise self.missing_key(key)
         return self._columns(place[0]).record(place[1])
 
-    def lacks(self, key: str) -> UserError:
-        """What to say of a response that is not here."""
+    def missing_key(self, key: str) -> UserError:
+        """The error for a response that is not in the store."""
         return UserError(
-            f"the store {self.folder} has no values for the response {key}: it was made from other data. "
-            "Run the scoring stage again on this data (tokenward score RECIPE)."
+            f"the store {self.folder} has no values for the response {key}: it was computed from other data. Compute the scores "
+            "of this data again.",
+            code="missing-response",
         )
 
     def columns(self) -> Iterator[ShardColumns]:
-        """The shards in order, each read at once; none of them is kept."""
+        """All shards in order, each read when its turn comes and not kept."""
         return map(_read, self._shards)
 
     def _find(self, key: str) -> tuple[int, int] | None:
-        """Shard of a response, and its row there."""
+        """Shard of a key, and its row there."""
         wanted = _hashes([key])[0]
         first = int(np.searchsorted(self._sorted, wanted))
-        for number in range(first, len(self._sorted)):
+        for number in range(first, len(self._sorted)):  # several keys may have one hash
             if self._sorted[number] != wanted:
                 break
             place = int(self._order[number])
@@ -184,25 +175,20 @@ def _read(shard: Path) -> ShardColumns:
 
 def write_shards(
     folder: Path,
-    keys: Sequence[str],
-    make: Callable[[Sequence[str]], Iterable[TokenRecord]],
+    items: Sequence[T],
+    make: Callable[[Sequence[T]], Iterable[TokenRecord]],
     *,
     rows_per_shard: int,
 ) -> TokenStore:
-    """Write the records of ``keys``, in their order, skipping shards that are already there.
+    """Write the records that ``make`` computes for some items, in their order. Shards that exist already are kept.
 
-    Args:
-        folder: Where the shards go.
-        keys: All responses of the store; the same list as in the run that is resumed.
-        make: Computes the records of one shard's keys, in their order.
-        rows_per_shard: Rows of each shard but the last.
+    An interrupted run must be continued with the same items: keys of responses or indices of rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for number, first in enumerate(range(0, len(keys), rows_per_shard)):
+    for number, first in enumerate(range(0, len(items), rows_per_shard)):
         shard = folder / f"tokens-{number:05d}.parquet"
-        wanted = list(keys[first : first + rows_per_shard])
         if not shard.exists():
-            _write(shard, list(make(wanted)))
+            _write(shard, list(make(items[first : first + rows_per_shard])))
     return TokenStore(folder)
 
 
@@ -223,20 +209,10 @@ def _write(shard: Path, records: Sequence[TokenRecord]) -> None:
 
 
 Found = list[list[Tensor]]
-"""Per row, per response, ``[len]``."""
+"""For each row and response ``[len]``."""
 
-
-class ValueMaker(Protocol):
-    """Gives named values of the tokens of some rows."""
-
-    @property
-    def passes(self) -> int:
-        """How often each response counts as work."""
-        ...
-
-    def __call__(self, group: Sequence[TokenRow], progress: Callable[[int], None]) -> dict[str, Found]:
-        """The values of some rows, by name."""
-        ...
+ValueMaker = Callable[[Sequence[TokenRow], Callable[[int], None]], dict[str, Found]]
+"""Computes values of some rows by name; its second argument is called with the number of responses done."""
 
 
 def write_store(
@@ -249,61 +225,25 @@ def write_store(
     progress: Callable[[int], None],
     reference: TokenStore | None = None,
 ) -> TokenStore:
-    """Write shards of whole prompts. A prompt's responses stay together, so its prompt is computed once.
+    """Compute and write the values of every response of a table, ``shard_rows`` prompts per shard.
 
-    Args:
-        folder: Where the shards go; those that are there already are kept.
-        makers: What gives the values.
-        template: That wrote the rows.
-        rows: Every prompt with its responses.
-        shard_rows: Prompts in one shard.
-        progress: Called with the number of responses done, once for each value.
-        reference: A store of the same responses with values that are there already.
+    The responses to one prompt are in one shard, so that their prompt is computed once. Values in ``reference``, a store of
+    the same responses, are copied.
     """
-    keys = Keys(rows.keys[rows.starts[:-1]])
 
-    def make(wanted: Sequence[str]) -> Iterator[TokenRecord]:
-        group = [rows[keys.place(key)] for key in wanted]
+    def make(numbers: Sequence[int]) -> Iterator[TokenRecord]:
+        group = [rows[number] for number in numbers]
         values = {name: found for maker in makers for name, found in maker(group, progress).items()}
         for number, row in enumerate(group):
-            for place, record in enumerate(_records(template, row)):
+            for place, record in enumerate(_empty_records(template, row)):
                 known = {} if reference is None else reference[record.key].values
-                mine = {name: found[number][place].tolist() for name, found in values.items()}
-                yield record._replace(values={**known, **mine})
+                own = {name: found[number][place].tolist() for name, found in values.items()}
+                yield record._replace(values={**known, **own})
 
-    return write_shards(folder, keys, make, rows_per_shard=shard_rows)
-
-
-class Keys(Sequence[str]):
-    """Stable names, eight bytes each, and where each stands.
-
-    Args:
-        numbers: ``[keys]`` uint64; each stands there once.
-    """
-
-    def __init__(self, numbers: np.ndarray) -> None:
-        self._numbers = numbers
-        self._order = np.argsort(numbers)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [f"{number:016x}" for number in self._numbers[index].tolist()]
-        return f"{int(self._numbers[index]):016x}"
-
-    def place(self, key: str) -> int:
-        """Where a key stands; it must be one of these."""
-        wanted = np.uint64(int(key, 16))
-        return int(self._order[np.searchsorted(self._numbers, wanted, sorter=self._order)])
+    return write_shards(folder, range(len(rows)), make, rows_per_shard=shard_rows)
 
 
-def _records(template: Template, row: TokenRow) -> Iterator[TokenRecord]:
+def _empty_records(template: Template, row: TokenRow) -> Iterator[TokenRecord]:
     for place, (key, ids) in enumerate(zip(keys_of(row.comparison), row.responses, strict=True)):
         text, spans, own = spelled(template.tokenizer, row, place)
         starts, ends = [span.start for span in spans], [span.end for span in spans]

@@ -1,4 +1,4 @@
-"""Score one's own text with a trained oracle or reward, by the same path as in training."""
+"""Score any text with a trained oracle or token reward model, exactly as in training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ from tokenward.tokens.spans import ByteSpan
 from tokenward.tokens.template import Style
 from tokenward.types import Comparison, Message
 
-NO_LIMIT = 10**9
+_NO_LIMIT = 10**9
 
 
 class ScoredToken(NamedTuple):
@@ -33,11 +33,11 @@ class ScoredToken(NamedTuple):
     Attributes:
         text: Its piece of the text; empty for the end-of-turn token.
         id: Its id.
-        start: First byte in the response's UTF-8 text.
-        end: Byte after the last one.
-        score: Of an oracle ``oracle_logp - reference_logp``, nats: no absolute meaning, only the comparison counts.
-            Of a reward model its reward.
-        values: What the score was made from, by name: ``oracle_logp`` and ``reference_logp``, or ``reward``.
+        start: Its first byte in the response's UTF-8 text.
+        end: The byte after its last one.
+        score: For an oracle ``oracle_logp - reference_logp`` in nats, which is only meaningful in comparison to other
+            tokens; for a reward model the reward.
+        values: The values behind the score by name: ``oracle_logp`` and ``reference_logp``, or ``reward``.
     """
 
     text: str
@@ -48,30 +48,37 @@ class ScoredToken(NamedTuple):
     values: dict[str, float]
 
     def flat(self) -> dict[str, Any]:
-        """As one JSON object, the values beside the rest."""
+        """The fields in one dict, with the values next to the others."""
         fields = self._asdict()
         return {**fields, **fields.pop("values")}
 
 
 class ScoredResponse(NamedTuple):
-    """A response with a score per token, its end-of-turn token included."""
+    """The scored tokens of a response.
+
+    Attributes:
+        tokens: The tokens with their scores, including the end-of-turn token.
+    """
 
     tokens: list[ScoredToken]
 
     @property
     def total(self) -> float:
-        """Sum of the scores; of an oracle, nats: the response's implicit reward over beta."""
+        """Sum of the scores; for an oracle the response's implicit reward over beta, in nats."""
         return sum(token.score for token in self.tokens)
 
 
 class TokenScorer:
-    """A trained oracle with its reference, or a token reward model, ready to score text.
+    """A trained oracle with its reference, or a token reward model, that scores text.
 
     Args:
-        models: By the name of the value that each gives.
-        scorer: From those values to a score.
-        template: ``"chat"`` or ``"plain"``, or a style with variables for the chat template, as in training.
-        precision: ``"float32"`` or ``"bfloat16"``, as the run scored with.
+        models: The models by the name of the value that each gives, such as ``oracle_logp``.
+        scorer: Computes scores from these values.
+        template: ``"chat"``, ``"plain"`` or a style with variables for the chat template, as in training.
+        precision: ``"float32"`` or ``"bfloat16"``, as in training.
+
+    Raises:
+        UserError: The models encode the same text differently.
     """
 
     def __init__(
@@ -87,8 +94,9 @@ class TokenScorer:
         for other in others:
             if other.template(template).fingerprint != self.template.fingerprint:
                 raise UserError(
-                    f"oracle {first.name} and reference {other.name} write the same text as other tokens, so their "
-                    "log-probabilities cannot be compared. Name the reference that the oracle was trained from."
+                    f"oracle {first.name} and reference {other.name} encode the same text as different tokens, so their "
+                    "log-probabilities cannot be compared. Use the reference that the oracle was trained from.",
+                    code="tokenizer-mismatch",
                 )
 
     @classmethod
@@ -99,18 +107,18 @@ class TokenScorer:
         reference: str | None = None,
         template: Literal["chat", "plain"] | None = None,
     ) -> Self:
-        """Load a scorer from a run's stage folder, or from any model folder.
+        """Load a scorer from a stage folder of a run, or from a model folder.
 
         Args:
-            folder: ``runs/NAME/oracle`` or ``runs/NAME/reward``, ``runs/NAME/online/reward``, or a model folder.
-            reference: The model an oracle was trained from; a stage folder knows it, a reward needs none.
-            template: How a prompt is written; None takes what the stage folder says, or ``chat``.
+            folder: ``runs/NAME/oracle``, ``runs/NAME/reward``, ``runs/NAME/online/reward``, or a model folder.
+            reference: The model an oracle was trained from. A stage folder names it, and a reward model has none.
+            template: How prompts are written; by default as the stage folder says, else ``chat``.
 
         Raises:
-            UserError: no such folder, or an oracle's reference is not known.
+            UserError: The folder does not exist, or the reference of an oracle is unknown.
         """
         folder = Path(folder)
-        facts = _facts(folder)
+        facts = _stage_facts(folder)
         if (folder / MANIFEST).is_file():
             folder = folder / "model"
         settings = {"dtype": facts.get("dtype", "float32"), "attention": facts.get("attention", "sdpa")}
@@ -122,40 +130,36 @@ class TokenScorer:
         reference = reference or facts.get("reference")
         if reference is None:
             raise UserError(
-                f"{folder} is no token reward model and does not say which reference it was trained from. Name the oracle or "
-                "reward folder of a run (runs/NAME/oracle), or give --reference MODEL."
+                f"{folder} is not a token reward model and does not name the reference it was trained from. Pass reference, "
+                "or use the oracle or reward folder of a run.",
+                code="missing-reference",
             )
         oracle, base = (load_model(name, **settings) for name in (str(folder), reference))
         return cls({"oracle_logp": oracle, "reference_logp": base}, LogRatio(), *shared)
 
     def __call__(self, prompt: str | Sequence[Message], response: str) -> ScoredResponse:
-        """Score one response to a prompt (a text, or messages)."""
+        """Score one response to a prompt (text or messages)."""
         return self.score_all([(prompt, response)])[0]
 
     def score_all(
         self, texts: Sequence[tuple[str | Sequence[Message], str]], *, tokens_per_batch: int = 8192
     ) -> list[ScoredResponse]:
-        """Score many responses at once, in their order.
+        """Score pairs of a prompt (text or messages) and a response, in their order.
 
         Raises:
-            UserError: a prompt or response is empty, or longer than the model's context.
+            UserError: A prompt or response is empty, or longer than the model's context.
         """
-        return self.score_rows([_as_row(*text) for text in texts], tokens_per_batch=tokens_per_batch)
+        rows = [
+            Answered(user(prompt) if isinstance(prompt, str) else tuple(prompt), DataReply(response), ())
+            for prompt, response in texts
+        ]
+        return self.score_rows(rows, tokens_per_batch=tokens_per_batch)
 
     def score_rows(self, rows: Sequence[Answered], *, tokens_per_batch: int = 8192) -> list[ScoredResponse]:
-        """So of rows that may have whole messages as a response, and tools.
-
-        Raises:
-            UserError: as :meth:`score_all`.
-        """
-        return self._score([self._row(number, row) for number, row in enumerate(rows, 1)], tokens_per_batch)
-
-    def _score(self, rows: Sequence[TokenRow], tokens_per_batch: int) -> list[ScoredResponse]:
-        values = {name: self._values(model, rows, tokens_per_batch) for name, model in self.models.items()}
-        return [
-            self._scored(row, {name: found[index] for name, found in values.items()})
-            for index, row in enumerate(rows)
-        ]
+        """As :meth:`score_all`, for rows with tools or with responses of several messages."""
+        encoded = [self._encoded(number, row) for number, row in enumerate(rows, 1)]
+        values = self._values(encoded, tokens_per_batch)
+        return [self._scored(*both) for both in zip(encoded, values, strict=True)]
 
     def score_ids(
         self,
@@ -164,68 +168,68 @@ class TokenScorer:
         *,
         tokens_per_batch: int = 8192,
     ) -> list[Tensor]:
-        """Scores of tokens as they were sampled; encoding their text again might give others.  -> [len] each
+        """Scores of sampled token ids, which encoding their text again might change.
 
         Args:
             prompts: Ids of each prompt.
             responses: Ids of each response.
-            tokens_per_batch: Most tokens in one pass.
+            tokens_per_batch: Padded tokens per batch.
+
+        Returns:
+            ``[len]`` for each response.
 
         Raises:
-            UserError: an empty prompt or response.
+            UserError: A prompt or response is empty.
         """
         rows = [self._row_of_ids(*both) for both in zip(prompts, responses, strict=True)]
-        values = {name: self._values(model, rows, tokens_per_batch) for name, model in self.models.items()}
-        places = [[0] * len(row.responses[0]) for row in rows]
-        return [
-            self.scorer(
-                TokenRecord(
-                    "", row.responses[0], places[index], places[index],
-                    {name: found[index] for name, found in values.items()},
-                )
-            )
-            for index, row in enumerate(rows)
-        ]  # fmt: skip
+        scores = []
+        for row, values in zip(rows, self._values(rows, tokens_per_batch), strict=True):
+            (ids,) = row.responses
+            scores.append(self.scorer(TokenRecord("", ids, [0] * len(ids), [0] * len(ids), values)))
+        return scores
 
     def _row_of_ids(self, prompt: Sequence[int], response: Sequence[int]) -> TokenRow:
         if not prompt or not response:
             raise UserError(
-                f"a prompt of {len(prompt)} tokens and a response of {len(response)} cannot be scored."
+                f"a prompt of {len(prompt)} tokens and a response of {len(response)} cannot be scored: one is empty.",
+                code="empty-text",
             )
         text = self.template.tokenizer.decode(list(response))
         comparison = Comparison(key="", prompt=(), responses=(str(text),), ranks=(0,), source="ids")
         return TokenRow(comparison, list(prompt), [list(response)], [1])
 
-    def _values(
-        self, model: TokenModel, rows: Sequence[TokenRow], tokens_per_batch: int
-    ) -> list[list[float]]:
-        if isinstance(model, RewardModel):
-            rows = [with_segments(model.settings.unit, model.tokenizer, row) for row in rows]
-        found = token_values(model, rows, precision=self.precision, tokens_per_batch=tokens_per_batch)
-        return [responses[0].tolist() for responses in found]
+    def _values(self, rows: Sequence[TokenRow], tokens_per_batch: int) -> list[dict[str, list[float]]]:
+        """The values of each row's only response by name."""
+        values: list[dict[str, list[float]]] = [{} for _ in rows]
+        for name, model in self.models.items():
+            own = rows
+            if isinstance(model, RewardModel):
+                own = [with_segments(model.settings.unit, model.tokenizer, row) for row in rows]
+            found = token_values(model, own, precision=self.precision, tokens_per_batch=tokens_per_batch)
+            for known, responses in zip(values, found, strict=True):
+                known[name] = responses[0].tolist()
+        return values
 
-    def _row(self, number: int, row: Answered) -> TokenRow:
+    def _encoded(self, number: int, row: Answered) -> TokenRow:
         text, turns = row.response
         if not text.strip() or not any(message["content"].strip() for message in row.prompt):
-            raise UserError(f"text {number}: prompt and response must not be empty.")
+            raise UserError(f"text {number}: prompt and response must not be empty.", code="empty-text")
         comparison = Comparison(
             key="", prompt=row.prompt, responses=(text,), ranks=(0,), source=f"text {number}",
             turns=None if turns is None else (turns,), tools=row.tools,
         )  # fmt: skip
-        limits = Limits(NO_LIMIT, NO_LIMIT, "error", self._context)
-        encoded, reasons = encode_one(comparison, self.template, limits)
+        context = positions_of(next(iter(self.models.values())).model.config)  # type: ignore[arg-type]
+        encoded, reasons = encode_one(
+            comparison, self.template, Limits(_NO_LIMIT, _NO_LIMIT, "error", context)
+        )
         if encoded is None:
-            raise UserError(f"text {number} cannot be scored: {', '.join(reasons)}.")
+            raise UserError(f"text {number} cannot be scored: {', '.join(reasons)}.", code="unusable-text")
         return encoded
-
-    @property
-    def _context(self) -> int | None:
-        return positions_of(next(iter(self.models.values())).model.config)  # type: ignore[arg-type]  # loaded
 
     def _scored(self, row: TokenRow, values: dict[str, list[float]]) -> ScoredResponse:
         comparison, ids = row.comparison, row.responses[0]
         text, spans, own = spelled(self.template.tokenizer, row, 0)
-        if not own:  # what the template writes before a reply is no part of the caller's text
+        if not own:  # bytes are counted in the caller's text, without what the template writes before it
             shift = len(text[: place_in(comparison.responses[0], text) or 0].encode())
             text = text.encode()[shift:].decode(errors="replace")
             spans = [ByteSpan(max(span.start - shift, 0), max(span.end - shift, 0)) for span in spans]
@@ -250,17 +254,13 @@ class TokenScorer:
         )
 
 
-def _as_row(prompt: str | Sequence[Message], response: str) -> Answered:
-    turns = user(prompt) if isinstance(prompt, str) else tuple(prompt)
-    return Answered(turns, DataReply(response), ())
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    """What the stage says of how it scored; an online run's reward lies inside its stage's folder."""
+def _stage_facts(folder: Path) -> dict[str, Any]:
+    """How the stage of a folder, or of its parent, encoded and scored; empty for a model folder."""
+    # The reward model of an online run lies inside its stage's folder.
     stage = next((place for place in (folder, folder.parent) if (place / MANIFEST).is_file()), None)
     if stage is None:
         return {}
     manifest = read_manifest(stage)
-    tokens = manifest.settings.get("tokens", {})  # of a stage that says how it wrote, but not how it scored
+    tokens = manifest.settings.get("tokens", {})  # for stages that encode but do not score
     written = {name: tokens[name] for name in ("template", "chat_template_kwargs") if name in tokens}
     return {**written, **manifest.facts}

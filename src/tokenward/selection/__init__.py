@@ -1,11 +1,18 @@
-"""Selectors: scores to a weight per token."""
+"""Selectors: from scores to a weight per token."""
 
 from tokenward.config import Named
 from tokenward.plugins import build, check_call
 from tokenward.selection.base import ScoredTokens, Selector, is_signed, scope_of, unit_of
-from tokenward.selection.fraction import KeepAll, SideRule, Threshold, TopFraction, stable_noise, uniform
-from tokenward.selection.soft import SoftWeights
-from tokenward.selection.transform import Transform
+from tokenward.selection.selectors import (
+    KeepAll,
+    SideRule,
+    SoftWeights,
+    Threshold,
+    TopFraction,
+    Transform,
+    stable_noise,
+    uniform,
+)
 
 SELECTORS: dict[str, type] = {
     "top_fraction": TopFraction,
@@ -17,7 +24,7 @@ SELECTORS: dict[str, type] = {
 
 
 def selector_of(table: Named, seed: int) -> Selector:
-    """The selector that a recipe's table names; its seed is the recipe's unless it has one."""
+    """Build the selector of a recipe's table; ``seed`` is used unless the table has one."""
     arguments = dict(table.arguments)
     if table.name == "top_fraction":
         arguments.setdefault("seed", seed)
@@ -27,19 +34,6 @@ def selector_of(table: Named, seed: int) -> Selector:
 
 
 __all__ = [
-    "SELECTORS",
-    "KeepAll",
-    "ScoredTokens",
-    "Selector",
-    "SideRule",
-    "SoftWeights",
-    "Threshold",
-    "TopFraction",
-    "Transform",
-    "is_signed",
-    "scope_of",
-    "selector_of",
-    "stable_noise",
-    "uniform",
-    "unit_of",
-]
+    "SELECTORS", "KeepAll", "ScoredTokens", "Selector", "SideRule", "SoftWeights", "Threshold", "TopFraction",
+    "Transform", "is_signed", "scope_of", "selector_of", "stable_noise", "uniform", "unit_of",
+]  # fmt: skip

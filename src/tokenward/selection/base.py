@@ -5,22 +5,24 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from tokenward.scoring.steps import Owners
+
 EosSides = Literal["both", "chosen", "rejected", "none"]
-"""Whose end-of-turn tokens a selector looks at."""
+"""Sides whose end-of-turn tokens are eligible."""
 
 
 class ScoredTokens(NamedTuple):
-    """Scores of the tokens of some responses, laid end to end.
+    """The scored tokens of some responses, laid end to end: ``n`` tokens of ``r`` responses.
 
     Attributes:
-        scores: ``[n]`` float, any real number.
-        response: ``[n]``, which response owns the token; responses are numbered in order.
-        comparison: ``[r]``, which comparison owns the response.
-        rank: ``[r]``; 0 is the preferred side, everything else the rejected side.
-        eos: ``[n]`` bool, whether the token is the end-of-turn token and no text.
-        seeds: ``[r]`` int64, a stable number of each response, for selectors that draw.
-        segment: ``[n]`` or None, the word, sentence or span that owns the token, numbered in order; there for
-            selectors that name a ``unit``.
+        scores: ``[n]`` float, any real number; NaN is no score.
+        response: ``[n]``, index of the response that owns each token; indices rise with the tokens.
+        comparison: ``[r]``, index of the comparison that owns each response.
+        rank: ``[r]``; 0 is the preferred side, anything else the rejected side.
+        eos: ``[n]`` bool, whether the token is an end-of-turn token.
+        seeds: ``[r]`` int64, a stable number of each response for selectors that draw.
+        segment: ``[n]`` or None, index of the word, sentence or span of each token, rising with the tokens. It is only
+            there for selectors that declare a ``unit``.
     """
 
     scores: Tensor
@@ -31,48 +33,60 @@ class ScoredTokens(NamedTuple):
     seeds: Tensor
     segment: Tensor | None = None
 
-
-class Selector(Protocol):
-    """Scores to weights.
-
-    Attributes:
-        scope: Which responses it must see together; ``response`` where a class of one's own does not say. ``response`` and ``comparison`` selectors look at one of those at a time, ``dataset`` ones
-            at all of the training data, ``batch`` ones at the comparisons that are trained together.
-
-    It may also say ``signed = True``, where weights below 0 are meant, and ``unit = "word"``, ``"sentence"`` or
-    ``"spans"``, where it needs to know which of these owns a token (``tokens.segment``).
-    """
+    @property
+    def preferred(self) -> Tensor:
+        """Whether each token is on the preferred side.  -> [n] bool"""
+        return (self.rank == 0)[self.response]
 
     @property
-    def scope(self) -> str: ...
+    def owners(self) -> Owners:
+        """The response, comparison and segment of each token."""
+        return Owners(self.response, self.comparison[self.response], self.segment)
+
+
+class Selector(Protocol):
+    """Turns scores into weights.
+
+    A selector may declare, as class attributes or properties:
+
+    - ``scope``: which responses it compares. ``response`` (the default) and ``comparison``: it may be called with any number
+      of whole comparisons. ``dataset``: it is called once with all training data. ``batch``: it is called in each training
+      step with the comparisons of that step.
+    - ``signed = True``: weights may be negative.
+    - ``unit``: ``word``, ``sentence`` or ``spans``; it then receives ``tokens.segment``.
+    """
 
     def __call__(self, tokens: ScoredTokens) -> Tensor:
-        """Weight of each token, float >= 0 unless it is ``signed``.  -> [n]"""
+        """A finite weight for each token; 0 removes it, and it is not negative unless the selector is ``signed``.  -> [n]
+
+        Args:
+            tokens: Scores of whole comparisons, and what each token belongs to.
+        """
         ...
 
 
 def scope_of(selector: Selector) -> str:
-    """Which responses a selector must see together."""
+    """Which responses a selector compares: ``response``, ``comparison``, ``batch`` or ``dataset``."""
     return str(getattr(selector, "scope", "response"))
 
 
 def is_signed(selector: Selector) -> bool:
-    """Whether a selector's weights may be below 0."""
+    """Whether a selector's weights may be negative."""
     return bool(getattr(selector, "signed", False))
 
 
 def unit_of(selector: Selector) -> str:
-    """Which segments a selector needs to know; empty where it needs none."""
+    """The segments that a selector needs; empty if it needs none."""
     return str(getattr(selector, "unit", ""))
 
 
 def eligible(tokens: ScoredTokens, eos: EosSides) -> Tensor:
-    """Whether each token has a score and, where it closes its turn, is on a side whose ends count.  -> [n] bool"""
-    preferred = (tokens.rank == 0)[tokens.response]
-    whose = {
+    """Whether each token has a score and is not an end-of-turn token of a side that ``eos`` leaves out.  -> [n] bool"""
+    preferred = tokens.preferred
+    allowed = {
         "both": torch.ones_like(preferred),
         "none": torch.zeros_like(preferred),
         "chosen": preferred,
         "rejected": ~preferred,
     }[eos]
-    return ~tokens.scores.isnan() & (whose | ~tokens.eos)
+    return ~tokens.scores.isnan() & (allowed | ~tokens.eos)

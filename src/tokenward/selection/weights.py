@@ -1,4 +1,4 @@
-"""From scores to weights: the one place, for a table, for the rows of a step and for a batch."""
+"""The one place where scores become weights: for a table, for the rows of a step and for a batch."""
 
 import math
 from collections.abc import Sequence
@@ -14,81 +14,73 @@ from tokenward.errors import UserError
 from tokenward.plugins import name_of
 from tokenward.scoring.reads import numbers_of
 from tokenward.selection.base import ScoredTokens, Selector, is_signed, scope_of, unit_of
-from tokenward.selection.transform import Transform
+from tokenward.selection.selectors import Transform
 from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.segments import Unit, with_segments
 from tokenward.tokens.table import CHUNK_ROWS, TokenTable
 
 
 def weights_of(selector: Selector, tokens: ScoredTokens) -> Tensor:
-    """What a selector gives scored tokens.  -> [n] float32
+    """The weights that a selector gives scored tokens.  -> [n] float32
 
     Raises:
-        UserError: it is not one finite number per token, or it is below 0 and the selector is not ``signed``.
+        UserError: They are not one finite number per token, or negative although the selector is not ``signed``.
     """
     weights = numbers_of("selector", selector, selector(tokens)).to(tokens.scores.device)
-    least = "" if is_signed(selector) else " >= 0"
-    if (
-        weights.shape != tokens.scores.shape
-        or not bool(weights.isfinite().all())
-        or bool(least and (weights < 0).any())
-    ):
-        bounds = (
-            f", least {float(weights.min()):.3g}, largest {float(weights.max()):.3g}"
-            if weights.numel()
-            else ""
+    signed = is_signed(selector)
+    fits = weights.shape == tokens.scores.shape and bool(weights.isfinite().all())
+    if fits and (signed or not bool((weights < 0).any())):
+        return weights
+    bounds = f", from {float(weights.min()):.3g} to {float(weights.max()):.3g}" if weights.numel() else ""
+    remedy = ""
+    if isinstance(selector, Transform) and not signed:
+        remedy = (
+            " Set signed: true to allow negative weights, or end with a step such as relu or clamp: {low: 0}."
         )
-        raise UserError(
-            f"the selector {name_of(selector)} must give one finite weight{least} per token ({len(tokens.scores)}), got shape "
-            f"{tuple(weights.shape)}{bounds}.{_remedy(selector)}"
-        )
-    return weights
-
-
-def _remedy(selector: Selector) -> str:
-    if not isinstance(selector, Transform) or selector.signed:
-        return ""
-    return " If weights below 0 are meant, write signed: true. Otherwise end with a step such as relu or clamp: {low: 0}."
+    raise UserError(
+        f"the selector {name_of(selector)} must give one finite weight{'' if signed else ' >= 0'} per token "
+        f"({len(tokens.scores)}), got shape {tuple(weights.shape)}{bounds}.{remedy}",
+        code="wrong-result",
+    )
 
 
 def weigh(
     table: TokenTable, selector: Selector, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> TokenTable:
-    """A table with the weights that a selector gives to its scores.
+    """Add the column ``weights``, which a selector computes from the column ``scores``.
 
     Args:
-        table: With a column ``scores``.
-        selector: Gives the weights. Unless its scope is larger than a comparison, some rows are looked at at a time.
-        tokenizer: Of the rows' ids, for a selector that pools over words, sentences or spans.
+        table: Rows with scores.
+        selector: Called with some rows at a time, or with all of them if its scope is ``dataset`` or ``batch``.
+        tokenizer: Tokenizer of the rows, for a selector that pools over words, sentences or spans.
     """
     step = max(len(table), 1) if scope_of(selector) in ("dataset", "batch") else CHUNK_ROWS
     parts = (
-        weights_of(selector, scored_tokens(table, first, min(first + step, len(table)), selector, tokenizer))
+        weights_of(selector, _table_tokens(table, first, min(first + step, len(table)), selector, tokenizer))
         for first in range(0, len(table), step)
     )
     return table.with_column("weights", table.own_column(parts))
 
 
-def scored_tokens(
+def _table_tokens(
     table: TokenTable,
-    first: int = 0,
-    last: int | None = None,
-    selector: Selector | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    first: int,
+    last: int,
+    selector: Selector,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> ScoredTokens:
-    """The scores of rows ``first`` to ``last`` of a table, as the selector takes them."""
-    last = len(table) if last is None else last
-    mine = slice(int(table.starts[first]), int(table.starts[last]))
-    lengths = table.lengths[mine]
+    """The tokens of the rows ``first`` to ``last`` of a table."""
+    responses = slice(int(table.starts[first]), int(table.starts[last]))
+    lengths = table.lengths[responses]
     tokens = tokens_of(
-        table.columns["scores"].gathered(lengths, mine.start),
+        table.columns["scores"].gathered(lengths, responses.start),
         lengths=torch.from_numpy(lengths),
         sizes=torch.from_numpy(table.sizes[first:last]),
-        ranks=torch.from_numpy(np.asarray(table.ranks[mine], np.int64)),
-        eos=torch.from_numpy(np.asarray(table.eos[mine], np.int64)),
-        keys=table.keys[mine],
+        ranks=torch.from_numpy(np.asarray(table.ranks[responses], np.int64)),
+        eos=torch.from_numpy(np.asarray(table.eos[responses], np.int64)),
+        keys=table.keys[responses],
     )
-    if selector is None or not unit_of(selector):
+    if not unit_of(selector):
         return tokens
     assert tokenizer is not None
     rows = [table[number] for number in range(first, last)]
@@ -96,7 +88,7 @@ def scored_tokens(
 
 
 def weigh_rows(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
-    """Rows with the weights that a selector gives to their scores, all of them at once."""
+    """Rows with the weights that a selector computes from the scores of all of them."""
     responses = [ids for row in rows for ids in row.responses]
     tokens = tokens_of(
         torch.cat([score for row in rows for score in row.scores or ()]),
@@ -111,10 +103,10 @@ def weigh_rows(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
 
 
 def weigh_step(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
-    """Weights of the comparisons of one optimizer step, among which the selector chooses.
+    """Rows of one optimizer step, weighed together.
 
-    A comparison in a step cannot be dropped any more. So a response of which nothing was kept keeps the one token that
-    speaks most for its side.
+    A comparison can no longer be dropped in the step, so a response that would keep no token keeps its best one: the
+    highest score of a preferred response, the lowest of another.
     """
     return [
         replace(row, weights=[_at_least_one(row, side) for side in range(len(row.scores or ()))])
@@ -136,15 +128,15 @@ def _at_least_one(row: TokenRow, side: int) -> Tensor:
 def tokens_of(
     scores: Tensor, *, lengths: Tensor, sizes: Tensor, ranks: Tensor, eos: Tensor, keys: np.ndarray
 ) -> ScoredTokens:
-    """Scores as a selector takes them.
+    """What a selector receives, from the scores of all responses end to end and facts of each response.
 
     Args:
-        scores: ``[n]``, of all responses end to end.
-        lengths: ``[r]``, tokens of each response.
-        sizes: ``[c]``, responses of each comparison.
-        ranks: ``[r]``, 0 is the preferred side.
-        eos: ``[r]``, end-of-turn tokens at the end of each response.
-        keys: ``[r]`` uint64, stable names of the responses.
+        scores: ``[n]``.
+        lengths: ``[r]``, number of tokens.
+        sizes: ``[b]``, number of responses of each comparison.
+        ranks: ``[r]``.
+        eos: ``[r]``, number of end-of-turn tokens at the end.
+        keys: ``[r]`` uint64, stable names.
     """
     response = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     return ScoredTokens(
@@ -158,7 +150,7 @@ def tokens_of(
 
 
 def _segments(rows: Sequence[TokenRow], unit: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Which word, sentence or span each response token is in, numbered in order over all rows.  -> [n]"""
+    """Index of each response token's word, sentence or span, over all rows.  -> [n]"""
     parts, before = [], 0
     for row in rows:
         for part in with_segments(cast(Unit, unit), tokenizer, row).segments or ():

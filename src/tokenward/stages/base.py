@@ -1,4 +1,4 @@
-"""What a stage is. The lists in :mod:`tokenward.stages.lists` hold every stage of a run; nothing else knows them by heart."""
+"""The base classes of stages. :mod:`tokenward.stages.lists` has the stages of each kind of run."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 
 Checks = dict[str, Callable[[], Any]]
-"""By the dotted key of a recipe that a check is about; it raises a UserError."""
+"""Checks by the dotted recipe key that they are about; each raises a UserError."""
 
 Rows = TokenTable | Sequence[TokenRow]
 
@@ -23,8 +23,8 @@ class Stage(ABC):
     """One stage of a run.
 
     Attributes:
-        name: Of its folder and its manifest.
-        layout: Version of what it writes.
+        name: Name of its folder and its manifest.
+        layout: Version of the layout of its files.
     """
 
     name: str
@@ -35,30 +35,30 @@ class Stage(ABC):
         return True
 
     def needed(self, run: Run) -> bool:
-        """Whether another stage, or the reader of the run, looks at what it makes."""
+        """Whether another stage, or the user, reads its output."""
         return True
 
     @abstractmethod
     def settings(self, run: Run) -> Mapping[str, Any]:
-        """Everything of the recipe that its output depends on."""
+        """Every part of the recipe that its output depends on."""
 
     @abstractmethod
     def inputs(self, run: Run) -> Mapping[str, str]:
-        """Fingerprints of what it reads, by name; those of other stages by their names."""
+        """Fingerprints of its inputs, by name; other stages by their names."""
 
     @abstractmethod
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
-        """Do the work, in a folder that may hold a part of it already; returns facts for the manifest."""
+        """Do the work in a folder that may hold a part of it already; returns facts for the manifest."""
 
     def show(self, run: Run) -> None:  # noqa: B027  most stages show nothing
-        """Show what the finished stage holds."""
+        """Show the results of the finished stage."""
 
     def checks(self, run: Run) -> Checks:
-        """What can be refused before anything is read or trained."""
+        """Checks that need no data and no model."""
         return {}
 
-    def check_data(self, run: Run) -> None:  # noqa: B027  nothing, in most
-        """What can be refused as soon as the data of the run is there."""
+    def check_data(self, run: Run) -> None:  # noqa: B027  most stages check nothing
+        """Check the run's data before a model is loaded."""
 
     def unpaired_problem(self, run: Run) -> str:
         """Why it cannot train on comparisons of one response, and what to write instead; empty if it can."""
@@ -68,7 +68,7 @@ class Stage(ABC):
         """Do the work unless it is done; None if the recipe does not have this stage.
 
         Raises:
-            UserError: it cannot work. What is finished stays finished.
+            UserError: the stage cannot work. Finished stages stay finished.
         """
         if not self.present(run.recipe):
             return None
@@ -80,19 +80,19 @@ class Stage(ABC):
 
 
 class Training(NamedTuple):
-    """What a training stage has to do, as far as it is known before anything is trained.
+    """What a training stage will do, as far as this is known before anything trains.
 
     Attributes:
-        stage: Its name.
+        stage: Name of the stage.
         key: Dotted key of its table in the recipe.
-        table: The table's ``training``.
-        rows: What it trains on.
-        objective: What it is trained with.
-        adapter: Fields of ``peft.LoraConfig``, or None for every weight.
-        model: What it starts from; if a stage before it makes that, what that stage starts from.
-        selector: From scores to weights, or None if every token counts.
-        eval: Comparisons that an evaluation during training reads.
-        watched: Whether fixed prompts are answered meanwhile.
+        table: The ``training`` table.
+        rows: Training rows.
+        objective: Training objective.
+        adapter: Fields of ``peft.LoraConfig``, or None to train every weight.
+        model: The model to start from; if an earlier stage makes that one, what the earlier stage starts from.
+        selector: Turns scores into weights; None weights every token 1.
+        eval: Rows for evaluation during training.
+        watched: Whether fixed prompts are answered during training.
     """
 
     stage: str
@@ -108,11 +108,11 @@ class Training(NamedTuple):
 
 
 class TrainingStage(Stage):
-    """A stage that trains a model, by a table of the recipe.
+    """A stage that trains a model as a table of the recipe says.
 
     Attributes:
         key: Dotted key of the table.
-        title: What messages call the model.
+        title: Name of the model in messages.
     """
 
     key: str
@@ -120,15 +120,15 @@ class TrainingStage(Stage):
 
     @abstractmethod
     def table(self, recipe: Recipe) -> Any:
-        """Its table; None if the recipe has none."""
+        """Its table, or None."""
 
     def present(self, recipe: Recipe) -> bool:
-        """Whether its table is there and says how to train."""
+        """Whether the recipe has its table, with a ``training`` table."""
         table = self.table(recipe)
         return table is not None and table.training is not None
 
     def objective(self, run: Run) -> Objective:
-        """What it is trained with."""
+        """Its training objective."""
         return objective_of("objective", self.named_objective(run.recipe), run.recipe.seed)
 
     def named_objective(self, recipe: Recipe) -> Named:
@@ -140,27 +140,27 @@ class TrainingStage(Stage):
         return recipe.model.name
 
     def adapter(self, recipe: Recipe) -> tuple[str, dict[str, Any] | None]:
-        """Where its adapter is written, and the fields of ``peft.LoraConfig``; None trains every weight."""
+        """The recipe key of its adapter, and the fields of ``peft.LoraConfig``; None trains every weight."""
         return "model.adapter", recipe.model.adapter
 
     def unpaired_problem(self, run: Run) -> str:
-        """An objective that compares responses."""
+        """Refuses an objective that compares responses."""
         if needs_of(self.objective(run)).unpaired:
             return ""
         name = self.named_objective(run.recipe).name
         if ":" in name:
             return (
-                f'the objective of {self.key}, {name}, does not say that it trains on such rows. Write needs = Needs(unpaired="all") in '
-                f"its class if it does. {self.unpaired_advice()}"
+                f"the objective of {self.key}, {name}, does not declare that it trains on such rows. If it does, add needs = "
+                f'Needs(unpaired="all") to its class. {self.unpaired_advice()}'
             )
         return (
             f"the objective of {self.key}, {name}, compares responses to one prompt. {self.unpaired_advice()}"
         )
 
     def unpaired_advice(self) -> str:
-        """What to write where some comparisons have one response."""
-        return f"Write {self.key}.objective: {{name: kto}} or {{name: weighted_likelihood}}, or give pairs."
+        """What to write if some comparisons have one response."""
+        return f"Write {self.key}.objective: {{name: kto}} or {{name: weighted_likelihood}}, or use pairs."
 
     def planned(self, run: Run, template: Template) -> Training | None:
-        """What it has to do, for a plan; None if that cannot be said. The data stage is finished."""
+        """What it will do, for a plan; None if that is unknown. The data stage is finished."""
         return None

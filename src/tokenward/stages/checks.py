@@ -1,7 +1,7 @@
-"""Checks of a recipe that need no model and no data: asked before anything is computed."""
+"""Checks of a recipe that need no model and no data, made before anything is computed; and notes on unused keys."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from tokenward.config import Lines, OnlineTable, Recipe, check_training
+from tokenward.config import Lines, Recipe, check_training
 from tokenward.errors import UserError
 from tokenward.models.identity import model_sizes
 from tokenward.models.loading import device_of
@@ -23,88 +23,124 @@ from tokenward.stages.run import Run, check_start
 from tokenward.training.arguments import check_batches, training_arguments, unworkable
 
 
-def early_checks(run: Run) -> dict[str, Callable[[], Any]]:
-    """Checks by the dotted key that they are about."""
-    checks: dict[str, Callable[[], Any]] = {"model.device": lambda: _device(run.recipe.model.device)}
-    for key, name in _starts(run.recipe).items():
-        trust = run.recipe.model.trust_remote_code
-        checks[key] = partial(check_start, name, trust_remote_code=trust)
-    examples, task = run.recipe.examples, run.recipe.prompt_task
+def early_checks(run: Run) -> Checks:
+    """Checks of the device, the models to start from and the templates."""
+    recipe = run.recipe
+    checks: Checks = {"model.device": lambda: _check_device(recipe.model.device)}
+    starts = {
+        "model.name": recipe.model.name,
+        "oracle.model": recipe.oracle.model,
+        "reward.model": recipe.reward.model,
+        "policy.model": recipe.policy.model,
+    }
+    for key, name in starts.items():
+        if name:
+            checks[key] = partial(check_start, name, trust_remote_code=recipe.model.trust_remote_code)
+    examples, task = recipe.examples, recipe.prompt_task
     if examples is not None:
-        checks["examples.prompt"] = lambda: _prompt(examples.prompt)
+        checks["examples.prompt"] = lambda: _check_prompt(examples.prompt)
     if task is not None:
         checks["prompt_task.template"] = lambda: PromptTemplate(task.template)
     return checks
 
 
-def _starts(recipe: Recipe) -> dict[str, str]:
-    """The models that something trains from, by their keys; auxiliary models have checks of their own."""
-    tables = {
-        "model": recipe.model.name,
-        "oracle": recipe.oracle.model,
-        "reward": recipe.reward.model,
-        "policy": recipe.policy.model,
-    }
-    return {
-        f"{table}.{'name' if table == 'model' else 'model'}": name for table, name in tables.items() if name
-    }
-
-
 def check_one_process() -> None:
-    """Refuse a run in several processes: each would want the same folders.
+    """Refuse to run in several processes, which would all write to the same folders.
 
     Raises:
-        UserError: torchrun or accelerate launch started this process beside others.
+        UserError: torchrun or accelerate launch started several processes.
     """
-    processes = os.environ.get("WORLD_SIZE", "1")  # of torchrun and accelerate launch
+    processes = os.environ.get("WORLD_SIZE", "1")  # set by torchrun and accelerate launch
     if processes not in ("", "1"):
         raise UserError(
-            f"a run works in one process, and this is one of {processes}. Start tokenward itself, without torchrun or "
-            "accelerate launch."
+            f"a run uses one process, but this is one of {processes}. Start it without torchrun or accelerate launch.",
+            code="several-processes",
         )
 
 
-def _device(name: str) -> None:
-    kind = name.partition(":")[0]
-    if kind == "cuda" and not torch.cuda.is_available():
+def _check_device(name: str) -> None:
+    if name.partition(":")[0] == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            f"model.device is {name}, and torch sees no CUDA device on this machine. Write model.device: auto, which takes a "
-            "GPU where there is one, or cpu."
+            f"the device is {name}, and torch finds no CUDA device. Write auto, which uses a GPU if there is one, or cpu.",
+            code="no-cuda",
+            key="model.device",
         )
 
 
-def _prompt(template: str) -> None:
+def _check_prompt(template: str) -> None:
     if all(column is None for _, column in prompt_parts(template)):
         raise UserError(
-            f"examples.prompt is {template!r}, which names no column of the data, so every prompt would be the same. Write the "
-            'column in braces, such as prompt: "Summarize: {article}".'
+            f"the prompt is {template!r}, which names no column, so every prompt would be the same. Write a column in braces, such "
+            'as "Summarize: {article}".',
+            code="missing-placeholder",
+            key="examples.prompt",
         )
 
 
 CONSTANT = ("reward", "online")
-"""Tables whose learning rate stays as it is unless they say otherwise: the published code's default."""
+"""Tables whose learning rate is constant by default, as in the published code."""
 
 
 def training_checks(recipe: Recipe, stages: Sequence[TrainingStage], lines: Lines) -> Checks:
-    """What is wrong with the ``training`` tables of stages, by dotted key.
+    """Checks of the ``training`` tables of stages, by dotted key.
 
     Raises:
-        UserError: for unknown keys, values of a wrong type and fields that cannot act, each with its line.
+        UserError: a table has unknown fields, values of a wrong type or fields without effect.
     """
     found: Checks = {}
     for stage in filter(lambda stage: stage.present(recipe), stages):
         table, where = stage.table(recipe).training, f"{stage.key}.training"
-        looked_at = stage.key == "reward" and recipe.online is not None
+        evaluates = stage.key == "reward" and recipe.online is not None
         schedule = "constant" if stage.key in CONSTANT else "linear"
-        check_training(table, where, lines, schedule=schedule, looked_at=looked_at)
-        problems = [*_of_the_run(recipe, stage.key, table)] or [*_of_the_machine(recipe, table, where)]
-        for key, message in problems:
-            found.setdefault(f"{where}.{key}" if key else where, partial(_refuse, message))
+        check_training(table, where, lines, schedule=schedule, always_evaluates=evaluates)
+        problems = [*_conflicts(recipe, stage.key, table)] or [*_unworkable(recipe, table, where)]
+        for key, error in problems:
+            found.setdefault(f"{where}.{key}" if key else where, partial(_refuse, error))
     return found
 
 
+def _refuse(error: UserError) -> NoReturn:
+    raise error
+
+
+def _conflicts(recipe: Recipe, stage: str, table: dict[str, Any]) -> Iterator[tuple[str, UserError]]:
+    """Fields that the recipe's other tables rule out."""
+    strategy, device = table.get("eval_strategy", "no"), recipe.model.device
+    if stage == "online" and strategy != "no":
+        message = (
+            f"eval_strategy is {strategy}, and an online policy has no eval loss. Use online.evaluate_every, the number of steps "
+            "between evaluations."
+        )
+        yield "eval_strategy", UserError(message, code="unused-key")
+    if recipe.online is None and strategy != "no" and recipe.data.eval == 0:
+        message = f"eval_strategy is {strategy}, but data.eval is 0, so there are no eval rows. Raise data.eval, or write no."
+        yield "eval_strategy", UserError(message, code="no-eval-rows")
+    if table.get("log_entropy") and stage == "reward":
+        message = (
+            "log_entropy is true, but a reward gives numbers and no distribution with an entropy. Remove it."
+        )
+        yield "log_entropy", UserError(message, code="unused-key")
+    if table.get("tf32") and device_of(device).type != "cuda":
+        message = f"tf32 needs a CUDA device, and model.device is {device}. Remove it."
+        yield "tf32", UserError(message, code="no-cuda")
+
+
+def _unworkable(recipe: Recipe, table: dict[str, Any], where: str) -> Iterator[tuple[str, UserError]]:
+    """Fields that transformers, this machine or its packages refuse."""
+    name = recipe.model.device
+    with TemporaryDirectory() as scratch:
+        try:
+            kind = device_of(name).type
+            arguments = training_arguments(table, folder=Path(scratch), seed=0, where=where, device=name)
+        except UserError as error:
+            yield "", error
+        else:
+            for key, message in unworkable(arguments, table, kind):
+                yield key, UserError(message, code="unworkable-value")
+
+
 def adapter_checks(recipe: Recipe, stages: Sequence[TrainingStage]) -> Checks:
-    """A check for each adapter that is written, by its key."""
+    """A check of each adapter, by its key."""
     found: dict[str, list[TrainingStage]] = {}
     for stage in stages:
         key, adapter = stage.adapter(recipe)
@@ -119,19 +155,21 @@ def _check_adapter(recipe: Recipe, stages: list[TrainingStage]) -> None:
     dropout = adapter.get("lora_dropout")
     for stage in stages:
         if dropout and stage.table(recipe).training.get("disable_dropout", True):
+            key = f"{stage.key}.training.disable_dropout"
             raise UserError(
-                f"lora_dropout is {dropout}, and {stage.key}.training.disable_dropout, which is true unless it is written, sets "
-                f"every dropout to 0. Leave lora_dropout out, or write {stage.key}.training.disable_dropout: false."
+                f"lora_dropout is {dropout}, but {key}, which defaults to true, sets every dropout to 0. Remove lora_dropout, or set "
+                f"{key} to false.",
+                code="conflicting-keys",
             )
     for model in dict.fromkeys(stage.start(recipe) for stage in stages):
         model_sizes(model, adapter=adapter, trust_remote_code=recipe.model.trust_remote_code)
 
 
 def check_batches_filled(run: Run, stages: Sequence[TrainingStage]) -> None:
-    """Refuse a training that would drop its only batch.
+    """Check that no training drops its only batch.
 
     Raises:
-        UserError: as above.
+        UserError: a training would have no update.
     """
     template = run.tokenizer_template(run.recipe.model.name)
     for stage in stages:
@@ -140,102 +178,48 @@ def check_batches_filled(run: Run, stages: Sequence[TrainingStage]) -> None:
             check_batches(table, len(plan.rows), f"{stage.key}.training")
 
 
-def _refuse(message: str) -> NoReturn:
-    raise UserError(message)
-
-
-def _of_the_run(recipe: Recipe, stage: str, table: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    evaluates = table.get("eval_strategy", "no") != "no"
-    if stage == "online" and evaluates:
-        yield (
-            "eval_strategy",
-            f"eval_strategy is {table['eval_strategy']}, and an online policy has no held-out loss. Write online.evaluate_every: the "
-            "updates between two looks at it.",
-        )
-    if recipe.online is None and evaluates and recipe.data.eval == 0:
-        yield (
-            "eval_strategy",
-            f"eval_strategy is {table['eval_strategy']}, and data.eval is 0, so there is no comparison to evaluate on. Raise "
-            "data.eval, or write eval_strategy: no.",
-        )
-    if table.get("log_entropy") and stage == "reward":
-        yield (
-            "log_entropy",
-            "log_entropy is true, but a reward gives a token a number and no distribution that had an entropy. Leave it out here.",
-        )
-    if table.get("tf32") and device_of(recipe.model.device).type != "cuda":
-        yield (
-            "tf32",
-            f"tf32 needs a CUDA device, and model.device is {recipe.model.device} here. Leave it out.",
-        )
-
-
-def _of_the_machine(recipe: Recipe, table: dict[str, Any], where: str) -> Iterator[tuple[str, str]]:
-    with TemporaryDirectory() as scratch:
-        try:
-            device = device_of(recipe.model.device).type
-            arguments = training_arguments(
-                table, folder=Path(scratch), seed=0, where=where, device=recipe.model.device
-            )
-        except UserError as error:
-            yield "", str(error)
-        else:
-            yield from unworkable(arguments, table, device)
-
-
-OF_THE_REWARD = (
-    "samples",
-    "reward_steps",
-    "reward_groups",
-    "reward_evals",
-    "reward_patience",
-    "every",
-    "until",
-    "restart",
-)
-"""Keys of ``online`` that say how its reward is learned."""
-
-BESIDE = {"until": "every", "restart": "every", "evaluation_samples": "evaluate_every"}
-"""Keys of ``online`` that act beside another alone."""
+_OF_THE_REWARD = ("samples", "reward_steps", "reward_groups", "reward_evals", "reward_patience", "every", "until", "restart")  # fmt: skip
+_BESIDE = {"until": "every", "restart": "every", "evaluation_samples": "evaluate_every"}
 
 
 def idle_settings(run: Run, last: str) -> list[str]:
-    """A line for each table or key that was written and is not read.
+    """A line for each table or key that is set but not used.
 
     Args:
         run: The run.
-        last: The stage that it ends with, which is carried out whether it is read or not.
+        last: The last stage of the run, which runs even if nothing reads it.
     """
-    online = run.recipe.online
-    return [*(_of_comparisons(run, last) if online is None else _of_online(run, online))]
+    return [*(_of_comparisons(run, last) if run.recipe.online is None else _of_online(run))]
 
 
 def _of_comparisons(run: Run, last: str) -> Iterator[str]:
-    recipe, scorer = run.recipe, run.recipe.scores.scorer.name
-    for stage in ("oracle", "reward"):
-        if stage in recipe.model_fields_set and stage != last and not is_needed(run, stage):
-            yield f"the table {stage} is not read: the scorer {scorer} looks at no number of it"
-    unread = [
-        name
+    recipe = run.recipe
+    unused = [
+        stage
+        for stage in ("oracle", "reward")
+        if stage in recipe.model_fields_set and stage != last and not is_needed(run, stage)
+    ]
+    unused += [
+        f"auxiliary_models.{name}"
         for name, table in recipe.auxiliary_models.items()
         if table.training and name not in trained_auxiliary(run)
     ]
-    for name in unread:
-        yield f"the table auxiliary_models.{name} is not read: the scorer {scorer} looks at no number of it"
+    for key in unused:
+        yield f"{key} is not used: the scorer {recipe.scores.scorer.name} does not read it"
 
 
-def _of_online(run: Run, online: OnlineTable) -> Iterator[str]:
-    written, drawn = online.model_fields_set, online.objective.name == "reinforce"
-    if "rollouts" in written and not drawn:
-        yield f"online.rollouts is not read: the objective {online.objective.name} draws no replies to train on"
-    if "selection" in written and drawn:
-        yield "online.selection is not read: reinforce trains on every token of its own replies"
-    if not reads_reward(online.objective.name, selector_of(online.selection, run.recipe.seed)):
-        idle = [f"online.{key}" for key in OF_THE_REWARD if key in written]
-        idle += ["the table reward"] if "reward" in run.recipe.model_fields_set else []
-        for key in idle:
-            yield f"{key} is not read: every token has weight 1, whatever a reward would say"
+def _of_online(run: Run) -> Iterator[str]:
+    online, recipe = run.online, run.recipe
+    written, name = online.model_fields_set, online.objective.name
+    if "rollouts" in written and name != "reinforce":
+        yield f"online.rollouts is not used: the objective {name} trains on references"
+    if "selection" in written and name == "reinforce":
+        yield "online.selection is not used: reinforce trains on every token of its samples"
+    if not reads_reward(name, selector_of(online.selection, recipe.seed)):
+        unused = [f"online.{key}" for key in _OF_THE_REWARD if key in written]
+        for key in unused + (["reward"] if "reward" in recipe.model_fields_set else []):
+            yield f"{key} is not used: every token has weight 1, whatever its reward"
         return
-    for key, other in BESIDE.items():
+    for key, other in _BESIDE.items():
         if key in written and getattr(online, other) is None:
-            yield f"online.{key} is not read: online.{other} is not written"
+            yield f"online.{key} is not used: online.{other} is not set"

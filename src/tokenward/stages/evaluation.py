@@ -1,4 +1,4 @@
-"""The evaluation stage: before and after, on the same eval pairs and prompts."""
+"""The evaluation stage: measures the policy before and after training, on the same eval pairs and prompts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,6 @@ from tokenward.evaluation.replies import METRICS
 from tokenward.evaluation.statistics import Figure, load_figures, write_figures
 from tokenward.models.loading import DTYPES, LanguageModel
 from tokenward.plugins import find
-from tokenward.sampling import SamplingSettings
 from tokenward.sampling.checks import check_temperature
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.auxiliary import scorer_of
@@ -23,17 +22,24 @@ from tokenward.tokens.template import Template
 
 
 def read_figures(run: Run) -> Figures:
-    """The figures of a finished evaluation."""
+    """The figures of a finished evaluation.
+
+    Args:
+        run: The run, from :func:`tokenward.run` or :func:`tokenward.open_run`.
+
+    Returns:
+        Figures by name, each with its value, a 95 % bootstrap interval and n.
+    """
     return load_figures(run.path("evaluation") / "metrics.json")
 
 
 def show_figures(run: Run) -> None:
-    """The closing tables of a run."""
-    show_tables(run.display, read_figures(run), "figures on held-out data")
+    """Show the final tables of a run."""
+    show_tables(run.display, read_figures(run), "figures on the eval rows")
 
 
 def show_tables(display: Display, figures: Figures, title: str) -> None:
-    """Every figure that is no comparison under this title, then what changed from before to after."""
+    """Show the single figures under this title, then those that compare before and after training."""
     changed = [name.removesuffix("/change") for name in figures if name.endswith("/change")]
     before_after = [_changed(figures, name) for name in changed]
     parts = {f"{name}/{part}" for name in changed for part in ("before", "after", "change")}
@@ -59,38 +65,35 @@ def _shown(figure: Figure, scale: float) -> tuple[str, str, str]:
 
 
 def evaluation_statistics(run: Run) -> dict[str, int]:
-    """Settings of every interval."""
+    """Settings of the bootstrap intervals."""
     return {"resamples": run.recipe.evaluation.bootstrap, "seed": run.recipe.seed}
 
 
 RECIPE = "recipe.json"
-"""The recipe as an evaluation found it, in its folder: every key, also those that no stage's manifest has."""
+"""File with the complete recipe in the folder of an evaluation; manifests only have the keys of their stages."""
 
 
 def keep_recipe(run: Run, folder: Path) -> None:
-    """Write the run's recipe into a folder, with every default of its tables."""
+    """Write the run's recipe into a folder, defaults included."""
     write_json(folder / RECIPE, run.recipe.model_dump(mode="json"))
 
 
 class EvaluationStage(Stage):
     """Measure what training changed; writes ``metrics.json``, ``rows.jsonl`` and ``samples.jsonl``.
 
-    Each figure has its n and a 95 % bootstrap interval; figures named ``change`` are paired by prompt.
+    Each figure has its n and a 95 % bootstrap interval. Figures named ``change`` are paired by prompt.
     """
 
     name, layout = "evaluation", 2
 
     def settings(self, run: Run) -> Mapping[str, Any]:
-        """Its table."""
         return {"evaluation": run.recipe.evaluation.model_dump(), "seed": run.recipe.seed}
 
     def inputs(self, run: Run) -> Mapping[str, str]:
-        """The scores, the policy, and the eval reward model if there is one."""
         names = ["scores", "policy", *(["eval_reward"] if run.recipe.eval_reward is not None else [])]
         return {name: run.done(name).fingerprint for name in names}
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
-        """Measure."""
         measures = measures_of(run)
         figures, samples = _measure(run, measures)
         write_figures(folder.path / "metrics.json", figures)
@@ -100,44 +103,34 @@ class EvaluationStage(Stage):
         return {"figures": len(figures), "prompts": len(samples.prompts)}
 
     def show(self, run: Run) -> None:
-        """The closing tables, and where everything is."""
         show_figures(run)
+        folder = run.path("evaluation")
         run.display.line(f"\nmodel:   {run.path('policy') / 'model'}")
-        run.display.line(f"replies: {run.path('evaluation') / 'samples.jsonl'}")
-        run.display.line(f"figures: {run.path('evaluation') / 'metrics.json'}")
+        run.display.line(f"replies: {folder / 'samples.jsonl'}\nfigures: {folder / 'metrics.json'}")
 
     def checks(self, run: Run) -> Checks:
-        """Metrics and a temperature that exist."""
-        return evaluation_checks(run)
-
-
-def evaluation_checks(run: Run) -> Checks:
-    """Metrics and a temperature that exist."""
-    table = run.recipe.evaluation
-    return {
-        "evaluation.metrics": lambda: [find("metric", name, METRICS) for name in table.metrics],
-        "evaluation.temperature": lambda: check_temperature(table.temperature, "evaluation.temperature"),
-    }
+        table, key = run.recipe.evaluation, "evaluation.temperature"
+        return {
+            "evaluation.metrics": lambda: [find("metric", name, METRICS) for name in table.metrics],
+            key: lambda: check_temperature(table.temperature, key),
+        }
 
 
 def measures_of(run: Run) -> Measures:
     """How the recipe's evaluation computes its figures."""
-    table, scores = run.recipe.evaluation, run.recipe.scores
+    table = run.recipe.evaluation
     return Measures(
         metrics=table.metrics,
-        sampling=SamplingSettings(
-            table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
-        ),
+        sampling=run.reply_settings,
         seed=run.recipe.seed,
         resamples=table.bootstrap,
-        precision=scores.precision,
-        tokens_per_batch=scores.tokens_per_batch,
         display=run.display,
+        **run.passes,
     )
 
 
 def prompts_to_answer(run: Run, template: Template) -> list[TokenRow]:
-    """Eval prompts, at most ``evaluation.prompts``, chosen in an order that does not depend on the file."""
+    """At most ``evaluation.prompts`` eval prompts, in an order that does not depend on the file."""
     rows, _ = eval_comparisons(run, template).fitting(run.limits)
     return rows.first_by_key(run.recipe.evaluation.prompts)
 
@@ -153,29 +146,27 @@ def _measure(run: Run, measures: Measures) -> tuple[Figures, Samples]:
 
 
 def _models(run: Run) -> Models:
-    """The models of the run's evaluation. Mostly the policy starts from what the eval reward model was trained from."""
     precision = run.recipe.evaluation.precision
 
     def replying(model: LanguageModel) -> LanguageModel:
         return model if model.dtype == DTYPES[precision] else run.load(model.name, dtype=precision)
 
     start, policy = run.policy_start, str(run.path("policy") / "model")
-    judged, own = run.recipe.eval_reward is not None, run.reference_model != start
+    judged, separate = run.recipe.eval_reward is not None, run.reference_model != start
     return Models(
         lambda: run.load(start),
         lambda: run.load(policy),
         replying,
         (lambda: run.load(str(run.path("eval_reward") / "model"))) if judged else None,
-        (lambda: run.load(run.reference_model)) if own else None,
+        (lambda: run.load(run.reference_model)) if separate else None,
     )
 
 
 def _prompts(run: Run, template: Template) -> list[TokenRow]:
-    """Eval prompts to reply to."""
     prompts, wanted = prompts_to_answer(run, template), run.recipe.evaluation.prompts
     if len(prompts) < wanted:
         run.display.line(
-            f"  {len(prompts)} held-out prompts to reply to; evaluation.prompts asks for {wanted}"
+            f"  there are {len(prompts)} eval prompts to reply to; evaluation.prompts is {wanted}"
         )
     return prompts
 

@@ -1,4 +1,4 @@
-"""The stages of a run, in their order: one list for runs on comparisons, one for online runs."""
+"""The stages of a run in order: one list for runs on comparisons, one for online runs."""
 
 from functools import partial
 
@@ -33,18 +33,20 @@ BEFORE_AUXILIARY = (DataStage(), SftStage(), ReferenceStage(), OracleStage(), Re
 AFTER_AUXILIARY = (ScoresStage(), PolicyStage(), EvalRewardStage(), EvaluationStage())
 ONLINE = (ExamplesStage(), OnlineSftStage(), OnlineStage(), OnlineEvaluationStage())
 
-SAME_PURPOSE = {"data": "examples", "policy": "online"}
-"""Stages of a run on comparisons, and what an online run has in their place."""
+_IN_ONLINE_RUNS = {
+    "data": "examples",
+    "policy": "online",
+}  # stages that replace those of a run on comparisons
 
 RESULTS = ("online", "policy")
-"""Stages whose model is the result of a run."""
+"""Stages that train the final model of a run."""
 
 NAMES = tuple(dict.fromkeys(stage.name for stage in (*BEFORE_AUXILIARY, *AFTER_AUXILIARY, *ONLINE)))
-"""Names of all stages but those of auxiliary models."""
+"""Names of all stages except those of auxiliary models."""
 
 
 def possible_stages(recipe: Recipe) -> list[Stage]:
-    """Every stage that such a recipe can have, whether it has its table or not. Auxiliary models are in the recipe's order."""
+    """Every stage that a run of this kind can have; auxiliary models in the order of the recipe."""
     if recipe.online is not None:
         return [*ONLINE]
     auxiliary = [AuxiliaryStage(name) for name, table in recipe.auxiliary_models.items() if table.training]
@@ -52,26 +54,27 @@ def possible_stages(recipe: Recipe) -> list[Stage]:
 
 
 def stages_of(run: Run) -> list[Stage]:
-    """The stages of a run, in their order. Of the auxiliary models those are trained that something reads."""
+    """The stages of a run in order, with those auxiliary models that are read."""
     if run.recipe.online is not None:
         return [*ONLINE]
     return [*BEFORE_AUXILIARY, *map(AuxiliaryStage, trained_auxiliary(run)), *AFTER_AUXILIARY]
 
 
 def wanted_stages(run: Run, last: str = "evaluation") -> list[Stage]:
-    """The stages up to ``last`` that something reads.
+    """The stages up to ``last`` whose output is read.
 
     Raises:
-        UserError: the run has no stage of this name.
+        UserError: the run has no such stage.
     """
-    order = stages_of(run)
-    last = SAME_PURPOSE.get(last, last) if run.recipe.online is not None else last
+    order, online = stages_of(run), run.recipe.online is not None
+    last = _IN_ONLINE_RUNS.get(last, last) if online else last
     names = [stage.name for stage in order]
     if last not in names:
-        kind = "on comparisons" if run.recipe.online is None else "online"
+        kind = "an online run" if online else "a run on comparisons"
         raise UserError(
-            f"the recipe's run is {kind} and has no stage {last}. It has {', '.join(names)}. The table online makes a run an "
-            "online one."
+            f"there is no stage {last}: this is {kind}, with the stages {', '.join(names)}. A recipe with an online table makes an "
+            "online run.",
+            code="unknown-stage",
         )
     until = order[: names.index(last) + 1]
     return [stage for stage in until if stage.name == last or stage.needed(run)]
@@ -81,7 +84,7 @@ def run_through(run: Run, last: str = "evaluation") -> None:
     """Carry out every stage up to ``last`` that is not done yet.
 
     Raises:
-        UserError: a stage cannot work. What is finished stays finished.
+        UserError: a stage cannot work. Finished stages stay finished.
     """
     wanted = wanted_stages(run, last)
     for line in idle_settings(run, wanted[-1].name):
@@ -94,10 +97,10 @@ def run_through(run: Run, last: str = "evaluation") -> None:
 
 
 def check_data(run: Run, wanted: list[Stage]) -> None:
-    """Refuse stages that the data cannot feed, as soon as it is there and before a model is loaded.
+    """Check that the data suits every stage, before a model is loaded. The data stage is finished.
 
     Raises:
-        UserError: says which stage, and what to write.
+        UserError: it does not suit a stage.
     """
     present = [stage for stage in wanted if stage.present(run.recipe)]
     if run.recipe.online is None:
@@ -110,38 +113,40 @@ def check_data(run: Run, wanted: list[Stage]) -> None:
 
 def _check_unpaired(run: Run, wanted: list[Stage]) -> None:
     facts = run.done("data").facts
-    count = sum(facts["unpaired"].values())
+    count, total = sum(facts["unpaired"].values()), facts["train"] + facts["eval"]
     problem = next(filter(None, (stage.unpaired_problem(run) for stage in wanted)), "") if count else ""
     if problem:
-        total = facts["train"] + facts["eval"]
-        raise UserError(f"{count} of {total} rows have one response each (unpaired rows), and {problem}")
+        message = f"{count} of {total} rows have one response each (unpaired rows), and {problem}"
+        raise UserError(message, code="needs-pairs")
 
 
 def carry_out(run: Run, name: str) -> Manifest:
-    """Carry out one stage, whether something reads it or not; the stages before it are finished."""
+    """Carry out one stage, even if nothing reads its output. The stages before it are finished."""
     stage = next(stage for stage in possible_stages(run.recipe) if stage.name == name)
     stage.carry_out(run)
     return run.done(name)
 
 
 def check_recipe(loaded: LoadedRecipe) -> None:
-    """Everything of a recipe that only the objects themselves can check, with its line in the file.
+    """Check everything in a recipe that needs no data and no model.
 
     Raises:
-        UserError: an unknown name or setting, or several processes, before anything was read or trained.
+        UserError: with the line in the file; nothing has been read or trained.
     """
     check_one_process()
     run = Run(recipe=loaded.recipe)
-    for where, check in _checks(run, loaded).items():
+    for key, check in _checks(run, loaded).items():
         try:
             check()
         except UserError as error:
-            raise UserError(f"{loaded.lines.where(where)}: {error}") from error
+            place = error.key if error.key.partition(".")[0] in Recipe.model_fields else key
+            message = f"{loaded.lines.where(place)}: {error}"
+            raise UserError(message, code=error.code, key=place) from error
     check_unused(loaded)
 
 
 def _checks(run: Run, loaded: LoadedRecipe) -> Checks:
-    """Every check, of a stage that this kind of run does not have too: its table may be written."""
+    """Every check, including those of stages that this kind of run does not have: their tables may be set."""
     checks: Checks = {**check_auxiliary(run), **check_subset(run)}
     auxiliary = [AuxiliaryStage(name) for name in run.recipe.auxiliary_models]
     every = {stage.name: stage for stage in (*ONLINE, *BEFORE_AUXILIARY, *auxiliary, *AFTER_AUXILIARY)}
@@ -150,7 +155,7 @@ def _checks(run: Run, loaded: LoadedRecipe) -> Checks:
     training = [stage for stage in possible_stages(run.recipe) if isinstance(stage, TrainingStage)]
     checks |= early_checks(run) | adapter_checks(run.recipe, training)
     if run.recipe.online is not None:
-        checks |= online_checks(run, run.recipe.online)
+        checks |= online_checks(run)
     else:
         checks["model.head_mlp"] = partial(check_not_online, run)
     tables = [stage for stage in every.values() if isinstance(stage, TrainingStage)]

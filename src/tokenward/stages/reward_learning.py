@@ -1,19 +1,18 @@
-"""One time that the reward is learned in the alternating loop: fresh samples, a short training, the best kept."""
+"""Learns the reward in the alternating loop: new samples, a short training, the best evaluation kept."""
 
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, align_special_tokens
 
+from tokenward.api.constant import CHECKED_REWARDS, warn_of_rewards
 from tokenward.errors import UserError
 from tokenward.models.reward import RewardModel
 from tokenward.objectives import OBJECTIVES, Objective, PlackettLuce, objective_of
 from tokenward.sampling.rollouts import Context, Ranked, chosen, seed_of
-from tokenward.stages.constant import LOOKED_AT, warn_of_rewards
 from tokenward.stages.run import Run
 from tokenward.stages.tasks import Task
 from tokenward.tokens.rows import TokenRow
@@ -28,57 +27,58 @@ DEFAULTS: dict[str, Any] = {
     "warmup_steps": 0,
     "max_grad_norm": 5.0,
 }
-"""Of the published code, for the reward and for the policy (TLM, arXiv 2306.00398)."""
+"""Training defaults of the reward and the online policy, from the published code (TLM, arXiv 2306.00398)."""
 SAME_AS_POLICY = ("bf16", "fp16")
-"""accelerate keeps one number type for the whole process, so the two trainings share it."""
+"""Fields that the reward takes from the policy: accelerate has one mixed precision per process."""
 
 
 class RewardLearner:
-    """Learns the reward on samples of the policy of now.
+    """Learns the reward from samples of the current policy.
 
     Args:
         run: The run.
-        folder: Where transformers may write.
+        folder: Scratch folder of the trainer.
         reward: The reward model; trained in place.
         task: Prompts, sampler and source.
     """
 
     def __init__(self, run: Run, folder: Path, reward: RewardModel, task: Task) -> None:
-        online = run.recipe.online
-        assert online is not None
-        self._run, self._folder, self._reward, self._task, self._table = run, folder, reward, task, online
+        self._run, self._folder, self._reward, self._task, self._table = run, folder, reward, task, run.online
         self._objective = reward_objective(run)
-        _configured(reward, self._arguments(0))
-        # Only a fresh start needs them; they take as much memory as the model.
+        # transformers' Trainer writes these into the configuration. A resumed run that learns no reward any more saves
+        # the same folder only if they are written here as well.
+        align_special_tokens(reward.model, reward.tokenizer)
+        reward.model.config.use_cache = self._arguments(0).use_cache
+        # A copy takes as much memory as the model, so it is only made for a fresh start.
         self._initial = (
             {name: value.detach().cpu().clone() for name, value in reward.model.named_parameters()}
-            if online.restart == "fresh"
+            if run.online.restart == "fresh"
             else None
         )
 
     def __call__(self, phase: int, step: int) -> dict[str, Any]:
-        """Learn; returns what happened, for the log.
+        """Learn the reward; returns facts for the log.
 
         Raises:
-            UserError: every group of samples was tied, so there is nothing to learn.
+            UserError: all samples of every prompt are tied.
         """
-        begun = time.monotonic()
+        begun, table = time.monotonic(), self._table
         if phase and self._initial is not None:
             with torch.no_grad():
                 for name, value in self._reward.model.named_parameters():
                     value.copy_(self._initial[name])
         arguments = self._arguments(phase)
         per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-        number = self._table.reward_groups or self._table.reward_steps * per_step
+        number = table.reward_groups or table.reward_steps * per_step
         groups = self._samples(phase, "train", self._task.train, number)
         eval_rows: list[TokenRow] = []
-        if self._table.reward_evals:
-            found = self._samples(phase, "development", self._task.development, self._table.development)
-            eval_rows = found.rows
-        if not eval_rows:  # nothing to look at: every development group was tied, or none was asked for
+        if table.reward_evals:
+            eval_rows = self._samples(phase, "development", self._task.development, table.development).rows
+        if not eval_rows:  # no evaluation was requested, or all development groups are tied
             arguments.eval_strategy = IntervalStrategy.NO
         facts = self._fit(arguments, groups.rows, eval_rows)
-        warn_of_rewards(self._run, self._reward, groups.rows[:LOOKED_AT])
+        rows, run = groups.rows[:CHECKED_REWARDS], self._run
+        warn_of_rewards(self._reward, rows, run.display.line, **run.passes)
         return {
             "groups": len(groups.rows),
             "development_groups": len(eval_rows),
@@ -89,37 +89,40 @@ class RewardLearner:
         }
 
     def _arguments(self, phase: int) -> TokenTrainingArguments:
-        policy = self._table.training
+        recipe, policy = self._run.recipe, self._table.training
         table = {
             **DEFAULTS,
             **{name: policy[name] for name in SAME_AS_POLICY if name in policy},
-            **self._run.recipe.reward.training,
+            **recipe.reward.training,
             "max_steps": self._table.reward_steps,
-            "seed": seed_of(self._run.recipe.seed, "reward", phase) % 2**31,
+            "seed": seed_of(recipe.seed, "reward", phase) % 2**31,
         }
         if self._table.reward_evals:
             every = max(1, self._table.reward_steps // self._table.reward_evals)
             table |= {"eval_strategy": "steps", "eval_steps": every}
-        device = self._run.recipe.model.device
-        seed = self._run.recipe.seed
         return training_arguments(
-            table, folder=self._folder, seed=seed, where="reward.training", device=device
+            table,
+            folder=self._folder,
+            seed=recipe.seed,
+            where="reward.training",
+            device=recipe.model.device,
         )
 
     def _samples(self, phase: int, part: str, contexts: list[Context], count: int) -> Ranked:
-        seed = seed_of(self._run.recipe.seed, "samples", phase, part)
+        seed, samples = seed_of(self._run.recipe.seed, "samples", phase, part), self._table.samples
         picked = contexts if part == "development" and len(contexts) <= count else None
         picked = picked or [contexts[index] for index in chosen(count, len(contexts), seed)]
-        total = len(picked) * self._table.samples
-        progress = self._run.display.progress
+        total, progress = len(picked) * samples, self._run.display.progress
         with progress(f"samples, {part}", total) as drawn, progress(f"ranking, {part}", total) as scored:
             found = self._task.samples.ranked(
-                picked, count=self._table.samples, seed=seed, drawn=drawn.advance, scored=scored.advance
+                picked, count=samples, seed=seed, drawn=drawn.advance, scored=scored.advance
             )
         if not found.rows and part == "train":
             raise UserError(
-                f"the reward cannot be learned: all {len(picked)} groups of {self._table.samples} samples are tied. "
-                "The source does not tell them apart: look at it, raise online.samples, or sample with a higher temperature."
+                f"the reward cannot be learned: all {len(picked)} groups of {samples} samples are tied. Check that the source "
+                "distinguishes them, raise online.samples, or sample with a higher temperature.",
+                code="all-tied",
+                key="online.source",
             )
         unit, tokenizer = self._reward.settings.unit, self._reward.tokenizer
         return found._replace(rows=[with_segments(unit, tokenizer, row) for row in found.rows])
@@ -127,7 +130,8 @@ class RewardLearner:
     def _fit(
         self, arguments: TokenTrainingArguments, rows: list[TokenRow], eval_rows: list[TokenRow]
     ) -> dict[str, Any]:
-        best = KeepBest(self._reward.model, larger_is_better=False, patience=self._table.reward_patience)
+        model = self._reward.model
+        best = KeepBest(model, larger_is_better=False, patience=self._table.reward_patience)
         trainer = TokenTrainer(
             self._reward,
             self._objective,
@@ -140,11 +144,14 @@ class RewardLearner:
         with self._run.display.progress("reward", arguments.max_steps) as bar:
             trainer.add_callback(ShowProgress(bar))
             result = trainer.train()
-        _leave_number_type(self._reward.model)
+        # accelerate wraps forward in the mixed precision of training. Rewards are computed in the precision of scores,
+        # also by a resumed run whose reward was learned in an earlier process.
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            vars(model).pop(name, None)
         best.restore()
-        self._reward.model.eval()
-        looks = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-        kept = next((entry for entry in looks if entry["step"] == best.step), {})
+        model.eval()
+        evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+        kept = next((entry for entry in evaluations if entry["step"] == best.step), {})
         figures = {
             "development_loss": kept.get("eval_loss"),
             "development_accuracy": kept.get("eval_rank/accuracy"),
@@ -153,40 +160,23 @@ class RewardLearner:
             "steps": trainer.state.global_step,
             "loss": result.training_loss,
             **{name: value for name, value in figures.items() if value is not None},
-            **({"best_step": best.step} if looks else {}),
+            **({"best_step": best.step} if evaluations else {}),
         }
 
 
 def reward_objective(run: Run) -> Objective:
-    """The objective that the reward is learned with.
+    """The objective of the reward.
 
     Raises:
-        UserError: it is one of those that train a policy.
+        UserError: it is an objective of a policy.
     """
     table = run.recipe.reward.objective
     objective = objective_of("objective", table, run.recipe.seed)
     if table.name in OBJECTIVES and not isinstance(objective, PlackettLuce):
         raise UserError(
-            f"reward.objective is {table.name}, which is over log-probabilities of a policy; a reward is learned from "
-            'ranked lists. Write objective: {name: plackett_luce}, or "module:Name" of one of your own.'
+            f"the objective {table.name} trains a policy, and a reward is learned from ranked lists. Use "
+            '{name: plackett_luce}, or "module:Name" for a custom objective.',
+            code="wrong-objective",
+            key="reward.objective",
         )
     return objective
-
-
-def _configured(reward: RewardModel, arguments: TokenTrainingArguments) -> None:
-    """Write into the reward's configuration what transformers' Trainer writes there.
-
-    A run that is taken up again may learn no reward any more, and yet saves the same folder.
-    """
-    align_special_tokens(reward.model, reward.tokenizer)
-    reward.model.config.use_cache = arguments.use_cache
-
-
-def _leave_number_type(module: nn.Module) -> None:
-    """Undo what accelerate does to a model for mixed precision: its forward stays in the number type of the training.
-
-    Rewards are read in the precision that the recipe names for scores; a run that is taken up again, whose reward
-    was learned by an earlier process, would otherwise read them in another one.
-    """
-    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
-        vars(module).pop(name, None)

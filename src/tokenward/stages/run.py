@@ -1,7 +1,7 @@
-"""What every stage of a run needs: the recipe, the folders, the screen, and the models that a stage starts from."""
+"""A run: its recipe, folders, display, and the models that stages start from."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tokenward.artifacts import MANIFEST, Manifest, StageFolder, open_stage, read_manifest, require
-from tokenward.config import Recipe
+from tokenward.config import OnlineTable, PromptTaskTable, Recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.models.adapters import merged
@@ -35,88 +35,36 @@ from tokenward.models.loading import (
 )
 from tokenward.models.reward import RewardModel, load_reward_model
 from tokenward.plugins import code_fingerprints
+from tokenward.sampling import SamplingSettings
 from tokenward.tokens.encode import Limits
 from tokenward.tokens.template import Style, Template
 
 FOLDER = "merged"
-"""Beside the stages of a run: the whole weights of adapters that it starts from."""
+"""Folder of a run for the merged weights of adapters that it starts from."""
 
-
-def is_adapter(name: str) -> bool:
-    """Whether a model is a folder with a PEFT adapter."""
-    return (Path(name).expanduser() / ADAPTER_FILE).is_file()
-
-
-def whole_start(
-    name: str,
-    run: Path,
-    *,
-    style: Style,
-    device: str,
-    trust_remote_code: bool,
-    say: Callable[[str], object],
-) -> str:
-    """A model with whole weights: what was named, or a folder in the run with its adapter merged into its base.
-
-    Args:
-        name: The model, as the recipe says it.
-        run: The run's folder.
-        style: How its prompts are written.
-        device: Where to compute.
-        trust_remote_code: Run code that comes with the model.
-        say: Shows a line.
-
-    Raises:
-        UserError: the adapter cannot be merged, or says something else when it is.
-    """
-    if not is_adapter(name):
-        return name
-    target = run / FOLDER / model_fingerprint(name)[:16]
-    if target.is_dir():
-        return str(target)
-    model = load_model(name, device=device, packing="none", trust_remote_code=trust_remote_code)
-    before = next_log_probabilities(model, model.template(style))
-    scratch = target.with_name(f"{target.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    cast(PreTrainedModel, merged(cast(PeftModel, model.model), name)).save_pretrained(scratch)
-    model.tokenizer.save_pretrained(scratch)
-    again = load_model(str(scratch), device=device, packing="none", trust_remote_code=trust_remote_code)
-    found = difference(before, next_log_probabilities(again, again.template(style)))
-    if not found <= TOLERANCE["float32"]:
-        raise UserError(
-            f"the adapter {name} merged into its base says something else: log-probabilities differ by up to {found:.3g} nats. "
-            "Name a whole model."
-        )
-    scratch.rename(target)
-    say(
-        f"  {name} is an adapter on {parts_of(resolve(name)).base}: it was merged into whole weights, {target}, from which this "
-        f"run starts (log-probabilities differ by {found:.2g} nats at most)"
-    )
-    return str(target)
+AUXILIARY = "auxiliary-"
+"""Prefix of the stages that train auxiliary models."""
 
 
 def check_start(name: str, *, trust_remote_code: bool) -> None:
-    """Refuse what no training can start from, before a stage has run.
+    """Check that training can start from a model.
 
     Raises:
-        UserError: the base of an adapter is not there, or the model is a network before a frozen one's head.
+        UserError: the base of an adapter is missing, or the model is an MLP before the head of a frozen one.
     """
     if not Path(name).expanduser().is_dir():
         return
     parts = parts_of(resolve(name))
     if parts.head_mlp is not None:
         raise UserError(
-            f"{name} is a network before the head of {parts.base}, and training starts from whole weights. Name {parts.base}."
+            f"{name} is an MLP before the head of {parts.base}, and training needs ordinary weights. Use {parts.base}.",
+            code="cannot-start",
         )
     if parts.adapter is not None:
         try:
             config_of(parts.base, trust_remote_code=trust_remote_code)
         except UserError as error:
-            raise UserError(no_base(name, parts.base, error)) from error
-
-
-AUXILIARY = "auxiliary-"
-"""Before the name of an auxiliary model, in the name of the stage that trains it."""
+            raise UserError(no_base(name, parts.base, error), code="missing-base") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,26 +81,51 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """The run's folder; each stage has one of its own inside."""
+        """The run's folder, which holds a folder per stage."""
         return Path(self.recipe.run).expanduser()
 
     def path(self, stage: str) -> Path:
         """Folder of a stage."""
         return self.folder / stage
 
+    @property
+    def online(self) -> OnlineTable:
+        """The table ``online``; only for online runs."""
+        assert self.recipe.online is not None
+        return self.recipe.online
+
+    @property
+    def prompt_task(self) -> PromptTaskTable:
+        """The table ``prompt_task``; only for runs that have it."""
+        assert self.recipe.prompt_task is not None
+        return self.recipe.prompt_task
+
+    @property
+    def reply_settings(self) -> SamplingSettings:
+        """How the evaluation samples replies."""
+        table = self.recipe.evaluation
+        return SamplingSettings(
+            table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
+        )
+
+    @property
+    def passes(self) -> dict[str, Any]:
+        """Arguments of every forward pass that computes values per token."""
+        table = self.recipe.scores
+        return {"precision": table.precision, "tokens_per_batch": table.tokens_per_batch}
+
     def done(self, stage: str) -> Manifest:
-        """Manifest of a finished stage, made from what the stages before it hold now.
+        """Manifest of a finished stage.
 
         Raises:
-            UserError: it has not finished, or its folder was made from another data set, tokenizer or model
-                than the folders beside it hold.
+            UserError: it has not finished, or was made from other data or models than the run's other folders hold now.
         """
         manifest = require(self.path(stage), stage)
         manifest.check({name: known for name in manifest.inputs if (known := self._holds(name))})
         return manifest
 
     def _holds(self, name: str) -> str:
-        """Fingerprint of what the folder of a stage holds now; empty if there is no such stage here."""
+        """Fingerprint of the stage that a folder holds now; empty if the run has no such stage."""
         folder = self.path(name)
         if not (folder / MANIFEST).is_file() or read_manifest(folder).stage != name:
             return ""
@@ -162,29 +135,29 @@ class Run:
     def stage(
         self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], *, layout: int = 1
     ) -> Iterator[StageFolder]:
-        """Open a stage's folder, and say on screen whether it runs, goes on or is done already.
+        """Open a stage's folder, and show whether it runs, resumes or is already done.
 
         Args:
-            name: Of the stage.
-            settings: Everything of the recipe that its output depends on. Of a ``"module:Name"`` in it the file is an
-                input too, so that another function under the same name is not taken for what was there.
-            inputs: Fingerprints of what it reads.
-            layout: Version of what it writes.
+            name: Name of the stage.
+            settings: Every part of the recipe that its output depends on. The file of a ``"module:Name"`` becomes an
+                input, so that editing the file runs the stage again.
+            inputs: Fingerprints of its inputs.
+            layout: Version of the layout of its files.
         """
         inputs = {**inputs, **code_fingerprints(settings)}
         with open_stage(
             self.path(name), stage=name, settings=dict(settings), inputs=inputs, format=layout
         ) as stage:
             if stage.done:
-                self.display.heading(name, "done already, nothing that it depends on has changed")
+                self.display.heading(name, "already done, nothing has changed")
             elif stage.resuming:
-                self.display.heading(name, "goes on where it was stopped")
+                self.display.heading(name, "resumes where it stopped")
             else:
                 self.display.heading(name, f"runs again: {'; '.join(stage.changed)}" if stage.changed else "")
             yield stage
 
     def tokenizer_template(self, name: str) -> Template:
-        """The template of a model, without loading its weights."""
+        """The template of a model, without loading the weights."""
         trust = self.recipe.model.trust_remote_code
         tokenizer = load_tokenizer(name, trust_remote_code=trust)
         encoder = has_encoder(name, trust_remote_code=trust)
@@ -192,16 +165,14 @@ class Run:
 
     @property
     def style(self) -> Style:
-        """How conversations are written; a template that writes the date writes that on which the run began."""
+        """How conversations are rendered. A template that writes the date gets the day on which the run started."""
         table = self.recipe.tokens
         return Style(table.template, table.chat_template_kwargs, self._day)
 
     @property
     def _day(self) -> str:
-        begun = (
-            self.path(stage) for stage in ("data", "examples") if (self.path(stage) / MANIFEST).is_file()
-        )
-        return next((read_manifest(folder).created[:10] for folder in begun), "")
+        folders = [self.path(stage) for stage in ("data", "examples")]
+        return next((read_manifest(f).created[:10] for f in folders if (f / MANIFEST).is_file()), "")
 
     def load(self, name: str, *, dtype: str | None = None, attention: str | None = None) -> LanguageModel:
         """Load a model with the recipe's settings."""
@@ -223,22 +194,49 @@ class Run:
         )
 
     def whole(self, name: str) -> str:
-        """What a stage trains from where the recipe names this model: of an adapter, its merged weights."""
+        """A model with whole weights: the model itself, or the run's folder with its adapter merged into the base.
+
+        Raises:
+            UserError: the adapter cannot be merged, or the merged model computes other log-probabilities.
+        """
+        if not (Path(name).expanduser() / ADAPTER_FILE).is_file():
+            return name
+        target = self.folder / FOLDER / model_fingerprint(name)[:16]
+        return str(target) if target.is_dir() else self._merge(name, target)
+
+    def _merge(self, name: str, target: Path) -> str:
         table = self.recipe.model
-        return whole_start(
-            name,
-            self.folder,
-            style=self.style,
-            device=table.device,
-            trust_remote_code=table.trust_remote_code,
-            say=self.display.line,
+
+        def load(folder: str) -> LanguageModel:
+            trust = table.trust_remote_code
+            return load_model(folder, device=table.device, packing="none", trust_remote_code=trust)
+
+        model = load(name)
+        before = next_log_probabilities(model, model.template(self.style))
+        scratch = target.with_name(f"{target.name}.tmp")
+        shutil.rmtree(scratch, ignore_errors=True)
+        cast(PreTrainedModel, merged(cast(PeftModel, model.model), name)).save_pretrained(scratch)
+        model.tokenizer.save_pretrained(scratch)
+        again = load(str(scratch))
+        found = difference(before, next_log_probabilities(again, again.template(self.style)))
+        if not found <= TOLERANCE["float32"]:
+            raise UserError(
+                f"merging the adapter {name} into its base changes log-probabilities by up to {found:.3g} nats. Use a model with "
+                "whole weights.",
+                code="merge-differs",
+            )
+        scratch.rename(target)
+        self.display.line(
+            f"  {name} is an adapter on {parts_of(resolve(name)).base}. It was merged into {target}, from which this run starts "
+            f"(log-probabilities differ by at most {found:.2g} nats)"
         )
+        return str(target)
 
     @property
     def limits(self) -> Limits:
-        """Longest prompt and response; every model that reads them must have the positions."""
+        """Maximum lengths, and the shortest context of all models that read the rows."""
         table = self.recipe.tokens
-        # The SFT model has the positions of the model that it was made from, and need not exist yet.
+        # The SFT model has the context of the model that it starts from, and need not exist yet.
         base = self.recipe.model.name
         tables = (
             self.recipe.oracle,
@@ -254,18 +252,18 @@ class Run:
 
     @property
     def start_model(self) -> str:
-        """What the policy starts from: the SFT model if the recipe has that stage."""
+        """The SFT model if the recipe has that stage, otherwise the recipe's model."""
         sft = str(self.path("sft") / "model")
         return sft if self.recipe.sft is not None else self.whole(self.recipe.model.name)
 
     @property
     def reference_model(self) -> str:
-        """What the oracle starts from and is compared with."""
+        """The model that the oracle starts from and is compared with."""
         return self.whole(self.recipe.oracle.model) if self.recipe.oracle.model else self.start_model
 
     @property
     def policy_start(self) -> str:
-        """What the policy starts from."""
+        """The model that the policy starts from."""
         return self.whole(self.recipe.policy.model) if self.recipe.policy.model else self.start_model
 
     def fingerprint_of(self, model: str) -> str:

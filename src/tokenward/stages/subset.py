@@ -1,6 +1,6 @@
-"""Subsets of comparisons that a scorer chooses for an auxiliary model, as in TOSS-Pro (arXiv 2603.01185)."""
+"""Subsets of comparisons that a scorer selects for an auxiliary model, as in TOSS-Pro (arXiv 2603.01185)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from tokenward.ops.selection import best_places, kept_count, pooled_scores
 from tokenward.scoring.join import scored
 from tokenward.scoring.reads import is_online
 from tokenward.stages.auxiliary import made_scorer, picking_models
+from tokenward.stages.base import Checks
 from tokenward.stages.part_checks import check_scorer
 from tokenward.stages.run import Run
 from tokenward.stages.scores import value_inputs, value_settings, write_values
@@ -23,14 +24,14 @@ from tokenward.stages.tables import tables
 from tokenward.tokens.table import CHUNK_ROWS, TokenTable
 
 SUBSET = "subset.jsonl"
-"""File of the picked comparisons in the auxiliary model's folder, a line each, the highest score first."""
+"""File of the subset in the auxiliary model's folder: a line per comparison, highest score first."""
 
 VALUES = "subset"
-"""Folder in the auxiliary model's for what the scorer reads; it goes when the auxiliary model is trained."""
+"""Folder of the scorer's values in the auxiliary model's; deleted when the auxiliary model is trained."""
 
 
 def subset_settings(run: Run, table: AuxiliaryModelTable) -> dict[str, Any]:
-    """What of the recipe decides an auxiliary model's picks beside its own table."""
+    """Every part of the recipe that decides a subset, except the auxiliary model's table."""
     if table.subset is None:
         return {}
     found = value_settings(run, made_scorer(table.subset.scorer))
@@ -38,15 +39,15 @@ def subset_settings(run: Run, table: AuxiliaryModelTable) -> dict[str, Any]:
 
 
 def subset_inputs(run: Run, table: AuxiliaryModelTable) -> dict[str, str]:
-    """Fingerprints of the models and files that an auxiliary model's picks are made from."""
+    """Fingerprints of the models and files that a subset is made from."""
     return {} if table.subset is None else value_inputs(run, made_scorer(table.subset.scorer))
 
 
 def picked_pairs(run: Run, stage: StageFolder, subset: SubsetTable) -> TokenTable:
-    """The picked comparisons as pairs, the better response first; made and written unless the stage has them already.
+    """The subset as pairs, the better response first; read from the stage's folder, or selected and written there.
 
-    A line of ``subset.jsonl`` has the ``rank`` from 1, the ``score``, the ``source``, the ``row`` of the data stage's
-    ``train.jsonl``, counted from 0, and the places there of the better and the worse of its ``responses``.
+    A line of ``subset.jsonl`` has the ``rank`` from 1, the ``score``, the ``source``, the ``row`` in the data stage's
+    ``train.jsonl`` from 0, and there the indices of the better and the worse of its ``responses``.
 
     Raises:
         UserError: no comparison has a score.
@@ -55,7 +56,7 @@ def picked_pairs(run: Run, stage: StageFolder, subset: SubsetTable) -> TokenTabl
     stage.temporary.append(stage.path / VALUES)
     file = stage.path / SUBSET
     if not file.is_file():
-        write_jsonl(file, _records(*_picked(run, stage, subset, train)))
+        write_jsonl(file, _records(*_selected(run, stage, subset, train)))
     found = read_jsonl(file)
     places = np.array([line["responses"] for line in found], np.int64).reshape(-1, 2)
     firsts = train.store.starts[np.array([line["row"] for line in found], np.int64)]
@@ -63,34 +64,35 @@ def picked_pairs(run: Run, stage: StageFolder, subset: SubsetTable) -> TokenTabl
     return replace(TokenTable.of_pairs(train.store, responses, np.full(len(found), 2)), scratch=train.scratch)
 
 
-def _picked(
+def _selected(
     run: Run, stage: StageFolder, subset: SubsetTable, pairs: TokenTable
 ) -> tuple[TokenTable, np.ndarray, np.ndarray]:
-    """The training pairs, the numbers of those that are picked, and the scores of these, the highest first."""
+    """The training pairs, the indices of the selected ones, and their scores, highest first."""
     template = run.tokenizer_template(run.reference_model)
     looked, scorer = looked_at(pairs, subset), made_scorer(subset.scorer, run.recipe.seed)
     store = write_values(run, stage, stage.path / VALUES, scorer, template, looked.by_prompt())
-    scores = comparison_scores(scored(looked, scorer, store), subset)
+    scores = _comparison_scores(scored(looked, scorer, store), subset)
     best = best_places(scores, picked_count(subset, scores))
     if not len(best):
         raise UserError(
-            f"no comparison has a score by {subset.scorer.name}, so that none can be picked. Name a scorer that gives "
-            "tokens of the training data one."
+            f"the scorer {subset.scorer.name} gives no training comparison a score, so the subset is empty. Use a scorer that scores "
+            "tokens of the training data.",
+            code="no-scores",
         )
     found = scores[best].numpy()
     run.display.line(
-        f"  {len(best)} of {len(pairs)} comparisons picked by {subset.scorer.name}, scores {found[0]:.3g} to {found[-1]:.3g}"
+        f"  {len(best)} of {len(pairs)} comparisons selected by {subset.scorer.name}, scores {found[0]:.3g} to {found[-1]:.3g}"
     )
     return pairs, best.numpy(), found
 
 
 def looked_at(pairs: TokenTable, subset: SubsetTable) -> TokenTable:
-    """The responses of each pair whose tokens are scored."""
+    """The responses whose tokens are scored."""
     return pairs if subset.side == "both" else pairs.of_place(("chosen", "rejected").index(subset.side))
 
 
 def picked_count(subset: SubsetTable, scores: torch.Tensor) -> int:
-    """How many comparisons are picked at most, one at least; a fraction is that of those which have a score.  [c]"""
+    """Maximum size of the subset, at least 1; a fraction counts the comparisons that have a score.  [comparisons]"""
     if subset.count is not None:
         return subset.count
     assert subset.fraction is not None
@@ -98,8 +100,8 @@ def picked_count(subset: SubsetTable, scores: torch.Tensor) -> int:
     return int(kept_count(scored, subset.fraction, rule="floor", minimum=1))
 
 
-def comparison_scores(rows: TokenTable, subset: SubsetTable) -> torch.Tensor:
-    """One number of each row, from the scores of its tokens; NaN where none has one.  -> [rows] float64"""
+def _comparison_scores(rows: TokenTable, subset: SubsetTable) -> torch.Tensor:
+    """One number per row, reduced from its token scores; NaN for rows without scores.  -> [rows] float64"""
     column = rows.columns["scores"]
     found = torch.empty(len(rows), dtype=torch.float64)
     for first in range(0, len(rows), CHUNK_ROWS):
@@ -126,109 +128,108 @@ def _records(pairs: TokenTable, numbers: np.ndarray, scores: np.ndarray) -> Iter
 
 
 def turned(table: AuxiliaryModelTable) -> bool:
-    """Whether an auxiliary model trains on its picks with the worse response in the place of the better one.
+    """Whether an auxiliary model trains on its subset with swapped responses.
 
-    The side whose tokens were looked at stands first: it is for these that the comparison was picked.
+    The side whose tokens were scored comes first, because the comparison was selected for them.
     """
     assert table.subset is not None
     return table.swap_labels if table.subset.side == "both" else table.subset.side == "rejected"
 
 
 def first_is_worse(table: AuxiliaryModelTable) -> bool:
-    """Whether an auxiliary model's own part of the pairs, and those that it is judged by, are swapped."""
+    """Whether an auxiliary model's own pairs and its eval pairs are swapped."""
     alone = table.subset is not None and table.subset.alone
     return turned(table) if alone else table.swap_labels
 
 
 def with_picked(own: TokenTable | None, picked: TokenTable, *, pairwise: bool) -> TokenTable:
-    """Rows, and after them the picked ones that they lack; nothing is there twice.
+    """Own rows followed by the rows of the subset that are not among them; no row occurs twice.
 
     Args:
-        own: What the auxiliary model trains on anyway; None where it trains on its subset alone.
-        picked: As they are to be trained.
-        pairwise: Whether a row is a pair of responses, or its first response alone.
+        own: The auxiliary model's own rows; None if it trains on its subset only.
+        picked: The subset, in training order.
+        pairwise: Whether a row is identified by both responses, or by the first only.
     """
-    names = _names(picked, pairwise)
+    names = _identities(picked, pairwise)
     new = np.sort(np.unique(names, return_index=True)[1])
     if own is None:
         return picked.choose(new)
-    new = new[~np.isin(names[new], _names(own, pairwise))]
+    new = new[~np.isin(names[new], _identities(own, pairwise))]
     return own.then(picked.choose(new))
 
 
 def with_longest(own: TokenTable, train: TokenTable, subset: SubsetTable) -> TokenTable:
-    """An auxiliary model's part of the pairs, and the longest pairs in place of those that it will pick, for a plan."""
+    """An auxiliary model's own rows and, in place of its subset, the longest pairs; for a plan."""
     lengths = np.add.reduceat(train.lengths, train.starts[:-1]) + train.of_rows("prompt_kept")
     count = picked_count(subset, torch.from_numpy(lengths.astype(float)))
     picked = train.choose(np.argsort(-lengths, kind="stable")[:count])
     return picked if subset.alone else own.then(picked)
 
 
-def _names(rows: TokenTable, pairwise: bool) -> np.ndarray:
-    """A number that names what is trained of each row.  -> [rows] uint64"""
+def _identities(rows: TokenTable, pairwise: bool) -> np.ndarray:
+    """A number that identifies what is trained of each row.  -> [rows] uint64"""
     first = rows.reply_names(0)
     return first * np.uint64(3) + rows.reply_names(1) if pairwise else first
 
 
-def check_subset(run: Run) -> dict[str, Callable[[], Any]]:
-    """Checks of the auxiliary models' subset, by the key that each is about."""
-    checks: dict[str, Callable[[], Any]] = {}
-    picking = {name: table for name, table in run.recipe.auxiliary_models.items() if table.subset is not None}
-    for name, table in picking.items():
-        assert table.subset is not None
-        checks[f"auxiliary_models.{name}.subset.scorer"] = partial(_check_scorer, run, name, table.subset)
-    # Whose picks wait for each other is asked when every scorer alone is known to be one.
-    for name, table in picking.items():
-        assert table.subset is not None
-        checks[f"auxiliary_models.{name}.subset"] = partial(_check_table, run, name, table, table.subset)
-    return checks
+def check_subset(run: Run) -> Checks:
+    """Checks of the auxiliary models' subsets, by key."""
+    subsets = {
+        name: (table, table.subset)
+        for name, table in run.recipe.auxiliary_models.items()
+        if table.subset is not None
+    }
+    scorers = {
+        f"auxiliary_models.{name}.subset.scorer": partial(_check_scorer, run, name, subset)
+        for name, (_, subset) in subsets.items()
+    }
+    # After all scorers, because the order of training depends on every one of them.
+    tables = {
+        f"auxiliary_models.{name}.subset": partial(_check_table, run, name, table, subset)
+        for name, (table, subset) in subsets.items()
+    }
+    return {**scorers, **tables}
 
 
 def _check_scorer(run: Run, name: str, subset: SubsetTable) -> None:
     scorer = made_scorer(subset.scorer)
     if is_online(scorer):
         raise UserError(
-            f"the subset of the auxiliary model {name} read the policy, which trains after every auxiliary model. Write a scorer that reads frozen "
-            "models: the reference, the oracle, the reward or another auxiliary model."
+            f"the subset of the auxiliary model {name} reads the policy, which is trained later. Use a scorer of frozen models: the "
+            "reference, the oracle, the reward or another auxiliary model.",
+            code="reads-policy",
         )
     check_scorer(run, scorer)
 
 
 def _check_table(run: Run, name: str, table: AuxiliaryModelTable, subset: SubsetTable) -> None:
-    _check_count(name, subset)
-    _check_order(run, name)
+    who = f"the subset of the auxiliary model {name}"
+    if (subset.fraction is None) == (subset.count is None):
+        got = "both fraction and count" if subset.count is not None else "neither fraction nor count"
+        raise UserError(
+            f"{who} has {got}. Write either fraction: 0.05, a fraction of the training comparisons, or count: 100.",
+            code="conflicting-keys",
+        )
+    way = _way_back(run, [name])
+    if len(way) == 2:
+        raise UserError(
+            f"{who} reads {name} itself, which is trained on the subset. For a second round, add another auxiliary model whose subset "
+            "reads this one.",
+            code="circular-subset",
+        )
+    if way:
+        raise UserError(
+            f"{who} depends on itself: {' reads '.join(way)}. Let the subset of one of them read other models.",
+            code="circular-subset",
+        )
     if subset.alone:
         _check_alone(name, table, subset)
     else:
         _check_added(name, table, subset)
 
 
-def _check_count(name: str, subset: SubsetTable) -> None:
-    if (subset.fraction is None) == (subset.count is None):
-        got = "both fraction and count" if subset.count is not None else "neither fraction nor count"
-        raise UserError(
-            f"the subset of the auxiliary model {name} have {got}, and one of them says how many comparisons are picked. Write "
-            "fraction: 0.05 for a share of the training comparisons, or count: 100."
-        )
-
-
-def _check_order(run: Run, name: str) -> None:
-    """Refuse subset that wait for the auxiliary model which they train."""
-    way = _way_back(run, [name])
-    if len(way) == 2:
-        raise UserError(
-            f"the subset of the auxiliary model {name} read {name} itself, which is trained on them. Let them read another auxiliary model: a "
-            "further round is a further auxiliary model, whose subset read the one before."
-        )
-    if way:
-        raise UserError(
-            f"the subset of the auxiliary model {name} wait for it: {' reads '.join(way)}. None of these auxiliary models can be trained first. "
-            f"Let the subset of one of them read models that are there without it."
-        )
-
-
 def _way_back(run: Run, path: list[str]) -> list[str]:
-    """Auxiliary models through whose picks the first of a path reads itself, from it to it; empty where it does not."""
+    """The auxiliary models through whose subsets the first of a path reads itself, from it to it; empty if it does not."""
     for model in picking_models(run, path[-1]):
         if model == path[0]:
             return [*path, model]
@@ -239,30 +240,31 @@ def _way_back(run: Run, path: list[str]) -> list[str]:
 
 
 def _check_alone(name: str, table: AuxiliaryModelTable, subset: SubsetTable) -> None:
-    idle = ["fraction"] if "fraction" in table.model_fields_set else []
-    idle += ["swap_labels"] if "swap_labels" in table.model_fields_set and subset.side != "both" else []
-    if idle:
+    unused = ["fraction"] if "fraction" in table.model_fields_set else []
+    unused += ["swap_labels"] if "swap_labels" in table.model_fields_set and subset.side != "both" else []
+    if unused:
+        keys = " and ".join(unused)
         raise UserError(
-            f"the auxiliary model {name} has {' and '.join(idle)}, and its picks have alone: true, so that it trains on them alone and "
-            f"on them in the order that subset.side says. Leave {' and '.join(idle)} out, or alone."
+            f"the auxiliary model {name} has {keys}, without effect: with alone: true it trains only on its subset, in the order that "
+            f"side gives. Remove {keys}, or alone.",
+            code="unused-key",
         )
 
 
 def _check_added(name: str, table: AuxiliaryModelTable, subset: SubsetTable) -> None:
-    """Refuse subset that add nothing to an auxiliary model's own part of the pairs, or that contradict it."""
-    same = turned(table) == table.swap_labels
-    if same and table.fraction == 1:
+    """Check that a subset adds something to the auxiliary model's own pairs, and does not contradict them."""
+    same_order = turned(table) == table.swap_labels
+    if same_order and table.fraction == 1:
         raise UserError(
-            f"the auxiliary model {name} trains on all pairs (fraction is 1), so that subset of side {subset.side}, trained in the same order, add "
-            "none. Write alone: true, a smaller fraction of the auxiliary model, or the other side."
+            f"the auxiliary model {name} trains on all pairs (fraction is 1), so a subset of side {subset.side} adds none. Write alone: "
+            "true, a smaller fraction, or another side.",
+            code="empty-subset",
         )
-    if not same and needs_of(objective_of("objective", table.objective)).pairwise:
+    if not same_order and needs_of(objective_of("objective", table.objective)).pairwise:
+        better = "rejected" if table.swap_labels else "chosen"
         raise UserError(
-            f"the auxiliary model {name} learns by {table.objective.name} to prefer the {_better(table.swap_labels)} response, and its subset, "
-            f"of side {subset.side}, the {subset.side} one: a pair that is in both would be taught both ways. Write alone: true, another "
-            "side, or an objective of single responses such as {name: sft}."
+            f"the auxiliary model {name} learns by {table.objective.name} to prefer the {better} response, and by its subset of side "
+            f"{subset.side} to prefer the {subset.side} one, so pairs in both would contradict. Write alone: true, another side, or an "
+            "objective of single responses such as {name: sft}.",
+            code="contradicting-subset",
         )
-
-
-def _better(swap_labels: bool) -> str:
-    return "rejected" if swap_labels else "chosen"

@@ -1,4 +1,4 @@
-"""The tables of a run: its data encoded once, and the pairs that are made of it, each an artifact of the run's folder."""
+"""The tables of a run: its data, encoded once, and the pairs formed from it. Both are stored in the run's folder."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,14 +10,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import pyarrow as pa
 
-from tokenward.artifacts import (
-    MANIFEST,
-    Manifest,
-    StageFolder,
-    fingerprint,
-    open_stage,
-    read_manifest,
-)
+from tokenward.artifacts import MANIFEST, Manifest, StageFolder, fingerprint, open_stage, read_manifest
 from tokenward.data.split import fraction_places, is_eval
 from tokenward.errors import UserError
 from tokenward.stages.run import Run
@@ -32,13 +25,13 @@ _NOT_PAIRED = "comparisons without a pair: closer than data.min_gap"
 
 
 class Tables(NamedTuple):
-    """The pairs of a run that fit its limits, and with them its comparisons of one response.
+    """The pairs of a run that fit its limits, and its comparisons of one response.
 
     Attributes:
         train: For the oracle and the policy.
-        eval: For evaluation; none of their prompts is in the others.
-        eval_reward: For the eval reward model alone; empty if the recipe has none.
-        counts: What was read, dropped or changed, by reason, for each of the three.
+        eval: For evaluation. No prompt is also in another part.
+        eval_reward: For the eval reward model only; empty if the recipe has none.
+        counts: For each part: rows read, dropped or changed, by reason.
     """
 
     train: TokenTable
@@ -47,7 +40,7 @@ class Tables(NamedTuple):
     counts: dict[str, dict[str, int]]
 
     def part(self, name: str) -> TokenTable:
-        """One of the three, which must have rows.
+        """One of the three parts, which must have rows.
 
         Raises:
             UserError: all of its rows were dropped.
@@ -57,12 +50,12 @@ class Tables(NamedTuple):
 
     @property
     def everything(self) -> TokenTable:
-        """Every prompt with all responses of its pairs. No prompt is both trained on and evaluated on."""
+        """Every prompt with all responses of its pairs."""
         return self.train.then(self.eval_reward).then(self.eval).by_prompt()
 
     @property
     def summed(self) -> dict[str, int]:
-        """The counts of all three together, what was kept last."""
+        """The counts of all parts together; ``kept`` comes last."""
         names = dict.fromkeys(name for part in self.counts.values() for name in part)
         found = {name: sum(part.get(name, 0) for part in self.counts.values()) for name in names}
         found["kept"] = found.pop("kept")
@@ -70,28 +63,29 @@ class Tables(NamedTuple):
 
 
 def tables(run: Run, template: Template) -> Tables:
-    """The run's pairs as ids, by the recipe's rule; made unless its folder has them.
+    """The run's pairs as token ids; read from the run's folder, or formed and written there.
 
-    The eval reward model's pairs are taken out of the training pairs, by prompt. So it judges from data that neither the
-    oracle nor the policy has seen.
+    The pairs of the eval reward model are taken from the training pairs, by prompt, so that it evaluates with data that
+    neither the oracle nor the policy has seen.
     """
-    store, sizes = encoded_data(run, template)
-    wanted = _pairs_wanted(run, template)
+    store, train = _encoded(run, template)
+    wanted = _pairs_manifest(run, template)
     folder = run.path("pairs") / wanted.fingerprint
-    with _made(folder, wanted) as stage:
+    with _unless_done(folder, wanted) as stage:
         if stage is not None:
-            stage.complete(counts=_write_pairs(run, store, sizes["train"], folder / PAIRS))
-    found = read_parts(folder / PAIRS, store)
-    parts = {name: replace(table, scratch=run.folder) for name, table in found.items()}
+            stage.complete(counts=_write_pairs(run, store, train, folder / PAIRS))
+    parts = {
+        name: replace(table, scratch=run.folder) for name, table in read_parts(folder / PAIRS, store).items()
+    }
     return Tables(**parts, counts=read_manifest(folder).facts["counts"])
 
 
 def pairs_fingerprint(run: Run, template: Template) -> str:
-    """Fingerprint of :func:`tables`, for the manifests of stages that read them."""
-    return _pairs_wanted(run, template).fingerprint
+    """Fingerprint of :func:`tables`."""
+    return _pairs_manifest(run, template).fingerprint
 
 
-def _pairs_wanted(run: Run, template: Template) -> Manifest:
+def _pairs_manifest(run: Run, template: Template) -> Manifest:
     recipe = run.recipe
     settings = {
         "data": {"pairs": recipe.data.pairs, "min_gap": recipe.data.min_gap},
@@ -103,26 +97,22 @@ def _pairs_wanted(run: Run, template: Template) -> Manifest:
 
 
 @contextmanager
-def _made(folder: Path, wanted: Manifest) -> Iterator[StageFolder | None]:
-    """The folder of an artifact that must be written now; None if it is there.
+def _unless_done(folder: Path, wanted: Manifest) -> Iterator[StageFolder | None]:
+    """The locked folder to write to, or None if it is complete.
 
-    A finished folder is read by any number of stages at once; only writing it needs the lock.
+    Any number of stages may read a complete folder at once; only writing needs the lock.
     """
     if (folder / MANIFEST).is_file() and read_manifest(folder).complete:
         yield None
         return
     with open_stage(
-        folder,
-        stage=wanted.stage,
-        settings=wanted.settings,
-        inputs=wanted.inputs,
-        format=wanted.format,
+        folder, stage=wanted.stage, settings=wanted.settings, inputs=wanted.inputs, format=wanted.format
     ) as stage:
         yield None if stage.done else stage
 
 
 def _write_pairs(run: Run, store: EncodedStore, train: int, path: Path) -> dict[str, dict[str, int]]:
-    """Find the pairs once; returns what was counted."""
+    """Form the pairs and write them; returns the counts of each part."""
     table = run.recipe.data
     both = [
         TokenTable.pairs(store, table.pairs, min_gap=table.min_gap, first=first, last=last)
@@ -130,12 +120,14 @@ def _write_pairs(run: Run, store: EncodedStore, train: int, path: Path) -> dict[
     ]
     if not len(both[0]) and table.min_gap is not None:
         raise UserError(
-            f"no pair is left to train on: data.min_gap {table.min_gap} is larger than every gap. Lower it or leave it out."
+            f"no training pair is left: min_gap {table.min_gap} is larger than every gap. Lower it or remove it.",
+            code="no-rows",
+            key="data.min_gap",
         )
-    mine, apart = _without_eval_reward(run, store, both[0], train)
+    mine, separate = _without_eval_reward(run, store, both[0], train)
     parts: dict[str, TokenTable] = {}
     counts: dict[str, dict[str, int]] = {}
-    for name, found in {"train": mine, "eval_reward": apart, "eval": both[1]}.items():
+    for name, found in {"train": mine, "eval_reward": separate, "eval": both[1]}.items():
         parts[name], counted = found.fitting(run.limits)
         counts[name] = dict(counted)
     paired = np.union1d(both[0].first_rows, both[1].first_rows)
@@ -149,85 +141,77 @@ def _without_eval_reward(
     run: Run, store: EncodedStore, pairs: TokenTable, train: int
 ) -> tuple[TokenTable, TokenTable]:
     table = run.recipe.eval_reward
-    if table is None:
-        return pairs, pairs.choose(np.zeros(0, np.int64))
-    apart = rows_of_eval_reward(run, store, train)[pairs.first_rows]
-    mine, eval_reward = pairs.where(~apart), pairs.where(apart)
-    if not len(mine) or not len(eval_reward):
+    separate = _rows_of_eval_reward(run, store, train)[pairs.first_rows]
+    mine, eval_reward = pairs.where(~separate), pairs.where(separate)
+    if table is not None and not (len(mine) and len(eval_reward)):
         raise UserError(
-            f"eval_reward.fraction {table.fraction} leaves {len(mine)} pairs for the oracle and the policy and "
-            f"{len(eval_reward)} for the eval reward model; each needs some. Change the fraction, or give more data."
+            f"a fraction of {table.fraction} leaves {len(mine)} pairs for the oracle and the policy and {len(eval_reward)} for "
+            "the eval reward model. Each needs some: change the fraction, or add data.",
+            code="no-rows",
+            key="eval_reward.fraction",
         )
     return mine, eval_reward
 
 
-def rows_of_eval_reward(run: Run, store: EncodedStore, train: int) -> np.ndarray:
-    """Which of the training comparisons the eval reward model alone sees.  -> [train] bool"""
+def _rows_of_eval_reward(run: Run, store: EncodedStore, train: int) -> np.ndarray:
+    """Which training comparisons are reserved for the eval reward model.  -> [train] bool"""
     table = run.recipe.eval_reward
     if table is None:
         return np.zeros(train, bool)
+    # With the seed of the eval split, the hash would choose rows that are already eval rows.
     found = (is_eval(store.comparison(row), table.fraction, run.recipe.seed + 1) for row in range(train))
     return np.fromiter(found, bool, train)
 
 
 def ranked_lists(run: Run, template: Template) -> tuple[TokenTable, TokenTable]:
-    """Whole ranked lists to learn a reward from and to judge it by; the eval reward model's prompts are in neither."""
-    store, sizes = encoded_data(run, template)
-    train = TokenTable.whole(store, 0, sizes["train"])
-    return train.where(~rows_of_eval_reward(run, store, len(train))), eval_comparisons(run, template)
+    """Whole ranked lists to train and to evaluate a reward; without the prompts of the eval reward model."""
+    store, count = _encoded(run, template)
+    train = TokenTable.whole(store, 0, count)
+    return train.where(~_rows_of_eval_reward(run, store, len(train))), eval_comparisons(run, template)
 
 
 def eval_comparisons(run: Run, template: Template) -> TokenTable:
-    """The comparisons to evaluate on as they are."""
-    store, sizes = encoded_data(run, template)
-    return TokenTable.whole(store, sizes["train"])
+    """The eval comparisons, not yet cut into pairs."""
+    store, train = _encoded(run, template)
+    return TokenTable.whole(store, train)
 
 
 def random_part(run: Run, rows: TokenTable, share: float, salt: str) -> TokenTable:
-    """A random part of a table's comparisons, by their keys; see :func:`tokenward.data.split.fraction`."""
+    """A random part of a table's comparisons, chosen by their keys; see :func:`tokenward.data.split.fraction`."""
     if share == 1:
-        return rows  # and no key need be known
+        return rows  # without reading every key
     keys = (rows.comparison(number).key for number in range(len(rows)))
     return rows.choose(np.array(fraction_places(keys, share, run.recipe.seed, salt), np.int64))
 
 
-class EncodedData(NamedTuple):
-    """The data of a run as ids.
+def _encoded(run: Run, template: Template) -> tuple[EncodedStore, int]:
+    """The run's data as token ids, and how many of its rows train; the others are eval rows.
 
-    Attributes:
-        store: Training comparisons, then those to evaluate on.
-        sizes: How many of each.
-    """
-
-    store: EncodedStore
-    sizes: dict[str, int]
-
-
-def encoded_data(run: Run, template: Template) -> EncodedData:
-    """The data of a run as ids, made unless its folder has them. Other data, tokenizers, templates or limits have another folder.
+    The ids are encoded unless the run's folder has them: each data, tokenizer, template and limits has its own folder.
 
     Raises:
-        UserError: what the folder holds is not whole.
+        UserError: the file of the ids is incomplete.
     """
     sizes = {name: run.done("data").facts[name] for name in ("train", "eval")}
-    wanted = _encoded_wanted(run, template)
+    total = sum(sizes.values())
+    wanted = _encoded_manifest(run, template)
     folder = run.path("encoded") / wanted.fingerprint
-    with _made(folder, wanted) as stage:
+    with _unless_done(folder, wanted) as stage:
         if stage is not None:
             files = [run.path("data") / f"{name}.jsonl" for name in sizes]
             processes = run.recipe.tokens.processes
-            with run.display.progress("encoding", sum(sizes.values())) as bar:
+            with run.display.progress("encoding", total) as bar:
                 write_encoded(folder, files, template, run.limits, processes=processes, progress=bar.advance)
-            stage.complete(rows=sum(sizes.values()))
-    return EncodedData(_opened(folder / ENCODED, sum(sizes.values())), sizes)
+            stage.complete(rows=total)
+    return _opened(folder / ENCODED, total), sizes["train"]
 
 
 def encoded_fingerprint(run: Run, template: Template) -> str:
-    """Fingerprint of :func:`encoded_data`, for the manifests of stages that read it."""
-    return _encoded_wanted(run, template).fingerprint
+    """Fingerprint of the run's encoded data."""
+    return _encoded_manifest(run, template).fingerprint
 
 
-def _encoded_wanted(run: Run, template: Template) -> Manifest:
+def _encoded_manifest(run: Run, template: Template) -> Manifest:
     settings = {"tokens": run.recipe.tokens.model_dump(exclude={"processes"})}
     inputs = {
         "data": run.done("data").fingerprint,
@@ -236,8 +220,8 @@ def _encoded_wanted(run: Run, template: Template) -> Manifest:
     return Manifest.begin("encoded", settings, inputs, _LAYOUT)
 
 
+# Stores in use, so that several tables of one file share one copy of what is known of every response.
 _STORES: WeakValueDictionary[tuple[Path, int], EncodedStore] = WeakValueDictionary()
-"""Stores that are in use: what is known of every response is held once, however many tables read it."""
 
 
 def _opened(path: Path, rows: int) -> EncodedStore:
@@ -247,18 +231,19 @@ def _opened(path: Path, rows: int) -> EncodedStore:
         if found is None:
             found = _STORES[known] = EncodedStore.open([path])
         count: int | str = len(found)
-    except (OSError, pa.ArrowInvalid) as error:  # removed, or cut off by a copy
+    except (OSError, pa.ArrowInvalid) as error:  # deleted, or truncated by a copy
         found, count = None, str(error)
     if found is None or count != rows:
         raise UserError(
-            f"{path} does not hold the {rows} encoded comparisons that its {MANIFEST} says ({count}). Delete the folder; it is "
-            "made again."
+            f"{path} should hold {rows} encoded comparisons, as its {MANIFEST} says, but does not ({count}). Delete the folder "
+            "and run again to encode the data anew.",
+            code="incomplete-file",
         )
     return found
 
 
 def say_notes(run: Run, template: Template, counts: Mapping[str, int], store: EncodedStore) -> None:
-    """Show how rows are written if that needs a word, each with an example."""
+    """Explain unusual ways in which the template renders rows, each with an example."""
     found: dict[Note, Any] = {}
     for note, words in SAID.items():
         row = store.first_with(note) if counts.get(words) else None

@@ -1,4 +1,4 @@
-"""Batches of comparisons as a model takes them, and what an objective needs of a batch."""
+"""Batches of comparisons as model inputs, and what an objective needs of a batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -9,38 +9,38 @@ from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.ops.logprob import STATISTICS, Direction
-from tokenward.tokens.layouts import ModelInputs, lay_out, moved
+from tokenward.tokens.layouts import ModelInputs, lay_out, on_device
 from tokenward.tokens.rows import Layout, TokenRow
 
 Unpaired = Literal["good", "all"]
-"""Which comparisons of one response an objective trains on: those whose response is good, or all."""
+"""Which comparisons of a single response an objective trains on: those with a good response, or all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Needs:
-    """What an objective needs. Two are merged with ``|``.
+    """What an objective needs. Two of them are merged with ``|``.
 
     Attributes:
-        reference: ``batch.reference_logp [n]``, the stored log-probabilities under the reference.
+        reference: ``batch.reference_logp [n]``, the stored log-probabilities of the reference model.
         scores: ``batch.scores [n]``, the stored scores or rewards of the tokens.
-        entropy: ``batch.statistics["entropy"] [n]``, nats: the entropy of the policy's whole distribution where the token
-            was predicted, with its gradient.
-        token_rank: ``batch.statistics["token_rank"] [n]``: how many tokens the policy found more probable.
-        kl: ``batch.statistics["kl"] [n]``, nats: the KL divergence over the whole vocabulary, with its gradient.
-            ``"forward"`` is KL(reference || policy), ``"reverse"`` KL(policy || reference).
-        states: ``batch.statistics["states"] [n d]``: the policy's last hidden state where the token is predicted, with its
+        entropy: ``batch.statistics["entropy"] [n]``, nats: the entropy of the policy's distribution that predicts the
+            token, with gradient.
+        token_rank: ``batch.statistics["token_rank"] [n]``: the number of tokens that the policy found more probable.
+        kl: ``batch.statistics["kl"] [n]``, nats: the KL divergence over the whole vocabulary, with gradient.
+            ``"forward"`` is KL(reference || policy), ``"reverse"`` is KL(policy || reference).
+        states: ``batch.statistics["states"] [n d]``: the policy's last hidden state that predicts the token, with
             gradient.
         reference_layers: ``batch.statistics["reference_layers"] [n L d]``: the output of each layer of the frozen
-            reference there.
+            reference model at that position.
         pairwise: Every comparison has exactly two responses, the better one first.
         own_denominator: Its :class:`tokenward.objectives.base.Losses` have a ``denominator``.
-        unpaired: Comparisons of one response of rank 0, which is good, or 1, which is bad: ``"all"``, or ``"good"`` where a
-            bad one alone teaches nothing. None refuses them.
-        draws: A random number of the step, ``batch.values[DRAW]``, so that what it draws does not depend on how the step is
-            cut.
+        unpaired: Comparisons with a single response of rank 0 (good) or 1 (bad): ``"all"``, or ``"good"`` if a bad one
+            alone teaches nothing. None refuses them.
+        draws: A random number of the step, ``batch.values[DRAW]``, so that what it draws does not depend on how the step
+            is cut into batches.
 
     Raises:
-        UserError: ``kl`` or ``unpaired`` is another word.
+        UserError: ``kl`` or ``unpaired`` has an unknown value.
     """
 
     reference: bool = False
@@ -58,48 +58,49 @@ class Needs:
     def __post_init__(self) -> None:
         if self.kl not in (None, "forward", "reverse"):
             raise UserError(
-                f"Needs has kl={self.kl!r}. Write forward for KL(reference || policy), or reverse for KL(policy || reference)."
+                f"Needs has kl={self.kl!r}. Use forward for KL(reference || policy), or reverse for KL(policy || reference).",
+                code="unknown-value",
             )
         if self.unpaired not in (None, "good", "all"):
             raise UserError(
-                f"Needs has unpaired={self.unpaired!r}. Write all, good for rows whose one response is good, or leave it out."
+                f"Needs has unpaired={self.unpaired!r}. Use all, good for rows with a good response, or None.",
+                code="unknown-value",
             )
 
     def __repr__(self) -> str:
-        return f"Needs({', '.join(f'{name}={value!r}' for name, value in self._given().items())})"
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return f"Needs({', '.join(f'{name}={value!r}' for name, value in values.items() if value)})"
 
     def __or__(self, other: "Needs") -> "Needs":
-        """What two objectives need together.
+        """The needs of two objectives together.
 
-        Both must train on comparisons of one response; a bad one alone trains where one of them learns from it.
+        Comparisons with a single response are accepted if both train on them; a bad one if one of them learns from it.
 
         Raises:
-            UserError: they need KL divergences of different directions, and a pass gives one.
+            UserError: They need KL divergences in different directions, and a forward pass computes only one.
         """
         if self.kl and other.kl and self.kl != other.kl:
             raise UserError(
-                "one objective needs the forward KL divergence and another the reverse one; a pass gives one of them. "
-                "Give both the same direction."
+                "one objective needs the forward KL divergence and another the reverse one, but a forward pass computes "
+                "only one of them. Use the same direction for both.",
+                code="conflicting-needs",
             )
-        both: dict[str, Any] = self._given() | other._given()
+        both: dict[str, Any] = {
+            item.name: getattr(self, item.name) or getattr(other, item.name) for item in fields(self)
+        }
         unpaired: list[Unpaired | None] = [self.unpaired, other.unpaired]
         both["unpaired"] = None if None in unpaired else "all" if "all" in unpaired else "good"
         return Needs(**both)
 
     @property
     def of_head(self) -> tuple[str, ...]:
-        """Names of the statistics that the model's head gives."""
-        given = self._given()
-        return tuple(name for name in STATISTICS if name in given)
+        """Names of the statistics that the head of the model computes."""
+        return tuple(name for name in STATISTICS if getattr(self, name))
 
     @property
     def frozen_reference(self) -> bool:
-        """Whether the reference model itself is needed beside the policy, not only stored values of it."""
+        """Whether the reference model itself is needed during training, not only its stored values."""
         return self.kl is not None or self.reference_layers
-
-    def _given(self) -> dict[str, Any]:
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {name: value for name, value in values.items() if value}
 
 
 NOTHING = Needs()
@@ -108,23 +109,23 @@ NOTHING = Needs()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
-    """The response tokens of some comparisons laid end to end: what an objective receives.
+    """The response tokens of some comparisons, concatenated. This is the input of an objective.
 
     Attributes:
         ids: ``[n]``, the tokens.
-        response: ``[n]``, which response owns the token.
-        comparison: ``[r]``, which comparison owns the response.
+        response: ``[n]``, the response of each token.
+        comparison: ``[r]``, the comparison of each response.
         rank: ``[r]``, 0 is the best.
-        weights: ``[n]``, what each token counts; 1 where nothing was said.
+        weights: ``[n]``, the weight of each token; 1 if none was set.
         kept: ``[m]``, indices of the tokens whose weight is not zero.
-        eos: ``[n]`` bool, whether the token is the end-of-turn token and no text.
-        reference_logp: ``[n]`` or None, log-probability under the reference.
+        eos: ``[n]`` bool, whether the token is an eos token rather than text.
+        reference_logp: ``[n]`` or None, log-probability under the reference model.
         scores: ``[n]`` or None, for online selections and for objectives that take a reward.
-        segment: ``[n]`` or None, which segment (word, sentence, span) owns the token; segments are numbered
-            in order and each lies within one response.
-        values: Further stored values by name, ``[n]`` each, for scores that are computed online.
-        statistics: What the model's pass gave beside the log-probabilities, by the names of the fields of
-            :class:`tokenward.tokens.batches.Needs`: only what the objective says it needs.
+        segment: ``[n]`` or None, the segment (word, sentence, span) of each token. Segments are numbered in order, and
+            each is within one response.
+        values: More stored values by name, ``[n]`` each, for scores that are computed online.
+        statistics: Results of the forward pass other than log-probabilities, by the field names of :class:`Needs`; only
+            those that the objective needs.
     """
 
     ids: Tensor
@@ -151,38 +152,38 @@ class TokenBatch:
         return len(self.comparison)
 
     def weighted(self, weights: Tensor) -> Self:
-        """The same tokens with other weights.  [n]"""
+        """The tokens with other weights.  [n]"""
         return replace(self, weights=weights, kept=weights.nonzero().squeeze(-1))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """The same tokens on another device."""
+        """The tokens on another device."""
         values, statistics = (
             {name: value.to(device, non_blocking=non_blocking) for name, value in named.items()}
             for named in (self.values, self.statistics)
         )
-        own = moved(self, device, non_blocking=non_blocking)
+        own = on_device(self, device, non_blocking=non_blocking)
         return replace(self, **own, values=values, statistics=statistics)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Comparisons that go through a model together.
+    """Comparisons that are computed together.
 
     Attributes:
-        inputs: What the model reads.
-        tokens: What an objective receives.
+        inputs: Inputs of the model.
+        tokens: Input of an objective.
     """
 
     inputs: ModelInputs
     tokens: TokenBatch
 
     def with_value(self, name: str, value: Tensor) -> Self:
-        """The same batch with one more stored value of its tokens.  [n]"""
+        """The batch with one more value of its tokens.  [n]"""
         tokens = replace(self.tokens, values={**self.tokens.values, name: value})
         return replace(self, tokens=tokens)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """The same batch on another device."""
+        """The batch on another device."""
         inputs = self.inputs.to(device, non_blocking=non_blocking)
         return replace(self, inputs=inputs, tokens=self.tokens.to(device, non_blocking=non_blocking))
 
@@ -200,17 +201,18 @@ def collate(
     Args:
         rows: The comparisons.
         layout: See :mod:`tokenward.tokens.layouts`.
-        pad_id: Fills rows.
-        start_id: What a decoder begins with, for ``layout="encoder_decoder"``.
-        whole: Lay out each response to its end. Otherwise only what the log-probabilities of tokens with weight
-            depend on: nothing from the last such token on.
+        pad_id: Padding token.
+        start_id: First token of a decoder, for ``layout="encoder_decoder"``.
+        whole: Lay out each response completely. Otherwise only the tokens before the last one with a weight are laid out,
+            because no log-probability that counts depends on the others.
     """
     lengths = torch.tensor([len(ids) for item in rows for ids in item.responses])
     sizes = torch.tensor([len(item.responses) for item in rows])
     total = int(lengths.sum())
     known = _flat([row.weights for row in rows], total)
     weights = torch.ones(total) if known is None else known
-    inputs = lay_out(rows, _read(rows, whole=whole), layout=layout, pad_id=pad_id, start_id=start_id)
+    read = [[row.size(i) if whole else _needed(row, i) for i in range(len(row.responses))] for row in rows]
+    inputs = lay_out(rows, read, layout=layout, pad_id=pad_id, start_id=start_id)
     tokens = TokenBatch(
         ids=torch.tensor([token for item in rows for ids in item.responses for token in ids]),
         response=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
@@ -228,39 +230,22 @@ def collate(
 
 
 def _eos(rows: Sequence[TokenRow], lengths: Tensor) -> Tensor:
-    """Which tokens are end-of-turn tokens.  -> [n] bool"""
-    ends = torch.tensor([count for item in rows for count in item.eos])
+    counts = torch.tensor([count for item in rows for count in item.eos])
     place = torch.arange(int(lengths.sum()))
-    return place >= torch.repeat_interleave(lengths.cumsum(0) - ends, lengths)
+    return place >= torch.repeat_interleave(lengths.cumsum(0) - counts, lengths)
 
 
 def _values(rows: Sequence[TokenRow], total: int) -> dict[str, Tensor]:
-    """Named values of all rows, which must have the same.  -> [n] each"""
     names = sorted({name for row in rows for name in row.values})
     found = {name: _flat([row.values.get(name) for row in rows], total) for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _read(rows: Sequence[TokenRow], *, whole: bool) -> list[list[int]]:
-    """How many of its first tokens the model reads of each response."""
-    return [
-        [
-            row.size(place)
-            if whole
-            else _needed(row, place, None if row.weights is None else row.weights[place])
-            for place in range(len(row.responses))
-        ]
-        for row in rows
-    ]
-
-
-def _needed(row: TokenRow, place: int, weights: Tensor | None) -> int:
-    """Tokens before the last one with weight: nothing after them is predicted."""
-    length = len(row.responses[place])
-    if weights is None:
-        last = length - 1
-    else:
-        kept = weights.nonzero()
+def _needed(row: TokenRow, place: int) -> int:
+    """Number of tokens of a response that must be read: those before the last one with a weight."""
+    last = len(row.responses[place]) - 1
+    if row.weights is not None:
+        kept = row.weights[place].nonzero()
         last = int(kept[-1]) if len(kept) else -1
     if last < 0:
         return 0
@@ -268,12 +253,12 @@ def _needed(row: TokenRow, place: int, weights: Tensor | None) -> int:
 
 
 def _segments(values: Sequence[Sequence[Tensor] | None]) -> Tensor | None:
-    """Segments of all responses numbered one after another."""
+    """The segments of all responses, numbered consecutively."""
     known = [part for item in values if item is not None for part in item]
     if not known:
         return None
     if any(item is None for item in values):
-        raise ValueError("some rows have segments, some have none")
+        raise ValueError("some rows have segments and some have none")
     parts, before = [], 0
     for part in known:
         numbers = torch.unique_consecutive(part, return_inverse=True)[1]
@@ -289,23 +274,23 @@ def _flat(values: Sequence[Sequence[Tensor] | None], total: int) -> Tensor | Non
     flat = torch.cat(known).float()
     if len(flat) != total:
         raise ValueError(
-            f"{len(flat)} token values for {total} response tokens: some rows have values, some have none"
+            f"{len(flat)} token values for {total} response tokens: some rows have values and some have none"
         )
     return flat
 
 
 def budgeted(rows: Sequence[TokenRow], *, layout: Layout, tokens: int) -> Iterator[list[int]]:
-    """Indices of comparisons, grouped by length so that a group holds at most ``tokens`` tokens, padding included.
+    """Groups of comparisons of similar length, as indices, with at most ``tokens`` tokens each, padding included.
 
-    A comparison that is longer than the budget stands alone: nothing is dropped. Longest first, so
-    that the first group shows whether the memory suffices.
+    A comparison that is longer than the budget gets a group of its own. The longest come first, so the first group shows
+    whether the memory is sufficient.
     """
     shapes = [row.shape(layout) for row in rows]
     group: list[int] = []
     taken, width = 0, 0
     for index in sorted(range(len(rows)), key=lambda index: -shapes[index][1]):
         height, own_width = shapes[index]
-        # Sorted, the group's first comparison is its widest: padded, its width is everyone's.
+        # In sorted order the first comparison of a padded group is the longest, and all others are padded to it.
         if not group or layout == "shared":
             width = own_width
         if group and taken + height * width > tokens:

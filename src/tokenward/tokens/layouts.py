@@ -1,4 +1,9 @@
-"""How comparisons are laid out as rows for a model, and where each response token is."""
+"""Layouts of comparisons as model inputs, and the position of each response token in them.
+
+``shared``: all comparisons in one row. The responses of a comparison branch off its prompt, which is computed once.
+``separate``: a padded row of prompt and response for each response.
+``encoder_decoder``: the prompt for the encoder, the response for the decoder, padded.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -13,60 +18,42 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from tokenward.tokens.rows import Layout, TokenRow
 
 PIECE = 128
-"""Short branches are computed together, up to so many tokens: a call has a cost of its own."""
+"""Short branches are computed together, up to this many tokens, because each attention call has overhead."""
 
 STRETCH = 512
-"""A longer branch is computed in stretches of so many tokens, each against the keys up to its own end."""
+"""A longer branch is computed in stretches of this many tokens, each with the keys up to its own end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Tokens of one or more branches whose attention is computed in one call.
+    """Tokens of one or more branches whose attention is computed in one call."""
 
-    Attributes:
-        start: Place of the first key behind the trunk, counted from the comparison's first token.
-        before: Keys between there and the first query: earlier stretches of the same branch.
-        length: Number of queries.
-        mask: ``[length, trunk + before + length]`` bool, who sees whom.
-    """
-
-    start: int
-    before: int
-    length: int
-    mask: Tensor
+    start: int  # position of the first key after the trunk, counted from the comparison's first token
+    before: int  # number of keys between there and the first query: earlier stretches of the same branch
+    length: int  # number of queries
+    mask: Tensor  # [length, trunk + before + length] bool, which query attends to which key
 
 
 @dataclass(frozen=True, slots=True)
 class PackedComparison:
-    """One tree of a packed row.
+    """One tree of a packed row."""
 
-    Attributes:
-        trunk: Its first tokens, which every branch sees.
-        length: All its tokens.
-        pieces: The branches, in the row's order.
-    """
-
-    trunk: int
-    length: int
-    pieces: tuple[Piece, ...]
+    trunk: int  # number of first tokens, which every branch attends to
+    length: int  # number of all tokens
+    pieces: tuple[Piece, ...]  # the branches, in order
 
 
-# Not a tuple: torch.compile would specialise a graph on every number inside.
+# Not a NamedTuple: torch.compile would specialize a graph on every number inside.
 @dataclass(frozen=True)
 class Tree:
-    """How the tokens of a packed row see each other.
+    """Which tokens of a packed row attend to which."""
 
-    Attributes:
-        comparisons: In the row's order.
-        owner: ``[2 t]`` int: each token's comparison, and its branch there (0 for the trunk).
-    """
-
-    comparisons: tuple[PackedComparison, ...]
-    owner: Tensor
+    comparisons: tuple[PackedComparison, ...]  # in the order of the row
+    owner: Tensor  # [2 t] int: the comparison of each token, and its branch there (0 for the trunk)
 
     @cached_property
     def block_mask(self) -> BlockMask:
-        """The same for flex attention, which passes over blocks that nobody sees."""
+        """The mask for flex attention, which skips blocks that no query attends to."""
         comparison, branch = self.owner
 
         def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -76,28 +63,21 @@ class Tree:
         return create_block_mask(sees, 1, None, length, length, device=self.owner.device)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """The same tree with its masks on another device."""
-
-        def moved(mask: Tensor) -> Tensor:
-            return mask.to(device, non_blocking=non_blocking)
-
+        """The tree with its masks on another device."""
         comparisons = tuple(
-            PackedComparison(
-                item.trunk,
-                item.length,
-                tuple(Piece(p.start, p.before, p.length, moved(p.mask)) for p in item.pieces),
+            replace(
+                item,
+                pieces=tuple(
+                    replace(p, mask=p.mask.to(device, non_blocking=non_blocking)) for p in item.pieces
+                ),
             )
             for item in self.comparisons
         )
-        return type(self)(comparisons, moved(self.owner))
+        return type(self)(comparisons, self.owner.to(device, non_blocking=non_blocking))
 
 
 def tree_of(shapes: Sequence[tuple[int, Sequence[int]]]) -> Tree:
-    """The tree of a packed row.
-
-    Args:
-        shapes: Per comparison the tokens of its trunk, and of each branch.
-    """
+    """The tree of a packed row, from the lengths of the trunk and of the branches of each comparison."""
     comparisons = [
         PackedComparison(trunk, trunk + sum(branches), tuple(_pieces(trunk, branches)))
         for trunk, branches in shapes
@@ -139,7 +119,7 @@ def _stretches(trunk: int, start: int, length: int) -> Iterator[Piece]:
 
 
 def visible(owner: Tensor) -> Tensor:
-    """Who sees whom in a packed row, as one dense mask.  [2 t] -> [t t] bool"""
+    """The attention mask of a packed row as one dense matrix.  [2 t] -> [t t] bool"""
     places = torch.arange(owner.shape[1], device=owner.device)
     comparison, branch = owner
     return _sees(comparison, branch, places[:, None], places[None])
@@ -153,18 +133,18 @@ def _sees(comparison: Tensor, branch: Tensor, query: Tensor, key: Tensor) -> Ten
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInputs:
-    """What the model reads of a batch, and where each response token is in it.
+    """The inputs of a model for a batch, and the position of each response token in them.
 
     Attributes:
-        input_ids: ``[rows t]``, padded on the right; one row without padding in the shared layout.
+        input_ids: ``[rows t]``, padded on the right; a single row without padding in the shared layout.
         position_ids: ``[rows t]``.
-        attention_mask: ``[rows t]``; one value that says nothing where there is a tree.
+        attention_mask: ``[rows t]``; a placeholder if there is a tree.
         predicted_from: ``[n]``, index into the flattened ``rows x t`` of the position whose output predicts the token.
-        placed_at: ``[n]``, index into the flattened ``rows x t`` of the position that reads the token. A place that
-            was not laid out is past the end.
-        tree: Who sees whom in a packed row, or None.
-        decoder_ids: ``[rows t]`` or None; what the decoder reads, where the model has an encoder. The places
-            above are then those of the decoder.
+        placed_at: ``[n]``, index into the flattened ``rows x t`` of the position that reads the token. For tokens that
+            were not laid out it is past the end.
+        tree: Attention structure of a packed row, or None.
+        decoder_ids: ``[rows t]``, inputs of the decoder if the model has an encoder, or None. The two indices above are
+            then those of the decoder.
     """
 
     input_ids: Tensor
@@ -176,11 +156,11 @@ class ModelInputs:
     decoder_ids: Tensor | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """The same inputs on another device."""
-        return replace(self, **moved(self, device, non_blocking=non_blocking))
+        """The inputs on another device."""
+        return replace(self, **on_device(self, device, non_blocking=non_blocking))
 
 
-def moved(item: Any, device: torch.device | str, *, non_blocking: bool) -> dict[str, Any]:
+def on_device(item: Any, device: torch.device | str, *, non_blocking: bool) -> dict[str, Any]:
     """The fields of a dataclass that are tensors or trees, on another device."""
     values = {part.name: getattr(item, part.name) for part in fields(item)}
     return {
@@ -191,7 +171,7 @@ def moved(item: Any, device: torch.device | str, *, non_blocking: bool) -> dict[
 
 
 def predicting_positions(read_at: Tensor, before: int) -> Tensor:
-    """Position whose output predicts each token of a response: the one place of the next-token shift.  [n] -> [n]
+    """The position whose output predicts each token of a response. The only next-token shift.  [n] -> [n]
 
     Args:
         read_at: Position that reads each token.
@@ -208,87 +188,78 @@ def lay_out(
     pad_id: int,
     start_id: int | None,
 ) -> ModelInputs:
-    """Lay comparisons out as a model takes them.
+    """Lay comparisons out as model inputs.
 
     Args:
         encoded: The comparisons.
-        read: Per comparison and response, how many of its first tokens the model reads, those of others among them.
+        read: For each comparison and response, how many of its first tokens the model reads, inserts included.
         layout: See the module.
-        pad_id: Fills rows.
-        start_id: What a decoder begins with.
+        pad_id: Padding token.
+        start_id: First token of a decoder.
     """
     if layout == "shared":
         return _packed(encoded, read)
     if layout == "separate":
         return _separate(encoded, read, pad_id)
     if start_id is None:
-        raise ValueError("an encoder-decoder's rows need the id that its decoder starts with")
+        raise ValueError("the encoder-decoder layout needs start_id, the first token of the decoder")
     return _encoder_decoder(encoded, pad_id, start_id)
 
 
+class _Places:
+    """Collects the positions of the response tokens, one response after another.
+
+    ``outside`` is an index past the end, so that asking for a token that was not laid out is an error.
+    """
+
+    def __init__(self, outside: int) -> None:
+        self.outside = outside
+        self.predicted: list[Tensor] = []
+        self.placed: list[Tensor] = []
+
+    def add(self, read_at: Tensor, *, before: int, own: Sequence[int], length: int) -> None:
+        """Adds a response of ``length`` tokens, of which ``own`` are the assistant's and the first are read at ``read_at``."""
+        placed = torch.cat((read_at, read_at.new_full((length - len(read_at),), self.outside)))
+        predicted = predicting_positions(placed, before)
+        if len(own) < length:
+            chosen = torch.tensor(own, dtype=torch.long)
+            placed, predicted = placed[chosen], predicted[chosen]
+        self.placed.append(placed)
+        self.predicted.append(predicted)
+
+    def tensors(self) -> dict[str, Any]:
+        return {"predicted_from": torch.cat(self.predicted), "placed_at": torch.cat(self.placed)}
+
+
 def _packed(encoded: Sequence[TokenRow], read: Sequence[Sequence[int]]) -> ModelInputs:
-    ids: list[int] = []
-    positions, shapes, places = list[range](), list[tuple[int, list[int]]](), _Places()
     total = sum(len(item.prompt) + sum(counts) for item, counts in zip(encoded, read, strict=True))
+    ids, positions, shapes, places = list[int](), list[int](), list[tuple[int, list[int]]](), _Places(total)
     for item, counts in zip(encoded, read, strict=True):
         start, prompt = len(ids), len(item.prompt)
         whole = [item.whole(place) for place in range(len(item.responses))]
         common = _common([response for response, _ in whole], counts)
         ids += item.prompt + common
-        positions.append(range(prompt + len(common)))
+        positions += range(prompt + len(common))
         branches = [max(count - len(common), 0) for count in counts]
         for (response, own), count, branch in zip(whole, counts, branches, strict=True):
             trunk = torch.arange(start + prompt, start + prompt + min(count, len(common)))
-            places.add(
-                torch.cat((trunk, torch.arange(len(ids), len(ids) + branch))),
-                before=start + prompt - 1,
-                own=own,
-                length=len(response),
-                outside=total,
-            )
+            read_at = torch.cat((trunk, torch.arange(len(ids), len(ids) + branch)))
+            places.add(read_at, before=start + prompt - 1, own=own, length=len(response))
             ids += response[len(common) : len(common) + branch]
-            positions.append(range(prompt + len(common), prompt + len(common) + branch))
+            positions += range(prompt + len(common), prompt + len(common) + branch)
         shapes.append((prompt + len(common), branches))
     return ModelInputs(
         input_ids=torch.tensor([ids]),
-        position_ids=torch.tensor([[place for part in positions for place in part]]),
-        # transformers passes a mask of four dimensions on as it is and makes none of its own.
+        position_ids=torch.tensor([positions]),
+        # transformers passes a mask of four dimensions on unchanged, instead of building its own.
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
-        predicted_from=torch.cat(places.predicted),
-        placed_at=torch.cat(places.placed),
         tree=tree_of(shapes),
+        **places.tensors(),
     )
 
 
-class _Places:
-    """Collects where the tokens of the responses are, one response after another."""
-
-    def __init__(self) -> None:
-        self.predicted: list[Tensor] = []
-        self.placed: list[Tensor] = []
-
-    def add(self, read_at: Tensor, *, before: int, own: Sequence[int], length: int, outside: int) -> None:
-        """One response.
-
-        Args:
-            read_at: Where its first tokens are read, those of others among them.
-            before: Where the last token of its prompt is read.
-            own: Places of the tokens that the assistant writes.
-            length: Of the response, with the tokens of others.
-            outside: An index past every row, for tokens that are not there: to ask for one is an error.
-        """
-        missing = read_at.new_full((length - len(read_at),), outside)
-        placed = torch.cat((read_at, missing))
-        predicted = predicting_positions(placed, before)
-        if len(own) < length:
-            mine = torch.tensor(own, dtype=torch.long)
-            placed, predicted = placed[mine], predicted[mine]
-        self.placed.append(placed)
-        self.predicted.append(predicted)
-
-
 def _common(responses: Sequence[list[int]], counts: Sequence[int]) -> list[int]:
-    """What all responses begin with, as far as any of them is read."""
+    """The common first tokens of all responses, as far as any of them is read."""
     if len(responses) < 2:
         return []
     same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*responses, strict=False))
@@ -300,54 +271,47 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
 
 
+def _places_in_rows(
+    responses: Sequence[tuple[Sequence[int], Sequence[int], int]], heads: Sequence[int], width: int
+) -> dict[str, Any]:
+    """Positions in padded rows, given ids, own positions and number of ids read of each response, and what is before it."""
+    places = _Places(len(responses) * width)
+    for number, ((ids, own, count), head) in enumerate(zip(responses, heads, strict=True)):
+        start = number * width + head
+        places.add(torch.arange(start, start + count), before=start - 1, own=own, length=len(ids))
+    return places.tensors()
+
+
 def _separate(encoded: Sequence[TokenRow], read: Sequence[Sequence[int]], pad_id: int) -> ModelInputs:
-    pairs = [
-        (item.prompt, *item.whole(place), count)
+    prompts = [item.prompt for item in encoded for _ in item.responses]
+    responses = [
+        (*item.whole(place), count)
         for item, counts in zip(encoded, read, strict=True)
         for place, count in enumerate(counts)
     ]
-    rows = [prompt + response[:count] for prompt, response, _, count in pairs]
-    width, places = max(map(len, rows)), _Places()
-    for number, (prompt, response, own, count) in enumerate(pairs):
-        start = number * width + len(prompt)
-        places.add(
-            torch.arange(start, start + count),
-            before=start - 1,
-            own=own,
-            length=len(response),
-            outside=len(rows) * width,
-        )
+    rows = [prompt + ids[:count] for prompt, (ids, _, count) in zip(prompts, responses, strict=True)]
+    width = max(map(len, rows))
     return ModelInputs(
         input_ids=_padded(rows, pad_id),
         position_ids=torch.arange(width).repeat(len(rows), 1),
         attention_mask=_padded([[1] * len(row) for row in rows], 0),
-        predicted_from=torch.cat(places.predicted),
-        placed_at=torch.cat(places.placed),
+        **_places_in_rows(responses, [len(prompt) for prompt in prompts], width),
     )
 
 
 def _encoder_decoder(encoded: Sequence[TokenRow], pad_id: int, start_id: int) -> ModelInputs:
-    """The decoder reads ``[start | response]`` whole, its last token too: a reward is read after its token.
+    """The decoder reads ``[start | response]`` completely, because a reward is read after its token.
 
-    Reward model and policy share this one layout, so a reward sees in use what it saw in training.
+    Policies use the same layout, so a reward model is used as it was trained.
     """
-    pairs = [(item.prompt, response) for item in encoded for response in item.responses]
-    rows = [[start_id, *response] for _, response in pairs]
-    width, places = max(map(len, rows)), _Places()
-    for number, (_, response) in enumerate(pairs):
-        start = number * width + 1
-        places.add(
-            torch.arange(start, start + len(response)),
-            before=start - 1,
-            own=range(len(response)),
-            length=len(response),
-            outside=len(rows) * width,
-        )
+    prompts = [item.prompt for item in encoded for _ in item.responses]
+    responses = [(ids, range(len(ids)), len(ids)) for item in encoded for ids in item.responses]
+    rows = [[start_id, *ids] for ids, _, _ in responses]
+    width = max(map(len, rows))
     return ModelInputs(
-        input_ids=_padded([prompt for prompt, _ in pairs], pad_id),
+        input_ids=_padded(prompts, pad_id),
         position_ids=torch.arange(width).repeat(len(rows), 1),
-        attention_mask=_padded([[1] * len(prompt) for prompt, _ in pairs], 0),
-        predicted_from=torch.cat(places.predicted),
-        placed_at=torch.cat(places.placed),
+        attention_mask=_padded([[1] * len(prompt) for prompt in prompts], 0),
         decoder_ids=_padded(rows, pad_id),
+        **_places_in_rows(responses, [1] * len(rows), width),
     )

@@ -1,4 +1,4 @@
-"""A comparison as token ids with known values per token."""
+"""A comparison as token ids, with known values per token."""
 
 import hashlib
 import json
@@ -22,16 +22,16 @@ class TokenRow:
     Attributes:
         comparison: The comparison that was encoded.
         prompt: Ids of the prompt.
-        responses: Ids of each response: what the assistant writes, end-of-turn tokens included unless it was cut.
-        eos: How many tokens at the end of each response are end-of-turn tokens; 0 if it was cut.
-        context: Per response the ids in it that the assistant does not write: what the template writes between the
-            prompt and the reply, and messages of others. Empty if no response has any.
-        opening: Ids that follow the prompt when the model generates but not in the rows; mostly empty.
-        weights: ``[len]`` per response, or None for 1 everywhere.
+        responses: Ids of each response: the tokens of the assistant, with the eos tokens unless the response was cut.
+        eos: Number of eos tokens at the end of each response; 0 if it was cut.
+        context: For each response, the tokens inside it that are not the assistant's: what the template writes between
+            prompt and reply, and messages of others. Empty if no response has any.
+        opening: Ids that follow the prompt for generation, but not in the rows; usually empty.
+        weights: ``[len]`` per response; None means 1 everywhere.
         reference_logp: ``[len]`` per response, nats, or None.
         scores: ``[len]`` per response, or None.
-        segments: ``[len]`` whole numbers per response, equal within a segment and rising, or None.
-        values: Further values by name, ``[len]`` per response each.
+        segments: ``[len]`` integers per response, constant within a segment and increasing, or None.
+        values: More values by name, ``[len]`` per response each.
     """
 
     comparison: Comparison
@@ -49,40 +49,32 @@ class TokenRow:
 
     @property
     def length(self) -> int:
-        """Tokens of the comparison as one shared row."""
+        """Number of tokens in the shared layout."""
         return len(self.prompt) + sum(map(self.size, range(len(self.responses))))
 
     @property
     def asked(self) -> list[int]:
-        """What the model reads before it generates a reply."""
+        """Ids that the model reads before it generates a reply."""
         return [*self.prompt, *self.opening]
 
     def inserts(self, place: int) -> Sequence[Insert]:
-        """What stands in a response beside its own tokens."""
+        """The tokens in a response that are not the assistant's."""
         return self.context[place] if self.context else ()
 
     def size(self, place: int) -> int:
-        """Tokens that the model reads for a response, its own and the others."""
+        """Number of tokens that the model reads for a response, inserts included."""
         return len(self.responses[place]) + sum(len(insert.ids) for insert in self.inserts(place))
 
     def only(self, place: int) -> "TokenRow":
-        """The same with one of its responses alone; the comparison stays."""
-        mine = slice(place, place + 1)
+        """The row with a single response and without values. The comparison is unchanged."""
+        one = slice(place, place + 1)
         return TokenRow(
-            self.comparison,
-            self.prompt,
-            self.responses[mine],
-            self.eos[mine],
-            self.context[mine],
-            self.opening,
+            self.comparison, self.prompt, self.responses[one], self.eos[one], self.context[one], self.opening
         )
 
     def whole(self, place: int) -> tuple[list[int], list[int]]:
-        """All ids that the model reads for a response, and the place of each of its own among them."""
-        own = self.responses[place]
-        inserts = self.inserts(place)
-        if not inserts:
-            return own, list(range(len(own)))
+        """All ids that the model reads for a response, and the positions of the assistant's tokens among them."""
+        own, inserts = self.responses[place], self.inserts(place)
         ids, places, before = list[int](), list[int](), 0
         for insert in (*inserts, Insert(len(own), [])):
             places += range(len(ids), len(ids) + insert.before - before)
@@ -92,17 +84,17 @@ class TokenRow:
         return ids, places
 
     def shape(self, layout: Layout) -> tuple[int, int]:
-        """Rows that this comparison takes in a batch, and the width of the widest.
+        """Number of rows that the comparison takes in a batch, and the length of the longest.
 
-        In the shared layout rows are laid end to end, and the width is the comparison's length.
+        In the shared layout comparisons are concatenated, and the length is that of the comparison.
         """
         if layout == "shared":
             return 1, self.length
-        if layout == "encoder_decoder":
-            longest = max(map(len, self.responses))
-            return len(self.responses), len(self.prompt) + longest + 1
-        longest = max(map(self.size, range(len(self.responses))))
-        return len(self.responses), len(self.prompt) + longest
+        count, start = (
+            len(self.responses),
+            int(layout == "encoder_decoder"),
+        )  # a decoder starts with a token of its own
+        return count, len(self.prompt) + max(map(self.size, range(count))) + start
 
 
 def response_key(
@@ -110,12 +102,12 @@ def response_key(
     response: str | Sequence[Message],
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Stable name of a response to a prompt, 16 hexadecimal digits.
+    """The stable name of a response to a prompt, 16 hexadecimal digits.
 
     Args:
         prompt: Its messages.
-        response: Its text, or its messages where it is more than one text of the assistant.
-        tools: What the assistant may call.
+        response: The text, or the messages if they contain more than one text of the assistant.
+        tools: The tools that the assistant may call.
     """
     content = [list(prompt), response if isinstance(response, str) else list(response)]
     content += [list(tools)] if tools else []
@@ -124,7 +116,7 @@ def response_key(
 
 
 def keys_of(comparison: Comparison) -> list[str]:
-    """Stable names of the responses of a comparison."""
+    """The stable names of the responses of a comparison."""
     turns = comparison.turns or (None,) * len(comparison.responses)
     return [
         response_key(comparison.prompt, text if own is None else own, comparison.tools)

@@ -1,4 +1,4 @@
-"""The text that a response's tokens spell, and the segments of it that share a reward."""
+"""The text that the tokens of a response spell, and segments of it that share a reward."""
 
 import re
 from collections.abc import Sequence
@@ -12,66 +12,65 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenward.errors import UserError
 from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.spans import ByteSpan, spans_of_ids, spans_of_whole, token_spans
+from tokenward.tokens.spans import ByteSpan, spans_of_ids, token_spans
 from tokenward.types import Span
 
 
 class Spelled(NamedTuple):
-    """A response as text.
+    """A response as text."""
 
-    Attributes:
-        text: The data's own where the response is one message whose tokens are those of its text alone; otherwise all
-            that stands between the prompt and the end of turn, what the template writes and the messages of others
-            included.
-        spans: Bytes in it of each token that the assistant writes; empty for those that close the response.
-        own: Whether the text is the data's.
-    """
-
+    # The text of the data, if the response is a single message and its tokens are those of the text alone. Otherwise
+    # everything between the prompt and the end of turn, with the template's text and others' messages.
     text: str
-    spans: list[ByteSpan]
-    own: bool
+    spans: list[ByteSpan]  # bytes of each token of the assistant in the text; empty for eos tokens
+    own: bool  # whether the text is that of the data
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, row: TokenRow, place: int) -> Spelled:
-    """The text of a response, given its place in its comparison."""
+    """The text of a response, given its position in the comparison."""
     comparison, ids = row.comparison, row.responses[place]
     count = len(ids) - row.eos[place]
     alone = comparison.turns is None or comparison.turns[place] is None
     if alone and not row.inserts(place):
         text = comparison.responses[place]
-        encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        own = list(encoding["input_ids"])
+        own = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
         if own[:count] == ids[:count]:
-            # White space that a template cuts off is none of the response's tokens.
+            # White space that a template strips is in the text, but has no tokens in the response.
             count = len(ids) if own[: len(ids)] == ids else count
-            end = ByteSpan(len(text.encode()), len(text.encode()))
-            return Spelled(text, [*token_spans(tokenizer, text, count), *[end] * (len(ids) - count)], True)
+            return Spelled(text, _with_eos(token_spans(tokenizer, text, count), text, len(ids)), True)
     whole, places = row.whole(place)
-    eos = len(ids) - count
-    text, spans = spans_of_whole(tokenizer, whole[: len(whole) - eos])
-    end = ByteSpan(len(text.encode()), len(text.encode()))
-    return Spelled(text, [*(spans[at] for at in places[:count]), *[end] * eos], False)
+    text, spans = spans_of_ids(tokenizer, whole[: len(whole) - row.eos[place]], special=True)
+    return Spelled(text, _with_eos([spans[at] for at in places[:count]], text, len(ids)), False)
+
+
+def _with_eos(spans: list[ByteSpan], text: str, length: int) -> list[ByteSpan]:
+    end = len(text.encode())
+    return [*spans, *[ByteSpan(end, end)] * (length - len(spans))]
 
 
 def place_in(response: str, text: str) -> int | None:
-    """Characters by which a response's text is shifted in a text that holds it, or None; white space may be cut off it."""
+    """The offset, in characters, of a response in a text that contains it; None if it does not.
+
+    White space around the response may be missing in the text.
+    """
     core = response.strip()
-    place = text.rfind(
-        core
-    )  # a reply's text is the last; before it may stand a thought that holds the same words
+    # The reply is the last occurrence: reasoning before it can contain the same words.
+    place = text.rfind(core)
     return None if place < 0 or not core else place - (len(response) - len(response.lstrip()))
 
 
 def moved(spans: Sequence[Span], response: str, text: str, source: str) -> list[Span]:
-    """Character spans of a response's text as spans of a longer text that holds it.
+    """Character spans of a response as spans of a longer text that contains it.
 
     Raises:
-        UserError: it does not hold it.
+        UserError: The text does not contain the response.
     """
     shift = place_in(response, text) if spans else 0
     if shift is None:
         raise UserError(
-            f"{source}: the spans of a response cannot be placed, since its template does not write its text as it is. Take the spans out."
+            f"{source}: the spans of a response cannot be located, because the chat template changes its text. Remove the "
+            "spans.",
+            code="unplaced-spans",
         )
     return [
         Span(max(span.start + shift, 0), min(span.end + shift, len(text)), span.value)
@@ -83,8 +82,8 @@ def moved(spans: Sequence[Span], response: str, text: str, source: str) -> list[
 Unit = Literal["token", "word", "sentence", "spans"]
 
 _WORD = re.compile(r"\s*\S+")
-# A sentence ends at a mark with white space after it (marks of scripts without spaces need none), or at a line's end;
-# white space before its first character is its own.
+# A sentence ends at a mark followed by white space (not required after the marks of scripts without spaces) or at the
+# end of a line. White space before its first character belongs to it.
 _CLOSERS = "[\"')\\]\u201d\u2019\u300d\u300f\uff09]*"
 _SENTENCE = re.compile(
     rf"\s*(?=\S).*?(?:[.!?\u2026\u061f\u06d4]+{_CLOSERS}(?=\s|$)|[\u3002\uff01\uff1f\u0964]+{_CLOSERS}|\n+|$)",
@@ -93,16 +92,16 @@ _SENTENCE = re.compile(
 
 
 def token_segments(unit: Unit, text: str, tokens: Sequence[ByteSpan], spans: Sequence[Span] = ()) -> Tensor:
-    """Which segment of its response each token belongs to.  -> [len], rising whole numbers
+    """The segment of the response that each token belongs to.  -> [len], increasing integers
 
-    A token belongs to the segment in which its first byte lies that is no white space: most tokenizers put the space
-    before a word into the word's token. What closes a response belongs to its last segment.
+    A token belongs to the segment of its first byte that is not white space, because most tokenizers put the space before
+    a word into the word's token. Eos tokens belong to the last segment.
 
     Args:
-        unit: ``token`` gives each its own; ``spans`` makes one of each span and one of each gap between two.
+        unit: ``token`` gives each token its own segment; ``spans`` makes one of each span and one of each gap.
         text: The response.
         tokens: Bytes of each of its tokens.
-        spans: The data's, by characters; they must not overlap.
+        spans: The spans of the data, in characters. They must not overlap.
     """
     if unit == "token":
         return torch.arange(len(tokens))
@@ -123,8 +122,9 @@ def _starts(unit: Unit, text: str, spans: Sequence[Span]) -> list[int]:
         ordered = sorted(spans)
         if any(one.end > other.start for one, other in pairwise(ordered)):
             raise UserError(
-                f"unit: spans needs spans that do not overlap, got {[(s.start, s.end) for s in ordered]}. Mend the "
-                "column spans, or write unit: word or sentence."
+                f"unit spans needs spans that do not overlap, got {[(s.start, s.end) for s in ordered]}. Fix the column "
+                "spans, or use the unit word or sentence.",
+                code="overlapping-spans",
             )
         places = {place for span in ordered for place in (span.start, span.end) if place < len(text)}
     else:
@@ -134,21 +134,19 @@ def _starts(unit: Unit, text: str, spans: Sequence[Span]) -> list[int]:
 
 
 def with_segments(unit: Unit, tokenizer: PreTrainedTokenizerBase, row: TokenRow) -> TokenRow:
-    """A row with its tokens' segments, where the reward's unit is larger than a token."""
+    """The row with the segments of its tokens; unchanged for the unit ``token``."""
     if unit == "token":
         return row
-    count = len(row.responses)
-    return replace(row, segments=[_segments(unit, tokenizer, row, number) for number in range(count)])
+    places = range(len(row.responses))
+    return replace(row, segments=[_segments_of(unit, tokenizer, row, place) for place in places])
 
 
-def _segments(unit: Unit, tokenizer: PreTrainedTokenizerBase, row: TokenRow, number: int) -> Tensor:
-    ids = row.responses[number]
+def _segments_of(unit: Unit, tokenizer: PreTrainedTokenizerBase, row: TokenRow, place: int) -> Tensor:
     if unit != "spans":
-        text, places = spans_of_ids(tokenizer, ids)
-        return token_segments(unit, text, places)
-    # Spans count the characters of the data's text; what the ids spell may be another form of it.
+        return token_segments(unit, *spans_of_ids(tokenizer, row.responses[place]))
+    # Spans are in characters of the data's text, and the ids may spell another form of it.
     comparison = row.comparison
-    given = comparison.spans[number] if comparison.spans is not None else ()
-    text, tokens, own = spelled(tokenizer, row, number)
-    known = given if own else moved(given, comparison.responses[number], text, comparison.source)
+    given = comparison.spans[place] if comparison.spans is not None else ()
+    text, tokens, own = spelled(tokenizer, row, place)
+    known = given if own else moved(given, comparison.responses[place], text, comparison.source)
     return token_segments(unit, text, tokens, known)

@@ -1,7 +1,7 @@
-"""A conversation's tokens, split into those of the prompt, those that the assistant writes, and what stands between.
+"""Splits the tokens of a conversation into those of the prompt, those of the assistant, and what is between them.
 
-The whole conversation is encoded as the template writes it, and split where the prompt and the replies meet. Where one
-token would cover both, or a reply spells a mark of the template, the reply is encoded apart, and that is noted.
+The whole conversation is encoded as the template writes it, and split where prompt and replies meet. If one token would
+cover both, or if a reply spells a mark of the template, the reply is encoded separately, and a note is set.
 """
 
 from bisect import bisect_left, bisect_right
@@ -17,7 +17,7 @@ from tokenward.tokens.writing import (
     ConversationText,
     PromptText,
     Unplaced,
-    goes_on,
+    is_continuable,
     left_out_of_prompt,
     left_out_of_reply,
     texts_of,
@@ -28,7 +28,7 @@ from tokenward.types import Comparison, Message
 
 
 class Note(IntFlag):
-    """What there is to say of a comparison's rows."""
+    """What is unusual about a comparison's rows. Encoded stores contain these numbers."""
 
     OPENING = 1
     PRELUDE = 2
@@ -62,45 +62,32 @@ DROPPED: dict[Note, str] = {
     Note.BEGUN: "dropped: the prompt ends with an assistant's call, or with a thought beside a reply's own, where no reply goes on",
     Note.CUT_AWAY: "dropped: nothing of a response is left after truncation",
 }
-"""Notes of rows that are not."""
+"""Notes of rows that are dropped."""
 
 
 class Insert(NamedTuple):
-    """Tokens inside a response that the assistant does not write: read by the model, without a number of their own.
+    """Tokens inside a response that are not the assistant's: the model reads them, but they have no values."""
 
-    Attributes:
-        before: Place of the response's token that follows them.
-        ids: Their ids.
-    """
-
-    before: int
-    ids: list[int]
+    before: int  # position of the response's token that follows them
+    ids: list[int]  # their ids
 
 
 class Response(NamedTuple):
-    """A response as ids.
+    """A response as ids."""
 
-    Attributes:
-        ids: Those that the assistant writes, the end of its turn included.
-        context: What stands among them.
-        length: Tokens in all, before anything was cut; those that the template writes before the reply are not counted.
-        eos: Tokens at the end that are no text.
-        notes: See :class:`Note`.
-    """
-
-    ids: list[int]
-    context: list[Insert]
-    length: int
-    eos: int
-    notes: int = 0
+    ids: list[int]  # tokens of the assistant, with the eos tokens
+    context: list[Insert]  # tokens between them that are not the assistant's
+    length: int  # number of tokens before truncation, without those that the template writes before the reply
+    eos: int  # number of eos tokens at the end
+    notes: int = 0  # see Note
 
     @property
     def prelude(self) -> int:
-        """Tokens that stand before the first of its own."""
+        """Number of tokens that are read before the first token of the assistant."""
         return sum(len(insert.ids) for insert in self.context if not insert.before)
 
     def cut(self, limit: int) -> "Response":
-        """The first ``limit`` tokens of it, ending with one that the assistant writes."""
+        """The first ``limit`` tokens, shortened to end with a token of the assistant."""
         if self.length <= limit:
             return self
         kept, total, before = 0, 0, 0
@@ -115,30 +102,22 @@ class Response(NamedTuple):
         )
 
 
-class UncutRow(NamedTuple):
-    """A comparison as ids, before anything is cut.
+class RowIds(NamedTuple):
+    """A comparison as ids."""
 
-    Attributes:
-        prompt: Ids with which the rows of all replies to this prompt begin.
-        opening: What follows them when the model generates; mostly nothing.
-        responses: In the comparison's order; one without tokens has a note that says why.
-        notes: Of the prompt; see :class:`Note`.
-    """
-
-    prompt: list[int]
-    opening: list[int]
-    responses: list[Response]
-    notes: int
+    prompt: list[int]  # the common first ids of the rows of all replies, as far as they are the prompt
+    prompt_length: int  # length of the prompt before truncation
+    opening: list[int]  # ids that follow the prompt for generation; usually empty
+    responses: list[
+        Response
+    ]  # in the order of the comparison. A response without tokens has a note that tells why
+    notes: int  # notes on the prompt; see Note
 
 
 class _Tokens(NamedTuple):
-    """A text as ids.
+    """A text as ids, with the first and last (exclusive) character of each.
 
-    Attributes:
-        text: The text.
-        ids: Of the whole text.
-        starts: Character at which each token begins; 0 for those that the tokenizer wrote before the text.
-        ends: Character after its last one.
+    Tokens that the tokenizer adds before the text have the range 0 to 0.
     """
 
     text: str
@@ -147,71 +126,66 @@ class _Tokens(NamedTuple):
     ends: list[int]
 
     def covering(self, character: int) -> int:
-        """The token that covers a character, or the next one where the tokenizer's normaliser took it away."""
+        """The token that covers a character, or the next one if a normalizer removed the character."""
         return bisect_right(self.ends, character)
 
     def behind(self, character: int) -> int:
-        """The first token that begins at a character or after it."""
+        """The first token that begins at or after a character."""
         return bisect_left(self.starts, character)
 
 
-def split_all(comparisons: Sequence[Comparison], template: Template) -> list[UncutRow]:
-    """Comparisons as ids; many at once cost a fraction of one by one.
+def split_all(comparisons: Sequence[Comparison], template: Template) -> list[RowIds]:
+    """Comparisons as ids. Many at once are much faster than one by one.
 
     Raises:
-        UserError: the template refuses a conversation.
+        UserError: The template refuses a conversation.
     """
     if template.encoder:
-        return [_apart(comparison, template) for comparison in comparisons]
-    asked = [write_prompt(template, comparison) for comparison in comparisons]
-    written = [_written(template, *both) for both in zip(comparisons, asked, strict=True)]
-    replies = [reply.text for found in written for reply in found if reply is not None]
-    tokens = iter(_tokens(template, [*(item.text for item in asked), *replies]))
-    prompts = [next(tokens) for _ in asked]
+        return [_separately(comparison, template) for comparison in comparisons]
+    prompts = [write_prompt(template, comparison) for comparison in comparisons]
+    written = [_written(template, *both) for both in zip(comparisons, prompts, strict=True)]
+    texts = [
+        *(prompt.text for prompt in prompts),
+        *(reply.text for found in written for reply in found if reply),
+    ]
+    tokens = iter(
+        _with_first(template, text, [(0, item)])
+        for text, item in zip(texts, template.encodings(texts), strict=True)
+    )
+    prompt_tokens = [next(tokens) for _ in prompts]
     splits = []
-    for comparison, prompt, found in zip(comparisons, prompts, written, strict=True):
-        both = [(reply, next(tokens)) if reply else None for reply in found]
-        own = [
-            one if one is None or one[0].hidden is None else (one[0], _unmarked(template, one[0]))
-            for one in both
-        ]
-        splits.append(_split(template, comparison, prompt, own))
+    for comparison, prompt, found in zip(comparisons, prompt_tokens, written, strict=True):
+        replies = []
+        for reply in found:
+            own = next(tokens) if reply else None
+            own = _unmarked(template, reply) if reply and reply.hidden is not None else own
+            replies.append((reply, own) if reply and own else None)
+        splits.append(_split(template, comparison, prompt, replies))
     return splits
 
 
-def _tokens(template: Template, texts: Sequence[str]) -> list[_Tokens]:
-    return [
-        _with_first(template, text, *_places(item))
-        for text, item in zip(texts, template.encodings(texts), strict=True)
-    ]
-
-
-def _places(encoding: Encoding) -> tuple[list[int], list[int], list[int]]:
-    offsets = encoding.offsets
-    return encoding.ids, [start for start, _ in offsets], [end for _, end in offsets]
-
-
-def _with_first(template: Template, text: str, ids: list[int], starts: list[int], ends: list[int]) -> _Tokens:
-    none = [0] * len(template.first_ids)
-    return _Tokens(text, [*template.first_ids, *ids], [*none, *starts], [*none, *ends])
+def _with_first(template: Template, text: str, encodings: Sequence[tuple[int, Encoding]]) -> _Tokens:
+    """The tokens of a text from those of its pieces, each with the position of the piece."""
+    ids, starts, ends = list(template.first_ids), [0] * len(template.first_ids), [0] * len(template.first_ids)
+    for place, encoding in encodings:
+        ids += encoding.ids
+        starts += [place + start for start, _ in encoding.offsets]
+        ends += [place + end for _, end in encoding.offsets]
+    return _Tokens(text, ids, starts, ends)
 
 
 def _unmarked(template: Template, written: ConversationText) -> _Tokens:
-    """A conversation's tokens in which marks that a reply spells are text, and the template's own are marks."""
-    ids, starts, ends = list[int](), list[int](), list[int]()
+    """The tokens of a conversation in which marks that a reply spells are text, and the template's own are marks."""
+    encodings: list[tuple[int, Encoding]] = []
     place, hidden = 0, written.hidden or written.text
     for mark in [*template.special_marks.finditer(hidden), None]:
         end = len(hidden) if mark is None else mark.start()
-        pieces = [(written.text[place:end], template.spelling)] if end > place else []
-        pieces += [] if mark is None else [(mark.group(), template.encodings)]
-        for text, encode in pieces:
-            (encoding,) = encode([text])
-            own, first, last = _places(encoding)
-            ids += own
-            starts += [place + start for start in first]
-            ends += [place + start for start in last]
+        pieces = [(written.text[place:end], False)] if end > place else []
+        pieces += [] if mark is None else [(mark.group(), True)]
+        for text, special in pieces:
+            encodings += [(place, encoding) for encoding in template.encodings([text], special=special)]
             place += len(text)
-    return _with_first(template, written.text, ids, starts, ends)
+    return _with_first(template, written.text, encodings)
 
 
 def _split(
@@ -219,47 +193,42 @@ def _split(
     comparison: Comparison,
     prompt: _Tokens,
     replies: Sequence[tuple[ConversationText, _Tokens] | None],
-) -> UncutRow:
-    """The rows follow the whole conversations; the prompt is what all of them begin with of what the model is asked with."""
-    # A plain prompt is text like its reply, and is asked with as it is: it keeps all its tokens.
+) -> RowIds:
+    """Rows follow the whole conversations: the prompt is the part of the prompt that all of them begin with."""
+    # A plain prompt is text like its reply, so it keeps all its tokens.
     followed = [reply[1].ids for reply in replies if reply and template.kind == "chat"]
     trunk = min((_same(prompt.ids, ids) for ids in followed), default=len(prompt.ids))
     notes = Note.OPENING if trunk < len(prompt.ids) else Note(0)
-    # A plain prompt is written with its marks.
-    written = comparison.prompt if template.kind == "chat" else ()
-    if marks_in(template, written):
+    if template.kind == "chat" and marks_in(template, comparison.prompt):
         notes |= Note.PROMPT_MARKS
     if left_out_of_prompt(comparison, prompt.text):
         notes |= Note.PROMPT_LEFT_OUT
-    if not goes_on(comparison):
+    if not is_continuable(comparison):
         notes |= Note.BEGUN
     responses = [
-        _response(template, prompt, trunk, *reply, messages=comparison.reply(place)) if reply else _UNPLACED
+        _response(template, prompt, trunk, *reply, messages=comparison.reply(place))
+        if reply
+        else Response([], [], 0, 0, Note.UNPLACED)
         for place, reply in enumerate(replies)
     ]
-    return UncutRow(prompt.ids[:trunk], prompt.ids[trunk:], responses, notes)
+    return RowIds(prompt.ids[:trunk], trunk, prompt.ids[trunk:], responses, notes)
 
 
 def _same(ids: Sequence[int], others: Sequence[int]) -> int:
-    """How many ids two lists begin with in common."""
+    """Number of common first ids."""
     if ids == others[: len(ids)]:
         return len(ids)
-    return next(
-        (place for place, (one, other) in enumerate(zip(ids, others, strict=False)) if one != other),
-        len(others),
-    )
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), len(others))
 
 
-_UNPLACED = Response([], [], 0, 0, Note.UNPLACED)
-
-
-def _written(template: Template, comparison: Comparison, asked: PromptText) -> list[ConversationText | None]:
-    """The replies of a comparison; None for one that cannot be placed."""
+def _written(template: Template, comparison: Comparison, prompt: PromptText) -> list[ConversationText | None]:
+    """The replies of a comparison; None for one that cannot be located."""
     found: list[ConversationText | None] = []
     for place in range(len(comparison.responses)):
         try:
-            found.append(write_reply(template, comparison, place, asked))
-        except Unplaced:  # counted as such
+            found.append(write_reply(template, comparison, place, prompt))
+        except Unplaced:
             found.append(None)
     return found
 
@@ -273,7 +242,6 @@ def _response(
     *,
     messages: Sequence[Message],
 ) -> Response:
-    """One response, out of the whole conversation or, where prompt and reply share a token in plain text, apart from it."""
     if not reply.own:
         return Response([], [], 0, 0, Note.WEIGHTLESS)
     notes = Note.REPLY_MARKS if marks_in(template, messages) else Note(0)
@@ -281,7 +249,7 @@ def _response(
         notes |= Note.APART
         own = _by_pieces(template, prompt, trunk, reply)
     else:
-        # What a reply is asked with is none of its own, however much of it the rows of other replies begin with.
+        # Tokens of the generation prompt are not the reply's, even if the rows of other replies begin with fewer of them.
         asked = _same(prompt.ids, tokens.ids) if template.kind == "chat" else trunk
         own = _together(template, (trunk, asked), reply, tokens)
     if template.kind == "chat" and left_out_of_reply(messages, reply.text[reply.own[0][0] :]):
@@ -292,7 +260,7 @@ def _response(
 
 
 def marks_in(template: Template, messages: Sequence[Message]) -> list[str]:
-    """Marks of the template that messages spell."""
+    """Marks of the template that the texts of some messages contain."""
     if template.marks is None:
         return []
     texts = [text for message in messages for text in texts_of(message)]
@@ -305,7 +273,7 @@ def marks_in(template: Template, messages: Sequence[Message]) -> list[str]:
 def _together(
     template: Template, begun: tuple[int, int], reply: ConversationText, tokens: _Tokens
 ) -> Response:
-    """A response out of the whole conversation's tokens, of which the first are the trunk's and what is asked with."""
+    """A response from the tokens of the whole conversation. ``begun`` are the lengths of the trunk and of the prompt."""
     ids = tokens.ids
     places = [
         (tokens.covering(start), len(ids) if end is None else tokens.behind(end)) for start, end in reply.own
@@ -313,21 +281,17 @@ def _together(
     start, end = places[-1]
     eos: list[int] = []
     if reply.own[-1][1] is None:
-        end, eos = _closed_by_marks(template, ids, start)
+        end, eos = _special_at_end(template, ids, start)
     elif reply.ends:
         text = tokens.behind(len(reply.text.rstrip("\n")))
         eos = eos_ids(template, ids[end:], ids[end:text])
-    return _made(*begun, ids, [*places[:-1], (start, end)], eos)
+    return _assembled(*begun, ids, [*places[:-1], (start, end)], eos)
 
 
-def _made(
-    trunk: int,
-    asked: int,
-    ids: Sequence[int],
-    places: Sequence[tuple[int, int]],
-    eos: Sequence[int],
+def _assembled(
+    trunk: int, asked: int, ids: Sequence[int], places: Sequence[tuple[int, int]], eos: Sequence[int]
 ) -> Response:
-    """A response from the places of its own tokens in the whole conversation; none is before ``asked``."""
+    """A response from the ranges of its own tokens in the whole conversation; none begins before ``asked``."""
     own, context, reached = list[int](), list[Insert](), trunk
     for start, end in places:
         start = max(start, reached, asked)
@@ -342,24 +306,23 @@ def _made(
 
 
 def eos_ids(template: Template, behind: Sequence[int], text: Sequence[int]) -> list[int]:
-    """What ends a reply.
+    """The tokens that end a reply.
 
     Args:
-        template: That wrote it.
+        template: Template that wrote the reply.
         behind: All tokens after the reply's text.
-        text: Those of them that are not the last line breaks.
+        text: Those of them before the last line breaks.
     """
     count = template.ends_after(behind)
     if count:
         return list(behind[:count])
-    blank = not str(template.tokenizer.decode(list(text))).strip()
-    return [*([] if blank else text), template.ending.ids[-1]]
+    return [*([] if _is_blank(template, text) else text), template.ending.ids[-1]]
 
 
-def _closed_by_marks(template: Template, ids: Sequence[int], start: int) -> tuple[int, list[int]]:
-    """Where the text of a conversation's last message ends, and what closes it: the special tokens at the end."""
+def _special_at_end(template: Template, ids: Sequence[int], start: int) -> tuple[int, list[int]]:
+    """Where the text of a conversation's last message ends, and the special tokens after it."""
     last = len(ids)
-    while last > start and ids[last - 1] not in template.special_ids and _is_break(template, ids[last - 1]):
+    while last > start and ids[last - 1] not in template.special_ids and _is_blank(template, [ids[last - 1]]):
         last -= 1
     first = last
     while first > start and ids[first - 1] in template.special_ids:
@@ -367,12 +330,12 @@ def _closed_by_marks(template: Template, ids: Sequence[int], start: int) -> tupl
     return first, list(ids[first:last]) or [template.ending.ids[-1]]
 
 
-def _is_break(template: Template, token: int) -> bool:
-    return not str(template.tokenizer.decode([token])).strip()
+def _is_blank(template: Template, ids: Sequence[int]) -> bool:
+    return not str(template.tokenizer.decode(list(ids))).strip()
 
 
 def _by_pieces(template: Template, prompt: _Tokens, trunk: int, reply: ConversationText) -> Response:
-    """A plain response whose texts are encoded apart from what stands around them."""
+    """A plain response whose texts are encoded separately from what is around them."""
     ids, places, reached = prompt.ids[:trunk], list[tuple[int, int]](), len(prompt.text)
     for start, end in reply.own:
         ids += template.written_ids(reply.text[reached:start])
@@ -380,15 +343,16 @@ def _by_pieces(template: Template, prompt: _Tokens, trunk: int, reply: Conversat
         begin = len(ids)
         ids += template.written_ids(reply.text[start:reached])
         places.append((begin, len(ids)))
-    return _made(trunk, trunk, ids, places, template.eos_ids if reply.ends else [])
+    return _assembled(trunk, trunk, ids, places, template.eos_ids if reply.ends else [])
 
 
-def _apart(comparison: Comparison, template: Template) -> UncutRow:
-    """Prompt and replies each on their own, as an encoder and its decoder read them."""
+def _separately(comparison: Comparison, template: Template) -> RowIds:
+    """Prompt and replies on their own, as an encoder and its decoder read them."""
     if comparison.turns is not None:
         raise UserError(
-            f"{comparison.source}: a reply of several messages, tool calls or reasoning cannot be written for a model with an "
-            "encoder, which reads prompt and reply apart. Take such rows out."
+            f"{comparison.source}: a model with an encoder reads prompt and reply separately, so a reply of several messages, "
+            "tool calls or reasoning cannot be written. Remove such rows.",
+            code="unsupported-reply",
         )
     prompt = template.prompt_ids(comparison.prompt, comparison.tools)
     eos = template.eos_ids
@@ -396,4 +360,4 @@ def _apart(comparison: Comparison, template: Template) -> UncutRow:
         Response([*ids, *eos], [], len(ids) + len(eos), len(eos))
         for ids in template.texts_ids(comparison.responses)
     ]
-    return UncutRow(prompt, [], responses, 0)
+    return RowIds(prompt, len(prompt), [], responses, 0)

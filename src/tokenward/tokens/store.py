@@ -1,9 +1,9 @@
-"""Encoded comparisons as Arrow columns, in memory or on disk behind a memory map.
+"""Encoded comparisons as Arrow columns, in memory or in a memory-mapped file.
 
-A row holds a comparison, the ids of its prompt and of all its responses, and each length before anything was cut. So the
-rows serve whatever pairs are made of them, and it is decided when they are read which pairs fit the limits. On disk, rows
-are written in shards of a fixed size, each atomically, and joined at the end. A stopped run goes on with the next shard;
-neither stops nor the number of processes change the bytes.
+A row has a comparison, the ids of its prompt and of all its responses, and their lengths before truncation. So the rows can
+be used for any rule of pairs, and it is decided on reading which pairs fit the limits. On disk, rows are written in shards
+of a fixed size, each atomically, which are joined at the end. A stopped run continues with the next shard. Neither stops nor
+the number of processes change the bytes.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from tokenward.artifacts import atomic_file
 from tokenward.data.files import from_line, line_ends, to_line
-from tokenward.tokens.encode import Limits, RowParts, encode_parts
+from tokenward.tokens.encode import Limits, encode_parts, eos_left
 from tokenward.tokens.rows import keys_of, response_key
-from tokenward.tokens.split import Insert
+from tokenward.tokens.split import Insert, RowIds
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
 
@@ -39,29 +39,26 @@ _SHARDS_WORTH_A_PROCESS = 2  # starting a process takes longer than encoding few
 _IDS, _KEY = pa.int32(), pa.uint64()
 SCHEMA = pa.schema(
     {
-        "comparison": pa.binary(),  # JSON, as data.lines writes it
+        "comparison": pa.binary(),  # JSON line of tokenward.data.files
         "key": _KEY,  # of the comparison
         "prompt_key": _KEY,  # hash of the prompt's messages
         "prompt": pa.list_(_IDS),
-        "prompt_length": pa.int32(),  # before anything was cut
+        "prompt_length": pa.int32(),  # before truncation
         "prompt_kept": pa.int32(),
         "prompt_digest": _KEY,  # hash of the prompt's ids
         "opening": pa.list_(_IDS),
         "responses": pa.list_(pa.list_(_IDS)),
-        "context": pa.list_(pa.list_(_IDS)),  # per insert: the token it precedes, its length, its ids
-        "lengths": pa.list_(pa.int32()),  # with context behind the first token, before anything was cut
-        "sizes": pa.list_(pa.int32()),  # of what is in responses
-        "preludes": pa.list_(pa.int32()),  # of the context before the first token
-        "eos": pa.list_(pa.int32()),  # end-of-turn tokens that are left
-        "notes": pa.list_(pa.int32()),  # bits of tokenward.tokens.split.Note, the prompt's among them
+        "context": pa.list_(pa.list_(_IDS)),  # for each insert: the token it precedes, its length, its ids
+        "lengths": pa.list_(pa.int32()),  # before truncation, with the context after the first token
+        "sizes": pa.list_(pa.int32()),  # of the entries of responses
+        "preludes": pa.list_(pa.int32()),  # length of the context before the first token
+        "eos": pa.list_(pa.int32()),  # number of eos tokens after truncation
+        "notes": pa.list_(pa.int32()),  # bits of tokenward.tokens.split.Note, including the prompt's
         "ranks": pa.list_(pa.int32()),
         "response_keys": pa.list_(_KEY),
         "digests": pa.list_(_KEY),  # hash of the response's ids
     }
 )
-
-_NESTED = ("responses", "context")
-"""Columns with a list of ids for each response."""
 
 
 def digest(ids: np.ndarray) -> int:
@@ -75,7 +72,7 @@ class EncodedStore:
 
     Args:
         batches: Record batches of :data:`SCHEMA`, one after another.
-        paths: Files that they are mapped from; empty if they are in memory.
+        paths: The mapped files; empty if the batches are in memory.
     """
 
     def __init__(self, batches: Sequence[pa.RecordBatch], paths: Sequence[Path] = ()) -> None:
@@ -85,7 +82,7 @@ class EncodedStore:
 
     @classmethod
     def open(cls, paths: Sequence[Path]) -> "EncodedStore":
-        """Map files that :func:`write_encoded` wrote."""
+        """Map files written by :func:`write_encoded`."""
         readers = [pa.ipc.open_file(pa.memory_map(str(path))) for path in paths]
         batches = [reader.get_batch(n) for reader in readers for n in range(reader.num_record_batches)]
         return cls(batches, paths)
@@ -93,10 +90,10 @@ class EncodedStore:
     @classmethod
     def made(cls, rows: Iterable[Comparison], template: Template, limits: Limits) -> "EncodedStore":
         """Encode comparisons in memory."""
-        return cls([columns.batch() for columns in _encoded(iter(rows), template, limits)])
+        return cls(list(_encoded(iter(rows), template, limits)))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # A mapped file does not travel to another process.
+        # A memory map cannot be pickled, so another process opens the file again.
         if self.paths:
             return EncodedStore.open, (self.paths,)
         return EncodedStore, (self._batches,)
@@ -116,11 +113,10 @@ class EncodedStore:
         return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.starts))
 
     def column(self, name: str) -> np.ndarray:
-        """One number of each row, or of each of its responses, end to end."""
+        """A column with one number per row or per response, concatenated."""
         kind = SCHEMA.field(name).type
-        flat = np.dtype((kind.value_type if pa.types.is_list(kind) else kind).to_pandas_dtype())
-        parts = [_flat(batch.column(name)) for batch in self._batches]
-        return np.concatenate(parts) if parts else np.zeros(0, flat)
+        empty = np.zeros(0, (kind.value_type if pa.types.is_list(kind) else kind).to_pandas_dtype())
+        return np.concatenate([_flat(batch.column(name)) for batch in self._batches] or [empty])
 
     def comparison(self, row: int) -> Comparison:
         """The comparison of a row."""
@@ -132,15 +128,15 @@ class EncodedStore:
         return self._ids("prompt", row)
 
     def opening(self, row: int) -> list[int]:
-        """Ids that follow the prompt when the model generates."""
+        """Ids that follow the prompt for generation."""
         return self._ids("opening", row)
 
     def response(self, row: int, place: int) -> list[int]:
-        """Ids of a response, by its place in its row."""
+        """Ids of a response, by its position in the row."""
         return self._nested("responses", row, place)
 
     def context(self, row: int, place: int) -> list[Insert]:
-        """What a response holds beside its own tokens."""
+        """The tokens in a response that are not the assistant's."""
         numbers, found, at = self._nested("context", row, place), list[Insert](), 0
         while at < len(numbers):
             before, length = numbers[at : at + 2]
@@ -149,7 +145,7 @@ class EncodedStore:
         return found
 
     def first_with(self, note: int) -> int | None:
-        """Number of the first row with a note, of its prompt or of a response; None if no row has it."""
+        """Number of the first row with a note on its prompt or on a response; None if no row has it."""
         noted = np.flatnonzero(self.column("notes") & int(note))
         return int(self.owner[noted[0]]) if len(noted) else None
 
@@ -169,11 +165,12 @@ class EncodedStore:
         return ids[starts[number] : starts[number + 1]].tolist()
 
     def _views(self, name: str, number: int) -> tuple[np.ndarray, ...]:
-        """Offsets and ids of a column of a batch. They hold no copy, so all that were used are kept."""
+        """Offsets and ids of a column of a batch. They are views, not copies, so all that were used are kept."""
         key = name, number
         if key not in self._opened:
             column = self._batches[number].column(name)
-            inner = (_offsets(column.values), _flat(column.values)) if name in _NESTED else (_flat(column),)
+            nested = pa.types.is_list(column.type.value_type)
+            inner = (_offsets(column.values), _flat(column.values)) if nested else (_flat(column),)
             self._opened[key] = (_offsets(column), *inner)
         return self._opened[key]
 
@@ -187,67 +184,46 @@ def _offsets(column: pa.Array) -> np.ndarray:
     return column.offsets.to_numpy(zero_copy_only=True)
 
 
-class _Columns:
-    """Columns of a batch as they grow. Ids are arrays, since lists of numbers take ten times the memory."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names if name not in _NESTED}
-        self.nested: dict[str, list[np.ndarray]] = {name: [] for name in _NESTED}
-        self.sizes: list[int] = []
-
-    def add(self, row: Comparison, parts: RowParts, longest: int) -> None:
-        """Append a comparison; responses that are longer than ``longest`` were cut."""
-        prompt = np.array(parts.prompt, np.int32)
-        responses = [np.array(own.ids, np.int32) for own in parts.responses]
-        values = {
-            "comparison": to_line(row).encode(),
-            "key": int(row.key, 16),
-            "prompt_key": int(response_key(row.prompt, "", row.tools), 16),
-            "prompt": prompt,
-            "prompt_length": parts.prompt_length,
-            "prompt_kept": len(prompt),
-            "prompt_digest": digest(prompt),
-            "opening": np.array(parts.opening, np.int32),
-            "lengths": [own.length for own in parts.responses],
-            "sizes": [len(ids) for ids in responses],
-            "preludes": [own.prelude for own in parts.responses],
-            "eos": [own.eos if own.length <= longest else 0 for own in parts.responses],
-            "notes": [int(parts.notes | own.notes) for own in parts.responses],
-            "ranks": list(row.ranks),
-            "response_keys": [int(key, 16) for key in keys_of(row)],
-            "digests": [digest(ids) for ids in responses],
-        }
-        for name, value in values.items():
-            self.rows[name].append(value)
-        self.nested["responses"] += responses
-        self.nested["context"] += [_numbers_of(own.context) for own in parts.responses]
-        self.sizes.append(len(responses))
-
-    def batch(self) -> pa.RecordBatch:
-        """All of it as Arrow."""
-        starts = pa.array(np.cumsum([0, *self.sizes]), pa.int32())
-        known = {name: pa.array(values, SCHEMA.field(name).type) for name, values in self.rows.items()}
-        for name, parts in self.nested.items():
-            inner = pa.array(parts, SCHEMA.field(name).type.value_type)
-            known[name] = pa.ListArray.from_arrays(starts, inner)
-        return pa.RecordBatch.from_arrays([known[name] for name in SCHEMA.names], schema=SCHEMA)
+def _record(row: Comparison, ids: RowIds, limits: Limits) -> dict[str, Any]:
+    """A comparison as a row of the schema. Ids are arrays, because lists of numbers take ten times the memory."""
+    prompt = np.array(ids.prompt, np.int32)
+    responses = [np.array(own.ids, np.int32) for own in ids.responses]
+    return {
+        "comparison": to_line(row).encode(),
+        "key": int(row.key, 16),
+        "prompt_key": int(response_key(row.prompt, "", row.tools), 16),
+        "prompt": prompt,
+        "prompt_length": ids.prompt_length,
+        "prompt_kept": len(prompt),
+        "prompt_digest": digest(prompt),
+        "opening": np.array(ids.opening, np.int32),
+        "responses": responses,
+        "context": [_numbers_of(own.context) for own in ids.responses],
+        "lengths": [own.length for own in ids.responses],
+        "sizes": [len(own) for own in responses],
+        "preludes": [own.prelude for own in ids.responses],
+        "eos": [eos_left(own, limits) for own in ids.responses],
+        "notes": [int(ids.notes | own.notes) for own in ids.responses],
+        "ranks": list(row.ranks),
+        "response_keys": [int(key, 16) for key in keys_of(row)],
+        "digests": [digest(own) for own in responses],
+    }
 
 
 def _numbers_of(context: Sequence[Insert]) -> np.ndarray:
-    """Inserts as one row of numbers."""
     parts = [(insert.before, len(insert.ids), *insert.ids) for insert in context]
     return np.array([number for part in parts for number in part], np.int32)
 
 
-def _encoded(rows: Iterator[Comparison], template: Template, limits: Limits) -> Iterator[_Columns]:
-    """Columns of a shard's rows each."""
-    while first := list(islice(rows, SHARD_ROWS)):
-        columns = _Columns()
-        for start in range(0, len(first), _TOKENIZED_AT_ONCE):
-            some = first[start : start + _TOKENIZED_AT_ONCE]
-            for row, parts in zip(some, encode_parts(some, template, limits), strict=True):
-                columns.add(row, parts, limits.max_response_tokens)
-        yield columns
+def _encoded(rows: Iterator[Comparison], template: Template, limits: Limits) -> Iterator[pa.RecordBatch]:
+    """One batch per shard."""
+    while shard := list(islice(rows, SHARD_ROWS)):
+        records: list[dict[str, Any]] = []
+        for start in range(0, len(shard), _TOKENIZED_AT_ONCE):
+            some = shard[start : start + _TOKENIZED_AT_ONCE]
+            found = zip(some, encode_parts(some, template, limits), strict=True)
+            records += [_record(row, ids, limits) for row, ids in found]
+        yield pa.RecordBatch.from_pylist(records, schema=SCHEMA)
 
 
 def write_encoded(
@@ -259,21 +235,23 @@ def write_encoded(
     processes: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Encode all comparisons of some files into ``encoded.arrow``. Shards that exist already are kept.
+    """Encode the comparisons of some files into ``encoded.arrow``. Shards that already exist are kept.
 
     Args:
-        folder: Where it goes.
-        files: Comparisons as JSON lines. Their rows are numbered through.
+        folder: Folder of the result.
+        files: Comparisons as JSON lines. Their rows are numbered consecutively.
         template: Writes the comparisons.
-        limits: Of prompt and response; ``context`` is not used here but when the rows are read.
-        processes: How many share the work; None decides by the amount.
-        progress: Called with the number of comparisons done.
+        limits: Limits of prompt and response. ``context`` is applied when the rows are read.
+        processes: Number of processes; None depends on the amount of data.
+        progress: Called with numbers of finished comparisons.
     """
     work = _Work(folder, _shards_of(files), template, limits)
     missing = [number for number in range(len(work.shards)) if not _shard(folder, number).exists()]
     if processes is None:
-        processes = min(default_processes(), len(missing) // _SHARDS_WORTH_A_PROCESS)
-    for number in _carried_out(work, missing, min(processes, len(missing))):
+        # Not all cores may be available to this process, such as in a container.
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = min(allowed, _MOST_PROCESSES, len(missing) // _SHARDS_WORTH_A_PROCESS)
+    for number in _written(work, missing, min(processes, len(missing))):
         if progress is not None:
             progress(work.shards[number].rows)
     _join(folder, len(work.shards))
@@ -312,24 +290,14 @@ class _Work(NamedTuple):
     limits: Limits
 
     def write(self, number: int) -> int:
-        """Write one shard; returns its number."""
-        (columns,) = _encoded(iter(self.shards[number].read()), self.template, self.limits)
-        with (
-            atomic_file(_shard(self.folder, number)) as file,
-            pa.ipc.new_file(file, SCHEMA) as writer,
-        ):
-            writer.write_batch(columns.batch())
+        (batch,) = _encoded(iter(self.shards[number].read()), self.template, self.limits)
+        with atomic_file(_shard(self.folder, number)) as file, pa.ipc.new_file(file, SCHEMA) as writer:
+            writer.write_batch(batch)
         return number
 
 
-def default_processes() -> int:
-    """One per core that this process may use, within reason."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, _MOST_PROCESSES)
-
-
-def _carried_out(work: _Work, numbers: Sequence[int], processes: int) -> Iterator[int]:
-    """Write shards, in this process or in others; yields their numbers as they are done."""
+def _written(work: _Work, numbers: Sequence[int], processes: int) -> Iterator[int]:
+    """Writes shards, in this process or in others, and yields their numbers as they are done."""
     if processes <= 1:
         yield from map(work.write, numbers)
         return
@@ -339,11 +307,11 @@ def _carried_out(work: _Work, numbers: Sequence[int], processes: int) -> Iterato
         try:
             for done in as_completed([pool.submit(_write, number) for number in numbers]):
                 yield done.result()
-        finally:  # after an error or Ctrl-C, nothing that waits must begin
+        finally:  # after an error or Ctrl-C, waiting shards must not start
             pool.shutdown(cancel_futures=True)
 
 
-_work: list[_Work] = []  # of this process, if it is one of a pool
+_work: list[_Work] = []  # of this process, if it belongs to a pool
 
 
 def _begin(work: _Work) -> None:
@@ -361,7 +329,7 @@ def _shard(folder: Path, number: int) -> Path:
 
 
 def _join(folder: Path, count: int) -> None:
-    """Join the shards into one file, one record batch each, and remove them."""
+    """Joins the shards into one file, with a record batch each, and removes them."""
     shards = [_shard(folder, number) for number in range(count)]
     with atomic_file(folder / ENCODED) as file, pa.ipc.new_file(file, SCHEMA) as writer:
         for shard in shards:

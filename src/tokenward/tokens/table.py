@@ -1,15 +1,15 @@
-"""The one table of tokenward: encoded comparisons with named values per token.
+"""The table of all stages: encoded comparisons with named values per token.
 
-A table names responses of an :class:`~tokenward.tokens.store.EncodedStore`, grouped into rows. A row is built when it is
-asked for, so a table of a million pairs takes some dozens of bytes a pair. Values per token are columns: flat arrays,
-in memory or in a scratch file, joined to responses by their stable keys.
+A table refers to responses of an :class:`~tokenward.tokens.store.EncodedStore`, grouped into rows. Rows are built on access,
+so a table of a million pairs takes a few dozen bytes per pair. Values per token are columns: flat arrays, in memory or in a
+scratch file, which are joined to the responses by their stable keys.
 """
 
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -28,35 +28,30 @@ from tokenward.tokens.store import EncodedStore
 from tokenward.types import Comparison
 
 PAIRS = "pairs.npz"
-"""File of the pairs that a run made of its data."""
+"""File of the pairs of a run."""
 
 Kind = Literal["whole", "pair", "group"]
 
 _COLUMNS = ("weights", "reference_logp", "scores", "segments")
-"""Columns with a field of their own in a :class:`TokenRow`; all others are in ``TokenRow.values``."""
+"""Columns that are fields of :class:`TokenRow`; all others are in ``TokenRow.values``."""
 
 _KNOWN = ("lengths", "eos", "keys", "digests", "ranks", "_eos")
-"""Facts of a table's responses that do not depend on its columns."""
+"""Cached properties that do not depend on the columns, so they are copied with the rows."""
 
-_PROMPT = np.uint64(3)  # beside the hash of a response, so that names are of both; the sums wrap around
+_PROMPT = np.uint64(3)  # factor of the prompt's hash in names of prompt and response; sums wrap around
 
 CHUNK_ROWS = 1024
-"""Rows that are held in memory at once while all rows of a table are looked at."""
+"""Number of rows in memory at once while all rows of a table are processed."""
 
 
 class Column(NamedTuple):
-    """One number per token.
+    """One number per token."""
 
-    Attributes:
-        flat: ``[n]`` float32.
-        starts: ``[r]``, where each response begins. Several responses may share their numbers.
-    """
-
-    flat: np.ndarray
-    starts: np.ndarray
+    flat: np.ndarray  # [n] float32
+    starts: np.ndarray  # [r], where each response begins. Responses may share their numbers
 
     def gathered(self, lengths: np.ndarray, first: int = 0) -> Tensor:
-        """The numbers of some responses in sequence, end to end.  -> [n] float32"""
+        """The numbers of consecutive responses, concatenated.  -> [n] float32"""
         found, done = np.empty(int(lengths.sum()), np.float32), 0
         starts = self.starts[first : first + len(lengths)]
         for start, size in zip(starts.tolist(), lengths.tolist(), strict=True):
@@ -70,15 +65,15 @@ class TokenTable(Sequence[TokenRow]):
     """Rows of encoded comparisons, with columns of values per token.
 
     Attributes:
-        store: Where the comparisons and their ids are.
-        kind: What a row is. ``whole``: a comparison of the store. ``pair``: two of its responses, the better one first,
-            or a comparison of one response. ``group``: responses to one prompt from any of its comparisons; their ranks
-            carry no meaning.
-        starts: ``[rows + 1]``, the first response of each row, counted over this table.
+        store: The comparisons and their ids.
+        kind: What a row is. ``whole``: a comparison of the store. ``pair``: two of its responses, the better one first, or a
+            comparison with a single response. ``group``: responses to one prompt from any of its comparisons, whose ranks
+            have no meaning.
+        starts: ``[rows + 1]``, number of the first response of each row in this table.
         responses: ``[r]``, number of each response in the store.
-        columns: By name.
-        scratch: Folder for columns that are added; None keeps them in memory.
-        change: What is done to a row each time it is built, such as another prompt.
+        columns: Values per token, by name.
+        scratch: Folder for new columns; None keeps them in memory.
+        change: Applied to each row when it is built, such as to use another prompt.
     """
 
     store: EncodedStore
@@ -91,11 +86,10 @@ class TokenTable(Sequence[TokenRow]):
 
     @classmethod
     def whole(cls, store: EncodedStore, first: int = 0, last: int | None = None) -> Self:
-        """Comparisons ``first`` to ``last`` of a store as they are, with every response."""
+        """Comparisons ``first`` to ``last`` of a store, with all their responses."""
         starts = store.starts[first : (len(store) if last is None else last) + 1]
-        return cls(
-            store=store, kind="whole", starts=starts - starts[0], responses=np.arange(starts[0], starts[-1])
-        )
+        numbers = np.arange(starts[0], starts[-1])
+        return cls(store=store, kind="whole", starts=starts - starts[0], responses=numbers)
 
     @classmethod
     def pairs(
@@ -109,7 +103,7 @@ class TokenTable(Sequence[TokenRow]):
     ) -> Self:
         """The pairs of comparisons ``first`` to ``last`` by a rule of :mod:`tokenward.data.pairs`.
 
-        A comparison of one response is a row of its own.
+        A comparison with a single response is a row.
         """
         responses, sizes = array("q"), array("q")
         for row in range(first, len(store) if last is None else last):
@@ -122,9 +116,10 @@ class TokenTable(Sequence[TokenRow]):
 
     @classmethod
     def of_pairs(cls, store: EncodedStore, responses: np.ndarray, sizes: np.ndarray) -> Self:
-        """Pairs that are known: their responses' numbers in the store, and 2 or 1 for each row."""
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
-        return cls(store=store, kind="pair", starts=starts, responses=np.asarray(responses, np.int64))
+        """Known pairs, from the numbers of their responses in the store, and the size of each row, 2 or 1."""
+        return cls(
+            store=store, kind="pair", starts=_starts_of(sizes), responses=np.asarray(responses, np.int64)
+        )
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -143,17 +138,16 @@ class TokenTable(Sequence[TokenRow]):
         return row if self.change is None else self.change(row)
 
     def _row(self, number: int) -> TokenRow:
-        store, numbers = self.store, self._of(number)
-        rows = store.owner[numbers].tolist()
-        both = list(zip(rows, (numbers - store.starts[rows]).tolist(), strict=True))
-        context = [store.context(row, place) for row, place in both]
+        store, numbers, places = self.store, self._of(number), self._places(number)
+        context = [store.context(row, place) for row, place in places]
+        first = places[0][0]
         return TokenRow(
-            self._comparison(both),
-            store.prompt(rows[0]),
-            [store.response(row, place) for row, place in both],
+            self._comparison(places),
+            store.prompt(first),
+            [store.response(row, place) for row, place in places],
             self._eos[numbers].tolist(),
             context if any(context) else (),
-            store.opening(rows[0]),
+            store.opening(first),
         )
 
     @cached_property
@@ -164,11 +158,15 @@ class TokenTable(Sequence[TokenRow]):
         """Numbers in the store of a row's responses."""
         return self.responses[int(self.starts[number]) : int(self.starts[number + 1])]
 
-    def comparison(self, number: int) -> Comparison:
-        """The comparison of a row, without its ids."""
+    def _places(self, number: int) -> list[tuple[int, int]]:
+        """For each response of a row, its row in the store and its position there."""
         numbers = self._of(number)
         rows = self.store.owner[numbers].tolist()
-        return self._comparison(list(zip(rows, (numbers - self.store.starts[rows]).tolist(), strict=True)))
+        return list(zip(rows, (numbers - self.store.starts[rows]).tolist(), strict=True))
+
+    def comparison(self, number: int) -> Comparison:
+        """The comparison of a row, without its ids."""
+        return self._comparison(self._places(number))
 
     def _comparison(self, parts: Sequence[tuple[int, int]]) -> Comparison:
         first = self.store.comparison(parts[0][0])
@@ -182,17 +180,17 @@ class TokenTable(Sequence[TokenRow]):
 
     @property
     def sizes(self) -> np.ndarray:
-        """How many responses each row has.  -> [rows]"""
+        """Number of responses of each row.  -> [rows]"""
         return np.diff(self.starts)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each response that the assistant writes.  -> [r] int32"""
+        """Number of tokens of each response, without inserts.  -> [r] int32"""
         return self.of_responses("sizes")
 
     @cached_property
     def eos(self) -> np.ndarray:
-        """End-of-turn tokens of each response.  -> [r]"""
+        """Number of eos tokens of each response.  -> [r]"""
         return self.of_responses("eos")
 
     @cached_property
@@ -214,16 +212,16 @@ class TokenTable(Sequence[TokenRow]):
         places -= np.repeat(self.starts[:-1].astype(np.int32), self.sizes)
         if self.kind != "pair" or not (self.sizes == 1).any():
             return places
-        # A response that is alone keeps its own rank: good or bad.
+        # A single response keeps its rank: good or bad.
         return np.where(np.repeat(self.sizes, self.sizes) == 1, self.of_responses("ranks"), places)
 
     @property
     def prompts(self) -> np.ndarray:
-        """Hash of each row's prompt ids.  -> [rows] uint64"""
+        """Hashes of the prompts' ids.  -> [rows] uint64"""
         return self.of_rows("prompt_digest")
 
     def reply_names(self, place: int) -> np.ndarray:
-        """A number that names one response of each row together with its prompt.  -> [rows] uint64"""
+        """Names of one response of each row together with its prompt, by its position.  -> [rows] uint64"""
         return self.prompts * _PROMPT + self.digests[self.starts[:-1] + place]
 
     def of_responses(self, name: str) -> np.ndarray:
@@ -240,65 +238,64 @@ class TokenTable(Sequence[TokenRow]):
         return self.store.owner[self.responses[self.starts[:-1]]]
 
     def values(self, name: str, number: int) -> list[Tensor]:
-        """A column's values of one row, ``[len]`` per response."""
+        """Values of a row in a column, ``[len]`` per response."""
         mine = slice(int(self.starts[number]), int(self.starts[number + 1]))
         flat, starts = self.columns[name]
-        # Copies: what a row's owner does to them must not reach the column.
+        # Copies, so that changes to a row do not change the column.
         sizes = zip(starts[mine].tolist(), self.lengths[mine].tolist(), strict=True)
         return [torch.from_numpy(np.array(flat[start : start + size], np.float32)) for start, size in sizes]
 
     def choose(self, numbers: np.ndarray) -> "TokenTable":
-        """The rows of these numbers, in their order."""
+        """The rows with these numbers, in this order."""
         starts, parts = _parts(self.starts, numbers)
         columns = {name: Column(flat, first[parts]) for name, (flat, first) in self.columns.items()}
         return replace(self, starts=starts, responses=self.responses[parts], columns=columns)
 
     def where(self, kept: np.ndarray) -> "TokenTable":
-        """The rows for which this is true.  [rows] bool"""
+        """The rows for which ``kept`` is true.  [rows] bool"""
         return self.choose(np.flatnonzero(kept))
 
     def then(self, other: "TokenTable") -> "TokenTable":
-        """These rows followed by others of the same store, without columns."""
+        """These rows and then others of the same store, without columns."""
         assert other.store.paths == self.store.paths
         starts = np.concatenate([self.starts, other.starts[1:] + self.starts[-1]])
         responses = np.concatenate([self.responses, other.responses])
         return replace(self, starts=starts, responses=responses, columns={})
 
     def swapped(self) -> "TokenTable":
-        """Pairs with the worse response in the place of the better one."""
+        """Pairs with the two responses swapped."""
         assert self.kind == "pair"
         assert bool((self.sizes == 2).all())
         return replace(self, responses=self.responses.reshape(-1, 2)[:, ::-1].reshape(-1), columns={})
 
     def of_place(self, place: int) -> "TokenTable":
-        """One response of each row, by its place, as a row of its own."""
+        """Rows with one response each, given by its position."""
         responses = self.responses[self.starts[:-1] + place]
         return replace(self, kind="group", starts=np.arange(len(self) + 1), responses=responses, columns={})
 
     def by_prompt(self) -> "TokenTable":
-        """The distinct responses of each prompt as one row, so that the prompt is computed once."""
-        # Pairs repeat their responses, so the first place of each is found before its key is looked at.
+        """One row for each prompt, with its distinct responses, so that the prompt is computed once."""
+        # Pairs repeat their responses, so reduce to the first occurrence of each before the keys are sorted.
         place = np.full(int(self.store.starts[-1]), -1, np.int64)
         place[self.responses[::-1]] = np.arange(len(self.responses))[::-1]
         place = np.sort(place[place >= 0])
         _, first = np.unique(self.store.column("response_keys")[self.responses[place]], return_index=True)
         first = place[np.sort(first)]
-        # Rows of some replies may begin with fewer of a prompt's ids than those of others.
+        # Rows of the same prompt can contain different parts of its ids, because that depends on the replies.
         prompts = self.store.column("prompt_key") ^ self.store.column("prompt_digest")
         prompts = prompts[self.store.owner[self.responses[first]]]
-        # Groups are in the order of their first response, and so are the responses in a group.
+        # Order groups by their first response, and the responses of a group as well.
         _, where, group = np.unique(prompts, return_index=True, return_inverse=True)
         order = np.lexsort((first, where[group]))
         _, sizes = np.unique(where[group], return_counts=True)
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
         responses = self.responses[first[order]]
-        return replace(self, kind="group", starts=starts, responses=responses, columns={})
+        return replace(self, kind="group", starts=_starts_of(sizes), responses=responses, columns={})
 
     def best_once(self) -> "TokenTable":
-        """Rows whose first response is the best of its prompt, each prompt once.
+        """Rows whose first response is the best of its prompt, one for each prompt.
 
-        Rules that make several pairs of a ranked list would count its best response several times, and its second as
-        if it were the best. Of responses that are alone, every good one is kept.
+        Several pairs of a ranked list would count its best response several times, and its second best as if it were the
+        best. All good single responses are kept.
         """
         names = np.repeat(self.prompts, self.sizes) * _PROMPT + self.digests
         first = names[self.starts[:-1]]
@@ -307,23 +304,26 @@ class TokenTable(Sequence[TokenRow]):
         return self.choose(never_worse[np.sort(once)])
 
     def first_by_key(self, count: int) -> list[TokenRow]:
-        """The rows with the smallest keys, of each prompt the last row."""
+        """The rows with the smallest keys, among the last row of each prompt."""
         _, place = np.unique(self.prompts[::-1], return_index=True)
         last = len(self) - 1 - place
         order = np.argsort(self.of_rows("key")[last])
         return [self[number] for number in last[order][:count].tolist()]
 
     def fitting(self, limits: Limits) -> tuple["TokenTable", Counter[str]]:
-        """The rows that keep within the limits, and how many were dropped or changed for each reason.
+        """The rows within the limits, and how many were dropped or changed for each reason.
 
         Raises:
-            UserError: one is too long and ``limits.too_long`` is ``"error"``.
+            UserError: A row is too long and ``limits.too_long`` is ``"error"``.
         """
         counts: Counter[str] = Counter(read=len(self))
         kept, digests = array("q"), self.digests
-        for number, (sizes, mine) in enumerate(self._judged_sizes()):
+        for number, (sizes, responses) in enumerate(self._judged_sizes()):
+            own = digests[responses]
             source = "" if limits.too_long != "error" else self.comparison(number).source
-            stays, notes = judge(sizes, limits, source, partial(_all_same, digests[mine]))
+            stays, notes = judge(
+                sizes, limits, source, lambda own=own: len(own) > 1 and bool((own == own[0]).all())
+            )
             counts.update(notes)
             if stays:
                 kept.append(number)
@@ -331,35 +331,25 @@ class TokenTable(Sequence[TokenRow]):
         return self.choose(np.asarray(kept, np.int64)), counts
 
     def _judged_sizes(self) -> Iterator[tuple[Sizes, slice]]:
-        """What is judged of each row, and which responses are its own."""
-        lengths, notes = self.of_responses("lengths"), self.of_responses("notes")
-        preludes = self.of_responses("preludes")
+        """The sizes of each row, and which responses belong to it."""
+        lengths, preludes, notes = map(self.of_responses, ("lengths", "preludes", "notes"))
         prompts, kept = self.of_rows("prompt_length").tolist(), self.of_rows("prompt_kept").tolist()
         for number, (first, last) in enumerate(pairwise(self.starts.tolist())):
-            mine = slice(first, last)
-            said = int(np.bitwise_or.reduce(notes[mine]))
-            yield (
-                Sizes(prompts[number], kept[number], lengths[mine].tolist(), preludes[mine].tolist(), said),
-                mine,
-            )
+            own = slice(first, last)
+            found = int(np.bitwise_or.reduce(notes[own]))
+            sizes = Sizes(prompts[number], kept[number], lengths[own].tolist(), preludes[own].tolist(), found)
+            yield sizes, own
 
     def with_column(self, name: str, column: Column) -> "TokenTable":
-        """The same rows with further values."""
-        return self._with({**self.columns, name: column})
-
-    def without(self, name: str) -> "TokenTable":
-        """The same rows without a column."""
-        return self._with({key: column for key, column in self.columns.items() if key != name})
-
-    def _with(self, columns: Mapping[str, Column]) -> "TokenTable":
-        made = replace(self, columns=columns)
+        """The rows with another column."""
+        made = replace(self, columns={**self.columns, name: column})
         vars(made).update({name: found for name, found in vars(self).items() if name in _KNOWN})
         return made
 
     def room(self, count: int) -> np.ndarray:
-        """An array for the numbers of a column.  -> [count] float32
+        """An array for a column.  -> [count] float32
 
-        In the scratch folder it is a file that the system removes when nothing uses it any more.
+        In the scratch folder it is a file without a name, which the system removes when it is no longer used.
         """
         if not count or self.scratch is None:
             return np.zeros(count, np.float32)
@@ -368,7 +358,7 @@ class TokenTable(Sequence[TokenRow]):
             return np.memmap(file, np.float32, "w+", shape=(count,))
 
     def own_column(self, parts: Iterator[Tensor] | Sequence[Tensor]) -> Column:
-        """A column of numbers that come end to end, in parts of any size."""
+        """A column from the numbers of all responses, in parts of any size."""
         flat, done = self.room(int(self.lengths.sum())), 0
         for part in parts:
             flat[done : done + len(part)] = part.float().numpy()
@@ -378,7 +368,7 @@ class TokenTable(Sequence[TokenRow]):
 
 
 def write_parts(path: Path, parts: Mapping[str, TokenTable]) -> None:
-    """Write which responses the rows of some tables of pairs have."""
+    """Write the responses of some tables of pairs."""
     arrays = {f"{name}_responses": table.responses for name, table in parts.items()}
     arrays |= {f"{name}_sizes": table.sizes for name, table in parts.items()}
     with atomic_file(path) as file:
@@ -386,7 +376,7 @@ def write_parts(path: Path, parts: Mapping[str, TokenTable]) -> None:
 
 
 def read_parts(path: Path, store: EncodedStore) -> dict[str, TokenTable]:
-    """What :func:`write_parts` wrote."""
+    """The tables that :func:`write_parts` wrote."""
     with np.load(path) as arrays:
         names = [name.removesuffix("_sizes") for name in arrays.files if name.endswith("_sizes")]
         return {
@@ -396,19 +386,19 @@ def read_parts(path: Path, store: EncodedStore) -> dict[str, TokenTable]:
 
 
 def own_starts(lengths: np.ndarray) -> np.ndarray:
-    """Where each response begins if none shares its numbers with another.  [r] -> [r]"""
+    """Where each response begins if none of them share their numbers.  [r] -> [r]"""
     return np.cumsum(lengths, dtype=np.int64) - lengths
 
 
-def _all_same(digests: np.ndarray) -> bool:
-    return len(digests) > 1 and bool((digests == digests[0]).all())
+def _starts_of(sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
 
 
 def _parts(starts: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of wanted rows: the first response of each once only they are left, and their responses' numbers."""
+    """The starts of the chosen rows among themselves, and the numbers of their responses."""
     numbers = np.asarray(numbers, np.int64)
     begins, sizes = starts[:-1][numbers], np.diff(starts)[numbers]
-    fresh = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+    fresh = _starts_of(sizes)
     return fresh, np.arange(fresh[-1]) + np.repeat(begins - fresh[:-1], sizes)
 
 

@@ -1,1 +1,1 @@
-"""What people do with runs: plan them, compare them, talk to their models, give the models away."""
+"""Tools for runs and models: run, plan, compare, chat, export, score."""

@@ -1,11 +1,10 @@
-"""``tokenward chat RUN``: talk with a trained model, and hear what it would have said before."""
+"""``tokenward chat RUN``: chat with a trained model, and compare its replies with those of its start model."""
 
 import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -21,36 +20,31 @@ from tokenward.tools.finished import finished_model
 from tokenward.tools.run import quiet_libraries
 from tokenward.types import Message
 
-SETTINGS: dict[str, Callable[[str], Any]] = {
-    "temperature": float,
-    "top_p": float,
-    "top_k": int,
-    "max_new_tokens": int,
-    "seed": int,
-}
+SETTINGS = {"temperature": float, "top_p": float, "top_k": int, "max_new_tokens": int, "seed": int}
+"""Settings of ``/set``, with their types."""
 
-HELP = """/retry          another reply to the last message
-/undo           take the last message and its reply back
-/before         the last message answered by the start model too, side by side
-/system TEXT    begin anew with this system message; without text, with none
-/set NAME=VALUE temperature, top_p, top_k, max_new_tokens or seed; without, show them
-/save FILE      write the conversation as JSON lines
-/exit           or Ctrl-D; Ctrl-C stops a reply and keeps what was said"""
+HELP = """/retry          draw another reply to the last message
+/undo           remove the last message and its reply
+/before         reply to the last message with the start model too, side by side
+/system TEXT    start a new conversation with this system message, or without one
+/set NAME=VALUE change temperature, top_p, top_k, max_new_tokens or seed; without arguments, show them
+/save FILE      add the conversation to a file of JSON lines
+/exit           quit, like Ctrl-D; Ctrl-C stops a reply and keeps the text so far"""
 
 
 def chat(target: str, *, start: str | None = None, display: Display | None = None) -> None:
-    """Talk with a model on standard input until it ends.
+    """Chat with a model on standard input until it ends.
 
     Args:
         target: Folder of a run or a stage, a model folder, or a hub name.
-        start: What ``/before`` asks; None takes what the run says.
-        display: Where replies are shown.
+        start: The model behind ``/before``; None takes the start model of the run.
+        display: Shows the replies.
 
     Raises:
         UserError: there is no such model.
     """
     quiet_libraries()
-    Conversation(target, start=start, display=display or Display()).talk(_lines())
+    Conversation(target, start=start, display=display or Display()).run(_lines())
 
 
 def _lines() -> Iterator[str]:
@@ -69,7 +63,7 @@ class Conversation:
     Args:
         target: See :func:`chat`.
         start: See :func:`chat`.
-        display: Where replies are shown.
+        display: Shows the replies.
     """
 
     def __init__(self, target: str, *, start: str | None, display: Display) -> None:
@@ -79,18 +73,10 @@ class Conversation:
         self._model = self._finished.load()
         self._template = self._model.template(self._finished.style)
         self._settings, self._seed = SamplingSettings(max_new_tokens=256, temperature=0.7, top_p=0.95), 0
-        self.messages: list[Message] = []
+        self._messages: list[Message] = []
 
-    @cached_property
-    def _start(self) -> LanguageModel:
-        if self._start_name is None:
-            raise UserError(
-                f"{self._finished.name} does not say what it was trained from. Begin again with --start MODEL."
-            )
-        return self._finished.load(self._start_name)
-
-    def talk(self, lines: Iterator[str]) -> None:
-        """Answer each line; a mistake costs a message, not the conversation."""
+    def run(self, lines: Iterator[str]) -> None:
+        """Answer each line. A mistake prints a message and does not end the conversation."""
         self._display.line(f"{self._finished.name}  (/help)")
         while True:
             try:
@@ -98,23 +84,17 @@ class Conversation:
                 if line == "/exit":
                     return
                 if line:
-                    self.take(line)
+                    self._answer(line)
             except UserError as error:
                 self._display.line(f"error: {error}")
             except KeyboardInterrupt:
-                return  # between two replies there is nothing to stop but the conversation
+                return  # stream_reply handles Ctrl-C during a reply
 
-    def take(self, line: str) -> None:
-        """A message, or a command.
-
-        Raises:
-            UserError: the command does not exist or cannot be done now.
-        """
+    def _answer(self, line: str) -> None:
         if not line.startswith("/"):
-            self.messages.append(Message(role="user", content=line))
-            self._answer()
+            self._messages.append(Message(role="user", content=line))
+            self._reply()
             return
-        name, _, argument = line[1:].partition(" ")
         commands: dict[str, Callable[[str], None]] = {
             "help": lambda _: self._display.line(HELP),
             "retry": self._retry,
@@ -124,96 +104,100 @@ class Conversation:
             "set": self._set,
             "save": self._save,
         }
+        name, _, argument = line[1:].partition(" ")
         if name not in commands:
-            raise UserError(
-                f"there is no command /{name}. Known: {', '.join(f'/{key}' for key in commands)}, /exit."
-            )
+            known = ", ".join(f"/{key}" for key in (*commands, "exit"))
+            raise UserError(f"there is no command /{name}. Commands: {known}.", code="unknown-name")
         commands[name](argument.strip())
 
-    def _answer(self) -> None:
-        reply = self._reply(self._model, self._show_piece)
+    def _reply(self) -> None:
+        reply = self._sample(
+            self._model, lambda piece: self._display.console.print(Text(piece), end="", soft_wrap=True)
+        )
         self._display.line("" if reply.ended else " ...")
-        self.messages.append(Message(role="assistant", content=reply.text))
+        self._messages.append(Message(role="assistant", content=reply.text))
 
-    def _show_piece(self, piece: str) -> None:
-        self._display.console.print(Text(piece), end="", soft_wrap=True)
-
-    def _reply(self, model: LanguageModel, show: Callable[[str], None]) -> Reply:
-        prompt = self._template.prompt_ids(self.messages)
+    def _sample(self, model: LanguageModel, show: Callable[[str], None]) -> Reply:
+        prompt = self._template.prompt_ids(self._messages)
         return stream_reply(model, self._template, prompt, self._settings, seed=self._seed, show=show)
 
-    def _without_reply(self) -> None:
-        """Take the last reply back."""
-        if not self.messages or self.messages[-1]["role"] != "assistant":
-            raise UserError("nothing was said yet. Write a message first.")
-        self.messages.pop()
+    def _remove_reply(self) -> None:
+        if not self._messages or self._messages[-1]["role"] != "assistant":
+            raise UserError("there is no reply yet. Write a message first.", code="no-reply")
+        self._messages.pop()
 
     def _retry(self, _: str) -> None:
-        self._without_reply()
+        self._remove_reply()
         self._seed += 1
-        self._answer()
+        self._reply()
 
     def _undo(self, _: str) -> None:
-        self._without_reply()
-        said = self.messages.pop()
-        self._display.line(f"taken back: {said['content']}")
+        self._remove_reply()
+        self._display.line(f"removed: {self._messages.pop()['content']}")
+
+    @cached_property
+    def _start(self) -> LanguageModel:
+        if self._start_name is None:
+            raise UserError(
+                f"{self._finished.name} does not name its start model. Start the chat with --start MODEL.",
+                code="unknown-start",
+            )
+        return self._finished.load(self._start_name)
 
     def _before(self, _: str) -> None:
-        start = self._start
-        self._without_reply()
-        replies = [self._reply(model, lambda piece: None) for model in (start, self._model)]
-        self.messages.append(Message(role="assistant", content=replies[1].text))
+        models = (self._start, self._model)
+        self._remove_reply()
+        replies = [self._sample(model, lambda piece: None) for model in models]
+        self._messages.append(Message(role="assistant", content=replies[1].text))
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         table.add_column("before", ratio=1)
-        table.add_column("now", ratio=1)
+        table.add_column("after", ratio=1)
         table.add_row(*(Text(reply.text) for reply in replies))
         self._display.console.print(table)
 
     def _system(self, text: str) -> None:
-        self.messages = [Message(role="system", content=text)] if text else []
-        self._display.line("a new conversation")
+        self._messages = [Message(role="system", content=text)] if text else []
+        self._display.line("new conversation")
 
     def _set(self, text: str) -> None:
-        name, _, value = (part.strip() for part in text.partition("="))
         if text:
-            self._change(name, value)
+            name, _, value = (part.strip() for part in text.partition("="))
+            number = _setting(name, value)
+            if name == "seed":
+                self._seed = int(number)
+            else:
+                self._settings = self._settings._replace(**{name: number})
         known = {**self._settings._asdict(), "seed": self._seed}
         self._display.line("  ".join(f"{key}={known[key]:g}" for key in SETTINGS))
 
-    def _change(self, name: str, value: str) -> None:
-        if name not in SETTINGS:
-            raise UserError(
-                f"there is no setting {name!r}. Known: {', '.join(SETTINGS)}. Write /set temperature=0.7."
-            )
-        try:
-            number = SETTINGS[name](value)
-        except ValueError as error:
-            raise UserError(
-                f"{name} is {value!r}, which is no number of its kind. Write /set temperature=0.7."
-            ) from error
-        _check(name, number)
-        if name == "seed":
-            self._seed = number
-        else:
-            self._settings = self._settings._replace(**{name: number})
-
     def _save(self, name: str) -> None:
-        if not name:
-            raise UserError("name a file: /save talk.jsonl")
         path = Path(name).expanduser()
-        if not path.parent.is_dir():
-            raise UserError(f"there is no folder {path.parent}. Make it, or name another file.")
-        record = {"model": self._finished.name, "messages": self.messages}
+        if not name or not path.parent.is_dir():
+            problem = f"there is no folder {path.parent}" if name else "/save needs a file"
+            raise UserError(
+                f"{problem}. Name a file in an existing folder: /save chat.jsonl.", code="missing-file"
+            )
+        record = {"model": self._finished.name, "messages": self._messages}
         before = path.read_text(encoding="utf-8") if path.is_file() else ""
         atomic_write(path, f"{before}{json.dumps(record, ensure_ascii=False)}\n")
         self._display.line(f"added to {path}")
 
 
-def _check(name: str, value: float) -> None:
-    """Refuse a value that nothing can be drawn with."""
+def _setting(name: str, text: str) -> float:
+    """The value of a sampling setting, checked."""
+    if name not in SETTINGS:
+        raise UserError(
+            f"there is no setting {name!r}. Settings: {', '.join(SETTINGS)}. Example: /set temperature=0.7.",
+            code="unknown-name",
+        )
+    try:
+        value = SETTINGS[name](text)
+    except ValueError as error:
+        kind = "a whole number" if SETTINGS[name] is int else "a number"
+        raise UserError(f"{name} must be {kind}, got {text!r}.", code="wrong-type") from error
     if name == "temperature" and value != 0:
         check_temperature(value, "temperature")
-    least = {"top_p": 0.0, "top_k": 0, "max_new_tokens": 1, "seed": 0, "temperature": 0.0}[name]
-    if value < least or (name == "top_p" and not 0 < value <= 1):
-        bounds = "in (0, 1]" if name == "top_p" else f"at least {least:g}"
-        raise UserError(f"{name} is {value:g}, and it must be {bounds}.")
+    if value < (name == "max_new_tokens") or (name == "top_p" and not 0 < value <= 1):
+        bounds = {"top_p": "in (0, 1]", "max_new_tokens": "at least 1"}.get(name, "at least 0")
+        raise UserError(f"{name} must be {bounds}, got {value:g}.", code="out-of-range")
+    return value

@@ -22,15 +22,11 @@ from tokenward.scoring.join import scores_of
 from tokenward.scoring.scorers import SCORERS, Scorer, seeded
 from tokenward.scoring.store import TokenRecord, TokenStore
 from tokenward.tokens.rows import keys_of
-from tokenward.tokens.template import Style, Template
-from tokenward.tools.finished import (
-    changes_of,
-    recipes_kept,
-    run_folder,
-    stage_manifest,
-    stages_of,
-    trained_stage,
-)
+from tokenward.tokens.template import Style
+from tokenward.tools.finished import recipe_changes, run_folder, run_manifests, trained_stage
+
+FiguresByRow = Mapping[RowKey, Mapping[str, float]]
+"""Figures of each eval row, by name."""
 
 
 class Paired(NamedTuple):
@@ -40,10 +36,10 @@ class Paired(NamedTuple):
         name: As in ``metrics.json``.
         first: Mean of the first run.
         second: Mean of the second run.
-        difference: Second less first, by row, with its interval.
-        higher: Rows where the second is higher.
-        lower: Rows where it is lower.
-        equal: The other rows.
+        difference: Mean of second minus first per row, with its interval.
+        higher: Number of rows where the second is higher.
+        lower: Number of rows where the second is lower.
+        equal: Number of rows where both are equal.
     """
 
     name: str
@@ -56,11 +52,11 @@ class Paired(NamedTuple):
 
 
 class Flip(NamedTuple):
-    """A row that the two runs see differently.
+    """A row for which a figure has different signs in the two runs.
 
     Attributes:
-        row: Which it is.
-        figure: The figure in which they differ.
+        row: The row.
+        figure: Name of the figure.
         first: Its value in the first run.
         second: Its value in the second run.
     """
@@ -72,13 +68,13 @@ class Flip(NamedTuple):
 
 
 class RunComparison(NamedTuple):
-    """What :func:`compare_runs` found.
+    """The result of :func:`compare_runs`.
 
     Attributes:
         folders: The two runs.
         settings: Recipe values that differ, such as ``policy.objective.gamma: 2 -> 1``.
-        figures: What both have by row.
-        flips: Rows that changed sides, the largest difference first.
+        figures: Figures that both runs have per row.
+        flips: Rows whose figure changed its sign, the largest difference first.
     """
 
     folders: tuple[Path, Path]
@@ -87,52 +83,54 @@ class RunComparison(NamedTuple):
     flips: list[Flip]
 
     def as_json(self) -> dict[str, Any]:
-        """As one JSON object."""
-        figures = {
-            item.name: {**item._asdict(), "difference": figure_as_json(item.difference)}
-            for item in self.figures
-        }
-        for item in figures.values():
-            del item["name"]
+        """The comparison as one JSON object."""
+        figures = {}
+        for item in self.figures:
+            values = item._asdict()
+            figures[values.pop("name")] = {**values, "difference": figure_as_json(item.difference)}
         return {
             "first": str(self.folders[0]),
             "second": str(self.folders[1]),
             "settings": self.settings,
             "figures": figures,
-            "flipped": [{**flip.row._asdict(), **_without(flip._asdict(), "row")} for flip in self.flips],
+            "flipped": [
+                {**flip.row._asdict(), "figure": flip.figure, "first": flip.first, "second": flip.second}
+                for flip in self.flips
+            ],
         }
-
-
-def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key != name}
 
 
 def compare_runs(
     first: str | Path, second: str | Path, *, resamples: int = 2000, seed: int = 0
 ) -> RunComparison:
-    """Compare two finished runs on the held-out rows that both were evaluated on.
+    """Compare two finished runs on the eval rows that both were evaluated on.
 
     Args:
-        first: A run's folder.
-        second: Another one.
-        resamples: Bootstrap draws behind an interval.
-        seed: Of the draws.
+        first: Folder of a run.
+        second: Folder of another run.
+        resamples: Bootstrap draws per interval.
+        seed: Seed of the draws.
 
     Raises:
-        UserError: a run has no evaluation, or the two were evaluated on other rows or with another template.
+        UserError: a run has no evaluation, or the runs have different eval rows or templates.
     """
     folders = (run_folder(first), run_folder(second))
     evaluations = [require(folder / "evaluation", "evaluation") for folder in folders]
-    values = [read_row_values(folder / "evaluation") for folder in folders]
-    _check_rows(folders, values[0], values[1])
+    before, after = (read_row_values(folder / "evaluation") for folder in folders)
+    _check_rows(folders, before, after)
     _check_template(folders)
-    figures = _figures(values[0], values[1], resamples=resamples, seed=seed)
     metrics = [str(name) for name in evaluations[0].settings["evaluation"]["metrics"]]
-    flips = _flips(values[0], values[1], metrics)
-    return RunComparison(folders, _settings(folders), figures, flips)
+    # The preference margin of pairs, and the first metric of prompts, say which rows changed sides.
+    signed = [(PAIR, "preference/margin"), *((PROMPT, f"{name}/change") for name in metrics[:1])]
+    return RunComparison(
+        folders,
+        [*recipe_changes(folders), *_code_changes(folders)],
+        _figures(before, after, resamples=resamples, seed=seed),
+        [flip for kind, name in signed for flip in _flips(before, after, kind, name)],
+    )
 
 
-def _check_rows(folders: Sequence[Path], first: Mapping[RowKey, Any], second: Mapping[RowKey, Any]) -> None:
+def _check_rows(folders: Sequence[Path], first: FiguresByRow, second: FiguresByRow) -> None:
     for kind in (PAIR, PROMPT):
         mine, others = ({row for row in values if row.kind == kind} for values in (first, second))
         if mine == others:
@@ -140,62 +138,35 @@ def _check_rows(folders: Sequence[Path], first: Mapping[RowKey, Any], second: Ma
         raise UserError(
             f"{folders[0]} and {folders[1]} were not evaluated on the same {kind}s: {len(mine)} and {len(others)}, of which "
             f"{len(mine & others)} are the same. Give both recipes the same data, seed, tokens and evaluation.prompts, and run "
-            "`tokenward evaluate RECIPE` again."
+            "`tokenward evaluate RECIPE` again.",
+            code="different-rows",
         )
 
 
 def _check_template(folders: Sequence[Path]) -> None:
-    prints = [_template_of(folder).fingerprint for folder in folders]
+    prints = []
+    for folder in folders:
+        place = folder / trained_stage(folder)
+        style = Style.of_facts(read_manifest(place).facts)
+        prints.append(style.template(load_tokenizer(str(place / "model"))).fingerprint)
     if prints[0] != prints[1]:
         raise UserError(
-            f"{folders[0]} and {folders[1]} write prompts with another tokenizer or chat template ({prints[0]} and "
-            f"{prints[1]}), so their log-probabilities and replies belong to other tokens. Compare runs of one family of models, "
-            "with the same tokens.template."
+            f"{folders[0]} and {folders[1]} have different tokenizers or chat templates ({prints[0]} and {prints[1]}), so "
+            "their log-probabilities and replies cannot be compared. Compare runs of the same model family with the same "
+            "tokens.template.",
+            code="different-template",
+            key="tokens.template",
         )
 
 
-def _template_of(folder: Path) -> Template:
-    stage = trained_stage(folder)
-    facts = read_manifest(folder / stage).facts
-    return Style.of_facts(facts).template(load_tokenizer(str(folder / stage / "model")))
+def _code_changes(folders: Sequence[Path]) -> list[str]:
+    """Files of custom code that differ. A recipe names them but does not hold what is in them."""
+    first, second = (run_manifests(folder) for folder in folders)
+    changes = [change for name in first if name in second for change in first[name].changes_to(second[name])]
+    return list(dict.fromkeys(change for change in changes if change.startswith("input code of ")))
 
 
-def _settings(folders: Sequence[Path]) -> list[str]:
-    """Recipe values that differ, and files of one's own code; of runs without a kept recipe what their stages have."""
-    first, second = (stages_of(folder) for folder in folders)
-    stages = [*first, *(stage for stage in second if stage not in first)]
-    recipes = recipes_kept((folders[0], folders[1]))
-    code = [change for change in _of_stages(folders, stages) if change.startswith(CODE)]
-    if recipes is not None:
-        return [*changes_of(*recipes), *code]
-    settings = [change for change in _of_stages(folders, stages) if not change.startswith("input ")]
-    return [*settings, *code]
-
-
-CODE = "input code of "
-
-
-def _of_stages(folders: Sequence[Path], stages: Sequence[str]) -> list[str]:
-    """How the stages' manifests differ, each difference once."""
-    found: dict[str, None] = {}
-    for stage in stages:
-        manifests = [stage_manifest(folder, stage) for folder in folders]
-        if manifests[0] is None and manifests[1] is None:
-            continue
-        if manifests[0] is None or manifests[1] is None:
-            found[f"stage {stage}: only in {folders[0 if manifests[0] else 1]}"] = None
-            continue
-        found |= dict.fromkeys(manifests[0].changes_to(manifests[1]))
-    return list(found)
-
-
-def _figures(
-    first: Mapping[RowKey, Mapping[str, float]],
-    second: Mapping[RowKey, Mapping[str, float]],
-    *,
-    resamples: int,
-    seed: int,
-) -> list[Paired]:
+def _figures(first: FiguresByRow, second: FiguresByRow, *, resamples: int, seed: int) -> list[Paired]:
     columns: dict[str, list[tuple[float, float]]] = {}
     for row, values in first.items():
         for name, value in values.items():
@@ -206,29 +177,14 @@ def _figures(
         mine, other = np.array(pairs).T
         gap = other - mine
         if name.endswith(("/before", "_before")) and not gap.any():
-            continue  # the same start, the same replies
+            continue  # both runs started from the same model
         difference = mean_figure(gap, resamples=resamples, seed=seed)
         counts = (int((gap > 0).sum()), int((gap < 0).sum()), int((gap == 0).sum()))
         found.append(Paired(name, float(mine.mean()), float(other.mean()), difference, *counts))
     return found
 
 
-def _flips(
-    first: Mapping[RowKey, Mapping[str, float]],
-    second: Mapping[RowKey, Mapping[str, float]],
-    metrics: Sequence[str],
-) -> list[Flip]:
-    """Pairs that one run orders rightly and the other does not; prompts whose metric one run raised and the other lowered."""
-    wanted = [(PAIR, "preference/margin"), *((PROMPT, f"{name}/change") for name in metrics[:1])]
-    return [flip for kind, name in wanted for flip in _flipped(first, second, kind, name)]
-
-
-def _flipped(
-    first: Mapping[RowKey, Mapping[str, float]],
-    second: Mapping[RowKey, Mapping[str, float]],
-    kind: str,
-    name: str,
-) -> list[Flip]:
+def _flips(first: FiguresByRow, second: FiguresByRow, kind: str, name: str) -> list[Flip]:
     flips = [
         Flip(row, name, values[name], second[row][name])
         for row, values in first.items()
@@ -237,21 +193,16 @@ def _flipped(
     return sorted(flips, key=lambda flip: -abs(flip.second - flip.first))
 
 
-RAISES, LOWERS = "blue", "dark_orange"
-FAINT = 0.1
-"""A score under this share of the largest one beside it gets no colour."""
-
-
 def show_comparison(display: Display, found: RunComparison, rows: int) -> None:
-    """Show what differs: recipe values, figures, and so many rows that changed sides.
+    """Show the differences: recipe values, figures, and rows that changed sides.
 
     Args:
-        display: The screen.
+        display: Where to show them.
         found: The comparison.
-        rows: Of each kind of row.
+        rows: How many rows to show per figure.
     """
     display.line(f"A  {found.folders[0]}\nB  {found.folders[1]}")
-    changed = [(change,) for change in found.settings] or [("nothing",)]
+    changed = [(change,) for change in found.settings] or [("none",)]
     display.table("recipe values that differ, A -> B", ("",), changed)
     lines = [
         (
@@ -264,34 +215,22 @@ def show_comparison(display: Display, found: RunComparison, rows: int) -> None:
         )
         for item in found.figures
     ]
-    columns = ("", "A", "B", "B - A", "95 %", "B >/</= A")
-    display.table("the same rows in both runs", columns, lines)
-    _show_flips(display, found, rows)
-
-
-def _show_flips(display: Display, found: RunComparison, rows: int) -> None:
-    sides = [RunView(folder) for folder in found.folders]
+    display.table("figures on the same rows", ("", "A", "B", "B - A", "95 % interval", "B >/</= A"), lines)
+    views = [RunView(folder) for folder in found.folders]
     for figure in dict.fromkeys(flip.figure for flip in found.flips):
         flips = [flip for flip in found.flips if flip.figure == figure]
-        display.line(f"\n{len(flips)} rows on which {figure} has another sign in A and B")
+        display.line(f"\n{len(flips)} rows where {figure} has different signs in A and B")
         for flip in flips[:rows]:
             display.line(f"\n  A {flip.first:+.3f}  B {flip.second:+.3f}")
             show = _show_pair if flip.row.kind == PAIR else _show_replies
-            show(display, sides, flip)
-
-
-class EvalResponse(NamedTuple):
-    """A held-out response."""
-
-    prompt: str
-    text: str
+            show(display, views, flip.row.key)
 
 
 class RunView:
-    """What a run's folder holds of its held-out rows.
+    """The eval rows in the folder of a run, for display.
 
     Args:
-        folder: The run's.
+        folder: The run's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -303,78 +242,72 @@ class RunView:
         return {line["key"]: line for line in read_jsonl(self._folder / "evaluation" / "samples.jsonl")}
 
     @cached_property
-    def responses(self) -> dict[str, EvalResponse]:
-        """Held-out responses, by key."""
+    def responses(self) -> dict[str, tuple[str, str]]:
+        """Prompt and text of the eval responses, by key."""
         return {
-            key: EvalResponse(row.prompt[-1]["content"], text)
+            key: (row.prompt[-1]["content"], text)
             for row in read_comparisons(self._folder / "data" / "eval.jsonl")
             for key, text in zip(keys_of(row), row.responses, strict=True)
         }
 
     @cached_property
-    def scorer(self) -> Scorer:
-        """The run's scorer."""
+    def _scorer(self) -> Scorer:
         settings = read_manifest(self._folder / "policy").settings
         table = seeded(settings["scores"]["scorer"], settings["seed"])
         return build("scorer", table.pop("name"), table, SCORERS)
 
     @cached_property
-    def store(self) -> TokenStore:
-        """The run's score store."""
+    def _store(self) -> TokenStore:
         return TokenStore(self._folder / "scores")
 
     def scored(self, key: str) -> Text:
-        """A response's tokens, coloured by the score that this run gave them."""
-        record = self.store[key]
-        return coloured(
-            token_texts(record, record.text or self.responses[key].text),
-            scores_of(self.scorer, record).tolist(),
-        )
+        """The tokens of a response, coloured by their scores in this run."""
+        record = self._store[key]
+        texts = _token_texts(record, record.text or self.responses[key][1])
+        return colour_tokens(texts, scores_of(self._scorer, record).tolist())
 
 
-def token_texts(record: TokenRecord, text: str) -> list[str]:
-    """The text of each stored token; empty for one that is no text."""
+def _token_texts(record: TokenRecord, text: str) -> list[str]:
     raw = text.encode()
-    return [
-        raw[start:end].decode(errors="replace") for start, end in zip(record.start, record.end, strict=True)
-    ]
+    spans = zip(record.start, record.end, strict=True)
+    return [raw[start:end].decode(errors="replace") for start, end in spans]
 
 
-def coloured(texts: Sequence[str], scores: Sequence[float]) -> Text:
-    """Tokens in a line: blue and underlined where the score raises the response, orange where it lowers it."""
-    least = FAINT * max(map(abs, scores), default=0.0)
+def colour_tokens(texts: Sequence[str], scores: Sequence[float]) -> Text:
+    """Tokens on one line: blue and underlined if the score raises the response, orange if it lowers it.
+
+    A score below a tenth of the largest one has no colour.
+    """
+    least = 0.1 * max(map(abs, scores), default=0.0)
     line = Text()
     for text, score in zip(texts, scores, strict=True):
-        style = "" if abs(score) <= least else f"{RAISES} underline" if score > 0 else LOWERS
+        style = "" if abs(score) <= least else "blue underline" if score > 0 else "dark_orange"
         line.append(text, style=style)
     return line
 
 
-def _show_pair(display: Display, sides: Sequence[RunView], flip: Flip) -> None:
-    keys = flip.row.key.split("-")
-    display.line(f"  prompt: {_short(sides[0].responses[keys[0]].prompt)}")
+def _show_pair(display: Display, views: Sequence[RunView], row: str) -> None:
+    keys = row.split("-")
+    display.line(f"  prompt: {_shorten(views[0].responses[keys[0]][0])}")
     for name, key in zip(("chosen", "rejected"), keys, strict=True):
-        views = [side.scored(key) for side in sides]
-        same = views[0] == views[1] and views[0].spans == views[1].spans
-        for label, view in zip(("A, B",) if same else ("A", "B"), views, strict=False):
-            display.text(Text.assemble((f"  {name}, scores of {label}: ", "bold"), view))
+        texts = [view.scored(key) for view in views]
+        same = texts[0] == texts[1] and texts[0].spans == texts[1].spans
+        for label, text in zip(("A and B",) if same else ("A", "B"), texts, strict=False):
+            display.text(Text.assemble((f"  {name}, scores of {label}: ", "bold"), text))
 
 
-def _show_replies(display: Display, sides: Sequence[RunView], flip: Flip) -> None:
-    lines = [side.replies[flip.row.key] for side in sides]
-    display.line(f"  prompt: {_short(_prompt_of(lines[0]))}")
+def _show_replies(display: Display, views: Sequence[RunView], row: str) -> None:
+    lines = [view.replies[row] for view in views]
+    # A line of an online run has no prompt, only the key of its example.
+    prompt = lines[0]["prompt"][-1]["content"] if "prompt" in lines[0] else lines[0]["key"]
+    display.line(f"  prompt: {_shorten(str(prompt))}")
     texts = [str(line["after"]) for line in lines]
     for label, other, mine in (("A", texts[1], texts[0]), ("B", texts[0], texts[1])):
-        display.text(Text.assemble((f"  {label}: ", "bold"), different_words(other, mine)))
+        display.text(Text.assemble((f"  {label}: ", "bold"), mark_changes(other, mine)))
 
 
-def _prompt_of(line: Mapping[str, Any]) -> str:
-    # An online run's line names its example by key alone.
-    return str(line["prompt"][-1]["content"]) if "prompt" in line else str(line["key"])
-
-
-def different_words(other: str, mine: str) -> Text:
-    """``mine`` with the words that ``other`` does not have in that place in bold, the rest dim."""
+def mark_changes(other: str, mine: str) -> Text:
+    """``mine`` with the words that differ from ``other`` in bold and all other words dim."""
     theirs, words = (re.findall(r"\S+\s*", text) for text in (other, mine))
     line = Text()
     for kind, _, _, first, last in difflib.SequenceMatcher(None, theirs, words, autojunk=False).get_opcodes():
@@ -382,6 +315,6 @@ def different_words(other: str, mine: str) -> Text:
     return line
 
 
-def _short(text: str, longest: int = 200) -> str:
+def _shorten(text: str, longest: int = 200) -> str:
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[: longest - 3]}..."

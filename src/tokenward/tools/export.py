@@ -1,4 +1,4 @@
-"""``tokenward export RUN FOLDER``: a plain model folder to give away, its adapter merged and checked, with a card."""
+"""``tokenward export RUN FOLDER``: a plain model folder with a card; an adapter is merged and checked."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from tokenward.models.loading import (
     recorded,
 )
 from tokenward.tokens.template import Style
-from tokenward.tools.finished import FinishedModel, finished_model, stages_of
+from tokenward.tools.finished import FinishedModel, finished_model, run_manifests
 from tokenward.tools.run import quiet_libraries
 
 CARD = """---
@@ -35,11 +35,9 @@ CARD = """---
 
 # {{ name }}
 
-Trained with tokenward {{ versions.tokenward }} from `{{ start }}`. \
-{{ merged }}
+Trained with tokenward {{ versions.tokenward }} from `{{ start }}`. {{ merged }}
 
-**Licence: not stated here.** It depends on the model and the data that this one was made from; add it before you give the \
-model on.
+**License: not stated here.** It depends on the base model and on the training data. Add it before you publish the model.
 
 ## Data
 
@@ -51,7 +49,7 @@ model on.
 
 ## Use
 
-Prompts are written with {{ template }}. The same in lm-evaluation-harness:
+Prompts are written with {{ template }}. To evaluate the model with lm-evaluation-harness:
 
 ```bash
 {{ command }}
@@ -59,7 +57,7 @@ Prompts are written with {{ template }}. The same in lm-evaluation-harness:
 
 ## Recipe
 
-Settings of each stage, as it was run.
+The settings of each stage.
 
 ```yaml
 {{ recipe }}```
@@ -71,15 +69,15 @@ Settings of each stage, as it was run.
 
 
 class Exported(NamedTuple):
-    """What :func:`export` did.
+    """The result of :func:`export`.
 
     Attributes:
         folder: The new model folder.
-        difference: Largest difference of a log-probability between the trained model and the folder, nats.
-        tolerance: What was allowed.
-        merged: Whether there was an adapter to merge.
-        from_training: Whether the trained model is the one that was in memory when the training ended; a run without
-            that record has its saved folder instead.
+        difference: Largest difference of a log-probability between the trained model and the folder, in nats.
+        tolerance: The largest difference that is allowed.
+        merged: Whether an adapter was merged.
+        from_training: Whether the trained model's values were recorded when the training ended; otherwise they come from
+            its saved folder.
     """
 
     folder: Path
@@ -90,64 +88,62 @@ class Exported(NamedTuple):
 
 
 def export(target: str, folder: str | Path, *, display: Display | None = None) -> Exported:
-    """Write a finished run's model as an ordinary Hugging Face folder with a model card.
+    """Write the model of a finished run as a Hugging Face folder with a model card.
 
-    The folder appears only when the log-probabilities of the model read back from it match those that the trained model
-    gave when its training ended, on some prompts, over the whole vocabulary.
+    The folder appears only if the model loaded from it gives the log-probabilities of the trained model, on a few prompts
+    and over the whole vocabulary.
 
     Args:
-        target: Folder of a run, or of a stage that made a language model.
-        folder: The new folder; it must not hold anything.
-        display: Where the outcome is shown.
+        target: Folder of a run, or of a stage that trained a language model.
+        folder: The new folder; it must be empty or not exist.
+        display: Shows the result.
 
     Raises:
-        UserError: the run is not finished, the folder is not empty, or the model cannot be a plain folder.
+        UserError: the run has not finished, the folder is not empty, or the model has no plain form.
     """
     place = Path(folder).expanduser()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise UserError(f"{folder} is there already and not empty. Name a new folder.")
+        raise UserError(f"{folder} already exists and is not empty. Name a new folder.", code="file-exists")
     finished = finished_model(target)
     if finished.run is None:
         raise UserError(
-            f"{target} is no run's, so there is no recipe and no data to write on its card. Name the folder of a run."
+            f"{target} is not part of a run, so there is no recipe for the model card. Name the folder of a run.",
+            code="not-a-run",
         )
     quiet_libraries()
     model = finished.load()
     if model.head_mlp is not None:
         raise UserError(
-            f"{finished.name} is a network before a frozen model's head, which no plain model folder can hold. Load it with "
-            "tokenward.models.loading.load_model."
+            f"{finished.name} has a trained network between a frozen model and its head (model.head_mlp), and a plain model "
+            "folder cannot hold that. Load it with tokenward.models.loading.load_model.",
+            code="no-plain-form",
+            key="model.head_mlp",
         )
     scratch = place.with_name(f"{place.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         written = _write(model, finished, scratch)
-        (scratch / "README.md").write_text(
-            model_card(finished, place.name, merged=written.merged), encoding="utf-8"
-        )
+        card = model_card(finished, place.name, merged=written.merged)
+        (scratch / "README.md").write_text(card, encoding="utf-8")
         if place.exists():
             place.rmdir()
         scratch.rename(place)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     found = written._replace(folder=place)
-    since = (
-        "the end of the training"
-        if found.from_training
-        else "the saved folder, for want of a record of the training"
-    )
+    origin = "the end of the training" if found.from_training else "the saved folder"
     (display or Display()).line(
-        f"{place}  {'adapter merged; ' if found.merged else ''}log-probabilities differ by {found.difference:.2g} nats at most "
-        f"from {since} ({found.tolerance:g} allowed)"
+        f"{place}  {'adapter merged; ' if found.merged else ''}log-probabilities differ from {origin} by at most "
+        f"{found.difference:.2g} nats ({found.tolerance:g} allowed)"
     )
     return found
 
 
 def _write(model: LanguageModel, finished: FinishedModel, folder: Path) -> Exported:
-    """The weights and the tokenizer, read back and compared with what trained."""
+    """Write weights and tokenizer, load them again, and compare with the trained model."""
     trained = recorded(Path(finished.name).parent)
     before = next_log_probabilities(model, model.template(finished.style)) if trained is None else trained
-    adapted = isinstance(model.model, PeftModel)
+    adapter = isinstance(model.model, PeftModel)
     whole = merged(model.model, finished.name) if isinstance(model.model, PeftModel) else model.model
     cast(PreTrainedModel, whole).save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
@@ -156,11 +152,12 @@ def _write(model: LanguageModel, finished: FinishedModel, folder: Path) -> Expor
     found = difference(before, next_log_probabilities(again, again.template(finished.style)))
     if not found <= TOLERANCE[dtype]:
         raise UserError(
-            f"the exported model is not the trained one: log-probabilities differ by up to {found:.3g} nats from those at the "
-            f"end of the training, and {TOLERANCE[dtype]:g} are allowed in {dtype}. Nothing was written. Look whether the base "
-            f"of {finished.name} is still what it was, and train again where it is not."
+            f"the exported model differs from the trained one: log-probabilities differ by up to {found:.3g} nats, and "
+            f"{TOLERANCE[dtype]:g} are allowed in {dtype}. Nothing was written. Check that the base model of {finished.name} "
+            "has not changed since the training; if it has, train again.",
+            code="export-differs",
         )
-    return Exported(folder, found, TOLERANCE[dtype], adapted, trained is not None)
+    return Exported(folder, found, TOLERANCE[dtype], adapter, trained is not None)
 
 
 def model_card(finished: FinishedModel, name: str, *, merged: bool) -> str:
@@ -168,61 +165,55 @@ def model_card(finished: FinishedModel, name: str, *, merged: bool) -> str:
 
     Args:
         finished: The model.
-        name: What it is called.
+        name: Its name on the card.
         merged: Whether an adapter was merged into it.
     """
     assert finished.run is not None
-    manifests = _manifests(finished.run)
-    evaluation = finished.run / "evaluation" / "metrics.json"
-    stage = read_manifest(Path(finished.name).parent)
+    manifests = list(run_manifests(finished.run).values())
+    metrics = finished.run / "evaluation" / "metrics.json"
+    versions = read_manifest(Path(finished.name).parent).versions
     hub = finished.start if finished.start is not None and not Path(finished.start).exists() else None
-    command = f"lm_eval --model hf --model_args pretrained={name} --tasks ifeval"
-    chat = finished.style.kind == "chat"
+    chat = " --apply_chat_template" if finished.style.kind == "chat" else ""
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
             tags=["tokenward", "preference-alignment"],
-            # The built-in model and one of a folder have no name that others could look up.
+            # The built-in model and a local folder have no name that others could look up.
             base_model=hub if hub is not None and "/" in hub else None,
         ),
         template_str=CARD,
         name=name,
         start=finished.start if hub else Path(finished.start or "a model").name,
-        merged="The adapter is merged into the weights." if merged else "Every weight was trained.",
+        merged="The adapter is merged into the weights." if merged else "All weights were trained.",
         data=_data(manifests),
-        figures=_figures(load_figures(evaluation) if evaluation.is_file() else {}),
-        template=_written_with(finished.style),
-        command=f"{command} --apply_chat_template" if chat else command,
+        figures=_figures(load_figures(metrics) if metrics.is_file() else {}),
+        template=_template_words(finished.style),
+        command=f"lm_eval --model hf --model_args pretrained={name} --tasks ifeval{chat}",
         recipe=yaml.safe_dump(
             {manifest.stage: manifest.settings for manifest in manifests}, sort_keys=False, allow_unicode=True
         ),
-        versions=stage.versions,
-        listed=_table(["", "version"], [[key, value] for key, value in stage.versions.items()]),
+        versions=versions,
+        listed=_table(["", "version"], [[key, value] for key, value in versions.items()]),
     )
     return str(card)
 
 
-def _written_with(style: Style) -> str:
-    """How prompts are written, in words."""
+def _template_words(style: Style) -> str:
     if style.kind == "plain":
-        return "no template: the bare text"
+        return "no template, as plain text"
     given = ", ".join(f"{name}={json.dumps(value)}" for name, value in style.variables.items())
     return f"the tokenizer's chat template{f' and {given}' if given else ''}"
 
 
-def _manifests(run: Path) -> list[Manifest]:
-    return [read_manifest(run / name) for name in stages_of(run)]
-
-
 def _data(manifests: Sequence[Manifest]) -> str:
-    """Counts and fingerprints of what went in."""
+    """Counts and fingerprints of the data."""
     for manifest in manifests:
         if manifest.stage in ("data", "examples"):
             counts = {**manifest.facts.get("counts", {}), **manifest.facts}
             rows = [[key, str(value)] for key, value in counts.items() if isinstance(value, int)]
             rows += [[f"fingerprint of {key}", value] for key, value in manifest.inputs.items()]
             return _table(["", "rows"], rows)
-    return "The run reads labelled texts; see the recipe."
+    return "The run trained on labelled texts; see the recipe."
 
 
 def _figures(figures: Figures) -> str:
@@ -231,15 +222,14 @@ def _figures(figures: Figures) -> str:
     rows = [
         [
             name,
-            rounded(figure.value, figure.value),
-            interval(figure.low, figure.high, figure.n, figure.value),
-            str(figure.n),
+            rounded(found.value, found.value),
+            interval(found.low, found.high, found.n, found.value),
+            str(found.n),
         ]
-        for name, figure in figures.items()
+        for name, found in figures.items()
     ]
-    return "On held-out data, with 95 % bootstrap intervals.\n\n" + _table(
-        ["figure", "value", "95 % interval", "n"], rows
-    )
+    table = _table(["figure", "value", "95 % interval", "n"], rows)
+    return f"On the eval rows, with 95 % bootstrap intervals.\n\n{table}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

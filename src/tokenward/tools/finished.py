@@ -1,6 +1,6 @@
-"""What a finished run's folder says: its recipe, its stages and its model."""
+"""What the folder of a finished run holds: its recipe, its stages and its model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +14,12 @@ from tokenward.tokens.template import Style
 
 
 class FinishedModel(NamedTuple):
-    """A model to talk to or to give away.
+    """A model to chat with or to export.
 
     Attributes:
         name: Its folder, or a hub name.
-        run: Folder of the run that made it, or None.
-        facts: What its stage says of it; empty where no run made it.
+        run: Folder of the run that trained it, or None.
+        facts: The facts in the manifest of its stage; empty without a run.
     """
 
     name: str
@@ -33,30 +33,32 @@ class FinishedModel(NamedTuple):
 
     @property
     def start(self) -> str | None:
-        """What it was trained from, where that is known."""
+        """The model that it was trained from, if known."""
         return self.facts.get("start")
 
     def load(self, name: str | None = None) -> LanguageModel:
-        """The model, or another one held in the same way."""
+        """Load the model, or another one with the same settings."""
         settings = {key: self.facts[key] for key in ("dtype", "attention") if key in self.facts}
         return load_model(name or self.name, **settings)
 
 
 def finished_model(target: str) -> FinishedModel:
-    """The model behind a run's folder, a stage's folder, a model folder or a hub name.
+    """The model of a run's folder, a stage's folder, a model folder or a hub name.
 
     Raises:
-        UserError: the run or the stage has not finished, or the stage makes no language model.
+        UserError: the run or the stage has not finished, or the stage trains no language model.
     """
     folder = Path(target).expanduser()
     if (folder / MANIFEST).is_file():
         stage = read_manifest(folder).stage
-        require(folder, stage)
+        facts = require(folder, stage).facts
         if not (folder / "model").is_dir():
             raise UserError(
-                f"{folder} holds the stage {stage}, which makes no model. Name the run's folder, {folder.parent}."
+                f"{folder} is the folder of the stage {stage}, which trains no model. Name the folder of the run: "
+                f"{folder.parent}.",
+                code="not-a-model",
             )
-        return FinishedModel(str(folder / "model"), folder.parent, read_manifest(folder).facts)
+        return FinishedModel(str(folder / "model"), folder.parent, facts)
     if (folder.parent / MANIFEST).is_file() and folder.name == "model":
         return finished_model(str(folder.parent))
     if any((folder / stage).is_dir() for stage in NAMES):
@@ -65,7 +67,7 @@ def finished_model(target: str) -> FinishedModel:
 
 
 def run_folder(name: str | Path) -> Path:
-    """A run's folder, named by itself or by the folder of one of its stages.
+    """The folder of a run, given that folder or the folder of one of its stages.
 
     Raises:
         UserError: there is no run.
@@ -75,12 +77,13 @@ def run_folder(name: str | Path) -> Path:
         if any((place / stage / MANIFEST).is_file() for stage in NAMES):
             return place
     raise UserError(
-        f"{name} is not the folder of a run. Name one that `tokenward run` made, such as runs/quickstart."
+        f"{name} is not the folder of a run. Name a folder that `tokenward run` made, such as runs/quickstart.",
+        code="not-a-run",
     )
 
 
 def trained_stage(folder: Path) -> str:
-    """The stage of a run whose model is its result.
+    """The stage whose model is the result of a run.
 
     Raises:
         UserError: it has not finished.
@@ -90,39 +93,40 @@ def trained_stage(folder: Path) -> str:
     return stage
 
 
-def stages_of(folder: Path) -> list[str]:
-    """Stages that a run's result was made by, in their order; auxiliary models only if a scorer, or a subset, read them."""
-    names = [name for name in NAMES if stage_manifest(folder, name)]
-    auxiliary: list[str] = []
-    left = ["scores"]
-    while left:
-        manifest = stage_manifest(folder, left.pop())
-        inputs = manifest.inputs if manifest else {}
-        found = [name for name in inputs if name.startswith(AUXILIARY) and name not in auxiliary]
-        auxiliary, left = [*auxiliary, *found], [*left, *found]
-    place = names.index("scores") if "scores" in names else len(names)
-    return [*names[:place], *sorted(auxiliary), *names[place:]]
+def run_manifests(folder: Path) -> dict[str, Manifest]:
+    """Manifests of the stages behind a run's result, in order. Auxiliary models count only if a scorer reads them."""
+    every = {file.parent.name: read_manifest(file.parent) for file in folder.glob(f"*/{MANIFEST}")}
+    read, waiting = set[str](), ["scores"] if "scores" in every else []
+    while waiting:
+        # An auxiliary model may have been trained on a subset that another auxiliary model selected.
+        inputs = every[waiting.pop()].inputs
+        found = {name for name in inputs if name.startswith(AUXILIARY) and name in every} - read
+        read |= found
+        waiting += found
+    place = NAMES.index("scores")
+    order = [*NAMES[:place], *sorted(read), *NAMES[place:]]
+    return {name: every[name] for name in order if name in every}
 
 
-def stage_manifest(folder: Path, stage: str) -> Manifest | None:
-    """The manifest of a run's stage; None if it has none."""
-    path = folder / stage
-    return read_manifest(path) if (path / MANIFEST).is_file() else None
+def recipe_changes(folders: Sequence[Path]) -> list[str]:
+    """How the recipes of two evaluated runs differ, such as ``policy.objective.gamma: 2 -> 1``.
 
+    The key ``run``, the folder of a run, does not count as a difference.
 
-def changes_of(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """How two recipes differ, such as ``policy.objective.gamma: 2 -> 1``; where a run lies is no difference."""
-    before, after = (
-        Manifest.begin("recipe", {key: value for key, value in recipe.items() if key != "run"}, {}, 1)
-        for recipe in (first, second)
-    )
+    Raises:
+        UserError: an evaluation of an older version holds no recipe.
+    """
+    files = [folder / "evaluation" / RECIPE for folder in folders]
+    for file in files:
+        if not file.is_file():
+            raise UserError(
+                f"{file} is missing, so the recipes cannot be compared. Delete {file.parent} and run "
+                "`tokenward evaluate RECIPE` again.",
+                code="missing-file",
+            )
+    before, after = (_without_folder(read_json(file)) for file in files)
     return before.changes_to(after)
 
 
-def recipes_kept(folders: tuple[Path, Path]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The recipes of two runs; None where one was evaluated before recipes were kept."""
-    files = [folder / "evaluation" / RECIPE for folder in folders]
-    if not all(file.is_file() for file in files):
-        return None
-    first, second = map(read_json, files)
-    return first, second
+def _without_folder(recipe: Mapping[str, Any]) -> Manifest:
+    return Manifest.begin("recipe", {key: value for key, value in recipe.items() if key != "run"}, {}, 1)

@@ -1,8 +1,7 @@
-"""A model's replies to prompts and questions, turn by turn, kept batch by batch."""
+"""The replies of a model to prompts and questions of several turns, stored batch by batch."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,17 +22,17 @@ from tokenward.tokens.template import Style, Template
 from tokenward.types import Example, Message
 
 
-def read_prompts(source: str, benchmark: str | None, count: int, display: Display) -> list[Question]:
+def read_prompts(source: str, benchmark: str | None, recipe: Recipe, display: Display) -> list[Question]:
     """The prompts of a source.
 
-    Of a benchmark all are taken, in the file's order. Otherwise a prompt that comes twice counts once, and where there are
-    more than ``count`` of them those with the smallest keys are taken, which does not depend on the file's order.
+    A benchmark gives all its questions in order. From any other source, repeated prompts count once, and at most
+    ``evaluation.prompts`` are taken: those with the smallest keys, so that the order of the file does not matter.
 
     Args:
-        source: What :func:`tokenward.data.rows` reads.
-        benchmark: A key of ``BENCHMARKS``, whose fields the rows must have; None for anything else.
-        count: Most prompts.
-        display: Is told what was left out.
+        source: Anything that :func:`tokenward.data.rows` reads.
+        benchmark: A key of ``BENCHMARKS``, or None.
+        recipe: Holds the number of prompts.
+        display: Shows how many prompts were left out.
 
     Raises:
         UserError: the source cannot be read, holds no prompt, or a row lacks a field.
@@ -42,14 +41,16 @@ def read_prompts(source: str, benchmark: str | None, count: int, display: Displa
         questions = read_questions(benchmark, rows(source, say=display.line))
     else:
         found = {example.key: example for example in _examples(source, display)}
-        kept = [found[key] for key in sorted(found)[:count]]
-        if len(kept) < len(found):
+        questions = [Question(found[key]) for key in sorted(found)[: recipe.evaluation.prompts]]
+        if len(questions) < len(found):
             display.line(
-                f"  {len(kept)} of {len(found)} prompts; --set evaluation.prompts=N takes another number"
+                f"  {len(questions)} of {len(found)} prompts; change the number with --set evaluation.prompts=N"
             )
-        questions = [Question(example) for example in kept]
     if not questions:
-        raise UserError(f"{source} holds no prompts. Write one JSON object a line, with prompt.")
+        raise UserError(
+            f"{source} holds no prompts. Write one JSON object per line, with the field prompt.",
+            code="no-rows",
+        )
     return questions
 
 
@@ -58,19 +59,20 @@ def _examples(source: str, display: Display) -> Iterator[Example]:
     first = next(numbered, None)
     if first is None:
         return
-    if "prompt" not in first[1]:  # chosen and rejected that hold the prompt, or another name for it
-        for result in read(source).rows:
-            if isinstance(result, Usable):
-                row = result.comparison
-                yield _example(PromptAndTools(row.prompt, row.tools), row.source, {})
+    if (
+        "prompt" not in first[1]
+    ):  # preference data whose responses hold the prompt, or with another name for it
+        usable = (result.comparison for result in read(source).rows if isinstance(result, Usable))
+        for row in usable:
+            yield _example(PromptAndTools(row.prompt, row.tools), row.source, {})
         return
     for where, row in chain([first], numbered):
         try:
             asked = asked_of(row)
         except FieldError as error:
-            raise UserError(f"{where}: {error}. Mend or delete this row.") from error
+            raise UserError(f"{where}: {error}. Correct or delete this row.", code="bad-row") from error
         if not any(message["content"].strip() for message in asked.prompt):
-            raise UserError(f"{where}: the prompt is empty. Mend or delete this row.")
+            raise UserError(f"{where}: the prompt is empty. Correct or delete this row.", code="bad-row")
         yield _example(asked, where, {name: value for name, value in row.items() if name != "prompt"})
 
 
@@ -79,14 +81,13 @@ def _example(asked: PromptAndTools, where: str, columns: Mapping[str, Any]) -> E
     return Example(key=key, prompt=asked.prompt, source=where, columns=columns, tools=asked.tools)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ComparedModel:
-    """One of the compared models.
+class ComparedModel(NamedTuple):
+    """One of the two compared models.
 
     Attributes:
-        label: ``before`` or ``after``; also its folder's name.
+        label: ``before`` or ``after``; also the name of its folder.
         model: Folder or hub name.
-        name: How exports and tables call it.
+        name: Its name in tables and exports.
     """
 
     label: str
@@ -94,15 +95,8 @@ class ComparedModel:
     name: str
 
 
-class _Batch(NamedTuple):
-    """Questions that are sampled together: of one temperature and number of turns."""
-
-    places: list[int]
-    temperature: float
-
-
-def model_of(name: str) -> str:
-    """The model that is meant: of a run folder its policy, of a stage folder its model, else the name itself."""
+def model_folder(name: str) -> str:
+    """The model that a name stands for: the policy of a run's folder, the model of a stage's folder, or the name itself."""
     path = Path(name).expanduser()
     for inner in ("policy/model", "online/model"):
         if (path / inner).is_dir():
@@ -111,46 +105,46 @@ def model_of(name: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """The last part of a model's name that says something: ``quickstart`` of ``runs/quickstart/policy/model``."""
-    parts = [
-        part for part in Path(name).expanduser().resolve().parts if part not in ("model", "policy", "online")
-    ]
-    return parts[-1]
+    """The last distinctive part of a model's name, such as ``quickstart`` of ``runs/quickstart/policy/model``."""
+    parts = Path(name).expanduser().resolve().parts
+    return [part for part in parts if part not in ("model", "policy", "online")][-1]
 
 
-def fitting(sides: Sequence[ComparedModel], questions: Sequence[Question], recipe: Recipe) -> list[bool]:
+def fit_context(sides: Sequence[ComparedModel], questions: Sequence[Question], recipe: Recipe) -> list[bool]:
     """Whether each question's first prompt and its reply fit the context of every model."""
-    fits = [True] * len(questions)
+    fits, trust = [True] * len(questions), recipe.model.trust_remote_code
     for side in sides:
-        context = context_length(side.model, trust_remote_code=recipe.model.trust_remote_code)
-        template = _template(side.model, recipe)
+        encoder = has_encoder(side.model, trust_remote_code=trust)
+        tokenizer = load_tokenizer(side.model, trust_remote_code=trust)
+        template = _style(recipe).template(tokenizer, encoder=encoder)
         ids = template.rendered_ids([template.render(q.example.prompt, q.example.tools) for q in questions])
+        context = context_length(side.model, trust_remote_code=trust)
         room = float("inf") if context is None else context - recipe.evaluation.max_new_tokens
-        fits = [old and len(prompt) <= room for old, prompt in zip(fits, ids, strict=True)]
+        fits = [fit and len(prompt) <= room for fit, prompt in zip(fits, ids, strict=True)]
     return fits
-
-
-def _template(name: str, recipe: Recipe) -> Template:
-    trust = recipe.model.trust_remote_code
-    encoder = has_encoder(name, trust_remote_code=trust)
-    tokenizer = load_tokenizer(name, trust_remote_code=trust)
-    return _style(recipe).template(tokenizer, encoder=encoder)
 
 
 def _style(recipe: Recipe) -> Style:
     return Style(recipe.tokens.template, recipe.tokens.chat_template_kwargs)
 
 
-def replies_of(
+class _Batch(NamedTuple):
+    """Questions that are sampled together. They have the same temperature and number of turns."""
+
+    places: list[int]
+    temperature: float
+
+
+def sample_model(
     side: ComparedModel, questions: Sequence[Question], recipe: Recipe, folder: Path, display: Display
 ) -> list[list[Reply]]:
-    """The replies of a model, one per turn of each question; those of an earlier, stopped run are taken over.
+    """The replies of a model, one per turn of each question. Replies of an earlier, stopped comparison are reused.
 
     Args:
         side: The model.
-        questions: What to reply to.
-        recipe: Its tables ``evaluation``, ``model`` and ``tokens`` and its seed say how.
-        folder: Of the comparison; the replies lie in ``folder/before`` or ``folder/after``.
+        questions: The questions.
+        recipe: Its tables ``evaluation``, ``model`` and ``tokens`` and its seed say how to sample.
+        folder: Folder of the comparison; the replies go to ``before`` or ``after`` in it.
         display: Shows progress.
     """
     table = recipe.evaluation
@@ -166,11 +160,11 @@ def replies_of(
     ) as stage:
         batches = _batches(questions, table.temperature, table.batch)
         files = [stage.path / f"batch-{number:05d}.json" for number in range(len(batches))]
-        if not stage.done:
+        if stage.done:
+            display.line(f"  replies, {side.label}: reused from {stage.path}")
+        else:
             _sample(side, questions, recipe, list(zip(batches, files, strict=True)), display)
             stage.complete(questions=len(questions))
-        else:
-            display.line(f"  replies, {side.label}: taken over from {stage.path}")
         replies: list[list[Reply]] = [[] for _ in questions]
         for batch, file in zip(batches, files, strict=True):
             for place, turns in zip(batch.places, read_json(file), strict=True):
@@ -179,16 +173,18 @@ def replies_of(
 
 
 def _batches(questions: Sequence[Question], temperature: float, size: int) -> list[_Batch]:
-    """Questions of like length together, the longest last; what is in a batch does not depend on the model."""
+    """Batches of questions of similar length, the same for every model."""
     groups: dict[tuple[float, int], list[int]] = {}
     for place, question in enumerate(questions):
         own = temperature if question.temperature is None else question.temperature
         groups.setdefault((own, len(question.follow_ups)), []).append(place)
+
+    def length(place: int) -> int:
+        return sum(len(message["content"]) for message in questions[place].example.prompt)
+
     batches = []
     for (own, _), places in sorted(groups.items()):
-        ordered = sorted(
-            places, key=lambda place: sum(len(m["content"]) for m in questions[place].example.prompt)
-        )
+        ordered = sorted(places, key=length)
         batches += [_Batch(ordered[start : start + size], own) for start in range(0, len(ordered), size)]
     return batches
 
@@ -200,10 +196,10 @@ def _sample(
     work: Sequence[tuple[_Batch, Path]],
     display: Display,
 ) -> None:
-    table = recipe.model
+    table, drawn = recipe.model, recipe.evaluation
     model = load_model(
         side.model,
-        dtype=recipe.evaluation.precision,
+        dtype=drawn.precision,
         device=table.device,
         attention=table.attention,
         trust_remote_code=table.trust_remote_code,
@@ -215,22 +211,16 @@ def _sample(
             if file.is_file():
                 continue
             asked = [questions[place] for place in batch.places]
-            settings = _settings(recipe, batch.temperature)
-            found = _conversations(model, template, asked, settings, seed=_seed(recipe.seed, number))
-            # Not as lists of a reply's fields by name: the ids of thousands of replies are most of the file.
+            settings = SamplingSettings(
+                drawn.max_new_tokens, batch.temperature, drawn.top_p, drawn.top_k, drawn.batch
+            )
+            seed = int(fingerprint([recipe.seed, number])[:15], 16)
+            found = _conversations(model, template, asked, settings, seed=seed)
+            # Lists without field names: the ids of thousands of replies are most of the file.
             atomic_write(
                 file, json.dumps([[list(reply) for reply in turns] for turns in found], ensure_ascii=False)
             )
             bar.advance(len(batch.places))
-
-
-def _settings(recipe: Recipe, temperature: float) -> SamplingSettings:
-    table = recipe.evaluation
-    return SamplingSettings(table.max_new_tokens, temperature, table.top_p, table.top_k, table.batch)
-
-
-def _seed(seed: int, number: int) -> int:
-    return int(fingerprint([seed, number])[:15], 16)
 
 
 def _conversations(
@@ -241,7 +231,7 @@ def _conversations(
     *,
     seed: int,
 ) -> list[list[Reply]]:
-    """Each turn is asked with the model's own replies before it."""
+    """Replies turn by turn; each turn follows the model's own earlier replies."""
     conversations: list[list[Message]] = [list(question.example.prompt) for question in questions]
     replies: list[list[Reply]] = [[] for _ in questions]
     context = context_length(model.name)
@@ -250,33 +240,17 @@ def _conversations(
             for messages, question, before in zip(conversations, questions, replies, strict=True):
                 messages.append(Message(role="assistant", content=before[-1].text))
                 messages.append(Message(role="user", content=question.follow_ups[turn - 1]))
-        prompts = template.rendered_ids(
-            [
-                template.render(messages, q.example.tools)
-                for messages, q in zip(conversations, questions, strict=True)
-            ]
-        )
-        _check_room(prompts, questions, settings, context)
+        both = zip(conversations, questions, strict=True)
+        prompts = template.rendered_ids([template.render(messages, q.example.tools) for messages, q in both])
+        for prompt, question in zip(prompts, questions, strict=True):
+            if context is not None and len(prompt) + settings.max_new_tokens > context:
+                raise UserError(
+                    f"{question.example.source}: a prompt of {len(prompt)} tokens and {settings.max_new_tokens} new tokens do "
+                    f"not fit the model's context of {context} tokens. Lower --set evaluation.max_new_tokens=N.",
+                    code="too-long",
+                    key="evaluation.max_new_tokens",
+                )
         found = sample_replies(model, template, prompts, settings, seed=seed + turn)
         for before, reply in zip(replies, found, strict=True):
             before.append(reply)
     return replies
-
-
-def _check_room(
-    prompts: Sequence[Sequence[int]],
-    questions: Sequence[Question],
-    settings: SamplingSettings,
-    context: int | None,
-) -> None:
-    for prompt, question in zip(prompts, questions, strict=True):
-        if context is not None and len(prompt) + settings.max_new_tokens > context:
-            raise UserError(
-                f"{question.example.source}: a prompt of {len(prompt)} tokens and {settings.max_new_tokens} new ones do not fit "
-                f"in the model's {context} positions. Lower --set evaluation.max_new_tokens=N."
-            )
-
-
-def reply_record(reply: Reply) -> Mapping[str, Any]:
-    """A reply as ``replies.jsonl`` has it."""
-    return {"text": reply.text, "tokens": len(reply.ids), "ended": reply.ended}

@@ -1,4 +1,4 @@
-"""``tokenward plan RECIPE``: memory, time and disk of each stage before it starts."""
+"""``tokenward plan RECIPE``: the memory, time and disk space of each stage, before the run starts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,66 +9,69 @@ import numpy as np
 from tokenward.display import Display
 from tokenward.models.loading import device_of
 from tokenward.ops.costs import FLOAT, HALF, NumberTypes, Work, training_memory
-from tokenward.stages.auxiliary import scorer_of
+from tokenward.stages.auxiliary import made_scorer, scorer_of
 from tokenward.stages.base import TrainingStage
 from tokenward.stages.lists import check_data, stages_of, wanted_stages
 from tokenward.stages.run import AUXILIARY, Run
 from tokenward.stages.scores import scoring_models
-from tokenward.stages.tables import tables
+from tokenward.stages.subset import looked_at
+from tokenward.stages.tables import Tables, tables
 from tokenward.stages.tasks import encoded_examples, labelled_parts
 from tokenward.tokens.encode import check_some_left
-from tokenward.tools.plan_stages import STORED_BYTES, Planner, StagePlan, TrainingPlan, Unit
-from tokenward.tools.plan_steps import SubsetPass, free_memory, subset_passes
+from tokenward.tools.plan_measure import free_memory
+from tokenward.tools.plan_stages import Planner, StagePlan
 from tokenward.tools.run import open_run
 
-NOT_PLANNED = "-"
-
-SUBSET = ", subset"
-"""After the name of an auxiliary model's stage: the pass in which its comparisons are picked."""
+STORED_BYTES = 16
+"""Bytes per token in the score store before compression: id, start, end, one value."""
 
 
 class Plan(NamedTuple):
-    """A recipe's stages, and the machine.
+    """The planned stages of a recipe.
 
     Attributes:
-        stages: In their order.
-        smaller: Settings, and what the largest training would hold with each, bytes, counted.
-        largest: Name of that training.
-        free: Bytes of memory that are free now, or None.
+        stages: In the order of the run.
+        largest: Name of the training that needs the most memory; empty if there is none.
+        smaller: Settings that would lower its memory, each with the estimated bytes.
+        free: Bytes of free memory on this machine, or None if unknown.
     """
 
     stages: list[StagePlan]
-    smaller: list[tuple[str, float]]
     largest: str
+    smaller: list[tuple[str, float]]
     free: float | None
 
 
 def plan_recipe(
     recipe: str | Path, overrides: Sequence[str] = (), *, measure: bool = True, quiet: bool = False
 ) -> Plan:
-    """Plan a recipe and show the plan.
-
-    The run's folder gets the data stage and the ids of its texts, whose lengths every plan must know, and nothing else.
+    """Plan a recipe and show the plan. This runs the data stage, because every estimate needs the lengths of its texts.
 
     Args:
         recipe: Path of a YAML file.
-        overrides: ``"a.b=value"`` changes.
-        measure: Carry out one real step of each training on its longest rows; without it everything is counted.
+        overrides: Changes of the form ``"a.b=value"``.
+        measure: Run one real step of each training on its longest rows. Otherwise everything is estimated.
         quiet: Show nothing.
 
     Raises:
-        UserError: something in the recipe or the data cannot work.
+        UserError: the recipe or the data cannot work.
     """
     run = open_run(recipe, overrides, quiet=quiet)
-    stages, found = _comparisons(run, measure) if run.recipe.online is None else _online(run, measure)
-    largest = max(found, key=lambda plan: plan.stage.memory or 0.0, default=None)
-    free = free_memory(device_of(run.recipe.model.device))
-    plan = Plan(stages, largest.smaller if largest else [], largest.stage.stage if largest else "", free)
+    smaller: dict[str, list[tuple[str, float]]] = {}
+    if run.recipe.online is None:
+        stages = _plan_offline(run, smaller, measure)
+    elif run.recipe.examples is None:
+        stages = _plan_prompt_task(run)
+    else:
+        stages = _plan_online(run, smaller, measure)
+    trained = [stage for stage in stages if stage.stage in smaller]
+    largest = max(trained, key=lambda stage: stage.memory or 0.0).stage if trained else ""
+    plan = Plan(stages, largest, smaller.get(largest, []), free_memory(device_of(run.recipe.model.device)))
     _show(run.display, plan, measure)
     return plan
 
 
-def _comparisons(run: Run, measure: bool) -> tuple[list[StagePlan], list[TrainingPlan]]:
+def _plan_offline(run: Run, smaller: dict[str, list[tuple[str, float]]], measure: bool) -> list[StagePlan]:
     wanted = wanted_stages(run)
     wanted[0].carry_out(run)
     check_data(run, wanted)
@@ -76,75 +79,86 @@ def _comparisons(run: Run, measure: bool) -> tuple[list[StagePlan], list[Trainin
     sets = tables(run, template)
     check_some_left(sets.summed)
     table = run.recipe.evaluation
-    tried = [row.prompt for row in sets.eval.by_prompt()[: min(table.prompts, table.batch)]]
-    planner = Planner(run, sets.train.then(sets.eval_reward).by_prompt(), tried, measure=measure)
-    work = planner.work(sets.everything)
-    subsets = {item.stage: item for item in subset_passes(run, template)}
-    count = len(scoring_models(scorer_of(run)))
-    counted = {
-        "data": lambda: _data(run, "data"),
-        "reference": lambda: _scoring(planner, "reference", work, 1, STORED_BYTES),
-        "scores": lambda: _scoring(planner, "scores", work, count, STORED_BYTES + 4 * count),
-        "reward": lambda: _reward(planner),
-        "evaluation": lambda: _evaluation(
-            planner, planner.work(sets.eval), run.done("data").facts["eval"], len(tried)
+    prompts = [row.prompt for row in sets.eval.by_prompt()[: min(table.prompts, table.batch)]]
+    planner = Planner(run, sets.train.then(sets.eval_reward).by_prompt(), prompts, measure=measure)
+    everything, models = planner.work(sets.everything), len(scoring_models(scorer_of(run)))
+    stored = STORED_BYTES + 4 * models
+    planners = {
+        "data": lambda: _plan_data(run, "data"),
+        "reference": lambda: _plan_scoring(planner, "reference", everything, 1, STORED_BYTES),
+        "scores": lambda: _plan_scoring(planner, "scores", everything, models, stored),
+        "reward": lambda: _plan_reward(planner),
+        "evaluation": lambda: _plan_evaluation(
+            planner, planner.work(sets.eval), run.done("data").facts["eval"], len(prompts)
         ),
     }
-    stages, found = list[StagePlan](), list[TrainingPlan]()
+    stages: list[StagePlan] = []
     for stage in wanted:
-        if stage.name in subsets:
-            stages.append(_subset(planner, subsets[stage.name]))
-        if stage.name in counted:
-            stages.append(counted[stage.name]())
+        stages += _plan_subset(planner, sets, stage.name)
+        if stage.name in planners:
+            stages.append(planners[stage.name]())
         elif isinstance(stage, TrainingStage) and stage.present(run.recipe):
-            planned = stage.planned(run, template)
-            assert planned is not None
-            found.append(planner.training(planned))
-            stages.append(found[-1].stage)
-    return stages, found
+            item = stage.planned(run, template)
+            assert item is not None
+            plan, smaller[stage.name] = planner.training(item)
+            stages.append(plan)
+    return stages
 
 
-def _data(run: Run, name: str) -> StagePlan:
+def _plan_data(run: Run, name: str) -> StagePlan:
     files = [path for part in (name, "encoded") for path in run.path(part).rglob("*") if path.is_file()]
     return StagePlan(name, "done now", disk=sum(path.stat().st_size for path in files))
 
 
-def _scoring(planner: Planner, name: str, work: np.ndarray, times: int, stored: float) -> StagePlan:
-    time = planner.forward(work).times(times)
-    words = f"{len(work)} prompts" + (f", {times} models" if times > 1 else "")
-    if not times:
-        return StagePlan(name, "no model: the scorer reads none", disk=stored * float(work[:, 1].sum()))
-    return StagePlan(name, words, *planner.forward_bytes(), *time, disk=stored * float(work[:, 1].sum()))
+def _plan_scoring(
+    planner: Planner, name: str, work: np.ndarray, models: int, bytes_per_token: float
+) -> StagePlan:
+    disk = bytes_per_token * float(work[:, 1].sum())
+    if not models:
+        return StagePlan(name, "no model needed", disk=disk)
+    words = f"{len(work)} prompts" + (f", {models} models" if models > 1 else "")
+    plan = StagePlan(name, words, *planner.forward_bytes(), disk=disk)
+    return plan.with_time(planner.forward(work) * models)
 
 
-def _subset(planner: Planner, item: SubsetPass) -> StagePlan:
-    """The pass for an auxiliary model's subset, which is a part of the auxiliary model's stage."""
-    found = _scoring(planner, f"{item.stage}{SUBSET}", planner.work(item.rows), len(item.models), 0)
-    note = "the longest pairs stand for those that will be picked; the values that are read of them go with the training's end"
-    return found._replace(note=note)
+def _plan_subset(planner: Planner, sets: Tables, stage: str) -> list[StagePlan]:
+    """The pass that selects an auxiliary model's subset; it belongs to the stage of that model."""
+    table = planner.run.recipe.auxiliary_models.get(stage.removeprefix(AUXILIARY))
+    if not stage.startswith(AUXILIARY) or table is None or table.subset is None:
+        return []
+    rows = looked_at(sets.part("train"), table.subset).by_prompt()
+    models = scoring_models(made_scorer(table.subset.scorer))
+    plan = _plan_scoring(planner, f"{stage}, subset", planner.work(rows), len(models), 0)
+    note = "planned with the longest pairs, because the subset is not known yet; its values are deleted after the training"
+    return [plan._replace(note=note)]
 
 
-def _reward(planner: Planner) -> StagePlan:
+def _reward_memory(planner: Planner) -> float:
+    """Bytes of a token reward model in training, without activations."""
     recipe = planner.run.recipe
     sizes = planner.sizes(recipe.reward.model or recipe.model.name)
-    return StagePlan(
-        "reward",
-        "ranked lists",
-        training_memory(sizes, Work(0, 0, 0), NumberTypes()).total,
-        disk=FLOAT * sizes.weights,
-        note="memory without activations; its time is not planned, a step costs about what one of the policy does",
-    )
+    return training_memory(sizes, Work(0, 0, 0), NumberTypes()).total
 
 
-def _evaluation(planner: Planner, eval_rows: np.ndarray, prompts: int, batch: int) -> StagePlan:
+def _reward_disk(planner: Planner) -> float:
+    recipe = planner.run.recipe
+    return FLOAT * planner.sizes(recipe.reward.model or recipe.model.name).weights
+
+
+def _plan_reward(planner: Planner) -> StagePlan:
+    note = "memory without activations; the time is not planned, but a step takes about as long as one of the policy"
+    return StagePlan("reward", "ranked lists", _reward_memory(planner), disk=_reward_disk(planner), note=note)
+
+
+def _plan_evaluation(planner: Planner, eval_rows: np.ndarray, prompts: int, batch: int) -> StagePlan:
     recipe = planner.run.recipe
     count = min(recipe.evaluation.prompts, prompts)
-    judged_apart = 0 if recipe.eval_reward is None else 1
-    time = planner.forward(eval_rows).times(2 + judged_apart)
+    # The start and the policy read every pair, and so does the eval reward model if there is one.
+    time = planner.forward(eval_rows) * (2 if recipe.eval_reward is None else 3)
     if batch:
-        time = time.plus(planner.replies(2 * count / batch))
+        time = time + planner.replies(2 * count / batch)
     memory, peak = planner.forward_bytes()
-    # The start, the policy, and a copy that samples.
+    # The start, the policy, and a copy of it for sampling are in memory together.
     copy = HALF if recipe.evaluation.precision == "bfloat16" else FLOAT
     more = planner.sizes(recipe.model.name).weights * (FLOAT + copy)
     return StagePlan(
@@ -152,105 +166,86 @@ def _evaluation(planner: Planner, eval_rows: np.ndarray, prompts: int, batch: in
         f"{len(eval_rows)} pairs, {count} prompts",
         memory + more,
         None if peak is None else peak + more,
-        *time,
-        note="replies at their full length; metrics, KL and the eval reward model's verdict are not in its time",
-    )
+        note="time with replies of full length, without metrics, KL and the scores of the eval reward model",
+    ).with_time(time)
 
 
-def _online(run: Run, measure: bool) -> tuple[list[StagePlan], list[TrainingPlan]]:
-    if run.recipe.examples is None:
-        return _prompt_task(run), []
+def _plan_online(run: Run, smaller: dict[str, list[tuple[str, float]]], measure: bool) -> list[StagePlan]:
     first, *others = stages_of(run)
     first.carry_out(run)
     template = run.tokenizer_template(run.recipe.model.name)
     table = run.recipe.evaluation
     test = encoded_examples(run, template, "test", reply=table.max_new_tokens)
-    tried = [context.prompt for context in test.contexts[: min(table.prompts, table.batch)]]
+    prompts = [context.prompt for context in test.contexts[: min(table.prompts, table.batch)]]
     trained = [stage for stage in others if isinstance(stage, TrainingStage) and stage.present(run.recipe)]
     items = [item for stage in trained if (item := stage.planned(run, template)) is not None]
-    planner = Planner(run, items[-1].rows, tried, measure=measure)
-    plans = [planner.training(item) for item in items]
-    stages = [plan.stage for plan in plans]
-    stages[-1] = _online_stage(planner, stages[-1])
+    planner = Planner(run, items[-1].rows, prompts, measure=measure)
+    stages = [_plan_data(run, "examples")]
+    for item in items:
+        plan, smaller[item.stage] = planner.training(item)
+        stages.append(plan)
+    stages[-1] = _with_reward(planner, stages[-1])
     eval_rows = planner.work([row for row in test.rows if row.responses])
-    last = _evaluation(planner, eval_rows, len(test.contexts), len(tried))
-    return [_data(run, "examples"), *stages, last], plans
+    return [*stages, _plan_evaluation(planner, eval_rows, len(test.contexts), len(prompts))]
 
 
-def _online_stage(planner: Planner, policy: StagePlan) -> StagePlan:
-    """The policy's training, with the reward's state beside it."""
-    recipe = planner.run.recipe
-    sizes = planner.sizes(recipe.reward.model or recipe.model.name)
-    state = training_memory(sizes, Work(0, 0, 0), NumberTypes()).total
+def _with_reward(planner: Planner, policy: StagePlan) -> StagePlan:
+    """The online training of the policy, with the reward model in memory too."""
+    reward = _reward_memory(planner)
     return policy._replace(
-        memory=(policy.memory or 0.0) + state,
-        peak=None if policy.peak is None else policy.peak + state,
-        disk=(policy.disk or 0.0) + FLOAT * sizes.weights,
-        note="its time is that of the policy's updates: samples, their ranking and learning the reward come on top; the "
-        "reward's memory is counted, not measured",
+        memory=(policy.memory or 0.0) + reward,
+        peak=None if policy.peak is None else policy.peak + reward,
+        disk=(policy.disk or 0.0) + _reward_disk(planner),
+        note="time of the policy's updates only, without sampling, ranking and learning the reward; "
+        "the memory of the reward is always estimated",
     )
 
 
-def _prompt_task(run: Run) -> list[StagePlan]:
-    """What can be said of a prompt task: its texts, and the weights that it holds."""
+def _plan_prompt_task(run: Run) -> list[StagePlan]:
+    """A prompt task can be planned only as far as its texts and its weights."""
     texts, recipe = labelled_parts(run), run.recipe
     assert recipe.prompt_task is not None
     planner = Planner(run, [], [], measure=False)
     names = (recipe.model.name, recipe.prompt_task.model or recipe.model.name)
-    held = sum(FLOAT * planner.sizes(name).weights for name in names)
-    reward = planner.sizes(recipe.reward.model or recipe.model.name)
-    held += training_memory(reward, Work(0, 0, 0), NumberTypes()).total
+    memory = sum(FLOAT * planner.sizes(name).weights for name in names) + _reward_memory(planner)
     words = ", ".join(f"{len(found)} {part}" for part, found in texts._asdict().items())
-    note = "memory of weights and the reward's state alone; the time depends on the task model's passes and is not planned"
-    return [StagePlan("online", words, held, note=note)]
+    note = "memory of the weights and of the reward's training only; the time depends on the task model and is not planned"
+    return [StagePlan("online", words, memory, note=note)]
 
 
 def _show(display: Display, plan: Plan, measure: bool) -> None:
-    columns = ["stage", "work", "memory, counted", "time, counted", "disk"]
+    columns = ["stage", "work", "memory, estimated", "time, estimated", "disk"]
     if measure:
-        columns[3:3] = ["memory, real step"]
-        columns[5:5] = ["time, real step"]
-    rows = [_row(stage, measure) for stage in plan.stages]
-    total = Unit(0.0, 0.0)
-    for stage in plan.stages:
-        total = total.plus(Unit(stage.seconds or 0.0, stage.measured or 0.0))
-    disk = sum(stage.disk or 0.0 for stage in plan.stages)
-    sums = StagePlan(
-        "together", seconds=total.counted, measured=total.measured if measure else None, disk=disk
-    )
-    display.table("plan", columns, [*rows, _row(sums, measure)])
+        columns[3:4] = ["memory, measured", "time, estimated", "time, measured"]
+    sums = {name: sum(getattr(stage, name) or 0.0 for stage in plan.stages) for name in ("seconds", "disk")}
+    measured = sum(stage.measured or 0.0 for stage in plan.stages) if measure else None
+    total = StagePlan("total", measured=measured, seconds=sums["seconds"], disk=sums["disk"])
+    display.table("plan", columns, [_row(stage, measure) for stage in (*plan.stages, total)])
     for stage in plan.stages:
         if stage.note:
             display.line(f"  {stage.stage}: {stage.note}")
-    _show_memory(display, plan)
-
-
-def _row(stage: StagePlan, measure: bool) -> list[str]:
-    cells = [stage.stage, stage.work, size(stage.memory), clock(stage.seconds), size(stage.disk)]
-    if measure:
-        cells[3:3] = [size(stage.peak)]
-        cells[5:5] = [clock(stage.measured)]
-    return cells
-
-
-def _show_memory(display: Display, plan: Plan) -> None:
     needed = max((max(stage.memory or 0.0, stage.peak or 0.0) for stage in plan.stages), default=0.0)
     if plan.free is not None:
         verdict = "enough" if needed < plan.free else "NOT enough"
-        display.line(f"\n  free memory {size(plan.free)}; the largest stage wants {size(needed)}: {verdict}")
+        display.line(f"\n  free memory {size(plan.free)}, the largest stage needs {size(needed)}: {verdict}")
     if plan.smaller:
-        ordered = sorted(plan.smaller, key=lambda item: item[1])
-        rows = [
-            (name.replace("training.", f"{_table_of(plan.largest)}.training."), size(held))
-            for name, held in ordered
-        ]
-        display.table(f"what would make {plan.largest} smaller", ("--set", "memory, counted"), rows)
+        rows = [(name, size(held)) for name, held in sorted(plan.smaller, key=lambda item: item[1])]
+        display.table(
+            f"settings that lower the memory of {plan.largest}", ("--set", "memory, estimated"), rows
+        )
+
+
+def _row(stage: StagePlan, measure: bool) -> list[str]:
+    memory, time = [size(stage.memory)], [clock(stage.seconds)]
+    if measure:
+        memory, time = [*memory, size(stage.peak)], [*time, clock(stage.measured)]
+    return [stage.stage, stage.work, *memory, *time, size(stage.disk)]
 
 
 def size(count: float | None) -> str:
-    """Bytes for people: ``1.4 GB``, in powers of 1000."""
+    """Bytes in a readable form, such as ``1.4 GB``, in powers of 1000; ``-`` for None."""
     if count is None:
-        return NOT_PLANNED
+        return "-"
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
@@ -258,14 +253,9 @@ def size(count: float | None) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """Seconds for people: ``12 s``, ``3 min``, ``1.5 h``."""
+    """Seconds in a readable form: ``12 s``, ``3 min``, ``1.5 h``; ``-`` for None."""
     if seconds is None:
-        return NOT_PLANNED
+        return "-"
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _table_of(stage: str) -> str:
-    """The recipe's table of a stage: an auxiliary model's is one of several."""
-    return stage.replace(AUXILIARY, "auxiliary_models.", 1) if stage.startswith(AUXILIARY) else stage

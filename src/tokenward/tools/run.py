@@ -11,11 +11,11 @@ import datasets
 import transformers
 
 from tokenward.artifacts import MANIFEST
-from tokenward.config import LoadedRecipe, Named, Resolved, load_recipe, resolved
+from tokenward.config import LoadedRecipe, Named, Resolved, Settings, load_recipe, resolved
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.objectives import OBJECTIVES, objective_of
-from tokenward.plugins import build, find
+from tokenward.plugins import find
 from tokenward.report.page import write_report
 from tokenward.sampling.sources import SOURCES
 from tokenward.scoring.join import scored
@@ -25,8 +25,11 @@ from tokenward.scoring.store import TokenStore
 from tokenward.selection import SELECTORS, scope_of, selector_of
 from tokenward.selection.weights import weigh, weigh_step
 from tokenward.stages.auxiliary import made_scorer, scorer_of
+from tokenward.stages.base import TrainingStage
+from tokenward.stages.checks import CONSTANT
 from tokenward.stages.data import preview
-from tokenward.stages.lists import carry_out, check_recipe, run_through
+from tokenward.stages.lists import carry_out, check_recipe, possible_stages, run_through
+from tokenward.stages.reward_learning import DEFAULTS as LEARNING_DEFAULTS
 from tokenward.stages.run import Run
 from tokenward.stages.tables import say_notes, tables
 from tokenward.stages.tasks import SAMPLERS, encoded_examples, labelled_parts
@@ -34,113 +37,77 @@ from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import TokenTable
 from tokenward.training.arguments import DEFAULTS, TokenTrainingArguments
 
-NAMED: dict[str, Mapping[str, Any]] = {
-    "oracle.objective": OBJECTIVES,
-    "scores.scorer": SCORERS,
-    "policy.selection": SELECTORS,
-    "policy.objective": OBJECTIVES,
-    "eval_reward.objective": OBJECTIVES,
-    "reward.objective": OBJECTIVES,
-    "online.selection": SELECTORS,
-    "online.objective": OBJECTIVES,
-    "online.source": SOURCES,
-    "online.sampler": SAMPLERS,
+REGISTRIES: dict[str, Mapping[str, Any]] = {
+    "objective": OBJECTIVES,
+    "scorer": SCORERS,
+    "selection": SELECTORS,
+    "source": SOURCES,
+    "sampler": SAMPLERS,
 }
-"""Tables of a recipe that name an object, and the built-in ones."""
-
-TRAINED = ("sft", "oracle", "policy", "eval_reward")
-"""Tables whose ``training`` has the defaults of this module; the reward and an online policy have the published code's."""
+"""The built-in objects that a recipe key can name."""
 
 
 def completely_resolved(loaded: LoadedRecipe) -> list[Resolved]:
-    """Every value of a recipe in the order of the schema, with its origin, defaults of named objects included.
+    """Every value of a recipe in the order of the schema, with its origin, including defaults of named objects.
 
-    Of a ``training`` table what tokenward sets itself is listed; everything else there is as in transformers.
+    A ``training`` table lists the values that tokenward sets. All other fields have the defaults of transformers.
 
     Raises:
         UserError: a name or a setting of an object is wrong.
     """
-    items = resolved(loaded)
-    known = {item.key for item in items}
-    added: dict[str, list[Resolved]] = {}
-    for table, objects in NAMED.items():
-        if f"{table}.name" in known:
-            found = _of_object(loaded, table, objects)
-            added[table] = [item for item in found if not _covered(item.key, known)]
-    for table in TRAINED:
-        if getattr(loaded.recipe, table) is not None:
-            where = f"{table}.training"
-            found = [Resolved(f"{where}.{key}", value, "default") for key, value in _training().items()]
-            added[where] = [item for item in found if item.key not in known]
-    return list(_joined([item for item in items if item.key not in added], added))
+    recipe = loaded.recipe
+    values: dict[str, Any] = recipe.model_dump()
+    parts = [(values[name], table) for name, table in recipe if isinstance(table, Settings)]
+    parts += [(values["auxiliary_models"][name], table) for name, table in recipe.auxiliary_models.items()]
+    for filled, table in parts:
+        for key, named in table:
+            if isinstance(named, Named):
+                _fill(filled[key], _object_values(key, named, recipe.seed))
+    for stage in possible_stages(recipe):
+        if isinstance(stage, TrainingStage) and stage.present(recipe):
+            outer, _, inner = stage.key.partition(".")
+            filled = values[outer][inner] if inner else values[outer]
+            _fill(filled["training"], _training_defaults(stage.key))
+    origins = {item.key: item.origin for item in resolved(loaded)}
+    return [Resolved(key, value, origins.get(key, "default")) for key, value in _leaves(values)]
 
 
-def _covered(key: str, known: set[str]) -> bool:
-    """Whether a key or a table around it was written."""
-    parts = key.split(".")
-    return any(".".join(parts[:end]) in known for end in range(1, len(parts) + 1))
-
-
-def _joined(items: list[Resolved], added: Mapping[str, list[Resolved]]) -> Iterator[Resolved]:
-    """Each table's further values after its own; those of an empty table at the end of what stands around it."""
-    left = dict(added)
-    for number, item in enumerate(items):
-        yield item
-        following = items[number + 1].key if number + 1 < len(items) else ""
-        outer = item.key.split(".")[0]
-        for table in list(left):
-            inside = item.key.startswith(f"{table}.") and not following.startswith(f"{table}.")
-            ends = table.split(".")[0] == outer and following.split(".")[0] != outer
-            if inside or ends:
-                yield from left.pop(table)
-
-
-def _of_object(loaded: LoadedRecipe, table: str, objects: Mapping[str, Any]) -> list[Resolved]:
-    outer, _, inner = table.partition(".")
-    named = getattr(getattr(loaded.recipe, outer), inner)
-    kind = inner.replace("_", " ")
-    target = find(kind, named.name, objects)
-    if dataclasses.is_dataclass(target):
-        values = dataclasses.asdict(_made(kind, named, objects, loaded.recipe.seed))
-    elif inspect.isclass(target):
-        parameters = inspect.signature(target).parameters.values()
-        values = {
-            item.name: item.default for item in parameters if item.default is not inspect.Parameter.empty
-        }
-    else:
-        values = {}  # a function is called as it is
-    return [Resolved(key, value, loaded.lines.origin(key)) for key, value in _leaves(values, table)]
-
-
-def _made(kind: str, named: Named, objects: Mapping[str, Any], seed: int) -> Any:
-    """The object; the seed of one that draws is the recipe's unless it has one."""
-    if objects is SELECTORS:
-        return selector_of(named, seed)
-    if objects is OBJECTIVES:
-        return objective_of(kind, named, seed)
-    return (
-        made_scorer(named, seed) if objects is SCORERS else build(kind, named.name, named.arguments, objects)
-    )
-
-
-def _leaves(values: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{path}.{key}")
+def _fill(table: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Add the defaults of keys that the table leaves out, also in the tables inside it."""
+    for key, value in defaults.items():
+        if isinstance(table.get(key), dict) and isinstance(value, Mapping):
+            _fill(table[key], value)
         else:
-            yield f"{path}.{key}", value
+            table.setdefault(key, value)
 
 
-def _training() -> dict[str, Any]:
-    ours = (
-        "tokens_per_forward",
-        "disable_dropout",
-        "checkpoint_minutes",
-        "displacement_margin",
-        "log_entropy",
-    )
-    fields = {item.name: item.default for item in dataclasses.fields(TokenTrainingArguments)}
-    return {**DEFAULTS, **{name: fields[name] for name in ours}}
+def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _object_values(kind: str, named: Named, seed: int) -> dict[str, Any]:
+    """The settings of a named object. An object that draws random numbers has the recipe's seed by default."""
+    target = find(kind, named.name, REGISTRIES[kind])
+    if dataclasses.is_dataclass(target) and kind in ("objective", "scorer", "selection"):
+        makers = {"scorer": made_scorer, "selection": selector_of}
+        made: Any = makers[kind](named, seed) if kind in makers else objective_of(kind, named, seed)
+        return dataclasses.asdict(made)
+    if not inspect.isclass(target):
+        return {}  # a function is called as it is and has no settings
+    # Sources and samplers are not built: they load models and packages, or need the policy.
+    parameters = inspect.signature(target).parameters.values()
+    return {item.name: item.default for item in parameters if item.default is not inspect.Parameter.empty}
+
+
+def _training_defaults(key: str) -> dict[str, Any]:
+    known = {item.name for item in dataclasses.fields(transformers.TrainingArguments)}
+    fields = dataclasses.fields(TokenTrainingArguments)
+    own = {item.name: item.default for item in fields if item.name not in known}
+    return {**DEFAULTS, **own, **(LEARNING_DEFAULTS if key in CONSTANT else {})}
 
 
 def run_recipe(
@@ -150,16 +117,16 @@ def run_recipe(
     last: str = "evaluation",
     quiet: bool = False,
 ) -> Run:
-    """Carry out a recipe up to a stage; what is done already is skipped. A whole run ends with its report.
+    """Run the stages of a recipe up to ``last``. Finished stages are skipped. A whole run ends with its report.
 
     Args:
         recipe: Path of a YAML file.
-        overrides: ``"a.b=value"`` changes.
-        last: Stage to end with.
+        overrides: Changes of the form ``"a.b=value"``.
+        last: The last stage to run.
         quiet: Show nothing.
 
     Raises:
-        UserError: something in the recipe, the data or the models cannot work.
+        UserError: the recipe, the data or a model cannot work.
     """
     run = open_run(recipe, overrides, quiet=quiet)
     run_through(run, last)
@@ -169,7 +136,12 @@ def run_recipe(
 
 
 def open_run(recipe: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> Run:
-    """A checked recipe as a run, for calling its stages one by one; nothing is carried out yet.
+    """Load and check a recipe. Nothing runs yet; the stages can be called one by one.
+
+    Args:
+        recipe: Path of a YAML file.
+        overrides: ``"a.b=value"`` changes.
+        quiet: Show nothing.
 
     Raises:
         UserError: a key, a value or a name in the recipe is wrong.
@@ -181,7 +153,7 @@ def open_run(recipe: str | Path, overrides: Sequence[str] = (), *, quiet: bool =
 
 
 def show_data(recipe: str | Path, overrides: Sequence[str], rows: int) -> None:
-    """The data stage, and some rows as the model will see them."""
+    """Run the data stage and show ``rows`` rows as the model sees them."""
     run = open_run(recipe, overrides)
     if run.recipe.online is not None:
         _show_examples(run, rows)
@@ -192,20 +164,20 @@ def show_data(recipe: str | Path, overrides: Sequence[str], rows: int) -> None:
     train, counts = found.part("train"), found.counts["train"]
     run.display.table("pairs", ("", "rows"), [(name, str(count)) for name, count in counts.items() if count])
     say_notes(run, template, counts, train.store)
-    shown = _weighted(run, train, rows)
-    if shown is None:
-        preview(run.display, template, train[:rows], weighted=False)
-    else:
-        preview(run.display, template, shown)
+    weighted = _weigh_first(run, train, rows)
+    shown = train[:rows] if weighted is None else weighted
+    preview(run.display, template, shown, weighted=weighted is not None)
 
 
-def _weighted(run: Run, rows: TokenTable, count: int) -> Sequence[TokenRow] | None:
-    """The first rows with the weights that the run's scores give them, or None, with the reason on screen."""
+def _weigh_first(run: Run, rows: TokenTable, count: int) -> Sequence[TokenRow] | None:
+    """The first rows with the weights from the run's scores. None if there are none; a line says why."""
     if not (run.path("scores") / MANIFEST).is_file():
-        run.display.line("  weights come after scoring: tokenward score RECIPE, then this command again")
+        run.display.line("  no weights yet: run `tokenward score RECIPE`, then this command again")
         return None
     if is_online(scorer_of(run)):
-        run.display.line("  weights are made in the step, of the policy as it is then")
+        run.display.line(
+            "  no weights to show: they are computed from the current policy at every training step"
+        )
         return None
     try:
         manifest = run.done("scores")
@@ -215,11 +187,11 @@ def _weighted(run: Run, rows: TokenTable, count: int) -> Sequence[TokenRow] | No
         return None
     selector = selector_of(run.recipe.policy.selection, run.recipe.seed)
     run.display.line(
-        f"  weights by the scores of {manifest.created}, as they lie in {run.path('scores')}; a recipe that has changed "
-        "since scores again before it trains"
+        f"  weights from the scores of {manifest.created} in {run.path('scores')}; if the recipe has changed since, "
+        "the next run computes new scores before it trains"
     )
     if scope_of(selector) == "batch":
-        run.display.line("  tokens are selected step by step; here among these rows")
+        run.display.line("  tokens are selected per training batch; here, among the rows shown")
         return weigh_step(selector, known[:count])
     tokenizer = run.tokenizer_template(run.recipe.model.name).tokenizer
     return weigh(known, selector, tokenizer)[:count]
@@ -227,8 +199,7 @@ def _weighted(run: Run, rows: TokenTable, count: int) -> Sequence[TokenRow] | No
 
 def _show_examples(run: Run, rows: int) -> None:
     if run.recipe.examples is None:
-        texts = labelled_parts(run)
-        counts = [(part, str(len(found))) for part, found in texts._asdict().items()]
+        counts = [(part, str(len(found))) for part, found in labelled_parts(run)._asdict().items()]
         run.display.table("labelled texts", ("", "rows"), counts)
         return
     carry_out(run, "examples")
@@ -237,7 +208,7 @@ def _show_examples(run: Run, rows: int) -> None:
 
 
 def quiet_libraries() -> None:
-    """Our own display speaks; transformers' and datasets' bars and notices would tear it."""
+    """Turn off the progress bars and notices of transformers and datasets, which would break up our display."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

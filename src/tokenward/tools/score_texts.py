@@ -1,8 +1,8 @@
-"""``tokenward score ORACLE texts.jsonl``: one's own texts, to a file or to the screen."""
+"""``tokenward score ORACLE texts.jsonl``: token scores of your own texts, to a file or to the screen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.text import Text
 
@@ -25,67 +25,73 @@ def score_file(
     reference: str | None = None,
     overrides: Sequence[str] = (),
 ) -> list[ScoredResponse]:
-    """Score every row of a file that has the fields ``prompt`` and ``response``.
+    """Score every row of a file with the fields ``prompt`` and ``response``.
 
     Args:
         folder: Stage folder of an oracle or a reward, or a model folder.
         texts: JSONL, JSON, Parquet or CSV; the prompt is a text or a list of messages.
-        output: JSON lines with the tokens of each row; shown on screen if left out.
-        reference: Reference model, where the folder does not name it.
-        overrides: ``tokens.template=plain`` or ``=chat``, where the folder does not say.
+        output: File for the tokens of each row, one JSON object per line; None shows them.
+        reference: The reference model, if the folder does not name it.
+        overrides: ``tokens.template=plain`` or ``tokens.template=chat``, if the folder does not say which.
 
     Raises:
-        UserError: a row lacks a field, or the folder is no oracle.
+        UserError: a row lacks a field, or the folder holds no oracle.
     """
     template = _template(overrides)
     quiet_libraries()
-    wanted = [_answered(where, row) for where, row in rows(str(texts))]
+    wanted = [_read_row(where, row) for where, row in rows(str(texts))]
     if not wanted:
-        raise UserError(f"{texts} holds no rows. Write one JSON object a line, with prompt and response.")
+        raise UserError(
+            f"{texts} holds no rows. Write one JSON object per line, with the fields prompt and response.",
+            code="no-rows",
+        )
     scored = TokenScorer.load(folder, reference=reference, template=template).score_rows(wanted)
-    if output is not None:
+    if output is None:
+        _show(Display(), scored)
+    else:
         records = (
             {"total": item.total, "tokens": [token.flat() for token in item.tokens]} for item in scored
         )
         write_jsonl(Path(output), records)
-    else:
-        _show(Display(), scored)
     return scored
 
 
 def _template(overrides: Sequence[str]) -> Literal["chat", "plain"] | None:
-    """The one setting that texts of one's own may need; everything else is the folder's."""
+    """The only setting that can be changed; the folder decides all others."""
     if not overrides:
         return None
     recipe, lines = parse_recipe("seed: 0", "--set", overrides)
-    other = [key for key in lines.overridden if key != "tokens.template"]
+    other = next((key for key in lines.overridden if key != "tokens.template"), None)
     if other:
         raise UserError(
-            f"--set {other[0]}: texts of your own are scored as the folder's run scored; beside it, only tokens.template=plain "
-            "or =chat can be set. Leave it out, or name a recipe."
+            f"--set {other}: texts are scored with the settings of the folder's run; only tokens.template=plain or "
+            "tokens.template=chat can be set. Leave it out, or score a recipe.",
+            code="idle-setting",
+            key=other,
         )
     return recipe.tokens.template
 
 
-def _answered(where: str, row: dict) -> Answered:
-    for field in ("prompt", "response"):
-        if field not in row:
+def _read_row(where: str, row: Mapping[str, Any]) -> Answered:
+    for name in ("prompt", "response"):
+        if name not in row:
             raise UserError(
-                f"{where}: no field {field!r}; found: {', '.join(row)}. Each row needs prompt (a text or messages) and "
-                "response (so too)."
+                f"{where}: the field {name!r} is missing; found: {', '.join(row)}. Each row needs prompt and response, each a "
+                "text or a list of messages.",
+                code="missing-column",
             )
     try:
         return answered(row)
     except FieldError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}", code="bad-row") from error
 
 
 def _show(display: Display, scored: Sequence[ScoredResponse]) -> None:
-    """Each token with its score; raised tokens are blue, lowered ones orange."""
+    """Each token with its score; tokens that raise the response are blue, tokens that lower it are orange."""
     scale = largest(token.score for item in scored for token in item.tokens)
     for item in scored:
         line = Text()
-        # A log-ratio is raised above 0; a reward, which is positive throughout, above the mean of its response.
+        # A log-ratio raises the response above 0. A reward is always positive: it raises above the mean of its response.
         reward = "reward" in item.tokens[0].values
         middle = item.total / len(item.tokens) if reward else 0.0
         for token in item.tokens:

@@ -124,7 +124,7 @@ def check_scored(objective: Objective, means: Mapping[str, float]) -> None:
     if means.get(UNSCORED) == 1.0:
         for part in parts_within(objective):
             if isinstance(part, Selected):
-                raise part.without_scores()
+                raise part.no_scores_error()
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -224,7 +224,7 @@ class StepSelections:
         ]
         self._model, self._precision = model, precision
         self._processes, self._process = processes, process
-        self._needs = reduce(or_, [part.asked for part in self._parts], NOTHING)
+        self._needs = reduce(or_, [part.scorer_needs for part in self._parts], NOTHING)
 
     def __bool__(self) -> bool:
         return bool(self._parts)
@@ -275,7 +275,7 @@ class StepSelections:
         places = sorted(everyone)
         tokens = _concatenated([everyone[place] for place in places])
         if bool(tokens.scores.isnan().all()):
-            raise part.without_scores()
+            raise part.no_scores_error()
         sizes = [len(everyone[place].scores) for place in places]
         return dict(zip(places, part.weights_of(tokens).split(sizes), strict=True))
 

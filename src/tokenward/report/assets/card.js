@@ -1,4 +1,4 @@
-// The card of a token, or of the word or sentence that it is in.
+// The card of a token, or of its word or sentence.
 
 let pinned = false;
 
@@ -20,18 +20,18 @@ function tokenRows(side, number) {
     const values = data.channels.filter((channel) => !["noise", "weight"].includes(channel.kind));
     if (part) return [["and", `${place}: ${shown(scores[i], 4)}`]];
     return [
-      ["token", isClosing(response, i) ? data.names[response.ids[i]] || "end" : quoted(response, [number])],
+      ["token", isClosing(response, i) ? data.names[response.ids[i]] || "eos" : quoted(response, [number])],
       ...(group.length > 1 ? [["", `${group.length} tokens share a character`]] : []),
       ["id, position", place],
       ...values.map(({ name }) => [name, shown(response.values[name][i], 4, name)]),
       [`rank by ${state.scorer}`, `${1 + scores.filter((x) => x > scores[i]).length} of ${scores.length}`],
       ...weightings.map((name) => [name, String(Number(response.values[name][i].toPrecision(4)))]),
-      ["kept now", kept[i] ? "yes" : "no"],
+      ["selected", kept[i] ? "yes" : "no"],
     ];
   });
 }
 
-/** A word or a sentence: its pooled scores, and the raw ones of its tokens. */
+/** A word or a sentence: its combined scores, and the raw scores of its tokens. */
 function unitRows(side, number) {
   const response = open.responses[side], kept = keptOf(open)[side];
   const units = scorers.map((name) => pooledUnits(response, channels[name], state.unit, state.pool)[number]);
@@ -40,22 +40,22 @@ function unitRows(side, number) {
     `${quoted(response, [group])} ${response.groups[group].map((i) => shown(scores[i])).join(", ")}`);
   return [
     [state.unit, quoted(response, groups)],
-    ["tokens", `${places.length}, ${places.filter((i) => kept[i]).length} of them kept`],
-    ["shown is", pooledHow()],
+    ["tokens", `${places.length}, ${places.filter((i) => kept[i]).length} selected`],
+    ["scores are", pooledHow()],
     ...scorers.map((name, k) => [name, shown(units[k].value, 4, name)]),
     ...[...listed, ...(groups.length > 12 ? [`and ${groups.length - 12} more`] : [])].map((text, k) => [k ? "" : `${state.scorer} of each`, text]),
   ];
 }
 
-/** A shared word's score here and in the other response; nothing where words are not aligned. */
+/** A shared word's score in both responses; empty unless shared words are dimmed. */
 function twinRows(side, group) {
   const here = open.responses[side], there = open.responses[1 - side], word = here.wordOf[here.groups[group][0]];
   if (!state.dim || !here.twins.has(word)) return [];
   const of = (response, number) => shown(pool(wordPlaces(response, number).map((i) => response.values[state.scorer][i]), "mean"));
-  return [["in both responses", `its word: ${of(here, word)} here, ${of(there, here.twins.get(word))} in the ${SIDES[1 - side]}`]];
+  return [["shared word", `${of(here, word)} here, ${of(there, here.twins.get(word))} in the ${SIDES[1 - side]} response`]];
 }
 
-/** Marks the other tokens of a span's unit, and its word's twin in the other response. */
+/** Mark the other tokens of a span's unit, and the same word in the other response. */
 function markRelated(span) {
   const box = span.closest("[data-side]"), side = sideOf(span), { unit, group } = span.dataset;
   if (state.unit !== "token") for (const other of box.querySelectorAll(`[data-unit="${unit}"]`)) other.classList.add("same-unit");
@@ -72,7 +72,7 @@ function showCard(span) {
   const alone = state.unit === "token" || isClosing(response, place);
   const rows = [
     ...(alone ? tokenRows(side, group) : unitRows(side, Number(span.dataset.unit))),
-    ...(state.sums ? [["sum so far", shown(runningSum(response.values[state.scorer])[place])]] : []),
+    ...(state.sums ? [["running sum", shown(runningSum(response.values[state.scorer])[place])]] : []),
     ...twinRows(side, group),
   ];
   hideCard();
@@ -101,7 +101,7 @@ function pin(span) {
   span.classList.add("pinned");
 }
 
-/** Pin a token's card and name the token in the address. */
+/** Pin a token's card and store the token in the address. */
 function choose(span) {
   pin(span);
   remember({ token: `${SIDES[sideOf(span)]}.${span.dataset.group}` });

@@ -1,18 +1,18 @@
-// The open comparison without colour: a table of its scores, and text to copy as TSV or LaTeX.
+// The open comparison as a table of its scores, and as text to copy in TSV or LaTeX.
 
-/** The scores of the shown units as a table; made when it is opened. */
+/** The scores of the current units as a table, filled when it is open. */
 function showTable() {
   byId("table").open = state.table === "1";
   if (state.table !== "1") return;
   const kept = keptOf(open), known = "known" in channels;
-  const names = ["response", "no.", state.unit, ...scorers, "kept", ...(known ? ["known"] : [])];
-  byId("table-about").textContent = pooledHow() ? `Each number is the ${pooledHow()}.` : "";
+  const names = ["response", "no.", state.unit, ...scorers, "selected", ...(known ? ["known"] : [])];
+  byId("table-about").textContent = pooledHow() ? `Each score is ${pooledHow()}.` : "";
   byId("table-head").replaceChildren(...names.map((name) => element("th", { scope: "col", textContent: name })));
   byId("table-rows").replaceChildren(...open.responses.flatMap((response, side) => {
     const pooled = scorers.map((name) => pooledUnits(response, channels[name], state.unit, state.pool));
     return pooled[0].map(({ groups, places }, number) => {
       const eos = isClosing(response, places[0]);
-      const text = eos ? data.names[response.ids[places[0]]] || "end" : quoted(response, groups);
+      const text = eos ? data.names[response.ids[places[0]]] || "eos" : quoted(response, groups);
       const part = places.filter((i) => kept[side][i]).length;
       const value = known ? [shown(pool(places.map((i) => response.values.known[i]), "mean"), 2, "known")] : [];
       const cells = [String(number + 1), text, ...pooled.map((units, k) => shown(units[number].value, 3, scorers[k])),
@@ -23,7 +23,7 @@ function showTable() {
   }));
 }
 
-/** Every token with all of its raw numbers, tab-separated, under a line of names. */
+/** All tokens with their raw numbers, tab-separated, below a header line. */
 function asTsv() {
   const names = data.channels.filter(({ kind }) => kind !== "noise").map(({ name }) => name);
   const kept = keptOf(open);
@@ -33,7 +33,7 @@ function asTsv() {
     const numbers = names.map((name) => Number(response.values[name][i].toPrecision(7)));
     return [SIDES[side], i + 1, id, escaped(text), ...numbers, kept[side][i] ? 1 : 0];
   }));
-  return [["response", "position", "id", "token", ...names, "kept"], ...lines].map((line) => line.join("\t")).join("\n") + "\n";
+  return [["response", "position", "id", "token", ...names, "selected"], ...lines].map((line) => line.join("\t")).join("\n") + "\n";
 }
 
 const LATEX = {
@@ -46,7 +46,7 @@ function inLatex(text) {
   return text.replace(/[\\~^{}$&#_%]/g, (char) => LATEX[char]);
 }
 
-/** A token on its ground. White space beside letters stays outside, so that lines can break there. */
+/** A token on its background. White space around it stays outside the box, so that lines can break there. */
 function latexToken(text, shade, kept) {
   const [, before, core, after] = /^(\s*)(.*?)(\s*)$/s.exec(text);
   const space = (gap) => (gap.includes("\n") ? "\\par\n" : gap && " ");
@@ -57,39 +57,39 @@ function latexToken(text, shade, kept) {
   return core ? space(before) + box + space(after) : box + (before.includes("\n") ? "\\par\n" : "\\allowbreak ");
 }
 
-/** The open comparison as it is shaded now, with a macro for it; selected tokens are underlined. */
+/** The open comparison with its current shades, and a macro for them. Selected tokens are underlined. */
 function asLatex() {
   const kept = keptOf(open), { zero } = channels[state.scorer], limit = limitOf(channels[state.scorer]);
-  const scale = state.scale === "run" ? `strongest ${shown(limit)} from it` : `scale: ${state.scale}`;
+  const scale = state.scale === "run" ? `strongest at a distance of ${shown(limit)}` : `scale: ${state.scale}`;
   const parts = SIDES.map((side, number) => {
     const response = open.responses[number];
     const tokens = shaded(number, state.scorer).flatMap(({ groups, shade }) => groups.map((group) => {
       const places = response.groups[group], eos = isClosing(response, places[0]);
-      const text = eos ? data.names[response.ids[places[0]]] || "end" : places.map((i) => pieceOf(response, i)).join("");
+      const text = eos ? data.names[response.ids[places[0]]] || "eos" : places.map((i) => pieceOf(response, i)).join("");
       return latexToken(text, shade, places.some((i) => kept[number][i]));
     }));
     return `\\noindent\\textbf{${side}} (${shown(total(response.values[state.scorer]))})\\par\n\\noindent ${tokens.join("")}\\par\n`;
   });
   return [
     "% \\usepackage{xcolor}",
-    `% ${state.scorer}${pooledHow() && `, ${pooledHow()}`}: blue raises, orange lowers, no colour is ${shown(zero)}, ${scale}; underlined: selected`,
+    `% ${state.scorer}${pooledHow() && `, ${pooledHow()}`}: blue raises, orange lowers, no colour at ${shown(zero)}, ${scale}; underlined: selected`,
     "\\newcommand{\\tokenscore}[2]{{\\setlength{\\fboxsep}{1pt}\\colorbox[RGB]{#1}{\\strut #2}}}",
     ...parts,
   ].join("\n").replaceAll("−", "-");
 }
 
-/** Text to the clipboard; where the browser does not allow that, it stands selected below. */
+/** Copy text to the clipboard. If the browser does not allow it, the text is shown and selected. */
 async function copy(name, text) {
   const box = byId("copied");
   box.hidden = false;
   box.value = text;
   box.focus();
   box.select();
-  let said = `${name} copied.`;
+  let message = `${name} copied.`;
   try {
     await navigator.clipboard.writeText(text);
   } catch { // no permission, or no clipboard on a page of this kind
-    said = `${name} stands below, selected: copy it with Ctrl-C.`;
+    message = `${name} is selected below: copy it with Ctrl-C.`;
   }
-  byId("copy-said").textContent = said;
+  byId("copy-said").textContent = message;
 }

@@ -1,4 +1,4 @@
-// What the selection of the open comparison carries.
+// How much of the margin the selected tokens of the open comparison make up.
 
 function showKept() {
   const kept = keptOf(open);
@@ -13,7 +13,7 @@ function showKept() {
   showCurve();
 }
 
-/** Share of tokens kept, and of the reward difference that they carry, over some pairs. */
+/** Share of selected tokens, and their part of the margin, over some pairs. */
 function carried(chosenPairs) {
   const found = { tokens: 0, kept: [0, 0], sizes: [0, 0], part: 0, whole: 0 };
   for (const pair of chosenPairs) {
@@ -30,20 +30,20 @@ function carried(chosenPairs) {
 
 function inWords(found) {
   const sides = SIDES.map((side, i) => `${side} ${percent(found.kept[i] / found.sizes[i])}`).join(", ");
-  const part = found.whole > 0 ? `; they carry ${percent(found.part / found.whole)} of the reward difference` : "";
-  return `kept tokens: ${sides}${part}`;
+  const part = found.whole > 0 ? `; they make up ${percent(found.part / found.whole)} of the margin` : "";
+  return `selected tokens: ${sides}${part}`;
 }
 
 function showCurve() {
   const mine = measures(open).curve, others = pairs.map((pair) => measures(pair).curve);
   const here = carried([open]), all = carried(pairs);
-  byId("kept").textContent = isSilent() ? "No token is marked." : `This pair, ${inWords(here)}.`;
-  byId("kept-all").textContent = isSilent() ? "" : `All ${pairs.length} pairs of the page, ${inWords(all)}.`;
+  byId("kept").textContent = isSilent() ? "No token is marked." : `This pair: ${inWords(here)}.`;
+  byId("kept-all").textContent = isSilent() ? "" : `All ${pairs.length} pairs of the page: ${inWords(all)}.`;
   const shares = others.map((curve) => shareCarrying(curve, 0.8)).filter((x) => x !== null).sort((a, b) => a - b);
   const own = shareCarrying(mine, 0.8);
   byId("carries").textContent =
-    (own === null ? "The scores of this pair give no difference in its order. " : `80 % of this pair's difference lies on ${percent(own)} of its tokens. `) +
-    (shares.length ? `The median of the ${shares.length} pairs with a positive margin is ${percent(shares[shares.length >> 1])}.` : "");
+    (own === null ? "This pair has no positive margin. " : `80 % of this pair's margin comes from ${percent(own)} of its tokens. `) +
+    (shares.length ? `The median over the ${shares.length} pairs with a positive margin is ${percent(shares[shares.length >> 1])}.` : "");
   drawCurve(mine, others, here);
 }
 
@@ -62,7 +62,7 @@ function drawCurve(mine, others, here) {
   byId("curve").replaceChildren(...lines, ...labels.map(([x, y, text, anchor]) => drawing("text", { x, y, "text-anchor": anchor }, text)));
 }
 
-/** A curve, or the sum of several, at fifty shares of tokens, as a part of its end. */
+/** A curve, or the sum of several, at fifty shares of tokens, relative to its last value. */
 function relative(curves) {
   const end = total(curves.map((curve) => curve[curve.length - 1]));
   return Array.from({ length: 51 }, (_, k) => {

@@ -1,8 +1,8 @@
-// The open comparison: its two texts, the running sums under them, the other scores beside them.
+// The open comparison: its two texts, with running sums and other scores below them.
 
 const limits = new Map();
 
-/** Where the run's scale ends for the units that are shown. */
+/** The limit of the run's scale for the current unit. */
 function limitOf(channel) {
   if (!isSum()) return channel.limit;
   const key = `${state.unit} ${channel.name}`;
@@ -10,7 +10,7 @@ function limitOf(channel) {
   return limits.get(key);
 }
 
-/** Whether a shade is of a sum, which has a scale of its own. */
+/** Whether sums are shown, which have their own scale. */
 function isSum() {
   return state.unit !== "token" && state.pool === "sum";
 }
@@ -22,9 +22,9 @@ function endsOf(channel) {
   return [middle - limit, middle + limit].map((x) => shown(x, 2, channel.name));
 }
 
-/** How the shown number came about, in words. */
+/** How the scores of a word or a sentence are computed, in words. */
 function pooledHow() {
-  return state.unit === "token" ? "" : `${state.pool} of a ${state.unit}'s tokens`;
+  return state.unit === "token" ? "" : `the ${state.pool} over the tokens of a ${state.unit}`;
 }
 
 function showPair() {
@@ -62,7 +62,7 @@ function showSide(side, number) {
   byId(`${side}-strip`).replaceChildren(...strip(shades));
 }
 
-/** A response's text in its box: a span for each token, shaded by its unit, spans of known value and shared words marked. */
+/** Fill a box with the text of a response: one shaded span per token, with marks for known spans and shared words. */
 function fillText(box, number, name, units) {
   const response = open.responses[number], values = response.values[name];
   const spans = tokenSpans(response, data.names, state.dots);
@@ -76,12 +76,12 @@ function fillText(box, number, name, units) {
     if (response.twins.has(response.wordOf[group[0]])) spans[place].classList.add("shared");
   });
   const rest = response.text.slice(response.ends[response.ends.length - 1] || 0);
-  box.replaceChildren(...inParagraphs([...withContext(response, spans), element("span", { className: "cut", title: "cut off: too long", textContent: rest })]));
+  box.replaceChildren(...inParagraphs([...withContext(response, spans), element("span", { className: "cut", title: "cut off because it is too long", textContent: rest })]));
   box.setAttribute("aria-label",
-    `${SIDES[number]} response by ${name}, ${values.length} tokens, sum ${shown(total(values), 2, name)}; arrows go through them`);
+    `${SIDES[number]} response by ${name}, ${values.length} tokens, sum ${shown(total(values), 2, name)}; use the arrow keys to move through them`);
 }
 
-/** One bar per token, all of a sign in one path: a picture of the whole response. */
+/** A small chart of the whole response with one bar per token; all bars of a sign are one path. */
 function strip(shades) {
   const bars = { up: "", down: "" };
   shades.forEach((shade, i) => {
@@ -98,7 +98,7 @@ function runningSum(values) {
   return Array.from(values, (x) => (sum += Number.isNaN(x) ? 0 : x));
 }
 
-/** The sum of the score after each token, both responses on one scale: where the margin is made. */
+/** The sum of the scores up to each token, both responses on one scale. */
 function showSums() {
   const sums = open.responses.map((response) => runningSum(response.values[state.scorer]));
   const every = [0, ...sums[0], ...sums[1]], low = Math.min(...every), high = Math.max(...every);
@@ -113,11 +113,11 @@ function showSums() {
       drawing("polyline", { points: points(mine), class: "mine" }));
     const after = (sum) => `${shown(sum)} after token ${mine.indexOf(sum) + 1}`;
     byId(`${side}-sum`).textContent = mine.length
-      ? `Running sum: ends at ${shown(last)}; highest ${after(Math.max(...mine))}, lowest ${after(Math.min(...mine))}, of ${mine.length}.` : "";
+      ? `Running sum over ${mine.length} tokens: ends at ${shown(last)}; highest ${after(Math.max(...mine))}, lowest ${after(Math.min(...mine))}.` : "";
   });
 }
 
-/** The token under a click on a line. */
+/** The token at the position of a click on a line. */
 function tokenOfLine(event, side) {
   const response = open.responses[SIDES.indexOf(side)], box = event.currentTarget.getBoundingClientRect();
   const place = Math.floor(((event.clientX - box.left) / box.width) * response.ids.length);
@@ -129,7 +129,7 @@ function tokenOfLine(event, side) {
 
 const agreements = new Map();
 
-/** How two scores agree over all pairs of the page; worked out once. */
+/** Correlation of two scores over all pairs of the page, computed once. */
 function agreementOfPage(first, second) {
   const key = `${first} ${second}`;
   if (!agreements.has(key)) agreements.set(key, correlation(pairs, first, second));

@@ -1,7 +1,7 @@
 "use strict";
-// Which tokens a rate keeps: the rule of tokenward.selection.TopFraction, on the raw scores, within each response.
+// Which tokens a rate selects: the rule of tokenward.selection.TopFraction, on raw scores, within each response.
 
-/** A number as it is written in decimal, as [numerator, denominator]; 0.333... is one third.
+/** A decimal number as [numerator, denominator]; 0.333... is one third.
  *  Python: Fraction(str(value)).limit_denominator(largest). */
 function exactFraction(value, largest) {
   const [digits, exponent = "0"] = String(value).split("e");
@@ -22,7 +22,7 @@ function exactFraction(value, largest) {
   return (2n * d * q <= start[1] ? [p1, q1] : [p0 + k * p1, q]).map(Number);
 }
 
-/** How many of `total` tokens a fraction keeps, in whole numbers, or as the published code has it. */
+/** How many of `total` tokens a fraction keeps, in exact arithmetic, or as in the published code ("float"). */
 function keptCount(total, fraction, rules) {
   let count;
   if (rules.count === "float") {
@@ -36,15 +36,15 @@ function keptCount(total, fraction, rules) {
   return Math.min(Math.max(count, rules.minimum), total);
 }
 
-/** Score by which a direction ranks a token: the highest is kept first. */
+/** The numbers by which a direction ranks tokens; the highest is selected first. */
 function directed(response, scores, direction) {
   if (direction === "random") return response.values.noise;
   const change = { top: (x) => x, bottom: (x) => -x, magnitude: Math.abs }[direction];
   return Array.from(scores, change);
 }
 
-/** 1 where a token of a response is kept, 0 elsewhere.
- *  rules: count, minimum, first_token, ends, ties, denominator, and per side {fraction, direction}. */
+/** 1 for each selected token of a response, 0 for the others.
+ *  rules: count, minimum, first_token, eos, ties, denominator, and per side {fraction, direction}. */
 function select(response, scores, side, rules) {
   const { fraction, direction } = rules[side];
   const ranked = directed(response, scores, direction);
@@ -62,19 +62,19 @@ function select(response, scores, side, rules) {
   return kept;
 }
 
-/** What each token adds to the pair's reward difference: chosen scores count up, rejected ones down. */
+/** What each token adds to the pair's margin: scores of the chosen response add, scores of the rejected one subtract. */
 function contributions(pair, scorer) {
   const [chosen, rejected] = pair.responses.map((response) => response.values[scorer]);
   return [...chosen, ...Array.from(rejected, (x) => -x)].map((x) => (Number.isNaN(x) ? 0 : x));
 }
 
-/** Running sums of the contributions, the largest first; the last is the margin. */
+/** Running sums of the contributions, the largest first. The last sum is the margin. */
 function curveOf(pair, scorer) {
   let sum = 0;
   return contributions(pair, scorer).sort((a, b) => b - a).map((x) => (sum += x));
 }
 
-/** The smallest share of a pair's tokens that carries a share of its difference; null where it has none. */
+/** The smallest share of a pair's tokens that makes up a share of its margin; null unless the margin is positive. */
 function shareCarrying(curve, share) {
   const margin = curve[curve.length - 1];
   if (!(margin > 0)) return null;

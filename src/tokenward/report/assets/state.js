@@ -1,4 +1,4 @@
-// The pairs of the page, what the reader has chosen (it lives in the address), and numbers of a pair.
+// The pairs of the page, the reader's choices (kept in the address), and the numbers of a pair.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const pairs = data.comparisons.map((row) => withTwins({ ...row, responses: row.responses.map(unpacked) }));
@@ -29,8 +29,8 @@ function readAddress() {
 
 function remember(changes) {
   Object.assign(state, changes);
-  const said = Object.entries(state).filter(([key, value]) => value !== START[key]);
-  history.replaceState(null, "", `#${new URLSearchParams(said)}`);
+  const changed = Object.entries(state).filter(([key, value]) => value !== START[key]);
+  history.replaceState(null, "", `#${new URLSearchParams(changed)}`);
 }
 
 function change(changes) {
@@ -40,13 +40,13 @@ function change(changes) {
 
 // ---- numbers of a pair
 
-/** Digits that the numbers of a channel need beyond the usual ones, so that its limit has two that say something. */
+/** Further digits for the numbers of a channel, so that its limit has two significant digits. */
 function more(name) {
   const limit = name in channels ? channels[name].limit : 1;
   return limit > 0 && limit < 0.1 ? Math.min(-1 - Math.floor(Math.log10(limit)), 12) : 0;
 }
 
-/** A number of a channel with its sign; what rounds to 0 has none. A number of no channel has the usual digits. */
+/** A number with its sign (none if it rounds to 0) and the digits of its channel. */
 function shown(x, digits = 2, name = state.scorer) {
   if (Number.isNaN(x)) return "none";
   const size = Math.abs(x).toFixed(digits + more(name));
@@ -56,7 +56,7 @@ function shown(x, digits = 2, name = state.scorer) {
 const percent = (x) => `${(100 * x).toFixed(1)} %`;
 const measured = new Map();
 
-/** What the list says of a pair under the score that is shown; worked out once for each score. */
+/** The numbers of a pair in the list, computed once per score. */
 function measures(pair) {
   if (!measured.has(state.scorer)) measured.set(state.scorer, new Map());
   const known = measured.get(state.scorer);
@@ -64,7 +64,7 @@ function measures(pair) {
   return known.get(pair);
 }
 
-/** `disagreement`: the part of the credit that speaks against the pair's order. `peaks`: the part on its 10 % of largest scores. */
+/** `disagreement`: share of the total absolute score that contradicts the pair's order. `peaks`: share on the largest 10 %. */
 function measuresBy(pair, scorer) {
   const parts = contributions(pair, scorer), sizes = parts.map(Math.abs).sort((a, b) => b - a), all = total(sizes) || 1;
   return {
@@ -82,10 +82,10 @@ function rules() {
   return { ...data.selection, denominator: data.denominator, chosen, rejected };
 }
 
-/** Whether nothing is marked: the recipe's own selection cannot be shown, and no slider was moved. */
+/** Whether nothing is marked, because the recipe's selection cannot be shown and no slider was moved. */
 const isSilent = () => !state.weights && data.selection.silent && !state.moved;
 
-/** Weight of each token of both sides: what the recipe gave until a slider or the score is changed. */
+/** Weight of each token of both sides: from the recipe, until a slider or the score is changed. */
 function keptOf(pair) {
   const own = state.weights && !state.moved && state.scorer === scorers[0];
   return pair.responses.map((response, side) => isSilent() ? new Uint8Array(response.ids.length)

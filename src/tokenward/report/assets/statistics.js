@@ -1,8 +1,8 @@
-// How far two scores of the same tokens agree.
+// Correlations of two scores of the same tokens.
 
 const total = (values) => values.reduce((sum, x) => sum + (Number.isNaN(x) ? 0 : x), 0);
 
-/** Place of the first value that is not under x, in rising values. */
+/** Index of the first value that is at least x, in sorted values. */
 function firstNotUnder(sorted, x) {
   let low = 0, high = sorted.length;
   while (low < high) {
@@ -23,7 +23,7 @@ function ranks(values) {
   return Array.from(values, (x) => place.get(x));
 }
 
-/** Pearson's correlation; NaN where one of them does not vary. */
+/** Pearson's correlation; NaN if one of the scores is constant. */
 function pearson(one, other) {
   const means = [one, other].map((values) => total(values) / values.length);
   let product = 0;
@@ -36,7 +36,7 @@ function pearson(one, other) {
   return squares[0] && squares[1] ? product / Math.sqrt(squares[0] * squares[1]) : NaN;
 }
 
-/** Pearson's and Spearman's correlation of two scores over the tokens of some pairs that have both. */
+/** Pearson's and Spearman's correlation of two scores over the tokens that have both. */
 function correlation(pairs, first, second) {
   const one = [], other = [];
   for (const { responses } of pairs) {

@@ -1,7 +1,7 @@
-// Responses as text whose tokens are shaded by a number.
+// Responses as text with shaded tokens.
 
 const LEVELS = 10;
-// What would not be seen, or would turn the text around it: shown as a mark that names it.
+// Characters that are invisible or change the direction of text are shown as a mark with their name.
 const HIDDEN = /([\u0000-\u001f\u007f-\u009f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff])/;
 const HIDDEN_OR_SPACE = new RegExp(HIDDEN.source.replace("[", "[ "));
 const MARKS = { "\n": "↵", "\t": "⇥" };
@@ -10,7 +10,7 @@ function unpack(text, Kind) {
   return new Kind(Uint8Array.from(atob(text), (char) => char.charCodeAt(0)).buffer);
 }
 
-/** A response with its numbers unpacked, and its tokens in groups that show whole characters. */
+/** A response with unpacked numbers, and with tokens grouped into whole characters. */
 function unpacked(raw) {
   const response = { text: raw.text, eos: raw.eos, values: {} };
   response.ids = unpack(raw.ids, Int32Array);
@@ -21,11 +21,11 @@ function unpacked(raw) {
   response.groups = groupsOf(response);
   let word = -1;
   response.wordOf = Array.from(response.breaks, (bits, i) => (isClosing(response, i) ? -1 : (word += bits & 1)));
-  response.twins = new Map(); // from a word to the same word of the other response, by their numbers
+  response.twins = new Map(); // from the number of a word to that of the same word in the other response
   return response;
 }
 
-/** A pair whose responses know which of their words stand in the other one too. */
+/** A pair whose responses know which words they share. */
 function withTwins(pair) {
   const [one, other] = pair.responses;
   for (const [first, second, count] of pair.shared) {
@@ -50,12 +50,12 @@ function endBefore(response, i) {
   return i ? response.ends[i - 1] : 0;
 }
 
-/** Where a token's piece begins: where the one before it ends, unless text stands between that the assistant did not write. */
+/** The start of a token: the end of the token before it, unless there is context between them. */
 function startOf(response, i) {
   return response.starts ? Math.max(response.starts[i], endBefore(response, i)) : endBefore(response, i);
 }
 
-/** Text before a token that the model reads and that has no score: what the template writes, or a message of others. */
+/** Text before a token that the model reads but that is not scored, such as a message of others. */
 function contextBefore(response, i) {
   return response.text.slice(endBefore(response, i), startOf(response, i));
 }
@@ -64,7 +64,7 @@ function isClosing(response, i) {
   return i >= response.ids.length - response.eos;
 }
 
-/** Tokens that share a character belong together: lists of places, in order. */
+/** Groups of tokens that share a character: lists of positions, in order. */
 function groupsOf(response) {
   const groups = [];
   let shown = true;
@@ -91,7 +91,7 @@ function drawing(name, attributes, text = "") {
   return made;
 }
 
-/** Text with what cannot be seen marked; never read as markup. What needs no mark is one node: there are many. */
+/** Add text with marks for invisible characters, never read as markup. Text without marks stays one node, for speed. */
 function visible(target, text, dots = false) {
   text.split(dots ? HIDDEN_OR_SPACE : HIDDEN).forEach((part, place) => {
     if (place % 2 === 0) { if (part) target.append(part); }
@@ -106,7 +106,7 @@ function codeOf(char) {
   return `U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
 }
 
-/** Classes of a shade: which way, how strong, and whether the scale ends before it. */
+/** CSS classes of a shade: its direction and strength, and whether it is beyond the scale. */
 function shadeClasses(shade) {
   const level = Math.min(Math.round(Math.abs(shade) * LEVELS), LEVELS);
   if (!level) return [];
@@ -114,7 +114,7 @@ function shadeClasses(shade) {
   return [shade > 0 ? "up" : "down", `l${level}`, ...clipped];
 }
 
-/** The tokens of a response as spans, one per group; `data-group` says which. */
+/** The tokens of a response as spans, one per group, with the number of the group in `data-group`. */
 function tokenSpans(response, names, dots) {
   return response.groups.map((group, number) => {
     const span = element("span", { className: "token", tabIndex: -1 });
@@ -129,23 +129,23 @@ function tokenSpans(response, names, dots) {
   });
 }
 
-/** The spans of a response's tokens, with the context that stands between them. */
+/** The spans of a response's tokens, with the context between them. */
 function withContext(response, spans) {
   return response.groups.flatMap(([first], number) => {
     const text = contextBefore(response, first);
     if (!text) return [spans[number]];
-    const title = first ? "context: read, not scored" : "written by the chat template before the reply: read, not scored";
+    const title = first ? "context, read but not scored" : "written by the chat template before the reply, read but not scored";
     return [visible(element("span", { className: "context", title }), text), spans[number]];
   });
 }
 
 const SPACED_WORD = /^ \S{1,30}$/;
 
-/** Spans in blocks that end where a line does, so that a browser draws only what is near the screen. */
+/** Spans in one block per line, so that a browser draws only what is near the screen. */
 function inParagraphs(spans) {
   const paragraphs = [[]];
   for (const span of spans) {
-    // A line ends before a word's space, not behind it: half of the word's frame would stay on the line above.
+    // Break before a word's space, not after it: otherwise half of the word's frame would stay on the line above.
     if (SPACED_WORD.test(span.textContent)) {
       span.classList.add("whole");
       paragraphs[paragraphs.length - 1].push(element("wbr"));

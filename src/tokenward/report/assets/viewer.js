@@ -1,4 +1,4 @@
-// Controls, keyboard, and everything together.
+// The controls and the keyboard; starts the page.
 
 const themes = ["auto", "light", "dark"];
 
@@ -18,12 +18,12 @@ function showControls() {
 function showLegend() {
   const { zero, centred } = channels[state.scorer];
   [byId("low").textContent, byId("high").textContent] = endsOf(channels[state.scorer]);
-  byId("zero").textContent = isSum() && centred ? `${shown(zero)} a token, from which the numbers at the ends count` : shown(zero);
+  byId("zero").textContent = isSum() && centred ? `${shown(zero)} per token; the numbers at the ends are distances from it` : shown(zero);
   byId("signed").hidden = centred;
   byId("centred").hidden = !centred;
   byId("of-tokens").hidden = isSum();
   byId("of-sums").hidden = !isSum();
-  byId("pooled").textContent = pooledHow() && `Shade and card: ${pooledHow()}. Frames stay those of tokens.`;
+  byId("pooled").textContent = pooledHow() && `Shades and cards show ${pooledHow()}. Frames mark single tokens.`;
 }
 
 function show() {
@@ -74,7 +74,7 @@ function setUp() {
   addEventListener("hashchange", () => { readAddress(); show(); restoreToken(); });
 }
 
-/** One listener for all tokens of both sides and of every score. */
+/** One listener for all tokens of both sides and all scores. */
 function setUpTexts() {
   const tokenOf = (event) => event.target.closest(".token");
   listen("sides", "mouseover", (event) => { const span = tokenOf(event); if (span && !pinned) showCard(span); });
@@ -93,7 +93,7 @@ function setUpTexts() {
   }
 }
 
-/** Arrows go from unit to unit of the text that has the focus. */
+/** Arrow keys move from unit to unit in the focused text. */
 function moveInResponse(event) {
   const box = event.target.closest("[data-side]");
   if (!box) return;
