@@ -301,7 +301,7 @@ MUTANTS: list[Mutant] = [
     # cli
     M("cli/exit-status", "main", "sys.exit(2)", "sys.exit(1)"),
     M("cli/overwrite", "init", "if target.exists():", "if False:"),
-    M("cli/evaluate-needs", "evaluate", "if not before or not after or (not prompts):", "if False:"),
+    M("cli/score-options", "score", "if output is not None or reference is not None:", "if False:"),
     M("cli/interrupt", "stoppable", "typer.Exit(130)", "typer.Exit(0)"),
     # report
     M("report/scale-centre", "scale_of", "values - zero", "values"),
