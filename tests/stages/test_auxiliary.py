@@ -148,21 +148,21 @@ def test_only_the_last_user_turn_changes_and_a_default_system_prompt_stays() -> 
 REFUSED = [
     ("auxiliary_models={oracle: {}}", "an auxiliary model cannot be called 'oracle'"),
     ("auxiliary_models={a_b: {}}", "an auxiliary model cannot be called 'a_b'"),
-    ('auxiliary_models={x: {prompt: "better"}}', "which does not hold {prompt}"),
+    ('auxiliary_models={x: {prompt: "better"}}', "does not contain {prompt}"),
     ("auxiliary_models={x: {modle: y}}", "unknown key 'modle' in auxiliary_models.x. Did you mean 'model'?"),
     ("auxiliary_models={x: {fraction: 2}}", "auxiliary_models.x.fraction: got 2. Allowed: a number > 0 and <= 1"),
     ("auxiliary_models={x: {training: {learning_rat: 1}}}", "unknown key 'learning_rat' in auxiliary_models.x.training"),
     ("auxiliary_models={x: {objective: {name: dop}, training: {}}}", "there is no objective 'dop'"),
     ("scores.scorer={name: rank, of: expret}", "there is no model 'expret'. There are policy, reference, oracle"),
-    ("scores.scorer={name: attention, of: policy}", "in the step the policy gives logp, entropy, rank only"),
+    ("scores.scorer={name: attention, of: policy}", "only logp, entropy, rank of the policy are available"),
     (
         "scores.scorer={name: combine, parts: [{scorer: {name: entropy, of: policy}, steps: [{top: {scope: dataset}}]}]}",
-        "where a step of combine cannot see all data",
+        "which does not see all data",
     ),
     ("auxiliary_models={a: {swap_labels: true}}", "has swap_labels and no training"),
     ("auxiliary_models={a: {model: other, fraction: 0.5, objective: {name: sft}}}", "has fraction, objective and no training"),
     ("auxiliary_models={a: {}}", "is the reference itself"),
-    ("auxiliary_models={a: {model: a}}", "auxiliary models are not made from each other"),
+    ("auxiliary_models={a: {model: a}}", "cannot start from another one"),
 ]  # fmt: skip
 
 
@@ -297,31 +297,32 @@ def test_critical_tokens_are_those_without_which_the_answer_goes_wrong(tiny_work
 
 
 def test_a_stopped_search_for_critical_tokens_goes_on(tiny_workplace: Path, monkeypatch) -> None:
-    from tokenward.sampling import counterfactual
+    from tokenward.sampling.counterfactual import CriticalSearch
 
     lab = plugin(VERIFIER)
     changes = [
         f"scores.scorer={{name: counterfactual, verifier: '{lab}:right', max_new_tokens: 2}}",
         "data.limit=6",
     ]
-    plain, done = counterfactual._critical, []
+    plain, done, again = CriticalSearch.critical, [], []
 
-    def stops(model, template, row, place, *rest):
+    def stops(search, row, place):
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(keys_of(row.comparison)[place])
-        return plain(model, template, row, place, *rest)
+        return plain(search, row, place)
 
-    monkeypatch.setattr(counterfactual, "_critical", stops)
+    def noted(search, row, place):
+        again.append(keys_of(row.comparison)[place])
+        return plain(search, row, place)
+
+    monkeypatch.setattr(CriticalSearch, "critical", stops)
     with pytest.raises(KeyboardInterrupt):
         tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
     (cache,) = (RUN / "scores" / "cache").iterdir()
     with cache.open("a") as file:
         file.write('["half')  # a kill in the middle of a line
-    again = []
-    monkeypatch.setattr(
-        counterfactual, "_critical", lambda *a: again.append(keys_of(a[2].comparison)[a[3]]) or plain(*a)
-    )
+    monkeypatch.setattr(CriticalSearch, "critical", noted)
     tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
     assert not set(again) & set(done)
     assert len(again) + 3 == len(stored())

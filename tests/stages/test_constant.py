@@ -7,7 +7,7 @@ import pytest
 
 import tokenward
 from tests.stages.runs import plugin
-from tokenward.stages.constant import only_number
+from tokenward.api.constant import constant_value
 
 DEAD = "reward={head: {hidden: 16, bias: -1.0}, training: {max_steps: 2, per_device_train_batch_size: 4}}"
 
@@ -30,7 +30,7 @@ def said(recipe, capsys, *changes, last="policy") -> str:
     ],
 )
 def test_the_only_number_of_many(parts, number):
-    found = only_number(np.array(part, np.float32) for part in parts)
+    found = constant_value(np.array(part, np.float32) for part in parts)
     assert found == (None if number is None else pytest.approx(number, rel=1e-5))
 
 

@@ -58,7 +58,7 @@ def stopped(monkeypatch, recipe: Path, stops: list, *changes: str, **more):
     for stop in stops:
         with monkeypatch.context() as patch:
             press_when(patch, lambda s, stop=stop: (s.global_step, s.max_steps) == stop)
-            with pytest.raises(Interrupted, match="goes on from there"):
+            with pytest.raises(Interrupted, match="continues from there"):
                 guided(recipe, *changes, run="stopped", **more)
         assert not Path("runs/stopped/online/model").exists()
     with monkeypatch.context() as patch:

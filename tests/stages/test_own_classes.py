@@ -112,17 +112,17 @@ WRONG = [
     (["policy.objective={name: 'LAB:Reduced'}"], r"objective LAB:Reduced returned a Tensor of shape \[\] as loss"),
     (["policy.objective={name: 'LAB:PerResponse'}"], r"LAB:PerResponse returned .* shape \[8\] as loss for a batch of 4 comp"),
     (["policy.objective={name: 'LAB:Metric'}"], r"LAB:Metric returned .* shape \[8\] as spread for a batch of 4 comp"),
-    (["policy.objective={name: 'LAB:Silent'}"], "LAB:Silent says own_denominator and returned none: .* before it begins"),
-    (["policy.objective={name: 'LAB:Sudden'}"], "LAB:Sudden returned a denominator and does not say so"),
-    (["policy.objective={name: 'LAB:BelowZero'}"], r"LAB:BelowZero returned .* shape \[4\] as denominator .* of 0 or more per"),
+    (["policy.objective={name: 'LAB:Silent'}"], "LAB:Silent declares own_denominator but returned none: .* before it begins"),
+    (["policy.objective={name: 'LAB:Sudden'}"], "LAB:Sudden returned a denominator: what divides"),
+    (["policy.objective={name: 'LAB:BelowZero'}"], r"LAB:BelowZero returned .* shape \[4\] as denominator .* >= 0 per"),
     (["policy.objective={name: 'LAB:Short'}"], r"objective LAB:Short takes \(logp\): .* called as f\(logp, batch\)"),
     (["policy.objective={name: 'LAB:Idle'}"], "objective LAB:Idle is an Idle, which cannot be called"),
     (["policy.selection={name: 'LAB:Fair'}"], r"selector LAB:Fair takes \(logp, batch\): .* called as f\(tokens\)"),
     (["scores.scorer={name: 'LAB:Fair'}"], r"scorer LAB:Fair takes \(logp, batch\): .* called as f\(record\)"),
     (["scores.scorer={name: 'LAB:Worded'}"], "scorer LAB:Worded returned a list that cannot be read as numbers"),
-    (["scores.scorer={name: 'LAB:Brief'}"], r"the scorer LAB:Brief gave \(1,\) numbers for a response"),
-    (["scores.scorer={name: 'LAB:brief'}", "oracle.training.max_steps=1"], r"the scorer LAB:brief gave \(1,\) numbers for a response"),
-    (["scores.scorer={name: 'LAB:BriefInStep'}", "policy.objective={name: sft}"], r"the scorer LAB:BriefInStep gave \(1,\) numbers"),
+    (["scores.scorer={name: 'LAB:Brief'}"], r"the scorer LAB:Brief returned shape \(1,\) for a response"),
+    (["scores.scorer={name: 'LAB:brief'}", "oracle.training.max_steps=1"], r"the scorer LAB:brief returned shape \(1,\) for a response"),
+    (["scores.scorer={name: 'LAB:BriefInStep'}", "policy.objective={name: sft}"], r"the scorer LAB:BriefInStep returned shape \(1,\)"),
     (["policy.selection={name: 'LAB:Negative'}"], "the selector LAB:Negative must give one finite weight >= 0 per token"),
     (
         ["scores.scorer={name: random}", "policy.objective={name: sum, terms: [{name: dpo}, {name: sft, selection: {name: 'LAB:Negative'}}]}"],
@@ -130,14 +130,14 @@ WRONG = [
     ),
     (
         ["scores.scorer={name: 'LAB:Unlisted'}"],
-        r"LAB:Unlisted looks at oracle_logp, which is not among what it reads \(reference_logp\), so it was not made. "
+        r"LAB:Unlisted uses oracle_logp, which it does not declare in reads \(reference_logp\), so it was not computed. "
         r'Write reads = \("reference_logp", "oracle_logp"\)',
     ),
     (
         ["scores.scorer={name: 'LAB:UnlistedInStep'}", "policy.objective={name: sft}"],
-        r'looks at policy_entropy, which is not among .* Write reads = \("policy_logp", "policy_entropy"\)',
+        r'uses policy_entropy, which it does not declare .* Write reads = \("policy_logp", "policy_entropy"\)',
     ),
-    (["scores.scorer={name: 'LAB:Unknown'}"], "reads 'logp_of_oracle', which is no stored value. Write reward, or MODEL_KIND"),
+    (["scores.scorer={name: 'LAB:Unknown'}"], "reads 'logp_of_oracle', which is not a known value. Write reward, or MODEL_KIND"),
 ]  # fmt: skip
 
 

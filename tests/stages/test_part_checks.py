@@ -44,7 +44,7 @@ def refused_at_once(recipe: Path, changes: list[str]) -> str:
         ("nolab:f", "the module 'nolab' cannot be imported"),
         ("LAB:nothing", "has no 'nothing'"),
         ("LAB:number", "is an int, which cannot be called. Name a function."),
-        ("right", "a verifier is a function of your own, and 'right' names no module"),
+        ("right", "a verifier must be a function given as"),
         ("LAB:Judge", "is a class, and is called as f(prompts, completions, **columns)"),
         (
             "LAB:needs_answers",
@@ -70,14 +70,14 @@ def test_a_verifier_that_can_be_called_passes(tiny_workplace):
     ("lines", "message"),
     [
         (None, "spans.jsonl: no such file"),
-        ([], "spans.jsonl holds no row"),
+        ([], "spans.jsonl has no rows"),
         (["{"], "spans.jsonl:1: not JSON"),
         ([{"prompt": "Say 0.", "response": "x"}], "spans.jsonl:1: spans: missing; found only prompt, response"),
         ([{"prompt": "Say 0.", "response": "x", "spans": [[0, "a"]]}], "its spans are not lists of three numbers"),
         ([{"prompt": "Say 0.", "response": 3, "spans": []}], "spans.jsonl:1: response: found the number 3"),
         (
             [{"prompt": "a", "response": "b", "spans": []}, {"prompt": "Say 0.", "response": "so", "spans": [[0, 3, 1]]}],
-            "spans.jsonl:2: the span [0, 3, 1.0] does not lie in its response, which has 2 characters",
+            "spans.jsonl:2: the span [0, 3, 1.0] lies outside its response of 2 characters",
         ),
     ],
     ids=str,
@@ -197,10 +197,10 @@ def test_numbers_that_a_recipe_leaves_open_are_asked_for(tiny_workplace):
     Path("tis.yaml").write_text(method_of("tis_dpo").recipe)
     line = 1 + Path("tis.yaml").read_text().splitlines().index("  selection:")
     assert refused(Path("tis.yaml"), last="data") == (
-        f"tis.yaml:{line}: step clamp: low is LOW and high is HIGH, which the recipe leaves to you. Write numbers there, such "
+        f"tis.yaml:{line}: step clamp: low is LOW and high is HIGH, a placeholder. Write a number instead, such "
         "as low: -0.5, high: 1.5."
     )
     one = "policy.selection={name: transform, steps: [{clamp: {low: 0.0, high: HIGH}}]}"
-    assert "high is HIGH, which the recipe leaves to you. Write numbers there" in refused(
+    assert "high is HIGH, a placeholder" in refused(
         tiny_workplace, [one], last="data"
     )

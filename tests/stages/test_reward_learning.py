@@ -11,7 +11,7 @@ from tests.stages.runs import events, guided, guided_recipe
 from tokenward.models.reward import load_reward_model
 from tokenward.stages.reward_learning import RewardLearner
 from tokenward.tokens.segments import with_segments
-from tokenward.training.callbacks import EarlyStop, trained
+from tokenward.training.callbacks import EarlyStop, trained_weights
 from tokenward.training.trainer import TokenTrainer
 
 ONCE = ["online.training.max_steps=1", "online.every=null"]
@@ -29,7 +29,7 @@ def test_the_reward_of_the_best_look_is_kept_and_not_the_last(recipe, monkeypatc
     plain, seen = EarlyStop.on_evaluate, []
 
     def worse(self, args, state, control, metrics=None, **kwargs) -> None:
-        seen.append({name: weight.detach().clone() for name, weight in trained(kwargs["model"])})
+        seen.append({name: weight.detach().clone() for name, weight in trained_weights(kwargs["model"])})
         plain(self, args, state, control, {**metrics, "eval_loss": float(state.global_step)}, **kwargs)
 
     monkeypatch.setattr(EarlyStop, "on_evaluate", worse)

@@ -149,7 +149,7 @@ def test_a_stopped_reward_goes_on_to_the_same_bits(tiny_workplace, monkeypatch, 
 @pytest.mark.parametrize(
     ("spans", "word"),
     [
-        (None, "unit is spans, and this row has none"),
+        (None, "and this row has no spans"),
         ([[[0, 3, 1.0], [2, 4, 1.0]], [], []], "do not overlap"),
     ],
 )

@@ -168,10 +168,10 @@ def test_stages_that_do_not_fit_together_are_refused(copied_run: Path, tmp_path:
     (merges / "tokenizer.json").write_text(json.dumps(tokenizer))
     (template / "chat_template.jinja").write_text("You are kind. " + CHATML)
     for other in (merges, template):
-        with pytest.raises(UserError, match="share a tokenizer"):
+        with pytest.raises(UserError, match="another tokenizer or chat template"):
             tokenward.run(copied_run, [f"policy.model={other}"], last="policy", quiet=True)
     nothing = "policy.selection={name: threshold, above: 1000.0}"
-    with pytest.raises(UserError, match="keeps no token"):
+    with pytest.raises(UserError, match="selects no token"):
         tokenward.run(copied_run, [nothing], last="policy", quiet=True)
 
 
@@ -181,7 +181,7 @@ def test_an_interrupt_saves_and_the_next_run_ends_as_if_nothing_had_happened(
     """The same seed gives the same bytes, and another one others."""
     with monkeypatch.context() as patch:
         press_when(patch, lambda state: state.global_step == 3)
-        with pytest.raises(Interrupted, match="goes on from there"):
+        with pytest.raises(Interrupted, match="continues from there"):
             tokenward.run(tiny_workplace, quiet=True)
     assert not (RUN / "oracle" / "model").exists()
     with monkeypatch.context() as patch:

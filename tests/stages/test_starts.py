@@ -74,8 +74,8 @@ def test_an_adapter_that_is_merged_wrongly_is_refused(tiny_workplace, adapter, m
 @pytest.mark.parametrize(
     ("base", "message"),
     [
-        ("/not/here", "is an adapter on /not/here, which is not there: .* base_model_name_or_path in"),
-        ("not/here", "is an adapter on not/here, which is not there: .* base_model_name_or_path in"),
+        ("/not/here", "is an adapter on /not/here, which cannot be found: .* base_model_name_or_path in"),
+        ("not/here", "is an adapter on not/here, which cannot be found: .* base_model_name_or_path in"),
         (None, "does not name its base model"),
     ],
 )
@@ -93,7 +93,7 @@ def test_the_base_of_an_adapter_must_be_there(tiny_workplace, adapter, tmp_path,
 def test_an_adapter_of_prompts_is_refused(tiny_workplace, tmp_path):
     PromptTuningConfig(num_virtual_tokens=4).save_pretrained(str(tmp_path))
     message = refused(tiny_workplace, [f"model.name={tmp_path}"], last="data")
-    assert "is of the type PROMPT_TUNING, which puts tokens of its own before every prompt" in message
+    assert "is of the type PROMPT_TUNING, which adds its own tokens before every prompt" in message
 
 
 def test_a_network_before_a_head_is_no_start(tiny_workplace, tiny_folder, tmp_path):

@@ -87,29 +87,29 @@ def test_a_field_that_nothing_reads_is_refused(tiny_workplace):
 
 
 CANNOT_WORK = [
-    ("report_to: wandb", r"report_to is wandb, which cannot be used here: WandbCallback requires wandb .* Or write report_to: none"),
-    ("report_to: wandbb", "report_to names wandbb, which transformers does not know. It knows azure_ml, "),
-    ("optim: adamw_bnb_8bit", "optim is adamw_bnb_8bit, which cannot be used here: You need to install `bitsandbytes`"),
-    ("optim: adamw_torch_4bit", "optim is adamw_torch_4bit, which cannot be used here: You need to have `torchao"),
-    ("optim: adamw_torch_xla", "optim is adamw_torch_xla, which cannot be used here"),
-    ("optim: schedule_free_adamw", "optim is schedule_free_adamw, which cannot be used here: You need to install `schedulefree`"),
-    ("optim: galore_adamw", "optim is galore_adamw, whose package galore_torch is not installed"),
-    ("optim: apollo_adamw", "optim is apollo_adamw, whose package apollo_torch is not installed"),
-    ("optim: lomo", "optim is lomo, which steps inside the backward pass"),
-    ("optim: galore_adamw_layerwise", "optim is galore_adamw_layerwise, which steps inside the backward pass"),
-    ("optim: adamw_torch, optim_args: 'a=1'", "optim_args is not read by optim: adamw_torch"),
-    ("optim_target_modules: all-linear", "optim_target_modules is not read by optim: adamw_torch_fused"),
-    ("optim: sgd, adam_beta1: 0.8", "adam_beta1 is not read by optim: sgd"),
-    ("lr_scheduler_type: cosine_with_min_lr", "the schedule cosine_with_min_lr cannot be made: One of min_lr or min_lr_rate"),
-    ("lr_scheduler_type: warmup_stable_decay", "the schedule warmup_stable_decay cannot be made: .*num_decay_steps"),
-    ("lr_scheduler_kwargs: {zz: 1}", "the schedule linear cannot be made: .*zz"),
-    ("lr_scheduler_type: greedy", "sft.training: lr_scheduler_type greedy requires an eval strategy"),
-    ("train_sampling_strategy: group_by_length", "train_sampling_strategy is group_by_length, and rows come in random or sequential"),
-    ("train_sampling_strategy: foo", "train_sampling_strategy is foo, and rows"),
-    ("fp16: true", "fp16 needs a CUDA device, and this training is on cpu. Write bf16"),
+    ("report_to: wandb", r"the tracker wandb does not work here: WandbCallback requires wandb .* Or use none"),
+    ("report_to: wandbb", "transformers has no tracker wandbb. Known are none, azure_ml, "),
+    ("optim: adamw_bnb_8bit", "the optimizer adamw_bnb_8bit does not work here: You need to install `bitsandbytes`"),
+    ("optim: adamw_torch_4bit", "the optimizer adamw_torch_4bit does not work here: You need to have `torchao"),
+    ("optim: adamw_torch_xla", "the optimizer adamw_torch_xla does not work here"),
+    ("optim: schedule_free_adamw", "the optimizer schedule_free_adamw does not work here: You need to install `schedulefree`"),
+    ("optim: galore_adamw", "galore_adamw needs the package galore_torch, which is not installed"),
+    ("optim: apollo_adamw", "apollo_adamw needs the package apollo_torch, which is not installed"),
+    ("optim: lomo", "lomo updates weights inside the backward pass"),
+    ("optim: galore_adamw_layerwise", "galore_adamw_layerwise updates weights inside the backward pass"),
+    ("optim: adamw_torch, optim_args: 'a=1'", "the optimizer adamw_torch does not use optim_args"),
+    ("optim_target_modules: all-linear", "the optimizer adamw_torch_fused does not use optim_target_modules"),
+    ("optim: sgd, adam_beta1: 0.8", "the optimizer sgd does not use adam_beta1"),
+    ("lr_scheduler_type: cosine_with_min_lr", "the schedule cosine_with_min_lr cannot be created: One of min_lr or min_lr_rate"),
+    ("lr_scheduler_type: warmup_stable_decay", "the schedule warmup_stable_decay cannot be created: .*num_decay_steps"),
+    ("lr_scheduler_kwargs: {zz: 1}", "the schedule linear cannot be created: .*zz"),
+    ("lr_scheduler_type: greedy", "lr_scheduler_type greedy requires an eval strategy"),
+    ("train_sampling_strategy: group_by_length", "train_sampling_strategy is group_by_length, which is not supported"),
+    ("train_sampling_strategy: foo", "train_sampling_strategy is foo, which"),
+    ("fp16: true", "fp16 needs a CUDA device, but training runs on cpu. Use bf16"),
     ("tf32: true", "tf32 needs a CUDA device, and model.device is auto here"),
-    ("save_strategy: best, eval_strategy: epoch", "save_strategy is best, and no metric says which it is"),
-    ("save_strategy: best, metric_for_best_model: loss", "save_strategy is best, and nothing is evaluated"),
+    ("save_strategy: best, eval_strategy: epoch", "save_strategy best needs a metric"),
+    ("save_strategy: best, metric_for_best_model: loss", "save_strategy best needs an evaluation"),
     ("use_cpu: true", "tokenward sets 'use_cpu' itself, .* Write model.device: cpu"),
     ("torch_compile: true", "torch_compile needs a C"),
 ]  # fmt: skip
@@ -144,7 +144,7 @@ def test_a_gpu_without_bfloat16_is_told(monkeypatch, tmp_path):
     table = {"bf16": True}
     arguments = training_arguments(table, folder=tmp_path, seed=0, where="policy.training")
     assert dict(workable.unworkable(arguments, table, "cuda")) == {
-        "bf16": "this GPU has no instructions for bfloat16. Leave bf16 out, or write fp16: true."
+        "bf16": "this GPU has no bfloat16 instructions. Use fp16, or leave bf16 out."
     }
 
 
@@ -160,7 +160,7 @@ def test_a_batch_that_is_never_full_is_refused_before_anything_trains(tiny_workp
     table = f"{stage}.training={{dataloader_drop_last: true, per_device_train_batch_size: 64}}"
     message = refused(tiny_workplace, [table], last="policy")
     assert re.match(
-        rf"{stage}\.training\.dataloader_drop_last drops .* \d+ rows do not fill one of 64: nothing would be",
+        r"dataloader_drop_last drops .* \d+ rows do not fill one of 64: nothing would be",
         message,
     )
     assert not Path("runs/quickstart/reference/manifest.json").exists()

@@ -79,10 +79,9 @@ def test_likelihood_trains_on_the_good_ones_and_says_so(tiny_workplace: Path, ca
     shown = " ".join(capsys.readouterr().out.split())  # as it stands in lines of any width
     train = json.loads((RUN / "data" / "manifest.json").read_text())["facts"]["unpaired"]["train"]
     assert (
-        f"{train // 2} rows left out: a bad response alone, from which WeightedLikelihood learns nothing"
-        in shown
+        f"{train // 2} rows left out: WeightedLikelihood does not learn from unpaired bad responses" in shown
     )
-    assert f"{train // 2} responses alone; kept tokens: chosen 100.0%" in shown
+    assert f"{train // 2} unpaired responses; kept tokens: chosen 100.0%" in shown
 
 
 @pytest.mark.parametrize(
@@ -90,11 +89,11 @@ def test_likelihood_trains_on_the_good_ones_and_says_so(tiny_workplace: Path, ca
     [
         ([], "the objective of oracle, dpo, compares responses to one prompt"),
         (["scores.scorer={name: surprisal}"], "the objective of policy, sepo, compares responses to one prompt"),
-        (["scores.scorer={name: reward}"], "a reward is learned from ranks among several responses"),
+        (["scores.scorer={name: reward}"], "a reward is learned from the ranks of several responses"),
         (
             ["auxiliary_models={worse: {swap_labels: true, objective: {name: kto}, training: {max_steps: 1}}}",
              "scores.scorer={name: log_ratio, numerator: worse, denominator: reference}"],
-            "the auxiliary model worse exchanges or picks pairs",
+            "the auxiliary model worse uses swap_labels or subset",
         ),
         ([*KTO, "policy.objective={name: kto}", "eval_reward={}"], "the objective of eval_reward, dpo, compares"),
         ([*KTO, "policy.objective={name: sum, terms: [{name: kto}, {name: dpo}]}"], "the objective of policy, sum"),
@@ -113,7 +112,7 @@ def test_what_needs_pairs_is_refused_before_anything_runs(tiny_workplace: Path, 
 def test_a_bad_response_of_which_nothing_is_selected_does_not_train(tiny_workplace: Path) -> None:
     write_lines("kto.jsonl", unpaired(12))
     given = ["data.source=kto.jsonl", "policy.objective={name: kto}", "scores.scorer={name: surprisal}"]
-    with pytest.raises(UserError, match="the selection keeps no token of any pair"):
+    with pytest.raises(UserError, match="selects no token of any row"):
         tokenward.run(
             tiny_workplace, [*given, "policy.selection={name: threshold, above: 1.0e9}"], quiet=True
         )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers.trainer_utils import IntervalStrategy
 
+from tokenward.api.training import frozen_beside, with_new_adapter
 from tokenward.artifacts import fingerprint
 from tokenward.models.identity import has_encoder, model_sizes
 from tokenward.models.loading import DTYPES, device_of
@@ -23,7 +24,6 @@ from tokenward.scoring.reads import token_values
 from tokenward.selection.weights import weigh_rows
 from tokenward.stages.base import Rows, Training
 from tokenward.stages.run import Run
-from tokenward.stages.training import adapted, frozen_reference
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import TokenTable
 from tokenward.tools.plan_measure import (
@@ -163,7 +163,8 @@ class Planner:
         return self._steps[same]
 
     def _real_step(self, item: Training, rows: Sequence[TokenRow]) -> Measured:
-        model = adapted(self.run, self.run.load(self.run.whole(item.model)), item.adapter)
+        start = self.run.load(self.run.whole(item.model))
+        model = with_new_adapter(start, item.adapter, self.run.recipe.seed)
         if needs_of(item.objective).reference:
             table = self.run.recipe.scores
             values = token_values(
@@ -177,7 +178,7 @@ class Planner:
             item.table,
             where=f"{item.key}.training",
             device=self.run.recipe.model.device,
-            reference=frozen_reference(self.run, item.objective, model),
+            reference=frozen_beside(model, item.objective, lambda trained: self.run.load(trained.name)),
         )
 
     def _evaluations(self, item: Training, count: int) -> np.ndarray:
