@@ -201,6 +201,4 @@ def test_numbers_that_a_recipe_leaves_open_are_asked_for(tiny_workplace):
         "as low: -0.5, high: 1.5."
     )
     one = "policy.selection={name: transform, steps: [{clamp: {low: 0.0, high: HIGH}}]}"
-    assert "high is HIGH, a placeholder" in refused(
-        tiny_workplace, [one], last="data"
-    )
+    assert "high is HIGH, a placeholder" in refused(tiny_workplace, [one], last="data")
