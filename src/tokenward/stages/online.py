@@ -72,10 +72,7 @@ class OnlineSftStage(SftStage):
         )
 
     def planned(self, run: Run, template: Template) -> Training:
-        assert run.recipe.sft is not None
-        table, start = run.recipe.sft.training, self.start(run.recipe)
-        rows = _rows_with_reference(run, template)
-        return Training(self.name, self.key, table, rows, SFT(), None, start, watched=True)
+        return self.plan(run, _rows_with_reference(run, template), watched=True)
 
 
 class OnlineStage(TrainingStage):
@@ -117,13 +114,12 @@ class OnlineStage(TrainingStage):
         if run.recipe.prompt_task is not None:
             return None
         if online.objective.name == "reinforce":
-            examples = encoded_examples(run, template, "train", reply=longest)
-            rows = _rollout_rows(examples, online.rollouts, longest)
+            rows = _rollout_rows(
+                encoded_examples(run, template, "train", reply=longest), online.rollouts, longest
+            )
         else:
             rows = _rows_with_reference(run, template, reply=longest)
-        adapter, start = run.recipe.model.adapter, self.start(run.recipe)
-        objective = self.objective(run)
-        return Training(self.name, self.key, online.training, rows, objective, adapter, start, watched=True)
+        return self.plan(run, rows, watched=True)
 
 
 def _rows_with_reference(run: Run, template: Template, *, reply: int = 0) -> list[TokenRow]:
@@ -197,7 +193,7 @@ class OnlineLoop:
     def train(self) -> dict[str, Any]:
         """Train; returns the facts of the stage."""
         run, online, folder = self.run, self.online, self.stage.path
-        callback, looks = self._callback(), Schedule(evaluate_every=online.evaluate_every).looks_at
+        callback, looks = self._callback(), Schedule(evaluate_every=online.evaluate_every).evaluates_at
         # The prompts of a prompt task are not replied to.
         prompts = [] if run.recipe.prompt_task else example_prompts(run, self.task.development)
         facts = fit_stage(
@@ -226,16 +222,15 @@ class OnlineLoop:
         }
 
     def _callback(self) -> Alternating:
-        run, online, reward = self.run, self.online, self.reward
+        online, reward, folder = self.online, self.reward, self.stage.path / "reward_learning"
+        learner = None if reward is None else RewardLearner(self.run, folder, reward, self.task)
         return Alternating(
             Schedule(every=online.every, until=online.until, evaluate_every=online.evaluate_every),
-            learn=None
-            if reward is None
-            else RewardLearner(run, self.stage.path / "reward_learning", reward, self.task),
+            learn=learner,
             reward=None if reward is None else reward.model,
             evaluate=self._evaluate if online.evaluate_every is not None else None,
             best=KeepBest(self.policy.model, larger_is_better=True, patience=online.patience),
-            show=run.display.line,
+            show=self.run.display.line,
         )
 
     def _evaluate(self, step: int) -> dict[str, float]:

@@ -89,11 +89,7 @@ def check_policy_objective(run: Run) -> None:
 
 
 def check_objective_without_scores(stage: str, table: Named) -> None:
-    """Check that the objective of a stage reads no scores: its stage comes before them, or has none.
-
-    Args:
-        stage: Name of the trained model.
-        table: The objective's table.
+    """Check that an objective reads no scores, because its stage comes before them or has none.
 
     Raises:
         UserError: the objective reads scores, or cannot be built.

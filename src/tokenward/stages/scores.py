@@ -98,15 +98,9 @@ def value_settings(run: Run, scorer: Scorer) -> dict[str, Any]:
 def write_values(
     run: Run, stage: StageFolder, folder: Path, scorer: Scorer, template: Template, rows: TokenTable
 ) -> TokenStore:
-    """Store the values that a scorer reads of every response; a stopped stage resumes at the next shard.
+    """Store the values that a scorer reads of every response in a folder of a stage, which resumes at the next shard.
 
-    Args:
-        run: The run.
-        stage: The stage that writes them.
-        folder: Folder of the shards.
-        scorer: The scorer.
-        template: The template that rendered the rows.
-        rows: Every prompt with its responses; the reference stage has stored all of them.
+    The reference stage must have stored all rows.
     """
     cache = folder / "cache"  # for values too expensive to compute again after a stop
     by_model = _by_model(_values_read(scorer))

@@ -17,18 +17,8 @@ from tokenward.artifacts import fingerprint
 from tokenward.models.identity import has_encoder, model_sizes
 from tokenward.models.loading import DTYPES, device_of
 from tokenward.objectives import needs_of
-from tokenward.ops.costs import (
-    FLOAT,
-    HALF,
-    ModelSizes,
-    NumberTypes,
-    Work,
-    forward_memory,
-    forward_operations,
-    generation_operations,
-    training_memory,
-    training_operations,
-)
+from tokenward.ops import costs
+from tokenward.ops.costs import FLOAT, HALF, ModelSizes, NumberTypes, Work
 from tokenward.sampling import SamplingSettings
 from tokenward.scoring.reads import token_values
 from tokenward.selection.weights import weigh_rows
@@ -83,11 +73,7 @@ class StagePlan(NamedTuple):
 class Planner:
     """Plans the stages of one run. Times are arrays of estimated and measured seconds; not measured is NaN.
 
-    Args:
-        run: The run.
-        rows: Rows for measuring a pass without gradients.
-        prompts: Prompts for measuring the speed of sampling.
-        measure: Whether to run real steps.
+    With ``measure``, a pass without gradients is measured on ``rows``, and the speed of sampling on ``prompts``.
     """
 
     def __init__(self, run: Run, rows: Rows, prompts: Sequence[Sequence[int]], *, measure: bool) -> None:
@@ -128,7 +114,7 @@ class Planner:
 
         def memory(*, sizes=sizes, types=types, tokens=budget, checkpointing=again) -> float:
             part = _largest_pass(work[longest], tokens)
-            return training_memory(sizes, part, types, checkpointing=checkpointing).total
+            return costs.training_memory(sizes, part, types, checkpointing=checkpointing).total
 
         changes = {
             f"{item.key}.training.activation_checkpointing=true": memory(checkpointing=True),
@@ -139,7 +125,7 @@ class Planner:
         if item.adapter is None:
             text = "model.adapter={r: 16, lora_alpha: 32, target_modules: all-linear}"
             changes[text] = memory(sizes=self.sizes(item.model, EXAMPLE_ADAPTER))
-        operations = partial(training_operations, sizes, checkpointing=again)
+        operations = partial(costs.training_operations, sizes, checkpointing=again)
         total = updates * operations(Work(*work.mean(axis=0).tolist()).times(batch))
         step = self._step(item, rows, operations(_sum(work[longest]))) if self.measure else None
         rate = self.rate("bfloat16" if types.products == HALF else "float32")
@@ -205,24 +191,24 @@ class Planner:
     def forward(self, work: np.ndarray) -> np.ndarray:
         """Time of passes without gradients.  [rows 3] -> [2]"""
         sizes = self.sizes(self.run.recipe.model.name)
-        operations = forward_operations(sizes, _sum(work)) if len(work) else 0.0
+        operations = costs.forward_operations(sizes, _sum(work)) if len(work) else 0.0
         estimated = operations / self.rate(self.run.recipe.scores.precision)
         if not self.measure:
             return np.array([estimated, np.nan])
         rows, found = self._pass
         return np.array(
-            [estimated, found.seconds * operations / forward_operations(sizes, _sum(self.work(rows)))]
+            [estimated, found.seconds * operations / costs.forward_operations(sizes, _sum(self.work(rows)))]
         )
 
     def forward_bytes(self) -> tuple[float, float | None]:
         """Memory of a pass without gradients, estimated and measured."""
         budget = self.run.recipe.scores.tokens_per_batch
         sizes, types = self.sizes(self.run.recipe.model.name), NumberTypes(self._bytes, self._bytes)
-        estimated = forward_memory(sizes, _largest_pass(self.work(self._rows), budget), types).total
+        estimated = costs.forward_memory(sizes, _largest_pass(self.work(self._rows), budget), types).total
         if not self.measure:
             return estimated, None
         rows, found = self._pass
-        small = forward_memory(sizes, _sum(self.work(rows)), types).total
+        small = costs.forward_memory(sizes, _sum(self.work(rows)), types).total
         return estimated, None if found.peak is None else found.peak + max(estimated - small, 0.0)
 
     @cached_property
@@ -238,7 +224,7 @@ class Planner:
         """Time of batches of replies that all have the longest length; most replies end earlier.  -> [2]"""
         table = self.run.recipe.evaluation
         sizes = self.sizes(self.run.recipe.model.name)
-        operations = generation_operations(sizes, batches * len(self._prompts), table.max_new_tokens)
+        operations = costs.generation_operations(sizes, batches * len(self._prompts), table.max_new_tokens)
         measured = batches * table.max_new_tokens * self._per_token if self.measure else np.nan
         return np.array([operations / self.rate(table.precision), measured])
 
