@@ -19,7 +19,7 @@ from tokenward.objectives import OBJECTIVES, objective_of
 from tokenward.plugins import find
 from tokenward.report.page import make_report
 from tokenward.sampling.sources import SOURCES
-from tokenward.scoring.join import scored
+from tokenward.scoring.join import with_scores
 from tokenward.scoring.reads import is_online
 from tokenward.scoring.scorers import SCORERS
 from tokenward.scoring.store import TokenStore
@@ -139,6 +139,11 @@ def run_recipe(
 def open_run(recipe: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> Run:
     """Load and check a recipe. Nothing runs yet; the stages can be called one by one.
 
+    Args:
+        recipe: Path of a YAML file.
+        overrides: ``"a.b=value"`` changes.
+        quiet: Show nothing.
+
     Raises:
         UserError: a key, a value or a name in the recipe is wrong.
     """
@@ -177,7 +182,7 @@ def _weigh_first(run: Run, rows: TokenTable, count: int) -> Sequence[TokenRow] |
         return None
     try:
         manifest = run.done("scores")
-        known = scored(rows, scorer_of(run), TokenStore(run.path("scores")))
+        known = with_scores(rows, scorer_of(run), TokenStore(run.path("scores")))
     except UserError as error:
         run.display.line(f"  no weights: {error}")
         return None
