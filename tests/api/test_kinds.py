@@ -238,6 +238,22 @@ def test_wrong_arguments_are_refused(
     )
 
 
+def test_messages_of_the_parts_name_settings(script: Script, tmp_path: Path) -> None:
+    """No recipe key, and no command: a script has neither."""
+    rows = script.train
+    for given in (
+        {"args": 3},
+        {"oracle": tokenward.LogRatio()},
+        {"train_dataset": [{"question": "a", "chosen": "b", "rejected": "c"}]},
+        {"train_dataset": [{**rows[0], "responses": "x"}]},
+        {"tokens": tokenward.TokenSettings(max_prompt_tokens=1)},
+    ):
+        with pytest.raises(UserError) as caught:
+            trainer_of(script, tmp_path, **{"oracle": script.oracle, **given})
+        text = str(caught.value)
+        assert not re.search(r"RECIPE|tokenward \w+ |\b(tokens|data|policy|scores)\.[a-z]", text), text
+
+
 def test_a_model_without_a_tokenizer_needs_one(script: Script, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_config(script.load().config)
     model.config._name_or_path = ""

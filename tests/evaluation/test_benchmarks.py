@@ -96,23 +96,24 @@ MATH = {"question_id": 1, "category": "math"}
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "row", "word"),
+    ("benchmark", "row", "code", "word"),
     [
-        ("alpaca_eval", {"instruction": "x"}, "q.jsonl:2: dataset: missing"),
-        ("alpaca_eval", {"instruction": 3, "dataset": "d"}, "instruction: found the number 3"),
-        ("alpaca_eval", {"instruction": " ", "dataset": "d"}, "without text"),
-        ("alpaca_eval", ALPACA[0], "stands in q.jsonl:1 already"),
-        ("mt_bench", {"question_id": 1, "turns": ["x"]}, "category: missing"),
-        ("mt_bench", {**MATH, "turns": "x"}, "turns: found text"),
-        ("mt_bench", {**MATH, "turns": []}, "without text"),
-        ("mt_bench", {**MATH, "question_id": 1.5, "turns": ["x"]}, "question_id: expected"),
-        ("mt_bench", {**MATH, "turns": [{"content": "x"}]}, "turns[0]: found an object"),
-        ("arena_hard", {"uid": "x"}, "prompt: missing"),
-        ("arena_hard", {"instruction": "x"}, "uid: missing"),
-        ("arena_hard", {"question_id": 1, "turns": [{"text": "x"}]}, "turns[0].content: missing"),
+        ("alpaca_eval", {"instruction": "x"}, "missing-column", "dataset"),
+        ("alpaca_eval", {"instruction": 3, "dataset": "d"}, "missing-column", "instruction"),
+        ("alpaca_eval", {"instruction": " ", "dataset": "d"}, "empty-text", "q.jsonl:2"),
+        ("alpaca_eval", ALPACA[0], "duplicate-row", "q.jsonl:1"),
+        ("mt_bench", {"question_id": 1, "turns": ["x"]}, "missing-column", "category"),
+        ("mt_bench", {**MATH, "turns": "x"}, "missing-column", "turns"),
+        ("mt_bench", {**MATH, "turns": []}, "empty-text", "q.jsonl:2"),
+        ("mt_bench", {**MATH, "question_id": 1.5, "turns": ["x"]}, "missing-column", "question_id"),
+        ("mt_bench", {**MATH, "turns": [{"content": "x"}]}, "missing-column", "turns[0]"),
+        ("arena_hard", {"uid": "x"}, "missing-column", "prompt"),
+        ("arena_hard", {"instruction": "x"}, "missing-column", "uid"),
+        ("arena_hard", {"question_id": 1, "turns": [{"text": "x"}]}, "missing-column", "turns[0].content"),
     ],
 )
-def test_a_wrong_question_is_named(benchmark, row, word):
+def test_a_wrong_question_is_refused(benchmark, row, code, word):
     first = {"alpaca_eval": ALPACA, "mt_bench": MT_BENCH, "arena_hard": ARENA}[benchmark][0]
-    with pytest.raises(UserError, match=re.escape(word)):
+    with pytest.raises(UserError, match=re.escape(word)) as error:
         read_questions(benchmark, numbered([first, row]))
+    assert error.value.code == code

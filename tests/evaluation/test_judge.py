@@ -172,7 +172,7 @@ def test_a_stopped_run_keeps_what_was_answered(judge, tmp_path):
         server.expect_request(PATH).respond_with_handler(handler)
         two = judge.model_copy(update={"url": server.url_for("/v1"), "parallel": 2})
         cache = AnswerCache(file)
-        with pytest.raises(UserError, match=r"status 404: no such model Check url"):
+        with pytest.raises(UserError, match="status 404: no such model"):
             ask_all(two, [messages("paid"), messages("wrong"), messages("next")], cache)
         cache.close()
     cache = AnswerCache(file)
@@ -204,8 +204,9 @@ def test_a_failed_request_is_not_kept_and_asked_again_next_time(httpserver, judg
 def test_an_endpoint_that_is_down_is_given_up(httpserver, judge, cache):
     httpserver.expect_request(PATH).respond_with_data("down", 503, NOW)
     many = [messages(str(number)) for number in range(50)]
-    with pytest.raises(UserError, match=r"5 requests in a row .* failed, 3 attempts .*503.*down"):
+    with pytest.raises(UserError, match=r"503.*down") as error:
         ask_all(judge, many, cache)
+    assert error.value.code == "judge-fails"
     # One thread may have begun the next before the fifth failure was seen.
     assert FAILED_IN_A_ROW * 3 <= len(httpserver.log) <= (FAILED_IN_A_ROW + 1) * 3
 
@@ -225,19 +226,20 @@ def test_the_key_is_sent_and_written_nowhere_else(httpserver, judge, tmp_path, m
     keyed = judge.model_copy(update={"key_variable": "MY_KEY"})
     cache = AnswerCache(tmp_path / "keyed.sqlite")
     monkeypatch.delenv("MY_KEY", raising=False)
-    with pytest.raises(UserError, match="MY_KEY, and no such environment variable"):
+    with pytest.raises(UserError, match="MY_KEY") as missing:
         ask_all(keyed, [messages()], cache)
+    assert missing.value.code == "missing-key"
     for wrong in (f"{KEY}\nnext", f"{KEY} two", f"{KEY}\u2026"):
         monkeypatch.setenv("MY_KEY", wrong)
-        with pytest.raises(UserError, match="value of MY_KEY cannot be a key") as refused:
+        with pytest.raises(UserError) as refused:
             ask_all(keyed, [messages()], cache)
-        assert KEY not in str(refused.value)
+        assert (refused.value.code, KEY in str(refused.value)) == ("invalid-key", False)
     monkeypatch.setenv("MY_KEY", KEY)
     headers = {"Authorization": f"Bearer {KEY}"}
     httpserver.expect_ordered_request(PATH, headers=headers).respond_with_json(completion("[[A]]"))
     httpserver.expect_ordered_request(PATH).respond_with_data(f"bad key {KEY}", 401)
     assert ask_all(keyed, [messages()], cache)[0][0].text == "[[A]]"
-    with pytest.raises(UserError, match=r"status 401: bad key \*\*\* Name the variable"):
+    with pytest.raises(UserError, match=r"status 401: bad key \*\*\*"):
         ask_all(keyed, [messages("other")], cache)
     cache.close()
     assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.iterdir())
@@ -289,11 +291,12 @@ def test_the_request_has_what_the_file_says_and_replies_are_text(judge):
 
 def test_what_is_not_installed_and_what_is_no_cache_are_named(judge, cache, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(UserError, match=r"a judge needs openai.*pip install 'tokenward\[judge\]'"):
+    with pytest.raises(UserError, match="openai"):
         ask_all(judge, [messages()], cache)
     (tmp_path / "x.sqlite").write_text("this is a text, and long enough to be looked at as one" * 20)
-    with pytest.raises(UserError, match=r"x\.sqlite is not a cache"):
+    with pytest.raises(UserError) as error:
         AnswerCache(tmp_path / "x.sqlite")
+    assert error.value.code == "unreadable-file"
 
 
 LEAST = "url: http://localhost:1/v1\nmodel: m\n"

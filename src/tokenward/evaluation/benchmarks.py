@@ -1,4 +1,4 @@
-"""Question files of AlpacaEval 2, MT-Bench and Arena-Hard, and the answer files that their own tools read."""
+"""Reads the question files of AlpacaEval 2, MT-Bench and Arena-Hard, and writes the answer files for their tools."""
 
 import hashlib
 import json
@@ -24,17 +24,17 @@ MT_BENCH_TEMPERATURES = {
     "humanities": 0.1,
 }
 MT_BENCH_TEMPERATURE = 0.7
-"""Of a category that has none of its own."""
+"""Temperature of all other categories."""
 
 
 class Question(NamedTuple):
-    """What is asked in one conversation.
+    """A question with its follow-ups.
 
     Attributes:
-        example: The prompt up to the first reply, where it came from, and the row's columns.
+        example: The prompt up to the first reply, its source and the row's columns.
         follow_ups: The user's later turns.
-        temperature: That the benchmark asks for; None where it leaves it open.
-        name: How the benchmark calls the question; None outside a benchmark.
+        temperature: Sampling temperature of the benchmark; None if it does not set one.
+        name: The benchmark's id of the question; None outside a benchmark.
     """
 
     example: Example
@@ -44,7 +44,7 @@ class Question(NamedTuple):
 
 
 class _BenchmarkRow(NamedTuple):
-    """A row as its benchmark means it."""
+    """The parsed row of a question file."""
 
     name: str | int
     turns: Sequence[str]
@@ -52,13 +52,13 @@ class _BenchmarkRow(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """How a benchmark writes questions and answers.
+    """The file formats of a benchmark.
 
     Attributes:
-        fields: What each row of its question file has, for messages.
-        read: A row of that file.
-        answer: Question, replies, the model's name and the time -> a row of the answer file.
-        file: The answer file of a model, under the folder of exports.
+        fields: The fields of a question row, for messages.
+        read: Parses a question row.
+        answer: Makes an answer row of a question, its replies, the model's name and the time.
+        file: Path of a model's answer file in the folder of exports.
     """
 
     fields: str
@@ -74,13 +74,8 @@ def _alpaca_question(row: Row) -> _BenchmarkRow:
 
 
 def _alpaca_answer(question: Question, replies: Sequence[Reply], model: str, now: float) -> dict[str, Any]:
-    columns = question.example.columns
-    return {
-        "dataset": columns["dataset"],
-        "instruction": columns["instruction"],
-        "output": replies[0].text,
-        "generator": model,
-    }
+    copied = {name: question.example.columns[name] for name in ("dataset", "instruction")}
+    return {**copied, "output": replies[0].text, "generator": model}
 
 
 def _mt_bench_question(row: Row) -> _BenchmarkRow:
@@ -91,18 +86,15 @@ def _mt_bench_question(row: Row) -> _BenchmarkRow:
 
 
 def _mt_bench_answer(question: Question, replies: Sequence[Reply], model: str, now: float) -> dict[str, Any]:
-    turns = [reply.text for reply in replies]
-    return _answer(question, model, now, turns)
+    return _answer(question, model, now, [reply.text for reply in replies])
 
 
 def _arena_question(row: Row) -> _BenchmarkRow:
     if "uid" in row or "question_id" not in row:  # Arena-Hard 2.0
         return _BenchmarkRow(_name(row, "uid"), [text(required(row, "prompt"), "prompt")])
-    entries = objects(required(row, "turns"), "turns")
-    paths = [f"turns[{i}]." for i in range(len(entries))]
     turns = [
-        text(required(entry, "content", path=path), f"{path}content")
-        for entry, path in zip(entries, paths, strict=True)
+        text(required(entry, "content", path=f"turns[{i}]."), f"turns[{i}].content")
+        for i, entry in enumerate(objects(required(row, "turns"), "turns"))
     ]
     return _BenchmarkRow(_name(row, "question_id"), turns)
 
@@ -165,43 +157,43 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def read_questions(benchmark: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Question]:
-    """The questions of a benchmark's own file.
+    """Parse the question file of a benchmark.
 
     Args:
         benchmark: A key of ``BENCHMARKS``.
-        rows: Where each row stands, and the row.
+        rows: The source of each row, and the row.
 
     Raises:
-        UserError: a row lacks a field, has an empty turn, or the name of another row.
+        UserError: a row lacks a field, has an empty turn or repeats an id.
     """
     kind = BENCHMARKS[benchmark]
     found: list[Question] = []
     seen: dict[str | int, str] = {}
     for where, row in rows:
         try:
-            asked = kind.read(row)
+            parsed = kind.read(row)
         except FieldError as error:
             raise UserError(
-                f"{where}: {error}. A question of {benchmark} has the fields {kind.fields}; name the benchmark's own file "
-                "in --prompts, or leave --export out."
+                f"{where}: {error}. A question of {benchmark} has the fields {kind.fields}. Use the question file of the benchmark.",
+                code="missing-column",
             ) from error
-        if not asked.turns or not all(turn.strip() for turn in asked.turns):
-            raise UserError(f"{where}: a question of {benchmark} without text. Mend or delete this row.")
-        if asked.name in seen:
+        if not parsed.turns or not all(turn.strip() for turn in parsed.turns):
             raise UserError(
-                f"{where}: the question {asked.name!r} stands in {seen[asked.name]} already. Delete one."
+                f"{where}: this question of {benchmark} has an empty turn. Correct or delete the row.",
+                code="empty-text",
             )
-        seen[asked.name] = where
-        found.append(_question(asked, where, row))
+        if parsed.name in seen:
+            raise UserError(
+                f"{where}: the question {parsed.name!r} is also in {seen[parsed.name]}. Delete one.",
+                code="duplicate-row",
+            )
+        seen[parsed.name] = where
+        first, *later = parsed.turns
+        prompt = (Message(role="user", content=first),)
+        key = comparison_key(prompt, tuple(later))
+        example = Example(key=key, prompt=prompt, source=where, columns=dict(row))
+        found.append(Question(example, tuple(later), parsed.temperature, parsed.name))
     return found
-
-
-def _question(asked: _BenchmarkRow, where: str, row: Mapping[str, Any]) -> Question:
-    first, *later = asked.turns
-    prompt = (Message(role="user", content=first),)
-    key = comparison_key(prompt, tuple(later))
-    example = Example(key=key, prompt=prompt, source=where, columns=dict(row))
-    return Question(example, tuple(later), asked.temperature, asked.name)
 
 
 def write_answers(
@@ -213,18 +205,15 @@ def write_answers(
     *,
     now: float,
 ) -> Path:
-    """Write a model's answers as the benchmark's own tool reads them.
+    """Write a model's answers in the format of the benchmark's tool; returns the path.
 
     Args:
         benchmark: A key of ``BENCHMARKS``.
-        folder: Of all exports.
-        model: The name under which the tool lists the model.
-        questions: As :func:`read_questions` gave them.
-        replies: To each question, one per turn.
+        folder: Folder of all exports.
+        model: Name of the model in the tool.
+        questions: The result of :func:`read_questions`.
+        replies: One reply per turn of each question.
         now: Seconds since 1970, for ``tstamp``.
-
-    Returns:
-        The file.
     """
     kind = BENCHMARKS[benchmark]
     rows = [kind.answer(q, turns, model, now) for q, turns in zip(questions, replies, strict=True)]

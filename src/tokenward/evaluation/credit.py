@@ -1,4 +1,4 @@
-"""Do scores find the tokens that are known to carry the preference, and do two selections agree?"""
+"""Token credit: do scores find the tokens that carry the preference, and do two selections agree?"""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,25 +11,24 @@ from tokenward.errors import UserError
 from tokenward.evaluation.statistics import (
     Figure,
     LabelledScores,
-    mean_auroc_figure,
-    mean_average_precision_figure,
     mean_figure,
     precision_at_k,
+    ranking_figure,
 )
 from tokenward.ops.selection import top_fraction
 from tokenward.tokens.spans import ByteSpan, span_values
 from tokenward.types import Span
 
 Scores = Mapping[str, Sequence[float]]
-"""Per response, by its key, one score per token."""
+"""One score per token of each response, by the response's key."""
 
 
 def jaccard(first: ArrayLike, second: ArrayLike) -> float:
-    """Share of the tokens selected by either that both selected; NaN if neither selected any.
+    """Size of the intersection of two selections over the size of their union; NaN if both are empty.
 
     Args:
         first: ``[n]`` bool, whether each token of a response is selected.
-        second: ``[n]`` bool, likewise.
+        second: ``[n]`` bool, the other selection.
     """
     one, other = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     either = int((one | other).sum())
@@ -37,13 +36,11 @@ def jaccard(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def kappa(first: ArrayLike, second: ArrayLike) -> float:
-    """Agreement over chance (Cohen's kappa): 1 is the same tokens, 0 what two random selections of these sizes share.
-
-    NaN if both select every token, or none.
+    """Cohen's kappa, agreement beyond chance: 1 for equal selections, 0 for independent ones. NaN if both are all or nothing.
 
     Args:
         first: ``[n]`` bool, whether each token of a response is selected.
-        second: ``[n]`` bool, likewise.
+        second: ``[n]`` bool, the other selection.
     """
     one, other = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if not len(one):
@@ -54,12 +51,12 @@ def kappa(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def selected(scores: Sequence[float], fraction: float, *, top: bool) -> NDArray[np.bool_]:
-    """The tokens of a response that SePO's rule keeps: its best or worst share, at least one, the earliest of a tie.
+    """The tokens that SePO's rule selects: the highest or lowest fraction, at least one, the earliest of equal scores.
 
     Args:
         scores: ``[n]``.
-        fraction: Share to keep, in (0, 1].
-        top: Keep the best, as SePO does for chosen responses; otherwise the worst, as for rejected ones.
+        fraction: Fraction to select, in (0, 1].
+        top: Select the highest scores, as for chosen responses; False selects the lowest, as for rejected ones.
     """
     values = torch.as_tensor(scores, dtype=torch.float32)
     group = torch.zeros(len(values), dtype=torch.long)
@@ -69,31 +66,33 @@ def selected(scores: Sequence[float], fraction: float, *, top: bool) -> NDArray[
 def stability_figures(
     first: Scores, second: Scores, *, fraction: float, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Figure]:
-    """How much two scorings agree on the tokens to select, over the responses that both hold.
+    """Agreement of two scorings on the tokens to select, over the responses that both contain.
 
-    ``jaccard/top`` and ``kappa/top`` compare the best share of every response, as selected from chosen responses;
-    ``jaccard/bottom`` and ``kappa/bottom`` the worst share. Means over responses, with intervals that draw responses.
+    ``jaccard/top`` and ``kappa/top`` compare the highest fraction of every response, as it is selected from chosen
+    responses, ``jaccard/bottom`` and ``kappa/bottom`` the lowest. Means over responses; the bootstrap draws responses.
 
     Args:
         first: Scores of one run.
-        second: Scores of another.
-        fraction: Share of the tokens to select.
-        resamples: Bootstrap draws.
-        seed: Of the draws.
+        second: Scores of another run.
+        fraction: Fraction of the tokens to select.
+        resamples: Number of bootstrap draws.
+        seed: Seed of the draws.
 
     Raises:
-        UserError: they hold no response in common, or other tokens of the same one.
+        UserError: they have no response in common, or the same response with other tokens.
     """
     keys = [key for key in first if key in second]
     if not keys:
         raise UserError(
-            f"the two scorings, of {len(first)} and {len(second)} responses, have no response in common. Compare scores of the same data."
+            f"the two scorings, of {len(first)} and {len(second)} responses, have no response in common. Compare scores of the same data.",
+            code="nothing-in-common",
         )
     for key in keys:
         if len(first[key]) != len(second[key]):
             raise UserError(
-                f"response {key} has {len(first[key])} tokens in one scoring and {len(second[key])} in the other, so their selections "
-                "cannot be compared. Compare scores by models with the same tokenizer."
+                f"response {key} has {len(first[key])} tokens in one scoring and {len(second[key])} in the other. Compare scores of models "
+                "with the same tokenizer.",
+                code="tokenizer-mismatch",
             )
     figures = {}
     for side in ("top", "bottom"):
@@ -102,18 +101,17 @@ def stability_figures(
             for key in keys
         ]
         for name, overlap in (("jaccard", jaccard), ("kappa", kappa)):
-            values = [overlap(*pair) for pair in pairs]
-            known = [value for value in values if not np.isnan(value)]
+            known = [value for value in (overlap(*pair) for pair in pairs) if not np.isnan(value)]
             figures[f"{name}/{side}"] = mean_figure(known, resamples=resamples, seed=seed)
     return figures
 
 
 class KnownResponse(NamedTuple):
-    """A response whose tokens' true values are known, at its text tokens.
+    """A response whose tokens have known values; tokens without text are left out.
 
     Attributes:
-        values: True value per token; positive speaks for the response, negative against it, 0 neither.
-        scores: Per scorer, one number per token.
+        values: True value per token; positive for the response, negative against it, 0 neutral.
+        scores: One number per token, by scorer.
     """
 
     values: Sequence[float]
@@ -123,13 +121,13 @@ class KnownResponse(NamedTuple):
 def known_response(
     text: str, spans: Sequence[Span], tokens: Sequence[ByteSpan], scores: Mapping[str, Sequence[float]]
 ) -> KnownResponse:
-    """Character spans of known value, brought to the tokens that were scored.
+    """Map character spans of known value to the scored tokens.
 
     Args:
         text: The response.
-        spans: Its characters of known value; all others have value 0.
-        tokens: ``[n]``, the bytes of each token; those that are no text, such as the end of turn, are left out.
-        scores: Per scorer, ``[n]``.
+        spans: Spans with a known value; all other characters have value 0.
+        tokens: ``[n]``, the byte range of each token; an empty range, such as that of the end-of-turn token, is left out.
+        scores: ``[n]``, by scorer.
     """
     of_text = [index for index, token in enumerate(tokens) if token.end > token.start]
     values = span_values(spans, text, tokens)
@@ -142,19 +140,18 @@ def known_response(
 def credit_figures(
     responses: Sequence[KnownResponse], *, at: Sequence[int] = (), resamples: int = 2000, seed: int = 0
 ) -> dict[str, Figure]:
-    """How well each scorer tells the tokens of known value from neutral ones.
+    """How well each scorer separates the tokens of known value from neutral ones.
 
-    Per scorer: ``auroc_raising`` (tokens of positive value against neutral ones), ``auroc_lowering``
-    (tokens of negative value, by the negated score), ``auroc`` (the mean of the two), the same three of
-    ``average_precision``, and ``precision_raising`` and ``precision_lowering`` (at k = the number of such tokens
-    in the response, mean over responses that have any). 0.5 is chance for an AUROC; for the others it is the
-    share of such tokens. Every interval draws whole responses.
+    For each scorer: ``auroc_raising`` (tokens of positive value against neutral ones), ``auroc_lowering`` (tokens of negative
+    value, by the negated score), ``auroc`` (the mean of both), the same three of ``average_precision``, and
+    ``precision_raising`` and ``precision_lowering`` (at k = the number of such tokens in the response, mean over responses
+    that have any). Chance is 0.5 for an AUROC, and the share of such tokens for the others. The bootstrap draws responses.
 
     Args:
-        responses: With the same scorers each.
-        at: Further k, each at most a response's length: ``precision_at_5_raising`` and so on.
-        resamples: Bootstrap draws.
-        seed: Of the draws.
+        responses: Responses with the same scorers.
+        at: Further k, each at most a response's length, for ``precision_at_5_raising`` and so on.
+        resamples: Number of bootstrap draws.
+        seed: Seed of the draws.
     """
     return repeated_credit_figures([responses], at=at, resamples=resamples, seed=seed)
 
@@ -166,74 +163,54 @@ def repeated_credit_figures(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Figure]:
-    """Means over several scorings of the same responses, such as those of several training seeds.
+    """Means of :func:`credit_figures` over several scorings of the same responses, such as those of several training seeds.
 
-    A draw of the interval takes the same responses in every repeat, so ``n`` stays the number of responses, and
-    the interval says nothing about further seeds.
+    A bootstrap draw takes the same responses in every scoring. So ``n`` is the number of responses, and the interval does not
+    cover further seeds.
 
     Args:
-        repeats: The responses of each scoring, in one order; otherwise as :func:`credit_figures`.
-        at: See there.
-        resamples: See there.
-        seed: See there.
+        repeats: The responses of each scoring, in the same order.
+        at: As in :func:`credit_figures`.
+        resamples: Number of bootstrap draws.
+        seed: Seed of the draws.
     """
     if not repeats or not repeats[0]:
         return {}
     figures: dict[str, Figure] = {}
     settings = {"resamples": resamples, "seed": seed}
     for name in repeats[0][0].scores:
-        found = _rankings(repeats, name, **settings)
+        up, down = ([_labelled(responses, name, sign) for responses in repeats] for sign in (1, -1))
+        for figure in ("auroc", "average_precision"):
+            for side, labelled in (("", up + down), ("_raising", up), ("_lowering", down)):
+                figures[f"credit/{figure}{side}/{name}"] = ranking_figure(figure, labelled, **settings)
         for side, sign in (("raising", 1), ("lowering", -1)):
             for k in (None, *at):
                 figure = "precision" if k is None else f"precision_at_{k}"
-                found[f"{figure}_{side}"] = _precision(repeats, name, sign, k, **settings)
-        figures |= {f"credit/{figure}/{name}": value for figure, value in found.items()}
+                values = _precisions(repeats, name, sign, k)
+                figures[f"credit/{figure}_{side}/{name}"] = mean_figure(values, **settings)
     return figures
 
 
-def _rankings(
-    repeats: Sequence[Sequence[KnownResponse]], name: str, *, resamples: int, seed: int
-) -> dict[str, Figure]:
-    """AUROC and average precision over the tokens of all responses."""
-    up = [_labelled(responses, name, 1) for responses in repeats]
-    down = [_labelled(responses, name, -1) for responses in repeats]
-    return {
-        f"{figure}{side}": measure(labelled, resamples=resamples, seed=seed)
-        for figure, measure in (
-            ("auroc", mean_auroc_figure),
-            ("average_precision", mean_average_precision_figure),
-        )
-        for side, labelled in (("", up + down), ("_raising", up), ("_lowering", down))
-    }
-
-
 def _labelled(responses: Sequence[KnownResponse], name: str, sign: int) -> LabelledScores:
-    """The tokens of one sign and the neutral ones: their scores, which they are, and whose."""
+    """Scores of the tokens of one sign and of the neutral ones, which of them are of that sign, and their responses."""
     values = sign * np.concatenate([np.asarray(response.values, dtype=float) for response in responses])
     scores = sign * np.concatenate([np.asarray(response.scores[name], dtype=float) for response in responses])
     example = np.repeat(np.arange(len(responses)), [len(response.values) for response in responses])
-    asked = values >= 0
-    return scores[asked], values[asked] > 0, example[asked]
+    compared = values >= 0
+    return scores[compared], values[compared] > 0, example[compared]
 
 
-def _precision(
-    repeats: Sequence[Sequence[KnownResponse]],
-    name: str,
-    sign: int,
-    k: int | None,
-    *,
-    resamples: int,
-    seed: int,
-) -> Figure:
+def _precisions(
+    repeats: Sequence[Sequence[KnownResponse]], name: str, sign: int, k: int | None
+) -> list[float]:
+    """Mean precision of each response over the repeats, without those that are NaN."""
     values = [
-        np.mean([_precision_of(response, name, sign, k) for response in same])
+        np.mean(
+            [
+                precision_at_k(sign * np.asarray(one.scores[name]), sign * np.asarray(one.values) > 0, k)
+                for one in same
+            ]
+        )
         for same in zip(*repeats, strict=True)
     ]
-    return mean_figure([value for value in values if not np.isnan(value)], resamples=resamples, seed=seed)
-
-
-def _precision_of(response: KnownResponse, name: str, sign: int, k: int | None) -> float:
-    scores, values = (
-        np.asarray(numbers, dtype=float) for numbers in (response.scores[name], response.values)
-    )
-    return precision_at_k(sign * scores, sign * values > 0, k)
+    return [float(value) for value in values if not np.isnan(value)]

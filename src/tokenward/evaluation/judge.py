@@ -1,4 +1,4 @@
-"""A judge compares pairs of replies, each in both orders. Its answers are kept on disk, so each is paid for once."""
+"""A judge model compares pairs of replies, each in both orders. Its answers are stored, so that each is paid for once."""
 
 import hashlib
 import json
@@ -18,28 +18,28 @@ from tokenward.plugins import optional_package
 from tokenward.types import Message
 
 FAILED_IN_A_ROW = 5
-"""Requests that may fail one after the other before the endpoint is given up."""
+"""Number of consecutive failed requests after which the endpoint is given up."""
 
 THIS_REQUEST = {400, 413, 422}
-"""Statuses that may be about one request alone, such as replies that are too long for the judge."""
+"""Statuses that may concern a single request, such as replies that are too long for the judge."""
 
 AGAIN = {408, 409, 425, 429}
 """Statuses below 500 after which the same request may succeed later."""
 
 _SHOWN = 300
 _KEY = re.compile(r"[!-~]+")
-_KEY_HINT = "Name the variable that holds a valid key in key_variable."
+_KEY_HINT = "Set key_variable to the name of a variable with a valid key."
 _HINTS = {
     401: _KEY_HINT,
     403: _KEY_HINT,
-    404: "Check url, to which /chat/completions is added, and model.",
+    404: "Check url, to which /chat/completions is appended, and model.",
 }
-# The openai package reads these from the environment. They belong to OpenAI alone, and the endpoint may be another one.
+# The openai package reads these from the environment. They are OpenAI's, and the endpoint may belong to someone else.
 _NOT_SENT = ("Authorization", "OpenAI-Organization", "OpenAI-Project")
 
 
 class Failed(Exception):
-    """A request without a usable answer after all attempts; the message is the last problem."""
+    """A request has no usable answer after all attempts. The message is the last problem."""
 
 
 class Stopped(Exception):
@@ -47,18 +47,18 @@ class Stopped(Exception):
 
 
 class Endpoint:
-    """Sends chat completions with the ``openai`` package, which repeats them; safe to use from several threads.
+    """Sends chat completions with the ``openai`` package, which retries them. Thread-safe.
 
     Args:
-        judge: Address, model, other fields of the request, attempts and timeout.
-        environment: Holds the key, under the name in ``judge.key_variable``. The key is sent in the header of the
-            request and is written nowhere.
+        judge: Address, model, further fields of the request, attempts and timeout.
+        environment: Contains the key under the name in ``judge.key_variable``. The key is sent in the header of the
+            request and stored nowhere.
 
     Attributes:
-        retries: Attempts beyond the first of each request.
+        retries: Number of attempts beyond the first of each request.
 
     Raises:
-        UserError: the variable of the key is not set or holds no key, or the ``openai`` package is not installed.
+        UserError: the variable is not set or holds no valid key, or the ``openai`` package is not installed.
     """
 
     def __init__(self, judge: JudgeTable, environment: Mapping[str, str]) -> None:
@@ -83,20 +83,20 @@ class Endpoint:
         self._client.close()
 
     def stop(self) -> None:
-        """Send nothing again; what is under way may end."""
+        """Send no further request; those under way may finish."""
         self._stopping.set()
 
     def send(self, messages: Sequence[Message]) -> dict[str, Any]:
-        """The body of the answer, which has a choice with a message.
+        """The body of the answer, a chat completion with a message.
 
         Raises:
-            Failed: no such body after all attempts, or a status that is about this request.
+            Failed: no such body after all attempts, or a status that concerns this request only.
             UserError: a status that no further attempt would change.
         """
         body = {"model": self._judge.model, "messages": list(messages), **self._judge.request}
         try:
             return self._client.post("/chat/completions", body=body, cast_to=self._httpx.Response).json()
-        except self._openai.APIConnectionError as error:  # timeouts and bodies that are no completion too
+        except self._openai.APIConnectionError as error:  # also timeouts and bodies that are not a completion
             cause = error.__cause__ or error
             raise Failed(self._shown(f"{type(cause).__name__}: {cause}")) from None
         except self._openai.APIStatusError as error:
@@ -105,8 +105,10 @@ class Endpoint:
             if status in THIS_REQUEST | AGAIN or status >= 500:
                 raise Failed(problem) from None
             hint = _HINTS.get(status, "Check model and request in the judge's file.")
-            # Not "from error": the body may repeat the key.
-            raise UserError(f"{self._judge.url} refuses the request with {problem} {hint}") from None
+            # Not "from error": its body may repeat the key.
+            raise UserError(
+                f"{self._judge.url} refuses the request with {problem} {hint}", code="judge-refuses"
+            ) from None
 
     def _before_sending(self, request: Any) -> None:
         if self._stopping.is_set():
@@ -119,14 +121,14 @@ class Endpoint:
             request.headers["Authorization"] = f"Bearer {self._key}"
 
     def _check(self, response: Any) -> None:
-        """Have the request repeated if its answer is no chat completion."""
+        """Raise an error that the client retries if the answer is not a chat completion."""
         text = response.read().decode(errors="replace")
         if response.is_success and not _is_completion(text):
             problem = f"not a chat completion: {self._shown(text)}"
             raise self._httpx.DecodingError(problem, request=response.request)
 
     def _shown(self, text: str) -> str:
-        """The beginning of a text, without the key, which some endpoints repeat in their errors."""
+        """The beginning of a text. The key is masked, because some endpoints repeat it in errors."""
         text = " ".join(text.split())
         return (text.replace(self._key, "***") if self._key else text)[:_SHOWN] or "(empty)"
 
@@ -137,14 +139,18 @@ def _key_of(judge: JudgeTable, environment: Mapping[str, str]) -> str | None:
     key = environment.get(judge.key_variable, "").strip()
     if not key:
         raise UserError(
-            f"the judge's key_variable is {judge.key_variable}, and no such environment variable is set. Set it, or leave "
-            "key_variable out for an endpoint without a key."
+            f"key_variable is {judge.key_variable}, and this environment variable is not set. Set it, or leave key_variable out for an "
+            "endpoint without a key.",
+            code="missing-key",
+            key="key_variable",
         )
     if not _KEY.fullmatch(key):
-        # A header cannot hold it. The error of the HTTP package would show the key.
+        # A header cannot contain it, and the error of the HTTP package would show it.
         raise UserError(
-            f"the value of {judge.key_variable} cannot be a key: it has a space, a line break, or a character outside of ASCII. "
-            "Set the variable to the key alone."
+            f"the value of {judge.key_variable} is not a valid key: it contains a space, a line break or a non-ASCII character. Set the "
+            "variable to the key alone.",
+            code="invalid-key",
+            key="key_variable",
         )
     return key
 
@@ -158,13 +164,13 @@ def _is_completion(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model wrote.
+    """The answer of the judge.
 
     Attributes:
-        text: Its message; empty if it wrote none.
-        refused: Whether the model refused, or a filter of the endpoint stopped it.
-        prompt_tokens: Tokens of the prompt, counted by the endpoint; None if it does not say.
-        answer_tokens: Tokens of the answer, likewise.
+        text: Its message, possibly empty.
+        refused: Whether the model refused, or a content filter stopped it.
+        prompt_tokens: Number of prompt tokens as counted by the endpoint; None if it does not say.
+        answer_tokens: Number of answer tokens, likewise.
     """
 
     text: str
@@ -174,10 +180,10 @@ class Answer:
 
 
 class AnswerCache:
-    """Answers by the key of their request, in an SQLite file; each is on disk when :meth:`put` returns.
+    """Answers by the key of their request, in an SQLite file. An answer is on disk when :meth:`put` returns.
 
     Args:
-        path: The file. It is made if it does not exist.
+        path: The file, which is created if it does not exist.
 
     Raises:
         UserError: the file is not such a cache.
@@ -191,7 +197,9 @@ class AnswerCache:
                     "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)"
                 )
         except sqlite3.DatabaseError as error:
-            raise UserError(f"{path} is not a cache of answers: {error}. Move it away.") from error
+            raise UserError(
+                f"{path} is not a cache of answers: {error}. Move it away.", code="unreadable-file"
+            ) from error
 
     def get(self, key: str) -> Answer | None:
         """The answer to a request, or None."""
@@ -199,7 +207,7 @@ class AnswerCache:
         return None if row is None else Answer(**json.loads(row[0]))
 
     def put(self, key: str, answer: Answer) -> None:
-        """Keep an answer."""
+        """Store an answer."""
         with self._base:
             text = json.dumps(asdict(answer), ensure_ascii=False)
             self._base.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, text))
@@ -211,17 +219,17 @@ class AnswerCache:
 
 @dataclass(slots=True)
 class AnswerCounts:
-    """What the answers took. Tokens and cost are of all answered requests, whichever run they were asked in.
+    """Counts and cost of the answers. Tokens and cost include answers of earlier runs.
 
     Attributes:
-        asked: Different requests.
+        asked: Number of different requests.
         cached: Requests that an earlier run had answered.
         failed: Requests without an answer after all attempts.
         retries: Attempts beyond the first of each request, in this run.
         prompt_tokens: Tokens of the prompts.
         answer_tokens: Tokens of the answers.
         without_usage: Answered requests whose tokens the endpoint did not count.
-        cost: By the prices in the judge's file.
+        cost: Cost by the prices in the judge's file.
         cost_now: The part of the cost that this run paid.
     """
 
@@ -248,7 +256,7 @@ class AnswerCounts:
 
 
 def request_key(judge: JudgeTable, messages: Sequence[Message]) -> str:
-    """The sha256 of everything that the answer depends on: address, model, messages and the request's other fields."""
+    """The sha256 of everything that determines the answer: address, model, messages and further fields of the request."""
     content = [judge.url.rstrip("/"), judge.model, judge.request, [dict(message) for message in messages]]
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
@@ -258,34 +266,31 @@ def ask_all(
     requests: Sequence[Sequence[Message]],
     cache: AnswerCache,
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda count: None,
 ) -> tuple[list[Answer | None], AnswerCounts]:
-    """Ask every request, and return the answers in the same order; None for a request that failed.
+    """Send all requests that the cache has no answer to, equal ones once.
 
-    Answers in the cache are not asked for again, and equal requests are asked once. Failures are not kept, so that the
-    next run repeats them.
+    Failures are not stored, so the next run repeats them.
 
     Args:
-        judge: The model, its address and how to ask.
+        judge: The model, its address and the settings of requests.
         requests: The messages of each request.
-        cache: Keeps each answer as it comes.
+        cache: Stores each answer as it comes.
         progress: Called with the number of answered or failed requests.
 
+    Returns:
+        An answer for each request, None for one that failed; and the counts.
+
     Raises:
-        UserError: the endpoint refuses a request (a wrong key, an unknown model), or too many in a row fail.
+        UserError: the endpoint refuses a request (a wrong key, an unknown model), or too many fail in a row.
     """
     keys = [request_key(judge, messages) for messages in requests]
     wanted = dict(zip(keys, requests, strict=True))
-    counts = AnswerCounts(asked=len(wanted))
-    found: dict[str, Answer] = {}
-    for key in wanted:
-        answer = cache.get(key)
-        if answer is not None:
-            found[key] = answer
-            counts.add(answer, judge, new=False)
-    counts.cached = len(found)
-    if progress is not None:
-        progress(len(found))
+    found = {key: answer for key in wanted if (answer := cache.get(key)) is not None}
+    counts = AnswerCounts(asked=len(wanted), cached=len(found))
+    for answer in found.values():
+        counts.add(answer, judge, new=False)
+    progress(len(found))
     left = {key: messages for key, messages in wanted.items() if key not in found}
     if left:
         with Endpoint(judge, os.environ) as opened:
@@ -301,7 +306,7 @@ def _ask(
     endpoint: Endpoint,
     found: dict[str, Answer],
     counts: AnswerCounts,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], None],
 ) -> None:
     pool, keys, in_a_row = ThreadPoolExecutor(judge.parallel), dict[Future[dict[str, Any]], str](), 0
     try:
@@ -312,42 +317,37 @@ def _ask(
                 answer = read_answer(future.result())
             except Failed as failure:
                 counts.failed, in_a_row = counts.failed + 1, in_a_row + 1
-                _give_up(judge, in_a_row, failure)
+                if in_a_row >= FAILED_IN_A_ROW:
+                    raise UserError(
+                        f"{in_a_row} requests in a row to {judge.url} failed, after {judge.attempts} attempts at most for each. The last: "
+                        f"{failure}. The answers so far are stored; the next run continues from there.",
+                        code="judge-fails",
+                    ) from failure
             else:
                 in_a_row = 0
                 cache.put(key, answer)
                 found[key] = answer
                 counts.add(answer, judge, new=True)
-            if progress is not None:
-                progress(1)
+            progress(1)
     finally:
-        # After Ctrl-C or an error, requests that wait are not sent, and no request is repeated.
+        # After Ctrl-C or an error, waiting requests are not sent and none is retried.
         endpoint.stop()
         pool.shutdown(cancel_futures=True)
-        for future, key in keys.items():  # these were under way, and may have been paid for
+        for future, key in keys.items():  # these were under way and may have been paid for
             if not future.cancelled() and future.exception() is None:
                 cache.put(key, read_answer(future.result()))
 
 
-def _give_up(judge: JudgeTable, in_a_row: int, failure: Failed) -> None:
-    if in_a_row >= FAILED_IN_A_ROW:
-        raise UserError(
-            f"{in_a_row} requests in a row to {judge.url} failed, {judge.attempts} attempts at most for each. The last: {failure}. "
-            "The answers so far are kept; the same command goes on from there."
-        ) from failure
-
-
 def read_answer(body: Mapping[str, Any]) -> Answer:
-    """The answer in the body of a chat completion, which :class:`Endpoint` has checked to have a message."""
+    """The answer in the body of a chat completion."""
     choice = body["choices"][0]
-    message = choice["message"]
+    message, usage = choice["message"], body.get("usage") or {}
     text, refusal = message.get("content"), message.get("refusal")
-    usage = body.get("usage") or {}
     return Answer(
-        text=text if isinstance(text, str) else "",
-        refused=bool(refusal) or choice.get("finish_reason") == "content_filter",
-        prompt_tokens=_count(usage, "prompt_tokens"),
-        answer_tokens=_count(usage, "completion_tokens"),
+        text if isinstance(text, str) else "",
+        bool(refusal) or choice.get("finish_reason") == "content_filter",
+        _count(usage, "prompt_tokens"),
+        _count(usage, "completion_tokens"),
     )
 
 
@@ -359,11 +359,11 @@ def _count(usage: Mapping[str, Any], name: str) -> int | None:
 _MARK = re.compile(r"\[\[([ABC])\]\]")
 _PLACE = re.compile("|".join(rf"\{{{place}\}}" for place in PLACES))
 _FIRST = {"A": 1.0, "B": 0.0, "C": 0.5}
-"""How much each verdict favours the reply in the first place."""
+"""Score of the reply in the first position, by verdict."""
 
 
 class Pair(NamedTuple):
-    """Two replies to one prompt."""
+    """Two replies to a prompt."""
 
     prompt: Sequence[Message]
     before: str
@@ -371,14 +371,14 @@ class Pair(NamedTuple):
 
 
 class Judgment(NamedTuple):
-    """What the judge said about a pair.
+    """The judge's verdicts about a pair.
 
     Attributes:
-        preferred: Mean of both orders: 1 for the second model's reply, 0 for the first model's, 0.5 for a tie; None if an
+        preferred: Mean over both orders: 1 for the second model's reply, 0 for the first model's, 0.5 for a tie; None if an
             order has no verdict.
-        verdicts: Of both orders, the first model's reply first and then second: ``A``, ``B``, ``C`` for a tie, or the reason
-            for no verdict (``refused``, ``empty``, ``unparsable``, ``failed``). Both are ``same`` if the replies are equal;
-            the judge is then not asked.
+        verdicts: The verdicts with the first model's reply in first position and in second: ``A``, ``B``, ``C`` for a tie,
+            or the reason for no verdict (``refused``, ``empty``, ``unparsable``, ``failed``). Both are ``same`` for equal
+            replies, which are not sent to the judge.
     """
 
     preferred: float | None
@@ -386,12 +386,7 @@ class Judgment(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """All pairs, with what it took.
-
-    Attributes:
-        judgments: One per pair, in their order.
-        counts: Verdicts of each kind; requests asked, repeated and failed; tokens and cost.
-    """
+    """Judgments, one per pair, and the number of verdicts of each kind, of requests and tokens, and the cost."""
 
     judgments: list[Judgment]
     counts: dict[str, float]
@@ -402,55 +397,56 @@ def judge_pairs(
     pairs: Sequence[Pair],
     cache: AnswerCache,
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda count: None,
 ) -> Judged:
-    """Ask about every pair in both orders.
+    """Ask the judge about every pair in both orders.
 
     Args:
-        judge: The model and what it is asked.
+        judge: The model and its prompt.
         pairs: The replies.
-        cache: Keeps the answers.
+        cache: Stores the answers.
         progress: Called with the number of answers.
 
     Raises:
-        UserError: the endpoint refuses a request, or too many in a row fail.
+        UserError: the endpoint refuses a request, or too many fail in a row.
     """
-    differing = [pair for pair in pairs if pair.before != pair.after]
     requests = [
-        messages
-        for pair in differing
-        for messages in (
-            request(judge, pair.prompt, pair.before, pair.after),
-            request(judge, pair.prompt, pair.after, pair.before),
-        )
+        request(judge, pair.prompt, *order)
+        for pair in pairs
+        if pair.before != pair.after
+        for order in ((pair.before, pair.after), (pair.after, pair.before))
     ]
     answers, counts = ask_all(judge, requests, cache, progress=progress)
-    verdicts = [verdict(answer) for answer in answers]
-    orders = iter(zip(verdicts[::2], verdicts[1::2], strict=True))
-    judgments = [_same() if pair.before == pair.after else judgment(*next(orders)) for pair in pairs]
-    said = [name for item in judgments for name in item.verdicts]
-    tally = {f"verdicts_{name}": said.count(name) for name in sorted(set(said))}
+    verdicts = map(verdict, answers)
+    judgments = [
+        Judgment(0.5, ("same", "same"))
+        if pair.before == pair.after
+        else judgment(next(verdicts), next(verdicts))
+        for pair in pairs
+    ]
+    names = [name for item in judgments for name in item.verdicts]
+    tally = {f"verdicts_{name}": names.count(name) for name in sorted(set(names))}
     return Judged(judgments, {"pairs": len(pairs), **tally, **asdict(counts)})
 
 
 def request(judge: JudgeTable, prompt: Sequence[Message], first: str, second: str) -> list[Message]:
     """The messages that ask about two replies in this order."""
     texts = {"prompt": conversation(prompt), "reply_a": first, "reply_b": second}
-    # In one pass: a reply that spells {reply_b} is text.
+    # One pass, so that a reply that contains {reply_b} stays text.
     content = _PLACE.sub(lambda found: texts[found.group()[1:-1]], judge.prompt)
     system = [Message(role="system", content=judge.system)] if judge.system else []
     return [*system, Message(role="user", content=content)]
 
 
 def conversation(prompt: Sequence[Message]) -> str:
-    """A prompt as the judge reads it: the bare text of one user message, else each message under its role."""
+    """A prompt as the judge reads it: the text of a single user message, otherwise each message after its role."""
     if len(prompt) == 1 and prompt[0]["role"] == "user":
         return prompt[0]["content"]
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def verdict(answer: Answer | None) -> str:
-    """The last mark in an answer, or why it has none."""
+    """The last mark in an answer, or the reason that there is none."""
     if answer is None:
         return "failed"
     marks = _MARK.findall(answer.text)
@@ -462,17 +458,13 @@ def verdict(answer: Answer | None) -> str:
 
 
 def judgment(first: str, second: str) -> Judgment:
-    """Both orders of one pair together."""
+    """Combine the verdicts of both orders."""
     if first not in _FIRST or second not in _FIRST:
         return Judgment(None, (first, second))
     return Judgment((1 - _FIRST[first] + _FIRST[second]) / 2, (first, second))
 
 
-def _same() -> Judgment:
-    return Judgment(0.5, ("same", "same"))
-
-
 def first_place(judgments: Sequence[Judgment]) -> list[float]:
-    """How much the judge favours the first place, for each pair with two verdicts; 0.5 is no preference."""
-    asked = [item.verdicts for item in judgments if item.preferred is not None and item.verdicts[0] in _FIRST]
-    return [(_FIRST[first] + _FIRST[second]) / 2 for first, second in asked]
+    """How much the judge favours the first position, for each pair with two verdicts; 0.5 is no bias."""
+    known = [item.verdicts for item in judgments if item.preferred is not None and item.verdicts[0] in _FIRST]
+    return [(_FIRST[first] + _FIRST[second]) / 2 for first, second in known]

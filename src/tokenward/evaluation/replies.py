@@ -1,11 +1,12 @@
-"""Metrics of generated text: replies to eval prompts, their rewards, win rates and distance from another model."""
+"""Metrics of sampled replies, their rewards, win rates, and their KL divergence from another model."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from vaderSentiment.vaderSentiment import BOOSTER_DICT, SentimentIntensityAnalyz
 
 from tokenward.artifacts import MANIFEST
 from tokenward.errors import UserError
-from tokenward.evaluation.statistics import Figure, Floats, by_example, mean_figure
+from tokenward.evaluation.statistics import Figure, Floats, by_example, mean_figure, no_figure
 from tokenward.models.base import layout_of_both
 from tokenward.models.forward import token_kl
 from tokenward.models.identity import config_of, resolve
@@ -30,7 +31,7 @@ from tokenward.tokens.rows import TokenRow
 from tokenward.types import Comparison, Example, Span
 
 Metric = Callable[..., Sequence[float]]
-"""``f(prompts, completions, **columns) -> list[float]``: one number per completion, higher is more of it."""
+"""``f(prompts, completions, **columns) -> list[float]``, one number per completion."""
 
 
 def vader(prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float]:
@@ -40,7 +41,7 @@ def vader(prompts: Sequence[str], completions: Sequence[str], **columns: object)
 
 
 def distinct_2(prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float]:
-    """Share of different word pairs among all word pairs of each completion; 1 for fewer than two words."""
+    """Share of distinct word pairs among all word pairs of each completion; 1 for fewer than two words."""
 
     def share(text: str) -> float:
         words = text.split()
@@ -53,7 +54,7 @@ def distinct_2(prompts: Sequence[str], completions: Sequence[str], **columns: ob
 METRICS: dict[str, Metric] = {
     "vader": vader,
     "distinct_2": distinct_2,
-    # These compare with references, which an online run's examples have.
+    # These need references, which the examples of an online run have.
     "rouge1": Rouge(type="rouge1"),
     "rouge2": Rouge(type="rouge2"),
     "rougeL": Rouge(type="rougeL"),
@@ -63,49 +64,35 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def apply_metric(
-    name: str,
-    metric: Metric,
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    completion_ids: Sequence[Sequence[int]],
-    *,
-    columns: Mapping[str, Sequence[Any]],
-    where: Sequence[str],
-) -> list[float]:
-    """Call a metric as a preference source is called, and check what it returns.
-
-    Raises:
-        UserError: it returned something else than one finite number per completion, or lacks a column.
-    """
-    return call_source(name, metric, prompts, completions, completion_ids, columns, where, kind="metric")
+apply_metric = partial(call_source, kind="metric")
+"""Calls a metric as a preference source is called: one finite number per completion, or a :class:`UserError`."""
 
 
 class Vader:
     """The rule-based sentiment scorer of Hutto and Gilbert (ICWSM 2014).
 
-    It sums the valence of words it knows, changed by negation, boosters and "but", so the words
-    that carry a text's score are known exactly.
+    It sums the valences of known words, changed by negation, boosters and "but", so the words that carry a text's score
+    are known exactly.
     """
 
     def __init__(self) -> None:
         self._analyzer = SentimentIntensityAnalyzer()
 
     def compound(self, text: str) -> float:
-        """Sentiment of a whole text, from -1 (most negative) to 1 (most positive)."""
+        """Sentiment of a text, from -1 (most negative) to 1 (most positive)."""
         return self._analyzer.polarity_scores(text)["compound"]
 
     def word_spans(self, text: str) -> list[Span]:
-        """Each word that adds to the text's score, with its valence (about -4 to 4) in this text.
+        """The words that contribute to the text's score, with their valence (about -4 to 4) in this text.
 
-        The values are those that :meth:`compound` adds up before punctuation and squashing.
+        :meth:`compound` sums these values, before it accounts for punctuation and squashes the sum.
         """
         expanded, origin = self._expand_emoji(text)
         parsed = SentiText(expanded)
         words = parsed.words_and_emoticons
         valences: list[float] = []
         for index, word in enumerate(words):
-            # Boosters ("very") and "kind of" act on other words; VADER gives them no valence of their own.
+            # Boosters ("very") and "kind of" change other words and have no valence.
             kind_of = index + 1 < len(words) and word.lower() == "kind" and words[index + 1].lower() == "of"
             if kind_of or word.lower() in BOOSTER_DICT:
                 valences.append(0.0)
@@ -118,7 +105,7 @@ class Vader:
         ]
 
     def _expand_emoji(self, text: str) -> tuple[str, list[int]]:
-        """The text as VADER reads it (emoji in words), and for each of its characters the index it came from."""
+        """The text as VADER reads it, with emoji in words, and the index that each character came from."""
         expanded, origin = "", []
         for index, character in enumerate(text):
             piece = self._analyzer.emojis.get(character, character)
@@ -130,7 +117,7 @@ class Vader:
 
 
 def _locate(text: str, words: list[str], valences: list[float]) -> list[Span]:
-    """VADER splits at white space and strips punctuation, in order: so each word is found left to right."""
+    # VADER splits at white space and strips punctuation in order, so words are found from left to right.
     spans, start = [], 0
     for word, valence in zip(words, valences, strict=True):
         start = text.index(word, start)
@@ -140,14 +127,13 @@ def _locate(text: str, words: list[str], valences: list[float]) -> list[Span]:
     return spans
 
 
-_PENALTY = 0.01
-"""Weight of the squares in the fit: as if each coefficient were known beforehand to be 0 give or take 10."""
+_PENALTY = 0.01  # of the squared coefficients, as if each had a normal prior with a standard deviation of 10
 _STEPS = 50
 _CLOSE = 1e-8
 
 
 def preferences(before: Sequence[float], after: Sequence[float]) -> list[float]:
-    """For each prompt 1 if the second number is higher, 0 if it is lower, 0.5 if they tie."""
+    """For each prompt 1 if the second number is higher, 0 if it is lower, 0.5 for a tie."""
     return [(b > a) + 0.5 * (b == a) for a, b in zip(before, after, strict=True)]
 
 
@@ -160,15 +146,15 @@ def win_figures(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Figure]:
-    """``win_rate`` of the second model, raw and at equal length, and the share of ``ties``.
+    """The ``win_rate`` of the second model, raw and at equal length, and the share of ``ties``.
 
     Args:
-        name: What the figures begin with.
-        preferred: 1 where the second model's reply is preferred, 0 where the first one's, between them a tie.
+        name: Prefix of the figures.
+        preferred: 1 if the second model's reply is preferred, 0 if the first model's, 0.5 for a tie.
         before: The first model's replies.
         after: The second model's replies.
-        resamples: Bootstrap draws.
-        seed: Of the draws.
+        resamples: Number of bootstrap draws.
+        seed: Seed of the draws.
     """
     settings = {"resamples": resamples, "seed": seed}
     values = np.asarray(preferred, dtype=float)
@@ -183,30 +169,28 @@ def win_figures(
 def length_controlled(
     preferred: ArrayLike, length_difference: ArrayLike, *, resamples: int = 2000, seed: int = 0
 ) -> Figure:
-    """Win rate that a logistic regression predicts for replies of equal length.
+    """The win rate that a logistic regression predicts for replies of equal length.
 
-    ``P(win) = sigmoid(a + b tanh(d / std(d)))`` is fitted to the preferences, ``d`` being the difference in length; the
-    figure is ``sigmoid(a)``, what is left at ``d = 0``. AlpacaEval 2 (arXiv 2404.04475) without its term for the
-    difficulty of the instruction, which is known for its own 805 instructions only, and with a weak ridge penalty
-    in the place of its cross-validated lasso.
+    ``P(win) = sigmoid(a + b tanh(d / std(d)))`` is fitted to the preferences, where ``d`` is the difference in length; the
+    figure is ``sigmoid(a)``, the prediction at ``d = 0``. This is AlpacaEval 2 (arXiv 2404.04475) without its term for the
+    difficulty of the instruction, which is known for its own 805 instructions only, and with a weak ridge penalty instead
+    of its cross-validated lasso.
 
-    If all pairs differ by the same length, the figure is NaN, because length and quality cannot be told apart. If all
-    replies of a pair are equally long, it is the raw win rate.
+    The figure is NaN if all pairs have the same nonzero difference, because length and quality cannot be separated then. It
+    is the raw win rate if the replies of each pair are equally long.
 
     Args:
-        preferred: ``[n]`` from 0 to 1.
-        length_difference: ``[n]`` length of the second reply less that of the first, in any unit.
-        resamples: Bootstrap draws, over pairs.
-        seed: Of the draws.
+        preferred: ``[n]``, from 0 to 1.
+        length_difference: ``[n]``, length of the second reply minus that of the first, in any unit.
+        resamples: Number of bootstrap draws over pairs.
+        seed: Seed of the draws.
     """
     target = np.asarray(preferred, dtype=np.float64)
     difference = np.asarray(length_difference, dtype=np.float64)
     spread = float(difference.std()) if len(difference) else 0.0
     if not spread:
-        if not difference.any():
-            return mean_figure(target, resamples=resamples, seed=seed)
-        nan = float("nan")
-        return Figure(nan, nan, nan, len(target))
+        equal = not difference.any()
+        return mean_figure(target, resamples=resamples, seed=seed) if equal else no_figure(len(target))
     features = np.stack([np.ones_like(difference), np.tanh(difference / spread)], axis=1)
 
     def at_equal_length(times: Floats) -> float:
@@ -225,7 +209,7 @@ def _fit(features: Floats, target: Floats, times: Floats) -> Floats:
         gradient = features.T @ (times * (predicted - target)) + _PENALTY * coefficients
         curvature = (features * (times * predicted * (1 - predicted))[:, None]).T @ features
         step = np.linalg.solve(curvature + _PENALTY * np.eye(len(coefficients)), gradient)
-        # A whole step can overshoot where predictions are near 0 or 1; a bounded one cannot leave the valley.
+        # A full Newton step can overshoot if predictions are near 0 or 1.
         coefficients -= np.clip(step, -1.0, 1.0)
         if np.abs(step).max() < _CLOSE:
             break
@@ -237,17 +221,17 @@ def _sigmoid(values: Floats) -> Floats:
 
 
 NO_REPLY = -math.inf
-"""Reward of a reply without text. It has no tokens to score, and every other reply wins against it."""
+"""Reward of a reply without text, which has no tokens to score. Every other reply wins against it."""
 
 _STAGES = ("eval_reward", "oracle", "reward", "online/reward")
 
 
 class ReplyRewardModel(NamedTuple):
-    """A reward model by its name.
+    """A reward model.
 
     Attributes:
         name: Folder or hub name.
-        scores_tokens: Whether it is a stage's folder with a score per token; otherwise it is a sequence classifier.
+        scores_tokens: True for a token reward or the folder of a stage, False for a sequence classifier.
     """
 
     name: str
@@ -255,10 +239,10 @@ class ReplyRewardModel(NamedTuple):
 
 
 def find_reward_model(name: str) -> ReplyRewardModel:
-    """Find out which kind of reward model a name means, without loading its weights.
+    """The kind of a reward model, without loading its weights.
 
     Raises:
-        UserError: a whole run, a classifier with several labels, or no model at all.
+        UserError: it is the folder of a whole run, a classifier with several labels, or no model.
     """
     folder = Path(name).expanduser()
     if (folder / MANIFEST).is_file() or is_reward_folder(folder):
@@ -266,12 +250,16 @@ def find_reward_model(name: str) -> ReplyRewardModel:
     inside = [stage for stage in _STAGES if (folder / stage).is_dir()]
     if inside and not (folder / "config.json").is_file():
         named = " or ".join(str(folder / stage) for stage in inside)
-        raise UserError(f"{name} is a run, which may hold several rewards. Name one of them: {named}.")
+        raise UserError(
+            f"{name} is the folder of a run, which may contain several rewards. Give one of them: {named}.",
+            code="whole-run",
+        )
     labels = config_of(resolve(name), trust_remote_code=False).num_labels
     if labels != 1:
         raise UserError(
-            f"{name} has {labels} labels, and a reward model has one. Name another, or make it a metric: a function of your "
-            'own that gives one number per reply, --metric "module:name".'
+            f"{name} has {labels} labels, and a reward model has one. Give another model, or use it in a custom metric, a function that "
+            "returns one number per reply.",
+            code="not-a-reward-model",
         )
     return ReplyRewardModel(name, scores_tokens=False)
 
@@ -279,12 +267,12 @@ def find_reward_model(name: str) -> ReplyRewardModel:
 def rewards(model: ReplyRewardModel, examples: Sequence[Example], replies: Sequence[str]) -> list[float]:
     """The reward of each reply.
 
-    A model that scores tokens gives the mean over the reply's tokens, since a sum would grow with the length, and -inf for a
-    reply without text. A sequence classifier reads the prompt's last message and the reply, as a conversation if its
+    For a model that scores tokens this is the mean over the reply's tokens, because a sum would grow with length, and -inf for
+    a reply without text. A sequence classifier reads the prompt's last message and the reply, as a conversation if its
     tokenizer has a chat template.
 
     Raises:
-        UserError: the model cannot be loaded, or a reply does not fit in its context.
+        UserError: the model cannot be loaded, or a reply exceeds its context.
     """
     if not model.scores_tokens:
         chat = bool(load_tokenizer(model.name).chat_template)
@@ -329,7 +317,7 @@ def divergence(
     tokens_per_batch: int = 8192,
     progress: Progress | None = None,
 ) -> list[Tensor]:
-    """KL(policy || start) over the vocabulary at each token of the policy's own replies, nats.  -> [len] each"""
+    """KL(policy || start) over the vocabulary at each token of the policy's replies, nats.  -> [len] each"""
     results: list[Tensor] = [torch.empty(0)] * len(rows)
     both = replace(policy, layout=layout_of_both(policy, start))
     for group in budgeted(rows, layout=both.layout, tokens=tokens_per_batch):

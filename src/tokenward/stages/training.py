@@ -1,4 +1,4 @@
-"""The stages that train on whole responses, SFT and the eval reward model, and what every training stage shares."""
+"""The SFT stage, the eval reward stage, and what all training stages share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ from tokenward.training.callbacks import SAMPLES, AnswerPrompts
 
 
 class FixedPrompt(NamedTuple):
-    """A prompt that is answered while a model trains."""
+    """A prompt that is answered during training."""
 
     key: str
     text: str
@@ -40,7 +40,7 @@ class FixedPrompt(NamedTuple):
 
 
 def eval_prompts(run: Run, template: Template) -> list[FixedPrompt]:
-    """The first of the prompts that the evaluation replies to; none where nothing is held out."""
+    """The first prompts that the evaluation replies to; empty without eval rows."""
     if not run.recipe.fixed_prompts:
         return []
     rows, _ = eval_comparisons(run, template).fitting(run.limits)
@@ -194,7 +194,7 @@ def reference_of(run: Run, start: LanguageModel, *, prompted: bool = False) -> W
 
 
 class SftStage(TrainingStage):
-    """Fine-tune on the best response of each prompt; every weight trains, whatever ``model.adapter`` says."""
+    """Fine-tune all weights on the best response of each prompt; ``model.adapter`` does not apply."""
 
     name, key, title = "sft", "sft", "the SFT model"
 
@@ -207,15 +207,15 @@ class SftStage(TrainingStage):
         return SFT()
 
     def adapter(self, recipe: Recipe) -> tuple[str, dict[str, Any] | None]:
-        """None: what follows starts from one ordinary model."""
+        """None: the stages that follow start from a whole model."""
         return "", None
 
     def unpaired_problem(self, run: Run) -> str:
-        """It trains on good responses, alone or not."""
+        """It trains on good responses, paired or unpaired."""
         return ""
 
     def settings(self, run: Run) -> Mapping[str, Any]:
-        """Its table and the number type."""
+        """The table and the number type."""
         table = run.recipe.sft
         assert table is not None
         return {
@@ -251,24 +251,13 @@ class SftStage(TrainingStage):
         )
 
     def planned(self, run: Run, template: Template) -> Training:
-        """The best responses, each once."""
-        sets, table = tables(run, template), run.recipe.sft
-        assert table is not None
-        return Training(
-            self.name,
-            self.key,
-            table.training,
-            sets.train.best_once(),
-            SFT(),
-            None,
-            self.start(run.recipe),
-            eval=sets.eval.best_once(),
-            watched=True,
-        )
+        """The best response of each prompt."""
+        sets = tables(run, template)
+        return self.plan(run, sets.train.best_once(), eval=sets.eval.best_once(), watched=True)
 
 
 class EvalRewardStage(TrainingStage):
-    """Train a second oracle, which judges the policy."""
+    """Train a second oracle, which evaluates the policy."""
 
     name, key, title = "eval_reward", "eval_reward", "the eval reward model"
 
@@ -281,7 +270,7 @@ class EvalRewardStage(TrainingStage):
         return recipe.oracle.model or recipe.model.name
 
     def settings(self, run: Run) -> Mapping[str, Any]:
-        """Its table and how models are held."""
+        """The table and the model settings."""
         assert run.recipe.eval_reward is not None
         return {"eval_reward": run.recipe.eval_reward.model_dump(), **model_settings(run)}
 
@@ -314,23 +303,13 @@ class EvalRewardStage(TrainingStage):
         return {**scored_by(run), **facts}
 
     def checks(self, run: Run) -> Checks:
-        """An objective that needs no scores."""
+        """The objective must not read scores."""
         table = run.recipe.eval_reward
         if table is None:
             return {}
         return {"eval_reward.objective": lambda: check_objective_without_scores(self.title, table.objective)}
 
     def planned(self, run: Run, template: Template) -> Training:
-        """The pairs that nothing else has seen."""
-        sets, table = tables(run, template), run.recipe.eval_reward
-        assert table is not None
-        return Training(
-            self.name,
-            self.key,
-            table.training,
-            sets.eval_reward,
-            self.objective(run),
-            run.recipe.model.adapter,
-            self.start(run.recipe),
-            eval=sets.eval,
-        )
+        """The pairs that no other stage has seen."""
+        sets = tables(run, template)
+        return self.plan(run, sets.eval_reward, eval=sets.eval)

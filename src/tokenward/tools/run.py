@@ -139,6 +139,11 @@ def run_recipe(
 def open_run(recipe: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> Run:
     """Load and check a recipe. Nothing runs yet; the stages can be called one by one.
 
+    Args:
+        recipe: Path of a YAML file.
+        overrides: ``"a.b=value"`` changes.
+        quiet: Show nothing.
+
     Raises:
         UserError: a key, a value or a name in the recipe is wrong.
     """

@@ -1,4 +1,4 @@
-"""Held-out preference figures, worked by hand."""
+"""Preference figures of eval pairs, worked by hand."""
 
 import math
 
