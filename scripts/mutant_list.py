@@ -1,17 +1,17 @@
-"""The breaks of :mod:`scripts.mutants`: where each goes, what stands there and what takes its place."""
+"""The mutants of :mod:`scripts.mutants`: place, old code and new code."""
 
 from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """One break.
+    """One break of the code.
 
     Attributes:
-        name: ``package/what``.
-        where: Dotted name of the function that holds the place.
+        name: ``package/name``.
+        where: Dotted name of the function to change.
         old: Piece of its code, as ``ast.unparse`` writes it.
-        new: What takes its place.
-        tests: What is run for it; empty is all of its package's tests.
+        new: Replacement.
+        tests: Tests to run; empty for all tests of the package.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Mutant(NamedTuple):
 
     @property
     def package(self) -> str:
-        """Folder of the source, and key of :data:`TESTS`."""
+        """Source package, and key of :data:`TESTS`."""
         return self.name.split("/")[0]
 
 
