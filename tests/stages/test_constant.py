@@ -1,20 +1,15 @@
-"""Scores, rewards and weights that are one number for all tokens are said, whatever the number is."""
+"""Warnings when all scores, rewards or weights are one number."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tokenward.stages.constant import only_number, warn_of_scores, warn_of_weights
 
 import tokenward
-from tests.stages.runs import plugin
-from tokenward.stages.constant import only_number
-
-DEAD = "reward={head: {hidden: 16, bias: -1.0}, training: {max_steps: 2, per_device_train_batch_size: 4}}"
-
-
-def said(recipe, capsys, *changes, last="policy") -> str:
-    tokenward.run(recipe, [*changes], last=last)
-    return " ".join(capsys.readouterr().out.split())
+from tokenward.scoring.scorers import SCORERS
+from tokenward.selection import KeepAll, SideRule, Threshold, TopFraction
 
 
 @pytest.mark.parametrize(
@@ -29,57 +24,55 @@ def said(recipe, capsys, *changes, last="policy") -> str:
         ([], None),
     ],
 )
-def test_the_only_number_of_many(parts, number):
+def test_only_number(parts, number):
     found = only_number(np.array(part, np.float32) for part in parts)
     assert found == (None if number is None else pytest.approx(number, rel=1e-5))
 
 
-def test_a_reward_that_tells_no_tokens_apart_is_said_where_it_is_learned_and_where_it_scores(
-    tiny_workplace, capsys
-):
-    out = said(tiny_workplace, capsys, "scores.scorer={name: reward}", DEAD, "policy.selection={name: soft}")
-    assert out.count("warning: the reward is 0.28") == 1
-    assert out.count("warning: every score is 0.28") == 2, (
-        "by the stage that scores, and by the one that selects"
-    )
-    assert "every token has weight" not in out, "once is enough"
+@pytest.fixture
+def run():
+    """A stand-in for a run that keeps the lines it is shown."""
+    shown: list[str] = []
+    return SimpleNamespace(display=SimpleNamespace(line=shown.append), shown=shown)
 
 
-def test_scores_that_differ_are_not_warned_of(tiny_workplace, capsys):
-    alive = DEAD.replace(", bias: -1.0", ", gain: 0.5")
-    out = said(tiny_workplace, capsys, "scores.scorer={name: reward}", alive, "policy.selection={name: soft}")
-    assert "warning" not in out
+def test_one_score_is_reported_unless_the_scorer_reads_nothing(run):
+    ones = [np.full(3, 7.0), np.full(2, 7.0)]
+    assert warn_of_scores(run, SCORERS["surprisal"](), ones)
+    assert "every score is 7," in run.shown.pop()
+    assert not warn_of_scores(run, SCORERS["position"](rate=1.0), ones)
+    assert not warn_of_scores(run, SCORERS["surprisal"](), [np.arange(3.0)])
+    assert run.shown == []
 
 
 @pytest.mark.parametrize(
-    ("selection", "warned"),
+    ("selector", "weights", "warned"),
     [
-        ("{name: threshold, above: -1.0, below: 2.0}", True),
-        ("{name: transform, steps: [{clamp: {low: 3.0, high: 3.0}}]}", True),
-        ("{name: transform, steps: []}", False),
-        ("{name: all}", False),
-        ("{name: top_fraction, chosen: {fraction: 1.0}, rejected: {fraction: 1.0}}", False),
+        (Threshold(above=-1.0, below=2.0), [1.0, 1.0], True),
+        (Threshold(above=-1.0, below=2.0), [1.0, 0.0], False),
+        (KeepAll(), [1.0, 1.0], False),
+        (TopFraction(chosen=SideRule(fraction=1.0), rejected=SideRule(fraction=1.0)), [1.0, 1.0], False),
+        (TopFraction(), [1.0, 1.0], True),
     ],
 )
-def test_one_weight_for_all_tokens_is_said_where_it_is_not_what_was_asked_for(
-    tiny_workplace, capsys, selection, warned
-):
-    out = said(tiny_workplace, capsys, "scores.scorer={name: random}", f"policy.selection={selection}")
-    assert ("warning: every token has weight" in out) is warned
+def test_one_weight_is_reported_unless_it_was_asked_for(run, selector, weights, warned):
+    rows = SimpleNamespace(columns={"weights": SimpleNamespace(flat=np.array(weights))})
+    warn_of_weights(run, selector, rows)
+    assert ["every token has weight 1" in line for line in run.shown] == [True] * warned
 
 
-def test_a_scorer_that_reads_values_and_gives_one_number_is_said_and_one_that_reads_nothing_is_not(
-    tiny_workplace, capsys
+@pytest.mark.parametrize(("head", "reports"), [("bias: -1.0", (1, 2)), ("gain: 0.5", (0, 0))])
+def test_constant_reward_is_reported_where_it_is_learned_and_where_it_scores(
+    tiny_workplace, capsys, head, reports
 ):
-    name = plugin(
-        "import torch\n"
-        "class One:\n"
-        "    reads = ('reference_logp',)\n"
-        "    def __call__(self, record):\n"
-        "        return torch.full((len(record.ids),), 7.0)\n"
+    reward = (
+        f"reward={{head: {{hidden: 16, {head}}}, training: {{max_steps: 2, per_device_train_batch_size: 4}}}}"
     )
-    assert "warning: every score is 7," in said(
-        tiny_workplace, capsys, f"scores.scorer={{name: '{name}:One'}}", last="scores"
+    tokenward.run(
+        tiny_workplace,
+        ["scores.scorer={name: reward}", reward, "policy.selection={name: soft}"],
+        last="policy",
     )
-    ones = "scores.scorer={name: position, rate: 1.0}"
-    assert "every score" not in said(tiny_workplace, capsys, ones, last="scores")
+    out = " ".join(capsys.readouterr().out.split())
+    assert (out.count("warning: the reward is 0.28"), out.count("warning: every score is 0.28")) == reports
+    assert "every token has weight" not in out, "one warning is enough"

@@ -1,4 +1,4 @@
-"""A stage that a kill ends at the worst moment goes on from its newest whole checkpoint and ends the same."""
+"""Stops and kills at the worst moments: a stage resumes from its newest complete checkpoint and ends the same; and what is shown."""
 
 import json
 import shutil
@@ -6,15 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 import tokenward
-from tests.stages.runs import LOOKS, digests, events, guided, press_when
+from tests.stages.runs import LOOKS, digests, events, guided, lines, press_when
+from tests.tiny import save_tiny, tiny_llama
 from tokenward.display import Display
 from tokenward.models.reward import RewardModel
 from tokenward.stages.lists import run_through
 from tokenward.training import fit
 from tokenward.training.alternating import Alternating
+from tokenward.training.fit import Interrupted
 
 TOTAL = 6
 OFTEN = "online.training.checkpoint_minutes=0.0"
@@ -60,7 +64,7 @@ def same(one, other) -> None:
     [[PLAIN, "online.evaluate_every=1", "online.patience=2", "online.training.learning_rate=0.0"], [*LOOKS]],
     ids=["patience", "reward"],
 )
-def test_a_kill_after_the_last_update_makes_no_further_one(recipe, monkeypatch, whole, changes):
+def test_kill_after_the_last_update_makes_no_further_one(recipe, monkeypatch, whole, changes):
     if PLAIN in changes:
         whole = guided(recipe, OFTEN, *changes, run="whole").folder
     with monkeypatch.context() as patch:
@@ -78,7 +82,7 @@ def test_a_kill_after_the_last_update_makes_no_further_one(recipe, monkeypatch, 
             assert (again.path("online") / name).read_text() == (whole / "online" / name).read_text()
 
 
-def test_so_does_a_stage_of_a_run_on_comparisons(tiny_workplace, finished_run, monkeypatch):
+def test_kill_after_the_last_update_of_a_run_on_comparisons(tiny_workplace, finished_run, monkeypatch):
     changes = ["oracle.training.checkpoint_minutes=0.0"]
     with monkeypatch.context() as patch:
         patch.setattr(fit, "_save", die)
@@ -92,9 +96,7 @@ def test_so_does_a_stage_of_a_run_on_comparisons(tiny_workplace, finished_run, m
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_kill_while_checkpoints_are_written_and_removed_leaves_one_to_go_on_from(
-    recipe, monkeypatch, whole
-):
+def test_kill_while_checkpoints_are_written_and_removed_leaves_one(recipe, monkeypatch, whole):
     saved, removed = Alternating.on_save, shutil.rmtree
 
     def half(self, args, state, *rest, **more) -> None:
@@ -115,14 +117,14 @@ def test_a_kill_while_checkpoints_are_written_and_removed_leaves_one_to_go_on_fr
     same(goes_on(monkeypatch, recipe, *LOOKS, steps=[6]), whole)
 
 
-def test_checkpoints_stay_until_all_that_a_stage_leaves_is_there(recipe, monkeypatch, whole):
+def test_checkpoints_stay_until_the_stage_is_complete(recipe, monkeypatch, whole):
     with monkeypatch.context() as patch:
         patch.setattr(RewardModel, "save", die)
         cut(recipe, *LOOKS)
     same(goes_on(monkeypatch, recipe, *LOOKS, steps=[]), whole)
 
 
-def test_checkpoints_that_a_recipe_asks_for_stay_as_many_as_it_says(recipe):
+def test_requested_checkpoints_stay(recipe):
     changes = ["online.training.save_strategy=steps", "online.training.save_steps=1"]
     run = guided(recipe, PLAIN, *changes, "online.training.save_total_limit=2")
     folder = run.path("online") / "checkpoints"
@@ -132,9 +134,7 @@ def test_checkpoints_that_a_recipe_asks_for_stay_as_many_as_it_says(recipe):
 
 
 @pytest.mark.parametrize("imitated", [True, False])
-def test_bfloat16_without_instructions_is_said_and_how_to_leave_it_out(
-    tiny_workplace, monkeypatch, capsys, imitated
-):
+def test_slow_bfloat16_is_reported(tiny_workplace, monkeypatch, capsys, imitated):
     monkeypatch.setattr(fit, "imitates_bfloat16", lambda device: imitated)
     tokenward.run(tiny_workplace, ["oracle.training={bf16: true, max_steps: 1}"], last="oracle")
     assert ("oracle.training.bf16=false is faster here" in capsys.readouterr().out) is imitated
@@ -143,11 +143,11 @@ def test_bfloat16_without_instructions_is_said_and_how_to_leave_it_out(
 @pytest.mark.parametrize(
     ("objective", "said"),
     [
-        ("{name: dpo}", "first rows: loss 0.6931 (begins at ln 2 = 0.6931), margin 0.0000 nats: policy = reference"),
+        ("{name: dpo}", "first rows: loss 0.6931 (starts at ln 2 = 0.6931), margin 0.0000 nats: policy = reference"),
         ("{name: ipo}", "first rows: margin 0.0000 nats: policy = reference"),
     ],
 )  # fmt: skip
-def test_ln_2_is_named_where_a_loss_begins_there(tiny_workplace, tmp_path, objective, said):
+def test_first_rows_are_compared_with_ln_2(tiny_workplace, tmp_path, objective, said):
     changes = ["scores.scorer={name: random}", f"policy.objective={objective}", "policy.training.max_steps=1"]
     run = tokenward.open_run(tiny_workplace, changes)
     with (tmp_path / "shown.txt").open("w") as file:
@@ -161,14 +161,100 @@ def test_ln_2_is_named_where_a_loss_begins_there(tiny_workplace, tmp_path, objec
     ("changes", "idle"),
     [
         (["oracle.training.max_steps=1"], True),
-        (["oracle.training.max_steps=1", "oracle.training.warmup_steps=0"], False),
         (["oracle.training.max_steps=2"], False),
     ],
 )
-def test_a_training_whose_only_update_is_warm_up_says_so_and_so_do_its_scores(
-    tiny_workplace, capsys, changes, idle
-):
+def test_training_with_warm_up_only_is_reported(tiny_workplace, capsys, changes, idle):
     tokenward.run(tiny_workplace, changes, last="policy")
     out = " ".join(capsys.readouterr().out.split())
-    assert ("one update in all" in out) is idle
+    assert ("only one update" in out) is idle
     assert ("every score is 0" in out) is idle
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")  # peft, of a checkpoint
+def test_best_model_with_an_adapter_is_restored(tiny_workplace):
+    """By the largest loss, so that it is not the last."""
+    best = "eval_strategy: steps, eval_steps: 1, save_strategy: steps, save_steps: 1, load_best_model_at_end: true"
+    table = f"{{max_steps: 3, learning_rate: 0.1, warmup_steps: 0, metric_for_best_model: loss, greater_is_better: true, {best}}}"
+    changes = ["model.adapter={r: 2, target_modules: [q_proj, embed_tokens]}", f"oracle.training={table}"]
+    changes += ["oracle.training.save_total_limit=3"]
+    run = tokenward.run(tiny_workplace, changes, last="oracle", quiet=True)
+    history = lines(run.path("oracle") / "history.jsonl")
+    losses = {line["step"]: line["eval_loss"] for line in history if "eval_loss" in line}
+    first = max(losses, key=losses.get)
+    saved = load_file(run.path("oracle") / "model" / "adapter_model.safetensors")
+    kept = load_file(run.path("oracle") / "checkpoints" / f"checkpoint-{first}" / "adapter_model.safetensors")
+    assert saved.keys() <= kept.keys()
+    assert all(torch.equal(value, kept[name]) for name, value in saved.items())
+    assert len(losses) == 3
+
+
+CHANGES = (
+    "policy.training.eval_strategy=steps",
+    "policy.training.eval_steps=2",
+    "policy.training.disable_dropout=false",
+    "policy.training.learning_rate=0.05",
+)
+
+
+def replies(folder: Path) -> list[dict]:
+    return lines(folder / "samples.jsonl")
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def test_fixed_prompts_are_answered_without_changing_the_training(
+    tiny_workplace: Path, tmp_path: Path, capsys
+):
+    """Of a model whose training draws random numbers at every step."""
+    dropout = f"model.name={save_tiny(tmp_path / 'dropout', tiny_llama(attention_dropout=0.3))}"
+    changes = [*CHANGES, dropout, "scores.scorer={name: random}"]
+    run = tokenward.run(tiny_workplace, [*changes, "fixed_prompts=2"], last="policy")
+    shown = capsys.readouterr().out
+    for words in ("replies before training", "replies after 4 steps", " -> "):
+        assert words in shown
+    found = replies(run.path("policy"))
+    assert [line["step"] for line in found] == [0, 0, 2, 2, 4, 4]
+    assert len({line["key"] for line in found}) == 2
+    columns = [[line["prompt"] for line in found if line["step"] == step] for step in (0, 2, 4)]
+    assert columns[0] == columns[1] == columns[2]
+    assert {line["reply"] for line in found[:2]} != {line["reply"] for line in found[4:]}
+    watched = weights(run.path("policy"))
+    none = tokenward.run(tiny_workplace, [*changes, "fixed_prompts=0", "run=none"], last="policy", quiet=True)
+    assert not (none.path("policy") / "samples.jsonl").exists()
+    assert weights(none.path("policy")) == watched
+
+
+def test_fixed_prompts_are_the_first_of_the_evaluation(finished_run: Path) -> None:
+    """The same prompts, seed and settings; the evaluation has a longest reply of its own, so only the prompts must agree."""
+    stages = (finished_run / RUN / "policy", finished_run / RUN / "evaluation")
+    before, evaluated = map(replies, stages)
+    assert [line["key"] for line in before if line["step"] == 0][:4] == [line["key"] for line in evaluated]
+
+
+def test_resumed_run_writes_no_reply_twice(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(*changes: str) -> list[dict]:
+        run = tokenward.run(copied_run, [*CHANGES, "fixed_prompts=1", *changes], last="policy", quiet=True)
+        return replies(run.path("policy"))
+
+    shutil.copytree(RUN, "runs/whole")
+    whole = trained("run=runs/whole")
+    with monkeypatch.context() as patch:
+        press_when(patch, lambda state: state.global_step == 1)
+        with pytest.raises(Interrupted):
+            trained()
+    with (RUN / "policy" / "samples.jsonl").open("a") as file:
+        # A look after the checkpoint, as before a power cut.
+        file.write(json.dumps({"step": 4, "key": "", "prompt": "", "reply": "lost", "ended": True}) + "\n")
+    assert trained() == whole
+
+
+def test_online_run_answers_development_prompts_at_each_evaluation(
+    recipe: Path, finished_online: Path
+) -> None:
+    watched = finished_online / "runs" / "guided"
+    steps = [line["step"] for line in replies(watched / "online")]
+    assert {step: steps.count(step) for step in steps} == dict.fromkeys((0, 2, 4, 6), 5)
+    assert digests(guided(recipe, *LOOKS, "fixed_prompts=0")) == digests(watched)

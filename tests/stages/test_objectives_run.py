@@ -1,4 +1,4 @@
-"""Recipes whose objective needs more than log-probabilities: a reference beside the policy, a module of its own."""
+"""Recipes whose objective needs more than log-probabilities: a reference beside the policy, or its own module."""
 
 import pytest
 import torch
@@ -8,10 +8,11 @@ import tokenward
 from tests.stages.runs import lines, plugin
 from tokenward.errors import UserError
 from tokenward.evaluation.replies import divergence, reply_rows
+from tokenward.models.loading import load_model
 from tokenward.stages import policy as policy_stage
+from tokenward.stages import training as training_stage
 from tokenward.stages.evaluation import measures_of, prompts_to_answer
 from tokenward.stages.run import Run
-from tokenward.tools.plan import plan_recipe
 
 RANDOM = "scores.scorer={name: random}"
 LORA = "model.adapter={r: 2, target_modules: [q_proj, v_proj]}"
@@ -30,7 +31,7 @@ def losses(folder) -> list[dict]:
 
 
 @pytest.mark.parametrize("adapter", [None, LORA])
-def test_a_recipe_with_a_divergence_in_its_objective(tiny_workplace, adapter):
+def test_objective_with_a_divergence_starts_at_the_reference(tiny_workplace, adapter):
     folder = policy(tiny_workplace, TDPO, *([adapter] if adapter else []))
     history = losses(folder)
     # The first step begins at the reference.
@@ -39,7 +40,7 @@ def test_a_recipe_with_a_divergence_in_its_objective(tiny_workplace, adapter):
     assert not (folder / "auxiliary.safetensors").exists()
 
 
-def test_a_recipe_with_a_head_leaves_it_beside_the_model(tiny_workplace):
+def test_module_of_an_objective_is_saved_beside_the_model(tiny_workplace):
     folder = policy(tiny_workplace, HEAD)
     assert load_file(folder / "auxiliary.safetensors")["0.0.weight"].shape == (8, 32)
     assert not [name for name in load_file(folder / "model" / "model.safetensors") if "auxiliary" in name]
@@ -55,57 +56,37 @@ def test_every_stage_that_trains_on_pairs_has_a_reference(tiny_workplace):
         assert losses(run.path(stage))[0]["kl/rejected"] == pytest.approx(0.0, abs=1e-4)
 
 
-def test_one_of_ones_own_may_ask_for_it_too(tiny_workplace):
-    name = plugin(
-        "from tokenward.objectives import Losses, Needs\n"
-        "from tokenward.ops.ragged import segment_sum\n"
-        "class Stay:\n"
-        "    needs = Needs(kl='reverse')\n"
-        "    def __call__(self, logp, batch):\n"
-        "        owner = batch.comparison[batch.response]\n"
-        "        return Losses(segment_sum(batch.statistics['kl'], owner, batch.comparisons), {})\n"
-    )
-    folder = policy(
-        tiny_workplace, f'policy.objective={{name: "{name}:Stay"}}', "policy.selection={name: all}"
-    )
-    assert [entry["loss"] for entry in losses(folder) if "loss" in entry] == pytest.approx([0.0], abs=1e-3)
-
-
-def test_a_plan_tries_a_step_with_the_reference(tiny_workplace):
-    plan = plan_recipe(tiny_workplace, [TDPO], quiet=True)
-    stage = next(stage for stage in plan.stages if stage.stage == "policy")
-    assert stage.measured > 0
-
-
-def test_a_sum_and_its_settings_are_shown_as_they_are_written(tiny_workplace):
-    terms = "[{name: dpo}, {name: token_kl, factor: 0.1}]"
-    folder = policy(
-        tiny_workplace, f"policy.objective={{name: sum, terms: {terms}}}", "policy.selection={name: all}"
-    )
-    first = losses(folder)[0]
+def test_sum_logs_each_term_and_terms_with_a_selection_are_evaluated(tiny_workplace):
+    treg = "{name: treg, selection: {name: transform, signed: true, steps: [{sigmoid: {shift: -0.5}}]}}"
+    terms = f"[{{name: dpo}}, {{name: token_kl, factor: 0.1}}, {treg}]"
+    training = "policy.training={max_steps: 1, eval_strategy: steps, eval_steps: 1}"
+    changes = [f"policy.objective={{name: sum, terms: {terms}}}", "policy.selection={name: all}", training]
+    found = losses(policy(tiny_workplace, *changes))
+    first = found[0]
     assert first["loss/dpo"] == pytest.approx(0.6931, abs=1e-3)
     assert first["loss/token_kl"] == pytest.approx(0.0, abs=1e-4)
     assert torch.isfinite(torch.tensor(first["loss"]))
+    # Eval pairs have the scores that the term reads.
+    (evaluated,) = (entry for entry in found if "eval_loss" in entry)
+    assert evaluated["eval_loss/treg"] != 0
 
 
-def test_a_reference_that_cannot_take_packed_rows_is_not_given_any(tiny_workplace, monkeypatch):
+def test_reference_without_packing_gets_no_packed_rows(tiny_workplace, monkeypatch):
     """The probe decides for each model by itself, and rounding can decide otherwise for two of one kind."""
     plain = losses(policy(tiny_workplace, TDPO, "model.packing=none", run="plain"))
-    original = policy_stage.frozen_reference
+    original = training_stage.fit_model
 
-    def unpacked(run, objective, model):
-        table = run.recipe.model.model_copy(update={"packing": "none"})
-        apart = Run(recipe=run.recipe.model_copy(update={"model": table}))
-        return original(apart, objective, model)
+    def unpacked(*given, freeze, **settings):
+        return original(*given, freeze=lambda model: load_model(model.name, packing="none"), **settings)
 
-    monkeypatch.setattr(policy_stage, "frozen_reference", unpacked)
+    monkeypatch.setattr(training_stage, "fit_model", unpacked)
     mixed_rows = losses(policy(tiny_workplace, TDPO, "model.packing=shared_prompts", run="mixed"))
     for one, other in zip(plain, mixed_rows, strict=True):
         for key in ("loss", "kl/chosen", "kl/rejected"):
             assert one.get(key) == pytest.approx(other.get(key), abs=1e-4)
 
 
-def test_divergence_of_models_whose_rows_differ_is_that_of_plain_rows(copied_run):
+def test_divergence_does_not_depend_on_the_layout_of_rows(copied_run):
     run = tokenward.open_run(copied_run, quiet=True)
     apart = Run(
         recipe=run.recipe.model_copy(
@@ -127,19 +108,32 @@ def test_divergence_of_models_whose_rows_differ_is_that_of_plain_rows(copied_run
     assert float(torch.cat(plain).sum()) > 0
 
 
-def test_a_loss_without_gradient_is_named(tiny_workplace):
+def test_custom_objective_may_need_a_divergence_and_must_have_a_gradient(tiny_workplace):
     name = plugin(
         "import torch\nfrom tokenward.objectives import Losses\n"
         "class Still:\n"
         "    def __call__(self, logp, batch):\n"
         "        return Losses(torch.zeros(batch.comparisons), {})\n"
     )
-    with pytest.raises(UserError, match="has no gradient"):
+    with pytest.raises(UserError, match="gradient"):
         policy(tiny_workplace, f"policy.objective={{name: '{name}:Still'}}")
+    name = plugin(
+        "from tokenward.objectives import Losses, Needs\n"
+        "from tokenward.ops.ragged import segment_sum\n"
+        "class Stay:\n"
+        "    needs = Needs(kl='reverse')\n"
+        "    def __call__(self, logp, batch):\n"
+        "        owner = batch.comparison[batch.response]\n"
+        "        return Losses(segment_sum(batch.statistics['kl'], owner, batch.comparisons), {})\n"
+    )
+    folder = policy(
+        tiny_workplace, f'policy.objective={{name: "{name}:Stay"}}', "policy.selection={name: all}"
+    )
+    assert [entry["loss"] for entry in losses(folder) if "loss" in entry] == pytest.approx([0.0], abs=1e-3)
 
 
-def test_a_terms_selection_draws_with_the_seed_of_the_recipe(tiny_workplace, monkeypatch):
-    """As the policy's own selection does; a seed that is written for the sum, or the selection, is taken."""
+def test_selection_of_a_term_draws_with_the_seed_of_the_recipe(tiny_workplace, monkeypatch):
+    """As the policy's own selection; a seed of the sum or of the selection takes precedence."""
     handed = []
 
     def fit(run, stage, model, objective, *others, **more):

@@ -1,4 +1,4 @@
-"""Online runs on tiny models: the whole loop, seeds, stops and resumes, both objectives, both tasks, a T5."""
+"""Online runs on tiny models: the whole loop, seeds, resume, both objectives, both tasks, a T5."""
 
 import json
 import math
@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
+from transformers.trainer_utils import SchedulerType
 
 import tokenward
 from tests.stages.runs import (
@@ -32,10 +33,15 @@ from tokenward.sampling.classification import ClassificationGap
 from tokenward.scoring.reads import token_values
 from tokenward.stages.lists import run_through
 from tokenward.stages.online import OnlineLoop, fresh_reward
+from tokenward.stages.reward_learning import RewardLearner
+from tokenward.tokens.segments import with_segments
+from tokenward.training.callbacks import EarlyStop, trained
 from tokenward.training.fit import Interrupted
+from tokenward.training.trainer import TokenTrainer
 
 TOTAL, REWARD_STEPS = 6, 3
 RULES = {"precision": "float32", "tokens_per_batch": 8192}
+ONCE = ("online.training.max_steps=1", "online.every=null")
 LEARNING = (2, REWARD_STEPS)
 """A stop while the reward is learned."""
 STOPS = {
@@ -43,7 +49,7 @@ STOPS = {
     "before and while": [(1, TOTAL), LEARNING],
     "at": [(2, TOTAL), (4, TOTAL)],
 }
-"""Steps, of how many, after which the key is pressed; the next step is the last one. The reward is learned again after the third."""
+"""Steps, of how many, after which Ctrl-C is pressed; the next step is the last. The reward is learned again after step 3."""
 
 
 def moved(run, start: Path) -> float:
@@ -54,11 +60,11 @@ def moved(run, start: Path) -> float:
 
 
 def stopped(monkeypatch, recipe: Path, stops: list, *changes: str, **more):
-    """A run that is stopped several times and then ends; it never begins again."""
+    """A run that is stopped several times, resumes each time and ends."""
     for stop in stops:
         with monkeypatch.context() as patch:
             press_when(patch, lambda s, stop=stop: (s.global_step, s.max_steps) == stop)
-            with pytest.raises(Interrupted, match="goes on from there"):
+            with pytest.raises(Interrupted):
                 guided(recipe, *changes, run="stopped", **more)
         assert not Path("runs/stopped/online/model").exists()
     with monkeypatch.context() as patch:
@@ -73,7 +79,7 @@ def same(one, other) -> None:
     assert events(one) == events(other)
 
 
-def test_the_whole_run_on_examples(finished_online, tiny_folder):
+def test_whole_run_on_examples(finished_online, tiny_folder):
     run = finished_online / "runs" / "guided"
     assert set(manifests(run)) == {"examples", "online", "evaluation"}
     found = events(run)
@@ -113,7 +119,7 @@ def test_the_whole_run_on_examples(finished_online, tiny_folder):
     assert moved(run, tiny_folder) > 1e-4
 
 
-def test_what_is_done_is_not_done_again_and_a_changed_setting_is(copied_online):
+def test_finished_stages_are_skipped_and_changed_settings_rerun(copied_online):
     folder = Path("runs/guided")
 
     def changed(*changes: str) -> set[str]:
@@ -131,7 +137,7 @@ def test_what_is_done_is_not_done_again_and_a_changed_setting_is(copied_online):
 
 
 @pytest.mark.parametrize("stops", STOPS.values(), ids=STOPS)
-def test_the_same_seed_gives_the_same_bits_after_any_stop_too(recipe, finished_online, monkeypatch, stops):
+def test_resumed_run_equals_an_uninterrupted_one(recipe, finished_online, monkeypatch, stops):
     whole = finished_online / "runs" / "guided"
     assert set(digests(whole)) == {
         "model/model.safetensors", "reward/model.safetensors", "reward/token_reward_head.safetensors", "trained.safetensors",
@@ -147,10 +153,11 @@ def test_the_same_seed_gives_the_same_bits_after_any_stop_too(recipe, finished_o
     [
         (["online.restart=fresh"], "before and while"),
         (["online.objective={name: reinforce, kl: 0.1}", "online.training.bf16=true"], "first"),
-        ([REINFORCE], "at"),
     ],
 )
-def test_so_do_other_choices(recipe, finished_online, monkeypatch, changes, stops):
+def test_resumed_run_with_other_choices_equals_an_uninterrupted_one(
+    recipe, finished_online, monkeypatch, changes, stops
+):
     whole = guided(recipe, *LOOKS, *changes, run="whole")
     same(stopped(monkeypatch, recipe, STOPS[stops], *LOOKS, *changes), whole)
     if changes == [
@@ -161,7 +168,7 @@ def test_so_do_other_choices(recipe, finished_online, monkeypatch, changes, stop
         assert warm[3] != fresh[3]
 
 
-def test_patience_ends_policy_and_reward_early_and_puts_the_best_back(recipe, tiny_folder):
+def test_patience_stops_early_and_restores_the_best(recipe, tiny_folder):
     """Neither changes, so no look at them is better than the first."""
     changes = ["online.evaluate_every=1", "online.patience=2", "online.training.learning_rate=0.0"]
     changes += ["reward.training.learning_rate=0.0", "online.reward_evals=3", "online.reward_patience=1"]
@@ -178,7 +185,7 @@ def test_patience_ends_policy_and_reward_early_and_puts_the_best_back(recipe, ti
     assert all(torch.equal(value, start[name]) for name, value in reward.model.state_dict().items())
 
 
-def test_every_draw_of_a_run_is_another_one(recipe, monkeypatch):
+def test_every_sample_has_its_own_seed(recipe, monkeypatch):
     """Each micro-batch of each update, each time the reward is learned; only looks at the policy repeat theirs."""
     plain, calls = TransformersSampler.__call__, []
 
@@ -223,7 +230,7 @@ def prepared(run, *, moved: float = 1.0):
     return prepare(given, 0), given, loop.reward, loop.policy
 
 
-def test_the_likelihood_of_the_first_reference_is_weighted_by_its_rewards(recipe):
+def test_likelihood_of_the_first_reference_is_weighted_by_rewards(recipe):
     found, given, reward, policy = prepared(tokenward.open_run(recipe, quiet=True))
     rewards = token_values(reward, given, **RULES)
     for row, plain, mine in zip(found, given, rewards, strict=True):
@@ -235,7 +242,7 @@ def test_the_likelihood_of_the_first_reference_is_weighted_by_its_rewards(recipe
         torch.testing.assert_close(row.weights[0], mine[0] / mine[0].mean(), rtol=1e-5, atol=0)
 
 
-def test_reinforce_trains_on_samples_their_rewards_and_the_start_as_reference(recipe):
+def test_reinforce_trains_on_samples_with_the_start_as_reference(recipe):
     """Not on written responses, and not with the policy of now as its reference."""
     run = tokenward.open_run(recipe, [REINFORCE], quiet=True)
     found, given, reward, policy = prepared(run, moved=1.2)
@@ -253,7 +260,7 @@ def test_reinforce_trains_on_samples_their_rewards_and_the_start_as_reference(re
             assert float((values - later).abs().max()) > 1e-2
 
 
-def test_a_larger_unit_gives_every_token_of_a_word_one_reward(recipe):
+def test_unit_word_gives_every_token_of_a_word_one_reward(recipe):
     run = tokenward.open_run(recipe, ["reward.head.unit=word"], quiet=True)
     found = prepared(run)[0]
     # "the", " good" (2), " tea" (4), " on" (3), " the" (1), " table" and what closes it
@@ -293,7 +300,7 @@ def test_plain_likelihood_learns_no_reward(recipe):
     ],
     ids=lambda change: change[0].replace("online.", "")[:40],
 )  # fmt: skip
-def test_each_choice_trains_to_a_finite_end(recipe, tiny_folder, change):
+def test_each_choice_trains_to_finite_weights(recipe, tiny_folder, change):
     run = guided(recipe, "online.every=1", *change, "online.training.max_steps=2")
     files = [*run.path("online").rglob("*.safetensors")]
     assert len(files) >= 2
@@ -307,18 +314,7 @@ def test_each_choice_trains_to_a_finite_end(recipe, tiny_folder, change):
         assert event["steps"] == REWARD_STEPS
 
 
-def test_a_checkpoint_that_was_cut_off_is_left_out(recipe, finished_online, monkeypatch):
-    """The reward is written after transformers' own part: without it a checkpoint is no place to go on from."""
-    with monkeypatch.context() as patch:
-        press_when(patch, lambda s: (s.global_step, s.max_steps) == (4, TOTAL))
-        with pytest.raises(Interrupted):
-            guided(recipe, *LOOKS)
-    (checkpoint,) = Path("runs/guided/online/checkpoints").glob("checkpoint-*")
-    (checkpoint / "alternating.json").unlink()
-    same(guided(recipe, *LOOKS), finished_online / "runs" / "guided")
-
-
-def test_a_discrete_prompt_is_learned_for_a_frozen_classifier(prompts, tiny_folder, monkeypatch, capsys):
+def test_discrete_prompt_is_learned_for_a_frozen_classifier(prompts, tiny_folder, monkeypatch, capsys):
     plain, parts = ClassificationGap.__call__, []
 
     def call(self, *args, **kwargs):
@@ -364,12 +360,11 @@ def test_a_discrete_prompt_is_learned_for_a_frozen_classifier(prompts, tiny_fold
     same(stopped(monkeypatch, prompts, [(1, TOTAL), (3, TOTAL)]), run)
 
 
-@pytest.mark.parametrize("change", ["online.restart=warm", "online.objective={name: reinforce, kl: 0.1}"])
-def test_an_encoder_decoder_goes_through_the_whole_run(tmp_path, monkeypatch, change):
+def test_encoder_decoder_goes_through_the_whole_run(tmp_path, monkeypatch):
     folder = save_tiny(tmp_path / "t5", tiny_t5())
     recipe = guided_recipe(tmp_path / "work", folder)
     monkeypatch.chdir(recipe.parent)
-    changes = [change, "tokens.template=plain"]
+    changes = ["online.objective={name: reinforce, kl: 0.1}", "tokens.template=plain"]
     run = guided(recipe, *changes, last="evaluation")
     assert [(e["event"], e["step"]) for e in events(run)] == [("reward", 0), ("reward", 3)]
     assert moved(run, folder) > 1e-4
@@ -381,9 +376,67 @@ def test_an_encoder_decoder_goes_through_the_whole_run(tmp_path, monkeypatch, ch
     same(stopped(monkeypatch, recipe, [(1, TOTAL)], *changes), run)  # its tied weights are whole again
 
 
-def test_texts_that_are_cut_are_counted(prompts, capsys):
+def test_truncated_texts_are_counted(prompts, capsys):
     from tokenward.stages.tasks import prompt_task
 
     run = tokenward.open_run(prompts, ["prompt_task.max_sentence_tokens=2"])
     prompt_task(run, run.load(run.start_model))
     assert "24 of 24 texts are longer than 2 tokens" in " ".join(capsys.readouterr().out.split())
+
+
+def test_reward_of_the_best_evaluation_is_kept(recipe, monkeypatch):
+    """Each look is made to seem worse than the one before, so the first one is the best."""
+    plain, seen = EarlyStop.on_evaluate, []
+
+    def worse(self, args, state, control, metrics=None, **kwargs) -> None:
+        seen.append({name: weight.detach().clone() for name, weight in trained(kwargs["model"])})
+        plain(self, args, state, control, {**metrics, "eval_loss": float(state.global_step)}, **kwargs)
+
+    monkeypatch.setattr(EarlyStop, "on_evaluate", worse)
+    run = guided(recipe, *ONCE, "online.reward_evals=3")
+    (event,) = events(run)
+    assert (event["steps"], event["best_step"], len(seen)) == (3, 1, 3)
+    kept = dict(load_reward_model(run.path("online") / "reward", device="cpu").model.named_parameters())
+    assert all(torch.equal(kept[name], weight) for name, weight in seen[0].items())
+    assert any(not torch.equal(kept[name], weight) for name, weight in seen[-1].items())
+
+
+def test_reward_is_learned_per_unit(recipe, monkeypatch):
+    """All tokens of a word share one reward where it is learned, as where it is used."""
+    plain, learned = RewardLearner._fit, []
+
+    def watched(self, arguments, rows, eval_rows):
+        learned.append([*rows, *eval_rows])
+        return plain(self, arguments, rows, eval_rows)
+
+    monkeypatch.setattr(RewardLearner, "_fit", watched)
+    token = guided(recipe, *ONCE, run="token")
+    word = guided(recipe, *ONCE, "reward.head.unit=word", run="word")
+    tokens, words = learned
+    assert list(tokens) == [replace(row, segments=None) for row in words], "the same samples"
+    tokenizer = word.tokenizer_template(word.start_model).tokenizer
+    for plain_row, row in zip(tokens, words, strict=True):
+        assert plain_row.segments is None
+        expected = with_segments("word", tokenizer, replace(row, segments=None)).segments
+        assert all(torch.equal(a, b) for a, b in zip(row.segments, expected, strict=True))
+    losses = [events(run)[0]["loss"] for run in (token, word)]
+    assert abs(losses[0] - losses[1]) > 1e-4
+
+
+def test_reward_and_policy_train_with_the_published_settings(recipe, monkeypatch):
+    """Of the code of TLM (arXiv 2306.00398): Adam at 5e-5, constant from the first update, gradients clipped at 5."""
+    plain, used = TokenTrainer.__init__, []
+
+    def watched(self, model, objective, arguments, rows, **kwargs):
+        used.append(arguments)
+        plain(self, model, objective, arguments, rows, **kwargs)
+
+    monkeypatch.setattr(TokenTrainer, "__init__", watched)
+    tables = ["reward.training={per_device_train_batch_size: 4}", "online.training={max_steps: 1}"]
+    guided(recipe, *tables, "online.every=null", run="as_published")
+    assert len(used) == 2
+    for arguments in used:
+        assert arguments.learning_rate == 5e-5
+        assert arguments.lr_scheduler_type == SchedulerType.CONSTANT
+        assert arguments.warmup_steps == 0
+        assert arguments.max_grad_norm == 5.0

@@ -1,4 +1,4 @@
-"""Comparisons that a scorer picks for an auxiliary model to train on: which, in what order, trained how, and what is refused."""
+"""Subsets that a scorer selects for an auxiliary model: which rows, in what order, trained how."""
 
 import json
 from pathlib import Path
@@ -6,16 +6,14 @@ from pathlib import Path
 import pytest
 
 import tokenward
-from tests.stages.runs import lines, refused, tables_of, write_lines
+from tests.stages.runs import lines, refusal, tables_of, write_lines
 from tokenward.config import parse_recipe
-from tokenward.errors import UserError
 from tokenward.scoring.store import TokenStore
 from tokenward.stages import lists as stages
 from tokenward.stages import oracle as oracle_stage
 from tokenward.stages import subset
 from tokenward.stages.auxiliary import is_needed, models_read, trained_auxiliary
 from tokenward.stages.run import Run
-from tokenward.stages.subset import check_subset
 from tokenward.tokens.rows import keys_of
 from tokenward.tools.plan import plan_recipe
 
@@ -25,7 +23,7 @@ READS_X = "scores.scorer={name: log_probability, of: x}"
 
 
 class Stopped(Exception):
-    """In the place of a training."""
+    """Raised instead of training."""
 
 
 @pytest.fixture
@@ -76,7 +74,6 @@ def prepared(recipe: Path) -> list:
 
 
 VALUES = [([1.0], [9.0]), ([5.0], [0.0]), ([3.0, 1.0], [0.0]), ([5.0], [7.0]), ([0.5], [2.0])]
-"""Scores of words of the first five pairs: of the chosen reply and of the rejected one."""
 
 
 def auxiliary(*keys: str) -> str:
@@ -92,7 +89,7 @@ PICKED = [
 ]
 
 
-def test_planted_comparisons_are_those_picked_and_their_side_is_trained(
+def test_comparisons_with_the_highest_scores_are_selected_and_their_side_is_trained(
     tiny_workplace: Path, seen: dict
 ) -> None:
     rows = prepared(tiny_workplace)
@@ -122,7 +119,7 @@ def test_planted_comparisons_are_those_picked_and_their_side_is_trained(
         assert [line["source"] for line in subset_lines()] == [rows[best].source]
 
 
-def test_the_chosen_replies_join_the_rejected_ones(tiny_workplace: Path, seen: dict) -> None:
+def test_subset_of_chosen_replies_is_added_to_rejected_ones(tiny_workplace: Path, seen: dict) -> None:
     """TOSS-Pro: the degraded model learns the rejected replies, and the chosen ones whose tokens look harmful."""
     rows = prepared(tiny_workplace)
     table = f"subset: {{scorer: {planted(rows, VALUES)}, count: 2}}"
@@ -132,7 +129,7 @@ def test_the_chosen_replies_join_the_rejected_ones(tiny_workplace: Path, seen: d
     assert sorted(first[len(rows) :]) == sorted(rows[number].responses[0] for number in (1, 3))
 
 
-def test_a_pair_that_is_there_already_is_not_there_twice(tiny_workplace: Path, seen: dict) -> None:
+def test_pair_in_both_parts_trains_once(tiny_workplace: Path, seen: dict) -> None:
     rows = prepared(tiny_workplace)
     scorer = planted(rows, [([float(number)], [0.0]) for number in range(len(rows))])
     half = "fraction: 0.5"
@@ -148,7 +145,7 @@ def test_a_pair_that_is_there_already_is_not_there_twice(tiny_workplace: Path, s
     assert set(found) == own | picked
 
 
-def test_a_stopped_expert_keeps_its_picks_and_a_finished_one_is_left_alone(
+def test_interrupted_auxiliary_model_keeps_its_subset(
     tiny_workplace: Path, seen: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = prepared(tiny_workplace)
@@ -164,12 +161,12 @@ def test_a_stopped_expert_keeps_its_picks_and_a_finished_one_is_left_alone(
     monkeypatch.undo()
     monkeypatch.chdir(tiny_workplace.parent.parent)
     with monkeypatch.context() as patch:
-        patch.setattr(subset, "_picked", lambda *_: pytest.fail("picked again"))
+        patch.setattr(subset, "_selected", lambda *_: pytest.fail("selected again"))
         run = tokenward.run(tiny_workplace, changes(3), last="auxiliary-x", quiet=True)
     done = run.done("auxiliary-x")
     assert done.facts["picked"] == done.facts["rows"] == 3
     assert "file mine.jsonl" in done.inputs
-    assert not (RUN / "auxiliary-x" / "subset").exists(), "of use only until the auxiliary model is trained"
+    assert not (RUN / "auxiliary-x" / "subset").exists()
     assert (
         tokenward.run(tiny_workplace, changes(3), last="auxiliary-x", quiet=True).done("auxiliary-x") == done
     )
@@ -184,13 +181,15 @@ ROUNDS = (
     f"bad: {{objective: {{name: sft}}, swap_labels: true, {TRAINING}}}, good: {{objective: {{name: sft}}, {TRAINING}}}, "
     f"unread: {{{TRAINING}, subset: {{count: 1, alone: true, scorer: {{name: log_ratio, numerator: idle}}}}}}, idle: {{{TRAINING}}}}}"
 )
+
+
 BOTH = (
     "scores.scorer={name: combine, parts: [{scorer: {name: log_ratio, numerator: twice, denominator: good}}, "
     "{scorer: {name: log_ratio, numerator: bad, denominator: good}}]}"
 )
 
 
-def test_a_second_round_reads_the_first_and_is_trained_after_it(
+def test_second_round_reads_the_first_and_is_trained_after_it(
     tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained, plain = [], oracle_stage.fit_stage
@@ -226,7 +225,7 @@ def run_of(*changes: str) -> Run:
     return Run(recipe=parse_recipe("seed: 0", "x.yaml", changes).recipe)
 
 
-def test_what_picks_read_is_made_and_only_where_the_expert_is_read() -> None:
+def test_models_that_a_subset_reads_are_trained_if_the_auxiliary_model_is_read() -> None:
     run = run_of(ROUNDS, BOTH)
     assert trained_auxiliary(run) == ["bad", "good", "twice"]
     assert not is_needed(run, "oracle")
@@ -243,7 +242,7 @@ def test_what_picks_read_is_made_and_only_where_the_expert_is_read() -> None:
     assert is_needed(by_default, "oracle")
 
 
-def test_the_stages_stand_in_the_order_of_what_they_read() -> None:
+def test_stages_are_ordered_by_what_they_read() -> None:
     auxiliary = (
         f"auxiliary_models={{b: {{{TRAINING}, subset: {{scorer: {{name: rank, of: a}}, count: 1, alone: true}}}}, "
         f"a: {{{TRAINING}, subset: {{scorer: {{name: reward}}, count: 1, alone: true}}}}}}"
@@ -260,65 +259,15 @@ def test_the_stages_stand_in_the_order_of_what_they_read() -> None:
     ]
 
 
-REFUSED = [
-    ("subset: {alone: true}", "have neither fraction nor count, and one of them says how many comparisons"),
-    ("subset: {alone: true, count: 2, fraction: 0.1}", "have both fraction and count"),
-    ("subset: {count: 2, scorer: {name: rank, of: x}, alone: true}", "read x itself, which is trained on them"),
-    ("subset: {count: 2, scorer: {name: rank, of: policy}}", "read the policy, which trains after every auxiliary"),
-    ("subset: {count: 2, scorer: {name: rank, of: y}}", "there is no model 'y'"),
-    ("subset: {count: 2, scorer: {name: rnak}}", "there is no scorer 'rnak'"),
-    ("subset: {count: 2}", "trains on all pairs (fraction is 1), so that subset of side chosen"),
-    ("fraction: 0.5, subset: {count: 2, side: rejected}", "a pair that is in both would be taught both ways"),
-    ("swap_labels: true, subset: {count: 2}", "to prefer the rejected response, and its subset, of side chosen"),
-    ("fraction: 0.5, subset: {count: 2, alone: true}", "has fraction, and its"),
-    ("swap_labels: true, subset: {count: 2, alone: true}", "has swap_labels, and its"),
-    ("subset: {count: 0}", "auxiliary_models.x.subset.count: got 0. Allowed: a whole number >= 1"),
-    ("subset: {fractoin: 0.1}", "unknown key 'fractoin' in auxiliary_models.x.subset. Did you mean 'fraction'"),
-    ("subset: {side: better}", "auxiliary_models.x.subset.side: got 'better'. Allowed: "),
-]  # fmt: skip
-
-
-def test_a_subset_that_cannot_be_is_refused_with_its_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for keys, message in REFUSED:
-        text = f"auxiliary_models:\n  x:\n    training: {{}}\n    {keys.replace(', subset', chr(10) + '    subset')}\n"
-        Path("x.yaml").write_text(text)
-        line = 1 + next(n for n, row in enumerate(text.splitlines()) if "subset:" in row)
-        found = refused(Path("x.yaml"), ["scores.scorer={name: random}"], last="data")
-        assert found.startswith(f"x.yaml:{line}: "), found
-        assert message in found
-    assert not Path("runs").exists()
-
-
-def test_experts_that_wait_for_each_other_are_refused() -> None:
-    reads = "{{training: {{}}, subset: {{count: 1, alone: true, scorer: {{name: rank, of: {}}}}}}}"
-    way = ", ".join(f"{name}: {reads.format(other)}" for name, other in (("a", "b"), ("b", "c"), ("c", "b")))
-    checks = check_subset(run_of(f"auxiliary_models={{{way}}}"))
-    checks["auxiliary_models.a.subset"]()  # it only reads those that wait for each other
-    with pytest.raises(UserError, match="subset of the auxiliary model b wait for it: b reads c reads b"):
-        checks["auxiliary_models.b.subset"]()
-
-
-def test_picks_without_a_training_are_refused(tiny_workplace: Path) -> None:
-    text = refused(
-        tiny_workplace, ['auxiliary_models={x: {prompt: "{prompt}", subset: {count: 1}}}'], last="data"
-    )
-    assert "the auxiliary model x has subset and no training" in text
-
-
-def test_picks_by_scores_that_nothing_has_are_refused(tiny_workplace: Path, seen: dict) -> None:
+def test_subset_without_scores_is_refused(tiny_workplace: Path, seen: dict) -> None:
     rows = prepared(tiny_workplace)
     scorer = planted(rows[:1], [([1.0], [1.0])]).replace("mine", "other")
-    text = Path("mine.jsonl").read_text().replace("Say", "Tell")
-    Path("other.jsonl").write_text(text)
+    Path("other.jsonl").write_text(Path("mine.jsonl").read_text().replace("Say", "Tell"))
     table = f"subset: {{scorer: {scorer}, alone: true, count: 1}}"
-    text = refused(tiny_workplace, [READS_X, auxiliary(table)], last="scores")
-    assert "no comparison has a score by external" in text
+    assert refusal(tiny_workplace, [READS_X, auxiliary(table)], last="scores").code == "no-scores"
 
 
-def test_a_plan_names_the_pass_and_counts_what_is_picked(tiny_workplace: Path) -> None:
+def test_plan_counts_the_subset(tiny_workplace: Path) -> None:
     plan = plan_recipe(tiny_workplace, [ROUNDS, BOTH], measure=False, quiet=True)
     found = {stage.stage: stage for stage in plan.stages}
     auxiliary = ["auxiliary-bad", "auxiliary-good", "auxiliary-twice, subset", "auxiliary-twice"]

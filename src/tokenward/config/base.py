@@ -69,4 +69,10 @@ NotNegative = Annotated[int, Field(ge=0)]
 NamedTable = Annotated[Named, BeforeValidator(_named)]
 Training = Annotated[dict[str, Any], BeforeValidator(training_table)]
 
-TRAINING = Field(default={}, description="Fields of transformers.TrainingArguments.")
+
+def key(description: str, default: Any = ...) -> Any:
+    """A key of a table; without a default it is required."""
+    return Field(default=default, description=description)
+
+
+TRAINING = key("Fields of transformers.TrainingArguments.", {})

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from tokenward.config.base import Count, Positive, Settings
+from tokenward.config.base import Count, Positive, Settings, key
 from tokenward.config.problems import refusal, show, unknown_keys, wrong_value
 from tokenward.config.source import read_source
 from tokenward.errors import UserError
@@ -39,23 +39,17 @@ _Price = Annotated[float, Field(ge=0)]
 class JudgeTable(Settings):
     """A judge behind an OpenAI-compatible endpoint."""
 
-    url: str = Field(description="Base address without /chat/completions, such as http://localhost:8000/v1.")
-    model: str = Field(description="Name of the model at the endpoint.")
-    key_variable: str | None = Field(
-        default=None, description="Environment variable with the API key; null sends none."
-    )
-    system: str = Field(default=SYSTEM, description="System message; empty sends none.")
-    prompt: str = Field(default=PROMPT, description="User message with {prompt}, {reply_a} and {reply_b}.")
-    request: dict[str, Any] = Field(
-        default={"temperature": 0, "max_tokens": 512}, description="Further fields of the request."
-    )
-    parallel: Count = Field(default=4, description="Number of concurrent requests.")
-    timeout: Positive = Field(default=120.0, description="Seconds to wait for an answer.")
-    attempts: Count = Field(default=6, description="Attempts before a request counts as failed.")
-    price_in: _Price = Field(default=0.0, description="Price per million prompt tokens, in any currency.")
-    price_out: _Price = Field(
-        default=0.0, description="Price per million answer tokens, in the same currency."
-    )
+    url: str = key("Base address without /chat/completions, such as http://localhost:8000/v1.")
+    model: str = key("Name of the model at the endpoint.")
+    key_variable: str | None = key("Environment variable with the API key; null sends none.", None)
+    system: str = key("System message; empty sends none.", SYSTEM)
+    prompt: str = key("User message with {prompt}, {reply_a} and {reply_b}.", PROMPT)
+    request: dict[str, Any] = key("Further fields of the request.", {"temperature": 0, "max_tokens": 512})
+    parallel: Count = key("Number of concurrent requests.", 4)
+    timeout: Positive = key("Seconds to wait for an answer.", 120.0)
+    attempts: Count = key("Attempts before a request counts as failed.", 6)
+    price_in: _Price = key("Price per million prompt tokens, in any currency.", 0.0)
+    price_out: _Price = key("Price per million answer tokens, in the same currency.", 0.0)
 
 
 def load_judge(path: str | Path) -> JudgeTable:

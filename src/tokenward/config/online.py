@@ -14,159 +14,124 @@ from tokenward.config.base import (
     Settings,
     Share,
     Training,
+    key,
 )
 
 
 class RewardTable(Settings):
     """The token reward model, learned from rankings."""
 
-    model: str | None = Field(
-        default=None, description="Model to initialize the body from; null takes the policy's."
+    model: str | None = key("Model to initialize the body from; null takes the policy's.", None)
+    head: dict[str, Any] = key(
+        "Reward head: hidden, gain, bias, bound, low, high, exact_range, unit (token, word, sentence or spans), freeze.",
+        {},
     )
-    head: dict[str, Any] = Field(
-        default={},
-        description="Reward head: hidden, gain, bias, bound, low, high, exact_range, unit (token, word, sentence or spans), freeze.",
+    objective: NamedTable = key(
+        "Ranking loss, and how it aggregates the rewards of a reply's tokens.", Named(name="plackett_luce")
     )
-    objective: NamedTable = Field(
-        default=Named(name="plackett_luce"),
-        description="Ranking loss, and how it aggregates the rewards of a reply's tokens.",
-    )
-    fraction: Share = Field(
-        default=1.0, description="Fraction of the ranked lists to train on, in a run on comparisons."
-    )
+    fraction: Share = key("Fraction of the ranked lists to train on, in a run on comparisons.", 1.0)
     training: Training = TRAINING
 
 
 class SamplingTable(Settings):
     """How replies are sampled from the policy."""
 
-    max_new_tokens: Count = Field(default=64, description="Maximum length of a reply, in tokens.")
-    temperature: Positive = Field(default=1.0, description="Sampling temperature.")
-    top_p: Share = Field(default=1.0, description="Nucleus sampling: probability mass to sample from.")
-    top_k: NotNegative = Field(
-        default=50, description="Number of most likely tokens to sample from; 0 is all."
-    )
-    stop: list[str] = Field(default=[], description="Strings that end a reply.")
-    batch: Count = Field(default=64, description="Replies sampled per batch.")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Data type for sampling."
-    )
+    max_new_tokens: Count = key("Maximum length of a reply, in tokens.", 64)
+    temperature: Positive = key("Sampling temperature.", 1.0)
+    top_p: Share = key("Nucleus sampling: probability mass to sample from.", 1.0)
+    top_k: NotNegative = key("Number of most likely tokens to sample from; 0 is all.", 50)
+    stop: list[str] = key("Strings that end a reply.", [])
+    batch: Count = key("Replies sampled per batch.", 64)
+    precision: Literal["float32", "bfloat16"] = key("Data type for sampling.", "float32")
 
 
 class ExamplesTable(Settings):
     """Prompts to sample replies to, with optional reference texts."""
 
-    source: str | list[str] = Field(description="File, folder or hub name to train on, or a list of files.")
-    development: str | list[str] | None = Field(
-        default=None, description="Source of the development prompts; null takes a tenth of source."
+    source: str | list[str] = key("File, folder or hub name to train on, or a list of files.")
+    development: str | list[str] | None = key(
+        "Source of the development prompts; null takes a tenth of source.", None
     )
-    test: str | list[str] | None = Field(
-        default=None, description="Source of the test prompts; null takes a tenth of source."
+    test: str | list[str] | None = key("Source of the test prompts; null takes a tenth of source.", None)
+    prompt: str = key("Template of the user turn, with column names in braces.", "{prompt}")
+    system: str | None = key("System message; null sends none.", None)
+    references: str | None = key(
+        "Column with the reference text or a list of them; null means no references.", None
     )
-    prompt: str = Field(
-        default="{prompt}", description="Template of the user turn, with column names in braces."
-    )
-    system: str | None = Field(default=None, description="System message; null sends none.")
-    references: str | None = Field(
-        default=None,
-        description="Column with the reference text or a list of them; null means no references.",
-    )
-    limit: Count | None = Field(default=None, description="Maximum number of training rows; takes the first.")
-    development_limit: Count | None = Field(default=None, description="As limit, for development.")
-    test_limit: Count | None = Field(default=None, description="As limit, for the test.")
-    split: str | None = Field(default=None, description="Split of a data set that has several.")
-    subset: str | None = Field(default=None, description="Configuration of a hub data set that has several.")
+    limit: Count | None = key("Maximum number of training rows; takes the first.", None)
+    development_limit: Count | None = key("As limit, for development.", None)
+    test_limit: Count | None = key("As limit, for the test.", None)
+    split: str | None = key("Split of a data set that has several.", None)
+    subset: str | None = key("Configuration of a hub data set that has several.", None)
 
 
 class PromptTaskTable(Settings):
     """Classification by a frozen model with a discrete prompt, which the policy writes."""
 
-    train: str = Field(description="Labelled texts for ranking prompts.")
-    development: str = Field(description="Labelled texts for choosing prompts and calibrating thresholds.")
-    test: str = Field(description="Labelled texts for the final evaluation.")
-    text: str | list[str] = Field(
-        default=["text", "sentence"], description="Column of the text; a list gives alternative names."
-    )
-    label: str = Field(default="label", description="Column of the label: integers from 0.")
-    template: str = Field(
-        default="{sentence} {prompt}",
-        description="Input of the task model; a masked model also needs {mask}.",
-    )
-    verbalizers: list[str] = Field(description="One word per class, each a single token.")
-    model: str | None = Field(default=None, description="The task model; null uses the recipe's model.")
-    masked: bool = Field(default=False, description="Whether the task model is a masked language model.")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Data type of the task model's forward pass."
-    )
-    share: Share = Field(default=0.8, description="Fraction of the training texts used for each ranking.")
-    correct: Positive = Field(default=200.0, description="Scale of a positive gap.")
-    wrong: Positive = Field(default=180.0, description="Scale of any other gap.")
-    start: str | None = Field(
-        default=None, description="Text that a prompt continues; null is the tokenizer's bos (or eos) token."
-    )
-    candidates: Count = Field(default=16, description="Prompts sampled from the trained policy.")
-    best: Count = Field(default=3, description="Number of candidates to test.")
-    manual: list[str] = Field(default=[], description="Hand-written prompts to compare with.")
-    random: Count = Field(default=16, description="Number of random prompts to compare with.")
-    test_limit: Count | None = Field(
-        default=None, description="Maximum number of test texts; takes the first."
-    )
-    max_sentence_tokens: Count = Field(default=256, description="Texts are truncated to this many tokens.")
+    train: str = key("Labelled texts for ranking prompts.")
+    development: str = key("Labelled texts for choosing prompts and calibrating thresholds.")
+    test: str = key("Labelled texts for the final evaluation.")
+    text: str | list[str] = key("Column of the text; a list gives alternative names.", ["text", "sentence"])
+    label: str = key("Column of the label: integers from 0.", "label")
+    template: str = key("Input of the task model; a masked model also needs {mask}.", "{sentence} {prompt}")
+    verbalizers: list[str] = key("One word per class, each a single token.")
+    model: str | None = key("The task model; null uses the recipe's model.", None)
+    masked: bool = key("Whether the task model is a masked language model.", False)
+    precision: Literal["float32", "bfloat16"] = key("Data type of the task model's forward pass.", "float32")
+    share: Share = key("Fraction of the training texts used for each ranking.", 0.8)
+    correct: Positive = key("Scale of a positive gap.", 200.0)
+    wrong: Positive = key("Scale of any other gap.", 180.0)
+    start: str | None = key("Text that a prompt continues; null is the tokenizer's bos (or eos) token.", None)
+    candidates: Count = key("Prompts sampled from the trained policy.", 16)
+    best: Count = key("Number of candidates to test.", 3)
+    manual: list[str] = key("Hand-written prompts to compare with.", [])
+    random: Count = key("Number of random prompts to compare with.", 16)
+    test_limit: Count | None = key("Maximum number of test texts; takes the first.", None)
+    max_sentence_tokens: Count = key("Texts are truncated to this many tokens.", 256)
 
 
 class OnlineTable(Settings):
     """The alternating loop: sample, rank, learn the reward, train the policy with it, repeat."""
 
-    source: NamedTable | None = Field(
-        default=None,
-        description="Ranks the samples: rouge, meteor, chrf, classifier, length or module:name. A prompt_task has its own.",
+    source: NamedTable | None = key(
+        "Ranks the samples: rouge, meteor, chrf, classifier, length or module:name. A prompt_task has its own.",
+        None,
     )
-    samples: Annotated[int, Field(ge=2)] = Field(
-        default=3, description="Replies sampled per prompt to learn the reward from."
+    samples: Annotated[int, Field(ge=2)] = key("Replies sampled per prompt to learn the reward from.", 3)
+    reward_steps: Count = key("Optimizer steps each time the reward is learned.", 100)
+    reward_groups: Count | None = key(
+        "Prompts to sample for each time, reused if the steps need more; null samples new ones for every step.",
+        None,
     )
-    reward_steps: Count = Field(default=100, description="Optimizer steps each time the reward is learned.")
-    reward_groups: Count | None = Field(
-        default=None,
-        description="Prompts to sample for each time, reused if the steps need more; null samples new ones for every step.",
+    development: Count = key("Development prompts for each evaluation of the reward or policy.", 32)
+    reward_evals: NotNegative = key(
+        "Evaluations of the reward's development loss each time; the best reward is kept. 0 keeps the last.",
+        5,
     )
-    development: Count = Field(
-        default=32, description="Development prompts for each evaluation of the reward or policy."
+    reward_patience: Count | None = key(
+        "Evaluations without improvement before the reward stops; null never stops early.", None
     )
-    reward_evals: NotNegative = Field(
-        default=5,
-        description="Evaluations of the reward's development loss each time; the best reward is kept. 0 keeps the last.",
+    every: Count | None = key(
+        "Policy steps after which the reward is learned again; null learns it once.", None
     )
-    reward_patience: Count | None = Field(
-        default=None,
-        description="Evaluations without improvement before the reward stops; null never stops early.",
+    until: Annotated[float, Field(ge=0, le=1)] = key(
+        "Fraction of the policy's steps after which the reward is no longer updated.", 0.5
     )
-    every: Count | None = Field(
-        default=None, description="Policy steps after which the reward is learned again; null learns it once."
+    restart: Literal["warm", "fresh"] = key(
+        "Continue from the current reward (warm), or from its start (fresh).", "warm"
     )
-    until: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.5, description="Fraction of the policy's steps after which the reward is no longer updated."
+    evaluate_every: Count | None = key(
+        "Policy steps between evaluations; the best policy is restored. null keeps the last.", None
     )
-    restart: Literal["warm", "fresh"] = Field(
-        default="warm", description="Continue from the current reward (warm), or from its start (fresh)."
+    evaluation_samples: Count = key("Replies per prompt in such an evaluation.", 1)
+    patience: Count | None = key(
+        "Evaluations without improvement before the policy stops; null never stops early.", None
     )
-    evaluate_every: Count | None = Field(
-        default=None,
-        description="Policy steps between evaluations; the best policy is restored. null keeps the last.",
+    rollouts: Count = key("Replies per prompt in each step of reinforce.", 64)
+    sampler: NamedTable = key("Samples the replies: transformers or module:Name.", Named(name="transformers"))
+    sampling: SamplingTable = key("Sampling settings.", SamplingTable())
+    selection: NamedTable = key(
+        "Turns rewards into token weights for weighted_likelihood.", Named(name="soft")
     )
-    evaluation_samples: Count = Field(default=1, description="Replies per prompt in such an evaluation.")
-    patience: Count | None = Field(
-        default=None,
-        description="Evaluations without improvement before the policy stops; null never stops early.",
-    )
-    rollouts: Count = Field(default=64, description="Replies per prompt in each step of reinforce.")
-    sampler: NamedTable = Field(
-        default=Named(name="transformers"), description="Samples the replies: transformers or module:Name."
-    )
-    sampling: SamplingTable = Field(default=SamplingTable(), description="Sampling settings.")
-    selection: NamedTable = Field(
-        default=Named(name="soft"), description="Turns rewards into token weights for weighted_likelihood."
-    )
-    objective: NamedTable = Field(
-        default=Named(name="weighted_likelihood"), description="weighted_likelihood or reinforce."
-    )
+    objective: NamedTable = key("weighted_likelihood or reinforce.", Named(name="weighted_likelihood"))
     training: Training = TRAINING

@@ -16,6 +16,7 @@ from tokenward.config.base import (
     Settings,
     Share,
     Training,
+    key,
     training_table,
 )
 from tokenward.config.online import ExamplesTable, OnlineTable, PromptTaskTable, RewardTable
@@ -39,84 +40,64 @@ RENAMED: dict[str, str] = {
 class ModelTable(Settings):
     """The model that a run starts from, and how it is loaded."""
 
-    name: str = Field(default="default", description="Folder or hub name; default is the built-in model.")
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Data type of the weights.")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 or mps.")
-    attention: str = Field(default="sdpa", description="Attention implementation of transformers.")
-    packing: Literal["auto", "shared_prompts", "none"] = Field(
-        default="auto",
-        description="Compute a prompt once for all of its responses (shared_prompts) or once for each (none).",
+    name: str = key("Folder or hub name; default is the built-in model.", "default")
+    dtype: Literal["float32", "bfloat16"] = key("Data type of the weights.", "float32")
+    device: str = key("auto, cpu, cuda, cuda:1 or mps.", "auto")
+    attention: str = key("Attention implementation of transformers.", "sdpa")
+    packing: Literal["auto", "shared_prompts", "none"] = key(
+        "Compute a prompt once for all of its responses (shared_prompts) or once for each (none).", "auto"
     )
-    trust_remote_code: bool = Field(default=False, description="Run code that comes with a model.")
-    adapter: dict[str, Any] | None = Field(
-        default=None, description="Fields of peft.LoraConfig; null trains every weight."
-    )
-    head_mlp: dict[str, Any] | None = Field(
-        default=None,
-        description="Train a small MLP before the head of the frozen model: hidden, gain, bias, residual.",
+    trust_remote_code: bool = key("Run code that comes with a model.", False)
+    adapter: dict[str, Any] | None = key("Fields of peft.LoraConfig; null trains every weight.", None)
+    head_mlp: dict[str, Any] | None = key(
+        "Train a small MLP before the head of the frozen model: hidden, gain, bias, residual.", None
     )
 
 
 class EvalTable(Settings):
     """Eval rows from a separate source or split."""
 
-    source: str | list[str] | None = Field(
-        default=None,
-        description="As data.source; null reads data.source, so that split must name another split of it.",
+    source: str | list[str] | None = key(
+        "As data.source; null reads data.source, so that split must name another split of it.", None
     )
-    split: str | None = Field(default=None, description="As data.split.")
-    subset: str | None = Field(default=None, description="As data.subset.")
-    limit: Count | None = Field(default=None, description="As data.limit.")
-    format: str | None = Field(default=None, description="As data.format; null uses that one.")
-    columns: dict[str, str] | None = Field(default=None, description="As data.columns; null uses those.")
+    split: str | None = key("As data.split.", None)
+    subset: str | None = key("As data.subset.", None)
+    limit: Count | None = key("As data.limit.", None)
+    format: str | None = key("As data.format; null uses that one.", None)
+    columns: dict[str, str] | None = key("As data.columns; null uses those.", None)
 
 
 class DataTable(Settings):
     """The comparisons, and which of them to use."""
 
-    source: str | list[str] = Field(
-        default="builtin", description="File, folder or hub name, or a list of files."
+    source: str | list[str] = key("File, folder or hub name, or a list of files.", "builtin")
+    format: str = key("Data format; auto detects it from the columns.", "auto")
+    columns: dict[str, str] = key("tokenward's column name -> column name in the source.", {})
+    split: str | None = key("Split to read; null is train, or the only one.", None)
+    subset: str | None = key("Folder inside the source, or configuration of a hub data set.", None)
+    limit: Count | None = key("Maximum number of rows to read; takes the first.", None)
+    eval: Annotated[float, Field(ge=0, lt=1)] | EvalTable = key(
+        "Fraction of the prompts kept for evaluation, or a table that names a separate source or split.", 0.1
     )
-    format: str = Field(default="auto", description="Data format; auto detects it from the columns.")
-    columns: dict[str, str] = Field(
-        default={}, description="tokenward's column name -> column name in the source."
+    pairs: Literal["best_worst", "all", "adjacent"] = key(
+        "Which pairs to form if a prompt has more than two ranked responses.", "best_worst"
     )
-    split: str | None = Field(default=None, description="Split to read; null is train, or the only one.")
-    subset: str | None = Field(
-        default=None, description="Folder inside the source, or configuration of a hub data set."
-    )
-    limit: Count | None = Field(default=None, description="Maximum number of rows to read; takes the first.")
-    eval: Annotated[float, Field(ge=0, lt=1)] | EvalTable = Field(
-        default=0.1,
-        description="Fraction of the prompts kept for evaluation, or a table that names a separate source or split.",
-    )
-    pairs: Literal["best_worst", "all", "adjacent"] = Field(
-        default="best_worst",
-        description="Which pairs to form if a prompt has more than two ranked responses.",
-    )
-    min_gap: float | None = Field(
-        default=None, description="Drop pairs whose scores in the data differ by less than this."
-    )
+    min_gap: float | None = key("Drop pairs whose scores in the data differ by less than this.", None)
 
 
 class TokensTable(Settings):
     """How text becomes token ids."""
 
-    template: Literal["chat", "plain"] = Field(
-        default="chat", description="Apply the chat template, or use the bare text."
+    template: Literal["chat", "plain"] = key("Apply the chat template, or use the bare text.", "chat")
+    chat_template_kwargs: dict[str, Any] = key(
+        "Variables of the chat template, such as enable_thinking or a date; tools is used for rows without their own.",
+        {},
     )
-    chat_template_kwargs: dict[str, Any] = Field(
-        default={},
-        description="Variables of the chat template, such as enable_thinking or a date; tools is used for rows without their own.",
-    )
-    max_prompt_tokens: Count = Field(default=1024, description="Maximum length of a prompt.")
-    max_response_tokens: Count = Field(default=512, description="Maximum length of a response.")
-    too_long: Literal["drop", "truncate", "error"] = Field(
-        default="drop", description="What to do with longer rows."
-    )
-    processes: Count | None = Field(
-        default=None,
-        description="Worker processes for encoding; null chooses by cores and data size. Does not affect results.",
+    max_prompt_tokens: Count = key("Maximum length of a prompt.", 1024)
+    max_response_tokens: Count = key("Maximum length of a response.", 512)
+    too_long: Literal["drop", "truncate", "error"] = key("What to do with longer rows.", "drop")
+    processes: Count | None = key(
+        "Worker processes for encoding; null chooses by cores and data size. Does not affect results.", None
     )
 
 
@@ -129,11 +110,11 @@ class SftTable(Settings):
 class OracleTable(Settings):
     """The model that estimates token rewards, trained on a fraction of the comparisons."""
 
-    model: str | None = Field(default=None, description="Model to start from; null uses the recipe's model.")
-    fraction: Share = Field(default=1.0, description="Fraction of the training comparisons to train on.")
-    objective: NamedTable = Field(default=Named(name="dpo"), description="Training objective.")
-    adapter: Literal["inherit"] | dict[str, Any] | None = Field(
-        default="inherit", description="As model.adapter; inherit uses that one."
+    model: str | None = key("Model to start from; null uses the recipe's model.", None)
+    fraction: Share = key("Fraction of the training comparisons to train on.", 1.0)
+    objective: NamedTable = key("Training objective.", Named(name="dpo"))
+    adapter: Literal["inherit"] | dict[str, Any] | None = key(
+        "As model.adapter; inherit uses that one.", "inherit"
     )
     training: Training = TRAINING
 
@@ -141,147 +122,119 @@ class OracleTable(Settings):
 class SubsetTable(Settings):
     """Comparisons that a scorer selects as training data of an auxiliary model."""
 
-    scorer: NamedTable = Field(
-        default=Named(name="log_ratio"),
-        description="Scores the tokens; it may read any model that exists before this auxiliary model is trained.",
+    scorer: NamedTable = key(
+        "Scores the tokens; it may read any model that exists before this auxiliary model is trained.",
+        Named(name="log_ratio"),
     )
-    side: Literal["chosen", "rejected", "both"] = Field(
-        default="chosen",
-        description="Which responses are scored. That side is trained as the preferred one; with both, swap_labels decides.",
+    side: Literal["chosen", "rejected", "both"] = key(
+        "Which responses are scored. That side is trained as the preferred one; with both, swap_labels decides.",
+        "chosen",
     )
-    pair_score: Literal["largest", "mean", "sum"] = Field(
-        default="largest", description="Reduces the token scores of a comparison to one number."
+    pair_score: Literal["largest", "mean", "sum"] = key(
+        "Reduces the token scores of a comparison to one number.", "largest"
     )
-    fraction: Share | None = Field(
-        default=None,
-        description="Fraction of the training comparisons to select, highest scores first. Excludes count.",
+    fraction: Share | None = key(
+        "Fraction of the training comparisons to select, highest scores first. Excludes count.", None
     )
-    count: Count | None = Field(
-        default=None, description="Number of comparisons to select, highest scores first. Excludes fraction."
+    count: Count | None = key(
+        "Number of comparisons to select, highest scores first. Excludes fraction.", None
     )
-    alone: bool = Field(
-        default=False,
-        description="Train on the subset only, without the auxiliary model's own fraction.",
-    )
+    alone: bool = key("Train on the subset only, without the auxiliary model's own fraction.", False)
 
 
 class AuxiliaryModelTable(Settings):
     """A further model that scorers can read by its name."""
 
-    model: str | None = Field(default=None, description="Folder or hub name; null uses the reference.")
-    prompt: str | None = Field(
-        default=None,
-        description="Text with {prompt} that replaces the last user turn; null leaves it unchanged.",
+    model: str | None = key("Folder or hub name; null uses the reference.", None)
+    prompt: str | None = key(
+        "Text with {prompt} that replaces the last user turn; null leaves it unchanged.", None
     )
-    training: Annotated[dict[str, Any] | None, BeforeValidator(training_table)] = Field(
-        default=None,
-        description="Train it, with these fields of transformers.TrainingArguments; null uses model as it is.",
+    training: Annotated[dict[str, Any] | None, BeforeValidator(training_table)] = key(
+        "Train it, with these fields of transformers.TrainingArguments; null uses model as it is.", None
     )
-    objective: NamedTable = Field(default=Named(name="dpo"), description="Training objective.")
-    swap_labels: bool = Field(default=False, description="Train with chosen and rejected responses swapped.")
-    fraction: Share = Field(default=1.0, description="Fraction of the training comparisons to train on.")
-    subset: SubsetTable | None = Field(
-        default=None, description="Comparisons that a scorer selects to train on; null means none."
-    )
-    adapter: Literal["inherit"] | dict[str, Any] | None = Field(
-        default="inherit", description="As model.adapter; inherit uses that one."
+    objective: NamedTable = key("Training objective.", Named(name="dpo"))
+    swap_labels: bool = key("Train with chosen and rejected responses swapped.", False)
+    fraction: Share = key("Fraction of the training comparisons to train on.", 1.0)
+    subset: SubsetTable | None = key("Comparisons that a scorer selects to train on; null means none.", None)
+    adapter: Literal["inherit"] | dict[str, Any] | None = key(
+        "As model.adapter; inherit uses that one.", "inherit"
     )
 
 
 class ScoresTable(Settings):
     """One stored score per response token."""
 
-    scorer: NamedTable = Field(default=Named(name="log_ratio"), description="Scores the tokens.")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Data type of the forward pass."
-    )
-    tokens_per_batch: Count = Field(default=8192, description="Maximum number of tokens per forward pass.")
-    shard_rows: Count = Field(
-        default=128, description="Prompts per file of the store; a stopped stage resumes at the next file."
-    )
+    scorer: NamedTable = key("Scores the tokens.", Named(name="log_ratio"))
+    precision: Literal["float32", "bfloat16"] = key("Data type of the forward pass.", "float32")
+    tokens_per_batch: Count = key("Maximum number of tokens per forward pass.", 8192)
+    shard_rows: Count = key("Prompts per file of the store; a stopped stage resumes at the next file.", 128)
 
 
 class PolicyTable(Settings):
     """The model that the run produces."""
 
-    model: str | None = Field(default=None, description="Model to start from; null uses the recipe's model.")
-    selection: NamedTable = Field(
-        default=Named(name="top_fraction"), description="Turns scores into token weights."
-    )
-    objective: NamedTable = Field(default=Named(name="sepo"), description="Training objective.")
+    model: str | None = key("Model to start from; null uses the recipe's model.", None)
+    selection: NamedTable = key("Turns scores into token weights.", Named(name="top_fraction"))
+    objective: NamedTable = key("Training objective.", Named(name="sepo"))
     training: Training = TRAINING
 
 
 class EvalRewardTable(Settings):
     """A second oracle, trained on separate comparisons, that evaluates the policy."""
 
-    fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.3, description="Fraction of the training comparisons reserved for it."
+    fraction: Annotated[float, Field(gt=0, lt=1)] = key(
+        "Fraction of the training comparisons reserved for it.", 0.3
     )
-    objective: NamedTable = Field(default=Named(name="dpo"), description="Training objective.")
+    objective: NamedTable = key("Training objective.", Named(name="dpo"))
     training: Training = TRAINING
 
 
 class EvaluationTable(Settings):
     """What is measured on the eval rows."""
 
-    prompts: Count = Field(default=128, description="Eval prompts to generate replies for.")
-    max_new_tokens: Count = Field(default=64, description="Maximum length of a reply, in tokens.")
-    temperature: Positive = Field(
-        default=1.0, description="Sampling temperature; use top_k 1 for greedy decoding."
+    prompts: Count = key("Eval prompts to generate replies for.", 128)
+    max_new_tokens: Count = key("Maximum length of a reply, in tokens.", 64)
+    temperature: Positive = key("Sampling temperature; use top_k 1 for greedy decoding.", 1.0)
+    top_p: Share = key("Nucleus sampling: probability mass to sample from.", 1.0)
+    top_k: NotNegative = key("Number of most likely tokens to sample from; 0 is all.", 0)
+    precision: Literal["float32", "bfloat16"] = key(
+        "Data type for generating replies; bfloat16 is faster on most GPUs.", "float32"
     )
-    top_p: Share = Field(default=1.0, description="Nucleus sampling: probability mass to sample from.")
-    top_k: NotNegative = Field(
-        default=0, description="Number of most likely tokens to sample from; 0 is all."
-    )
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32",
-        description="Data type for generating replies; bfloat16 is faster on most GPUs.",
-    )
-    metrics: list[str] = Field(default=[], description="Metrics of the generated text, by name.")
-    bootstrap: Count = Field(default=2000, description="Bootstrap resamples per confidence interval.")
-    batch: Count = Field(default=64, description="Replies generated per batch.")
+    metrics: list[str] = key("Metrics of the generated text, by name.", [])
+    bootstrap: Count = key("Bootstrap resamples per confidence interval.", 2000)
+    batch: Count = key("Replies generated per batch.", 64)
 
 
 class Recipe(Settings):
     """A whole run."""
 
-    run: str = Field(
-        default="runs/recipe",
-        description="Folder of the run; defaults to runs/ and the name of the recipe file.",
+    run: str = key("Folder of the run; defaults to runs/ and the name of the recipe file.", "runs/recipe")
+    seed: NotNegative = key("Random seed.", 0)
+    fixed_prompts: NotNegative = key(
+        "Eval prompts to answer during training: at the start, at each evaluation and at the end. 0 turns it off.",
+        8,
     )
-    seed: NotNegative = Field(default=0, description="Random seed.")
-    fixed_prompts: NotNegative = Field(
-        default=8,
-        description="Eval prompts to answer during training: at the start, at each evaluation and at the end. 0 turns it off.",
+    model: ModelTable = key("The model to start from.", ModelTable())
+    data: DataTable = key("The comparisons.", DataTable())
+    tokens: TokensTable = key("How text becomes tokens.", TokensTable())
+    sft: SftTable | None = key("Supervised fine-tuning first; null skips it.", None)
+    oracle: OracleTable = key("The model that estimates token rewards.", OracleTable())
+    auxiliary_models: dict[str, AuxiliaryModelTable] = key(
+        "Further models that scorers can read, by name.", {}
     )
-    model: ModelTable = Field(default=ModelTable(), description="The model to start from.")
-    data: DataTable = Field(default=DataTable(), description="The comparisons.")
-    tokens: TokensTable = Field(default=TokensTable(), description="How text becomes tokens.")
-    sft: SftTable | None = Field(default=None, description="Supervised fine-tuning first; null skips it.")
-    oracle: OracleTable = Field(default=OracleTable(), description="The model that estimates token rewards.")
-    auxiliary_models: dict[str, AuxiliaryModelTable] = Field(
-        default={}, description="Further models that scorers can read, by name."
+    reward: RewardTable = key("The token reward model, if a scorer reads it.", RewardTable())
+    scores: ScoresTable = key("The token scores.", ScoresTable())
+    policy: PolicyTable = key("The model that the run produces.", PolicyTable())
+    eval_reward: EvalRewardTable | None = key("A second oracle for evaluation; null skips it.", None)
+    examples: ExamplesTable | None = key("Prompts, with optional references, of an online run.", None)
+    prompt_task: PromptTaskTable | None = key(
+        "Classification with a discrete prompt, in an online run.", None
     )
-    reward: RewardTable = Field(
-        default=RewardTable(), description="The token reward model, if a scorer reads it."
+    online: OnlineTable | None = key(
+        "Alternately learn a reward from ranked samples and train with it; null is a run on comparisons.",
+        None,
     )
-    scores: ScoresTable = Field(default=ScoresTable(), description="The token scores.")
-    policy: PolicyTable = Field(default=PolicyTable(), description="The model that the run produces.")
-    eval_reward: EvalRewardTable | None = Field(
-        default=None, description="A second oracle for evaluation; null skips it."
-    )
-    examples: ExamplesTable | None = Field(
-        default=None, description="Prompts, with optional references, of an online run."
-    )
-    prompt_task: PromptTaskTable | None = Field(
-        default=None, description="Classification with a discrete prompt, in an online run."
-    )
-    online: OnlineTable | None = Field(
-        default=None,
-        description="Alternately learn a reward from ranked samples and train with it; null is a run on comparisons.",
-    )
-    evaluation: EvaluationTable = Field(default=EvaluationTable(), description="What is measured.")
+    evaluation: EvaluationTable = key("What is measured.", EvaluationTable())
 
 
 def table_of(field: FieldInfo) -> type[Settings] | None:
@@ -308,8 +261,8 @@ def schema_fields(
     table: type[Settings] = Recipe, prefix: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, FieldInfo]]:
     """Every key of a recipe with its dotted path; a table comes before its keys."""
-    for key, field in table.model_fields.items():
-        path = (*prefix, key)
+    for name, field in table.model_fields.items():
+        path = (*prefix, name)
         yield ".".join(path), field
         inner, named = table_of(field), named_table_of(field)
         if inner is not None:

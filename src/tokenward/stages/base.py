@@ -164,3 +164,9 @@ class TrainingStage(Stage):
     def planned(self, run: Run, template: Template) -> Training | None:
         """What it will do, for a plan; None if that is unknown. The data stage is finished."""
         return None
+
+    def plan(self, run: Run, rows: Rows, **more: Any) -> Training:
+        """What it will do with these rows; ``more`` are further fields of :class:`Training`."""
+        table, recipe = self.table(run.recipe).training, run.recipe
+        adapter, start = self.adapter(recipe)[1], self.start(recipe)
+        return Training(self.name, self.key, table, rows, self.objective(run), adapter, start, **more)

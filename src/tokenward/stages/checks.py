@@ -183,12 +183,7 @@ _BESIDE = {"until": "every", "restart": "every", "evaluation_samples": "evaluate
 
 
 def idle_settings(run: Run, last: str) -> list[str]:
-    """A line for each table or key that is set but not used.
-
-    Args:
-        run: The run.
-        last: The last stage of the run, which runs even if nothing reads it.
-    """
+    """A line for each table or key that is set but not used in a run up to the stage ``last``."""
     return [*(_of_comparisons(run, last) if run.recipe.online is None else _of_online(run))]
 
 

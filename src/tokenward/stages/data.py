@@ -123,11 +123,7 @@ _PROMPT_SHOWN = 400
 def preview(display: Display, template: Template, rows: Sequence[TokenRow], *, weighted: bool = True) -> None:
     """Show the end of each prompt, and its responses with the trained tokens marked ``[so]``.
 
-    Args:
-        display: The screen.
-        template: The template that rendered the rows.
-        rows: The rows; in rows without weights every token trains.
-        weighted: Whether it is known which tokens train; if not, none is marked.
+    In rows without weights every token trains. Nothing is marked unless ``weighted``: which tokens train is not known yet.
     """
     if not rows:
         return

@@ -40,7 +40,11 @@ class ExamplesStage(Stage):
         return {part: source_fingerprint(source) for part, source in sources.items() if source is not None}
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
-        parts = _parts(_table(run), run.recipe.seed, run.display.line)
+        try:
+            parts = _parts(_table(run), run.recipe.seed, run.display.line)
+        except UserError as error:  # the reader's keys are those of the table data
+            key = error.key.replace("data.", "examples.", 1)
+            raise UserError(str(error), code=error.code, key=key) from error
         for part, found in parts.items():
             if not found:
                 file = "" if part == "train" else f"set examples.{part} to a file, or "

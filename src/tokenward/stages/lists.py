@@ -19,7 +19,7 @@ from tokenward.stages.data import DataStage
 from tokenward.stages.evaluation import EvaluationStage
 from tokenward.stages.examples import ExamplesStage
 from tokenward.stages.online import OnlineSftStage, OnlineStage
-from tokenward.stages.online_checks import check_not_online, online_checks
+from tokenward.stages.online_checks import ACROSS_TABLES, check_not_online, online_checks
 from tokenward.stages.online_evaluation import OnlineEvaluationStage
 from tokenward.stages.oracle import AuxiliaryStage, OracleStage
 from tokenward.stages.policy import PolicyStage
@@ -139,7 +139,9 @@ def check_recipe(loaded: LoadedRecipe) -> None:
         try:
             check()
         except UserError as error:
-            place = error.key if error.key.partition(".")[0] in Recipe.model_fields else key
+            # Other errors may have the key of a library setting, such as data.source for a file of spans.
+            precise = error.key.startswith(f"{key}.") or (error.key and key in ACROSS_TABLES)
+            place = error.key if precise else key
             message = f"{loaded.lines.where(place)}: {error}"
             raise UserError(message, code=error.code, key=place) from error
     check_unused(loaded)

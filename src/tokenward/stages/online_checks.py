@@ -22,14 +22,18 @@ _SET_BY_ONLINE = {
 }
 """Keys of ``reward.training`` that an online run sets itself."""
 
+ACROSS_TABLES = ("online", "online.patience", "online.objective", "reward.training", "model.head_mlp")
+"""Keys of the checks that compare tables. Their errors have the key of what is wrong."""
+
 
 def online_checks(run: Run) -> Checks:
     """Checks of an online run."""
-    online, head_mlp = run.online, run.recipe.model.head_mlp
+    online, head_mlp, cold = run.online, run.recipe.model.head_mlp, "online.sampling.temperature"
     checks: Checks = {
         "online.sampler": lambda: find("sampler", online.sampler.name, SAMPLERS),
         "online.selection": lambda: selector_of(online.selection, run.recipe.seed),
         "online": lambda: _check_tables(run),
+        cold: lambda: check_temperature(online.sampling.temperature, cold),
         "online.objective": lambda: _check_objective(run),
         "online.patience": lambda: _check_patience(run),
         "reward.training": lambda: _check_reward_training(run),
@@ -70,7 +74,6 @@ def _check_tables(run: Run) -> None:
 
 
 def _check_sampling(run: Run) -> None:
-    check_temperature(run.online.sampling.temperature, "online.sampling.temperature")
     if "" in run.online.sampling.stop:
         raise UserError(
             "stop contains an empty text, which would end every reply at its first token. Write stop: [], or texts of one or more "

@@ -1,5 +1,6 @@
 """Checks whether scorer, selection and objectives of a run work together, made before anything is computed."""
 
+from tokenward.api.values import frozen_values
 from tokenward.config import Named
 from tokenward.errors import UserError
 from tokenward.models.identity import has_encoder, layer_count
@@ -11,7 +12,7 @@ from tokenward.scoring.basic import check_spans
 from tokenward.scoring.reads import Value, is_online
 from tokenward.scoring.scorers import Scorer
 from tokenward.selection import scope_of, selector_of, unit_of
-from tokenward.stages.auxiliary import check_reads, frozen_values, scorer_of
+from tokenward.stages.auxiliary import check_reads, scorer_of
 from tokenward.stages.run import Run
 
 _ANY_MODEL = ("", "logp")  # values that a model with an encoder gives too
@@ -88,11 +89,7 @@ def check_policy_objective(run: Run) -> None:
 
 
 def check_objective_without_scores(stage: str, table: Named) -> None:
-    """Check that the objective of a stage reads no scores: its stage comes before them, or has none.
-
-    Args:
-        stage: Name of the trained model.
-        table: The objective's table.
+    """Check that an objective reads no scores, because its stage comes before them or has none.
 
     Raises:
         UserError: the objective reads scores, or cannot be built.

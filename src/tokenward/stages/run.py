@@ -137,12 +137,7 @@ class Run:
     ) -> Iterator[StageFolder]:
         """Open a stage's folder, and show whether it runs, resumes or is already done.
 
-        Args:
-            name: Name of the stage.
-            settings: Every part of the recipe that its output depends on. The file of a ``"module:Name"`` becomes an
-                input, so that editing the file runs the stage again.
-            inputs: Fingerprints of its inputs.
-            layout: Version of the layout of its files.
+        The file of a ``"module:Name"`` in the settings becomes an input, so that editing it runs the stage again.
         """
         inputs = {**inputs, **code_fingerprints(settings)}
         with open_stage(
@@ -238,12 +233,8 @@ class Run:
         table = self.recipe.tokens
         # The SFT model has the context of the model that it starts from, and need not exist yet.
         base = self.recipe.model.name
-        tables = (
-            self.recipe.oracle,
-            self.recipe.reward,
-            self.recipe.policy,
-            *self.recipe.auxiliary_models.values(),
-        )
+        recipe = self.recipe
+        tables = (recipe.oracle, recipe.reward, recipe.policy, *recipe.auxiliary_models.values())
         names = {table.model or base for table in tables}
         trust = self.recipe.model.trust_remote_code
         contexts = [context_length(name, trust_remote_code=trust) for name in names]

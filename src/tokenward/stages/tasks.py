@@ -133,11 +133,7 @@ class EncodedExamples(NamedTuple):
 def encoded_examples(run: Run, template: Template, part: str, *, reply: int = 0) -> EncodedExamples:
     """A part of the examples within the recipe's limits; longer ones are dropped or truncated, and counted.
 
-    Args:
-        run: The run.
-        template: Of the policy.
-        part: ``train``, ``development`` or ``test``.
-        reply: Maximum length of a sampled reply, for which the model's context must have room.
+    The model's context must have room for a sampled reply of ``reply`` tokens.
 
     Raises:
         UserError: no example is left.
@@ -192,12 +188,6 @@ def _with_room(run: Run, rows: list[TokenRow], part: str, reply: int) -> list[To
 
 def check_same_tokens(policy: LanguageModel, other: TokenModel | MaskedModel, what: str, key: str) -> None:
     """Check that another model reads the ids that the policy samples as the same tokens.
-
-    Args:
-        policy: The policy.
-        other: The model that is given the policy's ids.
-        what: Name of that model in the message.
-        key: Its recipe key.
 
     Raises:
         UserError: the vocabularies differ.
