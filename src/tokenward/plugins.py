@@ -82,13 +82,13 @@ def check_positive(**settings: float) -> None:
     """Refuse settings, by name, that are not greater than 0."""
     for name, value in settings.items():
         if not value > 0:
-            raise UserError(f"{name} must be greater than 0, got {value}.", code="invalid-value")
+            raise UserError(f"{name} must be greater than 0, got {value}.", code="out-of-range")
 
 
 def check_fraction(name: str, value: float) -> None:
     """Refuse a fraction outside of (0, 1]."""
     if not 0 < value <= 1:
-        raise UserError(f"{name} must be in (0, 1], got {value}. Write 0.3 for 30 %.", code="invalid-value")
+        raise UserError(f"{name} must be in (0, 1], got {value}. Write 0.3 for 30 %.", code="out-of-range")
 
 
 def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from tests.tokens.rows import encoded
 from tests.training.tools import language_model
 from tokenward.errors import UserError
 from tokenward.models import adapters
-from tokenward.models.adapters import REFUSED, STARTS, lora_config, merged
+from tokenward.models.adapters import REFUSED, STARTS, lora_config, merge_adapter
 from tokenward.models.identity import model_sizes
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.tokens.batches import collate
@@ -88,7 +88,7 @@ def test_adapter_law_and_saving_and_merging(folders, tmp_path, kind, tied):
     model.save(tmp_path / "adapter")
     again = load_model(str(tmp_path / "adapter"), device="cpu")
     assert torch.equal(logits(again.model), trained)
-    merged(again.model, "it").save_pretrained(tmp_path / "whole")
+    merge_adapter(again.model, "it").save_pretrained(tmp_path / "whole")
     again.tokenizer.save_pretrained(tmp_path / "whole")
     whole = load_model(str(tmp_path / "whole"), device="cpu")
     assert not whole.has_adapter

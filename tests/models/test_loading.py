@@ -29,13 +29,7 @@ from tests.tiny import move_trained, save_tiny, tiny_gpt2, tiny_llama, tiny_toke
 from tests.tokens.rows import encoded
 from tokenward.errors import UserError
 from tokenward.models import default
-from tokenward.models.loading import (
-    imitates_bfloat16,
-    load_model,
-    load_tokenizer,
-    model_fingerprint,
-    resolve,
-)
+from tokenward.models.loading import imitates_bfloat16, load_model, load_tokenizer, model_fingerprint, resolve
 from tokenward.tokens.batches import collate
 
 # peft 0.21 calls transformers' old name of a property.

@@ -182,9 +182,7 @@ GROUPED = {
     "cluster": lambda *made: transforms.cluster(*made, 3, (1, 2)),
     **{
         f"threshold {at}": lambda *made, at=at: transforms.keep_side(
-            *made[:2],
-            transforms.threshold_of(*made, at, value=0.3, factor=0.5, classes=3, cut=1),
-            "above",
+            *made[:2], transforms.threshold_of(*made, at, value=0.3, factor=0.5, classes=3, cut=1), "above"
         )
         for at in ("mean", "median", "quantile", "iqr", "otsu")
     },

@@ -54,9 +54,9 @@ def test_trl_gets_one_number_per_completion_with_the_scores_of_its_ids(scorer):
 @pytest.mark.parametrize(
     ("settings", "call", "code"),
     [
-        ({"scale": 0.0}, {}, "invalid-value"),
-        ({"clip": -1.0}, {}, "invalid-value"),
-        ({"terminal_clip": 0.0}, {}, "invalid-value"),
+        ({"scale": 0.0}, {}, "out-of-range"),
+        ({"clip": -1.0}, {}, "out-of-range"),
+        ({"terminal_clip": 0.0}, {}, "out-of-range"),
         ({}, {"responses": [[]]}, "empty-text"),
         ({}, {"terminal": [1.0, 2.0]}, "wrong-shape"),
         ({}, {"width": 0}, "wrong-shape"),

@@ -61,7 +61,7 @@ def test_attention_is_the_mean_over_heads_and_later_positions(folder, layer, tok
 
 
 @pytest.mark.parametrize(
-    ("layer", "attention", "code"), [(2, "eager", "invalid-value"), (0, "sdpa", "unsupported-model")]
+    ("layer", "attention", "code"), [(2, "eager", "out-of-range"), (0, "sdpa", "unsupported-model")]
 )
 def test_a_missing_layer_and_attention_without_weights_are_refused(folder, layer, attention, code):
     with pytest.raises(UserError) as caught:

@@ -9,7 +9,7 @@ import torch
 from tests.tokens.test_table import LIMITS, TEMPLATE, comparisons, table
 from tokenward.errors import UserError
 from tokenward.plugins import build
-from tokenward.scoring.join import scored, with_read_values, with_reference
+from tokenward.scoring.join import with_read_values, with_reference, with_scores
 from tokenward.scoring.scorers import SCORERS
 from tokenward.scoring.store import TokenRecord, TokenStore, write_shards
 from tokenward.tokens.encode import Limits
@@ -45,7 +45,7 @@ def test_every_response_gets_the_values_of_its_key(tmp_path):
     rows = table("all")  # whose rows share responses
     store = stored(tmp_path, rows)
     assert len(store) > 4  # several shards
-    joined = scored(with_reference(rows, store), scorer("reward"), store)
+    joined = with_scores(with_reference(rows, store), scorer("reward"), store)
     assert len(joined.columns["scores"].flat) < rows.lengths.sum()
     joined = with_read_values(joined, scorer("reward"), store)
     for row, known in zip(joined, rows, strict=True):
@@ -53,7 +53,7 @@ def test_every_response_gets_the_values_of_its_key(tmp_path):
             assert row.scores[place].tolist() == torch.tensor(value(ids)).tolist()
             assert torch.equal(row.reference_logp[place], 2 * row.scores[place])
             assert torch.equal(row.values["reward"][place], row.scores[place])
-    assert len(scored(rows[:0], scorer("reward"), store)) == 0
+    assert len(with_scores(rows[:0], scorer("reward"), store)) == 0
 
 
 def test_scores_that_are_compared_see_all_rows(tmp_path):
@@ -61,7 +61,7 @@ def test_scores_that_are_compared_see_all_rows(tmp_path):
     rows = table("best_worst")
     steps = [{"threshold": {"at": "mean", "scope": "dataset"}}]
     combine = scorer("combine", parts=({"scorer": {"name": "reward"}, "steps": steps},))
-    found = scored(rows, combine, stored(tmp_path, rows))
+    found = with_scores(rows, combine, stored(tmp_path, rows))
     for side in range(2):
         rewards = torch.cat([torch.tensor(value(row.responses[side])) for row in rows])
         scores = torch.cat([row.scores[side] for row in found])
@@ -82,5 +82,5 @@ def test_values_of_other_data_or_tokens_are_refused(tmp_path):
             with_reference(refused, store)
         assert caught.value.code == code
     with pytest.raises(UserError) as caught:
-        scored(rows, lambda record: [0.5], TokenStore(tmp_path / "all"))
+        with_scores(rows, lambda record: [0.5], TokenStore(tmp_path / "all"))
     assert caught.value.code == "wrong-result"

@@ -118,6 +118,11 @@ def test_scores_are_combined_token_by_token(how):
     assert found.isnan().tolist() == [True, True, False]
 
 
+def test_a_custom_part_may_return_a_list(monkeypatch):
+    monkeypatch.setitem(SCORERS, "listed", lambda record: [1.0, 0.0, 3.0])
+    assert Combine((part([{"affine": {"scale": 2.0}}], name="listed"),))(record()).tolist() == [2.0, 0.0, 6.0]
+
+
 def test_xtf_drops_tokens_that_lack_any_of_its_attributes():
     """arXiv 2602.14536, with two of the attributes: attention below Q1 - IQR, probability above 0.95."""
     drops = Combine(

@@ -201,7 +201,7 @@ def test_a_positive_scale_and_a_shift_change_nothing():
 @pytest.mark.parametrize(
     ("kind", "arguments", "code"),
     [
-        *[(SideRule, {"fraction": value}, "invalid-value") for value in (0.0, -0.1, 1.01, NAN)],
+        *[(SideRule, {"fraction": value}, "out-of-range") for value in (0.0, -0.1, 1.01, NAN)],
         (TopFraction, {"fraction": 0.5, "chosen": SideRule(fraction=0.2)}, "conflicting-settings"),
         (TopFraction, {"profile": "official", "minimum": 2}, "conflicting-settings"),
         (Threshold, {"at": "iqr"}, "invalid-value"),

@@ -87,8 +87,8 @@ def test_scores_that_are_not_positive_are_refused(transform, score):
 @pytest.mark.parametrize(
     ("settings", "code"),
     [
-        ({"temperature": 0.0}, "invalid-value"),
-        ({"uniform": 1.5}, "invalid-value"),
+        ({"temperature": 0.0}, "out-of-range"),
+        ({"uniform": 1.5}, "out-of-range"),
         ({"transform": "log"}, "invalid-value"),
         ({"temprature": 1.0}, "unknown-setting"),
     ],

@@ -12,7 +12,7 @@ from tests.stages.runs import lines, plugin, refusal, tables_of, write_lines
 from tests.tiny import CHATML, save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
-from tokenward.scoring.join import scored
+from tokenward.scoring.join import with_scores
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.auxiliary import scorer_of
 from tokenward.tokens.encode import Limits, encode_one, prompted, with_prompt
@@ -155,7 +155,7 @@ def test_scorer_that_compares_with_all_data_sees_all_rows(tiny_workplace: Path) 
         f"scores.scorer={{name: combine, parts: [{{scorer: {{name: probability}}, steps: [{cut}]}}]}}",
     ]
     run = tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
-    rows = scored(tables_of(run).train, scorer_of(run), stored())
+    rows = with_scores(tables_of(run).train, scorer_of(run), stored())
     for side in (0, 1):
         logps = [stored()[keys_of(row.comparison)[side]].value("reference_logp") for row in rows]
         mean = float(torch.cat(logps).double().exp().mean())
@@ -180,7 +180,7 @@ def test_spans_of_the_data_and_of_a_file_reach_their_tokens(tiny_workplace: Path
     )
     assert "file mine.jsonl" in run.done("scores").inputs
     missing = {row["prompt"] for row in rows[-3:]}
-    for row in scored(tables_of(run).train, scorer_of(run), stored()):
+    for row in with_scores(tables_of(run).train, scorer_of(run), stored()):
         comparison = row.comparison
         for side in range(len(comparison.responses)):
             if comparison.prompt[-1]["content"] in missing:

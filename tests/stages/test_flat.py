@@ -18,7 +18,7 @@ from tests.tiny import planted_rows
 from tokenward.data.files import read_comparisons
 from tokenward.data.pairs import pair_of, pair_places
 from tokenward.errors import UserError
-from tokenward.scoring.join import scored, with_reference
+from tokenward.scoring.join import with_reference, with_scores
 from tokenward.scoring.store import TokenStore
 from tokenward.selection import SideRule, SoftWeights, TopFraction, Transform
 from tokenward.selection import weights as weighing
@@ -83,7 +83,7 @@ def same(one: Sequence[TokenRow], other: Sequence[TokenRow]) -> None:
 
 def test_rows_with_values_are_those_built_at_once(tiny_workplace: Path) -> None:
     run, table = opened(tiny_workplace)
-    rows = scored(table, scorer_of(run), write_store(run, "scores"))
+    rows = with_scores(table, scorer_of(run), write_store(run, "scores"))
     rows = with_reference(rows, write_store(run, "reference"))
     expected = [
         replace(

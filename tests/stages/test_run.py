@@ -13,7 +13,7 @@ import tokenward
 from tests.stages.runs import lines, manifests, press_when, refusal, tables_of, write_lines
 from tests.tiny import CHATML, planted_rows, save_tiny
 from tokenward.errors import UserError
-from tokenward.scoring.join import scored
+from tokenward.scoring.join import with_scores
 from tokenward.scoring.store import TokenStore
 from tokenward.selection import SideRule, TopFraction
 from tokenward.selection.weights import weigh_rows, weigh_step
@@ -223,7 +223,7 @@ def test_evaluation_during_training_has_the_names_of_trl(tiny_workplace: Path) -
 def test_selection_per_batch_leaves_each_side_a_token(copied_run: Path) -> None:
     """And is the selector's own where that keeps something."""
     run = tokenward.open_run(copied_run, quiet=True)
-    some = list(scored(tables_of(run).train, scorer_of(run), TokenStore(run.path("scores")))[:8])
+    some = list(with_scores(tables_of(run).train, scorer_of(run), TokenStore(run.path("scores")))[:8])
     few = TopFraction(chosen=SideRule(fraction=0.02), rejected=SideRule(fraction=0.02), scope="batch")
     assert all(bool((side != 0).any()) for row in weigh_step(few, some) for side in row.weights or ())
     plain, batch = weigh_rows(TopFraction(), some), weigh_step(TopFraction(), some)

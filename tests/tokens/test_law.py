@@ -381,7 +381,7 @@ BEGUN_CALL = {"prompt": (USER, said("Let me ", tool_calls=CALL)), "responses": (
         (
             MADE["gemma"],
             {"prompt": (USER,), "responses": ("Hello", "Hello ")},
-            "dropped: responses are the same, token by token",
+            "dropped: responses have the same tokens",
         ),
         ("qwen3", BEGUN_CALL, DROPPED[Note.BEGUN]),
     ],

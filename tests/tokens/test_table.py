@@ -107,7 +107,7 @@ def test_what_is_dropped_or_changed_is_counted():
         found |= set(TokenTable.pairs(store, "all").fitting(limits)[1])
     assert found >= {
         "dropped: prompt too long", "dropped: response too long", "note: prompt truncated", "note: response truncated",
-        "dropped: responses are the same after truncation", "dropped: longer than the model's context",
+        "dropped: responses have the same tokens after truncation", "dropped: longer than the model's context",
     }  # fmt: skip
 
 

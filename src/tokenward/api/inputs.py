@@ -18,7 +18,7 @@ from tokenward.data.stream import PROMPT_TRAINS
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.identity import positions_of
-from tokenward.models.loading import LanguageModel, known_tokenizer, load_model, load_tokenizer, wrapped
+from tokenward.models.loading import LanguageModel, known_tokenizer, load_model, load_tokenizer, prepare_model
 from tokenward.models.probe import Packing
 from tokenward.tokens.encode import Limits, TooLong, check_some_left
 from tokenward.tokens.store import EncodedStore
@@ -108,12 +108,12 @@ def language_model(
         loaded = load_model(str(model), packing=packing, device=device)
         if processing_class is None:
             return loaded
-        return wrapped(cast(Any, loaded.model), processing_class, packing=packing)
+        return prepare_model(cast(Any, loaded.model), processing_class, packing=packing)
     if isinstance(model, PreTrainedModel | PeftModel):
         if device != "auto" and not hasattr(model, "hf_device_map"):
             nn.Module.to(model, device)
         tokenizer = processing_class or known_tokenizer(model) or _tokenizer_of(model, name)
-        return wrapped(model, tokenizer, packing=packing)
+        return prepare_model(model, tokenizer, packing=packing)
     raise UserError(
         f"{name} is {type(model).__name__}. Pass a loaded model of transformers or PEFT, or a folder or hub name.",
         code="wrong-type",

@@ -14,7 +14,7 @@ from tokenward.models.reward import RewardModel
 from tokenward.objectives import Objective, needs_of, title_of
 from tokenward.objectives.selected import Selected
 from tokenward.scoring.basic import Scorer
-from tokenward.scoring.join import scored, with_read_values
+from tokenward.scoring.join import with_read_values, with_scores
 from tokenward.scoring.reads import is_online
 from tokenward.scoring.store import TokenStore
 from tokenward.selection import Selector, scope_of
@@ -114,8 +114,8 @@ def _with_scores(
         rows, held = (with_read_values(part, scorer, store) if len(part) else part for part in (rows, held))
         return rows, held, objective if selector is None else Selected(objective, selector, scorer)
     if needs_of(objective).scores and len(held):
-        held = scored(held, scorer, store)
-    return scored(rows, scorer, store), held, objective
+        held = with_scores(held, scorer, store)
+    return with_scores(rows, scorer, store), held, objective
 
 
 def trained_on(objective: Objective, rows: TokenTable, say: Say) -> TokenTable:

@@ -46,7 +46,7 @@ from tokenward.models.probe import Packing
 from tokenward.plugins import name_of
 from tokenward.sampling import SamplingSettings
 from tokenward.scoring.basic import Scorer
-from tokenward.scoring.join import scored as with_scores
+from tokenward.scoring.join import with_scores
 from tokenward.scoring.reads import is_online
 from tokenward.scoring.scorers import SCORERS
 from tokenward.scoring.store import TokenStore

@@ -40,7 +40,7 @@ from tokenward.api.values import (
 )
 from tokenward.display import Display
 from tokenward.errors import UserError
-from tokenward.models.loading import LanguageModel, copied, load_model
+from tokenward.models.loading import LanguageModel, copy_model, load_model
 from tokenward.models.probe import Packing
 from tokenward.objectives import Objective, SePO, needs_of, title_of
 from tokenward.objectives.selected import with_entropy
@@ -167,7 +167,7 @@ class SelectiveTrainer(TokenTrainer):
         def freeze(policy: LanguageModel) -> LanguageModel:
             if reference is not None:
                 return compared
-            return load_model(str(model), packing=packing) if named else copied(policy, packing=packing)
+            return load_model(str(model), packing=packing) if named else copy_model(policy, packing=packing)
 
         policy = with_new_adapter(start, adapter, own.seed)
         super().__init__(

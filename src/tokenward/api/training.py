@@ -31,7 +31,7 @@ from tokenward.api.values import ValuePass
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.loading import LanguageModel, copied
+from tokenward.models.loading import LanguageModel, copy_model
 from tokenward.models.probe import Packing, reward_layout
 from tokenward.models.reward import RewardModel, RewardSettings, TokenRewardModule, new_reward_model
 from tokenward.objectives import DPO, Objective, PlackettLuce, needs_of, title_of
@@ -185,9 +185,9 @@ def train_oracle(
             with_reference=lambda table: with_reference(table, reference_store()),
             say=display.line,
         )
-    reference = base if isinstance(model, str | Path) else copied(base, packing=packing)
+    reference = base if isinstance(model, str | Path) else copy_model(base, packing=packing)
     trained, _ = fit_model(
-        copied(base, packing=packing),
+        copy_model(base, packing=packing),
         objective,
         ready.rows,
         own,

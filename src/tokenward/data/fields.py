@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
+from tokenward.errors import UserError
+
 Row = Mapping[str, Any]
 T = TypeVar("T")
 
@@ -37,10 +39,14 @@ class Cell(str):
     __slots__ = ()
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that suggests the most similar known name, with a space in front; empty if none is similar."""
-    near = get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]}?" if near else ""
+def unknown_name(
+    name: str, kind: str, known: Iterable[str], *, key: str, code: str = "unknown-name"
+) -> UserError:
+    """The error for a name that is not ``kind``. It lists the known names and suggests the most similar one."""
+    known = list(known)
+    near = get_close_matches(name, known, n=1)
+    advice = f" Did you mean {near[0]}?" if near else ""
+    return UserError(f"{name} is not {kind}.{advice} There are: {', '.join(known)}.", code=code, key=key)
 
 
 def describe(value: object) -> str:

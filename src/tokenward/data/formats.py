@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tokenward.data import parsers
 from tokenward.data.conversations import from_shared_beginning, is_transcript
-from tokenward.data.fields import FieldError, Row, Unusable, did_you_mean
+from tokenward.data.fields import FieldError, Row, Unusable, unknown_name
 from tokenward.data.messages import ASSISTANTS
 from tokenward.data.parsers import PAIR_SCORES, Parsed
 from tokenward.errors import UserError
@@ -186,12 +186,7 @@ def find(name: str, columns: Sequence[str], first_row: Row) -> Format:
     if name == "auto":
         return detect(columns, first_row)
     if name not in FORMATS:
-        known = f"Formats are: auto, {', '.join(FORMATS)}."
-        raise UserError(
-            f"{name} is not a format.{did_you_mean(name, FORMATS)} {known}",
-            code="unknown-name",
-            key="data.format",
-        )
+        raise unknown_name(name, "a format", ("auto", *FORMATS), key="data.format")
     if FORMATS[name].missing(columns):
         raise _missing_columns("format", FORMATS[name], columns)
     return FORMATS[name]
@@ -206,17 +201,9 @@ def check_columns(columns: Mapping[str, str], present: Sequence[str]) -> None:
     for name, column in columns.items():
         key = f"data.columns.{name}"
         if name not in _NAMES:
-            known = f"Names are: {', '.join(_NAMES)}."
-            raise UserError(
-                f"no format reads {name}.{did_you_mean(name, _NAMES)} {known}", code="unknown-name", key=key
-            )
+            raise unknown_name(name, "a column of any format", _NAMES, key=key)
         if column not in present:
-            found = f"Columns found: {', '.join(present)}"
-            raise UserError(
-                f"there is no column {column}.{did_you_mean(column, present)} {found}",
-                code="missing-column",
-                key=key,
-            )
+            raise unknown_name(column, "a column of the data", present, key=key, code="missing-column")
 
 
 def usual_columns(columns: Mapping[str, str], present: Sequence[str]) -> dict[str, str]:

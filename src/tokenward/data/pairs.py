@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 
-from tokenward.data.fields import did_you_mean
+from tokenward.data.fields import unknown_name
 from tokenward.data.prepare import with_responses
 from tokenward.errors import UserError
 from tokenward.types import Comparison
@@ -31,11 +31,7 @@ def pair_places(comparison: Comparison, rule: str, *, min_gap: float | None = No
         UserError: The rule is unknown, ``min_gap`` is negative, or the data has no scores.
     """
     if rule not in RULES:
-        raise UserError(
-            f"{rule} is not a rule for pairs.{did_you_mean(rule, RULES)} Rules are: {', '.join(RULES)}.",
-            code="unknown-name",
-            key="data.pairs",
-        )
+        raise unknown_name(rule, "a rule for pairs", RULES, key="data.pairs")
     order = sorted(range(len(comparison.ranks)), key=comparison.ranks.__getitem__)
     if len(order) < 2:
         return []

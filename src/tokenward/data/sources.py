@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from tokenward.data.fields import did_you_mean
+from tokenward.data.fields import unknown_name
 from tokenward.data.files import READERS, Rows, extension
 from tokenward.data.messages import without_filled
 from tokenward.errors import UserError
@@ -226,10 +226,7 @@ def choose_split(source: str, splits: Sequence[str], wanted: str | None, say: Sa
     names = ", ".join(splits)
     if wanted is not None:
         if wanted not in splits:
-            advice = f"{did_you_mean(wanted, splits)} Its splits are: {names}."
-            raise UserError(
-                f"{wanted} is not a split of {source}.{advice}", code="unknown-split", key="data.split"
-            )
+            raise unknown_name(wanted, f"a split of {source}", splits, key="data.split", code="unknown-split")
         return wanted
     if len(splits) == 1:
         return splits[0]

@@ -20,7 +20,7 @@ from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
 from tokenward.scoring.basic import Scorer
-from tokenward.scoring.join import computed, scores_of
+from tokenward.scoring.join import compute_column, scores_of
 from tokenward.scoring.reads import is_online, scope_of_scores, token_values
 from tokenward.scoring.scorers import Random, Surprisal
 from tokenward.scoring.store import TokenStore
@@ -276,7 +276,7 @@ class Measures:
         found: dict[str, TokenTable] = {}
         for name, rows in parts.items():
             with self.display.progress(f"{name}, {label}", len(rows.responses)) as bar:
-                column = computed(
+                column = compute_column(
                     rows,
                     model,
                     precision=self.precision,

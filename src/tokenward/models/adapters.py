@@ -17,37 +17,26 @@ from tokenward.errors import UserError
 STARTS = (True, "gaussian", "mica")
 """Values of ``init_lora_weights`` with which a new adapter is exactly zero and peft leaves the base weights alone."""
 
-_DATA = "it initializes the adapter from data, which cannot be given here"
-_CHANGES_BASE = "it changes the base, so that the model without the adapter would not be the base model"
-_QUANTIZED = "it is for quantized models, which are not supported"
-_MEGATRON = "it is for Megatron models"
-_AUTOMATIC = "it is set automatically"
-
 REFUSED: dict[str, str] = {
-    "bias": "trained biases stay when the adapter is disabled, so that the model without it would not be the base model",
-    "lora_bias": "peft cannot merge it into a layer without a bias",
-    "layer_replication": _CHANGES_BASE,
-    "alora_invocation_tokens": "the adapter would act only after these tokens, and peft cannot merge it",
-    "kasa_config": _CHANGES_BASE,
-    "monteclora_config": "it samples the adapter anew in every pass, so that results would not be reproducible",
-    "velora_config": "it approximates the gradients",
-    "loftq_config": _CHANGES_BASE,
-    "eva_config": _DATA,
-    "corda_config": _DATA,
-    "lora_ga_config": _DATA,
-    "use_qalora": _QUANTIZED,
-    "qalora_group_size": _QUANTIZED,
-    "megatron_config": _MEGATRON,
-    "megatron_core": _MEGATRON,
-    "use_bdlora": "it is for serving one model from several processes",
-    "arrow_config": "it routes between existing adapters",
-    "runtime_config": "it is not part of the model, and peft does not save it",
-    "inference_mode": "a new adapter must be trainable",
-    "peft_type": "only LoRA adapters are supported",
-    "base_model_name_or_path": _AUTOMATIC,
-    "revision": _AUTOMATIC,
-    "auto_mapping": _AUTOMATIC,
-    "peft_version": _AUTOMATIC,
+    field: reason
+    for reason, fields in {
+        "trained biases stay when the adapter is disabled, so the model without it would not be the base model": "bias",
+        "peft cannot merge it into a layer without a bias": "lora_bias",
+        "it changes the base, so the model without the adapter would not be the base model": "layer_replication kasa_config loftq_config",
+        "the adapter would act only after these tokens, and peft cannot merge it": "alora_invocation_tokens",
+        "it samples the adapter anew in every pass, so results would not be reproducible": "monteclora_config",
+        "it approximates the gradients": "velora_config",
+        "it initializes the adapter from data, which cannot be given here": "eva_config corda_config lora_ga_config",
+        "it is for quantized models, which are not supported": "use_qalora qalora_group_size",
+        "it is for Megatron models": "megatron_config megatron_core",
+        "it is for serving one model from several processes": "use_bdlora",
+        "it routes between existing adapters": "arrow_config",
+        "it is not part of the model, and peft does not save it": "runtime_config",
+        "a new adapter must be trainable": "inference_mode",
+        "only LoRA adapters are supported": "peft_type",
+        "it is set automatically": "base_model_name_or_path revision auto_mapping peft_version",
+    }.items()
+    for field in fields.split()
 }
 """Fields of ``peft.LoraConfig`` that must keep their default, with the reason."""
 
@@ -56,10 +45,6 @@ _PEFT_ERRORS = (TypeError, ValueError, AttributeError, RuntimeError, NotImplemen
 
 def lora_config(settings: Mapping[str, Any], *, encoder_decoder: bool) -> LoraConfig:
     """The peft config of an adapter.
-
-    Args:
-        settings: Fields of ``peft.LoraConfig``.
-        encoder_decoder: Whether the model has an encoder.
 
     Raises:
         UserError: peft rejects a field or a value, or the model without the adapter would not be the base model.
@@ -87,7 +72,7 @@ def lora_config(settings: Mapping[str, Any], *, encoder_decoder: bool) -> LoraCo
 
 
 def _check_start(start: object) -> None:
-    # `start in STARTS` alone would accept 1, which equals True but means something else to peft.
+    # `start in STARTS` alone would accept 1, which equals True but is not a value that peft knows.
     if start is True or start in STARTS[1:]:
         return
     raise UserError(
@@ -128,14 +113,14 @@ def new_adapter(
         if isinstance(module, nn.Module):
             vars(module).pop("forward", None)
     before = _logits(model, start_id)
-    wrapped = wrapped_in(model, config, settings)
+    wrapped = wrap_with_adapter(model, config, settings)
     if Path(base).is_dir():  # peft looks up anything else on the hub
         config.base_model_name_or_path = base
     _check_law(wrapped, before, settings, start_id)
     return wrapped
 
 
-def wrapped_in(model: nn.Module, config: LoraConfig, settings: Mapping[str, Any]) -> PeftModel:
+def wrap_with_adapter(model: nn.Module, config: LoraConfig, settings: Mapping[str, Any]) -> PeftModel:
     """Wrap a model with peft; raises a :class:`UserError` if the targets do not exist or cannot be adapted."""
     try:
         with adapter_warnings():
@@ -148,7 +133,7 @@ def wrapped_in(model: nn.Module, config: LoraConfig, settings: Mapping[str, Any]
 
 @contextmanager
 def adapter_warnings() -> Iterator[None]:
-    """Silence peft's warnings about tied embeddings, which :func:`merged` handles; raise if a setting has no effect."""
+    """Silence peft's warnings about tied embeddings, which :func:`merge_adapter` handles; raise if a setting has no effect."""
     with warnings.catch_warnings():
         for text in (
             "Model has `tie_word_embeddings=True` and a tied",
@@ -203,14 +188,10 @@ def _logits(model: nn.Module, start_id: int | None) -> Tensor:
     return model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens), **decoder).logits[0]
 
 
-def merged(model: PeftModel, name: str) -> PreTrainedModel:
+def merge_adapter(model: PeftModel, name: str) -> PreTrainedModel:
     """Merge an adapter into its base, which is modified.
 
     If input and output embedding share a weight and the adapter changes one of them, they become two weights.
-
-    Args:
-        model: Base with adapter.
-        name: Name for messages.
 
     Raises:
         UserError: peft cannot merge this kind of adapter.

@@ -90,11 +90,8 @@ class TokenModel(ABC):
     ) -> tuple[Tensor, TokenBatch]:
         """One number per token, and the tokens with the statistics that an objective needs.  -> [n]
 
-        Args:
-            module: ``model``, or a wrapper around it (DDP, FSDP2); its ``forward`` is called.
-            batch: The rows, on the model's device.
-            needs: The statistics. A model without a language model head has none.
-            reference: The frozen model, for statistics that compare with it.
+        ``module`` is ``model`` or a wrapper around it (DDP, FSDP2); its ``forward`` is called. The batch is on its device.
+        Statistics that compare with a frozen model need ``reference``. A model without a language model head has none.
         """
 
     @abstractmethod

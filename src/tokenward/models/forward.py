@@ -39,10 +39,6 @@ class FrozenReference:
     def read(self, batch: Batch, *, layers: bool) -> tuple[Tensor, Tensor | None]:
         """States at the position that predicts each weighted token, and the outputs of all layers there.
 
-        Args:
-            batch: The rows, on the model's device.
-            layers: Whether to return the layers.
-
         Returns:
             ``[m d]`` (or logits ``[m v]`` without a head), and ``[m L d]`` without the embedding, or None.
         """
@@ -82,12 +78,8 @@ def token_statistics(
     Values are in nats, in float32 or float64. ``states [n d]``, the hidden states at the position that predicts the token, and
     ``reference_layers [n L d]``, the outputs of all layers of the reference there, keep the dtype of their model.
 
-    Args:
-        model: The model, or a wrapper around it; its ``forward`` is called.
-        head: The head of that model; None to compute all logits.
-        batch: The rows, on the model's device.
-        needs: The statistics.
-        reference: The frozen model, needed for ``kl`` and ``reference_layers``.
+    ``model`` may be wrapped; its ``forward`` is called. ``head`` is its head, None to compute all logits. The batch is on its
+    device. ``kl`` and ``reference_layers`` need a ``reference``.
     """
     kl_reference, layers = _read_reference(needs, reference, batch)
     inputs, kept, names = batch.inputs, batch.tokens.kept, needs.of_head

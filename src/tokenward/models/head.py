@@ -53,12 +53,9 @@ class SelectiveHead:
 
     Outside :meth:`answering` the module works as before, so generation, saving and other tools see an ordinary model.
 
-    Args:
-        module: The output embedding.
-        embedding: The input embedding. If both share a weight, they share its gradient tensor, see
-            :func:`tokenward.ops.representation.tied_embedding`.
-        change: How the model transforms the output of its head into logits.
-        model: The model; needed if ``change`` has steps, which must not be applied to an answer.
+    ``change`` is how ``model`` transforms the output of its head into logits; if it has steps, the answer must bypass them. If the
+    input embedding shares its weight with the head, both share one gradient tensor, see
+    :func:`tokenward.ops.representation.tied_embedding`.
     """
 
     def __init__(
@@ -154,12 +151,7 @@ class SelectiveHead:
 
 
 def install_head(model: nn.Module, change: LogitChange = UNCHANGED) -> SelectiveHead | None:
-    """Install a :class:`SelectiveHead`; None if the model has no output embedding.
-
-    Args:
-        model: The model.
-        change: How it transforms the output of its head, from :func:`tokenward.models.probe.logit_change`.
-    """
+    """Install a :class:`SelectiveHead`; None if the model has no output embedding."""
     module, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     return (

@@ -57,14 +57,8 @@ LIVE_UNITS = 8
 def mlp(width: int, hidden: int, out: int, *, gain: float, bias: float | None) -> nn.Sequential:
     """Linear, ReLU, Linear, initialized near zero.
 
-    Args:
-        width: Width of the input.
-        hidden: Width of the hidden layer.
-        out: Width of the output.
-        gain: Gain of the Xavier-uniform initialization.
-        bias: Initial value of both biases. None is the published -1e-4, except that the hidden layer of a narrow model
-            starts at 0: with the published value, all of its units would be negative for every input, and only the last
-            bias would get a gradient.
+    ``bias`` None is the published -1e-4 for both, except that the hidden layer of a narrow model starts at 0: with the published
+    value all of its units would be negative for every input, and only the last bias would get a gradient.
     """
     layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out))
     value = PUBLISHED_BIAS if bias is None else bias
@@ -91,13 +85,7 @@ def init_linear(layer: nn.Linear, *, gain: float, bias: float) -> None:
 
 
 class AdaptedHead(nn.Module):
-    """A frozen output embedding after a trained network.
-
-    Args:
-        head: The output embedding of the model.
-        width: Width of its hidden states.
-        settings: Settings of the network.
-    """
+    """A frozen output embedding after a trained network."""
 
     def __init__(self, head: nn.Module, width: int, settings: HeadMLPSettings) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from tokenward.artifacts import fingerprint, folder_fingerprint
 from tokenward.errors import UserError
-from tokenward.models.adapters import lora_config, wrapped_in
+from tokenward.models.adapters import lora_config, wrap_with_adapter
 from tokenward.models.default import HUB_NAME, LAYERS, default_model_folder
 from tokenward.models.head_mlp import SETTINGS_FILE as HEAD_MLP_FILE
 from tokenward.models.head_mlp import read_head_mlp
@@ -52,13 +52,7 @@ def unused_positions(config: PretrainedConfig) -> str | None:
 
 
 def check_row_length(config: PretrainedConfig, name: str, longest: int) -> None:
-    """Refuse a row that would change the results of the other rows of its batch.
-
-    Args:
-        config: Config of the model.
-        name: Name of the model for the message.
-        longest: Number of positions of the longest row.
-    """
+    """Refuse a row that would change the results of the other rows of its batch."""
     text = config.get_text_config()
     steady = min(_steady_lengths(text), default=None)
     if steady is not None and longest > steady:
@@ -199,14 +193,15 @@ def parts_of(source: str) -> ModelParts:
     try:
         return ModelParts(resolve(base), adapter=source)
     except UserError as error:
-        raise UserError(no_base(source, base, error), code="missing-base") from error
+        raise missing_base(source, base, error) from error
 
 
-def no_base(adapter: str, base: str, error: UserError) -> str:
-    """Message for an adapter whose base cannot be found."""
-    return (
+def missing_base(adapter: str, base: str, error: UserError) -> UserError:
+    """The error for an adapter whose base cannot be found."""
+    return UserError(
         f"{adapter} is an adapter on {base}, which cannot be found: {error} Set base_model_name_or_path in "
-        f"{Path(adapter) / ADAPTER_FILE} to the place of the base."
+        f"{Path(adapter) / ADAPTER_FILE} to the place of the base.",
+        code="missing-base",
     )
 
 
@@ -229,12 +224,9 @@ def loading_error(what: str, name: str, error: Exception) -> UserError:
 def model_sizes(
     name: str, *, adapter: dict[str, Any] | None = None, trust_remote_code: bool = False
 ) -> ModelSizes:
-    """Sizes of a model, without reading its weights.
+    """Sizes of a model, or of the base of an adapter, without reading its weights.
 
-    Args:
-        name: As in :func:`tokenward.models.loading.load_model`; for an adapter its base is measured.
-        adapter: Fields of ``peft.LoraConfig``, if only a new adapter is trained.
-        trust_remote_code: Run code that comes with the model.
+    ``adapter`` are the fields of ``peft.LoraConfig`` if only a new adapter is trained.
 
     Raises:
         UserError: There is no such model, or peft rejects the adapter.
@@ -248,7 +240,7 @@ def model_sizes(
         head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
         outside = head.numel() if head is embedding else head.numel() + embedding.numel()
         if adapter is not None:
-            wrapped = wrapped_in(model, lora_config(adapter, encoder_decoder=encoder_decoder), adapter)
+            wrapped = wrap_with_adapter(model, lora_config(adapter, encoder_decoder=encoder_decoder), adapter)
             trained = sum(weight.numel() for weight in wrapped.parameters() if weight.requires_grad)
     text = config.get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

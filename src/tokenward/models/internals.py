@@ -18,10 +18,6 @@ MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 def layers_of(model: nn.Module, name: str) -> list[nn.Module]:
     """Layers of a model, first to last.
 
-    Args:
-        model: The model.
-        name: Name of the model for messages.
-
     Raises:
         UserError: The model has no list of as many layers as its config says.
     """
@@ -73,12 +69,8 @@ Readings = dict[str, Tensor]
 def readings(model: nn.Module, call: Callable[[], Any], shape: tuple[int, int]) -> Readings:
     """Outputs of all layers, of their children and of the model in one call.
 
-    Children are read too: a difference is large there, but small against the residual stream after the layer.
-
-    Args:
-        model: The model.
-        call: Calls the model.
-        shape: Rows and tokens of the call; outputs of other shapes are not values per token and are skipped.
+    Children are read too: a difference is large there, but small against the residual stream after the layer. Outputs
+    without one row per token, ``shape`` being the rows and tokens of the call, are skipped.
     """
     found: Readings = {}
     times = Counter[str]()

@@ -49,10 +49,6 @@ def imitates_bfloat16(device: torch.device, processor: Mapping[str, Any] | None 
     """Whether products in bfloat16 are slower than in float32: on a processor without instructions for them.
 
     With AVX2 only, a linear layer takes 7 times as long forward and 40 times backward (``python -m benchmarks.bfloat16``).
-
-    Args:
-        device: Device of the model.
-        processor: Instructions of the processor by name; by default those of this machine.
     """
     if device.type != "cpu":
         return False
@@ -100,23 +96,15 @@ class LanguageModel(TokenModel):
     def with_adapter(self, settings: dict[str, Any]) -> "LanguageModel":
         """The frozen weights with a new LoRA adapter to train.
 
-        Args:
-            settings: Fields of ``peft.LoraConfig``; see :mod:`tokenward.models.adapters`.
-
         Raises:
             UserError: peft rejects them, or the model without the adapter would not be the base model.
         """
-        base, start = lasting(resolve(self.name)), self.start_id
+        base, start = absolute_name(resolve(self.name)), self.start_id
         model = new_adapter(cast(PreTrainedModel, self.model), settings, base=base, start_id=start)
         return replace(self, model=model, head=install_head(model, self.head.change) if self.head else None)
 
     def with_head_mlp(self, settings: HeadMLPSettings, *, seed: int) -> "LanguageModel":
-        """The frozen weights with a new network before the head to train.
-
-        Args:
-            settings: Settings of the network.
-            seed: Seed of its initialization.
-        """
+        """The frozen weights with a new network before the head to train."""
         model = cast(PreTrainedModel, self.model)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -129,7 +117,7 @@ class LanguageModel(TokenModel):
         folder.mkdir(parents=True, exist_ok=True)
         if self.head_mlp is not None and self.head_mlp_settings is not None:
             base = parts_of(resolve(self.name)).base  # the name may be a folder with a head network itself
-            save_head_mlp(self.head_mlp, self.head_mlp_settings, lasting(base), folder)
+            save_head_mlp(self.head_mlp, self.head_mlp_settings, absolute_name(base), folder)
         elif isinstance(self.model, PeftModel):
             # By default peft would also save the base's embedding if the adapter targets it.
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
@@ -138,7 +126,7 @@ class LanguageModel(TokenModel):
         self.tokenizer.save_pretrained(folder)
 
 
-def lasting(name: str) -> str:
+def absolute_name(name: str) -> str:
     """The name of a model, with an absolute path if it is a folder."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.is_dir() else name
@@ -312,18 +300,13 @@ _KEPT = "_tokenward"
 """Attribute of a module with its :class:`LanguageModel`, so that the probe runs once."""
 
 
-def wrapped(
+def prepare_model(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, packing: Packing = "auto"
 ) -> LanguageModel:
     """Make a loaded language model ready for token-level work.
 
     The model is used as it is, on its device and in its dtype, and set to evaluation mode. Its head answers requests of this
-    library from then on; all other calls work as before.
-
-    Args:
-        model: A causal or encoder-decoder model, inside PEFT's wrapper if it has an adapter.
-        tokenizer: Its fast tokenizer.
-        packing: ``auto`` decides by measuring; the others insist.
+    library from then on; all other calls work as before. It may be inside PEFT's wrapper. The tokenizer must be a fast one.
 
     Raises:
         UserError: It is not a language model, the tokenizer is slow or has more tokens than the model, or the model does not
@@ -372,12 +355,12 @@ def _answers(model: LanguageModel) -> bool:
 
 
 def known_tokenizer(model: PreTrainedModel | PeftModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that this model was passed to :func:`wrapped` with, or None."""
+    """The tokenizer that this model was passed to :func:`prepare_model` with, or None."""
     known = vars(model).get(_KEPT)
     return None if known is None else known[1]
 
 
-def copied(model: LanguageModel, *, packing: Packing = "auto") -> LanguageModel:
+def copy_model(model: LanguageModel, *, packing: Packing = "auto") -> LanguageModel:
     """A copy of a model that training the original does not change."""
     kept = vars(model.model).pop(_KEPT, None)
     try:
@@ -390,7 +373,7 @@ def copied(model: LanguageModel, *, packing: Packing = "auto") -> LanguageModel:
     for part in (inner, twin.get_output_embeddings(), twin.get_input_embeddings()):
         if isinstance(part, nn.Module):
             vars(part).pop("forward", None)
-    return wrapped(twin, model.tokenizer, packing=packing)
+    return prepare_model(twin, model.tokenizer, packing=packing)
 
 
 PROMPTS = ("What did you think of the film?", "Write one sentence about the sea.", "2 + 2 = ?")

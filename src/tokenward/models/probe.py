@@ -62,15 +62,7 @@ _known: dict[Hashable, tuple[Layout, LogitChange | None]] = {}
 def probe(
     model: PreTrainedModel, *, key: Hashable, packing: Packing, name: str, start_id: int | None = None
 ) -> tuple[Layout, SelectiveHead | None]:
-    """Layout and head of a language model, cached in this process.
-
-    Args:
-        model: The model.
-        key: Identifies its weights, their dtype, device and attention.
-        packing: See :func:`choose_layout`.
-        name: Name of the model for messages.
-        start_id: Token that starts the decoder, if there is an encoder.
-    """
+    """Layout and head of a language model, cached under ``key``: its weights, their dtype, device and attention."""
     key = (key, packing)
     if key in _known:
         layout, change = _known[key]
@@ -120,10 +112,6 @@ def logit_change(model: nn.Module, start_id: int | None = None) -> LogitChange |
 
     The head is made to return numbers of all magnitudes, because with small weights a soft cap would look like the
     identity. The resulting logits must be explained to the bit by numbers from the model's config.
-
-    Args:
-        model: The model.
-        start_id: Token that starts the decoder, if there is an encoder.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     if not isinstance(head, nn.Module):
@@ -208,11 +196,7 @@ def choose_layout(
 ) -> Layout:
     """Layout of rows in which a language model gives each response the same results as alone.
 
-    Args:
-        model: The model.
-        packing: ``auto`` decides by measuring, ``shared_prompts`` and ``none`` insist.
-        name: Name of the model for messages.
-        start_id: Token that starts the decoder, if there is an encoder.
+    ``packing`` is ``auto`` to decide by measuring; the other values insist.
 
     Raises:
         UserError: ``packing`` is ``shared_prompts`` but shared rows are not exact; the model is not causal; or the results of a

@@ -92,12 +92,7 @@ class RewardSettings:
 
 
 class TokenRewardModule(nn.Module):
-    """A backbone with a scalar head at every position.
-
-    Args:
-        backbone: A decoder or encoder-decoder without its language model head.
-        settings: Settings of the head and the bound.
-    """
+    """A backbone with a scalar head at every position."""
 
     def __init__(self, backbone: PreTrainedModel, settings: RewardSettings) -> None:
         super().__init__()
@@ -164,14 +159,8 @@ def new_reward_model(
 ) -> RewardModel:
     """A reward model on a pretrained backbone with a new head, in float32 for training.
 
-    Args:
-        name: As in :func:`tokenward.models.loading.load_model`; its language model head is dropped.
-        settings: Settings of the head.
-        seed: Seed of the head's initialization.
-        device: ``auto`` or a torch device.
-        attention: transformers' attention implementation.
-        packing: ``auto`` decides by measuring whether responses can share their prompt.
-        trust_remote_code: Run code that comes with the model.
+    The language model head of ``name`` is dropped, and the new head is initialized with ``seed``. See
+    :func:`tokenward.models.loading.load_model` for the other arguments.
 
     Raises:
         UserError: There is no such model, or it is an adapter.

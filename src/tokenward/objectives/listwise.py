@@ -66,7 +66,7 @@ class PlackettLuce:
                 code="conflicting-settings",
             )
         if self.group_size is not None and self.group_size < 2:
-            raise UserError(f"group_size must be at least 2, got {self.group_size}.", code="invalid-value")
+            raise UserError(f"group_size must be at least 2, got {self.group_size}.", code="out-of-range")
         check_positive(groups=self.groups)
 
     @property

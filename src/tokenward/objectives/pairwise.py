@@ -80,13 +80,13 @@ class Link:
         if not 0 <= self.label_smoothing < 0.5:
             raise UserError(
                 f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}: at 0.5 the labels carry no information.",
-                code="invalid-value",
+                code="out-of-range",
             )
         if not (self.power >= 0 and self.scale > 0):
             raise UserError(
                 f"a Bregman link needs power >= 0 and scale > 0, got {self.power} and {self.scale}. Write for example "
                 "power: 0.0, scale: 4.0.",
-                code="invalid-value",
+                code="out-of-range",
             )
 
     def __call__(self, margin: Tensor) -> Tensor:

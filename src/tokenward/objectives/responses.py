@@ -93,7 +93,7 @@ class KTO:
         if not (self.desirable >= 0 and self.undesirable >= 0 and self.desirable + self.undesirable > 0):
             raise UserError(
                 f"desirable and undesirable must be 0 or more and not both 0, got {self.desirable} and {self.undesirable}.",
-                code="invalid-value",
+                code="out-of-range",
             )
 
     @property
@@ -162,12 +162,12 @@ class Reinforce:
     def __post_init__(self) -> None:
         if not (self.entropy >= 0 and self.kl >= 0):
             raise UserError(
-                f"entropy and kl must be 0 or more, got {self.entropy} and {self.kl}.", code="invalid-value"
+                f"entropy and kl must be 0 or more, got {self.entropy} and {self.kl}.", code="out-of-range"
             )
         if not 0 <= self.discount <= 1:
             raise UserError(
                 f"discount must be in [0, 1], got {self.discount}. Write 1.0 for no discount.",
-                code="invalid-value",
+                code="out-of-range",
             )
         if self.discount != 1 and not self.return_to_go:
             raise UserError(

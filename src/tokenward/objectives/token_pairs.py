@@ -257,7 +257,7 @@ class SparsePO:
             raise UserError(
                 f"the masks need l1_ratio and l1_kl of 0 or more and dropout in [0, 1), got {self.l1_ratio}, {self.l1_kl} and "
                 f"{self.dropout}.",
-                code="invalid-value",
+                code="out-of-range",
             )
 
     @property

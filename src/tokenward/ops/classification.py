@@ -11,10 +11,6 @@ def label_gap(probabilities: Tensor, labels: Tensor) -> Tensor:
 
     Other classes are found by index, so an exact tie has a gap of 0. The published code of TLM looks for a different
     probability instead: for two classes at 0.5 each it finds no rival and pays 1.5.
-
-    Args:
-        probabilities: Probabilities of ``c`` >= 2 classes for each example.
-        labels: Index of the correct class of each example.
     """
     index = labels.expand(probabilities.shape[:-1])[..., None]
     own = probabilities.gather(-1, index).squeeze(-1)
@@ -42,11 +38,6 @@ def prior_offsets(logp: Tensor, prior: Tensor, *, iterations: int = 500) -> Tens
     problem is convex, so the offsets are unique up to a constant; the result has mean 0. The first step from 0 with a
     uniform prior is Batch Calibration (Zhou et al. 2024, arXiv 2309.17249, Eq. 4), which stops there and does not reach
     the prior.
-
-    Args:
-        logp: Log-probabilities of the classes. The labels of the texts need not be known.
-        prior: Share of each class, > 0, sum 1.
-        iterations: Number of steps; convergence is linear.
     """
     logp, log_prior = logp.double(), prior.double().log()
     log_count = torch.tensor(float(len(logp)), dtype=torch.float64, device=logp.device).log()

@@ -71,14 +71,7 @@ class Memory(NamedTuple):
 def training_memory(
     sizes: ModelSizes, work: Work, types: NumberTypes, *, checkpointing: bool = False
 ) -> Memory:
-    """Bytes of a training step with AdamW.
-
-    Args:
-        sizes: Sizes of the model.
-        work: The largest pass.
-        types: Number types.
-        checkpointing: Save only the input of each layer and recompute the rest.
-    """
+    """Bytes of a training step with AdamW; ``work`` is the largest pass, ``checkpointing`` saves only the inputs of layers."""
     # Autocast keeps a second copy of the weights in the type of the products.
     copies = sizes.products * types.products if types.products != types.weights else 0
     return Memory(

@@ -56,12 +56,8 @@ def lsif(z: Tensor) -> Tensor:
 def basu(z: Tensor, power: float) -> Tensor:
     """``R^(l + 1) - (l + 1) (R^-l - 1) / l``; ``h = (R^(l + 1) - R) / l``, plus the constant 1.
 
-    The limit at ``l = 0`` is :func:`kliep`. The published code has the same gradient, but its constant grows without
-    bound there.
-
-    Args:
-        z: The margin.
-        power: ``l``, the paper's lambda, >= 0.
+    ``l`` is the paper's lambda, >= 0. The limit at ``l = 0`` is :func:`kliep`. The published code has the same gradient, but
+    its constant grows without bound there.
     """
     log_ratio = _log_ratio(z)
     if power == 0:
@@ -85,13 +81,8 @@ def log1mexp(x: Tensor) -> Tensor:
 
 
 def log_odds(logp: Tensor, largest: float = -1e-6) -> Tensor:
-    """``log(p / (1 - p))`` of a log-probability.  [...] -> [...]
-
-    Args:
-        logp: Log-probabilities.
-        largest: Upper bound of ``logp``, which keeps the odds finite at ``p = 1``. The gradient beyond it is 0.
-    """
-    logp = logp.clamp(max=largest)
+    """``log(p / (1 - p))`` of a log-probability.  [...] -> [...]"""
+    logp = logp.clamp(max=largest)  # the odds stay finite at p = 1, with a gradient of 0 beyond
     return logp - log1mexp(logp)
 
 

@@ -163,16 +163,10 @@ def chunked_statistics(
     direction: Direction = "reverse",
     chunk: int = CHUNK,
 ) -> dict[str, Tensor]:
-    """``logp`` and the named statistics of each token from one pass of the head.  [n d], [n] -> [n] each
+    """``logp`` and the named :data:`STATISTICS` of each token from one pass of the head.  [n d], [n] -> [n] each
 
-    Args:
-        hidden: Hidden state at the position before each token.
-        ids: The tokens.
-        head: The language model head, called on ``chunk`` rows at a time.
-        names: Names from :data:`STATISTICS`.
-        reference: Needed for ``kl``: hidden states of the reference at the same positions, and its head.
-        direction: Direction of the KL divergence.
-        chunk: Rows whose logits exist at the same time; affects memory, not the result.
+    ``hidden`` is the state before each token. The head runs on ``chunk`` rows at a time, which affects memory, not the result.
+    ``kl`` needs ``reference``: the states of the reference at the same positions, and its head.
     """
 
     def compute(rows: Tensor, targets: Tensor, reference_rows: Tensor | None = None) -> Tensor:

@@ -35,20 +35,13 @@ def linear_statistics(
     dtype: torch.dtype | None = None,
     elements: int = TILE_ELEMENTS,
 ) -> dict[str, Tensor]:
-    """``logp`` and the named statistics of each token from one pass of the head.  [n d], [n] -> [n] each
+    """``logp`` and the named :data:`TILED` statistics of each token from one pass of the head.  [n d], [n] -> [n] each
+
+    ``hidden`` is the state before each token; ``kl`` needs ``reference``. Matrix products are in ``dtype``, by default that of
+    the states, and ``elements`` logits exist at the same time, which affects memory, not the result.
 
     Sums over the vocabulary are in float32 or float64, whatever the dtype of the products. A rank costs a second pass of
     products, because the token's own logit must be known before larger ones can be counted.
-
-    Args:
-        hidden: Hidden state at the position before each token.
-        ids: The tokens.
-        head: The language model head.
-        names: Names from :data:`TILED`, see :data:`tokenward.ops.logprob.STATISTICS`.
-        reference: The KL reference, needed for ``kl``.
-        direction: ``reverse`` is KL(model || reference), ``forward`` KL(reference || model).
-        dtype: Dtype of the matrix products; by default that of the states.
-        elements: Logits that may exist at the same time; affects memory, not the result.
     """
     others = (None, None, None) if reference is None else (reference.hidden, *reference.head[:2])
     other_change = UNCHANGED if reference is None else reference.head.change
@@ -100,13 +93,17 @@ class _Found(NamedTuple):
     divergence: Tensor  # mean difference of the logits, under the first distribution of the KL divergence
 
 
-class _Gradients(NamedTuple):
-    """Gradients of the loss by each statistic, None if it was not requested.  [n] each"""
+class _Pass(NamedTuple):
+    """The backward pass: what the forward pass was given and found, and the gradients of the statistics, [n] each."""
 
+    side: _Side
+    other: _Side | None
+    ids: Tensor
+    found: _Found
     logp: Tensor
-    entropy: Tensor | None
+    entropy: Tensor | None  # None if it was not requested
     kl: Tensor | None
-    forward: bool
+    settings: _Settings
 
 
 class TiledSums:
@@ -178,15 +175,13 @@ class _Tiles(torch.autograd.Function):
         settings, (ids, hidden, *given) = ctx.settings, ctx.saved_tensors[:7]
         with torch.autocast(hidden.device.type, enabled=False):
             side, other = _sides(settings, hidden, *given)
-            grads = _Gradients(
-                grad_logp,
-                grad_entropy if settings.entropy else None,
-                None if other is None else grad_kl,
-                settings.forward,
-            )
             wanted = tuple(bool(flag) for flag in ctx.needs_input_grad[:3])
+            entropy = grad_entropy if settings.entropy else None
+            kl = None if other is None else grad_kl
             found = _Found(*ctx.saved_tensors[7:])
-            states, *weights = _backward(side, other, ids, settings.elements, found, grads, wanted)
+            states, *weights = _backward(
+                _Pass(side, other, ids, found, grad_logp, entropy, kl, settings), wanted
+            )
         return (None if states is None else states.to(hidden.dtype), *weights, *(None,) * 5)
 
 
@@ -248,22 +243,14 @@ def _place(ids: Tensor, part: slice) -> Tensor:
     return (ids - part.start).clamp(0, part.stop - part.start - 1)[:, None]
 
 
-def _backward(
-    side: _Side,
-    other: _Side | None,
-    ids: Tensor,
-    elements: int,
-    found: _Found,
-    grads: _Gradients,
-    wanted: tuple[bool, ...],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _backward(given: _Pass, wanted: tuple[bool, ...]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of states, weight and bias."""
-    dtype = side.hidden.dtype
+    side, dtype = given.side, given.side.hidden.dtype
     for_hidden = torch.zeros_like(wide(side.hidden)) if wanted[0] else None
     for_weight = torch.empty_like(side.weight) if wanted[1] else None
     for_bias = torch.empty_like(side.bias) if wanted[2] and side.bias is not None else None
-    for part in _tiles(len(side.weight), len(ids), elements):
-        full = _logit_gradient(side, other, ids, part, found, grads)
+    for part in _tiles(len(side.weight), len(given.ids), given.settings.elements):
+        full = _logit_gradient(given, part)
         grad = full.to(dtype)
         if for_hidden is not None:
             for_hidden += grad @ side.weight[part].to(dtype)
@@ -274,45 +261,42 @@ def _backward(
     return for_hidden, for_weight, for_bias
 
 
-def _logit_gradient(side: _Side, other: _Side | None, ids: Tensor, part: slice, *rest: Any) -> Tensor:
+def _logit_gradient(given: _Pass, part: slice) -> Tensor:
     """Gradient by the output of the head for one tile.  -> [n tile]"""
+    side = given.side
     if not side.change.steps:
-        return _by_logits(side.logits(part), other, ids, part, *rest)
+        return _by_logits(given, side.logits(part), part)
     raw = side.raw(part).requires_grad_()
     with torch.enable_grad():
         changed = wide(side.change(raw))
-    gradient = _by_logits(changed.detach(), other, ids, part, *rest)
-    return torch.autograd.grad(changed, raw, gradient)[0]
+    return torch.autograd.grad(changed, raw, _by_logits(given, changed.detach(), part))[0]
 
 
-def _by_logits(
-    logits: Tensor, other: _Side | None, ids: Tensor, part: slice, found: _Found, grads: _Gradients
-) -> Tensor:
+def _by_logits(given: _Pass, logits: Tensor, part: slice) -> Tensor:
     """Gradient by the model's logits of one tile, which are overwritten.  -> [n tile]"""
     # The derivative of each statistic by a logit is its probability times a factor, plus 1 for logp at the token itself.
-    if grads.entropy is None and grads.kl is None:
-        gradient = logits.sub_(found.own[:, None]).exp_().mul_(-grads.logp[:, None])
+    if given.entropy is None and given.kl is None:
+        gradient = logits.sub_(given.found.own[:, None]).exp_().mul_(-given.logp[:, None])
     else:
-        gradient = _share_times_factors(logits, other, part, found, grads)
-    mine = torch.where(_inside(ids, part), grads.logp, 0.0)
-    return gradient.scatter_add_(1, _place(ids, part), mine[:, None])
+        gradient = _share_times_factors(given, logits, part)
+    mine = torch.where(_inside(given.ids, part), given.logp, 0.0)
+    return gradient.scatter_add_(1, _place(given.ids, part), mine[:, None])
 
 
-def _share_times_factors(
-    logits: Tensor, other: _Side | None, part: slice, found: _Found, grads: _Gradients
-) -> Tensor:
+def _share_times_factors(given: _Pass, logits: Tensor, part: slice) -> Tensor:
     """Probability times the factors of all statistics, if entropy or KL is requested.  -> [n tile]"""
+    found = given.found
     logp = logits - found.own[:, None]
     share = logp.exp()
-    factor = -grads.logp[:, None]
-    if grads.entropy is not None:
+    factor = -given.logp[:, None]
+    if given.entropy is not None:
         entropy = (found.own - found.average)[:, None]
-        factor = factor - grads.entropy[:, None] * (torch.where(share > 0, logp, 0.0) + entropy)
-    if grads.kl is None or other is None:
+        factor = factor - given.entropy[:, None] * (torch.where(share > 0, logp, 0.0) + entropy)
+    if given.kl is None or given.other is None:
         return share * factor
-    reference = other.logits(part)
-    if grads.forward:
+    reference = given.other.logits(part)
+    if given.settings.forward:
         theirs = (reference - found.others[:, None]).exp()
-        return share * (factor + grads.kl[:, None]) - theirs * grads.kl[:, None]
+        return share * (factor + given.kl[:, None]) - theirs * given.kl[:, None]
     difference = torch.where(share > 0, logits - reference, 0.0)
-    return share * (factor + grads.kl[:, None] * (difference - found.divergence[:, None]))
+    return share * (factor + given.kl[:, None] * (difference - found.divergence[:, None]))

@@ -27,12 +27,8 @@ def otsu_cuts(values: Tensor, classes: int, *, bins: int = BINS) -> Tensor:
     """Multi-Otsu thresholds, ascending; a number at a threshold belongs above it.  [n] -> [classes - 1] float64
 
     They maximize the variance between classes (Otsu, 1979; Liao, Chen and Chung, 2001): exactly for up to ``bins``
-    different values, else for the histogram. With fewer values than classes, the upper thresholds are infinite.
-
-    Args:
-        values: The numbers; infinities and NaN are ignored.
-        classes: Number of classes, at least 2.
-        bins: Number of bins.
+    different values, else for a histogram. Infinities and NaN are ignored. With fewer values than classes, the upper
+    thresholds are infinite.
     """
     values = values[values.isfinite()].double()
     cuts = torch.full((classes - 1,), torch.inf, dtype=torch.float64, device=values.device)
@@ -270,7 +266,7 @@ def bound_softplus(z: Tensor, low: float, high: float, *, exact: bool = False) -
 
 
 def bound_sigmoid(z: Tensor, low: float, high: float) -> Tensor:
-    """``low + (high - low) sigma(z)``, in ``(low, high)``.  [n] -> [n]"""
+    """``low + (high - low) sigma(z)``.  [n] -> [n]"""
     return low + (high - low) * z.sigmoid()
 
 

@@ -1,1 +1,1 @@
-"""Scorers, the score store, and scores of one's own text."""
+"""Scorers, the score store, and scores of any text."""

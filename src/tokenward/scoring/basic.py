@@ -354,7 +354,7 @@ def _read_row(where: str, row: Mapping[str, Any]) -> tuple[str, list[Span]]:
         raise UserError(
             f"{where}: {problem}. Each row needs prompt and response (text or messages) and spans, a list of [start, end, "
             f"value] in characters; got {json.dumps(row, default=str)[:80]}.",
-            code="invalid-row",
+            code="bad-row",
         ) from error
     response = found.response.text
     for span in spans:

@@ -16,7 +16,7 @@ from tokenward.tokens.store import digest
 from tokenward.tokens.table import CHUNK_ROWS, Column, TokenTable, own_starts
 
 
-def scored(table: TokenTable, scorer: Scorer, store: TokenStore) -> TokenTable:
+def with_scores(table: TokenTable, scorer: Scorer, store: TokenStore) -> TokenTable:
     """Add the column ``scores``, computed by a scorer from stored values.
 
     A scorer that compares responses (``combine`` with a step of scope comparison or dataset) sees all rows at once.
@@ -24,7 +24,8 @@ def scored(table: TokenTable, scorer: Scorer, store: TokenStore) -> TokenTable:
     if not isinstance(scorer, Combine) or scope_of_scores(scorer) == "response":
         return with_stored(table, store, "scores", lambda record: scores_of(scorer, record))
     parts = [
-        scored(table, part.scorer, store).columns["scores"].gathered(table.lengths) for part in scorer.made
+        with_scores(table, part.scorer, store).columns["scores"].gathered(table.lengths)
+        for part in scorer.members
     ]
     response = torch.repeat_interleave(torch.arange(len(table.lengths)), torch.from_numpy(table.lengths))
     row = torch.repeat_interleave(torch.arange(len(table)), torch.from_numpy(table.sizes))
@@ -117,7 +118,7 @@ def _tokens_differ(table: TokenTable, store: TokenStore, response: int, record: 
     )
 
 
-def computed(
+def compute_column(
     table: TokenTable,
     model: TokenModel,
     *,

@@ -102,7 +102,7 @@ def _attention(model: LanguageModel, value: Value) -> Compute:
     if not -len(layers) <= wanted < len(layers):
         raise UserError(
             f"attention: there is no layer {wanted} in {model.name}, which has {len(layers)}. Count from 0, or from -1 backwards.",
-            code="invalid-value",
+            code="out-of-range",
         )
     module = part_of(layers[wanted], ATTENTION, model.name)
 

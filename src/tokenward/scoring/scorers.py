@@ -61,8 +61,8 @@ class Combine:
                 "combine needs parts. Write for example parts: [{scorer: {name: probability}, steps: [...]}].",
                 code="missing-setting",
             )
-        scopes = {part.chain.scope for part in self.made}
-        if "batch" in scopes or "dataset" in {scope_of_scores(part.scorer) for part in self.made}:
+        scopes = {part.chain.scope for part in self.members}
+        if "batch" in scopes or "dataset" in {scope_of_scores(part.scorer) for part in self.members}:
             raise UserError(
                 "the steps of combine must have scope response, comparison or dataset, and a part cannot itself be a combine "
                 "with scope dataset. Move a step with scope batch to the selection.",
@@ -70,19 +70,19 @@ class Combine:
             )
 
     @cached_property
-    def made(self) -> tuple[Part, ...]:
+    def members(self) -> tuple[Part, ...]:
         """The scorers and steps that ``parts`` describes."""
         return tuple(map(_build_part, self.parts))
 
     @property
     def reads(self) -> tuple[Value, ...]:
-        return tuple(dict.fromkeys(value for part in self.made for value in reads_of(part.scorer)))
+        return tuple(dict.fromkeys(value for part in self.members for value in reads_of(part.scorer)))
 
     @property
     def scope(self) -> str:
         """The widest scope of all steps, including those of nested parts."""
         return widest(
-            scope for part in self.made for scope in (part.chain.scope, scope_of_scores(part.scorer))
+            scope for part in self.members for scope in (part.chain.scope, scope_of_scores(part.scorer))
         )
 
     def __call__(self, record: Record) -> Tensor:
@@ -92,7 +92,7 @@ class Combine:
                 "are only available for training; elsewhere use steps with scope response.",
                 code="unsupported-scope",
             )
-        scores = [scores_of(part.scorer, record) for part in self.made]
+        scores = [scores_of(part.scorer, record) for part in self.members]
         owner = torch.zeros(len(record.ids), dtype=torch.long, device=scores[0].device)
         return self.join(scores, Owners(owner, owner), torch.ones_like(owner, dtype=torch.bool))
 
@@ -100,7 +100,7 @@ class Combine:
         """Combine the scores ``[n]`` of each part, after its steps on each side of the comparisons.  -> [n]"""
         stepped = [
             by_side((part.chain, part.chain), found.float().to(preferred.device), owners, preferred)
-            for part, found in zip(self.made, scores, strict=True)
+            for part, found in zip(self.members, scores, strict=True)
         ]
         if self.how in ("and", "or"):
             stepped = [torch.where(found.isnan(), torch.nan, (found != 0).float()) for found in stepped]
@@ -118,7 +118,7 @@ class Combine:
 def scores_together(scorer: Scorer, records: Sequence[Any], owners: Owners, preferred: Tensor) -> Tensor:
     """Scores of several responses, which the steps of a :class:`Combine` may compare with each other.  -> [n]"""
     if isinstance(scorer, Combine) and scope_of_scores(scorer) != "response":
-        parts = [scores_together(part.scorer, records, owners, preferred) for part in scorer.made]
+        parts = [scores_together(part.scorer, records, owners, preferred) for part in scorer.members]
         return scorer.join(parts, owners, preferred)
     return torch.cat([scores_of(scorer, record).to(preferred.device) for record in records])
 
@@ -143,7 +143,7 @@ def check_scope(scorer: Scorer) -> None:
         UserError: One does.
     """
     if isinstance(scorer, Combine):
-        for part in scorer.made:
+        for part in scorer.members:
             check_scope(part.scorer)
     elif scope_of_scores(scorer) != "response":
         raise UserError(

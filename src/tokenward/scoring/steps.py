@@ -80,7 +80,7 @@ class Clamp:
         if (low is None and high is None) or (low is not None and high is not None and low > high):
             raise UserError(
                 f"clamp needs low <= high, or one of the two, got low {low} and high {high}.",
-                code="invalid-value",
+                code="out-of-range",
             )
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
@@ -95,7 +95,7 @@ class Exp:
 
     def __post_init__(self) -> None:
         if self.temperature == 0:
-            raise UserError("exp needs a temperature other than 0, such as 1.0.", code="invalid-value")
+            raise UserError("exp needs a temperature other than 0, such as 1.0.", code="out-of-range")
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
         return transforms.exponential(scores, self.temperature)
@@ -220,12 +220,12 @@ class Cut:
         if self.at == "quantile" and not 0 <= (self.value or 0.0) <= 1:
             raise UserError(
                 f"at: quantile needs a value in [0, 1], got {self.value}. Write 0.6 for 60 %.",
-                code="invalid-value",
+                code="out-of-range",
             )
         if self.at == "otsu" and not 0 <= self.cut < self.classes - 1:
             raise UserError(
                 f"at: otsu with classes: {self.classes} has the cuts 0 to {self.classes - 2}, got cut: {self.cut}.",
-                code="invalid-value",
+                code="out-of-range",
             )
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
@@ -267,7 +267,7 @@ class Cluster:
         if self.classes < 2 or not set(self.keep) <= set(range(self.classes)):
             raise UserError(
                 f"cluster needs 2 or more classes and keep from 0 to classes - 1, got {self.classes} and {[*self.keep]}.",
-                code="invalid-value",
+                code="out-of-range",
             )
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:

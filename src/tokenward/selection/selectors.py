@@ -217,7 +217,7 @@ class SoftWeights:
     def __post_init__(self) -> None:
         check_positive(temperature=self.temperature)
         if not 0 <= self.uniform <= 1:
-            raise UserError(f"uniform must be in [0, 1], got {self.uniform}.", code="invalid-value")
+            raise UserError(f"uniform must be in [0, 1], got {self.uniform}.", code="out-of-range")
 
     @property
     def scope(self) -> Scope:

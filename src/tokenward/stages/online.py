@@ -11,7 +11,7 @@ from tokenward.api.training import with_new_adapter
 from tokenward.artifacts import StageFolder, fingerprint, write_jsonl
 from tokenward.config import OnlineTable, Recipe
 from tokenward.models.head_mlp import HeadMLPSettings
-from tokenward.models.loading import LanguageModel, lasting
+from tokenward.models.loading import LanguageModel, absolute_name
 from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model
 from tokenward.objectives import SFT, Objective, needs_of
 from tokenward.plugins import build
@@ -212,7 +212,7 @@ class OnlineLoop:
             self.reward.save(folder / "reward")
         write_jsonl(folder / "events.jsonl", callback.events, ascii=True)
         learned = sum(event["event"] == "reward" for event in callback.events)
-        start = {"start": lasting(run.start_model)}
+        start = {"start": absolute_name(run.start_model)}
         return {
             **start,
             **facts,

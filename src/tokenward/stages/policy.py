@@ -7,7 +7,7 @@ from tokenward.api.prepare import kept_line, kept_shares, prepare_rows
 from tokenward.artifacts import StageFolder
 from tokenward.config import PolicyTable, Recipe
 from tokenward.errors import UserError
-from tokenward.models.loading import lasting
+from tokenward.models.loading import absolute_name
 from tokenward.scoring.store import TokenStore
 from tokenward.selection import scope_of, selector_of, unit_of
 from tokenward.stages.auxiliary import scorer_of
@@ -90,7 +90,7 @@ class PolicyStage(TrainingStage):
         # Weights that are computed during training have no share yet; history.jsonl has it.
         made = "weights" in rows.columns
         shares = {"kept": kept_shares(rows), "nothing_selected": ready.dropped} if made else {}
-        return {"start": lasting(run.policy_start), **shares, **scored_by(run), **facts}
+        return {"start": absolute_name(run.policy_start), **shares, **scored_by(run), **facts}
 
     def checks(self, run: Run) -> Checks:
         """The selection and the objective must fit the scorer."""

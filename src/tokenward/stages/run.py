@@ -14,14 +14,14 @@ from tokenward.artifacts import MANIFEST, Manifest, StageFolder, open_stage, rea
 from tokenward.config import OnlineTable, PromptTaskTable, Recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
-from tokenward.models.adapters import merged
+from tokenward.models.adapters import merge_adapter
 from tokenward.models.identity import (
     ADAPTER_FILE,
     config_of,
     context_length,
     has_encoder,
+    missing_base,
     model_fingerprint,
-    no_base,
     parts_of,
     resolve,
 )
@@ -64,7 +64,7 @@ def check_start(name: str, *, trust_remote_code: bool) -> None:
         try:
             config_of(parts.base, trust_remote_code=trust_remote_code)
         except UserError as error:
-            raise UserError(no_base(name, parts.base, error), code="missing-base") from error
+            raise missing_base(name, parts.base, error) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +210,7 @@ class Run:
         before = next_log_probabilities(model, model.template(self.style))
         scratch = target.with_name(f"{target.name}.tmp")
         shutil.rmtree(scratch, ignore_errors=True)
-        cast(PreTrainedModel, merged(cast(PeftModel, model.model), name)).save_pretrained(scratch)
+        cast(PreTrainedModel, merge_adapter(cast(PeftModel, model.model), name)).save_pretrained(scratch)
         model.tokenizer.save_pretrained(scratch)
         again = load(str(scratch))
         found = difference(before, next_log_probabilities(again, again.template(self.style)))

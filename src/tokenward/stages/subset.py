@@ -13,7 +13,7 @@ from tokenward.config import AuxiliaryModelTable, SubsetTable
 from tokenward.errors import UserError
 from tokenward.objectives import needs_of, objective_of
 from tokenward.ops.selection import best_places, kept_count, pooled_scores
-from tokenward.scoring.join import scored
+from tokenward.scoring.join import with_scores
 from tokenward.scoring.reads import is_online
 from tokenward.stages.auxiliary import made_scorer, picking_models
 from tokenward.stages.base import Checks
@@ -71,7 +71,7 @@ def _selected(
     template = run.tokenizer_template(run.reference_model)
     looked, scorer = looked_at(pairs, subset), made_scorer(subset.scorer, run.recipe.seed)
     store = write_values(run, stage, stage.path / VALUES, scorer, template, looked.by_prompt())
-    scores = _comparison_scores(scored(looked, scorer, store), subset)
+    scores = _comparison_scores(with_scores(looked, scorer, store), subset)
     best = best_places(scores, picked_count(subset, scores))
     if not len(best):
         raise UserError(

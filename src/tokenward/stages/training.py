@@ -14,11 +14,11 @@ from tokenward.artifacts import StageFolder
 from tokenward.config import EvalRewardTable, Recipe, SftTable
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.loading import LanguageModel, lasting
+from tokenward.models.loading import LanguageModel, absolute_name
 from tokenward.objectives import SFT, Objective
 from tokenward.sampling import Reply, sample_replies
 from tokenward.sampling.rollouts import Context
-from tokenward.scoring.join import computed, with_reference
+from tokenward.scoring.join import compute_column, with_reference
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.base import Checks, Training, TrainingStage
 from tokenward.stages.part_checks import check_objective_without_scores
@@ -92,7 +92,7 @@ def watching(
 def scored_by(run: Run) -> dict[str, Any]:
     """Facts with which a scorer of texts can reproduce the run's scores from any folder."""
     return {
-        "reference": lasting(run.reference_model),
+        "reference": absolute_name(run.reference_model),
         **run.style.facts(),
         "dtype": run.recipe.model.dtype,
         "attention": run.recipe.model.attention,
@@ -187,7 +187,7 @@ def reference_of(run: Run, start: LanguageModel, *, prompted: bool = False) -> W
 
     def compute(rows: TokenTable) -> TokenTable:
         with run.display.progress("reference", len(rows.responses)) as bar:
-            column = computed(rows, start, progress=bar.advance, **run.passes)
+            column = compute_column(rows, start, progress=bar.advance, **run.passes)
         return rows.with_column("reference_logp", column)
 
     return compute

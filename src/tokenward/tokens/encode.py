@@ -163,8 +163,8 @@ def judge(sizes: Sizes, limits: Limits, source: str, same: Callable[[], bool]) -
     if longest > limits.max_response_tokens:
         notes.append("note: response truncated")
     if same():
-        cut_off = " after truncation" if longest > limits.max_response_tokens else ""
-        return False, [f"dropped: responses are the same{cut_off or ', token by token'}"]
+        when = " after truncation" if longest > limits.max_response_tokens else ""
+        return False, [f"dropped: responses have the same tokens{when}"]
     both = zip(sizes.preludes, sizes.responses, strict=True)
     widest = max((before + min(length, limits.max_response_tokens) for before, length in both), default=0)
     if limits.context is not None and sizes.kept + widest > limits.context:

@@ -133,26 +133,19 @@ def _sees(comparison: Tensor, branch: Tensor, query: Tensor, key: Tensor) -> Ten
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInputs:
-    """The inputs of a model for a batch, and the position of each response token in them.
+    """The inputs of a model for a batch, and the position of each response token in them."""
 
-    Attributes:
-        input_ids: ``[rows t]``, padded on the right; a single row without padding in the shared layout.
-        position_ids: ``[rows t]``.
-        attention_mask: ``[rows t]``; a placeholder if there is a tree.
-        predicted_from: ``[n]``, index into the flattened ``rows x t`` of the position whose output predicts the token.
-        placed_at: ``[n]``, index into the flattened ``rows x t`` of the position that reads the token. For tokens that
-            were not laid out it is past the end.
-        tree: Attention structure of a packed row, or None.
-        decoder_ids: ``[rows t]``, inputs of the decoder if the model has an encoder, or None. The two indices above are
-            then those of the decoder.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    attention_mask: Tensor
+    input_ids: Tensor  # [rows t], padded on the right; a single row without padding in the shared layout
+    position_ids: Tensor  # [rows t]
+    attention_mask: Tensor  # [rows t]; a placeholder if there is a tree
+    # [n], index into the flattened rows x t of the position whose output predicts the token.
     predicted_from: Tensor
+    # [n], index into the flattened rows x t of the position that reads the token. For tokens that were not
+    # laid out it is past the end.
     placed_at: Tensor
-    tree: Tree | None = None
+    tree: Tree | None = None  # attention structure of a packed row, or None
+    # [rows t], inputs of the decoder if the model has an encoder, or None. The two indices above are then those
+    # of the decoder.
     decoder_ids: Tensor | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:

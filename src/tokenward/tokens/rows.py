@@ -90,10 +90,8 @@ class TokenRow:
         """
         if layout == "shared":
             return 1, self.length
-        count, start = (
-            len(self.responses),
-            int(layout == "encoder_decoder"),
-        )  # a decoder starts with a token of its own
+        # A decoder reads a start token before the response.
+        count, start = len(self.responses), int(layout == "encoder_decoder")
         return count, len(self.prompt) + max(map(self.size, range(count))) + start
 
 

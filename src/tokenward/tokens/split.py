@@ -46,20 +46,20 @@ class Note(IntFlag):
 
 SAID: dict[Note, str] = {
     Note.APART: "note: joint encoding differs at the boundary",
-    Note.OPENING: "note: the template begins a reply in another way than it asks for one",
-    Note.PRELUDE: "note: the template writes something before a reply",
-    Note.REPLY_MARKS: "note: a reply holds marks of the template, or special tokens",
-    Note.PROMPT_MARKS: "note: the prompt holds marks of the template",
-    Note.REPLY_LEFT_OUT: "note: the template leaves out a part of a reply",
-    Note.PROMPT_LEFT_OUT: "note: the template leaves out calls or tools of the prompt",
+    Note.OPENING: "note: replies begin differently from the generation prompt",
+    Note.PRELUDE: "note: the template writes text before a reply",
+    Note.REPLY_MARKS: "note: a reply contains marks of the template or special tokens",
+    Note.PROMPT_MARKS: "note: the prompt contains marks of the template",
+    Note.REPLY_LEFT_OUT: "note: the template leaves out part of a reply",
+    Note.PROMPT_LEFT_OUT: "note: the template leaves out part of the prompt",
 }
 """Notes of rows that are kept."""
 
 DROPPED: dict[Note, str] = {
-    Note.UNPLACED: "dropped: the template does not write the reply's messages one after another",
-    Note.UNWRITTEN: "dropped: the template writes nothing of a reply",
-    Note.WEIGHTLESS: "dropped: no message of a reply has weight",
-    Note.BEGUN: "dropped: the prompt ends with an assistant's call, or with a thought beside a reply's own, where no reply goes on",
+    Note.UNPLACED: "dropped: the template does not write the messages of a reply in order",
+    Note.UNWRITTEN: "dropped: the template does not write a reply",
+    Note.WEIGHTLESS: "dropped: all messages of a reply have weight 0",
+    Note.BEGUN: "dropped: no reply can continue the prompt, which ends with a call or with reasoning",
     Note.CUT_AWAY: "dropped: nothing of a response is left after truncation",
 }
 """Notes of rows that are dropped."""

@@ -62,26 +62,18 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenTable(Sequence[TokenRow]):
-    """Rows of encoded comparisons, with columns of values per token.
+    """Rows of encoded comparisons, with columns of values per token."""
 
-    Attributes:
-        store: The comparisons and their ids.
-        kind: What a row is. ``whole``: a comparison of the store. ``pair``: two of its responses, the better one first, or a
-            comparison with a single response. ``group``: responses to one prompt from any of its comparisons, whose ranks
-            have no meaning.
-        starts: ``[rows + 1]``, number of the first response of each row in this table.
-        responses: ``[r]``, number of each response in the store.
-        columns: Values per token, by name.
-        scratch: Folder for new columns; None keeps them in memory.
-        change: Applied to each row when it is built, such as to use another prompt.
-    """
-
-    store: EncodedStore
+    store: EncodedStore  # the comparisons and their ids
+    # What a row is. whole: a comparison of the store. pair: two of its responses, the better one first, or a
+    # comparison with a single response. group: responses to one prompt from any of its comparisons, whose ranks
+    # have no meaning.
     kind: Kind
-    starts: np.ndarray
-    responses: np.ndarray
-    columns: Mapping[str, Column] = field(default_factory=dict[str, Column])
-    scratch: Path | None = None
+    starts: np.ndarray  # [rows + 1], number of the first response of each row in this table
+    responses: np.ndarray  # [r], number of each response in the store
+    columns: Mapping[str, Column] = field(default_factory=dict[str, Column])  # values per token, by name
+    scratch: Path | None = None  # folder for new columns; None keeps them in memory
+    # Applied to each row when it is built, such as to use another prompt.
     change: Callable[[TokenRow], TokenRow] | None = None
 
     @classmethod

@@ -16,7 +16,7 @@ from tokenward.artifacts import Manifest, read_manifest
 from tokenward.display import Display, interval, rounded
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figures, load_figures
-from tokenward.models.adapters import merged
+from tokenward.models.adapters import merge_adapter
 from tokenward.models.loading import (
     TOLERANCE,
     LanguageModel,
@@ -134,7 +134,7 @@ def _write(model: LanguageModel, finished: FinishedModel, folder: Path) -> Expor
     trained = recorded(Path(finished.name).parent)
     before = next_log_probabilities(model, model.template(finished.style)) if trained is None else trained
     adapter = isinstance(model.model, PeftModel)
-    whole = merged(model.model, finished.name) if isinstance(model.model, PeftModel) else model.model
+    whole = merge_adapter(model.model, finished.name) if isinstance(model.model, PeftModel) else model.model
     cast(PreTrainedModel, whole).save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     dtype = "bfloat16" if model.dtype == torch.bfloat16 else "float32"

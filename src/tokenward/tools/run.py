@@ -19,7 +19,7 @@ from tokenward.objectives import OBJECTIVES, objective_of
 from tokenward.plugins import find
 from tokenward.report.page import make_report
 from tokenward.sampling.sources import SOURCES
-from tokenward.scoring.join import scored
+from tokenward.scoring.join import with_scores
 from tokenward.scoring.reads import is_online
 from tokenward.scoring.scorers import SCORERS
 from tokenward.scoring.store import TokenStore
@@ -177,7 +177,7 @@ def _weigh_first(run: Run, rows: TokenTable, count: int) -> Sequence[TokenRow] |
         return None
     try:
         manifest = run.done("scores")
-        known = scored(rows, scorer_of(run), TokenStore(run.path("scores")))
+        known = with_scores(rows, scorer_of(run), TokenStore(run.path("scores")))
     except UserError as error:
         run.display.line(f"  no weights: {error}")
         return None
