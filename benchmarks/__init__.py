@@ -1,4 +1,4 @@
-"""Measurements behind the claims of docs/performance.md, one script a claim.
+"""Measurements for the claims of docs/performance.md, one script per claim.
 
-``python -m benchmarks.NAME`` from the repository's root; ``--quick`` tries a script out on a tiny model.
+Run ``python -m benchmarks.NAME`` in the repository's root. ``--quick`` tries a script on a tiny model.
 """

@@ -1,7 +1,7 @@
-"""A linear layer in bfloat16 against float32 on this processor, in turns: claims ``bfloat16_forward``, ``bfloat16_backward``.
+"""Time of a linear layer in bfloat16 against float32 on this CPU: claims ``bfloat16_forward``, ``bfloat16_backward``.
 
-Forward is what scoring and sampling do, backward what training adds. How long an imitated product takes depends on how its
-factors lie in memory, so the layer is measured as a model has it and not one product of the same size.
+Scoring and sampling run the forward pass; training adds the backward pass. The time of an emulated product depends on the
+memory layout of its factors, so the layer is measured as models use it, not a single product of the same size.
 """
 
 import argparse
@@ -27,11 +27,11 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> list[Result]:
-    """Seconds of both passes in both types; how many times as long bfloat16 takes."""
+    """Time both passes in both types, in turns."""
     torch.set_num_threads(options.threads)
     found: dict[torch.dtype, list[dict[str, float]]] = {torch.float32: [], torch.bfloat16: []}
     for dtype in found:
-        passes(dtype)  # the first product of a kind sets its kernel up
+        passes(dtype)  # the first product of each type sets up its kernel
     for _ in range(options.repetitions):
         for dtype, seconds in found.items():
             seconds.append(passes(dtype))
@@ -48,7 +48,7 @@ def passes(dtype: torch.dtype) -> dict[str, float]:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What some work gives, and its seconds."""
+    """The result of ``work()``, and its time in seconds."""
     start = perf_counter()
     done = work()
     return done, perf_counter() - start
@@ -57,7 +57,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 def result(
     options: argparse.Namespace, name: str, float32: list[dict[str, float]], bfloat16: list[dict[str, float]]
 ) -> Result:
-    """The claim about one of the passes."""
+    """Result of one of the passes."""
     slow, fast = ([seconds[name] for seconds in each] for each in (bfloat16, float32))
     ratio = paired_ratio(slow, fast)
     return Result(

@@ -1,4 +1,4 @@
-"""Folders of the models that are measured: the default one, and small ones that a script makes itself."""
+"""Folders of the measured models: the default model, and small ones that the scripts make."""
 
 import shutil
 from pathlib import Path
@@ -19,14 +19,14 @@ from tokenward.models.loading import load_tokenizer
 
 
 def folder_of(name: str) -> str:
-    """Where a model named as in a recipe lies."""
+    """Folder of a model, by its name in a recipe."""
     return str(resolve(name))
 
 
 def cut_down(source: str, target: Path, *, layers: int, vocabulary: int | None = None, seed: int = 0) -> Path:
-    """A model of random weights with another's width, fewer layers and, if wanted, another vocabulary.
+    """Make a random model with the width of another, fewer layers and, optionally, another vocabulary.
 
-    With a vocabulary of its own it gets a tokenizer of bytes, which fits into any: ids of a larger one have no text.
+    With another vocabulary it gets a byte tokenizer; larger ids then have no text.
     """
     config = AutoConfig.from_pretrained(folder_of(source))
     config.num_hidden_layers = layers
@@ -37,7 +37,7 @@ def cut_down(source: str, target: Path, *, layers: int, vocabulary: int | None =
 
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:
-    """A token a byte and an end, for models whose text nobody reads."""
+    """A tokenizer with one token per byte and an end token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -46,8 +46,10 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def tiny(source: str, target: Path, *, width: int = 32, layers: int = 2, seed: int = 0) -> Path:
-    """A Llama of random weights, small enough to cost nothing, with another model's tokenizer."""
-    tokenizer: Any = load_tokenizer(source)  # its ids are ints here, and anything at all by their type
+    """Make a tiny Llama with random weights and another model's tokenizer."""
+    tokenizer: Any = load_tokenizer(
+        source
+    )  # typed Any: its ids are ints here, but not by their declared type
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,

@@ -1,4 +1,4 @@
-"""Whole optimizer steps of a transformers Trainer, one at a time, when the parent asks."""
+"""Runs single optimizer steps of a transformers Trainer on request of the parent process."""
 
 from collections.abc import Mapping
 from time import perf_counter
@@ -11,14 +11,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from benchmarks.workers import Actions, Channel, memory_now
 
 ENDLESS = 100_000
-"""More steps than anybody asks for: the parent says when it is enough."""
+"""More steps than any measurement needs; the parent ends the training."""
 
 
 class Gate(TrainerCallback):
-    """Stops the Trainer's own loop between two steps until the parent asks for the next.
+    """Pauses the Trainer's loop after each step until the parent requests the next one.
 
-    The clock runs from the request to the end of the step: logging of the step before, the next batch and
-    its collation, forward, backward, clipping, optimizer, schedule. It is what ``train()`` spends on a step.
+    The time is measured from the request to the end of the step. It includes everything that ``train()`` does for a
+    step: logging of the previous step, the next batch and its collation, forward, backward, clipping, optimizer and
+    schedule.
     """
 
     def __init__(self, channel: Channel, actions: Actions, facts: Mapping[str, Any]) -> None:
@@ -30,14 +31,14 @@ class Gate(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ready: the parent decides from here."""
+        """Tell the parent that the side is ready, and wait."""
         self._channel.send(self._facts)
         self._wait()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Answer with the step's time, and wait."""
+        """Send the time of the step, and wait."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._channel.send({"seconds": perf_counter() - self._start, "step": state.global_step})
@@ -57,7 +58,7 @@ def _memory(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def common_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of ``TrainingArguments`` that both sides are given."""
+    """Fields of ``TrainingArguments`` that both sides share."""
     return {
         "per_device_train_batch_size": settings["batch"],
         "max_steps": ENDLESS,
@@ -83,9 +84,9 @@ def common_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nudge(model: nn.Module, *, seed: int = 0, share: float = 0.02) -> None:
-    """Move a model a little, the same on both sides.
+    """Move a model's weights slightly, in the same way on both sides.
 
-    At its own reference DPO's loss is ln 2 whatever the code does; a comparison there would see nothing.
+    At the reference, DPO's loss is always ln 2, so comparing the sides there would show nothing.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The training and scoring claims on a CUDA device in bfloat16: claims ``gpu_*``. Without one, nothing is run."""
+"""The training and scoring claims on a CUDA device in bfloat16: claims ``gpu_*``. Without a device, nothing runs."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from benchmarks.training import measure
 
 
 def main() -> None:
-    """Measure and report, or say that there is nothing to measure on."""
+    """Measure and report, or print that there is no CUDA device."""
     options = parser(__doc__, repetitions=14).parse_args()
     if not torch.cuda.is_available():
         print("gpu_step was not run: torch sees no CUDA device. No result was written.")
@@ -20,7 +20,7 @@ def main() -> None:
         steps = measure(found, "bfloat16", suffix="bf16", device="cuda")
         found.repetitions = min(found.repetitions, 5)
         passes = scoring.measure(found, device="cuda")
-    # The targets were set for two cores; on another kind of machine the same comparisons are only reported.
+    # The targets are for two CPU cores; on a GPU the comparisons are only reported.
     report([replace(item, claim=f"gpu_{item.claim}", target="reported") for item in [*steps, *passes]])
 
 

@@ -1,8 +1,8 @@
 """Time per pair and peak memory against the number of pairs: claims ``growth_training`` and ``growth_scoring``.
 
-A made preference file of growing size goes through the stages of a recipe with a tiny model: data, reference
-values, and a fixed number of training steps. Each stage of each size is a process of its own, which first does the
-same on a few pairs, so that what a process pays once is not counted as the pairs' cost.
+A generated preference file of growing size goes through the stages of a recipe with a tiny model: data, reference
+values, and a fixed number of training steps. Each stage of each size runs in a separate process. The process first
+runs the stage on a few pairs, so that one-time costs are not counted.
 """
 
 import argparse
@@ -37,11 +37,11 @@ policy:
 
 
 class Measured(NamedTuple):
-    """A stage at one size.
+    """Measurements of a stage at one size.
 
     Attributes:
-        seconds: Of the whole stage.
-        train_seconds: Of its training steps alone; 0 for stages that train nothing.
+        seconds: Time of the whole stage.
+        train_seconds: Time of its training steps; 0 for stages without training.
         anonymous: Peak of ``RssAnon`` in bytes.
         peak: ``VmHWM`` in bytes.
     """
@@ -56,7 +56,7 @@ def main() -> None:
     """Measure and report."""
     made = parser(__doc__, repetitions=3)
     made.add_argument("--sizes", type=int, nargs="+", help="numbers of pairs")
-    made.add_argument("--tokenizer", help="whose tokenizer the tiny model has")
+    made.add_argument("--tokenizer", help="model whose tokenizer the tiny model gets")
     options = made.parse_args()
     sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, sizes: list[int], folder: Path) -> list[Result]:
-    """All stages at all sizes, again and again; of each the median counts."""
+    """Measure all stages at all sizes repeatedly, and report medians."""
     tokenizer = options.tokenizer or next(
         name for name in TOKENIZERS if name == "default" or Path(name).is_dir()
     )
@@ -90,12 +90,12 @@ def measure(options: argparse.Namespace, sizes: list[int], folder: Path) -> list
 
 
 def middle(measured: list[Measured]) -> Measured:
-    """The median of each quantity over the repetitions."""
+    """Median of each quantity over the repetitions."""
     return Measured(*(median(values) for values in zip(*measured, strict=True)))
 
 
 def workplace(folder: Path, model: Path, size: int) -> Path:
-    """A folder with data of a size and its recipe."""
+    """Make a folder with data of a given size and its recipe."""
     place = folder / f"pairs-{size}"
     place.mkdir()
     write_synthetic(place / "pairs.jsonl", size)
@@ -107,21 +107,21 @@ def workplace(folder: Path, model: Path, size: int) -> Path:
 
 
 def run_stage(options: argparse.Namespace, stage: str, recipe: Path, warm: Path) -> Measured:
-    """One stage in a fresh process; what the stage reads was made by the processes before it."""
+    """Run one stage in a fresh process. Earlier processes have made its inputs."""
     settings = {"threads": options.threads, "stage": stage, "recipe": str(recipe), "warm": str(warm)}
     with Worker("benchmarks.stages:side", settings) as worker:
         return Measured(**worker.ask("run"))
 
 
 def per_pair(stage: str, measured: list[Measured], sizes: list[int]) -> list[float]:
-    """Seconds per pair of a stage; of a training stage, those of preparing its pairs, without its steps."""
+    """Seconds per pair of a stage, without the training steps of a training stage."""
     return [(item.seconds - item.train_seconds) / size for item, size in zip(measured, sizes, strict=True)]
 
 
 def results(
     options: argparse.Namespace, found: dict[str, list[Measured]], sizes: list[int], settings: dict[str, Any]
 ) -> list[Result]:
-    """How far time per piece and memory rise with the size, for training and for what comes before it."""
+    """Rise of time per pair or step, and of memory, with the size."""
     step = [item.train_seconds / STEPS for item in found["policy"]]
     times = {
         "growth_training": step,

@@ -1,7 +1,7 @@
-"""Cost of a response in lists of four against two and one on the same prompts: claim ``listwise_k4``.
+"""Cost per response in lists of four, against lists of two and one, on the same prompts: claim ``listwise_k4``.
 
-The prediction shares the prompt and lets each response attend to the prompt and itself alone. What the measured
-cost has beyond it, attention between responses that the mask throws away for instance, counts against the claim.
+The prediction shares the prompt and lets each response attend only to the prompt and itself. Any further cost, such as
+masked attention between responses, counts against the claim.
 """
 
 import argparse
@@ -27,13 +27,13 @@ def main() -> None:
 
 
 def prompts(seed: int) -> list[Pair]:
-    """Lengths like those of conversations: the same prompts and first responses for every K."""
+    """Lengths similar to conversations, with the same prompts and first responses for every K."""
     rng = random.Random(seed)
     return [Pair(rng.randint(64, 256), tuple(rng.randint(32, 160) for _ in range(4))) for _ in range(PROMPTS)]
 
 
 def measure(options: argparse.Namespace) -> list[Result]:
-    """Cost per response at K = 4 over that at K = 1 and at K = 2, over the predicted quotient."""
+    """Cost per response at K = 4 relative to K = 1 and K = 2, divided by the predicted ratio."""
     config = AutoConfig.from_pretrained(folder_of(options.model))
     lengths = [[pair.prompt, list(pair.responses)] for pair in prompts(options.seed)]
     common = settings_of(options, lengths=lengths, ids=config.vocab_size)
@@ -79,7 +79,7 @@ def _result(
 
 
 def per_response(shape: Shape, pairs: list[Pair], rates: Rates, *, batch: int = 4) -> float:
-    """Seconds per response of all batches by the cost model, the prompt shared and nothing padded or wasted."""
+    """Predicted seconds per response over all batches, with the prompt shared and no padding."""
     total = 0.0
     for start in range(0, len(pairs), batch):
         part = pairs[start : start + batch]

@@ -1,4 +1,4 @@
-"""The side of the machine-share claim: a SePO step, the machine's own time for its products, and a profile."""
+"""The worker of the machine-share claim: a SePO step, the time of its bare matrix products, and a profile."""
 
 from collections.abc import Callable, Iterable
 from statistics import median
@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gate import Gate
 from benchmarks.model import Product, Shape
-from benchmarks.ours import lengths_in, make_trainer, said
+from benchmarks.ours import lengths_in, make_trainer, shown_settings
 from benchmarks.workers import Channel
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -22,18 +22,18 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "copy_", "where", "sigmoid", "fill_", "zero_", "sqrt", "cos", "sin", "masked", "index", "gather", "scatter",
     ),
 }  # fmt: skip
-"""Families of operations, by words in their names; the first that matches has it."""
+"""Families of operations by words in their names. The first match counts."""
 
 
 class Timing(NamedTuple):
-    """Operations and seconds of some products."""
+    """Number of operations and seconds of some matrix products."""
 
     operations: float
     seconds: float
 
 
 def family_of(name: str) -> str:
-    """The family of an operation by its name, ``aten::mm`` or ``AddmmBackward0`` for instance.
+    """The family of an operation by its name, such as ``aten::mm`` or ``AddmmBackward0``.
 
     >>> family_of("aten::addmm"), family_of("aten::_fused_adamw_"), family_of("aten::silu_backward")
     ('matrix products', 'optimizer', 'element-wise')
@@ -43,7 +43,7 @@ def family_of(name: str) -> str:
 
 
 def shares(times: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Share of the whole time by family."""
+    """Share of the total time by family."""
     totals = dict.fromkeys([*FAMILIES, "other"], 0.0)
     for name, seconds in times:
         totals[family_of(name)] += seconds
@@ -52,7 +52,7 @@ def shares(times: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def time_product(item: Product, rows: int, dtype: torch.dtype, *, times: int = 3) -> Timing:
-    """A product forward and for both gradients, as a layer's backward pass makes them."""
+    """Time a product in the forward pass and for both gradients of the backward pass."""
     inputs, weight = (
         torch.randn(rows, item.inputs).to(dtype),
         torch.randn(item.outputs, item.inputs).to(dtype),
@@ -76,7 +76,7 @@ def time_product(item: Product, rows: int, dtype: torch.dtype, *, times: int = 3
 
 
 def machine_time(shape: Shape, tokens: int, head_rows: int, dtype: torch.dtype) -> Timing:
-    """The machine's time for all matrix products with weights of a step, each made on its own, nothing between."""
+    """Time of all matrix products with weights in a step, each run separately."""
     layer = [time_product(item, tokens, dtype) for item in shape.layer_products()]
     head = time_product(shape.head_product, head_rows, dtype)
     return Timing(
@@ -86,7 +86,7 @@ def machine_time(shape: Shape, tokens: int, head_rows: int, dtype: torch.dtype) 
 
 
 def side(channel: Channel, settings: dict[str, Any]) -> None:
-    """A worker with tokenward's trainer that also times bare products and profiles its next steps."""
+    """A worker with tokenward's trainer that also times bare products and profiles steps."""
     trainer = make_trainer(settings)
     shape = Shape.of(trainer.token_model.model.config)
     dtype = torch.bfloat16 if settings["precision"] == "bfloat16" else torch.float32
@@ -110,6 +110,6 @@ def side(channel: Channel, settings: dict[str, Any]) -> None:
         }
 
     actions = {"products": products, "profile_begin": begin, "profile_end": end}
-    facts = {"settings": said(trainer), "lengths": lengths_in(trainer)}
+    facts = {"settings": shown_settings(trainer), "lengths": lengths_in(trainer)}
     trainer.add_callback(Gate(channel, actions, facts))
     trainer.train()

@@ -1,8 +1,8 @@
-"""How much of the machine's rate in matrix products a SePO step reaches: claim ``machine_share``.
+"""Share of a SePO step's time that is necessary matrix products: claim ``machine_share``.
 
-Counted are the products with weights that the step cannot do without, forward and for both gradients, over real
-tokens: neither padding, nor attention, nor logits made twice. They are timed bare, at the same row counts and
-between the steps; the share is that time over the step's.
+Necessary are the products with weights, forward and for both gradients, over real tokens, without padding, attention or
+recomputed logits. They are timed separately, between the steps and with the same number of rows. The share is this time
+divided by the time of the step.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> Result:
-    """Steps and bare products in turns, then a profile of one step."""
+    """Time steps and bare products in turns, then profile one step."""
     settings = settings_of(options, precision=NAMES[options.precision])
     batch, fraction = settings["batch"], settings["fraction"]
     rates = machine_rates(settings)

@@ -1,4 +1,4 @@
-"""Memory of this process, as Linux counts it."""
+"""Memory of this process, from Linux's ``/proc``."""
 
 import threading
 from pathlib import Path
@@ -19,15 +19,15 @@ def status_bytes(*names: str) -> dict[str, int]:
 
 
 def reset_peak() -> None:
-    """Let ``VmHWM`` begin anew at what the process holds now."""
+    """Reset ``VmHWM`` to the current memory."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 class AnonymousPeak:
-    """Largest ``RssAnon`` while the block runs, sampled.
+    """Peak of ``RssAnon`` while the block runs, by sampling.
 
-    The kernel keeps a peak for all resident memory only, in which mapped files count as well, and those
-    it drops whenever it likes.
+    The kernel only records a peak of all resident memory. It includes mapped files, which the kernel may drop at any
+    time.
     """
 
     def __init__(self, every_s: float = 0.02) -> None:

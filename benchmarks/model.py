@@ -1,9 +1,8 @@
-"""What a step must cost: matrix products, bytes held and bytes moved, counted from shapes alone.
+"""Cost model of a step: matrix products, bytes held and bytes moved, counted from shapes alone.
 
-Letters: ``d`` width, ``v`` vocabulary, ``t`` length of a row. One multiply-add is two operations. A
-product costs as much again for each of its two gradients, so forward and backward are three passes.
-Two measured rates, operations and bytes a second, turn counts into seconds; only ratios of those
-are ever shown, because caches and threads are in neither rate.
+One multiply-add is two operations. Each of the two gradients of a product costs as much as the product, so forward and
+backward are three passes. Two measured rates, operations and bytes per second, convert counts into seconds. Only ratios
+of such times are reported, because the rates do not model caches and threads.
 """
 
 from collections.abc import Sequence
@@ -14,14 +13,14 @@ FLOAT = 4
 """Bytes of a float32."""
 
 SAVED_WIDTHS, SAVED_ATTENTION, SAVED_INNER = 6, 4, 4
-"""Float tensors that a Llama layer keeps for its backward pass, by their width.
+"""Number of float tensors that a Llama layer saves for its backward pass, by width.
 
-Width d: both inputs, roots and outputs of the two norms. Attention: query, repeated key, repeated value, output.
-Inner: gate, its activation, up, and their product.
+Model width: inputs, roots and outputs of the two norms. Attention width: query, repeated key, repeated value, output.
+Inner width: gate, its activation, up, and their product.
 """
 
 PASSES_OVER_SAVED = 5
-"""Times that a saved activation is moved: written, read on, read again, its gradient written and read."""
+"""Times that a saved activation is moved: written, read, read again, its gradient written and read."""
 
 PASSES_OVER_LOGITS = 8
 """Times that a logit is moved from its product to its gradient: maximum, exponential, sum, gradient."""
@@ -65,7 +64,7 @@ class Shape:
 
     @property
     def attention_width(self) -> int:
-        """All heads side by side."""
+        """Total width of all heads."""
         return self.heads * self.head_dim
 
     def layer_products(self) -> list[Product]:
@@ -93,17 +92,17 @@ class Shape:
 
     @property
     def head_weights(self) -> int:
-        """Weights of the head, which are the embedding's too."""
+        """Weights of the head, which it shares with the embedding."""
         return self.width * self.vocabulary
 
     @property
     def weights(self) -> int:
-        """All weights that matter for bytes."""
+        """Weights of layers and head; norms are negligible."""
         return self.body_weights + self.head_weights
 
     @property
     def saved_per_token(self) -> int:
-        """Bytes that all layers keep of a token for the backward pass, in float32."""
+        """Bytes that all layers save per token for the backward pass, in float32."""
         widths = SAVED_WIDTHS * self.width + SAVED_ATTENTION * self.attention_width + SAVED_INNER * self.inner
         return FLOAT * self.layers * widths
 
@@ -116,11 +115,11 @@ class Pair(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What of a batch goes through the model.
+    """The part of a batch that goes through the model.
 
     Attributes:
-        rows: Length of each row, padding included.
-        head_rows: Positions whose logits are made.
+        rows: Length of each row, including padding.
+        head_rows: Number of positions whose logits are computed.
     """
 
     rows: tuple[int, ...]
@@ -133,7 +132,7 @@ class Layout(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Counts of a step."""
+    """Operations and bytes of a step."""
 
     products: float
     attention: float
@@ -145,14 +144,14 @@ class Cost(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What a machine was measured to do in a second."""
+    """Measured rates of a machine, per second."""
 
     operations: float
     bytes: float
 
 
 def shared(pairs: Sequence[Pair], *, fraction: float = 1.0, padded: bool = True) -> Layout:
-    """Tokenward's layout: prompt once, all its responses in one row, logits where a token is kept."""
+    """Tokenward's layout: the prompt once, with all its responses in one row, and logits for selected tokens."""
     lengths = [item.prompt + sum(item.responses) for item in pairs]
     if padded:
         lengths = [max(lengths)] * len(lengths)
@@ -161,7 +160,7 @@ def shared(pairs: Sequence[Pair], *, fraction: float = 1.0, padded: bool = True)
 
 
 def separate(pairs: Sequence[Pair]) -> Layout:
-    """TRL's layout on a processor without Triton: a row a response, padded, logits at every predicting position."""
+    """TRL's layout without Triton: one padded row per response, logits at every predicting position."""
     lengths = [item.prompt + length for item in pairs for length in item.responses]
     rows = (max(lengths),) * len(lengths)
     return Layout(rows, sum(rows) - len(rows))
@@ -173,28 +172,28 @@ def product_operations(
     """Operations of the products of the layers and of the head.
 
     Args:
-        shape: Of the model.
-        layout: What goes through it.
+        shape: Shape of the model.
+        layout: Layout of the batch.
         body_passes: 3 with the backward pass, 1 without.
-        head_passes: 3 with the backward pass, 4 where logits are made again in it, 1 without.
+        head_passes: 3 with the backward pass, 4 if it recomputes logits, 1 without.
     """
     body = 2.0 * body_passes * layout.tokens * shape.body_weights
     return body, 2.0 * head_passes * layout.head_rows * shape.head_weights
 
 
 def attention_operations(shape: Shape, layout: Layout, *, passes: float = 3.5) -> float:
-    """Operations of query x key and attention x value, over whole rows without the mask's zeros taken out.
+    """Operations of query x key and attention x value over whole rows, including masked positions.
 
     Args:
-        shape: Of the model.
+        shape: Shape of the model.
         layout: Rows that attend to themselves.
-        passes: 3.5 with a backward pass that makes the attention again (five products after two), 1 without.
+        passes: 3.5 with a backward pass that recomputes attention (five products after two), 1 without.
     """
     return passes * 4.0 * shape.layers * shape.attention_width * sum(length**2 for length in layout.rows)
 
 
 def visible_attention(shape: Shape, pairs: Sequence[Pair], *, passes: float = 3.5) -> float:
-    """Operations of attention where only what a token may see is computed: prompt once, each response on its own."""
+    """Operations of attention over visible positions only: the prompt once, each response separately."""
     seen = sum(
         item.prompt * (item.prompt + 1) / 2
         + sum(length * item.prompt + length * (length + 1) / 2 for length in item.responses)
@@ -211,14 +210,14 @@ def training_step(
     logit_passes: int = PASSES_OVER_LOGITS,
     recomputed: bool = False,
 ) -> Cost:
-    """Counts of forward, backward, clipping and AdamW.
+    """Cost of forward, backward, clipping and AdamW.
 
     Args:
-        shape: Of the model.
-        layout: What goes through it.
+        shape: Shape of the model.
+        layout: Layout of the batch.
         head_passes: See :func:`product_operations`.
         logit_passes: Times that a logit is moved.
-        recomputed: Whether the layers run forward once more in the backward pass.
+        recomputed: Whether the backward pass recomputes the layers.
     """
     body_passes, attention_passes = (4, 4.5) if recomputed else (3, 3.5)
     products = sum(product_operations(shape, layout, body_passes=body_passes, head_passes=head_passes))
@@ -229,13 +228,13 @@ def training_step(
 
 
 def scoring_pass(shape: Shape, layout: Layout, *, logit_passes: int = 3, saves: bool = False) -> Cost:
-    """Counts of a forward pass that ends in log-probabilities.
+    """Cost of a forward pass that computes log-probabilities.
 
     Args:
-        shape: Of the model.
-        layout: What goes through it.
+        shape: Shape of the model.
+        layout: Layout of the batch.
         logit_passes: Times that a logit is moved: 3 for maximum, exponential and sum.
-        saves: Whether activations are kept for a backward pass that never comes.
+        saves: Whether activations are saved for a backward pass, although there is none.
     """
     products = sum(product_operations(shape, layout, body_passes=1, head_passes=1))
     moved = (3 if saves else 2) * layout.tokens * shape.saved_per_token
@@ -246,14 +245,14 @@ def scoring_pass(shape: Shape, layout: Layout, *, logit_passes: int = 3, saves: 
 def training_peak(
     shape: Shape, layout: Layout, *, logit_rows: int, logit_copies: int, recomputed: bool = False
 ) -> int:
-    """Bytes held at the worst moment of a step: weights, gradients, two moments, activations, logits.
+    """Peak bytes of a step: weights, gradients, two moments, activations, logits.
 
     Args:
-        shape: Of the model.
-        layout: What goes through it.
-        logit_rows: Rows whose logits exist at once.
-        logit_copies: Tensors of that size that exist together.
-        recomputed: Whether only the inputs of the layers are kept, and what one layer saves.
+        shape: Shape of the model.
+        layout: Layout of the batch.
+        logit_rows: Number of rows whose logits exist at the same time.
+        logit_copies: Number of such tensors.
+        recomputed: Whether only the inputs of the layers and the activations of one layer are saved.
     """
     state = 4 * FLOAT * shape.weights
     logits = FLOAT * logit_rows * shape.vocabulary * logit_copies

@@ -1,4 +1,4 @@
-"""Options that all scripts share, and what they become for the workers."""
+"""Options that all scripts share, and the settings of the workers."""
 
 import argparse
 import tempfile
@@ -14,18 +14,18 @@ from benchmarks.folders import tiny
 def parser(description: str | None, *, repetitions: int) -> argparse.ArgumentParser:
     """A parser with the common options."""
     made = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    made.add_argument("--model", default="default", help="model that is measured")
+    made.add_argument("--model", default="default", help="model to measure")
     made.add_argument("--pairs", default=PAIRS, help="file of preference pairs")
-    made.add_argument("--repetitions", type=int, default=repetitions, help="times that each side is measured")
-    made.add_argument("--threads", type=int, default=2, help="torch's threads in the side at work")
-    made.add_argument("--seed", type=int, default=0, help="of everything random")
-    made.add_argument("--quick", action="store_true", help="try the script out on a tiny model")
+    made.add_argument("--repetitions", type=int, default=repetitions, help="measurements of each side")
+    made.add_argument("--threads", type=int, default=2, help="torch threads of each side")
+    made.add_argument("--seed", type=int, default=0, help="random seed")
+    made.add_argument("--quick", action="store_true", help="try the script on a tiny model")
     return made
 
 
 @contextmanager
 def prepared(options: argparse.Namespace) -> Iterator[argparse.Namespace]:
-    """The options with a tiny model in the place of the real one, for a trial."""
+    """The options; with ``--quick``, with a tiny model and few repetitions."""
     if not options.quick:
         yield options
         return
@@ -36,12 +36,7 @@ def prepared(options: argparse.Namespace) -> Iterator[argparse.Namespace]:
 
 
 def settings_of(options: argparse.Namespace, **changes: Any) -> dict[str, Any]:
-    """What a worker is given; plain JSON.
-
-    Args:
-        options: Parsed by :func:`parser`.
-        changes: Of the values below.
-    """
+    """Settings of a worker, as plain JSON: defaults, options, and ``changes``."""
     known: dict[str, Any] = {
         "model": options.model,
         "tokenizer": options.model,
@@ -70,10 +65,10 @@ def settings_of(options: argparse.Namespace, **changes: Any) -> dict[str, Any]:
 
 
 def public(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings as a result keeps them: without folders of this machine."""
+    """The settings to store in a result, without folders of this machine."""
     shown = dict(settings)
     for name in ("model", "tokenizer", "pairs"):
         if Path(str(shown[name])).is_absolute():
             shown[name] = Path(str(shown[name])).name
-    shown["lengths"] = None if shown["lengths"] is None else "made, see the script"
+    shown["lengths"] = None if shown["lengths"] is None else "generated, see the script"
     return shown

@@ -1,4 +1,4 @@
-"""tokenward's side: its trainer with its defaults, as ``tokenward run`` would drive it."""
+"""tokenward's side: its trainer with its defaults, as in ``tokenward run``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.data import encoded_pairs, fits, random_ids, random_weights, with_reference
+from benchmarks.data import check_ids, encoded_pairs, random_ids, random_weights, with_reference
 from benchmarks.gate import Gate, common_arguments, nudge
 from benchmarks.model import Pair
 from benchmarks.workers import Channel
@@ -30,7 +30,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def encoded_of(settings: Mapping[str, Any]) -> list[TokenRow]:
-    """The comparisons that the settings describe: of a file, or made with given lengths."""
+    """The comparisons of the settings: from a file, or generated with given lengths."""
     if settings["lengths"] is not None:
         lengths = [Pair(prompt, tuple(responses)) for prompt, responses in settings["lengths"]]
         return random_ids(
@@ -46,14 +46,14 @@ def encoded_of(settings: Mapping[str, Any]) -> list[TokenRow]:
 
 
 def load(settings: Mapping[str, Any]) -> LanguageModel:
-    """The model as a recipe's defaults load it."""
+    """Load the model with the defaults of a recipe."""
     return load_model(settings["model"], dtype=settings["weights"], device=settings["device"])
 
 
 def training_rows(
     settings: Mapping[str, Any], model: LanguageModel, encoded: Sequence[TokenRow]
 ) -> list[TokenRow]:
-    """Rows as the policy or the oracle stage would train on."""
+    """Rows on which the policy or the oracle stage would train."""
     if settings["objective"] == "sepo":
         return random_weights(encoded, settings["fraction"], seed=settings["seed"])
     rows = list(encoded)
@@ -64,10 +64,10 @@ def training_rows(
 
 
 def make_trainer(settings: Mapping[str, Any], **extra: Any) -> TokenTrainer:
-    """The trainer with the settings that both sides share, and otherwise its defaults."""
+    """The trainer with the shared settings, and otherwise its defaults."""
     model = load(settings)
     encoded = encoded_of(settings)
-    fits(model, encoded)
+    check_ids(model, encoded)
     rows = training_rows(settings, model, encoded)
     table = common_arguments(settings) | settings["own"] | extra
     arguments = training_arguments(
@@ -83,20 +83,24 @@ def make_trainer(settings: Mapping[str, Any], **extra: Any) -> TokenTrainer:
 
 
 def training(channel: Channel, settings: dict[str, Any]) -> None:
-    """A worker that makes one optimizer step when asked; ``check`` gives the first batch's loss."""
+    """A worker that runs one optimizer step per request. ``check`` returns the loss of the first batch."""
     trainer = make_trainer(settings)
 
     def check(request: dict[str, Any]) -> dict[str, Any]:
         return {"loss": whole_loss(trainer, settings["batch"])}
 
     lengths = lengths_in(trainer)
-    facts = {"settings": said(trainer), "lengths": lengths, "layouts": layouts_in(trainer, settings["batch"])}
+    facts = {
+        "settings": shown_settings(trainer),
+        "lengths": lengths,
+        "layouts": layouts_in(trainer, settings["batch"]),
+    }
     trainer.add_callback(Gate(channel, {"check": check}, facts))
     trainer.train()
 
 
 def whole_loss(trainer: TokenTrainer, batch: int) -> float:
-    """Mean loss of the first pairs with every token counted: SePO is SimPO then, and has a peer."""
+    """Mean loss of the first pairs with weight 1 for every token: SePO is then SimPO, which TRL has."""
     model = trainer.token_model
     rows: Sequence[TokenRow] = trainer.train_dataset  # type: ignore[union-attr]
     whole = [replace(row, weights=None, scores=None) for row in rows[:batch]]
@@ -105,8 +109,8 @@ def whole_loss(trainer: TokenTrainer, batch: int) -> float:
     return float(losses.loss.mean())
 
 
-def said(trainer: Any) -> dict[str, Any]:
-    """What the trainer's arguments say of everything that bears on speed or memory."""
+def shown_settings(trainer: Any) -> dict[str, Any]:
+    """The trainer's arguments that affect speed or memory."""
     wanted = (
         "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "optim", "max_grad_norm",
         "bf16", "fp16", "activation_checkpointing", "logging_steps", "train_sampling_strategy", "torch_compile",
@@ -126,7 +130,7 @@ def lengths_in(trainer: TokenTrainer) -> list[Any]:
 
 
 def layouts_in(trainer: TokenTrainer, batch: int) -> list[list[list[int]]]:
-    """Of each batch, the number of rows and the width of each pass, as the trainer's own collator makes them."""
+    """Number of rows and width of each pass of each batch, from the trainer's collator."""
     rows: Sequence[TokenRow] = trainer.train_dataset  # type: ignore[union-attr]
     starts = range(0, len(rows), batch)
     made = [trainer.data_collator(list(rows[start : start + batch])) for start in starts]  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The sides of the scoring claim: log-probabilities of response tokens under two frozen models."""
+"""Workers of the scoring claim: log-probabilities of response tokens under two frozen models."""
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter
@@ -7,34 +7,34 @@ from typing import Any
 import torch
 
 from benchmarks.gate import nudge
-from benchmarks.ours import encoded_of, load, said
+from benchmarks.ours import encoded_of, load, shown_settings
 from benchmarks.workers import Channel, serve
 from tokenward.scoring.reads import token_values
 from tokenward.tokens.rows import TokenRow
 
 TOKENS_PER_BATCH = 8192
-"""The recipe's default, scores.tokens_per_batch."""
+"""The default of ``scores.tokens_per_batch``."""
 
 TRL_BATCH = 8
-"""TRL's default precompute batch: transformers' default batch of a device."""
+"""TRL's default batch for precomputing, which is transformers' default batch per device."""
 
 
 def timed(sums: Any, started: float) -> dict[str, Any]:
-    """An answer: the time, and each response's sum, by which the sides are compared."""
+    """The answer: time, and the sum of each response, for comparing the sides."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return {"seconds": perf_counter() - started, "sums": sums}
 
 
 def lengths(rows: Sequence[TokenRow]) -> list[Any]:
-    """Lengths of the comparisons, for the parent."""
+    """Lengths of the comparisons, for the parent process."""
     return [
         [len(row.prompt), [len(ids) for ids in row.responses], sum(map(len, row.responses))] for row in rows
     ]
 
 
 def ours(channel: Channel, settings: dict[str, Any]) -> None:
-    """Tokenward's pass, reference and oracle, in batches by length with each prompt once."""
+    """Tokenward's pass over reference and oracle, in batches by length with each prompt once."""
     reference, oracle = load(settings), load(settings)
     nudge(oracle.model)
     rows = list(encoded_of(settings))
@@ -56,10 +56,10 @@ def ours(channel: Channel, settings: dict[str, Any]) -> None:
 
 
 def published(channel: Channel, settings: dict[str, Any]) -> None:
-    """The pattern of SePO's published code: a response at a time, float32, gradients on, the whole vocabulary.
+    """The pattern of SePO's published code: one response at a time, float32, gradients enabled, full logits.
 
-    Written anew from what that code does: full logits of prompt and response of both models, ``log_softmax`` over
-    the vocabulary at every position, then one number gathered from each.
+    Reimplemented: full logits of prompt and response for both models, ``log_softmax`` over the vocabulary at every
+    position, then one value gathered from each.
     """
     from benchmarks.peers import load as load_plain
 
@@ -87,11 +87,11 @@ def published(channel: Channel, settings: dict[str, Any]) -> None:
 
 
 def trl_reference(channel: Channel, settings: dict[str, Any]) -> None:
-    """TRL's reference pass, ``compute_ref_log_probs``, on the batches that its precomputation would make."""
+    """TRL's reference pass, ``compute_ref_log_probs``, on the batches of its precomputation."""
     from benchmarks.peers import dpo_trainer
 
     trainer = dpo_trainer(settings | {"batch": TRL_BATCH}, precompute=False)
-    # A reference of its own gets a leaner fused head from TRL than the policy, which would stand in for it.
+    # TRL gives a separate reference a leaner fused head than the policy, which it would use otherwise.
     reference = trainer.ref_model
 
     def score(request: dict[str, Any]) -> dict[str, Any]:
@@ -101,11 +101,11 @@ def trl_reference(channel: Channel, settings: dict[str, Any]) -> None:
             sums += _batch(trainer, reference, range(start, min(start + TRL_BATCH, request["stop"])))
         return timed([sums, []], started)
 
-    serve(channel, {"score": score}, {"settings": said(trainer) | {"batch": TRL_BATCH}})
+    serve(channel, {"score": score}, {"settings": shown_settings(trainer) | {"batch": TRL_BATCH}})
 
 
 def _batch(trainer: Any, model: Any, indices: Sequence[int]) -> list[float]:
-    """Sums of a batch, chosen and rejected of each pair in turn."""
+    """Sums of a batch: chosen, then rejected, of each pair."""
     inputs: Mapping[str, Any] = trainer._prepare_inputs(
         trainer.data_collator([trainer.train_dataset[index] for index in indices])
     )

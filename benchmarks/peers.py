@@ -1,8 +1,8 @@
-"""TRL's side: DPO with stored reference values, and SimPO, at the settings that suit a processor best.
+"""TRL's side: DPO with stored reference values, and SimPO, with the best settings for a CPU.
 
-Given to TRL beside what both sides share: ``precompute_ref_log_probs``, so that no reference model runs or is held
-during training; the token ids themselves, so that its tokenising is not timed; sdpa attention. Its fused
-head runs, without Triton, on every position: that is its own choice on a processor.
+In addition to the shared settings, TRL gets ``precompute_ref_log_probs``, so that no reference model runs or is in memory
+during training; token ids, so that tokenization is not timed; and sdpa attention. Without Triton, TRL's fused head runs
+on every position.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,21 +18,21 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from benchmarks.folders import folder_of
 from benchmarks.gate import Gate, common_arguments, nudge
-from benchmarks.ours import BETA, GAMMA, MARGIN, encoded_of, said
+from benchmarks.ours import BETA, GAMMA, MARGIN, encoded_of, shown_settings
 from benchmarks.workers import Channel
 from tokenward.models.loading import DTYPES, load_tokenizer
 from tokenward.tokens.rows import TokenRow
 
 
 class ReadyIdsDPOTrainer(DPOTrainer):
-    """TRL's trainer for rows that are token ids already: both sides train on the same ones."""
+    """TRL's trainer for rows that are already token ids, so that both sides train on the same ids."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
 
 
 def load(settings: Mapping[str, Any]) -> PreTrainedModel:
-    """The same weights as the other side's, by transformers itself."""
+    """Load the same weights as the other side, with transformers."""
     model = AutoModelForCausalLM.from_pretrained(
         folder_of(settings["model"]), dtype=DTYPES[settings["weights"]], attn_implementation="sdpa"
     )
@@ -40,13 +40,13 @@ def load(settings: Mapping[str, Any]) -> PreTrainedModel:
 
 
 def dpo_trainer(settings: Mapping[str, Any], *, precompute: bool = True) -> DPOTrainer:
-    """TRL's DPO trainer; it computes the reference values as it is made."""
+    """TRL's DPO trainer. It computes the reference values when it is constructed."""
     model = load(settings)
     arguments = DPOConfig(
         output_dir=mkdtemp(prefix="bench"),
         beta=BETA,
         precompute_ref_log_probs=precompute,
-        max_length=None,  # nothing is longer than what was asked for
+        max_length=None,  # the rows are already limited
         **(common_arguments(settings) | settings["peer"]),
     )
     rows = [
@@ -65,7 +65,7 @@ def dpo_trainer(settings: Mapping[str, Any], *, precompute: bool = True) -> DPOT
 
 
 def simpo_trainer(settings: Mapping[str, Any]) -> CPOTrainer:
-    """TRL's SimPO, which lives in its experimental CPO trainer."""
+    """TRL's SimPO, which is in its experimental CPO trainer."""
     model = load(settings)
     arguments = CPOConfig(
         output_dir=mkdtemp(prefix="bench"),
@@ -89,7 +89,7 @@ def simpo_trainer(settings: Mapping[str, Any]) -> CPOTrainer:
 
 
 def cpo_features(rows: Sequence[TokenRow]) -> list[dict[str, Any]]:
-    """Rows as the CPO trainer's own tokenising leaves them."""
+    """Rows as the CPO trainer's tokenization produces them."""
 
     def side(name: str, prompt: list[int], response: list[int]) -> dict[str, list[int]]:
         ids = prompt + response
@@ -108,12 +108,12 @@ def cpo_features(rows: Sequence[TokenRow]) -> list[dict[str, Any]]:
 
 
 def dpo(channel: Channel, settings: dict[str, Any]) -> None:
-    """A worker that makes one optimizer step of DPO when asked."""
+    """A worker that runs one optimizer step of DPO per request."""
     _train(channel, settings, dpo_trainer(settings))
 
 
 def simpo(channel: Channel, settings: dict[str, Any]) -> None:
-    """A worker that makes one optimizer step of SimPO when asked."""
+    """A worker that runs one optimizer step of SimPO per request."""
     _train(channel, settings, simpo_trainer(settings))
 
 
@@ -124,5 +124,5 @@ def _train(channel: Channel, settings: Mapping[str, Any], trainer: Any) -> None:
         with torch.no_grad(), trainer.compute_loss_context_manager():
             return {"loss": float(trainer.compute_loss(trainer.model, inputs))}
 
-    trainer.add_callback(Gate(channel, {"check": check}, {"settings": said(trainer)}))
+    trainer.add_callback(Gate(channel, {"check": check}, {"settings": shown_settings(trainer)}))
     trainer.train()

@@ -1,4 +1,4 @@
-"""What this machine does in a second on plain work: the two constants of the cost model."""
+"""Measured rates of this machine: the two constants of the cost model."""
 
 from collections.abc import Callable
 from statistics import median
@@ -11,14 +11,14 @@ from benchmarks.model import Rates
 from benchmarks.workers import Channel, serve
 
 ROWS, INPUTS, OUTPUTS = 1024, 576, 1536
-"""A product of the default model's own size."""
+"""Sizes of a product in the default model."""
 
 MOVED = 2**26
-"""Floats of the tensor that is copied: far more than any cache holds."""
+"""Number of floats in the copied tensor: far more than any cache holds."""
 
 
 def best_rate(work: Callable[[], Any], amount: float, *, times: int = 5) -> float:
-    """Amount of work a second, at the median time of several."""
+    """Amount of work per second, at the median time of several runs."""
     work()
     seconds = []
     for _ in range(times):
@@ -29,7 +29,7 @@ def best_rate(work: Callable[[], Any], amount: float, *, times: int = 5) -> floa
 
 
 def measured(dtype: torch.dtype) -> Rates:
-    """Operations a second in matrix products, bytes a second in an element-wise operation."""
+    """Operations per second in matrix products, and bytes per second in an element-wise operation."""
     left, right = torch.randn(ROWS, INPUTS).to(dtype), torch.randn(INPUTS, OUTPUTS).to(dtype)
     operations = best_rate(lambda: [left @ right for _ in range(20)], 20 * 2.0 * ROWS * INPUTS * OUTPUTS)
     source, target = torch.ones(MOVED), torch.empty(MOVED)
@@ -38,6 +38,6 @@ def measured(dtype: torch.dtype) -> Rates:
 
 
 def side(channel: Channel, settings: dict[str, Any]) -> None:
-    """A worker that measures the rates when asked for them."""
+    """A worker that measures the rates on request."""
     dtype = torch.bfloat16 if settings["precision"] == "bfloat16" else torch.float32
     serve(channel, {"rates": lambda _: measured(dtype)._asdict()}, {})

@@ -1,4 +1,4 @@
-"""A claim's result: its file, its line on the screen, and what it was measured with."""
+"""Results of claims: their files, their printed table, and the machine and versions."""
 
 import json
 import platform
@@ -18,23 +18,23 @@ PACKAGES = ("tokenward", "torch", "transformers", "accelerate", "trl", "tokenize
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What one claim's script found.
+    """Result of one claim.
 
     Attributes:
         claim: Name of the claim and of its file.
-        target: What is claimed, such as ``>= 4.0``.
-        ratio: The number that the target is about.
+        target: The claim, such as ``>= 4.0``.
+        ratio: The measured number.
         low: Lower end of its 95 % interval.
-        high: Upper end; equal to ``low`` where it was counted rather than timed.
+        high: Upper end; equal to ``low`` if the number was counted rather than timed.
         ours: Raw measurements of tokenward.
-        peer: Raw measurements of what it is compared with.
-        repetitions: How many times both were measured.
-        predicted: The same number by the model of ``benchmarks.model``, or None where it predicts nothing.
-        settings: Everything of both sides that could matter.
-        quick: Whether it was a trial on a tiny model, which says nothing.
-        machine: Where it ran.
-        versions: Of the packages.
-        command: That made it.
+        peer: Raw measurements of the other side.
+        repetitions: Number of measurements of both sides.
+        predicted: Prediction of ``benchmarks.model``, or None.
+        settings: All relevant settings of both sides.
+        quick: Whether this was a trial on a tiny model, whose numbers mean nothing.
+        machine: The machine.
+        versions: Versions of the packages.
+        command: The command that made it.
     """
 
     claim: str
@@ -54,12 +54,12 @@ class Result:
 
     @property
     def met(self) -> bool:
-        """Whether the target holds for the ratio that was found."""
+        """Whether the ratio meets the target."""
         return holds(self.target, self.ratio)
 
 
 def holds(target: str, value: float) -> bool:
-    """Whether a value meets a target such as ``>= 4.0`` or ``<= 1.15``; ``reported`` asks nothing."""
+    """Whether a value meets a target such as ``>= 4.0`` or ``<= 1.15``; always True for ``reported``."""
     relation, _, bound = target.partition(" ")
     if relation == "reported":
         return True
@@ -71,7 +71,7 @@ def holds(target: str, value: float) -> bool:
 
 
 def write(result: Result, folder: Path | None = None) -> Path:
-    """Write a result and say where; a trial goes into a folder of its own, which is never rendered."""
+    """Write a result and return its path. Trials go into a separate folder, which is never rendered."""
     folder = folder or (FOLDER / "quick" if result.quick else FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{result.claim}.json"
@@ -94,7 +94,7 @@ def report(results: Sequence[Result]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that take part, those that are installed."""
+    """Versions of the installed packages that are measured."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -105,7 +105,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, its cores and instruction sets, and memory; nothing that names the machine itself."""
+    """CPU, its cores and instruction sets, and memory; nothing that identifies the machine."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
     fields = {name.strip(): value.strip() for name, value in fields.items()}
@@ -122,6 +122,6 @@ def machine() -> dict[str, Any]:
 
 
 def command() -> str:
-    """How this process was called, as it can be called from the repository's root."""
+    """The command of this process, to be run in the repository's root."""
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     return " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *words])

@@ -22,10 +22,10 @@ SIDES = {
     "trl": "benchmarks.passes:trl_reference",
 }
 GROUP = 16
-"""Pairs scored in one repetition; the next takes the next ones."""
+"""Number of pairs scored in one repetition; the next repetition takes the following ones."""
 
 CLOSE = 1e-3
-"""Largest difference of a response's sum, relative to its size, between sides in float32."""
+"""Largest allowed relative difference of a response's sum between the sides in float32."""
 
 CLAIMS = {
     "scoring_fp32": (">= 4.0", "ours", "published"),
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, **changes: Any) -> list[Result]:
-    """All sides in turns over the same responses."""
+    """Measure all sides in turns on the same responses."""
     settings = settings_of(options, **changes)
     group = min(GROUP, settings["count"])
     rates = machine_rates(settings)
@@ -59,7 +59,7 @@ def measure(options: argparse.Namespace, **changes: Any) -> list[Result]:
                 answers[name].append(workers[name].ask("score", start=start, stop=start + group))
         memory = {name: worker.ask("memory") for name, worker in workers.items()}
         facts = {name: worker.facts for name, worker in workers.items()}
-    said = {
+    shown = {
         "common": public(settings),
         "sides": {name: item["settings"] for name, item in facts.items()},
         "differences": differences(answers),
@@ -72,7 +72,7 @@ def measure(options: argparse.Namespace, **changes: Any) -> list[Result]:
     shape = Shape.of(AutoConfig.from_pretrained(folder_of(options.model)))
     predicted = predictions(shape, pairs, group, rates)
     return [
-        _result(options, claim, *words, answers=answers, predicted=predicted.get(words[2]), settings=said)
+        _result(options, claim, *words, answers=answers, predicted=predicted.get(words[2]), settings=shown)
         for claim, words in CLAIMS.items()
     ]
 
@@ -93,7 +93,7 @@ def _result(
     settings: dict[str, Any],
 ) -> Result:
     models = settings["models"]
-    # Per model, because TRL's pass is over the reference alone.
+    # Per model, because TRL's pass covers only the reference.
     mine, theirs = ([answer["seconds"] / models[name] for answer in answers[name]] for name in (ours, peer))
     ratio = paired_ratio(theirs, mine)
     return Result(
@@ -112,28 +112,30 @@ def _result(
 
 
 def differences(answers: Mapping[str, list[dict[str, Any]]]) -> dict[str, float]:
-    """Largest relative difference of a response's sum from tokenward's in float32.
+    """Largest relative difference of a response's sum to tokenward's in float32.
 
     Raises:
-        ValueError: the sides do not score the same tokens, so their times say nothing.
+        ValueError: The sides do not compute the same values, so comparing their times would mean nothing.
     """
     found = {}
     for name in ("published", "trl", "ours_bf16"):
         found[name] = 0.0
         for mine, theirs in zip(answers["ours"], answers[name], strict=True):
             for ours, other in zip(mine["sums"], theirs["sums"], strict=True):
-                # TRL's side has the reference alone: the other list is empty there.
+                # TRL's side scores only the reference; its second list is empty.
                 pairs = zip(ours, other, strict=True) if other else ()
                 for difference in (abs(a - b) / abs(a) for a, b in pairs):
-                    # Not "larger than": a NaN is not larger than anything.
+                    # Not "difference > CLOSE", which is False for NaN.
                     if name != "ours_bf16" and not difference <= CLOSE:
-                        raise ValueError(f"{name} scores other numbers than tokenward, by {difference:.2%}")
+                        raise ValueError(
+                            f"{name} computes other values than tokenward: they differ by {difference:.2%}"
+                        )
                     found[name] = max(found[name], difference)
     return found
 
 
 def predictions(shape: Shape, pairs: list[Pair], group: int, rates: Rates) -> dict[str, float]:
-    """Ratios by the cost model, over all pairs."""
+    """Ratios predicted by the cost model, over all pairs."""
     ours = published = trl = 0.0
     for start in range(0, len(pairs), group):
         part = pairs[start : start + group]
@@ -141,7 +143,7 @@ def predictions(shape: Shape, pairs: list[Pair], group: int, rates: Rates) -> di
         for pair in part:
             for length in pair.responses:
                 row = Layout((pair.prompt + length,), pair.prompt + length)
-                # The logits, their copy in log_softmax and its reads.
+                # Logits, their copy in log_softmax, and its reads.
                 published += scoring_pass(shape, row, logit_passes=5, saves=True).seconds(rates)
         for first in range(0, len(part), 8):
             trl += scoring_pass(shape, separate(part[first : first + 8]), logit_passes=6).seconds(rates)

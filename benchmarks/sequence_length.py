@@ -1,7 +1,7 @@
 """Time per token of a step against the length of the sequence: claim ``sequence_length``, and its picture.
 
-The default model's width with three of its layers, so that the longest rows fit a small machine: the head
-weighs more than in the whole model, and attention as much as in each of its layers.
+The model has the default model's width and three of its layers, so that the longest rows fit a small machine. The head
+therefore has a larger share than in the whole model.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> Result:
-    """One pair a step, prompt and response of half the length each, all lengths in turn on both sides."""
+    """One pair per step, prompt and responses of half the length each; all lengths in turn on both sides."""
     lengths = LENGTHS[:3] if options.quick else LENGTHS
     pairs = [Pair(length // 2, (length // 2, length // 2)) for length in lengths]
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
@@ -46,7 +46,7 @@ def measure(options: argparse.Namespace) -> Result:
         ) | {"model": model}
         seconds = timed(options, settings, len(lengths))
         rates = machine_rates(settings)
-    # Both sides' tokens are those of two plain rows: what is trained on, not how it is laid out.
+    # For both sides, count the tokens of two plain rows, whatever their layout.
     per_token = {
         name: [
             [value / (2 * length) for value in values] for values, length in zip(found, lengths, strict=True)
@@ -76,13 +76,13 @@ def measure(options: argparse.Namespace) -> Result:
 
 
 def timed(options: argparse.Namespace, settings: dict, count: int) -> dict[str, list[list[float]]]:
-    """Seconds of each side's steps, by length."""
+    """Seconds of the steps of each side, by length."""
     sides = {"ours": "benchmarks.ours:training", "trl": "benchmarks.peers:dpo"}
     found: dict[str, list[list[float]]] = {name: [[] for _ in range(count)] for name in sides}
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(side, settings)) for name, side in sides.items()}
         for number in range(options.repetitions + 1):
-            for place in range(count):  # the sampler is sequential: a step a length, round and round
+            for place in range(count):  # the sampler is sequential: one step per length, repeatedly
                 for name in order(list(sides), number):
                     value = workers[name].ask("step")["seconds"]
                     if number > 0:  # the first round warms up
@@ -104,7 +104,7 @@ def draw(lengths: list[int], seconds: dict[str, list[float]]) -> None:
         axes.plot(lengths, [1000 * value for value in values], marker="o", label=names[name])
     axes.set(xscale="log", xlabel="tokens of prompt and response", ylabel="milliseconds per token")
     axes.set_xticks(lengths, [str(length) for length in lengths])
-    axes.minorticks_off()  # a logarithmic axis would label them too, over the lengths
+    axes.minorticks_off()  # their labels would overlap the lengths
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)

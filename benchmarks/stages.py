@@ -1,4 +1,4 @@
-"""The side of the growth claims: one stage of a recipe in a fresh process."""
+"""The worker of the growth claims: one stage of a recipe in a fresh process."""
 
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -13,8 +13,8 @@ from tokenward.tools.run import open_run
 
 
 def side(channel: Channel, settings: dict[str, Any]) -> None:
-    """A worker that runs a stage when asked, after the same stage on a few pairs."""
-    with TemporaryDirectory(prefix="bench") as fresh:  # else an earlier process would have done it already
+    """A worker that runs a stage on request, after running it once on a few pairs."""
+    with TemporaryDirectory(prefix="bench") as fresh:  # a fresh folder, so that the stage is not finished yet
         carry_out(settings["stage"], open_run(settings["warm"], [f"run={fresh}/run"], quiet=True))
     run = open_run(settings["recipe"], quiet=True)
 
@@ -35,6 +35,6 @@ def side(channel: Channel, settings: dict[str, Any]) -> None:
 
 
 def carry_out(stage: str, run: Run) -> Manifest:
-    """Run a stage, and what it needs that is not there yet."""
+    """Run a stage, and the stages that it needs."""
     run_through(run, stage)
     return run.done(stage)

@@ -1,4 +1,4 @@
-"""Ratios of paired times: the median, and how sure it is."""
+"""Median ratios of paired times, with intervals."""
 
 import random
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ class Ratio(NamedTuple):
         value: Median of the ratios of the repetitions.
         low: Lower end of the 95 % interval.
         high: Upper end.
-        overall: Ratio of the sums, which long repetitions dominate.
+        overall: Ratio of the sums; dominated by long repetitions.
     """
 
     value: float
@@ -25,9 +25,9 @@ class Ratio(NamedTuple):
 def paired_ratio(
     above: Sequence[float], below: Sequence[float], *, resamples: int = 5000, seed: int = 0
 ) -> Ratio:
-    """Median of ``above / below`` over repetitions, each of which measured both sides.
+    """Median of ``above / below`` over repetitions that each measured both sides.
 
-    Only the two numbers of one repetition are ever compared: a machine that slows down for a while slows both.
+    Only numbers of the same repetition are compared, because a machine that is slow for a while slows both sides.
     """
     if not above or len(above) != len(below):
         raise ValueError(f"{len(above)} and {len(below)} measurements cannot be paired")
@@ -37,15 +37,12 @@ def paired_ratio(
 
 
 def bootstrap(values: Sequence[float], *, resamples: int = 5000, seed: int = 0) -> tuple[float, float]:
-    """Percentile 95 % interval of the median under resampling of the repetitions."""
+    """95 % percentile bootstrap interval of the median over repetitions."""
     rng = random.Random(seed)
     medians = sorted(median(rng.choices(values, k=len(values))) for _ in range(resamples))
     return medians[int(0.025 * (resamples - 1))], medians[round(0.975 * (resamples - 1))]
 
 
 def rise(values: Sequence[float]) -> float:
-    """Largest ratio of a later value to an earlier one: 1 or less where a cost per piece never grows.
-
-    A cost that falls, because what is paid once is shared by more pieces, is no growth.
-    """
+    """Largest ratio of a later value to an earlier one; at most 1 if the cost never grows."""
     return max(later / earlier for place, earlier in enumerate(values) for later in values[place + 1 :])

@@ -1,4 +1,4 @@
-"""Renders every result that was measured into docs/performance.md, between its markers."""
+"""Write all results into docs/performance.md, between its markers."""
 
 import json
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ HEADER = ["claim", "target", "measured", "95 % interval", "predicted", "met"]
 
 
 def main() -> None:
-    """Write the table into the page."""
+    """Write the tables into the page."""
     PAGE.write_text(between(PAGE.read_text(), rendered(read(FOLDER))))
     print(f"{PAGE.name}: {len(read(FOLDER))} results")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Results in the order of their names; trials lie elsewhere and are refused if they do not."""
+    """Results in the order of their names. Trials belong in another folder and are refused."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     trials = [item["claim"] for item in found if item["quick"]]
     if trials:
-        raise ValueError(f"trials say nothing and do not belong into the table: {', '.join(trials)}")
+        raise ValueError(f"trials cannot be in the table: {', '.join(trials)}")
     return found
 
 
 def between(page: str, content: str) -> str:
-    """The page with what lies between its markers replaced."""
+    """The page with new content between its markers."""
     head, begin, rest = page.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
@@ -38,7 +38,7 @@ def between(page: str, content: str) -> str:
 
 
 def rendered(results: Sequence[dict[str, Any]]) -> str:
-    """Tables of all results, of what they were measured with, and of where a step's time goes."""
+    """Table of all results, the machines and versions, and a profile of a step."""
     if not results:
         return NOTHING
     parts = [table(HEADER, [row(item) for item in results]), provenance(results)]
@@ -58,7 +58,7 @@ def has_profile(item: dict[str, Any]) -> bool:
 
 
 def row(item: dict[str, Any]) -> list[str]:
-    """A result's line; a number that was counted once has no interval."""
+    """Table row of a result. Counted numbers have no interval."""
     timed = item["low"] != item["high"]
     predicted = item["predicted"]
     met = "" if item["target"] == "reported" else "yes" if holds(item["target"], item["ratio"]) else "**no**"
@@ -73,7 +73,7 @@ def row(item: dict[str, Any]) -> list[str]:
 
 
 def provenance(results: Sequence[dict[str, Any]]) -> str:
-    """Machines, versions and commands, each kind once."""
+    """Machines, versions and commands, without repetitions."""
     machines = sorted(
         {
             f"{item['machine']['processor']}, {item['machine']['cores']} cores "

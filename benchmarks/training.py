@@ -1,7 +1,7 @@
 """tokenward's SePO and DPO steps against TRL's DPO step in one run, and SePO's against TRL's SimPO step in another.
 
-Two claims come of the first, ``sepo_step`` and ``oracle_step``, because the peer's step, the longest of all, is the
-same. The second is apart because the processes of all four would not fit into 24 GB.
+The first run measures two claims, ``sepo_step`` and ``oracle_step``, which share TRL's DPO step. The second run is
+separate because all four processes do not fit into 24 GB.
 """
 
 import argparse
@@ -26,7 +26,7 @@ TARGETS = {"sepo": ">= 4.0", "dpo": ">= 3.5", "memory": "<= 0.4", "simpo": "repo
 
 
 def sides_of(options: argparse.Namespace, precision: str, **changes: Any) -> dict[str, Side]:
-    """The four workers, of which three are at work in the first run and two in the second."""
+    """The four workers: three take part in the first run, two in the second."""
     common = settings_of(options, precision=precision, **changes)
     return {
         "sepo": Side("benchmarks.ours:training", common | {"objective": "sepo"}),
@@ -44,14 +44,14 @@ def measure(
     checkpointing: bool = False,
     **changes: Any,
 ) -> list[Result]:
-    """Both claims, and the two numbers that are reported beside them.
+    """Measure speed and memory of SePO and the oracle.
 
     Args:
-        options: Of the command line.
-        precision: Of both sides.
-        suffix: Of the claims' names.
-        checkpointing: Whether tokenward's layers run again in the backward pass instead of keeping what they made.
-        changes: Of the settings of both sides.
+        options: From the command line.
+        precision: Precision of both sides.
+        suffix: Suffix of the claims' names.
+        checkpointing: Whether tokenward's side uses activation checkpointing.
+        changes: Changes to the settings of both sides.
     """
     own = {"activation_checkpointing": True} if checkpointing else {}
     sides = sides_of(options, precision, own=own, **changes)
@@ -115,7 +115,7 @@ def result(
     predicted: float,
     settings: dict[str, Any],
 ) -> Result:
-    """Steps of one side against steps of another on the same batches."""
+    """Result of the steps of two sides on the same batches."""
     mine = turns.seconds[ours]
     ratio: Ratio = paired_ratio(turns.seconds[peer], mine)
     batch = settings["common"]["batch"]
@@ -147,7 +147,7 @@ def memory_result(
     predicted: float,
     settings: dict[str, Any],
 ) -> Result:
-    """Peak of a process of tokenward's over the peak of TRL's DPO process."""
+    """Peak memory of a tokenward process relative to TRL's DPO process."""
     key = "cuda" if "cuda" in turns.memory[ours] else "VmHWM"
     ratio = turns.memory[ours][key] / turns.memory["trl_dpo"][key]
     return Result(
@@ -166,7 +166,7 @@ def memory_result(
 
 
 def predictions(shape: Shape, turns: Turns, *, batch: int, recomputed: bool) -> dict[tuple[str, str], float]:
-    """Ratios by the cost model, over all batches of the pairs, as each side lays them out."""
+    """Ratios predicted by the cost model, over all batches in each side's layout."""
     pairs = turns.pairs("sepo")
     plain = [separate(pairs[start : start + batch]) for start in range(0, len(pairs), batch)]
     layouts = {"sepo": turns.layouts("sepo", batch), "dpo": turns.layouts("dpo", batch), "trl_dpo": plain}
@@ -177,11 +177,11 @@ def predictions(shape: Shape, turns: Turns, *, batch: int, recomputed: bool) -> 
         )
         for name, items in layouts.items()
     }
-    # All logits exist at once and are copied: more traffic, but nothing is made twice.
+    # All logits exist at once and are copied: more bytes moved, but nothing is recomputed.
     time["trl_simpo"] = sum(
         training_step(shape, item, head_passes=3, logit_passes=12).seconds(turns.rates) for item in plain
     )
-    # This process has imported what the workers import, and holds little else.
+    # This process has the same imports as the workers, and little else in memory.
     base = status_bytes("VmRSS")["VmRSS"]
     tile = int(TRL_TILE_ROWS * min(1.0, TRL_TILE_COLUMNS / shape.vocabulary))
     own_tile = TILE_ELEMENTS // shape.vocabulary
@@ -202,12 +202,12 @@ def predictions(shape: Shape, turns: Turns, *, batch: int, recomputed: bool) -> 
 
 
 def peak(shape: Shape, layouts: Sequence[Layout], chunk: int, *, recomputed: bool = False) -> int:
-    """Bytes at the worst batch, without what the interpreter and the libraries themselves hold.
+    """Peak bytes over all batches, without interpreter and libraries.
 
     Args:
-        shape: Of the model.
-        layouts: Of the batches.
-        chunk: Rows of whole logits that exist at once, at most.
+        shape: Shape of the model.
+        layouts: Layouts of the batches.
+        chunk: Largest number of rows whose logits exist at the same time.
         recomputed: See :func:`benchmarks.model.training_peak`.
     """
     return max(

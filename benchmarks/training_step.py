@@ -1,4 +1,4 @@
-"""SePO's and the oracle's optimizer step against TRL's: claims ``sepo_step_*``, ``oracle_step_*`` and their memory."""
+"""Optimizer steps of SePO and the oracle against TRL's: claims ``sepo_step_*``, ``oracle_step_*`` and their memory."""
 
 from benchmarks.options import parser, prepared
 from benchmarks.results import report
@@ -14,7 +14,7 @@ def main() -> None:
         "--precision", choices=NAMES, default="fp32", help="float32, or autocast to bfloat16"
     )
     options.add_argument(
-        "--checkpointing", action="store_true", help="tokenward's side keeps no activations of its layers"
+        "--checkpointing", action="store_true", help="use activation checkpointing on tokenward's side"
     )
     with prepared(options.parse_args()) as found:
         suffix = f"{found.precision}_checkpointing" if found.checkpointing else found.precision

@@ -1,4 +1,4 @@
-"""Sides in turns: warm up, then one step each, again and again."""
+"""Run the sides in turns: warm up, then repeatedly one step each."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -9,21 +9,21 @@ from benchmarks.workers import Worker
 
 
 class Side(NamedTuple):
-    """A worker's function and what it is given."""
+    """Function and settings of a worker."""
 
     function: str
     settings: Mapping[str, Any]
 
 
 class Turns(NamedTuple):
-    """What each side said, by its name.
+    """Measurements of each side, by name.
 
     Attributes:
-        seconds: Of each timed step.
-        memory: The process's memory after the last step, ``VmHWM`` its peak.
-        losses: Of the first batch before the first step and after the last.
-        facts: What the side said when it was ready.
-        rates: Of the machine, measured between the warm-up and the first timed step.
+        seconds: Time of each measured step.
+        memory: Memory of the process after the last step; ``VmHWM`` is its peak.
+        losses: Loss of the first batch before the first step and after the last.
+        facts: Facts that the side reported when it was ready.
+        rates: Rates of the machine, measured between the warm-up and the first measured step.
     """
 
     seconds: dict[str, list[float]]
@@ -33,7 +33,7 @@ class Turns(NamedTuple):
     rates: Rates
 
     def layouts(self, name: str, batch: int) -> list[Layout]:
-        """What of each batch a side of tokenward's gave to the model, padding included."""
+        """Layout of each batch on one of tokenward's sides, including padding."""
         kept = [kept for _, _, kept in self.facts[name]["lengths"]]
         return [
             Layout(
@@ -44,7 +44,7 @@ class Turns(NamedTuple):
         ]
 
     def pairs(self, name: str) -> list[Pair]:
-        """Lengths of the comparisons that a side of tokenward's trains on."""
+        """Lengths of the comparisons on one of tokenward's sides."""
         return [Pair(prompt, tuple(responses)) for prompt, responses, _ in self.facts[name]["lengths"]]
 
 
@@ -53,20 +53,16 @@ def take_turns(
     *,
     repetitions: int,
     warm_up: int,
-    every: Mapping[str, int] | None = None,
 ) -> Turns:
-    """Drive the sides alternately.
+    """Run the sides in turns.
 
     Args:
-        sides: By name; each repetition asks them in this order, and in the reverse one every second time, so that
-            none always comes after the same other.
-        repetitions: Timed steps of each side.
-        warm_up: Steps of each side before, which nobody counts.
-        every: Sides that only take part in every so manieth repetition.
+        sides: By name. Repetitions alternate between this order and its reverse.
+        repetitions: Measured steps of each side.
+        warm_up: Steps of each side before the measurement.
     """
-    every = every or {}
     with ExitStack() as stack:
-        # One is ready before the next begins: reading models at once would time nothing but the disk.
+        # Workers start one after another, so that they do not compete for the disk.
         workers = {
             name: stack.enter_context(Worker(side.function, side.settings)) for name, side in sides.items()
         }
@@ -78,8 +74,7 @@ def take_turns(
         seconds = {name: [] for name in sides}
         for number in range(repetitions):
             for name in order(list(sides), number):
-                if number % every.get(name, 1) == 0:
-                    seconds[name].append(workers[name].ask("step")["seconds"])
+                seconds[name].append(workers[name].ask("step")["seconds"])
         memory = {name: worker.ask("memory") for name, worker in workers.items()}
         after = {name: worker.ask("check")["loss"] for name, worker in workers.items()}
         losses = {name: (before[name], after[name]) for name in sides}
@@ -87,12 +82,12 @@ def take_turns(
 
 
 def order(names: Sequence[str], number: int) -> list[str]:
-    """Names in their order, turned round in every second repetition."""
+    """The names in order, reversed in every second repetition."""
     return list(names) if number % 2 == 0 else list(reversed(names))
 
 
 def machine_rates(settings: Mapping[str, Any]) -> Rates:
-    """The machine's rates, measured while everybody else sleeps."""
+    """Measure the machine's rates while all other workers wait."""
     with Worker("benchmarks.rates:side", settings) as worker:
         return Rates(**worker.ask("rates"))
 
@@ -100,16 +95,16 @@ def machine_rates(settings: Mapping[str, Any]) -> Rates:
 def same_mathematics(
     losses: Mapping[str, tuple[float, float]], names: Sequence[str], *, within: float
 ) -> float:
-    """Largest difference of the sides' losses before the first step; refuses to go on where it is too large.
+    """Largest difference between the losses of the sides before the first step.
 
     Raises:
-        ValueError: two sides do not compute the same thing, so their times say nothing.
+        ValueError: The sides do not compute the same loss, so comparing their times would mean nothing.
     """
     values = [losses[name][0] for name in names]
-    # Not by the largest and the smallest: which of several numbers is the largest is undefined beside a NaN.
+    # Compare all pairs: max() and min() are undefined if there is a NaN.
     differences = [abs(first - second) for first in values for second in values]
     if not all(value <= within for value in differences):
         raise ValueError(
-            f"{', '.join(names)} disagree on the first batch's loss: {values}; allowed is {within}"
+            f"{', '.join(names)} disagree on the loss of the first batch: {values}. A difference of {within} is allowed"
         )
     return max(differences)

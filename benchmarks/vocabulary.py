@@ -1,7 +1,7 @@
 """Peak memory of a SePO step against the size of the vocabulary: claim ``vocabulary``.
 
-Two layers of the default model's width under heads of 32, 128 and 256 thousand tokens. The head's own weights,
-gradients and moments must grow; what grows beside them is compared with one tensor of all logits.
+Models with two layers of the default model's width have heads of 32, 128 and 256 thousand tokens. The head's weights,
+gradients and moments must grow. Any further growth is compared with one tensor of all logits.
 """
 
 import argparse
@@ -28,13 +28,13 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> Result:
-    """Peaks of fresh processes, the growth from the smallest to the largest vocabulary."""
-    peaks, said = [], {}
+    """Growth of the peak memory of fresh processes from the smallest to the largest vocabulary."""
+    peaks, shown = [], {}
     for size in SIZES:
-        memory, said = peak(options, size)
+        memory, shown = peak(options, size)
         peaks.append(memory)
     positions = shared(PAIRS).tokens
-    width = said["width"]
+    width = shown["width"]
     grown = excess(peaks[0]["VmHWM"], peaks[-1]["VmHWM"], width=width, sizes=(SIZES[0], SIZES[-1]))
     logits = full_logits(positions, SIZES[-1] - SIZES[0])
     return Result(
@@ -47,13 +47,13 @@ def measure(options: argparse.Namespace) -> Result:
         peer={"bytes_that_all_logits_would_add": logits, "positions": positions},
         repetitions=1,
         predicted=None,
-        settings={"layers": LAYERS, "steps": STEPS, **said},
+        settings={"layers": LAYERS, "steps": STEPS, **shown},
         quick=options.quick,
     )
 
 
 def excess(first: int, last: int, *, width: int, sizes: tuple[int, int]) -> int:
-    """Bytes that a peak grew beyond the head's weights, gradients and two moments."""
+    """Growth of the peak in bytes beyond the head's weights, gradients and two moments."""
     state = 4 * FLOAT * width * (sizes[1] - sizes[0])
     return last - first - state
 

@@ -1,8 +1,8 @@
-"""Processes that are measured in turns: each side in its own, one at work at a time.
+"""Processes that are measured in turns: one per side, of which only one works at a time.
 
-Two sides in one process would share caches, allocator and peak memory. Two processes at once would
-share the cores. So the parent asks one, waits for its answer, then asks the other; who is not asked sleeps
-in a read.
+Two sides in one process would share caches, allocator and peak memory, and two processes at the same time would share the
+cores. So the parent sends a request to one process and waits for its answer, then to the other. A process without a
+request blocks in a read.
 """
 
 import json
@@ -20,11 +20,11 @@ ROOT = Path(__file__).parent.parent
 
 
 class Worker:
-    """A side in a process of its own.
+    """A side in a separate process.
 
     Args:
-        side: ``"module:function"`` of what runs there; see :func:`serve`.
-        settings: What it is given; plain JSON.
+        side: ``"module:function"`` to run there; see :func:`serve`.
+        settings: Its settings, as plain JSON.
     """
 
     def __init__(self, side: str, settings: Mapping[str, Any]) -> None:
@@ -50,9 +50,7 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(
-                f"{self.side} ended with status {self._process.wait()}; its messages are above"
-            )
+            raise RuntimeError(f"{self.side} ended with status {self._process.wait()}. See its output above")
         return json.loads(line)
 
     def __enter__(self) -> Self:
@@ -62,14 +60,14 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()  # whoever reads sees the end and stops
+        self._process.stdin.close()  # the worker sees the end of its input and stops
         self._process.wait()
 
 
 def thread_environment(threads: int) -> dict[str, str]:
-    """Variables that give a process so many threads, all of which sleep when it waits.
+    """Environment for a process with this many threads, which sleep while it waits.
 
-    A waiting side must not spin on a core that the other one needs.
+    A waiting process must not spin on a core that the other one needs.
     """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     quiet = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
@@ -77,22 +75,22 @@ def thread_environment(threads: int) -> dict[str, str]:
 
 
 class Closed(Exception):
-    """Nothing will be asked any more."""
+    """There will be no more requests."""
 
 
 class Channel:
-    """The worker's end: requests in, answers out, one JSON object a line."""
+    """The worker's side of the connection: requests and answers, one JSON object per line."""
 
     def __init__(self) -> None:
-        # Libraries print; only answers may reach the parent.
+        # Libraries print to stdout, but only answers may reach the parent.
         self._out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
 
     def receive(self) -> dict[str, Any]:
-        """The next request.
+        """Return the next request.
 
         Raises:
-            Closed: there is none.
+            Closed: There are no more requests.
         """
         line = sys.stdin.readline()
         if not line:
@@ -100,22 +98,22 @@ class Channel:
         return json.loads(line)
 
     def send(self, answer: Mapping[str, Any]) -> None:
-        """Answer the request."""
+        """Send the answer to a request."""
         self._out.write(json.dumps(dict(answer)) + "\n")
         self._out.flush()
 
 
 Actions = Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]
-"""What a worker does when it is asked, by the request's name."""
+"""The actions of a worker, by the name of the request."""
 
 
 def memory_now(_: dict[str, Any]) -> dict[str, Any]:
-    """The process's peak and present memory."""
+    """Peak and current memory of the process."""
     return dict(status_bytes("VmHWM", "VmRSS", "RssAnon"))
 
 
 def serve(channel: Channel, actions: Actions, facts: Mapping[str, Any]) -> None:
-    """Say that the side is ready, then answer until the parent closes."""
+    """Report that the side is ready, then answer requests until the parent closes."""
     channel.send(facts)
     known = {"memory": memory_now, **actions}
     while True:
@@ -124,7 +122,7 @@ def serve(channel: Channel, actions: Actions, facts: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run a side: the command of :class:`Worker`."""
+    """Run a side; :class:`Worker` starts this command."""
     import importlib
 
     import torch
@@ -136,7 +134,7 @@ def main() -> None:
     try:
         getattr(importlib.import_module(module), name)(channel, settings)
     except Closed:
-        # Nothing is left to say; tearing down threads and file systems would only take time.
+        # Exit without teardown, which would only take time.
         os._exit(0)
 
 

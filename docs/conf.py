@@ -6,10 +6,18 @@ project = "tokenward"
 release = tokenward.__version__
 html_title = f"tokenward {release}"
 
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["attrs_block"]
 myst_heading_anchors = 4
 nitpicky = True
+# Signatures and docstrings name types of torch, transformers and inner modules, which have no page here.
+nitpick_ignore_regex = [("py:.*", ".*")]
+
+add_module_names = False
+autodoc_typehints_format = "short"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+python_maximum_signature_line_length = 100
 
 html_theme = "furo"
 html_theme_options = {"navigation_with_keys": True}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from tokenward.report.page import write_report
+from tokenward.report.page import make_report
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--theme", default="light", choices=["light", "dark"])
     parser.add_argument("--token", default="", help="whose card is open, such as chosen.4")
     arguments = parser.parse_args()
-    page_path = write_report(arguments.run).resolve()
+    page_path = make_report(arguments.run).save().resolve()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
         page = browser.new_page(viewport={"width": 1200, "height": 1040}, color_scheme=arguments.theme)

@@ -1,25 +1,27 @@
-"""The command line: help, flags, and what a user's mistake costs."""
+"""The command line: help, options, and the messages of mistakes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
+import tokenward
 from tests.tiny import planted_rows
 from tokenward import cli
 from tokenward.cli.app import GOES_ON
-
-
-def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tokenward.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+from tokenward.config import load_recipe
+from tokenward.errors import UserError
+from tokenward.tools import run as tools
+from tokenward.training.fit import Interrupted
 
 
 def message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a mistake prints, in this process: exit status 2, and no traceback."""
+    """The message of a mistake: exit status 2 and no traceback."""
     monkeypatch.setattr(sys, "argv", ["tokenward", *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.main()
@@ -29,7 +31,13 @@ def message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return captured.err
 
 
-VERBS = {
+def output(*arguments: str) -> str:
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+COMMANDS = {
     "run": {"--set"},
     "data": {"--set", "--show"},
     "oracle": {"--set"},
@@ -50,36 +58,21 @@ VERBS = {
 }
 
 
-def test_verbs_and_flags_are_frozen() -> None:
-    """A flag that comes or goes is a decision: change this table with it."""
-    import typer.main
-
+def test_commands_and_options_are_frozen() -> None:
+    """A new or a removed option is a decision: change this table with it."""
+    commands = typer.main.get_command(cli.app).commands.items()  # type: ignore[attr-defined]
     found = {
-        name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
-        - {"--help"}
-        for name, command in typer.main.get_command(cli.app).commands.items()  # type: ignore[attr-defined]
+        name: {option for item in command.params for option in item.opts if option.startswith("--")}
+        for name, command in commands
     }
-    assert found == VERBS
+    assert {name: options - {"--help"} for name, options in found.items()} == COMMANDS
+    for name in COMMANDS:
+        assert "Usage" in output(name, "--help")
+    assert "Find the tokens that carry a preference" in output("--help")
+    assert output("--version") == f"tokenward {tokenward.__version__}\n"
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS])
-def test_help_reads_well(verb: str) -> None:
-    result = CliRunner().invoke(cli.app, [*([verb] if verb else []), "--help"])
-    assert result.exit_code == 0
-    assert "Usage" in result.output
-    if verb:
-        assert verb in result.output
-
-
-def test_version_is_that_of_the_package() -> None:
-    import tokenward
-
-    result = CliRunner().invoke(cli.app, ["--version"])
-    assert (result.exit_code, result.output) == (0, f"tokenward {tokenward.__version__}\n")
-    assert "Find the tokens that carry a preference" in CliRunner().invoke(cli.app, ["--help"]).output
-
-
-def test_help_and_config_wait_for_no_torch() -> None:
+def test_help_and_config_do_not_import_torch() -> None:
     code = (
         "import sys\nfrom tokenward import cli\nimport tokenward.config\n"
         "heavy = {'torch', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules)\nassert not heavy, heavy"
@@ -88,50 +81,59 @@ def test_help_and_config_wait_for_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_mistake_costs_one_message_and_status_2_in_a_real_process(tiny_workplace: Path) -> None:
-    done = call("run", "recipes/quickstrat.yaml")
+def test_a_mistake_in_a_real_process_prints_one_message(tiny_workplace: Path) -> None:
+    command = [sys.executable, "-m", "tokenward", "run", "recipes/quickstrat.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Did you mean recipes/quickstart.yaml?" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
+def test_the_key_of_an_error_is_printed_below_its_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise UserError("max_length is 0.", code="out-of-range", key="tokens.max_length")
+
+    monkeypatch.setattr(cli, "app", refuse)
+    assert message(monkeypatch, capsys) == "error: max_length is 0.\nrecipe key: tokens.max_length\n"
+
+
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("override", "words"),
     [
-        (["oracle.fractoin=0.5"], ["fractoin", "fraction"]),
-        (["oracle.fraction=2"], ["oracle.fraction", "2"]),
-        (["model.name=runs/nothing/here"], ["no model folder", "runs/nothing/here"]),
-        (["model.name=recipes"], ["not a model folder", "quickstart.yaml"]),
-        (["data.source=pears.jsonl"], ["pears.jsonl", "pairs.jsonl"]),
-        (["data.format=piars"], ["piars", "pairs"]),
-        (["data.columns={prompt: instruction}"], ["instruction"]),
-        (["policy.objective={name: sepoo}"], ["sepoo", "sepo"]),
-        (["policy.objective={name: sepo, gama: 1.0}"], ["gama", "gamma"]),
-        (["policy.objective={name: sepo, gamma: -1.0}"], ["gamma", "-1"]),
-        (["policy.selection={name: top_fraction, chosen: {fraction: 0}}"], ["fraction", "(0, 1]"]),
-        (["policy.selection={name: top_fraction, scope: respons}"], ["scope", "respons", "response"]),
-        (["scores.scorer={name: 'nowhere:Late'}"], ["nowhere", "current folder"]),
-        (["evaluation.metrics=[vaderr]"], ["vaderr", "vader"]),
-        (["oracle.training={learning_rte: 1.0}"], ["learning_rte", "learning_rate"]),
-        (["oracle.training={output_dir: x}"], ["output_dir"]),
-        (["oracle.training={lr_scheduler_type: liner}"], ["oracle.training", "liner"]),
-        (["tokens.max_response_tokens=1"], ["no comparison is left", "response too long"]),
-        (["tokens={max_response_tokens: 2, too_long: error}"], ["pairs.jsonl:1", "max_response_tokens"]),
-        (["data.min_gap=99"], ["min_gap"]),
-        (["model.device=gpu9"], ["model.device", "gpu9"]),
+        ("oracle.fractoin=0.5", ["fractoin", "fraction"]),
+        ("oracle.fraction=2", ["oracle.fraction", "2"]),
+        ("model.name=runs/nothing/here", ["no model folder", "runs/nothing/here"]),
+        ("model.name=recipes", ["not a model folder", "quickstart.yaml"]),
+        ("data.source=pears.jsonl", ["pears.jsonl", "pairs.jsonl"]),
+        ("data.format=piars", ["piars", "pairs"]),
+        ("data.columns={prompt: instruction}", ["instruction"]),
+        ("policy.objective={name: sepoo}", ["sepoo", "sepo"]),
+        ("policy.objective={name: sepo, gama: 1.0}", ["gama", "gamma"]),
+        ("policy.objective={name: sepo, gamma: -1.0}", ["gamma", "-1"]),
+        ("policy.selection={name: top_fraction, chosen: {fraction: 0}}", ["fraction", "(0, 1]"]),
+        ("policy.selection={name: top_fraction, scope: respons}", ["scope", "respons", "response"]),
+        ("scores.scorer={name: 'nowhere:Late'}", ["nowhere", "current folder"]),
+        ("evaluation.metrics=[vaderr]", ["vaderr", "vader"]),
+        ("oracle.training={learning_rte: 1.0}", ["learning_rte", "learning_rate"]),
+        ("oracle.training={output_dir: x}", ["output_dir"]),
+        ("oracle.training={lr_scheduler_type: liner}", ["oracle.training", "liner"]),
+        ("tokens.max_response_tokens=1", ["response too long"]),
+        ("tokens={max_response_tokens: 2, too_long: error}", ["pairs.jsonl:1", "max_response_tokens"]),
+        ("data.min_gap=99", ["min_gap"]),
+        ("model.device=gpu9", ["model.device", "gpu9"]),
     ],
-    ids=lambda value: value[0][:50] if isinstance(value, list) else "",
 )
-def test_wrong_values_name_what_to_write(
+def test_messages_name_the_wrong_value(
     tiny_workplace: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    overrides: list[str],
+    override: str,
     words: list[str],
 ) -> None:
-    arguments = [part for override in overrides for part in ("--set", override)]
-    error = message(monkeypatch, capsys, "oracle", str(tiny_workplace), *arguments)
+    error = message(monkeypatch, capsys, "oracle", str(tiny_workplace), "--set", override)
     for word in words:
         assert word in error, error
 
@@ -147,7 +149,7 @@ def test_wrong_values_name_what_to_write(
         ([""], ["pairs.jsonl"]),
     ],
 )
-def test_bad_data_is_named_with_file_and_line(
+def test_messages_name_the_file_and_line_of_bad_data(
     tiny_workplace: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -160,107 +162,91 @@ def test_bad_data_is_named_with_file_and_line(
         assert word in error, error
 
 
-def test_a_model_without_chat_template_says_what_to_write(
+def test_a_model_without_a_chat_template_is_refused(
     tiny_workplace: Path,
     tiny_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import shutil
-
     plain = tmp_path / "plain"
     shutil.copytree(tiny_folder, plain)
     (plain / "chat_template.jinja").unlink()
     error = message(monkeypatch, capsys, "data", str(tiny_workplace), "--set", f"model.name={plain}")
     assert "no chat template" in error
-    assert "template: plain" in error
 
 
-def test_data_shows_counts_and_rows(
-    tiny_workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_shows_counts_and_rows(tiny_workplace: Path) -> None:
     rows = [*planted_rows(12), planted_rows(1)[0] | {"prompt": ""}]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(sys, "argv", ["tokenward", "data", str(tiny_workplace), "--show", "1"])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    assert "empty prompt" in shown
-    assert "<|im_start|>assistant" in shown
-    assert "chosen:" in shown
+    shown = output("data", str(tiny_workplace), "--show", "1")
+    for words in ("empty prompt", "<|im_start|>assistant", "chosen:", "no weights yet"):
+        assert words in shown
 
 
-def test_config_prints_values_with_their_origin(tiny_workplace: Path) -> None:
-    result = CliRunner().invoke(cli.app, ["config", str(tiny_workplace), "--set", "seed=7"])
-    assert "seed: 7  (--set)" in result.output
-    assert "oracle.fraction: 1.0  (default)" in result.output
+def test_config_shows_values_with_their_origin(tiny_workplace: Path) -> None:
+    shown = output("config", str(tiny_workplace), "--set", "seed=7", "--resolved")
+    for line in (
+        "seed: 7  (--set)",
+        "oracle.fraction: 1.0  (default)",
+        "policy.selection.eos: both  (default)",
+        "policy.selection.seed: 7  (default)",
+        "policy.training.tokens_per_forward: 4096  (default)",
+        "reward.training.lr_scheduler_type: constant  (default)",
+    ):
+        assert line in shown.splitlines()
+    assert "policy.selection.eos" not in output("config", str(tiny_workplace))
 
 
-def test_score_shows_tokens_of_own_text(tiny_oracle: Path, tmp_path: Path) -> None:
-    texts = tmp_path / "texts.jsonl"
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_shipped_recipe_can_be_resolved(path: Path) -> None:
+    found = {item.key: item for item in tools.completely_resolved(load_recipe(path))}
+    written = {item.key for item in found.values() if item.origin.startswith(str(path))}
+    assert written
+    if "online.source.name" in found:
+        assert "online.training.max_grad_norm" in found
+
+
+def test_score_of_texts(tiny_oracle: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    texts, file = tmp_path / "texts.jsonl", tmp_path / "scores.jsonl"
     texts.write_text(json.dumps({"prompt": "Say.", "response": "a good cup"}) + "\n")
-    result = CliRunner().invoke(cli.app, ["score", str(tiny_oracle), str(texts)])
-    assert result.exit_code == 0, result.output
-    assert "total" in result.output
-    output = tmp_path / "scores.jsonl"
-    CliRunner().invoke(cli.app, ["score", str(tiny_oracle), str(texts), "--output", str(output)])
-    record = json.loads(output.read_text())
+    assert "total" in output("score", str(tiny_oracle), str(texts))
+    output("score", str(tiny_oracle), str(texts), "--output", str(file))
+    record = json.loads(file.read_text())
     assert record["total"] == pytest.approx(sum(token["score"] for token in record["tokens"]))
     assert "".join(token["text"] for token in record["tokens"]) == "a good cup"
+    error = message(monkeypatch, capsys, "score", "recipes/quickstart.yaml", "--output", str(file))
+    assert "--output" in error
 
 
-def test_score_of_a_policy_writes_prompts_as_its_run_did(
+def test_score_of_a_policy_uses_the_template_of_its_run(
     tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import tokenward
-
     changes = ["tokens.template=plain", "scores.scorer={name: random}", "policy.training.max_steps=1"]
     run = tokenward.run(tiny_workplace, changes, last="policy", quiet=True)
     Path("texts.jsonl").write_text(json.dumps({"prompt": "Say.", "response": "a good cup"}) + "\n")
-    base = ["score", str(run.path("policy")), "texts.jsonl"]
-    assert CliRunner().invoke(cli.app, base).exit_code == 0
+    output("score", str(run.path("policy")), "texts.jsonl")
     assert tokenward.TokenScorer.load(run.path("policy")).template.kind == "plain"
     for template in run.path("policy").rglob("chat_template.jinja"):
         template.unlink()
-    bare = Path("bare")
-    run.path("policy").joinpath("model").rename(bare)
-    base = ["score", str(bare), "texts.jsonl", "--reference", str(bare)]
-    assert "template: plain" in message(monkeypatch, capsys, *base)
-    assert CliRunner().invoke(cli.app, [*base, "--set", "tokens.template=plain"]).exit_code == 0
-    error = message(monkeypatch, capsys, *base, "--set", "seed=1")
-    assert "--set seed: texts of your own" in error
+    run.path("policy").joinpath("model").rename("bare")
+    base = ["score", "bare", "texts.jsonl", "--reference", "bare"]
+    assert "no chat template" in message(monkeypatch, capsys, *base)
+    output(*base, "--set", "tokens.template=plain")
 
 
-def test_score_of_a_row_without_response_names_the_row(
-    tiny_oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    texts = tmp_path / "texts.jsonl"
-    texts.write_text('{"prompt": "Say.", "reply": "a"}\n')
-    error = message(monkeypatch, capsys, "score", str(tiny_oracle), str(texts))
-    assert "texts.jsonl:1" in error
-    assert "prompt, reply" in error
+def test_ctrl_c_says_how_to_continue(tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stop, words in (
+        (Interrupted("stopped at step 3 of 6"), "stopped at step 3 of 6"),
+        (KeyboardInterrupt(), GOES_ON),
+    ):
 
+        def stopped(*arguments: object, stop: BaseException = stop, **settings: object) -> None:
+            raise stop
 
-def test_ctrl_c_says_that_the_same_command_goes_on(
-    tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tokenward.tools import run as command
-    from tokenward.training.fit import Interrupted
-
-    def stopped(*arguments: object, **settings: object) -> None:
-        raise Interrupted("stopped at step 3 of 6; the same command goes on from there")
-
-    monkeypatch.setattr(command, "run_recipe", stopped)
-    result = CliRunner().invoke(cli.app, ["run", str(tiny_workplace)])
-    assert result.exit_code == 130
-    assert "stopped at step 3 of 6; the same command goes on from there" in result.output
-
-    def at_once(*arguments: object, **settings: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command, "run_recipe", at_once)
-    result = CliRunner().invoke(cli.app, ["run", str(tiny_workplace)])
-    assert result.exit_code == 130
-    assert GOES_ON in result.output
+        monkeypatch.setattr(tools, "run_recipe", stopped)
+        result = CliRunner().invoke(cli.app, ["run", str(tiny_workplace)])
+        assert result.exit_code == 130
+        assert words in result.output

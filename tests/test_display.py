@@ -1,4 +1,4 @@
-"""Numbers are shown with digits that say something, whatever their scale."""
+"""Numbers are shown with significant digits at any scale."""
 
 import math
 
@@ -18,11 +18,11 @@ from tokenward.display import digits, interval, largest, rounded, signed
         (0.0, "+0.00"),
     ],
 )
-def test_the_scale_says_how_many_digits_there_are(scale, shown):
+def test_the_scale_sets_the_number_of_digits(scale, shown):
     assert signed(0.003142, scale) == shown
 
 
-def test_a_largest_number_has_two_digits_that_say_something():
+def test_the_largest_number_has_two_significant_digits():
     for power in range(9):
         scale = 4.2 * 10.0**-power
         assert float(signed(scale, scale)) == pytest.approx(scale, rel=0.05)
@@ -30,7 +30,7 @@ def test_a_largest_number_has_two_digits_that_say_something():
     assert digits(1e-300, 2) == 12
 
 
-def test_what_is_no_number_has_no_scale():
+def test_nan_has_no_digits():
     assert signed(math.nan, 1.0) == rounded(math.nan, 1.0) == "none"
     assert digits(math.nan, 2) == digits(math.inf, 2) == 2
     assert largest([0.1, -0.3, math.nan, math.inf]) == 0.3

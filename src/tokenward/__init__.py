@@ -1,14 +1,16 @@
 """Token-level preference alignment of language models.
 
-People compare whole answers; a model learns one token at a time. tokenward finds which tokens carry
-a preference and trains with them.
+Preferences compare whole responses, but a model learns one token at a time. tokenward estimates which tokens
+carry a preference, and trains on them.
 
     import tokenward
 
-    oracle = tokenward.train_oracle("default", pairs, args=args)                # in a script of your own
+    # In a script:
+    oracle = tokenward.train_oracle("default", pairs, args=args)
     tokenward.SelectiveTrainer("default", args, pairs, oracle=oracle).train()
 
-    run = tokenward.run("recipes/quickstart.yaml")      # or a recipe: every stage; finished ones are skipped
+    # Or all stages of a recipe; finished stages are skipped:
+    run = tokenward.run("recipes/quickstart.yaml")
     figures = tokenward.read_figures(run)
 
 """
@@ -36,8 +38,12 @@ if TYPE_CHECKING:
         SFT,
         TBPO,
         TDPO,
+        Losses,
+        Needs,
+        Objective,
         Pairwise,
         PlackettLuce,
+        Selected,
         SePO,
         SimPO,
         SparsePO,
@@ -47,10 +53,14 @@ if TYPE_CHECKING:
         WeightedLikelihood,
     )
     from tokenward.report.page import make_report
-    from tokenward.sampling.sampler import SamplingSettings
+    from tokenward.sampling import SamplingSettings
+    from tokenward.scoring.basic import Record
     from tokenward.scoring.export import TokenRewards
     from tokenward.scoring.scorers import (
+        Activation,
+        Attention,
         Combine,
+        Counterfactual,
         Entropy,
         External,
         LogProbability,
@@ -58,14 +68,27 @@ if TYPE_CHECKING:
         Position,
         Probability,
         Random,
+        Rank,
         Reward,
+        Scorer,
+        Similarity,
         Spans,
         Surprisal,
     )
-    from tokenward.scoring.texts import TokenScorer
-    from tokenward.selection import KeepAll, SideRule, SoftWeights, Threshold, TopFraction, Transform
+    from tokenward.scoring.texts import ScoredResponse, ScoredToken, TokenScorer
+    from tokenward.selection import (
+        KeepAll,
+        ScoredTokens,
+        Selector,
+        SideRule,
+        SoftWeights,
+        Threshold,
+        TopFraction,
+        Transform,
+    )
     from tokenward.stages.evaluation import read_figures
     from tokenward.stages.run import Run
+    from tokenward.tokens.batches import TokenBatch
     from tokenward.tokens.table import TokenTable
     from tokenward.tools.run import open_run
     from tokenward.tools.run import run_recipe as run
@@ -73,129 +96,61 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "Combine": "scoring.scorers:Combine",
-    "DPO": "objectives:DPO",
-    "Entropy": "scoring.scorers:Entropy",
-    "External": "scoring.scorers:External",
-    "Figure": "evaluation.statistics:Figure",
-    "IPO": "objectives:IPO",
-    "KTO": "objectives:KTO",
-    "KeepAll": "selection:KeepAll",
-    "LogProbability": "scoring.scorers:LogProbability",
-    "LogRatio": "scoring.scorers:LogRatio",
-    "ORPO": "objectives:ORPO",
-    "Pairwise": "objectives:Pairwise",
-    "PlackettLuce": "objectives:PlackettLuce",
-    "Position": "scoring.scorers:Position",
-    "Probability": "scoring.scorers:Probability",
-    "Random": "scoring.scorers:Random",
-    "Reward": "scoring.scorers:Reward",
-    "RewardSettings": "models.reward:RewardSettings",
-    "Run": "stages.run:Run",
-    "SFT": "objectives:SFT",
-    "SamplingSettings": "sampling.sampler:SamplingSettings",
-    "SePO": "objectives:SePO",
-    "SelectiveTrainer": "api.trainer:SelectiveTrainer",
-    "SideRule": "selection:SideRule",
-    "SimPO": "objectives:SimPO",
-    "SoftWeights": "selection:SoftWeights",
-    "Spans": "scoring.scorers:Spans",
-    "SparsePO": "objectives:SparsePO",
-    "Sum": "objectives:Sum",
-    "Surprisal": "scoring.scorers:Surprisal",
-    "TBPO": "objectives:TBPO",
-    "TDPO": "objectives:TDPO",
-    "TReg": "objectives:TReg",
-    "Threshold": "selection:Threshold",
-    "TokenKL": "objectives:TokenKL",
-    "TokenRewards": "scoring.export:TokenRewards",
-    "TokenScorer": "scoring.texts:TokenScorer",
-    "TokenSettings": "api.inputs:TokenSettings",
-    "TokenTable": "tokens.table:TokenTable",
-    "TokenTrainingArguments": "training.arguments:TokenTrainingArguments",
-    "TopFraction": "selection:TopFraction",
-    "Transform": "selection:Transform",
-    "WeightedLikelihood": "objectives:WeightedLikelihood",
-    "evaluate": "api.scored:evaluate",
-    "losses": "losses:",
-    "make_report": "report.page:make_report",
-    "open_run": "tools.run:open_run",
-    "read_figures": "stages.evaluation:read_figures",
-    "run": "tools.run:run_recipe",
-    "score": "api.scored:score",
-    "select": "api.scored:select",
-    "token_logprobs": "models.logprobs:token_logprobs",
-    "train_oracle": "api.training:train_oracle",
-    "train_reward": "api.training:train_reward",
+_NAMES = {
+    "api.inputs": "TokenSettings",
+    "api.scored": "evaluate score select",
+    "api.trainer": "SelectiveTrainer",
+    "api.training": "train_oracle train_reward",
+    "evaluation.statistics": "Figure",
+    "models.logprobs": "token_logprobs",
+    "models.reward": "RewardSettings",
+    "objectives": (
+        "DPO IPO KTO Losses Needs ORPO Objective Pairwise PlackettLuce SFT SePO Selected SimPO SparsePO Sum TBPO "
+        "TDPO TReg TokenKL WeightedLikelihood"
+    ),
+    "report.page": "make_report",
+    "sampling": "SamplingSettings",
+    "scoring.export": "TokenRewards",
+    "scoring.basic": "Record",
+    "scoring.scorers": (
+        "Activation Attention Combine Counterfactual Entropy External LogProbability LogRatio Position Probability "
+        "Random Rank Reward Scorer Similarity Spans Surprisal"
+    ),
+    "scoring.texts": "ScoredResponse ScoredToken TokenScorer",
+    "selection": "KeepAll ScoredTokens Selector SideRule SoftWeights Threshold TopFraction Transform",
+    "stages.evaluation": "read_figures",
+    "stages.run": "Run",
+    "tokens.batches": "TokenBatch",
+    "tokens.table": "TokenTable",
+    "tools.run": "open_run",
+    "training.arguments": "TokenTrainingArguments",
 }
+"""The public names of each module."""
+
+_LAZY = {name: (module, name) for module, names in _NAMES.items() for name in names.split()}
+_LAZY |= {"run": ("tools.run", "run_recipe"), "losses": ("losses", "")}
 
 __all__ = [
-    "DPO",
-    "IPO",
-    "KTO",
-    "ORPO",
-    "SFT",
-    "TBPO",
-    "TDPO",
-    "Combine",
-    "Comparison",
-    "Entropy",
-    "External",
-    "Figure",
-    "KeepAll",
-    "LogProbability",
-    "LogRatio",
-    "Message",
-    "Pairwise",
-    "PlackettLuce",
-    "Position",
-    "Probability",
-    "Random",
-    "Reward",
-    "RewardSettings",
-    "Run",
-    "SamplingSettings",
-    "SePO",
-    "SelectiveTrainer",
-    "SideRule",
-    "SimPO",
-    "SoftWeights",
-    "Span",
-    "Spans",
-    "SparsePO",
-    "Sum",
-    "Surprisal",
-    "TReg",
-    "Threshold",
-    "TokenKL",
-    "TokenRewards",
-    "TokenScorer",
-    "TokenSettings",
-    "TokenTable",
-    "TokenTrainingArguments",
-    "TopFraction",
-    "Transform",
-    "UserError",
-    "WeightedLikelihood",
-    "evaluate",
-    "losses",
-    "make_report",
-    "open_run",
-    "read_figures",
-    "run",
-    "score",
-    "select",
-    "token_logprobs",
-    "train_oracle",
-    "train_reward",
-]
+    "DPO", "IPO", "KTO", "ORPO", "SFT", "TBPO", "TDPO", "Activation", "Attention", "Combine", "Comparison",
+    "Counterfactual", "Entropy", "External", "Figure", "KeepAll", "LogProbability", "LogRatio", "Losses", "Message",
+    "Needs", "Objective", "Pairwise", "PlackettLuce", "Position", "Probability", "Random", "Rank", "Record",
+    "Reward", "RewardSettings", "Run", "SamplingSettings", "ScoredResponse", "ScoredToken", "ScoredTokens",
+    "Scorer", "SePO", "Selected", "SelectiveTrainer", "Selector", "SideRule", "SimPO", "Similarity", "SoftWeights",
+    "Span", "Spans", "SparsePO", "Sum", "Surprisal", "TReg", "Threshold", "TokenBatch", "TokenKL", "TokenRewards",
+    "TokenScorer", "TokenSettings", "TokenTable", "TokenTrainingArguments", "TopFraction", "Transform", "UserError",
+    "WeightedLikelihood", "evaluate", "losses", "make_report", "open_run", "read_figures", "run", "score", "select",
+    "token_logprobs", "train_oracle", "train_reward",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import; the command line's help must not wait for it.
+    # Importing torch takes seconds, which the help of the command line must not wait for.
     if name not in _LAZY:
         raise AttributeError(f"module 'tokenward' has no attribute {name!r}")
-    module, _, attribute = _LAZY[name].partition(":")
+    module, attribute = _LAZY[name]
     found = importlib.import_module(f"tokenward.{module}")
     return getattr(found, attribute) if attribute else found
+
+
+def __dir__() -> list[str]:
+    return __all__

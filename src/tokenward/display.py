@@ -1,4 +1,4 @@
-"""What a run shows: stage headings, progress with the time left, tables. Plain lines where there is no terminal."""
+"""The output of a run: stage headings, progress with the time left, tables. Without a terminal, plain lines."""
 
 import math
 import time
@@ -11,40 +11,40 @@ from rich.table import Table
 from rich.text import Text
 
 WIDE = 110
-"""Columns of a terminal from which on a bar is long."""
+"""In a terminal with at least this many columns, progress bars are long."""
 
 PLAIN_STEPS = 10
-"""Lines that a progress writes where there is no terminal."""
+"""Lines per progress without a terminal."""
 
 MOST_DIGITS = 12
-"""Behind a point: float32 has no more to say of a number near 1."""
+"""Most decimals; float32 has no more for a number near 1."""
 
 
 class Display:
-    """The screen of a run.
+    """Shows the output of a run.
 
     Args:
         quiet: Show nothing.
-        console: Where to write; standard error is left to warnings.
+        console: Where to write; None is standard output.
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         self.console = console or Console(quiet=quiet, highlight=False)
 
     def heading(self, stage: str, note: str = "") -> None:
-        """Name of the stage that begins."""
+        """Show the name of a stage that starts."""
         self.console.print(Text.assemble((f"\n{stage}", "bold"), f"  {note}" if note else ""))
 
     def line(self, text: str) -> None:
-        """One line, never read as markup: it may hold a user's text."""
+        """Show one line. It is never read as markup, because it may hold a user's text."""
         self.console.print(Text(text))
 
     def text(self, text: Text) -> None:
-        """Styled text."""
+        """Show styled text."""
         self.console.print(text)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """A table; every column but the first is aligned to the right."""
+        """Show a table. All columns except the first are aligned to the right."""
         table = Table(
             title=title,
             title_justify="left",
@@ -52,7 +52,7 @@ class Display:
             box=None,
             pad_edge=False,
             padding=(0, 2, 0, 0),
-            min_width=len(title),  # or the title is broken to the width of narrow columns
+            min_width=len(title),  # otherwise rich wraps the title to the width of the columns
         )
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
@@ -62,7 +62,7 @@ class Display:
         self.console.print(table)
 
     def listing(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """A table of words, every column aligned to the left; the middle ones are wrapped where there is no room."""
+        """Show a table of words, aligned to the left. Only the columns in the middle are wrapped."""
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for number, column in enumerate(columns):
             table.add_column(column, no_wrap=number in (0, len(columns) - 1), overflow="fold")
@@ -72,7 +72,7 @@ class Display:
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator["Bar"]:
-        """A bar with the time left, or some lines."""
+        """A progress bar with the time left, or a few lines without a terminal."""
         if not self.console.is_terminal:
             yield Bar(self, label, total)
             return
@@ -88,7 +88,7 @@ class Display:
 
 
 class Bar:
-    """Progress of one piece of work; made by :meth:`Display.progress`."""
+    """Progress of one task; made by :meth:`Display.progress`."""
 
     def __init__(
         self,
@@ -103,28 +103,27 @@ class Bar:
         self._done, self._lines, self._start, self._first = 0, 0, time.monotonic(), 0
 
     def begin(self, done: int) -> None:
-        """Work that an earlier run did already."""
+        """Start with ``done`` steps that an earlier run has finished."""
         self._first = self._done = done
         self.advance(0)
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """So much more is done."""
+        """Add ``count`` finished steps."""
         self._done += count
         if self._shown is not None and self._task is not None:
             self._shown.update(self._task, completed=self._done)
             if note:
-                self._shown.update(self._task, note=_fitted(note, self._room()))
+                self._shown.update(self._task, note=_fitting(note, self._room()))
             return
         lines = PLAIN_STEPS * self._done // max(self._total, 1)
         if count and lines > self._lines:
             self._lines = lines
             line = f"  {self._label} {self._done}/{self._total}  {self._left()}  {note}".rstrip()
-            self._display.console.print(
-                Text(line), soft_wrap=True
-            )  # a file of lines is read and searched by line
+            # No wrapping: log files are searched line by line.
+            self._display.console.print(Text(line), soft_wrap=True)
 
     def _room(self) -> int:
-        """Columns that the bar, its label, its counts and its clock leave."""
+        """Columns left for a note."""
         width = self._display.console.width
         taken = (30 if width >= WIDE else 12) + len(self._label) + 2 * len(str(self._total)) + 15
         return width - taken
@@ -137,8 +136,8 @@ class Bar:
         return f"{_clock((self._total - self._done) / max(speed, 1e-9))} left"
 
 
-def _fitted(note: str, room: int) -> str:
-    """As many of a note's parts, which stand two spaces apart, as have room; a bar squeezed by its note says nothing."""
+def _fitting(note: str, room: int) -> str:
+    """The first parts of a note, separated by two spaces, that fit; otherwise rich would squeeze the bar."""
     parts = note.split("  ")
     while len(parts) > 1 and len("  ".join(parts)) > room:
         parts.pop()
@@ -146,11 +145,11 @@ def _fitted(note: str, room: int) -> str:
 
 
 def digits(scale: float, usual: int) -> int:
-    """Digits behind the point with which numbers of a size are shown: the usual ones, or two that say something.
+    """Decimals for numbers of a scale: the usual number, or enough for two significant digits of the scale.
 
     Args:
-        scale: The size of the largest number that is shown beside others.
-        usual: What is enough for numbers from 1 up.
+        scale: The largest absolute value among the numbers that are shown together.
+        usual: Decimals for numbers of 1 and more.
     """
     size = abs(scale)
     if not 0 < size < math.inf:
@@ -159,22 +158,22 @@ def digits(scale: float, usual: int) -> int:
 
 
 def rounded(value: float, scale: float, usual: int = 3) -> str:
-    """A number beside others of a size, or none; see :func:`digits`."""
+    """A number with the decimals of its scale, see :func:`digits`; ``none`` for NaN."""
     return f"{value:.{digits(scale, usual)}f}" if value == value else "none"
 
 
 def signed(value: float, scale: float, usual: int = 2) -> str:
-    """The same with its sign."""
+    """Like :func:`rounded`, with a sign."""
     return f"{value:+.{digits(scale, usual)}f}" if value == value else "none"
 
 
 def interval(low: float, high: float, n: int, scale: float) -> str:
-    """The ends of an interval beside numbers of a size; a dash where it is of one example, which gives none."""
+    """The ends of an interval with the decimals of its scale; ``-`` for a single example, which has no interval."""
     return f"{rounded(low, scale)} .. {rounded(high, scale)}" if n != 1 else "-"
 
 
 def largest(values: Iterable[float]) -> float:
-    """The largest size of some numbers, those that are not finite left out; 0 where there is none."""
+    """The largest absolute value of the finite numbers; 0 if there is none."""
     return max((abs(value) for value in values if math.isfinite(value)), default=0.0)
 
 

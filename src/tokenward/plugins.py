@@ -78,6 +78,19 @@ def check_call(kind: str, name: str, plugin: Any, arguments: Sequence[str]) -> N
         ) from error
 
 
+def check_positive(**settings: float) -> None:
+    """Refuse settings, by name, that are not greater than 0."""
+    for name, value in settings.items():
+        if not value > 0:
+            raise UserError(f"{name} must be greater than 0, got {value}.", code="invalid-value")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Refuse a fraction outside of (0, 1]."""
+    if not 0 < value <= 1:
+        raise UserError(f"{name} must be in (0, 1], got {value}. Write 0.3 for 30 %.", code="invalid-value")
+
+
 def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     """The class or function behind a name; arguments and errors as in :func:`build`."""
     if name in known:

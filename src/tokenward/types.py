@@ -14,8 +14,16 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 class Message(TypedDict):
     """One turn of a conversation.
 
-    Further keys are kept and reach the chat template. ``content`` is always text; it is empty if the row has none, for
-    example next to tool calls.
+    Further keys are kept and reach the chat template.
+
+    Attributes:
+        role: ``system``, ``user``, ``assistant`` or ``tool``.
+        content: The text; empty if the row has none, for example next to tool calls.
+        name: Name of the speaker.
+        tool_calls: Calls of tools by the assistant.
+        tool_call_id: Id of the call that a tool message answers.
+        reasoning_content: Reasoning of the assistant.
+        weight: 0 leaves an assistant message out of the loss. The template never sees it.
     """
 
     role: str
@@ -24,7 +32,7 @@ class Message(TypedDict):
     tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
     tool_call_id: NotRequired[str]
     reasoning_content: NotRequired[str]
-    weight: NotRequired[int]  # 0 leaves an assistant message out of the loss; the template never sees it
+    weight: NotRequired[int]
 
 
 class Span(NamedTuple):

@@ -1,10 +1,12 @@
-"""The tiny quick start, once by its recipe and once by the library."""
+"""The oracle of the tiny quick start, trained through the library."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from transformers import TrainingArguments
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 import tokenward
 from tests.tiny import planted_rows
@@ -15,7 +17,7 @@ TOKENS = tokenward.TokenSettings(max_prompt_tokens=128, max_response_tokens=64)
 
 
 def arguments(folder: Path, steps: int, **more: Any) -> TrainingArguments:
-    """The recipe's training table as a script writes it."""
+    """The training table of the recipe, as a script writes it."""
     settings: dict[str, Any] = {
         "learning_rate": 1e-3,
         "per_device_train_batch_size": 4,
@@ -30,22 +32,28 @@ def arguments(folder: Path, steps: int, **more: Any) -> TrainingArguments:
     return TrainingArguments(str(folder), **{**settings, **more})
 
 
-class Script(NamedTuple):
-    """What a script of some lines has at its end.
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The saved weights of a model, or of its adapter."""
+    return load_file(next(folder.glob("*model.safetensors")))
 
-    Attributes:
-        model: Folder of the start.
-        train: Rows to train on, as the recipe's split has them.
-        eval: The others.
-        oracle: The trained oracle.
-        folder: Where everything was saved.
-    """
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert not [name for name in first if not torch.equal(first[name], second[name])]
+
+
+class Script(NamedTuple):
+    """The model folder, the recipe's split, the trained oracle, and the folder with everything that was saved."""
 
     model: str
     train: list[dict[str, Any]]
     eval: list[dict[str, Any]]
     oracle: tokenward.TokenScorer
     folder: Path
+
+    def load(self) -> Any:
+        """The model, loaded by transformers."""
+        return AutoModelForCausalLM.from_pretrained(self.model)
 
 
 @pytest.fixture(scope="session")

@@ -163,7 +163,7 @@ BROKEN = [
     ("a.jsonl", b'[\n{"a": 1}\n]', "not-json", "name it .json"),
     ("a.jsonl", b"[" * 100_000, "not-json", ":1: "),
     ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', "not-utf-8", ":2: not UTF-8: byte 0xe9 at position 7"),
-    ("a.json", b'{"a": 1}\n{"a": 2}\n', "not-json", "name the file .jsonl"),
+    ("a.json", b'{"a": 1}\n{"a": 2}\n', "not-json", "name it .jsonl"),
     ("a.json", b'[{"a": 1},\n{"a"}]', "not-json", ":2: "),
     ("a.json", b'[{"a": 1}, 2]', "not-an-object", ":row 2: found the number 2"),
     ("a.json", b'{"a": [1], "b": [2]}', "not-a-list", "found 2 lists (a, b)"),

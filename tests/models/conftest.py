@@ -1,4 +1,4 @@
-"""What tests of models in float64 share."""
+"""Fixtures for models in float64."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 @pytest.fixture
 def exact_llama(monkeypatch):
-    """Llama's RMSNorm in the type of its input."""
+    """Llama's RMSNorm in the dtype of its input instead of float32."""
 
     def forward(self, hidden):
         variance = hidden.square().mean(-1, keepdim=True)

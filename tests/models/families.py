@@ -1,4 +1,4 @@
-"""Small random models of every family of transformers that a tiny config can be made of, and the table of them.
+"""Small random models of every family of transformers with a tiny config, and the table of what the probe decides.
 
 ``python -m tests.models.families`` writes the table of docs/models.md.
 """
@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tests.models.plain import token_logprobs
 from tests.tokens.rows import encoded
 from tokenward.errors import UserError
-from tokenward.models.forward import token_logprobs
 from tokenward.models.head import SelectiveHead
 from tokenward.models.probe import choose_head, choose_layout
 from tokenward.tokens.batches import collate
@@ -55,7 +55,7 @@ SETTINGS = {
     "zamba": {"layer_types": ["mamba", "hybrid"]},
     "zamba2": {"layer_types": ["mamba", "hybrid"]},
 }
-"""What a family's own default would hide at this size."""
+"""Settings whose defaults would have no effect at this size."""
 
 SHARED = [
     "apertus", "arcee", "aria_text", "axk1", "bert", "bert-generation", "biogpt", "bitnet", "cohere", "ctrl",
@@ -81,15 +81,15 @@ SEPARATE = [
 ]  # fmt: skip
 REFUSED = ["cpmant", "prophetnet", "xlm"]
 FAMILIES = sorted([*SHARED, *SEPARATE, *REFUSED])
-"""By the layout that is right for them at this size and with a window of 8, where they have one."""
+"""By the correct layout at this size, with a window of 8 if there is one."""
 FLOAT32_ONLY = ("inkling2_text", "xlstm")
-"""What transformers itself cannot compute in bfloat16 here."""
+"""Families that transformers cannot run in bfloat16 here."""
 CHANGES = {
     "beam": "cap 30", "cohere": "times 0.25", "cohere2": "times 0.0625", "cohere2_moe": "times 0.0625",
     "falcon_h1": "times 0.4", "gemma2": "cap 2", "granite": "over 4", "inkling2_text": "cap 30", "nanochat": "cap 15",
     "recurrent_gemma": "cap 30", "vaultgemma": "cap 30", "xlstm": "cap 30",
 }  # fmt: skip
-"""What a family does to its head's logits."""
+"""How a family changes the output of its head."""
 
 _ids = torch.randint(5, VOCABULARY, (70,), generator=torch.Generator().manual_seed(5)).tolist()
 ROWS = [
@@ -99,31 +99,19 @@ ROWS = [
 
 
 class Measured(NamedTuple):
-    """What was decided for a model, and how far its numbers are from those of plain calls.
+    """Decisions for a model, and differences to plain calls of transformers with one response each."""
 
-    Attributes:
-        layout: The rows; or ``refused``, and then ``head`` is why.
-        head: ``linear``, with what the model does to its logits, or ``all logits``.
-        head_by: Largest difference of a log-probability between that head and all logits in the same rows, nats.
-        by: The same to plain calls of transformers, one response at a time.
-        slope: Largest difference of a gradient to that of plain calls, as a share of the largest gradient.
-    """
-
-    layout: str
-    head: str
-    head_by: float = 0.0
-    by: float = 0.0
-    slope: float = 0.0
+    layout: str  # or ``refused``
+    head: str  # ``linear`` with the change of its logits, ``all logits``, or why the model is refused
+    head_by: float = (
+        0.0  # largest difference of a log-probability between the head and all logits in the same rows
+    )
+    by: float = 0.0  # the same to plain calls
+    slope: float = 0.0  # largest difference of a gradient to plain calls, relative to the largest gradient
 
 
 def tiny(family: str, *, dtype: torch.dtype = torch.float32, lively: bool = True) -> PreTrainedModel:
-    """A small model of a family.
-
-    Args:
-        family: As transformers calls it.
-        dtype: Of the weights.
-        lively: Weights as large as a trained model's influences are; otherwise the library's own start.
-    """
+    """A small model of a family, with weights as large as in a trained model unless ``lively`` is False."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(_config(family)).eval()
     generator = torch.Generator().manual_seed(1)
@@ -136,7 +124,7 @@ def tiny(family: str, *, dtype: torch.dtype = torch.float32, lively: bool = True
 def _config(family: str):
     kind = type(CONFIG_MAPPING[family]().get_text_config())
     known = set(kind().to_dict()) | set(kind.attribute_map)
-    # A name and its alias would be the same setting twice.
+    # A name and its alias would set the same value twice.
     aliases = {alias for alias, name in kind.attribute_map.items() if name in SIZES and alias in SIZES}
     settings = {name: value for name, value in SIZES.items() if name in known - aliases}
     if getattr(kind(), "sliding_window", None) is None:
@@ -147,7 +135,7 @@ def _config(family: str):
 
 
 def measured(model: PreTrainedModel) -> Measured:
-    """What the probe decides for a model, and what comes of it."""
+    """Probe a model and measure the results of its fast paths."""
     expected, slopes = _with_gradient(model, _plain(model))
     try:
         layout = choose_layout(model, packing="auto", name="it")
@@ -205,7 +193,7 @@ def _apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 def table(families: list[str]) -> Iterator[str]:
-    """Lines of the table of docs/models.md."""
+    """Lines of the table in docs/models.md."""
     yield "| family | rows | head | of all logits | float32 | gradient | bfloat16 | gradient |"
     yield "|---|---|---|---|---|---|---|---|"
     for family in families:
@@ -223,7 +211,7 @@ def _figure(value: float) -> str:
 
 
 def main() -> None:
-    """Write the table into the page, in place of the one that is there."""
+    """Replace the table in docs/models.md."""
     lines = "\n".join(table(FAMILIES))
     before, _, rest = PAGE.read_text().partition(START)
     PAGE.write_text(f"{before}{START}\n\n{lines}\n\n{END}{rest.partition(END)[2]}")

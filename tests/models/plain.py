@@ -1,8 +1,11 @@
-"""Log-probabilities the plain way: one response at a time, all logits, no code of the library."""
+"""Log-probabilities computed plainly, one response at a time from all logits, and by the library."""
 
 import torch
 from torch import Tensor, nn
 
+from tokenward.models.forward import token_statistics
+from tokenward.models.head import SelectiveHead
+from tokenward.tokens.batches import Batch
 from tokenward.tokens.rows import TokenRow
 
 
@@ -20,3 +23,8 @@ def plain_logprobs(model: nn.Module, rows: list[TokenRow]) -> Tensor:
         for response in row.responses
     ]
     return torch.cat(parts)[:, 0]
+
+
+def token_logprobs(model: nn.Module, head: SelectiveHead | None, batch: Batch) -> Tensor:
+    """Log-probabilities of a batch, by the library.  -> [n] float32"""
+    return token_statistics(model, head, batch)["logp"]

@@ -1,4 +1,4 @@
-"""Log-probabilities from a model that somebody else loaded and wrapped."""
+"""Log-probabilities from a model that the caller loaded and wrapped."""
 
 from contextlib import contextmanager
 
@@ -10,7 +10,6 @@ from transformers import GraniteConfig, GraniteForCausalLM
 
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_t5
 from tokenward import UserError, token_logprobs
-from tokenward.models import logprobs
 from tokenward.models.head import SelectiveHead, install_head
 
 IDS = torch.randint(5, 200, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -23,14 +22,14 @@ FACTORS = torch.linspace(-1, 1, IDS.numel(), dtype=torch.float64).view_as(IDS)
 
 
 def tiny_granite():
-    """Its logits are divided by a number, so that the answer must pass that by."""
+    """A model that divides its logits, so the answer must bypass its forward."""
     settings = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = GraniteConfig(vocab_size=266, num_key_value_heads=1, logits_scaling=8.0, **settings)
     return GraniteForCausalLM(config).double()
 
 
 def odd():
-    """What it does to its logits is in no config."""
+    """A model that changes its logits by something that is not in its config."""
     model = tiny_llama(dtype=torch.float64)
     model.lm_head.register_forward_hook(lambda module, inputs, output: output + output.sin())
     return model
@@ -68,8 +67,8 @@ def forwards(model):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_they_and_their_gradients_are_those_of_all_logits(name):
-    """Llama and Granite round their norms to float32, so their gradients agree to that."""
+def test_values_and_gradients_are_those_of_all_logits(name):
+    """The norms of Llama and Granite are in float32, so their gradients agree to that."""
     model = MODELS[name]().eval()
     expected, before = gradients(model, plain(model)), forwards(model)
     found = token_logprobs(model, BATCH, WANTED)
@@ -79,90 +78,78 @@ def test_they_and_their_gradients_are_those_of_all_logits(name):
     assert forwards(model) == before
 
 
-def test_float32_and_half_precision_agree_to_rounding():
-    for dtype in (torch.float32, torch.bfloat16):
-        model = tiny_llama(dtype=dtype).eval()
-        found = token_logprobs(model, BATCH, WANTED)
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found, plain(model, torch.float32), rtol=0, atol=2e-6)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_dtypes_give_float32(dtype):
+    model = tiny_llama(dtype=dtype).eval()
+    found = token_logprobs(model, BATCH, WANTED)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, plain(model, torch.float32), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["llama", "granite, scaled", "odd"])
-def test_the_head_runs_for_the_wanted_tokens_only_if_it_can(name, monkeypatch):
-    asked = []
-    answering = SelectiveHead.answering
+def test_the_head_runs_for_the_selected_tokens_only(name, monkeypatch):
+    requests, logits, answering = [], [], SelectiveHead.answering
 
     @contextmanager
     def seen(self, positions, ids, **more):
-        asked.append(positions.tolist())
+        requests.append(positions.tolist())
         with answering(self, positions, ids, **more):
             yield
 
     model = MODELS[name]()
-    token_logprobs(model, BATCH, WANTED)  # finds out what the model does
+    token_logprobs(model, BATCH, WANTED)  # measures the model
     monkeypatch.setattr(SelectiveHead, "answering", seen)
-    logits = []
     model.register_forward_hook(lambda module, inputs, output: logits.append(output.logits.shape))
     token_logprobs(model, BATCH, WANTED)
     everything = name == "odd"
-    assert asked == ([] if everything else [[2, 3, 4, 5, 10, 11, 12, 21, 25]])
+    assert requests == ([] if everything else [[2, 3, 4, 5, 10, 11, 12, 21, 25]])
     assert logits[0] == ((3, 9, 266) if everything else (9,)) or name.startswith("granite")
 
 
-def test_nothing_is_left_on_the_model_and_nothing_drawn():
+def test_the_model_keeps_its_state_and_measuring_draws_no_random_numbers():
     model = tiny_gpt2().train()
     model.transformer.h[0].eval()
-    modes, state = [module.training for module in model.modules()], torch.get_rng_state()
-    logprobs._found_out(model)
-    assert torch.equal(torch.get_rng_state(), state)
-    token_logprobs(model, BATCH, WANTED)
-    assert not torch.equal(torch.get_rng_state(), state)  # the call itself has its dropout
+    modes = [module.training for module in model.modules()]
+    torch.manual_seed(1)
+    first = token_logprobs(model, BATCH, WANTED)
+    torch.manual_seed(1)
+    assert torch.equal(token_logprobs(model, BATCH, WANTED), first), "the same dropout without measuring"
+    assert not torch.equal(token_logprobs(model, BATCH, WANTED), first)
     assert [module.training for module in model.modules()] == modes
-    assert not any(forwards(model).values())
-
-
-def test_after_an_error_the_model_is_as_before():
-    model = tiny_llama()
-    with pytest.raises(ValueError, match="exactly one"):
+    with pytest.raises(ValueError, match="inputs_embeds"):
         token_logprobs(model, {**BATCH, "inputs_embeds": 3}, WANTED)
     assert not any(forwards(model).values())
 
 
-def test_a_head_that_is_there_already_stays():
+def test_an_installed_head_stays_and_a_wrapper_is_called():
     model = tiny_llama(dtype=torch.float64)
     head, expected = install_head(model), plain(model)
-    before = forwards(model)
-    torch.testing.assert_close(token_logprobs(model, BATCH, WANTED), expected, rtol=0, atol=1e-12)
+    before, calls = forwards(model), []
+    wrapped = nn.DataParallel(model)
+    wrapped.register_forward_hook(lambda *_: calls.append(1))
+    torch.testing.assert_close(token_logprobs(wrapped, BATCH, WANTED), expected, rtol=0, atol=1e-12)
+    assert calls == [1]
     assert forwards(model) == before
     with head.answering(torch.tensor([3]), torch.tensor([7])):
         assert model(input_ids=IDS).logits.shape == (1,)
 
 
-def test_a_wrapper_is_what_is_called():
-    inner = tiny_llama(dtype=torch.float64)
-    expected, calls = plain(inner), []
-    wrapped = nn.DataParallel(inner)
-    wrapped.register_forward_hook(lambda *_: calls.append(1))
-    torch.testing.assert_close(token_logprobs(wrapped, BATCH, WANTED), expected, rtol=0, atol=1e-12)
-    assert calls == [1]
-
-
-def test_no_wanted_token_is_no_error():
-    model = tiny_llama()
-    found = token_logprobs(model, BATCH, torch.zeros_like(WANTED))
+def test_selecting_no_token():
+    found = token_logprobs(tiny_llama(), BATCH, torch.zeros_like(WANTED))
     found.sum().backward()
     assert not found.any()
 
 
-def test_what_has_no_log_probability_is_refused():
-    model, first, padding = tiny_llama(), WANTED.clone(), WANTED.clone()
+def test_tokens_without_log_probability_are_refused():
+    first, padding = WANTED.clone(), WANTED.clone()
     first[0, 0] = padding[1, 7] = padding[2, 3] = True
-    with pytest.raises(UserError, match="1 tokens that nothing predicts"):
-        token_logprobs(model, BATCH, first)
-    with pytest.raises(UserError, match="2 tokens that nothing predicts"):
-        token_logprobs(model, BATCH, padding)
-    for wrong in (WANTED.long(), WANTED[:, 1:]):
-        with pytest.raises(UserError, match=r"Give a bool per token"):
-            token_logprobs(model, BATCH, wrong)
-    with pytest.raises(UserError, match="has an encoder"):
-        token_logprobs(tiny_t5(), BATCH, WANTED)
+    for model, positions, code, match in (
+        (tiny_llama(), first, "unpredicted-token", "1 tokens"),
+        (tiny_llama(), padding, "unpredicted-token", "2 tokens"),
+        (tiny_llama(), WANTED.long(), "wrong-shape", "int64"),
+        (tiny_llama(), WANTED[:, 1:], "wrong-shape", "8"),
+        (tiny_t5(), WANTED, "unsupported-model", "encoder"),
+    ):
+        with pytest.raises(UserError, match=match) as error:
+            token_logprobs(model, BATCH, positions)
+        assert error.value.code == code

@@ -1,14 +1,13 @@
-"""Rotary embeddings that follow the longest row of a call: the same response, the same numbers, or a refusal."""
+"""Rotary embeddings that depend on the longest row of a call: refused beyond their steady length."""
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
-from tests.models.plain import plain_logprobs
+from tests.models.plain import plain_logprobs, token_logprobs
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 from tests.tokens.rows import encoded
 from tokenward.errors import UserError
-from tokenward.models.forward import token_logprobs
 from tokenward.models.identity import context_length
 from tokenward.models.loading import load_model
 
@@ -48,37 +47,32 @@ def logprobs(model, *rows):
 
 
 @pytest.mark.parametrize(("build", "steady"), [(longrope, 32), (dynamic, 31)])
-def test_a_row_that_would_change_its_neighbours_is_refused(build, steady, tmp_path):
+def test_row_that_would_change_its_neighbors_is_refused(build, steady, tmp_path):
     model = loaded(build, tmp_path)
     with torch.no_grad():
         alone = plain_logprobs(model.model, [SHORT])
-        beside = model.model(input_ids=torch.tensor([SHORT.prompt + SHORT.responses[0] + [0] * 30])).logits
-    # What it would be in a batch with a longer row: this is no rounding.
-    first = beside[0, 9:15].log_softmax(-1).gather(-1, torch.tensor(SHORT.responses[0])[:, None])[:, 0]
+        longer = model.model(input_ids=torch.tensor([SHORT.prompt + SHORT.responses[0] + [0] * 30])).logits
+    # In a batch with a longer row the response would get these numbers, which is more than rounding.
+    first = longer[0, 9:15].log_softmax(-1).gather(-1, torch.tensor(SHORT.responses[0])[:, None])[:, 0]
     assert (first - alone[:6]).abs().max() > 0.1
-    with pytest.raises(
-        UserError,
-        match=rf"42 positions.* more than {steady}, .*that are {steady} together",
-    ):
+    with pytest.raises(UserError, match=rf"42 positions.* more than {steady}") as error:
         logprobs(model, SHORT, LONG)
-    # The way out: a recipe drops what is longer, and what is left has the numbers that it has alone.
+    assert (error.value.code, error.value.key) == ("too-long", "tokens.max_prompt_tokens")
+    # The advice: shorter rows, which have the same numbers as alone.
     assert context_length(str(tmp_path)) == steady
     torch.testing.assert_close(logprobs(model, SHORT), alone, rtol=0, atol=1e-5)
 
 
-def test_one_set_of_factors_serves_every_length(tmp_path):
-    """The other way out that the message names."""
-    model = loaded(lambda: longrope(short_factor=FACTORS["long_factor"]), tmp_path)
-    assert context_length(str(tmp_path)) == 64
-    with torch.no_grad():
-        alone = plain_logprobs(model.model, [SHORT, LONG])
-    torch.testing.assert_close(logprobs(model, SHORT, LONG), alone, rtol=0, atol=1e-5)
-
-
-def test_yarn_is_the_same_for_every_length(tmp_path):
-    """And the one for ``dynamic``."""
+def yarn():
     rope = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}
-    model = loaded(lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_scaling=rope)), tmp_path)
+    return LlamaForCausalLM(LlamaConfig(**SIZES, rope_scaling=rope))
+
+
+@pytest.mark.parametrize("build", [lambda: longrope(short_factor=FACTORS["long_factor"]), yarn])
+def test_the_other_advice_of_the_message_works(build, tmp_path):
+    """One set of longrope factors, and yarn, are the same for every length."""
+    model = loaded(build, tmp_path)
+    assert context_length(str(tmp_path)) == 64
     with torch.no_grad():
         alone = plain_logprobs(model.model, [SHORT, LONG])
     torch.testing.assert_close(logprobs(model, SHORT, LONG), alone, rtol=0, atol=1e-5)

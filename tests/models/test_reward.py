@@ -1,6 +1,7 @@
-"""The token reward: where it is read, its range and start, one layout for training and use, its folder."""
+"""The token reward model: where rewards are read, their range, the initial head, training, and its folder."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -33,7 +34,7 @@ ROWS = [
     encoded(ids[31:45], ids[45:50], ids[50:60], ranks=(1, 0)),
 ]
 KINDS = [("gpt2", "shared"), ("gpt2", "separate"), ("llama", "shared"), ("llama", "separate"), ("t5", "encoder_decoder")]  # fmt: skip
-# GPT-2 computes in float64 throughout; the norms of Llama and T5 are in float32 whatever the weights are.
+# GPT-2 computes in float64 throughout; the norms of Llama and T5 are always in float32.
 EXACT = {"gpt2": 1e-10, "llama": 1e-6, "t5": 1e-5}
 
 
@@ -49,21 +50,21 @@ def values_of(model, rows=ROWS, **settings):
 
 
 @pytest.mark.parametrize(("name", "layout"), KINDS)
-def test_a_reward_is_read_after_its_token_in_every_layout(name, layout):
+def test_reward_is_read_after_its_token_in_every_layout(name, layout):
     model = reward_model(name, layout, dtype=torch.float64)
     expected = plain_rewards(model, ROWS)
     factors = torch.linspace(-1, 2, len(expected), dtype=torch.float64)
     slopes = torch.autograd.grad((expected * factors).sum(), list(model.model.parameters()))
     found = rewards_of(model, ROWS)
     found_slopes = torch.autograd.grad((found * factors).sum(), list(model.model.parameters()))
-    assert expected.std() > 0.05, "rewards that are all alike would agree in any layout"
+    assert expected.std() > 0.05, "equal rewards would agree in any layout"
     torch.testing.assert_close(found, expected, rtol=0, atol=EXACT[name])
     largest = max(float(slope.abs().max()) for slope in slopes)
     torch.testing.assert_close(found_slopes, slopes, rtol=0, atol=EXACT[name] * largest)
 
 
 @pytest.mark.parametrize(("name", "layout"), KINDS)
-def test_a_reward_looks_at_its_token_and_what_is_before_it_only(name, layout):
+def test_reward_depends_on_its_token_and_earlier_ones_only(name, layout):
     model = reward_model(name, layout, dtype=torch.float64)
 
     def found(prompt, response):
@@ -73,15 +74,15 @@ def test_a_reward_looks_at_its_token_and_what_is_before_it_only(name, layout):
     later = found([1, 2, 3], [10, 11, 12, 99, 98])
     longer = found([1, 2, 3], [10, 11, 12, 99, 98, 97])
     assert torch.allclose(before[:3], later[:3], rtol=0, atol=EXACT[name])
-    assert abs(float(before[3] - later[3])) > 1e-3, "a token's own reward depends on the token"
+    assert abs(float(before[3] - later[3])) > 1e-3, "the reward depends on its token"
     assert torch.allclose(later[:5], longer[:5], rtol=0, atol=EXACT[name])
-    assert torch.allclose(before[5:], later[5:], rtol=0, atol=EXACT[name]), "other responses are not seen"
+    assert torch.allclose(before[5:], later[5:], rtol=0, atol=EXACT[name]), "but not on other responses"
     prompt = found([1, 9, 3], [10, 11, 12, 13, 14])
-    assert float((prompt - before).abs().min()) > 1e-5, "the prompt is seen by every token"
+    assert float((prompt - before).abs().min()) > 1e-5, "and on the prompt"
 
 
 class Watched:
-    """An objective that remembers the rewards it was given, by response."""
+    """An objective that records the rewards of each response."""
 
     def __init__(self) -> None:
         self.seen: dict[tuple[int, ...], torch.Tensor] = {}
@@ -95,8 +96,8 @@ class Watched:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*")
-def test_a_text_has_one_reward_in_training_in_use_and_after_saving(tmp_path, name):
-    """The published code feeds its reward other positions in use than in training (tlm.md, B2)."""
+def test_rewards_are_the_same_in_training_and_inference_and_after_saving(tmp_path, name):
+    """The published code uses different positions in inference than in training (tlm.md, B2)."""
     folder = save_tiny(tmp_path / "start", {"gpt2": tiny_gpt2, "llama": tiny_llama, "t5": tiny_t5}[name]())
     model = new_reward_model(str(folder), RewardSettings(**LIVELY), seed=1, device="cpu")
     watched = Watched()
@@ -115,7 +116,7 @@ def test_a_text_has_one_reward_in_training_in_use_and_after_saving(tmp_path, nam
     assert torch.equal(values_of(again), values_of(model))
 
 
-def test_the_published_start_gives_every_token_nearly_the_same_reward(tmp_path):
+def test_published_start_gives_all_tokens_nearly_the_same_reward(tmp_path):
     """z = -1e-4 or so: r = softplus(1 - softplus(1 + 1e-4)) = softplus(-0.31326 - 7e-5) = 0.5487."""
     model = new_reward_model(str(save_tiny(tmp_path)), RewardSettings(), seed=0, device="cpu")
     assert values_of(model).tolist() == pytest.approx([0.5487] * 34, abs=2e-4)
@@ -124,7 +125,7 @@ def test_the_published_start_gives_every_token_nearly_the_same_reward(tmp_path):
     for layer, bias in (
         (first, 0.0),
         (last, -1e-4),
-    ):  # at a width of 32 the published bias would leave no unit alive
+    ):  # at width 32, the published bias would leave no unit active
         assert torch.equal(layer.bias, torch.full_like(layer.bias, bias))
         limit = 1e-4 * (6 / (layer.in_features + layer.out_features)) ** 0.5
         assert 0.98 * limit < float(layer.weight.detach().abs().max()) <= limit
@@ -132,8 +133,8 @@ def test_the_published_start_gives_every_token_nearly_the_same_reward(tmp_path):
 
 @pytest.mark.parametrize("width", [8, 64, 576, 4096])
 @pytest.mark.parametrize("hidden", [16, 2048])
-def test_a_fresh_head_is_alive_whatever_its_width(width, hidden):
-    """A ReLU whose units are all below 0 has no gradient: rewards of narrow models never learned anything."""
+def test_new_head_is_trainable_at_every_width(width, hidden):
+    """A ReLU layer without active units has no gradient, so reward models of narrow backbones did not learn."""
     torch.manual_seed(0)
     states = torch.randn(50, width)
     head = mlp(width, hidden, 1, gain=1e-4, bias=None)
@@ -147,8 +148,8 @@ def test_a_fresh_head_is_alive_whatever_its_width(width, hidden):
         assert float(alive.mean()) == pytest.approx(live_units(width, hidden, gain=1e-4, bias=-1e-4), rel=0.1)
 
 
-def test_a_reward_of_a_narrow_model_learns_from_its_own_start(tmp_path):
-    """Width 32, the head as it comes: token 5 is good, and ends with a higher reward than every other one."""
+def test_narrow_reward_model_learns_from_the_default_start(tmp_path):
+    """Width 32 and the default head: responses with the good token 5 end with higher rewards."""
     model = new_reward_model(str(save_tiny(tmp_path / "model")), RewardSettings(), seed=0, device="cpu")
     generator = torch.Generator().manual_seed(0)
     rows = []
@@ -164,21 +165,15 @@ def test_a_reward_of_a_narrow_model_learns_from_its_own_start(tmp_path):
     assert float(values[:, 0].mean(1).sub(values[:, 1].mean(1)).min()) > 0
 
 
-def test_the_start_is_that_of_its_seed_and_leaves_torchs_generator_alone(tmp_path):
-    folder = str(save_tiny(tmp_path))
-
-    def head(seed):
-        return (
-            new_reward_model(folder, RewardSettings(hidden=4), seed=seed, device="cpu").model.head[0].weight
-        )
-
-    torch.manual_seed(9)
-    expected = torch.rand(1)
-    torch.manual_seed(9)
-    one = head(0)
-    assert torch.equal(torch.rand(1), expected)
-    assert torch.equal(one, head(0))
-    assert not torch.equal(one, head(1))
+def test_initialization_depends_on_the_seed_only(tmp_path):
+    folder, settings = str(save_tiny(tmp_path)), RewardSettings(hidden=4)
+    state = torch.get_rng_state()
+    one, same, other = (
+        new_reward_model(folder, settings, seed=seed, device="cpu").model.head[0].weight for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +186,7 @@ def test_the_start_is_that_of_its_seed_and_leaves_torchs_generator_alone(tmp_pat
         ({"low": 2.0, "high": 5.0}, 2.0, 2 + 3.0485874, None),
     ],
 )
-def test_the_range_of_a_bound_is_what_large_outputs_reach(settings, low, high, middle):
+def test_range_of_a_bound_is_reached_by_large_outputs(settings, low, high, middle):
     made = RewardSettings(**settings)
     assert made.range == pytest.approx((low, high), rel=1e-6)
     far = torch.tensor([-1e3, -80.0, 0.0, 80.0, 1e3], dtype=torch.float64)
@@ -201,17 +196,17 @@ def test_the_range_of_a_bound_is_what_large_outputs_reach(settings, low, high, m
         assert float(found[2]) == pytest.approx(middle, abs=1e-4)
     assert (found >= made.range[0]).all()
     assert (found <= made.range[1] + 1e-9).all()
-    # Weights of the likelihood are divided by sums of rewards: in float32 too they must not reach 0.
+    # Likelihood weights divide by sums of rewards, which must not be 0 in float32 either.
     assert float(RewardSettings().bounded(torch.tensor(-50.0))) > 9.99e-9
 
 
-def test_without_a_bound_a_reward_is_the_heads_output():
-    assert RewardSettings(bound="none").range == (-float("inf"), float("inf"))
-    raw = torch.tensor([-7.5, 0.0, 123.0])
-    assert torch.equal(RewardSettings(bound="none").bounded(raw), raw)
+def test_reward_without_a_bound_is_the_output_of_the_head():
+    settings, raw = RewardSettings(bound="none"), torch.tensor([-7.5, 0.0, 123.0])
+    assert settings.range == (-float("inf"), float("inf"))
+    assert torch.equal(settings.bounded(raw), raw)
 
 
-def test_one_linear_layer_serves_as_a_head(tmp_path):
+def test_head_can_be_one_linear_layer(tmp_path):
     model = reward_model("gpt2", "shared", hidden=None, bound="none", gain=1.0)
     weight, bias = model.model.head.weight, model.model.head.bias
     assert (weight.shape, bias.tolist()) == ((1, 32), [pytest.approx(0.1)])
@@ -223,7 +218,7 @@ def test_one_linear_layer_serves_as_a_head(tmp_path):
 
 
 @pytest.mark.parametrize("freeze", [True, False])
-def test_freezing_trains_the_head_alone(tmp_path, freeze):
+def test_freeze_trains_only_the_head(tmp_path, freeze):
     folder = str(save_tiny(tmp_path / "start"))
     model = new_reward_model(folder, RewardSettings(**LIVELY, freeze=freeze), seed=0, device="cpu")
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
@@ -242,7 +237,7 @@ def test_freezing_trains_the_head_alone(tmp_path, freeze):
 
 
 @pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2, tiny_t5])
-def test_the_folder_is_one_that_automodel_loads(tmp_path, build):
+def test_automodel_loads_the_folder(tmp_path, build):
     model = new_reward_model(
         str(save_tiny(tmp_path / "m", build())), RewardSettings(**LIVELY), seed=0, device="cpu"
     )
@@ -258,7 +253,7 @@ def test_the_folder_is_one_that_automodel_loads(tmp_path, build):
     assert is_reward_folder(tmp_path / "reward")
 
 
-def test_half_precision_keeps_the_head_and_the_rewards_in_float32(tmp_path):
+def test_head_and_rewards_stay_in_float32(tmp_path):
     reward_model("llama", "shared").save(tmp_path)
     model = load_reward_model(tmp_path, dtype="bfloat16", device="cpu")
     assert {value.dtype for value in model.model.backbone.parameters()} == {torch.bfloat16}
@@ -269,7 +264,7 @@ def test_half_precision_keeps_the_head_and_the_rewards_in_float32(tmp_path):
     torch.testing.assert_close(found.detach(), exact, rtol=0, atol=0.05)
 
 
-def test_segments_share_the_mean_of_their_tokens():
+def test_segments_get_the_mean_of_their_tokens():
     model = reward_model("gpt2", "shared")
     (single,) = token_values(model, [ROWS[0]], precision="float32", tokens_per_batch=4096)
     row = replace(ROWS[0], segments=[torch.tensor([0, 0, 3, 3]), torch.tensor([0, 1, 1, 1, 2, 2, 2])])
@@ -282,42 +277,49 @@ def test_segments_share_the_mean_of_their_tokens():
 
 
 @pytest.mark.parametrize("kind", ["adapter", "head_mlp"])
-def test_a_reward_does_not_start_from_a_part_of_a_model(tmp_path, kind):
+def test_reward_model_needs_whole_weights(tmp_path, kind):
     base = load_model(str(save_tiny(tmp_path / "base")), device="cpu")
     if kind == "adapter":
         part = base.with_adapter({"r": 2, "target_modules": ["q_proj"]})
     else:
         part = base.with_head_mlp(HeadMLPSettings(hidden=4), seed=0)
     part.save(tmp_path / "part")
-    with pytest.raises(UserError, match="is an adapter on"):
+    with pytest.raises(UserError) as error:
         new_reward_model(str(tmp_path / "part"), RewardSettings(), seed=0, device="cpu")
+    assert error.value.code == "not-whole-weights"
 
 
-def test_a_folder_without_a_reward_is_refused(tmp_path):
+def code_of_loading(folder) -> str:
+    with pytest.raises(UserError) as error:
+        load_reward_model(folder, device="cpu")
+    return error.value.code
+
+
+def test_folder_without_a_whole_reward_model(tmp_path):
     folder = save_tiny(tmp_path / "model")
-    for name in (folder, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match="no token reward model"):
-            load_reward_model(name, device="cpu")
+    assert code_of_loading(folder) == code_of_loading(tmp_path / "nowhere") == "not-a-reward-model"
     assert not is_reward_folder(folder)
-
-
-def test_a_folder_that_is_not_whole_says_what_it_lacks(tmp_path):
     reward_model("gpt2", "shared").save(tmp_path)
     path = tmp_path / "token_reward.json"
-    settings = json.loads(path.read_text())
-    for text, word in ((json.dumps({**settings, "novel": 1}), "novel"), ("{", "token_reward.json")):
+    settings = path.read_text()
+    for text in (json.dumps({**json.loads(settings), "novel": 1}), "{"):
         path.write_text(text)
-        with pytest.raises(UserError, match=word):
-            load_reward_model(tmp_path, device="cpu")
-    path.write_text(json.dumps(settings))
+        assert code_of_loading(tmp_path) == "damaged-file"
+    path.write_text(settings)
     (tmp_path / HEAD_FILE).unlink()
-    with pytest.raises(UserError, match=HEAD_FILE):
-        load_reward_model(tmp_path, device="cpu")
+    assert code_of_loading(tmp_path) == "damaged-file"
 
 
-def test_a_head_that_cannot_be_is_refused():
-    nan = float("nan")
-    for settings, word in (({"low": 1.0, "high": 1.0}, "high > low"), ({"low": nan}, "high > low"),
-                           ({"gain": 0.0}, "gain"), ({"hidden": 0}, "hidden")):  # fmt: skip
-        with pytest.raises(UserError, match=word):
-            RewardSettings(**settings)
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"low": 1.0, "high": 1.0}, "high"),
+        ({"low": math.nan}, "high"),
+        ({"gain": 0.0}, "hidden"),
+        ({"hidden": 0}, "hidden"),
+    ],
+)
+def test_settings_out_of_range(settings, key):
+    with pytest.raises(UserError) as error:
+        RewardSettings(**settings)
+    assert (error.value.code, error.value.key) == ("out-of-range", f"reward.head.{key}")

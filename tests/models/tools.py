@@ -1,4 +1,4 @@
-"""Token rewards on tiny backbones, and the plain way to compute them."""
+"""Token reward models on tiny backbones, and rewards computed plainly."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,13 +9,13 @@ from tests.tiny import tiny_gpt2, tiny_llama, tiny_t5, tiny_tokenizer
 from tokenward.models.reward import RewardModel, RewardSettings, TokenRewardModule
 from tokenward.tokens.rows import Layout, TokenRow
 
-# Heads of the published start give rewards that all look alike; these give rewards that tell tokens apart.
+# The published start gives nearly equal rewards; with these settings they differ.
 LIVELY = {"hidden": 8, "gain": 0.5, "bias": 0.1}
 
 
 def _t5_body(**settings):
     model = tiny_t5(**settings)
-    # transformers' T5Model is its T5ForConditionalGeneration without the head.
+    # T5Model is T5ForConditionalGeneration without the head.
     from transformers import T5Model
 
     body = T5Model(model.config).to(model.dtype)
@@ -31,7 +31,7 @@ BODIES: dict[str, Callable[..., torch.nn.Module]] = {
 
 
 def reward_model(name: str, layout: Layout, *, dtype: torch.dtype = torch.float32, **settings) -> RewardModel:
-    """A reward on a tiny body, as ``new_reward_model`` makes it, without its folder and its probe."""
+    """A reward model on a tiny backbone, as from ``new_reward_model`` but without folder and probe."""
     body = BODIES[name](dtype=dtype)
     torch.manual_seed(3)
     module = TokenRewardModule(body, RewardSettings(**{**LIVELY, **settings})).to(dtype).eval()
@@ -42,7 +42,7 @@ def reward_model(name: str, layout: Layout, *, dtype: torch.dtype = torch.float3
 
 
 def plain_rewards(model: RewardModel, rows: Sequence[TokenRow]) -> Tensor:
-    """Reward of every response token, one response at a time, from the hidden state after it.  -> [n]"""
+    """Reward of every response token from the hidden state after it, one response at a time.  -> [n]"""
     module = model.model
     parts = []
     for row in rows:

@@ -1,19 +1,16 @@
-"""An objective that reads what it did not ask for is refused before it trains, by the name of what it reads."""
+"""A custom objective that reads what it does not declare, or returns something else than losses, is refused."""
 
-import re
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.objectives.tools import every_objective, naming
+from tests.objectives.tools import every_objective, flat_batch, naming
 from tests.stages.runs import plugin
-from tests.tokens.rows import encoded
 from tests.training.tools import arguments, language_model, random_rows
 from tokenward.config import Named
 from tokenward.errors import UserError
-from tokenward.objectives import Losses, Selected, Sum, objective_of
+from tokenward.objectives import Losses, Needs, Selected, Sum, objective_of
 from tokenward.objectives.base import Composite, needs_of
 from tokenward.objectives.custom import CheckedObjective, check_declared
 from tokenward.objectives.selected import with_entropy
@@ -21,7 +18,6 @@ from tokenward.ops.logprob import STATISTICS
 from tokenward.ops.ragged import segment_sum
 from tokenward.scoring.scorers import Probability
 from tokenward.selection import KeepAll
-from tokenward.tokens.batches import Needs, collate
 from tokenward.training.trainer import TokenTrainer
 
 FIELDS = {
@@ -29,7 +25,7 @@ FIELDS = {
     "scores": "batch.scores",
     **{name: f"batch.statistics['{name}']" for name in (*STATISTICS, "states", "reference_layers")},
 }
-"""What a batch has only for an objective that needs it."""
+"""What a batch has only for an objective that declares it."""
 
 
 def reads(*names: str, **flags):
@@ -49,7 +45,15 @@ def reads(*names: str, **flags):
     return Reads()
 
 
-def test_every_objective_asks_for_what_it_reads():
+def refused(call) -> str:
+    """The message of the refusal."""
+    with pytest.raises(UserError) as caught:
+        call()
+    assert caught.value.code == "undeclared-value"
+    return str(caught.value)
+
+
+def test_every_objective_declares_what_it_reads():
     for name, objective in every_objective():
         with naming(name):
             check_declared(objective)
@@ -57,100 +61,76 @@ def test_every_objective_asks_for_what_it_reads():
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_what_is_read_unasked_is_named_with_how_to_ask(field):
-    asked = {field: "forward" if field == "kl" else True}
-    written = re.escape(f"Write needs = Needs({field}={asked[field]!r}, unpaired='all')")
-    with pytest.raises(UserError, match=rf"Reads reads {re.escape(FIELDS[field])}, which .* {written}"):
-        check_declared(reads(field, unpaired="all"))
-    check_declared(reads(field, **asked))
+def test_an_undeclared_read_is_named_with_the_declaration(field):
+    declared = {field: "forward" if field == "kl" else True}
+    message = refused(lambda: check_declared(reads(field, unpaired="all")))
+    assert f"Reads reads {FIELDS[field]}," in message
+    assert f"Write needs = Needs({field}={declared[field]!r}, unpaired='all')" in message
+    check_declared(reads(field, **declared))
 
 
-@pytest.mark.parametrize(
-    ("flags", "written"),
-    [
-        ({"needs_reference": True, "pairwise": True}, "Needs(reference=True, pairwise=True)"),
-        ({"needs_kl": "reverse", "unpaired": "all"}, "Needs(kl='reverse', unpaired='all')"),
-        ({"own_denominator": True, "draws": True}, "Needs(own_denominator=True, draws=True)"),
-    ],
-)
-def test_a_class_with_the_flags_of_earlier_versions_is_told_the_new_form(flags, written):
-    with pytest.raises(
-        UserError, match=rf"Old says {next(iter(flags))} = .* Write needs = {re.escape(written)}"
-    ):
-        needs_of(type("Old", (), flags)())
-    # A setting of one of these names is none of them.
-    assert needs_of(type("Own", (), {"draws": 64, "needs": Needs(draws=True)})()) == Needs(draws=True)
-    with pytest.raises(UserError, match=r"now called make_module"):
-        needs_of(type("Old", (), {"auxiliary": lambda self, width, layers: None})())
-    with pytest.raises(UserError, match=r"has needs = \('reference',\)"):
-        needs_of(type("Wrong", (), {"needs": ("reference",)})())
-
-
-def test_several_are_named_at_once_and_terms_of_a_sum_each_for_itself(tmp_path, monkeypatch):
+def test_several_reads_are_named_at_once_and_each_term_of_a_sum_by_itself(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"batch.scores and batch.statistics\['entropy'\]"):
-        check_declared(reads("reference", "entropy", "scores", reference=True))
+    message = refused(lambda: check_declared(reads("reference", "entropy", "scores", reference=True)))
+    assert "batch.scores and batch.statistics['entropy']" in message
     name = plugin(
         "from tokenward.objectives import Losses\n"
         "class Own:\n"
         "    def __call__(self, logp, batch):\n"
         "        return Losses((logp - batch.reference_logp)[:batch.comparisons], {})\n"
     )
-    with pytest.raises(UserError, match=rf"the objective {name}:Own reads batch\.reference_logp"):
-        Sum(terms=[{"name": "dpo"}, {"name": f"{name}:Own"}])
-    with pytest.raises(UserError, match=rf"the objective {name}:Own reads batch\.reference_logp"):
-        objective_of("objective", Named(name=f"{name}:Own", arguments={}))
+    for call in (
+        lambda: Sum(terms=[{"name": "dpo"}, {"name": f"{name}:Own"}]),
+        lambda: objective_of("objective", Named(name=f"{name}:Own", arguments={})),
+    ):
+        assert f"the objective {name}:Own reads batch.reference_logp" in refused(call)
+    # A training refuses it before its first step, though the rows have the values.
+    refused(lambda: TokenTrainer(language_model(), reads("scores"), arguments(tmp_path), random_rows(2)))
 
 
-def test_a_training_refuses_it_before_the_first_step_though_the_rows_have_the_values(tmp_path):
-    with pytest.raises(UserError, match=r"reads batch\.scores"):
-        TokenTrainer(language_model(), reads("scores"), arguments(tmp_path), random_rows(2))
+def test_optional_reads_and_other_failures_pass():
+    def optional(logp, batch):
+        more = batch.statistics.get("entropy", 0.0)
+        return Losses(segment_sum(logp + more, batch.comparison[batch.response], batch.comparisons), {})
 
-
-def test_what_is_read_only_where_it_is_there_need_not_be_asked_for():
-    @dataclass
-    class Optional:
-        def __call__(self, logp, batch):
-            more = batch.statistics.get("entropy", 0.0)
-            return Losses(segment_sum(logp + more, batch.comparison[batch.response], batch.comparisons), {})
-
-    check_declared(Optional())
-
-
-def test_a_class_that_fails_for_another_reason_is_left_to_the_training():
-    class Broken:
-        def __call__(self, logp, batch):
-            raise KeyError("x")
+    def broken(logp, batch):
+        raise KeyError("x")
 
     generator = torch.random.get_rng_state()
-    check_declared(Broken())
+    check_declared(optional)
+    check_declared(broken)
     assert torch.equal(torch.random.get_rng_state(), generator)
 
 
-def test_a_first_answer_that_is_not_one_number_per_comparison_is_refused():
-    logp, batch = (
-        torch.zeros(4),
-        collate([encoded([1], [2], [3])] * 2, layout="shared", pad_id=0).tokens,
-    )
-    good = torch.zeros(2)
-    for answer, word in (
-        (good, "a Tensor"),
-        (Losses(good.mean(), {}), "as loss"),
-        (Losses(logp, {}), "as loss"),
-        (Losses(good, {"figure": logp}), "as figure"),
-        (Losses(good, {}, good + 1), "own_denominator"),
-    ):
-        with pytest.raises(UserError, match=word):
-            CheckedObjective(lambda logp, batch, answer=answer: answer, "lab:Own")(logp, batch)
-    assert (
-        CheckedObjective(lambda logp, batch: Losses(good, {"figure": good}), "lab:Own")(logp, batch).loss
-        is good
-    )
+def test_needs_must_be_needs():
+    with pytest.raises(UserError) as caught:
+        needs_of(type("Wrong", (), {"needs": ("reference",)})())
+    assert caught.value.code == "invalid-needs"
 
 
-def test_a_sum_trains_on_a_response_alone_where_all_its_terms_do():
+GOOD = torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("returned", "word"),
+    [
+        (GOOD, "a Tensor"),
+        (Losses(GOOD.mean(), {}), "as loss"),
+        (Losses(torch.zeros(4), {}), "as loss"),
+        (Losses(GOOD, {"figure": torch.zeros(4)}), "as figure"),
+        (Losses(GOOD, {}, GOOD + 1), "own_denominator"),
+    ],
+)
+def test_a_first_result_that_is_not_one_number_per_comparison_is_refused(returned, word):
+    batch, logp = flat_batch((1, 1), (1, 1)), torch.zeros(4)
+    with pytest.raises(UserError, match=word) as caught:
+        CheckedObjective(lambda logp, batch: returned, "lab:Own")(logp, batch)
+    assert caught.value.code == "wrong-result"
+    fine = Losses(GOOD, {"figure": GOOD})
+    assert CheckedObjective(lambda logp, batch: fine, "lab:Own")(logp, batch) is fine
+
+
+def test_a_sum_trains_on_a_single_response_if_all_its_terms_do():
     for kinds, expected in ((("all", "good"), "all"), (("good",), "good"), (("all", None), None), ((), None)):
-        assert (
-            Composite([SimpleNamespace(needs=Needs(unpaired=kind)) for kind in kinds]).needs.unpaired
-            == expected
-        )
+        parts = [SimpleNamespace(needs=Needs(unpaired=kind)) for kind in kinds]
+        assert Composite(parts).needs.unpaired == expected

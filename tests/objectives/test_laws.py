@@ -1,4 +1,4 @@
-"""Laws 1, 2 and 3 over every objective of the registry: a new one is held to them by being there."""
+"""Laws 1, 2 and 3 for every objective of the registry; a new objective is held to them automatically."""
 
 import math
 from dataclasses import fields, replace
@@ -30,7 +30,7 @@ SHORT = [(2, 3), (2, 2)]
 
 
 def slopes(objective, known: Values, batch) -> tuple[Losses, list[torch.Tensor]]:
-    """Losses, and the gradient of their sum by everything known; 0 where it has no part in them."""
+    """Losses, and the gradient of their sum by every value; 0 if there is none."""
     losses = objective(known.logp, batch)
     leaves = [item for item in known if item.requires_grad]
     found = torch.autograd.grad(losses.loss.sum(), leaves, allow_unused=True)
@@ -40,7 +40,6 @@ def slopes(objective, known: Values, batch) -> tuple[Losses, list[torch.Tensor]]
 
 
 def assert_same_denominators(losses: Losses, expected: Losses, take: slice = slice(None)) -> None:
-    """What comparisons add to the denominator of a step, where an objective says it."""
     assert (losses.denominator is None) == (expected.denominator is None)
     if losses.denominator is not None and expected.denominator is not None:
         torch.testing.assert_close(losses.denominator, expected.denominator[take], rtol=0, atol=1e-14)
@@ -48,7 +47,7 @@ def assert_same_denominators(losses: Losses, expected: Losses, take: slice = sli
 
 @pytest.mark.parametrize("broken", [-3.0, -math.inf, math.nan])
 def test_law_1_a_weight_of_zero_deletes_the_token(broken):
-    """Whatever is known of it, finite or not; the gradient there is exactly 0."""
+    """Whatever its values, finite or not; the gradient there is exactly 0."""
     plain = values(COUNT)
     for name, objective in every_objective():
         long, short = plain.broken(GONE, broken), plain.take(KEPT)
@@ -96,7 +95,7 @@ def test_law_3_the_order_of_a_batch_changes_nothing():
                 torch.testing.assert_close(value, together.metrics[metric][:1], rtol=0, atol=1e-6)
 
 
-# They stop gradients of log-probabilities themselves; tests by hand look at these.
+# They stop gradients of log-probabilities; other tests check these by hand.
 STOPS = ("reinforce", "sum", "treg")
 
 
@@ -172,11 +171,11 @@ def test_an_adapter_is_its_own_reference():
                 torch.testing.assert_close(itself, beside, rtol=0, atol=1e-10)
 
 
-def test_the_names_of_the_registry_are_those_of_the_cases():
+def test_every_objective_of_the_registry_is_here():
     assert {name for name, _ in CASES} == set(OBJECTIVES)
 
 
-def test_an_objective_made_of_others_needs_what_they_need():
+def test_a_composite_needs_what_its_parts_need():
     class States:
         needs = Needs(states=True, reference_layers=True, entropy=True, scores=True, token_rank=True)
 
@@ -200,17 +199,13 @@ def test_an_objective_made_of_others_needs_what_they_need():
     assert Selected(DPO(), KeepAll()).needs.scores
     assert not Selected(DPO(), KeepAll(), Probability(of="policy")).needs.scores
     assert Selected(counts, KeepAll()).needs.unpaired == "good"
-
-
-def test_directions_that_cannot_be_are_refused():
-    with pytest.raises(UserError, match="same direction"):
-        made("sum", {"terms": [{"name": "tdpo"}, {"name": "token_kl", "direction": "reverse"}]})
-    with pytest.raises(UserError, match="'sideways'"):
-        Needs(kl="sideways")
-    with pytest.raises(UserError, match="unpaired='some'"):
-        Needs(unpaired="some")
-
-
-def test_a_selected_objective_is_over_pairs_where_the_inner_one_is():
     assert Selected(DPO(), KeepAll()).needs.pairwise
     assert not Selected(made("sft", {}), KeepAll()).needs.pairwise
+
+
+def test_impossible_needs_are_refused():
+    with pytest.raises(UserError):
+        made("sum", {"terms": [{"name": "tdpo"}, {"name": "token_kl", "direction": "reverse"}]})
+    for needs in ({"kl": "sideways"}, {"unpaired": "some"}):
+        with pytest.raises(UserError):
+            Needs(**needs)

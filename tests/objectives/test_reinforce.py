@@ -1,40 +1,15 @@
-"""Losses of the policy: by hand, law 1, and over all sequences of a tiny vocabulary against the paper's formulas."""
+"""Objectives of single responses: by hand, and over all sequences of a tiny vocabulary against the paper's formulas."""
 
-import math
-from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 
-from tests.tokens.rows import encoded
+from tests.objectives.tools import double, flat_batch
 from tokenward.errors import UserError
-from tokenward.objectives import OBJECTIVES, SFT, Reinforce, WeightedLikelihood
-from tokenward.plugins import build
-from tokenward.selection import SoftWeights
-from tokenward.selection.base import ScoredTokens
-from tokenward.tokens.batches import Needs, TokenBatch, collate
-
-
-def batch_of(*comparisons, weights=None, scores=None, reference=None, entropy=None, ranks=None) -> TokenBatch:
-    """Comparisons as lengths of their responses, with flat values in double precision."""
-    rows = [encoded([1], *([2] * length for length in lengths), ranks=ranks) for lengths in comparisons]
-    batch = collate(rows, layout="shared", pad_id=0).tokens
-    given = {"weights": weights, "scores": scores, "reference_logp": reference, "entropy": entropy}
-    values = {
-        name: value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
-        for name, value in given.items()
-        if value is not None
-    }
-    if "weights" in values:
-        values["kept"] = values["weights"].nonzero().squeeze(-1)
-    statistics = {"entropy": values.pop("entropy")} if "entropy" in values else {}
-    return replace(batch, **values, statistics=statistics)
-
-
-def double(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
-
+from tokenward.objectives import SFT, Reinforce, WeightedLikelihood
+from tokenward.selection import ScoredTokens, SoftWeights
+from tokenward.tokens.batches import Needs
 
 # One comparison of two responses.
 LOGP, SCORES, ENTROPY = (-1.0, -2.0, -0.5), (2.0, 1.0, 4.0), (0.5, 1.0, 0.75)
@@ -60,13 +35,13 @@ LOGP, SCORES, ENTROPY = (-1.0, -2.0, -0.5), (2.0, 1.0, 4.0), (0.5, 1.0, 0.75)
     ],
 )
 def test_reinforce_by_hand(settings, expected):
-    batch = batch_of((2, 1), scores=SCORES, entropy=ENTROPY, reference=(-1.5, -1.5, -1.5))
+    batch = flat_batch((2, 1), scores=SCORES, entropy=ENTROPY, reference=(-1.5, -1.5, -1.5))
     losses = Reinforce(**settings)(double(*LOGP), batch)
     assert losses.loss.tolist() == pytest.approx([expected], abs=1e-12)
 
 
 def test_the_metrics_of_reinforce():
-    batch = batch_of((2, 1), (1,), scores=(*SCORES, 9.0), entropy=(*ENTROPY, 0.1), reference=(-1.5,) * 4)
+    batch = flat_batch((2, 1), (1,), scores=(*SCORES, 9.0), entropy=(*ENTROPY, 0.1), reference=(-1.5,) * 4)
     logp = double(*LOGP, -1.0)
     losses = Reinforce(kl=0.2, baseline="mean")(logp, batch)
     found = {name: value.tolist() for name, value in losses.metrics.items()}
@@ -82,7 +57,7 @@ def test_the_metrics_of_reinforce():
 def test_no_gradient_reaches_the_rewards():
     for objective in (Reinforce(), Reinforce(baseline="leave_one_out", kl=0.3, return_to_go=True)):
         scores = double(*SCORES)
-        batch = batch_of((2, 1), scores=scores, entropy=ENTROPY, reference=(-1.5,) * 3)
+        batch = flat_batch((2, 1), scores=scores, entropy=ENTROPY, reference=(-1.5,) * 3)
         objective(double(*LOGP), batch).loss.sum().backward()
         assert scores.grad is None
 
@@ -90,7 +65,7 @@ def test_no_gradient_reaches_the_rewards():
 def test_the_gradient_of_reinforce_is_minus_the_reward():
     logp, entropy = double(*LOGP), double(*ENTROPY)
     # Through the KL's ratio nothing flows: the rewards 1.9, 1.1, 3.8 are constants.
-    batch = batch_of((2, 1), scores=SCORES, entropy=entropy, reference=(-1.5,) * 3)
+    batch = flat_batch((2, 1), scores=SCORES, entropy=entropy, reference=(-1.5,) * 3)
     Reinforce(kl=0.2)(logp, batch).loss.sum().backward()
     assert logp.grad.tolist() == pytest.approx([-1.9 / 3, -1.1 / 3, -3.8 / 3], abs=1e-12)
     assert entropy.grad.tolist() == pytest.approx([-0.125 / 3] * 3)
@@ -117,7 +92,7 @@ def expected_gradient(objective, logits, reward=REWARD, reference=None) -> torch
     """Gradient of the loss on a sampled sequence, in expectation over the policy's samples."""
     logp = logits.log_softmax(-1)
     entropy = -(logp.exp() * logp).sum(-1)[STATES]
-    batch = batch_of(
+    batch = flat_batch(
         *[(LENGTH,)] * len(SEQUENCES),
         scores=reward[STATES, TOKENS],
         entropy=entropy,
@@ -159,7 +134,7 @@ def test_leaving_one_out_leaves_the_expectation_and_lowers_the_variance():
     pairs = torch.tensor(list(product(range(VOCABULARY), repeat=2)))
     gradients = {}
     for baseline in ("none", "leave_one_out"):
-        batch = batch_of(*[(1, 1)] * len(pairs), scores=reward[pairs.flatten()])
+        batch = flat_batch(*[(1, 1)] * len(pairs), scores=reward[pairs.flatten()])
         logp = logits.log_softmax(-1)[pairs.flatten()]
         losses = Reinforce(entropy=0.0, baseline=baseline)(logp, batch).loss
         rows = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in losses]
@@ -178,14 +153,6 @@ def test_the_immediate_reward_settles_at_the_exponential_of_the_reward_at_every_
     assert found.abs().max() < 1e-13
     off = expected_gradient(Reinforce(entropy=alpha), (1.1 * REWARD / alpha).requires_grad_())
     assert off.abs().max() > 1e-4
-
-
-def test_ascent_finds_the_exponential_of_the_reward():
-    logits = torch.zeros(1 + VOCABULARY, VOCABULARY, dtype=torch.float64, requires_grad=True)
-    for _ in range(300):
-        step = expected_gradient(Reinforce(entropy=2.0), logits)
-        logits = (logits.detach() - 3.0 * step).requires_grad_()
-    torch.testing.assert_close(logits.softmax(-1), (REWARD / 2.0).softmax(-1), rtol=0, atol=1e-4)
 
 
 def test_the_kl_penalty_pulls_towards_the_reference():
@@ -228,62 +195,39 @@ def test_the_immediate_reward_walks_into_a_trap_and_the_return_does_not():
 def test_what_reinforce_needs():
     assert Reinforce().needs == Needs(scores=True, entropy=True)
     assert Reinforce(kl=0.1, entropy=0.0).needs == Needs(scores=True, reference=True)
-    with pytest.raises(UserError, match=r"these rows have none.*weighted_likelihood"):
-        Reinforce(entropy=0.0)(double(*LOGP), batch_of((2, 1)))
+    with pytest.raises(UserError) as caught:
+        Reinforce(entropy=0.0)(double(*LOGP), flat_batch((2, 1)))
+    assert caught.value.code == "missing-scores"
 
 
-@pytest.mark.parametrize(
-    ("settings", "word"),
-    [
-        ({"entropy": -0.1}, "entropy"),
-        ({"kl": math.nan}, "kl"),
-        ({"discount": 1.1, "return_to_go": True}, "discount"),
-        ({"discount": 0.9}, "return_to_go"),
-        ({"baseline": "median"}, "baseline"),
-    ],
-)
-def test_values_that_cannot_work_are_refused(settings, word):
-    with pytest.raises(UserError, match=word):
-        build("objective", "reinforce", settings, OBJECTIVES)
-
-
-def test_weighted_likelihood_by_hand():
+def test_likelihood_by_hand():
     # Of ranks 1 and 0 the second counts: 1 x 0.5 + 3 x 1 = 3.5, over 1 + 3 or over its three tokens.
-    batch = batch_of((1, 3), weights=(5.0, 1.0, 0.0, 3.0), ranks=(1, 0))
+    batch = flat_batch((1, 3), weights=(5.0, 1.0, 0.0, 3.0), ranks=[(1, 0)])
     logp = double(-9.0, -0.5, -7.0, -1.0)
     assert WeightedLikelihood()(logp, batch).loss.tolist() == [0.875]
     assert WeightedLikelihood(normaliser="length")(logp, batch).loss.tolist() == pytest.approx([3.5 / 3])
+    # Any number of responses; tied best ones count as one sequence.
+    batch = flat_batch((1, 1, 1), (1, 1), ranks=[(2, 0, 1), (0, 0)])
+    assert SFT()(double(-1.0, -2.0, -4.0, -3.0, -6.0), batch).loss.tolist() == [2.0, 4.5]
 
 
 @pytest.mark.parametrize(("normaliser", "sizes"), [("step_weights", [4.0, 2.0]), ("step_length", [3.0, 1.0])])
 def test_a_denominator_over_the_step_by_hand(normaliser, sizes):
     # As above, and a second comparison: 2 x 6. The step's loss is 15.5 / 6, or 15.5 / 4 tokens of best responses.
     weights = (5.0, 1.0, 0.0, 3.0, 2.0, 7.0)
-    batch = batch_of((1, 3), (1, 1), weights=weights, ranks=(1, 0))
-    batch = replace(batch, rank=torch.tensor([1, 0, 0, 1]))
+    batch = flat_batch((1, 3), (1, 1), weights=weights, ranks=[(1, 0), (0, 1)])
     losses = WeightedLikelihood(normaliser=normaliser)(double(-9.0, -0.5, -7.0, -1.0, -6.0, -8.0), batch)
     assert losses.loss.tolist() == [3.5, 12.0]
     assert losses.denominator.tolist() == sizes
     assert losses.metrics["nll"].tolist() == pytest.approx([3.5 / sizes[0], 12.0 / sizes[1]])
 
 
-@pytest.mark.parametrize("normaliser", ["weights", "length"])
-def test_the_gradient_of_weighted_likelihood(normaliser):
-    batch = batch_of((2, 1), (3, 1), weights=(1.0, 0.5, 1.0, 2.0, 0.0, 1.0, 1.0))
-    logp = double(-0.3, -1.2, -2.0, -0.7, -1.1, -0.4, -3.0)
-    objective = WeightedLikelihood(normaliser=normaliser)
-    assert torch.autograd.gradcheck(lambda values: objective(values, batch).loss, logp)
+def test_equal_weights_are_fine_tuning_and_only_proportions_matter():
+    def loss(weights):
+        return WeightedLikelihood()(double(-1.0, -2.0, -4.5), flat_batch((3,), weights=weights)).loss.item()
 
-
-def test_equal_weights_are_plain_fine_tuning_and_only_proportions_matter():
-    logp = double(-1.0, -2.0, -4.5)
-    plain = SFT()(logp, batch_of((3,))).loss.tolist()
-    assert plain == [2.5]
-    assert WeightedLikelihood()(logp, batch_of((3,), weights=(0.25, 0.25, 0.25))).loss.tolist() == plain
-    some, scaled = (0.2, 0.4, 0.8), (1.6, 3.2, 6.4)
-    assert WeightedLikelihood()(logp, batch_of((3,), weights=some)).loss.tolist() == pytest.approx(
-        WeightedLikelihood()(logp, batch_of((3,), weights=scaled)).loss.tolist(), abs=1e-15
-    )
+    assert loss(None) == loss((0.25, 0.25, 0.25)) == 2.5
+    assert loss((0.2, 0.4, 0.8)) == pytest.approx(loss((1.6, 3.2, 6.4)), abs=1e-15)
 
 
 @pytest.mark.parametrize("normaliser", ["weights", "length"])
@@ -299,13 +243,7 @@ def test_a_unigram_policy_settles_at_the_total_weight_of_each_token(normaliser):
     # Weights average 1 in each response: both normalisers divide by its length.
     share = weights / torch.tensor(lengths)[response]
     logits = torch.zeros(4, dtype=torch.float64).index_add(0, ids, share).log().requires_grad_()
-    batch = batch_of(*((length,) for length in lengths), weights=weights)
+    batch = flat_batch(*((length,) for length in lengths), weights=weights)
     loss = WeightedLikelihood(normaliser=normaliser)(logits.log_softmax(-1)[ids], batch).loss.sum()
     assert torch.autograd.grad(loss, logits)[0].abs().max() < 1e-6
     assert batch.weights.requires_grad is False
-
-
-def test_both_names_of_the_likelihood():
-    assert build("objective", "sft", {}, OBJECTIVES) == SFT() == WeightedLikelihood()
-    length = build("objective", "weighted_likelihood", {"normaliser": "length"}, OBJECTIVES)
-    assert length == WeightedLikelihood(normaliser="length")

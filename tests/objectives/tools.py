@@ -1,4 +1,4 @@
-"""Every objective of the registry, and batches that have whatever any of them asks for."""
+"""Every objective of the registry, and batches with whatever any of them needs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ NEEDED: dict[str, dict[str, Any]] = {
         ]
     }
 }
-"""Settings without which an objective cannot be made."""
+"""Settings that an objective cannot be built without."""
 
 MORE: list[tuple[str, dict[str, Any]]] = [
     ("dpo", {"loss": "ipo"}),
@@ -51,20 +51,25 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("weighted_likelihood", {"normaliser": "step_weights", "sides": "both"}),
     ("token_kl", {"direction": "reverse", "sides": "difference", "stop_gradient": "chosen"}),
     ("treg", {"stop_gradient": "none"}),
+    ("plackett_luce", {"aggregate": "sum"}),
+    ("plackett_luce", {"aggregate": "softmax"}),
+    ("plackett_luce", {"aggregate": "softmin"}),
+    ("plackett_luce", {"aggregate": "softmax", "length_neutral": True, "temperature": 0.5}),
+    ("plackett_luce", {"scale_by_length": False, "list_temperature": 3.0}),
     ("reinforce", {"kl": 0.3, "baseline": "mean"}),
     (
         "reinforce",
         {"return_to_go": True, "discount": 0.9, "baseline": "leave_one_out", "normaliser": "sequence"},
     ),
 ]
-"""Settings beside the default ones."""
+"""Further settings to try."""
 
 CASES = [(name, NEEDED.get(name, {})) for name in OBJECTIVES] + MORE
 NAMES = [f"{name}-{settings}" if settings and name != "sum" else name for name, settings in CASES]
 
 
 def made(name: str, settings: dict[str, Any], width: int = WIDTH, layers: int = LAYERS) -> Objective:
-    """An objective in float64, its modules as they come from one seed."""
+    """An objective whose modules are float64 and come from one seed."""
     objective = build("objective", name, settings, OBJECTIVES)
     return with_modules(objective, width, layers)
 
@@ -78,23 +83,23 @@ def with_modules(objective: Objective, width: int = WIDTH, layers: int = LAYERS)
 
 @contextmanager
 def naming(name: object) -> Iterator[None]:
-    """A failure in here says of what it is."""
+    """Add the name to a failure."""
     try:
         yield
     except Exception as error:
-        error.add_note(f"of {name}")
+        error.add_note(f"for {name}")
         raise
 
 
 def every_objective(width: int = WIDTH, layers: int = LAYERS) -> Iterator[tuple[str, Objective]]:
-    """All of them with their names, and one whose weights are made in the step."""
+    """All of them with their names, and one whose weights are computed in the step."""
     for name, case in zip(NAMES, CASES, strict=True):
         yield name, made(*case, width=width, layers=layers)
     yield "selected", Selected(made("dpo", {}), KeepAll())
 
 
 class Values(NamedTuple):
-    """What is known of some tokens beside their weights, in float64."""
+    """Values of some tokens besides their weights, in float64."""
 
     logp: Tensor
     reference: Tensor
@@ -105,18 +110,18 @@ class Values(NamedTuple):
     layers: Tensor
 
     def take(self, index) -> "Values":
-        """Of some of the tokens, as leaves with gradients of their own."""
+        """Some of the tokens, as new leaves."""
         return Values(*(item.detach()[index].clone().requires_grad_() for item in self))
 
     def broken(self, index, value: float) -> "Values":
-        """With something in the place of what is known of some tokens."""
+        """All values of some tokens replaced by one."""
         return Values(
             *(item.detach().index_fill(0, torch.tensor(index), value).requires_grad_() for item in self)
         )
 
 
 def values(count: int, seed: int = 0) -> Values:
-    """Something of each kind."""
+    """Random values of each kind."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -144,4 +149,40 @@ def batch_of(known: Values, lengths: list[tuple[int, ...]], weights: list[float]
             "states": known.states,
             "reference_layers": known.layers,
         },
+    )
+
+
+def double(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+
+def flat_batch(
+    *lengths: tuple[int, ...],
+    ranks=None,
+    segments=None,
+    weights=None,
+    reference=None,
+    scores=None,
+    **statistics,
+) -> TokenBatch:
+    """Comparisons given as the lengths of their responses, with flat values in float64 and statistics by name."""
+    rows = [
+        encoded([1], *([2] * size for size in sizes), ranks=rank)
+        for sizes, rank in zip(lengths, ranks or [None] * len(lengths), strict=True)
+    ]
+    if segments is not None:
+        flat = iter(torch.tensor(segments).split([size for sizes in lengths for size in sizes]))
+        rows = [replace(row, segments=[next(flat) for _ in row.responses]) for row in rows]
+
+    def tensor(value):
+        given = isinstance(value, Tensor)
+        return value if given or value is None else torch.tensor(value, dtype=torch.float64)
+
+    batch = collate(rows, layout="shared", pad_id=0).tokens
+    batch = batch if weights is None else batch.weighted(tensor(weights))
+    return replace(
+        batch,
+        reference_logp=tensor(reference),
+        scores=tensor(scores),
+        statistics={name: tensor(value) for name, value in statistics.items() if value is not None},
     )

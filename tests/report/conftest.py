@@ -83,3 +83,11 @@ def opened(browser) -> Iterator[Callable[..., object]]:
     for context in contexts:
         context.close()
     assert not problems
+
+
+@pytest.fixture(scope="session")
+def page_path(finished_run: Path) -> Path:
+    """The report of the tiny quick start."""
+    from tokenward.report.page import make_report
+
+    return make_report(finished_run / "runs" / "quickstart").save().resolve()

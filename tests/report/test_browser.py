@@ -2,6 +2,7 @@
 
 import json
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ import torch
 from tests.report.conftest import ODD
 from tokenward.report.channels import scored_tokens
 from tokenward.report.collect import RunFolder
-from tokenward.report.page import make_report, write_report
+from tokenward.report.page import make_report
 from tokenward.report.pairs import PairReader, scores_of
-from tokenward.selection import SideRule, TopFraction
+from tokenward.selection import ScoredTokens, SideRule, TopFraction, stable_noise
 
 SETTINGS = [
     TopFraction(),
@@ -24,14 +25,10 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def run_folder(finished_run: Path) -> Path:
-    return finished_run / "runs" / "quickstart"
-
-
-@pytest.fixture(scope="module")
-def page_path(run_folder: Path) -> Path:
-    return write_report(run_folder).resolve()
+def reader_of(finished_run: Path) -> PairReader:
+    reader = PairReader.open(RunFolder.read(finished_run / "runs" / "quickstart"))
+    assert reader is not None
+    return reader
 
 
 def settings_of(rule: TopFraction) -> dict:
@@ -43,10 +40,8 @@ def settings_of(rule: TopFraction) -> dict:
     }  # fmt: skip
 
 
-def test_the_page_selects_what_the_library_selects(opened, page_path: Path, run_folder: Path) -> None:
-    page = opened(page_path)
-    reader = PairReader.open(RunFolder.read(run_folder))
-    assert reader is not None
+def test_the_page_selects_what_the_library_selects(opened, page_path: Path, finished_run: Path) -> None:
+    page, reader = opened(page_path), reader_of(finished_run)
     for rule in SETTINGS:
         picked = page.evaluate(
             """rules => Object.fromEntries(pairs.map(pair => [pair.number, pair.responses.map((response, side) =>
@@ -61,9 +56,7 @@ def test_the_page_selects_what_the_library_selects(opened, page_path: Path, run_
 
 
 @pytest.mark.parametrize("ties", ["earliest", "random"])
-def test_ties_and_missing_scores_are_taken_as_the_library_takes_them(opened, page_path: Path, ties) -> None:
-    from tokenward.selection import ScoredTokens, stable_noise
-
+def test_ties_and_missing_scores_are_handled_as_in_the_library(opened, page_path: Path, ties) -> None:
     scores = torch.tensor([1.0, 0.0, float("nan"), 1.0, -0.0, 0.0, 1.0, float("-inf")])
     tokens = ScoredTokens(
         scores, torch.zeros(8, dtype=torch.long), torch.tensor([0]), torch.tensor([0]),
@@ -76,7 +69,7 @@ def test_ties_and_missing_scores_are_taken_as_the_library_takes_them(opened, pag
         picked = page.evaluate(
             """([rules, text, noise]) => {
                  const scores = text.map(x => x === "nan" ? NaN : Number(x));
-                 const response = {closing: 1, values: {"noise of ties": noise}};
+                 const response = {eos: 1, values: {"noise of ties": noise}};
                  return [...select(response, scores, "chosen", rules)]; }""",
             [
                 settings_of(rule),
@@ -88,8 +81,6 @@ def test_ties_and_missing_scores_are_taken_as_the_library_takes_them(opened, pag
 
 
 def test_decimals_are_exact_as_in_the_library(opened, page_path: Path) -> None:
-    from fractions import Fraction
-
     page = opened(page_path)
     for value in (0.3, 1.0, 1 / 3, 0.1234567891234, 1e-7, 0.5112747213686085, 0.9666063677707588):
         exact = Fraction(str(value)).limit_denominator(10**9)
@@ -97,13 +88,13 @@ def test_decimals_are_exact_as_in_the_library(opened, page_path: Path) -> None:
         assert found == [exact.numerator, exact.denominator], value
 
 
-def test_at_first_the_recipes_weights_are_marked_and_a_slider_selects_anew(opened, page_path: Path) -> None:
+def test_the_recipes_weights_are_marked_until_a_slider_moves(opened, page_path: Path) -> None:
     page = opened(page_path)
     own = page.evaluate("pairs.map(pair => keptOf(pair).map(side => [...side]))")
     again = page.evaluate(
         "(() => { state.moved = '1'; return pairs.map(p => keptOf(p).map(s => [...s])); })()"
     )
-    assert own == again  # the recipe's rule in the page is the recipe's rule in the library
+    assert own == again, "the page applies the recipe's rule as the library does"
     page.reload()
     kept = page.locator(".sides .kept").count()
     before = page.locator("#kept").text_content(), page.locator("#curve").inner_html()
@@ -121,23 +112,20 @@ def test_at_first_the_recipes_weights_are_marked_and_a_slider_selects_anew(opene
     assert page.locator("#kept").text_content() == before[0]
 
 
-def test_the_card_says_what_the_store_holds(opened, page_path: Path, run_folder: Path) -> None:
-    page = opened(page_path)
+def test_the_card_shows_the_stored_values(opened, page_path: Path, finished_run: Path) -> None:
+    page, reader = opened(page_path), reader_of(finished_run)
     number = page.evaluate("open.number")
-    reader = PairReader.open(RunFolder.read(run_folder))
-    assert reader is not None
     pair = next(reader.pair(place) for place, _ in reader.places() if place.number == number)
     page.locator("#chosen .token").nth(2).hover()
     card = page.locator("#card")
-    said = dict(
-        zip(card.locator("dt").all_text_contents(), card.locator("dd").all_text_contents(), strict=True)
-    )
+    names, values = (card.locator(kind).all_text_contents() for kind in ("dt", "dd"))
+    shown = dict(zip(names, values, strict=True))
     record = pair.records[0]
     score = scores_of(reader.scorer, record).tolist()
-    assert said["id, position"] == f"{record.ids[2]}, 3 of {len(record.ids)}"
+    assert shown["id, position"] == f"{record.ids[2]}, 3 of {len(record.ids)}"
     for name, value in (("log_ratio", score[2]), *((key, record.values[key][2]) for key in record.values)):
-        assert float(said[name].replace("−", "-")) == pytest.approx(value, abs=1e-4), name
-    assert said["rank by log_ratio"] == f"{1 + sum(x > score[2] for x in score)} of {len(score)}"
+        assert float(shown[name].replace("−", "-")) == pytest.approx(value, abs=1e-4), name
+    assert shown["rank by log_ratio"] == f"{1 + sum(x > score[2] for x in score)} of {len(score)}"
     page.locator("#chosen .token").nth(2).click()
     page.mouse.move(2, 2)
     assert card.is_visible()
@@ -145,7 +133,7 @@ def test_the_card_says_what_the_store_holds(opened, page_path: Path, run_folder:
     assert not card.is_visible()
 
 
-def test_it_works_by_keyboard_and_the_address_brings_back_what_was_seen(opened, page_path: Path) -> None:
+def test_the_keyboard_works_and_the_address_restores_the_view(opened, page_path: Path) -> None:
     page = opened(page_path)
     first = page.locator("#about").text_content()
     page.keyboard.press("j")
@@ -183,7 +171,9 @@ def test_sorting_filtering_and_switching_scorers(opened, page_path: Path) -> Non
     ):  # fmt: skip
         page.select_option("#sort", value)
         assert column(place) == sorted(column(place), reverse=reverse), value
-    page.select_option("#part", "held out")
+    options = page.locator("#part option").evaluate_all("options => options.map(option => option.value)")
+    assert options == ["all", "train", "eval", "eval_reward"], "the parts of tokenward.report.pairs"
+    page.select_option("#part", "eval")
     assert 0 < page.locator("#list tr").count() < 24
     margins = page.locator("#list").text_content()
     colours = page.locator("#chosen").inner_html()
@@ -194,23 +184,23 @@ def test_sorting_filtering_and_switching_scorers(opened, page_path: Path) -> Non
     assert page.evaluate("scorers") == ["log_ratio", "surprisal", "random"]
 
 
-def test_a_words_frame_is_not_torn_where_a_line_ends(opened, page_path: Path) -> None:
+def test_the_frame_of_a_word_is_not_split_between_lines(opened, page_path: Path) -> None:
     page = opened(page_path)
     page.set_viewport_size({"width": 700, "height": 900})
-    torn = """where => [...document.querySelectorAll("#sides .token")].filter((token) =>
+    split = """where => [...document.querySelectorAll("#sides .token")].filter((token) =>
         /^ \\S/.test(token.textContent) && token.getClientRects().length > 1).length"""
     page.evaluate(
         """() => { for (const box of document.querySelectorAll("#sides .text")) box.style.width = "5em"; }"""
     )
-    assert page.evaluate(torn) == 0
+    assert page.evaluate(split) == 0
     assert page.evaluate("document.querySelectorAll('#sides .token.whole').length") > 3
     page.evaluate(
         """() => { for (const one of document.querySelectorAll(".whole")) one.classList.remove("whole"); }"""
     )
-    assert page.evaluate(torn) > 0, "the box is so narrow that words would be torn"
+    assert page.evaluate(split) > 0, "the box is narrow enough to split words"
 
 
-def test_known_spans_stand_out(opened, page_path: Path) -> None:
+def test_known_spans_are_marked(opened, page_path: Path) -> None:
     page = opened(page_path)
     page.fill("#q", "good")
     page.locator("#list button").first.click()
@@ -218,14 +208,13 @@ def test_known_spans_stand_out(opened, page_path: Path) -> None:
     assert "".join(page.locator("#rejected .known-down").all_text_contents()) == "bad"
 
 
-def test_text_of_the_data_is_text(opened, odd_run: Path) -> None:
-    page = opened(write_report(odd_run))
+def test_text_of_the_data_is_never_markup(opened, odd_run: Path) -> None:
+    page = opened(make_report(odd_run).save())
     assert page.locator("main script, main img, main b b").count() == 0
     seen = 0
     for number in range(page.evaluate("pairs.length")):
         page.evaluate("n => change({row: pairs[n].key})", number)
         stored = page.evaluate("open.responses[0].text")
-        # The marks are added, the text between them is whole and in order.
         shown = page.evaluate(
             """[...document.querySelectorAll("#chosen .token")].filter(x => !x.classList.contains("pill")).map(x => {
                  const copy = x.cloneNode(true);
@@ -256,7 +245,7 @@ def luminance(rgb: str) -> float:
 
 
 def contrasts(page, change: str = "") -> list[float]:
-    """Of text on each shade of the page."""
+    """Contrast of text on each shade of the page."""
     colours = page.evaluate(
         f"""[...document.querySelectorAll(".ramp i")].map(x => {{ {change}
              return [getComputedStyle(x).backgroundColor, getComputedStyle(x).color]; }})"""
@@ -272,7 +261,6 @@ def contrasts(page, change: str = "") -> list[float]:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_has_contrast_on_every_shade(opened, page_path: Path, theme: str) -> None:
-    """Dimmed words too."""
     page = opened(page_path, "#dim=1", color_scheme=theme)
     for change in ("", 'x.classList.add("shared");'):
         found = contrasts(page, change)
@@ -295,15 +283,15 @@ def test_an_online_page_opens_without_scripts(opened, finished_online: Path) -> 
     page = opened(finished_online / "runs" / "guided" / "report" / "index.html")
     assert page.locator("#figures td", has_text="rouge1/change").count() == 1
     assert page.locator("#replies table").first.locator("tbody tr").count() == 1
-    assert page.locator("#replies h3", has_text="while the online was trained").count() == 1
+    assert page.locator("#replies h3", has_text="during the stage online").count() == 1
     assert page.locator("#training figure").count() >= 1
     assert page.locator("#comparisons").count() == 0
 
 
-def test_the_page_is_small_and_the_scripts_too(run_folder: Path) -> None:
-    html = make_report(run_folder).html
+def test_the_scripts_are_small_and_the_page_links_nothing(page_path: Path) -> None:
+    html = page_path.read_text()
     script = html[html.rindex("<script>") + 8 : html.rindex("</script>")]
-    assert len(script.encode()) <= 44_000  # to be read by a person, and 1 % of the page's largest size
+    assert len(script.encode()) <= 44_000
     assert json.loads(html.partition('id="data">')[2].partition("</script>")[0])["schema"] == 2
     assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in html

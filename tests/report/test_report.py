@@ -17,7 +17,7 @@ from tokenward.evaluation.statistics import Figure
 from tokenward.report.channels import other_runs, scale_of
 from tokenward.report.charts import bar_chart, line_chart
 from tokenward.report.collect import RunFolder, displacement
-from tokenward.report.page import LARGEST, make_report, write_report
+from tokenward.report.page import LARGEST, make_report
 from tokenward.report.pairs import PairReader, draw
 from tokenward.report.pictures import save_curves, save_picture
 from tokenward.report.pieces import (
@@ -308,7 +308,7 @@ def test_every_run_ends_with_its_report_and_a_notebook_shows_it_in_a_frame(
     frame = report._repr_html_()
     assert unescape(frame.partition('srcdoc="')[2].partition('"')[0]) == report.html
     assert report.save(tmp_path / "new" / "page.html").read_text() == report.html
-    assert write_report(run_folder).read_text() == report.html
+    assert make_report(run_folder).save().read_text() == report.html
     assert report.html.rstrip().endswith("</html>")
     assert str(run_folder) not in report.html, "no path of the machine that made it"
 

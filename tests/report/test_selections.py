@@ -15,7 +15,7 @@ from tokenward import cli
 from tokenward.errors import UserError
 from tokenward.objectives.selected import Selected
 from tokenward.report.collect import RunFolder
-from tokenward.report.page import make_report, write_report
+from tokenward.report.page import make_report
 from tokenward.report.selections import selections_of
 from tokenward.report.show import shown_pair
 
@@ -165,7 +165,7 @@ def test_the_terminal_shows_the_selection_of_a_term(
 def test_the_page_switches_between_selections_and_leaves_unstored_ones_unmarked(
     opened, sum_run: tuple[Path, Seen], copied_run: Path
 ) -> None:
-    page = opened(write_report(sum_run[0] / RUN).resolve())
+    page = opened(make_report(sum_run[0] / RUN).save().resolve())
     assert page.locator("#weightings").is_visible()
     half = page.locator("#sides > div > .text .kept").count()
     assert page.locator(".sides .against").count() == 0
@@ -176,7 +176,7 @@ def test_the_page_switches_between_selections_and_leaves_unstored_ones_unmarked(
     page.locator("#chosen .token").first.hover()
     assert "weight of treg 2" in (page.locator("#card").text_content() or "")
     trained(copied_run, *ONLINE)
-    page = opened(write_report(RUN).resolve())
+    page = opened(make_report(RUN).save().resolve())
     assert not page.locator("#weightings").is_visible()
     assert page.locator(".sides .kept").count() == 0
     assert page.locator("#kept").text_content() == "No token is marked."

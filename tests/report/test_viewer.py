@@ -7,20 +7,10 @@ import numpy as np
 import pytest
 
 from tests.report.conftest import ODD
-from tokenward.report.page import write_report
+from tokenward.report.page import make_report
 
 READ_UNITS = """name => pairs.map(pair => pair.responses.map(response => ["token", "word", "sentence"].map(unit =>
     pooledUnits(response, channels[name], unit, "mean").map(({places, value}) => [places, value]))))"""
-
-
-@pytest.fixture(scope="module")
-def run_folder(finished_run: Path) -> Path:
-    return finished_run / "runs" / "quickstart"
-
-
-@pytest.fixture(scope="module")
-def page_path(run_folder: Path) -> Path:
-    return write_report(run_folder).resolve()
 
 
 def scores_of_page(page, name: str) -> list[list[list[float]]]:
@@ -71,7 +61,7 @@ def test_a_sum_has_its_own_scale_and_leaves_missing_scores_out(opened, page_path
     assert number(page.locator("#high").text_content()) == pytest.approx(sorted(sums)[rank], abs=0.006)
     assert number(page.locator("#high").text_content()) > of_tokens
     assert page.locator("#of-sums").is_visible()
-    assert "sum of a sentence's tokens" in (page.locator("#pooled").text_content() or "")
+    assert "the sum over the tokens of a sentence" in (page.locator("#pooled").text_content() or "")
 
 
 def test_shade_card_and_keys_follow_the_unit(opened, page_path: Path) -> None:
@@ -93,20 +83,20 @@ def test_shade_card_and_keys_follow_the_unit(opened, page_path: Path) -> None:
         page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.dataset.unit") == "2"
     assert page.locator("#chosen .same-unit").count() == sum(unit == "2" for unit, _ in spans)
-    said = card_of(page)
+    card = card_of(page)
     places, value = page.evaluate(READ_UNITS, "log_ratio")[page.evaluate("pairs.indexOf(open)")][0][1][2]
-    assert number(said["log_ratio"]) == pytest.approx(value, abs=1e-4)
-    assert said["tokens"].startswith(f"{len(places)}, ")
-    assert said["shown is"] == "mean of a word's tokens"
+    assert number(card["log_ratio"]) == pytest.approx(value, abs=1e-4)
+    assert card["tokens"].startswith(f"{len(places)}, ")
+    assert card["scores are"] == "the mean over the tokens of a word"
     page.keyboard.press("End")
-    assert "id, position" in page.locator("#card dt").all_text_contents()  # the end of the turn is no word
+    assert "id, position" in page.locator("#card dt").all_text_contents()  # eos is not part of a word
     page.keyboard.press("Escape")
     page.keyboard.press("u")
     page.keyboard.press("u")
     assert page.locator("#chosen").inner_html() == by_token
 
 
-def test_shared_words_dim_and_speak_of_each_other(opened, page_path: Path) -> None:
+def test_shared_words_dim_and_show_both_scores(opened, page_path: Path) -> None:
     page = opened(page_path)
     number_of = page.evaluate("pairs.findIndex(p => p.responses[0].twins.size > 0)")
     assert number_of >= 0
@@ -128,12 +118,12 @@ def test_shared_words_dim_and_speak_of_each_other(opened, page_path: Path) -> No
     span.hover()
     twins = page.locator("#rejected .twin").all_text_contents()
     assert "".join(twins).strip() == words(0)[0]
-    said = card_of(page)
+    card = card_of(page)
     here, there = page.evaluate(
         """[0, 1].map(side => { const r = open.responses[side], word = [...r.twins.keys()][0];
              return shown(pool(wordPlaces(r, word).map(i => r.values.log_ratio[i]), "mean")); })"""
     )
-    assert said["in both responses"] == f"its word: {here} here, {there} in the rejected"
+    assert card["shared word"] == f"{here} here, {there} in the rejected response"
     page.mouse.move(2, 2)
     assert page.locator(".twin").count() == 0
 
@@ -144,10 +134,10 @@ def test_running_sums_end_at_the_sums_and_lead_to_their_tokens(opened, page_path
     page.keyboard.press("s")
     values = np.array(page.evaluate("[...open.responses[0].values.log_ratio]"))
     sums = values.cumsum()
-    said = page.locator("#chosen-sum").text_content() or ""
-    assert f"highest {sums.max():+.2f} after token {sums.argmax() + 1}".replace("-", "−") in said
+    card = page.locator("#chosen-sum").text_content() or ""
+    assert f"highest {sums.max():+.2f} after token {sums.argmax() + 1}".replace("-", "−") in card
     head = page.locator("#chosen-head").text_content() or ""
-    assert f"ends at {head.split()[1]};" in said
+    assert f"ends at {head.split()[1]};" in card
     points = page.locator("#chosen-line .mine").get_attribute("points") or ""
     assert len(points.split()) == len(values) + 1
     line = page.locator("#chosen-line")
@@ -157,16 +147,16 @@ def test_running_sums_end_at_the_sums_and_lead_to_their_tokens(opened, page_path
     pinned = page.locator("#chosen .pinned")
     group = page.evaluate("open.responses[0].groups.findIndex(g => g.includes(3))")
     assert pinned.get_attribute("data-group") == str(group)
-    said = card_of(page)
+    card = card_of(page)
     place = page.evaluate("n => open.responses[0].groups[n][0]", group)
-    assert number(said["sum so far"]) == pytest.approx(sums[place], abs=0.006)
+    assert number(card["running sum"]) == pytest.approx(sums[place], abs=0.006)
 
 
 def in_ranks(values: np.ndarray) -> np.ndarray:
     return np.array([(values < x).sum() + ((values == x).sum() - 1) / 2 for x in values])
 
 
-def test_all_scores_stand_under_each_other_with_their_agreement(opened, page_path: Path) -> None:
+def test_all_scores_are_shown_with_their_correlations(opened, page_path: Path) -> None:
     page = opened(page_path)
     page.keyboard.press("c")
     heads = page.locator("#chosen-stack h5").all_text_contents()
@@ -211,7 +201,7 @@ def test_ranks_share_ties_and_a_constant_has_no_correlation(opened, page_path: P
     assert page.evaluate("Number.isNaN(pearson([1, 1], [1, 2]))")
 
 
-def test_a_score_that_is_missing_is_left_out_of_the_agreement(opened, page_path: Path) -> None:
+def test_missing_scores_are_left_out_of_the_correlations(opened, page_path: Path) -> None:
     page = opened(page_path)
     whole = page.evaluate("correlation([open], 'log_ratio', 'random').n")
     page.evaluate("open.responses[0].values.random[2] = NaN")
@@ -220,7 +210,7 @@ def test_a_score_that_is_missing_is_left_out_of_the_agreement(opened, page_path:
     assert -1 <= found["pearson"] <= 1
 
 
-def test_the_table_says_in_numbers_what_the_colours_say(opened, page_path: Path) -> None:
+def test_the_table_shows_the_scores_in_numbers(opened, page_path: Path) -> None:
     page = opened(page_path)
     assert not page.locator("#table-rows").is_visible()
     page.locator("#table summary").focus()
@@ -229,7 +219,7 @@ def test_the_table_says_in_numbers_what_the_colours_say(opened, page_path: Path)
     groups = page.evaluate("open.responses.map(r => r.groups.length)")
     assert page.locator("#table-rows tr").count() == sum(groups)
     names = page.locator("#table-head th").all_text_contents()
-    assert names == ["response", "no.", "token", "log_ratio", "surprisal", "random", "kept", "known"]
+    assert names == ["response", "no.", "token", "log_ratio", "surprisal", "random", "selected", "known"]
     cells = page.locator("#table-rows tr").first.locator("td").all_text_contents()
     first = page.evaluate(
         "pool(open.responses[0].groups[0].map(i => open.responses[0].values.log_ratio[i]), 'mean')"
@@ -248,7 +238,7 @@ def test_the_table_says_in_numbers_what_the_colours_say(opened, page_path: Path)
 def test_tsv_holds_every_raw_number(opened, page_path: Path) -> None:
     page = opened(page_path)
     page.click("#tsv")
-    page.wait_for_function("document.getElementById('copy-said').textContent")
+    page.wait_for_function("document.getElementById('copy-status').textContent")
     lines = [line.split("\t") for line in page.locator("#copied").input_value().rstrip("\n").split("\n")]
     head, rows = lines[0], lines[1:]
     assert head[:4] == ["response", "position", "id", "token"]
@@ -282,7 +272,7 @@ def test_odd_text_survives_tsv_and_latex(opened, page_path: Path) -> None:
 def test_latex_has_the_shades_and_the_selection_of_the_page(opened, page_path: Path) -> None:
     page = opened(page_path)
     page.click("#latex")
-    page.wait_for_function("document.getElementById('copy-said').textContent")
+    page.wait_for_function("document.getElementById('copy-status').textContent")
     text = page.locator("#copied").input_value()
     assert text.startswith("% \\usepackage{xcolor}\n% log_ratio")
     assert text.count("\\underline") == page.locator("#sides > div > .text .kept").count()
@@ -367,7 +357,7 @@ def test_the_list_says_how_much_credit_lies_on_few_tokens(opened, page_path: Pat
 
 
 def test_odd_text_is_whole_in_every_unit_and_copy(opened, odd_run: Path) -> None:
-    page = opened(write_report(odd_run), "#unit=word&dim=1&stacked=1&table=1&sums=1")
+    page = opened(make_report(odd_run).save(), "#unit=word&dim=1&stacked=1&table=1&sums=1")
     shown = """() => [...document.querySelectorAll("#chosen .token")].map(span => {
         const group = open.responses[0].groups[span.dataset.group];
         return isClosing(open.responses[0], group[0]) ? "" : group.map(i => pieceOf(open.responses[0], i)).join("");
@@ -400,10 +390,10 @@ def test_paper_gets_the_whole_table_and_no_controls(opened, page_path: Path) -> 
     page.keyboard.press("t")
     assert not page.locator("#table-rows").is_visible()
     page.emulate_media(media="print")
-    assert not page.locator("#table summary").is_visible()  # nothing on paper can be opened
+    assert not page.locator("#table summary").is_visible()  # paper has no buttons
 
 
-def test_scores_of_a_small_scale_are_shown_with_digits_that_say_something(opened, page_path: Path) -> None:
+def test_small_scores_have_more_digits(opened, page_path: Path) -> None:
     page = opened(page_path)
     page.evaluate("channels.log_ratio.limit = 0.00052; show()")
     assert page.evaluate("[shown(0.00031), shown(-0.00002), shown(0.5, 2, ''), shown(0.00031, 3)]") == [

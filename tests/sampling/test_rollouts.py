@@ -7,19 +7,11 @@ import pytest
 from tests.tiny import tiny_tokenizer
 from tokenward.errors import UserError
 from tokenward.sampling import Reply
-from tokenward.sampling.rollouts import (
-    Context,
-    ScoredSampler,
-    chosen,
-    columns_of,
-    sampled_row,
-    seed_of,
-)
+from tokenward.sampling.rollouts import Context, ScoredSampler, chosen, columns_of, sampled_row, seed_of
 from tokenward.tokens.segments import with_segments
 from tokenward.types import Example
 
 TOKENIZER = tiny_tokenizer()
-EOS = TOKENIZER.eos_token_id
 
 
 def context(number: int, *, references=(), **columns) -> Context:
@@ -38,12 +30,12 @@ class Counting:
 
     def __call__(self, prompts, *, count, seed, progress=None):
         self.calls.append((count, seed))
-        return [
-            [Reply([*prompt, k], f"{prompt[0]} {k}", k % 2 == 0) for k in range(count)] for prompt in prompts
-        ]
+        if progress is not None:
+            progress(len(prompts) * count)
+        return [[Reply([*p, k], f"{p[0]} {k}", k % 2 == 0) for k in range(count)] for p in prompts]
 
 
-def made(source, sampler=None) -> ScoredSampler:
+def scored(source, sampler=None) -> ScoredSampler:
     return ScoredSampler(sampler=sampler or Counting(), source=source, name="mine")
 
 
@@ -56,92 +48,95 @@ def test_each_reply_is_scored_with_its_own_prompt_ids_and_columns():
 
     contexts = [context(1, references=("x", "y"), level="low"), context(2, references=("z",), level="high")]
     sampler = Counting()
-    replies, scores = made(source, sampler).draw(contexts, count=2, seed=5)
+    replies, scores = scored(source, sampler).draw(contexts, count=2, seed=5)
     assert sampler.calls == [(2, 5)]
-    assert seen["p"] == ["question 1", "question 1", "question 2", "question 2"]
-    assert seen["c"] == ["101 0", "101 1", "102 0", "102 1"]
-    assert seen["i"] == [[101, 0], [101, 1], [102, 0], [102, 1]]
-    assert seen["r"] == [["x", "y"], ["x", "y"], ["z"], ["z"]]
-    assert seen["v"] == ["low", "low", "high", "high"]
+    assert seen == {
+        "p": ["question 1", "question 1", "question 2", "question 2"],
+        "c": ["101 0", "101 1", "102 0", "102 1"],
+        "i": [[101, 0], [101, 1], [102, 0], [102, 1]],
+        "r": [["x", "y"], ["x", "y"], ["z"], ["z"]],
+        "v": ["low", "low", "high", "high"],
+    }
     assert scores == [[0, 1], [2, 3]]
     assert [[reply.text for reply in group] for group in replies] == [["101 0", "101 1"], ["102 0", "102 1"]]
 
 
-def test_the_last_message_is_what_a_source_is_asked_about():
+def test_a_source_receives_the_last_message():
     turns = tuple({"role": role, "content": role} for role in ("system", "user", "assistant", "user"))
-    many = Context(Example(key="k", prompt=turns, source="s"), [1])
-    none = Context(Example(key="k", prompt=(), source="s"), [1])
-    asked = []
-    made(lambda prompts, completions: asked.extend(prompts) or [0.0] * len(prompts)).draw(
-        [many, none], count=1, seed=0
-    )
-    assert asked == ["user", ""]
+    contexts = [Context(Example(key="k", prompt=prompt, source="s"), [1]) for prompt in (turns, ())]
+    seen = []
+    scored(lambda prompts, completions: seen.extend(prompts) or [0.0, 0.0]).draw(contexts, count=1, seed=0)
+    assert seen == ["user", ""]
 
 
-def test_groups_are_ranked_and_tied_ones_are_dropped_and_counted():
-    scores = {"101": [1.0, 3.0, 2.0], "102": [5.0, 5.0, 5.0], "103": [0.0, 0.0, -1.0]}
+@pytest.mark.parametrize(
+    ("scores", "ranks"),
+    [
+        ((0.2, 0.9, 0.5), (2, 0, 1)),
+        ((0.9, 0.9, 0.1, 0.3), (0, 0, 2, 1)),  # dense: 1 follows two that tie for 0
+        ((-3.0, -1.0), (1, 0)),
+        ((0.0, -0.0, -1.0), (0, 0, 1)),
+    ],
+)
+def test_ranks_by_hand(scores, ranks):
+    source = scored(lambda completions: list(scores))
+    (row,) = source.ranked([context(1)], count=len(scores), seed=0).rows
+    assert (row.comparison.ranks, row.comparison.scores) == (ranks, scores)
+
+
+def test_groups_without_an_order_are_dropped_and_counted():
+    """Of the fourth prompt all but one reply were empty, as a checked sampler returns it."""
+    scores = {"101": [1.0, 3.0, 2.0], "102": [5.0, 5.0, 5.0], "103": [0.0, 0.0, -1.0], "104": [7.0]}
+
+    class Short(Counting):
+        def __call__(self, prompts, **settings):
+            *whole, last = super().__call__(prompts, **settings)
+            return [*whole, last[:1]]
 
     def source(prompts, completions):
         return [scores[text.split()[0]][int(text.split()[1])] for text in completions]
 
-    found = made(source).ranked([context(1), context(2), context(3)], count=3, seed=0)
+    found = scored(source, Short()).ranked([context(n) for n in (1, 2, 3, 4)], count=3, seed=0)
     assert [row.comparison.source for row in found.rows] == ["file:1", "file:3"]
-    assert [row.comparison.ranks for row in found.rows] == [(2, 0, 1), (0, 0, 1)]
-    assert [row.comparison.scores for row in found.rows] == [(1.0, 3.0, 2.0), (0.0, 0.0, -1.0)]
-    assert found.counts == {"dropped: all responses tied": 1}
-    # Of all nine, the dropped ones too: (6 + 15 - 1) / 9.
-    assert found.mean == pytest.approx(20 / 9)
+    assert found.counts == {
+        "dropped: all responses tied": 1, "dropped: one response": 1, "dropped: empty replies": 2,
+    }  # fmt: skip
+    assert found.mean == pytest.approx((6 + 15 - 1 + 7) / 10), "dropped groups count too"
     first = found.rows[0]
     assert (first.prompt, first.responses) == ([101], [[101, 0], [101, 1], [101, 2]])
     assert first.eos == [1, 0, 1]
 
 
 def test_a_sampled_row_has_the_ids_that_were_sampled_not_those_of_its_text():
-    ids = [*TOKENIZER.convert_tokens_to_ids(["t", "h", "e"]), EOS]  # the tokenizer would write one token
+    ids = [*TOKENIZER.convert_tokens_to_ids(["t", "h", "e"]), TOKENIZER.eos_token_id]  # encoded: one token
     row = sampled_row(context(1), [Reply(ids, "the", True), Reply([5], "&", False)])
     assert row.responses == [ids, [5]]
     assert row.comparison.responses == ("the", "&")
-    assert row.comparison.ranks == (0, 0)
-    assert row.comparison.scores is None
-    assert row.eos == [1, 0]
-    (first, second) = with_segments("word", TOKENIZER, row).segments
+    assert (row.comparison.ranks, row.comparison.scores, row.eos) == ((0, 0), None, [1, 0])
+    first, second = with_segments("word", TOKENIZER, row).segments
     assert (first.tolist(), second.tolist()) == ([0, 0, 0, 0], [0])
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        (lambda prompts, completions: [0.0, 1.0, float("nan"), 0.0], r"^file:2: .*mine returned nan"),
-        (lambda prompts, completions: [0.0] * 3, r"3 scores for 4 completions"),
-        (lambda prompts, completions: [0.0, None, 0.0, 0.0], r"^file:1: .*None for this row"),
-        (lambda prompts, completions: 3, "no list"),
-        (lambda prompts, completions, level: [0.0] * 4, "takes 'level', which is no column of the examples"),
-    ],
-)
-def test_what_a_source_may_not_return_names_the_row(source, message):
-    with pytest.raises(UserError, match=message):
-        made(source).ranked([context(1), context(2)], count=2, seed=0)
+def test_an_error_of_a_source_names_the_row():
+    with pytest.raises(UserError, match=r"^file:2: ") as caught:
+        scored(lambda completions: [0.0, 1.0, float("nan"), 0.0]).ranked(
+            [context(1), context(2)], count=2, seed=0
+        )
+    assert caught.value.code == "wrong-scores"
 
 
 def test_progress_counts_what_was_drawn_and_what_was_scored():
-    drawn, scored, sizes = [], [], []
+    drawn, done, sizes = [], [], []
 
     def source(prompts, completions):
         sizes.append(len(completions))
         return [float(text[-1]) for text in completions]
 
-    class Told(Counting):
-        def __call__(self, prompts, *, count, seed, progress=None):
-            progress(len(prompts) * count)
-            return super().__call__(prompts, count=count, seed=seed)
-
-    found = made(source, Told()).ranked(
-        [context(number) for number in range(40)], count=2, seed=0, drawn=drawn.append, scored=scored.append
-    )
-    assert len(found.rows) == 40
+    contexts = [context(number) for number in range(40)]
+    found = scored(source).ranked(contexts, count=2, seed=0, drawn=drawn.append, scored=done.append)
     assert drawn == [80]
-    assert sum(scored) == sum(sizes) == 80
-    assert len(scored) > 1, "a slow source shows that it goes on"
+    assert sum(done) == sum(sizes) == 80
+    assert len(done) > 1, "a slow source shows progress"
     assert [row.prompt for row in found.rows] == [[100 + number] for number in range(40)]
 
 
@@ -163,7 +158,7 @@ def test_indices_are_drawn_evenly_in_a_random_order():
 
 
 def test_seeds_depend_on_every_part_and_fit_torch():
-    # sha256 of "(0, 'rollout', 3, 0)": it must be the same on every machine, for ever.
+    # sha256 of "(0, 'rollout', 3, 0)": the same on every machine.
     assert seed_of(0, "rollout", 3, 0) == 5776370634689982350
     different = {seed_of(*parts) for parts in [(0, "a"), (1, "a"), (0, "b"), (0, "a", 0), ("0", "a")]}
     assert len(different) == 5

@@ -118,7 +118,7 @@ def test_segments_are_pooled_per_side():
         ([{"threshold": {"at": "otsu", "classes": 3, "cut": 2}}], "invalid-value"),
         ([{"cluster": {"classes": 3, "keep": [3]}}], "invalid-value"),
         ([{"top": {"fraction": 0}}], "invalid-value"),
-        ([{"beyond_shorter": {"scope": "dataset"}}], "unsupported-scope"),
+        ([{"beyond_shorter": {"scope": "dataset"}}], "unknown-setting"),
         ([{"top": {"scope": "batch"}}, {"top": {"scope": "dataset"}}], "conflicting-settings"),
         ([{"top": {"scope": "batch"}}, "segment_pool"], "conflicting-settings"),
         ([{"segment_pool": {"segment": "word"}}, "segment_pool"], "conflicting-settings"),

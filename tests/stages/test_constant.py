@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tokenward.stages.constant import only_number, warn_of_scores, warn_of_weights
 
 import tokenward
 from tokenward.scoring.scorers import SCORERS
 from tokenward.selection import KeepAll, SideRule, Threshold, TopFraction
-from tokenward.stages.constant import only_number, warn_of_scores, warn_of_weights
 
 
 @pytest.mark.parametrize(

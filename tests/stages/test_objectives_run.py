@@ -8,7 +8,9 @@ import tokenward
 from tests.stages.runs import lines, plugin
 from tokenward.errors import UserError
 from tokenward.evaluation.replies import divergence, reply_rows
+from tokenward.models.loading import load_model
 from tokenward.stages import policy as policy_stage
+from tokenward.stages import training as training_stage
 from tokenward.stages.evaluation import measures_of, prompts_to_answer
 from tokenward.stages.run import Run
 
@@ -72,14 +74,12 @@ def test_sum_logs_each_term_and_terms_with_a_selection_are_evaluated(tiny_workpl
 def test_reference_without_packing_gets_no_packed_rows(tiny_workplace, monkeypatch):
     """The probe decides for each model by itself, and rounding can decide otherwise for two of one kind."""
     plain = losses(policy(tiny_workplace, TDPO, "model.packing=none", run="plain"))
-    original = policy_stage.frozen_reference
+    original = training_stage.fit_model
 
-    def unpacked(run, objective, model):
-        table = run.recipe.model.model_copy(update={"packing": "none"})
-        apart = Run(recipe=run.recipe.model_copy(update={"model": table}))
-        return original(apart, objective, model)
+    def unpacked(*given, freeze, **settings):
+        return original(*given, freeze=lambda model: load_model(model.name, packing="none"), **settings)
 
-    monkeypatch.setattr(policy_stage, "frozen_reference", unpacked)
+    monkeypatch.setattr(training_stage, "fit_model", unpacked)
     mixed_rows = losses(policy(tiny_workplace, TDPO, "model.packing=shared_prompts", run="mixed"))
     for one, other in zip(plain, mixed_rows, strict=True):
         for key in ("loss", "kl/chosen", "kl/rejected"):

@@ -1,4 +1,4 @@
-"""Pieces of a response that share a reward: words, sentences and spans, whatever the tokens are."""
+"""Segments of a response: words, sentences and spans, whatever the tokens are."""
 
 from dataclasses import replace
 
@@ -55,7 +55,7 @@ def test_words_by_hand():
         ("", []),
     ],
 )
-def test_a_word_is_what_stands_between_white_space_with_what_is_before_it(text, words):
+def test_words_include_the_white_space_before_them(text, words):
     assert pieces("word", text) == words
 
 
@@ -84,7 +84,7 @@ def test_a_word_is_what_stands_between_white_space_with_what_is_before_it(text, 
         (".", ["."]),
     ],
 )
-def test_a_sentence_ends_at_its_mark_or_at_the_lines_end(text, sentences):
+def test_a_sentence_ends_at_its_mark_or_at_the_end_of_the_line(text, sentences):
     assert pieces("sentence", text) == sentences
 
 
@@ -93,7 +93,7 @@ def test_a_sentence_ends_at_its_mark_or_at_the_lines_end(text, sentences):
     st.lists(st.sampled_from([*"ab.!?\n \t\"')", "。", "！", "é", "👍", "the"]), max_size=14).map("".join),
 )
 @settings(derandomize=True, deadline=None, max_examples=300)
-def test_segments_cut_a_text_and_none_of_them_is_blank(unit, text):
+def test_segments_partition_a_text_and_none_of_them_is_blank(unit, text):
     found = pieces(unit, text)
     assert "".join(found) == text
     assert all(piece.strip() for piece in found) or not text.strip()
@@ -112,7 +112,7 @@ def test_spans_and_the_gaps_between_them():
     assert pieces("spans", "éé good", [Span(3, 7, 1.0)]) == ["éé ", "good"]
 
 
-def test_a_token_belongs_where_its_first_letter_lies():
+def test_a_token_belongs_to_the_segment_of_its_first_letter():
     """ "good" is one token and " the" another: a span begins with the letter and its token with the space."""
     assert pieces("spans", "x the y", [Span(2, 5, 1.0)]) == ["x", " the", " y"]
     assert pieces("spans", "x the y", [Span(1, 5, 1.0)]) == ["x", " the", " y"]
@@ -135,7 +135,7 @@ def marked_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
 
 
-def test_spans_count_the_datas_characters_where_ids_spell_another_form():
+def test_spans_are_in_characters_of_the_data_even_if_ids_spell_another_form():
     text, tokenizer = "the good tea", marked_tokenizer()
     row = row_of([1, 2, 3, 4], texts=(text,), spans=((Span(4, 8, 1.0),),))
     assert spans_of_ids(tokenizer, [1, 2, 3, 4])[0] == " the good tea", "a space that the text does not have"
@@ -151,7 +151,7 @@ def test_overlapping_spans_are_refused(spans):
 
 
 @pytest.mark.parametrize("unit", UNITS[1:])
-def test_what_closes_a_response_belongs_to_its_last_segment(unit):
+def test_eos_tokens_belong_to_the_last_segment(unit):
     text = "One. Two"
     tokens = token_spans(TOKENIZER, text, 10)
     found = token_segments(unit, text, tokens, [Span(0, 4, 1.0)]).tolist()
@@ -176,14 +176,14 @@ def ids_of(tokens: str) -> list[int]:
     return TOKENIZER.convert_tokens_to_ids(tokens.split())
 
 
-def test_sampled_ids_need_not_be_what_encoding_their_text_would_give():
+def test_sampled_ids_can_differ_from_those_of_encoding_their_text():
     """t, h, e and Ġ, a: the tokenizer itself would write one token for each."""
     sampled = [*ids_of("t h e Ġ a Ġ t"), EOS]
     assert TOKENIZER("the a t", add_special_tokens=False)["input_ids"] != sampled[:-1]
     assert segments_of("word", row_of(sampled)) == [[0, 0, 0, 1, 1, 2, 2, 2]]
 
 
-def test_half_a_character_does_not_move_what_comes_after_it():
+def test_an_incomplete_character_does_not_shift_what_follows():
     """Ã is the first byte of é; a character that is never finished is one byte of text."""
     sampled = ids_of("a Ã Ġ b Ã © Ġ c Ã")
     text, places = spans_of_ids(TOKENIZER, sampled)
@@ -192,20 +192,14 @@ def test_half_a_character_does_not_move_what_comes_after_it():
     assert segments_of("word", row_of(sampled)) == [[0, 0, 1, 1, 1, 1, 2, 2, 2]]
 
 
-def test_a_byte_that_another_coding_takes_for_a_space_is_none():
+def test_a_byte_that_is_a_space_in_latin_1_is_not_a_space():
     """à is C3 A0, and A0 alone is a no-break space in Latin-1."""
     sampled = TOKENIZER("voilà là", add_special_tokens=False)["input_ids"] + ids_of("Ã")
     assert segments_of("word", row_of(sampled)) == [[0] * 6 + [1] * 5]
 
 
 def test_a_special_token_in_the_middle_begins_the_next_segment():
-    sampled = [*ids_of("a"), EOS, *ids_of("Ġ b")]
-    assert segments_of("word", row_of(sampled)) == [[0, 1, 1, 1]]
-
-
-def test_rows_of_tokens_have_no_segments():
-    row = row_of(ids_of("a b"))
-    assert with_segments("token", TOKENIZER, row) is row
+    assert segments_of("word", row_of([*ids_of("a"), EOS, *ids_of("Ġ b")])) == [[0, 1, 1, 1]]
 
 
 def test_spans_of_a_row_are_those_of_its_responses():
@@ -232,7 +226,7 @@ def test_spans_of_a_cut_response_are_those_of_what_is_left():
 def test_any_ids_have_segments_in_their_order(unit, ids):
     found = with_segments(unit, TOKENIZER, row_of(ids)).segments
     if unit == "token":
-        assert found is None
+        assert found is None  # the row is unchanged
         return
     assert len(found[0]) == len(ids)
     assert found[0].diff().ge(0).all()

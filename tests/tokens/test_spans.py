@@ -39,7 +39,7 @@ texts = st.one_of(
 
 @cache
 def tokenizer(name: str):
-    """One of the tokenizers under test; skips where its files are not at hand."""
+    """One of the tokenizers under test. Skips the test if its files are missing."""
     if name == "tiny":
         return tiny_tokenizer()
     folder = {"stories": STORIES, "gpt2": GPT2}[name]
@@ -81,9 +81,7 @@ def test_byte_level_spans_by_hand():
     assert spans_of("tiny", "x the") == [(0, 1), (1, 5)]
     assert spans_of("tiny", "éin") == [(0, 1), (1, 2), (2, 4)]
     assert spans_of("tiny", "") == []
-
-
-def test_special_tokens_in_the_text_are_read_as_letters() -> None:
+    # Special tokens in the text are read as letters.
     assert spans_of("tiny", "a<|im_end|>b") == [(index, index + 1) for index in range(12)]
 
 
@@ -94,21 +92,21 @@ def test_byte_fallback_spans_by_hand():
     assert spans_of("stories", "hi  there") == [(0, 1), (1, 2), (2, 3), (3, 9)]
 
 
-def test_the_space_mark_in_the_text_is_text():
+def test_a_space_mark_in_the_text_is_text():
     # U+2581, three bytes, comes back from the tokenizer as a space: "▁a", "▁b" and "▁", "▁", "a".
     assert spans_of("stories", "a\u2581b") == [(0, 1), (1, 5)]
     assert spans_of("stories", " \u2581a")[-1] == (1, 5)
 
 
 def lowering_tokenizer():
-    """A vocabulary whose normaliser changes the text, so that tokens do not spell it."""
+    """A tokenizer whose normalizer changes the text, so that its tokens do not spell it."""
     backend = Tokenizer(models.WordLevel({"straße": 0, "日本": 1, "b": 2, "[unk]": 3}, unk_token="[unk]"))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[unk]")
 
 
-def test_a_normaliser_that_changes_the_text_leaves_the_character_offsets():
+def test_character_offsets_are_used_if_a_normalizer_changes_the_text():
     # S t r a ß(2) e = 7 bytes, a space, two characters of 3 bytes, a space, B
     spans = byte_spans(lowering_tokenizer(), "Straße 日本 B")
     assert spans == [ByteSpan(0, 7), ByteSpan(8, 14), ByteSpan(15, 16)]
@@ -124,11 +122,8 @@ def test_a_slow_tokenizer_is_refused():
     assert error.value.code == "slow-tokenizer"
 
 
-def test_what_closes_a_response_covers_nothing():
+def test_spans_of_a_response_with_eos_or_truncated():
     assert token_spans(tokenizer("tiny"), "éx", 5) == [(0, 1), (1, 2), (2, 3), (3, 3), (3, 3)]
-
-
-def test_a_cut_response_has_the_spans_of_what_is_left():
     assert token_spans(tokenizer("tiny"), "x the end", 2) == [(0, 1), (1, 5)]
 
 
@@ -142,20 +137,16 @@ def test_span_values_by_hand():
     assert span_values(spans, text, tokens) == [0.0, 0.0, 0.0, 1.5, 0.0, -2.0, -2.0, -2.0]
 
 
-def test_the_span_that_a_token_overlaps_most_gives_its_value():
+def test_a_token_has_the_value_of_the_span_that_it_overlaps_most():
     tokens = [ByteSpan(0, 10)]
     text = "0123456789"
     assert span_values([Span(0, 4, 1.0), Span(4, 10, 2.0)], text, tokens) == [2.0]
     assert span_values([Span(0, 5, 1.0), Span(5, 10, 2.0)], text, tokens) == [1.0]
     assert span_values([Span(8, 10, 5.0), Span(0, 1, 9.0)], text, tokens) == [5.0]
-
-
-def test_tokens_without_text_have_no_value():
-    text = "ab"
+    # Tokens without text have no value.
     tokens = [ByteSpan(0, 1), ByteSpan(1, 1), ByteSpan(1, 2), ByteSpan(2, 2)]
-    assert span_values([Span(0, 2, 3.0)], text, tokens) == [3.0, 0.0, 3.0, 0.0]
-    assert span_values([Span(1, 1, 3.0)], text, tokens) == [0.0] * 4
-    assert span_values([], text, tokens) == [0.0] * 4
+    assert span_values([Span(0, 2, 3.0)], "ab", tokens) == [3.0, 0.0, 3.0, 0.0]
+    assert span_values([Span(1, 1, 3.0)], "ab", tokens) == [0.0] * 4
 
 
 def test_byte_fallback_ids_spell_the_text_after_its_added_space():
@@ -167,21 +158,16 @@ def test_byte_fallback_ids_spell_the_text_after_its_added_space():
         assert spans[-1].end == len(spelled.encode())
 
 
-def test_special_tokens_spell_nothing():
+def test_special_tokens_and_ids_beyond_the_tokenizer_spell_nothing():
     chosen = tokenizer("tiny")
     ids = [chosen.bos_token_id, *chosen("the a", add_special_tokens=False)["input_ids"], chosen.eos_token_id]
     # <|im_start|>, "the", " a", <|im_end|>
     assert spans_of_ids(chosen, ids) == ("the a", [(0, 0), (0, 3), (3, 5), (5, 5)])
+    assert spans_of_ids(chosen, ids[-1:], special=True) == ("<|im_end|>", [(0, 10)])
     assert spans_of_ids(chosen, []) == ("", [])
-
-
-def test_rows_of_a_model_beyond_its_tokenizer_spell_nothing():
-    """Vocabularies are often padded to a round number of rows, and a model can draw one of the rest."""
-    chosen = tokenizer("tiny")
-    assert spans_of_ids(chosen, [ord("a") - 33, len(chosen) + 3, ord("b") - 33]) == (
-        "ab",
-        [(0, 1), (1, 1), (1, 2)],
-    )
+    # Vocabularies are often padded to a round number of rows, and a model can sample the padding.
+    beyond = [ord("a") - 33, len(chosen) + 3, ord("b") - 33]
+    assert spans_of_ids(chosen, beyond) == ("ab", [(0, 1), (1, 1), (1, 2)])
 
 
 @pytest.mark.parametrize("name", ["tiny", "gpt2"])

@@ -1,4 +1,4 @@
-"""What the model reads: one BOS, the template's own end of turn, and clear refusals."""
+"""Prompts as the model reads them: a single BOS, the template's own end of turn, and clear errors."""
 
 import pytest
 from tokenizers import processors
@@ -37,36 +37,25 @@ def test_a_prompt_is_the_template_up_to_the_reply():
     assert template.render(HELLO) == text
     ids = template.prompt_ids(HELLO)
     assert template.tokenizer.decode(ids) == text
-    # The marks are one token each, not spelled out.
+    # Marks are one token each.
     assert [ids.count(template.tokenizer.bos_token_id), ids.count(template.tokenizer.eos_token_id)] == [2, 1]
 
 
-def test_a_chat_template_that_writes_bos_gets_no_second_one():
-    template = Template(
-        tokenizer=with_template("{{ bos_token }}" + CHATML.replace("<|im_start|>", "#"), wrapping_tokenizer())
-    )
-    ids = template.prompt_ids(HELLO)
-    assert ids[0] == template.tokenizer.bos_token_id
-    assert ids.count(template.tokenizer.bos_token_id) == 1
-    assert ids[-1] != template.tokenizer.eos_token_id
+def test_a_prompt_has_one_bos_at_most():
+    def text(kind, chat_template=None):
+        template = Template(tokenizer=with_template(chat_template, wrapping_tokenizer()), kind=kind)
+        return template.tokenizer.decode(template.prompt_ids(HELLO))
 
-
-def test_a_chat_template_that_writes_no_bos_gets_none():
-    template = Template(tokenizer=with_template("{{ messages[0]['content'] }}", wrapping_tokenizer()))
-    assert template.tokenizer.decode(template.prompt_ids(HELLO)) == "the good"
-
-
-def test_a_plain_prompt_has_the_tokenizers_bos_and_no_end():
-    template = Template(tokenizer=wrapping_tokenizer(), kind="plain")
-    assert template.tokenizer.decode(template.prompt_ids(HELLO)) == "<|im_start|>the good"
-
-
-def test_a_plain_prompt_without_text_keeps_its_bos():
+    writes_bos = "{{ bos_token }}" + CHATML.replace("<|im_start|>", "#")
+    assert text("chat", writes_bos) == "<|im_start|>#user\nthe good<|im_end|>\n#assistant\n"
+    assert text("chat", "{{ messages[0]['content'] }}") == "the good"
+    assert text("plain") == "<|im_start|>the good"  # the tokenizer's BOS, without its eos
     tokenizer = wrapping_tokenizer()
     tokenizer.eos_token = "<|im_start|>"
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
     )
+    # A BOS that equals eos is not taken for an eos at the end of an empty prompt.
     template = Template(tokenizer=tokenizer, kind="plain")
     assert template.prompt_ids([{"role": "user", "content": ""}]) == [tokenizer.bos_token_id]
 
@@ -102,17 +91,15 @@ def test_the_text_of_a_reply_has_no_special_tokens():
         ("{% for m in messages %}{{ m['content'] }}<|im_start|>x<|im_end|>{% endfor %}", "<|im_start|>"),
     ],
 )
-def test_what_closes_a_reply(chat_template, eos):
+def test_what_ends_a_reply(chat_template, eos):
     template = Template(tokenizer=with_template(chat_template))
     assert template.tokenizer.decode(template.eos_ids) == eos
 
 
-def test_a_mark_of_the_template_closes_a_reply_rather_than_eos():
+def test_an_end_of_turn_of_the_template_is_used_instead_of_the_tokenizers_eos():
     tokenizer = with_template("{% for m in messages %}{{ m['content'] }}<|eot|>{% endfor %}")
     tokenizer.add_tokens(["<|eot|>"], special_tokens=True)
-    eos = Template(tokenizer=tokenizer).eos_ids
-    assert eos == [tokenizer.convert_tokens_to_ids("<|eot|>")]
-    assert eos != [tokenizer.eos_token_id]
+    assert Template(tokenizer=tokenizer).eos_ids == [tokenizer.convert_tokens_to_ids("<|eot|>")]
 
 
 def test_templates_that_cannot_be_used():
@@ -131,7 +118,7 @@ def test_templates_that_cannot_be_used():
     assert error.value.code == "refused-conversation"
 
 
-def test_the_fingerprint_follows_what_gives_other_ids():
+def test_the_fingerprint_depends_on_what_changes_the_ids():
     same = Template(tokenizer=tiny_tokenizer()).fingerprint
     assert Template(tokenizer=tiny_tokenizer()).fingerprint == same
     more = tiny_tokenizer()

@@ -1,4 +1,4 @@
-"""Before the first step: policy and reference must be the same model."""
+"""Checks around training: policy and reference are the same model at the start, and losses are finite."""
 
 import math
 from dataclasses import replace
@@ -11,7 +11,7 @@ from tests.training.tools import language_model, random_rows, with_reference
 from tokenward.errors import UserError
 from tokenward.objectives import DPO, IPO, CheckedObjective, Selected
 from tokenward.selection import KeepAll
-from tokenward.training.checks import check_first_batch, check_rows
+from tokenward.training.checks import FiniteLosses, check_first_batch, check_rows
 
 CASES = {
     "llama-shared": (tiny_llama, "shared"),
@@ -20,75 +20,66 @@ CASES = {
 }
 
 
+def first_batch(rows, objective=None, *, model=None, precision=torch.float32):
+    return check_first_batch(model or language_model(), objective or DPO(), rows, precision=precision)
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 def test_at_the_start_the_margin_is_0_and_the_loss_ln_2(case, beta):
     make, layout = CASES[case]
     # The reference was computed in other batches than those that train.
     rows = [with_reference(language_model(make()), [row])[0] for row in random_rows(4, longest=30)]
-    model = language_model(make(), layout=layout)
-    found = check_first_batch(model, DPO(beta=beta), rows, precision=torch.float32)
-    assert found["loss"] == pytest.approx(math.log(2), abs=1e-4)
-    assert found["margin"] == pytest.approx(0, abs=1e-4)
-    assert found["per_token"] == pytest.approx(0, abs=1e-5)
+    found = first_batch(rows, DPO(beta=beta), model=language_model(make(), layout=layout))
+    expected = {"loss": math.log(2), "begins": math.log(2), "margin": 0, "per_token": 0}
+    assert found == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.20
 def test_a_new_adapter_changes_nothing():
     rows = with_reference(language_model(), random_rows(4))
     model = language_model().with_adapter({"r": 4, "target_modules": ["q_proj", "v_proj"]})
-    found = check_first_batch(model, DPO(), rows, precision=torch.float32)
-    assert found["margin"] == pytest.approx(0, abs=1e-5)
+    assert first_batch(rows, model=model)["margin"] == pytest.approx(0, abs=1e-5)
 
 
-def test_the_reference_of_another_model_is_refused():
+@pytest.mark.parametrize("objective", [DPO(), IPO(beta=0.5)])
+def test_the_reference_of_another_model_is_an_error(objective):
     rows = with_reference(language_model(tiny_llama(seed=1)), random_rows(4, longest=30))
-    with pytest.raises(UserError, match="policy and reference differ"):
-        check_first_batch(language_model(), DPO(), rows, precision=torch.float32)
+    with pytest.raises(UserError) as caught:
+        first_batch(rows, objective)
+    assert caught.value.code == "reference-mismatch"
 
 
-def test_a_small_lasting_difference_is_refused_in_float32_and_allowed_in_bfloat16():
-    """0.01 nats per token is rounding in bfloat16 and another model in float32."""
-    rows = [
-        replace(row, reference_logp=[side + 0.01 for side in row.reference_logp])
-        for row in with_reference(language_model(), random_rows(4))
-    ]
-    with pytest.raises(UserError, match=r"differ by 0.0100 nats"):
-        check_first_batch(language_model(), DPO(), rows, precision=torch.float32)
-    found = check_first_batch(language_model(), DPO(), rows, precision=torch.bfloat16)
+def shifted(rows, by):
+    return [replace(row, reference_logp=[side + by for side in row.reference_logp]) for row in rows]
+
+
+def test_a_small_constant_difference_is_an_error_in_float32_and_allowed_in_bfloat16():
+    """0.01 nats per token is rounding in bfloat16 and another model in float32; NaN is always an error."""
+    rows = with_reference(language_model(), random_rows(4))
+    for by, words in ((0.01, "differ by 0.0100 nats"), (math.nan, "differ by nan")):
+        with pytest.raises(UserError, match=words):
+            first_batch(shifted(rows, by))
+    found = first_batch(shifted(rows, 0.01), precision=torch.bfloat16)
     assert found["per_token"] == pytest.approx(0.01, abs=0.01)
 
 
-def test_a_reference_that_is_not_finite_is_refused():
-    rows = with_reference(language_model(), random_rows(2))
-    rows[0] = replace(rows[0], reference_logp=[side * torch.nan for side in rows[0].reference_logp])
-    with pytest.raises(UserError, match="differ by nan"):
-        check_first_batch(language_model(), DPO(), rows, precision=torch.float32)
-
-
 def test_tokens_without_weight_are_not_compared():
-    rows = with_reference(language_model(), random_rows(3, longest=10))
     wrong = []
-    for row in rows:
+    for row in with_reference(language_model(), random_rows(3, longest=10)):
         weights = [torch.ones(len(ids)) for ids in row.responses]
         values = [side.clone() for side in row.reference_logp]
         for side, weight in zip(values, weights, strict=True):
             weight[0], side[0] = 0.0, -1e4
         wrong.append(replace(row, weights=weights, reference_logp=values))
-    found = check_first_batch(language_model(), DPO(), wrong, precision=torch.float32)
+    found = first_batch(wrong)
     assert found["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert found["margin"] == pytest.approx(0, abs=1e-4)
 
 
-def test_what_the_loss_begins_at_is_the_objectives_own():
-    """DPO's is ln 2, IPO's the square of its target; the message says which it should be."""
-    rows = with_reference(language_model(), random_rows(4))
-    for objective, begins in ((DPO(), math.log(2)), (IPO(beta=0.5), 1.0)):
-        found = check_first_batch(language_model(), objective, rows, precision=torch.float32)
-        assert found["begins"] == pytest.approx(begins, abs=1e-6)
-    others = with_reference(language_model(tiny_llama(seed=1)), random_rows(4, longest=30))
-    with pytest.raises(UserError, match="not the same model"):
-        check_first_batch(language_model(), IPO(beta=0.5), others, precision=torch.float32)
+def test_the_expected_loss_is_the_objectives_own():
+    found = first_batch(with_reference(language_model(), random_rows(4)), IPO(beta=0.5))
+    assert found["begins"] == pytest.approx(1.0, abs=1e-6), "the square of the target"
 
 
 @pytest.mark.parametrize(
@@ -100,5 +91,38 @@ def test_what_the_loss_begins_at_is_the_objectives_own():
     ],
 )
 def test_an_objective_inside_another_is_called_by_its_own_name(wrapped, name):
-    with pytest.raises(UserError, match=f"^{name} compares with a reference"):
+    with pytest.raises(UserError, match=f"^{name} ") as caught:
         check_rows(wrapped, random_rows(1))
+    assert caught.value.code == "missing-reference"
+
+
+class OnAnotherDevice:
+    """Losses that count how often they are read."""
+
+    def __init__(self, values):
+        self.values, self.device, self.reads = torch.tensor(values), torch.device("cuda"), 0
+
+    def detach(self):
+        return self
+
+    def isfinite(self):
+        self.reads += 1
+        return self.values.isfinite()
+
+
+def test_losses_on_an_accelerator_are_read_only_when_checked():
+    good, bad = OnAnotherDevice([1.0, 2.0]), OnAnotherDevice([1.0, float("nan")])
+    losses = FiniteLosses()
+    losses.note(good, ["a:1", "a:2"], 1)
+    losses.note(bad, ["a:3", "a:4"], 2)
+    assert good.reads == bad.reads == 0
+    with pytest.raises(UserError, match=r"step 2, for: a:4\."):
+        losses.check()
+    losses.check()  # nothing is checked twice
+    assert good.reads == 1
+
+
+def test_on_the_cpu_a_loss_is_checked_at_once():
+    with pytest.raises(UserError, match=r"step 7, for: b:1\.") as caught:
+        FiniteLosses().note(torch.tensor([float("inf"), 0.0]), ["b:1", "b:2"], 7)
+    assert caught.value.code == "non-finite-loss"

@@ -14,7 +14,7 @@ STEPS = 8
 
 
 def rows(chosen: int, rejected: int):
-    """Pairs of one word, said so many times: a sum over tokens is larger where it is said more often."""
+    """Pairs of one repeated word: a sum over tokens is larger for the side that repeats it more often."""
     return [token_row([40 + i], ([70] * chosen, [70] * rejected), f"rows:{i}") for i in range(4)]
 
 
@@ -28,9 +28,7 @@ OBJECTIVES = {
 PAIRWISE = ("dpo", "sepo")
 
 
-def train(
-    folder: Path, data, name: str, *, margin: float | None = 0.5, resume: str | None = None, **settings
-):
+def train(folder: Path, data, name: str, *, margin=0.5, resume: str | None = None, **settings):
     """Train; returns the warnings and what was logged."""
     model, warned = language_model(), []
     objective, rate = OBJECTIVES[name]
@@ -44,11 +42,11 @@ def train(
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
-def test_it_warns_once_in_words_where_chosen_responses_fall(tmp_path, name):
+def test_it_warns_once_if_chosen_responses_fall(tmp_path, name):
     warned, history = train(tmp_path, FALLING, name)
     (message,) = warned
     facts = displacement_facts(history, 0.5)["displacement"]
-    assert f"at update {facts['warned_at']} the chosen responses are" in message
+    assert f"at update {facts['warned_at']} " in message
     assert "policy.training.displacement_margin" in message
     assert facts["warned_at"] < STEPS
     assert facts["last"] < -0.5
@@ -56,7 +54,7 @@ def test_it_warns_once_in_words_where_chosen_responses_fall(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
-def test_it_is_silent_where_they_rise(tmp_path, name):
+def test_it_is_silent_if_they_rise(tmp_path, name):
     warned, history = train(tmp_path, RISING, name)
     facts = displacement_facts(history, 0.5)["displacement"]
     assert warned == []
@@ -86,7 +84,7 @@ def test_a_resumed_training_warns_neither_twice_nor_later(tmp_path, name, at):
     assert displacement_facts(resumed, margin) == displacement_facts(history, margin)
 
 
-def test_a_fall_that_comes_back_and_falls_again_is_told_once(tmp_path):
+def test_a_second_fall_does_not_warn_again():
     history = [{"step": step, CHANGE: value} for step, value in enumerate([0, -3, 0, 3, -9, -9], start=1)]
     assert [change.value for change in Changes().of(history)] == [0, -1.5, -1, 0, -2, -5]
     assert displacement_facts(history, 1.2)["displacement"] == {
@@ -112,12 +110,13 @@ def test_two_logged_batches_without_a_reference_say_nothing():
     assert displacement_facts(history, 0.4)["displacement"]["warned_at"] is None
 
 
-def test_an_objective_without_chosen_responses_has_nothing_to_tell(tmp_path):
+def test_an_objective_without_chosen_responses_has_no_displacement(tmp_path):
     warned, history = train(tmp_path, FALLING, "sft", margin=1e-9)
     assert warned == []
     assert displacement_facts(history, 1e-9) == {}
 
 
 def test_a_margin_must_be_above_0(tmp_path):
-    with pytest.raises(UserError, match="displacement_margin"):
+    with pytest.raises(UserError) as caught:
         arguments(tmp_path, displacement_margin=0.0)
+    assert caught.value.code == "invalid-setting"

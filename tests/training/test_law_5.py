@@ -161,6 +161,6 @@ def test_what_a_ranked_list_draws_is_the_same_however_the_step_is_cut(tmp_path):
             assert largest_difference(whole, trained(given, tmp_path, cut)) <= WITHIN * moved, (settings, cut)
         again = StepDraw(given.objective)
         first, second = (
-            again.begin() or again.on(model.collate(rows)).tokens.values[DRAW][0] for _ in range(2)
+            again.begin() or again.add_to(model.collate(rows)).tokens.values[DRAW][0] for _ in range(2)
         )
         assert first != second

@@ -1,20 +1,21 @@
-"""Speed and memory of a training: counted right, apart from what is not the training's, and without effect on it."""
+"""Speed and memory of a training: counted right, without what is not the training's, and shown."""
 
 import json
 import time
 from collections import Counter
-from pathlib import Path
+from io import StringIO
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from transformers import TrainerCallback
 
 import tokenward
 from tests.training.tools import arguments, language_model, random_rows
+from tokenward.display import Display
 from tokenward.objectives import SFT
 from tokenward.training.callbacks import Speed, memory, speed_note
 from tokenward.training.trainer import TokenTrainer
-
-RUN = Path("runs/quickstart")
 
 
 class Idle(TrainerCallback):
@@ -27,45 +28,34 @@ class Idle(TrainerCallback):
 def test_it_counts_what_went_through_the_model_and_not_what_lies_between(tmp_path):
     rows = random_rows(7)
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
-    trainer = TokenTrainer(
-        language_model(), SFT(), arguments(tmp_path, logging_steps=1, **settings), rows,
-        eval_rows=rows[:3], callbacks=[Idle()],
-    )  # fmt: skip
-    speed = Speed(trainer.read)
+    made = arguments(tmp_path, logging_steps=1, **settings)
+    trainer = TokenTrainer(language_model(), SFT(), made, rows, eval_rows=rows[:3], callbacks=[Idle()])
+    speed = Speed(trainer.seen)
     trainer.add_callback(speed)
     begun = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - begun
     tokens = sum(row.length for row in rows)
     trainer.evaluate()
-    assert trainer.read == Counter(comparisons=14, tokens=2 * tokens)
+    assert trainer.seen == Counter(comparisons=14, tokens=2 * tokens)
     facts = speed.facts()
     assert facts["tokens_per_second"] > 2 * tokens / (seconds - 4 * 0.4 + 0.05)
     assert facts["comparisons_per_second"] / facts["tokens_per_second"] == pytest.approx(7 / tokens, rel=1e-3)
-    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    history = trainer.state.log_history
+    logged = [entry for entry in history if "loss" in entry]
     assert len(logged) == 4
     assert all(entry["tokens_per_second"] > 0 for entry in logged)
-    assert not any(
-        "tokens_per_second" in entry for entry in trainer.state.log_history if "eval_loss" in entry
-    )
+    assert not any("tokens_per_second" in entry for entry in history if "eval_loss" in entry)
 
 
-def test_an_interval_is_not_the_mean_of_all(tmp_path, monkeypatch):
+def test_an_interval_is_not_the_mean_of_all(monkeypatch):
     clock = iter([0.0, 1.0, 10.0, 14.0])  # a step of one second, then one of four
     monkeypatch.setattr("tokenward.training.callbacks.time.monotonic", lambda: next(clock))
-    read = Counter(comparisons=0, tokens=0)
-    speed = Speed(read)
-
-    class State:
-        global_step, logging_steps = 0, 1
-
-        def __init__(self) -> None:
-            self.log_history = []
-
-    state = State()
+    seen = Counter(comparisons=0, tokens=0)
+    speed, state = Speed(seen), SimpleNamespace(global_step=0, logging_steps=1, log_history=[])
     for tokens in (100, 80):
         speed.on_step_begin(None, state, None)
-        read.update(comparisons=2, tokens=tokens)
+        seen.update(comparisons=2, tokens=tokens)
         speed.on_optimizer_step(None, state, None)
         state.log_history.append({"loss": 1.0})
         speed.on_log(None, state, None, logs={"loss": 1.0})
@@ -75,10 +65,10 @@ def test_an_interval_is_not_the_mean_of_all(tmp_path, monkeypatch):
 
 def test_memory_is_that_of_this_process():
     resource = pytest.importorskip("resource")
-    before = memory().get("peak_memory_gb")
-    if before is None:
-        pytest.skip("the system does not tell")
-    assert before == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, rel=0.01)
+    peak = memory().get("peak_memory_gb")
+    if peak is None:
+        pytest.skip("the system does not report it")
+    assert peak == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, rel=0.01)
 
 
 def test_the_note_of_a_line():
@@ -92,7 +82,6 @@ def test_a_run_shows_and_keeps_them(tiny_workplace, capsys):
     run = tokenward.run(tiny_workplace, ["oracle.training.logging_steps=1"], last="oracle")
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  oracle")]
     assert any("tokens/s" in line and "GB" in line and "loss" in line for line in shown)
-    assert all("at step" in line for line in shown[1:])
     history = [json.loads(line) for line in (run.path("oracle") / "history.jsonl").read_text().splitlines()]
     steps = [entry for entry in history if "loss" in entry]
     assert all(entry["comparisons_per_second"] > 0 and entry["peak_memory_gb"] > 0 for entry in steps)
@@ -101,28 +90,14 @@ def test_a_run_shows_and_keeps_them(tiny_workplace, capsys):
     assert facts["peak_memory_gb"] >= steps[0]["peak_memory_gb"]
 
 
-def test_a_note_never_squeezes_the_bar():
-    from io import StringIO
-
-    from rich.console import Console
-
-    from tokenward.display import Display
-
+@pytest.mark.parametrize(("width", "last"), [(80, "tokens/s"), (100, "GB"), (160, "margins 1.512")])
+def test_a_note_never_squeezes_the_bar(width, last):
     note = "at step 19: loss 0.201  15,140 tokens/s  0.6 GB  accuracies 1.000  margins 1.512"
-    for width, last in ((80, "tokens/s"), (100, "GB"), (160, "margins 1.512")):
-        screen = StringIO()
-        display = Display(
-            console=Console(
-                force_terminal=True, width=width, color_system=None, file=screen, legacy_windows=False
-            )
-        )
-        with display.progress("oracle", 200) as bar:
-            bar.advance(20, note)
-        shown = screen.getvalue()
-        assert "oracle" in shown
-        assert "20/200" in shown
-        assert "…" not in shown
-        assert last in shown
+    screen, terminal = StringIO(), {"force_terminal": True, "color_system": None, "legacy_windows": False}
+    with Display(console=Console(width=width, file=screen, **terminal)).progress("oracle", 200) as bar:
+        bar.advance(20, note)
+    assert all(words in screen.getvalue() for words in ("oracle", "20/200", last))
+    assert "…" not in screen.getvalue()
     plain = StringIO()
     with Display(console=Console(width=80, file=plain)).progress("oracle", 10) as bar:
         bar.advance(1, note)

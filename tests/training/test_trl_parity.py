@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.models.plain import token_logprobs
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 from tests.training.tools import language_model, random_rows, with_reference
 from tokenward import losses
 from tokenward.models import logprobs
-from tokenward.models.forward import token_logprobs
 from tokenward.objectives import DPO, KTO, SePO, SimPO
 from tokenward.objectives.base import Losses
 from tokenward.tokens.batches import collate
@@ -48,14 +48,17 @@ def ours(make: Callable, objective, rows: list[TokenRow], layout: str) -> Outcom
     return Outcome(model.model, losses.loss.mean(), sums.take(lambda total: total))
 
 
-def assert_equal(mine: Outcome, theirs: Outcome, *, within: float, sums: bool = True) -> None:
-    """Loss and every gradient, and the metrics that both log."""
+def assert_gradients_equal(mine: Outcome, theirs: Outcome, *, within: float) -> None:
     assert mine.loss == pytest.approx(theirs.loss, rel=0, abs=within)
     assert mine.gradients.keys() == theirs.gradients.keys()
-    largest = max(float(value.abs().max()) for value in theirs.gradients.values())
-    assert largest > 1e-2
     for name, gradient in theirs.gradients.items():
         assert float((mine.gradients[name] - gradient).abs().max()) < within, name
+
+
+def assert_equal(mine: Outcome, theirs: Outcome, *, within: float, sums: bool = True) -> None:
+    """Loss and every gradient, and the metrics that both log."""
+    assert_gradients_equal(mine, theirs, within=within)
+    assert max(float(value.abs().max()) for value in theirs.gradients.values()) > 1e-2
     # TRL logs means per token as logps in SimPO; ours are sums everywhere, so only DPO shares them.
     shared = [name for name in mine.metrics if name in theirs.metrics and (sums or "logps" not in name)]
     assert {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"} <= {*shared}
@@ -84,6 +87,11 @@ def trl_settings(folder) -> dict:
             "disable_dropout": True, "activation_checkpointing": False}  # fmt: skip
 
 
+def pairs_of(rows: list[TokenRow]) -> list[dict[str, list[int]]]:
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return [dict(zip(names, (row.prompt, *row.responses), strict=True)) for row in rows]
+
+
 def trl_dpo(folder, make: Callable, reference, rows: list[TokenRow], **settings) -> Outcome:
     """TRL's DPO trainer on a batch that its own collator makes of the ids."""
     from trl import DPOConfig, DPOTrainer
@@ -96,14 +104,8 @@ def trl_dpo(folder, make: Callable, reference, rows: list[TokenRow], **settings)
         train_dataset=trl_dataset(),
         processing_class=tiny_tokenizer(),
     )
-    batch = trainer.data_collator(
-        [
-            {"prompt_ids": item.prompt, "chosen_ids": item.responses[0], "rejected_ids": item.responses[1]}
-            for item in (row for row in rows)
-        ]
-    )
     trainer.model.train()
-    loss = trainer.compute_loss(trainer.model, batch)
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(pairs_of(rows)))
     metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
     return Outcome(model, loss, metrics)
 
@@ -121,22 +123,21 @@ def trl_cpo(folder, make: Callable, rows: list[TokenRow], **settings) -> Outcome
     )
 
     def side(name: str, prompt: list[int], response: list[int]) -> dict[str, list[int]]:
-        ids = prompt + response
-        labels = [-100] * len(prompt) + response
-        return {
-            f"{name}_input_ids": ids,
-            f"{name}_attention_mask": [1] * len(ids),
-            f"{name}_labels": labels,
+        parts = {
+            "input_ids": prompt + response,
+            "attention_mask": [1] * len(prompt + response),
+            "labels": [-100] * len(prompt) + response,
         }
+        return {f"{name}_{part}": ids for part, ids in parts.items()}
 
     features = [
         {
-            **side("chosen", item.prompt, item.responses[0]),
-            **side("rejected", item.prompt, item.responses[1]),
-            "prompt_input_ids": item.prompt,
-            "prompt_attention_mask": [1] * len(item.prompt),
+            **side("chosen", row.prompt, row.responses[0]),
+            **side("rejected", row.prompt, row.responses[1]),
+            "prompt_input_ids": row.prompt,
+            "prompt_attention_mask": [1] * len(row.prompt),
         }
-        for item in (row for row in rows)
+        for row in rows
     ]
     trainer.model.train()
     loss, metrics = trainer.get_batch_loss_metrics(trainer.model, trainer.data_collator(features))
@@ -156,10 +157,13 @@ def trl_kto(folder, make: Callable, reference, rows: list[TokenRow], **settings)
         train_dataset=Dataset.from_list([{"prompt": "a", "completion": "b", "label": True}] * 2),
         processing_class=tiny_tokenizer(),
     )
-    labelled = [(row, row.comparison.ranks[0] == 0) for row in rows]
     features = [
-        {"prompt_ids": item.prompt, "completion_ids": item.responses[0], "label": good}
-        for item, good in labelled
+        {
+            "prompt_ids": row.prompt,
+            "completion_ids": row.responses[0],
+            "label": row.comparison.ranks[0] == 0,
+        }
+        for row in rows
     ]
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, trainer.data_collator(features))
@@ -169,11 +173,8 @@ def trl_kto(folder, make: Callable, reference, rows: list[TokenRow], **settings)
 
 def alone(row: TokenRow, place: int) -> TokenRow:
     """One response of a pair as a row of its own."""
-    item = row
-    comparison = replace(
-        item.comparison, responses=item.comparison.responses[place : place + 1], ranks=(place,)
-    )
-    return TokenRow(comparison, item.prompt, [item.responses[place]], [item.eos[place]])
+    only = {"responses": row.comparison.responses[place : place + 1], "ranks": (place,)}
+    return TokenRow(replace(row.comparison, **only), row.prompt, [row.responses[place]], [row.eos[place]])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -183,22 +184,12 @@ def test_unpaired_kto_without_a_reference_point_equals_trl(tmp_path, name, place
     rows = with_reference(
         language_model(start()), [alone(row, p) for row, p in zip(ROWS, places, strict=True)]
     )
-    weights = {"desirable_weight": 1.5, "undesirable_weight": 0.5}
-    theirs = trl_kto(
-        tmp_path,
-        moved(start),
-        start().eval(),
-        rows,
-        loss_type="apo_zero_unpaired",
-        beta=0.3,
-        max_length=None,
-        **weights,
-    )
+    settings = {"desirable_weight": 1.5, "undesirable_weight": 0.5, "beta": 0.3, "max_length": None}
+    frozen = start().eval()
+    theirs = trl_kto(tmp_path, moved(start), frozen, rows, loss_type="apo_zero_unpaired", **settings)
     objective = KTO(beta=0.3, anchor="zero", desirable=1.5, undesirable=0.5)
     mine = ours(moved(start), objective, rows, "shared")
-    assert mine.loss == pytest.approx(theirs.loss, rel=0, abs=1e-6)
-    for part, gradient in theirs.gradients.items():
-        assert float((mine.gradients[part] - gradient).abs().max()) < 1e-6, part
+    assert_gradients_equal(mine, theirs, within=1e-6)
     shared = {metric for metric in mine.metrics if metric in theirs.metrics and metric.startswith("rewards")}
     assert shared == {f"rewards/{side}" for side, rank in (("chosen", 0), ("rejected", 1)) if rank in places}
     for metric in shared:
@@ -241,23 +232,18 @@ def test_dpo_equals_trl(tmp_path, name, objective, settings, layout):
 def test_smoothed_dpo_equals_trl(tmp_path, name, smoothing):
     """TRL 1.16 keeps cDPO's smoothing in CPO's sigmoid loss only: that is DPO with a reference of 0 nats."""
     rows = [replace(row, reference_logp=[torch.zeros(len(ids)) for ids in row.responses]) for row in ROWS]
-    theirs = trl_cpo(
-        tmp_path, MODELS[name], rows, loss_type="sigmoid", beta=0.2, label_smoothing=smoothing, cpo_alpha=0.0
-    )
-    assert_equal(
-        ours(MODELS[name], DPO(beta=0.2, label_smoothing=smoothing), rows, "shared"),
-        theirs,
-        within=EXACT[name],
-    )
+    settings = {"loss_type": "sigmoid", "beta": 0.2, "label_smoothing": smoothing, "cpo_alpha": 0.0}
+    theirs = trl_cpo(tmp_path, MODELS[name], rows, **settings)
+    mine = ours(MODELS[name], DPO(beta=0.2, label_smoothing=smoothing), rows, "shared")
+    assert_equal(mine, theirs, within=EXACT[name])
 
 
 @pytest.mark.parametrize("layout", ["shared", "separate"])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("beta", "gamma"), [(2.0, 1.0), (2.5, 0.0), (1.0, 0.5)])
 def test_simpo_equals_trl(tmp_path, name, layout, beta, gamma):
-    theirs = trl_cpo(
-        tmp_path, MODELS[name], ROWS, loss_type="simpo", beta=beta, simpo_gamma=gamma, cpo_alpha=0.0
-    )
+    settings = {"loss_type": "simpo", "beta": beta, "simpo_gamma": gamma, "cpo_alpha": 0.0}
+    theirs = trl_cpo(tmp_path, MODELS[name], ROWS, **settings)
     for objective in (SimPO(beta=beta, gamma=gamma), SePO(gamma=beta, margin=gamma)):
         assert_equal(ours(MODELS[name], objective, ROWS, layout), theirs, within=EXACT[name], sums=False)
 
@@ -267,9 +253,8 @@ def test_the_comparison_sees_a_token_that_is_left_out(tmp_path):
     weights = [[torch.ones(len(ids)) for ids in row.responses] for row in ROWS]
     weights[2][0][-1] = 0.0
     rows = [replace(row, weights=sides) for row, sides in zip(ROWS, weights, strict=True)]
-    theirs = trl_cpo(
-        tmp_path, MODELS["llama"], ROWS, loss_type="simpo", beta=2.0, simpo_gamma=1.0, cpo_alpha=0.0
-    )
+    settings = {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0, "cpo_alpha": 0.0}
+    theirs = trl_cpo(tmp_path, MODELS["llama"], ROWS, **settings)
     with pytest.raises(AssertionError):
         assert_equal(ours(MODELS["llama"], SimPO(), rows, "shared"), theirs, within=1e-6, sums=False)
 
@@ -278,11 +263,7 @@ def padded(rows: list[TokenRow]) -> tuple[dict[str, Tensor], Tensor]:
     """Chosen rows, then rejected ones, as TRL's collator lays them out, and which tokens are of responses."""
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-    examples = [
-        dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), (item.prompt, *item.responses), strict=True))
-        for item in (row for row in rows)
-    ]
-    batch = DataCollatorForPreference(pad_token_id=0)(examples)
+    batch = DataCollatorForPreference(pad_token_id=0)(pairs_of(rows))
     return batch, batch.pop("completion_mask").bool()
 
 
@@ -296,14 +277,8 @@ def test_a_loop_with_losses_on_padded_rows_equals_trl(tmp_path, name):
     loss = losses.dpo(logp.chunk(2), sides, reference.chunk(2), beta=0.3)
     mine = Outcome(model, loss.mean(), {})
     theirs = trl_dpo(tmp_path, moved(start), frozen, ROWS, beta=0.3)
-    check_gradients(mine, theirs, within=1e-6)
+    assert_gradients_equal(mine, theirs, within=1e-6)
     simpo = losses.simpo(logprobs.token_logprobs(model, batch, mask).chunk(2), sides, beta=0.5, gamma=0.3)
     mine = Outcome(model, simpo.mean(), {})
     settings = {"loss_type": "simpo", "simpo_gamma": 0.3, "cpo_alpha": 0.0, "beta": 0.5, "max_length": 512}
-    check_gradients(mine, trl_cpo(tmp_path, moved(start), ROWS, **settings), within=EXACT[name])
-
-
-def check_gradients(mine: Outcome, theirs: Outcome, *, within: float) -> None:
-    assert mine.loss == pytest.approx(theirs.loss, rel=0, abs=within)
-    for part, gradient in theirs.gradients.items():
-        assert float((mine.gradients[part] - gradient).abs().max()) < within, part
+    assert_gradients_equal(mine, trl_cpo(tmp_path, moved(start), ROWS, **settings), within=EXACT[name])

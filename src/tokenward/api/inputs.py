@@ -1,6 +1,6 @@
-"""What a caller hands over: models, tokenizers and data sets, as the library takes them."""
+"""The arguments of the library's functions: models, tokenizers and data sets."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -12,7 +12,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tokenward.data.prepare import from_rows
+from tokenward.api.constant import Say
+from tokenward.data.prepare import comparison_key, from_rows
+from tokenward.data.stream import PROMPT_TRAINS
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.identity import positions_of
@@ -28,9 +30,7 @@ Model = PreTrainedModel | PeftModel | LanguageModel | str | Path
 """A loaded language model, or the folder or hub name of one."""
 
 Rows = Dataset | IterableDataset | Iterable[Mapping[str, Any]] | TokenTable
-"""Comparisons: rows of any shape that tokenward reads, or a table that is encoded already."""
-
-Say = Callable[[str], object]
+"""Comparisons: rows of any format that tokenward reads, or an encoded table."""
 
 PairRule = Literal["best_worst", "all", "adjacent"]
 
@@ -40,12 +40,12 @@ class TokenSettings:
     """How text becomes tokens.
 
     Attributes:
-        max_prompt_tokens: Longest prompt, template included.
-        max_response_tokens: Longest response, end-of-turn token included.
-        too_long: What becomes of a longer comparison: ``drop`` it, ``truncate`` it, or stop with an ``error``.
-        template: ``chat`` uses the tokenizer's chat template, ``plain`` joins prompt and response as text.
-        chat_template_kwargs: Variables for the chat template.
-        day: The date for a template that writes one, ISO 8601; empty is today.
+        max_prompt_tokens: Maximum length of a prompt, including the template's tokens.
+        max_response_tokens: Maximum length of a response, including the end-of-turn token.
+        too_long: What to do with longer comparisons: ``drop``, ``truncate`` or raise an ``error``.
+        template: ``chat`` uses the tokenizer's chat template; ``plain`` concatenates prompt and response.
+        chat_template_kwargs: Variables passed to the chat template.
+        day: Date for templates that print one, ISO 8601; empty is today.
     """
 
     max_prompt_tokens: int = 1024
@@ -57,11 +57,11 @@ class TokenSettings:
 
     @property
     def style(self) -> Style:
-        """How conversations are written."""
+        """The style that conversations are written in."""
         return Style(self.template, self.chat_template_kwargs, self.day)
 
     def limits(self, models: Iterable[TokenModel]) -> Limits:
-        """Longest prompt and response that every one of some models can read."""
+        """The maximum lengths, within the context of all given models."""
         known = (positions_of(cast(Any, model.model.config)) for model in models)
         context = min((length for length in known if length is not None), default=None)
         return Limits(self.max_prompt_tokens, self.max_response_tokens, self.too_long, context)
@@ -71,19 +71,14 @@ DEFAULT_TOKENS = TokenSettings()
 
 
 class Data(NamedTuple):
-    """Encoded comparisons.
-
-    Attributes:
-        train: To train on, or to score.
-        eval: To evaluate on; empty if there are none.
-    """
+    """Encoded comparisons to train on, or to score, and to evaluate on; ``eval`` may be empty."""
 
     train: TokenTable
     eval: TokenTable
 
     @property
     def everything(self) -> TokenTable:
-        """Every prompt with all its responses, once."""
+        """All distinct responses, with one row for each prompt."""
         return (self.train.then(self.eval) if len(self.eval) else self.train).by_prompt()
 
 
@@ -95,26 +90,24 @@ def language_model(
     device: str = "auto",
     name: str = "model",
 ) -> LanguageModel:
-    """A language model as the library takes it.
+    """Load a model argument, or wrap a loaded one.
 
     Args:
-        model: A model that is loaded, by transformers, PEFT or this library; or the folder or hub name of one, which
-            is loaded in float32. For another number type, load it yourself.
-        processing_class: Its tokenizer; None loads the one that was saved with it.
-        packing: ``auto`` decides by a probe whether a prompt can be computed once for all its responses.
-        device: Where the model is put; ``auto`` puts one that is loaded here on the GPU, if there is one, and leaves others
-            where they are.
-        name: What messages call the argument.
+        model: A loaded model, or a folder or hub name, which is loaded in float32.
+        processing_class: The tokenizer; None loads the one saved with the model.
+        packing: ``auto`` tests whether the model can read a prompt once for several responses.
+        device: ``auto`` moves models that are loaded here to the GPU if there is one, and leaves others where they are.
+        name: Name of the argument, for messages.
 
     Raises:
-        UserError: it is none of these, or cannot be loaded.
+        UserError: it has another type, or cannot be loaded.
     """
     if isinstance(model, LanguageModel):
         return model
     if isinstance(model, str | Path):
-        if processing_class is None:
-            return load_model(str(model), packing=packing, device=device)
         loaded = load_model(str(model), packing=packing, device=device)
+        if processing_class is None:
+            return loaded
         return wrapped(cast(Any, loaded.model), processing_class, packing=packing)
     if isinstance(model, PreTrainedModel | PeftModel):
         if device != "auto" and not hasattr(model, "hf_device_map"):
@@ -122,7 +115,8 @@ def language_model(
         tokenizer = processing_class or known_tokenizer(model) or _tokenizer_of(model, name)
         return wrapped(model, tokenizer, packing=packing)
     raise UserError(
-        f"{name} is {type(model).__name__}. Give a model of transformers or PEFT that is loaded, or the folder or hub name of one."
+        f"{name} is {type(model).__name__}. Pass a loaded model of transformers or PEFT, or a folder or hub name.",
+        code="wrong-type",
     )
 
 
@@ -130,18 +124,20 @@ def _tokenizer_of(model: PreTrainedModel | PeftModel, name: str) -> PreTrainedTo
     place = str(getattr(model.config, "_name_or_path", "") or "")
     if not place:
         raise UserError(
-            f"{name} is a {type(model).__name__} that was loaded from nowhere, so its tokenizer is not known. Give "
-            "processing_class=tokenizer."
+            f"{name} is a {type(model).__name__} that was not loaded from a folder or the hub, so its tokenizer is not known. "
+            "Pass processing_class=tokenizer.",
+            code="missing-tokenizer",
         )
     try:
         return load_tokenizer(place)
     except UserError as error:
         raise UserError(
-            f"the tokenizer of {name} was not found. Give processing_class=tokenizer. ({error})"
+            f"the tokenizer of {name} was not found. Pass processing_class=tokenizer. ({error})",
+            code="missing-tokenizer",
         ) from error
 
 
-def encoded(
+def encode_rows(
     train: Rows,
     evaluation: Rows | None,
     template: Template,
@@ -152,38 +148,36 @@ def encoded(
     names: tuple[str, str] = ("train_dataset", "eval_dataset"),
     say: Say = lambda text: None,
 ) -> Data:
-    """Comparisons as tables of one store, in which every row fits the limits.
+    """Encode comparisons that fit the limits as tables of one store. Eval rows whose prompt is trained on are dropped.
 
     Args:
-        train: To train on.
-        evaluation: To evaluate on, or None.
+        train: Rows to train on.
+        evaluation: Eval rows, or None.
         template: Writes the conversations.
-        limits: Longest prompt and response.
-        pairs: Which pairs to take of a prompt with more than two responses; None keeps whole lists.
-        min_gap: Pairs whose scores in the data lie closer than this are left out.
-        names: What messages call the two.
-        say: Is told what was dropped, and why.
+        limits: Maximum lengths.
+        pairs: Which pairs to form of more than two responses; None keeps whole lists.
+        min_gap: Smallest difference of the data's scores in a pair.
+        names: Names of both arguments, for messages.
+        say: Shows a line about dropped rows.
 
     Raises:
-        UserError: a row cannot be read, or none is left to train on.
+        UserError: a row cannot be read, or no training row is left.
     """
     if isinstance(train, TokenTable):
-        if evaluation is not None and not (
-            isinstance(evaluation, TokenTable) and evaluation.store is train.store
-        ):
-            raise UserError(f"{names[0]} is a TokenTable, so {names[1]} must be one too, of the same store.")
-        return Data(train, train[:0] if evaluation is None else cast(TokenTable, evaluation))
-    both = [
-        comparisons(train, names[0], say),
-        [] if evaluation is None else comparisons(evaluation, names[1], say),
-    ]
-    store = EncodedStore.made(chain(*both), template, limits)
+        return _tables(train, evaluation, names, say)
+    rows = read_rows(train, names[0], say)
+    held = [] if evaluation is None else read_rows(evaluation, names[1], say)
+    unseen = [row for row, own in zip(held, _unseen(held, rows), strict=True) if own]
+    _say_unseen(len(unseen), len(held), names[1], say)
+    store = EncodedStore.made(chain(rows, unseen), template, limits)
     found = []
-    for first, last, name in ((0, len(both[0]), names[0]), (len(both[0]), len(store), names[1])):
-        if pairs is None:
-            table = TokenTable.whole(store, first, last) if last > first else _nothing(store)
-        else:
+    for first, last, name in ((0, len(rows), names[0]), (len(rows), len(store), names[1])):
+        if pairs is not None:
             table = TokenTable.pairs(store, pairs, min_gap=min_gap, first=first, last=last)
+        elif first < last:
+            table = TokenTable.whole(store, first, last)
+        else:
+            table = TokenTable.whole(store).choose(np.zeros(0, np.int64))
         table, counts = table.fitting(limits)
         _say_counts(counts, name, say)
         if not found:
@@ -192,26 +186,45 @@ def encoded(
     return Data(*found)
 
 
-def _nothing(store: EncodedStore) -> TokenTable:
-    return TokenTable.whole(store).choose(np.zeros(0, np.int64))
+def _tables(train: TokenTable, evaluation: Rows | None, names: tuple[str, str], say: Say) -> Data:
+    """Tables that are encoded already."""
+    if evaluation is None:
+        return Data(train, train[:0])
+    if not isinstance(evaluation, TokenTable) or evaluation.store is not train.store:
+        raise UserError(
+            f"{names[0]} is a TokenTable, so {names[1]} must be a TokenTable of the same store.",
+            code="wrong-type",
+        )
+    trained, held = ([table.comparison(row) for row in range(len(table))] for table in (train, evaluation))
+    found = evaluation.where(np.array(_unseen(held, trained), bool))
+    _say_unseen(len(found), len(evaluation), names[1], say)
+    return Data(train, found)
 
 
-def comparisons(rows: Rows, name: str, say: Say = lambda text: None) -> Sequence[Comparison]:
-    """Rows of any shape as comparisons.
+def _unseen(held: Sequence[Comparison], train: Sequence[Comparison]) -> list[bool]:
+    """Which comparisons have a prompt that is not trained on."""
+    prompts = {comparison_key(row.prompt, ()) for row in train} if held else set()
+    return [comparison_key(row.prompt, ()) not in prompts for row in held]
+
+
+def _say_unseen(kept: int, read: int, name: str, say: Say) -> None:
+    _say_counts({"read": read, "kept": kept, PROMPT_TRAINS: read - kept}, name, say)
+
+
+def read_rows(rows: Rows, name: str, say: Say = lambda text: None) -> Sequence[Comparison]:
+    """Read rows of any format as comparisons.
 
     Raises:
-        UserError: as :func:`tokenward.data.prepare.load`; a text is no rows.
+        UserError: as :func:`tokenward.data.prepare.load`; or it is not a data set, such as a file name.
     """
-    if isinstance(rows, str | Path):
+    if isinstance(rows, str | Path) or not isinstance(rows, Iterable):
         raise UserError(
-            f"{name} is the text {str(rows)!r}. Give rows: datasets.load_dataset(...), or a list with a mapping per row."
+            f"{name} is {rows!r:.200}, which is not a data set. Pass a datasets.Dataset, such as datasets.load_dataset(...) returns, "
+            "or a list with a mapping for each row.",
+            code="wrong-type",
         )
     if isinstance(rows, Dataset | IterableDataset):
         rows = rows.with_format(None)
-    if not isinstance(rows, Iterable):
-        raise UserError(
-            f"{name} is {type(rows).__name__}. Give a datasets.Dataset, or a list with a mapping per row."
-        )
     loaded = from_rows(cast(Any, rows), name=name)
     _say_counts({**loaded.counts, **loaded.notes}, name, say)
     return loaded.comparisons

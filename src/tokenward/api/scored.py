@@ -1,4 +1,4 @@
-"""Scores and weights as columns of a data set, and the figures of a trained model."""
+"""Scores and weights as columns of a data set, and the evaluation of a trained model."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +16,9 @@ from tokenward.api.inputs import (
     PairRule,
     Rows,
     TokenSettings,
-    encoded,
+    encode_rows,
     language_model,
 )
-from tokenward.api.trainer import REFERENCE_LOGP
 from tokenward.api.values import (
     ENDS,
     EOS,
@@ -27,6 +26,7 @@ from tokenward.api.values import (
     KEYS,
     PREFIX,
     RANKS,
+    REFERENCE_LOGP,
     SCORES,
     STARTS,
     TEXTS,
@@ -34,10 +34,9 @@ from tokenward.api.values import (
     Oracle,
     Scoring,
     StoredScores,
+    ValuePass,
     scoring_of,
-    value_store,
 )
-from tokenward.api.words import library_words
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.evaluation.measures import Measures, Models
@@ -57,9 +56,6 @@ from tokenward.tokens.rows import keys_of
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 
-Scored = dict[str, list[Any]]
-"""Columns of one row of a scored data set."""
-
 
 def score(
     dataset: Rows,
@@ -75,80 +71,95 @@ def score(
     tokens_per_batch: int = 8192,
     quiet: bool = False,
 ) -> Dataset:
-    """The same rows with a score for each token of each response (SePO, arXiv 2408.13518, section 3.1).
+    """Add a score for each token of each response to a data set (SePO, arXiv 2408.13518, section 3.1).
+
+    Example::
 
         scored = tokenward.score(pairs, oracle=oracle)
-        scored[0]["token_scores"]      # one list per response, here of the chosen and the rejected one
+        scored[0]["token_scores"]      # a list for each response, here of the chosen and the rejected one
 
-    New columns, each a list with an entry per response, in the row's order of responses: ``response_keys`` (a stable name
-    of prompt and response), ``response_ranks`` (0 is the best), ``response_eos`` (how many tokens at the end are
-    end-of-turn tokens), ``token_ids``, ``token_starts`` and ``token_ends`` (bytes of the response's text, or of
-    ``response_texts`` if the template changes it), ``token_scores``, and what the scores were made of, in nats:
-    ``token_reference_logp`` and ``token_oracle_logp``, or ``token_reward``. A row that cannot be used (too long, empty, a
-    duplicate) has None in each, and is counted on screen.
+    The new columns are lists with an entry for each response, in the row's order. A row that cannot be used (too long,
+    empty, a duplicate) has None in all of them, and is counted on screen.
+
+    * ``response_keys``: a stable id of prompt and response;
+    * ``response_ranks``: the rank, 0 is the best;
+    * ``response_eos``: number of end-of-turn tokens at the end;
+    * ``token_ids``: token ids;
+    * ``token_starts`` and ``token_ends``: byte offsets of the tokens in the response's UTF-8 text, or in ``response_texts``
+      if the chat template changes the text;
+    * ``token_scores``: the scores;
+    * ``token_oracle_logp`` and ``token_reference_logp`` (nats), or ``token_reward``: the values that the scores were
+      computed from.
 
     Args:
-        dataset: Rows as :class:`SelectiveTrainer` takes them.
-        oracle: As :class:`SelectiveTrainer` takes it.
-        reference: What an oracle that does not know it was trained from.
+        dataset: Rows, as for :class:`SelectiveTrainer`.
+        oracle: The source of scores, as for :class:`SelectiveTrainer`.
+        reference: The model that the oracle was trained from, for an oracle that does not know it.
         scorer: From values to scores; None is the log-ratio of oracle and reference, or the reward itself.
         processing_class: The tokenizer, if no model is given that has one.
         tokens: How text becomes tokens.
-        pairs: Score only the responses that this rule makes pairs of; None scores all.
-        packing: As :class:`SelectiveTrainer` takes it.
-        precision: Number type of the pass: ``float32`` is that of the weights, ``bfloat16`` runs under autocast.
-        tokens_per_batch: Most tokens in one pass.
+        pairs: Score only the responses in the pairs that this rule forms; None scores all responses.
+        packing: As for :class:`SelectiveTrainer`.
+        precision: Number type of the forward passes: ``float32`` is that of the weights, ``bfloat16`` uses autocast.
+        tokens_per_batch: Maximum number of tokens in a forward pass.
         quiet: Show nothing.
 
+    Returns:
+        The same rows with the new columns.
+
     Raises:
-        UserError: nothing gives scores, a scorer reads a model that was not given, or a row cannot be read.
+        UserError: nothing gives scores, the scorer reads a model that was not given, or a row cannot be read.
     """
-    with library_words():
-        display = Display(quiet=quiet)
-        scoring = scoring_of(oracle, _no_reference, reference=reference, scorer=scorer, packing=packing)
-        if scoring is None:
-            raise UserError("nothing gives scores. Give oracle=, or a scorer as scorer=.")
-        if is_online(scoring.scorer):
+    display = Display(quiet=quiet)
+
+    def base() -> LanguageModel:
+        if reference is None:
             raise UserError(
-                f"the scorer {name_of(scoring.scorer)} reads the policy while it trains, so there are no scores before. Give it to "
-                "SelectiveTrainer as oracle=."
+                "the model that the oracle was trained from is not known. Pass reference.",
+                code="missing-reference",
             )
-        template = _template(scoring, processing_class, tokens)
-        rows = (
-            list(cast(Iterable[Any], dataset)) if not isinstance(dataset, Dataset | TokenTable) else dataset
+        return language_model(reference, packing=packing, name="reference")
+
+    scoring = scoring_of(oracle, base, scorer=scorer, style=tokens.style, packing=packing)
+    if scoring is None:
+        raise UserError("nothing gives scores. Pass oracle or scorer.", code="missing-oracle")
+    if is_online(scoring.scorer):
+        raise UserError(
+            f"the scorer {name_of(scoring.scorer)} reads the policy during training, so its scores cannot be computed before. Pass it "
+            "to SelectiveTrainer as oracle.",
+            code="online-scorer",
         )
-        limits = tokens.limits(scoring.models.values())
-        data = encoded(rows, None, template, limits, pairs=pairs, names=("dataset", ""), say=display.line)
-        with TemporaryDirectory(prefix="tokenward-") as folder:
-            store = value_store(
-                scoring,
-                data.everything,
-                template,
-                Path(folder),
-                style=tokens.style,
-                precision=precision,
-                tokens_per_batch=tokens_per_batch,
-                display=display,
-            )
-            found = _columns(with_scores(data.train, scoring.scorer, store), store)
-        return _with_columns(rows, found)
-
-
-def _no_reference() -> LanguageModel:
-    raise UserError("oracle= does not know what it was trained from. Give reference= as well.")
+    template = _template(scoring, processing_class, tokens)
+    rows = dataset if isinstance(dataset, Dataset | TokenTable) else list(cast(Iterable[Any], dataset))
+    limits = tokens.limits(scoring.models.values())
+    data = encode_rows(rows, None, template, limits, pairs=pairs, names=("dataset", ""), say=display.line)
+    values = ValuePass(
+        template=template,
+        style=tokens.style,
+        precision=precision,
+        tokens_per_batch=tokens_per_batch,
+        display=display,
+    )
+    with TemporaryDirectory(prefix="tokenward-") as folder:
+        store = values.store(scoring, data.everything, Path(folder))
+        found = _columns(with_scores(data.train, scoring.scorer, store), store)
+    return _with_columns(rows, found)
 
 
 def _template(scoring: Scoring, tokenizer: PreTrainedTokenizerBase | None, tokens: TokenSettings) -> Template:
     for model in scoring.models.values():
         return model.template(tokens.style)
     if tokenizer is None:
-        raise UserError("no model was given, so the tokenizer is not known. Give processing_class=tokenizer.")
+        raise UserError(
+            "no model was given, so the tokenizer is not known. Pass processing_class=tokenizer.",
+            code="missing-tokenizer",
+        )
     return tokens.style.template(tokenizer)
 
 
-def _columns(table: TokenTable, store: TokenStore) -> dict[str, Scored]:
-    """What is known of the responses of each row, by where the row stands."""
-    found: dict[str, Scored] = {}
+def _columns(table: TokenTable, store: TokenStore) -> dict[str, dict[str, list[Any]]]:
+    """The new columns of each row, by the row's source."""
+    found: dict[str, dict[str, list[Any]]] = {}
     for number in range(len(table)):
         row = table[number]
         mine = found.setdefault(row.comparison.source, {})
@@ -173,67 +184,69 @@ def _columns(table: TokenTable, store: TokenStore) -> dict[str, Scored]:
     return found
 
 
-def _with_columns(rows: Any, found: Mapping[str, Scored]) -> Dataset:
+def _with_columns(rows: Any, found: Mapping[str, Mapping[str, list[Any]]]) -> Dataset:
     if isinstance(rows, TokenTable):
         known = [rows.comparison(number) for number in range(len(rows))]
-        places = [row.source for row in known]
-        made = Dataset.from_list(
-            [
-                {"prompt": list(row.prompt), "responses": list(row.responses), "ranks": list(row.ranks)}
-                for row in known
-            ]
-        )
+        sources = [row.source for row in known]
+        rows = [
+            {"prompt": list(row.prompt), "responses": list(row.responses), "ranks": list(row.ranks)}
+            for row in known
+        ]
     else:
-        made = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
-        places = [f"dataset:row {number}" for number in range(1, len(made) + 1)]
+        sources = [f"dataset:row {number}" for number in range(1, len(rows) + 1)]
+    made = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
     names = list(dict.fromkeys(name for columns in found.values() for name in columns))
     made = made.remove_columns([name for name in made.column_names if name in names])
     for name in names:
-        column = [found.get(place, {}).get(name) for place in places]
-        if any(text for texts in column for text in texts or ()) or name != TEXTS:
+        column = [found.get(source, {}).get(name) for source in sources]
+        if name != TEXTS or any(text for texts in column for text in texts or ()):
             made = made.add_column(name, cast(Any, column))
     return made
 
 
 def select(scored: Dataset, *, selector: Selector | None = None) -> Dataset:
-    """The same rows with a weight for each token, in a column ``token_weights``, an entry per response.
+    """Add a weight for each token to a scored data set, as a column ``token_weights`` with an entry for each response.
 
-    A data set with weights trains with them: pass it to :class:`SelectiveTrainer` without ``oracle`` and ``selector``.
+    :class:`SelectiveTrainer` trains with these weights if it is called without ``oracle`` and ``selector``.
 
     Args:
-        scored: From :func:`score`.
+        scored: The result of :func:`score`.
         selector: From scores to weights; None is ``TopFraction(0.3)``.
 
+    Returns:
+        The same rows with the new column; None in rows without scores.
+
     Raises:
-        UserError: the data set has no scores, or the selector looks at words or at the comparisons of a training step.
+        UserError: the data set has no scores, or the selector pools over words or compares the rows of a training step.
     """
-    with library_words():
-        selector = TopFraction(0.3) if selector is None else selector
-        missing = [name for name in (KEYS, RANKS, EOS, SCORES) if name not in scored.column_names]
-        if missing:
-            raise UserError(f"the data set has no {missing[0]}. Give what tokenward.score returned.")
-        if unit_of(selector) or scope_of(selector) == "batch":
-            what = (
-                unit_of(selector) and f"looks at {unit_of(selector)}"
-            ) or "chooses among the comparisons of a step"
-            raise UserError(
-                f"the selector {name_of(selector)} {what}, which a data set does not have. Give it to SelectiveTrainer."
-            )
-        rows = [
-            cast(dict[str, Any], row)
-            for row in scored.select_columns([KEYS, RANKS, EOS, SCORES]).with_format(None)
-        ]
-        used = [row for row in rows if row[KEYS]]
-        if not used:
-            raise UserError("no row of the data set has scores. Score it again with tokenward.score.")
-        weights = iter(_weights(selector, used))
-        column = [next(weights) if row[KEYS] else None for row in rows]
-        kept = [name for name in scored.column_names if name != WEIGHTS]
-        return scored.select_columns(kept).add_column(WEIGHTS, cast(Any, column))
+    selector = TopFraction(0.3) if selector is None else selector
+    read = [KEYS, RANKS, EOS, SCORES]
+    missing = [name for name in read if name not in scored.column_names]
+    if missing:
+        raise UserError(
+            f"the data set has no column {missing[0]}. Pass the result of tokenward.score.",
+            code="missing-scores",
+        )
+    if unit_of(selector) or scope_of(selector) == "batch":
+        what = f"pools over {unit_of(selector)}s" if unit_of(selector) else "compares the rows of a step"
+        raise UserError(
+            f"the selector {name_of(selector)} {what}, which a data set does not have. Pass it to SelectiveTrainer.",
+            code="selector-needs-training",
+        )
+    rows = [cast(dict[str, Any], row) for row in scored.select_columns(read).with_format(None)]
+    used = [row for row in rows if row[KEYS]]
+    if not used:
+        raise UserError(
+            "no row of the data set has scores. Score it again with tokenward.score.", code="missing-scores"
+        )
+    weights = iter(_weights(selector, used))
+    column = [next(weights) if row[KEYS] else None for row in rows]
+    kept = [name for name in scored.column_names if name != WEIGHTS]
+    return scored.select_columns(kept).add_column(WEIGHTS, cast(Any, column))
 
 
 def _weights(selector: Selector, rows: Sequence[Mapping[str, Any]]) -> list[list[list[float]]]:
-    """Weights of each token of each response of each row."""
+    """The weights of each token of each response of each row."""
     scores = [values for row in rows for values in row[SCORES]]
     tokens = tokens_of(
         torch.tensor([value for values in scores for value in values], dtype=torch.float32),
@@ -267,107 +280,100 @@ def evaluate(
     tokens_per_batch: int = 8192,
     quiet: bool = False,
 ) -> dict[str, Figure]:
-    """What training changed, on rows that it has not seen.
+    """Measure what training changed, on rows that were not trained on.
+
+    Example::
 
         figures = tokenward.evaluate("policy", eval_rows, reference="default")
         figures["preference/accuracy"].value
 
-    Of written responses: ``preference/accuracy`` and ``preference/margin`` (of the log-ratio of the model to the reference,
-    nats), ``likelihood/*`` (mean log-probability of a token) and ``logps/*_change`` (nats: chosen responses that became
-    less likely are displaced). Of sampled replies, if ``prompts`` asks for some: each metric, ``length``, ``ended``, and
-    ``kl/per_token`` (nats). With an ``oracle`` and spans in the data: how well scores find the spans, ``credit/*``.
+    On the data's responses: ``preference/accuracy`` and ``preference/margin`` (of the log-ratio of the model to the
+    reference, nats), ``likelihood/*`` (of the mean log-probability of a token) and ``logps/*_change`` (nats; negative for
+    chosen responses that training made less likely). On sampled replies, if ``prompts`` is not 0: each metric, ``length``,
+    ``ended``, and ``kl/per_token`` (nats). With an ``oracle`` and spans in the data: ``credit/*``, how well the scores find
+    the spans.
 
     Args:
-        model: After training.
-        dataset: Rows as :class:`SelectiveTrainer` takes them.
-        reference: Before training.
+        model: The model after training.
+        dataset: Rows, as for :class:`SelectiveTrainer`.
+        reference: The model before training.
         processing_class: The tokenizer of both.
-        oracle: As :class:`SelectiveTrainer` takes it.
+        oracle: The source of scores, as for :class:`SelectiveTrainer`.
         scorer: From values to scores.
-        metrics: Of sampled replies, by name.
-        prompts: How many of the prompts both models reply to.
-        sampling: How replies are drawn.
-        seed: Of replies and intervals.
-        bootstrap: Resamples behind an interval.
+        metrics: Names of metrics of sampled replies.
+        prompts: Number of prompts that both models reply to.
+        sampling: Sampling settings.
+        seed: Seed of the replies and the intervals.
+        bootstrap: Number of bootstrap resamples of an interval.
         tokens: How text becomes tokens.
-        pairs: Which pairs to take of a prompt with more than two ranked responses.
-        packing: As :class:`SelectiveTrainer` takes it.
-        precision: Number type of the passes.
-        tokens_per_batch: Most tokens in one pass.
+        pairs: Which pairs to form of more than two ranked responses.
+        packing: As for :class:`SelectiveTrainer`.
+        precision: Number type of the forward passes.
+        tokens_per_batch: Maximum number of tokens in a forward pass.
         quiet: Show nothing.
 
     Returns:
         Figures by name, each with its value, a 95 % bootstrap interval and n.
 
     Raises:
-        UserError: a row cannot be read, a metric is not known, or metrics are asked for without prompts.
+        UserError: a row cannot be read, a metric is not known, or there are metrics and no prompts.
     """
-    with library_words():
-        if metrics and not prompts:
-            raise UserError(
-                "metrics are of sampled replies, and prompts is 0. Give prompts=64, say, or leave metrics out."
-            )
-        display = Display(quiet=quiet)
-        start = language_model(reference, processing_class, packing=packing, name="reference")
-        policy = language_model(model, processing_class, packing=packing)
-        if start.model is policy.model:
-            raise UserError(
-                "model and reference are one model, so nothing changed. Give the model before training as reference=."
-            )
-        scoring = scoring_of(oracle, lambda: start, scorer=scorer, packing=packing)
-        template = start.template(tokens.style)
-        limits = tokens.limits([start, policy, *(scoring.models.values() if scoring else ())])
-        lists = encoded(
-            dataset, None, template, limits, pairs=None, names=("dataset", ""), say=display.line
-        ).train
-        table, _ = TokenTable.pairs(lists.store, pairs).fitting(limits)
-        measures = Measures(
-            metrics=metrics,
-            sampling=sampling or SamplingSettings(),
-            seed=seed,
-            resamples=bootstrap,
-            precision=precision,
-            tokens_per_batch=tokens_per_batch,
-            display=display,
+    if metrics and not prompts:
+        raise UserError(
+            "metrics are computed on sampled replies, and prompts is 0. Pass for example prompts=64, or leave metrics out.",
+            code="metrics-without-prompts",
         )
-        asked = lists.first_by_key(prompts) if prompts else []
-        figures, _ = measures(Models(lambda: start, lambda: policy), table, template, asked)
-        if scoring is not None:
-            figures |= _credit(measures, scoring, table, template, tokens, start)
-        return figures
+    display = Display(quiet=quiet)
+    start = language_model(reference, processing_class, packing=packing, name="reference")
+    policy = language_model(model, processing_class, packing=packing)
+    if start.model is policy.model:
+        raise UserError(
+            "model and reference are the same model, so there is no change to measure. Pass the model before training as reference.",
+            code="same-model",
+        )
+    scoring = scoring_of(oracle, lambda: start, scorer=scorer, style=tokens.style, packing=packing)
+    template = start.template(tokens.style)
+    limits = tokens.limits([start, policy, *(scoring.models.values() if scoring else ())])
+    lists = encode_rows(
+        dataset, None, template, limits, pairs=None, names=("dataset", ""), say=display.line
+    ).train
+    table, _ = TokenTable.pairs(lists.store, pairs).fitting(limits)
+    computing: dict[str, Any] = {
+        "precision": precision,
+        "tokens_per_batch": tokens_per_batch,
+        "display": display,
+    }
+    measures = Measures(
+        metrics=metrics,
+        sampling=sampling or SamplingSettings(),
+        seed=seed,
+        resamples=bootstrap,
+        **computing,
+    )
+    asked = lists.first_by_key(prompts) if prompts else []
+    figures, _ = measures(Models(lambda: start, lambda: policy), table, template, asked)
+    if scoring is not None:
+        values = ValuePass(template=template, style=tokens.style, **computing)
+        figures |= _credit(measures, scoring, table, values, start)
+    return figures
 
 
 def _credit(
-    measures: Measures,
-    scoring: Scoring,
-    table: TokenTable,
-    template: Template,
-    tokens: TokenSettings,
-    start: LanguageModel,
+    measures: Measures, scoring: Scoring, table: TokenTable, values: ValuePass, start: LanguageModel
 ) -> dict[str, Figure]:
-    """Scores of pairs against the spans of the data."""
-    found = table.where(table.sizes == 2)
-    if not len(found):
+    """Token credit: how well the scores of pairs find the spans of the data."""
+    pairs = table.where(table.sizes == 2)
+    if not len(pairs):
         return {}
-    if "reference" not in scoring.models:
-        scoring = scoring._replace(models={**scoring.models, "reference": start})
+    scoring = scoring._replace(models={"reference": start, **scoring.models})
     with TemporaryDirectory(prefix="tokenward-") as folder:
-        store = value_store(
-            scoring,
-            found.by_prompt(),
-            template,
-            Path(folder),
-            style=tokens.style,
-            precision=measures.precision,
-            tokens_per_batch=measures.tokens_per_batch,
-            display=measures.display,
-            more=[REFERENCE_LOGP],  # surprisal, the control, reads it
-        )
-        return measures.credit(found, store, scoring.scorer, _name(scoring.scorer))
+        # Surprisal, the control, reads the reference's log-probability.
+        store = values.store(scoring, pairs.by_prompt(), Path(folder), more=[REFERENCE_LOGP])
+        return measures.credit(pairs, store, scoring.scorer, _name(scoring.scorer))
 
 
 def _name(scorer: Any) -> str:
-    """What a recipe calls a scorer; the scores of a data set are called scores."""
+    """The name of a scorer in figures; existing scores are called scores."""
     if isinstance(scorer, StoredScores):
         return "scores"
     known = {kind: name for name, kind in SCORERS.items()}

@@ -1,14 +1,21 @@
-"""Training what gives scores: an oracle from pairs, or a token reward from ranked lists."""
+"""Training of the models that give scores: an oracle from pairs, a token reward from ranked lists.
 
-from dataclasses import replace
-from functools import partial
+:func:`fit_model` is the training itself, for the functions here and for the stages of a run.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
-from peft import PeftConfig
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+import torch
+from peft import LoraConfig, PeftConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from tokenward.api.constant import CHECKED_REWARDS, warn_of_rewards
 from tokenward.api.inputs import (
     DEFAULT_TOKENS,
     Data,
@@ -16,28 +23,85 @@ from tokenward.api.inputs import (
     PairRule,
     Rows,
     TokenSettings,
-    encoded,
+    encode_rows,
     language_model,
 )
-from tokenward.api.prepare import needs_frozen_copy, trained_on, with_new_adapter
-from tokenward.api.trainer import REFERENCE_LOGP, adapter_settings, device_of_args, display_of
-from tokenward.api.values import Scoring, value_store
-from tokenward.api.words import library_words
+from tokenward.api.prepare import prepare_rows, reward_rows
+from tokenward.api.values import ValuePass
+from tokenward.display import Display
 from tokenward.errors import UserError
-from tokenward.models.loading import copied
-from tokenward.models.probe import Packing
-from tokenward.models.reward import RewardSettings, new_reward_model
+from tokenward.models.base import TokenModel
+from tokenward.models.loading import LanguageModel, copied
+from tokenward.models.probe import Packing, reward_layout
+from tokenward.models.reward import RewardModel, RewardSettings, TokenRewardModule, new_reward_model
 from tokenward.objectives import DPO, Objective, PlackettLuce, needs_of, title_of
-from tokenward.scoring.basic import LogRatio, Reward, Surprisal
+from tokenward.scoring.basic import LogRatio, Reward
 from tokenward.scoring.join import with_reference
 from tokenward.scoring.texts import TokenScorer
-from tokenward.tokens.segments import with_segments
+from tokenward.tokens.rows import TokenRow
 from tokenward.training.arguments import TokenTrainingArguments, token_arguments
+from tokenward.training.callbacks import AnswerPrompts
 from tokenward.training.fit import fit
 
 DEFAULT_DPO = DPO()
 DEFAULT_LISTS = PlackettLuce()
 DEFAULT_HEAD = RewardSettings()
+
+Freeze = Callable[[LanguageModel], LanguageModel]
+"""Gives a frozen copy of a model before its training."""
+
+
+def fit_model(
+    model: TokenModel,
+    objective: Objective,
+    rows: Sequence[TokenRow],
+    args: TokenTrainingArguments,
+    folder: Path,
+    *,
+    freeze: Freeze,
+    adapter: dict[str, Any] | None = None,
+    seed: int = 0,
+    watch: Callable[[LanguageModel], AnswerPrompts | None] | None = None,
+    **settings: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """Train a model, with a new adapter and beside a frozen reference if it needs them.
+
+    Args:
+        model: The model before training.
+        objective: The training objective.
+        rows: Prepared training rows; see :func:`tokenward.api.prepare.prepare_rows`.
+        args: Training arguments.
+        folder: Where ``model/`` and ``history.jsonl`` are written.
+        freeze: Called if the objective reads a second, frozen model in each step.
+        adapter: Fields of ``peft.LoraConfig`` for a new adapter; None trains the model's own weights.
+        seed: Seed of the adapter's initial weights.
+        watch: Gives the callback that answers fixed prompts during training.
+        settings: Further arguments of :func:`tokenward.training.fit.fit`.
+
+    Returns:
+        The trained model, and the facts that ``fit`` returns.
+    """
+    reference = None
+    if isinstance(model, LanguageModel):
+        model = with_new_adapter(model, adapter, seed)
+        reference = frozen_beside(model, objective, freeze)
+        settings["watch"] = None if watch is None else watch(model)
+    facts = fit(model, objective, rows, args, folder, reference=reference, **settings)
+    return model, facts
+
+
+def with_new_adapter(model: LanguageModel, adapter: dict[str, Any] | None, seed: int) -> LanguageModel:
+    """The model with a new adapter to train; without settings the model itself."""
+    torch.manual_seed(seed)  # an adapter starts with random weights
+    return model if adapter is None else model.with_adapter(adapter)
+
+
+def frozen_beside(model: LanguageModel, objective: Objective, freeze: Freeze) -> LanguageModel | None:
+    """The second model that an objective reads in each step, or None.
+
+    A model with an adapter is its own reference, with the adapter switched off.
+    """
+    return freeze(model) if needs_of(objective).frozen_reference and not model.has_adapter else None
 
 
 def train_oracle(
@@ -56,91 +120,100 @@ def train_oracle(
     precision: str = "float32",
     tokens_per_batch: int = 8192,
 ) -> TokenScorer:
-    """Train an oracle, whose log-ratio to its reference scores each token (SePO, arXiv 2408.13518, section 3.1).
+    """Train an oracle. Its log-ratio to the reference is the score of a token (SePO, arXiv 2408.13518, section 3.1).
 
-    The given model is the reference and stays as it is; a copy of it is trained. Given a name, two models are in memory;
-    given a loaded model, three, so that training that model later does not change the reference.
+    The given model is the reference and does not change; a copy of it is trained. Two models are in memory if ``model``
+    is a name, three if it is a loaded model, so that training that model later does not change the reference.
+
+    Example::
 
         oracle = tokenward.train_oracle("default", pairs, args=TrainingArguments("oracle"))
         oracle("How was it?", "A good cup of tea.").tokens
 
     Args:
-        model: The reference: a loaded model, or the folder or hub name of one.
-        train_dataset: Rows as :class:`SelectiveTrainer` takes them.
-        args: How to train. The oracle is saved in ``args.output_dir/model``, what was logged in ``history.jsonl``. It
-            goes on from the newest checkpoint if ``resume_from_checkpoint`` is set.
-        eval_dataset: Rows for ``eval_strategy``.
-        processing_class: The tokenizer; None loads the one that was saved with the model.
-        objective: One that reads no scores.
-        peft_config: A ``LoraConfig``, or its fields, of a new adapter; None trains every weight.
+        model: The reference: a loaded model, or a folder or hub name.
+        train_dataset: Rows, as for :class:`SelectiveTrainer`.
+        args: Training arguments. The oracle is saved to ``args.output_dir/model``, the log to ``history.jsonl``. Training
+            resumes from the newest checkpoint if ``resume_from_checkpoint`` is set.
+        eval_dataset: Eval rows for ``eval_strategy``. Rows whose prompt is in ``train_dataset`` are dropped.
+        processing_class: The tokenizer; None loads the one saved with the model.
+        objective: An objective that reads no scores.
+        peft_config: A ``LoraConfig``, or its fields, for a new adapter; None trains all weights.
         tokens: How text becomes tokens.
-        pairs: Which pairs to take of a prompt with more than two ranked responses.
-        min_gap: Pairs whose scores in the data lie closer than this are left out.
-        packing: As :class:`SelectiveTrainer` takes it.
-        precision: Number type of the reference's pass, and of later scoring.
-        tokens_per_batch: Most tokens in one such pass.
+        pairs: Which pairs to form of more than two ranked responses: ``best_worst``, ``all`` or ``adjacent``.
+        min_gap: Smallest difference of the data's scores in a pair; closer pairs are dropped.
+        packing: As for :class:`SelectiveTrainer`.
+        precision: Number type of the reference's forward pass, and of later scoring: ``float32`` or ``bfloat16``.
+        tokens_per_batch: Maximum number of tokens in a forward pass of the reference.
 
     Returns:
-        The oracle and its reference, to score texts with, or to pass as ``oracle=``.
+        The oracle with its reference. Call it to score texts, or pass it as ``oracle``.
 
     Raises:
-        UserError: an argument cannot work; it says which, why, and what to give instead.
+        UserError: an argument is invalid.
     """
-    with library_words():
-        own, settings = _arguments(args), adapter_settings(peft_config)
-        if needs_of(objective).scores:
-            raise UserError(
-                f"{title_of(objective)} reads scores of tokens, and an oracle is trained without any. Use DPO()."
-            )
-        display, folder = display_of(token_arguments(args)), Path(str(args.output_dir))
-        base = language_model(model, processing_class, packing=packing, device=device_of_args(own))
-        template = base.template(tokens.style)
-        limits = tokens.limits([base])
-        data = encoded(
-            train_dataset, eval_dataset, template, limits, pairs=pairs, min_gap=min_gap, say=display.line
+    own, adapter = _own_arguments(args), adapter_settings(peft_config)
+    if needs_of(objective).scores:
+        raise UserError(
+            f"{title_of(objective)} reads token scores, and an oracle is trained before there are any. Use DPO().",
+            code="objective-reads-scores",
         )
-        parts = [trained_on(objective, part, display.line) if len(part) else part for part in data]
-        with TemporaryDirectory(prefix="tokenward-") as scratch:
-            if needs_of(objective).reference:
-                store = value_store(
-                    Scoring(Surprisal(), {"reference": base}),
-                    data.everything,
-                    template,
-                    Path(scratch),
-                    style=tokens.style,
-                    precision=precision,
-                    tokens_per_batch=tokens_per_batch,
-                    display=display,
-                    more=[REFERENCE_LOGP],
-                )
-                parts = [with_reference(part, store) if len(part) else part for part in parts]
-        rows = Data(*parts)
-        reference = base if isinstance(model, str | Path) else copied(base, packing=packing)
-        trained = with_new_adapter(copied(base, packing=packing), settings, own.seed)
-        fit(
-            trained,
-            objective,
-            rows.train,
-            own,
-            folder,
-            style=tokens.style,
-            eval_rows=rows.eval,
-            reference=reference if needs_frozen_copy(objective, trained) else None,
-            reference_precision=precision,
-            display=display,
-            resume=bool(args.resume_from_checkpoint),
+    display, folder = display_of(token_arguments(args)), Path(str(args.output_dir))
+    base = language_model(model, processing_class, packing=packing, device=device_of_args(own))
+    template = base.template(tokens.style)
+    data = encode_rows(
+        train_dataset,
+        eval_dataset,
+        template,
+        tokens.limits([base]),
+        pairs=pairs,
+        min_gap=min_gap,
+        say=display.line,
+    )
+    values = ValuePass(
+        template=template,
+        style=tokens.style,
+        precision=precision,
+        tokens_per_batch=tokens_per_batch,
+        display=display,
+    )
+    with TemporaryDirectory(prefix="tokenward-") as scratch:
+        reference_store = cache(lambda: values.reference(base, data.everything, Path(scratch)))
+        ready = prepare_rows(
+            *data,
+            objective=objective,
+            with_reference=lambda table: with_reference(table, reference_store()),
+            say=display.line,
         )
-        trained = replace(trained, fingerprint="", name=str(folder / "model"))
-        models = {"oracle_logp": trained, "reference_logp": reference}
-        return TokenScorer(models, LogRatio(), tokens.style, precision)
+    reference = base if isinstance(model, str | Path) else copied(base, packing=packing)
+    trained, _ = fit_model(
+        copied(base, packing=packing),
+        objective,
+        ready.rows,
+        own,
+        folder,
+        freeze=lambda _: reference,
+        adapter=adapter,
+        seed=own.seed,
+        style=tokens.style,
+        eval_rows=ready.eval,
+        reference_precision=precision,
+        display=display,
+        resume=bool(args.resume_from_checkpoint),
+    )
+    trained = replace(trained, fingerprint="", name=str(folder / "model"))
+    return TokenScorer(
+        {"oracle_logp": trained, "reference_logp": reference}, LogRatio(), tokens.style, precision
+    )
 
 
 def train_reward(
-    model: str | Path,
+    model: Model,
     train_dataset: Rows,
     *,
     args: TrainingArguments,
     eval_dataset: Rows | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
     objective: Objective = DEFAULT_LISTS,
     head: RewardSettings = DEFAULT_HEAD,
     tokens: TokenSettings = DEFAULT_TOKENS,
@@ -149,57 +222,117 @@ def train_reward(
 ) -> TokenScorer:
     """Learn a reward for each token from ranked lists (TLM, arXiv 2306.00398, section 3.1).
 
+    The reward model is the body of a language model with a new scalar head, in float32. A loaded model is copied and does
+    not change.
+
     Args:
-        model: Folder or hub name of the language model whose body the reward starts from.
+        model: The language model that the reward model starts from: a loaded model, or a folder or hub name.
         train_dataset: Ranked lists of any length, such as ``prompt``, ``responses``, ``scores``; pairs are lists of two.
-        args: As :func:`train_oracle` takes it. The published code has a constant learning rate of 5e-5.
-        eval_dataset: Lists for ``eval_strategy``.
-        objective: Over the rewards of ranked lists.
-        head: The head, its bound, and what has one reward: a token, a word, a sentence.
+        args: As for :func:`train_oracle`. The published code has a constant learning rate of 5e-5.
+        eval_dataset: Lists for ``eval_strategy``. Rows whose prompt is in ``train_dataset`` are dropped.
+        processing_class: The tokenizer of a loaded model; None loads the one saved with it.
+        objective: An objective over the rewards of ranked lists.
+        head: The head, the bounds of the reward, and the unit with one reward: a token, a word, a sentence or a span.
         tokens: How text becomes tokens.
-        packing: As :class:`SelectiveTrainer` takes it.
-        precision: Number type of later scoring.
+        packing: As for :class:`SelectiveTrainer`.
+        precision: Number type of later scoring: ``float32`` or ``bfloat16``.
 
     Returns:
-        The reward, to score texts with, or to pass as ``oracle=``.
+        The reward model. Call it to score texts, or pass it as ``oracle``.
 
     Raises:
-        UserError: an argument cannot work; it says which, why, and what to give instead.
+        UserError: an argument is invalid.
     """
-    with library_words():
-        own, display = _arguments(args), display_of(token_arguments(args))
-        if not isinstance(model, str | Path):
-            raise UserError(
-                f"model is {type(model).__name__}. A reward starts from the body of a model without its head: give the folder or "
-                "hub name."
-            )
+    own, display = _own_arguments(args), display_of(token_arguments(args))
+    if isinstance(model, str | Path):
         reward = new_reward_model(
             str(model), head, seed=own.seed, device=device_of_args(own), packing=packing
         )
-        template = reward.template(tokens.style)
-        data = encoded(
-            train_dataset, eval_dataset, template, tokens.limits([reward]), pairs=None, say=display.line
-        )
-        change = None if head.unit == "token" else partial(with_segments, head.unit, reward.tokenizer)
-        rows = Data(*(replace(part, change=change) for part in data))
-        folder = Path(str(args.output_dir))
-        fit(
-            reward,
-            objective,
-            rows.train,
-            own,
-            folder,
-            style=tokens.style,
-            eval_rows=rows.eval,
-            display=display,
-            resume=bool(args.resume_from_checkpoint),
-        )
-        reward = replace(reward, fingerprint="", name=str(folder / "model"))
-        return TokenScorer({"reward": reward}, Reward(), tokens.style, precision)
+    else:
+        start = language_model(model, processing_class, packing=packing, device=device_of_args(own))
+        reward = _reward_on(start, head, own.seed, packing)
+    template = reward.template(tokens.style)
+    data = encode_rows(
+        train_dataset, eval_dataset, template, tokens.limits([reward]), pairs=None, say=display.line
+    )
+    rows = Data(*(reward_rows(reward, part) for part in data))
+    folder = Path(str(args.output_dir))
+    reward, _ = fit_model(
+        reward,
+        objective,
+        rows.train,
+        own,
+        folder,
+        freeze=lambda trained: trained,
+        style=tokens.style,
+        eval_rows=rows.eval,
+        display=display,
+        resume=bool(args.resume_from_checkpoint),
+    )
+    reward = replace(reward, fingerprint="", name=str(folder / "model"))
+    warn_of_rewards(
+        reward, rows.train[:CHECKED_REWARDS], display.line, precision=precision, tokens_per_batch=8192
+    )
+    return TokenScorer({"reward": reward}, Reward(), tokens.style, precision)
 
 
-def _arguments(args: TrainingArguments) -> TokenTrainingArguments:
-    """The same arguments, whose progress the library's own bar shows."""
+def _reward_on(start: LanguageModel, head: RewardSettings, seed: int, packing: Packing) -> RewardModel:
+    """A new reward model on a copy of a loaded model's body."""
+    model = start.model
+    whole = not (start.has_adapter or start.head_mlp is not None or start.start_id is not None)
+    if not whole or model.base_model is model:
+        raise UserError(
+            f"{start.name} is not a plain decoder: it has an encoder, an adapter, a network before its head, or no body apart from its "
+            "head. Merge an adapter first (merge_and_unload), or save the model and pass its folder.",
+            code="not-whole-weights",
+        )
+    body = cast(PreTrainedModel, deepcopy(model.base_model)).float()
+    # The selective head of a language model may have replaced this method.
+    vars(body.get_input_embeddings()).pop("forward", None)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = TokenRewardModule(body, head)
+    module.head.to(start.device, torch.float32)
+    return RewardModel(
+        model=module.eval(),
+        tokenizer=start.tokenizer,
+        layout=reward_layout(body, packing=packing, name=start.name),
+        fingerprint="",
+        name=start.name,
+    )
+
+
+def _own_arguments(args: TrainingArguments) -> TokenTrainingArguments:
+    """The arguments without transformers' progress bar: the library shows its own."""
     own = token_arguments(args)
     own.disable_tqdm = True
     return own
+
+
+def display_of(args: TokenTrainingArguments) -> Display:
+    """The screen; quiet if progress bars are disabled, and on all processes but one."""
+    return Display(quiet=bool(args.disable_tqdm) or not args.should_log)
+
+
+def device_of_args(args: TokenTrainingArguments) -> str:
+    """The device that models are moved to before training; ``auto`` if the trainer shards the model itself."""
+    return "auto" if args.fsdp or args.deepspeed else str(args.device)
+
+
+def adapter_settings(peft_config: PeftConfig | dict[str, Any] | None) -> dict[str, Any] | None:
+    """The fields of a new adapter that differ from their defaults; None without an adapter.
+
+    Raises:
+        UserError: it is not a ``LoraConfig``.
+    """
+    if peft_config is None or isinstance(peft_config, dict):
+        return peft_config
+    if not isinstance(peft_config, LoraConfig):
+        raise UserError(
+            f"peft_config is {type(peft_config).__name__}; only LoraConfig is supported here. For another adapter, call get_peft_model "
+            "yourself and pass that model.",
+            code="wrong-type",
+        )
+    plain, own = LoraConfig(), ("base_model_name_or_path", "runtime_config", "peft_version")
+    found = {item.name: getattr(peft_config, item.name) for item in fields(peft_config) if item.init}
+    return {name: value for name, value in found.items() if name not in own and value != getattr(plain, name)}

@@ -1,4 +1,4 @@
-"""An oracle in any of its forms, and the values per token that it gives."""
+"""Values per token: the ``oracle`` argument in all its forms, and the computation of what a scorer reads."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +19,10 @@ from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.identity import positions_of
 from tokenward.models.loading import LanguageModel, load_model
-from tokenward.models.probe import Packing
 from tokenward.models.reward import RewardModel, is_reward_folder
 from tokenward.plugins import check_call, name_of
 from tokenward.sampling.counterfactual import critical_tokens
-from tokenward.scoring.basic import LogRatio, Record, Reward, Scorer, read_spans
+from tokenward.scoring.basic import LogRatio, Record, Reward, Scorer, Surprisal, read_spans
 from tokenward.scoring.model_scorers import internal_values
 from tokenward.scoring.reads import Value, reads_of, token_values
 from tokenward.scoring.scorers import check_scope
@@ -37,21 +36,24 @@ from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Style, Template
 from tokenward.types import Span
 
+Load = Callable[[str | None], TokenModel]
+"""Loads a model with an attention implementation; None keeps its own."""
+
 
 class Maker:
-    """Gives some values of one model, or of the data.
+    """Computes some values of one model, or reads them from the data.
 
     Args:
         name: ``reference``, ``oracle``, ``reward``, the name of an auxiliary model, or ``data``.
-        values: Which.
-        template: That wrote the rows.
-        load: Gives the model, with an attention implementation or, for None, with its own. Never called for ``data``.
-        style: In which the rows were written.
-        precision: As :func:`tokenward.scoring.reads.over_batches` takes it.
-        tokens_per_batch: Most tokens in one pass.
-        batch: Continuations at a time, for values that need some.
-        cache: Folder for what is too dear to be made again.
-        prompt: Text with ``{prompt}`` that the model reads in place of the last user turn; None changes nothing.
+        values: The values.
+        template: The template that the rows were encoded with.
+        load: Gives the model; not called for ``data``.
+        style: The style that the rows were encoded in.
+        precision: As in :func:`tokenward.scoring.reads.over_batches`.
+        tokens_per_batch: Most tokens in one forward pass.
+        batch: Number of continuations sampled at a time, for values that need samples.
+        cache: Folder for intermediate results that are expensive to recompute.
+        prompt: Text with ``{prompt}`` that replaces the last user turn for this model; None changes nothing.
 
     Raises:
         UserError: the model has another tokenizer or chat template than the rows.
@@ -62,7 +64,7 @@ class Maker:
         name: str,
         values: Sequence[Value],
         template: Template,
-        load: Callable[[str | None], TokenModel],
+        load: Load,
         *,
         style: Style,
         precision: str = "float32",
@@ -75,11 +77,11 @@ class Maker:
         self._settings: dict[str, Any] = {"precision": precision, "tokens_per_batch": tokens_per_batch}
         self._style, self._batch, self._cache, self._prompt = style, batch, cache, prompt
         if name != "data":
-            assert self._model is not None  # another tokenizer is refused before anything is computed
+            assert self._model is not None  # refuses another tokenizer before anything is computed
 
     @property
     def passes(self) -> int:
-        """How often each response counts as work."""
+        """Number of values, each of which counts as a pass for the progress bar."""
         return len(self._values)
 
     def __call__(self, group: Sequence[TokenRow], progress: Callable[[int], None]) -> dict[str, Found]:
@@ -89,7 +91,7 @@ class Maker:
             group = [prompted(row, self._template, self._prompt, context) for row in group]
         found: dict[str, Found] = {}
         for value in self._values:
-            found[str(value)] = self._made(value, group)
+            found[str(value)] = self._compute(value, group)
             progress(sum(len(row.responses) for row in group))
         return found
 
@@ -98,19 +100,20 @@ class Maker:
         model = self._load(None)
         if model.template(self._style).fingerprint != self._template.fingerprint:
             raise UserError(
-                f"the {self._name} in {model.name} has another tokenizer or chat template than "
-                f"{self._template.tokenizer.name_or_path}, so their values belong to other tokens. Name models of one family."
+                f"the {self._name} {model.name} has another tokenizer or chat template than "
+                f"{self._template.tokenizer.name_or_path}, so their tokens do not correspond. Use models of one family.",
+                code="tokenizer-mismatch",
             )
         return model
 
     @cached_property
     def _eager(self) -> TokenModel:
-        """The model with transformers' own eager attention, which alone gives its weights."""
+        """The model with eager attention, the only implementation that returns attention weights."""
         return self._load("eager")
 
-    def _made(self, value: Value, group: Sequence[TokenRow]) -> Found:
+    def _compute(self, value: Value, group: Sequence[TokenRow]) -> Found:
         if self._name == "data":
-            return [self._of_data(value, row) for row in group]
+            return [self._from_data(value, row) for row in group]
         rows, settings = list(group), self._settings
         if isinstance(self._model, RewardModel):
             rows = [with_segments(self._model.settings.unit, self._model.tokenizer, row) for row in rows]
@@ -120,7 +123,8 @@ class Maker:
         assert isinstance(model, LanguageModel)
         if model.start_id is not None:
             raise UserError(
-                f"{value.kind} is not read of {model.name}, which has an encoder. Use another scorer."
+                f"{value.kind} cannot be read from {model.name}, because it has an encoder. Use another scorer.",
+                code="encoder-model",
             )
         if value.kind == "critical":
             assert self._cache is not None
@@ -128,12 +132,14 @@ class Maker:
             return critical_tokens(model, self._template, group, value, file, batch=self._batch)
         return internal_values(model, rows, value, **settings)
 
-    def _of_data(self, value: Value, row: TokenRow) -> list[Tensor]:
-        """Values of character spans at the tokens that they cover."""
+    def _from_data(self, value: Value, row: TokenRow) -> list[Tensor]:
+        """Values of character spans at the tokens that they cover; NaN for a response without spans."""
         if value.kind == "spans" and row.comparison.spans is None:
             raise UserError(
-                f"{row.comparison.source}: the scorer spans needs spans, and this row has none. Give the data a column spans (data."
-                "columns names it), or use the scorer external with a file."
+                f"{row.comparison.source}: the scorer spans needs spans, and this row has none. Add a column spans to the data, or "
+                "use the scorer external with a file.",
+                code="missing-spans",
+                key="data.columns",
             )
         found = []
         for place, key in enumerate(keys_of(row.comparison)):
@@ -149,36 +155,33 @@ class Maker:
 
     @cached_property
     def _file(self) -> dict[str, list[Span]]:
-        """Spans of a file by the key of their response."""
+        """Spans from a file, by the key of their response."""
         path = next(value.details["file"] for value in self._values if value.kind == "file")
         return dict(read_spans(path))
 
 
 Oracle = Model | RewardModel | TokenScorer | Scorer | Dataset
-"""What gives scores: a trained model, the folder of one or of a run's stage, a scorer, or scores that were made before."""
+"""A source of scores: a trained model, the folder of a model or of a run's stage, a scorer, or existing scores."""
 
 SHARD_ROWS = 128
-"""Prompts that are computed together, as a recipe has it by default."""
+"""Prompts that are computed together. Equal to a recipe's default, so that the values are equal to the bit."""
 
+REFERENCE_LOGP = Value("reference", "logp")
 PREFIX = "token_"
 KEYS, RANKS, EOS, TEXTS = "response_keys", "response_ranks", "response_eos", "response_texts"
 IDS, STARTS, ENDS, SCORES, WEIGHTS = (
-    "token_ids",
-    "token_starts",
-    "token_ends",
-    "token_scores",
-    "token_weights",
+    f"{PREFIX}{name}" for name in ("ids", "starts", "ends", "scores", "weights")
 )
-"""Columns of a scored data set: in each row a list with an entry per response. See :func:`tokenward.score`."""
+"""Columns of a scored data set; each row has a list with an entry per response. See :func:`tokenward.score`."""
 
 
 class Scoring(NamedTuple):
-    """What scores are made of.
+    """A scorer with the models or the stored values that it reads.
 
     Attributes:
         scorer: From values to scores.
         models: By name: ``reference``, ``oracle``, ``reward``.
-        store: Values that were made before, a folder or a data set; None computes them.
+        store: Existing values, as a folder or as data sets; None computes them.
     """
 
     scorer: Scorer
@@ -187,95 +190,93 @@ class Scoring(NamedTuple):
 
 
 def scoring_of(
-    oracle: Oracle | None,
-    policy: Callable[[], LanguageModel],
+    oracle: Any,
+    reference: Callable[[], LanguageModel],
     *,
-    reference: Model | None = None,
-    scorer: Scorer | None = None,
-    packing: Packing = "auto",
-    device: str = "auto",
+    scorer: Scorer | None,
+    style: Style,
+    **loading: Any,
 ) -> Scoring | None:
-    """What an ``oracle`` argument means; None if nothing gives scores.
+    """Interpret an ``oracle`` argument; None if nothing gives scores.
 
     Args:
         oracle: See :data:`Oracle`.
-        policy: Gives what an oracle is compared with if there is no reference.
-        reference: What the oracle was trained from.
+        reference: Gives the model that an oracle was trained from which does not know it.
         scorer: From values to scores; None is the log-ratio of oracle and reference, or the reward itself.
-        packing: How models that are loaded here are laid out.
-        device: Where they are put.
+        style: The style that the rows are encoded in.
+        loading: ``packing`` and ``device`` of :func:`language_model`.
 
     Raises:
-        UserError: it is none of these.
+        UserError: it is none of these, or was trained on conversations in another style.
     """
-    shared: dict[str, Any] = {"packing": packing, "device": device}
     if oracle is None and scorer is None:
         return None
+    if isinstance(oracle, str | Path):
+        oracle = _loaded(str(oracle), loading)
+    if isinstance(oracle, TokenStore):
+        return Scoring(scorer or LogRatio(), {}, oracle)
+    if isinstance(oracle, Dataset):
+        if KEYS not in oracle.column_names:
+            raise UserError(
+                f"oracle is a Dataset without scores (its columns are {', '.join(oracle.column_names)}). Pass the data set that "
+                "tokenward.score returned.",
+                code="missing-scores",
+            )
+        return Scoring(scorer or StoredScores(), {}, [oracle])
+    if isinstance(oracle, TokenScorer):
+        _check_style(oracle, style)
+    models, own = _models_of(oracle, scorer is None, loading)
+    scorer = cast(Scorer, scorer or own)
+    check_call("scorer", name_of(scorer), scorer, ("record",))
+    check_scope(scorer)
+    if "reference" not in models and any(value.model == "reference" for value in reads_of(scorer)):
+        models["reference"] = reference()
+    return Scoring(scorer, models)
+
+
+def _loaded(name: str, loading: Mapping[str, Any]) -> TokenStore | TokenScorer | LanguageModel:
+    """The oracle in a folder: scores, a stage of a run or a reward, or a model."""
+    folder = Path(name).expanduser()
+    if any(folder.glob("tokens-*.parquet")):
+        return TokenStore(folder)
+    if (folder / MANIFEST).is_file() or is_reward_folder(folder):
+        return TokenScorer.load(folder)
+    return load_model(name, **loading)
+
+
+def _models_of(
+    oracle: Any, scores: bool, loading: Mapping[str, Any]
+) -> tuple[dict[str, TokenModel], Scorer | None]:
+    """The models behind an oracle, and its default scorer. The oracle itself may be the scorer, if it has to score."""
     if isinstance(oracle, TokenScorer):
         models = {name.removesuffix("_logp"): model for name, model in oracle.models.items()}
-        return Scoring(scorer or oracle.scorer, models)
-    if isinstance(oracle, Dataset):
-        return _of_data_set(oracle, scorer)
-    base = language_model(reference, name="reference", **shared) if reference is not None else None
-    if isinstance(oracle, str | Path):
-        return _of_folder(str(oracle), policy, base, scorer, shared)
-    return _of_object(oracle, base or policy(), scorer, shared)
-
-
-def _of_data_set(scored: Dataset, scorer: Scorer | None) -> Scoring:
-    if KEYS not in scored.column_names:
-        raise UserError(
-            f"oracle is a Dataset without the columns of tokenward.score (it has {', '.join(scored.column_names)}). Give what "
-            "tokenward.score returned."
-        )
-    return Scoring(scorer or StoredScores(), {}, [scored])
-
-
-def _of_object(
-    oracle: Any, reference: LanguageModel, scorer: Scorer | None, shared: Mapping[str, Any]
-) -> Scoring:
-    """A loaded model, or a scorer."""
-    if oracle is None:
-        return Scoring(_checked(scorer), {"reference": reference})
+        return models, oracle.scorer
     if isinstance(oracle, RewardModel):
-        return Scoring(scorer or Reward(), {"reward": oracle, "reference": reference})
+        return {"reward": oracle}, Reward()
     if isinstance(oracle, PreTrainedModel | PeftModel | LanguageModel):
-        trained = language_model(oracle, name="oracle", **shared)
-        return Scoring(scorer or LogRatio(), {"oracle": trained, "reference": reference})
-    if callable(oracle) and scorer is None:
-        return Scoring(_checked(oracle), {"reference": reference})
+        return {"oracle": language_model(oracle, name="oracle", **loading)}, LogRatio()
+    if oracle is None or (callable(oracle) and scores):
+        return {}, cast(Scorer | None, oracle)
     raise UserError(
-        f"oracle is {type(oracle).__name__}. Give a trained model, the folder of one, a scorer, or what tokenward.score returned."
+        f"oracle is {type(oracle).__name__}. Pass a trained model or its folder, a scorer, or a data set that tokenward.score "
+        "returned.",
+        code="wrong-type",
     )
 
 
-def _of_folder(
-    name: str,
-    policy: Callable[[], LanguageModel],
-    base: LanguageModel | None,
-    scorer: Scorer | None,
-    shared: Mapping[str, Any],
-) -> Scoring:
-    folder = Path(name).expanduser()
-    if any(folder.glob("tokens-*.parquet")):
-        return Scoring(scorer or LogRatio(), {}, TokenStore(folder))
-    if (folder / MANIFEST).is_file() or is_reward_folder(folder):
-        made = TokenScorer.load(folder)
-        models = {key.removesuffix("_logp"): model for key, model in made.models.items()}
-        return Scoring(scorer or made.scorer, models if base is None else {**models, "reference": base})
-    trained = load_model(name, **shared)
-    return Scoring(scorer or LogRatio(), {"oracle": trained, "reference": base or policy()})
-
-
-def _checked(scorer: Any) -> Any:
-    check_call("scorer", name_of(scorer), scorer, ("record",))
-    check_scope(scorer)
-    return scorer
+def _check_style(oracle: TokenScorer, style: Style) -> None:
+    first = next(iter(oracle.models.values()))
+    if oracle.template.fingerprint != first.template(style).fingerprint:
+        raise UserError(
+            "the oracle was trained on conversations in another style, so its scores belong to other tokens. Pass tokens with the "
+            "template, chat_template_kwargs and day that it was trained with.",
+            code="template-mismatch",
+        )
 
 
 @dataclass(frozen=True)
 class StoredScores:
-    """The scores that a scored data set holds."""
+    """Takes the scores of a scored data set as they are."""
 
     reads: ClassVar[tuple[str, ...]] = ()
 
@@ -284,84 +285,92 @@ class StoredScores:
         return record.value(SCORES)
 
 
-def values_read(scorer: Scorer) -> list[Value]:
-    """What a scorer reads of frozen models and of the data."""
+def frozen_values(scorer: Scorer) -> list[Value]:
+    """The values that a scorer reads from frozen models and from the data, without those of the policy."""
     return [value for value in dict.fromkeys(reads_of(scorer)) if not value.online]
 
 
-def value_store(
-    scoring: Scoring,
-    rows: TokenTable,
-    template: Template,
-    folder: Path,
-    *,
-    style: Style,
-    precision: str = "float32",
-    tokens_per_batch: int = 8192,
-    display: Display,
-    more: Sequence[Value] = (),
-) -> TokenStore:
-    """The values that a scorer reads, of every response of some rows.
+@dataclass(frozen=True, kw_only=True)
+class ValuePass:
+    """Computes the values that scorers read.
 
-    Args:
-        scoring: What scores are made of.
-        rows: Every prompt with its responses.
-        template: That wrote them.
-        folder: Where values that are computed go.
-        style: In which they were written.
-        precision: As :func:`tokenward.scoring.reads.over_batches` takes it.
-        tokens_per_batch: Most tokens in one pass.
-        display: Where progress is shown.
-        more: Further values that are wanted.
-
-    Raises:
-        UserError: the scorer reads a model that nobody gave.
+    Attributes:
+        template: The template that the rows were encoded with.
+        style: The style that the rows were encoded in.
+        precision: As in :func:`tokenward.scoring.reads.over_batches`.
+        tokens_per_batch: Most tokens in one forward pass.
+        display: Shows progress.
     """
-    if isinstance(scoring.store, TokenStore):
-        return scoring.store
-    if scoring.store is not None:
-        return store_of(scoring.store, folder)
-    values = list(dict.fromkeys([*more, *values_read(scoring.scorer)]))
-    makers = []
-    for name in dict.fromkeys(value.model for value in values):
-        mine = [value for value in values if value.model == name]
-        load = (lambda attention: _nobody()) if name == "data" else _loader(scoring, name, mine[0])
-        makers.append(
+
+    template: Template
+    style: Style
+    precision: str
+    tokens_per_batch: int
+    display: Display
+
+    def store(
+        self, scoring: Scoring, rows: TokenTable, folder: Path, *, more: Sequence[Value] = ()
+    ) -> TokenStore:
+        """The values that a scorer reads, of every response of some rows.
+
+        Args:
+            scoring: The scorer and its models, or existing values.
+            rows: All responses of each prompt as one row.
+            folder: For values that are computed.
+            more: Further values to compute.
+
+        Raises:
+            UserError: the scorer reads a model that was not given.
+        """
+        if isinstance(scoring.store, TokenStore):
+            return scoring.store
+        if scoring.store is not None:
+            return store_of(scoring.store, folder)
+        by_model: dict[str, list[Value]] = {}
+        for value in dict.fromkeys([*more, *frozen_values(scoring.scorer)]):
+            by_model.setdefault(value.model, []).append(value)
+        makers = [
             Maker(
                 name,
-                mine,
-                template,
-                load,
-                style=style,
-                precision=precision,
-                tokens_per_batch=tokens_per_batch,
+                values,
+                self.template,
+                _loader(scoring, name, values[0]),
+                style=self.style,
+                precision=self.precision,
+                tokens_per_batch=self.tokens_per_batch,
                 cache=folder / "cache",
             )
-        )
-    total = len(rows.responses) * sum(maker.passes for maker in makers)
-    with display.progress("scores", total) as bar:
-        return write_store(folder, makers, template, rows, shard_rows=SHARD_ROWS, progress=bar.advance)
+            for name, values in by_model.items()
+        ]
+        total = len(rows.responses) * sum(maker.passes for maker in makers)
+        with self.display.progress("scores", total) as bar:
+            return write_store(
+                folder, makers, self.template, rows, shard_rows=SHARD_ROWS, progress=bar.advance
+            )
+
+    def reference(self, model: LanguageModel, rows: TokenTable, folder: Path) -> TokenStore:
+        """The log-probabilities of a reference, of every response of some rows."""
+        return self.store(Scoring(Surprisal(), {"reference": model}), rows, folder, more=[REFERENCE_LOGP])
 
 
-def _nobody() -> TokenModel:
-    raise AssertionError("values of the data need no model")
-
-
-def _loader(scoring: Scoring, name: str, value: Value) -> Callable[[str | None], TokenModel]:
+def _loader(scoring: Scoring, name: str, value: Value) -> Load:
     model = scoring.models.get(name)
-    if model is None:
+    if model is None and name != "data":
         raise UserError(
-            f"the scorer {name_of(scoring.scorer)} reads {value}, and there is no {name}. Give a model as oracle=, and "
-            "the scorer as scorer=."
+            f"the scorer {name_of(scoring.scorer)} reads {value}, and there is no {name}. Pass a model as oracle and the scorer "
+            "as scorer.",
+            code="missing-model",
         )
 
     def load(attention: str | None) -> TokenModel:
+        assert model is not None
         if attention is None:
             return model
         if not model.fingerprint:
             raise UserError(
-                f"{value} is read with another attention implementation, for which {model.name} must be loaded again. Save it, and "
-                "give its folder."
+                f"{value} needs another attention implementation, so {model.name} must be loaded again, and it is not known from where. "
+                "Save it and pass its folder.",
+                code="not-saved",
             )
         return load_model(model.name, attention=attention, device=str(model.device))
 
@@ -369,23 +378,24 @@ def _loader(scoring: Scoring, name: str, value: Value) -> Callable[[str | None],
 
 
 def store_of(scored: Sequence[Dataset], folder: Path) -> TokenStore:
-    """The records of scored data sets as a store.
+    """Write the values of scored data sets as a store.
 
     Raises:
-        UserError: no row of them has any.
+        UserError: no row has values.
     """
-    records = {record.key: record for part in scored for record in records_of(part)}
+    records = {record.key: record for part in scored for record in _records_of(part)}
     if not records:
         raise UserError(
-            "no row of the scored data set has values of tokens. Score it again with tokenward.score."
+            "no row of the scored data set has scores. Score it again with tokenward.score.",
+            code="missing-scores",
         )
     return write_shards(
         folder, list(records), lambda keys: [records[key] for key in keys], rows_per_shard=SHARD_ROWS
     )
 
 
-def records_of(scored: Dataset) -> Iterator[TokenRecord]:
-    """What a scored data set holds of each response. Its scores and weights keep the names of their columns."""
+def _records_of(scored: Dataset) -> Iterator[TokenRecord]:
+    """The responses of a scored data set. Scores and weights keep the names of their columns."""
     names = {
         name: name if name in (SCORES, WEIGHTS) else name.removeprefix(PREFIX)
         for name in scored.column_names

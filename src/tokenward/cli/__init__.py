@@ -1,22 +1,19 @@
-"""The command line: verbs over stages and tools. torch is imported only by the verbs that need it."""
+"""The command line. Only commands that need torch import it, so that help and messages appear at once."""
 
 import sys
 
 from rich.console import Console
 from rich.text import Text
 
-# A verb joins the application when its module is imported.
-from tokenward.cli import evaluate as evaluate
-from tokenward.cli import methods as methods
+# A command joins the application when its module is imported.
 from tokenward.cli import recipes as recipes
-from tokenward.cli import report as report
-from tokenward.cli import tools as tools
+from tokenward.cli import runs as runs
 from tokenward.cli.app import app
 from tokenward.errors import UserError
 
 
 def main() -> None:
-    """Run the command line: a user's mistake costs one message and exit status 2."""
+    """Run the command line. A user's mistake prints one message and exits with status 2."""
     try:
         app()
     except UserError as error:

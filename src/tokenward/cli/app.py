@@ -1,10 +1,10 @@
-"""The application that the verbs join, and what they share."""
+"""The application that the commands join, and what they share."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,17 +19,22 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-GOES_ON = "what was finished stays; the same command goes on from there"
+GOES_ON = "finished work is kept; run the same command again to continue"
 
-RecipeArgument = Annotated[Path, typer.Argument(help="Recipe: a YAML file.", show_default=False)]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change a value of the recipe, such as oracle.fraction=0.5. Repeatable.",
-    ),
-]
+
+def argument(text: str, metavar: str | None = None) -> Any:
+    """An argument with a help text."""
+    return typer.Argument(help=text, metavar=metavar, show_default=False)
+
+
+def option(text: str, *names: str, metavar: str | None = None) -> Any:
+    """An option with a help text."""
+    return typer.Option(*names, help=text, metavar=metavar)
+
+
+_SET = "Override a value of the recipe, such as oracle.fraction=0.5. Can be repeated."
+RecipeArgument = Annotated[Path, argument("The recipe, a YAML file.")]
+SetOption = Annotated[list[str] | None, option(_SET, "--set", metavar="KEY=VALUE")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -41,15 +46,16 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
-    """What stands before a verb."""
+    """Options before a command."""
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Say what Ctrl-C leaves behind; typer itself would exit without a word."""
+    """Print what Ctrl-C leaves behind; typer itself would exit without a message."""
     try:
         yield
     except KeyboardInterrupt as stop:

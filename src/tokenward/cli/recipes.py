@@ -1,17 +1,20 @@
-"""Verbs that carry out a recipe, and those that only read it."""
+"""Commands that run a recipe, read it, or write a new one."""
 
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
-from tokenward.cli.app import RecipeArgument, SetOption, app, stoppable
+from tokenward.artifacts import atomic_write
+from tokenward.cli.app import RecipeArgument, SetOption, app, argument, option, stoppable
+from tokenward.display import Display
+from tokenward.errors import UserError
+from tokenward.methods import all_methods, method_of
 
 
-def through(recipe: Path, overrides: list[str] | None, last: str) -> None:
-    """Carry out a recipe up to a stage."""
+def run_until(recipe: Path, overrides: list[str] | None, last: str) -> None:
+    """Run the stages of a recipe up to ``last``."""
     with stoppable():
         from tokenward.tools.run import run_recipe
 
@@ -20,17 +23,20 @@ def through(recipe: Path, overrides: list[str] | None, last: str) -> None:
 
 @app.command()
 def run(recipe: RecipeArgument, overrides: SetOption = None) -> None:
-    """Carry out a whole recipe, on comparisons or guided, to its evaluation. Finished stages are skipped."""
-    through(recipe, overrides, "evaluation")
+    """Run all stages of a recipe: data, training, evaluation and report. Finished stages are skipped.
+
+    tokenward run recipes/quickstart.yaml
+    """
+    run_until(recipe, overrides, "evaluation")
 
 
 @app.command()
 def data(
     recipe: RecipeArgument,
     overrides: SetOption = None,
-    show: Annotated[int, typer.Option(help="Rows to show as the model will see them.")] = 1,
+    show: Annotated[int, option("Number of rows to show as the model sees them.")] = 1,
 ) -> None:
-    """Read, clean and split the comparisons; show what was dropped, and rows as the model sees them."""
+    """Read, clean and split the data. Show how many rows were dropped and why, and some rows as the model sees them."""
     with stoppable():
         from tokenward.tools.run import show_data
 
@@ -39,46 +45,42 @@ def data(
 
 @app.command()
 def oracle(recipe: RecipeArgument, overrides: SetOption = None) -> None:
-    """Train the DPO oracle, after the stages it needs."""
-    through(recipe, overrides, "oracle")
+    """Run a recipe up to the oracle, the model that estimates token rewards."""
+    run_until(recipe, overrides, "oracle")
 
 
 @app.command()
 def reward(recipe: RecipeArgument, overrides: SetOption = None) -> None:
-    """Learn a token reward from the ranks in the data, after the stages it needs."""
-    through(recipe, overrides, "reward")
+    """Run a recipe up to the token reward model, which learns from the ranks in the data."""
+    run_until(recipe, overrides, "reward")
 
 
 @app.command()
 def score(
-    target: Annotated[
-        Path,
-        typer.Argument(help="Recipe, or the folder of a trained oracle or reward.", show_default=False),
-    ],
+    target: Annotated[Path, argument("A recipe, or the folder of a trained oracle or reward.")],
     texts: Annotated[
-        Path | None,
-        typer.Argument(
-            help="With such a folder: your own texts, JSON lines with prompt and response.",
-            show_default=False,
-        ),
+        Path | None, argument("With a folder: your texts, JSON lines with the fields prompt and response.")
     ] = None,
     overrides: SetOption = None,
     output: Annotated[
-        Path | None, typer.Option(help="Where to write the scores; the screen if left out.")
+        Path | None, option("File for the scores of your texts; they are shown by default.")
     ] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="Reference model, where the folder does not say which it was.")
-    ] = None,
+    reference: Annotated[str | None, option("The reference model, if the folder does not name it.")] = None,
 ) -> None:
-    """Score every response token of a recipe's data, or of your own texts with a trained oracle or reward.
+    """Score the response tokens of a recipe's data, or of your own texts.
 
     tokenward score recipes/quickstart.yaml
     tokenward score runs/quickstart/oracle texts.jsonl --output scores.jsonl
 
-    A folder without a run's manifest may need --set tokens.template=plain.
+    A model folder that is not part of a run may need --set tokens.template=plain.
     """
     if texts is None:
-        through(target, overrides, "scores")
+        if output is not None or reference is not None:
+            raise UserError(
+                "--output and --reference have no effect without texts. Leave them out, or name a file of texts.",
+                code="idle-setting",
+            )
+        run_until(target, overrides, "scores")
         return
     with stoppable():
         from tokenward.tools.score_texts import score_file
@@ -88,8 +90,35 @@ def score(
 
 @app.command()
 def train(recipe: RecipeArgument, overrides: SetOption = None) -> None:
-    """Train the policy, on selected tokens or guided by a learned reward, after the stages it needs."""
-    through(recipe, overrides, "policy")
+    """Run a recipe up to the policy, the model that is trained on the selected tokens."""
+    run_until(recipe, overrides, "policy")
+
+
+@app.command()
+def evaluate(recipe: RecipeArgument, overrides: SetOption = None) -> None:
+    """Run a recipe up to the evaluation, which measures the policy before and after training.
+
+    tokenward evaluate recipes/quickstart.yaml
+    """
+    run_until(recipe, overrides, "evaluation")
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    step: Annotated[
+        bool, option("Measure one real step of each training, or only estimate with --no-step.")
+    ] = True,
+) -> None:
+    """Predict the memory, time and disk space of each stage before a run.
+
+    This runs the data stage, because the estimates need the lengths of the texts.
+    """
+    with stoppable():
+        from tokenward.tools.plan import plan_recipe
+
+        plan_recipe(recipe, overrides or (), measure=step)
 
 
 @app.command()
@@ -97,13 +126,10 @@ def config(
     recipe: RecipeArgument,
     overrides: SetOption = None,
     complete: Annotated[
-        bool,
-        typer.Option(
-            "--resolved", help="Also what named objects and training tables have where the recipe is silent."
-        ),
+        bool, option("Include the defaults of named objects and of the training tables.", "--resolved")
     ] = False,
 ) -> None:
-    """Print every value of a recipe and where it comes from."""
+    """Show every value of a recipe and where it comes from."""
     from tokenward.config import load_recipe, resolved
 
     console = Console(highlight=False)
@@ -113,3 +139,32 @@ def config(
     for item in resolved(loaded):
         line = Text.assemble(f"{item.key}: {item.value}", (f"  ({item.origin})", "dim"))
         console.print(line, soft_wrap=True)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods that have a recipe, each with a description and its paper."""
+    rows = [(method.name, method.line, method.paper) for method in all_methods().values()]
+    Display().listing(("method", "what it does", "paper"), rows)
+
+
+@app.command()
+def init(
+    method: Annotated[str, argument("A name from `tokenward methods`.")],
+    file: Annotated[Path | None, argument("The recipe to write; METHOD.yaml by default.")] = None,
+) -> None:
+    """Write a commented recipe of a method, ready for your model and data.
+
+    tokenward init tgdpo
+    """
+    found = method_of(method)
+    target = file or Path(f"{method}.yaml")
+    if target.exists():
+        raise UserError(
+            f"{target} already exists. Name another file: tokenward init {method} FILE.", code="file-exists"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(target, found.recipe)
+    Display().line(
+        f"{target}: {found.line}\nNext: enter your model and data, then run `tokenward run {target}`."
+    )

@@ -1,4 +1,7 @@
-"""Splits conversations into prompt and replies: shared beginnings and Human/Assistant transcripts."""
+"""Splits conversations into prompt and replies: common beginnings and Human/Assistant transcripts.
+
+A malformed field raises a FieldError, and a row without two comparable replies raises Unusable with the reason.
+"""
 
 import re
 from collections.abc import Sequence
@@ -55,11 +58,7 @@ def turns(transcript: str) -> Conversation:
 
 
 def prompt_of(row: Row) -> Conversation:
-    """The field ``prompt`` as messages. Plain text becomes one user message, a transcript becomes its turns.
-
-    Raises:
-        FieldError: The field is missing, null, or neither text nor messages.
-    """
+    """The field ``prompt`` as messages. Plain text becomes one user message, a transcript becomes its turns."""
     value = read(row, "prompt", text_or_messages)
     if not isinstance(value, str):
         return value
@@ -71,11 +70,7 @@ def prompt_of(row: Row) -> Conversation:
 
 
 def reply(value: str | Conversation, prompt: Conversation) -> DataReply:
-    """A reply given as text or as messages, which may repeat the prompt.
-
-    Raises:
-        Unusable: The reply is empty, or its first or last message is not the assistant's.
-    """
+    """A reply given as text or as messages, which may repeat the prompt."""
     if isinstance(value, str):
         return DataReply(value)
     rest = _after(prompt, value)
@@ -97,12 +92,7 @@ def shared_prompt(chosen: Conversation, rejected: Conversation) -> Conversation:
 
 
 def from_transcripts(row: Row) -> Sides:
-    """Anthropic HH: the prompt is the longest common beginning that ends in a Human turn.
-
-    Raises:
-        FieldError: A side is missing, null or not text.
-        Unusable: There is no such beginning, or more than one message follows it.
-    """
+    """Anthropic HH: the prompt is the longest common beginning that ends in a Human turn."""
     chosen, rejected = (turns(read(row, side, text)) for side in SIDES)
     prompt = _common(chosen, rejected)
     while prompt and prompt[-1]["role"] != "user":
@@ -117,10 +107,6 @@ def from_shared_beginning(row: Row) -> Sides:
 
     Plain text is cut at a space, so that no word is split. The space goes to the replies: prompt and reply joined are
     the original text. (TRL cuts at the first different character and can split a word.)
-
-    Raises:
-        FieldError: A side is missing, null, or neither text nor messages.
-        Unusable: The sides have no common beginning, or a side is not a reply to it.
     """
     chosen, rejected = (read(row, side, text_or_messages) for side in SIDES)
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -135,12 +121,7 @@ def from_shared_beginning(row: Row) -> Sides:
 
 
 def from_pair(row: Row) -> Sides:
-    """``prompt``, ``chosen`` and ``rejected``. If the sides are whole conversations, they contain the prompt.
-
-    Raises:
-        FieldError: A field is missing, null, or neither text nor messages.
-        Unusable: The conversations do not contain this prompt, or a side is not a reply.
-    """
+    """``prompt``, ``chosen`` and ``rejected``. If the sides are whole conversations, they contain the prompt."""
     prompt = prompt_of(row)
     chosen, rejected = (read(row, side, text_or_messages) for side in SIDES)
     if not isinstance(chosen, str) and not isinstance(rejected, str):
@@ -155,11 +136,7 @@ def from_pair(row: Row) -> Sides:
 
 
 def sides_of(prompt: Conversation, chosen: Conversation, rejected: Conversation) -> Sides:
-    """Two replies as messages, which may repeat the prompt. Their common first messages are moved to the prompt.
-
-    Raises:
-        Unusable: A side is not a reply.
-    """
+    """Two replies as messages, which may repeat the prompt. Their common first messages are moved to the prompt."""
     first, second = _after(prompt, chosen), _after(prompt, rejected)
     # A side that does not start with the assistant is about another prompt: nothing is shared.
     replies = all(side[0]["role"] == "assistant" for side in (first, second) if side)

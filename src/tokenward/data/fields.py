@@ -1,4 +1,7 @@
-"""Typed access to the fields of a row. Errors name the field, what was found and what was expected."""
+"""Typed access to the fields of a row.
+
+A field that cannot be read raises a FieldError, which names the field, what was found and what was expected.
+"""
 
 import json
 import math
@@ -64,11 +67,7 @@ def optional(row: Row, field: str) -> Any:
 
 
 def required(row: Row, field: str, *, path: str = "") -> Any:
-    """The value of a required field. ``path`` is the prefix of the row in errors, such as ``answers[2].``.
-
-    Raises:
-        FieldError: The field is missing or null.
-    """
+    """The value of a required field. ``path`` is the prefix of the row in errors, such as ``answers[2].``."""
     if field not in row:
         raise FieldError(path + field, f"missing; found only {', '.join(map(str, row)) or 'nothing'}")
     if row[field] is None:
@@ -82,26 +81,18 @@ def read(row: Row, field: str, convert: Callable[[Any, str], T], *, path: str = 
 
 
 def text(value: object, field: str) -> str:
-    """The value as text.
-
-    Raises:
-        FieldError: It is not text, or contains half of a surrogate pair, which no tokenizer can encode.
-    """
+    """The value as text."""
     if not isinstance(value, str):
         raise FieldError(field, f"found {describe(value)}, expected text")
     try:
         value.encode()
-    except UnicodeEncodeError as error:
+    except UnicodeEncodeError as error:  # no tokenizer can encode it either
         raise FieldError(field, f"holds half of a surrogate pair at character {error.start}") from error
     return str(value)
 
 
 def number(value: object, field: str) -> float:
-    """The value as a finite number.
-
-    Raises:
-        FieldError: It is not a finite number.
-    """
+    """The value as a finite number."""
     value = parsed(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise FieldError(field, f"found {describe(value)}, expected a finite number")
@@ -109,11 +100,7 @@ def number(value: object, field: str) -> float:
 
 
 def integer(value: object, field: str) -> int:
-    """The value as an integer. 2.0 is accepted, because tables with missing values store integers as floats.
-
-    Raises:
-        FieldError: It is not a whole number.
-    """
+    """The value as an integer. 2.0 is accepted, because tables with missing values store integers as floats."""
     whole = number(value, field)
     if not whole.is_integer():
         raise FieldError(field, f"found the number {whole}, expected a whole number")
@@ -121,11 +108,7 @@ def integer(value: object, field: str) -> int:
 
 
 def items(value: object, field: str) -> Sequence[Any]:
-    """The value as a list.
-
-    Raises:
-        FieldError: It is not a list.
-    """
+    """The value as a list."""
     value = parsed(value)
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise FieldError(field, f"found {describe(value)}, expected a list")
@@ -133,11 +116,7 @@ def items(value: object, field: str) -> Sequence[Any]:
 
 
 def objects(value: object, field: str) -> Sequence[Row]:
-    """The value as a list of objects.
-
-    Raises:
-        FieldError: It is not a list, or an item is not an object.
-    """
+    """The value as a list of objects."""
     entries = items(value, field)
     for index, entry in enumerate(entries):
         if not isinstance(entry, Mapping):

@@ -50,19 +50,9 @@ def jsonl_rows(path: Path) -> Rows:
 
 def _json_rows(path: Path) -> Rows:
     """The objects of a JSON file that is a list, or an object with a single list."""
-    whole = "".join(line for _, line in _lines(path))
-    try:
-        content = json.loads(whole)
-    except json.JSONDecodeError as error:
-        advice = (
-            "If each line is one object, name the file .jsonl."
-            if error.msg == "Extra data"
-            else "The file must contain one list of objects."
-        )
-        where = f"{path}:{error.lineno}"
-        raise UserError(f"{where}: not JSON: {_reason(error)}. {advice}", code="not-json") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON: {error}.", code="not-json") from error
+    text = "".join(line for _, line in _lines(path))
+    advice = "The file must contain one list of objects. If each line is one object, name it .jsonl."
+    content = _loads(text, str(path), advice, whole_file=True)
     for number, row in enumerate(_only_list(content, path), 1):
         where = f"{path}:row {number}"
         if not isinstance(row, dict):
@@ -158,20 +148,22 @@ def _decoded(raw: bytes, where: str, encoding: str) -> str:
         raise UserError(f"{where}: not UTF-8: {found}. Save the file as UTF-8.", code="not-utf-8") from error
 
 
-def _json_object(line: str, where: str) -> dict[str, Any]:
+def _loads(text: str, where: str, advice: str, *, whole_file: bool = False) -> Any:
     try:
-        row = json.loads(line)
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        advice = "Each line must be a complete JSON object: fix or delete this line."
-        if line.strip() in ("[", "{"):
-            advice = (
-                "The file looks like JSON over several lines: name it .json, or write one object per line."
-            )
-        raise UserError(f"{where}: not JSON: {_reason(error)}. {advice}", code="not-json") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{where}: not readable as JSON: {error}. Fix or delete this line.", code="not-json"
-        ) from error
+        line = f":{error.lineno}" if whole_file else ""
+        reason = f"{error.msg} at column {error.colno}"
+        raise UserError(f"{where}{line}: not JSON: {reason}. {advice}", code="not-json") from error
+    except (ValueError, RecursionError) as error:  # a number with too many digits, or too many brackets
+        raise UserError(f"{where}: not readable as JSON: {error}. {advice}", code="not-json") from error
+
+
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    advice = "Each line must be a complete JSON object: fix or delete this line."
+    if line.strip() in ("[", "{"):
+        advice = "The file looks like JSON over several lines: name it .json, or write one object per line."
+    row = _loads(line, where, advice)
     if not isinstance(row, dict):
         advice = 'Each line must be an object, such as {"prompt": "...", "chosen": "...", "rejected": "..."}'
         if isinstance(row, list):
@@ -180,10 +172,6 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
             f"{where}: found {describe(row)}, expected an object. {advice}.", code="not-an-object"
         )
     return row
-
-
-def _reason(error: json.JSONDecodeError) -> str:
-    return f"{error.msg} at column {error.colno}"
 
 
 def _only_list(content: object, path: Path) -> list[Any]:

@@ -37,21 +37,14 @@ def _fits_any(row: Row) -> bool:
 
 
 class Format(NamedTuple):
-    """A row format.
+    """A row format."""
 
-    Attributes:
-        name: Its name in the recipe.
-        needs: The columns it needs. ``a or b`` is satisfied by either.
-        parse: Reads one row. It raises FieldError for a malformed row and Unusable for one without information.
-        fits: Whether a first row that has the columns really has this format.
-        options: Optional columns.
-    """
-
-    name: str
-    needs: tuple[str, ...]
+    name: str  # its name in the recipe
+    needs: tuple[str, ...]  # the columns it needs. a or b is satisfied by either
+    # Reads one row. It raises FieldError for a malformed row and Unusable for one without information.
     parse: Callable[[Row], Parsed]
-    fits: Callable[[Row], bool] = _fits_any
-    options: tuple[str, ...] = ()
+    fits: Callable[[Row], bool] = _fits_any  # whether a first row that has the columns really has this format
+    options: tuple[str, ...] = ()  # optional columns
 
     def missing(self, columns: Iterable[str]) -> list[str]:
         """The needed columns that are not among these."""
@@ -117,54 +110,25 @@ def _has_object_input(row: Row) -> bool:
 
 _PAIR = ("prompt", "chosen", "rejected")
 
-# The first format that fits is taken, so formats with more specific columns or rows come first.
-FORMATS: dict[str, Format] = {
-    shape.name: shape
-    for shape in (
-        Format("hh", ("chosen", "rejected"), parsers.parse_hh, _has_transcripts, PAIR_SCORES),
-        Format(
-            "ultrafeedback_binarized", _PAIR + PAIR_SCORES, parsers.parse_scored_pairs, _has_conversations
-        ),
-        Format("pairs", _PAIR, parsers.parse_pairs, options=PAIR_SCORES),
-        Format(
-            "sharegpt",
-            ("conversations", "chosen", "rejected"),
-            parsers.parse_sharegpt,
-            _has_continuations,
-            PAIR_SCORES,
-        ),
-        Format("implicit", ("chosen", "rejected"), parsers.parse_implicit, _has_implicit_prompt, PAIR_SCORES),
-        Format(
-            "ranked", ("prompt", "responses", "ranks or scores"), parsers.parse_ranked, options=("spans",)
-        ),
-        Format("ultrafeedback", ("instruction", "completions"), parsers.parse_ultrafeedback),
-        Format("nectar", ("prompt", "answers"), parsers.parse_nectar),
-        Format(
-            "alpaca",
-            ("instruction", "chosen", "rejected"),
-            parsers.parse_alpaca,
-            _has_text_instruction,
-            ("input", *PAIR_SCORES),
-        ),
-        Format("swift", ("messages", "rejected_response or rejected_messages"), parsers.parse_swift),
-        Format(
-            "openai",
-            ("input", "preferred_output", "non_preferred_output"),
-            parsers.parse_openai,
-            _has_object_input,
-        ),
-        Format(
-            "safe_rlhf", ("prompt", "response_0", "response_1", "better_response_id"), parsers.parse_safe_rlhf
-        ),
-        Format(
-            "shp",
-            ("history", "human_ref_A", "human_ref_B", "labels"),
-            parsers.parse_shp,
-            options=("score_A", "score_B"),
-        ),
-        Format("unpaired", ("prompt", "completion", "label"), parsers.parse_unpaired),
-    )
-}
+# The first format that fits is used, so formats with more specific columns or rows come first.
+# fmt: off
+FORMATS: dict[str, Format] = {shape.name: shape for shape in (
+    Format("hh", ("chosen", "rejected"), parsers.parse_hh, _has_transcripts, PAIR_SCORES),
+    Format("ultrafeedback_binarized", _PAIR + PAIR_SCORES, parsers.parse_scored_pairs, _has_conversations),
+    Format("pairs", _PAIR, parsers.parse_pairs, options=PAIR_SCORES),
+    Format("sharegpt", ("conversations", "chosen", "rejected"), parsers.parse_sharegpt, _has_continuations, PAIR_SCORES),
+    Format("implicit", ("chosen", "rejected"), parsers.parse_implicit, _has_implicit_prompt, PAIR_SCORES),
+    Format("ranked", ("prompt", "responses", "ranks or scores"), parsers.parse_ranked, options=("spans",)),
+    Format("ultrafeedback", ("instruction", "completions"), parsers.parse_ultrafeedback),
+    Format("nectar", ("prompt", "answers"), parsers.parse_nectar),
+    Format("alpaca", ("instruction", "chosen", "rejected"), parsers.parse_alpaca, _has_text_instruction, ("input", *PAIR_SCORES)),
+    Format("swift", ("messages", "rejected_response or rejected_messages"), parsers.parse_swift),
+    Format("openai", ("input", "preferred_output", "non_preferred_output"), parsers.parse_openai, _has_object_input),
+    Format("safe_rlhf", ("prompt", "response_0", "response_1", "better_response_id"), parsers.parse_safe_rlhf),
+    Format("shp", ("history", "human_ref_A", "human_ref_B", "labels"), parsers.parse_shp, options=("score_A", "score_B")),
+    Format("unpaired", ("prompt", "completion", "label"), parsers.parse_unpaired),
+)}
+# fmt: on
 
 _NAMES = sorted(frozenset().union(*(shape.reads for shape in FORMATS.values())))
 

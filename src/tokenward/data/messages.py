@@ -1,4 +1,4 @@
-"""Messages of a row. Every key is kept, and the content becomes text."""
+"""Messages of a row. Every key is kept, and the content becomes text. Malformed messages raise a FieldError."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,16 +21,10 @@ from tokenward.types import Message
 Conversation = tuple[Message, ...]
 
 _ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "model"), "assistant"),
     "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
+    **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
 }
 """The role for each value of ShareGPT's ``from``. A ``function_call`` is a call by the assistant."""
 
@@ -42,20 +36,12 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 def messages(value: object, field: str) -> Conversation:
-    """A list of messages, each with ``role`` and ``content``, or with ShareGPT's ``from`` and ``value``.
-
-    Raises:
-        FieldError: The value is not such a list.
-    """
+    """A list of messages, each with ``role`` and ``content``, or with ShareGPT's ``from`` and ``value``."""
     return tuple(_message(entry, f"{field}[{i}].") for i, entry in enumerate(objects(value, field)))
 
 
 def text_or_messages(value: object, field: str) -> str | Conversation:
-    """Text as it is, a list as messages, and an object as one message.
-
-    Raises:
-        FieldError: The value is none of these.
-    """
+    """Text as it is, a list as messages, and an object as one message."""
     if isinstance(value, Cell) and value.startswith(("[{", "{")):
         table = parsed(value)
         value = table if isinstance(table, list) or _is_message(table) else value
@@ -69,11 +55,7 @@ def text_or_messages(value: object, field: str) -> str | Conversation:
 
 
 def tools_of(row: Row) -> tuple[Mapping[str, Any], ...]:
-    """The optional column ``tools``: a list of objects, or JSON text of one.
-
-    Raises:
-        FieldError: The column is something else.
-    """
+    """The optional column ``tools``: a list of objects, or JSON text of one."""
     value = row.get("tools")
     if value is None or value == "":
         return ()

@@ -1,4 +1,7 @@
-"""One function per row format. Each reads a row into prompt, responses, ranks, scores and spans."""
+"""One function per row format. Each reads a row into prompt, responses, ranks, scores and spans.
+
+A malformed field raises a FieldError, and a row without two comparable replies raises Unusable with the reason.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -118,11 +121,7 @@ def parse_ranked(row: Row) -> Parsed:
 
 
 def span_of(value: object, field: str, response: str) -> Span:
-    """A span of a response, written ``[start, end, value]``.
-
-    Raises:
-        FieldError: It is something else, or is not inside the response.
-    """
+    """A span of a response, written ``[start, end, value]``."""
     parts = items(value, field)
     if len(parts) != 3:
         raise FieldError(field, f"found a list of {len(parts)}, expected [start, end, value]")
@@ -225,11 +224,7 @@ def parse_unpaired(row: Row) -> Parsed:
 
 
 def with_row_wide(found: Parsed, row: Row) -> Parsed:
-    """Adds the columns ``system`` and ``tools``, which every format may have.
-
-    Raises:
-        FieldError: A column has the wrong type, or the prompt already has another system message.
-    """
+    """Adds the columns ``system`` and ``tools``, which every format may have."""
     if optional(row, "tools") is not None:
         found = found._replace(tools=tools_of(row))
     given = optional(row, "system")
@@ -251,11 +246,7 @@ class PromptAndTools(NamedTuple):
 
 
 def asked_of(row: Row) -> PromptAndTools:
-    """``prompt``, and the optional ``system`` and ``tools``, read as for training.
-
-    Raises:
-        FieldError: A field is missing or has the wrong type.
-    """
+    """``prompt``, and the optional ``system`` and ``tools``, read as for training."""
     found = with_row_wide(Parsed(prompt_of(row), (), ()), row)
     return PromptAndTools(found.prompt, found.tools)
 
@@ -269,11 +260,7 @@ class Answered(NamedTuple):
 
 
 def answered(row: Row) -> Answered:
-    """``prompt`` and ``response``, and the optional ``system`` and ``tools``, read as for training.
-
-    Raises:
-        FieldError: A field is missing or has the wrong type, or the response is not a reply.
-    """
+    """``prompt`` and ``response``, and the optional ``system`` and ``tools``, read as for training."""
     prompt = prompt_of(row)
     try:
         response = reply(read(row, "response", text_or_messages), prompt)

@@ -40,40 +40,26 @@ class Usable(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A source that was read completely.
+    """A source that was read completely."""
 
-    Attributes:
-        comparisons: The rows that were kept, in the order of the source.
-        counts: ``read``, ``kept``, and the number of dropped rows for each reason. The latter add up to ``read``.
-        dropped: The rows that were dropped, in the order of the source.
-        notes: Number of responses removed from rows that were kept, by reason.
-        format: Name of the format.
-        unread: Columns that were not read.
-    """
-
-    comparisons: list[Comparison]
+    comparisons: list[Comparison]  # the rows that were kept, in the order of the source
+    # read, kept, and the number of dropped rows for each reason. The latter add up to read.
     counts: dict[str, int]
-    dropped: list[Dropped]
-    notes: dict[str, int]
-    format: str
-    unread: list[str]
+    dropped: list[Dropped]  # the rows that were dropped, in the order of the source
+    notes: dict[str, int]  # number of responses removed from rows that were kept, by reason
+    format: str  # name of the format
+    unread: list[str]  # columns that were not read
 
 
 @dataclass(slots=True)
 class Reading:
-    """A source that is being read. All attributes but ``rows`` are complete once the rows have been consumed.
+    """A source that is being read. All attributes but ``rows`` are complete once the rows have been consumed."""
 
-    Attributes:
-        rows: The rows, one at a time. Repeated rows are still among them.
-        formats: Names of the formats; files of a list can have different ones.
-        unread: Columns that were not read.
-        said: Lines for the user, such as which split is read.
-    """
-
-    rows: Iterator[Usable | Dropped]
+    rows: Iterator[Usable | Dropped]  # the rows, one at a time. Repeated rows are still among them
+    # Names of the formats; files of a list can have different ones.
     formats: list[str] = field(default_factory=list[str])
-    unread: list[str] = field(default_factory=list[str])
-    said: list[str] = field(default_factory=list[str])
+    unread: list[str] = field(default_factory=list[str])  # columns that were not read
+    said: list[str] = field(default_factory=list[str])  # lines for the user, such as which split is read
 
     @property
     def format(self) -> str:

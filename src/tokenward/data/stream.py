@@ -30,23 +30,16 @@ _REASONS = (*REPEATED, PROMPT_TRAINS)
 
 
 class DataCounts(NamedTuple):
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        counts: ``read``, ``kept``, and the number of dropped rows for each reason. The latter add up to ``read``.
-        notes: Number of responses removed from rows that were kept, by reason.
-        train: Rows of ``train.jsonl``.
-        eval: Rows of ``eval.jsonl``.
-        unpaired: For ``train`` and ``eval``, the number of rows with a single response, labelled good or bad.
-        evaluation: Like ``counts``, for a separate eval source; empty without one.
-    """
-
+    # read, kept, and the number of dropped rows for each reason. The latter add up to read.
     counts: dict[str, int]
-    notes: dict[str, int]
-    train: int
-    eval: int
+    notes: dict[str, int]  # number of responses removed from rows that were kept, by reason
+    train: int  # rows of train.jsonl
+    eval: int  # rows of eval.jsonl
+    # For train and eval, the number of rows with a single response, labelled good or bad.
     unpaired: dict[str, int]
-    evaluation: dict[str, int]
+    evaluation: dict[str, int]  # like counts, for a separate eval source; empty without one
 
 
 class _Part:

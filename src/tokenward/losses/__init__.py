@@ -1,5 +1,7 @@
 """Preference losses on per-token log-probabilities, for a training loop of any kind.
 
+Example::
+
     loss = losses.sepo((chosen, rejected), (chosen_mask, rejected_mask), gamma=2.0).mean()
 
 These are the losses that the objectives of a recipe compute, on plain padded tensors. A loss over pairs takes

@@ -107,8 +107,8 @@ def simpo(logp: Pair, weights: Pair, *, beta: float = 2.0, gamma: float = 1.0) -
 def confpo(logp: Pair, weights: Pair, *, beta: float = 1.5, gamma: float = 1.6) -> Tensor:
     """SimPO over the tokens below the mean token probability of their response.  ([b t], [b u]) each -> [b]
 
-    Yoon et al. 2025 (arXiv 2506.08712). No gradient flows through the selection. The loss of a pair is 0 if a side has
-    no such token.
+    ``-log sigma(beta (m_w - m_l) - gamma)`` with mean log-probabilities ``m`` over these tokens. Yoon et al. 2025 (arXiv
+    2506.08712). No gradient flows through the selection. The loss of a pair is 0 if a side has no such token.
     """
     tokens = Tokens(logp, weights, PAIR, beta=beta)
     owner = (tokens.response, tokens.responses)

@@ -1,7 +1,11 @@
-"""Attention of packed rows: each comparison's tree piece by piece, the rest as transformers has it.
+"""Attention of packed rows, computed tree by tree; all other calls are those of transformers.
 
-Registered with transformers under names of their own, so that the model's own layers call them. A call
-without a tree (generation, separate rows) is transformers' ``sdpa`` or ``flex_attention``.
+In a packed row, the responses to a prompt share it: they attend to the prompt and to themselves, not to each other. One
+dense mask over the row would compute the scores of each response against all others, only to discard them. So each
+comparison is cut into pieces that attend to the prompt and to a contiguous stretch.
+
+The functions are registered with transformers under new names, so the layers of any model call them. A call without a
+tree (generation, separate rows) is passed on to ``sdpa`` or ``flex_attention``.
 """
 
 from collections.abc import Callable
@@ -19,20 +23,17 @@ from transformers.masking_utils import flex_attention_mask, sdpa_mask
 from tokenward.tokens.layouts import PackedComparison, Tree
 
 TREE, FLEX_TREE = "tokenward_tree", "tokenward_flex_tree"
-"""Names of the two in transformers."""
+"""Names under which transformers knows the two functions."""
 
 PASSED_ON = ("position_ids", "cache_position")
-"""Tensors that layers hand to any attention."""
+"""Tensor arguments that layers pass to every attention function, and that need no handling here."""
 
 SCORES_AT_ONCE = 2**22
-"""Attention scores that may exist at once where they are written out, see :func:`_attend`."""
+"""Most attention scores that :func:`_attend` computes without a fused kernel."""
 
 
 def install_tree_attention(model: PreTrainedModel) -> None:
-    """Let a model's layers compute packed rows; every other call stays what it was.
-
-    A model with another attention than sdpa and flex attention keeps its own.
-    """
+    """Make the layers of a model compute packed rows. A model that uses neither sdpa nor flex attention is unchanged."""
     AttentionInterface.register(TREE, tree_attention)
     AttentionMaskInterface.register(TREE, sdpa_mask)
     AttentionInterface.register(FLEX_TREE, flex_tree_attention)
@@ -52,15 +53,15 @@ def flex_tree_attention(
     tree: Tree | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """As :func:`tree_attention`, in one call of flex attention: for GPUs, where its kernel skips unseen blocks."""
+    """:func:`tree_attention` as one call of flex attention, whose GPU kernel skips masked blocks."""
     if tree is not None:
-        _check_own(attention_mask, kwargs, ("sliding_window", "block_indices"))
+        _check_unsupported(attention_mask, kwargs, ("sliding_window", "block_indices"))
     mask = attention_mask if tree is None else tree.block_mask
     query, key = query.to(value.dtype), key.to(value.dtype)
     return flex_attention_forward(module, query, key, value, mask, **kwargs)
 
 
-# Every batch has other lengths: there is nothing that a compiled graph could be used again for.
+# Every batch has different lengths, so a compiled graph would never be reused.
 @torch.compiler.disable(recursive=True)
 def tree_attention(
     module: nn.Module,
@@ -73,25 +74,17 @@ def tree_attention(
     tree: Tree | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention call.  [1 h t d], [1 g t d], [1 g t d] -> [1 t h d]
+    """An attention function in the interface of transformers.  [1 h t d], [1 g t d], [1 g t d] -> [1 t h d]
 
-    Args:
-        module: The calling layer.
-        query: Of ``h`` heads.
-        key: Of ``g`` heads, each read by ``h / g`` of the query's.
-        value: As ``key``.
-        attention_mask: Unused where there is a tree.
-        dropout: Share of the attention weights that is dropped.
-        scaling: Factor of the scores; None is ``d ** -0.5``.
-        tree: Of a packed row; without one the call is transformers' sdpa.
-        kwargs: The rest of transformers' call.
+    ``query`` has ``h`` heads, ``key`` and ``value`` have ``g``, each shared by ``h / g`` query heads. ``scaling`` defaults to
+    ``d ** -0.5``. With a ``tree`` the row is packed and ``attention_mask`` is unused.
     """
     if tree is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    _check_own(attention_mask, kwargs, ("sliding_window", "block_indices", "softcap"))
-    # Rotary embeddings leave autocast's type; the values have it.
+    _check_unsupported(attention_mask, kwargs, ("sliding_window", "block_indices", "softcap"))
+    # Under autocast, rotary embeddings return float32; the values have autocast's dtype.
     query, key = query.to(value.dtype), key.to(value.dtype)
     sizes = [item.length for item in tree.comparisons]
     parts = zip(
@@ -102,13 +95,13 @@ def tree_attention(
     return torch.cat(found, dim=2).transpose(1, 2), None
 
 
-def _check_own(attention_mask: Any, kwargs: dict[str, Any], unknown: tuple[str, ...]) -> None:
-    """Refuse what a layer wants of its attention beyond the tree; it would be left out in silence."""
+def _check_unsupported(attention_mask: Any, kwargs: dict[str, Any], unknown: tuple[str, ...]) -> None:
+    """Raise for arguments that would silently be ignored; the probe takes the error as a no to packing."""
     if isinstance(attention_mask, Tensor) and attention_mask.numel() > 1:
-        raise ValueError("a layer has a mask of its own")
+        raise ValueError("a layer has its own attention mask")
     for name, value in kwargs.items():
         if (name in unknown and value is not None) or (isinstance(value, Tensor) and name not in PASSED_ON):
-            raise ValueError(f"a layer wants {name} of its attention")
+            raise ValueError(f"a layer passes {name} to its attention")
 
 
 def _comparison(
@@ -125,7 +118,7 @@ def _comparison(
 
 
 def _seen(state: Tensor, trunk: int, start: int, end: int) -> Tensor:
-    """Keys or values of the trunk and of ``start`` to ``end``; no copy where they lie together."""
+    """Keys or values of the trunk and of ``start`` to ``end``, without a copy if they are contiguous."""
     if start == trunk:
         return state[:, :, :end]
     return torch.cat([state[:, :, :trunk], state[:, :, start:end]], dim=2)
@@ -134,16 +127,13 @@ def _seen(state: Tensor, trunk: int, start: int, end: int) -> Tensor:
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, dropout: float
 ) -> Tensor:
-    """Attention under a mask, causal without one.  [1 h n d], [1 g m d], [1 g m d] -> [1 h n d]
-
-    On the CPU, torch's fused kernel is several times slower than plain matrix products in half precision;
-    there the scores are written out as long as they are few.
-    """
+    """Attention under a mask, causal by default.  [1 h n d], [1 g m d], [1 g m d] -> [1 h n d]"""
     heads, groups = query.shape[1], key.shape[1]
     few = heads * query.shape[2] * key.shape[2] <= SCORES_AT_ONCE
+    # On the CPU, torch's fused kernel is several times slower than plain matrix products in half precision.
     if query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16) and few:
         seen = mask if mask is not None else _causal(query.shape[2], query.device)
-        return _written_out(query, key, value, seen, scaling, dropout)
+        return _unfused(query, key, value, seen, scaling, dropout)
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -160,12 +150,12 @@ def _causal(length: int, device: torch.device) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
-def _written_out(
+def _unfused(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, dropout: float
 ) -> Tensor:
     heads, groups, length, width = query.shape[1], key.shape[1], query.shape[2], query.shape[3]
     hidden = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
-    # Query heads that read the same keys lie under each other: one product for all of them.
+    # Query heads that share a key head are stacked into one matrix product.
     rows = query.reshape(groups, heads // groups * length, width)
     bias = hidden.repeat(heads // groups, 1)[None]
     scores = torch.baddbmm(bias, rows, key[0].transpose(1, 2), alpha=scaling)

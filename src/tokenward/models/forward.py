@@ -1,4 +1,4 @@
-"""Per-token log-probabilities of a batch: the one path from a model to numbers."""
+"""Per-token statistics of a batch: the only path from a model to numbers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from tokenward.models.head import KLReference, SelectiveHead, unpacked
 from tokenward.ops.logprob import Chunk, by_name, statistics_of
-from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
+from tokenward.tokens.batches import NOTHING, Batch, Needs
 from tokenward.tokens.layouts import ModelInputs
 
 
 @dataclass(frozen=True, slots=True)
 class FrozenReference:
-    """The model that a policy is compared with while it trains.
+    """The model that a policy is compared with during training.
 
     Attributes:
-        model: The module; it is called without gradient and in evaluation mode.
-        head: Its head, None to make all logits.
-        without_adapter: Whether ``model`` is the policy itself, whose adapter is left out.
+        model: The module; called without gradient and in evaluation mode.
+        head: Its head; None to compute all logits.
+        without_adapter: Whether ``model`` is the policy itself, with its adapter disabled.
     """
 
     model: nn.Module
@@ -30,24 +30,25 @@ class FrozenReference:
     without_adapter: bool = False
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Logits of its hidden states; where all logits are made, they are the states.  [n d] -> [n v]"""
+        """Logits of the states from :meth:`read`; without a head those already are logits.  [n d] -> [n v]"""
         if self.head is None:
             return rows
         with self._frozen():
             return self.head.logits(rows)
 
     def read(self, batch: Batch, *, layers: bool) -> tuple[Tensor, Tensor | None]:
-        """What its head needs at the predicting position of each token with weight.  -> [m d], [m L d] or None
+        """States at the position that predicts each weighted token, and the outputs of all layers there.
 
         Args:
             batch: The rows, on the model's device.
-            layers: Whether the output of each layer is wanted too; the embedding is none.
+            layers: Whether to return the layers.
+
+        Returns:
+            ``[m d]`` (or logits ``[m v]`` without a head), and ``[m L d]`` without the embedding, or None.
         """
         positions = batch.inputs.predicted_from[batch.tokens.kept]
         with self._frozen():
-            states, output = _states(
-                self.model, self.head, batch.inputs, positions, output_hidden_states=layers
-            )
+            states, output = _states(self.model, self.head, batch.inputs, positions, hidden_states=layers)
         if not layers:
             return states, None
         hidden = _hidden_states(output, batch.inputs)
@@ -55,25 +56,18 @@ class FrozenReference:
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
+        # Some modules may have been in evaluation mode already, so train() would not restore the state.
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
-        left_out = nullcontext()
+        disabled = nullcontext()
         if self.without_adapter and isinstance(self.model, PeftModel):
-            left_out = self.model.disable_adapter()
+            disabled = self.model.disable_adapter()
         try:
-            with torch.no_grad(), left_out:
+            with torch.no_grad(), disabled:
                 yield
         finally:
-            for module in training:  # some of its modules may have been in evaluation mode
+            for module in training:
                 module.training = True
-
-
-def token_logprobs(model: nn.Module, head: SelectiveHead | None, batch: Batch) -> Tensor:
-    """Log-probability of each response token whose weight is not zero; 0 elsewhere.  -> [n] float32
-
-    See :func:`token_statistics`.
-    """
-    return token_statistics(model, head, batch)["logp"]
 
 
 def token_statistics(
@@ -83,39 +77,47 @@ def token_statistics(
     needs: Needs = NOTHING,
     reference: FrozenReference | None = None,
 ) -> dict[str, Tensor]:
-    """``logp`` and the needed statistics of each response token, 0 where it has no weight.  -> [n], or [n ...], each
+    """``logp`` and the needed statistics of each response token, 0 at tokens without weight.  -> [n], or [n ...], each
 
-    In nats and float32 or better, but for the states. ``states [n d]`` are those at the position that predicts the token;
-    ``reference_layers [n L d]`` are the output of every layer of the reference there.
+    Values are in nats, in float32 or float64. ``states [n d]``, the hidden states at the position that predicts the token, and
+    ``reference_layers [n L d]``, the outputs of all layers of the reference there, keep the dtype of their model.
 
     Args:
         model: The model, or a wrapper around it; its ``forward`` is called.
-        head: The head of that model, None to make all logits.
+        head: The head of that model; None to compute all logits.
         batch: The rows, on the model's device.
-        needs: Which statistics.
+        needs: The statistics.
         reference: The frozen model, needed for ``kl`` and ``reference_layers``.
     """
-    kl_reference, layers = _reference(needs, reference, batch)
-    positions, ids = batch.inputs.predicted_from[batch.tokens.kept], batch.tokens.ids[batch.tokens.kept]
-    names = needs.of_head
+    kl_reference, layers = _read_reference(needs, reference, batch)
+    inputs, kept, names = batch.inputs, batch.tokens.kept, needs.of_head
+    positions, ids = inputs.predicted_from[kept], batch.tokens.ids[kept]
     if head is None:
-        found, states = _of_all_logits(model, batch.inputs, positions, ids, needs, kl_reference)
+        logits, output = _states(model, None, inputs, positions, hidden_states=needs.states)
+        chunk = Chunk(logits, ids)
+        if kl_reference is not None:
+            chunk = Chunk(logits, ids, kl_reference.logits(kl_reference.hidden), kl_reference.direction)
+        found = by_name(statistics_of(chunk, names), names)
+        states = _hidden_states(output, inputs)[-1].flatten(0, 1)[positions] if needs.states else None
     else:
         with head.answering(positions, ids, names, kl_reference=kl_reference, states=needs.states):
-            answer = run_model(model, batch.inputs).logits
+            answer = run_model(model, inputs).logits
         found, states = unpacked(answer, names, states=needs.states)
     read = {**found, "states": states, "reference_layers": layers}
-    return {name: _at_kept(item, batch.tokens) for name, item in read.items() if item is not None}
+    return {
+        name: value.new_zeros(len(batch.tokens.ids), *value.shape[1:]).index_put((kept,), value)
+        for name, value in read.items()
+        if value is not None
+    }
 
 
-def _reference(
+def _read_reference(
     needs: Needs, reference: FrozenReference | None, batch: Batch
 ) -> tuple[KLReference | None, Tensor | None]:
-    """What the frozen model says of the batch, as far as it is asked."""
     if not needs.frozen_reference:
         return None, None
     if reference is None:
-        raise ValueError("a divergence or the layers of a reference are wanted, but there is no reference")
+        raise ValueError("kl and reference_layers need a reference model")
     states, layers = reference.read(batch, layers=needs.reference_layers)
     if needs.kl is None:
         return None, layers
@@ -123,30 +125,25 @@ def _reference(
     return KLReference(states, linear, reference.logits, needs.kl), layers
 
 
-def _of_all_logits(
+def _states(
     model: nn.Module,
+    head: SelectiveHead | None,
     inputs: ModelInputs,
     positions: Tensor,
-    ids: Tensor,
-    needs: Needs,
-    kl_reference: KLReference | None,
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The same from whole rows of logits, and the last hidden states where they are needed."""
-    output = run_model(model, inputs, output_hidden_states=needs.states)
-    logits = output.logits.reshape(-1, output.logits.shape[-1])[positions]
-    states = _hidden_states(output, inputs)[-1].flatten(0, 1)[positions] if needs.states else None
-    chunk = Chunk(logits, ids)
-    if kl_reference is not None:
-        chunk = Chunk(logits, ids, kl_reference.logits(kl_reference.hidden), kl_reference.direction)
-    return by_name(statistics_of(chunk, needs.of_head), needs.of_head), states
+    *,
+    hidden_states: bool,
+) -> tuple[Tensor, Any]:
+    """Input of the head at some positions (logits without a head), and the whole output of the model."""
+    if head is None:
+        output = run_model(model, inputs, output_hidden_states=hidden_states)
+        return output.logits.reshape(-1, output.logits.shape[-1])[positions], output
+    with head.answering(positions, None):
+        output = run_model(model, inputs, output_hidden_states=hidden_states)
+    return output.logits, output
 
 
 def _hidden_states(output: Any, inputs: ModelInputs) -> Sequence[Tensor]:
     return output.hidden_states if inputs.decoder_ids is None else output.decoder_hidden_states
-
-
-def _at_kept(values: Tensor, batch: TokenBatch) -> Tensor:
-    return values.new_zeros(len(batch.ids), *values.shape[1:]).index_put((batch.kept,), values)
 
 
 @torch.inference_mode()
@@ -157,41 +154,20 @@ def token_kl(
     reference_head: SelectiveHead | None,
     batch: Batch,
 ) -> Tensor:
-    """KL(model || reference) over the whole vocabulary at each response token with weight.  -> [n] float32"""
+    """KL(model || reference) over the whole vocabulary at each weighted response token.  -> [n] float32"""
     frozen = FrozenReference(reference, reference_head)
     return token_statistics(model, head, batch, Needs(kl="reverse"), frozen)["kl"]
 
 
-def _states(
-    model: nn.Module, head: SelectiveHead | None, inputs: ModelInputs, positions: Tensor, **asked: Any
-) -> tuple[Tensor, Any]:
-    """What the head needs at some positions, and the model's whole output."""
-    if head is None:
-        output = run_model(model, inputs, **asked)
-        return output.logits.reshape(-1, output.logits.shape[-1])[positions], output
-    with head.answering(positions, None):
-        output = run_model(model, inputs, **asked)
-    return output.logits, output
-
-
 def run_model(model: nn.Module, inputs: ModelInputs, *, output_hidden_states: bool = False) -> Any:
-    """The model's own output for the inputs of a batch: the one place where a batch meets a ``forward``."""
-    # What is not needed is left out: a model with a forward of its own need not know it.
-    asked: dict[str, Any] = {"output_hidden_states": True} if output_hidden_states else {}
+    """Call a model on the inputs of a batch. No other function passes a batch to a ``forward``."""
+    # Arguments are passed only if needed: a custom forward may not know them.
+    optional: dict[str, Any] = {"output_hidden_states": True} if output_hidden_states else {}
     if inputs.decoder_ids is not None:
-        return model(
-            input_ids=inputs.input_ids,
-            attention_mask=inputs.attention_mask,
-            decoder_input_ids=inputs.decoder_ids,
-            use_cache=False,
-            **asked,
-        )
-    if inputs.tree is not None:
-        # In rows of their own, a model counts positions as it learned to: some begin behind their pad.
-        asked |= {"tree": inputs.tree, "position_ids": inputs.position_ids}
+        optional["decoder_input_ids"] = inputs.decoder_ids
+    elif inputs.tree is not None:
+        # Separate rows get no position_ids: each family counts as it was trained, RoBERTa for example from its pad id on.
+        optional |= {"tree": inputs.tree, "position_ids": inputs.position_ids}
     return model(
-        input_ids=inputs.input_ids,
-        attention_mask=inputs.attention_mask,
-        use_cache=False,
-        **asked,
+        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, use_cache=False, **optional
     )

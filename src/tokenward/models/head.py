@@ -1,4 +1,9 @@
-"""The language model head, computed for selected tokens only."""
+"""The language model head, computed for selected tokens only.
+
+The logits of a whole batch are its largest tensor by far, and most of them are never used. So the head module of a model
+is made to return what is needed in place of logits: hidden states or statistics of chosen positions. Everything else
+about the model stays as it is, so wrappers (DDP, PEFT, FSDP2) and gradient checkpointing work as usual.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,51 +30,35 @@ from tokenward.ops.tiles import TILED, linear_statistics
 
 
 class KLReference(NamedTuple):
-    """What a model is compared with over the whole vocabulary; it gets no gradient.
+    """The model that a KL divergence compares with; it gets no gradient."""
 
-    Attributes:
-        hidden: ``[n d]``, the other model's states at the same positions.
-        linear: Its head, where that is nothing but a matrix product.
-        logits: Its head as a function.
-        direction: Of the KL divergence.
-    """
-
-    hidden: Tensor
-    linear: LinearHead | None
-    logits: Head
+    hidden: Tensor  # [n d], its states at the same positions
+    linear: LinearHead | None  # its head, if that is a plain matrix product
+    logits: Head  # its head as a function
     direction: Direction
 
 
 class HeadRequest(NamedTuple):
-    """What the head shall answer.
+    """What a head should return."""
 
-    Attributes:
-        positions: ``[n]``, indices into the flattened ``rows x t`` hidden states.
-        ids: ``[n]`` tokens whose log-probability is wanted, or None for the hidden states themselves.
-        names: Statistics that are wanted beside it, of :data:`tokenward.ops.logprob.STATISTICS`.
-        kl_reference: The other model, needed for ``kl``.
-        states: Whether the hidden states are wanted beside it.
-    """
-
-    positions: Tensor
-    ids: Tensor | None
-    names: Sequence[str] = ()
-    kl_reference: KLReference | None = None
-    states: bool = False
+    positions: Tensor  # [n], indices into the flattened hidden states [rows x t]
+    ids: Tensor | None  # [n], tokens to return log-probabilities for; None to return the hidden states
+    names: Sequence[str]  # further statistics, from tokenward.ops.logprob.STATISTICS
+    kl_reference: KLReference | None  # needed for ``kl``
+    states: bool  # whether to return the hidden states too
 
 
 class SelectiveHead:
-    """Makes a model's output embedding answer requests.
+    """Makes the output embedding of a model answer requests.
 
-    Outside :meth:`answering` the module works as before, so generation, saving and evaluation with
-    other tools see an ordinary model.
+    Outside :meth:`answering` the module works as before, so generation, saving and other tools see an ordinary model.
 
     Args:
         module: The output embedding.
-        embedding: The input embedding. Where both share one weight, so do they one gradient; see
-            :mod:`tokenward.ops.representation`.
-        change: What the model does to its head's logits.
-        model: The model, needed where it does something: what the head answers must not meet it.
+        embedding: The input embedding. If both share a weight, they share its gradient tensor, see
+            :func:`tokenward.ops.representation.tied_embedding`.
+        change: How the model transforms the output of its head into logits.
+        model: The model; needed if ``change`` has steps, which must not be applied to an answer.
     """
 
     def __init__(
@@ -83,16 +72,17 @@ class SelectiveHead:
         self._module, self._plain, self.change = module, module.forward, change
         self._request: HeadRequest | None = None
         self._answer: Tensor | None = None
+        self._tied: Tensor | None = None  # the tied weight, as the embedding returned it in this request
         if model is not None and change.steps:
-            self._pass_by(model)
-        self._tied: Tensor | None = None  # the weight as the embedding handed it on in this request
-        module.forward = self._forward  # an instance's forward: hooks, state dict and class stay as they are
+            self._bypass(model)
+        # Set on the instance: hooks, state dict and class of the module stay as they are.
+        module.forward = self._forward
         if type(embedding) is nn.Embedding and embedding.weight is getattr(module, "weight", None):
             self._plain_embed, self._padding = embedding.forward, embedding.padding_idx
             embedding.forward = self._embed
 
-    def _pass_by(self, model: nn.Module) -> None:
-        """Let the answer leave the model's forward as it is, not changed as if it were logits."""
+    def _bypass(self, model: nn.Module) -> None:
+        """Return the answer from the model's forward unchanged."""
         plain = model.forward
 
         @wraps(plain)
@@ -105,7 +95,7 @@ class SelectiveHead:
         model.forward = forward
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The model's logits of hidden states.  [n d] -> [n v]"""
+        """Logits of the model from hidden states.  [n d] -> [n v]"""
         return self.change(self._plain(hidden))
 
     @contextmanager
@@ -118,10 +108,10 @@ class SelectiveHead:
         kl_reference: KLReference | None = None,
         states: bool = False,
     ) -> Iterator[None]:
-        """While open, the model's ``logits`` are what was asked for; :func:`unpacked` takes them apart.
+        """While open, the ``logits`` of the model are the answer to a request, see :class:`HeadRequest`.
 
-        ``[n]`` log-probabilities; with more, one row each of log-probabilities, the named statistics and the ``d``
-        columns of the states; without ids ``[n d]`` states.
+        The answer is ``[n]`` log-probabilities, or hidden states ``[n d]`` if ``ids`` is None. If more is requested, it has one
+        row each for log-probabilities, the named statistics, and the ``d`` columns of the states; :func:`unpacked` splits it.
         """
         self._request = HeadRequest(positions, ids, names, kl_reference, states)
         try:
@@ -133,31 +123,30 @@ class SelectiveHead:
         if self._request is None:
             return self._plain(hidden)
         self._answer = self._answered(hidden, self._request)
-        # What the model changes and throws away has the shape of logits, for it may look at that.
+        # If the model goes on to change its logits, it gets a dummy with their shape, and `_bypass` returns the answer.
         return hidden.new_zeros(*hidden.shape[:-1], 1) if self.change.steps else self._answer
 
     def _answered(self, hidden: Tensor, request: HeadRequest) -> Tensor:
         rows = hidden.reshape(-1, hidden.shape[-1])[request.positions]
         if request.ids is None:
             return rows
-        found = _statistics(self, rows, request.ids, request)
-        # One tensor, so that whatever wraps the model's forward sees an output like any other.
-        parts = [*found.values()]
+        parts = [*_statistics(self, rows, request.ids, request).values()]
+        # A single tensor, so that wrappers around the model see an ordinary output.
         if request.states:
             return torch.cat((torch.stack(parts), rows.T))
         return parts[0] if len(parts) == 1 else torch.stack(parts)
 
     def _embed(self, input: Tensor) -> Tensor:
-        """The tied embedding: while the head answers, it reads the weight through here."""
-        head, asked = self.linear, self._request is not None and self._request.ids is not None
-        if head is None or not asked or torch.compiler.is_compiling():
+        """Forward of a tied embedding: during a request, the head gets the weight through it."""
+        head, answers = self.linear, self._request is not None and self._request.ids is not None
+        if head is None or not answers or torch.compiler.is_compiling():
             return self._plain_embed(input)
         rows, self._tied = tied_embedding(input, head.weight, self._padding)
         return rows
 
     @property
     def linear(self) -> LinearHead | None:
-        """The head's weights, where it is nothing but a matrix product; an adapter on it, say, makes it more."""
+        """Weights of the head if it is a plain matrix product, which it is not, for example, under an adapter."""
         module = self._module
         if type(module) is not nn.Linear:
             return None
@@ -165,39 +154,39 @@ class SelectiveHead:
 
 
 def install_head(model: nn.Module, change: LogitChange = UNCHANGED) -> SelectiveHead | None:
-    """Let a model's head answer requests; None where it has none that is a module.
+    """Install a :class:`SelectiveHead`; None if the model has no output embedding.
 
     Args:
         model: The model.
-        change: What it does to its head's logits; :func:`tokenward.models.probe.logit_change` finds out.
+        change: How it transforms the output of its head, from :func:`tokenward.models.probe.logit_change`.
     """
     module, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(module, nn.Module):
-        return None
-    return SelectiveHead(module, embedding, change=change, model=inner)
+    return (
+        SelectiveHead(module, embedding, change=change, model=inner)
+        if isinstance(module, nn.Module)
+        else None
+    )
 
 
-@torch.compiler.disable(
-    recursive=True
-)  # a loop over tiles: unrolled it would be a long graph that saves nothing
+@torch.compiler.disable(recursive=True)  # a compiled graph would unroll the loop over tiles and gain nothing
 def _statistics(head: SelectiveHead, rows: Tensor, ids: Tensor, request: HeadRequest) -> dict[str, Tensor]:
-    linear, kl_reference, names = head.linear, request.kl_reference, request.names
-    asked: dict[str, Any] = {} if kl_reference is None else {"direction": kl_reference.direction}
-    chunked = linear is None or (kl_reference is not None and kl_reference.linear is None)
-    if chunked or not set(names).issubset(TILED):
-        if kl_reference is not None:
-            asked["reference"] = (kl_reference.hidden, kl_reference.logits)
-        return chunked_statistics(rows, ids, head.logits, names, **asked)
-    if kl_reference is not None and kl_reference.linear is not None:
-        asked["reference"] = Reference(kl_reference.hidden, kl_reference.linear)
-    return linear_statistics(rows, ids, linear, names, dtype=product_type(rows), **asked)  # type: ignore[arg-type]
+    """By tiles of the vocabulary if the heads are matrix products, else by chunks of the tokens."""
+    linear, other, names = head.linear, request.kl_reference, request.names
+    settings: dict[str, Any] = {} if other is None else {"direction": other.direction}
+    if linear is None or (other is not None and other.linear is None) or not set(names).issubset(TILED):
+        if other is not None:
+            settings["reference"] = (other.hidden, other.logits)
+        return chunked_statistics(rows, ids, head.logits, names, **settings)
+    if other is not None and other.linear is not None:
+        settings["reference"] = Reference(other.hidden, other.linear)
+    return linear_statistics(rows, ids, linear, names, dtype=_product_dtype(rows), **settings)
 
 
 def unpacked(
     answer: Tensor, names: Sequence[str], *, states: bool
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """What a head answered: ``logp`` and the named statistics, and the states ``[n d]`` or None."""
+    """Split the answer of a head into ``logp`` and the named statistics, and the states ``[n d]`` or None."""
     if not (names or states):
         return {"logp": answer}, None
     rows = iter(answer)
@@ -205,7 +194,7 @@ def unpacked(
     return found, torch.stack([*rows], 1) if states else None
 
 
-def product_type(states: Tensor) -> torch.dtype:
-    """Number type of matrix products with these states: autocast's, where it is on."""
+def _product_dtype(states: Tensor) -> torch.dtype:
+    """Dtype of a linear layer applied to these states, which autocast may change."""
     device = states.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype

@@ -1,109 +1,84 @@
-"""Layers of any transformers model, what they return in a call, and how far two calls differ."""
+"""Access to the layers of any transformers model: their parts, their outputs, and computing in float32."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokenward.errors import UserError
 
+# transformers has no common interface for the parts of a layer; these are the names that its families use.
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-"""Names under which a layer keeps its attention."""
-
 MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
-"""Names under which it keeps the rest."""
 
 
 def layers_of(model: nn.Module, name: str) -> list[nn.Module]:
-    """The layers of a model, first to last.
+    """Layers of a model, first to last.
 
     Args:
         model: The model.
-        name: As the user wrote it, for messages.
+        name: Name of the model for messages.
 
     Raises:
-        UserError: it keeps no list of as many layers as its config says.
+        UserError: The model has no list of as many layers as its config says.
     """
     count = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr]
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return list(module)
     raise UserError(
-        f"{name} has no list of {count} layers, as its config says, so its inside cannot be looked at. Use another scorer."
+        f"{name} has no list of {count} layers, the number in its config, so its layers cannot be read. Use another scorer.",
+        code="unsupported-model",
     )
 
 
 def part_of(layer: nn.Module, names: tuple[str, ...], model: str) -> nn.Module:
-    """A layer's attention or MLP.
-
-    Raises:
-        UserError: it has none under a known name.
-    """
+    """Attention or MLP of a layer; raises a :class:`UserError` if no child has one of the names."""
     children = dict(layer.named_children())
     for name in names:
         if name in children:
             return children[name]
     raise UserError(
-        f"a layer of {model} has no part named {', '.join(names)} (it has {', '.join(children)}). Use another scorer."
+        f"a layer of {model} has no part named {', '.join(names)} (it has {', '.join(children)}). Use another scorer.",
+        code="unsupported-model",
     )
 
 
 @contextmanager
 def outputs_of(modules: dict[str, nn.Module]) -> Iterator[dict[str, Any]]:
-    """While open, what each module puts out is kept, under its name; a later call replaces an earlier one."""
+    """While open, collect the latest output of each module under its name."""
     found: dict[str, Any] = {}
-
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            found[name] = output
-
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            hook = module.register_forward_hook(lambda _, __, output, name=name: found.update({name: output}))
+            stack.callback(hook.remove)
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def first_tensor(output: Any) -> Tensor:
-    """A module's main output, where it gives several."""
+    """The main output of a module that may return several."""
     return output if isinstance(output, Tensor) else output[0]
 
 
 OUTPUT = "its output"
-"""Name of what the whole model puts out."""
-
-
-class Apart(NamedTuple):
-    """Where two readings differ most.
-
-    Attributes:
-        part: The part of the model.
-        by: Largest difference there, as a share of the largest number there; NaN where one is not finite.
-    """
-
-    part: str
-    by: float
-
+"""Name of the output of the whole model."""
 
 Readings = dict[str, Tensor]
-"""What each part put out, by its name, ``[rows x t, d]``, in the order in which they were done."""
+"""Output ``[rows x t, d]`` of each part, by name, in the order of computation."""
 
 
 def readings(model: nn.Module, call: Callable[[], Any], shape: tuple[int, int]) -> Readings:
-    """What the layers of a model, their parts and the model itself put out in one call.
+    """Outputs of all layers, of their children and of the model in one call.
 
-    The parts of a layer are what mixes tokens: a difference there is not yet small against the residual stream.
+    Children are read too: a difference is large there, but small against the residual stream after the layer.
 
     Args:
         model: The model.
-        call: Calls it.
-        shape: Rows and tokens of the call; what has another shape is no value per token, and is left out.
+        call: Calls the model.
+        shape: Rows and tokens of the call; outputs of other shapes are not values per token and are skipped.
     """
     found: Readings = {}
     times = Counter[str]()
@@ -118,21 +93,22 @@ def readings(model: nn.Module, call: Callable[[], Any], shape: tuple[int, int]) 
         return hook
 
     with ExitStack() as stack:
-        for name, module in _parts(model):
-            stack.callback(module.register_forward_hook(keep(name)).remove)
-        output = call()
-    rows = _rows(output, shape)
+        for name, layer in _layers(model):
+            children = ((f"{name}.{child}", part) for child, part in layer.named_children())
+            for full_name, module in ((name, layer), *children):
+                stack.callback(module.register_forward_hook(keep(full_name)).remove)
+        rows = _rows(call(), shape)
     return found if rows is None else {**found, OUTPUT: rows}
 
 
-def apart(first: Readings, second: Readings) -> Apart:
-    """Where two readings of the same rows lie furthest apart."""
-    every = [Apart(name, _difference(first[name], second[name])) for name in first if name in second]
-    return max(every, key=lambda item: (item.by != item.by, item.by), default=Apart("nothing", float("nan")))
+def largest_difference(first: Readings, second: Readings) -> tuple[str, float]:
+    """The part that differs most, and by how much relative to its largest value; NaN if a value is not finite."""
+    every = [(name, _difference(first[name], second[name])) for name in first if name in second]
+    return max(every, key=lambda item: (item[1] != item[1], item[1]), default=("nothing", float("nan")))
 
 
-def moved(first: Readings, second: Readings) -> str | None:
-    """The first part whose outputs are not the same to the bit."""
+def first_difference(first: Readings, second: Readings) -> str | None:
+    """The first part whose outputs are not equal to the bit."""
     return next((name for name in first if not torch.equal(first[name], second[name])), None)
 
 
@@ -144,7 +120,7 @@ def _difference(first: Tensor, second: Tensor) -> float:
 
 
 def _rows(output: Any, shape: tuple[int, int]) -> Tensor | None:
-    """A part's main output, one row a token.  -> [rows x t, d]"""
+    """Main output of a part with one row per token, or None.  -> [rows x t, d]"""
     try:
         main = first_tensor(output)
     except (KeyError, IndexError):
@@ -157,7 +133,7 @@ def _rows(output: Any, shape: tuple[int, int]) -> Tensor | None:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Elements of the outermost lists of modules."""
+    """Elements of the outermost module lists; lists inside a layer, such as experts, are not layers."""
     lists: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{other}.") for other in lists):
@@ -165,25 +141,15 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from ((f"{name}.{place}", layer) for place, layer in enumerate(module))
 
 
-def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, layer in _layers(model):
-        yield name, layer
-        yield from ((f"{name}.{child}", part) for child, part in layer.named_children())
-
-
 HALF = (torch.bfloat16, torch.float16)
-
-
-def is_half(model: nn.Module) -> bool:
-    """Whether any weight of a model is of half precision."""
-    return any(parameter.dtype in HALF for parameter in model.parameters())
 
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """While open, a model of half precision computes in float32; a layer is widened for as long as it is called.
+    """While open, a model in half precision computes in float32.
 
-    Its weights are the same objects afterwards, so that a model that just fits need not fit twice.
+    A layer is cast only while it runs, so the memory for a second copy of the model is not needed. The parameters stay
+    the same objects.
     """
     with ExitStack() as stack:
         within = set[int]()
@@ -205,22 +171,19 @@ def _widened_in_calls(layer: nn.Module) -> Iterator[None]:
     def end(module: nn.Module, inputs: Any, output: Any) -> None:
         open_calls.pop().close()
 
-    handles = layer.register_forward_pre_hook(begin), layer.register_forward_hook(end, always_call=True)
-    try:
+    with ExitStack() as stack:
+        stack.callback(lambda: [call.close() for call in open_calls])
+        stack.callback(layer.register_forward_pre_hook(begin).remove)
+        # always_call: the weights must be restored after an error in the layer as well.
+        stack.callback(layer.register_forward_hook(end, always_call=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for stack in open_calls:
-            stack.close()
 
 
 @contextmanager
-def _widened(module: nn.Module, without: set[int] = frozenset()) -> Iterator[None]:  # type: ignore[assignment]
+def _widened(module: nn.Module, without: set[int] | None = None) -> Iterator[None]:
+    tensors = {id(item): item for item in (*module.parameters(), *module.buffers())}  # shared ones once
     narrow = [
-        tensor
-        for tensor in {id(item): item for item in (*module.parameters(), *module.buffers())}.values()
-        if tensor.dtype in HALF and id(tensor) not in without
+        tensor for key, tensor in tensors.items() if tensor.dtype in HALF and key not in (without or ())
     ]
     before = [tensor.data for tensor in narrow]
     for tensor in narrow:

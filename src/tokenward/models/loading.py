@@ -1,4 +1,4 @@
-"""Any transformers language model, by name, by folder or as an object, made ready for token-level work."""
+"""Loading any transformers language model, by name, by folder or as an object, for token-level work."""
 
 from collections.abc import Collection, Mapping
 from copy import deepcopy
@@ -31,47 +31,44 @@ from tokenward.models.head_mlp import (
     HeadMLPSettings,
     install_head_mlp,
     load_head_mlp,
-    read_head_mlp,
     save_head_mlp,
 )
-from tokenward.models.identity import cannot_load, config_of, model_fingerprint, parts_of, resolve
+from tokenward.models.identity import base_config, loading_error, model_fingerprint, parts_of, resolve
 from tokenward.models.probe import Packing, choose_head, choose_layout, probe
 from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
 from tokenward.tokens.template import Template
 from tokenward.types import Message
 
-INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
-"""What torch calls a processor's instructions for products in bfloat16."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
+"""Torch's names of processor instructions for products in bfloat16."""
 
 
 def imitates_bfloat16(device: torch.device, processor: Mapping[str, Any] | None = None) -> bool:
-    """Whether products in bfloat16 are slower than in float32 here: a processor without instructions for them.
+    """Whether products in bfloat16 are slower than in float32: on a processor without instructions for them.
 
-    On one with AVX2 alone a linear layer took seven times as long forward, forty times backward (``python -m benchmarks.bfloat16``).
+    With AVX2 only, a linear layer takes 7 times as long forward and 40 times backward (``python -m benchmarks.bfloat16``).
 
     Args:
-        device: Where the model is.
-        processor: Instructions by name; None asks torch.
+        device: Device of the model.
+        processor: Instructions of the processor by name; by default those of this machine.
     """
     if device.type != "cpu":
         return False
     known = torch.cpu.get_capabilities() if processor is None else processor
-    return not any(known.get(name, False) for name in INSTRUCTIONS)
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+    return not any(known.get(name, False) for name in BFLOAT16_INSTRUCTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel(TokenModel):
-    """A model with its tokenizer and what was found out about it at load.
+    """A language model with its tokenizer and the results of the probe.
 
     Attributes:
         model: The transformers model, inside its PEFT wrapper if it has an adapter.
-        head: Answers for chosen tokens; None where the model changes its head's output, so that
-            all logits must be made.
-        head_mlp: The trained network before a frozen model's head, or None.
-        head_mlp_settings: Of that network.
+        head: Answers for selected tokens; None if all logits must be computed.
+        head_mlp: The trained network before the head of a frozen model.
+        head_mlp_settings: Settings of that network.
     """
 
     model: PreTrainedModel | PeftModel
@@ -81,12 +78,12 @@ class LanguageModel(TokenModel):
 
     @property
     def whole(self) -> bool:
-        """See :class:`TokenModel`."""
+        """Whether a checkpoint must contain every weight."""
         return self.head_mlp is None
 
     @property
     def has_adapter(self) -> bool:
-        """Whether the model is a frozen base with a PEFT adapter."""
+        """Whether the model has a PEFT adapter."""
         return isinstance(self.model, PeftModel)
 
     def read(
@@ -96,49 +93,45 @@ class LanguageModel(TokenModel):
         needs: Needs = NOTHING,
         reference: FrozenReference | None = None,
     ) -> tuple[Tensor, TokenBatch]:
-        """Log-probability of each response token, 0 where it has no weight.  -> [n] float32"""
+        """Log-probability of each response token, 0 at tokens without weight.  -> [n] float32"""
         found = token_statistics(module, self.head, batch, needs, reference)
         return found.pop("logp"), replace(batch.tokens, statistics=found)
 
     def with_adapter(self, settings: dict[str, Any]) -> "LanguageModel":
-        """The same weights frozen, with a new LoRA adapter to train.
+        """The frozen weights with a new LoRA adapter to train.
 
         Args:
             settings: Fields of ``peft.LoraConfig``; see :mod:`tokenward.models.adapters`.
 
         Raises:
-            UserError: peft refuses them, or the model without its adapter would not be the base.
+            UserError: peft rejects them, or the model without the adapter would not be the base model.
         """
         base, start = lasting(resolve(self.name)), self.start_id
         model = new_adapter(cast(PreTrainedModel, self.model), settings, base=base, start_id=start)
         return replace(self, model=model, head=install_head(model, self.head.change) if self.head else None)
 
     def with_head_mlp(self, settings: HeadMLPSettings, *, seed: int) -> "LanguageModel":
-        """The same weights frozen, with a new network before the head to train.
+        """The frozen weights with a new network before the head to train.
 
         Args:
-            settings: Of the network.
-            seed: Of its initial weights.
+            settings: Settings of the network.
+            seed: Seed of its initialization.
         """
+        model = cast(PreTrainedModel, self.model)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = cast(PreTrainedModel, self.model)
             adapted = install_head_mlp(model, settings)
-        return replace(
-            self,
-            head=install_head(model, self.head.change) if self.head else None,
-            head_mlp=adapted,
-            head_mlp_settings=settings,
-        )
+        head = install_head(model, self.head.change) if self.head else None
+        return replace(self, head=head, head_mlp=adapted, head_mlp_settings=settings)
 
     def save(self, folder: Path) -> None:
-        """An ordinary folder: weights (of an adapter or a head network alone, where there is one) and tokenizer."""
+        """Write an ordinary folder: the weights (only those of an adapter or head network, if any) and the tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.head_mlp is not None and self.head_mlp_settings is not None:
-            base = parts_of(resolve(self.name)).base  # a network that was loaded stands on its own base again
+            base = parts_of(resolve(self.name)).base  # the name may be a folder with a head network itself
             save_head_mlp(self.head_mlp, self.head_mlp_settings, lasting(base), folder)
         elif isinstance(self.model, PeftModel):
-            # peft would put the base's embedding beside an adapter on it; the base has it.
+            # By default peft would also save the base's embedding if the adapter targets it.
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
         else:
             cast(PreTrainedModel, self.model).save_pretrained(folder)
@@ -146,31 +139,32 @@ class LanguageModel(TokenModel):
 
 
 def lasting(name: str) -> str:
-    """A model's name as it can be found from any folder."""
+    """The name of a model, with an absolute path if it is a folder."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.is_dir() else name
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a model folder or hub name.
+    """Fast tokenizer of a model folder or hub name.
 
     Raises:
-        UserError: there is none, or only a slow one.
+        UserError: There is none, or only a slow one.
     """
     source = _tokenizer_folder(resolve(name))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, HFValidationError) as error:
-        raise UserError(cannot_load("tokenizer", name, error)) from error
+        raise loading_error("tokenizer", name, error) from error
     if not tokenizer.is_fast:
         raise UserError(
-            f"the tokenizer of {name} is a slow one, without offsets. Convert it to a tokenizer.json first."
+            f"the tokenizer of {name} is a slow one, which has no offsets. Convert it to a tokenizer.json first.",
+            code="slow-tokenizer",
         )
     return tokenizer
 
 
 def _tokenizer_folder(source: str) -> str:
-    """Where a model's tokenizer is: with its base, where an adapter was saved without one."""
+    """Folder of the tokenizer: that of the base if an adapter was saved without one."""
     parts = parts_of(source)
     alone = parts.adapter is not None and not (Path(parts.adapter) / "tokenizer_config.json").is_file()
     return parts.base if alone else source
@@ -185,25 +179,24 @@ def load_model(
     packing: Packing = "auto",
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """Load a causal language model and find out by a probe how batches can be laid out for it.
+    """Load a causal language model, and measure which layout and head it supports.
 
-    A folder that holds a PEFT adapter is loaded on its base model.
+    A folder with a PEFT adapter is loaded on its base model.
 
     Args:
         name: ``default``, a folder, or a hub name.
-        dtype: Of the weights: ``float32``, ``bfloat16`` or ``float64``.
-        device: ``auto`` (the GPU where there is one), or a torch device.
+        dtype: Dtype of the weights: ``float32``, ``bfloat16`` or ``float64``.
+        device: ``auto`` (the GPU if there is one), or a torch device.
         attention: transformers' attention implementation.
-        packing: ``auto`` decides by probe; the others insist.
+        packing: ``auto`` decides by measuring; the others insist.
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        UserError: no such model, not a causal language model, or ``packing: shared_prompts`` for a model that
-            cannot take them.
+        UserError: There is no such model, it is not a causal language model, or it does not support ``shared_prompts``.
     """
     parts = parts_of(resolve(name))
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    encoder_decoder = config_of(parts.base, trust_remote_code=trust_remote_code).is_encoder_decoder
+    encoder_decoder = base_config(name, trust_remote_code=trust_remote_code).is_encoder_decoder
     kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
     model: Any = _loaded(
         kind, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
@@ -211,8 +204,7 @@ def load_model(
     check_vocabulary(model, tokenizer, name)
     if parts.adapter is not None:
         model = _with_saved_adapter(model, parts.adapter, name)
-    adapted = None if parts.head_mlp is None else load_head_mlp(model, Path(parts.head_mlp))
-    settings = None if parts.head_mlp is None else read_head_mlp(Path(parts.head_mlp))[1]
+    adapted, settings = (None, None) if parts.head_mlp is None else load_head_mlp(model, Path(parts.head_mlp))
     model = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
     start = model.config.decoder_start_token_id if encoder_decoder else None
     files = model_fingerprint(name)
@@ -236,7 +228,7 @@ def _with_saved_adapter(model: PreTrainedModel, folder: str, name: str) -> PeftM
         with adapter_warnings():
             return PeftModel.from_pretrained(model, folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(cannot_load("adapter", name, error)) from error
+        raise loading_error("adapter", name, error) from error
 
 
 def load_backbone(
@@ -247,16 +239,18 @@ def load_backbone(
     attention: str = "sdpa",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A model without its language model head, for a head of another kind.
+    """A model without its language model head, for another head.
 
     Raises:
-        UserError: no such model, or an adapter, whose base alone is not that model.
+        UserError: There is no such model, or it is an adapter or a head network.
     """
     parts = parts_of(resolve(name))
     if parts.adapter is not None or parts.head_mlp is not None:
         raise UserError(
-            f"{name} is an adapter on {parts.base}, and a reward needs whole weights to start from. Name {parts.base}, "
-            "or merge the adapter first."
+            f"{name} is an adapter on {parts.base}, but a reward model starts from whole weights. Use {parts.base}, or merge the "
+            "adapter first.",
+            code="not-whole-weights",
+            key="reward.model",
         )
     model = _loaded(
         AutoModel, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
@@ -274,62 +268,66 @@ def _loaded(kind: Any, name: str, base: str, *, dtype: str, attention: str, trus
             output_loading_info=True,
         )
     except (OSError, ValueError, HFValidationError, SafetensorError) as error:
-        raise UserError(cannot_load("model", name, error)) from error
+        raise loading_error("model", name, error) from error
     check_complete(found["missing_keys"], name)
     return model
 
 
 def device_of(name: str) -> torch.device:
-    """The torch device of a recipe's ``model.device``."""
+    """The torch device of a setting; ``auto`` is the GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.device(name)
     except RuntimeError as error:
         raise UserError(
-            f"model.device is {name!r}, which torch does not know. Write auto, cpu, cuda or cuda:1."
+            f"device is {name!r}, which torch does not know. Use auto, cpu, cuda or cuda:1.",
+            code="unknown-device",
+            key="model.device",
         ) from error
 
 
 def check_complete(missing: Collection[str], name: str) -> None:
-    """Refuse a model some of whose weights would be random numbers."""
+    """Refuse a model with missing weights, which transformers initializes randomly."""
     if missing:
         raise UserError(
-            f"{name} has no weights for {len(missing)} parts of its model, such as {min(missing)}; they would be random "
-            "numbers. Name a folder of a whole causal language model; a classifier or an interrupted copy is none."
+            f"{name} has no weights for {len(missing)} parts of its model, such as {min(missing)}; they would be random. Use a "
+            "folder with a whole causal language model, not a classifier or an incomplete copy.",
+            code="missing-weights",
         )
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse a tokenizer that knows more tokens than its model has embeddings."""
+    """Refuse a tokenizer with more tokens than the model has embeddings."""
     rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         raise UserError(
-            f"the tokenizer of {name} knows {len(tokenizer)} tokens but the model has {rows} embedding rows: they do not "
-            "belong together. Name a folder where both were saved by the same run."
+            f"the tokenizer of {name} has {len(tokenizer)} tokens but the model has {rows} embedding rows, so they do not belong "
+            "together. Use a folder in which both were saved together.",
+            code="tokenizer-mismatch",
         )
 
 
 _KEPT = "_tokenward"
-"""Attribute of a module: what was found out about it, so that a probe runs once."""
+"""Attribute of a module with its :class:`LanguageModel`, so that the probe runs once."""
 
 
 def wrapped(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, packing: Packing = "auto"
 ) -> LanguageModel:
-    """A loaded causal language model, or one with an encoder, after the probe that says how rows can be laid out for it.
+    """Make a loaded language model ready for token-level work.
 
-    The model is used as it is, on its device and in its number type, and is put into evaluation mode. Its head answers
-    requests of this library from then on; every other call works as before.
+    The model is used as it is, on its device and in its dtype, and set to evaluation mode. Its head answers requests of this
+    library from then on; all other calls work as before.
 
     Args:
-        model: The model, inside PEFT's wrapper if it has an adapter.
+        model: A causal or encoder-decoder model, inside PEFT's wrapper if it has an adapter.
         tokenizer: Its fast tokenizer.
-        packing: ``auto`` decides by the probe; the others insist.
+        packing: ``auto`` decides by measuring; the others insist.
 
     Raises:
-        UserError: it is not a language model, the tokenizer is a slow one or knows more tokens than the model, or
-            ``packing`` is ``shared_prompts`` and the model cannot take such rows.
+        UserError: It is not a language model, the tokenizer is slow or has more tokens than the model, or the model does not
+            support ``shared_prompts``.
     """
     known = vars(model).get(_KEPT)
     if known is not None and known[1:] == (tokenizer, packing) and _answers(known[0]):
@@ -337,12 +335,14 @@ def wrapped(
     name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     if not isinstance(model.get_output_embeddings(), nn.Module):
         raise UserError(
-            f"{name} is {type(model).__name__}, which has no language model head. Load it with AutoModelForCausalLM."
+            f"{name} is {type(model).__name__}, which has no language model head. Load it with AutoModelForCausalLM.",
+            code="not-a-language-model",
         )
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
-            f"the tokenizer of {name} is {type(tokenizer).__name__}, which gives no offsets. Give a fast tokenizer "
-            "(AutoTokenizer loads one if there is a tokenizer.json)."
+            f"the tokenizer of {name} is {type(tokenizer).__name__}, which has no offsets. Pass a fast tokenizer "
+            "(AutoTokenizer loads one if there is a tokenizer.json).",
+            code="slow-tokenizer",
         )
     inner = cast(PreTrainedModel, model)
     check_vocabulary(inner, tokenizer, name)
@@ -355,7 +355,7 @@ def wrapped(
         tokenizer=tokenizer,
         head=head,
         layout=layout,
-        fingerprint="",  # its weights may be those of no folder
+        fingerprint="",  # the weights need not be those of a folder
         name=name,
         start_id=start,
     )
@@ -364,7 +364,7 @@ def wrapped(
 
 
 def _answers(model: LanguageModel) -> bool:
-    """Whether the head that was installed is still in its place: a new adapter, say, takes it off."""
+    """Whether the installed head is still in place; adding an adapter, for example, removes it."""
     if model.head is None:
         return True
     module = cast(PreTrainedModel, model.model).get_output_embeddings()
@@ -372,13 +372,13 @@ def _answers(model: LanguageModel) -> bool:
 
 
 def known_tokenizer(model: PreTrainedModel | PeftModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer with which :func:`wrapped` took this model before, or None."""
+    """The tokenizer that this model was passed to :func:`wrapped` with, or None."""
     known = vars(model).get(_KEPT)
     return None if known is None else known[1]
 
 
 def copied(model: LanguageModel, *, packing: Packing = "auto") -> LanguageModel:
-    """A model of its own with the same weights, without gradient; training the first does not reach it."""
+    """A copy of a model that training the original does not change."""
     kept = vars(model.model).pop(_KEPT, None)
     try:
         twin = deepcopy(model.model)
@@ -386,28 +386,24 @@ def copied(model: LanguageModel, *, packing: Packing = "auto") -> LanguageModel:
         if kept is not None:
             vars(model.model)[_KEPT] = kept
     inner = twin.get_base_model() if isinstance(twin, PeftModel) else twin
-    # The copied heads and the model's forward may answer for the first model; classes have the plain ones.
+    # Copied instance forwards would still answer for the original model; those of the class are plain.
     for part in (inner, twin.get_output_embeddings(), twin.get_input_embeddings()):
         if isinstance(part, nn.Module):
             vars(part).pop("forward", None)
     return wrapped(twin, model.tokenizer, packing=packing)
 
 
-PROMPTS = (
-    "What did you think of the film?",
-    "Write one sentence about the sea.",
-    "2 + 2 = ?",
-)
+PROMPTS = ("What did you think of the film?", "Write one sentence about the sea.", "2 + 2 = ?")
 RECORD = "trained.safetensors"
-"""Beside ``model/``: what the model said when its training ended."""
+"""File next to ``model/`` with the log-probabilities of the trained model."""
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
-"""Largest difference of a log-probability, nats, by the number type of the weights: merging rounds each sum once more."""
+"""Largest difference of a log-probability in nats, by dtype of the weights. Merging an adapter rounds each weight once more."""
 
 
 @torch.inference_mode()
 def next_log_probabilities(model: LanguageModel, template: Template) -> Tensor:
-    """Of every token of the vocabulary as the first of a reply to each prompt.  -> [p v] float32"""
+    """Log-probabilities of the first token of the reply to each of a few prompts.  -> [p v] float32"""
     model.model.eval()
     found = []
     for text in PROMPTS:
@@ -419,16 +415,16 @@ def next_log_probabilities(model: LanguageModel, template: Template) -> Tensor:
 
 
 def record(model: LanguageModel, template: Template, folder: Path) -> None:
-    """Write what a model says that is in memory as it was trained."""
+    """Write the log-probabilities of a trained model, to check what is loaded from its folder later."""
     save_file({"log_probabilities": next_log_probabilities(model, template)}, folder / RECORD)
 
 
 def recorded(folder: Path) -> Tensor | None:
-    """What :func:`record` wrote into a stage's folder, or None.  -> [p v]"""
+    """The log-probabilities that :func:`record` wrote into the folder of a stage, or None.  -> [p v]"""
     path = folder / RECORD
     return load_file(path)["log_probabilities"] if path.is_file() else None
 
 
 def difference(one: Tensor, other: Tensor) -> float:
-    """Largest difference of a log-probability, nats; not a number where a model says none."""
+    """Largest difference of a log-probability in nats; NaN if one is NaN."""
     return float((one - other).abs().max())

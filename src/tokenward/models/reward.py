@@ -1,17 +1,17 @@
 """The token reward model: a transformer with one scalar per token.
 
-TLM (arXiv 2306.00398), section 3.1: ``r_phi(s_t, a_t)`` is read at the hidden state after the token ``a_t`` was
-consumed, so it depends on the prompt and on the tokens up to and including it, never on later ones. Training and
-use share one input layout (the published code does not: tlm.md B2).
+TLM (arXiv 2306.00398), section 3.1: ``r_phi(s_t, a_t)`` is read at the hidden state after the token ``a_t``, so it depends on
+the prompt and the tokens up to and including ``a_t``, never on later ones. Training and inference use the same input layout;
+the published code does not (tlm.md B2).
 """
 
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -19,7 +19,7 @@ from tokenward.artifacts import read_json, write_json
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.forward import FrozenReference, run_model
-from tokenward.models.head_mlp import PUBLISHED_BIAS, init_linear, mlp
+from tokenward.models.head_mlp import PUBLISHED_BIAS, init_linear, mlp, save_weights
 from tokenward.models.identity import model_fingerprint
 from tokenward.models.loading import load_backbone, load_tokenizer
 from tokenward.models.probe import Packing, reward_layout
@@ -33,20 +33,19 @@ HEAD_FILE = "token_reward_head.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class RewardSettings:
-    """The head of a token reward model.
+    """Settings of the head of a token reward model.
 
     Attributes:
-        hidden: Width of the head's hidden layer; None is one linear layer.
-        gain: Of the head's Xavier-uniform initialisation.
-        bias: What its biases begin with; None is -1e-4, as published, or 0 where that would leave the hidden layer of a
-            narrow model dead (:func:`tokenward.models.head_mlp.mlp`).
-        bound: ``softplus`` (published; its true range is ``low`` to ``low + softplus(high - low)``, 0 to 1.3133
-            as given), ``sigmoid`` (``low`` to ``high``) or ``none``.
+        hidden: Width of the head's hidden layer; None for a single linear layer.
+        gain: Gain of the Xavier-uniform initialization.
+        bias: Initial value of the biases; None as in :func:`tokenward.models.head_mlp.mlp`.
+        bound: ``softplus`` (as published; its range is ``low`` to ``low + softplus(high - low)``, 0 to 1.3133 by default),
+            ``sigmoid`` (``low`` to ``high``) or ``none``.
         low: Lower end of the range.
-        high: Upper end.
-        exact_range: Rescale softplus, so that its range is ``low`` to ``high``.
-        unit: What has one reward: a ``token``, a ``word``, a ``sentence``, or the ``spans`` of the data.
-        freeze: Train the head alone.
+        high: Upper end of the range.
+        exact_range: Rescale softplus to the range ``low`` to ``high``.
+        unit: What gets one reward: a ``token``, a ``word``, a ``sentence``, or the ``spans`` of the data.
+        freeze: Train only the head.
     """
 
     _: KW_ONLY
@@ -63,17 +62,21 @@ class RewardSettings:
     def __post_init__(self) -> None:
         if not self.high > self.low:
             raise UserError(
-                f"a reward must have high > low, got low {self.low} and high {self.high}. Write low: 0.0, high: 1.0."
+                f"a reward needs high > low, got low {self.low} and high {self.high}. Use for example low: 0.0, high: 1.0.",
+                code="out-of-range",
+                key="reward.head.high",
             )
         if not self.gain > 0 or (self.hidden is not None and self.hidden < 1):
             raise UserError(
-                f"the reward's head needs gain > 0 and hidden >= 1, got {self.gain} and {self.hidden}. "
-                "Write hidden: 2048, or hidden: null for one linear layer."
+                f"the head of the reward needs gain > 0 and hidden >= 1, got {self.gain} and {self.hidden}. Use hidden: 2048, or "
+                "hidden: null for a single linear layer.",
+                code="out-of-range",
+                key="reward.head.hidden",
             )
 
     @property
     def range(self) -> tuple[float, float]:
-        """The limits that rewards really have."""
+        """The actual range of the rewards."""
         if self.bound == "none":
             return -float("inf"), float("inf")
         if self.bound == "sigmoid" or self.exact_range:
@@ -82,7 +85,7 @@ class RewardSettings:
         return self.low, self.low + float(nn.functional.softplus(span))
 
     def bounded(self, raw: Tensor) -> Tensor:
-        """Rewards of the head's output."""
+        """Rewards from the output of the head."""
         if self.bound == "softplus":
             return bound_softplus(raw, self.low, self.high, exact=self.exact_range)
         return bound_sigmoid(raw, self.low, self.high) if self.bound == "sigmoid" else raw
@@ -92,16 +95,14 @@ class TokenRewardModule(nn.Module):
     """A backbone with a scalar head at every position.
 
     Args:
-        backbone: A decoder, or an encoder-decoder, without its language model head.
-        settings: Of the head and the bound.
+        backbone: A decoder or encoder-decoder without its language model head.
+        settings: Settings of the head and the bound.
     """
 
     def __init__(self, backbone: PreTrainedModel, settings: RewardSettings) -> None:
         super().__init__()
         self.backbone, self.settings, self.config = backbone, settings, backbone.config
-        self._keys_to_ignore_on_save = (
-            None  # transformers looks for it when a checkpoint holds trained weights only
-        )
+        self._keys_to_ignore_on_save = None  # transformers reads it for checkpoints of trained weights only
         width = backbone.config.get_text_config().hidden_size
         if settings.hidden is None:
             self.head: nn.Module = nn.Linear(width, 1)
@@ -112,32 +113,24 @@ class TokenRewardModule(nn.Module):
         backbone.requires_grad_(not settings.freeze)
 
     def forward(self, **inputs: Any) -> Tensor:
-        """Bounded reward at each position of the rows (of the decoder's, where there is one).  -> [rows t]"""
+        """Bounded reward at each position of the rows, or of the decoder rows.  -> [rows t]"""
         hidden = self.backbone(**inputs).last_hidden_state
         raw = self.head(hidden.to(next(self.head.parameters()).dtype)).squeeze(-1)
-        # The published softplus bound leaves float16's and bfloat16's precision near 0.
+        # Near 0, the softplus bound needs more precision than half precision has.
         return self.settings.bounded(raw if raw.dtype == torch.float64 else raw.float())
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModel(TokenModel):
-    """A token reward model, ready to train or to score.
-
-    Attributes:
-        model: The :class:`TokenRewardModule`.
-    """
+    """A token reward model, ready to train or to score."""
 
     model: TokenRewardModule
+    reads_whole: ClassVar[bool] = True
 
     @property
     def settings(self) -> RewardSettings:
-        """Of its head."""
+        """Settings of its head."""
         return self.model.settings
-
-    @property
-    def reads_whole(self) -> bool:
-        """See :class:`TokenModel`."""
-        return True
 
     def read(
         self,
@@ -146,19 +139,16 @@ class RewardModel(TokenModel):
         needs: Needs = NOTHING,
         reference: FrozenReference | None = None,
     ) -> tuple[Tensor, TokenBatch]:
-        """Reward of each response token, at the position that has read it.  -> [n] float32"""
+        """Reward of each response token, read after the token.  -> [n] float32"""
         rewards = run_model(module, batch.inputs).reshape(-1)[batch.inputs.placed_at]
         return rewards, batch.tokens
 
     def save(self, folder: Path) -> None:
-        """An ordinary folder: the backbone that ``AutoModel`` loads, the head, its settings, the tokenizer."""
+        """Write an ordinary folder: the backbone, as ``AutoModel`` loads it, the head, its settings and the tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
         self.model.backbone.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        save_file(
-            {name: value.contiguous() for name, value in self.model.head.state_dict().items()},
-            folder / HEAD_FILE,
-        )
+        save_weights(self.model.head, folder / HEAD_FILE)
         write_json(folder / SETTINGS_FILE, asdict(self.settings), ascii=True)
 
 
@@ -172,19 +162,19 @@ def new_reward_model(
     packing: Packing = "auto",
     trust_remote_code: bool = False,
 ) -> RewardModel:
-    """A reward model on a pretrained backbone, its head new, all in float32: it is there to be trained.
+    """A reward model on a pretrained backbone with a new head, in float32 for training.
 
     Args:
-        name: As in :func:`tokenward.models.loading.load_model`; the language model head is left out.
-        settings: Of the head.
-        seed: Of the head's initial weights.
-        device: Where to compute.
+        name: As in :func:`tokenward.models.loading.load_model`; its language model head is dropped.
+        settings: Settings of the head.
+        seed: Seed of the head's initialization.
+        device: ``auto`` or a torch device.
         attention: transformers' attention implementation.
-        packing: ``auto`` decides by a probe whether prompts can be shared.
+        packing: ``auto`` decides by measuring whether responses can share their prompt.
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        UserError: no such model, or an adapter without its base's weights.
+        UserError: There is no such model, or it is an adapter.
     """
     backbone = load_backbone(
         name, dtype="float32", device=device, attention=attention, trust_remote_code=trust_remote_code
@@ -203,16 +193,17 @@ def load_reward_model(
     attention: str = "sdpa",
     packing: Packing = "auto",
 ) -> RewardModel:
-    """A reward model from the folder that :meth:`RewardModel.save` wrote.
+    """Load a reward model from a folder that :meth:`RewardModel.save` wrote.
 
     Raises:
-        UserError: the folder holds no token reward model.
+        UserError: The folder does not contain a token reward model.
     """
     path = Path(folder).expanduser()
     if not (path / SETTINGS_FILE).is_file():
         raise UserError(
-            f"{folder} is no token reward model: it has no {SETTINGS_FILE}. Name a folder such as "
-            "runs/NAME/reward/model, which the reward stage writes."
+            f"{folder} is not a token reward model: it has no {SETTINGS_FILE}. Use a folder written by the reward stage, such as "
+            "runs/NAME/reward/model.",
+            code="not-a-reward-model",
         )
     backbone = load_backbone(str(path), dtype=dtype, device=device, attention=attention)
     try:
@@ -221,14 +212,15 @@ def load_reward_model(
         module.head.load_state_dict(load_file(path / HEAD_FILE))
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"the head of the token reward in {folder} cannot be read from {SETTINGS_FILE} and {HEAD_FILE}: {error}. Copy "
-            "the whole folder again, or run the stage that made it again."
+            f"cannot load the head of the token reward model in {folder} from {SETTINGS_FILE} and {HEAD_FILE}: {error}. Copy the "
+            "whole folder again, or run the stage that wrote it again.",
+            code="damaged-file",
         ) from error
     return _reward_model(module, str(folder), packing, False)
 
 
 def is_reward_folder(folder: Path) -> bool:
-    """Whether a folder holds a token reward model."""
+    """Whether a folder contains a token reward model."""
     return (folder / SETTINGS_FILE).is_file()
 
 
@@ -236,7 +228,7 @@ def _reward_model(
     module: TokenRewardModule, name: str, packing: Packing, trust_remote_code: bool
 ) -> RewardModel:
     parameter = next(module.backbone.parameters())
-    # The head stays in float32: a reward's small differences are what is learned.
+    # The head stays in float32, because rewards differ by small amounts.
     module.head.to(parameter.device, torch.float64 if parameter.dtype == torch.float64 else torch.float32)
     module.eval()
     config = module.backbone.config

@@ -126,13 +126,7 @@ def has_module(objective: Objective) -> bool:
 
 
 def modules_of(objective: Objective, width: int, layers: int) -> list[ObjectiveModule]:
-    """Make the modules of an objective and of those that it calls.
-
-    Args:
-        objective: The objective; it keeps its module.
-        width: Hidden size of the policy.
-        layers: Number of layers of the policy.
-    """
+    """Make the modules of an objective and of those that it calls, for a policy of this hidden size and depth."""
     modules = [
         part.make_module(width, layers)  # type: ignore[attr-defined]
         for part in parts_within(objective)

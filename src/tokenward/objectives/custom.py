@@ -18,12 +18,7 @@ _LENGTHS = (3, 2, 2, 4)
 
 
 class CheckedObjective(Composite):
-    """An objective whose first result is checked.
-
-    Args:
-        objective: The custom objective.
-        name: Its name in the recipe, for messages.
-    """
+    """An objective whose first result is checked; ``name`` is its name in the recipe, for messages."""
 
     def __init__(self, objective: Objective, name: str) -> None:
         super().__init__([objective])
@@ -88,13 +83,8 @@ def _describe(value: Any) -> str:
 def check_declared(objective: Objective, *, width: int = 4, layers: int = 2) -> None:
     """Check that an objective reads only what it declares as ``needs``; in training the rest would be missing.
 
-    A copy is called with a small batch, so the objective itself does not change. An objective that fails for another
-    reason, or cannot be copied, passes; the training then shows the error.
-
-    Args:
-        objective: The objective; those that it calls are checked one by one.
-        width: Hidden size to try it with.
-        layers: Number of layers to try it with.
+    A copy is called with a small batch, so the objective itself does not change; the parts of a sum are tried one by one.
+    An objective that fails for another reason, or cannot be copied, passes; the training then shows the error.
 
     Raises:
         UserError: Something is read and not declared.

@@ -8,24 +8,17 @@ from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.objectives.base import DRAW, Losses
-from tokenward.objectives.pairwise import positive
 from tokenward.objectives.selected import step_seeds
 from tokenward.ops.aggregates import AGGREGATES, SCALED, SOFT, group_mean_length, pooled
 from tokenward.ops.listwise import agreement, plackett_luce, random_subsets, ranks_differ
 from tokenward.ops.ragged import position_in_group, segment_sum
-from tokenward.plugins import check_call, find
+from tokenward.plugins import check_call, check_positive, find
 from tokenward.selection import uniform
 from tokenward.tokens.batches import Needs, TokenBatch
 
 
 class _RankedLists(NamedTuple):
-    """Lists of responses: those of the batch, or random subsets of them.
-
-    Attributes:
-        response: ``[m]``, index of each member's response.
-        group: ``[m]``, index of its list.
-        groups: Number of lists.
-    """
+    """Lists of responses, or random subsets of them: response and list ``[m]`` of each member, number of lists."""
 
     response: Tensor
     group: Tensor
@@ -66,22 +59,15 @@ class PlackettLuce:
     def __post_init__(self) -> None:
         function = find("aggregate", self.aggregate, AGGREGATES)
         check_call("aggregate", self.aggregate, function, ("rewards", "weights", "owner", "count"))
-        positive("temperature", self.temperature, 1.0)
-        positive("list_temperature", self.list_temperature, 1.0)
+        check_positive(temperature=self.temperature, list_temperature=self.list_temperature)
         if self.length_neutral and self.aggregate not in SOFT:
             raise UserError(
                 f"length_neutral has no effect with aggregate: {self.aggregate}. Leave it out, or write softmax or softmin.",
                 code="conflicting-settings",
             )
         if self.group_size is not None and self.group_size < 2:
-            raise UserError(
-                f"group_size must be at least 2, got {self.group_size}: one response has no order.",
-                code="invalid-value",
-            )
-        if self.groups < 1:
-            raise UserError(
-                f"groups must be at least 1, got {self.groups}. The paper draws 64.", code="invalid-value"
-            )
+            raise UserError(f"group_size must be at least 2, got {self.group_size}.", code="invalid-value")
+        check_positive(groups=self.groups)
 
     @property
     def needs(self) -> Needs:

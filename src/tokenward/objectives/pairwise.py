@@ -13,6 +13,7 @@ from tokenward.objectives.base import Losses
 from tokenward.ops import links
 from tokenward.ops.losses import ipo, margin_logistic, orpo, pairwise
 from tokenward.ops.ragged import segment_sum, weighted_sum
+from tokenward.plugins import check_positive
 from tokenward.tokens.batches import Needs, TokenBatch
 
 
@@ -26,15 +27,6 @@ class PairSides(NamedTuple):
 def sides(per_response: Tensor) -> PairSides:
     """Split values of responses in the order chosen, rejected, chosen, rejected.  [2 b] -> [b], [b]"""
     return PairSides(per_response[0::2], per_response[1::2])
-
-
-def positive(name: str, value: float, example: float) -> None:
-    """Refuse a setting that is not greater than 0."""
-    if not value > 0:
-        raise UserError(
-            f"{name} must be greater than 0, got {value}. Write for example {name}: {example}.",
-            code="invalid-value",
-        )
 
 
 def log_ratios(logp: Tensor, batch: TokenBatch) -> Tensor:
@@ -207,11 +199,11 @@ class Pairwise:
     scale: float = 4.0
 
     def __post_init__(self) -> None:
-        positive("beta", self.beta, 0.1)
+        check_positive(beta=self.beta)
         self._link()
         if self.link == "ipo" and (self.label_smoothing or self.margin):
             raise UserError(
-                "label_smoothing and margin have no effect with link: ipo, whose target is 1 / (2 beta). Leave them out.",
+                "label_smoothing and margin have no effect with ipo, whose target is 1 / (2 beta). Leave them out.",
                 code="conflicting-settings",
             )
         if self.link == "odds" and (self.reference or self.aggregate == "sum"):
@@ -259,17 +251,11 @@ class DPO:
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
 
     def __post_init__(self) -> None:
-        if self.loss == "ipo" and self.label_smoothing:
-            raise UserError(
-                "label_smoothing has no effect with loss: ipo. Leave one of the two out.",
-                code="conflicting-settings",
-            )
         self._pairwise()
 
     def _pairwise(self) -> Pairwise:
-        if self.loss == "ipo":
-            return Pairwise(link="ipo", beta=self.beta, aggregate="mean")
-        return Pairwise(beta=self.beta, label_smoothing=self.label_smoothing)
+        link, aggregate = ("ipo", "mean") if self.loss == "ipo" else ("logistic", "sum")
+        return Pairwise(link=link, beta=self.beta, label_smoothing=self.label_smoothing, aggregate=aggregate)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         return self._pairwise()(logp, batch)
@@ -277,18 +263,14 @@ class DPO:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IPO:
-    """Identity preference optimisation with mean log-ratios (arXiv 2310.12036, Eq. 17); DPO's ``loss: ipo``.
-
-    Attributes:
-        beta: The paper's tau.
-    """
+    """Identity preference optimisation with mean log-ratios (arXiv 2310.12036, Eq. 17; ``beta`` is its tau)."""
 
     needs: ClassVar[Needs] = Needs(reference=True, pairwise=True)
 
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        positive("beta", self.beta, 0.1)
+        check_positive(beta=self.beta)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         return DPO(beta=self.beta, loss="ipo")(logp, batch)
@@ -321,7 +303,7 @@ class SePO:
     profile: Literal["official"] | None = None
 
     def __post_init__(self) -> None:
-        positive("gamma", self.gamma, 2.0)
+        check_positive(gamma=self.gamma)
         rates = (self.chosen_rate, self.rejected_rate)
         if self.normaliser == "rate" and not all(rate is not None and 0 < rate <= 1 for rate in rates):
             raise UserError(
@@ -368,7 +350,7 @@ class SimPO:
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        positive("beta", self.beta, 2.0)
+        check_positive(beta=self.beta)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         return SePO(gamma=self.beta, margin=self.gamma)(logp, batch)
@@ -390,7 +372,7 @@ class ORPO:
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        positive("beta", self.beta, 0.1)
+        check_positive(beta=self.beta)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         odds = Pairwise(link="odds", beta=1.0, reference=False, aggregate="mean")(logp, batch)

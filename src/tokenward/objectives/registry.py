@@ -20,7 +20,6 @@ from tokenward.objectives.pairwise import (
     SePO,
     SimPO,
     log_ratios,
-    positive,
     sides,
     sums,
 )
@@ -29,7 +28,7 @@ from tokenward.objectives.selected import Selected
 from tokenward.objectives.token_pairs import TBPO, TDPO, SparsePO
 from tokenward.ops.losses import pair_weight, treg
 from tokenward.ops.ragged import segment_sum, weighted_sum
-from tokenward.plugins import build, check_call
+from tokenward.plugins import build, check_call, check_positive
 from tokenward.selection import selector_of
 from tokenward.tokens.batches import Needs, TokenBatch
 
@@ -53,7 +52,7 @@ class TReg:
     stop_gradient: Literal["weight", "none"] = "weight"
 
     def __post_init__(self) -> None:
-        positive("beta", self.beta, 0.1)
+        check_positive(beta=self.beta)
 
     def __call__(self, logp: Tensor, batch: TokenBatch) -> Losses:
         present = (batch.weights != 0).to(batch.weights.dtype)

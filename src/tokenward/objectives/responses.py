@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.objectives.base import Losses
-from tokenward.objectives.pairwise import divergences, log_ratios, positive, sums
+from tokenward.objectives.pairwise import divergences, log_ratios, sums
 from tokenward.ops.losses import kto, likelihood
 from tokenward.ops.policy_gradient import (
     Baseline,
@@ -19,6 +19,7 @@ from tokenward.ops.policy_gradient import (
     reinforce,
 )
 from tokenward.ops.ragged import segment_sum, weighted_mean, weighted_sum
+from tokenward.plugins import check_positive
 from tokenward.tokens.batches import Needs, TokenBatch
 
 
@@ -88,7 +89,7 @@ class KTO:
     anchor: Literal["kl", "zero"] = "kl"
 
     def __post_init__(self) -> None:
-        positive("beta", self.beta, 0.1)
+        check_positive(beta=self.beta)
         if not (self.desirable >= 0 and self.undesirable >= 0 and self.desirable + self.undesirable > 0):
             raise UserError(
                 f"desirable and undesirable must be 0 or more and not both 0, got {self.desirable} and {self.undesirable}.",

@@ -108,8 +108,8 @@ class Selected(Composite):
             )
         if unit_of(selector):
             raise UserError(
-                f"a selection in the training step does not know the {unit_of(selector)} of the tokens, but this one pools over "
-                "them. Use a scorer of stored values, or remove the step segment_pool.",
+                f"a selection in the training step does not know which {unit_of(selector).removesuffix('s')} a token is in, but this "
+                "one pools over them. Use a scorer of stored values, or remove the step segment_pool.",
                 code="missing-segments",
             )
         self.objective, self.selector, self.scorer = objective, selector, scorer
@@ -208,16 +208,7 @@ def _step_values(logp: Tensor, batch: TokenBatch) -> dict[str, Tensor]:
 
 
 def step_seeds(ids: Tensor, response: Tensor, responses: int) -> Tensor:
-    """A stable number of each response, hashed from its token ids, for selections that draw in the step.
-
-    Args:
-        ids: ``[n]`` token ids, laid end to end.
-        response: ``[n]``, index of the response that owns each token.
-        responses: Number of responses.
-
-    Returns:
-        ``[r]`` int64, not negative.
-    """
+    """A stable number >= 0 of each response, hashed from its token ids, for draws in the step.  [n], [n] -> [r] int64"""
     place = position_in_group(response)
     mixed = (ids + 1) * 0x9E3779B97F4A7C1 + (place + 1) * 0x2545F4914F6CDD1D
     mixed = (mixed ^ (mixed >> 29)) * 0x5851F42D4C957F2D
@@ -236,9 +227,6 @@ class LogEntropy(Composite):
     """An objective with the additional metric ``entropy``, in nats, which has no part in the loss.
 
     It is the mean over a comparison's tokens with weight of the entropy of the policy's predicting distribution.
-
-    Args:
-        objective: The objective.
     """
 
     def __init__(self, objective: Objective) -> None:

@@ -16,13 +16,13 @@ from tokenward.objectives.pairwise import (
     kl_metrics,
     log_ratios,
     logp_metrics,
-    positive,
     reward_metrics,
     sides,
     sums,
 )
 from tokenward.ops.losses import mask_price, one_sample_kl, tdpo, token_margin
 from tokenward.ops.ragged import Aligned, aligned, segment_sum, weighted_mean
+from tokenward.plugins import check_positive
 from tokenward.tokens.batches import Needs, TokenBatch
 
 
@@ -52,7 +52,7 @@ class TDPO:
     profile: Literal["official"] | None = None
 
     def __post_init__(self) -> None:
-        positive("beta", self.beta, 0.1)
+        check_positive(beta=self.beta)
         if self.profile == "official" and (self.version is not None or self.direction != "forward"):
             raise UserError(
                 "profile: official fixes version 1 and direction forward, as in the published configuration. Leave the two "
@@ -125,7 +125,7 @@ class TBPO:
 
     def __post_init__(self) -> None:
         self._head: nn.Module | None = None  # not a setting, so not a field
-        positive("beta", self.beta, 0.1)
+        check_positive(beta=self.beta)
         self._link()
         settings = (self.baseline, self.hidden, self.centre, self.clamp)
         if self.profile == "official" and settings != ("head", 1024, False, None):
@@ -200,13 +200,7 @@ def _apply(module: nn.Module, states: Tensor) -> Tensor:
 
 
 class LayerMask(nn.Module):
-    """A mask >= 0 from the layers of a model: one feature per layer, and a learnt combination of them.
-
-    Args:
-        width: Width of the layers.
-        layers: Number of layers.
-        dropout: Dropout of the features and of the mask.
-    """
+    """A mask >= 0 from the layers of a model: one feature per layer, and a learnt combination of them."""
 
     def __init__(self, width: int, layers: int, dropout: float) -> None:
         super().__init__()
@@ -258,7 +252,7 @@ class SparsePO:
 
     def __post_init__(self) -> None:
         self._networks: nn.ModuleList | None = None  # not a setting, so not a field
-        positive("beta", self.beta, 0.1)
+        check_positive(beta=self.beta)
         if not (self.l1_ratio >= 0 and self.l1_kl >= 0 and 0 <= self.dropout < 1):
             raise UserError(
                 f"the masks need l1_ratio and l1_kl of 0 or more and dropout in [0, 1), got {self.l1_ratio}, {self.l1_kl} and "

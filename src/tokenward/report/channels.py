@@ -95,7 +95,7 @@ class Channels:
         values: ``[n]``, all scores of the run by its own scorer.
         sample: Pairs for the scales of the other scorers.
         others: Other runs whose scores are shown too.
-        given: Spans by response key, in place of the data's own.
+        given: Spans by response key, instead of the data's own.
     """
 
     def __init__(

@@ -23,13 +23,7 @@ RESAMPLES = 500
 
 
 class GivenSpans(NamedTuple):
-    """The spans of a file, by response key.
-
-    Attributes:
-        name: Name of the file without its folder.
-        spans: Spans of the responses that are in the run's pairs; may be empty for a response.
-        unmatched: Number of lines whose response is in no pair of the run.
-    """
+    """The name of a file, its spans by response key, and the number of lines whose response is in no pair of the run."""
 
     name: str
     spans: Mapping[str, tuple[Span, ...]]
@@ -48,10 +42,6 @@ def read_spans(path: str | Path, reader: PairReader) -> GivenSpans:
     A line is ``{"prompt": ..., "response": ..., "spans": [[start, end, value], ...]}``, or has the response's ``key`` in
     the score store instead of both texts. Start and end count characters. A value is positive if the span speaks for the
     response and negative if it speaks against it.
-
-    Args:
-        path: A JSONL file.
-        reader: Reads the run's pairs.
 
     Raises:
         UserError: a line is wrong, names the same response as another line, or no line names a response of the run.

@@ -19,6 +19,7 @@ from tokenward.artifacts import atomic_write
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figure
 from tokenward.ops.selection import MAX_DENOMINATOR
+from tokenward.report import summary as of_run
 from tokenward.report.channels import SCHEMA, Channels, other_runs
 from tokenward.report.charts import bar_chart, histogram, line_chart
 from tokenward.report.collect import RunFolder, displacement
@@ -26,19 +27,6 @@ from tokenward.report.given import GivenSpans, given_credit, read_spans
 from tokenward.report.pairs import Drawn, PairReader, ScoredPair, draw
 from tokenward.report.pieces import breaks, eos_count, piece_ends, pieces, shared_words, words
 from tokenward.report.selections import RunSelection, scorer_note
-from tokenward.report.summary import (
-    SHARE,
-    SIDES,
-    Summary,
-    credit_rows,
-    curves,
-    figure_rows,
-    provenance,
-    recipe_of,
-    summarise,
-    version_rows,
-    watched_rows,
-)
 
 LARGEST = 4_400_000
 """Most characters of packed numbers and texts on a page; further pairs are left out, and the page says so."""
@@ -48,39 +36,36 @@ REPLIES = 50
 SAMPLE = 1000
 """Most pairs for distributions and scales."""
 
-SCRIPTS = (
-    "selection.js",
-    "statistics.js",
-    "tokens.js",
-    "units.js",
-    "state.js",
-    "list.js",
-    "curve.js",
-    "pair.js",
-    "card.js",
-    "copies.js",
-    "viewer.js",
-)
+SCRIPTS = [
+    "selection",
+    "statistics",
+    "tokens",
+    "units",
+    "state",
+    "list",
+    "curve",
+    "pair",
+    "card",
+    "copies",
+    "viewer",
+]
 """The scripts share one scope, in this order; the last one starts the page."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A run as one HTML page.
-
-    Attributes:
-        html: The page.
-    """
+    """A run as one HTML page, ``html``, and the run's ``folder``."""
 
     html: str
+    folder: Path
 
     def _repr_html_(self) -> str:
         """The page in a notebook cell, in its own frame."""
         return f'<iframe srcdoc="{escape(self.html)}" style="width: 100%; height: 50em; border: 0"></iframe>'
 
-    def save(self, path: str | Path) -> Path:
-        """Write the page to a file atomically; returns the path."""
-        path = Path(path)
+    def save(self, path: str | Path | None = None) -> Path:
+        """Write the page atomically to a file, by default ``report/index.html`` in the run's folder; returns its path."""
+        path = Path(path or self.folder / "report" / "index.html")
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, self.html)
         return path
@@ -105,19 +90,7 @@ def make_report(
         UserError: the folder holds no finished stage, a custom scorer cannot be found, or the file of spans is wrong.
     """
     run = RunFolder.read(folder)
-    return Report(_page(run, _scores(run, rows, also, spans)))
-
-
-def write_report(
-    folder: str | Path,
-    *,
-    rows: int = ROWS,
-    also: Sequence[str | Path] = (),
-    spans: str | Path | None = None,
-) -> Path:
-    """Write the :func:`make_report` page to ``report/index.html`` in the run's folder; returns that path."""
-    report = make_report(folder, rows=rows, also=also, spans=spans)
-    return report.save(Path(folder) / "report" / "index.html")
+    return Report(_page(run, _scores(run, rows, also, spans)), run.path)
 
 
 @dataclass(frozen=True)
@@ -126,7 +99,7 @@ class _Scores:
 
     data: dict[str, Any]
     drawn: Drawn
-    summary: Summary
+    summary: of_run.Summary
     scorer: str
     given: GivenSpans | None
     credit: dict[str, Figure]
@@ -154,7 +127,7 @@ def _scores(
     return _Scores(
         payload([reader.pair(place) for place in drawn.places], drawn, channels, names),
         drawn,
-        summarise(sample, reader.scorer, limit=main.limit, zero=main.zero, names=names),
+        of_run.summarise(sample, reader.scorer, limit=main.limit, zero=main.zero, names=names),
         reader.scorer_name,
         given,
         given_credit(given, reader, channels) if given is not None else run.figures(),
@@ -165,14 +138,7 @@ def _scores(
 def payload(
     pairs: Sequence[ScoredPair], drawn: Drawn, channels: Channels, names: dict[int, str]
 ) -> dict[str, Any]:
-    """The data of the page's scripts.
-
-    Args:
-        pairs: The pairs of ``drawn.places``, in their order.
-        drawn: How they were chosen.
-        channels: The numbers per token.
-        names: Names of special tokens by id.
-    """
+    """The data of the page's scripts, for the pairs of ``drawn.places`` and the names of special tokens by id."""
     rows: list[dict[str, Any]] = []
     size = 0
     for number in _alternating(drawn.reasons):
@@ -260,10 +226,12 @@ def _page(run: RunFolder, scores: _Scores | None) -> str:
     environment.filters["quoted"] = json.dumps
     assets = files("tokenward.report") / "assets"
     style = (assets / "style.css").read_text(encoding="utf-8")
-    parts = [_without_comments((assets / name).read_text(encoding="utf-8")) for name in SCRIPTS if scores]
+    parts = [
+        _without_comments((assets / f"{name}.js").read_text(encoding="utf-8")) for name in SCRIPTS if scores
+    ]
     script = "\n".join(parts)
-    drawn = list(curves(run))
-    figures = figure_rows(run.figures())
+    drawn = list(of_run.curves(run))
+    figures = of_run.figure_rows(run.figures())
     return environment.get_template("page.html.jinja").render(
         run=run,
         name=run.path.resolve().name,
@@ -279,17 +247,17 @@ def _page(run: RunFolder, scores: _Scores | None) -> str:
         shown_replies=REPLIES,
         charts=_charts(scores) if scores else [],
         curves=[line_chart(title, series, x_label="step") for title, series in drawn],
-        share_drawn=f"policy: {SHARE}" in dict(drawn),
+        share_drawn=f"policy: {of_run.SHARE}" in dict(drawn),
         figures=figures,
         changes=[row for row in figures if row.before],
         given=scores.given if scores else None,
-        made=provenance(run),
-        credit=credit_rows(scores.credit) if scores else [],
+        made=of_run.provenance(run),
+        credit=of_run.credit_rows(scores.credit) if scores else [],
         replies=run.replies(),
-        watched=watched_rows(run),
+        watched=of_run.watched_rows(run),
         prompts=run.prompts(),
-        recipe=yaml.safe_dump(recipe_of(run), sort_keys=False, allow_unicode=True),
-        versions=version_rows(run),
+        recipe=yaml.safe_dump(of_run.recipe_of(run), sort_keys=False, allow_unicode=True),
+        versions=of_run.version_rows(run),
     )
 
 
@@ -302,7 +270,7 @@ def _charts(scores: _Scores) -> list[Any]:
             bar_chart(
                 f"{scores.scorer}: mean score {title}",
                 [mean.label for mean in means],
-                {side: [getattr(mean, side) for mean in means] for side in SIDES},
+                {side: [getattr(mean, side) for mean in means] for side in of_run.SIDES},
             )
             for title, means in grouped
         ),

@@ -21,14 +21,9 @@ from tokenward.types import Comparison
 
 
 class PairPlace(NamedTuple):
-    """The position of a pair, and its margin.
+    """A pair by its row in a part (``train`` or ``eval``), its number in the run from 1, and its keys in the score store.
 
-    Attributes:
-        part: ``train`` or ``eval``.
-        row: Row number among the pairs of that part.
-        number: Number of the pair in the run, from 1: first the training pairs, then the eval pairs.
-        keys: Keys of the chosen and the rejected response in the score store.
-        margin: Sum of the chosen response's scores minus the sum of the rejected one's.
+    The margin is the sum of the chosen response's scores minus the sum of the rejected one's.
     """
 
     part: str
@@ -39,14 +34,7 @@ class PairPlace(NamedTuple):
 
 
 class ScoredPair(NamedTuple):
-    """A pair with its stored values, the chosen response first.
-
-    Attributes:
-        comparison: Two responses, ranks (0, 1).
-        part: ``train``, ``eval`` or ``eval_reward``.
-        number: As in :class:`PairPlace`.
-        records: The stored values of both responses.
-    """
+    """A pair with its stored values, the chosen response first. Its part is ``train``, ``eval`` or ``eval_reward``."""
 
     comparison: Comparison
     part: str
@@ -63,11 +51,7 @@ def scores_of(scorer: Scorer, record: TokenRecord) -> np.ndarray:
 class PairReader:
     """Reads the pairs of a run from its data and its score store.
 
-    Attributes:
-        run: The run.
-        store: Its score store.
-        scorer_name: Name of the scorer.
-        scorer: The run's scorer, or a built-in one if the scores of the run's scorer are not stored.
+    The scorer is the run's own, or a built-in one if the scores of the run's own are not stored.
     """
 
     run: RunFolder
@@ -169,15 +153,10 @@ def _usual_scorer(store: TokenStore) -> str:
 
 
 class Drawn(NamedTuple):
-    """The pairs of a report, and why each was chosen.
+    """The pairs of a report, and a random sample for statistics, which begins with those of the reason ``random``.
 
-    Attributes:
-        places: The pairs.
-        reasons: For each pair ``random``, ``margin`` (one of the largest), ``wrong`` (the scores contradict its order
-            most) or ``spans`` (one of its responses was requested).
-        sample: Random pairs for statistics; those with the reason ``random`` come first.
-        total: Number of pairs in the run.
-        values: ``[n]``, all scores of the run, concatenated.
+    The reasons of a pair are ``random``, ``margin`` (one of the largest), ``wrong`` (the scores contradict its order most)
+    and ``spans`` (one of its responses was requested). ``values`` are all scores of the run, concatenated.
     """
 
     places: list[PairPlace]
@@ -190,11 +169,7 @@ class Drawn(NamedTuple):
 def draw(reader: PairReader, count: int, *, sample: int, wanted: Set[str] = frozenset()) -> Drawn:
     """Choose pairs: a quarter with the largest margins, up to a quarter with the most negative ones, the rest at random.
 
-    Args:
-        reader: Reads the pairs.
-        count: Number of pairs to show.
-        sample: Number of pairs for statistics.
-        wanted: Keys of responses whose pairs come before random ones, up to half of ``count``.
+    Pairs that have a response among the keys ``wanted`` come before random ones, up to half of ``count``.
 
     Raises:
         UserError: no pair of the data is in the score store.

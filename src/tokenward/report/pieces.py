@@ -121,12 +121,7 @@ def breaks(text: str, record: TokenRecord) -> np.ndarray:
 
 
 def words(pieces: Sequence[str], begins: np.ndarray) -> list[str]:
-    """The words of a response, without the white space around them.
-
-    Args:
-        pieces: ``[n]``, the text of each token, without eos tokens.
-        begins: ``[n]``, their :func:`breaks`.
-    """
+    """The words of a response without the white space around them, from its pieces, eos left out, and their breaks."""
     found: list[str] = []
     for piece, bits in zip(pieces, begins, strict=True):
         if bits & WORD:

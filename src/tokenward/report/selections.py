@@ -32,12 +32,9 @@ _NOTES = {
 
 
 class RunSelection(NamedTuple):
-    """A selection of a run: the policy's own, or that of a term of a sum.
+    """A selection of a run: the policy's own, or that of a term of a sum, such as ``sum/treg``.
 
     Attributes:
-        term: Name of the term, ``sum/treg`` inside another sum; empty for the policy's own selection.
-        rule: Name of the selector.
-        selector: The selector.
         when: What its weights depend on.
         by: For an online selection, the values of the policy that it reads.
         within: The selections around it; it selects among their tokens.
@@ -76,12 +73,7 @@ class RunSelection(NamedTuple):
         return _NOTES[self.when].format(by=self.by, unit=unit if unit == "spans" else f"{unit}s")
 
     def weights(self, tokens: ScoredTokens, ids: Tensor) -> Tensor:
-        """Weights of a pair's tokens as in training.  -> [n]
-
-        Args:
-            tokens: The stored scores.
-            ids: ``[n]``, token ids; they seed the random choices of a term.
-        """
+        """Weights of a pair's tokens as in training, from scores and token ids, which seed random choices.  -> [n]"""
         assert self.when == "pair"
         if not self.term:
             return self.selector(tokens)

@@ -21,15 +21,9 @@ from tokenward.selection import TopFraction
 
 
 class ShownToken(NamedTuple):
-    """A token for display.
+    """A token for display, with its shade (-1 to 1 on the run's scale, and beyond where it is clipped).
 
-    Attributes:
-        text: Its piece of the text, or the name of an eos token.
-        score: By the run's scorer.
-        shade: -1 to 1 on the run's scale, and beyond if the scale is clipped.
-        weight: Its weight in the selection; 0 if it is not selected.
-        eos: Whether it is an eos token.
-        context: Whether it is context: text between the tokens that is read but not scored.
+    The text of an eos token is its name. Context is text between tokens that is read but not scored.
     """
 
     text: str
@@ -46,18 +40,10 @@ class ShownToken(NamedTuple):
 
 
 class ShownPair(NamedTuple):
-    """A pair with the scale of its run.
+    """A pair with the scale of its run: the score without colour, and its distance to the strongest colour.
 
-    Attributes:
-        pair: The pair.
-        scorer: Name of the scorer.
-        sides: Tokens of the chosen and of the rejected response.
-        zero: Score without colour.
-        limit: Distance from zero with the strongest colour.
-        number: Number of the pair in the run, from 1.
-        total: Number of pairs in the run.
-        rule: How the marked tokens were selected, in words; empty if no selection can be shown.
-        notes: Further sentences about the selection.
+    ``number`` counts the ``total`` pairs of the run from 1. ``rule`` says how the marked tokens were selected; it is empty
+    if no selection can be shown. ``notes`` are further sentences about the selection.
     """
 
     pair: ScoredPair
@@ -72,12 +58,7 @@ class ShownPair(NamedTuple):
 
 
 def shown_pair(folder: str | Path, number: int, term: str | None = None) -> ShownPair:
-    """A pair of a finished run.
-
-    Args:
-        folder: The run's folder.
-        number: Number of the pair as in the report, from 1: first the training pairs, then the eval pairs.
-        term: Show the selection of this term of the policy's objective; None shows the policy's own.
+    """A pair of a finished run, by its number in the report, with the selection of a term or the policy's own.
 
     Raises:
         UserError: the run has no scores, no pair of this number, or no such term.
@@ -214,12 +195,7 @@ def visible(text: str) -> str:
 
 
 def pair_text(shown: ShownPair, *, light: bool = False) -> Text:
-    """A pair as styled text.
-
-    Args:
-        shown: The pair.
-        light: Use the colours for a light background.
-    """
+    """A pair as styled text, for a dark or a light background."""
     page = LIGHT if light else DARK
     totals = [sum(token.score for token in side if token.score == token.score) for side in shown.sides]
     text = Text()

@@ -33,7 +33,7 @@ class MeanScore(NamedTuple):
 
 
 class TokenMean(NamedTuple):
-    """Mean score of a token over all its occurrences."""
+    """Mean score of a token over its occurrences."""
 
     text: str
     mean: float
@@ -41,16 +41,10 @@ class TokenMean(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Distributions of a run's scores over some of its pairs.
+    """Distributions of a run's scores over some pairs.
 
-    Attributes:
-        pairs: Number of pairs.
-        edges: ``[bins + 1]`` of the histogram; values outside count in the first or last bin.
-        sides: Share of each side's tokens per bin.
-        positions: Mean score by tenth of the response.
-        classes: Mean score by class of token.
-        raised: Tokens with the highest mean.
-        lowered: Tokens with the lowest mean.
+    A histogram per side (values outside count in the first or last bin), mean scores by tenth of the response and by class
+    of token, and the tokens with the highest and the lowest mean.
     """
 
     pairs: int
@@ -69,15 +63,7 @@ Groups = dict[tuple[str, str], list[float]]
 def summarise(
     sample: Sequence[ScoredPair], scorer: Scorer, *, limit: float, zero: float, names: dict[int, str]
 ) -> Summary:
-    """Distributions of the scores of some pairs.
-
-    Args:
-        sample: The pairs.
-        scorer: The run's scorer.
-        limit: Half the width of the histogram.
-        zero: Its middle.
-        names: Names of special tokens by id.
-    """
+    """Distributions of the scores of some pairs; the histogram reaches ``limit`` to both sides of ``zero``."""
     by_side: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
     positions: Groups = defaultdict(list)
     classes: Groups = defaultdict(list)

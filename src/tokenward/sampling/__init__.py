@@ -1,11 +1,5 @@
-"""Replies sampled from a policy, and what ranks them."""
+"""Samples replies from a policy and ranks them."""
 
-from tokenward.sampling.sampler import (
-    Reply,
-    Sampler,
-    SamplingSettings,
-    TransformersSampler,
-    sample_replies,
-)
+from tokenward.sampling.sampler import Reply, Sampler, SamplingSettings, TransformersSampler, sample_replies
 
 __all__ = ["Reply", "Sampler", "SamplingSettings", "TransformersSampler", "sample_replies"]

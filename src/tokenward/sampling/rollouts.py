@@ -1,40 +1,34 @@
-"""From prompts to sampled rows: drawn from the policy, scored by a preference source, ranked."""
+"""From prompts to rows: replies sampled from the policy, scored by a preference source, and ranked."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
+from tokenward.data.parsers import dense
 from tokenward.sampling.sampler import Reply, Sampler
-from tokenward.sampling.sources import Group, call_source, rank_groups
+from tokenward.sampling.sources import call_source
 from tokenward.tokens.rows import TokenRow
 from tokenward.types import Comparison, Example
-
-EMPTY = "dropped: empty replies"
 
 Progress = Callable[[int], None]
 
 SCORED_AT_ONCE = 16
-"""Contexts whose replies a source gets in one call."""
+"""Contexts whose replies a source gets in one call, so that a slow source shows progress."""
 
 
 class Context(NamedTuple):
-    """An example and its prompt as the policy sees it."""
+    """An example and its prompt's token ids."""
 
     example: Example
     prompt: list[int]
 
 
 class Ranked(NamedTuple):
-    """Ranked groups of samples, and what was counted on the way.
-
-    Attributes:
-        rows: One per group that shows an order.
-        counts: Groups dropped by reason, and empty replies.
-        mean: Mean score of all samples, those of dropped groups too.
-    """
+    """Ranked groups of replies: those with an order, what was dropped by reason, and the mean score of all replies."""
 
     rows: list[TokenRow]
     counts: dict[str, int]
@@ -42,19 +36,13 @@ class Ranked(NamedTuple):
 
 
 def seed_of(*parts: int | str) -> int:
-    """A seed that depends on the parts alone, 63 bits."""
+    """A 63-bit seed that depends only on the parts."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredSampler:
-    """Samples replies and scores them.
-
-    Attributes:
-        sampler: Draws from the policy of now.
-        source: The preference source.
-        name: The source's, for messages.
-    """
+    """Samples replies and scores them by a preference source; ``name`` is the source's, for errors."""
 
     sampler: Sampler
     source: Callable[..., Any]
@@ -71,15 +59,10 @@ class ScoredSampler:
     ) -> tuple[list[list[Reply]], list[list[float]]]:
         """``count`` replies to each context, and the score of each.
 
-        Args:
-            contexts: What to reply to.
-            count: Replies to each.
-            seed: Of the draws.
-            drawn: Called with the number of replies drawn.
-            scored: Called with the number of replies scored.
+        ``drawn`` is called with the number of new replies, ``scored`` with that of newly scored ones.
 
         Raises:
-            UserError: the source failed for a row, or gave no finite number.
+            UserError: the source cannot score a row, or returns something else than finite numbers.
         """
         prompts = [context.prompt for context in contexts]
         replies = self.sampler(prompts, count=count, seed=seed, progress=drawn)
@@ -92,18 +75,21 @@ class ScoredSampler:
         return replies, scores
 
     def _scores(self, contexts: Sequence[Context], replies: Sequence[Sequence[Reply]]) -> list[list[float]]:
-        flat = [(context, reply) for context, group in zip(contexts, replies, strict=True) for reply in group]
-        values = iter(
-            call_source(
-                self.name,
-                self.source,
-                [_asked(context.example) for context, _ in flat],
-                [reply.text for _, reply in flat],
-                [reply.ids for _, reply in flat],
-                columns_of([context.example for context, _ in flat]),
-                [context.example.source for context, _ in flat],
-            )
+        flat = [
+            (context.example, reply)
+            for context, group in zip(contexts, replies, strict=True)
+            for reply in group
+        ]
+        found = call_source(
+            self.name,
+            self.source,
+            [example.prompt[-1]["content"] if example.prompt else "" for example, _ in flat],
+            [reply.text for _, reply in flat],
+            [reply.ids for _, reply in flat],
+            columns_of([example for example, _ in flat]),
+            [example.source for example, _ in flat],
         )
+        values = iter(found)
         return [[next(values) for _ in group] for group in replies]
 
     def ranked(
@@ -115,21 +101,25 @@ class ScoredSampler:
         drawn: Progress | None = None,
         scored: Progress | None = None,
     ) -> Ranked:
-        """Groups of ``count`` ranked replies, as rows that a token reward learns from; see :meth:`draw`."""
+        """Groups of ``count`` ranked replies, as rows that a token reward learns from; see :meth:`draw`.
+
+        Ranks are dense: 0 is the best, equal scores are a tie, and the next score gets the next number.
+        """
         replies, scores = self.draw(contexts, count=count, seed=seed, drawn=drawn, scored=scored)
-        groups = {
-            index: Group([r.ids for r in group], [r.text for r in group], [r.ended for r in group], values)
-            for index, (group, values) in enumerate(zip(replies, scores, strict=True))
-        }
-        found = rank_groups(groups)
-        rows = [
-            sampled_row(contexts[item.row], replies[item.row], ranks=item.ranks, scores=item.group.scores)
-            for item in found.rows
-        ]
+        rows: list[TokenRow] = []
+        counts: Counter[str] = Counter()
+        for context, group, values in zip(contexts, replies, scores, strict=True):
+            ranks = dense([-value for value in values])
+            if len(ranks) < 2:
+                counts["dropped: one response"] += 1
+            elif max(ranks) == 0:
+                counts["dropped: all responses tied"] += 1
+            else:
+                rows.append(sampled_row(context, group, ranks=ranks, scores=values))
         flat = [value for values in scores for value in values]
-        empty = count * len(contexts) - len(flat)
-        counts = {**found.counts, **({EMPTY: empty} if empty else {})}
-        return Ranked(rows, counts, sum(flat) / len(flat))
+        if empty := count * len(contexts) - len(flat):
+            counts["dropped: empty replies"] = empty
+        return Ranked(rows, dict(counts), sum(flat) / len(flat))
 
 
 def sampled_row(
@@ -139,7 +129,7 @@ def sampled_row(
     ranks: Sequence[int] | None = None,
     scores: Sequence[float] | None = None,
 ) -> TokenRow:
-    """A context's replies as one comparison, with the very ids that were sampled."""
+    """A context's replies as one comparison, with exactly the token ids that were sampled."""
     comparison = Comparison(
         key=context.example.key,
         prompt=context.example.prompt,
@@ -149,16 +139,12 @@ def sampled_row(
         scores=None if scores is None else tuple(scores),
         tools=context.example.tools,
     )
-    ended = [reply.ended for reply in replies]
-    return TokenRow(comparison, context.prompt, [reply.ids for reply in replies], [int(end) for end in ended])
-
-
-def _asked(example: Example) -> str:
-    return example.prompt[-1]["content"] if example.prompt else ""
+    ended = [int(reply.ended) for reply in replies]
+    return TokenRow(comparison, context.prompt, [reply.ids for reply in replies], ended)
 
 
 def columns_of(examples: Sequence[Example]) -> Mapping[str, list[Any]]:
-    """The examples' columns, each a list over them, and ``references`` where there are any."""
+    """The examples' columns as lists, and ``references`` if any example has some."""
     names = {name: None for example in examples for name in example.columns}
     columns = {name: [example.columns.get(name) for example in examples] for name in names}
     if any(example.references for example in examples):
@@ -167,7 +153,7 @@ def columns_of(examples: Sequence[Example]) -> Mapping[str, list[Any]]:
 
 
 def chosen(count: int, total: int, seed: int) -> list[int]:
-    """``count`` of ``total`` indices in a random order, each as often as any other, give or take one."""
+    """``count`` of ``total`` indices in random order, each the same number of times (plus or minus one)."""
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
     while len(order) < count:

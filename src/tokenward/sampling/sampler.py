@@ -1,4 +1,4 @@
-"""Batched, length-sorted, seeded sampling with transformers' generate, and one reply streamed."""
+"""Batched, length-sorted, seeded sampling with transformers' generate, and streaming of one reply."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,20 +16,20 @@ from transformers.generation.streamers import BaseStreamer
 from tokenward.models.loading import LanguageModel
 from tokenward.tokens.template import Template
 
-REPEATED = (DynamicLayer, DynamicSlidingWindowLayer)
-"""Kinds of a cache's layers that can be repeated, one for each reply to a prompt."""
+REPEATABLE = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Types of cache layers that can be repeated for several replies to one prompt."""
 
 
 class SamplingSettings(NamedTuple):
-    """How replies are drawn.
+    """How replies are sampled.
 
     Attributes:
-        max_new_tokens: Longest reply, its end-of-turn token included.
-        temperature: 0 takes the most likely token each time.
-        top_p: Nucleus mass; 1 is off.
-        top_k: Most likely tokens to draw from; 0 is off.
-        batch: Replies at once.
-        stop: Texts after which a reply is over; the reply's text is cut before them.
+        max_new_tokens: Maximum reply length, including its end-of-turn token.
+        temperature: 0 is greedy decoding.
+        top_p: Nucleus mass; 1 turns it off.
+        top_k: Number of most likely tokens to sample from; 0 turns it off.
+        batch: Replies per ``generate`` call.
+        stop: Texts that end a reply; they are not part of the reply's text.
         fixed_length: Nothing ends a reply: each has exactly ``max_new_tokens`` tokens, none of them special.
     """
 
@@ -46,9 +46,9 @@ class Reply(NamedTuple):
     """One sampled reply.
 
     Attributes:
-        ids: Its tokens, the end-of-turn token included where it was reached.
+        ids: Its tokens, including the end-of-turn token if it was reached.
         text: Its text.
-        ended: Whether the model ended it, or the token limit did.
+        ended: Whether the model ended it; False if the token limit did.
     """
 
     ids: list[int]
@@ -57,7 +57,7 @@ class Reply(NamedTuple):
 
 
 class Sampler(Protocol):
-    """Draws K replies to each prompt from the policy as it is now; a faster engine can stand here."""
+    """Samples replies from the current policy. Implement it to use a faster engine."""
 
     def __call__(
         self,
@@ -67,26 +67,19 @@ class Sampler(Protocol):
         seed: int,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Reply]]:
-        """``count`` replies to each prompt, in the prompts' order.
+        """``count`` replies to each prompt (token ids), in the order of the prompts.
 
-        Args:
-            prompts: Token ids.
-            count: Replies to each.
-            seed: Of everything random; the same seed, prompts and weights give the same replies.
-            progress: Called with the number of replies done.
+        The same seed, prompts and weights must give the same replies. ``progress`` is called with the number of new replies.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformersSampler:
-    """Transformers' ``generate`` on the policy itself: it always draws from the weights of the moment.
+    """transformers' ``generate`` on the policy itself, so it always uses the current weights.
 
-    Attributes:
-        model: The policy.
-        template: Says what ends a reply.
-        settings: How to draw.
-        precision: ``bfloat16`` draws from a copy in that number type: faster, and a little beside the policy.
+    ``template`` defines the end of a reply. Precision ``bfloat16`` samples from a copy in that dtype: faster, but slightly
+    off-policy.
     """
 
     model: LanguageModel
@@ -104,14 +97,11 @@ class TransformersSampler:
     ) -> list[list[Reply]]:
         """See :class:`Sampler`."""
         repeated = [prompt for prompt in prompts for _ in range(count)]
-        coarse = self.precision == "bfloat16" and self.model.dtype == torch.float32
-        model = _coarse_copy(self.model) if coarse else self.model
+        model = self.model
+        if self.precision == "bfloat16" and model.dtype == torch.float32:
+            model = replace(model, model=nn.Module.to(deepcopy(model.model), dtype=torch.bfloat16))  # type: ignore[arg-type]
         replies = sample_replies(model, self.template, repeated, self.settings, seed=seed, progress=progress)
         return [replies[start : start + count] for start in range(0, len(replies), count)]
-
-
-def _coarse_copy(model: LanguageModel) -> LanguageModel:
-    return replace(model, model=nn.Module.to(deepcopy(model.model), dtype=torch.bfloat16))  # type: ignore[arg-type]
 
 
 def sample_replies(
@@ -123,42 +113,33 @@ def sample_replies(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Reply]:
-    """One reply to each prompt, in the prompts' order.
+    """One reply to each prompt, in the order of the prompts.
 
-    The same seed, prompts and batch size give the same replies; two models see the same random
-    numbers, which narrows the interval of their difference.
-
-    Args:
-        model: The policy.
-        template: Says what ends a reply.
-        prompts: Token ids.
-        settings: How to draw.
-        seed: Of torch's generators, which are left as they were.
-        progress: Called with the number of prompts done.
+    The same seed, prompts and batch size give the same replies. Two models get the same random numbers, which narrows
+    the confidence interval of their difference. The state of torch's generators is restored. ``template`` defines the end
+    of a reply, ``progress`` is called with the number of new replies.
     """
     if not template.ending.special and not settings.fixed_length:
         settings = settings._replace(stop=(*settings.stop, template.ending.turn.strip()))
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    replies: list[Reply | None] = [None] * len(prompts)
+    replies: dict[int, Reply] = {}
     model.model.eval()
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
         for start in range(0, len(order), settings.batch):
             group = order[start : start + settings.batch]
-            for index, reply in zip(
-                group, _sample(model, template, [prompts[i] for i in group], settings), strict=True
-            ):
-                replies[index] = reply
+            sampled = _sample(model, template, [prompts[index] for index in group], settings)
+            replies.update(zip(group, sampled, strict=True))
             if progress is not None:
                 progress(len(group))
-    return [reply for reply in replies if reply is not None]
+    return [replies[index] for index in range(len(prompts))]
 
 
 def _sample(
     model: LanguageModel, template: Template, prompts: Sequence[Sequence[int]], settings: SamplingSettings
 ) -> list[Reply]:
     ids, mask = _padded(model, prompts)
-    # What comes back begins with the prompt, or with the decoder's start where the model has an encoder.
+    # generate returns the prompt too, or the decoder's start token if the model has an encoder.
     before = ids.shape[1] if model.start_id is None else 1
     config = generation_config(model, template, settings)
     extra: dict[str, Any] = {}
@@ -179,7 +160,7 @@ def _sample(
 
 
 def ends_of(model: LanguageModel, template: Template) -> list[int]:
-    """Tokens that end a reply: the template's end of turn, and whatever the model's folder names beside it."""
+    """Tokens that end a reply: the template's end of turn, and the eos tokens of the model's generation config."""
     holder = model.model.get_base_model() if isinstance(model.model, PeftModel) else model.model
     named: Any = holder.generation_config.eos_token_id  # type: ignore[union-attr]
     others = [] if named is None else [named] if isinstance(named, int) else list(named)
@@ -187,21 +168,21 @@ def ends_of(model: LanguageModel, template: Template) -> list[int]:
 
 
 def _shared_prefix(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> DynamicCache | None:
-    """Keys and values of each distinct prompt but its last token, repeated for its replies.
+    """Keys and values of each distinct prompt except its last token, repeated for its replies.
 
-    Several replies to one prompt need it read only once. None where no prompt comes twice, or the model keeps
-    another kind of cache.
+    So a prompt with several replies is read only once. None if all prompts differ, or if the model uses another kind of
+    cache.
     """
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     width = max(map(len, distinct))
     if model.start_id is not None or len(distinct) == len(prompts) or width < 2:
         return None
     ids, mask = (part[:, :-1].to(model.device) for part in _padded(model, distinct))
-    places = (mask.cumsum(-1) - 1).clamp(min=0)  # as generate counts them
+    places = (mask.cumsum(-1) - 1).clamp(min=0)  # the positions that generate uses for left padding
     output = model.model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True)
     cache = output.get("past_key_values")
-    # A recurrent layer keeps a state, which cannot be repeated so.
-    if type(cache) is not DynamicCache or not all(type(layer) in REPEATED for layer in cache.layers):
+    # The state of a recurrent layer cannot be repeated this way.
+    if type(cache) is not DynamicCache or not all(type(layer) in REPEATABLE for layer in cache.layers):
         return None
     number = {prompt: index for index, prompt in enumerate(distinct)}
     cache.batch_select_indices(torch.tensor([number[tuple(p)] for p in prompts], device=model.device))
@@ -209,23 +190,22 @@ def _shared_prefix(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> Dy
 
 
 def _padded(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Prompts and their mask: padded on the left for a decoder, which goes on at the right, else on the right."""
+    """Prompts and their mask. A decoder continues on the right, so it is padded on the left; an encoder on the right."""
     width = max(map(len, prompts))
-    ids, mask = [], []
-    for prompt in prompts:
-        fill, real = [model.pad_id] * (width - len(prompt)), [1] * len(prompt)
-        none = [0] * len(fill)
-        ids.append([*fill, *prompt] if model.start_id is None else [*prompt, *fill])
-        mask.append([*none, *real] if model.start_id is None else [*real, *none])
-    return torch.tensor(ids), torch.tensor(mask)
+    ids = torch.full((len(prompts), width), model.pad_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        place = slice(width - len(prompt), None) if model.start_id is None else slice(len(prompt))
+        ids[row, place], mask[row, place] = torch.tensor(prompt, dtype=torch.long), 1
+    return ids, mask
 
 
 @contextmanager
 def without_folder_settings(model: LanguageModel) -> Iterator[None]:
-    """While open, the model has no generation settings of its own.
+    """A context in which the model has no generation config of its own.
 
-    transformers fills every field that a call leaves open from the folder's generation_config.json, so a
-    repetition penalty in it would change what is drawn, even by greedy decoding.
+    transformers fills every field that a call leaves unset from the folder's generation_config.json, so a repetition
+    penalty in it would change the replies, even with greedy decoding.
     """
     holders = [model.model, *([model.model.get_base_model()] if isinstance(model.model, PeftModel) else [])]
     before = [holder.generation_config for holder in holders]
@@ -241,36 +221,27 @@ def without_folder_settings(model: LanguageModel) -> Iterator[None]:
 def generation_config(
     model: LanguageModel, template: Template, settings: SamplingSettings
 ) -> GenerationConfig:
-    """The settings as transformers takes them, but for the stop texts."""
+    """The settings for transformers, except the stop texts."""
     greedy = settings.temperature == 0
-    drawing = (
-        {}
-        if greedy
-        else {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
-    )
-    ending = (
-        {"suppress_tokens": _no_text(model, template)}
-        if settings.fixed_length
-        else {"eos_token_id": ends_of(model, template)}
-    )
+    more: dict[str, Any] = {}
+    if not greedy:  # transformers warns about sampling settings in greedy decoding
+        more |= {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
+    if settings.fixed_length:
+        rows = model.model.config.get_text_config().vocab_size  # may exceed the tokenizer's vocabulary
+        more["suppress_tokens"] = sorted(template.special_ids | set(range(len(template.tokenizer), rows)))
+    else:
+        more["eos_token_id"] = ends_of(model, template)
     return GenerationConfig(
         do_sample=not greedy,
         max_new_tokens=settings.max_new_tokens,
         pad_token_id=model.pad_id,
         decoder_start_token_id=model.start_id,
-        **ending,
-        **drawing,
+        **more,
     )
 
 
-def _no_text(model: LanguageModel, template: Template) -> list[int]:
-    """Special tokens, and rows of the model beyond its tokenizer's vocabulary."""
-    rows = model.model.config.get_text_config().vocab_size
-    return sorted(template.special_ids | set(range(len(template.tokenizer), rows)))
-
-
 class _StopTexts(StoppingCriteria):
-    """EosSides each reply that holds a stop text; the prompt's own text, which transformers' stop_strings sees, is not read."""
+    """Stops each reply that contains a stop text. transformers' ``stop_strings`` would also match across the prompt's end."""
 
     def __init__(self, template: Template, stops: Sequence[str], before: int) -> None:
         self._template, self._stops, self._before = template, stops, before
@@ -284,22 +255,19 @@ class _StopTexts(StoppingCriteria):
 def _reply(template: Template, row: list[int], settings: SamplingSettings, ends: Sequence[int]) -> Reply:
     if settings.fixed_length:
         return Reply(row, str(template.tokenizer.decode(row)), False)
-    # Padding follows the end; it may be the same id, so the first end is where the reply stops.
+    # The end is followed by padding, which may be the same token, so the first one counts.
     end = next((place for place, token in enumerate(row) if token in ends), None)
-    ended = end is not None
     ids = row if end is None else row[: end + 1]
     stopped = _stopped(template, ids, settings.stop)
     if stopped is not None:
         return stopped
-    # A folder may name an end that is no special token.
-    return Reply(ids, str(template.tokenizer.decode(row[:end], skip_special_tokens=True)), ended)
+    # Decode without the end, because an eos token of the generation config need not be a special token.
+    return Reply(ids, str(template.tokenizer.decode(row[:end], skip_special_tokens=True)), end is not None)
 
 
 def _stopped(template: Template, ids: list[int], stops: Sequence[str]) -> Reply | None:
-    """The reply up to the token that completed the first stop text, without that text; None if there is none."""
-    if not stops:
-        return None
-    for length in range(1, len(ids) + 1):
+    """The reply up to the token that completes the first stop text, without that text; None if there is none."""
+    for length in range(1, len(ids) + 1) if stops else ():
         text = str(template.tokenizer.decode(ids[:length], skip_special_tokens=True))
         found = [text.index(stop) for stop in stops if stop in text]
         if found:
@@ -308,7 +276,7 @@ def _stopped(template: Template, ids: list[int], stops: Sequence[str]) -> Reply 
 
 
 class _Pieces(BaseStreamer):
-    """Collects ids and shows the text that is certain: a character may take several tokens."""
+    """Collects ids and shows the text so far, except an incomplete character, which may take several tokens."""
 
     def __init__(self, template: Template, show: Callable[[str], None]) -> None:
         self._template, self._show = template, show
@@ -317,22 +285,19 @@ class _Pieces(BaseStreamer):
         self._shown = 0
 
     def put(self, value: Tensor) -> None:
-        """Ids as generate draws them; the first call brings the prompt."""
-        if self._prompt_is_next:
+        if self._prompt_is_next:  # the first call brings the prompt
             self._prompt_is_next = False
             return
         self.ids += value.flatten().tolist()
         text = self.text
-        if not text.endswith("\ufffd"):
+        if not text.endswith("\ufffd"):  # the replacement character stands for an incomplete one
             self._flush(text)
 
     def end(self) -> None:
-        """Nothing more will come."""
         self._flush(self.text)
 
     @property
     def text(self) -> str:
-        """The reply so far."""
         return str(self._template.tokenizer.decode(self.ids, skip_special_tokens=True))
 
     def _flush(self, text: str) -> None:
@@ -349,15 +314,9 @@ def stream_reply(
     seed: int,
     show: Callable[[str], None],
 ) -> Reply:
-    """One reply; Ctrl-C ends it and what was drawn is kept.
+    """One reply; ``show`` is called with each new piece of text. Ctrl-C ends it and keeps what there is.
 
-    Args:
-        model: Draws it.
-        template: Says what ends it.
-        prompt: Token ids.
-        settings: How to draw; ``stop`` and ``batch`` are not looked at.
-        seed: Of torch's generators, which are left as they were.
-        show: Called with each new piece of text.
+    ``settings.stop`` and ``settings.batch`` are not used. The state of torch's generators is restored.
     """
     pieces = _Pieces(template, show)
     ids = torch.tensor([list(prompt)], device=model.device)

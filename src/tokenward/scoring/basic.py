@@ -14,6 +14,7 @@ from tokenward.data import rows as read_rows
 from tokenward.data.fields import FieldError, required
 from tokenward.data.parsers import answered
 from tokenward.errors import UserError
+from tokenward.plugins import check_positive
 from tokenward.scoring.reads import Value
 from tokenward.tokens.rows import response_key
 from tokenward.types import Span
@@ -112,11 +113,7 @@ class ModelValue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogProbability(ModelValue):
-    """``sign * log pi(y_t)``, in nats.
-
-    Attributes:
-        sign: -1 gives unexpected tokens a high score.
-    """
+    """``sign * log pi(y_t)``, in nats; a ``sign`` of -1 gives unexpected tokens a high score."""
 
     kind: ClassVar[str] = "logp"
 
@@ -164,12 +161,9 @@ class Rank(ModelValue):
 class Attention(ModelValue):
     """Attention that each token receives in one layer, in [0, 1] (XTF, arXiv 2602.14536).
 
-    It is the mean over the heads and over the positions that can see the token. XTF's released code averages over the
-    other axis, which gives ``1 / t`` everywhere. The values need eager attention, which holds ``heads x t x t`` numbers
-    of a row, and one row per response. This costs several passes for log-probabilities.
-
-    Attributes:
-        layer: Index of the layer; -1 is the last.
+    It is the mean over the heads and over the positions that can see the token; ``layer: -1`` is the last. XTF's released
+    code averages over the other axis, which gives ``1 / t`` everywhere. The values need eager attention, which holds
+    ``heads x t x t`` numbers of a row, and one row per response: several times the cost of log-probabilities.
     """
 
     kind: ClassVar[str] = "attention"
@@ -240,12 +234,7 @@ class Counterfactual(ModelValue):
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
-        if min(self.candidates, self.max_new_tokens) < 1:
-            raise UserError(
-                f"counterfactual needs candidates and max_new_tokens of 1 or more, got {self.candidates} and "
-                f"{self.max_new_tokens}.",
-                code="invalid-value",
-            )
+        check_positive(candidates=self.candidates, max_new_tokens=self.max_new_tokens)
 
     def details(self) -> dict[str, Any]:
         names = ("verifier", "candidates", "max_new_tokens")
@@ -284,11 +273,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Random:
-    """Uniform noise in [0, 1) that depends only on the seed and the response. A control.
-
-    Attributes:
-        seed: Seed of the noise.
-    """
+    """Uniform noise in [0, 1) that depends only on ``seed`` and the response. A control."""
 
     reads: ClassVar[tuple[str, ...]] = ()
 
@@ -331,12 +316,6 @@ class External:
     """
 
     file: str
-
-    def __post_init__(self) -> None:
-        if not self.file:
-            raise UserError(
-                'the scorer external needs a file, such as file: "scores.jsonl".', code="missing-setting"
-            )
 
     @property
     def reads(self) -> tuple[Value, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
+from tokenward.plugins import check_positive
 from tokenward.scoring.texts import TokenScorer
 from tokenward.types import Message
 
@@ -36,12 +37,8 @@ class TokenRewards:
         clip: float | None = 0.05,
         terminal_clip: float | None = 10.0,
     ) -> None:
-        if not scale > 0 or not all(bound is None or bound > 0 for bound in (clip, terminal_clip)):
-            raise UserError(
-                f"scale, clip and terminal_clip must be greater than 0, got {scale}, {clip} and {terminal_clip}. RTO uses 0.05, 0.05 "
-                "and 10; None is no limit.",
-                code="invalid-value",
-            )
+        given = {"scale": scale, "clip": clip, "terminal_clip": terminal_clip}
+        check_positive(**{name: value for name, value in given.items() if value is not None})
         self.scorer, self.scale, self.clip, self.terminal_clip = scorer, scale, clip, terminal_clip
         self.__name__ = "tokenward_rewards"  # TRL logs a reward function under its name
 
@@ -111,16 +108,7 @@ def _clipped(values: Tensor, bound: float | None) -> Tensor:
 
 
 def pad_rewards(rewards: Sequence[Tensor], ends: Tensor, *, width: int | None = None) -> Tensor:
-    """Lay out rewards of responses as rows, with zeros after each response's end.  -> [b width]
-
-    Args:
-        rewards: ``[len]`` each.
-        ends: ``[b]``, added at each response's last token.
-        width: Number of columns, by default that of the longest response.
-
-    Raises:
-        UserError: A response is longer than ``width``.
-    """
+    """Lay out rewards ``[len]`` of responses as rows padded with 0, ``ends [b]`` added at the last token.  -> [b width]"""
     longest = max(map(len, rewards), default=0)
     width = longest if width is None else width
     if longest > width:

@@ -206,14 +206,7 @@ def token_values(
 ) -> list[list[Tensor]]:
     """Log-probability of each response token, or its reward if the model is a token reward model.
 
-    If the rows have segments, every token gets the mean over its segment.
-
-    Args:
-        model: A language model or a token reward model; it is set to evaluation mode.
-        rows: Encoded comparisons.
-        precision: As in :func:`over_batches`.
-        tokens_per_batch: Padded tokens per batch.
-        progress: Called with the number of responses done.
+    Arguments are those of :func:`over_batches`. If the rows have segments, every token gets the mean over its segment.
 
     Returns:
         For each row and response ``[len]``, float32 on the CPU.

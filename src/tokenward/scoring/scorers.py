@@ -97,15 +97,7 @@ class Combine:
         return self.join(scores, Owners(owner, owner), torch.ones_like(owner, dtype=torch.bool))
 
     def join(self, scores: Sequence[Tensor], owners: Owners, preferred: Tensor) -> Tensor:
-        """Combine the scores of all parts for the tokens of many responses.  -> [n]
-
-        Steps see the tokens of one side at a time.
-
-        Args:
-            scores: ``[n]`` for each part, as its scorer returns them.
-            owners: Owners of the tokens.
-            preferred: ``[n]`` bool, whether the token is on the preferred side.
-        """
+        """Combine the scores ``[n]`` of each part, after its steps on each side of the comparisons.  -> [n]"""
         stepped = [
             by_side((part.chain, part.chain), found.float().to(preferred.device), owners, preferred)
             for part, found in zip(self.made, scores, strict=True)
@@ -124,14 +116,7 @@ class Combine:
 
 
 def scores_together(scorer: Scorer, records: Sequence[Any], owners: Owners, preferred: Tensor) -> Tensor:
-    """Scores of several responses, which the steps of a :class:`Combine` may compare with each other.  -> [n]
-
-    Args:
-        scorer: The scorer.
-        records: One record per response.
-        owners: Owners of their tokens, laid end to end.
-        preferred: ``[n]`` bool, whether the token is on the preferred side.
-    """
+    """Scores of several responses, which the steps of a :class:`Combine` may compare with each other.  -> [n]"""
     if isinstance(scorer, Combine) and scope_of_scores(scorer) != "response":
         parts = [scores_together(part.scorer, records, owners, preferred) for part in scorer.made]
         return scorer.join(parts, owners, preferred)

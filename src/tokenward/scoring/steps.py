@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenward.errors import UserError
 from tokenward.ops import transforms
 from tokenward.ops.selection import CountRule
-from tokenward.plugins import build, check_call
+from tokenward.plugins import build, check_call, check_fraction, check_positive
 from tokenward.tokens.segments import Unit
 
 Scope = Literal["response", "comparison", "batch", "dataset"]
@@ -127,10 +127,7 @@ class Decay:
     first: int = 0
 
     def __post_init__(self) -> None:
-        if not self.rate > 0:
-            raise UserError(
-                f"decay needs a rate greater than 0, such as 0.98, got {self.rate}.", code="invalid-value"
-            )
+        check_positive(rate=self.rate)
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
         return transforms.decay(scores, owners.response, self.rate, self.first)
@@ -187,11 +184,7 @@ class Top:
     scope: Scope = "response"
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise UserError(
-                f"top needs a fraction in (0, 1], got {self.fraction}. Write 0.3 for 30 %.",
-                code="invalid-value",
-            )
+        check_fraction("fraction", self.fraction)
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
         rules: dict[str, Any] = {"which": self.which, "rule": self.count, "minimum": self.minimum}
@@ -248,15 +241,9 @@ class Cut:
 class BeyondShorter:
     """Multiplies by ``rate`` the positions beyond the comparison's shortest response (LD-DPO, arXiv 2409.06411)."""
 
-    rate: float = 0.5
-    scope: Scope = "comparison"
+    scope: ClassVar[Scope] = "comparison"
 
-    def __post_init__(self) -> None:
-        if self.scope != "comparison":
-            raise UserError(
-                f"beyond_shorter compares the responses of a comparison, got scope: {self.scope}. Leave scope out.",
-                code="unsupported-scope",
-            )
+    rate: float = 0.5
 
     def __call__(self, scores: Tensor, owners: Owners) -> Tensor:
         return transforms.beyond_shorter(scores, owners.response, owners.comparison, self.rate)
@@ -279,8 +266,7 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.classes < 2 or not set(self.keep) <= set(range(self.classes)):
             raise UserError(
-                f"cluster needs at least 2 classes and keep from 0 to classes - 1, got classes: {self.classes} and "
-                f"keep: {list(self.keep)}.",
+                f"cluster needs 2 or more classes and keep from 0 to classes - 1, got {self.classes} and {[*self.keep]}.",
                 code="invalid-value",
             )
 
@@ -337,12 +323,7 @@ Written = str | dict[str, Any]
 
 @dataclass(frozen=True)
 class Chain:
-    """Steps that are applied one after another.
-
-    Attributes:
-        steps: The steps in order.
-        names: Their names in the recipe, for messages.
-    """
+    """Steps that are applied one after another, with their names in the recipe for messages."""
 
     steps: tuple[Step, ...]
     names: tuple[str, ...]
@@ -419,13 +400,9 @@ def widest(scopes: Iterable[str]) -> Scope:
 
 
 def by_side(chains: tuple[Chain, Chain], scores: Tensor, owners: Owners, preferred: Tensor) -> Tensor:
-    """Apply a chain to each side's tokens, which never see those of the other side.  -> [n]
+    """Apply the first chain to the tokens of the preferred side and the second to the others.  -> [n]
 
-    Args:
-        chains: Chain of the preferred side and of the other one.
-        scores: ``[n]``.
-        owners: Owners of the tokens.
-        preferred: ``[n]`` bool, whether the token is on the preferred side.
+    Tokens of one side never see those of the other. ``preferred [n]`` is the side of each token.
     """
     # NaN leaves the other side's tokens out of every statistic.
     sides = (torch.where(side, scores, torch.nan) for side in (preferred, ~preferred))

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -62,14 +62,7 @@ class TokenRecord(NamedTuple):
 class ShardColumns(NamedTuple):
     """A file of the store: the records of ``r`` responses with their ``n`` tokens laid end to end.
 
-    Attributes:
-        keys: ``[r]``.
-        starts: ``[r + 1]``, index of the first token of each response.
-        ids: ``[n]``.
-        start: ``[n]``.
-        end: ``[n]``.
-        values: ``[n]`` float32 each, by name.
-        texts: ``[r]``; None if no response has one.
+    ``starts [r + 1]`` holds the index of each response's first token; ``texts`` is None if no response has one.
     """
 
     keys: list[str]
@@ -187,13 +180,9 @@ def write_shards(
     *,
     rows_per_shard: int,
 ) -> TokenStore:
-    """Write the records of some items in their order. Shards that exist already are kept.
+    """Write the records that ``make`` computes for some items, in their order. Shards that exist already are kept.
 
-    Args:
-        folder: Folder of the shards.
-        items: Keys or indices of all responses or rows; an interrupted run must be continued with the same ones.
-        make: Computes the records of one shard's items, in their order.
-        rows_per_shard: Number of items in each shard.
+    An interrupted run must be continued with the same items: keys of responses or indices of rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number, first in enumerate(range(0, len(items), rows_per_shard)):
@@ -222,18 +211,8 @@ def _write(shard: Path, records: Sequence[TokenRecord]) -> None:
 Found = list[list[Tensor]]
 """For each row and response ``[len]``."""
 
-
-class ValueMaker(Protocol):
-    """Computes named values of the tokens of some rows."""
-
-    @property
-    def passes(self) -> int:
-        """How often ``progress`` counts each response."""
-        ...
-
-    def __call__(self, group: Sequence[TokenRow], progress: Callable[[int], None]) -> dict[str, Found]:
-        """The values by name."""
-        ...
+ValueMaker = Callable[[Sequence[TokenRow], Callable[[int], None]], dict[str, Found]]
+"""Computes values of some rows by name; its second argument is called with the number of responses done."""
 
 
 def write_store(
@@ -246,18 +225,10 @@ def write_store(
     progress: Callable[[int], None],
     reference: TokenStore | None = None,
 ) -> TokenStore:
-    """Compute and write the values of every response of a table.
+    """Compute and write the values of every response of a table, ``shard_rows`` prompts per shard.
 
-    The responses to one prompt are in one shard, so that their prompt is computed once.
-
-    Args:
-        folder: Folder of the shards; those that exist already are kept.
-        makers: Compute the values.
-        template: The template that encoded the rows.
-        rows: Every prompt with its responses.
-        shard_rows: Number of prompts in a shard.
-        progress: Called with the number of responses done, once for each value.
-        reference: Store of the same responses whose values are copied.
+    The responses to one prompt are in one shard, so that their prompt is computed once. Values in ``reference``, a store of
+    the same responses, are copied.
     """
 
     def make(numbers: Sequence[int]) -> Iterator[TokenRecord]:

@@ -54,7 +54,11 @@ class ScoredToken(NamedTuple):
 
 
 class ScoredResponse(NamedTuple):
-    """The scored tokens of a response, including the end-of-turn token."""
+    """The scored tokens of a response.
+
+    Attributes:
+        tokens: The tokens with their scores, including the end-of-turn token.
+    """
 
     tokens: list[ScoredToken]
 

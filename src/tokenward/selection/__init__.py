@@ -34,19 +34,6 @@ def selector_of(table: Named, seed: int) -> Selector:
 
 
 __all__ = [
-    "SELECTORS",
-    "KeepAll",
-    "ScoredTokens",
-    "Selector",
-    "SideRule",
-    "SoftWeights",
-    "Threshold",
-    "TopFraction",
-    "Transform",
-    "is_signed",
-    "scope_of",
-    "selector_of",
-    "stable_noise",
-    "uniform",
-    "unit_of",
-]
+    "SELECTORS", "KeepAll", "ScoredTokens", "Selector", "SideRule", "SoftWeights", "Threshold", "TopFraction",
+    "Transform", "is_signed", "scope_of", "selector_of", "stable_noise", "uniform", "unit_of",
+]  # fmt: skip

@@ -11,6 +11,7 @@ from tokenward.errors import UserError
 from tokenward.ops import transforms
 from tokenward.ops.ragged import position_in_group, segment_sum, weighted_sum
 from tokenward.ops.selection import CountRule, top_fraction
+from tokenward.plugins import check_fraction, check_positive
 from tokenward.scoring.steps import Chain, Scope, Written, by_side, widest
 from tokenward.selection.base import EosSides, ScoredTokens, eligible
 
@@ -31,12 +32,7 @@ class SideRule:
     direction: Direction | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise UserError(
-                f"fraction must be in (0, 1], got {self.fraction}. Write 0.3 to keep 30 % of the tokens; to train on "
-                "all tokens use the selector all.",
-                code="invalid-value",
-            )
+        check_fraction("fraction", self.fraction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,16 +215,9 @@ class SoftWeights:
     eos: EosSides = "both"
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(
-                f"temperature must be greater than 0, got {self.temperature}. Write for example 1.0.",
-                code="invalid-value",
-            )
+        check_positive(temperature=self.temperature)
         if not 0 <= self.uniform <= 1:
-            raise UserError(
-                f"uniform must be in [0, 1], got {self.uniform}. Write 0 to mix nothing in.",
-                code="invalid-value",
-            )
+            raise UserError(f"uniform must be in [0, 1], got {self.uniform}.", code="invalid-value")
 
     @property
     def scope(self) -> Scope:

@@ -128,15 +128,15 @@ def _at_least_one(row: TokenRow, side: int) -> Tensor:
 def tokens_of(
     scores: Tensor, *, lengths: Tensor, sizes: Tensor, ranks: Tensor, eos: Tensor, keys: np.ndarray
 ) -> ScoredTokens:
-    """Build what a selector receives.
+    """What a selector receives, from the scores of all responses end to end and facts of each response.
 
     Args:
-        scores: ``[n]``, of all responses end to end.
-        lengths: ``[r]``, tokens of each response.
-        sizes: ``[b]``, responses of each comparison.
-        ranks: ``[r]``, 0 is the preferred side.
-        eos: ``[r]``, number of end-of-turn tokens at the end of each response.
-        keys: ``[r]`` uint64, stable names of the responses.
+        scores: ``[n]``.
+        lengths: ``[r]``, number of tokens.
+        sizes: ``[b]``, number of responses of each comparison.
+        ranks: ``[r]``.
+        eos: ``[r]``, number of end-of-turn tokens at the end.
+        keys: ``[r]`` uint64, stable names.
     """
     response = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     return ScoredTokens(

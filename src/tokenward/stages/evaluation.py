@@ -22,7 +22,14 @@ from tokenward.tokens.template import Template
 
 
 def read_figures(run: Run) -> Figures:
-    """The figures of a finished evaluation."""
+    """The figures of a finished evaluation.
+
+    Args:
+        run: The run, from :func:`tokenward.run` or :func:`tokenward.open_run`.
+
+    Returns:
+        Figures by name, each with its value, a 95 % bootstrap interval and n.
+    """
     return load_figures(run.path("evaluation") / "metrics.json")
 
 

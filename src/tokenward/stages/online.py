@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
+from tokenward.api.training import with_new_adapter
 from tokenward.artifacts import StageFolder, fingerprint, write_jsonl
 from tokenward.config import OnlineTable, Recipe
 from tokenward.models.head_mlp import HeadMLPSettings
@@ -25,7 +26,6 @@ from tokenward.stages.run import Run
 from tokenward.stages.tasks import EncodedExamples, check_same_tokens, encoded_examples, task_of
 from tokenward.stages.training import (
     SftStage,
-    adapted,
     example_prompts,
     fit_stage,
     model_settings,
@@ -59,10 +59,16 @@ class OnlineSftStage(SftStage):
         model = run.load(run.whole(run.recipe.model.name))
         template = model.template(run.style)
         train, development = (encoded_examples(run, template, part) for part in ("train", "development"))
-        watch = watching(run, model, example_prompts(run, development.contexts), folder.path)
-        table = run.recipe.sft.training
+        prompts = example_prompts(run, development.contexts)
         return fit_stage(
-            run, folder, model, SFT(), train.rows, table, eval_rows=development.rows, watch=watch
+            run,
+            folder,
+            model,
+            SFT(),
+            train.rows,
+            run.recipe.sft.training,
+            eval_rows=development.rows,
+            watch=lambda trained: watching(run, trained, prompts, folder.path),
         )
 
     def planned(self, run: Run, template: Template) -> Training:
@@ -133,7 +139,7 @@ def online_policy(run: Run) -> LanguageModel:
     """The policy before training: whole, with an adapter, or with an MLP before its head."""
     start, settings = run.load(run.start_model), run.recipe.model.head_mlp
     if settings is None:
-        return adapted(run, start, run.recipe.model.adapter)
+        return with_new_adapter(start, run.recipe.model.adapter, run.recipe.seed)
     return start.with_head_mlp(head_mlp_settings(settings), seed=run.recipe.seed)
 
 
@@ -187,12 +193,9 @@ class OnlineLoop:
     def train(self) -> dict[str, Any]:
         """Train; returns the facts of the stage."""
         run, online, folder = self.run, self.online, self.stage.path
-        callback, watch = self._callback(), None
-        if run.recipe.prompt_task is None:  # the prompts of a prompt task are not replies
-            looks = Schedule(evaluate_every=online.evaluate_every).looks_at
-            watch = watching(
-                run, self.policy, example_prompts(run, self.task.development), folder, also=looks
-            )
+        callback, looks = self._callback(), Schedule(evaluate_every=online.evaluate_every).evaluates_at
+        # The prompts of a prompt task are not replied to.
+        prompts = [] if run.recipe.prompt_task else example_prompts(run, self.task.development)
         facts = fit_stage(
             run,
             self.stage,
@@ -203,7 +206,7 @@ class OnlineLoop:
             prepare=self.prepare(),
             defaults=DEFAULTS,
             between=callback,
-            watch=watch,
+            watch=lambda policy: watching(run, policy, prompts, folder, also=looks),
         )
         if self.reward is not None:
             self.reward.save(folder / "reward")

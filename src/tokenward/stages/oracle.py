@@ -1,15 +1,15 @@
-"""The stages that train a model for scorers to read: the oracle, and the recipe's auxiliary_models."""
+"""The stages that train models for scorers: the oracle, and the recipe's auxiliary_models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from tokenward.api.prepare import trained_on
+from tokenward.api.prepare import prepare_rows, trained_on
 from tokenward.artifacts import StageFolder
 from tokenward.config import AuxiliaryModelTable, OracleTable, Recipe
 from tokenward.models.loading import LanguageModel
-from tokenward.objectives import Objective, needs_of, objective_of
+from tokenward.objectives import needs_of
 from tokenward.stages.auxiliary import auxiliary_start, reads_model
 from tokenward.stages.base import Checks, Training, TrainingStage
 from tokenward.stages.part_checks import check_objective_without_scores
@@ -24,24 +24,88 @@ from tokenward.stages.subset import (
     with_picked,
 )
 from tokenward.stages.tables import Tables, random_part, tables
-from tokenward.stages.training import (
-    adapted,
-    fit_stage,
-    frozen_reference,
-    model_settings,
-    referenced,
-    scored_by,
-    with_own_reference,
-)
+from tokenward.stages.training import fit_stage, model_settings, reference_of, scored_by
 from tokenward.tokens.encode import prompted
+from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 
 
-class OracleStage(TrainingStage):
-    """Train the oracle from the reference, on a random fraction of the pairs (SePO, section 3.1)."""
+class ScorerModelStage(TrainingStage):
+    """Trains a model that scorers read, on a random part of the pairs.
 
-    name, key, title = "oracle", "oracle", "the oracle"
+    Attributes:
+        salt: Part of the seed with which the pairs are drawn.
+    """
+
+    salt: str
+
+    def adapter(self, recipe: Recipe) -> tuple[str, dict[str, Any] | None]:
+        """The adapter of the stage's table, or of the table ``model``."""
+        own = self.table(recipe).adapter
+        return super().adapter(recipe) if own == "inherit" else (f"{self.key}.adapter", own)
+
+    def checks(self, run: Run) -> Checks:
+        """The objective must not read scores."""
+        objective = self.table(run.recipe).objective
+        return {f"{self.key}.objective": lambda: check_objective_without_scores(self.title, objective)}
+
+    def part(self, run: Run, train: TokenTable) -> TokenTable:
+        """The random part of the training pairs that the recipe asks for."""
+        return random_part(run, train, self.table(run.recipe).fraction, self.salt)
+
+    def plan(self, run: Run, sets: Tables, rows: TokenTable) -> Training:
+        """The training on some rows, for a plan."""
+        return Training(
+            self.name,
+            self.key,
+            self.table(run.recipe).training or {},
+            rows,
+            self.objective(run),
+            self.adapter(run.recipe)[1],
+            self.start(run.recipe),
+            eval=sets.eval,
+        )
+
+    def fit(
+        self,
+        run: Run,
+        folder: StageFolder,
+        start: LanguageModel,
+        train: TokenTable,
+        evaluation: TokenTable,
+        change: Callable[[TokenRow], TokenRow] | None = None,
+    ) -> dict[str, Any]:
+        """Train a model on pairs; returns facts for the manifest.
+
+        Args:
+            run: The run.
+            folder: Folder of the stage.
+            start: The model before training.
+            train: Training rows.
+            evaluation: Eval rows.
+            change: Applied to each row, such as another prompt.
+        """
+        rows = (train, evaluation)
+        if change is not None:
+            rows = (replace(part, change=change) for part in rows)
+        ready = prepare_rows(
+            *rows,
+            objective=self.objective(run),
+            with_reference=reference_of(run, start, prompted=change is not None),
+            say=run.display.line,
+        )
+        table, adapter = self.table(run.recipe).training or {}, self.adapter(run.recipe)[1]
+        facts = fit_stage(
+            run, folder, start, ready.objective, ready.rows, table, eval_rows=ready.eval, adapter=adapter
+        )
+        return {**scored_by(run), **facts}
+
+
+class OracleStage(ScorerModelStage):
+    """Train the oracle from the reference (SePO, section 3.1)."""
+
+    name, key, title, salt = "oracle", "oracle", "the oracle", "oracle"
 
     def table(self, recipe: Recipe) -> OracleTable:
         """The table ``oracle``."""
@@ -55,13 +119,8 @@ class OracleStage(TrainingStage):
         """The reference."""
         return recipe.oracle.model or recipe.model.name
 
-    def adapter(self, recipe: Recipe) -> tuple[str, dict[str, Any] | None]:
-        """Its own, or that of the table ``model``."""
-        own = recipe.oracle.adapter
-        return ("oracle.adapter", own) if own != "inherit" else super().adapter(recipe)  # type: ignore[return-value]
-
     def settings(self, run: Run) -> Mapping[str, Any]:
-        """Its table and how models are held."""
+        """The table and the model settings."""
         return {"oracle": run.recipe.oracle.model_dump(exclude={"model"}), **model_settings(run)}
 
     def inputs(self, run: Run) -> Mapping[str, str]:
@@ -70,17 +129,11 @@ class OracleStage(TrainingStage):
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Train."""
-        table = run.recipe.oracle
-        pairs = random_part(run, _tables(run).part("train"), table.fraction, "oracle")
-        return _preference_model(run, folder, table, run.reference_model, pairs)
-
-    def checks(self, run: Run) -> Checks:
-        """An objective that needs no scores."""
-        objective = run.recipe.oracle.objective
-        return {"oracle.objective": lambda: check_objective_without_scores(self.title, objective)}
+        sets, start = _tables(run), run.load(run.reference_model)
+        return self.fit(run, folder, start, self.part(run, sets.part("train")), sets.eval)
 
     def unpaired_advice(self) -> str:
-        """KTO, or no oracle at all."""
+        """KTO, or a run without an oracle."""
         return (
             "Write oracle.objective: {name: kto}, or do without an oracle: scores: {scorer: {name: surprisal}}, with "
             "policy: {selection: {name: all}} if every token is to train."
@@ -88,42 +141,33 @@ class OracleStage(TrainingStage):
 
     def planned(self, run: Run, template: Template) -> Training:
         """Its part of the pairs."""
-        sets, table = tables(run, template), run.recipe.oracle
-        rows = random_part(run, sets.train, table.fraction, "oracle")
-        adapter, start = self.adapter(run.recipe)[1], self.start(run.recipe)
-        return Training(
-            self.name, self.key, table.training, rows, self.objective(run), adapter, start, eval=sets.eval
-        )
+        sets = tables(run, template)
+        return self.plan(run, sets, self.part(run, sets.train))
 
 
-class AuxiliaryStage(TrainingStage):
-    """Train an auxiliary model as the oracle is trained, from its own model, on its own part of the pairs, under its own prompt.
+class AuxiliaryStage(ScorerModelStage):
+    """Train an auxiliary model: like the oracle, from its own model, on its own part of the pairs, with its own prompt.
 
-    One with a subset leaves ``subset.jsonl``, which is written before the training begins.
+    A model with a subset writes ``subset.jsonl`` before training.
 
     Args:
-        model: Its name.
+        model: Name of the auxiliary model.
     """
 
     def __init__(self, model: str) -> None:
         self.model, self.name, self.key = model, f"{AUXILIARY}{model}", f"auxiliary_models.{model}"
-        self.title = f"the auxiliary model {model}"
+        self.title, self.salt = f"the auxiliary model {model}", model
 
     def table(self, recipe: Recipe) -> AuxiliaryModelTable:
-        """Its table."""
+        """The table of the auxiliary model."""
         return recipe.auxiliary_models[self.model]
 
     def start(self, recipe: Recipe) -> str:
         """Its own model, or the reference."""
         return self.table(recipe).model or recipe.oracle.model or recipe.model.name
 
-    def adapter(self, recipe: Recipe) -> tuple[str, dict[str, Any] | None]:
-        """Its own, or that of the table ``model``."""
-        own = self.table(recipe).adapter
-        return (f"{self.key}.adapter", own) if own != "inherit" else super().adapter(recipe)  # type: ignore[return-value]
-
     def settings(self, run: Run) -> Mapping[str, Any]:
-        """Its table, what decides its subset, and how models are held."""
+        """The table, the settings that determine the subset, and the model settings."""
         table = self.table(run.recipe)
         return {
             self.name: table.model_dump(exclude={"model"}),
@@ -132,7 +176,7 @@ class AuxiliaryStage(TrainingStage):
         }
 
     def inputs(self, run: Run) -> Mapping[str, str]:
-        """The reference, its own start, and what its subset is made from."""
+        """The reference, the model that training starts from, and the models behind the subset."""
         return {
             "reference": run.done("reference").fingerprint,
             "model": run.fingerprint_of(auxiliary_start(run, self.model)),
@@ -140,116 +184,52 @@ class AuxiliaryStage(TrainingStage):
         }
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
-        """Pick the subset and train."""
-        table = self.table(run.recipe)
+        """Choose the subset and train."""
+        table, sets = self.table(run.recipe), _tables(run)
         picked = None if table.subset is None else picked_pairs(run, folder, table.subset)
-        pairs = random_part(run, _tables(run).part("train"), table.fraction, self.model)
-        return _preference_model(run, folder, table, auxiliary_start(run, self.model), pairs, picked)
+        pairs = self.part(run, sets.part("train"))
+        start = run.load(auxiliary_start(run, self.model))
+        change = None
+        if table.prompt is not None:
+            template, context = start.template(run.style), run.limits.context
+            change = partial(prompted, template=template, text=table.prompt, context=context)
+        train, evaluation = self._training_rows(run, pairs, picked), self._oriented(run, sets.eval)
+        facts = self.fit(run, folder, start, train, evaluation, change)
+        return facts if picked is None else {**facts, "picked": len(picked)}
 
-    def checks(self, run: Run) -> Checks:
-        """An objective that needs no scores."""
-        objective = self.table(run.recipe).objective
-        return {f"{self.key}.objective": lambda: check_objective_without_scores(self.title, objective)}
+    def _training_rows(self, run: Run, pairs: TokenTable, picked: TokenTable | None) -> TokenTable:
+        """The model's part of the pairs, and its subset if it has one."""
+        table = self.table(run.recipe)
+        if table.subset is None or picked is None:
+            return self._oriented(run, pairs)
+        own = None if table.subset.alone else self._oriented(run, pairs)
+        chosen = picked.swapped() if turned(table) else picked
+        rows = with_picked(own, chosen, pairwise=needs_of(self.objective(run)).pairwise)
+        others = 0 if own is None else len(own)
+        run.display.line(f"  training on {len(rows) - others} rows of the subset and {others} others")
+        return rows
+
+    def _oriented(self, run: Run, pairs: TokenTable) -> TokenTable:
+        """Pairs with swapped labels if the recipe says so; the best response of each prompt if the objective needs no pairs."""
+        objective = self.objective(run)
+        rows = pairs.swapped() if first_is_worse(self.table(run.recipe)) else pairs
+        if needs_of(objective).pairwise or not len(rows):
+            return rows
+        return trained_on(objective, rows, run.display.line).best_once()
 
     def unpaired_problem(self, run: Run) -> str:
-        """Exchanged labels and subsets need pairs, whatever the objective."""
+        """Swapped labels and subsets need pairs."""
         table = self.table(run.recipe)
         if table.swap_labels or table.subset is not None:
-            return f"{self.title} exchanges or picks pairs (swap_labels, subset). Leave these keys out, or give pairs."
+            return f"{self.title} uses swap_labels or subset, which need pairs. Leave these keys out, or give pairs."
         return super().unpaired_problem(run)
 
     def planned(self, run: Run, template: Template) -> Training:
-        """Its part of the pairs, and the longest pairs in place of those that it will pick."""
-        sets, table = tables(run, template), self.table(run.recipe)
-        own = random_part(run, sets.train, table.fraction, self.model)
-        rows = own if table.subset is None else with_longest(own, sets.train, table.subset)
-        adapter, start = self.adapter(run.recipe)[1], self.start(run.recipe)
-        return Training(
-            self.name,
-            self.key,
-            table.training or {},
-            rows,
-            self.objective(run),
-            adapter,
-            start,
-            eval=sets.eval,
-        )
+        """Its part of the pairs, with the longest pairs in place of the subset, which is not known yet."""
+        sets, subset = tables(run, template), self.table(run.recipe).subset
+        own = self.part(run, sets.train)
+        return self.plan(run, sets, own if subset is None else with_longest(own, sets.train, subset))
 
 
 def _tables(run: Run) -> Tables:
     return tables(run, run.tokenizer_template(run.reference_model))
-
-
-def _preference_model(
-    run: Run,
-    stage: StageFolder,
-    table: OracleTable | AuxiliaryModelTable,
-    start: str,
-    pairs: TokenTable,
-    picked: TokenTable | None = None,
-) -> dict[str, Any]:
-    """Train a model that scores shall read; returns the facts of its stage."""
-    objective = objective_of("objective", table.objective, run.recipe.seed)
-    auxiliary = table if isinstance(table, AuxiliaryModelTable) else None
-    base = run.load(start)
-    # Before an adapter goes on it: what it says then is what it is compared with.
-    train = _trained_rows(run, objective, auxiliary, pairs, picked)
-    eval_rows = _oriented_rows(run, objective, auxiliary, _tables(run).eval)
-    train, eval_rows = (_as_read(run, base, objective, auxiliary, rows) for rows in (train, eval_rows))
-    model = adapted(run, base, table.adapter)
-    beside = frozen_reference(run, objective, model)
-    facts = fit_stage(
-        run, stage, model, objective, train, table.training or {}, eval_rows=eval_rows, reference=beside
-    )
-    more = {} if picked is None else {"picked": len(picked)}
-    return {**scored_by(run), **more, **facts}
-
-
-def _trained_rows(
-    run: Run,
-    objective: Objective,
-    auxiliary: AuxiliaryModelTable | None,
-    pairs: TokenTable,
-    picked: TokenTable | None,
-) -> TokenTable:
-    """What a model is trained on: its part of the pairs, and its picks where it has some."""
-    if auxiliary is None or auxiliary.subset is None or picked is None:
-        return _oriented_rows(run, objective, auxiliary, pairs)
-    alone = auxiliary.subset.alone
-    own = None if alone else _oriented_rows(run, objective, auxiliary, pairs)
-    chosen = picked.swapped() if turned(auxiliary) else picked
-    rows = with_picked(own, chosen, pairwise=needs_of(objective).pairwise)
-    already = 0 if own is None else len(own)
-    run.display.line(f"  {len(rows) - already} rows of the subset train, beside {already} others")
-    return rows
-
-
-def _oriented_rows(
-    run: Run,
-    objective: Objective,
-    auxiliary: AuxiliaryModelTable | None,
-    pairs: TokenTable,
-) -> TokenTable:
-    """Pairs in the order in which an auxiliary model trains on them, or each prompt's best response where it needs no pairs."""
-    swapped = auxiliary is not None and first_is_worse(auxiliary)
-    rows = pairs.swapped() if swapped else pairs
-    rows = trained_on(objective, rows, run.display.line) if len(rows) else rows
-    single = auxiliary is not None and not needs_of(objective).pairwise
-    return rows.best_once() if single and len(rows) else rows
-
-
-def _as_read(
-    run: Run,
-    base: LanguageModel,
-    objective: Objective,
-    auxiliary: AuxiliaryModelTable | None,
-    rows: TokenTable,
-) -> TokenTable:
-    """Rows under an auxiliary model's prompt, with reference values where its objective needs them."""
-    if auxiliary is not None and auxiliary.prompt is not None:
-        template, context = base.template(run.style), run.limits.context
-        change = partial(prompted, template=template, text=auxiliary.prompt, context=context)
-        rows = replace(rows, change=change)
-    elif base.fingerprint == run.done("reference").inputs["model"]:
-        return referenced(run, rows)
-    return with_own_reference(run, base, rows) if needs_of(objective).reference else rows

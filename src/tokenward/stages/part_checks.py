@@ -1,5 +1,6 @@
 """Checks whether scorer, selection and objectives of a run work together, made before anything is computed."""
 
+from tokenward.api.values import frozen_values
 from tokenward.config import Named
 from tokenward.errors import UserError
 from tokenward.models.identity import has_encoder, layer_count
@@ -11,7 +12,7 @@ from tokenward.scoring.basic import check_spans
 from tokenward.scoring.reads import Value, is_online
 from tokenward.scoring.scorers import Scorer
 from tokenward.selection import scope_of, selector_of, unit_of
-from tokenward.stages.auxiliary import check_reads, frozen_values, scorer_of
+from tokenward.stages.auxiliary import check_reads, scorer_of
 from tokenward.stages.run import Run
 
 _ANY_MODEL = ("", "logp")  # values that a model with an encoder gives too

@@ -1,30 +1,26 @@
-"""The reward stage of a run on comparisons: a token reward learned from the ranks in the data (TLM)."""
+"""The reward stage: a token reward learned from the ranks in the data (TLM)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
+from tokenward.api.constant import CHECKED_REWARDS, warn_of_rewards
+from tokenward.api.prepare import reward_rows
 from tokenward.artifacts import StageFolder
 from tokenward.config import Recipe, RewardTable
-from tokenward.errors import UserError
-from tokenward.models.reward import RewardModel
 from tokenward.objectives import Objective
 from tokenward.stages.auxiliary import reads_model
 from tokenward.stages.base import Checks, TrainingStage
-from tokenward.stages.constant import LOOKED_AT, warn_of_rewards
 from tokenward.stages.online import fresh_reward, reward_settings, reward_start
 from tokenward.stages.reward_learning import DEFAULTS, reward_objective
 from tokenward.stages.run import Run
 from tokenward.stages.tables import encoded_fingerprint, random_part, ranked_lists, say_notes
 from tokenward.stages.training import fit_stage, model_settings, scored_by
 from tokenward.tokens.encode import check_some_left
-from tokenward.tokens.segments import with_segments
-from tokenward.tokens.table import TokenTable
 
 
 class RewardStage(TrainingStage):
-    """Learn a token reward from whole ranked lists, of any length K each (TLM); writes ``model/`` and ``history.jsonl``."""
+    """Learn a token reward from ranked lists of any length K (TLM); writes ``model/`` and ``history.jsonl``."""
 
     name, key, title = "reward", "reward", "the reward"
 
@@ -41,21 +37,21 @@ class RewardStage(TrainingStage):
         return reward_objective(run)
 
     def adapter(self, recipe: Recipe) -> tuple[str, dict[str, Any] | None]:
-        """None: the reward model trains whole, or its head alone."""
+        """None: the whole reward model is trained, or its head alone."""
         return "", None
 
     def settings(self, run: Run) -> Mapping[str, Any]:
-        """Its table, and which prompts are left to the eval reward model."""
-        apart = run.recipe.eval_reward
+        """The table, and the share of prompts reserved for the eval reward model."""
+        reserved = run.recipe.eval_reward
         return {
             "reward": run.recipe.reward.model_dump(exclude={"model"}),
             "tokens": {"context": run.limits.context},
-            "eval_reward": None if apart is None else {"fraction": apart.fraction},
+            "eval_reward": None if reserved is None else {"fraction": reserved.fraction},
             **model_settings(run),
         }
 
     def inputs(self, run: Run) -> Mapping[str, str]:
-        """The data as ids, and the model that it starts from."""
+        """The encoded data, and the model that training starts from."""
         name = reward_start(run)
         return {
             "data": run.done("data").fingerprint,
@@ -66,8 +62,18 @@ class RewardStage(TrainingStage):
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Train."""
         table, model = run.recipe.reward, fresh_reward(run)
-        train, eval_rows = ranked_lists(run, model.template(run.style))
-        rows = _rows(run, model, random_part(run, train, table.fraction, "reward"), show="ranked lists")
+        template = model.template(run.style)
+        train, evaluation = ranked_lists(run, template)
+        lists, counts = random_part(run, train, table.fraction, "reward").fitting(run.limits)
+        check_some_left(counts)
+        run.display.table(
+            "ranked lists", ("", "rows"), [(name, str(count)) for name, count in counts.items()]
+        )
+        say_notes(run, template, counts, lists.store)
+        rows, eval_rows = (
+            replace(reward_rows(model, part), scratch=run.folder)
+            for part in (lists, evaluation.fitting(run.limits)[0])
+        )
         facts = fit_stage(
             run,
             folder,
@@ -75,38 +81,19 @@ class RewardStage(TrainingStage):
             self.objective(run),
             rows,
             table.training,
-            eval_rows=_rows(run, model, eval_rows),
+            eval_rows=eval_rows,
             defaults=DEFAULTS,
         )
-        warn_of_rewards(run, model, [rows[place] for place in range(min(LOOKED_AT, len(rows)))])
+        warn_of_rewards(model, rows[:CHECKED_REWARDS], run.display.line, **run.passes)
         return {**facts, "list_sizes": sorted(set(rows.sizes.tolist())), **scored_by(run)}
 
     def checks(self, run: Run) -> Checks:
-        """A head and an objective that fit a reward."""
+        """The head and the objective must fit a reward model."""
         return {"reward.head": lambda: reward_settings(run), "reward.objective": lambda: self.objective(run)}
 
     def unpaired_problem(self, run: Run) -> str:
-        """It needs ranks."""
+        """A reward model needs ranks."""
         return (
-            "a reward is learned from ranks among several responses. Give ranked responses, or write a scorer that reads no "
+            "a reward is learned from the ranks of several responses. Give ranked responses, or use a scorer that does not read the "
             "reward, such as scores: {scorer: {name: surprisal}}."
         )
-
-
-def _rows(run: Run, model: RewardModel, lists: TokenTable, *, show: str = "") -> TokenTable:
-    """Lists that fit the limits, with the segments that the reward pools over."""
-    unit = model.settings.unit
-    rows = (lists.comparison(number) for number in range(len(lists)))
-    missing = next((row for row in rows if row.spans is None), None) if unit == "spans" else None
-    if missing is not None:
-        raise UserError(
-            f"{missing.source}: reward.head.unit is spans, and this row has none. Give the data a column spans, or write "
-            "unit: sentence, word or token."
-        )
-    found, counts = lists.fitting(run.limits)
-    if show:
-        check_some_left(counts)
-        run.display.table(show, ("", "rows"), [(name, str(count)) for name, count in counts.items()])
-        say_notes(run, model.template(run.style), counts, lists.store)
-    change = None if unit == "token" else partial(with_segments, unit, model.tokenizer)
-    return replace(found, scratch=run.folder, change=change)

@@ -8,11 +8,11 @@ import torch
 from transformers import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, align_special_tokens
 
+from tokenward.api.constant import CHECKED_REWARDS, warn_of_rewards
 from tokenward.errors import UserError
 from tokenward.models.reward import RewardModel
 from tokenward.objectives import OBJECTIVES, Objective, PlackettLuce, objective_of
 from tokenward.sampling.rollouts import Context, Ranked, chosen, seed_of
-from tokenward.stages.constant import LOOKED_AT, warn_of_rewards
 from tokenward.stages.run import Run
 from tokenward.stages.tasks import Task
 from tokenward.tokens.rows import TokenRow
@@ -77,7 +77,8 @@ class RewardLearner:
         if not eval_rows:  # no evaluation was requested, or all development groups are tied
             arguments.eval_strategy = IntervalStrategy.NO
         facts = self._fit(arguments, groups.rows, eval_rows)
-        warn_of_rewards(self._run, self._reward, groups.rows[:LOOKED_AT])
+        rows, run = groups.rows[:CHECKED_REWARDS], self._run
+        warn_of_rewards(self._reward, rows, run.display.line, **run.passes)
         return {
             "groups": len(groups.rows),
             "development_groups": len(eval_rows),

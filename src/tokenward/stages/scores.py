@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenward.api.values import Maker
+from tokenward.api.constant import warn_of_stored
+from tokenward.api.values import Maker, frozen_values
 from tokenward.artifacts import StageFolder, file_fingerprint
 from tokenward.models.base import TokenModel
 from tokenward.scoring.reads import Value
 from tokenward.scoring.scorers import Scorer
 from tokenward.scoring.store import TokenStore, write_store
-from tokenward.stages.auxiliary import auxiliary_of, folder_of, frozen_values, scorer_of
+from tokenward.stages.auxiliary import auxiliary_of, folder_of, scorer_of
 from tokenward.stages.base import Checks, Stage
-from tokenward.stages.constant import warn_of_stored
 from tokenward.stages.part_checks import check_scorer
 from tokenward.stages.run import AUXILIARY, Run
 from tokenward.stages.tables import pairs_fingerprint, say_notes, tables
@@ -74,7 +74,7 @@ class ScoresStage(Stage):
         scorer, template = scorer_of(run), run.tokenizer_template(run.reference_model)
         rows = tables(run, template).everything
         store = write_values(run, folder, folder.path, scorer, template, rows)
-        warn_of_stored(run, scorer, store)
+        warn_of_stored(scorer, store, run.display.line)
         return {"responses": len(store), "reference": run.reference_model}
 
     def checks(self, run: Run) -> Checks:

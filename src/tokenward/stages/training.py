@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 from accelerate import PartialState
 from transformers.trainer_utils import IntervalStrategy
 
-from tokenward.api.prepare import needs_frozen_copy, trained_on, with_new_adapter
+from tokenward.api.prepare import WithReference, prepare_rows
+from tokenward.api.training import fit_model
 from tokenward.artifacts import StageFolder
 from tokenward.config import EvalRewardTable, Recipe, SftTable
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, lasting
 from tokenward.objectives import SFT, Objective
-from tokenward.sampling import Reply, SamplingSettings, sample_replies
+from tokenward.sampling import Reply, sample_replies
 from tokenward.sampling.rollouts import Context
 from tokenward.scoring.join import computed, with_reference
 from tokenward.scoring.store import TokenStore
@@ -24,11 +25,10 @@ from tokenward.stages.part_checks import check_objective_without_scores
 from tokenward.stages.run import Run
 from tokenward.stages.tables import eval_comparisons, pairs_fingerprint, tables
 from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.table import Column, TokenTable
+from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 from tokenward.training.arguments import check_batches, training_arguments
 from tokenward.training.callbacks import SAMPLES, AnswerPrompts
-from tokenward.training.fit import fit
 
 
 class FixedPrompt(NamedTuple):
@@ -65,18 +65,15 @@ def watching(
     *,
     also: Callable[[int, int], bool] = lambda step, total: False,
 ) -> AnswerPrompts | None:
-    """What looks at a model while it trains; None where there is nothing to reply to.
+    """A callback that answers prompts during training, or None if there are no prompts.
 
-    Replies are drawn as the evaluation draws them, but from the weights as they are, with the recipe's seed.
+    Replies are sampled as in the evaluation, with the weights of the moment and the recipe's seed.
     """
     table, context = run.recipe.evaluation, run.limits.context
     prompts = [item for item in prompts if context is None or len(item.ids) + table.max_new_tokens <= context]
     if not prompts:
         return None
-    settings = SamplingSettings(
-        table.max_new_tokens, table.temperature, table.top_p, table.top_k, table.batch
-    )
-    template = model.template(run.style)
+    template, settings = model.template(run.style), run.reply_settings
 
     def answer() -> list[Reply]:
         return sample_replies(model, template, [item.ids for item in prompts], settings, seed=run.recipe.seed)
@@ -93,7 +90,7 @@ def watching(
 
 
 def scored_by(run: Run) -> dict[str, Any]:
-    """What a scorer of texts must know to do as the run does, from any folder."""
+    """Facts with which a scorer of texts can reproduce the run's scores from any folder."""
     return {
         "reference": lasting(run.reference_model),
         **run.style.facts(),
@@ -104,23 +101,12 @@ def scored_by(run: Run) -> dict[str, Any]:
 
 
 def model_settings(run: Run) -> dict[str, Any]:
-    """What of the recipe decides a trained model beside its own table."""
+    """The keys outside a stage's own table that determine the model it trains."""
     table = run.recipe.model
     model = {"dtype": table.dtype, "adapter": table.adapter, "packing": table.packing}
     if table.head_mlp is not None:
         model["head_mlp"] = table.head_mlp
     return {"model": model, "seed": run.recipe.seed}
-
-
-def adapted(run: Run, model: LanguageModel, adapter: Any) -> LanguageModel:
-    """The model with a new adapter to train, if the recipe has one."""
-    settings = run.recipe.model.adapter if adapter == "inherit" else adapter
-    return with_new_adapter(model, settings, run.recipe.seed)
-
-
-def frozen_reference(run: Run, objective: Objective, model: LanguageModel) -> LanguageModel | None:
-    """A second copy of a model before its training, if the objective compares with it in the step."""
-    return run.load(model.name) if needs_frozen_copy(objective, model) else None
 
 
 def fit_stage(
@@ -135,21 +121,21 @@ def fit_stage(
     eval_rows: Sequence[TokenRow] = (),
     **more: Any,
 ) -> dict[str, Any]:
-    """Train a model by a ``training`` table of the recipe, in the folder of a stage; returns facts for its manifest.
+    """Train a model with a ``training`` table of the recipe, in the folder of a stage; returns facts for its manifest.
 
     Args:
         run: The run.
-        stage: Folder of the stage; the training goes on from a checkpoint in it.
+        stage: Folder of the stage; training resumes from a checkpoint in it.
         model: The model before training.
-        objective: What to minimise.
-        rows: Training comparisons.
+        objective: The training objective.
+        rows: Prepared training rows.
         table: The recipe's ``training`` table.
-        defaults: Values for keys that the table leaves out, if they differ from those of other stages.
-        eval_rows: Comparisons for ``eval_strategy``.
-        more: As :func:`tokenward.training.fit.fit` takes it.
+        defaults: Values for keys that the table leaves out.
+        eval_rows: Eval rows for ``eval_strategy``.
+        more: Further arguments of :func:`tokenward.api.training.fit_model`.
 
     Raises:
-        UserError: as there; or the table evaluates, and there is nothing to evaluate on.
+        UserError: as there; or the table evaluates and there are no eval rows.
     """
     where = f"{stage.path.name}.training"
     arguments = training_arguments(
@@ -162,43 +148,49 @@ def fit_stage(
     if not eval_rows and arguments.eval_strategy != IntervalStrategy.NO:
         advice = "Raise data.eval" if run.recipe.data.eval is None else "Give data.eval more rows"
         raise UserError(
-            f"{where}.eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, but there is no held-out "
-            f"comparison to evaluate on. {advice}, or write eval_strategy: no."
+            f"eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, but there are no eval rows. {advice}, or write "
+            "eval_strategy: no.",
+            code="no-eval-rows",
+            key=f"{where}.eval_strategy",
         )
     check_batches(table, len(rows), where)
-    shared = {
-        "style": run.style,
-        "display": run.display,
-        "where": where,
-        "reference_precision": run.recipe.scores.precision,
-    }
-    facts = fit(model, objective, rows, arguments, stage.path, eval_rows=eval_rows, **shared, **more)
+    _, facts = fit_model(
+        model,
+        objective,
+        rows,
+        arguments,
+        stage.path,
+        freeze=lambda trained: run.load(trained.name),
+        seed=run.recipe.seed,
+        eval_rows=eval_rows,
+        style=run.style,
+        display=run.display,
+        where=where,
+        reference_precision=run.recipe.scores.precision,
+        **more,
+    )
     if "save_strategy" not in table:
-        stage.temporary.append(stage.path / "checkpoints")  # only there to go on after a stop
+        stage.temporary.append(stage.path / "checkpoints")  # only needed to resume
     return facts
 
 
-def with_own_reference(run: Run, start: LanguageModel, rows: TokenTable) -> TokenTable:
-    """Rows with the log-probabilities of a model before its training."""
-    return rows.with_column("reference_logp", logprobs(run, start, rows, "reference"))
+def reference_of(run: Run, start: LanguageModel, *, prompted: bool = False) -> WithReference:
+    """Adds the log-probabilities of a model before its training: those of the reference stage, if it is that model.
 
+    Args:
+        run: The run.
+        start: The model before training.
+        prompted: Whether the rows have another prompt than those of the reference stage.
+    """
+    if start.fingerprint == run.done("reference").inputs["model"] and not prompted:
+        return lambda rows: with_reference(rows, TokenStore(run.path("reference")))
 
-def logprobs(run: Run, model: LanguageModel, rows: TokenTable, label: str) -> Column:
-    """Log-probabilities of a model, with a bar."""
-    scores = run.recipe.scores
-    with run.display.progress(label, len(rows.responses)) as bar:
-        return computed(
-            rows,
-            model,
-            precision=scores.precision,
-            tokens_per_batch=scores.tokens_per_batch,
-            progress=bar.advance,
-        )
+    def compute(rows: TokenTable) -> TokenTable:
+        with run.display.progress("reference", len(rows.responses)) as bar:
+            column = computed(rows, start, progress=bar.advance, **run.passes)
+        return rows.with_column("reference_logp", column)
 
-
-def referenced(run: Run, rows: TokenTable) -> TokenTable:
-    """Rows with the log-probabilities of the reference stage."""
-    return with_reference(rows, TokenStore(run.path("reference")))
+    return compute
 
 
 class SftStage(TrainingStage):
@@ -247,10 +239,15 @@ class SftStage(TrainingStage):
         model = run.load(run.whole(run.recipe.model.name))
         template = model.template(run.style)
         sets = tables(run, template)
-        watch = watching(run, model, eval_prompts(run, template), folder.path)
-        rows, eval_rows = sets.part("train").best_once(), sets.eval.best_once()
         return fit_stage(
-            run, folder, model, SFT(), rows, run.recipe.sft.training, eval_rows=eval_rows, watch=watch
+            run,
+            folder,
+            model,
+            SFT(),
+            sets.part("train").best_once(),
+            run.recipe.sft.training,
+            eval_rows=sets.eval.best_once(),
+            watch=lambda trained: watching(run, trained, eval_prompts(run, template), folder.path),
         )
 
     def planned(self, run: Run, template: Template) -> Training:
@@ -295,19 +292,24 @@ class EvalRewardStage(TrainingStage):
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Train."""
         assert run.recipe.eval_reward is not None
-        objective = self.objective(run)
-        model = adapted(run, run.load(run.reference_model), run.recipe.model.adapter)
-        sets = tables(run, model.template(run.style))
-        rows = referenced(run, trained_on(objective, sets.part("eval_reward"), run.display.line))
+        start = run.load(run.reference_model)
+        sets = tables(run, start.template(run.style))
+        ready = prepare_rows(
+            sets.part("eval_reward"),
+            sets.eval,
+            objective=self.objective(run),
+            with_reference=reference_of(run, start),
+            say=run.display.line,
+        )
         facts = fit_stage(
             run,
             folder,
-            model,
-            objective,
-            rows,
+            start,
+            ready.objective,
+            ready.rows,
             run.recipe.eval_reward.training,
-            eval_rows=referenced(run, sets.eval),
-            reference=frozen_reference(run, objective, model),
+            eval_rows=ready.eval,
+            adapter=run.recipe.model.adapter,
         )
         return {**scored_by(run), **facts}
 

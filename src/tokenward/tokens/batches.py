@@ -68,7 +68,8 @@ class Needs:
             )
 
     def __repr__(self) -> str:
-        return f"Needs({', '.join(f'{name}={value!r}' for name, value in self._given().items())})"
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return f"Needs({', '.join(f'{name}={value!r}' for name, value in values.items() if value)})"
 
     def __or__(self, other: "Needs") -> "Needs":
         """The needs of two objectives together.
@@ -84,7 +85,9 @@ class Needs:
                 "only one of them. Use the same direction for both.",
                 code="conflicting-needs",
             )
-        both: dict[str, Any] = self._given() | other._given()
+        both: dict[str, Any] = {
+            item.name: getattr(self, item.name) or getattr(other, item.name) for item in fields(self)
+        }
         unpaired: list[Unpaired | None] = [self.unpaired, other.unpaired]
         both["unpaired"] = None if None in unpaired else "all" if "all" in unpaired else "good"
         return Needs(**both)
@@ -92,17 +95,12 @@ class Needs:
     @property
     def of_head(self) -> tuple[str, ...]:
         """Names of the statistics that the head of the model computes."""
-        given = self._given()
-        return tuple(name for name in STATISTICS if name in given)
+        return tuple(name for name in STATISTICS if getattr(self, name))
 
     @property
     def frozen_reference(self) -> bool:
         """Whether the reference model itself is needed during training, not only its stored values."""
         return self.kl is not None or self.reference_layers
-
-    def _given(self) -> dict[str, Any]:
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {name: value for name, value in values.items() if value}
 
 
 NOTHING = Needs()

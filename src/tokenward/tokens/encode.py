@@ -27,19 +27,12 @@ TooLong = Literal["drop", "truncate", "error"]
 
 
 class Limits(NamedTuple):
-    """Maximum lengths in tokens, and what happens to longer comparisons.
+    """Maximum lengths in tokens, and what happens to longer comparisons."""
 
-    Attributes:
-        max_prompt_tokens: Limit of the prompt, with the template.
-        max_response_tokens: Limit of each response, with its eos tokens.
-        too_long: ``drop`` the comparison, ``truncate`` it, or stop with an ``error``.
-        context: Context length of the model. A comparison that needs more is always dropped.
-    """
-
-    max_prompt_tokens: int
-    max_response_tokens: int
-    too_long: TooLong = "drop"
-    context: int | None = None
+    max_prompt_tokens: int  # limit of the prompt, with the template
+    max_response_tokens: int  # limit of each response, with its eos tokens
+    too_long: TooLong = "drop"  # drop the comparison, truncate it, or stop with an error
+    context: int | None = None  # context length of the model. A comparison that needs more is always dropped
 
 
 def encode(
@@ -129,21 +122,13 @@ def _within_limits(comparison: Comparison, whole: RowIds, template: Template, li
 
 
 class Sizes(NamedTuple):
-    """The sizes of a comparison in tokens, for :func:`judge`.
+    """The sizes of a comparison in tokens, for :func:`judge`."""
 
-    Attributes:
-        prompt: Length of the whole prompt.
-        kept: Length of the prompt after truncation.
-        responses: Lengths of the whole responses.
-        preludes: Number of tokens that the template writes before each response.
-        notes: Notes of the comparison; see :class:`tokenward.tokens.split.Note`.
-    """
-
-    prompt: int
-    kept: int
-    responses: Sequence[int]
-    preludes: Sequence[int]
-    notes: int
+    prompt: int  # length of the whole prompt
+    kept: int  # length of the prompt after truncation
+    responses: Sequence[int]  # lengths of the whole responses
+    preludes: Sequence[int]  # number of tokens that the template writes before each response
+    notes: int  # notes of the comparison; see Note
 
 
 def _sizes(row: RowIds) -> Sizes:

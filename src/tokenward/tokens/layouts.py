@@ -26,48 +26,30 @@ STRETCH = 512
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Tokens of one or more branches whose attention is computed in one call.
+    """Tokens of one or more branches whose attention is computed in one call."""
 
-    Attributes:
-        start: Position of the first key after the trunk, counted from the comparison's first token.
-        before: Number of keys between there and the first query: earlier stretches of the same branch.
-        length: Number of queries.
-        mask: ``[length, trunk + before + length]`` bool, which query attends to which key.
-    """
-
-    start: int
-    before: int
-    length: int
-    mask: Tensor
+    start: int  # position of the first key after the trunk, counted from the comparison's first token
+    before: int  # number of keys between there and the first query: earlier stretches of the same branch
+    length: int  # number of queries
+    mask: Tensor  # [length, trunk + before + length] bool, which query attends to which key
 
 
 @dataclass(frozen=True, slots=True)
 class PackedComparison:
-    """One tree of a packed row.
+    """One tree of a packed row."""
 
-    Attributes:
-        trunk: Number of first tokens, which every branch attends to.
-        length: Number of all tokens.
-        pieces: The branches, in order.
-    """
-
-    trunk: int
-    length: int
-    pieces: tuple[Piece, ...]
+    trunk: int  # number of first tokens, which every branch attends to
+    length: int  # number of all tokens
+    pieces: tuple[Piece, ...]  # the branches, in order
 
 
 # Not a NamedTuple: torch.compile would specialize a graph on every number inside.
 @dataclass(frozen=True)
 class Tree:
-    """Which tokens of a packed row attend to which.
+    """Which tokens of a packed row attend to which."""
 
-    Attributes:
-        comparisons: In the order of the row.
-        owner: ``[2 t]`` int: the comparison of each token, and its branch there (0 for the trunk).
-    """
-
-    comparisons: tuple[PackedComparison, ...]
-    owner: Tensor
+    comparisons: tuple[PackedComparison, ...]  # in the order of the row
+    owner: Tensor  # [2 t] int: the comparison of each token, and its branch there (0 for the trunk)
 
     @cached_property
     def block_mask(self) -> BlockMask:

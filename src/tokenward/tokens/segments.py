@@ -17,18 +17,13 @@ from tokenward.types import Span
 
 
 class Spelled(NamedTuple):
-    """A response as text.
+    """A response as text."""
 
-    Attributes:
-        text: The text of the data, if the response is a single message and its tokens are those of the text alone.
-            Otherwise everything between the prompt and the end of turn, with the template's text and others' messages.
-        spans: Bytes of each token of the assistant in the text; empty for eos tokens.
-        own: Whether the text is that of the data.
-    """
-
+    # The text of the data, if the response is a single message and its tokens are those of the text alone. Otherwise
+    # everything between the prompt and the end of turn, with the template's text and others' messages.
     text: str
-    spans: list[ByteSpan]
-    own: bool
+    spans: list[ByteSpan]  # bytes of each token of the assistant in the text; empty for eos tokens
+    own: bool  # whether the text is that of the data
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, row: TokenRow, place: int) -> Spelled:

@@ -66,33 +66,20 @@ DROPPED: dict[Note, str] = {
 
 
 class Insert(NamedTuple):
-    """Tokens inside a response that are not the assistant's: the model reads them, but they have no values.
+    """Tokens inside a response that are not the assistant's: the model reads them, but they have no values."""
 
-    Attributes:
-        before: Position of the response's token that follows them.
-        ids: Their ids.
-    """
-
-    before: int
-    ids: list[int]
+    before: int  # position of the response's token that follows them
+    ids: list[int]  # their ids
 
 
 class Response(NamedTuple):
-    """A response as ids.
+    """A response as ids."""
 
-    Attributes:
-        ids: Tokens of the assistant, with the eos tokens.
-        context: Tokens between them that are not the assistant's.
-        length: Number of tokens before truncation, without those that the template writes before the reply.
-        eos: Number of eos tokens at the end.
-        notes: See :class:`Note`.
-    """
-
-    ids: list[int]
-    context: list[Insert]
-    length: int
-    eos: int
-    notes: int = 0
+    ids: list[int]  # tokens of the assistant, with the eos tokens
+    context: list[Insert]  # tokens between them that are not the assistant's
+    length: int  # number of tokens before truncation, without those that the template writes before the reply
+    eos: int  # number of eos tokens at the end
+    notes: int = 0  # see Note
 
     @property
     def prelude(self) -> int:
@@ -116,21 +103,15 @@ class Response(NamedTuple):
 
 
 class RowIds(NamedTuple):
-    """A comparison as ids.
+    """A comparison as ids."""
 
-    Attributes:
-        prompt: The common first ids of the rows of all replies, as far as they are the prompt.
-        prompt_length: Length of the prompt before truncation.
-        opening: Ids that follow the prompt for generation; usually empty.
-        responses: In the order of the comparison. A response without tokens has a note that tells why.
-        notes: Notes on the prompt; see :class:`Note`.
-    """
-
-    prompt: list[int]
-    prompt_length: int
-    opening: list[int]
-    responses: list[Response]
-    notes: int
+    prompt: list[int]  # the common first ids of the rows of all replies, as far as they are the prompt
+    prompt_length: int  # length of the prompt before truncation
+    opening: list[int]  # ids that follow the prompt for generation; usually empty
+    responses: list[
+        Response
+    ]  # in the order of the comparison. A response without tokens has a note that tells why
+    notes: int  # notes on the prompt; see Note
 
 
 class _Tokens(NamedTuple):

@@ -45,15 +45,10 @@ CHUNK_ROWS = 1024
 
 
 class Column(NamedTuple):
-    """One number per token.
+    """One number per token."""
 
-    Attributes:
-        flat: ``[n]`` float32.
-        starts: ``[r]``, where each response begins. Responses may share their numbers.
-    """
-
-    flat: np.ndarray
-    starts: np.ndarray
+    flat: np.ndarray  # [n] float32
+    starts: np.ndarray  # [r], where each response begins. Responses may share their numbers
 
     def gathered(self, lengths: np.ndarray, first: int = 0) -> Tensor:
         """The numbers of consecutive responses, concatenated.  -> [n] float32"""

@@ -30,17 +30,12 @@ _SHORTEST_MARK = 3
 
 
 class Style(NamedTuple):
-    """Settings of a template that do not depend on the tokenizer.
+    """Settings of a template that do not depend on the tokenizer."""
 
-    Attributes:
-        kind: ``chat`` uses the tokenizer's chat template; ``plain`` joins the texts of the messages.
-        variables: Variables of the chat template, such as ``enable_thinking``. ``tools`` is the default for rows without.
-        day: The date, ISO 8601, for a template that writes one; empty for today.
-    """
-
-    kind: Kind = "chat"
+    kind: Kind = "chat"  # chat uses the tokenizer's chat template; plain joins the texts of the messages
+    # Variables of the chat template, such as enable_thinking. tools is the default for rows without.
     variables: Mapping[str, Any] = {}
-    day: str = ""
+    day: str = ""  # the date, ISO 8601, for a template that writes one; empty for today
 
     def template(self, tokenizer: PreTrainedTokenizerBase, *, encoder: bool = False) -> "Template":
         """The template of a tokenizer in this style."""
@@ -61,19 +56,12 @@ class Style(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """What a template writes after the text of a reply.
+    """What a template writes after the text of a reply."""
 
-    Attributes:
-        text: All of it, to the end of the conversation.
-        turn: The part that ends the turn.
-        ids: Ids of that part; the tokenizer's eos if the template has none.
-        special: Whether the turn ends with a special token. If not, the tokenizer's eos is added.
-    """
-
-    text: str
-    turn: str
-    ids: list[int]
-    special: bool
+    text: str  # all of it, to the end of the conversation
+    turn: str  # the part that ends the turn
+    ids: list[int]  # ids of that part; the tokenizer's eos if the template has none
+    special: bool  # whether the turn ends with a special token. If not, the tokenizer's eos is added
 
 
 @dataclass(frozen=True, kw_only=True)

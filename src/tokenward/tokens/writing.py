@@ -20,33 +20,22 @@ _PRIVATE = (
 
 
 class PromptText(NamedTuple):
-    """A prompt as text.
+    """A prompt as text."""
 
-    Attributes:
-        text: The prompt for generation.
-        head: The prompt in a conversation that has a reply, up to the reply's text; usually the same.
-        tail: The text after a reply.
-    """
-
-    text: str
-    head: str
-    tail: str
+    text: str  # the prompt for generation
+    head: str  # the prompt in a conversation that has a reply, up to the reply's text; usually the same
+    tail: str  # the text after a reply
 
 
 class ConversationText(NamedTuple):
-    """A whole conversation as text.
+    """A whole conversation as text."""
 
-    Attributes:
-        text: The complete text.
-        own: Ranges of characters that the assistant learns, one per message, with the end of its turn except for the last
-            message. The last end is None if only the tokens tell it.
-        ends: Whether the last range is the last message, after which an eos follows.
-        hidden: The text with another character in each special token that the reply spells; None if it spells none.
-    """
-
-    text: str
+    text: str  # the complete text
+    # Ranges of characters that the assistant learns, one per message, with the end of its turn except for the last
+    # message. The last end is None if only the tokens tell it.
     own: list[tuple[int, int | None]]
-    ends: bool = True
+    ends: bool = True  # whether the last range is the last message, after which an eos follows
+    # The text with another character in each special token that the reply spells; None if it spells none.
     hidden: str | None = None
 
 

@@ -33,12 +33,7 @@ HELP = """/retry          draw another reply to the last message
 
 
 def chat(target: str, *, start: str | None = None, display: Display | None = None) -> None:
-    """Chat with a model on standard input until it ends.
-
-    Args:
-        target: Folder of a run or a stage, a model folder, or a hub name.
-        start: The model behind ``/before``; None takes the start model of the run.
-        display: Shows the replies.
+    """Chat with a model on standard input until it ends. ``/before`` uses ``start``, by default the run's start model.
 
     Raises:
         UserError: there is no such model.
@@ -58,13 +53,7 @@ def _lines() -> Iterator[str]:
 
 
 class Conversation:
-    """A conversation with one model.
-
-    Args:
-        target: See :func:`chat`.
-        start: See :func:`chat`.
-        display: Shows the replies.
-    """
+    """A conversation with one model."""
 
     def __init__(self, target: str, *, start: str | None, display: Display) -> None:
         self._finished = finished_model(target)

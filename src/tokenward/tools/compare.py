@@ -10,17 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.text import Text
 
-from tokenward.artifacts import read_jsonl, read_manifest, require
+from tokenward.artifacts import read_manifest, require
 from tokenward.data.files import read_comparisons
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.evaluation.measures import PAIR, PROMPT, RowKey, read_row_values
 from tokenward.evaluation.statistics import Figure, figure_as_json, mean_figure
 from tokenward.models.loading import load_tokenizer
-from tokenward.plugins import build
-from tokenward.scoring.join import scores_of
-from tokenward.scoring.scorers import SCORERS, Scorer, seeded
-from tokenward.scoring.store import TokenRecord, TokenStore
+from tokenward.report.collect import RunFolder
+from tokenward.report.pairs import PairReader, scores_of
+from tokenward.report.pieces import eos_count, pieces
 from tokenward.tokens.rows import keys_of
 from tokenward.tokens.template import Style
 from tokenward.tools.finished import recipe_changes, run_folder, run_manifests, trained_stage
@@ -30,17 +29,7 @@ FiguresByRow = Mapping[RowKey, Mapping[str, float]]
 
 
 class Paired(NamedTuple):
-    """One figure of two runs on the same rows.
-
-    Attributes:
-        name: As in ``metrics.json``.
-        first: Mean of the first run.
-        second: Mean of the second run.
-        difference: Mean of second minus first per row, with its interval.
-        higher: Number of rows where the second is higher.
-        lower: Number of rows where the second is lower.
-        equal: Number of rows where both are equal.
-    """
+    """A figure of two runs on the same rows: both means, the mean of second minus first per row, and counts of rows."""
 
     name: str
     first: float
@@ -52,14 +41,7 @@ class Paired(NamedTuple):
 
 
 class Flip(NamedTuple):
-    """A row for which a figure has different signs in the two runs.
-
-    Attributes:
-        row: The row.
-        figure: Name of the figure.
-        first: Its value in the first run.
-        second: Its value in the second run.
-    """
+    """A row for which a figure has different signs in the two runs."""
 
     row: RowKey
     figure: str
@@ -74,7 +56,7 @@ class RunComparison(NamedTuple):
         folders: The two runs.
         settings: Recipe values that differ, such as ``policy.objective.gamma: 2 -> 1``.
         figures: Figures that both runs have per row.
-        flips: Rows whose figure changed its sign, the largest difference first.
+        flips: Rows with different signs, the largest difference first.
     """
 
     folders: tuple[Path, Path]
@@ -103,13 +85,7 @@ class RunComparison(NamedTuple):
 def compare_runs(
     first: str | Path, second: str | Path, *, resamples: int = 2000, seed: int = 0
 ) -> RunComparison:
-    """Compare two finished runs on the eval rows that both were evaluated on.
-
-    Args:
-        first: Folder of a run.
-        second: Folder of another run.
-        resamples: Bootstrap draws per interval.
-        seed: Seed of the draws.
+    """Compare two finished runs on the eval rows that both were evaluated on, with bootstrap intervals.
 
     Raises:
         UserError: a run has no evaluation, or the runs have different eval rows or templates.
@@ -194,13 +170,7 @@ def _flips(first: FiguresByRow, second: FiguresByRow, kind: str, name: str) -> l
 
 
 def show_comparison(display: Display, found: RunComparison, rows: int) -> None:
-    """Show the differences: recipe values, figures, and rows that changed sides.
-
-    Args:
-        display: Where to show them.
-        found: The comparison.
-        rows: How many rows to show per figure.
-    """
+    """Show the differences: recipe values, figures, and up to ``rows`` rows per figure that changed sides."""
     display.line(f"A  {found.folders[0]}\nB  {found.folders[1]}")
     changed = [(change,) for change in found.settings] or [("none",)]
     display.table("recipe values that differ, A -> B", ("",), changed)
@@ -216,7 +186,7 @@ def show_comparison(display: Display, found: RunComparison, rows: int) -> None:
         for item in found.figures
     ]
     display.table("figures on the same rows", ("", "A", "B", "B - A", "95 % interval", "B >/</= A"), lines)
-    views = [RunView(folder) for folder in found.folders]
+    views = [_Run(folder) for folder in found.folders]
     for figure in dict.fromkeys(flip.figure for flip in found.flips):
         flips = [flip for flip in found.flips if flip.figure == figure]
         display.line(f"\n{len(flips)} rows where {figure} has different signs in A and B")
@@ -226,20 +196,13 @@ def show_comparison(display: Display, found: RunComparison, rows: int) -> None:
             show(display, views, flip.row.key)
 
 
-class RunView:
-    """The eval rows in the folder of a run, for display.
-
-    Args:
-        folder: The run's folder.
-    """
+class _Run:
+    """The eval rows in the folder of a run, for display."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    @cached_property
-    def replies(self) -> dict[str, dict[str, Any]]:
-        """Lines of the evaluation's samples, by key."""
-        return {line["key"]: line for line in read_jsonl(self._folder / "evaluation" / "samples.jsonl")}
+        run = RunFolder.read(folder)
+        self.replies = {line["key"]: line for line in run.replies()}
+        self._reader, self._folder = PairReader.open(run), folder
 
     @cached_property
     def responses(self) -> dict[str, tuple[str, str]]:
@@ -250,27 +213,14 @@ class RunView:
             for key, text in zip(keys_of(row), row.responses, strict=True)
         }
 
-    @cached_property
-    def _scorer(self) -> Scorer:
-        settings = read_manifest(self._folder / "policy").settings
-        table = seeded(settings["scores"]["scorer"], settings["seed"])
-        return build("scorer", table.pop("name"), table, SCORERS)
-
-    @cached_property
-    def _store(self) -> TokenStore:
-        return TokenStore(self._folder / "scores")
-
     def scored(self, key: str) -> Text:
         """The tokens of a response, coloured by their scores in this run."""
-        record = self._store[key]
-        texts = _token_texts(record, record.text or self.responses[key][1])
-        return colour_tokens(texts, scores_of(self._scorer, record).tolist())
-
-
-def _token_texts(record: TokenRecord, text: str) -> list[str]:
-    raw = text.encode()
-    spans = zip(record.start, record.end, strict=True)
-    return [raw[start:end].decode(errors="replace") for start, end in spans]
+        assert self._reader is not None  # a run with pairs has scores
+        record = self._reader.store[key]
+        texts = pieces(record.text or self.responses[key][1], record, {})
+        first_eos = len(texts) - eos_count(record.text or self.responses[key][1], record)
+        scores = scores_of(self._reader.scorer, record).tolist()
+        return colour_tokens(texts[:first_eos], scores[:first_eos])
 
 
 def colour_tokens(texts: Sequence[str], scores: Sequence[float]) -> Text:
@@ -286,7 +236,7 @@ def colour_tokens(texts: Sequence[str], scores: Sequence[float]) -> Text:
     return line
 
 
-def _show_pair(display: Display, views: Sequence[RunView], row: str) -> None:
+def _show_pair(display: Display, views: Sequence[_Run], row: str) -> None:
     keys = row.split("-")
     display.line(f"  prompt: {_shorten(views[0].responses[keys[0]][0])}")
     for name, key in zip(("chosen", "rejected"), keys, strict=True):
@@ -296,7 +246,7 @@ def _show_pair(display: Display, views: Sequence[RunView], row: str) -> None:
             display.text(Text.assemble((f"  {name}, scores of {label}: ", "bold"), text))
 
 
-def _show_replies(display: Display, views: Sequence[RunView], row: str) -> None:
+def _show_replies(display: Display, views: Sequence[_Run], row: str) -> None:
     lines = [view.replies[row] for view in views]
     # A line of an online run has no prompt, only the key of its example.
     prompt = lines[0]["prompt"][-1]["content"] if "prompt" in lines[0] else lines[0]["key"]

@@ -71,13 +71,8 @@ The settings of each stage.
 class Exported(NamedTuple):
     """The result of :func:`export`.
 
-    Attributes:
-        folder: The new model folder.
-        difference: Largest difference of a log-probability between the trained model and the folder, in nats.
-        tolerance: The largest difference that is allowed.
-        merged: Whether an adapter was merged.
-        from_training: Whether the trained model's values were recorded when the training ended; otherwise they come from
-            its saved folder.
+    ``difference`` is the largest difference of a log-probability between the new folder and the trained model, in nats; the
+    values of the trained model were recorded at the end of the training (``from_training``) or come from its saved folder.
     """
 
     folder: Path
@@ -92,11 +87,6 @@ def export(target: str, folder: str | Path, *, display: Display | None = None) -
 
     The folder appears only if the model loaded from it gives the log-probabilities of the trained model, on a few prompts
     and over the whole vocabulary.
-
-    Args:
-        target: Folder of a run, or of a stage that trained a language model.
-        folder: The new folder; it must be empty or not exist.
-        display: Shows the result.
 
     Raises:
         UserError: the run has not finished, the folder is not empty, or the model has no plain form.
@@ -161,13 +151,7 @@ def _write(model: LanguageModel, finished: FinishedModel, folder: Path) -> Expor
 
 
 def model_card(finished: FinishedModel, name: str, *, merged: bool) -> str:
-    """The card of a run's model: recipe, data, figures with intervals, versions.
-
-    Args:
-        finished: The model.
-        name: Its name on the card.
-        merged: Whether an adapter was merged into it.
-    """
+    """The card of a run's model: recipe, data, figures with intervals, versions."""
     assert finished.run is not None
     manifests = list(run_manifests(finished.run).values())
     metrics = finished.run / "evaluation" / "metrics.json"
@@ -201,8 +185,8 @@ def model_card(finished: FinishedModel, name: str, *, merged: bool) -> str:
 def _template_words(style: Style) -> str:
     if style.kind == "plain":
         return "no template, as plain text"
-    given = ", ".join(f"{name}={json.dumps(value)}" for name, value in style.variables.items())
-    return f"the tokenizer's chat template{f' and {given}' if given else ''}"
+    variables = (f"{name}={json.dumps(value)}" for name, value in style.variables.items())
+    return " and ".join(filter(None, ("the tokenizer's chat template", ", ".join(variables))))
 
 
 def _data(manifests: Sequence[Manifest]) -> str:

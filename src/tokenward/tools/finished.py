@@ -14,13 +14,7 @@ from tokenward.tokens.template import Style
 
 
 class FinishedModel(NamedTuple):
-    """A model to chat with or to export.
-
-    Attributes:
-        name: Its folder, or a hub name.
-        run: Folder of the run that trained it, or None.
-        facts: The facts in the manifest of its stage; empty without a run.
-    """
+    """A model by its folder or hub name, with the run that trained it, if any, and the facts in the manifest of its stage."""
 
     name: str
     run: Path | None

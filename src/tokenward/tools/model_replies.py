@@ -28,12 +28,6 @@ def read_prompts(source: str, benchmark: str | None, recipe: Recipe, display: Di
     A benchmark gives all its questions in order. From any other source, repeated prompts count once, and at most
     ``evaluation.prompts`` are taken: those with the smallest keys, so that the order of the file does not matter.
 
-    Args:
-        source: Anything that :func:`tokenward.data.rows` reads.
-        benchmark: A key of ``BENCHMARKS``, or None.
-        recipe: Holds the number of prompts.
-        display: Shows how many prompts were left out.
-
     Raises:
         UserError: the source cannot be read, holds no prompt, or a row lacks a field.
     """
@@ -82,13 +76,7 @@ def _example(asked: PromptAndTools, where: str, columns: Mapping[str, Any]) -> E
 
 
 class ComparedModel(NamedTuple):
-    """One of the two compared models.
-
-    Attributes:
-        label: ``before`` or ``after``; also the name of its folder.
-        model: Folder or hub name.
-        name: Its name in tables and exports.
-    """
+    """A compared model: ``before`` or ``after``, its folder or hub name, and its name in tables and exports."""
 
     label: str
     model: str
@@ -138,15 +126,7 @@ class _Batch(NamedTuple):
 def sample_model(
     side: ComparedModel, questions: Sequence[Question], recipe: Recipe, folder: Path, display: Display
 ) -> list[list[Reply]]:
-    """The replies of a model, one per turn of each question. Replies of an earlier, stopped comparison are reused.
-
-    Args:
-        side: The model.
-        questions: The questions.
-        recipe: Its tables ``evaluation``, ``model`` and ``tokens`` and its seed say how to sample.
-        folder: Folder of the comparison; the replies go to ``before`` or ``after`` in it.
-        display: Shows progress.
-    """
+    """The replies of a model, one per turn of each question. Replies of an earlier, stopped comparison are reused."""
     table = recipe.evaluation
     settings = {
         "evaluation": table.model_dump(exclude={"prompts", "metrics", "bootstrap"}),

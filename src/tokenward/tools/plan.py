@@ -27,13 +27,10 @@ STORED_BYTES = 16
 
 
 class Plan(NamedTuple):
-    """The planned stages of a recipe.
+    """The planned stages of a recipe, and the free bytes of this machine, if known.
 
-    Attributes:
-        stages: In the order of the run.
-        largest: Name of the training that needs the most memory; empty if there is none.
-        smaller: Settings that would lower its memory, each with the estimated bytes.
-        free: Bytes of free memory on this machine, or None if unknown.
+    ``largest`` is the training that needs the most memory, and ``smaller`` are settings that would lower its memory, each
+    with the estimated bytes.
     """
 
     stages: list[StagePlan]
@@ -47,11 +44,7 @@ def plan_recipe(
 ) -> Plan:
     """Plan a recipe and show the plan. This runs the data stage, because every estimate needs the lengths of its texts.
 
-    Args:
-        recipe: Path of a YAML file.
-        overrides: Changes of the form ``"a.b=value"``.
-        measure: Run one real step of each training on its longest rows. Otherwise everything is estimated.
-        quiet: Show nothing.
+    With ``measure``, each training runs one real step on its longest rows. Otherwise everything is estimated.
 
     Raises:
         UserError: the recipe or the data cannot work.
@@ -133,21 +126,17 @@ def _plan_subset(planner: Planner, sets: Tables, stage: str) -> list[StagePlan]:
     return [plan._replace(note=note)]
 
 
-def _reward_memory(planner: Planner) -> float:
-    """Bytes of a token reward model in training, without activations."""
+def _reward_bytes(planner: Planner) -> tuple[float, float]:
+    """Memory of a token reward model in training, without activations, and its size on disk."""
     recipe = planner.run.recipe
     sizes = planner.sizes(recipe.reward.model or recipe.model.name)
-    return training_memory(sizes, Work(0, 0, 0), NumberTypes()).total
-
-
-def _reward_disk(planner: Planner) -> float:
-    recipe = planner.run.recipe
-    return FLOAT * planner.sizes(recipe.reward.model or recipe.model.name).weights
+    return training_memory(sizes, Work(0, 0, 0), NumberTypes()).total, FLOAT * sizes.weights
 
 
 def _plan_reward(planner: Planner) -> StagePlan:
     note = "memory without activations; the time is not planned, but a step takes about as long as one of the policy"
-    return StagePlan("reward", "ranked lists", _reward_memory(planner), disk=_reward_disk(planner), note=note)
+    memory, disk = _reward_bytes(planner)
+    return StagePlan("reward", "ranked lists", memory, disk=disk, note=note)
 
 
 def _plan_evaluation(planner: Planner, eval_rows: np.ndarray, prompts: int, batch: int) -> StagePlan:
@@ -191,11 +180,11 @@ def _plan_online(run: Run, smaller: dict[str, list[tuple[str, float]]], measure:
 
 def _with_reward(planner: Planner, policy: StagePlan) -> StagePlan:
     """The online training of the policy, with the reward model in memory too."""
-    reward = _reward_memory(planner)
+    memory, disk = _reward_bytes(planner)
     return policy._replace(
-        memory=(policy.memory or 0.0) + reward,
-        peak=None if policy.peak is None else policy.peak + reward,
-        disk=(policy.disk or 0.0) + _reward_disk(planner),
+        memory=(policy.memory or 0.0) + memory,
+        peak=None if policy.peak is None else policy.peak + memory,
+        disk=(policy.disk or 0.0) + disk,
         note="time of the policy's updates only, without sampling, ranking and learning the reward; "
         "the memory of the reward is always estimated",
     )
@@ -207,7 +196,7 @@ def _plan_prompt_task(run: Run) -> list[StagePlan]:
     assert recipe.prompt_task is not None
     planner = Planner(run, [], [], measure=False)
     names = (recipe.model.name, recipe.prompt_task.model or recipe.model.name)
-    memory = sum(FLOAT * planner.sizes(name).weights for name in names) + _reward_memory(planner)
+    memory = sum(FLOAT * planner.sizes(name).weights for name in names) + _reward_bytes(planner)[0]
     words = ", ".join(f"{len(found)} {part}" for part, found in texts._asdict().items())
     note = "memory of the weights and of the reward's training only; the time depends on the task model and is not planned"
     return [StagePlan("online", words, memory, note=note)]
@@ -217,9 +206,10 @@ def _show(display: Display, plan: Plan, measure: bool) -> None:
     columns = ["stage", "work", "memory, estimated", "time, estimated", "disk"]
     if measure:
         columns[3:4] = ["memory, measured", "time, estimated", "time, measured"]
-    sums = {name: sum(getattr(stage, name) or 0.0 for stage in plan.stages) for name in ("seconds", "disk")}
-    measured = sum(stage.measured or 0.0 for stage in plan.stages) if measure else None
-    total = StagePlan("total", measured=measured, seconds=sums["seconds"], disk=sums["disk"])
+    seconds, measured, disk = (
+        sum(getattr(stage, name) or 0.0 for stage in plan.stages) for name in ("seconds", "measured", "disk")
+    )
+    total = StagePlan("total", seconds=seconds, measured=measured, disk=disk)
     display.table("plan", columns, [_row(stage, measure) for stage in (*plan.stages, total)])
     for stage in plan.stages:
         if stage.note:

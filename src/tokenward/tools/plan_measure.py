@@ -32,12 +32,7 @@ _STATUS = Path("/proc/self/status")
 
 
 class Measured(NamedTuple):
-    """One measured step.
-
-    Attributes:
-        seconds: Its time.
-        peak: Peak memory in bytes: of the whole process on a CPU, of torch on a GPU; None if the system does not report it.
-    """
+    """Time of a step, and peak memory in bytes: of the process on a CPU, of torch on a GPU; None if it is unknown."""
 
     seconds: float
     peak: float | None
@@ -68,16 +63,9 @@ def training_step(
     device: str,
     reference: LanguageModel | None = None,
 ) -> Measured:
-    """Measure an optimizer step. The model changes; nothing is kept on disk.
+    """Measure an optimizer step on one batch. The model changes; nothing is kept on disk.
 
-    Args:
-        model: The model to train.
-        objective: The training objective.
-        rows: One batch of one device, with everything that the objective needs.
-        table: The recipe's ``training`` table. Accumulation, evaluation and trackers are turned off.
-        where: The table's key, for messages.
-        device: The recipe's ``model.device``.
-        reference: The frozen reference model, if the objective needs one.
+    Accumulation, evaluation and trackers of the recipe's ``training`` table are turned off.
     """
     alone = {
         "max_steps": 2,

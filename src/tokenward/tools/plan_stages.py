@@ -12,28 +12,18 @@ import numpy as np
 import torch
 from transformers.trainer_utils import IntervalStrategy
 
+from tokenward.api.training import frozen_beside, with_new_adapter
 from tokenward.artifacts import fingerprint
 from tokenward.models.identity import has_encoder, model_sizes
 from tokenward.models.loading import DTYPES, device_of
 from tokenward.objectives import needs_of
-from tokenward.ops.costs import (
-    FLOAT,
-    HALF,
-    ModelSizes,
-    NumberTypes,
-    Work,
-    forward_memory,
-    forward_operations,
-    generation_operations,
-    training_memory,
-    training_operations,
-)
+from tokenward.ops import costs
+from tokenward.ops.costs import FLOAT, HALF, ModelSizes, NumberTypes, Work
 from tokenward.sampling import SamplingSettings
 from tokenward.scoring.reads import token_values
 from tokenward.selection.weights import weigh_rows
 from tokenward.stages.base import Rows, Training
 from tokenward.stages.run import Run
-from tokenward.stages.training import adapted, frozen_reference
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import TokenTable
 from tokenward.tools.plan_measure import (
@@ -83,11 +73,7 @@ class StagePlan(NamedTuple):
 class Planner:
     """Plans the stages of one run. Times are arrays of estimated and measured seconds; not measured is NaN.
 
-    Args:
-        run: The run.
-        rows: Rows for measuring a pass without gradients.
-        prompts: Prompts for measuring the speed of sampling.
-        measure: Whether to run real steps.
+    With ``measure``, a pass without gradients is measured on ``rows``, and the speed of sampling on ``prompts``.
     """
 
     def __init__(self, run: Run, rows: Rows, prompts: Sequence[Sequence[int]], *, measure: bool) -> None:
@@ -128,7 +114,7 @@ class Planner:
 
         def memory(*, sizes=sizes, types=types, tokens=budget, checkpointing=again) -> float:
             part = _largest_pass(work[longest], tokens)
-            return training_memory(sizes, part, types, checkpointing=checkpointing).total
+            return costs.training_memory(sizes, part, types, checkpointing=checkpointing).total
 
         changes = {
             f"{item.key}.training.activation_checkpointing=true": memory(checkpointing=True),
@@ -139,7 +125,7 @@ class Planner:
         if item.adapter is None:
             text = "model.adapter={r: 16, lora_alpha: 32, target_modules: all-linear}"
             changes[text] = memory(sizes=self.sizes(item.model, EXAMPLE_ADAPTER))
-        operations = partial(training_operations, sizes, checkpointing=again)
+        operations = partial(costs.training_operations, sizes, checkpointing=again)
         total = updates * operations(Work(*work.mean(axis=0).tolist()).times(batch))
         step = self._step(item, rows, operations(_sum(work[longest]))) if self.measure else None
         rate = self.rate("bfloat16" if types.products == HALF else "float32")
@@ -177,7 +163,8 @@ class Planner:
         return self._steps[same]
 
     def _real_step(self, item: Training, rows: Sequence[TokenRow]) -> Measured:
-        model = adapted(self.run, self.run.load(self.run.whole(item.model)), item.adapter)
+        start = self.run.load(self.run.whole(item.model))
+        model = with_new_adapter(start, item.adapter, self.run.recipe.seed)
         if needs_of(item.objective).reference:
             table = self.run.recipe.scores
             values = token_values(
@@ -191,7 +178,7 @@ class Planner:
             item.table,
             where=f"{item.key}.training",
             device=self.run.recipe.model.device,
-            reference=frozen_reference(self.run, item.objective, model),
+            reference=frozen_beside(model, item.objective, lambda trained: self.run.load(trained.name)),
         )
 
     def _evaluations(self, item: Training, count: int) -> np.ndarray:
@@ -204,24 +191,24 @@ class Planner:
     def forward(self, work: np.ndarray) -> np.ndarray:
         """Time of passes without gradients.  [rows 3] -> [2]"""
         sizes = self.sizes(self.run.recipe.model.name)
-        operations = forward_operations(sizes, _sum(work)) if len(work) else 0.0
+        operations = costs.forward_operations(sizes, _sum(work)) if len(work) else 0.0
         estimated = operations / self.rate(self.run.recipe.scores.precision)
         if not self.measure:
             return np.array([estimated, np.nan])
         rows, found = self._pass
         return np.array(
-            [estimated, found.seconds * operations / forward_operations(sizes, _sum(self.work(rows)))]
+            [estimated, found.seconds * operations / costs.forward_operations(sizes, _sum(self.work(rows)))]
         )
 
     def forward_bytes(self) -> tuple[float, float | None]:
         """Memory of a pass without gradients, estimated and measured."""
         budget = self.run.recipe.scores.tokens_per_batch
         sizes, types = self.sizes(self.run.recipe.model.name), NumberTypes(self._bytes, self._bytes)
-        estimated = forward_memory(sizes, _largest_pass(self.work(self._rows), budget), types).total
+        estimated = costs.forward_memory(sizes, _largest_pass(self.work(self._rows), budget), types).total
         if not self.measure:
             return estimated, None
         rows, found = self._pass
-        small = forward_memory(sizes, _sum(self.work(rows)), types).total
+        small = costs.forward_memory(sizes, _sum(self.work(rows)), types).total
         return estimated, None if found.peak is None else found.peak + max(estimated - small, 0.0)
 
     @cached_property
@@ -237,7 +224,7 @@ class Planner:
         """Time of batches of replies that all have the longest length; most replies end earlier.  -> [2]"""
         table = self.run.recipe.evaluation
         sizes = self.sizes(self.run.recipe.model.name)
-        operations = generation_operations(sizes, batches * len(self._prompts), table.max_new_tokens)
+        operations = costs.generation_operations(sizes, batches * len(self._prompts), table.max_new_tokens)
         measured = batches * table.max_new_tokens * self._per_token if self.measure else np.nan
         return np.array([operations / self.rate(table.precision), measured])
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import datasets
 import transformers
+from pydantic import BaseModel
 
 from tokenward.artifacts import MANIFEST
-from tokenward.config import LoadedRecipe, Named, Resolved, Settings, load_recipe, resolved
+from tokenward.config import LoadedRecipe, Named, Resolved, load_recipe, resolved
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.objectives import OBJECTIVES, objective_of
 from tokenward.plugins import find
-from tokenward.report.page import write_report
+from tokenward.report.page import make_report
 from tokenward.sampling.sources import SOURCES
 from tokenward.scoring.join import scored
 from tokenward.scoring.reads import is_online
@@ -57,7 +58,7 @@ def completely_resolved(loaded: LoadedRecipe) -> list[Resolved]:
     """
     recipe = loaded.recipe
     values: dict[str, Any] = recipe.model_dump()
-    parts = [(values[name], table) for name, table in recipe if isinstance(table, Settings)]
+    parts = [(values[name], table) for name, table in recipe if isinstance(table, BaseModel)]
     parts += [(values["auxiliary_models"][name], table) for name, table in recipe.auxiliary_models.items()]
     for filled, table in parts:
         for key, named in table:
@@ -131,7 +132,7 @@ def run_recipe(
     run = open_run(recipe, overrides, quiet=quiet)
     run_through(run, last)
     if last == "evaluation":
-        run.display.line(f"report:  {write_report(run.folder)}")
+        run.display.line(f"report:  {make_report(run.folder).save()}")
     return run
 
 

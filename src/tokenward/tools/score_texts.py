@@ -25,14 +25,10 @@ def score_file(
     reference: str | None = None,
     overrides: Sequence[str] = (),
 ) -> list[ScoredResponse]:
-    """Score every row of a file with the fields ``prompt`` and ``response``.
+    """Score every row of a file with the fields ``prompt`` and ``response``, by an oracle, a reward or a policy.
 
-    Args:
-        folder: Stage folder of an oracle or a reward, or a model folder.
-        texts: JSONL, JSON, Parquet or CSV; the prompt is a text or a list of messages.
-        output: File for the tokens of each row, one JSON object per line; None shows them.
-        reference: The reference model, if the folder does not name it.
-        overrides: ``tokens.template=plain`` or ``tokens.template=chat``, if the folder does not say which.
+    The scores go to ``output``, one JSON object per line, or to the screen. ``reference`` and the override
+    ``tokens.template`` are needed only if the folder does not name them.
 
     Raises:
         UserError: a row lacks a field, or the folder holds no oracle.

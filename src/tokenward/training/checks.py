@@ -1,7 +1,6 @@
 """Checks around training: rows that can train, a matching reference, and finite losses."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,61 +14,38 @@ from tokenward.ops.ragged import segment_sum
 from tokenward.tokens.rows import TokenRow
 
 
-class _Unseen(NamedTuple):
-    """Losses of a pass that have not been looked at yet."""
-
-    losses: Tensor
-    sources: Sequence[str]
-    step: int
-
-
 class FiniteLosses:
-    """Remembers losses until somebody has a reason to look at them.
+    """Collects losses and checks later that they are finite.
 
-    To look at a number makes the host wait for the device. On the CPU nothing is waited for, so there a loss
-    is looked at once; an accelerator is asked when a step logs, and before anything is saved.
+    Reading a value makes the host wait for the device. On a CPU there is nothing to wait for, so losses are checked at
+    once; on an accelerator they are checked when a step logs and before a checkpoint.
     """
 
     def __init__(self) -> None:
-        self._unseen: list[_Unseen] = []
+        self._unchecked: list[tuple[Tensor, Sequence[str], int]] = []
 
     def note(self, losses: Tensor, sources: Sequence[str], step: int) -> None:
-        """The losses of a pass.  [b]
-
-        Args:
-            losses: One per comparison.
-            sources: Where the comparisons came from.
-            step: Of the optimizer.
-
-        Raises:
-            UserError: see :meth:`check`.
-        """
-        self._unseen.append(_Unseen(losses.detach(), sources, step))
+        """Add the losses of a pass, one per comparison.  [b]"""
+        self._unchecked.append((losses.detach(), sources, step))
         if losses.device.type == "cpu":
             self.check()
 
     def check(self) -> None:
-        """Look at what was noted.
-
-        Raises:
-            UserError: a loss is not finite; names the step and the comparisons.
-        """
-        unseen, self._unseen = self._unseen, []
-        for losses, sources, step in unseen:
+        """Raise a UserError that names the step and the comparisons if a collected loss is not finite."""
+        unchecked, self._unchecked = self._unchecked, []
+        for losses, sources, step in unchecked:
             if not bool(losses.isfinite().all()):
-                raise UserError(_not_finite(losses.tolist(), sources, step))
+                finite = losses.isfinite().tolist()
+                rows = ", ".join(source for source, good in zip(sources, finite, strict=True) if not good)
+                raise UserError(
+                    f"the loss is not finite at step {step}, for: {rows}. Earlier checkpoints are intact. Lower learning_rate, set "
+                    "max_grad_norm, or look for something unusual in these rows.",
+                    code="non-finite-loss",
+                )
 
 
-def _not_finite(losses: Sequence[float], sources: Sequence[str], step: int) -> str:
-    rows = ", ".join(source for source, loss in zip(sources, losses, strict=True) if loss - loss != 0)
-    return (
-        f"the loss is not finite at step {step}, for: {rows}. What was saved before is untouched. Lower "
-        "training.learning_rate, set training.max_grad_norm, or look at these rows with tokenward data RECIPE."
-    )
-
-
-# Log-probabilities depend a little on the batch's shape; low precision moves each by about this much.
-PER_TOKEN_NATS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05}
+# Log-probabilities depend slightly on the batch shape, more so in low precision: allowed nats per token.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05}
 
 
 @torch.inference_mode()
@@ -83,19 +59,13 @@ def check_first_batch(
 ) -> dict[str, float]:
     """Compare the untrained policy with its reference on a few rows.
 
-    Training has not begun, so both must be the same model: the implicit reward margin must be 0, and the loss that of
-    the reference itself (DPO's is ln 2). If not, the reference values come from another model, adapter, template or precision.
-
-    Args:
-        model: The policy before training.
-        objective: One that compares with a reference.
-        rows: The first rows, with their reference log-probabilities.
-        precision: The coarser of those in which the policy will compute and the reference was computed.
-        reference: The frozen model, where the objective needs one.
+    Before training both must be the same model: the implicit reward margin must be 0, and the loss must equal that of
+    the reference itself (DPO: ln 2). If not, the reference values come from another model, adapter, template or
+    precision. ``precision`` is the coarser of the two; ``reference`` is the frozen model, if the objective needs one.
 
     Returns:
-        ``loss``, ``begins`` (what it is where the two are the same), ``margin`` (nats, largest) and ``per_token`` (nats,
-        mean absolute difference).
+        ``loss``, ``begins`` (the loss if both are the same), ``margin`` (largest, nats) and ``per_token`` (mean absolute
+        difference, nats).
 
     Raises:
         UserError: they differ by more than rounding.
@@ -106,58 +76,51 @@ def check_first_batch(
         logp, tokens = model.read(model.model, batch, needs, reference)
     assert tokens.reference_logp is not None
     difference = torch.where(tokens.weights != 0, logp - tokens.reference_logp, 0.0)
-    begins = float(objective(tokens.reference_logp, tokens).whole)
-    losses = objective(logp, tokens)
     ratio = segment_sum(difference, tokens.response, tokens.responses)
     margin = ratio[0::2] - ratio[1::2] if needs.pairwise else ratio
+    begins = float(objective(tokens.reference_logp, tokens).whole)
     found = {
-        "loss": float(losses.whole),
+        "loss": float(objective(logp, tokens).whole),
         "begins": begins,
         "margin": float(margin.abs().max()),
         "per_token": float(difference.abs().sum() / (tokens.weights != 0).sum()),
     }
-    allowed = PER_TOKEN_NATS.get(precision, 0.05)
-    if not found["per_token"] <= allowed:
+    allowed = TOLERANCE.get(precision, 0.05)
+    if not found["per_token"] <= allowed:  # also true for NaN
         raise UserError(
             f"before training, policy and reference differ by {found['per_token']:.4f} nats per token (allowed {allowed}), "
-            f"the loss is {found['loss']:.4f} where it should be {begins:.4f}. They are not the same model: look "
-            "at the adapter, the dtype, the dropout and the template of the two, or run the reference stage again."
+            f"and the loss is {found['loss']:.4f} instead of {found['begins']:.4f}. They are not the same model: compare their "
+            "adapter, dtype, dropout and template, or compute the reference values again.",
+            code="reference-mismatch",
         )
     return found
 
 
 def check_rows(objective: Objective, rows: Sequence[TokenRow]) -> None:
-    """Refuse rows that the objective cannot train on.
-
-    Raises:
-        UserError: reference values are missing, or a row is not a pair with the better response first.
-    """
+    """Reject rows without the reference values, or that are not the pairs, that the objective needs."""
     needs = needs_of(objective)
     for row in rows:
         comparison = row.comparison
         if needs.reference and row.reference_logp is None:
             raise UserError(
                 f"{title_of(objective)} compares with a reference, but {comparison.source} has no reference "
-                "log-probabilities. Run the reference stage first (tokenward oracle RECIPE does)."
+                "log-probabilities. Compute them first (in a run, the reference stage does).",
+                code="missing-reference",
             )
         if needs.pairwise and (len(comparison.ranks) != 2 or comparison.ranks[0] >= comparison.ranks[1]):
-            advice = "Make pairs of it by data.pairs: best_worst, all or adjacent."
+            advice = "Turn it into pairs with pairs=best_worst, all or adjacent."
             if len(comparison.ranks) == 1:
-                advice = "A row of one response trains kto or weighted_likelihood; or give pairs."
+                advice = "Use KTO or weighted_likelihood for single responses, or give pairs."
             raise UserError(
-                f"{title_of(objective)} is over pairs with the better response first, but {comparison.source} has "
-                f"ranks {list(comparison.ranks)}. {advice}"
+                f"{title_of(objective)} needs pairs with the better response first, but {comparison.source} has "
+                f"ranks {list(comparison.ranks)}. {advice}",
+                code="not-a-pair",
+                key="data.pairs",
             )
 
 
 def check_scored(objective: Objective, means: Mapping[str, float]) -> None:
-    """Refuse a selection in the step none of whose tokens had a score since the last log.
-
-    Not of a single pass: a response without scores may be one.
-
-    Raises:
-        UserError: as above.
-    """
+    """Reject a selection if no token had a score since the last log; a single response may have none."""
     if means.get(UNSCORED) == 1.0:
         for part in parts_within(objective):
             if isinstance(part, Selected):
@@ -165,7 +128,7 @@ def check_scored(objective: Objective, means: Mapping[str, float]) -> None:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout of a model to 0, also those that attention layers keep as a plain number."""
+    """Set every dropout of a model to 0, including those that attention layers store as a plain number."""
     for module in model.modules():
         for name, value in vars(module).items():
             if isinstance(value, float) and (
@@ -175,13 +138,10 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def check_gradient(loss: Tensor, objective: Objective) -> None:
-    """Refuse a loss that does not depend on the policy.
-
-    Raises:
-        UserError: no gradient goes back from it.
-    """
+    """Reject a loss that does not depend on the policy."""
     if not loss.requires_grad:
         raise UserError(
-            f"the loss of {title_of(objective)} has no gradient: it does not depend on logp, or was detached on the way. Compute "
-            "it from logp, without detach() or item()."
+            f"the loss of {title_of(objective)} has no gradient: it does not depend on logp, or was detached. Compute it from "
+            "logp, without detach() or item().",
+            code="no-gradient",
         )

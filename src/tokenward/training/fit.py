@@ -8,7 +8,10 @@ from time import process_time
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -32,61 +35,45 @@ from tokenward.training.trainer import TokenTrainer
 def checkpoints_of(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the oldest first."""
     found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
-    return sorted(found, key=step_of)
+    return sorted(found, key=_step_of)
 
 
-def step_of(checkpoint: Path) -> int:
-    """Updates of the training before a checkpoint."""
+def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def last_whole_checkpoint(folder: Path, last_file: str) -> Path | None:
-    """The newest checkpoint that was written to its end; torn ones, after a kill or a full disk, are removed.
+    """The newest complete checkpoint. Incomplete ones, left by a kill or a full disk, are removed.
 
-    Args:
-        folder: Where the checkpoints are.
-        last_file: The file that is written last into each, with JSON in it.
+    ``last_file`` is the JSON file that is written last into each.
     """
-    whole = []
+    whole = None
     for checkpoint in checkpoints_of(folder):
-        if _reads(checkpoint / last_file):
-            whole.append(checkpoint)
-        else:
+        try:
+            read_json(checkpoint / last_file)
+        except (FileNotFoundError, ValueError):  # never started, or cut off
             remove_checkpoint(checkpoint, last_file)
-    return whole[-1] if whole else None
-
-
-def _reads(path: Path) -> bool:
-    try:
-        read_json(path)
-    except (FileNotFoundError, ValueError):  # it was not begun, or the disk was full
-        return False
-    return True
+        else:
+            whole = checkpoint
+    return whole
 
 
 def remove_checkpoint(checkpoint: Path, last_file: str) -> None:
-    """Remove a checkpoint; what a kill leaves of it no longer looks whole."""
+    """Remove a checkpoint. The last file goes first, so that a kill in between leaves none that looks complete."""
     (checkpoint / last_file).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
 
 
 class KeepNewest(TrainerCallback):
-    """Removes old checkpoints when the newest is whole; it must be the last callback.
+    """Removes old checkpoints once the newest is complete; must be the last callback.
 
-    transformers' own ``save_total_limit`` removes them before the callbacks have put their part into the new one.
-
-    Args:
-        last_file: The file that is written last into each.
-        limit: How many to keep; None keeps all.
+    transformers' own ``save_total_limit`` removes them before callbacks have added their files to the new one.
     """
 
     def __init__(self, last_file: str, limit: int | None) -> None:
         self._last_file, self._limit = last_file, limit
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Remove what is beyond the limit, but never the best checkpoint."""
+    def on_save(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         if not state.is_world_process_zero or self._limit is None or self._limit < 1:
             return
         best = state.best_model_checkpoint
@@ -96,18 +83,10 @@ class KeepNewest(TrainerCallback):
 
 
 CHECKED_ROWS = 4
-SLOW_BFLOAT16 = (
-    "  this processor has no instructions for bfloat16 and imitates it, several times slower than float32: "
-    "--set {where}.bf16=false is faster here"
-)
-IDLE = (
-    "  warning: one update in all, and it is warm-up with a learning rate of 0: the model stays as it is. Write "
-    "{where}.warmup_steps: 0, or train on more pairs or for more epochs"
-)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during training, after its checkpoint was written."""
+    """Ctrl-C during training; a checkpoint has been saved."""
 
 
 def fit(
@@ -128,60 +107,41 @@ def fit(
     where: str = "args",
     resume: bool = True,
 ) -> dict[str, Any]:
-    """Train a model and save it in ``model/``, its history in ``history.jsonl``.
+    """Train a model in place; saves it in ``folder/model/`` and the log in ``folder/history.jsonl``.
 
-    Args:
-        model: The model before training; it is trained in place.
-        objective: What to minimise.
-        rows: Training comparisons.
-        arguments: How to train. Its ``save_total_limit`` is taken out of it.
-        folder: Where the model and the history go.
-        style: How the model writes conversations.
-        eval_rows: Comparisons for ``eval_strategy``.
-        prepare: What a step's rows become just before they train.
-        reference: The frozen model beside the policy, for objectives that compare with it in the step.
-        reference_precision: In which the stored values of the reference were computed: ``float32`` or ``bfloat16``.
-        between: What happens between the steps; it has a part in each checkpoint.
-        watch: Answers fixed prompts while the model trains.
-        display: Where progress is shown; None shows nothing.
-        where: What messages call the arguments.
-        resume: Whether to go on from the newest checkpoint in ``arguments.output_dir``, if there is one.
+    The rows, ``prepare`` and ``reference`` are those of :class:`TokenTrainer`. ``arguments.save_total_limit`` is set to None
+    and applied here. ``style`` is how the model writes conversations, ``reference_precision`` the precision of the stored
+    reference values. ``between`` runs between the steps and adds its state to each checkpoint; ``watch`` answers fixed
+    prompts. Messages call the arguments ``where``. With ``resume``, training continues from the newest checkpoint in
+    ``arguments.output_dir``, if there is one.
 
     Returns:
         Facts: steps, final loss, seconds, speed, memory, and displacement if the objective logs chosen responses.
 
     Raises:
         UserError: bad settings, a loss that is not finite, or a policy that differs from its reference.
-        Interrupted: Ctrl-C; a checkpoint was saved and the next call goes on from it.
+        Interrupted: Ctrl-C. A checkpoint was saved; the next call continues from it.
     """
     display = Display(quiet=True) if display is None else display
     last_file = TRAINER_STATE_NAME if between is None else STATE_FILE
     interrupt = StopOnInterrupt()
     limit, arguments.save_total_limit = arguments.save_total_limit, None
     callbacks = [
-        *([between] if between is not None else []),
-        *([watch] if watch is not None else []),
+        *(callback for callback in (between, watch) if callback is not None),
         CheckpointEvery(arguments.checkpoint_minutes),
         DisplacementAlarm(arguments.displacement_margin, where, display.line),
         interrupt,
         KeepNewest(last_file, limit),
     ]
-    trainer = TokenTrainer(
-        model,
-        with_entropy(objective) if arguments.log_entropy else objective,
-        arguments,
-        rows,
-        eval_rows=eval_rows or None,
-        prepare=prepare,
-        reference=reference,
-        callbacks=callbacks,
-    )
-    speed = Speed(trainer.read)
+    objective = with_entropy(objective) if arguments.log_entropy else objective
+    given: dict[str, Any] = {"eval_rows": eval_rows or None, "prepare": prepare, "reference": reference}
+    trainer = TokenTrainer(model, objective, arguments, rows, callbacks=callbacks, **given)
+    speed = Speed(trainer.seen)
     trainer.add_callback(speed)
-    trainer.remove_callback(PrinterCallback)  # our own bar shows what is logged
+    trainer.remove_callback(PrinterCallback)  # the progress bar shows what is logged
     for hint in _hints(trainer, where):
         display.line(hint)
-    # If one row has reference values, all have: a stage adds them to all, or a step to its own.
+    # Reference values are stored for all rows or for none; with prepare, they may be made in the step.
     if trainer.needs.reference and rows and rows[0].reference_logp is not None:
         display.line(check_start(trainer, rows, reference_precision))
     checkpoint = last_whole_checkpoint(Path(str(arguments.output_dir)), last_file) if resume else None
@@ -192,50 +152,52 @@ def fit(
         watch.look(trainer.state.global_step)
     _save(style, model, trainer, folder)
     history = trainer.state.log_history
-    write_history(folder / "history.jsonl", history)
+    write_jsonl(folder / "history.jsonl", history, ascii=True)
     measured |= {**displacement_facts(history, arguments.displacement_margin), **speed.facts()}
     return {"steps": trainer.state.global_step, "rows": len(rows), **measured}
 
 
 def _hints(trainer: TokenTrainer, where: str) -> Iterator[str]:
-    """What the training will do that its reader may not expect."""
+    """Warnings about settings that work but are probably not meant."""
     if trainer.args.bf16 and imitates_bfloat16(trainer.token_model.device):
-        yield SLOW_BFLOAT16.format(where=where)
-    if planned_steps(trainer) == 1 and trainer.args.get_warmup_steps(1) > 0:
-        yield IDLE.format(where=where)
+        yield (
+            "  this CPU has no bfloat16 instructions and emulates them, several times slower than float32: "
+            f"{where}.bf16=false is faster here"
+        )
+    # A warm-up schedule starts at 0, so a single update in it changes nothing.
+    if _planned_steps(trainer) == 1 and trainer.args.get_warmup_steps(1) > 0:
+        yield (
+            "  warning: there is only one update, and its warm-up learning rate is 0, so the model does not change. Set "
+            f"{where}.warmup_steps to 0, or train on more pairs or for more epochs"
+        )
 
 
 def check_start(trainer: TokenTrainer, rows: Sequence[TokenRow], reference_precision: str = "float32") -> str:
-    """Compare the untrained policy with its reference on the first rows; returns a line that says what was found.
-
-    Raises:
-        UserError: they differ by more than rounding.
-    """
+    """Compare the untrained policy with its reference by :func:`check_first_batch`; returns a line for the screen."""
     coarse = trainer.args.bf16 or reference_precision == "bfloat16"
-    precision = torch.bfloat16 if coarse else trainer.token_model.dtype
     found = check_first_batch(
         trainer.token_model,
         trainer.objective,
         [rows[number] for number in range(min(CHECKED_ROWS, len(rows)))],
-        precision=precision,
+        precision=torch.bfloat16 if coarse else trainer.token_model.dtype,
         reference=trainer.reference,
     )
     ln2 = math.log(2)
-    loss = f"loss {found['loss']:.4f} (begins at ln 2 = {ln2:.4f}), "
-    told = loss if abs(found["begins"] - ln2) < 1e-4 else ""
-    return f"  first rows: {told}margin {found['margin']:.4f} nats: policy = reference"
+    loss = f"loss {found['loss']:.4f} (starts at ln 2 = {ln2:.4f}), "
+    shown = loss if abs(found["begins"] - ln2) < 1e-4 else ""
+    return f"  first rows: {shown}margin {found['margin']:.4f} nats: policy = reference"
 
 
 def _train(
     display: Display, name: str, trainer: TokenTrainer, interrupt: StopOnInterrupt, checkpoint: Path | None
 ) -> dict[str, float]:
-    """Train to the end, from a checkpoint if there is one, with a bar; Ctrl-C before the end raises."""
-    steps = planned_steps(trainer)
-    ended = checkpoint is not None and (step_of(checkpoint) >= steps or stopped_early(checkpoint))
+    """Train to the end, from a checkpoint if there is one; Ctrl-C before the end raises."""
+    steps = _planned_steps(trainer)
+    ended = checkpoint is not None and (_step_of(checkpoint) >= steps or stopped_early(checkpoint))
     if checkpoint is not None:
-        display.line(f"  goes on from step {step_of(checkpoint)} of {steps}")
+        display.line(f"  resuming from step {_step_of(checkpoint)} of {steps}")
     if ended:
-        # transformers would make one more update before it looks whether there is one to make.
+        # transformers would make one more update before it notices that the training has ended.
         vars(trainer)["_run_epoch"] = lambda **settings: None
     started = process_time()
     with display.progress(name, steps) as bar, interrupt.listening():
@@ -245,33 +207,33 @@ def _train(
         return _measured_before(trainer)
     if interrupt.interrupted and trainer.state.global_step < steps:
         raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {steps}; the same command goes on from there"
+            f"stopped at step {trainer.state.global_step} of {steps}; the same command continues from there"
         )
     return {
         "train_loss": result.training_loss,
         "seconds": round(result.metrics.get("train_runtime", 0.0), 1),
-        "cpu_seconds": round(process_time() - started, 1),  # what else the machine does is not in it
+        "cpu_seconds": round(process_time() - started, 1),  # excludes other load on the machine
     }
 
 
 def _measured_before(trainer: TokenTrainer) -> dict[str, float]:
-    """The last loss that was logged up to a checkpoint of a finished training; the mean over no update is none."""
+    """Figures of a training that had already ended: its last logged loss, since there is no update to average."""
     history = trainer.state.log_history
     history[:] = [entry for entry in history if "train_runtime" not in entry]
     losses = [entry["loss"] for entry in history if "loss" in entry]
     return {**({"train_loss": losses[-1]} if losses else {}), "seconds": 0.0}
 
 
-def planned_steps(trainer: TokenTrainer) -> int:
+def _planned_steps(trainer: TokenTrainer) -> int:
     """Optimizer steps of the whole training."""
     loader = trainer.get_train_dataloader()
     return int(trainer.set_initial_training_values(trainer.args, loader)[6])
 
 
 def _save(style: Style, model: TokenModel, trainer: TokenTrainer, folder: Path) -> None:
-    """Save the objective's modules, then the model into a fresh folder that is moved in place: it is whole or absent.
+    """Save the objective's modules, then the model into a scratch folder that is renamed: it is complete or absent.
 
-    Of a language model it is kept what it says now, so that what is made of the folder can be compared with it.
+    For a language model, sample outputs are recorded too, to check later conversions against.
     """
     trainer.objective_modules.save(folder)
     if isinstance(model, LanguageModel):
@@ -281,8 +243,3 @@ def _save(style: Style, model: TokenModel, trainer: TokenTrainer, folder: Path) 
         shutil.rmtree(old, ignore_errors=True)
     model.save(scratch)
     scratch.rename(target)
-
-
-def write_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
-    """Write what was logged, one step a line."""
-    write_jsonl(path, history, ascii=True)

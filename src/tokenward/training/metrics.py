@@ -1,4 +1,4 @@
-"""Metrics summed on the device until a step logs, and the alarm for displaced likelihood."""
+"""Metrics summed on the device until a step logs, and the warning about displaced likelihood."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -7,25 +7,28 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
 
 from tokenward.objectives.base import Losses
 
 CHANGE, LEVEL = "logps/chosen_change_per_token", "logps/chosen_per_token"
-"""What objectives log: against the reference, where they have one; else the level, whose first value is the start."""
+"""Metrics of objectives: the change against the reference if they have one, else the level, whose first value is the start."""
 
 SMOOTHED = 3
-"""Logged values whose mean is compared with the start: each is of other comparisons."""
+"""Number of logged values to average before comparing with the start, since each is over different comparisons."""
 
 
 class Change(NamedTuple):
-    """The chosen responses' log-probability against its start after some updates, nats per token.
+    """Change of the chosen responses' log-probability since the start, in nats per token.
 
     Attributes:
-        step: After which update.
-        value: Mean of the last logged values.
-        settled: Whether it says something: against a reference each value does; a level is of other comparisons than
-            the start's, so a few of them must be there.
+        step: Number of updates.
+        value: Mean of the latest logged values.
+        settled: Whether the value is meaningful. A change against a reference always is; a level is over different
+            comparisons than the start, so it takes ``SMOOTHED`` of them.
     """
 
     step: int
@@ -34,9 +37,9 @@ class Change(NamedTuple):
 
 
 class Changes:
-    """Follows the chosen responses' log-probability through what a training logs.
+    """Follows the chosen responses' log-probability through a training log.
 
-    It is over the tokens that have weight, since no other's log-probability is computed.
+    Only tokens with weight count, since the log-probability of others is not computed.
     """
 
     def __init__(self) -> None:
@@ -44,11 +47,7 @@ class Changes:
         self._recent: deque[float] = deque(maxlen=SMOOTHED)
 
     def add(self, entry: Mapping[str, Any]) -> Change | None:
-        """The change after one more entry; None where the entry says nothing of chosen responses.
-
-        Args:
-            entry: What was logged, with its ``step``, as ``trainer_state.json`` has it.
-        """
+        """The change after one more log entry (as in ``trainer_state.json``); None if it has no chosen responses."""
         if CHANGE in entry:
             value = entry[CHANGE]
         elif LEVEL in entry:
@@ -61,15 +60,14 @@ class Changes:
         return Change(int(entry["step"]), fmean(self._recent), settled)
 
     def of(self, history: Sequence[Mapping[str, Any]]) -> list[Change]:
-        """The change after each entry that says something."""
+        """The change after each entry that has one."""
         return [change for entry in history if (change := self.add(entry)) is not None]
 
 
 def displacement_facts(history: Sequence[Mapping[str, Any]], margin: float | None) -> dict[str, Any]:
-    """What a manifest says of a finished training: ``{"displacement": {...}}``, or nothing where nothing was logged.
+    """Displacement of a finished training: ``{"displacement": {...}}``, or nothing if it was not logged.
 
-    ``last`` and ``lowest`` are changes in nats per token; ``warned_at`` is the update at which the alarm went off,
-    None where it did not.
+    ``last`` and ``lowest`` are changes in nats per token; ``warned_at`` is the update of the warning, or None.
     """
     found = Changes().of(history)
     if not found:
@@ -88,33 +86,22 @@ def _displaced(change: Change, margin: float | None) -> bool:
 
 
 class DisplacementAlarm(TrainerCallback):
-    """Warns once, in words, when the chosen responses have become less likely by more than a margin.
+    """Warns once if the chosen responses have become less likely by more than a margin.
 
-    It reads what a step logs, so it costs no pass of the model and nothing on steps that log nothing. A checkpoint
-    holds what was logged before it, so a training that goes on does not warn again.
-
-    Args:
-        margin: Nats per token; None never warns.
-        where: The table of the training in the recipe, such as ``policy.training``, for the message.
-        warn: Called with the message.
+    It reads only what a step logs, so it needs no extra forward pass. A resumed training does not warn again. ``warn`` is
+    called with the message, in which ``where`` is the key of the training table.
     """
 
     def __init__(self, margin: float | None, where: str, warn: Callable[[str], None]) -> None:
         self._margin, self._where, self._warn = margin, where, warn
         self._changes, self._warned = Changes(), False
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Take up what was logged before a checkpoint."""
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         self._changes = Changes()
         before = self._changes.of(state.log_history)
         self._warned = any(_displaced(change, self._margin) for change in before)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Look at what was logged last."""
+    def on_log(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         change = self._changes.add(state.log_history[-1])
         if self._margin is None or self._warned or change is None or not _displaced(change, self._margin):
             return
@@ -125,35 +112,29 @@ class DisplacementAlarm(TrainerCallback):
 
 def _message(change: Change, margin: float, where: str) -> str:
     return (
-        f"  warning, displacement: at update {change.step} the chosen responses are {-change.value:.2f} nats a token less likely "
-        f"than at the start (over the tokens that have weight; the alarm is at {margin:g}). The model moves probability away "
-        "from the replies that people preferred, to others that nobody compared, while accuracies and margins still rise; "
-        f"look at its replies before you trust it. What helps: a lower {where}.learning_rate or fewer updates, an sft table "
-        "before it, a smaller share of rejected tokens; with dpo, a larger beta. "
-        f"{where}.displacement_margin sets the alarm, null turns it off."
+        f"  warning, displacement: at update {change.step} the chosen responses are {-change.value:.2f} nats per token less likely "
+        f"than at the start (over tokens with weight; the warning is at {margin:g}). Accuracies and margins may still rise, but "
+        "probability moves from the preferred replies to replies that nobody compared, so look at the model's replies before "
+        f"you trust it. What helps: a lower {where}.learning_rate or fewer updates, an sft stage before this one, a smaller "
+        f"share of rejected tokens; with dpo, a larger beta. {where}.displacement_margin sets the warning, null turns it off."
     )
 
 
 LOSS = "loss/comparison"
-"""In what :meth:`MetricSums.take` gives: the loss over the comparisons since the last time."""
+"""Key of the mean loss in what :meth:`MetricSums.take` returns."""
 
 _COMPARISONS, _DENOMINATOR = "comparisons", "loss/denominator"
-_HAVING = " had"  # after a metric's name: how many of the comparisons have it
+_HAVING = " had"  # suffix: how many comparisons have a metric
 
 
 class MetricSums:
-    """Adds up the metrics of passes; nothing waits for the numbers until they are taken."""
+    """Sums metrics over passes on the device; nothing waits for the numbers until they are taken."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, losses: Losses, counts: Tensor) -> None:
-        """One pass.
-
-        Args:
-            losses: Of its comparisons.
-            counts: ``[b]`` bool, which of them count.
-        """
+        """Add the losses and metrics of a pass; ``counts`` says which comparisons count.  [b] bool"""
         found = {_COMPARISONS: counts, LOSS: losses.loss.detach(), **losses.metrics}
         if losses.denominator is not None:
             found[_DENOMINATOR] = losses.denominator
@@ -165,16 +146,15 @@ class MetricSums:
             self._sums[name] = self._sums.get(name, torch.zeros((), device=values.device)) + total
 
     def take(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over the comparisons since the last time that have the metric, and the loss by its own denominator.
+        """Mean of each metric over the comparisons that have it since the last call, and starts again.
 
-        Begins anew. A metric that no comparison had is left out.
-
-        Args:
-            reduce: Sums of this process to those of all.
+        The loss is divided by the objective's own denominator. A metric that no comparison had is left out. ``reduce``
+        sums a tensor over processes.
         """
         sums, self._sums = self._sums, {}
         if not sums:
             return {}
+        # One transfer and one exchange between processes for all metrics.
         totals = dict(zip(sums, reduce(torch.stack([*sums.values()])).tolist(), strict=True))
         comparisons = totals.pop(_COMPARISONS)
         loss, denominator = totals.pop(LOSS), totals.pop(_DENOMINATOR, comparisons)

@@ -1,4 +1,4 @@
-"""Modules of an objective that train with the policy: registered, optimized, saved beside it."""
+"""Modules of an objective that train with the policy: registered, optimized and saved beside it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,37 +16,33 @@ from tokenward.models.loading import LanguageModel
 from tokenward.objectives.base import Objective, ObjectiveModule, has_module, modules_of, title_of
 
 FILE = "auxiliary.safetensors"
-"""Beside the model, and in each checkpoint."""
+"""Saved beside the model and in each checkpoint."""
 
 _NAME = "tokenward_auxiliary"
 
 
 class ObjectiveModules:
-    """The modules of an objective, inside the trained model but not part of it.
+    """The modules of an objective, registered in the trained model but not saved with it.
 
-    They are submodules of the policy, so that clipping and gradient checks see them; no Hugging Face folder holds
-    them. The objective calls them after the policy's forward, where DDP takes a weight that it did not meet for one
-    without a gradient, so DDP is told to leave them to :meth:`exchange`.
-
-    Args:
-        model: The policy.
-        objective: The objective, which remembers its modules.
-        seed: Of their first weights.
+    They are submodules of the policy, so that gradient clipping and checks see them, but no Hugging Face folder contains
+    them. The objective calls them after the policy's forward, and DDP treats a parameter that its forward did not use
+    as one without a gradient. DDP is therefore told to ignore them, and :meth:`exchange` averages their gradients.
+    ``seed`` sets their initial weights.
 
     Raises:
-        UserError: the trained model is no language model, so it has no hidden states of a known width.
+        UserError: the model is not a language model, so it has no hidden states of known width.
     """
 
     def __init__(self, model: TokenModel, objective: Objective, seed: int) -> None:
-        self._parts = _made(model, objective, seed) if has_module(objective) else []
+        self._parts = _make_modules(model, objective, seed) if has_module(objective) else []
         self._modules = nn.ModuleList(part.module for part in self._parts)
         module = model.model
-        if _NAME in module._modules:  # of a training before this one
+        if _NAME in module._modules:  # left by an earlier training of the same model
             del module._modules[_NAME]
         if self._parts:
             module.add_module(_NAME, self._modules)
             left_out = {f"{_NAME}.{name}" for name in self._modules.state_dict()}
-            # transformers asks the model which of its weights are no part of its folder.
+            # save_pretrained leaves these out. object.__setattr__ because a PEFT wrapper would register the set elsewhere.
             known = getattr(module, "_keys_to_ignore_on_save", None) or ()
             object.__setattr__(module, "_keys_to_ignore_on_save", {*known, *left_out})
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, [*left_out])
@@ -56,7 +52,7 @@ class ObjectiveModules:
 
     @contextmanager
     def left_out(self) -> Iterator[None]:
-        """While open, the modules get no gradient, so that an optimizer that is made then does not have them."""
+        """Inside the context the modules need no gradient, so a new optimizer does not include them."""
         self._modules.requires_grad_(False)
         try:
             yield
@@ -64,19 +60,16 @@ class ObjectiveModules:
             self._modules.requires_grad_(True)
 
     def join(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give an optimizer the modules, each with its own learning rate and weight decay."""
+        """Add the modules to an optimizer, each with its own learning rate and weight decay."""
         for part in self._parts:
             rate = {} if part.learning_rate is None else {"lr": part.learning_rate}
             weights = [*part.module.parameters()]
             optimizer.add_param_group({"params": weights, "weight_decay": part.weight_decay, **rate})
 
     def exchange(self, model: nn.Module) -> None:
-        """Under DDP, average their gradients over the processes; to be called once, at the end of a step.
+        """Under DDP, average their gradients over the processes. Call once, at the end of a step.
 
-        A weight that has a gradient in no process gets none, so that no optimizer moves it.
-
-        Args:
-            model: What was called in the step.
+        A weight that has a gradient in no process keeps none, so that no optimizer moves it.
         """
         if not self._parts or not isinstance(model, DistributedDataParallel):
             return
@@ -92,31 +85,32 @@ class ObjectiveModules:
                 weight.grad /= dist.get_world_size()
 
     def save(self, folder: Path) -> None:
-        """Write their weights; nothing where there is none."""
+        """Write the weights, if there are any."""
         if self._parts:
             folder.mkdir(parents=True, exist_ok=True)
-            state = {
-                name: value.detach().cpu().contiguous() for name, value in self._modules.state_dict().items()
-            }
-            save_file(state, folder / FILE)
+            state = self._modules.state_dict()
+            save_file(
+                {name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / FILE
+            )
 
     def load(self, folder: Path) -> None:
-        """Take the weights that :meth:`save` wrote."""
+        """Load the weights that :meth:`save` wrote."""
         if self._parts:
             self._modules.load_state_dict(load_file(folder / FILE))
 
 
-def _made(model: TokenModel, objective: Objective, seed: int) -> Sequence[ObjectiveModule]:
+def _make_modules(model: TokenModel, objective: Objective, seed: int) -> Sequence[ObjectiveModule]:
     if not isinstance(model, LanguageModel):
         raise UserError(
-            f"{title_of(objective)} trains a module on the hidden states of a language model, and this is a "
-            f"{type(model).__name__}. Use it in the oracle or policy table."
+            f"{title_of(objective)} trains a module on the hidden states of a language model, but this model is a "
+            f"{type(model).__name__}. Use it for the oracle or the policy.",
+            code="not-a-language-model",
         )
     config = model.model.config.get_text_config()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         parts = modules_of(objective, config.hidden_size, config.num_hidden_layers)
-    # It is trained, so it is never coarser than float32, whatever the policy's weights are.
+    # Trained weights are never coarser than float32, whatever the policy's dtype.
     dtype = torch.promote_types(model.dtype, torch.float32)
     for part in parts:
         part.module.to(model.device, dtype)

@@ -1,7 +1,8 @@
-"""A thin subclass of transformers' Trainer: log-probabilities, weights, an objective, one denominator.
+"""A thin subclass of transformers' Trainer for objectives over weighted tokens.
 
-It knows nothing about how weights were made. Checkpoints, resume, schedules, distribution, PEFT and
-trackers are transformers' and accelerate's.
+It knows nothing about how weights were made. Checkpoints, resume, schedules, distribution, PEFT and trackers are left to
+transformers and accelerate. It is a subclass rather than a ``compute_loss_func`` because a batch is cut into several
+passes, and the denominator counts all comparisons of the step; neither fits into a loss of one forward pass.
 """
 
 from collections import Counter
@@ -38,26 +39,25 @@ from tokenward.training.passes import (
     StepSelections,
     check_divisible,
     frozen_reference,
-    passes_of,
 )
 
 
 class TokenTrainer(Trainer):
-    """Trains a policy, or a token reward, with an objective over weighted tokens.
+    """Trains a policy, or a token reward model, with an objective over weighted tokens.
 
-    The loss of an optimizer step is the mean over all its comparisons, or their sum over the objective's own denominator
-    (:class:`tokenward.objectives.base.Losses`), however they are cut into micro-batches, passes and processes.
+    The loss of an optimizer step is the mean over its comparisons, or their sum over the objective's own denominator
+    (:class:`tokenward.objectives.base.Losses`), however the step is cut into micro-batches, passes and processes.
 
     Args:
-        model: What is trained, with its tokenizer and layout; it gives one number per token.
-        objective: Those numbers and weights to one loss per comparison.
-        arguments: See :class:`tokenward.training.arguments.TokenTrainingArguments`.
-        rows: Training comparisons with weights, and reference values where the objective needs them.
+        model: The model to train; it gives one number per token.
+        objective: Computes one loss per comparison from those numbers and the weights.
+        arguments: Training arguments.
+        rows: Training comparisons with weights, and with reference values if the objective needs them.
         eval_rows: Comparisons for evaluation during training.
-        prepare: What the rows of an optimizer step, all of this process's, become just before they train: weights
-            that depend on the step, or on the policy as it is then, and samples of it. Held-out rows are taken as they are.
-        reference: The frozen model, for objectives that compare with it over the whole vocabulary or its layers. A
-            policy with an adapter is its own reference without it.
+        prepare: Called with this process's rows of an optimizer step just before they train, for weights or samples
+            that depend on the current policy. Eval rows are used as they are.
+        reference: The frozen reference model, for objectives that compare over the whole vocabulary or the layers. A
+            policy with an adapter is its own reference without the adapter.
         callbacks: transformers' callbacks.
     """
 
@@ -85,6 +85,7 @@ class TokenTrainer(Trainer):
         self.needs = needs_of(objective)
         self.reference = frozen_reference(objective, model, reference)
         self.objective_modules = ObjectiveModules(model, objective, arguments.seed)
+        self.seen: Counter[str] = Counter()
         self._prepare = prepare
         self._collator = Collator(
             layout=model.layout,
@@ -95,16 +96,15 @@ class TokenTrainer(Trainer):
         )
         self._metrics = {True: MetricSums(), False: MetricSums()}
         self._denominator = StepDenominator(self._over_processes)
+        self._finite, self._draw = FiniteLosses(), StepDraw(objective)
         self._last_batch: StepBatch | None = None
         self._step: list[StepBatch] = []
-        self._made: list[list[Pass]] = []
-        self._finite, self._draw = FiniteLosses(), StepDraw(objective)
-        self.read: Counter[str] = Counter()
+        self._step_passes: list[list[Pass]] = []
         super().__init__(
             model=model.model,
             args=arguments,
             data_collator=replace(self._collator, defer=prepare is not None),  # type: ignore[arg-type]
-            train_dataset=rows,  # type: ignore[arg-type]  # any sequence serves a loader
+            train_dataset=rows,  # type: ignore[arg-type]  # a DataLoader takes any sequence
             eval_dataset=eval_rows or None,  # type: ignore[arg-type]
             processing_class=model.tokenizer,
             callbacks=callbacks,
@@ -117,7 +117,8 @@ class TokenTrainer(Trainer):
             process=self.args.process_index,
         )
         check_divisible(objective, deepspeed=self.is_deepspeed_enabled, optimizer=str(arguments.optim))
-        # The loss below is divided by the whole step's comparisons; transformers must not divide it again.
+        # training_step divides by all comparisons of the step. Without this, transformers logs the loss divided again by
+        # the number of micro-batches.
         self.loss_is_scaled_for_ga = True
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
@@ -126,7 +127,7 @@ class TokenTrainer(Trainer):
         return self.objective(values, tokens)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """That of transformers, and the modules of the objective with learning rates of their own."""
+        """Transformers' optimizer, plus the objective's modules with their own learning rates."""
         if self.optimizer is None and self.objective_modules:
             with self.objective_modules.left_out():
                 made = super().create_optimizer(model)
@@ -134,8 +135,11 @@ class TokenTrainer(Trainer):
         return super().create_optimizer(model)
 
     def _get_num_items_in_batch(self, batch_samples: list[StepBatch], device: torch.device) -> Tensor:
-        """Comparisons in the whole optimizer step, over all micro-batches and processes, none twice."""
-        self._step, self._made = batch_samples, []
+        """Number of comparisons in the optimizer step, over all micro-batches and processes, without repeated rows.
+
+        transformers calls this once per step with all its micro-batches, so it is also where a step begins.
+        """
+        self._step, self._step_passes = batch_samples, []
         self._draw.begin()
         self._last_batch = batch_samples[-1] if batch_samples and self._data_ends else None
         own = sum(self._own_rows(batch, last=batch is self._last_batch) for batch in batch_samples)
@@ -146,14 +150,14 @@ class TokenTrainer(Trainer):
 
     @property
     def _data_ends(self) -> bool:
-        """Whether the batch that was read last is the last one of the data."""
+        """Whether the latest batch is the last one of the data."""
         return self.accelerator.gradient_state.end_of_dataloader
 
     def _own_rows(self, batch: StepBatch, *, last: bool) -> int:
-        """How many of a batch's first rows are its own.
+        """How many of a batch's first rows count.
 
-        In the last batch of the data accelerate repeats rows from the beginning, so that every process
-        has as many; these must count nowhere.
+        In the last batch accelerate (``even_batches``) repeats rows from the beginning of the data, so that every process
+        has the same number. Repeated rows must not count.
         """
         rest = self.accelerator.gradient_state.remainder
         if not last or rest <= 0:
@@ -161,62 +165,69 @@ class TokenTrainer(Trainer):
         before = self.args.process_index * batch.comparisons
         return min(max(rest - before, 0), batch.comparisons)
 
-    def training_step(  # pyright: ignore[reportIncompatibleMethodOverride]  our collator, our batches
+    def training_step(  # pyright: ignore[reportIncompatibleMethodOverride]  our collator makes other batches
         self, model: nn.Module, inputs: StepBatch, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of each pass; returns this micro-batch's share of the step's loss.
 
-        Where the objective has a denominator of its own, the last micro-batch returns all of it.
+        If the objective has its own denominator, the last micro-batch returns the loss of the whole step.
         """
         model.train()
+        if hasattr(self.optimizer, "train"):  # a schedule-free optimizer refuses to step in evaluation mode
+            self.optimizer.train()  # type: ignore[union-attr]
         passes = self._passes_of_step(model, inputs)
         comparisons = num_items_in_batch or inputs.comparisons
-        # DDP and FSDP average gradients over processes; the denominator already counts them all.
+        # DDP and FSDP average gradients over processes, but the denominator already counts all of them.
         scale = self.accelerator.num_processes / comparisons
         total = torch.zeros((), device=self.args.device)
         closes_step = self.accelerator.sync_gradients
         for number, item in enumerate(passes, start=1):
             last = number == len(passes)
+            # DeepSpeed steps at the end of a backward pass with sync_gradients set, so only the very last pass may have it.
             self.accelerator.gradient_state._set_sync_gradients(closes_step and last)
             # Gradients of a micro-batch are exchanged once, with its last pass.
             with nullcontext() if last else self.accelerator.no_sync(model):
-                with self.compute_loss_context_manager():
-                    losses = self.losses(model, self._draw.on(item.batch))
-                self._finite.note(losses.loss, item.sources, self.state.global_step + 1)
-                loss = (losses.loss * item.counts).sum() * scale
-                check_gradient(loss, self.objective)
-                self.accelerator.backward(loss)
-            self._metrics[True].add(losses, item.counts)
-            if losses.denominator is None:
-                total += loss.detach()
-            else:
-                self._denominator.add(loss, losses, item.counts)
+                total += self._backward(model, item, scale)
         if closes_step:
             self.objective_modules.exchange(model)
         if closes_step and self.needs.own_denominator:
             total += self._denominator.close(model, comparisons)
         return total
 
+    def _backward(self, model: nn.Module, item: Pass, scale: Tensor | float) -> Tensor:
+        """Forward and backward of one pass; returns its loss, or 0 if that is known only at the end of the step."""
+        with self.compute_loss_context_manager():
+            losses = self.losses(model, self._draw.add_to(item.batch))
+        self._finite.note(losses.loss, item.sources, self.state.global_step + 1)
+        loss = (losses.loss * item.counts).sum() * scale
+        check_gradient(loss, self.objective)
+        self.accelerator.backward(loss)
+        self._metrics[True].add(losses, item.counts)
+        if losses.denominator is None:
+            return loss.detach()
+        self._denominator.add(loss, losses, item.counts)
+        return torch.zeros_like(loss)
+
     def _passes_of_step(self, model: nn.Module, inputs: StepBatch) -> list[Pass]:
-        """The passes of a micro-batch; what depends on the whole step is made with the first one of it."""
+        """The passes of a micro-batch; what depends on the whole step is computed with its first micro-batch."""
         if self._prepare is None and not self._selections:
             return self._passes(inputs, last=inputs is self._last_batch)
-        if not self._made:
+        if not self._step_passes:
             step = zip(self._prepared(self._step), self._step, strict=True)
             passes = [self._passes(batch, last=given is self._last_batch) for batch, given in step]
-            self._made = self._selections(model, passes)
-        return self._made.pop(0)
+            self._step_passes = self._selections(model, passes)
+        return self._step_passes.pop(0)
 
     def _passes(self, inputs: StepBatch, *, last: bool) -> list[Pass]:
-        """The passes of a batch, as many in every process.
+        """The passes of a batch, the same number in every process.
 
-        Under DDP and FSDP a pass is an act of all processes together, so one with fewer passes repeats
-        its last, shortest one and counts it as nothing.
+        A pass under DDP or FSDP is collective: a process with fewer passes would leave the others waiting. It repeats its
+        last, shortest pass and counts it as nothing.
         """
         own = self._own_rows(inputs, last=last)
         if self.token_model.model.training:
-            self.read.update(comparisons=own, tokens=inputs.tokens)
-        passes = passes_of(inputs, own, self.args.device)
+            self.seen.update(comparisons=own, tokens=inputs.tokens)
+        passes = inputs.counting(own, self.args.device)
         if self.args.world_size == 1:
             return passes
         most = self.accelerator.gather(torch.tensor(len(passes), device=self.args.device)).max()  # type: ignore[union-attr]
@@ -224,43 +235,39 @@ class TokenTrainer(Trainer):
         return passes + [idle] * (int(most) - len(passes))
 
     def _prepared(self, step: Sequence[StepBatch]) -> Sequence[StepBatch]:
-        """The micro-batches of a step; where their rows were left whole, prepared together and cut into passes."""
+        """The micro-batches of a step, with rows prepared together and cut into passes if that was deferred."""
         if self._prepare is None:
             return step
         rows = [row for batch in step for row in batch.rows]
         with torch.no_grad():
             prepared = self._prepare(rows, self.state.global_step)
-        self.token_model.model.train()  # whoever sampled from it left it in evaluation mode
+        self.token_model.model.train()  # sampling from the policy leaves it in evaluation mode
         if len(prepared) != len(rows):
-            raise ValueError(f"{len(rows)} rows were prepared to {len(prepared)}")
+            raise ValueError(f"prepare returned {len(prepared)} rows for {len(rows)}")
         check_rows(self.objective, prepared)
         left = iter(prepared)
         return [self._collator.cut(list(islice(left, batch.comparisons))) for batch in step]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """A checkpoint's weights: of a module that is no transformers model, or mostly frozen, the trained ones."""
+        """Save a checkpoint's weights: only the trained ones of a mostly frozen or non-transformers module."""
+        folder = Path(output_dir or str(self.args.output_dir))
         if isinstance(self.model, PreTrainedModel | PeftModel) and self.token_model.whole:
             super()._save(output_dir, state_dict)
         else:
-            save_trained(
-                self.token_model.model, Path(output_dir or str(self.args.output_dir)) / "model.safetensors"
-            )
+            save_trained(self.token_model.model, folder / "model.safetensors")
         if self.args.should_save:
-            self.objective_modules.save(Path(output_dir or str(self.args.output_dir)))
+            self.objective_modules.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """The policy's weights, and those of the objective's modules."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.objective_modules.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        """As above, at the end of the training."""
         super()._load_best_model()
         self.objective_modules.load(Path(str(self.state.best_model_checkpoint)))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save nothing that a loss which is not finite has spoilt."""
-        self._finite.check()
+        self._finite.check()  # weights after a non-finite loss must not be saved
         super()._save_checkpoint(*args, **kwargs)
 
     def prediction_step(  # pyright: ignore[reportIncompatibleMethodOverride]  as above
@@ -280,7 +287,6 @@ class TokenTrainer(Trainer):
                     losses = self.losses(model, item.batch)
                 self._metrics[False].add(losses, item.counts)
                 parts.append(losses.loss)
-        # transformers averages these over batches; log() puts the loss over all comparisons in their place.
         return torch.cat(parts).mean(), None, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -288,21 +294,19 @@ class TokenTrainer(Trainer):
         self._finite.check()
         training = "loss" in logs
         if training or any(key.startswith("eval_") for key in logs):
-            prefix = "" if training else "eval_"
             means = self._metrics[training].take(self._over_processes)
             check_scored(self.objective, means)
-            for name, value in means.items():
-                if name == LOSS:
-                    # transformers averages batch means; rows of a short last batch would count more.
-                    logs |= {} if training else {"eval_loss": value}
-                else:
-                    logs[f"{prefix}{name}"] = value
+            loss, prefix = means.pop(LOSS, None), "" if training else "eval_"
+            if loss is not None and not training:
+                # transformers averages batch means, so rows of a short last batch would count more.
+                logs["eval_loss"] = loss
+            logs |= {f"{prefix}{name}": value for name, value in means.items()}
         super().log(logs, start_time)
 
     def _over_processes(self, values: Tensor) -> Tensor:
-        """Sums of this process to those of all."""
+        """The sum over processes."""
         return self.accelerator.reduce(values) if self.args.world_size > 1 else values  # type: ignore[return-value]
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not estimated: transformers' formula counts neither shared prompts nor skipped heads."""
+        """Not estimated: transformers' formula ignores shared prompts and skipped logits."""
         return 0

@@ -91,5 +91,5 @@ async function copy(name, text) {
   } catch { // no permission, or no clipboard on a page of this kind
     message = `${name} is selected below: copy it with Ctrl-C.`;
   }
-  byId("copy-said").textContent = message;
+  byId("copy-status").textContent = message;
 }

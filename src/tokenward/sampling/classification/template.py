@@ -1,7 +1,7 @@
-"""What the task model reads: the template with its sentence, prompt and mask, and the words of its answers.
+"""What the task model reads: a template filled with sentence, prompt and mask, and the answer words.
 
-The prompt is a list of token ids and stays one: sampled tokens that are turned into text and encoded again may
-come back as others, and then the scored prompt is not the sampled one.
+The prompt stays a list of token ids: text decoded from sampled tokens may be encoded as other tokens, and then the
+scored prompt would not be the sampled one.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,7 @@ _EXAMPLE = 'Write for example "{sentence} {prompt}", or "{sentence} {prompt} {ma
 
 
 class TemplatePart(NamedTuple):
-    """A piece of a template: text, or a slot.
-
-    Attributes:
-        text: Empty for the sentence and the prompt.
-        slot: Its name; None for text.
-        spaced: Whether a space stands before it.
-    """
+    """A piece of a template: text (``slot`` is None) or a slot; ``spaced`` if a space precedes it."""
 
     text: str
     slot: str | None
@@ -32,14 +26,10 @@ class TemplatePart(NamedTuple):
 
 
 class FilledTemplate(NamedTuple):
-    """A template with its sentence: the ids around the prompt.
+    """A template with its sentence: the token ids before and after the prompt, and whether the sentence was truncated.
 
-    Attributes:
-        before: Ids before the prompt.
-        after: Ids after it.
-        answer: Index in the row of the token that the answer is read at: the mask, or the last token. A negative one
-            counts from the end.
-        cut: Whether the sentence was cut.
+    ``answer`` is the index in the row of the token at which the answer is read (the mask, or the last token), counted from
+    the end if negative.
     """
 
     before: list[int]
@@ -56,16 +46,13 @@ class FilledTemplate(NamedTuple):
 class PromptTemplate:
     """Text with one ``{sentence}``, one ``{prompt}`` and, for a masked model, one ``{mask}``.
 
-    Without a mask the next token is the answer. Spaces between parts belong to what follows them, as tokenizers
-    have it: before a sentence, a mask or a word they are encoded with it, before the prompt they are left out (its
-    first token says itself whether it begins with a space), and at the start and the end of the row too. So an
-    empty prompt leaves no double space. Special tokens may be written out; in a sentence they are text.
-
-    Attributes:
-        text: The template; ``{{`` and ``}}`` stand for braces.
+    Without a mask the answer is the next token. A space between two parts is encoded with the part after it, as tokenizers
+    do, but dropped before the prompt (whose first token may contain it) and at both ends of the row. An empty prompt
+    therefore leaves no double space. Special tokens may be written out; in a sentence they are text. ``{{`` and ``}}`` stand
+    for braces.
 
     Raises:
-        UserError: a slot is unknown, missing or there twice.
+        UserError: a slot is unknown, missing or repeated.
     """
 
     text: str
@@ -74,15 +61,15 @@ class PromptTemplate:
         found = [part.slot for part in self.parts if part.slot is not None]
         for slot in found:
             if slot not in SLOTS:
-                raise UserError(
-                    f"the template {self.text!r} has the slot {{{slot}}}; known are {{sentence}}, {{prompt}} and {{mask}}. "
-                    "Double the braces where they are text."
+                raise _template_error(
+                    f"{self.text!r} has an unknown slot {{{slot}}}. Known are {{sentence}}, {{prompt}} and {{mask}}; double the "
+                    "braces to write them as text."
                 )
         for slot in SLOTS:
             count = found.count(slot)
             if count > 1 or (count == 0 and slot != "mask"):
-                raise UserError(
-                    f"the template {self.text!r} has {{{slot}}} {count} times, it must stand there once. {_EXAMPLE}"
+                raise _template_error(
+                    f"{self.text!r} has {{{slot}}} {count} times, but needs it once. {_EXAMPLE}"
                 )
 
     @property
@@ -91,13 +78,13 @@ class PromptTemplate:
         try:
             pieces = list(Formatter().parse(self.text))
         except ValueError as error:
-            raise UserError(f"the template {self.text!r} cannot be read: {error}. {_EXAMPLE}") from error
+            raise _template_error(f"{self.text!r} cannot be parsed: {error}. {_EXAMPLE}") from error
         parts: list[TemplatePart] = []
         for text, name, spec, conversion in pieces:
             parts += [TemplatePart(text, None)] if text else []
             if name is not None:
-                marks = f":{spec}" if spec else ""
-                parts.append(TemplatePart("", name + (f"!{conversion}" if conversion else "") + marks))
+                conversion = f"!{conversion}" if conversion else ""
+                parts.append(TemplatePart("", name + conversion + (f":{spec}" if spec else "")))
         return parts
 
     @property
@@ -107,37 +94,32 @@ class PromptTemplate:
 
     @property
     def sentence_first(self) -> bool:
-        """Whether the sentence comes before the prompt, so that a causal model reads it once for all prompts."""
+        """Whether the sentence precedes the prompt, so that a causal model can read it once for all prompts."""
         slots = [part.slot for part in self.parts]
         return slots.index("sentence") < slots.index("prompt")
 
 
+def _template_error(problem: str) -> UserError:
+    return UserError(f"the template {problem}", code="invalid-template", key="prompt_task.template")
+
+
 class TemplateEncoder:
-    """Fills a template with the ids of a tokenizer."""
+    """Fills a template with token ids; a sentence longer than ``max_sentence_tokens`` is truncated, nothing else is."""
 
     def __init__(
         self, template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, *, max_sentence_tokens: int
     ) -> None:
-        """Prepare the parts that every row shares.
-
-        Args:
-            template: What to fill.
-            tokenizer: Of the task model.
-            max_sentence_tokens: A longer sentence loses its end; nothing else is ever cut.
-        """
         self._tokenizer = tokenizer
         self._max = max_sentence_tokens
         self._opening, closing = special_ends(tokenizer)
-        # After a causal model's text comes its answer, not its end.
+        # A causal model's answer comes right after the text, so no end-of-text token may stand there.
         self._closing = closing if template.has_mask else []
         self._parts = _spaced(_joined(template.parts, str(tokenizer.mask_token)))
 
     def fill(self, sentence: str, *, empty_prompt: bool = False) -> FilledTemplate:
-        """The ids around a prompt for one sentence, whose outer white space is left out.
+        """The ids around a prompt for one sentence, stripped of outer white space.
 
-        Args:
-            sentence: The text to classify.
-            empty_prompt: Whether the prompt will be empty, so that the row may begin with what follows it.
+        With an empty prompt the row may begin with the part after it, which then loses its space.
         """
         before, after, mask, cut = list(self._opening), list[int](), None, False
         half, begun = before, False
@@ -147,10 +129,10 @@ class TemplateEncoder:
                 continue
             space = " " if part.spaced and begun else ""
             if part.slot == "sentence":
-                ids = self._encode(space + sentence.strip(), split_special_tokens=True)
+                ids = _ids(self._tokenizer, space + sentence.strip(), split_special_tokens=True)
                 cut, ids = len(ids) > self._max, ids[: self._max]
             else:
-                ids = self._encode(space + part.text)
+                ids = _ids(self._tokenizer, space + part.text)
             if part.slot == "mask":
                 mask = half, len(half) + ids.index(cast(int, self._tokenizer.mask_token_id))
             half += ids
@@ -161,12 +143,9 @@ class TemplateEncoder:
             answer = mask[1] if mask[0] is before else mask[1] - len(after)
         return FilledTemplate(before, after, answer, cut)
 
-    def _encode(self, text: str, **settings: Any) -> list[int]:
-        return _ids(self._tokenizer, text, **settings)
-
 
 def special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer itself puts before and after a text."""
+    """The tokens that the tokenizer itself puts before and after a text."""
     bare = _ids(tokenizer, "a")
     whole = cast(list[int], tokenizer("a")["input_ids"])
     starts = [i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare]
@@ -174,12 +153,11 @@ def special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[in
 
 
 def _joined(parts: list[TemplatePart], mask: str) -> list[TemplatePart]:
-    """Text around the mask becomes one part with it: some mask tokens swallow the space on their left."""
+    """Joins the text around the mask with it, because some mask tokens absorb the space on their left."""
     joined: list[TemplatePart] = []
     for part in parts:
-        plain = part.slot in (None, "mask")
         text = mask if part.slot == "mask" else part.text
-        if plain and joined and joined[-1].slot in (None, "mask"):
+        if part.slot in (None, "mask") and joined and joined[-1].slot in (None, "mask"):
             slot = "mask" if "mask" in (part.slot, joined[-1].slot) else None
             joined[-1] = TemplatePart(joined[-1].text + text, slot)
         else:
@@ -188,7 +166,7 @@ def _joined(parts: list[TemplatePart], mask: str) -> list[TemplatePart]:
 
 
 def _spaced(parts: list[TemplatePart]) -> list[TemplatePart]:
-    """Each space between two parts moves to the one on its right."""
+    """Moves each space between two parts to the one on its right."""
     spaced: list[TemplatePart] = []
     pending = False
     for text, slot, _ in parts:
@@ -204,44 +182,44 @@ def _spaced(parts: list[TemplatePart]) -> list[TemplatePart]:
 
 
 def verbalizer_ids(tokenizer: PreTrainedTokenizerBase, verbalizers: Sequence[str]) -> list[int]:
-    """The one token of each class's word.
-
-    Args:
-        tokenizer: Of the task model.
-        verbalizers: One word per class, in the order of the labels; most tokenizers want a space in front, ``" great"``.
+    """The token of each class's word, in the order of the labels.
 
     Raises:
-        UserError: there are fewer than two, a word is not exactly one known token, or two have the same one.
+        UserError: there are fewer than two words, one is not exactly one known token, or two are the same token.
     """
     if len(verbalizers) < 2:
-        raise UserError(
-            f"verbalizers: got {list(verbalizers)}, a classifier needs one word for each of 2 or more classes."
+        raise _verbalizer_error(
+            f"got {list(verbalizers)}; a classifier needs one word for each of 2 or more classes."
         )
     found: dict[int, str] = {}
     for word in verbalizers:
         token = _only_token(tokenizer, word)
         if token in found:
-            raise UserError(
-                f"verbalizers: {found[token]!r} and {word!r} are the same token, so their classes could not be told apart. "
-                "Write another word for one of them."
+            raise _verbalizer_error(
+                f"{found[token]!r} and {word!r} are the same token, so their classes cannot be told apart. Use another word."
             )
         found[token] = word
     return list(found)
 
 
 def _only_token(tokenizer: PreTrainedTokenizerBase, word: str) -> int:
-    ids = _ids(tokenizer, word)
-    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+    def known(ids: list[int]) -> bool:
+        return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+
+    ids, spaced = _ids(tokenizer, word), " " + word.strip()
+    if known(ids):
         return ids[0]
     tokens = tokenizer.convert_ids_to_tokens(ids)
     problem = (
-        "is not in the vocabulary" if len(ids) == 1 else f"is {len(ids)} tokens, {tokens}, and must be one"
+        "is not in the vocabulary" if len(ids) == 1 else f"is {len(ids)} tokens, {tokens}, but must be one"
     )
-    spaced = " " + word.strip()
-    other = _ids(tokenizer, spaced)
-    fits = spaced != word and len(other) == 1 and other[0] != tokenizer.unk_token_id
-    advice = f"Write {spaced!r}, with a leading space: that is one token" if fits else "Write another word"
-    raise UserError(f"verbalizers: {word!r} {problem}. {advice}.")
+    fits = spaced != word and known(_ids(tokenizer, spaced))
+    advice = f"Write {spaced!r} with a leading space, which is one token" if fits else "Use another word"
+    raise _verbalizer_error(f"{word!r} {problem}. {advice}.")
+
+
+def _verbalizer_error(problem: str) -> UserError:
+    return UserError(f"verbalizers: {problem}", code="invalid-verbalizer", key="prompt_task.verbalizers")
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **settings: Any) -> list[int]:

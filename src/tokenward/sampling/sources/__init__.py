@@ -1,16 +1,6 @@
-"""Preference sources: what ranks the K replies that were sampled for one prompt."""
+"""Preference sources: they score the replies that were sampled for one prompt."""
 
-from tokenward.sampling.sources.base import (
-    Group,
-    Length,
-    PreferenceSource,
-    RankedGroup,
-    RankedGroups,
-    RowError,
-    call_source,
-    rank_groups,
-    ranked,
-)
+from tokenward.sampling.sources.base import Length, PreferenceSource, RowError, call_source
 from tokenward.sampling.sources.models import SequenceClassifier
 from tokenward.sampling.sources.text import ChrF, Meteor, Rouge
 
@@ -23,18 +13,5 @@ SOURCES: dict[str, type[PreferenceSource]] = {
 }
 
 __all__ = [
-    "SOURCES",
-    "ChrF",
-    "Group",
-    "Length",
-    "Meteor",
-    "PreferenceSource",
-    "RankedGroup",
-    "RankedGroups",
-    "Rouge",
-    "RowError",
-    "SequenceClassifier",
-    "call_source",
-    "rank_groups",
-    "ranked",
-]
+    "SOURCES", "ChrF", "Length", "Meteor", "PreferenceSource", "Rouge", "RowError", "SequenceClassifier", "call_source",
+]  # fmt: skip

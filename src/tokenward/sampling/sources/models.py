@@ -8,17 +8,21 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
-from huggingface_hub.errors import HFValidationError
 from jinja2.exceptions import TemplateError
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tokenward.errors import UserError
-from tokenward.models.loading import resolve
+from tokenward.sampling.loading import from_pretrained, load_frozen
 from tokenward.sampling.sources.base import RowError
 
 Encoded = dict[str, list[int]]
+
+KIND = "sequence classifier"
+ADVICE = (
+    "Name the folder or hub name (owner/model) of a trained classifier or reward model with its tokenizer. A language model or "
+    "a bare encoder is not one, and an adapter must be merged first."
+)
 
 
 class _Loaded(NamedTuple):
@@ -32,23 +36,23 @@ class _Loaded(NamedTuple):
 
 @dataclass
 class SequenceClassifier:
-    """The score of a label by a classifier, or the number of a reward model (a classifier with one label).
+    """The score of one label of a classifier, or the output of a reward model (a classifier with one label).
 
     The model is loaded at the first call and kept.
 
     Attributes:
-        model: Folder or hub name of a sequence classifier of transformers.
-        label: The label that is preferred, by name or index; a reward model has only one.
-        score: Of a classifier with several labels: ``probability`` of the label, or its ``logit``. A reward model gives
-            its number as it is.
-        batch: Texts at once. A model without a padding id takes one at a time.
-        max_tokens: Longest text, special tokens included; shorter where the model's own limit is.
-        device: ``auto`` (the GPU where there is one), or a torch device.
-        dtype: Of the weights. In ``bfloat16`` more replies come out as ties.
-        pair: Whether it reads the ``completion`` alone, or prompt and completion as the tokenizer's pair of texts.
-        template_chat: Write prompt and completion as a conversation by the tokenizer's chat template instead, as chat
-            reward models want them; needs ``pair: prompt_completion``.
-        truncated: How many texts lost their end to ``max_tokens`` so far.
+        model: Folder or hub name of a transformers sequence classifier.
+        label: Name or index of the preferred label. Not needed for a reward model.
+        score: For a classifier with several labels: ``probability`` or ``logit`` of the label. A reward model's output is
+            used as it is.
+        batch: Texts per forward pass; 1 is used for a model without a padding id.
+        max_tokens: Maximum text length with special tokens, capped by the model's own limit.
+        device: ``auto`` (the GPU if there is one), or a torch device.
+        dtype: Dtype of the weights. In ``bfloat16`` more replies tie.
+        pair: Whether the model reads the ``completion`` alone, or prompt and completion as the tokenizer's text pair.
+        template_chat: Format prompt and completion with the tokenizer's chat template instead, for chat reward models.
+            Needs ``pair="prompt_completion"``.
+        truncated: Number of texts truncated to ``max_tokens`` so far.
     """
 
     _: KW_ONLY
@@ -66,18 +70,21 @@ class SequenceClassifier:
     def __post_init__(self) -> None:
         if self.batch < 1 or self.max_tokens < 1:
             raise UserError(
-                f"batch and max_tokens must be 1 or more, got {self.batch} and {self.max_tokens}. 16 and 512 are usual."
+                f"batch and max_tokens must be at least 1, got {self.batch} and {self.max_tokens}.",
+                code="invalid-setting",
             )
         if self.template_chat and self.pair == "completion":
             raise UserError(
-                "template_chat: true writes prompt and completion as a conversation, but pair: completion leaves the prompt "
-                "out. Write pair: prompt_completion."
+                "template_chat formats prompt and completion, but pair is completion, which leaves out the prompt. Set pair to "
+                "prompt_completion.",
+                code="conflicting-settings",
             )
         try:
             torch.device("cpu" if self.device == "auto" else self.device)
         except RuntimeError as error:
             raise UserError(
-                f"the classifier's device is {self.device!r}, which torch does not know. Write auto, cpu, cuda or cuda:1."
+                f"torch does not know the device {self.device!r}. Use auto, cpu, cuda or cuda:1.",
+                code="unsupported-device",
             ) from error
 
     def __call__(
@@ -87,11 +94,11 @@ class SequenceClassifier:
         completion_ids: Sequence[Sequence[int]] = (),
         **columns: Sequence[Any],
     ) -> list[float]:
-        """One number per completion, the same whatever the batch.
+        """One number per completion, independent of the batch.
 
         Raises:
             UserError: the model cannot be loaded, has no such label, or lacks weights.
-            RowError: a text without a single token.
+            RowError: a text has no tokens.
         """
         rows = [
             self._encode(row, prompt, completion)
@@ -108,14 +115,24 @@ class SequenceClassifier:
 
     @cached_property
     def _loaded(self) -> _Loaded:
-        model, tokenizer = _load(self.model, getattr(torch, self.dtype), self.device)
+        tokenizer = from_pretrained(AutoTokenizer, self.model, KIND, ADVICE)
+        model = load_frozen(
+            AutoModelForSequenceClassification,
+            self.model,
+            KIND,
+            ADVICE,
+            dtype=self.dtype,
+            device=self.device,
+        )
         if self.template_chat and not tokenizer.chat_template:
             raise UserError(
-                f"the tokenizer of {self.model} has no chat template. Leave template_chat out to give prompt and completion as "
-                "a pair of texts."
+                f"the tokenizer of {self.model} has no chat template. Leave out template_chat to pass prompt and completion as "
+                "a text pair.",
+                code="no-chat-template",
             )
         config = model.config.get_text_config()
-        limits = [self.max_tokens, tokenizer.model_max_length, *_positions(config)]
+        positions = config.to_dict().get("max_position_embeddings")
+        own_limit = [positions] if isinstance(positions, int) and positions > 0 else []
         accepted = inspect.signature(model.forward).parameters
         return _Loaded(
             model=model,
@@ -123,7 +140,7 @@ class SequenceClassifier:
             label=_label_index(self.model, model.config.id2label, model.config.num_labels, self.label),
             inputs=[name for name in ("input_ids", "attention_mask", "token_type_ids") if name in accepted],
             pad_id=config.pad_token_id,
-            max_tokens=min(limits),
+            max_tokens=min(self.max_tokens, tokenizer.model_max_length, *own_limit),
         )
 
     def _encode(self, row: int, prompt: str, completion: str) -> Encoded:
@@ -136,33 +153,34 @@ class SequenceClassifier:
         if not encoded["input_ids"]:
             raise RowError(
                 row,
-                f"the reply {completion!r} has not a single token for {self.model} to read. Write pair: prompt_completion, or "
-                "let the policy write at least one word.",
+                f"the reply {completion!r} has no tokens for {self.model} to read. Set pair to prompt_completion, or leave out "
+                "empty replies.",
+                code="empty-text",
             )
         return dict(encoded)
 
     def _texts(self, prompt: str, completion: str) -> tuple[list[str], Mapping[str, bool]]:
-        """What the tokenizer is given, and how."""
+        """The texts and settings for the tokenizer."""
         if not self.template_chat:
-            # A reply that spells a special token ("[SEP]") is text, not the end of anything.
+            # A special token that a reply spells out, such as "[SEP]", is text and must not be encoded as the token.
             texts = [completion] if self.pair == "completion" else [prompt, completion]
             return texts, {"split_special_tokens": True}
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
         try:
-            # The template writes its own special tokens.
             text = self._loaded.tokenizer.apply_chat_template(turns, tokenize=False)
         except TemplateError as error:
             raise UserError(
-                f"the chat template of {self.model} refuses one user and one assistant turn: {error}. Leave template_chat out."
+                f"the chat template of {self.model} rejects one user and one assistant turn: {error}. Leave out template_chat.",
+                code="chat-template-error",
             ) from error
-        return [text], {"add_special_tokens": False}
+        return [text], {"add_special_tokens": False}  # the template writes them
 
     def _score(self, rows: Sequence[Encoded]) -> list[float]:
         loaded = self._loaded
         batch = {name: _padded(rows, name, loaded.pad_id or 0) for name in loaded.inputs if name in rows[0]}
         with torch.inference_mode():
             outputs = loaded.model(**{name: ids.to(loaded.model.device) for name, ids in batch.items()})
-        # In float64 two confident replies differ where float32 would give both probability 1.
+        # float64: in float32 two confident replies may both get probability 1.
         logits: Tensor = outputs.logits.cpu().double()
         if self.score == "probability" and logits.shape[-1] > 1:
             several = loaded.model.config.problem_type == "multi_label_classification"
@@ -170,57 +188,29 @@ class SequenceClassifier:
         return logits[:, loaded.label].tolist()
 
 
-def _load(name: str, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
-    source = resolve(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=dtype, output_loading_info=True
-        )
-    except (OSError, ValueError, HFValidationError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"no sequence classifier could be loaded from {name!r}: {reason} Write the folder of a sequence classifier or "
-            "reward model of transformers with its tokenizer, or a hub name that this machine can reach (owner/model)."
-        ) from error
-    model, found = loaded
-    missing = found["missing_keys"]
-    if missing:
-        raise UserError(
-            f"{name} has no weights for {len(missing)} parts of a sequence classifier, such as {min(missing)}; they would be "
-            "random numbers. Name a trained classifier or reward model; a language model or a bare encoder is none, and an "
-            "adapter must be merged first."
-        )
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return model.to(chosen).eval(), tokenizer
-
-
-def _positions(config: Any) -> list[int]:
-    """The model's own longest text; nothing where its config does not say."""
-    found = config.to_dict().get("max_position_embeddings")
-    return [found] if isinstance(found, int) and found > 0 else []
-
-
 def _label_index(name: str, id2label: Mapping[int, str], count: int, label: int | str | None) -> int:
     names = [id2label[index] for index in range(count)]
     if label is None and count == 1:
         return 0
-    listed = ", ".join(f"{index}: {text}" for index, text in enumerate(names))
-    if label is None:
-        raise UserError(
-            f"the classifier {name} has {count} labels ({listed}). Write label: {names[-1]} for the one that is preferred."
-        )
     if label in names:
         return names.index(str(label))
     if isinstance(label, int) and 0 <= label < count:
         return label
+    listed = ", ".join(f"{index}: {text}" for index, text in enumerate(names))
+    if label is None:
+        raise UserError(
+            f"the classifier {name} has {count} labels ({listed}). Set label to the preferred one, such as {names[-1]}.",
+            code="unknown-label",
+        )
     near = difflib.get_close_matches(str(label), names, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"the classifier {name} has no label {label!r}. {hint}Its labels are {listed}.")
+    raise UserError(
+        f"the classifier {name} has no label {label!r}. {hint}Its labels are {listed}.", code="unknown-label"
+    )
 
 
 def _padded(rows: Sequence[Encoded], name: str, pad_id: int) -> Tensor:
-    """Rows filled at their end, which keeps positions as they are; the mask and types with 0.  -> [b t]"""
+    """Rows padded on the right, which keeps positions as they are; masks and types with 0.  -> [b t]"""
     width = max(len(row[name]) for row in rows)
     filler = pad_id if name == "input_ids" else 0
     return torch.tensor([row[name] + [filler] * (width - len(row[name])) for row in rows])

@@ -2,11 +2,11 @@
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tokenward.errors import UserError
 from tokenward.sampling.sources.base import FIXED, RowError, source_package
@@ -16,10 +16,7 @@ LEXICOGRAPHER_FILES = 45
 
 
 def load_wordnet(debian_folder: Path = DEBIAN_FOLDER) -> Any:
-    """A WordNet reader of nltk.
-
-    Args:
-        debian_folder: Where Debian's wordnet-base keeps its files.
+    """Nltk's WordNet reader, on nltk's data or on the files of Debian's wordnet-base.
 
     Raises:
         UserError: neither has the dictionary.
@@ -31,15 +28,16 @@ def load_wordnet(debian_folder: Path = DEBIAN_FOLDER) -> Any:
         if (debian_folder / "data.noun").is_file():
             return _from_debian(debian_folder)
         raise UserError(
-            "METEOR needs WordNet's dictionary, which was found neither in nltk's data folders nor in "
-            f"{debian_folder}. Run python -c \"import nltk; nltk.download('wordnet')\" where the internet can be reached, "
-            "or install Debian's package wordnet-base; or write source: {name: rouge}, which needs no data."
+            "METEOR needs the WordNet dictionary, which was found neither in nltk's data folders nor in "
+            f"{debian_folder}. Call nltk.download('wordnet') in Python with internet access, or install Debian's package "
+            "wordnet-base, or use the source rouge, which needs no data.",
+            code="missing-data",
         ) from error
     return wordnet
 
 
 def _from_debian(folder: Path) -> Any:
-    """Debian's files are WordNet's own, except that two which METEOR never reads are left out."""
+    """Debian ships WordNet's original files, without two that nltk expects but METEOR does not need."""
     nltk_data = source_package("nltk.data", "meteor")
     readers = source_package("nltk.corpus.reader", "meteor")
     lazy = source_package("nltk.corpus.util", "meteor").LazyCorpusLoader
@@ -51,80 +49,25 @@ def _from_debian(folder: Path) -> Any:
             return super().open(file)
 
         def map_wn(self, version: str = "wordnet") -> None:
-            """Other languages' words would need nltk's own data beside this."""
+            """Maps other languages' words, which would need more of nltk's data."""
 
-    # nltk opens no file outside its data folders.
+    # nltk refuses to open files outside its data folders.
     if str(folder) not in nltk_data.path:
         nltk_data.path.append(str(folder))
     return DebianWordNet(str(folder), lazy("omw-2.0", readers.CorpusReader, r".*\.tab"))
 
 
 Several = Literal["max", "mean"]
-Score = Callable[[str, Sequence[str]], float]
-
-
-def against_references(
-    name: str, completions: Sequence[str], columns: Mapping[str, Sequence[Any]], score: Score
-) -> list[float]:
-    """The score of each completion against its references; 0 for an empty one, which overlaps with nothing.
-
-    Raises:
-        UserError: there is no column ``references``.
-        RowError: a row has no references, or an empty one.
-    """
-    if "references" not in columns:
-        found = ", ".join(column for column in columns if column not in FIXED) or "none"
-        raise UserError(
-            f"{name} measures against reference texts, and the examples have no column references "
-            f"(their columns: {found}). Write examples: {{references: COLUMN}} with the column that holds them, such as "
-            "target."
-        )
-    pairs = enumerate(zip(completions, columns["references"], strict=True))
-    return [_scored(row, completion, references, score) for row, (completion, references) in pairs]
-
-
-def _scored(row: int, completion: str, references: Any, score: Score) -> float:
-    if isinstance(references, str) or not isinstance(references, Sequence) or not references:
-        raise RowError(row, f"references is {references!r}; expected a list of at least one text.")
-    for text in references:
-        if not isinstance(text, str) or not text.strip():
-            raise RowError(
-                row,
-                f"a reference is {text!r}, which every reply would fail alike. Leave the example out, or give it a text.",
-            )
-    try:
-        return score(completion, references) if completion.strip() else 0.0
-    except _NothingToCount as error:
-        raise RowError(row, str(error)) from error
 
 
 class _NothingToCount(Exception):
-    """A reference in which a metric finds nothing, so that every reply would get 0."""
+    """A metric finds nothing to count in a reference, so that every reply would get 0."""
 
 
-def _merged(values: Sequence[float], several: Several) -> float:
-    return max(values) if several == "max" else sum(values) / len(values)
+class _ReferenceMetric:
+    """A metric against the column ``references``; an empty completion, which overlaps with nothing, gets 0."""
 
-
-@dataclass(frozen=True)
-class Rouge:
-    """ROUGE, from 0 to 1, of the package rouge-score (Lin, 2004).
-
-    Its words are runs of ``a-z`` and ``0-9`` in lower case, so it suits text in Latin letters only.
-
-    Attributes:
-        type: ``rouge1`` and ``rouge2`` count shared words and word pairs, ``rougeL`` the longest common subsequence of
-            words, ``rougeLsum`` that of each line of the reference with all lines of the reply.
-        stemmer: Compare Porter stems of words longer than three letters.
-        measure: ``fmeasure`` is the harmonic mean of ``precision`` and ``recall``.
-        several: Of several references, the best one counts or their mean.
-    """
-
-    _: KW_ONLY
-    type: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] = "rougeL"
-    stemmer: bool = True
-    measure: Literal["fmeasure", "precision", "recall"] = "fmeasure"
-    several: Several = "max"
+    name: ClassVar[str]
 
     def __call__(
         self,
@@ -133,8 +76,62 @@ class Rouge:
         completion_ids: Sequence[Sequence[int]] = (),
         **columns: Sequence[Any],
     ) -> list[float]:
-        """ROUGE of each completion against the column ``references``."""
-        return against_references("rouge", completions, columns, self._score)
+        if "references" not in columns:
+            found = ", ".join(column for column in columns if column not in FIXED) or "none"
+            raise UserError(
+                f"{self.name} compares with reference texts, but the examples have no column references "
+                f"(their columns: {found}). Name the column that holds them, such as target.",
+                code="missing-column",
+                key="examples.references",
+            )
+        pairs = zip(completions, columns["references"], strict=True)
+        return [self._checked(row, *pair) for row, pair in enumerate(pairs)]
+
+    def _checked(self, row: int, completion: str, references: Any) -> float:
+        if isinstance(references, str) or not isinstance(references, Sequence) or not references:
+            raise RowError(
+                row, f"references is {references!r}; expected a list of texts.", code="invalid-references"
+            )
+        for text in references:
+            if not isinstance(text, str) or not text.strip():
+                raise RowError(
+                    row,
+                    f"a reference is {text!r}, which matches no reply. Leave the example out, or give it a text.",
+                    code="invalid-references",
+                )
+        try:
+            return self._score(completion, references) if completion.strip() else 0.0
+        except _NothingToCount as error:
+            raise RowError(row, str(error), code="invalid-references") from error
+
+    def _score(self, completion: str, references: Sequence[str]) -> float:
+        raise NotImplementedError
+
+
+def _combined(values: Sequence[float], several: Several) -> float:
+    return max(values) if several == "max" else sum(values) / len(values)
+
+
+@dataclass(frozen=True)
+class Rouge(_ReferenceMetric):
+    """ROUGE (Lin, 2004) of the package rouge-score, from 0 to 1.
+
+    Words are runs of ``a-z`` and ``0-9`` in lower case, so it works for text in Latin letters only.
+
+    Attributes:
+        type: ``rouge1`` and ``rouge2`` count shared words and word pairs, ``rougeL`` the longest common subsequence of
+            words, ``rougeLsum`` that of each line of the reference with all lines of the reply.
+        stemmer: Compare Porter stems of words longer than three letters.
+        measure: ``fmeasure`` is the harmonic mean of ``precision`` and ``recall``.
+        several: Score with several references: the ``max`` or the ``mean``.
+    """
+
+    name: ClassVar = "rouge"
+    _: KW_ONLY
+    type: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] = "rougeL"
+    stemmer: bool = True
+    measure: Literal["fmeasure", "precision", "recall"] = "fmeasure"
+    several: Several = "max"
 
     @cached_property
     def _scorer(self) -> Any:
@@ -148,49 +145,37 @@ class Rouge:
             if len(words) < needed:
                 raise _NothingToCount(
                     f"{self.type} needs {needed} words of a-z and 0-9 in a reference, found {len(words)}, so every reply would "
-                    "get 0. Write chrf in its place for other alphabets, or leave the example out."
+                    "get 0. Use chrf for other alphabets, or leave the example out."
                 )
         results = [self._scorer.score(text, completion)[self.type] for text in references]
-        return _merged([float(getattr(result, self.measure)) for result in results], self.several)
+        return _combined([float(getattr(result, self.measure)) for result in results], self.several)
 
 
 @dataclass(frozen=True)
-class Meteor:
-    """METEOR, from 0 to 1, of nltk (Lavie and Agarwal, 2007; alpha 0.9, beta 3, gamma 0.5).
+class Meteor(_ReferenceMetric):
+    """METEOR (Lavie and Agarwal, 2007; alpha 0.9, beta 3, gamma 0.5) of nltk, from 0 to 1.
 
-    Words match exactly, by their Porter stem, or as synonyms in WordNet, whose dictionary must be installed; nltk looks
-    synonyms up by the stem, so that of "large", which stems to "larg", none is found. Words are
-    split as by nltk's ``word_tokenize``, but sentences at ``.``, ``!`` and ``?`` before white space, which needs no
-    model of sentence ends.
+    Words match exactly, by their Porter stem, or as synonyms in WordNet, whose dictionary must be installed. nltk looks
+    synonyms up by the stem, so it finds none for "large", whose stem is "larg". Words are split by nltk's ``word_tokenize``,
+    sentences at ``.``, ``!`` and ``?`` before white space, which needs no sentence model.
 
     Attributes:
-        several: Of several references, the best one counts or their mean.
+        several: Score with several references: the ``max`` or the ``mean``.
     """
 
+    name: ClassVar = "meteor"
     _: KW_ONLY
     several: Several = "max"
-
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        completion_ids: Sequence[Sequence[int]] = (),
-        **columns: Sequence[Any],
-    ) -> list[float]:
-        """METEOR of each completion against the column ``references``."""
-        return against_references("meteor", completions, columns, self._score)
 
     @cached_property
     def _wordnet(self) -> Any:
         return load_wordnet()
 
     def _score(self, completion: str, references: Sequence[str]) -> float:
-        package = source_package("nltk.translate.meteor_score", "meteor")
+        score = source_package("nltk.translate.meteor_score", "meteor").single_meteor_score
         words = _words(completion)
-        values = [
-            package.single_meteor_score(_words(text), words, wordnet=self._wordnet) for text in references
-        ]
-        return _merged([float(value) for value in values], self.several)
+        values = [float(score(_words(text), words, wordnet=self._wordnet)) for text in references]
+        return _combined(values, self.several)
 
 
 def _words(text: str) -> list[str]:
@@ -199,17 +184,18 @@ def _words(text: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class ChrF:
-    """Sentence chrF of the package sacrebleu, from 0 to 100 (Popovic, 2015); of several references, the best one.
+class ChrF(_ReferenceMetric):
+    """Sentence chrF (Popovic, 2015) of the package sacrebleu, from 0 to 100; the best of several references.
 
-    It counts shared runs of characters, so it suits every alphabet.
+    It counts shared character n-grams, so it works for every alphabet.
 
     Attributes:
-        characters: Longest run of characters.
-        words: Longest run of words; 0 is chrF, 2 is chrF++.
+        characters: Maximum n-gram length in characters.
+        words: Maximum n-gram length in words; 0 is chrF, 2 is chrF++.
         beta: Weight of recall over precision.
     """
 
+    name: ClassVar = "chrf"
     _: KW_ONLY
     characters: int = 6
     words: int = 0
@@ -218,19 +204,10 @@ class ChrF:
     def __post_init__(self) -> None:
         if self.characters < 1 or self.words < 0 or self.beta < 1:
             raise UserError(
-                f"chrf counts runs of 1 or more characters and 0 or more words with a beta of 1 or more, got characters "
-                f"{self.characters}, words {self.words}, beta {self.beta}. The usual ones are 6, 0 and 2; chrF++ has words: 2."
+                f"chrf needs characters and beta of at least 1 and words of at least 0, got characters {self.characters}, "
+                f"words {self.words}, beta {self.beta}. Common values are 6, 0 and 2; chrF++ has words 2.",
+                code="invalid-setting",
             )
-
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        completion_ids: Sequence[Sequence[int]] = (),
-        **columns: Sequence[Any],
-    ) -> list[float]:
-        """Sentence chrF of each completion against the column ``references``."""
-        return against_references("chrf", completions, columns, self._score)
 
     @cached_property
     def _scorer(self) -> Any:

@@ -1,4 +1,4 @@
-"""``python -m tokenward.cli``."""
+"""``python -m tokenward``."""
 
 from tokenward.cli import main
 

@@ -1,0 +1,43 @@
+"""Loads the frozen models that rank replies."""
+
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from torch import nn
+
+from tokenward.errors import UserError
+from tokenward.models.identity import resolve
+from tokenward.models.loading import DTYPES, device_of
+
+
+def from_pretrained(kind: Any, name: str, what: str, advice: str, **settings: Any) -> Any:
+    """``kind.from_pretrained`` of a transformers auto class, with errors that name the model and what it should be."""
+    source = resolve(name)
+    try:
+        return kind.from_pretrained(source, **settings)
+    except (OSError, ValueError, HFValidationError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"no {what} could be loaded from {name!r}: {reason} {advice}", code="model-not-loaded"
+        ) from error
+
+
+def load_frozen(
+    kind: Any, name: str, what: str, advice: str, *, dtype: str, device: str, **settings: Any
+) -> Any:
+    """A complete model of an auto class in evaluation mode, on a device (``auto``: the GPU if there is one).
+
+    Raises:
+        UserError: it cannot be loaded, or some of its weights are missing.
+    """
+    model, found = from_pretrained(
+        kind, name, what, advice, dtype=DTYPES[dtype], output_loading_info=True, **settings
+    )
+    missing = found["missing_keys"]
+    if missing:  # transformers initializes them at random and only logs a warning
+        raise UserError(
+            f"{name} has no weights for {len(missing)} parts of a {what}, such as {min(missing)}; they would be random. {advice}",
+            code="missing-weights",
+        )
+    return nn.Module.to(model, device_of(device)).eval()

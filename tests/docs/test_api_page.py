@@ -1,0 +1,44 @@
+"""docs/api.md has every public name exactly once, and every public object documents its arguments."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tokenward
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "api.md"
+DIRECTIVE = re.compile(r"^\.\. auto(?:function|class|module):: tokenward\.(\w+)$", flags=re.MULTILINE)
+PUBLIC = {name: getattr(tokenward, name) for name in tokenward.__all__}
+OBJECTS = {name: found for name, found in PUBLIC.items() if not inspect.ismodule(found)}
+LOSSES = {name: getattr(tokenward.losses, name) for name in tokenward.losses.__all__ if name != "Pair"}
+
+
+def test_every_public_name_is_on_the_page_once_and_no_other() -> None:
+    assert sorted(DIRECTIVE.findall(PAGE.read_text())) == sorted(tokenward.__all__)
+
+
+def arguments(found: Any) -> list[str]:
+    if inspect.isclass(found) and issubclass(found, tuple | dict):
+        return list(found.__annotations__)
+    if getattr(found, "_is_protocol", False):
+        return []
+    if found is tokenward.TokenTrainingArguments:  # the others are documented by transformers
+        return list(found.__annotations__)
+    given = inspect.signature(found).parameters.values()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [item.name for item in given if item.kind not in several and not item.name.startswith("_")]
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "shared"),
+    [(name, found, "") for name, found in OBJECTS.items()]
+    + [(name, found, tokenward.losses.__doc__) for name, found in LOSSES.items()],
+)
+def test_every_argument_is_documented(name: str, found: Any, shared: str) -> None:
+    text = inspect.getdoc(found)
+    assert text, name
+    text += shared
+    assert not [item for item in arguments(found) if not re.search(rf"(?<!\w){item}(?!\w)", text)]
