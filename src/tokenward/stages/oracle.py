@@ -54,19 +54,6 @@ class ScorerModelStage(TrainingStage):
         """The random part of the training pairs that the recipe asks for."""
         return random_part(run, train, self.table(run.recipe).fraction, self.salt)
 
-    def plan(self, run: Run, sets: Tables, rows: TokenTable) -> Training:
-        """The training on some rows, for a plan."""
-        return Training(
-            self.name,
-            self.key,
-            self.table(run.recipe).training or {},
-            rows,
-            self.objective(run),
-            self.adapter(run.recipe)[1],
-            self.start(run.recipe),
-            eval=sets.eval,
-        )
-
     def fit(
         self,
         run: Run,
@@ -142,7 +129,7 @@ class OracleStage(ScorerModelStage):
     def planned(self, run: Run, template: Template) -> Training:
         """Its part of the pairs."""
         sets = tables(run, template)
-        return self.plan(run, sets, self.part(run, sets.train))
+        return self.plan(run, self.part(run, sets.train), eval=sets.eval)
 
 
 class AuxiliaryStage(ScorerModelStage):
@@ -228,7 +215,8 @@ class AuxiliaryStage(ScorerModelStage):
         """Its part of the pairs, with the longest pairs in place of the subset, which is not known yet."""
         sets, subset = tables(run, template), self.table(run.recipe).subset
         own = self.part(run, sets.train)
-        return self.plan(run, sets, own if subset is None else with_longest(own, sets.train, subset))
+        rows = own if subset is None else with_longest(own, sets.train, subset)
+        return self.plan(run, rows, eval=sets.eval)
 
 
 def _tables(run: Run) -> Tables:

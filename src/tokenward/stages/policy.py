@@ -101,20 +101,9 @@ class PolicyStage(TrainingStage):
 
     def planned(self, run: Run, template: Template) -> Training:
         """The training pairs. Tokens kept by a selection of scope batch, or over words, are not counted."""
-        sets, table = tables(run, template), run.recipe.policy
-        selector = selector_of(table.selection, run.recipe.seed)
-        return Training(
-            self.name,
-            self.key,
-            table.training,
-            sets.train,
-            self.objective(run),
-            run.recipe.model.adapter,
-            self.start(run.recipe),
-            None if scope_of(selector) == "batch" or unit_of(selector) else selector,
-            sets.eval,
-            watched=True,
-        )
+        sets, selector = tables(run, template), selector_of(run.recipe.policy.selection, run.recipe.seed)
+        counted = None if scope_of(selector) == "batch" or unit_of(selector) else selector
+        return self.plan(run, sets.train, selector=counted, eval=sets.eval, watched=True)
 
 
 def _check_template(run: Run, template: Template) -> None:

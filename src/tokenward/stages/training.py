@@ -146,9 +146,8 @@ def fit_stage(
         device=run.recipe.model.device,
     )
     if not eval_rows and arguments.eval_strategy != IntervalStrategy.NO:
-        advice = "Raise data.eval" if run.recipe.data.eval is None else "Give data.eval more rows"
         raise UserError(
-            f"eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, but there are no eval rows. {advice}, or write "
+            f"eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, but there are no eval rows. Add rows to data.eval, or write "
             "eval_strategy: no.",
             code="no-eval-rows",
             key=f"{where}.eval_strategy",
@@ -252,19 +251,8 @@ class SftStage(TrainingStage):
 
     def planned(self, run: Run, template: Template) -> Training:
         """The best responses, each once."""
-        sets, table = tables(run, template), run.recipe.sft
-        assert table is not None
-        return Training(
-            self.name,
-            self.key,
-            table.training,
-            sets.train.best_once(),
-            SFT(),
-            None,
-            self.start(run.recipe),
-            eval=sets.eval.best_once(),
-            watched=True,
-        )
+        sets = tables(run, template)
+        return self.plan(run, sets.train.best_once(), eval=sets.eval.best_once(), watched=True)
 
 
 class EvalRewardStage(TrainingStage):
@@ -322,15 +310,5 @@ class EvalRewardStage(TrainingStage):
 
     def planned(self, run: Run, template: Template) -> Training:
         """The pairs that nothing else has seen."""
-        sets, table = tables(run, template), run.recipe.eval_reward
-        assert table is not None
-        return Training(
-            self.name,
-            self.key,
-            table.training,
-            sets.eval_reward,
-            self.objective(run),
-            run.recipe.model.adapter,
-            self.start(run.recipe),
-            eval=sets.eval,
-        )
+        sets = tables(run, template)
+        return self.plan(run, sets.eval_reward, eval=sets.eval)

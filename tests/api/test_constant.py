@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tokenward.stages.constant import only_number, warn_of_scores, warn_of_weights
 
 import tokenward
+from tokenward.api.constant import constant_value, warn_of_scores, warn_of_weights
 from tokenward.scoring.scorers import SCORERS
 from tokenward.selection import KeepAll, SideRule, Threshold, TopFraction
 
@@ -24,25 +24,19 @@ from tokenward.selection import KeepAll, SideRule, Threshold, TopFraction
         ([], None),
     ],
 )
-def test_only_number(parts, number):
-    found = only_number(np.array(part, np.float32) for part in parts)
+def test_constant_value(parts, number):
+    found = constant_value(np.array(part, np.float32) for part in parts)
     assert found == (None if number is None else pytest.approx(number, rel=1e-5))
 
 
-@pytest.fixture
-def run():
-    """A stand-in for a run that keeps the lines it is shown."""
+def test_one_score_is_reported_unless_the_scorer_reads_nothing():
     shown: list[str] = []
-    return SimpleNamespace(display=SimpleNamespace(line=shown.append), shown=shown)
-
-
-def test_one_score_is_reported_unless_the_scorer_reads_nothing(run):
     ones = [np.full(3, 7.0), np.full(2, 7.0)]
-    assert warn_of_scores(run, SCORERS["surprisal"](), ones)
-    assert "every score is 7," in run.shown.pop()
-    assert not warn_of_scores(run, SCORERS["position"](rate=1.0), ones)
-    assert not warn_of_scores(run, SCORERS["surprisal"](), [np.arange(3.0)])
-    assert run.shown == []
+    assert warn_of_scores(SCORERS["surprisal"](), ones, shown.append)
+    assert "every score is 7," in shown.pop()
+    assert not warn_of_scores(SCORERS["position"](rate=1.0), ones, shown.append)
+    assert not warn_of_scores(SCORERS["surprisal"](), [np.arange(3.0)], shown.append)
+    assert shown == []
 
 
 @pytest.mark.parametrize(
@@ -55,10 +49,11 @@ def test_one_score_is_reported_unless_the_scorer_reads_nothing(run):
         (TopFraction(), [1.0, 1.0], True),
     ],
 )
-def test_one_weight_is_reported_unless_it_was_asked_for(run, selector, weights, warned):
+def test_one_weight_is_reported_unless_it_was_asked_for(selector, weights, warned):
     rows = SimpleNamespace(columns={"weights": SimpleNamespace(flat=np.array(weights))})
-    warn_of_weights(run, selector, rows)
-    assert ["every token has weight 1" in line for line in run.shown] == [True] * warned
+    shown: list[str] = []
+    warn_of_weights(selector, rows, shown.append)
+    assert ["every token has weight 1" in line for line in shown] == [True] * warned
 
 
 @pytest.mark.parametrize(("head", "reports"), [("bias: -1.0", (1, 2)), ("gain: 0.5", (0, 0))])
