@@ -35,6 +35,8 @@ def template(node: ast.expr) -> str:
             for part in node.values
             if isinstance(part, ast.Constant | ast.FormattedValue)
         )
+    if isinstance(node, ast.IfExp):
+        return f"{template(node.body)}/{template(node.orelse)}"
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return template(node.left) + template(node.right)
     return "{" + ast.unparse(node) + "}"

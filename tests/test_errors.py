@@ -4,7 +4,8 @@ import re
 
 from scripts.error_messages import GOLDEN, messages, wording
 
-CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+# Words with hyphens, one of two, or the code of the error that is passed on.
+CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*(/[a-z0-9]+(-[a-z0-9]+)*)?|\{[^ ]*code\}")
 
 
 def test_the_wording_of_every_error_is_the_one_on_file():
