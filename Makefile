@@ -1,4 +1,4 @@
-# Two commands are all the set-up there is: `make demo` and `make test`.
+# `make demo` and `make test` create the environment first; there is no other setup.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,14 +12,14 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,bench,eval,plots,judge]"
 	touch $@
 
-demo: $(VENV)/ready  ## the main job: SePO on the built-in data with the default model
+demo: $(VENV)/ready  ## SePO on the built-in data with the default model
 	$(BIN)/tokenward run recipes/quickstart.yaml
 
-# The tests' models are so small that two processes do more than two threads; a file's tests share their fixtures.
+# The tests' models are tiny, so two processes are faster than two threads. Tests of a file share their fixtures.
 test: $(VENV)/ready lint browser  ## lint, types and every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-browser:  ## a chromium for the tests of the report's page, where it can be installed
+browser:  ## install chromium for the tests of the report's page, if possible
 	@scripts/browser.sh
 
 lint: $(VENV)/ready
@@ -31,8 +31,8 @@ docs: $(VENV)/ready  ## the documentation site, in build/docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "open build/docs/index.html"
 
-# In this order; each writes benchmarks/results, the last docs/performance.md. Leave the machine alone meanwhile.
-bench: $(VENV)/ready  ## every measurement of docs/performance.md, about an hour on two quiet cores
+# Each command writes benchmarks/results, the last one docs/performance.md. Do not use the machine meanwhile.
+bench: $(VENV)/ready  ## every measurement of docs/performance.md, about an hour on two idle cores
 	$(BIN)/python -m benchmarks.training_step --precision fp32
 	$(BIN)/python -m benchmarks.training_step --precision bf16
 	$(BIN)/python -m benchmarks.training_step --precision bf16 --checkpointing

@@ -1,4 +1,4 @@
-"""Settings of the documentation site: `make docs` builds it to build/docs."""
+"""Settings of the documentation site, which `make docs` builds in build/docs."""
 
 import tokenward
 

@@ -1,9 +1,9 @@
-"""The wording of every error, in one file that a test compares with the source.
+"""List the messages of all errors in one file, which a test compares with the source.
 
     python -m scripts.error_messages            # print it
-    python -m scripts.error_messages --write    # tests/errors.txt, after a message was changed
+    python -m scripts.error_messages --write    # write tests/errors.txt after changing a message
 
-Each entry is the code of an error, its recipe key if it has one, and its message with ``{...}`` for what is filled in.
+Each entry is the code of an error, its recipe key if it has one, and its message with placeholders ``{...}``.
 """
 
 import ast
@@ -17,7 +17,7 @@ GOLDEN = ROOT / "tests" / "errors.txt"
 
 
 class Message(NamedTuple):
-    """One place that makes an error."""
+    """An error raised in the source."""
 
     module: str
     code: str
@@ -26,7 +26,7 @@ class Message(NamedTuple):
 
 
 def template(node: ast.expr) -> str:
-    """A message as it is written, with ``{expression}`` for what is filled in."""
+    """A message as it is written, with ``{expression}`` for placeholders."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
@@ -63,7 +63,7 @@ def wording(found: list[Message]) -> str:
 
 
 def main() -> None:
-    """Print the wording, or write it."""
+    """Print the messages, or write them."""
     text = wording(list(messages()))
     if "--write" in sys.argv[1:]:
         GOLDEN.write_text(text, encoding="utf-8")

@@ -2,9 +2,8 @@
 
     python scripts/make_builtin.py src/tokenward/data/builtin/reviews.jsonl.gz
 
-Everything random is seeded here; the versions that made the shipped file stand in its sibling
-``reviews.json``. Replies come from the default model as it is after the package's 4-bit rounding.
-Only replies that the model itself ended are kept, so no reply is cut in the middle.
+All randomness is seeded. The versions that made the shipped file are in ``reviews.json`` beside it. Replies come from the
+default model with the package's 4-bit weights. Only replies that the model ended itself are kept, so no reply is cut off.
 """
 
 import argparse
@@ -89,7 +88,7 @@ def make_prompts(rng: random.Random) -> list[str]:
 
 @torch.inference_mode()
 def sample(prompts: list[str], folder: Path) -> list[list[str]]:
-    """Different replies that the model ended by itself, up to ``KEPT`` per prompt, in several rounds."""
+    """Sample up to ``KEPT`` distinct replies per prompt that the model ended itself, in several rounds."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     torch.manual_seed(SEED)
@@ -108,7 +107,7 @@ def sample(prompts: list[str], folder: Path) -> list[list[str]]:
 
 
 def _replies(model, tokenizer, prompts: list[str]) -> list[str]:
-    """One sampled reply per prompt; empty where the token limit cut it."""
+    """One sampled reply per prompt; empty if the token limit cut it off."""
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)

@@ -1,17 +1,17 @@
-"""The breaks of :mod:`scripts.mutants`: where each goes, what stands there and what takes its place."""
+"""The mutants of :mod:`scripts.mutants`: place, old code and new code."""
 
 from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """One break.
+    """One break of the code.
 
     Attributes:
-        name: ``package/what``.
-        where: Dotted name of the function that holds the place.
+        name: ``package/name``.
+        where: Dotted name of the function to change.
         old: Piece of its code, as ``ast.unparse`` writes it.
-        new: What takes its place.
-        tests: What is run for it; empty is all of its package's tests.
+        new: Replacement.
+        tests: Tests to run; empty for all tests of the package.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Mutant(NamedTuple):
 
     @property
     def package(self) -> str:
-        """Folder of the source, and key of :data:`TESTS`."""
+        """Source package, and key of :data:`TESTS`."""
         return self.name.split("/")[0]
 
 
@@ -316,10 +316,10 @@ MUTANTS: list[Mutant] = [
     M("pipeline/picked-count", "picked_count", "minimum=1", "minimum=0", ("tests/stages/test_subset.py",)),
     M("pipeline/picks-side", "looked_at", "('chosen', 'rejected').index", "('rejected', 'chosen').index", ("tests/stages/test_subset.py",)),
     M("pipeline/compare-rows", "_check_rows", "if mine == others:", "if True:", ("tests/tools/test_compare.py",)),
-    M("pipeline/reward-fresh", "RewardLearner.__call__", "value.copy_(self._initial[name])", "pass", ("tests/stages/test_reward_learning.py", "tests/stages/test_online.py",)),
-    M("pipeline/idle", "_of_online", "getattr(online, other) is None", "False", ("tests/stages/test_idle.py",)),
-    M("pipeline/frozen-reference", "frozen_beside", "not model.has_adapter", "False", ("tests/stages/test_objectives_run.py",)),
-    M("pipeline/eval-none", "fit_stage", "not eval_rows and", "False and", ("tests/stages/test_fit.py",)),
-    M("pipeline/context-limit", "Run.limits", "min((length", "max((length", ("tests/stages/test_edges.py", "tests/stages/test_run.py", "tests/stages/test_starts.py",)),
+    M("pipeline/reward-fresh", "RewardLearner.__call__", "value.copy_(self._initial[name])", "pass", ("tests/stages/test_online.py",)),
+    M("pipeline/idle", "_of_online", "getattr(online, other) is None", "False", ("tests/stages/test_checks.py",)),
+    M("pipeline/frozen-reference", "frozen_beside", " and (not model.has_adapter)", "", ("tests/stages/test_objectives_run.py",)),
+    M("pipeline/eval-none", "fit_stage", "not eval_rows and", "False and", ("tests/stages/test_checks.py", "tests/stages/test_fit.py",)),
+    M("pipeline/context-limit", "Run.limits", "min((length", "max((length", ("tests/stages/test_online_edges.py",)),
 ]
 # fmt: on

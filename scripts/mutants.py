@@ -1,13 +1,13 @@
-"""Breaks the code on purpose, one place at a time, and says which breaks the tests notice.
+"""Break the code on purpose, one place at a time, and report which breaks the tests catch.
 
     python -m scripts.mutants --list
     python -m scripts.mutants --out before.json                   # all of them, an hour or more of one core
     python -m scripts.mutants --only 'ops/*' --jobs 2
     python -m scripts.mutants --compare before.json after.json
 
-A mutant is found by the name of a function and a piece of its code as ``ast.unparse`` writes it, so that formatting,
-comments, docstrings and the file that holds it may change. One that no longer applies is reported as ``gone``; correct
-its line below. Each mutant runs the tests of its package in a copy of the tree, never in the tree itself.
+A mutant is located by the name of a function and a piece of its code as ``ast.unparse`` writes it, so formatting,
+comments, docstrings and the file can change. A mutant that no longer applies is reported as ``gone``; correct its entry
+in scripts/mutant_list.py. The tests of its package run in a copy of the tree, never in the tree itself.
 """
 
 import argparse
@@ -39,12 +39,12 @@ SOURCE = Path("src/tokenward")
 COPIED = ("src", "tests", "docs", "recipes", "scripts", "benchmarks", "studies")
 TIMEOUT_S = 1800
 QUIET = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
-"""What is imported before pytest begins is not rewritten by it, which does not matter here."""
+"""pytest warns that it cannot rewrite assertions in modules imported before it, which does not matter here."""
 CAUGHT, SURVIVED, GONE, BROKEN = "caught", "survived", "gone", "broken"
 
 
 class Place(NamedTuple):
-    """Where a mutant goes: a file, and the function of it that is rewritten."""
+    """The file and function that a mutant changes."""
 
     path: Path
     node: ast.AST
@@ -52,7 +52,7 @@ class Place(NamedTuple):
 
 
 def functions(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
-    """Each class and function with its dotted name."""
+    """All classes and functions with their dotted names."""
     stack: list[tuple[str, ast.AST]] = [("", tree)]
     while stack:
         prefix, node = stack.pop()
@@ -74,7 +74,7 @@ def bare(node: ast.AST) -> str:
 
 
 def place_of(mutant: Mutant, root: Path) -> Place | None:
-    """The only place where a mutant applies, looked for in its own package first; None where there is none."""
+    """The unique place of a mutant, searched in its own package first; None if there is none."""
     for folder in (root / SOURCE / mutant.package, root / SOURCE):
         files = (
             [folder.with_suffix(".py")]
@@ -93,7 +93,7 @@ def place_of(mutant: Mutant, root: Path) -> Place | None:
 
 
 def mutated(mutant: Mutant, place: Place) -> str:
-    """The whole file with the function rewritten."""
+    """The text of the file with the mutant applied."""
     lines = place.path.read_text(encoding="utf-8").splitlines()
     node = place.node
     assert isinstance(node, ast.FunctionDef | ast.ClassDef)
@@ -104,13 +104,13 @@ def mutated(mutant: Mutant, place: Place) -> str:
 
 
 def tests_of(mutant: Mutant, root: Path) -> list[str]:
-    """Files and folders that are run for a mutant; its package's where those it names are not there."""
+    """Test files and folders of a mutant; those of its package if its own do not exist."""
     named = [name for name in mutant.tests if (root / name).exists()]
     return named or [name for name in TESTS[mutant.package] if (root / name).exists()]
 
 
 def copy_tree(folder: Path) -> Path:
-    """A copy of the tree to break, with its bytecode."""
+    """Copy the tree, with bytecode."""
     for name in COPIED:
         if (ROOT / name).is_dir():
             skipped = shutil.ignore_patterns("__pycache__", "results", "node_modules")
@@ -123,7 +123,7 @@ def copy_tree(folder: Path) -> Path:
 
 
 def preload() -> None:
-    """Import what every test process needs and no mutant changes, once for all that are forked from this one."""
+    """Import libraries once, before test processes are forked."""
     for name in ("datasets", "peft", "accelerate", "pydantic", "typer", "torch._dynamo"):
         importlib.import_module(name)
     for name in ("Trainer", "AutoModelForCausalLM", "LlamaForCausalLM", "PreTrainedTokenizerFast"):
@@ -131,7 +131,7 @@ def preload() -> None:
 
 
 def run_tests(root: Path, tests: Sequence[str], log: Path) -> int:
-    """The tests in a copy, stopped at the first failure; the exit status of pytest, or -1 after the time limit."""
+    """Run tests in a copy until the first failure. Returns pytest's exit status, or -1 after the time limit."""
     child = os.fork()
     if not child:
         _test_and_exit(root, tests, log)
@@ -167,7 +167,7 @@ def _test_and_exit(root: Path, tests: Sequence[str], log: Path) -> NoReturn:
 
 
 def verdict(mutant: Mutant, root: Path) -> dict[str, object]:
-    """Break, test, mend."""
+    """Apply a mutant, run its tests, and restore the file."""
     place, tests = place_of(mutant, root), tests_of(mutant, root)
     if place is None or not tests:
         return {"result": GONE, "by": "" if tests else "no tests"}
@@ -178,18 +178,20 @@ def verdict(mutant: Mutant, root: Path) -> dict[str, object]:
         place.path.write_text(mutated(mutant, place), encoding="utf-8")
         status = run_tests(root, tests, log)
     finally:
-        # With its old time the mended file has its bytecode back.
+        # The old time stamp makes the bytecode valid again.
         place.path.write_text(before, encoding="utf-8")
         os.utime(place.path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    said = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    failed = [line.split(" - ")[0].partition(" ")[2] for line in said if line.startswith(("FAILED", "ERROR"))]
+    output = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    failed = [
+        line.split(" - ")[0].partition(" ")[2] for line in output if line.startswith(("FAILED", "ERROR"))
+    ]
     result = {0: SURVIVED, 1: CAUGHT, 2: CAUGHT, -1: CAUGHT}.get(status, BROKEN)
-    by = failed[0] if failed else "" if result == SURVIVED else " ".join(said[-3:])
+    by = failed[0] if failed else "" if result == SURVIVED else " ".join(output[-3:])
     return {"result": result, "by": by, "seconds": round(time.monotonic() - begun, 1)}
 
 
 def run(mutants: Sequence[Mutant], out: Path | None, jobs: int) -> dict[str, dict[str, object]]:
-    """All verdicts; those that ``out`` holds already are kept, and it is written after each one."""
+    """Run all mutants that are not in ``out`` yet. ``out`` is written after each one."""
     preload()
     found: dict[str, dict[str, object]] = (
         json.loads(out.read_text(encoding="utf-8")) if out is not None and out.is_file() else {}
@@ -214,7 +216,7 @@ def run(mutants: Sequence[Mutant], out: Path | None, jobs: int) -> dict[str, dic
 
 
 def show(found: dict[str, dict[str, object]]) -> None:
-    """One row a package, and what was not caught."""
+    """Print a row per package, and the mutants that were not caught."""
     packages = dict.fromkeys(name.split("/")[0] for name in found)
     print(f"\n{'package':<12}{'mutants':>8}{CAUGHT:>8}{SURVIVED:>10}{GONE:>6}")
     for package in packages:
@@ -228,7 +230,7 @@ def show(found: dict[str, dict[str, object]]) -> None:
 
 
 def compare(before: Path, after: Path) -> int:
-    """Mutants whose result changed; 1 where one that was caught no longer is."""
+    """Print mutants whose result changed. Returns 1 if one is no longer caught."""
     one, other = (json.loads(path.read_text(encoding="utf-8")) for path in (before, after))
     lost = 0
     for name in sorted({*one, *other}):
@@ -240,25 +242,25 @@ def compare(before: Path, after: Path) -> int:
 
 
 def main() -> int:
-    """See the module."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="*", help="names to run, a pattern such as 'ops/*'")
-    parser.add_argument("--jobs", type=int, default=1, help="how many run at once")
-    parser.add_argument("--out", type=Path, help="JSON file of the results; what it holds is not run again")
-    parser.add_argument("--list", action="store_true", help="only say where each mutant goes")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel jobs")
+    parser.add_argument("--out", type=Path, help="JSON file of results; mutants in it are not run again")
+    parser.add_argument("--list", action="store_true", help="only print the place of each mutant")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("BEFORE", "AFTER"))
-    asked = parser.parse_args()
-    if asked.compare:
-        return compare(*asked.compare)
-    mutants = [mutant for mutant in MUTANTS if fnmatch.fnmatch(mutant.name, asked.only)]
-    if asked.list:
+    options = parser.parse_args()
+    if options.compare:
+        return compare(*options.compare)
+    mutants = [mutant for mutant in MUTANTS if fnmatch.fnmatch(mutant.name, options.only)]
+    if options.list:
         for mutant in mutants:
             place = place_of(mutant, ROOT)
             print(f"{mutant.name}: {GONE if place is None else place.path.relative_to(ROOT)}")
         return 0
-    found = run(mutants, asked.out, asked.jobs)
+    found = run(mutants, options.out, options.jobs)
     show(found)
     return 0
 

@@ -2,8 +2,8 @@
 
     python scripts/overview_picture.py runs/quickstart --prompt "Write one sentence about what went wrong"
 
-Writes docs/pictures/overview.svg: a comparison, its token rewards as shades, the selected tokens, the
-objective, and the figure that docs/results.md has for the better model. ``--list`` prints held-out pairs that are short enough.
+Writes docs/pictures/overview.svg: a comparison, its token rewards as shades, the selected tokens, the objective, and the
+figure of docs/results.md for the trained model. ``--list`` prints eval pairs that are short enough.
 """
 
 import argparse
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 WIDTH, LEFT, RIGHT = 980, 216, 964
 SIZE, LINE = 13.0, 24.0
 ADVANCE = SIZE * 0.602
-"""Width of a letter; each word is stretched or squeezed to it, whatever fixed-width font there is."""
+"""Width of a letter. Each word is scaled to it, whatever the fixed-width font."""
 LONGEST = 2 * int((RIGHT - LEFT) / ADVANCE)
 FIXED, PLAIN = (
     "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace",
@@ -41,15 +41,15 @@ class Pair(NamedTuple):
 
 
 class Token(NamedTuple):
-    """What is drawn of a token."""
+    """A token as it is drawn."""
 
     text: str
     score: float
     selected: bool
 
 
-def held_out_pairs(run: Path) -> Iterator[Pair]:
-    """Best and worst reply to each held-out prompt, where both fit into two lines."""
+def eval_pairs(run: Path) -> Iterator[Pair]:
+    """Best and worst reply to each eval prompt, if both fit into two lines."""
     for row in read_jsonl(run / "data" / "eval.jsonl"):
         order = sorted(range(len(row["ranks"])), key=row["ranks"].__getitem__)
         best, worst = (row["responses"][order[place]] for place in (0, -1))
@@ -75,7 +75,7 @@ def selected(sides: Sequence[Sequence[ScoredToken]]) -> list[bool]:
 
 
 def scored(run: Path, pair: Pair) -> list[list[Token]]:
-    """The tokens of both replies, without their ends."""
+    """The tokens of both replies, without eos."""
     scorer = tokenward.TokenScorer.load(run / "oracle")
     sides = [scorer(pair.prompt, reply).tokens for reply in pair.replies]
     chosen = iter(selected(sides))
@@ -98,7 +98,7 @@ class Picture:
         xml.SubElement(self.root, "text", {"x": f"{x:.1f}", "y": f"{y:.1f}", **look}).text = text
 
     def row(self, number: int, name: str, part: str) -> None:
-        """Begin a row: its number, its name, and what of the library does it."""
+        """Begin a row with its number, its name, and the part of the library."""
         if number > 1:
             line = {"x1": "20", "x2": str(WIDTH - 20), "y1": f"{self.y:.1f}", "y2": f"{self.y:.1f}"}
             xml.SubElement(self.root, "line", {**line, "stroke": FAINT})
@@ -109,7 +109,7 @@ class Picture:
         self.text(58, self.y + 18, part, fill=GREY, **{"font-size": "12"})
 
     def words(self, tokens: Sequence[Token], kind: str) -> None:
-        """A reply; ``kind`` says what is shown of its tokens: ``text``, ``score`` or ``weight``."""
+        """Draw a reply. ``kind`` is what to show of its tokens: ``text``, ``score`` or ``weight``."""
         x = float(LEFT)
         for token in tokens:
             width = len(token.text) * ADVANCE
@@ -122,7 +122,7 @@ class Picture:
     def _token(self, x: float, width: float, token: Token, kind: str) -> None:
         word = token.text.strip()
         space = (len(token.text) - len(token.text.lstrip())) * ADVANCE
-        # A reply's first token has no space before its word, the others have: the mark is for the word.
+        # Most tokens begin with a space; mark only the word.
         box = {"x": f"{x + space - 1:.1f}", "y": f"{self.y - 15:.1f}", "width": f"{width - space + 2:.1f}"}
         colour = RAISES if token.score > 0 else LOWERS
         if kind == "score":
@@ -139,7 +139,7 @@ class Picture:
             self.text(x + space, self.y, word, **style, **length)
 
     def legend(self) -> None:
-        """What the shades mean."""
+        """Draw the legend of the shades."""
         gradient = xml.SubElement(xml.SubElement(self.root, "defs"), "linearGradient", id="scale")
         for offset, colour, opacity in (
             ("0", LOWERS, "0.75"),
@@ -196,7 +196,7 @@ def draw(pair: Pair, sides: list[list[Token]], before: str, after: str) -> str:
     picture.text(
         LEFT,
         picture.y,
-        f"mean VADER sentiment of replies to held-out prompts: {before} → {after}",
+        f"mean VADER sentiment of replies to eval prompts: {before} → {after}",
         **{"font-family": FIXED},
     )
     picture.y += LINE + 8
@@ -204,7 +204,7 @@ def draw(pair: Pair, sides: list[list[Token]], before: str, after: str) -> str:
 
 
 def result(name: str) -> str:
-    """A figure of the quick start, the first table of docs/results.md."""
+    """A figure of the quick start, from the first table of docs/results.md."""
     found = re.search(
         rf"^\| `{name}` \| ([-.\d]+) \|", (ROOT / "docs" / "results.md").read_text(), re.MULTILINE
     )
@@ -213,22 +213,22 @@ def result(name: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw, or list what could be drawn."""
+    """Draw the picture, or list the pairs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder of a run whose oracle is trained")
-    parser.add_argument("--prompt", default="", help="how the prompt begins; of several pairs the first")
-    parser.add_argument("--list", action="store_true", help="print the pairs instead")
+    parser.add_argument("run", type=Path, help="folder of a run with a trained oracle")
+    parser.add_argument("--prompt", default="", help="beginning of the prompt; the first match is drawn")
+    parser.add_argument("--list", action="store_true", help="print the pairs instead of drawing")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "pictures" / "overview.svg")
-    asked = parser.parse_args(arguments)
-    pairs = [pair for pair in held_out_pairs(asked.run) if pair.prompt.startswith(asked.prompt)]
+    options = parser.parse_args(arguments)
+    pairs = [pair for pair in eval_pairs(options.run) if pair.prompt.startswith(options.prompt)]
     if not pairs:
-        parser.error(f"no held-out prompt of {asked.run} begins with {asked.prompt!r} and has short replies")
-    if asked.list:
+        parser.error(f"no eval prompt of {options.run} begins with {options.prompt!r} and has short replies")
+    if options.list:
         for pair in pairs:
             print(pair.prompt, *pair.replies, sep="\n  ")
         return
-    picture = draw(pairs[0], scored(asked.run, pairs[0]), result("vader/before"), result("vader/after"))
-    asked.output.write_text(picture)
+    picture = draw(pairs[0], scored(options.run, pairs[0]), result("vader/before"), result("vader/after"))
+    options.output.write_text(picture)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Human error spans: do token scores find what people marked as wrong in an answer?
+"""Human error spans: do token scores find the parts of an answer that people marked as wrong?
 
     OMP_NUM_THREADS=1 python scripts/qa_feedback_credit.py FOLDER --seeds 0 --output qa_feedback_credit
 
-FOLDER holds FineGrainedRLHF's QA feedback (``*.json``): answers with spans that people marked as wrong, and the
-answer as they corrected it. The corrected answer over the original one is a pair; a DPO oracle and a token reward
-(TLM) learn from such pairs alone, without the spans. Cross-fitting: the answers are cut into folds, and each is
-scored by models that were trained on the other folds only. Prompts are the questions, without the passages.
+FOLDER holds FineGrainedRLHF's QA feedback (``*.json``): answers with spans that people marked as wrong, and their
+corrected answers. A pair is a corrected answer over the original one. A DPO oracle and a token reward (TLM) learn only
+from such pairs, without the spans. The answers are split into folds, and each is scored by models that were trained on
+the other folds (cross-fitting). Prompts are the questions, without the passages.
 
-Writes OUTPUT.json and OUTPUT.md. A training that is finished is not repeated, so seeds can be added later.
+Writes OUTPUT.json and OUTPUT.md. Finished trainings are not repeated, so you can add seeds later.
 """
 
 import argparse
@@ -35,7 +35,7 @@ reward:
   training: {learning_rate: 5.0e-5, num_train_epochs: 1, per_device_train_batch_size: 4, bf16: true}
 scores: {scorer: {name: reward}}
 """
-"""Learning rates of recipes/quickstart.yaml and recipes/reward_sepo.yaml; batches half as large, as the data is small."""
+"""Learning rates as in recipes/quickstart.yaml and recipes/reward_sepo.yaml; half the batch size, for the smaller data."""
 
 SCORERS = {
     "log_ratio": "DPO oracle, low",
@@ -44,14 +44,14 @@ SCORERS = {
     "position": "position, late",
     "random": "random numbers",
 }
-"""Which end of each scorer was expected, before anything was measured, to point at an error."""
+"""The end of each scorer that points at an error; fixed before anything was measured."""
 
 KINDS = {
     "all": (),
     "irrelevant or redundant": ("Irrelevant", "Redundant"),
     "false or unsupported": ("Wrong-Grounding", "Unverifiable"),
 }
-"""Which errors are looked for; tokens of the other errors are then left out."""
+"""Kinds of errors to find. Tokens in other errors are excluded."""
 
 AT = (5,)
 
@@ -66,12 +66,12 @@ class Answer(NamedTuple):
 
     @property
     def is_pair(self) -> bool:
-        """Whether the correction is another text, so that there is something to prefer."""
+        """Whether the correction differs from the answer."""
         return bool(self.corrected) and self.corrected != self.text
 
 
 class Scored(NamedTuple):
-    """An answer with its tokens, a score per token and scorer (high speaks for the token), and who won its pair."""
+    """An answer with its tokens, a score per token and scorer (high is good), and whether each scorer orders its pair."""
 
     answer: Answer
     tokens: list[ByteSpan]
@@ -80,7 +80,7 @@ class Scored(NamedTuple):
 
 
 def read_answers(folder: Path) -> list[Answer]:
-    """Every answer of a folder's JSON files."""
+    """Read all answers of a folder's JSON files."""
     files = sorted(folder.glob("*.json"))
     if not files:
         raise tokenward.UserError(f"{folder} holds no .json file. Name the folder of the QA feedback data.")
@@ -88,7 +88,7 @@ def read_answers(folder: Path) -> list[Answer]:
 
 
 def answer_of(row: Mapping[str, Any]) -> Answer:
-    """One row of the data as it is published."""
+    """An answer from a row of the published data."""
     feedback = row["feedback"]
     errors = [(error["start"], error["end"], error["error type"]) for error in feedback["errors"]]
     return Answer(
@@ -97,14 +97,14 @@ def answer_of(row: Mapping[str, Any]) -> Answer:
 
 
 def folds_of(count: int, folds: int, seed: int) -> np.ndarray:
-    """The fold of each answer, all of the same size but for one."""
+    """The fold of each answer. Fold sizes differ by at most one."""
     return np.random.default_rng(seed).permutation(count) % folds
 
 
 def score_fold(
     answers: Sequence[Answer], train: Sequence[Answer], folder: Path, seed: int, overrides: Sequence[str]
 ) -> list[Scored]:
-    """Train an oracle and a reward on some answers' pairs, and score other answers with them."""
+    """Train an oracle and a reward on the pairs of some answers, and score other answers with them."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs = [
         {"prompt": one.question, "chosen": one.corrected, "rejected": one.text}
@@ -130,7 +130,7 @@ def score_fold(
 
 
 def scored_pairs(answers: Sequence[Answer], model: Path) -> list[list[ScoredResponse]]:
-    """Each answer and, where it is another text, its correction, under a run's oracle or reward."""
+    """Each answer, and its correction if it differs, scored by a run's oracle or reward."""
     texts = [
         [(one.question, text) for text in ((one.text, one.corrected) if one.is_pair else (one.text,))]
         for one in answers
@@ -146,7 +146,7 @@ def scored_pairs(answers: Sequence[Answer], model: Path) -> list[list[ScoredResp
 def scored(
     answer: Answer, oracle: list[ScoredResponse], reward: list[ScoredResponse], rng: np.random.Generator
 ) -> Scored:
-    """All scorers side by side, every one with the sign that speaks for a token."""
+    """The scores of all scorers, with high meaning good."""
     tokens = oracle[0].tokens
     scores = {
         "log_ratio": [token.score for token in tokens],
@@ -157,7 +157,7 @@ def scored(
     }
     wins = {}
     if answer.is_pair:
-        # As each was trained: a DPO reward is a sum over tokens, this token reward a mean.
+        # As in training: a DPO reward is a sum over tokens, this token reward a mean.
         wins["log_ratio"] = float(oracle[1].total > oracle[0].total)
         means = [response.total / len(response.tokens) for response in reward]
         wins["reward"] = float(means[1] > means[0])
@@ -167,10 +167,10 @@ def scored(
 
 
 def of_kind(one: Scored, kinds: Sequence[str]) -> KnownResponse:
-    """An answer's tokens, those in errors of these kinds with value -1; those in other errors only are left out."""
-    asked = [Span(start, end, -1.0) for start, end, kind in one.answer.errors if not kinds or kind in kinds]
+    """An answer's tokens, with value -1 in errors of these kinds. Tokens only in other errors are excluded."""
+    wanted = [Span(start, end, -1.0) for start, end, kind in one.answer.errors if not kinds or kind in kinds]
     every = [Span(start, end, -1.0) for start, end, _ in one.answer.errors]
-    known = known_response(one.answer.text, asked, one.tokens, one.scores)
+    known = known_response(one.answer.text, wanted, one.tokens, one.scores)
     marked = known_response(one.answer.text, every, one.tokens, {}).values
     keep = [
         index
@@ -184,7 +184,7 @@ def of_kind(one: Scored, kinds: Sequence[str]) -> KnownResponse:
 
 
 def figures_of(repeats: Sequence[Sequence[Scored]], resamples: int) -> dict[str, dict[str, Figure]]:
-    """Per kind of error, the figures of finding it by the low end of each scorer."""
+    """For each kind of error, how well the low end of each scorer finds it."""
     found = {}
     for kind, types in KINDS.items():
         known = [[of_kind(one, types) for one in answers] for answers in repeats]
@@ -207,7 +207,7 @@ def shown(figure: Figure) -> str:
 
 
 def table(figures: Mapping[str, Mapping[str, Figure]]) -> list[str]:
-    """Markdown: one table per kind of error, a row per scorer."""
+    """Markdown tables, one per kind of error, with a row per scorer."""
     columns = ("auroc", "average_precision", "precision", *(f"precision_at_{k}" for k in AT))
     heads = ("AUROC", "average precision", "precision at k = errors", *(f"precision at {k}" for k in AT))
     lines = []
@@ -215,9 +215,9 @@ def table(figures: Mapping[str, Mapping[str, Figure]]) -> list[str]:
         share = found["share of tokens in an error, answers with one"]
         n = found["credit/auroc_lowering/random"].n
         lines += [
-            f"Errors: {kind}. n = {n} answers, {share.n} with such an error; in those {share.value:.3f} of the tokens lie in one.",
+            f"Errors: {kind}. n = {n} answers, {share.n} with such an error; in these answers, {share.value:.3f} of the tokens are in one.",
             "",
-            f"| scorer, and its end that points at an error | {' | '.join(heads)} |",
+            f"| scorer, and the end that points at an error | {' | '.join(heads)} |",
             "|---|" + "---|" * len(heads),
         ]
         for name, label in SCORERS.items():
@@ -226,7 +226,7 @@ def table(figures: Mapping[str, Mapping[str, Figure]]) -> list[str]:
         lines.append("")
     pairs = figures["all"]
     lines.append(
-        "Held-out pairs with the correction first: "
+        "Share of eval pairs with the correction first: "
         + ", ".join(f"{name} {shown(pairs[f'pairs/{name}'])}" for name in WINS)
         + f" (n = {pairs['pairs/shorter'].n})."
     )
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--folds", type=int, default=2)
-    parser.add_argument("--limit", type=int, help="only so many answers, the first ones")
+    parser.add_argument("--limit", type=int, help="use only the first answers")
     parser.add_argument("--runs", type=Path, default=Path("runs/qa_feedback"))
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--resamples", type=int, default=2000)

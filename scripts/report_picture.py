@@ -1,4 +1,4 @@
-"""The picture of docs/report.md: a page of a run as chromium draws it.
+"""Draw the picture of docs/report.md: a screenshot of a run's report in chromium.
 
 python scripts/report_picture.py runs/quickstart docs/pictures/report.png --row 441 --token chosen.19
 """
@@ -17,11 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("picture", type=Path)
-    parser.add_argument(
-        "--row", type=int, help="number of the pair, as the page says it; the first listed if left out"
-    )
+    parser.add_argument("--row", type=int, help="number of the pair on the page; by default the first one")
     parser.add_argument("--theme", default="light", choices=["light", "dark"])
-    parser.add_argument("--token", default="", help="whose card is open, such as chosen.4")
+    parser.add_argument("--token", default="", help="token whose card is open, such as chosen.4")
     arguments = parser.parse_args()
     page_path = make_report(arguments.run).save().resolve()
     with sync_playwright() as playwright:

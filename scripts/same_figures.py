@@ -1,12 +1,12 @@
-"""Every figure and artifact of small runs, to be compared before and after a change that must change none.
+"""Record every figure and artifact of small runs, and compare them before and after a change that must not change any.
 
     python -m scripts.same_figures record before.json            # on the old commit
     python -m scripts.same_figures record after.json             # on the new one
     python -m scripts.same_figures compare before.json after.json
 
-The runs are one recipe per method on a tiny model, the other shapes that a recipe can have, and, with ``--model``,
-the quick start cut short. Weights and scores are compared by a hash of their bits, figures as they are written.
-Left out are manifests, which name settings by their keys, and what depends on the clock.
+The runs are one recipe per method on a tiny model, recipes of other shapes, and, with ``--model``, a shortened quick
+start. Weights and scores are compared by a hash of their bits, figures by their text. Manifests are excluded, because
+they contain setting names, and so are values that depend on the clock.
 """
 
 import argparse
@@ -44,7 +44,7 @@ WITHOUT_CLOCK = (
     "peak_memory_gb",
 )
 OF_THE_FOLDER = ("base_model_name_or_path", "target_modules", "base")
-"""Paths of a temporary folder in a model's files, and a set in any order."""
+"""Values with paths of a temporary folder, and a set without a fixed order."""
 
 VERIFIER = "def right(prompts, completions):\n    return [float(len(text) % 3) for text in completions]\n"
 
@@ -55,13 +55,13 @@ SAME_NAME: dict[str, str] = {
     "guidance/": "online/",
     "referee": "eval_reward",
 }
-"""Names of files and figures of older commits, and what they are called now."""
+"""Names of files and figures in older commits, and their current names."""
 
 Recipe = dict[str, Any]
 
 
 def base(model: Path) -> Recipe:
-    """The recipe of the tests for a tiny model, evaluated in full."""
+    """The tests' recipe for a tiny model, with the whole evaluation."""
     return yaml.safe_load(TINY_RECIPE.format(model=model))
 
 
@@ -84,7 +84,7 @@ def of_methods(model: Path) -> Iterator[tuple[str, Recipe]]:
 
 
 def of_shapes(model: Path, encoder: Path) -> Iterator[tuple[str, Recipe]]:
-    """What else a recipe can be: every stage, adapters, other layouts, selections, scorers and runs on samples."""
+    """Recipes with every stage, adapters, other layouts, selections and scorers, and online runs."""
 
     def changed(**tables: Any) -> Recipe:
         recipe = base(model)
@@ -142,7 +142,7 @@ def of_shapes(model: Path, encoder: Path) -> Iterator[tuple[str, Recipe]]:
 
 
 def quick(model: str) -> Recipe:
-    """The quick start, cut short."""
+    """A shortened quick start."""
     recipe = yaml.safe_load(Path("recipes/quickstart.yaml").read_text(encoding="utf-8"))
     recipe["model"] = {**recipe.get("model", {}), "name": model}
     recipe["data"]["limit"] = 90
@@ -153,7 +153,7 @@ def quick(model: str) -> Recipe:
 
 
 def figures_of(folder: Path) -> Iterator[tuple[str, str]]:
-    """Name and content of everything that a run left, but for what is named above."""
+    """Name and content of everything in a run's folder, except what the module excludes."""
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         kept = path.is_file() and not any(
@@ -206,7 +206,7 @@ READERS: Mapping[str, Callable[[Path], Iterator[tuple[str, str]]]] = {
 
 
 def record(out: Path, only: str, model: str | None) -> None:
-    """Carry the runs out and write what they left; runs that are in the file already are kept."""
+    """Run the recipes and write their values. Runs that are already in the file are skipped."""
     out, root = out.resolve(), Path.cwd()
     found: dict[str, dict[str, str]] = json.loads(out.read_text()) if out.is_file() else {}
     with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
@@ -244,13 +244,13 @@ def _left_by(name: str, recipe: Recipe) -> dict[str, str]:
         run = tokenward.run(path, quiet=True)
     except tokenward.UserError as error:
         return {"refused": str(error)}
-    except Exception:  # what fails is a figure too, and the other runs go on
+    except Exception:  # a failure is recorded too, and the other runs continue
         return {"failed": traceback.format_exc()}
     return dict(figures_of(run.folder))
 
 
 def compare(before: Path, after: Path) -> int:
-    """Print what differs; 0 where nothing does."""
+    """Print all differences. Returns 0 if there are none."""
     old, new = (json.loads(path.read_text()) for path in (before, after))
     same = differ = 0
     for run in sorted(old.keys() | new.keys()):
@@ -268,31 +268,29 @@ def compare(before: Path, after: Path) -> int:
 
 
 def timeless(value: str) -> str:
-    """A value without what depends on the clock."""
+    """A value without the parts that depend on the clock."""
     if not value.startswith("{"):
         return value
     return json.dumps({key: item for key, item in json.loads(value).items() if key not in WITHOUT_CLOCK})
 
 
 def renamed(text: str) -> str:
-    """A name or value of an older commit as it is called now."""
+    """A name or value of an older commit with current names."""
     for old, new in SAME_NAME.items():
         text = text.replace(old, new)
     return text
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     recorder = verbs.add_parser("record")
     recorder.add_argument("out", type=Path)
-    recorder.add_argument("--only", default="", help="runs with this in their name")
-    recorder.add_argument(
-        "--model", help="also the quick start, cut short, with this model; default is its own"
-    )
+    recorder.add_argument("--only", default="", help="only runs whose name contains this")
+    recorder.add_argument("--model", help="also run a shortened quick start with this model")
     comparer = verbs.add_parser("compare")
     comparer.add_argument("before", type=Path)
     comparer.add_argument("after", type=Path)

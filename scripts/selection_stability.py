@@ -3,9 +3,9 @@
     python scripts/selection_stability.py runs/a runs/b runs/c --fraction 0.3
     python scripts/selection_stability.py runs/a --again precision=bfloat16 --again tokens_per_batch=512 --limit 100
 
-Each folder is a run, or its scores. The first is compared with every other one, and with its own oracle's scores of
-the same texts in another precision or batch shape (``--again``), where nothing but rounding differs. The end of turn
-is left out. Writes a Markdown table.
+Each folder is a run, or its scores. The first is compared with every other one. With ``--again``, it is also compared with
+new scores of the same texts by its own oracle in another precision or batch shape, so that only rounding differs.
+End-of-turn tokens are excluded. Prints a Markdown table.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from tokenward.tokens.rows import response_key
 
 
 def stored(folder: Path, scorer: Scorer) -> dict[str, list[float]]:
-    """The scores of every response in a run's store."""
+    """Scores of every response in a run's store."""
     place = folder / "scores" if (folder / "scores").is_dir() else folder
     store = TokenStore(place)
     if not len(store):
         raise tokenward.UserError(
-            f"{place} holds no scores (tokens-*.parquet). Name a run whose scores stage is done."
+            f"{place} has no scores (tokens-*.parquet). Name a run whose scores stage has finished."
         )
     found = {}
     for key in store:
@@ -51,7 +51,7 @@ def texts_of(run: Path) -> Iterator[tuple[Sequence, str]]:
 
 
 def scored_again(run: Path, setting: str, wanted: Scores, limit: int | None) -> dict[str, list[float]]:
-    """Some of a run's responses, scored by its oracle with one setting changed."""
+    """Scores of some of a run's responses by its oracle, with one setting changed."""
     name, _, value = setting.partition("=")
     scorer = tokenward.TokenScorer.load(run / "oracle")
     tokens = 8192
@@ -73,7 +73,7 @@ def scored_again(run: Path, setting: str, wanted: Scores, limit: int | None) -> 
 
 
 def table(rows: Mapping[str, Mapping[str, Figure]]) -> str:
-    """Markdown: a row per comparison."""
+    """Markdown table with a row per comparison."""
     names = next(iter(rows.values()))
     lines = [f"| | {' | '.join(names)} | responses |", "|---|" + "---|" * (len(names) + 1)]
     for label, figures in rows.items():
@@ -83,7 +83,7 @@ def table(rows: Mapping[str, Mapping[str, Figure]]) -> str:
 
 
 def main() -> None:
-    """Compare, and print the table."""
+    """Compare the runs and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.3)
     parser.add_argument("--scorer", default="log_ratio", choices=sorted(SCORERS))
     parser.add_argument("--again", action="append", default=[], metavar="SETTING=VALUE")
-    parser.add_argument("--limit", type=int, help="score only so many responses again")
+    parser.add_argument("--limit", type=int, help="number of responses to score again")
     arguments = parser.parse_args()
     scorer = build("scorer", arguments.scorer, {}, SCORERS)
     first, *others = arguments.folders
@@ -103,8 +103,10 @@ def main() -> None:
         for label, scores in others.items()
     }
     if not rows:
-        parser.error("nothing to compare with: name a second folder, or --again")
-    print(f"{first}, the {arguments.fraction:.0%} of each response's tokens, against:\n\n{table(rows)}")
+        parser.error("there is nothing to compare with. Name a second folder, or use --again")
+    print(
+        f"Selected {arguments.fraction:.0%} of each response's tokens in {first}, compared with:\n\n{table(rows)}"
+    )
 
 
 if __name__ == "__main__":

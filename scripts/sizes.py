@@ -1,9 +1,9 @@
-"""Sizes of the code, to be compared before and after a change of its structure.
+"""Print sizes of the code, to compare before and after a change of its structure.
 
     python -m scripts.sizes                 # of this tree
     python -m scripts.sizes --root OTHER    # of a checkout of another commit
 
-Files that a policy stage runs through are counted in a real run of the tests' tiny recipe, with ``--run``.
+With ``--run``, also counts the files that a policy stage uses, in a real run of the tests' tiny recipe.
 """
 
 import argparse
@@ -20,24 +20,24 @@ CONTAINERS = {
     "LazyRows", "Mapped", "Responses", "TokenRow", "Rows", "StepBatch", "TokenBatch", "EncodedStore", "TokenTable",
     "Comparison", "Tables",
 }  # fmt: skip
-"""Classes that hold comparisons on their way from a file to a batch, of this and of earlier commits."""
+"""Classes that hold comparisons between file and batch, in this and earlier commits."""
 
 WEIGHT_CHECK = "must give one finite weight"
-"""A part of the message with which a place that makes weights refuses wrong ones."""
+"""Part of the error message for wrong weights. It occurs once for each place that makes weights."""
 
 
 def sources(root: Path) -> list[Path]:
-    """The modules of the package."""
+    """Modules of the package."""
     return sorted((root / "src" / "tokenward").rglob("*.py"))
 
 
 def lines(paths: list[Path]) -> int:
-    """Lines of some files."""
+    """Total number of lines."""
     return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
 
 
 def classes(paths: list[Path]) -> Iterator[tuple[str, Path]]:
-    """Every class at the top level of a module."""
+    """All top-level classes with their modules."""
     for path in paths:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef):
@@ -45,7 +45,7 @@ def classes(paths: list[Path]) -> Iterator[tuple[str, Path]]:
 
 
 def longest_function(paths: list[Path]) -> tuple[int, str]:
-    """Lines of the longest function, and where it is."""
+    """Number of lines and location of the longest function."""
     found = [
         (node.end_lineno - node.lineno + 1, f"{path.name}:{node.name}")
         for path in paths
@@ -56,12 +56,12 @@ def longest_function(paths: list[Path]) -> tuple[int, str]:
 
 
 def folder(paths: list[Path], *names: str) -> list[Path]:
-    """Modules in one of these packages."""
+    """Modules in any of these packages."""
     return [path for path in paths if set(names) & set(path.parts)]
 
 
 def files_of_policy(root: Path) -> int:
-    """Modules of the package in which a policy stage calls a function, in a run of the tests' tiny recipe."""
+    """Number of modules in which a policy stage calls a function, in a run of the tests' tiny recipe."""
     sys.path[:0] = [str(root / "src"), str(root)]
     import tokenward
     from tests.tiny import make_workplace, save_tiny
@@ -89,9 +89,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1])
-    parser.add_argument(
-        "--run", action="store_true", help="also count the files that a policy stage runs through"
-    )
+    parser.add_argument("--run", action="store_true", help="also count the files that a policy stage uses")
     arguments = parser.parse_args()
     root = arguments.root.resolve()
     paths, tests = sources(root), sorted((root / "tests").rglob("*.py"))
@@ -105,12 +103,12 @@ def main() -> None:
         "modules of stages and tools": len(folder(paths, "pipeline", "stages", "tools")),
         "containers between file and batch": len({name for name, _ in found if name in CONTAINERS}),
         "places that make weights": sum(WEIGHT_CHECK in path.read_text(encoding="utf-8") for path in paths),
-        "names of two classes or more": f"{len(twice)} {' '.join(twice)}".strip(),
+        "names shared by several classes": f"{len(twice)} {' '.join(twice)}".strip(),
         "longest function": f"{length} ({where})",
         "lines of tests": lines(tests),
     }
     if arguments.run:
-        rows["files that a policy stage runs through"] = files_of_policy(root)
+        rows["files that a policy stage uses"] = files_of_policy(root)
     for name, value in rows.items():
         print(f"{name:45} {value}")
 

@@ -250,3 +250,9 @@ def test_ctrl_c_says_how_to_continue(tiny_workplace: Path, monkeypatch: pytest.M
         result = CliRunner().invoke(cli.app, ["run", str(tiny_workplace)])
         assert result.exit_code == 130
         assert words in result.output
+
+
+def test_init_does_not_overwrite_a_recipe(tmp_path: Path, monkeypatch, capsys) -> None:
+    target = str(tmp_path / "new" / "mine.yaml")
+    assert "tokenward run" in output("init", "tgdpo", target)
+    assert "already exists" in message(monkeypatch, capsys, "init", "tgdpo", target)

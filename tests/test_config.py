@@ -374,6 +374,8 @@ def test_later_checks_can_name_the_place_of_a_key():
     both = "q.yaml:3 with --set oracle.objective.betta and --set oracle.objective.lss"
     assert (lines.where("oracle.objective"), lines.where("oracle.objective.name")) == (both, "q.yaml:3")
     assert lines.where("sft") == "--set sft"
+    lines = parse_recipe("seed: 1", "q.yaml", ["sft={training: {}}", "sft.training.x=1"]).lines
+    assert lines.where("sft.training.x") == "--set sft.training.x"
     lines = parse_recipe("sft:\n  training: &t\n    max_steps: 1\noracle:\n  training: *t\n", "q.yaml").lines
     assert (lines.where("oracle.training.max_steps"), lines.where("oracle.training")) == (
         "q.yaml:3",

@@ -12,7 +12,7 @@ import typer.main
 import tokenward
 from tokenward import cli
 from tokenward.config import load_recipe, parse_recipe, resolved
-from tokenward.config.schema import Recipe, Settings, table_of
+from tokenward.config.schema import Recipe, table_of
 from tokenward.tokens.split import Note
 from tokenward.training.arguments import TokenTrainingArguments
 
@@ -77,7 +77,7 @@ def is_code(name: str) -> bool:
 
 def is_key(name: str) -> bool:
     """Whether ``tokens.processes`` and the like is a key of a recipe."""
-    table: type[Settings] | None = Recipe
+    table: Any = Recipe
     *parts, last = name.split(".")
     for part in parts:
         if part == "training":

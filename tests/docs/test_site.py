@@ -1,4 +1,4 @@
-"""The documentation site: it builds without a warning, and every link inside it leads somewhere."""
+"""The documentation site builds without warnings, and all links inside it work."""
 
 import re
 import subprocess
@@ -16,13 +16,13 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def build(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
-    """As `make docs` builds it."""
+    """Build the site as in `make docs`."""
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
     return subprocess.run([*command, source, target], capture_output=True, text=True, check=False)
 
 
 class Page(HTMLParser):
-    """What a page points at, and what in it can be pointed at."""
+    """The links and anchors of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Page(HTMLParser):
 
 
 class Site(NamedTuple):
-    """The built pages by path."""
+    """The built pages, by path."""
 
     folder: Path
     pages: dict[Path, Page]
@@ -54,7 +54,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 def broken(site: Site) -> Iterator[str]:
-    """Links inside the site without a target, and links out of it that are no address."""
+    """Links inside the site without a target, and external links that are not URLs."""
     for path, page in site.pages.items():
         for link in page.links:
             parts = urlsplit(link)
@@ -78,7 +78,7 @@ def test_links_and_anchors_inside_the_site_exist(site: Site) -> None:
     assert [*broken(site)] == []
 
 
-def test_the_site_asks_nothing_of_another_server(site: Site) -> None:
+def test_the_site_loads_nothing_from_other_servers(site: Site) -> None:
     for path, page in site.pages.items():
         assert not re.search(r'<(?:script|img|iframe)[^>]+src="https?:', path.read_text()), path.name
         assert not re.search(r'<link[^>]+rel="stylesheet"[^>]+href="https?:', path.read_text()), path.name

@@ -165,12 +165,22 @@ def test_another_run_is_another_channel(run_folder: Path, tmp_path: Path) -> Non
     ]  # fmt: skip
     values = data["comparisons"][0]["responses"][0]["values"]
     assert values["surprisal of other"] == values["surprisal"] != values["log_ratio"]
+    (loaded,) = other_runs([other])
+    stored = next(iter(loaded.reader.store))
+    record = loaded.reader.store[stored]
+    assert np.isfinite(loaded.values(record)).all()
+    assert np.isnan(loaded.values(record._replace(ids=record.ids[::-1]))).all(), "other tokens"
     for stage in ("scores", "reference", "policy"):
         shutil.rmtree(other / stage)
     assert other_runs([other]) == []
 
 
 def test_a_change_is_on_one_row_with_its_sides(run_folder: Path) -> None:
+    made = {
+        f"x/{part}": Figure(value, 0.0, 1.0, 9)
+        for part, value in (("before", 1.0), ("after", 3.0), ("change", 2.0))
+    }
+    assert [row[:4] for row in figure_rows(made)] == [("x/change", "1.000", "3.000", "2.000")]
     figures = RunFolder.read(run_folder).figures()
     rows = {row.name: row for row in figure_rows(figures)}
     change = rows["vader/change"]

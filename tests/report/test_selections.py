@@ -18,6 +18,7 @@ from tokenward.report.collect import RunFolder
 from tokenward.report.page import make_report
 from tokenward.report.selections import selections_of
 from tokenward.report.show import shown_pair
+from tokenward.selection import TopFraction
 
 RUN = Path("runs/quickstart")
 HALF = "{name: top_fraction, chosen: {fraction: 0.5}, rejected: {fraction: 0.5}}"
@@ -82,6 +83,9 @@ def test_weights_that_depend_on_other_pairs_are_not_guessed(copied_run: Path) ->
         assert words in html
         assert not data_of(html)["selection"]["silent"]
         assert "weight" not in {channel["name"] for channel in data_of(html)["channels"]}
+        nearest = selections_of(RunFolder.read(RUN))[0].nearest
+        assert isinstance(nearest, TopFraction)
+        assert nearest.scope == "response"
         shown = shown_pair(RUN, 1)
         assert "within each response" in shown.rule
         assert any(token.kept for token in shown.sides[0])

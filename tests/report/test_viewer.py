@@ -194,22 +194,6 @@ def test_all_scores_are_shown_with_their_correlations(opened, page_path: Path) -
     assert page.locator("#chosen-stack .pinned").count() == 1
 
 
-def test_ranks_share_ties_and_a_constant_has_no_correlation(opened, page_path: Path) -> None:
-    page = opened(page_path)
-    assert page.evaluate("ranks([5, 1, 5, 7])") == [1.5, 0, 1.5, 3]
-    assert page.evaluate("pearson([1, 2, 3], [2, 4, 6])") == pytest.approx(1)
-    assert page.evaluate("Number.isNaN(pearson([1, 1], [1, 2]))")
-
-
-def test_missing_scores_are_left_out_of_the_correlations(opened, page_path: Path) -> None:
-    page = opened(page_path)
-    whole = page.evaluate("correlation([open], 'log_ratio', 'random').n")
-    page.evaluate("open.responses[0].values.random[2] = NaN")
-    found = page.evaluate("correlation([open], 'log_ratio', 'random')")
-    assert found["n"] == whole - 1
-    assert -1 <= found["pearson"] <= 1
-
-
 def test_the_table_shows_the_scores_in_numbers(opened, page_path: Path) -> None:
     page = opened(page_path)
     assert not page.locator("#table-rows").is_visible()
@@ -347,15 +331,6 @@ def test_the_controls_survive_a_wrong_address_and_come_back_from_a_right_one(ope
     assert page.locator("#agreement").is_visible()
 
 
-def test_the_list_says_how_much_credit_lies_on_few_tokens(opened, page_path: Path) -> None:
-    page = opened(page_path)
-    for pair, found in zip(
-        scores_of_page(page, "log_ratio"), page.evaluate("pairs.map(measures)"), strict=True
-    ):
-        sizes = np.sort(np.abs(np.concatenate(pair)))[::-1]
-        assert found["peaks"] == pytest.approx(sizes[: -(-len(sizes) // 10)].sum() / sizes.sum(), rel=1e-5)
-
-
 def test_odd_text_is_whole_in_every_unit_and_copy(opened, odd_run: Path) -> None:
     page = opened(make_report(odd_run).save(), "#unit=word&dim=1&stacked=1&table=1&sums=1")
     shown = """() => [...document.querySelectorAll("#chosen .token")].map(span => {
@@ -393,12 +368,23 @@ def test_paper_gets_the_whole_table_and_no_controls(opened, page_path: Path) -> 
     assert not page.locator("#table summary").is_visible()  # paper has no buttons
 
 
-def test_small_scores_have_more_digits(opened, page_path: Path) -> None:
+def test_correlations_shares_and_digits(opened, page_path: Path) -> None:
     page = opened(page_path)
+    assert page.evaluate("ranks([5, 1, 5, 7])") == [1.5, 0, 1.5, 3]
+    assert page.evaluate("pearson([1, 2, 3], [2, 4, 6])") == pytest.approx(1)
+    assert page.evaluate("Number.isNaN(pearson([1, 1], [1, 2]))")
+    measures = page.evaluate("pairs.map(measures)")
+    for pair, found in zip(scores_of_page(page, "log_ratio"), measures, strict=True):
+        sizes = np.sort(np.abs(np.concatenate(pair)))[::-1]
+        assert found["peaks"] == pytest.approx(sizes[: -(-len(sizes) // 10)].sum() / sizes.sum(), rel=1e-5)
+    whole = page.evaluate("correlation([open], 'log_ratio', 'random').n")
+    page.evaluate("open.responses[0].values.random[2] = NaN")
+    found = page.evaluate("correlation([open], 'log_ratio', 'random')")
+    assert found["n"] == whole - 1, "missing scores are left out"
+    assert -1 <= found["pearson"] <= 1
     page.evaluate("channels.log_ratio.limit = 0.00052; show()")
-    assert page.evaluate("[shown(0.00031), shown(-0.00002), shown(0.5, 2, ''), shown(0.00031, 3)]") == [
-        "+0.00031", "−0.00002", "+0.50", "+0.000310",
-    ]  # fmt: skip
+    digits = page.evaluate("[shown(0.00031), shown(-0.00002), shown(0.5, 2, ''), shown(0.00031, 3)]")
+    assert digits == ["+0.00031", "−0.00002", "+0.50", "+0.000310"]
     assert number(page.locator("#high").text_content()) == pytest.approx(0.00052, abs=1e-6)
     assert number(page.locator("#low").text_content()) == pytest.approx(-0.00052, abs=1e-6)
     page.evaluate("channels.log_ratio.limit = 3; show()")

@@ -265,27 +265,27 @@ def test_interrupted_search_for_critical_tokens_resumes(tiny_workplace: Path, mo
         f"scores.scorer={{name: counterfactual, verifier: '{lab}:right', max_new_tokens: 2}}",
         "data.limit=6",
     ]
-    plain, done = counterfactual._critical, []
+    search = counterfactual.CriticalSearch
+    plain, seen = search.critical, []
 
-    def stops(model, template, row, place, *rest):
-        if len(done) == 3:
+    def stops(self, row, place):
+        if len(seen) == 3:
             raise KeyboardInterrupt
-        done.append(keys_of(row.comparison)[place])
-        return plain(model, template, row, place, *rest)
+        return watched(self, row, place)
 
-    monkeypatch.setattr(counterfactual, "_critical", stops)
+    def watched(self, row, place):
+        seen.append(keys_of(row.comparison)[place])
+        return plain(self, row, place)
+
+    monkeypatch.setattr(search, "critical", stops)
     with pytest.raises(KeyboardInterrupt):
         tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
     (cache,) = (RUN / "scores" / "cache").iterdir()
     with cache.open("a") as file:
         file.write('["half')  # a kill in the middle of a line
-    again = []
-    monkeypatch.setattr(
-        counterfactual, "_critical", lambda *a: again.append(keys_of(a[2].comparison)[a[3]]) or plain(*a)
-    )
+    monkeypatch.setattr(search, "critical", watched)
     tokenward.run(tiny_workplace, changes, last="scores", quiet=True)
-    assert not set(again) & set(done)
-    assert len(again) + 3 == len(stored())
+    assert len(set(seen)) == len(seen) == len(stored()), "none is searched twice"
 
 
 def test_scores_of_the_policy_are_computed_during_training(tiny_workplace: Path) -> None:

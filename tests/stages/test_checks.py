@@ -66,8 +66,8 @@ ONLINE = [
     (f"{UNBOUND};online.selection={{name: soft, transform: power, power: 2.0}}", "online.selection", "negative-rewards", "power"),
     ("online.selection={name: top_fraction, scope: dataset}", "online.selection", "unsupported-scope", "batch"),
     ("online.selection={name: transform, steps: [segment_pool]}", "online.selection", "unsupported-unit", "reward.head.unit"),
-    ("online.training.max_steps=0", "online.training", "", "max_steps is 0"),
-    ("online.training={num_train_epochs: -1.5}", "online.training", "", "-1.5"),
+    ("online.training.max_steps=0", "online.training.max_steps", "", "max_steps is 0"),
+    ("online.training={num_train_epochs: -1.5}", "online.training.num_train_epochs", "", "-1.5"),
     ("online.training.eval_strategy=epoch", "online.training.eval_strategy", "unused-key", "online.evaluate_every"),
     ("online.training.warmup_steps=3", "online.training.warmup_steps", "unused-key", "constant_with_warmup"),
     ("reward.training.warmup_steps=3", "reward.training.warmup_steps", "unused-key", "constant_with_warmup"),
@@ -95,7 +95,7 @@ SOFT = "scores.scorer={name: reward};policy.selection={name: soft}"
 COMPARISONS = [
     (f"{SOFT};reward.head={{bound: none}}", "policy.selection", "negative-rewards", "from -inf"),
     (f"{SOFT};reward.head={{low: -0.5}}", "policy.selection", "negative-rewards", "from -0.5"),
-    (f"{SOFT};reward.training.max_steps=0", "reward.training", "", "max_steps is 0"),
+    (f"{SOFT};reward.training.max_steps=0", "reward.training.max_steps", "", "max_steps is 0"),
     ("model.head_mlp={hidden: 4}", "model.head_mlp", "unused-key", "online"),
     ("data={source: pairs.jsonl, eval: {limit: 3}}", "data.eval", "unused-key", "split"),
     *((f"data.eval=0;{stage}.training.eval_strategy=epoch", f"{stage}.training.eval_strategy", "no-eval-rows", "data.eval")

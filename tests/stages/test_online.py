@@ -35,7 +35,7 @@ from tokenward.stages.lists import run_through
 from tokenward.stages.online import OnlineLoop, fresh_reward
 from tokenward.stages.reward_learning import RewardLearner
 from tokenward.tokens.segments import with_segments
-from tokenward.training.callbacks import EarlyStop, trained
+from tokenward.training.callbacks import EarlyStop, trained_weights
 from tokenward.training.fit import Interrupted
 from tokenward.training.trainer import TokenTrainer
 
@@ -389,7 +389,7 @@ def test_reward_of_the_best_evaluation_is_kept(recipe, monkeypatch):
     plain, seen = EarlyStop.on_evaluate, []
 
     def worse(self, args, state, control, metrics=None, **kwargs) -> None:
-        seen.append({name: weight.detach().clone() for name, weight in trained(kwargs["model"])})
+        seen.append({name: weight.detach().clone() for name, weight in trained_weights(kwargs["model"])})
         plain(self, args, state, control, {**metrics, "eval_loss": float(state.global_step)}, **kwargs)
 
     monkeypatch.setattr(EarlyStop, "on_evaluate", worse)

@@ -173,7 +173,7 @@ def test_what_cannot_be_compared_is_refused(copied_run: Path) -> None:
     template = other / "policy" / "model" / "chat_template.jinja"
     written = template.read_text()
     template.write_text(written + " ")
-    assert code(other) == "different-template"
+    assert code(other) == "tokenizer-mismatch"
     template.write_text(written)
     (other / "evaluation" / "recipe.json").unlink()
     assert code(other) == "missing-file"

@@ -141,8 +141,8 @@ def test_repeated_prompts_count_once_and_the_number_does_not_depend_on_the_order
         ({"prompts": "empty.jsonl"}, "no-rows", "empty.jsonl"),
         ({"prompts": "bad.jsonl"}, "bad-row", "bad.jsonl:1"),
         ({"overrides": ("evaluation.max_new_tokens=600",)}, "too-long", "5 prompts"),
-        ({"overrides": ("oracle.fraction=0.5",)}, "idle-setting", "oracle.fraction"),
-        ({"overrides": ("evaluation.metrics=[vader]",)}, "idle-setting", "--metric NAME"),
+        ({"overrides": ("oracle.fraction=0.5",)}, "unused-key", "oracle.fraction"),
+        ({"overrides": ("evaluation.metrics=[vader]",)}, "unused-key", "--metric NAME"),
         # The rest is refused by what reads it.
         ({"metrics": ["vadr"]}, None, "vader"),
         ({"metrics": ["rougeL"]}, None, "references"),

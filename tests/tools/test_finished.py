@@ -81,7 +81,7 @@ def test_only_a_finished_model_of_a_run_is_exported(copied_run: Path, tiny_folde
         ([{"prompt": "Say.", "reply": "a"}], (), "missing-column"),
         ([{"prompt": "Say.", "response": 3}], (), "bad-row"),
         ([], (), "no-rows"),
-        ([{"prompt": "Say.", "response": "a"}], ("seed=1",), "idle-setting"),
+        ([{"prompt": "Say.", "response": "a"}], ("seed=1",), "unused-key"),
     ],
 )
 def test_texts_that_cannot_be_scored_are_refused(
@@ -92,7 +92,7 @@ def test_texts_that_cannot_be_scored_are_refused(
     with pytest.raises(UserError) as error:
         score_file(tiny_oracle, texts, overrides=overrides)
     assert error.value.code == code
-    assert not rows or code == "idle-setting" or "texts.jsonl:1" in str(error.value)
+    assert not rows or code == "unused-key" or "texts.jsonl:1" in str(error.value)
 
 
 def test_weights_are_shown_after_scoring(copied_run: Path) -> None:

@@ -18,12 +18,11 @@ from tests.stages.runs import plugin
 from tests.tiny import make_workplace
 from tests.tokens.rows import encoded
 from tests.training.tools import arguments, largest_difference, weights_of
+from tokenward.api import training
 from tokenward.methods import Method, all_methods
 from tokenward.objectives import PlackettLuce
 from tokenward.objectives.base import DRAW
-from tokenward.stages import policy as policy_stage
 from tokenward.stages.lists import carry_out, run_through
-from tokenward.stages.run import Run
 from tokenward.training.passes import StepDraw
 from tokenward.training.trainer import TokenTrainer
 
@@ -81,14 +80,14 @@ def handed(workplace, monkeypatch):
     def of(changes) -> Handed:
         taken: list[Handed] = []
 
-        def fit(run: Run, stage, model, objective, rows, table, *, prepare, reference, **others):
+        def fit(model, objective, rows, args, folder, *, prepare, reference, **others):
             taken.append(Handed(model, objective, rows, {"prepare": prepare, "reference": reference}))
             raise _Stop
 
-        monkeypatch.setattr(policy_stage, "fit_stage", fit)
         quick = [f"{stage}.training.max_steps=2" for stage in ("oracle", "reward")]
         run = tokenward.open_run(workplace, [*changes, *quick], quiet=True)
         run_through(run, "scores")
+        monkeypatch.setattr(training, "fit", fit)
         with pytest.raises(_Stop):
             carry_out(run, "policy")
         return taken[0]

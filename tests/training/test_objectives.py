@@ -21,6 +21,7 @@ from tokenward.errors import UserError
 from tokenward.models.loading import load_model
 from tokenward.objectives import DPO, OBJECTIVES, TBPO, TDPO, SparsePO
 from tokenward.plugins import build
+from tokenward.training.passes import frozen_reference
 from tokenward.training.trainer import TokenTrainer
 
 HEAD = {"baseline": "head", "hidden": 8, "learning_rate": 0.5}
@@ -236,3 +237,14 @@ def test_a_folder_with_a_module_loads_as_any_other(tmp_path, rows):
     loaded = load_model(str(tmp_path / "model"), device="cpu")
     mine = {name: value for name, value in weights_of(trainer.model).items() if "auxiliary" not in name}
     assert largest_difference(mine, weights_of(loaded.model)) == 0.0
+
+
+def test_the_reference_of_a_policy_with_an_adapter_is_the_policy_without_it():
+    adapted = with_adapter()
+    found = frozen_reference(TDPO(), adapted)
+    assert found is not None
+    assert (found.model, found.without_adapter) == (adapted.model, True)
+    assert frozen_reference(DPO(), adapted) is None
+    with pytest.raises(UserError) as error:
+        frozen_reference(TDPO(), moved())
+    assert error.value.code == "missing-reference-model"

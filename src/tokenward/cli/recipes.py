@@ -78,7 +78,7 @@ def score(
         if output is not None or reference is not None:
             raise UserError(
                 "--output and --reference have no effect without texts. Leave them out, or name a file of texts.",
-                code="idle-setting",
+                code="unused-key",
             )
         run_until(target, overrides, "scores")
         return

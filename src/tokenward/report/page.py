@@ -36,19 +36,7 @@ REPLIES = 50
 SAMPLE = 1000
 """Most pairs for distributions and scales."""
 
-SCRIPTS = [
-    "selection",
-    "statistics",
-    "tokens",
-    "units",
-    "state",
-    "list",
-    "curve",
-    "pair",
-    "card",
-    "copies",
-    "viewer",
-]
+SCRIPTS = "selection statistics tokens units state list curve pair card copies viewer"
 """The scripts share one scope, in this order; the last one starts the page."""
 
 
@@ -227,7 +215,9 @@ def _page(run: RunFolder, scores: _Scores | None) -> str:
     assets = files("tokenward.report") / "assets"
     style = (assets / "style.css").read_text(encoding="utf-8")
     parts = [
-        _without_comments((assets / f"{name}.js").read_text(encoding="utf-8")) for name in SCRIPTS if scores
+        _without_comments((assets / f"{name}.js").read_text(encoding="utf-8"))
+        for name in SCRIPTS.split()
+        if scores
     ]
     script = "\n".join(parts)
     drawn = list(of_run.curves(run))

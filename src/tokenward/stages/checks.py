@@ -59,6 +59,7 @@ def check_one_process() -> None:
 
 
 def _check_device(name: str) -> None:
+    device_of(name)  # refuses a name that torch does not know
     if name.partition(":")[0] == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"the device is {name}, and torch finds no CUDA device. Write auto, which uses a GPU if there is one, or cpu.",

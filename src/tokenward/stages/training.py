@@ -146,9 +146,8 @@ def fit_stage(
         device=run.recipe.model.device,
     )
     if not eval_rows and arguments.eval_strategy != IntervalStrategy.NO:
-        advice = "Raise data.eval" if run.recipe.data.eval is None else "Give data.eval more rows"
         raise UserError(
-            f"eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, but there are no eval rows. {advice}, or write "
+            f"eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, but there are no eval rows. Add rows to data.eval, or write "
             "eval_strategy: no.",
             code="no-eval-rows",
             key=f"{where}.eval_strategy",

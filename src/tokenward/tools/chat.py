@@ -183,7 +183,7 @@ def _setting(name: str, text: str) -> float:
         value = SETTINGS[name](text)
     except ValueError as error:
         kind = "a whole number" if SETTINGS[name] is int else "a number"
-        raise UserError(f"{name} must be {kind}, got {text!r}.", code="wrong-type") from error
+        raise UserError(f"{name} must be {kind}, got {text!r}.", code="invalid-value") from error
     if name == "temperature" and value != 0:
         check_temperature(value, "temperature")
     if value < (name == "max_new_tokens") or (name == "top_p" and not 0 < value <= 1):

@@ -130,7 +130,7 @@ def _check_template(folders: Sequence[Path]) -> None:
             f"{folders[0]} and {folders[1]} have different tokenizers or chat templates ({prints[0]} and {prints[1]}), so "
             "their log-probabilities and replies cannot be compared. Compare runs of the same model family with the same "
             "tokens.template.",
-            code="different-template",
+            code="tokenizer-mismatch",
             key="tokens.template",
         )
 

@@ -271,7 +271,7 @@ def _recipe(overrides: Sequence[str]) -> Recipe:
             raise UserError(
                 f"--set {key}: this key has no effect on a comparison of two models. Keys that have one: evaluation.*, "
                 f"tokens.template, tokens.chat_template_kwargs, seed, model.device, model.attention, model.trust_remote_code. {advice}",
-                code="idle-setting",
+                code="unused-key",
                 key=key,
             )
     return recipe

@@ -62,7 +62,7 @@ def _template(overrides: Sequence[str]) -> Literal["chat", "plain"] | None:
         raise UserError(
             f"--set {other}: texts are scored with the settings of the folder's run; only tokens.template=plain or "
             "tokens.template=chat can be set. Leave it out, or score a recipe.",
-            code="idle-setting",
+            code="unused-key",
             key=other,
         )
     return recipe.tokens.template
