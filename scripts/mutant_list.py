@@ -319,7 +319,7 @@ MUTANTS: list[Mutant] = [
     M("pipeline/reward-fresh", "RewardLearner.__call__", "value.copy_(self._initial[name])", "pass", ("tests/stages/test_online.py",)),
     M("pipeline/idle", "_of_online", "getattr(online, other) is None", "False", ("tests/stages/test_checks.py",)),
     M("pipeline/frozen-reference", "frozen_beside", " and (not model.has_adapter)", "", ("tests/stages/test_objectives_run.py",)),
-    M("pipeline/eval-none", "_arguments", "not evaluates and", "False and", ("tests/stages/test_checks.py", "tests/stages/test_fit.py",)),
+    M("pipeline/eval-none", "fit_stage", "not eval_rows and", "False and", ("tests/stages/test_checks.py", "tests/stages/test_fit.py",)),
     M("pipeline/context-limit", "Run.limits", "min((length", "max((length", ("tests/stages/test_online_edges.py",)),
 ]
 # fmt: on
