@@ -266,8 +266,9 @@ def test_a_missing_key_is_named_before_anything_is_sampled(folders, place, monke
     monkeypatch.delenv("MY_KEY", raising=False)
     monkeypatch.setattr(model_replies, "sample_replies", None)
     Path("judge.yml").write_text("url: http://localhost:1/v1\nmodel: m\nkey_variable: MY_KEY\n")
-    with pytest.raises(UserError, match="MY_KEY, and no such environment variable"):
+    with pytest.raises(UserError, match="MY_KEY") as refused:
         compared(folders, judge="judge.yml")
+    assert (refused.value.code, refused.value.key) == ("missing-key", "key_variable")
 
 
 def test_a_run_folder_stands_for_its_policy(finished_run, monkeypatch):
@@ -340,5 +341,5 @@ def test_a_reward_model_of_transformers_reads_the_conversation(tmp_path):
 def test_other_folders_are_no_reward_models(tmp_path, finished_run):
     with pytest.raises(UserError, match="has 3 labels, and a reward model has one"):
         find_reward_model(str(classifier(tmp_path / "three", 3)))
-    with pytest.raises(UserError, match=r"is a run.*quickstart/oracle"):
+    with pytest.raises(UserError, match="quickstart/oracle"):
         find_reward_model(str(finished_run / "runs" / "quickstart"))

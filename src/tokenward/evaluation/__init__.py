@@ -1,1 +1,1 @@
-"""Figures with intervals: held-out preference, generated text, token credit."""
+"""Figures with intervals: preference on eval rows, generated text, token credit."""
