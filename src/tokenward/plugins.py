@@ -281,7 +281,7 @@ def _check_names(kind: str, name: str, arguments: Mapping[str, Any], target: Any
 
 def _validated(kind: str, name: str, arguments: Mapping[str, Any], target: Any) -> Any:
     # Strict JSON is what a recipe means: a list is fine for a tuple and a table for a dataclass, but "4" is no number.
-    written = to_json(dict(arguments), fallback=lambda value: _plain_number(value, repr(value)))
+    written = to_json(dict(arguments), fallback=_written)
     try:
         return _adapter(target).validate_json(written, strict=True)
     except ValidationError as error:
@@ -307,6 +307,10 @@ def _validated(kind: str, name: str, arguments: Mapping[str, Any], target: Any) 
             where = ".".join(map(str, first["loc"]))
             raise UserError(f"{kind} {name} needs the setting {where}.", code="missing-setting") from error
         raise _refusal(f"{kind} {name}: ", first) from error
+
+
+def _written(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else repr(value)
 
 
 def _refusal(place: str, detail: ErrorDetails) -> UserError:
@@ -347,8 +351,6 @@ def _sequences_from_lists(annotation: Any) -> Any:
     return Annotated[annotation, Strict(False)] if origin in (tuple, list) else annotation
 
 
-def _plain_number(value: Any, default: Any = None) -> Any:
-    """A NumPy number as Python's; any other value as it is, or ``default``."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return value if default is None else default
+def _plain_number(value: Any) -> Any:
+    """A NumPy number as Python's, any other value as it is."""
+    return value.item() if isinstance(value, np.generic) else value
