@@ -49,7 +49,8 @@ def test_a_function_with_settings_builds_the_plugin():
         ("own_lab:score", {"words": 3}, "unknown-setting", "words"),
         ("scaled", {"scael": 3}, "unknown-setting", "'scale'"),
         ("scaled", {}, "missing-setting", "scale"),
-        ("scaled", {"scale": "much"}, "invalid-value", "'much'"),
+        ("scaled", {"scale": "much"}, "invalid-setting", "'much'"),
+        ("scaled", {"scale": "4"}, "invalid-setting", "'4'"),
         ("scaled", {"scale": "HIGH"}, "placeholder", "HIGH"),
     ],
 )

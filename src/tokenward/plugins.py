@@ -7,14 +7,19 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import TypeAdapter, ValidationError
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError, create_model
+from pydantic_core import ErrorDetails, to_json
 
 from tokenward.errors import UserError
+
+T = TypeVar("T")
 
 _CODE: dict[str, str] = {}
 """Fingerprint of each module's file when it was first looked up. A process imports a module only once, so later edits do
@@ -76,6 +81,45 @@ def check_call(kind: str, name: str, plugin: Any, arguments: Sequence[str]) -> N
             f"{kind} {name} takes ({', '.join(signature.parameters)}): {error}. {expected}",
             code="wrong-signature",
         ) from error
+
+
+def validated(settings: type[T]) -> type[T]:
+    """Check the fields of a dataclass against their annotations whenever an object is created.
+
+    Write it below ``@dataclass``. The check runs before the class's own ``__post_init__``, which can rely on the types.
+    """
+    own: Callable[[T], None] | None = getattr(settings, "__post_init__", None)
+
+    def __post_init__(self: T) -> None:
+        check_fields(self)
+        if own is not None:
+            own(self)
+
+    settings.__post_init__ = __post_init__  # type: ignore[attr-defined]
+    return settings
+
+
+def check_fields(settings: Any, names: tuple[str, ...] | None = None) -> None:
+    """Check the fields of a dataclass instance against their annotations; ``names`` limits it to some of them.
+
+    Raises:
+        UserError: A value has the wrong type, or is none of the field's choices. An int is accepted for a float, and a
+            list for a tuple.
+    """
+    names = names or tuple(field.name for field in dataclasses.fields(settings) if field.name[0] != "_")
+    values = {name: _plain_number(getattr(settings, name)) for name in names}
+    try:
+        _model_of(type(settings), names).model_validate(values)
+    except ValidationError as error:
+        raise _refusal(f"{type(settings).__name__}: ", error.errors()[0]) from error
+
+
+def check_argument(name: str, value: Any, annotation: Any) -> None:
+    """Check an argument of a function against a type, such as a Literal; errors as in :func:`check_fields`."""
+    try:
+        _strict_model("Arguments", {name: annotation}).model_validate({name: value})
+    except ValidationError as error:
+        raise _refusal("", error.errors()[0]) from error
 
 
 def check_positive(**settings: float) -> None:
@@ -236,8 +280,10 @@ def _check_names(kind: str, name: str, arguments: Mapping[str, Any], target: Any
 
 
 def _validated(kind: str, name: str, arguments: Mapping[str, Any], target: Any) -> Any:
+    # Strict JSON is what a recipe means: a list is fine for a tuple and a table for a dataclass, but "4" is no number.
+    written = to_json(dict(arguments), fallback=_written)
     try:
-        return TypeAdapter(target).validate_python(dict(arguments))
+        return _adapter(target).validate_json(written, strict=True)
     except ValidationError as error:
         # The recipe of a method leaves some numbers to its reader, as words in capitals.
         placeholders = {
@@ -257,9 +303,54 @@ def _validated(kind: str, name: str, arguments: Mapping[str, Any], target: Any) 
                 code="placeholder",
             ) from error
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
         if first["type"] == "missing":
+            where = ".".join(map(str, first["loc"]))
             raise UserError(f"{kind} {name} needs the setting {where}.", code="missing-setting") from error
-        raise UserError(
-            f"{kind} {name}: {where} is {first['input']!r}. {first['msg']}.", code="invalid-value"
-        ) from error
+        raise _refusal(f"{kind} {name}: ", first) from error
+
+
+def _written(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else repr(value)
+
+
+def _refusal(place: str, detail: ErrorDetails) -> UserError:
+    where = ".".join(map(str, detail["loc"]))
+    advice = detail["msg"].replace("Input should be", "It must be")
+    if detail["type"] == "literal_error":
+        advice = f"Choose {detail['ctx']['expected']}"  # type: ignore[typeddict-item]
+    return UserError(f"{place}{where} is {detail['input']!r}. {advice}.", code="invalid-setting")
+
+
+@cache
+def _adapter(target: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(target)
+
+
+@cache
+def _model_of(settings: type, names: tuple[str, ...]) -> type[BaseModel]:
+    # A subclass in a script may have annotations that cannot be resolved here; they are strings.
+    types = {
+        field.name: Any if isinstance(field.type, str) else _sequences_from_lists(field.type)
+        for field in dataclasses.fields(settings)
+        if field.name in names
+    }
+    return _strict_model(settings.__name__, types)
+
+
+def _strict_model(name: str, types: Mapping[str, Any]) -> type[BaseModel]:
+    config = ConfigDict(strict=True, arbitrary_types_allowed=True, protected_namespaces=())
+    fields: dict[str, Any] = {name: (annotation, ...) for name, annotation in types.items()}
+    return create_model(name, __config__=config, **fields)
+
+
+def _sequences_from_lists(annotation: Any) -> Any:
+    """The type with tuples and lists that can be given as each other; their elements stay strict."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return Union[tuple(map(_sequences_from_lists, get_args(annotation)))]  # noqa: UP007 - built from a tuple
+    return Annotated[annotation, Strict(False)] if origin in (tuple, list) else annotation
+
+
+def _plain_number(value: Any) -> Any:
+    """A NumPy number as Python's, any other value as it is."""
+    return value.item() if isinstance(value, np.generic) else value

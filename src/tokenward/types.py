@@ -8,7 +8,10 @@ float32, in nats.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
+
+Precision = Literal["float32", "bfloat16"]
+"""Number type of a forward pass: that of the weights (``float32``), or ``bfloat16`` under autocast."""
 
 
 class Message(TypedDict):

@@ -75,7 +75,7 @@ def test_both_names_of_the_likelihood():
         ("reinforce", {"kl": math.nan}, "out-of-range"),
         ("reinforce", {"discount": 1.1, "return_to_go": True}, "out-of-range"),
         ("reinforce", {"discount": 0.9}, "conflicting-settings"),
-        ("reinforce", {"baseline": "median"}, "invalid-value"),
+        ("reinforce", {"baseline": "median"}, "invalid-setting"),
         ("plackett_luce", {"aggregate": "avrage"}, "unknown-name"),
         ("plackett_luce", {"aggregate": "tokenward.ops.aggregates:nothing"}, "import-failed"),
         ("plackett_luce", {"aggregate": "math:sqrt"}, "wrong-signature"),

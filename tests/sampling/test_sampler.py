@@ -1,5 +1,7 @@
 """Sampling: order, seeds, ends, and the same replies as transformers alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import (
@@ -76,9 +78,9 @@ def counting_model(last: int) -> LanguageModel:
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_replies_are_those_of_transformers_one_prompt_at_a_time_in_every_batch(name):
     model = MODELS[name]()
-    replies = sample_replies(model, TEMPLATE, PROMPTS, GREEDY._replace(batch=4), seed=0)
+    replies = sample_replies(model, TEMPLATE, PROMPTS, replace(GREEDY, batch=4), seed=0)
     for batch in (1, 2, 64):
-        assert sample_replies(model, TEMPLATE, PROMPTS, GREEDY._replace(batch=batch), seed=0) == replies
+        assert sample_replies(model, TEMPLATE, PROMPTS, replace(GREEDY, batch=batch), seed=0) == replies
     plain = MODELS[name]().model.eval()
     config = GenerationConfig(do_sample=False, max_new_tokens=12, eos_token_id=EOS, pad_token_id=EOS)
     for prompt, reply in zip(PROMPTS, replies, strict=True):
@@ -96,7 +98,7 @@ def test_replies_come_in_the_order_of_the_prompts_and_end_at_eos_although_pad_is
     assert TOKENIZER.pad_token_id == EOS
     model = counting_model(last=99)
     prompts = [[5] * width + [start] for width, start in [(9, 95), (0, 90), (30, 98), (3, 99), (5, 97)]]
-    replies = sample_replies(model, TEMPLATE, prompts, GREEDY._replace(batch=batch), seed=0)
+    replies = sample_replies(model, TEMPLATE, prompts, replace(GREEDY, batch=batch), seed=0)
     expected = [
         [96, 97, 98, 99, EOS], [91, 92, 93, 94, 95, 96, 97, 98, 99, EOS], [99, EOS], [EOS], [98, 99, EOS],
     ]  # fmt: skip
@@ -107,7 +109,7 @@ def test_replies_come_in_the_order_of_the_prompts_and_end_at_eos_although_pad_is
 
 def test_a_reply_that_reaches_the_limit_has_not_ended():
     (long, just) = sample_replies(
-        counting_model(last=99), TEMPLATE, [[80], [97]], GREEDY._replace(max_new_tokens=3), seed=0
+        counting_model(last=99), TEMPLATE, [[80], [97]], replace(GREEDY, max_new_tokens=3), seed=0
     )
     assert long == Reply([81, 82, 83], TOKENIZER.decode([81, 82, 83]), False)
     assert just == Reply([98, 99, EOS], TOKENIZER.decode([98, 99]), True)
@@ -171,7 +173,7 @@ def test_draws_follow_the_models_probabilities():
 def test_top_k_of_1_and_a_small_nucleus_are_greedy():
     model = MODELS["llama"]()
     greedy = sample_replies(model, TEMPLATE, PROMPTS, GREEDY, seed=0)
-    for drawn in (GREEDY._replace(temperature=1.0, top_k=1), GREEDY._replace(temperature=1.0, top_p=1e-6)):
+    for drawn in (replace(GREEDY, temperature=1.0, top_k=1), replace(GREEDY, temperature=1.0, top_p=1e-6)):
         assert sample_replies(model, TEMPLATE, PROMPTS, drawn, seed=0) == greedy
 
 
@@ -226,7 +228,7 @@ OTHERS = {
 
 
 def sampler(model, **settings) -> TransformersSampler:
-    return TransformersSampler(model=model, template=TEMPLATE, settings=GREEDY._replace(**settings))
+    return TransformersSampler(model=model, template=TEMPLATE, settings=replace(GREEDY, **settings))
 
 
 @pytest.mark.parametrize("batch", [4, 64])
@@ -281,7 +283,7 @@ def test_a_stop_text_ends_a_reply_and_is_cut_from_its_text(batch):
     """Ids run to the token that completed it; the text ends before it. Letters count: a, b, c ..."""
     model = counting_model(last=199)
     a = ids_of("a")[0]
-    settings = GREEDY._replace(stop=("ef", "zz"), batch=batch)
+    settings = replace(GREEDY, stop=("ef", "zz"), batch=batch)
     long, short, other = sample_replies(model, TEMPLATE, [[a], [a + 3], [a + 5]], settings, seed=0)
     assert long == Reply(ids_of("bcdef"), "bcd", True)
     assert short == Reply(ids_of("ef"), "", True)
@@ -291,7 +293,7 @@ def test_a_stop_text_ends_a_reply_and_is_cut_from_its_text(batch):
 def test_the_first_of_several_stop_texts_counts():
     model, a = counting_model(last=199), ids_of("a")[0]
     for stops, text in ((("g", "d"), "bc"), (("cde", "d"), "bc"), (("cd", "d"), "b")):
-        (reply,) = sample_replies(model, TEMPLATE, [[a]], GREEDY._replace(stop=stops), seed=0)
+        (reply,) = sample_replies(model, TEMPLATE, [[a]], replace(GREEDY, stop=stops), seed=0)
         assert reply == Reply(ids_of("bcd"), text, True), stops
 
 
@@ -299,7 +301,7 @@ def test_the_first_of_several_stop_texts_counts():
 def test_a_stop_text_that_the_reply_alone_does_not_contain_does_not_end_it(stop):
     """ "ab" would be complete with the reply's first letter; "x" would come after the model's own end."""
     model, a = counting_model(last=ids_of("e")[0]), ids_of("a")[0]
-    (reply,) = sample_replies(model, TEMPLATE, [[a]], GREEDY._replace(stop=(stop,)), seed=0)
+    (reply,) = sample_replies(model, TEMPLATE, [[a]], replace(GREEDY, stop=(stop,)), seed=0)
     assert reply == Reply([*ids_of("bcde"), EOS], "bcde", True)
 
 
@@ -317,7 +319,7 @@ def test_a_fixed_length_is_kept_exactly_and_without_special_tokens(name):
     assert all(reply.text == TOKENIZER.decode(reply.ids) for reply in replies)
     assert any("e" in reply.text for reply in replies), "nothing ends it, a stop text neither"
     free = sample_replies(
-        model, TEMPLATE, PROMPTS * 10, settings._replace(fixed_length=False, stop=()), seed=0
+        model, TEMPLATE, PROMPTS * 10, replace(settings, fixed_length=False, stop=()), seed=0
     )
     assert any(reply.ended for reply in free), "without it special tokens are drawn"
 
@@ -343,7 +345,7 @@ def test_stop_texts_of_an_encoder_decoder():
     plain = sample_replies(model, TEMPLATE, PROMPTS[:1], GREEDY, seed=0)[0]
     stop = plain.text[2:4]
     assert stop
-    (reply,) = sample_replies(model, TEMPLATE, PROMPTS[:1], GREEDY._replace(stop=(stop,)), seed=0)
+    (reply,) = sample_replies(model, TEMPLATE, PROMPTS[:1], replace(GREEDY, stop=(stop,)), seed=0)
     assert reply.text == plain.text[: plain.text.index(stop)]
     assert reply.ids == plain.ids[: len(reply.ids)]
     assert reply.ended

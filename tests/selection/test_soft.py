@@ -89,7 +89,7 @@ def test_scores_that_are_not_positive_are_refused(transform, score):
     [
         ({"temperature": 0.0}, "out-of-range"),
         ({"uniform": 1.5}, "out-of-range"),
-        ({"transform": "log"}, "invalid-value"),
+        ({"transform": "log"}, "invalid-setting"),
         ({"temprature": 1.0}, "unknown-setting"),
     ],
 )

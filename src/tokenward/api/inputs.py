@@ -20,11 +20,12 @@ from tokenward.models.base import TokenModel
 from tokenward.models.identity import positions_of
 from tokenward.models.loading import LanguageModel, known_tokenizer, load_model, load_tokenizer, prepare_model
 from tokenward.models.probe import Packing
+from tokenward.plugins import check_argument, validated
 from tokenward.tokens.encode import Limits, TooLong, check_some_left
 from tokenward.tokens.store import EncodedStore
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Style, Template
-from tokenward.types import Comparison
+from tokenward.types import Comparison, Precision
 
 Model = PreTrainedModel | PeftModel | LanguageModel | str | Path
 """A loaded language model, or the folder or hub name of one."""
@@ -35,7 +36,21 @@ Rows = Dataset | IterableDataset | Iterable[Mapping[str, Any]] | TokenTable
 PairRule = Literal["best_worst", "all", "adjacent"]
 
 
+_OPTIONS: dict[str, Any] = {"precision": Precision, "packing": Packing, "pairs": PairRule | None}
+
+
+def check_options(**options: Any) -> None:
+    """Check the arguments ``precision``, ``packing`` and ``pairs`` of a function before it loads anything.
+
+    Raises:
+        UserError: a value is none of the argument's choices.
+    """
+    for name, value in options.items():
+        check_argument(name, value, _OPTIONS[name])
+
+
 @dataclass(frozen=True, kw_only=True)
+@validated
 class TokenSettings:
     """How text becomes tokens.
 

@@ -16,6 +16,7 @@ from tokenward.api.inputs import (
     PairRule,
     Rows,
     TokenSettings,
+    check_options,
     encode_rows,
     language_model,
 )
@@ -58,6 +59,7 @@ from tokenward.selection.weights import tokens_of, weights_of
 from tokenward.tokens.rows import keys_of
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
+from tokenward.types import Precision
 
 
 def score(
@@ -70,7 +72,7 @@ def score(
     tokens: TokenSettings = DEFAULT_TOKENS,
     pairs: PairRule | None = None,
     packing: Packing = "auto",
-    precision: str = "float32",
+    precision: Precision = "float32",
     tokens_per_batch: int = 8192,
     quiet: bool = False,
 ) -> Dataset:
@@ -114,6 +116,7 @@ def score(
     Raises:
         UserError: nothing gives scores, the scorer reads a model that was not given, or a row cannot be read.
     """
+    check_options(precision=precision, packing=packing, pairs=pairs)
     display = Display(quiet=quiet)
 
     def base() -> LanguageModel:
@@ -289,7 +292,7 @@ def evaluate(
     tokens: TokenSettings = DEFAULT_TOKENS,
     pairs: PairRule = "best_worst",
     packing: Packing = "auto",
-    precision: str = "float32",
+    precision: Precision = "float32",
     tokens_per_batch: int = 8192,
     quiet: bool = False,
 ) -> dict[str, Figure]:
@@ -331,6 +334,7 @@ def evaluate(
     Raises:
         UserError: a row cannot be read, a metric is not known, or there are metrics and no prompts.
     """
+    check_options(precision=precision, packing=packing, pairs=pairs)
     if metrics and not prompts:
         raise UserError(
             "metrics are computed on sampled replies, and prompts is 0. Pass for example prompts=64, or leave metrics out.",

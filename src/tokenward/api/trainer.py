@@ -17,6 +17,7 @@ from tokenward.api.inputs import (
     PairRule,
     Rows,
     TokenSettings,
+    check_options,
     encode_rows,
     language_model,
 )
@@ -56,6 +57,7 @@ from tokenward.training.callbacks import CheckpointEvery
 from tokenward.training.fit import check_start
 from tokenward.training.metrics import DisplacementAlarm
 from tokenward.training.trainer import TokenTrainer
+from tokenward.types import Precision
 
 DEFAULT_OBJECTIVE = SePO(gamma=2.0)
 
@@ -127,10 +129,11 @@ class SelectiveTrainer(TokenTrainer):
         pairs: PairRule = "best_worst",
         min_gap: float | None = None,
         packing: Packing = "auto",
-        precision: str = "float32",
+        precision: Precision = "float32",
         tokens_per_batch: int = 8192,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        check_options(precision=precision, packing=packing, pairs=pairs)
         own = token_arguments(args)
         display = display_of(own)
         loading: dict[str, Any] = {"packing": packing, "device": device_of_args(own)}

@@ -23,6 +23,7 @@ from tokenward.api.inputs import (
     PairRule,
     Rows,
     TokenSettings,
+    check_options,
     encode_rows,
     language_model,
 )
@@ -42,6 +43,7 @@ from tokenward.tokens.rows import TokenRow
 from tokenward.training.arguments import TokenTrainingArguments, token_arguments
 from tokenward.training.callbacks import AnswerPrompts
 from tokenward.training.fit import fit
+from tokenward.types import Precision
 
 DEFAULT_DPO = DPO()
 DEFAULT_LISTS = PlackettLuce()
@@ -117,7 +119,7 @@ def train_oracle(
     pairs: PairRule = "best_worst",
     min_gap: float | None = None,
     packing: Packing = "auto",
-    precision: str = "float32",
+    precision: Precision = "float32",
     tokens_per_batch: int = 8192,
 ) -> TokenScorer:
     """Train an oracle. Its log-ratio to the reference is the score of a token (SePO, arXiv 2408.13518, section 3.1).
@@ -152,6 +154,7 @@ def train_oracle(
     Raises:
         UserError: an argument is invalid.
     """
+    check_options(precision=precision, packing=packing, pairs=pairs)
     own, adapter = _own_arguments(args), adapter_settings(peft_config)
     if needs_of(objective).scores:
         raise UserError(
@@ -218,7 +221,7 @@ def train_reward(
     head: RewardSettings = DEFAULT_HEAD,
     tokens: TokenSettings = DEFAULT_TOKENS,
     packing: Packing = "auto",
-    precision: str = "float32",
+    precision: Precision = "float32",
 ) -> TokenScorer:
     """Learn a reward for each token from ranked lists (TLM, arXiv 2306.00398, section 3.1).
 
@@ -243,6 +246,7 @@ def train_reward(
     Raises:
         UserError: an argument is invalid.
     """
+    check_options(precision=precision, packing=packing)
     own, display = _own_arguments(args), display_of(token_arguments(args))
     if isinstance(model, str | Path):
         reward = new_reward_model(

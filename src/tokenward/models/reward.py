@@ -24,6 +24,7 @@ from tokenward.models.identity import model_fingerprint
 from tokenward.models.loading import load_backbone, load_tokenizer
 from tokenward.models.probe import Packing, reward_layout
 from tokenward.ops.transforms import bound_sigmoid, bound_softplus
+from tokenward.plugins import validated
 from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
 from tokenward.tokens.segments import Unit
 
@@ -32,6 +33,7 @@ HEAD_FILE = "token_reward_head.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
+@validated
 class RewardSettings:
     """Settings of the head of a token reward model.
 

@@ -12,7 +12,7 @@ from tokenward.objectives.selected import step_seeds
 from tokenward.ops.aggregates import AGGREGATES, SCALED, SOFT, group_mean_length, pooled
 from tokenward.ops.listwise import agreement, plackett_luce, random_subsets, ranks_differ
 from tokenward.ops.ragged import position_in_group, segment_sum
-from tokenward.plugins import check_call, check_positive, find
+from tokenward.plugins import check_call, check_positive, find, validated
 from tokenward.selection import uniform
 from tokenward.tokens.batches import Needs, TokenBatch
 
@@ -26,6 +26,7 @@ class _RankedLists(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class PlackettLuce:
     """Likelihood of the ranking under aggregated token rewards (TLM, arXiv 2306.00398, preference loss).
 

@@ -13,7 +13,7 @@ from tokenward.objectives.base import Losses
 from tokenward.ops import links
 from tokenward.ops.losses import ipo, margin_logistic, orpo, pairwise
 from tokenward.ops.ragged import segment_sum, weighted_sum
-from tokenward.plugins import check_positive
+from tokenward.plugins import check_positive, validated
 from tokenward.tokens.batches import Needs, TokenBatch
 
 
@@ -171,6 +171,7 @@ def _family(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class Pairwise:
     """``link(beta (u_w - u_l) - margin)``, with ``u`` the weighted log-ratios or log-probabilities of a response.
 
@@ -235,6 +236,7 @@ class Pairwise:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class DPO:
     """Direct preference optimisation over the weighted tokens (arXiv 2305.18290, Eq. 7).
 
@@ -262,6 +264,7 @@ class DPO:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class IPO:
     """Identity preference optimisation with mean log-ratios (arXiv 2310.12036, Eq. 17; ``beta`` is its tau)."""
 
@@ -277,6 +280,7 @@ class IPO:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class SePO:
     """Selective preference optimisation (arXiv 2408.13518, objective of section 3).
 
@@ -336,6 +340,7 @@ class SePO:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class SimPO:
     """Simple preference optimisation (arXiv 2405.14734, Eq. 6) over the weighted tokens.
 
@@ -357,6 +362,7 @@ class SimPO:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class ORPO:
     """Odds ratio preference optimisation (arXiv 2403.07691, Eq. 6): likelihood of the chosen response plus an odds ratio.
 

@@ -28,12 +28,13 @@ from tokenward.objectives.selected import Selected
 from tokenward.objectives.token_pairs import TBPO, TDPO, SparsePO
 from tokenward.ops.losses import pair_weight, treg
 from tokenward.ops.ragged import segment_sum, weighted_sum
-from tokenward.plugins import build, check_call, check_positive
+from tokenward.plugins import build, check_call, check_positive, validated
 from tokenward.selection import selector_of
 from tokenward.tokens.batches import Needs, TokenBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class TReg:
     """T-REG's regulariser (arXiv 2412.02685): token rewards as signed weights, strongest for wrongly ordered pairs.
 
@@ -65,6 +66,7 @@ class TReg:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class TokenKL:
     """KL divergence between policy and reference over the whole vocabulary, summed over tokens.
 
@@ -116,6 +118,7 @@ class _Term(NamedTuple):
 
 
 @dataclass(kw_only=True)
+@validated
 class Sum(Composite):
     """A weighted sum of objectives.
 

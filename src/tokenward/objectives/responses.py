@@ -19,11 +19,12 @@ from tokenward.ops.policy_gradient import (
     reinforce,
 )
 from tokenward.ops.ragged import segment_sum, weighted_mean, weighted_sum
-from tokenward.plugins import check_positive
+from tokenward.plugins import check_positive, validated
 from tokenward.tokens.batches import Needs, TokenBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class WeightedLikelihood:
     """Reward-weighted maximum likelihood of the best response (TLM, arXiv 2306.00398, with supervised data).
 
@@ -67,6 +68,7 @@ SFT = WeightedLikelihood
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class KTO:
     """Kahneman-Tversky optimisation (arXiv 2402.01306): every response is desirable (rank 0) or undesirable.
 
@@ -135,6 +137,7 @@ class KTO:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class Reinforce:
     """REINFORCE with token rewards and maximum entropy (TLM, arXiv 2306.00398, without supervised data).
 

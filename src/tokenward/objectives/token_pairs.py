@@ -22,11 +22,12 @@ from tokenward.objectives.pairwise import (
 )
 from tokenward.ops.losses import mask_price, one_sample_kl, tdpo, token_margin
 from tokenward.ops.ragged import Aligned, aligned, segment_sum, weighted_mean
-from tokenward.plugins import check_positive
+from tokenward.plugins import check_positive, validated
 from tokenward.tokens.batches import Needs, TokenBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class TDPO:
     """Token-level direct preference optimisation (arXiv 2404.11999): DPO with the KL divergence of each response.
 
@@ -85,6 +86,7 @@ class TDPO:
 
 
 @dataclass(kw_only=True)
+@validated
 class TBPO:
     """Token-level Bregman preference optimisation (arXiv 2605.12288), also called TokenRatio.
 
@@ -221,6 +223,7 @@ class LayerMask(nn.Module):
 
 
 @dataclass(kw_only=True)
+@validated
 class SparsePO:
     """SparsePO and MaPO (arXiv 2410.05102): TDPO1 with masks for each token's log-ratio and KL divergence.
 

@@ -14,13 +14,16 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.streamers import BaseStreamer
 
 from tokenward.models.loading import LanguageModel
+from tokenward.plugins import validated
 from tokenward.tokens.template import Template
 
 REPEATABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 """Types of cache layers that can be repeated for several replies to one prompt."""
 
 
-class SamplingSettings(NamedTuple):
+@dataclass(frozen=True, slots=True)
+@validated
+class SamplingSettings:
     """How replies are sampled.
 
     Attributes:
@@ -120,7 +123,7 @@ def sample_replies(
     of a reply, ``progress`` is called with the number of new replies.
     """
     if not template.ending.special and not settings.fixed_length:
-        settings = settings._replace(stop=(*settings.stop, template.ending.turn.strip()))
+        settings = replace(settings, stop=(*settings.stop, template.ending.turn.strip()))
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     replies: dict[int, Reply] = {}
     model.model.eval()

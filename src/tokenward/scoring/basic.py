@@ -14,7 +14,7 @@ from tokenward.data import rows as read_rows
 from tokenward.data.fields import FieldError, required
 from tokenward.data.parsers import answered
 from tokenward.errors import UserError
-from tokenward.plugins import check_positive
+from tokenward.plugins import check_positive, validated
 from tokenward.scoring.reads import Value
 from tokenward.tokens.rows import response_key
 from tokenward.types import Span
@@ -61,6 +61,7 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class LogRatio:
     """``scale * (log pi_numerator(y_t) - log pi_denominator(y_t))`` of any two models, in nats.
 
@@ -88,6 +89,7 @@ class LogRatio:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class ModelValue:
     """Base of the scorers that read one value of one model; by itself the score is that value.
 
@@ -175,6 +177,7 @@ class Attention(ModelValue):
 
 
 @dataclass(frozen=True, slots=True)
+@validated
 class Similarity(ModelValue):
     """Cosine of each token's vector with the mean vector of a domain's words, in [-1, 1] (XTF's task relevance).
 
@@ -212,6 +215,7 @@ class Activation(ModelValue):
 
 
 @dataclass(frozen=True, slots=True)
+@validated
 class Counterfactual(ModelValue):
     """1 at critical tokens, whose replacement by another likely token leads to a wrong answer (CFT, arXiv 2510.10974).
 
@@ -242,6 +246,7 @@ class Counterfactual(ModelValue):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class Position:
     """A number that depends only on the position in the response.
 
@@ -272,6 +277,7 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class Random:
     """Uniform noise in [0, 1) that depends only on ``seed`` and the response. A control."""
 
@@ -306,6 +312,7 @@ class Spans:
 
 
 @dataclass(frozen=True, slots=True)
+@validated
 class External:
     """Values of spans in a file, made with any tokenizer or by people; spans and tokens are matched by characters.
 

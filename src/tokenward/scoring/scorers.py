@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.plugins import build, check_call, name_of
+from tokenward.plugins import build, check_call, name_of, validated
 from tokenward.scoring.basic import (
     Activation,
     Attention,
@@ -41,6 +41,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
+@validated
 class Combine:
     """Combines the scores of several scorers token by token, after steps of their own.
 

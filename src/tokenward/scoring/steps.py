@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenward.errors import UserError
 from tokenward.ops import transforms
 from tokenward.ops.selection import CountRule
-from tokenward.plugins import build, check_call, check_fraction, check_positive
+from tokenward.plugins import build, check_call, check_fraction, check_positive, validated
 from tokenward.tokens.segments import Unit
 
 Scope = Literal["response", "comparison", "batch", "dataset"]
@@ -58,6 +58,7 @@ class Step(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class Affine:
     """``scale * s + shift``."""
 
@@ -69,6 +70,7 @@ class Affine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class Clamp:
     """Limits scores to ``low`` and ``high``; None is no limit."""
 
@@ -88,6 +90,7 @@ class Clamp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class Exp:
     """``exp(s / temperature)``; a negative temperature reverses the order."""
 
@@ -102,6 +105,7 @@ class Exp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class Sigmoid:
     """``sigma(s) + shift``."""
 
@@ -120,6 +124,7 @@ class Relu:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class Decay:
     """``rate ** (t + first) * s`` at position ``t`` of a response; D2PO's code has ``first: 1``."""
 
@@ -134,6 +139,7 @@ class Decay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class RankScale:
     """Replaces scores by their rank, scaled from ``low`` for the lowest to ``high`` for the highest."""
 
@@ -146,6 +152,7 @@ class RankScale:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class Standardise:
     """Subtracts the mean and divides by the standard deviation."""
 
@@ -156,6 +163,7 @@ class Standardise:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class MinMax:
     """Scales scores to [0, 1], from the lowest to the highest."""
 
@@ -166,6 +174,7 @@ class MinMax:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class Top:
     """1 for a fraction of the tokens, those with the largest or smallest scores, else 0.
 
@@ -192,6 +201,7 @@ class Top:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class Cut:
     """1 on one side of a threshold, else 0.
 
@@ -238,6 +248,7 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class BeyondShorter:
     """Multiplies by ``rate`` the positions beyond the comparison's shortest response (LD-DPO, arXiv 2409.06411)."""
 
@@ -250,6 +261,7 @@ class BeyondShorter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class Cluster:
     """1 for the tokens in some of the classes found by multi-Otsu, else 0.
 
@@ -275,6 +287,7 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class SegmentPool:
     """One number per word, sentence or span of the data.
 

@@ -14,6 +14,7 @@ from tokenward.models.base import TokenModel
 from tokenward.models.identity import positions_of
 from tokenward.models.loading import load_model
 from tokenward.models.reward import RewardModel, is_reward_folder, load_reward_model
+from tokenward.plugins import check_argument
 from tokenward.scoring.reads import token_values
 from tokenward.scoring.scorers import LogRatio, Reward, Scorer
 from tokenward.scoring.store import TokenRecord
@@ -22,7 +23,7 @@ from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.segments import place_in, spelled, with_segments
 from tokenward.tokens.spans import ByteSpan
 from tokenward.tokens.template import Style
-from tokenward.types import Comparison, Message
+from tokenward.types import Comparison, Message, Precision
 
 _NO_LIMIT = 10**9
 
@@ -86,8 +87,9 @@ class TokenScorer:
         models: Mapping[str, TokenModel],
         scorer: Scorer,
         template: Style | Literal["chat", "plain"] = "chat",
-        precision: str = "float32",
+        precision: Precision = "float32",
     ) -> None:
+        check_argument("precision", precision, Precision)
         self.models, self.scorer, self.precision = dict(models), scorer, precision
         first, *others = self.models.values()
         self.template = first.template(template)

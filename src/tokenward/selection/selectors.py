@@ -11,7 +11,7 @@ from tokenward.errors import UserError
 from tokenward.ops import transforms
 from tokenward.ops.ragged import position_in_group, segment_sum, weighted_sum
 from tokenward.ops.selection import CountRule, top_fraction
-from tokenward.plugins import check_fraction, check_positive
+from tokenward.plugins import check_fraction, check_positive, validated
 from tokenward.scoring.steps import Chain, Scope, Written, by_side, widest
 from tokenward.selection.base import EosSides, ScoredTokens, eligible
 
@@ -19,6 +19,7 @@ Direction = Literal["top", "bottom", "magnitude", "random"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class SideRule:
     """Which tokens :class:`TopFraction` keeps on one side.
 
@@ -36,6 +37,7 @@ class SideRule:
 
 
 @dataclass(frozen=True, slots=True)
+@validated
 class TopFraction:
     """Keeps the best tokens of the chosen and the worst of the rejected response (SePO, arXiv 2408.13518, section 3).
 
@@ -141,6 +143,7 @@ def uniform(state: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class Threshold:
     """Keeps the preferred tokens with high scores and the rejected tokens with low ones; a response may keep none.
 
@@ -190,6 +193,7 @@ class Threshold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@validated
 class SoftWeights:
     """Weights in proportion to the scores (TLM, arXiv 2306.00398, weighted likelihood).
 
@@ -250,6 +254,7 @@ class SoftWeights:
 
 
 @dataclass(frozen=True)
+@validated
 class Transform:
     """Weights made of scores by a chain of steps, separately for each side.
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -155,8 +156,8 @@ class Conversation:
             if name == "seed":
                 self._seed = int(number)
             else:
-                self._settings = self._settings._replace(**{name: number})
-        known = {**self._settings._asdict(), "seed": self._seed}
+                self._settings = replace(self._settings, **{name: number})
+        known = {**asdict(self._settings), "seed": self._seed}
         self._display.line("  ".join(f"{key}={known[key]:g}" for key in SETTINGS))
 
     def _save(self, name: str) -> None:

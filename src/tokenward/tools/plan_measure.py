@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -101,7 +102,7 @@ def seconds_per_token(
     model: LanguageModel, style: Style, prompts: Sequence[Sequence[int]], settings: SamplingSettings
 ) -> float:
     """Seconds to add one token to every reply of a batch, including a share of the time to read the prompts."""
-    short = settings._replace(max_new_tokens=SAMPLED_TOKENS, fixed_length=True)
+    short = replace(settings, max_new_tokens=SAMPLED_TOKENS, fixed_length=True)
     template = model.template(style)
     sample_replies(model, template, prompts[:1], short, seed=0)  # warm-up
     start = time.perf_counter()

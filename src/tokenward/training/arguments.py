@@ -15,6 +15,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from tokenward.config.training import BY_OPTIMIZER, CANNOT_ACT_IN_SCRIPT
 from tokenward.errors import UserError
+from tokenward.plugins import check_fields
 
 
 @dataclass
@@ -39,6 +40,7 @@ class TokenTrainingArguments(TrainingArguments):
     log_entropy: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, _OWN)
         if self.tokens_per_forward < 1:
             got = self.tokens_per_forward
             raise UserError(f"tokens_per_forward must be at least 1, got {got}.", code="invalid-setting")
