@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import tokenward
-from tests.stages.runs import LOOKS, digests, events, guided, lines, press_when
+from tests.stages.runs import LOOKS, digests, events, lines, press_when, run_online
 from tests.tiny import save_tiny, tiny_llama
 from tokenward.display import Display
 from tokenward.models.reward import RewardModel
@@ -37,18 +37,18 @@ def die(*args, **kwargs) -> None:
 @pytest.fixture
 def whole(finished_online: Path) -> Path:
     """The run that a killed one must end as."""
-    return finished_online / "runs" / "guided"
+    return finished_online / "runs" / "online"
 
 
 def cut(recipe: Path, *changes: str) -> None:
     with pytest.raises(Killed):
-        guided(recipe, OFTEN, *changes, run="cut")
+        run_online(recipe, OFTEN, *changes, run="cut")
 
 
 def goes_on(monkeypatch, recipe: Path, *changes: str, steps: list[int]):
     """The run that was cut, which makes these updates of the policy."""
     seen = press_when(monkeypatch, lambda state: False)
-    run = guided(recipe, OFTEN, *changes, run="cut")
+    run = run_online(recipe, OFTEN, *changes, run="cut")
     assert [step for step, total in seen if total == TOTAL] == steps
     assert not (run.path("online") / "checkpoints").exists()
     return run
@@ -66,7 +66,7 @@ def same(one, other) -> None:
 )
 def test_kill_after_the_last_update_makes_no_further_one(recipe, monkeypatch, whole, changes):
     if PLAIN in changes:
-        whole = guided(recipe, OFTEN, *changes, run="whole").folder
+        whole = run_online(recipe, OFTEN, *changes, run="whole").folder
     with monkeypatch.context() as patch:
         patch.setattr(fit, "_save", die)
         cut(recipe, *changes)
@@ -126,7 +126,7 @@ def test_checkpoints_stay_until_the_stage_is_complete(recipe, monkeypatch, whole
 
 def test_requested_checkpoints_stay(recipe):
     changes = ["online.training.save_strategy=steps", "online.training.save_steps=1"]
-    run = guided(recipe, PLAIN, *changes, "online.training.save_total_limit=2")
+    run = run_online(recipe, PLAIN, *changes, "online.training.save_total_limit=2")
     folder = run.path("online") / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-5", "checkpoint-6"]
     for path in folder.iterdir():
@@ -254,7 +254,7 @@ def test_resumed_run_writes_no_reply_twice(copied_run: Path, monkeypatch: pytest
 def test_online_run_answers_development_prompts_at_each_evaluation(
     recipe: Path, finished_online: Path
 ) -> None:
-    watched = finished_online / "runs" / "guided"
+    watched = finished_online / "runs" / "online"
     steps = [line["step"] for line in replies(watched / "online")]
     assert {step: steps.count(step) for step in steps} == dict.fromkeys((0, 2, 4, 6), 5)
-    assert digests(guided(recipe, *LOOKS, "fixed_prompts=0")) == digests(watched)
+    assert digests(run_online(recipe, *LOOKS, "fixed_prompts=0")) == digests(watched)

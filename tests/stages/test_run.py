@@ -217,7 +217,7 @@ def test_evaluation_during_training_has_the_names_of_trl(tiny_workplace: Path) -
     history = lines(RUN / "policy" / "history.jsonl")
     found = next(entry for entry in history if "eval_loss" in entry)
     assert {"eval_rewards/accuracies", "eval_rewards/margins", "eval_logps/chosen"} <= set(found)
-    assert found["eval_kept/chosen"] == 1.0, "held-out pairs are judged by every token"
+    assert found["eval_kept/chosen"] == 1.0, "eval pairs are judged by every token"
 
 
 def test_selection_per_batch_leaves_each_side_a_token(copied_run: Path) -> None:

@@ -10,7 +10,7 @@ from peft import PromptTuningConfig
 from safetensors.torch import load_file, save_file
 
 import tokenward
-from tests.stages.runs import EXAMPLES, guided_recipe, lines, refusal
+from tests.stages.runs import EXAMPLES, lines, online_recipe, refusal
 from tests.tiny import move_trained
 from tokenward.errors import UserError
 from tokenward.models.head_mlp import HeadMLPSettings
@@ -67,7 +67,7 @@ def test_run_starts_from_the_merged_weights_of_an_adapter(tiny_workplace, adapte
 
 
 def test_online_run_with_sft_starts_from_an_adapter(tmp_path, adapter, monkeypatch):
-    recipe = guided_recipe(tmp_path, adapter, EXAMPLES)
+    recipe = online_recipe(tmp_path, adapter, EXAMPLES)
     monkeypatch.chdir(tmp_path)
     tables = ["sft={training: {learning_rate: 0.0, max_steps: 1}}", f"reward.model={adapter}"]
     run = tokenward.run(recipe, tables, last="online", quiet=True)

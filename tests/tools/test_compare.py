@@ -184,7 +184,7 @@ def test_what_cannot_be_compared_is_refused(copied_run: Path) -> None:
 
 
 def test_online_runs_compare_by_prompt(copied_online: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, other = Path("runs/guided"), Path("runs/other")
+    one, other = Path("runs/online"), Path("runs/other")
     shutil.copytree(one, other)
     edit(other, lambda line: {**line, "values": {name: value + 1 for name, value in line["values"].items()}})
     found = compare_runs(one, other)
