@@ -13,11 +13,7 @@ import tokenward
 from tests.stages.runs import lines, manifests, press_when, refusal, tables_of, write_lines
 from tests.tiny import CHATML, planted_rows, save_tiny
 from tokenward.errors import UserError
-from tokenward.scoring.join import with_scores
 from tokenward.scoring.store import TokenStore
-from tokenward.selection import SideRule, TopFraction
-from tokenward.selection.weights import weigh_rows, weigh_step
-from tokenward.stages.auxiliary import scorer_of
 from tokenward.stages.data import source_fingerprint
 from tokenward.stages.lists import carry_out
 from tokenward.stages.tables import random_part
@@ -183,7 +179,7 @@ def test_before_is_the_reference_and_after_is_the_policy(tiny_oracle: Path) -> N
 
 def test_without_eval_rows_there_are_no_figures(tiny_workplace, capsys):
     short = [f"{stage}.training.max_steps=1" for stage in ("oracle", "policy")]
-    run = tokenward.run(tiny_workplace, ["data.eval=0", *short])
+    run = tokenward.run(tiny_workplace, ["data.eval=0", "scores.scorer={name: random}", *short])
     assert "nothing can be evaluated" in " ".join(capsys.readouterr().out.split())
     assert tokenward.read_figures(run) == {}
 
@@ -218,17 +214,6 @@ def test_evaluation_during_training_has_the_names_of_trl(tiny_workplace: Path) -
     found = next(entry for entry in history if "eval_loss" in entry)
     assert {"eval_rewards/accuracies", "eval_rewards/margins", "eval_logps/chosen"} <= set(found)
     assert found["eval_kept/chosen"] == 1.0, "eval pairs are judged by every token"
-
-
-def test_selection_per_batch_leaves_each_side_a_token(copied_run: Path) -> None:
-    """And is the selector's own where that keeps something."""
-    run = tokenward.open_run(copied_run, quiet=True)
-    some = list(with_scores(tables_of(run).train, scorer_of(run), TokenStore(run.path("scores")))[:8])
-    few = TopFraction(chosen=SideRule(fraction=0.02), rejected=SideRule(fraction=0.02), scope="batch")
-    assert all(bool((side != 0).any()) for row in weigh_step(few, some) for side in row.weights or ())
-    plain, batch = weigh_rows(TopFraction(), some), weigh_step(TopFraction(), some)
-    for one, other in zip(plain, batch, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one.weights or (), other.weights or (), strict=True))
 
 
 def test_eval_reward_model_needs_pairs_and_leaves_some(tiny_workplace: Path) -> None:
