@@ -44,11 +44,8 @@ RULES = {"precision": "float32", "tokens_per_batch": 8192}
 ONCE = ("online.training.max_steps=1", "online.every=null")
 LEARNING = (2, REWARD_STEPS)
 """A stop while the reward is learned."""
-STOPS = {
-    "first": [LEARNING, (3, TOTAL)],
-    "before and while": [(1, TOTAL), LEARNING],
-    "at": [(2, TOTAL), (4, TOTAL)],
-}
+EARLY = [LEARNING, (2, TOTAL), (4, TOTAL)]
+LATE = [(1, TOTAL), LEARNING]
 """Steps, of how many, after which Ctrl-C is pressed; the next step is the last. The reward is learned again after step 3."""
 
 
@@ -122,13 +119,13 @@ def test_whole_run_on_examples(finished_online, tiny_folder):
 def test_finished_stages_are_skipped_and_changed_settings_rerun(copied_online):
     folder = Path("runs/online")
 
-    def changed(*changes: str) -> set[str]:
-        run_online(copied_online, *LOOKS, *changes, last="evaluation")
+    def changed(*changes: str, last: str = "evaluation") -> set[str]:
+        run_online(copied_online, *LOOKS, *changes, last=last)
         return {name for name in before if before[name] != manifests(folder)[name]}
 
     before = manifests(folder)
     assert changed() == set()
-    assert changed("online.samples=2") == {"online", "evaluation"}
+    assert changed("online.samples=2", last="online") == {"online"}
     assert changed() == set(), "what was kept comes back"
     assert changed("evaluation.prompts=1") == {"evaluation"}
     files = digests(folder)
@@ -136,13 +133,12 @@ def test_finished_stages_are_skipped_and_changed_settings_rerun(copied_online):
     assert all(other[name] != digest for name, digest in files.items())
 
 
-@pytest.mark.parametrize("stops", STOPS.values(), ids=STOPS)
-def test_resumed_run_equals_an_uninterrupted_one(recipe, finished_online, monkeypatch, stops):
+def test_resumed_run_equals_an_uninterrupted_one(recipe, finished_online, monkeypatch):
     whole = finished_online / "runs" / "online"
     assert set(digests(whole)) == {
         "model/model.safetensors", "reward/model.safetensors", "reward/token_reward_head.safetensors", "trained.safetensors",
     }  # fmt: skip
-    again = stopped(monkeypatch, recipe, stops, *LOOKS, last="evaluation")
+    again = stopped(monkeypatch, recipe, EARLY, *LOOKS, last="evaluation")
     same(again, whole)
     metrics = [folder / "evaluation" / "metrics.json" for folder in (again.folder, whole)]
     assert metrics[0].read_bytes() == metrics[1].read_bytes()
@@ -151,15 +147,18 @@ def test_resumed_run_equals_an_uninterrupted_one(recipe, finished_online, monkey
 @pytest.mark.parametrize(
     ("changes", "stops"),
     [
-        (["online.restart=fresh"], "before and while"),
-        (["online.objective={name: reinforce, kl: 0.1}", "online.training.bf16=true"], "first"),
+        (["online.restart=fresh"], LATE),
+        (
+            ["online.objective={name: reinforce, kl: 0.1}", "online.training.bf16=true"],
+            [LEARNING, (3, TOTAL)],
+        ),
     ],
 )
 def test_resumed_run_with_other_choices_equals_an_uninterrupted_one(
     recipe, finished_online, monkeypatch, changes, stops
 ):
     whole = run_online(recipe, *LOOKS, *changes, run="whole")
-    same(stopped(monkeypatch, recipe, STOPS[stops], *LOOKS, *changes), whole)
+    same(stopped(monkeypatch, recipe, stops, *LOOKS, *changes), whole)
     if changes == [
         "online.restart=fresh"
     ]:  # The first reward is that of a warm run; the second begins elsewhere.
