@@ -201,17 +201,21 @@ def test_source_gets_the_columns_that_it_names(recipe):
 
 
 def test_prompt_without_room_for_a_reply_is_dropped(recipe, tmp_path, capsys):
-    """Of a context of 64; the prompts have 29 tokens, but two have 39, one of them for the test."""
+    """Of a context of 64; the prompts have 29 tokens, but two have 39, one of them for the test. REINFORCE needs no references."""
     short = f"model.name={save_tiny(tmp_path / 'short', tiny_llama(max_position_embeddings=64))}"
     prompts = [f"{number:10}" for number in range(12)]
     prompts[1] = prompts[10] = "0123456789" * 2
     parts = ["examples.source=train.jsonl", "examples.development=dev.jsonl", "examples.test=test.jsonl"]
     for part, chosen in (("train", prompts[:6]), ("dev", prompts[6:8]), ("test", prompts[8:])):
-        write_lines(f"{part}.jsonl", [{"question": text, "answers": "a"} for text in chosen])
+        write_lines(f"{part}.jsonl", [{"question": text} for text in chosen])
+    parts += [REINFORCE, "examples.references=null", "evaluation.metrics=[]"]
     changes = [short, *parts, "online.sampling.max_new_tokens=30", "evaluation.max_new_tokens=30"]
     run = run_online(recipe, *changes, *ONCE, "evaluation.prompts=9", last="evaluation")
     assert run.done("online").facts["rows"] == 5
     assert len(lines(run.path("evaluation") / "samples.jsonl")) == 3
+    figures = tokenward.read_figures(run)
+    assert "length/change" in figures
+    assert "references/logp_per_token/change" not in figures
     error = refusal(recipe, [*changes, "online.sampling.max_new_tokens=60"], last="online")
     assert (error.code, error.key) == ("no-rows", "tokens.max_prompt_tokens")
     assert "60 tokens" in str(error)
@@ -261,11 +265,3 @@ def test_what_only_the_evaluation_reads_does_not_rerun_the_loop(prompts, tmp_pat
     before = made_from(*start)
     save_tiny(tmp_path / "start", tiny_llama(seed=1))
     assert made_from(*start)[1] != before[1]
-
-
-def test_reinforce_needs_no_references(recipe):
-    rows(*[{"question": f"Say {n}."} for n in range(30)])
-    changes = ["examples.references=null", *ONCE, "evaluation.metrics=[]"]
-    figures = tokenward.read_figures(run_online(recipe, REINFORCE, *changes, last="evaluation"))
-    assert "length/change" in figures
-    assert "references/logp_per_token/change" not in figures
