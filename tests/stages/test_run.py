@@ -50,8 +50,9 @@ def test_every_stage_leaves_its_folder_and_figures_have_intervals(finished_run: 
 
 
 def test_changed_setting_reruns_what_depends_on_it_and_is_restored_when_changed_back(
-    copied_run: Path,
+    copied_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tokenward.tokens.store.encode_parts", None)  # nothing is encoded again
     model = RUN / "policy" / "model" / "model.safetensors"
     before, weights = manifests(RUN), digest(model)
 
