@@ -133,42 +133,33 @@ def test_requested_checkpoints_stay(recipe):
         assert json.loads((path / "alternating.json").read_text())["best"]["value"] is None
 
 
-@pytest.mark.parametrize("imitated", [True, False])
-def test_slow_bfloat16_is_reported(tiny_workplace, monkeypatch, capsys, imitated):
-    monkeypatch.setattr(fit, "imitates_bfloat16", lambda device: imitated)
-    tokenward.run(tiny_workplace, ["oracle.training={bf16: true, max_steps: 1}"], last="oracle")
-    assert ("oracle.training.bf16=false is faster here" in capsys.readouterr().out) is imitated
+def test_slow_bfloat16_is_reported(tiny_workplace, monkeypatch, capsys):
+    for imitated in (True, False):
+        monkeypatch.setattr(fit, "imitates_bfloat16", lambda device, imitated=imitated: imitated)
+        changes = [f"oracle.training={{bf16: true, max_steps: 1, seed: {int(imitated)}}}"]
+        tokenward.run(tiny_workplace, changes, last="oracle")
+        assert ("oracle.training.bf16=false is faster here" in capsys.readouterr().out) is imitated
 
 
-@pytest.mark.parametrize(
-    ("objective", "said"),
-    [
-        ("{name: dpo}", "first rows: loss 0.6931 (starts at ln 2 = 0.6931), margin 0.0000 nats: policy = reference"),
-        ("{name: ipo}", "first rows: margin 0.0000 nats: policy = reference"),
-    ],
-)  # fmt: skip
-def test_first_rows_are_compared_with_ln_2(tiny_workplace, tmp_path, objective, said):
-    changes = ["scores.scorer={name: random}", f"policy.objective={objective}", "policy.training.max_steps=1"]
-    run = tokenward.open_run(tiny_workplace, changes)
-    with (tmp_path / "shown.txt").open("w") as file:
-        display = Display(console=Console(file=file, width=200))
-        run_through(replace(run, display=display), "policy")
-    lines = [line.strip() for line in (tmp_path / "shown.txt").read_text().splitlines()]
-    assert [line for line in lines if line.startswith("first rows")] == [said]
+def test_first_rows_are_compared_with_ln_2(tiny_workplace, tmp_path):
+    start = "margin 0.0000 nats: policy = reference"
+    for objective, words in (("dpo", f"loss 0.6931 (starts at ln 2 = 0.6931), {start}"), ("ipo", start)):
+        changes = [f"policy.objective={{name: {objective}}}", "policy.training.max_steps=1"]
+        run = tokenward.open_run(tiny_workplace, ["scores.scorer={name: random}", *changes])
+        with (tmp_path / "shown.txt").open("w") as file:
+            display = Display(console=Console(file=file, width=200))
+            run_through(replace(run, display=display), "policy")
+        shown = [line.strip() for line in (tmp_path / "shown.txt").read_text().splitlines()]
+        assert [line for line in shown if line.startswith("first rows")] == [f"first rows: {words}"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "idle"),
-    [
-        (["oracle.training.max_steps=1"], True),
-        (["oracle.training.max_steps=2"], False),
-    ],
-)
-def test_training_with_warm_up_only_is_reported(tiny_workplace, capsys, changes, idle):
-    tokenward.run(tiny_workplace, changes, last="policy")
-    out = " ".join(capsys.readouterr().out.split())
-    assert ("only one update" in out) is idle
-    assert ("every score is 0" in out) is idle
+def test_training_with_warm_up_only_is_reported(tiny_workplace, capsys):
+    for steps, idle in ((1, True), (2, False)):
+        changes = [f"oracle.training.max_steps={steps}", "policy.training.max_steps=2"]
+        tokenward.run(tiny_workplace, changes, last="policy")
+        out = " ".join(capsys.readouterr().out.split())
+        assert ("only one update" in out) is idle
+        assert ("every score is 0" in out) is idle
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")  # peft, of a checkpoint
