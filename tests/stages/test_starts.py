@@ -126,10 +126,9 @@ def test_export_is_compared_with_the_trained_model(copied_run, capsys):
 
 
 @pytest.mark.parametrize(
-    "more",
-    ["use_dora: true", "init_lora_weights: mica", "trainable_token_indices: [5, 7]"],
-)  # fmt: skip
-def test_new_adapter_starts_exactly_at_the_reference(tiny_workplace, more):
+    "more", ["use_dora: true", "init_lora_weights: mica", "trainable_token_indices: [5, 7]"]
+)
+def test_new_adapter_starts_exactly_at_the_reference(copied_run, more):
     """KTO's divergence is 0 and TDPO's loss ln 2 at the first update; without any rounding."""
     changes = [
         f"model.adapter={{r: 2, target_modules: [q_proj, v_proj], {more}}}",
@@ -139,7 +138,7 @@ def test_new_adapter_starts_exactly_at_the_reference(tiny_workplace, more):
     first = []
     for name in ("kto", "tdpo"):
         run = tokenward.run(
-            tiny_workplace, [*changes, f"policy.objective={{name: {name}}}"], last="policy", quiet=True
+            copied_run, [*changes, f"policy.objective={{name: {name}}}"], last="policy", quiet=True
         )
         first.append(lines(run.path("policy") / "history.jsonl")[0])
     assert first[0]["kl"] == 0.0
