@@ -244,12 +244,3 @@ def test_pairs_with_a_small_gap_are_counted(tiny_workplace: Path) -> None:
     with pytest.raises(UserError) as caught:
         tables_of(other)
     assert (caught.value.code, caught.value.key) == ("no-rows", "data.min_gap")
-
-
-def test_sft_counts_the_best_response_of_a_prompt_once(tiny_workplace: Path) -> None:
-    run = tokenward.open_run(tiny_workplace, ["data.pairs=all"], quiet=True)
-    pairs = tables_of(run).train
-    rows = pairs.best_once()
-    texts = [row.comparison.responses[0] for row in rows]
-    assert len(pairs) == 3 * len(rows)
-    assert all("good" in text for text in texts)
