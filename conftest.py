@@ -73,12 +73,12 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) ->
 
 @pytest.fixture(scope="session")
 def finished_online(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """A folder in which a small online run has ended in ``runs/guided``; copy it before changing it."""
-    from tests.stages.runs import LOOKS, guided, guided_recipe
+    """A folder in which a small online run has ended in ``runs/online``; copy it before changing it."""
+    from tests.stages.runs import LOOKS, online_recipe, run_online
 
-    recipe = guided_recipe(tmp_path_factory.mktemp("online") / "work", tiny_folder)
+    recipe = online_recipe(tmp_path_factory.mktemp("online") / "work", tiny_folder)
     with contextlib.chdir(recipe.parent):
-        guided(recipe, *LOOKS, last="evaluation")
+        run_online(recipe, *LOOKS, last="evaluation")
     return recipe.parent
 
 
@@ -104,7 +104,7 @@ def copied_online(finished_online: Path, tmp_path: Path, monkeypatch: pytest.Mon
     copy = tmp_path / "copy"
     shutil.copytree(finished_online, copy)
     monkeypatch.chdir(copy)
-    return copy / "guided.yaml"
+    return copy / "online.yaml"
 
 
 @pytest.fixture

@@ -280,7 +280,7 @@ def test_it_is_one_column_on_a_narrow_screen_and_prints(opened, page_path: Path)
 
 
 def test_an_online_page_opens_without_scripts(opened, finished_online: Path) -> None:
-    page = opened(finished_online / "runs" / "guided" / "report" / "index.html")
+    page = opened(finished_online / "runs" / "online" / "report" / "index.html")
     assert page.locator("#figures td", has_text="rouge1/change").count() == 1
     assert page.locator("#replies table").first.locator("tbody tr").count() == 1
     assert page.locator("#replies h3", has_text="during the stage online").count() == 1

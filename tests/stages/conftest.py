@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.runs import PROMPTS, guided_recipe
+from tests.stages.runs import PROMPTS, online_recipe
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder is one with an online recipe on examples."""
-    made = guided_recipe(tmp_path / "work", tiny_folder)
+    made = online_recipe(tmp_path / "work", tiny_folder)
     monkeypatch.chdir(made.parent)
     return made
 
@@ -18,6 +18,6 @@ def recipe(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def prompts(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder is one with a recipe that learns prompts."""
-    made = guided_recipe(tmp_path / "work", tiny_folder, PROMPTS)
+    made = online_recipe(tmp_path / "work", tiny_folder, PROMPTS)
     monkeypatch.chdir(made.parent)
     return made

@@ -77,17 +77,17 @@ def write_labelled(folder: Path, count: int = 8) -> None:
         (folder / f"{part}.tsv").write_text("text\tlabel\n" + "\n".join(lines) + "\n")
 
 
-def guided_recipe(folder: Path, model: Path, text: str = EXAMPLES) -> Path:
-    """A folder with data and ``guided.yaml``; returns the recipe."""
+def online_recipe(folder: Path, model: Path, text: str = EXAMPLES) -> Path:
+    """A folder with data and ``online.yaml``; returns the recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     write_examples(folder / "examples.jsonl")
     write_labelled(folder)
-    recipe = folder / "guided.yaml"
+    recipe = folder / "online.yaml"
     recipe.write_text(text.format(model=model))
     return recipe
 
 
-def guided(recipe: Path, *changes: str, last: str = "online", run: str = "guided") -> Run:
+def run_online(recipe: Path, *changes: str, last: str = "online", run: str = "online") -> Run:
     """Carry an online recipe out in a run folder of its own."""
     return tokenward.run(recipe, [f"run=runs/{run}", *changes], last=last, quiet=True)
 

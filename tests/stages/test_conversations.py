@@ -109,11 +109,11 @@ def thinking_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_of(rows: list[dict], model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run_of(rows: list[dict], model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **more) -> Path:
     monkeypatch.chdir(folder)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "recipe.yaml").write_text(RECIPE.format(model=model))
-    return (folder / tokenward.run("recipe.yaml", quiet=True).folder).resolve()
+    return (folder / tokenward.run("recipe.yaml", quiet=True, **more).folder).resolve()
 
 
 def texts(run: Path) -> set[tuple[str, str]]:
@@ -150,7 +150,8 @@ def test_a_call_and_the_last_reply_have_scores_and_the_tools_answer_has_none(
 
 
 def test_a_thought_has_scores_and_the_mark_before_it_has_none(thinking_model, tmp_path, monkeypatch):
-    run = run_of(thoughts(20), thinking_model, tmp_path, monkeypatch)
+    changes = ["scores.scorer={name: surprisal}"]
+    run = run_of(thoughts(20), thinking_model, tmp_path, monkeypatch, overrides=changes, last="scores")
     found = texts(run)
     assert len(found) >= 20
     for own, others in found:

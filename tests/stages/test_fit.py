@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import tokenward
-from tests.stages.runs import LOOKS, digests, events, guided, lines, press_when
+from tests.stages.runs import LOOKS, digests, events, lines, press_when, run_online
 from tests.tiny import save_tiny, tiny_llama
 from tokenward.display import Display
 from tokenward.models.reward import RewardModel
@@ -37,18 +37,18 @@ def die(*args, **kwargs) -> None:
 @pytest.fixture
 def whole(finished_online: Path) -> Path:
     """The run that a killed one must end as."""
-    return finished_online / "runs" / "guided"
+    return finished_online / "runs" / "online"
 
 
 def cut(recipe: Path, *changes: str) -> None:
     with pytest.raises(Killed):
-        guided(recipe, OFTEN, *changes, run="cut")
+        run_online(recipe, OFTEN, *changes, run="cut")
 
 
 def goes_on(monkeypatch, recipe: Path, *changes: str, steps: list[int]):
     """The run that was cut, which makes these updates of the policy."""
     seen = press_when(monkeypatch, lambda state: False)
-    run = guided(recipe, OFTEN, *changes, run="cut")
+    run = run_online(recipe, OFTEN, *changes, run="cut")
     assert [step for step, total in seen if total == TOTAL] == steps
     assert not (run.path("online") / "checkpoints").exists()
     return run
@@ -66,7 +66,7 @@ def same(one, other) -> None:
 )
 def test_kill_after_the_last_update_makes_no_further_one(recipe, monkeypatch, whole, changes):
     if PLAIN in changes:
-        whole = guided(recipe, OFTEN, *changes, run="whole").folder
+        whole = run_online(recipe, OFTEN, *changes, run="whole").folder
     with monkeypatch.context() as patch:
         patch.setattr(fit, "_save", die)
         cut(recipe, *changes)
@@ -126,49 +126,40 @@ def test_checkpoints_stay_until_the_stage_is_complete(recipe, monkeypatch, whole
 
 def test_requested_checkpoints_stay(recipe):
     changes = ["online.training.save_strategy=steps", "online.training.save_steps=1"]
-    run = guided(recipe, PLAIN, *changes, "online.training.save_total_limit=2")
+    run = run_online(recipe, PLAIN, *changes, "online.training.save_total_limit=2")
     folder = run.path("online") / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-5", "checkpoint-6"]
     for path in folder.iterdir():
         assert json.loads((path / "alternating.json").read_text())["best"]["value"] is None
 
 
-@pytest.mark.parametrize("imitated", [True, False])
-def test_slow_bfloat16_is_reported(tiny_workplace, monkeypatch, capsys, imitated):
-    monkeypatch.setattr(fit, "imitates_bfloat16", lambda device: imitated)
-    tokenward.run(tiny_workplace, ["oracle.training={bf16: true, max_steps: 1}"], last="oracle")
-    assert ("oracle.training.bf16=false is faster here" in capsys.readouterr().out) is imitated
+def test_slow_bfloat16_is_reported(tiny_workplace, monkeypatch, capsys):
+    for imitated in (True, False):
+        monkeypatch.setattr(fit, "imitates_bfloat16", lambda device, imitated=imitated: imitated)
+        changes = [f"oracle.training={{bf16: true, max_steps: 1, seed: {int(imitated)}}}"]
+        tokenward.run(tiny_workplace, changes, last="oracle")
+        assert ("oracle.training.bf16=false is faster here" in capsys.readouterr().out) is imitated
 
 
-@pytest.mark.parametrize(
-    ("objective", "said"),
-    [
-        ("{name: dpo}", "first rows: loss 0.6931 (starts at ln 2 = 0.6931), margin 0.0000 nats: policy = reference"),
-        ("{name: ipo}", "first rows: margin 0.0000 nats: policy = reference"),
-    ],
-)  # fmt: skip
-def test_first_rows_are_compared_with_ln_2(tiny_workplace, tmp_path, objective, said):
-    changes = ["scores.scorer={name: random}", f"policy.objective={objective}", "policy.training.max_steps=1"]
-    run = tokenward.open_run(tiny_workplace, changes)
-    with (tmp_path / "shown.txt").open("w") as file:
-        display = Display(console=Console(file=file, width=200))
-        run_through(replace(run, display=display), "policy")
-    lines = [line.strip() for line in (tmp_path / "shown.txt").read_text().splitlines()]
-    assert [line for line in lines if line.startswith("first rows")] == [said]
+def test_first_rows_are_compared_with_ln_2(tiny_workplace, tmp_path):
+    start = "margin 0.0000 nats: policy = reference"
+    for objective, words in (("dpo", f"loss 0.6931 (starts at ln 2 = 0.6931), {start}"), ("ipo", start)):
+        changes = [f"policy.objective={{name: {objective}}}", "policy.training.max_steps=1"]
+        run = tokenward.open_run(tiny_workplace, ["scores.scorer={name: random}", *changes])
+        with (tmp_path / "shown.txt").open("w") as file:
+            display = Display(console=Console(file=file, width=200))
+            run_through(replace(run, display=display), "policy")
+        shown = [line.strip() for line in (tmp_path / "shown.txt").read_text().splitlines()]
+        assert [line for line in shown if line.startswith("first rows")] == [f"first rows: {words}"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "idle"),
-    [
-        (["oracle.training.max_steps=1"], True),
-        (["oracle.training.max_steps=2"], False),
-    ],
-)
-def test_training_with_warm_up_only_is_reported(tiny_workplace, capsys, changes, idle):
-    tokenward.run(tiny_workplace, changes, last="policy")
-    out = " ".join(capsys.readouterr().out.split())
-    assert ("only one update" in out) is idle
-    assert ("every score is 0" in out) is idle
+def test_training_with_warm_up_only_is_reported(tiny_workplace, capsys):
+    for steps, idle in ((1, True), (2, False)):
+        changes = [f"oracle.training.max_steps={steps}", "policy.training.max_steps=2"]
+        tokenward.run(tiny_workplace, changes, last="policy")
+        out = " ".join(capsys.readouterr().out.split())
+        assert ("only one update" in out) is idle
+        assert ("every score is 0" in out) is idle
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")  # peft, of a checkpoint
@@ -254,7 +245,7 @@ def test_resumed_run_writes_no_reply_twice(copied_run: Path, monkeypatch: pytest
 def test_online_run_answers_development_prompts_at_each_evaluation(
     recipe: Path, finished_online: Path
 ) -> None:
-    watched = finished_online / "runs" / "guided"
+    watched = finished_online / "runs" / "online"
     steps = [line["step"] for line in replies(watched / "online")]
     assert {step: steps.count(step) for step in steps} == dict.fromkeys((0, 2, 4, 6), 5)
-    assert digests(guided(recipe, *LOOKS, "fixed_prompts=0")) == digests(watched)
+    assert digests(run_online(recipe, *LOOKS, "fixed_prompts=0")) == digests(watched)

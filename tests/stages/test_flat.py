@@ -20,9 +20,9 @@ from tokenward.data.pairs import pair_of, pair_places
 from tokenward.errors import UserError
 from tokenward.scoring.join import with_reference, with_scores
 from tokenward.scoring.store import TokenStore
-from tokenward.selection import SideRule, SoftWeights, TopFraction, Transform
+from tokenward.selection import TopFraction
 from tokenward.selection import weights as weighing
-from tokenward.selection.weights import weigh, weigh_rows
+from tokenward.selection.weights import weigh
 from tokenward.stages import scores as score_stages
 from tokenward.stages.auxiliary import scorer_of
 from tokenward.stages.run import Run
@@ -30,7 +30,6 @@ from tokenward.stages.tables import tables
 from tokenward.tokens import store as stores
 from tokenward.tokens.encode import encode
 from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.segments import with_segments
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 
@@ -100,42 +99,6 @@ def test_rows_with_values_are_those_built_at_once(tiny_workplace: Path) -> None:
     same(rows[-2:], expected[-2:])
 
 
-def rows_with_scores(recipe: Path) -> tuple[Run, TokenTable]:
-    run, table = opened(recipe)
-    rows = with_reference(table, write_store(run, "reference"))
-    return run, rows.with_column("scores", rows.columns["reference_logp"])
-
-
-SELECTORS = [
-    TopFraction(),
-    TopFraction(chosen=SideRule(fraction=0.2), eos="none", scope="comparison"),
-    TopFraction(chosen=SideRule(fraction=0.01), scope="dataset"),
-    TopFraction(chosen=SideRule(direction="random"), ties="random"),
-    SoftWeights(transform="exp", spread="sequence"),
-    Transform(steps=({"threshold": {"at": "mean", "scope": "dataset"}},)),
-    Transform(steps=({"rank_scale": {"scope": "comparison"}},)),
-]
-
-
-def test_weights_do_not_depend_on_how_many_rows_are_weighed_at_once(
-    tiny_workplace: Path, monkeypatch
-) -> None:
-    run, rows = rows_with_scores(tiny_workplace)
-    tokenizer = run.tokenizer_template(run.start_model).tokenizer
-    pool = Transform(steps=({"segment_pool": {"segment": "word", "how": "max"}},), signed=True)
-    for chunk in (1, 7, 1000):
-        monkeypatch.setattr(weighing, "CHUNK_ROWS", chunk)
-        for selector in SELECTORS:
-            same(weigh(rows, selector), weigh_rows(selector, list(rows)))
-        row = weigh(rows, pool, tokenizer)[3]
-        for side, ids in enumerate(row.responses):
-            words = with_segments("word", tokenizer, row).segments[side]
-            scores = torch.sin(torch.tensor(ids, dtype=torch.float32))
-            expected = [float(scores[words == word].max()) for word in words.tolist()]
-            assert row.weights[side].tolist() == pytest.approx(expected)
-            assert 1 < len(words.unique()) < len(ids)
-
-
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many comparisons were encoded from now on, call by call."""
     calls: list[int] = []
@@ -148,8 +111,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_run_encodes_each_comparison_once(tiny_workplace: Path, monkeypatch) -> None:
     calls = counted(monkeypatch)
-    short = ["policy.training.max_steps=1", "evaluation.prompts=1"]
-    tokenward.run(tiny_workplace, short, quiet=True)
+    short = ["scores.scorer={name: random}", "policy.training.max_steps=1"]
+    tokenward.run(tiny_workplace, short, last="policy", quiet=True)
     assert sum(calls) == 24
     calls.clear()
     changes = ["policy.selection={name: all}", "tokens.processes=1"]

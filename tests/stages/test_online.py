@@ -18,11 +18,11 @@ from tests.stages.runs import (
     digests,
     events,
     folder_of,
-    guided,
-    guided_recipe,
     lines,
     manifests,
+    online_recipe,
     press_when,
+    run_online,
 )
 from tests.tiny import save_tiny, tiny_t5
 from tokenward.artifacts import StageFolder
@@ -44,11 +44,8 @@ RULES = {"precision": "float32", "tokens_per_batch": 8192}
 ONCE = ("online.training.max_steps=1", "online.every=null")
 LEARNING = (2, REWARD_STEPS)
 """A stop while the reward is learned."""
-STOPS = {
-    "first": [LEARNING, (3, TOTAL)],
-    "before and while": [(1, TOTAL), LEARNING],
-    "at": [(2, TOTAL), (4, TOTAL)],
-}
+EARLY = [LEARNING, (2, TOTAL), (4, TOTAL)]
+LATE = [(1, TOTAL), LEARNING]
 """Steps, of how many, after which Ctrl-C is pressed; the next step is the last. The reward is learned again after step 3."""
 
 
@@ -65,11 +62,11 @@ def stopped(monkeypatch, recipe: Path, stops: list, *changes: str, **more):
         with monkeypatch.context() as patch:
             press_when(patch, lambda s, stop=stop: (s.global_step, s.max_steps) == stop)
             with pytest.raises(Interrupted):
-                guided(recipe, *changes, run="stopped", **more)
+                run_online(recipe, *changes, run="stopped", **more)
         assert not Path("runs/stopped/online/model").exists()
     with monkeypatch.context() as patch:
         steps = press_when(patch, lambda state: False)
-        run = guided(recipe, *changes, run="stopped", **more)
+        run = run_online(recipe, *changes, run="stopped", **more)
     assert (1, TOTAL) not in steps
     return run
 
@@ -80,7 +77,7 @@ def same(one, other) -> None:
 
 
 def test_whole_run_on_examples(finished_online, tiny_folder):
-    run = finished_online / "runs" / "guided"
+    run = finished_online / "runs" / "online"
     assert set(manifests(run)) == {"examples", "online", "evaluation"}
     found = events(run)
     # Learned before the first update and after the third, until half of the six; looked at every second.
@@ -120,29 +117,28 @@ def test_whole_run_on_examples(finished_online, tiny_folder):
 
 
 def test_finished_stages_are_skipped_and_changed_settings_rerun(copied_online):
-    folder = Path("runs/guided")
+    folder = Path("runs/online")
 
-    def changed(*changes: str) -> set[str]:
-        guided(copied_online, *LOOKS, *changes, last="evaluation")
+    def changed(*changes: str, last: str = "evaluation") -> set[str]:
+        run_online(copied_online, *LOOKS, *changes, last=last)
         return {name for name in before if before[name] != manifests(folder)[name]}
 
     before = manifests(folder)
     assert changed() == set()
-    assert changed("online.samples=2") == {"online", "evaluation"}
+    assert changed("online.samples=2", last="online") == {"online"}
     assert changed() == set(), "what was kept comes back"
     assert changed("evaluation.prompts=1") == {"evaluation"}
     files = digests(folder)
-    other = digests(guided(copied_online, *LOOKS, "seed=1", run="other"))
+    other = digests(run_online(copied_online, *LOOKS, "seed=1", run="other"))
     assert all(other[name] != digest for name, digest in files.items())
 
 
-@pytest.mark.parametrize("stops", STOPS.values(), ids=STOPS)
-def test_resumed_run_equals_an_uninterrupted_one(recipe, finished_online, monkeypatch, stops):
-    whole = finished_online / "runs" / "guided"
+def test_resumed_run_equals_an_uninterrupted_one(recipe, finished_online, monkeypatch):
+    whole = finished_online / "runs" / "online"
     assert set(digests(whole)) == {
         "model/model.safetensors", "reward/model.safetensors", "reward/token_reward_head.safetensors", "trained.safetensors",
     }  # fmt: skip
-    again = stopped(monkeypatch, recipe, stops, *LOOKS, last="evaluation")
+    again = stopped(monkeypatch, recipe, EARLY, *LOOKS, last="evaluation")
     same(again, whole)
     metrics = [folder / "evaluation" / "metrics.json" for folder in (again.folder, whole)]
     assert metrics[0].read_bytes() == metrics[1].read_bytes()
@@ -151,19 +147,22 @@ def test_resumed_run_equals_an_uninterrupted_one(recipe, finished_online, monkey
 @pytest.mark.parametrize(
     ("changes", "stops"),
     [
-        (["online.restart=fresh"], "before and while"),
-        (["online.objective={name: reinforce, kl: 0.1}", "online.training.bf16=true"], "first"),
+        (["online.restart=fresh"], LATE),
+        (
+            ["online.objective={name: reinforce, kl: 0.1}", "online.training.bf16=true"],
+            [LEARNING, (3, TOTAL)],
+        ),
     ],
 )
 def test_resumed_run_with_other_choices_equals_an_uninterrupted_one(
     recipe, finished_online, monkeypatch, changes, stops
 ):
-    whole = guided(recipe, *LOOKS, *changes, run="whole")
-    same(stopped(monkeypatch, recipe, STOPS[stops], *LOOKS, *changes), whole)
+    whole = run_online(recipe, *LOOKS, *changes, run="whole")
+    same(stopped(monkeypatch, recipe, stops, *LOOKS, *changes), whole)
     if changes == [
         "online.restart=fresh"
     ]:  # The first reward is that of a warm run; the second begins elsewhere.
-        warm, fresh = events(finished_online / "runs" / "guided"), events(whole)
+        warm, fresh = events(finished_online / "runs" / "online"), events(whole)
         assert warm[1] == fresh[1]
         assert warm[3] != fresh[3]
 
@@ -172,7 +171,7 @@ def test_patience_stops_early_and_restores_the_best(recipe, tiny_folder):
     """Neither changes, so no look at them is better than the first."""
     changes = ["online.evaluate_every=1", "online.patience=2", "online.training.learning_rate=0.0"]
     changes += ["reward.training.learning_rate=0.0", "online.reward_evals=3", "online.reward_patience=1"]
-    run = guided(recipe, *changes)
+    run = run_online(recipe, *changes)
     assert [(e["event"], e["step"]) for e in events(run)] == [
         ("policy", 0), ("reward", 0), ("policy", 1), ("policy", 2), ("stop", 2),
     ]  # fmt: skip
@@ -200,7 +199,7 @@ def test_every_sample_has_its_own_seed(recipe, monkeypatch):
         "online.training.max_steps=4",
         "online.every=2",
     ]
-    run = guided(recipe, REINFORCE, *changes, "online.evaluate_every=2", "online.evaluation_samples=2")
+    run = run_online(recipe, REINFORCE, *changes, "online.evaluate_every=2", "online.evaluation_samples=2")
     rollouts = [(prompts, seed) for prompts, count, seed, _ in calls if len(prompts) in (2, 4) and count == 3]
     learning = [seed for prompts, count, seed, _ in calls if len(prompts) == 12]
     assert len(learning) == len(set(learning)) == 2
@@ -274,7 +273,7 @@ def test_unit_word_gives_every_token_of_a_word_one_reward(recipe):
 
 
 def test_plain_likelihood_learns_no_reward(recipe):
-    run = guided(
+    run = run_online(
         recipe, "online.selection={name: all}", "online.evaluate_every=3", "online.training.max_steps=1"
     )
     assert {event["event"] for event in events(run)} == {"policy"}
@@ -301,7 +300,7 @@ def test_plain_likelihood_learns_no_reward(recipe):
     ids=lambda change: change[0].replace("online.", "")[:40],
 )  # fmt: skip
 def test_each_choice_trains_to_finite_weights(recipe, tiny_folder, change):
-    run = guided(recipe, "online.every=1", *change, "online.training.max_steps=2")
+    run = run_online(recipe, "online.every=1", *change, "online.training.max_steps=2")
     files = [*run.path("online").rglob("*.safetensors")]
     assert len(files) >= 2
     assert all(bool(value.isfinite().all()) for file in files for value in load_file(file).values())
@@ -323,7 +322,7 @@ def test_discrete_prompt_is_learned_for_a_frozen_classifier(prompts, tiny_folder
 
     with monkeypatch.context() as patch:
         patch.setattr(ClassificationGap, "__call__", call)
-        run = guided(prompts, last="evaluation")
+        run = run_online(prompts, last="evaluation")
     assert [(e["event"], e["step"]) for e in events(run)] == [
         ("policy", 0), ("reward", 0), ("policy", 3), ("reward", 3), ("policy", 6),
     ]  # fmt: skip
@@ -337,7 +336,7 @@ def test_discrete_prompt_is_learned_for_a_frozen_classifier(prompts, tiny_folder
     assert [candidate["text"] for candidate in record["manual"]["candidates"]] == ["good tea"]
     assert [candidate["ids"] for candidate in record["no_prompt"]["candidates"]] == [[]]
     capsys.readouterr()
-    tokenward.run(prompts, ["run=runs/guided"])
+    tokenward.run(prompts, ["run=runs/online"])
     shown = capsys.readouterr().out
     assert json.dumps(learned[0]["text"], ensure_ascii=False)[:4] in shown
     assert f"prompts: {run.path('evaluation') / 'prompts.json'}" in shown
@@ -362,10 +361,10 @@ def test_discrete_prompt_is_learned_for_a_frozen_classifier(prompts, tiny_folder
 
 def test_encoder_decoder_goes_through_the_whole_run(tmp_path, monkeypatch):
     folder = save_tiny(tmp_path / "t5", tiny_t5())
-    recipe = guided_recipe(tmp_path / "work", folder)
+    recipe = online_recipe(tmp_path / "work", folder)
     monkeypatch.chdir(recipe.parent)
     changes = ["online.objective={name: reinforce, kl: 0.1}", "tokens.template=plain"]
-    run = guided(recipe, *changes, last="evaluation")
+    run = run_online(recipe, *changes, last="evaluation")
     assert [(e["event"], e["step"]) for e in events(run)] == [("reward", 0), ("reward", 3)]
     assert moved(run, folder) > 1e-4
     reward = load_reward_model(run.path("online") / "reward", device="cpu")
@@ -393,7 +392,7 @@ def test_reward_of_the_best_evaluation_is_kept(recipe, monkeypatch):
         plain(self, args, state, control, {**metrics, "eval_loss": float(state.global_step)}, **kwargs)
 
     monkeypatch.setattr(EarlyStop, "on_evaluate", worse)
-    run = guided(recipe, *ONCE, "online.reward_evals=3")
+    run = run_online(recipe, *ONCE, "online.reward_evals=3")
     (event,) = events(run)
     assert (event["steps"], event["best_step"], len(seen)) == (3, 1, 3)
     kept = dict(load_reward_model(run.path("online") / "reward", device="cpu").model.named_parameters())
@@ -410,8 +409,8 @@ def test_reward_is_learned_per_unit(recipe, monkeypatch):
         return plain(self, arguments, rows, eval_rows)
 
     monkeypatch.setattr(RewardLearner, "_fit", watched)
-    token = guided(recipe, *ONCE, run="token")
-    word = guided(recipe, *ONCE, "reward.head.unit=word", run="word")
+    token = run_online(recipe, *ONCE, run="token")
+    word = run_online(recipe, *ONCE, "reward.head.unit=word", run="word")
     tokens, words = learned
     assert list(tokens) == [replace(row, segments=None) for row in words], "the same samples"
     tokenizer = word.tokenizer_template(word.start_model).tokenizer
@@ -433,7 +432,7 @@ def test_reward_and_policy_train_with_the_published_settings(recipe, monkeypatch
 
     monkeypatch.setattr(TokenTrainer, "__init__", watched)
     tables = ["reward.training={per_device_train_batch_size: 4}", "online.training={max_steps: 1}"]
-    guided(recipe, *tables, "online.every=null", run="as_published")
+    run_online(recipe, *tables, "online.every=null", run="as_published")
     assert len(used) == 2
     for arguments in used:
         assert arguments.learning_rate == 5e-5

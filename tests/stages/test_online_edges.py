@@ -9,10 +9,10 @@ import tokenward
 from tests.stages.runs import (
     REINFORCE,
     events,
-    guided,
     lines,
     plugin,
     refusal,
+    run_online,
     write_examples,
     write_lines,
 )
@@ -99,7 +99,7 @@ def test_prompts_are_built_from_columns_of_any_name(recipe):
     """A list of texts is joined, a number is text, and line marks of Unicode end no row."""
     text = "one\u2028two\u2029three\x85four"
     rows(*[{"my question.1": ["Say", str(n), text], "level": n, "answers": text} for n in range(60)])
-    run = guided(recipe, "examples.prompt='{{x}} {my question.1} at {level} {{'", last="examples")
+    run = run_online(recipe, "examples.prompt='{{x}} {my question.1} at {level} {{'", last="examples")
     found = lines(run.path("examples") / "train.jsonl")
     assert len(found) > 30
     for line in found:
@@ -110,7 +110,7 @@ def test_prompts_are_built_from_columns_of_any_name(recipe):
 
 def test_parts_of_the_source_are_disjoint(recipe):
     write_examples(Path("examples.jsonl"), 200)
-    run = guided(recipe, last="examples")
+    run = run_online(recipe, last="examples")
     parts = {
         part: [line["source"] for line in lines(run.path("examples") / f"{part}.jsonl")]
         for part in ("train", "development", "test")
@@ -120,7 +120,7 @@ def test_parts_of_the_source_are_disjoint(recipe):
     )
     assert 8 <= len(parts["development"]) <= 35
     assert 8 <= len(parts["test"]) <= 35
-    limited = guided(recipe, "examples.limit=5", "examples.test_limit=2", run="limited", last="examples")
+    limited = run_online(recipe, "examples.limit=5", "examples.test_limit=2", run="limited", last="examples")
     assert {k: limited.done("examples").facts[k] for k in parts} == {
         "train": 5, "development": len(parts["development"]), "test": 2,
     }  # fmt: skip
@@ -170,7 +170,7 @@ def test_replies_of_a_custom_sampler_are_checked(recipe):
 @pytest.mark.parametrize("changes", [[], [REINFORCE]], ids=["likelihood", "reinforce"])
 def test_empty_replies_are_dropped_and_counted(recipe, changes):
     body = "return [[Reply([5] * i, 'a ' * i, False) for i in range(count)] for p in prompts]"
-    (event,) = events(guided(recipe, sampler(body), *changes, *ONCE))
+    (event,) = events(run_online(recipe, sampler(body), *changes, *ONCE))
     assert event["dropped"] == {"dropped: empty replies": 12}
     assert event["groups"] == 12
 
@@ -193,7 +193,7 @@ def test_source_gets_the_columns_that_it_names(recipe):
         "    assert all(refs == ['the good tea on the table', 'a good cup'] for refs in references)\n"
         "    return [float(sum(ids)) * (len(completions) > 6) for ids in completion_ids]\n"
     )
-    (event,) = events(guided(recipe, source(text), *ONCE))
+    (event,) = events(run_online(recipe, source(text), *ONCE))
     assert (event["development_groups"], event["steps"]) == (0, 3)
     assert "development_loss" not in event
     wrong = source("def score(completions, lvel):\n    return [0.0]\n")
@@ -201,24 +201,28 @@ def test_source_gets_the_columns_that_it_names(recipe):
 
 
 def test_prompt_without_room_for_a_reply_is_dropped(recipe, tmp_path, capsys):
-    """Of a context of 64; the prompts have 29 tokens, but two have 39, one of them for the test."""
+    """Of a context of 64; the prompts have 29 tokens, but two have 39, one of them for the test. REINFORCE needs no references."""
     short = f"model.name={save_tiny(tmp_path / 'short', tiny_llama(max_position_embeddings=64))}"
     prompts = [f"{number:10}" for number in range(12)]
     prompts[1] = prompts[10] = "0123456789" * 2
     parts = ["examples.source=train.jsonl", "examples.development=dev.jsonl", "examples.test=test.jsonl"]
     for part, chosen in (("train", prompts[:6]), ("dev", prompts[6:8]), ("test", prompts[8:])):
-        write_lines(f"{part}.jsonl", [{"question": text, "answers": "a"} for text in chosen])
+        write_lines(f"{part}.jsonl", [{"question": text} for text in chosen])
+    parts += [REINFORCE, "examples.references=null", "evaluation.metrics=[]"]
     changes = [short, *parts, "online.sampling.max_new_tokens=30", "evaluation.max_new_tokens=30"]
-    run = guided(recipe, *changes, *ONCE, "evaluation.prompts=9", last="evaluation")
+    run = run_online(recipe, *changes, *ONCE, "evaluation.prompts=9", last="evaluation")
     assert run.done("online").facts["rows"] == 5
     assert len(lines(run.path("evaluation") / "samples.jsonl")) == 3
+    figures = tokenward.read_figures(run)
+    assert "length/change" in figures
+    assert "references/logp_per_token/change" not in figures
     error = refusal(recipe, [*changes, "online.sampling.max_new_tokens=60"], last="online")
     assert (error.code, error.key) == ("no-rows", "tokens.max_prompt_tokens")
     assert "60 tokens" in str(error)
 
 
 def test_reply_may_use_the_last_position_of_the_context(recipe):
-    run = guided(recipe, last="examples")
+    run = run_online(recipe, last="examples")
     template = run.tokenizer_template(run.start_model)
     rows = list(encoded_examples(run, template, "train").rows)
     context, longest = run.limits.context, max(len(row.prompt) for row in rows)
@@ -261,11 +265,3 @@ def test_what_only_the_evaluation_reads_does_not_rerun_the_loop(prompts, tmp_pat
     before = made_from(*start)
     save_tiny(tmp_path / "start", tiny_llama(seed=1))
     assert made_from(*start)[1] != before[1]
-
-
-def test_reinforce_needs_no_references(recipe):
-    rows(*[{"question": f"Say {n}."} for n in range(30)])
-    changes = ["examples.references=null", *ONCE, "evaluation.metrics=[]"]
-    figures = tokenward.read_figures(guided(recipe, REINFORCE, *changes, last="evaluation"))
-    assert "length/change" in figures
-    assert "references/logp_per_token/change" not in figures

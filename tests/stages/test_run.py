@@ -13,11 +13,7 @@ import tokenward
 from tests.stages.runs import lines, manifests, press_when, refusal, tables_of, write_lines
 from tests.tiny import CHATML, planted_rows, save_tiny
 from tokenward.errors import UserError
-from tokenward.scoring.join import with_scores
 from tokenward.scoring.store import TokenStore
-from tokenward.selection import SideRule, TopFraction
-from tokenward.selection.weights import weigh_rows, weigh_step
-from tokenward.stages.auxiliary import scorer_of
 from tokenward.stages.data import source_fingerprint
 from tokenward.stages.lists import carry_out
 from tokenward.stages.tables import random_part
@@ -54,8 +50,9 @@ def test_every_stage_leaves_its_folder_and_figures_have_intervals(finished_run: 
 
 
 def test_changed_setting_reruns_what_depends_on_it_and_is_restored_when_changed_back(
-    copied_run: Path,
+    copied_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tokenward.tokens.store.encode_parts", None)  # nothing is encoded again
     model = RUN / "policy" / "model" / "model.safetensors"
     before, weights = manifests(RUN), digest(model)
 
@@ -183,7 +180,7 @@ def test_before_is_the_reference_and_after_is_the_policy(tiny_oracle: Path) -> N
 
 def test_without_eval_rows_there_are_no_figures(tiny_workplace, capsys):
     short = [f"{stage}.training.max_steps=1" for stage in ("oracle", "policy")]
-    run = tokenward.run(tiny_workplace, ["data.eval=0", *short])
+    run = tokenward.run(tiny_workplace, ["data.eval=0", "scores.scorer={name: random}", *short])
     assert "nothing can be evaluated" in " ".join(capsys.readouterr().out.split())
     assert tokenward.read_figures(run) == {}
 
@@ -217,18 +214,7 @@ def test_evaluation_during_training_has_the_names_of_trl(tiny_workplace: Path) -
     history = lines(RUN / "policy" / "history.jsonl")
     found = next(entry for entry in history if "eval_loss" in entry)
     assert {"eval_rewards/accuracies", "eval_rewards/margins", "eval_logps/chosen"} <= set(found)
-    assert found["eval_kept/chosen"] == 1.0, "held-out pairs are judged by every token"
-
-
-def test_selection_per_batch_leaves_each_side_a_token(copied_run: Path) -> None:
-    """And is the selector's own where that keeps something."""
-    run = tokenward.open_run(copied_run, quiet=True)
-    some = list(with_scores(tables_of(run).train, scorer_of(run), TokenStore(run.path("scores")))[:8])
-    few = TopFraction(chosen=SideRule(fraction=0.02), rejected=SideRule(fraction=0.02), scope="batch")
-    assert all(bool((side != 0).any()) for row in weigh_step(few, some) for side in row.weights or ())
-    plain, batch = weigh_rows(TopFraction(), some), weigh_step(TopFraction(), some)
-    for one, other in zip(plain, batch, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one.weights or (), other.weights or (), strict=True))
+    assert found["eval_kept/chosen"] == 1.0, "eval pairs are judged by every token"
 
 
 def test_eval_reward_model_needs_pairs_and_leaves_some(tiny_workplace: Path) -> None:
@@ -258,12 +244,3 @@ def test_pairs_with_a_small_gap_are_counted(tiny_workplace: Path) -> None:
     with pytest.raises(UserError) as caught:
         tables_of(other)
     assert (caught.value.code, caught.value.key) == ("no-rows", "data.min_gap")
-
-
-def test_sft_counts_the_best_response_of_a_prompt_once(tiny_workplace: Path) -> None:
-    run = tokenward.open_run(tiny_workplace, ["data.pairs=all"], quiet=True)
-    pairs = tables_of(run).train
-    rows = pairs.best_once()
-    texts = [row.comparison.responses[0] for row in rows]
-    assert len(pairs) == 3 * len(rows)
-    assert all("good" in text for text in texts)

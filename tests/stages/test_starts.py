@@ -10,7 +10,7 @@ from peft import PromptTuningConfig
 from safetensors.torch import load_file, save_file
 
 import tokenward
-from tests.stages.runs import EXAMPLES, guided_recipe, lines, refusal
+from tests.stages.runs import EXAMPLES, lines, online_recipe, refusal
 from tests.tiny import move_trained
 from tokenward.errors import UserError
 from tokenward.models.head_mlp import HeadMLPSettings
@@ -67,7 +67,7 @@ def test_run_starts_from_the_merged_weights_of_an_adapter(tiny_workplace, adapte
 
 
 def test_online_run_with_sft_starts_from_an_adapter(tmp_path, adapter, monkeypatch):
-    recipe = guided_recipe(tmp_path, adapter, EXAMPLES)
+    recipe = online_recipe(tmp_path, adapter, EXAMPLES)
     monkeypatch.chdir(tmp_path)
     tables = ["sft={training: {learning_rate: 0.0, max_steps: 1}}", f"reward.model={adapter}"]
     run = tokenward.run(recipe, tables, last="online", quiet=True)
@@ -126,10 +126,9 @@ def test_export_is_compared_with_the_trained_model(copied_run, capsys):
 
 
 @pytest.mark.parametrize(
-    "more",
-    ["use_dora: true", "init_lora_weights: mica", "trainable_token_indices: [5, 7]"],
-)  # fmt: skip
-def test_new_adapter_starts_exactly_at_the_reference(tiny_workplace, more):
+    "more", ["use_dora: true", "init_lora_weights: mica", "trainable_token_indices: [5, 7]"]
+)
+def test_new_adapter_starts_exactly_at_the_reference(copied_run, more):
     """KTO's divergence is 0 and TDPO's loss ln 2 at the first update; without any rounding."""
     changes = [
         f"model.adapter={{r: 2, target_modules: [q_proj, v_proj], {more}}}",
@@ -139,7 +138,7 @@ def test_new_adapter_starts_exactly_at_the_reference(tiny_workplace, more):
     first = []
     for name in ("kto", "tdpo"):
         run = tokenward.run(
-            tiny_workplace, [*changes, f"policy.objective={{name: {name}}}"], last="policy", quiet=True
+            copied_run, [*changes, f"policy.objective={{name: {name}}}"], last="policy", quiet=True
         )
         first.append(lines(run.path("policy") / "history.jsonl")[0])
     assert first[0]["kl"] == 0.0

@@ -54,7 +54,8 @@ def test_a_known_difference_is_found_and_shown(copied_run: Path, capsys: pytest.
         return line
 
     edit(other, change)
-    found = compare_runs(RUN, other)
+    found = compare_runs(RUN / "policy", other)
+    assert not any(item.name.endswith("/before") for item in found.figures), "both start from one model"
     item = next(item for item in found.figures if item.name == "preference/margin")
     assert item.difference.value == pytest.approx(-2 * margin / len(margins))
     assert (item.higher + item.lower, item.equal) == (1, len(margins) - 1)
@@ -138,24 +139,15 @@ AUXILIARY = [
 ]
 
 
-def test_settings_of_auxiliary_models_are_compared_and_on_the_card(copied_run: Path) -> None:
-    """An auxiliary model that no scorer reads any more is not on the card."""
-    short = ["policy.training.max_steps=1", "evaluation.prompts=1", "evaluation.bootstrap=2"]
-    runs = [
-        tokenward.run(copied_run, [*AUXILIARY, *short, f"run=runs/{name}", *changes], quiet=True).folder
-        for name, changes in (("a", []), ("b", ["auxiliary_models.good.training.max_steps=3"]))
-    ]
-    found = compare_runs(runs[0] / "policy", runs[1])
-    assert found.settings == ["auxiliary_models.good.training.max_steps: 2 -> 3"]
-    assert not any(item.name.endswith("/before") for item in found.figures), (
-        "both started from the same model"
-    )
-    card = model_card(finished_model(str(runs[1])), "m", merged=False)
-    for words in ("auxiliary-good:", "max_steps: 3", "So. {prompt}"):
-        assert words in card
-    changes = ["run=runs/b", "scores.scorer={name: surprisal}", "policy.selection={name: all}"]
-    tokenward.run(copied_run, [*short, *changes], last="policy", quiet=True)
-    assert "auxiliary-good" not in model_card(finished_model(str(runs[1])), "m", merged=False)
+def test_settings_of_auxiliary_models_are_on_the_card_while_a_scorer_reads_them(copied_run: Path) -> None:
+    def card(*changes: str) -> str:
+        run = tokenward.run(copied_run, ["policy.training.max_steps=1", *changes], last="policy", quiet=True)
+        return model_card(finished_model(str(run.folder)), "m", merged=False)
+
+    shown = card(*AUXILIARY)
+    for words in ("auxiliary-good:", "max_steps: 2", "So. {prompt}"):
+        assert words in shown
+    assert "auxiliary-good" not in card("scores.scorer={name: surprisal}", "policy.selection={name: all}")
 
 
 def test_what_cannot_be_compared_is_refused(copied_run: Path) -> None:
@@ -184,7 +176,7 @@ def test_what_cannot_be_compared_is_refused(copied_run: Path) -> None:
 
 
 def test_online_runs_compare_by_prompt(copied_online: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, other = Path("runs/guided"), Path("runs/other")
+    one, other = Path("runs/online"), Path("runs/other")
     shutil.copytree(one, other)
     edit(other, lambda line: {**line, "values": {name: value + 1 for name, value in line["values"].items()}})
     found = compare_runs(one, other)

@@ -11,6 +11,7 @@ from tokenward import cli
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
 from tokenward.tools import export as exporting
+from tokenward.tools.finished import finished_model
 from tokenward.tools.score_texts import score_file
 
 RUN = "runs/quickstart"
@@ -41,14 +42,14 @@ def test_chat_through_a_pipe(copied_run: Path) -> None:
 
 def test_an_adapter_is_merged_and_gives_the_same(tiny_workplace: Path) -> None:
     change = "model.adapter={r: 2, target_modules: [q_proj, v_proj]}"
-    run = tokenward.run(tiny_workplace, [change, "policy.training.learning_rate=0.05"], quiet=True)
+    changes = [change, "policy.training.learning_rate=0.05", "scores.scorer={name: random}"]
+    run = tokenward.run(tiny_workplace, changes, last="policy", quiet=True)
     found = exporting.export(str(run.folder), "out")
     assert found.merged
     assert found.difference < found.tolerance
     assert not load_model("out").has_adapter
     card = Path("out/README.md").read_text()
     for words in (
-        "preference/accuracy",
         "License: not stated",
         "gamma: 2.0",
         "fingerprint of source",
@@ -69,6 +70,7 @@ def test_an_export_that_differs_is_refused(copied_run: Path, monkeypatch: pytest
 
 
 def test_only_a_finished_model_of_a_run_is_exported(copied_run: Path, tiny_folder: Path) -> None:
+    assert "preference/accuracy" in exporting.model_card(finished_model(RUN), "m", merged=False)
     for target, code in ((f"{RUN}/scores", "not-a-model"), (str(tiny_folder), "not-a-run")):
         with pytest.raises(UserError) as error:
             exporting.export(target, "out")

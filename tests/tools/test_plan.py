@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.stages.runs import PROMPTS, guided_recipe
+from tests.stages.runs import PROMPTS, online_recipe
 from tests.tiny import tiny_llama
 from tokenward.models.identity import model_sizes
 from tokenward.models.loading import load_model
@@ -98,14 +98,14 @@ def test_online_plans_say_what_is_not_planned(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = guided_recipe(tmp_path, tiny_folder)
+    recipe = online_recipe(tmp_path, tiny_folder)
     stages = {stage.stage: stage for stage in plan_recipe(recipe, quiet=True).stages}
     assert list(stages) == ["examples", "online", "evaluation"]
     assert stages["online"].measured > 0
     assert "without sampling" in stages["online"].note
     drawn = plan_recipe(recipe, ["online.objective={name: reinforce}"], measure=False, quiet=True)
     assert {stage.stage: stage.memory for stage in drawn.stages}["online"] > 0
-    (only,) = plan_recipe(guided_recipe(tmp_path, tiny_folder, PROMPTS), quiet=True).stages
+    (only,) = plan_recipe(online_recipe(tmp_path, tiny_folder, PROMPTS), quiet=True).stages
     assert only.memory > 0
     assert (only.seconds, only.measured) == (None, None)
     assert "not planned" in only.note
