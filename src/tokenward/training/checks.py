@@ -11,6 +11,7 @@ from tokenward.models.forward import FrozenReference
 from tokenward.objectives.base import Objective, needs_of, parts_within, title_of
 from tokenward.objectives.selected import UNSCORED, Selected
 from tokenward.ops.ragged import segment_sum
+from tokenward.tokens.batches import TokenBatch
 from tokenward.tokens.rows import TokenRow
 
 
@@ -64,8 +65,8 @@ def check_first_batch(
     precision. ``precision`` is the coarser of the two; ``reference`` is the frozen model, if the objective needs one.
 
     Returns:
-        ``loss``, ``begins`` (the loss if both are the same), ``margin`` (largest, nats) and ``per_token`` (mean absolute
-        difference, nats).
+        ``loss``, ``begins`` (the loss if both are the same), ``margin`` (largest, nats), ``per_token`` (mean absolute
+        difference, nats) and ``kl`` (mean over tokens, nats; 0 if the objective reads none).
 
     Raises:
         UserError: they differ by more than rounding.
@@ -84,6 +85,7 @@ def check_first_batch(
         "begins": begins,
         "margin": float(margin.abs().max()),
         "per_token": float(difference.abs().sum() / (tokens.weights != 0).sum()),
+        "kl": _mean_kl(tokens),
     }
     allowed = TOLERANCE.get(precision, 0.05)
     if not found["per_token"] <= allowed:  # also true for NaN
@@ -93,7 +95,20 @@ def check_first_batch(
             "adapter, dtype, dropout and template, or compute the reference values again.",
             code="reference-mismatch",
         )
+    if not found["kl"] <= allowed:
+        raise UserError(
+            f"before training, the KL divergence between policy and reference model is {found['kl']:.4f} nats per token (allowed "
+            f"{allowed}), though they agree with the stored log-probabilities. The frozen model is not the one that the stored values come "
+            "from: pass the model before training as reference.",
+            code="reference-mismatch",
+        )
     return found
+
+
+def _mean_kl(tokens: TokenBatch) -> float:
+    """Mean KL divergence of a weighted token to the frozen reference; 0 if the objective reads none."""
+    kl = tokens.statistics.get("kl")
+    return 0.0 if kl is None else float(kl.sum() / (tokens.weights != 0).sum())
 
 
 def check_rows(objective: Objective, rows: Sequence[TokenRow]) -> None:
