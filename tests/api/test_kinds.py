@@ -170,7 +170,6 @@ def test_adapters(script: Script, tmp_path: Path) -> None:
     model = get_peft_model(script.load(), config)
     trained(script, tmp_path / "given", model=model, oracle=script.oracle)
     assert wrong(script, tmp_path, model=model, oracle=script.oracle, peft_config=LORA) == "second-adapter"
-    assert wrong(script, tmp_path, model=model, objective=tokenward.TDPO()) == "missing-reference"
     oracle = tokenward.train_oracle(
         script.model, script.train, args=arguments(tmp_path, 2), peft_config=LORA, tokens=TOKENS
     )
