@@ -127,7 +127,7 @@ def test_after_training_with_an_adapter_the_base_is_read_from_its_folder(
     assert found["logps/chosen_change"].value != 0
 
 
-@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft warns of a second adapter
 def test_one_model_is_not_compared_with_itself(script: Script, tmp_path: Path) -> None:
     base, loaded = script.load(), script.load()
     one, other = adapted(script, base), get_peft_model(base, LoraConfig(**LORA))  # type: ignore[arg-type]
@@ -175,3 +175,14 @@ def test_a_module_is_a_scorer(script: Script) -> None:
         tokenward.score(script.eval, oracle=scorer, **given) for scorer in (Network(), tokenward.Surprisal())
     )
     assert found["token_scores"] == known["token_scores"]
+
+
+def test_a_divergence_alone_is_to_the_given_reference(script: Script, merged: str, tmp_path: Path) -> None:
+    """No stored values show that a new adapter's base is another model than the reference."""
+    objective = tokenward.Sum(terms=[{"name": "simpo"}, {"name": "token_kl"}])
+    given: dict[str, Any] = {"objective": objective, "peft_config": LORA}
+    apart = first_step(script, tmp_path / "apart", model=script.model, reference=merged, **given)
+    start = first_step(script, tmp_path / "start", model=script.model, **given)
+    named = first_step(script, tmp_path / "named", model=script.model, reference=script.model, **given)
+    assert apart["kl"] > 1
+    assert start["kl"] == named["kl"] == pytest.approx(0, abs=1e-4)
