@@ -13,6 +13,7 @@ import tokenward
 from tests.api.conftest import TOKENS, Script, arguments
 from tests.tiny import move_trained, save_tiny
 from tokenward.errors import UserError
+from tokenward.scoring.basic import Entropy
 
 LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
 
@@ -98,11 +99,13 @@ def test_a_base_with_an_adapter_inside_is_no_reference(script: Script, tmp_path:
         lambda: tokenward.evaluate(policy, script.eval, reference=base, tokens=TOKENS, quiet=True),
         lambda: tokenward.score(script.eval, oracle=policy, reference=base, tokens=TOKENS, quiet=True),
         lambda: first_step(script, tmp_path, model=policy, objective=tokenward.DPO(), reference=base),
-        lambda: first_step(script, tmp_path, model=base, oracle=policy),
     ):
         with pytest.raises(UserError, match="PEFT adapter inside") as caught:
             call()
         assert caught.value.code == "adapter-inside"
+    with pytest.raises(UserError) as caught:
+        first_step(script, tmp_path, model=base, oracle=policy)
+    assert caught.value.code == "same-model"
     separate = tokenward.score(script.eval, oracle=policy, reference=script.model, tokens=TOKENS, quiet=True)
     assert any(value != 0 for value in separate[0]["token_scores"][0])
 
@@ -146,7 +149,7 @@ def test_one_model_is_not_compared_with_itself(script: Script, tmp_path: Path) -
         with pytest.raises(UserError) as caught:
             tokenward.score(script.eval, oracle=oracle, reference=reference, tokens=TOKENS, quiet=True)
         assert caught.value.code == "same-model"
-    surprisal = tokenward.Surprisal(of="oracle")
+    surprisal = Entropy(of="oracle")
     tokenward.score(script.eval, oracle=loaded, reference=loaded, scorer=surprisal, tokens=TOKENS, quiet=True)
 
 

@@ -124,8 +124,9 @@ def language_model(
 
 
 def _check_no_adapter_inside(model: PreTrainedModel | PeftModel, name: str) -> None:
-    """Refuse the base of a ``PeftModel``: PEFT puts adapters into the base itself, which then gives the numbers of both."""
-    if isinstance(model, PeftModel) or getattr(model, "_hf_peft_config_loaded", False):
+    """Refuse the base of a ``PeftModel`` as a reference: PEFT puts adapters into the base itself, which then gives the numbers of both."""
+    known = isinstance(model, PeftModel) or getattr(model, "_hf_peft_config_loaded", False)
+    if known or name != "reference":  # anywhere else, the model as it is now is what is meant
         return
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise UserError(
