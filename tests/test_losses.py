@@ -383,7 +383,7 @@ def test_padded_accepts_unsorted_responses():
 
 
 ROW, SIDE = torch.zeros(2, 3), (torch.zeros(2, 3), torch.zeros(2, 4))
-LIST = ROW[None]
+LIST, LABELS = ROW[None], torch.tensor([True, False])
 WRONG: dict[str, tuple[str, Callable[[], Any]]] = {
     r"x\.chunk\(2\)": ("wrong-shape", lambda: losses.simpo(torch.zeros(4, 3), SIDE)),  # type: ignore[arg-type]
     "per token": ("wrong-shape", lambda: losses.simpo((torch.zeros(2), torch.zeros(2)), SIDE)),
@@ -399,6 +399,22 @@ WRONG: dict[str, tuple[str, Callable[[], Any]]] = {
     "values and response": ("wrong-shape", lambda: losses.padded(ROW, ROW, 2)),
     "beta .* -1": ("out-of-range", lambda: losses.ipo(SIDE, SIDE, SIDE, beta=-1.0)),
     "label_smoothing .* 0.5": ("out-of-range", lambda: losses.dpo(SIDE, SIDE, SIDE, label_smoothing=0.5)),
+    "result of link": ("wrong-shape", lambda: losses.pairwise(SIDE, SIDE, link=lambda z: z.mean())),
+    "per position": ("wrong-shape", lambda: losses.tbpo((ROW, ROW), (ROW + 1, ROW + 1), (ROW, ROW), link=lambda z: z.mean())),
+    r"anchor .*\[2, 1\]": ("wrong-shape", lambda: losses.kto(ROW, ROW, ROW, LABELS, torch.zeros(2, 1))),
+    "anchor": ("wrong-shape", lambda: losses.kto(ROW, ROW, ROW, LABELS, torch.zeros(1))),
+    "labels > 0": ("wrong-labels", lambda: losses.kto(ROW, ROW, ROW, torch.tensor([1, -1]))),
+    "desirable_weight": ("out-of-range", lambda: losses.kto(ROW, ROW, ROW, LABELS, desirable_weight=-1.0)),
+    r"discount .* \[0, 1\], got 2": ("out-of-range", lambda: losses.reinforce(LIST, LIST, LIST, discount=2.0)),
+    "alpha": ("out-of-range", lambda: losses.reinforce(LIST, LIST, LIST, alpha=-1.0)),
+    "kl": ("out-of-range", lambda: losses.reinforce(LIST, LIST, LIST, LIST, LIST, kl=-1.0)),
+    r"beta .*\[2, 1\]": ("wrong-shape", lambda: losses.dpo(SIDE, SIDE, SIDE, beta=torch.ones(2, 1))),  # type: ignore[arg-type]
+    r"margin .*\[2, 1\]": ("wrong-shape", lambda: losses.sepo(SIDE, SIDE, margin=torch.ones(2, 1))),  # type: ignore[arg-type]
+    "gamma .* nan": ("out-of-range", lambda: losses.simpo(SIDE, SIDE, gamma=float("nan"))),
+    "beta .* 0": ("out-of-range", lambda: losses.simpo(SIDE, SIDE, beta=0.0)),
+    "low .* at most high": ("out-of-range", lambda: losses.tis_dpo(SIDE, SIDE, SIDE, SIDE, low=1.0, high=-1.0)),
+    "l1_kl": ("out-of-range", lambda: losses.sparsepo(SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, l1_kl=-1.0)),
+    "integers from 0 to 1": ("out-of-range", lambda: losses.padded(torch.ones(2), torch.tensor([0, -1]), 2)),
     "none, mean, leave_one_out": ("unknown-value", lambda: losses.reinforce(LIST, LIST, LIST, baseline="loo")),  # type: ignore[arg-type]
     "average, sum, softmax": ("unknown-value", lambda: losses.plackett_luce(LIST, LIST, ROW[:1], aggregate="mean")),  # type: ignore[arg-type]
     "no reference": ("missing-reference", lambda: losses.reinforce(LIST, LIST, LIST, kl=0.1)),
@@ -412,3 +428,13 @@ def test_wrong_arguments_are_refused(message):
     with pytest.raises(UserError, match=message) as error:
         call()
     assert error.value.code == code
+
+
+def test_kto_reads_zeros_and_ones_as_booleans():
+    logp, ones, anchor = -torch.rand(3, 4), torch.ones(3, 4), torch.tensor([0.1, 0.2, 0.3])
+    labels = torch.tensor([1, 0, 1])
+    found = losses.kto(logp, ones, logp - 1, labels, anchor)
+    assert found.shape == (3,)
+    assert torch.equal(found, losses.kto(logp, ones, logp - 1, labels.bool(), anchor))
+    expected = 1 - torch.sigmoid(0.1 * (4 - anchor) * torch.tensor([1.0, -1.0, 1.0]))
+    torch.testing.assert_close(found, expected)

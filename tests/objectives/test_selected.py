@@ -94,6 +94,64 @@ def test_no_gradient_goes_through_the_weights():
     torch.testing.assert_close(slope, expected, rtol=0, atol=1e-12)
 
 
+class InPlace:
+    """Changes what it is handed."""
+
+    reads = ("policy_logp",)
+
+    def __call__(self, given):
+        values = given.scores if isinstance(given, ScoredTokens) else given.value("policy_logp")
+        return values.neg_().exp_()
+
+
+class OutOfPlace(InPlace):
+    def __call__(self, given):
+        values = given.scores if isinstance(given, ScoredTokens) else given.value("policy_logp")
+        return (-values).exp()
+
+
+def test_a_scorer_and_a_selector_may_change_what_they_are_handed():
+    """They get copies: the loss is that of the policy's own log-probabilities and of the scores as they were."""
+    found = []
+    for kind in (InPlace, OutOfPlace):
+        logp = double(*LOGP)
+        loss = Selected(SimPO(), kind(), kind())(logp, flat_batch((2, 3))).loss
+        loss.backward()
+        batch = flat_batch((2, 3), scores=[0.1, 0.2, 0.3, 0.4, 0.5])
+        picked = Selected(SimPO(), kind())(double(*LOGP), batch).loss
+        found.append((loss.item(), logp.grad.tolist(), picked.item(), batch.scores.tolist()))
+    assert found[0] == found[1]
+
+
+class Network(torch.nn.Module):
+    """A scorer that is a module: its result has a gradient."""
+
+    reads = ("policy_logp",)
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, record):
+        return self.scale * record.value("policy_logp")
+
+
+def test_a_module_as_scorer_gets_no_gradient():
+    scorer = Network()
+    loss = Selected(SimPO(), TopFraction(0.5), scorer)(double(*LOGP), flat_batch((2, 3))).loss
+    loss.backward()
+    assert scorer.scale.grad is None
+    fixed = Selected(SimPO(), TopFraction(0.5), Surprise())(double(*LOGP), flat_batch((2, 3))).loss
+    assert loss.item() == fixed.item()
+
+
+class Surprise:
+    reads = ("policy_logp",)
+
+    def __call__(self, record):
+        return -record.value("policy_logp")
+
+
 def test_a_token_without_weight_keeps_none():
     batch = flat_batch((2, 3), weights=[0.0, 1.0, 1.0, 0.0, 1.0])
     selected = Selected(SePO(), KeepAll(), Doubt())

@@ -9,9 +9,10 @@ import torch
 from tests.tiny import tiny_gpt2, tiny_llama
 from tests.training.tools import language_model, random_rows, with_reference
 from tokenward.errors import UserError
-from tokenward.objectives import DPO, IPO, CheckedObjective, Selected
+from tokenward.objectives import DPO, IPO, KTO, TDPO, CheckedObjective, Selected
 from tokenward.selection import KeepAll
 from tokenward.training.checks import FiniteLosses, check_first_batch, check_rows
+from tokenward.training.passes import frozen_reference
 
 CASES = {
     "llama-shared": (tiny_llama, "shared"),
@@ -48,6 +49,28 @@ def test_the_reference_of_another_model_is_an_error(objective):
     with pytest.raises(UserError) as caught:
         first_batch(rows, objective)
     assert caught.value.code == "reference-mismatch"
+
+
+@pytest.mark.parametrize("objective", [TDPO(), KTO()])
+def test_the_frozen_model_must_be_that_of_the_stored_values(objective):
+    rows, policy = with_reference(language_model(), random_rows(4)), language_model()
+
+    def check(reference):
+        frozen = frozen_reference(objective, policy, language_model(tiny_llama(seed=reference)))
+        return check_first_batch(policy, objective, rows, precision=torch.float32, reference=frozen)
+
+    assert check(0)["per_token"] == pytest.approx(0, abs=1e-5)
+    with pytest.raises(UserError, match="KL divergence") as caught:
+        check(1)
+    assert caught.value.code == "reference-mismatch"
+
+
+def test_a_frozen_reference_is_another_model_than_the_policy():
+    policy = language_model()
+    with pytest.raises(UserError) as caught:
+        frozen_reference(TDPO(), policy, policy)
+    assert caught.value.code == "same-model"
+    assert all(weight.requires_grad for weight in policy.model.parameters())
 
 
 def shifted(rows, by):

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,7 +17,7 @@ from tokenward.api.constant import Say
 from tokenward.data.prepare import comparison_key, from_rows
 from tokenward.data.stream import PROMPT_TRAINS
 from tokenward.errors import UserError
-from tokenward.models.base import TokenModel
+from tokenward.models.base import TokenModel, shares_weights
 from tokenward.models.identity import positions_of
 from tokenward.models.loading import LanguageModel, known_tokenizer, load_model, load_tokenizer, prepare_model
 from tokenward.models.probe import Packing
@@ -118,6 +119,7 @@ def language_model(
         UserError: it has another type, or cannot be loaded.
     """
     if isinstance(model, LanguageModel):
+        _check_no_adapter_inside(model.model, name)
         return model
     if isinstance(model, str | Path):
         loaded = load_model(str(model), packing=packing, device=device)
@@ -125,6 +127,7 @@ def language_model(
             return loaded
         return prepare_model(cast(Any, loaded.model), processing_class, packing=packing)
     if isinstance(model, PreTrainedModel | PeftModel):
+        _check_no_adapter_inside(model, name)
         if device != "auto" and not hasattr(model, "hf_device_map"):
             nn.Module.to(model, device)
         tokenizer = processing_class or known_tokenizer(model) or _tokenizer_of(model, name)
@@ -133,6 +136,33 @@ def language_model(
         f"{name} is {type(model).__name__}. Pass a loaded model of transformers or PEFT, or a folder or hub name.",
         code="wrong-type",
     )
+
+
+def _check_no_adapter_inside(model: PreTrainedModel | PeftModel, name: str) -> None:
+    """Refuse the base of a ``PeftModel`` as a reference: PEFT puts adapters into the base itself, which then gives the numbers of both."""
+    known = isinstance(model, PeftModel) or getattr(model, "_hf_peft_config_loaded", False)
+    if known or name != "reference":  # anywhere else, the model as it is now is what is meant
+        return
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise UserError(
+            f"{name} has a PEFT adapter inside: get_peft_model, or a training with peft_config, changed this object, so it is no longer "
+            "the base model. Pass the folder or hub name of the base model, load it again, or pass the PeftModel if that is meant.",
+            code="adapter-inside",
+        )
+
+
+def check_separate(models: Mapping[str, TokenModel]) -> None:
+    """Refuse two models that are different objects but share weights, such as two adapters in one base.
+
+    Only one of the adapters is active, so both models would give the same numbers.
+    """
+    for (name, one), (other_name, other) in combinations(models.items(), 2):
+        if one.model is not other.model and shares_weights(one, other):
+            raise UserError(
+                f"{name} and {other_name} share weights: PEFT puts adapters into the base model itself, so both would give the same "
+                f"numbers. Load the base model once for each.",
+                code="same-model",
+            )
 
 
 def _tokenizer_of(model: PreTrainedModel | PeftModel, name: str) -> PreTrainedTokenizerBase:

@@ -45,7 +45,9 @@ from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.evaluation.measures import Measures, Models
 from tokenward.evaluation.statistics import Figure
-from tokenward.models.loading import LanguageModel
+from tokenward.models.base import shares_weights
+from tokenward.models.identity import resolve
+from tokenward.models.loading import LanguageModel, absolute_name
 from tokenward.models.probe import Packing
 from tokenward.plugins import name_of
 from tokenward.sampling import SamplingSettings
@@ -341,9 +343,17 @@ def evaluate(
             code="metrics-without-prompts",
         )
     display = Display(quiet=quiet)
+    if bootstrap < 1:
+        raise UserError(
+            f"bootstrap is {bootstrap}, and an interval needs resamples. Use for example 2000.",
+            code="out-of-range",
+        )
     start = language_model(reference, processing_class, packing=packing, name="reference")
     policy = language_model(model, processing_class, packing=packing)
-    if start.model is policy.model:
+    named = isinstance(model, str | Path) and isinstance(reference, str | Path)
+    same_name = named and absolute_name(resolve(str(model))) == absolute_name(resolve(str(reference)))
+    same_files = start.fingerprint != "" and start.fingerprint == policy.fingerprint
+    if same_name or same_files or shares_weights(start, policy):
         raise UserError(
             "model and reference are the same model, so there is no change to measure. Pass the model before training as reference.",
             code="same-model",

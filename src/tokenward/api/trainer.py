@@ -18,12 +18,14 @@ from tokenward.api.inputs import (
     Rows,
     TokenSettings,
     check_options,
+    check_separate,
     encode_rows,
     language_model,
 )
 from tokenward.api.prepare import Prepared, kept_line, kept_shares, prepare_rows, trained_on
 from tokenward.api.training import (
     adapter_settings,
+    check_adapter,
     device_of_args,
     display_of,
     frozen_beside,
@@ -140,7 +142,8 @@ class SelectiveTrainer(TokenTrainer):
         start = language_model(model, processing_class, **loading)
         compared = start if reference is None else language_model(reference, name="reference", **loading)
         adapter = adapter_settings(peft_config)
-        _check_adapters(start, adapter, objective, reference)
+        check_adapter(start, adapter)
+        check_separate({"model": start, "reference": compared})
         train_dataset, eval_dataset = as_data_set(train_dataset), as_data_set(eval_dataset)
         if selector is not None:
             train_dataset, eval_dataset = _unselected(train_dataset), _unselected(eval_dataset)
@@ -153,6 +156,7 @@ class SelectiveTrainer(TokenTrainer):
             style=tokens.style,
             **loading,
         )
+        check_separate({"model": start, **(scoring.models if scoring else {})})
         scoring = _with_eval(scoring, oracle, eval_dataset)
         selector = _selector(selector, scoring, objective, weighted)
         self._template = template = start.template(tokens.style)
@@ -175,10 +179,11 @@ class SelectiveTrainer(TokenTrainer):
         named = isinstance(model, str | Path)
 
         def freeze(policy: LanguageModel) -> LanguageModel:
-            if reference is not None:
+            if compared.model is not policy.model:
                 return compared
             return load_model(str(model), packing=packing) if named else copy_model(policy, packing=packing)
 
+        is_start = same_weights(start, compared)
         policy = with_new_adapter(start, adapter, own.seed)
         super().__init__(
             policy,
@@ -187,7 +192,7 @@ class SelectiveTrainer(TokenTrainer):
             ready.rows,
             eval_rows=ready.eval or None,
             prepare=ready.prepare,
-            reference=frozen_beside(policy, ready.objective, freeze),
+            reference=frozen_beside(policy, ready.objective, freeze, own=adapter is not None and is_start),
             callbacks=[*_callbacks(args, own, display), *(callbacks or [])],
         )
         if needs_of(ready.objective).reference:
@@ -344,23 +349,6 @@ def _selector(
             code="missing-oracle",
         )
     return None
-
-
-def _check_adapters(
-    start: LanguageModel, adapter: dict[str, Any] | None, objective: Objective, reference: Model | None
-) -> None:
-    if start.has_adapter and adapter is not None:
-        raise UserError(
-            "model has an adapter already, and peft_config would add a second one. Leave peft_config out, or merge the first adapter "
-            "(model.merge_and_unload()).",
-            code="second-adapter",
-        )
-    if start.has_adapter and reference is None and needs_of(objective).frozen_reference:
-        raise UserError(
-            f"{title_of(objective)} compares with the model before training, which for a model with an adapter need not be its base. "
-            "Pass reference, or the base model with peft_config.",
-            code="missing-reference",
-        )
 
 
 def _callbacks(

@@ -86,7 +86,7 @@ def fit_model(
     reference = None
     if isinstance(model, LanguageModel):
         model = with_new_adapter(model, adapter, seed)
-        reference = frozen_beside(model, objective, freeze)
+        reference = frozen_beside(model, objective, freeze, own=adapter is not None)
         settings["watch"] = None if watch is None else watch(model)
     facts = fit(model, objective, rows, args, folder, reference=reference, **settings)
     return model, facts
@@ -98,12 +98,25 @@ def with_new_adapter(model: LanguageModel, adapter: dict[str, Any] | None, seed:
     return model if adapter is None else model.with_adapter(adapter)
 
 
-def frozen_beside(model: LanguageModel, objective: Objective, freeze: Freeze) -> LanguageModel | None:
+def check_adapter(model: LanguageModel, adapter: dict[str, Any] | None) -> None:
+    """Refuse a new adapter for a model that has one."""
+    if model.has_adapter and adapter is not None:
+        raise UserError(
+            "model has an adapter already, and peft_config would add a second one. Leave peft_config out, or merge the first adapter "
+            "(model.merge_and_unload()).",
+            code="second-adapter",
+        )
+
+
+def frozen_beside(
+    model: LanguageModel, objective: Objective, freeze: Freeze, *, own: bool
+) -> LanguageModel | None:
     """The second model that an objective reads in each step, or None.
 
-    A model with an adapter is its own reference, with the adapter switched off.
+    ``own`` says that the model is its own reference with its adapter switched off. This is so only if the adapter is new: the
+    base of an adapter that was trained before is another model.
     """
-    return freeze(model) if needs_of(objective).frozen_reference and not model.has_adapter else None
+    return freeze(model) if needs_of(objective).frozen_reference and not own else None
 
 
 def train_oracle(
@@ -163,6 +176,7 @@ def train_oracle(
         )
     display, folder = display_of(token_arguments(args)), Path(str(args.output_dir))
     base = language_model(model, processing_class, packing=packing, device=device_of_args(own))
+    check_adapter(base, adapter)
     template = base.template(tokens.style)
     data = encode_rows(
         train_dataset,

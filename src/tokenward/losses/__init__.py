@@ -18,7 +18,7 @@ These arguments are common to many functions:
 * ``beta``: scale of the margin, > 0.
 
 The result is ``[b]``, one loss per comparison without reduction, in float32 (float64 if ``logp`` is). A loss that takes a
-mean is NaN for a response without any weight. A wrong shape or a scale that is not positive raises
+mean is NaN for a response without any weight. A wrong shape or a setting out of range raises
 :class:`tokenward.UserError`. :mod:`tokenward.ops.links` has links for :func:`pairwise` and :func:`tbpo`.
 """
 

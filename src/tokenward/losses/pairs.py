@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.losses.tokens import PAIR, Pair, Tokens, check_shape
+from tokenward.losses.tokens import PAIR, Pair, Tokens, check_numbers, check_positive, check_shape
 from tokenward.ops import links, transforms
 from tokenward.ops import losses as formulas
 from tokenward.ops.ragged import aligned, segment_sum, weighted_mean
@@ -37,9 +37,12 @@ def pairwise(
         mean: Divide each sum by the sum of the absolute weights.
     """
     tokens = Tokens(logp, weights, PAIR, beta=beta)
+    check_numbers(margin=margin)
     values = tokens.logp if reference is None else tokens.log_ratio(reference)
     sides = tokens.sides(tokens.mean(values) if mean else tokens.sum(values))
-    return formulas.pairwise(*sides, link=link, beta=beta, margin=margin)
+    loss = formulas.pairwise(*sides, link=link, beta=beta, margin=margin)
+    check_shape("the result of link", loss, sides[0].shape, "one number per pair, [b]")
+    return loss
 
 
 def dpo(
@@ -55,6 +58,7 @@ def dpo(
     """
     tokens = Tokens(logp, weights, PAIR, beta=beta)
     ratio = tokens.sum(tokens.log_ratio(reference))
+    check_numbers(label_smoothing=label_smoothing)
     if not 0 <= label_smoothing < 0.5:
         raise UserError(
             f"label_smoothing must be in [0, 0.5), got {label_smoothing}: at 0.5 the labels carry no information.",
@@ -87,6 +91,7 @@ def sepo(
             the number of the response's tokens times the side's selection rate.
     """
     tokens = Tokens(logp, weights, PAIR, gamma=gamma)
+    check_numbers(margin=margin)
     if lengths is None:
         return formulas.margin_logistic(*tokens.sides(tokens.mean(tokens.logp)), scale=gamma, margin=margin)
     chosen, rejected = tokens.sides(tokens.sum(tokens.logp))
@@ -101,6 +106,8 @@ def simpo(logp: Pair, weights: Pair, *, beta: float = 2.0, gamma: float = 1.0) -
     ``m`` is the weighted mean log-probability. Meng et al. 2024 (arXiv 2405.14734), Eq. 6. TRL calls ``gamma``
     ``simpo_gamma``.
     """
+    check_numbers(gamma=gamma)
+    check_positive(beta=beta)
     return sepo(logp, weights, gamma=beta, margin=gamma)
 
 
@@ -111,6 +118,7 @@ def confpo(logp: Pair, weights: Pair, *, beta: float = 1.5, gamma: float = 1.6) 
     2506.08712). No gradient flows through the selection. The loss of a pair is 0 if a side has no such token.
     """
     tokens = Tokens(logp, weights, PAIR, beta=beta)
+    check_numbers(gamma=gamma)
     owner = (tokens.response, tokens.responses)
     scores = torch.where(tokens.weights != 0, tokens.logp.detach().exp(), torch.nan)
     cut = transforms.threshold_of(scores, *owner, "mean", value=0.0, factor=0.0, classes=2, cut=0)
@@ -154,6 +162,7 @@ def tdpo(
         stop_gradient: Detach the divergence of the chosen side.
     """
     tokens = Tokens(logp, weights, PAIR, beta=beta)
+    check_numbers(alpha=alpha)
     ratio = tokens.sides(tokens.sum(tokens.log_ratio(reference)))
     chosen, rejected = tokens.sides(tokens.sum(tokens.flatten("kl", kl), tokens.weights.abs()))
     chosen = chosen.detach() if stop_gradient else chosen
@@ -173,6 +182,7 @@ def tgdpo(
         alpha: Strength of the token rewards.
     """
     tokens = Tokens(logp, weights, PAIR, beta=beta)
+    check_numbers(alpha=alpha)
     signed = tokens.signs * tokens.flatten("rewards", rewards).detach()
     total = tokens.sum(tokens.log_ratio(reference), tokens.weights * transforms.affine(signed, alpha, 1.0))
     return formulas.dpo(*tokens.sides(total), beta=beta)
@@ -192,6 +202,9 @@ def tis_dpo(
         high: Upper bound of ``r``.
     """
     tokens = Tokens(logp, weights, PAIR, beta=beta)
+    check_numbers(low=low, high=high)
+    if low > high:
+        raise UserError(f"low must be at most high, got {low} and {high}.", code="out-of-range")
     signed = tokens.signs * transforms.clamp(tokens.flatten("rewards", rewards).detach(), low, high)
     total = tokens.sum(tokens.log_ratio(reference), tokens.weights * transforms.exponential(signed, 1.0))
     return formulas.dpo(*tokens.sides(total), beta=beta)
@@ -221,6 +234,7 @@ def sparsepo(
         l1_kl: L1 coefficient of ``m_d``.
     """
     tokens = Tokens(logp, weights, PAIR, beta=beta)
+    check_numbers(0.0, l1_ratio=l1_ratio, l1_kl=l1_kl)
     mask, other = tokens.flatten("ratio_mask", ratio_mask), tokens.flatten("kl_mask", kl_mask)
     one = torch.ones_like(tokens.weights)
     ratio = tokens.sum(mask * tokens.weights * tokens.log_ratio(reference), one)
@@ -257,7 +271,9 @@ def tbpo(
     state = torch.zeros_like(delta) if baseline is None else tokens.flatten("baseline", baseline)
     margin = formulas.token_margin(delta[chosen], delta[rejected], state[rejected] - state[chosen], beta=beta)
     weight = tokens.weights[chosen] * tokens.weights[rejected]
-    return weighted_mean(link(margin), weight, pair, tokens.comparisons)
+    loss = link(margin)
+    check_shape("the result of link", loss, margin.shape, "one number per position, [m]")
+    return weighted_mean(loss, weight, pair, tokens.comparisons)
 
 
 def treg(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.losses.tokens import LISTS, ROWS, Tokens, check_shape
+from tokenward.losses.tokens import LISTS, ROWS, Tokens, check_numbers, check_shape
 from tokenward.ops import losses as formulas
 from tokenward.ops import policy_gradient
 from tokenward.ops.aggregates import AGGREGATES, SCALED, SOFT, group_mean_length
@@ -32,15 +32,24 @@ def kto(
     ``u`` is the summed log-ratio. Ethayarajh et al. 2024 (arXiv 2402.01306), Eq. 8.
 
     Args:
-        desirable: ``[b]`` bool, whether the response is desirable.
+        desirable: ``[b]`` bool (or 0 and 1), whether the response is desirable.
         anchor: ``z``, a KL divergence in nats, ``[b]`` or one number; detached. 0 is TRL's ``apo_zero_unpaired``.
         desirable_weight: The paper's lambda_D.
         undesirable_weight: The paper's lambda_U.
     """
     tokens = Tokens(logp, weights, ROWS, beta=beta)
     check_shape("desirable", desirable, logp.shape[:1], "one bool per response, [b]")
+    check_numbers(0.0, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
+    if desirable.dtype != torch.bool and not bool(((desirable == 0) | (desirable == 1)).all()):
+        raise UserError(
+            f"desirable has other values than True and False (or 1 and 0), such as {float(desirable.min())}. For labels of 1 and -1, use "
+            "labels > 0.",
+            code="wrong-labels",
+        )
     ratio = tokens.sum(tokens.log_ratio(reference))
     anchor = torch.as_tensor(anchor, dtype=ratio.dtype, device=ratio.device).detach()
+    if anchor.ndim:
+        check_shape("anchor", anchor, ratio.shape, "one number, or one per response, [b]")
     scales = {"desirable_weight": desirable_weight, "undesirable_weight": undesirable_weight}
     return formulas.kto(ratio, desirable.bool(), anchor, beta=beta, **scales)
 
@@ -94,7 +103,8 @@ def reinforce(
         reference: Needed if ``kl`` is not 0.
         alpha: Coefficient of the entropy.
         kl: Subtract ``kl (log pi - log pi_ref)`` from the reward of each token.
-        discount: Weight each token by the discounted rewards from itself to the end; None uses its own reward alone.
+        discount: Weight each token by the rewards from itself to the end, discounted by this factor in [0, 1]; None uses its
+            own reward alone.
         baseline: Subtract the ``mean`` over the responses of the prompt, or over the others (``leave_one_out``).
         mean_over: ``token`` averages over all tokens of the prompt, ``sequence`` over the means of its responses.
     """
@@ -105,6 +115,9 @@ def reinforce(
             f"kl is {kl}, but there is no reference. Pass reference [b k t], or leave kl out.",
             code="missing-reference",
         )
+    check_numbers(0.0, alpha=alpha, kl=kl)
+    if discount is not None:
+        check_numbers(0.0, 1.0, discount=discount)
     tokens = Tokens(logp, weights, LISTS)
     keep = tokens.weights.nonzero().squeeze(-1)
     owners = (tokens.response[keep], tokens.comparison, tokens.comparisons)

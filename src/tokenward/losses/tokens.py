@@ -1,5 +1,7 @@
 """Padded per-token values, laid end to end the way :mod:`tokenward.ops` takes them."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,13 +33,19 @@ def padded(values: Tensor, response: Tensor, responses: int) -> Tensor:
         responses: Number of responses.
 
     Raises:
-        UserError: ``values`` and ``response`` are not 1-D tensors of one shape.
+        UserError: ``values`` and ``response`` are not 1-D tensors of one shape, or an index is out of range.
     """
     if values.shape != response.shape or values.ndim != 1:
         raise UserError(
             f"values and response must have the same shape [n], got {[*values.shape]} and {[*response.shape]}. Concatenate "
             "the tokens of all responses, and give the index of its response for each token.",
             code="wrong-shape",
+        )
+    integers = not (response.is_floating_point() or response.dtype == torch.bool)
+    if not integers or bool(((response < 0) | (response >= responses)).any()):
+        raise UserError(
+            f"response must have integers from 0 to {responses - 1}: the index of the response that owns each token.",
+            code="out-of-range",
         )
     place = position_in_group(response)
     width = int(place.max()) + 1 if len(place) else 0
@@ -69,12 +77,7 @@ class Tokens:
     def __init__(
         self, logp: Tensor | Pair, weights: Tensor | Pair, form: str, *, name: str = "logp", **scales: float
     ) -> None:
-        for setting, value in scales.items():
-            if not value > 0:
-                raise UserError(
-                    f"{setting} must be greater than 0, got {value}. Use for example {setting}=0.1.",
-                    code="out-of-range",
-                )
+        check_positive(**scales)
         rows = _rows(name, logp, form)
         if len({len(row) for row in rows}) > 1:
             raise UserError(
@@ -142,6 +145,36 @@ def _rows(name: str, values: Tensor | Pair, form: str) -> list[Tensor]:
     if not isinstance(values, Tensor):
         return [*values]
     return [values] if form == ROWS else [*values.unbind(1)]
+
+
+def check_numbers(low: float = -math.inf, high: float = math.inf, **settings: float) -> None:
+    """Refuse settings that are not one finite number in [low, high]; a tensor of several would broadcast the loss."""
+    for name, value in settings.items():
+        if isinstance(value, Tensor) and value.ndim:
+            raise UserError(
+                f"{name} has the shape {[*value.shape]}. Give one number for all comparisons.",
+                code="wrong-shape",
+            )
+        if not (low <= value <= high and math.isfinite(value)):
+            wanted = (
+                f"in [{low:g}, {high:g}]"
+                if high < math.inf
+                else f">= {low:g}"
+                if low > -math.inf
+                else "finite"
+            )
+            raise UserError(f"{name} must be {wanted}, got {value}.", code="out-of-range")
+
+
+def check_positive(**settings: float) -> None:
+    """Refuse settings that are not one finite number > 0."""
+    check_numbers(**settings)
+    for name, value in settings.items():
+        if not value > 0:
+            raise UserError(
+                f"{name} must be greater than 0, got {value}. Use for example {name}=0.1.",
+                code="out-of-range",
+            )
 
 
 def check_shape(name: str, values: Tensor, shape: torch.Size, what: str) -> None:

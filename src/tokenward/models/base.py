@@ -102,3 +102,9 @@ class TokenModel(ABC):
 def layout_of_both(first: TokenModel, second: TokenModel) -> Layout:
     """The common layout of two models of one kind; separate rows if theirs differ."""
     return first.layout if first.layout == second.layout else "separate"
+
+
+def shares_weights(one: TokenModel, other: TokenModel) -> bool:
+    """Whether two models have weights in common: they are one object, or adapters in one base model."""
+    own = {id(weight) for weight in one.model.parameters()}
+    return any(id(weight) in own for weight in other.model.parameters())

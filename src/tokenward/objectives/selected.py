@@ -39,7 +39,7 @@ class StepRecord:
     values: Mapping[str, Tensor]
 
     def value(self, name: str) -> Tensor:
-        """A value of each token by its name.  -> [n]
+        """A copy of a value of each token by its name.  -> [n]
 
         Raises:
             UserError: It is not available in the step.
@@ -50,7 +50,9 @@ class StepRecord:
                 f"the scorer reads {name}, which is not available in the training step (available: "
                 f"{', '.join(sorted(self.values))}). Read a value that the policy's own pass gives or that is stored.",
             )
-        return self.values[name]
+        return self.values[
+            name
+        ].clone()  # these are the step's own numbers: a scorer may change its copy in place
 
 
 def _needs_of_scorer(scorer: Scorer | None) -> Needs:

@@ -44,7 +44,7 @@ class ScoredPair(NamedTuple):
 
 def scores_of(scorer: Scorer, record: TokenRecord) -> np.ndarray:
     """Scores of one stored response.  -> [n] float32"""
-    return torch.as_tensor(scorer(record), dtype=torch.float32).numpy()
+    return torch.as_tensor(scorer(record), dtype=torch.float32).detach().numpy()
 
 
 @dataclass(frozen=True, kw_only=True)

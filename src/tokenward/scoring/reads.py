@@ -139,7 +139,7 @@ def numbers_of(kind: str, plugin: Any, returned: object) -> Tensor:
         UserError: It cannot be converted to numbers.
     """
     try:
-        return torch.as_tensor(returned, dtype=torch.float32)
+        return torch.as_tensor(returned, dtype=torch.float32).detach()  # it may come from a module
     except (TypeError, ValueError, RuntimeError) as error:  # torch raises each of them for some values
         raise UserError(
             f"the {kind} {name_of(plugin)} returned a {type(returned).__name__} that cannot be read as numbers ({error}). Return a "

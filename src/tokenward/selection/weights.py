@@ -26,7 +26,8 @@ def weights_of(selector: Selector, tokens: ScoredTokens) -> Tensor:
     Raises:
         UserError: They are not one finite number per token, or negative although the selector is not ``signed``.
     """
-    weights = numbers_of("selector", selector, selector(tokens)).to(tokens.scores.device)
+    own = tokens._replace(scores=tokens.scores.clone())  # a selector may change them in place
+    weights = numbers_of("selector", selector, selector(own)).to(tokens.scores.device)
     signed = is_signed(selector)
     fits = weights.shape == tokens.scores.shape and bool(weights.isfinite().all())
     if fits and (signed or not bool((weights < 0).any())):

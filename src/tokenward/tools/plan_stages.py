@@ -178,7 +178,12 @@ class Planner:
             item.table,
             where=f"{item.key}.training",
             device=self.run.recipe.model.device,
-            reference=frozen_beside(model, item.objective, lambda trained: self.run.load(trained.name)),
+            reference=frozen_beside(
+                model,
+                item.objective,
+                lambda trained: self.run.load(trained.name),
+                own=item.adapter is not None,
+            ),
         )
 
     def _evaluations(self, item: Training, count: int) -> np.ndarray:

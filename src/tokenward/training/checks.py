@@ -11,6 +11,7 @@ from tokenward.models.forward import FrozenReference
 from tokenward.objectives.base import Objective, needs_of, parts_within, title_of
 from tokenward.objectives.selected import UNSCORED, Selected
 from tokenward.ops.ragged import segment_sum
+from tokenward.tokens.batches import TokenBatch
 from tokenward.tokens.rows import TokenRow
 
 
@@ -93,7 +94,21 @@ def check_first_batch(
             "adapter, dtype, dropout and template, or compute the reference values again.",
             code="reference-mismatch",
         )
+    kl = _mean_kl(tokens)
+    if not kl <= allowed:
+        raise UserError(
+            f"before training, the KL divergence between policy and reference model is {kl:.4f} nats per token (allowed "
+            f"{allowed}), though they agree with the stored log-probabilities. The frozen model is not the one that the stored values come "
+            "from: pass the model before training as reference.",
+            code="reference-mismatch",
+        )
     return found
+
+
+def _mean_kl(tokens: TokenBatch) -> float:
+    """Mean KL divergence of a weighted token to the frozen reference; 0 if the objective reads none."""
+    kl = tokens.statistics.get("kl")
+    return 0.0 if kl is None else float(kl.sum() / (tokens.weights != 0).sum())
 
 
 def check_rows(objective: Objective, rows: Sequence[TokenRow]) -> None:

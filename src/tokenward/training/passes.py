@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from tokenward.errors import UserError
-from tokenward.models.base import TokenModel
+from tokenward.models.base import TokenModel, shares_weights
 from tokenward.models.forward import FrozenReference
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives.base import DRAW, Losses, Objective, needs_of, parts_within, title_of
@@ -158,14 +158,21 @@ def frozen_reference(
 ) -> FrozenReference | None:
     """The frozen reference model that an objective compares with in each pass; None if it needs none.
 
-    A policy with an adapter is its own reference without it. A given reference is moved to the policy's device.
+    Without a given reference, a policy with an adapter is compared with its base: this is right for a new adapter only. A given
+    reference is moved to the policy's device.
 
     Raises:
-        UserError: the objective needs a reference model, but there is none.
+        UserError: the objective needs a reference model, but there is none, or it shares weights with the policy.
     """
     if not needs_of(objective).frozen_reference:
         return None
     if reference is not None:
+        if shares_weights(model, reference):
+            raise UserError(
+                "the frozen reference shares weights with the model that trains, so both would always be the same. Pass another copy of "
+                "the model before training as reference.",
+                code="same-model",
+            )
         nn.Module.to(reference.model, model.device)
         reference.model.requires_grad_(False).eval()
         return FrozenReference(reference.model, reference.head)

@@ -57,7 +57,8 @@ class TokenTrainer(Trainer):
         prepare: Called with this process's rows of an optimizer step just before they train, for weights or samples
             that depend on the current policy. Eval rows are used as they are.
         reference: The frozen reference model, for objectives that compare over the whole vocabulary or the layers. A
-            policy with an adapter is its own reference without the adapter.
+            policy with a new adapter is its own reference, with the adapter switched off; for an adapter that was trained
+            before, pass the reference.
         callbacks: transformers' callbacks.
     """
 
