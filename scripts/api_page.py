@@ -9,7 +9,8 @@ from typing import Any
 
 PAGE = Path(__file__).parent.parent / "docs" / "api.md"
 BLOCK = re.compile(
-    r"(?:^\| name \| \|\n(?:\|[^\n]*\n)+\n)?(?P<block>^```\{eval-rst\}\n.*?^```$)", flags=re.MULTILINE | re.DOTALL
+    r"(?:^\| name \| \|\n(?:\|[^\n]*\n)+\n)?(?P<block>^```\{eval-rst\}\n.*?^```$)",
+    flags=re.MULTILINE | re.DOTALL,
 )
 DIRECTIVE = re.compile(
     r"^\.\. auto\w+:: (?P<name>[\w.]+)\n(?:   :members: (?P<members>.+)$)?", flags=re.MULTILINE
