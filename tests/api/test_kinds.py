@@ -189,6 +189,8 @@ def test_an_oracle_and_a_reward_are_loaded_from_their_folder_alone(
     monkeypatch.chdir(tmp_path.parent)  # the reference may have been named from another folder
     for name, scorer in trained_here.items():
         for folder in (tmp_path / name, tmp_path / name / "model"):
+            # Another session does not know the attention that this library has registered in this one.
+            assert '"attention": "sdpa"' in (tmp_path / name / "model" / "token_scorer.json").read_text()
             again = tokenward.TokenScorer.load(folder)
             assert again.score_all(TEXTS) == scorer.score_all(TEXTS)
     by_object, by_folder, by_model = (

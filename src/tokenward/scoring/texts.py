@@ -13,6 +13,7 @@ from tokenward.artifacts import MANIFEST, read_json, read_manifest, write_json
 from tokenward.data.conversations import DataReply, user
 from tokenward.data.parsers import Answered
 from tokenward.errors import UserError
+from tokenward.models.attention import PLAIN_NAMES
 from tokenward.models.base import TokenModel
 from tokenward.models.identity import is_model_folder, is_place, positions_of
 from tokenward.models.loading import (
@@ -327,7 +328,8 @@ def is_scorer_folder(folder: Path) -> bool:
 
 
 def _attention_of(model: TokenModel) -> str:
-    return str(getattr(model.model.config, "_attn_implementation", None) or "sdpa")
+    name = str(getattr(model.model.config, "_attn_implementation", None) or "sdpa")
+    return PLAIN_NAMES.get(name, name)
 
 
 def _stage_facts(folder: Path) -> dict[str, Any]:
