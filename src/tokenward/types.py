@@ -1,7 +1,7 @@
 """The data that travels between stages, and the letters used for tensor shapes.
 
-Shapes: ``b`` comparisons, ``k`` responses of a comparison, ``r`` responses of a batch, ``n`` response tokens of a batch
-laid end to end, ``t`` positions of a padded row, ``v`` vocabulary, ``d`` hidden size. Per-token values are ragged: a flat
+Shapes: ``b`` comparisons, ``k`` responses of a comparison, ``r`` responses of a batch, ``n`` response tokens of a batch,
+concatenated, ``t`` positions of a padded row, ``v`` vocabulary, ``d`` hidden size. Per-token values are ragged: a flat
 ``[n]`` tensor plus ``response [n]``, the index of the response that owns each token. Rewards and log-probabilities are
 float32, in nats.
 """

@@ -162,6 +162,82 @@ def test_an_oracle_leaves_the_given_model_as_it_was(script: Script, tmp_path: Pa
     assert oracle("Say it.", "a good cup") == scores
 
 
+TEXTS = [("Say it.", "a good cup"), ("How was it?", "bad tea, the end")]
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_an_oracle_and_a_reward_are_loaded_from_their_folder_alone(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, plain = (script.load() if loaded else script.model), tokenward.TokenSettings(template="plain")
+    trained_here = {
+        "oracle": tokenward.train_oracle(
+            model, script.train, args=arguments(Path("oracle"), 2), tokens=plain, packing="none"
+        ),
+        "adapted": tokenward.train_oracle(
+            model, script.train, args=arguments(Path("adapted"), 2), tokens=plain, peft_config=LORA
+        ),
+        "reward": tokenward.train_reward(
+            model,
+            script.train,
+            args=arguments(Path("reward"), 2),
+            tokens=plain,
+            head=tokenward.RewardSettings(hidden=8, gain=0.5),
+        ),
+    }
+    monkeypatch.chdir(tmp_path.parent)  # the reference may have been named from another folder
+    for name, scorer in trained_here.items():
+        for folder in (tmp_path / name, tmp_path / name / "model"):
+            # Another session does not know the attention that this library has registered in this one.
+            assert '"attention": "sdpa"' in (tmp_path / name / "model" / "token_scorer.json").read_text()
+            again = tokenward.TokenScorer.load(folder)
+            assert again.score_all(TEXTS) == scorer.score_all(TEXTS)
+    by_object, by_folder, by_model = (
+        tokenward.score(script.eval, oracle=oracle, tokens=plain, quiet=True)["token_scores"]
+        for oracle in (trained_here["oracle"], str(tmp_path / "oracle"), tmp_path / "oracle" / "model")
+    )
+    assert by_object == by_folder == by_model
+
+
+def test_a_reference_with_other_weights_is_refused(script: Script, tmp_path: Path) -> None:
+    """The weights of a model that was trained in place are not those of the folder that its name says."""
+    model = script.load()
+    with torch.no_grad():
+        model.model.norm.weight.mul_(2)
+    oracle = tokenward.train_oracle(
+        model, script.train, args=arguments(tmp_path / "oracle", 2), tokens=TOKENS
+    )
+    refused: list[Any] = [
+        lambda: tokenward.TokenScorer.load(tmp_path / "oracle"),
+        lambda: tokenward.TokenScorer.load(tmp_path / "oracle", reference=script.model),
+        lambda: trainer_of(script, tmp_path, oracle=tmp_path / "oracle" / "model"),
+    ]
+    for call in refused:
+        with pytest.raises(UserError) as caught:
+            call()
+        assert caught.value.code == "changed-reference"
+    given = tokenward.TokenScorer.load(tmp_path / "oracle", reference=model)
+    assert given.score_all(TEXTS) == oracle.score_all(TEXTS)
+    model.config._name_or_path = ""
+    args = arguments(tmp_path / "nameless", 2)
+    tokenward.train_oracle(model, script.train, args=args, processing_class=tiny_tokenizer(), tokens=TOKENS)
+    with pytest.raises(UserError) as caught:
+        tokenward.TokenScorer.load(tmp_path / "nameless")
+    assert caught.value.code == "missing-reference"
+
+
+@pytest.mark.parametrize("train", [tokenward.train_oracle, tokenward.train_reward])
+def test_a_named_checkpoint_must_be_the_newest(script: Script, tmp_path: Path, train: Any) -> None:
+    for name, code in (("checkpoint-99", "missing-file"), ("checkpoint-1", "unusable-checkpoint")):
+        for step in (1, 2):
+            (tmp_path / f"checkpoint-{step}").mkdir(exist_ok=True)
+        args = arguments(tmp_path, 2, resume_from_checkpoint=str(tmp_path / name))
+        with pytest.raises(UserError) as caught:
+            train(script.model, script.train, args=args, tokens=TOKENS)
+        assert caught.value.code == code
+
+
 def test_adapters(script: Script, tmp_path: Path) -> None:
     by_fields = trained(script, tmp_path / "fields", oracle=script.oracle, peft_config=LORA)
     config: Any = LoraConfig(**LORA)  # type: ignore[arg-type]

@@ -7,8 +7,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+import httpx2
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -28,7 +30,7 @@ from tests.models.plain import plain_logprobs, token_logprobs
 from tests.tiny import move_trained, save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer
 from tests.tokens.rows import encoded
 from tokenward.errors import UserError
-from tokenward.models import default
+from tokenward.models import default, identity
 from tokenward.models.loading import imitates_bfloat16, load_model, load_tokenizer, model_fingerprint, resolve
 from tokenward.tokens.batches import collate
 
@@ -147,6 +149,46 @@ def test_resolving_names():
             resolve(name)
         assert error.value.code == "missing-file"
     assert resolve("owner/model") == "owner/model"
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "words"),
+    [
+        ("tyni", None, "Did you mean 'tiny'"),
+        ("tiny/modle", "unreachable", "cannot be reached. Did you mean 'tiny/model'"),
+        ("gpt3", "unreachable", "cannot be reached. Use a folder"),
+        ("gpt3", "unknown", "has no model of this name. Use a folder"),
+        ("gpt2", "found", None),
+    ],
+)
+def test_a_name_that_is_no_folder_is_decided_by_one_request(tmp_path, monkeypatch, name, answer, words):
+    save_tiny(tmp_path / "tiny" / "model")
+    monkeypatch.chdir(tmp_path)
+    requests = []
+
+    def ask(wanted, **_):
+        requests.append(wanted)
+        if answer == "unreachable":
+            raise httpx2.ConnectError("no network")
+        if answer == "unknown":
+            raise RepositoryNotFoundError(
+                "404", response=httpx2.Response(404, request=httpx2.Request("GET", "https://hub"))
+            )
+
+    monkeypatch.setattr(identity, "model_info", ask)
+    monkeypatch.setattr(identity, "_on_hub", set())
+    if words is None:
+        assert [resolve(name), resolve(name)] == [name, name]
+    else:
+        with pytest.raises(UserError, match=words) as error:
+            load_model(name)
+        assert error.value.code == "missing-file"
+    assert requests == [name] * (answer is not None)
+
+
+def test_a_folder_with_a_model_inside(tmp_path):
+    folder = save_tiny(tmp_path / "model")
+    assert resolve(str(tmp_path)) == str(folder)
 
 
 def _of_another_kind(folder):

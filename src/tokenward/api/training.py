@@ -40,9 +40,10 @@ from tokenward.scoring.basic import LogRatio, Reward
 from tokenward.scoring.join import with_reference
 from tokenward.scoring.texts import TokenScorer
 from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.template import Style
 from tokenward.training.arguments import TokenTrainingArguments, token_arguments
 from tokenward.training.callbacks import AnswerPrompts
-from tokenward.training.fit import fit
+from tokenward.training.fit import checkpoints_of, fit
 from tokenward.types import Precision
 
 DEFAULT_DPO = DPO()
@@ -149,7 +150,8 @@ def train_oracle(
         model: The reference: a loaded model, or a folder or hub name.
         train_dataset: Rows, as for :class:`SelectiveTrainer`.
         args: Training arguments. The oracle is saved to ``args.output_dir/model``, the log to ``history.jsonl``. Training
-            resumes from the newest checkpoint if ``resume_from_checkpoint`` is set.
+            resumes from the newest checkpoint if ``resume_from_checkpoint`` is set. The folder names the reference, so that
+            ``TokenScorer.load(args.output_dir)`` gives the oracle again in another session.
         eval_dataset: Eval rows for ``eval_strategy``. Rows whose prompt is in ``train_dataset`` are dropped.
         processing_class: The tokenizer; None loads the one saved with the model.
         objective: An objective that reads no scores.
@@ -169,6 +171,7 @@ def train_oracle(
     """
     check_options(precision=precision, packing=packing, pairs=pairs)
     own, adapter = _own_arguments(args), adapter_settings(peft_config)
+    resume = _resumes(own)
     if needs_of(objective).scores:
         raise UserError(
             f"{title_of(objective)} reads token scores, and an oracle is trained before there are any. Use DPO().",
@@ -216,12 +219,11 @@ def train_oracle(
         eval_rows=ready.eval,
         reference_precision=precision,
         display=display,
-        resume=bool(args.resume_from_checkpoint),
+        resume=resume,
     )
     trained = replace(trained, fingerprint="", name=str(folder / "model"))
-    return TokenScorer(
-        {"oracle_logp": trained, "reference_logp": reference}, LogRatio(), tokens.style, precision
-    )
+    models = {"oracle_logp": trained, "reference_logp": reference}
+    return _saved(TokenScorer(models, LogRatio(), tokens.style, precision), own, tokens.style, packing)
 
 
 def train_reward(
@@ -262,6 +264,7 @@ def train_reward(
     """
     check_options(precision=precision, packing=packing)
     own, display = _own_arguments(args), display_of(token_arguments(args))
+    resume = _resumes(own)
     if isinstance(model, str | Path):
         reward = new_reward_model(
             str(model), head, seed=own.seed, device=device_of_args(own), packing=packing
@@ -285,13 +288,21 @@ def train_reward(
         style=tokens.style,
         eval_rows=rows.eval,
         display=display,
-        resume=bool(args.resume_from_checkpoint),
+        resume=resume,
     )
     reward = replace(reward, fingerprint="", name=str(folder / "model"))
     warn_of_rewards(
         reward, rows.train[:CHECKED_REWARDS], display.line, precision=precision, tokens_per_batch=8192
     )
-    return TokenScorer({"reward": reward}, Reward(), tokens.style, precision)
+    scorer = TokenScorer({"reward": reward}, Reward(), tokens.style, precision)
+    return _saved(scorer, own, tokens.style, packing)
+
+
+def _saved(scorer: TokenScorer, args: TokenTrainingArguments, style: Style, packing: Packing) -> TokenScorer:
+    """The scorer, after what loads it later was written into its model's folder."""
+    if args.should_save:
+        scorer.save_settings(Path(str(args.output_dir)) / "model", packing=packing, style=style)
+    return scorer
 
 
 def _reward_on(start: LanguageModel, head: RewardSettings, seed: int, packing: Packing) -> RewardModel:
@@ -325,6 +336,32 @@ def _own_arguments(args: TrainingArguments) -> TokenTrainingArguments:
     own = token_arguments(args)
     own.disable_tqdm = True
     return own
+
+
+def _resumes(args: TokenTrainingArguments) -> bool:
+    """Whether training continues from a checkpoint.
+
+    Raises:
+        UserError: a checkpoint is named that does not exist, or is not the newest in ``output_dir``.
+    """
+    wanted: Any = args.resume_from_checkpoint
+    if not wanted or isinstance(wanted, bool):
+        return bool(wanted)
+    found = checkpoints_of(Path(str(args.output_dir)))
+    if not Path(wanted).is_dir():
+        problem, code = "is no folder", "missing-file"
+    elif not found or found[-1].resolve() != Path(wanted).resolve():
+        problem, code = "is not the newest checkpoint in output_dir", "unusable-checkpoint"
+    else:
+        return True
+    newest = (
+        f"The newest in {args.output_dir} is {found[-1].name}." if found else f"{args.output_dir} has none."
+    )
+    raise UserError(
+        f"resume_from_checkpoint is {str(wanted)!r}, which {problem}. {newest} Pass True to resume from the newest checkpoint, or "
+        "leave it out to start again.",
+        code=code,
+    )
 
 
 def display_of(args: TokenTrainingArguments) -> Display:

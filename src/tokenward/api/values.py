@@ -15,13 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenward.api.inputs import Model, check_separate, language_model
-from tokenward.artifacts import MANIFEST
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.identity import positions_of
 from tokenward.models.loading import LanguageModel, load_model
-from tokenward.models.reward import RewardModel, is_reward_folder
+from tokenward.models.reward import RewardModel
 from tokenward.plugins import check_call, name_of
 from tokenward.sampling.counterfactual import critical_tokens
 from tokenward.scoring.basic import LogRatio, Record, Reward, Scorer, Surprisal, read_spans
@@ -29,7 +28,7 @@ from tokenward.scoring.model_scorers import internal_values
 from tokenward.scoring.reads import Value, reads_of, token_values
 from tokenward.scoring.scorers import check_scope
 from tokenward.scoring.store import Found, TokenRecord, TokenStore, write_shards, write_store
-from tokenward.scoring.texts import TokenScorer
+from tokenward.scoring.texts import TokenScorer, is_scorer_folder
 from tokenward.tokens.encode import prompted
 from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.segments import moved, spelled, with_segments
@@ -258,7 +257,7 @@ def _loaded(name: str, loading: Mapping[str, Any]) -> TokenStore | TokenScorer |
     folder = Path(name).expanduser()
     if any(folder.glob("tokens-*.parquet")):
         return TokenStore(folder)
-    if (folder / MANIFEST).is_file() or is_reward_folder(folder):
+    if is_scorer_folder(folder):
         return TokenScorer.load(folder)
     return load_model(name, **loading)
 

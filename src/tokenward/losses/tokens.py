@@ -1,4 +1,4 @@
-"""Padded per-token values, laid end to end the way :mod:`tokenward.ops` takes them."""
+"""Padded per-token values, concatenated the way :mod:`tokenward.ops` takes them."""
 
 import math
 
@@ -23,7 +23,7 @@ _HELP = {
 
 
 def padded(values: Tensor, response: Tensor, responses: int) -> Tensor:
-    """Turn values laid end to end into one row per response, padded with 0.  [n], [n] -> [r t]
+    """Turn concatenated values into one row per response, padded with 0.  [n], [n] -> [r t]
 
     If the two responses of a pair are neighbors, ``rows[0::2]`` and ``rows[1::2]`` are its two sides.
 
@@ -53,7 +53,7 @@ def padded(values: Tensor, response: Tensor, responses: int) -> Tensor:
 
 
 class Tokens:
-    """Padded tokens of a loss, laid end to end.
+    """Padded tokens of a loss, concatenated.
 
     Args:
         logp: Log-probabilities, or whatever else the loss differentiates.

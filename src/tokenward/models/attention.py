@@ -25,6 +25,9 @@ from tokenward.tokens.layouts import PackedComparison, Tree
 TREE, FLEX_TREE = "tokenward_tree", "tokenward_flex_tree"
 """Names under which transformers knows the two functions."""
 
+PLAIN_NAMES = {TREE: "sdpa", FLEX_TREE: "flex_attention"}
+"""What each replaced: the name to load a model with."""
+
 PASSED_ON = ("position_ids", "cache_position")
 """Tensor arguments that layers pass to every attention function, and that need no handling here."""
 
@@ -38,7 +41,7 @@ def install_tree_attention(model: PreTrainedModel) -> None:
     AttentionMaskInterface.register(TREE, sdpa_mask)
     AttentionInterface.register(FLEX_TREE, flex_tree_attention)
     AttentionMaskInterface.register(FLEX_TREE, flex_attention_mask)
-    ours = {"sdpa": TREE, "flex_attention": FLEX_TREE}
+    ours = {plain: name for name, plain in PLAIN_NAMES.items()}
     before = model.config._attn_implementation
     if before in ours:
         model.set_attn_implementation(ours[before])

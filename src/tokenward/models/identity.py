@@ -1,12 +1,14 @@
 """Which model a name or folder refers to: its parts, config, sizes, context length and fingerprint."""
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx2
 import torch
-from huggingface_hub import model_info
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from peft import PeftConfig, PeftType
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
@@ -77,6 +79,13 @@ def _why_steady(text: PretrainedConfig, steady: int) -> str:
 
 ADAPTER_FILE = "adapter_config.json"
 
+OWNERLESS = ("gpt2", "distilgpt2", "openai-gpt", "t5-", "bert-", "distilbert-", "roberta-", "xlnet-", "ctrl")
+"""Beginnings of hub names without an owner, from the hub's first years."""
+
+_UNREACHABLE = (HfHubHTTPError, OSError, httpx2.HTTPError)
+
+_on_hub: set[str] = set()  # names that were found, because a name is resolved many times
+
 
 class ModelParts(NamedTuple):
     """The parts of a model folder."""
@@ -89,28 +98,81 @@ class ModelParts(NamedTuple):
 def resolve(name: str) -> str:
     """Folder or hub name of a model; ``default`` and its hub name give the folder of the default model.
 
+    A folder that contains a model in ``model/``, as training writes it, stands for that model.
+
     Raises:
-        UserError: The folder does not exist or does not contain a model.
+        UserError: The folder does not exist or does not contain a model, or the hub has no model of a name without an owner.
     """
     if name in ("default", HUB_NAME):
         return str(default_model_folder())
     path = Path(name).expanduser()
     if path.is_dir():
-        known = ("config.json", ADAPTER_FILE, HEAD_MLP_FILE)
-        if not any((path / file).is_file() for file in known):
-            found = ", ".join(sorted(child.name for child in path.iterdir())[:5]) or "nothing"
+        found = next((place for place in (path, path / "model") if is_model_folder(place)), None)
+        if found is None:
+            names = ", ".join(sorted(child.name for child in path.iterdir())[:5]) or "nothing"
             raise UserError(
-                f"{name} is not a model folder: it has neither config.json nor {ADAPTER_FILE} (found: {found}). Use a folder "
+                f"{name} is not a model folder: it has neither config.json nor {ADAPTER_FILE} (found: {names}). Use a folder "
                 "written by save_pretrained, such as runs/NAME/policy/model.",
                 code="not-a-model",
             )
-        return str(path)
+        return str(found)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(
             f"there is no model folder {name}. Use a folder, a hub name (owner/model) or: default.",
             code="missing-file",
         )
+    # Such a name is more often a mistyped folder than one of the few hub names without an owner.
+    if "/" not in name or path.parent.is_dir():
+        _check_hub_name(name, path)
     return name
+
+
+def is_place(name: str) -> bool:
+    """Whether a model's name is one that it can be loaded from: ``default``, a folder, or a hub name with its owner.
+
+    A model that was not loaded has the name of its class.
+    """
+    known = name in ("default", HUB_NAME) or name.startswith(OWNERLESS)
+    return (
+        known or Path(name).expanduser().is_dir() or (name.count("/") == 1 and not Path(name).is_absolute())
+    )
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder contains a model, an adapter or a network before a head."""
+    return any((folder / file).is_file() for file in ("config.json", ADAPTER_FILE, HEAD_MLP_FILE))
+
+
+def _check_hub_name(name: str, path: Path) -> None:
+    """Refuse a name that is neither a folder nor a model of the hub, after one request instead of many retries."""
+    cached = (try_to_load_from_cache(name, file) for file in ("config.json", ADAPTER_FILE))
+    if name in _on_hub or any(isinstance(file, str) for file in cached):
+        return
+    folders = [str(place) for place in path.parent.iterdir() if place.is_dir()]
+    similar = get_close_matches(str(path), folders, n=1, cutoff=0.5)
+    old = name.startswith(OWNERLESS) or "/" in name
+    problem = "" if similar and not old else _hub_problem(name)
+    if problem is None:
+        return
+    advice = (
+        f"Did you mean {similar[0]!r}?" if similar else "Use a folder, a hub name (owner/model) or: default."
+    )
+    raise UserError(
+        f"there is no folder {name!r} in {Path.cwd()}{problem and f', and {problem}'}. {advice}",
+        code="missing-file",
+    )
+
+
+def _hub_problem(name: str) -> str | None:
+    """Why the hub does not give a model; None if it has it."""
+    try:
+        model_info(name, timeout=5.0)
+    except (RepositoryNotFoundError, HFValidationError):
+        return "the hub has no model of this name"
+    except _UNREACHABLE:
+        return "the hub cannot be reached"
+    _on_hub.add(name)
+    return None
 
 
 def base_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -160,7 +222,7 @@ def _files_fingerprint(source: str) -> str:
         return folder_fingerprint(Path(source))
     try:
         commit = str(model_info(source).sha)
-    except (HfHubHTTPError, HFValidationError, OSError):
+    except (HFValidationError, *_UNREACHABLE):
         # Offline: the cached commit. Reading it needs no code of the model.
         commit = str(config_of(source, trust_remote_code=False)._commit_hash)
     return fingerprint([source, commit])

@@ -1,5 +1,6 @@
 """Loading any transformers language model, by name, by folder or as an object, for token-level work."""
 
+import hashlib
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -33,7 +34,14 @@ from tokenward.models.head_mlp import (
     load_head_mlp,
     save_head_mlp,
 )
-from tokenward.models.identity import base_config, loading_error, model_fingerprint, parts_of, resolve
+from tokenward.models.identity import (
+    base_config,
+    is_place,
+    loading_error,
+    model_fingerprint,
+    parts_of,
+    resolve,
+)
 from tokenward.models.probe import Packing, choose_head, choose_layout, probe
 from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
 from tokenward.tokens.template import Template
@@ -99,7 +107,9 @@ class LanguageModel(TokenModel):
         Raises:
             UserError: peft rejects them, or the model without the adapter would not be the base model.
         """
-        base, start = absolute_name(resolve(self.name)), self.start_id
+        # The name of a loaded model may be that of its class, which no hub has.
+        base = absolute_name(resolve(self.name)) if is_place(self.name) else self.name
+        start = self.start_id
         model = new_adapter(cast(PreTrainedModel, self.model), settings, base=base, start_id=start)
         return replace(self, model=model, head=install_head(model, self.head.change) if self.head else None)
 
@@ -130,6 +140,15 @@ def absolute_name(name: str) -> str:
     """The name of a model, with an absolute path if it is a folder."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.is_dir() else name
+
+
+def weights_digest(model: LanguageModel) -> str:
+    """Digest of the names, dtypes and values of a model's weights, wherever it was loaded from."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -1,6 +1,6 @@
 # torch leaves parts of what is used here untyped.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
-"""Reductions over tokens laid end to end, each with the index of the response that owns it."""
+"""Reductions over concatenated tokens, each with the index of the response that owns it."""
 
 from typing import NamedTuple
 

@@ -52,7 +52,7 @@ class Scorer(Protocol):
     """
 
     def __call__(self, record: Record) -> Tensor:
-        """Scores of one response: high for tokens that speak for the response, NaN for no score.  -> [n] float32
+        """Scores of one response: high for tokens that make the response better, NaN for no score.  -> [n] float32
 
         Args:
             record: The response and the values that ``reads`` names, ``n`` numbers each.
@@ -314,7 +314,7 @@ class Spans:
 @dataclass(frozen=True, slots=True)
 @validated
 class External:
-    """Values of spans in a file, made with any tokenizer or by people; spans and tokens are matched by characters.
+    """Values of spans in a file, such as annotations; they are matched to tokens by characters, whatever the tokenizer is.
 
     Attributes:
         file: JSON lines with ``prompt`` (text or messages), ``response`` and ``spans``, a list of

@@ -60,7 +60,7 @@ class TokenRecord(NamedTuple):
 
 
 class ShardColumns(NamedTuple):
-    """A file of the store: the records of ``r`` responses with their ``n`` tokens laid end to end.
+    """A file of the store: the records of ``r`` responses with their ``n`` tokens concatenated.
 
     ``starts [r + 1]`` holds the index of each response's first token; ``texts`` is None if no response has one.
     """

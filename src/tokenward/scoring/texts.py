@@ -1,18 +1,30 @@
 """Score any text with a trained oracle or token reward model, exactly as in training."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, cast
 
+from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from tokenward.artifacts import MANIFEST, read_manifest
+from tokenward.artifacts import MANIFEST, read_json, read_manifest, write_json
 from tokenward.data.conversations import DataReply, user
 from tokenward.data.parsers import Answered
 from tokenward.errors import UserError
+from tokenward.models.attention import PLAIN_NAMES
 from tokenward.models.base import TokenModel
-from tokenward.models.identity import positions_of
-from tokenward.models.loading import load_model
+from tokenward.models.identity import is_model_folder, is_place, positions_of
+from tokenward.models.loading import (
+    DTYPES,
+    LanguageModel,
+    absolute_name,
+    load_model,
+    prepare_model,
+    weights_digest,
+)
+from tokenward.models.probe import Packing
 from tokenward.models.reward import RewardModel, is_reward_folder, load_reward_model
 from tokenward.plugins import check_argument
 from tokenward.scoring.reads import token_values
@@ -26,6 +38,9 @@ from tokenward.tokens.template import Style
 from tokenward.types import Comparison, Message, Precision
 
 _NO_LIMIT = 10**9
+
+SCORER_FILE = "token_scorer.json"
+"""File in the folder of a trained oracle or reward: its reference, and how it encodes and scores."""
 
 
 class ScoredToken(NamedTuple):
@@ -106,38 +121,68 @@ class TokenScorer:
         cls,
         folder: str | Path,
         *,
-        reference: str | None = None,
+        reference: str | Path | PreTrainedModel | PeftModel | LanguageModel | None = None,
         template: Literal["chat", "plain"] | None = None,
     ) -> Self:
-        """Load a scorer from a stage folder of a run, or from a model folder.
+        """Load a scorer from the folder of an oracle or reward: of a run's stage, of training, or of a model.
 
         Args:
-            folder: ``runs/NAME/oracle``, ``runs/NAME/reward``, ``runs/NAME/online/reward``, or a model folder.
-            reference: The model an oracle was trained from. A stage folder names it, and a reward model has none.
-            template: How prompts are written; by default as the stage folder says, else ``chat``.
+            folder: ``runs/NAME/oracle``, ``runs/NAME/reward``, ``runs/NAME/online/reward``, the ``output_dir`` of
+                ``train_oracle`` or ``train_reward``, or a model folder.
+            reference: The model an oracle was trained from: loaded, or a folder or hub name. A stage folder and
+                ``train_oracle`` name it, and a reward model has none.
+            template: How prompts are written; by default as the folder says, else ``chat``.
 
         Raises:
-            UserError: The folder does not exist, or the reference of an oracle is unknown.
+            UserError: The folder does not exist, or the reference of an oracle is unknown or has other weights now.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         facts = _stage_facts(folder)
-        if (folder / MANIFEST).is_file():
+        if (folder / MANIFEST).is_file() or (
+            not is_model_folder(folder) and is_model_folder(folder / "model")
+        ):
             folder = folder / "model"
-        settings = {"dtype": facts.get("dtype", "float32"), "attention": facts.get("attention", "sdpa")}
+        names = {"dtype": "float32", "attention": "sdpa", "packing": "auto"}
+        settings = {name: facts.get(name, default) for name, default in names.items()}
         style = Style.of_facts(facts)
         style = style if template is None else style._replace(kind=template)
         shared = (style, facts.get("precision", "float32"))
+        if settings["dtype"] not in DTYPES:
+            raise UserError(
+                f"the oracle in {folder} was trained in {settings['dtype']}, which cannot be loaded. Train it in float32 or bfloat16.",
+                code="unsupported-dtype",
+            )
         if is_reward_folder(folder):
             return cls({"reward": load_reward_model(folder, **settings)}, Reward(), *shared)
         reference = reference or facts.get("reference")
         if reference is None:
             raise UserError(
-                f"{folder} is not a token reward model and does not name the reference it was trained from. Pass reference, "
-                "or use the oracle or reward folder of a run.",
+                f"{folder} is not a token reward model and does not name the reference it was trained from. Pass reference to "
+                "TokenScorer.load, or use the oracle or reward folder of a run.",
                 code="missing-reference",
             )
-        oracle, base = (load_model(name, **settings) for name in (str(folder), reference))
+        oracle = load_model(str(folder), **settings)
+        base = _reference(reference, oracle, facts.get("reference_weights"), settings)
         return cls({"oracle_logp": oracle, "reference_logp": base}, LogRatio(), *shared)
+
+    def save_settings(self, folder: Path, *, packing: Packing = "auto", style: Style = Style()) -> None:  # noqa: B008
+        """Write into a model's folder what :meth:`load` needs to score as this scorer does.
+
+        The reference is named only if its name is a place that it can be loaded from. A digest of its weights lets
+        :meth:`load` notice that they are others, for example because the model was trained before it was passed.
+        """
+        first = next(iter(self.models.values()))
+        # The template would otherwise write the date of the day on which the scorer is loaded.
+        style = style._replace(day=style.day or self.template.written_day)
+        facts = {**style.facts(), "precision": self.precision, "packing": packing}
+        reference = self.models.get("reference_logp")
+        if isinstance(reference, LanguageModel):
+            facts["reference_weights"] = weights_digest(reference)
+            if is_place(reference.name):
+                facts["reference"] = absolute_name(reference.name)
+        facts["dtype"] = str(first.dtype).removeprefix("torch.")
+        facts["attention"] = _attention_of(first)
+        write_json(folder / SCORER_FILE, facts)
 
     def __call__(self, prompt: str | Sequence[Message], response: str) -> ScoredResponse:
         """Score one response to a prompt (text or messages)."""
@@ -256,13 +301,47 @@ class TokenScorer:
         )
 
 
+def _reference(
+    given: Any, oracle: LanguageModel, expected: str | None, settings: dict[str, str]
+) -> LanguageModel:
+    """The reference of an oracle, loaded if it is a name; with ``expected``, its weights must have that digest."""
+    if isinstance(given, str | Path):
+        base = load_model(str(given), **cast(Any, settings))
+    else:
+        base = given if isinstance(given, LanguageModel) else prepare_model(given, oracle.tokenizer)
+    if expected is None:
+        return base
+    if weights_digest(base) != expected:
+        raise UserError(
+            f"the weights of {base.name} are not those of the reference that {oracle.name} was trained from: the model was trained "
+            "further or replaced, so the scores would differ. Pass the model before its training as reference to TokenScorer.load.",
+            code="changed-reference",
+        )
+    return replace(
+        base, tokenizer=oracle.tokenizer
+    )  # that of the training, perhaps not saved with the reference
+
+
+def is_scorer_folder(folder: Path) -> bool:
+    """Whether :meth:`TokenScorer.load` needs no more than this folder: a run's stage, a reward, or a trained oracle."""
+    places = (folder, folder / "model")
+    known = (folder / MANIFEST).is_file()
+    return known or any(is_reward_folder(place) or (place / SCORER_FILE).is_file() for place in places)
+
+
+def _attention_of(model: TokenModel) -> str:
+    name = str(getattr(model.model.config, "_attn_implementation", None) or "sdpa")
+    return PLAIN_NAMES.get(name, name)
+
+
 def _stage_facts(folder: Path) -> dict[str, Any]:
-    """How the stage of a folder, or of its parent, encoded and scored; empty for a model folder."""
+    """How the scores of a folder were made, by its stage or its settings file; empty for another model folder."""
     # The reward model of an online run lies inside its stage's folder.
     stage = next((place for place in (folder, folder.parent) if (place / MANIFEST).is_file()), None)
-    if stage is None:
-        return {}
-    manifest = read_manifest(stage)
-    tokens = manifest.settings.get("tokens", {})  # for stages that encode but do not score
-    written = {name: tokens[name] for name in ("template", "chat_template_kwargs") if name in tokens}
-    return {**written, **manifest.facts}
+    if stage is not None:
+        manifest = read_manifest(stage)
+        tokens = manifest.settings.get("tokens", {})  # for stages that encode but do not score
+        written = {name: tokens[name] for name in ("template", "chat_template_kwargs") if name in tokens}
+        return {**written, **manifest.facts}
+    files = (place / SCORER_FILE for place in (folder, folder / "model"))
+    return next((read_json(file) for file in files if file.is_file()), {})

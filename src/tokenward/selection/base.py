@@ -12,7 +12,7 @@ EosSides = Literal["both", "chosen", "rejected", "none"]
 
 
 class ScoredTokens(NamedTuple):
-    """The scored tokens of some responses, laid end to end: ``n`` tokens of ``r`` responses.
+    """The concatenated scored tokens of some responses: ``n`` tokens of ``r`` responses.
 
     Attributes:
         scores: ``[n]`` float, any real number; NaN is no score.

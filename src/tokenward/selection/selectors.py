@@ -256,7 +256,7 @@ class SoftWeights:
 @dataclass(frozen=True)
 @validated
 class Transform:
-    """Weights made of scores by a chain of steps, separately for each side.
+    """Applies a chain of steps to the scores to get weights, separately for each side.
 
     A token without a score, or that is not eligible, is left out of every statistic and has weight 0.
 

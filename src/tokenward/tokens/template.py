@@ -148,6 +148,11 @@ class Template:
         return list(found.values()) if isinstance(found, dict) else [str(found)]
 
     @property
+    def written_day(self) -> str:
+        """The date that the template writes, ISO 8601; empty if it writes none."""
+        return (self.day or date.today().isoformat()) if self._writes_date else ""
+
+    @property
     def _writes_date(self) -> bool:
         return self.kind == "chat" and any("strftime_now" in source for source in self._sources)
 
