@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from tokenward.api.arguments import check_metrics, check_scored, check_scoring, check_selector, check_tokens
 from tokenward.api.inputs import (
     DEFAULT_TOKENS,
     Model,
@@ -29,6 +30,7 @@ from tokenward.api.values import (
     REFERENCE_LOGP,
     SCORES,
     STARTS,
+    TEMPLATE,
     TEXTS,
     WEIGHTS,
     Oracle,
@@ -84,6 +86,7 @@ def score(
     * ``response_keys``: a stable id of prompt and response;
     * ``response_ranks``: the rank, 0 is the best;
     * ``response_eos``: number of end-of-turn tokens at the end;
+    * ``score_template``: a hash of tokenizer and chat template, one for the row;
     * ``token_ids``: token ids;
     * ``token_starts`` and ``token_ends``: byte offsets of the tokens in the response's UTF-8 text, or in ``response_texts``
       if the chat template changes the text;
@@ -110,6 +113,8 @@ def score(
     Raises:
         UserError: nothing gives scores, the scorer reads a model that was not given, or a row cannot be read.
     """
+    check_tokens(tokens)
+    check_scoring(oracle, scorer)
     display = Display(quiet=quiet)
 
     def base() -> LanguageModel:
@@ -143,7 +148,7 @@ def score(
     with TemporaryDirectory(prefix="tokenward-") as folder:
         store = values.store(scoring, data.everything, Path(folder))
         found = _columns(with_scores(data.train, scoring.scorer, store), store)
-    return _with_columns(rows, found)
+    return _with_columns(rows, found, template.fingerprint)
 
 
 def _template(scoring: Scoring, tokenizer: PreTrainedTokenizerBase | None, tokens: TokenSettings) -> Template:
@@ -184,7 +189,7 @@ def _columns(table: TokenTable, store: TokenStore) -> dict[str, dict[str, list[A
     return found
 
 
-def _with_columns(rows: Any, found: Mapping[str, Mapping[str, list[Any]]]) -> Dataset:
+def _with_columns(rows: Any, found: Mapping[str, Mapping[str, list[Any]]], template: str) -> Dataset:
     if isinstance(rows, TokenTable):
         known = [rows.comparison(number) for number in range(len(rows))]
         sources = [row.source for row in known]
@@ -196,7 +201,8 @@ def _with_columns(rows: Any, found: Mapping[str, Mapping[str, list[Any]]]) -> Da
         sources = [f"dataset:row {number}" for number in range(1, len(rows) + 1)]
     made = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
     names = list(dict.fromkeys(name for columns in found.values() for name in columns))
-    made = made.remove_columns([name for name in made.column_names if name in names])
+    made = made.remove_columns([name for name in made.column_names if name in (*names, TEMPLATE)])
+    made = made.add_column(TEMPLATE, cast(Any, [template if source in found else None for source in sources]))
     for name in names:
         column = [found.get(source, {}).get(name) for source in sources]
         if name != TEXTS or any(text for texts in column for text in texts or ()):
@@ -219,6 +225,8 @@ def select(scored: Dataset, *, selector: Selector | None = None) -> Dataset:
     Raises:
         UserError: the data set has no scores, or the selector pools over words or compares the rows of a training step.
     """
+    check_scored(scored)
+    check_selector(selector)
     selector = TopFraction(0.3) if selector is None else selector
     read = [KEYS, RANKS, EOS, SCORES]
     missing = [name for name in read if name not in scored.column_names]
@@ -318,11 +326,9 @@ def evaluate(
     Raises:
         UserError: a row cannot be read, a metric is not known, or there are metrics and no prompts.
     """
-    if metrics and not prompts:
-        raise UserError(
-            "metrics are computed on sampled replies, and prompts is 0. Pass for example prompts=64, or leave metrics out.",
-            code="metrics-without-prompts",
-        )
+    check_tokens(tokens)
+    check_metrics(metrics, prompts)
+    check_scoring(oracle, scorer)
     display = Display(quiet=quiet)
     start = language_model(reference, processing_class, packing=packing, name="reference")
     policy = language_model(model, processing_class, packing=packing)
@@ -333,6 +339,12 @@ def evaluate(
         )
     scoring = scoring_of(oracle, lambda: start, scorer=scorer, style=tokens.style, packing=packing)
     template = start.template(tokens.style)
+    if policy.template(tokens.style).fingerprint != template.fingerprint:
+        raise UserError(
+            f"model {policy.name} has another tokenizer or chat template than reference {start.name}, so their log-probabilities "
+            "cannot be compared. Pass the model before training as reference, or the tokenizer of both as processing_class.",
+            code="tokenizer-mismatch",
+        )
     limits = tokens.limits([start, policy, *(scoring.models.values() if scoring else ())])
     lists = encode_rows(
         dataset, None, template, limits, pairs=None, names=("dataset", ""), say=display.line

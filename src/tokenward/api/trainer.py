@@ -10,6 +10,7 @@ from datasets import Dataset
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
+from tokenward.api.arguments import check_scoring, check_selector, check_tokens, checked_objective
 from tokenward.api.inputs import (
     DEFAULT_TOKENS,
     Data,
@@ -129,6 +130,10 @@ class SelectiveTrainer(TokenTrainer):
         tokens_per_batch: int = 8192,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        check_tokens(tokens)
+        check_selector(selector)
+        check_scoring(oracle, scorer)
+        objective = checked_objective(objective)
         own = token_arguments(args)
         display = display_of(own)
         loading: dict[str, Any] = {"packing": packing, "device": device_of_args(own)}

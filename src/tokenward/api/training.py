@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from tokenward.api.arguments import check_tokens, checked_objective
 from tokenward.api.constant import CHECKED_REWARDS, warn_of_rewards
 from tokenward.api.inputs import (
     DEFAULT_TOKENS,
@@ -152,6 +153,8 @@ def train_oracle(
     Raises:
         UserError: an argument is invalid.
     """
+    check_tokens(tokens)
+    objective = checked_objective(objective)
     own, adapter = _own_arguments(args), adapter_settings(peft_config)
     if needs_of(objective).scores:
         raise UserError(
@@ -243,6 +246,8 @@ def train_reward(
     Raises:
         UserError: an argument is invalid.
     """
+    check_tokens(tokens)
+    objective = checked_objective(objective)
     own, display = _own_arguments(args), display_of(token_arguments(args))
     if isinstance(model, str | Path):
         reward = new_reward_model(

@@ -172,6 +172,7 @@ KEYS, RANKS, EOS, TEXTS = "response_keys", "response_ranks", "response_eos", "re
 IDS, STARTS, ENDS, SCORES, WEIGHTS = (
     f"{PREFIX}{name}" for name in ("ids", "starts", "ends", "scores", "weights")
 )
+TEMPLATE = "score_template"
 """Columns of a scored data set; each row has a list with an entry per response. See :func:`tokenward.score`."""
 
 
@@ -325,6 +326,7 @@ class ValuePass:
         if isinstance(scoring.store, TokenStore):
             return scoring.store
         if scoring.store is not None:
+            _check_template(scoring.store, self.template)
             return store_of(scoring.store, folder)
         by_model: dict[str, list[Value]] = {}
         for value in dict.fromkeys([*more, *frozen_values(scoring.scorer)]):
@@ -375,6 +377,17 @@ def _loader(scoring: Scoring, name: str, value: Value) -> Load:
         return load_model(model.name, attention=attention, device=str(model.device))
 
     return load
+
+
+def _check_template(scored: Sequence[Dataset], template: Template) -> None:
+    """Refuse scores of conversations that were written in another way; the response's own tokens may still be the same."""
+    found = {name for part in scored if TEMPLATE in part.column_names for name in part.unique(TEMPLATE)}
+    if found - {None, template.fingerprint}:
+        raise UserError(
+            "the scores of the data set were computed with another tokenizer or chat template, or other tokens settings. Pass the same "
+            "tokens (template, chat_template_kwargs, day) as to tokenward.score, or score the data set again.",
+            code="template-mismatch",
+        )
 
 
 def store_of(scored: Sequence[Dataset], folder: Path) -> TokenStore:
