@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 import tokenward
 from tests.api.conftest import TOKENS, Script, arguments
@@ -139,3 +139,153 @@ def test_scores_of_another_template_are_refused(script: Script, tmp_path: Path) 
         trainer_of(script, tmp_path, train_dataset=scored)
     assert caught.value.code == "template-mismatch"
     trainer_of(script, tmp_path, train_dataset=scored, tokens=PLAIN)
+
+
+def test_dropped_rows_are_counted_without_progress_bars(
+    script: Script, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [*script.train, {**script.train[0], "responses": ["same"] * 3, "spans": None}]
+    trainer = trainer_of(script, tmp_path, train_dataset=rows, eval_dataset=script.train)
+    assert f"{len(script.train)} of {len(rows)} kept; identical responses: 1" in caplog.text
+    assert f"eval_dataset: 0 of {len(script.train)} kept" in caplog.text
+    assert trainer.eval_dataset is None
+
+
+def test_eval_rows_that_are_all_trained_on_are_refused_if_they_are_needed(
+    script: Script, tmp_path: Path
+) -> None:
+    for train in (script.train, trainer_of(script, tmp_path).train_dataset):
+        with pytest.raises(UserError, match=f"all {len(script.train)} rows of eval_dataset") as caught:
+            tokenward.SelectiveTrainer(
+                script.model,
+                arguments(tmp_path, 1, eval_strategy="steps"),
+                train,  # type: ignore[arg-type]
+                train,  # type: ignore[arg-type]
+                objective=tokenward.SimPO(),
+                tokens=TOKENS,
+            )
+        assert caught.value.code == "no-eval-rows"
+
+
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+
+
+@pytest.mark.parametrize(
+    ("code", "word", "rows"),
+    [
+        ("wrong-type", r'with the splits train, test. Pass one of them: dataset\["train"\]', DatasetDict(
+            {name: Dataset.from_list([PAIR]) for name in ("train", "test")}
+        )),
+        ("wrong-type", r"dataset.select\(range\(2\)\)", Dataset.from_list([PAIR] * 5)[:2]),
+        ("wrong-type", "pairs.jsonl", "pairs.jsonl"),
+    ],
+)  # fmt: skip
+def test_containers_that_are_no_rows(script: Script, tmp_path: Path, code: str, word: str, rows: Any) -> None:
+    calls: list[Any] = [
+        lambda: trainer_of(script, tmp_path, model="no such model", train_dataset=rows),
+        lambda: trainer_of(script, tmp_path, model="no such model", eval_dataset=rows),
+        lambda: tokenward.train_reward("no such model", rows, args=arguments(tmp_path, 1)),
+        lambda: tokenward.score(rows, oracle=tokenward.Surprisal(), reference="no such model"),
+        lambda: tokenward.evaluate("no such model", rows, reference="no such model"),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match=word) as caught:
+            call()
+        assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("word", "rows"),
+    [
+        (r"All 1 rows of train_dataset were dropped \(identical responses: 1\)", [{**PAIR, "rejected": "b"}]),
+        ("train_dataset: contains no rows", []),
+    ],
+)
+def test_without_rows_the_reason_is_given(script: Script, tmp_path: Path, word: str, rows: Any) -> None:
+    with pytest.raises(UserError, match=word) as caught:
+        trainer_of(script, tmp_path, train_dataset=rows)
+    assert caught.value.code == "no-rows"
+
+
+def test_scores_of_other_rows_name_the_row(script: Script, tmp_path: Path) -> None:
+    scored = tokenward.score(
+        script.train[1:], oracle=tokenward.Surprisal(), reference=script.model, tokens=TOKENS, quiet=True
+    )
+    with pytest.raises(UserError, match="train_dataset:row 1: ") as caught:
+        trainer_of(script, tmp_path, oracle=scored)
+    assert caught.value.code == "missing-response"
+
+
+def test_a_prompt_that_is_too_long_names_its_row(script: Script, tmp_path: Path) -> None:
+    tokens = tokenward.TokenSettings(max_prompt_tokens=1, too_long="error")
+    with pytest.raises(UserError, match="train_dataset:row 1: the prompt has") as caught:
+        trainer_of(script, tmp_path, tokens=tokens)
+    assert caught.value.code == "too-long"
+
+
+class NoScores:
+    reads = ()
+
+    def __call__(self, record: Any) -> torch.Tensor:
+        return torch.full((len(record.ids),), torch.nan)
+
+
+def test_scores_that_are_all_nan_are_refused(script: Script, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="every score is NaN") as caught:
+        trainer_of(script, tmp_path, oracle=NoScores())
+    assert caught.value.code == "no-scores"
+    trainer_of(script, tmp_path, oracle=NoScores(), selector=tokenward.KeepAll())
+
+
+def test_weights_of_the_wrong_length_name_the_row(script: Script, tmp_path: Path) -> None:
+    scored = tokenward.score(
+        script.train, oracle=tokenward.Surprisal(), reference=script.model, tokens=TOKENS, quiet=True
+    )
+    selected = tokenward.select(scored)
+    cut = selected.map(
+        lambda row, number: {"token_weights": [side[number == 2 :] for side in row["token_weights"]]},
+        with_indices=True,
+    )
+    with pytest.raises(UserError, match="row 3 of the scored data set: token_weights has") as caught:
+        trainer_of(script, tmp_path, train_dataset=cut)
+    assert caught.value.code == "wrong-length"
+
+
+@pytest.mark.parametrize(
+    ("code", "word", "given"),
+    [
+        ("wrong-type", "model is a str", {"model": "tiny"}),
+        ("wrong-type", "batch is a list", {"batch": [1, 2]}),
+        ("wrong-type", "positions is a list", {"positions": [True]}),
+        ("wrong-shape", r"input_ids\[None\]", {"batch": {"input_ids": torch.tensor([1, 2])}}),
+    ],
+)
+def test_wrong_arguments_of_token_logprobs(
+    script: Script, code: str, word: str, given: dict[str, Any]
+) -> None:
+    usual: dict[str, Any] = {
+        "model": script.load(),
+        "batch": {"input_ids": torch.ones(1, 2, dtype=torch.long)},
+        "positions": torch.tensor([[False, True]]),
+    }
+    with pytest.raises(UserError, match=word) as caught:
+        tokenward.token_logprobs(**{**usual, **given})
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(("prompt", "response"), [(["How?"], "a"), ("How?", ["a"]), (3, "a"), ("How?", None)])
+def test_a_token_scorer_scores_one_text(script: Script, prompt: Any, response: Any) -> None:
+    with pytest.raises(UserError, match="text 1: ") as caught:
+        script.oracle(prompt, response)
+    assert caught.value.code == "wrong-type"
+
+
+def test_missing_models_and_arguments_are_named(script: Script, tmp_path: Path) -> None:
+    rows: Any = Dataset.from_list(script.train)
+    for word, call in (
+        ("model is None", lambda: tokenward.SelectiveTrainer(None, arguments(tmp_path, 1), rows)),  # type: ignore[arg-type]
+        ("args is a Dataset", lambda: tokenward.SelectiveTrainer(script.model, rows, rows)),
+    ):
+        with pytest.raises(UserError, match=word) as caught:
+            call()
+        assert caught.value.code == "wrong-type"

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from inspect import isclass
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDatasetDict
+from datasets import Dataset
 
-from tokenward.api.inputs import TokenSettings
+from tokenward.api.inputs import TokenSettings, check_rows_type
 from tokenward.errors import UserError
 from tokenward.objectives import OBJECTIVES, CheckedObjective, Objective, Selected, custom_objective
 from tokenward.plugins import check_call, described, name_of
@@ -66,28 +66,6 @@ def check_tokens(tokens: Any) -> None:
         )
         raise UserError(
             f"tokens is {described(tokens)}. Pass tokenward.TokenSettings({given}).", code="wrong-type"
-        )
-
-
-def check_rows_type(rows: Any, name: str) -> None:
-    """Refuse the containers of data sets that look like rows.
-
-    Raises:
-        UserError: the rows are a ``DatasetDict`` or a dict of columns.
-    """
-    if isinstance(rows, DatasetDict | IterableDatasetDict):
-        first = next(iter(rows), "train")
-        raise UserError(
-            f"{name} is {described(rows)} with the splits {', '.join(map(str, rows))}. Pass one of them: "
-            f'dataset["{first}"].',
-            code="wrong-type",
-        )
-    if isinstance(rows, Mapping):
-        lengths = [len(column) for column in rows.values() if isinstance(column, list)]
-        advice = f"dataset.select(range({lengths[0]}))" if lengths else "a list with a mapping for each row"
-        raise UserError(
-            f"{name} is {described(rows)} of columns ({', '.join(map(str, rows))}), such as dataset[:5] returns. Pass {advice}.",
-            code="wrong-type",
         )
 
 

@@ -17,9 +17,11 @@ from tokenward.api.inputs import (
     PairRule,
     Rows,
     TokenSettings,
+    check_rows_type,
     encode_rows,
     language_model,
 )
+from tokenward.api.notices import LoggedDisplay
 from tokenward.api.values import (
     ENDS,
     EOS,
@@ -39,7 +41,6 @@ from tokenward.api.values import (
     ValuePass,
     scoring_of,
 )
-from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.evaluation.measures import Measures, Models
 from tokenward.evaluation.statistics import Figure
@@ -114,8 +115,9 @@ def score(
         UserError: nothing gives scores, the scorer reads a model that was not given, or a row cannot be read.
     """
     check_tokens(tokens)
+    check_rows_type(dataset, "dataset")
     check_scoring(oracle, scorer)
-    display = Display(quiet=quiet)
+    display = LoggedDisplay(quiet=quiet, log=not quiet)
 
     def base() -> LanguageModel:
         if reference is None:
@@ -137,7 +139,7 @@ def score(
     template = _template(scoring, processing_class, tokens)
     rows = dataset if isinstance(dataset, Dataset | TokenTable) else list(cast(Iterable[Any], dataset))
     limits = tokens.limits(scoring.models.values())
-    data = encode_rows(rows, None, template, limits, pairs=pairs, names=("dataset", ""), say=display.line)
+    data = encode_rows(rows, None, template, limits, pairs=pairs, names=("dataset", ""), say=display.notice)
     values = ValuePass(
         template=template,
         style=tokens.style,
@@ -327,9 +329,10 @@ def evaluate(
         UserError: a row cannot be read, a metric is not known, or there are metrics and no prompts.
     """
     check_tokens(tokens)
+    check_rows_type(dataset, "dataset")
     check_metrics(metrics, prompts)
     check_scoring(oracle, scorer)
-    display = Display(quiet=quiet)
+    display = LoggedDisplay(quiet=quiet, log=not quiet)
     start = language_model(reference, processing_class, packing=packing, name="reference")
     policy = language_model(model, processing_class, packing=packing)
     if start.model is policy.model:
@@ -347,7 +350,7 @@ def evaluate(
         )
     limits = tokens.limits([start, policy, *(scoring.models.values() if scoring else ())])
     lists = encode_rows(
-        dataset, None, template, limits, pairs=None, names=("dataset", ""), say=display.line
+        dataset, None, template, limits, pairs=None, names=("dataset", ""), say=display.notice
     ).train
     table, _ = TokenTable.pairs(lists.store, pairs).fitting(limits)
     computing: dict[str, Any] = {

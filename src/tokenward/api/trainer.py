@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
@@ -18,6 +18,7 @@ from tokenward.api.inputs import (
     PairRule,
     Rows,
     TokenSettings,
+    check_data,
     encode_rows,
     language_model,
 )
@@ -26,6 +27,7 @@ from tokenward.api.training import (
     adapter_settings,
     device_of_args,
     display_of,
+    evaluates,
     frozen_beside,
     with_new_adapter,
 )
@@ -131,6 +133,7 @@ class SelectiveTrainer(TokenTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         check_tokens(tokens)
+        check_data(train_dataset, eval_dataset)
         check_selector(selector)
         check_scoring(oracle, scorer)
         objective = checked_objective(objective)
@@ -158,7 +161,8 @@ class SelectiveTrainer(TokenTrainer):
             "pairs": pairs,
             "min_gap": min_gap,
         }
-        data = encode_rows(train_dataset, eval_dataset, **self._encoding, say=display.line)
+        self._encoding["say"] = display.notice
+        data = encode_rows(train_dataset, eval_dataset, **self._encoding, evaluates=evaluates(own))
         values = ValuePass(
             template=template,
             style=tokens.style,
@@ -187,7 +191,7 @@ class SelectiveTrainer(TokenTrainer):
         )
         if needs_of(ready.objective).reference:
             display.line(check_start(self, ready.rows, precision))
-        display.line(kept_line(ready))
+        (display.notice if ready.dropped else display.line)(kept_line(ready))
         self.kept = kept_shares(ready.rows)
 
     def evaluate(  # pyright: ignore[reportIncompatibleMethodOverride]  rows of any format
@@ -219,12 +223,14 @@ class SelectiveTrainer(TokenTrainer):
                 code="missing-values",
             )
         found = encode_rows(rows, None, **self._encoding, names=("eval_dataset", ""))
-        return trained_on(self.objective, found.train, lambda text: None)
+        return trained_on(self.objective, found.train, self._encoding["say"])
 
 
 def _is_encoded(rows: Any) -> bool:
-    if isinstance(rows, TokenTable | str | dict):
+    if isinstance(rows, TokenTable | str):
         return True
+    if isinstance(rows, dict) and rows and not isinstance(rows, DatasetDict):
+        return all(map(_is_encoded, rows.values()))
     return isinstance(rows, Sequence) and len(rows) > 0 and isinstance(rows[0], TokenRow)
 
 
@@ -265,7 +271,7 @@ def _prepared(
             store=store,
             tokenizer=values.template.tokenizer,
             with_reference=lambda table: with_reference(table, reference_store()),
-            say=values.display.line,
+            say=values.display.notice,
         )
 
 

@@ -1,6 +1,6 @@
 """Values per token: the ``oracle`` argument in all its forms, and the computation of what a scorer reads."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenward.api.inputs import Model, language_model
+from tokenward.api.notices import LoggedDisplay
 from tokenward.artifacts import MANIFEST
-from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.identity import positions_of
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.models.reward import RewardModel, is_reward_folder
-from tokenward.plugins import check_call, name_of
+from tokenward.plugins import check_call, described, name_of
 from tokenward.sampling.counterfactual import critical_tokens
 from tokenward.scoring.basic import LogRatio, Record, Reward, Scorer, Surprisal, read_spans
 from tokenward.scoring.model_scorers import internal_values
@@ -259,7 +259,7 @@ def _models_of(
     if oracle is None or (callable(oracle) and scores):
         return {}, cast(Scorer | None, oracle)
     raise UserError(
-        f"oracle is {type(oracle).__name__}. Pass a trained model or its folder, a scorer, or a data set that tokenward.score "
+        f"oracle is {described(oracle)}. Pass a trained model or its folder, a scorer, or a data set that tokenward.score "
         "returned.",
         code="wrong-type",
     )
@@ -307,7 +307,7 @@ class ValuePass:
     style: Style
     precision: str
     tokens_per_batch: int
-    display: Display
+    display: LoggedDisplay
 
     def store(
         self, scoring: Scoring, rows: TokenTable, folder: Path, *, more: Sequence[Value] = ()
@@ -407,6 +407,20 @@ def store_of(scored: Sequence[Dataset], folder: Path) -> TokenStore:
     )
 
 
+def _check_lengths(row: Mapping[str, Any], names: Iterable[str], number: int) -> None:
+    """Refuse columns that do not have one number per token of each response."""
+    for place, ids in enumerate(row[IDS] if row[KEYS] else ()):
+        for name in names:
+            values = row[name] or ()
+            found = len(values[place] or ()) if place < len(values) else 0
+            if found != len(ids):
+                raise UserError(
+                    f"row {number} of the scored data set: {name} has {found} numbers for response {place + 1}, which has {len(ids)} "
+                    "tokens. Write one number per token.",
+                    code="wrong-length",
+                )
+
+
 def _records_of(scored: Dataset) -> Iterator[TokenRecord]:
     """The responses of a scored data set. Scores and weights keep the names of their columns."""
     names = {
@@ -414,8 +428,9 @@ def _records_of(scored: Dataset) -> Iterator[TokenRecord]:
         for name in scored.column_names
         if name.startswith(PREFIX) and name not in (IDS, STARTS, ENDS)
     }
-    for row in scored.with_format(None):
+    for number, row in enumerate(scored.with_format(None), start=1):
         row = cast(Mapping[str, Any], row)
+        _check_lengths(row, [*names, STARTS, ENDS], number)
         for place, key in enumerate(row[KEYS] or ()):
             values = {value: row[name][place] for name, value in names.items()}
             fixed = (row[name][place] for name in (IDS, STARTS, ENDS))

@@ -14,6 +14,7 @@ from tokenward.models.base import TokenModel
 from tokenward.models.identity import positions_of
 from tokenward.models.loading import load_model
 from tokenward.models.reward import RewardModel, is_reward_folder, load_reward_model
+from tokenward.plugins import described
 from tokenward.scoring.reads import token_values
 from tokenward.scoring.scorers import LogRatio, Reward, Scorer
 from tokenward.scoring.store import TokenRecord
@@ -149,6 +150,8 @@ class TokenScorer:
         Raises:
             UserError: A prompt or response is empty, or longer than the model's context.
         """
+        for number, (prompt, response) in enumerate(texts, 1):
+            _check_types(number, prompt, response)
         rows = [
             Answered(user(prompt) if isinstance(prompt, str) else tuple(prompt), DataReply(response), ())
             for prompt, response in texts
@@ -251,6 +254,20 @@ class TokenScorer:
                     zip(ids, starts, ends, scores, strict=True)
                 )
             ]
+        )
+
+
+def _check_types(number: int, prompt: Any, response: Any) -> None:
+    if not isinstance(response, str):
+        raise UserError(
+            f"text {number}: response is {described(response)}. Pass one text; score_all scores many.",
+            code="wrong-type",
+        )
+    messages = not isinstance(prompt, str) and isinstance(prompt, Sequence)
+    if not isinstance(prompt, str) and not (messages and all(isinstance(item, Mapping) for item in prompt)):
+        raise UserError(
+            f"text {number}: prompt is {described(prompt)}. Pass a text, or a list of messages with role and content.",
+            code="wrong-type",
         )
 
 
