@@ -15,8 +15,6 @@ from tokenward.errors import UserError
 from tokenward.models.loading import load_model
 from tokenward.objectives import Losses, Needs
 
-PLAIN = tokenward.TokenSettings(max_prompt_tokens=128, max_response_tokens=64, template="plain")
-
 
 def trainer_of(script: Script, folder: Path, **given: Any) -> tokenward.SelectiveTrainer:
     model, rows = given.pop("model", script.model), given.pop("train_dataset", script.train)
@@ -131,16 +129,6 @@ def test_an_evaluation_compares_models_of_one_tokenizer(script: Script) -> None:
     assert caught.value.code == "tokenizer-mismatch"
 
 
-def test_scores_of_another_template_are_refused(script: Script, tmp_path: Path) -> None:
-    scored = tokenward.score(
-        script.train, oracle=tokenward.Surprisal(), reference=script.model, tokens=PLAIN, quiet=True
-    )
-    with pytest.raises(UserError) as caught:
-        trainer_of(script, tmp_path, train_dataset=scored)
-    assert caught.value.code == "template-mismatch"
-    trainer_of(script, tmp_path, train_dataset=scored, tokens=PLAIN)
-
-
 def test_dropped_rows_are_counted_without_progress_bars(
     script: Script, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -235,20 +223,6 @@ def test_scores_that_are_all_nan_are_refused(script: Script, tmp_path: Path) -> 
         trainer_of(script, tmp_path, oracle=NoScores())
     assert caught.value.code == "no-scores"
     trainer_of(script, tmp_path, oracle=NoScores(), selector=tokenward.KeepAll())
-
-
-def test_weights_of_the_wrong_length_name_the_row(script: Script, tmp_path: Path) -> None:
-    scored = tokenward.score(
-        script.train, oracle=tokenward.Surprisal(), reference=script.model, tokens=TOKENS, quiet=True
-    )
-    selected = tokenward.select(scored)
-    cut = selected.map(
-        lambda row, number: {"token_weights": [side[number == 2 :] for side in row["token_weights"]]},
-        with_indices=True,
-    )
-    with pytest.raises(UserError, match="row 3 of the scored data set: token_weights has") as caught:
-        trainer_of(script, tmp_path, train_dataset=cut)
-    assert caught.value.code == "wrong-length"
 
 
 @pytest.mark.parametrize(

@@ -28,17 +28,19 @@ from tokenward.api.values import (
     IDS,
     KEYS,
     PREFIX,
+    PROMPTS,
     RANKS,
     REFERENCE_LOGP,
     SCORES,
     STARTS,
-    TEMPLATE,
     TEXTS,
     WEIGHTS,
     Oracle,
     Scoring,
     StoredScores,
     ValuePass,
+    check_list,
+    prompt_digest,
     scoring_of,
 )
 from tokenward.errors import UserError
@@ -84,10 +86,10 @@ def score(
     The new columns are lists with an entry for each response, in the row's order. A row that cannot be used (too long,
     empty, a duplicate) has None in all of them, and is counted on screen.
 
+    * ``prompt_digest``: a hash of the prompt's tokens, one for the row;
     * ``response_keys``: a stable id of prompt and response;
     * ``response_ranks``: the rank, 0 is the best;
     * ``response_eos``: number of end-of-turn tokens at the end;
-    * ``score_template``: a hash of tokenizer and chat template, one for the row;
     * ``token_ids``: token ids;
     * ``token_starts`` and ``token_ends``: byte offsets of the tokens in the response's UTF-8 text, or in ``response_texts``
       if the chat template changes the text;
@@ -150,7 +152,7 @@ def score(
     with TemporaryDirectory(prefix="tokenward-") as folder:
         store = values.store(scoring, data.everything, Path(folder))
         found = _columns(with_scores(data.train, scoring.scorer, store), store)
-    return _with_columns(rows, found, template.fingerprint)
+    return _with_columns(rows, found)
 
 
 def _template(scoring: Scoring, tokenizer: PreTrainedTokenizerBase | None, tokens: TokenSettings) -> Template:
@@ -170,6 +172,7 @@ def _columns(table: TokenTable, store: TokenStore) -> dict[str, dict[str, list[A
     for number in range(len(table)):
         row = table[number]
         mine = found.setdefault(row.comparison.source, {})
+        mine[PROMPTS] = cast(Any, prompt_digest(row))
         for place, key in enumerate(keys_of(row.comparison)):
             if key in mine.get(KEYS, ()):
                 continue
@@ -191,7 +194,7 @@ def _columns(table: TokenTable, store: TokenStore) -> dict[str, dict[str, list[A
     return found
 
 
-def _with_columns(rows: Any, found: Mapping[str, Mapping[str, list[Any]]], template: str) -> Dataset:
+def _with_columns(rows: Any, found: Mapping[str, Mapping[str, list[Any]]]) -> Dataset:
     if isinstance(rows, TokenTable):
         known = [rows.comparison(number) for number in range(len(rows))]
         sources = [row.source for row in known]
@@ -203,8 +206,12 @@ def _with_columns(rows: Any, found: Mapping[str, Mapping[str, list[Any]]], templ
         sources = [f"dataset:row {number}" for number in range(1, len(rows) + 1)]
     made = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
     names = list(dict.fromkeys(name for columns in found.values() for name in columns))
-    made = made.remove_columns([name for name in made.column_names if name in (*names, TEMPLATE)])
-    made = made.add_column(TEMPLATE, cast(Any, [template if source in found else None for source in sources]))
+    scored_before = (
+        KEYS in made.column_names
+    )  # weights and values of other scores would be taken for those of these
+    made = made.remove_columns(
+        [name for name in made.column_names if name in names or (scored_before and name.startswith(PREFIX))]
+    )
     for name in names:
         column = [found.get(source, {}).get(name) for source in sources]
         if name != TEXTS or any(text for texts in column for text in texts or ()):
@@ -230,7 +237,7 @@ def select(scored: Dataset, *, selector: Selector | None = None) -> Dataset:
     check_scored(scored)
     check_selector(selector)
     selector = TopFraction(0.3) if selector is None else selector
-    read = [KEYS, RANKS, EOS, SCORES]
+    read = [KEYS, RANKS, EOS, IDS, SCORES]
     missing = [name for name in read if name not in scored.column_names]
     if missing:
         raise UserError(
@@ -244,6 +251,9 @@ def select(scored: Dataset, *, selector: Selector | None = None) -> Dataset:
             code="selector-needs-training",
         )
     rows = [cast(dict[str, Any], row) for row in scored.select_columns(read).with_format(None)]
+    for number, row in enumerate(rows, 1):
+        for place in range(len(row[KEYS] or ())):
+            check_list(row, SCORES, place, number)
     used = [row for row in rows if row[KEYS]]
     if not used:
         raise UserError(
