@@ -13,7 +13,7 @@ from tests.api.conftest import TOKENS, Script, arguments
 from tests.tiny import tiny_tokenizer
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
-from tokenward.objectives import Losses, Needs
+from tokenward.objectives import Losses
 
 
 def trainer_of(script: Script, folder: Path, **given: Any) -> tokenward.SelectiveTrainer:
@@ -22,15 +22,13 @@ def trainer_of(script: Script, folder: Path, **given: Any) -> tokenward.Selectiv
     return tokenward.SelectiveTrainer(model, arguments(folder, 2), rows, **settings)
 
 
-def custom(result: Any, **needs: bool) -> Any:
+def custom(result: Any) -> Any:
     """A custom objective that returns a function of its log-probabilities."""
 
     class Custom:
         def __call__(self, logp: torch.Tensor, batch: Any) -> Any:
             return result(logp)
 
-    if needs:
-        Custom.needs = Needs(**needs)  # type: ignore[attr-defined]
     return Custom()
 
 
@@ -40,8 +38,8 @@ def custom(result: Any, **needs: bool) -> Any:
         ("as loss", lambda logp: Losses(logp.mean(), {})),
         ("a Tensor", lambda logp: logp.mean()),
         ("as short", lambda logp: Losses(logp[:4], {"short": logp[:3].detach()})),
-        ("a float as number", lambda logp: Losses(logp[:4], {"number": 0.5})),
-        ("a list as metrics", lambda logp: Losses(logp[:4], [])),
+        ("a float as number", lambda logp: Losses(logp[:4], {"number": 0.5})),  # type: ignore[dict-item]
+        ("a list as metrics", lambda logp: Losses(logp[:4], [])),  # type: ignore[arg-type]
     ],
 )
 def test_results_of_custom_objectives_are_checked(
@@ -85,6 +83,7 @@ def scored_row(**changes: Any) -> Dataset:
         ("wrong-type", "the class Surprisal", {"oracle": tokenward.Surprisal}),
         ("wrong-type", "the class LogRatio", {"scorer": tokenward.LogRatio}),
         ("two-scorers", "one of them", {"oracle": tokenward.Surprisal(), "scorer": tokenward.LogRatio()}),
+        ("two-scorers", "one of them", {"oracle": lambda record: [], "scorer": tokenward.LogRatio()}),
         ("wrong-type", r"TokenSettings\(max_prompt_tokens=9\)", {"tokens": {"max_prompt_tokens": 9}}),
     ],
 )  # fmt: skip
@@ -113,6 +112,7 @@ def test_wrong_arguments_of_an_evaluation(script: Script, word: str, given: dict
 
 def test_select_takes_a_scored_data_set_and_a_selector() -> None:
     given: Any
+    selector: Any
     for given, selector in (("scored.jsonl", None), (scored_row(), 0.3)):
         with pytest.raises(UserError) as caught:
             tokenward.select(given, selector=selector)
@@ -263,3 +263,12 @@ def test_missing_models_and_arguments_are_named(script: Script, tmp_path: Path) 
         with pytest.raises(UserError, match=word) as caught:
             call()
         assert caught.value.code == "wrong-type"
+
+
+def test_a_subclass_of_sepo_needs_scores_too(script: Script, tmp_path: Path) -> None:
+    class Own(tokenward.SePO):
+        pass
+
+    with pytest.raises(UserError) as caught:
+        trainer_of(script, tmp_path, objective=Own(gamma=1.0))
+    assert caught.value.code == "missing-oracle"

@@ -5,12 +5,16 @@ from inspect import isclass
 from typing import Any
 
 from datasets import Dataset
+from torch import nn
 
 from tokenward.api.inputs import TokenSettings, check_rows_type
 from tokenward.errors import UserError
+from tokenward.models.loading import LanguageModel
+from tokenward.models.reward import RewardModel
 from tokenward.objectives import OBJECTIVES, CheckedObjective, Objective, Selected, custom_objective
 from tokenward.plugins import check_call, described, name_of
 from tokenward.scoring.scorers import SCORERS
+from tokenward.scoring.texts import TokenScorer
 from tokenward.selection import SELECTORS, Selector
 
 
@@ -50,7 +54,7 @@ def check_scoring(oracle: Any, scorer: Any) -> None:
     if scorer is None:
         return
     _check_instance("scorer", scorer, SCORERS, "LogRatio()")
-    if isinstance(oracle, tuple(SCORERS.values())):
+    if callable(oracle) and not isinstance(oracle, nn.Module | LanguageModel | RewardModel | TokenScorer):
         raise UserError(
             f"oracle is the scorer {name_of(oracle)}, and scorer is {name_of(scorer)}. Pass one of them only, or a trained model as "
             "oracle.",

@@ -47,7 +47,7 @@ from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, copy_model, load_model
 from tokenward.models.probe import Packing
-from tokenward.objectives import Objective, SePO, needs_of, title_of
+from tokenward.objectives import CheckedObjective, Objective, SePO, needs_of, title_of
 from tokenward.objectives.selected import with_entropy
 from tokenward.scoring.basic import Scorer
 from tokenward.scoring.join import with_reference, with_stored
@@ -345,7 +345,8 @@ def _selector(
         raise UserError(
             f"{what} reads token scores, and nothing gives any. Pass oracle.", code="missing-oracle"
         )
-    if selector is None and isinstance(objective, SePO):
+    own = objective.parts[0] if isinstance(objective, CheckedObjective) else objective
+    if selector is None and isinstance(own, SePO):
         raise UserError(
             "SePO trains on tokens selected by their scores, and nothing gives any. Pass oracle; or selector=KeepAll() to train on "
             "every token, which is SimPO.",
