@@ -202,6 +202,13 @@ def name_of(plugin: Any) -> str:
     return f"{target.__module__}:{target.__qualname__}"
 
 
+def described(value: object) -> str:
+    """The type of a value with its article, for messages: ``a Dataset``, ``the class DPO``, ``None``."""
+    if value is None:
+        return "None"
+    return f"the class {value.__name__}" if inspect.isclass(value) else _with_article(type(value).__name__)
+
+
 def code_fingerprints(settings: Any) -> dict[str, str]:
     """Fingerprint of the file behind every ``"module:Name"`` in a stage's settings, by ``"code of module:Name"``.
 

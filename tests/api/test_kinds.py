@@ -365,13 +365,16 @@ def test_eval_rows_whose_prompt_is_trained_on_are_dropped_and_counted(
 
 
 def test_scores_that_are_all_equal_are_warned_of(
-    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    script: Script, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    args = arguments(tmp_path, 1, disable_tqdm=False)
-    trainer_of(script, tmp_path, args=args, oracle=script.load())  # untrained
-    assert "warning: every score is 0," in capsys.readouterr().out
-    trainer_of(script, tmp_path, args=args, oracle=script.oracle)
-    assert "warning" not in capsys.readouterr().out
+    untrained = script.load()
+    for disable_tqdm in (False, True):
+        args = arguments(tmp_path, 1, disable_tqdm=disable_tqdm)
+        trainer_of(script, tmp_path, args=args, oracle=untrained)
+        assert "every score is 0," in caplog.text
+        caplog.clear()
+    trainer_of(script, tmp_path, oracle=script.oracle)
+    assert not caplog.text
 
 
 def test_a_trainer_evaluates_rows_in_any_form(script: Script, tmp_path: Path) -> None:

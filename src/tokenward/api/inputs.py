@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -21,7 +21,7 @@ from tokenward.models.base import TokenModel, shares_weights
 from tokenward.models.identity import positions_of
 from tokenward.models.loading import LanguageModel, known_tokenizer, load_model, load_tokenizer, prepare_model
 from tokenward.models.probe import Packing
-from tokenward.plugins import check_argument, validated
+from tokenward.plugins import check_argument, described, validated
 from tokenward.tokens.encode import Limits, TooLong, check_some_left
 from tokenward.tokens.store import EncodedStore
 from tokenward.tokens.table import TokenTable
@@ -133,7 +133,7 @@ def language_model(
         tokenizer = processing_class or known_tokenizer(model) or _tokenizer_of(model, name)
         return prepare_model(model, tokenizer, packing=packing)
     raise UserError(
-        f"{name} is {type(model).__name__}. Pass a loaded model of transformers or PEFT, or a folder or hub name.",
+        f"{name} is {described(model)}. Pass a loaded model of transformers or PEFT, or a folder or hub name.",
         code="wrong-type",
     )
 
@@ -191,6 +191,7 @@ def encode_rows(
     pairs: PairRule | None = "best_worst",
     min_gap: float | None = None,
     names: tuple[str, str] = ("train_dataset", "eval_dataset"),
+    evaluates: bool = False,
     say: Say = lambda text: None,
 ) -> Data:
     """Encode comparisons that fit the limits as tables of one store. Eval rows whose prompt is trained on are dropped.
@@ -203,17 +204,18 @@ def encode_rows(
         pairs: Which pairs to form of more than two responses; None keeps whole lists.
         min_gap: Smallest difference of the data's scores in a pair.
         names: Names of both arguments, for messages.
+        evaluates: Whether some eval rows must be left.
         say: Shows a line about dropped rows.
 
     Raises:
-        UserError: a row cannot be read, or no training row is left.
+        UserError: a row cannot be read, or no training row is left, or no eval row that is needed.
     """
     if isinstance(train, TokenTable):
-        return _tables(train, evaluation, names, say)
+        return _tables(train, evaluation, names, evaluates, say)
     rows = read_rows(train, names[0], say)
-    held = [] if evaluation is None else read_rows(evaluation, names[1], say)
+    held = [] if evaluation is None else read_rows(evaluation, names[1], say, needed=evaluates)
     unseen = [row for row, own in zip(held, _unseen(held, rows), strict=True) if own]
-    _say_unseen(len(unseen), len(held), names[1], say)
+    _say_unseen(len(unseen), len(held), names, evaluates, say)
     store = EncodedStore.made(chain(rows, unseen), template, limits)
     found = []
     for first, last, name in ((0, len(rows), names[0]), (len(rows), len(store), names[1])):
@@ -225,13 +227,15 @@ def encode_rows(
             table = TokenTable.whole(store).choose(np.zeros(0, np.int64))
         table, counts = table.fitting(limits)
         _say_counts(counts, name, say)
-        if not found:
+        if not found or (evaluates and len(unseen)):
             check_some_left(counts)
         found.append(table)
     return Data(*found)
 
 
-def _tables(train: TokenTable, evaluation: Rows | None, names: tuple[str, str], say: Say) -> Data:
+def _tables(
+    train: TokenTable, evaluation: Rows | None, names: tuple[str, str], evaluates: bool, say: Say
+) -> Data:
     """Tables that are encoded already."""
     if evaluation is None:
         return Data(train, train[:0])
@@ -242,7 +246,7 @@ def _tables(train: TokenTable, evaluation: Rows | None, names: tuple[str, str], 
         )
     trained, held = ([table.comparison(row) for row in range(len(table))] for table in (train, evaluation))
     found = evaluation.where(np.array(_unseen(held, trained), bool))
-    _say_unseen(len(found), len(evaluation), names[1], say)
+    _say_unseen(len(found), len(evaluation), names, evaluates, say)
     return Data(train, found)
 
 
@@ -252,31 +256,81 @@ def _unseen(held: Sequence[Comparison], train: Sequence[Comparison]) -> list[boo
     return [comparison_key(row.prompt, ()) not in prompts for row in held]
 
 
-def _say_unseen(kept: int, read: int, name: str, say: Say) -> None:
-    _say_counts({"read": read, "kept": kept, PROMPT_TRAINS: read - kept}, name, say)
+def _say_unseen(kept: int, read: int, names: tuple[str, str], evaluates: bool, say: Say) -> None:
+    if evaluates and read and not kept:
+        raise UserError(
+            f"all {read} rows of {names[1]} have a prompt that is also in {names[0]}, so none is left to evaluate on. Pass rows "
+            "with other prompts, or set eval_strategy to no.",
+            code="no-eval-rows",
+        )
+    _say_counts({"read": read, "kept": kept, PROMPT_TRAINS: read - kept}, names[1], say)
 
 
-def read_rows(rows: Rows, name: str, say: Say = lambda text: None) -> Sequence[Comparison]:
-    """Read rows of any format as comparisons.
+def check_rows_type(rows: Any, name: str) -> None:
+    """Refuse the containers of data sets that look like rows.
 
     Raises:
-        UserError: as :func:`tokenward.data.prepare.load`; or it is not a data set, such as a file name.
+        UserError: the rows are a ``DatasetDict``, a dict of columns, a file name or no container.
     """
-    if isinstance(rows, str | Path) or not isinstance(rows, Iterable):
+    if isinstance(rows, str | Path) or not isinstance(rows, Iterable | TokenTable):
         raise UserError(
             f"{name} is {rows!r:.200}, which is not a data set. Pass a datasets.Dataset, such as datasets.load_dataset(...) returns, "
             "or a list with a mapping for each row.",
             code="wrong-type",
         )
+    if isinstance(rows, DatasetDict | IterableDatasetDict):
+        first = next(iter(rows), "train")
+        raise UserError(
+            f"{name} is {described(rows)} with the splits {', '.join(map(str, rows))}. Pass one of them: "
+            f'dataset["{first}"].',
+            code="wrong-type",
+        )
+    if isinstance(rows, Mapping):
+        lengths = [len(column) for column in rows.values() if isinstance(column, list)]
+        advice = f"dataset.select(range({lengths[0]}))" if lengths else "a list with a mapping for each row"
+        raise UserError(
+            f"{name} is {described(rows)} of columns ({', '.join(map(str, rows))}), such as dataset[:5] returns. Pass {advice}.",
+            code="wrong-type",
+        )
+
+
+def check_data(train: Any, evaluation: Any = None) -> None:
+    """Refuse containers that are no rows, before a model is loaded for them."""
+    for name, rows in (("train_dataset", train), ("eval_dataset", evaluation)):
+        if rows is not None or name == "train_dataset":
+            check_rows_type(rows, name)
+
+
+def read_rows(
+    rows: Rows, name: str, say: Say = lambda text: None, *, needed: bool = True
+) -> Sequence[Comparison]:
+    """Read rows of any format as comparisons.
+
+    Raises:
+        UserError: as :func:`tokenward.data.prepare.load`; or it is not a data set, such as a file name.
+    """
+    check_rows_type(rows, name)
     if isinstance(rows, Dataset | IterableDataset):
         rows = rows.with_format(None)
     loaded = from_rows(cast(Any, rows), name=name)
+    if needed and not loaded.comparisons:
+        raise _no_rows(loaded.counts, name)
     _say_counts({**loaded.counts, **loaded.notes}, name, say)
     return loaded.comparisons
 
 
-def _say_counts(counts: Mapping[str, int], name: str, say: Say) -> None:
+def _no_rows(counts: Mapping[str, int], name: str) -> UserError:
+    if not counts["read"]:
+        return UserError(f"{name} has no rows.", code="no-rows")
+    return UserError(f"All {counts['read']} rows of {name} were dropped ({_listed(counts)}).", code="no-rows")
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    """The counts other than those of the rows that were read and kept."""
     others = {key: count for key, count in counts.items() if key not in ("read", "kept") and count}
-    if others:
-        listed = ", ".join(f"{key}: {count}" for key, count in others.items())
+    return ", ".join(f"{key}: {count}" for key, count in others.items())
+
+
+def _say_counts(counts: Mapping[str, int], name: str, say: Say) -> None:
+    if listed := _listed(counts):
         say(f"  {name}: {counts['kept']} of {counts['read']} kept; {listed}")

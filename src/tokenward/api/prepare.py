@@ -13,11 +13,12 @@ from tokenward.errors import UserError
 from tokenward.models.reward import RewardModel
 from tokenward.objectives import Objective, needs_of, title_of
 from tokenward.objectives.selected import Selected
+from tokenward.plugins import name_of
 from tokenward.scoring.basic import Scorer
 from tokenward.scoring.join import with_read_values, with_scores
 from tokenward.scoring.reads import is_online
 from tokenward.scoring.store import TokenStore
-from tokenward.selection import Selector, scope_of
+from tokenward.selection import KeepAll, Selector, scope_of
 from tokenward.selection.weights import weigh, weigh_step
 from tokenward.tokens.segments import with_segments
 from tokenward.tokens.table import TokenTable
@@ -88,6 +89,7 @@ def prepare_rows(
             step = _weigh_step(selector)
         else:
             rows = weigh(rows, selector, tokenizer)
+    _check_some_scored(rows, scorer, selector)
     if "weights" in rows.columns:
         rows, dropped = drop_unselected(rows, objective)
     if scorer is not None and "scores" in rows.columns:
@@ -95,6 +97,17 @@ def prepare_rows(
         if selector is not None and "weights" in rows.columns and not equal:
             warn_of_weights(selector, rows, say)
     return Prepared(objective, rows, held, step, dropped, online)
+
+
+def _check_some_scored(rows: TokenTable, scorer: Scorer | None, selector: Selector | None) -> None:
+    """Refuse scores that are all NaN, from which nothing can be selected."""
+    if scorer is None or isinstance(selector, KeepAll) or "scores" not in rows.columns:
+        return
+    if np.isnan(np.asarray(rows.columns["scores"].flat)).all():
+        raise UserError(
+            f"every score is NaN, so no token has a score. Check what the scorer {name_of(scorer)} returns.",
+            code="no-scores",
+        )
 
 
 def _weigh_step(selector: Selector) -> Prepare:

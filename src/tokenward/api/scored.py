@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from tokenward.api.arguments import check_metrics, check_scored, check_scoring, check_selector, check_tokens
 from tokenward.api.inputs import (
     DEFAULT_TOKENS,
     Model,
@@ -17,9 +18,11 @@ from tokenward.api.inputs import (
     Rows,
     TokenSettings,
     check_options,
+    check_rows_type,
     encode_rows,
     language_model,
 )
+from tokenward.api.notices import LoggedDisplay
 from tokenward.api.values import (
     ENDS,
     EOS,
@@ -41,7 +44,6 @@ from tokenward.api.values import (
     prompt_digest,
     scoring_of,
 )
-from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.evaluation.measures import Measures, Models
 from tokenward.evaluation.statistics import Figure
@@ -119,7 +121,10 @@ def score(
         UserError: nothing gives scores, the scorer reads a model that was not given, or a row cannot be read.
     """
     check_options(precision=precision, packing=packing, pairs=pairs)
-    display = Display(quiet=quiet)
+    check_tokens(tokens)
+    check_rows_type(dataset, "dataset")
+    check_scoring(oracle, scorer)
+    display = LoggedDisplay(quiet=quiet, log=not quiet)
 
     def base() -> LanguageModel:
         if reference is None:
@@ -141,7 +146,7 @@ def score(
     template = _template(scoring, processing_class, tokens)
     rows = dataset if isinstance(dataset, Dataset | TokenTable) else list(cast(Iterable[Any], dataset))
     limits = tokens.limits(scoring.models.values())
-    data = encode_rows(rows, None, template, limits, pairs=pairs, names=("dataset", ""), say=display.line)
+    data = encode_rows(rows, None, template, limits, pairs=pairs, names=("dataset", ""), say=display.notice)
     values = ValuePass(
         template=template,
         style=tokens.style,
@@ -234,6 +239,8 @@ def select(scored: Dataset, *, selector: Selector | None = None) -> Dataset:
     Raises:
         UserError: the data set has no scores, or the selector pools over words or compares the rows of a training step.
     """
+    check_scored(scored)
+    check_selector(selector)
     selector = TopFraction(0.3) if selector is None else selector
     read = [KEYS, RANKS, EOS, IDS, SCORES]
     missing = [name for name in read if name not in scored.column_names]
@@ -337,17 +344,16 @@ def evaluate(
         UserError: a row cannot be read, a metric is not known, or there are metrics and no prompts.
     """
     check_options(precision=precision, packing=packing, pairs=pairs)
-    if metrics and not prompts:
-        raise UserError(
-            "metrics are computed on sampled replies, and prompts is 0. Pass for example prompts=64, or leave metrics out.",
-            code="metrics-without-prompts",
-        )
-    display = Display(quiet=quiet)
     if bootstrap < 1:
         raise UserError(
             f"bootstrap is {bootstrap}, and an interval needs resamples. Use for example 2000.",
             code="out-of-range",
         )
+    check_tokens(tokens)
+    check_rows_type(dataset, "dataset")
+    check_metrics(metrics, prompts)
+    check_scoring(oracle, scorer)
+    display = LoggedDisplay(quiet=quiet, log=not quiet)
     start = language_model(reference, processing_class, packing=packing, name="reference")
     policy = language_model(model, processing_class, packing=packing)
     named = isinstance(model, str | Path) and isinstance(reference, str | Path)
@@ -360,9 +366,15 @@ def evaluate(
         )
     scoring = scoring_of(oracle, lambda: start, scorer=scorer, style=tokens.style, packing=packing)
     template = start.template(tokens.style)
+    if policy.template(tokens.style).fingerprint != template.fingerprint:
+        raise UserError(
+            f"model {policy.name} has another tokenizer or chat template than reference {start.name}, so their log-probabilities "
+            "cannot be compared. Pass the model before training as reference, or the tokenizer of both as processing_class.",
+            code="tokenizer-mismatch",
+        )
     limits = tokens.limits([start, policy, *(scoring.models.values() if scoring else ())])
     lists = encode_rows(
-        dataset, None, template, limits, pairs=None, names=("dataset", ""), say=display.line
+        dataset, None, template, limits, pairs=None, names=("dataset", ""), say=display.notice
     ).train
     table, _ = TokenTable.pairs(lists.store, pairs).fitting(limits)
     computing: dict[str, Any] = {

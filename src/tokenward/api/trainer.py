@@ -6,10 +6,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
+from tokenward.api.arguments import check_scoring, check_selector, check_tokens, checked_objective
 from tokenward.api.inputs import (
     DEFAULT_TOKENS,
     Data,
@@ -17,6 +18,7 @@ from tokenward.api.inputs import (
     PairRule,
     Rows,
     TokenSettings,
+    check_data,
     check_options,
     check_separate,
     encode_rows,
@@ -28,6 +30,7 @@ from tokenward.api.training import (
     check_adapter,
     device_of_args,
     display_of,
+    evaluates,
     frozen_beside,
     with_new_adapter,
 )
@@ -47,7 +50,7 @@ from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, copy_model, load_model
 from tokenward.models.probe import Packing
-from tokenward.objectives import Objective, SePO, needs_of, title_of
+from tokenward.objectives import CheckedObjective, Objective, SePO, needs_of, title_of
 from tokenward.objectives.selected import with_entropy
 from tokenward.scoring.basic import Scorer
 from tokenward.scoring.join import with_reference, with_stored
@@ -136,6 +139,11 @@ class SelectiveTrainer(TokenTrainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         check_options(precision=precision, packing=packing, pairs=pairs)
+        check_tokens(tokens)
+        check_data(train_dataset, eval_dataset)
+        check_selector(selector)
+        check_scoring(oracle, scorer)
+        objective = checked_objective(objective)
         own = token_arguments(args)
         display = display_of(own)
         loading: dict[str, Any] = {"packing": packing, "device": device_of_args(own)}
@@ -166,7 +174,8 @@ class SelectiveTrainer(TokenTrainer):
             "pairs": pairs,
             "min_gap": min_gap,
         }
-        data = encode_rows(train_dataset, eval_dataset, **self._encoding, say=display.line)
+        self._encoding["say"] = display.notice
+        data = encode_rows(train_dataset, eval_dataset, **self._encoding, evaluates=evaluates(own))
         _check_stored(scoring, data, pairs, selected=weighted and selector is None)
         values = ValuePass(
             template=template,
@@ -197,7 +206,7 @@ class SelectiveTrainer(TokenTrainer):
         )
         if needs_of(ready.objective).reference:
             display.line(check_start(self, ready.rows, precision))
-        display.line(kept_line(ready))
+        (display.notice if ready.dropped else display.line)(kept_line(ready))
         self.kept = kept_shares(ready.rows)
 
     def evaluate(  # pyright: ignore[reportIncompatibleMethodOverride]  rows of any format
@@ -229,12 +238,14 @@ class SelectiveTrainer(TokenTrainer):
                 code="missing-values",
             )
         found = encode_rows(rows, None, **self._encoding, names=("eval_dataset", ""))
-        return trained_on(self.objective, found.train, lambda text: None)
+        return trained_on(self.objective, found.train, self._encoding["say"])
 
 
 def _is_encoded(rows: Any) -> bool:
-    if isinstance(rows, TokenTable | str | dict):
+    if isinstance(rows, TokenTable | str):
         return True
+    if isinstance(rows, dict) and rows and not isinstance(rows, DatasetDict):
+        return all(map(_is_encoded, rows.values()))
     return isinstance(rows, Sequence) and len(rows) > 0 and isinstance(rows[0], TokenRow)
 
 
@@ -275,7 +286,7 @@ def _prepared(
             store=store,
             tokenizer=values.template.tokenizer,
             with_reference=lambda table: with_reference(table, reference_store()),
-            say=values.display.line,
+            say=values.display.notice,
         )
 
 
@@ -342,7 +353,8 @@ def _selector(
         raise UserError(
             f"{what} reads token scores, and nothing gives any. Pass oracle.", code="missing-oracle"
         )
-    if selector is None and isinstance(objective, SePO):
+    own = objective.parts[0] if isinstance(objective, CheckedObjective) else objective
+    if selector is None and isinstance(own, SePO):
         raise UserError(
             "SePO trains on tokens selected by their scores, and nothing gives any. Pass oracle; or selector=KeepAll() to train on "
             "every token, which is SimPO.",

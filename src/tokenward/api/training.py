@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from tokenward.api.arguments import check_tokens, checked_objective
 from tokenward.api.constant import CHECKED_REWARDS, warn_of_rewards
 from tokenward.api.inputs import (
     DEFAULT_TOKENS,
@@ -23,19 +24,21 @@ from tokenward.api.inputs import (
     PairRule,
     Rows,
     TokenSettings,
+    check_data,
     check_options,
     encode_rows,
     language_model,
 )
+from tokenward.api.notices import LoggedDisplay
 from tokenward.api.prepare import prepare_rows, reward_rows
 from tokenward.api.values import ValuePass
-from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, copy_model
 from tokenward.models.probe import Packing, reward_layout
 from tokenward.models.reward import RewardModel, RewardSettings, TokenRewardModule, new_reward_model
 from tokenward.objectives import DPO, Objective, PlackettLuce, needs_of, title_of
+from tokenward.plugins import described
 from tokenward.scoring.basic import LogRatio, Reward
 from tokenward.scoring.join import with_reference
 from tokenward.scoring.texts import TokenScorer
@@ -170,6 +173,9 @@ def train_oracle(
         UserError: an argument is invalid.
     """
     check_options(precision=precision, packing=packing, pairs=pairs)
+    check_tokens(tokens)
+    check_data(train_dataset, eval_dataset)
+    objective = checked_objective(objective)
     own, adapter = _own_arguments(args), adapter_settings(peft_config)
     resume = _resumes(own)
     if needs_of(objective).scores:
@@ -188,7 +194,8 @@ def train_oracle(
         tokens.limits([base]),
         pairs=pairs,
         min_gap=min_gap,
-        say=display.line,
+        evaluates=evaluates(own),
+        say=display.notice,
     )
     values = ValuePass(
         template=template,
@@ -203,7 +210,7 @@ def train_oracle(
             *data,
             objective=objective,
             with_reference=lambda table: with_reference(table, reference_store()),
-            say=display.line,
+            say=display.notice,
         )
     reference = base if isinstance(model, str | Path) else copy_model(base, packing=packing)
     trained, _ = fit_model(
@@ -263,6 +270,9 @@ def train_reward(
         UserError: an argument is invalid.
     """
     check_options(precision=precision, packing=packing)
+    check_tokens(tokens)
+    check_data(train_dataset, eval_dataset)
+    objective = checked_objective(objective)
     own, display = _own_arguments(args), display_of(token_arguments(args))
     resume = _resumes(own)
     if isinstance(model, str | Path):
@@ -274,7 +284,13 @@ def train_reward(
         reward = _reward_on(start, head, own.seed, packing)
     template = reward.template(tokens.style)
     data = encode_rows(
-        train_dataset, eval_dataset, template, tokens.limits([reward]), pairs=None, say=display.line
+        train_dataset,
+        eval_dataset,
+        template,
+        tokens.limits([reward]),
+        pairs=None,
+        evaluates=evaluates(own),
+        say=display.notice,
     )
     rows = Data(*(reward_rows(reward, part) for part in data))
     folder = Path(str(args.output_dir))
@@ -364,9 +380,14 @@ def _resumes(args: TokenTrainingArguments) -> bool:
     )
 
 
-def display_of(args: TokenTrainingArguments) -> Display:
-    """The screen; quiet if progress bars are disabled, and on all processes but one."""
-    return Display(quiet=bool(args.disable_tqdm) or not args.should_log)
+def display_of(args: TokenTrainingArguments) -> LoggedDisplay:
+    """The screen; quiet if progress bars are disabled, and on all processes but one, which logs warnings too."""
+    return LoggedDisplay(quiet=bool(args.disable_tqdm) or not args.should_log, log=args.should_log)
+
+
+def evaluates(args: TrainingArguments) -> bool:
+    """Whether eval rows are needed during training."""
+    return str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
 
 
 def device_of_args(args: TokenTrainingArguments) -> str:
@@ -384,7 +405,7 @@ def adapter_settings(peft_config: PeftConfig | dict[str, Any] | None) -> dict[st
         return peft_config
     if not isinstance(peft_config, LoraConfig):
         raise UserError(
-            f"peft_config is {type(peft_config).__name__}; only LoraConfig is supported here. For another adapter, call get_peft_model "
+            f"peft_config is {described(peft_config)}; only LoraConfig is supported here. For another adapter, call get_peft_model "
             "yourself and pass that model.",
             code="wrong-type",
         )

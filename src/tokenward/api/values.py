@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenward.api.inputs import Model, check_separate, language_model
-from tokenward.display import Display
+from tokenward.api.notices import LoggedDisplay
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.identity import positions_of
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.models.reward import RewardModel
-from tokenward.plugins import check_call, name_of
+from tokenward.plugins import check_call, described, name_of
 from tokenward.sampling.counterfactual import critical_tokens
 from tokenward.scoring.basic import LogRatio, Record, Reward, Scorer, Surprisal, read_spans
 from tokenward.scoring.model_scorers import internal_values
@@ -276,7 +276,7 @@ def _models_of(
     if oracle is None or (callable(oracle) and scores):
         return {}, cast(Scorer | None, oracle)
     raise UserError(
-        f"oracle is {type(oracle).__name__}. Pass a trained model or its folder, a scorer, or a data set that tokenward.score "
+        f"oracle is {described(oracle)}. Pass a trained model or its folder, a scorer, or a data set that tokenward.score "
         "returned.",
         code="wrong-type",
     )
@@ -324,7 +324,7 @@ class ValuePass:
     style: Style
     precision: str
     tokens_per_batch: int
-    display: Display
+    display: LoggedDisplay
 
     def store(
         self, scoring: Scoring, rows: TokenTable, folder: Path, *, more: Sequence[Value] = ()

@@ -14,6 +14,7 @@ from tokenward.errors import UserError
 from tokenward.models.head import SelectiveHead, install_head
 from tokenward.models.probe import answers, logit_change
 from tokenward.ops.logprob import LogitChange, logprobs_of
+from tokenward.plugins import described
 
 _known: WeakKeyDictionary[nn.Module, LogitChange | None] = WeakKeyDictionary()
 """Logit changes of models, each found once: finding one takes a few forward passes."""
@@ -47,6 +48,7 @@ def token_logprobs(model: nn.Module, batch: Mapping[str, Any], positions: Tensor
         UserError: ``positions`` is not a bool tensor of the shape of ``input_ids``, or it selects a token that has no
             log-probability: the first of a row, one that the attention mask hides, or one that follows padding.
     """
+    _check_types(model, batch, positions)
     ids = batch["input_ids"]
     _check(positions, ids, batch.get("attention_mask"))
     wanted = positions.flatten().nonzero().squeeze(-1)
@@ -101,6 +103,28 @@ def _forwards_restored(model: Any) -> Iterator[None]:
             vars(part).pop("forward", None)
             if forward is not None:
                 part.forward = forward
+
+
+def _check_types(model: Any, batch: Any, positions: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model is {described(model)}. Pass a loaded model, such as AutoModelForCausalLM.from_pretrained(...) returns.",
+            code="wrong-type",
+        )
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    if not isinstance(ids, Tensor):
+        raise UserError(
+            f"batch is {described(batch)} without a tensor input_ids. Pass the arguments of the model, such as "
+            'tokenizer(texts, return_tensors="pt", padding=True) returns.',
+            code="wrong-type",
+        )
+    if not isinstance(positions, Tensor):
+        raise UserError(f"positions is {described(positions)}. Pass a tensor of bools.", code="wrong-type")
+    if ids.ndim != 2:
+        raise UserError(
+            f"input_ids has the shape {[*ids.shape]}, but must be [rows, tokens]. For a single row, use input_ids[None].",
+            code="wrong-shape",
+        )
 
 
 def _check(positions: Tensor, ids: Tensor, attention_mask: Tensor | None) -> None:

@@ -46,6 +46,11 @@ def _check_losses(name: str, losses: Any, comparisons: int) -> None:
             "return Losses(loss, {}), with one loss per comparison that is not reduced.",
             code="wrong-result",
         )
+    if not isinstance(losses.metrics, Mapping):
+        raise UserError(
+            f"the objective {name} returned {_describe(losses.metrics)} as metrics. Return a dict, such as Losses(loss, {{}}).",
+            code="wrong-result",
+        )
     for label, value in {"loss": losses.loss, **losses.metrics}.items():
         if not isinstance(value, Tensor) or value.shape != (comparisons,):
             raise UserError(

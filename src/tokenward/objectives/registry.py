@@ -195,10 +195,17 @@ def objective_of(kind: str, table: Named, seed: int = 0) -> Objective:
     """
     arguments = {"seed": seed, **table.arguments} if table.name == "sum" else table.arguments
     objective = build(kind, table.name, arguments, OBJECTIVES)
-    if table.name in OBJECTIVES:
-        return objective
-    check_call(kind, table.name, objective, ("logp", "batch"))
-    checked = CheckedObjective(objective, table.name)
+    return objective if table.name in OBJECTIVES else custom_objective(kind, table.name, objective)
+
+
+def custom_objective(kind: str, name: str, objective: Objective) -> Objective:
+    """A custom objective whose signature is checked now, and whose results are checked in the first step.
+
+    Raises:
+        UserError: It cannot be called with ``logp`` and ``batch``, or it reads what it does not declare.
+    """
+    check_call(kind, name, objective, ("logp", "batch"))
+    checked = CheckedObjective(objective, name)
     check_declared(checked)
     return checked
 

@@ -74,11 +74,11 @@ def with_stored(
     missing = np.ones(len(keys), bool)
     for place, record, found in _matching_records(store, keys):
         if found != table.digests[first[place]]:
-            raise _tokens_differ(table, store, int(first[place]), record)
+            raise _tokens_differ(table, int(first[place]), record)
         flat[starts[place] : starts[place] + lengths[place]] = value(record).float().numpy()
         missing[place] = False
     if missing.any():
-        raise store.missing_key(f"{int(keys[missing][0]):016x}")
+        raise _no_values(table, int(first[missing][0]))
     return table.with_column(name, Column(flat, starts[owner]))
 
 
@@ -108,10 +108,19 @@ def _matching_records(store: TokenStore, keys: np.ndarray) -> Iterator[tuple[int
             yield int(places[row]), shard.record(int(row)), digest(ids)
 
 
-def _tokens_differ(table: TokenTable, store: TokenStore, response: int, record: TokenRecord) -> UserError:
+def _no_values(table: TokenTable, response: int) -> UserError:
+    row = _row_of(table, response)
+    return UserError(
+        f"{table.comparison(row).source}: there are no stored values for response {response - int(table.starts[row]) + 1} of this "
+        "row, because they were computed from other data. Compute the scores of this data again.",
+        code="missing-response",
+    )
+
+
+def _tokens_differ(table: TokenTable, response: int, record: TokenRecord) -> UserError:
     row = table[_row_of(table, response)]
     return UserError(
-        f"the tokens in {store.folder} are not those of this model: {row.comparison.source} has "
+        f"{row.comparison.source}: the stored values are not those of this model's tokens: a response has "
         f"{int(table.lengths[response])} tokens here and {len(record.ids)} there, or other ids. Oracle and policy must share "
         "the tokenizer, template and length limits. Use models of one family, or compute the scores again.",
         code="tokenizer-mismatch",

@@ -26,7 +26,7 @@ from tokenward.models.loading import (
 )
 from tokenward.models.probe import Packing
 from tokenward.models.reward import RewardModel, is_reward_folder, load_reward_model
-from tokenward.plugins import check_argument
+from tokenward.plugins import check_argument, described
 from tokenward.scoring.reads import token_values
 from tokenward.scoring.scorers import LogRatio, Reward, Scorer
 from tokenward.scoring.store import TokenRecord
@@ -196,6 +196,8 @@ class TokenScorer:
         Raises:
             UserError: A prompt or response is empty, or longer than the model's context.
         """
+        for number, (prompt, response) in enumerate(texts, 1):
+            _check_types(number, prompt, response)
         rows = [
             Answered(user(prompt) if isinstance(prompt, str) else tuple(prompt), DataReply(response), ())
             for prompt, response in texts
@@ -332,6 +334,20 @@ def is_scorer_folder(folder: Path) -> bool:
 def _attention_of(model: TokenModel) -> str:
     name = str(getattr(model.model.config, "_attn_implementation", None) or "sdpa")
     return PLAIN_NAMES.get(name, name)
+
+
+def _check_types(number: int, prompt: Any, response: Any) -> None:
+    if not isinstance(response, str):
+        raise UserError(
+            f"text {number}: response is {described(response)}. Pass one text; score_all scores many.",
+            code="wrong-type",
+        )
+    messages = not isinstance(prompt, str) and isinstance(prompt, Sequence)
+    if not isinstance(prompt, str) and not (messages and all(isinstance(item, Mapping) for item in prompt)):
+        raise UserError(
+            f"text {number}: prompt is {described(prompt)}. Pass a text, or a list of messages with role and content.",
+            code="wrong-type",
+        )
 
 
 def _stage_facts(folder: Path) -> dict[str, Any]:

@@ -320,7 +320,7 @@ class TokenTable(Sequence[TokenRow]):
         kept, digests = array("q"), self.digests
         for number, (sizes, responses) in enumerate(self._judged_sizes()):
             own = digests[responses]
-            source = "" if limits.too_long != "error" else self.comparison(number).source
+            source = "" if limits.too_long in ("drop", "truncate") else self.comparison(number).source
             stays, notes = judge(
                 sizes, limits, source, lambda own=own: len(own) > 1 and bool((own == own[0]).all())
             )

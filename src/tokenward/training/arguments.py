@@ -15,7 +15,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from tokenward.config.training import BY_OPTIMIZER, CANNOT_ACT_IN_SCRIPT
 from tokenward.errors import UserError
-from tokenward.plugins import check_fields
+from tokenward.plugins import check_fields, described
 
 
 @dataclass
@@ -113,7 +113,7 @@ def token_arguments(args: TrainingArguments) -> TokenTrainingArguments:
     """
     if not isinstance(args, TrainingArguments):
         raise UserError(
-            f"args is {type(args).__name__}. Pass transformers.TrainingArguments or tokenward.TokenTrainingArguments.",
+            f"args is {described(args)}. Pass transformers.TrainingArguments or tokenward.TokenTrainingArguments.",
             code="wrong-type",
         )
     made = TokenTrainingArguments.__new__(TokenTrainingArguments)
