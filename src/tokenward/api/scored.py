@@ -25,6 +25,7 @@ from tokenward.api.values import (
     IDS,
     KEYS,
     PREFIX,
+    PROMPTS,
     RANKS,
     REFERENCE_LOGP,
     SCORES,
@@ -35,6 +36,8 @@ from tokenward.api.values import (
     Scoring,
     StoredScores,
     ValuePass,
+    check_list,
+    prompt_digest,
     scoring_of,
 )
 from tokenward.display import Display
@@ -83,6 +86,7 @@ def score(
     The new columns are lists with an entry for each response, in the row's order. A row that cannot be used (too long,
     empty, a duplicate) has None in all of them, and is counted on screen.
 
+    * ``prompt_digest``: a hash of the prompt's tokens, one for the row;
     * ``response_keys``: a stable id of prompt and response;
     * ``response_ranks``: the rank, 0 is the best;
     * ``response_eos``: number of end-of-turn tokens at the end;
@@ -165,6 +169,7 @@ def _columns(table: TokenTable, store: TokenStore) -> dict[str, dict[str, list[A
     for number in range(len(table)):
         row = table[number]
         mine = found.setdefault(row.comparison.source, {})
+        mine[PROMPTS] = cast(Any, prompt_digest(row))
         for place, key in enumerate(keys_of(row.comparison)):
             if key in mine.get(KEYS, ()):
                 continue
@@ -198,7 +203,12 @@ def _with_columns(rows: Any, found: Mapping[str, Mapping[str, list[Any]]]) -> Da
         sources = [f"dataset:row {number}" for number in range(1, len(rows) + 1)]
     made = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
     names = list(dict.fromkeys(name for columns in found.values() for name in columns))
-    made = made.remove_columns([name for name in made.column_names if name in names])
+    scored_before = (
+        KEYS in made.column_names
+    )  # weights and values of other scores would be taken for those of these
+    made = made.remove_columns(
+        [name for name in made.column_names if name in names or (scored_before and name.startswith(PREFIX))]
+    )
     for name in names:
         column = [found.get(source, {}).get(name) for source in sources]
         if name != TEXTS or any(text for texts in column for text in texts or ()):
@@ -222,7 +232,7 @@ def select(scored: Dataset, *, selector: Selector | None = None) -> Dataset:
         UserError: the data set has no scores, or the selector pools over words or compares the rows of a training step.
     """
     selector = TopFraction(0.3) if selector is None else selector
-    read = [KEYS, RANKS, EOS, SCORES]
+    read = [KEYS, RANKS, EOS, IDS, SCORES]
     missing = [name for name in read if name not in scored.column_names]
     if missing:
         raise UserError(
@@ -236,6 +246,9 @@ def select(scored: Dataset, *, selector: Selector | None = None) -> Dataset:
             code="selector-needs-training",
         )
     rows = [cast(dict[str, Any], row) for row in scored.select_columns(read).with_format(None)]
+    for number, row in enumerate(rows, 1):
+        for place in range(len(row[KEYS] or ())):
+            check_list(row, SCORES, place, number)
     used = [row for row in rows if row[KEYS]]
     if not used:
         raise UserError(

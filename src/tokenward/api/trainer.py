@@ -38,6 +38,8 @@ from tokenward.api.values import (
     Oracle,
     Scoring,
     ValuePass,
+    as_data_set,
+    check_prompts,
     scoring_of,
 )
 from tokenward.display import Display
@@ -139,6 +141,10 @@ class SelectiveTrainer(TokenTrainer):
         adapter = adapter_settings(peft_config)
         check_adapter(start, adapter)
         check_separate({"model": start, "reference": compared})
+        train_dataset, eval_dataset = as_data_set(train_dataset), as_data_set(eval_dataset)
+        if selector is not None:
+            train_dataset, eval_dataset = _unselected(train_dataset), _unselected(eval_dataset)
+        oracle = _unselected(oracle)
         weighted = oracle is None and _has_column(train_dataset, WEIGHTS)
         scoring = scoring_of(
             _stored_oracle(oracle, scorer, train_dataset),
@@ -158,6 +164,7 @@ class SelectiveTrainer(TokenTrainer):
             "min_gap": min_gap,
         }
         data = encode_rows(train_dataset, eval_dataset, **self._encoding, say=display.line)
+        _check_stored(scoring, data, pairs, selected=weighted and selector is None)
         values = ValuePass(
             template=template,
             style=tokens.style,
@@ -276,6 +283,25 @@ def same_weights(one: Any, other: Any) -> bool:
 
 def _has_column(rows: Any, column: str) -> bool:
     return isinstance(rows, Dataset) and column in rows.column_names
+
+
+def _check_stored(scoring: Scoring | None, data: Data, pairs: PairRule, *, selected: bool) -> None:
+    """Check that scores and weights of a data set belong to the rows that train."""
+    if scoring is None or not isinstance(scoring.store, list):
+        return
+    for scored in scoring.store:
+        check_prompts(scored, (data.train, data.eval))
+        if selected and pairs != "best_worst" and any(len(keys or ()) > 2 for keys in scored[KEYS]):
+            raise UserError(
+                f"pairs is {pairs!r}, which makes a response the chosen one of a pair and the rejected one of another, but {WEIGHTS} "
+                'has one weight per token of a ranked list. Pass selector, which selects for each pair, or pairs="best_worst".',
+                code="ambiguous-response",
+            )
+
+
+def _unselected(rows: Any) -> Any:
+    """A data set without the weights of an earlier selection."""
+    return rows.remove_columns(WEIGHTS) if _has_column(rows, WEIGHTS) else rows
 
 
 def _stored_oracle(oracle: Oracle | None, scorer: Scorer | None, train: Rows) -> Oracle | None:
