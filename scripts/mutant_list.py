@@ -249,6 +249,8 @@ MUTANTS: list[Mutant] = [
     M("training/finite", "FiniteLosses.check", "not bool(losses.isfinite().all())", "False", ("tests/training/test_checks.py",)),
     M("training/displacement", "_displaced", "change.value < -margin", "change.value < margin", ("tests/training/test_displacement.py",)),
     M("training/first-batch", "check_first_batch", "not found['per_token'] <= allowed", "False", ("tests/training/test_checks.py",)),
+    M("training/first-kl", "check_first_batch", "not kl <= allowed", "False", ("tests/training/test_checks.py",)),
+    M("api/trained-adapter", "frozen_beside", "not own", "not model.has_adapter", ("tests/api/test_references.py",)),
     M("training/dropout", "disable_dropout", "setattr(module, name, 0.0)", "pass", ("tests/training/test_checks.py", "tests/training/test_trainer.py",)),
     M("training/checkpoint-whole", "last_whole_checkpoint", "whole = checkpoint", "whole = whole or checkpoint", ("tests/training/test_checkpoints.py",)),
     M("training/interrupt", "StopOnInterrupt.on_step_end", "control.should_save = True", "pass", ("tests/training/test_checkpoints.py",)),
@@ -318,7 +320,7 @@ MUTANTS: list[Mutant] = [
     M("pipeline/compare-rows", "_check_rows", "if mine == others:", "if True:", ("tests/tools/test_compare.py",)),
     M("pipeline/reward-fresh", "RewardLearner.__call__", "value.copy_(self._initial[name])", "pass", ("tests/stages/test_online.py",)),
     M("pipeline/idle", "_of_online", "getattr(online, other) is None", "False", ("tests/stages/test_checks.py",)),
-    M("pipeline/frozen-reference", "frozen_beside", " and (not model.has_adapter)", "", ("tests/stages/test_objectives_run.py",)),
+    M("pipeline/frozen-reference", "frozen_beside", " and (not own)", "", ("tests/stages/test_objectives_run.py",)),
     M("pipeline/eval-none", "fit_stage", "not eval_rows and", "False and", ("tests/stages/test_checks.py", "tests/stages/test_fit.py",)),
     M("pipeline/context-limit", "Run.limits", "min((length", "max((length", ("tests/stages/test_online_edges.py",)),
 ]

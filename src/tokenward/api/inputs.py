@@ -22,6 +22,7 @@ from tokenward.models.identity import positions_of
 from tokenward.models.loading import LanguageModel, known_tokenizer, load_model, load_tokenizer, prepare_model
 from tokenward.models.probe import Packing
 from tokenward.plugins import check_argument, described, validated
+from tokenward.scoring.basic import LogRatio, Scorer
 from tokenward.tokens.encode import Limits, TooLong, check_some_left
 from tokenward.tokens.store import EncodedStore
 from tokenward.tokens.table import TokenTable
@@ -163,6 +164,20 @@ def check_separate(models: Mapping[str, TokenModel]) -> None:
                 f"numbers. Load the base model once for each.",
                 code="same-model",
             )
+
+
+def check_ratio(scorer: Scorer, models: Mapping[str, TokenModel]) -> None:
+    """Refuse a log-ratio of a model to itself, which would be 0 for every token."""
+    check_separate(models)
+    if not isinstance(scorer, LogRatio) or not {scorer.numerator, scorer.denominator} <= models.keys():
+        return
+    above, below = models[scorer.numerator], models[scorer.denominator]
+    if above.model is below.model or (above.fingerprint != "" and above.fingerprint == below.fingerprint):
+        raise UserError(
+            f"{scorer.numerator} and {scorer.denominator} are the same model, so every score would be 0. Pass the model that the oracle "
+            "was trained from as reference.",
+            code="same-model",
+        )
 
 
 def _tokenizer_of(model: PreTrainedModel | PeftModel, name: str) -> PreTrainedTokenizerBase:

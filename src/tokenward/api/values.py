@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenward.api.inputs import Model, check_separate, language_model
+from tokenward.api.inputs import Model, check_ratio, language_model
 from tokenward.api.notices import LoggedDisplay
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
@@ -234,22 +234,8 @@ def scoring_of(
     check_scope(scorer)
     if "reference" not in models and any(value.model == "reference" for value in reads_of(scorer)):
         models["reference"] = reference()
-    _check_two_models(scorer, models)
+    check_ratio(scorer, models)
     return Scoring(scorer, models)
-
-
-def _check_two_models(scorer: Scorer, models: Mapping[str, TokenModel]) -> None:
-    """Refuse a log-ratio of a model to itself, which would be 0 for every token."""
-    check_separate(models)
-    if not isinstance(scorer, LogRatio) or not {scorer.numerator, scorer.denominator} <= models.keys():
-        return
-    above, below = models[scorer.numerator], models[scorer.denominator]
-    if above.model is below.model or (above.fingerprint != "" and above.fingerprint == below.fingerprint):
-        raise UserError(
-            f"{scorer.numerator} and {scorer.denominator} are the same model, so every score would be 0. Pass the model that the oracle "
-            "was trained from as reference.",
-            code="same-model",
-        )
 
 
 def _loaded(name: str, loading: Mapping[str, Any]) -> TokenStore | TokenScorer | LanguageModel:
