@@ -320,7 +320,7 @@ MUTANTS: list[Mutant] = [
     M("pipeline/compare-rows", "_check_rows", "if mine == others:", "if True:", ("tests/tools/test_compare.py",)),
     M("pipeline/reward-fresh", "RewardLearner.__call__", "value.copy_(self._initial[name])", "pass", ("tests/stages/test_online.py",)),
     M("pipeline/idle", "_of_online", "getattr(online, other) is None", "False", ("tests/stages/test_checks.py",)),
-    M("pipeline/frozen-reference", "frozen_beside", " and (not own)", "", ("tests/stages/test_objectives_run.py",)),
+    M("pipeline/frozen-reference", "frozen_beside", " and (not own)", "", ("tests/api/test_references.py", "tests/stages/test_objectives_run.py")),
     M("pipeline/eval-none", "fit_stage", "not eval_rows and", "False and", ("tests/stages/test_checks.py", "tests/stages/test_fit.py",)),
     M("pipeline/context-limit", "Run.limits", "min((length", "max((length", ("tests/stages/test_online_edges.py",)),
 ]

@@ -249,3 +249,11 @@ def test_online_run_answers_development_prompts_at_each_evaluation(
     steps = [line["step"] for line in replies(watched / "online")]
     assert {step: steps.count(step) for step in steps} == dict.fromkeys((0, 2, 4, 6), 5)
     assert digests(run_online(recipe, *LOOKS, "fixed_prompts=0")) == digests(watched)
+
+
+def test_evaluation_during_training_needs_eval_rows_that_are_left(tiny_workplace):
+    """The share of eval rows is above 0, but no prompt falls into it."""
+    changes = ["data.eval=0.0001", "oracle.training.eval_strategy=epoch"]
+    with pytest.raises(tokenward.UserError) as refused:
+        tokenward.run(tiny_workplace, changes, last="oracle", quiet=True)
+    assert (refused.value.code, refused.value.key) == ("no-eval-rows", "oracle.training.eval_strategy")
