@@ -64,7 +64,8 @@ def test_pairs_and_unpaired_rows_train_together(tiny_workplace: Path) -> None:
     write_lines("kto.jsonl", unpaired(8))
     source = "data.source=[pairs.jsonl, kto.jsonl]"
     changes = [source, "policy.objective={name: kto}", *KTO]
-    run = tokenward.run(tiny_workplace, changes, last="policy", quiet=True)
+    run = tokenward.run(tiny_workplace, changes, quiet=True)
+    assert {"preference/accuracy", "unpaired/good_change"} <= tokenward.read_figures(run).keys()
     facts = json.loads((RUN / "data" / "manifest.json").read_text())["facts"]
     assert facts["format"] == "ranked, unpaired"
     assert 0 < sum(facts["unpaired"].values()) < facts["train"] + facts["eval"]
