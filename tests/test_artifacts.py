@@ -65,6 +65,10 @@ def test_atomic_write_replaces_the_whole_file_or_keeps_the_old_one(tmp_path, mon
     artifacts.atomic_write(path, "first, and long")
     artifacts.atomic_write(path, b"second")
     assert path.read_bytes() == b"second"
+    with path.open("rb") as reader:  # who reads while it is written sees the old file, whole
+        artifacts.atomic_write(path, b"third")
+        assert reader.read() == b"second"
+    artifacts.atomic_write(path, b"second")
 
     def fail(_descriptor):
         raise OSError("disk full")
