@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset, DatasetDict
 
 import tokenward
+from tests.api import test_kinds
 from tests.api.conftest import TOKENS, Script, arguments
 from tests.tiny import tiny_tokenizer
 from tokenward.errors import UserError
@@ -17,9 +18,7 @@ from tokenward.objectives import Losses
 
 
 def trainer_of(script: Script, folder: Path, **given: Any) -> tokenward.SelectiveTrainer:
-    model, rows = given.pop("model", script.model), given.pop("train_dataset", script.train)
-    settings = {"tokens": TOKENS, "objective": tokenward.SimPO(), **given}
-    return tokenward.SelectiveTrainer(model, arguments(folder, 2), rows, **settings)
+    return test_kinds.trainer_of(script, folder, **{"objective": tokenward.SimPO(), **given})
 
 
 def custom(result: Any) -> Any:
@@ -52,7 +51,12 @@ def test_results_of_custom_objectives_are_checked(
 
 
 def test_a_custom_objective_that_returns_losses_trains(script: Script, tmp_path: Path) -> None:
-    trainer_of(script, tmp_path, objective=custom(lambda logp: Losses(logp[:4], {}))).train()
+    objective = custom(lambda logp: Losses(logp[:4], {"first": logp[:4].detach()}))
+    trainer = trainer_of(script, tmp_path, args=arguments(tmp_path, 2, logging_steps=1), objective=objective)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "first" in entry]
+    assert len(logged) == 2
+    assert all(entry["first"] == pytest.approx(entry["loss"], rel=1e-6) for entry in logged)
 
 
 def test_an_oracle_is_trained_with_checked_objectives_only(script: Script, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Scores and weights of a data set reach the tokens that they were made for, in every form, or are refused."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from datasets import Dataset
@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 import tokenward
 from tests.api.conftest import TOKENS, Script, arguments
 from tests.api.test_kinds import Longest, wrong
+from tokenward.errors import UserError
 from tokenward.tokens.table import TokenTable
 
 
@@ -27,9 +28,12 @@ def selected(script: Script) -> Dataset:
 
 
 def scored(script: Script, rows: Any, **more: Any) -> Dataset:
-    tokenizer = AutoTokenizer.from_pretrained(script.model)
     more = {"tokens": TOKENS, "quiet": True, **more}
-    return tokenward.score(rows, scorer=Longest(), processing_class=tokenizer, **more)
+    return tokenward.score(rows, scorer=Longest(), processing_class=tokenizer_of(script), **more)
+
+
+def tokenizer_of(script: Script) -> Any:
+    return AutoTokenizer.from_pretrained(script.model)
 
 
 def trained_weights(script: Script, folder: Path, rows: Any, **more: Any) -> list[list[list[float]]]:
@@ -114,3 +118,32 @@ def test_scores_after_another_prompt_are_refused(
     rows = scored(script, pairs_of(script), tokens=other)
     code = wrong(script, tmp_path, train_dataset=rows, objective=tokenward.DPO())
     assert code in ("template-mismatch", "tokens-differ")
+
+
+def test_rows_of_a_generator_all_train(script: Script, tmp_path: Path, selected: Dataset) -> None:
+    """A look at the first row must not take it away."""
+    plain = trained_weights(script, tmp_path, (row for row in pairs_of(script)))
+    assert len(plain) == len(pairs_of(script))
+    assert trained_weights(script, tmp_path, iter(selected.to_list())) == selected["token_weights"][:]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"template": "plain"}, {"max_prompt_tokens": 8, "too_long": "truncate"}]
+)
+def test_a_folder_of_scores_after_another_prompt_is_refused(
+    settings: dict[str, Any], script: Script, tmp_path: Path, finished_run: Path
+) -> None:
+    scores = finished_run / "runs" / "quickstart" / "scores"
+    other = tokenward.TokenSettings(**{"max_prompt_tokens": 128, "max_response_tokens": 64, **settings})
+    given = {"oracle": scores, "objective": tokenward.DPO(), "tokens": other}
+    assert wrong(script, tmp_path, **given) == "template-mismatch"
+    with pytest.raises(UserError) as caught:
+        tokenward.score(
+            pairs_of(script), oracle=scores, tokens=other, processing_class=tokenizer_of(script), quiet=True
+        )
+    assert caught.value.code == "template-mismatch"
+
+
+def test_scoring_again_keeps_a_users_column(script: Script, selected: Dataset) -> None:
+    counted = selected.add_column("token_count", cast(Any, [7] * len(selected)))
+    assert scored(script, counted)["token_count"][:] == [7] * len(selected)

@@ -23,14 +23,18 @@ class LoggedDisplay(Display):
 
     def line(self, text: str) -> None:
         """Show a line, or log it if it is a warning."""
-        message = text.strip()
-        if not message.startswith(_WARNING):
+        if text.strip().startswith(_WARNING):
+            self._warn(text)
+        else:
             super().line(text)
-        elif self._log:
-            LOGGER.warning(message.removeprefix(_WARNING).lstrip(":, "))
 
     def notice(self, text: str) -> None:
         """Show a line about dropped rows; without progress bars it is logged."""
-        if self._quiet and not text.strip().startswith(_WARNING):
-            text = f"{_WARNING}: {text.strip()}"
-        self.line(text)
+        if self._quiet:
+            self._warn(text)
+        else:
+            self.line(text)
+
+    def _warn(self, text: str) -> None:
+        if self._log:
+            LOGGER.warning(text.strip().removeprefix(_WARNING).lstrip(":, "))

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, List
 from transformers import PreTrainedTokenizerBase
 
 from tokenward.api.arguments import check_metrics, check_scored, check_scoring, check_selector, check_tokens
@@ -23,7 +23,7 @@ from tokenward.api.inputs import (
     language_model,
 )
 from tokenward.api.notices import LoggedDisplay
-from tokenward.api.values import (
+from tokenward.api.stored import (
     ENDS,
     EOS,
     IDS,
@@ -31,19 +31,15 @@ from tokenward.api.values import (
     PREFIX,
     PROMPTS,
     RANKS,
-    REFERENCE_LOGP,
     SCORES,
     STARTS,
     TEXTS,
     WEIGHTS,
-    Oracle,
-    Scoring,
-    StoredScores,
-    ValuePass,
     check_list,
+    check_stored,
     prompt_digest,
-    scoring_of,
 )
+from tokenward.api.values import REFERENCE_LOGP, Oracle, Scoring, StoredScores, ValuePass, scoring_of
 from tokenward.errors import UserError
 from tokenward.evaluation.measures import Measures, Models
 from tokenward.evaluation.statistics import Figure
@@ -147,6 +143,7 @@ def score(
     rows = dataset if isinstance(dataset, Dataset | TokenTable) else list(cast(Iterable[Any], dataset))
     limits = tokens.limits(scoring.models.values())
     data = encode_rows(rows, None, template, limits, pairs=pairs, names=("dataset", ""), say=display.notice)
+    check_stored(scoring.store, [data.train], template, tokens)
     values = ValuePass(
         template=template,
         style=tokens.style,
@@ -211,17 +208,22 @@ def _with_columns(rows: Any, found: Mapping[str, Mapping[str, list[Any]]]) -> Da
         sources = [f"dataset:row {number}" for number in range(1, len(rows) + 1)]
     made = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
     names = list(dict.fromkeys(name for columns in found.values() for name in columns))
-    scored_before = (
-        KEYS in made.column_names
-    )  # weights and values of other scores would be taken for those of these
+    # Weights and values of earlier scores would be taken for those of these.
     made = made.remove_columns(
-        [name for name in made.column_names if name in names or (scored_before and name.startswith(PREFIX))]
+        [name for name in made.column_names if name in names or _is_of_scores(made, name)]
     )
     for name in names:
         column = [found.get(source, {}).get(name) for source in sources]
         if name != TEXTS or any(text for texts in column for text in texts or ()):
             made = made.add_column(name, cast(Any, column))
     return made
+
+
+def _is_of_scores(rows: Dataset, name: str) -> bool:
+    """Whether a column is one of :func:`score` or :func:`select`: a user's column may be called token_x too, but has no lists of lists."""
+    kind = rows.features[name]
+    nested = isinstance(kind, List) and isinstance(kind.feature, List)
+    return KEYS in rows.column_names and name.startswith(PREFIX) and nested
 
 
 def select(scored: Dataset, *, selector: Selector | None = None) -> Dataset:
@@ -358,24 +360,14 @@ def evaluate(
     policy = language_model(model, processing_class, packing=packing)
     named = isinstance(model, str | Path) and isinstance(reference, str | Path)
     same_name = named and absolute_name(resolve(str(model))) == absolute_name(resolve(str(reference)))
-    same_files = start.fingerprint != "" and start.fingerprint == policy.fingerprint
-    if same_name or same_files or shares_weights(start, policy):
-        raise UserError(
-            "model and reference are the same model, so there is no change to measure. Pass the model before training as reference.",
-            code="same-model",
-        )
+    _check_comparable(start, policy, tokens, same_name=same_name)
     scoring = scoring_of(oracle, lambda: start, scorer=scorer, style=tokens.style, packing=packing)
     template = start.template(tokens.style)
-    if policy.template(tokens.style).fingerprint != template.fingerprint:
-        raise UserError(
-            f"model {policy.name} has another tokenizer or chat template than reference {start.name}, so their log-probabilities "
-            "cannot be compared. Pass the model before training as reference, or the tokenizer of both as processing_class.",
-            code="tokenizer-mismatch",
-        )
     limits = tokens.limits([start, policy, *(scoring.models.values() if scoring else ())])
     lists = encode_rows(
         dataset, None, template, limits, pairs=None, names=("dataset", ""), say=display.notice
     ).train
+    check_stored(scoring and scoring.store, [lists], template, tokens)
     table, _ = TokenTable.pairs(lists.store, pairs).fitting(limits)
     computing: dict[str, Any] = {
         "precision": precision,
@@ -395,6 +387,24 @@ def evaluate(
         values = ValuePass(template=template, style=tokens.style, **computing)
         figures |= _credit(measures, scoring, table, values, start)
     return figures
+
+
+def _check_comparable(
+    start: LanguageModel, policy: LanguageModel, tokens: TokenSettings, *, same_name: bool
+) -> None:
+    """Refuse one model for both, and models that read other tokens."""
+    same_files = start.fingerprint != "" and start.fingerprint == policy.fingerprint
+    if same_name or same_files or shares_weights(start, policy):
+        raise UserError(
+            "model and reference are the same model, so there is no change to measure. Pass the model before training as reference.",
+            code="same-model",
+        )
+    if policy.template(tokens.style).fingerprint != start.template(tokens.style).fingerprint:
+        raise UserError(
+            f"model {policy.name} has another tokenizer or chat template than reference {start.name}, so their log-probabilities "
+            "cannot be compared. Pass the model before training as reference, or the tokenizer of both as processing_class.",
+            code="tokenizer-mismatch",
+        )
 
 
 def _credit(

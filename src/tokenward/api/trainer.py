@@ -25,6 +25,7 @@ from tokenward.api.inputs import (
     language_model,
 )
 from tokenward.api.prepare import Prepared, kept_line, kept_shares, prepare_rows, trained_on
+from tokenward.api.stored import KEYS, SCORES, WEIGHTS, as_data_set, check_stored
 from tokenward.api.training import (
     adapter_settings,
     check_adapter,
@@ -34,18 +35,7 @@ from tokenward.api.training import (
     frozen_beside,
     with_new_adapter,
 )
-from tokenward.api.values import (
-    KEYS,
-    REFERENCE_LOGP,
-    SCORES,
-    WEIGHTS,
-    Oracle,
-    Scoring,
-    ValuePass,
-    as_data_set,
-    check_prompts,
-    scoring_of,
-)
+from tokenward.api.values import REFERENCE_LOGP, Oracle, Scoring, ValuePass, scoring_of
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, copy_model, load_model
@@ -173,10 +163,12 @@ class SelectiveTrainer(TokenTrainer):
             "limits": tokens.limits([start, *(scoring.models.values() if scoring else ())]),
             "pairs": pairs,
             "min_gap": min_gap,
+            "say": display.notice,
         }
-        self._encoding["say"] = display.notice
         data = encode_rows(train_dataset, eval_dataset, **self._encoding, evaluates=evaluates(own))
-        _check_stored(scoring, data, pairs, selected=weighted and selector is None)
+        check_stored(scoring and scoring.store, data, template, tokens)
+        if weighted and selector is None:
+            _check_pair_rule(cast(Dataset, train_dataset), pairs)
         values = ValuePass(
             template=template,
             style=tokens.style,
@@ -299,18 +291,14 @@ def _has_column(rows: Any, column: str) -> bool:
     return isinstance(rows, Dataset) and column in rows.column_names
 
 
-def _check_stored(scoring: Scoring | None, data: Data, pairs: PairRule, *, selected: bool) -> None:
-    """Check that scores and weights of a data set belong to the rows that train."""
-    if scoring is None or not isinstance(scoring.store, list):
-        return
-    for scored in scoring.store:
-        check_prompts(scored, (data.train, data.eval))
-        if selected and pairs != "best_worst" and any(len(keys or ()) > 2 for keys in scored[KEYS]):
-            raise UserError(
-                f"pairs is {pairs!r}, which makes a response the chosen one of a pair and the rejected one of another, but {WEIGHTS} "
-                'has one weight per token of a ranked list. Pass selector, which selects for each pair, or pairs="best_worst".',
-                code="ambiguous-response",
-            )
+def _check_pair_rule(selected: Dataset, pairs: PairRule) -> None:
+    """Refuse weights of whole lists for pairs in which a response is not on the side that it was selected for."""
+    if pairs != "best_worst" and any(len(keys or ()) > 2 for keys in selected[KEYS]):
+        raise UserError(
+            f"pairs is {pairs!r}, which makes a response the chosen one of a pair and the rejected one of another, but {WEIGHTS} "
+            'has one weight per token of a ranked list. Pass selector, which selects for each pair, or pairs="best_worst".',
+            code="ambiguous-response",
+        )
 
 
 def _unselected(rows: Any) -> Any:

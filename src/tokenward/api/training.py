@@ -365,7 +365,7 @@ def _resumes(args: TokenTrainingArguments) -> bool:
         return bool(wanted)
     found = checkpoints_of(Path(str(args.output_dir)))
     if not Path(wanted).is_dir():
-        problem, code = "is no folder", "missing-file"
+        problem, code = "does not exist", "missing-file"
     elif not found or found[-1].resolve() != Path(wanted).resolve():
         problem, code = "is not the newest checkpoint in output_dir", "unusable-checkpoint"
     else:

@@ -1,13 +1,11 @@
 """Values per token: the ``oracle`` argument in all its forms, and the computation of what a scorer reads."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
-import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -16,6 +14,7 @@ from transformers import PreTrainedModel
 
 from tokenward.api.inputs import Model, check_ratio, language_model
 from tokenward.api.notices import LoggedDisplay
+from tokenward.api.stored import KEYS, SCORES, SHARD_ROWS, store_of
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.identity import positions_of
@@ -27,13 +26,12 @@ from tokenward.scoring.basic import LogRatio, Record, Reward, Scorer, Surprisal,
 from tokenward.scoring.model_scorers import internal_values
 from tokenward.scoring.reads import Value, reads_of, token_values
 from tokenward.scoring.scorers import check_scope
-from tokenward.scoring.store import Found, TokenRecord, TokenStore, write_shards, write_store
+from tokenward.scoring.store import Found, TokenStore, write_store
 from tokenward.scoring.texts import TokenScorer, is_scorer_folder
 from tokenward.tokens.encode import prompted
 from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.segments import moved, spelled, with_segments
 from tokenward.tokens.spans import span_values
-from tokenward.tokens.store import digest
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Style, Template
 from tokenward.types import Span
@@ -165,17 +163,7 @@ class Maker:
 Oracle = Model | RewardModel | TokenScorer | Scorer | Dataset
 """A source of scores: a trained model, the folder of a model or of a run's stage, a scorer, or existing scores."""
 
-SHARD_ROWS = 128
-"""Prompts that are computed together. Equal to a recipe's default, so that the values are equal to the bit."""
-
 REFERENCE_LOGP = Value("reference", "logp")
-PREFIX = "token_"
-KEYS, RANKS, EOS, TEXTS = "response_keys", "response_ranks", "response_eos", "response_texts"
-PROMPTS = "prompt_digest"
-IDS, STARTS, ENDS, SCORES, WEIGHTS = (
-    f"{PREFIX}{name}" for name in ("ids", "starts", "ends", "scores", "weights")
-)
-"""Columns of a scored data set; each row has a list with an entry per response. See :func:`tokenward.score`."""
 
 
 class Scoring(NamedTuple):
@@ -379,113 +367,3 @@ def _loader(scoring: Scoring, name: str, value: Value) -> Load:
         return load_model(model.name, attention=attention, device=str(model.device))
 
     return load
-
-
-def store_of(scored: Sequence[Dataset], folder: Path) -> TokenStore:
-    """Write the values of scored data sets as a store.
-
-    Raises:
-        UserError: no row has values, a list of values does not fit the tokens, or two rows give one response other values.
-    """
-    records: dict[str, TokenRecord] = {}
-    for part in scored:
-        for number, record in _records_of(part):
-            other = records.setdefault(record.key, record)
-            if other is not record:
-                _check_same_values(other, record, number)
-    if not records:
-        raise UserError(
-            "no row of the scored data set has scores. Score it again with tokenward.score.",
-            code="missing-scores",
-        )
-    return write_shards(
-        folder, list(records), lambda keys: [records[key] for key in keys], rows_per_shard=SHARD_ROWS
-    )
-
-
-def _records_of(scored: Dataset) -> Iterator[tuple[int, TokenRecord]]:
-    """The responses of a scored data set with their row. Scores and weights keep the names of their columns."""
-    names = {
-        name: name if name in (SCORES, WEIGHTS) else name.removeprefix(PREFIX)
-        for name in scored.column_names
-        if name.startswith(PREFIX) and name not in (IDS, STARTS, ENDS)
-    }
-    for number, row in enumerate(cast(Iterable[Mapping[str, Any]], scored.with_format(None)), 1):
-        for place, key in enumerate(row[KEYS] or ()):
-            for name in (IDS, STARTS, ENDS, *names):
-                check_list(row, name, place, number)
-            values = {value: row[name][place] for name, value in names.items()}
-            fixed = (row[name][place] for name in (IDS, STARTS, ENDS))
-            text = row[TEXTS][place] if row.get(TEXTS) else None
-            yield number, TokenRecord(key, *fixed, values=values, text=text)
-
-
-def check_list(row: Mapping[str, Any], name: str, place: int, number: int) -> None:
-    """Refuse a list that does not have one number per token. The values of all rows are stored end to end."""
-    lists, count = row[name], len(row[KEYS])
-    length = len(row[IDS][place])
-    if lists is None or len(lists) != count or lists[place] is None or len(lists[place]) != length:
-        found = "None" if lists is None else f"lists of {[0 if one is None else len(one) for one in lists]}"
-        raise UserError(
-            f"row {number} of the scored data set: {name} is {found}, but its {count} responses have "
-            f"{[len(one) for one in row[IDS]]} tokens. Give one number per token, or None in {KEYS} to leave the row out.",
-            code="wrong-length",
-        )
-    if name == WEIGHTS and not all(math.isfinite(weight) and weight >= 0 for weight in lists[place]):
-        raise UserError(
-            f"row {number} of the scored data set: {name} must be finite numbers of at least 0, got "
-            f"{min(lists[place])} to {max(lists[place])}.",
-            code="wrong-result",
-        )
-
-
-def _check_same_values(one: TokenRecord, other: TokenRecord, number: int) -> None:
-    """Refuse two rows with one response, if its scores or weights differ: values are stored per response."""
-    for name in (SCORES, WEIGHTS):
-        if not _equal(one.values.get(name), other.values.get(name)):
-            raise UserError(
-                f"row {number} of the scored data set: another row has the same response to the same prompt with other {name}, and "
-                "values are stored per response. Pass selector to SelectiveTrainer, which then selects for each pair; if the other row "
-                "is in the eval data set, remove one of the two.",
-                code="ambiguous-response",
-            )
-
-
-def _equal(one: Sequence[float] | None, other: Sequence[float] | None) -> bool:
-    return (one is None) == (other is None) and np.array_equal(one or (), other or (), equal_nan=True)
-
-
-def check_prompts(scored: Dataset, tables: Iterable[TokenTable]) -> None:
-    """Check that scores were computed after the prompts that the rows have now.
-
-    Raises:
-        UserError: a prompt has other tokens, because of another template or another limit.
-    """
-    if PROMPTS not in scored.column_names:
-        return
-    columns = scored.select_columns([KEYS, PROMPTS]).with_format(None)
-    known = {key: row[PROMPTS] for row in cast(Iterable[Any], columns) for key in row[KEYS] or ()}
-    for table in tables:
-        for number in range(len(table)):
-            row = table[number]
-            found = prompt_digest(row)
-            for key in keys_of(row.comparison):
-                if known.get(key, found) != found:
-                    raise UserError(
-                        f"{row.comparison.source}: its scores were computed after a prompt with other tokens, so with another template "
-                        "or another limit of the prompt. Pass the same tokens= to tokenward.score and here.",
-                        code="template-mismatch",
-                    )
-
-
-def prompt_digest(row: TokenRow) -> str:
-    """A hash of the tokens that precede a response of a row."""
-    return f"{int(digest(np.asarray(row.prompt, np.int64))):016x}"
-
-
-def as_data_set(rows: Any) -> Any:
-    """Rows with scores or weights as a ``datasets.Dataset``, in whatever form they come; other rows as they are."""
-    if isinstance(rows, Dataset | TokenTable | str | Path) or rows is None or not isinstance(rows, Iterable):
-        return rows
-    first = next(iter(rows), None)
-    return Dataset.from_list(list(rows)) if isinstance(first, Mapping) and KEYS in first else rows

@@ -75,7 +75,13 @@ class ScoresStage(Stage):
         rows = tables(run, template).everything
         store = write_values(run, folder, folder.path, scorer, template, rows)
         warn_of_stored(scorer, store, run.display.line)
-        return {"responses": len(store), "reference": run.reference_model}
+        limits = run.recipe.tokens
+        tokens = {
+            "template": template.fingerprint,
+            "max_prompt_tokens": limits.max_prompt_tokens,
+            "too_long": limits.too_long,
+        }
+        return {"responses": len(store), "reference": run.reference_model, "tokens": tokens}
 
     def checks(self, run: Run) -> Checks:
         return {"scores.scorer": lambda: check_scorer(run, scorer_of(run))}
