@@ -123,7 +123,7 @@ SHARE = "share of selected tokens"
 LOGGED = (
     ("loss", ("loss", "eval_loss")),
     ("rewards", ("rewards/chosen", "rewards/rejected")),
-    ("log-probability of the selected tokens", ("logps/chosen", "logps/rejected")),
+    ("log-probability of the tokens that train", ("logps/chosen", "logps/rejected")),
     ("reward accuracy", ("rewards/accuracies", "eval_rewards/accuracies")),
     ("negative log-likelihood", ("nll",)),
     (SHARE, ("kept/chosen", "kept/rejected")),
