@@ -315,7 +315,7 @@ MUTANTS: list[Mutant] = [
     M("report/figure-rows", "figure_rows", "('before', 'after') if part == 'change' and base in changed", "('after', 'before') if part == 'change' and base in changed", ("tests/report/test_report.py",)),
     # pipeline
     M("pipeline/stage-order", "wanted_stages", "order[:names.index(last) + 1]", "order", ("tests/stages/test_run.py",)),
-    M("pipeline/picked-count", "picked_count", "minimum=1", "minimum=0", ("tests/stages/test_subset.py",)),
+    M("pipeline/subset-count", "subset_count", "minimum=1", "minimum=0", ("tests/stages/test_subset.py",)),
     M("pipeline/picks-side", "looked_at", "('chosen', 'rejected').index", "('rejected', 'chosen').index", ("tests/stages/test_subset.py",)),
     M("pipeline/compare-rows", "_check_rows", "if mine == others:", "if True:", ("tests/tools/test_compare.py",)),
     M("pipeline/reward-fresh", "RewardLearner.__call__", "value.copy_(self._initial[name])", "pass", ("tests/stages/test_online.py",)),

@@ -35,7 +35,7 @@ def made_scorer(table: Named, seed: int = 0) -> Scorer:
     return scorer
 
 
-def picking_models(run: Run, model: str) -> list[str]:
+def subset_models(run: Run, model: str) -> list[str]:
     """The models that the subset of an auxiliary model reads, which must exist before it trains."""
     table = run.recipe.auxiliary_models.get(model)
     if table is None or table.subset is None:
@@ -51,7 +51,7 @@ def models_read(run: Run) -> list[str]:
     def visit(model: str) -> None:
         if model not in entered:
             entered.add(model)
-            for other in picking_models(run, model):
+            for other in subset_models(run, model):
                 visit(other)
             found.append(model)
 

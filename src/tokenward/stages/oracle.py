@@ -16,12 +16,12 @@ from tokenward.stages.part_checks import check_objective_without_scores
 from tokenward.stages.run import AUXILIARY, Run
 from tokenward.stages.subset import (
     first_is_worse,
-    picked_pairs,
     subset_inputs,
+    subset_pairs,
     subset_settings,
     turned,
     with_longest,
-    with_picked,
+    with_subset,
 )
 from tokenward.stages.tables import Tables, random_part, tables
 from tokenward.stages.training import fit_stage, model_settings, reference_of, scored_by
@@ -173,7 +173,7 @@ class AuxiliaryStage(ScorerModelStage):
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Choose the subset and train."""
         table, sets = self.table(run.recipe), _tables(run)
-        picked = None if table.subset is None else picked_pairs(run, folder, table.subset)
+        picked = None if table.subset is None else subset_pairs(run, folder, table.subset)
         pairs = self.part(run, sets.part("train"))
         start = run.load(auxiliary_start(run, self.model))
         change = None
@@ -191,7 +191,7 @@ class AuxiliaryStage(ScorerModelStage):
             return self._oriented(run, pairs)
         own = None if table.subset.alone else self._oriented(run, pairs)
         chosen = picked.swapped() if turned(table) else picked
-        rows = with_picked(own, chosen, pairwise=needs_of(self.objective(run)).pairwise)
+        rows = with_subset(own, chosen, pairwise=needs_of(self.objective(run)).pairwise)
         others = 0 if own is None else len(own)
         run.display.line(f"  training on {len(rows) - others} rows of the subset and {others} others")
         return rows

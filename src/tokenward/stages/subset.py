@@ -15,7 +15,7 @@ from tokenward.objectives import needs_of, objective_of
 from tokenward.ops.selection import best_places, kept_count, pooled_scores
 from tokenward.scoring.join import with_scores
 from tokenward.scoring.reads import is_online
-from tokenward.stages.auxiliary import made_scorer, picking_models
+from tokenward.stages.auxiliary import made_scorer, subset_models
 from tokenward.stages.base import Checks
 from tokenward.stages.part_checks import check_scorer
 from tokenward.stages.run import Run
@@ -43,7 +43,7 @@ def subset_inputs(run: Run, table: AuxiliaryModelTable) -> dict[str, str]:
     return {} if table.subset is None else value_inputs(run, made_scorer(table.subset.scorer))
 
 
-def picked_pairs(run: Run, stage: StageFolder, subset: SubsetTable) -> TokenTable:
+def subset_pairs(run: Run, stage: StageFolder, subset: SubsetTable) -> TokenTable:
     """The subset as pairs, the better response first; read from the stage's folder, or selected and written there.
 
     A line of ``subset.jsonl`` has the ``rank`` from 1, the ``score``, the ``source``, the ``row`` in the data stage's
@@ -72,7 +72,7 @@ def _selected(
     looked, scorer = looked_at(pairs, subset), made_scorer(subset.scorer, run.recipe.seed)
     store = write_values(run, stage, stage.path / VALUES, scorer, template, looked.by_prompt())
     scores = _comparison_scores(with_scores(looked, scorer, store), subset)
-    best = best_places(scores, picked_count(subset, scores))
+    best = best_places(scores, subset_count(subset, scores))
     if not len(best):
         raise UserError(
             f"the scorer {subset.scorer.name} gives no training comparison a score, so the subset is empty. Use a scorer that scores "
@@ -91,7 +91,7 @@ def looked_at(pairs: TokenTable, subset: SubsetTable) -> TokenTable:
     return pairs if subset.side == "both" else pairs.of_place(("chosen", "rejected").index(subset.side))
 
 
-def picked_count(subset: SubsetTable, scores: torch.Tensor) -> int:
+def subset_count(subset: SubsetTable, scores: torch.Tensor) -> int:
     """Maximum size of the subset, at least 1; a fraction counts the comparisons that have a score.  [comparisons]"""
     if subset.count is not None:
         return subset.count
@@ -142,7 +142,7 @@ def first_is_worse(table: AuxiliaryModelTable) -> bool:
     return turned(table) if alone else table.swap_labels
 
 
-def with_picked(own: TokenTable | None, picked: TokenTable, *, pairwise: bool) -> TokenTable:
+def with_subset(own: TokenTable | None, picked: TokenTable, *, pairwise: bool) -> TokenTable:
     """Own rows followed by the rows of the subset that are not among them; no row occurs twice.
 
     Args:
@@ -161,7 +161,7 @@ def with_picked(own: TokenTable | None, picked: TokenTable, *, pairwise: bool) -
 def with_longest(own: TokenTable, train: TokenTable, subset: SubsetTable) -> TokenTable:
     """An auxiliary model's own rows and, in place of its subset, the longest pairs; for a plan."""
     lengths = np.add.reduceat(train.lengths, train.starts[:-1]) + train.of_rows("prompt_kept")
-    count = picked_count(subset, torch.from_numpy(lengths.astype(float)))
+    count = subset_count(subset, torch.from_numpy(lengths.astype(float)))
     picked = train.choose(np.argsort(-lengths, kind="stable")[:count])
     return picked if subset.alone else own.then(picked)
 
@@ -230,7 +230,7 @@ def _check_table(run: Run, name: str, table: AuxiliaryModelTable, subset: Subset
 
 def _way_back(run: Run, path: list[str]) -> list[str]:
     """The auxiliary models through whose subsets the first of a path reads itself, from it to it; empty if it does not."""
-    for model in picking_models(run, path[-1]):
+    for model in subset_models(run, path[-1]):
         if model == path[0]:
             return [*path, model]
         found = [] if model in path else _way_back(run, [*path, model])
