@@ -48,7 +48,7 @@ COMMANDS = {
     "compare-models": {"--set", "--prompts", "--metric", "--reward", "--judge", "--export", "--output"},
     "config": {"--set", "--resolved"},
     "report": {"--rows", "--also", "--spans"},
-    "show": {"--row", "--png", "--curves", "--light", "--term"},
+    "show": {"--row", "--png", "--curves", "--figures", "--light", "--term"},
     "plan": {"--set", "--step"},
     "compare": {"--show", "--json"},
     "chat": {"--start"},
