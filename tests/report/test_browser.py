@@ -23,6 +23,7 @@ SETTINGS = [
     TopFraction(chosen=SideRule(fraction=0.7), count="float", minimum=0, first_token=False),
     TopFraction(chosen=SideRule(direction="magnitude"), rejected=SideRule(direction="top"), eos="chosen"),
     TopFraction(chosen=SideRule(fraction=1.0), rejected=SideRule(fraction=0.15), eos="rejected", minimum=4),
+    TopFraction(eos="always", first_token=False),
 ]
 
 
