@@ -22,7 +22,7 @@ from tokenward.tokens.table import TokenTable
 
 FILE = "preview.json"
 
-PAIRS = 8
+PAIRS = 6
 FIRST = 10
 
 
