@@ -1,14 +1,16 @@
 """The contents of a run's folder as plain values: manifests, figures, replies, training logs."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tokenward.artifacts import MANIFEST, Manifest, read_json, read_jsonl, read_manifest
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figures, load_figures
+from tokenward.report.progress import Progress, read_progress
 from tokenward.stages.lists import NAMES
+from tokenward.stages.preview import FILE, Preview
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,18 +19,23 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        manifests: Manifests of the finished stages by name, in the order in which they started.
+        manifests: Manifests of the finished stages by name, in the order in which they started. While the run goes on,
+            without those that it will make again.
+        begun: Manifests of the stages that have begun but not finished.
+        progress: Where the run is, if it has not ended.
     """
 
     path: Path
     manifests: Mapping[str, Manifest]
+    begun: Mapping[str, Manifest] = field(default_factory=dict[str, Manifest])
+    progress: Progress | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> "RunFolder":
         """Read the manifests of a run's stages.
 
         Raises:
-            UserError: the folder does not exist, or holds no finished stage.
+            UserError: the folder does not exist, or holds no finished stage of a run and no run that goes on.
         """
         path = Path(path)
         if not path.is_dir():
@@ -38,14 +45,19 @@ class RunFolder:
             )
         found = [read_manifest(file.parent) for file in path.glob(f"*/{MANIFEST}")]
         done = sorted((item for item in found if item.complete), key=lambda item: (item.created, item.stage))
-        if not done:
+        begun = {item.stage: item for item in found if not item.complete}
+        progress = read_progress(path)
+        if progress is not None:
+            done = _valid(done, begun.values())
+        elif not done:
             raise UserError(
                 f"{path} holds no finished stage of a run. Name the folder of a run, such as runs/quickstart, or run the "
                 "recipe first: `tokenward run RECIPE`.",
                 code="not-a-run",
             )
         manifests = [*_data_manifests(path, done), *done]
-        return cls(path=path, manifests={manifest.stage: manifest for manifest in manifests})
+        stages = {manifest.stage: manifest for manifest in manifests}
+        return cls(path=path, manifests=stages, begun=begun, progress=progress)
 
     def setting(self, stage: str, *keys: str) -> Any:
         """A setting in a stage's manifest; None if the stage or the setting does not exist."""
@@ -87,24 +99,42 @@ class RunFolder:
             )
         return figures
 
-    def lines(self, stage: str, name: str) -> list[dict[str, Any]]:
-        """The lines of a stage's JSONL file; empty without that file."""
-        path = self.path / stage / name
-        return read_jsonl(path) if stage in self.manifests and path.is_file() else []
+    def lines(self, stage: str, name: str, *, so_far: bool = False) -> list[dict[str, Any]]:
+        """The lines of a stage's JSONL file; empty without that file.
+
+        Args:
+            stage: Name of the stage.
+            name: Name of the file.
+            so_far: Read it also if the stage has begun but not finished.
+        """
+        path, known = self.path / stage / name, {*self.manifests, *(self.begun if so_far else ())}
+        return read_jsonl(path) if stage in known and path.is_file() else []
 
     def replies(self) -> list[dict[str, Any]]:
         """The evaluation's replies before and after training."""
         return self.lines("evaluation", "samples.jsonl")
 
     def histories(self) -> dict[str, list[dict[str, Any]]]:
-        """The log of each training stage, one entry per logged step."""
-        found = {name: self.lines(name, "history.jsonl") for name in self.manifests}
+        """The log of each training stage, so far, one entry per logged step."""
+        names = (*self.manifests, *self.begun)
+        found = {name: self.lines(name, "history.jsonl", so_far=True) for name in names}
         return {name: entries for name, entries in found.items() if entries}
+
+    def watched(self) -> dict[str, list[dict[str, Any]]]:
+        """The replies to fixed prompts during each training, so far."""
+        names = (name for name in (*self.manifests, *self.begun) if name != "evaluation")
+        found = {name: self.lines(name, "samples.jsonl", so_far=True) for name in names}
+        return {name: lines for name, lines in found.items() if lines}
+
+    def preview(self) -> Preview | None:
+        """A few pairs that the oracle scored while it trained; None if there is nothing of the kind."""
+        path = self.path / "oracle" / FILE
+        return Preview.read(path) if "oracle" in {*self.manifests, *self.begun} and path.is_file() else None
 
     def prompts(self) -> dict[str, Any]:
         """The learned prompts of a classification task; empty for other runs."""
         path = self.path / "evaluation" / "prompts.json"
-        return read_json(path) if path.is_file() else {}
+        return read_json(path) if "evaluation" in self.manifests and path.is_file() else {}
 
     def special_names(self) -> dict[int, str]:
         """Names of special tokens by id, from the tokenizer of the first trained model."""
@@ -114,6 +144,17 @@ class RunFolder:
                 added = read_json(path).get("added_tokens", [])
                 return {int(token["id"]): str(token["content"]) for token in added}
         return {}
+
+
+def _valid(done: list[Manifest], begun: Iterable[Manifest]) -> list[Manifest]:
+    """The finished stages whose inputs are what the folder holds now, or will hold when the run has ended."""
+    known = {item.stage: item.fingerprint for item in (*done, *begun)}
+    while True:
+        fits = [all(known.get(name, made) == made for name, made in item.inputs.items()) for item in done]
+        if all(fits):
+            return done
+        known |= {item.stage: "" for item, fit in zip(done, fits, strict=True) if not fit}
+        done = [item for item, fit in zip(done, fits, strict=True) if fit]
 
 
 def _data_manifests(path: Path, stages: list[Manifest]) -> list[Manifest]:

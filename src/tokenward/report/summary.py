@@ -201,11 +201,8 @@ def watched_rows(run: RunFolder) -> list[WatchedReplies]:
     """
     evaluated = {(reply.get("before"), reply.get("after")) for reply in run.replies()}
     found = []
-    for stage in run.manifests:
-        lines = run.lines(stage, "samples.jsonl") if stage != "evaluation" else []
+    for stage, lines in run.watched().items():
         every = sorted({int(line["step"]) for line in lines})
-        if not every:
-            continue
         steps = sorted({every[(len(every) - 1) * part // (LOOKS - 1)] for part in range(LOOKS)})
         replies = {(line["key"], int(line["step"])): str(line["reply"]) for line in lines}
         prompts = {line["key"]: str(line["prompt"]) for line in lines}
