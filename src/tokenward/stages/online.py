@@ -222,8 +222,8 @@ class OnlineLoop:
         }
 
     def _callback(self) -> Alternating:
-        online, reward, folder = self.online, self.reward, self.stage.path / "reward_learning"
-        learner = None if reward is None else RewardLearner(self.run, folder, reward, self.task)
+        online, reward = self.online, self.reward
+        learner = None if reward is None else RewardLearner(self.run, self.stage, reward, self.task)
         return Alternating(
             Schedule(every=online.every, until=online.until, evaluate_every=online.evaluate_every),
             learn=learner,

@@ -31,6 +31,7 @@ class TokenTrainingArguments(TrainingArguments):
             nats per token (:mod:`tokenward.training.metrics`). None turns the warning off.
         log_entropy: Log ``entropy``, the policy's mean entropy (nats) over the trained tokens. Does not change the
             update.
+        logging_dir: Folder of TensorBoard's event files; None is transformers' choice, a folder in ``output_dir``.
     """
 
     tokens_per_forward: int = 4096
@@ -38,6 +39,7 @@ class TokenTrainingArguments(TrainingArguments):
     checkpoint_minutes: float = 10.0
     displacement_margin: float | None = 0.5
     log_entropy: bool = False
+    logging_dir: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, _OWN)
@@ -52,7 +54,14 @@ class TokenTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-_OWN = ("tokens_per_forward", "disable_dropout", "checkpoint_minutes", "displacement_margin", "log_entropy")
+_OWN = (
+    "tokens_per_forward",
+    "disable_dropout",
+    "checkpoint_minutes",
+    "displacement_margin",
+    "log_entropy",
+    "logging_dir",
+)
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-6,

@@ -29,6 +29,7 @@ from tokenward.training.callbacks import AnswerPrompts, CheckpointEvery, ShowPro
 from tokenward.training.checks import check_first_batch
 from tokenward.training.metrics import DisplacementAlarm, displacement_facts
 from tokenward.training.passes import Prepare
+from tokenward.training.trackers import own_record
 from tokenward.training.trainer import TokenTrainer
 
 
@@ -200,7 +201,7 @@ def _train(
         # transformers would make one more update before it notices that the training has ended.
         vars(trainer)["_run_epoch"] = lambda **settings: None
     started = process_time()
-    with display.progress(name, steps) as bar, interrupt.listening():
+    with display.progress(name, steps) as bar, interrupt.listening(), own_record():
         trainer.add_callback(ShowProgress(bar))
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if ended:

@@ -40,6 +40,7 @@ from tokenward.training.passes import (
     check_divisible,
     frozen_reference,
 )
+from tokenward.training.trackers import place_event_files
 
 
 class TokenTrainer(Trainer):
@@ -110,6 +111,7 @@ class TokenTrainer(Trainer):
             processing_class=model.tokenizer,
             callbacks=callbacks,
         )
+        place_event_files(self, arguments.logging_dir)
         self._selections = StepSelections(
             objective,
             model,
