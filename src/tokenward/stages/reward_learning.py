@@ -1,6 +1,7 @@
 """Learns the reward in the alternating loop: new samples, a short training, the best evaluation kept."""
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class RewardLearner:
         seed, samples = seed_of(self._run.recipe.seed, "samples", phase, part), self._table.samples
         picked = contexts if part == "development" and len(contexts) <= count else None
         picked = picked or [contexts[index] for index in chosen(count, len(contexts), seed)]
-        total, progress = len(picked) * samples, self._run.display.progress
+        total, progress = len(picked) * samples, partial(self._run.display.progress, brief=True)
         with progress(f"samples, {part}", total) as drawn, progress(f"ranking, {part}", total) as scored:
             found = self._task.samples.ranked(
                 picked, count=samples, seed=seed, drawn=drawn.advance, scored=scored.advance
@@ -143,7 +144,7 @@ class RewardLearner:
             callbacks=[EarlyStop(best)],
         )
         trainer.remove_callback(PrinterCallback)
-        with self._run.display.progress("reward", arguments.max_steps) as bar, own_record():
+        with self._run.display.progress("reward", arguments.max_steps, brief=True) as bar, own_record():
             trainer.add_callback(ShowProgress(bar))
             result = trainer.train()
         # accelerate wraps forward in the mixed precision of training. Rewards are computed in the precision of scores,
