@@ -48,6 +48,8 @@ from tokenward.tokens.template import Template
 from tokenward.types import Message
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+OWN = "auto"
+"""In place of a dtype: the one in which a model was saved."""
 
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
 """Torch's names of processor instructions for products in bfloat16."""
@@ -192,7 +194,7 @@ def load_model(
 
     Args:
         name: ``default``, a folder, or a hub name.
-        dtype: Dtype of the weights: ``float32``, ``bfloat16`` or ``float64``.
+        dtype: Dtype of the weights: ``float32``, ``bfloat16``, ``float64``, or ``auto``, the one in which they were saved.
         device: ``auto`` (the GPU if there is one), or a torch device.
         attention: transformers' attention implementation.
         packing: ``auto`` decides by measuring; the others insist.
@@ -215,7 +217,7 @@ def load_model(
     model = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
     start = model.config.decoder_start_token_id if encoder_decoder else None
     files = model_fingerprint(name)
-    key = (files, dtype, str(device_of(device)), attention)
+    key = (files, str(model.dtype), str(device_of(device)), attention)
     layout, head = probe(model, key=key, packing=packing, name=name, start_id=start)
     return LanguageModel(
         model=model,
@@ -269,7 +271,7 @@ def _loaded(kind: Any, name: str, base: str, *, dtype: str, attention: str, trus
     try:
         model, found = kind.from_pretrained(
             base,
-            dtype=DTYPES[dtype],
+            dtype=OWN if dtype == OWN else DTYPES[dtype],
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -277,6 +279,13 @@ def _loaded(kind: Any, name: str, base: str, *, dtype: str, attention: str, trus
     except (OSError, ValueError, HFValidationError, SafetensorError) as error:
         raise loading_error("model", name, error) from error
     check_complete(found["missing_keys"], name)
+    if model.dtype not in DTYPES.values():
+        raise UserError(
+            f"the weights of {name} are in {str(model.dtype).removeprefix('torch.')}, in which training loses small changes. Use the "
+            "dtype float32, or bfloat16.",
+            code="unsupported-dtype",
+            key="model.dtype",
+        )
     return model
 
 

@@ -50,7 +50,6 @@ class RewardLearner:
         # transformers' Trainer writes these into the configuration. A resumed run that learns no reward any more saves
         # the same folder only if they are written here as well.
         align_special_tokens(reward.model, reward.tokenizer)
-        reward.model.config.use_cache = self._arguments(0).use_cache
         # A copy takes as much memory as the model, so it is only made for a fresh start.
         self._initial = (
             {name: value.detach().cpu().clone() for name, value in reward.model.named_parameters()}

@@ -165,6 +165,11 @@ def _hints(trainer: TokenTrainer, where: str) -> Iterator[str]:
             "  this CPU has no bfloat16 instructions and emulates them, several times slower than float32: "
             f"{where}.bf16=false is faster here"
         )
+    if trainer.token_model.dtype == torch.bfloat16 and imitates_bfloat16(trainer.token_model.device):
+        yield (
+            "  the weights are in bfloat16, which this CPU emulates, several times slower than float32: load the model in float32 "
+            "(model.dtype in a recipe) to train faster here"
+        )
     # A warm-up schedule starts at 0, so a single update in it changes nothing.
     if _planned_steps(trainer) == 1 and trainer.args.get_warmup_steps(1) > 0:
         yield (
