@@ -45,7 +45,10 @@ class ModelTable(Settings):
         "Data type of the weights; auto is the one in which the model was saved.", "float32"
     )
     device: str = key("auto, cpu, cuda, cuda:1 or mps.", "auto")
-    attention: str = key("Attention implementation of transformers.", "sdpa")
+    attention: str = key(
+        "Attention implementation of transformers; auto is sdpa, or eager where the model does not support it.",
+        "auto",
+    )
     packing: Literal["auto", "shared_prompts", "none"] = key(
         "Compute a prompt once for all of its responses (shared_prompts) or once for each (none).", "auto"
     )

@@ -143,7 +143,7 @@ class TokenScorer:
             not is_model_folder(folder) and is_model_folder(folder / "model")
         ):
             folder = folder / "model"
-        names = {"dtype": "float32", "attention": "sdpa", "packing": "auto"}
+        names = {"dtype": "float32", "attention": "auto", "packing": "auto"}
         settings = {name: facts.get(name, default) for name, default in names.items()}
         style = Style.of_facts(facts)
         style = style if template is None else style._replace(kind=template)
