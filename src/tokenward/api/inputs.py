@@ -28,6 +28,7 @@ from tokenward.tokens.split import SAID, Note
 from tokenward.tokens.store import EncodedStore
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Style, Template
+from tokenward.trl_names import answers_trl
 from tokenward.types import Comparison, Precision
 
 Model = PreTrainedModel | PeftModel | LanguageModel | str | Path
@@ -52,6 +53,7 @@ def check_options(**options: Any) -> None:
         check_argument(name, value, _OPTIONS[name])
 
 
+@answers_trl
 @dataclass(frozen=True, kw_only=True)
 @validated
 class TokenSettings:

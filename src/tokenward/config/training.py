@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from tokenward.config.problems import Problem, either, nearest, refusal, wrong_value
 from tokenward.config.source import Lines
+from tokenward.trl_names import trl_advice
 
 OURS = {
     "output_dir": "It is the stage's folder. Set run to move the whole run.",
@@ -249,5 +250,7 @@ def _unknown(key: str, where: str, names: list[str]) -> Problem:
         message = f"tokenward sets {key} itself, so it cannot be in {where}. {OURS[key]}"
         return Problem(path, message, "reserved-key")
     close = either([repr(name) for name in nearest(key, names)])
-    advice = f"Did you mean {close}?" if close else "See transformers.TrainingArguments."
+    advice = trl_advice(key, recipe=True) or (
+        f"Did you mean {close}?" if close else "See transformers.TrainingArguments."
+    )
     return Problem(path, f"unknown key '{key}' in {where}. {advice}", "unknown-key")

@@ -16,8 +16,10 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from tokenward.config.training import BY_OPTIMIZER, CANNOT_ACT_IN_SCRIPT
 from tokenward.errors import UserError
 from tokenward.plugins import check_fields, described
+from tokenward.trl_names import answers_trl, trl_advice
 
 
+@answers_trl
 @dataclass
 class TokenTrainingArguments(TrainingArguments):
     """Arguments of :class:`tokenward.training.trainer.TokenTrainer`.
@@ -160,7 +162,8 @@ def _check_unused(args: TrainingArguments, foreign: Mapping[str, Any], own: Mapp
     if unread:
         raise UserError(
             f"args is {type(args).__name__}, whose {', '.join(unread)} is not used here. Pass "
-            "tokenward.TokenTrainingArguments; settings of the loss belong in objective=, tokenization in tokens=.",
+            "tokenward.TokenTrainingArguments; settings of the loss belong in objective=, tokenization in tokens=."
+            + "".join(f" {advice}" for name in unread if (advice := trl_advice(name, recipe=False))),
             code="unused-setting",
         )
 
