@@ -80,7 +80,10 @@ def _of_change(reward: str, figures: Figures) -> tuple[str, str]:
         sentence = f"Training lowered the {name} of the model's replies from {before.value:.2f} to {after.value:.2f}."
     else:
         sentence = f"Training did not measurably change the {name} of the model's replies: {sides}."
-    return sentence, f"Change {change.value:+.2f}. {_interval(change)}, over {_count(change.n, 'eval prompt')}."
+    return (
+        sentence,
+        f"Change {change.value:+.2f}. {_interval(change)}, over {_count(change.n, 'eval prompt')}.",
+    )
 
 
 def _count(n: int, noun: str) -> str:
