@@ -48,7 +48,7 @@ COMMANDS = {
     "evaluate": {"--set"},
     "compare-models": {"--set", "--prompts", "--metric", "--reward", "--judge", "--export", "--output"},
     "config": {"--set", "--resolved"},
-    "report": {"--rows", "--also", "--spans"},
+    "report": {"--rows", "--also", "--spans", "--watch", "--port"},
     "show": {"--row", "--png", "--curves", "--figures", "--light", "--term"},
     "plan": {"--set", "--step"},
     "compare": {"--show", "--json"},
