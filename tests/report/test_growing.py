@@ -83,7 +83,7 @@ def test_the_page_shows_what_there_is_so_far(tiny_workplace: Path, pages: dict[s
     assert "policy: loss" in later
     assert 'id="preview"' not in later
     assert data_of(later)["total"] == len(data_of(later)["comparisons"]) == 24
-    assert all('id="in-short"' not in page and 'id="figures"' not in page for page in pages.values())
+    assert all('id="reward"' not in page and "figures on eval data" not in page for page in pages.values())
     assert 'id="growing"' not in PAGE.read_text()
     assert PAGE.read_text() == make_report(RUN).html
 
@@ -148,7 +148,7 @@ def test_results_that_the_run_will_replace_are_not_shown(copied_run: Path, pages
     tokenward.run(copied_run, ["oracle.training.max_steps=3"], quiet=True)
     html = pages["oracle, step 2 of 3"]
     assert "after 1 of 3 updates" in html
-    assert all(part not in html for part in ('id="in-short"', 'id="figures"', 'id="replies"', "policy: loss"))
+    assert all(part not in html for part in ('id="reward"', 'id="figures"', 'id="replies"', "policy: loss"))
     assert 'id="figures"' in PAGE.read_text()
 
 

@@ -76,11 +76,18 @@ def show(
     term: Annotated[
         str | None, option("Mark the tokens that this term of a sum selects, such as treg.")
     ] = None,
+    figures: Annotated[bool, option("Show every figure of the evaluation instead.", "--figures")] = False,
 ) -> None:
-    """Show a pair of a finished run in the terminal, with tokens coloured by score, or draw pictures.
+    """Show a pair of a finished run in the terminal, with tokens coloured by score, all its figures, or draw pictures.
 
     tokenward show runs/quickstart --row 3
     """
+    if figures:
+        from tokenward.report.collect import RunFolder
+        from tokenward.stages.evaluation import show_tables
+
+        show_tables(Display(), RunFolder.read(_folder(run)).evaluated(), "figures on the eval rows")
+        return
     if curves is not None:
         from tokenward.report.pictures import save_curves
 

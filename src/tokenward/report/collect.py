@@ -86,6 +86,19 @@ class RunFolder:
         path = self.path / "evaluation" / "metrics.json"
         return load_figures(path) if "evaluation" in self.manifests and path.is_file() else {}
 
+    def evaluated(self) -> Figures:
+        """The figures of the evaluation.
+
+        Raises:
+            UserError: the run has no finished evaluation.
+        """
+        if not (figures := self.figures()):
+            raise UserError(
+                f"{self.path} has no finished evaluation, so there are no figures. Run the recipe to its end: `tokenward run RECIPE`.",
+                code="not-evaluated",
+            )
+        return figures
+
     def lines(self, stage: str, name: str, *, so_far: bool = False) -> list[dict[str, Any]]:
         """The lines of a stage's JSONL file; empty without that file.
 
@@ -153,20 +166,23 @@ def _data_manifests(path: Path, stages: list[Manifest]) -> list[Manifest]:
     return [read_manifest(path / "encoded" / found.inputs["encoded"]), found]
 
 
-_LESS_LIKELY = "Displacement: the chosen responses became less likely during training."
+_BEGIN = "The preferred responses of the data became less likely as well"
+_END = (
+    "This is common: preference training only widens the gap to the rejected responses. If the model is meant to write like the "
+    "preferred responses, lower policy.training.learning_rate, or add an sft term to the objective."
+)
 
 
 def displacement(run: RunFolder) -> str:
-    """A warning if the chosen responses lost likelihood during training; otherwise empty.
+    """A note if the chosen responses lost likelihood during training (displacement); otherwise empty.
 
     The training's own alarm comes first, then the evaluation's figure on eval pairs, then the log of the policy.
     """
     noted = run.manifests["policy"].facts.get("displacement", {}) if "policy" in run.manifests else {}
     if noted.get("warned_at") is not None:
         return (
-            f"{_LESS_LIKELY} The alarm went off at update {noted['warned_at']}: their selected tokens were more than "
-            f"{noted['margin']:g} nats per token below the start. At the end they were at {noted['last']:+.2f}. Look at the replies "
-            "below before you trust the margin."
+            f"{_BEGIN}. From update {noted['warned_at']} on, their selected tokens were more than {noted['margin']:g} nats per token "
+            f"below the start; at the end they were at {noted['last']:+.2f}. {_END}"
         )
     figure = run.figures().get("logps/chosen_change_per_token")
     if figure is None:
@@ -174,9 +190,8 @@ def displacement(run: RunFolder) -> str:
     if not figure.high < 0:
         return ""
     return (
-        f"{_LESS_LIKELY} On {figure.n} eval pairs, their log-probability changed by {figure.value:.3f} nats per token (95 % "
-        f"interval {figure.low:.3f} to {figure.high:.3f}). The policy moved its probability mass to other replies. Look at the "
-        "replies below before you trust the margin."
+        f"{_BEGIN}: by {-figure.value:.3f} nats per token on {figure.n} eval pairs (95 % interval {-figure.high:.3f} to "
+        f"{-figure.low:.3f}). {_END}"
     )
 
 
@@ -189,6 +204,6 @@ def _displacement_in_log(entries: list[dict[str, Any]]) -> str:
     if after >= before:
         return ""
     return (
-        f"{_LESS_LIKELY} In the training log, the log-probability of their selected tokens fell from {before:.2f} to {after:.2f} "
-        "nats (means of the first and the last quarter of the log)."
+        f"{_BEGIN}. In the training log, the log-probability of their selected tokens fell from {before:.2f} to {after:.2f} nats "
+        f"(means of the first and the last quarter of the log). {_END}"
     )

@@ -19,12 +19,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tokenward.artifacts import atomic_write
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figure
+from tokenward.evaluation.tables import figure_rows, main_note, main_rows, reward_name
 from tokenward.ops.selection import MAX_DENOMINATOR
 from tokenward.report import summary as of_run
 from tokenward.report.channels import SCHEMA, Channels, other_runs
 from tokenward.report.charts import bar_chart, histogram, line_chart
 from tokenward.report.collect import RunFolder, displacement
 from tokenward.report.given import GivenSpans, given_credit, read_spans
+from tokenward.report.outcome import metric_name, outcome, reply_rows
 from tokenward.report.pairs import Drawn, PairReader, ScoredPair, draw
 from tokenward.report.pieces import breaks, eos_count, piece_ends, pieces, shared_words, words
 from tokenward.report.selections import RunSelection, scorer_note
@@ -267,10 +269,11 @@ def _page(run: RunFolder, scores: _Scores | None, served: str = "") -> str:
     script = "\n".join(parts)
     live = (assets / "live.js").read_text(encoding="utf-8") if served else ""
     drawn = list(of_run.curves(run))
-    figures = of_run.figure_rows(run.figures())
+    replies = reply_rows(run)
     return environment.get_template("page.html.jinja").render(
         run=run,
         name=run.path.resolve().name,
+        outcome=outcome(run, scores.drawn.agreement if scores and not scores.preview else None),
         displacement=displacement(run),
         style=style,
         script=script,
@@ -284,14 +287,20 @@ def _page(run: RunFolder, scores: _Scores | None, served: str = "") -> str:
         size_limit=LARGEST,
         shown_replies=REPLIES,
         charts=_charts(scores) if scores else [],
-        curves=[line_chart(title, series, x_label="step") for title, series in drawn],
+        curves=[
+            line_chart(title, series, x_label="update", y=of_run.reach(title, series))
+            for title, series in drawn
+        ],
         share_drawn=f"policy: {of_run.SHARE}" in dict(drawn),
-        figures=figures,
-        changes=[row for row in figures if row.before],
+        figures=figure_rows(run.figures()),
+        main_figures=main_rows(run.figures()),
+        main_note=main_note(run.figures()),
         given=scores.given if scores else None,
         made=of_run.provenance(run),
         credit=of_run.credit_rows(scores.credit) if scores else [],
-        replies=run.replies(),
+        replies=replies,
+        has_references=any(reply.references for reply in replies),
+        reward=metric_name(reward_name(run.figures())),
         watched=of_run.watched_rows(run),
         prompts=run.prompts(),
         recipe=yaml.safe_dump(of_run.recipe_of(run), sort_keys=False, allow_unicode=True),

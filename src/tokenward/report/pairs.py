@@ -10,6 +10,7 @@ import torch
 
 from tokenward.artifacts import read_manifest
 from tokenward.errors import UserError
+from tokenward.evaluation.statistics import Figure, mean_figure
 from tokenward.report.collect import RunFolder
 from tokenward.report.selections import stored_scorer
 from tokenward.scoring.scorers import SCORERS, Scorer
@@ -174,7 +175,8 @@ class Drawn(NamedTuple):
     """The pairs of a report, and a random sample for statistics, which begins with those of the reason ``random``.
 
     The reasons of a pair are ``random``, ``margin`` (one of the largest), ``wrong`` (the scores contradict its order most)
-    and ``spans`` (one of its responses was requested). ``values`` are all scores of the run, concatenated.
+    and ``spans`` (one of its responses was requested). ``values`` are all scores of the run, concatenated. ``agreement`` is
+    the share of pairs, of the eval pairs if there are any, whose scores agree with their order.
     """
 
     places: list[PairPlace]
@@ -182,6 +184,7 @@ class Drawn(NamedTuple):
     sample: list[PairPlace]
     total: int
     values: np.ndarray
+    agreement: Figure
 
 
 def draw(reader: PairReader, count: int, *, sample: int, wanted: Set[str] = frozenset()) -> Drawn:
@@ -226,4 +229,11 @@ def draw(reader: PairReader, count: int, *, sample: int, wanted: Set[str] = froz
         sample=[places[number] for number in order[:sample]],
         total=reader.total,
         values=np.concatenate(values),
+        agreement=_agreement(places),
     )
+
+
+def _agreement(places: Sequence[PairPlace]) -> Figure:
+    told = [place for place in places if place.part == "eval"] or places
+    margins = np.array([place.margin for place in told])
+    return mean_figure((margins > 0) + 0.5 * (margins == 0))
