@@ -16,6 +16,7 @@ from tokenward import cli
 from tokenward.cli.app import GOES_ON
 from tokenward.config import load_recipe
 from tokenward.errors import UserError
+from tokenward.methods import all_methods, method_of
 from tokenward.tools import run as tools
 from tokenward.training.fit import Interrupted
 
@@ -198,15 +199,25 @@ def test_config_shows_values_with_their_origin(tiny_workplace: Path) -> None:
     assert "policy.selection.eos" not in output("config", str(tiny_workplace))
 
 
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")), ids=lambda path: path.stem
-)
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_can_be_resolved(path: Path) -> None:
     found = {item.key: item for item in tools.completely_resolved(load_recipe(path))}
     written = {item.key for item in found.values() if item.origin.startswith(str(path))}
     assert written
     if "online.source.name" in found:
         assert "online.training.max_grad_norm" in found
+
+
+@pytest.mark.parametrize("name", all_methods())
+def test_every_recipe_that_init_writes_can_be_resolved(name: str, tmp_path: Path) -> None:
+    """Before its user has filled in anything."""
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(method_of(name).recipe)
+    keys = {line.partition(":")[0] for line in output("config", str(path), "--resolved").splitlines()}
+    assert {"policy.objective.name", "policy.training.tokens_per_forward", "scores.scorer.name"} <= keys
 
 
 def test_score_of_texts(tiny_oracle: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -1,10 +1,12 @@
-"""Numbers are shown with significant digits at any scale."""
+"""Numbers have significant digits at any scale; a log has a line for each thing that is worth one."""
 
+import io
 import math
 
 import pytest
+from rich.console import Console
 
-from tokenward.display import digits, interval, largest, rounded, signed
+from tokenward.display import PLAIN_SECONDS, Display, digits, interval, largest, rounded, signed
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,35 @@ def test_one_example_has_no_interval():
     assert interval(0.25, 0.75, 2, 1.0) == "0.250 .. 0.750"
     assert interval(0.5, 0.5, 1, 1.0) == "-"
     assert interval(math.nan, math.nan, 0, 1.0) == "none .. none"
+
+
+@pytest.fixture
+def log() -> io.StringIO:
+    return io.StringIO()
+
+
+def lines_of(
+    log: io.StringIO, seconds: float, monkeypatch, *, brief: bool = False, steps: int = 100
+) -> list[str]:
+    """What a progress leaves in a file if each step takes so many seconds."""
+    now = [0.0]
+    monkeypatch.setattr("tokenward.display.time.monotonic", lambda: now[0])
+    with Display(console=Console(file=log)).progress("policy", steps, brief=brief) as bar:
+        for step in range(steps):
+            now[0] = seconds * (step + 1)
+            bar.advance()
+    return log.getvalue().splitlines()
+
+
+def test_progress_in_a_file_is_at_most_a_line_for_each_tenth(log, monkeypatch):
+    assert len(lines_of(log, 1.0, monkeypatch)) == 10
+
+
+@pytest.mark.parametrize(("brief", "count"), [(False, 1), (True, 0)])
+def test_quick_progress_in_a_file_is_one_line_or_none(log, monkeypatch, brief, count):
+    assert len(lines_of(log, PLAIN_SECONDS / 101, monkeypatch, brief=brief)) == count
+
+
+def test_a_line_in_a_file_is_not_wrapped_and_has_no_control_characters(log):
+    Display(console=Console(file=log, width=20)).line("a reply \x1b[2J\x00 " + "word " * 20)
+    assert log.getvalue().rstrip() == "a reply ␛[2J␀ " + ("word " * 20).rstrip()

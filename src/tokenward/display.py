@@ -14,8 +14,8 @@ from rich.text import Text
 WIDE = 110
 """In a terminal with at least this many columns, progress bars are long."""
 
-PLAIN_STEPS = 10
-"""Lines per progress without a terminal."""
+PLAIN_STEPS, PLAIN_SECONDS = 10, 10.0
+"""Without a terminal, most lines per progress, and the least time from one to the next."""
 
 MOST_DIGITS = 12
 """Most decimals; float32 has no more for a number near 1."""
@@ -37,6 +37,15 @@ class Moment(NamedTuple):
     done: int = 0
     total: int = 0
     ended: bool = False
+
+
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def printable(text: str) -> str:
+    """The text with a picture for each control character: a model may sample some, which a terminal would obey."""
+    return text.translate(_PICTURES)
 
 
 class Display:
@@ -68,11 +77,14 @@ class Display:
 
     def line(self, text: str) -> None:
         """Show one line. It is never read as markup, because it may hold a user's text."""
-        self.console.print(Text(text))
+        # Without a terminal there is no width: log files are searched line by line.
+        self.console.print(Text(printable(text)), soft_wrap=not self.console.is_terminal)
 
     def text(self, text: Text) -> None:
         """Show styled text."""
-        self.console.print(text)
+        text = text.copy()
+        text.plain = printable(text.plain)
+        self.console.print(text, soft_wrap=not self.console.is_terminal)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Show a table. All columns except the first are aligned to the right."""
@@ -88,7 +100,7 @@ class Display:
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         self.console.print()
         self.console.print(table)
 
@@ -98,14 +110,17 @@ class Display:
         for number, column in enumerate(columns):
             table.add_column(column, no_wrap=number in (0, len(columns) - 1), overflow="fold")
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         self.console.print(table)
 
     @contextmanager
-    def progress(self, label: str, total: int) -> Iterator["Bar"]:
-        """A progress bar with the time left, or a few lines without a terminal."""
+    def progress(self, label: str, total: int, *, brief: bool = False) -> Iterator["Bar"]:
+        """A progress bar with the time left, or a few lines without a terminal.
+
+        One that is ``brief`` leaves nothing on the screen if it was quick, because a line of its own follows it.
+        """
         if not self.console.is_terminal:
-            yield Bar(self, label, total)
+            yield Bar(self, label, total, brief=brief)
             return
         columns = (
             TextColumn("  {task.description}"),
@@ -114,8 +129,9 @@ class Display:
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[note]}", style="dim"),
         )
-        with Progress(*columns, console=self.console) as shown:
-            yield Bar(self, label, total, shown, shown.add_task(label, total=total, note=""))
+        with Progress(*columns, console=self.console, transient=brief) as shown:
+            task = shown.add_task(label, total=total, note="")
+            yield Bar(self, label, total, shown, task)
 
 
 class Bar:
@@ -128,10 +144,13 @@ class Bar:
         total: int,
         shown: Progress | None = None,
         task: TaskID | None = None,
+        *,
+        brief: bool = False,
     ) -> None:
-        self._display, self._label, self._total = display, label, total
+        self._display, self._label, self._total, self._brief = display, label, total, brief
         self._shown, self._task = shown, task
-        self._done, self._lines, self._start, self._first = 0, 0, time.monotonic(), 0
+        self._done, self._lines, self._first = 0, 0, 0
+        self._start = self._said = time.monotonic()
 
     def begin(self, done: int) -> None:
         """Start with ``done`` steps that an earlier run has finished."""
@@ -151,11 +170,15 @@ class Bar:
                 self._shown.update(self._task, note=_fitting(note, self._room()))
             return
         lines = PLAIN_STEPS * self._done // max(self._total, 1)
-        if count and lines > self._lines:
-            self._lines = lines
+        if count and lines > self._lines and self._is_due():
+            self._lines, self._said = lines, time.monotonic()
             line = f"  {self._label} {self._done}/{self._total}  {self._left()}  {note}".rstrip()
-            # No wrapping: log files are searched line by line.
-            self._display.console.print(Text(line), soft_wrap=True)
+            self._display.line(line)
+
+    def _is_due(self) -> bool:
+        """Whether a line is worth its place: the last one, or one after some time."""
+        ends = self._done >= self._total and not self._brief
+        return ends or time.monotonic() - self._said >= PLAIN_SECONDS
 
     def _room(self) -> int:
         """Columns left for a note."""

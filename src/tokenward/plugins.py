@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
 from tokenward.errors import UserError
+from tokenward.trl_names import trl_advice
 
 T = TypeVar("T")
 
@@ -281,9 +282,14 @@ def _check_names(kind: str, name: str, arguments: Mapping[str, Any], target: Any
         if key not in allowed:
             raise UserError(
                 f"{kind} {name} has no setting {key!r}. {_suggestion(key, allowed)}Its settings are: "
-                f"{', '.join(allowed) or 'none'}.",
+                f"{', '.join(allowed) or 'none'}.{_trl(key)}",
                 code="unknown-setting",
             )
+
+
+def _trl(key: str) -> str:
+    advice = trl_advice(key, recipe=True)
+    return advice and f" {advice}"
 
 
 def _validated(kind: str, name: str, arguments: Mapping[str, Any], target: Any) -> Any:

@@ -32,6 +32,7 @@ from tests.tokens.rows import encoded
 from tokenward.errors import UserError
 from tokenward.models import default, identity
 from tokenward.models.loading import imitates_bfloat16, load_model, load_tokenizer, model_fingerprint, resolve
+from tokenward.models.reward import RewardSettings, new_reward_model
 from tokenward.tokens.batches import collate
 
 # peft 0.21 calls transformers' old name of a property.
@@ -108,7 +109,7 @@ def test_fast_paths_are_used_exactly_if_they_are_exact(name, tmp_path):
     [
         (mistral, {"packing": "shared_prompts"}, "unsupported-packing", "model.packing"),
         (bloom, {"packing": "shared_prompts", "attention": "eager"}, "unsupported-packing", "model.packing"),
-        (bloom, {}, "unsupported-attention", "model.attention"),
+        (bloom, {"attention": "sdpa"}, "unsupported-attention", "model.attention"),
         (tiny_llama, {"device": "gpu"}, "unknown-device", "model.device"),
     ],
 )
@@ -116,6 +117,18 @@ def test_unsupported_settings(build, settings, code, key, tmp_path):
     with pytest.raises(UserError) as error:
         load_model(str(folder_of(build, tmp_path)), **{"device": "cpu", **settings})
     assert (error.value.code, error.value.key) == (code, key)
+
+
+def test_eager_attention_is_taken_where_a_class_needs_it_and_said_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("tokenward.models.probe._warned", set())
+    copies = [folder_of(bloom, tmp_path / name) for name in ("one", "two")]
+    found = [load_model(str(folder), device="cpu") for folder in copies]
+    found += [new_reward_model(str(copies[0]), RewardSettings(), seed=0, device="cpu")]
+    assert [item.model.config._attn_implementation for item in found] == ["eager"] * 3
+    said = [line for line in caplog.messages if "eager attention" in line]
+    assert said == [
+        f"{copies[0]} runs eager attention, which is slower and takes more memory: its class does not support sdpa"
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -23,6 +23,7 @@ SETTINGS = [
     TopFraction(chosen=SideRule(fraction=0.7), count="float", minimum=0, first_token=False),
     TopFraction(chosen=SideRule(direction="magnitude"), rejected=SideRule(direction="top"), eos="chosen"),
     TopFraction(chosen=SideRule(fraction=1.0), rejected=SideRule(fraction=0.15), eos="rejected", minimum=4),
+    TopFraction(eos="always", first_token=False),
 ]
 
 
@@ -309,7 +310,7 @@ def test_selected_tokens_beside_each_other_share_a_frame(opened, page_path: Path
 @pytest.mark.parametrize("kind", ["pairs", "online"])
 def test_axe_finds_no_fault(opened, page_path: Path, finished_online: Path, theme: str, kind: str) -> None:
     path = page_path if kind == "pairs" else finished_online / "runs" / "online" / "report" / "index.html"
-    page = opened(path, color_scheme=theme)
+    page = opened(path, "#stacked=1&sums=1&table=1" if kind == "pairs" else "", color_scheme=theme)
     page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text())
     found = page.evaluate("axe.run()")["violations"]
     assert not [(fault["id"], [node["html"][:120] for node in fault["nodes"]][:3]) for fault in found]
@@ -317,8 +318,9 @@ def test_axe_finds_no_fault(opened, page_path: Path, finished_online: Path, them
 
 def test_it_is_one_column_on_a_narrow_screen_and_prints(opened, page_path: Path) -> None:
     page = opened(page_path)
-    page.set_viewport_size({"width": 420, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.evaluate("change({dim: '1', sums: '1', stacked: '1', table: '1', lines: '1'})")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.emulate_media(media="print")
     assert page.locator("#chosen").is_visible()
     assert not page.locator("#list").is_visible()

@@ -83,7 +83,7 @@ def test_the_page_shows_what_there_is_so_far(tiny_workplace: Path, pages: dict[s
     assert "policy: loss" in later
     assert 'id="preview"' not in later
     assert data_of(later)["total"] == len(data_of(later)["comparisons"]) == 24
-    assert all('id="reward"' not in page and "figures on eval data" not in page for page in pages.values())
+    assert all('id="figures"' not in page and 'id="reward"' not in page for page in pages.values())
     assert 'id="growing"' not in PAGE.read_text()
     assert PAGE.read_text() == make_report(RUN).html
 

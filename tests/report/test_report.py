@@ -338,6 +338,19 @@ def test_replies_during_training_are_shown_unless_the_evaluation_has_them(copied
     assert "policy" in [look.stage for look in watched_rows(RunFolder.read(RUN))]
 
 
+def test_a_chart_holds_what_is_measured_over_the_same_tokens(copied_run: Path) -> None:
+    """The oracle trains on every token, as eval rows are measured; the policy on those that are selected."""
+    logged = [{"step": step, "loss": 1.0, "eval_loss": 2.0, "kept/chosen": 0.3} for step in (1, 2, 3)]
+    for stage in ("oracle", "policy"):
+        write_lines(RUN / stage / "history.jsonl", logged)
+    found = {title: list(series) for title, series in curves(RunFolder.read(RUN)) if "loss" in title}
+    assert found == {
+        "oracle: loss": ["loss", "eval_loss"],
+        "policy: loss, over the tokens that train": ["loss"],
+        "policy: loss of the eval rows, over all tokens": ["eval_loss"],
+    }
+
+
 def test_no_token_is_both_among_the_highest_and_the_lowest() -> None:
     for count in (1, 2, 7, 2 * LISTED, 2 * LISTED + 5):
         raised, lowered = extreme_tokens({f"t{number:02d}": [float(number)] * 5 for number in range(count)})

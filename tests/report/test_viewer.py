@@ -159,7 +159,7 @@ def in_ranks(values: np.ndarray) -> np.ndarray:
 def test_all_scores_are_shown_with_their_correlations(opened, page_path: Path) -> None:
     page = opened(page_path)
     page.keyboard.press("c")
-    heads = page.locator("#chosen-stack h5").all_text_contents()
+    heads = page.locator("#chosen-stack h4").all_text_contents()
     assert [head.partition(":")[0] for head in heads] == ["surprisal", "random"]
     texts = page.locator("#chosen-stack .text")
     marked = page.evaluate("pairs.findIndex(p => p.responses[0].values.known.some(x => x > 0))")

@@ -294,7 +294,7 @@ length_column_name: size; deepspeed: {zero_optimization: {stage: 2}}; fsdp: full
 accelerator_config: {split_batches: true}; liger_kernel_config: {rope: true}; hub_token: abc; hub_model_id: me/it; hub_revision: main
 ddp_bucket_cap_mb: 25; average_tokens_across_devices: false; log_on_each_node: false; eval_do_concat_batches: false
 skip_memory_metrics: false; eval_steps: 2; eval_delay: 1; per_device_eval_batch_size: 2; metric_for_best_model: loss; save_steps: 2
-run_name: mine; project: mine; trackio_space_id: me/it; trackio_bucket_id: me/it; trackio_static_space_id: me/it
+run_name: mine; logging_dir: logs; project: mine; trackio_space_id: me/it; trackio_bucket_id: me/it; trackio_static_space_id: me/it
 gradient_checkpointing_kwargs: {use_reentrant: false}; activation_checkpointing_kwargs: {use_reentrant: false}
 dataloader_prefetch_factor: 2; dataloader_multiprocessing_context: spawn; dataloader_in_order: false
 logging_steps: 5, logging_strategy: epoch; warmup_steps: 5, lr_scheduler_type: constant

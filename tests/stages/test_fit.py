@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,9 +204,14 @@ def test_fixed_prompts_are_answered_without_changing_the_training(
     dropout = f"model.name={save_tiny(tmp_path / 'dropout', tiny_llama(attention_dropout=0.3))}"
     changes = [*CHANGES, dropout, "scores.scorer={name: random}"]
     run = tokenward.run(tiny_workplace, [*changes, "fixed_prompts=2"], last="policy")
-    shown = capsys.readouterr().out
-    for words in ("replies before training", "replies after 4 steps", " -> "):
-        assert words in shown
+    shown = capsys.readouterr().out.splitlines()
+    where = str(run.path("policy") / "samples.jsonl")
+    assert [line.split(":")[0] for line in shown if " -> " in line or where in line] == [
+        f"  replies to 2 prompts are kept in {where}; one is shown here, all in the report",
+        "  reply before training",
+        "  reply after 2 steps",
+        "  reply after 4 steps",
+    ]
     found = replies(run.path("policy"))
     assert [line["step"] for line in found] == [0, 0, 2, 2, 4, 4]
     assert len({line["key"] for line in found}) == 2
@@ -249,6 +255,21 @@ def test_online_run_answers_development_prompts_at_each_evaluation(
     steps = [line["step"] for line in replies(watched / "online")]
     assert {step: steps.count(step) for step in steps} == dict.fromkeys((0, 2, 4, 6), 5)
     assert digests(run_online(recipe, *LOOKS, "fixed_prompts=0")) == digests(watched)
+
+
+def test_an_online_run_shows_few_lines_for_each_part(recipe: Path, monkeypatch, capsys) -> None:
+    """Two for each reward and each evaluation, however many samples, rankings and updates are behind them."""
+    monkeypatch.setattr("tokenward.display.time.monotonic", lambda: 0.0)  # nothing takes long
+    changes = [*LOOKS, "online.training.max_steps=20", "online.reward_steps=6"]
+    tokenward.run(recipe, [*changes, "online.objective={name: reinforce}"], last="online")
+    shown = capsys.readouterr().out.splitlines()
+    kinds = Counter(line.split(":")[0].split("  ")[1] for line in shown if line.startswith("  "))
+    looks, rewards = len(range(0, 21, 2)), len(range(0, 11, 3))
+    assert kinds.pop("policy") == looks
+    assert kinds.pop("reward") == rewards
+    replies = sum(kinds.pop(kind) for kind in [*kinds] if kind.startswith("reply"))
+    assert replies == looks
+    assert kinds.total() <= 5, kinds
 
 
 def test_evaluation_during_training_needs_eval_rows_that_are_left(tiny_workplace):

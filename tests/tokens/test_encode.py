@@ -3,6 +3,7 @@
 import pytest
 
 from tests.tiny import tiny_tokenizer
+from tokenward.api.inputs import encode_rows
 from tokenward.errors import UserError
 from tokenward.tokens.encode import Limits, encode, encode_one, with_prompt
 from tokenward.tokens.template import Template
@@ -52,7 +53,7 @@ def test_a_truncated_response_has_no_eos():
     row, notes = encode_one(comparison("abcd", "abc"), TEMPLATE, Limits(64, 4, "truncate"))
     assert [text(ids) for ids in row.responses] == ["abcd", "abc<|im_end|>"]
     assert row.eos == [0, 1]
-    assert notes == ["note: response truncated"]
+    assert notes == ["note: response truncated to max_response_tokens"]
 
 
 def test_responses_that_truncation_makes_equal_are_dropped():
@@ -90,7 +91,7 @@ def test_a_long_prompt_loses_as_few_of_its_oldest_turns_as_needed():
     limit = len(TEMPLATE.prompt_ids([SYSTEM, *turns("new")]))
     prompt, _, notes = encoded(comparison("y", "n", prompt=messages), limit, 8, "truncate")
     assert prompt == TEMPLATE.render([SYSTEM, *turns("new")])
-    assert notes == ["note: prompt truncated"]
+    assert notes == ["note: prompt truncated to max_prompt_tokens"]
     messages = turns("one", "two", "three", "four", "five")
     limit = len(TEMPLATE.prompt_ids(messages)) - 1
     prompt, _, _ = encoded(comparison("y", "n", prompt=messages), limit, 8, "truncate")
@@ -102,7 +103,13 @@ def test_a_long_prompt_loses_as_few_of_its_oldest_turns_as_needed():
 
 def test_joint_encoding_that_differs_is_noted():
     _, _, notes = encoded(comparison("x", "he", prompt="a t"), 64, 8, template=PLAIN)
-    assert notes == ["note: joint encoding differs at the boundary"]
+    assert notes == ["note: prompt and reply are encoded apart, as in generation"]
+    said: list[str] = []
+    rows = [{"prompt": "a t", "chosen": "he cup", "rejected": "he tea"}]
+    encode_rows(rows, None, PLAIN, Limits(64, 64), pairs="best_worst", evaluates=False, say=said.append)
+    assert "note: prompt and reply are encoded apart" in said[0]
+    assert "'a t' and the beginning of the reply 'he cup'" in said[1]
+    assert said[1].endswith("Nothing is to be done")
 
 
 def test_everything_is_counted():

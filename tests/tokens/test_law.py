@@ -453,7 +453,7 @@ def test_a_truncated_response_ends_with_a_token_of_the_assistant():
     sizes = [whole.size(0)]
     for limit in range(1, whole.size(0)):
         cut, notes = encode_one(row, template, Limits(400, limit, "truncate"))
-        assert "note: response truncated" in notes
+        assert "note: response truncated to max_response_tokens" in notes
         ids, own = cut.whole(0)
         assert ids == whole.whole(0)[0][: len(ids)]
         assert own[-1] == len(ids) - 1 < limit

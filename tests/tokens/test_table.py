@@ -106,7 +106,7 @@ def test_what_is_dropped_or_changed_is_counted():
         store = EncodedStore.made(comparisons(), TEMPLATE, limits)
         found |= set(TokenTable.pairs(store, "all").fitting(limits)[1])
     assert found >= {
-        "dropped: prompt too long", "dropped: response too long", "note: prompt truncated", "note: response truncated",
+        "dropped: prompt too long", "dropped: response too long", "note: prompt truncated to max_prompt_tokens", "note: response truncated to max_response_tokens",
         "dropped: responses have the same tokens after truncation", "dropped: longer than the model's context",
     }  # fmt: skip
 

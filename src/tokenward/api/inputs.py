@@ -23,10 +23,12 @@ from tokenward.models.loading import LanguageModel, known_tokenizer, load_model,
 from tokenward.models.probe import Packing
 from tokenward.plugins import check_argument, described, validated
 from tokenward.scoring.basic import LogRatio, Scorer
-from tokenward.tokens.encode import Limits, TooLong, check_some_left
+from tokenward.tokens.encode import Limits, TooLong, check_some_left, explanations
+from tokenward.tokens.split import SAID, Note
 from tokenward.tokens.store import EncodedStore
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Style, Template
+from tokenward.trl_names import answers_trl
 from tokenward.types import Comparison, Precision
 
 Model = PreTrainedModel | PeftModel | LanguageModel | str | Path
@@ -51,6 +53,7 @@ def check_options(**options: Any) -> None:
         check_argument(name, value, _OPTIONS[name])
 
 
+@answers_trl
 @dataclass(frozen=True, kw_only=True)
 @validated
 class TokenSettings:
@@ -242,10 +245,23 @@ def encode_rows(
             table = TokenTable.whole(store).choose(np.zeros(0, np.int64))
         table, counts = table.fitting(limits)
         _say_counts(counts, name, say)
+        if not found:
+            for line in said_notes(template, counts, store):
+                say(line)
         if not found or (evaluates and len(unseen)):
             check_some_left(counts)
         found.append(table)
     return Data(*found)
+
+
+def said_notes(template: Template, counts: Mapping[str, int], store: EncodedStore) -> list[str]:
+    """Lines that explain unusual ways in which the template renders rows, each with an example and what to do."""
+    found: dict[Note, Comparison] = {}
+    for note, words in SAID.items():
+        row = store.first_with(note) if counts.get(words) else None
+        if row is not None:
+            found[note] = store.comparison(row)
+    return explanations(template, found, counts)
 
 
 def _tables(

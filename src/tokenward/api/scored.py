@@ -59,9 +59,11 @@ from tokenward.selection.weights import tokens_of, weights_of
 from tokenward.tokens.rows import keys_of
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
+from tokenward.trl_names import answers_trl
 from tokenward.types import Precision
 
 
+@answers_trl
 def score(
     dataset: Rows,
     *,
@@ -226,6 +228,7 @@ def _is_of_scores(rows: Dataset, name: str) -> bool:
     return KEYS in rows.column_names and name.startswith(PREFIX) and nested
 
 
+@answers_trl
 def select(scored: Dataset, *, selector: Selector | None = None) -> Dataset:
     """Add a weight for each token to a scored data set, as a column ``token_weights`` with an entry for each response.
 
@@ -287,6 +290,7 @@ def _weights(selector: Selector, rows: Sequence[Mapping[str, Any]]) -> list[list
     return [[next(parts).tolist() for _ in row[KEYS]] for row in rows]
 
 
+@answers_trl
 def evaluate(
     model: Model,
     dataset: Rows,

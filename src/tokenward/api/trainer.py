@@ -52,11 +52,13 @@ from tokenward.training.callbacks import CheckpointEvery
 from tokenward.training.fit import check_start
 from tokenward.training.metrics import DisplacementAlarm
 from tokenward.training.trainer import TokenTrainer
+from tokenward.trl_names import answers_trl
 from tokenward.types import Precision
 
 DEFAULT_OBJECTIVE = SePO(gamma=2.0)
 
 
+@answers_trl
 class SelectiveTrainer(TokenTrainer):
     """Trains a policy on the tokens that carry a preference (SePO, arXiv 2408.13518).
 

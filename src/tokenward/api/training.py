@@ -47,6 +47,7 @@ from tokenward.tokens.template import Style
 from tokenward.training.arguments import TokenTrainingArguments, token_arguments
 from tokenward.training.callbacks import AnswerPrompts
 from tokenward.training.fit import checkpoints_of, fit
+from tokenward.trl_names import answers_trl
 from tokenward.types import Precision
 
 DEFAULT_DPO = DPO()
@@ -130,6 +131,7 @@ def frozen_beside(
     return freeze(model) if needs_of(objective).frozen_reference and not own else None
 
 
+@answers_trl
 def train_oracle(
     model: Model,
     train_dataset: Rows,
@@ -240,6 +242,7 @@ def train_oracle(
     return _saved(TokenScorer(models, LogRatio(), tokens.style, precision), own, tokens.style, packing)
 
 
+@answers_trl
 def train_reward(
     model: Model,
     train_dataset: Rows,

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from tokenward.config.base import Named, Settings
 from tokenward.config.schema import ANY_NAME, RENAMED, Recipe, named_table_of, schema_fields, table_of
 from tokenward.errors import UserError
+from tokenward.trl_names import trl_advice
 
 _TOP = "the top level"
 _CLOSE = 0.6
@@ -110,6 +111,8 @@ def _advice(key: str, table: type[Settings], path: str, absent: list[str]) -> st
     homes = _homes(key, table, path)
     if homes:
         return f"'{key}' belongs to {either(homes)}."
+    if trl := trl_advice(key, recipe=True):
+        return trl
     # A key that the table lacks is the likelier meaning, unless only a final s is missing.
     whole = [name for name in table.model_fields if name == f"{key}s"]
     close = [*whole, *(name for name in nearest(key, absent) if name not in whole)][:2]

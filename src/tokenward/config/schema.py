@@ -41,9 +41,14 @@ class ModelTable(Settings):
     """The model that a run starts from, and how it is loaded."""
 
     name: str = key("Folder or hub name; default is the built-in model.", "default")
-    dtype: Literal["float32", "bfloat16"] = key("Data type of the weights.", "float32")
+    dtype: Literal["float32", "bfloat16", "auto"] = key(
+        "Data type of the weights; auto is the one in which the model was saved.", "float32"
+    )
     device: str = key("auto, cpu, cuda, cuda:1 or mps.", "auto")
-    attention: str = key("Attention implementation of transformers.", "sdpa")
+    attention: str = key(
+        "Attention implementation of transformers; auto is sdpa, or eager where the model does not support it.",
+        "auto",
+    )
     packing: Literal["auto", "shared_prompts", "none"] = key(
         "Compute a prompt once for all of its responses (shared_prompts) or once for each (none).", "auto"
     )

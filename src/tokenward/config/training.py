@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from tokenward.config.problems import Problem, either, nearest, refusal, wrong_value
 from tokenward.config.source import Lines
+from tokenward.trl_names import trl_advice
 
 OURS = {
     "output_dir": "It is the stage's folder. Set run to move the whole run.",
@@ -97,7 +98,8 @@ def _checkpoints(table: Mapping[str, Any]) -> bool:
     return bool(table.get("gradient_checkpointing") or table.get("activation_checkpointing"))
 
 
-def _trackers(table: Mapping[str, Any]) -> list[str]:
+def trackers_of(table: Mapping[str, Any]) -> list[str]:
+    """The trackers that a ``training`` table names."""
     value = table.get("report_to") or "none"
     return [name for name in ([value] if isinstance(value, str) else value) if name != "none"]
 
@@ -133,9 +135,13 @@ BESIDE: dict[str, tuple[_Condition, str]] = {
         _WORKERS,
         (lambda table: bool(table.get("dataloader_num_workers")), "dataloader_num_workers: 1 or more"),
     ),
-    "run_name": (lambda table: bool(_trackers(table)), "report_to: wandb or another tracker"),
+    "run_name": (lambda table: bool(trackers_of(table)), "report_to: wandb or another tracker"),
+    "logging_dir": (
+        lambda table: not {"tensorboard", "all"}.isdisjoint(trackers_of(table)),
+        "report_to: tensorboard",
+    ),
     **dict.fromkeys(
-        _TRACKIO, (lambda table: not {"trackio", "all"}.isdisjoint(_trackers(table)), "report_to: trackio")
+        _TRACKIO, (lambda table: not {"trackio", "all"}.isdisjoint(trackers_of(table)), "report_to: trackio")
     ),
 }
 """Fields that only have an effect with another one: whether the table has it, and what to write."""
@@ -244,5 +250,7 @@ def _unknown(key: str, where: str, names: list[str]) -> Problem:
         message = f"tokenward sets {key} itself, so it cannot be in {where}. {OURS[key]}"
         return Problem(path, message, "reserved-key")
     close = either([repr(name) for name in nearest(key, names)])
-    advice = f"Did you mean {close}?" if close else "See transformers.TrainingArguments."
+    advice = trl_advice(key, recipe=True) or (
+        f"Did you mean {close}?" if close else "See transformers.TrainingArguments."
+    )
     return Problem(path, f"unknown key '{key}' in {where}. {advice}", "unknown-key")

@@ -133,13 +133,18 @@ def wrap_with_adapter(model: nn.Module, config: LoraConfig, settings: Mapping[st
 
 @contextmanager
 def adapter_warnings() -> Iterator[None]:
-    """Silence peft's warnings about tied embeddings, which :func:`merge_adapter` handles; raise if a setting has no effect."""
+    """Silence peft's warnings that need nothing from the user; raise if a setting has no effect.
+
+    Those about tied embeddings are handled by :func:`merge_adapter`.
+    """
     with warnings.catch_warnings():
         for text in (
             "Model has `tie_word_embeddings=True` and a tied",
             "Input and output embeddings are no longer tied",
         ):
             warnings.filterwarnings("ignore", text, UserWarning)
+        # peft calls transformers' old name of a property; delete with the first peft that does not.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         warnings.filterwarnings("error", "You have requested `ensure_weight_tying`, but no tied", UserWarning)
         yield
 

@@ -267,12 +267,17 @@ def missing_base(adapter: str, base: str, error: UserError) -> UserError:
     )
 
 
+def refuses_attention(error: Exception) -> bool:
+    """Whether transformers does not have the requested attention implementation for a model's class."""
+    return "attention implementation" in str(error)
+
+
 def loading_error(what: str, name: str, error: Exception) -> UserError:
     """The error for a model that transformers cannot load."""
     reason = str(error).strip().splitlines()[0]
-    if "attention implementation" in reason:
+    if refuses_attention(error):
         return UserError(
-            f"{name} does not support this attention implementation: {reason} Use attention: eager.",
+            f"{name} does not support this attention implementation: {reason} Use attention: auto, or eager.",
             code="unsupported-attention",
             key="model.attention",
         )

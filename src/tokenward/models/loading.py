@@ -1,7 +1,7 @@
 """Loading any transformers language model, by name, by folder or as an object, for token-level work."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,14 +40,19 @@ from tokenward.models.identity import (
     loading_error,
     model_fingerprint,
     parts_of,
+    refuses_attention,
     resolve,
 )
-from tokenward.models.probe import Packing, choose_head, choose_layout, probe
+from tokenward.models.probe import Packing, choose_head, choose_layout, probe, warn_once
 from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
 from tokenward.tokens.template import Template
 from tokenward.types import Message
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+AUTO = "auto"
+"""In place of an attention implementation: sdpa, or eager for a model whose class does not support it."""
+OWN = "auto"
+"""In place of a dtype: the one in which a model was saved."""
 
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
 """Torch's names of processor instructions for products in bfloat16."""
@@ -182,7 +187,7 @@ def load_model(
     *,
     dtype: str = "float32",
     device: str = "auto",
-    attention: str = "sdpa",
+    attention: str = AUTO,
     packing: Packing = "auto",
     trust_remote_code: bool = False,
 ) -> LanguageModel:
@@ -192,9 +197,9 @@ def load_model(
 
     Args:
         name: ``default``, a folder, or a hub name.
-        dtype: Dtype of the weights: ``float32``, ``bfloat16`` or ``float64``.
+        dtype: Dtype of the weights: ``float32``, ``bfloat16``, ``float64``, or ``auto``, the one in which they were saved.
         device: ``auto`` (the GPU if there is one), or a torch device.
-        attention: transformers' attention implementation.
+        attention: transformers' attention implementation; ``auto`` is sdpa, or eager where the model does not support it.
         packing: ``auto`` decides by measuring; the others insist.
         trust_remote_code: Run code that comes with the model.
 
@@ -215,7 +220,7 @@ def load_model(
     model = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
     start = model.config.decoder_start_token_id if encoder_decoder else None
     files = model_fingerprint(name)
-    key = (files, dtype, str(device_of(device)), attention)
+    key = (files, str(model.dtype), str(device_of(device)), attention)
     layout, head = probe(model, key=key, packing=packing, name=name, start_id=start)
     return LanguageModel(
         model=model,
@@ -243,7 +248,7 @@ def load_backbone(
     *,
     dtype: str = "float32",
     device: str = "auto",
-    attention: str = "sdpa",
+    attention: str = AUTO,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A model without its language model head, for another head.
@@ -266,18 +271,41 @@ def load_backbone(
 
 
 def _loaded(kind: Any, name: str, base: str, *, dtype: str, attention: str, trust_remote_code: bool) -> Any:
-    try:
-        model, found = kind.from_pretrained(
+    def read(implementation: str) -> tuple[Any, dict[str, Any]]:
+        return kind.from_pretrained(
             base,
-            dtype=DTYPES[dtype],
-            attn_implementation=attention,
+            dtype=OWN if dtype == OWN else DTYPES[dtype],
+            attn_implementation=implementation,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
+
+    try:
+        model, found = _with_any_attention(read, name) if attention == AUTO else read(attention)
     except (OSError, ValueError, HFValidationError, SafetensorError) as error:
         raise loading_error("model", name, error) from error
     check_complete(found["missing_keys"], name)
+    if model.dtype not in DTYPES.values():
+        raise UserError(
+            f"the weights of {name} are in {str(model.dtype).removeprefix('torch.')}, in which training loses small changes. Use the "
+            "dtype float32, or bfloat16.",
+            code="unsupported-dtype",
+            key="model.dtype",
+        )
     return model
+
+
+def _with_any_attention(read: Callable[[str], Any], name: str) -> Any:
+    """A model with sdpa, or with eager attention if transformers refuses sdpa for its class."""
+    try:
+        return read("sdpa")
+    except ValueError as error:
+        if not refuses_attention(error):
+            raise
+        found = read("eager")
+        what = "runs eager attention, which is slower and takes more memory: its class does not support sdpa"
+        warn_once(found[0], name, what)
+        return found
 
 
 def device_of(name: str) -> torch.device:

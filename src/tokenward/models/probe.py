@@ -88,8 +88,10 @@ def choose_head(model: PreTrainedModel, *, name: str, start_id: int | None = Non
     change = logit_change(model, start_id)
     head = None if change is None else install_head(model, change)
     if head is None or not answers(model, head, start_id):
-        _warn_once(
-            name, "computes all logits of every token: it changes the output of its head in an unknown way"
+        warn_once(
+            model,
+            name,
+            "computes all logits of every token: it changes the output of its head in an unknown way",
         )
         return None
     return head
@@ -219,7 +221,7 @@ def reward_layout(backbone: PreTrainedModel, *, packing: Packing, name: str) -> 
 def _layout(model: PreTrainedModel, *, packing: Packing, name: str, causal: bool) -> Layout:
     note = unused_positions(model.config)
     if note is not None:
-        _warn_once(name, note)
+        warn_once(model, name, note)
     alone = _read_alone(model)
     if alone is not None:
         if causal:
@@ -232,7 +234,7 @@ def _layout(model: PreTrainedModel, *, packing: Packing, name: str, causal: bool
         return "shared"
     if packing == "shared_prompts":
         raise _packing_error(name, reason)
-    _warn_once(name, f"computes each response in its own row: {reason}")
+    warn_once(model, name, f"computes each response in its own row: {reason}")
     return "separate"
 
 
@@ -396,10 +398,11 @@ def _windows(model: PreTrainedModel) -> str:
 _warned = set[tuple[str, str]]()
 
 
-def _warn_once(name: str, what: str) -> None:
-    """Warn once per model, since each stage of a run loads it again."""
-    if (name, what) not in _warned:
-        _warned.add((name, what))
+def warn_once(model: PreTrainedModel, name: str, what: str) -> None:
+    """Warn once per kind of model, since the stages of a run load it again and make others of its kind."""
+    kind = str(model.config.model_type)
+    if (kind, what) not in _warned:
+        _warned.add((kind, what))
         logger.warning("%s %s", name, what)
 
 

@@ -21,7 +21,7 @@ from tokenward.models.base import TokenModel
 from tokenward.models.forward import FrozenReference, run_model
 from tokenward.models.head_mlp import PUBLISHED_BIAS, init_linear, mlp, save_weights
 from tokenward.models.identity import model_fingerprint
-from tokenward.models.loading import load_backbone, load_tokenizer
+from tokenward.models.loading import AUTO, load_backbone, load_tokenizer
 from tokenward.models.probe import Packing, reward_layout
 from tokenward.ops.transforms import bound_sigmoid, bound_softplus
 from tokenward.plugins import validated
@@ -155,7 +155,7 @@ def new_reward_model(
     *,
     seed: int,
     device: str = "auto",
-    attention: str = "sdpa",
+    attention: str = AUTO,
     packing: Packing = "auto",
     trust_remote_code: bool = False,
 ) -> RewardModel:
@@ -181,7 +181,7 @@ def load_reward_model(
     *,
     dtype: str = "float32",
     device: str = "auto",
-    attention: str = "sdpa",
+    attention: str = AUTO,
     packing: Packing = "auto",
 ) -> RewardModel:
     """Load a reward model from a folder that :meth:`RewardModel.save` wrote.

@@ -15,6 +15,7 @@ from tokenward.ops.losses import ipo, margin_logistic, orpo, pairwise
 from tokenward.ops.ragged import segment_sum, weighted_sum
 from tokenward.plugins import check_positive, validated
 from tokenward.tokens.batches import Needs, TokenBatch
+from tokenward.trl_names import answers_trl
 
 
 class PairSides(NamedTuple):
@@ -170,6 +171,7 @@ def _family(
     return Losses(loss(*sides(compared)), metrics)
 
 
+@answers_trl
 @dataclass(frozen=True, slots=True, kw_only=True)
 @validated
 class Pairwise:
@@ -235,6 +237,7 @@ class Pairwise:
         return Link(name=name, label_smoothing=self.label_smoothing, power=self.power, scale=self.scale)
 
 
+@answers_trl
 @dataclass(frozen=True, slots=True, kw_only=True)
 @validated
 class DPO:
@@ -263,6 +266,7 @@ class DPO:
         return self._pairwise()(logp, batch)
 
 
+@answers_trl
 @dataclass(frozen=True, slots=True, kw_only=True)
 @validated
 class IPO:
@@ -279,6 +283,7 @@ class IPO:
         return DPO(beta=self.beta, loss="ipo")(logp, batch)
 
 
+@answers_trl
 @dataclass(frozen=True, slots=True, kw_only=True)
 @validated
 class SePO:
@@ -339,6 +344,7 @@ class SePO:
         return lengths * rates.repeat(batch.comparisons)
 
 
+@answers_trl
 @dataclass(frozen=True, slots=True, kw_only=True)
 @validated
 class SimPO:
@@ -361,6 +367,7 @@ class SimPO:
         return SePO(gamma=self.beta, margin=self.gamma)(logp, batch)
 
 
+@answers_trl
 @dataclass(frozen=True, slots=True, kw_only=True)
 @validated
 class ORPO:

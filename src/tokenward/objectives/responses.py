@@ -21,8 +21,10 @@ from tokenward.ops.policy_gradient import (
 from tokenward.ops.ragged import segment_sum, weighted_mean, weighted_sum
 from tokenward.plugins import check_positive, validated
 from tokenward.tokens.batches import Needs, TokenBatch
+from tokenward.trl_names import answers_trl
 
 
+@answers_trl
 @dataclass(frozen=True, slots=True, kw_only=True)
 @validated
 class WeightedLikelihood:
@@ -67,6 +69,7 @@ SFT = WeightedLikelihood
 """Supervised fine-tuning: the default settings and weights of 1."""
 
 
+@answers_trl
 @dataclass(frozen=True, slots=True, kw_only=True)
 @validated
 class KTO:
@@ -136,6 +139,7 @@ class KTO:
         return torch.where(some, weighted_mean(values, flags, batch.comparison, batch.comparisons), 0.0)
 
 
+@answers_trl
 @dataclass(frozen=True, slots=True, kw_only=True)
 @validated
 class Reinforce:

@@ -24,8 +24,10 @@ from tokenward.ops.losses import mask_price, one_sample_kl, tdpo, token_margin
 from tokenward.ops.ragged import Aligned, aligned, segment_sum, weighted_mean
 from tokenward.plugins import check_positive, validated
 from tokenward.tokens.batches import Needs, TokenBatch
+from tokenward.trl_names import answers_trl
 
 
+@answers_trl
 @dataclass(frozen=True, slots=True, kw_only=True)
 @validated
 class TDPO:

@@ -59,12 +59,12 @@ def outcome(run: RunFolder, agreement: Figure | None) -> Outcome:
         picture = reward_picture(reward, figures, *_by_prompt(run, reward))
     elif (accuracy := figures.get("preference/accuracy")) is not None:
         sentence = f"After training, the model prefers the better response in {accuracy.value:.0%} of the eval pairs."
-        detail = f"{_interval(accuracy)}, over {accuracy.n} eval pairs. Chance is 0.5."
+        detail = f"{_interval(accuracy)}, over {_count(accuracy.n, 'eval pair')}. Chance is 0.5."
     elif figures:
         sentence = "The figures of the evaluation are below."
     elif agreement is not None:
         sentence = f"The scores agree with the preference in {agreement.value:.0%} of the pairs."
-        detail = f"{_interval(agreement)}, over {agreement.n} pairs. The policy has not been evaluated yet."
+        detail = f"{_interval(agreement)}, over {_count(agreement.n, 'pair')}. The policy has not been evaluated yet."
     return Outcome(_subject(run), sentence, detail, picture)
 
 
@@ -80,7 +80,14 @@ def _of_change(reward: str, figures: Figures) -> tuple[str, str]:
         sentence = f"Training lowered the {name} of the model's replies from {before.value:.2f} to {after.value:.2f}."
     else:
         sentence = f"Training did not measurably change the {name} of the model's replies: {sides}."
-    return sentence, f"Change {change.value:+.2f}. {_interval(change)}, over {change.n} eval prompts."
+    return (
+        sentence,
+        f"Change {change.value:+.2f}. {_interval(change)}, over {_count(change.n, 'eval prompt')}.",
+    )
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _interval(figure: Figure) -> str:
@@ -171,7 +178,7 @@ def _by_prompt(run: RunFolder, reward: str) -> tuple[list[float], list[float]]:
 
 
 WIDTH, LEFT, RIGHT = 400, 46, 12
-BEFORE, AFTER, TALL, DOT = 62, 132, 46, 4.4
+BEFORE, AFTER, TALL, DOT = 60, 142, 46, 4.4
 """Base lines of the two rows of dots, their height, and the diameter of a dot."""
 
 
@@ -227,7 +234,7 @@ def reward_picture(
         )
         parts.append(_text(LEFT - 8, base - 3, side, "end", f"side {side}"))
     parts.append(_arrow(across(means[0].value), across(means[1].value), change))
-    about = f"{name} of the replies to {change.n} eval prompts"
+    about = f"{name} of the replies to {_count(change.n, 'eval prompt')}"
     told = f"{about}: mean {means[0].value:.2f} before training, {means[1].value:.2f} after, change {change.value:+.2f}"
     caption = Markup("<figcaption>{}{}. {}</figcaption>").format(
         about[0].upper(),
@@ -250,8 +257,8 @@ def _columns(places: Sequence[float]) -> dict[float, list[float]]:
 
 def _arrow(start: float, end: float, change: Figure) -> Markup:
     """From the mean before to the mean after, between the two rows."""
-    down, way = BEFORE + 10, math.copysign(1, end - start)
-    label = _text((start + end) / 2, down - 3, f"{change.value:+.2f}".replace("-", "−"), "middle", "change")
+    down, way = BEFORE + 20, math.copysign(1, end - start)
+    label = _text((start + end) / 2, down - 4, f"{change.value:+.2f}".replace("-", "−"), "middle", "change")
     if abs(end - start) < 12:
         return label
     tip = end - way

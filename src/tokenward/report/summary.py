@@ -1,7 +1,7 @@
 """Tables and figures of a run: scores by side, position and token, and what training changed."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -128,7 +128,10 @@ LOGGED = (
     ("negative log-likelihood", ("nll",)),
     (SHARE, ("kept/chosen", "kept/rejected")),
 )
-"""The charts of a training log: a title, and the logged names that share a chart."""
+"""The charts of a training log: a title, and the logged names that share a chart.
+
+Eval rows count all their tokens. If training counts selected ones, both are different quantities and have a chart each.
+"""
 
 EVENTS = (("mean score of new samples", "sample_score"), ("loss of the reward", "loss"))
 """The charts of an online run's events: a title and a name."""
@@ -146,7 +149,7 @@ def credit_rows(figures: Mapping[str, Figure]) -> list[FigureRow]:
 def curves(run: RunFolder) -> Iterator[tuple[str, dict[str, Points]]]:
     """Training curves: a title, and points (step, value) by name."""
     for stage, entries in run.histories().items():
-        for title, names in LOGGED:
+        for title, names in LOGGED if _trains_on_all(run, stage) else _apart(LOGGED):
             series = {name: _points(entries, name) for name in names}
             known = {name: points for name, points in series.items() if _is_curve(name, points)}
             if known:
@@ -171,6 +174,24 @@ def reach(title: str, series: Mapping[str, Points]) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = max(0.0, 0.1 * max(abs(low), abs(high)) - (high - low)) / 2
     return low - room, high + room
+
+
+def _trains_on_all(run: RunFolder, stage: str) -> bool:
+    """Whether a stage trains on all tokens with one weight, as eval rows are measured."""
+    terms = run.setting(stage, stage, "objective", "terms") or ()
+    selected = any(isinstance(term, Mapping) and "selection" in term for term in terms)
+    return run.setting(stage, stage, "selection", "name") in (None, "all") and not selected
+
+
+def _apart(charts: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The charts with the names of eval rows in charts of their own."""
+    for title, names in charts:
+        evaluated = tuple(name for name in names if name.startswith("eval_"))
+        if not evaluated:
+            yield title, names
+            continue
+        yield f"{title}, over the tokens that train", tuple(name for name in names if name not in evaluated)
+        yield f"{title} of the eval rows, over all tokens", evaluated
 
 
 def _is_curve(name: str, points: Points) -> bool:

@@ -16,11 +16,13 @@ from transformers.generation.streamers import BaseStreamer
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import validated
 from tokenward.tokens.template import Template
+from tokenward.trl_names import answers_trl
 
 REPEATABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 """Types of cache layers that can be repeated for several replies to one prompt."""
 
 
+@answers_trl
 @dataclass(frozen=True, slots=True)
 @validated
 class SamplingSettings:

@@ -18,6 +18,7 @@ from tokenward.models.base import TokenModel
 from tokenward.models.identity import is_model_folder, is_place, positions_of
 from tokenward.models.loading import (
     DTYPES,
+    OWN,
     LanguageModel,
     absolute_name,
     load_model,
@@ -142,12 +143,12 @@ class TokenScorer:
             not is_model_folder(folder) and is_model_folder(folder / "model")
         ):
             folder = folder / "model"
-        names = {"dtype": "float32", "attention": "sdpa", "packing": "auto"}
+        names = {"dtype": "float32", "attention": "auto", "packing": "auto"}
         settings = {name: facts.get(name, default) for name, default in names.items()}
         style = Style.of_facts(facts)
         style = style if template is None else style._replace(kind=template)
         shared = (style, facts.get("precision", "float32"))
-        if settings["dtype"] not in DTYPES:
+        if settings["dtype"] not in (*DTYPES, OWN):
             raise UserError(
                 f"the oracle in {folder} was trained in {settings['dtype']}, which cannot be loaded. Train it in float32 or bfloat16.",
                 code="unsupported-dtype",

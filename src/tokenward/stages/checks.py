@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 
 from tokenward.config import Lines, Recipe, check_training
+from tokenward.config.training import trackers_of
 from tokenward.errors import UserError
 from tokenward.models.identity import model_sizes
 from tokenward.models.loading import device_of
@@ -89,6 +90,7 @@ def training_checks(recipe: Recipe, stages: Sequence[TrainingStage], lines: Line
         UserError: a table has unknown fields, values of a wrong type or fields without effect.
     """
     found: Checks = {}
+    dvclive: list[str] = []
     for stage in filter(lambda stage: stage.present(recipe), stages):
         table, where = stage.table(recipe).training, f"{stage.key}.training"
         evaluates = stage.key == "reward" and recipe.online is not None
@@ -97,7 +99,19 @@ def training_checks(recipe: Recipe, stages: Sequence[TrainingStage], lines: Line
         problems = [*_conflicts(recipe, stage.key, table)] or [*_unworkable(recipe, table, where)]
         for key, error in problems:
             found.setdefault(f"{where}.{key}" if key else where, partial(_refuse, error))
+        if "dvclive" in trackers_of(table):
+            dvclive.append(where)
+    if len(dvclive) > 1:
+        found.setdefault(f"{dvclive[1]}.report_to", partial(_refuse_dvclive, dvclive))
     return found
+
+
+def _refuse_dvclive(where: Sequence[str]) -> NoReturn:
+    raise UserError(
+        f"{' and '.join(where)} report to dvclive, which has one folder, so each training would delete the figures of the one "
+        "before. Keep it in one table, or use tensorboard.",
+        code="conflicting-keys",
+    )
 
 
 def _refuse(error: UserError) -> NoReturn:

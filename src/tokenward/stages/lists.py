@@ -88,7 +88,7 @@ def run_through(run: Run, last: str = "evaluation") -> None:
     """
     wanted = wanted_stages(run, last)
     for line in idle_settings(run, wanted[-1].name):
-        run.display.line(f"note: {line}")
+        run.display.line(f"note: {line}. The run is the same without it")
     first, *others = wanted
     first.carry_out(run)
     check_data(run, wanted)

@@ -185,6 +185,7 @@ class OnlineLoop:
         self.policy = online_policy(run)
         self.task = task_of(run, self.policy)
         self.selector = selector_of(self.online.selection, run.recipe.seed)
+        self._empty = 0
         reads = reads_reward(self.online.objective.name, self.selector)
         self.reward = fresh_reward(run) if reads else None
         if self.reward is not None:
@@ -208,6 +209,8 @@ class OnlineLoop:
             between=callback,
             watch=lambda policy: watching(run, policy, prompts, folder, also=looks),
         )
+        if self._empty:
+            run.display.line(f"  empty replies that did not train: {self._empty}")
         if self.reward is not None:
             self.reward.save(folder / "reward")
         write_jsonl(folder / "events.jsonl", callback.events, ascii=True)
@@ -222,8 +225,8 @@ class OnlineLoop:
         }
 
     def _callback(self) -> Alternating:
-        online, reward, folder = self.online, self.reward, self.stage.path / "reward_learning"
-        learner = None if reward is None else RewardLearner(self.run, folder, reward, self.task)
+        online, reward = self.online, self.reward
+        learner = None if reward is None else RewardLearner(self.run, self.stage, reward, self.task)
         return Alternating(
             Schedule(every=online.every, until=online.until, evaluate_every=online.evaluate_every),
             learn=learner,
@@ -264,8 +267,12 @@ class OnlineLoop:
         prompts = [context.prompt for context in contexts]
         replies = self.task.samples.sampler(prompts, count=self.online.rollouts, seed=seed)
         empty = len(prompts) * self.online.rollouts - sum(map(len, replies))
-        if empty:
-            self.run.display.line(f"  step {step}: {empty} empty replies dropped")
+        if empty and not self._empty:
+            self.run.display.line(
+                f"  step {step}: {empty} of {len(prompts) * self.online.rollouts} replies are empty and do not train. Further ones are "
+                "counted, and their number is shown at the end"
+            )
+        self._empty += empty
         return [sampled_row(context, group) for context, group in zip(contexts, replies, strict=True)]
 
     def _rewarded(self, reward: RewardModel, rows: Sequence[TokenRow]) -> list[TokenRow]:

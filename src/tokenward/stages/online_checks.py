@@ -1,5 +1,6 @@
 """Checks across the tables of an online run, made before anything is read or trained."""
 
+from tokenward.config.training import trackers_of
 from tokenward.errors import UserError
 from tokenward.objectives import PlackettLuce, needs_of, objective_of
 from tokenward.plugins import find
@@ -150,6 +151,16 @@ def _check_reward_training(run: Run) -> None:
                 f"mixed precision. Write the same in online.training, or remove it here.",
                 code="conflicting-keys",
                 key=f"reward.training.{key}",
+            )
+    both = [name for name in trackers_of(table) if name in trackers_of(run.online.training)]
+    for name in both:
+        if name != "tensorboard":
+            raise UserError(
+                f"the policy and its reward train in one process, in which {name} has one record, so their losses would be one "
+                "curve. Remove report_to here: the report and online/events.jsonl have the reward's losses. With tensorboard "
+                "each has its own.",
+                code="conflicting-keys",
+                key="reward.training.report_to",
             )
     for key in table:
         if key in _SET_BY_ONLINE:

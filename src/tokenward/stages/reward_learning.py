@@ -1,7 +1,7 @@
 """Learns the reward in the alternating loop: new samples, a short training, the best evaluation kept."""
 
 import time
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from transformers import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, align_special_tokens
 
 from tokenward.api.constant import CHECKED_REWARDS, warn_of_rewards
+from tokenward.artifacts import StageFolder
 from tokenward.errors import UserError
 from tokenward.models.reward import RewardModel
 from tokenward.objectives import OBJECTIVES, Objective, PlackettLuce, objective_of
@@ -19,6 +20,7 @@ from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import with_segments
 from tokenward.training.arguments import TokenTrainingArguments, training_arguments
 from tokenward.training.callbacks import EarlyStop, KeepBest, ShowProgress
+from tokenward.training.trackers import own_record, tracker_defaults
 from tokenward.training.trainer import TokenTrainer
 
 DEFAULTS: dict[str, Any] = {
@@ -37,18 +39,17 @@ class RewardLearner:
 
     Args:
         run: The run.
-        folder: Scratch folder of the trainer.
+        stage: Folder of the online stage.
         reward: The reward model; trained in place.
         task: Prompts, sampler and source.
     """
 
-    def __init__(self, run: Run, folder: Path, reward: RewardModel, task: Task) -> None:
-        self._run, self._folder, self._reward, self._task, self._table = run, folder, reward, task, run.online
+    def __init__(self, run: Run, stage: StageFolder, reward: RewardModel, task: Task) -> None:
+        self._run, self._stage, self._reward, self._task, self._table = run, stage, reward, task, run.online
         self._objective = reward_objective(run)
         # transformers' Trainer writes these into the configuration. A resumed run that learns no reward any more saves
         # the same folder only if they are written here as well.
         align_special_tokens(reward.model, reward.tokenizer)
-        reward.model.config.use_cache = self._arguments(0).use_cache
         # A copy takes as much memory as the model, so it is only made for a fresh start.
         self._initial = (
             {name: value.detach().cpu().clone() for name, value in reward.model.named_parameters()}
@@ -92,6 +93,7 @@ class RewardLearner:
         recipe, policy = self._run.recipe, self._table.training
         table = {
             **DEFAULTS,
+            **tracker_defaults(self._stage, f"reward-{phase}"),
             **{name: policy[name] for name in SAME_AS_POLICY if name in policy},
             **recipe.reward.training,
             "max_steps": self._table.reward_steps,
@@ -102,7 +104,7 @@ class RewardLearner:
             table |= {"eval_strategy": "steps", "eval_steps": every}
         return training_arguments(
             table,
-            folder=self._folder,
+            folder=self._stage.path / "reward_learning",
             seed=recipe.seed,
             where="reward.training",
             device=recipe.model.device,
@@ -112,7 +114,7 @@ class RewardLearner:
         seed, samples = seed_of(self._run.recipe.seed, "samples", phase, part), self._table.samples
         picked = contexts if part == "development" and len(contexts) <= count else None
         picked = picked or [contexts[index] for index in chosen(count, len(contexts), seed)]
-        total, progress = len(picked) * samples, self._run.display.progress
+        total, progress = len(picked) * samples, partial(self._run.display.progress, brief=True)
         with progress(f"samples, {part}", total) as drawn, progress(f"ranking, {part}", total) as scored:
             found = self._task.samples.ranked(
                 picked, count=samples, seed=seed, drawn=drawn.advance, scored=scored.advance
@@ -141,7 +143,7 @@ class RewardLearner:
             callbacks=[EarlyStop(best)],
         )
         trainer.remove_callback(PrinterCallback)
-        with self._run.display.progress("reward", arguments.max_steps) as bar:
+        with self._run.display.progress("reward", arguments.max_steps, brief=True) as bar, own_record():
             trainer.add_callback(ShowProgress(bar))
             result = trainer.train()
         # accelerate wraps forward in the mixed precision of training. Rewards are computed in the precision of scores,

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel
 
 from tokenward.artifacts import MANIFEST, Manifest, StageFolder, open_stage, read_manifest, require
@@ -17,6 +19,7 @@ from tokenward.errors import UserError
 from tokenward.models.adapters import merge_adapter
 from tokenward.models.identity import (
     ADAPTER_FILE,
+    base_config,
     config_of,
     context_length,
     has_encoder,
@@ -26,6 +29,7 @@ from tokenward.models.identity import (
     resolve,
 )
 from tokenward.models.loading import (
+    OWN,
     TOLERANCE,
     LanguageModel,
     difference,
@@ -197,7 +201,8 @@ class Run:
         """
         if not (Path(name).expanduser() / ADAPTER_FILE).is_file():
             return name
-        target = self.folder / FOLDER / model_fingerprint(name)[:16]
+        kind = "-own" if self.recipe.model.dtype == OWN else ""
+        target = self.folder / FOLDER / f"{model_fingerprint(name)[:16]}{kind}"
         return str(target) if target.is_dir() else self._merge(name, target)
 
     def _merge(self, name: str, target: Path) -> str:
@@ -211,11 +216,16 @@ class Run:
         before = next_log_probabilities(model, model.template(self.style))
         scratch = target.with_name(f"{target.name}.tmp")
         shutil.rmtree(scratch, ignore_errors=True)
-        cast(PreTrainedModel, merge_adapter(cast(PeftModel, model.model), name)).save_pretrained(scratch)
+        merged = cast(PreTrainedModel, merge_adapter(cast(PeftModel, model.model), name))
+        base = base_config(name, trust_remote_code=table.trust_remote_code)
+        if table.dtype == OWN and base.dtype is not None:
+            nn.Module.to(merged, base.dtype)
+        merged.save_pretrained(scratch)
+        tolerance = TOLERANCE["bfloat16" if merged.dtype == torch.bfloat16 else "float32"]
         model.tokenizer.save_pretrained(scratch)
         again = load(str(scratch))
         found = difference(before, next_log_probabilities(again, again.template(self.style)))
-        if not found <= TOLERANCE["float32"]:
+        if not found <= tolerance:
             raise UserError(
                 f"merging the adapter {name} into its base changes log-probabilities by up to {found:.3g} nats. Use a model with "
                 "whole weights.",

@@ -4,18 +4,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
 import pyarrow as pa
 
+from tokenward.api.inputs import said_notes
 from tokenward.artifacts import MANIFEST, Manifest, StageFolder, fingerprint, open_stage, read_manifest
 from tokenward.data.split import fraction_places, is_eval
 from tokenward.errors import UserError
 from tokenward.stages.run import Run
-from tokenward.tokens.encode import check_some_left, explanations
-from tokenward.tokens.split import SAID, Note
+from tokenward.tokens.encode import check_some_left
 from tokenward.tokens.store import ENCODED, EncodedStore, write_encoded
 from tokenward.tokens.table import PAIRS, TokenTable, read_parts, write_parts
 from tokenward.tokens.template import Template
@@ -244,10 +244,5 @@ def _opened(path: Path, rows: int) -> EncodedStore:
 
 def say_notes(run: Run, template: Template, counts: Mapping[str, int], store: EncodedStore) -> None:
     """Explain unusual ways in which the template renders rows, each with an example."""
-    found: dict[Note, Any] = {}
-    for note, words in SAID.items():
-        row = store.first_with(note) if counts.get(words) else None
-        if row is not None:
-            found[note] = store.comparison(row)
-    for line in explanations(template, found, counts):
+    for line in said_notes(template, counts, store):
         run.display.line(line)

@@ -29,6 +29,8 @@ from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 from tokenward.training.arguments import check_batches, training_arguments
 from tokenward.training.callbacks import SAMPLES, AnswerPrompts
+from tokenward.training.fit import checkpoints_of
+from tokenward.training.trackers import tracker_defaults
 
 
 class FixedPrompt(NamedTuple):
@@ -138,9 +140,10 @@ def fit_stage(
         UserError: as there; or the table evaluates and there are no eval rows.
     """
     where = f"{stage.path.name}.training"
+    checkpoints = stage.path / "checkpoints"
     arguments = training_arguments(
-        {**defaults, **table},
-        folder=stage.path / "checkpoints",
+        {**defaults, **tracker_defaults(stage), **table},
+        folder=checkpoints,
         seed=run.recipe.seed,
         where=where,
         device=run.recipe.model.device,
@@ -168,8 +171,10 @@ def fit_stage(
         reference_precision=run.recipe.scores.precision,
         **more,
     )
-    if "save_strategy" not in table:
-        stage.temporary.append(stage.path / "checkpoints")  # only needed to resume
+    if "save_strategy" not in table:  # they are only needed to resume
+        whole = checkpoints_of(checkpoints)
+        # A tracker may have written its files beside them.
+        stage.temporary.extend([checkpoints] if len(whole) == len([*checkpoints.iterdir()]) else whole)
     return facts
 
 

@@ -159,9 +159,9 @@ def judge(sizes: Sizes, limits: Limits, source: str, same: Callable[[], bool]) -
         return False, [refused]
     notes = []
     if sizes.prompt > limits.max_prompt_tokens:
-        notes.append("note: prompt truncated")
+        notes.append("note: prompt truncated to max_prompt_tokens")
     if longest > limits.max_response_tokens:
-        notes.append("note: response truncated")
+        notes.append("note: response truncated to max_response_tokens")
     if same():
         when = " after truncation" if longest > limits.max_response_tokens else ""
         return False, [f"dropped: responses have the same tokens{when}"]
@@ -281,6 +281,9 @@ def notes_of(template: Template, comparison: Comparison) -> int:
     return _sizes(split).notes
 
 
+_NOTHING = "Nothing is to be done"
+
+
 def explanations(
     template: Template, examples: Mapping[Note, Comparison], counts: Mapping[str, int]
 ) -> list[str]:
@@ -295,7 +298,7 @@ def explanations(
     if not template.ending.special:
         lines.append(
             f"  the template ends a reply with {template.ending.turn.strip()!r}, which is not a special token of this tokenizer. "
-            f"It is trained as text, followed by {template.tokenizer.eos_token!r}, and generation stops at either"
+            f"It is trained as text, followed by {template.tokenizer.eos_token!r}, and generation stops at either. {_NOTHING}"
         )
     if template.writes_clock:
         lines.append(
@@ -316,7 +319,7 @@ def _explained(template: Template, note: Note, example: Comparison) -> str:
         (split,) = split_all([example], template)
         found = (insert.ids for own in split.responses for insert in own.context if insert.before == 0)
         prelude = str(template.tokenizer.decode(next(found)))
-        return f"the template writes {prelude!r} before the reply, which is read but not trained"
+        return f"the template writes {prelude!r} before the reply, which is read but not trained. {_NOTHING}"
     if note in (Note.REPLY_LEFT_OUT, Note.PROMPT_LEFT_OUT):
         whose, names = _left_out(template, note, example)
         return (
@@ -326,8 +329,8 @@ def _explained(template: Template, note: Note, example: Comparison) -> str:
     if note is Note.APART:
         end, begin = write_prompt(template, example).text[-_SHOWN:], example.responses[0][:_SHOWN]
         return (
-            f"one token would cover the end of the prompt {end!r} and the beginning of the reply {begin!r}. They are encoded "
-            "separately, as in generation"
+            f"encoded together, one token would cover the end of the prompt {end!r} and the beginning of the reply {begin!r}. They are "
+            f"encoded apart, because the model also generates after a whole prompt. {_NOTHING}"
         )
     return _marks(template, note, example)
 
@@ -339,8 +342,15 @@ def _opening(template: Template, example: Comparison) -> str:
     first = [*context, *own.ids][: len(split.opening) + 8]
     asked, written = (str(decode([*split.prompt[-12:], *ids])) for ids in (split.opening, first))
     choices = ", ".join(template.choices)
-    advice = f" (variables of the template for chat_template_kwargs: {choices})" if choices else ""
-    return f"the template asks for a reply with {asked!r}, but writes one as {written!r}. The rows use the second{advice}"
+    advice = (
+        f"To make both equal, set a variable of the template in chat_template_kwargs: {choices}"
+        if choices
+        else f"The template has no variable that changes this. {_NOTHING}"
+    )
+    return (
+        f"the template asks for a reply with {asked!r}, but writes one as {written!r}. Rows are trained as the second, and the model "
+        f"generates after the first. {advice}"
+    )
 
 
 def _left_out(template: Template, note: Note, example: Comparison) -> tuple[str, list[str]]:
@@ -366,9 +376,16 @@ def _marks(template: Template, note: Note, example: Comparison) -> str:
     piece = text[max(place - _SHOWN, 0) : place + len(mark)]
     where = "a reply" if in_reply else "the prompt"
     if template.kind == "plain":
-        return f"{where} contains {mark!r} ({piece!r}), which is read as that special token, not as text"
-    effect = "it is encoded as text" if in_reply else "it is read as the template's own"
+        return (
+            f"{where} contains {mark!r} ({piece!r}), which is read as that special token, not as text. This is right if the data "
+            "contains a chat template; if not, remove it from the data"
+        )
+    effect, otherwise = (
+        ("it is encoded as text", "if not, nothing is to be done")
+        if in_reply
+        else ("it is read as the template's own", "if not, remove it from the data")
+    )
     return (
         f"{where} contains {mark!r}, a mark of the chat template ({piece!r}); {effect}. If the data already contains the chat "
-        "template, use template: plain"
+        f"template, use template: plain; {otherwise}"
     )

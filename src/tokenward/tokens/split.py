@@ -45,7 +45,7 @@ class Note(IntFlag):
 
 
 SAID: dict[Note, str] = {
-    Note.APART: "note: joint encoding differs at the boundary",
+    Note.APART: "note: prompt and reply are encoded apart, as in generation",
     Note.OPENING: "note: replies begin differently from the generation prompt",
     Note.PRELUDE: "note: the template writes text before a reply",
     Note.REPLY_MARKS: "note: a reply contains marks of the template or special tokens",

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenward.artifacts import atomic_write
-from tokenward.display import Display
+from tokenward.display import Display, printable
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel
 from tokenward.sampling import Reply, SamplingSettings
@@ -102,7 +102,8 @@ class Conversation:
 
     def _reply(self) -> None:
         reply = self._sample(
-            self._model, lambda piece: self._display.console.print(Text(piece), end="", soft_wrap=True)
+            self._model,
+            lambda piece: self._display.console.print(Text(printable(piece)), end="", soft_wrap=True),
         )
         self._display.line("" if reply.ended else " ...")
         self._messages.append(Message(role="assistant", content=reply.text))

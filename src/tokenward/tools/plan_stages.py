@@ -14,8 +14,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from tokenward.api.training import frozen_beside, with_new_adapter
 from tokenward.artifacts import fingerprint
-from tokenward.models.identity import has_encoder, model_sizes
-from tokenward.models.loading import DTYPES, device_of
+from tokenward.models.identity import base_config, has_encoder, model_sizes
+from tokenward.models.loading import DTYPES, OWN, device_of
 from tokenward.objectives import needs_of
 from tokenward.ops import costs
 from tokenward.ops.costs import FLOAT, HALF, ModelSizes, NumberTypes, Work
@@ -82,7 +82,9 @@ class Planner:
         table = run.recipe.model
         encoder = has_encoder(table.name, trust_remote_code=table.trust_remote_code)
         self._shared_prompts = table.packing != "none" and not encoder
-        self._bytes = HALF if table.dtype == "bfloat16" else FLOAT
+        own = base_config(table.name, trust_remote_code=table.trust_remote_code).dtype
+        half = own == torch.bfloat16 if table.dtype == OWN else table.dtype == "bfloat16"
+        self._bytes = HALF if half else FLOAT
         self._rates: dict[str, float] = {}
         self._steps: dict[str, Measured] = {}
 

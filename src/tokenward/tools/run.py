@@ -96,7 +96,12 @@ def _object_values(kind: str, named: Named, seed: int) -> dict[str, Any]:
     target = find(kind, named.name, REGISTRIES[kind])
     if dataclasses.is_dataclass(target) and kind in ("objective", "scorer", "selection"):
         makers = {"scorer": made_scorer, "selection": selector_of}
-        made: Any = makers[kind](named, seed) if kind in makers else objective_of(kind, named, seed)
+        try:
+            made: Any = makers[kind](named, seed) if kind in makers else objective_of(kind, named, seed)
+        except UserError as error:
+            if error.code != "placeholder":
+                raise
+            return {}  # a number that its user has not filled in yet: the object is shown as it is written
         return dataclasses.asdict(made)
     if not inspect.isclass(target):
         return {}  # a function is called as it is and has no settings

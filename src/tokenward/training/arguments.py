@@ -16,8 +16,10 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from tokenward.config.training import BY_OPTIMIZER, CANNOT_ACT_IN_SCRIPT
 from tokenward.errors import UserError
 from tokenward.plugins import check_fields, described
+from tokenward.trl_names import answers_trl, trl_advice
 
 
+@answers_trl
 @dataclass
 class TokenTrainingArguments(TrainingArguments):
     """Arguments of :class:`tokenward.training.trainer.TokenTrainer`.
@@ -31,6 +33,7 @@ class TokenTrainingArguments(TrainingArguments):
             nats per token (:mod:`tokenward.training.metrics`). None turns the warning off.
         log_entropy: Log ``entropy``, the policy's mean entropy (nats) over the trained tokens. Does not change the
             update.
+        logging_dir: Folder of TensorBoard's event files; None is transformers' choice, a folder in ``output_dir``.
     """
 
     tokens_per_forward: int = 4096
@@ -38,6 +41,7 @@ class TokenTrainingArguments(TrainingArguments):
     checkpoint_minutes: float = 10.0
     displacement_margin: float | None = 0.5
     log_entropy: bool = False
+    logging_dir: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, _OWN)
@@ -52,7 +56,14 @@ class TokenTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-_OWN = ("tokens_per_forward", "disable_dropout", "checkpoint_minutes", "displacement_margin", "log_entropy")
+_OWN = (
+    "tokens_per_forward",
+    "disable_dropout",
+    "checkpoint_minutes",
+    "displacement_margin",
+    "log_entropy",
+    "logging_dir",
+)
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-6,
@@ -151,7 +162,8 @@ def _check_unused(args: TrainingArguments, foreign: Mapping[str, Any], own: Mapp
     if unread:
         raise UserError(
             f"args is {type(args).__name__}, whose {', '.join(unread)} is not used here. Pass "
-            "tokenward.TokenTrainingArguments; settings of the loss belong in objective=, tokenization in tokens=.",
+            "tokenward.TokenTrainingArguments; settings of the loss belong in objective=, tokenization in tokens=."
+            + "".join(f" {advice}" for name in unread if (advice := trl_advice(name, recipe=False))),
             code="unused-setting",
         )
 

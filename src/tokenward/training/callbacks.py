@@ -175,7 +175,7 @@ SAMPLES = "samples.jsonl"
 class AnswerPrompts(TrainerCallback):
     """Answers fixed prompts with the same random numbers before training, at each evaluation and at the end.
 
-    Each time adds one line per prompt to ``path``: ``{"step", "key", "prompt", "reply", "ended"}``. ``answer`` returns the
+    One reply is shown. Each time adds one line per prompt to ``path``: ``{"step", "key", "prompt", "reply", "ended"}``. ``answer`` returns the
     current model's replies and must leave torch's generators as it found them, so that training is not affected. It is
     called in every process, or one would wait for the others, but only the ``main`` one writes and shows. ``also(step,
     total)`` says whether to answer after an update without an evaluation.
@@ -221,9 +221,13 @@ class AnswerPrompts(TrainerCallback):
         if not self._main:
             return
         write_jsonl(self._path, self._lines)
-        self._show(f"  replies after {step} steps" if step else "  replies before training")
-        for line in found:
-            self._show(f"    {_one_line(line['prompt'], 40)} -> {_one_line(line['reply'], 120)}")
+        if not step and len(found) > 1:
+            self._show(
+                f"  replies to {len(found)} prompts are kept in {self._path}; one is shown here, all in the report"
+            )
+        when = f"after {step} steps" if step else "before training"
+        first = found[0]
+        self._show(f"  reply {when}: {_one_line(first['prompt'], 40)} -> {_one_line(first['reply'], 120)}")
 
 
 def _one_line(text: str, longest: int) -> str:

@@ -36,6 +36,7 @@ from tokenward.training.callbacks import (
 from tokenward.training.checks import check_first_batch
 from tokenward.training.metrics import DisplacementAlarm, displacement_facts
 from tokenward.training.passes import Prepare
+from tokenward.training.trackers import own_record
 from tokenward.training.trainer import TokenTrainer
 
 
@@ -173,6 +174,11 @@ def _hints(trainer: TokenTrainer, where: str) -> Iterator[str]:
             "  this CPU has no bfloat16 instructions and emulates them, several times slower than float32: "
             f"{where}.bf16=false is faster here"
         )
+    if trainer.token_model.dtype == torch.bfloat16 and imitates_bfloat16(trainer.token_model.device):
+        yield (
+            "  the weights are in bfloat16, which this CPU emulates, several times slower than float32: load the model in float32 "
+            "(model.dtype in a recipe) to train faster here"
+        )
     # A warm-up schedule starts at 0, so a single update in it changes nothing.
     if _planned_steps(trainer) == 1 and trainer.args.get_warmup_steps(1) > 0:
         yield (
@@ -209,7 +215,7 @@ def _train(
         # transformers would make one more update before it notices that the training has ended.
         vars(trainer)["_run_epoch"] = lambda **settings: None
     started = process_time()
-    with display.progress(name, steps) as bar, interrupt.listening():
+    with display.progress(name, steps) as bar, interrupt.listening(), own_record():
         trainer.add_callback(ShowProgress(bar))
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if ended:

@@ -6,8 +6,8 @@ passes, and the denominator counts all comparisons of the step; neither fits int
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -40,6 +40,24 @@ from tokenward.training.passes import (
     check_divisible,
     frozen_reference,
 )
+from tokenward.training.trackers import place_event_files
+
+
+@contextmanager
+def _keeping_use_cache(module: nn.Module) -> Iterator[None]:
+    """Keep ``use_cache`` of a model's configuration, which transformers' Trainer sets to False.
+
+    It would be saved with the model, whose replies would then be generated without a cache. Training needs no setting: its
+    passes ask for no cache.
+    """
+    config = getattr(module, "config", None)  # only transformers' models have one
+    before = (
+        {} if config is None else {name: value for name, value in vars(config).items() if name == "use_cache"}
+    )
+    yield
+    if config is not None:
+        vars(config).pop("use_cache", None)
+        vars(config).update(before)
 
 
 class TokenTrainer(Trainer):
@@ -101,15 +119,17 @@ class TokenTrainer(Trainer):
         self._last_batch: StepBatch | None = None
         self._step: list[StepBatch] = []
         self._step_passes: list[list[Pass]] = []
-        super().__init__(
-            model=model.model,
-            args=arguments,
-            data_collator=replace(self._collator, defer=prepare is not None),  # type: ignore[arg-type]
-            train_dataset=rows,  # type: ignore[arg-type]  # a DataLoader takes any sequence
-            eval_dataset=eval_rows or None,  # type: ignore[arg-type]
-            processing_class=model.tokenizer,
-            callbacks=callbacks,
-        )
+        with _keeping_use_cache(model.model):
+            super().__init__(
+                model=model.model,
+                args=arguments,
+                data_collator=replace(self._collator, defer=prepare is not None),  # type: ignore[arg-type]
+                train_dataset=rows,  # type: ignore[arg-type]  # a DataLoader takes any sequence
+                eval_dataset=eval_rows or None,  # type: ignore[arg-type]
+                processing_class=model.tokenizer,
+                callbacks=callbacks,
+            )
+        place_event_files(self, arguments.logging_dir)
         self._selections = StepSelections(
             objective,
             model,

@@ -148,7 +148,7 @@ function showStack() {
       box.setAttribute("role", "group");
       fillText(box, number, name, shaded(number, name));
       const sum = shown(total(open.responses[number].values[name]), 2, name), ends = endsOf(channels[name]).join(" to ");
-      return [element("h5", {}, `${name}: ${sum} `, element("small", { textContent: `colours from ${ends}` })), box];
+      return [element("h4", {}, `${name}: ${sum} `, element("small", { textContent: `colours from ${ends}` })), box];
     }));
   });
   byId("agreement").hidden = !state.stacked;

@@ -59,6 +59,9 @@ function select(response, scores, side, rules) {
   eligible.sort((a, b) => before(ranked[b], ranked[a]) || (tie ? before(tie[a], tie[b]) : a - b));
   const kept = new Uint8Array(size);
   for (const i of eligible.slice(0, keptCount(eligible.length, fraction, rules))) kept[i] = 1;
+  if (rules.eos === "always" && side === "chosen") {
+    for (let i = lastText; i < size; i++) if (!Number.isNaN(scores[i])) kept[i] = 1;
+  }
   return kept;
 }
 
