@@ -77,6 +77,7 @@ def test_the_page_shows_what_there_is_so_far(tiny_workplace: Path, pages: dict[s
         key: final[key]["number"] for key in first
     }
     assert "<|im_end|>" in data_of(drawn)["names"].values()
+    assert "</b>: trained on" not in drawn
     assert 'id="scores"' not in drawn, "six pairs make no distribution"
     assert "oracle: loss" in drawn
     later = pages["policy, step 3 of 4"]
