@@ -1,6 +1,6 @@
 """Draw the method in one picture, from a pair and an oracle of a finished run.
 
-    python scripts/overview_picture.py runs/quickstart --prompt "Write one sentence about what went wrong"
+    python scripts/overview_picture.py runs/quickstart --prompt "What would a critical customer say about a backpack"
 
 Writes docs/pictures/overview.svg: a comparison, its token rewards as shades, the selected tokens, the objective, and the
 figure of docs/results.md for the trained model. ``--list`` prints eval pairs that are short enough.
