@@ -6,13 +6,19 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test browser lint docs bench real clean
 
-$(VENV)/ready: pyproject.toml constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+$(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,bench,eval,plots,judge]"
+	$(INSTALL) "torch==2.13.0"
+	$(INSTALL) --editable ".[plots]"
 	touch $@
 
-demo: $(VENV)/ready  ## SePO on the built-in data with the default model
+$(VENV)/ready: $(VENV)/installed
+	$(INSTALL) --editable ".[dev,bench,eval,plots,judge]"
+	touch $@
+
+demo: $(VENV)/installed  ## SePO on the built-in data with the default model
 	$(BIN)/tokenward run recipes/quickstart.yaml
 
 # The tests' models are tiny, so two processes are faster than two threads. Tests of a file share their fixtures.

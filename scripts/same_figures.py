@@ -143,8 +143,8 @@ def of_shapes(model: Path, encoder: Path) -> Iterator[tuple[str, Recipe]]:
 
 
 def quick(model: str) -> Recipe:
-    """A shortened quick start."""
-    recipe = yaml.safe_load(Path("recipes/quickstart.yaml").read_text(encoding="utf-8"))
+    """The built-in reviews, cut short."""
+    recipe = yaml.safe_load(Path("recipes/reviews.yaml").read_text(encoding="utf-8"))
     recipe["model"] = {**recipe.get("model", {}), "name": model}
     recipe["data"]["limit"] = 90
     for table, steps in (("oracle", 2), ("policy", 2), ("eval_reward", 1)):

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -18,6 +19,24 @@ PLAIN_STEPS, PLAIN_SECONDS = 10, 10.0
 
 MOST_DIGITS = 12
 """Most decimals; float32 has no more for a number near 1."""
+
+
+class Moment(NamedTuple):
+    """Where a run is.
+
+    Attributes:
+        stage: The stage that runs, or has just ended.
+        task: The task in it that is counted; empty before the first.
+        done: Steps of the task that are done.
+        total: All its steps.
+        ended: Whether the stage has ended.
+    """
+
+    stage: str = ""
+    task: str = ""
+    done: int = 0
+    total: int = 0
+    ended: bool = False
 
 
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
@@ -35,14 +54,26 @@ class Display:
     Args:
         quiet: Show nothing.
         console: Where to write; None is standard output.
+
+    Attributes:
+        follow: Called when a stage begins or ends and with each step of a progress, also if nothing is shown; or None.
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
         self.console = console or Console(quiet=quiet, highlight=False)
+        self.follow: Callable[[Moment], None] | None = None
+        self._stage = ""
 
     def heading(self, stage: str, note: str = "") -> None:
         """Show the name of a stage that starts."""
+        self._stage = stage
         self.console.print(Text.assemble((f"\n{stage}", "bold"), f"  {note}" if note else ""))
+        self.tell()
+
+    def tell(self, task: str = "", done: int = 0, total: int = 0, *, ended: bool = False) -> None:
+        """Tell a follower where the run is; nothing is shown."""
+        if self.follow is not None:
+            self.follow(Moment(self._stage, task, done, total, ended))
 
     def line(self, text: str) -> None:
         """Show one line. It is never read as markup, because it may hold a user's text."""
@@ -129,6 +160,10 @@ class Bar:
     def advance(self, count: int = 1, note: str = "") -> None:
         """Add ``count`` finished steps."""
         self._done += count
+        self._show(count, note)
+        self._display.tell(self._label, self._done, self._total)
+
+    def _show(self, count: int, note: str) -> None:
         if self._shown is not None and self._task is not None:
             self._shown.update(self._task, completed=self._done)
             if note:

@@ -64,7 +64,7 @@ def opened(browser) -> Iterator[Callable[..., object]]:
     problems: list[str] = []
     contexts = []
 
-    def open_page(path: Path, address: str = "", **settings):
+    def open_page(path: Path, address: str = "", *, folded: bool = False, **settings):
         context = browser.new_context(viewport={"width": 1300, "height": 900}, **settings)
         contexts.append(context)
         page = context.new_page()
@@ -73,6 +73,10 @@ def opened(browser) -> Iterator[Callable[..., object]]:
         page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
         page.on("request", lambda request: note_request(request.url))
         page.goto(path.as_uri() + address)
+        if not folded:
+            page.evaluate(
+                "() => { for (const part of document.querySelectorAll('details:not(#table)')) part.open = true; }"
+            )
         return page
 
     def note_request(url: str) -> None:

@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 import tokenward
 from tokenward import cli
 from tokenward.errors import UserError
-from tokenward.evaluation.statistics import Figure
+from tokenward.evaluation.statistics import Figure, before_after_figures
+from tokenward.evaluation.tables import figure_rows, main_note, main_rows
 from tokenward.report.channels import other_runs, scale_of
-from tokenward.report.charts import bar_chart, line_chart
+from tokenward.report.charts import bar_chart, line_chart, ticks
 from tokenward.report.collect import RunFolder, displacement
+from tokenward.report.outcome import outcome, reply_rows, reward_picture
 from tokenward.report.page import LARGEST, make_report
 from tokenward.report.pairs import PairReader, draw
 from tokenward.report.pictures import save_curves, save_picture
@@ -35,8 +37,8 @@ from tokenward.report.summary import (
     LISTED,
     curves,
     extreme_tokens,
-    figure_rows,
     provenance,
+    reach,
     recipe_of,
     watched_rows,
 )
@@ -189,10 +191,116 @@ def test_a_change_is_on_one_row_with_its_sides(run_folder: Path) -> None:
     assert "vader/before" not in rows
     assert rows["kl/per_token"].before == ""
     assert len(rows) == len(figures) - 2 * sum(name.endswith("/change") for name in figures)
-    html = make_report(run_folder).html
-    first = html.partition('id="in-short"')[2].partition("</p>")[0]
-    assert f"<b>vader</b> {change.before} → {change.after}, change {change.value} ({change.interval}" in first
-    assert html.index('id="in-short"') < html.index('id="comparisons"')
+
+
+def test_the_main_figures_are_six_with_names_in_words() -> None:
+    figures: dict[str, Figure] = {}
+    for name, before, after in (
+        ("my:metric", 0.25, 0.75),
+        ("length", 10.0, 12.0),
+        ("ended", 0.5, 0.5),
+        ("eval_reward", 0.0, 1.0),
+    ):
+        figures |= before_after_figures(name, [before] * 4, [after] * 4)
+    for name, value in (
+        ("kl/per_reply", 2.5),
+        ("preference/accuracy", 0.75),
+        ("credit/auroc/log_ratio", 0.7),
+        ("credit/auroc/random", 0.49),
+    ):
+        figures[name] = Figure(value, value, value, 8)
+    assert [(row.name, row.before, row.after, row.value, row.n) for row in main_rows(figures)] == [
+        ("reward (my:metric)", "0.250", "0.750", "0.500", 4),
+        ("replies that end", "0.500", "0.500", "0.000", 4),
+        ("reply length, tokens", "10.000", "12.000", "2.000", 4),
+        ("KL to the start, nats", "", "2.500", "", 8),
+        ("preference accuracy", "", "0.750", "", 8),
+        ("token AUROC", "", "0.700", "", 8),
+    ]  # fmt: skip
+    assert "random scores have an AUROC of 0.490" in main_note(figures)
+    del figures["my:metric/change"]
+    assert main_rows(figures)[0].name == "reward (eval_reward)"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [((0.2, 0.6), "raised the VADER sentiment of the model's replies from 0.25 to 0.65"),
+     ((-0.6, -0.2), "lowered the VADER sentiment of the model's replies from 0.25 to"),
+     ((-0.1, 0.3), "did not measurably change the VADER sentiment of the model's replies: 0.25 before")],
+)  # fmt: skip
+def test_the_page_begins_with_what_changed(copied_run: Path, change: tuple[float, float], words: str) -> None:
+    path = RUN / "evaluation" / "metrics.json"
+    low, high = change
+    middle = (low + high) / 2
+    values = {"before": (0.25, 0.2, 0.3), "after": (0.25 + middle, 0.6, 0.7), "change": (middle, low, high)}
+    made = {
+        f"vader/{part}": dict(zip(("value", "low", "high"), three, strict=True), n=4)
+        for part, three in values.items()
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | made))
+    found = outcome(RunFolder.read(RUN), None)
+    assert words in found.sentence
+    assert f"{low:.2f} to {high:.2f}, over 4 eval prompts".replace("-", "−") in found.detail
+    assert found.subject == "SePO · model · pairs.jsonl"
+    assert found.picture.count("<circle") == 8, "one dot per reply, before and after"
+
+
+def test_a_run_that_was_not_evaluated_begins_with_its_scores(copied_run: Path) -> None:
+    shutil.rmtree(RUN / "evaluation")
+    run = RunFolder.read(RUN)
+    reader = PairReader.open(run)
+    assert reader is not None
+    drawn = draw(reader, 4, sample=4)
+    told = [place.margin > 0 for place, _ in reader.places() if place.part == "eval"]
+    assert drawn.agreement[0::3] == (sum(told) / len(told), len(told))
+    found = outcome(run, drawn.agreement)
+    assert (
+        found.sentence == f"The scores agree with the preference in {sum(told) / len(told):.0%} of the pairs."
+    )
+    assert not found.picture
+    assert outcome(run, None).sentence == "This run has not been evaluated yet."
+
+
+def test_replies_come_with_their_prompt_and_reward(run_folder: Path, finished_online: Path) -> None:
+    for folder, reward in ((run_folder, "vader"), (finished_online / "runs" / "online", "rouge1")):
+        run = RunFolder.read(folder)
+        rows, stored = reply_rows(run), run.replies()
+        assert [row.prompt for row in rows] == [line["prompt"][-1]["content"] for line in stored]
+        values = {
+            line["key"]: line["values"]
+            for line in run.lines("evaluation", "rows.jsonl")
+            if line["kind"] == "prompt"
+        }
+        for row, line in zip(rows, stored, strict=True):
+            for side, when in ((row.before, "before"), (row.after, "after")):
+                assert side.text == line[when]
+                assert side.value.replace("−", "-") == f"{values[line['key']][f'{reward}/{when}']:.2f}"
+
+
+def test_the_picture_of_the_reward_shows_both_means_and_every_reply() -> None:
+    figures = before_after_figures("x", [0.0, 0.5, 0.5], [1.0, 1.0, 0.4])
+    picture = reward_picture("x", figures, [0.0, 0.5, 0.5], [1.0, 1.0, 0.4])
+    assert "mean 0.33 before training, 0.80 after, change +0.47" in picture
+    assert (picture.count('circle class="before"'), picture.count('circle class="after"')) == (3, 3)
+    inside = [float(x) for x in re.findall(r'(?:cx|x)="([-\d.]+)"', picture)]
+    assert all(0 <= x <= 400 for x in inside)
+    assert "<circle" not in reward_picture("x", figures, [], []), "the means alone"
+
+
+def test_axes_begin_where_they_should() -> None:
+    assert ticks(0.0, 1.0) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert ticks(-0.9, 0.98) == [-1.0, -0.5, 0.0, 0.5, 1.0]
+    assert ticks(3.0, 3.0) == [2.5, 2.75, 3.0, 3.25, 3.5]
+    flat = {"loss": [(1.0, 0.693), (2.0, 0.690)]}
+    assert reach("oracle: loss", flat) == (0.0, 0.0)
+    chart = line_chart("oracle: loss", flat, x_label="update", y=reach("oracle: loss", flat))
+    heights = [float(y) for y in re.findall(r",([\d.]+)", re.findall(r'points="([^"]*)"', chart)[0])]
+    assert abs(heights[0] - heights[1]) < 1, "a flat loss is drawn flat"
+    assert reach("policy: reward accuracy", flat) == (0.0, 1.0)
+    low, high = reach(
+        "policy: log-probability of the tokens that train", {"logps/chosen": [(1, -100.0), (2, -101.0)]}
+    )
+    assert high - low == pytest.approx(10.1), "a tenth of its size"
 
 
 def test_the_recipe_is_joined_from_the_manifests(run_folder: Path) -> None:
@@ -290,7 +398,7 @@ def test_displacement_is_reported_from_alarm_figure_or_log(copied_run: Path) -> 
         return displacement(RunFolder.read(RUN))
 
     assert with_figure(0.1) == ""
-    assert "-0.250 nats per token" in with_figure(-0.2)
+    assert "by 0.250 nats per token" in with_figure(-0.2)
     assert "became less likely" in make_report(RUN).html
     metrics.unlink()
     falling = [{"step": step, "logps/chosen": -10.0 - step} for step in range(8)]
@@ -305,9 +413,11 @@ def test_a_run_without_a_policy_is_reported_too(copied_run: Path) -> None:
         shutil.rmtree(RUN / stage)
     html = make_report(RUN).html
     assert "The run has no policy yet" in html
-    assert 'id="in-short"' not in html
+    assert "The policy has not been evaluated yet." in html
+    assert 'id="figures"' not in html
     assert "weight" not in {channel["name"] for channel in data_of(html)["channels"]}
     shutil.rmtree(RUN / "scores")
+    (RUN / "oracle" / "preview.json").unlink()
     bare = make_report(RUN).html
     assert "<script>" not in bare
     assert "script-src 'none'" in bare

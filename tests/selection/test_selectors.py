@@ -81,6 +81,7 @@ LACKING = scored([NAN, 1.0, 3.0, NAN], [NAN, NAN])
         (TopFraction(**HALF, eos="chosen"), ENDS, ["..xx", "..x."]),
         (TopFraction(**HALF, eos="rejected"), ENDS, ["..x.", "..xx"]),
         (TopFraction(**HALF, eos="none"), ENDS, ["..x.", "..x."]),
+        (TopFraction(**HALF, eos="always"), ENDS, ["..xx", "..x."]),
         # A truncated response has no end-of-turn token to leave out.
         (TopFraction(**HALF, eos="none"), ENDS._replace(eos=ENDS.eos & False), ["..xx", "..xx"]),
         (TopFraction(**HALF, scope="response"), TWO, ["..xx", "x.", "..xx", "x."]),

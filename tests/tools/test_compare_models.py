@@ -212,7 +212,7 @@ def test_alpaca_eval_through_the_command_line(folders, place):
         found = json.loads(Path(f"ae/alpaca_eval/{name}/model_outputs.json").read_text())
         assert [row["instruction"] for row in found] == [row["instruction"] for row in rows]
         assert {row["generator"] for row in found} == {name}
-    assert "before and after, same prompts" in result.output
+    assert "wins of two against one" in result.output
 
 
 def test_a_judge_from_end_to_end(folders, place, monkeypatch):

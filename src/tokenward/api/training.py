@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from tokenward.api.arguments import check_tokens, checked_objective
 from tokenward.api.constant import CHECKED_REWARDS, warn_of_rewards
@@ -58,6 +58,10 @@ Freeze = Callable[[LanguageModel], LanguageModel]
 """Gives a frozen copy of a model before its training."""
 
 
+LookAt = Callable[[LanguageModel], TrainerCallback | None]
+"""Gives a callback that looks at the model while it trains, and does not change it."""
+
+
 def fit_model(
     model: TokenModel,
     objective: Objective,
@@ -69,6 +73,7 @@ def fit_model(
     adapter: dict[str, Any] | None = None,
     seed: int = 0,
     watch: Callable[[LanguageModel], AnswerPrompts | None] | None = None,
+    preview: LookAt | None = None,
     **settings: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Train a model, with a new adapter and beside a frozen reference if it needs them.
@@ -83,6 +88,7 @@ def fit_model(
         adapter: Fields of ``peft.LoraConfig`` for a new adapter; None trains the model's own weights.
         seed: Seed of the adapter's initial weights.
         watch: Gives the callback that answers fixed prompts during training.
+        preview: Gives a further callback; the model that it is given has its new adapter.
         settings: Further arguments of :func:`tokenward.training.fit.fit`.
 
     Returns:
@@ -93,6 +99,7 @@ def fit_model(
         model = with_new_adapter(model, adapter, seed)
         reference = frozen_beside(model, objective, freeze, own=adapter is not None)
         settings["watch"] = None if watch is None else watch(model)
+        settings["preview"] = None if preview is None else preview(model)
     facts = fit(model, objective, rows, args, folder, reference=reference, **settings)
     return model, facts
 

@@ -9,6 +9,7 @@ import typer
 from tokenward.cli.app import SetOption, app, argument, option, stoppable
 from tokenward.config import load_recipe
 from tokenward.display import Display
+from tokenward.errors import UserError
 
 RunArgument = Annotated[Path, argument("The folder of a run, or its recipe.", "RUN")]
 
@@ -34,15 +35,32 @@ def report(
             metavar="FILE",
         ),
     ] = None,
+    watch: Annotated[
+        bool, option("Serve the page on this computer, and update it while the run goes on.", "--watch")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(help="Port of --watch; 8000 by default.", min=1, max=65535)
+    ] = None,
 ) -> None:
     """Write the report of a run: one HTML file that opens from disk. No model is loaded.
 
     tokenward report runs/quickstart
+    tokenward report runs/quickstart --watch
     """
-    from tokenward.report.page import make_report
+    from tokenward.report.page import Reports
 
-    page = make_report(_folder(run), rows=rows, also=[_folder(other) for other in also or ()], spans=spans)
-    Display().line(f"report: {page.save()}")
+    reports = Reports(_folder(run), rows=rows, also=[_folder(other) for other in also or ()], spans=spans)
+    if watch:
+        from tokenward.report.watch import PORT
+        from tokenward.report.watch import watch as serve
+
+        serve(reports, port or PORT, Display().line)
+        return
+    if port is not None:
+        raise UserError(
+            "--port has no effect without --watch. Add --watch, or leave it out.", code="unused-key"
+        )
+    Display().line(f"report: {reports.make().save()}")
 
 
 @app.command()
@@ -58,11 +76,18 @@ def show(
     term: Annotated[
         str | None, option("Mark the tokens that this term of a sum selects, such as treg.")
     ] = None,
+    figures: Annotated[bool, option("Show every figure of the evaluation instead.", "--figures")] = False,
 ) -> None:
-    """Show a pair of a finished run in the terminal, with tokens coloured by score, or draw pictures.
+    """Show a pair of a finished run in the terminal, with tokens coloured by score, all its figures, or draw pictures.
 
     tokenward show runs/quickstart --row 3
     """
+    if figures:
+        from tokenward.report.collect import RunFolder
+        from tokenward.stages.evaluation import show_tables
+
+        show_tables(Display(), RunFolder.read(_folder(run)).evaluated(), "figures on the eval rows")
+        return
     if curves is not None:
         from tokenward.report.pictures import save_curves
 

@@ -6,6 +6,7 @@ import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from html import escape
 from importlib.resources import files
 from pathlib import Path, PurePath
@@ -18,15 +19,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tokenward.artifacts import atomic_write
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figure
+from tokenward.evaluation.tables import figure_rows, main_note, main_rows, reward_name
 from tokenward.ops.selection import MAX_DENOMINATOR
 from tokenward.report import summary as of_run
 from tokenward.report.channels import SCHEMA, Channels, other_runs
 from tokenward.report.charts import bar_chart, histogram, line_chart
 from tokenward.report.collect import RunFolder, displacement
 from tokenward.report.given import GivenSpans, given_credit, read_spans
+from tokenward.report.outcome import metric_name, outcome, reply_rows
 from tokenward.report.pairs import Drawn, PairReader, ScoredPair, draw
 from tokenward.report.pieces import breaks, eos_count, piece_ends, pieces, shared_words, words
 from tokenward.report.selections import RunSelection, scorer_note
+from tokenward.stages.preview import Preview
 
 LARGEST = 4_400_000
 """Most characters of packed numbers and texts on a page; further pairs are left out, and the page says so."""
@@ -66,7 +70,9 @@ def make_report(
     also: Sequence[str | Path] = (),
     spans: str | Path | None = None,
 ) -> Report:
-    """The report of a run, from the files of its finished stages. No model is loaded.
+    """The report of a run, from the files of its stages. No model is loaded.
+
+    The page of a run that has not ended says so, and shows what there is so far.
 
     Args:
         folder: The run's folder.
@@ -75,10 +81,41 @@ def make_report(
         spans: File of spans that replace the data's own; ``docs/report.md`` describes it.
 
     Raises:
-        UserError: the folder holds no finished stage, a custom scorer cannot be found, or the file of spans is wrong.
+        UserError: the folder holds no finished stage and no run that goes on, a custom scorer cannot be found, or the file of
+            spans is wrong.
     """
-    run = RunFolder.read(folder)
-    return Report(_page(run, _scores(run, rows, also, spans)), run.path)
+    return Reports(folder, rows=rows, also=also, spans=spans).make()
+
+
+class Reports:
+    """Makes the report of a run again and again. Scores are read again only if a stage has changed.
+
+    The arguments are those of :func:`make_report`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        rows: int = ROWS,
+        also: Sequence[str | Path] = (),
+        spans: str | Path | None = None,
+    ) -> None:
+        self.folder, self._given = Path(folder), (rows, also, spans)
+        self._made: tuple[object, _Scores | None] | None = None
+
+    def make(self, served: str = "") -> Report:
+        """The report now.
+
+        Args:
+            served: Version of a page that is served and asks the server for news; empty for a file, which asks nothing.
+        """
+        run = RunFolder.read(self.folder)
+        preview = run.preview()
+        state = [manifest.fingerprint for manifest in run.manifests.values()], preview and preview.updates
+        if self._made is None or self._made[0] != state:
+            self._made = state, _scores(run, *self._given)
+        return Report(_page(run, self._made[1], served), run.path)
 
 
 @dataclass(frozen=True)
@@ -92,6 +129,7 @@ class _Scores:
     given: GivenSpans | None
     credit: dict[str, Figure]
     selections: Sequence[RunSelection]
+    preview: Preview | None
 
 
 def _scores(
@@ -99,13 +137,15 @@ def _scores(
 ) -> _Scores | None:
     reader = PairReader.open(run)
     if reader is None and spans is None:
-        return None
+        reader = PairReader.of_preview(run)
+        if reader is None:
+            return None
     if reader is None:
         raise UserError(
             f"{run.path} has no pairs with scores, so the spans of {spans} have nothing to be compared with. Leave --spans out.",
             code="no-pairs",
         )
-    names = run.special_names()
+    names = run.special_names() if reader.preview is None else reader.preview.names
     given = read_spans(spans, reader) if spans is not None else None
     marked = given.spans if given is not None else None
     drawn = draw(reader, rows, sample=SAMPLE, wanted=frozenset(marked or ()))
@@ -120,6 +160,7 @@ def _scores(
         given,
         given_credit(given, reader, channels) if given is not None else run.figures(),
         channels.selections,
+        reader.preview,
     )
 
 
@@ -206,12 +247,18 @@ def _size(row: dict[str, Any]) -> int:
     return packed + sum(len(message["content"]) for message in row["prompt"])
 
 
-def _page(run: RunFolder, scores: _Scores | None) -> str:
-    environment = Environment(
-        loader=PackageLoader("tokenward.report", "assets"), autoescape=True, undefined=StrictUndefined
-    )
-    # As a JSON string, spaces, line breaks and marks that change the direction of text are visible.
-    environment.filters["quoted"] = json.dumps
+def waiting_page(folder: Path, reason: str, served: str) -> str:
+    """A served page of a run that has nothing to show yet."""
+    assets = files("tokenward.report") / "assets"
+    style, live = ((assets / name).read_text(encoding="utf-8") for name in ("style.css", "live.js"))
+    return _environment().get_template("waiting.html.jinja").render(
+        name=folder.resolve().name, reason=reason, served=served,
+        style=style, live=live, style_hash=_hash(style), live_hash=_hash(live),
+    )  # fmt: skip
+
+
+def _page(run: RunFolder, scores: _Scores | None, served: str = "") -> str:
+    environment = _environment()
     assets = files("tokenward.report") / "assets"
     style = (assets / "style.css").read_text(encoding="utf-8")
     parts = [
@@ -220,35 +267,55 @@ def _page(run: RunFolder, scores: _Scores | None) -> str:
         if scores
     ]
     script = "\n".join(parts)
+    live = (assets / "live.js").read_text(encoding="utf-8") if served else ""
     drawn = list(of_run.curves(run))
-    figures = of_run.figure_rows(run.figures())
+    replies = reply_rows(run)
     return environment.get_template("page.html.jinja").render(
         run=run,
         name=run.path.resolve().name,
+        outcome=outcome(run, scores.drawn.agreement if scores and not scores.preview else None),
         displacement=displacement(run),
         style=style,
         script=script,
         style_hash=_hash(style),
-        script_hash=_hash(script),
+        script_hashes=" ".join(f"'{_hash(text)}'" for text in (script, live) if text) or "'none'",
+        served=served,
+        live=live,
         scores=scores,
         scorer_note=scorer_note(run, scores.scorer) if scores else "",
         has_known=scores is not None and any(item["kind"] == "known" for item in scores.data["channels"]),
         size_limit=LARGEST,
         shown_replies=REPLIES,
         charts=_charts(scores) if scores else [],
-        curves=[line_chart(title, series, x_label="step") for title, series in drawn],
+        curves=[
+            line_chart(title, series, x_label="update", y=of_run.reach(title, series))
+            for title, series in drawn
+        ],
         share_drawn=f"policy: {of_run.SHARE}" in dict(drawn),
-        figures=figures,
-        changes=[row for row in figures if row.before],
+        figures=figure_rows(run.figures()),
+        main_figures=main_rows(run.figures()),
+        main_note=main_note(run.figures()),
         given=scores.given if scores else None,
         made=of_run.provenance(run),
         credit=of_run.credit_rows(scores.credit) if scores else [],
-        replies=run.replies(),
+        replies=replies,
+        has_references=any(reply.references for reply in replies),
+        reward=metric_name(reward_name(run.figures())),
         watched=of_run.watched_rows(run),
         prompts=run.prompts(),
         recipe=yaml.safe_dump(of_run.recipe_of(run), sort_keys=False, allow_unicode=True),
         versions=of_run.version_rows(run),
     )
+
+
+@cache  # the templates are compiled once
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("tokenward.report", "assets"), autoescape=True, undefined=StrictUndefined
+    )
+    # As a JSON string, spaces, line breaks and marks that change the direction of text are visible.
+    environment.filters["quoted"] = json.dumps
+    return environment
 
 
 def _charts(scores: _Scores) -> list[Any]:

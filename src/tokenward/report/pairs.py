@@ -1,6 +1,6 @@
 """The pairs of a finished run with their scores, and the choice of pairs for a report."""
 
-from collections.abc import Collection, Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -10,10 +10,12 @@ import torch
 
 from tokenward.artifacts import read_manifest
 from tokenward.errors import UserError
+from tokenward.evaluation.statistics import Figure, mean_figure
 from tokenward.report.collect import RunFolder
 from tokenward.report.selections import stored_scorer
 from tokenward.scoring.scorers import SCORERS, Scorer
 from tokenward.scoring.store import TokenRecord, TokenStore
+from tokenward.stages.preview import Preview
 from tokenward.tokens.segments import moved
 from tokenward.tokens.store import ENCODED, EncodedStore
 from tokenward.tokens.table import PAIRS, TokenTable, read_parts
@@ -51,13 +53,15 @@ def scores_of(scorer: Scorer, record: TokenRecord) -> np.ndarray:
 class PairReader:
     """Reads the pairs of a run from its data and its score store.
 
-    The scorer is the run's own, or a built-in one if the scores of the run's own are not stored.
+    The scorer is the run's own, or a built-in one if the scores of the run's own are not stored. ``preview`` is set if the
+    values are those of a preview.
     """
 
     run: RunFolder
-    store: TokenStore
+    store: TokenStore | Mapping[str, TokenRecord]
     scorer_name: str
     scorer: Scorer
+    preview: Preview | None = None
 
     @classmethod
     def open(cls, run: RunFolder) -> "PairReader | None":
@@ -69,6 +73,16 @@ class PairReader:
         name, scorer = stored_scorer(run) or (usual, SCORERS[usual]())
         return cls(run=run, store=store, scorer_name=name, scorer=scorer)
 
+    @classmethod
+    def of_preview(cls, run: RunFolder) -> "PairReader | None":
+        """A reader of the few pairs that the oracle scored while it trained; None if there are none."""
+        preview = run.preview() if {"data", "reference"} <= set(run.manifests) else None
+        if preview is None:
+            return None
+        name = _usual_scorer(preview.records)
+        scorer = SCORERS[name]()
+        return cls(run=run, store=preview.records, scorer_name=name, scorer=scorer, preview=preview)
+
     def places(self) -> Iterator[tuple[PairPlace, list[np.ndarray]]]:
         """Every pair whose responses are in the store, with the scores of both."""
         number = 0
@@ -76,11 +90,16 @@ class PairReader:
             for row in np.flatnonzero(table.sizes == 2).tolist():
                 first = int(table.starts[row])
                 better, worse = (f"{key:016x}" for key in table.keys[first : first + 2].tolist())
+                number += 1
                 if better in self.store and worse in self.store:
                     scores = [scores_of(self.scorer, self.store[key]) for key in (better, worse)]
                     margin = float(np.nansum(scores[0]) - np.nansum(scores[1]))
-                    number += 1
                     yield PairPlace(part, row, number, (better, worse), margin), scores
+
+    @property
+    def total(self) -> int:
+        """Number of pairs of the run."""
+        return sum(int((table.sizes == 2).sum()) for table in self._tables.values())
 
     def pair(self, place: PairPlace) -> ScoredPair:
         """A pair with its texts and stored values."""
@@ -145,7 +164,7 @@ def is_unpaired(run: RunFolder) -> bool:
     return bool(unpaired) and unpaired == facts["train"] + facts["eval"]
 
 
-def _usual_scorer(store: TokenStore) -> str:
+def _usual_scorer(store: TokenStore | Mapping[str, TokenRecord]) -> str:
     """The built-in scorer that the stored values were made for."""
     first = next(iter(store), None)
     values = store[first].values if first is not None else {}
@@ -156,7 +175,8 @@ class Drawn(NamedTuple):
     """The pairs of a report, and a random sample for statistics, which begins with those of the reason ``random``.
 
     The reasons of a pair are ``random``, ``margin`` (one of the largest), ``wrong`` (the scores contradict its order most)
-    and ``spans`` (one of its responses was requested). ``values`` are all scores of the run, concatenated.
+    and ``spans`` (one of its responses was requested). ``values`` are all scores of the run, concatenated. ``agreement`` is
+    the share of pairs, of the eval pairs if there are any, whose scores agree with their order.
     """
 
     places: list[PairPlace]
@@ -164,6 +184,7 @@ class Drawn(NamedTuple):
     sample: list[PairPlace]
     total: int
     values: np.ndarray
+    agreement: Figure
 
 
 def draw(reader: PairReader, count: int, *, sample: int, wanted: Set[str] = frozenset()) -> Drawn:
@@ -206,6 +227,13 @@ def draw(reader: PairReader, count: int, *, sample: int, wanted: Set[str] = froz
         places=[places[number] for number in chosen],
         reasons=list(chosen.values()),
         sample=[places[number] for number in order[:sample]],
-        total=len(places),
+        total=reader.total,
         values=np.concatenate(values),
+        agreement=_agreement(places),
     )
+
+
+def _agreement(places: Sequence[PairPlace]) -> Figure:
+    told = [place for place in places if place.part == "eval"] or places
+    margins = np.array([place.margin for place in told])
+    return mean_figure((margins > 0) + 0.5 * (margins == 0))

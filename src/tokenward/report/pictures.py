@@ -12,7 +12,7 @@ from tokenward.errors import UserError
 from tokenward.report.charts import Points
 from tokenward.report.collect import RunFolder
 from tokenward.report.show import DOWN, LIGHT, UP, ShownPair, ShownToken, by_character, colour, visible
-from tokenward.report.summary import curves
+from tokenward.report.summary import curves, reach
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,8 +97,11 @@ def _panel(axes: "Axes", title: str, series: dict[str, Points]) -> None:
             marker="." if len(points) < 30 else "",
             label=name,
         )
+    first_step = min(step for points in series.values() for step, _ in points)
+    axes.update_datalim([(first_step, end) for end in reach(title, series)])
+    axes.autoscale_view()
     axes.set_title(title, fontsize=9, parse_math=False)
-    axes.set_xlabel("step", fontsize=8)
+    axes.set_xlabel("update", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
     if len(series) > 1:

@@ -67,18 +67,18 @@ def shown_pair(folder: str | Path, number: int, term: str | None = None) -> Show
     reader = PairReader.open(run)
     if reader is None:
         raise UserError(_why_no_pairs(run), code="no-pairs")
-    places, values = [], []
+    places, values = {}, []
     for place, scores in reader.places():
-        places.append(place)
+        places[place.number] = place
         values += scores
-    if not 1 <= number <= len(places):
+    if number not in places:
         raise UserError(
-            f"--row {number}: the run has {len(places)} pairs. Choose a number from 1 to {len(places)}; the report shows "
+            f"--row {number}: the run has {reader.total} pairs. Choose a number from 1 to {reader.total}; the report shows "
             "the number of each pair.",
             code="out-of-range",
         )
     zero, limit, _ = scale_of(np.concatenate(values))
-    pair = reader.pair(places[number - 1])
+    pair = reader.pair(places[number])
     selections = selections_of(run)
     terms = [found.term for found in selections[1:]]
     weights, rule, notes = _weights(reader, pair, selection_named(selections, term), terms)
@@ -87,7 +87,9 @@ def shown_pair(folder: str | Path, number: int, term: str | None = None) -> Show
         _tokens(pair, side, scores_of(reader.scorer, pair.records[side]), parts[side], names, zero, limit)
         for side in (0, 1)
     )
-    return ShownPair(pair, reader.scorer_name, (first, second), zero, limit, number, len(places), rule, notes)
+    return ShownPair(
+        pair, reader.scorer_name, (first, second), zero, limit, number, reader.total, rule, notes
+    )
 
 
 def _why_no_pairs(run: RunFolder) -> str:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenward.display import interval, largest, rounded
 from tokenward.evaluation.statistics import Figure
+from tokenward.evaluation.tables import AUROC, FigureRow, figure_rows
 from tokenward.report.charts import Points
 from tokenward.report.collect import RunFolder
 from tokenward.report.pairs import ScoredPair, scores_of
@@ -140,38 +140,9 @@ LOOKS = 4
 """Columns of replies during training; more would be too narrow to read."""
 
 
-class FigureRow(NamedTuple):
-    """A figure for display; before and after are empty unless it is a change."""
-
-    name: str
-    before: str
-    after: str
-    value: str
-    interval: str
-    n: int
-
-
-def figure_rows(figures: Mapping[str, Figure]) -> list[FigureRow]:
-    """The evaluation's figures; a change is on one row with its values before and after."""
-    changed = {name.removesuffix("/change") for name in figures if name.endswith("/change")}
-    rows = []
-    for name, figure in figures.items():
-        base, _, part = name.rpartition("/")
-        if base in changed and part in ("before", "after"):
-            continue
-        sides = ("before", "after") if part == "change" and base in changed else ()
-        whole = [figures[f"{base}/{side}"].value for side in sides]
-        scale = largest([*whole, figure.value])
-        before, after = [rounded(value, scale) for value in whole] or ["", ""]
-        ends = interval(figure.low, figure.high, figure.n, scale)
-        rows.append(FigureRow(name, before, after, rounded(figure.value, scale), ends, figure.n))
-    return rows
-
-
 def credit_rows(figures: Mapping[str, Figure]) -> list[FigureRow]:
     """How well each scorer finds the tokens of known value; empty if the data has no spans."""
-    prefix = "credit/auroc/"
-    found = {name.removeprefix(prefix): figure for name, figure in figures.items() if name.startswith(prefix)}
+    found = {name.removeprefix(AUROC): figure for name, figure in figures.items() if name.startswith(AUROC)}
     return figure_rows(found)
 
 
@@ -187,6 +158,22 @@ def curves(run: RunFolder) -> Iterator[tuple[str, dict[str, Points]]]:
         points = _points(run.lines("online", "events.jsonl"), name)
         if len(points) > 1:
             yield f"online: {title}, each time the reward is learned", {title: points}
+
+
+def reach(title: str, series: Mapping[str, Points]) -> tuple[float, float]:
+    """Values that the y axis of a training curve has to reach, so that it shows changes as large as they are.
+
+    Shares and accuracies have their whole range, most others 0. A log-probability is far from 0: its axis spans at least a
+    tenth of its size.
+    """
+    if "accuracy" in title or "share" in title:
+        return 0.0, 1.0
+    if "log-probability" not in title:
+        return 0.0, 0.0
+    values = [value for points in series.values() for _, value in points]
+    low, high = min(values), max(values)
+    room = max(0.0, 0.1 * max(abs(low), abs(high)) - (high - low)) / 2
+    return low - room, high + room
 
 
 def _trains_on_all(run: RunFolder, stage: str) -> bool:
@@ -235,11 +222,8 @@ def watched_rows(run: RunFolder) -> list[WatchedReplies]:
     """
     evaluated = {(reply.get("before"), reply.get("after")) for reply in run.replies()}
     found = []
-    for stage in run.manifests:
-        lines = run.lines(stage, "samples.jsonl") if stage != "evaluation" else []
+    for stage, lines in run.watched().items():
         every = sorted({int(line["step"]) for line in lines})
-        if not every:
-            continue
         steps = sorted({every[(len(every) - 1) * part // (LOOKS - 1)] for part in range(LOOKS)})
         replies = {(line["key"], int(line["step"])): str(line["reply"]) for line in lines}
         prompts = {line["key"]: str(line["prompt"]) for line in lines}

@@ -233,14 +233,26 @@ def write_store(
 
     def make(numbers: Sequence[int]) -> Iterator[TokenRecord]:
         group = [rows[number] for number in numbers]
-        values = {name: found for maker in makers for name, found in maker(group, progress).items()}
-        for number, row in enumerate(group):
-            for place, record in enumerate(_empty_records(template, row)):
-                known = {} if reference is None else reference[record.key].values
-                own = {name: found[number][place].tolist() for name, found in values.items()}
-                yield record._replace(values={**known, **own})
+        return records_of(group, makers, template, progress=progress, reference=reference)
 
     return write_shards(folder, range(len(rows)), make, rows_per_shard=shard_rows)
+
+
+def records_of(
+    rows: Sequence[TokenRow],
+    makers: Sequence[ValueMaker],
+    template: Template,
+    *,
+    progress: Callable[[int], None] = lambda count: None,
+    reference: TokenStore | None = None,
+) -> Iterator[TokenRecord]:
+    """The records of every response of some rows, with the values of all makers; ``reference`` as in :func:`write_store`."""
+    values = {name: found for maker in makers for name, found in maker(rows, progress).items()}
+    for number, row in enumerate(rows):
+        for place, record in enumerate(_empty_records(template, row)):
+            known = {} if reference is None else reference[record.key].values
+            own = {name: found[number][place].tolist() for name, found in values.items()}
+            yield record._replace(values={**known, **own})
 
 
 def _empty_records(template: Template, row: TokenRow) -> Iterator[TokenRecord]:

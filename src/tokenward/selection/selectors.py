@@ -53,7 +53,8 @@ class TopFraction:
         count: Rounding of fraction x tokens, computed exactly; ``float`` is the published code's ``int(k * n)``.
         minimum: Lowest number of tokens kept in each group.
         first_token: Whether the first token of a response is eligible.
-        eos: Sides whose end-of-turn tokens are eligible.
+        eos: Sides whose end-of-turn tokens are eligible. ``always`` selects those of chosen responses beside the fraction, and
+            none of rejected ones, so that training does not teach replies to go on.
         ties: ``earliest`` token first, or ``random`` by seed.
         seed: Seed of random directions and ties.
         profile: ``official`` reproduces the published code: the first token is neither counted nor kept, and the count is
@@ -68,7 +69,7 @@ class TopFraction:
     count: CountRule = "floor"
     minimum: int = 1
     first_token: bool = True
-    eos: EosSides = "both"
+    eos: EosSides | Literal["always"] = "both"
     ties: Literal["earliest", "random"] = "earliest"
     seed: int = 0
     profile: Literal["official"] | None = None
@@ -98,11 +99,13 @@ class TopFraction:
                 self, profile=None, count="float", minimum=0, first_token=False, eos="both", ties="earliest"
             )
             return rules(tokens)
-        counted = eligible(tokens, self.eos)
+        counted = eligible(tokens, "none" if self.eos == "always" else self.eos)
         if not self.first_token:
             counted &= position_in_group(tokens.response) > 0
         kept = self._side(self.chosen, tokens.preferred & counted, "top", tokens)
         kept |= self._side(self.rejected, ~tokens.preferred & counted, "bottom", tokens)
+        if self.eos == "always":
+            kept |= tokens.preferred & tokens.eos & ~tokens.scores.isnan()
         return kept.to(torch.float32)
 
     def _side(self, rule: SideRule, counted: Tensor, usual: Direction, tokens: ScoredTokens) -> Tensor:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from tokenward.artifacts import StageFolder, write_json, write_jsonl
-from tokenward.display import Display, interval, largest, rounded
+from tokenward.display import Display
 from tokenward.evaluation.measures import Figures, Measures, Models, Samples
 from tokenward.evaluation.replies import METRICS
-from tokenward.evaluation.statistics import Figure, load_figures, write_figures
+from tokenward.evaluation.statistics import load_figures, write_figures
+from tokenward.evaluation.tables import FigureRow, figure_rows, main_note, main_rows
 from tokenward.models.loading import DTYPES, LanguageModel
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
@@ -34,34 +35,28 @@ def read_figures(run: Run) -> Figures:
 
 
 def show_figures(run: Run) -> None:
-    """Show the final tables of a run."""
-    show_tables(run.display, read_figures(run), "figures on the eval rows")
+    """Show the figures that say what a run did, and where the others are."""
+    figures, folder = read_figures(run), run.path("evaluation")
+    if main := main_rows(figures):
+        run.display.table("what training changed, on eval rows", _columns("change"), map(_cells, main))
+        run.display.line(main_note(figures))
+        run.display.line(f"\nall {len(figures)} figures: tokenward show {run.folder} --figures")
+    else:
+        show_tables(run.display, figures, "figures on the eval rows")
+    run.display.line(f"as JSON: {folder / 'metrics.json'}")
+
+
+def _columns(value: str) -> tuple[str, ...]:
+    return "", "before", "after", value, "95 % interval", "n"
 
 
 def show_tables(display: Display, figures: Figures, title: str) -> None:
-    """Show the single figures under this title, then those that compare before and after training."""
-    changed = [name.removesuffix("/change") for name in figures if name.endswith("/change")]
-    before_after = [_changed(figures, name) for name in changed]
-    parts = {f"{name}/{part}" for name in changed for part in ("before", "after", "change")}
-    others = [(name, *_shown(figure, figure.value)) for name, figure in figures.items() if name not in parts]
-    columns = ("95 % interval", "n")
-    if others:
-        display.table(title, ("", "value", *columns), others)
-    if before_after:
-        display.table(
-            "before and after, same prompts", ("", "before", "after", "change", *columns), before_after
-        )
+    """Show every figure under this title."""
+    display.table(title, _columns("value or change"), map(_cells, figure_rows(figures)))
 
 
-def _changed(figures: Figures, name: str) -> tuple[str, ...]:
-    whole = [figures[f"{name}/{side}"].value for side in ("before", "after")]
-    change = figures[f"{name}/change"]
-    scale = largest([*whole, change.value])
-    return name, *(rounded(value, scale) for value in whole), *_shown(change, scale)
-
-
-def _shown(figure: Figure, scale: float) -> tuple[str, str, str]:
-    return rounded(figure.value, scale), interval(figure.low, figure.high, figure.n, scale), str(figure.n)
+def _cells(row: FigureRow) -> tuple[str, ...]:
+    return *row[:-1], str(row.n)
 
 
 def evaluation_statistics(run: Run) -> dict[str, int]:
@@ -104,9 +99,8 @@ class EvaluationStage(Stage):
 
     def show(self, run: Run) -> None:
         show_figures(run)
-        folder = run.path("evaluation")
-        run.display.line(f"\nmodel:   {run.path('policy') / 'model'}")
-        run.display.line(f"replies: {folder / 'samples.jsonl'}\nfigures: {folder / 'metrics.json'}")
+        run.display.line(f"replies: {run.path('evaluation') / 'samples.jsonl'}")
+        run.display.line(f"model:   {run.path('policy') / 'model'}")
 
     def checks(self, run: Run) -> Checks:
         table, key = run.recipe.evaluation, "evaluation.temperature"

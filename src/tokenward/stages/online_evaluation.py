@@ -65,8 +65,7 @@ class OnlineEvaluationStage(EvaluationStage):
         show_figures(run)
         if table is not None:
             _show_prompts(run, table.best)
-        run.display.line(f"\nmodel:   {run.path('online') / 'model'}")
-        run.display.line(f"figures: {evaluation / 'metrics.json'}")
+        run.display.line(f"model:   {run.path('online') / 'model'}")
         if table is not None:
             run.display.line(f"prompts: {evaluation / 'prompts.json'}")
 
@@ -112,6 +111,7 @@ def _on_examples(run: Run, by_row: RowValues) -> tuple[Figures, list[dict[str, A
     samples = [
         {
             "key": context.example.key,
+            "prompt": list(context.example.prompt),
             "before": before.text,
             "after": after.text,
             "references": list(context.example.references),

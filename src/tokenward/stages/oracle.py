@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from tokenward.api.prepare import prepare_rows, trained_on
+from tokenward.api.training import LookAt
 from tokenward.artifacts import StageFolder
 from tokenward.config import AuxiliaryModelTable, OracleTable, Recipe
 from tokenward.models.loading import LanguageModel
@@ -13,6 +14,7 @@ from tokenward.objectives import needs_of
 from tokenward.stages.auxiliary import auxiliary_start, reads_model
 from tokenward.stages.base import Checks, Training, TrainingStage
 from tokenward.stages.part_checks import check_objective_without_scores
+from tokenward.stages.preview import FILE, previewing
 from tokenward.stages.run import AUXILIARY, Run
 from tokenward.stages.subset import (
     first_is_worse,
@@ -62,6 +64,7 @@ class ScorerModelStage(TrainingStage):
         train: TokenTable,
         evaluation: TokenTable,
         change: Callable[[TokenRow], TokenRow] | None = None,
+        preview: LookAt | None = None,
     ) -> dict[str, Any]:
         """Train a model on pairs; returns facts for the manifest.
 
@@ -72,6 +75,7 @@ class ScorerModelStage(TrainingStage):
             train: Training rows.
             evaluation: Eval rows.
             change: Applied to each row, such as another prompt.
+            preview: As in :func:`tokenward.api.training.fit_model`.
         """
         rows = (train, evaluation)
         if change is not None:
@@ -84,7 +88,15 @@ class ScorerModelStage(TrainingStage):
         )
         table, adapter = self.table(run.recipe).training or {}, self.adapter(run.recipe)[1]
         facts = fit_stage(
-            run, folder, start, ready.objective, ready.rows, table, eval_rows=ready.eval, adapter=adapter
+            run,
+            folder,
+            start,
+            ready.objective,
+            ready.rows,
+            table,
+            eval_rows=ready.eval,
+            adapter=adapter,
+            preview=preview,
         )
         return {**scored_by(run), **facts}
 
@@ -117,7 +129,8 @@ class OracleStage(ScorerModelStage):
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Train."""
         sets, start = _tables(run), run.load(run.reference_model)
-        return self.fit(run, folder, start, self.part(run, sets.part("train")), sets.eval)
+        preview = previewing(run, sets, folder.path / FILE)
+        return self.fit(run, folder, start, self.part(run, sets.part("train")), sets.eval, preview=preview)
 
     def unpaired_advice(self) -> str:
         """KTO, or a run without an oracle."""

@@ -160,6 +160,7 @@ class Run:
             else:
                 self.display.heading(name, f"runs again: {'; '.join(stage.changed)}" if stage.changed else "")
             yield stage
+        self.display.tell(ended=True)
 
     def tokenizer_template(self, name: str) -> Template:
         """The template of a model, without loading the weights."""

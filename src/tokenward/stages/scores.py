@@ -51,7 +51,7 @@ class ReferenceStage(Stage):
         run.display.table("pairs", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
         say_notes(run, template, counts, pairs.train.store)
         model = run.load(run.reference_model)
-        maker = _maker(run, "reference", [Value("reference", "logp")], template, loaded=model)
+        maker = maker_of(run, "reference", [Value("reference", "logp")], template, loaded=model)
         store = _write(run, folder.path, [maker], template, pairs.everything)
         return {"responses": len(store), "layout": model.layout, "pairs": counts}
 
@@ -110,7 +110,7 @@ def write_values(
     """
     cache = folder / "cache"  # for values too expensive to compute again after a stop
     by_model = _by_model(_values_read(scorer))
-    makers = [_maker(run, model, values, template, cache) for model, values in by_model.items()]
+    makers = [maker_of(run, model, values, template, cache) for model, values in by_model.items()]
     stage.temporary.append(cache)
     return _write(run, folder, makers, template, rows, TokenStore(run.path("reference")))
 
@@ -168,7 +168,7 @@ def _write(
         )
 
 
-def _maker(
+def maker_of(
     run: Run,
     model: str,
     values: Sequence[Value],

@@ -17,6 +17,7 @@ from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.objectives import OBJECTIVES, objective_of
 from tokenward.plugins import find
+from tokenward.report.growing import growing
 from tokenward.report.page import make_report
 from tokenward.sampling.sources import SOURCES
 from tokenward.scoring.join import with_scores
@@ -29,7 +30,7 @@ from tokenward.stages.auxiliary import made_scorer, scorer_of
 from tokenward.stages.base import TrainingStage
 from tokenward.stages.checks import CONSTANT, check_models
 from tokenward.stages.data import preview
-from tokenward.stages.lists import carry_out, check_recipe, possible_stages, run_through
+from tokenward.stages.lists import carry_out, check_recipe, possible_stages, run_through, wanted_stages
 from tokenward.stages.reward_learning import DEFAULTS as LEARNING_DEFAULTS
 from tokenward.stages.run import Run
 from tokenward.stages.tables import say_notes, tables
@@ -123,7 +124,7 @@ def run_recipe(
     last: str = "evaluation",
     quiet: bool = False,
 ) -> Run:
-    """Run the stages of a recipe up to ``last``. Finished stages are skipped. A whole run ends with its report.
+    """Run the stages of a recipe up to ``last``. Finished stages are skipped. The run's report grows with it.
 
     Args:
         recipe: Path of a YAML file.
@@ -135,9 +136,10 @@ def run_recipe(
         UserError: the recipe, the data or a model cannot work.
     """
     run = open_run(recipe, overrides, quiet=quiet)
-    run_through(run, last)
-    if last == "evaluation":
-        run.display.line(f"report:  {make_report(run.folder).save()}")
+    stages = [stage.name for stage in wanted_stages(run, last) if stage.present(run.recipe)]
+    with growing(run.folder, stages, run.display):
+        run_through(run, last)
+    run.display.line(f"report:  {make_report(run.folder).save()}")
     return run
 
 

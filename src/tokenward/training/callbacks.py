@@ -261,6 +261,9 @@ class ShowProgress(TrainerCallback):
         self._bar.advance(1, self._note)
 
 
+LOG_SECONDS, LOG_SHARE = 5.0, 0.005
+
+
 class CheckpointEvery(TrainerCallback):
     """Saves a checkpoint when this many minutes have passed since the last one."""
 
@@ -272,6 +275,22 @@ class CheckpointEvery(TrainerCallback):
         if time.monotonic() - self._last >= self._seconds:
             control.should_save = True
             self._last = time.monotonic()
+
+
+class LogSoFar(TrainerCallback):
+    """Writes the log while the training goes on, at most every few seconds and in a small share of the time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._written, self._next = path, 0, 0.0
+
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        entries, begun = state.log_history, time.monotonic()
+        if not state.is_world_process_zero or len(entries) == self._written or begun < self._next:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(self._path, entries, ascii=True)
+        ended = time.monotonic()
+        self._written, self._next = len(entries), ended + max(LOG_SECONDS, (ended - begun) / LOG_SHARE)
 
 
 class StopOnInterrupt(TrainerCallback):

@@ -25,7 +25,14 @@ from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Style
 from tokenward.training.alternating import STATE_FILE, Alternating, stopped_early
 from tokenward.training.arguments import TokenTrainingArguments
-from tokenward.training.callbacks import AnswerPrompts, CheckpointEvery, ShowProgress, Speed, StopOnInterrupt
+from tokenward.training.callbacks import (
+    AnswerPrompts,
+    CheckpointEvery,
+    LogSoFar,
+    ShowProgress,
+    Speed,
+    StopOnInterrupt,
+)
 from tokenward.training.checks import check_first_batch
 from tokenward.training.metrics import DisplacementAlarm, displacement_facts
 from tokenward.training.passes import Prepare
@@ -104,6 +111,7 @@ def fit(
     reference_precision: str = "float32",
     between: Alternating | None = None,
     watch: AnswerPrompts | None = None,
+    preview: TrainerCallback | None = None,
     display: Display | None = None,
     where: str = "args",
     resume: bool = True,
@@ -113,7 +121,7 @@ def fit(
     The rows, ``prepare`` and ``reference`` are those of :class:`TokenTrainer`. ``arguments.save_total_limit`` is set to None
     and applied here. ``style`` is how the model writes conversations, ``reference_precision`` the precision of the stored
     reference values. ``between`` runs between the steps and adds its state to each checkpoint; ``watch`` answers fixed
-    prompts. Messages call the arguments ``where``. With ``resume``, training continues from the newest checkpoint in
+    prompts, and ``preview`` looks at the model. Messages call the arguments ``where``. With ``resume``, training continues from the newest checkpoint in
     ``arguments.output_dir``, if there is one.
 
     Returns:
@@ -128,8 +136,9 @@ def fit(
     interrupt = StopOnInterrupt()
     limit, arguments.save_total_limit = arguments.save_total_limit, None
     callbacks = [
-        *(callback for callback in (between, watch) if callback is not None),
+        *(callback for callback in (between, watch, preview) if callback is not None),
         CheckpointEvery(arguments.checkpoint_minutes),
+        LogSoFar(folder / "history.jsonl"),
         DisplacementAlarm(arguments.displacement_margin, where, display.line),
         interrupt,
         KeepNewest(last_file, limit),

@@ -1,25 +1,30 @@
-// How much of the margin the selected tokens of the open comparison make up.
+// Which tokens of the open comparison are selected, and how much of the score they hold.
 
 function showKept() {
   const kept = keptOf(open);
   for (const box of byId("sides").querySelectorAll("[data-side]")) {
     const side = SIDES.indexOf(box.dataset.side), { groups } = open.responses[side];
     box.querySelectorAll(".token").forEach((span, place) => {
+      // Selected tokens beside each other share a frame.
+      const isKept = (group) => Boolean(group) && group.some((i) => kept[side][i]);
       const weights = groups[place].map((i) => kept[side][i]);
-      span.classList.toggle("kept", weights.some(Boolean));
+      span.classList.toggle("kept", isKept(groups[place]));
+      span.classList.toggle("first", isKept(groups[place]) && !isKept(groups[place - 1]));
+      span.classList.toggle("last", isKept(groups[place]) && !isKept(groups[place + 1]));
       span.classList.toggle("against", Math.min(...weights) < 0);
     });
   }
   showCurve();
 }
 
-/** Share of selected tokens, and their part of the margin, over some pairs. */
+/** Share of selected tokens, and the part of the absolute score that they hold, over some pairs. */
 function carried(chosenPairs) {
-  const found = { tokens: 0, kept: [0, 0], sizes: [0, 0], part: 0, whole: 0 };
+  const found = { kept: [0, 0], sizes: [0, 0], part: 0, whole: 0 };
   for (const pair of chosenPairs) {
     const kept = keptOf(pair), flags = kept.flatMap((side) => [...side]);
-    found.part += total(contributions(pair, state.scorer).filter((_, i) => flags[i]));
-    found.whole += measures(pair).margin;
+    const sizes = contributions(pair, state.scorer).map(Math.abs);
+    found.part += total(sizes.filter((_, i) => flags[i]));
+    found.whole += total(sizes);
     kept.forEach((side, number) => {
       found.kept[number] += side.filter(Boolean).length;
       found.sizes[number] += side.length;
@@ -29,9 +34,9 @@ function carried(chosenPairs) {
 }
 
 function inWords(found) {
-  const sides = SIDES.map((side, i) => `${side} ${percent(found.kept[i] / found.sizes[i])}`).join(", ");
-  const part = found.whole > 0 ? `; they make up ${percent(found.part / found.whole)} of the margin` : "";
-  return `selected tokens: ${sides}${part}`;
+  const sides = [0, 1].map((i) => `${percent(found.kept[i] / found.sizes[i])} of the ${NAMES[i]}`).join(" and ");
+  const part = found.whole > 0 ? `; they hold ${percent(found.part / found.whole)} of the absolute score` : "";
+  return `${sides} tokens are selected${part}`;
 }
 
 function showCurve() {
@@ -41,24 +46,27 @@ function showCurve() {
   byId("kept-all").textContent = isSilent() ? "" : `All ${pairs.length} pairs of the page: ${inWords(all)}.`;
   const shares = others.map((curve) => shareCarrying(curve, 0.8)).filter((x) => x !== null).sort((a, b) => a - b);
   const own = shareCarrying(mine, 0.8);
-  byId("carries").textContent =
-    (own === null ? "This pair has no positive margin. " : `80 % of this pair's margin comes from ${percent(own)} of its tokens. `) +
-    (shares.length ? `The median over the ${shares.length} pairs with a positive margin is ${percent(shares[shares.length >> 1])}.` : "");
+  byId("carries").textContent = own === null ? "All scores of this pair are 0."
+    : `${percent(own)} of this pair's tokens hold 80 % of its absolute score; the median over the page's pairs is ${percent(shares[shares.length >> 1])}.`;
   drawCurve(mine, others, here);
 }
 
 function drawCurve(mine, others, here) {
-  const curves = { "series-1": relative(others), ...(mine[mine.length - 1] > 0 ? { "series-0": relative([mine]) } : {}) };
-  const top = Math.max(1.1, ...Object.values(curves).flat().map(([, y]) => y));
-  const down = (y) => (150 - (140 * Math.max(y, 0)) / top).toFixed(1);
+  const curves = { "series-1": relative(others), "series-0": relative([mine]) };
+  const down = (y) => (150 - 140 * y).toFixed(1);
   const point = ([x, y]) => `${46 + 240 * x},${down(y)}`;
-  const lines = [drawing("path", { d: "M46,10V150H286", class: "axis" }), drawing("path", { d: `M46,${down(0.8)}H286`, class: "zero" })];
+  const marks = [0, 0.25, 0.5, 0.75, 1];
+  const lines = marks.map((y) => drawing("path", { d: `M46,${down(y)}H286`, class: y ? "grid" : "axis" }));
   for (const name in curves) lines.push(drawing("polyline", { points: curves[name].map(point).join(" "), class: name }));
   if (here.whole > 0 && !isSilent()) {
     const [x, y] = point([(here.kept[0] + here.kept[1]) / (here.sizes[0] + here.sizes[1]), here.part / here.whole]).split(",");
     lines.push(drawing("circle", { cx: x, cy: y, r: 5, class: "here" }));
   }
-  const labels = [...(top < 3 ? [0, 0.8, 1] : [0, 1]).map((y) => [42, Number(down(y)) + 4, `${100 * y} %`, "end"]), [286, 166, "100 % of tokens", "end"]];
+  const labels = [
+    ...marks.map((y) => [42, Number(down(y)) + 4, `${100 * y} %`, "end"]),
+    ...[0, 0.5, 1].map((x) => [46 + 240 * x, 163, `${100 * x} %`, x === 1 ? "end" : x ? "middle" : "start"]),
+    [166, 176, "share of the tokens", "middle"],
+  ];
   byId("curve").replaceChildren(...lines, ...labels.map(([x, y, text, anchor]) => drawing("text", { x, y, "text-anchor": anchor }, text)));
 }
 

@@ -15,6 +15,9 @@ function showList() {
   const [by, way] = state.sort.split(" ");
   if (by in measures(pairs[0])) listed.sort((a, b) => (way === "up" ? 1 : -1) * (measures(a)[by] - measures(b)[by]));
   byId("count").textContent = `${listed.length} of ${pairs.length} on this page, of ${data.total} in the run`;
+  const place = listed.findIndex((pair) => pair.key === state.row);
+  byId("previous").disabled = place === 0;
+  byId("next").disabled = place === listed.length - 1;
   byId("list").replaceChildren(...listed.map(listRow));
 }
 
@@ -22,7 +25,8 @@ function listRow(pair) {
   const prompt = pair.prompt.length ? pair.prompt[pair.prompt.length - 1].content : "";
   const link = element("button", { type: "button", textContent: prompt.slice(0, 90) || "(no prompt)", title: prompt, dir: "auto" });
   const { margin, disagreement, peaks, length } = measures(pair);
-  const cells = [shown(margin, 1), percent(disagreement), percent(peaks), String(length), pair.part];
+  const part = byId("part").querySelector(`[value="${pair.part}"]`).textContent;
+  const cells = [shown(margin, 1), percent(disagreement), percent(peaks), String(length), part];
   const row = element("tr", {}, element("td", {}, link), ...cells.map((text) => element("td", { textContent: text })));
   row.dataset.key = pair.key;
   if (pair.key === state.row) link.setAttribute("aria-current", "true");

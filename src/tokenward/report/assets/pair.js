@@ -29,8 +29,10 @@ function pooledHow() {
 
 function showPair() {
   open = pairs.find((pair) => pair.key === state.row);
-  byId("heading").textContent = `${state.scorer}: margin ${shown(measures(open).margin)}`;
-  byId("about").textContent = `pair ${open.number} of ${data.total} · ${open.source} · ${open.part} · ${open.reasons.map((name) => byId(`is-${name}`).textContent).join(", ")}`;
+  const { margin } = measures(open);
+  const verdict = margin > 0 ? `favours the preferred reply by ${shown(margin).slice(1)}` : margin < 0 ? `favours the rejected reply by ${shown(margin).slice(1)}` : "favours neither reply";
+  byId("heading").textContent = `Summed over the replies, the score (${state.scorer}) ${verdict}.`;
+  byId("about").textContent = `Pair ${open.number} of ${data.total}, ${byId("part").querySelector(`[value="${open.part}"]`).textContent} pairs; ${open.source}; shown as: ${open.reasons.map((name) => byId(`is-${name}`).textContent).join(", ")}.`;
   byId("prompt").replaceChildren(...open.prompt.map((message) => {
     const text = visible(element("span", { dir: "auto", className: "text" }), message.content);
     return element("p", {}, element("b", { textContent: `${message.role} ` }), text);
@@ -54,8 +56,9 @@ function showSide(side, number) {
   const response = open.responses[number], values = response.values[state.scorer];
   const units = shaded(number, state.scorer);
   fillText(byId(side), number, state.scorer, units);
-  const given = open.given ? `, given score ${open.given[number]}` : "";
-  byId(`${side}-head`).textContent = `${side}: ${shown(total(values))} over ${values.length} tokens${given}`;
+  const given = open.given ? `, rated ${open.given[number]} in the data` : "";
+  const sum = element("small", { textContent: `score ${shown(total(values))}, ${values.length} tokens${given}` });
+  byId(`${side}-head`).replaceChildren(number ? "Rejected " : "Preferred ", sum);
   const shades = [];
   for (const { places, shade } of units) for (const i of places) shades[i] = shade;
   byId(`${side}-strip`).setAttribute("viewBox", `0 0 ${response.ids.length || 1} 20`);
@@ -145,7 +148,7 @@ function showStack() {
       box.setAttribute("role", "group");
       fillText(box, number, name, shaded(number, name));
       const sum = shown(total(open.responses[number].values[name]), 2, name), ends = endsOf(channels[name]).join(" to ");
-      return [element("h5", {}, `${name}: ${sum} `, element("small", { textContent: `colours from ${ends}` })), box];
+      return [element("h4", {}, `${name}: ${sum} `, element("small", { textContent: `colours from ${ends}` })), box];
     }));
   });
   byId("agreement").hidden = !state.stacked;

@@ -59,6 +59,9 @@ function select(response, scores, side, rules) {
   eligible.sort((a, b) => before(ranked[b], ranked[a]) || (tie ? before(tie[a], tie[b]) : a - b));
   const kept = new Uint8Array(size);
   for (const i of eligible.slice(0, keptCount(eligible.length, fraction, rules))) kept[i] = 1;
+  if (rules.eos === "always" && side === "chosen") {
+    for (let i = lastText; i < size; i++) if (!Number.isNaN(scores[i])) kept[i] = 1;
+  }
   return kept;
 }
 
@@ -68,15 +71,14 @@ function contributions(pair, scorer) {
   return [...chosen, ...Array.from(rejected, (x) => -x)].map((x) => (Number.isNaN(x) ? 0 : x));
 }
 
-/** Running sums of the contributions, the largest first. The last sum is the margin. */
+/** Running sums of the absolute contributions, the largest first. */
 function curveOf(pair, scorer) {
   let sum = 0;
-  return contributions(pair, scorer).sort((a, b) => b - a).map((x) => (sum += x));
+  return contributions(pair, scorer).map((x) => Math.abs(x) || 0).sort((a, b) => b - a).map((x) => (sum += x));
 }
 
-/** The smallest share of a pair's tokens that makes up a share of its margin; null unless the margin is positive. */
+/** The least share of tokens that holds a share of the absolute score; null if all scores are 0. */
 function shareCarrying(curve, share) {
-  const margin = curve[curve.length - 1];
-  if (!(margin > 0)) return null;
-  return (curve.findIndex((sum) => sum >= share * margin) + 1) / curve.length;
+  const end = curve[curve.length - 1];
+  return end > 0 ? (curve.findIndex((sum) => sum >= share * end) + 1) / curve.length : null;
 }

@@ -5,14 +5,25 @@ const pairs = data.comparisons.map((row) => withTwins({ ...row, responses: row.r
 const channels = Object.fromEntries(data.channels.map((channel) => [channel.name, channel]));
 const scorers = data.channels.filter((channel) => channel.kind === "score").map((channel) => channel.name);
 const SIDES = ["chosen", "rejected"];
+const NAMES = ["preferred", "rejected"]; // the sides in words
 const byId = (id) => document.getElementById(id);
 const rates = { chosen: String(data.selection.chosen.fraction), rejected: String(data.selection.rejected.fraction) };
 const weightings = data.channels.filter(({ kind }) => kind === "weight").map(({ name }) => name);
 const CHOICES = { scale: ["run", "pair", "rank"], unit: ["token", "word", "sentence"], pool: ["mean", "sum"] };
 const SWITCHES = ["lines", "dots", "dim", "sums", "stacked"];
+
+/** The pair that the page opens with: a short one, of the eval pairs if possible, whose scores agree best with its order. */
+function opening() {
+  const fits = ({ responses }) => responses.every(({ ids }) => ids.length >= 12 && ids.length <= 48);
+  const wanted = [(pair) => pair.part === "eval" && fits(pair), fits, () => true];
+  const found = wanted.map((kind) => pairs.filter(kind)).find((some) => some.length);
+  const against = new Map(found.map((pair) => [pair, measuresBy(pair, scorers[0]).disagreement]));
+  return found.reduce((best, pair) => (against.get(pair) < against.get(best) ? pair : best));
+}
+
 const START = {
-  row: pairs[0].key, scorer: scorers[0], scale: "run", unit: "token", pool: "mean", show: "all", part: "all", sort: "drawn",
-  q: "", token: "", weights: weightings[0] || "", ...rates, theme: "auto", lines: "1", dots: "", dim: "", sums: "", stacked: "", table: "", moved: "",
+  row: opening().key, scorer: scorers[0], scale: "run", unit: "token", pool: "mean", show: "all", part: "all", sort: "drawn",
+  q: "", token: "", weights: weightings[0] || "", ...rates, theme: "auto", lines: "", dots: "", dim: "", sums: "", stacked: "", table: "", moved: "",
 };
 let state = { ...START };
 let open = null;

@@ -23,6 +23,7 @@ function showLegend() {
   byId("centred").hidden = !centred;
   byId("of-tokens").hidden = isSum();
   byId("of-sums").hidden = !isSum();
+  byId("is-marked").hidden = isSilent();
   byId("pooled").textContent = pooledHow() && `Shades and cards show ${pooledHow()}. Frames mark single tokens.`;
 }
 
@@ -57,6 +58,8 @@ function setUp() {
   for (const side of SIDES) listen(`${side}-rate`, "input", (event) => change({ [side]: event.target.value, moved: "1" }));
   listen("reset", "click", () => change({ ...rates, moved: "" }));
   listen("theme", "click", () => change({ theme: nextOf(themes, state.theme) }));
+  listen("previous", "click", () => step(-1));
+  listen("next", "click", () => step(1));
   listen("help-button", "click", () => byId("help").showModal());
   listen("list", "click", (event) => {
     const row = event.target.closest("tr");
@@ -111,7 +114,7 @@ function moveInResponse(event) {
 
 const SHORTCUTS = {
   j: () => step(1), ArrowDown: () => step(1), k: () => step(-1), ArrowUp: () => step(-1),
-  "/": () => byId("q").focus(), "?": () => byId("help").showModal(),
+  "/": () => { byId("find").open = true; byId("q").focus(); }, "?": () => byId("help").showModal(),
   u: () => { hideCard(); change({ unit: nextOf(CHOICES.unit, state.unit) }); },
   d: () => flip("dim"), s: () => flip("sums"), c: () => flip("stacked"), t: () => flip("table"),
 };
@@ -125,7 +128,14 @@ function shortcuts(event) {
   SHORTCUTS[event.key]();
 }
 
+/** Open the parts whose settings the address changes. */
+function openParts() {
+  const parts = { find: ["q", "show", "part", "sort"], options: ["scorer", "unit", "pool", "scale", "stacked"], choice: ["moved", "weights"] };
+  for (const id in parts) if (parts[id].some((key) => state[key] !== START[key])) byId(id).open = true;
+}
+
 readAddress();
 setUp();
+openParts();
 show();
 restoreToken();
