@@ -77,13 +77,14 @@ def test_the_page_shows_what_there_is_so_far(tiny_workplace: Path, pages: dict[s
         key: final[key]["number"] for key in first
     }
     assert "<|im_end|>" in data_of(drawn)["names"].values()
+    assert "</b>: trained on" not in drawn
     assert 'id="scores"' not in drawn, "six pairs make no distribution"
     assert "oracle: loss" in drawn
     later = pages["policy, step 3 of 4"]
     assert "policy: loss" in later
     assert 'id="preview"' not in later
     assert data_of(later)["total"] == len(data_of(later)["comparisons"]) == 24
-    assert all('id="figures"' not in page for page in pages.values())
+    assert all('id="figures"' not in page and 'id="reward"' not in page for page in pages.values())
     assert 'id="growing"' not in PAGE.read_text()
     assert PAGE.read_text() == make_report(RUN).html
 
@@ -148,7 +149,7 @@ def test_results_that_the_run_will_replace_are_not_shown(copied_run: Path, pages
     tokenward.run(copied_run, ["oracle.training.max_steps=3"], quiet=True)
     html = pages["oracle, step 2 of 3"]
     assert "after 1 of 3 updates" in html
-    assert all(part not in html for part in ('id="in-short"', 'id="figures"', 'id="replies"', "policy: loss"))
+    assert all(part not in html for part in ('id="reward"', 'id="figures"', 'id="replies"', "policy: loss"))
     assert 'id="figures"' in PAGE.read_text()
 
 
