@@ -1,6 +1,7 @@
 """Methods of papers as recipes: short, complete, and each trains."""
 
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import tokenward
 from studies.methods import arm_of
 from tests.selection.test_selectors import scored
 from tests.stages.runs import lines, plugin
+from tests.tiny import make_workplace
 from tokenward import cli
 from tokenward.config import Named, parse_recipe
 from tokenward.errors import UserError
@@ -111,6 +113,33 @@ def test_the_list_has_every_method_with_its_paper():
     for method in METHODS.values():
         assert method.name in found
         assert method.paper in found
+
+
+@pytest.mark.parametrize("name", ["rto", "sepo"])
+def test_a_recipe_says_how_it_is_carried_out_and_what_is_there_at_the_end(
+    name, tmp_path, tiny_folder, monkeypatch
+):
+    """With the command and the places of its comments."""
+    monkeypatch.chdir(make_workplace(tmp_path, tiny_folder).parent.parent)
+    said = CliRunner().invoke(cli.app, ["init", name]).output
+    text = Path(f"{name}.yaml").read_text()
+    comments = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
+    command = re.search(rf"`tokenward (\w+) {name}.yaml`", said)[1]
+    assert f"tokenward {command} {name}.yaml ends with" in comments
+    small = [
+        f"model.name={tiny_folder}",
+        "data.source=pairs.jsonl",
+        "evaluation.prompts=2",
+        "evaluation.max_new_tokens=4",
+    ]
+    small += [f"{table}.training.max_steps=1" for table in ("oracle", "policy")]
+    changes = [word for change in small for word in ("--set", change)]
+    result = CliRunner().invoke(cli.app, [command, f"{name}.yaml", *changes])
+    assert result.exit_code == 0, result.output
+    places = re.findall(r"\bruns/[\w./]+\w", comments)
+    assert len(places) >= 2
+    assert all(Path(place).exists() for place in places)
+    assert Path(f"runs/{name}/policy").exists() == (command == "run")
 
 
 def test_init_writes_a_recipe_once(tmp_path, monkeypatch):

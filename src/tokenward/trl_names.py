@@ -162,7 +162,7 @@ def answers_trl(target: Called) -> Called:
     if not inspect.isclass(target):
         return cast(Called, answering)
     cast(Any, target).__init__ = answering
-    return target
+    return cast(Called, target)
 
 
 def refuse_trl_names(whose: str, names: Iterable[str]) -> None:

@@ -161,7 +161,6 @@ def test_resolving_names():
         with pytest.raises(UserError, match=name) as error:
             resolve(name)
         assert error.value.code == "missing-file"
-    assert resolve("owner/model") == "owner/model"
 
 
 @pytest.mark.parametrize(
@@ -172,6 +171,8 @@ def test_resolving_names():
         ("gpt3", "unreachable", "cannot be reached. Use a folder"),
         ("gpt3", "unknown", "has no model of this name. Use a folder"),
         ("gpt2", "found", None),
+        ("owner/model", "found", None),
+        ("owner/model", "unknown", "has no model of this name. Use a folder"),
     ],
 )
 def test_a_name_that_is_no_folder_is_decided_by_one_request(tmp_path, monkeypatch, name, answer, words):

@@ -44,7 +44,7 @@ from tokenward.errors import UserError
 from tokenward.evaluation.measures import Measures, Models
 from tokenward.evaluation.statistics import Figure
 from tokenward.models.base import shares_weights
-from tokenward.models.identity import resolve
+from tokenward.models.identity import check_places, resolve
 from tokenward.models.loading import LanguageModel, absolute_name
 from tokenward.models.probe import Packing
 from tokenward.plugins import name_of
@@ -122,6 +122,7 @@ def score(
     check_tokens(tokens)
     check_rows_type(dataset, "dataset")
     check_scoring(oracle, scorer)
+    check_places(oracle=oracle, reference=reference)
     display = LoggedDisplay(quiet=quiet, log=not quiet)
 
     def base() -> LanguageModel:
@@ -359,6 +360,7 @@ def evaluate(
     check_rows_type(dataset, "dataset")
     check_metrics(metrics, prompts)
     check_scoring(oracle, scorer)
+    check_places(model=model, reference=reference, oracle=oracle)
     display = LoggedDisplay(quiet=quiet, log=not quiet)
     start = language_model(reference, processing_class, packing=packing, name="reference")
     policy = language_model(model, processing_class, packing=packing)

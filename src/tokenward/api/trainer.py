@@ -38,6 +38,7 @@ from tokenward.api.training import (
 from tokenward.api.values import REFERENCE_LOGP, Oracle, Scoring, ValuePass, scoring_of
 from tokenward.display import Display
 from tokenward.errors import UserError
+from tokenward.models.identity import check_places
 from tokenward.models.loading import LanguageModel, copy_model, load_model
 from tokenward.models.probe import Packing
 from tokenward.objectives import CheckedObjective, Objective, SePO, needs_of, title_of
@@ -137,6 +138,7 @@ class SelectiveTrainer(TokenTrainer):
         check_scoring(oracle, scorer)
         objective = checked_objective(objective)
         own = token_arguments(args)
+        check_places(model=model, reference=reference, oracle=oracle)
         display = display_of(own)
         loading: dict[str, Any] = {"packing": packing, "device": device_of_args(own)}
         start = language_model(model, processing_class, **loading)

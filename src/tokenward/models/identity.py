@@ -101,7 +101,7 @@ def resolve(name: str) -> str:
     A folder that contains a model in ``model/``, as training writes it, stands for that model.
 
     Raises:
-        UserError: The folder does not exist or does not contain a model, or the hub has no model of a name without an owner.
+        UserError: The folder does not exist or does not contain a model, or the hub has no model of this name.
     """
     if name in ("default", HUB_NAME):
         return str(default_model_folder())
@@ -117,14 +117,27 @@ def resolve(name: str) -> str:
             )
         return str(found)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(
-            f"there is no model folder {name}. Use a folder, a hub name (owner/model) or: default.",
-            code="missing-file",
-        )
-    # Such a name is more often a mistyped folder than one of the few hub names without an owner.
-    if "/" not in name or path.parent.is_dir():
-        _check_hub_name(name, path)
+        raise UserError(f"there is no model folder {name}. {_advice(path)}", code="missing-file")
+    _check_hub_name(name, path)
     return name
+
+
+def check_places(**names: Any) -> None:
+    """Check that folders of models exist, before something is computed for one of them.
+
+    Args:
+        names: Arguments by name. Only texts and paths are checked.
+
+    Raises:
+        UserError: there is neither a folder nor a model of the hub with such a name; it may be mistyped.
+    """
+    for argument, name in names.items():
+        if not isinstance(name, str | Path) or str(name) == "default" or Path(name).expanduser().is_dir():
+            continue
+        try:
+            resolve(str(name))
+        except UserError as error:
+            raise error.within(argument) from error
 
 
 def is_place(name: str) -> bool:
@@ -138,6 +151,16 @@ def is_place(name: str) -> bool:
     )
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a name looks like one of the hub and not like a mistyped folder."""
+    path = Path(name)
+    if path.is_dir():
+        return False
+    return name.startswith(OWNERLESS) or (
+        name.count("/") == 1 and name[0] not in "./~" and not path.parent.is_dir()
+    )
+
+
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder contains a model, an adapter or a network before a head."""
     return any((folder / file).is_file() for file in ("config.json", ADAPTER_FILE, HEAD_MLP_FILE))
@@ -145,22 +168,44 @@ def is_model_folder(folder: Path) -> bool:
 
 def _check_hub_name(name: str, path: Path) -> None:
     """Refuse a name that is neither a folder nor a model of the hub, after one request instead of many retries."""
-    cached = (try_to_load_from_cache(name, file) for file in ("config.json", ADAPTER_FILE))
-    if name in _on_hub or any(isinstance(file, str) for file in cached):
+    if name in _on_hub or _is_cached(name):
         return
-    folders = [str(place) for place in path.parent.iterdir() if place.is_dir()]
-    similar = get_close_matches(str(path), folders, n=1, cutoff=0.5)
+    # Without an owner it is more often a mistyped folder than one of the few such names of the hub.
     old = name.startswith(OWNERLESS) or "/" in name
-    problem = "" if similar and not old else _hub_problem(name)
+    problem = "" if _similar(path) and not old else _hub_problem(name)
     if problem is None:
         return
-    advice = (
-        f"Did you mean {similar[0]!r}?" if similar else "Use a folder, a hub name (owner/model) or: default."
-    )
     raise UserError(
-        f"there is no folder {name!r} in {Path.cwd()}{problem and f', and {problem}'}. {advice}",
+        f"there is no folder {name!r} in {Path.cwd()}{problem and f', and {problem}'}. {_advice(path)}",
         code="missing-file",
     )
+
+
+def _is_cached(name: str) -> bool:
+    try:
+        cached = [try_to_load_from_cache(name, file) for file in ("config.json", ADAPTER_FILE)]
+    except HFValidationError:  # a folder's name, with a space for example
+        return False
+    return any(isinstance(file, str) for file in cached)
+
+
+def _advice(path: Path) -> str:
+    """What to write instead of a folder that does not exist."""
+    similar = _similar(path)
+    return f"Did you mean {similar!r}?" if similar else "Use a folder, a hub name (owner/model) or: default."
+
+
+def _similar(path: Path) -> str:
+    """The folder with the most similar name beside a missing one that holds a model; empty if there is none."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    names = [str(place) for place in beside if place.is_dir()]
+    near = get_close_matches(str(path), names, n=5, cutoff=0.5)
+    return next((name for name in near if _holds_model(Path(name))), "")
+
+
+def _holds_model(folder: Path) -> bool:
+    """Whether a folder, or a stage in it, contains a model."""
+    return any(is_model_folder(place) for place in (folder, folder / "model", *folder.glob("*/model")))
 
 
 def _hub_problem(name: str) -> str | None:

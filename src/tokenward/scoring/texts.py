@@ -15,7 +15,7 @@ from tokenward.data.parsers import Answered
 from tokenward.errors import UserError
 from tokenward.models.attention import PLAIN_NAMES
 from tokenward.models.base import TokenModel
-from tokenward.models.identity import is_model_folder, is_place, positions_of
+from tokenward.models.identity import check_places, is_model_folder, is_place, positions_of
 from tokenward.models.loading import (
     DTYPES,
     OWN,
@@ -137,6 +137,7 @@ class TokenScorer:
         Raises:
             UserError: The folder does not exist, or the reference of an oracle is unknown or has other weights now.
         """
+        check_places(folder=folder, reference=reference)
         folder = Path(folder).expanduser()
         facts = _stage_facts(folder)
         if (folder / MANIFEST).is_file() or (

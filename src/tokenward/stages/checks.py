@@ -12,7 +12,8 @@ import torch
 from tokenward.config import Lines, Recipe, check_training
 from tokenward.config.training import trackers_of
 from tokenward.errors import UserError
-from tokenward.models.identity import model_sizes
+from tokenward.models.default import HUB_NAME
+from tokenward.models.identity import base_config, model_sizes
 from tokenward.models.loading import device_of
 from tokenward.sampling.classification import PromptTemplate
 from tokenward.selection import selector_of
@@ -28,21 +29,44 @@ def early_checks(run: Run) -> Checks:
     """Checks of the device, the models to start from and the templates."""
     recipe = run.recipe
     checks: Checks = {"model.device": lambda: _check_device(recipe.model.device)}
-    starts = {
-        "model.name": recipe.model.name,
-        "oracle.model": recipe.oracle.model,
-        "reward.model": recipe.reward.model,
-        "policy.model": recipe.policy.model,
-    }
-    for key, name in starts.items():
-        if name:
-            checks[key] = partial(check_start, name, trust_remote_code=recipe.model.trust_remote_code)
+    for key, name in _named_models(recipe).items():
+        checks[key] = partial(check_start, name, trust_remote_code=recipe.model.trust_remote_code)
     examples, task = recipe.examples, recipe.prompt_task
     if examples is not None:
         checks["examples.prompt"] = lambda: _check_prompt(examples.prompt)
     if task is not None:
         checks["prompt_task.template"] = lambda: PromptTemplate(task.template)
     return checks
+
+
+def _named_models(recipe: Recipe) -> dict[str, str]:
+    """The models that a recipe names, by key, except those of its auxiliary models."""
+    named = {
+        "model.name": recipe.model.name,
+        "oracle.model": recipe.oracle.model,
+        "reward.model": recipe.reward.model,
+        "policy.model": recipe.policy.model,
+        "prompt_task.model": recipe.prompt_task.model if recipe.prompt_task else None,
+    }
+    return {key: name for key, name in named.items() if name}
+
+
+def check_models(run: Run) -> None:
+    """Check that every model of a run is in its place or on the hub, before the first stage.
+
+    Raises:
+        UserError: a model is not there; with its key.
+    """
+    recipe = run.recipe
+    auxiliary = {
+        f"auxiliary_models.{name}.model": table.model for name, table in recipe.auxiliary_models.items()
+    }
+    for key, name in {**_named_models(recipe), **auxiliary}.items():
+        if name and name not in ("default", HUB_NAME):
+            try:
+                base_config(name, trust_remote_code=recipe.model.trust_remote_code)
+            except UserError as error:
+                raise UserError(f"{key}: {error}", code=error.code, key=key) from error
 
 
 def check_one_process() -> None:

@@ -10,6 +10,7 @@ from tokenward.stages.base import Checks, Stage, TrainingStage
 from tokenward.stages.checks import (
     adapter_checks,
     check_batches_filled,
+    check_models,
     check_one_process,
     early_checks,
     idle_settings,
@@ -87,6 +88,7 @@ def run_through(run: Run, last: str = "evaluation") -> None:
         UserError: a stage cannot work. Finished stages stay finished.
     """
     wanted = wanted_stages(run, last)
+    check_models(run)
     for line in idle_settings(run, wanted[-1].name):
         run.display.line(f"note: {line}. The run is the same without it")
     first, *others = wanted

@@ -2,9 +2,11 @@
 
 from tokenward.config.training import trackers_of
 from tokenward.errors import UserError
+from tokenward.models.identity import check_places
 from tokenward.objectives import PlackettLuce, needs_of, objective_of
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
+from tokenward.sampling.sources import SequenceClassifier
 from tokenward.selection import Selector, SoftWeights, scope_of, selector_of, unit_of
 from tokenward.stages.base import Checks
 from tokenward.stages.online import head_mlp_settings, reads_reward, reward_settings
@@ -42,8 +44,14 @@ def online_checks(run: Run) -> Checks:
     if head_mlp is not None:
         checks["model.head_mlp"] = lambda: head_mlp_settings(head_mlp)
     if run.recipe.prompt_task is None:
-        checks["online.source"] = lambda: source_of(run)
+        checks["online.source"] = lambda: _check_source(run)
     return checks
+
+
+def _check_source(run: Run) -> None:
+    source = source_of(run)
+    if isinstance(source, SequenceClassifier):
+        check_places(model=source.model)
 
 
 def _check_tables(run: Run) -> None:

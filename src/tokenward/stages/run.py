@@ -17,12 +17,14 @@ from tokenward.config import OnlineTable, PromptTaskTable, Recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.models.adapters import merge_adapter
+from tokenward.models.default import HUB_NAME
 from tokenward.models.identity import (
     ADAPTER_FILE,
     base_config,
     config_of,
     context_length,
     has_encoder,
+    is_hub_name,
     missing_base,
     model_fingerprint,
     parts_of,
@@ -51,11 +53,15 @@ AUXILIARY = "auxiliary-"
 
 
 def check_start(name: str, *, trust_remote_code: bool) -> None:
-    """Check that training can start from a model.
+    """Check that training can start from a model. A name of the hub is checked when a run begins.
 
     Raises:
-        UserError: the base of an adapter is missing, or the model is an MLP before the head of a frozen one.
+        UserError: there is no such folder, the base of an adapter is missing, or the model is an MLP before the head of a
+            frozen one.
     """
+    if name in ("default", HUB_NAME) or is_hub_name(name):
+        return
+    resolve(name)
     if not Path(name).expanduser().is_dir():
         return
     parts = parts_of(resolve(name))

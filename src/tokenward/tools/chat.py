@@ -13,6 +13,7 @@ from rich.text import Text
 from tokenward.artifacts import atomic_write
 from tokenward.display import Display, printable
 from tokenward.errors import UserError
+from tokenward.models.identity import check_places
 from tokenward.models.loading import LanguageModel
 from tokenward.sampling import Reply, SamplingSettings
 from tokenward.sampling.checks import check_temperature
@@ -58,6 +59,7 @@ class Conversation:
 
     def __init__(self, target: str, *, start: str | None, display: Display) -> None:
         self._finished = finished_model(target)
+        check_places(start=start)
         self._start_name = start or self._finished.start
         self._display = display
         self._model = self._finished.load()

@@ -17,6 +17,7 @@ from tokenward.display import Display, interval, rounded
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figures, load_figures
 from tokenward.models.adapters import merge_adapter
+from tokenward.models.identity import check_places
 from tokenward.models.loading import (
     TOLERANCE,
     LanguageModel,
@@ -94,6 +95,7 @@ def export(target: str, folder: str | Path, *, display: Display | None = None) -
     place = Path(folder).expanduser()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UserError(f"{folder} already exists and is not empty. Name a new folder.", code="file-exists")
+    check_places(model=target)
     finished = finished_model(target)
     if finished.run is None:
         raise UserError(

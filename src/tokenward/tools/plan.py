@@ -11,6 +11,7 @@ from tokenward.models.loading import device_of
 from tokenward.ops.costs import FLOAT, HALF, NumberTypes, Work, training_memory
 from tokenward.stages.auxiliary import made_scorer, scorer_of
 from tokenward.stages.base import TrainingStage
+from tokenward.stages.checks import check_models
 from tokenward.stages.lists import check_data, stages_of, wanted_stages
 from tokenward.stages.run import AUXILIARY, Run
 from tokenward.stages.scores import scoring_models
@@ -50,6 +51,7 @@ def plan_recipe(
         UserError: the recipe or the data cannot work.
     """
     run = open_run(recipe, overrides, quiet=quiet)
+    check_models(run)
     smaller: dict[str, list[tuple[str, float]]] = {}
     if run.recipe.online is None:
         stages = _plan_offline(run, smaller, measure)

@@ -28,7 +28,7 @@ from tokenward.selection import SELECTORS, scope_of, selector_of
 from tokenward.selection.weights import weigh, weigh_step
 from tokenward.stages.auxiliary import made_scorer, scorer_of
 from tokenward.stages.base import TrainingStage
-from tokenward.stages.checks import CONSTANT
+from tokenward.stages.checks import CONSTANT, check_models
 from tokenward.stages.data import preview
 from tokenward.stages.lists import carry_out, check_recipe, possible_stages, run_through, wanted_stages
 from tokenward.stages.reward_learning import DEFAULTS as LEARNING_DEFAULTS
@@ -163,6 +163,7 @@ def open_run(recipe: str | Path, overrides: Sequence[str] = (), *, quiet: bool =
 def show_data(recipe: str | Path, overrides: Sequence[str], rows: int) -> None:
     """Run the data stage and show ``rows`` rows as the model sees them."""
     run = open_run(recipe, overrides)
+    check_models(run)
     if run.recipe.online is not None:
         _show_examples(run, rows)
         return
