@@ -17,14 +17,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--row", type=int, help="number of the pair; by default the one that the page opens with")
+    parser.add_argument(
+        "--row", type=int, help="number of the pair; by default the one that the page opens with"
+    )
     parser.add_argument("--theme", default="light", choices=["light", "dark"])
     parser.add_argument("--token", default="", help="token whose card is open, such as chosen.4")
     arguments = parser.parse_args()
     page_path = make_report(arguments.run).save().resolve()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        page = browser.new_page(viewport={"width": 1200, "height": 1040}, color_scheme=arguments.theme, device_scale_factor=1.5)
+        page = browser.new_page(
+            viewport={"width": 1200, "height": 1040}, color_scheme=arguments.theme, device_scale_factor=1.5
+        )
         page.goto(page_path.as_uri())
         if arguments.row:
             page.evaluate("n => change({row: pairs.find(pair => pair.number === n).key})", arguments.row)
