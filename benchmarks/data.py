@@ -52,9 +52,9 @@ WORDS = [
 
 
 def encoded_pairs(
-    source: str, tokenizer: str, *, count: int, longest: int = LONGEST, seed: int = 0
+    source: str, tokenizer: str, *, count: int, longest: int = LONGEST, seed: int = 0, first: int = 0
 ) -> list[TokenRow]:
-    """Random pairs of a file. Prompt and response together have at most ``longest`` tokens."""
+    """Random pairs of a file, without the ``first``. Prompt and response together have at most ``longest`` tokens."""
     comparisons = list(load(source).comparisons)
     random.Random(seed).shuffle(comparisons)
     loaded = load_tokenizer(tokenizer)
@@ -62,11 +62,15 @@ def encoded_pairs(
     limits = Limits(longest, longest, "drop", longest)
     # In parts, because the file may hold many more pairs than needed.
     found: list[TokenRow] = []
-    for start in range(0, len(comparisons), 4 * count):
-        found += encode(comparisons[start : start + 4 * count], template, limits, may_be_empty=True)[0]
-        if len(found) >= count:
-            return found[:count]
-    raise ValueError(f"{source} has {len(found)} pairs of at most {longest} tokens; {count} are needed")
+    for start in range(0, len(comparisons), 4 * (first + count)):
+        found += encode(
+            comparisons[start : start + 4 * (first + count)], template, limits, may_be_empty=True
+        )[0]
+        if len(found) >= first + count:
+            return found[first : first + count]
+    raise ValueError(
+        f"{source} has {len(found)} pairs of at most {longest} tokens; {first + count} are needed"
+    )
 
 
 def random_ids(

@@ -16,6 +16,9 @@ def parser(description: str | None, *, repetitions: int) -> argparse.ArgumentPar
     made = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     made.add_argument("--model", default="default", help="model to measure")
     made.add_argument("--pairs", default=PAIRS, help="file of preference pairs")
+    made.add_argument(
+        "--first", type=int, default=64, help="random pairs to leave out, such as those used before"
+    )
     made.add_argument("--repetitions", type=int, default=repetitions, help="measurements of each side")
     made.add_argument("--threads", type=int, default=2, help="torch threads of each side")
     made.add_argument("--seed", type=int, default=0, help="random seed")
@@ -43,6 +46,7 @@ def settings_of(options: argparse.Namespace, **changes: Any) -> dict[str, Any]:
         "pairs": options.pairs,
         "threads": options.threads,
         "seed": options.seed,
+        "first": 0 if options.quick else options.first,
         "count": 8 if options.quick else 64,
         "longest": 256 if options.quick else LONGEST,
         "batch": 4,

@@ -42,6 +42,7 @@ def encoded_of(settings: Mapping[str, Any]) -> list[TokenRow]:
         count=settings["count"],
         longest=settings["longest"],
         seed=settings["seed"],
+        first=settings["first"],
     )
 
 
