@@ -43,5 +43,10 @@ class StagePart(NamedTuple):
         """The part that has the file at a place."""
         return StagePart(place % self.of + 1, self.of)
 
+    @property
+    def name(self) -> str:
+        """Its name in names of files."""
+        return f"part-{self.number}-of-{self.of}"
+
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"

@@ -147,7 +147,7 @@ def _refuse_while_parts_work(folder: Path, stage: str) -> None:
 def _locked(
     folder: Path, stage: str, part: StagePart | None = None, *, seconds: float = _LOCK_SECONDS
 ) -> Iterator[None]:
-    name = f".lock-{folder.name}" if part is None else f".lock-{folder.name}.part-{part.number}-of-{part.of}"
+    name = f".lock-{folder.name}" if part is None else f".lock-{folder.name}.{part.name}"
     path = folder.with_name(name)
     holder = folder.with_name(f"{name}.pid")  # Windows cannot read a locked file
     lock = FileLock(path)

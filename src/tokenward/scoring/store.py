@@ -205,6 +205,20 @@ class Shards:
         mine = (number for number in range(len(self)) if part is None or part.has(number))
         return [number for number in mine if not self.path(number).exists()]
 
+    def waiting(self, table: TokenTable, part: StagePart | None = None) -> int:
+        """Number of responses in the missing shards of a part; the items are the table's rows."""
+        mine = [self.items(number) for number in self.missing(part)]
+        return sum(int(table.starts[rows.stop] - table.starts[rows.start]) for rows in mine)
+
+    def said_missing(self, part: StagePart, missing: Sequence[int]) -> str:
+        """A line for a job that has written its part while others have not."""
+        others = sorted({part.of_place(number) for number in missing})
+        named = ", ".join(map(str, others[:8])) + (", ..." if len(others) > 8 else "")
+        return (
+            f"part {part} is written. {len(missing)} of {len(self)} shards are still missing, of part {named}. The job that finds all "
+            "shards finishes the store; if a job was lost, run its part again"
+        )
+
 
 def write_shards(
     folder: Path,

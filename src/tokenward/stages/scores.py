@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenward.api.constant import warn_of_stored
-from tokenward.api.values import Maker, frozen_values
+from tokenward.api.values import CACHE, Maker, frozen_values
 from tokenward.artifacts import StageFolder, StagePart, file_fingerprint
 from tokenward.models.base import TokenModel
 from tokenward.scoring.reads import Value
@@ -54,20 +54,11 @@ class ValuesStage(Stage):
             facts = self.write(run, folder) if shards.missing(part) or not shards.missing() else None
             missing = shards.missing()
             if facts is None or missing:
-                _say_missing(run, part, shards, missing)
+                run.display.line(f"  {shards.said_missing(part, missing)}")
                 return "waits"
             folder.complete(**facts(TokenStore(folder.path)))
         self.show(run)
         return "done"
-
-
-def _say_missing(run: Run, part: StagePart, shards: Shards, missing: list[int]) -> None:
-    others = sorted({part.of_place(number) for number in missing})
-    named = ", ".join(map(str, others[:8])) + (", ..." if len(others) > 8 else "")
-    run.display.line(
-        f"  part {part} is written. {len(missing)} of {len(shards)} shards are still missing, of part {named}. The job that finds all "
-        "shards finishes the stage; if a job was lost, run its part again"
-    )
 
 
 class ReferenceStage(ValuesStage):
@@ -162,8 +153,8 @@ def write_values(
     The reference stage must have stored all rows. If the stage's folder is open for a part, only that is written.
     """
     # For values too expensive to compute again after a stop. Jobs that work at once must not append to one file.
-    cache, part = folder / "cache", stage.part
-    mine = cache if part is None else cache / f"part-{part.number}-of-{part.of}"
+    cache, part = folder / CACHE, stage.part
+    mine = cache if part is None else cache / part.name
     by_model = _by_model(_values_read(scorer))
     makers = [maker_of(run, model, values, template, mine) for model, values in by_model.items()]
     stage.temporary.append(cache)
@@ -213,9 +204,7 @@ def _write(
     part: StagePart | None = None,
 ) -> TokenStore:
     shard_rows = run.recipe.scores.shard_rows
-    shards = Shards(folder, len(rows), shard_rows)
-    waiting = [shards.items(number) for number in shards.missing(part)]
-    responses = sum(int(rows.starts[mine.stop] - rows.starts[mine.start]) for mine in waiting)
+    responses = Shards(folder, len(rows), shard_rows).waiting(rows, part)
     with run.display.progress(folder.name, responses * sum(maker.passes for maker in makers)) as bar:
         return write_store(
             folder,
