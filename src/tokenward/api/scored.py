@@ -151,16 +151,17 @@ def score(
         packing: As for :class:`SelectiveTrainer`.
         precision: Number type of the forward passes: ``float32`` is that of the weights, ``bfloat16`` uses autocast.
         tokens_per_batch: Maximum number of tokens in a forward pass.
-        store: Folder in which the values are kept, to continue after a stop. It is a source of scores itself: pass it as oracle.
-        part: ``i/N``, such as ``1/4``, to compute only one of N parts of ``store``; other jobs, with the same arguments, compute the
-            other parts at the same time.
+        store: Folder in which the values are kept, to continue after a stop. Once complete, it can be passed as an oracle.
+        part: ``i/N``, such as ``1/4``, computes one of N parts of ``store``. Other jobs with the same arguments compute the others at
+            the same time.
         quiet: Show nothing.
 
     Returns:
         The same rows with the new columns; None if other parts are still missing.
 
     Raises:
-        UserError: the store holds other rows, models or settings, nothing gives scores, the scorer reads a model that was not given, or a row cannot be read.
+        UserError: nothing gives scores, the scorer reads a model that was not given, a row cannot be read, or the store holds values
+            of other rows, models or settings.
     """
     check_options(precision=precision, packing=packing, pairs=pairs)
     check_tokens(tokens)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from filelock import FileLock
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
@@ -228,7 +229,9 @@ class Run:
             return name
         kind = "-own" if self.recipe.model.dtype == OWN else ""
         target = self.folder / FOLDER / f"{model_fingerprint(name)[:16]}{kind}"
-        return str(target) if target.is_dir() else self._merge(name, target)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f".lock-{FOLDER}"):  # jobs that write parts of the scores begin at once
+            return str(target) if target.is_dir() else self._merge(name, target)
 
     def _merge(self, name: str, target: Path) -> str:
         table = self.recipe.model

@@ -51,8 +51,9 @@ class ValuesStage(Stage):
             rows = tables(run, run.tokenizer_template(run.reference_model)).everything
             shards = Shards(folder.path, len(rows), run.recipe.scores.shard_rows)
             # Without missing shards of its own, a job loads a model only to finish the stage.
-            facts = self.write(run, folder) if shards.missing(part) or not shards.missing() else None
-            missing = shards.missing()
+            others = [] if shards.missing(part) else shards.missing()
+            facts = None if others else self.write(run, folder)
+            missing = others or shards.missing()
             if facts is None or missing:
                 run.display.line(f"  {shards.said_missing(part, missing)}")
                 return "waits"
