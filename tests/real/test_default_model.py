@@ -22,8 +22,8 @@ def test_the_quick_start_cut_short(tmp_path: Path) -> None:
     changes = [
         f"run={tmp_path / 'run'}",
         "data.limit=24",
+        "data.eval=0.3",
         "tokens={max_prompt_tokens: 64, max_response_tokens: 32, too_long: truncate}",
-        "eval_reward=null",
         "oracle.training={max_steps: 2, per_device_train_batch_size: 2}",
         "policy.training={max_steps: 2, per_device_train_batch_size: 2}",
         "evaluation.prompts=4",

@@ -306,6 +306,31 @@ def test_selected_tokens_beside_each_other_share_a_frame(opened, page_path: Path
     assert [last for _, _, last in framed] == [False] * (len(framed) - 1) + [True]
 
 
+def test_the_legend_says_what_the_frames_are(opened, page_path: Path) -> None:
+    page = opened(page_path)
+    assert page.locator("#framed").text_content() == "what training would select; this pair is held out"
+    page.select_option("#part", "train")
+    page.locator("#list button").first.click()
+    assert page.locator("#framed").text_content() == "the policy trains on it"
+    page.select_option("#scorer", "surprisal")
+    assert page.locator("#framed").text_content() == "selected by the current settings"
+    assert page.locator("#heading").text_content() == "", "surprisal favours no reply"
+
+
+def test_a_pair_that_is_found_comes_into_view(opened, page_path: Path) -> None:
+    page = opened(page_path)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.fill("#q", "say 7.")
+    page.keyboard.press("Enter")
+    assert page.locator("#place").text_content() == "1 of 1"
+    assert "Say 7." in (page.locator("#prompt").text_content() or "")
+    assert page.locator("#prompt").bounding_box()["y"] >= 0
+    page.fill("#q", "nothing has these words")
+    assert page.locator("#count").text_content() == "no pair matches"
+    assert page.locator("#previous").is_disabled()
+    assert page.locator("#next").is_disabled()
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("kind", ["pairs", "online"])
 def test_axe_finds_no_fault(opened, page_path: Path, finished_online: Path, theme: str, kind: str) -> None:
@@ -321,6 +346,8 @@ def test_it_is_one_column_on_a_narrow_screen_and_prints(opened, page_path: Path)
     page.set_viewport_size({"width": 390, "height": 844})
     page.evaluate("change({dim: '1', sums: '1', stacked: '1', table: '1', lines: '1'})")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    cut = "selector => [...document.querySelectorAll(selector)].filter(x => x.scrollWidth > x.clientWidth).length"
+    assert page.evaluate(cut, "#replies .scroll, #figures > .scroll") == 0, "no part of a table is out of sight"
     page.emulate_media(media="print")
     assert page.locator("#chosen").is_visible()
     assert not page.locator("#list").is_visible()
@@ -338,7 +365,7 @@ def test_an_online_page_opens_without_scripts(opened, finished_online: Path) -> 
 def test_the_scripts_are_small_and_the_page_links_nothing(page_path: Path) -> None:
     html = page_path.read_text()
     script = html[html.rindex("<script>") + 8 : html.rindex("</script>")]
-    assert len(script.encode()) <= 46_000
+    assert len(script.encode()) <= 47_000
     assert json.loads(html.partition('id="data">')[2].partition("</script>")[0])["schema"] == 2
     assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in html

@@ -224,9 +224,9 @@ def test_the_main_figures_are_six_with_names_in_words() -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [((0.2, 0.6), "raised the VADER sentiment of the model's replies from 0.25 to 0.65"),
-     ((-0.6, -0.2), "lowered the VADER sentiment of the model's replies from 0.25 to"),
-     ((-0.1, 0.3), "did not measurably change the VADER sentiment of the model's replies: 0.25 before")],
+    [((0.2, 0.6), "raised the VADER sentiment of the model's replies from 0.250 to 0.650"),
+     ((-0.6, -0.2), "lowered the VADER sentiment of the model's replies from 0.250 to"),
+     ((-0.1, 0.3), "did not measurably change the VADER sentiment of the model's replies: 0.250 before")],
 )  # fmt: skip
 def test_the_page_begins_with_what_changed(copied_run: Path, change: tuple[float, float], words: str) -> None:
     path = RUN / "evaluation" / "metrics.json"
@@ -240,7 +240,7 @@ def test_the_page_begins_with_what_changed(copied_run: Path, change: tuple[float
     path.write_text(json.dumps(json.loads(path.read_text()) | made))
     found = outcome(RunFolder.read(RUN), None)
     assert words in found.sentence
-    assert f"{low:.2f} to {high:.2f}, over 4 eval prompts".replace("-", "−") in found.detail
+    assert f"{low:.3f} to {high:.3f}, over 4 eval prompts".replace("-", "−") in found.detail
     assert found.subject == "SePO · model · pairs.jsonl"
     assert found.picture.count("<circle") == 8, "one dot per reply, before and after"
 

@@ -137,7 +137,7 @@ def test_running_sums_end_at_the_sums_and_lead_to_their_tokens(opened, page_path
     card = page.locator("#chosen-sum").text_content() or ""
     assert f"highest {sums.max():+.2f} after token {sums.argmax() + 1}".replace("-", "−") in card
     head = page.locator("#chosen-head").text_content() or ""
-    assert f"ends at {head.split()[2].rstrip(',')};" in card
+    assert f"ends at {head.split()[3].rstrip(',')};" in card
     points = page.locator("#chosen-line .mine").get_attribute("points") or ""
     assert len(points.split()) == len(values) + 1
     line = page.locator("#chosen-line")

@@ -91,7 +91,8 @@ def test_a_run_shows_and_keeps_them(tiny_workplace, capsys):
 
 
 @pytest.mark.parametrize(("width", "last"), [(80, "tokens/s"), (100, "GB"), (160, "margins 1.512")])
-def test_a_note_never_squeezes_the_bar(width, last):
+def test_a_note_never_squeezes_the_bar(width, last, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tokenward.display.PLAIN_SECONDS", 0.0)  # a line at once
     note = "at step 19: loss 0.201  15,140 tokens/s  0.6 GB  accuracies 1.000  margins 1.512"
     screen, terminal = StringIO(), {"force_terminal": True, "color_system": None, "legacy_windows": False}
     with Display(console=Console(width=width, file=screen, **terminal)).progress("oracle", 200) as bar:

@@ -16,6 +16,7 @@ from tokenward.objectives import OBJECTIVES
 from tokenward.report.charts import plain, ticks
 from tokenward.report.collect import RunFolder
 
+ENDS = {"vader": ", from −1 (negative) to 1 (positive)"}
 METRIC_NAMES = {
     "vader": "VADER sentiment",
     "eval_reward": "eval reward",
@@ -71,19 +72,24 @@ def outcome(run: RunFolder, agreement: Figure | None) -> Outcome:
 def _of_change(reward: str, figures: Figures) -> tuple[str, str]:
     before, after, change = (figures[f"{reward}/{part}"] for part in ("before", "after", "change"))
     name = metric_name(reward)
-    sides = f"{before.value:.2f} before, {after.value:.2f} after"
+    sides = f"{_decimals(before.value)} before, {_decimals(after.value)} after"
     if change.low > 0:
-        sentence = (
-            f"Training raised the {name} of the model's replies from {before.value:.2f} to {after.value:.2f}."
-        )
+        sentence = f"Training raised the {name} of the model's replies from {_decimals(before.value)} to {_decimals(after.value)}."
     elif change.high < 0:
-        sentence = f"Training lowered the {name} of the model's replies from {before.value:.2f} to {after.value:.2f}."
+        sentence = f"Training lowered the {name} of the model's replies from {_decimals(before.value)} to {_decimals(after.value)}."
     else:
         sentence = f"Training did not measurably change the {name} of the model's replies: {sides}."
-    return (
-        sentence,
-        f"Change {change.value:+.2f}. {_interval(change)}, over {_count(change.n, 'eval prompt')}.",
+    detail = (
+        f"Change {_decimals(change.value, '+')}, {_interval(change)}, over {_count(change.n, 'eval prompt')}."
     )
+    if "ended/change" in figures:
+        ends = (figures[f"ended/{part}"].value for part in ("before", "after"))
+        detail += " Replies that end: {:.0%} before, {:.0%} after.".format(*ends)
+    return sentence, detail
+
+
+def _decimals(value: float, sign: str = "-") -> str:
+    return f"{value:{sign}.3f}".replace("-", "−")
 
 
 def _count(n: int, noun: str) -> str:
@@ -91,7 +97,7 @@ def _count(n: int, noun: str) -> str:
 
 
 def _interval(figure: Figure) -> str:
-    return f"95 % interval {figure.low:.2f} to {figure.high:.2f}".replace("-", "−")
+    return f"95 % interval {_decimals(figure.low)} to {_decimals(figure.high)}"
 
 
 def _subject(run: RunFolder) -> str:
@@ -238,7 +244,7 @@ def reward_picture(
     told = f"{about}: mean {means[0].value:.2f} before training, {means[1].value:.2f} after, change {change.value:+.2f}"
     caption = Markup("<figcaption>{}{}. {}</figcaption>").format(
         about[0].upper(),
-        about[1:],
+        about[1:] + ENDS.get(reward, ""),
         ("One dot per reply. " if before else "") + "Lines: means, with their 95 % intervals.",
     )
     picture = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(

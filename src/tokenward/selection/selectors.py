@@ -69,7 +69,7 @@ class TopFraction:
     count: CountRule = "floor"
     minimum: int = 1
     first_token: bool = True
-    eos: EosSides | Literal["always"] = "both"
+    eos: Literal["both", "chosen", "rejected", "none", "always"] = "both"
     ties: Literal["earliest", "random"] = "earliest"
     seed: int = 0
     profile: Literal["official"] | None = None

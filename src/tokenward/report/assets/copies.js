@@ -38,12 +38,12 @@ function asTsv() {
 
 const LATEX = {
   "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}",
-  "{": "\\{", "}": "\\}", $: "\\$", "&": "\\&", "#": "\\#", _: "\\_", "%": "\\%",
+  "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", "{": "\\{", "}": "\\}", $: "\\$", "&": "\\&", "#": "\\#", _: "\\_", "%": "\\%",
 };
 const INKS = { up: [63, 143, 214], down: [240, 138, 36] }; // as on the light page
 
 function inLatex(text) {
-  return text.replace(/[\\~^{}$&#_%]/g, (char) => LATEX[char]);
+  return text.replace(/[\\~^{}$&#_%<>|]/g, (char) => LATEX[char]);
 }
 
 /** A token on its background. White space around it stays outside the box, so that lines can break there. */
@@ -68,12 +68,13 @@ function asLatex() {
       const text = eos ? data.names[response.ids[places[0]]] || "eos" : places.map((i) => pieceOf(response, i)).join("");
       return latexToken(text, shade, places.some((i) => kept[number][i]));
     }));
-    return `\\noindent\\textbf{${side}} (${shown(total(response.values[state.scorer]))})\\par\n\\noindent ${tokens.join("")}\\par\n`;
+    return `\\noindent\\textbf{${NAMES[number]}} (${shown(total(response.values[state.scorer]))})\\par\n\\noindent ${tokens.join("")}\\par\n`;
   });
   return [
     "% \\usepackage{xcolor}",
     `% ${state.scorer}${pooledHow() && `, ${pooledHow()}`}: blue raises, orange lowers, no colour at ${shown(zero)}, ${scale}; underlined: selected`,
     "\\newcommand{\\tokenscore}[2]{{\\setlength{\\fboxsep}{1pt}\\colorbox[RGB]{#1}{\\strut #2}}}",
+    ...open.prompt.map(({ role, content }) => `\\noindent\\textbf{${inLatex(role)}} ${inLatex(content)}\\par\n`),
     ...parts,
   ].join("\n").replaceAll("−", "-");
 }

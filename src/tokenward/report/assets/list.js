@@ -15,15 +15,17 @@ function showList() {
   const [by, way] = state.sort.split(" ");
   if (by in measures(pairs[0])) listed.sort((a, b) => (way === "up" ? 1 : -1) * (measures(a)[by] - measures(b)[by]));
   byId("count").textContent = `${listed.length} of ${pairs.length} on this page, of ${data.total} in the run`;
+  if (!listed.length) byId("count").textContent = "no pair matches";
   const place = listed.findIndex((pair) => pair.key === state.row);
-  byId("previous").disabled = place === 0;
+  byId("place").textContent = place < 0 ? "" : `${place + 1} of ${listed.length}`;
+  byId("previous").disabled = place <= 0;
   byId("next").disabled = place === listed.length - 1;
   byId("list").replaceChildren(...listed.map(listRow));
 }
 
 function listRow(pair) {
   const prompt = pair.prompt.length ? pair.prompt[pair.prompt.length - 1].content : "";
-  const link = element("button", { type: "button", textContent: prompt.slice(0, 90) || "(no prompt)", title: prompt, dir: "auto" });
+  const link = element("button", { type: "button", textContent: prompt.slice(0, 200) || "(no prompt)", title: prompt, dir: "auto" });
   const { margin, disagreement, peaks, length } = measures(pair);
   const part = byId("part").querySelector(`[value="${pair.part}"]`).textContent;
   const cells = [shown(margin, 1), percent(disagreement), percent(peaks), String(length), part];

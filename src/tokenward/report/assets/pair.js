@@ -31,8 +31,9 @@ function showPair() {
   open = pairs.find((pair) => pair.key === state.row);
   const { margin } = measures(open);
   const verdict = margin > 0 ? `favours the preferred reply by ${shown(margin).slice(1)}` : margin < 0 ? `favours the rejected reply by ${shown(margin).slice(1)}` : "favours neither reply";
-  byId("heading").textContent = `Summed over the replies, the score (${state.scorer}) ${verdict}.`;
-  byId("about").textContent = `Pair ${open.number} of ${data.total}, ${byId("part").querySelector(`[value="${open.part}"]`).textContent} pairs; ${open.source}; shown as: ${open.reasons.map((name) => byId(`is-${name}`).textContent).join(", ")}.`;
+  // Surprisal and random numbers are controls, which favour no reply.
+  byId("heading").textContent = ["surprisal", "random"].includes(state.scorer) ? "" : `Summed over the replies, the score (${state.scorer}) ${verdict}.`;
+  byId("about").textContent = `Pair ${open.number} of ${data.total}, ${byId("part").querySelector(`[value="${open.part}"]`).textContent} pairs; ${open.source}; ${open.key === START.row ? "the page opens with it because its scores agree well with its order" : open.reasons.map((name) => byId(`is-${name}`).textContent).join(", ")}.`;
   byId("prompt").replaceChildren(...open.prompt.map((message) => {
     const text = visible(element("span", { dir: "auto", className: "text" }), message.content);
     return element("p", {}, element("b", { textContent: `${message.role} ` }), text);
@@ -56,8 +57,8 @@ function showSide(side, number) {
   const response = open.responses[number], values = response.values[state.scorer];
   const units = shaded(number, state.scorer);
   fillText(byId(side), number, state.scorer, units);
-  const given = open.given ? `, rated ${open.given[number]} in the data` : "";
-  const sum = element("small", { textContent: `score ${shown(total(values))}, ${values.length} tokens${given}` });
+  const given = open.given ? `, rated ${Number(open.given[number].toPrecision(3))} in the data`.replace("-", "−") : "";
+  const sum = element("small", { textContent: `total score ${shown(total(values))}, ${values.length} tokens${given}` });
   byId(`${side}-head`).replaceChildren(number ? "Rejected " : "Preferred ", sum);
   const shades = [];
   for (const { places, shade } of units) for (const i of places) shades[i] = shade;

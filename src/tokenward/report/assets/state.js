@@ -96,9 +96,12 @@ function rules() {
 /** Whether nothing is marked, because the recipe's selection cannot be shown and no slider was moved. */
 const isSilent = () => !state.weights && data.selection.silent && !state.moved;
 
+/** Whether the marks are the recipe's own: no slider was moved, and no other score is shown. */
+const isRecipes = () => Boolean(state.weights) && !state.moved && state.scorer === scorers[0];
+
 /** Weight of each token of both sides: from the recipe, until a slider or the score is changed. */
 function keptOf(pair) {
-  const own = state.weights && !state.moved && state.scorer === scorers[0];
+  const own = isRecipes();
   return pair.responses.map((response, side) => isSilent() ? new Uint8Array(response.ids.length)
     : own ? response.values[state.weights] : select(response, response.values[state.scorer], SIDES[side], rules()));
 }

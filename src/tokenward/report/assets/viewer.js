@@ -21,9 +21,14 @@ function showLegend() {
   byId("zero").textContent = isSum() && centred ? `${shown(zero)} per token; the numbers at the ends are distances from it` : shown(zero);
   byId("signed").hidden = centred;
   byId("centred").hidden = !centred;
-  byId("of-tokens").hidden = isSum();
-  byId("of-sums").hidden = !isSum();
+  byId("of-tokens").hidden = isSum() || state.scale !== "run";
+  byId("of-sums").hidden = !isSum() || state.scale !== "run";
+  byId("of-pair").hidden = state.scale !== "pair";
+  byId("of-ranks").hidden = state.scale !== "rank";
   byId("is-marked").hidden = isSilent();
+  const how = !data.selection.name ? "a selection might keep it" : !isRecipes() ? "selected by the current settings"
+    : pairs.find((pair) => pair.key === state.row).part === "train" ? "the policy trains on it" : "what training would select; this pair is held out";
+  byId("framed").textContent = how;
   byId("pooled").textContent = pooledHow() && `Shades and cards show ${pooledHow()}. Frames mark single tokens.`;
 }
 
@@ -54,6 +59,7 @@ function setUp() {
   listen("weights", "change", (event) => change({ weights: event.target.value, moved: "", scorer: scorers[0] }));
   for (const id of ["scorer", "scale", "unit", "pool", "show", "part", "sort"]) listen(id, "change", (event) => { hideCard(); change({ [id]: event.target.value }); });
   for (const id of SWITCHES) listen(id, "change", () => flip(id));
+  listen("q", "keydown", (event) => { if (event.key === "Enter" && listed.length) openPair(listed[0].key); });
   listen("q", "input", (event) => change({ q: event.target.value }));
   for (const side of SIDES) listen(`${side}-rate`, "input", (event) => change({ [side]: event.target.value, moved: "1" }));
   listen("reset", "click", () => change({ ...rates, moved: "" }));
@@ -63,7 +69,7 @@ function setUp() {
   listen("help-button", "click", () => byId("help").showModal());
   listen("list", "click", (event) => {
     const row = event.target.closest("tr");
-    if (row) { hideCard(); change({ row: row.dataset.key, token: "" }); }
+    if (row) openPair(row.dataset.key);
   });
   setUpTexts();
   listen("table", "toggle", () => {
@@ -75,6 +81,13 @@ function setUp() {
   listen("latex", "click", () => copy("LaTeX", asLatex()));
   document.addEventListener("keydown", shortcuts);
   addEventListener("hashchange", () => { readAddress(); show(); restoreToken(); });
+}
+
+/** Show a pair of the list, and move to it. */
+function openPair(key) {
+  hideCard();
+  change({ row: key, token: "" });
+  byId("comparisons").scrollIntoView();
 }
 
 /** One listener for all tokens of both sides and all scores. */
