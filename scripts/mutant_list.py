@@ -149,7 +149,7 @@ MUTANTS: list[Mutant] = [
     M("scoring/chain-missing", "Chain.__call__", "torch.where(missing, torch.nan, found)", "found", ("tests/selection", "tests/scoring")),
     M("scoring/widest", "widest", "reversed(SCOPES)", "SCOPES"),
     M("scoring/store-shard-start", "TokenStore._find", "self._ends[shard - 1]", "self._ends[shard]"),
-    M("scoring/store-resume", "write_shards", "if not shard.exists():", "if True:"),
+    M("scoring/store-resume", "Shards.missing", "if not self.path(number).exists()", "if True"),
     M("scoring/export-end", "pad_rewards", "padded[row, len(values) - 1] += end", "padded[row, -1] += end"),
     M("scoring/combine-and", "Combine.join", "'and': torch.minimum", "'and': torch.maximum"),
     M("scoring/online-scope", "check_in_the_step", "('response', 'comparison')", "('response', 'comparison', 'dataset')"),

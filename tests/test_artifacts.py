@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tokenward import artifacts
 from tokenward.artifacts import (
     Manifest,
+    StagePart,
+    open_part,
     open_stage,
     read_json,
     read_jsonl,
@@ -288,6 +290,39 @@ def test_second_process_is_refused_with_the_pid_of_the_first(tmp_path):
     other.communicate()
     run_stage(tmp_path / "oracle")
     assert not (tmp_path / ".lock-oracle.pid").exists()
+
+
+def part_of(folder, text, beta=0.1):
+    wanted = {"oracle": {"beta": beta}}
+    return open_part(
+        folder, StagePart.read(text), stage="oracle", settings=wanted, inputs={"data": "d1"}, format=1
+    )
+
+
+def test_parts_are_worked_on_at_once_and_the_first_to_finish_decides(tmp_path):
+    folder = tmp_path / "oracle"
+    with part_of(folder, "1/2") as one, part_of(folder, "2/2") as two:
+        assert "part 1/2 of oracle" in refused("stage-locked", part_of(folder, "1/2").__enter__)
+        assert "part 1/2 of oracle" in refused("stage-locked", opened(folder).__enter__)
+        assert "oracle.beta: 0.1 -> 0.2" in refused("other-parts", part_of(folder, "1/3", beta=0.2).__enter__)
+        one.complete(rows=1)
+        written = (folder / "manifest.json").read_bytes()
+        two.complete(rows=2)
+        assert (folder / "manifest.json").read_bytes() == written
+    with part_of(folder, "2/2") as again:
+        assert again.done
+    run_stage(folder)  # no part works any more
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "0/0", "x", "1/", "-1/4", "1/4/4"])
+def test_a_part_that_does_not_exist_is_refused(text):
+    assert "1/4" in refused("bad-part", StagePart.read, text)
+
+
+def test_every_file_belongs_to_one_part():
+    parts = [StagePart.read(f"{number}/3") for number in (1, 2, 3)]
+    assert [[place for place in range(7) if part.has(place)] for part in parts] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert all(part.of_place(place) == part for part in parts for place in range(7) if part.has(place))
 
 
 class Crash(BaseException):

@@ -43,7 +43,7 @@ COMMANDS = {
     "data": {"--set", "--show"},
     "oracle": {"--set"},
     "reward": {"--set"},
-    "score": {"--set", "--output", "--reference"},
+    "score": {"--set", "--output", "--reference", "--part"},
     "train": {"--set"},
     "evaluate": {"--set"},
     "compare-models": {"--set", "--prompts", "--metric", "--reward", "--judge", "--export", "--output"},

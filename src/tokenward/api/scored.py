@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from tokenward.api.stored import (
     prompt_digest,
 )
 from tokenward.api.values import REFERENCE_LOGP, Oracle, Scoring, StoredScores, ValuePass, scoring_of
+from tokenward.artifacts import StagePart
 from tokenward.errors import UserError
 from tokenward.evaluation.measures import Measures, Models
 from tokenward.evaluation.statistics import Figure
@@ -63,6 +64,44 @@ from tokenward.trl_names import answers_trl
 from tokenward.types import Precision
 
 
+@overload
+def score(
+    dataset: Rows,
+    *,
+    oracle: Oracle | None = None,
+    reference: Model | None = None,
+    scorer: Scorer | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    tokens: TokenSettings = DEFAULT_TOKENS,
+    pairs: PairRule | None = None,
+    packing: Packing = "auto",
+    precision: Precision = "float32",
+    tokens_per_batch: int = 8192,
+    store: str | Path | None = None,
+    part: None = None,
+    quiet: bool = False,
+) -> Dataset: ...
+
+
+@overload
+def score(
+    dataset: Rows,
+    *,
+    oracle: Oracle | None = None,
+    reference: Model | None = None,
+    scorer: Scorer | None = None,
+    processing_class: PreTrainedTokenizerBase | None = None,
+    tokens: TokenSettings = DEFAULT_TOKENS,
+    pairs: PairRule | None = None,
+    packing: Packing = "auto",
+    precision: Precision = "float32",
+    tokens_per_batch: int = 8192,
+    store: str | Path,
+    part: str,
+    quiet: bool = False,
+) -> Dataset | None: ...
+
+
 @answers_trl
 def score(
     dataset: Rows,
@@ -76,8 +115,10 @@ def score(
     packing: Packing = "auto",
     precision: Precision = "float32",
     tokens_per_batch: int = 8192,
+    store: str | Path | None = None,
+    part: str | None = None,
     quiet: bool = False,
-) -> Dataset:
+) -> Dataset | None:
     """Add a score for each token of each response to a data set (SePO, arXiv 2408.13518, section 3.1).
 
     Example::
@@ -110,19 +151,29 @@ def score(
         packing: As for :class:`SelectiveTrainer`.
         precision: Number type of the forward passes: ``float32`` is that of the weights, ``bfloat16`` uses autocast.
         tokens_per_batch: Maximum number of tokens in a forward pass.
+        store: Folder in which the values are kept, to continue after a stop. Once complete, it can be passed as an oracle.
+        part: ``i/N``, such as ``1/4``, computes one of N parts of ``store``. Other jobs with the same arguments compute the others at
+            the same time.
         quiet: Show nothing.
 
     Returns:
-        The same rows with the new columns.
+        The same rows with the new columns; None if other parts are still missing.
 
     Raises:
-        UserError: nothing gives scores, the scorer reads a model that was not given, or a row cannot be read.
+        UserError: nothing gives scores, the scorer reads a model that was not given, a row cannot be read, or the store holds values
+            of other rows, models or settings.
     """
     check_options(precision=precision, packing=packing, pairs=pairs)
     check_tokens(tokens)
     check_rows_type(dataset, "dataset")
     check_scoring(oracle, scorer)
     check_places(oracle=oracle, reference=reference)
+    if part is not None and store is None:
+        raise UserError(
+            f"part {part} is a part of a store, and none was given. Pass store, a folder that all jobs see.",
+            code="missing-store",
+        )
+    mine = StagePart.read("1/1" if part is None else part)
     display = LoggedDisplay(quiet=quiet, log=not quiet)
 
     def base() -> LanguageModel:
@@ -154,9 +205,14 @@ def score(
         tokens_per_batch=tokens_per_batch,
         display=display,
     )
+    if store is not None:
+        known = values.kept_store(scoring, data.everything, Path(store).expanduser(), mine, tokens)
+        if known is None:
+            return None
+        return _with_columns(rows, _columns(with_scores(data.train, scoring.scorer, known), known))
     with TemporaryDirectory(prefix="tokenward-") as folder:
-        store = values.store(scoring, data.everything, Path(folder))
-        found = _columns(with_scores(data.train, scoring.scorer, store), store)
+        known = values.store(scoring, data.everything, Path(folder))
+        found = _columns(with_scores(data.train, scoring.scorer, known), known)
     return _with_columns(rows, found)
 
 

@@ -1,5 +1,7 @@
 """Values per token: the ``oracle`` argument in all its forms, and the computation of what a scorer reads."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +14,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenward.api.inputs import Model, check_ratio, language_model
+from tokenward.api.inputs import Model, TokenSettings, check_ratio, language_model
 from tokenward.api.notices import LoggedDisplay
-from tokenward.api.stored import KEYS, SCORES, SHARD_ROWS, store_of
+from tokenward.api.stored import KEYS, SCORES, SHARD_ROWS, prompt_digest, store_of
+from tokenward.artifacts import MANIFEST, StagePart, file_fingerprint, open_part, read_manifest
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.identity import positions_of
@@ -26,7 +29,7 @@ from tokenward.scoring.basic import LogRatio, Record, Reward, Scorer, Surprisal,
 from tokenward.scoring.model_scorers import internal_values
 from tokenward.scoring.reads import Value, reads_of, token_values
 from tokenward.scoring.scorers import check_scope
-from tokenward.scoring.store import Found, TokenStore, write_store
+from tokenward.scoring.store import Found, Shards, TokenStore, write_store
 from tokenward.scoring.texts import TokenScorer, is_scorer_folder
 from tokenward.tokens.encode import prompted
 from tokenward.tokens.rows import TokenRow, keys_of
@@ -35,6 +38,9 @@ from tokenward.tokens.spans import span_values
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Style, Template
 from tokenward.types import Span
+
+CACHE = "cache"
+"""Folder in a store for results that are too expensive to compute again after a stop."""
 
 Load = Callable[[str | None], TokenModel]
 """Loads a model with an attention implementation; None keeps its own."""
@@ -230,6 +236,11 @@ def _loaded(name: str, loading: Mapping[str, Any]) -> TokenStore | TokenScorer |
     """The oracle in a folder: scores, a stage of a run or a reward, or a model."""
     folder = Path(name).expanduser()
     if any(folder.glob("tokens-*.parquet")):
+        if (folder / MANIFEST).is_file() and not read_manifest(folder).complete:
+            raise UserError(
+                f"{folder} holds unfinished scores: shards are missing. Finish them first.",
+                code="stage-unfinished",
+            )
         return TokenStore(folder)
     if is_scorer_folder(folder):
         return TokenScorer.load(folder)
@@ -301,7 +312,13 @@ class ValuePass:
     display: LoggedDisplay
 
     def store(
-        self, scoring: Scoring, rows: TokenTable, folder: Path, *, more: Sequence[Value] = ()
+        self,
+        scoring: Scoring,
+        rows: TokenTable,
+        folder: Path,
+        *,
+        more: Sequence[Value] = (),
+        part: StagePart | None = None,
     ) -> TokenStore:
         """The values that a scorer reads, of every response of some rows.
 
@@ -310,6 +327,7 @@ class ValuePass:
             rows: All responses of each prompt as one row.
             folder: For values that are computed.
             more: Further values to compute.
+            part: Compute only this part of them.
 
         Raises:
             UserError: the scorer reads a model that was not given.
@@ -330,19 +348,82 @@ class ValuePass:
                 style=self.style,
                 precision=self.precision,
                 tokens_per_batch=self.tokens_per_batch,
-                cache=folder / "cache",
+                cache=folder / CACHE / ("" if part is None else part.name),
             )
             for name, values in by_model.items()
         ]
-        total = len(rows.responses) * sum(maker.passes for maker in makers)
-        with self.display.progress("scores", total) as bar:
+        responses = Shards(folder, len(rows), SHARD_ROWS).waiting(rows, part)
+        with self.display.progress("scores", responses * sum(maker.passes for maker in makers)) as bar:
             return write_store(
-                folder, makers, self.template, rows, shard_rows=SHARD_ROWS, progress=bar.advance
+                folder, makers, self.template, rows, shard_rows=SHARD_ROWS, progress=bar.advance, part=part
             )
+
+    def kept_store(
+        self, scoring: Scoring, rows: TokenTable, folder: Path, part: StagePart, tokens: TokenSettings
+    ) -> TokenStore | None:
+        """As :meth:`store`, in a folder that several jobs fill; None if other parts are missing.
+
+        Raises:
+            UserError: the folder holds values of other rows, models or settings, or a model is not known by its files.
+        """
+        if scoring.store is not None:
+            raise UserError(
+                "the oracle is a folder or a data set of existing scores, so there is nothing to compute. Leave store and part out.",
+                code="unused-argument",
+            )
+        settings = {
+            "scores": {"precision": self.precision, "shard_rows": SHARD_ROWS},
+            "tokens": {
+                "max_prompt_tokens": tokens.max_prompt_tokens,
+                "max_response_tokens": tokens.max_response_tokens,
+                "too_long": tokens.too_long,
+            },
+        }
+        values = frozen_values(scoring.scorer)
+        settings["scores"]["values"] = {str(value): dict(value.details) for value in values}
+        inputs = {"rows": _rows_fingerprint(rows), "template": self.template.fingerprint}
+        for value in values:
+            if value.kind == "file":
+                inputs[f"file {value.details['file']}"] = file_fingerprint(Path(value.details["file"]))
+            elif value.model != "data":
+                inputs[value.model] = _known_files(_loader(scoring, value.model, value)(None), value.model)
+        with open_part(folder, part, stage="scores", settings=settings, inputs=inputs, format=1) as stage:
+            if stage.done:
+                return TokenStore(folder)
+            self.store(scoring, rows, folder, part=part)
+            shards = Shards(folder, len(rows), SHARD_ROWS)
+            if missing := shards.missing():
+                self.display.notice(shards.said_missing(part, missing))
+                return None
+            store = TokenStore(folder)
+            stage.temporary.append(folder / CACHE)
+            made = {"template": self.template.fingerprint, **settings["tokens"]}
+            stage.complete(responses=len(store), tokens=made)
+        return store
 
     def reference(self, model: LanguageModel, rows: TokenTable, folder: Path) -> TokenStore:
         """The log-probabilities of a reference, of every response of some rows."""
         return self.store(Scoring(Surprisal(), {"reference": model}), rows, folder, more=[REFERENCE_LOGP])
+
+
+def _rows_fingerprint(rows: TokenTable) -> str:
+    """Fingerprint of the prompts' tokens, and of the responses and their spans, in their order."""
+    found = hashlib.sha256()
+    for number in range(len(rows)):
+        row = rows[number]
+        spans = None if row.comparison.spans is None else [*map(list, row.comparison.spans)]
+        known = [prompt_digest(row), keys_of(row.comparison), spans]
+        found.update(json.dumps(known).encode())
+    return found.hexdigest()[:16]
+
+
+def _known_files(model: TokenModel, name: str) -> str:
+    if not model.fingerprint:
+        raise UserError(
+            f"the {name} is in memory, and whether all jobs have the same weights is known only of files. Save it and pass its folder.",
+            code="not-saved",
+        )
+    return model.fingerprint
 
 
 def _loader(scoring: Scoring, name: str, value: Value) -> Load:

@@ -14,18 +14,21 @@ from tokenward.artifacts.files import (
     write_jsonl,
 )
 from tokenward.artifacts.manifest import Manifest, read_manifest, require
-from tokenward.artifacts.stage import StageFolder, open_stage
+from tokenward.artifacts.parts import StagePart
+from tokenward.artifacts.stage import StageFolder, open_part, open_stage
 
 __all__ = [
     "MANIFEST",
     "MODEL_FILES",
     "Manifest",
     "StageFolder",
+    "StagePart",
     "atomic_file",
     "atomic_write",
     "file_fingerprint",
     "fingerprint",
     "folder_fingerprint",
+    "open_part",
     "open_stage",
     "read_json",
     "read_jsonl",

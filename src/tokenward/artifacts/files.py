@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,8 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """As :func:`atomic_write`, for content written in pieces. An error leaves no file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Jobs in containers have the same process id, and two of them may write one file at once.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file

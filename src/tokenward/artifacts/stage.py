@@ -3,8 +3,9 @@
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from glob import escape
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from filelock import FileLock, Timeout
 
 from tokenward.artifacts.files import MANIFEST
 from tokenward.artifacts.manifest import Manifest, read_manifest
+from tokenward.artifacts.parts import StagePart
 from tokenward.errors import UserError
 
 _PREVIOUS = ".previous"
 _LOCK_SECONDS = 1.0
+_PART_SECONDS = 30.0  # jobs that start together open the folder one after the other
+_WAIT = -1.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class StageFolder:
         resuming: Whether the stage was started before with these settings and inputs, and its files are still there.
         changed: The differences to the stage that the folder held before, a line each.
         temporary: Folders to delete when the stage is finished.
+        part: The part that is locked; None if it is the whole stage.
     """
 
     path: Path
@@ -36,6 +41,7 @@ class StageFolder:
     resuming: bool = False
     changed: list[str] = field(default_factory=list)
     temporary: list[Path] = field(default_factory=list)
+    part: StagePart | None = None
 
     @property
     def done(self) -> bool:
@@ -43,7 +49,14 @@ class StageFolder:
         return self.manifest.complete
 
     def complete(self, **facts: Any) -> Manifest:
-        """Mark the stage as finished. Call this when every file is on disk."""
+        """Mark the stage as finished. Call this when every file is on disk. Of several parts, the first one does it."""
+        if self.part is None:
+            return self._finish(facts)
+        with _locked(self.path, self.manifest.stage, seconds=_WAIT):
+            now = read_manifest(self.path)
+            return now if now.complete else self._finish(facts)
+
+    def _finish(self, facts: Mapping[str, Any]) -> Manifest:
         manifest = self.manifest.finished(facts)
         manifest.write(self.path)
         for folder in self.temporary:
@@ -53,7 +66,13 @@ class StageFolder:
 
 @contextmanager
 def open_stage(
-    folder: Path, *, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], format: int
+    folder: Path,
+    *,
+    stage: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    format: int,
+    wait: bool = False,
 ) -> Iterator[StageFolder]:
     """Lock a stage's folder while working on it.
 
@@ -66,25 +85,78 @@ def open_stage(
         settings: The user's settings, nested as in a recipe so that differences read like one.
         inputs: Fingerprint of every input, by name.
         format: Version of the layout of the stage's files.
+        wait: Whether to wait for a process that works on the stage, and not to refuse.
 
     Raises:
         UserError: another process holds the lock, or the folder holds something else.
     """
     wanted = Manifest.begin(stage, settings, inputs, format)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.parent, stage):
+    with _locked(folder, stage, seconds=_WAIT if wait else _LOCK_SECONDS):
+        _refuse_while_parts_work(folder, stage)
         yield _prepare(folder, wanted)
 
 
 @contextmanager
-def _locked(run: Path, stage: str) -> Iterator[None]:
-    holder = run / f".lock-{stage}.pid"  # Windows cannot read a locked file
-    lock = FileLock(run / f".lock-{stage}")
+def open_part(
+    folder: Path,
+    part: StagePart,
+    *,
+    stage: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    format: int,
+) -> Iterator[StageFolder]:
+    """Lock one part of a stage's folder while working on it. Other processes can work on the other parts.
+
+    The arguments are those of :func:`open_stage`. Whoever finds all files calls :meth:`StageFolder.complete`.
+
+    Raises:
+        UserError: another process works on the part or on the whole stage, or the folder holds something else, also the stage
+            with other settings or inputs: the files of two stages would be mixed.
+    """
+    wanted = Manifest.begin(stage, settings, inputs, format)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        # A part is locked only under the lock of the stage, so who works on the whole stage sees every part.
+        with _locked(folder, stage, seconds=_PART_SECONDS):
+            _refuse_other(folder, wanted)
+            found = _prepare(folder, wanted)
+            held.enter_context(_locked(folder, stage, part))
+        yield replace(found, part=part)
+
+
+def _refuse_other(folder: Path, wanted: Manifest) -> None:
+    found = read_manifest(folder) if (folder / MANIFEST).is_file() else wanted
+    if found.fingerprint != wanted.fingerprint:
+        raise UserError(
+            f"{folder} holds {found.stage} of other settings or inputs ({'; '.join(found.changes_to(wanted))}), and parts of two "
+            "stores cannot be mixed. Use the same recipe and files in every job, or move the folder away to make it anew.",
+            code="other-parts",
+        )
+
+
+def _refuse_while_parts_work(folder: Path, stage: str) -> None:
+    for path in sorted(folder.parent.glob(f".lock-{escape(folder.name)}.part-*-of-*[0-9]")):
+        number, of = path.name.rpartition(".part-")[2].split("-of-")
+        with _locked(folder, stage, StagePart(int(number), int(of))):
+            pass
+
+
+@contextmanager
+def _locked(
+    folder: Path, stage: str, part: StagePart | None = None, *, seconds: float = _LOCK_SECONDS
+) -> Iterator[None]:
+    name = f".lock-{folder.name}" if part is None else f".lock-{folder.name}.{part.name}"
+    path = folder.with_name(name)
+    holder = folder.with_name(f"{name}.pid")  # Windows cannot read a locked file
+    lock = FileLock(path)
     try:
-        lock.acquire(timeout=_LOCK_SECONDS)
+        lock.acquire(timeout=seconds)
     except Timeout as error:
         pid = holder.read_text() if holder.is_file() else "unknown"
-        message = f"another process (pid {pid}) is working on {stage} in {run}. Wait for it, or use another run folder."
+        what = stage if part is None else f"part {part} of {stage}"
+        message = f"another process (pid {pid}) is working on {what} in {folder.parent}. Wait for it, or use another run folder."
         raise UserError(message, code="stage-locked") from error
     try:
         holder.write_text(str(os.getpid()))

@@ -66,10 +66,18 @@ def score(
         Path | None, option("File for the scores of your texts; they are shown by default.")
     ] = None,
     reference: Annotated[str | None, option("The reference model, if the folder does not name it.")] = None,
+    part: Annotated[
+        str | None,
+        option(
+            "With a recipe: the part that this job writes, such as 1/4. Other jobs write the others.",
+            metavar="i/N",
+        ),
+    ] = None,
 ) -> None:
     """Score the response tokens of a recipe's data, or of your own texts.
 
     tokenward score recipes/quickstart.yaml
+    tokenward score recipes/quickstart.yaml --part 1/4
     tokenward score runs/quickstart/oracle texts.jsonl --output scores.jsonl
 
     A model folder that is not part of a run may need --set tokens.template=plain.
@@ -80,8 +88,19 @@ def score(
                 "--output and --reference have no effect without texts. Leave them out, or name a file of texts.",
                 code="unused-key",
             )
-        run_until(target, overrides, "scores")
+        if part is None:
+            run_until(target, overrides, "scores")
+            return
+        with stoppable():
+            from tokenward.tools.run import score_part
+
+            score_part(target, part, overrides or ())
         return
+    if part is not None:
+        raise UserError(
+            "--part has no effect with texts: it divides the scores of a recipe. Leave it out.",
+            code="unused-key",
+        )
     with stoppable():
         from tokenward.tools.score_texts import score_file
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import StagePart, atomic_write
 from tokenward.errors import UserError
 from tokenward.scoring.reads import MissingValue
 from tokenward.tokens.rows import TokenRow, keys_of
@@ -89,7 +90,7 @@ class TokenStore:
     """A folder of Parquet files (shards) as a mapping from key to record.
 
     Shards are written in order, each atomically and with a fixed number of rows: an interrupted run continues with the next
-    shard and produces the same bytes. In memory are 16 bytes per response and the last few shards that were read.
+    missing shard and produces the same bytes, and so do several jobs that write a part each. In memory are 16 bytes per response and the last few shards that were read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -173,22 +174,70 @@ def _read(shard: Path) -> ShardColumns:
     return ShardColumns(table["key"].to_pylist(), starts, *fixed, values=flat, texts=texts)
 
 
+@dataclass(frozen=True)
+class Shards:
+    """The files of a store that may be incomplete.
+
+    Attributes:
+        folder: Where they are.
+        rows: Number of items in all of them.
+        rows_per_shard: Number of items in each, except the last.
+    """
+
+    folder: Path
+    rows: int
+    rows_per_shard: int
+
+    def __len__(self) -> int:
+        return len(range(0, self.rows, self.rows_per_shard))
+
+    def path(self, number: int) -> Path:
+        """The file of a shard, counted from 0."""
+        return self.folder / f"tokens-{number:05d}.parquet"
+
+    def items(self, number: int) -> range:
+        """Indices of the items in a shard."""
+        first = number * self.rows_per_shard
+        return range(first, min(first + self.rows_per_shard, self.rows))
+
+    def missing(self, part: StagePart | None = None) -> list[int]:
+        """The shards that are not written yet; of one part, or of all."""
+        mine = (number for number in range(len(self)) if part is None or part.has(number))
+        return [number for number in mine if not self.path(number).exists()]
+
+    def waiting(self, table: TokenTable, part: StagePart | None = None) -> int:
+        """Number of responses in the missing shards of a part; the items are the table's rows."""
+        mine = [self.items(number) for number in self.missing(part)]
+        return sum(int(table.starts[rows.stop] - table.starts[rows.start]) for rows in mine)
+
+    def said_missing(self, part: StagePart, missing: Sequence[int]) -> str:
+        """A line for a job that has written its part while others have not."""
+        others = sorted({part.of_place(number) for number in missing})
+        named = ", ".join(map(str, others[:8])) + (", ..." if len(others) > 8 else "")
+        return (
+            f"part {part} is written. {len(missing)} of {len(self)} shards are still missing, of part {named}. The job that finds all "
+            "shards finishes the store; if a job was lost, run its part again"
+        )
+
+
 def write_shards(
     folder: Path,
     items: Sequence[T],
     make: Callable[[Sequence[T]], Iterable[TokenRecord]],
     *,
     rows_per_shard: int,
+    part: StagePart | None = None,
 ) -> TokenStore:
     """Write the records that ``make`` computes for some items, in their order. Shards that exist already are kept.
 
-    An interrupted run must be continued with the same items: keys of responses or indices of rows.
+    An interrupted run must be continued with the same items: keys of responses or indices of rows. With a ``part``, only its
+    shards are written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for number, first in enumerate(range(0, len(items), rows_per_shard)):
-        shard = folder / f"tokens-{number:05d}.parquet"
-        if not shard.exists():
-            _write(shard, list(make(items[first : first + rows_per_shard])))
+    shards = Shards(folder, len(items), rows_per_shard)
+    for number in shards.missing(part):
+        mine = shards.items(number)
+        _write(shards.path(number), list(make(items[mine.start : mine.stop])))
     return TokenStore(folder)
 
 
@@ -224,18 +273,19 @@ def write_store(
     shard_rows: int,
     progress: Callable[[int], None],
     reference: TokenStore | None = None,
+    part: StagePart | None = None,
 ) -> TokenStore:
     """Compute and write the values of every response of a table, ``shard_rows`` prompts per shard.
 
     The responses to one prompt are in one shard, so that their prompt is computed once. Values in ``reference``, a store of
-    the same responses, are copied.
+    the same responses, are copied. With a ``part``, only its shards are written.
     """
 
     def make(numbers: Sequence[int]) -> Iterator[TokenRecord]:
         group = [rows[number] for number in numbers]
         return records_of(group, makers, template, progress=progress, reference=reference)
 
-    return write_shards(folder, range(len(rows)), make, rows_per_shard=shard_rows)
+    return write_shards(folder, range(len(rows)), make, rows_per_shard=shard_rows, part=part)
 
 
 def records_of(

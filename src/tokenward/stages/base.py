@@ -4,9 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tokenward.artifacts import Manifest, StageFolder
+from tokenward.artifacts import MANIFEST, Manifest, StageFolder, read_manifest
 from tokenward.config import Named, Recipe
 from tokenward.objectives import Objective, needs_of, objective_of
+from tokenward.plugins import code_fingerprints
 from tokenward.selection import Selector
 from tokenward.stages.run import Run
 from tokenward.tokens.rows import TokenRow
@@ -77,6 +78,19 @@ class Stage(ABC):
                 folder.complete(**self.make(run, folder))
         self.show(run)
         return run.done(self.name)
+
+    def unfinished(self, run: Run) -> str:
+        """Why its folder is not this stage, finished with the recipe's settings; empty if it is. Nothing runs."""
+        path, settings = run.path(self.name), self.settings(run)
+        if not (path / MANIFEST).is_file():
+            return "has not run yet"
+        wanted = Manifest.begin(
+            self.name, settings, {**self.inputs(run), **code_fingerprints(settings)}, self.layout
+        )
+        found = read_manifest(path)
+        if found.fingerprint != wanted.fingerprint:
+            return f"was made with other settings or inputs ({'; '.join(found.changes_to(wanted))})"
+        return "" if found.complete else "has not finished"
 
 
 class Training(NamedTuple):

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from tokenward.artifacts import Manifest
+from tokenward.artifacts import Manifest, StagePart
 from tokenward.config import LoadedRecipe, Recipe, check_unused
 from tokenward.errors import UserError
 from tokenward.stages.auxiliary import check_auxiliary, trained_auxiliary
@@ -26,7 +26,7 @@ from tokenward.stages.oracle import AuxiliaryStage, OracleStage
 from tokenward.stages.policy import PolicyStage
 from tokenward.stages.reward import RewardStage
 from tokenward.stages.run import Run
-from tokenward.stages.scores import ReferenceStage, ScoresStage
+from tokenward.stages.scores import ReferenceStage, ScoresStage, ValuesStage
 from tokenward.stages.subset import check_subset
 from tokenward.stages.training import EvalRewardStage, SftStage
 
@@ -96,6 +96,44 @@ def run_through(run: Run, last: str = "evaluation") -> None:
     check_data(run, wanted)
     for stage in others:
         stage.carry_out(run)
+
+
+def write_part(run: Run, part: StagePart) -> bool:
+    """Write a part of the reference's values and, if the stages before them are finished, a part of the scores.
+
+    Returns:
+        Whether the scores are finished.
+
+    Raises:
+        UserError: a stage that works in one process is not finished, or a stage cannot work.
+    """
+    wanted = [stage for stage in wanted_stages(run, "scores") if stage.present(run.recipe)]
+    check_models(run)
+    wrote = False
+    for stage in wanted:
+        if isinstance(stage, ValuesStage):
+            state = stage.carry_out_part(run, part)
+            if state == "waits":
+                return False
+            wrote = wrote or state == "done"
+        elif problem := stage.unfinished(run):
+            if wrote:  # this job has done what it could
+                run.display.line(f"  next: {_command(stage)} in one job. Then start the parts again")
+                return False
+            raise UserError(
+                f"the stage {stage.name} {problem}, and it works in one process, not in parts. Run it in one job first: "
+                f"{_command(stage)}. Then start the parts again.",
+                code="stage-unfinished",
+            )
+        if stage is wanted[0]:
+            check_data(run, wanted)
+    return True
+
+
+def _command(stage: Stage) -> str:
+    if stage.name in ("data", "oracle", "reward"):
+        return f"tokenward {stage.name} RECIPE"
+    return f'tokenward.run("RECIPE", last="{stage.name}")'
 
 
 def check_data(run: Run, wanted: list[Stage]) -> None:

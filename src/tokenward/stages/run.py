@@ -4,15 +4,26 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from filelock import FileLock
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from tokenward.artifacts import MANIFEST, Manifest, StageFolder, open_stage, read_manifest, require
+from tokenward.artifacts import (
+    MANIFEST,
+    Manifest,
+    StageFolder,
+    StagePart,
+    open_part,
+    open_stage,
+    read_manifest,
+    require,
+)
 from tokenward.config import OnlineTable, PromptTaskTable, Recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
@@ -143,18 +154,27 @@ class Run:
 
     @contextmanager
     def stage(
-        self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], *, layout: int = 1
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        *,
+        layout: int = 1,
+        part: StagePart | None = None,
     ) -> Iterator[StageFolder]:
-        """Open a stage's folder, and show whether it runs, resumes or is already done.
+        """Open a stage's folder, or one part of it, and show whether it runs, resumes or is already done.
 
         The file of a ``"module:Name"`` in the settings becomes an input, so that editing it runs the stage again.
         """
         inputs = {**inputs, **code_fingerprints(settings)}
-        with open_stage(
+        opened = open_stage if part is None else partial(open_part, part=part)
+        with opened(
             self.path(name), stage=name, settings=dict(settings), inputs=inputs, format=layout
         ) as stage:
             if stage.done:
                 self.display.heading(name, "already done, nothing has changed")
+            elif part is not None:
+                self.display.heading(name, f"part {part}")
             elif stage.resuming:
                 self.display.heading(name, "resumes where it stopped")
             else:
@@ -209,7 +229,9 @@ class Run:
             return name
         kind = "-own" if self.recipe.model.dtype == OWN else ""
         target = self.folder / FOLDER / f"{model_fingerprint(name)[:16]}{kind}"
-        return str(target) if target.is_dir() else self._merge(name, target)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f".lock-{FOLDER}"):  # jobs that write parts of the scores begin at once
+            return str(target) if target.is_dir() else self._merge(name, target)
 
     def _merge(self, name: str, target: Path) -> str:
         table = self.recipe.model

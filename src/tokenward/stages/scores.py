@@ -1,16 +1,17 @@
 """The stages that compute values per token: reference log-probabilities, and the values that scorers read."""
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenward.api.constant import warn_of_stored
-from tokenward.api.values import Maker, frozen_values
-from tokenward.artifacts import StageFolder, file_fingerprint
+from tokenward.api.values import CACHE, Maker, frozen_values
+from tokenward.artifacts import StageFolder, StagePart, file_fingerprint
 from tokenward.models.base import TokenModel
 from tokenward.scoring.reads import Value
 from tokenward.scoring.scorers import Scorer
-from tokenward.scoring.store import TokenStore, write_store
+from tokenward.scoring.store import Shards, TokenStore, write_store
 from tokenward.stages.auxiliary import auxiliary_of, folder_of, scorer_of
 from tokenward.stages.base import Checks, Stage
 from tokenward.stages.part_checks import check_scorer
@@ -20,8 +21,48 @@ from tokenward.tokens.encode import check_some_left
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 
+Facts = Callable[[TokenStore], Mapping[str, Any]]
+"""What the manifest says of a complete store."""
 
-class ReferenceStage(Stage):
+
+class ValuesStage(Stage):
+    """A stage that stores values per token. Several jobs can each write a part of the store."""
+
+    @abstractmethod
+    def write(self, run: Run, folder: StageFolder) -> Facts:
+        """Write the missing shards of the folder's part, or of the whole stage."""
+
+    def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
+        return self.write(run, folder)(TokenStore(folder.path))
+
+    def carry_out_part(self, run: Run, part: StagePart) -> Literal["was done", "done", "waits"]:
+        """Write the missing shards of a part. If no shard of any part is missing then, finish the stage.
+
+        Returns:
+            Whether the stage was done before, is done now, or waits for other parts.
+
+        Raises:
+            UserError: the stage cannot work, or another job works on the part or with another recipe.
+        """
+        settings, inputs = self.settings(run), self.inputs(run)
+        with run.stage(self.name, settings, inputs, layout=self.layout, part=part) as folder:
+            if folder.done:
+                return "was done"
+            rows = tables(run, run.tokenizer_template(run.reference_model)).everything
+            shards = Shards(folder.path, len(rows), run.recipe.scores.shard_rows)
+            # Without missing shards of its own, a job loads a model only to finish the stage.
+            others = [] if shards.missing(part) else shards.missing()
+            facts = None if others else self.write(run, folder)
+            missing = others or shards.missing()
+            if facts is None or missing:
+                run.display.line(f"  {shards.said_missing(part, missing)}")
+                return "waits"
+            folder.complete(**facts(TokenStore(folder.path)))
+        self.show(run)
+        return "done"
+
+
+class ReferenceStage(ValuesStage):
     """Compute the reference's log-probability of every response token, for oracle, scores and evaluation."""
 
     name = "reference"
@@ -43,7 +84,7 @@ class ReferenceStage(Stage):
             "template": template.fingerprint,
         }
 
-    def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
+    def write(self, run: Run, folder: StageFolder) -> Facts:
         template = run.tokenizer_template(run.reference_model)
         pairs = tables(run, template)
         counts = pairs.summed
@@ -52,11 +93,11 @@ class ReferenceStage(Stage):
         say_notes(run, template, counts, pairs.train.store)
         model = run.load(run.reference_model)
         maker = maker_of(run, "reference", [Value("reference", "logp")], template, loaded=model)
-        store = _write(run, folder.path, [maker], template, pairs.everything)
-        return {"responses": len(store), "layout": model.layout, "pairs": counts}
+        _write(run, folder.path, [maker], template, pairs.everything, part=folder.part)
+        return lambda store: {"responses": len(store), "layout": model.layout, "pairs": counts}
 
 
-class ScoresStage(Stage):
+class ScoresStage(ValuesStage):
     """Store the raw values of every response token that the scorer reads of frozen models and of the data.
 
     Scores and selections are computed from these values when they are read.
@@ -70,18 +111,22 @@ class ScoresStage(Stage):
     def inputs(self, run: Run) -> Mapping[str, str]:
         return {"reference": run.done("reference").fingerprint, **value_inputs(run, scorer_of(run))}
 
-    def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
+    def write(self, run: Run, folder: StageFolder) -> Facts:
         scorer, template = scorer_of(run), run.tokenizer_template(run.reference_model)
         rows = tables(run, template).everything
-        store = write_values(run, folder, folder.path, scorer, template, rows)
-        warn_of_stored(scorer, store, run.display.line)
-        limits = run.recipe.tokens
-        tokens = {
-            "template": template.fingerprint,
-            "max_prompt_tokens": limits.max_prompt_tokens,
-            "too_long": limits.too_long,
-        }
-        return {"responses": len(store), "reference": run.reference_model, "tokens": tokens}
+        write_values(run, folder, folder.path, scorer, template, rows)
+
+        def facts(store: TokenStore) -> Mapping[str, Any]:
+            warn_of_stored(scorer, store, run.display.line)
+            limits = run.recipe.tokens
+            tokens = {
+                "template": template.fingerprint,
+                "max_prompt_tokens": limits.max_prompt_tokens,
+                "too_long": limits.too_long,
+            }
+            return {"responses": len(store), "reference": run.reference_model, "tokens": tokens}
+
+        return facts
 
     def checks(self, run: Run) -> Checks:
         return {"scores.scorer": lambda: check_scorer(run, scorer_of(run))}
@@ -106,13 +151,15 @@ def write_values(
 ) -> TokenStore:
     """Store the values that a scorer reads of every response in a folder of a stage, which resumes at the next shard.
 
-    The reference stage must have stored all rows.
+    The reference stage must have stored all rows. If the stage's folder is open for a part, only that is written.
     """
-    cache = folder / "cache"  # for values too expensive to compute again after a stop
+    # For values too expensive to compute again after a stop. Jobs that work at once must not append to one file.
+    cache, part = folder / CACHE, stage.part
+    mine = cache if part is None else cache / part.name
     by_model = _by_model(_values_read(scorer))
-    makers = [maker_of(run, model, values, template, cache) for model, values in by_model.items()]
+    makers = [maker_of(run, model, values, template, mine) for model, values in by_model.items()]
     stage.temporary.append(cache)
-    return _write(run, folder, makers, template, rows, TokenStore(run.path("reference")))
+    return _write(run, folder, makers, template, rows, TokenStore(run.path("reference")), part=part)
 
 
 def _values_read(scorer: Scorer) -> list[Value]:
@@ -154,17 +201,21 @@ def _write(
     template: Template,
     rows: TokenTable,
     reference: TokenStore | None = None,
+    *,
+    part: StagePart | None = None,
 ) -> TokenStore:
-    total = len(rows.responses) * sum(maker.passes for maker in makers)
-    with run.display.progress(folder.name, total) as bar:
+    shard_rows = run.recipe.scores.shard_rows
+    responses = Shards(folder, len(rows), shard_rows).waiting(rows, part)
+    with run.display.progress(folder.name, responses * sum(maker.passes for maker in makers)) as bar:
         return write_store(
             folder,
             makers,
             template,
             rows,
-            shard_rows=run.recipe.scores.shard_rows,
+            shard_rows=shard_rows,
             progress=bar.advance,
             reference=reference,
+            part=part,
         )
 
 

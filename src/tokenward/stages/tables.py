@@ -106,7 +106,12 @@ def _unless_done(folder: Path, wanted: Manifest) -> Iterator[StageFolder | None]
         yield None
         return
     with open_stage(
-        folder, stage=wanted.stage, settings=wanted.settings, inputs=wanted.inputs, format=wanted.format
+        folder,
+        stage=wanted.stage,
+        settings=wanted.settings,
+        inputs=wanted.inputs,
+        format=wanted.format,
+        wait=True,  # jobs that write parts of the scores begin with the same tables
     ) as stage:
         yield None if stage.done else stage
 

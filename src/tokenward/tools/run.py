@@ -11,7 +11,7 @@ import datasets
 import transformers
 from pydantic import BaseModel
 
-from tokenward.artifacts import MANIFEST
+from tokenward.artifacts import MANIFEST, StagePart
 from tokenward.config import LoadedRecipe, Named, Resolved, load_recipe, resolved
 from tokenward.display import Display
 from tokenward.errors import UserError
@@ -30,7 +30,14 @@ from tokenward.stages.auxiliary import made_scorer, scorer_of
 from tokenward.stages.base import TrainingStage
 from tokenward.stages.checks import CONSTANT, check_models
 from tokenward.stages.data import preview
-from tokenward.stages.lists import carry_out, check_recipe, possible_stages, run_through, wanted_stages
+from tokenward.stages.lists import (
+    carry_out,
+    check_recipe,
+    possible_stages,
+    run_through,
+    wanted_stages,
+    write_part,
+)
 from tokenward.stages.reward_learning import DEFAULTS as LEARNING_DEFAULTS
 from tokenward.stages.run import Run
 from tokenward.stages.tables import say_notes, tables
@@ -140,6 +147,25 @@ def run_recipe(
     with growing(run.folder, stages, run.display):
         run_through(run, last)
     run.display.line(f"report:  {make_report(run.folder).save()}")
+    return run
+
+
+def score_part(recipe: str | Path, part: str, overrides: Sequence[str] = (), *, quiet: bool = False) -> Run:
+    """Write one part of a recipe's scores. Several jobs can write different parts at once; the last one writes the report.
+
+    Args:
+        recipe: Path of a YAML file.
+        part: ``i/N``, such as ``1/4`` for the first of four parts.
+        overrides: Changes of the form ``"a.b=value"``.
+        quiet: Show nothing.
+
+    Raises:
+        UserError: there is no such part, or a stage before the scores has to run in one job first.
+    """
+    mine = StagePart.read(part)
+    run = open_run(recipe, overrides, quiet=quiet)
+    if write_part(run, mine):
+        run.display.line(f"report:  {make_report(run.folder).save()}")
     return run
 
 
