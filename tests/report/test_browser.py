@@ -347,7 +347,9 @@ def test_it_is_one_column_on_a_narrow_screen_and_prints(opened, page_path: Path)
     page.evaluate("change({dim: '1', sums: '1', stacked: '1', table: '1', lines: '1'})")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     cut = "selector => [...document.querySelectorAll(selector)].filter(x => x.scrollWidth > x.clientWidth).length"
-    assert page.evaluate(cut, "#replies .scroll, #figures > .scroll") == 0, "no part of a table is out of sight"
+    assert page.evaluate(cut, "#replies .scroll, #figures > .scroll") == 0, (
+        "no part of a table is out of sight"
+    )
     page.emulate_media(media="print")
     assert page.locator("#chosen").is_visible()
     assert not page.locator("#list").is_visible()
