@@ -303,6 +303,19 @@ def test_axes_begin_where_they_should() -> None:
     assert high - low == pytest.approx(10.1), "a tenth of its size"
 
 
+def test_a_training_that_diverged_is_reported(copied_run: Path) -> None:
+    log = [
+        {"step": step, "loss": loss}
+        for step, loss in enumerate([0.7, 0.6, float("inf"), float("nan")], start=1)
+    ]
+    write_lines(RUN / "policy" / "history.jsonl", log)
+    drawn = dict(curves(RunFolder.read(RUN)))["policy: loss, over the tokens that train"]
+    assert drawn == {"loss (2 values are not finite)": [(1.0, 0.7), (2.0, 0.6)]}
+    assert "loss (2 values are not finite)" in make_report(RUN).html
+    write_lines(RUN / "policy" / "history.jsonl", [{"step": step, "loss": float("nan")} for step in (1, 2)])
+    assert "policy: loss" not in make_report(RUN).html
+
+
 def test_the_recipe_is_joined_from_the_manifests(run_folder: Path) -> None:
     recipe = recipe_of(RunFolder.read(run_folder))
     assert recipe["policy"]["objective"] == {"name": "sepo", "gamma": 2.0}

@@ -181,7 +181,7 @@ def displacement(run: RunFolder) -> str:
     noted = run.manifests["policy"].facts.get("displacement", {}) if "policy" in run.manifests else {}
     if noted.get("warned_at") is not None:
         return (
-            f"{_BEGIN}. From update {noted['warned_at']} on, their selected tokens were more than {noted['margin']:g} nats per token "
+            f"{_BEGIN}. At update {noted['warned_at']}, their selected tokens were more than {noted['margin']:g} nats per token "
             f"below the start; at the end they were at {noted['last']:+.2f}. {_END}"
         )
     figure = run.figures().get("logps/chosen_change_per_token")

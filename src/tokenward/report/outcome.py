@@ -55,7 +55,7 @@ def outcome(run: RunFolder, agreement: Figure | None) -> Outcome:
     figures = run.figures()
     reward = reward_name(figures)
     sentence, detail, picture = "This run has not been evaluated yet.", "", Markup()
-    if reward is not None:
+    if reward is not None and not math.isnan(figures[f"{reward}/change"].value):
         sentence, detail = _of_change(reward, figures)
         picture = reward_picture(reward, figures, *_by_prompt(run, reward))
     elif (accuracy := figures.get("preference/accuracy")) is not None:

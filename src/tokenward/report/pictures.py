@@ -88,7 +88,7 @@ def save_curves(folder: str | Path, path: Path) -> int:
 def _panel(axes: "Axes", title: str, series: dict[str, Points]) -> None:
     colours = [tuple(part / 255 for part in strong) for strong in (UP, DOWN)]
     for number, (name, points) in enumerate(series.items()):
-        steps, values = zip(*points, strict=True)
+        steps, values = zip(*points, strict=True) if points else ((), ())
         axes.plot(
             steps,
             values,

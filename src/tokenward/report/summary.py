@@ -1,5 +1,6 @@
 """Tables and figures of a run: scores by side, position and token, and what training changed."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
@@ -147,17 +148,18 @@ def credit_rows(figures: Mapping[str, Figure]) -> list[FigureRow]:
 
 
 def curves(run: RunFolder) -> Iterator[tuple[str, dict[str, Points]]]:
-    """Training curves: a title, and points (step, value) by name."""
+    """Training curves: a title, and points (step, value) by name. A name says how many of its values cannot be drawn."""
     for stage, entries in run.histories().items():
         for title, names in LOGGED if _trains_on_all(run, stage) else _apart(LOGGED):
             series = {name: _points(entries, name) for name in names}
-            known = {name: points for name, points in series.items() if _is_curve(name, points)}
-            if known:
+            known = dict(_finite(name, points) for name, points in series.items() if _is_curve(name, points))
+            if any(known.values()):
                 yield f"{stage}: {title}", known
     for title, name in EVENTS:
         points = _points(run.lines("online", "events.jsonl"), name)
         if len(points) > 1:
-            yield f"online: {title}, each time the reward is learned", {title: points}
+            label, drawn = _finite(title, points)
+            yield f"online: {title}, each time the reward is learned", {label: drawn}
 
 
 def reach(title: str, series: Mapping[str, Points]) -> tuple[float, float]:
@@ -171,7 +173,7 @@ def reach(title: str, series: Mapping[str, Points]) -> tuple[float, float]:
     if "log-probability" not in title:
         return 0.0, 0.0
     values = [value for points in series.values() for _, value in points]
-    low, high = min(values), max(values)
+    low, high = min(values, default=0.0), max(values, default=0.0)
     room = max(0.0, 0.1 * max(abs(low), abs(high)) - (high - low)) / 2
     return low - room, high + room
 
@@ -197,6 +199,13 @@ def _apart(charts: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[tuple[str,
 def _is_curve(name: str, points: Points) -> bool:
     """One point makes no curve, and a constant share of 1 says only what the recipe says."""
     return len(points) > 1 and not (name.startswith("kept/") and all(value == 1 for _, value in points))
+
+
+def _finite(name: str, points: Points) -> tuple[str, Points]:
+    """The points that can be drawn; training that diverges logs NaN or infinity."""
+    found = [point for point in points if math.isfinite(point[1])]
+    left_out = len(points) - len(found)
+    return f"{name} ({left_out} values are not finite)" if left_out else name, found
 
 
 def _points(entries: list[dict[str, Any]], name: str) -> Points:
