@@ -15,8 +15,8 @@ class Coverage(NamedTuple):
         responses: Number of responses.
         unscored: Number of those without any score.
         tokens: Number of tokens of the others.
-        scored: Share of these tokens with a score.
-        text: Share of their bytes that belong to a token with a score.
+        scored: Share of these tokens in a segment with a score.
+        text: Share of their bytes that belong to such a token.
         placed: Share of the values that found a token, by name: 1 minus the sum of what is missing in each response over the
             sum of its values, in absolute numbers.
         alone: Share of the scored tokens that are a segment of their own.
@@ -75,15 +75,15 @@ def coverage(source: TokenStore, target: TokenStore, names: Sequence[str]) -> Co
                 continue
             tokens = slice(int(shard.starts[row]), int(shard.starts[row + 1]))
             values = {name: shard.values[name][tokens] for name in names}
-            has = ~np.isnan(next(iter(values.values())))
-            widths = (shard.end - shard.start)[tokens]
             assert shard.segment is not None
-            sizes = np.bincount(shard.segment[tokens])
+            segment, widths = shard.segment[tokens], (shard.end - shard.start)[tokens]
+            sizes = np.bincount(segment)
+            has = np.bincount(segment, ~np.isnan(next(iter(values.values()))))[segment] > 0
             counts["tokens"] += len(has)
             counts["scored"] += int(has.sum())
             counts["bytes"] += int(widths.sum())
             counts["text"] += int(widths[has].sum())
-            counts["alone"] += int((has & (sizes[shard.segment[tokens]] == 1)).sum())
+            counts["alone"] += int((has & (sizes[segment] == 1)).sum())
             counts["segments"] += int((sizes > 1).sum())
             for name in names:
                 before = float(np.sum(source[key].values[name]))

@@ -7,7 +7,9 @@ some tokenizers add a space. Anything else that differs is refused. :mod:`tokenw
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -75,7 +77,7 @@ class Speller:
 
     def __init__(self, template: Template) -> None:
         self._tokenizer = template.tokenizer
-        self._special = frozenset([*self._tokenizer.all_special_ids, *template.eos_ids])
+        self._special = template.special_ids
         self._known: dict[int, bytes] = {}
 
     @property
@@ -83,19 +85,21 @@ class Speller:
         """Folder or hub name of the tokenizer."""
         return str(self._tokenizer.name_or_path)
 
-    def lay_out(self, ids: Sequence[int]) -> Laid:
-        """The tokens of a response over the text that they spell."""
+    def lay_out(self, ids: Sequence[int], eos: int) -> Laid:
+        """The tokens of a response over the text that they spell. The last ``eos`` tokens end the turn."""
         new = [token for token in dict.fromkeys(ids) if token not in self._known]
         self._known.update(zip(new, byte_pieces(self._tokenizer, new), strict=True))
+        # The tokens that end a turn may be ordinary ones elsewhere.
+        marks = [token in self._special or place >= len(ids) - eos for place, token in enumerate(ids)]
         texts, tokens = [b""], list[LaidToken]()
-        for special, group in groupby(ids, self._special.__contains__):
-            for token in group:
+        for special, group in groupby(zip(ids, marks, strict=True), itemgetter(1)):
+            for token, _ in group:
                 start = len(texts[-1])
                 texts[-1] += b"" if special else self._known[token]
                 tokens.append(LaidToken(len(texts) - 1, start, len(texts[-1]), special))
             if special:
                 texts.append(b"")
-        cut = not (ids and tokens[-1].special)
+        cut = not (ids and marks[-1])
         return Laid(texts if cut else texts[:-1], tokens, cut)
 
     def changed(self, text: str) -> str:
@@ -150,19 +154,22 @@ class Texts:
     _sides: tuple[_Tokens, _Tokens] = field(default_factory=lambda: (_Tokens(), _Tokens()))
     _next: list[int] = field(default_factory=lambda: [0, 0])  # the next free byte and stretch
 
-    def add(self, ids: Sequence[int], others: Sequence[int], where: str, text: str) -> None:
-        """Add a response with the ids of the source and of the target.
+    def add(self, ids: Sequence[Sequence[int]], eos: Sequence[int], where: str, text: str) -> None:
+        """Add a response.
 
         Args:
-            ids: Ids of the source.
-            others: Ids of the target.
+            ids: Its ids of the source, and those of the target.
+            eos: The number of tokens at their end that end the turn.
             where: The row, for messages.
             text: The response in the data, for messages.
 
         Raises:
             UserError: They do not spell the same text.
         """
-        one, other = self.source.lay_out(ids), self.target.lay_out(others)
+        one, other = (
+            speller.lay_out(*side)
+            for speller, *side in zip((self.source, self.target), ids, eos, strict=True)
+        )
         edges = [
             [
                 _edges(text, cut=laid.cut and place == len(laid.texts) - 1)
@@ -239,12 +246,14 @@ class Carrier:
     Attributes:
         store: The values of the source.
         names: Their names.
+        rows: The rows of the source.
         source: Spells the source's tokens.
         target: Spells the tokens of the rows.
     """
 
     store: TokenStore
     names: Sequence[str]
+    rows: TokenTable
     source: Speller
     target: Speller
 
@@ -252,6 +261,10 @@ class Carrier:
     def passes(self) -> int:
         """As :attr:`tokenward.api.values.Maker.passes`."""
         return 1
+
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        return numbers_of_responses(self.rows)
 
     def __call__(self, group: Sequence[TokenRow], progress: Callable[[int], None]) -> dict[str, Found]:
         """The values of some rows by name, in float64, and under :data:`SEGMENT` the segment of each token.
@@ -261,15 +274,15 @@ class Carrier:
         """
         texts, records, counts = Texts(self.source, self.target), list[TokenRecord](), list[int]()
         for row in group:
-            for key, ids, text in zip(
-                keys_of(row.comparison), row.responses, row.comparison.responses, strict=True
-            ):
-                if key not in self.store:
+            for place, key in enumerate(keys_of(row.comparison)):
+                ids, number = row.responses[place], self._numbers.get(int(key, 16))
+                if number is None:
                     counts.append(-len(ids))
                     continue
                 records.append(self.store[key])
                 counts.append(len(ids))
-                texts.add(records[-1].ids, ids, row.comparison.source, text)
+                both, eos = (records[-1].ids, ids), (int(self.rows.eos[number]), row.eos[place])
+                texts.add(both, eos, row.comparison.source, row.comparison.responses[place])
         source, target = texts.spans()
         found, count = overlaps(source, target), len(target.start)
         columns = {
@@ -318,8 +331,7 @@ def check_texts(
     Raises:
         UserError: They do not.
     """
-    known = dict(zip(source.keys.tolist(), range(len(source.keys)), strict=True))
-    texts, left = Texts(*spellers), most
+    known, texts, left = numbers_of_responses(source), Texts(*spellers), most
     for number in range(len(target)):
         if left <= 0:
             return
@@ -329,8 +341,14 @@ def check_texts(
             if other is not None:
                 own = int(np.searchsorted(source.starts, other, side="right")) - 1
                 found = source[own].responses[other - int(source.starts[own])]
-                texts.add(found, ids, row.comparison.source, row.comparison.responses[place])
+                eos = int(source.eos[other]), row.eos[place]
+                texts.add((found, ids), eos, row.comparison.source, row.comparison.responses[place])
         left -= len(row.responses)
+
+
+def numbers_of_responses(rows: TokenTable) -> dict[int, int]:
+    """The number in a table of each of its responses, by key."""
+    return dict(zip(rows.keys.tolist(), range(len(rows.keys)), strict=True))
 
 
 def check_carried(scorer: Scorer, others: Mapping[str, str]) -> None:
