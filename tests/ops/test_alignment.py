@@ -8,19 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenward.ops.alignment import Spans, carried, overlaps, segments, sums_of_segments
+from tokenward.ops.alignment import Covered, carried, overlaps, segments, sums_of_segments
 
 often = settings(derandomize=True, deadline=None, max_examples=100)
 
 
-def spans(*tokens: tuple[int, int], part: list[int] | None = None) -> Spans:
+def spans(*tokens: tuple[int, int], part: list[int] | None = None) -> Covered:
     starts, ends = zip(*tokens, strict=True) if tokens else ((), ())
-    return Spans(
+    return Covered(
         torch.tensor(starts).long(), torch.tensor(ends).long(), torch.tensor(part or [0] * len(tokens))
     )
 
 
-def moved(values: list[float], source: Spans, target: Spans) -> list[float]:
+def moved(values: list[float], source: Covered, target: Covered) -> list[float]:
     return carried(torch.tensor(values), overlaps(source, target), len(target.start)).tolist()
 
 
@@ -73,7 +73,7 @@ def test_sums_of_segments_leave_out_missing_scores():
 
 
 @st.composite
-def tokenized(draw, length: int = 24) -> Spans:
+def tokenized(draw, length: int = 24) -> Covered:
     """A text of one or two stretches as tokens, some of them without text."""
     cuts = sorted(draw(st.lists(st.integers(0, length), max_size=12)))
     edges = [0, *cuts, length]
@@ -122,9 +122,9 @@ def test_segments_end_where_a_token_of_both_begins(source, target):
 def test_many_texts_at_once(pairs):
     """The texts of several responses, laid end to end, give what each of them gives alone."""
 
-    def end_to_end(sides: list[Spans]) -> Spans:
-        parts = [Spans(s.start + 30 * i, s.end + 30 * i, s.part + 2 * i) for i, s in enumerate(sides)]
-        return Spans(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    def end_to_end(sides: list[Covered]) -> Covered:
+        parts = [Covered(s.start + 30 * i, s.end + 30 * i, s.part + 2 * i) for i, s in enumerate(sides)]
+        return Covered(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     source, target = (end_to_end(list(side)) for side in zip(*pairs, strict=True))
     values = torch.arange(len(source.start)).double() + 0.5

@@ -16,12 +16,12 @@ from torch import Tensor
 from tokenward.ops.ragged import segment_sum
 
 
-class Spans(NamedTuple):
+class Covered(NamedTuple):
     """The bytes that the tokens of some texts cover, in rising order.  [n] int64 each
 
     Attributes:
         start: First byte.
-        end: Byte after the last one; equal to ``start`` for a token without text. Spans do not overlap.
+        end: Byte after the last one; equal to ``start`` for a token without text. Covered do not overlap.
         part: Number of the stretch that the token is in, rising. Values never go from one stretch to another: the text and
             the end of a turn are different stretches, and so are two texts. Stretches do not share bytes.
     """
@@ -45,7 +45,7 @@ class Overlaps(NamedTuple):
     share: Tensor
 
 
-def overlaps(source: Spans, target: Spans) -> Overlaps:
+def overlaps(source: Covered, target: Covered) -> Overlaps:
     """How the values of source tokens are divided among target tokens.
 
     A value is spread evenly over the token's bytes that target tokens cover. A token without text, such as an end of turn
@@ -66,7 +66,7 @@ def carried(values: Tensor, found: Overlaps, count: int) -> Tensor:
     return torch.where(torch.bincount(found.target, minlength=count) > 0, total, torch.nan)
 
 
-def segments(found: Overlaps, target: Spans) -> Tensor:
+def segments(found: Overlaps, target: Covered) -> Tensor:
     """The segment of each target token, rising: tokens that one source token gives a value to are in one segment.  -> [k]
 
     Target tokens without text that nothing is given to belong to the segment of the next token, or of the last one.
@@ -97,7 +97,7 @@ def sums_of_segments(scores: Tensor, segment: Tensor) -> Tensor:
     return torch.where(segment_sum(present.long(), segment, count) > 0, total, torch.nan)
 
 
-def _of_bytes(source: Spans, target: Spans) -> Overlaps:
+def _of_bytes(source: Covered, target: Covered) -> Overlaps:
     """The parts of tokens with text."""
     length = int(torch.cat([source.end, target.end]).max()) if len(source.end) + len(target.end) else 0
     mine, other = _owners(source, length), _owners(target, length)
@@ -110,7 +110,7 @@ def _of_bytes(source: Spans, target: Spans) -> Overlaps:
     return Overlaps(one, two, widths.double() / covered)
 
 
-def _owners(spans: Spans, length: int) -> Tensor:
+def _owners(spans: Covered, length: int) -> Tensor:
     """The token of each byte, -1 where there is none.  -> [length]"""
     widths = spans.end - spans.start
     token = torch.repeat_interleave(torch.arange(len(widths)), widths)
@@ -118,7 +118,7 @@ def _owners(spans: Spans, length: int) -> Tensor:
     return torch.full((length,), -1).index_put_((spans.start[token] + place,), token)
 
 
-def _of_empty(source: Spans, target: Spans) -> Overlaps:
+def _of_empty(source: Covered, target: Covered) -> Overlaps:
     """The parts of tokens without text."""
     giving, taking = (torch.nonzero(spans.start == spans.end)[:, 0] for spans in (source, target))
     given, taken = _places(source, giving), _places(target, taking)
@@ -142,12 +142,12 @@ def _of_empty(source: Spans, target: Spans) -> Overlaps:
     return Overlaps(one, two, torch.cat([part.double() for part in share]))
 
 
-def _places(spans: Spans, tokens: Tensor) -> Tensor:
+def _places(spans: Covered, tokens: Tensor) -> Tensor:
     """A number for the place of each token, rising, different for different stretches."""
     return spans.start[tokens] + spans.part[tokens] * (1 << 40)
 
 
-def _hosts(tokens: Tensor, spans: Spans, target: Spans) -> Tensor:
+def _hosts(tokens: Tensor, spans: Covered, target: Covered) -> Tensor:
     """For tokens without text, the next target token with text in their stretch, or the last one; -1 if it has none."""
     texts = torch.nonzero(target.end > target.start)[:, 0]
     if not len(texts):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
-from tokenward.ops.alignment import Spans, carried, overlaps, segments
+from tokenward.ops.alignment import Covered, carried, overlaps, segments
 from tokenward.plugins import name_of
 from tokenward.scoring.reads import is_online, reads_of
 from tokenward.scoring.scorers import Combine, Scorer
@@ -117,7 +117,7 @@ def _edges(text: bytes, *, cut: bool) -> tuple[int, int]:
     return tuple(len(found[:place].encode(errors="surrogateescape")) for place in (first, last))  # type: ignore[return-value]
 
 
-class _Tokens:
+class _Collected:
     """Collects the tokens of many responses as spans, end to end."""
 
     def __init__(self) -> None:
@@ -139,10 +139,10 @@ class _Tokens:
         self.counts.append(len(laid.tokens))
 
     @property
-    def spans(self) -> Spans:
+    def spans(self) -> Covered:
         """All tokens."""
         columns = np.array(self._found, np.int64).reshape(-1, 3).T.copy()
-        return Spans(*map(torch.from_numpy, columns))
+        return Covered(*map(torch.from_numpy, columns))
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Texts:
 
     source: Speller
     target: Speller
-    _sides: tuple[_Tokens, _Tokens] = field(default_factory=lambda: (_Tokens(), _Tokens()))
+    _sides: tuple[_Collected, _Collected] = field(default_factory=lambda: (_Collected(), _Collected()))
     _next: list[int] = field(default_factory=lambda: [0, 0])  # the next free byte and stretch
 
     def add(self, ids: Sequence[Sequence[int]], eos: Sequence[int], where: str, text: str) -> None:
@@ -166,10 +166,7 @@ class Texts:
         Raises:
             UserError: They do not spell the same text.
         """
-        one, other = (
-            speller.lay_out(*side)
-            for speller, *side in zip((self.source, self.target), ids, eos, strict=True)
-        )
+        one, other = self.source.lay_out(ids[0], eos[0]), self.target.lay_out(ids[1], eos[1])
         edges = [
             [
                 _edges(text, cut=laid.cut and place == len(laid.texts) - 1)
@@ -189,7 +186,7 @@ class Texts:
             side.add(laid, [start for start, _ in own], room, bases, part)
         self._next[:] = [base, part + 2 * longest]
 
-    def spans(self) -> tuple[Spans, Spans]:
+    def spans(self) -> tuple[Covered, Covered]:
         """The tokens of the source and of the target, of all responses in order."""
         return self._sides[0].spans, self._sides[1].spans
 
@@ -383,7 +380,8 @@ def check_carried(scorer: Scorer, others: Mapping[str, str]) -> None:
         models = " and ".join(dict.fromkeys(value.model for value in reads_of(scorer)))
         raise UserError(
             f"the scorer {name_of(scorer)} compares {models}, which have different tokenizers, so their log-probabilities belong to "
-            "different tokens. Compare a model with the one that it was trained from: pass that one as reference.",
+            "different tokens. Compare a model with the one that it was trained from: pass TokenScorer.load(FOLDER, reference=MODEL) as "
+            "oracle, or that model as reference.",
             code="tokenizer-mismatch",
         )
     if not getattr(scorer, "additive", False):
