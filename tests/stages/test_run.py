@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import tokenward
 from tests.stages.runs import lines, manifests, press_when, refusal, tables_of, write_lines
 from tests.tiny import CHATML, planted_rows, save_tiny
+from tokenward.artifacts import read_manifest
 from tokenward.errors import UserError
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.data import source_fingerprint
@@ -135,8 +136,16 @@ def test_stages_that_do_not_fit_together_are_refused(copied_run: Path, tmp_path:
     (merges / "tokenizer.json").write_text(json.dumps(tokenizer))
     (template / "chat_template.jinja").write_text("You are kind. " + CHATML)
     for other in (merges, template):
-        error = refusal(copied_run, [f"policy.model={other}"], last="policy")
-        assert str(other) in str(error)
+        # The scores belong to other tokens than the policy's, until they are made again.
+        tokenward.run(copied_run, last="scores", quiet=True)
+        run = tokenward.open_run(copied_run, [f"policy.model={other}"], quiet=True)
+        with pytest.raises(UserError, match=str(other)) as caught:
+            carry_out(run, "policy")
+        assert caught.value.code == "tokenizer-mismatch"
+        run = tokenward.run(copied_run, [f"policy.model={other}"], last="policy", quiet=True)
+        covered = read_manifest(run.path("scores")).facts["token_coverage"]
+        assert (covered["text"], covered["scored"]) == (1.0, 1.0)
+        assert (covered["segments"] > 0) == (other == merges)
     nothing = "policy.selection={name: threshold, above: 1000.0}"
     assert "no token" in str(refusal(copied_run, [nothing], last="policy"))
 
