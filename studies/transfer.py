@@ -1,11 +1,12 @@
 """Can an oracle with another tokenizer supervise a policy? A small oracle selects tokens for a larger policy, and the reverse.
 
-    python -m studies.transfer --stories FOLDER --gpt2 FOLDER --page docs/results.md
+    python -m studies.transfer --stories FOLDER --page docs/results.md
 
 Stories whose words of praise or blame decide the preference, so that the tokens that carry it are known. The models are
-stories260K (512 tokens, 0.3 M weights), a model of 2.5 M weights with GPT-2's 50,257 tokens, which is trained here on stories of
-both kinds, and the default model (49,152 tokens, 135 M weights; one seed, ``--default``). Each is the policy with its own
-oracle, with the oracle of another tokenizer, and with random tokens at the same cost.
+stories260K (512 tokens, 0.3 M weights), a model of 0.9 M weights with byte-level BPE as GPT-2's, which is trained here on stories
+of both kinds, and the default model (49,152 tokens, 135 M weights; one seed, ``--default``). Each is the policy with its own
+oracle, with the oracle of another tokenizer, and with random tokens at the same cost. The BPE has 1,000 tokens learned from the
+stories; ``--gpt2 FOLDER`` takes GPT-2's own 50,257, whose head costs fifty times as much.
 
 Every arm and seed is one file in ``studies/values/transfer``, so a stopped study resumes.
 """
@@ -20,11 +21,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     GPT2TokenizerFast,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedTokenizerFast,
     TrainingArguments,
 )
 
@@ -34,6 +37,7 @@ from studies.tables import cell, write
 from tokenward import SideRule, TokenSettings, TopFraction
 from tokenward.evaluation.statistics import mean_figure
 
+END = "<|endoftext|>"
 TOKENS = TokenSettings(template="plain", max_prompt_tokens=96, max_response_tokens=192)
 PRAISE = ["happy", "kind", "warm", "bright", "brave", "soft", "sweet", "nice"]
 BLAME = ["sad", "mean", "cold", "dark", "scared", "rough", "sour", "bad"]
@@ -71,28 +75,43 @@ def stories(seed: int, count: int, first: int) -> list[dict[str, Any]]:
     return rows
 
 
-def small_gpt2(gpt2: Path, folder: Path) -> Path:
-    """A model with GPT-2's tokenizer, trained on stories of both kinds, so that it writes both; made once."""
+def byte_level_bpe(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """BPE of 1,000 tokens over the bytes of some texts, split as GPT-2's."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=1000, initial_alphabet=alphabet, show_progress=False)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, bos_token=END, pad_token=END)
+
+
+def small_bpe(gpt2: Path | None, folder: Path) -> Path:
+    """A model with byte-level BPE, trained on stories of both kinds, so that it writes both; made once."""
     if (folder / "config.json").exists():
         return folder
     torch.manual_seed(0)
-    tokenizer = GPT2TokenizerFast(vocab=str(gpt2 / "vocab.json"), merges=str(gpt2 / "merges.txt"))
+    rows = stories(99, 400, 10_000)
+    texts = [row["prompt"] + text for row in rows for text in row["responses"]]
+    tokenizer = byte_level_bpe(texts)
+    if gpt2 is not None:
+        tokenizer = GPT2TokenizerFast(vocab=str(gpt2 / "vocab.json"), merges=str(gpt2 / "merges.txt"))
+    end = tokenizer.eos_token_id
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=48, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
-            max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=50256, eos_token_id=50256,
+            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+            max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=end, eos_token_id=end,
         )
     )  # fmt: skip
-    rows = stories(99, 400, 10_000)
-    texts = [row["prompt"] + text + "<|endoftext|>" for row in rows for text in row["responses"]]
     steps, batch = 110, 8
     optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, total_steps=steps)
     order = random.Random(0)
     for step in range(steps):
-        ids = [tokenizer(text)["input_ids"] for text in order.sample(texts, batch)]
+        ids = [[*tokenizer(text)["input_ids"], end] for text in order.sample(texts, batch)]
         longest = max(map(len, ids))
-        padded = torch.tensor([[*own, *[50256] * (longest - len(own))] for own in ids])
+        padded = torch.tensor([[*own, *[end] * (longest - len(own))] for own in ids])
         labels = torch.tensor([[*own, *[-100] * (longest - len(own))] for own in ids])
         loss = model(input_ids=padded, labels=labels).loss
         loss.backward()
@@ -101,7 +120,7 @@ def small_gpt2(gpt2: Path, folder: Path) -> Path:
         optimizer.zero_grad()
         schedule.step()
         if step % 25 == 0:
-            print(f"start of GPT-2's kind: step {step}, loss {loss.item():.3f}", flush=True)
+            print(f"start with byte-level BPE: step {step}, loss {loss.item():.3f}", flush=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -182,8 +201,8 @@ def measured(
 
 
 ARMS = {
-    "gpt2": ("gpt2", "stories", "random"),
-    "stories": ("stories", "gpt2", "random"),
+    "bpe": ("bpe", "stories", "random"),
+    "stories": ("stories", "bpe", "random"),
 }
 """For each policy, whose oracle selects its tokens: its own, another's, or nobody's."""
 
@@ -211,7 +230,7 @@ FIGURES = {
     "kl/per_token": ("KL per token", 3),
 }
 NAMES = {
-    "gpt2": "GPT-2's tokens",
+    "bpe": "byte-level BPE",
     "stories": "stories260K",
     "default": "the default model",
     "random": "random",
@@ -264,9 +283,7 @@ def main() -> None:
     """Run the missing arms, then print the table."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--stories", type=Path, required=True, help="folder of stories260K")
-    made.add_argument(
-        "--gpt2", type=Path, required=True, help="folder with GPT-2's vocab.json and merges.txt"
-    )
+    made.add_argument("--gpt2", type=Path, help="folder with GPT-2's vocab.json and merges.txt")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     made.add_argument("--default", action="store_true", help="also the default model, with the first seed")
     made.add_argument("--runs", type=Path, default=Path("runs/studies/transfer"))
@@ -275,7 +292,7 @@ def main() -> None:
     made.add_argument("--table", action="store_true", help="only the table, of what is stored")
     chosen = made.parse_args()
     kinds = {
-        "gpt2": Kind(lambda: str(small_gpt2(chosen.gpt2, chosen.runs / "gpt2")), 1e-3, 12),
+        "bpe": Kind(lambda: str(small_bpe(chosen.gpt2, chosen.runs / "bpe")), 1e-3, 12),
         "stories": Kind(lambda: str(chosen.stories), 1e-3, 12),
         "default": Kind(lambda: "default", 2e-5, 6),
     }

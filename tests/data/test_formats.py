@@ -187,6 +187,26 @@ def test_a_pair_needs_both_scores_or_none():
         parse("pairs", {**PAIR, "score_chosen": 2, "score_rejected": None})
 
 
+def test_spans_in_the_names_of_axolotl():
+    """The example of its documentation: the end of a detail is its last character. Segments spell the reply."""
+    text = "I'm doing very well, thank you!"
+    detail = [
+        {"begin_offset": 0, "end_offset": 8, "train": False},
+        {"begin_offset": 9, "end_offset": 18, "train": True, "weight": 0.5},
+        {"begin_offset": 19, "end_offset": 30, "train": False, "weight": 3},
+    ]
+    segments = [
+        {"label": True, "text": "I'm "},
+        {"label": False, "text": ""},
+        {"label": True, "text": text[4:], "weight": -2},
+    ]
+    row = {"prompt": "q", "responses": [text, text], "ranks": [0, 1], "spans": [detail, segments]}
+    first, second = parse("ranked", row).spans
+    assert first == (Span(0, 9, 0.0), Span(9, 19, 0.5), Span(19, 31, 0.0))
+    assert [text[span.start : span.end] for span in first] == ["I'm doing", " very well", ", thank you!"]
+    assert second == (Span(0, 4, 1.0), Span(4, 31, -2.0))
+
+
 def test_ranked_rows_of_conversations_with_spans():
     talk = [user("a"), assistant("b"), user("c")]
     row = {
@@ -236,6 +256,10 @@ MALFORMED = [
     ("ranked", RANKED, {"spans": [[], [[0, 1]], []]}, "spans[1][0]: found a list of 2"),
     ("ranked", RANKED, {"spans": [[[0, 2, 1]], [], []]}, "spans[0][0]: found characters 0 to 2"),
     ("ranked", RANKED, {"spans": [[[0, 0, 1]], [], []]}, "spans[0][0]: found characters 0 to 0"),
+    ("ranked", RANKED, {"spans": [[{"label": True, "text": "other"}], [], []]}, "spans[0][0].text: characters 0 to 5"),
+    ("ranked", RANKED, {"spans": [[{"label": True, "text": ""}], [], []]}, "spans[0]: found segments of 0 characters"),
+    ("ranked", RANKED, {"spans": [[{"begin_offset": 0, "train": True}], [], []]}, "spans[0][0].end_offset: missing"),
+    ("ranked", RANKED, {"spans": [[{"begin_offset": 0, "end_offset": 0, "train": 1}], [], []]}, "spans[0][0].train: found the number 1"),
     ("ultrafeedback", ULTRAFEEDBACK, {"completions": [{"response": "a"}]}, "completions[0].fine-grained_score: missing"),
     ("ultrafeedback", ULTRAFEEDBACK, {"completions": ["a"]}, "completions[0]: found text"),
     ("ultrafeedback", ULTRAFEEDBACK, {"instruction": None}, "instruction: found null"),

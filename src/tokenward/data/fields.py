@@ -105,6 +105,14 @@ def number(value: object, field: str) -> float:
     return float(value)
 
 
+def boolean(value: object, field: str) -> bool:
+    """The value as true or false."""
+    value = parsed(value)
+    if not isinstance(value, bool):
+        raise FieldError(field, f"found {describe(value)}, expected true or false")
+    return value
+
+
 def integer(value: object, field: str) -> int:
     """The value as an integer. 2.0 is accepted, because tables with missing values store integers as floats."""
     whole = number(value, field)

@@ -23,6 +23,7 @@ from tokenward.data.fields import (
     FieldError,
     Row,
     Unusable,
+    boolean,
     describe,
     integer,
     items,
@@ -116,12 +117,51 @@ def parse_ranked(row: Row) -> Parsed:
     spans = None
     if optional(row, "spans") is not None:
         given = _per_response(row, "spans", len(replies))
-        spans = tuple(_spans(given[i], f"spans[{i}]", answer.text) for i, answer in enumerate(replies))
+        spans = tuple(spans_of(given[i], f"spans[{i}]", answer.text) for i, answer in enumerate(replies))
     return _parsed_replies(prompt, replies, ranks, scores=scores, spans=spans)
 
 
+def spans_of(given: object, field: str, response: str) -> tuple[Span, ...]:
+    """The spans of a response, in one of three forms.
+
+    ``[start, end, value]`` each; or axolotl's ``train_detail``, ``{begin_offset, end_offset, train}``, whose end is the last
+    character and not the one after it; or axolotl's segments, ``{label, text}``, which spell the response. In the last two, a
+    ``weight`` may be given; without it the value is 1 for what is trained on, and 0 for the rest.
+    """
+    entries = items(given, field)
+    if entries and isinstance(entries[0], Mapping) and "text" in entries[0]:
+        return _segments(objects(entries, field), field, response)
+    return tuple(span_of(span, f"{field}[{j}]", response) for j, span in enumerate(entries))
+
+
+def _segments(entries: Sequence[Row], field: str, response: str) -> tuple[Span, ...]:
+    found, start = list[Span](), 0
+    for index, entry in enumerate(entries):
+        own = f"{field}[{index}]."
+        end = start + len(read(entry, "text", text, path=own))
+        if response[start:end] != entry["text"]:
+            there = f"characters {start} to {end} of the response are others"
+            raise FieldError(f"{own}text", f"{there}, expected segments whose texts give the response")
+        if end > start:
+            found.append(Span(start, end, _weight(entry, "label", own)))
+        start = end
+    if start != len(response):
+        raise FieldError(field, f"found segments of {start} characters for a response of {len(response)}")
+    return tuple(found)
+
+
+def _weight(entry: Row, name: str, path: str) -> float:
+    """The value of what is trained on or not, with an optional weight."""
+    trained = read(entry, name, boolean, path=path)
+    weight = 1.0 if optional(entry, "weight") is None else number(entry["weight"], f"{path}weight")
+    return weight if trained else 0.0
+
+
 def span_of(value: object, field: str, response: str) -> Span:
-    """A span of a response, written ``[start, end, value]``."""
+    """A span of a response, written ``[start, end, value]`` or as axolotl's ``train_detail``."""
+    if isinstance(value, Mapping):
+        ends = [read(value, name, integer, path=f"{field}.") for name in ("begin_offset", "end_offset")]
+        value = [ends[0], ends[1] + 1, _weight(value, "train", f"{field}.")]
     parts = items(value, field)
     if len(parts) != 3:
         raise FieldError(field, f"found a list of {len(parts)}, expected [start, end, value]")
@@ -308,10 +348,6 @@ def _per_response(row: Row, field: str, count: int) -> Sequence[object]:
     if len(values) != count:
         raise FieldError(field, f"found {len(values)} for {count} responses")
     return values
-
-
-def _spans(given: object, field: str, response: str) -> tuple[Span, ...]:
-    return tuple(span_of(span, f"{field}[{j}]", response) for j, span in enumerate(items(given, field)))
 
 
 def _each(entries: Sequence[Row], field: str, name: str, convert: Any) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from tokenward.data.fields import FieldError, items, required, text
 from tokenward.data.files import jsonl_rows
-from tokenward.data.parsers import answered, span_of
+from tokenward.data.parsers import answered, spans_of
 from tokenward.errors import UserError
 from tokenward.evaluation.credit import KnownResponse, credit_figures, known_response
 from tokenward.evaluation.statistics import Figure
@@ -93,7 +93,7 @@ def _key(row: Mapping[str, Any]) -> str:
 def _spans(line: _Line, response: str) -> tuple[Span, ...]:
     try:
         given = items(line.spans, "spans")
-        return tuple(span_of(span, f"spans[{place}]", response) for place, span in enumerate(given))
+        return spans_of(given, "spans", response)
     except FieldError as error:
         raise UserError(f"{line.where}: {error}.", code="bad-row") from error
 

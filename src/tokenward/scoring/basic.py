@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenward.data import rows as read_rows
 from tokenward.data.fields import FieldError, required
-from tokenward.data.parsers import answered
+from tokenward.data.parsers import answered, spans_of
 from tokenward.errors import UserError
 from tokenward.plugins import check_positive, validated
 from tokenward.scoring.reads import Value
@@ -324,7 +324,7 @@ class External:
 
     Attributes:
         file: JSON lines with ``prompt`` (text or messages), ``response`` and ``spans``, a list of
-            ``[start, end, value]`` in characters. Each token gets the value of the span it overlaps most, else 0. A
+            ``[start, end, value]`` in characters or in axolotl's names. Each token gets the value of the span it overlaps most, else 0. A
             response that is not in the file has no scores.
     """
 
@@ -361,7 +361,10 @@ def check_spans(path: str) -> None:
 def _read_row(where: str, row: Mapping[str, Any]) -> tuple[str, list[Span]]:
     try:
         found, given = answered(row), required(row, "spans")
-        spans = [Span(int(start), int(end), float(value)) for start, end, value in given]
+        if given and isinstance(given[0], Mapping):
+            spans = list(spans_of(given, "spans", found.response.text))
+        else:
+            spans = [Span(int(start), int(end), float(value)) for start, end, value in given]
     except (TypeError, ValueError, FieldError) as error:
         problem = str(error) if isinstance(error, FieldError) else "its spans are not lists of three numbers"
         raise UserError(
