@@ -44,6 +44,7 @@ from tokenward.models.identity import (
     resolve,
 )
 from tokenward.models.probe import Packing, choose_head, choose_layout, probe, warn_once
+from tokenward.models.sharding import is_first_process, is_sharded, reading, weights_within
 from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
 from tokenward.tokens.template import Template
 from tokenward.types import Message
@@ -127,17 +128,19 @@ class LanguageModel(TokenModel):
         head = install_head(model, self.head.change) if self.head else None
         return replace(self, head=head, head_mlp=adapted, head_mlp_settings=settings)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write an ordinary folder: the weights (only those of an adapter or head network, if any) and the tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
+        state = None if weights is None else dict(weights)
         if self.head_mlp is not None and self.head_mlp_settings is not None:
             base = parts_of(resolve(self.name)).base  # the name may be a folder with a head network itself
-            save_head_mlp(self.head_mlp, self.head_mlp_settings, absolute_name(base), folder)
+            network = None if weights is None else weights_within(self.model, self.head_mlp.mlp, weights)
+            save_head_mlp(self.head_mlp, self.head_mlp_settings, absolute_name(base), folder, network)
         elif isinstance(self.model, PeftModel):
             # By default peft would also save the base's embedding if the adapter targets it.
-            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+            self.model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
         else:
-            cast(PreTrainedModel, self.model).save_pretrained(folder)
+            cast(PreTrainedModel, self.model).save_pretrained(folder, state_dict=state)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -431,10 +434,14 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
 """Largest difference of a log-probability in nats, by dtype of the weights. Merging an adapter rounds each weight once more."""
 
 
-@torch.inference_mode()
 def next_log_probabilities(model: LanguageModel, template: Template) -> Tensor:
     """Log-probabilities of the first token of the reply to each of a few prompts.  -> [p v] float32"""
     model.model.eval()
+    with reading(model.model):
+        return _next_log_probabilities(model, template)
+
+
+def _next_log_probabilities(model: LanguageModel, template: Template) -> Tensor:
     found = []
     for text in PROMPTS:
         ids = torch.tensor([template.prompt_ids([Message(role="user", content=text)])], device=model.device)
@@ -445,8 +452,17 @@ def next_log_probabilities(model: LanguageModel, template: Template) -> Tensor:
 
 
 def record(model: LanguageModel, template: Template, folder: Path) -> None:
-    """Write the log-probabilities of a trained model, to check what is loaded from its folder later."""
-    save_file({"log_probabilities": next_log_probabilities(model, template)}, folder / RECORD)
+    """Write the log-probabilities of a trained model, to check what is loaded from its folder later.
+
+    If processes hold parts of the model, all must call this; the first one writes.
+    """
+    first = is_first_process()
+    if not (first or is_sharded(model.model)):
+        return
+    found = next_log_probabilities(model, template)
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"log_probabilities": found}, folder / RECORD)
 
 
 def recorded(folder: Path) -> Tensor | None:

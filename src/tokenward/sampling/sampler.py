@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
@@ -14,6 +15,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.streamers import BaseStreamer
 
 from tokenward.models.loading import LanguageModel
+from tokenward.models.sharding import is_sharded, reading
 from tokenward.plugins import validated
 from tokenward.tokens.template import Template
 from tokenward.trl_names import answers_trl
@@ -129,15 +131,29 @@ def sample_replies(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     replies: dict[int, Reply] = {}
     model.model.eval()
-    with torch.random.fork_rng(), torch.inference_mode():
+    with torch.random.fork_rng(), reading(model.model):
         torch.manual_seed(seed)
-        for start in range(0, len(order), settings.batch):
-            group = order[start : start + settings.batch]
+        for group in _groups(model, order, settings.batch):
             sampled = _sample(model, template, [prompts[index] for index in group], settings)
-            replies.update(zip(group, sampled, strict=True))
-            if progress is not None:
-                progress(len(group))
+            new = {index: reply for index, reply in zip(group, sampled, strict=True) if index not in replies}
+            replies |= new
+            if progress is not None and new:
+                progress(len(new))
     return [replies[index] for index in range(len(prompts))]
+
+
+def _groups(model: LanguageModel, order: Sequence[int], size: int) -> list[Sequence[int]]:
+    """The prompts of each batch.
+
+    If the processes of a training hold parts of the model, all of them must call it equally often: one with fewer batches repeats
+    its last one, whose new replies are not used.
+    """
+    groups = [order[start : start + size] for start in range(0, len(order), size)]
+    if not is_sharded(model.model):
+        return groups
+    most = torch.tensor(len(groups), device=model.device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return groups + groups[-1:] * (int(most) - len(groups))
 
 
 def _sample(
@@ -159,6 +175,7 @@ def _sample(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
+            synced_gpus=is_sharded(model.model),
             **extra,
         )
     return [_reply(template, row, settings, ends) for row in rows[:, before:].tolist()]
@@ -180,7 +197,7 @@ def _shared_prefix(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> Dy
     """
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     width = max(map(len, distinct))
-    if model.start_id is not None or len(distinct) == len(prompts) or width < 2:
+    if model.start_id is not None or len(distinct) == len(prompts) or width < 2 or is_sharded(model.model):
         return None
     ids, mask = (part[:, :-1].to(model.device) for part in _padded(model, distinct))
     places = (mask.cumsum(-1) - 1).clamp(min=0)  # the positions that generate uses for left padding

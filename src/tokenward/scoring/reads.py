@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
+from tokenward.models.sharding import reading
 from tokenward.ops.ragged import spread_over_segments
 from tokenward.plugins import name_of
 from tokenward.tokens.batches import Batch, budgeted
@@ -153,7 +154,6 @@ Compute = Callable[[Batch], Tensor]
 """Computes k numbers per token of a batch, ``[k n]``."""
 
 
-@torch.inference_mode()
 def over_batches(
     model: TokenModel,
     rows: Sequence[TokenRow],
@@ -185,7 +185,7 @@ def over_batches(
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16")
     for group in budgeted(rows, layout=layout or model.layout, tokens=tokens_per_batch):
         batch = (collate or model.collate)([rows[index] for index in group])
-        with autocast:
+        with reading(model.model), autocast:
             values = compute(batch.to(model.device))
         sizes = torch.bincount(batch.tokens.response, minlength=batch.tokens.responses).tolist()
         per_response = iter(values.float().cpu().split(sizes, dim=1))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SkipBatchSampler
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -27,6 +28,17 @@ from tokenward.tokens.rows import TokenRow
 from tokenward.training.arguments import TokenTrainingArguments
 from tokenward.training.callbacks import save_trained
 from tokenward.training.checks import FiniteLosses, check_gradient, check_rows, check_scored, disable_dropout
+from tokenward.training.engines import (
+    backward,
+    between_passes,
+    check_engine,
+    check_not_in_parts,
+    complete_deepspeed,
+    finish,
+    keep_gradients_in_parts,
+    prepare_reference,
+    whole_weights,
+)
 from tokenward.training.metrics import LOSS, MetricSums
 from tokenward.training.objective_modules import ObjectiveModules
 from tokenward.training.passes import (
@@ -93,6 +105,7 @@ class TokenTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         check_declared(objective)
+        check_not_in_parts(model.model)
         if prepare is None:
             check_rows(objective, rows)
         if arguments.disable_dropout:
@@ -137,7 +150,11 @@ class TokenTrainer(Trainer):
             processes=self.args.world_size,
             process=self.args.process_index,
         )
-        check_divisible(objective, deepspeed=self.is_deepspeed_enabled, optimizer=str(arguments.optim))
+        check_divisible(objective, optimizer=str(arguments.optim))
+        check_engine(self.accelerator, arguments)
+        keep_gradients_in_parts(self.accelerator, arguments)
+        complete_deepspeed(self.accelerator, arguments)
+        self._reference_engine = prepare_reference(self.accelerator, self.reference)
         # training_step divides by all comparisons of the step. Without this, transformers logs the loss divided again by
         # the number of micro-batches.
         self.loss_is_scaled_for_ga = True
@@ -180,11 +197,21 @@ class TokenTrainer(Trainer):
         In the last batch accelerate (``even_batches``) repeats rows from the beginning of the data, so that every process
         has the same number. Repeated rows must not count.
         """
-        rest = self.accelerator.gradient_state.remainder
+        rest = self._rest
         if not last or rest <= 0:
             return batch.comparisons
         before = self.args.process_index * batch.comparisons
         return min(max(rest - before, 0), batch.comparisons)
+
+    @property
+    def _rest(self) -> int:
+        """Rows in the last batch of the data, over all processes; 0 or less if it is full."""
+        state = self.accelerator.gradient_state
+        if not isinstance(state.active_dataloader.batch_sampler, SkipBatchSampler):
+            return state.remainder
+        # A loader that skips what a resumed training has seen does not know the number of processes.
+        whole: Any = self.callback_handler.train_dataloader
+        return -1 if self.args.dataloader_drop_last else whole.total_dataset_length % whole.total_batch_size
 
     def training_step(  # pyright: ignore[reportIncompatibleMethodOverride]  our collator makes other batches
         self, model: nn.Module, inputs: StepBatch, num_items_in_batch: Tensor | int | None = None
@@ -204,25 +231,26 @@ class TokenTrainer(Trainer):
         closes_step = self.accelerator.sync_gradients
         for number, item in enumerate(passes, start=1):
             last = number == len(passes)
-            # DeepSpeed steps at the end of a backward pass with sync_gradients set, so only the very last pass may have it.
-            self.accelerator.gradient_state._set_sync_gradients(closes_step and last)
             # Gradients of a micro-batch are exchanged once, with its last pass.
-            with nullcontext() if last else self.accelerator.no_sync(model):
-                total += self._backward(model, item, scale)
+            with nullcontext() if last else between_passes(self.accelerator, model):
+                total += self._backward(model, item, scale, last=closes_step and last)
         if closes_step:
             self.objective_modules.exchange(model)
-        if closes_step and self.needs.own_denominator:
-            total += self._denominator.close(model, comparisons)
+            factor = None
+            if self.needs.own_denominator:
+                factor, share = self._denominator.close(comparisons)
+                total += share
+            finish(model, factor)
         return total
 
-    def _backward(self, model: nn.Module, item: Pass, scale: Tensor | float) -> Tensor:
+    def _backward(self, model: nn.Module, item: Pass, scale: Tensor | float, *, last: bool) -> Tensor:
         """Forward and backward of one pass; returns its loss, or 0 if that is known only at the end of the step."""
         with self.compute_loss_context_manager():
             losses = self.losses(model, self._draw.add_to(item.batch))
         self._finite.note(losses.loss, item.sources, self.state.global_step + 1)
         loss = (losses.loss * item.counts).sum() * scale
         check_gradient(loss, self.objective)
-        self.accelerator.backward(loss)
+        backward(self.accelerator, model, loss, last=last)
         self._metrics[True].add(losses, item.counts)
         if losses.denominator is None:
             return loss.detach()
@@ -276,8 +304,27 @@ class TokenTrainer(Trainer):
             super()._save(output_dir, state_dict)
         else:
             save_trained(self.token_model.model, folder / "model.safetensors")
-        if self.args.should_save:
-            self.objective_modules.save(folder)
+        self.objective_modules.save(folder)
+
+    def whole_weights(self) -> dict[str, Tensor] | None:
+        """The trained weights from all processes that hold parts of them, see :func:`tokenward.training.engines.whole_weights`."""
+        return whole_weights(self.accelerator, self.model_wrapped)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model to ``output_dir``, by default that of the arguments. All processes must call this.
+
+        The folder holds the whole weights, also if the processes hold parts of them. Only checkpoints of FSDP with
+        ``state_dict_type: SHARDED_STATE_DICT`` hold the parts alone.
+        """
+        plugin: Any = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        parts_only = _internal_call and plugin is not None and "SHARDED" in str(plugin.state_dict_type)
+        weights = None if parts_only else self.whole_weights()
+        if weights is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        self._save(output_dir, weights)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
