@@ -6,6 +6,7 @@ All cases of an engine train in one start: a process takes longer to begin than 
 """
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from itertools import product
@@ -22,6 +23,7 @@ from transformers import TrainerCallback
 from tests.tiny import tiny_llama
 from tests.training.tools import arguments, language_model, random_rows, with_reference
 from tokenward.display import Display
+from tokenward.errors import UserError
 from tokenward.models.sharding import in_parts, is_first_process
 from tokenward.objectives import Losses, Objective, SePO
 from tokenward.objectives.base import ObjectiveModule
@@ -76,12 +78,25 @@ class Case:
     weights: str
     objective: str
     head: str
+    setting: str = ""
 
     def __str__(self) -> str:
-        return f"{self.weights}-{self.objective}-{self.head}"
+        return "-".join(filter(None, (self.weights, self.objective, self.head, self.setting)))
 
 
-CASES = [Case(*parts) for parts in product(("full", "lora"), MADE, ("tied", "untied"))]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "": {},
+    "bf16": {"bf16": True},
+    "checkpointing": {"activation_checkpointing": True},
+    # The only evaluation is at the checkpoint in the middle, so that is the best one.
+    "best": {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": SAVED},
+}
+CASES = [
+    *(Case(*parts) for parts in product(("full", "lora"), MADE, ("tied", "untied"))),
+    *(Case("full", "sepo", "tied", name) for name in SETTINGS if name),
+]
+CROSSED = [Case("full", "module", "tied"), Case("lora", "sepo", "untied")]
+"""Cases whose checkpoint is resumed with another number of processes, and another engine."""
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -126,6 +141,7 @@ def train(case: Case, folder: Path, engine: str) -> list[str]:
         "save_steps": SAVED,
         "save_total_limit": 2,
         **ARGUMENTS[engine],
+        **SETTINGS[case.setting],
     }
     reference = None if case.weights == "lora" else start
     shown = Shown()
@@ -140,6 +156,7 @@ def train(case: Case, folder: Path, engine: str) -> list[str]:
         reference=reference,
         display=shown,
         preview=look,
+        eval_rows=rows[:3] if case.setting == "best" else (),
     )
     if is_first_process():
         (folder / "engine.json").write_text(json.dumps(look.found))
@@ -200,7 +217,9 @@ def train_all(folder: Path, engine: str) -> None:
     """Each case twice: from its start in ``CASE/begun at 0``, and from its checkpoint in ``CASE/model``."""
     for case in CASES:
         place = folder / str(case)
-        train(case, place, engine)
+        shown = train(case, place, engine)
+        checked = any(line.startswith("  first rows: loss 0.6931") for line in shown)
+        assert checked == (case.objective == "dpo + kl"), shown
         if is_first_process():
             (place / "model").rename(place / "begun at 0")
             remove_checkpoint(place / f"checkpoints/checkpoint-{STEPS}", "trainer_state.json")
@@ -209,12 +228,26 @@ def train_all(folder: Path, engine: str) -> None:
         assert f"  resuming from step {SAVED} of {STEPS}" in shown, shown
 
 
+def resume(case: Case, begun: Path, folder: Path, engine: str) -> None:
+    """Go on from the checkpoint of another training in ``CASE/model``; writes why it is refused, if it is."""
+    place, checkpoint = folder / f"{case} crossed", f"checkpoints/checkpoint-{SAVED}"
+    if is_first_process():
+        shutil.copytree(begun / str(case) / checkpoint, place / checkpoint)
+    PartialState().wait_for_everyone()
+    try:
+        assert f"  resuming from step {SAVED} of {STEPS}" in train(case, place, engine)
+    except UserError as error:
+        (place / "refused.txt").write_text(f"{error.code}: {error}")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    _, name, target = sys.argv
+    name, target, other = sys.argv[1], *map(Path, sys.argv[2:])
     if name == "fsdp2":
         shard_on_cpu()
     if name.startswith("zero"):
         exchange_by_gloo()
-    train_all(Path(target), name)
+    train_all(target, name)
+    for crossed in CROSSED:
+        resume(crossed, other, target, name)
     torch.distributed.destroy_process_group()

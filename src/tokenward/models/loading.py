@@ -44,7 +44,16 @@ from tokenward.models.identity import (
     resolve,
 )
 from tokenward.models.probe import Packing, choose_head, choose_layout, probe, warn_once
-from tokenward.models.sharding import is_first_process, is_sharded, reading, weights_within
+from tokenward.models.sharding import (
+    first_loads,
+    in_parts,
+    is_empty,
+    is_first_process,
+    is_sharded,
+    loading,
+    reading,
+    weights_within,
+)
 from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
 from tokenward.tokens.template import Template
 from tokenward.types import Message
@@ -193,6 +202,7 @@ def load_model(
     attention: str = AUTO,
     packing: Packing = "auto",
     trust_remote_code: bool = False,
+    spread: bool = False,
 ) -> LanguageModel:
     """Load a causal language model, and measure which layout and head it supports.
 
@@ -205,6 +215,8 @@ def load_model(
         attention: transformers' attention implementation; ``auto`` is sdpa, or eager where the model does not support it.
         packing: ``auto`` decides by measuring; the others insist.
         trust_remote_code: Run code that comes with the model.
+        spread: Leave the weights where FSDP's preparation for training needs them, which may be in one process of each machine. All
+            processes of the training must call this.
 
     Raises:
         UserError: There is no such model, it is not a causal language model, or it does not support ``shared_prompts``.
@@ -213,18 +225,20 @@ def load_model(
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     encoder_decoder = base_config(name, trust_remote_code=trust_remote_code).is_encoder_decoder
     kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
-    model: Any = _loaded(
-        kind, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
-    )
+    with loading(spread=spread):
+        model: Any = _loaded(
+            kind, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
+        )
     check_vocabulary(model, tokenizer, name)
     if parts.adapter is not None:
         model = _with_saved_adapter(model, parts.adapter, name)
     adapted, settings = (None, None) if parts.head_mlp is None else load_head_mlp(model, Path(parts.head_mlp))
-    model = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
+    stays = spread and first_loads()  # FSDP2's preparation moves the weights
+    model = cast(PreTrainedModel, model.eval() if stays else nn.Module.to(model, device_of(device)).eval())
     start = model.config.decoder_start_token_id if encoder_decoder else None
     files = model_fingerprint(name)
     key = (files, str(model.dtype), str(device_of(device)), attention)
-    layout, head = probe(model, key=key, packing=packing, name=name, start_id=start)
+    layout, head = probe(model, key=key, packing=packing, name=name, start_id=start, shared=stays)
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
@@ -267,9 +281,10 @@ def load_backbone(
             code="not-whole-weights",
             key="reward.model",
         )
-    model = _loaded(
-        AutoModel, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
-    )
+    with loading(spread=False):
+        model = _loaded(
+            AutoModel, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
+        )
     return cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
 
 
@@ -378,6 +393,12 @@ def prepare_model(
             code="slow-tokenizer",
         )
     inner = cast(PreTrainedModel, model)
+    if is_empty(model) or any(map(in_parts, model.parameters())):
+        raise UserError(
+            f"this process has no whole weights of {name}: transformers loaded them for FSDP or DeepSpeed ZeRO-3 ahead of time. Pass the "
+            "model's name or folder instead, or load it before the training arguments are made.",
+            code="incomplete-weights",
+        )
     check_vocabulary(inner, tokenizer, name)
     start = model.config.decoder_start_token_id if model.config.is_encoder_decoder else None
     model.eval()

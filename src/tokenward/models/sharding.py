@@ -1,9 +1,10 @@
 """Weights of which each process holds a part: FSDP2's and DeepSpeed ZeRO-3's.
 
 Both keep a model's own modules, so most code need not know about them. What does need to know is here: a module's class,
-whether its weights are in parts, and how to read and write one weight as a whole.
+whether its weights are in parts, how to read and write one weight as a whole, and who loads them.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
@@ -12,6 +13,43 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.distributed.fsdp import is_fsdp_enabled
+from transformers.integrations import deepspeed as deepspeed_settings
+
+_FIRST_LOADS = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+"""Set by accelerate and transformers: the first process of each machine reads the weights, and FSDP2 spreads them."""
+
+
+@contextmanager
+def loading(*, spread: bool) -> Iterator[None]:
+    """Context in which transformers loads the weights of a model.
+
+    By default every process gets whole weights, whatever was set up for training: models also score, and are tested, before
+    anything is cut. With ``spread``, transformers does as the settings of FSDP say, so most processes may get a model without
+    weights, which only FSDP2's preparation fills.
+    """
+    before, config = os.environ.get(_FIRST_LOADS), deepspeed_settings._hf_deepspeed_config_weak_ref
+    if not spread:
+        os.environ[_FIRST_LOADS] = "false"
+    deepspeed_settings._hf_deepspeed_config_weak_ref = None  # ZeRO-3 would cut the weights at once
+    try:
+        yield
+    finally:
+        deepspeed_settings._hf_deepspeed_config_weak_ref = config
+        if before is None:
+            os.environ.pop(_FIRST_LOADS, None)
+        else:
+            os.environ[_FIRST_LOADS] = before
+
+
+def first_loads() -> bool:
+    """Whether the settings of FSDP say that the first process of each machine reads the weights."""
+    return is_fsdp_enabled()
+
+
+def is_empty(module: nn.Module) -> bool:
+    """Whether a model was loaded without weights, which another process has."""
+    return any(weight.is_meta for weight in module.parameters())
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:

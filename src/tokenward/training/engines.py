@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 from tokenward.errors import UserError
 from tokenward.models.forward import FrozenReference
 from tokenward.models.sharding import class_of
+from tokenward.training.resume import Kind
 
 
 def check_not_in_parts(model: nn.Module) -> None:
@@ -91,6 +92,22 @@ def complete_deepspeed(accelerator: Accelerator, arguments: TrainingArguments) -
         config["gradient_clipping"] = arguments.max_grad_norm
     if config.get("zero_optimization", {}).get("stage") == 3:
         config["zero_optimization"].setdefault("stage3_gather_16bit_weights_on_model_save", True)
+
+
+def written_kind(accelerator: Accelerator) -> Kind:
+    """The kind of checkpoint that the engine writes."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return "deepspeed"
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin: Any = accelerator.state.fsdp_plugin
+        return "fsdp parts" if "SHARDED" in str(plugin.state_dict_type) else "fsdp"
+    return "plain"
+
+
+def reads_universal(accelerator: Accelerator) -> bool:
+    """Whether DeepSpeed is told to read checkpoints that fit any number of processes."""
+    plugin: Any = accelerator.state.deepspeed_plugin
+    return plugin is not None and bool(plugin.hf_ds_config.get_value("checkpoint.load_universal"))
 
 
 def _engine(model: nn.Module) -> Any:

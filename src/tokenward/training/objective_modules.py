@@ -20,7 +20,8 @@ from tokenward.training.callbacks import write_weights
 FILE = "auxiliary.safetensors"
 """Saved beside the model and in each checkpoint."""
 
-_NAME = "tokenward_auxiliary"
+NAME = "tokenward_auxiliary"
+"""Of the submodule of the policy."""
 
 
 class ObjectiveModules:
@@ -39,11 +40,11 @@ class ObjectiveModules:
         self._parts = _make_modules(model, objective, seed) if has_module(objective) else []
         self._modules = nn.ModuleList(part.module for part in self._parts)
         module = model.model
-        if _NAME in module._modules:  # left by an earlier training of the same model
-            del module._modules[_NAME]
+        if NAME in module._modules:  # left by an earlier training of the same model
+            del module._modules[NAME]
         if self._parts:
-            module.add_module(_NAME, self._modules)
-            left_out = {f"{_NAME}.{name}" for name in self._modules.state_dict()}
+            module.add_module(NAME, self._modules)
+            left_out = {f"{NAME}.{name}" for name in self._modules.state_dict()}
             # save_pretrained leaves these out. object.__setattr__ because a PEFT wrapper would register the set elsewhere.
             known = getattr(module, "_keys_to_ignore_on_save", None) or ()
             object.__setattr__(module, "_keys_to_ignore_on_save", {*known, *left_out})

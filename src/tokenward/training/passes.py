@@ -15,6 +15,7 @@ from tokenward.errors import UserError
 from tokenward.models.base import TokenModel, shares_weights
 from tokenward.models.forward import FrozenReference
 from tokenward.models.loading import LanguageModel
+from tokenward.models.sharding import is_empty
 from tokenward.objectives.base import DRAW, Losses, Objective, needs_of, parts_within, title_of
 from tokenward.objectives.selected import Selected
 from tokenward.selection import ScoredTokens
@@ -169,7 +170,8 @@ def frozen_reference(
                 "the model before training as reference.",
                 code="same-model",
             )
-        nn.Module.to(reference.model, model.device)
+        if not is_empty(model.model):
+            nn.Module.to(reference.model, model.device)
         reference.model.requires_grad_(False).eval()
         return FrozenReference(reference.model, reference.head)
     if isinstance(model, LanguageModel) and model.has_adapter:

@@ -18,7 +18,9 @@ from accelerate.data_loader import SkipBatchSampler
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from tokenward.distributed import agree
 from tokenward.models.base import TokenModel, layout_of_both
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives.base import Losses, Objective, needs_of
@@ -37,7 +39,9 @@ from tokenward.training.engines import (
     finish,
     keep_gradients_in_parts,
     prepare_reference,
+    reads_universal,
     whole_weights,
+    written_kind,
 )
 from tokenward.training.metrics import LOSS, MetricSums
 from tokenward.training.objective_modules import ObjectiveModules
@@ -52,6 +56,7 @@ from tokenward.training.passes import (
     check_divisible,
     frozen_reference,
 )
+from tokenward.training.resume import check_resumable, translated
 from tokenward.training.trackers import place_event_files
 
 
@@ -152,6 +157,9 @@ class TokenTrainer(Trainer):
         )
         check_divisible(objective, optimizer=str(arguments.optim))
         check_engine(self.accelerator, arguments)
+        if arguments.world_size > 1:
+            head = model.head if isinstance(model, LanguageModel) else None
+            agree((model.layout, head and head.change), "what the probe of the model found")
         keep_gradients_in_parts(self.accelerator, arguments)
         complete_deepspeed(self.accelerator, arguments)
         self._reference_engine = prepare_reference(self.accelerator, self.reference)
@@ -309,6 +317,36 @@ class TokenTrainer(Trainer):
     def whole_weights(self) -> dict[str, Tensor] | None:
         """The trained weights from all processes that hold parts of them, see :func:`tokenward.training.engines.whole_weights`."""
         return whole_weights(self.accelerator, self.model_wrapped)
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """Train, from a checkpoint if one is given.
+
+        A checkpoint of FSDP, of one process and of DDP can be continued with another number of processes, and by the others; one of
+        DeepSpeed only as it was begun.
+
+        Raises:
+            UserError: the checkpoint was written by an engine or a number of processes that this training cannot continue from.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir)) or True
+        if not isinstance(resume_from_checkpoint, str):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        with self._resumable(Path(resume_from_checkpoint)) as folder:
+            return super().train(str(folder), *args, **kwargs)
+
+    @contextmanager
+    def _resumable(self, checkpoint: Path) -> Iterator[Path]:
+        wanted, processes = written_kind(self.accelerator), self.args.world_size
+        check_resumable(checkpoint, wanted, processes, universal=reads_universal(self.accelerator))
+        if wanted == "deepspeed":
+            yield checkpoint
+            return
+        self.create_optimizer()  # transformers would make it a little later
+        assert self.optimizer is not None
+        with translated(checkpoint, wanted, processes, self.model, self.optimizer) as folder:
+            yield folder
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model to ``output_dir``, by default that of the arguments. All processes must call this.
