@@ -280,7 +280,9 @@ def _save(style: Style, model: TokenModel, trainer: TokenTrainer, folder: Path) 
     """
     trainer.objective_modules.save(folder)
     weights = trainer.whole_weights()
-    if isinstance(model, LanguageModel):
+    # FSDP2 computes in the dtype of its mixed precision only, in which a saved model is not computed later.
+    coarse = trainer.accelerator.is_fsdp2 and trainer.accelerator.mixed_precision != "no"
+    if isinstance(model, LanguageModel) and not coarse:
         record(model, model.template(style), folder)
     if trainer.is_world_process_zero():
         scratch, target = folder / "model.tmp", folder / "model"

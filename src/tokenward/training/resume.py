@@ -110,7 +110,8 @@ def translated(
         names = optimized_names(model, optimizer)
         if (found, wanted) == ("plain", "fsdp"):
             torch.save(named_weights(checkpoint, model), target / WEIGHTS)
-            torch.save(by_name(_read(checkpoint / PLAIN_OPTIMIZER), names), target / OPTIMIZER)
+            if (checkpoint / PLAIN_OPTIMIZER).is_file():  # not with save_only_model
+                torch.save(by_name(_read(checkpoint / PLAIN_OPTIMIZER), names), target / OPTIMIZER)
         if (found, wanted) == ("fsdp", "plain"):
             torch.save(by_number(_read(checkpoint / OPTIMIZER), names), target / PLAIN_OPTIMIZER)
     if processes > 1:

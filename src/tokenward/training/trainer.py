@@ -215,7 +215,8 @@ class TokenTrainer(Trainer):
     def _rest(self) -> int:
         """Rows in the last batch of the data, over all processes; 0 or less if it is full."""
         state = self.accelerator.gradient_state
-        if not isinstance(state.active_dataloader.batch_sampler, SkipBatchSampler):
+        loader = state.active_dataloader
+        if loader is None or not isinstance(loader.batch_sampler, SkipBatchSampler):
             return state.remainder
         # A loader that skips what a resumed training has seen does not know the number of processes.
         whole: Any = self.callback_handler.train_dataloader
@@ -319,7 +320,10 @@ class TokenTrainer(Trainer):
         return whole_weights(self.accelerator, self.model_wrapped)
 
     def train(
-        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """Train, from a checkpoint if one is given.
 
@@ -331,10 +335,10 @@ class TokenTrainer(Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir)) or True
-        if not isinstance(resume_from_checkpoint, str):
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+        if resume_from_checkpoint is None or isinstance(resume_from_checkpoint, bool):
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         with self._resumable(Path(resume_from_checkpoint)) as folder:
-            return super().train(str(folder), *args, **kwargs)
+            return super().train(str(folder), trial, ignore_keys_for_eval)
 
     @contextmanager
     def _resumable(self, checkpoint: Path) -> Iterator[Path]:
