@@ -30,7 +30,10 @@ from tokenward.objectives.base import ObjectiveModule
 from tokenward.objectives.registry import OBJECTIVES
 from tokenward.ops.ragged import segment_sum, weighted_sum
 from tokenward.plugins import build
+from tokenward.sampling import SamplingSettings, sample_replies
 from tokenward.tokens.batches import Needs
+from tokenward.tokens.template import Style
+from tokenward.training.callbacks import AnswerPrompts
 from tokenward.training.fit import fit, remove_checkpoint
 
 ENGINES = ("ddp", "fsdp2", "zero2", "zero3")
@@ -55,12 +58,12 @@ class ScaledLikelihood:
 
 
 PREPARED: dict[str, list[Any]] = {
-    "ddp": [False, False, "AdamW"],
-    "fsdp2": [True, True, "AdamW"],
-    "zero2": [False, False, "DeepSpeedZeroOptimizer"],
-    "zero3": [False, True, "DeepSpeedZeroOptimizer_Stage3"],
+    "ddp": [False, False, True, "AdamW"],
+    "fsdp2": [True, True, True, "AdamW"],
+    "zero2": [False, False, True, "DeepSpeedZeroOptimizer"],
+    "zero3": [False, True, True, "DeepSpeedZeroOptimizer_Stage3"],
 }
-"""What :class:`Look` must find: whether the model is FSDP2's and its weights are in parts, and the optimizer's class."""
+"""What :class:`Look` must find: whether the model is FSDP2's, its weights are in parts and its head runs by tiles; the optimizer."""
 
 
 def dpo_with_kl() -> Objective:
@@ -145,8 +148,9 @@ def train(case: Case, folder: Path, engine: str) -> list[str]:
     }
     reference = None if case.weights == "lora" else start
     shown = Shown()
+    watch = watching(policy, folder, shown.line) if case.setting == "best" else None
     settings = arguments(folder / "checkpoints", **table)
-    look = Look()
+    look = Look(policy)
     fit(
         policy,
         MADE[case.objective](),
@@ -156,6 +160,7 @@ def train(case: Case, folder: Path, engine: str) -> list[str]:
         reference=reference,
         display=shown,
         preview=look,
+        watch=watch,
         eval_rows=rows[:3] if case.setting == "best" else (),
     )
     if is_first_process():
@@ -163,12 +168,33 @@ def train(case: Case, folder: Path, engine: str) -> list[str]:
     return shown.lines
 
 
+def watching(policy, folder: Path, show) -> AnswerPrompts:
+    """Samples replies while the model trains, which must leave it able to train."""
+    prompts, settings = ([1, 2, 3], [4, 5], [1, 2, 3]), SamplingSettings(max_new_tokens=3, batch=2)
+    template = policy.template(Style())
+
+    def answer():
+        return sample_replies(policy, template, prompts, settings, seed=0)
+
+    main = is_first_process()
+    return AnswerPrompts("abc", "abc", answer, folder / "samples.jsonl", show=show, main=main)
+
+
 class Look(TrainerCallback):
-    """Notes what an engine has made of the model: of its class and its weights, and of the optimizer."""
+    """Notes what an engine has made of the model: of its class, weights and head, and of the optimizer."""
+
+    def __init__(self, policy) -> None:
+        self._policy = policy
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs: Any) -> None:
         weight = next(weight for weight in model.parameters() if weight.requires_grad)
-        self.found = [isinstance(model, FSDPModule), in_parts(weight), type(optimizer.optimizer).__name__]
+        tiled = self._policy.head.linear is not None
+        self.found = [
+            isinstance(model, FSDPModule),
+            in_parts(weight),
+            tiled,
+            type(optimizer.optimizer).__name__,
+        ]
 
 
 class Shown(Display):
@@ -204,6 +230,11 @@ def shard_on_cpu() -> None:
             self.fsdp_plugin = fsdp_plugin
 
     AcceleratorState.__init__ = patched
+    FSDPModule.set_requires_gradient_sync = _whole_gradients
+
+
+def _whole_gradients(*args: Any, **kwargs: Any) -> None:
+    raise AssertionError("without an exchange after a pass, each process holds the whole gradient")
 
 
 def exchange_by_gloo() -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.training.engine_cases import CASES, CROSSED, ENGINES, PREPARED, Case, resume, train_all
 from tests.training.tools import in_two_processes, largest_difference
+from tokenward.artifacts import read_jsonl
 
 WITHIN = 1e-6
 """Largest difference of a weight from that of one process; float32 rounds weights of about 1 to 1e-7."""
@@ -60,6 +61,8 @@ def test_an_engine_makes_the_update_of_one_process(engine, case, alone, together
     assert max(float((trained[name] - start[name]).abs().max()) for name in start) > 30 * alike
     assert largest_difference(trained, weights_in(theirs / "model")) == 0  # resumed in the middle
     assert json.loads((theirs / "engine.json").read_text()) == PREPARED[engine]
+    if case.setting == "best":  # which also samples
+        assert read_jsonl(mine / "samples.jsonl") == read_jsonl(theirs / "samples.jsonl")
     check_loads(theirs / "model", case)
 
 
