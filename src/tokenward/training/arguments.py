@@ -212,12 +212,6 @@ def unworkable(
 ) -> Iterator[tuple[str, str]]:
     """Settings of a ``training`` table that cannot work on a device type (cpu, cuda, mps), each with an error message."""
     yield from _number_types(arguments, device)
-    if arguments.fsdp and arguments.world_size == 1:
-        yield (
-            "fsdp",
-            "fsdp shares a model among several processes, but this run has one. Start it with accelerate launch or torchrun, or leave "
-            "fsdp out.",
-        )
     yield from _trackers(arguments)
     yield from _optimizer(arguments, table)
     yield from _schedule(arguments)

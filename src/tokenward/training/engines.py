@@ -21,8 +21,18 @@ from tokenward.models.sharding import class_of
 from tokenward.training.resume import Kind
 
 
-def check_not_in_parts(model: nn.Module) -> None:
-    """Refuse a model that was cut when it was loaded, such as by tensor parallelism."""
+def check_cut(model: nn.Module, arguments: TrainingArguments) -> None:
+    """Refuse a model that was cut when it was loaded, such as by tensor parallelism, and FSDP of one process.
+
+    Raises:
+        UserError: as above.
+    """
+    if arguments.fsdp and arguments.world_size == 1:
+        raise UserError(
+            "fsdp shares a model among several processes, but this training has one. Start it with accelerate launch or torchrun, or "
+            "leave fsdp out.",
+            code="unsupported-parallelism",
+        )
     parts = [name for name, weight in model.named_parameters() if isinstance(weight, DTensor)]
     if parts and not isinstance(model, FSDPModule):
         raise UserError(

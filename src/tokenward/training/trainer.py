@@ -33,8 +33,8 @@ from tokenward.training.checks import FiniteLosses, check_gradient, check_rows, 
 from tokenward.training.engines import (
     backward,
     between_passes,
+    check_cut,
     check_engine,
-    check_not_in_parts,
     complete_deepspeed,
     finish,
     keep_gradients_in_parts,
@@ -110,7 +110,7 @@ class TokenTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         check_declared(objective)
-        check_not_in_parts(model.model)
+        check_cut(model.model, arguments)
         if prepare is None:
             check_rows(objective, rows)
         if arguments.disable_dropout:
