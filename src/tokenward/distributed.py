@@ -4,7 +4,8 @@ accelerate's ``PartialState`` joins them. The shell's own messages go through a 
 limit of time: a process may wait for hours while the first one reads data, and no timeout of NCCL may end that. One
 process alone never touches ``torch.distributed``. torch is imported by :func:`start`, so that help stays fast.
 
-Every process must make the same calls in the same order, as everywhere under these launchers.
+Every process must make the same calls in the same order, as everywhere under these launchers. Work that is given to
+:func:`first_alone` or :func:`together` is done as if its process were alone, so what it calls need not know.
 """
 
 import atexit
@@ -13,18 +14,22 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
 from tokenward.errors import UserError
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 LIMIT = timedelta(days=30)
 """How long a process waits for the others. What ends a wait is an error, or the launcher."""
+
+LIMIT_ON_GPUS = timedelta(hours=1)
+"""How long a process waits for the others in a collective of a training on GPUs."""
 
 GRACE = 5.0
 """Seconds that a process has to end by itself when another one has failed."""
@@ -82,6 +87,8 @@ class _Links:
     place: Place | None = None
     group: Any = None
     watch: "_Watch | None" = None
+    ends_with_others: bool = False
+    inside: bool = False
 
 
 _links = _Links()
@@ -95,8 +102,8 @@ def place() -> Place:
 
 
 def alone() -> bool:
-    """Whether this is the only process."""
-    return place().count == 1
+    """Whether this process has nobody to share its present work with."""
+    return place().count == 1 or _links.inside
 
 
 def is_first() -> bool:
@@ -104,18 +111,41 @@ def is_first() -> bool:
     return place().rank == 0
 
 
+_LAUNCHERS = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE", "PMI_RANK",
+    "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK",
+)  # fmt: skip
+
+
 def work_alone() -> None:
-    """Take this process for the only one: for jobs that share nothing but files, such as parts of the scores."""
+    """Take this process for the only one: for work that is not parallel, and for jobs that share nothing but files."""
     _links.place = Place()
+    for name in _LAUNCHERS:  # accelerate would wait for the other processes
+        os.environ.pop(name, None)
 
 
-def start(*, cpu: bool | None = None) -> None:
+@contextmanager
+def independent() -> Iterator[None]:
+    """A context in which this process works as if it were the only one."""
+    before, _links.inside = _links.inside, True
+    try:
+        yield
+    finally:
+        _links.inside = before
+
+
+def end_with_others() -> None:
+    """End this process when another one has failed, once they have joined. For commands: a script of the user's is not ended."""
+    _links.ends_with_others = True
+
+
+def start() -> None:
     """Join the other processes, if there are some; a second call does nothing.
 
-    Args:
-        cpu: Whether the models are on the CPU; None if this machine has no accelerator.
+    Raises:
+        UserError: the launcher and torch count them differently.
     """
-    if alone() or _links.group is not None:
+    if place().count == 1 or _links.group is not None:
         return
     import torch
     import torch.distributed as dist
@@ -123,16 +153,24 @@ def start(*, cpu: bool | None = None) -> None:
 
     if not dist.is_initialized():
         _tell_torch()
-        on_cpu = not torch.accelerator.is_available() if cpu is None else cpu
-        PartialState(cpu=on_cpu, **({"timeout": LIMIT} if on_cpu else {}))
-    if dist.get_world_size() != place().count:
+        if not torch.accelerator.is_available():
+            PartialState(cpu=True, timeout=LIMIT)
+        elif torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") != "true":
+            # With gloo beside NCCL, because a recipe may set its device to cpu.
+            PartialState(backend="cpu:gloo,cuda:nccl", timeout=LIMIT_ON_GPUS)
+        else:
+            PartialState(timeout=LIMIT_ON_GPUS)
+    if not dist.is_initialized() or dist.get_world_size() != place().count:
+        joined = dist.get_world_size() if dist.is_initialized() else 1
         raise UserError(
-            f"the launcher started {place().count} processes, but torch.distributed has joined {dist.get_world_size()}. Start all of them "
-            "with one command.",
+            f"the launcher started {place().count} processes, but torch.distributed has joined {joined}. Start all of them with one "
+            "command.",
             code="processes-differ",
         )
     _links.group = dist.new_group(backend="gloo", timeout=LIMIT)
     atexit.register(_part)
+    if _links.ends_with_others:
+        _watch()
 
 
 def _part() -> None:
@@ -218,7 +256,8 @@ class _Outcome(NamedTuple):
 def _tried(work: Callable[[], Any]) -> tuple[_Outcome, Exception | None]:
     """The outcome of some work, and its error. Other processes hear of an error at once."""
     try:
-        return _Outcome(work()), None
+        with independent():
+            return _Outcome(work()), None
     except UserError as error:
         announce(error)
         return _Outcome(mistake=error), error
@@ -241,8 +280,25 @@ def first_alone(work: Callable[[], T]) -> T:
     """
     if alone():
         return work()
+    import torch.distributed as dist
+
+    start()
     outcome, error = _tried(work) if is_first() else (_Outcome(), None)
-    return _settled(gather(outcome)[:1], error)[0]
+    _meet()
+    box = [outcome]
+    dist.broadcast_object_list(box, src=0, group=_links.group)
+    return _settled([outcome if is_first() else box[0]], error)[0]
+
+
+@contextmanager
+def first_enters(make: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
+    """Enter a context in the first process only; its value reaches all.
+
+    Raises:
+        UserError: as :func:`first_alone`.
+    """
+    with ExitStack() as held:
+        yield first_alone(lambda: held.enter_context(make()))
 
 
 def together(work: Callable[[], T]) -> list[T]:
@@ -254,8 +310,32 @@ def together(work: Callable[[], T]) -> list[T]:
     """
     if alone():
         return [work()]
+    start()
     outcome, error = _tried(work)
     return _settled(gather(outcome), error)
+
+
+def split(items: Sequence[S], work: Callable[[S], T], *, at_once: int = 16) -> Iterator[T]:
+    """The result of some work on each item, in the order of the items, which are split over the processes.
+
+    An item must give the same result in every process. Results travel after ``at_once`` items of each process. A process
+    that has fewer items than others does its last one again, because a model in parts needs all processes at each call.
+    """
+    if alone():
+        yield from map(work, items)
+        return
+    here = place()
+    for first in range(0, len(items), at_once * here.count):
+        group = items[first : first + at_once * here.count]
+        calls = -(-len(group) // here.count)
+        numbers = [min(call * here.count + here.rank, len(group) - 1) for call in range(calls)]
+        found = together(lambda: [work(group[number]) for number in numbers])  # noqa: B023  called at once
+        yield from (found[number % here.count][number // here.count] for number in range(len(group)))
+
+
+def share_label(label: str) -> str:
+    """The label of a progress that counts the share of the first process only."""
+    return label if alone() else f"{label}, process 0 of {place().count}"
 
 
 def _settled(outcomes: list[_Outcome], own: Exception | None) -> list[Any]:
@@ -267,13 +347,10 @@ def _settled(outcomes: list[_Outcome], own: Exception | None) -> list[Any]:
     raise failed.mistake if failed.mistake is not None else ElsewhereError(failed.error)
 
 
-def watch() -> None:
-    """End this process, from now on, when another one has failed. For commands: a script of the user's is not ended."""
-    if alone() or _links.watch is not None:
-        return
+def _watch() -> None:
+    """Listen for the failure of another process."""
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  public in torch's docs
 
-    start()
     host = "localhost" if is_first() else os.environ.get("MASTER_ADDR", "localhost")
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False) if is_first() else None
     port = gather(0 if store is None else store.port)[0]
@@ -285,20 +362,28 @@ def watch() -> None:
 
 def announce(error: BaseException, status: int = 1) -> None:
     """Tell the other processes that this one has failed, if they listen; of several errors, the first one counts."""
-    if _links.watch is not None:
-        text, status = (str(error), 2) if isinstance(error, UserError) else (_named(error), status)
-        _links.watch.fail(text, status)
+    if _links.watch is None or isinstance(error, ElsewhereError):
+        return
+    text = "" if isinstance(error, KeyboardInterrupt) else _named(error)
+    if text:
+        error.add_note(f"This was process {place().rank} of {place().count}.")
+    if isinstance(error, UserError):
+        text, status = str(error) if is_first() else f"in process {place().rank}: {error}", 2
+    _links.watch.fail(text, status)
 
 
 def tells(error: BaseException, status: int = 1) -> bool:
     """Whether this process has to tell the user of the error that ends it: the first one does, or nobody else would."""
     if _links.watch is None:
-        return is_first() or not isinstance(error, ElsewhereError)
+        return is_first() and not isinstance(error, ElsewhereError)
     announce(error, status)
-    if is_first():
+    return is_first() or not _links.watch.was_said(2 * GRACE)
+
+
+def told() -> None:
+    """Note that the user has been told of the error."""
+    if _links.watch is not None:
         _links.watch.said()
-        return True
-    return not _links.watch.was_said(2 * GRACE)
 
 
 def end() -> None:
@@ -336,17 +421,19 @@ class _Watch:
         """Note that the user has been told."""
         with suppress(RuntimeError):
             self._store.set(_SAID, "1")
+            time.sleep(_POLL)  # for the others to hear it while this process is there
 
     def was_said(self, seconds: float) -> bool:
         """Whether another process tells the user within some seconds."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            with suppress(RuntimeError):
+            try:
                 if self._store.check([_SAID]):
-                    time.sleep(
-                        2 * _POLL
-                    )  # until the first process has ended: it would see this one leave as an error
+                    # The first process would see this one leave as an error of its own.
+                    time.sleep(2 * _POLL)
                     return True
+            except RuntimeError:  # the first process has ended
+                return True
             time.sleep(_POLL / 5)
         return False
 
@@ -354,20 +441,21 @@ class _Watch:
         while not self._stop.wait(_POLL):
             try:
                 if self._ears.check([_FAILED]):
-                    rank, status, text = self._ears.get(_FAILED).decode().split(" ", 2)
+                    _, status, text = self._ears.get(_FAILED).decode().split(" ", 2)
                     break
             except RuntimeError:
-                rank, status, text = "0", "1", f"process 0 of {place().count} has ended"
+                status, text = "1", f"process 0 of {place().count} has ended"
                 break
         else:
             return
         if not self._stop.wait(GRACE):
-            self._leave(int(rank), int(status), text)
+            self._leave(int(status), text)
 
-    def _leave(self, rank: int, status: int, text: str) -> None:
+    def _leave(self, status: int, text: str) -> None:
         with suppress(RuntimeError):
             if is_first() and not self._ears.check([_SAID]):
-                print(f"error: {text if rank == 0 else f'in process {rank}: {text}'}", file=sys.stderr)
+                if text:
+                    print(f"error: {text}", file=sys.stderr)
                 self._ears.set(_SAID, "1")
         time.sleep(_POLL)
         sys.stdout.flush()

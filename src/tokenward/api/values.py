@@ -17,7 +17,15 @@ from transformers import PreTrainedModel
 from tokenward.api.inputs import Model, TokenSettings, check_ratio, language_model
 from tokenward.api.notices import LoggedDisplay
 from tokenward.api.stored import KEYS, SCORES, SHARD_ROWS, prompt_digest, store_of
-from tokenward.artifacts import MANIFEST, StagePart, file_fingerprint, open_part, read_manifest
+from tokenward.artifacts import (
+    MANIFEST,
+    StagePart,
+    file_fingerprint,
+    open_part,
+    part_of_process,
+    read_manifest,
+)
+from tokenward.distributed import first_alone, first_enters, share_label, together
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.identity import positions_of
@@ -29,7 +37,7 @@ from tokenward.scoring.basic import LogRatio, Record, Reward, Scorer, Surprisal,
 from tokenward.scoring.model_scorers import internal_values
 from tokenward.scoring.reads import Value, reads_of, token_values
 from tokenward.scoring.scorers import check_scope
-from tokenward.scoring.store import Found, Shards, TokenStore, write_store
+from tokenward.scoring.store import Found, Shards, TokenStore, copy_shards, write_store
 from tokenward.scoring.texts import TokenScorer, is_scorer_folder
 from tokenward.tokens.encode import prompted
 from tokenward.tokens.rows import TokenRow, keys_of
@@ -320,7 +328,7 @@ class ValuePass:
         more: Sequence[Value] = (),
         part: StagePart | None = None,
     ) -> TokenStore:
-        """The values that a scorer reads, of every response of some rows.
+        """The values that a scorer reads, of every response of some rows. The processes of a launch share the work.
 
         Args:
             scoring: The scorer and its models, or existing values.
@@ -339,6 +347,7 @@ class ValuePass:
         by_model: dict[str, list[Value]] = {}
         for value in dict.fromkeys([*more, *frozen_values(scoring.scorer)]):
             by_model.setdefault(value.model, []).append(value)
+        mine, label = part_of_process(part), share_label("scores")
         makers = [
             Maker(
                 name,
@@ -348,15 +357,29 @@ class ValuePass:
                 style=self.style,
                 precision=self.precision,
                 tokens_per_batch=self.tokens_per_batch,
-                cache=folder / CACHE / ("" if part is None else part.name),
+                cache=folder / CACHE / ("" if mine is None else mine.name),
             )
             for name, values in by_model.items()
         ]
-        responses = Shards(folder, len(rows), SHARD_ROWS).waiting(rows, part)
-        with self.display.progress("scores", responses * sum(maker.passes for maker in makers)) as bar:
-            return write_store(
-                folder, makers, self.template, rows, shard_rows=SHARD_ROWS, progress=bar.advance, part=part
-            )
+        shards = Shards(folder, len(rows), SHARD_ROWS)
+
+        def write() -> None:
+            total = shards.waiting(rows, mine) * sum(maker.passes for maker in makers)
+            with self.display.progress(label, total) as bar:
+                write_store(
+                    folder,
+                    makers,
+                    self.template,
+                    rows,
+                    shard_rows=SHARD_ROWS,
+                    progress=bar.advance,
+                    part=mine,
+                )
+
+        together(write)
+        if part is None:
+            copy_shards(shards)
+        return TokenStore(folder)
 
     def kept_store(
         self, scoring: Scoring, rows: TokenTable, folder: Path, part: StagePart, tokens: TokenSettings
@@ -387,19 +410,19 @@ class ValuePass:
                 inputs[f"file {value.details['file']}"] = file_fingerprint(Path(value.details["file"]))
             elif value.model != "data":
                 inputs[value.model] = _known_files(_loader(scoring, value.model, value)(None), value.model)
-        with open_part(folder, part, stage="scores", settings=settings, inputs=inputs, format=1) as stage:
-            if stage.done:
-                return TokenStore(folder)
-            self.store(scoring, rows, folder, part=part)
-            shards = Shards(folder, len(rows), SHARD_ROWS)
-            if missing := shards.missing():
-                self.display.notice(shards.said_missing(part, missing))
-                return None
-            store = TokenStore(folder)
-            stage.temporary.append(folder / CACHE)
-            made = {"template": self.template.fingerprint, **settings["tokens"]}
-            stage.complete(responses=len(store), tokens=made)
-        return store
+        given: dict[str, Any] = {"stage": "scores", "settings": settings, "inputs": inputs, "format": 1}
+        shards = Shards(folder, len(rows), SHARD_ROWS)
+        with first_enters(lambda: open_part(folder, part, **given)) as stage:
+            if not stage.done:
+                self.store(scoring, rows, folder, part=part if part.of > 1 else None)
+                missing = first_alone(shards.missing)
+                if missing:
+                    self.display.notice(shards.said_missing(part, missing))
+                    return None
+                stage.temporary.append(folder / CACHE)
+                made = {"template": self.template.fingerprint, **settings["tokens"]}
+                first_alone(lambda: stage.complete(responses=len(TokenStore(folder)), tokens=made))
+        return TokenStore(folder)
 
     def reference(self, model: LanguageModel, rows: TokenTable, folder: Path) -> TokenStore:
         """The log-probabilities of a reference, of every response of some rows."""

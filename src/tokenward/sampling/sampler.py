@@ -13,6 +13,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria, Stopp
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.streamers import BaseStreamer
 
+from tokenward.distributed import split
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import validated
 from tokenward.tokens.template import Template
@@ -84,13 +85,14 @@ class TransformersSampler:
     """transformers' ``generate`` on the policy itself, so it always uses the current weights.
 
     ``template`` defines the end of a reply. Precision ``bfloat16`` samples from a copy in that dtype: faster, but slightly
-    off-policy.
+    off-policy. ``shared`` is that of :func:`sample_replies`.
     """
 
     model: LanguageModel
     template: Template
     settings: SamplingSettings
     precision: Literal["float32", "bfloat16"] = "float32"
+    shared: bool = False
 
     def __call__(
         self,
@@ -105,7 +107,8 @@ class TransformersSampler:
         model = self.model
         if self.precision == "bfloat16" and model.dtype == torch.float32:
             model = replace(model, model=nn.Module.to(deepcopy(model.model), dtype=torch.bfloat16))  # type: ignore[arg-type]
-        replies = sample_replies(model, self.template, repeated, self.settings, seed=seed, progress=progress)
+        settings: dict[str, Any] = {"seed": seed, "progress": progress, "shared": self.shared}
+        replies = sample_replies(model, self.template, repeated, self.settings, **settings)
         return [replies[start : start + count] for start in range(0, len(replies), count)]
 
 
@@ -117,27 +120,40 @@ def sample_replies(
     *,
     seed: int,
     progress: Callable[[int], None] | None = None,
+    shared: bool = False,
 ) -> list[Reply]:
     """One reply to each prompt, in the order of the prompts.
 
     The same seed, prompts and batch size give the same replies. Two models get the same random numbers, which narrows
     the confidence interval of their difference. The state of torch's generators is restored. ``template`` defines the end
-    of a reply, ``progress`` is called with the number of new replies.
+    of a reply, ``progress`` is called with the number of new replies. With ``shared``, every process of a launch calls this with
+    the same arguments, and they share the batches; each has random numbers of its own, so the replies are those of one process.
     """
     if not template.ending.special and not settings.fixed_length:
         settings = replace(settings, stop=(*settings.stop, template.ending.turn.strip()))
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     replies: dict[int, Reply] = {}
     model.model.eval()
+
+    def batch(number: int) -> list[Reply]:
+        group = order[number * settings.batch : (number + 1) * settings.batch]
+        torch.manual_seed(_seed_of_batch(seed, number))
+        return _sample(model, template, [prompts[index] for index in group], settings)
+
+    numbers = range(-(-len(order) // settings.batch))
     with torch.random.fork_rng(), torch.inference_mode():
-        torch.manual_seed(seed)
-        for start in range(0, len(order), settings.batch):
-            group = order[start : start + settings.batch]
-            sampled = _sample(model, template, [prompts[index] for index in group], settings)
+        for number, sampled in enumerate(split(numbers, batch, at_once=1) if shared else map(batch, numbers)):
+            group = order[number * settings.batch : (number + 1) * settings.batch]
             replies.update(zip(group, sampled, strict=True))
             if progress is not None:
                 progress(len(group))
     return [replies[index] for index in range(len(prompts))]
+
+
+def _seed_of_batch(seed: int, number: int) -> int:
+    """A seed for each batch, so that a batch has the same random numbers whichever process samples it."""
+    # Odd, so that its multiples differ in the low 32 bits, which are all that torch's generator on the CPU reads.
+    return (seed + number * 0x9E3779B97F4A7C15) % 2**63
 
 
 def _sample(
