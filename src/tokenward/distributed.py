@@ -224,6 +224,11 @@ def _meet() -> None:
     work.wait()
 
 
+def mean_over(value: float) -> float:
+    """The mean of a number of each process: of a sum that transformers keeps of a process's own losses, for example."""
+    return sum(gather(value)) / (1 if alone() else place().count)
+
+
 def any_of(flag: bool) -> bool:
     """Whether the flag is set in any process."""
     return any(gather(flag))
