@@ -175,14 +175,18 @@ def test_an_error_in_one_process_ends_all(shared: Path) -> None:
     for name, error in {"mine": 'UserError("no such colour")', "bug": 'ValueError("a bug")'}.items():
         shutil.copytree(shared / "runs/again", shared / f"runs/{name}")
         (shared / f"lab_{name}.py").write_text(FAILING.replace("ERROR", error))
-    changes = [f"--set={change}" for change in ("run=runs/mine", "scores.scorer={name: lab_mine:Scorer}", *SPLIT)]
+    changes = [
+        f"--set={change}" for change in ("run=runs/mine", "scores.scorer={name: lab_mine:Scorer}", *SPLIT)
+    ]
     ended = launch([*command, *changes], shared, by=of_srun)
     assert [process.status for process in ended] == [2, 2], ended
     assert "error: in process 1: no such colour" in ended[0].err
     assert not ended[1].out
     assert "colour" not in ended[1].err
 
-    changes = [f"--set={change}" for change in ("run=runs/bug", "scores.scorer={name: lab_bug:Scorer}", *SPLIT)]
+    changes = [
+        f"--set={change}" for change in ("run=runs/bug", "scores.scorer={name: lab_bug:Scorer}", *SPLIT)
+    ]
     ended = launch([*command, *changes], shared)
     assert [process.status for process in ended] == [1, 1], ended
     assert "error: process 1 of 2: ValueError: a bug" in ended[0].err
