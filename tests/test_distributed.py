@@ -23,6 +23,7 @@ def test_each_launcher_says_the_place():
     assert place_of(TORCHRUN) == Place(3, 4, 1)
     assert place_of(SRUN) == Place(5, 8, 1)
     assert place_of(SRUN | TORCHRUN) == Place(3, 4, 1)
+    assert place_of({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}) == Place(1, 2, 1)
     # A batch script outside of srun: one process, whatever the job asked for.
     assert place_of({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}) == Place()
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 from tokenward.errors import UserError
@@ -57,14 +58,27 @@ class ElsewhereError(Exception):
     """Another process has failed, with an error that is not the user's; that process shows it."""
 
 
+_NAMES = (
+    ("WORLD_SIZE", "RANK", "LOCAL_RANK"),  # torchrun, accelerate launch
+    (
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+    ),  # these are accelerate's names
+    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+)
+
+
 def place_of(environment: Mapping[str, str]) -> Place:
     """The place that a launcher has written into the environment. torchrun inside of ``srun`` has the last word.
 
     In a batch script, outside of ``srun``, Slurm sets the number of tasks too, but starts one process only.
     """
-    if environment.get("WORLD_SIZE") and environment.get("RANK"):
-        rank = int(environment["RANK"])
-        return Place(rank, int(environment["WORLD_SIZE"]), int(environment.get("LOCAL_RANK") or rank))
+    for size, rank, local in _NAMES:
+        if environment.get(size) and environment.get(rank):
+            number = int(environment[rank])
+            return Place(number, int(environment[size]), int(environment.get(local) or number))
     if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
         count = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or "1"
         return Place(int(environment["SLURM_PROCID"]), int(count), int(environment.get("SLURM_LOCALID", "0")))
@@ -111,17 +125,11 @@ def is_first() -> bool:
     return place().rank == 0
 
 
-_LAUNCHERS = (
-    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE", "PMI_RANK",
-    "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK",
-)  # fmt: skip
-
-
 def work_alone() -> None:
     """Take this process for the only one: for work that is not parallel, and for jobs that share nothing but files."""
     _links.place = Place()
-    for name in _LAUNCHERS:  # accelerate would wait for the other processes
-        os.environ.pop(name, None)
+    for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE", *chain.from_iterable(_NAMES)):
+        os.environ.pop(name, None)  # accelerate would wait for the other processes
 
 
 @contextmanager
@@ -336,6 +344,21 @@ def split(items: Sequence[S], work: Callable[[S], T], *, at_once: int = 16) -> I
         numbers = [min(call * here.count + here.rank, len(group) - 1) for call in range(calls)]
         found = together(lambda: [work(group[number]) for number in numbers])  # noqa: B023  called at once
         yield from (found[number % here.count][number // here.count] for number in range(len(group)))
+
+
+def not_started() -> int:
+    """The number of processes that ``accelerate launch`` was asked for, if it has started one only, as with ``--cpu``; else 0."""
+    # Its simple launcher sets the one variable, and only launchers of several processes set the other.
+    if "ACCELERATE_USE_CPU" not in os.environ or place().count > 1:
+        return 0
+    import psutil
+
+    with suppress(psutil.Error):
+        written = " ".join(psutil.Process(os.getppid()).cmdline())
+        asked = re.search(r"accelerate\S* .*--num[_-]processes[ =](\d+)", written)
+        if asked is not None and int(asked[1]) > 1:
+            return int(asked[1])
+    return 0
 
 
 def share_label(label: str) -> str:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from tokenward.artifacts import MANIFEST, StagePart, fingerprint
 from tokenward.config import LoadedRecipe, Named, Resolved, load_recipe, resolved
 from tokenward.display import Display
-from tokenward.distributed import agree, alone, end, first_alone, is_first, start, work_alone
+from tokenward.distributed import agree, alone, end, first_alone, is_first, not_started, start, work_alone
 from tokenward.errors import UserError
 from tokenward.objectives import OBJECTIVES, objective_of
 from tokenward.plugins import find
@@ -192,7 +192,13 @@ def open_run(recipe: str | Path, overrides: Sequence[str] = (), *, quiet: bool =
         check_recipe(loaded)
     agree(fingerprint(loaded.recipe.model_dump(mode="json")), f"the recipe {recipe}")
     quiet_libraries()
-    return Run(recipe=loaded.recipe, display=Display(quiet=quiet or not is_first()))
+    run = Run(recipe=loaded.recipe, display=Display(quiet=quiet or not is_first()))
+    if asked := not_started():
+        run.display.line(
+            f"note: accelerate launch was asked for {asked} processes and has started one: with --cpu, or without a GPU, it starts no "
+            f"more. torchrun --nproc-per-node {asked} -m tokenward ... does"
+        )
+    return run
 
 
 def show_data(recipe: str | Path, overrides: Sequence[str], rows: int) -> None:
