@@ -68,7 +68,7 @@ def run_torchrun(*command: str, folder: Path, more: Mapping[str, str | int] | No
 
 
 def launch(
-    command: Sequence[str], folder: Path, *, count: int = 2, by=of_torchrun, seconds: float = 300
+    command: Sequence[str], folder: Path, *, count: int = 2, by=of_torchrun, seconds: float = 900
 ) -> list[Ended]:
     """Carry out a Python command as each of some processes. None is ended from outside, but after the limit of time."""
     port = free_port()

@@ -137,7 +137,7 @@ except UserError as error:
 
 
 def test_a_process_that_fails_ends_one_that_waits_for_it_in_torch(tmp_path):
-    ended = launch(["-c", FAILS_IN_TRAINING], tmp_path, seconds=60)
+    ended = launch(["-c", FAILS_IN_TRAINING], tmp_path)
     assert [process.status for process in ended] == [2, 2], ended
     assert ended[0].err.strip() == "error: in process 1: the disk is full"
     assert not ended[1].err
