@@ -158,14 +158,11 @@ def test_a_step_in_which_nothing_counts_changes_nothing(tmp_path):
 
 
 def test_an_optimizer_that_steps_in_the_backward_pass_cannot_have_such_a_denominator():
-    for how in (
-        {"deepspeed": True, "optimizer": "adamw_torch"},
-        {"deepspeed": False, "optimizer": "galore_adamw_layerwise"},
-    ):
-        check_divisible(SFT(), **how)
-        with pytest.raises(UserError) as caught:
-            check_divisible(SFT(normaliser="step_length"), **how)
-        assert caught.value.code == "step-denominator"
+    check_divisible(SFT(), optimizer="galore_adamw_layerwise")
+    check_divisible(SFT(normaliser="step_length"), optimizer="adamw_torch")
+    with pytest.raises(UserError) as caught:
+        check_divisible(SFT(normaliser="step_length"), optimizer="galore_adamw_layerwise")
+    assert caught.value.code == "step-denominator"
 
 
 class ScheduleFree(torch.optim.SGD):

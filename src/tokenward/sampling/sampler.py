@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
@@ -15,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from tokenward.distributed import split
 from tokenward.models.loading import LanguageModel
+from tokenward.models.sharding import is_sharded, reading
 from tokenward.plugins import validated
 from tokenward.tokens.template import Template
 from tokenward.trl_names import answers_trl
@@ -134,19 +136,24 @@ def sample_replies(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     replies: dict[int, Reply] = {}
     model.model.eval()
+    groups = [order[start : start + settings.batch] for start in range(0, len(order), settings.batch)]
 
     def batch(number: int) -> list[Reply]:
-        group = order[number * settings.batch : (number + 1) * settings.batch]
         torch.manual_seed(_seed_of_batch(seed, number))
-        return _sample(model, template, [prompts[index] for index in group], settings)
+        return _sample(model, template, [prompts[index] for index in groups[number]], settings)
 
-    numbers = range(-(-len(order) // settings.batch))
-    with torch.random.fork_rng(), torch.inference_mode():
-        for number, sampled in enumerate(split(numbers, batch, at_once=1) if shared else map(batch, numbers)):
-            group = order[number * settings.batch : (number + 1) * settings.batch]
-            replies.update(zip(group, sampled, strict=True))
-            if progress is not None:
-                progress(len(group))
+    numbers = range(len(groups)) if shared else _calls(model, len(groups))
+    with torch.random.fork_rng(), reading(model.model):
+        found = split(numbers, batch, at_once=1) if shared else map(batch, numbers)
+        for number, sampled in zip(numbers, found, strict=True):
+            new = {
+                index: reply
+                for index, reply in zip(groups[number], sampled, strict=True)
+                if index not in replies
+            }
+            replies |= new
+            if progress is not None and new:
+                progress(len(new))
     return [replies[index] for index in range(len(prompts))]
 
 
@@ -154,6 +161,19 @@ def _seed_of_batch(seed: int, number: int) -> int:
     """A seed for each batch, so that a batch has the same random numbers whichever process samples it."""
     # Odd, so that its multiples differ in the low 32 bits, which are all that torch's generator on the CPU reads.
     return (seed + number * 0x9E3779B97F4A7C15) % 2**63
+
+
+def _calls(model: LanguageModel, batches: int) -> Sequence[int]:
+    """The batches in the order in which the model is called.
+
+    If the processes of a training hold parts of the model, all of them must call it equally often: one with fewer batches repeats
+    its last one, whose new replies are not used.
+    """
+    if not is_sharded(model.model):
+        return range(batches)
+    most = torch.tensor(batches, device=model.device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return [*range(batches), *[batches - 1] * (int(most) - batches)]
 
 
 def _sample(
@@ -175,6 +195,7 @@ def _sample(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
+            synced_gpus=is_sharded(model.model),
             **extra,
         )
     return [_reply(template, row, settings, ends) for row in rows[:, before:].tolist()]
@@ -196,7 +217,7 @@ def _shared_prefix(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> Dy
     """
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     width = max(map(len, distinct))
-    if model.start_id is not None or len(distinct) == len(prompts) or width < 2:
+    if model.start_id is not None or len(distinct) == len(prompts) or width < 2 or is_sharded(model.model):
         return None
     ids, mask = (part[:, :-1].to(model.device) for part in _padded(model, distinct))
     places = (mask.cumsum(-1) - 1).clamp(min=0)  # the positions that generate uses for left padding

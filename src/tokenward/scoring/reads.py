@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenward.distributed import split
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
+from tokenward.models.sharding import reading
 from tokenward.ops.ragged import spread_over_segments
 from tokenward.plugins import name_of
 from tokenward.tokens.batches import Batch, budgeted
@@ -154,7 +155,6 @@ Compute = Callable[[Batch], Tensor]
 """Computes k numbers per token of a batch, ``[k n]``."""
 
 
-@torch.inference_mode()
 def over_batches(
     model: TokenModel,
     rows: Sequence[TokenRow],
@@ -190,7 +190,7 @@ def over_batches(
 
     def values_of(group: Sequence[int]) -> list[Tensor]:
         batch = (collate or model.collate)([rows[index] for index in group])
-        with autocast:
+        with reading(model.model), autocast:
             values = compute(batch.to(model.device))
         sizes = torch.bincount(batch.tokens.response, minlength=batch.tokens.responses).tolist()
         return [*values.float().cpu().split(sizes, dim=1)]

@@ -22,6 +22,7 @@ from transformers import TrainingArguments as Args
 from tokenward.artifacts import read_jsonl, write_jsonl
 from tokenward.display import Bar
 from tokenward.distributed import alone, any_of, is_first
+from tokenward.models.sharding import is_first_process, put, reshard, whole
 from tokenward.sampling import Reply
 
 RELATIVE_GAIN = 1e-4
@@ -34,20 +35,28 @@ def trained_weights(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def save_trained(module: nn.Module, path: Path) -> None:
-    """Write the weights that training changes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: weight.detach().cpu().contiguous() for name, weight in trained_weights(module)}, path)
+    """Write the weights that training changes, in the first process. All processes must call this."""
+    found = {name: whole(weight) for name, weight in trained_weights(module)}
+    write_weights(found, path)
+
+
+def write_weights(weights: Mapping[str, Tensor | None], path: Path) -> None:
+    """Write whole weights, in the first process."""
+    if is_first_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in weights.items() if value is not None}, path)
 
 
 class KeepBest:
     """Keeps a module's trained weights at the best value of a metric.
 
+    If the processes of a training hold parts of the weights, all must call the same methods; the first one keeps the whole weights.
     After ``patience`` evaluations in a row without improvement it is :attr:`exhausted`; with None it never is.
     """
 
     def __init__(self, module: nn.Module, *, larger_is_better: bool, patience: int | None) -> None:
         self._module, self._sign, self._patience = module, 1.0 if larger_is_better else -1.0, patience
-        self._weights: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor | None] = {}
         self.value: float | None = None
         self.step = 0
         self.waited = 0
@@ -63,8 +72,7 @@ class KeepBest:
             self.waited += 1
             return False
         self.value, self.step, self.waited = value, step, 0
-        weights = trained_weights(self._module)
-        self._weights = {name: weight.detach().cpu().clone() for name, weight in weights}
+        self._weights = {name: whole(weight) for name, weight in trained_weights(self._module)}
         return True
 
     def _improves(self, value: float) -> bool:
@@ -74,21 +82,22 @@ class KeepBest:
 
     def restore(self) -> None:
         """Put the best weights back, if there are any."""
+        reshard(self._module)
         for name, weight in trained_weights(self._module):
             if name in self._weights:
-                weight.data.copy_(self._weights[name])
+                put(weight, self._weights[name])
 
     def state(self) -> dict[str, Any]:
         """What :meth:`load` needs besides the weights."""
         return {"value": self.value, "step": self.step, "waited": self.waited}
 
     def save(self, path: Path) -> None:
-        """Write the kept weights."""
-        save_file(self._weights, path)
+        """Write the kept weights, in the first process."""
+        write_weights(self._weights, path)
 
     def load(self, path: Path, state: dict[str, Any]) -> None:
         """Continue from what :meth:`save` and :meth:`state` gave."""
-        self._weights = load_file(path)
+        self._weights = dict(load_file(path))
         self.value, self.step, self.waited = state["value"], state["step"], state["waited"]
 
 
