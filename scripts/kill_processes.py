@@ -48,7 +48,7 @@ class Kill(NamedTuple):
     """A kill.
 
     Attributes:
-        recipe: ``sepo`` or ``tlm``.
+        recipe: The recipe.
         stage: The stage that had begun.
         rank: The process.
         delay: Seconds from the begin of the stage.
@@ -77,38 +77,63 @@ def make_folder(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(text.format(model=model))
 
 
-def start(folder: Path, recipe: str, run: str, log: Path) -> subprocess.Popen[bytes]:
+class Job(NamedTuple):
+    """A run.
+
+    Attributes:
+        folder: The current folder of its processes.
+        recipe: Its recipe in the folder.
+        name: Its folder in ``runs``.
+        changes: Changes of the recipe.
+    """
+
+    folder: Path
+    recipe: str
+    name: str
+    changes: Sequence[str] = ("scores.shard_rows=4",)
+
+    @property
+    def home(self) -> Path:
+        """The run's folder."""
+        return self.folder / "runs" / self.name
+
+    @property
+    def log(self) -> Path:
+        """What its processes print."""
+        return self.folder / f"{self.name}.txt"
+
+
+def start(job: Job) -> subprocess.Popen[bytes]:
     """Start a run in two processes."""
-    command = torchrun("-m", "tokenward", "run", f"{recipe}.yaml", "--set", f"run=runs/{run}")
-    command += ["--set", "scores.shard_rows=4"]
+    folder, log = job.folder, job.log
+    changes = [f"--set={change}" for change in (f"run=runs/{job.name}", *job.changes)]
+    command = torchrun("-m", "tokenward", "run", job.recipe, *changes)
     with log.open("ab") as out:
         return subprocess.Popen(command, cwd=folder, env=environment(), stdout=out, stderr=subprocess.STDOUT)
 
 
-def finish(folder: Path, recipe: str, run: str) -> None:
+def finish(job: Job) -> None:
     """Carry a run out to its end.
 
     Raises:
         RuntimeError: it fails.
     """
-    log = folder / f"{run}.txt"
-    if status := start(folder, recipe, run, log).wait():
-        raise RuntimeError(f"{run} ended with status {status}:\n{log.read_text()[-5000:]}")
+    if status := start(job).wait():
+        raise RuntimeError(f"{job.name} ended with status {status}:\n{job.log.read_text()[-5000:]}")
 
 
-def kill(folder: Path, recipe: str, run: str, stage: str, rank: int, delay: float) -> Kill:
+def kill(job: Job, stage: str, rank: int, delay: float) -> Kill:
     """Start a run, and kill one of its processes after a stage has begun."""
-    home, log = folder / "runs" / run, folder / f"{run}.txt"
-    launcher = start(folder, recipe, run, log)
-    while launcher.poll() is None and not _begun(home, stage):
+    launcher = start(job)
+    while launcher.poll() is None and not _begun(job.home, stage):
         time.sleep(0.02)
     time.sleep(delay)
-    there = sorted(path.parent.name for path in home.glob("*/manifest.json"))
+    there = sorted(path.parent.name for path in job.home.glob("*/manifest.json"))
     for process in _workers(launcher.pid, rank):
         os.kill(process, signal.SIGKILL)
     killed = time.monotonic()
     status = launcher.wait()
-    return Kill(recipe, stage, rank, round(delay, 3), there, status, round(time.monotonic() - killed, 2))
+    return Kill(job.recipe, stage, rank, round(delay, 3), there, status, round(time.monotonic() - killed, 2))
 
 
 def _begun(home: Path, stage: str) -> bool:
@@ -145,13 +170,11 @@ def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
-def try_kills(
-    folder: Path, recipe: str, run: str, kills: Sequence[tuple[str, int, float]], whole: dict[str, str]
-) -> dict[str, Any]:
+def try_kills(job: Job, kills: Sequence[tuple[str, int, float]], whole: dict[str, str]) -> dict[str, Any]:
     """Kill a run several times, let it end, and compare it with one that nobody killed."""
-    found = [kill(folder, recipe, run, *item)._asdict() for item in kills]
-    finish(folder, recipe, run)
-    return {"run": run, "kills": found, "differs": differences(whole, made(folder / "runs" / run))}
+    found = [kill(job, *item)._asdict() for item in kills]
+    finish(job)
+    return {"run": job.name, "kills": found, "differs": differences(whole, made(job.home))}
 
 
 def main() -> None:
@@ -170,18 +193,20 @@ def main() -> None:
         make_folder(folder)
         whole = {}
         for recipe in RECIPES:
-            finish(folder, recipe, f"{recipe}-whole")
-            whole[recipe] = made(folder / "runs" / f"{recipe}-whole")
+            job = Job(folder, f"{recipe}.yaml", f"{recipe}-whole")
+            finish(job)
+            whole[recipe] = made(job.home)
         for number in range(-(-given.kills // given.per_run)):
             recipe = [*RECIPES][number % len(RECIPES)]
             count = min(given.per_run, given.kills - number * given.per_run)
             # In the order of the stages, so that a stage that is done is not waited for in vain.
             stages = sorted(draw.choices(STAGES[recipe], k=count), key=STAGES[recipe].index)
             kills = [(stage, draw.randrange(2), draw.uniform(0, LONGEST_DELAY)) for stage in stages]
-            result = try_kills(folder, recipe, f"{recipe}-{number}", kills, whole[recipe])
+            job = Job(folder, f"{recipe}.yaml", f"{recipe}-{number}")
+            result = try_kills(job, kills, whole[recipe])
             results.append(result)
             print(json.dumps(result), flush=True)
-            shutil.rmtree(folder / "runs" / result["run"])
+            shutil.rmtree(job.home)
     if given.output is not None:
         given.output.write_text(json.dumps(results, indent=1) + "\n")
     killed = [item for result in results for item in result["kills"] if item["status"]]

@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 import tokenward
+from scripts.kill_processes import Job, made, try_kills
 from tests.launching import launch, of_srun, run_torchrun
 from tests.stages.runs import LOOKS, REINFORCE, events, lines, manifests, online_recipe
 from tests.tiny import make_workplace
@@ -198,3 +199,15 @@ def test_an_error_in_one_process_ends_all(shared: Path) -> None:
     assert [process.status for process in ended] == [2, 2], ended
     assert "error: bad.jsonl:1" in ended[0].err
     assert not ended[1].err + ended[1].out
+
+
+def test_a_run_of_which_a_process_is_killed_twice_ends_as_one_that_nobody_killed(shared: Path) -> None:
+    saves = [
+        f"{stage}.training.{key}"
+        for stage in ("oracle", "policy")
+        for key in ("save_strategy=steps", "save_steps=2")
+    ]
+    job = Job(shared, "recipes/quickstart.yaml", "killed", [*SPLIT, *HALF, *saves])
+    result = try_kills(job, [("oracle", 1, 0.5), ("policy", 0, 0.5)], made(shared / "runs/two"))
+    assert not result["differs"]
+    assert all(kill["status"] for kill in result["kills"])
