@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from tokenward.distributed import split
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.sharding import reading
@@ -164,6 +165,7 @@ def over_batches(
     progress: Progress | None = None,
     layout: Layout | None = None,
     collate: Callable[[Sequence[TokenRow]], Batch] | None = None,
+    shared: bool = False,
 ) -> list[list[Tensor]]:
     """Compute numbers of each response token, in batches of rows of similar length.
 
@@ -176,6 +178,8 @@ def over_batches(
         progress: Called with the number of responses done.
         layout: Layout of the batches, by default the model's.
         collate: Makes a batch of rows, by default the model's.
+        shared: Whether every process of a launch calls this with the same rows, and they share the batches. The results are those
+            of one process, and all of them reach each process.
 
     Returns:
         For each row and response ``[k len]``, float32 on the CPU.
@@ -183,12 +187,18 @@ def over_batches(
     model.model.eval()
     results: list[list[Tensor]] = [[] for _ in rows]
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16")
-    for group in budgeted(rows, layout=layout or model.layout, tokens=tokens_per_batch):
+
+    def values_of(group: Sequence[int]) -> list[Tensor]:
         batch = (collate or model.collate)([rows[index] for index in group])
         with reading(model.model), autocast:
             values = compute(batch.to(model.device))
         sizes = torch.bincount(batch.tokens.response, minlength=batch.tokens.responses).tolist()
-        per_response = iter(values.float().cpu().split(sizes, dim=1))
+        return [*values.float().cpu().split(sizes, dim=1)]
+
+    groups = [*budgeted(rows, layout=layout or model.layout, tokens=tokens_per_batch)]
+    found = split(groups, values_of) if shared else map(values_of, groups)
+    for group, values in zip(groups, found, strict=True):
+        per_response = iter(values)
         for index in group:
             results[index] = [next(per_response) for _ in rows[index].responses]
             if progress is not None:
@@ -203,6 +213,7 @@ def token_values(
     precision: str,
     tokens_per_batch: int,
     progress: Progress | None = None,
+    shared: bool = False,
 ) -> list[list[Tensor]]:
     """Log-probability of each response token, or its reward if the model is a token reward model.
 
@@ -217,7 +228,6 @@ def token_values(
         values = values.float()
         return (values if read.segment is None else spread_over_segments(values, read.segment))[None]
 
-    found = over_batches(
-        model, rows, compute, precision=precision, tokens_per_batch=tokens_per_batch, progress=progress
-    )
+    settings: dict[str, Any] = {"precision": precision, "tokens_per_batch": tokens_per_batch}
+    found = over_batches(model, rows, compute, progress=progress, shared=shared, **settings)
     return [[response[0] for response in row] for row in found]

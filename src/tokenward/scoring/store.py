@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from tokenward.artifacts import StagePart, atomic_write
+from tokenward.distributed import gather
+from tokenward.distributed import place as place_of_process
 from tokenward.errors import UserError
 from tokenward.scoring.reads import MissingValue
 from tokenward.tokens.rows import TokenRow, keys_of
@@ -232,6 +234,19 @@ class Shards:
             f"part {part} is written. {len(missing)} of {len(self)} shards are still missing, of part {named}. The job that finds all "
             "shards finishes the store; if a job was lost, run its part again"
         )
+
+
+def copy_shards(shards: Shards) -> None:
+    """Copy the shards that processes of this launch cannot see from the process whose part they are.
+
+    They see all if they share the folder. A temporary one, or one of another machine, has a process's own part only.
+    """
+    missing, here = shards.missing(), place_of_process()
+    for number in sorted({number for seen in gather(missing) for number in seen}):
+        path, owner = shards.path(number), number % here.count
+        content = gather(path.read_bytes() if here.rank == owner else b"")[owner]
+        if number in missing:
+            atomic_write(path, content)
 
 
 def write_shards(

@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenward.artifacts import StageFolder, write_json, write_jsonl
 from tokenward.display import Display
+from tokenward.distributed import first_alone
 from tokenward.evaluation.measures import Figures, Measures, Models, Samples
 from tokenward.evaluation.replies import METRICS
 from tokenward.evaluation.statistics import load_figures, write_figures
@@ -79,7 +80,7 @@ class EvaluationStage(Stage):
     Each figure has its n and a 95 % bootstrap interval. Figures named ``change`` are paired by prompt.
     """
 
-    name, layout = "evaluation", 2
+    name, layout, parallel = "evaluation", 2, True
 
     def settings(self, run: Run) -> Mapping[str, Any]:
         return {"evaluation": run.recipe.evaluation.model_dump(), "seed": run.recipe.seed}
@@ -91,10 +92,14 @@ class EvaluationStage(Stage):
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         measures = measures_of(run)
         figures, samples = _measure(run, measures)
-        write_figures(folder.path / "metrics.json", figures)
-        write_jsonl(folder.path / "samples.jsonl", _sample_records(samples))
-        measures.by_row.write(folder.path)
-        keep_recipe(run, folder.path)
+
+        def write() -> None:
+            write_figures(folder.path / "metrics.json", figures)
+            write_jsonl(folder.path / "samples.jsonl", _sample_records(samples))
+            measures.by_row.write(folder.path)
+            keep_recipe(run, folder.path)
+
+        first_alone(write)
         return {"figures": len(figures), "prompts": len(samples.prompts)}
 
     def show(self, run: Run) -> None:

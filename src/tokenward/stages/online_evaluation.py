@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenward.artifacts import StageFolder, fingerprint, read_json, write_json, write_jsonl
 from tokenward.display import Display
+from tokenward.distributed import first_alone
 from tokenward.evaluation.measures import RowValues
 from tokenward.evaluation.replies import METRICS, apply_metric
 from tokenward.evaluation.statistics import Figures, before_after_figures, mean_figure, write_figures
@@ -48,17 +49,17 @@ class OnlineEvaluationStage(EvaluationStage):
         return inputs
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
-        if run.recipe.prompt_task is None:
-            by_row = RowValues()
-            figures, samples = _on_examples(run, by_row)
+        if run.recipe.prompt_task is not None:
+            return first_alone(lambda: _evaluate_prompts(run, folder))
+        by_row = RowValues()
+        figures, samples = _on_examples(run, by_row)
+
+        def write() -> None:
             write_jsonl(folder.path / "samples.jsonl", samples)
             by_row.write(folder.path)
-        else:
-            figures, prompts = _on_prompts(run)
-            write_json(folder.path / "prompts.json", prompts)
-        write_figures(folder.path / "metrics.json", figures)
-        keep_recipe(run, folder.path)
-        return {"figures": len(figures)}
+
+        first_alone(write)
+        return first_alone(lambda: _write(run, folder, figures))
 
     def show(self, run: Run) -> None:
         table, evaluation = run.recipe.prompt_task, run.path("evaluation")
@@ -102,7 +103,10 @@ def _on_examples(run: Run, by_row: RowValues) -> tuple[Figures, list[dict[str, A
         for name, when in zip(names, ("before", "after"), strict=True)
     ]
     metrics = run.recipe.evaluation.metrics
-    values = {name: [_metric_values(name, contexts, side) for side in sides] for name in metrics}
+    values = {
+        name: first_alone(lambda name=name: [_metric_values(name, contexts, side) for side in sides])
+        for name in metrics
+    }
     values["length"] = [[float(len(reply.ids)) for reply in side] for side in sides]
     values["ended"] = [[float(reply.ended) for reply in side] for side in sides]
     for name, (first, second) in values.items():
@@ -128,7 +132,7 @@ def _likelihood(run: Run, start: LanguageModel, policy: LanguageModel, test: Enc
     if not rows:
         return {}
     sides = [
-        [float(value[0].mean()) for value in token_values(model, rows, **run.passes)]
+        [float(value[0].mean()) for value in token_values(model, rows, shared=True, **run.passes)]
         for model in (start, policy)
     ]
     return before_after_figures("references/logp_per_token", *sides, **evaluation_statistics(run))
@@ -139,7 +143,8 @@ def _replies(run: Run, name: str, contexts: Sequence[Context], label: str) -> li
     template, seed = model.template(run.style), run.recipe.seed
     with run.display.progress(label, len(contexts)) as bar:
         prompts = [context.prompt for context in contexts]
-        return sample_replies(model, template, prompts, run.reply_settings, seed=seed, progress=bar.advance)
+        settings: dict[str, Any] = {"seed": seed, "progress": bar.advance, "shared": True}
+        return sample_replies(model, template, prompts, run.reply_settings, **settings)
 
 
 def _metric_values(name: str, contexts: Sequence[Context], replies: Sequence[Reply]) -> list[float]:
@@ -153,6 +158,18 @@ def _metric_values(name: str, contexts: Sequence[Context], replies: Sequence[Rep
         columns=columns_of(examples),
         where=[example.source for example in examples],
     )
+
+
+def _evaluate_prompts(run: Run, folder: StageFolder) -> dict[str, int]:
+    figures, prompts = _on_prompts(run)
+    write_json(folder.path / "prompts.json", prompts)
+    return _write(run, folder, figures)
+
+
+def _write(run: Run, folder: StageFolder, figures: Figures) -> dict[str, int]:
+    write_figures(folder.path / "metrics.json", figures)
+    keep_recipe(run, folder.path)
+    return {"figures": len(figures)}
 
 
 def _on_prompts(run: Run) -> tuple[Figures, dict[str, Any]]:

@@ -26,6 +26,7 @@ from tokenward.artifacts import (
 )
 from tokenward.config import OnlineTable, PromptTaskTable, Recipe
 from tokenward.display import Display
+from tokenward.distributed import first_enters
 from tokenward.errors import UserError
 from tokenward.models.adapters import merge_adapter
 from tokenward.models.default import HUB_NAME
@@ -168,9 +169,13 @@ class Run:
         """
         inputs = {**inputs, **code_fingerprints(settings)}
         opened = open_stage if part is None else partial(open_part, part=part)
-        with opened(
-            self.path(name), stage=name, settings=dict(settings), inputs=inputs, format=layout
-        ) as stage:
+        given: dict[str, Any] = {
+            "stage": name,
+            "settings": dict(settings),
+            "inputs": inputs,
+            "format": layout,
+        }
+        with first_enters(lambda: opened(self.path(name), **given)) as stage:
             if stage.done:
                 self.display.heading(name, "already done, nothing has changed")
             elif part is not None:

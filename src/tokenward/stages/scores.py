@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from tokenward.api.constant import warn_of_stored
 from tokenward.api.values import CACHE, Maker, frozen_values
-from tokenward.artifacts import StageFolder, StagePart, file_fingerprint
+from tokenward.artifacts import StageFolder, StagePart, file_fingerprint, part_of_process
+from tokenward.distributed import first_alone, share_label, together
 from tokenward.models.base import TokenModel
 from tokenward.scoring.reads import Value
 from tokenward.scoring.scorers import Scorer
@@ -26,14 +27,17 @@ Facts = Callable[[TokenStore], Mapping[str, Any]]
 
 
 class ValuesStage(Stage):
-    """A stage that stores values per token. Several jobs can each write a part of the store."""
+    """A stage that stores values per token. Several jobs, or the processes of one launch, can each write a part of the store."""
+
+    parallel = True
 
     @abstractmethod
     def write(self, run: Run, folder: StageFolder) -> Facts:
         """Write the missing shards of the folder's part, or of the whole stage."""
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
-        return self.write(run, folder)(TokenStore(folder.path))
+        facts = self.write(run, folder)
+        return first_alone(lambda: dict(facts(TokenStore(folder.path))))
 
     def carry_out_part(self, run: Run, part: StagePart) -> Literal["was done", "done", "waits"]:
         """Write the missing shards of a part. If no shard of any part is missing then, finish the stage.
@@ -154,7 +158,7 @@ def write_values(
     The reference stage must have stored all rows. If the stage's folder is open for a part, only that is written.
     """
     # For values too expensive to compute again after a stop. Jobs that work at once must not append to one file.
-    cache, part = folder / CACHE, stage.part
+    cache, part = folder / CACHE, part_of_process(stage.part)
     mine = cache if part is None else cache / part.name
     by_model = _by_model(_values_read(scorer))
     makers = [maker_of(run, model, values, template, mine) for model, values in by_model.items()]
@@ -205,18 +209,24 @@ def _write(
     part: StagePart | None = None,
 ) -> TokenStore:
     shard_rows = run.recipe.scores.shard_rows
-    responses = Shards(folder, len(rows), shard_rows).waiting(rows, part)
-    with run.display.progress(folder.name, responses * sum(maker.passes for maker in makers)) as bar:
-        return write_store(
-            folder,
-            makers,
-            template,
-            rows,
-            shard_rows=shard_rows,
-            progress=bar.advance,
-            reference=reference,
-            part=part,
-        )
+    mine, label = part_of_process(part), share_label(folder.name)
+
+    def write() -> None:
+        responses = Shards(folder, len(rows), shard_rows).waiting(rows, mine)
+        with run.display.progress(label, responses * sum(maker.passes for maker in makers)) as bar:
+            write_store(
+                folder,
+                makers,
+                template,
+                rows,
+                shard_rows=shard_rows,
+                progress=bar.advance,
+                reference=reference,
+                part=mine,
+            )
+
+    together(write)
+    return TokenStore(folder)
 
 
 def maker_of(

@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tokenward.artifacts import read_json, write_jsonl
 from tokenward.display import Display
+from tokenward.distributed import mean_over
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, imitates_bfloat16, record
 from tokenward.objectives.base import Objective
@@ -252,7 +253,7 @@ def _train(
             f"stopped at step {trainer.state.global_step} of {steps}; the same command continues from there"
         )
     return {
-        "train_loss": result.training_loss,
+        "train_loss": mean_over(result.training_loss),
         "seconds": round(result.metrics.get("train_runtime", 0.0), 1),
         "cpu_seconds": round(process_time() - started, 1),  # excludes other load on the machine
     }
