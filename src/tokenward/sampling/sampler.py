@@ -124,8 +124,7 @@ def sample_replies(
     the confidence interval of their difference. The state of torch's generators is restored. ``template`` defines the end
     of a reply, ``progress`` is called with the number of new replies.
     """
-    if not template.ending.special and not settings.fixed_length:
-        settings = replace(settings, stop=(*settings.stop, template.ending.turn.strip()))
+    settings = with_end_of_turn(settings, template)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     replies: dict[int, Reply] = {}
     model.model.eval()
@@ -138,6 +137,13 @@ def sample_replies(
             if progress is not None:
                 progress(len(group))
     return [replies[index] for index in range(len(prompts))]
+
+
+def with_end_of_turn(settings: SamplingSettings, template: Template) -> SamplingSettings:
+    """The settings with the template's end of turn as a stop text, if it is no token of its own."""
+    if template.ending.special or settings.fixed_length:
+        return settings
+    return replace(settings, stop=(*settings.stop, template.ending.turn.strip()))
 
 
 def _sample(
@@ -161,7 +167,7 @@ def _sample(
             generation_config=config,
             **extra,
         )
-    return [_reply(template, row, settings, ends) for row in rows[:, before:].tolist()]
+    return [reply_of(template, row, settings, ends) for row in rows[:, before:].tolist()]
 
 
 def ends_of(model: LanguageModel, template: Template) -> list[int]:
@@ -257,7 +263,8 @@ class _StopTexts(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-def _reply(template: Template, row: list[int], settings: SamplingSettings, ends: Sequence[int]) -> Reply:
+def reply_of(template: Template, row: list[int], settings: SamplingSettings, ends: Sequence[int]) -> Reply:
+    """The reply in sampled tokens: up to the first token that ends it, or that completes a stop text."""
     if settings.fixed_length:
         return Reply(row, str(template.tokenizer.decode(row)), False)
     # The end is followed by padding, which may be the same token, so the first one counts.
