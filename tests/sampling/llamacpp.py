@@ -102,12 +102,16 @@ def _write_tokenizer(writer: gguf.GGUFWriter, tokenizer) -> None:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     special = {item["id"] for item in backend["added_tokens"] if item["special"]}
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    kinds = [gguf.TokenType.CONTROL if place in special else gguf.TokenType.NORMAL for place in range(len(tokens))]
+    kinds = [
+        gguf.TokenType.CONTROL if place in special else gguf.TokenType.NORMAL for place in range(len(tokens))
+    ]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in backend["model"]["merges"]])
+    writer.add_token_merges(
+        [pair if isinstance(pair, str) else " ".join(pair) for pair in backend["model"]["merges"]]
+    )
     writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_add_bos_token(False)

@@ -6,7 +6,7 @@ from math import isclose
 from typing import Any, Protocol
 
 from tokenward.errors import UserError
-from tokenward.sampling.engines import Drawn, Order, check_not_raised
+from tokenward.sampling.engines import Continuation, Order, check_not_raised
 
 
 class Dialect(Protocol):
@@ -25,7 +25,7 @@ class Dialect(Protocol):
         """
         ...
 
-    def read(self, order: Order, answer: Mapping[str, Any]) -> Drawn:
+    def read(self, order: Order, answer: Mapping[str, Any]) -> Continuation:
         """The answer.
 
         Raises:
@@ -83,7 +83,7 @@ class Completions:
             **neutral,
         }
 
-    def read(self, order: Order, answer: Mapping[str, Any]) -> Drawn:
+    def read(self, order: Order, answer: Mapping[str, Any]) -> Continuation:
         """See :class:`Dialect`."""
         choices = answer.get("choices")
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
@@ -102,7 +102,7 @@ class Completions:
         if reason not in ("stop", "length"):
             raise Odd(f"ended a reply with finish_reason {reason!r}")
         logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
-        return Drawn(ids, reason == "stop", logprobs)
+        return Continuation(ids, reason == "stop", logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class LlamaCpp:
             "samplers": ["temperature", "top_k", "top_p"],
         }
 
-    def read(self, order: Order, answer: Mapping[str, Any]) -> Drawn:
+    def read(self, order: Order, answer: Mapping[str, Any]) -> Continuation:
         """See :class:`Dialect`."""
         ids = answer.get("tokens")
         if not isinstance(ids, list):
@@ -156,7 +156,7 @@ class LlamaCpp:
                 raise Odd(f"sampled with {name} {used[name]!r} in place of {value!r}")
         found = answer.get("completion_probabilities")
         logprobs = None if found is None else _aligned(ids, found)
-        return Drawn(ids, answer.get("stop_type") != "limit", logprobs)
+        return Continuation(ids, answer.get("stop_type") != "limit", logprobs)
 
 
 _PIECES = 4

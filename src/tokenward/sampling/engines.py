@@ -48,7 +48,7 @@ class Order(NamedTuple):
     logprobs: bool = False
 
 
-class Drawn(NamedTuple):
+class Continuation(NamedTuple):
     """What an engine answered.
 
     Attributes:
@@ -83,7 +83,7 @@ class Engine(Protocol):
         """
         ...
 
-    def draw(self, orders: Sequence[Order], progress: Progress) -> list[Drawn]:
+    def draw(self, orders: Sequence[Order], progress: Progress) -> list[Continuation]:
         """A continuation for each order. ``progress`` is called with the number of new ones.
 
         Raises:
@@ -134,7 +134,7 @@ class EngineSampler:
     before: LanguageModel | None = None
     checks: list[WeightCheck] = field(default_factory=list)
     _mark: list[float] = field(default_factory=list)
-    _probe: list[Drawn] = field(default_factory=list)
+    _probe: list[Continuation] = field(default_factory=list)
 
     def __call__(
         self,
@@ -256,7 +256,7 @@ class EngineSampler:
                     )
         return [done[place] for place in range(len(rows))]
 
-    def _drawn(self, orders: Sequence[Order], progress: Progress | None = None) -> list[Drawn]:
+    def _drawn(self, orders: Sequence[Order], progress: Progress | None = None) -> list[Continuation]:
         """The engine's answers, each a list of known tokens of at most the length that was asked for."""
         found = self.engine.draw(orders, progress or (lambda count: None))
         if len(found) != len(orders):
@@ -306,7 +306,9 @@ def weights_mark(model: LanguageModel) -> list[float]:
     return torch.stack([value.cpu() for value in sums]).tolist()
 
 
-def difference_to(model: LanguageModel, orders: Sequence[Order], drawn: Sequence[Drawn]) -> torch.Tensor:
+def difference_to(
+    model: LanguageModel, orders: Sequence[Order], drawn: Sequence[Continuation]
+) -> torch.Tensor:
     """Log-probabilities of an engine minus those of a model, nats, where the engine tells them.  -> [tokens of all replies]"""
     blank = Comparison(key="", prompt=(), responses=("",), ranks=(0,), source="check of an engine's weights")
     rows = [TokenRow(blank, order.prompt, [item.ids], [0]) for order, item in zip(orders, drawn, strict=True)]

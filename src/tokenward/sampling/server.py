@@ -12,7 +12,7 @@ from tokenward.models.loading import LanguageModel
 from tokenward.plugins import check_positive, validated
 from tokenward.sampling.dialects import Completions, Dialect, LlamaCpp, Odd
 from tokenward.sampling.endpoint import Access, Endpoint, Failed, Refused, key_of
-from tokenward.sampling.engines import TOLERANCE, Drawn, Order
+from tokenward.sampling.engines import TOLERANCE, Continuation, Order
 from tokenward.scoring.reads import Progress
 
 _HINTS = {
@@ -24,7 +24,7 @@ _HINTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @validated
-class Server:
+class ServerSampler:
     """A server that samples replies: vLLM, SGLang or llama.cpp, which are told apart by what they answer.
 
     Attributes:
@@ -111,7 +111,7 @@ class OpenServer:
         UserError: it cannot be reached, refuses the key, or serves several models or none of this name.
     """
 
-    def __init__(self, settings: Server, address: str) -> None:
+    def __init__(self, settings: ServerSampler, address: str) -> None:
         self._settings, self._address = settings, address.rstrip("/")
         key = key_of(settings.key_variable, os.environ)
         self._access = Access(self._address, key, settings.timeout, settings.attempts, "a server", "server")
@@ -147,7 +147,7 @@ class OpenServer:
                 code="other-weights",
             )
 
-    def draw(self, orders: Sequence[Order], progress: Progress) -> list[Drawn]:
+    def draw(self, orders: Sequence[Order], progress: Progress) -> list[Continuation]:
         """See :class:`tokenward.sampling.engines.Engine`."""
         pool = ThreadPoolExecutor(self._settings.parallel)
         with Endpoint(self._access, _is_table) as endpoint:
@@ -165,7 +165,7 @@ class OpenServer:
     def close(self) -> None:
         """Nothing to end: connections are closed after each call."""
 
-    def _one(self, endpoint: Endpoint, order: Order) -> Drawn:
+    def _one(self, endpoint: Endpoint, order: Order) -> Continuation:
         dialect = self._dialect
         body = dialect.body(order, self._served.name)
         answer = self._asked(lambda: endpoint.post(dialect.path, body))

@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -17,7 +17,7 @@ from tokenward.errors import UserError
 from tokenward.models.adapters import merge_adapter
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import check_positive, optional_package, validated
-from tokenward.sampling.engines import TOLERANCE, Drawn, Order, check_not_raised
+from tokenward.sampling.engines import TOLERANCE, Continuation, Order, check_not_raised
 from tokenward.scoring.reads import Progress
 
 _OURS = ("model", "tokenizer", "generation_config", "skip_tokenizer_init")
@@ -26,7 +26,7 @@ _OURS = ("model", "tokenizer", "generation_config", "skip_tokenizer_init")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 @validated
-class Vllm:
+class VllmSampler:
     """vLLM in this process, for replies. Needs the package ``vllm``.
 
     Attributes:
@@ -37,14 +37,14 @@ class Vllm:
             it holds other weights.
     """
 
-    llm: dict[str, Any] = field(default_factory=dict)
+    llm: dict[str, Any] | None = None
     chunk: int = 1024
     tolerance: float = TOLERANCE
 
     def __post_init__(self) -> None:
         check_positive(chunk=self.chunk, tolerance=self.tolerance)
         for name in _OURS:
-            if name in self.llm:
+            if name in (self.llm or {}):
                 raise UserError(
                     f"tokenward sets {name} of vllm.LLM itself. Remove it.",
                     code="reserved-key",
@@ -70,7 +70,7 @@ class OpenVllm:
         UserError: the package is not installed, or this is one of several processes.
     """
 
-    def __init__(self, settings: Vllm) -> None:
+    def __init__(self, settings: VllmSampler) -> None:
         if (processes := PartialState().num_processes) > 1:
             raise UserError(
                 f"vllm runs in one process, and this run has {processes}, each of which would start it on the same GPUs. Start a server, "
@@ -93,12 +93,17 @@ class OpenVllm:
     def hold(self, model: LanguageModel, *, first: bool) -> None:
         """Save the weights to a temporary folder, from which vLLM loads them."""
         with TemporaryDirectory(prefix="tokenward-") as folder:
-            save_whole(model, Path(folder))
+            tied = save_whole(model, Path(folder)).config.get_text_config().tie_word_embeddings
+            if tied:
+                self.close()  # reloading leaves a head that shares the embedding's weight as it was (vLLM 0.32)
             if self._llm is None:
                 dtype = {"dtype": str(model.dtype).removeprefix("torch.")}
                 # "vllm" in place of the folder's own generation settings, which could add penalties.
                 self._llm = self._vllm.LLM(
-                    model=folder, tokenizer=folder, generation_config="vllm", **dtype | self._settings.llm
+                    model=folder,
+                    tokenizer=folder,
+                    generation_config="vllm",
+                    **dtype | (self._settings.llm or {}),
                 )
                 return
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
@@ -109,9 +114,9 @@ class OpenVllm:
                     code="other-weights",
                 )
 
-    def draw(self, orders: Sequence[Order], progress: Progress) -> list[Drawn]:
+    def draw(self, orders: Sequence[Order], progress: Progress) -> list[Continuation]:
         """See :class:`tokenward.sampling.engines.Engine`."""
-        found: list[Drawn] = []
+        found: list[Continuation] = []
         for start in range(0, len(orders), self._settings.chunk):
             group = orders[start : start + self._settings.chunk]
             prompts = [{"prompt_token_ids": order.prompt} for order in group]
@@ -145,7 +150,7 @@ class OpenVllm:
         )
 
 
-def _read(order: Order, answer: Any) -> Drawn:
+def _read(order: Order, answer: Any) -> Continuation:
     (output,) = answer.outputs
     ids = list(output.token_ids)
     if output.finish_reason not in ("stop", "length"):
@@ -155,11 +160,11 @@ def _read(order: Order, answer: Any) -> Drawn:
     logprobs = None
     if order.logprobs and output.logprobs is not None:
         logprobs = [float(found[token].logprob) for token, found in zip(ids, output.logprobs, strict=True)]
-    return Drawn(ids, output.finish_reason == "stop", logprobs)
+    return Continuation(ids, output.finish_reason == "stop", logprobs)
 
 
-def save_whole(model: LanguageModel, folder: Path) -> None:
-    """Write a model as an ordinary folder with whole weights; an adapter is merged in a copy.
+def save_whole(model: LanguageModel, folder: Path) -> PreTrainedModel:
+    """Write a model as an ordinary folder with whole weights; an adapter is merged in a copy. Returns what was written.
 
     Raises:
         UserError: it is an MLP before the head of a frozen model, or its adapter cannot be merged.
@@ -169,8 +174,9 @@ def save_whole(model: LanguageModel, folder: Path) -> None:
             "vLLM cannot load an MLP before the head of a frozen model. Sample with transformers.",
             code="unsupported-model",
         )
-    if isinstance(model.model, PeftModel):
-        merged = merge_adapter(cast(PeftModel, deepcopy(model.model)), model.name)
-        model = replace(model, model=merged)
-    cast(PreTrainedModel, model.model).save_pretrained(folder)
+    whole: Any = model.model
+    if isinstance(whole, PeftModel):
+        whole = merge_adapter(cast(PeftModel, deepcopy(whole)), model.name)
+    whole.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
+    return whole
