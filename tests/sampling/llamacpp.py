@@ -1,5 +1,6 @@
 """A real llama.cpp server in another process, on a model of the tests that is written as GGUF."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ params = xllamacpp.CommonParams()
 params.model.path, params.port, params.n_ctx, params.n_parallel = sys.argv[1], 0, int(sys.argv[2]), int(sys.argv[3])
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
 params.warmup = params.ui = False
+params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
 server = xllamacpp.Server(params)
 print("ready", server.listening_address, flush=True)
 sys.stdin.read()
@@ -97,7 +100,6 @@ def _interleaved(values: np.ndarray, heads: int | None) -> np.ndarray:
 
 
 def _write_tokenizer(writer: gguf.GGUFWriter, tokenizer) -> None:
-    import json
 
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     special = {item["id"] for item in backend["added_tokens"] if item["special"]}

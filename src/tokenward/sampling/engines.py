@@ -188,20 +188,27 @@ class EngineSampler:
         if not len(found):
             raise self._invalid("no log-probabilities, without which its weights cannot be checked")
         check = WeightCheck(len(found), float(found.abs().mean()), float(found.abs().max()))
+        self._check_not_before(orders, drawn, found)
         if not check.mean <= self.tolerance:
             raise self._wrong(
                 f"its log-probabilities differ from the model's by {check.mean:.3g} nats per token on average (the largest difference "
                 f"is {check.largest:.3g}; {check.tokens} tokens), and the tolerance is {self.tolerance:g}"
             )
-        if self.before is not None:
-            other = difference_to(self.before, orders, drawn)
-            if other.square().mean() < found.square().mean():
-                raise self._wrong(
-                    f"its log-probabilities are closer to {self.before.name}, the model before training (off by "
-                    f"{float(other.abs().mean()):.3g} nats per token), than to this model (off by {check.mean:.3g})"
-                )
         self.checks.append(check)
         self._mark, self._probe = mark, drawn
+
+    def _check_not_before(
+        self, orders: Sequence[Order], drawn: Sequence[Continuation], found: torch.Tensor
+    ) -> None:
+        """Refuse an engine that is closer to the model before training, however small both differences are."""
+        if self.before is None:
+            return
+        other = difference_to(self.before, orders, drawn)
+        if other.square().mean() < found.square().mean():
+            raise self._wrong(
+                f"its log-probabilities are closer to {self.before.name}, the model before training (off by "
+                f"{float(other.abs().mean()):.3g} nats per token), than to this model (off by {float(found.abs().mean()):.3g})"
+            )
 
     def _wrong(self, found: str) -> UserError:
         return UserError(

@@ -203,9 +203,10 @@ class OpenServer:
         if len(fitting) != 1:
             names = ", ".join(model.name for model in models[:_NAMED]) or "no model"
             more = f" and {len(models) - _NAMED} more" if len(models) > _NAMED else ""
+            given = "not set" if wanted is None else repr(wanted)
             advice = "Write one of them" if models else "Start it with a model, or write one"
             raise UserError(
-                f"{self.title} serves {names}{more}, and served_model_name is {'not set' if wanted is None else wanted!r}. {advice} as "
+                f"{self.title} serves {names}{more}, and served_model_name is {given}. {advice} as "
                 "served_model_name.",
                 code="unknown-model",
                 key="served_model_name",
