@@ -1,4 +1,4 @@
-"""The samplers that a recipe can name."""
+"""The samplers that a recipe can name, and what they need."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -8,7 +8,7 @@ from tokenward.errors import UserError
 from tokenward.plugins import build, find
 from tokenward.sampling.sampler import TransformersSampler
 from tokenward.sampling.server import ServerSampler
-from tokenward.sampling.vllm import VllmSampler
+from tokenward.sampling.vllm import INSTALL, VllmSampler
 
 EngineSettings = ServerSampler | VllmSampler
 """Settings of an engine outside of the trainer."""
@@ -17,6 +17,7 @@ ENGINES: dict[str, Any] = {"server": ServerSampler, "vllm": VllmSampler}
 SAMPLERS: dict[str, Any] = {"transformers": TransformersSampler, **ENGINES}
 
 _PACKAGES = {"server": ("openai", "httpx2"), "vllm": ("vllm",)}
+_INSTALL = {"server": "It is part of the extra tokenward[server].", "vllm": INSTALL}
 
 
 def engine_of(sampler: Named) -> EngineSettings | None:
@@ -32,8 +33,7 @@ def engine_of(sampler: Named) -> EngineSettings | None:
         # Not imported here: vLLM takes many seconds and may claim the GPU.
         if find_spec(package) is None:
             raise UserError(
-                f"the sampler {sampler.name} needs {package}, which is not installed. It is part of the extra "
-                f"tokenward[{sampler.name}].",
+                f"the sampler {sampler.name} needs {package}, which is not installed. {_INSTALL[sampler.name]}",
                 code="missing-package",
             )
     return settings

@@ -1,6 +1,7 @@
 """Replies from vLLM in this process. It gets its weights from a saved folder."""
 
 import gc
+import importlib
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,9 +17,15 @@ from transformers import PreTrainedModel
 from tokenward.errors import UserError
 from tokenward.models.adapters import merge_adapter
 from tokenward.models.loading import LanguageModel
-from tokenward.plugins import check_positive, optional_package, validated
+from tokenward.plugins import check_positive, validated
 from tokenward.sampling.engines import TOLERANCE, Continuation, Order, check_not_raised
 from tokenward.scoring.reads import Progress
+
+INSTALL = (
+    "vLLM asks for older versions of transformers than tokenward, so install it with pip install --no-deps, and its other packages "
+    "beside it; or serve the model from an environment of its own, with {name: server, address: ...}."
+)
+"""How to get the package: no extra can hold it, because pip finds no versions that suit both."""
 
 _OURS = ("model", "tokenizer", "generation_config", "skip_tokenizer_init")
 """Arguments of vLLM's LLM that are set here."""
@@ -77,7 +84,14 @@ class OpenVllm:
                 "and sample with {name: server, address: ...}.",
                 code="several-processes",
             )
-        self._settings, self._vllm = settings, optional_package("vllm", "the sampler vllm", "vllm")
+        self._settings = settings
+        try:
+            self._vllm: Any = importlib.import_module("vllm")
+        except ImportError as error:
+            raise UserError(
+                f"the sampler vllm needs vllm, which cannot be imported ({error}). {INSTALL}",
+                code="missing-package",
+            ) from error
         self._llm: Any = None
 
     @property
