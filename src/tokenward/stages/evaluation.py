@@ -9,11 +9,13 @@ from tokenward.display import Display
 from tokenward.distributed import first_alone
 from tokenward.evaluation.measures import Figures, Measures, Models, Samples
 from tokenward.evaluation.replies import METRICS
+from tokenward.evaluation.sampled import EvaluationReplies
 from tokenward.evaluation.statistics import load_figures, write_figures
 from tokenward.evaluation.tables import FigureRow, figure_rows, main_note, main_rows
 from tokenward.models.loading import DTYPES, LanguageModel
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
+from tokenward.sampling.registry import evaluation_engine
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.auxiliary import scorer_of
 from tokenward.stages.base import Checks, Stage
@@ -100,7 +102,7 @@ class EvaluationStage(Stage):
             keep_recipe(run, folder.path)
 
         first_alone(write)
-        return {"figures": len(figures), "prompts": len(samples.prompts)}
+        return {"figures": len(figures), "prompts": len(samples.prompts), **sampled_by(measures.answering)}
 
     def show(self, run: Run) -> None:
         show_figures(run)
@@ -112,7 +114,13 @@ class EvaluationStage(Stage):
         return {
             "evaluation.metrics": lambda: [find("metric", name, METRICS) for name in table.metrics],
             key: lambda: check_temperature(table.temperature, key),
+            "evaluation.sampler": lambda: evaluation_engine(table.sampler),
         }
+
+
+def sampled_by(answering: EvaluationReplies) -> dict[str, Any]:
+    """The facts of a manifest about the engine that sampled the replies; none for transformers."""
+    return {"sampler": answering.facts} if answering.facts else {}
 
 
 def measures_of(run: Run) -> Measures:
@@ -121,6 +129,7 @@ def measures_of(run: Run) -> Measures:
     return Measures(
         metrics=table.metrics,
         sampling=run.reply_settings,
+        engine=evaluation_engine(table.sampler),
         seed=run.recipe.seed,
         resamples=table.bootstrap,
         display=run.display,
