@@ -215,7 +215,10 @@ def token_values(
     def compute(batch: Batch) -> Tensor:
         values, read = model.read(model.model, batch)
         values = values.float()
-        return (values if read.segment is None else spread_over_segments(values, read.segment))[None]
+        segments = None if read.sizes is None else read.sizes.segments
+        return (values if read.segment is None else spread_over_segments(values, read.segment, segments))[
+            None
+        ]
 
     found = over_batches(
         model, rows, compute, precision=precision, tokens_per_batch=tokens_per_batch, progress=progress

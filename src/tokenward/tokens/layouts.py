@@ -152,6 +152,10 @@ class ModelInputs:
         """The inputs on another device."""
         return replace(self, **on_device(self, device, non_blocking=non_blocking))
 
+    def pin_memory(self) -> Self:
+        """The inputs in page-locked memory."""
+        return replace(self, **pinned(self))
+
 
 def on_device(item: Any, device: torch.device | str, *, non_blocking: bool) -> dict[str, Any]:
     """The fields of a dataclass that are tensors or trees, on another device."""
@@ -159,6 +163,16 @@ def on_device(item: Any, device: torch.device | str, *, non_blocking: bool) -> d
     return {
         name: value.to(device, non_blocking=non_blocking)
         for name, value in values.items()
+        if isinstance(value, Tensor | Tree)
+    }
+
+
+def pinned(item: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are tensors or trees, in page-locked memory, which a GPU copies without the host."""
+    values = (getattr(item, part.name) for part in fields(item))
+    return {
+        part.name: value.pin_memory()
+        for part, value in zip(fields(item), values, strict=True)
         if isinstance(value, Tensor | Tree)
     }
 
