@@ -1,0 +1,136 @@
+"""What a process knows about its launch, and what processes tell one another."""
+
+import json
+import subprocess
+import sys
+
+from tests.launching import launch, of_srun
+from tokenward import distributed
+from tokenward.distributed import Place, place_of, slurm_address
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+SRUN = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_NTASKS": "16",
+}
+
+
+def test_each_launcher_says_the_place():
+    assert place_of({}) == Place()
+    assert place_of(TORCHRUN) == Place(3, 4, 1)
+    assert place_of(SRUN) == Place(5, 8, 1)
+    assert place_of(SRUN | TORCHRUN) == Place(3, 4, 1)
+    # A batch script outside of srun: one process, whatever the job asked for.
+    assert place_of({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}) == Place()
+
+
+def test_processes_of_a_slurm_step_meet_on_its_first_machine():
+    for nodes, first in {
+        "node[003-007,012],other": "node003", "a1,a2": "a1", "gpu-2": "gpu-2", "r[1-2]n[3,5]": "r1n3",
+    }.items():  # fmt: skip
+        found = slurm_address({"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "1"})
+        assert found == {"MASTER_ADDR": first, "MASTER_PORT": str(10000 + 77 * 31 + 1)}
+
+
+def test_one_process_touches_no_group(monkeypatch):
+    monkeypatch.setattr("torch.distributed.barrier", None)
+    monkeypatch.setattr("torch.distributed.init_process_group", None)
+    assert distributed.gather(3) == [3]
+    assert distributed.first_alone(lambda: 4) == 4
+    assert distributed.together(lambda: 5) == [5]
+    assert distributed.any_of(True)
+    assert distributed.agree("x", "the recipe") == "x"
+    for nothing in (distributed.start, distributed.watch, distributed.wait_for_all, distributed.end):
+        nothing()
+
+
+def test_help_needs_no_torch():
+    code = "import sys, tokenward.distributed as d; d.place(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+TALK = """
+import json, time
+from tokenward import distributed as d
+from tokenward.errors import UserError
+
+rank = d.place().rank
+said = {"place": [rank, d.place().count, d.place().local], "gathered": d.gather(rank * 10), "any": [d.any_of(rank == 1), d.any_of(False)]}
+
+def fails(error, on):
+    if rank == on:
+        time.sleep(0.2)
+        raise error
+    return rank
+
+def caught(call):
+    try:
+        return call()
+    except Exception as error:
+        return [type(error).__name__, str(error), getattr(error, "code", ""), getattr(error, "key", "")]
+
+wrong = UserError("no such file", code="missing-file", key="data.source")
+said["first"] = caught(lambda: d.first_alone(lambda: ["from", rank]))
+said["all"] = caught(lambda: d.together(lambda: rank + 5))
+said["mistake of the first"] = caught(lambda: d.first_alone(lambda: fails(wrong, 0)))
+said["mistake of the second"] = caught(lambda: d.together(lambda: fails(wrong, 1)))
+said["error of the first"] = caught(lambda: d.first_alone(lambda: fails(ZeroDivisionError("by zero"), 0)))
+said["error of the second"] = caught(lambda: d.together(lambda: fails(ZeroDivisionError("by zero"), 1)))
+said["agreed"] = caught(lambda: d.agree("same", "the recipe"))
+said["differs"] = caught(lambda: d.agree(rank, "the recipe"))
+d.end()
+print(json.dumps(said))
+"""
+
+
+def test_what_one_process_does_or_fails_reaches_all(tmp_path):
+    ended = launch(["-c", TALK], tmp_path, by=of_srun)
+    assert [process.status for process in ended] == [0, 0], ended
+    first, second = (json.loads(process.out) for process in ended)
+    assert (first.pop("place"), second.pop("place")) == ([0, 2, 0], [1, 2, 1])
+    expected = {
+        "gathered": [0, 10],
+        "any": [True, False],
+        "first": ["from", 0],
+        "all": [5, 6],
+        "mistake of the first": ["UserError", "no such file", "missing-file", "data.source"],
+        "mistake of the second": ["UserError", "no such file", "missing-file", "data.source"],
+        "agreed": "same",
+    }
+    for found in (first, second):
+        assert {name: found[name] for name in expected} == expected
+        assert found["differs"][2] == "processes-differ"
+        assert "0 in process 0, 1 in process 1" in found["differs"][1]
+    own, told = ["ZeroDivisionError", "by zero", "", ""], "ZeroDivisionError: by zero"
+    assert first["error of the first"] == second["error of the second"] == own
+    assert second["error of the first"] == ["ElsewhereError", f"process 0 of 2: {told}", "", ""]
+    assert first["error of the second"] == ["ElsewhereError", f"process 1 of 2: {told}", "", ""]
+
+
+FAILS_IN_TRAINING = """
+import sys, time
+import torch
+from tokenward import distributed as d
+from tokenward.errors import UserError
+
+d.start(cpu=True)
+d.watch()
+try:
+    if d.place().rank == 1:
+        raise UserError("the disk is full")
+    torch.distributed.all_reduce(torch.zeros(1))
+except UserError as error:
+    if d.tells(error):
+        print("told here", file=sys.stderr)
+    sys.exit(2)
+"""
+
+
+def test_a_process_that_fails_ends_one_that_waits_for_it_in_torch(tmp_path):
+    ended = launch(["-c", FAILS_IN_TRAINING], tmp_path, seconds=60)
+    assert [process.status for process in ended] == [2, 2], ended
+    assert ended[0].err.strip() == "error: in process 1: the disk is full"
+    assert not ended[1].err
