@@ -44,6 +44,8 @@ def test_no_objective_makes_the_host_wait_but_those_that_are_known_to(tmp_path, 
     long |= {"optim": "adamw_torch", "max_grad_norm": 1.0}
     with every._cheap_collection():
         for label, objective in every.every_objective():
+            if "{" in label:  # other settings of one that is tried
+                continue
             more = long if label in ("dpo", "plackett_luce") else {"per_device_train_batch_size": 2}
             table = arguments(tmp_path, logging_steps=1000, logging_first_step=False, **more)
             found[label] = error_in_training(objective, rows, table, monkeypatch)
@@ -52,7 +54,7 @@ def test_no_objective_makes_the_host_wait_but_those_that_are_known_to(tmp_path, 
     assert {label for label, error in found.items() if error} == waiting, found
     # The sum of the registry's test has a selection in it.
     assert {label.split()[0].strip(":") for label in waiting} == {*WAITING, "sum"}, found
-    assert len(found) - len(waiting) > 30
+    assert len(found) - len(waiting) > 12
 
 
 def tensors_of(item: Any) -> list[torch.Tensor]:

@@ -8,6 +8,7 @@ recomputes them.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -79,8 +80,29 @@ class _Side(NamedTuple):
         return F.linear(self.hidden, self.weight[tile].to(dtype), bias)
 
     def logits(self, tile: slice) -> Tensor:
-        """Logits of one tile.  -> [n tile] float32 or float64"""
-        return wide(self.change(self.raw(tile)))
+        """Logits of one tile.  -> [n tile] float32 or float64
+
+        Where the device can, the sums of the product are not rounded to half precision before they are widened. Logits that
+        the model changes are rounded as it rounds them.
+        """
+        if self.change.steps or not widens(self.hidden):
+            return wide(self.change(self.raw(tile)))
+        found = torch.mm(self.hidden, self.weight[tile].to(self.hidden.dtype).T, out_dtype=torch.float32)
+        return found if self.bias is None else found.add_(self.bias[tile])
+
+
+def widens(states: Tensor) -> bool:
+    """Whether the device of half-precision states multiplies them into float32; only CUDA does (torch 2.13)."""
+    return states.dtype in (torch.bfloat16, torch.float16) and _widens(states.device.type)
+
+
+@cache
+def _widens(device: str) -> bool:
+    few = torch.ones(8, 8, dtype=torch.bfloat16, device=device)
+    try:
+        return torch.mm(few, few, out_dtype=torch.float32).dtype == torch.float32
+    except (NotImplementedError, RuntimeError):
+        return False
 
 
 class _Found(NamedTuple):
@@ -253,7 +275,8 @@ def _backward(given: _Pass, wanted: tuple[bool, ...]) -> tuple[Tensor | None, Te
         full = _logit_gradient(given, part)
         grad = full.to(dtype)
         if for_hidden is not None:
-            for_hidden += grad @ side.weight[part].to(dtype)
+            weight = side.weight[part].to(dtype)
+            for_hidden += torch.mm(grad, weight, out_dtype=torch.float32) if widens(grad) else grad @ weight
         if for_weight is not None:
             for_weight[part] = grad.T @ side.hidden
         if for_bias is not None:

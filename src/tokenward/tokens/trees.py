@@ -144,8 +144,8 @@ def _sequences(shapes: Iterable[tuple[int, Sequence[int]]]) -> Sequences:
             start += length
             queries.append(length)
             seen.append(trunk + length)
-    ends = [torch.tensor(lengths).cumsum(0).int() for lengths in (queries, seen)]
-    return Sequences(torch.cat(keys), *ends, max(queries), max(seen))
+    query_ends, key_ends = (torch.tensor(lengths).cumsum(0).int() for lengths in (queries, seen))
+    return Sequences(torch.cat(keys), query_ends, key_ends, max(queries), max(seen))
 
 
 def visible_in_blocks(shapes: Sequence[tuple[int, Sequence[int]]]) -> Tensor:

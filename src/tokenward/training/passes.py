@@ -60,9 +60,12 @@ class StepBatch:
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "StepBatch":
         """The same passes on another device; accelerate calls it."""
         # A copy to a GPU need not wait, because what uses it is queued behind it. Accelerate does not ask for that.
-        freely = {"non_blocking": non_blocking or torch.device(device).type == "cuda"}
+        freely = non_blocking or torch.device(device).type == "cuda"
         moved = (
-            item._replace(batch=item.batch.to(device, **freely), counts=item.counts.to(device, **freely))
+            item._replace(
+                batch=item.batch.to(device, non_blocking=freely),
+                counts=item.counts.to(device, non_blocking=freely),
+            )
             for item in self.passes
         )
         return replace(self, passes=tuple(moved))
