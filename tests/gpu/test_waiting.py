@@ -10,7 +10,8 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from tests.gpu.meta import META, Stop, Stopping, on_meta
 from tests.tiny import tiny_llama
 from tests.training import every_objective as every
-from tests.training.tools import arguments, language_model
+from tests.training.tools import arguments, language_model, random_rows
+from tokenward.scoring.reads import over_batches
 from tokenward.training.passes import Collator
 from tokenward.training.trainer import TokenTrainer
 
@@ -92,3 +93,24 @@ def test_a_loader_pins_every_tensor_of_a_batch_and_none_is_awaited(layout, monke
     found.to("cuda:0")  # as accelerate calls it
     assert len(moves) == len(pinned)
     assert all(how == {"non_blocking": True} for how in moves)
+
+
+def test_scoring_reads_a_batch_when_the_next_one_is_on_its_way():
+    order: list[str] = []
+
+    def compute(batch):
+        order.append("computed")
+        return torch.arange(len(batch.tokens.ids))[None].float()
+
+    rows, model = random_rows(6), language_model()
+    settings = {"precision": "float32", "tokens_per_batch": 20}
+    found = over_batches(model, rows, compute, progress=lambda count: order.append("read"), **settings)
+    batches = order.count("computed")
+    assert batches > 2
+    assert order[:3] == ["computed", "computed", "read"]
+    assert order[-1] == "read"
+    assert [len(values) for values in found] == [2] * 6
+    for row, values in zip(rows, found, strict=True):
+        assert [value.shape[1] for value in values] == [len(ids) for ids in row.responses]
+        joined = torch.cat([value[0] for value in values])
+        assert torch.equal(joined, torch.arange(len(joined)) + joined[0])

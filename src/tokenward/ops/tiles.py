@@ -8,7 +8,6 @@ recomputes them.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -91,18 +90,21 @@ class _Side(NamedTuple):
         return found if self.bias is None else found.add_(self.bias[tile])
 
 
+_widening: dict[str, bool] = {}  # by type of device, as it was found
+
+
 def widens(states: Tensor) -> bool:
     """Whether the device of half-precision states multiplies them into float32; only CUDA does (torch 2.13)."""
-    return states.dtype in (torch.bfloat16, torch.float16) and _widens(states.device.type)
-
-
-@cache
-def _widens(device: str) -> bool:
-    few = torch.ones(8, 8, dtype=torch.bfloat16, device=device)
-    try:
-        return torch.mm(few, few, out_dtype=torch.float32).dtype == torch.float32
-    except (NotImplementedError, RuntimeError):
+    if states.dtype not in (torch.bfloat16, torch.float16):
         return False
+    device = states.device.type
+    if device not in _widening:
+        few = torch.ones(8, 8, dtype=torch.bfloat16, device=device)
+        try:
+            _widening[device] = torch.mm(few, few, out_dtype=torch.float32).dtype == torch.float32
+        except (NotImplementedError, RuntimeError):
+            _widening[device] = False
+    return _widening[device]
 
 
 class _Found(NamedTuple):

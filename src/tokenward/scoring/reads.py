@@ -183,17 +183,32 @@ def over_batches(
     model.model.eval()
     results: list[list[Tensor]] = [[] for _ in rows]
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16")
-    for group in budgeted(rows, layout=layout or model.layout, tokens=tokens_per_batch):
-        batch = (collate or model.collate)([rows[index] for index in group])
-        with autocast:
-            values = compute(batch.to(model.device))
-        sizes = torch.bincount(batch.tokens.response, minlength=batch.tokens.responses).tolist()
-        per_response = iter(values.float().cpu().split(sizes, dim=1))
+
+    def read(group: list[int], sizes: list[int], values: Tensor) -> None:
+        per_response = iter(values.cpu().split(sizes, dim=1))
         for index in group:
             results[index] = [next(per_response) for _ in rows[index].responses]
             if progress is not None:
                 progress(len(results[index]))
+
+    begun: tuple[list[int], list[int], Tensor] | None = None
+    for group in budgeted(rows, layout=layout or model.layout, tokens=tokens_per_batch):
+        batch = (collate or model.collate)([rows[index] for index in group])
+        sizes = torch.bincount(batch.tokens.response, minlength=batch.tokens.responses).tolist()
+        with autocast:
+            values = compute(_on_device(batch, model.device)).float()
+        # Reading waits for a GPU, so the next batch is queued before this one is read.
+        if begun is not None:
+            read(*begun)
+        begun = group, sizes, values
+    if begun is not None:
+        read(*begun)
     return results
+
+
+def _on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device, for a GPU from page-locked memory, so that the host need not wait."""
+    return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
 
 def token_values(
