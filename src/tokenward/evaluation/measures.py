@@ -312,7 +312,12 @@ class Measures:
             ):
                 record = store[key]
                 tokens = [ByteSpan(*pair) for pair in zip(record.start, record.end, strict=True)]
-                scores = {name: scores_of(scorer, record).tolist() for name, scorer in scorers.items()}
+                found = {name: scores_of(scorer, record) for name, scorer in scorers.items()}
+                if record.segment is not None:  # of an oracle with another tokenizer
+                    if any(values.isnan().all() for values in found.values()):
+                        continue  # the response was too long for it
+                    found = {name: values.nan_to_num(0.0) for name, values in found.items()}
+                scores = {name: values.tolist() for name, values in found.items()}
                 marked = spans if record.text is None else moved(spans, text, record.text, comparison.source)
                 known[key] = known_response(record.text or text, marked, tokens, scores)
         return credit_figures(list(known.values()), at=(), **self._statistics)

@@ -13,14 +13,17 @@ from tokenward.scoring.scorers import Combine, Scorer
 from tokenward.scoring.steps import Owners
 from tokenward.scoring.store import TokenRecord, TokenStore
 from tokenward.tokens.store import digest
-from tokenward.tokens.table import CHUNK_ROWS, Column, TokenTable, own_starts
+from tokenward.tokens.table import CHUNK_ROWS, JOINT, Column, TokenTable, own_starts
 
 
 def with_scores(table: TokenTable, scorer: Scorer, store: TokenStore) -> TokenTable:
     """Add the column ``scores``, computed by a scorer from stored values.
 
-    A scorer that compares responses (``combine`` with a step of scope comparison or dataset) sees all rows at once.
+    A scorer that compares responses (``combine`` with a step of scope comparison or dataset) sees all rows at once. If the
+    values came from another tokenizer's tokens, there is a column :data:`~tokenward.tokens.table.JOINT` too.
     """
+    if store.has_segments:
+        table = with_stored(table, store, JOINT, _segment)
     if not isinstance(scorer, Combine) or scope_of_scores(scorer) == "response":
         return with_stored(table, store, "scores", lambda record: scores_of(scorer, record))
     parts = [
@@ -32,6 +35,11 @@ def with_scores(table: TokenTable, scorer: Scorer, store: TokenStore) -> TokenTa
     best = torch.from_numpy(np.asarray(table.ranks == 0))
     scores = scorer.join(parts, Owners(response, row[response]), best[response])
     return table.with_column("scores", table.own_column([scores]))
+
+
+def _segment(record: TokenRecord) -> Tensor:
+    assert record.segment is not None
+    return torch.tensor(record.segment)
 
 
 def with_read_values(table: TokenTable, scorer: Scorer, store: TokenStore) -> TokenTable:

@@ -103,8 +103,8 @@ class MissingValue(UserError):
         self.name = name
 
 
-def scores_of(scorer: Any, record: Any) -> Tensor:
-    """Scores of one response.  -> [n] float32
+def scores_of(scorer: Any, record: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Scores of one response.  -> [n]
 
     Raises:
         UserError: The scorer uses a value it does not declare in ``reads``, or returns anything but one number per token.
@@ -122,7 +122,7 @@ def scores_of(scorer: Any, record: Any) -> Tensor:
             f"({', '.join(declared) or 'empty'}), so it was not computed. Write reads = ({written}{',' * (not declared)}) in the class.",
             code="undeclared-value",
         ) from error
-    scores = numbers_of("scorer", scorer, returned)
+    scores = numbers_of("scorer", scorer, returned, dtype)
     if scores.shape != (len(record.ids),):
         raise UserError(
             f"the scorer {name_of(scorer)} returned shape {tuple(scores.shape)} for a response of {len(record.ids)} tokens. "
@@ -132,14 +132,14 @@ def scores_of(scorer: Any, record: Any) -> Tensor:
     return scores
 
 
-def numbers_of(kind: str, plugin: Any, returned: object) -> Tensor:
-    """The tensor, array or list that a scorer or selector returned, as a float32 tensor.
+def numbers_of(kind: str, plugin: Any, returned: object, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The tensor, array or list that a scorer or selector returned, as a tensor.
 
     Raises:
         UserError: It cannot be converted to numbers.
     """
     try:
-        return torch.as_tensor(returned, dtype=torch.float32).detach()  # it may come from a module
+        return torch.as_tensor(returned, dtype=dtype).detach()  # it may come from a module
     except (TypeError, ValueError, RuntimeError) as error:  # torch raises each of them for some values
         raise UserError(
             f"the {kind} {name_of(plugin)} returned a {type(returned).__name__} that cannot be read as numbers ({error}). Return a "

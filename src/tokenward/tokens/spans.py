@@ -41,7 +41,7 @@ def byte_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[ByteSpan]:
     encoding = tokenizer(
         text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
     )
-    pieces = _byte_pieces(tokenizer, encoding["input_ids"])
+    pieces = byte_pieces(tokenizer, encoding["input_ids"])
     spelled = b"".join(pieces)
     if spelled == text.encode():
         return _concatenate(pieces, 0)
@@ -71,7 +71,7 @@ def spans_of_ids(
     shown as U+001A, which is also one byte. Special tokens spell nothing unless ``special`` is set.
     """
     hidden = set() if special else set(tokenizer.all_special_ids)
-    found = zip(ids, _byte_pieces(tokenizer, ids), strict=True)
+    found = zip(ids, byte_pieces(tokenizer, ids), strict=True)
     pieces = [b"" if token in hidden else piece for token, piece in found]
     text = b"".join(pieces).decode(errors="surrogateescape")
     return _STRAY.sub(_SUBSTITUTE, text), _concatenate(pieces, 0)
@@ -82,7 +82,8 @@ def _concatenate(pieces: Sequence[bytes], start: int) -> list[ByteSpan]:
     return [ByteSpan(*span) for span in pairwise(ends)]
 
 
-def _byte_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bytes]:
+def byte_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bytes]:
+    """The bytes that each id spells; the space mark of SentencePiece is a space. A special token spells its name."""
     # A model can have more rows than its tokenizer has tokens; those have no text.
     tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(list(ids))]
     if "ByteLevel" not in str(tokenizer.backend_tokenizer.decoder):  # type: ignore[attr-defined]

@@ -325,15 +325,18 @@ def _split(tokens: ScoredTokens) -> Iterator[ScoredTokens]:
     sizes = torch.bincount(owner, minlength=len(responses)).tolist()
     per_token = (part.split(sizes) for part in (tokens.scores, tokens.response, tokens.eos))
     per_response = (part.split(responses) for part in (tokens.rank, tokens.seeds))
+    joints = [None] * len(sizes) if tokens.joint is None else tokens.joint.split(sizes)
     before = 0
-    for scores, response, eos, rank, seeds in zip(*per_token, *per_response, strict=True):
-        yield ScoredTokens(scores, response - before, torch.zeros_like(rank), rank, eos, seeds)
+    for scores, response, eos, rank, seeds, joint in zip(*per_token, *per_response, joints, strict=True):
+        own = ScoredTokens(scores, response - before, torch.zeros_like(rank), rank, eos, seeds)
+        yield own._replace(joint=joint)
         before += len(rank)
 
 
 def _concatenated(parts: Sequence[ScoredTokens]) -> ScoredTokens:
     counts = torch.tensor([len(part.rank) for part in parts])
     before = (counts.cumsum(0) - counts).tolist()
+    joint = [part.joint for part in parts if part.joint is not None]
     return ScoredTokens(
         scores=torch.cat([part.scores for part in parts]),
         response=torch.cat([part.response + first for part, first in zip(parts, before, strict=True)]),
@@ -341,4 +344,5 @@ def _concatenated(parts: Sequence[ScoredTokens]) -> ScoredTokens:
         rank=torch.cat([part.rank for part in parts]),
         eos=torch.cat([part.eos for part in parts]),
         seeds=torch.cat([part.seeds for part in parts]),
+        joint=torch.cat(joint) if joint else None,
     )
