@@ -49,7 +49,7 @@ bench: $(VENV)/ready  ## every measurement of docs/performance.md, about an hour
 	$(BIN)/python -m benchmarks.sequence_length
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.bfloat16
-	$(BIN)/python -m benchmarks.gpu_step --out benchmarks/results/gpu_step.json
+	$(BIN)/python -m benchmarks.gpu_step
 	$(BIN)/python -m benchmarks.table
 
 clean:

@@ -24,7 +24,7 @@ from benchmarks.folders import byte_tokenizer
 from benchmarks.gpu_checks import attention_kernels, equal_to_cpu, waits
 from benchmarks.model import Pair, Shape, training_step
 from benchmarks.options import settings_of
-from benchmarks.results import machine
+from benchmarks.results import FOLDER, machine
 from benchmarks.statistics import paired_ratio
 from benchmarks.turns import Side, Turns, same_mathematics, take_turns
 from tokenward.models.loading import load_model
@@ -32,10 +32,11 @@ from tokenward.scoring.reads import token_values
 from tokenward.tokens.rows import TokenRow
 
 VOCABULARY = 32_000
-TINY = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "inner": 64}
-CHECKED = {"layers": 4, "width": 256, "heads": 8, "kv_heads": 2, "inner": 688}
-TIMED = {"layers": 16, "width": 2048, "heads": 32, "kv_heads": 8, "inner": 8192}
-"""Sizes of the models; the last ones are those of Llama 3.2 1B."""
+TINY = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "inner": 64, "spread": 0.2}
+CHECKED = {"layers": 4, "width": 256, "heads": 8, "kv_heads": 2, "inner": 688, "spread": 0.08}
+TIMED = {"layers": 16, "width": 2048, "heads": 32, "kv_heads": 8, "inner": 8192, "spread": 0.02}
+"""Sizes of the models and the spread of their weights, large enough where results are compared that a wrong mask or position
+shows. The last sizes are those of Llama 3.2 1B."""
 
 CLOSE = {"float32": 1e-3, "bfloat16": 5e-2}
 """How close the sides' losses of the first batch must be before they are timed."""
@@ -50,13 +51,15 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--repetitions", type=int, default=12, help="measured steps of each side")
     made.add_argument("--threads", type=int, default=4, help="torch threads of each side")
-    made.add_argument("--out", type=Path, default=Path("gpu_step.json"), help="file for the results")
+    made.add_argument("--out", type=Path, default=FOLDER / "gpu" / "step.json", help="file for the results")
     made.add_argument("--skip-speed", action="store_true", help="only compare with the CPU")
     return made
 
 
-def make_model(target: Path, *, layers: int, width: int, heads: int, kv_heads: int, inner: int) -> str:
-    """A random Llama with tied embeddings, large enough weights for its predictions to differ, and a byte tokenizer."""
+def make_model(
+    target: Path, *, layers: int, width: int, heads: int, kv_heads: int, inner: int, spread: float
+) -> str:
+    """A random Llama with tied embeddings and a byte tokenizer."""
     tokenizer: Any = byte_tokenizer()
     config = LlamaConfig(
         vocab_size=VOCABULARY if layers > TINY["layers"] else len(tokenizer),
@@ -67,6 +70,7 @@ def make_model(target: Path, *, layers: int, width: int, heads: int, kv_heads: i
         num_key_value_heads=kv_heads,
         max_position_embeddings=8192,
         tie_word_embeddings=True,
+        initializer_range=spread,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
@@ -189,6 +193,7 @@ def main() -> int:
         found["checks"] = check(options, scratch)
         if not options.skip_speed:
             found["speed"] = speed(options, scratch)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
     wrong = [case for case in found["checks"]["equal"] if not case["within"]]
     print(f"\nwritten to {options.out}; {len(wrong)} comparisons with the CPU are too far apart")
