@@ -79,6 +79,18 @@ def imitates_bfloat16(device: torch.device, processor: Mapping[str, Any] | None 
     return not any(known.get(name, False) for name in BFLOAT16_INSTRUCTIONS)
 
 
+def slow_float32(
+    device: torch.device, dtype: torch.dtype, *, half: bool, bfloat16: bool | None = None
+) -> bool:
+    """Whether products are in float32 on a GPU that multiplies bfloat16 many times faster.
+
+    ``half`` is whether they are in half precision, ``bfloat16`` whether the GPU has it, by default asked of torch.
+    """
+    if device.type != "cuda" or dtype != torch.float32 or half:
+        return False
+    return torch.cuda.is_bf16_supported(including_emulation=False) if bfloat16 is None else bfloat16
+
+
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel(TokenModel):
     """A language model with its tokenizer and the results of the probe.

@@ -5,11 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from tokenward.api.constant import warn_of_stored
 from tokenward.api.values import CACHE, Maker, frozen_values
 from tokenward.artifacts import StageFolder, StagePart, file_fingerprint, part_of_process
 from tokenward.distributed import first_alone, share_label, together
 from tokenward.models.base import TokenModel
+from tokenward.models.loading import DTYPES, device_of, slow_float32
 from tokenward.scoring.reads import Value
 from tokenward.scoring.scorers import Scorer
 from tokenward.scoring.store import Shards, TokenStore, write_store
@@ -208,7 +211,13 @@ def _write(
     *,
     part: StagePart | None = None,
 ) -> TokenStore:
-    shard_rows = run.recipe.scores.shard_rows
+    shard_rows, table = run.recipe.scores.shard_rows, run.recipe.model
+    half = run.recipe.scores.precision == "bfloat16"
+    if slow_float32(device_of(table.device), DTYPES.get(table.dtype, torch.bfloat16), half=half):
+        run.display.line(
+            "  products are in float32, and this GPU is many times faster in bfloat16: write scores.precision=bfloat16, if scores "
+            "that nearly tie may change places"
+        )
     mine, label = part_of_process(part), share_label(folder.name)
 
     def write() -> None:
