@@ -206,7 +206,7 @@ def _write(
 ) -> TokenStore:
     shard_rows = run.recipe.scores.shard_rows
     responses = Shards(folder, len(rows), shard_rows).waiting(rows, part)
-    with run.display.progress(folder.name, responses * sum(maker.passes for maker in makers)) as bar:
+    with run.display.progress(folder.name, responses * (sum(maker.passes for maker in makers) or 1)) as bar:
         return write_store(
             folder,
             makers,
