@@ -2,13 +2,14 @@
 
     python -m benchmarks.rows --sizes 10000 100000 1000000 --folder /tmp/rows
 
-A generated file of preferences goes through data, encoding, pairs, reference and scores of a recipe with a tiny model.
-Each stage runs in a process of its own; the memory is that of this process and its children together, sampled five times a
+A generated file of preferences goes through data, encoding, pairs, reference and scores of a recipe with a tiny model of
+one layer. Each stage runs in a process of its own; the memory is that of this process and its children together, sampled five times a
 second. Stopped, it continues with the first stage that was not measured. The table is printed after each stage.
 """
 
 import argparse
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,7 @@ class Measured(NamedTuple):
 
     Attributes:
         seconds: Of the stage alone, without the start of its process.
+        cpu_seconds: Time of all cores together, which a busy machine changes less.
         peak: Peak resident memory of all its processes together, in bytes, mapped files included.
         anonymous: Peak of what the kernel cannot drop: the memory without mapped files.
         moves: Number of steps of its progress bars.
@@ -72,6 +74,7 @@ class Measured(NamedTuple):
     """
 
     seconds: float
+    cpu_seconds: float
     peak: int
     anonymous: int
     moves: int
@@ -116,7 +119,7 @@ def prepare(place: Path, size: int, tokenizer: str) -> None:
         return
     place.mkdir(parents=True, exist_ok=True)
     write_synthetic(place / "rows.jsonl", size)
-    model = tiny(tokenizer, place / "model")
+    model = tiny(tokenizer, place / "model", width=16, layers=1)
     written = RECIPE.format(run=place / "run", model=model, source=place / "rows.jsonl")
     (place / "recipe.yaml").write_text(written)
 
@@ -127,12 +130,15 @@ def carry_out(stage: str, place: Path) -> None:
     moves: list[float] = []
     run = open_run(place / "recipe.yaml", quiet=True)
     run = Run(recipe=run.recipe, display=display)
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     display.follow = lambda at: moves.append(time.perf_counter() - started)
     STAGES[stage](run)
     seconds = time.perf_counter() - started
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = time.process_time() - cpu + children.ru_utime + children.ru_stime
     still = max(later - before for before, later in pairwise([0.0, *moves, seconds]))
-    write_json(place / "stage.json", {"seconds": seconds, "moves": len(moves), "still": still})
+    found = {"seconds": seconds, "cpu_seconds": cpu, "moves": len(moves), "still": still}
+    write_json(place / "stage.json", found)
 
 
 def measured(stage: str, place: Path) -> Measured:
@@ -166,13 +172,14 @@ def memory(pid: int) -> tuple[int, int]:
 def table(known: dict[str, dict[str, dict]]) -> str:
     """The measurements as a table in Markdown."""
     lines = [
-        "| rows | stage | seconds | rows a second | peak memory, MB | of it not files, MB | longest without progress, s |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| rows | stage | seconds | rows a second | CPU ms a row | peak memory, MB | of it not files, MB | longest still, s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for size, stages in known.items():
         for stage, fields in stages.items():
             found = Measured(**fields)
             cells = [f"{int(size):,}", stage, f"{found.seconds:.1f}", f"{int(size) / found.seconds:,.0f}"]
+            cells += [f"{1e3 * found.cpu_seconds / int(size):.3f}"]
             cells += [f"{found.peak / 1e6:,.0f}", f"{found.anonymous / 1e6:,.0f}", f"{found.still:.1f}"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
