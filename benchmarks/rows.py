@@ -87,9 +87,13 @@ def main() -> None:
     made.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of rows")
     made.add_argument("--folder", type=Path, required=True, help="where everything is written")
     made.add_argument("--tokenizer", help="model whose tokenizer the tiny model gets")
-    made.add_argument("--result", type=Path, help="file for the measurements (default: results.json in the folder)")
+    made.add_argument(
+        "--result", type=Path, help="file for the measurements (default: results.json in the folder)"
+    )
     made.add_argument("--keep", action="store_true", help="keep the data and runs")
-    made.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)  # of a child: run this, measure nothing
+    made.add_argument(
+        "--stage", choices=STAGES, help=argparse.SUPPRESS
+    )  # of a child: run this, measure nothing
     options = made.parse_args()
     if options.stage:
         carry_out(options.stage, options.folder)
@@ -97,7 +101,9 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     file = options.result or options.folder / "results.json"
     known = json.loads(file.read_text())["measured"] if file.is_file() else {}
-    tokenizer = options.tokenizer or next(name for name in TOKENIZERS if name == "default" or Path(name).is_dir())
+    tokenizer = options.tokenizer or next(
+        name for name in TOKENIZERS if name == "default" or Path(name).is_dir()
+    )
     for size in options.sizes:
         place = options.folder / f"rows-{size}"
         for stage in STAGES:
@@ -106,7 +112,9 @@ def main() -> None:
             prepare(place, size, tokenizer)
             known.setdefault(str(size), {})[stage] = measured(stage, place)._asdict()
             about = {"tokenizer": Path(tokenizer).parent.name or tokenizer, "recipe": RECIPE}
-            write_json(file, {"measured": known, "settings": about, "machine": machine(), "versions": versions()})
+            write_json(
+                file, {"measured": known, "settings": about, "machine": machine(), "versions": versions()}
+            )
             print(table(known), flush=True)
         if not options.keep:
             shutil.rmtree(place, ignore_errors=True)

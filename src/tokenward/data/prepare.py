@@ -4,7 +4,7 @@ import hashlib
 import json
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -69,6 +69,11 @@ class Reading:
     def format(self) -> str:
         """The names of the formats, joined."""
         return ", ".join(self.formats)
+
+    def note_unread(self, row: Row, known: Set[str]) -> None:
+        """Add the columns of a row that are not among the known ones."""
+        if not row.keys() <= known:
+            self.unread += [str(name) for name in row if name not in known and name not in self.unread]
 
 
 def load(source: str | Path | Sequence[str | Path], **options: Any) -> Loaded:
@@ -234,10 +239,7 @@ def _read_all(
         known = {columns.get(name, name) for name in shape.reads}
         for where, row in chain([first], numbered):
             count += 1
-            if not row.keys() <= known:
-                reading.unread += [
-                    str(name) for name in row if name not in known and name not in reading.unread
-                ]
+            reading.note_unread(row, known)
             try:
                 result = _result(row, where, shape, columns)
             except FieldError as error:

@@ -78,10 +78,10 @@ class _Part:
                 for column, count in zip(removed, row[1:], strict=True):
                     column.append(count)
         self.waiting = waiting
-        self.usable, self.eval, self.alone = (np.array(found, bool) for found in (usable, eval, alone))
-        self._prompts = np.array(asked, np.uint64)
-        self._removed = [np.array(column) for column in removed]
-        self.reasons = repeated(np.array(keys, np.uint64), np.array(opinions, np.uint64))
+        self.usable, self.eval, self.alone = (np.frombuffer(found, bool) for found in (usable, eval, alone))
+        self._prompts = np.frombuffer(asked, np.uint64)
+        self._removed = [np.frombuffer(column, np.int32) for column in removed]
+        self.reasons = repeated(np.frombuffer(keys, np.uint64), np.frombuffer(opinions, np.uint64))
 
     @property
     def kept(self) -> np.ndarray:

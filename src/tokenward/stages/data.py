@@ -92,7 +92,9 @@ def _shown(reading: Reading, bar: Bar) -> Iterator[Usable | Dropped]:
     for number, row in enumerate(reading.rows, 1):
         yield row
         if not number % _ROWS_PER_LOOK:
-            bar.reach(reading.meter.done // _MEGABYTE, -(-reading.meter.total // _MEGABYTE), f"{number:,} rows")
+            bar.reach(
+                reading.meter.done // _MEGABYTE, -(-reading.meter.total // _MEGABYTE), f"{number:,} rows"
+            )
 
 
 def _show_counts(display: Display, title: str, counts: Mapping[str, int]) -> None:

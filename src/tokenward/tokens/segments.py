@@ -39,13 +39,17 @@ def spelled(tokenizer: PreTrainedTokenizerBase, row: TokenRow, place: int) -> Sp
     return spelled_all(tokenizer, [(row, place)])[0]
 
 
-def spelled_all(tokenizer: PreTrainedTokenizerBase, responses: Sequence[tuple[TokenRow, int]]) -> list[Spelled]:
+def spelled_all(
+    tokenizer: PreTrainedTokenizerBase, responses: Sequence[tuple[TokenRow, int]]
+) -> list[Spelled]:
     """:func:`spelled` of many responses at once, which is much faster than one by one."""
     texts = [_own_text(row, place) for row, place in responses]
     encoded = iter(encode_texts(tokenizer, [text for text in texts if text is not None]))
     known = [None if text is None else next(encoded) for text in texts]
     wholes = [row.whole(place) for row, place in responses]
-    tokens = {token for ids, _ in wholes for token in ids} | {token for own in known if own for token in own.ids}
+    tokens = {token for ids, _ in wholes for token in ids} | {
+        token for own in known if own for token in own.ids
+    }
     listed = list(tokens)
     piece = dict(zip(listed, byte_pieces(tokenizer, listed), strict=True))
     found = []
