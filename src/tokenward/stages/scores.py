@@ -222,7 +222,7 @@ def _write(
 
     def write() -> None:
         responses = Shards(folder, len(rows), shard_rows).waiting(rows, mine)
-        with run.display.progress(label, responses * sum(maker.passes for maker in makers)) as bar:
+        with run.display.progress(label, responses * (sum(maker.passes for maker in makers) or 1)) as bar:
             write_store(
                 folder,
                 makers,
