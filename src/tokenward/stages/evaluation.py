@@ -19,6 +19,7 @@ from tokenward.sampling.registry import evaluation_engine
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.auxiliary import scorer_of
 from tokenward.stages.base import Checks, Stage
+from tokenward.stages.other_tokens import judge_start
 from tokenward.stages.run import Run
 from tokenward.stages.tables import eval_comparisons, tables
 from tokenward.tokens.rows import TokenRow
@@ -160,13 +161,13 @@ def _models(run: Run) -> Models:
         return model if model.dtype == DTYPES[precision] else run.load(model.name, dtype=precision)
 
     start, policy = run.policy_start, str(run.path("policy") / "model")
-    judged, separate = run.recipe.eval_reward is not None, run.reference_model != start
+    judged, base = run.recipe.eval_reward is not None, judge_start(run)
     return Models(
         lambda: run.load(start),
         lambda: run.load(policy),
         replying,
         (lambda: run.load(str(run.path("eval_reward") / "model"))) if judged else None,
-        (lambda: run.load(run.reference_model)) if separate else None,
+        (lambda: run.load(base)) if base != start else None,
     )
 
 
