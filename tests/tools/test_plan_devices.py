@@ -56,7 +56,9 @@ def test_an_adapter_leaves_nothing_but_itself_to_exchange():
 def test_time_is_that_of_computing_or_of_sending():
     assert training_seconds(8e12, 1e9, on("ddp")) == 2, "eight operations of a trillion on four devices"
     assert training_seconds(8e12, 5e9, on("ddp")) == 5
-    sent = {name: sent_bytes(SIZES, HALVES, on(name), passes=6, updates=2) for name in ("ddp", "fsdp2", "zero2")}
+    sent = {
+        name: sent_bytes(SIZES, HALVES, on(name), passes=6, updates=2) for name in ("ddp", "fsdp2", "zero2")
+    }
     share = 3 / 4
     assert sent == {
         "ddp": share * 2 * 2 * 4000,
@@ -121,7 +123,9 @@ def test_a_plan_of_devices_follows_the_recipe(tiny_workplace: Path) -> None:
     plan = plan_recipe(recipe, (), measure=False, quiet=True, devices=asked)
     assert [stage.stage for stage in plan.devices] == ["reference", "oracle", "scores", "policy"]
     named = {stage.stage: stage for stage in plan.devices}
-    sizes = model_sizes(next(line for line in recipe.read_text().split() if "model" in line and "/" in line).strip("},"))
+    sizes = model_sizes(
+        next(line for line in recipe.read_text().split() if "model" in line and "/" in line).strip("},")
+    )
     assert named["oracle"].memory.weights == sizes.weights * FLOAT / 4
     assert not any(stage.advice for stage in plan.devices)
     small = plan_recipe(recipe, (), measure=False, quiet=True, devices=Wanted(4, 1000.0))

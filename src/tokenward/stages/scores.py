@@ -210,7 +210,7 @@ def write_other_values(
     Returns:
         Divides them among the policy's tokens, once all parts are stored.
     """
-    cache, part = stage.path / CACHE, stage.part
+    cache, part = stage.path / CACHE, part_of_process(stage.part)
     stage.temporary.append(cache)
     by_model = _by_model(_values_read(scorer))
     theirs = {model: by_model.pop(model) for model in list(by_model) if model in others.models}

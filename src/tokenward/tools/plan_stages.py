@@ -302,6 +302,7 @@ def row_work(rows: Rows, *, shared_prompts: bool) -> np.ndarray:
 
 
 def summed(work: np.ndarray) -> Work:
+    """The work of all rows together.  [rows, parts]"""
     return Work(*work.sum(axis=0).tolist())
 
 

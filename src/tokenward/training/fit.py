@@ -19,7 +19,8 @@ from tokenward.artifacts import read_json, write_jsonl
 from tokenward.display import Display
 from tokenward.distributed import mean_over
 from tokenward.models.base import TokenModel
-from tokenward.models.loading import LanguageModel, imitates_bfloat16, record, slow_float32
+from tokenward.models.loading import LanguageModel, imitates_bfloat16, slow_float32
+from tokenward.models.record import record
 from tokenward.objectives.base import Objective
 from tokenward.objectives.selected import with_entropy
 from tokenward.tokens.rows import TokenRow
