@@ -160,8 +160,6 @@ def test_recipe_of_an_online_run(recipe, monkeypatch):
     check_each(recipe, ONLINE)
     for last in ("scores", "oracle"):
         assert refusal(recipe, last=last).code == "unknown-stage"
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert refusal(recipe).code == "several-processes"
 
 
 def test_recipe_of_a_prompt_task(prompts):

@@ -26,6 +26,7 @@ from tokenward.artifacts import (
 )
 from tokenward.config import OnlineTable, PromptTaskTable, Recipe
 from tokenward.display import Display
+from tokenward.distributed import first_enters
 from tokenward.errors import UserError
 from tokenward.models.adapters import merge_adapter
 from tokenward.models.default import HUB_NAME
@@ -41,15 +42,8 @@ from tokenward.models.identity import (
     parts_of,
     resolve,
 )
-from tokenward.models.loading import (
-    OWN,
-    TOLERANCE,
-    LanguageModel,
-    difference,
-    load_model,
-    load_tokenizer,
-    next_log_probabilities,
-)
+from tokenward.models.loading import OWN, LanguageModel, load_model, load_tokenizer
+from tokenward.models.record import TOLERANCE, difference, next_log_probabilities
 from tokenward.models.reward import RewardModel, load_reward_model
 from tokenward.plugins import code_fingerprints
 from tokenward.sampling import SamplingSettings
@@ -168,9 +162,13 @@ class Run:
         """
         inputs = {**inputs, **code_fingerprints(settings)}
         opened = open_stage if part is None else partial(open_part, part=part)
-        with opened(
-            self.path(name), stage=name, settings=dict(settings), inputs=inputs, format=layout
-        ) as stage:
+        given: dict[str, Any] = {
+            "stage": name,
+            "settings": dict(settings),
+            "inputs": inputs,
+            "format": layout,
+        }
+        with first_enters(lambda: opened(self.path(name), **given)) as stage:
             if stage.done:
                 self.display.heading(name, "already done, nothing has changed")
             elif part is not None:

@@ -21,6 +21,7 @@ from transformers import TrainingArguments as Args
 
 from tokenward.artifacts import read_jsonl, write_jsonl
 from tokenward.display import Bar
+from tokenward.distributed import alone, any_of, is_first
 from tokenward.models.sharding import is_first_process, put, reshard, whole
 from tokenward.sampling import Reply
 
@@ -278,14 +279,14 @@ LOG_SECONDS, LOG_SHARE = 5.0, 0.005
 
 
 class CheckpointEvery(TrainerCallback):
-    """Saves a checkpoint when this many minutes have passed since the last one."""
+    """Saves a checkpoint when this many minutes have passed since the last one, by the clock of any process."""
 
     def __init__(self, minutes: float) -> None:
         self._seconds = minutes * 60
         self._last = time.monotonic()
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        if time.monotonic() - self._last >= self._seconds:
+        if any_of(time.monotonic() - self._last >= self._seconds):
             control.should_save = True
             self._last = time.monotonic()
 
@@ -306,8 +307,14 @@ class LogSoFar(TrainerCallback):
         self._written, self._next = len(entries), ended + max(LOG_SECONDS, (ended - begun) / LOG_SHARE)
 
 
+PRESSED_AGAIN = 2.0
+"""Seconds after which another Ctrl-C is one of the user's, if there are several processes."""
+
+
 class StopOnInterrupt(TrainerCallback):
     """The first Ctrl-C finishes the current step, saves a checkpoint and stops; the second stops at once.
+
+    Of several processes, all stop after the same step.
 
     Attributes:
         interrupted: Whether the first has come.
@@ -315,6 +322,7 @@ class StopOnInterrupt(TrainerCallback):
 
     def __init__(self) -> None:
         self.interrupted = False
+        self._since = 0.0
 
     @contextmanager
     def listening(self) -> Iterator["StopOnInterrupt"]:
@@ -331,13 +339,19 @@ class StopOnInterrupt(TrainerCallback):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
+            # The terminal interrupts the processes, and torchrun does it once more.
+            if alone() or time.monotonic() - self._since > PRESSED_AGAIN:
+                raise KeyboardInterrupt
+            return
+        self.interrupted, self._since = True, time.monotonic()
+        if not is_first():
+            return
         # Say so now: a step with fresh samples can take minutes. print() is not reentrant, and a signal may arrive
         # inside one, so write to the file descriptor.
         os.write(2, b"\nstopping after this step; press Ctrl-C again to stop now\n")
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        self.interrupted = any_of(self.interrupted)
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True
