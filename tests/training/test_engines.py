@@ -21,7 +21,7 @@ from tokenward.artifacts import read_jsonl
 
 WITHIN = 1e-6
 """Largest difference of a weight from that of one process; float32 rounds weights of about 1 to 1e-7."""
-COARSE = 3e-3
+COARSE = 6e-3
 """The same in bfloat16, to which engines cast at different places: whole weights, or what goes into a product."""
 
 
@@ -58,7 +58,7 @@ def test_an_engine_makes_the_update_of_one_process(engine, case, alone, together
     )
     alike = COARSE if case.setting == "bf16" else WITHIN
     assert largest_difference(weights_in(mine / "begun at 0"), trained) < alike
-    assert max(float((trained[name] - start[name]).abs().max()) for name in start) > 30 * alike
+    assert max(float((trained[name] - start[name]).abs().max()) for name in start) > 10 * alike
     assert largest_difference(trained, weights_in(theirs / "model")) == 0  # resumed in the middle
     assert json.loads((theirs / "engine.json").read_text()) == PREPARED[engine]
     if case.setting == "best":  # which also samples

@@ -23,6 +23,7 @@ class ElsewhereError(Exception):
 
 
 def named(error: BaseException) -> str:
+    """An error in words, with the process that it comes from."""
     here = place()
     return f"process {here.rank} of {here.count}: {type(error).__name__}: {error}"
 

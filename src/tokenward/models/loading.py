@@ -11,7 +11,6 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -48,15 +47,10 @@ from tokenward.models.sharding import (
     first_loads,
     in_parts,
     is_empty,
-    is_first_process,
-    is_sharded,
     loading,
-    reading,
     weights_within,
 )
 from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
-from tokenward.tokens.template import Template
-from tokenward.types import Message
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 AUTO = "auto"
@@ -77,6 +71,18 @@ def imitates_bfloat16(device: torch.device, processor: Mapping[str, Any] | None 
         return False
     known = torch.cpu.get_capabilities() if processor is None else processor
     return not any(known.get(name, False) for name in BFLOAT16_INSTRUCTIONS)
+
+
+def slow_float32(
+    device: torch.device, dtype: torch.dtype, *, half: bool, bfloat16: bool | None = None
+) -> bool:
+    """Whether products are in float32 on a GPU that multiplies bfloat16 many times faster.
+
+    ``half`` is whether they are in half precision, ``bfloat16`` whether the GPU has it, by default asked of torch.
+    """
+    if device.type != "cuda" or dtype != torch.float32 or half:
+        return False
+    return torch.cuda.is_bf16_supported(including_emulation=False) if bfloat16 is None else bfloat16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -445,53 +451,3 @@ def copy_model(model: LanguageModel, *, packing: Packing = "auto") -> LanguageMo
         if isinstance(part, nn.Module):
             vars(part).pop("forward", None)
     return prepare_model(twin, model.tokenizer, packing=packing)
-
-
-PROMPTS = ("What did you think of the film?", "Write one sentence about the sea.", "2 + 2 = ?")
-RECORD = "trained.safetensors"
-"""File next to ``model/`` with the log-probabilities of the trained model."""
-
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
-"""Largest difference of a log-probability in nats, by dtype of the weights. Merging an adapter rounds each weight once more."""
-
-
-def next_log_probabilities(model: LanguageModel, template: Template) -> Tensor:
-    """Log-probabilities of the first token of the reply to each of a few prompts.  -> [p v] float32"""
-    model.model.eval()
-    with reading(model.model):
-        return _next_log_probabilities(model, template)
-
-
-def _next_log_probabilities(model: LanguageModel, template: Template) -> Tensor:
-    found = []
-    for text in PROMPTS:
-        ids = torch.tensor([template.prompt_ids([Message(role="user", content=text)])], device=model.device)
-        start = {} if model.start_id is None else {"decoder_input_ids": ids.new_full((1, 1), model.start_id)}
-        logits = model.model(input_ids=ids, attention_mask=torch.ones_like(ids), **start).logits
-        found.append(logits[0, -1].float().log_softmax(-1).cpu())
-    return torch.stack(found)
-
-
-def record(model: LanguageModel, template: Template, folder: Path) -> None:
-    """Write the log-probabilities of a trained model, to check what is loaded from its folder later.
-
-    If processes hold parts of the model, all must call this; the first one writes.
-    """
-    first = is_first_process()
-    if not (first or is_sharded(model.model)):
-        return
-    found = next_log_probabilities(model, template)
-    if first:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({"log_probabilities": found}, folder / RECORD)
-
-
-def recorded(folder: Path) -> Tensor | None:
-    """The log-probabilities that :func:`record` wrote into the folder of a stage, or None.  -> [p v]"""
-    path = folder / RECORD
-    return load_file(path)["log_probabilities"] if path.is_file() else None
-
-
-def difference(one: Tensor, other: Tensor) -> float:
-    """Largest difference of a log-probability in nats; NaN if one is NaN."""
-    return float((one - other).abs().max())

@@ -131,8 +131,7 @@ def sample_replies(
     of a reply, ``progress`` is called with the number of new replies. With ``shared``, every process of a launch calls this with
     the same arguments, and they share the batches; each has random numbers of its own, so the replies are those of one process.
     """
-    if not template.ending.special and not settings.fixed_length:
-        settings = replace(settings, stop=(*settings.stop, template.ending.turn.strip()))
+    settings = with_end_of_turn(settings, template)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     replies: dict[int, Reply] = {}
     model.model.eval()
@@ -176,6 +175,13 @@ def _calls(model: LanguageModel, batches: int) -> Sequence[int]:
     return [*range(batches), *[batches - 1] * (int(most) - batches)]
 
 
+def with_end_of_turn(settings: SamplingSettings, template: Template) -> SamplingSettings:
+    """The settings with the template's end of turn as a stop text, if it is no token of its own."""
+    if template.ending.special or settings.fixed_length:
+        return settings
+    return replace(settings, stop=(*settings.stop, template.ending.turn.strip()))
+
+
 def _sample(
     model: LanguageModel, template: Template, prompts: Sequence[Sequence[int]], settings: SamplingSettings
 ) -> list[Reply]:
@@ -198,7 +204,7 @@ def _sample(
             synced_gpus=is_sharded(model.model),
             **extra,
         )
-    return [_reply(template, row, settings, ends) for row in rows[:, before:].tolist()]
+    return [reply_of(template, row, settings, ends) for row in rows[:, before:].tolist()]
 
 
 def ends_of(model: LanguageModel, template: Template) -> list[int]:
@@ -294,7 +300,8 @@ class _StopTexts(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-def _reply(template: Template, row: list[int], settings: SamplingSettings, ends: Sequence[int]) -> Reply:
+def reply_of(template: Template, row: list[int], settings: SamplingSettings, ends: Sequence[int]) -> Reply:
+    """The reply in sampled tokens: up to the first token that ends it, or that completes a stop text."""
     if settings.fixed_length:
         return Reply(row, str(template.tokenizer.decode(row)), False)
     # The end is followed by padding, which may be the same token, so the first one counts.

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -150,6 +150,8 @@ def numbers_of(kind: str, plugin: Any, returned: object, dtype: torch.dtype = to
         ) from error
 
 
+T = TypeVar("T")
+
 Progress = Callable[[int], None]
 Compute = Callable[[Batch], Tensor]
 """Computes k numbers per token of a batch, ``[k n]``."""
@@ -188,15 +190,21 @@ def over_batches(
     results: list[list[Tensor]] = [[] for _ in rows]
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
-    def values_of(group: Sequence[int]) -> list[Tensor]:
+    def queued(group: Sequence[int]) -> tuple[list[int], Tensor]:
         batch = (collate or model.collate)([rows[index] for index in group])
-        with reading(model.model), autocast:
-            values = compute(batch.to(model.device))
         sizes = torch.bincount(batch.tokens.response, minlength=batch.tokens.responses).tolist()
-        return [*values.float().cpu().split(sizes, dim=1)]
+        with reading(model.model), autocast:
+            return sizes, compute(_on_device(batch, model.device)).float()
+
+    def read(made: tuple[list[int], Tensor]) -> list[Tensor]:
+        sizes, values = made
+        return [*values.cpu().split(sizes, dim=1)]
 
     groups = [*budgeted(rows, layout=layout or model.layout, tokens=tokens_per_batch)]
-    found = split(groups, values_of) if shared else map(values_of, groups)
+    # Reading waits for a GPU, so the next batch is queued before one is read.
+    found = (
+        split(groups, lambda group: read(queued(group))) if shared else map(read, _ahead(map(queued, groups)))
+    )
     for group, values in zip(groups, found, strict=True):
         per_response = iter(values)
         for index in group:
@@ -204,6 +212,21 @@ def over_batches(
             if progress is not None:
                 progress(len(results[index]))
     return results
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, each after the next one was made."""
+    waiting: list[T] = []
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
+
+
+def _on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device, for a GPU from page-locked memory, so that the host need not wait."""
+    return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
 
 def token_values(
@@ -226,7 +249,10 @@ def token_values(
     def compute(batch: Batch) -> Tensor:
         values, read = model.read(model.model, batch)
         values = values.float()
-        return (values if read.segment is None else spread_over_segments(values, read.segment))[None]
+        segments = None if read.sizes is None else read.sizes.segments
+        return (values if read.segment is None else spread_over_segments(values, read.segment, segments))[
+            None
+        ]
 
     settings: dict[str, Any] = {"precision": precision, "tokens_per_batch": tokens_per_batch}
     found = over_batches(model, rows, compute, progress=progress, shared=shared, **settings)

@@ -42,15 +42,8 @@ from tokenward.models.identity import (
     parts_of,
     resolve,
 )
-from tokenward.models.loading import (
-    OWN,
-    TOLERANCE,
-    LanguageModel,
-    difference,
-    load_model,
-    load_tokenizer,
-    next_log_probabilities,
-)
+from tokenward.models.loading import OWN, LanguageModel, load_model, load_tokenizer
+from tokenward.models.record import TOLERANCE, difference, next_log_probabilities
 from tokenward.models.reward import RewardModel, load_reward_model
 from tokenward.plugins import code_fingerprints
 from tokenward.sampling import SamplingSettings

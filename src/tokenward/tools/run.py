@@ -21,6 +21,7 @@ from tokenward.objectives import OBJECTIVES, objective_of
 from tokenward.plugins import find
 from tokenward.report.growing import growing
 from tokenward.report.page import make_report
+from tokenward.sampling.registry import SAMPLERS
 from tokenward.sampling.sources import SOURCES
 from tokenward.scoring.join import with_scores
 from tokenward.scoring.reads import is_online
@@ -43,7 +44,7 @@ from tokenward.stages.lists import (
 from tokenward.stages.reward_learning import DEFAULTS as LEARNING_DEFAULTS
 from tokenward.stages.run import Run
 from tokenward.stages.tables import say_notes, tables
-from tokenward.stages.tasks import SAMPLERS, encoded_examples, labelled_parts
+from tokenward.stages.tasks import encoded_examples, labelled_parts
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import TokenTable
 from tokenward.training.arguments import DEFAULTS, TokenTrainingArguments

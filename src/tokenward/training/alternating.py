@@ -26,7 +26,7 @@ from transformers import TrainingArguments as Args
 from tokenward.artifacts import atomic_write, read_json
 from tokenward.errors import UserError
 from tokenward.models.sharding import put, reshard
-from tokenward.training.callbacks import KeepBest, save_trained, trained_weights
+from tokenward.training.callbacks import KeepBest, trained_weights, whole_trained, write_weights
 
 REWARD_FILE, BEST_FILE, STATE_FILE = "reward.safetensors", "best.safetensors", "alternating.json"
 
@@ -135,10 +135,11 @@ class Alternating(TrainerCallback):
 
     def on_save(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if self._reward is not None:
-            save_trained(self._reward, folder / REWARD_FILE)
+        reward = {} if self._reward is None else whole_trained(self._reward)  # all processes must take part
         if not state.is_world_process_zero:
             return
+        if self._reward is not None:
+            write_weights(reward, folder / REWARD_FILE)
         if self._best.value is not None:
             self._best.save(folder / BEST_FILE)
         record = {"events": self.events, "best": self._best.state()}

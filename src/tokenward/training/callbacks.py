@@ -36,8 +36,12 @@ def trained_weights(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def save_trained(module: nn.Module, path: Path) -> None:
     """Write the weights that training changes, in the first process. All processes must call this."""
-    found = {name: whole(weight) for name, weight in trained_weights(module)}
-    write_weights(found, path)
+    write_weights(whole_trained(module), path)
+
+
+def whole_trained(module: nn.Module) -> dict[str, Tensor | None]:
+    """Whole copies of the weights that training changes, see :func:`tokenward.models.sharding.whole`."""
+    return {name: whole(weight) for name, weight in trained_weights(module)}
 
 
 def write_weights(weights: Mapping[str, Tensor | None], path: Path) -> None:
@@ -72,7 +76,7 @@ class KeepBest:
             self.waited += 1
             return False
         self.value, self.step, self.waited = value, step, 0
-        self._weights = {name: whole(weight) for name, weight in trained_weights(self._module)}
+        self._weights = whole_trained(self._module)
         return True
 
     def _improves(self, value: float) -> bool:

@@ -35,9 +35,13 @@ class FiniteLosses:
     def check(self) -> None:
         """Raise a UserError that names the step and the comparisons if a collected loss is not finite."""
         unchecked, self._unchecked = self._unchecked, []
+        if not unchecked:
+            return
+        # One transfer for all of them.
+        finite_of_all = iter(torch.cat([losses for losses, _, _ in unchecked]).isfinite().tolist())
         for losses, sources, step in unchecked:
-            if not bool(losses.isfinite().all()):
-                finite = losses.isfinite().tolist()
+            finite = [next(finite_of_all) for _ in range(len(losses))]
+            if not all(finite):
                 rows = ", ".join(source for source, good in zip(sources, finite, strict=True) if not good)
                 raise UserError(
                     f"the loss is not finite at step {step}, for: {rows}. Earlier checkpoints are intact. Lower learning_rate, set "

@@ -19,7 +19,8 @@ from tokenward.artifacts import read_json, write_jsonl
 from tokenward.display import Display
 from tokenward.distributed import mean_over
 from tokenward.models.base import TokenModel
-from tokenward.models.loading import LanguageModel, imitates_bfloat16, record
+from tokenward.models.loading import LanguageModel, imitates_bfloat16, slow_float32
+from tokenward.models.record import record
 from tokenward.objectives.base import Objective
 from tokenward.objectives.selected import with_entropy
 from tokenward.tokens.rows import TokenRow
@@ -180,6 +181,12 @@ def _hints(trainer: TokenTrainer, where: str) -> Iterator[str]:
         yield (
             "  the weights are in bfloat16, which this CPU emulates, several times slower than float32: load the model in float32 "
             "(model.dtype in a recipe) to train faster here"
+        )
+    args, model = trainer.args, trainer.token_model
+    if slow_float32(model.device, model.dtype, half=bool(args.bf16 or args.fp16)) and not args.tf32:
+        yield (
+            f"  products are in float32, and this GPU is many times faster in bfloat16: write {where}.bf16=true (TRL's default), or "
+            f"{where}.tf32=true for products with 10 bits after the point"
         )
     # A warm-up schedule starts at 0, so a single update in it changes nothing.
     if _planned_steps(trainer) == 1 and trainer.args.get_warmup_steps(1) > 0:

@@ -60,16 +60,34 @@ class StepBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "StepBatch":
         """The same passes on another device; accelerate calls it."""
+        # A copy to a GPU need not wait, because what uses it is queued behind it. Accelerate does not ask for that.
+        freely = non_blocking or torch.device(device).type == "cuda"
         moved = (
-            item._replace(batch=item.batch.to(device, non_blocking=non_blocking)) for item in self.passes
+            item._replace(
+                batch=item.batch.to(device, non_blocking=freely),
+                counts=item.counts.to(device, non_blocking=freely),
+            )
+            for item in self.passes
         )
         return replace(self, passes=tuple(moved))
 
+    def pin_memory(self) -> "StepBatch":
+        """The same passes in page-locked memory; torch's data loader calls it if there is a GPU."""
+        pinned = (
+            item._replace(batch=item.batch.pin_memory(), counts=item.counts.pin_memory())
+            for item in self.passes
+        )
+        return replace(self, passes=tuple(pinned))
+
     def counting(self, first: int, device: torch.device) -> list[Pass]:
         """The passes on a device, with only the first comparisons of the batch counted."""
+        moved = self.to(device)
+        if first >= self.comparisons:
+            return [*moved.passes]
+        counted = (torch.tensor([place < first for place in item.places]) for item in self.passes)
         return [
-            item._replace(counts=torch.tensor([place < first for place in item.places], device=device))
-            for item in self.to(device).passes
+            item._replace(counts=counts.to(item.counts.device, non_blocking=True))
+            for item, counts in zip(moved.passes, counted, strict=True)
         ]
 
 

@@ -120,7 +120,6 @@ class TokenTrainer(Trainer):
         self.objective = objective
         self.token_model = model
         self.needs = needs_of(objective)
-        self.reference = frozen_reference(objective, model, reference)
         self.objective_modules = ObjectiveModules(model, objective, arguments.seed)
         self.seen: Counter[str] = Counter()
         self._prepare = prepare
@@ -147,6 +146,8 @@ class TokenTrainer(Trainer):
                 processing_class=model.tokenizer,
                 callbacks=callbacks,
             )
+        # Only now is the model on the device that it trains on.
+        self.reference = frozen_reference(objective, model, reference)
         place_event_files(self, arguments.logging_dir)
         self._selections = StepSelections(
             objective,
@@ -189,7 +190,7 @@ class TokenTrainer(Trainer):
         self._draw.begin()
         self._last_batch = batch_samples[-1] if batch_samples and self._data_ends else None
         own = sum(self._own_rows(batch, last=batch is self._last_batch) for batch in batch_samples)
-        count = torch.tensor(own, device=device)
+        count = torch.full((), own, device=device)  # torch.tensor would make the host wait for a GPU
         if self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()  # type: ignore[union-attr]
         return count
@@ -233,7 +234,7 @@ class TokenTrainer(Trainer):
         if hasattr(self.optimizer, "train"):  # a schedule-free optimizer refuses to step in evaluation mode
             self.optimizer.train()  # type: ignore[union-attr]
         passes = self._passes_of_step(model, inputs)
-        comparisons = num_items_in_batch or inputs.comparisons
+        comparisons = inputs.comparisons if num_items_in_batch is None else num_items_in_batch
         # DDP and FSDP average gradients over processes, but the denominator already counts all of them.
         scale = self.accelerator.num_processes / comparisons
         total = torch.zeros((), device=self.args.device)
