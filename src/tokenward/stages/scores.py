@@ -5,11 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from tokenward.api.constant import warn_of_stored
 from tokenward.api.transfer import OTHER_TOKENS, OtherTokens
 from tokenward.api.values import CACHE, Maker, frozen_values
-from tokenward.artifacts import StageFolder, StagePart, file_fingerprint
+from tokenward.artifacts import StageFolder, StagePart, file_fingerprint, part_of_process
+from tokenward.distributed import first_alone, share_label, together
 from tokenward.models.base import TokenModel
+from tokenward.models.loading import DTYPES, device_of, slow_float32
 from tokenward.scoring.coverage import Coverage, coverage
 from tokenward.scoring.reads import Value
 from tokenward.scoring.scorers import Scorer
@@ -30,14 +34,17 @@ Facts = Callable[[TokenStore], Mapping[str, Any]]
 
 
 class ValuesStage(Stage):
-    """A stage that stores values per token. Several jobs can each write a part of the store."""
+    """A stage that stores values per token. Several jobs, or the processes of one launch, can each write a part of the store."""
+
+    parallel = True
 
     @abstractmethod
     def write(self, run: Run, folder: StageFolder) -> Facts:
         """Write the missing shards of the folder's part, or of the whole stage."""
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
-        return self.write(run, folder)(TokenStore(folder.path))
+        facts = self.write(run, folder)
+        return first_alone(lambda: dict(facts(TokenStore(folder.path))))
 
     def shards(self, run: Run, folder: StageFolder) -> Shards:
         """The files that parts of the stage are made of."""
@@ -187,7 +194,7 @@ def write_values(
     The reference stage must have stored all rows. If the stage's folder is open for a part, only that is written.
     """
     # For values too expensive to compute again after a stop. Jobs that work at once must not append to one file.
-    cache, part = folder / CACHE, stage.part
+    cache, part = folder / CACHE, part_of_process(stage.part)
     mine = cache if part is None else cache / part.name
     by_model = _by_model(_values_read(scorer))
     makers = [maker_of(run, model, values, template, mine) for model, values in by_model.items()]
@@ -203,7 +210,7 @@ def write_other_values(
     Returns:
         Divides them among the policy's tokens, once all parts are stored.
     """
-    cache, part = stage.path / CACHE, stage.part
+    cache, part = stage.path / CACHE, part_of_process(stage.part)
     stage.temporary.append(cache)
     by_model = _by_model(_values_read(scorer))
     theirs = {model: by_model.pop(model) for model in list(by_model) if model in others.models}
@@ -283,19 +290,31 @@ def _write(
     *,
     part: StagePart | None = None,
 ) -> TokenStore:
-    shard_rows = run.recipe.scores.shard_rows
-    responses = Shards(folder, len(rows), shard_rows).waiting(rows, part)
-    with run.display.progress(folder.name, responses * sum(maker.passes for maker in makers)) as bar:
-        return write_store(
-            folder,
-            makers,
-            template,
-            rows,
-            shard_rows=shard_rows,
-            progress=bar.advance,
-            reference=reference,
-            part=part,
+    shard_rows, table = run.recipe.scores.shard_rows, run.recipe.model
+    half = run.recipe.scores.precision == "bfloat16"
+    if slow_float32(device_of(table.device), DTYPES.get(table.dtype, torch.bfloat16), half=half):
+        run.display.line(
+            "  products are in float32, and this GPU is many times faster in bfloat16: write scores.precision=bfloat16, if scores "
+            "that nearly tie may change places"
         )
+    mine, label = part_of_process(part), share_label(folder.name)
+
+    def write() -> None:
+        responses = Shards(folder, len(rows), shard_rows).waiting(rows, mine)
+        with run.display.progress(label, responses * (sum(maker.passes for maker in makers) or 1)) as bar:
+            write_store(
+                folder,
+                makers,
+                template,
+                rows,
+                shard_rows=shard_rows,
+                progress=bar.advance,
+                reference=reference,
+                part=mine,
+            )
+
+    together(write)
+    return TokenStore(folder)
 
 
 def maker_of(

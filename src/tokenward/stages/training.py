@@ -12,6 +12,7 @@ from tokenward.api.prepare import WithReference, prepare_rows
 from tokenward.api.training import fit_model
 from tokenward.artifacts import StageFolder
 from tokenward.config import EvalRewardTable, Recipe, SftTable
+from tokenward.distributed import is_first
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, absolute_name
@@ -172,7 +173,7 @@ def fit_stage(
         reference_precision=run.recipe.scores.precision,
         **more,
     )
-    if "save_strategy" not in table:  # they are only needed to resume
+    if is_first() and "save_strategy" not in table:  # they are only needed to resume
         whole = checkpoints_of(checkpoints)
         # A tracker may have written its files beside them.
         stage.temporary.extend([checkpoints] if len(whole) == len([*checkpoints.iterdir()]) else whole)
@@ -192,7 +193,7 @@ def reference_of(run: Run, start: LanguageModel, *, prompted: bool = False) -> W
 
     def compute(rows: TokenTable) -> TokenTable:
         with run.display.progress("reference", len(rows.responses)) as bar:
-            column = compute_column(rows, start, progress=bar.advance, **run.passes)
+            column = compute_column(rows, start, progress=bar.advance, shared=True, **run.passes)
         return rows.with_column("reference_logp", column)
 
     return compute
