@@ -15,6 +15,7 @@ from tokenward.report.collect import RunFolder
 from tokenward.report.page import make_report
 from tokenward.report.pairs import PairReader, scores_of
 from tokenward.selection import ScoredTokens, SideRule, TopFraction, stable_noise
+from tokenward.selection.weights import weights_of
 
 SETTINGS = [
     TopFraction(),
@@ -55,6 +56,23 @@ def test_the_page_selects_what_the_library_selects(opened, page_path: Path, fini
             chosen, rejected = picked.pop(str(place.number))
             assert chosen + rejected == weights.int().tolist(), rule
         assert not picked
+
+
+def test_the_page_selects_segments_as_the_library_does(opened, page_path: Path, finished_run: Path) -> None:
+    """Two tokens at a time, as if one token of another tokenizer's oracle covered both."""
+    page, reader = opened(page_path), reader_of(finished_run)
+    for rule in SETTINGS:
+        picked = page.evaluate(
+            """rules => Object.fromEntries(pairs.map(pair => [pair.number, pair.responses.map((response, side) => {
+                 const joint = Int32Array.from(response.ids, (_, i) => Math.floor(i / 2));
+                 return [...select({ ...response, joint }, response.values.log_ratio, SIDES[side], rules)]; })]))""",
+            settings_of(rule),
+        )
+        for place, scores in reader.places():
+            tokens = scored_tokens(reader.pair(place), scores)
+            joint = torch.cat([torch.arange(len(side)) // 2 for side in scores])
+            chosen, rejected = picked[str(place.number)]
+            assert chosen + rejected == weights_of(rule, tokens._replace(joint=joint)).int().tolist(), rule
 
 
 @pytest.mark.parametrize("ties", ["earliest", "random"])
