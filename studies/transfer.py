@@ -12,18 +12,20 @@ Every arm and seed is one file in ``studies/values/transfer``, so a stopped stud
 """
 
 import argparse
+import itertools
 import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     GPT2TokenizerFast,
     LlamaConfig,
     LlamaForCausalLM,
@@ -35,7 +37,11 @@ import tokenward
 from studies.arms import VALUES
 from studies.tables import cell, write
 from tokenward import SideRule, TokenSettings, TopFraction
+from tokenward.evaluation.credit import KnownResponse, credit_figures, known_response
 from tokenward.evaluation.statistics import mean_figure
+from tokenward.tokens.segments import moved
+from tokenward.tokens.spans import ByteSpan
+from tokenward.types import Span
 
 END = "<|endoftext|>"
 TOKENS = TokenSettings(template="plain", max_prompt_tokens=96, max_response_tokens=192)
@@ -200,6 +206,58 @@ def measured(
     return values | {"kept": [kept["chosen"], kept["rejected"]]}
 
 
+def credit(
+    policy: str, oracle: str, kinds: Mapping[str, Kind], seed: int, runs: Path
+) -> dict[str, list[float]]:
+    """How well an oracle's scores find the deciding words among a policy's tokens, on pairs that it was not trained on."""
+    rows = stories(seed, EVAL, 2000)
+    scorer = tokenward.TokenScorer.load(oracle_of(oracle, kinds[oracle], seed, runs))
+    tokenizer = AutoTokenizer.from_pretrained(kinds[policy].folder())
+    scored = tokenward.score(rows, oracle=scorer, processing_class=tokenizer, tokens=TOKENS, quiet=True)
+    known, alone, count = list[KnownResponse](), 0, 0
+    for row in cast(Any, scored):
+        for place, text in enumerate(row["responses"]):
+            written = row["response_texts"][place] if "response_texts" in row else None
+            spans = [Span(int(start), int(end), value) for start, end, value in row["spans"][place]]
+            spans = spans if written is None else moved(spans, text, written, "a story")
+            tokens = [
+                ByteSpan(*both)
+                for both in zip(row["token_starts"][place], row["token_ends"][place], strict=True)
+            ]
+            known.append(
+                known_response(written or text, spans, tokens, {"scores": row["token_scores"][place]})
+            )
+            segments = row["token_segments"][place] if "token_segments" in row else [*range(len(tokens))]
+            alone += sum(segments.count(number) == 1 for number in segments)
+            count += len(tokens)
+    figure = credit_figures(known, resamples=50)["credit/auroc/scores"]
+    return {"auroc": [figure.value], "alone": [alone / count]}
+
+
+def credit_lines(found: Mapping[tuple[str, str, int], Mapping[str, list[float]]]) -> list[str]:
+    """The table of the scores: AUROC over seeds, and how many tokens have a score of their own."""
+    lines = [
+        "| tokens of | oracle | AUROC | of each seed | tokens with a score of their own |",
+        "|---|---|---|---|---|",
+    ]
+    for policy, oracle in dict.fromkeys(key[:2] for key in found):
+        values, alone = (
+            [one[name][0] for key, one in found.items() if key[:2] == (policy, oracle)]
+            for name in ("auroc", "alone")
+        )
+        seeds = ", ".join(f"{value:.3f}" for value in values)
+        name = "its own" if oracle == policy else NAMES[oracle]
+        lines.append(
+            f"| {NAMES[policy]} | {name} | {cell(mean_figure(values), 3)} | {seeds} | {np.mean(alone):.1%} |"
+        )
+    count = len({key[2] for key in found})
+    note = (
+        f"n = {count} seeds, with a 95 % bootstrap interval over them. Each seed trains its oracles on {TRAIN} pairs, and {EVAL} other pairs are "
+        "measured: the tokens of the deciding word against the others."
+    )
+    return [*lines, "", note]
+
+
 ARMS = {
     "bpe": ("bpe", "stories", "random"),
     "stories": ("stories", "bpe", "random"),
@@ -209,11 +267,16 @@ ARMS = {
 WITH_DEFAULT = {"stories": ("default",), "default": ("default", "stories", "random")}
 
 
+def values_file(values: Path, policy: str, oracle: str, seed: int) -> Path:
+    """The file of an outcome."""
+    return values / "transfer" / f"{policy}-by-{oracle}-{seed}.json"
+
+
 def outcome(
     values: Path, policy: str, oracle: str, seed: int, make: Callable[[], dict[str, list[float]]]
 ) -> dict[str, list[float]]:
     """A stored outcome, measured first if there is none."""
-    file = values / "transfer" / f"{policy}-by-{oracle}-{seed}.json"
+    file = values_file(values, policy, oracle, seed)
     if not file.exists():
         print(f"{policy}, tokens of {oracle}, seed {seed}", flush=True)
         found = make()
@@ -286,6 +349,7 @@ def main() -> None:
     made.add_argument("--gpt2", type=Path, help="folder with GPT-2's vocab.json and merges.txt")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     made.add_argument("--default", action="store_true", help="also the default model, with the first seed")
+    made.add_argument("--credit", action="store_true", help="only the scores, no policies")
     made.add_argument("--runs", type=Path, default=Path("runs/studies/transfer"))
     made.add_argument("--values", type=Path, default=VALUES)
     made.add_argument("--page", type=Path)
@@ -303,10 +367,20 @@ def main() -> None:
         arms += [
             (policy, oracle, chosen.seeds[0]) for policy, names in WITH_DEFAULT.items() for oracle in names
         ]
+    credits = {}
+    for seed, policy, oracle in itertools.product(chosen.seeds, ("bpe", "stories"), ("bpe", "stories")):
+        if chosen.table and not values_file(chosen.values, f"credit-{policy}", oracle, seed).exists():
+            continue
+        credits[policy, oracle, seed] = outcome(
+            chosen.values,
+            f"credit-{policy}",
+            oracle,
+            seed,
+            lambda p=policy, o=oracle, s=seed: credit(p, o, kinds, s, chosen.runs),
+        )
     found = {}
-    for policy, oracle, seed in arms:
-        file = chosen.values / "transfer" / f"{policy}-by-{oracle}-{seed}.json"
-        if chosen.table and not file.exists():
+    for policy, oracle, seed in [] if chosen.credit else arms:
+        if chosen.table and not values_file(chosen.values, policy, oracle, seed).exists():
             continue
         found[policy, oracle, seed] = outcome(
             chosen.values,
@@ -315,7 +389,15 @@ def main() -> None:
             seed,
             lambda p=policy, o=oracle, s=seed: measured(p, o, kinds, s, chosen.runs),
         )
-    lines = lines_of(found)
+    lines = [
+        "Scores:",
+        "",
+        *credit_lines(credits),
+        "",
+        "Policies that were trained on the selected tokens:",
+        "",
+        *lines_of(found),
+    ]
     print("\n".join(lines))
     if chosen.page is not None:
         write(chosen.page, "transfer", lines)
