@@ -1,6 +1,7 @@
 """Scores and weights as columns of a data set, and the evaluation of a trained model."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,6 +49,7 @@ from tokenward.api.stored import (
 )
 from tokenward.api.values import REFERENCE_LOGP, ValuePass
 from tokenward.artifacts import StagePart
+from tokenward.distributed import independent, is_first
 from tokenward.errors import UserError
 from tokenward.evaluation.measures import Measures, Models
 from tokenward.evaluation.statistics import Figure
@@ -162,7 +164,7 @@ def score(
         tokens_per_batch: Maximum number of tokens in a forward pass.
         store: Folder in which the values are kept, to continue after a stop. Once complete, it can be passed as an oracle.
         part: ``i/N``, such as ``1/4``, computes one of N parts of ``store``. Other jobs with the same arguments compute the others at
-            the same time.
+            the same time. The processes of one launch share all of them without it, and all get the result.
         quiet: Show nothing.
 
     Returns:
@@ -183,7 +185,7 @@ def score(
             code="missing-store",
         )
     mine = StagePart.read("1/1" if part is None else part)
-    display = LoggedDisplay(quiet=quiet, log=not quiet)
+    display = LoggedDisplay(quiet=quiet or not is_first(), log=not quiet and is_first())
 
     def base() -> LanguageModel:
         if reference is None:
@@ -216,7 +218,8 @@ def score(
         display=display,
     )
     if store is not None:
-        known = values.kept_store(scoring, data.everything, Path(store).expanduser(), mine, tokens)
+        with nullcontext() if part is None else independent():
+            known = values.kept_store(scoring, data.everything, Path(store).expanduser(), mine, tokens)
         if known is None:
             return None
         return with_score_columns(
@@ -383,7 +386,7 @@ def evaluate(
     check_sampler(sampler, prompts)
     check_scoring(oracle, scorer)
     check_places(model=model, reference=reference, oracle=oracle)
-    display = LoggedDisplay(quiet=quiet, log=not quiet)
+    display = LoggedDisplay(quiet=quiet or not is_first(), log=not quiet and is_first())
     start = language_model(reference, processing_class, packing=packing, name="reference")
     policy = language_model(model, processing_class, packing=packing)
     named = isinstance(model, str | Path) and isinstance(reference, str | Path)

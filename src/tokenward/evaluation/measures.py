@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokenward.artifacts import read_jsonl, write_jsonl
 from tokenward.display import Display
+from tokenward.distributed import first_alone
 from tokenward.errors import UserError
 from tokenward.evaluation.credit import KnownResponse, credit_figures, known_response
 from tokenward.evaluation.replies import METRICS, apply_metric, divergence, preferences, reply_rows
@@ -185,6 +186,8 @@ class _RewardBase(NamedTuple):
 class Measures:
     """Computes the figures of an evaluation, each with its n and a 95 % bootstrap interval.
 
+    All processes of a launch share the work, and each gets the figures of one process.
+
     Attributes:
         metrics: Names of metrics of replies.
         sampling: Sampling settings.
@@ -268,6 +271,7 @@ class Measures:
                     precision=self.precision,
                     tokens_per_batch=self.tokens_per_batch,
                     progress=bar.advance,
+                    shared=True,
                 )
             found[name] = rows.with_column("reference_logp", column)
         return found
@@ -359,7 +363,10 @@ class Measures:
 
             def quality(side: Sequence[Reply], name: str = name, metric: Any = metric) -> list[float]:
                 replies, ids = [reply.text for reply in side], [reply.ids for reply in side]
-                return list(apply_metric(name, metric, texts, replies, ids, columns={}, where=where))
+                # A metric of the user's may keep a cache, or ask a service: it is called once.
+                return first_alone(
+                    lambda: list(apply_metric(name, metric, texts, replies, ids, columns={}, where=where))
+                )
 
             figures |= self._changed(name, samples, quality)
         figures |= self._changed("length", samples, lambda side: [float(len(reply.ids)) for reply in side])
@@ -431,6 +438,7 @@ class Measures:
                 precision=self.precision,
                 tokens_per_batch=self.tokens_per_batch,
                 progress=bar.advance,
+                shared=True,
             )
         return [row[0] for row in found]
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokenward.distributed import first_alone
 from tokenward.models.loading import LanguageModel
 from tokenward.sampling import Reply, SamplingSettings, sample_replies
 from tokenward.sampling.engines import Engine, EngineSampler
@@ -52,31 +53,37 @@ class EvaluationReplies:
         Raises:
             UserError: the engine holds other weights, cannot be reached, or cannot take a setting.
         """
-        engine = self._opened(after=before is not None)
-        if engine is None or self.engine is None:
-            return sample_replies(model, template, prompts, self.settings, seed=self.seed, progress=progress)
-        sampler = EngineSampler(
-            engine=engine,
-            model=model,
-            template=template,
-            settings=self.settings,
-            tolerance=self.engine.tolerance,
-            before=before,
-        )
-        groups = sampler(prompts, count=1, seed=self.seed, progress=progress)
-        side = "before" if before is None else "after"
-        self.facts[side] = {**engine.facts, "weights": sampler.checks[-1]._asdict()}
-        return [reply for (reply,) in groups]
+        if self.engine is None or not self._samples(after=before is not None):
+            settings: dict[str, Any] = {"seed": self.seed, "progress": progress, "shared": True}
+            return sample_replies(model, template, prompts, self.settings, **settings)
+        tolerance = self.engine.tolerance
 
-    def _opened(self, *, after: bool) -> Engine | None:
-        """The engine that samples a side; None for transformers."""
+        def ask() -> tuple[list[Reply], dict[str, Any]]:
+            engine = self._opened(after=before is not None)
+            sampler = EngineSampler(
+                engine=engine,
+                model=model,
+                template=template,
+                settings=self.settings,
+                tolerance=tolerance,
+                before=before,
+            )
+            groups = sampler(prompts, count=1, seed=self.seed, progress=progress)
+            return [reply for (reply,) in groups], {**engine.facts, "weights": sampler.checks[-1]._asdict()}
+
+        replies, facts = first_alone(ask)  # one process asks for all
+        self.facts["before" if before is None else "after"] = facts
+        return replies
+
+    def _samples(self, *, after: bool) -> bool:
+        """Whether the engine samples a side, or transformers."""
+        return after or not isinstance(self.engine, ServerSampler) or self.engine.start_address is not None
+
+    def _opened(self, *, after: bool) -> Engine:
         settings = self.engine
-        if settings is None:
-            return None
+        assert settings is not None
         if isinstance(settings, ServerSampler):
-            if after:
-                return settings.open()
-            return None if settings.start_address is None else settings.open(settings.start_address)
+            return settings.open() if after else settings.open(settings.start_address)
         if self._vllm is None:
             self._vllm = settings.open()
         return self._vllm

@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenward.artifacts import StageFolder, fingerprint, read_json, write_json, write_jsonl
 from tokenward.display import Display
+from tokenward.distributed import first_alone
 from tokenward.evaluation.measures import RowValues
 from tokenward.evaluation.replies import METRICS, apply_metric
 from tokenward.evaluation.sampled import EvaluationReplies
@@ -56,18 +57,17 @@ class OnlineEvaluationStage(EvaluationStage):
         return inputs
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
-        if run.recipe.prompt_task is None:
-            by_row, answering = RowValues(), measures_of(run).answering
-            figures, samples = _on_examples(run, by_row, answering)
-            facts = sampled_by(answering)
+        if run.recipe.prompt_task is not None:
+            return first_alone(lambda: _evaluate_prompts(run, folder))
+        by_row, answering = RowValues(), measures_of(run).answering
+        figures, samples = _on_examples(run, by_row, answering)
+
+        def write() -> None:
             write_jsonl(folder.path / "samples.jsonl", samples)
             by_row.write(folder.path)
-        else:
-            (figures, prompts), facts = _on_prompts(run), {}
-            write_json(folder.path / "prompts.json", prompts)
-        write_figures(folder.path / "metrics.json", figures)
-        keep_recipe(run, folder.path)
-        return {"figures": len(figures), **facts}
+
+        first_alone(write)
+        return {**first_alone(lambda: _write(run, folder, figures)), **sampled_by(answering)}
 
     def show(self, run: Run) -> None:
         table, evaluation = run.recipe.prompt_task, run.path("evaluation")
@@ -110,7 +110,10 @@ def _on_examples(
     contexts = test.contexts[: run.recipe.evaluation.prompts]
     sides = _sides(run, names, contexts, start, answering)
     metrics = run.recipe.evaluation.metrics
-    values = {name: [_metric_values(name, contexts, side) for side in sides] for name in metrics}
+    values = {
+        name: first_alone(lambda name=name: [_metric_values(name, contexts, side) for side in sides])
+        for name in metrics
+    }
     values["length"] = [[float(len(reply.ids)) for reply in side] for side in sides]
     values["ended"] = [[float(reply.ended) for reply in side] for side in sides]
     for name, (first, second) in values.items():
@@ -136,7 +139,7 @@ def _likelihood(run: Run, start: LanguageModel, policy: LanguageModel, test: Enc
     if not rows:
         return {}
     sides = [
-        [float(value[0].mean()) for value in token_values(model, rows, **run.passes)]
+        [float(value[0].mean()) for value in token_values(model, rows, shared=True, **run.passes)]
         for model in (start, policy)
     ]
     return before_after_figures("references/logp_per_token", *sides, **evaluation_statistics(run))
@@ -171,6 +174,18 @@ def _metric_values(name: str, contexts: Sequence[Context], replies: Sequence[Rep
         columns=columns_of(examples),
         where=[example.source for example in examples],
     )
+
+
+def _evaluate_prompts(run: Run, folder: StageFolder) -> dict[str, int]:
+    figures, prompts = _on_prompts(run)
+    write_json(folder.path / "prompts.json", prompts)
+    return _write(run, folder, figures)
+
+
+def _write(run: Run, folder: StageFolder, figures: Figures) -> dict[str, int]:
+    write_figures(folder.path / "metrics.json", figures)
+    keep_recipe(run, folder.path)
+    return {"figures": len(figures)}
 
 
 def _on_prompts(run: Run) -> tuple[Figures, dict[str, Any]]:
