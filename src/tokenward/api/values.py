@@ -352,7 +352,8 @@ class ValuePass:
             )
             for name, values in by_model.items()
         ]
-        responses = Shards(folder, len(rows), SHARD_ROWS).waiting(rows, part)
+        shards = Shards(folder, len(rows), SHARD_ROWS).without_damaged(self.display.line, part)
+        responses = shards.waiting(rows, part)
         with self.display.progress("scores", responses * sum(maker.passes for maker in makers)) as bar:
             return write_store(
                 folder, makers, self.template, rows, shard_rows=SHARD_ROWS, progress=bar.advance, part=part
@@ -392,7 +393,7 @@ class ValuePass:
                 return TokenStore(folder)
             self.store(scoring, rows, folder, part=part)
             shards = Shards(folder, len(rows), SHARD_ROWS)
-            if missing := shards.missing():
+            if missing := shards.without_damaged(self.display.notice).missing():
                 self.display.notice(shards.said_missing(part, missing))
                 return None
             store = TokenStore(folder)

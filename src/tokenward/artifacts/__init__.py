@@ -13,13 +13,17 @@ from tokenward.artifacts.files import (
     write_json,
     write_jsonl,
 )
-from tokenward.artifacts.manifest import Manifest, read_manifest, require
+from tokenward.artifacts.manifest import DamagedFiles, Manifest, read_manifest, require
+from tokenward.artifacts.outputs import EVENTS, OBSERVED, recorded, said
 from tokenward.artifacts.parts import StagePart
 from tokenward.artifacts.stage import StageFolder, open_part, open_stage
 
 __all__ = [
+    "EVENTS",
     "MANIFEST",
     "MODEL_FILES",
+    "OBSERVED",
+    "DamagedFiles",
     "Manifest",
     "StageFolder",
     "StagePart",
@@ -33,7 +37,9 @@ __all__ = [
     "read_json",
     "read_jsonl",
     "read_manifest",
+    "recorded",
     "require",
+    "said",
     "write_json",
     "write_jsonl",
 ]

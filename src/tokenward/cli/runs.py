@@ -1,4 +1,4 @@
-"""Commands for finished runs and for models: report, show, compare, chat, export."""
+"""Commands for finished runs and for models: report, show, check, compare, chat, export."""
 
 import json
 from pathlib import Path
@@ -105,6 +105,18 @@ def show(
 
     save_picture(shown, png)
     Display().line(f"picture: {png}")
+
+
+@app.command()
+def check(run: RunArgument) -> None:
+    """Read every file of a run and compare it with the size and the digest that its stage recorded. Exit status 1 if one differs.
+
+    tokenward check runs/quickstart
+    """
+    from tokenward.tools.check import show_check
+
+    if not show_check(Display(), _folder(run)):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -159,11 +159,27 @@ def _hashes(keys: Sequence[str]) -> np.ndarray:
 
 
 def _keys(shard: Path) -> list[str]:
-    return pq.read_table(shard, columns=["key"])["key"].to_pylist()
+    return _table(shard, ["key"])["key"].to_pylist()
+
+
+def _table(shard: Path, columns: list[str] | None = None) -> pa.Table:
+    """Some columns of a shard, or all.
+
+    Raises:
+        UserError: its content is not what was written.
+    """
+    try:
+        return pq.read_table(shard, columns=columns, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{shard} is damaged: {' '.join(str(error).split())}. Delete the file and run the recipe again, which computes its values "
+            "anew.",
+            code="damaged-files",
+        ) from error
 
 
 def _read(shard: Path) -> ShardColumns:
-    table = pq.read_table(shard)
+    table = _table(shard)
     names = [name for name in table.column_names if name not in ("key", "text")]
     lists = {name: table[name].combine_chunks() for name in names}
     flat = {name: column.flatten().to_numpy(zero_copy_only=False) for name, column in lists.items()}
@@ -204,6 +220,18 @@ class Shards:
         """The shards that are not written yet; of one part, or of all."""
         mine = (number for number in range(len(self)) if part is None or part.has(number))
         return [number for number in mine if not self.path(number).exists()]
+
+    def without_damaged(self, say: Callable[[str], None], part: StagePart | None = None) -> "Shards":
+        """These shards, after those of a part, or of all, whose content is not what was written were deleted, each with a line."""
+        for number in range(len(self)):
+            shard = self.path(number)
+            if (part is None or part.has(number)) and shard.exists():
+                try:
+                    _table(shard)
+                except UserError:
+                    shard.unlink()
+                    say(f"  {shard} was damaged and has been deleted; its values are computed again")
+        return self
 
     def waiting(self, table: TokenTable, part: StagePart | None = None) -> int:
         """Number of responses in the missing shards of a part; the items are the table's rows."""
@@ -253,7 +281,7 @@ def _write(shard: Path, records: Sequence[TokenRecord]) -> None:
     for name in records[0].values:
         columns[name] = pa.array([record.values[name] for record in records], pa.list_(pa.float32()))
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink, compression="zstd")
+    pq.write_table(pa.table(columns), sink, compression="zstd", write_page_checksum=True)
     atomic_write(shard, sink.getvalue().to_pybytes())
 
 

@@ -75,6 +75,7 @@ class Stage(ABC):
             return None
         with run.stage(self.name, self.settings(run), self.inputs(run), layout=self.layout) as folder:
             if not folder.done:
+                run.verify(folder.manifest.inputs)
                 folder.complete(**self.make(run, folder))
         self.show(run)
         return run.done(self.name)

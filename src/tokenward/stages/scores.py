@@ -53,7 +53,7 @@ class ValuesStage(Stage):
             # Without missing shards of its own, a job loads a model only to finish the stage.
             others = [] if shards.missing(part) else shards.missing()
             facts = None if others else self.write(run, folder)
-            missing = others or shards.missing()
+            missing = others or shards.without_damaged(run.display.line).missing()
             if facts is None or missing:
                 run.display.line(f"  {shards.said_missing(part, missing)}")
                 return "waits"
@@ -78,7 +78,7 @@ class ReferenceStage(ValuesStage):
     def inputs(self, run: Run) -> Mapping[str, str]:
         template = run.tokenizer_template(run.reference_model)
         return {
-            "data": run.done("data").fingerprint,
+            "data": run.done("data").identity,
             "pairs": pairs_fingerprint(run, template),
             "model": run.fingerprint_of(run.reference_model),
             "template": template.fingerprint,
@@ -109,7 +109,7 @@ class ScoresStage(ValuesStage):
         return value_settings(run, scorer_of(run))
 
     def inputs(self, run: Run) -> Mapping[str, str]:
-        return {"reference": run.done("reference").fingerprint, **value_inputs(run, scorer_of(run))}
+        return {"reference": run.done("reference").identity, **value_inputs(run, scorer_of(run))}
 
     def write(self, run: Run, folder: StageFolder) -> Facts:
         scorer, template = scorer_of(run), run.tokenizer_template(run.reference_model)
@@ -182,10 +182,10 @@ def value_inputs(run: Run, scorer: Scorer) -> dict[str, str]:
     found: dict[str, str] = {}
     for model, mine in _by_model(_values_read(scorer)).items():
         if model in ("oracle", "reward"):
-            found[model] = run.done(model).fingerprint
+            found[model] = run.done(model).identity
         elif model in run.recipe.auxiliary_models:
             if run.recipe.auxiliary_models[model].training is not None:
-                found[f"{AUXILIARY}{model}"] = run.done(f"{AUXILIARY}{model}").fingerprint
+                found[f"{AUXILIARY}{model}"] = run.done(f"{AUXILIARY}{model}").identity
             else:
                 found[f"model of {model}"] = run.fingerprint_of(folder_of(run, model))
         for value in mine if model == "data" else ():
@@ -205,7 +205,8 @@ def _write(
     part: StagePart | None = None,
 ) -> TokenStore:
     shard_rows = run.recipe.scores.shard_rows
-    responses = Shards(folder, len(rows), shard_rows).waiting(rows, part)
+    shards = Shards(folder, len(rows), shard_rows).without_damaged(run.display.line, part)
+    responses = shards.waiting(rows, part)
     with run.display.progress(folder.name, responses * sum(maker.passes for maker in makers)) as bar:
         return write_store(
             folder,

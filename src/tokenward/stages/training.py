@@ -232,7 +232,7 @@ class SftStage(TrainingStage):
         """The pairs and the model."""
         name = run.whole(run.recipe.model.name)
         return {
-            "data": run.done("data").fingerprint,
+            "data": run.done("data").identity,
             "pairs": pairs_fingerprint(run, run.tokenizer_template(name)),
             "model": run.fingerprint_of(name),
         }
@@ -280,7 +280,7 @@ class EvalRewardStage(TrainingStage):
 
     def inputs(self, run: Run) -> Mapping[str, str]:
         """The reference."""
-        return {"reference": run.done("reference").fingerprint}
+        return {"reference": run.done("reference").identity}
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Train."""

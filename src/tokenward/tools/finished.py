@@ -45,7 +45,9 @@ def finished_model(target: str) -> FinishedModel:
     folder = Path(target).expanduser()
     if (folder / MANIFEST).is_file():
         stage = read_manifest(folder).stage
-        facts = require(folder, stage).facts
+        manifest = require(folder, stage)
+        manifest.check_files(folder)  # before weights are loaded that are not those of the run
+        facts = manifest.facts
         if not (folder / "model").is_dir():
             raise UserError(
                 f"{folder} is the folder of the stage {stage}, which trains no model. Name the folder of the run: "
