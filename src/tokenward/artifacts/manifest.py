@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -33,7 +34,7 @@ class Manifest(BaseModel):
         created: When the stage began, ISO 8601.
         complete: Whether the stage finished.
         files: Size and fingerprint of every file of the finished stage, by its path in the folder.
-        checksum: Of everything above, so that an edited or truncated manifest is noticed.
+        checksum: In the file, of everything above, so that an edited manifest is noticed; empty once it has been read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -93,7 +94,7 @@ class Manifest(BaseModel):
             changes += [f"{key}: {old} -> {new}"] if old != new else []
         return changes + _input_changes(self.inputs, wanted.inputs)
 
-    def finished(self, facts: Mapping[str, Any], files: Mapping[str, File]) -> Self:
+    def finished(self, facts: Mapping[str, Any], files: Mapping[str, File] = MappingProxyType({})) -> Self:
         """This manifest, marked as complete, with the files that the stage leaves behind."""
         done = {"facts": dict(facts), "complete": True, "versions": dict(_versions()), "files": dict(files)}
         return self.model_copy(update=done)
@@ -176,7 +177,7 @@ def read_manifest(folder: Path) -> Manifest:
             "it says about the stage cannot be trusted. Restore it from a copy, or move the folder away and run the recipe again.",
             code="edited-manifest",
         )
-    return found
+    return found.model_copy(update={"checksum": ""})
 
 
 def require(folder: Path, stage: str) -> Manifest:

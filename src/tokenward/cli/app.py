@@ -45,12 +45,29 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
     ] = False,
+    no_plugins: Annotated[
+        bool, typer.Option("--no-plugins", help="Refuse recipes that name code of their own.")
+    ] = False,
 ) -> None:
     """Options before a command."""
+    if no_plugins:
+        from tokenward.plugins import without_plugins
+
+        context.with_resource(without_plugins("--no-plugins was given"))
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Import no code that a run or a recipe names: a command that only reads may look at those of a stranger."""
+    from tokenward.plugins import without_plugins
+
+    with without_plugins("this command only reads"):
+        yield
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tokenward.artifacts import atomic_write
-from tokenward.cli.app import RecipeArgument, SetOption, app, argument, option, stoppable
+from tokenward.cli.app import RecipeArgument, SetOption, app, argument, option, reading, stoppable
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.methods import all_methods, method_of
@@ -141,6 +141,7 @@ def plan(
 
 
 @app.command()
+@reading()
 def config(
     recipe: RecipeArgument,
     overrides: SetOption = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tokenward.cli.app import SetOption, app, argument, option, stoppable
+from tokenward.cli.app import SetOption, app, argument, option, reading, stoppable
 from tokenward.config import load_recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
@@ -41,6 +41,9 @@ def report(
     port: Annotated[
         int | None, typer.Option(help="Port of --watch; 8000 by default.", min=1, max=65535)
     ] = None,
+    plugins: Annotated[
+        bool, option("Import the scorers and selectors of its own that the run's recipe names.", "--plugins")
+    ] = False,
 ) -> None:
     """Write the report of a run: one HTML file that opens from disk. No model is loaded.
 
@@ -49,7 +52,8 @@ def report(
     """
     from tokenward.report.page import Reports
 
-    reports = Reports(_folder(run), rows=rows, also=[_folder(other) for other in also or ()], spans=spans)
+    others = [_folder(other) for other in also or ()]
+    reports = Reports(_folder(run), rows=rows, also=others, spans=spans, plugins=plugins)
     if watch:
         from tokenward.report.watch import PORT
         from tokenward.report.watch import watch as serve
@@ -64,6 +68,7 @@ def report(
 
 
 @app.command()
+@reading()
 def show(
     run: RunArgument,
     row: Annotated[int, option("Number of the pair, from 1.")] = 1,
@@ -108,6 +113,7 @@ def show(
 
 
 @app.command()
+@reading()
 def check(run: RunArgument) -> None:
     """Read every file of a run and compare it with the size and the digest that its stage recorded. Exit status 1 if one differs.
 
@@ -120,6 +126,7 @@ def check(run: RunArgument) -> None:
 
 
 @app.command()
+@reading()
 def compare(
     first: Annotated[Path, argument("The folder of a finished run.")],
     second: Annotated[Path, argument("The folder of another run.")],
@@ -183,6 +190,7 @@ def compare_models(
 
 
 @app.command()
+@reading()
 def chat(
     model: Annotated[str, argument("The folder of a run or a stage, a model folder, or a hub name.")],
     start: Annotated[
@@ -196,6 +204,7 @@ def chat(
 
 
 @app.command()
+@reading()
 def export(
     run: Annotated[str, argument("The folder of a run, or of a stage that trained a model.")],
     folder: Annotated[Path, argument("The new model folder.")],

@@ -16,7 +16,7 @@ from tokenward.config import LoadedRecipe, Named, Resolved, load_recipe, resolve
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.objectives import OBJECTIVES, objective_of
-from tokenward.plugins import find
+from tokenward.plugins import find, plugin_files
 from tokenward.report.growing import growing
 from tokenward.report.page import make_report
 from tokenward.sampling.sources import SOURCES
@@ -100,7 +100,12 @@ def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
 
 def _object_values(kind: str, named: Named, seed: int) -> dict[str, Any]:
     """The settings of a named object. An object that draws random numbers has the recipe's seed by default."""
-    target = find(kind, named.name, REGISTRIES[kind])
+    try:
+        target = find(kind, named.name, REGISTRIES[kind])
+    except UserError as error:
+        if error.code != "plugins-refused":
+            raise
+        return {}
     if dataclasses.is_dataclass(target) and kind in ("objective", "scorer", "selection"):
         makers = {"scorer": made_scorer, "selection": selector_of}
         try:
@@ -146,7 +151,7 @@ def run_recipe(
     stages = [stage.name for stage in wanted_stages(run, last) if stage.present(run.recipe)]
     with growing(run.folder, stages, run.display):
         run_through(run, last)
-    run.display.line(f"report:  {make_report(run.folder).save()}")
+    run.display.line(f"report:  {make_report(run.folder, plugins=True).save()}")
     return run
 
 
@@ -165,7 +170,7 @@ def score_part(recipe: str | Path, part: str, overrides: Sequence[str] = (), *, 
     mine = StagePart.read(part)
     run = open_run(recipe, overrides, quiet=quiet)
     if write_part(run, mine):
-        run.display.line(f"report:  {make_report(run.folder).save()}")
+        run.display.line(f"report:  {make_report(run.folder, plugins=True).save()}")
     return run
 
 
@@ -180,10 +185,14 @@ def open_run(recipe: str | Path, overrides: Sequence[str] = (), *, quiet: bool =
     Raises:
         UserError: a key, a value or a name in the recipe is wrong.
     """
-    loaded = load_recipe(recipe, overrides)
+    loaded, display = load_recipe(recipe, overrides), Display(quiet=quiet)
+    for name, file in plugin_files(loaded.recipe.model_dump()).items():
+        display.line(
+            f"  {name} is code that runs with this recipe: {file or 'no file of this name is found'}"
+        )
     check_recipe(loaded)
     quiet_libraries()
-    return Run(recipe=loaded.recipe, display=Display(quiet=quiet))
+    return Run(recipe=loaded.recipe, display=display)
 
 
 def show_data(recipe: str | Path, overrides: Sequence[str], rows: int) -> None:
