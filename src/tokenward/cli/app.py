@@ -1,14 +1,19 @@
 """The application that the commands join, and what they share."""
 
+import signal
 import sys
+from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer, current_thread, main_thread
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from tokenward import __version__
+from tokenward.errors import Stopped
 
 app = typer.Typer(
     name="tokenward",
@@ -72,9 +77,40 @@ def reading() -> Iterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Print what Ctrl-C leaves behind; typer itself would exit without a message."""
+    """Stop at Ctrl-C and at SIGTERM, and print what they leave behind; typer itself would exit without a message."""
+    with _signals():
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            print(f"\n{stop}" if str(stop) else f"\nstopped; {GOES_ON}", file=sys.stderr)
+            number = stop.signal if isinstance(stop, Stopped) else signal.SIGINT
+            raise typer.Exit(128 + number) from stop
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM stops like Ctrl-C, and neither is lost in a destructor, whose exceptions Python only prints."""
+    if current_thread() is not main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(signal=number)
+
+    def again(lost: Any) -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            shown(lost)
+            return
+        number = lost.exc_value.signal if isinstance(lost.exc_value, Stopped) else signal.SIGINT
+        # An exception here would be lost too. The timer's thread sends the signal when this function has returned.
+        timer = Timer(0.05, interrupt_main, [number])
+        timer.daemon = True
+        timer.start()
+
+    shown, sys.unraisablehook = sys.unraisablehook, again
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
-    except KeyboardInterrupt as stop:
-        print(f"\n{stop}" if str(stop) else f"\nstopped; {GOES_ON}", file=sys.stderr)
-        raise typer.Exit(130) from stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = shown

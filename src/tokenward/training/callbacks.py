@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import TrainingArguments as Args
 
 from tokenward.artifacts import read_jsonl, write_jsonl
 from tokenward.display import Bar
+from tokenward.errors import Stopped
 from tokenward.sampling import Reply
 
 RELATIVE_GAIN = 1e-4
@@ -294,37 +296,40 @@ class LogSoFar(TrainerCallback):
 
 
 class StopOnInterrupt(TrainerCallback):
-    """The first Ctrl-C finishes the current step, saves a checkpoint and stops; the second stops at once.
+    """The first Ctrl-C or SIGTERM finishes the current step, saves a checkpoint and stops; the second stops at once.
 
     Attributes:
-        interrupted: Whether the first has come.
+        signal: Number of the first signal; None if none has come.
     """
 
     def __init__(self) -> None:
-        self.interrupted = False
+        self.signal: int | None = None
 
     @contextmanager
     def listening(self) -> Iterator["StopOnInterrupt"]:
-        """Handle Ctrl-C inside the context, if this is the main thread."""
-        try:
-            before = signal.signal(signal.SIGINT, self._on_signal)
-        except ValueError:  # not the main thread: signals stay with the caller
+        """Handle the signals inside the context, if this is the main thread."""
+        if current_thread() is not main_thread():  # signals stay with the caller
             yield self
             return
+        before = {
+            number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield self
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
+        if self.signal is not None:
+            raise Stopped(signal=number)
+        self.signal = number
         # Say so now: a step with fresh samples can take minutes. print() is not reentrant, and a signal may arrive
         # inside one, so write to the file descriptor.
-        os.write(2, b"\nstopping after this step; press Ctrl-C again to stop now\n")
+        again = "press Ctrl-C again" if number == signal.SIGINT else "send SIGTERM again"
+        os.write(2, f"\nstopping after this step; {again} to stop now\n".encode())
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        if self.interrupted:
+        if self.signal is not None:
             control.should_save = True
             control.should_training_stop = True
