@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from glob import escape
@@ -154,6 +154,7 @@ def _locked(
     name = f".lock-{folder.name}" if part is None else f".lock-{folder.name}.{part.name}"
     path = folder.with_name(name)
     holder = folder.with_name(f"{name}.pid")  # Windows cannot read a locked file
+    _refuse_links([path, holder, folder.with_name(_PREVIOUS), folder, *_within(folder)])
     lock = FileLock(path)
     try:
         lock.acquire(timeout=seconds)
@@ -168,6 +169,21 @@ def _locked(
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _within(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):  # does not follow links
+        yield from (Path(root) / name for name in (*folders, *files))
+
+
+def _refuse_links(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_symlink():
+            raise UserError(
+                f"{path} is a symbolic link to {path.readlink()}. Files behind links in a run folder are neither written nor deleted. "
+                "Replace the link by what it points to, or make the whole run folder a link.",
+                code="symbolic-link",
+            )
 
 
 def _prepare(folder: Path, wanted: Manifest, *, verify: bool = False) -> StageFolder:

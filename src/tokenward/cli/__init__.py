@@ -9,6 +9,7 @@ from rich.text import Text
 from tokenward.cli import recipes as recipes
 from tokenward.cli import runs as runs
 from tokenward.cli.app import app
+from tokenward.display import printable
 from tokenward.errors import UserError
 
 
@@ -19,6 +20,7 @@ def main() -> None:
     except UserError as error:
         about = f"\nrecipe key: {error.key}" if error.key else ""
         Console(stderr=True, highlight=False).print(
-            Text.assemble(("error: ", "bold red"), str(error), (about, "dim")), soft_wrap=True
+            Text.assemble(("error: ", "bold red"), printable(str(error)), (printable(about), "dim")),
+            soft_wrap=True,
         )
         sys.exit(2)

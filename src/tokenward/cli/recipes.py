@@ -8,7 +8,7 @@ from rich.text import Text
 
 from tokenward.artifacts import atomic_write
 from tokenward.cli.app import RecipeArgument, SetOption, app, argument, option, reading, stoppable
-from tokenward.display import Display
+from tokenward.display import Display, printable
 from tokenward.errors import UserError
 from tokenward.methods import all_methods, method_of
 
@@ -157,7 +157,7 @@ def config(
     if complete:
         from tokenward.tools.run import completely_resolved as resolved
     for item in resolved(loaded):
-        line = Text.assemble(f"{item.key}: {item.value}", (f"  ({item.origin})", "dim"))
+        line = Text.assemble(printable(f"{item.key}: {item.value}"), (printable(f"  ({item.origin})"), "dim"))
         console.print(line, soft_wrap=True)
 
 
