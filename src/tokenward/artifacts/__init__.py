@@ -17,6 +17,7 @@ from tokenward.artifacts.manifest import DamagedFiles, Manifest, read_manifest, 
 from tokenward.artifacts.outputs import EVENTS, OBSERVED, recorded, said
 from tokenward.artifacts.parts import StagePart
 from tokenward.artifacts.stage import StageFolder, open_part, open_stage
+from tokenward.artifacts.system import naming_the_disk, of_system
 
 __all__ = [
     "EVENTS",
@@ -32,6 +33,8 @@ __all__ = [
     "file_fingerprint",
     "fingerprint",
     "folder_fingerprint",
+    "naming_the_disk",
+    "of_system",
     "open_part",
     "open_stage",
     "read_json",

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 # A command joins the application when its module is imported.
+from tokenward.artifacts import of_system
 from tokenward.cli import recipes as recipes
 from tokenward.cli import runs as runs
 from tokenward.cli.app import app
@@ -17,7 +18,10 @@ def main() -> None:
     """Run the command line. A user's mistake prints one message and exits with status 2."""
     try:
         app()
-    except UserError as error:
+    except Exception as raised:
+        error = raised if isinstance(raised, UserError) else of_system(raised)
+        if error is None:
+            raise
         about = f"\nrecipe key: {error.key}" if error.key else ""
         Console(stderr=True, highlight=False).print(
             Text.assemble(("error: ", "bold red"), printable(str(error)), (printable(about), "dim")),

@@ -105,8 +105,22 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """The run's folder, which holds a folder per stage."""
-        return Path(self.recipe.run).expanduser()
+        """The run's folder, which holds a folder per stage.
+
+        Raises:
+            UserError: the recipe's ``run`` cannot be a path.
+        """
+        name = self.recipe.run
+        try:
+            if name and "\0" not in name:
+                return Path(name).expanduser()
+        except RuntimeError:  # ~nobody
+            pass
+        raise UserError(
+            f"run is {name!r}, which cannot be a path. Write the path of a folder, such as runs/first.",
+            code="unusable-path",
+            key="run",
+        )
 
     def path(self, stage: str) -> Path:
         """Folder of a stage."""

@@ -11,7 +11,7 @@ import datasets
 import transformers
 from pydantic import BaseModel
 
-from tokenward.artifacts import MANIFEST, StagePart
+from tokenward.artifacts import MANIFEST, StagePart, naming_the_disk
 from tokenward.config import LoadedRecipe, Named, Resolved, load_recipe, resolved
 from tokenward.display import Display
 from tokenward.errors import UserError
@@ -149,7 +149,7 @@ def run_recipe(
     """
     run = open_run(recipe, overrides, quiet=quiet)
     stages = [stage.name for stage in wanted_stages(run, last) if stage.present(run.recipe)]
-    with growing(run.folder, stages, run.display):
+    with naming_the_disk(run.folder), growing(run.folder, stages, run.display):
         run_through(run, last)
     run.display.line(f"report:  {make_report(run.folder, plugins=True).save()}")
     return run
