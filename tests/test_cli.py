@@ -18,7 +18,7 @@ from tests.tiny import planted_rows
 from tokenward import cli
 from tokenward.cli.app import GOES_ON, stoppable
 from tokenward.config import load_recipe
-from tokenward.errors import Stopped, UserError
+from tokenward.errors import StoppedBySignal, UserError
 from tokenward.methods import all_methods, method_of
 from tokenward.tools import run as tools
 from tokenward.training.fit import Interrupted
@@ -257,7 +257,7 @@ def test_ctrl_c_says_how_to_continue(tiny_workplace: Path, monkeypatch: pytest.M
         (Interrupted("stopped at step 3 of 6"), "stopped at step 3 of 6", 130),
         (Interrupted("stopped at step 4 of 6", signal.SIGTERM), "stopped at step 4 of 6", 143),
         (KeyboardInterrupt(), GOES_ON, 130),
-        (Stopped(signal=signal.SIGTERM), GOES_ON, 143),
+        (StoppedBySignal(signal=signal.SIGTERM), GOES_ON, 143),
     ):
 
         def stopped(*arguments: object, stop: BaseException = stop, **settings: object) -> None:

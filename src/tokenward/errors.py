@@ -24,7 +24,7 @@ class UserError(Exception):
         return UserError(f"{place}: {self}", code=self.code, key=self.key)
 
 
-class Stopped(KeyboardInterrupt):
+class StoppedBySignal(KeyboardInterrupt):
     """A signal asked the process to stop: SIGINT (Ctrl-C), or SIGTERM, which schedulers and spot machines send.
 
     Attributes:

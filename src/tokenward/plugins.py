@@ -161,12 +161,30 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
             code="unknown-name",
         )
     module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise UserError(
+            f'{kind} {name!r} is not the name of a class or function. Write "module:Name", such as "mine:Scorer" for the class Scorer '
+            "in mine.py.",
+            code="unknown-name",
+        )
     _check_allowed(kind, name, module_name)
+    target = _imported(kind, name, module_name, attribute)
+    if not callable(target):
+        raise UserError(
+            f"{kind} {name!r} is {_with_article(type(target).__name__)}, which cannot be called. "
+            f"Name a function{' or a class' if known else ''}.",
+            code="not-callable",
+        )
+    _check_written_for(kind, name, target)
+    return target
+
+
+def _imported(kind: str, name: str, module_name: str, attribute: str) -> Any:
     # `python -m` puts the current folder on the path but the installed command does not. Plugins usually lie there.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        target = getattr(importlib.import_module(module_name), attribute)
+        return getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
         raise UserError(
             f"{kind} {name!r}: the module {module_name!r} cannot be imported ({error}). It must be installed or lie "
@@ -177,14 +195,11 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
         raise UserError(
             f"{kind} {name!r}: the module {module_name!r} has no {attribute!r}.", code="import-failed"
         ) from error
-    if not callable(target):
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         raise UserError(
-            f"{kind} {name!r} is {_with_article(type(target).__name__)}, which cannot be called. "
-            f"Name a function{' or a class' if known else ''}.",
-            code="not-callable",
-        )
-    _check_written_for(kind, name, target)
-    return target
+            f"{kind} {name!r}: importing the module {module_name!r} ends with {type(error).__name__}: {error}. Correct it first.",
+            code="import-failed",
+        ) from error
 
 
 @contextmanager

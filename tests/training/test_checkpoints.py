@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tokenward.errors import Stopped
+from tokenward.errors import StoppedBySignal
 from tokenward.training.callbacks import StopOnInterrupt
 from tokenward.training.fit import KeepNewest, checkpoints_of, last_whole_checkpoint, remove_checkpoint
 
@@ -83,7 +83,7 @@ def test_the_first_signal_saves_and_stops_and_the_second_stops_at_once(capfd, nu
         stop.on_step_end(None, None, control)
         assert control.should_save
         assert control.should_training_stop
-        with pytest.raises(Stopped) as caught:
+        with pytest.raises(StoppedBySignal) as caught:
             os.kill(os.getpid(), number)
     assert caught.value.signal == number
     assert capfd.readouterr().err == ""

@@ -40,7 +40,7 @@ from tokenward.api.stored import (
     prompt_digest,
 )
 from tokenward.api.values import REFERENCE_LOGP, Oracle, Scoring, StoredScores, ValuePass, scoring_of
-from tokenward.artifacts import StagePart
+from tokenward.artifacts import StagePart, user_path
 from tokenward.errors import UserError
 from tokenward.evaluation.measures import Measures, Models
 from tokenward.evaluation.statistics import Figure
@@ -206,7 +206,7 @@ def score(
         display=display,
     )
     if store is not None:
-        known = values.kept_store(scoring, data.everything, Path(store).expanduser(), mine, tokens)
+        known = values.kept_store(scoring, data.everything, user_path(store), mine, tokens)
         if known is None:
             return None
         return _with_columns(rows, _columns(with_scores(data.train, scoring.scorer, known), known))

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from tokenward.api.inputs import Model, TokenSettings, check_ratio, language_model
 from tokenward.api.notices import LoggedDisplay
 from tokenward.api.stored import KEYS, SCORES, SHARD_ROWS, prompt_digest, store_of
-from tokenward.artifacts import MANIFEST, StagePart, file_fingerprint, open_part, read_manifest
+from tokenward.artifacts import MANIFEST, StagePart, file_fingerprint, open_part, read_manifest, user_path
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.identity import positions_of
@@ -234,7 +234,7 @@ def scoring_of(
 
 def _loaded(name: str, loading: Mapping[str, Any]) -> TokenStore | TokenScorer | LanguageModel:
     """The oracle in a folder: scores, a stage of a run or a reward, or a model."""
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if any(folder.glob("tokens-*.parquet")):
         if (folder / MANIFEST).is_file() and not read_manifest(folder).complete:
             raise UserError(

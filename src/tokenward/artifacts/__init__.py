@@ -10,6 +10,7 @@ from tokenward.artifacts.files import (
     folder_fingerprint,
     read_json,
     read_jsonl,
+    user_path,
     write_json,
     write_jsonl,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "recorded",
     "require",
     "said",
+    "user_path",
     "write_json",
     "write_jsonl",
 ]

@@ -19,6 +19,21 @@ _CHUNK_BYTES = 1 << 20
 _file_memo: dict[tuple[str, int, int, int], str] = {}
 
 
+def user_path(name: str | Path) -> Path:
+    """A path as a user writes it, with ``~`` for the home folder.
+
+    Raises:
+        UserError: it cannot be a path.
+    """
+    try:
+        if "\0" not in str(name):
+            return Path(name).expanduser()
+        problem = "it holds a zero byte"
+    except RuntimeError as error:  # ~nobody
+        problem = str(error).rstrip(".")
+    raise UserError(f"{str(name)!r} cannot be a path: {problem}. Check the path.", code="unusable-path")
+
+
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a rerun after a crash, sees either all of it or none."""
     with atomic_file(path) as file:

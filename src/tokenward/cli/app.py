@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenward import __version__
-from tokenward.errors import Stopped
+from tokenward.errors import StoppedBySignal
 
 app = typer.Typer(
     name="tokenward",
@@ -83,7 +83,7 @@ def stoppable() -> Iterator[None]:
             yield
         except KeyboardInterrupt as stop:
             print(f"\n{stop}" if str(stop) else f"\nstopped; {GOES_ON}", file=sys.stderr)
-            number = stop.signal if isinstance(stop, Stopped) else signal.SIGINT
+            number = stop.signal if isinstance(stop, StoppedBySignal) else signal.SIGINT
             raise typer.Exit(128 + number) from stop
 
 
@@ -95,13 +95,13 @@ def _signals() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(signal=number)
+        raise StoppedBySignal(signal=number)
 
     def again(lost: Any) -> None:
         if not isinstance(lost.exc_value, KeyboardInterrupt):
             shown(lost)
             return
-        number = lost.exc_value.signal if isinstance(lost.exc_value, Stopped) else signal.SIGINT
+        number = lost.exc_value.signal if isinstance(lost.exc_value, StoppedBySignal) else signal.SIGINT
         # An exception here would be lost too. The timer's thread sends the signal when this function has returned.
         timer = Timer(0.05, interrupt_main, [number])
         timer.daemon = True

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tokenward.artifacts import user_path
 from tokenward.cli.app import SetOption, app, argument, option, reading, stoppable
 from tokenward.config import load_recipe
 from tokenward.display import Display
@@ -15,7 +16,7 @@ RunArgument = Annotated[Path, argument("The folder of a run, or its recipe.", "R
 
 
 def _folder(run: Path) -> Path:
-    return Path(load_recipe(run).recipe.run).expanduser() if run.is_file() else run
+    return user_path(load_recipe(run).recipe.run) if run.is_file() else run
 
 
 @app.command()

@@ -20,6 +20,7 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 
 _BATCH_ROWS = 256  # of a Parquet file in memory at once: long conversations take a megabyte per row
 _SCANNED_BYTES = 1 << 20
+_LONGEST_CELL = 1 << 28  # Python's own limit for a table is 131,072 characters, less than a long conversation
 
 
 class _Table(NamedTuple):
@@ -65,14 +66,11 @@ def _json_rows(path: Path) -> Rows:
 def _table_rows(path: Path, table: _Table) -> Rows:
     """One row per record of a file with a header. A record is named by the line on which it starts."""
     lines = (line for _, line in _lines(path))
+    csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(lines, delimiter=table.delimiter, quoting=table.quoting, strict=True)
     try:
         header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise UserError(
-                f"{path}:1: two columns have the same name: {', '.join(header)}. Give each its own name.",
-                code="duplicate-column",
-            )
+        _check_names(header, f"{path}:1")
         start = reader.line_num + 1
         for cells in reader:
             if cells:
@@ -85,6 +83,14 @@ def _table_rows(path: Path, table: _Table) -> Rows:
         ) from error
 
 
+def _check_names(names: list[str], where: str) -> None:
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"{where}: two columns have the same name: {', '.join(names)}. Give each its own name.",
+            code="duplicate-column",
+        )
+
+
 def _parquet_rows(path: Path) -> Rows:
     import pyarrow
     import pyarrow.parquet
@@ -92,10 +98,17 @@ def _parquet_rows(path: Path) -> Rows:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _check_names(file.schema_arrow.names, str(path))
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}:row {number}", without_filled(row)
+    except (UnicodeDecodeError, OverflowError) as error:  # of a value that Python cannot hold
+        raise UserError(
+            f"{path}: a value in one of the rows {number + 1} to {number + _BATCH_ROWS} cannot be read: {error}. Write the file again "
+            "with text as UTF-8 and dates before the year 10000.",
+            code="bad-value",
+        ) from error
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: not a complete Parquet file: {error}. Write or copy it again.", code="damaged-file"

@@ -24,6 +24,7 @@ from tokenward.artifacts import (
     read_manifest,
     recorded,
     require,
+    user_path,
 )
 from tokenward.config import OnlineTable, PromptTaskTable, Recipe
 from tokenward.display import Display
@@ -74,7 +75,7 @@ def check_start(name: str, *, trust_remote_code: bool) -> None:
     if name in ("default", HUB_NAME) or is_hub_name(name):
         return
     resolve(name)
-    if not Path(name).expanduser().is_dir():
+    if not user_path(name).is_dir():
         return
     parts = parts_of(resolve(name))
     if parts.head_mlp is not None:
@@ -110,17 +111,7 @@ class Run:
         Raises:
             UserError: the recipe's ``run`` cannot be a path.
         """
-        name = self.recipe.run
-        try:
-            if name and "\0" not in name:
-                return Path(name).expanduser()
-        except RuntimeError:  # ~nobody
-            pass
-        raise UserError(
-            f"run is {name!r}, which cannot be a path. Write the path of a folder, such as runs/first.",
-            code="unusable-path",
-            key="run",
-        )
+        return user_path(self.recipe.run)
 
     def path(self, stage: str) -> Path:
         """Folder of a stage."""
@@ -261,7 +252,7 @@ class Run:
         Raises:
             UserError: the adapter cannot be merged, or the merged model computes other log-probabilities.
         """
-        if not (Path(name).expanduser() / ADAPTER_FILE).is_file():
+        if not (user_path(name) / ADAPTER_FILE).is_file():
             return name
         kind = "-own" if self.recipe.model.dtype == OWN else ""
         target = self.folder / FOLDER / f"{model_fingerprint(name)[:16]}{kind}"

@@ -10,7 +10,7 @@ from tokenward.errors import UserError
 from tokenward.tools.finished import run_folder
 
 
-class Checked(NamedTuple):
+class CheckedStage(NamedTuple):
     """A stage of a run, and whether its files are what it wrote.
 
     Attributes:
@@ -28,7 +28,7 @@ class Checked(NamedTuple):
     finished: bool = True
 
 
-def check_run(run: str | Path) -> list[Checked]:
+def check_run(run: str | Path) -> list[CheckedStage]:
     """Read every file of a run's stages, tables and merged models, and compare it with the manifest beside it.
 
     Args:
@@ -47,15 +47,15 @@ def _age(folder: Path) -> tuple[float, str]:
     return (folder / MANIFEST).stat().st_mtime, folder.name
 
 
-def _checked(folder: Path, name: str) -> Checked:
+def _checked(folder: Path, name: str) -> CheckedStage:
     try:
         manifest = read_manifest(folder)
     except UserError as error:
-        return Checked(name, problems=(str(error),))
+        return CheckedStage(name, problems=(str(error),))
     damage = manifest.damage(folder, every=True)
     problems = tuple(f"{name}/{file} {problem}" for file, problem in damage.items())
     size = sum(size for size, _ in manifest.files.values())
-    return Checked(name, len(manifest.files), size, problems, manifest.complete)
+    return CheckedStage(name, len(manifest.files), size, problems, manifest.complete)
 
 
 def show_check(display: Display, run: str | Path) -> bool:
@@ -77,7 +77,7 @@ def show_check(display: Display, run: str | Path) -> bool:
     return not problems
 
 
-def _row(item: Checked) -> Iterator[str]:
+def _row(item: CheckedStage) -> Iterator[str]:
     yield item.name
     yield str(item.files)
     yield f"{item.size:,}"

@@ -22,7 +22,7 @@ from transformers import TrainingArguments as Args
 
 from tokenward.artifacts import read_jsonl, write_jsonl
 from tokenward.display import Bar
-from tokenward.errors import Stopped
+from tokenward.errors import StoppedBySignal
 from tokenward.sampling import Reply
 
 RELATIVE_GAIN = 1e-4
@@ -322,7 +322,7 @@ class StopOnInterrupt(TrainerCallback):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            raise Stopped(signal=number)
+            raise StoppedBySignal(signal=number)
         self.signal = number
         # Say so now: a step with fresh samples can take minutes. print() is not reentrant, and a signal may arrive
         # inside one, so write to the file descriptor.

@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tokenward.artifacts import read_json, write_jsonl
 from tokenward.display import Display
-from tokenward.errors import Stopped
+from tokenward.errors import StoppedBySignal
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, imitates_bfloat16, record
 from tokenward.objectives.base import Objective
@@ -94,7 +94,7 @@ class KeepNewest(TrainerCallback):
 CHECKED_ROWS = 4
 
 
-class Interrupted(Stopped):
+class Interrupted(StoppedBySignal):
     """Ctrl-C or SIGTERM during training; a checkpoint has been saved."""
 
 

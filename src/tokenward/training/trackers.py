@@ -10,7 +10,7 @@ from typing import Any
 from transformers import Trainer
 from transformers.integrations.integration_utils import TensorBoardCallback
 
-from tokenward.artifacts import EVENTS, StageFolder
+from tokenward.artifacts import EVENTS, StageFolder, user_path
 
 
 def tracker_defaults(stage: StageFolder, part: str = "") -> dict[str, Any]:
@@ -32,7 +32,7 @@ def place_event_files(trainer: Trainer, folder: str | None) -> None:
     """Let TensorBoard's callback write to a folder; None leaves transformers' own choice."""
     for callback in trainer.callback_handler.callbacks if folder is not None else ():
         if isinstance(callback, TensorBoardCallback):
-            callback.logging_dir = str(Path(folder or "").expanduser())
+            callback.logging_dir = str(user_path(folder or ""))
 
 
 @contextmanager
