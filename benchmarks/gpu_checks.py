@@ -67,7 +67,9 @@ def computed(model: TokenModel, rows: Sequence[TokenRow], objective: Objective, 
         if weight.grad is not None
     }
     scored = token_values(model, rows, precision=precision, tokens_per_batch=4096)
-    return Computed(float(loss.detach()), gradients, torch.cat([part for row in scored for part in row]).double())
+    return Computed(
+        float(loss.detach()), gradients, torch.cat([part for row in scored for part in row]).double()
+    )
 
 
 def differences(found: Computed, expected: Computed) -> Allowed:
