@@ -115,7 +115,7 @@ class Display:
 
     @contextmanager
     def progress(self, label: str, total: int, *, brief: bool = False) -> Iterator["Bar"]:
-        """A progress bar with the time left, or a few lines without a terminal.
+        """A progress bar with the time left, or a few lines without a terminal. A ``total`` of 0 is not known yet.
 
         One that is ``brief`` leaves nothing on the screen if it was quick, because a line of its own follows it.
         """
@@ -130,7 +130,7 @@ class Display:
             TextColumn("{task.fields[note]}", style="dim"),
         )
         with Progress(*columns, console=self.console, transient=brief) as shown:
-            task = shown.add_task(label, total=total, note="")
+            task = shown.add_task(label, total=total or None, note="")
             yield Bar(self, label, total, shown, task)
 
 
@@ -163,6 +163,17 @@ class Bar:
         self._show(count, note)
         self._display.tell(self._label, self._done, self._total)
 
+    def reach(self, done: int, total: int, note: str = "") -> None:
+        """Show that ``done`` of ``total`` steps are finished. A total of 0 is not known, and the note tells how far it is."""
+        if total != self._total and self._shown is not None and self._task is not None:
+            self._shown.update(self._task, total=total or None)
+        self._total = total
+        self.advance(done - self._done, note)
+
+    def note(self, note: str) -> None:
+        """Show another note, without a step."""
+        self.advance(0, note)
+
     def _show(self, count: int, note: str) -> None:
         if self._shown is not None and self._task is not None:
             self._shown.update(self._task, completed=self._done)
@@ -174,6 +185,9 @@ class Bar:
             self._lines, self._said = lines, time.monotonic()
             line = f"  {self._label} {self._done}/{self._total}  {self._left()}  {note}".rstrip()
             self._display.line(line)
+        elif not self._total and note and time.monotonic() - self._said >= PLAIN_SECONDS:
+            self._said = time.monotonic()
+            self._display.line(f"  {self._label}: {note}")
 
     def _is_due(self) -> bool:
         """Whether a line is worth its place: the last one, or one after some time."""

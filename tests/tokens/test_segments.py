@@ -13,7 +13,7 @@ from tests.tokens.rows import encoded
 from tokenward.errors import UserError
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.segments import token_segments, with_segments
-from tokenward.tokens.spans import ByteSpan, byte_spans, spans_of_ids, token_spans
+from tokenward.tokens.spans import ByteSpan, byte_spans, spans_of_ids
 from tokenward.types import Comparison, Span
 
 TOKENIZER = tiny_tokenizer()
@@ -153,7 +153,8 @@ def test_overlapping_spans_are_refused(spans):
 @pytest.mark.parametrize("unit", UNITS[1:])
 def test_eos_tokens_belong_to_the_last_segment(unit):
     text = "One. Two"
-    tokens = token_spans(TOKENIZER, text, 10)
+    spans, end = byte_spans(TOKENIZER, text), len(text)
+    tokens = [*spans, *[ByteSpan(end, end)] * (10 - len(spans))]
     found = token_segments(unit, text, tokens, [Span(0, 4, 1.0)]).tolist()
     assert found == [0] * 4 + [1] * 6
     assert token_segments(unit, "", [ByteSpan(0, 0)]).tolist() == [0]

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from tests.tiny import tiny_tokenizer
 from tokenward.errors import UserError
-from tokenward.tokens.spans import ByteSpan, byte_spans, span_values, spans_of_ids, token_spans
+from tokenward.tokens.spans import ByteSpan, byte_spans, span_values, spans_of_ids
 from tokenward.types import Span
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -120,11 +120,6 @@ def test_a_slow_tokenizer_is_refused():
     with pytest.raises(UserError, match="old/model") as error:
         byte_spans(Slow(), "x")
     assert error.value.code == "slow-tokenizer"
-
-
-def test_spans_of_a_response_with_eos_or_truncated():
-    assert token_spans(tokenizer("tiny"), "éx", 5) == [(0, 1), (1, 2), (2, 3), (3, 3), (3, 3)]
-    assert token_spans(tokenizer("tiny"), "x the end", 2) == [(0, 1), (1, 5)]
 
 
 def test_span_values_by_hand():

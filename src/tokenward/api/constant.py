@@ -24,15 +24,19 @@ CHECKED_REWARDS = 32
 
 
 def constant_value(parts: Iterable[Tensor | np.ndarray]) -> float | None:
-    """The number that all numbers are equal to, or None if they differ or there are none. NaN is ignored."""
+    """The number that all numbers are equal to, or None if they differ or there are none. NaN is ignored.
+
+    Reads no further than the first number that differs.
+    """
     low, high = float("inf"), -float("inf")
     for part in parts:
         found = np.asarray(part)
         found = found[~np.isnan(found)]
         if len(found):
             low, high = min(low, float(found.min())), max(high, float(found.max()))
-    equal = low <= high and high - low <= ROUNDING * max(abs(low), abs(high))
-    return high if equal else None
+            if high - low > ROUNDING * max(abs(low), abs(high)):
+                return None  # further numbers cannot make them equal: the quotient of both sides only grows
+    return high if low <= high and high - low <= ROUNDING * max(abs(low), abs(high)) else None
 
 
 def warn_of_scores(scorer: Scorer, parts: Iterable[Tensor | np.ndarray], say: Say) -> bool:

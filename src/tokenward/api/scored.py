@@ -1,6 +1,7 @@
 """Scores and weights as columns of a data set, and the evaluation of a trained model."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,15 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from tokenward.api.arguments import check_metrics, check_scored, check_scoring, check_selector, check_tokens
+from tokenward.api.arguments import (
+    check_comparable,
+    check_metrics,
+    check_sampler,
+    check_scored,
+    check_scoring,
+    check_selector,
+    check_tokens,
+)
 from tokenward.api.inputs import (
     DEFAULT_TOKENS,
     Model,
@@ -40,15 +49,17 @@ from tokenward.api.stored import (
 )
 from tokenward.api.values import REFERENCE_LOGP, ValuePass
 from tokenward.artifacts import StagePart
+from tokenward.distributed import independent, is_first
 from tokenward.errors import UserError
 from tokenward.evaluation.measures import Measures, Models
 from tokenward.evaluation.statistics import Figure
-from tokenward.models.base import shares_weights
 from tokenward.models.identity import check_places, resolve
 from tokenward.models.loading import LanguageModel, absolute_name
 from tokenward.models.probe import Packing
 from tokenward.plugins import name_of
 from tokenward.sampling import SamplingSettings
+from tokenward.sampling.server import ServerSampler
+from tokenward.sampling.vllm import VllmSampler
 from tokenward.scoring.basic import Scorer
 from tokenward.scoring.join import with_scores
 from tokenward.scoring.reads import is_online
@@ -153,7 +164,7 @@ def score(
         tokens_per_batch: Maximum number of tokens in a forward pass.
         store: Folder in which the values are kept, to continue after a stop. Once complete, it can be passed as an oracle.
         part: ``i/N``, such as ``1/4``, computes one of N parts of ``store``. Other jobs with the same arguments compute the others at
-            the same time.
+            the same time. The processes of one launch share all of them without it, and all get the result.
         quiet: Show nothing.
 
     Returns:
@@ -174,7 +185,7 @@ def score(
             code="missing-store",
         )
     mine = StagePart.read("1/1" if part is None else part)
-    display = LoggedDisplay(quiet=quiet, log=not quiet)
+    display = LoggedDisplay(quiet=quiet or not is_first(), log=not quiet and is_first())
 
     def base() -> LanguageModel:
         if reference is None:
@@ -207,7 +218,8 @@ def score(
         display=display,
     )
     if store is not None:
-        known = values.kept_store(scoring, data.everything, Path(store).expanduser(), mine, tokens)
+        with nullcontext() if part is None else independent():
+            known = values.kept_store(scoring, data.everything, Path(store).expanduser(), mine, tokens)
         if known is None:
             return None
         return with_score_columns(
@@ -312,6 +324,7 @@ def evaluate(
     metrics: Sequence[str] = (),
     prompts: int = 0,
     sampling: SamplingSettings | None = None,
+    sampler: ServerSampler | VllmSampler | None = None,
     seed: int = 0,
     bootstrap: int = 2000,
     tokens: TokenSettings = DEFAULT_TOKENS,
@@ -344,6 +357,7 @@ def evaluate(
         metrics: Names of metrics of sampled replies.
         prompts: Number of prompts that both models reply to.
         sampling: Sampling settings.
+        sampler: Samples the replies in place of transformers, after a check that it holds the model's weights.
         seed: Seed of the replies and the intervals.
         bootstrap: Number of bootstrap resamples of an interval.
         tokens: How text becomes tokens.
@@ -357,7 +371,8 @@ def evaluate(
         Figures by name, each with its value, a 95 % bootstrap interval and n.
 
     Raises:
-        UserError: a row cannot be read, a metric is not known, or there are metrics and no prompts.
+        UserError: a row cannot be read, a metric is not known, there are metrics and no prompts, or the sampler cannot be
+            reached or holds other weights.
     """
     check_options(precision=precision, packing=packing, pairs=pairs)
     if bootstrap < 1:
@@ -368,14 +383,15 @@ def evaluate(
     check_tokens(tokens)
     check_rows_type(dataset, "dataset")
     check_metrics(metrics, prompts)
+    check_sampler(sampler, prompts)
     check_scoring(oracle, scorer)
     check_places(model=model, reference=reference, oracle=oracle)
-    display = LoggedDisplay(quiet=quiet, log=not quiet)
+    display = LoggedDisplay(quiet=quiet or not is_first(), log=not quiet and is_first())
     start = language_model(reference, processing_class, packing=packing, name="reference")
     policy = language_model(model, processing_class, packing=packing)
     named = isinstance(model, str | Path) and isinstance(reference, str | Path)
     same_name = named and absolute_name(resolve(str(model))) == absolute_name(resolve(str(reference)))
-    _check_comparable(start, policy, tokens, same_name=same_name)
+    check_comparable(start, policy, tokens, same_name=same_name)
     template = start.template(tokens.style)
     scoring = scoring_of(
         oracle, lambda: start, scorer=scorer, style=tokens.style, template=template, packing=packing
@@ -395,6 +411,7 @@ def evaluate(
     measures = Measures(
         metrics=metrics,
         sampling=sampling or SamplingSettings(),
+        engine=sampler,
         seed=seed,
         resamples=bootstrap,
         **computing,
@@ -405,24 +422,6 @@ def evaluate(
         values = ValuePass(template=template, style=tokens.style, **computing)
         figures |= _credit(measures, scoring, table, values, start)
     return figures
-
-
-def _check_comparable(
-    start: LanguageModel, policy: LanguageModel, tokens: TokenSettings, *, same_name: bool
-) -> None:
-    """Refuse one model for both, and models that read other tokens."""
-    same_files = start.fingerprint != "" and start.fingerprint == policy.fingerprint
-    if same_name or same_files or shares_weights(start, policy):
-        raise UserError(
-            "model and reference are the same model, so there is no change to measure. Pass the model before training as reference.",
-            code="same-model",
-        )
-    if policy.template(tokens.style).fingerprint != start.template(tokens.style).fingerprint:
-        raise UserError(
-            f"model {policy.name} has another tokenizer or chat template than reference {start.name}, so their log-probabilities "
-            "cannot be compared. Pass the model before training as reference, or the tokenizer of both as processing_class.",
-            code="tokenizer-mismatch",
-        )
 
 
 def _credit(

@@ -52,7 +52,7 @@ from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 from tokenward.training.arguments import TokenTrainingArguments, token_arguments
 from tokenward.training.callbacks import CheckpointEvery
-from tokenward.training.fit import check_start
+from tokenward.training.fit import check_when_ready
 from tokenward.training.metrics import DisplacementAlarm
 from tokenward.training.trainer import TokenTrainer
 from tokenward.trl_names import answers_trl
@@ -207,7 +207,7 @@ class SelectiveTrainer(TokenTrainer):
             callbacks=[*_callbacks(args, own, display), *(callbacks or [])],
         )
         if needs_of(ready.objective).reference:
-            display.line(check_start(self, ready.rows, precision))
+            check_when_ready(self, ready.rows, precision, display.line)
         (display.notice if ready.dropped else display.line)(kept_line(ready))
         self.kept = kept_shares(ready.rows)
 

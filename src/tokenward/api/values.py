@@ -16,7 +16,8 @@ from tokenward.api.notices import LoggedDisplay
 from tokenward.api.oracles import Scoring
 from tokenward.api.stored import SHARD_ROWS, prompt_digest, store_of
 from tokenward.api.transfer import OTHER_TOKENS, OtherTokens, encoded_again, other_templates
-from tokenward.artifacts import StagePart, file_fingerprint, open_part
+from tokenward.artifacts import StagePart, file_fingerprint, open_part, part_of_process
+from tokenward.distributed import first_alone, first_enters, share_label, together
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.identity import positions_of
@@ -28,7 +29,7 @@ from tokenward.scoring.basic import Scorer, Surprisal, read_spans
 from tokenward.scoring.coverage import coverage
 from tokenward.scoring.model_scorers import internal_values
 from tokenward.scoring.reads import Value, reads_of, token_values
-from tokenward.scoring.store import Found, Shards, TokenStore, write_store
+from tokenward.scoring.store import Found, Shards, TokenStore, copy_shards, write_store
 from tokenward.scoring.transfer import Carrier
 from tokenward.tokens.encode import prompted
 from tokenward.tokens.rows import TokenRow, keys_of
@@ -201,7 +202,7 @@ class ValuePass:
         part: StagePart | None = None,
         others: OtherTokens | None = None,
     ) -> TokenStore:
-        """The values that a scorer reads, of every response of some rows.
+        """The values that a scorer reads, of every response of some rows. The processes of a launch share the work.
 
         Args:
             scoring: The scorer and its models, or existing values.
@@ -273,6 +274,7 @@ class ValuePass:
         folder: Path,
         part: StagePart | None,
     ) -> list[Maker]:
+        mine = part_of_process(part)
         return [
             Maker(
                 name,
@@ -282,7 +284,7 @@ class ValuePass:
                 style=style,
                 precision=self.precision,
                 tokens_per_batch=self.tokens_per_batch,
-                cache=folder / CACHE / ("" if part is None else part.name),
+                cache=folder / CACHE / ("" if mine is None else mine.name),
             )
             for name, values in by_model.items()
         ]
@@ -295,11 +297,20 @@ class ValuePass:
         rows: TokenTable,
         part: StagePart | None,
     ) -> TokenStore:
-        responses = Shards(folder, len(rows), SHARD_ROWS).waiting(rows, part)
-        with self.display.progress("scores", responses * sum(maker.passes for maker in makers)) as bar:
-            return write_store(
-                folder, makers, template, rows, shard_rows=SHARD_ROWS, progress=bar.advance, part=part
-            )
+        mine, label = part_of_process(part), share_label("scores")
+        shards = Shards(folder, len(rows), SHARD_ROWS)
+
+        def write() -> None:
+            total = shards.waiting(rows, mine) * sum(maker.passes for maker in makers)
+            with self.display.progress(label, total) as bar:
+                write_store(
+                    folder, makers, template, rows, shard_rows=SHARD_ROWS, progress=bar.advance, part=mine
+                )
+
+        together(write)
+        if part is None:
+            copy_shards(shards)
+        return TokenStore(folder)
 
     def kept_store(
         self, scoring: Scoring, rows: TokenTable, folder: Path, part: StagePart, tokens: TokenSettings
@@ -329,21 +340,20 @@ class ValuePass:
         others = self.other_tokens(scoring, rows)
         if others is not None:
             inputs["template of the oracle"] = others.template.fingerprint
-        with open_part(folder, part, stage="scores", settings=settings, inputs=inputs, format=1) as stage:
-            if stage.done:
-                return TokenStore(folder)
-            self.store(scoring, rows, folder, part=part, others=others)
-            shards = [Shards(folder, len(rows), SHARD_ROWS)]
-            if others is not None:
-                shards.insert(0, Shards(folder / OTHER_TOKENS, len(others.rows), SHARD_ROWS))
-            if missing := shards[0].missing() or shards[-1].missing():
-                self.display.notice(shards[0].said_missing(part, missing))
-                return None
-            store = TokenStore(folder)
-            stage.temporary.append(folder / CACHE)
-            made = {"template": self.template.fingerprint, **settings["tokens"]}
-            stage.complete(responses=len(store), tokens=made)
-        return store
+        shards = [Shards(folder, len(rows), SHARD_ROWS)]
+        if others is not None:
+            shards.insert(0, Shards(folder / OTHER_TOKENS, len(others.rows), SHARD_ROWS))
+        given: dict[str, Any] = {"stage": "scores", "settings": settings, "inputs": inputs, "format": 1}
+        with first_enters(lambda: open_part(folder, part, **given)) as stage:
+            if not stage.done:
+                self.store(scoring, rows, folder, part=part if part.of > 1 else None, others=others)
+                if missing := first_alone(lambda: shards[0].missing() or shards[-1].missing()):
+                    self.display.notice(shards[0].said_missing(part, missing))
+                    return None
+                stage.temporary.append(folder / CACHE)
+                made = {"template": self.template.fingerprint, **settings["tokens"]}
+                first_alone(lambda: stage.complete(responses=len(TokenStore(folder)), tokens=made))
+        return TokenStore(folder)
 
     def reference(self, model: LanguageModel, rows: TokenTable, folder: Path) -> TokenStore:
         """The log-probabilities of a reference, of every response of some rows."""

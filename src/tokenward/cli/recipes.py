@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tokenward.artifacts import atomic_write
-from tokenward.cli.app import RecipeArgument, SetOption, app, argument, option, stoppable
+from tokenward.cli.app import RecipeArgument, SetOption, app, argument, left_to_first, option, stoppable
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.methods import all_methods, method_of
@@ -101,6 +101,8 @@ def score(
             "--part has no effect with texts: it divides the scores of a recipe. Leave it out.",
             code="unused-key",
         )
+    if left_to_first():
+        return
     with stoppable():
         from tokenward.tools.score_texts import score_file
 
@@ -129,15 +131,28 @@ def plan(
     step: Annotated[
         bool, option("Measure one real step of each training, or only estimate with --no-step.")
     ] = True,
+    devices: Annotated[
+        int | None, option("Also plan for so many processes with a device each.", "--devices", "--processes")
+    ] = None,
+    device_memory: Annotated[str | None, option("Memory of a device, such as 80GB.")] = None,
+    engine: Annotated[
+        str | None, option("ddp, fsdp2, zero2 or zero3; otherwise that of the training table.")
+    ] = None,
+    device_rate: Annotated[float | None, option("TFLOP/s that a device sustains; otherwise assumed.")] = None,
+    link: Annotated[float | None, option("GB/s that a device sends; otherwise assumed.")] = None,
 ) -> None:
     """Predict the memory, time and disk space of each stage before a run.
 
     This runs the data stage, because the estimates need the lengths of the texts.
+
+    tokenward plan recipe.yaml --devices 8 --device-memory 80GB --engine fsdp2
     """
     with stoppable():
         from tokenward.tools.plan import plan_recipe
+        from tokenward.tools.plan_devices import wanted
 
-        plan_recipe(recipe, overrides or (), measure=step)
+        asked = wanted(devices, device_memory, engine, device_rate, link)
+        plan_recipe(recipe, overrides or (), measure=step, devices=asked)
 
 
 @app.command()

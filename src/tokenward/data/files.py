@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -20,6 +20,32 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 
 _BATCH_ROWS = 256  # of a Parquet file in memory at once: long conversations take a megabyte per row
 _SCANNED_BYTES = 1 << 20
+_LINES_PER_LOOK = 256  # from one look at the position in a file to the next
+
+
+class Meter:
+    """How far the files of a source have been read, in bytes."""
+
+    def __init__(self) -> None:
+        self.total = 0  # of all files that are known to be read
+        self._before = self._now = 0
+
+    @property
+    def done(self) -> int:
+        """Bytes that have been read."""
+        return self._before + self._now
+
+    def expect(self, size: int) -> None:
+        """Count ``size`` more bytes as to be read."""
+        self.total += size
+
+    def at(self, position: int) -> None:
+        """Note the position in the present file."""
+        self._now = position
+
+    def end(self, size: int) -> None:
+        """Note that a file of ``size`` bytes is finished."""
+        self._before, self._now = self._before + size, 0
 
 
 class _Table(NamedTuple):
@@ -36,21 +62,23 @@ _CSV = _Table("CSV", ",", csv.QUOTE_MINIMAL, "Quote each cell that contains a co
 _TSV = _Table("TSV", "\t", csv.QUOTE_NONE, "Remove tabs and line breaks from the cells")
 
 
-def jsonl_rows(path: Path) -> Rows:
+def jsonl_rows(path: Path, meter: Meter | None = None) -> Rows:
     """One row per line of a JSONL file. Blank lines are skipped.
+
+    The position in the file is noted in ``meter``.
 
     Raises:
         UserError: A line is not a JSON object, or not UTF-8.
     """
-    for line_number, line in _lines(path):
+    for line_number, line in _lines(path, meter):
         if line.strip():
             where = f"{path}:{line_number}"
             yield where, _json_object(line, where)
 
 
-def _json_rows(path: Path) -> Rows:
+def _json_rows(path: Path, meter: Meter | None = None) -> Rows:
     """The objects of a JSON file that is a list, or an object with a single list."""
-    text = "".join(line for _, line in _lines(path))
+    text = "".join(line for _, line in _lines(path, meter))
     advice = "The file must contain one list of objects. If each line is one object, name it .jsonl."
     content = _loads(text, str(path), advice, whole_file=True)
     for number, row in enumerate(_only_list(content, path), 1):
@@ -62,9 +90,9 @@ def _json_rows(path: Path) -> Rows:
         yield where, row
 
 
-def _table_rows(path: Path, table: _Table) -> Rows:
+def _table_rows(path: Path, meter: Meter | None = None, *, table: _Table) -> Rows:
     """One row per record of a file with a header. A record is named by the line on which it starts."""
-    lines = (line for _, line in _lines(path))
+    lines = (line for _, line in _lines(path, meter))
     reader = csv.reader(lines, delimiter=table.delimiter, quoting=table.quoting, strict=True)
     try:
         header = next(reader, [])
@@ -85,14 +113,17 @@ def _table_rows(path: Path, table: _Table) -> Rows:
         ) from error
 
 
-def _parquet_rows(path: Path) -> Rows:
+def _parquet_rows(path: Path, meter: Meter | None = None) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
+        size = path.stat().st_size
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                if meter is not None:
+                    meter.at(size * number // file.metadata.num_rows)
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}:row {number}", without_filled(row)
@@ -102,7 +133,7 @@ def _parquet_rows(path: Path) -> Rows:
         ) from error
 
 
-READERS: dict[str, Callable[[Path], Rows]] = {
+READERS: dict[str, Callable[[Path, Meter | None], Rows]] = {
     ".jsonl": jsonl_rows,
     ".jsonl.gz": jsonl_rows,
     ".json": _json_rows,
@@ -122,11 +153,13 @@ def extension(path: Path) -> str:
     return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, meter: Meter | None = None) -> Iterator[tuple[int, str]]:
     """Decoded lines with their line ends, numbered from 1."""
     try:
-        with gzip.open(path) if extension(path).endswith(".gz") else path.open("rb") as stream:
+        with path.open("rb") as file, _unpacked(path, file) as stream:
             for number, raw in enumerate(stream, 1):
+                if meter is not None and not number % _LINES_PER_LOOK:
+                    meter.at(file.tell())
                 # Excel and others write a byte order mark at the start of the file.
                 yield number, _decoded(raw, f"{path}:{number}", "utf-8-sig" if number == 1 else "utf-8")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -138,6 +171,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(
             f"{path}: cannot be read: {error.strerror or error}.", code="unreadable-file"
         ) from error
+
+
+def _unpacked(path: Path, file: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(file)) if extension(path).endswith(".gz") else file
 
 
 def _decoded(raw: bytes, where: str, encoding: str) -> str:
@@ -196,11 +233,14 @@ def _record(header: list[str], cells: list[str], where: str, advice: str) -> dic
     return dict(zip(header, map(Cell, cells), strict=True))
 
 
+_LINE = json.JSONEncoder(ensure_ascii=False)  # making one takes as long as writing a short row
+
+
 def to_line(row: Comparison) -> str:
     """A comparison as one line of JSON, with its line end."""
     record = {name: getattr(row, name) for name in row.__slots__}
     known = {name: value for name, value in record.items() if value is not None and value != ()}
-    return json.dumps(known, ensure_ascii=False) + "\n"
+    return _LINE.encode(known) + "\n"
 
 
 def from_line(line: str | bytes) -> Comparison:

@@ -30,18 +30,25 @@ def pair_places(comparison: Comparison, rule: str, *, min_gap: float | None = No
     Raises:
         UserError: The rule is unknown, ``min_gap`` is negative, or the data has no scores.
     """
-    if rule not in RULES:
-        raise unknown_name(rule, "a rule for pairs", RULES, key="data.pairs")
-    order = sorted(range(len(comparison.ranks)), key=comparison.ranks.__getitem__)
-    if len(order) < 2:
-        return []
-    chosen = [
-        (b, w) for b, w in RULES[rule](order, comparison.ranks) if comparison.ranks[b] < comparison.ranks[w]
-    ]
-    if min_gap is None:
+    chosen = ranked_places(comparison.ranks, rule)
+    if min_gap is None or len(comparison.ranks) < 2:
         return chosen
     scores = _scores(comparison, min_gap)
     return [(better, worse) for better, worse in chosen if scores[better] - scores[worse] >= min_gap]
+
+
+def ranked_places(ranks: Sequence[int], rule: str) -> Places:
+    """:func:`pair_places` of responses with these ranks, whatever their scores.
+
+    Raises:
+        UserError: The rule is unknown.
+    """
+    if rule not in RULES:
+        raise unknown_name(rule, "a rule for pairs", RULES, key="data.pairs")
+    if len(ranks) < 2:
+        return []
+    order = sorted(range(len(ranks)), key=ranks.__getitem__)
+    return [(better, worse) for better, worse in RULES[rule](order, ranks) if ranks[better] < ranks[worse]]
 
 
 def _scores(comparison: Comparison, min_gap: float) -> Sequence[float]:

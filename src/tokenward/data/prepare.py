@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tokenward.data.fields import FieldError, Row, Unusable
+from tokenward.data.files import Meter
 from tokenward.data.formats import Format, check_columns, find, renamed, usual_columns
 from tokenward.data.messages import trains
 from tokenward.data.parsers import Parsed, dense, with_row_wide
@@ -20,6 +22,7 @@ from tokenward.errors import UserError
 from tokenward.types import Comparison, Message
 
 _SHOWN_ERRORS = 5
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
 class Dropped(NamedTuple):
@@ -60,11 +63,17 @@ class Reading:
     formats: list[str] = field(default_factory=list[str])
     unread: list[str] = field(default_factory=list[str])  # columns that were not read
     said: list[str] = field(default_factory=list[str])  # lines for the user, such as which split is read
+    meter: Meter = field(default_factory=Meter)  # how far the files have been read
 
     @property
     def format(self) -> str:
         """The names of the formats, joined."""
         return ", ".join(self.formats)
+
+    def note_unread(self, row: Row, known: Set[str]) -> None:
+        """Add the columns of a row that are not among the known ones."""
+        if not row.keys() <= known:
+            self.unread += [str(name) for name in row if name not in known and name not in self.unread]
 
 
 def load(source: str | Path | Sequence[str | Path], **options: Any) -> Loaded:
@@ -103,7 +112,9 @@ def read(
         )
     parts = [source] if isinstance(source, str | Path) else list(source)
     reading = Reading(iter(()))
-    found = [rows(part, split=split, subset=subset, say=reading.said.append) for part in parts]
+    found = [
+        rows(part, split=split, subset=subset, say=reading.said.append, meter=reading.meter) for part in parts
+    ]
     reading.rows = _read_all(reading, source, found, _Options(format, columns or {}, limit))
     return reading
 
@@ -138,11 +149,13 @@ def comparison_key(
     named = sorted(reply_names(list(responses), turns))
     content: list[Any] = [[_message_name(message) for message in prompt], named]
     content += [json.dumps(list(tools), sort_keys=True)] if tools else []
-    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()[:16]
+    return hashlib.sha256(_COMPACT.encode(content).encode()).hexdigest()[:16]
 
 
 def reply_names(texts: Sequence[str], turns: Sequence[Sequence[Message] | None] | None) -> list[str]:
     """An identifier for each response: its text, or its messages if they contain more than the text."""
+    if turns is None:
+        return list(texts)
     return [
         text if own is None else json.dumps([_message_name(message) for message in own])
         for text, own in zip(texts, turns or [None] * len(texts), strict=True)
@@ -150,6 +163,8 @@ def reply_names(texts: Sequence[str], turns: Sequence[Sequence[Message] | None] 
 
 
 def _message_name(message: Message) -> list[Any]:
+    if len(message) == 2:
+        return [message["role"], message["content"]]
     more = {key: value for key, value in message.items() if key not in ("role", "content")}
     return [message["role"], message["content"], *([json.dumps(more, sort_keys=True)] if more else [])]
 
@@ -167,8 +182,10 @@ def with_responses(
     """The comparison of some responses of a row, given by their positions."""
     responses = tuple(row.responses[place] for place in places)
     turns = None if row.turns is None else whole_turns([row.turns[place] for place in places])
+    # The key does not depend on the order of the responses.
+    known = row.key if isinstance(row, Comparison) and len({*places}) == len(row.responses) else None
     return Comparison(
-        key=comparison_key(row.prompt, responses, turns=turns, tools=row.tools),
+        key=known or comparison_key(row.prompt, responses, turns=turns, tools=row.tools),
         prompt=row.prompt,
         responses=responses,
         ranks=ranks,
@@ -222,7 +239,7 @@ def _read_all(
         known = {columns.get(name, name) for name in shape.reads}
         for where, row in chain([first], numbered):
             count += 1
-            reading.unread += [str(name) for name in row if name not in known and name not in reading.unread]
+            reading.note_unread(row, known)
             try:
                 result = _result(row, where, shape, columns)
             except FieldError as error:
@@ -297,6 +314,8 @@ def _is_question(message: Message) -> bool:
 def _distinct(parsed: Parsed, places: Sequence[int]) -> list[int]:
     """The first of identical responses if their ranks agree, none of them if they do not."""
     names = reply_names(parsed.responses, parsed.turns)
+    if len({names[place] for place in places}) == len(places):
+        return list(places)
     same: defaultdict[str, list[int]] = defaultdict(list)
     for place in places:
         same[names[place]].append(place)
@@ -339,10 +358,13 @@ def notes_of(empty: int = 0, identical: int = 0, weightless: int = 0) -> dict[st
 
 
 def opinion(comparison: Comparison) -> int:
-    """A 64-bit hash of the rank of each response. The order of the responses does not matter."""
+    """A 64-bit hash of the rank of each response, to be compared among comparisons with one key.
+
+    The order of the responses does not matter.
+    """
     names = reply_names(comparison.responses, comparison.turns)
-    ranked = sorted(zip(names, comparison.ranks, strict=True))
-    return int(hashlib.sha256(json.dumps(ranked).encode()).hexdigest()[:16], 16)
+    ranked = array("q", [rank for _, rank in sorted(zip(names, comparison.ranks, strict=True))])
+    return int.from_bytes(hashlib.blake2b(ranked, digest_size=8).digest())
 
 
 REPEATED = ("", "duplicate", "contradictory")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenward.data.fields import unknown_name
-from tokenward.data.files import READERS, Rows, extension
+from tokenward.data.files import READERS, Meter, Rows, extension
 from tokenward.data.messages import without_filled
 from tokenward.errors import UserError
 
@@ -27,6 +27,7 @@ def rows(
     split: str | None = None,
     subset: str | None = None,
     say: Say = str,
+    meter: Meter | None = None,
 ) -> Rows:
     """The rows of a source, one at a time.
 
@@ -37,6 +38,7 @@ def rows(
             ``train-00000-of-00002.parquet``. If no file does, the files whose names start with ``split`` are read.
         subset: A folder inside the source, or the configuration of a hub data set.
         say: Called with a line that tells which split is read, if there are others.
+        meter: Counts the bytes of files, in all and read. A data set of the hub, whose size is not known, counts none.
 
     Yields:
         The position of the row, ``file:line`` or ``file:row N`` (counted from 1), and the row.
@@ -46,15 +48,16 @@ def rows(
     """
     if not isinstance(source, str | Path):
         for part in source:
-            yield from rows(part, split=split, subset=subset, say=say)
+            yield from rows(part, split=split, subset=subset, say=say, meter=meter)
         return
+    meter = meter or Meter()
     path = Path(source).expanduser()
     if path.is_dir():
-        yield from _folder_rows(path, split, subset, say)
+        yield from _folder_rows(path, split, subset, say, meter)
     elif path.exists():
-        yield from _file_rows(path, split, subset)
+        yield from _file_rows(path, split, subset, meter)
     elif any(character in str(source) for character in "*?["):
-        yield from _glob_rows(path, split, subset)
+        yield from _glob_rows(path, split, subset, meter)
     elif _is_hub_name(str(source), path):
         yield from _hub_rows(str(source), split, subset, say)
     else:
@@ -81,19 +84,32 @@ def split_of(name: str) -> str | None:
     return "train" if found == "training" else found
 
 
-def _file_rows(path: Path, split: str | None, subset: str | None) -> Rows:
+def _file_rows(path: Path, split: str | None, subset: str | None, meter: Meter) -> Rows:
     if split is not None:
         raise _no_splits(split, f"{path} is a file and has no splits")
     _refuse_subset(path, subset)
+    return _files_rows([path], meter)
+
+
+def _files_rows(paths: Sequence[Path], meter: Meter) -> Rows:
+    """The rows of some files, one file after another."""
+    for path in paths:
+        meter.expect(path.stat().st_size)
+    for path in paths:
+        yield from _reader(path)(path, meter)
+        meter.end(path.stat().st_size)
+
+
+def _reader(path: Path) -> Callable[[Path, Meter | None], Rows]:
     if extension(path) not in READERS:
         found = extension(path) or "a name without extension"
         raise UserError(
             f"{path}: cannot read {found}. Supported are: {', '.join(READERS)}.", code="unknown-file-type"
         )
-    return READERS[extension(path)](path)
+    return READERS[extension(path)]
 
 
-def _glob_rows(pattern: Path, split: str | None, subset: str | None) -> Rows:
+def _glob_rows(pattern: Path, split: str | None, subset: str | None, meter: Meter) -> Rows:
     _refuse_subset(pattern, subset)
     root = Path(pattern.anchor)  # Path.glob does not take an absolute pattern
     found = sorted(path for path in root.glob(str(pattern.relative_to(root))) if path.is_file())
@@ -108,15 +124,16 @@ def _glob_rows(pattern: Path, split: str | None, subset: str | None) -> Rows:
             code="ambiguous-split",
             key="data.split",
         )
-    for path in found if split is None else _files_of_split(groups, split, str(pattern), str):
-        yield from _file_rows(path, None, None)
+    yield from _files_rows(
+        found if split is None else _files_of_split(groups, split, str(pattern), str), meter
+    )
 
 
-def _folder_rows(folder: Path, split: str | None, subset: str | None, say: Say) -> Rows:
+def _folder_rows(folder: Path, split: str | None, subset: str | None, say: Say, meter: Meter) -> Rows:
     if subset is not None:
         folder = _subset_folder(folder, subset)
     if _is_saved(folder):
-        yield from _saved_rows(folder, split, say)
+        yield from _saved_rows(folder, split, say, meter)
         return
     groups = _by_split(folder)
     if not groups:
@@ -128,8 +145,7 @@ def _folder_rows(folder: Path, split: str | None, subset: str | None, say: Say) 
             f"folders use a pattern: {folder}/**/*.jsonl"
         )
         raise UserError(f"{folder}: contains no data file. {advice}", code="missing-file", key="data.subset")
-    for path in _files_of_split(groups, split, str(folder), say):
-        yield from _file_rows(path, None, None)
+    yield from _files_rows(_files_of_split(groups, split, str(folder), say), meter)
 
 
 def _is_saved(folder: Path) -> bool:
@@ -245,7 +261,7 @@ def _no_splits(split: str, problem: str) -> UserError:
     return UserError(f"split {split}: {problem}. Leave split out.", code="unknown-split", key="data.split")
 
 
-def _saved_rows(folder: Path, split: str | None, say: Say) -> Rows:
+def _saved_rows(folder: Path, split: str | None, say: Say, meter: Meter) -> Rows:
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -258,10 +274,20 @@ def _saved_rows(folder: Path, split: str | None, say: Say) -> Rows:
         ) from error
     if isinstance(saved, Mapping):
         name = choose_split(str(folder), sorted(map(str, saved)), split, say)
-        return numbered(f"{folder}/{name}", saved[name].with_format(None))
+        return _metered(numbered(f"{folder}/{name}", saved[name].with_format(None)), saved[name], meter)
     if split is not None:
         raise _no_splits(split, f"{folder} contains one data set without splits")
-    return numbered(str(folder), saved.with_format(None))
+    return _metered(numbered(str(folder), saved.with_format(None)), saved, meter)
+
+
+def _metered(found: Rows, saved: Any, meter: Meter) -> Rows:
+    """The rows of a saved data set, whose files are read at equal speed."""
+    size = sum(Path(part["filename"]).stat().st_size for part in saved.cache_files)
+    meter.expect(size)
+    for number, row in enumerate(found):
+        meter.at(size * number // len(saved))
+        yield row
+    meter.end(size)
 
 
 def _hub_rows(name: str, split: str | None, subset: str | None, say: Say) -> Rows:

@@ -24,6 +24,8 @@ def is_eval(comparison: Comparison, share: float, seed: int) -> bool:
 
     The share is met on average, and no row moves when others are added.
     """
+    if not share:
+        return False
     prompt = json.dumps([[message["role"], message["content"]] for message in comparison.prompt])
     return uniform("split", seed, prompt) < share
 

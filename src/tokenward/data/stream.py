@@ -1,7 +1,7 @@
 """Writes a source to files of comparisons, row by row, with a few dozen bytes per row in memory.
 
-Which rows are repeated is known only after all have been read. Until then the rows wait on disk, with 24 bytes of hashes
-each in memory.
+Which rows are repeated is known only after all have been read. Until then the rows wait on disk, with 16 bytes of hashes
+each in memory, and 24 if there is a separate eval source.
 """
 
 import json
@@ -27,6 +27,7 @@ PROMPT_TRAINS = "prompt also in the training rows"
 """Reason to drop a row of a separate eval source."""
 
 _REASONS = (*REPEATED, PROMPT_TRAINS)
+_ROWS_PER_LOOK = 4096
 
 
 class DataCounts(NamedTuple):
@@ -50,10 +51,15 @@ class _Part:
     """
 
     def __init__(
-        self, waiting: Path, results: Iterable[Usable | Dropped], is_eval: Callable[[Comparison], bool]
+        self,
+        waiting: Path,
+        results: Iterable[Usable | Dropped],
+        is_eval: Callable[[Comparison], bool],
+        *,
+        prompts: bool,
     ) -> None:
         usable, eval, alone = array("b"), array("b"), array("b")
-        keys, opinions, prompts = array("Q"), array("Q"), array("Q")
+        keys, opinions, asked = array("Q"), array("Q"), array("Q")
         removed = [array("i") for _ in Usable._fields[1:]]
         with waiting.open("wb") as file:
             for row in results:
@@ -67,14 +73,15 @@ class _Part:
                 alone.append(len(comparison.responses) == 1)
                 keys.append(int(comparison.key, 16))
                 opinions.append(opinion(comparison))
-                prompts.append(int(comparison_key(comparison.prompt, ()), 16))
+                if prompts:
+                    asked.append(int(comparison_key(comparison.prompt, ()), 16))
                 for column, count in zip(removed, row[1:], strict=True):
                     column.append(count)
         self.waiting = waiting
-        self.usable, self.eval, self.alone = (np.array(found, bool) for found in (usable, eval, alone))
-        self.prompts = np.array(prompts, np.uint64)
-        self._removed = [np.array(column) for column in removed]
-        self.reasons = repeated(np.array(keys, np.uint64), np.array(opinions, np.uint64))
+        self.usable, self.eval, self.alone = (np.frombuffer(found, bool) for found in (usable, eval, alone))
+        self._prompts = np.frombuffer(asked, np.uint64)
+        self._removed = [np.frombuffer(column, np.int32) for column in removed]
+        self.reasons = repeated(np.frombuffer(keys, np.uint64), np.frombuffer(opinions, np.uint64))
 
     @property
     def kept(self) -> np.ndarray:
@@ -86,7 +93,7 @@ class _Part:
         return [int(column[self.kept].sum()) for column in self._removed]
 
     def drop_prompts_of(self, train: "_Part") -> None:
-        leaks = np.isin(self.prompts, train.prompts[train.kept]) & self.kept
+        leaks = np.isin(self._prompts, train._prompts[train.kept]) & self.kept
         self.reasons = np.where(leaks, _REASONS.index(PROMPT_TRAINS), self.reasons)
 
     def rows(self) -> Iterator[tuple[str, bytes, bool]]:
@@ -111,6 +118,7 @@ def write_split(
     share: float,
     seed: int,
     evaluation: Iterable[Usable | Dropped] | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> DataCounts:
     """Write ``train.jsonl``, ``eval.jsonl`` and ``dropped.jsonl``, with the rows in the order of the source.
 
@@ -120,6 +128,8 @@ def write_split(
         share: Share of eval rows, in [0, 1).
         seed: Seed of the split.
         evaluation: More eval rows. Those whose prompt is in ``train.jsonl`` are dropped.
+        progress: Called while the files are written, after all rows have been read: with the numbers of rows written and of
+            all.
 
     Raises:
         UserError: No row is left to train on, or the rows cannot be read.
@@ -127,11 +137,12 @@ def write_split(
     check_eval_share(share)
     waiting = [folder / f"{name}.tmp" for name in ("rows.jsonl", "evaluation.jsonl")]
     try:
-        parts = [_Part(waiting[0], results, lambda row: is_eval(row, share, seed))]
+        split, separate = (lambda row: is_eval(row, share, seed)), evaluation is not None
+        parts = [_Part(waiting[0], results, split, prompts=separate)]
         if evaluation is not None:
-            parts.append(_Part(waiting[1], evaluation, lambda row: True))
+            parts.append(_Part(waiting[1], evaluation, lambda row: True, prompts=True))
             parts[1].drop_prompts_of(parts[0])
-        return _write(folder, parts, share)
+        return _write(folder, parts, share, progress)
     finally:
         for path in waiting:
             path.unlink(missing_ok=True)
@@ -141,15 +152,21 @@ def _dropped_line(row: Dropped) -> bytes:
     return (json.dumps(row._asdict(), ensure_ascii=False) + "\n").encode()
 
 
-def _write(folder: Path, parts: Sequence[_Part], share: float) -> DataCounts:
+def _write(
+    folder: Path, parts: Sequence[_Part], share: float, progress: Callable[[int, int], object]
+) -> DataCounts:
     counted: list[dict[str, int]] = []
     firsts: dict[str, str] = {}
+    written, total = 0, sum(len(part.usable) for part in parts)
     with ExitStack() as stack:
         files = [stack.enter_context(atomic_file(folder / name)) for name in FILES]
         for part in parts:
             reasons: Counter[str] = Counter()
             for reason, line, is_eval in part.rows():
                 files[2 if reason else int(is_eval)].write(line)
+                written += 1
+                if not written % _ROWS_PER_LOOK:
+                    progress(written, total)
                 if reason:
                     reasons[reason] += 1
                     firsts.setdefault(reason, json.loads(line)["where"])

@@ -1,6 +1,7 @@
 """Add columns of values per token to a table: read from a score store by response key, or computed by a model."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,15 +143,17 @@ def compute_column(
     precision: str,
     tokens_per_batch: int,
     progress: Progress | None = None,
+    shared: bool = False,
 ) -> Column:
     """A column of a model's values, computed for some rows at a time; arguments as in :func:`token_values`."""
+    settings: dict[str, Any] = {
+        "precision": precision, "tokens_per_batch": tokens_per_batch, "progress": progress, "shared": shared,
+    }  # fmt: skip
 
     def parts() -> Iterator[Tensor]:
         for first in range(0, len(table), CHUNK_ROWS):
             rows = [table[number] for number in range(first, min(first + CHUNK_ROWS, len(table)))]
-            found = token_values(
-                model, rows, precision=precision, tokens_per_batch=tokens_per_batch, progress=progress
-            )
+            found = token_values(model, rows, **settings)
             yield from (values for row in found for values in row)
 
     return table.own_column(parts())

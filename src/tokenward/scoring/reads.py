@@ -2,14 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from tokenward.distributed import split
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
+from tokenward.models.sharding import reading
 from tokenward.ops.ragged import spread_over_segments
 from tokenward.plugins import name_of
 from tokenward.tokens.batches import Batch, budgeted
@@ -148,12 +150,13 @@ def numbers_of(kind: str, plugin: Any, returned: object, dtype: torch.dtype = to
         ) from error
 
 
+T = TypeVar("T")
+
 Progress = Callable[[int], None]
 Compute = Callable[[Batch], Tensor]
 """Computes k numbers per token of a batch, ``[k n]``."""
 
 
-@torch.inference_mode()
 def over_batches(
     model: TokenModel,
     rows: Sequence[TokenRow],
@@ -164,6 +167,7 @@ def over_batches(
     progress: Progress | None = None,
     layout: Layout | None = None,
     collate: Callable[[Sequence[TokenRow]], Batch] | None = None,
+    shared: bool = False,
 ) -> list[list[Tensor]]:
     """Compute numbers of each response token, in batches of rows of similar length.
 
@@ -176,6 +180,8 @@ def over_batches(
         progress: Called with the number of responses done.
         layout: Layout of the batches, by default the model's.
         collate: Makes a batch of rows, by default the model's.
+        shared: Whether every process of a launch calls this with the same rows, and they share the batches. The results are those
+            of one process, and all of them reach each process.
 
     Returns:
         For each row and response ``[k len]``, float32 on the CPU.
@@ -184,26 +190,38 @@ def over_batches(
     results: list[list[Tensor]] = [[] for _ in rows]
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
-    def read(group: list[int], sizes: list[int], values: Tensor) -> None:
-        per_response = iter(values.cpu().split(sizes, dim=1))
+    def queued(group: Sequence[int]) -> tuple[list[int], Tensor]:
+        batch = (collate or model.collate)([rows[index] for index in group])
+        sizes = torch.bincount(batch.tokens.response, minlength=batch.tokens.responses).tolist()
+        with reading(model.model), autocast:
+            return sizes, compute(_on_device(batch, model.device)).float()
+
+    def read(made: tuple[list[int], Tensor]) -> list[Tensor]:
+        sizes, values = made
+        return [*values.cpu().split(sizes, dim=1)]
+
+    groups = [*budgeted(rows, layout=layout or model.layout, tokens=tokens_per_batch)]
+    # Reading waits for a GPU, so the next batch is queued before one is read.
+    found = (
+        split(groups, lambda group: read(queued(group))) if shared else map(read, _ahead(map(queued, groups)))
+    )
+    for group, values in zip(groups, found, strict=True):
+        per_response = iter(values)
         for index in group:
             results[index] = [next(per_response) for _ in rows[index].responses]
             if progress is not None:
                 progress(len(results[index]))
-
-    begun: tuple[list[int], list[int], Tensor] | None = None
-    for group in budgeted(rows, layout=layout or model.layout, tokens=tokens_per_batch):
-        batch = (collate or model.collate)([rows[index] for index in group])
-        sizes = torch.bincount(batch.tokens.response, minlength=batch.tokens.responses).tolist()
-        with autocast:
-            values = compute(_on_device(batch, model.device)).float()
-        # Reading waits for a GPU, so the next batch is queued before this one is read.
-        if begun is not None:
-            read(*begun)
-        begun = group, sizes, values
-    if begun is not None:
-        read(*begun)
     return results
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, each after the next one was made."""
+    waiting: list[T] = []
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
 
 
 def _on_device(batch: Batch, device: torch.device) -> Batch:
@@ -218,6 +236,7 @@ def token_values(
     precision: str,
     tokens_per_batch: int,
     progress: Progress | None = None,
+    shared: bool = False,
 ) -> list[list[Tensor]]:
     """Log-probability of each response token, or its reward if the model is a token reward model.
 
@@ -235,7 +254,6 @@ def token_values(
             None
         ]
 
-    found = over_batches(
-        model, rows, compute, precision=precision, tokens_per_batch=tokens_per_batch, progress=progress
-    )
+    settings: dict[str, Any] = {"precision": precision, "tokens_per_batch": tokens_per_batch}
+    found = over_batches(model, rows, compute, progress=progress, shared=shared, **settings)
     return [[response[0] for response in row] for row in found]

@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -13,10 +15,12 @@ import torch
 from torch import Tensor
 
 from tokenward.artifacts import StagePart, atomic_write
+from tokenward.distributed import gather
+from tokenward.distributed import place as place_of_process
 from tokenward.errors import UserError
 from tokenward.scoring.reads import MissingValue
 from tokenward.tokens.rows import TokenRow, keys_of
-from tokenward.tokens.segments import spelled
+from tokenward.tokens.segments import spelled_all
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 
@@ -94,25 +98,48 @@ class ShardColumns(NamedTuple):
         )
 
 
+class _OpenShard(NamedTuple):
+    """A shard that was read, and the row of each key."""
+
+    columns: ShardColumns
+    rows: dict[str, int]
+
+
+class _Index(NamedTuple):
+    """Where the keys of all shards are, by their hashes."""
+
+    hashes: np.ndarray  # [responses], sorted
+    order: np.ndarray  # [responses], for each hash the number of its response in the store
+    ends: np.ndarray  # [shards], number of the first response after each
+
+    @classmethod
+    def of(cls, shards: Sequence[Path]) -> "_Index":
+        hashes = [_hashes(keys) for keys in map(_keys, shards)]
+        found = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
+        order = np.argsort(found, kind="stable")
+        return cls(found[order], order, np.cumsum([len(part) for part in hashes], dtype=np.int64))
+
+
 class TokenStore:
     """A folder of Parquet files (shards) as a mapping from key to record.
 
     Shards are written in order, each atomically and with a fixed number of rows: an interrupted run continues with the next
-    missing shard and produces the same bytes, and so do several jobs that write a part each. In memory are 16 bytes per response and the last few shards that were read.
+    missing shard and produces the same bytes, and so do several jobs that write a part each. In memory are the last few
+    shards that were read and, once keys were asked for in another order than the store's, 16 bytes per response.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._shards = sorted(folder.glob("tokens-*.parquet"))
-        hashes = [_hashes(keys) for keys in map(_keys, self._shards)]
-        self._ends = np.cumsum([len(part) for part in hashes], dtype=np.int64)
-        found = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
-        self._order = np.argsort(found, kind="stable")
-        self._sorted = found[self._order]
-        self._read: dict[int, ShardColumns] = {}
+        self._read: dict[int, _OpenShard] = {}
+        self._last = -1  # the shard in which the last key was found
+
+    @cached_property
+    def _index(self) -> _Index:
+        return _Index.of(self._shards)
 
     def __len__(self) -> int:
-        return len(self._order)
+        return sum(pq.read_metadata(shard).num_rows for shard in self._shards)
 
     def __contains__(self, key: str) -> bool:
         return self._find(key) is not None
@@ -125,7 +152,7 @@ class TokenStore:
         place = self._find(key)
         if place is None:
             raise self.missing_key(key)
-        return self._columns(place[0]).record(place[1])
+        return self._opened(place[0]).columns.record(place[1])
 
     def missing_key(self, key: str) -> UserError:
         """The error for a response that is not in the store."""
@@ -146,23 +173,40 @@ class TokenStore:
 
     def _find(self, key: str) -> tuple[int, int] | None:
         """Shard of a key, and its row there."""
-        wanted = _hashes([key])[0]
-        first = int(np.searchsorted(self._sorted, wanted))
-        for number in range(first, len(self._sorted)):  # several keys may have one hash
-            if self._sorted[number] != wanted:
-                break
-            place = int(self._order[number])
-            shard = int(np.searchsorted(self._ends, place, side="right"))
-            row = place - (int(self._ends[shard - 1]) if shard else 0)
-            if self._columns(shard).keys[row] == key:
-                return shard, row
-        return None
+        place = next(self._places(key), None)
+        self._last = self._last if place is None else place[0]
+        return place
 
-    def _columns(self, shard: int) -> ShardColumns:
+    def _places(self, key: str) -> Iterator[tuple[int, int]]:
+        """Places of a key; the last shards that were read and the next one are looked into before the others."""
+        for shard, opened in reversed(self._read.items()):
+            if key in opened.rows:
+                yield shard, opened.rows[key]
+        # Whoever reads the store in its order never needs the index, for which every shard must be read.
+        following = self._last + 1
+        if "_index" not in vars(self) and following < len(self._shards):
+            rows = self._opened(following).rows
+            if key in rows:
+                yield following, rows[key]
+        yield from self._indexed(key)
+
+    def _indexed(self, key: str) -> Iterator[tuple[int, int]]:
+        hashes, order, ends = self._index
+        wanted = _hashes([key])[0]
+        for number in range(int(np.searchsorted(hashes, wanted)), len(hashes)):
+            if hashes[number] != wanted:  # several keys may have one hash
+                return
+            shard = int(np.searchsorted(ends, int(order[number]), side="right"))
+            rows = self._opened(shard).rows
+            if key in rows:
+                yield shard, rows[key]
+
+    def _opened(self, shard: int) -> _OpenShard:
         if shard not in self._read:
             if len(self._read) >= _KEPT_SHARDS:
                 del self._read[next(iter(self._read))]
-            self._read[shard] = _read(self._shards[shard])
+            columns = _read(self._shards[shard])
+            self._read[shard] = _OpenShard(columns, dict(zip(columns.keys, count(), strict=False)))
         return self._read[shard]
 
 
@@ -172,11 +216,17 @@ def _hashes(keys: Sequence[str]) -> np.ndarray:
 
 
 def _keys(shard: Path) -> list[str]:
-    return pq.read_table(shard, columns=["key"])["key"].to_pylist()
+    return _table(shard, ["key"])["key"].to_pylist()
+
+
+def _table(shard: Path, columns: list[str] | None = None) -> pa.Table:
+    # read_table looks for a whole data set of files first, which takes several times as long as reading a small one.
+    with pq.ParquetFile(shard) as file:
+        return file.read(columns, use_threads=False)
 
 
 def _read(shard: Path) -> ShardColumns:
-    table = pq.read_table(shard)
+    table = _table(shard)
     names = [name for name in table.column_names if name not in ("key", "text")]
     lists = {name: table[name].combine_chunks() for name in names}
     flat = {name: column.flatten().to_numpy(zero_copy_only=False) for name, column in lists.items()}
@@ -232,6 +282,19 @@ class Shards:
             f"part {part} is written. {len(missing)} of {len(self)} shards are still missing, of part {named}. The job that finds all "
             "shards finishes the store; if a job was lost, run its part again"
         )
+
+
+def copy_shards(shards: Shards) -> None:
+    """Copy the shards that processes of this launch cannot see from the process whose part they are.
+
+    They see all if they share the folder. A temporary one, or one of another machine, has a process's own part only.
+    """
+    missing, here = shards.missing(), place_of_process()
+    for number in sorted({number for seen in gather(missing) for number in seen}):
+        path, owner = shards.path(number), number % here.count
+        content = gather(path.read_bytes() if here.rank == owner else b"")[owner]
+        if number in missing:
+            atomic_write(path, content)
 
 
 def write_shards(
@@ -295,8 +358,9 @@ def write_store(
 ) -> TokenStore:
     """Compute and write the values of every response of a table, ``shard_rows`` prompts per shard.
 
-    The responses to one prompt are in one shard, so that their prompt is computed once. Values in ``reference``, a store of
-    the same responses, are copied. With a ``part``, only its shards are written.
+    The responses to one prompt are in one shard, so that their prompt is computed once. Records in ``reference``, a store of
+    the same responses, are copied; without ``makers``, which count what they compute, ``progress`` is called with the numbers of
+    copied responses. With a ``part``, only its shards are written.
     """
 
     def make(numbers: Sequence[int]) -> Iterator[TokenRecord]:
@@ -317,16 +381,30 @@ def records_of(
     """The records of every response of some rows, with the values of all makers; ``reference`` as in :func:`write_store`."""
     values = {name: found for maker in makers for name, found in maker(rows, progress).items()}
     segment = values.pop(SEGMENT, None)
+    records = iter(_empty_records(template, rows) if reference is None else _copies(rows, reference))
     for number, row in enumerate(rows):
-        for place, record in enumerate(_empty_records(template, row)):
-            known = {} if reference is None else reference[record.key].values
+        for place in range(len(row.responses)):
+            record = next(records)
             own = {name: found[number][place].tolist() for name, found in values.items()}
-            joined = None if segment is None else segment[number][place].tolist()
-            yield record._replace(values={**known, **own}, segment=joined)
+            joined = record.segment if segment is None else segment[number][place].tolist()
+            yield record._replace(values={**record.values, **own}, segment=joined)
+        if not makers:
+            progress(len(row.responses))
 
 
-def _empty_records(template: Template, row: TokenRow) -> Iterator[TokenRecord]:
-    for place, (key, ids) in enumerate(zip(keys_of(row.comparison), row.responses, strict=True)):
-        text, spans, own = spelled(template.tokenizer, row, place)
+def _empty_records(template: Template, rows: Sequence[TokenRow]) -> Iterator[TokenRecord]:
+    keys = [key for row in rows for key in keys_of(row.comparison)]
+    responses = [(row, place) for row in rows for place in range(len(row.responses))]
+    found = spelled_all(template.tokenizer, responses)
+    for key, (row, place), (text, spans, own) in zip(keys, responses, found, strict=True):
         starts, ends = [span.start for span in spans], [span.end for span in spans]
-        yield TokenRecord(key, ids, starts, ends, {}, None if own else text)
+        yield TokenRecord(key, row.responses[place], starts, ends, {}, None if own else text)
+
+
+def _copies(rows: Sequence[TokenRow], store: TokenStore) -> Iterator[TokenRecord]:
+    """The records of a store of the same responses."""
+    for row in rows:
+        for key, ids in zip(keys_of(row.comparison), row.responses, strict=True):
+            record = store[key]
+            assert record.ids == ids, f"the store {store.folder} has other tokens for the response {key}"
+            yield record

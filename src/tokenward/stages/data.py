@@ -1,6 +1,6 @@
 """The data stage: reads any source, cleans and splits it; and a preview of rows as the model reads them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
@@ -10,9 +10,9 @@ from rich.text import Text
 
 from tokenward.artifacts import StageFolder, file_fingerprint, fingerprint
 from tokenward.config import DataTable, EvalTable
-from tokenward.data.prepare import read
+from tokenward.data.prepare import Dropped, Reading, Usable, read
 from tokenward.data.stream import write_split
-from tokenward.display import Display
+from tokenward.display import Bar, Display
 from tokenward.stages.base import Stage
 from tokenward.stages.run import Run
 from tokenward.tokens.rows import TokenRow
@@ -21,6 +21,9 @@ from tokenward.tokens.split import Insert
 from tokenward.tokens.template import Template
 
 BUILTIN = Path(str(files("tokenward") / "data" / "builtin" / "reviews.jsonl.gz"))
+
+_MEGABYTE = 1_000_000
+_ROWS_PER_LOOK = 1024
 
 _NO_EVAL_SHARE = "  there are no eval rows (data.eval is {share:g}), so nothing can be evaluated. Raise data.eval or add data"
 _NO_EVAL_LEFT = (
@@ -50,13 +53,16 @@ class DataStage(Stage):
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         table = run.recipe.data
         readings = [read(path, **settings) for path, settings in _sources(table)]
-        counts = write_split(
-            folder.path,
-            readings[0].rows,
-            share=0.0 if isinstance(table.eval, EvalTable) else table.eval,
-            seed=run.recipe.seed,
-            evaluation=readings[1].rows if len(readings) > 1 else None,
-        )
+        with run.display.progress("reading, MB", 0, brief=True) as bar:
+            shown = [_shown(reading, bar) for reading in readings]
+            counts = write_split(
+                folder.path,
+                shown[0],
+                share=0.0 if isinstance(table.eval, EvalTable) else table.eval,
+                seed=run.recipe.seed,
+                evaluation=shown[1] if len(shown) > 1 else None,
+                progress=lambda done, total: bar.note(f"{done:,} of {total:,} rows written"),
+            )
         return {
             **counts._asdict(),
             "format": readings[0].format,
@@ -78,6 +84,16 @@ class DataStage(Stage):
         if not facts["eval"]:
             run.display.line(
                 _NO_EVAL_LEFT if isinstance(share, EvalTable) else _NO_EVAL_SHARE.format(share=share)
+            )
+
+
+def _shown(reading: Reading, bar: Bar) -> Iterator[Usable | Dropped]:
+    """The rows of a source, with a bar that shows how far its files have been read."""
+    for number, row in enumerate(reading.rows, 1):
+        yield row
+        if not number % _ROWS_PER_LOOK:
+            bar.reach(
+                reading.meter.done // _MEGABYTE, -(-reading.meter.total // _MEGABYTE), f"{number:,} rows"
             )
 
 

@@ -169,12 +169,15 @@ def judge(sizes: Sizes, limits: Limits, source: str, same: Callable[[], bool]) -
     widest = max((before + min(length, limits.max_response_tokens) for before, length in both), default=0)
     if limits.context is not None and sizes.kept + widest > limits.context:
         return False, ["dropped: longer than the model's context"]
-    return True, notes + [reason for note, reason in SAID.items() if sizes.notes & note]
+    return True, notes + _noted(SAID, sizes.notes)
+
+
+def _noted(reasons: Mapping[Note, str], notes: int) -> list[str]:
+    return [reason for note, reason in reasons.items() if notes & note] if notes else []
 
 
 def _unusable(sizes: Sizes) -> str | None:
-    noted = (reason for note, reason in DROPPED.items() if sizes.notes & note)
-    return next(noted, None if sizes.prompt else "dropped: empty prompt")
+    return next(iter(_noted(DROPPED, sizes.notes)), None if sizes.prompt else "dropped: empty prompt")
 
 
 def _too_long(source: str, prompt: int, longest: int, limits: Limits) -> str | None:

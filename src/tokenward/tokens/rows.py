@@ -107,16 +107,34 @@ def response_key(
         response: The text, or the messages if they contain more than one text of the assistant.
         tools: The tools that the assistant may call.
     """
-    content = [list(prompt), response if isinstance(response, str) else list(response)]
-    content += [list(tools)] if tools else []
-    text = json.dumps(content, ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return response_keys(prompt, [response], tools)[0]
+
+
+_KEYED = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
+
+
+def response_keys(
+    prompt: Sequence[Message],
+    responses: Sequence[str | Sequence[Message]],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> list[str]:
+    """:func:`response_key` of several responses to one prompt."""
+    before, after = f"[{_KEYED.encode(list(prompt))}, ", f", {_KEYED.encode(list(tools))}]" if tools else "]"
+    written = (_KEYED.encode(own if isinstance(own, str) else list(own)) for own in responses)
+    return [hashlib.sha256(f"{before}{text}{after}".encode()).hexdigest()[:16] for text in written]
 
 
 def keys_of(comparison: Comparison) -> list[str]:
     """The stable names of the responses of a comparison."""
+    return response_keys(comparison.prompt, _named(comparison), comparison.tools)
+
+
+def prompt_and_response_keys(comparison: Comparison) -> list[str]:
+    """The stable name of a comparison's prompt, which is that of an empty response to it, and those of its responses."""
+    return response_keys(comparison.prompt, ["", *_named(comparison)], comparison.tools)
+
+
+def _named(comparison: Comparison) -> list[str | Sequence[Message]]:
     turns = comparison.turns or (None,) * len(comparison.responses)
-    return [
-        response_key(comparison.prompt, text if own is None else own, comparison.tools)
-        for text, own in zip(comparison.responses, turns, strict=True)
-    ]
+    both = zip(comparison.responses, turns, strict=True)
+    return [text if own is None else own for text, own in both]

@@ -1,7 +1,7 @@
 """The text that the tokens of a response spell, and segments of it that share a reward."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -12,7 +12,15 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenward.errors import UserError
 from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.spans import ByteSpan, spans_of_ids, token_spans
+from tokenward.tokens.spans import (
+    ByteSpan,
+    EncodedText,
+    byte_pieces,
+    encode_texts,
+    spans_of_encoded,
+    spans_of_ids,
+    spelled_by,
+)
 from tokenward.types import Span
 
 
@@ -28,19 +36,57 @@ class Spelled(NamedTuple):
 
 def spelled(tokenizer: PreTrainedTokenizerBase, row: TokenRow, place: int) -> Spelled:
     """The text of a response, given its position in the comparison."""
-    comparison, ids = row.comparison, row.responses[place]
+    return spelled_all(tokenizer, [(row, place)])[0]
+
+
+def spelled_all(
+    tokenizer: PreTrainedTokenizerBase, responses: Sequence[tuple[TokenRow, int]]
+) -> list[Spelled]:
+    """:func:`spelled` of many responses at once, which is much faster than one by one."""
+    texts = [_own_text(row, place) for row, place in responses]
+    encoded = iter(encode_texts(tokenizer, [text for text in texts if text is not None]))
+    known = [None if text is None else next(encoded) for text in texts]
+    wholes = [row.whole(place) for row, place in responses]
+    tokens = {token for ids, _ in wholes for token in ids} | {
+        token for own in known if own for token in own.ids
+    }
+    listed = list(tokens)
+    piece = dict(zip(listed, byte_pieces(tokenizer, listed), strict=True))
+    found = []
+    for (row, place), text, own, (ids, places) in zip(responses, texts, known, wholes, strict=True):
+        matched = None if text is None or own is None else _as_data(row, place, text, own, piece)
+        found.append(matched or _as_read(row, place, ids, places, piece))
+    return found
+
+
+def _own_text(row: TokenRow, place: int) -> str | None:
+    """The text of the data if the response is a single message without tokens of others; else None."""
+    turns = row.comparison.turns
+    alone = turns is None or turns[place] is None
+    return row.comparison.responses[place] if alone and not row.inserts(place) else None
+
+
+def _as_data(
+    row: TokenRow, place: int, text: str, own: EncodedText, piece: Mapping[int, bytes]
+) -> Spelled | None:
+    """A response whose tokens are those of its text alone; None if they are not."""
+    ids = row.responses[place]
     count = len(ids) - row.eos[place]
-    alone = comparison.turns is None or comparison.turns[place] is None
-    if alone and not row.inserts(place):
-        text = comparison.responses[place]
-        own = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-        if own[:count] == ids[:count]:
-            # White space that a template strips is in the text, but has no tokens in the response.
-            count = len(ids) if own[: len(ids)] == ids else count
-            return Spelled(text, _with_eos(token_spans(tokenizer, text, count), text, len(ids)), True)
-    whole, places = row.whole(place)
-    text, spans = spans_of_ids(tokenizer, whole[: len(whole) - row.eos[place]], special=True)
-    return Spelled(text, _with_eos([spans[at] for at in places[:count]], text, len(ids)), False)
+    if own.ids[:count] != ids[:count]:
+        return None
+    # White space that a template strips is in the text, but has no tokens in the response.
+    count = len(ids) if own.ids[: len(ids)] == ids else count
+    spans = spans_of_encoded(own, text, [piece[token] for token in own.ids])[:count]
+    return Spelled(text, _with_eos(spans, text, len(ids)), True)
+
+
+def _as_read(
+    row: TokenRow, place: int, ids: Sequence[int], places: Sequence[int], piece: Mapping[int, bytes]
+) -> Spelled:
+    """A response as all the text that its tokens and those between them spell."""
+    length, eos = len(row.responses[place]), row.eos[place]
+    text, spans = spelled_by([piece[token] for token in ids[: len(ids) - eos]])
+    return Spelled(text, _with_eos([spans[at] for at in places[: length - eos]], text, length), False)
 
 
 def _with_eos(spans: list[ByteSpan], text: str, length: int) -> list[ByteSpan]:

@@ -32,16 +32,39 @@ def byte_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[ByteSpan]:
     Raises:
         UserError: The tokenizer is slow and has no offsets.
     """
+    (encoded,) = encode_texts(tokenizer, [text])
+    return spans_of_encoded(encoded, text, byte_pieces(tokenizer, encoded.ids))
+
+
+class EncodedText(NamedTuple):
+    """A text on its own as ids, with the first and last (exclusive) character of each."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[EncodedText]:
+    """Each text on its own as ids; special tokens in it are text. Many at once are much faster than one by one.
+
+    Raises:
+        UserError: The tokenizer is slow and has no offsets.
+    """
+    if not texts:
+        return []
     if not tokenizer.is_fast:
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path} is slow and has no offsets, so its tokens cannot be located in the "
             "text. Save it as a fast tokenizer (tokenizer.json).",
             code="slow-tokenizer",
         )
-    encoding = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    found = tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
     )
-    pieces = byte_pieces(tokenizer, encoding["input_ids"])
+    return [*map(EncodedText, found["input_ids"], found["offset_mapping"])]  # type: ignore[arg-type]  # lists
+
+
+def spans_of_encoded(encoded: EncodedText, text: str, pieces: Sequence[bytes]) -> list[ByteSpan]:
+    """:func:`byte_spans` of a text whose tokens are known, with the bytes that each of them spells."""
     spelled = b"".join(pieces)
     if spelled == text.encode():
         return _concatenate(pieces, 0)
@@ -52,14 +75,7 @@ def byte_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[ByteSpan]:
         spans = _concatenate(pieces, len(shown) - len(spelled))
         return [ByteSpan(place[max(span.start, 0)], place[span.end]) for span in spans]
     position = _byte_positions(text)
-    return [ByteSpan(position[start], position[end]) for start, end in encoding["offset_mapping"]]
-
-
-def token_spans(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> list[ByteSpan]:
-    """Spans of the first ``count`` tokens of a response: those of the text, then empty ones for the eos tokens."""
-    end = len(text.encode())
-    spans = byte_spans(tokenizer, text)
-    return [*spans, *[ByteSpan(end, end)] * (count - len(spans))][:count]
+    return [ByteSpan(position[start], position[end]) for start, end in encoded.offsets]
 
 
 def spans_of_ids(
@@ -72,7 +88,11 @@ def spans_of_ids(
     """
     hidden = set() if special else set(tokenizer.all_special_ids)
     found = zip(ids, byte_pieces(tokenizer, ids), strict=True)
-    pieces = [b"" if token in hidden else piece for token, piece in found]
+    return spelled_by([b"" if token in hidden else piece for token, piece in found])
+
+
+def spelled_by(pieces: Sequence[bytes]) -> tuple[str, list[ByteSpan]]:
+    """:func:`spans_of_ids` of tokens that spell these bytes."""
     text = b"".join(pieces).decode(errors="surrogateescape")
     return _STRAY.sub(_SUBSTITUTE, text), _concatenate(pieces, 0)
 

@@ -166,7 +166,8 @@ def split_all(comparisons: Sequence[Comparison], template: Template) -> list[Row
 
 def _with_first(template: Template, text: str, encodings: Sequence[tuple[int, Encoding]]) -> _Tokens:
     """The tokens of a text from those of its pieces, each with the position of the piece."""
-    ids, starts, ends = list(template.first_ids), [0] * len(template.first_ids), [0] * len(template.first_ids)
+    first = len(template.first_ids)
+    ids, starts, ends = list(template.first_ids), [0] * first, [0] * first
     for place, encoding in encodings:
         ids += encoding.ids
         starts += [place + start for start, _ in encoding.offsets]
@@ -198,7 +199,7 @@ def _split(
     # A plain prompt is text like its reply, so it keeps all its tokens.
     followed = [reply[1].ids for reply in replies if reply and template.kind == "chat"]
     trunk = min((_same(prompt.ids, ids) for ids in followed), default=len(prompt.ids))
-    notes = Note.OPENING if trunk < len(prompt.ids) else Note(0)
+    notes = int(Note.OPENING) if trunk < len(prompt.ids) else 0
     if template.kind == "chat" and marks_in(template, comparison.prompt):
         notes |= Note.PROMPT_MARKS
     if left_out_of_prompt(comparison, prompt.text):
@@ -244,7 +245,7 @@ def _response(
 ) -> Response:
     if not reply.own:
         return Response([], [], 0, 0, Note.WEIGHTLESS)
-    notes = Note.REPLY_MARKS if marks_in(template, messages) else Note(0)
+    notes = int(Note.REPLY_MARKS) if marks_in(template, messages) else 0
     if prompt.ids[:trunk] != tokens.ids[:trunk]:
         notes |= Note.APART
         own = _by_pieces(template, prompt, trunk, reply)
@@ -256,7 +257,7 @@ def _response(
         notes |= Note.REPLY_LEFT_OUT
     if len(own.ids) == own.eos:
         notes |= Note.UNWRITTEN
-    return own._replace(notes=own.notes | notes)
+    return own._replace(notes=own.notes | notes) if notes else own
 
 
 def marks_in(template: Template, messages: Sequence[Message]) -> list[str]:
@@ -302,7 +303,7 @@ def _assembled(
     own += eos
     total = len(own) + sum(len(insert.ids) for insert in context if insert.before)
     made = Response(own, context, total, len(eos))
-    return made._replace(notes=Note.PRELUDE if made.prelude else 0)
+    return made._replace(notes=Note.PRELUDE) if context and made.prelude else made
 
 
 def eos_ids(template: Template, behind: Sequence[int], text: Sequence[int]) -> list[int]:
@@ -331,7 +332,7 @@ def _special_at_end(template: Template, ids: Sequence[int], start: int) -> tuple
 
 
 def _is_blank(template: Template, ids: Sequence[int]) -> bool:
-    return not str(template.tokenizer.decode(list(ids))).strip()
+    return not ids or not str(template.tokenizer.decode(list(ids))).strip()
 
 
 def _by_pieces(template: Template, prompt: _Tokens, trunk: int, reply: ConversationText) -> Response:

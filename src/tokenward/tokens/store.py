@@ -11,10 +11,11 @@ import multiprocessing
 import os
 import signal
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cached_property
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ import pyarrow as pa
 from tokenward.artifacts import atomic_file
 from tokenward.data.files import from_line, line_ends, to_line
 from tokenward.tokens.encode import Limits, encode_parts, eos_left
-from tokenward.tokens.rows import keys_of, response_key
+from tokenward.tokens.rows import prompt_and_response_keys
 from tokenward.tokens.split import Insert, RowIds
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
@@ -77,7 +78,7 @@ class EncodedStore:
 
     def __init__(self, batches: Sequence[pa.RecordBatch], paths: Sequence[Path] = ()) -> None:
         self._batches, self.paths = list(batches), tuple(paths)
-        self._first = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        self._first = list(accumulate((batch.num_rows for batch in self._batches), initial=0))
         self._opened: dict[tuple[str, int], tuple[np.ndarray, ...]] = {}
 
     @classmethod
@@ -90,7 +91,8 @@ class EncodedStore:
     @classmethod
     def made(cls, rows: Iterable[Comparison], template: Template, limits: Limits) -> "EncodedStore":
         """Encode comparisons in memory."""
-        return cls(list(_encoded(iter(rows), template, limits)))
+        lines = ((row, to_line(row).encode()) for row in rows)
+        return cls(list(_encoded(lines, template, limits)))
 
     def __reduce__(self) -> tuple[object, ...]:
         # A memory map cannot be pickled, so another process opens the file again.
@@ -99,7 +101,7 @@ class EncodedStore:
         return EncodedStore, (self._batches,)
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return self._first[-1]
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -150,8 +152,8 @@ class EncodedStore:
         return int(self.owner[noted[0]]) if len(noted) else None
 
     def _place(self, row: int) -> tuple[int, int]:
-        batch = int(np.searchsorted(self._first, row, side="right")) - 1
-        return batch, row - int(self._first[batch])
+        batch = bisect_right(self._first, row) - 1
+        return batch, row - self._first[batch]
 
     def _ids(self, name: str, row: int) -> list[int]:
         batch, place = self._place(row)
@@ -184,14 +186,15 @@ def _offsets(column: pa.Array) -> np.ndarray:
     return column.offsets.to_numpy(zero_copy_only=True)
 
 
-def _record(row: Comparison, ids: RowIds, limits: Limits) -> dict[str, Any]:
+def _record(row: Comparison, line: bytes, ids: RowIds, limits: Limits) -> dict[str, Any]:
     """A comparison as a row of the schema. Ids are arrays, because lists of numbers take ten times the memory."""
+    prompt_key, *keys = prompt_and_response_keys(row)
     prompt = np.array(ids.prompt, np.int32)
     responses = [np.array(own.ids, np.int32) for own in ids.responses]
     return {
-        "comparison": to_line(row).encode(),
+        "comparison": line,
         "key": int(row.key, 16),
-        "prompt_key": int(response_key(row.prompt, "", row.tools), 16),
+        "prompt_key": int(prompt_key, 16),
         "prompt": prompt,
         "prompt_length": ids.prompt_length,
         "prompt_kept": len(prompt),
@@ -205,7 +208,7 @@ def _record(row: Comparison, ids: RowIds, limits: Limits) -> dict[str, Any]:
         "eos": [eos_left(own, limits) for own in ids.responses],
         "notes": [int(ids.notes | own.notes) for own in ids.responses],
         "ranks": list(row.ranks),
-        "response_keys": [int(key, 16) for key in keys_of(row)],
+        "response_keys": [int(key, 16) for key in keys],
         "digests": [digest(own) for own in responses],
     }
 
@@ -215,14 +218,16 @@ def _numbers_of(context: Sequence[Insert]) -> np.ndarray:
     return np.array([number for part in parts for number in part], np.int32)
 
 
-def _encoded(rows: Iterator[Comparison], template: Template, limits: Limits) -> Iterator[pa.RecordBatch]:
-    """One batch per shard."""
+def _encoded(
+    rows: Iterator[tuple[Comparison, bytes]], template: Template, limits: Limits
+) -> Iterator[pa.RecordBatch]:
+    """One batch per shard, of comparisons and their lines."""
     while shard := list(islice(rows, SHARD_ROWS)):
         records: list[dict[str, Any]] = []
         for start in range(0, len(shard), _TOKENIZED_AT_ONCE):
             some = shard[start : start + _TOKENIZED_AT_ONCE]
-            found = zip(some, encode_parts(some, template, limits), strict=True)
-            records += [_record(row, ids, limits) for row, ids in found]
+            found = zip(some, encode_parts([row for row, _ in some], template, limits), strict=True)
+            records += [_record(row, line, ids, limits) for (row, line), ids in found]
         yield pa.RecordBatch.from_pylist(records, schema=SCHEMA)
 
 
@@ -265,10 +270,12 @@ class _Lines(NamedTuple):
     end: int
     rows: int
 
-    def read(self) -> list[Comparison]:
+    def read(self) -> Iterator[tuple[Comparison, bytes]]:
+        """The comparisons, and their lines with the line ends."""
         with self.file.open("rb") as file:
             file.seek(self.start)
-            return [from_line(line) for line in file.read(self.end - self.start).split(b"\n")[: self.rows]]
+            for line in islice(file, self.rows):
+                yield from_line(line), line
 
 
 def _shards_of(files: Sequence[Path]) -> list[_Lines]:
@@ -290,7 +297,7 @@ class _Work(NamedTuple):
     limits: Limits
 
     def write(self, number: int) -> int:
-        (batch,) = _encoded(iter(self.shards[number].read()), self.template, self.limits)
+        (batch,) = _encoded(self.shards[number].read(), self.template, self.limits)
         with atomic_file(_shard(self.folder, number)) as file, pa.ipc.new_file(file, SCHEMA) as writer:
             writer.write_batch(batch)
         return number

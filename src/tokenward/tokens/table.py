@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tokenward.artifacts import atomic_file
-from tokenward.data.pairs import pair_of, pair_places
+from tokenward.data.pairs import pair_of, pair_places, ranked_places
 from tokenward.data.prepare import comparison_key, whole_turns
 from tokenward.tokens.encode import Limits, Sizes, judge
 from tokenward.tokens.rows import TokenRow
@@ -42,6 +42,8 @@ _KNOWN = ("lengths", "eos", "keys", "digests", "ranks", "_eos")
 """Cached properties that do not depend on the columns, so they are copied with the rows."""
 
 _PROMPT = np.uint64(3)  # factor of the prompt's hash in names of prompt and response; sums wrap around
+
+_LISTED_ROWS = 65536  # whose numbers are Python objects at once, which take eight times the memory
 
 CHUNK_ROWS = 1024
 """Number of rows in memory at once while all rows of a table are processed."""
@@ -109,10 +111,14 @@ class TokenTable(Sequence[TokenRow]):
         A comparison with a single response is a row.
         """
         responses, sizes = array("q"), array("q")
-        for row in range(first, len(store) if last is None else last):
-            comparison, start = store.comparison(row), int(store.starts[row])
-            alone = [(0,)] if len(comparison.responses) == 1 else []
-            for places in alone or pair_places(comparison, rule, min_gap=min_gap):
+        for row, start, ranks in _ranks_of(store, first, len(store) if last is None else last):
+            if len(ranks) == 1:
+                found = [(0,)]
+            elif min_gap is None:
+                found = ranked_places(ranks, rule)
+            else:
+                found = pair_places(store.comparison(row), rule, min_gap=min_gap)
+            for places in found:
                 responses.extend(start + place for place in places)
                 sizes.append(len(places))
         return cls.of_pairs(store, np.asarray(responses, np.int64), np.asarray(sizes, np.int64))
@@ -320,28 +326,25 @@ class TokenTable(Sequence[TokenRow]):
             UserError: A row is too long and ``limits.too_long`` is ``"error"``.
         """
         counts: Counter[str] = Counter(read=len(self))
-        kept, digests = array("q"), self.digests
-        for number, (sizes, responses) in enumerate(self._judged_sizes()):
+        columns = self._judged()
+        kept, digests = columns.plain(limits, self.starts, self.digests), self.digests
+        for number in np.flatnonzero(~kept).tolist():
+            responses = slice(int(self.starts[number]), int(self.starts[number + 1]))
             own = digests[responses]
             source = "" if limits.too_long in ("drop", "truncate") else self.comparison(number).source
-            stays, notes = judge(
-                sizes, limits, source, lambda own=own: len(own) > 1 and bool((own == own[0]).all())
+            kept[number], notes = judge(
+                columns.sizes(number, responses),
+                limits,
+                source,
+                lambda own=own: len(own) > 1 and bool((own == own[0]).all()),
             )
             counts.update(notes)
-            if stays:
-                kept.append(number)
-        counts["kept"] = len(kept)
-        return self.choose(np.asarray(kept, np.int64)), counts
+        counts["kept"] = int(kept.sum())
+        return self.where(kept), counts
 
-    def _judged_sizes(self) -> Iterator[tuple[Sizes, slice]]:
-        """The sizes of each row, and which responses belong to it."""
-        lengths, preludes, notes = map(self.of_responses, ("lengths", "preludes", "notes"))
-        prompts, kept = self.of_rows("prompt_length").tolist(), self.of_rows("prompt_kept").tolist()
-        for number, (first, last) in enumerate(pairwise(self.starts.tolist())):
-            own = slice(first, last)
-            found = int(np.bitwise_or.reduce(notes[own]))
-            sizes = Sizes(prompts[number], kept[number], lengths[own].tolist(), preludes[own].tolist(), found)
-            yield sizes, own
+    def _judged(self) -> "_Judged":
+        of_responses = map(self.of_responses, ("lengths", "preludes", "notes"))
+        return _Judged(*of_responses, self.of_rows("prompt_length"), self.of_rows("prompt_kept"))
 
     def with_column(self, name: str, column: Column) -> "TokenTable":
         """The rows with another column."""
@@ -368,6 +371,48 @@ class TokenTable(Sequence[TokenRow]):
             done += len(part)
         assert done == len(flat)
         return Column(flat, own_starts(self.lengths))
+
+
+class _Judged(NamedTuple):
+    """What :func:`judge` reads: three numbers per response, two per row."""
+
+    lengths: np.ndarray
+    preludes: np.ndarray
+    notes: np.ndarray
+    prompts: np.ndarray
+    kept: np.ndarray
+
+    def sizes(self, number: int, responses: slice) -> Sizes:
+        """The sizes of one row."""
+        notes = int(np.bitwise_or.reduce(self.notes[responses]))
+        lengths, preludes = self.lengths[responses].tolist(), self.preludes[responses].tolist()
+        return Sizes(int(self.prompts[number]), int(self.kept[number]), lengths, preludes, notes)
+
+    def plain(self, limits: Limits, starts: np.ndarray, digests: np.ndarray) -> np.ndarray:
+        """Which rows are kept and have nothing to be said of them; :func:`judge` decides about all others.  -> [rows] bool"""
+        first, counts = starts[:-1], np.diff(starts)
+        if not len(first) or not counts.all():  # reduceat takes neither
+            return np.zeros(len(first), bool)
+        read = self.preludes + np.minimum(self.lengths, limits.max_response_tokens)
+        differ = digests != np.repeat(digests[first], counts)
+        plain = (np.bitwise_or.reduceat(self.notes, first) == 0) & (self.prompts > 0)
+        plain &= (self.prompts <= limits.max_prompt_tokens) & (
+            np.maximum.reduceat(self.lengths, first) <= limits.max_response_tokens
+        )
+        plain &= (counts == 1) | np.logical_or.reduceat(differ, first)
+        if limits.context is not None:
+            plain &= self.kept + np.maximum.reduceat(read, first) <= limits.context
+        return plain
+
+
+def _ranks_of(store: EncodedStore, first: int, last: int) -> Iterator[tuple[int, int, list[int]]]:
+    """For each of some rows of a store its number, that of its first response, and the ranks of its responses."""
+    ranks = store.column("ranks")
+    for begin in range(first, last, _LISTED_ROWS):
+        starts = store.starts[begin : min(begin + _LISTED_ROWS, last) + 1]
+        listed, start = ranks[starts[0] : starts[-1]].tolist(), int(starts[0])
+        for row, (one, other) in enumerate(pairwise(starts.tolist()), begin):
+            yield row, one, listed[one - start : other - start]
 
 
 def write_parts(path: Path, parts: Mapping[str, TokenTable]) -> None:
@@ -407,10 +452,12 @@ def _parts(starts: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _group(first: Comparison, parts: Sequence[tuple[Comparison, int]]) -> Comparison:
     responses = tuple(row.responses[place] for row, place in parts)
+    whole = len(parts) == len(first.responses) and all(row is first for row, _ in parts)
     spans = tuple(row.spans[place] for row, place in parts if row.spans is not None)
     turns = whole_turns([None if row.turns is None else row.turns[place] for row, place in parts])
     return Comparison(
-        key=comparison_key(first.prompt, responses, turns=turns, tools=first.tools),
+        # The key does not depend on the order of the responses, and a row has each of its responses once.
+        key=first.key if whole else comparison_key(first.prompt, responses, turns=turns, tools=first.tools),
         prompt=first.prompt,
         responses=responses,
         ranks=tuple(range(len(responses))),

@@ -301,9 +301,13 @@ class Template:
 
     def without_end(self, text: str) -> str:
         """A plain reply without the eos that its text may end with, because the row adds one."""
-        end = str(self.tokenizer.eos_token or "")
+        end = self._end
         bare = text.rstrip("\n")
         return bare.removesuffix(end) if end and bare.endswith(end) else text
+
+    @cached_property
+    def _end(self) -> str:
+        return str(self.tokenizer.eos_token or "")
 
     @cached_property
     def special_ids(self) -> set[int]:

@@ -19,8 +19,10 @@ from tokenward.stages.subset import looked_at
 from tokenward.stages.tables import Tables, tables
 from tokenward.stages.tasks import encoded_examples, labelled_parts
 from tokenward.tokens.encode import check_some_left
+from tokenward.tools.plan_devices import DevicePlan, Wanted
 from tokenward.tools.plan_measure import free_memory
 from tokenward.tools.plan_stages import Planner, StagePlan
+from tokenward.tools.plan_words import clock, size
 from tokenward.tools.run import open_run
 
 STORED_BYTES = 16
@@ -31,21 +33,28 @@ class Plan(NamedTuple):
     """The planned stages of a recipe, and the free bytes of this machine, if known.
 
     ``largest`` is the training that needs the most memory, and ``smaller`` are settings that would lower its memory, each
-    with the estimated bytes.
+    with the estimated bytes. ``devices`` has the stages on the devices that were asked for.
     """
 
     stages: list[StagePlan]
     largest: str
     smaller: list[tuple[str, float]]
     free: float | None
+    devices: list[DevicePlan]
 
 
 def plan_recipe(
-    recipe: str | Path, overrides: Sequence[str] = (), *, measure: bool = True, quiet: bool = False
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    measure: bool = True,
+    quiet: bool = False,
+    devices: Wanted | None = None,
 ) -> Plan:
     """Plan a recipe and show the plan. This runs the data stage, because every estimate needs the lengths of its texts.
 
-    With ``measure``, each training runs one real step on its longest rows. Otherwise everything is estimated.
+    With ``measure``, each training runs one real step on its longest rows. Otherwise everything is estimated. With ``devices``,
+    the plan also says what each of them would need; nothing of that is measured.
 
     Raises:
         UserError: the recipe or the data cannot work.
@@ -54,19 +63,25 @@ def plan_recipe(
     check_models(run)
     smaller: dict[str, list[tuple[str, float]]] = {}
     if run.recipe.online is None:
-        stages = _plan_offline(run, smaller, measure)
+        stages, planner = _plan_offline(run, smaller, measure)
     elif run.recipe.examples is None:
-        stages = _plan_prompt_task(run)
+        stages, planner = _plan_prompt_task(run)
     else:
-        stages = _plan_online(run, smaller, measure)
+        stages, planner = _plan_online(run, smaller, measure)
     trained = [stage for stage in stages if stage.stage in smaller]
     largest = max(trained, key=lambda stage: stage.memory or 0.0).stage if trained else ""
-    plan = Plan(stages, largest, smaller.get(largest, []), free_memory(device_of(run.recipe.model.device)))
+    free = free_memory(device_of(run.recipe.model.device))
+    found = [] if devices is None else planner.on_devices(devices, [stage.stage for stage in stages])
+    plan = Plan(stages, largest, smaller.get(largest, []), free, found)
     _show(run.display, plan, measure)
+    if devices is not None:
+        show_devices(run.display, found, devices)
     return plan
 
 
-def _plan_offline(run: Run, smaller: dict[str, list[tuple[str, float]]], measure: bool) -> list[StagePlan]:
+def _plan_offline(
+    run: Run, smaller: dict[str, list[tuple[str, float]]], measure: bool
+) -> tuple[list[StagePlan], Planner]:
     wanted = wanted_stages(run)
     wanted[0].carry_out(run)
     check_data(run, wanted)
@@ -97,7 +112,7 @@ def _plan_offline(run: Run, smaller: dict[str, list[tuple[str, float]]], measure
             assert item is not None
             plan, smaller[stage.name] = planner.training(item)
             stages.append(plan)
-    return stages
+    return stages, planner
 
 
 def _plan_data(run: Run, name: str) -> StagePlan:
@@ -113,6 +128,7 @@ def _plan_scoring(
         return StagePlan(name, "no model needed", disk=disk)
     words = f"{len(work)} prompts" + (f", {models} models" if models > 1 else "")
     plan = StagePlan(name, words, *planner.forward_bytes(), disk=disk)
+    planner.note_scoring(name, work, models)
     return plan.with_time(planner.forward(work) * models)
 
 
@@ -161,7 +177,9 @@ def _plan_evaluation(planner: Planner, eval_rows: np.ndarray, prompts: int, batc
     ).with_time(time)
 
 
-def _plan_online(run: Run, smaller: dict[str, list[tuple[str, float]]], measure: bool) -> list[StagePlan]:
+def _plan_online(
+    run: Run, smaller: dict[str, list[tuple[str, float]]], measure: bool
+) -> tuple[list[StagePlan], Planner]:
     first, *others = stages_of(run)
     first.carry_out(run)
     template = run.tokenizer_template(run.recipe.model.name)
@@ -177,7 +195,7 @@ def _plan_online(run: Run, smaller: dict[str, list[tuple[str, float]]], measure:
         stages.append(plan)
     stages[-1] = _with_reward(planner, stages[-1])
     eval_rows = planner.work([row for row in test.rows if row.responses])
-    return [*stages, _plan_evaluation(planner, eval_rows, len(test.contexts), len(prompts))]
+    return [*stages, _plan_evaluation(planner, eval_rows, len(test.contexts), len(prompts))], planner
 
 
 def _with_reward(planner: Planner, policy: StagePlan) -> StagePlan:
@@ -192,7 +210,7 @@ def _with_reward(planner: Planner, policy: StagePlan) -> StagePlan:
     )
 
 
-def _plan_prompt_task(run: Run) -> list[StagePlan]:
+def _plan_prompt_task(run: Run) -> tuple[list[StagePlan], Planner]:
     """A prompt task can be planned only as far as its texts and its weights."""
     texts, recipe = labelled_parts(run), run.recipe
     assert recipe.prompt_task is not None
@@ -201,7 +219,7 @@ def _plan_prompt_task(run: Run) -> list[StagePlan]:
     memory = sum(FLOAT * planner.sizes(name).weights for name in names) + _reward_bytes(planner)[0]
     words = ", ".join(f"{len(found)} {part}" for part, found in texts._asdict().items())
     note = "memory of the weights and of the reward's training only; the time depends on the task model and is not planned"
-    return [StagePlan("online", words, memory, note=note)]
+    return [StagePlan("online", words, memory, note=note)], planner
 
 
 def _show(display: Display, plan: Plan, measure: bool) -> None:
@@ -227,27 +245,55 @@ def _show(display: Display, plan: Plan, measure: bool) -> None:
         )
 
 
+DEVICE_COLUMNS = (
+    "weights",
+    "gradients",
+    "moments",
+    "activations",
+    "head tile",
+    "reference",
+    "whole",
+    "in all",
+)
+
+
+def device_cells(plan: DevicePlan) -> list[str]:
+    """The bytes and the time of a stage on several devices as cells of a table."""
+    return [
+        *(size(part) if part else "-" for part in plan.memory),
+        size(plan.memory.total),
+        clock(plan.seconds),
+    ]
+
+
+def show_devices(display: Display, plans: Sequence[DevicePlan], wanted: Wanted) -> None:
+    """Show what each of several devices would need, and what was assumed."""
+    of = "" if wanted.memory is None else f" of {size(wanted.memory)}"
+    rows = [[plan.stage, *device_cells(plan)] for plan in plans]
+    display.table(f"each of {wanted.count} devices{of}, computed", ("stage", *DEVICE_COLUMNS, "time"), rows)
+    for plan in plans:
+        if plan.advice:
+            display.line(f"  {plan.stage} {plan.advice}")
+    display.line(f"  {assumptions(wanted)}")
+
+
+def assumptions(wanted: Wanted) -> str:
+    """What a plan of several devices takes for granted."""
+    rate = (
+        "400 TFLOP/s in bfloat16 and 50 in float32 a device (assumed: an H100 at 40 % and 75 % of its peaks)"
+        if wanted.rate is None
+        else f"{wanted.rate / 1e12:g} TFLOP/s a device (as given)"
+    )
+    link = wanted.devices(NumberTypes(), {}).link / 1e9
+    given = "assumed" if wanted.link is None else "as given"
+    return (
+        f"nothing of this table was measured: it is counted from sizes, for {rate}, and {link:g} GB/s sent ({given}), with sending "
+        "hidden behind computing as far as it can be. A device's libraries take one or two GB more"
+    )
+
+
 def _row(stage: StagePlan, measure: bool) -> list[str]:
     memory, time = [size(stage.memory)], [clock(stage.seconds)]
     if measure:
         memory, time = [*memory, size(stage.peak)], [*time, clock(stage.measured)]
     return [stage.stage, stage.work, *memory, *time, size(stage.disk)]
-
-
-def size(count: float | None) -> str:
-    """Bytes in a readable form, such as ``1.4 GB``, in powers of 1000; ``-`` for None."""
-    if count is None:
-        return "-"
-    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"
-
-
-def clock(seconds: float | None) -> str:
-    """Seconds in a readable form: ``12 s``, ``3 min``, ``1.5 h``; ``-`` for None."""
-    if seconds is None:
-        return "-"
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

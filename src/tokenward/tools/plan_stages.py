@@ -26,6 +26,7 @@ from tokenward.stages.base import Rows, Training
 from tokenward.stages.run import Run
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import TokenTable
+from tokenward.tools.plan_devices import DevicePlan, ScoringWork, TrainingWork, Wanted, device_plans
 from tokenward.tools.plan_measure import (
     Measured,
     machine_rate,
@@ -87,6 +88,8 @@ class Planner:
         self._bytes = HALF if half else FLOAT
         self._rates: dict[str, float] = {}
         self._steps: dict[str, Measured] = {}
+        self.trainings: dict[str, TrainingWork] = {}
+        self.scorings: dict[str, ScoringWork] = {}
 
     def rate(self, dtype: str) -> float:
         """Operations per second of this machine, measured once per number type."""
@@ -105,8 +108,8 @@ class Planner:
     def training(self, item: Training) -> tuple[StagePlan, list[tuple[str, float]]]:
         """A training stage, and the settings that would lower its memory, each with the memory in bytes."""
         sizes, types = self.sizes(item.model, item.adapter), self._types(item.table)
-        arguments = self._arguments(item)
-        updates, batch, evaluations = _course(arguments, len(item.rows))
+        arguments = self.arguments(item.key, item.table)
+        updates, batch, evaluations = course(arguments, len(item.rows))
         work = self.work(item.rows)
         longest = np.argsort(-work[:, 0], kind="stable")[: arguments.per_device_train_batch_size]
         rows = _rows_with_random_scores(item.rows, longest)
@@ -115,7 +118,7 @@ class Planner:
         again, budget = bool(arguments.activation_checkpointing), arguments.tokens_per_forward
 
         def memory(*, sizes=sizes, types=types, tokens=budget, checkpointing=again) -> float:
-            part = _largest_pass(work[longest], tokens)
+            part = largest_pass(work[longest], tokens)
             return costs.training_memory(sizes, part, types, checkpointing=checkpointing).total
 
         changes = {
@@ -127,9 +130,23 @@ class Planner:
         if item.adapter is None:
             text = "model.adapter={r: 16, lora_alpha: 32, target_modules: all-linear}"
             changes[text] = memory(sizes=self.sizes(item.model, EXAMPLE_ADAPTER))
+        self.trainings[item.stage] = TrainingWork(
+            key=item.key,
+            table=item.table,
+            sizes=sizes,
+            lora=sizes if item.adapter is not None else self.sizes(item.model, EXAMPLE_ADAPTER),
+            types=types,
+            largest=partial(largest_pass, work[longest]),
+            mean=Work(*work.mean(axis=0).tolist()),
+            rows=len(item.rows),
+            budget=budget,
+            checkpointing=again,
+            # With an adapter, the model without it is the reference.
+            reference=needs_of(item.objective).frozen_reference and item.adapter is None,
+        )
         operations = partial(costs.training_operations, sizes, checkpointing=again)
         total = updates * operations(Work(*work.mean(axis=0).tolist()).times(batch))
-        step = self._step(item, rows, operations(_sum(work[longest]))) if self.measure else None
+        step = self._step(item, rows, operations(summed(work[longest]))) if self.measure else None
         rate = self.rate("bfloat16" if types.products == HALF else "float32")
         time = np.array([total / rate, np.nan if step is None else step.seconds * total])
         plan = StagePlan(
@@ -141,10 +158,11 @@ class Planner:
         ).with_time(time + self._evaluations(item, evaluations))
         return plan, [(name, held) for name, held in changes.items() if held < memory()]
 
-    def _arguments(self, item: Training) -> TokenTrainingArguments:
-        where, device = f"{item.key}.training", self.run.recipe.model.device
+    def arguments(self, key: str, table: dict[str, Any]) -> TokenTrainingArguments:
+        """The arguments of a ``training`` table."""
+        where, device = f"{key}.training", self.run.recipe.model.device
         with TemporaryDirectory() as folder:
-            return training_arguments(item.table, folder=Path(folder), seed=0, where=where, device=device)
+            return training_arguments(table, folder=Path(folder), seed=0, where=where, device=device)
 
     def _types(self, table: dict[str, Any]) -> NumberTypes:
         half = bool(table.get("bf16") or table.get("fp16")) or self._bytes == HALF
@@ -198,24 +216,44 @@ class Planner:
     def forward(self, work: np.ndarray) -> np.ndarray:
         """Time of passes without gradients.  [rows 3] -> [2]"""
         sizes = self.sizes(self.run.recipe.model.name)
-        operations = costs.forward_operations(sizes, _sum(work)) if len(work) else 0.0
+        operations = costs.forward_operations(sizes, summed(work)) if len(work) else 0.0
         estimated = operations / self.rate(self.run.recipe.scores.precision)
         if not self.measure:
             return np.array([estimated, np.nan])
         rows, found = self._pass
         return np.array(
-            [estimated, found.seconds * operations / costs.forward_operations(sizes, _sum(self.work(rows)))]
+            [estimated, found.seconds * operations / costs.forward_operations(sizes, summed(self.work(rows)))]
+        )
+
+    def on_devices(self, wanted: Wanted, order: Sequence[str]) -> list[DevicePlan]:
+        """The stages planned so far, on several devices."""
+        courses: dict[str, tuple[TokenTrainingArguments, int, int]] = {}
+        for stage, work in self.trainings.items():
+            arguments = self.arguments(work.key, work.table)
+            courses[stage] = (arguments, *course(arguments, work.rows, processes=wanted.count)[:2])
+        return device_plans(self.trainings, self.scorings, courses, wanted, order)
+
+    def note_scoring(self, stage: str, work: np.ndarray, models: int) -> None:
+        """Remember a scoring stage for a plan of several devices."""
+        table = self.run.recipe.scores
+        sizes = self.sizes(self.run.recipe.model.name)
+        half = HALF if table.precision == "bfloat16" or self._bytes == HALF else FLOAT
+        self.scorings[stage] = ScoringWork(
+            sizes=sizes,
+            types=NumberTypes(self._bytes, half),
+            largest=largest_pass(self.work(self._rows), table.tokens_per_batch),
+            operations=models * costs.forward_operations(sizes, summed(work)),
         )
 
     def forward_bytes(self) -> tuple[float, float | None]:
         """Memory of a pass without gradients, estimated and measured."""
         budget = self.run.recipe.scores.tokens_per_batch
         sizes, types = self.sizes(self.run.recipe.model.name), NumberTypes(self._bytes, self._bytes)
-        estimated = costs.forward_memory(sizes, _largest_pass(self.work(self._rows), budget), types).total
+        estimated = costs.forward_memory(sizes, largest_pass(self.work(self._rows), budget), types).total
         if not self.measure:
             return estimated, None
         rows, found = self._pass
-        small = costs.forward_memory(sizes, _sum(self.work(rows)), types).total
+        small = costs.forward_memory(sizes, summed(self.work(rows)), types).total
         return estimated, None if found.peak is None else found.peak + max(estimated - small, 0.0)
 
     @cached_property
@@ -263,13 +301,14 @@ def row_work(rows: Rows, *, shared_prompts: bool) -> np.ndarray:
     return np.stack([tokens, replies, seen], axis=1)
 
 
-def _sum(work: np.ndarray) -> Work:
+def summed(work: np.ndarray) -> Work:
+    """The work of all rows together.  [rows, parts]"""
     return Work(*work.sum(axis=0).tolist())
 
 
-def _course(arguments: TokenTrainingArguments, rows: int) -> tuple[int, int, int]:
-    """Optimizer steps, comparisons per step, and evaluations of a training in one process."""
-    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+def course(arguments: TokenTrainingArguments, rows: int, *, processes: int = 1) -> tuple[int, int, int]:
+    """Optimizer steps, comparisons per step, and evaluations of a training."""
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * processes
     epoch = math.ceil(rows / batch)
     epochs = math.ceil(epoch * arguments.num_train_epochs)
     updates = arguments.max_steps if arguments.max_steps > 0 else epochs
@@ -295,7 +334,7 @@ def _kept_share(rows: Sequence[TokenRow]) -> float:
     return sum(weights) / sum(lengths) if weights else 1.0
 
 
-def _largest_pass(work: np.ndarray, budget: int) -> Work:
+def largest_pass(work: np.ndarray, budget: int) -> Work:
     """The largest part of a batch that goes through the model at once; at least one row."""
     whole = work.sum(axis=0)
     tokens = max(min(whole[0], budget), work[:, 0].max())

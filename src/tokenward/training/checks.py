@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.forward import FrozenReference
+from tokenward.models.sharding import reading
 from tokenward.objectives.base import Objective, needs_of, parts_within, title_of
 from tokenward.objectives.selected import UNSCORED, Selected
 from tokenward.ops.ragged import segment_sum
@@ -53,7 +54,6 @@ class FiniteLosses:
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05}
 
 
-@torch.inference_mode()
 def check_first_batch(
     model: TokenModel,
     objective: Objective,
@@ -77,7 +77,7 @@ def check_first_batch(
     """
     needs, batch = needs_of(objective), model.collate(rows).to(model.device)
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
-    with autocast:
+    with reading(model.model), autocast:
         logp, tokens = model.read(model.model, batch, needs, reference)
     assert tokens.reference_logp is not None
     difference = torch.where(tokens.weights != 0, logp - tokens.reference_logp, 0.0)

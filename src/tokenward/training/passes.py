@@ -15,6 +15,7 @@ from tokenward.errors import UserError
 from tokenward.models.base import TokenModel, shares_weights
 from tokenward.models.forward import FrozenReference
 from tokenward.models.loading import LanguageModel
+from tokenward.models.sharding import is_empty
 from tokenward.objectives.base import DRAW, Losses, Objective, needs_of, parts_within, title_of
 from tokenward.objectives.selected import Selected
 from tokenward.selection import ScoredTokens
@@ -146,29 +147,25 @@ class StepDenominator:
         self._loss = self._loss + loss.detach()
         self._total = self._total + (losses.denominator.detach() * counts).sum().to(loss)
 
-    def close(self, model: nn.Module, comparisons: Tensor | int) -> Tensor:
-        """Rescale the gradients of a finished step; returns this process's share of the step's loss.
+    def close(self, comparisons: Tensor | int) -> tuple[Tensor, Tensor]:
+        """By what to multiply the gradients of a finished step, and this process's share of the step's loss.
 
         ``comparisons`` are those of the step over all processes, by which the losses were divided.
         """
         total = self._reduce(torch.as_tensor(self._total))
         # If nothing counts, every gradient is 0 already.
         factor = torch.where(total > 0, comparisons / total, 0.0)
-        for weight in model.parameters():
-            if weight.grad is not None:
-                weight.grad.mul_(factor.to(weight.grad.device))
         share = self._loss * factor
         self._loss = self._total = 0.0
-        return share
+        return factor, share
 
 
-def check_divisible(objective: Objective, *, deepspeed: bool, optimizer: str) -> None:
+def check_divisible(objective: Objective, *, optimizer: str) -> None:
     """Reject an objective with a step-wide denominator if the optimizer steps before gradients can be rescaled."""
-    stepper = "DeepSpeed" if deepspeed else optimizer if "layerwise" in optimizer else ""
-    if needs_of(objective).own_denominator and stepper:
+    if needs_of(objective).own_denominator and "layerwise" in optimizer:
         raise UserError(
             f"{title_of(objective)} divides by a sum over the whole optimizer step, which is known only after its last pass, but "
-            f"{stepper} updates weights inside the backward pass. Use normaliser weights or length, or train without {stepper}.",
+            f"{optimizer} updates weights inside the backward pass. Use normaliser weights or length, or train without {optimizer}.",
             code="step-denominator",
         )
 
@@ -193,7 +190,8 @@ def frozen_reference(
                 "the model before training as reference.",
                 code="same-model",
             )
-        nn.Module.to(reference.model, model.device)
+        if not is_empty(model.model):
+            nn.Module.to(reference.model, model.device)
         reference.model.requires_grad_(False).eval()
         return FrozenReference(reference.model, reference.head)
     if isinstance(model, LanguageModel) and model.has_adapter:
