@@ -248,7 +248,7 @@ def credit_lines(found: Mapping[tuple[str, str, int], Mapping[str, list[float]]]
         seeds = ", ".join(f"{value:.3f}" for value in values)
         name = "its own" if oracle == policy else NAMES[oracle]
         lines.append(
-            f"| {NAMES[policy]} | {name} | {cell(mean_figure(values), 3)} | {seeds} | {np.mean(alone):.1%} |"
+            f"| {NAMES[policy]} | {name} | {_over_seeds(values, 3)} | {seeds} | {np.mean(alone):.1%} |"
         )
     count = len({key[2] for key in found})
     note = (
@@ -300,6 +300,11 @@ NAMES = {
 }
 
 
+def _over_seeds(values: Sequence[float], digits: int) -> str:
+    """A mean over seeds with its interval; a single seed has none."""
+    return cell(mean_figure(values), digits) if len(values) > 1 else f"{values[0]:.{digits}f}"
+
+
 def _value(found: Mapping[str, list[float]], name: str) -> float:
     key = "studies.transfer:tone/change" if name == "tone" else name
     return found[key][0] if key in found else float("nan")
@@ -315,7 +320,7 @@ def lines_of(found: Mapping[tuple[str, str, int], Mapping[str, list[float]]]) ->
         for name, (_, digits) in FIGURES.items():
             values = [_value(found[policy, oracle, seed], name) for seed in seeds]
             cells.append(
-                "" if oracle == "random" and name.startswith("credit") else cell(mean_figure(values), digits)
+                "" if oracle == "random" and name.startswith("credit") else _over_seeds(values, digits)
             )
         pairs = [seed for seed in seeds if (policy, "random", seed) in found]
         apart = [
@@ -325,7 +330,7 @@ def lines_of(found: Mapping[tuple[str, str, int], Mapping[str, list[float]]]) ->
         change = (
             ""
             if oracle == "random" or not apart
-            else f"{cell(mean_figure(apart), 2)}: {', '.join(f'{one:+.2f}' for one in apart)}"
+            else f"{_over_seeds(apart, 2)}: {', '.join(f'{one:+.2f}' for one in apart)}"
         )
         row = [
             NAMES[policy],
