@@ -80,8 +80,11 @@ def probe(
         installed.append(head := choose_head(model, name=name, start_id=start_id))
         return layout, None if head is None else head.change
 
-    if key not in _known:
-        _known[key] = first_alone(measured) if shared else measured()
+    def known() -> tuple[Layout, LogitChange | None]:
+        return _known[key] if key in _known else measured()
+
+    # Another process may know it already, but all must ask.
+    _known[key] = first_alone(known) if shared else known()
     layout, change = _known[key]
     if installed:
         return layout, installed[0]
