@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tokenward.distributed import place
 from tokenward.errors import UserError
 from tokenward.models.adapters import adapter_warnings, new_adapter
 from tokenward.models.base import TokenModel
@@ -47,8 +48,9 @@ from tokenward.models.sharding import (
     first_loads,
     in_parts,
     is_empty,
-    loading,
+    loading_whole,
     weights_within,
+    without_weights,
 )
 from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
 
@@ -231,20 +233,26 @@ def load_model(
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     encoder_decoder = base_config(name, trust_remote_code=trust_remote_code).is_encoder_decoder
     kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
-    with loading(spread=spread):
-        model: Any = _loaded(
-            kind, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
-        )
+    # FSDP2's preparation spreads the weights of a whole model, and moves them.
+    spread = spread and first_loads() and parts.adapter is None and parts.head_mlp is None
+    model: Any = _loaded(
+        kind,
+        name,
+        parts.base,
+        dtype=dtype,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+        empty=spread and place().local != 0,
+    )
     check_vocabulary(model, tokenizer, name)
     if parts.adapter is not None:
         model = _with_saved_adapter(model, parts.adapter, name)
     adapted, settings = (None, None) if parts.head_mlp is None else load_head_mlp(model, Path(parts.head_mlp))
-    stays = spread and first_loads()  # FSDP2's preparation moves the weights
-    model = cast(PreTrainedModel, model.eval() if stays else nn.Module.to(model, device_of(device)).eval())
+    model = cast(PreTrainedModel, model.eval() if spread else nn.Module.to(model, device_of(device)).eval())
     start = model.config.decoder_start_token_id if encoder_decoder else None
     files = model_fingerprint(name)
     key = (files, str(model.dtype), str(device_of(device)), attention)
-    layout, head = probe(model, key=key, packing=packing, name=name, start_id=start, shared=stays)
+    layout, head = probe(model, key=key, packing=packing, name=name, start_id=start, shared=spread)
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
@@ -287,22 +295,29 @@ def load_backbone(
             code="not-whole-weights",
             key="reward.model",
         )
-    with loading(spread=False):
-        model = _loaded(
-            AutoModel, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
-        )
+    model = _loaded(
+        AutoModel, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
+    )
     return cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
 
 
-def _loaded(kind: Any, name: str, base: str, *, dtype: str, attention: str, trust_remote_code: bool) -> Any:
+def _loaded(
+    kind: Any,
+    name: str,
+    base: str,
+    *,
+    dtype: str,
+    attention: str,
+    trust_remote_code: bool,
+    empty: bool = False,
+) -> Any:
     def read(implementation: str) -> tuple[Any, dict[str, Any]]:
-        return kind.from_pretrained(
-            base,
-            dtype=OWN if dtype == OWN else DTYPES[dtype],
-            attn_implementation=implementation,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
+        settings = {"attn_implementation": implementation, "trust_remote_code": trust_remote_code}
+        if empty:
+            return without_weights(kind, base, dtype=DTYPES.get(dtype), **settings), {"missing_keys": ()}
+        with loading_whole():
+            own = OWN if dtype == OWN else DTYPES[dtype]
+            return kind.from_pretrained(base, dtype=own, output_loading_info=True, **settings)
 
     try:
         model, found = _with_any_attention(read, name) if attention == AUTO else read(attention)
