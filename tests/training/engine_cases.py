@@ -6,7 +6,6 @@ All cases of an engine train in one start: a process takes longer to begin than 
 """
 
 import json
-import os
 import shutil
 import sys
 from dataclasses import dataclass, replace
@@ -21,12 +20,11 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
-from tests.tiny import save_tiny, tiny_llama
+from tests.tiny import tiny_llama
 from tests.training.tools import arguments, cheap_collection, language_model, random_rows, with_reference
 from tokenward.display import Display
 from tokenward.errors import UserError
-from tokenward.models.loading import load_model
-from tokenward.models.sharding import in_parts, is_empty, is_first_process
+from tokenward.models.sharding import in_parts, is_first_process
 from tokenward.objectives import Losses, Objective, SePO
 from tokenward.objectives.base import ObjectiveModule
 from tokenward.objectives.registry import OBJECTIVES
@@ -39,7 +37,6 @@ from tokenward.training.callbacks import AnswerPrompts
 from tokenward.training.fit import fit, remove_checkpoint
 
 ENGINES = ("ddp", "fsdp2", "zero2", "zero3")
-FIRST_READS = "cpu_ram_efficient_loading"
 TOGETHER, STEPS, SAVED = 8, 4, 3
 """Comparisons of a step, steps of a training, and the step of the checkpoint that is resumed."""
 
@@ -93,8 +90,6 @@ class Case:
 SETTINGS: dict[str, dict[str, Any]] = {
     "": {},
     "bf16": {"bf16": True},
-    # The policy is read from a folder: under FSDP2 by the first process alone.
-    "read": {},
     "checkpointing": {"activation_checkpointing": True},
     # The only evaluation is at the checkpoint in the middle, so that is the best one.
     "best": {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": SAVED},
@@ -131,8 +126,6 @@ def train(case: Case, folder: Path, engine: str) -> list[str]:
     """Train a case in ``folder`` to its end, or from the checkpoint that lies there; returns what was shown."""
     start, policy = (language_model(tiny_llama(tie_word_embeddings=case.head == "tied")) for _ in range(2))
     rows = with_reference(start, rows_of())
-    if case.setting == "read":
-        policy = read(folder / "source", start, engine)
     if case.weights == "lora":
         torch.manual_seed(5)
         policy = policy.with_adapter(LORA)
@@ -153,8 +146,6 @@ def train(case: Case, folder: Path, engine: str) -> list[str]:
         **ARGUMENTS[engine],
         **SETTINGS[case.setting],
     }
-    if engine == "fsdp2" and case.setting == "read":
-        table["fsdp_config"] = {"version": 2, FIRST_READS: True}
     reference = None if case.weights == "lora" else start
     shown = Shown()
     watch = watching(policy, folder, shown.line) if case.setting == "best" else None
@@ -204,18 +195,6 @@ class Look(TrainerCallback):
             tiled,
             type(optimizer.optimizer).__name__,
         ]
-
-
-def read(folder: Path, start, engine: str):
-    """The model from a folder, as a run reads it for its training."""
-    if is_first_process():
-        save_tiny(folder, start.model)
-    PartialState().wait_for_everyone()
-    if engine == "fsdp2":  # what accelerate launch does with fsdp_cpu_ram_efficient_loading: true
-        os.environ |= {"ACCELERATE_USE_FSDP": "true", f"FSDP_{FIRST_READS.upper()}": "true"}
-    found = load_model(str(folder), device="cpu", spread=True)
-    assert is_empty(found.model) == (engine == "fsdp2" and not is_first_process())
-    return found
 
 
 class Shown(Display):

@@ -22,7 +22,6 @@ from transformers import (
 )
 
 from tokenward.artifacts import user_path
-from tokenward.distributed import place
 from tokenward.errors import UserError
 from tokenward.models.adapters import adapter_warnings, new_adapter
 from tokenward.models.base import TokenModel
@@ -46,12 +45,10 @@ from tokenward.models.identity import (
 )
 from tokenward.models.probe import Packing, choose_head, choose_layout, probe, warn_once
 from tokenward.models.sharding import (
-    first_loads,
     in_parts,
     is_empty,
     loading_whole,
     weights_within,
-    without_weights,
 )
 from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
 
@@ -211,7 +208,6 @@ def load_model(
     attention: str = AUTO,
     packing: Packing = "auto",
     trust_remote_code: bool = False,
-    spread: bool = False,
 ) -> LanguageModel:
     """Load a causal language model, and measure which layout and head it supports.
 
@@ -224,8 +220,6 @@ def load_model(
         attention: transformers' attention implementation; ``auto`` is sdpa, or eager where the model does not support it.
         packing: ``auto`` decides by measuring; the others insist.
         trust_remote_code: Run code that comes with the model.
-        spread: Leave the weights where FSDP's preparation for training needs them, which may be in one process of each machine. All
-            processes of the training must call this.
 
     Raises:
         UserError: There is no such model, it is not a causal language model, or it does not support ``shared_prompts``.
@@ -234,8 +228,6 @@ def load_model(
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     encoder_decoder = base_config(name, trust_remote_code=trust_remote_code).is_encoder_decoder
     kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
-    # FSDP2's preparation spreads the weights of a whole model, and moves them.
-    spread = spread and first_loads() and parts.adapter is None and parts.head_mlp is None
     model: Any = _loaded(
         kind,
         name,
@@ -243,17 +235,16 @@ def load_model(
         dtype=dtype,
         attention=attention,
         trust_remote_code=trust_remote_code,
-        empty=spread and place().local != 0,
     )
     check_vocabulary(model, tokenizer, name)
     if parts.adapter is not None:
         model = _with_saved_adapter(model, parts.adapter, name)
     adapted, settings = (None, None) if parts.head_mlp is None else load_head_mlp(model, Path(parts.head_mlp))
-    model = cast(PreTrainedModel, model.eval() if spread else nn.Module.to(model, device_of(device)).eval())
+    model = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
     start = model.config.decoder_start_token_id if encoder_decoder else None
     files = model_fingerprint(name)
     key = (files, str(model.dtype), str(device_of(device)), attention)
-    layout, head = probe(model, key=key, packing=packing, name=name, start_id=start, shared=spread)
+    layout, head = probe(model, key=key, packing=packing, name=name, start_id=start)
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
@@ -310,12 +301,9 @@ def _loaded(
     dtype: str,
     attention: str,
     trust_remote_code: bool,
-    empty: bool = False,
 ) -> Any:
     def read(implementation: str) -> tuple[Any, dict[str, Any]]:
         settings = {"attn_implementation": implementation, "trust_remote_code": trust_remote_code}
-        if empty:
-            return without_weights(kind, base, dtype=DTYPES.get(dtype), **settings), {"missing_keys": ()}
         with loading_whole():
             own = OWN if dtype == OWN else DTYPES[dtype]
             return kind.from_pretrained(base, dtype=own, output_loading_info=True, **settings)

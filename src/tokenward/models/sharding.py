@@ -7,16 +7,13 @@ whether its weights are in parts, how to read and write one weight as a whole, a
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeGuard, TypeVar, cast
+from typing import TypeGuard, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import AutoConfig
-from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.integrations import deepspeed as deepspeed_settings
 
 M = TypeVar("M", bound=nn.Module)
@@ -42,20 +39,6 @@ def loading_whole() -> Iterator[None]:
             os.environ.pop(_FIRST_LOADS, None)
         else:
             os.environ[_FIRST_LOADS] = before
-
-
-def first_loads() -> bool:
-    """Whether the settings of FSDP say that the first process of each machine reads the weights."""
-    return is_fsdp_enabled()
-
-
-def without_weights(kind: Any, base: str, *, dtype: torch.dtype | None, **settings: Any) -> nn.Module:
-    """A model without weights, for a process that another one gives them to. Buffers have their values."""
-    config = AutoConfig.from_pretrained(base, trust_remote_code=settings["trust_remote_code"])
-    with init_empty_weights(include_buffers=False):
-        model = kind.from_config(config, dtype=dtype or config.dtype, **settings)
-    model.tie_weights()
-    return model
 
 
 def is_empty(module: nn.Module) -> bool:
