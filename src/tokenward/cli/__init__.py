@@ -9,7 +9,7 @@ from rich.text import Text
 from tokenward.cli import recipes as recipes
 from tokenward.cli import runs as runs
 from tokenward.cli.app import app, left_to_first
-from tokenward.distributed import ElsewhereError, announce, end_with_others, is_first, place, tells, told
+from tokenward.distributed import ElsewhereError, end_with_others, is_first, leave_for, place, tells, told
 from tokenward.errors import UserError
 
 PARALLEL = ("run", "oracle", "reward", "score", "train", "evaluate")
@@ -32,7 +32,7 @@ def main() -> None:
             told()
         sys.exit(2)
     except Exception as error:
-        announce(error)
+        leave_for(error)
         raise
 
 
