@@ -543,3 +543,21 @@ def test_config_and_artifacts_do_not_import_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_recipe_is_bounded() -> None:
+    """A text of a few hundred characters may stand for millions of values, or nest until Python's stack ends."""
+    laughs = "a0: &a0 [" + ", ".join("x" * 9) + "]\n"
+    laughs += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
+    for text, code in (
+        (laughs, "too-large"),
+        ("a: " + "[" * 3000, "invalid-yaml"),
+        ("- " * 3000, "invalid-yaml"),
+        ("a: &a {b: *a}", "invalid-yaml"),
+        ("seed: " + "9" * 400, "out-of-range"),
+        ("a: !!bool maybe", "invalid-yaml"),
+        ("a: " + "x" * 1_000_001, "too-large"),
+    ):
+        with pytest.raises(UserError) as caught:
+            parse_recipe(text, "recipe.yaml")
+        assert caught.value.code == code, text[:20]

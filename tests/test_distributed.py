@@ -1,12 +1,17 @@
 """What a process knows about its launch, and what processes tell one another."""
 
 import json
+import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.launching import launch, of_srun
 from tokenward import distributed
+from tokenward.artifacts import DamagedFiles
 from tokenward.distributed import Place, place_of, slurm_address
+from tokenward.errors import UserError
+from tokenward.scoring.reads import MissingValue
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
 SRUN = {
@@ -139,3 +144,14 @@ def test_a_process_that_fails_ends_one_that_waits_for_it_in_torch(tmp_path):
     assert ended[0].err.strip() == "error: process 1 of 2: ValueError: a bug"
     assert "Traceback" in ended[1].err
     assert "This was process 1 of 2." in ended[1].err
+
+
+def test_every_mistake_reaches_other_processes_as_it_is():
+    for error in (
+        UserError("no file", code="missing-file", key="data.source"),
+        MissingValue("reward", "there is no reward"),
+        DamagedFiles(Path("run/scores"), "scores", {"tokens-00000.parquet": "is missing"}),
+    ):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error)
+        assert (str(again), vars(again)) == (str(error), vars(error))
