@@ -66,7 +66,7 @@ online: {source: {name: rouge, variant: rougeL}, samples: 5, reward_steps: 10, r
   sampling: {max_new_tokens: 32, temperature: 0.9, top_p: 0.95, top_k: 256, stop: ["TL;DR"], batch: 16, precision: bfloat16},
   objective: {name: reinforce, entropy: 0.1}}
 evaluation: {precision: bfloat16, prompts: 4, max_new_tokens: 8, temperature: 0.7, top_p: 0.9, top_k: 5, metrics: [rouge],
-  bootstrap: 10, batch: 2}
+  bootstrap: 10, batch: 2, sampler: {name: vllm, chunk: 9}}
 """
 KEYS = [key for key, _ in schema_fields()]
 WHOLE = [key for key, field in schema_fields() if table_of(field) is None and "int" in str(field.annotation)]
