@@ -96,7 +96,13 @@ def together(work: Callable[[], T]) -> list[T]:
     outcome, error = _tried(work)
     if error is not None:  # the others may work for hours before they ask
         announce(error)
-    return _settled(gather(outcome), error)
+    try:
+        outcomes = gather(outcome)
+    except RuntimeError:  # the others have ended because of the error
+        if error is not None:
+            raise error from None
+        raise
+    return _settled(outcomes, error)
 
 
 def split(items: Sequence[S], work: Callable[[S], T], *, at_once: int = 16) -> Iterator[T]:

@@ -133,7 +133,9 @@ class _Watch:
         while not self._stop.wait(_POLL):
             try:
                 if self._ears.check([_FAILED]):
-                    _, status, text = self._ears.get(_FAILED).decode().split(" ", 2)
+                    rank, status, text = self._ears.get(_FAILED).decode().split(" ", 2)
+                    if int(rank) == place().rank:
+                        return  # it ends by itself
                     break
             except RuntimeError:
                 status, text = "1", f"process 0 of {place().count} has ended"
