@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts.scaling_page import MODELS, PAGE, page
+from tokenward.config import load_recipe
 from tokenward.errors import UserError
 from tokenward.models.identity import model_sizes
 from tokenward.ops.costs import FLOAT, HALF, ModelSizes, NumberTypes, Work, training_memory
@@ -117,11 +118,11 @@ def test_wrong_devices_are_refused(given, code):
 
 
 def test_a_plan_of_devices_follows_the_recipe(tiny_workplace: Path) -> None:
-    recipe, asked = tiny_workplace / "recipes" / "quickstart.yaml", Wanted(4, 1e9, "fsdp2")
+    recipe, asked = tiny_workplace, Wanted(4, 1e9, "fsdp2")
     plan = plan_recipe(recipe, (), measure=False, quiet=True, devices=asked)
     assert [stage.stage for stage in plan.devices] == ["reference", "oracle", "scores", "policy"]
     named = {stage.stage: stage for stage in plan.devices}
-    sizes = model_sizes(next(line for line in recipe.read_text().split() if "model" in line and "/" in line).strip("},"))
+    sizes = model_sizes(load_recipe(recipe).recipe.model.name)
     assert named["oracle"].memory.weights == sizes.weights * FLOAT / 4
     assert not any(stage.advice for stage in plan.devices)
     small = plan_recipe(recipe, (), measure=False, quiet=True, devices=Wanted(4, 1000.0))
