@@ -13,6 +13,9 @@ from benchmarks.workers import Channel, serve
 ROWS, INPUTS, OUTPUTS = 1024, 576, 1536
 """Sizes of a product in the default model."""
 
+ON_A_GPU = 8192
+"""Size of a product that fills a GPU, in each direction."""
+
 MOVED = 2**26
 """Number of floats in the copied tensor: far more than any cache holds."""
 
@@ -28,16 +31,27 @@ def best_rate(work: Callable[[], Any], amount: float, *, times: int = 5) -> floa
     return amount / median(seconds)
 
 
-def measured(dtype: torch.dtype) -> Rates:
+def measured(dtype: torch.dtype, device: str = "cpu") -> Rates:
     """Operations per second in matrix products, and bytes per second in an element-wise operation."""
-    left, right = torch.randn(ROWS, INPUTS).to(dtype), torch.randn(INPUTS, OUTPUTS).to(dtype)
-    operations = best_rate(lambda: [left @ right for _ in range(20)], 20 * 2.0 * ROWS * INPUTS * OUTPUTS)
-    source, target = torch.ones(MOVED), torch.empty(MOVED)
-    moved = best_rate(lambda: torch.mul(source, 2.0, out=target), 2 * 4.0 * MOVED)
+    on_gpu = device.startswith("cuda")
+    rows, inputs, outputs = (ON_A_GPU,) * 3 if on_gpu else (ROWS, INPUTS, OUTPUTS)
+    left = torch.randn(rows, inputs).to(device, dtype)
+    right = torch.randn(inputs, outputs).to(device, dtype)
+    source, target = torch.ones(MOVED, device=device), torch.empty(MOVED, device=device)
+
+    def finished(work: Callable[[], Any]) -> None:
+        work()
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    operations = best_rate(
+        lambda: finished(lambda: [left @ right for _ in range(20)]), 20 * 2.0 * rows * inputs * outputs
+    )
+    moved = best_rate(lambda: finished(lambda: torch.mul(source, 2.0, out=target)), 2 * 4.0 * MOVED)
     return Rates(operations, moved)
 
 
 def side(channel: Channel, settings: dict[str, Any]) -> None:
     """A worker that measures the rates on request."""
     dtype = torch.bfloat16 if settings["precision"] == "bfloat16" else torch.float32
-    serve(channel, {"rates": lambda _: measured(dtype)._asdict()}, {})
+    serve(channel, {"rates": lambda _: measured(dtype, settings["device"])._asdict()}, {})

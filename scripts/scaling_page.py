@@ -160,8 +160,30 @@ def _trained(shape: Shape, lora: bool, kept: float, rows: int, wanted: Wanted) -
 
 def tables() -> str:
     """Both tables, with what they take for granted."""
-    memory = ["model", "training", "devices", "weights", "gradients", "moments", "activations", "head tile", "whole", "in all", "fits 80 GB"]
-    hours = ["model", "devices", "pairs", "reference", "scores", "oracle, full", "policy, full", "oracle, LoRA", "policy, LoRA"]
+    memory = [
+        "model",
+        "training",
+        "devices",
+        "weights",
+        "gradients",
+        "moments",
+        "activations",
+        "head tile",
+        "whole",
+        "in all",
+        "fits 80 GB",
+    ]
+    hours = [
+        "model",
+        "devices",
+        "pairs",
+        "reference",
+        "scores",
+        "oracle, full",
+        "policy, full",
+        "oracle, LoRA",
+        "policy, LoRA",
+    ]
     assumed = (
         f"Assumed: a prompt of {PROMPT} tokens with {REPLIES} replies of {REPLY} each; {TOKENS_PER_FORWARD} tokens a pass, {BATCH} pairs an update "
         f"and device; bfloat16 with activation checkpointing; float32 weights and moments where all weights train, unless the table says otherwise; a "

@@ -51,8 +51,24 @@ def of_srun(rank: int, count: int, port: int) -> dict[str, str | int]:
     }  # fmt: skip
 
 
+def torchrun(*command: str, count: int = 2) -> list[str]:
+    """The command line that starts some processes of a script, or of a module after ``-m``."""
+    return [
+        sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "--master-addr=127.0.0.1",
+        f"--master-port={free_port()}", *command,
+    ]  # fmt: skip
+
+
+def run_torchrun(*command: str, folder: Path, more: Mapping[str, str | int] | None = None) -> Ended:
+    """Carry out a script in two processes of torchrun."""
+    found = subprocess.run(
+        torchrun(*command), env=environment(more), cwd=folder, capture_output=True, text=True, check=False
+    )
+    return Ended(found.returncode, found.stdout, found.stderr)
+
+
 def launch(
-    command: Sequence[str], folder: Path, *, count: int = 2, by=of_torchrun, seconds: float = 300
+    command: Sequence[str], folder: Path, *, count: int = 2, by=of_torchrun, seconds: float = 900
 ) -> list[Ended]:
     """Carry out a Python command as each of some processes. None is ended from outside, but after the limit of time."""
     port = free_port()

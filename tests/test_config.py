@@ -474,7 +474,8 @@ gradient_accumulation_steps max_grad_norm bf16 fp16 tf32 activation_checkpointin
 torch_compile_backend torch_compile_mode logging_strategy logging_first_step logging_nan_inf_filter log_level disable_tqdm report_to
 eval_strategy save_strategy save_total_limit full_determinism seed data_seed dataloader_drop_last dataloader_num_workers
 dataloader_pin_memory train_sampling_strategy debug prediction_loss_only tokens_per_forward disable_dropout checkpoint_minutes
-displacement_margin log_entropy
+displacement_margin log_entropy fsdp deepspeed ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
+ddp_backend ddp_timeout
 """
 """Fields that do what transformers, or tokenward's own arguments, document."""
 
@@ -492,7 +493,7 @@ def test_valid_training_fields_pass():
         "sft: {training: {learning_rate: 1, num_train_epochs: 2, warmup_steps: 0.1, bf16: yes, max_steps: 3, "
         "eval_strategy: no, save_strategy: best, lr_scheduler_type: cosine, optim: adamw_torch, report_to: [wandb], "
         "gradient_checkpointing: true, gradient_checkpointing_kwargs: {use_reentrant: false}, tf32: true, "
-        "optim_args: null, deepspeed: null, debug: '', logging_steps: 5, eval_steps: null, save_total_limit: 2}}",
+        "optim_args: null, deepspeed: zero3.json, fsdp: true, fsdp_config: {version: 2}, ddp_timeout: 60, debug: '', logging_steps: 5, eval_steps: null, save_total_limit: 2}}",
         "q.yaml",
     )
     check_training(recipe.sft.training, "sft.training", lines)

@@ -23,6 +23,7 @@ def test_each_launcher_says_the_place():
     assert place_of(TORCHRUN) == Place(3, 4, 1)
     assert place_of(SRUN) == Place(5, 8, 1)
     assert place_of(SRUN | TORCHRUN) == Place(3, 4, 1)
+    assert place_of({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}) == Place(1, 2, 1)
     # A batch script outside of srun: one process, whatever the job asked for.
     assert place_of({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}) == Place()
 
@@ -41,9 +42,10 @@ def test_one_process_touches_no_group(monkeypatch):
     assert distributed.gather(3) == [3]
     assert distributed.first_alone(lambda: 4) == 4
     assert distributed.together(lambda: 5) == [5]
+    assert [*distributed.split("abc", str.upper)] == ["A", "B", "C"]
     assert distributed.any_of(True)
     assert distributed.agree("x", "the recipe") == "x"
-    for nothing in (distributed.start, distributed.watch, distributed.wait_for_all, distributed.end):
+    for nothing in (distributed.start, distributed.wait_for_all, distributed.end):
         nothing()
 
 
@@ -79,6 +81,8 @@ said["mistake of the first"] = caught(lambda: d.first_alone(lambda: fails(wrong,
 said["mistake of the second"] = caught(lambda: d.together(lambda: fails(wrong, 1)))
 said["error of the first"] = caught(lambda: d.first_alone(lambda: fails(ZeroDivisionError("by zero"), 0)))
 said["error of the second"] = caught(lambda: d.together(lambda: fails(ZeroDivisionError("by zero"), 1)))
+said["split"] = [list(d.split(range(n), lambda i: [i, rank], at_once=2)) for n in (0, 1, 5, 8)]
+said["inside"] = [d.first_alone(lambda: [d.gather(rank), d.first_alone(lambda: rank)]), d.together(d.alone)]
 said["agreed"] = caught(lambda: d.agree("same", "the recipe"))
 said["differs"] = caught(lambda: d.agree(rank, "the recipe"))
 d.end()
@@ -99,6 +103,9 @@ def test_what_one_process_does_or_fails_reaches_all(tmp_path):
         "mistake of the first": ["UserError", "no such file", "missing-file", "data.source"],
         "mistake of the second": ["UserError", "no such file", "missing-file", "data.source"],
         "agreed": "same",
+        # Item by item to one process after the other; where one has none left, the last item is done in vain.
+        "split": [[[i, i % 2] for i in range(n)] for n in (0, 1, 5, 8)],
+        "inside": [[[0], 0], [True, True]],
     }
     for found in (first, second):
         assert {name: found[name] for name in expected} == expected
@@ -116,8 +123,8 @@ import torch
 from tokenward import distributed as d
 from tokenward.errors import UserError
 
-d.start(cpu=True)
-d.watch()
+d.end_with_others()
+d.start()
 try:
     if d.place().rank == 1:
         raise UserError("the disk is full")
@@ -130,7 +137,7 @@ except UserError as error:
 
 
 def test_a_process_that_fails_ends_one_that_waits_for_it_in_torch(tmp_path):
-    ended = launch(["-c", FAILS_IN_TRAINING], tmp_path, seconds=60)
+    ended = launch(["-c", FAILS_IN_TRAINING], tmp_path)
     assert [process.status for process in ended] == [2, 2], ended
     assert ended[0].err.strip() == "error: in process 1: the disk is full"
     assert not ended[1].err

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     )
     from tokenward.report.page import make_report
     from tokenward.sampling import SamplingSettings
+    from tokenward.sampling.server import ServerSampler
+    from tokenward.sampling.vllm import VllmSampler
     from tokenward.scoring.basic import Record
     from tokenward.scoring.export import TokenRewards
     from tokenward.scoring.scorers import (
@@ -110,6 +112,8 @@ _NAMES = {
     ),
     "report.page": "make_report",
     "sampling": "SamplingSettings",
+    "sampling.server": "ServerSampler",
+    "sampling.vllm": "VllmSampler",
     "scoring.export": "TokenRewards",
     "scoring.basic": "Record",
     "scoring.scorers": (
@@ -135,10 +139,10 @@ __all__ = [
     "Counterfactual", "Entropy", "External", "Figure", "KeepAll", "LogProbability", "LogRatio", "Losses", "Message",
     "Needs", "Objective", "Pairwise", "PlackettLuce", "Position", "Probability", "Random", "Rank", "Record",
     "Reward", "RewardSettings", "Run", "SamplingSettings", "ScoredResponse", "ScoredToken", "ScoredTokens",
-    "Scorer", "SePO", "Selected", "SelectiveTrainer", "Selector", "SideRule", "SimPO", "Similarity", "SoftWeights",
+    "Scorer", "SePO", "Selected", "SelectiveTrainer", "Selector", "ServerSampler", "SideRule", "SimPO", "Similarity", "SoftWeights",
     "Span", "Spans", "SparsePO", "Sum", "Surprisal", "TReg", "Threshold", "TokenBatch", "TokenKL", "TokenRewards",
     "TokenScorer", "TokenSettings", "TokenTable", "TokenTrainingArguments", "TopFraction", "Transform", "UserError",
-    "WeightedLikelihood", "evaluate", "losses", "make_report", "open_run", "read_figures", "run", "score", "select",
+    "VllmSampler", "WeightedLikelihood", "evaluate", "losses", "make_report", "open_run", "read_figures", "run", "score", "select",
     "token_logprobs", "train_oracle", "train_reward",
 ]  # fmt: skip
 

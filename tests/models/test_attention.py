@@ -1,14 +1,19 @@
 """Attention of packed rows against one dense mask, in every way that it is computed."""
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import tokenward.models.attention as attention
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tokenward.models.attention import FLEX_TREE, TREE, install_tree_attention, tree_attention
-from tokenward.tokens import layouts as trees
-from tokenward.tokens.layouts import tree_of, visible
+from tokenward.tokens import trees
+from tokenward.tokens.trees import tree_of, visible
 
 SHAPES = {
     "one response": [(3, [4])],
@@ -87,12 +92,134 @@ def test_dropout_is_applied_with_and_without_the_fused_kernel():
         assert (packed(tree, inputs, dropout=0.5) - packed(tree, inputs)).abs().max() > 0.1
 
 
-def test_block_mask_of_flex_attention_is_the_dense_mask():
+def lower_right(
+    query, key, value, query_ends, key_ends, most_queries, most_keys, *, scale, window_size, enable_gqa
+):
+    """What torch's varlen_attn documents, in plain products: the last query of a sequence is at its last key."""
+    assert window_size == (-1, 0)
+    assert (most_queries, most_keys) == (int(query_ends.diff().max()), int(key_ends.diff().max()))
+    sizes = [ends.diff().tolist() for ends in (query_ends, key_ends)]
+    parts = zip(query.split(sizes[0]), key.split(sizes[1]), value.split(sizes[1]), strict=True)
+    found = []
+    for q, k, v in parts:
+        seen = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
+        states = [item.transpose(0, 1)[None] for item in (q, k, v)]
+        out = F.scaled_dot_product_attention(*states, attn_mask=seen, scale=scale, enable_gqa=enable_gqa)
+        found.append(out[0].transpose(0, 1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_sequences_in_one_call_equal_one_dense_mask(shapes, monkeypatch):
+    monkeypatch.setattr(attention, "varlen_attn", lower_right)
+    monkeypatch.setattr(attention, "takes_sequences", lambda *inputs: True)
+    tree = tree_of(shapes)
+    inputs = states(tree)
+    found, expected = packed(tree, inputs), dense(*inputs, tree)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradients(found, inputs), gradients(expected, inputs), rtol=0, atol=1e-12)
+
+
+def test_a_kernel_with_another_alignment_is_not_used(monkeypatch):
+    def upper_left(query, key, value, query_ends, key_ends, *more, **settings):
+        flipped = lower_right(
+            query.flip(0), key.flip(0), value.flip(0), query_ends, key_ends, *more, **settings
+        )
+        return flipped.flip(0)
+
+    def missing(*inputs, **settings):
+        raise NotImplementedError
+
+    cpu = torch.device("cpu")
+    for kernel, right in ((lower_right, True), (upper_left, False), (missing, False)):
+        attention.sequences_are_right.cache_clear()
+        monkeypatch.setattr(attention, "varlen_attn", kernel)
+        assert attention.sequences_are_right(cpu) is right
+    attention.sequences_are_right.cache_clear()
+
+
+def test_the_call_of_the_kernel_has_the_types_and_shapes_that_torch_takes():
+    tree = tree_of(SHAPES["several"]).to("meta")
+    inputs = [item.detach().to("meta").requires_grad_() for item in states(tree, dtype=torch.bfloat16)]
+    found = attention._by_sequences(*inputs, tree, 0.3)
+    assert (found.shape, found.dtype) == ((1, tree.owner.shape[1], 4, 8), torch.bfloat16)
+    assert [item.shape for item in torch.autograd.grad(found.sum(), inputs)] == [
+        item.shape for item in inputs
+    ]
+    sequences = tree.sequences
+    assert sequences.query_ends.dtype == sequences.key_ends.dtype == torch.int32
+
+
+def test_grouped_heads_are_repeated_where_no_fused_kernel_takes_them(monkeypatch):
+    mask, calls = torch.ones(2, 2, dtype=torch.bool), []
+
+    def takes(dtype, seen, device):
+        query, key, value = (torch.zeros(1, heads, 2, 8, dtype=dtype, device=device) for heads in (4, 2, 2))
+        return attention.takes_groups(query, key, value, seen)
+
+    half, full = torch.bfloat16, torch.float32
+    assert all(takes(dtype, seen, "cpu") for dtype in (half, full) for seen in (None, mask))
+    assert [takes(dtype, seen, "meta") for dtype in (half, full) for seen in (None, mask)] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    plain = F.scaled_dot_product_attention
+    monkeypatch.setattr(attention, "takes_groups", lambda *inputs: False)
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *a, **k: calls.append(k["enable_gqa"]) or plain(*a, **k)
+    )
     tree = tree_of(SHAPES["several"])
-    mask = visible(tree.owner)
+    inputs = states(tree)
+    found = packed(tree, inputs)
+    assert set(calls) == {False}
+    monkeypatch.undo()
+    expected = dense(*inputs, tree)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradients(found, inputs), gradients(expected, inputs), rtol=0, atol=1e-12)
+
+
+def random_shapes(seed):
+    rng = random.Random(seed)
+    return [
+        (rng.randint(1, 300), [rng.randint(0, 200) for _ in range(rng.randint(1, 4))])
+        for _ in range(rng.randint(1, 6))
+    ]
+
+
+@pytest.mark.parametrize("shapes", [*SHAPES.values(), *map(random_shapes, range(12)), [(256, [128, 384])]])
+def test_block_mask_of_flex_attention_is_that_of_the_dense_mask(shapes):
+    tree = tree_of(shapes)
+    mask, found = visible(tree.owner), tree.block_mask
     places = torch.arange(len(mask))
-    found = tree.block_mask.mask_mod(None, None, places[:, None].expand(mask.shape), places[None])
-    assert torch.equal(found, mask)
+    assert torch.equal(found.mask_mod(None, None, places[:, None].expand(mask.shape), places[None]), mask)
+    expected = create_block_mask(found.mask_mod, 1, None, len(mask), len(mask), device="cpu")
+    assert found.shape == expected.shape
+    assert found.BLOCK_SIZE == expected.BLOCK_SIZE
+    for name in ("kv", "full_kv", "q", "full_q"):
+        mine, theirs = (getattr(item, f"{name}_num_blocks") for item in (found, expected))
+        assert torch.equal(mine, theirs)
+        assert mine.dtype == theirs.dtype
+        order, other = (getattr(item, f"{name}_indices") for item in (found, expected))
+        assert order.dtype == other.dtype
+        listed = torch.arange(order.shape[-1]) < mine[..., None]
+        assert torch.equal(order.masked_fill(~listed, -1), other.masked_fill(~listed, -1))
+
+
+def test_a_block_mask_needs_no_matrix_of_all_tokens():
+    tree = tree_of([(1000, [500, 500])] * 20)
+    sizes = []
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            sizes.extend(item.numel() for item in tree_leaves(found) if isinstance(item, torch.Tensor))
+            return found
+
+    with Largest():
+        assert tree.block_mask.seq_lengths == (40_000, 40_000)
+    assert max(sizes) < 40_000**2 / 5_000
 
 
 def test_only_supported_attention_is_replaced_and_a_call_without_tree_is_unchanged(tmp_path):

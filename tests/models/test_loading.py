@@ -31,7 +31,14 @@ from tests.tiny import move_trained, save_tiny, tiny_gpt2, tiny_llama, tiny_toke
 from tests.tokens.rows import encoded
 from tokenward.errors import UserError
 from tokenward.models import default, identity
-from tokenward.models.loading import imitates_bfloat16, load_model, load_tokenizer, model_fingerprint, resolve
+from tokenward.models.loading import (
+    imitates_bfloat16,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+    resolve,
+    slow_float32,
+)
 from tokenward.models.reward import RewardSettings, new_reward_model
 from tokenward.tokens.batches import collate
 
@@ -287,6 +294,17 @@ def test_fingerprint_depends_on_weights_and_tokenizer_but_not_on_the_folder(tmp_
 def test_bfloat16_needs_processor_instructions(device, processor, imitated):
     assert imitates_bfloat16(torch.device(device), processor) is imitated
     assert "architecture" in torch.cpu.get_capabilities()
+
+
+def test_float32_is_slow_on_a_gpu_with_bfloat16():
+    def slow(device, dtype=torch.float32, *, half=False, bfloat16=True):
+        return slow_float32(torch.device(device), dtype, half=half, bfloat16=bfloat16)
+
+    assert slow("cuda:0")
+    assert not slow("cpu")
+    assert not slow("cuda", torch.bfloat16)
+    assert not slow("cuda", half=True)
+    assert not slow("cuda", bfloat16=False)
 
 
 @pytest.fixture

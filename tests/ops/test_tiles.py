@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tokenward.ops import tiles
 from tokenward.ops.logprob import LogitChange, LogitStep, chunked_statistics, entropy_of, kl_of, logprobs_of
 from tokenward.ops.tiles import LinearHead, Reference, linear_statistics
 
@@ -197,3 +198,53 @@ def test_no_tokens():
     assert found["logp"].shape == (0,)
     found["logp"].sum().backward()
     assert float(head.weight.grad.abs().sum()) == 0
+
+
+def as_cuda_multiplies(monkeypatch):
+    """Make products of half-precision states as CUDA does with ``out_dtype``: summed in float32 and not rounded."""
+    plain = torch.mm
+
+    def mm(first, second, *, out_dtype=None):
+        if out_dtype is None:
+            return plain(first, second)
+        assert first.dtype == second.dtype == torch.bfloat16
+        return plain(first.to(out_dtype), second.to(out_dtype))
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setitem(tiles._widening, "cpu", True)
+
+
+def largest(found, expected):
+    pairs = zip(found, expected, strict=True)
+    return max(float((mine.detach() - theirs.detach()).abs().max()) for mine, theirs in pairs)
+
+
+def test_where_the_device_can_logits_are_not_rounded_before_they_are_widened(monkeypatch):
+    rounded, ids, *_ = case(dtype=torch.bfloat16)
+    head = LinearHead(*(item.detach().requires_grad_() for item in case(dtype=torch.bfloat16)[2][:2]))
+    wide = [item.detach().double().requires_grad_() for item in (rounded, *head[:2])]
+    exact = plain(wide[0], ids, LinearHead(*wide[1:]), case()[3])[:2]
+    slopes = torch.autograd.grad(loss(exact, (1, -2)), wide)
+
+    def error():
+        made = tuple(linear_statistics(rounded, ids, head, ("entropy",), elements=N * 4).values())
+        found = torch.autograd.grad(loss(made, (1, -2)), (rounded, *head[:2]))
+        return largest(made, exact), largest(found, slopes)
+
+    assert not tiles.widens(rounded)  # torch on the CPU has no such product
+    plainly = error()
+    as_cuda_multiplies(monkeypatch)
+    assert tiles.widens(rounded)
+    assert not tiles.widens(rounded.float())
+    widened = error()
+    assert widened[0] < 2e-6 < 1e-3 < plainly[0]
+    # The gradients themselves are rounded to the dtype of states and weights.
+    assert widened[1] < plainly[1]
+
+
+def test_logits_that_the_model_changes_are_rounded_as_it_rounds_them(monkeypatch):
+    hidden, ids, head, _ = case(dtype=torch.bfloat16)
+    capped = LinearHead(*head[:2], LogitChange((LogitStep("cap", 2.0),)))
+    before = linear_statistics(hidden, ids, capped)["logp"]
+    as_cuda_multiplies(monkeypatch)
+    assert torch.equal(linear_statistics(hidden, ids, capped)["logp"], before)

@@ -12,7 +12,7 @@ from tokenward.selection import SideRule, SoftWeights, Threshold, TopFraction, T
 from tokenward.selection import weights as weighing
 from tokenward.selection.weights import weigh, weigh_rows, weigh_step, weights_of
 from tokenward.tokens.segments import with_segments
-from tokenward.tokens.table import TokenTable
+from tokenward.tokens.table import JOINT, TokenTable
 
 SELECTORS = [
     TopFraction(),
@@ -67,6 +67,39 @@ def test_a_response_in_a_step_keeps_its_best_token():
         best, worst = (scores[~scores.isnan()] for scores in row.scores)
         assert row.weights[0].tolist() == (row.scores[0] == best.max()).float().tolist()
         assert row.weights[1].tolist() == (row.scores[1] == worst.min()).float().tolist()
+
+
+def test_tokens_of_one_segment_are_selected_as_one():
+    """As if each segment were a token with the sum of its scores: worked by hand, and equal for whatever weighs them."""
+    tokens = PAIR._replace(joint=torch.tensor([0, 0, 1, 2, 0, 1, 1, 1]))
+    seen = []
+
+    def keep_first(given):
+        seen.append(given)
+        return torch.arange(len(given.scores), dtype=torch.float32)
+
+    sums = [float(PAIR.scores[part].sum()) for part in ([0, 1], [2], [3], [4], [5, 6, 7])]
+    assert PAIR.response.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert weights_of(keep_first, tokens).tolist() == [0, 0, 1, 2, 3, 4, 4, 4]
+    assert seen[0].scores.tolist() == sums
+    assert seen[0].response.tolist() == [0, 0, 0, 1, 1]
+    assert seen[0].eos.tolist() == PAIR.eos[[0, 2, 3, 4, 5]].tolist()
+    assert seen[0].joint is None
+    alone = PAIR._replace(joint=torch.tensor([0, 1, 2, 3, 0, 1, 2, 3]))
+    rows = with_scores()
+    numbers = [torch.arange(size) // 2 for size in rows.lengths.tolist()]
+    joined = rows.with_column(JOINT, rows.own_column(numbers))
+    for selector in SELECTORS:
+        assert torch.equal(weights_of(selector, alone), weights_of(selector, PAIR))
+        weights = flat(weigh(joined, selector))
+        assert torch.equal(weights, flat(weigh_rows(selector, list(joined))))
+        for row in weigh(joined, selector):
+            for part in row.weights:
+                assert torch.equal(part[0 : len(part) // 2 * 2 : 2], part[1::2])
+        assert not torch.equal(weights, flat(weigh(rows, selector)))
+    some = list(joined)[:4]
+    for row in weigh_step(Threshold(above=9.0, below=-9.0), some):
+        assert [len(part) - 2 <= int((part == 0).sum()) < len(part) for part in row.weights] == [True, True]
 
 
 @pytest.mark.parametrize(

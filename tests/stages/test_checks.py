@@ -160,8 +160,6 @@ def test_recipe_of_an_online_run(recipe, monkeypatch):
     check_each(recipe, ONLINE)
     for last in ("scores", "oracle"):
         assert refusal(recipe, last=last).code == "unknown-stage"
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert refusal(recipe).code == "several-processes"
 
 
 def test_recipe_of_a_prompt_task(prompts):
@@ -288,11 +286,11 @@ def test_adapter_that_cannot_work(tiny_workplace, key):
 
 
 WRITTEN = """
-label_smoothing_factor: 0.5; hub_strategy: end; include_num_input_tokens_seen: all; include_for_metrics: [loss]; ddp_timeout: 3
-ddp_backend: gloo; log_level_replica: info; neftune_noise_alpha: 5.0; torch_empty_cache_steps: 2; eval_accumulation_steps: 2
-length_column_name: size; deepspeed: {zero_optimization: {stage: 2}}; fsdp: full_shard; fsdp_config: {version: 2}
+label_smoothing_factor: 0.5; hub_strategy: end; include_num_input_tokens_seen: all; include_for_metrics: [loss]
+log_level_replica: info; neftune_noise_alpha: 5.0; torch_empty_cache_steps: 2; eval_accumulation_steps: 2
+length_column_name: size; fsdp_config: {version: 2}
 accelerator_config: {split_batches: true}; liger_kernel_config: {rope: true}; hub_token: abc; hub_model_id: me/it; hub_revision: main
-ddp_bucket_cap_mb: 25; average_tokens_across_devices: false; log_on_each_node: false; eval_do_concat_batches: false
+average_tokens_across_devices: false; log_on_each_node: false; eval_do_concat_batches: false
 skip_memory_metrics: false; eval_steps: 2; eval_delay: 1; per_device_eval_batch_size: 2; metric_for_best_model: loss; save_steps: 2
 run_name: mine; logging_dir: logs; project: mine; trackio_space_id: me/it; trackio_bucket_id: me/it; trackio_static_space_id: me/it
 gradient_checkpointing_kwargs: {use_reentrant: false}; activation_checkpointing_kwargs: {use_reentrant: false}

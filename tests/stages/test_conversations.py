@@ -11,7 +11,7 @@ import tokenward
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tokenward.artifacts import read_manifest
 from tokenward.config import parse_recipe
-from tokenward.evaluation import measures as measures_module
+from tokenward.evaluation import sampled as sampled_module
 from tokenward.evaluation.replies import reply_rows
 from tokenward.report.show import shown_pair
 from tokenward.sampling import Reply
@@ -187,7 +187,7 @@ def test_a_model_is_asked_as_its_template_asks_and_not_as_a_row_begins(monkeypat
         asked.extend(prompts)
         return [Reply([5], "x", True)]
 
-    monkeypatch.setattr(measures_module, "sample_replies", replies)
+    monkeypatch.setattr(sampled_module, "sample_replies", replies)
     recipe, _ = parse_recipe("seed: 0", "a test", [])
     found = measures_of(Run(recipe=recipe)).replies(None, None, [row], "replies")  # type: ignore[arg-type]
     assert asked == [[1, 2, 7, 8]]

@@ -16,6 +16,7 @@ from tests.stages.runs import LOOKS, digests, events, lines, press_when, run_onl
 from tests.tiny import save_tiny, tiny_llama
 from tokenward.display import Display
 from tokenward.models.reward import RewardModel
+from tokenward.stages import scores
 from tokenward.stages.lists import run_through
 from tokenward.training import fit
 from tokenward.training.alternating import Alternating
@@ -140,6 +141,18 @@ def test_slow_bfloat16_is_reported(tiny_workplace, monkeypatch, capsys):
         changes = [f"oracle.training={{bf16: true, max_steps: 1, seed: {int(imitated)}}}"]
         tokenward.run(tiny_workplace, changes, last="oracle")
         assert ("oracle.training.bf16=false is faster here" in capsys.readouterr().out) is imitated
+
+
+def test_slow_float32_is_reported(tiny_workplace, monkeypatch, capsys):
+    for module in (fit, scores):
+        monkeypatch.setattr(module, "slow_float32", lambda device, dtype, *, half: not half)
+    tokenward.run(tiny_workplace, ["oracle.training={max_steps: 1}"], last="oracle")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("write scores.precision=bfloat16,") == 1
+    assert shown.count("write oracle.training.bf16=true (TRL's default)") == 1
+    changes = ["oracle.training={max_steps: 1, bf16: true}", "scores.precision=bfloat16"]
+    tokenward.run(tiny_workplace, changes, last="oracle")
+    assert "products are in float32" not in " ".join(capsys.readouterr().out.split())
 
 
 def test_first_rows_are_compared_with_ln_2(tiny_workplace, tmp_path):

@@ -1,7 +1,9 @@
 """Several jobs write one store of values, a part each."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,15 +82,25 @@ def test_parts_give_the_bytes_of_one_process(tiny_workplace: Path, monkeypatch) 
     assert list(Path("runs/parts").glob("report*"))
 
 
-def test_two_processes_at_once(tiny_workplace: Path) -> None:
-    """Both begin with data that is not encoded yet, and whoever is last finishes the stage."""
+def test_two_processes_at_once_of_which_one_is_killed(tiny_workplace: Path) -> None:
+    """Both begin with data that is not encoded yet. The part of the killed one is started again and finishes the stage."""
     whole(tiny_workplace, "data")
-    command = [sys.executable, "-m", "tokenward", "score", str(tiny_workplace), "--set", "run=runs/parts"]
-    jobs = [
-        subprocess.Popen([*command, "--set", SHARDS, "--part", name], stdout=subprocess.PIPE, text=True)
+    one_each = "scores.shard_rows=1"  # 24 shards
+    changes = ["--set", "run=runs/parts", "--set", one_each]
+    command = [sys.executable, "-m", "tokenward", "score", str(tiny_workplace), *changes]
+    lost, other = (
+        subprocess.Popen([*command, "--part", name], stdout=subprocess.PIPE, text=True)
         for name in ("1/2", "2/2")
-    ]
-    said = [job.communicate()[0] for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], said
-    assert len(shards("reference")) == 6
+    )
+    first = Path("runs/parts/reference/tokens-00000.parquet")
+    while not first.exists() and lost.poll() is None:
+        time.sleep(0.002)
+    lost.kill()
+    assert lost.wait() == -signal.SIGKILL, lost.communicate()
+    said = other.communicate()[0]
+    assert other.returncode == 0, said
+    part(tiny_workplace, "1/2", one_each)
     assert read_manifest(Path("runs/parts/reference")).facts["responses"] == 48
+    tokenward.run(tiny_workplace, ["run=runs/whole", one_each], last="reference", quiet=True)
+    assert shards("reference") == shards("reference", "whole")
+    assert len(shards("reference")) == 24

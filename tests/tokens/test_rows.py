@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from tests.tokens.rows import encoded
 from tokenward.tokens.batches import budgeted, collate
-from tokenward.tokens.layouts import predicting_positions, visible
+from tokenward.tokens.layouts import predicting_positions
 from tokenward.tokens.rows import response_key
+from tokenward.tokens.trees import visible
 
 PAIR = encoded([10, 11, 12], [20, 21], [30, 31, 32])
 SHORT = encoded([40], [50], [60])

@@ -128,9 +128,15 @@ class OnAnotherDevice:
     def detach(self):
         return self
 
-    def isfinite(self):
-        self.reads += 1
-        return self.values.isfinite()
+    def __len__(self):
+        return len(self.values)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        assert function is torch.cat
+        for item in args[0]:
+            item.reads += 1
+        return torch.cat([item.values for item in args[0]])
 
 
 def test_losses_on_an_accelerator_are_read_only_when_checked():

@@ -9,10 +9,13 @@ from torch import nn
 
 from tokenward.api.inputs import TokenSettings, check_rows_type
 from tokenward.errors import UserError
+from tokenward.models.base import shares_weights
 from tokenward.models.loading import LanguageModel
 from tokenward.models.reward import RewardModel
 from tokenward.objectives import OBJECTIVES, CheckedObjective, Objective, Selected, custom_objective
 from tokenward.plugins import check_call, described, name_of
+from tokenward.sampling.server import ServerSampler
+from tokenward.sampling.vllm import VllmSampler
 from tokenward.scoring.scorers import SCORERS
 from tokenward.scoring.texts import TokenScorer
 from tokenward.selection import SELECTORS, Selector
@@ -130,3 +133,38 @@ def _check_instance(name: str, value: Any, known: Mapping[str, type], example: s
         shown = "None" if value is None else f"{value!r:.80}, {described(value)}"
         article = "an" if name[0] in "aeiou" else "a"
         raise UserError(f"{name} is {shown}. Pass {article} {name}, such as {example}.", code="wrong-type")
+
+
+def check_sampler(sampler: Any, prompts: int) -> None:
+    """Refuse what is no sampler, and a sampler without prompts."""
+    if sampler is None:
+        return
+    if not isinstance(sampler, ServerSampler | VllmSampler):
+        raise UserError(
+            f"sampler is {described(sampler)}. Pass ServerSampler(address=...) or VllmSampler(), or leave it out to sample with "
+            "transformers.",
+            code="wrong-type",
+        )
+    if not prompts:
+        raise UserError(
+            "a sampler has no effect without replies. Pass prompts, the number of prompts to reply to.",
+            code="unused-key",
+        )
+
+
+def check_comparable(
+    start: LanguageModel, policy: LanguageModel, tokens: TokenSettings, *, same_name: bool
+) -> None:
+    """Refuse one model for both, and models that read other tokens."""
+    same_files = start.fingerprint != "" and start.fingerprint == policy.fingerprint
+    if same_name or same_files or shares_weights(start, policy):
+        raise UserError(
+            "model and reference are the same model, so there is no change to measure. Pass the model before training as reference.",
+            code="same-model",
+        )
+    if policy.template(tokens.style).fingerprint != start.template(tokens.style).fingerprint:
+        raise UserError(
+            f"model {policy.name} has another tokenizer or chat template than reference {start.name}, so their log-probabilities "
+            "cannot be compared. Pass the model before training as reference, or the tokenizer of both as processing_class.",
+            code="tokenizer-mismatch",
+        )

@@ -1,16 +1,26 @@
 """Scores and weights as columns of a data set, and the evaluation of a trained model."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast, overload
 
 import numpy as np
 import torch
-from datasets import Dataset, List
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from tokenward.api.arguments import check_metrics, check_scored, check_scoring, check_selector, check_tokens
+from tokenward.api.arguments import (
+    check_comparable,
+    check_metrics,
+    check_sampler,
+    check_scored,
+    check_scoring,
+    check_selector,
+    check_tokens,
+)
 from tokenward.api.inputs import (
     DEFAULT_TOKENS,
     Model,
@@ -23,41 +33,39 @@ from tokenward.api.inputs import (
     language_model,
 )
 from tokenward.api.notices import LoggedDisplay
+from tokenward.api.oracles import Oracle, Scoring, StoredScores, scoring_of
 from tokenward.api.stored import (
-    ENDS,
     EOS,
     IDS,
     KEYS,
-    PREFIX,
-    PROMPTS,
     RANKS,
     SCORES,
-    STARTS,
-    TEXTS,
+    SEGMENTS,
     WEIGHTS,
     check_list,
     check_stored,
-    prompt_digest,
+    score_columns,
+    with_score_columns,
 )
-from tokenward.api.values import REFERENCE_LOGP, Oracle, Scoring, StoredScores, ValuePass, scoring_of
+from tokenward.api.values import REFERENCE_LOGP, ValuePass
 from tokenward.artifacts import StagePart
+from tokenward.distributed import independent, is_first
 from tokenward.errors import UserError
 from tokenward.evaluation.measures import Measures, Models
 from tokenward.evaluation.statistics import Figure
-from tokenward.models.base import shares_weights
 from tokenward.models.identity import check_places, resolve
 from tokenward.models.loading import LanguageModel, absolute_name
 from tokenward.models.probe import Packing
 from tokenward.plugins import name_of
 from tokenward.sampling import SamplingSettings
+from tokenward.sampling.server import ServerSampler
+from tokenward.sampling.vllm import VllmSampler
 from tokenward.scoring.basic import Scorer
 from tokenward.scoring.join import with_scores
 from tokenward.scoring.reads import is_online
 from tokenward.scoring.scorers import SCORERS
-from tokenward.scoring.store import TokenStore
 from tokenward.selection import Selector, TopFraction, scope_of, unit_of
 from tokenward.selection.weights import tokens_of, weights_of
-from tokenward.tokens.rows import keys_of
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 from tokenward.trl_names import answers_trl
@@ -138,14 +146,17 @@ def score(
       if the chat template changes the text;
     * ``token_scores``: the scores;
     * ``token_oracle_logp`` and ``token_reference_logp`` (nats), or ``token_reward``: the values that the scores were
-      computed from.
+      computed from;
+    * ``token_segments``, if ``processing_class`` has other tokens than the oracle: the segment of each token in its response. Tokens
+      of one segment are selected as one.
 
     Args:
         dataset: Rows, as for :class:`SelectiveTrainer`.
         oracle: The source of scores, as for :class:`SelectiveTrainer`.
         reference: The model that the oracle was trained from, for an oracle that does not know it.
         scorer: From values to scores; None is the log-ratio of oracle and reference, or the reward itself.
-        processing_class: The tokenizer, if no model is given that has one.
+        processing_class: The tokenizer whose tokens get the scores: that of the policy, if it is not the oracle's. None is that of the
+            oracle.
         tokens: How text becomes tokens.
         pairs: Score only the responses in the pairs that this rule forms; None scores all responses.
         packing: As for :class:`SelectiveTrainer`.
@@ -153,7 +164,7 @@ def score(
         tokens_per_batch: Maximum number of tokens in a forward pass.
         store: Folder in which the values are kept, to continue after a stop. Once complete, it can be passed as an oracle.
         part: ``i/N``, such as ``1/4``, computes one of N parts of ``store``. Other jobs with the same arguments compute the others at
-            the same time.
+            the same time. The processes of one launch share all of them without it, and all get the result.
         quiet: Show nothing.
 
     Returns:
@@ -174,7 +185,7 @@ def score(
             code="missing-store",
         )
     mine = StagePart.read("1/1" if part is None else part)
-    display = LoggedDisplay(quiet=quiet, log=not quiet)
+    display = LoggedDisplay(quiet=quiet or not is_first(), log=not quiet and is_first())
 
     def base() -> LanguageModel:
         if reference is None:
@@ -184,7 +195,8 @@ def score(
             )
         return language_model(reference, packing=packing, name="reference")
 
-    scoring = scoring_of(oracle, base, scorer=scorer, style=tokens.style, packing=packing)
+    wanted = None if processing_class is None else tokens.style.template(processing_class)
+    scoring = scoring_of(oracle, base, scorer=scorer, style=tokens.style, template=wanted, packing=packing)
     if scoring is None:
         raise UserError("nothing gives scores. Pass oracle or scorer.", code="missing-oracle")
     if is_online(scoring.scorer):
@@ -193,9 +205,9 @@ def score(
             "to SelectiveTrainer as oracle.",
             code="online-scorer",
         )
-    template = _template(scoring, processing_class, tokens)
+    template = _template(scoring, wanted, tokens)
     rows = dataset if isinstance(dataset, Dataset | TokenTable) else list(cast(Iterable[Any], dataset))
-    limits = tokens.limits(scoring.models.values())
+    limits = tokens.limits(scoring.readers(template, tokens.style))
     data = encode_rows(rows, None, template, limits, pairs=pairs, names=("dataset", ""), say=display.notice)
     check_stored(scoring.store, [data.train], template, tokens)
     values = ValuePass(
@@ -206,83 +218,32 @@ def score(
         display=display,
     )
     if store is not None:
-        known = values.kept_store(scoring, data.everything, Path(store).expanduser(), mine, tokens)
+        with nullcontext() if part is None else independent():
+            known = values.kept_store(scoring, data.everything, Path(store).expanduser(), mine, tokens)
         if known is None:
             return None
-        return _with_columns(rows, _columns(with_scores(data.train, scoring.scorer, known), known))
+        return with_score_columns(
+            rows, score_columns(with_scores(data.train, scoring.scorer, known), scoring.scorer, known)
+        )
     with TemporaryDirectory(prefix="tokenward-") as folder:
         known = values.store(scoring, data.everything, Path(folder))
-        found = _columns(with_scores(data.train, scoring.scorer, known), known)
-    return _with_columns(rows, found)
+        found = score_columns(with_scores(data.train, scoring.scorer, known), scoring.scorer, known)
+    return with_score_columns(rows, found)
 
 
-def _template(scoring: Scoring, tokenizer: PreTrainedTokenizerBase | None, tokens: TokenSettings) -> Template:
-    for model in scoring.models.values():
-        return model.template(tokens.style)
-    if tokenizer is None:
+def _template(scoring: Scoring, wanted: Template | None, tokens: TokenSettings) -> Template:
+    """The template of the tokens that get scores: that of the given tokenizer, or else that of the models."""
+    known = next(iter(scoring.templates(tokens.style).values()), None)
+    if known is not None and wanted is not None:
+        # A model with an encoder writes prompts in its own way.
+        same = replace(wanted, encoder=known.encoder).fingerprint == known.fingerprint
+        return known if same else wanted
+    if known is None and wanted is None:
         raise UserError(
             "no model was given, so the tokenizer is not known. Pass processing_class=tokenizer.",
             code="missing-tokenizer",
         )
-    return tokens.style.template(tokenizer)
-
-
-def _columns(table: TokenTable, store: TokenStore) -> dict[str, dict[str, list[Any]]]:
-    """The new columns of each row, by the row's source."""
-    found: dict[str, dict[str, list[Any]]] = {}
-    for number in range(len(table)):
-        row = table[number]
-        mine = found.setdefault(row.comparison.source, {})
-        mine[PROMPTS] = cast(Any, prompt_digest(row))
-        for place, key in enumerate(keys_of(row.comparison)):
-            if key in mine.get(KEYS, ()):
-                continue
-            record = store[key]
-            assert row.scores is not None
-            entry = {
-                KEYS: key,
-                RANKS: int(table.ranks[int(table.starts[number]) + place]),
-                EOS: row.eos[place],
-                TEXTS: record.text,
-                IDS: record.ids,
-                STARTS: record.start,
-                ENDS: record.end,
-                **{f"{PREFIX}{name}": values for name, values in record.values.items() if name != SCORES},
-                SCORES: row.scores[place].tolist(),
-            }
-            for name, value in entry.items():
-                mine.setdefault(name, []).append(value)
-    return found
-
-
-def _with_columns(rows: Any, found: Mapping[str, Mapping[str, list[Any]]]) -> Dataset:
-    if isinstance(rows, TokenTable):
-        known = [rows.comparison(number) for number in range(len(rows))]
-        sources = [row.source for row in known]
-        rows = [
-            {"prompt": list(row.prompt), "responses": list(row.responses), "ranks": list(row.ranks)}
-            for row in known
-        ]
-    else:
-        sources = [f"dataset:row {number}" for number in range(1, len(rows) + 1)]
-    made = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
-    names = list(dict.fromkeys(name for columns in found.values() for name in columns))
-    # Weights and values of earlier scores would be taken for those of these.
-    made = made.remove_columns(
-        [name for name in made.column_names if name in names or _is_of_scores(made, name)]
-    )
-    for name in names:
-        column = [found.get(source, {}).get(name) for source in sources]
-        if name != TEXTS or any(text for texts in column for text in texts or ()):
-            made = made.add_column(name, cast(Any, column))
-    return made
-
-
-def _is_of_scores(rows: Dataset, name: str) -> bool:
-    """Whether a column is one of :func:`score` or :func:`select`: a user's column may be called token_x too, but has no lists of lists."""
-    kind = rows.features[name]
-    nested = isinstance(kind, List) and isinstance(kind.feature, List)
-    return KEYS in rows.column_names and name.startswith(PREFIX) and nested
+    return cast(Template, known or wanted)
 
 
 @answers_trl
@@ -304,7 +265,8 @@ def select(scored: Dataset, *, selector: Selector | None = None) -> Dataset:
     check_scored(scored)
     check_selector(selector)
     selector = TopFraction(0.3) if selector is None else selector
-    read = [KEYS, RANKS, EOS, IDS, SCORES]
+    joint = [SEGMENTS] if SEGMENTS in scored.column_names else []
+    read = [KEYS, RANKS, EOS, IDS, SCORES, *joint]
     missing = [name for name in read if name not in scored.column_names]
     if missing:
         raise UserError(
@@ -320,7 +282,8 @@ def select(scored: Dataset, *, selector: Selector | None = None) -> Dataset:
     rows = [cast(dict[str, Any], row) for row in scored.select_columns(read).with_format(None)]
     for number, row in enumerate(rows, 1):
         for place in range(len(row[KEYS] or ())):
-            check_list(row, SCORES, place, number)
+            for name in (SCORES, *joint):
+                check_list(row, name, place, number)
     used = [row for row in rows if row[KEYS]]
     if not used:
         raise UserError(
@@ -335,6 +298,7 @@ def select(scored: Dataset, *, selector: Selector | None = None) -> Dataset:
 def _weights(selector: Selector, rows: Sequence[Mapping[str, Any]]) -> list[list[list[float]]]:
     """The weights of each token of each response of each row."""
     scores = [values for row in rows for values in row[SCORES]]
+    joint = [number for row in rows for numbers in row.get(SEGMENTS, ()) for number in numbers]
     tokens = tokens_of(
         torch.tensor([value for values in scores for value in values], dtype=torch.float32),
         lengths=torch.tensor([len(values) for values in scores]),
@@ -342,6 +306,7 @@ def _weights(selector: Selector, rows: Sequence[Mapping[str, Any]]) -> list[list
         ranks=torch.tensor([rank for row in rows for rank in row[RANKS]]),
         eos=torch.tensor([count for row in rows for count in row[EOS]]),
         keys=np.array([int(key, 16) for row in rows for key in row[KEYS]], np.uint64),
+        joint=torch.tensor(joint) if joint else None,
     )
     parts = iter(weights_of(selector, tokens).split([len(values) for values in scores]))
     return [[next(parts).tolist() for _ in row[KEYS]] for row in rows]
@@ -359,6 +324,7 @@ def evaluate(
     metrics: Sequence[str] = (),
     prompts: int = 0,
     sampling: SamplingSettings | None = None,
+    sampler: ServerSampler | VllmSampler | None = None,
     seed: int = 0,
     bootstrap: int = 2000,
     tokens: TokenSettings = DEFAULT_TOKENS,
@@ -391,6 +357,7 @@ def evaluate(
         metrics: Names of metrics of sampled replies.
         prompts: Number of prompts that both models reply to.
         sampling: Sampling settings.
+        sampler: Samples the replies in place of transformers, after a check that it holds the model's weights.
         seed: Seed of the replies and the intervals.
         bootstrap: Number of bootstrap resamples of an interval.
         tokens: How text becomes tokens.
@@ -404,7 +371,8 @@ def evaluate(
         Figures by name, each with its value, a 95 % bootstrap interval and n.
 
     Raises:
-        UserError: a row cannot be read, a metric is not known, or there are metrics and no prompts.
+        UserError: a row cannot be read, a metric is not known, there are metrics and no prompts, or the sampler cannot be
+            reached or holds other weights.
     """
     check_options(precision=precision, packing=packing, pairs=pairs)
     if bootstrap < 1:
@@ -415,17 +383,21 @@ def evaluate(
     check_tokens(tokens)
     check_rows_type(dataset, "dataset")
     check_metrics(metrics, prompts)
+    check_sampler(sampler, prompts)
     check_scoring(oracle, scorer)
     check_places(model=model, reference=reference, oracle=oracle)
-    display = LoggedDisplay(quiet=quiet, log=not quiet)
+    display = LoggedDisplay(quiet=quiet or not is_first(), log=not quiet and is_first())
     start = language_model(reference, processing_class, packing=packing, name="reference")
     policy = language_model(model, processing_class, packing=packing)
     named = isinstance(model, str | Path) and isinstance(reference, str | Path)
     same_name = named and absolute_name(resolve(str(model))) == absolute_name(resolve(str(reference)))
-    _check_comparable(start, policy, tokens, same_name=same_name)
-    scoring = scoring_of(oracle, lambda: start, scorer=scorer, style=tokens.style, packing=packing)
+    check_comparable(start, policy, tokens, same_name=same_name)
     template = start.template(tokens.style)
-    limits = tokens.limits([start, policy, *(scoring.models.values() if scoring else ())])
+    scoring = scoring_of(
+        oracle, lambda: start, scorer=scorer, style=tokens.style, template=template, packing=packing
+    )
+    readers = scoring.readers(template, tokens.style) if scoring else []
+    limits = tokens.limits([start, policy, *readers])
     lists = encode_rows(
         dataset, None, template, limits, pairs=None, names=("dataset", ""), say=display.notice
     ).train
@@ -439,6 +411,7 @@ def evaluate(
     measures = Measures(
         metrics=metrics,
         sampling=sampling or SamplingSettings(),
+        engine=sampler,
         seed=seed,
         resamples=bootstrap,
         **computing,
@@ -449,24 +422,6 @@ def evaluate(
         values = ValuePass(template=template, style=tokens.style, **computing)
         figures |= _credit(measures, scoring, table, values, start)
     return figures
-
-
-def _check_comparable(
-    start: LanguageModel, policy: LanguageModel, tokens: TokenSettings, *, same_name: bool
-) -> None:
-    """Refuse one model for both, and models that read other tokens."""
-    same_files = start.fingerprint != "" and start.fingerprint == policy.fingerprint
-    if same_name or same_files or shares_weights(start, policy):
-        raise UserError(
-            "model and reference are the same model, so there is no change to measure. Pass the model before training as reference.",
-            code="same-model",
-        )
-    if policy.template(tokens.style).fingerprint != start.template(tokens.style).fingerprint:
-        raise UserError(
-            f"model {policy.name} has another tokenizer or chat template than reference {start.name}, so their log-probabilities "
-            "cannot be compared. Pass the model before training as reference, or the tokenizer of both as processing_class.",
-            code="tokenizer-mismatch",
-        )
 
 
 def _credit(

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from datasets import Dataset
+import torch
+from datasets import Dataset, List
 
 from tokenward.api.inputs import TokenSettings
 from tokenward.artifacts import MANIFEST, read_manifest
 from tokenward.errors import UserError
+from tokenward.scoring.basic import Scorer
+from tokenward.scoring.reads import scope_of_scores, scores_of
 from tokenward.scoring.store import TokenRecord, TokenStore, write_shards
 from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.store import digest
@@ -23,6 +26,7 @@ PROMPTS = "prompt_digest"
 IDS, STARTS, ENDS, SCORES, WEIGHTS = (
     f"{PREFIX}{name}" for name in ("ids", "starts", "ends", "scores", "weights")
 )
+SEGMENTS = f"{PREFIX}segments"
 """Columns of a scored data set; each row has a list with an entry per response. See :func:`tokenward.score`."""
 
 SHARD_ROWS = 128
@@ -56,16 +60,18 @@ def _records_of(scored: Dataset) -> Iterator[tuple[int, TokenRecord]]:
     names = {
         name: name if name in (SCORES, WEIGHTS) else name.removeprefix(PREFIX)
         for name in scored.column_names
-        if name.startswith(PREFIX) and name not in (IDS, STARTS, ENDS)
+        if name.startswith(PREFIX) and name not in (IDS, STARTS, ENDS, SEGMENTS)
     }
     for number, row in enumerate(cast(Iterable[Mapping[str, Any]], scored.with_format(None)), 1):
         for place, key in enumerate(row[KEYS] or ()):
-            for name in (IDS, STARTS, ENDS, *names):
+            joint = [SEGMENTS] if row.get(SEGMENTS) is not None else []
+            for name in (IDS, STARTS, ENDS, *joint, *names):
                 check_list(row, name, place, number)
             values = {value: row[name][place] for name, value in names.items()}
             fixed = (row[name][place] for name in (IDS, STARTS, ENDS))
             text = row[TEXTS][place] if row.get(TEXTS) else None
-            yield number, TokenRecord(key, *fixed, values=values, text=text)
+            segment = row[SEGMENTS][place] if joint else None
+            yield number, TokenRecord(key, *fixed, values=values, text=text, segment=segment)
 
 
 def check_list(row: Mapping[str, Any], name: str, place: int, number: int) -> None:
@@ -164,3 +170,67 @@ def as_data_set(rows: Any) -> Any:
         rows = list(rows)
     first = next(iter(rows), None)
     return Dataset.from_list(list(rows)) if isinstance(first, Mapping) and KEYS in first else rows
+
+
+def score_columns(table: TokenTable, scorer: Scorer, store: TokenStore) -> dict[str, dict[str, list[Any]]]:
+    """The new columns of each row, by the row's source."""
+    found: dict[str, dict[str, list[Any]]] = {}
+    # Columns of a table are float32; values that came from another tokenizer keep their sums in float64.
+    exact = store.has_segments and scope_of_scores(scorer) == "response"
+    for number in range(len(table)):
+        row = table[number]
+        mine = found.setdefault(row.comparison.source, {})
+        mine[PROMPTS] = cast(Any, prompt_digest(row))
+        for place, key in enumerate(keys_of(row.comparison)):
+            if key in mine.get(KEYS, ()):
+                continue
+            record = store[key]
+            assert row.scores is not None
+            scores = scores_of(scorer, record, torch.float64) if exact else row.scores[place]
+            joint = {} if record.segment is None else {SEGMENTS: record.segment}
+            entry = {
+                KEYS: key,
+                RANKS: int(table.ranks[int(table.starts[number]) + place]),
+                EOS: row.eos[place],
+                TEXTS: record.text,
+                IDS: record.ids,
+                STARTS: record.start,
+                ENDS: record.end,
+                **{f"{PREFIX}{name}": values for name, values in record.values.items() if name != SCORES},
+                SCORES: scores.tolist(),
+                **joint,
+            }
+            for name, value in entry.items():
+                mine.setdefault(name, []).append(value)
+    return found
+
+
+def with_score_columns(rows: Any, found: Mapping[str, Mapping[str, list[Any]]]) -> Dataset:
+    """Rows with new columns, found by the rows' sources, in place of those of earlier scores."""
+    if isinstance(rows, TokenTable):
+        known = [rows.comparison(number) for number in range(len(rows))]
+        sources = [row.source for row in known]
+        rows = [
+            {"prompt": list(row.prompt), "responses": list(row.responses), "ranks": list(row.ranks)}
+            for row in known
+        ]
+    else:
+        sources = [f"dataset:row {number}" for number in range(1, len(rows) + 1)]
+    made = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
+    names = list(dict.fromkeys(name for columns in found.values() for name in columns))
+    # Weights and values of earlier scores would be taken for those of these.
+    made = made.remove_columns(
+        [name for name in made.column_names if name in names or _is_of_scores(made, name)]
+    )
+    for name in names:
+        column = [found.get(source, {}).get(name) for source in sources]
+        if name != TEXTS or any(text for texts in column for text in texts or ()):
+            made = made.add_column(name, cast(Any, column))
+    return made
+
+
+def _is_of_scores(rows: Dataset, name: str) -> bool:
+    """Whether a column is one of :func:`tokenward.score` or :func:`tokenward.select`: a user's column may be called token_x too, but has no lists of lists."""
+    kind = rows.features[name]
+    nested = isinstance(kind, List) and isinstance(kind.feature, List)
+    return KEYS in rows.column_names and name.startswith(PREFIX) and nested

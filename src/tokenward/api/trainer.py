@@ -24,6 +24,7 @@ from tokenward.api.inputs import (
     encode_rows,
     language_model,
 )
+from tokenward.api.oracles import Oracle, Scoring, scoring_of
 from tokenward.api.prepare import Prepared, kept_line, kept_shares, prepare_rows, trained_on
 from tokenward.api.stored import KEYS, SCORES, WEIGHTS, as_data_set, check_stored
 from tokenward.api.training import (
@@ -35,7 +36,7 @@ from tokenward.api.training import (
     frozen_beside,
     with_new_adapter,
 )
-from tokenward.api.values import REFERENCE_LOGP, Oracle, Scoring, ValuePass, scoring_of
+from tokenward.api.values import REFERENCE_LOGP, ValuePass
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.models.identity import check_places
@@ -48,9 +49,10 @@ from tokenward.scoring.join import with_reference, with_stored
 from tokenward.selection import KeepAll, Selector, TopFraction
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import TokenTable
+from tokenward.tokens.template import Template
 from tokenward.training.arguments import TokenTrainingArguments, token_arguments
 from tokenward.training.callbacks import CheckpointEvery
-from tokenward.training.fit import check_start
+from tokenward.training.fit import check_when_ready
 from tokenward.training.metrics import DisplacementAlarm
 from tokenward.training.trainer import TokenTrainer
 from tokenward.trl_names import answers_trl
@@ -85,7 +87,8 @@ class SelectiveTrainer(TokenTrainer):
         processing_class: The tokenizer; None loads the one saved with the model.
         oracle: The source of scores: a trained model, the folder of a model or of a run's stage, the result of
             :func:`tokenward.train_oracle` or :func:`tokenward.train_reward`, a scorer, a folder of scores, or a data set
-            from :func:`tokenward.score`. None trains on every token.
+            from :func:`tokenward.score`. None trains on every token. It may have another tokenizer than the policy: its scores are
+            then divided among the policy's tokens.
         selector: From scores to weights; None is ``TopFraction(0.3)`` if there are scores.
         objective: The training objective.
         peft_config: A ``LoraConfig``, or its fields, for a new adapter; None trains all weights.
@@ -151,20 +154,23 @@ class SelectiveTrainer(TokenTrainer):
             train_dataset, eval_dataset = _unselected(train_dataset), _unselected(eval_dataset)
         oracle = _unselected(oracle)
         weighted = oracle is None and _has_column(train_dataset, WEIGHTS)
+        self._template = template = start.template(tokens.style)
+        _check_reference(compared, template, tokens, objective)
         scoring = scoring_of(
             _stored_oracle(oracle, scorer, train_dataset),
             lambda: compared,
             scorer=scorer,
             style=tokens.style,
+            template=template,
             **loading,
         )
         check_separate({"model": start, **(scoring.models if scoring else {})})
         scoring = _with_eval(scoring, oracle, eval_dataset)
         selector = _selector(selector, scoring, objective, weighted)
-        self._template = template = start.template(tokens.style)
+        readers = scoring.readers(template, tokens.style) if scoring else []
         self._encoding: dict[str, Any] = {
             "template": template,
-            "limits": tokens.limits([start, *(scoring.models.values() if scoring else ())]),
+            "limits": tokens.limits([start, *readers]),
             "pairs": pairs,
             "min_gap": min_gap,
             "say": display.notice,
@@ -201,7 +207,7 @@ class SelectiveTrainer(TokenTrainer):
             callbacks=[*_callbacks(args, own, display), *(callbacks or [])],
         )
         if needs_of(ready.objective).reference:
-            display.line(check_start(self, ready.rows, precision))
+            check_when_ready(self, ready.rows, precision, display.line)
         (display.notice if ready.dropped else display.line)(kept_line(ready))
         self.kept = kept_shares(ready.rows)
 
@@ -283,6 +289,21 @@ def _prepared(
             tokenizer=values.template.tokenizer,
             with_reference=lambda table: with_reference(table, reference_store()),
             say=values.display.notice,
+        )
+
+
+def _check_reference(
+    reference: LanguageModel, template: Template, tokens: TokenSettings, objective: Objective
+) -> None:
+    """Refuse an objective that compares the policy with a model that reads other tokens."""
+    needs = needs_of(objective)
+    compares = needs.reference or needs.frozen_reference
+    if compares and reference.template(tokens.style).fingerprint != template.fingerprint:
+        raise UserError(
+            f"{title_of(objective)} compares the policy with reference {reference.name}, which has another tokenizer or chat template, so "
+            "their log-probabilities belong to different tokens. Leave reference out. An oracle with another tokenizer brings its own: "
+            "oracle=TokenScorer.load(FOLDER, reference=MODEL).",
+            code="tokenizer-mismatch",
         )
 
 

@@ -34,9 +34,16 @@ from tokenward.api.prepare import prepare_rows, reward_rows
 from tokenward.api.values import ValuePass
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.loading import LanguageModel, copy_model
+from tokenward.models.loading import LanguageModel, copy_model, load_model
 from tokenward.models.probe import Packing, reward_layout
-from tokenward.models.reward import RewardModel, RewardSettings, TokenRewardModule, new_reward_model
+from tokenward.models.reward import (
+    RewardModel,
+    RewardSettings,
+    TokenRewardModule,
+    load_reward_model,
+    new_reward_model,
+)
+from tokenward.models.sharding import is_sharded
 from tokenward.objectives import DPO, Objective, PlackettLuce, needs_of, title_of
 from tokenward.plugins import described
 from tokenward.scoring.basic import LogRatio, Reward
@@ -237,7 +244,9 @@ def train_oracle(
         display=display,
         resume=resume,
     )
-    trained = replace(trained, fingerprint="", name=str(folder / "model"))
+    trained = _whole(
+        trained, folder / "model", lambda name, device: load_model(name, packing=packing, device=device)
+    )
     models = {"oracle_logp": trained, "reference_logp": reference}
     return _saved(TokenScorer(models, LogRatio(), tokens.style, precision), own, tokens.style, packing)
 
@@ -316,12 +325,21 @@ def train_reward(
         display=display,
         resume=resume,
     )
-    reward = replace(reward, fingerprint="", name=str(folder / "model"))
+    reward = _whole(
+        reward, folder / "model", lambda name, device: load_reward_model(name, packing=packing, device=device)
+    )
     warn_of_rewards(
         reward, rows.train[:CHECKED_REWARDS], display.line, precision=precision, tokens_per_batch=8192
     )
     scorer = TokenScorer({"reward": reward}, Reward(), tokens.style, precision)
     return _saved(scorer, own, tokens.style, packing)
+
+
+def _whole(trained: Any, folder: Path, load: Callable[[str, str], Any]) -> Any:
+    """A trained model as one that scores by itself: from its folder, if the processes of its training hold parts of it."""
+    if is_sharded(trained.model):
+        return load(str(folder), str(trained.device))
+    return replace(trained, fingerprint="", name=str(folder))
 
 
 def _saved(scorer: TokenScorer, args: TokenTrainingArguments, style: Style, packing: Packing) -> TokenScorer:

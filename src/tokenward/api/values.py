@@ -6,31 +6,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any
 
 import torch
-from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from tokenward.api.inputs import Model, TokenSettings, check_ratio, language_model
+from tokenward.api.inputs import TokenSettings
 from tokenward.api.notices import LoggedDisplay
-from tokenward.api.stored import KEYS, SCORES, SHARD_ROWS, prompt_digest, store_of
-from tokenward.artifacts import MANIFEST, StagePart, file_fingerprint, open_part, read_manifest
+from tokenward.api.oracles import Scoring
+from tokenward.api.stored import SHARD_ROWS, prompt_digest, store_of
+from tokenward.api.transfer import OTHER_TOKENS, OtherTokens, encoded_again, other_templates
+from tokenward.artifacts import StagePart, file_fingerprint, open_part, part_of_process
+from tokenward.distributed import first_alone, first_enters, share_label, together
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.identity import positions_of
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.models.reward import RewardModel
-from tokenward.plugins import check_call, described, name_of
+from tokenward.plugins import name_of
 from tokenward.sampling.counterfactual import critical_tokens
-from tokenward.scoring.basic import LogRatio, Record, Reward, Scorer, Surprisal, read_spans
+from tokenward.scoring.basic import Scorer, Surprisal, read_spans
+from tokenward.scoring.coverage import coverage
 from tokenward.scoring.model_scorers import internal_values
 from tokenward.scoring.reads import Value, reads_of, token_values
-from tokenward.scoring.scorers import check_scope
-from tokenward.scoring.store import Found, Shards, TokenStore, write_store
-from tokenward.scoring.texts import TokenScorer, is_scorer_folder
+from tokenward.scoring.store import Found, Shards, TokenStore, copy_shards, write_store
+from tokenward.scoring.transfer import Carrier
 from tokenward.tokens.encode import prompted
 from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.segments import moved, spelled, with_segments
@@ -166,126 +166,7 @@ class Maker:
         return dict(read_spans(path))
 
 
-Oracle = Model | RewardModel | TokenScorer | Scorer | Dataset
-"""A source of scores: a trained model, the folder of a model or of a run's stage, a scorer, or existing scores."""
-
 REFERENCE_LOGP = Value("reference", "logp")
-
-
-class Scoring(NamedTuple):
-    """A scorer with the models or the stored values that it reads.
-
-    Attributes:
-        scorer: From values to scores.
-        models: By name: ``reference``, ``oracle``, ``reward``.
-        store: Existing values, as a folder or as data sets; None computes them.
-    """
-
-    scorer: Scorer
-    models: Mapping[str, TokenModel]
-    store: TokenStore | Sequence[Dataset] | None = None
-
-
-def scoring_of(
-    oracle: Any,
-    reference: Callable[[], LanguageModel],
-    *,
-    scorer: Scorer | None,
-    style: Style,
-    **loading: Any,
-) -> Scoring | None:
-    """Interpret an ``oracle`` argument; None if nothing gives scores.
-
-    Args:
-        oracle: See :data:`Oracle`.
-        reference: Gives the model that an oracle was trained from which does not know it.
-        scorer: From values to scores; None is the log-ratio of oracle and reference, or the reward itself.
-        style: The style that the rows are encoded in.
-        loading: ``packing`` and ``device`` of :func:`language_model`.
-
-    Raises:
-        UserError: it is none of these, or was trained on conversations in another style.
-    """
-    if oracle is None and scorer is None:
-        return None
-    if isinstance(oracle, str | Path):
-        oracle = _loaded(str(oracle), loading)
-    if isinstance(oracle, TokenStore):
-        return Scoring(scorer or LogRatio(), {}, oracle)
-    if isinstance(oracle, Dataset):
-        if KEYS not in oracle.column_names:
-            raise UserError(
-                f"oracle is a Dataset without scores (its columns are {', '.join(oracle.column_names)}). Pass the data set that "
-                "tokenward.score returned.",
-                code="missing-scores",
-            )
-        return Scoring(scorer or StoredScores(), {}, [oracle])
-    if isinstance(oracle, TokenScorer):
-        _check_style(oracle, style)
-    models, own = _models_of(oracle, scorer is None, loading)
-    scorer = cast(Scorer, scorer or own)
-    check_call("scorer", name_of(scorer), scorer, ("record",))
-    check_scope(scorer)
-    if "reference" not in models and any(value.model == "reference" for value in reads_of(scorer)):
-        models["reference"] = reference()
-    check_ratio(scorer, models)
-    return Scoring(scorer, models)
-
-
-def _loaded(name: str, loading: Mapping[str, Any]) -> TokenStore | TokenScorer | LanguageModel:
-    """The oracle in a folder: scores, a stage of a run or a reward, or a model."""
-    folder = Path(name).expanduser()
-    if any(folder.glob("tokens-*.parquet")):
-        if (folder / MANIFEST).is_file() and not read_manifest(folder).complete:
-            raise UserError(
-                f"{folder} holds unfinished scores: shards are missing. Finish them first.",
-                code="stage-unfinished",
-            )
-        return TokenStore(folder)
-    if is_scorer_folder(folder):
-        return TokenScorer.load(folder)
-    return load_model(name, **loading)
-
-
-def _models_of(
-    oracle: Any, scores: bool, loading: Mapping[str, Any]
-) -> tuple[dict[str, TokenModel], Scorer | None]:
-    """The models behind an oracle, and its default scorer. The oracle itself may be the scorer, if it has to score."""
-    if isinstance(oracle, TokenScorer):
-        models = {name.removesuffix("_logp"): model for name, model in oracle.models.items()}
-        return models, oracle.scorer
-    if isinstance(oracle, RewardModel):
-        return {"reward": oracle}, Reward()
-    if isinstance(oracle, PreTrainedModel | PeftModel | LanguageModel):
-        return {"oracle": language_model(oracle, name="oracle", **loading)}, LogRatio()
-    if oracle is None or (callable(oracle) and scores):
-        return {}, cast(Scorer | None, oracle)
-    raise UserError(
-        f"oracle is {described(oracle)}. Pass a trained model or its folder, a scorer, or a data set that tokenward.score "
-        "returned.",
-        code="wrong-type",
-    )
-
-
-def _check_style(oracle: TokenScorer, style: Style) -> None:
-    first = next(iter(oracle.models.values()))
-    if oracle.template.fingerprint != first.template(style).fingerprint:
-        raise UserError(
-            "the oracle was trained on conversations in another style, so its scores belong to other tokens. Pass tokens with the "
-            "template, chat_template_kwargs and day that it was trained with.",
-            code="template-mismatch",
-        )
-
-
-@dataclass(frozen=True)
-class StoredScores:
-    """Takes the scores of a scored data set as they are."""
-
-    reads: ClassVar[tuple[str, ...]] = ()
-
-    def __call__(self, record: Record) -> Tensor:
-        """Scores of one response.  -> [n]"""
-        return record.value(SCORES)
 
 
 def frozen_values(scorer: Scorer) -> list[Value]:
@@ -319,8 +200,9 @@ class ValuePass:
         *,
         more: Sequence[Value] = (),
         part: StagePart | None = None,
+        others: OtherTokens | None = None,
     ) -> TokenStore:
-        """The values that a scorer reads, of every response of some rows.
+        """The values that a scorer reads, of every response of some rows. The processes of a launch share the work.
 
         Args:
             scoring: The scorer and its models, or existing values.
@@ -328,9 +210,10 @@ class ValuePass:
             folder: For values that are computed.
             more: Further values to compute.
             part: Compute only this part of them.
+            others: As :meth:`other_tokens` returns them, if they are known already.
 
         Raises:
-            UserError: the scorer reads a model that was not given.
+            UserError: the scorer reads a model that was not given, or its scores cannot go from the models' tokens to the rows'.
         """
         if isinstance(scoring.store, TokenStore):
             return scoring.store
@@ -339,24 +222,95 @@ class ValuePass:
         by_model: dict[str, list[Value]] = {}
         for value in dict.fromkeys([*more, *frozen_values(scoring.scorer)]):
             by_model.setdefault(value.model, []).append(value)
-        makers = [
+        others = self.other_tokens(scoring, rows, more) if others is None else others
+        if others is None:
+            makers = self._makers(scoring, by_model, self.template, self.style, folder, part)
+            return self._written(folder, makers, self.template, rows, part)
+        theirs = {name: by_model.pop(name) for name in list(by_model) if name in others.models}
+        makers = self._makers(scoring, theirs, others.template, others.style, folder, part)
+        before = self._written(folder / OTHER_TOKENS, makers, others.template, others.rows, part)
+        if Shards(folder / OTHER_TOKENS, len(others.rows), SHARD_ROWS).missing():
+            return TokenStore(folder)  # other jobs still write them
+        names = [str(value) for values in theirs.values() for value in values]
+        carrier = Carrier(before, names, others.rows, *others.spellers)
+        makers = self._makers(scoring, by_model, self.template, self.style, folder, None)
+        after = self._written(folder, [carrier, *makers], self.template, rows, None)
+        found = coverage(before, after, names)
+        self.display.notice(found.line(*(speller.name for speller in others.spellers)))
+        return after
+
+    def other_tokens(
+        self, scoring: Scoring, rows: TokenTable, more: Sequence[Value] = ()
+    ) -> OtherTokens | None:
+        """The rows in the tokens of the models that have other ones; None if all models read the rows as they are.
+
+        Args:
+            scoring: The scorer and its models.
+            rows: All responses of each prompt as one row.
+            more: Further values to compute.
+
+        Raises:
+            UserError: the scores cannot go from their tokens to those of the rows, or the texts differ.
+        """
+        read = {value.model for value in (*more, *frozen_values(scoring.scorer))}
+        templates = {name: found for name, found in scoring.templates(self.style).items() if name in read}
+        found = other_templates(templates, self.template, scoring.scorer)
+        if found is None:
+            return None
+        template, names = found
+        again = encoded_again(rows, template, [scoring.models[name] for name in names])
+        others = OtherTokens(
+            template=template, models=names, rows=again, own=rows, own_template=self.template
+        )
+        others.check()
+        return others
+
+    def _makers(
+        self,
+        scoring: Scoring,
+        by_model: Mapping[str, Sequence[Value]],
+        template: Template,
+        style: Style,
+        folder: Path,
+        part: StagePart | None,
+    ) -> list[Maker]:
+        mine = part_of_process(part)
+        return [
             Maker(
                 name,
                 values,
-                self.template,
+                template,
                 _loader(scoring, name, values[0]),
-                style=self.style,
+                style=style,
                 precision=self.precision,
                 tokens_per_batch=self.tokens_per_batch,
-                cache=folder / CACHE / ("" if part is None else part.name),
+                cache=folder / CACHE / ("" if mine is None else mine.name),
             )
             for name, values in by_model.items()
         ]
-        responses = Shards(folder, len(rows), SHARD_ROWS).waiting(rows, part)
-        with self.display.progress("scores", responses * sum(maker.passes for maker in makers)) as bar:
-            return write_store(
-                folder, makers, self.template, rows, shard_rows=SHARD_ROWS, progress=bar.advance, part=part
-            )
+
+    def _written(
+        self,
+        folder: Path,
+        makers: Sequence[Maker | Carrier],
+        template: Template,
+        rows: TokenTable,
+        part: StagePart | None,
+    ) -> TokenStore:
+        mine, label = part_of_process(part), share_label("scores")
+        shards = Shards(folder, len(rows), SHARD_ROWS)
+
+        def write() -> None:
+            total = shards.waiting(rows, mine) * sum(maker.passes for maker in makers)
+            with self.display.progress(label, total) as bar:
+                write_store(
+                    folder, makers, template, rows, shard_rows=SHARD_ROWS, progress=bar.advance, part=mine
+                )
+
+        together(write)
+        if part is None:
+            copy_shards(shards)
+        return TokenStore(folder)
 
     def kept_store(
         self, scoring: Scoring, rows: TokenTable, folder: Path, part: StagePart, tokens: TokenSettings
@@ -382,28 +336,39 @@ class ValuePass:
         values = frozen_values(scoring.scorer)
         settings["scores"]["values"] = {str(value): dict(value.details) for value in values}
         inputs = {"rows": _rows_fingerprint(rows), "template": self.template.fingerprint}
-        for value in values:
-            if value.kind == "file":
-                inputs[f"file {value.details['file']}"] = file_fingerprint(Path(value.details["file"]))
-            elif value.model != "data":
-                inputs[value.model] = _known_files(_loader(scoring, value.model, value)(None), value.model)
-        with open_part(folder, part, stage="scores", settings=settings, inputs=inputs, format=1) as stage:
-            if stage.done:
-                return TokenStore(folder)
-            self.store(scoring, rows, folder, part=part)
-            shards = Shards(folder, len(rows), SHARD_ROWS)
-            if missing := shards.missing():
-                self.display.notice(shards.said_missing(part, missing))
-                return None
-            store = TokenStore(folder)
-            stage.temporary.append(folder / CACHE)
-            made = {"template": self.template.fingerprint, **settings["tokens"]}
-            stage.complete(responses=len(store), tokens=made)
-        return store
+        inputs |= _inputs_of(scoring, values)
+        others = self.other_tokens(scoring, rows)
+        if others is not None:
+            inputs["template of the oracle"] = others.template.fingerprint
+        shards = [Shards(folder, len(rows), SHARD_ROWS)]
+        if others is not None:
+            shards.insert(0, Shards(folder / OTHER_TOKENS, len(others.rows), SHARD_ROWS))
+        given: dict[str, Any] = {"stage": "scores", "settings": settings, "inputs": inputs, "format": 1}
+        with first_enters(lambda: open_part(folder, part, **given)) as stage:
+            if not stage.done:
+                self.store(scoring, rows, folder, part=part if part.of > 1 else None, others=others)
+                if missing := first_alone(lambda: shards[0].missing() or shards[-1].missing()):
+                    self.display.notice(shards[0].said_missing(part, missing))
+                    return None
+                stage.temporary.append(folder / CACHE)
+                made = {"template": self.template.fingerprint, **settings["tokens"]}
+                first_alone(lambda: stage.complete(responses=len(TokenStore(folder)), tokens=made))
+        return TokenStore(folder)
 
     def reference(self, model: LanguageModel, rows: TokenTable, folder: Path) -> TokenStore:
         """The log-probabilities of a reference, of every response of some rows."""
         return self.store(Scoring(Surprisal(), {"reference": model}), rows, folder, more=[REFERENCE_LOGP])
+
+
+def _inputs_of(scoring: Scoring, values: Sequence[Value]) -> dict[str, str]:
+    """Fingerprints of the models and files that values come from."""
+    found: dict[str, str] = {}
+    for value in values:
+        if value.kind == "file":
+            found[f"file {value.details['file']}"] = file_fingerprint(Path(value.details["file"]))
+        elif value.model != "data":
+            found[value.model] = _known_files(_loader(scoring, value.model, value)(None), value.model)
+    return found
 
 
 def _rows_fingerprint(rows: TokenTable) -> str:

@@ -14,7 +14,7 @@ from tokenward.artifacts.files import (
     write_jsonl,
 )
 from tokenward.artifacts.manifest import Manifest, read_manifest, require
-from tokenward.artifacts.parts import StagePart
+from tokenward.artifacts.parts import StagePart, part_of_process
 from tokenward.artifacts.stage import StageFolder, open_part, open_stage
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "folder_fingerprint",
     "open_part",
     "open_stage",
+    "part_of_process",
     "read_json",
     "read_jsonl",
     "read_manifest",

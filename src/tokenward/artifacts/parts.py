@@ -3,6 +3,7 @@
 import re
 from typing import NamedTuple, Self
 
+from tokenward.distributed import alone, place
 from tokenward.errors import UserError
 
 _WRITTEN = re.compile(r"([0-9]+)/([0-9]+)")
@@ -50,3 +51,11 @@ class StagePart(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
+
+
+def part_of_process(part: StagePart | None = None) -> StagePart | None:
+    """The part that this process of a launch writes of what no job of its own writes; None if it writes everything."""
+    if part is not None or alone():
+        return part
+    here = place()
+    return StagePart(here.rank + 1, here.count)

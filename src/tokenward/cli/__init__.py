@@ -8,17 +8,41 @@ from rich.text import Text
 # A command joins the application when its module is imported.
 from tokenward.cli import recipes as recipes
 from tokenward.cli import runs as runs
-from tokenward.cli.app import app
+from tokenward.cli.app import app, left_to_first
+from tokenward.distributed import ElsewhereError, announce, end_with_others, is_first, place, tells, told
 from tokenward.errors import UserError
+
+PARALLEL = ("run", "oracle", "reward", "score", "train", "evaluate")
+"""Commands that all processes of a launch work on. Of any other, the first process does everything."""
 
 
 def main() -> None:
     """Run the command line. A user's mistake prints one message and exits with status 2."""
+    if place().count > 1 and _is_parallel(sys.argv[1:]):
+        end_with_others()
+    elif place().count > 1 and left_to_first():
+        return
     try:
         app()
+    except ElsewhereError:
+        sys.exit(1)
     except UserError as error:
-        about = f"\nrecipe key: {error.key}" if error.key else ""
-        Console(stderr=True, highlight=False).print(
-            Text.assemble(("error: ", "bold red"), str(error), (about, "dim")), soft_wrap=True
-        )
+        if tells(error):
+            _print(error)
+            told()
         sys.exit(2)
+    except Exception as error:
+        announce(error)
+        raise
+
+
+def _is_parallel(arguments: list[str]) -> bool:
+    return bool(arguments) and arguments[0] in PARALLEL and "--help" not in arguments
+
+
+def _print(error: UserError) -> None:
+    title = "error: " if is_first() else f"error in process {place().rank}: "
+    about = f"\nrecipe key: {error.key}" if error.key else ""
+    Console(stderr=True, highlight=False).print(
+        Text.assemble((title, "bold red"), str(error), (about, "dim")), soft_wrap=True
+    )

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenward import __version__
+from tokenward.distributed import is_first, tells, told, work_alone
 
 app = typer.Typer(
     name="tokenward",
@@ -59,5 +60,14 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        print(f"\n{stop}" if str(stop) else f"\nstopped; {GOES_ON}", file=sys.stderr)
+        if tells(stop, 130):
+            print(f"\n{stop}" if str(stop) else f"\nstopped; {GOES_ON}", file=sys.stderr)
+            told()
         raise typer.Exit(130) from stop
+
+
+def left_to_first() -> bool:
+    """Whether this process leaves work that is not parallel to the first one, which then works alone."""
+    if is_first():
+        work_alone()
+    return not is_first()

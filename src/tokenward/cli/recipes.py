@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tokenward.artifacts import atomic_write
-from tokenward.cli.app import RecipeArgument, SetOption, app, argument, option, stoppable
+from tokenward.cli.app import RecipeArgument, SetOption, app, argument, left_to_first, option, stoppable
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.methods import all_methods, method_of
@@ -101,6 +101,8 @@ def score(
             "--part has no effect with texts: it divides the scores of a recipe. Leave it out.",
             code="unused-key",
         )
+    if left_to_first():
+        return
     with stoppable():
         from tokenward.tools.score_texts import score_file
 

@@ -128,7 +128,9 @@ class OnlineTable(Settings):
         "Evaluations without improvement before the policy stops; null never stops early.", None
     )
     rollouts: Count = key("Replies per prompt in each step of reinforce.", 64)
-    sampler: NamedTable = key("Samples the replies: transformers or module:Name.", Named(name="transformers"))
+    sampler: NamedTable = key(
+        "Samples the replies: transformers, server, vllm or module:Name.", Named(name="transformers")
+    )
     sampling: SamplingTable = key("Sampling settings.", SamplingTable())
     selection: NamedTable = key(
         "Turns rewards into token weights for weighted_likelihood.", Named(name="soft")

@@ -208,6 +208,9 @@ class EvaluationTable(Settings):
     metrics: list[str] = key("Metrics of the generated text, by name.", [])
     bootstrap: Count = key("Bootstrap resamples per confidence interval.", 2000)
     batch: Count = key("Replies generated per batch.", 64)
+    sampler: NamedTable = key(
+        "Samples the replies: transformers, server or vllm.", Named(name="transformers")
+    )
 
 
 class Recipe(Settings):

@@ -21,11 +21,14 @@ OURS = {
     "do_eval": "Write eval_strategy to evaluate during training.",
     "do_predict": "The evaluation stage samples replies.",
     "use_cpu": "Write model.device: cpu.",
-    "local_rank": "A run uses one process.",
+    "local_rank": "The launcher of several processes sets it.",
 }
 """Fields that tokenward sets, and what to write instead."""
 
-_ONE_PROCESS = "a run uses one process"
+_FIRST_PROCESS = "the first process of a run writes and logs for all"
+_DATA_PARALLEL = (
+    "several processes share the data (DDP, FSDP2, DeepSpeed), not the rows or the layers of a model"
+)
 _NO_PREDICTIONS = "evaluation during training keeps losses, not predictions"
 _FULL_EVAL = "evaluation during training uses the data type of training. Write {} instead"
 _HUB = "a run uploads nothing. Export the model (tokenward export RUN FOLDER), then upload the folder (hf upload NAME FOLDER)"
@@ -48,6 +51,7 @@ _IN_SCRIPTS_TOO = {
 
 CANNOT_ACT_IN_SCRIPT = {
     **_IN_SCRIPTS_TOO,
+    "parallelism_config": _DATA_PARALLEL,
     "include_num_input_tokens_seen": "the speed callback counts tokens, and rows have no input_ids column",
     "label_names": "labels are made from the responses",
 }
@@ -56,12 +60,11 @@ CANNOT_ACT_IN_SCRIPT = {
 CANNOT_ACT = {
     **_IN_SCRIPTS_TOO,
     **dict.fromkeys(
-        ("average_tokens_across_devices", "log_on_each_node", "log_level_replica", "save_on_each_node", "ddp_find_unused_parameters",
-         "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config",
-         "deepspeed", "parallelism_config"),
-        _ONE_PROCESS,
+        ("log_on_each_node", "log_level_replica", "save_on_each_node"), _FIRST_PROCESS
     ),
-    "accelerator_config": f"{_ONE_PROCESS}, and tokenward counts rows by accelerate's default settings",
+    "average_tokens_across_devices": "the denominator of a step always counts all processes",
+    "parallelism_config": _DATA_PARALLEL,
+    "accelerator_config": "tokenward counts rows by accelerate's default settings",
     "bf16_full_eval": _FULL_EVAL.format("bf16"),
     "fp16_full_eval": _FULL_EVAL.format("fp16"),
     "use_cache": "training reads whole rows and needs no cache",
@@ -123,6 +126,7 @@ BESIDE: dict[str, tuple[_Condition, str]] = {
         ("metric_for_best_model", "greater_is_better"),
         (_needs_metric, "load_best_model_at_end: true, or save_strategy: best"),
     ),
+    "fsdp_config": (lambda table: bool(table.get("fsdp")), "fsdp: true"),
     "save_steps": (_equals("save_strategy", "steps"), "save_strategy: steps"),
     "logging_steps": (_equals("logging_strategy", "steps", "steps"), "logging_strategy: steps"),
     "warmup_steps": (
@@ -181,7 +185,10 @@ def check_training(
     from tokenward.training.arguments import TokenTrainingArguments
 
     names = [f.name for f in dataclasses.fields(TokenTrainingArguments) if f.init and f.name not in OURS]
-    hints = get_type_hints(TokenTrainingArguments)
+    hints = {
+        **get_type_hints(TokenTrainingArguments),
+        "fsdp": bool | str | None,
+    }  # transformers' own says text only
     problems = [
         *(_wrong(f"{where}.{key}", value, hints[key]) for key, value in table.items() if key in names),
         *(_unknown(key, where, names) for key in table if key not in names),

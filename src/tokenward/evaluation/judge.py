@@ -5,161 +5,59 @@ import json
 import os
 import re
 import sqlite3
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from tokenward.config.judge import PLACES, JudgeTable
 from tokenward.errors import UserError
-from tokenward.plugins import optional_package
+from tokenward.sampling.endpoint import THIS_REQUEST, Access, Endpoint, Failed, Refused, key_of
 from tokenward.types import Message
 
 FAILED_IN_A_ROW = 5
 """Number of consecutive failed requests after which the endpoint is given up."""
 
-THIS_REQUEST = {400, 413, 422}
-"""Statuses that may concern a single request, such as replies that are too long for the judge."""
-
-AGAIN = {408, 409, 425, 429}
-"""Statuses below 500 after which the same request may succeed later."""
-
-_SHOWN = 300
-_KEY = re.compile(r"[!-~]+")
 _KEY_HINT = "Set key_variable to the name of a variable with a valid key."
 _HINTS = {
     401: _KEY_HINT,
     403: _KEY_HINT,
     404: "Check url, to which /chat/completions is appended, and model.",
 }
-# The openai package reads these from the environment. They are OpenAI's, and the endpoint may belong to someone else.
-_NOT_SENT = ("Authorization", "OpenAI-Organization", "OpenAI-Project")
 
 
-class Failed(Exception):
-    """A request has no usable answer after all attempts. The message is the last problem."""
-
-
-class Stopped(Exception):
-    """The run was stopped before this request was sent again."""
-
-
-class Endpoint:
-    """Sends chat completions with the ``openai`` package, which retries them. Thread-safe.
-
-    Args:
-        judge: Address, model, further fields of the request, attempts and timeout.
-        environment: Contains the key under the name in ``judge.key_variable``. The key is sent in the header of the
-            request and stored nowhere.
-
-    Attributes:
-        retries: Number of attempts beyond the first of each request.
+def open_judge(judge: JudgeTable, environment: Mapping[str, str]) -> Endpoint:
+    """The judge's endpoint.
 
     Raises:
-        UserError: the variable is not set or holds no valid key, or the ``openai`` package is not installed.
+        UserError: the variable of the key is not set or holds no valid key, or the ``openai`` package is not installed.
     """
-
-    def __init__(self, judge: JudgeTable, environment: Mapping[str, str]) -> None:
-        self._judge, self._key = judge, _key_of(judge, environment)
-        self._openai, self._httpx = (
-            optional_package(name, "a judge", "judge") for name in ("openai", "httpx2")
-        )
-        self._stopping, self._lock, self.retries = threading.Event(), threading.Lock(), 0
-        hooks = {"request": [self._before_sending], "response": [self._check]}
-        self._client = self._openai.OpenAI(
-            base_url=judge.url,
-            api_key=self._key or "none",
-            timeout=judge.timeout,
-            max_retries=judge.attempts - 1,
-            http_client=self._httpx.Client(event_hooks=hooks),
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._client.close()
-
-    def stop(self) -> None:
-        """Send no further request; those under way may finish."""
-        self._stopping.set()
-
-    def send(self, messages: Sequence[Message]) -> dict[str, Any]:
-        """The body of the answer, a chat completion with a message.
-
-        Raises:
-            Failed: no such body after all attempts, or a status that concerns this request only.
-            UserError: a status that no further attempt would change.
-        """
-        body = {"model": self._judge.model, "messages": list(messages), **self._judge.request}
-        try:
-            return self._client.post("/chat/completions", body=body, cast_to=self._httpx.Response).json()
-        except self._openai.APIConnectionError as error:  # also timeouts and bodies that are not a completion
-            cause = error.__cause__ or error
-            raise Failed(self._shown(f"{type(cause).__name__}: {cause}")) from None
-        except self._openai.APIStatusError as error:
-            status = error.status_code
-            problem = f"status {status}: {self._shown(error.response.text)}"
-            if status in THIS_REQUEST | AGAIN or status >= 500:
-                raise Failed(problem) from None
-            hint = _HINTS.get(status, "Check model and request in the judge's file.")
-            # Not "from error": its body may repeat the key.
-            raise UserError(
-                f"{self._judge.url} refuses the request with {problem} {hint}", code="judge-refuses"
-            ) from None
-
-    def _before_sending(self, request: Any) -> None:
-        if self._stopping.is_set():
-            raise Stopped
-        with self._lock:
-            self.retries += request.headers.get("x-stainless-retry-count", "0") != "0"
-        for name in _NOT_SENT:
-            request.headers.pop(name, None)
-        if self._key is not None:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-
-    def _check(self, response: Any) -> None:
-        """Raise an error that the client retries if the answer is not a chat completion."""
-        text = response.read().decode(errors="replace")
-        if response.is_success and not _is_completion(text):
-            problem = f"not a chat completion: {self._shown(text)}"
-            raise self._httpx.DecodingError(problem, request=response.request)
-
-    def _shown(self, text: str) -> str:
-        """The beginning of a text. The key is masked, because some endpoints repeat it in errors."""
-        text = " ".join(text.split())
-        return (text.replace(self._key, "***") if self._key else text)[:_SHOWN] or "(empty)"
+    key = key_of(judge.key_variable, environment)
+    return Endpoint(Access(judge.url, key, judge.timeout, judge.attempts, "a judge", "judge"), _is_completion)
 
 
-def _key_of(judge: JudgeTable, environment: Mapping[str, str]) -> str | None:
-    if judge.key_variable is None:
-        return None
-    key = environment.get(judge.key_variable, "").strip()
-    if not key:
-        raise UserError(
-            f"key_variable is {judge.key_variable}, and this environment variable is not set. Set it, or leave key_variable out for an "
-            "endpoint without a key.",
-            code="missing-key",
-            key="key_variable",
-        )
-    if not _KEY.fullmatch(key):
-        # A header cannot contain it, and the error of the HTTP package would show it.
-        raise UserError(
-            f"the value of {judge.key_variable} is not a valid key: it contains a space, a line break or a non-ASCII character. Set the "
-            "variable to the key alone.",
-            code="invalid-key",
-            key="key_variable",
-        )
-    return key
+def send(judge: JudgeTable, endpoint: Endpoint, messages: Sequence[Message]) -> dict[str, Any]:
+    """The body of the judge's answer, a chat completion with a message.
 
-
-def _is_completion(text: str) -> bool:
+    Raises:
+        Failed: no such body after all attempts, or a status that concerns this request only.
+        UserError: a status that no further attempt would change.
+    """
+    body = {"model": judge.model, "messages": list(messages), **judge.request}
     try:
-        return isinstance(json.loads(text)["choices"][0]["message"], dict)
-    except (ValueError, LookupError, TypeError):
-        return False
+        return endpoint.post("/chat/completions", body)
+    except Refused as refused:
+        if refused.status in THIS_REQUEST:
+            raise Failed(refused.problem) from None
+        hint = _HINTS.get(refused.status, "Check model and request in the judge's file.")
+        raise UserError(
+            f"{judge.url} refuses the request with {refused.problem} {hint}", code="judge-refuses"
+        ) from None
+
+
+def _is_completion(body: Any) -> bool:
+    return isinstance(body["choices"][0]["message"], dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +191,7 @@ def ask_all(
     progress(len(found))
     left = {key: messages for key, messages in wanted.items() if key not in found}
     if left:
-        with Endpoint(judge, os.environ) as opened:
+        with open_judge(judge, os.environ) as opened:
             _ask(judge, left, cache, opened, found, counts, progress)
             counts.retries = opened.retries
     return [found.get(key) for key in keys], counts
@@ -310,7 +208,7 @@ def _ask(
 ) -> None:
     pool, keys, in_a_row = ThreadPoolExecutor(judge.parallel), dict[Future[dict[str, Any]], str](), 0
     try:
-        keys |= {pool.submit(endpoint.send, messages): key for key, messages in left.items()}
+        keys |= {pool.submit(send, judge, endpoint, messages): key for key, messages in left.items()}
         for future in as_completed(list(keys)):
             key = keys.pop(future)
             try:

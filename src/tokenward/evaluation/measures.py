@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -11,13 +12,16 @@ from torch import Tensor
 
 from tokenward.artifacts import read_jsonl, write_jsonl
 from tokenward.display import Display
+from tokenward.distributed import first_alone
 from tokenward.errors import UserError
 from tokenward.evaluation.credit import KnownResponse, credit_figures, known_response
 from tokenward.evaluation.replies import METRICS, apply_metric, divergence, preferences, reply_rows
+from tokenward.evaluation.sampled import EvaluationReplies
 from tokenward.evaluation.statistics import Figure, Figures, before_after_figures, mean_figure
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
-from tokenward.sampling import Reply, SamplingSettings, sample_replies
+from tokenward.sampling import Reply, SamplingSettings
+from tokenward.sampling.registry import EngineSettings
 from tokenward.scoring.basic import Scorer
 from tokenward.scoring.join import compute_column, scores_of
 from tokenward.scoring.reads import is_online, scope_of_scores, token_values
@@ -182,9 +186,12 @@ class _RewardBase(NamedTuple):
 class Measures:
     """Computes the figures of an evaluation, each with its n and a 95 % bootstrap interval.
 
+    All processes of a launch share the work, and each gets the figures of one process.
+
     Attributes:
         metrics: Names of metrics of replies.
         sampling: Sampling settings.
+        engine: Samples the replies in place of transformers.
         seed: Seed of the replies and of the bootstrap.
         resamples: Number of bootstrap draws.
         precision: As in :func:`tokenward.scoring.reads.over_batches`.
@@ -195,12 +202,18 @@ class Measures:
 
     metrics: Sequence[str] = ()
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    engine: EngineSettings | None = None
     seed: int = 0
     resamples: int = 2000
     precision: str = "float32"
     tokens_per_batch: int = 8192
     display: Display = field(default_factory=lambda: Display(quiet=True))
     by_row: RowValues = field(default_factory=RowValues)
+
+    @cached_property
+    def answering(self) -> EvaluationReplies:
+        """Samples the replies, and holds what a manifest says about the engine."""
+        return EvaluationReplies(settings=self.sampling, seed=self.seed, engine=self.engine)
 
     @property
     def _statistics(self) -> dict[str, int]:
@@ -226,7 +239,8 @@ class Measures:
         first = self.replies(models.replying(start), template, prompts, "replies, before")
         policy = models.policy()
         after = self._logprobs(policy, parts, "after")
-        second = self.replies(models.replying(policy), template, prompts, "replies, after")
+        second = self.replies(models.replying(policy), template, prompts, "replies, after", before=start)
+        self.answering.close()
         samples = Samples(prompts, first, second)
         kl = self._kl(policy, start, samples) if prompts else []
         del policy
@@ -257,6 +271,7 @@ class Measures:
                     precision=self.precision,
                     tokens_per_batch=self.tokens_per_batch,
                     progress=bar.advance,
+                    shared=True,
                 )
             found[name] = rows.with_column("reference_logp", column)
         return found
@@ -312,20 +327,31 @@ class Measures:
             ):
                 record = store[key]
                 tokens = [ByteSpan(*pair) for pair in zip(record.start, record.end, strict=True)]
-                scores = {name: scores_of(scorer, record).tolist() for name, scorer in scorers.items()}
+                found = {name: scores_of(scorer, record) for name, scorer in scorers.items()}
+                if record.segment is not None:  # of an oracle with another tokenizer
+                    if any(values.isnan().all() for values in found.values()):
+                        continue  # the response was too long for it
+                    found = {name: values.nan_to_num(0.0) for name, values in found.items()}
+                scores = {name: values.tolist() for name, values in found.items()}
                 marked = spans if record.text is None else moved(spans, text, record.text, comparison.source)
                 known[key] = known_response(record.text or text, marked, tokens, scores)
         return credit_figures(list(known.values()), at=(), **self._statistics)
 
     def replies(
-        self, model: LanguageModel, template: Template, prompts: Sequence[TokenRow], label: str
+        self,
+        model: LanguageModel,
+        template: Template,
+        prompts: Sequence[TokenRow],
+        label: str,
+        *,
+        before: LanguageModel | None = None,
     ) -> list[Reply]:
-        """Sample one reply to each prompt."""
+        """Sample one reply to each prompt; ``before`` is the model before training, if ``model`` is not that one."""
         if not prompts:
             return []
         with self.display.progress(label, len(prompts)) as bar:
             ids = [row.asked for row in prompts]
-            return sample_replies(model, template, ids, self.sampling, seed=self.seed, progress=bar.advance)
+            return self.answering(model, template, ids, before=before, progress=bar.advance)
 
     def _on_samples(self, samples: Samples, kl: Sequence[Tensor]) -> Figures:
         """Metrics and length before and after training, and KL(policy || start) in nats."""
@@ -337,7 +363,10 @@ class Measures:
 
             def quality(side: Sequence[Reply], name: str = name, metric: Any = metric) -> list[float]:
                 replies, ids = [reply.text for reply in side], [reply.ids for reply in side]
-                return list(apply_metric(name, metric, texts, replies, ids, columns={}, where=where))
+                # A metric of the user's may keep a cache, or ask a service: it is called once.
+                return first_alone(
+                    lambda: list(apply_metric(name, metric, texts, replies, ids, columns={}, where=where))
+                )
 
             figures |= self._changed(name, samples, quality)
         figures |= self._changed("length", samples, lambda side: [float(len(reply.ids)) for reply in side])
@@ -409,6 +438,7 @@ class Measures:
                 precision=self.precision,
                 tokens_per_batch=self.tokens_per_batch,
                 progress=bar.advance,
+                shared=True,
             )
         return [row[0] for row in found]
 

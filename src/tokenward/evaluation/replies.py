@@ -15,6 +15,7 @@ from torch import Tensor
 from vaderSentiment.vaderSentiment import BOOSTER_DICT, SentimentIntensityAnalyzer, SentiText
 
 from tokenward.artifacts import MANIFEST
+from tokenward.distributed import split
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figure, Floats, by_example, mean_figure, no_figure
 from tokenward.models.base import layout_of_both
@@ -317,14 +318,21 @@ def divergence(
     tokens_per_batch: int = 8192,
     progress: Progress | None = None,
 ) -> list[Tensor]:
-    """KL(policy || start) over the vocabulary at each token of the policy's replies, nats.  -> [len] each"""
+    """KL(policy || start) over the vocabulary at each token of the policy's replies, nats.  -> [len] each
+
+    The processes of a launch share the batches.
+    """
     results: list[Tensor] = [torch.empty(0)] * len(rows)
     both = replace(policy, layout=layout_of_both(policy, start))
-    for group in budgeted(rows, layout=both.layout, tokens=tokens_per_batch):
+
+    def values_of(group: Sequence[int]) -> list[Tensor]:
         batch = both.collate([rows[index] for index in group]).to(policy.device)
         kl = token_kl(policy.model, policy.head, start.model, start.head, batch).cpu()
-        sizes = [len(rows[index].responses[0]) for index in group]
-        for index, part in zip(group, kl.split(sizes), strict=True):
+        return [*kl.split([len(rows[index].responses[0]) for index in group])]
+
+    groups = [*budgeted(rows, layout=both.layout, tokens=tokens_per_batch)]
+    for group, found in zip(groups, split(groups, values_of), strict=True):
+        for index, part in zip(group, found, strict=True):
             results[index] = part
         if progress is not None:
             progress(len(group))

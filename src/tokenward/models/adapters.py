@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tokenward.errors import UserError
+from tokenward.models.sharding import is_empty
 
 STARTS = (True, "gaussian", "mica")
 """Values of ``init_lora_weights`` with which a new adapter is exactly zero and peft leaves the base weights alone."""
@@ -112,11 +113,14 @@ def new_adapter(
     for module in (model.get_output_embeddings(), model.get_input_embeddings()):
         if isinstance(module, nn.Module):
             vars(module).pop("forward", None)
-    before = _logits(model, start_id)
+    before = (
+        None if is_empty(model) else _logits(model, start_id)
+    )  # a process that has the weights checks them
     wrapped = wrap_with_adapter(model, config, settings)
     if Path(base).is_dir():  # peft looks up anything else on the hub
         config.base_model_name_or_path = base
-    _check_law(wrapped, before, settings, start_id)
+    if before is not None:
+        _check_law(wrapped, before, settings, start_id)
     return wrapped
 
 

@@ -1,26 +1,29 @@
 """Attention of packed rows, computed tree by tree; all other calls are those of transformers.
 
 In a packed row, the responses to a prompt share it: they attend to the prompt and to themselves, not to each other. One
-dense mask over the row would compute the scores of each response against all others, only to discard them. So each
-comparison is cut into pieces that attend to the prompt and to a contiguous stretch.
+dense mask over the row would compute the scores of each response against all others, only to discard them. On a GPU in
+half precision, one call of torch's flash attention for sequences computes the whole row: each response is a sequence, with
+the keys of its prompt before its own. Elsewhere each comparison is cut into pieces that attend to the prompt and to a
+contiguous stretch.
 
 The functions are registered with transformers under new names, so the layers of any model call them. A call without a
 tree (generation, separate rows) is passed on to ``sdpa`` or ``flex_attention``.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.flex_attention import flex_attention_forward
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward, use_gqa_in_sdpa
 from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
-from tokenward.tokens.layouts import PackedComparison, Tree
+from tokenward.tokens.trees import PackedComparison, Tree, tree_of, visible
 
 TREE, FLEX_TREE = "tokenward_tree", "tokenward_flex_tree"
 """Names under which transformers knows the two functions."""
@@ -30,6 +33,9 @@ PLAIN_NAMES = {TREE: "sdpa", FLEX_TREE: "flex_attention"}
 
 PASSED_ON = ("position_ids", "cache_position")
 """Tensor arguments that layers pass to every attention function, and that need no handling here."""
+
+HALF = (torch.bfloat16, torch.float16)
+"""Types that flash attention computes in."""
 
 SCORES_AT_ONCE = 2**22
 """Most attention scores that :func:`_attend` computes without a fused kernel."""
@@ -89,6 +95,8 @@ def tree_attention(
     _check_unsupported(attention_mask, kwargs, ("sliding_window", "block_indices", "softcap"))
     # Under autocast, rotary embeddings return float32; the values have autocast's dtype.
     query, key = query.to(value.dtype), key.to(value.dtype)
+    if takes_sequences(query, key, value, dropout):
+        return _by_sequences(query, key, value, tree, scaling), None
     sizes = [item.length for item in tree.comparisons]
     parts = zip(
         tree.comparisons, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True
@@ -105,6 +113,62 @@ def _check_unsupported(attention_mask: Any, kwargs: dict[str, Any], unknown: tup
     for name, value in kwargs.items():
         if (name in unknown and value is not None) or (isinstance(value, Tensor) and name not in PASSED_ON):
             raise ValueError(f"a layer passes {name} to its attention")
+
+
+def takes_sequences(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
+    """Whether torch's flash attention for sequences of different lengths computes this: half precision on a newer GPU."""
+    width = query.shape[-1]
+    return (
+        query.device.type == "cuda"
+        and query.dtype in HALF
+        and dropout == 0.0
+        and key.shape[1] == value.shape[1]
+        and width == value.shape[-1] <= 256
+        and width % 8 == 0
+        and sequences_are_right(query.device)
+    )
+
+
+@cache
+def sequences_are_right(device: torch.device) -> bool:
+    """Whether the kernel is there and aligns queries with the last keys, tried once per device with few numbers."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    tree = tree_of([(5, (2, 3)), (1, (4, 1))])
+    length, generator = tree.owner.shape[1], torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn((1, heads, length, 16), generator=generator).to(device, torch.bfloat16)
+        for heads in (4, 2, 2)
+    )
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        try:
+            found = _by_sequences(query, key, value, tree.to(device), None)
+        except (RuntimeError, NotImplementedError):  # a build of torch without the kernel
+            return False
+        wide = [item.float().repeat_interleave(4 // item.shape[1], 1) for item in (query, key, value)]
+        mask = visible(tree.owner).to(device)
+        expected = F.scaled_dot_product_attention(*wide, attn_mask=mask).transpose(1, 2)
+        return bool((found.float() - expected).abs().max() < 0.05)
+
+
+def _by_sequences(query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float | None) -> Tensor:
+    """Attention of a packed row in one call.  [1 h t d], [1 g t d], [1 g t d] -> [1 t h d]"""
+    parts = tree.sequences
+    own, seen, read = (item[0].transpose(0, 1) for item in (query, key, value))
+    out = varlen_attn(
+        own,
+        seen.index_select(0, parts.keys),
+        read.index_select(0, parts.keys),
+        parts.query_ends,
+        parts.key_ends,
+        parts.most_queries,
+        parts.most_keys,
+        scale=scaling,
+        window_size=(-1, 0),  # causal, with the last query at the last key
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out[None]
 
 
 def _comparison(
@@ -134,9 +198,12 @@ def _attend(
     heads, groups = query.shape[1], key.shape[1]
     few = heads * query.shape[2] * key.shape[2] <= SCORES_AT_ONCE
     # On the CPU, torch's fused kernel is several times slower than plain matrix products in half precision.
-    if query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16) and few:
+    if query.device.type == "cpu" and query.dtype in HALF and few:
         seen = mask if mask is not None else _causal(query.shape[2], query.device)
         return _unfused(query, key, value, seen, scaling, dropout)
+    grouped = heads != groups
+    if grouped and not takes_groups(query, key, value, mask):
+        key, value, grouped = repeat_kv(key, heads // groups), repeat_kv(value, heads // groups), False
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -145,8 +212,19 @@ def _attend(
         dropout_p=dropout,
         is_causal=mask is None,
         scale=scaling,
-        enable_gqa=heads != groups,
+        enable_gqa=grouped,
     )
+
+
+def takes_groups(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    """Whether a fused kernel computes query heads that share a key head.
+
+    On a GPU only flash attention does, which takes neither a mask nor float32. For anything else torch would fall back to
+    plain products, which keep all scores; with repeated keys its memory-efficient kernel computes them.
+    """
+    if query.device.type == "cpu":
+        return True
+    return query.dtype in HALF and use_gqa_in_sdpa(mask, key, value)
 
 
 def _causal(length: int, device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
 """Base class of all models: weights, a tokenizer, and a layout of rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -95,8 +95,11 @@ class TokenModel(ABC):
         """
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write an ordinary Hugging Face folder, from which the model can be loaded again."""
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write an ordinary Hugging Face folder, from which the model can be loaded again.
+
+        ``weights`` are the model's whole weights, if its processes hold parts of them.
+        """
 
 
 def layout_of_both(first: TokenModel, second: TokenModel) -> Layout:

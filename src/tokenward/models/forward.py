@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from tokenward.models.head import KLReference, SelectiveHead, unpacked
+from tokenward.models.sharding import reading
 from tokenward.ops.logprob import Chunk, by_name, statistics_of
 from tokenward.tokens.batches import NOTHING, Batch, Needs
 from tokenward.tokens.layouts import ModelInputs
@@ -138,7 +139,6 @@ def _hidden_states(output: Any, inputs: ModelInputs) -> Sequence[Tensor]:
     return output.hidden_states if inputs.decoder_ids is None else output.decoder_hidden_states
 
 
-@torch.inference_mode()
 def token_kl(
     model: nn.Module,
     head: SelectiveHead | None,
@@ -148,7 +148,8 @@ def token_kl(
 ) -> Tensor:
     """KL(model || reference) over the whole vocabulary at each weighted response token.  -> [n] float32"""
     frozen = FrozenReference(reference, reference_head)
-    return token_statistics(model, head, batch, Needs(kl="reverse"), frozen)["kl"]
+    with reading(model):
+        return token_statistics(model, head, batch, Needs(kl="reverse"), frozen)["kl"]
 
 
 def run_model(model: nn.Module, inputs: ModelInputs, *, output_hidden_states: bool = False) -> Any:

@@ -6,6 +6,7 @@ explores the whole vocabulary.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 
@@ -120,14 +121,21 @@ def install_head_mlp(model: PreTrainedModel, settings: HeadMLPSettings) -> Adapt
     return adapted
 
 
-def save_weights(module: nn.Module, path: Path) -> None:
-    """Write the weights of a small module."""
-    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, path)
+def save_weights(module: nn.Module, path: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write the weights of a small module, or those given."""
+    found = module.state_dict() if weights is None else weights
+    save_file({name: value.contiguous() for name, value in found.items()}, path)
 
 
-def save_head_mlp(adapted: AdaptedHead, settings: HeadMLPSettings, base: str, folder: Path) -> None:
-    """Write the network; the frozen model is stored by name only."""
-    save_weights(adapted.mlp, folder / WEIGHTS_FILE)
+def save_head_mlp(
+    adapted: AdaptedHead,
+    settings: HeadMLPSettings,
+    base: str,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the network, or the weights given for it; the frozen model is stored by name only."""
+    save_weights(adapted.mlp, folder / WEIGHTS_FILE, weights)
     write_json(folder / SETTINGS_FILE, {"base": base, "settings": asdict(settings)}, ascii=True)
 
 

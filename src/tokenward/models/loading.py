@@ -11,7 +11,6 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -44,9 +43,14 @@ from tokenward.models.identity import (
     resolve,
 )
 from tokenward.models.probe import Packing, choose_head, choose_layout, probe, warn_once
+from tokenward.models.sharding import (
+    first_loads,
+    in_parts,
+    is_empty,
+    loading,
+    weights_within,
+)
 from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
-from tokenward.tokens.template import Template
-from tokenward.types import Message
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 AUTO = "auto"
@@ -67,6 +71,18 @@ def imitates_bfloat16(device: torch.device, processor: Mapping[str, Any] | None 
         return False
     known = torch.cpu.get_capabilities() if processor is None else processor
     return not any(known.get(name, False) for name in BFLOAT16_INSTRUCTIONS)
+
+
+def slow_float32(
+    device: torch.device, dtype: torch.dtype, *, half: bool, bfloat16: bool | None = None
+) -> bool:
+    """Whether products are in float32 on a GPU that multiplies bfloat16 many times faster.
+
+    ``half`` is whether they are in half precision, ``bfloat16`` whether the GPU has it, by default asked of torch.
+    """
+    if device.type != "cuda" or dtype != torch.float32 or half:
+        return False
+    return torch.cuda.is_bf16_supported(including_emulation=False) if bfloat16 is None else bfloat16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,17 +143,19 @@ class LanguageModel(TokenModel):
         head = install_head(model, self.head.change) if self.head else None
         return replace(self, head=head, head_mlp=adapted, head_mlp_settings=settings)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write an ordinary folder: the weights (only those of an adapter or head network, if any) and the tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
+        state = None if weights is None else dict(weights)
         if self.head_mlp is not None and self.head_mlp_settings is not None:
             base = parts_of(resolve(self.name)).base  # the name may be a folder with a head network itself
-            save_head_mlp(self.head_mlp, self.head_mlp_settings, absolute_name(base), folder)
+            network = None if weights is None else weights_within(self.model, self.head_mlp.mlp, weights)
+            save_head_mlp(self.head_mlp, self.head_mlp_settings, absolute_name(base), folder, network)
         elif isinstance(self.model, PeftModel):
             # By default peft would also save the base's embedding if the adapter targets it.
-            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+            self.model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
         else:
-            cast(PreTrainedModel, self.model).save_pretrained(folder)
+            cast(PreTrainedModel, self.model).save_pretrained(folder, state_dict=state)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -190,6 +208,7 @@ def load_model(
     attention: str = AUTO,
     packing: Packing = "auto",
     trust_remote_code: bool = False,
+    spread: bool = False,
 ) -> LanguageModel:
     """Load a causal language model, and measure which layout and head it supports.
 
@@ -202,6 +221,8 @@ def load_model(
         attention: transformers' attention implementation; ``auto`` is sdpa, or eager where the model does not support it.
         packing: ``auto`` decides by measuring; the others insist.
         trust_remote_code: Run code that comes with the model.
+        spread: Leave the weights where FSDP's preparation for training needs them, which may be in one process of each machine. All
+            processes of the training must call this.
 
     Raises:
         UserError: There is no such model, it is not a causal language model, or it does not support ``shared_prompts``.
@@ -210,18 +231,20 @@ def load_model(
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     encoder_decoder = base_config(name, trust_remote_code=trust_remote_code).is_encoder_decoder
     kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
-    model: Any = _loaded(
-        kind, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
-    )
+    with loading(spread=spread):
+        model: Any = _loaded(
+            kind, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
+        )
     check_vocabulary(model, tokenizer, name)
     if parts.adapter is not None:
         model = _with_saved_adapter(model, parts.adapter, name)
     adapted, settings = (None, None) if parts.head_mlp is None else load_head_mlp(model, Path(parts.head_mlp))
-    model = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
+    stays = spread and first_loads()  # FSDP2's preparation moves the weights
+    model = cast(PreTrainedModel, model.eval() if stays else nn.Module.to(model, device_of(device)).eval())
     start = model.config.decoder_start_token_id if encoder_decoder else None
     files = model_fingerprint(name)
     key = (files, str(model.dtype), str(device_of(device)), attention)
-    layout, head = probe(model, key=key, packing=packing, name=name, start_id=start)
+    layout, head = probe(model, key=key, packing=packing, name=name, start_id=start, shared=stays)
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
@@ -264,9 +287,10 @@ def load_backbone(
             code="not-whole-weights",
             key="reward.model",
         )
-    model = _loaded(
-        AutoModel, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
-    )
+    with loading(spread=False):
+        model = _loaded(
+            AutoModel, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
+        )
     return cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
 
 
@@ -375,6 +399,12 @@ def prepare_model(
             code="slow-tokenizer",
         )
     inner = cast(PreTrainedModel, model)
+    if is_empty(model) or any(map(in_parts, model.parameters())):
+        raise UserError(
+            f"this process has no whole weights of {name}: transformers loaded them for FSDP or DeepSpeed ZeRO-3 ahead of time. Pass the "
+            "model's name or folder instead, or load it before the training arguments are made.",
+            code="incomplete-weights",
+        )
     check_vocabulary(inner, tokenizer, name)
     start = model.config.decoder_start_token_id if model.config.is_encoder_decoder else None
     model.eval()
@@ -421,40 +451,3 @@ def copy_model(model: LanguageModel, *, packing: Packing = "auto") -> LanguageMo
         if isinstance(part, nn.Module):
             vars(part).pop("forward", None)
     return prepare_model(twin, model.tokenizer, packing=packing)
-
-
-PROMPTS = ("What did you think of the film?", "Write one sentence about the sea.", "2 + 2 = ?")
-RECORD = "trained.safetensors"
-"""File next to ``model/`` with the log-probabilities of the trained model."""
-
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
-"""Largest difference of a log-probability in nats, by dtype of the weights. Merging an adapter rounds each weight once more."""
-
-
-@torch.inference_mode()
-def next_log_probabilities(model: LanguageModel, template: Template) -> Tensor:
-    """Log-probabilities of the first token of the reply to each of a few prompts.  -> [p v] float32"""
-    model.model.eval()
-    found = []
-    for text in PROMPTS:
-        ids = torch.tensor([template.prompt_ids([Message(role="user", content=text)])], device=model.device)
-        start = {} if model.start_id is None else {"decoder_input_ids": ids.new_full((1, 1), model.start_id)}
-        logits = model.model(input_ids=ids, attention_mask=torch.ones_like(ids), **start).logits
-        found.append(logits[0, -1].float().log_softmax(-1).cpu())
-    return torch.stack(found)
-
-
-def record(model: LanguageModel, template: Template, folder: Path) -> None:
-    """Write the log-probabilities of a trained model, to check what is loaded from its folder later."""
-    save_file({"log_probabilities": next_log_probabilities(model, template)}, folder / RECORD)
-
-
-def recorded(folder: Path) -> Tensor | None:
-    """The log-probabilities that :func:`record` wrote into the folder of a stage, or None.  -> [p v]"""
-    path = folder / RECORD
-    return load_file(path)["log_probabilities"] if path.is_file() else None
-
-
-def difference(one: Tensor, other: Tensor) -> float:
-    """Largest difference of a log-probability in nats; NaN if one is NaN."""
-    return float((one - other).abs().max())

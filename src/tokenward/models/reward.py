@@ -5,6 +5,7 @@ the prompt and the tokens up to and including ``a_t``, never on later ones. Trai
 the published code does not (tlm.md B2).
 """
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,6 +24,7 @@ from tokenward.models.head_mlp import PUBLISHED_BIAS, init_linear, mlp, save_wei
 from tokenward.models.identity import model_fingerprint
 from tokenward.models.loading import AUTO, load_backbone, load_tokenizer
 from tokenward.models.probe import Packing, reward_layout
+from tokenward.models.sharding import weights_within
 from tokenward.ops.transforms import bound_sigmoid, bound_softplus
 from tokenward.plugins import validated
 from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
@@ -140,12 +142,16 @@ class RewardModel(TokenModel):
         rewards = run_model(module, batch.inputs).reshape(-1)[batch.inputs.placed_at]
         return rewards, batch.tokens
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write an ordinary folder: the backbone, as ``AutoModel`` loads it, the head, its settings and the tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.backbone.save_pretrained(folder)
+        body, head = (
+            None if weights is None else weights_within(self.model, part, weights)
+            for part in (self.model.backbone, self.model.head)
+        )
+        self.model.backbone.save_pretrained(folder, state_dict=body)
         self.tokenizer.save_pretrained(folder)
-        save_weights(self.model.head, folder / HEAD_FILE)
+        save_weights(self.model.head, folder / HEAD_FILE, head)
         write_json(folder / SETTINGS_FILE, asdict(self.settings), ascii=True)
 
 

@@ -83,7 +83,10 @@ class PlackettLuce:
             loss = self._losses(values, lengths, batch, whole)
         else:
             loss = self._mean_over_subsets(values, lengths, batch, self.group_size)
-        found = agreement(self._scaled(values.detach(), lengths, whole), batch.rank, *whole[1:])
+        longest = None if batch.sizes is None else batch.sizes.longest_list
+        found = agreement(
+            self._scaled(values.detach(), lengths, whole), batch.rank, *whole[1:], longest=longest
+        )
         # A comparison of a single rank has no pair to order: it counts as chance.
         accuracy = torch.where(found.accuracy.isnan(), 0.5, found.accuracy)
         return Losses(loss, {"rank/accuracy": accuracy, "rank/top1": found.top, "rank/spread": found.spread})
@@ -92,7 +95,7 @@ class PlackettLuce:
         """Each response's aggregate, before the factor C, and how many tokens it is over.  -> [r], [r]"""
         weights, owner = batch.weights, batch.response
         if batch.segment is not None:
-            segments = int(batch.segment[-1]) + 1
+            segments = int(batch.segment[-1]) + 1 if batch.sizes is None else batch.sizes.segments
             rewards, weights, owner = pooled(rewards, weights, batch.segment, owner, segments)
         function = find("aggregate", self.aggregate, AGGREGATES)
         settings = (
@@ -116,7 +119,7 @@ class PlackettLuce:
         return values * group_mean_length(lengths[lists.response], lists.group, lists.groups)
 
     def _losses(self, values: Tensor, lengths: Tensor, batch: TokenBatch, lists: _RankedLists) -> Tensor:
-        tie_break = None
+        tie_break, sizes = None, batch.sizes
         if self.ties == "random":
             draw = torch.div(lists.group, batch.comparisons, rounding_mode="floor")
             noise = _noise(batch, lists.groups // max(batch.comparisons, 1), "ties")
@@ -129,6 +132,8 @@ class PlackettLuce:
                 lists.groups,
                 temperature=self.list_temperature,
                 tie_break=tie_break,
+                longest=sizes.longest_list if sizes is not None and self.group_size is None else None,
+                ties=sizes is None or sizes.ties,
             )
         except ValueError as error:
             raise UserError(

@@ -17,6 +17,7 @@ from tokenward.scoring.steps import Owners
 from tokenward.selection import ScoredTokens, Selector, scope_of, unit_of
 from tokenward.selection.weights import weights_of
 from tokenward.tokens.batches import Needs, TokenBatch
+from tokenward.tokens.table import JOINT
 
 _POLICY, _COLUMN = "policy_", "weights of the step/"
 _NUMBERS = count()
@@ -161,6 +162,7 @@ class Selected(Composite):
 
     def scored(self, logp: Tensor, batch: TokenBatch) -> ScoredTokens:
         """The scored tokens of a batch."""
+        joint = batch.values.get(JOINT)
         return ScoredTokens(
             scores=self._scores(logp, batch),
             response=batch.response,
@@ -168,6 +170,7 @@ class Selected(Composite):
             rank=batch.rank,
             eos=batch.eos,
             seeds=step_seeds(batch.ids, batch.response, batch.responses),
+            joint=None if joint is None else joint.long(),
         )
 
     def weights_of(self, tokens: ScoredTokens) -> Tensor:

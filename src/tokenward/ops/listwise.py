@@ -45,6 +45,8 @@ def plackett_luce(
     *,
     temperature: float = 1.0,
     tie_break: Tensor | None = None,
+    longest: int | None = None,
+    ties: bool = True,
 ) -> Tensor:
     """Negative log-likelihood of a ranking under the Plackett-Luce model (ListMLE).  [r], [r], [r] -> [b]
 
@@ -59,13 +61,15 @@ def plackett_luce(
         temperature: Divides the scores, > 0.
         tie_break: ``[r]`` numbers that order ties, drawn by the caller. By default the loss is the mean over all
             orders of the tied responses.
+        longest: Largest number of responses of a comparison; None to count them, for which the host waits for a GPU.
+        ties: Whether there may be ties. If not, they are not looked for, which makes the host wait too; a tie is then NaN.
 
     Raises:
         ValueError: A tie has more than 12 responses and there is no ``tie_break``.
     """
     if tie_break is not None:
         rank = _strict(rank, comparison, tie_break)
-    lists = _side_by_side(scores / temperature, rank, comparison, comparisons)
+    lists = _side_by_side(scores / temperature, rank, comparison, comparisons, longest)
     same, later = _relations(lists)
     # Each term is -log sigma(-log sum_{i > k} exp(e_i - e_k)), which is exact at any gap; the published code cuts off
     # every tail that lies more than 23 nats below the best score. Differences come before exponentials: scores that are
@@ -76,7 +80,11 @@ def plackett_luce(
     alone = lists.present & (tied == 1)
     terms = -F.logsigmoid(torch.where(alone, -rest, torch.inf))
     loss = torch.where(alone, terms, 0.0).sum(-1)
-    return loss if tie_break is not None else loss + _tied_terms(above, rest, same, tied)
+    if tie_break is not None:
+        return loss
+    if not ties:
+        return torch.where((tied > 1).any(-1), torch.nan, loss)
+    return loss + _tied_terms(above, rest, same, tied)
 
 
 def random_subsets(noise: Tensor, comparison: Tensor, comparisons: int, size: int) -> Subsets:
@@ -102,9 +110,14 @@ def ranks_differ(rank: Tensor, comparison: Tensor, comparisons: int) -> Tensor:
     return highest != lowest
 
 
-def agreement(scores: Tensor, rank: Tensor, comparison: Tensor, comparisons: int) -> Agreement:
-    """How well the scores of each comparison agree with its ranks.  [r], [r], [r] -> [b] each"""
-    lists = _side_by_side(scores, rank, comparison, comparisons)
+def agreement(
+    scores: Tensor, rank: Tensor, comparison: Tensor, comparisons: int, *, longest: int | None = None
+) -> Agreement:
+    """How well the scores of each comparison agree with its ranks.  [r], [r], [r] -> [b] each
+
+    ``longest`` as in :func:`plackett_luce`.
+    """
+    lists = _side_by_side(scores, rank, comparison, comparisons, longest)
     _, later = _relations(lists)
     right = later & (lists.scores[:, :, None] > lists.scores[:, None, :])
     accuracy = right.sum((1, 2)).to(scores.dtype) / later.sum((1, 2))
@@ -119,10 +132,14 @@ def agreement(scores: Tensor, rank: Tensor, comparison: Tensor, comparisons: int
     return Agreement(accuracy, (highest > other).to(scores.dtype), spread)
 
 
-def _side_by_side(scores: Tensor, rank: Tensor, comparison: Tensor, comparisons: int) -> _Lists:
+def _side_by_side(
+    scores: Tensor, rank: Tensor, comparison: Tensor, comparisons: int, longest: int | None
+) -> _Lists:
     """Groups as rows, padded with zeros."""
     place = position_in_group(comparison)
-    shape = (comparisons, int(segment_sum(torch.ones_like(comparison), comparison, comparisons).max()))
+    if longest is None:
+        longest = int(segment_sum(torch.ones_like(comparison), comparison, comparisons).max())
+    shape = (comparisons, longest)
     where = (comparison, place)
     return _Lists(
         scores.new_zeros(shape).index_put(where, scores),

@@ -69,16 +69,19 @@ def aligned(kept: Tensor, response: Tensor, responses: int) -> Aligned:
     ``kept`` are the indices of the tokens with weight. Chosen responses have even numbers, their partners the next one.
     """
     owner = response[kept]
-    count = torch.bincount(owner, minlength=responses)
+    count = segment_sum(torch.ones_like(owner), owner, responses)
     shorter = torch.minimum(count[0::2], count[1::2])
     inside = position_in_group(owner) < shorter[owner // 2]
     chosen, rejected = (kept[inside & (owner % 2 == side)] for side in (0, 1))
     return Aligned(chosen, rejected, response[chosen] // 2)
 
 
-def spread_over_segments(values: Tensor, segment: Tensor) -> Tensor:
-    """Replace each value by the mean of its segment.  [n], [n] -> [n]"""
-    count = int(segment.max()) + 1 if len(segment) else 0
+def spread_over_segments(values: Tensor, segment: Tensor, segments: int | None = None) -> Tensor:
+    """Replace each value by the mean of its segment.  [n], [n] -> [n]
+
+    ``segments`` is their number; None to read it, for which the host waits for a GPU.
+    """
+    count = (int(segment.max()) + 1 if len(segment) else 0) if segments is None else segments
     sizes = segment_sum(torch.ones_like(values), segment, count)
     return (segment_sum(values, segment, count) / sizes)[segment]
 

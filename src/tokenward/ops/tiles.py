@@ -79,8 +79,32 @@ class _Side(NamedTuple):
         return F.linear(self.hidden, self.weight[tile].to(dtype), bias)
 
     def logits(self, tile: slice) -> Tensor:
-        """Logits of one tile.  -> [n tile] float32 or float64"""
-        return wide(self.change(self.raw(tile)))
+        """Logits of one tile.  -> [n tile] float32 or float64
+
+        Where the device can, the sums of the product are not rounded to half precision before they are widened. Logits that
+        the model changes are rounded as it rounds them.
+        """
+        if self.change.steps or not widens(self.hidden):
+            return wide(self.change(self.raw(tile)))
+        found = torch.mm(self.hidden, self.weight[tile].to(self.hidden.dtype).T, out_dtype=torch.float32)
+        return found if self.bias is None else found.add_(self.bias[tile])
+
+
+_widening: dict[str, bool] = {}  # by type of device, as it was found
+
+
+def widens(states: Tensor) -> bool:
+    """Whether the device of half-precision states multiplies them into float32; only CUDA does (torch 2.13)."""
+    if states.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    device = states.device.type
+    if device not in _widening:
+        few = torch.ones(8, 8, dtype=torch.bfloat16, device=device)
+        try:
+            _widening[device] = torch.mm(few, few, out_dtype=torch.float32).dtype == torch.float32
+        except (NotImplementedError, RuntimeError):
+            _widening[device] = False
+    return _widening[device]
 
 
 class _Found(NamedTuple):
@@ -253,7 +277,8 @@ def _backward(given: _Pass, wanted: tuple[bool, ...]) -> tuple[Tensor | None, Te
         full = _logit_gradient(given, part)
         grad = full.to(dtype)
         if for_hidden is not None:
-            for_hidden += grad @ side.weight[part].to(dtype)
+            weight = side.weight[part].to(dtype)
+            for_hidden += torch.mm(grad, weight, out_dtype=torch.float32) if widens(grad) else grad @ weight
         if for_weight is not None:
             for_weight[part] = grad.T @ side.hidden
         if for_bias is not None:

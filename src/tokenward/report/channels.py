@@ -193,6 +193,7 @@ def _ranks(noise: torch.Tensor) -> torch.Tensor:
 def scored_tokens(pair: ScoredPair, scores: Sequence[np.ndarray]) -> ScoredTokens:
     """The scores of one pair in the form that a selector takes."""
     sizes = torch.tensor([len(side) for side in scores])
+    joint = [record.segment for record in pair.records]
     eos = [
         torch.arange(len(record.ids)) >= len(record.ids) - eos_count(text, record)
         for text, record in zip(pair.comparison.responses, pair.records, strict=True)
@@ -204,6 +205,7 @@ def scored_tokens(pair: ScoredPair, scores: Sequence[np.ndarray]) -> ScoredToken
         rank=torch.tensor([0, 1]),
         eos=torch.cat(eos),
         seeds=torch.tensor([int(record.key, 16) >> 1 for record in pair.records]),
+        joint=None if not all(joint) else torch.tensor([number for part in joint for number in part or ()]),
     )
 
 

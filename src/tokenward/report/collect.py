@@ -137,8 +137,10 @@ class RunFolder:
         return read_json(path) if "evaluation" in self.manifests and path.is_file() else {}
 
     def special_names(self) -> dict[int, str]:
-        """Names of special tokens by id, from the tokenizer of the first trained model."""
-        for stage in NAMES:
+        """Names of special tokens by id, from the tokenizer of the first trained model, or of the policy if it has another."""
+        scores = self.manifests.get("scores")
+        other = scores is not None and "token_coverage" in scores.facts
+        for stage in ("policy",) if other else NAMES:
             path = self.path / stage / "model" / "tokenizer.json"
             if path.is_file():
                 added = read_json(path).get("added_tokens", [])
@@ -159,7 +161,8 @@ def _valid(done: list[Manifest], begun: Iterable[Manifest]) -> list[Manifest]:
 
 def _data_manifests(path: Path, stages: list[Manifest]) -> list[Manifest]:
     """Manifests of the token ids and the pairs that the scores belong to."""
-    pairs = next((found.inputs["pairs"] for found in stages if found.stage == "reference"), "")
+    made = {found.stage: found.inputs["pairs"] for found in stages if "pairs" in found.inputs}
+    pairs = made.get("scores", made.get("reference", ""))
     if not (path / "pairs" / pairs / MANIFEST).is_file():
         return []
     found = read_manifest(path / "pairs" / pairs)

@@ -215,6 +215,8 @@ def _row(pair: ScoredPair, reasons: Sequence[str], channels: Channels) -> dict[s
         }
         if record.text is not None:
             response["starts"] = _packed(piece_ends(text, record.start), "<i4")
+        if record.segment is not None:
+            response["joint"] = _packed(record.segment, "<i4")
         responses.append(response)
     return {
         "key": pair.comparison.key,

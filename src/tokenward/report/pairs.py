@@ -123,7 +123,10 @@ class PairReader:
 
     @cached_property
     def _parts(self) -> dict[str, TokenTable]:
-        folder = self.run.path / "pairs" / self.run.manifests["reference"].inputs["pairs"]
+        # An oracle with another tokenizer has pairs of its own; the scores are those of the policy's.
+        scores = {} if self.preview is not None else self.run.manifests["scores"].inputs
+        pairs = scores.get("pairs", self.run.manifests["reference"].inputs["pairs"])
+        folder = self.run.path / "pairs" / pairs
         encoded = self.run.path / "encoded" / read_manifest(folder).inputs["encoded"]
         return read_parts(folder / PAIRS, EncodedStore.open([encoded / ENCODED]))
 

@@ -15,6 +15,7 @@ from tokenward.report.collect import RunFolder
 from tokenward.scoring.reads import is_online, reads_of, scope_of_scores
 from tokenward.scoring.scorers import SCORERS, Scorer, seeded
 from tokenward.selection import ScoredTokens, Selector, TopFraction, is_signed, scope_of, selector_of, unit_of
+from tokenward.selection.weights import weights_of
 
 WEIGHT = "weight"
 
@@ -76,8 +77,9 @@ class RunSelection(NamedTuple):
         """Weights of a pair's tokens as in training, from scores and token ids, which seed random choices.  -> [n]"""
         assert self.when == "pair"
         if not self.term:
-            return self.selector(tokens)
-        weights = self.selector(tokens._replace(seeds=step_seeds(ids, tokens.response, len(tokens.rank))))
+            return weights_of(self.selector, tokens)
+        drawn = tokens._replace(seeds=step_seeds(ids, tokens.response, len(tokens.rank)))
+        weights = weights_of(self.selector, drawn)
         for outer in self.within:
             weights = torch.where(outer.weights(tokens, ids) != 0, weights, 0.0)
         return weights

@@ -18,6 +18,7 @@ from tokenward.report.pairs import PairReader, ScoredPair, is_unpaired, scores_o
 from tokenward.report.pieces import context_before, eos_count, pieces
 from tokenward.report.selections import RunSelection, scorer_note, selection_named, selections_of
 from tokenward.selection import TopFraction
+from tokenward.selection.weights import weights_of
 
 
 class ShownToken(NamedTuple):
@@ -109,7 +110,11 @@ def _weights(
     """Weights of a pair's tokens, as in training or as close as possible; the rule in words; notes."""
     tokens = scored_tokens(pair, [scores_of(reader.scorer, record) for record in pair.records])
     if selection is None:
-        return TopFraction()(tokens), "top_fraction with default rates: the run has no policy yet", ()
+        return (
+            weights_of(TopFraction(), tokens),
+            "top_fraction with default rates: the run has no policy yet",
+            (),
+        )
     notes = tuple(
         f"the term {name} of the objective has its own selection: --term {name}"
         for name in terms
@@ -122,7 +127,11 @@ def _weights(
     notes = tuple(filter(None, (selection.note, scorer_note(reader.run, reader.scorer_name)))) + notes
     if selection.nearest is None:
         return torch.zeros_like(tokens.scores), "", notes
-    return selection.nearest(tokens), f"the recipe's {selection.rule}, applied within each response", notes
+    return (
+        weights_of(selection.nearest, tokens),
+        f"the recipe's {selection.rule}, applied within each response",
+        notes,
+    )
 
 
 def _tokens(

@@ -277,7 +277,20 @@ def provenance(run: RunFolder) -> str:
     reference = f"reference {model} ({inputs.get('model', 'no fingerprint')})"
     template = f"template {run.setting('encoded', 'tokens', 'template')} ({inputs.get('template', 'no fingerprint')})"
     precision = run.setting("scores", "scores", "precision")
-    return f"The scores come from {', '.join([*makers, reference, template])}, in {precision}."
+    sentence = f"The scores come from {', '.join([*makers, reference, template])}, in {precision}."
+    return " ".join([sentence, *_divided(scores.facts.get("token_coverage"))])
+
+
+def _divided(coverage: dict[str, Any] | None) -> list[str]:
+    """A sentence on scores that were divided among other tokens than those that they were computed for."""
+    if coverage is None:
+        return []
+    placed = min(coverage["placed"].values(), default=1.0)
+    return [
+        f"The policy has another tokenizer, so they were divided among its tokens, which are shown: {coverage['text']:.1%} of the text has a "
+        f"score, and {placed:.1%} of the values were placed. {coverage['alone']:.1%} of the tokens have a score of their own; the others "
+        f"share one in {coverage['segments']} segments, each selected as a whole."
+    ]
 
 
 def version_rows(run: RunFolder) -> list[dict[str, str]]:

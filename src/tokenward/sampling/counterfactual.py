@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenward.artifacts import atomic_write
 from tokenward.models.loading import LanguageModel
+from tokenward.models.sharding import reading
 from tokenward.ops.representation import other_tokens
 from tokenward.plugins import find
 from tokenward.sampling import SamplingSettings, sample_replies
@@ -96,13 +97,13 @@ class CriticalSearch:
         scores = call_source(name, self.judge, prompts, completions, ids, columns, where, kind="verifier")
         return [score > 0 for score in scores]
 
-    @torch.inference_mode()
     def _alternatives(self, row: TokenRow) -> list[list[int]]:
         """The most probable other tokens at each place of a response.  -> [len][candidates]"""
         self.model.model.eval()
         batch = self.model.collate([row]).to(self.model.device)
-        states, head = predicting_states(self.model, batch)
-        return other_tokens(states, batch.tokens.ids, head, self.details["candidates"]).tolist()
+        with reading(self.model.model):
+            states, head = predicting_states(self.model, batch)
+            return other_tokens(states, batch.tokens.ids, head, self.details["candidates"]).tolist()
 
     def _continued(self, prompt: list[int], starts: Sequence[list[int]]) -> list[list[int]]:
         """Beginnings of a response, each continued greedily to its end."""

@@ -3,13 +3,14 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 
 from tokenward.data.parsers import dense
-from tokenward.sampling.sampler import Reply, Sampler
+from tokenward.distributed import alone, first_alone, split
+from tokenward.sampling.sampler import Reply, Sampler, TransformersSampler
 from tokenward.sampling.sources import call_source
 from tokenward.tokens.rows import TokenRow
 from tokenward.types import Comparison, Example
@@ -48,6 +49,20 @@ class ScoredSampler:
     source: Callable[..., Any]
     name: str
 
+    def replies(
+        self, prompts: Sequence[Sequence[int]], *, count: int, seed: int, progress: Progress | None = None
+    ) -> list[list[Reply]]:
+        """``count`` replies to each prompt. All processes of a launch call this with the same prompts and share the work.
+
+        A sampler of another kind is called by the first process only, because what it does in several is not known.
+        """
+        settings: dict[str, Any] = {"count": count, "seed": seed, "progress": progress}
+        if alone():
+            return self.sampler(prompts, **settings)
+        if isinstance(self.sampler, TransformersSampler):
+            return replace(self.sampler, shared=True)(prompts, **settings)
+        return first_alone(lambda: self.sampler(prompts, **settings))
+
     def draw(
         self,
         contexts: Sequence[Context],
@@ -57,7 +72,7 @@ class ScoredSampler:
         drawn: Progress | None = None,
         scored: Progress | None = None,
     ) -> tuple[list[list[Reply]], list[list[float]]]:
-        """``count`` replies to each context, and the score of each.
+        """``count`` replies to each context, and the score of each. All processes of a launch share the work.
 
         ``drawn`` is called with the number of new replies, ``scored`` with that of newly scored ones.
 
@@ -65,13 +80,17 @@ class ScoredSampler:
             UserError: the source cannot score a row, or returns something else than finite numbers.
         """
         prompts = [context.prompt for context in contexts]
-        replies = self.sampler(prompts, count=count, seed=seed, progress=drawn)
-        scores: list[list[float]] = []
-        for start in range(0, len(contexts), SCORED_AT_ONCE):
+        replies = self.replies(prompts, count=count, seed=seed, progress=drawn)
+
+        def scores_of(start: int) -> list[list[float]]:
             group = slice(start, start + SCORED_AT_ONCE)
-            scores += self._scores(contexts[group], replies[group])
+            return self._scores(contexts[group], replies[group])
+
+        scores: list[list[float]] = []
+        for found in split(range(0, len(contexts), SCORED_AT_ONCE), scores_of, at_once=1):
+            scores += found
             if scored is not None:
-                scored(sum(map(len, scores[group])))
+                scored(sum(map(len, found)))
         return replies, scores
 
     def _scores(self, contexts: Sequence[Context], replies: Sequence[Sequence[Reply]]) -> list[list[float]]:

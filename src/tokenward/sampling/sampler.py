@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.streamers import BaseStreamer
 
+from tokenward.distributed import split
 from tokenward.models.loading import LanguageModel
+from tokenward.models.sharding import is_sharded, reading
 from tokenward.plugins import validated
 from tokenward.tokens.template import Template
 from tokenward.trl_names import answers_trl
@@ -84,13 +87,14 @@ class TransformersSampler:
     """transformers' ``generate`` on the policy itself, so it always uses the current weights.
 
     ``template`` defines the end of a reply. Precision ``bfloat16`` samples from a copy in that dtype: faster, but slightly
-    off-policy.
+    off-policy. ``shared`` is that of :func:`sample_replies`.
     """
 
     model: LanguageModel
     template: Template
     settings: SamplingSettings
     precision: Literal["float32", "bfloat16"] = "float32"
+    shared: bool = False
 
     def __call__(
         self,
@@ -105,7 +109,8 @@ class TransformersSampler:
         model = self.model
         if self.precision == "bfloat16" and model.dtype == torch.float32:
             model = replace(model, model=nn.Module.to(deepcopy(model.model), dtype=torch.bfloat16))  # type: ignore[arg-type]
-        replies = sample_replies(model, self.template, repeated, self.settings, seed=seed, progress=progress)
+        settings: dict[str, Any] = {"seed": seed, "progress": progress, "shared": self.shared}
+        replies = sample_replies(model, self.template, repeated, self.settings, **settings)
         return [replies[start : start + count] for start in range(0, len(replies), count)]
 
 
@@ -117,27 +122,64 @@ def sample_replies(
     *,
     seed: int,
     progress: Callable[[int], None] | None = None,
+    shared: bool = False,
 ) -> list[Reply]:
     """One reply to each prompt, in the order of the prompts.
 
     The same seed, prompts and batch size give the same replies. Two models get the same random numbers, which narrows
     the confidence interval of their difference. The state of torch's generators is restored. ``template`` defines the end
-    of a reply, ``progress`` is called with the number of new replies.
+    of a reply, ``progress`` is called with the number of new replies. With ``shared``, every process of a launch calls this with
+    the same arguments, and they share the batches; each has random numbers of its own, so the replies are those of one process.
     """
-    if not template.ending.special and not settings.fixed_length:
-        settings = replace(settings, stop=(*settings.stop, template.ending.turn.strip()))
+    settings = with_end_of_turn(settings, template)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     replies: dict[int, Reply] = {}
     model.model.eval()
-    with torch.random.fork_rng(), torch.inference_mode():
-        torch.manual_seed(seed)
-        for start in range(0, len(order), settings.batch):
-            group = order[start : start + settings.batch]
-            sampled = _sample(model, template, [prompts[index] for index in group], settings)
-            replies.update(zip(group, sampled, strict=True))
-            if progress is not None:
-                progress(len(group))
+    groups = [order[start : start + settings.batch] for start in range(0, len(order), settings.batch)]
+
+    def batch(number: int) -> list[Reply]:
+        torch.manual_seed(_seed_of_batch(seed, number))
+        return _sample(model, template, [prompts[index] for index in groups[number]], settings)
+
+    numbers = range(len(groups)) if shared else _calls(model, len(groups))
+    with torch.random.fork_rng(), reading(model.model):
+        found = split(numbers, batch, at_once=1) if shared else map(batch, numbers)
+        for number, sampled in zip(numbers, found, strict=True):
+            new = {
+                index: reply
+                for index, reply in zip(groups[number], sampled, strict=True)
+                if index not in replies
+            }
+            replies |= new
+            if progress is not None and new:
+                progress(len(new))
     return [replies[index] for index in range(len(prompts))]
+
+
+def _seed_of_batch(seed: int, number: int) -> int:
+    """A seed for each batch, so that a batch has the same random numbers whichever process samples it."""
+    # Odd, so that its multiples differ in the low 32 bits, which are all that torch's generator on the CPU reads.
+    return (seed + number * 0x9E3779B97F4A7C15) % 2**63
+
+
+def _calls(model: LanguageModel, batches: int) -> Sequence[int]:
+    """The batches in the order in which the model is called.
+
+    If the processes of a training hold parts of the model, all of them must call it equally often: one with fewer batches repeats
+    its last one, whose new replies are not used.
+    """
+    if not is_sharded(model.model):
+        return range(batches)
+    most = torch.tensor(batches, device=model.device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return [*range(batches), *[batches - 1] * (int(most) - batches)]
+
+
+def with_end_of_turn(settings: SamplingSettings, template: Template) -> SamplingSettings:
+    """The settings with the template's end of turn as a stop text, if it is no token of its own."""
+    if template.ending.special or settings.fixed_length:
+        return settings
+    return replace(settings, stop=(*settings.stop, template.ending.turn.strip()))
 
 
 def _sample(
@@ -159,9 +201,10 @@ def _sample(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
+            synced_gpus=is_sharded(model.model),
             **extra,
         )
-    return [_reply(template, row, settings, ends) for row in rows[:, before:].tolist()]
+    return [reply_of(template, row, settings, ends) for row in rows[:, before:].tolist()]
 
 
 def ends_of(model: LanguageModel, template: Template) -> list[int]:
@@ -180,7 +223,7 @@ def _shared_prefix(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> Dy
     """
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     width = max(map(len, distinct))
-    if model.start_id is not None or len(distinct) == len(prompts) or width < 2:
+    if model.start_id is not None or len(distinct) == len(prompts) or width < 2 or is_sharded(model.model):
         return None
     ids, mask = (part[:, :-1].to(model.device) for part in _padded(model, distinct))
     places = (mask.cumsum(-1) - 1).clamp(min=0)  # the positions that generate uses for left padding
@@ -257,7 +300,8 @@ class _StopTexts(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-def _reply(template: Template, row: list[int], settings: SamplingSettings, ends: Sequence[int]) -> Reply:
+def reply_of(template: Template, row: list[int], settings: SamplingSettings, ends: Sequence[int]) -> Reply:
+    """The reply in sampled tokens: up to the first token that ends it, or that completes a stop text."""
     if settings.fixed_length:
         return Reply(row, str(template.tokenizer.decode(row)), False)
     # The end is followed by padding, which may be the same token, so the first one counts.

@@ -48,7 +48,8 @@ class Scorer(Protocol):
     A scorer declares the values it uses in ``reads``, a tuple of names: ``reward``, or ``MODEL_KIND`` such as
     ``oracle_logp`` (see :data:`tokenward.scoring.reads.KINDS`). Only declared values are computed. The default is
     ``("oracle_logp", "reference_logp")``. A scorer that reads ``policy_logp``, ``policy_entropy`` or ``policy_rank`` is
-    called in each training step.
+    called in each training step. A scorer with ``additive = True`` says that its score of a longer token is the sum of the
+    scores of its parts, so that the oracle may have another tokenizer than the policy.
     """
 
     def __call__(self, record: Record) -> Tensor:
@@ -74,6 +75,8 @@ class LogRatio:
         denominator: The other model.
         scale: A factor, such as the oracle's beta to get rewards.
     """
+
+    additive: ClassVar[bool] = True
 
     numerator: str = "oracle"
     denominator: str = "reference"
@@ -117,6 +120,7 @@ class ModelValue:
 class LogProbability(ModelValue):
     """``sign * log pi(y_t)``, in nats; a ``sign`` of -1 gives unexpected tokens a high score."""
 
+    additive: ClassVar[bool] = True
     kind: ClassVar[str] = "logp"
 
     sign: Literal[1, -1] = 1
@@ -129,6 +133,7 @@ class LogProbability(ModelValue):
 class Surprisal:
     """``-log pi_ref(y_t)``, in nats. A control: it knows nothing about the preference."""
 
+    additive: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("reference_logp",)
 
     def __call__(self, record: Record) -> Tensor:
@@ -295,6 +300,7 @@ class Random:
 class Reward:
     """The reward of a token reward model, in the model's own unit."""
 
+    additive: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("reward",)
 
     def __call__(self, record: Record) -> Tensor:

@@ -1,6 +1,7 @@
 """Add columns of values per token to a table: read from a score store by response key, or computed by a model."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,17 @@ from tokenward.scoring.scorers import Combine, Scorer
 from tokenward.scoring.steps import Owners
 from tokenward.scoring.store import TokenRecord, TokenStore
 from tokenward.tokens.store import digest
-from tokenward.tokens.table import CHUNK_ROWS, Column, TokenTable, own_starts
+from tokenward.tokens.table import CHUNK_ROWS, JOINT, Column, TokenTable, own_starts
 
 
 def with_scores(table: TokenTable, scorer: Scorer, store: TokenStore) -> TokenTable:
     """Add the column ``scores``, computed by a scorer from stored values.
 
-    A scorer that compares responses (``combine`` with a step of scope comparison or dataset) sees all rows at once.
+    A scorer that compares responses (``combine`` with a step of scope comparison or dataset) sees all rows at once. If the
+    values came from another tokenizer's tokens, there is a column :data:`~tokenward.tokens.table.JOINT` too.
     """
+    if store.has_segments:
+        table = with_stored(table, store, JOINT, _segment)
     if not isinstance(scorer, Combine) or scope_of_scores(scorer) == "response":
         return with_stored(table, store, "scores", lambda record: scores_of(scorer, record))
     parts = [
@@ -32,6 +36,11 @@ def with_scores(table: TokenTable, scorer: Scorer, store: TokenStore) -> TokenTa
     best = torch.from_numpy(np.asarray(table.ranks == 0))
     scores = scorer.join(parts, Owners(response, row[response]), best[response])
     return table.with_column("scores", table.own_column([scores]))
+
+
+def _segment(record: TokenRecord) -> Tensor:
+    assert record.segment is not None
+    return torch.tensor(record.segment)
 
 
 def with_read_values(table: TokenTable, scorer: Scorer, store: TokenStore) -> TokenTable:
@@ -134,15 +143,17 @@ def compute_column(
     precision: str,
     tokens_per_batch: int,
     progress: Progress | None = None,
+    shared: bool = False,
 ) -> Column:
     """A column of a model's values, computed for some rows at a time; arguments as in :func:`token_values`."""
+    settings: dict[str, Any] = {
+        "precision": precision, "tokens_per_batch": tokens_per_batch, "progress": progress, "shared": shared,
+    }  # fmt: skip
 
     def parts() -> Iterator[Tensor]:
         for first in range(0, len(table), CHUNK_ROWS):
             rows = [table[number] for number in range(first, min(first + CHUNK_ROWS, len(table)))]
-            found = token_values(
-                model, rows, precision=precision, tokens_per_batch=tokens_per_batch, progress=progress
-            )
+            found = token_values(model, rows, **settings)
             yield from (values for row in found for values in row)
 
     return table.own_column(parts())

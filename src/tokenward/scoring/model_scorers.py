@@ -10,6 +10,7 @@ from tokenward.errors import UserError
 from tokenward.models.forward import run_model
 from tokenward.models.internals import ATTENTION, MLP, first_tensor, layers_of, outputs_of, part_of
 from tokenward.models.loading import LanguageModel
+from tokenward.models.sharding import reading
 from tokenward.ops.representation import (
     activation_mask,
     cosine,
@@ -130,8 +131,12 @@ _COMPUTE: Mapping[str, Callable[[LanguageModel, Value], Compute]] = {
 }
 
 
-@torch.inference_mode()
 def _similarity(model: LanguageModel, rows: Sequence[TokenRow], value: Value) -> list[list[Tensor]]:
+    with reading(model.model):
+        return _similarities(model, rows, value)
+
+
+def _similarities(model: LanguageModel, rows: Sequence[TokenRow], value: Value) -> list[list[Tensor]]:
     words = [model.tokenizer(word, add_special_tokens=False)["input_ids"] for word in value.details["domain"]]
     vectors = _input_embeddings if value.details["space"] == "embedding" else _states_alone
     domain = torch.stack([vectors(model, torch.tensor(ids)).float().mean(0) for ids in words if ids]).mean(0)

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from tokenward.distributed import split
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
+from tokenward.models.sharding import reading
 from tokenward.ops.ragged import spread_over_segments
 from tokenward.plugins import name_of
 from tokenward.tokens.batches import Batch, budgeted
@@ -103,8 +105,8 @@ class MissingValue(UserError):
         self.name = name
 
 
-def scores_of(scorer: Any, record: Any) -> Tensor:
-    """Scores of one response.  -> [n] float32
+def scores_of(scorer: Any, record: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Scores of one response.  -> [n]
 
     Raises:
         UserError: The scorer uses a value it does not declare in ``reads``, or returns anything but one number per token.
@@ -122,7 +124,7 @@ def scores_of(scorer: Any, record: Any) -> Tensor:
             f"({', '.join(declared) or 'empty'}), so it was not computed. Write reads = ({written}{',' * (not declared)}) in the class.",
             code="undeclared-value",
         ) from error
-    scores = numbers_of("scorer", scorer, returned)
+    scores = numbers_of("scorer", scorer, returned, dtype)
     if scores.shape != (len(record.ids),):
         raise UserError(
             f"the scorer {name_of(scorer)} returned shape {tuple(scores.shape)} for a response of {len(record.ids)} tokens. "
@@ -132,14 +134,14 @@ def scores_of(scorer: Any, record: Any) -> Tensor:
     return scores
 
 
-def numbers_of(kind: str, plugin: Any, returned: object) -> Tensor:
-    """The tensor, array or list that a scorer or selector returned, as a float32 tensor.
+def numbers_of(kind: str, plugin: Any, returned: object, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The tensor, array or list that a scorer or selector returned, as a tensor.
 
     Raises:
         UserError: It cannot be converted to numbers.
     """
     try:
-        return torch.as_tensor(returned, dtype=torch.float32).detach()  # it may come from a module
+        return torch.as_tensor(returned, dtype=dtype).detach()  # it may come from a module
     except (TypeError, ValueError, RuntimeError) as error:  # torch raises each of them for some values
         raise UserError(
             f"the {kind} {name_of(plugin)} returned a {type(returned).__name__} that cannot be read as numbers ({error}). Return a "
@@ -148,12 +150,13 @@ def numbers_of(kind: str, plugin: Any, returned: object) -> Tensor:
         ) from error
 
 
+T = TypeVar("T")
+
 Progress = Callable[[int], None]
 Compute = Callable[[Batch], Tensor]
 """Computes k numbers per token of a batch, ``[k n]``."""
 
 
-@torch.inference_mode()
 def over_batches(
     model: TokenModel,
     rows: Sequence[TokenRow],
@@ -164,6 +167,7 @@ def over_batches(
     progress: Progress | None = None,
     layout: Layout | None = None,
     collate: Callable[[Sequence[TokenRow]], Batch] | None = None,
+    shared: bool = False,
 ) -> list[list[Tensor]]:
     """Compute numbers of each response token, in batches of rows of similar length.
 
@@ -176,6 +180,8 @@ def over_batches(
         progress: Called with the number of responses done.
         layout: Layout of the batches, by default the model's.
         collate: Makes a batch of rows, by default the model's.
+        shared: Whether every process of a launch calls this with the same rows, and they share the batches. The results are those
+            of one process, and all of them reach each process.
 
     Returns:
         For each row and response ``[k len]``, float32 on the CPU.
@@ -183,17 +189,44 @@ def over_batches(
     model.model.eval()
     results: list[list[Tensor]] = [[] for _ in rows]
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16")
-    for group in budgeted(rows, layout=layout or model.layout, tokens=tokens_per_batch):
+
+    def queued(group: Sequence[int]) -> tuple[list[int], Tensor]:
         batch = (collate or model.collate)([rows[index] for index in group])
-        with autocast:
-            values = compute(batch.to(model.device))
         sizes = torch.bincount(batch.tokens.response, minlength=batch.tokens.responses).tolist()
-        per_response = iter(values.float().cpu().split(sizes, dim=1))
+        with reading(model.model), autocast:
+            return sizes, compute(_on_device(batch, model.device)).float()
+
+    def read(made: tuple[list[int], Tensor]) -> list[Tensor]:
+        sizes, values = made
+        return [*values.cpu().split(sizes, dim=1)]
+
+    groups = [*budgeted(rows, layout=layout or model.layout, tokens=tokens_per_batch)]
+    # Reading waits for a GPU, so the next batch is queued before one is read.
+    found = (
+        split(groups, lambda group: read(queued(group))) if shared else map(read, _ahead(map(queued, groups)))
+    )
+    for group, values in zip(groups, found, strict=True):
+        per_response = iter(values)
         for index in group:
             results[index] = [next(per_response) for _ in rows[index].responses]
             if progress is not None:
                 progress(len(results[index]))
     return results
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, each after the next one was made."""
+    waiting: list[T] = []
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
+
+
+def _on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device, for a GPU from page-locked memory, so that the host need not wait."""
+    return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
 
 def token_values(
@@ -203,6 +236,7 @@ def token_values(
     precision: str,
     tokens_per_batch: int,
     progress: Progress | None = None,
+    shared: bool = False,
 ) -> list[list[Tensor]]:
     """Log-probability of each response token, or its reward if the model is a token reward model.
 
@@ -215,9 +249,11 @@ def token_values(
     def compute(batch: Batch) -> Tensor:
         values, read = model.read(model.model, batch)
         values = values.float()
-        return (values if read.segment is None else spread_over_segments(values, read.segment))[None]
+        segments = None if read.sizes is None else read.sizes.segments
+        return (values if read.segment is None else spread_over_segments(values, read.segment, segments))[
+            None
+        ]
 
-    found = over_batches(
-        model, rows, compute, precision=precision, tokens_per_batch=tokens_per_batch, progress=progress
-    )
+    settings: dict[str, Any] = {"precision": precision, "tokens_per_batch": tokens_per_batch}
+    found = over_batches(model, rows, compute, progress=progress, shared=shared, **settings)
     return [[response[0] for response in row] for row in found]

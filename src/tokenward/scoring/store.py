@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from tokenward.artifacts import StagePart, atomic_write
+from tokenward.distributed import gather
+from tokenward.distributed import place as place_of_process
 from tokenward.errors import UserError
 from tokenward.scoring.reads import MissingValue
 from tokenward.tokens.rows import TokenRow, keys_of
@@ -23,6 +25,9 @@ from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 
 _KEPT_SHARDS = 4
+
+SEGMENT = "segment"
+"""Column of the segments of tokens whose values came from another tokenizer; see :mod:`tokenward.ops.alignment`."""
 
 T = TypeVar("T")
 
@@ -38,6 +43,8 @@ class TokenRecord(NamedTuple):
         values: One number per token for each named value.
         text: The text in which bytes are counted, if it is not the response's text in the data: everything between the
             prompt and the end of turn. Bytes that no token covers are context.
+        segment: Segment of each token, from 0, if the values came from another tokenizer: tokens of one segment are scored and
+            selected as one. Such values are float64, so that their sums are those of the other tokenizer.
     """
 
     key: str
@@ -46,9 +53,10 @@ class TokenRecord(NamedTuple):
     end: list[int]
     values: dict[str, list[float]]
     text: str | None = None
+    segment: list[int] | None = None
 
     def value(self, name: str) -> Tensor:
-        """One named value.  -> [n] float32
+        """One named value.  -> [n] float32, or float64 if it came from another tokenizer
 
         Raises:
             UserError: The store has no such value.
@@ -59,7 +67,7 @@ class TokenRecord(NamedTuple):
                 f"the store has no {name}, which this scorer needs (it has {', '.join(self.values)}). Compute the values again "
                 "with the model that gives it.",
             )
-        return torch.tensor(self.values[name], dtype=torch.float32)
+        return torch.tensor(self.values[name], dtype=torch.float32 if self.segment is None else torch.float64)
 
 
 class ShardColumns(NamedTuple):
@@ -75,6 +83,7 @@ class ShardColumns(NamedTuple):
     end: np.ndarray
     values: dict[str, np.ndarray]
     texts: list[str | None] | None = None
+    segment: np.ndarray | None = None
 
     def record(self, row: int) -> TokenRecord:
         """The record of one response."""
@@ -85,6 +94,7 @@ class ShardColumns(NamedTuple):
             *fixed,
             values={name: flat[tokens].tolist() for name, flat in self.values.items()},
             text=None if self.texts is None else self.texts[row],
+            segment=None if self.segment is None else self.segment[tokens].tolist(),
         )
 
 
@@ -151,6 +161,11 @@ class TokenStore:
             "of this data again.",
             code="missing-response",
         )
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether the values came from another tokenizer's tokens, so that tokens are in segments."""
+        return bool(self._shards) and SEGMENT in pq.read_schema(self._shards[0]).names
 
     def columns(self) -> Iterator[ShardColumns]:
         """All shards in order, each read when its turn comes and not kept."""
@@ -219,7 +234,8 @@ def _read(shard: Path) -> ShardColumns:
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
     fixed = (flat.pop(name) for name in ("ids", "start", "end"))
     texts = table["text"].to_pylist() if "text" in table.column_names else None
-    return ShardColumns(table["key"].to_pylist(), starts, *fixed, values=flat, texts=texts)
+    segment = flat.pop(SEGMENT, None)
+    return ShardColumns(table["key"].to_pylist(), starts, *fixed, values=flat, texts=texts, segment=segment)
 
 
 @dataclass(frozen=True)
@@ -268,6 +284,19 @@ class Shards:
         )
 
 
+def copy_shards(shards: Shards) -> None:
+    """Copy the shards that processes of this launch cannot see from the process whose part they are.
+
+    They see all if they share the folder. A temporary one, or one of another machine, has a process's own part only.
+    """
+    missing, here = shards.missing(), place_of_process()
+    for number in sorted({number for seen in gather(missing) for number in seen}):
+        path, owner = shards.path(number), number % here.count
+        content = gather(path.read_bytes() if here.rank == owner else b"")[owner]
+        if number in missing:
+            atomic_write(path, content)
+
+
 def write_shards(
     folder: Path,
     items: Sequence[T],
@@ -298,8 +327,12 @@ def _write(shard: Path, records: Sequence[TokenRecord]) -> None:
     }
     if any(record.text is not None for record in records):
         columns["text"] = pa.array([record.text for record in records], pa.string())
+    kind = pa.float32()
+    if records[0].segment is not None:
+        columns[SEGMENT] = pa.array([record.segment for record in records], pa.list_(pa.int32()))
+        kind = pa.float64()
     for name in records[0].values:
-        columns[name] = pa.array([record.values[name] for record in records], pa.list_(pa.float32()))
+        columns[name] = pa.array([record.values[name] for record in records], pa.list_(kind))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, compression="zstd")
     atomic_write(shard, sink.getvalue().to_pybytes())
@@ -347,12 +380,14 @@ def records_of(
 ) -> Iterator[TokenRecord]:
     """The records of every response of some rows, with the values of all makers; ``reference`` as in :func:`write_store`."""
     values = {name: found for maker in makers for name, found in maker(rows, progress).items()}
+    segment = values.pop(SEGMENT, None)
     records = iter(_empty_records(template, rows) if reference is None else _copies(rows, reference))
     for number, row in enumerate(rows):
         for place in range(len(row.responses)):
             record = next(records)
             own = {name: found[number][place].tolist() for name, found in values.items()}
-            yield record._replace(values={**record.values, **own})
+            joined = record.segment if segment is None else segment[number][place].tolist()
+            yield record._replace(values={**record.values, **own}, segment=joined)
         if not makers:
             progress(len(row.responses))
 

@@ -23,6 +23,8 @@ class ScoredTokens(NamedTuple):
         seeds: ``[r]`` int64, a stable number of each response for selectors that draw.
         segment: ``[n]`` or None, index of the word, sentence or span of each token, rising with the tokens. It is only
             there for selectors that declare a ``unit``.
+        joint: ``[n]`` or None, number of each token's segment in its response, if the scores came from the tokens of another
+            tokenizer. A selector never gets it: to a selector each segment is one token, and all its tokens get the weight.
     """
 
     scores: Tensor
@@ -32,6 +34,7 @@ class ScoredTokens(NamedTuple):
     eos: Tensor
     seeds: Tensor
     segment: Tensor | None = None
+    joint: Tensor | None = None
 
     @property
     def preferred(self) -> Tensor:

@@ -11,21 +11,28 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tokenward.errors import UserError
+from tokenward.ops.alignment import sums_of_segments
 from tokenward.plugins import name_of
 from tokenward.scoring.reads import numbers_of
 from tokenward.selection.base import ScoredTokens, Selector, is_signed, scope_of, unit_of
 from tokenward.selection.selectors import Transform
 from tokenward.tokens.rows import TokenRow, keys_of
 from tokenward.tokens.segments import Unit, with_segments
-from tokenward.tokens.table import CHUNK_ROWS, TokenTable
+from tokenward.tokens.table import CHUNK_ROWS, JOINT, TokenTable
 
 
 def weights_of(selector: Selector, tokens: ScoredTokens) -> Tensor:
     """The weights that a selector gives scored tokens.  -> [n] float32
 
+    Tokens that are ``joint`` are selected as one: the selector sees each segment as a token, whose score is the sum of its
+    tokens' scores, and each of its tokens gets its weight. So fractions and positions count segments.
+
     Raises:
         UserError: They are not one finite number per token, or negative although the selector is not ``signed``.
     """
+    if tokens.joint is not None and len(tokens.joint):
+        segment = _numbered(tokens.joint, tokens.response)
+        return weights_of(selector, _as_one(tokens, segment))[segment]
     own = tokens._replace(scores=tokens.scores.clone())  # a selector may change them in place
     weights = numbers_of("selector", selector, selector(own)).to(tokens.scores.device)
     signed = is_signed(selector)
@@ -42,6 +49,26 @@ def weights_of(selector: Selector, tokens: ScoredTokens) -> Tensor:
         f"the selector {name_of(selector)} must give one finite weight{'' if signed else ' >= 0'} per token "
         f"({len(tokens.scores)}), got shape {tuple(weights.shape)}{bounds}.{remedy}",
         code="wrong-result",
+    )
+
+
+def _numbered(joint: Tensor, response: Tensor) -> Tensor:
+    """Segments of all responses, numbered from 0 in their order.  [n], [n] -> [n]"""
+    fresh = torch.ones(len(joint), dtype=torch.bool, device=joint.device)
+    fresh[1:] = (joint[1:] != joint[:-1]) | (response[1:] != response[:-1])
+    return fresh.long().cumsum(0) - 1
+
+
+def _as_one(tokens: ScoredTokens, segment: Tensor) -> ScoredTokens:
+    """Each segment as a token, at the place of its first one."""
+    first = torch.searchsorted(segment, torch.arange(int(segment[-1]) + 1, device=segment.device))
+    unit = tokens.segment
+    return tokens._replace(
+        scores=sums_of_segments(tokens.scores, segment).to(tokens.scores.dtype),
+        response=tokens.response[first],
+        eos=tokens.eos[first],
+        segment=None if unit is None else unit[first],
+        joint=None,
     )
 
 
@@ -63,6 +90,12 @@ def weigh(
     return table.with_column("weights", table.own_column(parts))
 
 
+def _joint_of(table: TokenTable, responses: slice) -> Tensor | None:
+    """The segments of some responses' tokens, if their scores came from another tokenizer.  -> [n]"""
+    column = table.columns.get(JOINT)
+    return None if column is None else column.gathered(table.lengths[responses], responses.start).long()
+
+
 def _table_tokens(
     table: TokenTable,
     first: int,
@@ -80,6 +113,7 @@ def _table_tokens(
         ranks=torch.from_numpy(np.asarray(table.ranks[responses], np.int64)),
         eos=torch.from_numpy(np.asarray(table.eos[responses], np.int64)),
         keys=table.keys[responses],
+        joint=_joint_of(table, responses),
     )
     if not unit_of(selector):
         return tokens
@@ -91,6 +125,7 @@ def _table_tokens(
 def weigh_rows(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
     """Rows with the weights that a selector computes from the scores of all of them."""
     responses = [ids for row in rows for ids in row.responses]
+    joint = [part for row in rows for part in row.values.get(JOINT, ())]
     tokens = tokens_of(
         torch.cat([score for row in rows for score in row.scores or ()]),
         lengths=torch.tensor([len(ids) for ids in responses]),
@@ -98,6 +133,7 @@ def weigh_rows(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
         ranks=torch.tensor([rank for row in rows for rank in row.comparison.ranks]),
         eos=torch.tensor([count for row in rows for count in row.eos]),
         keys=np.array([int(key, 16) for row in rows for key in keys_of(row.comparison)], np.uint64),
+        joint=torch.cat(joint).long() if joint else None,
     )
     parts = iter(weights_of(selector, tokens).split([len(ids) for ids in responses]))
     return [replace(row, weights=[next(parts) for _ in row.responses]) for row in rows]
@@ -121,13 +157,23 @@ def _at_least_one(row: TokenRow, side: int) -> Tensor:
     weights, scores = row.weights[side], row.scores[side]
     if bool((weights != 0).any()):
         return weights
-    for_side = scores if row.comparison.ranks[side] == 0 else -scores
+    joint = row.values[JOINT][side] if JOINT in row.values else torch.arange(len(scores))
+    segment = _numbered(joint, torch.zeros_like(joint))
+    sums = sums_of_segments(scores, segment)
+    for_side = sums if row.comparison.ranks[side] == 0 else -sums
     best = for_side.nan_to_num(-math.inf).argmax()
-    return torch.zeros_like(weights).index_fill(0, best, 1.0)
+    return (segment == best).to(weights.dtype)
 
 
 def tokens_of(
-    scores: Tensor, *, lengths: Tensor, sizes: Tensor, ranks: Tensor, eos: Tensor, keys: np.ndarray
+    scores: Tensor,
+    *,
+    lengths: Tensor,
+    sizes: Tensor,
+    ranks: Tensor,
+    eos: Tensor,
+    keys: np.ndarray,
+    joint: Tensor | None = None,
 ) -> ScoredTokens:
     """What a selector receives, from the scores of all responses end to end and facts of each response.
 
@@ -138,6 +184,7 @@ def tokens_of(
         ranks: ``[r]``.
         eos: ``[r]``, number of end-of-turn tokens at the end.
         keys: ``[r]`` uint64, stable names.
+        joint: ``[n]`` or None; see :class:`ScoredTokens`.
     """
     response = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     return ScoredTokens(
@@ -147,6 +194,7 @@ def tokens_of(
         rank=ranks,
         eos=torch.arange(len(response)) >= (torch.cumsum(lengths, 0) - eos)[response],
         seeds=torch.from_numpy((keys >> np.uint64(1)).astype(np.int64)),
+        joint=joint,
     )
 
 

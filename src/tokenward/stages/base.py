@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from tokenward.artifacts import MANIFEST, Manifest, StageFolder, read_manifest
 from tokenward.config import Named, Recipe
+from tokenward.distributed import first_alone
 from tokenward.objectives import Objective, needs_of, objective_of
 from tokenward.plugins import code_fingerprints
 from tokenward.selection import Selector
@@ -26,10 +27,12 @@ class Stage(ABC):
     Attributes:
         name: Name of its folder and its manifest.
         layout: Version of the layout of its files.
+        parallel: Whether all processes of a launch do its work; otherwise the first one does.
     """
 
     name: str
     layout: int = 1
+    parallel: bool = False
 
     def present(self, recipe: Recipe) -> bool:
         """Whether the recipe has this stage."""
@@ -49,7 +52,10 @@ class Stage(ABC):
 
     @abstractmethod
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
-        """Do the work in a folder that may hold a part of it already; returns facts for the manifest."""
+        """Do the work in a folder that may hold a part of it already; returns facts for the manifest.
+
+        If the stage is parallel, every process calls this, and the first one's facts count.
+        """
 
     def show(self, run: Run) -> None:  # noqa: B027  most stages show nothing
         """Show the results of the finished stage."""
@@ -73,10 +79,16 @@ class Stage(ABC):
         """
         if not self.present(run.recipe):
             return None
-        with run.stage(self.name, self.settings(run), self.inputs(run), layout=self.layout) as folder:
+        settings, inputs = first_alone(lambda: (dict(self.settings(run)), dict(self.inputs(run))))
+        with run.stage(self.name, settings, inputs, layout=self.layout) as folder:
             if not folder.done:
-                folder.complete(**self.make(run, folder))
-        self.show(run)
+                facts = (
+                    first_alone(lambda: dict(self.make(run, folder)))
+                    if not self.parallel
+                    else self.make(run, folder)
+                )
+                first_alone(lambda: folder.complete(**facts))
+        first_alone(lambda: self.show(run))
         return run.done(self.name)
 
     def unfinished(self, run: Run) -> str:
@@ -129,6 +141,7 @@ class TrainingStage(Stage):
         title: Name of the model in messages.
     """
 
+    parallel = True
     key: str
     title: str
 

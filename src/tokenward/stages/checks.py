@@ -1,6 +1,5 @@
 """Checks of a recipe that need no model and no data, made before anything is computed; and notes on unused keys."""
 
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 
 from tokenward.config import Lines, Recipe, check_training
 from tokenward.config.training import trackers_of
+from tokenward.distributed import place
 from tokenward.errors import UserError
 from tokenward.models.default import HUB_NAME
 from tokenward.models.identity import base_config, model_sizes
@@ -69,22 +69,15 @@ def check_models(run: Run) -> None:
                 raise UserError(f"{key}: {error}", code=error.code, key=key) from error
 
 
-def check_one_process() -> None:
-    """Refuse to run in several processes, which would all write to the same folders.
-
-    Raises:
-        UserError: torchrun or accelerate launch started several processes.
-    """
-    processes = os.environ.get("WORLD_SIZE", "1")  # set by torchrun and accelerate launch
-    if processes not in ("", "1"):
-        raise UserError(
-            f"a run uses one process, but this is one of {processes}. Start it without torchrun or accelerate launch.",
-            code="several-processes",
-        )
-
-
 def _check_device(name: str) -> None:
     device_of(name)  # refuses a name that torch does not know
+    if place().count > 1 and ":" in name:
+        raise UserError(
+            f"the device is {name}, and {place().count} processes were started, which would all compute on it. Write "
+            f"{name.partition(':')[0]}: each process takes its own.",
+            code="one-device",
+            key="model.device",
+        )
     if name.partition(":")[0] == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"the device is {name}, and torch finds no CUDA device. Write auto, which uses a GPU if there is one, or cpu.",

@@ -6,16 +6,20 @@ from typing import Any
 
 from tokenward.artifacts import StageFolder, write_json, write_jsonl
 from tokenward.display import Display
+from tokenward.distributed import first_alone
 from tokenward.evaluation.measures import Figures, Measures, Models, Samples
 from tokenward.evaluation.replies import METRICS
+from tokenward.evaluation.sampled import EvaluationReplies
 from tokenward.evaluation.statistics import load_figures, write_figures
 from tokenward.evaluation.tables import FigureRow, figure_rows, main_note, main_rows
 from tokenward.models.loading import DTYPES, LanguageModel
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
+from tokenward.sampling.registry import evaluation_engine
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.auxiliary import scorer_of
 from tokenward.stages.base import Checks, Stage
+from tokenward.stages.other_tokens import judge_start
 from tokenward.stages.run import Run
 from tokenward.stages.tables import eval_comparisons, tables
 from tokenward.tokens.rows import TokenRow
@@ -79,7 +83,7 @@ class EvaluationStage(Stage):
     Each figure has its n and a 95 % bootstrap interval. Figures named ``change`` are paired by prompt.
     """
 
-    name, layout = "evaluation", 2
+    name, layout, parallel = "evaluation", 2, True
 
     def settings(self, run: Run) -> Mapping[str, Any]:
         return {"evaluation": run.recipe.evaluation.model_dump(), "seed": run.recipe.seed}
@@ -91,11 +95,15 @@ class EvaluationStage(Stage):
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         measures = measures_of(run)
         figures, samples = _measure(run, measures)
-        write_figures(folder.path / "metrics.json", figures)
-        write_jsonl(folder.path / "samples.jsonl", _sample_records(samples))
-        measures.by_row.write(folder.path)
-        keep_recipe(run, folder.path)
-        return {"figures": len(figures), "prompts": len(samples.prompts)}
+
+        def write() -> None:
+            write_figures(folder.path / "metrics.json", figures)
+            write_jsonl(folder.path / "samples.jsonl", _sample_records(samples))
+            measures.by_row.write(folder.path)
+            keep_recipe(run, folder.path)
+
+        first_alone(write)
+        return {"figures": len(figures), "prompts": len(samples.prompts), **sampled_by(measures.answering)}
 
     def show(self, run: Run) -> None:
         show_figures(run)
@@ -107,7 +115,13 @@ class EvaluationStage(Stage):
         return {
             "evaluation.metrics": lambda: [find("metric", name, METRICS) for name in table.metrics],
             key: lambda: check_temperature(table.temperature, key),
+            "evaluation.sampler": lambda: evaluation_engine(table.sampler),
         }
+
+
+def sampled_by(answering: EvaluationReplies) -> dict[str, Any]:
+    """The facts of a manifest about the engine that sampled the replies; none for transformers."""
+    return {"sampler": answering.facts} if answering.facts else {}
 
 
 def measures_of(run: Run) -> Measures:
@@ -116,6 +130,7 @@ def measures_of(run: Run) -> Measures:
     return Measures(
         metrics=table.metrics,
         sampling=run.reply_settings,
+        engine=evaluation_engine(table.sampler),
         seed=run.recipe.seed,
         resamples=table.bootstrap,
         display=run.display,
@@ -146,13 +161,13 @@ def _models(run: Run) -> Models:
         return model if model.dtype == DTYPES[precision] else run.load(model.name, dtype=precision)
 
     start, policy = run.policy_start, str(run.path("policy") / "model")
-    judged, separate = run.recipe.eval_reward is not None, run.reference_model != start
+    judged, base = run.recipe.eval_reward is not None, judge_start(run)
     return Models(
         lambda: run.load(start),
         lambda: run.load(policy),
         replying,
         (lambda: run.load(str(run.path("eval_reward") / "model"))) if judged else None,
-        (lambda: run.load(run.reference_model)) if separate else None,
+        (lambda: run.load(base)) if base != start else None,
     )
 
 

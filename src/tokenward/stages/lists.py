@@ -4,6 +4,7 @@ from functools import partial
 
 from tokenward.artifacts import Manifest, StagePart
 from tokenward.config import LoadedRecipe, Recipe, check_unused
+from tokenward.distributed import first_alone
 from tokenward.errors import UserError
 from tokenward.stages.auxiliary import check_auxiliary, trained_auxiliary
 from tokenward.stages.base import Checks, Stage, TrainingStage
@@ -11,7 +12,6 @@ from tokenward.stages.checks import (
     adapter_checks,
     check_batches_filled,
     check_models,
-    check_one_process,
     early_checks,
     idle_settings,
     training_checks,
@@ -88,12 +88,12 @@ def run_through(run: Run, last: str = "evaluation") -> None:
         UserError: a stage cannot work. Finished stages stay finished.
     """
     wanted = wanted_stages(run, last)
-    check_models(run)
+    first_alone(lambda: check_models(run))
     for line in idle_settings(run, wanted[-1].name):
         run.display.line(f"note: {line}. The run is the same without it")
     first, *others = wanted
     first.carry_out(run)
-    check_data(run, wanted)
+    first_alone(lambda: check_data(run, wanted))
     for stage in others:
         stage.carry_out(run)
 
@@ -173,7 +173,6 @@ def check_recipe(loaded: LoadedRecipe) -> None:
     Raises:
         UserError: with the line in the file; nothing has been read or trained.
     """
-    check_one_process()
     run = Run(recipe=loaded.recipe)
     for key, check in _checks(run, loaded).items():
         try:

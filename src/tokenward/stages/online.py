@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
+from transformers import TrainingArguments
 
 from tokenward.api.training import with_new_adapter
 from tokenward.artifacts import StageFolder, fingerprint, write_jsonl
 from tokenward.config import OnlineTable, Recipe
+from tokenward.distributed import alone, first_alone, gather, place
 from tokenward.models.head_mlp import HeadMLPSettings
 from tokenward.models.loading import LanguageModel, absolute_name
 from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model
@@ -41,6 +42,7 @@ from tokenward.training.passes import Prepare
 from tokenward.types import Comparison
 
 _PLANNED_PROMPTS = 256  # a plan counts the rollouts of so many prompts, evenly spaced by length
+_DEVICE_BATCH = TrainingArguments.per_device_train_batch_size  # transformers' default
 _EVALUATION_KEYS = {"test", "test_limit", "candidates", "best", "manual", "random"}  # of the prompt task
 
 
@@ -211,9 +213,7 @@ class OnlineLoop:
         )
         if self._empty:
             run.display.line(f"  empty replies that did not train: {self._empty}")
-        if self.reward is not None:
-            self.reward.save(folder / "reward")
-        write_jsonl(folder / "events.jsonl", callback.events, ascii=True)
+        first_alone(lambda: self._write(callback))
         learned = sum(event["event"] == "reward" for event in callback.events)
         start = {"start": absolute_name(run.start_model)}
         return {
@@ -223,6 +223,11 @@ class OnlineLoop:
             "rewards_learned": learned,
             "best_step": callback.best_step,
         }
+
+    def _write(self, callback: Alternating) -> None:
+        if self.reward is not None:
+            self.reward.save(self.stage.path / "reward")
+        write_jsonl(self.stage.path / "events.jsonl", callback.events, ascii=True)
 
     def _callback(self) -> Alternating:
         online, reward = self.online, self.reward
@@ -245,7 +250,36 @@ class OnlineLoop:
         return {"score": sum(values) / len(values)}
 
     def prepare(self) -> Prepare | None:
-        """Turns the rows of a step into training rows: sampled replies with rewards, or references with weights."""
+        """Turns the rows of a step into training rows: sampled replies with rewards, or references with weights.
+
+        Every process makes all rows of the step, in shares, and takes its own, so they are those of one process.
+        """
+        made = self._prepare()
+        if made is None or alone():
+            return made
+
+        def own(rows: Sequence[TokenRow], step: int) -> Sequence[TokenRow]:
+            known = {row.comparison.source: row for row in self.task.rows}
+            every, mine = self._of_step([row.comparison.source for row in rows])
+            found = made([known[source] for source in every], step)
+            return [found[number] for number in mine]
+
+        return own
+
+    def _of_step(self, sources: list[str]) -> tuple[list[str], list[int]]:
+        """The rows of a step in all processes, in the order of one process, and the places of those of this one."""
+        size = int(self.online.training.get("per_device_train_batch_size", _DEVICE_BATCH))
+        shares = [[rows[i : i + size] for i in range(0, len(rows), size)] for rows in gather(sources)]
+        every: list[str] = []
+        mine: list[int] = []
+        for batch in range(max(map(len, shares))):
+            for rank, share in enumerate(shares):
+                rows = share[batch] if batch < len(share) else []
+                mine += range(len(every), len(every) + len(rows)) if rank == place().rank else []
+                every += rows
+        return every, mine
+
+    def _prepare(self) -> Prepare | None:
         reward = self.reward
         if reward is None:
             return None
@@ -262,10 +296,10 @@ class OnlineLoop:
         return sampled
 
     def _sampled(self, contexts: Sequence[Context], step: int) -> list[TokenRow]:
-        # Processes may hold the same prompt, as in a prompt task, and must not sample the same replies to it.
-        seed = seed_of(self.run.recipe.seed, "rollout", step, PartialState().process_index)
+        # The last number was that of a process; it stays, so that the replies to a seed stay.
+        seed = seed_of(self.run.recipe.seed, "rollout", step, 0)
         prompts = [context.prompt for context in contexts]
-        replies = self.task.samples.sampler(prompts, count=self.online.rollouts, seed=seed)
+        replies = self.task.samples.replies(prompts, count=self.online.rollouts, seed=seed)
         empty = len(prompts) * self.online.rollouts - sum(map(len, replies))
         if empty and not self._empty:
             self.run.display.line(
@@ -278,10 +312,10 @@ class OnlineLoop:
     def _rewarded(self, reward: RewardModel, rows: Sequence[TokenRow]) -> list[TokenRow]:
         """Rows with the reward of each token as its score."""
         rows = [with_segments(reward.settings.unit, reward.tokenizer, row) for row in rows]
-        values = token_values(reward, rows, **self.run.passes)
+        values = token_values(reward, rows, shared=True, **self.run.passes)
         return [replace(row, scores=value, segments=None) for row, value in zip(rows, values, strict=True)]
 
 
 def _with_reference(run: Run, reference: LanguageModel, rows: Sequence[TokenRow]) -> list[TokenRow]:
-    values = token_values(reference, rows, **run.passes)
+    values = token_values(reference, rows, shared=True, **run.passes)
     return [replace(row, reference_logp=value) for row, value in zip(rows, values, strict=True)]

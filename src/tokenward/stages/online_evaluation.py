@@ -7,8 +7,10 @@ from typing import Any
 
 from tokenward.artifacts import StageFolder, fingerprint, read_json, write_json, write_jsonl
 from tokenward.display import Display
+from tokenward.distributed import first_alone
 from tokenward.evaluation.measures import RowValues
 from tokenward.evaluation.replies import METRICS, apply_metric
+from tokenward.evaluation.sampled import EvaluationReplies
 from tokenward.evaluation.statistics import Figures, before_after_figures, mean_figure, write_figures
 from tokenward.models.loading import LanguageModel
 from tokenward.plugins import find
@@ -18,7 +20,14 @@ from tokenward.sampling.rollouts import Context, columns_of, seed_of
 from tokenward.sampling.sources import ChrF, Meteor, Rouge
 from tokenward.scoring.reads import token_values
 from tokenward.stages.data import source_fingerprint
-from tokenward.stages.evaluation import EvaluationStage, evaluation_statistics, keep_recipe, show_figures
+from tokenward.stages.evaluation import (
+    EvaluationStage,
+    evaluation_statistics,
+    keep_recipe,
+    measures_of,
+    sampled_by,
+    show_figures,
+)
 from tokenward.stages.online import online_policy
 from tokenward.stages.run import Run
 from tokenward.stages.tasks import (
@@ -48,17 +57,17 @@ class OnlineEvaluationStage(EvaluationStage):
         return inputs
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
-        if run.recipe.prompt_task is None:
-            by_row = RowValues()
-            figures, samples = _on_examples(run, by_row)
+        if run.recipe.prompt_task is not None:
+            return first_alone(lambda: _evaluate_prompts(run, folder))
+        by_row, answering = RowValues(), measures_of(run).answering
+        figures, samples = _on_examples(run, by_row, answering)
+
+        def write() -> None:
             write_jsonl(folder.path / "samples.jsonl", samples)
             by_row.write(folder.path)
-        else:
-            figures, prompts = _on_prompts(run)
-            write_json(folder.path / "prompts.json", prompts)
-        write_figures(folder.path / "metrics.json", figures)
-        keep_recipe(run, folder.path)
-        return {"figures": len(figures)}
+
+        first_alone(write)
+        return {**first_alone(lambda: _write(run, folder, figures)), **sampled_by(answering)}
 
     def show(self, run: Run) -> None:
         table, evaluation = run.recipe.prompt_task, run.path("evaluation")
@@ -91,18 +100,20 @@ def _test_examples(run: Run, template: Template) -> EncodedExamples:
     return encoded_examples(run, template, "test", reply=run.recipe.evaluation.max_new_tokens)
 
 
-def _on_examples(run: Run, by_row: RowValues) -> tuple[Figures, list[dict[str, Any]]]:
+def _on_examples(
+    run: Run, by_row: RowValues, answering: EvaluationReplies
+) -> tuple[Figures, list[dict[str, Any]]]:
     names = [run.start_model, str(run.path("online") / "model")]
     start, policy = map(run.load, names)
     test = _test_examples(run, policy.template(run.style))
     figures = _likelihood(run, start, policy, test)
     contexts = test.contexts[: run.recipe.evaluation.prompts]
-    sides = [
-        _replies(run, name, contexts, f"replies, {when}")
-        for name, when in zip(names, ("before", "after"), strict=True)
-    ]
+    sides = _sides(run, names, contexts, start, answering)
     metrics = run.recipe.evaluation.metrics
-    values = {name: [_metric_values(name, contexts, side) for side in sides] for name in metrics}
+    values = {
+        name: first_alone(lambda name=name: [_metric_values(name, contexts, side) for side in sides])
+        for name in metrics
+    }
     values["length"] = [[float(len(reply.ids)) for reply in side] for side in sides]
     values["ended"] = [[float(reply.ended) for reply in side] for side in sides]
     for name, (first, second) in values.items():
@@ -128,18 +139,28 @@ def _likelihood(run: Run, start: LanguageModel, policy: LanguageModel, test: Enc
     if not rows:
         return {}
     sides = [
-        [float(value[0].mean()) for value in token_values(model, rows, **run.passes)]
+        [float(value[0].mean()) for value in token_values(model, rows, shared=True, **run.passes)]
         for model in (start, policy)
     ]
     return before_after_figures("references/logp_per_token", *sides, **evaluation_statistics(run))
 
 
-def _replies(run: Run, name: str, contexts: Sequence[Context], label: str) -> list[Reply]:
-    model = run.load(name, dtype=run.recipe.evaluation.precision)
-    template, seed = model.template(run.style), run.recipe.seed
-    with run.display.progress(label, len(contexts)) as bar:
-        prompts = [context.prompt for context in contexts]
-        return sample_replies(model, template, prompts, run.reply_settings, seed=seed, progress=bar.advance)
+def _sides(
+    run: Run,
+    names: Sequence[str],
+    contexts: Sequence[Context],
+    start: LanguageModel,
+    answering: EvaluationReplies,
+) -> list[list[Reply]]:
+    """Replies before and after training."""
+    sides, prompts = [], [context.prompt for context in contexts]
+    for name, label, before in zip(names, ("before", "after"), (None, start), strict=True):
+        model = run.load(name, dtype=run.recipe.evaluation.precision)
+        template = model.template(run.style)
+        with run.display.progress(f"replies, {label}", len(contexts)) as bar:
+            sides.append(answering(model, template, prompts, before=before, progress=bar.advance))
+    answering.close()
+    return sides
 
 
 def _metric_values(name: str, contexts: Sequence[Context], replies: Sequence[Reply]) -> list[float]:
@@ -153,6 +174,18 @@ def _metric_values(name: str, contexts: Sequence[Context], replies: Sequence[Rep
         columns=columns_of(examples),
         where=[example.source for example in examples],
     )
+
+
+def _evaluate_prompts(run: Run, folder: StageFolder) -> dict[str, int]:
+    figures, prompts = _on_prompts(run)
+    write_json(folder.path / "prompts.json", prompts)
+    return _write(run, folder, figures)
+
+
+def _write(run: Run, folder: StageFolder, figures: Figures) -> dict[str, int]:
+    write_figures(folder.path / "metrics.json", figures)
+    keep_recipe(run, folder.path)
+    return {"figures": len(figures)}
 
 
 def _on_prompts(run: Run) -> tuple[Figures, dict[str, Any]]:

@@ -128,7 +128,7 @@ class OracleStage(ScorerModelStage):
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Train."""
-        sets, start = _tables(run), run.load(run.reference_model)
+        sets, start = _tables(run), run.load(run.reference_model, spread=True)
         preview = previewing(run, sets, folder.path / FILE)
         return self.fit(run, folder, start, self.part(run, sets.part("train")), sets.eval, preview=preview)
 
@@ -141,7 +141,7 @@ class OracleStage(ScorerModelStage):
 
     def planned(self, run: Run, template: Template) -> Training:
         """Its part of the pairs."""
-        sets = tables(run, template)
+        sets = _tables(run) if run.recipe.oracle.model else tables(run, template)
         return self.plan(run, self.part(run, sets.train), eval=sets.eval)
 
 
@@ -226,7 +226,8 @@ class AuxiliaryStage(ScorerModelStage):
 
     def planned(self, run: Run, template: Template) -> Training:
         """Its part of the pairs, with the longest pairs in place of the subset, which is not known yet."""
-        sets, subset = tables(run, template), self.table(run.recipe).subset
+        sets = _tables(run) if run.recipe.oracle.model else tables(run, template)
+        subset = self.table(run.recipe).subset
         own = self.part(run, sets.train)
         rows = own if subset is None else with_longest(own, sets.train, subset)
         return self.plan(run, rows, eval=sets.eval)

@@ -13,6 +13,7 @@ from tokenward.selection import scope_of, selector_of, unit_of
 from tokenward.stages.auxiliary import scorer_of
 from tokenward.stages.base import Checks, Training, TrainingStage
 from tokenward.stages.data import preview
+from tokenward.stages.other_tokens import policy_template
 from tokenward.stages.part_checks import check_policy_objective, check_selection
 from tokenward.stages.run import Run
 from tokenward.stages.tables import tables
@@ -55,7 +56,8 @@ class PolicyStage(TrainingStage):
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Select tokens and train."""
         table = run.recipe.policy
-        start = run.load(run.policy_start)
+        # Another start than the reference gets reference values of its own, before the training.
+        start = run.load(run.policy_start, spread=run.policy_start == run.reference_model)
         template = start.template(run.style)
         _check_template(run, template)
         pairs = tables(run, template)
@@ -101,7 +103,7 @@ class PolicyStage(TrainingStage):
 
     def planned(self, run: Run, template: Template) -> Training:
         """The training pairs. Tokens kept by a selection of scope batch, or over words, are not counted."""
-        sets = tables(run, template)
+        sets = tables(run, template if run.recipe.policy.model is None else policy_template(run))
         selector = selector_of(run.recipe.policy.selection, run.recipe.seed)
         uncounted = scope_of(selector) == "batch" or unit_of(selector)
         return self.plan(
@@ -110,11 +112,12 @@ class PolicyStage(TrainingStage):
 
 
 def _check_template(run: Run, template: Template) -> None:
-    """Refuse a policy with another tokenizer or chat template than the models that scored the rows."""
-    if template.fingerprint != run.done("reference").inputs["template"]:
+    """Refuse a policy with another tokenizer or chat template than the rows of the scores."""
+    known = run.done("scores").facts["tokens"]["template"]
+    if template.fingerprint != known:
         raise UserError(
-            f"{run.policy_start} has another tokenizer or chat template than {run.reference_model}, which computed the scores. Use "
-            "models of one family, or copy the tokenizer files of one model into the folder of the other.",
+            f"the scores belong to other tokens than those of {run.policy_start}: its tokenizer or chat template has changed. Run the "
+            "recipe again from the scores.",
             code="tokenizer-mismatch",
             key="policy.model",
         )

@@ -84,7 +84,9 @@ class DrawPreview(TrainerCallback):
         if not due_after(step, total):
             return
         try:
-            self._make(step, total).write(self._path)
+            found = self._make(step, total)
+            if state.is_world_process_zero:
+                found.write(self._path)
         except torch.OutOfMemoryError as error:  # no reason to end a training that fits
             self._show(f"  no first picture after {step} updates: {str(error).splitlines()[0]}")
         else:

@@ -10,6 +10,7 @@ from transformers.trainer_utils import IntervalStrategy, align_special_tokens
 
 from tokenward.api.constant import CHECKED_REWARDS, warn_of_rewards
 from tokenward.artifacts import StageFolder
+from tokenward.distributed import mean_over, place
 from tokenward.errors import UserError
 from tokenward.models.reward import RewardModel
 from tokenward.objectives import OBJECTIVES, Objective, PlackettLuce, objective_of
@@ -70,7 +71,7 @@ class RewardLearner:
                     value.copy_(self._initial[name])
         arguments = self._arguments(phase)
         per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-        number = table.reward_groups or table.reward_steps * per_step
+        number = table.reward_groups or table.reward_steps * per_step * place().count
         groups = self._samples(phase, "train", self._task.train, number)
         eval_rows: list[TokenRow] = []
         if table.reward_evals:
@@ -160,7 +161,7 @@ class RewardLearner:
         }
         return {
             "steps": trainer.state.global_step,
-            "loss": result.training_loss,
+            "loss": mean_over(result.training_loss),
             **{name: value for name, value in figures.items() if value is not None},
             **({"best_step": best.step} if evaluations else {}),
         }

@@ -26,6 +26,7 @@ from tokenward.artifacts import (
 )
 from tokenward.config import OnlineTable, PromptTaskTable, Recipe
 from tokenward.display import Display
+from tokenward.distributed import first_enters
 from tokenward.errors import UserError
 from tokenward.models.adapters import merge_adapter
 from tokenward.models.default import HUB_NAME
@@ -41,15 +42,8 @@ from tokenward.models.identity import (
     parts_of,
     resolve,
 )
-from tokenward.models.loading import (
-    OWN,
-    TOLERANCE,
-    LanguageModel,
-    difference,
-    load_model,
-    load_tokenizer,
-    next_log_probabilities,
-)
+from tokenward.models.loading import OWN, LanguageModel, load_model, load_tokenizer
+from tokenward.models.record import TOLERANCE, difference, next_log_probabilities
 from tokenward.models.reward import RewardModel, load_reward_model
 from tokenward.plugins import code_fingerprints
 from tokenward.sampling import SamplingSettings
@@ -168,9 +162,13 @@ class Run:
         """
         inputs = {**inputs, **code_fingerprints(settings)}
         opened = open_stage if part is None else partial(open_part, part=part)
-        with opened(
-            self.path(name), stage=name, settings=dict(settings), inputs=inputs, format=layout
-        ) as stage:
+        given: dict[str, Any] = {
+            "stage": name,
+            "settings": dict(settings),
+            "inputs": inputs,
+            "format": layout,
+        }
+        with first_enters(lambda: opened(self.path(name), **given)) as stage:
             if stage.done:
                 self.display.heading(name, "already done, nothing has changed")
             elif part is not None:
@@ -200,8 +198,10 @@ class Run:
         folders = [self.path(stage) for stage in ("data", "examples")]
         return next((read_manifest(f).created[:10] for f in folders if (f / MANIFEST).is_file()), "")
 
-    def load(self, name: str, *, dtype: str | None = None, attention: str | None = None) -> LanguageModel:
-        """Load a model with the recipe's settings."""
+    def load(
+        self, name: str, *, dtype: str | None = None, attention: str | None = None, spread: bool = False
+    ) -> LanguageModel:
+        """Load a model with the recipe's settings; ``spread`` for one that does nothing before its training begins."""
         table = self.recipe.model
         return load_model(
             name,
@@ -210,6 +210,7 @@ class Run:
             attention=attention or table.attention,
             packing=table.packing,
             trust_remote_code=table.trust_remote_code,
+            spread=spread,
         )
 
     def load_reward(self, folder: str) -> RewardModel:

@@ -5,15 +5,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from tokenward.api.constant import warn_of_stored
+from tokenward.api.transfer import OTHER_TOKENS, OtherTokens
 from tokenward.api.values import CACHE, Maker, frozen_values
-from tokenward.artifacts import StageFolder, StagePart, file_fingerprint
+from tokenward.artifacts import StageFolder, StagePart, file_fingerprint, part_of_process
+from tokenward.distributed import first_alone, share_label, together
 from tokenward.models.base import TokenModel
+from tokenward.models.loading import DTYPES, device_of, slow_float32
+from tokenward.scoring.coverage import Coverage, coverage
 from tokenward.scoring.reads import Value
 from tokenward.scoring.scorers import Scorer
 from tokenward.scoring.store import Shards, TokenStore, write_store
+from tokenward.scoring.transfer import Carrier
 from tokenward.stages.auxiliary import auxiliary_of, folder_of, scorer_of
 from tokenward.stages.base import Checks, Stage
+from tokenward.stages.other_tokens import other_template, other_tokens, policy_template
 from tokenward.stages.part_checks import check_scorer
 from tokenward.stages.run import AUXILIARY, Run
 from tokenward.stages.tables import pairs_fingerprint, say_notes, tables
@@ -26,14 +34,22 @@ Facts = Callable[[TokenStore], Mapping[str, Any]]
 
 
 class ValuesStage(Stage):
-    """A stage that stores values per token. Several jobs can each write a part of the store."""
+    """A stage that stores values per token. Several jobs, or the processes of one launch, can each write a part of the store."""
+
+    parallel = True
 
     @abstractmethod
     def write(self, run: Run, folder: StageFolder) -> Facts:
         """Write the missing shards of the folder's part, or of the whole stage."""
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
-        return self.write(run, folder)(TokenStore(folder.path))
+        facts = self.write(run, folder)
+        return first_alone(lambda: dict(facts(TokenStore(folder.path))))
+
+    def shards(self, run: Run, folder: StageFolder) -> Shards:
+        """The files that parts of the stage are made of."""
+        rows = tables(run, run.tokenizer_template(run.reference_model)).everything
+        return Shards(folder.path, len(rows), run.recipe.scores.shard_rows)
 
     def carry_out_part(self, run: Run, part: StagePart) -> Literal["was done", "done", "waits"]:
         """Write the missing shards of a part. If no shard of any part is missing then, finish the stage.
@@ -48,8 +64,7 @@ class ValuesStage(Stage):
         with run.stage(self.name, settings, inputs, layout=self.layout, part=part) as folder:
             if folder.done:
                 return "was done"
-            rows = tables(run, run.tokenizer_template(run.reference_model)).everything
-            shards = Shards(folder.path, len(rows), run.recipe.scores.shard_rows)
+            shards = self.shards(run, folder)
             # Without missing shards of its own, a job loads a model only to finish the stage.
             others = [] if shards.missing(part) else shards.missing()
             facts = None if others else self.write(run, folder)
@@ -109,14 +124,39 @@ class ScoresStage(ValuesStage):
         return value_settings(run, scorer_of(run))
 
     def inputs(self, run: Run) -> Mapping[str, str]:
-        return {"reference": run.done("reference").fingerprint, **value_inputs(run, scorer_of(run))}
+        scorer = scorer_of(run)
+        found = {"reference": run.done("reference").fingerprint, **value_inputs(run, scorer)}
+        if other_template(run, scorer) is not None:
+            own = policy_template(run)
+            found |= {"template": own.fingerprint, "pairs": pairs_fingerprint(run, own)}
+        return found
+
+    def shards(self, run: Run, folder: StageFolder) -> Shards:
+        others = other_tokens(run)
+        if others is None:
+            return super().shards(run, folder)
+        return Shards(folder.path / OTHER_TOKENS, len(others.rows), run.recipe.scores.shard_rows)
+
+    def check_data(self, run: Run) -> None:
+        """Check that an oracle's other tokenizer reads the same texts as the policy's, before it is trained."""
+        if (others := other_tokens(run)) is not None:
+            others.check()
 
     def write(self, run: Run, folder: StageFolder) -> Facts:
         scorer, template = scorer_of(run), run.tokenizer_template(run.reference_model)
-        rows = tables(run, template).everything
-        write_values(run, folder, folder.path, scorer, template, rows)
+        others = other_tokens(run)
+        if others is not None:
+            template = others.own_template
+            complete = write_other_values(run, folder, scorer, others)
+        else:
+            write_values(run, folder, folder.path, scorer, template, tables(run, template).everything)
+            complete = None
 
         def facts(store: TokenStore) -> Mapping[str, Any]:
+            covered: dict[str, Any] = {}
+            if complete is not None:
+                store, found = complete()
+                covered = {"token_coverage": found._asdict()}
             warn_of_stored(scorer, store, run.display.line)
             limits = run.recipe.tokens
             tokens = {
@@ -124,7 +164,7 @@ class ScoresStage(ValuesStage):
                 "max_prompt_tokens": limits.max_prompt_tokens,
                 "too_long": limits.too_long,
             }
-            return {"responses": len(store), "reference": run.reference_model, "tokens": tokens}
+            return {"responses": len(store), "reference": run.reference_model, "tokens": tokens, **covered}
 
         return facts
 
@@ -154,12 +194,58 @@ def write_values(
     The reference stage must have stored all rows. If the stage's folder is open for a part, only that is written.
     """
     # For values too expensive to compute again after a stop. Jobs that work at once must not append to one file.
-    cache, part = folder / CACHE, stage.part
+    cache, part = folder / CACHE, part_of_process(stage.part)
     mine = cache if part is None else cache / part.name
     by_model = _by_model(_values_read(scorer))
     makers = [maker_of(run, model, values, template, mine) for model, values in by_model.items()]
     stage.temporary.append(cache)
     return _write(run, folder, makers, template, rows, TokenStore(run.path("reference")), part=part)
+
+
+def write_other_values(
+    run: Run, stage: StageFolder, scorer: Scorer, others: OtherTokens
+) -> Callable[[], tuple[TokenStore, Coverage]]:
+    """Store the values that a scorer reads of models with other tokens than the policy, in their tokens.
+
+    Returns:
+        Divides them among the policy's tokens, once all parts are stored.
+    """
+    cache, part = stage.path / CACHE, part_of_process(stage.part)
+    stage.temporary.append(cache)
+    by_model = _by_model(_values_read(scorer))
+    theirs = {model: by_model.pop(model) for model in list(by_model) if model in others.models}
+    reference = TokenStore(run.path("reference"))
+    their_reference = "reference" in others.models
+    makers = [
+        maker_of(run, model, values, others.template, cache if part is None else cache / part.name)
+        for model, values in theirs.items()
+    ]
+    source = stage.path / OTHER_TOKENS
+    _write(
+        run, source, makers, others.template, others.rows, reference if their_reference else None, part=part
+    )
+
+    def complete() -> tuple[TokenStore, Coverage]:
+        values = TokenStore(source)
+        names = [str(value) for found in theirs.values() for value in found]
+        names += ["reference_logp"] if their_reference else []
+        makers = [
+            maker_of(run, model, values, others.own_template, cache) for model, values in by_model.items()
+        ]
+        carrier = Carrier(values, names, others.rows, *others.spellers)
+        after = _write(
+            run,
+            stage.path,
+            [carrier, *makers],
+            others.own_template,
+            others.own,
+            None if their_reference else reference,
+        )
+        found = coverage(values, after, names)
+        run.display.line(found.line(*(speller.name for speller in others.spellers)))
+        return after, found
+
+    return complete
 
 
 def _values_read(scorer: Scorer) -> list[Value]:
@@ -197,26 +283,38 @@ def value_inputs(run: Run, scorer: Scorer) -> dict[str, str]:
 def _write(
     run: Run,
     folder: Path,
-    makers: Sequence[Maker],
+    makers: Sequence[Maker | Carrier],
     template: Template,
     rows: TokenTable,
     reference: TokenStore | None = None,
     *,
     part: StagePart | None = None,
 ) -> TokenStore:
-    shard_rows = run.recipe.scores.shard_rows
-    responses = Shards(folder, len(rows), shard_rows).waiting(rows, part)
-    with run.display.progress(folder.name, responses * (sum(maker.passes for maker in makers) or 1)) as bar:
-        return write_store(
-            folder,
-            makers,
-            template,
-            rows,
-            shard_rows=shard_rows,
-            progress=bar.advance,
-            reference=reference,
-            part=part,
+    shard_rows, table = run.recipe.scores.shard_rows, run.recipe.model
+    half = run.recipe.scores.precision == "bfloat16"
+    if slow_float32(device_of(table.device), DTYPES.get(table.dtype, torch.bfloat16), half=half):
+        run.display.line(
+            "  products are in float32, and this GPU is many times faster in bfloat16: write scores.precision=bfloat16, if scores "
+            "that nearly tie may change places"
         )
+    mine, label = part_of_process(part), share_label(folder.name)
+
+    def write() -> None:
+        responses = Shards(folder, len(rows), shard_rows).waiting(rows, mine)
+        with run.display.progress(label, responses * (sum(maker.passes for maker in makers) or 1)) as bar:
+            write_store(
+                folder,
+                makers,
+                template,
+                rows,
+                shard_rows=shard_rows,
+                progress=bar.advance,
+                reference=reference,
+                part=mine,
+            )
+
+    together(write)
+    return TokenStore(folder)
 
 
 def maker_of(

@@ -10,6 +10,7 @@ import torch
 
 from tokenward.artifacts import StageFolder, read_jsonl, write_jsonl
 from tokenward.config import AuxiliaryModelTable, SubsetTable
+from tokenward.distributed import first_alone
 from tokenward.errors import UserError
 from tokenward.objectives import needs_of, objective_of
 from tokenward.ops.selection import best_places, kept_count, pooled_scores
@@ -55,8 +56,9 @@ def subset_pairs(run: Run, stage: StageFolder, subset: SubsetTable) -> TokenTabl
     train = tables(run, run.tokenizer_template(run.reference_model)).part("train")
     stage.temporary.append(stage.path / VALUES)
     file = stage.path / SUBSET
-    if not file.is_file():
-        write_jsonl(file, _records(*_selected(run, stage, subset, train)))
+    if not first_alone(file.is_file):
+        pairs, numbers, scores = _selected(run, stage, subset, train)
+        first_alone(lambda: write_jsonl(file, _records(pairs, numbers, scores)))
     found = read_jsonl(file)
     places = np.array([line["responses"] for line in found], np.int64).reshape(-1, 2)
     firsts = train.store.starts[np.array([line["row"] for line in found], np.int64)]

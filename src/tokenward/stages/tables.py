@@ -13,6 +13,7 @@ import pyarrow as pa
 from tokenward.api.inputs import said_notes
 from tokenward.artifacts import MANIFEST, Manifest, StageFolder, fingerprint, open_stage, read_manifest
 from tokenward.data.split import fraction_places, is_eval
+from tokenward.distributed import first_alone
 from tokenward.errors import UserError
 from tokenward.stages.run import Run
 from tokenward.tokens.encode import check_some_left
@@ -71,9 +72,13 @@ def tables(run: Run, template: Template) -> Tables:
     store, train = _encoded(run, template)
     wanted = _pairs_manifest(run, template)
     folder = run.path("pairs") / wanted.fingerprint
-    with _unless_done(folder, wanted) as stage:
-        if stage is not None:
-            stage.complete(counts=_write_pairs(run, store, train, folder / PAIRS))
+
+    def form() -> None:
+        with _unless_done(folder, wanted) as stage:
+            if stage is not None:
+                stage.complete(counts=_write_pairs(run, store, train, folder / PAIRS))
+
+    first_alone(form)
     parts = {
         name: replace(table, scratch=run.folder) for name, table in read_parts(folder / PAIRS, store).items()
     }
@@ -201,13 +206,18 @@ def _encoded(run: Run, template: Template) -> tuple[EncodedStore, int]:
     total = sum(sizes.values())
     wanted = _encoded_manifest(run, template)
     folder = run.path("encoded") / wanted.fingerprint
-    with _unless_done(folder, wanted) as stage:
-        if stage is not None:
+
+    def encode() -> None:
+        with _unless_done(folder, wanted) as stage:
+            if stage is None:
+                return
             files = [run.path("data") / f"{name}.jsonl" for name in sizes]
             processes = run.recipe.tokens.processes
             with run.display.progress("encoding", total) as bar:
                 write_encoded(folder, files, template, run.limits, processes=processes, progress=bar.advance)
             stage.complete(rows=total)
+
+    first_alone(encode)
     return _opened(folder / ENCODED, total), sizes["train"]
 
 

@@ -7,7 +7,7 @@ from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.plugins import build
-from tokenward.sampling import SamplingSettings, TransformersSampler
+from tokenward.sampling import SamplingSettings
 from tokenward.sampling.checks import CheckedSampler
 from tokenward.sampling.classification import (
     ClassificationGap,
@@ -19,6 +19,8 @@ from tokenward.sampling.classification import (
     read_labelled,
 )
 from tokenward.sampling.classification.source import PromptSource, prompt_context
+from tokenward.sampling.engines import EngineSampler
+from tokenward.sampling.registry import SAMPLERS, engine_of
 from tokenward.sampling.rollouts import Context, ScoredSampler
 from tokenward.sampling.sampler import Sampler
 from tokenward.sampling.sources import SOURCES
@@ -29,8 +31,6 @@ from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.split import SAID
 from tokenward.tokens.template import Template
 from tokenward.types import Comparison
-
-SAMPLERS: dict[str, Any] = {"transformers": TransformersSampler}
 
 
 class Task(NamedTuple):
@@ -70,13 +70,11 @@ def sampler_of(run: Run, policy: LanguageModel, *, fixed_length: bool = False) -
         stop=tuple(table.stop),
         fixed_length=fixed_length,
     )
-    arguments = {
-        "model": policy,
-        "template": policy.template(run.style),
-        "settings": settings,
-        "precision": table.precision,
-        **run.online.sampler.arguments,
-    }
+    asked = {"model": policy, "template": policy.template(run.style), "settings": settings}
+    engine = engine_of(run.online.sampler)
+    if engine is not None:
+        return EngineSampler(engine=engine.open(), tolerance=engine.tolerance, **asked)
+    arguments = {**asked, "precision": table.precision, **run.online.sampler.arguments}
     name = run.online.sampler.name
     if name in SAMPLERS:
         return SAMPLERS[name](**arguments)

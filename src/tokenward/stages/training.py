@@ -12,6 +12,7 @@ from tokenward.api.prepare import WithReference, prepare_rows
 from tokenward.api.training import fit_model
 from tokenward.artifacts import StageFolder
 from tokenward.config import EvalRewardTable, Recipe, SftTable
+from tokenward.distributed import is_first
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, absolute_name
@@ -21,6 +22,7 @@ from tokenward.sampling.rollouts import Context
 from tokenward.scoring.join import compute_column, with_reference
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.base import Checks, Training, TrainingStage
+from tokenward.stages.other_tokens import judge_start
 from tokenward.stages.part_checks import check_objective_without_scores
 from tokenward.stages.run import Run
 from tokenward.stages.tables import eval_comparisons, pairs_fingerprint, tables
@@ -171,7 +173,7 @@ def fit_stage(
         reference_precision=run.recipe.scores.precision,
         **more,
     )
-    if "save_strategy" not in table:  # they are only needed to resume
+    if is_first() and "save_strategy" not in table:  # they are only needed to resume
         whole = checkpoints_of(checkpoints)
         # A tracker may have written its files beside them.
         stage.temporary.extend([checkpoints] if len(whole) == len([*checkpoints.iterdir()]) else whole)
@@ -191,7 +193,7 @@ def reference_of(run: Run, start: LanguageModel, *, prompted: bool = False) -> W
 
     def compute(rows: TokenTable) -> TokenTable:
         with run.display.progress("reference", len(rows.responses)) as bar:
-            column = compute_column(rows, start, progress=bar.advance, **run.passes)
+            column = compute_column(rows, start, progress=bar.advance, shared=True, **run.passes)
         return rows.with_column("reference_logp", column)
 
     return compute
@@ -279,13 +281,14 @@ class EvalRewardStage(TrainingStage):
         return {"eval_reward": run.recipe.eval_reward.model_dump(), **model_settings(run)}
 
     def inputs(self, run: Run) -> Mapping[str, str]:
-        """The reference."""
-        return {"reference": run.done("reference").fingerprint}
+        """The reference, or the model that the policy starts from if that has other tokens."""
+        start, found = judge_start(run), {"reference": run.done("reference").fingerprint}
+        return found if start == run.reference_model else {**found, "model": run.fingerprint_of(start)}
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Train."""
         assert run.recipe.eval_reward is not None
-        start = run.load(run.reference_model)
+        start = run.load(judge_start(run))
         sets = tables(run, start.template(run.style))
         ready = prepare_rows(
             sets.part("eval_reward"),
@@ -304,7 +307,7 @@ class EvalRewardStage(TrainingStage):
             eval_rows=ready.eval,
             adapter=run.recipe.model.adapter,
         )
-        return {**scored_by(run), **facts}
+        return {**scored_by(run), "reference": absolute_name(start.name), **facts}
 
     def checks(self, run: Run) -> Checks:
         """The objective must not read scores."""

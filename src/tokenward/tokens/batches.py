@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from tokenward.errors import UserError
 from tokenward.ops.logprob import STATISTICS, Direction
-from tokenward.tokens.layouts import ModelInputs, lay_out, on_device
+from tokenward.tokens.layouts import ModelInputs, lay_out, on_device, pinned
 from tokenward.tokens.rows import Layout, TokenRow
 
 Unpaired = Literal["good", "all"]
@@ -107,6 +107,22 @@ NOTHING = Needs()
 """Log-probabilities alone."""
 
 
+class BatchSizes(NamedTuple):
+    """Numbers of a batch that the host knows, so that it need not ask a GPU for them.
+
+    Attributes:
+        comparisons: Number of comparisons.
+        longest_list: Largest number of responses of a comparison.
+        ties: Whether responses of one comparison have the same rank.
+        segments: Number of segments, 0 without.
+    """
+
+    comparisons: int
+    longest_list: int
+    ties: bool
+    segments: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
     """The response tokens of some comparisons, concatenated. This is the input of an objective.
@@ -126,6 +142,7 @@ class TokenBatch:
         values: More stored values by name, ``[n]`` each, for scores that are computed online.
         statistics: Results of the forward pass other than log-probabilities, by the field names of :class:`Needs`; only
             those that the objective needs.
+        sizes: What the host knows of the batch; None to read it from the tensors, for which the host waits for a GPU.
     """
 
     ids: Tensor
@@ -140,10 +157,13 @@ class TokenBatch:
     segment: Tensor | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     statistics: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    sizes: BatchSizes | None = None
 
     @property
     def comparisons(self) -> int:
         """Number of comparisons."""
+        if self.sizes is not None:
+            return self.sizes.comparisons
         return int(self.comparison[-1]) + 1 if len(self.comparison) else 0
 
     @property
@@ -163,6 +183,14 @@ class TokenBatch:
         )
         own = on_device(self, device, non_blocking=non_blocking)
         return replace(self, **own, values=values, statistics=statistics)
+
+    def pin_memory(self) -> Self:
+        """The tokens in page-locked memory."""
+        values, statistics = (
+            {name: value.pin_memory() for name, value in named.items()}
+            for named in (self.values, self.statistics)
+        )
+        return replace(self, **pinned(self), values=values, statistics=statistics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +214,10 @@ class Batch:
         """The batch on another device."""
         inputs = self.inputs.to(device, non_blocking=non_blocking)
         return replace(self, inputs=inputs, tokens=self.tokens.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory."""
+        return replace(self, inputs=self.inputs.pin_memory(), tokens=self.tokens.pin_memory())
 
 
 def collate(
@@ -213,6 +245,7 @@ def collate(
     weights = torch.ones(total) if known is None else known
     read = [[row.size(i) if whole else _needed(row, i) for i in range(len(row.responses))] for row in rows]
     inputs = lay_out(rows, read, layout=layout, pad_id=pad_id, start_id=start_id)
+    segment = _segments([row.segments for row in rows])
     tokens = TokenBatch(
         ids=torch.tensor([token for item in rows for ids in item.responses for token in ids]),
         response=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
@@ -223,10 +256,21 @@ def collate(
         eos=_eos(rows, lengths),
         reference_logp=_flat([row.reference_logp for row in rows], total),
         scores=_flat([row.scores for row in rows], total),
-        segment=_segments([row.segments for row in rows]),
+        segment=segment,
         values=_values(rows, total),
+        sizes=_sizes(rows, segment),
     )
     return Batch(inputs, tokens)
+
+
+def _sizes(rows: Sequence[TokenRow], segment: Tensor | None) -> BatchSizes:
+    ranks = [row.comparison.ranks for row in rows]
+    return BatchSizes(
+        comparisons=len(rows),
+        longest_list=max(map(len, ranks), default=0),
+        ties=any(len(set(own)) < len(own) for own in ranks),
+        segments=0 if segment is None or not len(segment) else int(segment[-1]) + 1,
+    )
 
 
 def _eos(rows: Sequence[TokenRow], lengths: Tensor) -> Tensor:

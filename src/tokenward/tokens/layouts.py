@@ -5,130 +5,16 @@
 ``encoder_decoder``: the prompt for the encoder, the response for the decoder, padded.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from itertools import takewhile
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from tokenward.tokens.rows import Layout, TokenRow
-
-PIECE = 128
-"""Short branches are computed together, up to this many tokens, because each attention call has overhead."""
-
-STRETCH = 512
-"""A longer branch is computed in stretches of this many tokens, each with the keys up to its own end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Tokens of one or more branches whose attention is computed in one call."""
-
-    start: int  # position of the first key after the trunk, counted from the comparison's first token
-    before: int  # number of keys between there and the first query: earlier stretches of the same branch
-    length: int  # number of queries
-    mask: Tensor  # [length, trunk + before + length] bool, which query attends to which key
-
-
-@dataclass(frozen=True, slots=True)
-class PackedComparison:
-    """One tree of a packed row."""
-
-    trunk: int  # number of first tokens, which every branch attends to
-    length: int  # number of all tokens
-    pieces: tuple[Piece, ...]  # the branches, in order
-
-
-# Not a NamedTuple: torch.compile would specialize a graph on every number inside.
-@dataclass(frozen=True)
-class Tree:
-    """Which tokens of a packed row attend to which."""
-
-    comparisons: tuple[PackedComparison, ...]  # in the order of the row
-    owner: Tensor  # [2 t] int: the comparison of each token, and its branch there (0 for the trunk)
-
-    @cached_property
-    def block_mask(self) -> BlockMask:
-        """The mask for flex attention, which skips blocks that no query attends to."""
-        comparison, branch = self.owner
-
-        def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return _sees(comparison, branch, query, key)
-
-        length = self.owner.shape[1]
-        return create_block_mask(sees, 1, None, length, length, device=self.owner.device)
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """The tree with its masks on another device."""
-        comparisons = tuple(
-            replace(
-                item,
-                pieces=tuple(
-                    replace(p, mask=p.mask.to(device, non_blocking=non_blocking)) for p in item.pieces
-                ),
-            )
-            for item in self.comparisons
-        )
-        return type(self)(comparisons, self.owner.to(device, non_blocking=non_blocking))
-
-
-def tree_of(shapes: Sequence[tuple[int, Sequence[int]]]) -> Tree:
-    """The tree of a packed row, from the lengths of the trunk and of the branches of each comparison."""
-    comparisons = [
-        PackedComparison(trunk, trunk + sum(branches), tuple(_pieces(trunk, branches)))
-        for trunk, branches in shapes
-    ]
-    parts = [
-        (number, branch, length)
-        for number, (trunk, branches) in enumerate(shapes)
-        for branch, length in enumerate((trunk, *branches))
-    ]
-    number, branch, lengths = torch.tensor(parts).T
-    return Tree(tuple(comparisons), torch.stack((number, branch)).repeat_interleave(lengths, dim=1))
-
-
-def _pieces(trunk: int, branches: Iterable[int]) -> Iterator[Piece]:
-    start, group = trunk, list[int]()
-    for length in branches:
-        if group and sum(group) + length > PIECE:
-            yield _together(trunk, start, group)
-            start, group = start + sum(group), []
-        if length > STRETCH:
-            yield from _stretches(trunk, start, length)
-            start += length
-        elif length:
-            group.append(length)
-    if group:
-        yield _together(trunk, start, group)
-
-
-def _together(trunk: int, start: int, branches: Sequence[int]) -> Piece:
-    own = torch.block_diag(*(torch.ones(length, length).tril() for length in branches)).bool()
-    return Piece(start, 0, len(own), torch.cat([own.new_ones(len(own), trunk), own], dim=1))
-
-
-def _stretches(trunk: int, start: int, length: int) -> Iterator[Piece]:
-    for before in range(0, length, STRETCH):
-        queries = min(STRETCH, length - before)
-        mask = torch.ones(queries, trunk + before + queries, dtype=torch.bool).tril(trunk + before)
-        yield Piece(start, before, queries, mask)
-
-
-def visible(owner: Tensor) -> Tensor:
-    """The attention mask of a packed row as one dense matrix.  [2 t] -> [t t] bool"""
-    places = torch.arange(owner.shape[1], device=owner.device)
-    comparison, branch = owner
-    return _sees(comparison, branch, places[:, None], places[None])
-
-
-def _sees(comparison: Tensor, branch: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    same = comparison[query] == comparison[key]
-    along = (branch[key] == 0) | (branch[query] == branch[key])
-    return same & along & (query >= key)
+from tokenward.tokens.trees import Tree, tree_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +38,10 @@ class ModelInputs:
         """The inputs on another device."""
         return replace(self, **on_device(self, device, non_blocking=non_blocking))
 
+    def pin_memory(self) -> Self:
+        """The inputs in page-locked memory."""
+        return replace(self, **pinned(self))
+
 
 def on_device(item: Any, device: torch.device | str, *, non_blocking: bool) -> dict[str, Any]:
     """The fields of a dataclass that are tensors or trees, on another device."""
@@ -159,6 +49,16 @@ def on_device(item: Any, device: torch.device | str, *, non_blocking: bool) -> d
     return {
         name: value.to(device, non_blocking=non_blocking)
         for name, value in values.items()
+        if isinstance(value, Tensor | Tree)
+    }
+
+
+def pinned(item: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are tensors or trees, in page-locked memory, which a GPU copies without the host."""
+    values = (getattr(item, part.name) for part in fields(item))
+    return {
+        part.name: value.pin_memory()
+        for part, value in zip(fields(item), values, strict=True)
         if isinstance(value, Tensor | Tree)
     }
 

@@ -103,7 +103,7 @@ def _concatenate(pieces: Sequence[bytes], start: int) -> list[ByteSpan]:
 
 
 def byte_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[bytes]:
-    """The bytes that each token spells."""
+    """The bytes that each id spells; the space mark of SentencePiece is a space. A special token spells its name."""
     # A model can have more rows than its tokenizer has tokens; those have no text.
     tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(list(ids))]
     if "ByteLevel" not in str(tokenizer.backend_tokenizer.decoder):  # type: ignore[attr-defined]

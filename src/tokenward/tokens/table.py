@@ -35,6 +35,9 @@ Kind = Literal["whole", "pair", "group"]
 _COLUMNS = ("weights", "reference_logp", "scores", "segments")
 """Columns that are fields of :class:`TokenRow`; all others are in ``TokenRow.values``."""
 
+JOINT = "joint"
+"""Column of the segments of tokens whose scores came from another tokenizer's tokens: they are selected as one."""
+
 _KNOWN = ("lengths", "eos", "keys", "digests", "ranks", "_eos")
 """Cached properties that do not depend on the columns, so they are copied with the rows."""
 

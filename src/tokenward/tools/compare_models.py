@@ -15,7 +15,7 @@ from tokenward.config.judge import JudgeTable, load_judge
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.evaluation.benchmarks import BENCHMARKS, Question, write_answers
-from tokenward.evaluation.judge import AnswerCache, Endpoint, Pair, first_place, judge_pairs
+from tokenward.evaluation.judge import AnswerCache, Pair, first_place, judge_pairs, open_judge
 from tokenward.evaluation.replies import (
     METRICS,
     ReplyRewardModel,
@@ -226,7 +226,7 @@ def compare_models(
     _check_names([*found, *(short_name(model.name) for model in reward_models)])
     table = None if judge is None else load_judge(judge)
     if table is not None:
-        with Endpoint(table, os.environ):
+        with open_judge(table, os.environ):
             pass  # report a missing key or package now, not after hours of sampling
     if export is not None and export not in BENCHMARKS:
         message = f"there is no export {export!r}. Choose one of: {', '.join(BENCHMARKS)}."

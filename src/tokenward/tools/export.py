@@ -18,14 +18,8 @@ from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figures, load_figures
 from tokenward.models.adapters import merge_adapter
 from tokenward.models.identity import check_places
-from tokenward.models.loading import (
-    TOLERANCE,
-    LanguageModel,
-    difference,
-    load_model,
-    next_log_probabilities,
-    recorded,
-)
+from tokenward.models.loading import LanguageModel, load_model
+from tokenward.models.record import TOLERANCE, difference, next_log_probabilities, recorded
 from tokenward.tokens.template import Style
 from tokenward.tools.finished import FinishedModel, finished_model, run_manifests
 from tokenward.tools.run import quiet_libraries

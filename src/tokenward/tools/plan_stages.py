@@ -301,7 +301,12 @@ def row_work(rows: Rows, *, shared_prompts: bool) -> np.ndarray:
     return np.stack([tokens, replies, seen], axis=1)
 
 
+<<<<<<< HEAD
 def _sum(work: np.ndarray) -> Work:
+=======
+def summed(work: np.ndarray) -> Work:
+    """The work of all rows together.  [rows, parts]"""
+>>>>>>> main
     return Work(*work.sum(axis=0).tolist())
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import datasets
 import transformers
 from pydantic import BaseModel
 
-from tokenward.artifacts import MANIFEST, StagePart
+from tokenward.artifacts import MANIFEST, StagePart, fingerprint
 from tokenward.config import LoadedRecipe, Named, Resolved, load_recipe, resolved
 from tokenward.display import Display
+from tokenward.distributed import agree, alone, end, first_alone, is_first, not_started, start, work_alone
 from tokenward.errors import UserError
 from tokenward.objectives import OBJECTIVES, objective_of
 from tokenward.plugins import find
 from tokenward.report.growing import growing
 from tokenward.report.page import make_report
+from tokenward.sampling.registry import SAMPLERS
 from tokenward.sampling.sources import SOURCES
 from tokenward.scoring.join import with_scores
 from tokenward.scoring.reads import is_online
@@ -41,7 +44,7 @@ from tokenward.stages.lists import (
 from tokenward.stages.reward_learning import DEFAULTS as LEARNING_DEFAULTS
 from tokenward.stages.run import Run
 from tokenward.stages.tables import say_notes, tables
-from tokenward.stages.tasks import SAMPLERS, encoded_examples, labelled_parts
+from tokenward.stages.tasks import encoded_examples, labelled_parts
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import TokenTable
 from tokenward.training.arguments import DEFAULTS, TokenTrainingArguments
@@ -142,11 +145,13 @@ def run_recipe(
     Raises:
         UserError: the recipe, the data or a model cannot work.
     """
+    start()
     run = open_run(recipe, overrides, quiet=quiet)
     stages = [stage.name for stage in wanted_stages(run, last) if stage.present(run.recipe)]
-    with growing(run.folder, stages, run.display):
+    with growing(run.folder, stages, run.display) if is_first() else nullcontext():
         run_through(run, last)
-    run.display.line(f"report:  {make_report(run.folder).save()}")
+    run.display.line(f"report:  {first_alone(lambda: make_report(run.folder).save())}")
+    end()
     return run
 
 
@@ -163,6 +168,7 @@ def score_part(recipe: str | Path, part: str, overrides: Sequence[str] = (), *, 
         UserError: there is no such part, or a stage before the scores has to run in one job first.
     """
     mine = StagePart.read(part)
+    work_alone()
     run = open_run(recipe, overrides, quiet=quiet)
     if write_part(run, mine):
         run.display.line(f"report:  {make_report(run.folder).save()}")
@@ -180,10 +186,20 @@ def open_run(recipe: str | Path, overrides: Sequence[str] = (), *, quiet: bool =
     Raises:
         UserError: a key, a value or a name in the recipe is wrong.
     """
+    if not alone():  # a mistake in it is one, not one of each process
+        first_alone(lambda: check_recipe(load_recipe(recipe, overrides)))
     loaded = load_recipe(recipe, overrides)
-    check_recipe(loaded)
+    if alone():
+        check_recipe(loaded)
+    agree(fingerprint(loaded.recipe.model_dump(mode="json")), f"the recipe {recipe}")
     quiet_libraries()
-    return Run(recipe=loaded.recipe, display=Display(quiet=quiet))
+    run = Run(recipe=loaded.recipe, display=Display(quiet=quiet or not is_first()))
+    if asked := not_started():
+        run.display.line(
+            f"note: accelerate launch was asked for {asked} processes and has started one: with --cpu, or without a GPU, it starts no "
+            f"more. torchrun --nproc-per-node {asked} -m tokenward ... does"
+        )
+    return run
 
 
 def show_data(recipe: str | Path, overrides: Sequence[str], rows: int) -> None:

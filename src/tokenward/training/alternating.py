@@ -25,7 +25,8 @@ from transformers import TrainingArguments as Args
 
 from tokenward.artifacts import atomic_write, read_json
 from tokenward.errors import UserError
-from tokenward.training.callbacks import KeepBest, save_trained, trained_weights
+from tokenward.models.sharding import put, reshard
+from tokenward.training.callbacks import KeepBest, trained_weights, whole_trained, write_weights
 
 REWARD_FILE, BEST_FILE, STATE_FILE = "reward.safetensors", "best.safetensors", "alternating.json"
 
@@ -133,11 +134,12 @@ class Alternating(TrainerCallback):
         self._show(f"  {event['event']}: {shown}")
 
     def on_save(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        reward = {} if self._reward is None else whole_trained(self._reward)  # all processes must take part
         if not state.is_world_process_zero:
             return
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if self._reward is not None:
-            save_trained(self._reward, folder / REWARD_FILE)
+            write_weights(reward, folder / REWARD_FILE)
         if self._best.value is not None:
             self._best.save(folder / BEST_FILE)
         record = {"events": self.events, "best": self._best.state()}
@@ -158,9 +160,9 @@ class Alternating(TrainerCallback):
         self.events = record["events"]
         if self._reward is not None:
             weights = load_file(folder / REWARD_FILE)
-            with torch.no_grad():
-                for name, parameter in trained_weights(self._reward):
-                    parameter.copy_(weights[name])
+            reshard(self._reward)
+            for name, parameter in trained_weights(self._reward):
+                put(parameter, weights[name])
         if record["best"]["value"] is not None:
             self._best.load(folder / BEST_FILE, record["best"])
 

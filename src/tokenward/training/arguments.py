@@ -100,7 +100,9 @@ def training_arguments(
             key="model.device",
         )
     use_cpu = device == "cpu" or not torch.accelerator.is_available()
-    settings: dict[str, Any] = {**DEFAULTS, "seed": seed, "use_cpu": use_cpu, **table}
+    # One process tells what all have to say.
+    own = {"seed": seed, "use_cpu": use_cpu, "log_level_replica": "error"}
+    settings: dict[str, Any] = {**DEFAULTS, **own, **table}
     try:
         arguments = TokenTrainingArguments(output_dir=str(folder), remove_unused_columns=False, **settings)
     except UserError as error:

@@ -21,6 +21,8 @@ from transformers import TrainingArguments as Args
 
 from tokenward.artifacts import read_jsonl, write_jsonl
 from tokenward.display import Bar
+from tokenward.distributed import alone, any_of, is_first
+from tokenward.models.sharding import is_first_process, put, reshard, whole
 from tokenward.sampling import Reply
 
 RELATIVE_GAIN = 1e-4
@@ -33,20 +35,32 @@ def trained_weights(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def save_trained(module: nn.Module, path: Path) -> None:
-    """Write the weights that training changes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: weight.detach().cpu().contiguous() for name, weight in trained_weights(module)}, path)
+    """Write the weights that training changes, in the first process. All processes must call this."""
+    write_weights(whole_trained(module), path)
+
+
+def whole_trained(module: nn.Module) -> dict[str, Tensor | None]:
+    """Whole copies of the weights that training changes, see :func:`tokenward.models.sharding.whole`."""
+    return {name: whole(weight) for name, weight in trained_weights(module)}
+
+
+def write_weights(weights: Mapping[str, Tensor | None], path: Path) -> None:
+    """Write whole weights, in the first process."""
+    if is_first_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in weights.items() if value is not None}, path)
 
 
 class KeepBest:
     """Keeps a module's trained weights at the best value of a metric.
 
+    If the processes of a training hold parts of the weights, all must call the same methods; the first one keeps the whole weights.
     After ``patience`` evaluations in a row without improvement it is :attr:`exhausted`; with None it never is.
     """
 
     def __init__(self, module: nn.Module, *, larger_is_better: bool, patience: int | None) -> None:
         self._module, self._sign, self._patience = module, 1.0 if larger_is_better else -1.0, patience
-        self._weights: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor | None] = {}
         self.value: float | None = None
         self.step = 0
         self.waited = 0
@@ -62,8 +76,7 @@ class KeepBest:
             self.waited += 1
             return False
         self.value, self.step, self.waited = value, step, 0
-        weights = trained_weights(self._module)
-        self._weights = {name: weight.detach().cpu().clone() for name, weight in weights}
+        self._weights = whole_trained(self._module)
         return True
 
     def _improves(self, value: float) -> bool:
@@ -73,21 +86,22 @@ class KeepBest:
 
     def restore(self) -> None:
         """Put the best weights back, if there are any."""
+        reshard(self._module)
         for name, weight in trained_weights(self._module):
             if name in self._weights:
-                weight.data.copy_(self._weights[name])
+                put(weight, self._weights[name])
 
     def state(self) -> dict[str, Any]:
         """What :meth:`load` needs besides the weights."""
         return {"value": self.value, "step": self.step, "waited": self.waited}
 
     def save(self, path: Path) -> None:
-        """Write the kept weights."""
-        save_file(self._weights, path)
+        """Write the kept weights, in the first process."""
+        write_weights(self._weights, path)
 
     def load(self, path: Path, state: dict[str, Any]) -> None:
         """Continue from what :meth:`save` and :meth:`state` gave."""
-        self._weights = load_file(path)
+        self._weights = dict(load_file(path))
         self.value, self.step, self.waited = state["value"], state["step"], state["waited"]
 
 
@@ -265,14 +279,14 @@ LOG_SECONDS, LOG_SHARE = 5.0, 0.005
 
 
 class CheckpointEvery(TrainerCallback):
-    """Saves a checkpoint when this many minutes have passed since the last one."""
+    """Saves a checkpoint when this many minutes have passed since the last one, by the clock of any process."""
 
     def __init__(self, minutes: float) -> None:
         self._seconds = minutes * 60
         self._last = time.monotonic()
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        if time.monotonic() - self._last >= self._seconds:
+        if any_of(time.monotonic() - self._last >= self._seconds):
             control.should_save = True
             self._last = time.monotonic()
 
@@ -293,8 +307,14 @@ class LogSoFar(TrainerCallback):
         self._written, self._next = len(entries), ended + max(LOG_SECONDS, (ended - begun) / LOG_SHARE)
 
 
+PRESSED_AGAIN = 2.0
+"""Seconds after which another Ctrl-C is one of the user's, if there are several processes."""
+
+
 class StopOnInterrupt(TrainerCallback):
     """The first Ctrl-C finishes the current step, saves a checkpoint and stops; the second stops at once.
+
+    Of several processes, all stop after the same step.
 
     Attributes:
         interrupted: Whether the first has come.
@@ -302,6 +322,7 @@ class StopOnInterrupt(TrainerCallback):
 
     def __init__(self) -> None:
         self.interrupted = False
+        self._since = 0.0
 
     @contextmanager
     def listening(self) -> Iterator["StopOnInterrupt"]:
@@ -318,13 +339,19 @@ class StopOnInterrupt(TrainerCallback):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
+            # The terminal interrupts the processes, and torchrun does it once more.
+            if alone() or time.monotonic() - self._since > PRESSED_AGAIN:
+                raise KeyboardInterrupt
+            return
+        self.interrupted, self._since = True, time.monotonic()
+        if not is_first():
+            return
         # Say so now: a step with fresh samples can take minutes. print() is not reentrant, and a signal may arrive
         # inside one, so write to the file descriptor.
         os.write(2, b"\nstopping after this step; press Ctrl-C again to stop now\n")
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        self.interrupted = any_of(self.interrupted)
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.forward import FrozenReference
+from tokenward.models.sharding import reading
 from tokenward.objectives.base import Objective, needs_of, parts_within, title_of
 from tokenward.objectives.selected import UNSCORED, Selected
 from tokenward.ops.ragged import segment_sum
@@ -34,9 +35,13 @@ class FiniteLosses:
     def check(self) -> None:
         """Raise a UserError that names the step and the comparisons if a collected loss is not finite."""
         unchecked, self._unchecked = self._unchecked, []
+        if not unchecked:
+            return
+        # One transfer for all of them.
+        finite_of_all = iter(torch.cat([losses for losses, _, _ in unchecked]).isfinite().tolist())
         for losses, sources, step in unchecked:
-            if not bool(losses.isfinite().all()):
-                finite = losses.isfinite().tolist()
+            finite = [next(finite_of_all) for _ in range(len(losses))]
+            if not all(finite):
                 rows = ", ".join(source for source, good in zip(sources, finite, strict=True) if not good)
                 raise UserError(
                     f"the loss is not finite at step {step}, for: {rows}. Earlier checkpoints are intact. Lower learning_rate, set "
@@ -49,7 +54,6 @@ class FiniteLosses:
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.05}
 
 
-@torch.inference_mode()
 def check_first_batch(
     model: TokenModel,
     objective: Objective,
@@ -73,7 +77,7 @@ def check_first_batch(
     """
     needs, batch = needs_of(objective), model.collate(rows).to(model.device)
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
-    with autocast:
+    with reading(model.model), autocast:
         logp, tokens = model.read(model.model, batch, needs, reference)
     assert tokens.reference_logp is not None
     difference = torch.where(tokens.weights != 0, logp - tokens.reference_logp, 0.0)

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -17,8 +17,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tokenward.artifacts import read_json, write_jsonl
 from tokenward.display import Display
+from tokenward.distributed import mean_over
 from tokenward.models.base import TokenModel
-from tokenward.models.loading import LanguageModel, imitates_bfloat16, record
+from tokenward.models.loading import LanguageModel, imitates_bfloat16, slow_float32
+from tokenward.models.record import record
 from tokenward.objectives.base import Objective
 from tokenward.objectives.selected import with_entropy
 from tokenward.tokens.rows import TokenRow
@@ -153,7 +155,7 @@ def fit(
         display.line(hint)
     # Reference values are stored for all rows or for none; with prepare, they may be made in the step.
     if trainer.needs.reference and rows and rows[0].reference_logp is not None:
-        display.line(check_start(trainer, rows, reference_precision))
+        check_when_ready(trainer, rows, reference_precision, display.line)
     checkpoint = last_whole_checkpoint(Path(str(arguments.output_dir)), last_file) if resume else None
     measured = _train(display, folder.name, trainer, interrupt, checkpoint)
     if between is not None:
@@ -162,7 +164,8 @@ def fit(
         watch.look(trainer.state.global_step)
     _save(style, model, trainer, folder)
     history = trainer.state.log_history
-    write_jsonl(folder / "history.jsonl", history, ascii=True)
+    if trainer.is_world_process_zero():
+        write_jsonl(folder / "history.jsonl", history, ascii=True)
     measured |= {**displacement_facts(history, arguments.displacement_margin), **speed.facts()}
     return {"steps": trainer.state.global_step, "rows": len(rows), **measured}
 
@@ -179,12 +182,44 @@ def _hints(trainer: TokenTrainer, where: str) -> Iterator[str]:
             "  the weights are in bfloat16, which this CPU emulates, several times slower than float32: load the model in float32 "
             "(model.dtype in a recipe) to train faster here"
         )
+    args, model = trainer.args, trainer.token_model
+    if slow_float32(model.device, model.dtype, half=bool(args.bf16 or args.fp16)) and not args.tf32:
+        yield (
+            f"  products are in float32, and this GPU is many times faster in bfloat16: write {where}.bf16=true (TRL's default), or "
+            f"{where}.tf32=true for products with 10 bits after the point"
+        )
     # A warm-up schedule starts at 0, so a single update in it changes nothing.
     if _planned_steps(trainer) == 1 and trainer.args.get_warmup_steps(1) > 0:
         yield (
             "  warning: there is only one update, and its warm-up learning rate is 0, so the model does not change. Set "
             f"{where}.warmup_steps to 0, or train on more pairs or for more epochs"
         )
+
+
+class _CheckStart(TrainerCallback):
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        if not state.global_step:
+            self._check()
+
+
+def check_when_ready(
+    trainer: TokenTrainer, rows: Sequence[TokenRow], reference_precision: str, show: Callable[[str], None]
+) -> None:
+    """Call :func:`check_start` now, or when the training begins, if only then the model is where it trains.
+
+    FSDP2 and DeepSpeed place and cut the weights at the beginning of the training, and some processes may have none before.
+    """
+
+    def check() -> None:
+        show(check_start(trainer, rows, reference_precision))
+
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.add_callback(_CheckStart(check))
+    else:
+        check()
 
 
 def check_start(trainer: TokenTrainer, rows: Sequence[TokenRow], reference_precision: str = "float32") -> str:
@@ -225,7 +260,7 @@ def _train(
             f"stopped at step {trainer.state.global_step} of {steps}; the same command continues from there"
         )
     return {
-        "train_loss": result.training_loss,
+        "train_loss": mean_over(result.training_loss),
         "seconds": round(result.metrics.get("train_runtime", 0.0), 1),
         "cpu_seconds": round(process_time() - started, 1),  # excludes other load on the machine
     }
@@ -248,13 +283,19 @@ def _planned_steps(trainer: TokenTrainer) -> int:
 def _save(style: Style, model: TokenModel, trainer: TokenTrainer, folder: Path) -> None:
     """Save the objective's modules, then the model into a scratch folder that is renamed: it is complete or absent.
 
-    For a language model, sample outputs are recorded too, to check later conversions against.
+    For a language model, sample outputs are recorded too, to check later conversions against. All processes must call this;
+    the first one writes.
     """
     trainer.objective_modules.save(folder)
-    if isinstance(model, LanguageModel):
+    weights = trainer.whole_weights()
+    # FSDP2 computes in the dtype of its mixed precision only, in which a saved model is not computed later.
+    coarse = trainer.accelerator.is_fsdp2 and trainer.accelerator.mixed_precision != "no"
+    if isinstance(model, LanguageModel) and not coarse:
         record(model, model.template(style), folder)
-    scratch, target = folder / "model.tmp", folder / "model"
-    for old in (scratch, target):
-        shutil.rmtree(old, ignore_errors=True)
-    model.save(scratch)
-    scratch.rename(target)
+    if trainer.is_world_process_zero():
+        scratch, target = folder / "model.tmp", folder / "model"
+        for old in (scratch, target):
+            shutil.rmtree(old, ignore_errors=True)
+        model.save(scratch, weights)
+        scratch.rename(target)
+    trainer.accelerator.wait_for_everyone()

@@ -6,19 +6,22 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
+from tokenward.models.sharding import put, reshard, whole
 from tokenward.objectives.base import Objective, ObjectiveModule, has_module, modules_of, title_of
+from tokenward.training.callbacks import write_weights
 
 FILE = "auxiliary.safetensors"
 """Saved beside the model and in each checkpoint."""
 
-_NAME = "tokenward_auxiliary"
+NAME = "tokenward_auxiliary"
+"""Of the submodule of the policy."""
 
 
 class ObjectiveModules:
@@ -37,11 +40,11 @@ class ObjectiveModules:
         self._parts = _make_modules(model, objective, seed) if has_module(objective) else []
         self._modules = nn.ModuleList(part.module for part in self._parts)
         module = model.model
-        if _NAME in module._modules:  # left by an earlier training of the same model
-            del module._modules[_NAME]
+        if NAME in module._modules:  # left by an earlier training of the same model
+            del module._modules[NAME]
         if self._parts:
-            module.add_module(_NAME, self._modules)
-            left_out = {f"{_NAME}.{name}" for name in self._modules.state_dict()}
+            module.add_module(NAME, self._modules)
+            left_out = {f"{NAME}.{name}" for name in self._modules.state_dict()}
             # save_pretrained leaves these out. object.__setattr__ because a PEFT wrapper would register the set elsewhere.
             known = getattr(module, "_keys_to_ignore_on_save", None) or ()
             object.__setattr__(module, "_keys_to_ignore_on_save", {*known, *left_out})
@@ -85,18 +88,20 @@ class ObjectiveModules:
                 weight.grad /= dist.get_world_size()
 
     def save(self, folder: Path) -> None:
-        """Write the weights, if there are any."""
+        """Write the weights, if there are any, in the first process. All processes must call this."""
         if self._parts:
-            folder.mkdir(parents=True, exist_ok=True)
-            state = self._modules.state_dict()
-            save_file(
-                {name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / FILE
-            )
+            write_weights({name: whole(value) for name, value in self._state().items()}, folder / FILE)
 
     def load(self, folder: Path) -> None:
         """Load the weights that :meth:`save` wrote."""
         if self._parts:
-            self._modules.load_state_dict(load_file(folder / FILE))
+            saved = load_file(folder / FILE)
+            for name, value in self._state().items():
+                put(value, saved[name])
+
+    def _state(self) -> dict[str, Tensor]:
+        reshard(self._modules)
+        return self._modules.state_dict(keep_vars=True)
 
 
 def _make_modules(model: TokenModel, objective: Objective, seed: int) -> Sequence[ObjectiveModule]:

@@ -15,6 +15,7 @@ from tokenward.errors import UserError
 from tokenward.models.base import TokenModel, shares_weights
 from tokenward.models.forward import FrozenReference
 from tokenward.models.loading import LanguageModel
+from tokenward.models.sharding import is_empty
 from tokenward.objectives.base import DRAW, Losses, Objective, needs_of, parts_within, title_of
 from tokenward.objectives.selected import Selected
 from tokenward.selection import ScoredTokens
@@ -59,16 +60,34 @@ class StepBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "StepBatch":
         """The same passes on another device; accelerate calls it."""
+        # A copy to a GPU need not wait, because what uses it is queued behind it. Accelerate does not ask for that.
+        freely = non_blocking or torch.device(device).type == "cuda"
         moved = (
-            item._replace(batch=item.batch.to(device, non_blocking=non_blocking)) for item in self.passes
+            item._replace(
+                batch=item.batch.to(device, non_blocking=freely),
+                counts=item.counts.to(device, non_blocking=freely),
+            )
+            for item in self.passes
         )
         return replace(self, passes=tuple(moved))
 
+    def pin_memory(self) -> "StepBatch":
+        """The same passes in page-locked memory; torch's data loader calls it if there is a GPU."""
+        pinned = (
+            item._replace(batch=item.batch.pin_memory(), counts=item.counts.pin_memory())
+            for item in self.passes
+        )
+        return replace(self, passes=tuple(pinned))
+
     def counting(self, first: int, device: torch.device) -> list[Pass]:
         """The passes on a device, with only the first comparisons of the batch counted."""
+        moved = self.to(device)
+        if first >= self.comparisons:
+            return [*moved.passes]
+        counted = (torch.tensor([place < first for place in item.places]) for item in self.passes)
         return [
-            item._replace(counts=torch.tensor([place < first for place in item.places], device=device))
-            for item in self.to(device).passes
+            item._replace(counts=counts.to(item.counts.device, non_blocking=True))
+            for item, counts in zip(moved.passes, counted, strict=True)
         ]
 
 
@@ -126,29 +145,25 @@ class StepDenominator:
         self._loss = self._loss.to(loss) + loss.detach()
         self._total = self._total.to(loss) + (losses.denominator.detach() * counts).sum()
 
-    def close(self, model: nn.Module, comparisons: Tensor | int) -> Tensor:
-        """Rescale the gradients of a finished step; returns this process's share of the step's loss.
+    def close(self, comparisons: Tensor | int) -> tuple[Tensor, Tensor]:
+        """By what to multiply the gradients of a finished step, and this process's share of the step's loss.
 
         ``comparisons`` are those of the step over all processes, by which the losses were divided.
         """
         total = self._reduce(self._total)
         # If nothing counts, every gradient is 0 already.
         factor = torch.where(total > 0, comparisons / total, 0.0)
-        for weight in model.parameters():
-            if weight.grad is not None:
-                weight.grad.mul_(factor.to(weight.grad.device))
         share = self._loss * factor
         self._loss = self._total = torch.zeros(())
-        return share
+        return factor, share
 
 
-def check_divisible(objective: Objective, *, deepspeed: bool, optimizer: str) -> None:
+def check_divisible(objective: Objective, *, optimizer: str) -> None:
     """Reject an objective with a step-wide denominator if the optimizer steps before gradients can be rescaled."""
-    stepper = "DeepSpeed" if deepspeed else optimizer if "layerwise" in optimizer else ""
-    if needs_of(objective).own_denominator and stepper:
+    if needs_of(objective).own_denominator and "layerwise" in optimizer:
         raise UserError(
             f"{title_of(objective)} divides by a sum over the whole optimizer step, which is known only after its last pass, but "
-            f"{stepper} updates weights inside the backward pass. Use normaliser weights or length, or train without {stepper}.",
+            f"{optimizer} updates weights inside the backward pass. Use normaliser weights or length, or train without {optimizer}.",
             code="step-denominator",
         )
 
@@ -173,7 +188,8 @@ def frozen_reference(
                 "the model before training as reference.",
                 code="same-model",
             )
-        nn.Module.to(reference.model, model.device)
+        if not is_empty(model.model):
+            nn.Module.to(reference.model, model.device)
         reference.model.requires_grad_(False).eval()
         return FrozenReference(reference.model, reference.head)
     if isinstance(model, LanguageModel) and model.has_adapter:
@@ -307,15 +323,18 @@ def _split(tokens: ScoredTokens) -> Iterator[ScoredTokens]:
     sizes = torch.bincount(owner, minlength=len(responses)).tolist()
     per_token = (part.split(sizes) for part in (tokens.scores, tokens.response, tokens.eos))
     per_response = (part.split(responses) for part in (tokens.rank, tokens.seeds))
+    joints = [None] * len(sizes) if tokens.joint is None else tokens.joint.split(sizes)
     before = 0
-    for scores, response, eos, rank, seeds in zip(*per_token, *per_response, strict=True):
-        yield ScoredTokens(scores, response - before, torch.zeros_like(rank), rank, eos, seeds)
+    for scores, response, eos, rank, seeds, joint in zip(*per_token, *per_response, joints, strict=True):
+        own = ScoredTokens(scores, response - before, torch.zeros_like(rank), rank, eos, seeds)
+        yield own._replace(joint=joint)
         before += len(rank)
 
 
 def _concatenated(parts: Sequence[ScoredTokens]) -> ScoredTokens:
     counts = torch.tensor([len(part.rank) for part in parts])
     before = (counts.cumsum(0) - counts).tolist()
+    joint = [part.joint for part in parts if part.joint is not None]
     return ScoredTokens(
         scores=torch.cat([part.scores for part in parts]),
         response=torch.cat([part.response + first for part, first in zip(parts, before, strict=True)]),
@@ -323,4 +342,5 @@ def _concatenated(parts: Sequence[ScoredTokens]) -> ScoredTokens:
         rank=torch.cat([part.rank for part in parts]),
         eos=torch.cat([part.eos for part in parts]),
         seeds=torch.cat([part.seeds for part in parts]),
+        joint=torch.cat(joint) if joint else None,
     )

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SkipBatchSampler
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from tokenward.distributed import agree
 from tokenward.models.base import TokenModel, layout_of_both
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives.base import Losses, Objective, needs_of
@@ -27,6 +30,19 @@ from tokenward.tokens.rows import TokenRow
 from tokenward.training.arguments import TokenTrainingArguments
 from tokenward.training.callbacks import save_trained
 from tokenward.training.checks import FiniteLosses, check_gradient, check_rows, check_scored, disable_dropout
+from tokenward.training.engines import (
+    backward,
+    between_passes,
+    check_cut,
+    check_engine,
+    complete_deepspeed,
+    finish,
+    keep_gradients_in_parts,
+    prepare_reference,
+    reads_universal,
+    whole_weights,
+    written_kind,
+)
 from tokenward.training.metrics import LOSS, MetricSums
 from tokenward.training.objective_modules import ObjectiveModules
 from tokenward.training.passes import (
@@ -40,6 +56,7 @@ from tokenward.training.passes import (
     check_divisible,
     frozen_reference,
 )
+from tokenward.training.resume import check_resumable, translated
 from tokenward.training.trackers import place_event_files
 
 
@@ -93,6 +110,7 @@ class TokenTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         check_declared(objective)
+        check_cut(model.model, arguments)
         if prepare is None:
             check_rows(objective, rows)
         if arguments.disable_dropout:
@@ -102,7 +120,6 @@ class TokenTrainer(Trainer):
         self.objective = objective
         self.token_model = model
         self.needs = needs_of(objective)
-        self.reference = frozen_reference(objective, model, reference)
         self.objective_modules = ObjectiveModules(model, objective, arguments.seed)
         self.seen: Counter[str] = Counter()
         self._prepare = prepare
@@ -129,6 +146,8 @@ class TokenTrainer(Trainer):
                 processing_class=model.tokenizer,
                 callbacks=callbacks,
             )
+        # Only now is the model on the device that it trains on.
+        self.reference = frozen_reference(objective, model, reference)
         place_event_files(self, arguments.logging_dir)
         self._selections = StepSelections(
             objective,
@@ -137,7 +156,14 @@ class TokenTrainer(Trainer):
             processes=self.args.world_size,
             process=self.args.process_index,
         )
-        check_divisible(objective, deepspeed=self.is_deepspeed_enabled, optimizer=str(arguments.optim))
+        check_divisible(objective, optimizer=str(arguments.optim))
+        check_engine(self.accelerator, arguments)
+        if arguments.world_size > 1:
+            head = model.head if isinstance(model, LanguageModel) else None
+            agree((model.layout, head and head.change), "what the probe of the model found")
+        keep_gradients_in_parts(self.accelerator, arguments)
+        complete_deepspeed(self.accelerator, arguments)
+        self._reference_engine = prepare_reference(self.accelerator, self.reference)
         # training_step divides by all comparisons of the step. Without this, transformers logs the loss divided again by
         # the number of micro-batches.
         self.loss_is_scaled_for_ga = True
@@ -164,7 +190,7 @@ class TokenTrainer(Trainer):
         self._draw.begin()
         self._last_batch = batch_samples[-1] if batch_samples and self._data_ends else None
         own = sum(self._own_rows(batch, last=batch is self._last_batch) for batch in batch_samples)
-        count = torch.tensor(own, device=device)
+        count = torch.full((), own, device=device)  # torch.tensor would make the host wait for a GPU
         if self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()  # type: ignore[union-attr]
         return count
@@ -180,11 +206,22 @@ class TokenTrainer(Trainer):
         In the last batch accelerate (``even_batches``) repeats rows from the beginning of the data, so that every process
         has the same number. Repeated rows must not count.
         """
-        rest = self.accelerator.gradient_state.remainder
+        rest = self._rest
         if not last or rest <= 0:
             return batch.comparisons
         before = self.args.process_index * batch.comparisons
         return min(max(rest - before, 0), batch.comparisons)
+
+    @property
+    def _rest(self) -> int:
+        """Rows in the last batch of the data, over all processes; 0 or less if it is full."""
+        state = self.accelerator.gradient_state
+        loader = state.active_dataloader
+        if loader is None or not isinstance(loader.batch_sampler, SkipBatchSampler):
+            return state.remainder
+        # A loader that skips what a resumed training has seen does not know the number of processes.
+        whole: Any = self.callback_handler.train_dataloader
+        return -1 if self.args.dataloader_drop_last else whole.total_dataset_length % whole.total_batch_size
 
     def training_step(  # pyright: ignore[reportIncompatibleMethodOverride]  our collator makes other batches
         self, model: nn.Module, inputs: StepBatch, num_items_in_batch: Tensor | int | None = None
@@ -197,32 +234,33 @@ class TokenTrainer(Trainer):
         if hasattr(self.optimizer, "train"):  # a schedule-free optimizer refuses to step in evaluation mode
             self.optimizer.train()  # type: ignore[union-attr]
         passes = self._passes_of_step(model, inputs)
-        comparisons = num_items_in_batch or inputs.comparisons
+        comparisons = inputs.comparisons if num_items_in_batch is None else num_items_in_batch
         # DDP and FSDP average gradients over processes, but the denominator already counts all of them.
         scale = self.accelerator.num_processes / comparisons
         total = torch.zeros((), device=self.args.device)
         closes_step = self.accelerator.sync_gradients
         for number, item in enumerate(passes, start=1):
             last = number == len(passes)
-            # DeepSpeed steps at the end of a backward pass with sync_gradients set, so only the very last pass may have it.
-            self.accelerator.gradient_state._set_sync_gradients(closes_step and last)
             # Gradients of a micro-batch are exchanged once, with its last pass.
-            with nullcontext() if last else self.accelerator.no_sync(model):
-                total += self._backward(model, item, scale)
+            with nullcontext() if last else between_passes(self.accelerator, model):
+                total += self._backward(model, item, scale, last=closes_step and last)
         if closes_step:
             self.objective_modules.exchange(model)
-        if closes_step and self.needs.own_denominator:
-            total += self._denominator.close(model, comparisons)
+            factor = None
+            if self.needs.own_denominator:
+                factor, share = self._denominator.close(comparisons)
+                total += share
+            finish(model, factor)
         return total
 
-    def _backward(self, model: nn.Module, item: Pass, scale: Tensor | float) -> Tensor:
+    def _backward(self, model: nn.Module, item: Pass, scale: Tensor | float, *, last: bool) -> Tensor:
         """Forward and backward of one pass; returns its loss, or 0 if that is known only at the end of the step."""
         with self.compute_loss_context_manager():
             losses = self.losses(model, self._draw.add_to(item.batch))
         self._finite.note(losses.loss, item.sources, self.state.global_step + 1)
         loss = (losses.loss * item.counts).sum() * scale
         check_gradient(loss, self.objective)
-        self.accelerator.backward(loss)
+        backward(self.accelerator, model, loss, last=last)
         self._metrics[True].add(losses, item.counts)
         if losses.denominator is None:
             return loss.detach()
@@ -276,8 +314,60 @@ class TokenTrainer(Trainer):
             super()._save(output_dir, state_dict)
         else:
             save_trained(self.token_model.model, folder / "model.safetensors")
-        if self.args.should_save:
-            self.objective_modules.save(folder)
+        self.objective_modules.save(folder)
+
+    def whole_weights(self) -> dict[str, Tensor] | None:
+        """The trained weights from all processes that hold parts of them, see :func:`tokenward.training.engines.whole_weights`."""
+        return whole_weights(self.accelerator, self.model_wrapped)
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train, from a checkpoint if one is given.
+
+        A checkpoint of FSDP, of one process and of DDP can be continued with another number of processes, and by the others; one of
+        DeepSpeed only as it was begun.
+
+        Raises:
+            UserError: the checkpoint was written by an engine or a number of processes that this training cannot continue from.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir)) or True
+        if resume_from_checkpoint is None or isinstance(resume_from_checkpoint, bool):
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        with self._resumable(Path(resume_from_checkpoint)) as folder:
+            return super().train(str(folder), trial, ignore_keys_for_eval)
+
+    @contextmanager
+    def _resumable(self, checkpoint: Path) -> Iterator[Path]:
+        wanted, processes = written_kind(self.accelerator), self.args.world_size
+        check_resumable(checkpoint, wanted, processes, universal=reads_universal(self.accelerator))
+        if wanted == "deepspeed":
+            yield checkpoint
+            return
+        self.create_optimizer()  # transformers would make it a little later
+        assert self.optimizer is not None
+        with translated(checkpoint, wanted, processes, self.model, self.optimizer) as folder:
+            yield folder
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model to ``output_dir``, by default that of the arguments. All processes must call this.
+
+        The folder holds the whole weights, also if the processes hold parts of them. Only checkpoints of FSDP with
+        ``state_dict_type: SHARDED_STATE_DICT`` hold the parts alone.
+        """
+        plugin: Any = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        parts_only = _internal_call and plugin is not None and "SHARDED" in str(plugin.state_dict_type)
+        weights = None if parts_only else self.whole_weights()
+        if weights is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        self._save(output_dir, weights)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

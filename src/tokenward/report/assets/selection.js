@@ -43,9 +43,25 @@ function directed(response, scores, direction) {
   return Array.from(scores, change);
 }
 
+/** Segments of tokens that are selected as one, each as a token with the sum of their scores.
+ *  Python: tokenward.selection.weights, for an oracle with another tokenizer. */
+function asOne(response, scores) {
+  const { joint, eos } = response, size = joint.length, count = size ? joint[size - 1] + 1 : 0;
+  const sums = new Array(count).fill(NaN), values = {};
+  joint.forEach((segment, i) => {
+    if (!Number.isNaN(scores[i])) sums[segment] = (Number.isNaN(sums[segment]) ? 0 : sums[segment]) + scores[i];
+  });
+  for (const name of ["noise", "noise of ties"]) if (response.values[name]) values[name] = response.values[name].slice(0, count);
+  return { response: { eos: eos ? count - joint[size - eos] : 0, values }, scores: sums };
+}
+
 /** 1 for each selected token of a response, 0 for the others.
  *  rules: count, minimum, first_token, eos, ties, denominator, and per side {fraction, direction}. */
 function select(response, scores, side, rules) {
+  if (response.joint) {
+    const one = asOne(response, scores), kept = select(one.response, one.scores, side, rules);
+    return Uint8Array.from(response.joint, (segment) => kept[segment]);
+  }
   const { fraction, direction } = rules[side];
   const ranked = directed(response, scores, direction);
   const size = scores.length, lastText = size - response.eos;

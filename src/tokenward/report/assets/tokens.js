@@ -16,6 +16,7 @@ function unpacked(raw) {
   response.ids = unpack(raw.ids, Int32Array);
   response.ends = unpack(raw.ends, Int32Array);
   if (raw.starts) response.starts = unpack(raw.starts, Int32Array);
+  if (raw.joint) response.joint = unpack(raw.joint, Int32Array);
   response.breaks = unpack(raw.breaks, Uint8Array);
   for (const name in raw.values) response.values[name] = unpack(raw.values[name], Float32Array);
   response.groups = groupsOf(response);

@@ -1,0 +1,137 @@
+"""Weights of which each process holds a part: FSDP2's and DeepSpeed ZeRO-3's.
+
+Both keep a model's own modules, so most code need not know about them. What does need to know is here: a module's class,
+whether its weights are in parts, how to read and write one weight as a whole, and who loads them.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.distributed.fsdp import is_fsdp_enabled
+from transformers.integrations import deepspeed as deepspeed_settings
+
+_FIRST_LOADS = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+"""Set by accelerate and transformers: the first process of each machine reads the weights, and FSDP2 spreads them."""
+
+
+@contextmanager
+def loading(*, spread: bool) -> Iterator[None]:
+    """Context in which transformers loads the weights of a model.
+
+    By default every process gets whole weights, whatever was set up for training: models also score, and are tested, before
+    anything is cut. With ``spread``, transformers does as the settings of FSDP say, so most processes may get a model without
+    weights, which only FSDP2's preparation fills.
+    """
+    before, config = os.environ.get(_FIRST_LOADS), deepspeed_settings._hf_deepspeed_config_weak_ref
+    if not spread:
+        os.environ[_FIRST_LOADS] = "false"
+    deepspeed_settings._hf_deepspeed_config_weak_ref = None  # ZeRO-3 would cut the weights at once
+    try:
+        yield
+    finally:
+        deepspeed_settings._hf_deepspeed_config_weak_ref = config
+        if before is None:
+            os.environ.pop(_FIRST_LOADS, None)
+        else:
+            os.environ[_FIRST_LOADS] = before
+
+
+def first_loads() -> bool:
+    """Whether the settings of FSDP say that the first process of each machine reads the weights."""
+    return is_fsdp_enabled()
+
+
+def is_empty(module: nn.Module) -> bool:
+    """Whether a model was loaded without weights, which another process has."""
+    return any(weight.is_meta for weight in module.parameters())
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a module as it was before FSDP2, which makes a subclass of it."""
+    return next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
+
+
+def in_parts(weight: Tensor) -> bool:
+    """Whether each process holds a part of a weight only."""
+    return isinstance(weight, DTensor) or _by_deepspeed(weight)
+
+
+def _by_deepspeed(weight: Tensor) -> bool:
+    return "ds_id" in vars(weight)  # ZeRO-3 gives one to each weight that it has partitioned
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether a forward pass of a module is collective: every process must take part in it."""
+    return any(isinstance(part, FSDPModule) for part in module.modules()) or any(
+        map(in_parts, module.parameters())
+    )
+
+
+def reading(module: nn.Module) -> AbstractContextManager[object]:
+    """Context of forward passes without gradient.
+
+    In inference mode, sharding would keep weights that no later training step could change.
+    """
+    return torch.no_grad() if is_sharded(module) else torch.inference_mode()
+
+
+@contextmanager
+def _gathered(weight: Tensor, *, written: bool) -> Iterator[None]:
+    import deepspeed  # an extra
+
+    with deepspeed.zero.GatheredParameters([weight], modifier_rank=0 if written else None):
+        yield
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a training, or the first of several."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def whole(weight: Tensor) -> Tensor | None:
+    """A whole copy of a weight on the CPU.
+
+    If the weight is in parts, all processes must call this; the first one gets the copy and the others get None.
+    """
+    if _by_deepspeed(weight):
+        with _gathered(weight, written=False):
+            return weight.detach().cpu().clone() if is_first_process() else None
+    if not isinstance(weight, DTensor):
+        return weight.detach().cpu().clone()
+    full = weight.detach().full_tensor()
+    return full.cpu().clone() if is_first_process() else None
+
+
+@torch.no_grad()
+def put(weight: Tensor, value: Tensor | None) -> None:
+    """Give a weight another value: that of :func:`whole`, under the same conditions."""
+    if _by_deepspeed(weight):
+        with _gathered(weight, written=True):
+            if value is not None:
+                weight.data.copy_(value)
+    elif isinstance(weight, DTensor):
+        given = torch.empty(weight.shape) if value is None else value  # the first process's is used
+        given = given.to(weight.device, weight.dtype)
+        weight.copy_(distribute_tensor(given, weight.device_mesh, weight.placements))
+    else:
+        assert value is not None
+        weight.data.copy_(value)
+
+
+def reshard(module: nn.Module) -> None:
+    """Release what FSDP2 has gathered, so that a module's parameters are those that the optimizer knows."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def weights_within(module: nn.Module, part: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a part of a module, by their names in the part."""
+    prefix = next(name for name, found in module.named_modules() if found is part) + "."
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
