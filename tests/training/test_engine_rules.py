@@ -34,7 +34,7 @@ def checkpoint(folder, kind, processes):
     return folder
 
 
-@pytest.mark.parametrize(("kind", "wanted"), product(KINDS, KINDS))
+@pytest.mark.parametrize(("kind", "wanted"), [*product(KINDS, KINDS)])
 def test_what_an_engine_cannot_read_is_refused(kind, wanted, tmp_path):
     begun = checkpoint(tmp_path / "checkpoint-3", kind, 2)
     assert kind_of(begun) == kind

@@ -191,7 +191,8 @@ def _partitioned(model: Any, config: Mapping[str, Any]) -> nn.Module:
     own["zero_optimization"] = {name: value for name, value in stage.items() if value != "auto"}
     engine = deepspeed.initialize(model=model, config=own)[0]
     for weight in model.get_output_embeddings().parameters():
-        weight.ds_persist = True
+        # Kept once it was gathered; the second one counts until DeepSpeed's first trace of the passes ends.
+        weight.ds_persist = weight.is_external_param = True
     return engine
 
 
