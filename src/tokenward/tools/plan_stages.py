@@ -118,7 +118,7 @@ class Planner:
         again, budget = bool(arguments.activation_checkpointing), arguments.tokens_per_forward
 
         def memory(*, sizes=sizes, types=types, tokens=budget, checkpointing=again) -> float:
-            part = _largest_pass(work[longest], tokens)
+            part = largest_pass(work[longest], tokens)
             return costs.training_memory(sizes, part, types, checkpointing=checkpointing).total
 
         changes = {
@@ -136,7 +136,7 @@ class Planner:
             sizes=sizes,
             lora=sizes if item.adapter is not None else self.sizes(item.model, EXAMPLE_ADAPTER),
             types=types,
-            largest=partial(_largest_pass, work[longest]),
+            largest=partial(largest_pass, work[longest]),
             mean=Work(*work.mean(axis=0).tolist()),
             rows=len(item.rows),
             budget=budget,
@@ -146,7 +146,7 @@ class Planner:
         )
         operations = partial(costs.training_operations, sizes, checkpointing=again)
         total = updates * operations(Work(*work.mean(axis=0).tolist()).times(batch))
-        step = self._step(item, rows, operations(_sum(work[longest]))) if self.measure else None
+        step = self._step(item, rows, operations(summed(work[longest]))) if self.measure else None
         rate = self.rate("bfloat16" if types.products == HALF else "float32")
         time = np.array([total / rate, np.nan if step is None else step.seconds * total])
         plan = StagePlan(
@@ -216,13 +216,13 @@ class Planner:
     def forward(self, work: np.ndarray) -> np.ndarray:
         """Time of passes without gradients.  [rows 3] -> [2]"""
         sizes = self.sizes(self.run.recipe.model.name)
-        operations = costs.forward_operations(sizes, _sum(work)) if len(work) else 0.0
+        operations = costs.forward_operations(sizes, summed(work)) if len(work) else 0.0
         estimated = operations / self.rate(self.run.recipe.scores.precision)
         if not self.measure:
             return np.array([estimated, np.nan])
         rows, found = self._pass
         return np.array(
-            [estimated, found.seconds * operations / costs.forward_operations(sizes, _sum(self.work(rows)))]
+            [estimated, found.seconds * operations / costs.forward_operations(sizes, summed(self.work(rows)))]
         )
 
     def on_devices(self, wanted: Wanted, order: Sequence[str]) -> list[DevicePlan]:
@@ -241,19 +241,19 @@ class Planner:
         self.scorings[stage] = ScoringWork(
             sizes=sizes,
             types=NumberTypes(self._bytes, half),
-            largest=_largest_pass(self.work(self._rows), table.tokens_per_batch),
-            operations=models * costs.forward_operations(sizes, _sum(work)),
+            largest=largest_pass(self.work(self._rows), table.tokens_per_batch),
+            operations=models * costs.forward_operations(sizes, summed(work)),
         )
 
     def forward_bytes(self) -> tuple[float, float | None]:
         """Memory of a pass without gradients, estimated and measured."""
         budget = self.run.recipe.scores.tokens_per_batch
         sizes, types = self.sizes(self.run.recipe.model.name), NumberTypes(self._bytes, self._bytes)
-        estimated = costs.forward_memory(sizes, _largest_pass(self.work(self._rows), budget), types).total
+        estimated = costs.forward_memory(sizes, largest_pass(self.work(self._rows), budget), types).total
         if not self.measure:
             return estimated, None
         rows, found = self._pass
-        small = costs.forward_memory(sizes, _sum(self.work(rows)), types).total
+        small = costs.forward_memory(sizes, summed(self.work(rows)), types).total
         return estimated, None if found.peak is None else found.peak + max(estimated - small, 0.0)
 
     @cached_property
@@ -301,12 +301,8 @@ def row_work(rows: Rows, *, shared_prompts: bool) -> np.ndarray:
     return np.stack([tokens, replies, seen], axis=1)
 
 
-<<<<<<< HEAD
-def _sum(work: np.ndarray) -> Work:
-=======
 def summed(work: np.ndarray) -> Work:
     """The work of all rows together.  [rows, parts]"""
->>>>>>> main
     return Work(*work.sum(axis=0).tolist())
 
 
@@ -338,7 +334,7 @@ def _kept_share(rows: Sequence[TokenRow]) -> float:
     return sum(weights) / sum(lengths) if weights else 1.0
 
 
-def _largest_pass(work: np.ndarray, budget: int) -> Work:
+def largest_pass(work: np.ndarray, budget: int) -> Work:
     """The largest part of a batch that goes through the model at once; at least one row."""
     whole = work.sum(axis=0)
     tokens = max(min(whole[0], budget), work[:, 0].max())
