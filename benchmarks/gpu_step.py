@@ -33,7 +33,7 @@ from tokenward.tokens.rows import TokenRow
 
 VOCABULARY = 32_000
 TINY = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "inner": 64, "spread": 0.2}
-CHECKED = {"layers": 4, "width": 256, "heads": 8, "kv_heads": 2, "inner": 688, "spread": 0.08}
+CHECKED = {"layers": 3, "width": 64, "heads": 4, "kv_heads": 2, "inner": 128, "spread": 0.2}
 TIMED = {"layers": 16, "width": 2048, "heads": 32, "kv_heads": 8, "inner": 8192, "spread": 0.02}
 """Sizes of the models and the spread of their weights, large enough where results are compared that a wrong mask or position
 shows. The last sizes are those of Llama 3.2 1B."""

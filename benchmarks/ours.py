@@ -135,7 +135,7 @@ def layouts_in(trainer: TokenTrainer, batch: int) -> list[list[list[int]]]:
     rows: Sequence[TokenRow] = trainer.train_dataset  # type: ignore[union-attr]
     starts = range(0, len(rows), batch)
     made = [trainer.data_collator(list(rows[start : start + batch])) for start in starts]  # type: ignore[arg-type]
-    return [[list(item.input_ids.shape) for item in step.passes] for step in made]  # type: ignore[union-attr]
+    return [[list(item.batch.inputs.input_ids.shape) for item in step.passes] for step in made]  # type: ignore[union-attr]
 
 
 def _kept(row: TokenRow) -> int:

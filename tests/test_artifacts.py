@@ -413,3 +413,36 @@ def test_json_lines_that_cannot_be_written_leave_no_file(tmp_path: Path) -> None
     with pytest.raises(TypeError, match="set"):
         write_jsonl(tmp_path / "x.jsonl", [1, {2}])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "link",
+    [".lock-oracle", ".lock-oracle.pid", ".previous", "oracle", "oracle/checkpoints", "oracle/model.txt"],
+)
+def test_nothing_behind_a_link_is_written_or_deleted(tmp_path: Path, link: str) -> None:
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    (outside / "checkpoints").mkdir(parents=True)
+    (outside / "model.txt").write_text("mine")
+    run.mkdir()
+    if "/" in link:
+        with opened(run / "oracle"):  # begun, so that it is resumed
+            pass
+    target = (
+        outside
+        if link in ("oracle", ".previous")
+        else outside / "checkpoints"
+        if "checkpoints" in link
+        else outside / "model.txt"
+    )
+    (run / link).symlink_to(target)
+    refused("symbolic-link", run_stage, run / "oracle")
+    refused("symbolic-link", run_stage, run / "oracle", 0.2)
+    assert names_in(outside) == ["checkpoints", "model.txt"]
+    assert (outside / "model.txt").read_text() == "mine"
+
+
+def test_a_run_folder_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "large-disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "large-disk")
+    run_stage(tmp_path / "run" / "oracle")
+    assert (tmp_path / "large-disk" / "oracle" / "model.txt").is_file()

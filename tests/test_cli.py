@@ -2,20 +2,23 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+import typer
 import typer.main
 from typer.testing import CliRunner
 
 import tokenward
 from tests.tiny import planted_rows
 from tokenward import cli
-from tokenward.cli.app import GOES_ON
+from tokenward.cli.app import GOES_ON, stoppable
 from tokenward.config import load_recipe
-from tokenward.errors import UserError
+from tokenward.errors import StoppedBySignal, UserError
 from tokenward.methods import all_methods, method_of
 from tokenward.tools import run as tools
 from tokenward.training.fit import Interrupted
@@ -48,7 +51,8 @@ COMMANDS = {
     "evaluate": {"--set"},
     "compare-models": {"--set", "--prompts", "--metric", "--reward", "--judge", "--export", "--output"},
     "config": {"--set", "--resolved"},
-    "report": {"--rows", "--also", "--spans", "--watch", "--port"},
+    "check": set(),
+    "report": {"--plugins", "--rows", "--also", "--spans", "--watch", "--port"},
     "show": {"--row", "--png", "--curves", "--figures", "--light", "--term"},
     "plan": {"--set", "--step"},
     "compare": {"--show", "--json"},
@@ -249,9 +253,11 @@ def test_score_of_a_policy_uses_the_template_of_its_run(
 
 
 def test_ctrl_c_says_how_to_continue(tiny_workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for stop, words in (
-        (Interrupted("stopped at step 3 of 6"), "stopped at step 3 of 6"),
-        (KeyboardInterrupt(), GOES_ON),
+    for stop, words, status in (
+        (Interrupted("stopped at step 3 of 6"), "stopped at step 3 of 6", 130),
+        (Interrupted("stopped at step 4 of 6", signal.SIGTERM), "stopped at step 4 of 6", 143),
+        (KeyboardInterrupt(), GOES_ON, 130),
+        (StoppedBySignal(signal=signal.SIGTERM), GOES_ON, 143),
     ):
 
         def stopped(*arguments: object, stop: BaseException = stop, **settings: object) -> None:
@@ -259,8 +265,28 @@ def test_ctrl_c_says_how_to_continue(tiny_workplace: Path, monkeypatch: pytest.M
 
         monkeypatch.setattr(tools, "run_recipe", stopped)
         result = CliRunner().invoke(cli.app, ["run", str(tiny_workplace)])
-        assert result.exit_code == 130
+        assert result.exit_code == status
         assert words in result.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_inside_a_destructor_is_not_lost(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Closing:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def works() -> None:
+        with stoppable():
+            closing = Closing()
+            del closing
+            threading.Event().wait(30)
+
+    with pytest.raises(typer.Exit) as caught:
+        works()
+    assert caught.value.exit_code == 128 + number
+    assert GOES_ON in capsys.readouterr().err
 
 
 def test_init_does_not_overwrite_a_recipe(tmp_path: Path, monkeypatch, capsys) -> None:

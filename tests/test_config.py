@@ -66,7 +66,7 @@ online: {source: {name: rouge, variant: rougeL}, samples: 5, reward_steps: 10, r
   sampling: {max_new_tokens: 32, temperature: 0.9, top_p: 0.95, top_k: 256, stop: ["TL;DR"], batch: 16, precision: bfloat16},
   objective: {name: reinforce, entropy: 0.1}}
 evaluation: {precision: bfloat16, prompts: 4, max_new_tokens: 8, temperature: 0.7, top_p: 0.9, top_k: 5, metrics: [rouge],
-  bootstrap: 10, batch: 2}
+  bootstrap: 10, batch: 2, sampler: {name: vllm, chunk: 9}}
 """
 KEYS = [key for key, _ in schema_fields()]
 WHOLE = [key for key, field in schema_fields() if table_of(field) is None and "int" in str(field.annotation)]
@@ -543,3 +543,21 @@ def test_config_and_artifacts_do_not_import_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_recipe_is_bounded() -> None:
+    """A text of a few hundred characters may stand for millions of values, or nest until Python's stack ends."""
+    laughs = "a0: &a0 [" + ", ".join("x" * 9) + "]\n"
+    laughs += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
+    for text, code in (
+        (laughs, "too-large"),
+        ("a: " + "[" * 3000, "invalid-yaml"),
+        ("- " * 3000, "invalid-yaml"),
+        ("a: &a {b: *a}", "invalid-yaml"),
+        ("seed: " + "9" * 400, "out-of-range"),
+        ("a: !!bool maybe", "invalid-yaml"),
+        ("a: " + "x" * 1_000_001, "too-large"),
+    ):
+        with pytest.raises(UserError) as caught:
+            parse_recipe(text, "recipe.yaml")
+        assert caught.value.code == code, text[:20]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from tokenward.errors import UserError
-from tokenward.plugins import build
+from tokenward.plugins import build, find
 
 LAB = """
 numbers = [1, 2]
@@ -58,3 +58,20 @@ def test_names_and_settings_that_do_not_exist_are_refused(name, settings, code, 
     with pytest.raises(UserError, match=word) as caught:
         build("scorer", name, settings, KNOWN)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("name", ["..:x", ":", ":x", "x:", "a..b:x", "a b:c", "a:b.c", "../a:b"])
+def test_what_cannot_be_a_name_is_refused_before_it_is_imported(name):
+    with pytest.raises(UserError, match=r"is not the name of a class or function|there is no") as caught:
+        find("scorer", name, {"one": object})
+    assert caught.value.code == "unknown-name"
+
+
+@pytest.mark.parametrize("code", ["raise SystemExit(3)", "1 / 0", "def f(:"])
+def test_a_module_that_cannot_be_imported_is_named(tmp_path, monkeypatch, code):
+    name = f"broken_{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=name) as caught:
+        find("scorer", f"{name}:Mine", {})
+    assert caught.value.code == "import-failed"

@@ -40,12 +40,17 @@ class Moment(NamedTuple):
 
 
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+_PICTURES |= dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)
+_DIRECTIONS = (0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+_SHOWN = {**_PICTURES, **{code: f"‹U+{code:04X}›" for code in _DIRECTIONS}}
 
 
 def printable(text: str) -> str:
-    """The text with a picture for each control character: a model may sample some, which a terminal would obey."""
-    return text.translate(_PICTURES)
+    """The text with a picture for each control character, and a name for each mark that turns the writing direction.
+
+    A terminal would obey them, and texts of models, data and files of others may hold some.
+    """
+    return text.translate(_SHOWN)
 
 
 class Display:
@@ -67,7 +72,9 @@ class Display:
     def heading(self, stage: str, note: str = "") -> None:
         """Show the name of a stage that starts."""
         self._stage = stage
-        self.console.print(Text.assemble((f"\n{stage}", "bold"), f"  {note}" if note else ""))
+        self.console.print(
+            Text.assemble((f"\n{printable(stage)}", "bold"), f"  {printable(note)}" if note else "")
+        )
         self.tell()
 
     def tell(self, task: str = "", done: int = 0, total: int = 0, *, ended: bool = False) -> None:

@@ -22,3 +22,15 @@ class UserError(Exception):
     def within(self, place: str) -> "UserError":
         """The same error with the place where it happened in front of its message."""
         return UserError(f"{place}: {self}", code=self.code, key=self.key)
+
+
+class StoppedBySignal(KeyboardInterrupt):
+    """A signal asked the process to stop: SIGINT (Ctrl-C), or SIGTERM, which schedulers and spot machines send.
+
+    Attributes:
+        signal: Number of the signal.
+    """
+
+    def __init__(self, message: str = "", signal: int = 2) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -1,5 +1,6 @@
 """Plugins: find a class or function by its short name or by ``"module:Name"`` and build it from a recipe's table."""
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -7,7 +8,10 @@ import importlib.util
 import inspect
 import re
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from types import ModuleType, UnionType
@@ -46,6 +50,12 @@ def build(kind: str, name: str, arguments: Mapping[str, Any], known: Mapping[str
     if inspect.isfunction(target):
         if not arguments:
             return target
+        if _is_installed(target.__module__):
+            raise UserError(
+                f"{kind} {name} is a function of an installed package, which a recipe cannot call with settings; got "
+                f"{', '.join(arguments)}. Write a class of your own that calls it.",
+                code="not-a-plugin",
+            )
         _check_factory(kind, name, arguments, target)
     _check_names(kind, name, arguments, target)
     if dataclasses.is_dataclass(target):
@@ -151,11 +161,30 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
             code="unknown-name",
         )
     module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise UserError(
+            f'{kind} {name!r} is not the name of a class or function. Write "module:Name", such as "mine:Scorer" for the class Scorer '
+            "in mine.py.",
+            code="unknown-name",
+        )
+    _check_allowed(kind, name, module_name)
+    target = _imported(kind, name, module_name, attribute)
+    if not callable(target):
+        raise UserError(
+            f"{kind} {name!r} is {_with_article(type(target).__name__)}, which cannot be called. "
+            f"Name a function{' or a class' if known else ''}.",
+            code="not-callable",
+        )
+    _check_written_for(kind, name, target)
+    return target
+
+
+def _imported(kind: str, name: str, module_name: str, attribute: str) -> Any:
     # `python -m` puts the current folder on the path but the installed command does not. Plugins usually lie there.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        target = getattr(importlib.import_module(module_name), attribute)
+        return getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
         raise UserError(
             f"{kind} {name!r}: the module {module_name!r} cannot be imported ({error}). It must be installed or lie "
@@ -166,13 +195,110 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
         raise UserError(
             f"{kind} {name!r}: the module {module_name!r} has no {attribute!r}.", code="import-failed"
         ) from error
-    if not callable(target):
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         raise UserError(
-            f"{kind} {name!r} is {_with_article(type(target).__name__)}, which cannot be called. "
-            f"Name a function{' or a class' if known else ''}.",
-            code="not-callable",
+            f"{kind} {name!r}: importing the module {module_name!r} ends with {type(error).__name__}: {error}. Correct it first.",
+            code="import-failed",
+        ) from error
+
+
+@contextmanager
+def without_plugins(why: str) -> Iterator[None]:
+    """A context in which no code from outside of this package is imported by its name.
+
+    Args:
+        why: Completes the sentence "it is not imported, because ...".
+    """
+    before = _REFUSED.set(why)
+    try:
+        yield
+    finally:
+        _REFUSED.reset(before)
+
+
+def refusal_of(settings: Any) -> str:
+    """Why a name in some settings would not be imported now; empty if there is none, or all would be."""
+    return _REFUSED.get() if any(not _is_builtin(name) for name in _plugin_names(settings)) else ""
+
+
+def plugin_files(settings: Any) -> dict[str, Path | None]:
+    """The file behind every ``"module:Name"`` in some settings; None if it is none. No module is imported."""
+    return {
+        name: _found_file(name.partition(":")[0])
+        for name in dict.fromkeys(_plugin_names(settings))
+        if not _is_builtin(name)
+    }
+
+
+def _check_allowed(kind: str, name: str, module: str) -> None:
+    """Refuse a name before its module is imported, which runs the module's code."""
+    if why := _REFUSED.get():
+        raise UserError(
+            f"the {kind} {name!r} is code from outside of tokenward. It is not imported, because {why}.",
+            code="plugins-refused",
         )
-    return target
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise UserError(
+            f"{name!r} is part of Python's standard library, which has no {kind}. Name a class or function that was written as one.",
+            code="not-a-plugin",
+        )
+
+
+def _check_written_for(kind: str, name: str, target: Any) -> None:
+    """Check the arguments of a plugin from an installed package, so that a recipe cannot call just any function of it.
+
+    A file of the user's own is theirs to write; how it is called is checked by :func:`check_call`.
+    """
+    protocol = _PROTOCOLS.get(kind)
+    if protocol is None or not _is_installed(target.__module__):
+        return
+    called = target.__call__ if inspect.isclass(target) and "__call__" in dir(target) else target
+    try:
+        names = [item for item in inspect.signature(called).parameters if item != "self"]
+    except (TypeError, ValueError):
+        names = []
+    if (inspect.isclass(target) and called is target) or names[: len(protocol)] != list(protocol):
+        raise UserError(
+            f"{name!r} comes from an installed package and was not written as a {kind}, which is called as f({', '.join(protocol)}). Name a "
+            f"{kind}, or write one of your own that calls it.",
+            code="not-a-plugin",
+        )
+
+
+_REFUSED: ContextVar[str] = ContextVar("refused", default="")
+
+_PROTOCOLS: dict[str, tuple[str, ...]] = {
+    "scorer": ("record",),
+    "selector": ("tokens",),
+    "selection": ("tokens",),
+    "objective": ("logp", "batch"),
+    "step": ("scores", "owners"),
+    "aggregate": ("rewards", "weights", "owner", "count"),
+}
+"""The arguments of plugins that a recipe builds with settings of its own. Metrics, sources and verifiers are called with texts."""
+
+
+def _found_file(module: str) -> Path | None:
+    """The file of a module, found without importing its parents."""
+    parts = module.split(".")
+    with contextlib.suppress(ImportError, ValueError):
+        for folder in (str(Path.cwd()), *sys.path):
+            place = Path(folder or ".").joinpath(*parts)
+            for file in (place.with_suffix(".py"), place / "__init__.py"):
+                if file.is_file():
+                    return file
+    return None
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module is this package's or an installed one, and not a file of the user's own."""
+    if _is_builtin(module):
+        return True
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
+        return module not in sys.modules or module == "builtins"
+    places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return any(Path(file).is_relative_to(place) for place in places if place)
 
 
 def optional_package(module: str, user: str, extra: str) -> ModuleType:

@@ -5,6 +5,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 
 import datasets
 import pyarrow
@@ -176,7 +177,6 @@ BROKEN = [
     ("a.csv", b'a,b\n"1"x,2\n', "not-a-table", ":2: not CSV"),
     ("a.csv", b'a,b\n"1,2\n', "not-a-table", "not CSV"),
     ("a.csv", b"a,a\n1,2\n", "duplicate-column", "a, a"),
-    ("a.csv", b"a\n" + b"x" * 200_000 + b"\n", "not-a-table", ":2: not CSV"),
     ("a.tsv", b"a\tb\n1\t2\n1\t2\t3\n", "not-a-table", ":3: 3 cells"),
     ("a.tsv", b"a\tb\n1\rx\t2\n", "not-a-table", ":2: not TSV"),
     ("a.jsonl.gz", b'{"a": 1}\n', "damaged-file", "gzip"),
@@ -322,3 +322,30 @@ def test_folders_can_be_splits_or_subsets(tmp_path):
     assert names(tmp_path / "b", subset="rude") == ["data/rude/train.jsonl"]
     refused(tmp_path / "b", "unknown-subset", "kind, rude", subset="en")
     refused(tmp_path / "b", "missing-file", "kind, rude")
+
+
+def test_a_cell_may_be_longer_than_python_allows_by_default(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b\n" + "x" * 200_000 + ",y\n")
+    assert [row["a"] for _, row in rows(tmp_path / "a.csv")] == ["x" * 200_000]
+
+
+def test_a_parquet_file_with_values_that_python_cannot_hold_is_named(tmp_path):
+    offsets = pyarrow.array([0, 2], pyarrow.int32()).buffers()[1]
+    text = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, offsets, pyarrow.py_buffer(b"\xff\xfe")])
+    for column, code in ((text, "bad-value"), (pyarrow.array([2**62], pyarrow.timestamp("us")), "bad-value")):
+        pyarrow.parquet.write_table(pyarrow.table({"a": ["x"], "b": column}), tmp_path / "a.parquet")
+        refused(str(tmp_path / "a.parquet"), code, "one of the rows 1 to 256")
+    pyarrow.parquet.write_table(
+        pyarrow.table([pyarrow.array(["x"]), pyarrow.array(["y"])], names=["a", "a"]), tmp_path / "a.parquet"
+    )
+    refused(str(tmp_path / "a.parquet"), "duplicate-column", "a, a")
+
+
+@pytest.mark.parametrize("source", ["", " ", "a\0b", "x" * 300, "~nobodyhere/a.jsonl"])
+def test_a_source_that_cannot_be_a_path_is_refused(source):
+    refused(source, "bad-source", "the source")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    refused(str(tmp_path / "a.jsonl"), "bad-source", "is a pipe or a device")

@@ -10,9 +10,23 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
+from tokenward.training.trainer import TokenTrainer
+
 META = torch.device("meta")
+
+
+class BlockingCopies(TorchDispatchMode):
+    """Raises where a tensor of the CPU is copied to the meta device and the host would wait for the copy."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        copied = function is torch.ops.aten._to_copy.default and args[0].device.type == "cpu"
+        if copied and kwargs.get("device") == META and not kwargs.get("non_blocking"):
+            raise RuntimeError(f"a blocking copy of {tuple(args[0].shape)} {args[0].dtype}")
+        return function(*args, **kwargs)
 
 
 class Stop(Exception):
@@ -38,4 +52,11 @@ def on_meta(monkeypatch: Any, arguments: Any) -> Iterator[None]:
             torch, "autocast", lambda kind, *a, **k: nullcontext() if kind == "meta" else plain(kind, *a, **k)
         )
         patch.setattr(torch, "is_autocast_enabled", lambda kind="cuda": kind != "meta" and enabled(kind))
+        step = TokenTrainer.training_step
+
+        def watched(*given: Any, **named: Any) -> torch.Tensor:
+            with BlockingCopies():
+                return step(*given, **named)
+
+        patch.setattr(TokenTrainer, "training_step", watched)
         yield

@@ -43,6 +43,21 @@ EXAMPLES = [
 ]
 
 
+AT = "online.sampler={name: server, address: 'http://127.0.0.1:9/v1'"
+SAMPLERS = [
+    (f"{AT}}};online.every=4", "weights-changed", "every need"),
+    (f"{AT}}};online.every=null;online.evaluate_every=2", "weights-changed", "evaluate_every need"),
+    (f"{AT}}};online.every=null;online.sampling.precision=bfloat16", "unused-key", "precision has no effect"),
+    (f"{AT}, start_address: 'http://127.0.0.1:9/v1'}}", "unused-key", "start_address is for evaluation"),
+    (f"{AT}, adress: x}}", "unknown-setting", "no setting 'adress'"),
+    ("online.sampler={name: server, address: here}", "bad-url", "base address"),
+    ("online.sampler={name: vllm}", "missing-package", "needs vllm, which is not installed"),
+    ("evaluation.sampler={name: 'm:S'}", "unknown-name", "custom sampler works in online.sampler"),
+    ("evaluation.sampler={name: vlm}", "unknown-name", "Did you mean 'vllm'"),
+    ("evaluation.sampler={name: transformers, precision: bfloat16}", "unknown-setting", "beside sampler"),
+]
+
+
 def check_each(recipe: Path, cases: list[tuple[str, str, str]], *, last: str = "online") -> None:
     for changes, code, word in cases:
         error = refusal(recipe, changes.split(";"), last=last)
@@ -55,6 +70,11 @@ def test_prompt_task_that_cannot_work_is_refused(prompts):
     with Path("dev.tsv").open("a") as file:
         file.write("more tea\t2\n")
     assert "dev.tsv:10: label is 2" in str(refusal(prompts, last="online"))
+
+
+def test_samplers_that_cannot_work_are_refused_before_anything_runs(recipe):
+    check_each(recipe, SAMPLERS, last="evaluation")
+    assert not Path("runs").exists() or not list(Path("runs").rglob("examples/manifest.json"))
 
 
 def test_files_that_leave_nothing_are_named(recipe, tmp_path):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tokenward.errors import StoppedBySignal
 from tokenward.training.callbacks import StopOnInterrupt
 from tokenward.training.fit import KeepNewest, checkpoints_of, last_whole_checkpoint, remove_checkpoint
 
@@ -72,15 +73,17 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert kept(1) == ["checkpoint-4"]
 
 
-def test_the_first_interrupt_saves_and_stops_and_the_second_stops_at_once(capfd):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_saves_and_stops_and_the_second_stops_at_once(capfd, number):
     with StopOnInterrupt().listening() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.interrupted
+        os.kill(os.getpid(), number)
+        assert stop.signal == number
         assert "stopping after this step" in capfd.readouterr().err
         control = SimpleNamespace(should_save=False, should_training_stop=False)
         stop.on_step_end(None, None, control)
         assert control.should_save
         assert control.should_training_stop
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(StoppedBySignal) as caught:
+            os.kill(os.getpid(), number)
+    assert caught.value.signal == number
     assert capfd.readouterr().err == ""

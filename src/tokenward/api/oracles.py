@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from tokenward.api.inputs import Model, check_ratio, language_model
 from tokenward.api.stored import KEYS, SCORES
-from tokenward.artifacts import MANIFEST, read_manifest
+from tokenward.artifacts import MANIFEST, read_manifest, user_path
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, load_model
@@ -114,7 +114,7 @@ def _same_tokenizer(one: Template, other: Template) -> bool:
 
 def _loaded(name: str, loading: Mapping[str, Any]) -> TokenStore | TokenScorer | LanguageModel:
     """The oracle in a folder: scores, a stage of a run or a reward, or a model."""
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if any(folder.glob("tokens-*.parquet")):
         if (folder / MANIFEST).is_file() and not read_manifest(folder).complete:
             raise UserError(

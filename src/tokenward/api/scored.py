@@ -48,7 +48,7 @@ from tokenward.api.stored import (
     with_score_columns,
 )
 from tokenward.api.values import REFERENCE_LOGP, ValuePass
-from tokenward.artifacts import StagePart
+from tokenward.artifacts import StagePart, user_path
 from tokenward.distributed import independent, is_first
 from tokenward.errors import UserError
 from tokenward.evaluation.measures import Measures, Models
@@ -219,7 +219,7 @@ def score(
     )
     if store is not None:
         with nullcontext() if part is None else independent():
-            known = values.kept_store(scoring, data.everything, Path(store).expanduser(), mine, tokens)
+            known = values.kept_store(scoring, data.everything, user_path(store), mine, tokens)
         if known is None:
             return None
         return with_score_columns(

@@ -301,8 +301,8 @@ class ValuePass:
         shards = Shards(folder, len(rows), SHARD_ROWS)
 
         def write() -> None:
-            total = shards.waiting(rows, mine) * sum(maker.passes for maker in makers)
-            with self.display.progress(label, total) as bar:
+            total = shards.without_damaged(self.display.notice, mine).waiting(rows, mine)
+            with self.display.progress(label, total * sum(maker.passes for maker in makers)) as bar:
                 write_store(
                     folder, makers, template, rows, shard_rows=SHARD_ROWS, progress=bar.advance, part=mine
                 )
@@ -347,13 +347,17 @@ class ValuePass:
         with first_enters(lambda: open_part(folder, part, **given)) as stage:
             if not stage.done:
                 self.store(scoring, rows, folder, part=part if part.of > 1 else None, others=others)
-                if missing := first_alone(lambda: shards[0].missing() or shards[-1].missing()):
+                if missing := first_alone(lambda: self._missing(shards)):
                     self.display.notice(shards[0].said_missing(part, missing))
                     return None
                 stage.temporary.append(folder / CACHE)
                 made = {"template": self.template.fingerprint, **settings["tokens"]}
                 first_alone(lambda: stage.complete(responses=len(TokenStore(folder)), tokens=made))
         return TokenStore(folder)
+
+    def _missing(self, shards: Sequence[Shards]) -> list[int]:
+        found = [item.without_damaged(self.display.notice).missing() for item in shards]
+        return next(filter(None, found), [])
 
     def reference(self, model: LanguageModel, rows: TokenTable, folder: Path) -> TokenStore:
         """The log-probabilities of a reference, of every response of some rows."""

@@ -16,7 +16,22 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 _CHUNK_BYTES = 1 << 20
 
-_file_memo: dict[tuple[str, int, int], str] = {}
+_file_memo: dict[tuple[str, int, int, int], str] = {}
+
+
+def user_path(name: str | Path) -> Path:
+    """A path as a user writes it, with ``~`` for the home folder.
+
+    Raises:
+        UserError: it cannot be a path.
+    """
+    try:
+        if "\0" not in str(name):
+            return Path(name).expanduser()
+        problem = "it holds a zero byte"
+    except RuntimeError as error:  # ~nobody
+        problem = str(error).rstrip(".")
+    raise UserError(f"{str(name)!r} cannot be a path: {problem}. Check the path.", code="unusable-path")
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -89,10 +104,10 @@ def canonical(value: Any) -> Any:
 
 
 def file_fingerprint(path: Path) -> str:
-    """Fingerprint of a file's content, cached while its size and modification time stay the same."""
+    """Fingerprint of a file's content, cached while its size and times of change stay the same."""
     try:
         status = path.stat()
-        key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+        key = (str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         if key not in _file_memo:
             digest = hashlib.sha256()
             with path.open("rb") as file:

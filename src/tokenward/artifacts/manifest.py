@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokenward.artifacts.files import MANIFEST, atomic_write, canonical, fingerprint
+from tokenward.artifacts.outputs import OBSERVED, File, damage, outputs_fingerprint, said
 from tokenward.errors import UserError
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "tokenward")
@@ -31,6 +33,8 @@ class Manifest(BaseModel):
         versions: Of Python and the packages that affect the numbers.
         created: When the stage began, ISO 8601.
         complete: Whether the stage finished.
+        files: Size and fingerprint of every file of the finished stage, by its path in the folder.
+        checksum: In the file, of everything above, so that an edited manifest is noticed; empty once it has been read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -44,6 +48,13 @@ class Manifest(BaseModel):
     versions: dict[str, str] = {}
     created: str = ""
     complete: bool = False
+    files: dict[str, File] = {}
+    checksum: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of what the stage was made from and of the files that it left: the input of a stage that reads them."""
+        return fingerprint([self.fingerprint, outputs_fingerprint(self.files)])
 
     @classmethod
     def begin(cls, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], format: int) -> Self:
@@ -83,24 +94,77 @@ class Manifest(BaseModel):
             changes += [f"{key}: {old} -> {new}"] if old != new else []
         return changes + _input_changes(self.inputs, wanted.inputs)
 
-    def finished(self, facts: Mapping[str, Any]) -> Self:
-        """This manifest, marked as complete."""
-        return self.model_copy(update={"facts": dict(facts), "complete": True, "versions": dict(_versions())})
+    def finished(self, facts: Mapping[str, Any], files: Mapping[str, File] = MappingProxyType({})) -> Self:
+        """This manifest, marked as complete, with the files that the stage leaves behind."""
+        done = {"facts": dict(facts), "complete": True, "versions": dict(_versions()), "files": dict(files)}
+        return self.model_copy(update=done)
 
     def write(self, folder: Path) -> None:
         """Write the manifest into a stage's folder."""
-        atomic_write(folder / MANIFEST, f"{self.model_dump_json(indent=2)}\n")
+        whole = self.model_copy(update={"checksum": self._computed()})
+        atomic_write(folder / MANIFEST, f"{whole.model_dump_json(indent=2)}\n")
+
+    def intact(self) -> bool:
+        """Whether the checksum and the fingerprint are those of the content."""
+        made_from = fingerprint([self.stage, self.format, self.settings, self.inputs])
+        return self.checksum == self._computed() and self.fingerprint == made_from
+
+    def _computed(self) -> str:
+        return fingerprint(json.loads(self.model_dump_json(exclude={"checksum"})))
+
+    def damage(self, folder: Path, *, every: bool = False) -> dict[str, str]:
+        """What is wrong with the files of the finished stage in a folder, by their paths.
+
+        Sizes are always compared. Contents are compared if a file was changed after the manifest was written, or with ``every``.
+        """
+        since = None if every else (folder / MANIFEST).stat().st_mtime
+        return damage(folder, self.files, since=since)
+
+    def needed_damage(self, folder: Path, *, every: bool = False) -> dict[str, str]:
+        """As :meth:`damage`, without files that nothing is computed from."""
+        found = self.damage(folder, every=every)
+        return {name: problem for name, problem in found.items() if name not in OBSERVED}
+
+    def check_files(self, folder: Path, *, every: bool = True) -> None:
+        """Check the files of the finished stage in a folder; ``every`` as for :meth:`damage`.
+
+        Raises:
+            DamagedFiles: a file is missing, or is not what the stage wrote.
+        """
+        if found := self.needed_damage(folder, every=every):
+            raise DamagedFiles(folder, self.stage, found)
+
+
+class DamagedFiles(UserError):
+    """Files of a finished stage are missing, or are not what the stage wrote.
+
+    Attributes:
+        folder: The stage's folder.
+        stage: Name of the stage.
+        found: What is wrong, by path in the folder.
+    """
+
+    def __init__(self, folder: Path, stage: str, found: Mapping[str, str]) -> None:
+        super().__init__(
+            f"the stage {stage} is damaged: {said(folder, found)}. Restore the file from a copy, or move {folder} away and run the "
+            "recipe again, which makes the stage anew.",
+            code="damaged-files",
+        )
+        self.folder, self.stage, self.found = folder, stage, dict(found)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # one process tells the others
+        return DamagedFiles, (self.folder, self.stage, self.found)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a stage's folder.
 
     Raises:
-        UserError: it is missing, or not in a format that this version reads.
+        UserError: it is missing, not in a format that this version reads, or was changed after it was written.
     """
     path = folder / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        found = Manifest.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{folder} has no {MANIFEST}, so it is not the folder of a stage."
         raise UserError(message, code="missing-manifest") from error
@@ -110,13 +174,20 @@ def read_manifest(folder: Path) -> Manifest:
         problem = f"{where}: {first['msg']}" if where else first["msg"]
         message = f"this version of tokenward cannot read {path} ({problem}). Move the folder away to create it again."
         raise UserError(message, code="unreadable-manifest") from error
+    if not found.intact():
+        raise UserError(
+            f"{path} was changed after tokenward wrote it, or another version wrote it: its checksum is not that of its content, so what "
+            "it says about the stage cannot be trusted. Restore it from a copy, or move the folder away and run the recipe again.",
+            code="edited-manifest",
+        )
+    return found.model_copy(update={"checksum": ""})
 
 
 def require(folder: Path, stage: str) -> Manifest:
-    """The manifest of a finished stage.
+    """The manifest of a finished stage whose files are there, each with its size.
 
     Raises:
-        UserError: the stage has not run, has not finished, or the folder holds another stage.
+        UserError: the stage has not run, has not finished, is damaged, or the folder holds another stage.
     """
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder}: the stage {stage} has not run yet. Run it first.", code="stage-missing")
@@ -127,6 +198,7 @@ def require(folder: Path, stage: str) -> Manifest:
     if not manifest.complete:
         message = f"{folder}: the stage {stage} has started but not finished. Run it to the end first."
         raise UserError(message, code="stage-unfinished")
+    manifest.check_files(folder, every=False)
     return manifest
 
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from glob import escape
@@ -14,10 +14,12 @@ from filelock import FileLock, Timeout
 
 from tokenward.artifacts.files import MANIFEST
 from tokenward.artifacts.manifest import Manifest, read_manifest
+from tokenward.artifacts.outputs import recorded, said
 from tokenward.artifacts.parts import StagePart
 from tokenward.errors import UserError
 
 _PREVIOUS = ".previous"
+_DAMAGED = "damaged-"
 _LOCK_SECONDS = 1.0
 _PART_SECONDS = 30.0  # jobs that start together open the folder one after the other
 _WAIT = -1.0
@@ -57,7 +59,7 @@ class StageFolder:
             return now if now.complete else self._finish(facts)
 
     def _finish(self, facts: Mapping[str, Any]) -> Manifest:
-        manifest = self.manifest.finished(facts)
+        manifest = self.manifest.finished(facts, recorded(self.path, self.temporary))
         manifest.write(self.path)
         for folder in self.temporary:
             shutil.rmtree(folder, ignore_errors=True)
@@ -73,11 +75,12 @@ def open_stage(
     inputs: Mapping[str, str],
     format: int,
     wait: bool = False,
+    verify: bool = False,
 ) -> Iterator[StageFolder]:
     """Lock a stage's folder while working on it.
 
     If the folder holds the stage with other settings or inputs, it moves to ``.previous`` next to it. It moves back
-    when those settings and inputs are requested again.
+    when those settings and inputs are requested again. A finished stage with damaged files is moved there for good.
 
     Args:
         folder: The stage's folder, inside the run's.
@@ -86,6 +89,7 @@ def open_stage(
         inputs: Fingerprint of every input, by name.
         format: Version of the layout of the stage's files.
         wait: Whether to wait for a process that works on the stage, and not to refuse.
+        verify: Whether to read every file of a finished stage, and not only those changed after it finished.
 
     Raises:
         UserError: another process holds the lock, or the folder holds something else.
@@ -94,7 +98,7 @@ def open_stage(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder, stage, seconds=_WAIT if wait else _LOCK_SECONDS):
         _refuse_while_parts_work(folder, stage)
-        yield _prepare(folder, wanted)
+        yield _prepare(folder, wanted, verify=verify)
 
 
 @contextmanager
@@ -150,6 +154,7 @@ def _locked(
     name = f".lock-{folder.name}" if part is None else f".lock-{folder.name}.{part.name}"
     path = folder.with_name(name)
     holder = folder.with_name(f"{name}.pid")  # Windows cannot read a locked file
+    _refuse_links([path, holder, folder.with_name(_PREVIOUS), folder, *_within(folder)])
     lock = FileLock(path)
     try:
         lock.acquire(timeout=seconds)
@@ -166,16 +171,34 @@ def _locked(
         lock.release()
 
 
-def _prepare(folder: Path, wanted: Manifest) -> StageFolder:
+def _within(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):  # does not follow links
+        yield from (Path(root) / name for name in (*folders, *files))
+
+
+def _refuse_links(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_symlink():
+            raise UserError(
+                f"{path} is a symbolic link to {path.readlink()}. Files behind links in a run folder are neither written nor deleted. "
+                "Replace the link by what it points to, or make the whole run folder a link.",
+                code="symbolic-link",
+            )
+
+
+def _prepare(folder: Path, wanted: Manifest, *, verify: bool = False) -> StageFolder:
     # Each step is one rename or one atomic write, so that a rerun after a crash between two of them finds the old
     # folder here or in .previous, and at worst an empty new one.
     previous = read_manifest(folder) if (folder / MANIFEST).is_file() else None
-    if previous is not None and previous.fingerprint == wanted.fingerprint:
-        return StageFolder(folder, previous, resuming=not previous.complete)
     changed: list[str] = []
-    if previous is not None:
+    if previous is not None and previous.fingerprint == wanted.fingerprint:
+        damage = previous.needed_damage(folder, every=verify)
+        if not damage:
+            return StageFolder(folder, previous, resuming=not previous.complete)
+        changed = [f"{said(folder, damage)}; the damaged stage is now {_set_aside(folder, previous)}"]
+    elif previous is not None:
         changed = previous.changes_to(wanted)
-        folder.rename(_free_place(folder.parent, previous))
+        folder.rename(_free_place(folder.parent, _kept_name(previous)))
     elif folder.exists():
         _remove_empty(folder)
     kept = _kept(folder.parent, wanted)
@@ -188,9 +211,16 @@ def _prepare(folder: Path, wanted: Manifest) -> StageFolder:
     return StageFolder(folder, wanted, changed=changed)
 
 
-def _free_place(run: Path, manifest: Manifest) -> Path:
+def _set_aside(folder: Path, manifest: Manifest) -> Path:
+    """Move a damaged stage to where no stage looks for earlier ones; returns that place."""
+    place = _free_place(folder.parent, f"{_DAMAGED}{_kept_name(manifest)}")
+    folder.rename(place)
+    return place
+
+
+def _free_place(run: Path, name: str) -> Path:
     (run / _PREVIOUS).mkdir(exist_ok=True)
-    first = run / _PREVIOUS / _kept_name(manifest)
+    first = run / _PREVIOUS / name
     # The name can be taken if the user copied a stage by hand.
     others = (Path(f"{first}.{i}") for i in count(2))
     return next(path for path in chain([first], others) if not path.exists())
@@ -198,8 +228,11 @@ def _free_place(run: Path, manifest: Manifest) -> Path:
 
 def _kept(run: Path, wanted: Manifest) -> Path | None:
     found = sorted((run / _PREVIOUS).glob(f"{_kept_name(wanted)}*/{MANIFEST}"))
-    same = (path.parent for path in found if read_manifest(path.parent).fingerprint == wanted.fingerprint)
-    return next(same, None)
+    for file in found:
+        manifest = read_manifest(file.parent)
+        if manifest.fingerprint == wanted.fingerprint and not manifest.needed_damage(file.parent):
+            return file.parent
+    return None
 
 
 def _kept_name(manifest: Manifest) -> str:

@@ -6,9 +6,11 @@ from rich.console import Console
 from rich.text import Text
 
 # A command joins the application when its module is imported.
+from tokenward.artifacts import of_system
 from tokenward.cli import recipes as recipes
 from tokenward.cli import runs as runs
 from tokenward.cli.app import app, left_to_first
+from tokenward.display import printable
 from tokenward.distributed import ElsewhereError, announce, end_with_others, is_first, place, tells, told
 from tokenward.errors import UserError
 
@@ -26,23 +28,26 @@ def main() -> None:
         app()
     except ElsewhereError:
         sys.exit(1)
-    except UserError as error:
+    except Exception as raised:
+        error = raised if isinstance(raised, UserError) else of_system(raised)
+        if error is None:
+            announce(raised)
+            raise
         if tells(error):
             _print(error)
             told()
         sys.exit(2)
-    except Exception as error:
-        announce(error)
-        raise
 
 
 def _is_parallel(arguments: list[str]) -> bool:
-    return bool(arguments) and arguments[0] in PARALLEL and "--help" not in arguments
+    """Whether the command, which options of the whole program may come before, is one of all processes."""
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    return command in PARALLEL and "--help" not in arguments
 
 
 def _print(error: UserError) -> None:
     title = "error: " if is_first() else f"error in process {place().rank}: "
     about = f"\nrecipe key: {error.key}" if error.key else ""
     Console(stderr=True, highlight=False).print(
-        Text.assemble((title, "bold red"), str(error), (about, "dim")), soft_wrap=True
+        Text.assemble((title, "bold red"), printable(str(error)), (printable(about), "dim")), soft_wrap=True
     )

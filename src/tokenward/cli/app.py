@@ -1,15 +1,20 @@
 """The application that the commands join, and what they share."""
 
+import signal
 import sys
+from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer, current_thread, main_thread
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from tokenward import __version__
 from tokenward.distributed import is_first, tells, told, work_alone
+from tokenward.errors import StoppedBySignal
 
 app = typer.Typer(
     name="tokenward",
@@ -46,24 +51,72 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
     ] = False,
+    no_plugins: Annotated[
+        bool, typer.Option("--no-plugins", help="Refuse recipes that name code of their own.")
+    ] = False,
 ) -> None:
     """Options before a command."""
+    if no_plugins:
+        from tokenward.plugins import without_plugins
+
+        context.with_resource(without_plugins("--no-plugins was given"))
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Import no code that a run or a recipe names: a command that only reads may look at those of a stranger."""
+    from tokenward.plugins import without_plugins
+
+    with without_plugins("this command only reads"):
+        yield
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Print what Ctrl-C leaves behind; typer itself would exit without a message."""
+    """Stop at Ctrl-C and at SIGTERM, and print what they leave behind; typer itself would exit without a message."""
+    with _signals():
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            number = stop.signal if isinstance(stop, StoppedBySignal) else signal.SIGINT
+            if tells(stop, 128 + number):
+                print(f"\n{stop}" if str(stop) else f"\nstopped; {GOES_ON}", file=sys.stderr)
+                told()
+            raise typer.Exit(128 + number) from stop
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM stops like Ctrl-C, and neither is lost in a destructor, whose exceptions Python only prints."""
+    if current_thread() is not main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StoppedBySignal(signal=number)
+
+    def again(lost: Any) -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            shown(lost)
+            return
+        number = lost.exc_value.signal if isinstance(lost.exc_value, StoppedBySignal) else signal.SIGINT
+        # An exception here would be lost too. The timer's thread sends the signal when this function has returned.
+        timer = Timer(0.05, interrupt_main, [number])
+        timer.daemon = True
+        timer.start()
+
+    shown, sys.unraisablehook = sys.unraisablehook, again
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
-    except KeyboardInterrupt as stop:
-        if tells(stop, 130):
-            print(f"\n{stop}" if str(stop) else f"\nstopped; {GOES_ON}", file=sys.stderr)
-            told()
-        raise typer.Exit(130) from stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = shown
 
 
 def left_to_first() -> bool:

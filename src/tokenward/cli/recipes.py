@@ -7,8 +7,17 @@ from rich.console import Console
 from rich.text import Text
 
 from tokenward.artifacts import atomic_write
-from tokenward.cli.app import RecipeArgument, SetOption, app, argument, left_to_first, option, stoppable
-from tokenward.display import Display
+from tokenward.cli.app import (
+    RecipeArgument,
+    SetOption,
+    app,
+    argument,
+    left_to_first,
+    option,
+    reading,
+    stoppable,
+)
+from tokenward.display import Display, printable
 from tokenward.errors import UserError
 from tokenward.methods import all_methods, method_of
 
@@ -156,6 +165,7 @@ def plan(
 
 
 @app.command()
+@reading()
 def config(
     recipe: RecipeArgument,
     overrides: SetOption = None,
@@ -171,7 +181,7 @@ def config(
     if complete:
         from tokenward.tools.run import completely_resolved as resolved
     for item in resolved(loaded):
-        line = Text.assemble(f"{item.key}: {item.value}", (f"  ({item.origin})", "dim"))
+        line = Text.assemble(printable(f"{item.key}: {item.value}"), (printable(f"  ({item.origin})"), "dim"))
         console.print(line, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""Commands for finished runs and for models: report, show, compare, chat, export."""
+"""Commands for finished runs and for models: report, show, check, compare, chat, export."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from tokenward.cli.app import SetOption, app, argument, option, stoppable
+from tokenward.artifacts import user_path
+from tokenward.cli.app import SetOption, app, argument, option, reading, stoppable
 from tokenward.config import load_recipe
 from tokenward.display import Display
 from tokenward.errors import UserError
@@ -15,7 +16,7 @@ RunArgument = Annotated[Path, argument("The folder of a run, or its recipe.", "R
 
 
 def _folder(run: Path) -> Path:
-    return Path(load_recipe(run).recipe.run).expanduser() if run.is_file() else run
+    return user_path(load_recipe(run).recipe.run) if run.is_file() else run
 
 
 @app.command()
@@ -41,6 +42,9 @@ def report(
     port: Annotated[
         int | None, typer.Option(help="Port of --watch; 8000 by default.", min=1, max=65535)
     ] = None,
+    plugins: Annotated[
+        bool, option("Import the scorers and selectors of its own that the run's recipe names.", "--plugins")
+    ] = False,
 ) -> None:
     """Write the report of a run: one HTML file that opens from disk. No model is loaded.
 
@@ -49,7 +53,8 @@ def report(
     """
     from tokenward.report.page import Reports
 
-    reports = Reports(_folder(run), rows=rows, also=[_folder(other) for other in also or ()], spans=spans)
+    others = [_folder(other) for other in also or ()]
+    reports = Reports(_folder(run), rows=rows, also=others, spans=spans, plugins=plugins)
     if watch:
         from tokenward.report.watch import PORT
         from tokenward.report.watch import watch as serve
@@ -64,6 +69,7 @@ def report(
 
 
 @app.command()
+@reading()
 def show(
     run: RunArgument,
     row: Annotated[int, option("Number of the pair, from 1.")] = 1,
@@ -108,6 +114,20 @@ def show(
 
 
 @app.command()
+@reading()
+def check(run: RunArgument) -> None:
+    """Read every file of a run and compare it with the size and the digest that its stage recorded. Exit status 1 if one differs.
+
+    tokenward check runs/quickstart
+    """
+    from tokenward.tools.check import show_check
+
+    if not show_check(Display(), _folder(run)):
+        raise typer.Exit(1)
+
+
+@app.command()
+@reading()
 def compare(
     first: Annotated[Path, argument("The folder of a finished run.")],
     second: Annotated[Path, argument("The folder of another run.")],
@@ -171,6 +191,7 @@ def compare_models(
 
 
 @app.command()
+@reading()
 def chat(
     model: Annotated[str, argument("The folder of a run or a stage, a model folder, or a hub name.")],
     start: Annotated[
@@ -184,6 +205,7 @@ def chat(
 
 
 @app.command()
+@reading()
 def export(
     run: Annotated[str, argument("The folder of a run, or of a stage that trained a model.")],
     folder: Annotated[Path, argument("The new model folder.")],

@@ -15,6 +15,9 @@ from tokenward.config.schema import Recipe
 from tokenward.errors import UserError
 
 _MAX_DEPTH = 20
+_MAX_BYTES = 1_000_000
+_MAX_VALUES = 100_000
+_MAX_INTEGER = 2**63
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - the name and type are PyYAML's
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.values = 0  # read so far
+
 
 _RESOLVERS = {
     "bool": (r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
@@ -90,9 +97,16 @@ def read_source(text: str, name: str) -> Source:
         UserError: the text is not YAML, or a table has a key twice.
     """
     numbers: dict[str, int] = {}
+    if len(text) > _MAX_BYTES:
+        message = f"{name} has {len(text):,} characters, and a recipe at most {_MAX_BYTES:,}. Check that this file is the recipe."
+        raise UserError(message, code="too-large")
     try:
         loader = _Loader(text)
-        node = loader.get_single_node()
+        try:
+            node = loader.get_single_node()
+        except RecursionError:
+            message = f"{name}: tables are nested deeper than {_MAX_DEPTH} levels. Flatten them."
+            raise UserError(message, code="invalid-yaml") from None
         values = None if node is None else _value(loader, node, (), numbers, name)
     except yaml.YAMLError as error:
         raise UserError(_syntax_message(error, text, name), code="invalid-yaml") from error
@@ -122,6 +136,12 @@ def _value(
     loader: _Loader, node: yaml.Node, path: tuple[str, ...], numbers: dict[str, int], name: str
 ) -> Any:
     line = node.start_mark.line + 1
+    loader.values += 1
+    if loader.values > _MAX_VALUES:  # an alias of aliases stands for more values than it has characters
+        message = (
+            f"{name}:{line}: the recipe has more than {_MAX_VALUES:,} values. Remove its aliases (*name)."
+        )
+        raise UserError(message, code="too-large")
     if len(path) > _MAX_DEPTH:
         message = f"{name}:{line}: tables are nested deeper than {_MAX_DEPTH} levels. Flatten them."
         raise UserError(message, code="invalid-yaml")
@@ -159,12 +179,17 @@ def _scalar(loader: _Loader, node: yaml.Node, name: str) -> Any:
     line = node.start_mark.line + 1
     try:
         value = loader.construct_object(node)
-    except ValueError as error:  # an explicit tag on the wrong text, like `!!int abc`
+    except (ValueError, KeyError, TypeError) as error:  # an explicit tag on the wrong text, like `!!int abc`
         message = f"{name}:{line}: cannot read {node.value!r} as {node.tag}. Remove the tag."
         raise UserError(message, code="invalid-yaml") from error
     if isinstance(value, float) and not math.isfinite(value):
         message = f"{name}:{line}: {node.value} is not a finite number. Write a finite one."
         raise UserError(message, code="not-finite")
+    if isinstance(value, int) and abs(value) > _MAX_INTEGER:
+        message = (
+            f"{name}:{line}: {node.value[:20]}... is too large a number. Write one of at most 19 digits."
+        )
+        raise UserError(message, code="out-of-range")
     if not isinstance(value, str | int | float | None):
         message = f"{name}:{line}: a recipe cannot hold {node.tag}. Remove the tag."
         raise UserError(message, code="invalid-yaml")
@@ -229,11 +254,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            message = f"{path}: this is not UTF-8 text (byte {error.start}). Save it as UTF-8."
+            raise UserError(message, code="not-utf8") from error
         raise UserError(_missing_message(Path(path)), code="missing-file") from error
-    except UnicodeDecodeError as error:
-        message = f"{path}: this is not UTF-8 text (byte {error.start}). Save it as UTF-8."
-        raise UserError(message, code="not-utf8") from error
     return parse_recipe(text, str(path), overrides)
 
 

@@ -3,6 +3,7 @@
 A field that cannot be read raises a FieldError, which names the field, what was found and what was expected.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -100,9 +101,11 @@ def text(value: object, field: str) -> str:
 def number(value: object, field: str) -> float:
     """The value as a finite number."""
     value = parsed(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise FieldError(field, f"found {describe(value)}, expected a finite number")
-    return float(value)
+    if not isinstance(value, bool) and isinstance(value, int | float):
+        with contextlib.suppress(OverflowError):  # an integer of some hundred digits
+            if math.isfinite(found := float(value)):
+                return found
+    raise FieldError(field, f"found {describe(value)}, expected a finite number")
 
 
 def integer(value: object, field: str) -> int:

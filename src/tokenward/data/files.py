@@ -20,6 +20,7 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 
 _BATCH_ROWS = 256  # of a Parquet file in memory at once: long conversations take a megabyte per row
 _SCANNED_BYTES = 1 << 20
+_LONGEST_CELL = 1 << 28  # Python's own limit for a table is 131,072 characters, less than a long conversation
 _LINES_PER_LOOK = 256  # from one look at the position in a file to the next
 
 
@@ -93,14 +94,11 @@ def _json_rows(path: Path, meter: Meter | None = None) -> Rows:
 def _table_rows(path: Path, meter: Meter | None = None, *, table: _Table) -> Rows:
     """One row per record of a file with a header. A record is named by the line on which it starts."""
     lines = (line for _, line in _lines(path, meter))
+    csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(lines, delimiter=table.delimiter, quoting=table.quoting, strict=True)
     try:
         header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise UserError(
-                f"{path}:1: two columns have the same name: {', '.join(header)}. Give each its own name.",
-                code="duplicate-column",
-            )
+        _check_names(header, f"{path}:1")
         start = reader.line_num + 1
         for cells in reader:
             if cells:
@@ -113,6 +111,14 @@ def _table_rows(path: Path, meter: Meter | None = None, *, table: _Table) -> Row
         ) from error
 
 
+def _check_names(names: list[str], where: str) -> None:
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"{where}: two columns have the same name: {', '.join(names)}. Give each its own name.",
+            code="duplicate-column",
+        )
+
+
 def _parquet_rows(path: Path, meter: Meter | None = None) -> Rows:
     import pyarrow
     import pyarrow.parquet
@@ -121,12 +127,19 @@ def _parquet_rows(path: Path, meter: Meter | None = None) -> Rows:
     try:
         size = path.stat().st_size
         with pyarrow.parquet.ParquetFile(path) as file:
+            _check_names(file.schema_arrow.names, str(path))
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                 if meter is not None:
                     meter.at(size * number // file.metadata.num_rows)
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}:row {number}", without_filled(row)
+    except (UnicodeDecodeError, OverflowError) as error:  # of a value that Python cannot hold
+        raise UserError(
+            f"{path}: a value in one of the rows {number + 1} to {number + _BATCH_ROWS} cannot be read: {error}. Write the file again "
+            "with text as UTF-8 and dates before the year 10000.",
+            code="bad-value",
+        ) from error
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: not a complete Parquet file: {error}. Write or copy it again.", code="damaged-file"

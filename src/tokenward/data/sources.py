@@ -51,7 +51,7 @@ def rows(
             yield from rows(part, split=split, subset=subset, say=say, meter=meter)
         return
     meter = meter or Meter()
-    path = Path(source).expanduser()
+    path = _path(source)
     if path.is_dir():
         yield from _folder_rows(path, split, subset, say, meter)
     elif path.exists():
@@ -62,6 +62,29 @@ def rows(
         yield from _hub_rows(str(source), split, subset, say)
     else:
         raise _missing(path)
+
+
+def _path(source: str | Path) -> Path:
+    """The path of a source, which may be missing.
+
+    Raises:
+        UserError: it is empty, or cannot be a path.
+    """
+    written = str(source)
+    try:
+        if written.strip() and "\0" not in written:
+            path = Path(source).expanduser()
+            path.exists()
+            return path
+        problem = "is empty" if not written.strip() else "holds a zero byte"
+    except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle, ~nobody
+        problem = f"cannot be a path ({getattr(error, 'strerror', None) or error})"
+    shown = repr(written if len(written) <= 120 else f"{written[:60]}...{written[-40:]}")
+    raise UserError(
+        f"the source {shown} {problem}. Name a file, a folder, a pattern or a data set of the hub.",
+        code="bad-source",
+        key="data.source",
+    )
 
 
 def numbered(name: str, source_rows: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -105,6 +128,12 @@ def _reader(path: Path) -> Callable[[Path, Meter | None], Rows]:
         found = extension(path) or "a name without extension"
         raise UserError(
             f"{path}: cannot read {found}. Supported are: {', '.join(READERS)}.", code="unknown-file-type"
+        )
+    if not path.is_file():
+        raise UserError(
+            f"{path} is a pipe or a device, not a file, and a source is read more than once. Write its content to a file.",
+            code="bad-source",
+            key="data.source",
         )
     return READERS[extension(path)]
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from vaderSentiment.vaderSentiment import BOOSTER_DICT, SentimentIntensityAnalyzer, SentiText
 
-from tokenward.artifacts import MANIFEST
+from tokenward.artifacts import MANIFEST, user_path
 from tokenward.distributed import split
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figure, Floats, by_example, mean_figure, no_figure
@@ -245,7 +244,7 @@ def find_reward_model(name: str) -> ReplyRewardModel:
     Raises:
         UserError: it is the folder of a whole run, a classifier with several labels, or no model.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if (folder / MANIFEST).is_file() or is_reward_folder(folder):
         return ReplyRewardModel(name, scores_tokens=True)
     inside = [stage for stage in _STAGES if (folder / stage).is_dir()]

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from peft import PeftConfig, PeftType
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
-from tokenward.artifacts import fingerprint, folder_fingerprint
+from tokenward.artifacts import fingerprint, folder_fingerprint, user_path
 from tokenward.errors import UserError
 from tokenward.models.adapters import lora_config, wrap_with_adapter
 from tokenward.models.default import HUB_NAME, LAYERS, default_model_folder
@@ -105,7 +105,7 @@ def resolve(name: str) -> str:
     """
     if name in ("default", HUB_NAME):
         return str(default_model_folder())
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         found = next((place for place in (path, path / "model") if is_model_folder(place)), None)
         if found is None:
@@ -132,7 +132,7 @@ def check_places(**names: Any) -> None:
         UserError: there is neither a folder nor a model of the hub with such a name; it may be mistyped.
     """
     for argument, name in names.items():
-        if not isinstance(name, str | Path) or str(name) == "default" or Path(name).expanduser().is_dir():
+        if not isinstance(name, str | Path) or str(name) == "default" or user_path(name).is_dir():
             continue
         try:
             resolve(str(name))
@@ -146,9 +146,7 @@ def is_place(name: str) -> bool:
     A model that was not loaded has the name of its class.
     """
     known = name in ("default", HUB_NAME) or name.startswith(OWNERLESS)
-    return (
-        known or Path(name).expanduser().is_dir() or (name.count("/") == 1 and not Path(name).is_absolute())
-    )
+    return known or user_path(name).is_dir() or (name.count("/") == 1 and not Path(name).is_absolute())
 
 
 def is_hub_name(name: str) -> bool:

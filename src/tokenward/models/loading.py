@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tokenward.artifacts import user_path
 from tokenward.errors import UserError
 from tokenward.models.adapters import adapter_warnings, new_adapter
 from tokenward.models.base import TokenModel
@@ -161,7 +162,7 @@ class LanguageModel(TokenModel):
 
 def absolute_name(name: str) -> str:
     """The name of a model, with an absolute path if it is a folder."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     return str(path.resolve()) if path.is_dir() else name
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenward.artifacts import read_json, write_json
+from tokenward.artifacts import read_json, user_path, write_json
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.forward import FrozenReference, run_model
@@ -195,7 +195,7 @@ def load_reward_model(
     Raises:
         UserError: The folder does not contain a token reward model.
     """
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     if not (path / SETTINGS_FILE).is_file():
         raise UserError(
             f"{folder} is not a token reward model: it has no {SETTINGS_FILE}. Use a folder written by the reward stage, such as "

@@ -77,8 +77,8 @@ class RunFolder:
         return [
             f"The stage {name} was made from an older version of {other} than this folder holds. Run the recipe again."
             for name, manifest in self.manifests.items()
-            for other, fingerprint in manifest.inputs.items()
-            if other in self.manifests and self.manifests[other].fingerprint != fingerprint
+            for other, made in manifest.inputs.items()
+            if other in self.manifests and self.manifests[other].identity != made
         ]
 
     def figures(self) -> Figures:
@@ -150,7 +150,7 @@ class RunFolder:
 
 def _valid(done: list[Manifest], begun: Iterable[Manifest]) -> list[Manifest]:
     """The finished stages whose inputs are what the folder holds now, or will hold when the run has ended."""
-    known = {item.stage: item.fingerprint for item in (*done, *begun)}
+    known = {item.stage: item.identity for item in (*done, *begun)}
     while True:
         fits = [all(known.get(name, made) == made for name, made in item.inputs.items()) for item in done]
         if all(fits):

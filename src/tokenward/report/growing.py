@@ -31,7 +31,7 @@ class GrowingPage:
 
     def __init__(self, folder: Path, stages: Sequence[str], say: Callable[[str], None]) -> None:
         self._folder, self._stages, self._say = folder, stages, say
-        self._reports, self._moment = Reports(folder), Moment()
+        self._reports, self._moment = Reports(folder, plugins=True), Moment()
         self._begun = self._last = time.monotonic()
         self._failed = False
         self.seconds, self.pages = 0.0, 0

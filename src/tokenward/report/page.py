@@ -5,6 +5,7 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -21,6 +22,7 @@ from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figure
 from tokenward.evaluation.tables import figure_rows, main_note, main_rows, reward_name
 from tokenward.ops.selection import MAX_DENOMINATOR
+from tokenward.plugins import without_plugins
 from tokenward.report import summary as of_run
 from tokenward.report.channels import SCHEMA, Channels, other_runs
 from tokenward.report.charts import bar_chart, histogram, line_chart
@@ -69,6 +71,7 @@ def make_report(
     rows: int = ROWS,
     also: Sequence[str | Path] = (),
     spans: str | Path | None = None,
+    plugins: bool = False,
 ) -> Report:
     """The report of a run, from the files of its stages. No model is loaded.
 
@@ -79,12 +82,14 @@ def make_report(
         rows: Most comparisons on the page.
         also: Folders of other runs whose scores of the same responses can be shown.
         spans: File of spans that replace the data's own; ``docs/report.md`` describes it.
+        plugins: Whether to import the code that the run's recipe names. It can do whatever you can: leave it out for the run
+            of a stranger.
 
     Raises:
         UserError: the folder holds no finished stage and no run that goes on, a custom scorer cannot be found, or the file of
             spans is wrong.
     """
-    return Reports(folder, rows=rows, also=also, spans=spans).make()
+    return Reports(folder, rows=rows, also=also, spans=spans, plugins=plugins).make()
 
 
 class Reports:
@@ -100,8 +105,9 @@ class Reports:
         rows: int = ROWS,
         also: Sequence[str | Path] = (),
         spans: str | Path | None = None,
+        plugins: bool = False,
     ) -> None:
-        self.folder, self._given = Path(folder), (rows, also, spans)
+        self.folder, self._given, self._plugins = Path(folder), (rows, also, spans), plugins
         self._made: tuple[object, _Scores | None] | None = None
 
     def make(self, served: str = "") -> Report:
@@ -110,6 +116,10 @@ class Reports:
         Args:
             served: Version of a page that is served and asks the server for news; empty for a file, which asks nothing.
         """
+        with nullcontext() if self._plugins else without_plugins("a report only reads"):
+            return self._make(served)
+
+    def _make(self, served: str) -> Report:
         run = RunFolder.read(self.folder)
         preview = run.preview()
         state = [manifest.fingerprint for manifest in run.manifests.values()], preview and preview.updates

@@ -10,11 +10,20 @@ from torch import Tensor
 from tokenward.config import Named
 from tokenward.errors import UserError
 from tokenward.objectives.selected import step_seeds
-from tokenward.plugins import build
+from tokenward.plugins import build, refusal_of
 from tokenward.report.collect import RunFolder
 from tokenward.scoring.reads import is_online, reads_of, scope_of_scores
 from tokenward.scoring.scorers import SCORERS, Scorer, seeded
-from tokenward.selection import ScoredTokens, Selector, TopFraction, is_signed, scope_of, selector_of, unit_of
+from tokenward.selection import (
+    KeepAll,
+    ScoredTokens,
+    Selector,
+    TopFraction,
+    is_signed,
+    scope_of,
+    selector_of,
+    unit_of,
+)
 from tokenward.selection.weights import weights_of
 
 WEIGHT = "weight"
@@ -28,6 +37,7 @@ _NOTES = {
     "unit": "The weights belong to {unit}, which need the tokenizer. They are not stored.",
     "batch": "The tokens are selected per training batch: a weight depends on the other pairs of its batch, and is not stored.",
     "dataset": "The tokens are selected over the whole data set: a weight depends on all pairs, and is not stored.",
+    "refused": "The tokens are selected by code of the recipe's own, which a report does not import; --plugins lets it.",
 }
 """Why weights cannot be shown, by what they depend on. Weights that depend on one pair can."""
 
@@ -44,7 +54,7 @@ class RunSelection(NamedTuple):
     term: str
     rule: str
     selector: Selector
-    when: Literal["pair", "step", "compared", "unit", "batch", "dataset"]
+    when: Literal["pair", "step", "compared", "unit", "batch", "dataset", "refused"]
     by: str = ""
     within: tuple["RunSelection", ...] = ()
 
@@ -96,14 +106,27 @@ def policy_scorer(run: RunFolder) -> tuple[str, Scorer] | None:
 
 def stored_scorer(run: RunFolder) -> tuple[str, Scorer] | None:
     """The policy's scorer if its scores can be computed from one stored response; otherwise None."""
+    if _refused(run):
+        return None
     made = policy_scorer(run)
     if made is None or is_online(made[1]) or scope_of_scores(made[1]) != "response":
         return None
     return made
 
 
+def _refused(run: RunFolder) -> str:
+    """Why the code of the run's scorer or selector is not imported; empty if there is none, or it is."""
+    for stage, table in (("policy", "scores"), ("policy", "policy")):
+        settings = run.setting(stage, table)
+        if settings is not None and (why := refusal_of(settings)):
+            return why
+    return ""
+
+
 def scorer_note(run: RunFolder, shown: str) -> str:
     """A sentence if the scores that are shown, of the scorer ``shown``, are not those of the policy's training."""
+    if _refused(run):
+        return f"The recipe names code of its own, which a report does not import; --plugins lets it. This page shows {shown}."
     made = policy_scorer(run)
     if made is None or stored_scorer(run) is not None:
         return ""
@@ -112,6 +135,9 @@ def scorer_note(run: RunFolder, shown: str) -> str:
 
 def selections_of(run: RunFolder) -> list[RunSelection]:
     """All selections of a run, the policy's own first; empty without a policy."""
+    if _refused(run):
+        name, _ = _split_name(run.setting("policy", "policy", "selection"))
+        return [RunSelection("", name, KeepAll(), "refused")]
     made = policy_scorer(run)
     if made is None:
         return []

@@ -23,7 +23,7 @@ from tokenward.types import Comparison
 PROBES, PROBE_TOKENS = 8, 32
 """Prompts and tokens per prompt of the check of an engine's weights."""
 
-TOLERANCE = 0.05
+TOLERANCE = 0.1
 """Largest mean difference of log-probabilities, in nats per token, at which an engine passes for the same weights."""
 
 SEEDS = 2**31

@@ -220,9 +220,21 @@ def _keys(shard: Path) -> list[str]:
 
 
 def _table(shard: Path, columns: list[str] | None = None) -> pa.Table:
-    # read_table looks for a whole data set of files first, which takes several times as long as reading a small one.
-    with pq.ParquetFile(shard) as file:
-        return file.read(columns, use_threads=False)
+    """Some columns of a shard, or all.
+
+    Raises:
+        UserError: its content is not what was written.
+    """
+    try:
+        # read_table looks for a whole data set of files first, which takes several times as long as reading a small one.
+        with pq.ParquetFile(shard, page_checksum_verification=True) as file:
+            return file.read(columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{shard} is damaged: {' '.join(str(error).split())}. Delete the file and run the recipe again, which computes its values "
+            "anew.",
+            code="damaged-files",
+        ) from error
 
 
 def _read(shard: Path) -> ShardColumns:
@@ -268,6 +280,18 @@ class Shards:
         """The shards that are not written yet; of one part, or of all."""
         mine = (number for number in range(len(self)) if part is None or part.has(number))
         return [number for number in mine if not self.path(number).exists()]
+
+    def without_damaged(self, say: Callable[[str], None], part: StagePart | None = None) -> "Shards":
+        """These shards, after those of a part, or of all, whose content is not what was written were deleted, each with a line."""
+        for number in range(len(self)):
+            shard = self.path(number)
+            if (part is None or part.has(number)) and shard.exists():
+                try:
+                    _table(shard)
+                except UserError:
+                    shard.unlink()
+                    say(f"  {shard} was damaged and has been deleted; its values are computed again")
+        return self
 
     def waiting(self, table: TokenTable, part: StagePart | None = None) -> int:
         """Number of responses in the missing shards of a part; the items are the table's rows."""
@@ -334,7 +358,7 @@ def _write(shard: Path, records: Sequence[TokenRecord]) -> None:
     for name in records[0].values:
         columns[name] = pa.array([record.values[name] for record in records], pa.list_(kind))
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink, compression="zstd")
+    pq.write_table(pa.table(columns), sink, compression="zstd", write_page_checksum=True)
     atomic_write(shard, sink.getvalue().to_pybytes())
 
 

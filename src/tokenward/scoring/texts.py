@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tokenward.artifacts import MANIFEST, read_json, read_manifest, write_json
+from tokenward.artifacts import MANIFEST, read_json, read_manifest, user_path, write_json
 from tokenward.data.conversations import DataReply, user
 from tokenward.data.parsers import Answered
 from tokenward.errors import UserError
@@ -138,7 +138,7 @@ class TokenScorer:
             UserError: The folder does not exist, or the reference of an oracle is unknown or has other weights now.
         """
         check_places(folder=folder, reference=reference)
-        folder = Path(folder).expanduser()
+        folder = user_path(folder)
         facts = _stage_facts(folder)
         if (folder / MANIFEST).is_file() or (
             not is_model_folder(folder) and is_model_folder(folder / "model")

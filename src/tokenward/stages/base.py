@@ -82,6 +82,7 @@ class Stage(ABC):
         settings, inputs = first_alone(lambda: (dict(self.settings(run)), dict(self.inputs(run))))
         with run.stage(self.name, settings, inputs, layout=self.layout) as folder:
             if not folder.done:
+                first_alone(lambda: run.verify(folder.manifest.inputs))
                 facts = (
                     first_alone(lambda: dict(self.make(run, folder)))
                     if not self.parallel

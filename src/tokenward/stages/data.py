@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from tokenward.artifacts import StageFolder, file_fingerprint, fingerprint
+from tokenward.artifacts import StageFolder, file_fingerprint, fingerprint, user_path
 from tokenward.config import DataTable, EvalTable
 from tokenward.data.prepare import Dropped, Reading, Usable, read
 from tokenward.data.stream import write_split
@@ -123,7 +123,7 @@ def source_fingerprint(source: str | list[str]) -> str:
     """Fingerprint of a source's files, or of its name if it is on the hub."""
     parts = []
     for name in [source] if isinstance(source, str) else source:
-        path = Path(name).expanduser()
+        path = user_path(name)
         root = Path(path.anchor)
         matches = [path] if path.exists() else sorted(root.glob(str(path.relative_to(root))))
         found = [

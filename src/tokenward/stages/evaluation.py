@@ -90,7 +90,7 @@ class EvaluationStage(Stage):
 
     def inputs(self, run: Run) -> Mapping[str, str]:
         names = ["scores", "policy", *(["eval_reward"] if run.recipe.eval_reward is not None else [])]
-        return {name: run.done(name).fingerprint for name in names}
+        return {name: run.done(name).identity for name in names}
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         measures = measures_of(run)

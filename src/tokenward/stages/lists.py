@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from tokenward.artifacts import Manifest, StagePart
+from tokenward.artifacts import DamagedFiles, Manifest, StagePart, said
 from tokenward.config import LoadedRecipe, Recipe, check_unused
 from tokenward.distributed import first_alone
 from tokenward.errors import UserError
@@ -82,11 +82,24 @@ def wanted_stages(run: Run, last: str = "evaluation") -> list[Stage]:
 
 
 def run_through(run: Run, last: str = "evaluation") -> None:
-    """Carry out every stage up to ``last`` that is not done yet.
+    """Carry out every stage up to ``last`` that is not done yet. A damaged stage is made again.
 
     Raises:
         UserError: a stage cannot work. Finished stages stay finished.
     """
+    while True:
+        try:
+            _run_once(run, last)
+        except DamagedFiles as error:
+            if error.stage in run.suspected:
+                raise
+            run.suspected.add(error.stage)
+            run.display.line(f"  damaged: {said(error.folder, error.found)}. {error.stage} is made again")
+        else:
+            return
+
+
+def _run_once(run: Run, last: str) -> None:
     wanted = wanted_stages(run, last)
     first_alone(lambda: check_models(run))
     for line in idle_settings(run, wanted[-1].name):

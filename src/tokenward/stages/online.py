@@ -54,7 +54,7 @@ class OnlineSftStage(SftStage):
 
     def inputs(self, run: Run) -> Mapping[str, str]:
         name = run.whole(run.recipe.model.name)
-        return {"examples": run.done("examples").fingerprint, "model": run.fingerprint_of(name)}
+        return {"examples": run.done("examples").identity, "model": run.fingerprint_of(name)}
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         assert run.recipe.sft is not None
@@ -102,7 +102,7 @@ class OnlineStage(TrainingStage):
             inputs["reward model"] = run.fingerprint_of(run.recipe.reward.model)
         table = run.recipe.prompt_task
         if table is None:
-            return {**inputs, "examples": run.done("examples").fingerprint}
+            return {**inputs, "examples": run.done("examples").identity}
         files = fingerprint([source_fingerprint(path) for path in (table.train, table.development)])
         task = run.fingerprint_of(table.model or run.recipe.model.name)
         return {**inputs, "texts": files, "task model": task}

@@ -50,7 +50,7 @@ class OnlineEvaluationStage(EvaluationStage):
         return {**super().settings(run), **task}
 
     def inputs(self, run: Run) -> Mapping[str, str]:
-        inputs, table = {"online": run.done("online").fingerprint}, run.recipe.prompt_task
+        inputs, table = {"online": run.done("online").identity}, run.recipe.prompt_task
         if table is not None:
             texts = [source_fingerprint(path) for path in (table.development, table.test)]
             inputs["test"] = fingerprint(texts)

@@ -124,7 +124,7 @@ class OracleStage(ScorerModelStage):
 
     def inputs(self, run: Run) -> Mapping[str, str]:
         """The reference."""
-        return {"reference": run.done("reference").fingerprint}
+        return {"reference": run.done("reference").identity}
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Train."""
@@ -178,7 +178,7 @@ class AuxiliaryStage(ScorerModelStage):
     def inputs(self, run: Run) -> Mapping[str, str]:
         """The reference, the model that training starts from, and the models behind the subset."""
         return {
-            "reference": run.done("reference").fingerprint,
+            "reference": run.done("reference").identity,
             "model": run.fingerprint_of(auxiliary_start(run, self.model)),
             **subset_inputs(run, self.table(run.recipe)),
         }

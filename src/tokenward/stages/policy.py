@@ -51,7 +51,7 @@ class PolicyStage(TrainingStage):
 
     def inputs(self, run: Run) -> Mapping[str, str]:
         """The scores, and the model that training starts from."""
-        return {"scores": run.done("scores").fingerprint, "model": run.fingerprint_of(run.policy_start)}
+        return {"scores": run.done("scores").identity, "model": run.fingerprint_of(run.policy_start)}
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Select tokens and train."""

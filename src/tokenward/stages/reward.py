@@ -54,7 +54,7 @@ class RewardStage(TrainingStage):
         """The encoded data, and the model that training starts from."""
         name = reward_start(run)
         return {
-            "data": run.done("data").fingerprint,
+            "data": run.done("data").identity,
             "encoded": encoded_fingerprint(run, run.tokenizer_template(name)),
             "model": run.fingerprint_of(name),
         }

@@ -1,7 +1,7 @@
 """A run: its recipe, folders, display, and the models that stages start from."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,9 @@ from tokenward.artifacts import (
     open_part,
     open_stage,
     read_manifest,
+    recorded,
     require,
+    user_path,
 )
 from tokenward.config import OnlineTable, PromptTaskTable, Recipe
 from tokenward.display import Display
@@ -67,7 +69,7 @@ def check_start(name: str, *, trust_remote_code: bool) -> None:
     if name in ("default", HUB_NAME) or is_hub_name(name):
         return
     resolve(name)
-    if not Path(name).expanduser().is_dir():
+    if not user_path(name).is_dir():
         return
     parts = parts_of(resolve(name))
     if parts.head_mlp is not None:
@@ -89,15 +91,21 @@ class Run:
     Attributes:
         recipe: The checked recipe.
         display: Where progress is shown.
+        suspected: Stages whose files were found damaged: each file is compared when they are opened.
     """
 
     recipe: Recipe
     display: Display = field(default_factory=lambda: Display(quiet=True))
+    suspected: set[str] = field(default_factory=set[str])
 
     @property
     def folder(self) -> Path:
-        """The run's folder, which holds a folder per stage."""
-        return Path(self.recipe.run).expanduser()
+        """The run's folder, which holds a folder per stage.
+
+        Raises:
+            UserError: the recipe's ``run`` cannot be a path.
+        """
+        return user_path(self.recipe.run)
 
     def path(self, stage: str) -> Path:
         """Folder of a stage."""
@@ -139,12 +147,28 @@ class Run:
         manifest.check({name: known for name in manifest.inputs if (known := self._holds(name))})
         return manifest
 
+    def verify(self, stages: Iterable[str]) -> None:
+        """Compare every file of some finished stages, and of the stages that those were made from, with the manifests.
+
+        Raises:
+            DamagedFiles: a file is missing, or is not what the stage wrote.
+        """
+        waiting, seen = list(stages), set[str]()
+        while waiting:
+            name = waiting.pop()
+            if name in seen or not self._holds(name):
+                continue
+            seen.add(name)
+            manifest = read_manifest(self.path(name))
+            manifest.check_files(self.path(name))
+            waiting += manifest.inputs
+
     def _holds(self, name: str) -> str:
-        """Fingerprint of the stage that a folder holds now; empty if the run has no such stage."""
+        """Identity of the stage that a folder holds now; empty if the run has no such stage."""
         folder = self.path(name)
         if not (folder / MANIFEST).is_file() or read_manifest(folder).stage != name:
             return ""
-        return require(folder, name).fingerprint
+        return require(folder, name).identity
 
     @contextmanager
     def stage(
@@ -161,7 +185,8 @@ class Run:
         The file of a ``"module:Name"`` in the settings becomes an input, so that editing it runs the stage again.
         """
         inputs = {**inputs, **code_fingerprints(settings)}
-        opened = open_stage if part is None else partial(open_part, part=part)
+        whole = partial(open_stage, verify=name in self.suspected)
+        opened = whole if part is None else partial(open_part, part=part)
         given: dict[str, Any] = {
             "stage": name,
             "settings": dict(settings),
@@ -171,6 +196,8 @@ class Run:
         with first_enters(lambda: opened(self.path(name), **given)) as stage:
             if stage.done:
                 self.display.heading(name, "already done, nothing has changed")
+                for file, problem in stage.manifest.damage(stage.path).items():
+                    self.display.line(f"  {stage.path / file} {problem}. Nothing is computed from it")
             elif part is not None:
                 self.display.heading(name, f"part {part}")
             elif stage.resuming:
@@ -226,13 +253,20 @@ class Run:
         Raises:
             UserError: the adapter cannot be merged, or the merged model computes other log-probabilities.
         """
-        if not (Path(name).expanduser() / ADAPTER_FILE).is_file():
+        if not (user_path(name) / ADAPTER_FILE).is_file():
             return name
         kind = "-own" if self.recipe.model.dtype == OWN else ""
         target = self.folder / FOLDER / f"{model_fingerprint(name)[:16]}{kind}"
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f".lock-{FOLDER}"):  # jobs that write parts of the scores begin at once
-            return str(target) if target.is_dir() else self._merge(name, target)
+            if target.is_dir():
+                try:
+                    require(target, FOLDER).check_files(target)
+                    return str(target)
+                except UserError as error:
+                    self.display.line(f"  the merged model is made again: {error}")
+                    shutil.rmtree(target)
+            return self._merge(name, target)
 
     def _merge(self, name: str, target: Path) -> str:
         table = self.recipe.model
@@ -260,6 +294,8 @@ class Run:
                 "whole weights.",
                 code="merge-differs",
             )
+        made = Manifest.begin(FOLDER, {"dtype": table.dtype}, {"model": model_fingerprint(name)}, 1)
+        made.finished({"difference": found}, recorded(scratch)).write(scratch)
         scratch.rename(target)
         self.display.line(
             f"  {name} is an adapter on {parts_of(resolve(name)).base}. It was merged into {target}, from which this run starts "

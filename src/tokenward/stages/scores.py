@@ -68,7 +68,7 @@ class ValuesStage(Stage):
             # Without missing shards of its own, a job loads a model only to finish the stage.
             others = [] if shards.missing(part) else shards.missing()
             facts = None if others else self.write(run, folder)
-            missing = others or shards.missing()
+            missing = others or shards.without_damaged(run.display.line).missing()
             if facts is None or missing:
                 run.display.line(f"  {shards.said_missing(part, missing)}")
                 return "waits"
@@ -93,7 +93,7 @@ class ReferenceStage(ValuesStage):
     def inputs(self, run: Run) -> Mapping[str, str]:
         template = run.tokenizer_template(run.reference_model)
         return {
-            "data": run.done("data").fingerprint,
+            "data": run.done("data").identity,
             "pairs": pairs_fingerprint(run, template),
             "model": run.fingerprint_of(run.reference_model),
             "template": template.fingerprint,
@@ -125,7 +125,7 @@ class ScoresStage(ValuesStage):
 
     def inputs(self, run: Run) -> Mapping[str, str]:
         scorer = scorer_of(run)
-        found = {"reference": run.done("reference").fingerprint, **value_inputs(run, scorer)}
+        found = {"reference": run.done("reference").identity, **value_inputs(run, scorer)}
         if other_template(run, scorer) is not None:
             own = policy_template(run)
             found |= {"template": own.fingerprint, "pairs": pairs_fingerprint(run, own)}
@@ -268,10 +268,10 @@ def value_inputs(run: Run, scorer: Scorer) -> dict[str, str]:
     found: dict[str, str] = {}
     for model, mine in _by_model(_values_read(scorer)).items():
         if model in ("oracle", "reward"):
-            found[model] = run.done(model).fingerprint
+            found[model] = run.done(model).identity
         elif model in run.recipe.auxiliary_models:
             if run.recipe.auxiliary_models[model].training is not None:
-                found[f"{AUXILIARY}{model}"] = run.done(f"{AUXILIARY}{model}").fingerprint
+                found[f"{AUXILIARY}{model}"] = run.done(f"{AUXILIARY}{model}").identity
             else:
                 found[f"model of {model}"] = run.fingerprint_of(folder_of(run, model))
         for value in mine if model == "data" else ():
@@ -300,7 +300,8 @@ def _write(
     mine, label = part_of_process(part), share_label(folder.name)
 
     def write() -> None:
-        responses = Shards(folder, len(rows), shard_rows).waiting(rows, mine)
+        shards = Shards(folder, len(rows), shard_rows).without_damaged(run.display.line, mine)
+        responses = shards.waiting(rows, mine)
         with run.display.progress(label, responses * (sum(maker.passes for maker in makers) or 1)) as bar:
             write_store(
                 folder,

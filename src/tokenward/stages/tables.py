@@ -107,9 +107,11 @@ def _unless_done(folder: Path, wanted: Manifest) -> Iterator[StageFolder | None]
 
     Any number of stages may read a complete folder at once; only writing needs the lock.
     """
-    if (folder / MANIFEST).is_file() and read_manifest(folder).complete:
-        yield None
-        return
+    if (folder / MANIFEST).is_file():
+        found = read_manifest(folder)
+        if found.complete and not found.needed_damage(folder, every=True):
+            yield None
+            return
     with open_stage(
         folder,
         stage=wanted.stage,
@@ -117,6 +119,7 @@ def _unless_done(folder: Path, wanted: Manifest) -> Iterator[StageFolder | None]
         inputs=wanted.inputs,
         format=wanted.format,
         wait=True,  # jobs that write parts of the scores begin with the same tables
+        verify=True,
     ) as stage:
         yield None if stage.done else stage
 
@@ -229,7 +232,7 @@ def encoded_fingerprint(run: Run, template: Template) -> str:
 def _encoded_manifest(run: Run, template: Template) -> Manifest:
     settings = {"tokens": run.recipe.tokens.model_dump(exclude={"processes"})}
     inputs = {
-        "data": run.done("data").fingerprint,
+        "data": run.done("data").identity,
         "template": fingerprint([template.fingerprint, template.eos_ids]),
     }
     return Manifest.begin("encoded", settings, inputs, _LAYOUT)

@@ -234,7 +234,7 @@ class SftStage(TrainingStage):
         """The pairs and the model."""
         name = run.whole(run.recipe.model.name)
         return {
-            "data": run.done("data").fingerprint,
+            "data": run.done("data").identity,
             "pairs": pairs_fingerprint(run, run.tokenizer_template(name)),
             "model": run.fingerprint_of(name),
         }
@@ -282,7 +282,7 @@ class EvalRewardStage(TrainingStage):
 
     def inputs(self, run: Run) -> Mapping[str, str]:
         """The reference, or the model that the policy starts from if that has other tokens."""
-        start, found = judge_start(run), {"reference": run.done("reference").fingerprint}
+        start, found = judge_start(run), {"reference": run.done("reference").identity}
         return found if start == run.reference_model else {**found, "model": run.fingerprint_of(start)}
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:

@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cached_property
 from itertools import accumulate, islice
+from multiprocessing import connection
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -323,8 +325,18 @@ _work: list[_Work] = []  # of this process, if it belongs to a pool
 
 def _begin(work: _Work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which stops these
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the parent
+    Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _work[:] = [work]
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has ended, even if a signal killed it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _write(number: int) -> int:

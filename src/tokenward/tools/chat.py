@@ -5,12 +5,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import cached_property
-from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from tokenward.artifacts import atomic_write
+from tokenward.artifacts import atomic_write, user_path
 from tokenward.display import Display, printable
 from tokenward.errors import UserError
 from tokenward.models.identity import check_places
@@ -164,7 +163,7 @@ class Conversation:
         self._display.line("  ".join(f"{key}={known[key]:g}" for key in SETTINGS))
 
     def _save(self, name: str) -> None:
-        path = Path(name).expanduser()
+        path = user_path(name)
         if not name or not path.parent.is_dir():
             problem = f"there is no folder {path.parent}" if name else "/save needs a file"
             raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenward.artifacts import write_json, write_jsonl
+from tokenward.artifacts import user_path, write_json, write_jsonl
 from tokenward.config import Recipe, parse_recipe
 from tokenward.config.judge import JudgeTable, load_judge
 from tokenward.display import Display
@@ -232,7 +232,7 @@ def compare_models(
         message = f"there is no export {export!r}. Choose one of: {', '.join(BENCHMARKS)}."
         raise UserError(message, code="unknown-name")
     sides = _name_models(before, after)
-    folder = Path(output or Path("runs") / f"{sides[0].name}-vs-{sides[1].name}").expanduser()
+    folder = user_path(output or Path("runs") / f"{sides[0].name}-vs-{sides[1].name}")
     questions = _fitting(sides, read_prompts(prompts, export, recipe, display), recipe, export, display)
     one, other = (sample_model(side, questions, recipe, folder, display) for side in sides)
     comparison = ModelComparison(recipe=recipe, display=display, questions=questions, replies=(one, other))

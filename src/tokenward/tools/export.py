@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from tokenward.artifacts import Manifest, read_manifest
+from tokenward.artifacts import Manifest, read_manifest, user_path
 from tokenward.display import Display, interval, rounded
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figures, load_figures
@@ -86,7 +86,7 @@ def export(target: str, folder: str | Path, *, display: Display | None = None) -
     Raises:
         UserError: the run has not finished, the folder is not empty, or the model has no plain form.
     """
-    place = Path(folder).expanduser()
+    place = user_path(folder)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UserError(f"{folder} already exists and is not empty. Name a new folder.", code="file-exists")
     check_places(model=target)

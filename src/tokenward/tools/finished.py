@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenward.artifacts import MANIFEST, Manifest, read_json, read_manifest, require
+from tokenward.artifacts import MANIFEST, Manifest, read_json, read_manifest, require, user_path
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.stages.evaluation import RECIPE
@@ -42,10 +42,12 @@ def finished_model(target: str) -> FinishedModel:
     Raises:
         UserError: the run or the stage has not finished, or the stage trains no language model.
     """
-    folder = Path(target).expanduser()
+    folder = user_path(target)
     if (folder / MANIFEST).is_file():
         stage = read_manifest(folder).stage
-        facts = require(folder, stage).facts
+        manifest = require(folder, stage)
+        manifest.check_files(folder)  # before weights are loaded that are not those of the run
+        facts = manifest.facts
         if not (folder / "model").is_dir():
             raise UserError(
                 f"{folder} is the folder of the stage {stage}, which trains no model. Name the folder of the run: "
@@ -66,7 +68,7 @@ def run_folder(name: str | Path) -> Path:
     Raises:
         UserError: there is no run.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     for place in (folder, folder.parent):
         if any((place / stage / MANIFEST).is_file() for stage in NAMES):
             return place

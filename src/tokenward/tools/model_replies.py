@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenward.artifacts import MANIFEST, atomic_write, fingerprint, open_stage, read_json
+from tokenward.artifacts import MANIFEST, atomic_write, fingerprint, open_stage, read_json, user_path
 from tokenward.config import Recipe
 from tokenward.data import comparison_key, rows
 from tokenward.data.fields import FieldError
@@ -85,7 +85,7 @@ class ComparedModel(NamedTuple):
 
 def model_folder(name: str) -> str:
     """The model that a name stands for: the policy of a run's folder, the model of a stage's folder, or the name itself."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     for inner in ("policy/model", "online/model"):
         if (path / inner).is_dir():
             return str(path / inner)
@@ -94,7 +94,7 @@ def model_folder(name: str) -> str:
 
 def short_name(name: str) -> str:
     """The last distinctive part of a model's name, such as ``quickstart`` of ``runs/quickstart/policy/model``."""
-    parts = Path(name).expanduser().resolve().parts
+    parts = user_path(name).resolve().parts
     return [part for part in parts if part not in ("model", "policy", "online")][-1]
 
 

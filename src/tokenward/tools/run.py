@@ -12,13 +12,13 @@ import datasets
 import transformers
 from pydantic import BaseModel
 
-from tokenward.artifacts import MANIFEST, StagePart, fingerprint
+from tokenward.artifacts import MANIFEST, StagePart, fingerprint, naming_the_disk
 from tokenward.config import LoadedRecipe, Named, Resolved, load_recipe, resolved
 from tokenward.display import Display
-from tokenward.distributed import agree, alone, end, first_alone, is_first, not_started, start, work_alone
+from tokenward.distributed import agree, end, first_alone, is_first, not_started, start, work_alone
 from tokenward.errors import UserError
 from tokenward.objectives import OBJECTIVES, objective_of
-from tokenward.plugins import find
+from tokenward.plugins import find, plugin_files
 from tokenward.report.growing import growing
 from tokenward.report.page import make_report
 from tokenward.sampling.registry import SAMPLERS
@@ -103,7 +103,12 @@ def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
 
 def _object_values(kind: str, named: Named, seed: int) -> dict[str, Any]:
     """The settings of a named object. An object that draws random numbers has the recipe's seed by default."""
-    target = find(kind, named.name, REGISTRIES[kind])
+    try:
+        target = find(kind, named.name, REGISTRIES[kind])
+    except UserError as error:
+        if error.code != "plugins-refused":
+            raise
+        return {}
     if dataclasses.is_dataclass(target) and kind in ("objective", "scorer", "selection"):
         makers = {"scorer": made_scorer, "selection": selector_of}
         try:
@@ -148,9 +153,10 @@ def run_recipe(
     start()
     run = open_run(recipe, overrides, quiet=quiet)
     stages = [stage.name for stage in wanted_stages(run, last) if stage.present(run.recipe)]
-    with growing(run.folder, stages, run.display) if is_first() else nullcontext():
+    page = growing(run.folder, stages, run.display) if is_first() else nullcontext()
+    with naming_the_disk(run.folder), page:
         run_through(run, last)
-    run.display.line(f"report:  {first_alone(lambda: make_report(run.folder).save())}")
+    run.display.line(f"report:  {first_alone(lambda: make_report(run.folder, plugins=True).save())}")
     end()
     return run
 
@@ -171,7 +177,7 @@ def score_part(recipe: str | Path, part: str, overrides: Sequence[str] = (), *, 
     work_alone()
     run = open_run(recipe, overrides, quiet=quiet)
     if write_part(run, mine):
-        run.display.line(f"report:  {make_report(run.folder).save()}")
+        run.display.line(f"report:  {make_report(run.folder, plugins=True).save()}")
     return run
 
 
@@ -186,14 +192,21 @@ def open_run(recipe: str | Path, overrides: Sequence[str] = (), *, quiet: bool =
     Raises:
         UserError: a key, a value or a name in the recipe is wrong.
     """
-    if not alone():  # a mistake in it is one, not one of each process
-        first_alone(lambda: check_recipe(load_recipe(recipe, overrides)))
-    loaded = load_recipe(recipe, overrides)
-    if alone():
+    display = Display(quiet=quiet or not is_first())
+
+    def check() -> None:
+        loaded = load_recipe(recipe, overrides)
+        for name, file in plugin_files(loaded.recipe.model_dump()).items():
+            display.line(
+                f"  {name} is code that runs with this recipe: {file or 'no file of this name is found'}"
+            )
         check_recipe(loaded)
+
+    first_alone(check)  # a mistake is one, not one of each process
+    loaded = load_recipe(recipe, overrides)
     agree(fingerprint(loaded.recipe.model_dump(mode="json")), f"the recipe {recipe}")
     quiet_libraries()
-    run = Run(recipe=loaded.recipe, display=Display(quiet=quiet or not is_first()))
+    run = Run(recipe=loaded.recipe, display=display)
     if asked := not_started():
         run.display.line(
             f"note: accelerate launch was asked for {asked} processes and has started one: with --cpu, or without a GPU, it starts no "

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
@@ -21,7 +22,8 @@ from transformers import TrainingArguments as Args
 
 from tokenward.artifacts import read_jsonl, write_jsonl
 from tokenward.display import Bar
-from tokenward.distributed import alone, any_of, is_first
+from tokenward.distributed import alone, any_of, gather, is_first
+from tokenward.errors import StoppedBySignal
 from tokenward.models.sharding import is_first_process, put, reshard, whole
 from tokenward.sampling import Reply
 
@@ -312,46 +314,49 @@ PRESSED_AGAIN = 2.0
 
 
 class StopOnInterrupt(TrainerCallback):
-    """The first Ctrl-C finishes the current step, saves a checkpoint and stops; the second stops at once.
+    """The first Ctrl-C or SIGTERM finishes the current step, saves a checkpoint and stops; the second stops at once.
 
     Of several processes, all stop after the same step.
 
     Attributes:
-        interrupted: Whether the first has come.
+        signal: Number of the first signal; None if none has come.
     """
 
     def __init__(self) -> None:
-        self.interrupted = False
+        self.signal: int | None = None
         self._since = 0.0
 
     @contextmanager
     def listening(self) -> Iterator["StopOnInterrupt"]:
-        """Handle Ctrl-C inside the context, if this is the main thread."""
-        try:
-            before = signal.signal(signal.SIGINT, self._on_signal)
-        except ValueError:  # not the main thread: signals stay with the caller
+        """Handle the signals inside the context, if this is the main thread."""
+        if current_thread() is not main_thread():  # signals stay with the caller
             yield self
             return
+        before = {
+            number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield self
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
+        if self.signal is not None:
             # The terminal interrupts the processes, and torchrun does it once more.
             if alone() or time.monotonic() - self._since > PRESSED_AGAIN:
-                raise KeyboardInterrupt
+                raise StoppedBySignal(signal=number)
             return
-        self.interrupted, self._since = True, time.monotonic()
+        self.signal, self._since = number, time.monotonic()
         if not is_first():
             return
         # Say so now: a step with fresh samples can take minutes. print() is not reentrant, and a signal may arrive
         # inside one, so write to the file descriptor.
-        os.write(2, b"\nstopping after this step; press Ctrl-C again to stop now\n")
+        again = "press Ctrl-C again" if number == signal.SIGINT else "send SIGTERM again"
+        os.write(2, f"\nstopping after this step; {again} to stop now\n".encode())
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        self.interrupted = any_of(self.interrupted)
-        if self.interrupted:
+        self.signal = next((found for found in gather(self.signal) if found is not None), None)
+        if self.signal is not None:
             control.should_save = True
             control.should_training_stop = True

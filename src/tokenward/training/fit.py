@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from tokenward.artifacts import read_json, write_jsonl
 from tokenward.display import Display
 from tokenward.distributed import mean_over
+from tokenward.errors import StoppedBySignal
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, imitates_bfloat16, slow_float32
 from tokenward.models.record import record
@@ -95,8 +96,8 @@ class KeepNewest(TrainerCallback):
 CHECKED_ROWS = 4
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during training; a checkpoint has been saved."""
+class Interrupted(StoppedBySignal):
+    """Ctrl-C or SIGTERM during training; a checkpoint has been saved."""
 
 
 def fit(
@@ -131,7 +132,7 @@ def fit(
 
     Raises:
         UserError: bad settings, a loss that is not finite, or a policy that differs from its reference.
-        Interrupted: Ctrl-C. A checkpoint was saved; the next call continues from it.
+        Interrupted: Ctrl-C or SIGTERM. A checkpoint was saved; the next call continues from it.
     """
     display = Display(quiet=True) if display is None else display
     last_file = TRAINER_STATE_NAME if between is None else STATE_FILE
@@ -255,9 +256,10 @@ def _train(
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if ended:
         return _measured_before(trainer)
-    if interrupt.interrupted and trainer.state.global_step < steps:
+    if interrupt.signal is not None and trainer.state.global_step < steps:
         raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {steps}; the same command continues from there"
+            f"stopped at step {trainer.state.global_step} of {steps}; the same command continues from there",
+            interrupt.signal,
         )
     return {
         "train_loss": mean_over(result.training_loss),

@@ -61,7 +61,7 @@ class StepBatch:
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "StepBatch":
         """The same passes on another device; accelerate calls it."""
         # A copy to a GPU need not wait, because what uses it is queued behind it. Accelerate does not ask for that.
-        freely = non_blocking or torch.device(device).type == "cuda"
+        freely = non_blocking or torch.device(device).type not in ("cpu", "mps")
         moved = (
             item._replace(
                 batch=item.batch.to(device, non_blocking=freely),
@@ -137,24 +137,26 @@ class StepDenominator:
 
     def __init__(self, reduce: Callable[[Tensor], Tensor]) -> None:
         self._reduce = reduce
-        self._loss = self._total = torch.zeros(())
+        # Numbers, not tensors: a tensor would have to be copied to the device, for which the host waits.
+        self._loss: Tensor | float = 0.0
+        self._total: Tensor | float = 0.0
 
     def add(self, loss: Tensor, losses: Losses, counts: Tensor) -> None:
         """Add one pass: the scalar that went backward, its losses, and which comparisons count (``[b]`` bool)."""
         assert losses.denominator is not None
-        self._loss = self._loss.to(loss) + loss.detach()
-        self._total = self._total.to(loss) + (losses.denominator.detach() * counts).sum()
+        self._loss = self._loss + loss.detach()
+        self._total = self._total + (losses.denominator.detach() * counts).sum().to(loss)
 
     def close(self, comparisons: Tensor | int) -> tuple[Tensor, Tensor]:
         """By what to multiply the gradients of a finished step, and this process's share of the step's loss.
 
         ``comparisons`` are those of the step over all processes, by which the losses were divided.
         """
-        total = self._reduce(self._total)
+        total = self._reduce(torch.as_tensor(self._total))
         # If nothing counts, every gradient is 0 already.
         factor = torch.where(total > 0, comparisons / total, 0.0)
         share = self._loss * factor
-        self._loss = self._total = torch.zeros(())
+        self._loss = self._total = 0.0
         return factor, share
 
 

@@ -10,10 +10,7 @@ from typing import Any
 from transformers import Trainer
 from transformers.integrations.integration_utils import TensorBoardCallback
 
-from tokenward.artifacts import StageFolder
-
-TENSORBOARD = "tensorboard"
-"""Folder of a stage for TensorBoard's event files."""
+from tokenward.artifacts import EVENTS, StageFolder, user_path
 
 
 def tracker_defaults(stage: StageFolder, part: str = "") -> dict[str, Any]:
@@ -27,7 +24,7 @@ def tracker_defaults(stage: StageFolder, part: str = "") -> dict[str, Any]:
     wanted = os.environ.get("TENSORBOARD_LOGGING_DIR")
     return {
         "run_name": f"{name.as_posix()} {stage.manifest.created[:19]}",
-        "logging_dir": str(Path(wanted) / name if wanted else stage.path / TENSORBOARD / part),
+        "logging_dir": str(Path(wanted) / name if wanted else stage.path / EVENTS / part),
     }
 
 
@@ -35,7 +32,7 @@ def place_event_files(trainer: Trainer, folder: str | None) -> None:
     """Let TensorBoard's callback write to a folder; None leaves transformers' own choice."""
     for callback in trainer.callback_handler.callbacks if folder is not None else ():
         if isinstance(callback, TensorBoardCallback):
-            callback.logging_dir = str(Path(folder or "").expanduser())
+            callback.logging_dir = str(user_path(folder or ""))
 
 
 @contextmanager
