@@ -54,20 +54,28 @@ def main() -> None:
             for adapter in (None, ADAPTER):
                 for half in (False, True):
                     predicted, found = predict(model, adapter, half), count(model, adapter, half)
-                    what = f"| {name} | {'LoRA' if adapter else 'full'} | {'bfloat16' if half else 'float32'} |"
+                    what = (
+                        f"| {name} | {'LoRA' if adapter else 'full'} | {'bfloat16' if half else 'float32'} |"
+                    )
                     show(what, predicted, found)
         sharded = torch.zeros(3, dtype=torch.int64).share_memory_()
         mp.spawn(_shard, (small, sharded), nprocs=2)
         sizes = model_sizes(small)
         held = training_bytes(sizes, Work(0, 0, 0), NumberTypes(), Devices(2, "fsdp2", 0, 1, 1))
         predicted = Held(held.weights, held.gradients, held.optimizer, 0)
-        show("| tiny, each of 2 under FSDP2 | full | float32 |", predicted, Held(*map(float, sharded.tolist()), 0))
+        show(
+            "| tiny, each of 2 under FSDP2 | full | float32 |",
+            predicted,
+            Held(*map(float, sharded.tolist()), 0),
+        )
 
 
 def show(what: str, predicted: Held, found: Held) -> None:
     """Print predicted and counted bytes, and their quotient."""
     for name, values in (("predicted", predicted), ("counted", found)):
-        print(f"{what} {name} | {' | '.join(f'{value / 1e6:,.2f} MB' if value else '' for value in values)} |")
+        print(
+            f"{what} {name} | {' | '.join(f'{value / 1e6:,.2f} MB' if value else '' for value in values)} |"
+        )
     quotients = [f"{one / other:.3f}" if other else "" for one, other in zip(predicted, found, strict=True)]
     print(f"{what} quotient | {' | '.join(quotients)} |", flush=True)
 

@@ -57,7 +57,9 @@ def test_an_adapter_leaves_nothing_but_itself_to_exchange():
 def test_time_is_that_of_computing_or_of_sending():
     assert training_seconds(8e12, 1e9, on("ddp")) == 2, "eight operations of a trillion on four devices"
     assert training_seconds(8e12, 5e9, on("ddp")) == 5
-    sent = {name: sent_bytes(SIZES, HALVES, on(name), passes=6, updates=2) for name in ("ddp", "fsdp2", "zero2")}
+    sent = {
+        name: sent_bytes(SIZES, HALVES, on(name), passes=6, updates=2) for name in ("ddp", "fsdp2", "zero2")
+    }
     share = 3 / 4
     assert sent == {
         "ddp": share * 2 * 2 * 4000,
