@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.data import random_ids
 from benchmarks.folders import tiny
@@ -59,7 +60,7 @@ def main() -> None:
                     )
                     show(what, predicted, found)
         sharded = torch.zeros(3, dtype=torch.int64).share_memory_()
-        mp.spawn(_shard, (small, sharded), nprocs=2)
+        start_processes(_shard, (small, sharded), nprocs=2, start_method="spawn")
         sizes = model_sizes(small)
         held = training_bytes(sizes, Work(0, 0, 0), NumberTypes(), Devices(2, "fsdp2", 0, 1, 1))
         predicted = Held(held.weights, held.gradients, held.optimizer, 0)
@@ -136,9 +137,7 @@ def saved(weights: list[nn.Parameter]) -> Iterator[dict[int, int]]:
 
 def _shard(rank: int, name: str, result: Tensor) -> None:
     """One of two processes that train under FSDP2."""
-    with tempfile.TemporaryDirectory() as _:
-        store = dist.TCPStore("127.0.0.1", _PORT, 2, is_master=rank == 0)
-        dist.init_process_group("gloo", rank=rank, world_size=2, store=store)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{_PORT}", rank=rank, world_size=2)
     model = load_model(name, device="cpu").model
     mesh = init_device_mesh("cpu", (2,))
     for layer in model.model.layers:
@@ -152,7 +151,11 @@ def _shard(rank: int, name: str, result: Tensor) -> None:
     moments = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
     parts = (weights, [weight.grad for weight in weights], moments)
     if rank == 0:
-        result.copy_(torch.tensor([int(size(item.to_local() for item in part)) for part in parts]))
+        result.copy_(
+            torch.tensor(
+                [int(size(item.to_local() for item in part if isinstance(item, DTensor))) for part in parts]
+            )
+        )
     dist.destroy_process_group()
 
 

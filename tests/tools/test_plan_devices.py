@@ -10,7 +10,7 @@ from tokenward.config import load_recipe
 from tokenward.errors import UserError
 from tokenward.models.identity import model_sizes
 from tokenward.ops.costs import FLOAT, HALF, ModelSizes, NumberTypes, Work, training_memory
-from tokenward.ops.sharding import Devices, sent_bytes, training_bytes, training_seconds
+from tokenward.ops.sharding import Devices, Engine, sent_bytes, training_bytes, training_seconds
 from tokenward.tools.plan import plan_recipe
 from tokenward.tools.plan_devices import TrainingWork, Wanted, bytes_of, fitting, wanted
 
@@ -21,7 +21,7 @@ WORK = Work(30, 20, 50)
 HALVES = NumberTypes(FLOAT, HALF)
 
 
-def on(engine: str, count: int = 4) -> Devices:
+def on(engine: Engine, count: int = 4) -> Devices:
     return Devices(count, engine, 1e9, 1e12, 1e9)
 
 
@@ -33,7 +33,7 @@ def test_one_device_is_one_process(engine, types):
 
 
 def test_each_engine_worked_by_hand():
-    def state(engine: str, types: NumberTypes, **more) -> list[float]:
+    def state(engine: Engine, types: NumberTypes, **more) -> list[float]:
         found = training_bytes(SIZES, WORK, types, on(engine), **more)
         return [found.weights, found.gradients, found.optimizer, found.reference, found.whole]
 
