@@ -163,32 +163,35 @@ def _table(rows: list[dict[str, Any]], separator: str) -> str:
     return out.getvalue()
 
 
+def _written(rows: list[Any], kind: str) -> bytes:
+    """The rows as a file of a kind."""
+    tables = [row for row in rows if isinstance(row, dict)]
+    if kind == "parquet":
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(tables), sink)
+        return sink.getvalue()
+    if kind in ("csv", "tsv"):
+        return _table(tables, "," if kind == "csv" else "\t").encode("utf-8", "surrogatepass")
+    if kind == "json":
+        return json.dumps(rows).encode()
+    return "".join(json.dumps(row, default=str) + "\n" for row in rows).encode()
+
+
 def _try_reader(folder: Path, shapes: list[list[dict[str, Any]]], chance: random.Random) -> str:
-    rows = chance.choice(shapes)
+    rows: list[Any] = chance.choice(shapes)
     if chance.random() < 0.5:
         rows = [changed(row, chance) if chance.random() < 0.4 else row for row in rows]
     kind = chance.choice(("jsonl", "jsonl", "json", "csv", "tsv", "parquet", "jsonl.gz"))
-    tables = [row for row in rows if isinstance(row, dict)]
     try:
-        if kind == "parquet":
-            sink = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist(tables), sink)
-            data = sink.getvalue()
-        elif kind in ("csv", "tsv"):
-            data = _table(tables, "," if kind == "csv" else "\t").encode("utf-8", "surrogatepass")
-        elif kind == "json":
-            data = json.dumps(rows).encode()
-        else:
-            data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        data = _written(rows, kind)
     except (pa.ArrowException, ValueError, TypeError, IndexError, OverflowError, UnicodeError):
-        data = "".join(json.dumps(row, default=str) + "\n" for row in rows).encode()
         kind = "jsonl"
+        data = _written(rows, kind)
     if chance.random() < 0.7:
         data = damaged(data, chance)
     if kind == "jsonl.gz":
         data = gzip.compress(data, mtime=0)
-        if chance.random() < 0.5:
-            data = damaged(data, chance)
+        data = damaged(data, chance) if chance.random() < 0.5 else data
     path = folder / f"rows.{kind}"
     path.write_bytes(data)
     found = load(path)

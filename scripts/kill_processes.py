@@ -35,7 +35,7 @@ SAVES = "save_strategy: steps, save_steps: 2, "
 """Short trainings write no checkpoints, and a killed one would only begin again."""
 
 RECIPES = {
-    "sepo": TINY_RECIPE.replace("training: {{", f"training: {{{{{SAVES}"),
+    "sepo": TINY_RECIPE.replace("training: {{", f"training: {{{{{SAVES}") + "scores: {{shard_rows: 4}}\n",
     "tlm": EXAMPLES.replace("max_steps: 6", f"{SAVES}max_steps: 6") + "seed: 2\n",
 }
 STAGES = {
@@ -90,7 +90,7 @@ class Job(NamedTuple):
     folder: Path
     recipe: str
     name: str
-    changes: Sequence[str] = ("scores.shard_rows=4",)
+    changes: Sequence[str] = ()
 
     @property
     def home(self) -> Path:
@@ -184,6 +184,7 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--per-run", type=int, default=5)
+    parser.add_argument("--recipes", nargs="+", choices=[*RECIPES], default=[*RECIPES])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
@@ -192,12 +193,12 @@ def main() -> None:
         folder = Path(name)
         make_folder(folder)
         whole = {}
-        for recipe in RECIPES:
+        for recipe in given.recipes:
             job = Job(folder, f"{recipe}.yaml", f"{recipe}-whole")
             finish(job)
             whole[recipe] = made(job.home)
         for number in range(-(-given.kills // given.per_run)):
-            recipe = [*RECIPES][number % len(RECIPES)]
+            recipe = given.recipes[number % len(given.recipes)]
             count = min(given.per_run, given.kills - number * given.per_run)
             # In the order of the stages, so that a stage that is done is not waited for in vain.
             stages = sorted(draw.choices(STAGES[recipe], k=count), key=STAGES[recipe].index)

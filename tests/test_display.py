@@ -75,3 +75,15 @@ def test_quick_progress_in_a_file_is_one_line_or_none(log, monkeypatch, brief, c
 def test_a_line_in_a_file_is_not_wrapped_and_has_no_control_characters(log):
     Display(console=Console(file=log, width=20)).line("a reply \x1b[2J\x00 " + "word " * 20)
     assert log.getvalue().rstrip() == "a reply ␛[2J␀ " + ("word " * 20).rstrip()
+
+
+def test_a_terminal_is_sent_no_codes(log: io.StringIO) -> None:
+    hostile = "\x1b[2Jred\x9b1m \u202eabc\u2066 \ud800 \u200dx"
+    display = Display(console=Console(file=log, width=200))
+    display.heading(hostile, hostile)
+    display.line(hostile)
+    display.table("t", ("a",), [(hostile,)])
+    display.listing(("a",), [(hostile,)])
+    shown = log.getvalue()
+    assert not {"\x1b", "\x9b", "\u202e", "\u2066", "\ud800"} & set(shown)
+    assert shown.count("\u2039U+202E\u203a") == 5
