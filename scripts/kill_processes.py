@@ -39,7 +39,7 @@ RECIPES = {
     "tlm": EXAMPLES.replace("max_steps: 6", f"{SAVES}max_steps: 6") + "seed: 2\n",
 }
 STAGES = {
-    "sepo": ("data", "encoded", "reference", "oracle", "scores", "policy", "evaluation"),
+    "sepo": ("data", "reference", "oracle", "scores", "policy", "evaluation"),
     "tlm": ("examples", "online", "evaluation"),
 }
 
@@ -124,8 +124,9 @@ def finish(job: Job) -> None:
 
 def kill(job: Job, stage: str, rank: int, delay: float) -> Kill:
     """Start a run, and kill one of its processes after a stage has begun."""
+    since = job.log.stat().st_size if job.log.is_file() else 0
     launcher = start(job)
-    while launcher.poll() is None and not _begun(job.home, stage):
+    while launcher.poll() is None and not _begun(job, stage, since):
         time.sleep(0.02)
     time.sleep(delay)
     there = sorted(path.parent.name for path in job.home.glob("*/manifest.json"))
@@ -136,11 +137,9 @@ def kill(job: Job, stage: str, rank: int, delay: float) -> Kill:
     return Kill(job.recipe, stage, rank, round(delay, 3), there, status, round(time.monotonic() - killed, 2))
 
 
-def _begun(home: Path, stage: str) -> bool:
-    """Whether a stage has a manifest. One that an earlier start has left lets the kill come early, also in the imports."""
-    if stage == "encoded":
-        return any((home / stage).glob("*/manifest.json"))
-    return (home / stage / "manifest.json").is_file()
+def _begun(job: Job, stage: str, since: int) -> bool:
+    """Whether this start of the run has shown the heading of a stage, done or not. torchrun's processes write at once."""
+    return f"\n{stage}" in job.log.read_bytes()[since:].decode(errors="replace")
 
 
 def _workers(launcher: int, rank: int) -> Iterator[int]:
