@@ -35,11 +35,11 @@ SAVES = "save_strategy: steps, save_steps: 2, "
 """Short trainings write no checkpoints, and a killed one would only begin again."""
 
 RECIPES = {
-    "sepo": TINY_RECIPE.replace("training: {{", f"training: {{{{{SAVES}"),
+    "sepo": TINY_RECIPE.replace("training: {{", f"training: {{{{{SAVES}") + "scores: {{shard_rows: 4}}\n",
     "tlm": EXAMPLES.replace("max_steps: 6", f"{SAVES}max_steps: 6") + "seed: 2\n",
 }
 STAGES = {
-    "sepo": ("data", "encoded", "reference", "oracle", "scores", "policy", "evaluation"),
+    "sepo": ("data", "reference", "oracle", "scores", "policy", "evaluation"),
     "tlm": ("examples", "online", "evaluation"),
 }
 
@@ -90,7 +90,7 @@ class Job(NamedTuple):
     folder: Path
     recipe: str
     name: str
-    changes: Sequence[str] = ("scores.shard_rows=4",)
+    changes: Sequence[str] = ()
 
     @property
     def home(self) -> Path:
@@ -124,8 +124,9 @@ def finish(job: Job) -> None:
 
 def kill(job: Job, stage: str, rank: int, delay: float) -> Kill:
     """Start a run, and kill one of its processes after a stage has begun."""
+    since = job.log.stat().st_size if job.log.is_file() else 0
     launcher = start(job)
-    while launcher.poll() is None and not _begun(job.home, stage):
+    while launcher.poll() is None and not _begun(job, stage, since):
         time.sleep(0.02)
     time.sleep(delay)
     there = sorted(path.parent.name for path in job.home.glob("*/manifest.json"))
@@ -136,11 +137,9 @@ def kill(job: Job, stage: str, rank: int, delay: float) -> Kill:
     return Kill(job.recipe, stage, rank, round(delay, 3), there, status, round(time.monotonic() - killed, 2))
 
 
-def _begun(home: Path, stage: str) -> bool:
-    """Whether a stage has a manifest. One that an earlier start has left lets the kill come early, also in the imports."""
-    if stage == "encoded":
-        return any((home / stage).glob("*/manifest.json"))
-    return (home / stage / "manifest.json").is_file()
+def _begun(job: Job, stage: str, since: int) -> bool:
+    """Whether this start of the run has shown the heading of a stage, done or not. torchrun's processes write at once."""
+    return f"\n{stage}" in job.log.read_bytes()[since:].decode(errors="replace")
 
 
 def _workers(launcher: int, rank: int) -> Iterator[int]:
@@ -184,6 +183,7 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--per-run", type=int, default=5)
+    parser.add_argument("--recipes", nargs="+", choices=[*RECIPES], default=[*RECIPES])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
@@ -192,12 +192,12 @@ def main() -> None:
         folder = Path(name)
         make_folder(folder)
         whole = {}
-        for recipe in RECIPES:
+        for recipe in given.recipes:
             job = Job(folder, f"{recipe}.yaml", f"{recipe}-whole")
             finish(job)
             whole[recipe] = made(job.home)
         for number in range(-(-given.kills // given.per_run)):
-            recipe = [*RECIPES][number % len(RECIPES)]
+            recipe = given.recipes[number % len(given.recipes)]
             count = min(given.per_run, given.kills - number * given.per_run)
             # In the order of the stages, so that a stage that is done is not waited for in vain.
             stages = sorted(draw.choices(STAGES[recipe], k=count), key=STAGES[recipe].index)

@@ -1,12 +1,17 @@
 """What a process knows about its launch, and what processes tell one another."""
 
 import json
+import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.launching import launch, of_srun
 from tokenward import distributed
+from tokenward.artifacts import DamagedFiles
 from tokenward.distributed import Place, place_of, slurm_address
+from tokenward.errors import UserError
+from tokenward.scoring.reads import MissingValue
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
 SRUN = {
@@ -118,26 +123,35 @@ def test_what_one_process_does_or_fails_reaches_all(tmp_path):
 
 
 FAILS_IN_TRAINING = """
-import sys, time
 import torch
 from tokenward import distributed as d
-from tokenward.errors import UserError
 
 d.end_with_others()
 d.start()
 try:
     if d.place().rank == 1:
-        raise UserError("the disk is full")
+        raise ValueError("a bug")
     torch.distributed.all_reduce(torch.zeros(1))
-except UserError as error:
-    if d.tells(error):
-        print("told here", file=sys.stderr)
-    sys.exit(2)
+except ValueError as error:
+    d.leave_for(error)
+    raise
 """
 
 
 def test_a_process_that_fails_ends_one_that_waits_for_it_in_torch(tmp_path):
     ended = launch(["-c", FAILS_IN_TRAINING], tmp_path)
-    assert [process.status for process in ended] == [2, 2], ended
-    assert ended[0].err.strip() == "error: in process 1: the disk is full"
-    assert not ended[1].err
+    assert [process.status for process in ended] == [1, 1], ended
+    assert ended[0].err.strip() == "error: process 1 of 2: ValueError: a bug"
+    assert "Traceback" in ended[1].err
+    assert "This was process 1 of 2." in ended[1].err
+
+
+def test_every_mistake_reaches_other_processes_as_it_is():
+    for error in (
+        UserError("no file", code="missing-file", key="data.source"),
+        MissingValue("reward", "there is no reward"),
+        DamagedFiles(Path("run/scores"), "scores", {"tokens-00000.parquet": "is missing"}),
+    ):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error)
+        assert (str(again), vars(again)) == (str(error), vars(error))

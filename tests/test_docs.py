@@ -42,7 +42,7 @@ def test_recipes_in_the_documentation_are_valid(page: str, text: str) -> None:
 @pytest.mark.parametrize(("page", "text"), blocks("bash"))
 def test_commands_in_the_documentation_exist(page: str, text: str) -> None:
     commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-    for line in text.splitlines():
+    for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), line

@@ -1,5 +1,7 @@
 """The one exception that speaks to the user."""
 
+from typing import Any
+
 
 class UserError(Exception):
     """A mistake in what the user gave: data, recipe, path or value.
@@ -19,9 +21,20 @@ class UserError(Exception):
         self.code = code
         self.key = key
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, also of a subclass with other arguments: one process tells the others."""
+        return _made_again, (type(self), self.args, vars(self))
+
     def within(self, place: str) -> "UserError":
         """The same error with the place where it happened in front of its message."""
         return UserError(f"{place}: {self}", code=self.code, key=self.key)
+
+
+def _made_again(kind: type[UserError], args: tuple[Any, ...], state: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind)
+    error.args = args
+    vars(error).update(state)
+    return error
 
 
 class StoppedBySignal(KeyboardInterrupt):

@@ -165,7 +165,7 @@ class Scorer:
 
     def __call__(self, record):
         if os.environ["RANK"] == "1":
-            raise ERROR
+            raise UserError("no such colour")
         return record.value("oracle_logp") - record.value("reference_logp")
 """
 
@@ -173,9 +173,8 @@ class Scorer:
 def test_an_error_in_one_process_ends_all(shared: Path) -> None:
     """A scorer that fails in the second one while the first one goes on, and data that only the first one reads."""
     command = ["-m", "tokenward", "run", "recipes/quickstart.yaml"]
-    for name, error in {"mine": 'UserError("no such colour")', "bug": 'ValueError("a bug")'}.items():
-        shutil.copytree(shared / "runs/again", shared / f"runs/{name}")
-        (shared / f"lab_{name}.py").write_text(FAILING.replace("ERROR", error))
+    shutil.copytree(shared / "runs/again", shared / "runs/mine")
+    (shared / "lab_mine.py").write_text(FAILING)
     changes = [
         f"--set={change}" for change in ("run=runs/mine", "scores.scorer={name: lab_mine:Scorer}", *SPLIT)
     ]
@@ -184,15 +183,6 @@ def test_an_error_in_one_process_ends_all(shared: Path) -> None:
     assert "error: in process 1: no such colour" in ended[0].err
     assert not ended[1].out
     assert "colour" not in ended[1].err
-
-    changes = [
-        f"--set={change}" for change in ("run=runs/bug", "scores.scorer={name: lab_bug:Scorer}", *SPLIT)
-    ]
-    ended = launch([*command, *changes], shared)
-    assert [process.status for process in ended] == [1, 1], ended
-    assert "error: process 1 of 2: ValueError: a bug" in ended[0].err
-    assert "Traceback" not in ended[0].err
-    assert "Traceback" in ended[1].err
 
     (shared / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n')
     ended = launch([*command, "--set=data.source=bad.jsonl", "--set=run=runs/bad"], shared)

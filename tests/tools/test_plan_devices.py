@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from scripts.scaling_page import MODELS, PAGE, page
+from tokenward.config import load_recipe
 from tokenward.errors import UserError
 from tokenward.models.identity import model_sizes
 from tokenward.ops.costs import FLOAT, HALF, ModelSizes, NumberTypes, Work, training_memory
-from tokenward.ops.sharding import Devices, sent_bytes, training_bytes, training_seconds
+from tokenward.ops.sharding import Devices, Engine, sent_bytes, training_bytes, training_seconds
 from tokenward.tools.plan import plan_recipe
 from tokenward.tools.plan_devices import TrainingWork, Wanted, bytes_of, fitting, wanted
 
@@ -20,7 +21,7 @@ WORK = Work(30, 20, 50)
 HALVES = NumberTypes(FLOAT, HALF)
 
 
-def on(engine: str, count: int = 4) -> Devices:
+def on(engine: Engine, count: int = 4) -> Devices:
     return Devices(count, engine, 1e9, 1e12, 1e9)
 
 
@@ -32,7 +33,7 @@ def test_one_device_is_one_process(engine, types):
 
 
 def test_each_engine_worked_by_hand():
-    def state(engine: str, types: NumberTypes, **more) -> list[float]:
+    def state(engine: Engine, types: NumberTypes, **more) -> list[float]:
         found = training_bytes(SIZES, WORK, types, on(engine), **more)
         return [found.weights, found.gradients, found.optimizer, found.reference, found.whole]
 
@@ -119,13 +120,11 @@ def test_wrong_devices_are_refused(given, code):
 
 
 def test_a_plan_of_devices_follows_the_recipe(tiny_workplace: Path) -> None:
-    recipe, asked = tiny_workplace / "recipes" / "quickstart.yaml", Wanted(4, 1e9, "fsdp2")
+    recipe, asked = tiny_workplace, Wanted(4, 1e9, "fsdp2")
     plan = plan_recipe(recipe, (), measure=False, quiet=True, devices=asked)
     assert [stage.stage for stage in plan.devices] == ["reference", "oracle", "scores", "policy"]
     named = {stage.stage: stage for stage in plan.devices}
-    sizes = model_sizes(
-        next(line for line in recipe.read_text().split() if "model" in line and "/" in line).strip("},")
-    )
+    sizes = model_sizes(load_recipe(recipe).recipe.model.name)
     assert named["oracle"].memory.weights == sizes.weights * FLOAT / 4
     assert not any(stage.advice for stage in plan.devices)
     small = plan_recipe(recipe, (), measure=False, quiet=True, devices=Wanted(4, 1000.0))

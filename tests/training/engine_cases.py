@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from tests.tiny import tiny_llama
-from tests.training.tools import arguments, language_model, random_rows, with_reference
+from tests.training.tools import arguments, cheap_collection, language_model, random_rows, with_reference
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.models.sharding import in_parts, is_first_process
@@ -246,17 +246,21 @@ def exchange_by_gloo() -> None:
 
 def train_all(folder: Path, engine: str) -> None:
     """Each case twice: from its start in ``CASE/begun at 0``, and from its checkpoint in ``CASE/model``."""
-    for case in CASES:
-        place = folder / str(case)
-        shown = train(case, place, engine)
-        checked = any(line.startswith("  first rows: loss 0.6931") for line in shown)
-        assert checked == (case.objective == "dpo + kl"), shown
-        if is_first_process():
-            (place / "model").rename(place / "begun at 0")
-            remove_checkpoint(place / f"checkpoints/checkpoint-{STEPS}", "trainer_state.json")
-        PartialState().wait_for_everyone()
-        shown = train(case, place, engine)
-        assert f"  resuming from step {SAVED} of {STEPS}" in shown, shown
+    with cheap_collection():
+        for case in CASES:
+            _train_twice(case, folder / str(case), engine)
+
+
+def _train_twice(case: Case, place: Path, engine: str) -> None:
+    shown = train(case, place, engine)
+    checked = any(line.startswith("  first rows: loss 0.6931") for line in shown)
+    assert checked == (case.objective == "dpo + kl"), shown
+    if is_first_process():
+        (place / "model").rename(place / "begun at 0")
+        remove_checkpoint(place / f"checkpoints/checkpoint-{STEPS}", "trainer_state.json")
+    PartialState().wait_for_everyone()
+    shown = train(case, place, engine)
+    assert f"  resuming from step {SAVED} of {STEPS}" in shown, shown
 
 
 def resume(case: Case, begun: Path, folder: Path, engine: str) -> None:

@@ -6,11 +6,9 @@ is one process of a training; what launches it says so in the environment. All o
 process takes longer to begin than they take together.
 """
 
-import gc
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,14 @@ from transformers import PrinterCallback
 
 from tests.objectives.tools import MORE, NEEDED
 from tests.tiny import tiny_llama
-from tests.training.tools import arguments, language_model, random_rows, weights_of, with_reference
+from tests.training.tools import (
+    arguments,
+    cheap_collection,
+    language_model,
+    random_rows,
+    weights_of,
+    with_reference,
+)
 from tokenward.objectives import DPO, OBJECTIVES, SFT, Objective, Selected, SimPO
 from tokenward.plugins import build
 from tokenward.scoring.scorers import Probability
@@ -80,7 +85,7 @@ def train_all(folder: Path, processes: int) -> dict[str, dict[str, Any]]:
         "tokens_per_forward": 60,
     }
     trained_rows, reference = rows(), language_model()
-    with _cheap_collection():
+    with cheap_collection():
         return {
             label: _train(objective, trained_rows, reference, arguments(folder, **settings))
             for label, objective in every_objective()
@@ -103,17 +108,6 @@ def _train(objective, trained_rows, reference, settings) -> dict[str, Any]:
     logged = [_figures(entry) for entry in trainer.state.log_history if "loss" in entry]
     logged.append(_figures(trainer.evaluate()))
     return {"begun": begun, "ended": ended, "logged": logged, "passes": passes}
-
-
-@contextmanager
-def _cheap_collection() -> Iterator[None]:
-    """While open, garbage is looked for among new objects: each training collects it, which took most of the time."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _noted_passes(trainer: TokenTrainer) -> list[int]:

@@ -152,9 +152,6 @@ class DamagedFiles(UserError):
         )
         self.folder, self.stage, self.found = folder, stage, dict(found)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # one process tells the others
-        return DamagedFiles, (self.folder, self.stage, self.found)
-
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a stage's folder.

@@ -11,7 +11,7 @@ from tokenward.cli import recipes as recipes
 from tokenward.cli import runs as runs
 from tokenward.cli.app import app, left_to_first
 from tokenward.display import printable
-from tokenward.distributed import ElsewhereError, announce, end_with_others, is_first, place, tells, told
+from tokenward.distributed import ElsewhereError, end_with_others, is_first, leave_for, place, tells, told
 from tokenward.errors import UserError
 
 PARALLEL = ("run", "oracle", "reward", "score", "train", "evaluate")
@@ -31,7 +31,7 @@ def main() -> None:
     except Exception as raised:
         error = raised if isinstance(raised, UserError) else of_system(raised)
         if error is None:
-            announce(raised)
+            leave_for(raised)
             raise
         if tells(error):
             _print(error)

@@ -22,10 +22,10 @@ from tokenward.distributed.launch import (
     work_alone,
 )
 from tokenward.distributed.share import agree, first_alone, first_enters, mean_over, split, together
-from tokenward.distributed.watch import ElsewhereError, announce, tells, told
+from tokenward.distributed.watch import ElsewhereError, announce, leave_for, tells, told
 
 __all__ = [
     "ElsewhereError", "Place", "agree", "alone", "announce", "any_of", "end", "end_with_others", "first_alone", "first_enters",
-    "gather", "independent", "is_first", "mean_over", "not_started", "place", "place_of", "share_label", "slurm_address", "split",
+    "gather", "independent", "is_first", "leave_for", "mean_over", "not_started", "place", "place_of", "share_label", "slurm_address", "split",
     "start", "tells", "together", "told", "wait_for_all", "work_alone",
 ]  # fmt: skip

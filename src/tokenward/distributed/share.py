@@ -43,15 +43,13 @@ class _Outcome(NamedTuple):
 
 
 def _tried(work: Callable[[], Any]) -> tuple[_Outcome, Exception | None]:
-    """The outcome of some work, and its error. Other processes hear of an error at once."""
+    """The outcome of some work, and its error."""
     try:
         with independent():
             return _Outcome(work()), None
     except UserError as error:
-        announce(error)
         return _Outcome(mistake=error), error
     except Exception as error:  # told to all processes, and raised again
-        announce(error)
         return _Outcome(error=named(error)), error
 
 
@@ -96,7 +94,15 @@ def together(work: Callable[[], T]) -> list[T]:
         return [work()]
     start()
     outcome, error = _tried(work)
-    return _settled(gather(outcome), error)
+    if error is not None:  # the others may work for hours before they ask
+        announce(error)
+    try:
+        outcomes = gather(outcome)
+    except RuntimeError:  # the others have ended because of the error
+        if error is not None:
+            raise error from None
+        raise
+    return _settled(outcomes, error)
 
 
 def split(items: Sequence[S], work: Callable[[S], T], *, at_once: int = 16) -> Iterator[T]:

@@ -41,16 +41,32 @@ def listen(exchange: Callable[[int], list[int]]) -> None:
     exchange(0)
 
 
-def announce(error: BaseException, status: int = 1) -> None:
-    """Tell the other processes that this one has failed, if they listen; of several errors, the first one counts."""
+def announce(error: BaseException, status: int = 1) -> bool:
+    """Tell the other processes that this one has failed, if they listen.
+
+    Returns:
+        Whether no other process has failed before; its failure may be the reason of this one.
+    """
     if links.watch is None or isinstance(error, ElsewhereError):
-        return
+        return True
     text = "" if isinstance(error, KeyboardInterrupt) else named(error)
-    if text:
-        error.add_note(f"This was process {place().rank} of {place().count}.")
     if isinstance(error, UserError):
         text, status = str(error) if is_first() else f"in process {place().rank}: {error}", 2
-    links.watch.fail(text, status)
+    return links.watch.fail(text, status)
+
+
+def leave_for(error: BaseException) -> None:
+    """Before a process ends with an error that is not the user's: let the first one tell of it.
+
+    If another process has failed before, this one ends here, without a word.
+    """
+    if links.watch is None:
+        return
+    error.add_note(f"This was process {place().rank} of {place().count}.")
+    if not announce(error):
+        time.sleep(4 * GRACE)  # the listening thread ends the process
+    elif not is_first():
+        links.watch.was_said(2 * GRACE)
 
 
 def tells(error: BaseException, status: int = 1) -> bool:
@@ -85,10 +101,13 @@ class _Watch:
         """Stop listening."""
         self._stop.set()
 
-    def fail(self, text: str, status: int) -> None:
-        """Leave a message for the others. The first one stays."""
-        with suppress(RuntimeError):  # the process that keeps the store has ended
-            self._store.compare_set(_FAILED, "", f"{place().rank} {status} {text}")
+    def fail(self, text: str, status: int) -> bool:
+        """Leave a message for the others. The first one stays; returns whether it is this one."""
+        mine = f"{place().rank} {status} {text}".encode()
+        try:
+            return self._store.compare_set(_FAILED, "", mine.decode()) == mine
+        except RuntimeError:  # the process that keeps the store has ended
+            return False
 
     def said(self) -> None:
         """Note that the user has been told."""
@@ -114,7 +133,9 @@ class _Watch:
         while not self._stop.wait(_POLL):
             try:
                 if self._ears.check([_FAILED]):
-                    _, status, text = self._ears.get(_FAILED).decode().split(" ", 2)
+                    rank, status, text = self._ears.get(_FAILED).decode().split(" ", 2)
+                    if int(rank) == place().rank:
+                        return  # it ends by itself
                     break
             except RuntimeError:
                 status, text = "1", f"process 0 of {place().count} has ended"

@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from tokenward.models.sharding import class_of
+from tokenward.models.sharding import is_exactly
 from tokenward.ops.logprob import (
     UNCHANGED,
     Direction,
@@ -75,11 +75,7 @@ class SelectiveHead:
             self._bypass(model)
         # Set on the instance: hooks, state dict and class of the module stay as they are.
         module.forward = self._forward
-        if (
-            embedding is not None
-            and class_of(embedding) is nn.Embedding
-            and embedding.weight is getattr(module, "weight", None)
-        ):
+        if is_exactly(embedding, nn.Embedding) and embedding.weight is getattr(module, "weight", None):
             self._plain_embed, self._padding = embedding.forward, embedding.padding_idx
             embedding.forward = self._embed
 
@@ -150,7 +146,7 @@ class SelectiveHead:
     def linear(self) -> LinearHead | None:
         """Weights of the head if it is a plain matrix product, which it is not, for example, under an adapter."""
         module = self._module
-        if class_of(module) is not nn.Linear:
+        if not is_exactly(module, nn.Linear):
             return None
         return LinearHead(module.weight if self._tied is None else self._tied, module.bias, self.change)
 

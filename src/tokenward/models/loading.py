@@ -45,10 +45,9 @@ from tokenward.models.identity import (
 )
 from tokenward.models.probe import Packing, choose_head, choose_layout, probe, warn_once
 from tokenward.models.sharding import (
-    first_loads,
     in_parts,
     is_empty,
-    loading,
+    loading_whole,
     weights_within,
 )
 from tokenward.tokens.batches import NOTHING, Batch, Needs, TokenBatch
@@ -209,7 +208,6 @@ def load_model(
     attention: str = AUTO,
     packing: Packing = "auto",
     trust_remote_code: bool = False,
-    spread: bool = False,
 ) -> LanguageModel:
     """Load a causal language model, and measure which layout and head it supports.
 
@@ -222,8 +220,6 @@ def load_model(
         attention: transformers' attention implementation; ``auto`` is sdpa, or eager where the model does not support it.
         packing: ``auto`` decides by measuring; the others insist.
         trust_remote_code: Run code that comes with the model.
-        spread: Leave the weights where FSDP's preparation for training needs them, which may be in one process of each machine. All
-            processes of the training must call this.
 
     Raises:
         UserError: There is no such model, it is not a causal language model, or it does not support ``shared_prompts``.
@@ -232,20 +228,23 @@ def load_model(
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     encoder_decoder = base_config(name, trust_remote_code=trust_remote_code).is_encoder_decoder
     kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
-    with loading(spread=spread):
-        model: Any = _loaded(
-            kind, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
-        )
+    model: Any = _loaded(
+        kind,
+        name,
+        parts.base,
+        dtype=dtype,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+    )
     check_vocabulary(model, tokenizer, name)
     if parts.adapter is not None:
         model = _with_saved_adapter(model, parts.adapter, name)
     adapted, settings = (None, None) if parts.head_mlp is None else load_head_mlp(model, Path(parts.head_mlp))
-    stays = spread and first_loads()  # FSDP2's preparation moves the weights
-    model = cast(PreTrainedModel, model.eval() if stays else nn.Module.to(model, device_of(device)).eval())
+    model = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
     start = model.config.decoder_start_token_id if encoder_decoder else None
     files = model_fingerprint(name)
     key = (files, str(model.dtype), str(device_of(device)), attention)
-    layout, head = probe(model, key=key, packing=packing, name=name, start_id=start, shared=stays)
+    layout, head = probe(model, key=key, packing=packing, name=name, start_id=start)
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
@@ -288,22 +287,26 @@ def load_backbone(
             code="not-whole-weights",
             key="reward.model",
         )
-    with loading(spread=False):
-        model = _loaded(
-            AutoModel, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
-        )
+    model = _loaded(
+        AutoModel, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
+    )
     return cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
 
 
-def _loaded(kind: Any, name: str, base: str, *, dtype: str, attention: str, trust_remote_code: bool) -> Any:
+def _loaded(
+    kind: Any,
+    name: str,
+    base: str,
+    *,
+    dtype: str,
+    attention: str,
+    trust_remote_code: bool,
+) -> Any:
     def read(implementation: str) -> tuple[Any, dict[str, Any]]:
-        return kind.from_pretrained(
-            base,
-            dtype=OWN if dtype == OWN else DTYPES[dtype],
-            attn_implementation=implementation,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
+        settings = {"attn_implementation": implementation, "trust_remote_code": trust_remote_code}
+        with loading_whole():
+            own = OWN if dtype == OWN else DTYPES[dtype]
+            return kind.from_pretrained(base, dtype=own, output_loading_info=True, **settings)
 
     try:
         model, found = _with_any_attention(read, name) if attention == AUTO else read(attention)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tokenward.distributed import first_alone
 from tokenward.errors import UserError
 from tokenward.models.attention import install_tree_attention
 from tokenward.models.forward import run_model
@@ -67,27 +66,18 @@ def probe(
     packing: Packing,
     name: str,
     start_id: int | None = None,
-    shared: bool = False,
 ) -> tuple[Layout, SelectiveHead | None]:
-    """Layout and head of a language model, cached under ``key``: its weights, their dtype, device and attention.
-
-    With ``shared``, all processes of a training call this, and the result of the first one is that of all: others may have no weights.
-    """
-    key, installed = (key, packing), []
-
-    def measured() -> tuple[Layout, LogitChange | None]:
-        layout = choose_layout(model, packing=packing, name=name, start_id=start_id)
-        installed.append(head := choose_head(model, name=name, start_id=start_id))
-        return layout, None if head is None else head.change
-
-    if key not in _known:
-        _known[key] = first_alone(measured) if shared else measured()
-    layout, change = _known[key]
-    if installed:
-        return layout, installed[0]
-    if layout == "shared":
-        install_tree_attention(model)
-    return layout, None if change is None else install_head(model, change)
+    """Layout and head of a language model, cached under ``key``: its weights, their dtype, device and attention."""
+    key = (key, packing)
+    if key in _known:
+        layout, change = _known[key]
+        if layout == "shared":
+            install_tree_attention(model)
+        return layout, None if change is None else install_head(model, change)
+    layout = choose_layout(model, packing=packing, name=name, start_id=start_id)
+    head = choose_head(model, name=name, start_id=start_id)
+    _known[key] = layout, None if head is None else head.change
+    return layout, head
 
 
 class _Call(NamedTuple):

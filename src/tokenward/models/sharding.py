@@ -7,30 +7,29 @@ whether its weights are in parts, how to read and write one weight as a whole, a
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from typing import TypeGuard, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.integrations import deepspeed as deepspeed_settings
 
+M = TypeVar("M", bound=nn.Module)
+
 _FIRST_LOADS = "FSDP_CPU_RAM_EFFICIENT_LOADING"
-"""Set by accelerate and transformers: the first process of each machine reads the weights, and FSDP2 spreads them."""
+"""Set by accelerate and transformers: the first process of each machine reads the weights, and FSDP2's preparation spreads them."""
 
 
 @contextmanager
-def loading(*, spread: bool) -> Iterator[None]:
-    """Context in which transformers loads the weights of a model.
+def loading_whole() -> Iterator[None]:
+    """Context in which transformers loads whole weights in every process, whatever was set up for training.
 
-    By default every process gets whole weights, whatever was set up for training: models also score, and are tested, before
-    anything is cut. With ``spread``, transformers does as the settings of FSDP say, so most processes may get a model without
-    weights, which only FSDP2's preparation fills.
+    Models also score, and are tested, before anything is cut.
     """
     before, config = os.environ.get(_FIRST_LOADS), deepspeed_settings._hf_deepspeed_config_weak_ref
-    if not spread:
-        os.environ[_FIRST_LOADS] = "false"
+    os.environ[_FIRST_LOADS] = "false"
     deepspeed_settings._hf_deepspeed_config_weak_ref = None  # ZeRO-3 would cut the weights at once
     try:
         yield
@@ -42,11 +41,6 @@ def loading(*, spread: bool) -> Iterator[None]:
             os.environ[_FIRST_LOADS] = before
 
 
-def first_loads() -> bool:
-    """Whether the settings of FSDP say that the first process of each machine reads the weights."""
-    return is_fsdp_enabled()
-
-
 def is_empty(module: nn.Module) -> bool:
     """Whether a model was loaded without weights, which another process has."""
     return any(weight.is_meta for weight in module.parameters())
@@ -55,6 +49,11 @@ def is_empty(module: nn.Module) -> bool:
 def class_of(module: nn.Module) -> type[nn.Module]:
     """The class of a module as it was before FSDP2, which makes a subclass of it."""
     return next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
+
+
+def is_exactly(module: nn.Module | None, kind: type[M]) -> TypeGuard[M]:
+    """Whether a module is of a class and of no class derived from it, but for that of FSDP2."""
+    return module is not None and class_of(module) is kind
 
 
 def in_parts(weight: Tensor) -> bool:
@@ -104,7 +103,7 @@ def whole(weight: Tensor) -> Tensor | None:
             return weight.detach().cpu().clone() if is_first_process() else None
     if not isinstance(weight, DTensor):
         return weight.detach().cpu().clone()
-    full = weight.detach().full_tensor()
+    full = cast(DTensor, weight.detach()).full_tensor()
     return full.cpu().clone() if is_first_process() else None
 
 

@@ -44,7 +44,7 @@ class Devices(NamedTuple):
         link: Bytes per second that one sends while it receives as many.
     """
 
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]  # tuple's own is of no use here
     engine: Engine
     memory: float
     rate: float

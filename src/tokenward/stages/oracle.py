@@ -128,7 +128,7 @@ class OracleStage(ScorerModelStage):
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Train."""
-        sets, start = _tables(run), run.load(run.reference_model, spread=True)
+        sets, start = _tables(run), run.load(run.reference_model)
         preview = previewing(run, sets, folder.path / FILE)
         return self.fit(run, folder, start, self.part(run, sets.part("train")), sets.eval, preview=preview)
 

@@ -56,8 +56,7 @@ class PolicyStage(TrainingStage):
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Select tokens and train."""
         table = run.recipe.policy
-        # Another start than the reference gets reference values of its own, before the training.
-        start = run.load(run.policy_start, spread=run.policy_start == run.reference_model)
+        start = run.load(run.policy_start)
         template = start.template(run.style)
         _check_template(run, template)
         pairs = tables(run, template)

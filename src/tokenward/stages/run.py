@@ -225,10 +225,8 @@ class Run:
         folders = [self.path(stage) for stage in ("data", "examples")]
         return next((read_manifest(f).created[:10] for f in folders if (f / MANIFEST).is_file()), "")
 
-    def load(
-        self, name: str, *, dtype: str | None = None, attention: str | None = None, spread: bool = False
-    ) -> LanguageModel:
-        """Load a model with the recipe's settings; ``spread`` for one that does nothing before its training begins."""
+    def load(self, name: str, *, dtype: str | None = None, attention: str | None = None) -> LanguageModel:
+        """Load a model with the recipe's settings."""
         table = self.recipe.model
         return load_model(
             name,
@@ -237,7 +235,6 @@ class Run:
             attention=attention or table.attention,
             packing=table.packing,
             trust_remote_code=table.trust_remote_code,
-            spread=spread,
         )
 
     def load_reward(self, folder: str) -> RewardModel:

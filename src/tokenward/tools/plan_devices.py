@@ -37,7 +37,7 @@ _UNITS = {"gb": 1e9, "gib": 2.0**30, "mb": 1e6, "mib": 2.0**20, "": 1.0}
 class Wanted(NamedTuple):
     """The devices that a user asks for. None is the recipe's engine, or an assumed speed."""
 
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]  # tuple's own is of no use here
     memory: float | None = None
     engine: Engine | None = None
     rate: float | None = None

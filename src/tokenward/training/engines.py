@@ -77,7 +77,8 @@ def keep_gradients_in_parts(accelerator: Accelerator, arguments: TrainingArgumen
 
     Between passes without an exchange, every process would hold the whole gradient of the model.
     """
-    asked = arguments.accelerator_config.gradient_accumulation_kwargs or {}
+    config: Any = arguments.accelerator_config
+    asked = config.gradient_accumulation_kwargs or {}
     if accelerator.is_fsdp2 and "sync_each_batch" not in asked:
         accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
 
@@ -143,9 +144,10 @@ def finish(model: nn.Module, factor: Tensor | None) -> None:
     """Multiply the gradients of a finished step by a factor, if there is one; DeepSpeed then clips and updates."""
     engine = _engine(model)
     if engine is None:
-        for weight in model.parameters() if factor is not None else ():
-            if weight.grad is not None:
-                weight.grad.mul_(factor.to(weight.grad.device))
+        if factor is not None:
+            for weight in model.parameters():
+                if weight.grad is not None:
+                    weight.grad.mul_(factor.to(weight.grad.device))
         return
     with nullcontext() if factor is None else _scaled(engine.optimizer, float(factor)):
         engine.step()
@@ -206,7 +208,8 @@ def whole_weights(accelerator: Accelerator, wrapped: nn.Module) -> dict[str, Ten
     if accelerator.is_fsdp2:
         adapter = isinstance(wrapped, PeftModel)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapter)
-        return _tied(wrapped, get_model_state_dict(wrapped, options=options))
+        found: Any = get_model_state_dict(wrapped, options=options)
+        return _tied(wrapped, found)
     if engine is None or engine.zero_optimization_stage() != 3:
         return None
     adapter = isinstance(engine.module, PeftModel)

@@ -128,7 +128,9 @@ def _link(checkpoint: Path, target: Path, processes: int, left_out: Sequence[str
         if path.name not in (*states, *left_out, TRANSLATED):
             (target / path.name).symlink_to(path.resolve())
     first = states.get("rng_state.pth") or states.get("rng_state_0.pth")
-    for rank in range(processes) if first is not None else ():
+    if first is None:
+        return
+    for rank in range(processes):
         name = "rng_state.pth" if processes == 1 else f"rng_state_{rank}.pth"
         (target / name).symlink_to(states.get(name, first).resolve())
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.data_loader import SkipBatchSampler
@@ -318,7 +318,7 @@ class TokenTrainer(Trainer):
 
     def whole_weights(self) -> dict[str, Tensor] | None:
         """The trained weights from all processes that hold parts of them, see :func:`tokenward.training.engines.whole_weights`."""
-        return whole_weights(self.accelerator, self.model_wrapped)
+        return whole_weights(self.accelerator, cast(nn.Module, self.model_wrapped))
 
     def train(
         self,
@@ -349,8 +349,8 @@ class TokenTrainer(Trainer):
             yield checkpoint
             return
         self.create_optimizer()  # transformers would make it a little later
-        assert self.optimizer is not None
-        with translated(checkpoint, wanted, processes, self.model, self.optimizer) as folder:
+        model, optimizer = cast(nn.Module, self.model), cast(torch.optim.Optimizer, self.optimizer)
+        with translated(checkpoint, wanted, processes, model, optimizer) as folder:
             yield folder
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
