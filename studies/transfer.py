@@ -224,9 +224,8 @@ def credit(
                 ByteSpan(*both)
                 for both in zip(row["token_starts"][place], row["token_ends"][place], strict=True)
             ]
-            known.append(
-                known_response(written or text, spans, tokens, {"scores": row["token_scores"][place]})
-            )
+            scores = np.nan_to_num(row["token_scores"][place]).tolist()  # a token without text has none
+            known.append(known_response(written or text, spans, tokens, {"scores": scores}))
             segments = row["token_segments"][place] if "token_segments" in row else [*range(len(tokens))]
             alone += sum(segments.count(number) == 1 for number in segments)
             count += len(tokens)
