@@ -1,13 +1,15 @@
 """Trains the cases of one engine in this process, which is one of two, and keeps what became of them.
 
-    python -m tests.training.engine_cases ENGINE FOLDER
+    python -m tests.training.engine_cases ENGINE FOLDER ALONE
 
-All cases of an engine train in one start: a process takes longer to begin than they take together.
+The cases of an engine train in one start, because a process takes long to begin: a few of them, or all with ``TOKENWARD_ENGINES=all``.
 """
 
 import json
+import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -100,6 +102,17 @@ CASES = [
 ]
 CROSSED = [Case("full", "module", "tied"), Case("lora", "sepo", "untied")]
 """Cases whose checkpoint is resumed with another number of processes, and another engine."""
+WITH_REFERENCE = Case("full", "dpo + kl", "untied")
+ALL = os.environ.get("TOKENWARD_ENGINES") == "all"
+
+
+def cases_of(engine: str) -> Sequence[Case]:
+    """Those that train: by default a few, so that a run of all tests stays short."""
+    if ALL:
+        return CASES
+    return [*CROSSED, WITH_REFERENCE] if engine in ("one", "fsdp2") else CROSSED
+
+
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -127,8 +140,12 @@ def train(case: Case, folder: Path, engine: str) -> list[str]:
     start, policy = (language_model(tiny_llama(tie_word_embeddings=case.head == "tied")) for _ in range(2))
     rows = with_reference(start, rows_of())
     if case.weights == "lora":
+        base = folder / "base"  # an adapter names the folder of its base, from which other libraries load it
+        if is_first_process():
+            policy.save(base)
+        PartialState().wait_for_everyone()
         torch.manual_seed(5)
-        policy = policy.with_adapter(LORA)
+        policy = replace(policy, name=str(base)).with_adapter(LORA)
     if engine == "one":
         policy.save(folder / "start")
     table = {
@@ -247,7 +264,7 @@ def exchange_by_gloo() -> None:
 def train_all(folder: Path, engine: str) -> None:
     """Each case twice: from its start in ``CASE/begun at 0``, and from its checkpoint in ``CASE/model``."""
     with cheap_collection():
-        for case in CASES:
+        for case in cases_of(engine):
             _train_twice(case, folder / str(case), engine)
 
 

@@ -1,7 +1,7 @@
 """Each engine of several processes makes the update of one process, and what it saves is an ordinary folder.
 
 The processes of an engine start once and train all their cases (:mod:`tests.training.engine_cases`); FSDP2 and DeepSpeed run on the
-CPU, over gloo. Without a GPU, mixed precision in float16 and DeepSpeed's own optimizers for offloaded weights are not tested.
+CPU, over gloo. By default they train a few of the cases, with ``TOKENWARD_ENGINES=all`` each of them, which takes minutes. Without a GPU, mixed precision in float16 and DeepSpeed's own optimizers for offloaded weights are not tested.
 """
 
 import json
@@ -15,7 +15,7 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.training.engine_cases import CASES, CROSSED, ENGINES, PREPARED, Case, resume, train_all
+from tests.training.engine_cases import CASES, CROSSED, ENGINES, PREPARED, Case, cases_of, resume, train_all
 from tests.training.tools import in_two_processes, largest_difference
 from tokenward.artifacts import read_jsonl
 
@@ -27,7 +27,7 @@ COARSE = 6e-3
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
-    """What one process makes of all cases."""
+    """What one process makes of the cases."""
     folder = tmp_path_factory.mktemp("alone")
     train_all(folder, "one")
     return folder
@@ -50,7 +50,7 @@ def together(tmp_path_factory, alone):
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_makes_the_update_of_one_process(engine, case, alone, together):
-    needed(engine)
+    needed(engine, case)
     mine, theirs = alone / str(case), together(engine) / str(case)
     trained, start = (
         weights_in(theirs / "begun at 0"),
@@ -70,7 +70,7 @@ def test_an_engine_makes_the_update_of_one_process(engine, case, alone, together
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_checkpoint_goes_on_with_another_number_of_processes(engine, case, alone, together, tmp_path):
     """From two processes to one and back, and from one engine to another; DeepSpeed's optimizer is cut for its processes."""
-    needed(engine)
+    needed(engine, case)
     whole = weights_in(alone / str(case) / "begun at 0")
     resume(case, together(engine), tmp_path, "one")
     for place in (tmp_path / f"{case} crossed", together(engine) / f"{case} crossed"):
@@ -81,8 +81,10 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(engine, case, alo
             assert not [*place.glob("checkpoints/*/translated")]
 
 
-def needed(engine: str) -> None:
-    """Skip where the engine's library is missing."""
+def needed(engine: str, case: Case) -> None:
+    """Skip what is left out by default, and where the engine's library is missing."""
+    if case not in cases_of(engine):
+        pytest.skip("run with TOKENWARD_ENGINES=all")
     if engine.startswith("zero"):
         pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 
