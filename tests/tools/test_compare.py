@@ -70,10 +70,12 @@ def test_a_known_difference_is_found_and_shown(copied_run: Path, capsys: pytest.
     show_comparison(Display(), found, 1)
     assert "chosen, scores of A and B:" in capsys.readouterr().out
     # Scores of an online scorer are not stored; built-in ones are shown instead.
-    manifest = other / "policy" / "manifest.json"
-    content = json.loads(manifest.read_text())
-    content["settings"]["scores"]["scorer"] = {"name": "probability", "of": "policy"}
-    manifest.write_text(json.dumps(content))
+
+    def online(manifest: dict) -> dict:
+        manifest["settings"]["scores"]["scorer"] = {"name": "probability", "of": "policy"}
+        return manifest
+
+    rewritten(other / "policy", online)
     show_comparison(Display(), found, 1)
     assert "chosen, scores of" in capsys.readouterr().out
 

@@ -83,7 +83,7 @@ def check_first_batch(
     difference = torch.where(tokens.weights != 0, logp - tokens.reference_logp, 0.0)
     ratio = segment_sum(difference, tokens.response, tokens.responses)
     margin = ratio[0::2] - ratio[1::2] if needs.pairwise else ratio
-    begins = float(objective(tokens.reference_logp, tokens).whole)
+    begins = float(objective(tokens.reference_logp, tokens).whole.detach())
     found = {
         "loss": float(objective(logp, tokens).whole),
         "begins": begins,
