@@ -11,7 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 import tokenward
+from tests.manifests import rewritten
 from tokenward import cli
+from tokenward.artifacts import read_manifest
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figure, before_after_figures
 from tokenward.evaluation.tables import figure_rows, main_note, main_rows
@@ -65,9 +67,12 @@ def record(pieces: list[bytes], eos: int = 0) -> TokenRecord:
 def with_scorer(run: Path, copy: Path, name: str) -> Path:
     """A copy of a run that says it was trained with another scorer."""
     shutil.copytree(run, copy)
-    manifest = json.loads((copy / "policy" / "manifest.json").read_text())
-    manifest["settings"]["scores"]["scorer"] = {"name": name}
-    (copy / "policy" / "manifest.json").write_text(json.dumps(manifest))
+
+    def change(manifest: dict) -> dict:
+        manifest["settings"]["scores"]["scorer"] = {"name": name}
+        return manifest
+
+    rewritten(copy / "policy", change)
     return copy
 
 
@@ -376,7 +381,7 @@ def test_the_page_says_where_the_scores_come_from(run_folder: Path, tmp_path: Pa
     run = RunFolder.read(run_folder)
     sentence = provenance(run)
     oracle, template = run.manifests["oracle"], run.manifests["reference"].inputs["template"]
-    assert f"oracle (objective dpo, {oracle.fingerprint})" in sentence
+    assert f"oracle (objective dpo, {oracle.identity})" in sentence
     assert f"template chat ({template}), in float32." in sentence
     assert "reference model (" in sentence, "only the folder's name of a local model"
     assert sentence in make_report(run_folder).html
@@ -396,14 +401,15 @@ def test_stages_that_do_not_fit_together_are_named(copied_run: Path) -> None:
 
 
 def test_displacement_is_reported_from_alarm_figure_or_log(copied_run: Path) -> None:
-    manifest, metrics = RUN / "policy" / "manifest.json", RUN / "evaluation" / "metrics.json"
-    log = RUN / "policy" / "history.jsonl"
-    written, figures = json.loads(manifest.read_text()), json.loads(metrics.read_text())
+    policy, metrics = RUN / "policy", RUN / "evaluation" / "metrics.json"
+    log = policy / "history.jsonl"
+    figures = json.loads(metrics.read_text())
     alarm = {"last": -0.75, "lowest": -0.9, "margin": 0.5, "warned_at": 12}
-    manifest.write_text(json.dumps(written | {"facts": written["facts"] | {"displacement": alarm}}))
+    facts = read_manifest(policy).facts
+    rewritten(policy, lambda values: values | {"facts": facts | {"displacement": alarm}})
     warning = displacement(RunFolder.read(RUN))
     assert all(word in warning for word in ("update 12", "0.5 nats", "-0.75"))
-    manifest.write_text(json.dumps(written))
+    rewritten(policy, lambda values: values | {"facts": facts})
 
     def with_figure(high: float) -> str:
         figure = {"value": -0.25, "low": -0.3, "high": high, "n": 7}

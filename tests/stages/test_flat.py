@@ -17,7 +17,6 @@ from tests.stages.runs import tables_of
 from tests.tiny import planted_rows
 from tokenward.data.files import read_comparisons
 from tokenward.data.pairs import pair_of, pair_places
-from tokenward.errors import UserError
 from tokenward.scoring.join import with_reference, with_scores
 from tokenward.scoring.store import TokenStore
 from tokenward.selection import TopFraction
@@ -166,13 +165,15 @@ def test_other_data_are_encoded_anew(tiny_workplace: Path, monkeypatch) -> None:
     ],
     ids=["gone", "cut off", "of another file"],
 )
-def test_ids_that_are_not_whole_are_refused(tiny_workplace: Path, damage) -> None:
-    opened(tiny_workplace)
+def test_ids_that_are_not_whole_are_encoded_again(tiny_workplace: Path, damage) -> None:
+    _, rows = opened(tiny_workplace)
+    before = list(rows)
+    del rows
     (path,) = RUN.glob(f"encoded/*/{stores.ENCODED}")
     damage(path)
-    with pytest.raises(UserError) as caught:
-        opened(tiny_workplace)
-    assert caught.value.code == "incomplete-file"
+    assert list(opened(tiny_workplace)[1]) == before
+    assert path.is_file()
+    assert list((path.parent.parent / ".previous").glob("damaged-encoded-*"))
 
 
 def test_a_stopped_encoding_goes_on(tiny_workplace: Path, monkeypatch) -> None:

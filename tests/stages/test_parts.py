@@ -96,7 +96,8 @@ def test_two_processes_at_once_of_which_one_is_killed(tiny_workplace: Path) -> N
     while not first.exists() and lost.poll() is None:
         time.sleep(0.002)
     lost.kill()
-    assert lost.wait() == -signal.SIGKILL, lost.communicate()
+    said = lost.communicate()[0]
+    assert lost.returncode == -signal.SIGKILL, said
     said = other.communicate()[0]
     assert other.returncode == 0, said
     part(tiny_workplace, "1/2", one_each)

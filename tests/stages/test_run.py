@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import tokenward
+from tests.manifests import rewritten
 from tests.stages.runs import lines, manifests, press_when, refusal, tables_of, write_lines
 from tests.tiny import CHATML, planted_rows, save_tiny
 from tokenward.artifacts import read_manifest
@@ -201,8 +202,7 @@ def test_incomplete_checkpoint_is_ignored(finished_run: Path, tiny_workplace: Pa
     torn.mkdir(parents=True)  # as a kill during the write leaves it: no trainer_state.json
     (torn / "model.safetensors").write_bytes(b"torn")
     shutil.copy(finished_run / RUN / "oracle" / "manifest.json", RUN / "oracle" / "manifest.json")
-    manifest = json.loads((RUN / "oracle" / "manifest.json").read_text())
-    (RUN / "oracle" / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
+    rewritten(RUN / "oracle", lambda manifest: manifest | {"complete": False})
     carry_out(run, "oracle")
     ours, theirs = (folder / "oracle/model/model.safetensors" for folder in (RUN, finished_run / RUN))
     assert ours.read_bytes() == theirs.read_bytes()

@@ -10,6 +10,7 @@ from peft import PromptTuningConfig
 from safetensors.torch import load_file, save_file
 
 import tokenward
+from tests.manifests import rewritten
 from tests.stages.runs import EXAMPLES, lines, online_recipe, refusal
 from tests.tiny import move_trained
 from tokenward.errors import UserError
@@ -116,10 +117,14 @@ def test_export_is_compared_with_the_trained_model(copied_run, capsys):
     path = Path("runs/quickstart/policy/model/model.safetensors")
     weights = load_file(path)
     save_file({name: weight * 1.1 for name, weight in weights.items()}, path, {"format": "pt"})
+    with pytest.raises(UserError, match="other content"):
+        export("runs/quickstart", "out")
+    rewritten(path.parent.parent)  # as if somebody wanted it unnoticed
     with pytest.raises(UserError, match="nats"):
         export("runs/quickstart", "out")
     assert not Path("out").exists()
     Path("runs/quickstart/policy/trained.safetensors").unlink()
+    rewritten(path.parent.parent)
     found = export("runs/quickstart", "out")
     assert not found.from_training
     assert found.difference == 0

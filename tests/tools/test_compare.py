@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import tokenward
+from tests.manifests import rewritten
 from tokenward.artifacts.files import canonical
 from tokenward.config import parse_recipe
 from tokenward.display import Display
@@ -24,6 +25,7 @@ def edit(folder: Path, change) -> None:
     path = folder / "evaluation" / "rows.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(change(line)) + "\n" for line in lines))
+    rewritten(path.parent)
 
 
 def test_means_by_row_are_the_figures(finished_run: Path) -> None:
@@ -70,10 +72,12 @@ def test_a_known_difference_is_found_and_shown(copied_run: Path, capsys: pytest.
     show_comparison(Display(), found, 1)
     assert "chosen, scores of A and B:" in capsys.readouterr().out
     # Scores of an online scorer are not stored; built-in ones are shown instead.
-    manifest = other / "policy" / "manifest.json"
-    content = json.loads(manifest.read_text())
-    content["settings"]["scores"]["scorer"] = {"name": "probability", "of": "policy"}
-    manifest.write_text(json.dumps(content))
+
+    def online(manifest: dict) -> dict:
+        manifest["settings"]["scores"]["scorer"] = {"name": "probability", "of": "policy"}
+        return manifest
+
+    rewritten(other / "policy", online)
     show_comparison(Display(), found, 1)
     assert "chosen, scores of" in capsys.readouterr().out
 
@@ -162,15 +166,20 @@ def test_what_cannot_be_compared_is_refused(copied_run: Path) -> None:
     edit(other, lambda line: {**line, "key": line["key"] + "x"} if line["kind"] == "prompt" else line)
     assert code(other) == "different-rows"
     shutil.copy(RUN / "evaluation" / "rows.jsonl", other / "evaluation" / "rows.jsonl")
+    rewritten(other / "evaluation")
     template = other / "policy" / "model" / "chat_template.jinja"
     written = template.read_text()
     template.write_text(written + " ")
+    rewritten(other / "policy")
     assert code(other) == "tokenizer-mismatch"
     template.write_text(written)
+    rewritten(other / "policy")
     (other / "evaluation" / "recipe.json").unlink()
+    rewritten(other / "evaluation")
     assert code(other) == "missing-file"
     assert code(Path("nowhere")) == "not-a-run"
     (other / "evaluation" / "rows.jsonl").unlink()
+    rewritten(other / "evaluation")
     with pytest.raises(UserError, match=r"rows.jsonl"):
         compare_runs(RUN, other)
 

@@ -14,8 +14,6 @@ from tokenward.errors import UserError
 MANIFEST = "manifest.json"
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
-_CHUNK_BYTES = 1 << 20
-
 _file_memo: dict[tuple[str, int, int, int], str] = {}
 
 
@@ -109,11 +107,8 @@ def file_fingerprint(path: Path) -> str:
         status = path.stat()
         key = (str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         if key not in _file_memo:
-            digest = hashlib.sha256()
             with path.open("rb") as file:
-                while chunk := file.read(_CHUNK_BYTES):
-                    digest.update(chunk)
-            _file_memo[key] = digest.hexdigest()[:16]
+                _file_memo[key] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"{path} is not a file. Check the path.", code="missing-file") from error
     return _file_memo[key]

@@ -56,6 +56,10 @@ class Manifest(BaseModel):
         """Fingerprint of what the stage was made from and of the files that it left: the input of a stage that reads them."""
         return fingerprint([self.fingerprint, outputs_fingerprint(self.files)])
 
+    def is_input(self, made_from: str) -> bool:
+        """Whether a stage that recorded this fingerprint was made from this one; tables are known before they are written."""
+        return made_from in (self.identity, self.fingerprint)
+
     @classmethod
     def begin(cls, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], format: int) -> Self:
         """The manifest of a stage that starts now."""

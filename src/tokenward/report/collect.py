@@ -78,7 +78,7 @@ class RunFolder:
             f"The stage {name} was made from an older version of {other} than this folder holds. Run the recipe again."
             for name, manifest in self.manifests.items()
             for other, made in manifest.inputs.items()
-            if other in self.manifests and self.manifests[other].identity != made
+            if other in self.manifests and not self.manifests[other].is_input(made)
         ]
 
     def figures(self) -> Figures:
@@ -150,13 +150,20 @@ class RunFolder:
 
 def _valid(done: list[Manifest], begun: Iterable[Manifest]) -> list[Manifest]:
     """The finished stages whose inputs are what the folder holds now, or will hold when the run has ended."""
-    known = {item.stage: item.identity for item in (*done, *begun)}
+    known: dict[str, Manifest | None] = {item.stage: item for item in (*done, *begun)}
     while True:
-        fits = [all(known.get(name, made) == made for name, made in item.inputs.items()) for item in done]
+        fits = [
+            all(name not in known or _fits(known[name], made) for name, made in item.inputs.items())
+            for item in done
+        ]
         if all(fits):
             return done
-        known |= {item.stage: "" for item, fit in zip(done, fits, strict=True) if not fit}
+        known |= {item.stage: None for item, fit in zip(done, fits, strict=True) if not fit}
         done = [item for item, fit in zip(done, fits, strict=True) if fit]
+
+
+def _fits(found: Manifest | None, made_from: str) -> bool:
+    return found is not None and found.is_input(made_from)
 
 
 def _data_manifests(path: Path, stages: list[Manifest]) -> list[Manifest]:

@@ -83,9 +83,9 @@ def check_first_batch(
     difference = torch.where(tokens.weights != 0, logp - tokens.reference_logp, 0.0)
     ratio = segment_sum(difference, tokens.response, tokens.responses)
     margin = ratio[0::2] - ratio[1::2] if needs.pairwise else ratio
-    begins = float(objective(tokens.reference_logp, tokens).whole)
+    begins = float(objective(tokens.reference_logp, tokens).whole.detach())
     found = {
-        "loss": float(objective(logp, tokens).whole),
+        "loss": float(objective(logp, tokens).whole.detach()),
         "begins": begins,
         "margin": float(margin.abs().max()),
         "per_token": float(difference.abs().sum() / (tokens.weights != 0).sum()),
