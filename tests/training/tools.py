@@ -100,8 +100,11 @@ def in_two_processes(command: Sequence[str], folder: Path) -> None:
         port = free.getsockname()[1]
     workers = [start_process(command, folder / f"rank{rank}.txt", rank, port) for rank in range(2)]
     try:
-        # No limit of time: a busy machine is no failure. One that has failed leaves the other waiting for it.
+        # A busy machine is no failure, so the limit is one that only processes that wait for each other reach. One that has failed
+        # leaves the other waiting for it.
+        until = time.monotonic() + STUCK
         while any(worker.poll() is None for worker in workers) and not any(w.poll() for w in workers):
+            assert time.monotonic() < until, "the processes wait for each other"
             time.sleep(0.05)
     finally:
         for worker in workers:
@@ -109,6 +112,10 @@ def in_two_processes(command: Sequence[str], folder: Path) -> None:
             worker.wait()
     said = "\n".join((folder / f"rank{rank}.txt").read_text()[-3000:] for rank in range(2))
     assert [worker.returncode for worker in workers] == [0, 0], said
+
+
+STUCK = 1200.0
+"""Seconds after which two processes are taken for stuck."""
 
 
 def start_process(command: Sequence[str], log: Path, rank: int, port: int) -> subprocess.Popen:
