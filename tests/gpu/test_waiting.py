@@ -10,7 +10,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from tests.gpu.meta import META, Stop, Stopping, on_meta
 from tests.tiny import tiny_llama
 from tests.training import every_objective as every
-from tests.training.tools import arguments, language_model, random_rows
+from tests.training.tools import arguments, cheap_collection, language_model, random_rows
 from tokenward.scoring.reads import over_batches
 from tokenward.training.passes import Collator
 from tokenward.training.trainer import TokenTrainer
@@ -43,7 +43,7 @@ def test_no_objective_makes_the_host_wait_but_those_that_are_known_to(tmp_path, 
     rows, found = every.rows(), {}
     long = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "tokens_per_forward": 40}
     long |= {"optim": "adamw_torch", "max_grad_norm": 1.0}
-    with every._cheap_collection():
+    with cheap_collection():
         for label, objective in every.every_objective():
             if "{" in label:  # other settings of one that is tried
                 continue
