@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test browser lint types docs bench real clean
+.PHONY: demo test browser lint docs bench real clean
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -22,7 +22,7 @@ demo: $(VENV)/installed  ## SePO on the built-in data with the default model
 	$(BIN)/tokenward run recipes/quickstart.yaml
 
 # The tests' models are tiny, so two processes are faster than two threads. Tests of a file share their fixtures.
-test: $(VENV)/ready lint browser  ## lint and every test
+test: $(VENV)/ready lint browser  ## lint, types and every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 browser:  ## install chromium for the tests of the report's page, if possible
@@ -31,8 +31,6 @@ browser:  ## install chromium for the tests of the report's page, if possible
 lint: $(VENV)/ready
 	$(BIN)/ruff check src tests scripts benchmarks studies
 	$(BIN)/ruff format --check src tests scripts benchmarks studies
-
-types: $(VENV)/ready  ## not a part of the tests while the modules for several processes have errors
 	$(BIN)/pyright
 
 docs: $(VENV)/ready  ## the documentation site, in build/docs

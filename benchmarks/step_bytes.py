@@ -64,10 +64,11 @@ def main() -> None:
         sizes = model_sizes(small)
         held = training_bytes(sizes, Work(0, 0, 0), NumberTypes(), Devices(2, "fsdp2", 0, 1, 1))
         predicted = Held(held.weights, held.gradients, held.optimizer, 0)
+        weights, gradients, moments = map(float, sharded.tolist())
         show(
             "| tiny, each of 2 under FSDP2 | full | float32 |",
             predicted,
-            Held(*map(float, sharded.tolist()), 0),
+            Held(weights, gradients, moments, 0),
         )
 
 

@@ -343,8 +343,8 @@ class TokenTable(Sequence[TokenRow]):
         return self.where(kept), counts
 
     def _judged(self) -> "_Judged":
-        of_responses = map(self.of_responses, ("lengths", "preludes", "notes"))
-        return _Judged(*of_responses, self.of_rows("prompt_length"), self.of_rows("prompt_kept"))
+        lengths, preludes, notes = map(self.of_responses, ("lengths", "preludes", "notes"))
+        return _Judged(lengths, preludes, notes, self.of_rows("prompt_length"), self.of_rows("prompt_kept"))
 
     def with_column(self, name: str, column: Column) -> "TokenTable":
         """The rows with another column."""

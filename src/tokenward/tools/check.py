@@ -1,6 +1,5 @@
 """Compares every file of a run with what its stages recorded."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,8 +76,6 @@ def show_check(display: Display, run: str | Path) -> bool:
     return not problems
 
 
-def _row(item: CheckedStage) -> Iterator[str]:
-    yield item.name
-    yield str(item.files)
-    yield f"{item.size:,}"
-    yield "damaged" if item.problems else "" if item.finished else "not finished"
+def _row(item: CheckedStage) -> tuple[str, ...]:
+    state = "damaged" if item.problems else "" if item.finished else "not finished"
+    return item.name, str(item.files), f"{item.size:,}", state
