@@ -52,7 +52,8 @@ function asOne(response, scores) {
     if (!Number.isNaN(scores[i])) sums[segment] = (Number.isNaN(sums[segment]) ? 0 : sums[segment]) + scores[i];
   });
   for (const name of ["noise", "noise of ties"]) if (response.values[name]) values[name] = response.values[name].slice(0, count);
-  return { response: { eos: eos ? count - joint[size - eos] : 0, values }, scores: sums };
+  const end = size - eos, begun = end && joint[end] === joint[end - 1] ? 1 : 0;  // a segment is an end if its first token is
+  return { response: { eos: eos ? count - joint[end] - begun : 0, values }, scores: sums };
 }
 
 /** 1 for each selected token of a response, 0 for the others.
