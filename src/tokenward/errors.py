@@ -2,13 +2,15 @@
 
 from typing import Any
 
+from tokenward.hidden import without_secrets
+
 
 class UserError(Exception):
     """A mistake in what the user gave: data, recipe, path or value.
 
     The message says what was found, why it cannot work and what to write instead. It names arguments and settings
     by their own names (``max_length``), never commands, so that it reads the same in a script. The command line prints
-    it without a traceback, with ``key``, and exits with status 2.
+    it without a traceback, with ``key``, and exits with status 2. Secrets in it are masked.
 
     Attributes:
         code: The kind of mistake in a few words with hyphens, such as ``missing-column``. It stays the same when the
@@ -17,7 +19,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, *, code: str = "", key: str = "") -> None:
-        super().__init__(message)
+        super().__init__(without_secrets(message))
         self.code = code
         self.key = key
 

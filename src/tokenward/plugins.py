@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
 from tokenward.errors import UserError
+from tokenward.hidden import hidden, masked_keys
 from tokenward.trl_names import trl_advice
 
 T = TypeVar("T")
@@ -47,6 +48,12 @@ def build(kind: str, name: str, arguments: Mapping[str, Any], known: Mapping[str
         UserError: The name or a setting is unknown, or a setting has the wrong type or value.
     """
     target = find(kind, name, known)
+    if lost := next(masked_keys(arguments), ""):
+        raise UserError(
+            f"{kind} {name}: {lost} is a secret, which was masked when this was written, as in every file of a run. Build it from the recipe "
+            "itself, or let the class read the secret from an environment variable.",
+            code="hidden-secret",
+        )
     if inspect.isfunction(target):
         if not arguments:
             return target
@@ -64,7 +71,7 @@ def build(kind: str, name: str, arguments: Mapping[str, Any], known: Mapping[str
         return target(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{kind} {name} could not be built from {dict(arguments)}: {error}", code="invalid-value"
+            f"{kind} {name} could not be built from {hidden(arguments)}: {error}", code="invalid-value"
         ) from error
 
 
@@ -457,7 +464,8 @@ def _refusal(place: str, detail: ErrorDetails) -> UserError:
     advice = detail["msg"].replace("Input should be", "It must be")
     if detail["type"] == "literal_error":
         advice = f"Choose {detail['ctx']['expected']}"  # type: ignore[typeddict-item]
-    return UserError(f"{place}{where} is {detail['input']!r}. {advice}.", code="invalid-setting")
+    given = hidden({where: detail["input"]})[where]
+    return UserError(f"{place}{where} is {given!r}. {advice}.", code="invalid-setting")
 
 
 @cache
