@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tokenward.hidden import without_secrets
+from tokenward.hidden import masked_keys, without_secrets
 
 
 class UserError(Exception):
@@ -30,6 +30,20 @@ class UserError(Exception):
     def within(self, place: str) -> "UserError":
         """The same error with the place where it happened in front of its message."""
         return UserError(f"{place}: {self}", code=self.code, key=self.key)
+
+
+def refuse_masked(what: str, settings: Any) -> None:
+    """Refuse to build something from settings in which a secret is masked.
+
+    Raises:
+        UserError: one is.
+    """
+    if key := next(masked_keys(settings), ""):
+        raise UserError(
+            f"{what}: {key} is a secret, which was masked when this was written, as in every file of a run. Build it from the recipe itself, "
+            "or let the class read the secret from an environment variable.",
+            code="hidden-secret",
+        )
 
 
 def _made_again(kind: type[UserError], args: tuple[Any, ...], state: dict[str, Any]) -> UserError:

@@ -21,8 +21,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError, create_model
 from pydantic_core import ErrorDetails, to_json
 
-from tokenward.errors import UserError
-from tokenward.hidden import hidden, masked_keys
+from tokenward.errors import UserError, refuse_masked
+from tokenward.hidden import hidden
 from tokenward.trl_names import trl_advice
 
 T = TypeVar("T")
@@ -48,12 +48,7 @@ def build(kind: str, name: str, arguments: Mapping[str, Any], known: Mapping[str
         UserError: The name or a setting is unknown, or a setting has the wrong type or value.
     """
     target = find(kind, name, known)
-    if lost := next(masked_keys(arguments), ""):
-        raise UserError(
-            f"{kind} {name}: {lost} is a secret, which was masked when this was written, as in every file of a run. Build it from the recipe "
-            "itself, or let the class read the secret from an environment variable.",
-            code="hidden-secret",
-        )
+    refuse_masked(f"{kind} {name}", arguments)
     if inspect.isfunction(target):
         if not arguments:
             return target
