@@ -64,13 +64,13 @@ class Manifest(BaseModel):
     @classmethod
     def begin(cls, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], format: int) -> Self:
         """The manifest of a stage that starts now. Secrets are masked first, so that a new one makes nothing run again."""
-        settings = hidden(dict(settings))
+        masked = hidden(dict(settings))
         return cls(
             stage=stage,
             format=format,
-            settings=settings,
+            settings=masked,
             inputs=dict(inputs),
-            fingerprint=fingerprint([stage, format, settings, inputs]),
+            fingerprint=fingerprint([stage, format, masked, inputs]),
             versions=dict(_versions()),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
