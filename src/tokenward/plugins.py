@@ -52,7 +52,7 @@ def build(kind: str, name: str, arguments: Mapping[str, Any], known: Mapping[str
     if inspect.isfunction(target):
         if not arguments:
             return target
-        if _is_installed(target.__module__):
+        if _is_installed(_module_of(target)):
             raise UserError(
                 f"{kind} {name} is a function of an installed package, which a recipe cannot call with settings; got "
                 f"{', '.join(arguments)}. Write a class of your own that calls it.",
@@ -252,7 +252,7 @@ def _check_written_for(kind: str, name: str, target: Any) -> None:
     A file of the user's own is theirs to write; how it is called is checked by :func:`check_call`.
     """
     protocol = _PROTOCOLS.get(kind)
-    if protocol is None or not _is_installed(target.__module__):
+    if protocol is None or not _is_installed(_module_of(target)):
         return
     called = target.__call__ if inspect.isclass(target) and "__call__" in dir(target) else target
     try:
@@ -292,6 +292,12 @@ def _found_file(module: str) -> Path | None:
     return None
 
 
+def _module_of(target: Any) -> str:
+    """The module of a class or function; what is written in C may have none, or an object of that name."""
+    module = getattr(target, "__module__", None)
+    return module if isinstance(module, str) else type(target).__module__
+
+
 def _is_installed(module: str) -> bool:
     """Whether a module is this package's or an installed one, and not a file of the user's own."""
     if _is_builtin(module):
@@ -326,9 +332,9 @@ def optional_package(module: str, user: str, extra: str) -> ModuleType:
 def name_of(plugin: Any) -> str:
     """Name of a plugin for messages: ``module:Name`` if it is custom, else its class name or its settings."""
     target = plugin if inspect.isfunction(plugin) or inspect.isclass(plugin) else type(plugin)
-    if _is_builtin(target.__module__):
+    if _is_builtin(_module_of(target)):
         return str(plugin) if dataclasses.is_dataclass(plugin) else target.__qualname__
-    return f"{target.__module__}:{target.__qualname__}"
+    return f"{_module_of(target)}:{target.__qualname__}"
 
 
 def described(value: object) -> str:
@@ -383,10 +389,8 @@ def _code_fingerprint(module: str) -> str:
 def _source_file(module: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(module)
-    except (
-        ImportError,
-        ValueError,
-    ):  # text that only looks like a name, or a module built in memory by a test
+    # Text that only looks like a name, or a module built in memory by a test.
+    except (ImportError, ValueError):
         return None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
