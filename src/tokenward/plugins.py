@@ -414,14 +414,9 @@ def _check_names(kind: str, name: str, arguments: Mapping[str, Any], target: Any
         if key not in allowed:
             raise UserError(
                 f"{kind} {name} has no setting {key!r}. {_suggestion(key, allowed)}Its settings are: "
-                f"{', '.join(allowed) or 'none'}.{_trl(key)}",
+                f"{', '.join(allowed) or 'none'}. {trl_advice(key, recipe=True)}".rstrip(),
                 code="unknown-setting",
             )
-
-
-def _trl(key: str) -> str:
-    advice = trl_advice(key, recipe=True)
-    return advice and f" {advice}"
 
 
 def _validated(kind: str, name: str, arguments: Mapping[str, Any], target: Any) -> Any:
