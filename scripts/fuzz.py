@@ -282,7 +282,7 @@ def _try_model(folder: Path, sound: dict[str, bytes], chance: random.Random) -> 
                 data = damaged(data, chance)
             (place / other).write_bytes(data)
         model = load_model(str(place))
-        model.template().prompt_ids([{"role": "user", "content": "x"}])
+        model.template("chat").prompt_ids([{"role": "user", "content": "x"}])
     finally:
         for path in place.iterdir():
             path.unlink()

@@ -446,3 +446,9 @@ def test_a_run_folder_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "large-disk")
     run_stage(tmp_path / "run" / "oracle")
     assert (tmp_path / "large-disk" / "oracle" / "model.txt").is_file()
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "~nobody-of-this-name/x"])
+def test_what_cannot_be_a_path_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="cannot be a path"):
+        artifacts.user_path(name)

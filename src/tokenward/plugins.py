@@ -21,7 +21,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError, create_model
 from pydantic_core import ErrorDetails, to_json
 
-from tokenward.errors import UserError
+from tokenward.errors import UserError, refuse_masked
+from tokenward.hidden import hidden
 from tokenward.trl_names import trl_advice
 
 T = TypeVar("T")
@@ -47,10 +48,11 @@ def build(kind: str, name: str, arguments: Mapping[str, Any], known: Mapping[str
         UserError: The name or a setting is unknown, or a setting has the wrong type or value.
     """
     target = find(kind, name, known)
+    refuse_masked(f"{kind} {name}", arguments)
     if inspect.isfunction(target):
         if not arguments:
             return target
-        if _is_installed(target.__module__):
+        if _is_installed(_module_of(target)):
             raise UserError(
                 f"{kind} {name} is a function of an installed package, which a recipe cannot call with settings; got "
                 f"{', '.join(arguments)}. Write a class of your own that calls it.",
@@ -64,7 +66,7 @@ def build(kind: str, name: str, arguments: Mapping[str, Any], known: Mapping[str
         return target(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{kind} {name} could not be built from {dict(arguments)}: {error}", code="invalid-value"
+            f"{kind} {name} could not be built from {hidden(arguments)}: {error}", code="invalid-value"
         ) from error
 
 
@@ -250,7 +252,7 @@ def _check_written_for(kind: str, name: str, target: Any) -> None:
     A file of the user's own is theirs to write; how it is called is checked by :func:`check_call`.
     """
     protocol = _PROTOCOLS.get(kind)
-    if protocol is None or not _is_installed(target.__module__):
+    if protocol is None or not _is_installed(_module_of(target)):
         return
     called = target.__call__ if inspect.isclass(target) and "__call__" in dir(target) else target
     try:
@@ -290,6 +292,12 @@ def _found_file(module: str) -> Path | None:
     return None
 
 
+def _module_of(target: Any) -> str:
+    """The module of a class or function; what is written in C may have none, or an object of that name."""
+    module = getattr(target, "__module__", None)
+    return module if isinstance(module, str) else type(target).__module__
+
+
 def _is_installed(module: str) -> bool:
     """Whether a module is this package's or an installed one, and not a file of the user's own."""
     if _is_builtin(module):
@@ -324,9 +332,9 @@ def optional_package(module: str, user: str, extra: str) -> ModuleType:
 def name_of(plugin: Any) -> str:
     """Name of a plugin for messages: ``module:Name`` if it is custom, else its class name or its settings."""
     target = plugin if inspect.isfunction(plugin) or inspect.isclass(plugin) else type(plugin)
-    if _is_builtin(target.__module__):
+    if _is_builtin(_module_of(target)):
         return str(plugin) if dataclasses.is_dataclass(plugin) else target.__qualname__
-    return f"{target.__module__}:{target.__qualname__}"
+    return f"{_module_of(target)}:{target.__qualname__}"
 
 
 def described(value: object) -> str:
@@ -381,10 +389,8 @@ def _code_fingerprint(module: str) -> str:
 def _source_file(module: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(module)
-    except (
-        ImportError,
-        ValueError,
-    ):  # text that only looks like a name, or a module built in memory by a test
+    # Text that only looks like a name, or a module built in memory by a test.
+    except (ImportError, ValueError):
         return None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
@@ -408,14 +414,9 @@ def _check_names(kind: str, name: str, arguments: Mapping[str, Any], target: Any
         if key not in allowed:
             raise UserError(
                 f"{kind} {name} has no setting {key!r}. {_suggestion(key, allowed)}Its settings are: "
-                f"{', '.join(allowed) or 'none'}.{_trl(key)}",
+                f"{', '.join(allowed) or 'none'}. {trl_advice(key, recipe=True)}".rstrip(),
                 code="unknown-setting",
             )
-
-
-def _trl(key: str) -> str:
-    advice = trl_advice(key, recipe=True)
-    return advice and f" {advice}"
 
 
 def _validated(kind: str, name: str, arguments: Mapping[str, Any], target: Any) -> Any:
@@ -457,7 +458,8 @@ def _refusal(place: str, detail: ErrorDetails) -> UserError:
     advice = detail["msg"].replace("Input should be", "It must be")
     if detail["type"] == "literal_error":
         advice = f"Choose {detail['ctx']['expected']}"  # type: ignore[typeddict-item]
-    return UserError(f"{place}{where} is {detail['input']!r}. {advice}.", code="invalid-setting")
+    given = hidden({where: detail["input"]})[where]
+    return UserError(f"{place}{where} is {given!r}. {advice}.", code="invalid-setting")
 
 
 @cache

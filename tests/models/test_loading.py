@@ -222,6 +222,22 @@ def _truncated(folder):
     weights.write_bytes(weights.read_bytes()[:-1000])
 
 
+def _rewritten(file, text):
+    def make(folder):
+        (save_tiny(folder) / file).write_text(text)
+
+    return make
+
+
+def _not_finite(value):
+    def make(folder):
+        model = tiny_llama()
+        model.model.layers[1].mlp.up_proj.weight.data[3, 5] = value
+        save_tiny(folder, model)
+
+    return make
+
+
 def _with_weights_missing(folder):
     config = save_tiny(folder) / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 3}))
@@ -234,6 +250,16 @@ def _with_weights_missing(folder):
         (lambda folder: tiny_llama().save_pretrained(folder), "not-a-model", "no tokenizer"),
         (_of_another_kind, "not-a-model", "no model"),
         (_truncated, "not-a-model", "no model"),
+        # What a library raises for these is no OSError or ValueError, which it means for people.
+        (_rewritten("tokenizer.json", "[]"), "not-a-model", "no tokenizer"),
+        (_rewritten("tokenizer_config.json", '{"added_tokens_decoder": [3]}'), "not-a-model", "no tokenizer"),
+        (
+            _rewritten("config.json", '{"model_type": "llama", "hidden_size": "many"}'),
+            "not-a-model",
+            "'hidden_size'.*many",
+        ),
+        (_not_finite(float("nan")), "not-finite-weights", r"1 of its .*model\.layers\.1\.mlp\.up_proj"),
+        (_not_finite(-float("inf")), "not-finite-weights", r"1 of its .*model\.layers\.1\.mlp\.up_proj"),
         (_with_weights_missing, "missing-weights", r"9 parts.*model\.layers\.2"),
         (lambda folder: save_tiny(folder, tiny_llama(vocab_size=260)), "tokenizer-mismatch", "266 .* 260"),
     ],

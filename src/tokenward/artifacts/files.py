@@ -24,9 +24,9 @@ def user_path(name: str | Path) -> Path:
         UserError: it cannot be a path.
     """
     try:
-        if "\0" not in str(name):
+        if str(name) and "\0" not in str(name):
             return Path(name).expanduser()
-        problem = "it holds a zero byte"
+        problem = "it holds a zero byte" if str(name) else "it is empty"
     except RuntimeError as error:  # ~nobody
         problem = str(error).rstrip(".")
     raise UserError(f"{str(name)!r} cannot be a path: {problem}. Check the path.", code="unusable-path")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from tokenward.config.judge import PLACES, JudgeTable
 from tokenward.errors import UserError
+from tokenward.hidden import hidden
 from tokenward.sampling.endpoint import THIS_REQUEST, Access, Endpoint, Failed, Refused, key_of
 from tokenward.types import Message
 
@@ -154,8 +155,16 @@ class AnswerCounts:
 
 
 def request_key(judge: JudgeTable, messages: Sequence[Message]) -> str:
-    """The sha256 of everything that determines the answer: address, model, messages and further fields of the request."""
-    content = [judge.url.rstrip("/"), judge.model, judge.request, [dict(message) for message in messages]]
+    """The sha256 of everything that determines the answer: address, model, messages and further fields of the request.
+
+    Secrets in these fields do not: an answer is stored once for all keys.
+    """
+    content = [
+        judge.url.rstrip("/"),
+        judge.model,
+        hidden(judge.request),
+        [dict(message) for message in messages],
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Which model a name or folder refers to: its parts, config, sizes, context length and fingerprint."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -244,12 +245,10 @@ def config_of(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
     """Config of a folder or hub name.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or it is damaged.
     """
-    try:
+    with readable("model", name):
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, HFValidationError) as error:
-        raise loading_error("model", name, error) from error
 
 
 def model_fingerprint(name: str) -> str:
@@ -282,7 +281,8 @@ def parts_of(source: str) -> ModelParts:
     adapter = Path(source) / ADAPTER_FILE
     if not adapter.is_file():
         return ModelParts(source)
-    settings = PeftConfig.from_pretrained(source)
+    with readable("adapter", source):
+        settings = PeftConfig.from_pretrained(source)
     if settings.is_prompt_learning:
         raise UserError(
             f"the adapter {source} is of the type {PeftType(settings.peft_type).value}, which adds its own tokens before every "
@@ -315,9 +315,23 @@ def refuses_attention(error: Exception) -> bool:
     return "attention implementation" in str(error)
 
 
+@contextmanager
+def readable(what: str, name: str) -> Iterator[None]:
+    """A context that reads files of a model. What transformers or peft raise becomes one line with the name and the cause.
+
+    Damaged files end in any exception: a KeyError of a template, a TypeError of a config, the tokenizer library's own.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise loading_error(what, name, error) from error
+
+
 def loading_error(what: str, name: str, error: Exception) -> UserError:
     """The error for a model that transformers cannot load."""
-    reason = str(error).strip().splitlines()[0]
+    reason = loading_reason(error)
     if refuses_attention(error):
         return UserError(
             f"{name} does not support this attention implementation: {reason} Use attention: auto, or eager.",
@@ -329,6 +343,15 @@ def loading_error(what: str, name: str, error: Exception) -> UserError:
         "name that this machine can reach (owner/model), or: default.",
         code="not-a-model",
     )
+
+
+def loading_reason(error: Exception) -> str:
+    """What a library said of files that it cannot read: the first line, with the kind of an error that is not meant for people."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    if said and isinstance(error, OSError | ValueError | HFValidationError):
+        return said
+    return f"{type(error).__name__}{said and ': '}{said}"
 
 
 def model_sizes(

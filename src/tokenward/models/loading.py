@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -37,9 +35,9 @@ from tokenward.models.head_mlp import (
 from tokenward.models.identity import (
     base_config,
     is_place,
-    loading_error,
     model_fingerprint,
     parts_of,
+    readable,
     refuses_attention,
     resolve,
 )
@@ -181,10 +179,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         UserError: There is none, or only a slow one.
     """
     source = _tokenizer_folder(resolve(name))
-    try:
+    with readable("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, HFValidationError) as error:
-        raise loading_error("tokenizer", name, error) from error
     if not tokenizer.is_fast:
         raise UserError(
             f"the tokenizer of {name} is a slow one, which has no offsets. Convert it to a tokenizer.json first.",
@@ -241,6 +237,7 @@ def load_model(
         model = _with_saved_adapter(model, parts.adapter, name)
     adapted, settings = (None, None) if parts.head_mlp is None else load_head_mlp(model, Path(parts.head_mlp))
     model = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
+    check_finite(model, name)
     start = model.config.decoder_start_token_id if encoder_decoder else None
     files = model_fingerprint(name)
     key = (files, str(model.dtype), str(device_of(device)), attention)
@@ -259,11 +256,8 @@ def load_model(
 
 
 def _with_saved_adapter(model: PreTrainedModel, folder: str, name: str) -> PeftModel:
-    try:
-        with adapter_warnings():
-            return PeftModel.from_pretrained(model, folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise loading_error("adapter", name, error) from error
+    with readable("adapter", name), adapter_warnings():
+        return PeftModel.from_pretrained(model, folder)
 
 
 def load_backbone(
@@ -290,7 +284,9 @@ def load_backbone(
     model = _loaded(
         AutoModel, name, parts.base, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code
     )
-    return cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
+    model = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
+    check_finite(model, name)
+    return model
 
 
 def _loaded(
@@ -308,10 +304,8 @@ def _loaded(
             own = OWN if dtype == OWN else DTYPES[dtype]
             return kind.from_pretrained(base, dtype=own, output_loading_info=True, **settings)
 
-    try:
+    with readable("model", name):
         model, found = _with_any_attention(read, name) if attention == AUTO else read(attention)
-    except (OSError, ValueError, HFValidationError, SafetensorError) as error:
-        raise loading_error("model", name, error) from error
     check_complete(found["missing_keys"], name)
     if model.dtype not in DTYPES.values():
         raise UserError(
@@ -358,6 +352,27 @@ def check_complete(missing: Collection[str], name: str) -> None:
             "folder with a whole causal language model, not a classifier or an incomplete copy.",
             code="missing-weights",
         )
+
+
+def check_finite(module: nn.Module, name: str) -> None:
+    """Refuse a model with weights that are NaN or infinite, with which everything computed would be one of the two.
+
+    Raises:
+        UserError: there are some; it names the first.
+    """
+    broken = [place for place, weight in module.named_parameters() if not _is_finite(weight.detach())]
+    if broken:
+        raise UserError(
+            f"{name} has weights that are NaN or infinite in {len(broken)} of its {len(list(module.parameters()))} tensors, such as "
+            f"{broken[0]}. Copy the folder again, or use an earlier checkpoint: a training that diverged leaves such weights.",
+            code="not-finite-weights",
+        )
+
+
+def _is_finite(weight: Tensor) -> bool:
+    if not weight.is_floating_point() or not weight.numel() or weight.is_meta:
+        return True
+    return bool(torch.stack(torch.aminmax(weight)).isfinite().all())  # without a mask of the weight's size
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -410,6 +425,7 @@ def prepare_model(
             code="incomplete-weights",
         )
     check_vocabulary(inner, tokenizer, name)
+    check_finite(model, name)
     start = model.config.decoder_start_token_id if model.config.is_encoder_decoder else None
     model.eval()
     layout = choose_layout(inner, packing=packing, name=name, start_id=start)

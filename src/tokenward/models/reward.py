@@ -22,7 +22,7 @@ from tokenward.models.base import TokenModel
 from tokenward.models.forward import FrozenReference, run_model
 from tokenward.models.head_mlp import PUBLISHED_BIAS, init_linear, mlp, save_weights
 from tokenward.models.identity import model_fingerprint
-from tokenward.models.loading import AUTO, load_backbone, load_tokenizer
+from tokenward.models.loading import AUTO, check_finite, load_backbone, load_tokenizer
 from tokenward.models.probe import Packing, reward_layout
 from tokenward.models.sharding import weights_within
 from tokenward.ops.transforms import bound_sigmoid, bound_softplus
@@ -213,6 +213,7 @@ def load_reward_model(
             "whole folder again, or run the stage that wrote it again.",
             code="damaged-file",
         ) from error
+    check_finite(module.head, str(folder))
     return _reward_model(module, str(folder), packing, False)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 from tokenward.errors import UserError
+from tokenward.hidden import remember
 from tokenward.plugins import optional_package
 
 THIS_REQUEST = {400, 413, 422}
@@ -193,4 +194,5 @@ def key_of(variable: str | None, environment: Mapping[str, str]) -> str | None:
             code="invalid-key",
             key="key_variable",
         )
+    remember(key)
     return key

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
+import torch
 from torch import nn
 
 from tokenward.errors import UserError
-from tokenward.models.identity import resolve
-from tokenward.models.loading import DTYPES, device_of
+from tokenward.models.identity import loading_reason, resolve
+from tokenward.models.loading import DTYPES, check_finite, device_of
 
 
 def from_pretrained(kind: Any, name: str, what: str, advice: str, **settings: Any) -> Any:
@@ -16,10 +15,12 @@ def from_pretrained(kind: Any, name: str, what: str, advice: str, **settings: An
     source = resolve(name)
     try:
         return kind.from_pretrained(source, **settings)
-    except (OSError, ValueError, HFValidationError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # damaged files end in any exception
         raise UserError(
-            f"no {what} could be loaded from {name!r}: {reason} {advice}", code="model-not-loaded"
+            f"no {what} could be loaded from {name!r}: {loading_reason(error)} {advice}",
+            code="model-not-loaded",
         ) from error
 
 
@@ -29,7 +30,7 @@ def load_frozen(
     """A complete model of an auto class in evaluation mode, on a device (``auto``: the GPU if there is one).
 
     Raises:
-        UserError: it cannot be loaded, or some of its weights are missing.
+        UserError: it cannot be loaded, or some of its weights are missing or not finite.
     """
     model, found = from_pretrained(
         kind, name, what, advice, dtype=DTYPES[dtype], output_loading_info=True, **settings
@@ -40,4 +41,5 @@ def load_frozen(
             f"{name} has no weights for {len(missing)} parts of a {what}, such as {min(missing)}; they would be random. {advice}",
             code="missing-weights",
         )
+    check_finite(model, name)
     return nn.Module.to(model, device_of(device)).eval()
