@@ -8,8 +8,7 @@ from typing import Any
 import httpx2
 from huggingface_hub import model_info, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from transformers.utils import cached_file
-from transformers.utils.hub import CHAT_TEMPLATE_DIR
+from transformers.utils.hub import CHAT_TEMPLATE_DIR, cached_file
 
 from tokenward.artifacts import folder_fingerprint
 
