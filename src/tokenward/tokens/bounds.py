@@ -232,7 +232,8 @@ def _counting(tree: nodes.Template) -> nodes.Template:
         if isinstance(node.arg, nodes.Slice):
             node.node = _call("weighed", node.node)
     _replace_concatenations(tree)
-    return tree.set_environment(cast(Any, tree.environment))
+    tree.set_environment(cast(Any, tree.environment))
+    return tree
 
 
 def _replace_concatenations(node: nodes.Node) -> None:

@@ -23,9 +23,6 @@ from tokenward.types import Message
 SENTINEL = "tokenward-reply"
 """Placeholder for the text of a reply, to find out what a template writes around it."""
 
-ENDLESS = "endless-template"
-"""Code of the error for a template that does more work than any conversation needs."""
-
 Kind = Literal["chat", "plain"]
 
 _NOW = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
@@ -235,7 +232,7 @@ class Template:
         try:
             return SENTINEL in self._chat([{"role": "user", "content": content}], ())
         except UserError as error:
-            if error.code == ENDLESS:
+            if error.code == "endless-template":
                 raise
             return False
 
@@ -284,7 +281,7 @@ class Template:
         )
         return UserError(
             f"the chat template of {self._name} is refused: {problem}. Fix its chat_template.jinja, or use template: plain.",
-            code=ENDLESS,
+            code="endless-template",
             key="tokens.template",
         )
 
