@@ -252,7 +252,7 @@ MUTANTS: list[Mutant] = [
     M("training/first-kl", "check_first_batch", "not kl <= allowed", "False", ("tests/training/test_checks.py",)),
     M("api/trained-adapter", "frozen_beside", "not own", "not model.has_adapter", ("tests/api/test_references.py",)),
     M("training/dropout", "disable_dropout", "setattr(module, name, 0.0)", "pass", ("tests/training/test_checks.py", "tests/training/test_trainer.py",)),
-    M("training/checkpoint-whole", "last_whole_checkpoint", "whole = checkpoint", "whole = whole or checkpoint", ("tests/training/test_checkpoints.py",)),
+    M("training/checkpoint-whole", "last_whole_checkpoint", "reversed(ready)", "ready", ("tests/training/test_checkpoints.py",)),
     M("training/interrupt", "StopOnInterrupt.on_step_end", "control.should_save = True", "pass", ("tests/training/test_checkpoints.py",)),
     M("training/passes-budget", "Collator._pass", "whole=self.whole", "whole=True", ("tests/training/test_trainer.py", "tests/training/test_cuts.py",)),
     # evaluation

@@ -10,7 +10,7 @@ import tokenward
 
 ROOT = Path(tokenward.__file__).parent
 ORDER = [
-    "errors", "trl_names", "types", "plugins", "display", "methods", "distributed", "ops", "losses", "artifacts", "config", "data", "tokens", "models", "scoring",
+    "hidden", "errors", "trl_names", "types", "plugins", "display", "methods", "distributed", "ops", "losses", "artifacts", "config", "data", "tokens", "models", "scoring",
     "selection", "objectives", "sampling", "training", "evaluation", "api", "stages", "report", "tools", "cli", "__main__", "__init__",
 ]  # fmt: skip
 # Imported inside a function, so that checking a recipe stays free of torch until a verb needs it.

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from tokenward.hidden import without_known
+
 WIDE = 110
 """In a terminal with at least this many columns, progress bars are long."""
 
@@ -48,9 +50,9 @@ _SHOWN = {**_PICTURES, **{code: f"‹U+{code:04X}›" for code in _DIRECTIONS}}
 def printable(text: str) -> str:
     """The text with a picture for each control character, and a name for each mark that turns the writing direction.
 
-    A terminal would obey them, and texts of models, data and files of others may hold some.
+    A terminal would obey them, and texts of models, data and files of others may hold some. Known secrets are masked.
     """
-    return text.translate(_SHOWN)
+    return without_known(text).translate(_SHOWN)
 
 
 class Display:

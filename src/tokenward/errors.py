@@ -2,13 +2,15 @@
 
 from typing import Any
 
+from tokenward.hidden import masked_keys, without_secrets
+
 
 class UserError(Exception):
     """A mistake in what the user gave: data, recipe, path or value.
 
     The message says what was found, why it cannot work and what to write instead. It names arguments and settings
     by their own names (``max_length``), never commands, so that it reads the same in a script. The command line prints
-    it without a traceback, with ``key``, and exits with status 2.
+    it without a traceback, with ``key``, and exits with status 2. Secrets in it are masked.
 
     Attributes:
         code: The kind of mistake in a few words with hyphens, such as ``missing-column``. It stays the same when the
@@ -17,7 +19,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, *, code: str = "", key: str = "") -> None:
-        super().__init__(message)
+        super().__init__(without_secrets(message))
         self.code = code
         self.key = key
 
@@ -28,6 +30,20 @@ class UserError(Exception):
     def within(self, place: str) -> "UserError":
         """The same error with the place where it happened in front of its message."""
         return UserError(f"{place}: {self}", code=self.code, key=self.key)
+
+
+def refuse_masked(what: str, settings: Any) -> None:
+    """Refuse to build something from settings in which a secret is masked.
+
+    Raises:
+        UserError: one is.
+    """
+    if key := next(masked_keys(settings), ""):
+        raise UserError(
+            f"{what}: {key} is a secret, which was masked when this was written, as in every file of a run. Build it from the recipe itself, "
+            "or let the class read the secret from an environment variable.",
+            code="hidden-secret",
+        )
 
 
 def _made_again(kind: type[UserError], args: tuple[Any, ...], state: dict[str, Any]) -> UserError:

@@ -21,7 +21,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError, create_model
 from pydantic_core import ErrorDetails, to_json
 
-from tokenward.errors import UserError
+from tokenward.errors import UserError, refuse_masked
+from tokenward.hidden import hidden
 from tokenward.trl_names import trl_advice
 
 T = TypeVar("T")
@@ -47,6 +48,7 @@ def build(kind: str, name: str, arguments: Mapping[str, Any], known: Mapping[str
         UserError: The name or a setting is unknown, or a setting has the wrong type or value.
     """
     target = find(kind, name, known)
+    refuse_masked(f"{kind} {name}", arguments)
     if inspect.isfunction(target):
         if not arguments:
             return target
@@ -64,7 +66,7 @@ def build(kind: str, name: str, arguments: Mapping[str, Any], known: Mapping[str
         return target(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{kind} {name} could not be built from {dict(arguments)}: {error}", code="invalid-value"
+            f"{kind} {name} could not be built from {hidden(arguments)}: {error}", code="invalid-value"
         ) from error
 
 
@@ -412,14 +414,9 @@ def _check_names(kind: str, name: str, arguments: Mapping[str, Any], target: Any
         if key not in allowed:
             raise UserError(
                 f"{kind} {name} has no setting {key!r}. {_suggestion(key, allowed)}Its settings are: "
-                f"{', '.join(allowed) or 'none'}.{_trl(key)}",
+                f"{', '.join(allowed) or 'none'}. {trl_advice(key, recipe=True)}".rstrip(),
                 code="unknown-setting",
             )
-
-
-def _trl(key: str) -> str:
-    advice = trl_advice(key, recipe=True)
-    return advice and f" {advice}"
 
 
 def _validated(kind: str, name: str, arguments: Mapping[str, Any], target: Any) -> Any:
@@ -461,7 +458,8 @@ def _refusal(place: str, detail: ErrorDetails) -> UserError:
     advice = detail["msg"].replace("Input should be", "It must be")
     if detail["type"] == "literal_error":
         advice = f"Choose {detail['ctx']['expected']}"  # type: ignore[typeddict-item]
-    return UserError(f"{place}{where} is {detail['input']!r}. {advice}.", code="invalid-setting")
+    given = hidden({where: detail["input"]})[where]
+    return UserError(f"{place}{where} is {given!r}. {advice}.", code="invalid-setting")
 
 
 @cache

@@ -25,7 +25,8 @@ from tokenward.training.fit import Interrupted
 TOTAL = 6
 OFTEN = "online.training.checkpoint_minutes=0.0"
 PLAIN = "online.selection={name: all}"
-RUN = Path("runs/quickstart")
+RUNS = Path("runs")
+RUN = RUNS / "quickstart"
 
 
 class Killed(BaseException):
@@ -117,6 +118,51 @@ def test_kill_while_checkpoints_are_written_and_removed_leaves_one(recipe, monke
         patch.setattr(shutil, "rmtree", torn)
         cut(recipe, *LOOKS)
     same(goes_on(monkeypatch, recipe, *LOOKS, steps=[6]), whole)
+
+
+def damaged(monkeypatch, name: str, *, other: bool) -> None:
+    """Kill the next training after its last update, and damage a file of its newest checkpoint."""
+
+    def killed(*args, **kwargs) -> None:
+        newest = max(RUNS.glob("*/*/checkpoints/checkpoint-*"), key=lambda path: path.stat().st_mtime_ns)
+        content = bytearray((newest / name).read_bytes())
+        (newest / name).unlink()
+        if other:
+            content[-1] ^= 1
+            (newest / name).write_bytes(content)
+        raise Killed
+
+    monkeypatch.setattr(fit, "_save", killed)
+
+
+@pytest.mark.parametrize("name", ["reward.safetensors", "alternating.json"])
+def test_a_sampled_run_goes_on_from_an_older_checkpoint_if_the_newest_is_damaged(
+    recipe, monkeypatch, whole, capsys, name
+):
+    changes = [*LOOKS, "online.training.save_total_limit=2"]
+    with monkeypatch.context() as patch:
+        damaged(patch, name, other=name != "alternating.json")
+        cut(recipe, *changes)
+    again = goes_on(monkeypatch, recipe, *changes, steps=[6])
+    same(again, whole)
+
+
+def test_a_training_goes_on_from_an_older_checkpoint_if_the_newest_is_damaged(
+    tiny_workplace, finished_run, monkeypatch, capsys
+):
+    changes = ["oracle.training.checkpoint_minutes=0.0", "oracle.training.save_total_limit=2"]
+    with monkeypatch.context() as patch:
+        damaged(patch, "optimizer.pt", other=False)
+        with pytest.raises(Killed):
+            tokenward.run(tiny_workplace, changes, last="oracle", quiet=True)
+    steps = press_when(monkeypatch, lambda state: False)
+    run = tokenward.run(tiny_workplace, changes, last="oracle")
+    assert [step for step, _ in steps] == [TOTAL]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "checkpoint-6/optimizer.pt is missing. It is now damaged-checkpoint-6" in said
+    ours, theirs = (folder / "oracle/model/model.safetensors" for folder in (RUN, finished_run / RUN))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert not (run.path("oracle") / "checkpoints").exists()
 
 
 def test_checkpoints_stay_until_the_stage_is_complete(recipe, monkeypatch, whole):

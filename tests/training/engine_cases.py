@@ -40,7 +40,7 @@ from tokenward.sampling import SamplingSettings, sample_replies
 from tokenward.tokens.batches import Needs
 from tokenward.tokens.template import Style
 from tokenward.training.callbacks import AnswerPrompts
-from tokenward.training.fit import fit, remove_checkpoint
+from tokenward.training.fit import fit
 
 ENGINES = ("ddp", "fsdp2", "zero2", "zero3")
 TOGETHER, STEPS, SAVED = 8, 4, 3
@@ -299,10 +299,12 @@ def _train_twice(case: Case, place: Path, engine: str) -> None:
     assert checked == (case.objective == "dpo + kl"), shown
     if is_first_process():
         (place / "model").rename(place / "begun at 0")
-        remove_checkpoint(place / f"checkpoints/checkpoint-{STEPS}", "trainer_state.json")
+        # Of the newest checkpoint, the file that the last process has written.
+        max((place / f"checkpoints/checkpoint-{STEPS}").glob("rng_state*.pth")).unlink()
     PartialState().wait_for_everyone()
     shown = train(case, place, engine)
     assert f"  resuming from step {SAVED} of {STEPS}" in shown, shown
+    assert any("It is now damaged" in line for line in shown) == is_first_process(), shown
 
 
 def resume(case: Case, begun: Path, folder: Path, engine: str) -> None:

@@ -52,6 +52,7 @@ from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 from tokenward.training.arguments import TokenTrainingArguments, token_arguments
 from tokenward.training.callbacks import CheckpointEvery
+from tokenward.training.checkpoints import RecordFiles
 from tokenward.training.fit import check_when_ready
 from tokenward.training.metrics import DisplacementAlarm
 from tokenward.training.trainer import TokenTrainer
@@ -204,7 +205,7 @@ class SelectiveTrainer(TokenTrainer):
             eval_rows=ready.eval or None,
             prepare=ready.prepare,
             reference=frozen_beside(policy, ready.objective, freeze, own=adapter is not None and is_start),
-            callbacks=[*_callbacks(args, own, display), *(callbacks or [])],
+            callbacks=[*_callbacks(args, own, display), *(callbacks or []), RecordFiles()],
         )
         if needs_of(ready.objective).reference:
             check_when_ready(self, ready.rows, precision, display.line)

@@ -53,7 +53,8 @@ from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Style
 from tokenward.training.arguments import TokenTrainingArguments, token_arguments
 from tokenward.training.callbacks import AnswerPrompts
-from tokenward.training.fit import checkpoints_of, fit
+from tokenward.training.checkpoints import checkpoints_of
+from tokenward.training.fit import fit
 from tokenward.trl_names import answers_trl
 from tokenward.types import Precision
 

@@ -114,14 +114,18 @@ def file_fingerprint(path: Path) -> str:
     return _file_memo[key]
 
 
-def folder_fingerprint(folder: Path, patterns: Sequence[str] = MODEL_FILES) -> str:
+def folder_fingerprint(
+    folder: Path, patterns: Sequence[str] = MODEL_FILES, *, also: Iterable[Path] = ()
+) -> str:
     """Fingerprint of the names and contents of a folder's files that match a glob pattern.
 
-    The default patterns match the files of a saved model.
+    The default patterns match the files of a saved model. ``also`` are further files, which may lie elsewhere; those that do not
+    exist are left out.
     """
-    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    files = {path for path in (*found, *also) if path.is_file()}
     # A manifest is excluded: it holds the time of creation.
-    named = {path.relative_to(folder).as_posix(): path for path in files if path.name != MANIFEST}
+    named = {Path(os.path.relpath(path, folder)).as_posix(): path for path in files if path.name != MANIFEST}
     if not named:
         names = ", ".join(patterns)
         raise UserError(f"{folder} holds none of the files {names}. Check the path.", code="missing-file")

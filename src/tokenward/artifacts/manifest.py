@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tokenward.artifacts.files import MANIFEST, atomic_write, canonical, fingerprint
 from tokenward.artifacts.outputs import OBSERVED, File, damage, outputs_fingerprint, said
 from tokenward.errors import UserError
+from tokenward.hidden import hidden, without_known_inside
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "tokenward")
 _ABSENT = object()
@@ -26,7 +27,7 @@ class Manifest(BaseModel):
     Attributes:
         stage: Name of the stage.
         format: Version of the layout of the stage's files.
-        settings: The user's settings, nested as in a recipe.
+        settings: The user's settings, nested as in a recipe; secrets are masked.
         inputs: Fingerprint of every input, by name.
         fingerprint: Of the four above.
         facts: Counts and notes, set on completion.
@@ -62,13 +63,14 @@ class Manifest(BaseModel):
 
     @classmethod
     def begin(cls, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], format: int) -> Self:
-        """The manifest of a stage that starts now."""
+        """The manifest of a stage that starts now. Secrets are masked first, so that a new one makes nothing run again."""
+        masked = hidden(dict(settings))
         return cls(
             stage=stage,
             format=format,
-            settings=dict(settings),
+            settings=masked,
             inputs=dict(inputs),
-            fingerprint=fingerprint([stage, format, settings, inputs]),
+            fingerprint=fingerprint([stage, format, masked, inputs]),
             versions=dict(_versions()),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -100,7 +102,12 @@ class Manifest(BaseModel):
 
     def finished(self, facts: Mapping[str, Any], files: Mapping[str, File] = MappingProxyType({})) -> Self:
         """This manifest, marked as complete, with the files that the stage leaves behind."""
-        done = {"facts": dict(facts), "complete": True, "versions": dict(_versions()), "files": dict(files)}
+        done = {
+            "facts": without_known_inside(facts),
+            "complete": True,
+            "versions": dict(_versions()),
+            "files": dict(files),
+        }
         return self.model_copy(update=done)
 
     def write(self, folder: Path) -> None:

@@ -19,6 +19,7 @@ from tokenward.cli.app import (
 )
 from tokenward.display import Display, printable
 from tokenward.errors import UserError
+from tokenward.hidden import hidden
 from tokenward.methods import all_methods, method_of
 
 
@@ -181,7 +182,8 @@ def config(
     if complete:
         from tokenward.tools.run import completely_resolved as resolved
     for item in resolved(loaded):
-        line = Text.assemble(printable(f"{item.key}: {item.value}"), (printable(f"  ({item.origin})"), "dim"))
+        value = hidden({item.key: item.value})[item.key]
+        line = Text.assemble(printable(f"{item.key}: {value}"), (printable(f"  ({item.origin})"), "dim"))
         console.print(line, soft_wrap=True)
 
 

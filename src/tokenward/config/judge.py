@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
 
@@ -9,6 +10,7 @@ from tokenward.config.base import Count, Positive, Settings, key
 from tokenward.config.problems import refusal, show, unknown_keys, wrong_value
 from tokenward.config.source import read_source
 from tokenward.errors import UserError
+from tokenward.hidden import hidden
 
 _LEAST = "Write at least:\nurl: http://localhost:8000/v1\nmodel: NAME"
 
@@ -72,6 +74,7 @@ def load_judge(path: str | Path) -> JudgeTable:
 
     if not isinstance(values, dict):
         raise UserError(f"{path}: a judge is a table, got {show(values)}. {_LEAST}", code="not-a-table")
+    hidden(values)  # from now on, no message shows its secrets
     if problems := [*unknown_keys(values, JudgeTable)]:
         raise refusal(problems, place)
     for name in ("url", "model"):
@@ -90,6 +93,11 @@ def load_judge(path: str | Path) -> JudgeTable:
 def _check(judge: JudgeTable, path: str | Path) -> None:
     if not judge.url.startswith(("http://", "https://")):
         message = f"{path}: url is {judge.url!r}. It must begin with http:// or https://."
+        raise UserError(message, code="bad-url", key="url")
+    parts = urlsplit(judge.url)
+    if parts.username is not None or parts.password is not None or parts.query:
+        # The value is not shown: it may hold a password.
+        message = f"{path}: url holds a user name, a password or a query. Write the address alone, and the name of a variable with the key as key_variable."
         raise UserError(message, code="bad-url", key="url")
     for place in PLACES:
         if f"{{{place}}}" not in judge.prompt:

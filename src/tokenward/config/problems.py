@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from tokenward.config.base import Named, Settings
 from tokenward.config.schema import ANY_NAME, RENAMED, Recipe, named_table_of, schema_fields, table_of
 from tokenward.errors import UserError
+from tokenward.hidden import hidden
 from tokenward.trl_names import trl_advice
 
 _TOP = "the top level"
@@ -156,7 +157,9 @@ def wrong_value(key: str, value: Any, field: FieldInfo) -> Problem:
     """A value that its field does not accept: what was found and what is allowed."""
     allowed = _allowed(field)
     hint = _hint(value, allowed, field.annotation)
-    return Problem(key, f"{key}: got {show(value)}. Allowed: {allowed}.{hint}", "wrong-value")
+    return Problem(
+        key, f"{key}: got {show(hidden({key: value})[key])}. Allowed: {allowed}.{hint}", "wrong-value"
+    )
 
 
 def _locate(

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from tokenward.config.problems import either, nearest, refusal, renamed_keys, show, unknown_keys, wrong_values
 from tokenward.config.schema import Recipe
 from tokenward.errors import UserError
+from tokenward.hidden import MASK, hidden, is_secret
 
 _MAX_DEPTH = 20
 _MAX_BYTES = 1_000_000
@@ -201,6 +202,8 @@ def apply_override(values: dict[str, Any], lines: Lines, text: str) -> Lines:
     key, equals, value_text = text.partition("=")
     key = key.strip()
     parts = key.split(".")
+    if is_secret(key, value_text.strip()):
+        text = f"{key}={MASK}"
     if not equals or not all(parts):
         message = f"--set {text}: expected a key and a value, such as --set oracle.fraction=0.5."
         raise UserError(message, code="bad-override")
@@ -219,7 +222,7 @@ def _table_for(values: dict[str, Any], parts: list[str], text: str) -> dict[str,
         if not isinstance(inner, dict):
             outer = ".".join(parts[:depth])
             raise UserError(
-                f"--set {text}: {outer} is {inner!r}, not a table, so it has no key '{parts[depth]}'. "
+                f"--set {text}: {outer} is {hidden({part: inner})[part]!r}, not a table, so it has no key '{parts[depth]}'. "
                 f"Set {outer} as a whole.",
                 code="bad-override",
                 key=outer,
@@ -273,6 +276,7 @@ def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> LoadedR
     lines = Lines(name, numbers)
     for override in overrides:
         lines = apply_override(values, lines, override)
+    hidden(values)  # from now on, no message shows its secrets
     return LoadedRecipe(_checked(values, lines), lines)
 
 

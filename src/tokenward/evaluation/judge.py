@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from tokenward.config.judge import PLACES, JudgeTable
 from tokenward.errors import UserError
+from tokenward.hidden import hidden
 from tokenward.sampling.endpoint import THIS_REQUEST, Access, Endpoint, Failed, Refused, key_of
 from tokenward.types import Message
 
@@ -57,7 +58,8 @@ def send(judge: JudgeTable, endpoint: Endpoint, messages: Sequence[Message]) -> 
 
 
 def _is_completion(body: Any) -> bool:
-    return isinstance(body["choices"][0]["message"], dict)
+    choice = body["choices"][0]
+    return isinstance(choice, dict) and isinstance(choice["message"], dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +156,16 @@ class AnswerCounts:
 
 
 def request_key(judge: JudgeTable, messages: Sequence[Message]) -> str:
-    """The sha256 of everything that determines the answer: address, model, messages and further fields of the request."""
-    content = [judge.url.rstrip("/"), judge.model, judge.request, [dict(message) for message in messages]]
+    """The sha256 of everything that determines the answer: address, model, messages and further fields of the request.
+
+    Secrets in these fields do not: an answer is stored once for all keys.
+    """
+    content = [
+        judge.url.rstrip("/"),
+        judge.model,
+        hidden(judge.request),
+        [dict(message) for message in messages],
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
@@ -239,20 +249,24 @@ def _ask(
 def read_answer(body: Mapping[str, Any]) -> Answer:
     """The answer in the body of a chat completion."""
     choice = body["choices"][0]
-    message, usage = choice["message"], body.get("usage") or {}
+    message, usage = choice["message"], body.get("usage")
     text, refusal = message.get("content"), message.get("refusal")
     return Answer(
-        text if isinstance(text, str) else "",
+        # JSON can hold halves of characters, which no file can.
+        text.encode("utf-8", "replace").decode() if isinstance(text, str) else "",
         bool(refusal) or choice.get("finish_reason") == "content_filter",
         _count(usage, "prompt_tokens"),
         _count(usage, "completion_tokens"),
     )
 
 
-def _count(usage: Mapping[str, Any], name: str) -> int | None:
-    value = usage.get(name)
-    return value if isinstance(value, int) else None
+def _count(usage: Any, name: str) -> int | None:
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and 0 <= value <= _MOST_TOKENS else None
 
+
+_MOST_TOKENS = 10**9
+"""No answer has more; a count beyond it is none."""
 
 _MARK = re.compile(r"\[\[([ABC])\]\]")
 _PLACE = re.compile("|".join(rf"\{{{place}\}}" for place in PLACES))

@@ -6,17 +6,17 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx2
 import torch
 from huggingface_hub import model_info, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from peft import PeftConfig, PeftType
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 
-from tokenward.artifacts import fingerprint, folder_fingerprint, user_path
+from tokenward.artifacts import fingerprint, user_path
 from tokenward.errors import UserError
 from tokenward.models.adapters import lora_config, wrap_with_adapter
 from tokenward.models.default import HUB_NAME, LAYERS, default_model_folder
+from tokenward.models.files import UNREACHABLE, commit_of, files_fingerprint, foreign_code
 from tokenward.models.head_mlp import SETTINGS_FILE as HEAD_MLP_FILE
 from tokenward.models.head_mlp import read_head_mlp
 from tokenward.ops.costs import ModelSizes
@@ -82,8 +82,6 @@ ADAPTER_FILE = "adapter_config.json"
 
 OWNERLESS = ("gpt2", "distilgpt2", "openai-gpt", "t5-", "bert-", "distilbert-", "roberta-", "xlnet-", "ctrl")
 """Beginnings of hub names without an owner, from the hub's first years."""
-
-_UNREACHABLE = (HfHubHTTPError, OSError, httpx2.HTTPError)
 
 _on_hub: set[str] = set()  # names that were found, because a name is resolved many times
 
@@ -213,7 +211,7 @@ def _hub_problem(name: str) -> str | None:
         model_info(name, timeout=5.0)
     except (RepositoryNotFoundError, HFValidationError):
         return "the hub has no model of this name"
-    except _UNREACHABLE:
+    except UNREACHABLE:
         return "the hub cannot be reached"
     _on_hub.add(name)
     return None
@@ -251,23 +249,36 @@ def config_of(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
 
 
-def model_fingerprint(name: str) -> str:
-    """Hash of the files of a model, or of its commit on the hub."""
+def model_fingerprint(name: str, *, trust_remote_code: bool = False) -> str:
+    """Hash of everything that loading a model reads: files of its folders, and commits on the hub.
+
+    Args:
+        name: ``default``, a folder, or a hub name.
+        trust_remote_code: Whether code of other repositories that the model names runs, so that it counts.
+    """
     source = resolve(name)
     if not Path(source).is_dir():
-        return _files_fingerprint(source)
-    return fingerprint([_files_fingerprint(part) for part in parts_of(source) if part is not None])
+        return _files_fingerprint(source, code=trust_remote_code)
+    return fingerprint([_files_fingerprint(part, code=trust_remote_code) for part in _every_part(source)])
 
 
-def _files_fingerprint(source: str) -> str:
+def _every_part(source: str, above: tuple[str, ...] = ()) -> list[str]:
+    """The base, and what is put onto it, from the inside to the outside; a base may be an adapter with a base of its own."""
+    base, *rest = (part for part in parts_of(source) if part is not None)
+    whole = base in (source, *above) or not Path(base).is_dir()
+    return [*([base] if whole else _every_part(base, (source, *above))), *rest]
+
+
+def _files_fingerprint(source: str, *, code: bool) -> str:
+    elsewhere = foreign_code(source) if code else {}
     if Path(source).is_dir():
-        return folder_fingerprint(Path(source))
-    try:
-        commit = str(model_info(source).sha)
-    except (HFValidationError, *_UNREACHABLE):
-        # Offline: the cached commit. Reading it needs no code of the model.
-        commit = str(config_of(source, trust_remote_code=False)._commit_hash)
-    return fingerprint([source, commit])
+        own = files_fingerprint(Path(source))
+    else:
+        found = commit_of(source, "config.json", ADAPTER_FILE)
+        # Without the hub and without a cached file, reading the config says what is wrong.
+        commit = found or str(config_of(source, trust_remote_code=False)._commit_hash)
+        own = fingerprint([source, commit])
+    return fingerprint([own, elsewhere]) if elsewhere else own
 
 
 def parts_of(source: str) -> ModelParts:

@@ -239,7 +239,7 @@ def load_model(
     model = cast(PreTrainedModel, nn.Module.to(model, device_of(device)).eval())
     check_finite(model, name)
     start = model.config.decoder_start_token_id if encoder_decoder else None
-    files = model_fingerprint(name)
+    files = model_fingerprint(name, trust_remote_code=trust_remote_code)
     key = (files, str(model.dtype), str(device_of(device)), attention)
     layout, head = probe(model, key=key, packing=packing, name=name, start_id=start)
     return LanguageModel(

@@ -234,7 +234,7 @@ def _reward_model(
         model=module,
         tokenizer=load_tokenizer(name, trust_remote_code=trust_remote_code),
         layout=reward_layout(module.backbone, packing=packing, name=name),
-        fingerprint=model_fingerprint(name),
+        fingerprint=model_fingerprint(name, trust_remote_code=trust_remote_code),
         name=name,
         start_id=config.decoder_start_token_id if config.is_encoder_decoder else None,
     )

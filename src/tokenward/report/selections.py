@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tokenward.config import Named
 from tokenward.errors import UserError
+from tokenward.hidden import masked_keys
 from tokenward.objectives.selected import step_seeds
 from tokenward.plugins import build, refusal_of
 from tokenward.report.collect import RunFolder
@@ -38,6 +39,7 @@ _NOTES = {
     "batch": "The tokens are selected per training batch: a weight depends on the other pairs of its batch, and is not stored.",
     "dataset": "The tokens are selected over the whole data set: a weight depends on all pairs, and is not stored.",
     "refused": "The tokens are selected by code of the recipe's own, which a report does not import; --plugins lets it.",
+    "secret": "The tokens are selected with a secret among the recipe's settings, which no file of a run holds. The weights are not stored.",
 }
 """Why weights cannot be shown, by what they depend on. Weights that depend on one pair can."""
 
@@ -54,7 +56,7 @@ class RunSelection(NamedTuple):
     term: str
     rule: str
     selector: Selector
-    when: Literal["pair", "step", "compared", "unit", "batch", "dataset", "refused"]
+    when: Literal["pair", "step", "compared", "unit", "batch", "dataset", "refused", "secret"]
     by: str = ""
     within: tuple["RunSelection", ...] = ()
 
@@ -114,19 +116,25 @@ def stored_scorer(run: RunFolder) -> tuple[str, Scorer] | None:
     return made
 
 
-def _refused(run: RunFolder) -> str:
-    """Why the code of the run's scorer or selector is not imported; empty if there is none, or it is."""
+def _refused(run: RunFolder) -> Literal["refused", "secret", ""]:
+    """Why the run's scorer or selector is not built; empty if both are."""
     for stage, table in (("policy", "scores"), ("policy", "policy")):
         settings = run.setting(stage, table)
-        if settings is not None and (why := refusal_of(settings)):
-            return why
+        if settings is not None and refusal_of(settings):
+            return "refused"
+        if any(masked_keys(settings)):
+            return "secret"
     return ""
 
 
 def scorer_note(run: RunFolder, shown: str) -> str:
     """A sentence if the scores that are shown, of the scorer ``shown``, are not those of the policy's training."""
-    if _refused(run):
-        return f"The recipe names code of its own, which a report does not import; --plugins lets it. This page shows {shown}."
+    if why := _refused(run):
+        problem = {
+            "refused": "The recipe names code of its own, which a report does not import; --plugins lets it.",
+            "secret": "The recipe's scorer or selection has a secret among its settings, which no file of a run holds.",
+        }[why]
+        return f"{problem} This page shows {shown}."
     made = policy_scorer(run)
     if made is None or stored_scorer(run) is not None:
         return ""
@@ -135,9 +143,9 @@ def scorer_note(run: RunFolder, shown: str) -> str:
 
 def selections_of(run: RunFolder) -> list[RunSelection]:
     """All selections of a run, the policy's own first; empty without a policy."""
-    if _refused(run):
+    if why := _refused(run):
         name, _ = _split_name(run.setting("policy", "policy", "selection"))
-        return [RunSelection("", name, KeepAll(), "refused")]
+        return [RunSelection("", name, KeepAll(), why)]
     made = policy_scorer(run)
     if made is None:
         return []

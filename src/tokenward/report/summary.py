@@ -10,6 +10,7 @@ import numpy as np
 
 from tokenward.evaluation.statistics import Figure
 from tokenward.evaluation.tables import AUROC, FigureRow, figure_rows
+from tokenward.hidden import hidden
 from tokenward.report.charts import Points
 from tokenward.report.collect import RunFolder
 from tokenward.report.pairs import ScoredPair, scores_of
@@ -247,7 +248,7 @@ def recipe_of(run: RunFolder) -> dict[str, Any]:
     recipe: dict[str, Any] = {}
     for manifest in run.manifests.values():
         _merge(recipe, manifest.settings)
-    return recipe
+    return hidden(recipe)  # an earlier version masked no secrets
 
 
 def _merge(into: dict[str, Any], settings: Mapping[str, Any]) -> None:

@@ -100,7 +100,7 @@ class Completions:
             )
         reason = choice.get("finish_reason")
         if reason not in ("stop", "length"):
-            raise Odd(f"ended a reply with finish_reason {reason!r}")
+            raise Odd(f"ended a reply with finish_reason {reason!r:.80}")
         logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
         return Continuation(ids, reason == "stop", logprobs)
 
@@ -147,13 +147,13 @@ class LlamaCpp:
         if not isinstance(ids, list):
             raise Odd("returns no tokens, although return_tokens is set")
         if (read := answer.get("tokens_evaluated")) != len(order.prompt):
-            raise Odd(f"read {read} prompt tokens in place of the {len(order.prompt)} that it was sent")
+            raise Odd(f"read {read!s:.80} prompt tokens in place of the {len(order.prompt)} that it was sent")
         if answer.get("truncated"):
             raise Odd("cut a reply off, because prompt and reply exceed its context (-c divided by -np)")
         used = answer.get("generation_settings", {})
         for name, value in self._sampling(order).items():
             if name in used and not _same(used[name], value):
-                raise Odd(f"sampled with {name} {used[name]!r} in place of {value!r}")
+                raise Odd(f"sampled with {name} {used[name]!r:.80} in place of {value!r}")
         found = answer.get("completion_probabilities")
         logprobs = None if found is None else _aligned(ids, found)
         return Continuation(ids, answer.get("stop_type") != "limit", logprobs)

@@ -3,10 +3,13 @@
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any, NamedTuple, Self
 
 from tokenward.errors import UserError
+from tokenward.hidden import MASK, remember, without_known
 from tokenward.plugins import optional_package
 
 THIS_REQUEST = {400, 413, 422}
@@ -15,7 +18,14 @@ THIS_REQUEST = {400, 413, 422}
 AGAIN = {408, 409, 425, 429}
 """Statuses below 500 after which the same request may succeed later."""
 
+LARGEST = 16 * 2**20
+"""Bytes of the largest answer that is read."""
+
+PAUSE = 120.0
+"""Seconds that are allowed between two attempts. The ``openai`` package gives a request up for which a server asks for a longer pause."""
+
 _SHOWN = 300
+_BEGUN = "tokenward.begun"
 _KEY = re.compile(r"[!-~]+")
 # The openai package reads these from the environment. They are OpenAI's, and the endpoint may belong to someone else.
 _NOT_SENT = ("Authorization", "OpenAI-Organization", "OpenAI-Project")
@@ -51,7 +61,7 @@ class Access(NamedTuple):
     Attributes:
         address: Base address.
         key: API key, sent in the header and stored nowhere; None sends none.
-        timeout: Seconds to wait for an answer.
+        timeout: Seconds to wait for a whole answer.
         attempts: Attempts before a request counts as failed.
         user: What needs the endpoint, for errors.
         extra: The extra that installs what it needs.
@@ -68,6 +78,9 @@ class Access(NamedTuple):
 class Endpoint:
     """Sends requests with the ``openai`` package, which retries them with growing pauses. Thread-safe.
 
+    Whatever a server sends, an answer takes no more than ``timeout`` seconds, and no more than :data:`LARGEST` bytes; a request and its
+    repetitions end after ``attempts`` times ``timeout`` and :data:`PAUSE` seconds. Redirects are not followed.
+
     Args:
         access: How the endpoint is reached.
         check: A request is repeated until this accepts the JSON of the answer.
@@ -80,7 +93,8 @@ class Endpoint:
     """
 
     def __init__(self, access: Access, check: Check) -> None:
-        self._key, self._usable = access.key, check
+        self._key, self._usable, self._timeout = access.key, check, access.timeout
+        self._longest = access.attempts * (access.timeout + PAUSE)
         self._openai, self._httpx = (
             optional_package(name, access.user, access.extra) for name in ("openai", "httpx2")
         )
@@ -126,14 +140,34 @@ class Endpoint:
         return self._sent(lambda: self._client.post(path, body=dict(body), cast_to=self._httpx.Response))
 
     def _sent(self, send: Callable[[], Any]) -> Any:
+        done: Future[Any] = Future()
+
+        def work() -> None:
+            try:
+                done.set_result(self._answer(send))
+            except BaseException as error:
+                done.set_exception(error)
+
+        # No timeout of the HTTP package ends a server that sends one header line after the other. The thread ends with its connection.
+        threading.Thread(target=work, daemon=True).start()
         try:
-            return send().json()
+            return done.result(self._longest)
+        except TimeoutError:
+            if done.done():
+                raise
+            raise Failed(f"no answer had ended after {self._longest:g} seconds") from None
+
+    def _answer(self, send: Callable[[], Any]) -> Any:
+        try:
+            return json.loads(_text(send().content))
         except self._openai.APIConnectionError as error:  # also timeouts and answers that are not usable
             cause = error.__cause__ or error
             raise Failed(self._shown(f"{type(cause).__name__}: {cause}")) from None
         except self._openai.APIStatusError as error:
             status = error.status_code
             problem = f"status {status}: {self._shown(error.response.text)}"
+            if 300 <= status < 400:
+                raise Failed(f"{problem} A redirect to another address is not followed") from None
             if status in AGAIN or status >= 500:
                 raise Failed(problem) from None
             # Not "from error": its body may repeat the key.
@@ -142,6 +176,8 @@ class Endpoint:
     def _before_sending(self, request: Any) -> None:
         if self._stopping.is_set():
             raise Stopped
+        request.extensions[_BEGUN] = time.monotonic()
+        request.headers["Accept-Encoding"] = "identity"  # a small compressed answer can be an endless one
         with self._lock:
             self.retries += request.headers.get("x-stainless-retry-count", "0") != "0"
         for name in _NOT_SENT:
@@ -151,22 +187,44 @@ class Endpoint:
 
     def _check(self, response: Any) -> None:
         """Raise an error that the client retries if an answer is not usable."""
-        text = response.read().decode(errors="replace")
+        response._content = self._read(response)  # what its read() would set, without a limit
+        text = _text(response.content)
         if response.is_success and not _accepts(self._usable, text):
             problem = f"not an answer to the request: {self._shown(text)}"
             raise self._httpx.DecodingError(problem, request=response.request)
 
+    def _read(self, response: Any) -> bytes:
+        found = bytearray()
+        coding = response.headers.get("Content-Encoding", "identity").lower()
+        if coding != "identity":
+            problem = f"its Content-Encoding is {self._shown(coding)}, which was not asked for"
+            raise self._httpx.DecodingError(problem, request=response.request)
+        for piece in response.iter_raw():
+            found += piece
+            if len(found) > LARGEST:
+                problem = f"the answer has more than {LARGEST:,} bytes"
+                raise self._httpx.DecodingError(problem, request=response.request)
+            if time.monotonic() - response.request.extensions[_BEGUN] > self._timeout:
+                problem = f"the answer had not ended after {self._timeout:g} seconds"
+                raise self._httpx.ReadTimeout(problem, request=response.request)
+        return bytes(found)
+
     def _shown(self, text: str) -> str:
         """The beginning of a text. The key is masked, because some endpoints repeat it in errors."""
         text = " ".join(text.split())
-        return (text.replace(self._key, "***") if self._key else text)[:_SHOWN] or "(empty)"
+        return (text.replace(self._key, MASK) if self._key else text)[:_SHOWN] or "(empty)"
 
 
 def _accepts(check: Check, text: str) -> bool:
     try:
         return check(json.loads(text))
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def _text(content: bytes) -> str:
+    """The text of an answer. Keys are masked: a server may repeat them, and answers are stored."""
+    return without_known(content.decode(errors="replace"))
 
 
 def key_of(variable: str | None, environment: Mapping[str, str]) -> str | None:
@@ -193,4 +251,5 @@ def key_of(variable: str | None, environment: Mapping[str, str]) -> str | None:
             code="invalid-key",
             key="key_variable",
         )
+    remember(key)
     return key

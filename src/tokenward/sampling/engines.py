@@ -6,6 +6,7 @@ purpose: to tell whether it holds the same weights.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from numbers import Integral
 from typing import NamedTuple, Protocol
 
@@ -279,11 +280,17 @@ class EngineSampler:
             for item in drawn.ids:
                 if isinstance(item, bool) or not isinstance(item, Integral) or not 0 <= item < known:
                     raise self._invalid(
-                        f"the token id {item!r}, but ids of {self.model.name} are integers from 0 to {known - 1}. It holds another model"
+                        f"the token id {item!r:.80}, but ids of {self.model.name} are integers from 0 to {known - 1}. It holds another model"
                     )
-            if drawn.logprobs is not None and len(drawn.logprobs) != len(drawn.ids):
-                raise self._invalid(f"{len(drawn.logprobs)} log-probabilities of {len(drawn.ids)} tokens")
+            self._check_logprobs(drawn)
         return found
+
+    def _check_logprobs(self, drawn: Continuation) -> None:
+        if drawn.logprobs is not None and len(drawn.logprobs) != len(drawn.ids):
+            raise self._invalid(f"{len(drawn.logprobs)} log-probabilities of {len(drawn.ids)} tokens")
+        for value in drawn.logprobs or ():
+            if value is not None and not (isinstance(value, int | float) and isfinite(value)):
+                raise self._invalid(f"the log-probability {value!r:.80}, which is no finite number")
 
     def _invalid(self, problem: str) -> UserError:
         return UserError(f"{self.engine.title} returned {problem}.", code="wrong-replies")

@@ -84,8 +84,8 @@ def _check_address(name: str, address: str) -> None:
         )
 
 
-_NAMED = 5
-"""Models that an error names."""
+_NAMED, _NAME = 5, 100
+"""Models that an error names, and characters of a name."""
 
 
 class ServedModel(NamedTuple):
@@ -171,8 +171,8 @@ class OpenServer:
         answer = self._asked(lambda: endpoint.post(dialect.path, body))
         try:
             return dialect.read(order, answer)
-        except (Odd, LookupError, TypeError, AttributeError) as error:
-            problem = str(error) if isinstance(error, Odd) else f"answers in an unknown form ({error!r})"
+        except (Odd, LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            problem = str(error) if isinstance(error, Odd) else f"answers in an unknown form ({error!r:.200})"
             raise UserError(f"{self.title} {problem}.", code="wrong-replies") from error
 
     def _asked(self, send: Callable[[], Any]) -> Any:
@@ -201,7 +201,7 @@ class OpenServer:
         models = [ServedModel(str(item.get("id")), str(item.get("owned_by"))) for item in known]
         fitting = models if wanted is None else [model for model in models if model.name == wanted]
         if len(fitting) != 1:
-            names = ", ".join(model.name for model in models[:_NAMED]) or "no model"
+            names = ", ".join(model.name[:_NAME] for model in models[:_NAMED]) or "no model"
             more = f" and {len(models) - _NAMED} more" if len(models) > _NAMED else ""
             given = "not set" if wanted is None else repr(wanted)
             advice = "Write one of them" if models else "Start it with a model, or write one"

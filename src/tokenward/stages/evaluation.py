@@ -12,6 +12,7 @@ from tokenward.evaluation.replies import METRICS
 from tokenward.evaluation.sampled import EvaluationReplies
 from tokenward.evaluation.statistics import load_figures, write_figures
 from tokenward.evaluation.tables import FigureRow, figure_rows, main_note, main_rows
+from tokenward.hidden import hidden
 from tokenward.models.loading import DTYPES, LanguageModel
 from tokenward.plugins import find
 from tokenward.sampling.checks import check_temperature
@@ -73,8 +74,8 @@ RECIPE = "recipe.json"
 
 
 def keep_recipe(run: Run, folder: Path) -> None:
-    """Write the run's recipe into a folder, defaults included."""
-    write_json(folder / RECIPE, run.recipe.model_dump(mode="json"))
+    """Write the run's recipe into a folder, defaults included and secrets masked."""
+    write_json(folder / RECIPE, hidden(run.recipe.model_dump(mode="json")))
 
 
 class EvaluationStage(Stage):

@@ -17,6 +17,7 @@ from tokenward.models.reward import RewardModel, RewardSettings, new_reward_mode
 from tokenward.objectives import SFT, Objective, needs_of
 from tokenward.plugins import build
 from tokenward.sampling.rollouts import Context, sampled_row, seed_of
+from tokenward.sampling.sources import SequenceClassifier
 from tokenward.scoring.reads import token_values
 from tokenward.selection import KeepAll, Selector, selector_of
 from tokenward.selection.weights import weigh_rows
@@ -24,7 +25,7 @@ from tokenward.stages.base import Training, TrainingStage
 from tokenward.stages.data import source_fingerprint
 from tokenward.stages.reward_learning import DEFAULTS, RewardLearner
 from tokenward.stages.run import Run
-from tokenward.stages.tasks import EncodedExamples, check_same_tokens, encoded_examples, task_of
+from tokenward.stages.tasks import EncodedExamples, check_same_tokens, encoded_examples, source_of, task_of
 from tokenward.stages.training import (
     SftStage,
     example_prompts,
@@ -100,6 +101,9 @@ class OnlineStage(TrainingStage):
         inputs = {"model": run.fingerprint_of(run.start_model)}
         if run.recipe.reward.model is not None:
             inputs["reward model"] = run.fingerprint_of(run.recipe.reward.model)
+        source = source_of(run) if run.online.source is not None else None
+        if isinstance(source, SequenceClassifier):
+            inputs["source model"] = run.fingerprint_of(source.model)
         table = run.recipe.prompt_task
         if table is None:
             return {**inputs, "examples": run.done("examples").identity}

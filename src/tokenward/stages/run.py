@@ -256,7 +256,7 @@ class Run:
         if not (user_path(name) / ADAPTER_FILE).is_file():
             return name
         kind = "-own" if self.recipe.model.dtype == OWN else ""
-        target = self.folder / FOLDER / f"{model_fingerprint(name)[:16]}{kind}"
+        target = self.folder / FOLDER / f"{self.fingerprint_of(name)[:16]}{kind}"
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f".lock-{FOLDER}"):  # jobs that write parts of the scores begin at once
             if target.is_dir():
@@ -294,7 +294,7 @@ class Run:
                 "whole weights.",
                 code="merge-differs",
             )
-        made = Manifest.begin(FOLDER, {"dtype": table.dtype}, {"model": model_fingerprint(name)}, 1)
+        made = Manifest.begin(FOLDER, {"dtype": table.dtype}, {"model": self.fingerprint_of(name)}, 1)
         made.finished({"difference": found}, recorded(scratch)).write(scratch)
         scratch.rename(target)
         self.display.line(
@@ -335,4 +335,4 @@ class Run:
 
     def fingerprint_of(self, model: str) -> str:
         """Fingerprint of a model's files."""
-        return model_fingerprint(model)
+        return model_fingerprint(model, trust_remote_code=self.recipe.model.trust_remote_code)

@@ -32,8 +32,8 @@ from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 from tokenward.training.arguments import TokenTrainingArguments, check_batches, training_arguments
 from tokenward.training.callbacks import SAMPLES, AnswerPrompts
+from tokenward.training.checkpoints import checkpoints_of, damaged_checkpoints
 from tokenward.training.engines import cuts_weights
-from tokenward.training.fit import checkpoints_of
 from tokenward.training.trackers import tracker_defaults
 
 
@@ -168,10 +168,13 @@ def fit_stage(
         reference_precision=run.recipe.scores.precision,
         **more,
     )
-    if is_first() and "save_strategy" not in table:  # they are only needed to resume
-        whole = checkpoints_of(checkpoints)
+    if is_first():
+        unneeded = damaged_checkpoints(checkpoints)
+        if "save_strategy" not in table:  # they are only needed to resume
+            unneeded += checkpoints_of(checkpoints)
         # A tracker may have written its files beside them.
-        stage.temporary.extend([checkpoints] if len(whole) == len([*checkpoints.iterdir()]) else whole)
+        only = unneeded and len(unneeded) == len([*checkpoints.iterdir()])
+        stage.temporary.extend([checkpoints] if only else unneeded)
     return facts
 
 

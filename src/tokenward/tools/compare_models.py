@@ -26,6 +26,7 @@ from tokenward.evaluation.replies import (
     win_figures,
 )
 from tokenward.evaluation.statistics import Figures, before_after_figures, mean_figure, write_figures
+from tokenward.hidden import hidden
 from tokenward.plugins import find
 from tokenward.sampling import Reply
 from tokenward.sampling.rollouts import columns_of
@@ -138,7 +139,7 @@ class ModelComparison:
         self._prefer("judge", [item.preferred for item in judged.judgments])
         self.figures["judge/first_place"] = mean_figure(first_place(judged.judgments), **self._bootstrap)
         verdicts = [list(item.verdicts) for item in judged.judgments]
-        record = {"judge": judge.model_dump(), "counts": judged.counts, "verdicts": verdicts}
+        record = {"judge": hidden(judge.model_dump()), "counts": judged.counts, "verdicts": verdicts}
         write_json(folder / "judge.json", record)
         counts = [(name.replace("_", " "), f"{value:g}") for name, value in judged.counts.items() if value]
         self.display.table("judge", ("", "count"), counts)

@@ -16,6 +16,7 @@ from tokenward.artifacts import Manifest, read_manifest, user_path
 from tokenward.display import Display, interval, rounded
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figures, load_figures
+from tokenward.hidden import hidden
 from tokenward.models.adapters import merge_adapter
 from tokenward.models.identity import check_places
 from tokenward.models.loading import LanguageModel, load_model
@@ -170,7 +171,9 @@ def model_card(finished: FinishedModel, name: str, *, merged: bool) -> str:
         template=_template_words(finished.style),
         command=f"lm_eval --model hf --model_args pretrained={name} --tasks ifeval{chat}",
         recipe=yaml.safe_dump(
-            {manifest.stage: manifest.settings for manifest in manifests}, sort_keys=False, allow_unicode=True
+            {manifest.stage: hidden(manifest.settings) for manifest in manifests},
+            sort_keys=False,
+            allow_unicode=True,
         ),
         versions=versions,
         listed=_table(["", "version"], [[key, value] for key, value in versions.items()]),

@@ -134,7 +134,10 @@ def sample_model(
         "seed": recipe.seed,
     }
     asked = [[list(q.example.prompt), q.follow_ups, q.temperature] for q in questions]
-    inputs = {"model": model_fingerprint(side.model), "questions": fingerprint(asked)}
+    inputs = {
+        "model": model_fingerprint(side.model, trust_remote_code=recipe.model.trust_remote_code),
+        "questions": fingerprint(asked),
+    }
     with open_stage(
         folder / side.label, stage="replies", settings=settings, inputs=inputs, format=1
     ) as stage:

@@ -55,6 +55,10 @@ class TokenTrainingArguments(TrainingArguments):
             )
         super().__post_init__()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All fields but the token of the hub: transformers pickles its arguments beside every checkpoint and saved model."""
+        return {**vars(self), "hub_token": None}
+
 
 _OWN = (
     "tokens_per_forward",

@@ -13,11 +13,10 @@ from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Args
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from tokenward.artifacts import read_json, write_jsonl
+from tokenward.artifacts import write_jsonl
 from tokenward.display import Display
-from tokenward.distributed import mean_over
+from tokenward.distributed import first_alone, mean_over
 from tokenward.errors import StoppedBySignal
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, imitates_bfloat16, slow_float32
@@ -36,62 +35,12 @@ from tokenward.training.callbacks import (
     Speed,
     StopOnInterrupt,
 )
+from tokenward.training.checkpoints import KeepNewest, RecordFiles, last_whole_checkpoint, step_of
 from tokenward.training.checks import check_first_batch
 from tokenward.training.metrics import DisplacementAlarm, displacement_facts
 from tokenward.training.passes import Prepare
 from tokenward.training.trackers import own_record
 from tokenward.training.trainer import TokenTrainer
-
-
-def checkpoints_of(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, the oldest first."""
-    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
-    return sorted(found, key=_step_of)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def last_whole_checkpoint(folder: Path, last_file: str) -> Path | None:
-    """The newest complete checkpoint. Incomplete ones, left by a kill or a full disk, are removed.
-
-    ``last_file`` is the JSON file that is written last into each.
-    """
-    whole = None
-    for checkpoint in checkpoints_of(folder):
-        try:
-            read_json(checkpoint / last_file)
-        except (FileNotFoundError, ValueError):  # never started, or cut off
-            remove_checkpoint(checkpoint, last_file)
-        else:
-            whole = checkpoint
-    return whole
-
-
-def remove_checkpoint(checkpoint: Path, last_file: str) -> None:
-    """Remove a checkpoint. The last file goes first, so that a kill in between leaves none that looks complete."""
-    (checkpoint / last_file).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint)
-
-
-class KeepNewest(TrainerCallback):
-    """Removes old checkpoints once the newest is complete; must be the last callback.
-
-    transformers' own ``save_total_limit`` removes them before callbacks have added their files to the new one.
-    """
-
-    def __init__(self, last_file: str, limit: int | None) -> None:
-        self._last_file, self._limit = last_file, limit
-
-    def on_save(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or self._limit is None or self._limit < 1:
-            return
-        best = state.best_model_checkpoint
-        for checkpoint in checkpoints_of(Path(str(args.output_dir)))[: -self._limit]:
-            if best is None or checkpoint.name != Path(best).name:
-                remove_checkpoint(checkpoint, self._last_file)
-
 
 CHECKED_ROWS = 4
 
@@ -144,6 +93,7 @@ def fit(
         LogSoFar(folder / "history.jsonl"),
         DisplacementAlarm(arguments.displacement_margin, where, display.line),
         interrupt,
+        RecordFiles(),
         KeepNewest(last_file, limit),
     ]
     objective = with_entropy(objective) if arguments.log_entropy else objective
@@ -157,7 +107,7 @@ def fit(
     # Reference values are stored for all rows or for none; with prepare, they may be made in the step.
     if trainer.needs.reference and rows and rows[0].reference_logp is not None:
         check_when_ready(trainer, rows, reference_precision, display.line)
-    checkpoint = last_whole_checkpoint(Path(str(arguments.output_dir)), last_file) if resume else None
+    checkpoint = _newest(arguments, last_file, display.line) if resume else None
     measured = _train(display, folder.name, trainer, interrupt, checkpoint)
     if between is not None:
         between.finish()
@@ -169,6 +119,12 @@ def fit(
         write_jsonl(folder / "history.jsonl", history, ascii=True)
     measured |= {**displacement_facts(history, arguments.displacement_margin), **speed.facts()}
     return {"steps": trainer.state.global_step, "rows": len(rows), **measured}
+
+
+def _newest(arguments: TokenTrainingArguments, last_file: str, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to continue from; the first process looks for it, because damaged ones get another name."""
+    folder, with_best = Path(str(arguments.output_dir)), arguments.load_best_model_at_end
+    return first_alone(lambda: last_whole_checkpoint(folder, last_file, say, with_best=with_best))
 
 
 def _hints(trainer: TokenTrainer, where: str) -> Iterator[str]:
@@ -244,9 +200,9 @@ def _train(
 ) -> dict[str, float]:
     """Train to the end, from a checkpoint if there is one; Ctrl-C before the end raises."""
     steps = _planned_steps(trainer)
-    ended = checkpoint is not None and (_step_of(checkpoint) >= steps or stopped_early(checkpoint))
+    ended = checkpoint is not None and (step_of(checkpoint) >= steps or stopped_early(checkpoint))
     if checkpoint is not None:
-        display.line(f"  resuming from step {_step_of(checkpoint)} of {steps}")
+        display.line(f"  resuming from step {step_of(checkpoint)} of {steps}")
     if ended:
         # transformers would make one more update before it notices that the training has ended.
         vars(trainer)["_run_epoch"] = lambda **settings: None

@@ -5,6 +5,7 @@ transformers and accelerate. It is a subclass rather than a ``compute_loss_func`
 passes, and the denominator counts all comparisons of the step; neither fits into a loss of one forward pass.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,9 +19,11 @@ from accelerate.data_loader import SkipBatchSampler
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
-from tokenward.distributed import agree
+from tokenward.distributed import agree, first_alone
+from tokenward.errors import UserError
 from tokenward.models.base import TokenModel, layout_of_both
 from tokenward.models.loading import LanguageModel
 from tokenward.objectives.base import Losses, Objective, needs_of
@@ -29,6 +32,12 @@ from tokenward.tokens.batches import Batch
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.arguments import TokenTrainingArguments
 from tokenward.training.callbacks import save_trained
+from tokenward.training.checkpoints import (
+    FILES,
+    checkpoint_damage,
+    damaged_checkpoints,
+    last_whole_checkpoint,
+)
 from tokenward.training.checks import FiniteLosses, check_gradient, check_rows, check_scored, disable_dropout
 from tokenward.training.engines import (
     WeightsSpread,
@@ -77,6 +86,17 @@ def _keeping_use_cache(module: nn.Module) -> Iterator[None]:
     if config is not None:
         vars(config).pop("use_cache", None)
         vars(config).update(before)
+
+
+def _check_whole(checkpoint: Path) -> None:
+    """Refuse a checkpoint whose files are not those that were written into it."""
+    problem = first_alone(lambda: checkpoint_damage(checkpoint))
+    if problem:
+        raise UserError(
+            f"{checkpoint} is damaged: {problem}. Use an older checkpoint: resume_from_checkpoint=True finds the newest whole one, or begins "
+            f"again. If you changed the file on purpose, remove {checkpoint / FILES}.",
+            code="damaged-checkpoint",
+        )
 
 
 class TokenTrainer(Trainer):
@@ -339,11 +359,23 @@ class TokenTrainer(Trainer):
             UserError: the checkpoint was written by an engine or a number of processes that this training cannot continue from.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir)) or True
+            resume_from_checkpoint = self._newest()
         if resume_from_checkpoint is None or isinstance(resume_from_checkpoint, bool):
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        _check_whole(Path(resume_from_checkpoint))
         with self._resumable(Path(resume_from_checkpoint)) as folder:
             return super().train(str(folder), trial, ignore_keys_for_eval)
+
+    def _newest(self) -> str | bool | None:
+        """The newest whole checkpoint; None if all were damaged, and True, which transformers refuses, if there was none."""
+        folder, with_best = Path(str(self.args.output_dir)), self.args.load_best_model_at_end
+        say = logging.getLogger("tokenward").warning
+
+        def look() -> str | bool | None:
+            found = last_whole_checkpoint(folder, TRAINER_STATE_NAME, say, with_best=with_best, tidy=False)
+            return (None if damaged_checkpoints(folder) else True) if found is None else str(found)
+
+        return first_alone(look)
 
     @contextmanager
     def _resumable(self, checkpoint: Path) -> Iterator[Path]:
@@ -378,6 +410,7 @@ class TokenTrainer(Trainer):
         self.objective_modules.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
+        _check_whole(Path(str(self.state.best_model_checkpoint)))
         super()._load_best_model()
         self.objective_modules.load(Path(str(self.state.best_model_checkpoint)))
 

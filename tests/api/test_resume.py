@@ -1,0 +1,63 @@
+"""A script's training goes on from its newest whole checkpoint."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tokenward
+from tests.api.conftest import TOKENS, Script, arguments, assert_equal, weights
+from tokenward.errors import UserError
+
+EVERY: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+
+
+def trainer_of(script: Script, folder: Path, steps: int = 3) -> tokenward.SelectiveTrainer:
+    args = arguments(folder, steps, **EVERY)
+    return tokenward.SelectiveTrainer(script.model, args, script.train, oracle=script.oracle, tokens=TOKENS)
+
+
+def test_a_damaged_checkpoint_is_named_and_an_older_one_is_used(
+    script: Script, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = trainer_of(script, tmp_path)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "whole"))
+    optimizer = tmp_path / "checkpoint-3" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"checkpoint-3/optimizer\.pt has .* bytes instead of") as caught:
+        trainer_of(script, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert caught.value.code == "damaged-checkpoint"
+    again = trainer_of(script, tmp_path)
+    with caplog.at_level(logging.WARNING, "tokenward"):
+        again.train(resume_from_checkpoint=True)
+    assert "It is now damaged-checkpoint-3" in caplog.text
+    again.save_model(str(tmp_path / "again"))
+    assert_equal(weights(tmp_path / "again"), weights(tmp_path / "whole"))
+
+
+def test_without_a_whole_checkpoint_it_begins_again(script: Script, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="No valid checkpoint"):
+        trainer_of(script, tmp_path, 1).train(resume_from_checkpoint=True)
+    trainer_of(script, tmp_path, 1).train()
+    (tmp_path / "checkpoint-1" / "model.safetensors").unlink()
+    again = trainer_of(script, tmp_path, 1)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "damaged-checkpoint-1"]
+
+
+def test_a_damaged_best_checkpoint_is_not_loaded(script: Script, tmp_path: Path) -> None:
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}
+    args = arguments(tmp_path, 2, **EVERY, **best)
+    rows = script.eval
+    trainer = tokenward.SelectiveTrainer(
+        script.model, args, script.train, rows, oracle=script.oracle, tokens=TOKENS
+    )
+    trainer.train()
+    weights_file = Path(str(trainer.state.best_model_checkpoint)) / "model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes() + b" ")
+    with pytest.raises(UserError) as caught:
+        trainer._load_best_model()
+    assert caught.value.code == "damaged-checkpoint"
