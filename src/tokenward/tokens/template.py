@@ -17,6 +17,7 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from tokenward.errors import UserError
+from tokenward.tokens.bounds import BoundedEnvironment, TooMuchWorkError, apply_chat_template
 from tokenward.types import Message
 
 SENTINEL = "tokenward-reply"
@@ -115,7 +116,7 @@ class Template:
     @cached_property
     def _read_variables(self) -> set[str]:
         """Names of the variables that the chat template reads."""
-        environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+        environment = BoundedEnvironment(extensions=["jinja2.ext.loopcontrols"])
         names: set[str] = set()
         for source in self._sources:
             # {% generation %} is an extension of transformers that jinja does not know.
@@ -127,6 +128,8 @@ class Template:
                 assigned = {name.name for name in parsed.find_all(nodes.Name) if name.ctx != "load"}
                 # A variable that the template assigns is its own, unless it tests whether the caller gave one.
                 names |= jinja2.meta.find_undeclared_variables(parsed) - (assigned - tested)
+            except (TooMuchWorkError, RecursionError) as error:
+                raise self._endless(error) from error
             except jinja2.TemplateSyntaxError as error:
                 raise UserError(
                     f"the chat template of {self._name} has a syntax error: {error}. Fix its chat_template.jinja, or use "
@@ -228,7 +231,9 @@ class Template:
     def _writes(self, content: Any) -> bool:
         try:
             return SENTINEL in self._chat([{"role": "user", "content": content}], ())
-        except UserError:
+        except UserError as error:
+            if error.code == "endless-template":
+                raise
             return False
 
     def _chat(
@@ -240,12 +245,26 @@ class Template:
         settings["chat_template"] = self._dated(self.tokenizer.get_chat_template(None, used))
         try:
             return str(
-                self.tokenizer.apply_chat_template(
-                    messages, tools=used, tokenize=False, add_generation_prompt=ask, **settings
+                apply_chat_template(
+                    self.tokenizer,
+                    messages,
+                    tools=used,
+                    tokenize=False,
+                    add_generation_prompt=ask,
+                    **settings,
                 )
             )
+        except (TooMuchWorkError, RecursionError, MemoryError) as error:
+            raise self._endless(error) from error
         # A template can fail in any of these ways on a value that it does not expect.
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+        ) as error:
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
                 f"the chat template of {self._name} refuses a conversation with the roles [{roles}]: {error}. Change the roles "
@@ -253,6 +272,18 @@ class Template:
                 code="refused-conversation",
                 key="tokens.template",
             ) from error
+
+    def _endless(self, error: BaseException) -> UserError:
+        problem = (
+            "it calls itself without end"
+            if isinstance(error, RecursionError)
+            else str(error) or "it needs too much memory"
+        )
+        return UserError(
+            f"the chat template of {self._name} is refused: {problem}. Fix its chat_template.jinja, or use template: plain.",
+            code="endless-template",
+            key="tokens.template",
+        )
 
     def _dated(self, source: str) -> str:
         """The template with the date of the run instead of the clock's, so that all rows of a run get the same text."""
