@@ -107,19 +107,19 @@ class Alternating(TrainerCallback):
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         step, total = state.global_step, state.max_steps
-        evaluates = self._evaluate is not None and self._schedule.evaluates_at(step, total)
-        learns = self._learn is not None and self._schedule.learns_at(step, total)
-        if (evaluates or learns) and kwargs.get("model") is not None:
+        evaluate = self._evaluate if self._schedule.evaluates_at(step, total) else None
+        learn = self._learn if self._schedule.learns_at(step, total) else None
+        if (evaluate or learn) and kwargs.get("model") is not None:
             check_weights(kwargs["model"], step, args.learning_rate)
-        if evaluates:
+        if evaluate is not None:
             with diverging(after(step, args.learning_rate)):
-                self._evaluate_policy(self._evaluate, step, control)
+                self._evaluate_policy(evaluate, step, control)
         stopping = control.should_training_stop
-        if learns and not stopping:
+        if learn is not None and not stopping:
             phase = sum(event["event"] == "reward" for event in self.events)
             when = f"while the reward is learned {after(step, args.learning_rate)}"
             with separate_training(), diverging(when):
-                facts = self._learn(phase, step)
+                facts = learn(phase, step)
             self._note({"event": "reward", "step": step, "phase": phase, **facts})
 
     def _evaluate_policy(self, evaluate: Evaluate, step: int, control: Control) -> None:
