@@ -3,6 +3,7 @@
     python -m scripts.fuzz                                   # 2,000 inputs of each kind
     python -m scripts.fuzz --kind readers --count 40000 --seed 7
     python -m scripts.fuzz --kind recipes --only 1234        # one input again, with its traceback
+    python -m scripts.fuzz --into counts.json                # count into a file; the same command goes on where it was stopped
 
 An input is a sound file with a few changes: bits, pieces, values of other types, texts that some library is known to stumble
 over. It may be read, or refused with a UserError. Anything else is a fault: another exception, more than ``LIMIT`` seconds, or
@@ -16,6 +17,7 @@ import gzip
 import io
 import json
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -24,23 +26,37 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple
+from types import FrameType, SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
-from tests.tiny import TINY_RECIPE, planted_rows, save_tiny
-from tokenward.artifacts import MANIFEST, Manifest, read_manifest
+from tests.tiny import CHATML, TINY_RECIPE, planted_rows, save_tiny, tiny_tokenizer
+from tokenward.artifacts import MANIFEST, Manifest, atomic_write, read_manifest
 from tokenward.config import parse_recipe
+from tokenward.config.judge import load_judge
 from tokenward.data.prepare import load
 from tokenward.errors import UserError
+from tokenward.evaluation.judge import AnswerCache, read_answer
+from tokenward.evaluation.judge import _is_completion as is_completion
 from tokenward.methods import all_methods
 from tokenward.models.loading import load_model
 from tokenward.plugins import without_plugins
 from tokenward.report.collect import RunFolder
+from tokenward.report.given import read_spans
+from tokenward.sampling import SamplingSettings
+from tokenward.sampling.dialects import Completions, LlamaCpp, Odd
+from tokenward.sampling.endpoint import _accepts as accepts
+from tokenward.sampling.endpoint import _text as text_of
+from tokenward.sampling.engines import Order
 from tokenward.scoring.store import TokenStore
 from tokenward.stages.lists import check_recipe
+from tokenward.tokens.rows import response_key
+from tokenward.tokens.template import Template
+from tokenward.training.checkpoints import checkpoint_damage, record_files
 
 LIMIT = 30
 """Seconds that one input may take on a busy machine."""
@@ -290,12 +306,151 @@ def _try_model(folder: Path, sound: dict[str, bytes], chance: random.Random) -> 
     return READ
 
 
+def _adapter(folder: Path) -> dict[str, bytes]:
+    base = save_tiny(folder / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(
+        folder / "adapter"
+    )
+    return {
+        path.name: path.read_bytes() for path in (folder / "adapter").iterdir() if path.name != "README.md"
+    }
+
+
+def _checkpoint(folder: Path) -> Path:
+    place = folder / "sound" / "checkpoint-4"
+    save_tiny(place)
+    (place / "trainer_state.json").write_text('{"global_step": 4, "log_history": []}')
+    (place / "optimizer.pt").write_bytes(bytes(range(256)) * 8)
+    record_files(place)
+    return place
+
+
+def _try_checkpoint(folder: Path, sound: Path, chance: random.Random) -> str:
+    place = folder / "checkpoint-4"
+    shutil.copytree(sound, place)
+    try:
+        path = chance.choice(sorted(place.iterdir()))
+        before = path.read_bytes()
+        after = damaged(before, chance)
+        path.write_bytes(after)
+        found = checkpoint_damage(place)
+        # Of the list itself, only a change of what it says is damage.
+        if path.name == "files.json":
+            return REFUSED if found else READ
+        return FAULT if bool(found) != (after != before) else REFUSED if found else READ
+    finally:
+        shutil.rmtree(place)
+
+
+ORDER = Order([1, 2, 3], SamplingSettings(max_new_tokens=4), [0], 7, logprobs=True)
+ANSWERS: list[dict[str, Any]] = [
+    {"choices": [{"message": {"role": "assistant", "content": "[[A]]"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 3, "completion_tokens": 2}},
+    {"choices": [{"token_ids": [4, 5], "prompt_token_ids": [1, 2, 3], "finish_reason": "stop", "logprobs": {"token_logprobs": [-0.5, -1.0]}}]},
+    {"tokens": [4, 5], "tokens_evaluated": 3, "truncated": False, "stop_type": "eos", "generation_settings": {"temperature": 1.0, "top_k": 0},
+     "completion_probabilities": [{"id": 4, "logprob": -0.5}, {"id": 5, "logprob": -1.0}]},
+]  # fmt: skip
+
+
+def _try_answer(folder: Path, cache: AnswerCache, chance: random.Random) -> str:
+    sound = chance.choice(ANSWERS)
+    data = (
+        json.dumps(changed(sound, chance)).encode() if chance.random() < 0.6 else json.dumps(sound).encode()
+    )
+    text = text_of(damaged(data, chance) if chance.random() < 0.5 else data)
+    if accepts(is_completion, text):
+        answer = read_answer(json.loads(text))
+        cache.put("k", answer)
+        return READ if cache.get("k") == answer else FAULT
+    if accepts(lambda body: isinstance(body, dict), text):
+        for dialect in (Completions(), LlamaCpp("/completion")):
+            # What a server of this kind is refused for; see OpenServer.
+            with contextlib.suppress(
+                Odd, LookupError, TypeError, AttributeError, ValueError, ArithmeticError
+            ):
+                dialect.read(ORDER, json.loads(text))
+                return READ
+    return REFUSED
+
+
+def _try_judge(folder: Path, shared: Any, chance: random.Random) -> str:
+    path = folder / "judge.yaml"
+    sound = "url: http://localhost:8000/v1\nmodel: m\nkey_variable: KEY\nrequest: {temperature: 0, top_p: 0.5}\nparallel: 3\nprice_in: 0.5\n"
+    path.write_bytes(damaged(sound.encode(), chance))
+    load_judge(path)
+    return READ
+
+
+def _try_spans(folder: Path, rows: list[dict[str, Any]], chance: random.Random) -> str:
+    texts = {response_key((), row["responses"][0], ()): str(row["responses"][0]) for row in rows}
+    keys = list(texts)
+    lines = [{"key": key, "spans": [[0, 2, 1], [3, 4, -1.5]]} for key in keys[:3]]
+    lines += [
+        {
+            "prompt": row["prompt"],
+            "response": row["responses"][0],
+            "spans": [{"begin_offset": 0, "end_offset": 2, "train": True}],
+        }
+        for row in rows[3:5]
+    ]
+    data = _written([changed(line, chance) if chance.random() < 0.2 else line for line in lines], "jsonl")
+    path = folder / "spans.jsonl"
+    path.write_bytes(damaged(data, chance) if chance.random() < 0.5 else data)
+    reader = SimpleNamespace(
+        run=SimpleNamespace(path=folder),
+        texts=lambda wanted: {key: texts.get(key, "a reply") for key in wanted},
+        store={key: SimpleNamespace(text=texts[key]) for key in keys} | _Any(),
+    )
+    read_spans(path, cast(Any, reader))
+    return READ
+
+
+class _Any(dict[str, Any]):
+    """A store that has every key, with no text of its own."""
+
+    def __missing__(self, key: str) -> Any:
+        return SimpleNamespace(text=None)
+
+    def __ror__(self, other: dict[str, Any]) -> "_Any":
+        return _Any(other)
+
+
+PARTS = [
+    "{% for m in messages %}", "{% endfor %}", "{{ m.content }}", "{{ messages|tojson }}", "{% set s = s ~ s %}", "{{ 'x' * 10**9 }}", "{% macro f(n) %}",
+    "{% endmacro %}", "{{ f(f) }}", "{% if add_generation_prompt %}", "{% endif %}", "{{ messages[0]['content'][::-1] }}", "{% set x = [x, x] %}",
+    "{{ x|string|length }}", "{{ '%9999999d' % 1 }}", "{{ range(99999)|list|tojson(indent=9) }}", "{% for a in range(99999) %}", "{{ raise_exception('no') }}",
+    "{{ 1 // 0 }}", "{{ messages.0.__class__ }}", "{% break %}", "{% set ns = namespace(a=1) %}", "{{ ns.a ** 9999 }}", "{{ strftime_now('%Y') }}",
+    "{{ loop.index }}", "{% generation %}", "{% endgeneration %}", "{{ messages|map('upper')|join('x' * 9999) }}", "{{ '{:9999999}'.format(s) }}",
+]  # fmt: skip
+
+
+def _try_template(folder: Path, tokenizer: Any, chance: random.Random) -> str:
+    source = CHATML if chance.random() < 0.5 else "".join(chance.choices(PARTS, k=chance.randint(1, 12)))
+    for _ in range(chance.randint(0, 3)):
+        place = chance.randrange(len(source) + 1)
+        source = source[:place] + chance.choice(PARTS) + source[place:]
+    if chance.random() < 0.4:
+        source = damaged(source.encode(), chance).decode("utf-8", "replace")
+    tokenizer.chat_template = source
+    template = Template(tokenizer=tokenizer)
+    template.conversation(
+        cast(Any, [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
+    )
+    return READ
+
+
 KINDS = {
     "readers": Kind(lambda folder: _rows(), _try_reader),
     "recipes": Kind(_recipes, _try_recipe),
     "manifests": Kind(_manifest, _try_manifest),
     "stores": Kind(_store, _try_store),
+    "checkpoints": Kind(_checkpoint, _try_checkpoint),
+    "answers": Kind(lambda folder: AnswerCache(folder / "judge.sqlite"), _try_answer),
+    "judges": Kind(lambda folder: None, _try_judge),
+    "spans": Kind(lambda folder: planted_rows(6), _try_spans),
+    "templates": Kind(lambda folder: tiny_tokenizer(), _try_template),
     "models": Kind(_model, _try_model),
+    "adapters": Kind(_adapter, _try_model),
 }
 
 
@@ -336,17 +491,51 @@ def outcome(kind: Kind, folder: Path, shared: Any, seed: str, *, show: bool) -> 
         return f"{FAULT}: {name} in {Path(last.filename).name}:{last.lineno}"
 
 
-def run(name: str, count: int, seed: int, only: int | None = None) -> Counter[str]:
+class Counts:
+    """Outcomes of every kind and seed, kept in a file so that a run can go on; without a file, in memory.
+
+    Args:
+        path: The file, or None.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        known = path is not None and path.is_file()
+        self._found: dict[str, dict[str, int]] = (
+            json.loads(path.read_bytes()) if path is not None and known else {}
+        )
+
+    def of(self, name: str, seed: int) -> Counter[str]:
+        """The outcomes so far."""
+        return Counter(self._found.get(f"{name} {seed}", {}))
+
+    def keep(self, name: str, seed: int, found: Counter[str]) -> None:
+        """Write the outcomes of a kind."""
+        self._found[f"{name} {seed}"] = dict(found)
+        if self._path is not None:
+            atomic_write(self._path, json.dumps(self._found, indent=1) + "\n")
+
+
+KEPT_EVERY = 100
+"""Inputs between two writes of the counts."""
+
+
+def run(
+    name: str, count: int, seed: int, only: int | None = None, counts: Counts | None = None
+) -> Counter[str]:
     """The outcomes of some inputs of a kind; faults are printed with the number that gives them again."""
-    kind, found = KINDS[name], Counter[str]()
+    counts = counts or Counts(None)
+    kind, found = KINDS[name], counts.of(name, seed) if only is None else Counter[str]()
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         folder = Path(scratch)
         shared = kind.make(folder)
-        for number in range(count) if only is None else [only]:
+        for number in range(found.total(), count) if only is None else [only]:
             came = outcome(kind, folder, shared, f"{name} {seed} {number}", show=only is not None)
             if came not in (READ, REFUSED) and found[came] < 3:
                 print(f"{name} {number}: {came}", flush=True)
             found[came] += 1
+            if only is None and (found.total() % KEPT_EVERY == 0 or found.total() == count):
+                counts.keep(name, seed, found)
     return found
 
 
@@ -359,11 +548,12 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int)
+    parser.add_argument("--into", type=lambda text: Path(text).absolute())
     given = parser.parse_args()
-    faults = 0
+    faults, counts = 0, Counts(given.into)
     for name in given.kind or KINDS:
         begun = time.perf_counter()
-        found = run(name, given.count, given.seed, given.only)
+        found = run(name, given.count, given.seed, given.only, counts)
         good = found.pop(READ, 0), found.pop(REFUSED, 0)
         faults += found.total()
         seconds = time.perf_counter() - begun

@@ -1,6 +1,7 @@
 """Chat templates of strangers: bounded in time and memory, and written as transformers writes them otherwise."""
 
 import threading
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from tokenward.errors import UserError
 from tokenward.tokens.bounds import apply_chat_template
 from tokenward.tokens.template import Template
 
-MESSAGES = [{"role": "user", "content": "hello there"}, {"role": "assistant", "content": "x"}]
+MESSAGES: Any = [{"role": "user", "content": "hello there"}, {"role": "assistant", "content": "x"}]
 LISTS = "{% set a = ['ha', 'ha', 'ha'] %}" + "{% set a = [a, a, a, a, a, a, a, a] %}" * 12
 
 BOMBS = {
@@ -100,7 +101,7 @@ def test_a_sound_template_writes_what_transformers_writes(source: str) -> None:
 
 
 def test_a_long_conversation_is_written() -> None:
-    long = [
+    long: Any = [
         {"role": "user", "content": "word " * 400_000},
         {"role": "assistant", "content": "x" * 100_000},
     ] * 4

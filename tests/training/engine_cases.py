@@ -6,6 +6,7 @@ The cases of an engine train in one start, because a process takes long to begin
 """
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -15,6 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
@@ -26,7 +28,9 @@ from tests.tiny import tiny_llama
 from tests.training.tools import arguments, cheap_collection, language_model, random_rows, with_reference
 from tokenward.display import Display
 from tokenward.errors import UserError
-from tokenward.models.sharding import in_parts, is_first_process
+from tokenward.models.loading import LanguageModel
+from tokenward.models.sharding import in_parts, is_empty, is_first_process
+from tokenward.models.spread import load_in_first
 from tokenward.objectives import Losses, Objective, SePO
 from tokenward.objectives.base import ObjectiveModule
 from tokenward.objectives.registry import OBJECTIVES
@@ -141,6 +145,10 @@ def train(case: Case, folder: Path, engine: str) -> list[str]:
     """Train a case in ``folder`` to its end, or from the checkpoint that lies there; returns what was shown."""
     start, policy = (language_model(tiny_llama(tie_word_embeddings=case.head == "tied")) for _ in range(2))
     rows = with_reference(start, rows_of())
+    if engine in ("fsdp2", "zero3"):
+        start, policy = (
+            read_by_first(model, folder / name) for name, model in (("start", start), ("policy", policy))
+        )
     if case.weights == "lora":
         base = folder / "base"  # an adapter names the folder of its base, from which other libraries load it
         if is_first_process():
@@ -185,6 +193,21 @@ def train(case: Case, folder: Path, engine: str) -> list[str]:
     if is_first_process():
         (folder / "engine.json").write_text(json.dumps(look.found))
     return shown.lines
+
+
+def read_by_first(model: LanguageModel, folder: Path) -> LanguageModel:
+    """The same model, of which only the first process has the weights."""
+    if is_first_process():
+        model.save(folder)
+    PartialState().wait_for_everyone()
+    found = load_in_first(str(folder))
+    assert is_empty(found.model) == (not is_first_process())
+    if is_empty(found.model):
+        with pytest.raises(RuntimeError, match="has not spread"):
+            found.model(input_ids=torch.tensor([[1, 2]]))
+        for weight in found.model.parameters():
+            weight.data.fill_(math.nan)
+    return found
 
 
 def watching(policy, folder: Path, show) -> AnswerPrompts:

@@ -21,6 +21,9 @@ M = TypeVar("M", bound=nn.Module)
 _FIRST_LOADS = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 """Set by accelerate and transformers: the first process of each machine reads the weights, and FSDP2's preparation spreads them."""
 
+_UNREAD = "_tokenward_unread"
+"""Attribute of a model with the hook of :func:`leave_unread`."""
+
 
 @contextmanager
 def loading_whole() -> Iterator[None]:
@@ -41,9 +44,32 @@ def loading_whole() -> Iterator[None]:
             os.environ[_FIRST_LOADS] = before
 
 
+def leave_unread(module: nn.Module) -> None:
+    """Mark a model whose weights have memory but no values: those of the first process are spread when the training begins.
+
+    Until :func:`has_read`, a forward pass raises RuntimeError, since it would compute with whatever is in that memory.
+    """
+
+    def refuse(module: nn.Module, inputs: object) -> None:
+        raise RuntimeError(
+            "the weights of this model are in the first process, which has not spread them yet"
+        )
+
+    vars(module)[_UNREAD] = module.register_forward_pre_hook(refuse)
+
+
+def has_read(module: nn.Module) -> None:
+    """Remove the mark of :func:`leave_unread`, once the engine has spread the weights."""
+    for part in module.modules():
+        if handle := vars(part).pop(_UNREAD, None):
+            handle.remove()
+
+
 def is_empty(module: nn.Module) -> bool:
-    """Whether a model was loaded without weights, which another process has."""
-    return any(weight.is_meta for weight in module.parameters())
+    """Whether a model has no weights of its own yet, because another process has read them."""
+    return any(_UNREAD in vars(part) for part in module.modules()) or any(
+        weight.is_meta for weight in module.parameters()
+    )
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:

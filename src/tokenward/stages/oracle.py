@@ -26,7 +26,7 @@ from tokenward.stages.subset import (
     with_subset,
 )
 from tokenward.stages.tables import Tables, random_part, tables
-from tokenward.stages.training import fit_stage, model_settings, reference_of, scored_by
+from tokenward.stages.training import fit_stage, load_to_train, model_settings, reference_of, scored_by
 from tokenward.tokens.encode import prompted
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import TokenTable
@@ -128,7 +128,8 @@ class OracleStage(ScorerModelStage):
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Train."""
-        sets, start = _tables(run), run.load(run.reference_model)
+        sets = _tables(run)
+        start = load_to_train(run, run.reference_model, folder, self.table(run.recipe).training)
         preview = previewing(run, sets, folder.path / FILE)
         return self.fit(run, folder, start, self.part(run, sets.part("train")), sets.eval, preview=preview)
 
@@ -188,7 +189,7 @@ class AuxiliaryStage(ScorerModelStage):
         table, sets = self.table(run.recipe), _tables(run)
         picked = None if table.subset is None else subset_pairs(run, folder, table.subset)
         pairs = self.part(run, sets.part("train"))
-        start = run.load(auxiliary_start(run, self.model))
+        start = load_to_train(run, auxiliary_start(run, self.model), folder, table.training)
         change = None
         if table.prompt is not None:
             template, context = start.template(run.style), run.limits.context

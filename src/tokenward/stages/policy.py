@@ -20,6 +20,7 @@ from tokenward.stages.tables import tables
 from tokenward.stages.training import (
     eval_prompts,
     fit_stage,
+    load_to_train,
     model_settings,
     reference_of,
     scored_by,
@@ -56,7 +57,7 @@ class PolicyStage(TrainingStage):
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Select tokens and train."""
         table = run.recipe.policy
-        start = run.load(run.policy_start)
+        start = load_to_train(run, run.policy_start, folder, table.training)
         template = start.template(run.style)
         _check_template(run, template)
         pairs = tables(run, template)

@@ -47,6 +47,7 @@ from tokenward.models.identity import (
 from tokenward.models.loading import OWN, LanguageModel, load_model, load_tokenizer
 from tokenward.models.record import TOLERANCE, difference, next_log_probabilities
 from tokenward.models.reward import RewardModel, load_reward_model
+from tokenward.models.spread import load_in_first
 from tokenward.plugins import code_fingerprints
 from tokenward.sampling import SamplingSettings
 from tokenward.tokens.encode import Limits
@@ -225,10 +226,12 @@ class Run:
         folders = [self.path(stage) for stage in ("data", "examples")]
         return next((read_manifest(f).created[:10] for f in folders if (f / MANIFEST).is_file()), "")
 
-    def load(self, name: str, *, dtype: str | None = None, attention: str | None = None) -> LanguageModel:
-        """Load a model with the recipe's settings."""
+    def load(
+        self, name: str, *, dtype: str | None = None, attention: str | None = None, cut: bool = False
+    ) -> LanguageModel:
+        """Load a model with the recipe's settings; ``cut`` for a training that cuts its weights among the processes."""
         table = self.recipe.model
-        return load_model(
+        return (load_in_first if cut else load_model)(
             name,
             dtype=dtype or table.dtype,
             device=table.device,

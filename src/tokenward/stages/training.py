@@ -12,10 +12,11 @@ from tokenward.api.prepare import WithReference, prepare_rows
 from tokenward.api.training import fit_model
 from tokenward.artifacts import StageFolder
 from tokenward.config import EvalRewardTable, Recipe, SftTable
-from tokenward.distributed import is_first
+from tokenward.distributed import any_of, is_first
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, absolute_name
+from tokenward.models.sharding import is_empty
 from tokenward.objectives import SFT, Objective
 from tokenward.sampling import Reply, sample_replies
 from tokenward.sampling.rollouts import Context
@@ -29,9 +30,10 @@ from tokenward.stages.tables import eval_comparisons, pairs_fingerprint, tables
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
-from tokenward.training.arguments import check_batches, training_arguments
+from tokenward.training.arguments import TokenTrainingArguments, check_batches, training_arguments
 from tokenward.training.callbacks import SAMPLES, AnswerPrompts
 from tokenward.training.checkpoints import checkpoints_of, damaged_checkpoints
+from tokenward.training.engines import cuts_weights
 from tokenward.training.trackers import tracker_defaults
 
 
@@ -141,15 +143,8 @@ def fit_stage(
     Raises:
         UserError: as there; or the table evaluates and there are no eval rows.
     """
-    where = f"{stage.path.name}.training"
-    checkpoints = stage.path / "checkpoints"
-    arguments = training_arguments(
-        {**defaults, **tracker_defaults(stage), **table},
-        folder=checkpoints,
-        seed=run.recipe.seed,
-        where=where,
-        device=run.recipe.model.device,
-    )
+    arguments = _arguments(run, stage, {**defaults, **table})
+    where, checkpoints = f"{stage.path.name}.training", Path(str(arguments.output_dir))
     if not eval_rows and arguments.eval_strategy != IntervalStrategy.NO:
         raise UserError(
             f"eval_strategy is {IntervalStrategy(arguments.eval_strategy).value}, but there are no eval rows. Add rows to data.eval, or write "
@@ -164,7 +159,7 @@ def fit_stage(
         rows,
         arguments,
         stage.path,
-        freeze=lambda trained: run.load(trained.name),
+        freeze=lambda trained: run.load(trained.name, cut=cuts_weights(arguments)),
         seed=run.recipe.seed,
         eval_rows=eval_rows,
         style=run.style,
@@ -183,6 +178,21 @@ def fit_stage(
     return facts
 
 
+def _arguments(run: Run, stage: StageFolder, table: Mapping[str, Any]) -> TokenTrainingArguments:
+    return training_arguments(
+        {**tracker_defaults(stage), **table},
+        folder=stage.path / "checkpoints",
+        seed=run.recipe.seed,
+        where=f"{stage.path.name}.training",
+        device=run.recipe.model.device,
+    )
+
+
+def load_to_train(run: Run, name: str, stage: StageFolder, table: Mapping[str, Any] | None) -> LanguageModel:
+    """The model that a stage trains by a ``training`` table; only the first process reads it if the training cuts its weights."""
+    return run.load(name, cut=cuts_weights(_arguments(run, stage, table or {})))
+
+
 def reference_of(run: Run, start: LanguageModel, *, prompted: bool = False) -> WithReference:
     """Adds the log-probabilities of a model before its training: those of the reference stage, if it is that model.
 
@@ -195,8 +205,9 @@ def reference_of(run: Run, start: LanguageModel, *, prompted: bool = False) -> W
         return lambda rows: with_reference(rows, TokenStore(run.path("reference")))
 
     def compute(rows: TokenTable) -> TokenTable:
+        whole = run.load(start.name) if any_of(is_empty(start.model)) else start
         with run.display.progress("reference", len(rows.responses)) as bar:
-            column = compute_column(rows, start, progress=bar.advance, shared=True, **run.passes)
+            column = compute_column(rows, whole, progress=bar.advance, shared=True, **run.passes)
         return rows.with_column("reference_logp", column)
 
     return compute
@@ -245,7 +256,7 @@ class SftStage(TrainingStage):
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Train."""
         assert run.recipe.sft is not None
-        model = run.load(run.whole(run.recipe.model.name))
+        model = load_to_train(run, run.whole(run.recipe.model.name), folder, run.recipe.sft.training)
         template = model.template(run.style)
         sets = tables(run, template)
         return fit_stage(
@@ -291,7 +302,7 @@ class EvalRewardStage(TrainingStage):
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Train."""
         assert run.recipe.eval_reward is not None
-        start = run.load(judge_start(run))
+        start = load_to_train(run, judge_start(run), folder, run.recipe.eval_reward.training)
         sets = tables(run, start.template(run.style))
         ready = prepare_rows(
             sets.part("eval_reward"),

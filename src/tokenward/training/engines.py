@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
+from tokenward.distributed import any_of
 from tokenward.errors import UserError
 from tokenward.models.forward import FrozenReference
-from tokenward.models.sharding import class_of
+from tokenward.models.sharding import class_of, has_read, is_empty
 from tokenward.training.resume import Kind
 
 
@@ -70,6 +71,42 @@ def check_engine(accelerator: Accelerator, arguments: TrainingArguments) -> None
             "and use FSDP2 or DeepSpeed for a model that does not fit.",
             code="unsupported-parallelism",
         )
+
+
+def cuts_weights(arguments: TrainingArguments) -> bool:
+    """Whether a training cuts the weights of its model, by these arguments or by accelerate's config.
+
+    Such an engine can spread the weights of the first process, so that no other needs to read them.
+    """
+    plugin: Any = getattr(arguments, "deepspeed_plugin", None)
+    return arguments.world_size > 1 and (
+        bool(arguments.fsdp) or (plugin is not None and plugin.zero_stage == 3)
+    )
+
+
+def spread_weights(accelerator: Accelerator, *models: nn.Module) -> None:
+    """Prepare the engine to spread the weights of the first process, if another one has not read them.
+
+    ZeRO-3 always does. All processes must call this.
+    """
+    if not any_of(any(map(is_empty, models))):
+        return
+    deepspeed: Any = accelerator.state.deepspeed_plugin
+    if accelerator.is_fsdp2:
+        plugin: Any = accelerator.state.fsdp_plugin
+        plugin.cpu_ram_efficient_loading = True
+    elif deepspeed is None or deepspeed.zero_stage != 3:
+        raise RuntimeError("only FSDP2 and ZeRO-3 spread the weights of the first process")
+
+
+class WeightsSpread(TrainerCallback):
+    """Notes that a model has its weights: engines spread them just before a training begins."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        has_read(self._module)
 
 
 def keep_gradients_in_parts(accelerator: Accelerator, arguments: TrainingArguments) -> None:
@@ -175,10 +212,14 @@ def prepare_reference(accelerator: Accelerator, reference: FrozenReference | Non
     if reference is None or reference.without_adapter:
         return None
     plugin: Any = accelerator.state.deepspeed_plugin
+    made: nn.Module | None = None
     if accelerator.is_fsdp2:
-        return fsdp2_prepare_model(accelerator, reference.model)
-    if plugin is not None and plugin.zero_stage == 3:
-        return _partitioned(reference.model, plugin.hf_ds_config.config)
+        made = fsdp2_prepare_model(accelerator, reference.model)
+    elif plugin is not None and plugin.zero_stage == 3:
+        made = _partitioned(reference.model, plugin.hf_ds_config.config)
+    if made is not None:
+        has_read(made)
+        return made
     if plugin is not None and plugin.hf_ds_config.is_true("bf16.enabled"):
         reference.model.to(torch.bfloat16)  # as DeepSpeed casts the policy
     return None

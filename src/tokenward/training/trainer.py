@@ -49,6 +49,7 @@ from tokenward.training.checks import (
     diverging,
 )
 from tokenward.training.engines import (
+    WeightsSpread,
     backward,
     between_passes,
     check_cut,
@@ -58,6 +59,7 @@ from tokenward.training.engines import (
     keep_gradients_in_parts,
     prepare_reference,
     reads_universal,
+    spread_weights,
     whole_weights,
     written_kind,
 )
@@ -173,7 +175,7 @@ class TokenTrainer(Trainer):
                 train_dataset=rows,  # type: ignore[arg-type]  # a DataLoader takes any sequence
                 eval_dataset=eval_rows or None,  # type: ignore[arg-type]
                 processing_class=model.tokenizer,
-                callbacks=callbacks,
+                callbacks=[WeightsSpread(model.model), *(callbacks or ())],
             )
         # Only now is the model on the device that it trains on.
         self.reference = frozen_reference(objective, model, reference)
@@ -192,6 +194,8 @@ class TokenTrainer(Trainer):
             agree((model.layout, head and head.change), "what the probe of the model found")
         keep_gradients_in_parts(self.accelerator, arguments)
         complete_deepspeed(self.accelerator, arguments)
+        frozen = () if self.reference is None else (self.reference.model,)
+        spread_weights(self.accelerator, model.model, *frozen)
         self._reference_engine = prepare_reference(self.accelerator, self.reference)
         # training_step divides by all comparisons of the step. Without this, transformers logs the loss divided again by
         # the number of micro-batches.
