@@ -1,5 +1,7 @@
 """The one exception that speaks to the user."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tokenward.hidden import masked_keys, without_secrets
@@ -51,6 +53,23 @@ def _made_again(kind: type[UserError], args: tuple[Any, ...], state: dict[str, A
     error.args = args
     vars(error).update(state)
     return error
+
+
+@contextmanager
+def no_exit(kind: str, name: str) -> Iterator[None]:
+    """A context that calls code of the user's, in which ``sys.exit()`` is a mistake of that code and not the end of the run.
+
+    Raises:
+        UserError: the code called it.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        raise UserError(
+            f"the {kind} {name} called sys.exit({'' if error.code is None else repr(error.code)}), which would end the run as if nothing was "
+            "wrong. Raise an exception that says what is.",
+            code="plugin-exits",
+        ) from error
 
 
 class StoppedBySignal(KeyboardInterrupt):

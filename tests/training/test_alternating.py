@@ -90,7 +90,7 @@ class Loop:
 
     def run(self, start: int = 0, stop: int | None = None) -> int:
         """What transformers' Trainer calls; returns the step after which it ended."""
-        args = SimpleNamespace(output_dir=str(self.folder))
+        args = SimpleNamespace(learning_rate=0.1, output_dir=str(self.folder))
         state = SimpleNamespace(global_step=start, max_steps=self.steps, is_world_process_zero=True)
         control = SimpleNamespace(should_training_stop=False)
         self.loop.on_train_begin(args, state, control)
@@ -188,7 +188,7 @@ def test_patience_goes_on_counting_after_a_resume(tmp_path):
 def test_only_one_process_writes_the_checkpoint(tmp_path):
     state = SimpleNamespace(global_step=1, max_steps=2, is_world_process_zero=False)
     loop = Loop(tmp_path, Schedule()).loop
-    loop.on_save(SimpleNamespace(output_dir=str(tmp_path)), state, SimpleNamespace())
+    loop.on_save(SimpleNamespace(learning_rate=0.1, output_dir=str(tmp_path)), state, SimpleNamespace())
     assert list(tmp_path.iterdir()) == []
 
 

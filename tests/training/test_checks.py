@@ -141,17 +141,17 @@ class OnAnotherDevice:
 
 def test_losses_on_an_accelerator_are_read_only_when_checked():
     good, bad = OnAnotherDevice([1.0, 2.0]), OnAnotherDevice([1.0, float("nan")])
-    losses = FiniteLosses()
+    losses = FiniteLosses(0.5)
     losses.note(good, ["a:1", "a:2"], 1)
     losses.note(bad, ["a:3", "a:4"], 2)
     assert good.reads == bad.reads == 0
-    with pytest.raises(UserError, match=r"step 2, for: a:4\."):
+    with pytest.raises(UserError, match=r"step 2, with learning_rate 0\.5, for: a:4\."):
         losses.check()
     losses.check()  # nothing is checked twice
     assert good.reads == 1
 
 
 def test_on_the_cpu_a_loss_is_checked_at_once():
-    with pytest.raises(UserError, match=r"step 7, for: b:1\.") as caught:
-        FiniteLosses().note(torch.tensor([float("inf"), 0.0]), ["b:1", "b:2"], 7)
+    with pytest.raises(UserError, match=r"step 7, with learning_rate 0\.5, for: b:1\.") as caught:
+        FiniteLosses(0.5).note(torch.tensor([float("inf"), 0.0]), ["b:1", "b:2"], 7)
     assert caught.value.code == "non-finite-loss"

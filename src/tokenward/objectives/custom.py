@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenward.errors import UserError
+from tokenward.errors import UserError, no_exit
 from tokenward.objectives.base import Composite, Losses, Objective, modules_of, needs_of, title_of
 from tokenward.ops.logprob import STATISTICS
 from tokenward.tokens.batches import TokenBatch
@@ -31,7 +31,8 @@ class CheckedObjective(Composite):
             UserError: The first result is not a :class:`Losses` with one number per comparison, or its denominator does not
                 agree with ``needs``.
         """
-        losses = self._objective(logp, batch)
+        with no_exit("objective", self.title):
+            losses = self._objective(logp, batch)
         if not self._checked:
             _check_losses(self.title, losses, batch.comparisons)
             _check_denominator(self.title, losses.denominator, batch.comparisons, self.needs.own_denominator)
@@ -129,7 +130,7 @@ def _undeclared(objective: Objective, width: int, layers: int) -> list[str]:
     try:
         objective = deepcopy(objective)
         modules_of(objective, width, layers)
-    except Exception:  # a custom class may raise anything
+    except (Exception, SystemExit):  # a custom class may raise anything
         return []
     shapes = {"states": (width,), "reference_layers": (layers, width)}
     names = ("reference", "scores", *STATISTICS, *shapes)
@@ -148,7 +149,7 @@ def _works(objective: Objective, known: Mapping[str, Tensor], without: Sequence[
     stored = {"reference_logp": given.pop("reference", None), "scores": given.pop("scores", None)}
     try:
         objective(logp, replace(_two_pairs(), **stored, statistics=given))  # type: ignore[arg-type]
-    except Exception:  # a custom class may raise anything when a value is missing
+    except (Exception, SystemExit):  # a custom class may raise anything when a value is missing
         return False
     return True
 

@@ -10,11 +10,19 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.streamers import BaseStreamer
 
 from tokenward.distributed import split
+from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel
 from tokenward.models.sharding import is_sharded, reading
 from tokenward.plugins import validated
@@ -195,15 +203,17 @@ def _sample(
     prefix = _shared_prefix(model, prompts)
     if prefix is not None:
         extra["past_key_values"] = prefix
-    ends = ends_of(model, template)
+    ends, watch = ends_of(model, template), _Finite()
     with without_folder_settings(model):
         rows = model.model.generate(  # type: ignore[operator]
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
             synced_gpus=is_sharded(model.model),
+            logits_processor=LogitsProcessorList([watch]),
             **extra,
         )
+    watch.check(model.name)
     return [reply_of(template, row, settings, ends) for row in rows[:, before:].tolist()]
 
 
@@ -288,6 +298,31 @@ def generation_config(
     )
 
 
+class _Finite(LogitsProcessor):
+    """Notes rows without finite probabilities, from which torch cannot sample, and which greedy decoding would not notice.
+
+    Such a row goes on with even probabilities, so that a GPU need not wait at each token; :meth:`check` refuses the replies.
+    """
+
+    def __init__(self) -> None:
+        self._broken: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        # Tokens that are not allowed have -inf. The largest is NaN if there is one.
+        finite = scores.amax(-1, keepdim=True).isfinite()
+        self._broken = ~finite if self._broken is None else self._broken | ~finite
+        return torch.where(finite, scores, 0.0)
+
+    def check(self, name: str) -> None:
+        if self._broken is not None and (count := int(self._broken.sum())):
+            raise UserError(
+                f"{name} gives no finite probabilities for the next token of {count} of {len(self._broken)} replies. A training that diverged "
+                "leaves such a model: use an earlier one. If its weights are finite, a product overflows in its number type: sample in "
+                "float32.",
+                code="non-finite-probabilities",
+            )
+
+
 class _StopTexts(StoppingCriteria):
     """Stops each reply that contains a stop text. transformers' ``stop_strings`` would also match across the prompt's end."""
 
@@ -367,7 +402,7 @@ def stream_reply(
 
     ``settings.stop`` and ``settings.batch`` are not used. The state of torch's generators is restored.
     """
-    pieces = _Pieces(template, show)
+    pieces, watch = _Pieces(template, show), _Finite()
     ids = torch.tensor([list(prompt)], device=model.device)
     model.model.eval()
     config, ends = generation_config(model, template, settings), ends_of(model, template)
@@ -378,9 +413,11 @@ def stream_reply(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=config,
+                logits_processor=LogitsProcessorList([watch]),
                 streamer=pieces,
             )
         except KeyboardInterrupt:
             pieces.end()
+    watch.check(model.name)
     ended = any(token in ends for token in pieces.ids)
     return Reply(pieces.ids, pieces.text, ended)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from tokenward.distributed import split
-from tokenward.errors import UserError
+from tokenward.errors import UserError, no_exit
 from tokenward.models.base import TokenModel
 from tokenward.models.sharding import reading
 from tokenward.ops.ragged import spread_over_segments
 from tokenward.plugins import name_of
 from tokenward.tokens.batches import Batch, budgeted
-from tokenward.tokens.rows import Layout, TokenRow
+from tokenward.tokens.rows import Layout, TokenRow, keys_of
 
 KINDS = ("logp", "entropy", "rank", "attention", "similarity", "activation", "critical")
 """Kinds of values of a language model, one number per response token: log-probability; entropy of the predicting
@@ -109,10 +109,12 @@ def scores_of(scorer: Any, record: Any, dtype: torch.dtype = torch.float32) -> T
     """Scores of one response.  -> [n]
 
     Raises:
-        UserError: The scorer uses a value it does not declare in ``reads``, or returns anything but one number per token.
+        UserError: The scorer uses a value it does not declare in ``reads``, or returns anything but one number per token, which is
+            finite or NaN; or it calls ``sys.exit()``.
     """
     try:
-        returned = scorer(record)
+        with no_exit("scorer", name_of(scorer)):
+            returned = scorer(record)
     except MissingValue as error:
         declared = reads_of(scorer)
         if error.name in declared:
@@ -130,6 +132,14 @@ def scores_of(scorer: Any, record: Any, dtype: torch.dtype = torch.float32) -> T
             f"the scorer {name_of(scorer)} returned shape {tuple(scores.shape)} for a response of {len(record.ids)} tokens. "
             "Return one number per token.",
             code="wrong-result",
+        )
+    if bool(scores.isinf().any()):
+        place = int(scores.isinf().nonzero()[0])
+        raise UserError(
+            f"the scorer {name_of(scorer)} returned {float(scores[place])} for token {place + 1} of {len(scores)} of the response "
+            f"{getattr(record, 'key', '')}. A score is a finite number, or NaN for a token without one. Common causes are a division by 0 and "
+            "the logarithm of 0.",
+            code="non-finite-scores",
         )
     return scores
 
@@ -244,6 +254,9 @@ def token_values(
 
     Returns:
         For each row and response ``[len]``, float32 on the CPU.
+
+    Raises:
+        UserError: A value is not finite; it names the row.
     """
 
     def compute(batch: Batch) -> Tensor:
@@ -256,4 +269,21 @@ def token_values(
 
     settings: dict[str, Any] = {"precision": precision, "tokens_per_batch": tokens_per_batch}
     found = over_batches(model, rows, compute, progress=progress, shared=shared, **settings)
-    return [[response[0] for response in row] for row in found]
+    values = [[response[0] for response in row] for row in found]
+    for row, responses in zip(rows, values, strict=True):
+        for number, response in enumerate(responses):
+            if not bool(response.isfinite().all()):
+                raise _not_finite(model, row, number, response)
+    return values
+
+
+def _not_finite(model: TokenModel, row: TokenRow, number: int, values: Tensor) -> UserError:
+    place = int((~values.isfinite()).nonzero()[0])
+    kind = "log-probability" if hasattr(model, "head_mlp") else "reward"
+    key = keys_of(row.comparison)[number] if row.comparison.responses else row.comparison.key
+    return UserError(
+        f"{row.comparison.source}: {model.name} gives token {place + 1} of {len(values)} of response {number + 1} (key {key}) the {kind} "
+        f"{float(values[place])}. A training that diverged leaves such a model: use an earlier one. If its weights are finite, a product "
+        "overflows in its number type: use float32.",
+        code="non-finite-values",
+    )

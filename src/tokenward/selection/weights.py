@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tokenward.errors import UserError
+from tokenward.errors import UserError, no_exit
 from tokenward.ops.alignment import sums_of_segments
 from tokenward.plugins import name_of
 from tokenward.scoring.reads import numbers_of
@@ -28,13 +28,16 @@ def weights_of(selector: Selector, tokens: ScoredTokens) -> Tensor:
     tokens' scores, and each of its tokens gets its weight. So fractions and positions count segments.
 
     Raises:
-        UserError: They are not one finite number per token, or negative although the selector is not ``signed``.
+        UserError: They are not one finite number per token, or negative although the selector is not ``signed``; or the selector
+            calls ``sys.exit()``.
     """
     if tokens.joint is not None and len(tokens.joint):
         segment = _numbered(tokens.joint, tokens.response)
         return weights_of(selector, _as_one(tokens, segment))[segment]
     own = tokens._replace(scores=tokens.scores.clone())  # a selector may change them in place
-    weights = numbers_of("selector", selector, selector(own)).to(tokens.scores.device)
+    with no_exit("selector", name_of(selector)):
+        returned = selector(own)
+    weights = numbers_of("selector", selector, returned).to(tokens.scores.device)
     signed = is_signed(selector)
     fits = weights.shape == tokens.scores.shape and bool(weights.isfinite().all())
     if fits and (signed or not bool((weights < 0).any())):

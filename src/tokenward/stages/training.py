@@ -169,12 +169,12 @@ def fit_stage(
         **more,
     )
     if is_first():
-        unneeded = damaged_checkpoints(checkpoints)
-        if "save_strategy" not in table:  # they are only needed to resume
+        unneeded, kept = damaged_checkpoints(checkpoints), "save_strategy" in table
+        if not kept:  # they are only needed to resume
             unneeded += checkpoints_of(checkpoints)
         # A tracker may have written its files beside them.
-        only = unneeded and len(unneeded) == len([*checkpoints.iterdir()])
-        stage.temporary.extend([checkpoints] if only else unneeded)
+        alone = not kept and len(unneeded) == len([*checkpoints.iterdir()])
+        stage.temporary.extend([checkpoints] if alone else unneeded)
     return facts
 
 

@@ -27,6 +27,7 @@ from tokenward.artifacts import atomic_write, read_json
 from tokenward.errors import UserError
 from tokenward.models.sharding import put, reshard
 from tokenward.training.callbacks import KeepBest, trained_weights, whole_trained, write_weights
+from tokenward.training.checks import after, check_weights, diverging
 
 REWARD_FILE, BEST_FILE, STATE_FILE = "reward.safetensors", "best.safetensors", "alternating.json"
 
@@ -102,17 +103,23 @@ class Alternating(TrainerCallback):
         if state.global_step:
             self._resume(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
         else:
-            self.on_step_end(args, state, control)
+            self.on_step_end(args, state, control, **kwargs)
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         step, total = state.global_step, state.max_steps
-        if self._evaluate is not None and self._schedule.evaluates_at(step, total):
-            self._evaluate_policy(self._evaluate, step, control)
+        evaluate = self._evaluate if self._schedule.evaluates_at(step, total) else None
+        learn = self._learn if self._schedule.learns_at(step, total) else None
+        if (evaluate or learn) and kwargs.get("model") is not None:
+            check_weights(kwargs["model"], step, args.learning_rate)
+        if evaluate is not None:
+            with diverging(after(step, args.learning_rate)):
+                self._evaluate_policy(evaluate, step, control)
         stopping = control.should_training_stop
-        if self._learn is not None and self._schedule.learns_at(step, total) and not stopping:
+        if learn is not None and not stopping:
             phase = sum(event["event"] == "reward" for event in self.events)
-            with separate_training():
-                facts = self._learn(phase, step)
+            when = f"while the reward is learned {after(step, args.learning_rate)}"
+            with separate_training(), diverging(when):
+                facts = learn(phase, step)
             self._note({"event": "reward", "step": step, "phase": phase, **facts})
 
     def _evaluate_policy(self, evaluate: Evaluate, step: int, control: Control) -> None:

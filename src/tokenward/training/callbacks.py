@@ -26,6 +26,7 @@ from tokenward.distributed import alone, any_of, gather, is_first
 from tokenward.errors import StoppedBySignal
 from tokenward.models.sharding import is_first_process, put, reshard, whole
 from tokenward.sampling import Reply
+from tokenward.training.checks import diverging
 
 RELATIVE_GAIN = 1e-4
 """Minimum improvement that counts, as a share of the best value (the value in TLM's published code)."""
@@ -229,9 +230,11 @@ class AnswerPrompts(TrainerCallback):
         """Answer the prompts after this many updates, unless that has been done."""
         if any(line["step"] == step for line in self._lines):
             return
+        with diverging(f"after step {step}"):
+            answers = self._answer()
         found = [
             {"step": step, "key": key, "prompt": prompt, "reply": reply.text, "ended": reply.ended}
-            for key, prompt, reply in zip(self._keys, self._prompts, self._answer(), strict=True)
+            for key, prompt, reply in zip(self._keys, self._prompts, answers, strict=True)
         ]
         self._lines += found
         if not self._main:

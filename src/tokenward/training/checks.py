@@ -1,9 +1,11 @@
 """Checks around training: rows that can train, a matching reference, and finite losses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
@@ -16,6 +18,46 @@ from tokenward.tokens.batches import TokenBatch
 from tokenward.tokens.rows import TokenRow
 
 
+@contextmanager
+def diverging(when: str) -> Iterator[None]:
+    """A context of what is computed with a model that trains: errors of numbers that are not finite say when that was."""
+    try:
+        yield
+    except UserError as error:
+        if not error.code.startswith("non-finite"):
+            raise
+        raise UserError(f"{when}: {error}", code=error.code, key=error.key) from error
+
+
+def after(step: int, learning_rate: float) -> str:
+    """When something happened, for messages."""
+    return f"after step {step}, with learning_rate {learning_rate:g}"
+
+
+def check_weights(module: nn.Module, step: int, learning_rate: float) -> None:
+    """Refuse weights that an update has made NaN or infinite; the host waits for the device once.
+
+    Of weights of which each process holds a part, each looks at its own.
+
+    Raises:
+        UserError: there are some.
+    """
+    own = ((name, weight.detach()) for name, weight in module.named_parameters() if weight.requires_grad)
+    parts = [(name, part.to_local() if isinstance(part, DTensor) else part) for name, part in own]
+    trained = [(name, part) for name, part in parts if part.numel() and not part.is_meta]
+    if not trained:
+        return
+    finite = [torch.stack(torch.aminmax(weight)).isfinite().all() for _, weight in trained]
+    good = torch.stack([flag.to(finite[0].device) for flag in finite]).tolist()
+    if not all(good):
+        names = [name for (name, _), well in zip(trained, good, strict=True) if not well]
+        raise UserError(
+            f"{after(step, learning_rate)}, the weights are NaN or infinite in {len(names)} of {len(trained)} tensors, such as {names[0]}. "
+            "Earlier checkpoints are intact. Lower learning_rate, or set max_grad_norm.",
+            code="non-finite-weights",
+        )
+
+
 class FiniteLosses:
     """Collects losses and checks later that they are finite.
 
@@ -23,7 +65,8 @@ class FiniteLosses:
     once; on an accelerator they are checked when a step logs and before a checkpoint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, learning_rate: float) -> None:
+        self._learning_rate = learning_rate
         self._unchecked: list[tuple[Tensor, Sequence[str], int]] = []
 
     def note(self, losses: Tensor, sources: Sequence[str], step: int) -> None:
@@ -44,7 +87,7 @@ class FiniteLosses:
             if not all(finite):
                 rows = ", ".join(source for source, good in zip(sources, finite, strict=True) if not good)
                 raise UserError(
-                    f"the loss is not finite at step {step}, for: {rows}. Earlier checkpoints are intact. Lower learning_rate, set "
+                    f"the loss is not finite at step {step}, with learning_rate {self._learning_rate:g}, for: {rows}. Earlier checkpoints are intact. Lower learning_rate, set "
                     "max_grad_norm, or look for something unusual in these rows.",
                     code="non-finite-loss",
                 )

@@ -23,10 +23,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from tokenward.distributed import agree, first_alone
-from tokenward.errors import UserError
+from tokenward.errors import UserError, no_exit
 from tokenward.models.base import TokenModel, layout_of_both
 from tokenward.models.loading import LanguageModel
-from tokenward.objectives.base import Losses, Objective, needs_of
+from tokenward.objectives.base import Losses, Objective, needs_of, title_of
 from tokenward.objectives.custom import check_declared
 from tokenward.tokens.batches import Batch
 from tokenward.tokens.rows import TokenRow
@@ -38,7 +38,16 @@ from tokenward.training.checkpoints import (
     damaged_checkpoints,
     last_whole_checkpoint,
 )
-from tokenward.training.checks import FiniteLosses, check_gradient, check_rows, check_scored, disable_dropout
+from tokenward.training.checks import (
+    FiniteLosses,
+    after,
+    check_gradient,
+    check_rows,
+    check_scored,
+    check_weights,
+    disable_dropout,
+    diverging,
+)
 from tokenward.training.engines import (
     WeightsSpread,
     backward,
@@ -154,7 +163,7 @@ class TokenTrainer(Trainer):
         )
         self._metrics = {True: MetricSums(), False: MetricSums()}
         self._denominator = StepDenominator(self._over_processes)
-        self._finite, self._draw = FiniteLosses(), StepDraw(objective)
+        self._finite, self._draw = FiniteLosses(arguments.learning_rate), StepDraw(objective)
         self._last_batch: StepBatch | None = None
         self._step: list[StepBatch] = []
         self._step_passes: list[list[Pass]] = []
@@ -195,7 +204,8 @@ class TokenTrainer(Trainer):
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         """Unreduced losses of one pass."""
         values, tokens = self.token_model.read(model, batch, self.needs, self.reference)
-        return self.objective(values, tokens)
+        with no_exit("objective", title_of(self.objective)):
+            return self.objective(values, tokens)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Transformers' optimizer, plus the objective's modules with their own learning rates."""
@@ -322,8 +332,10 @@ class TokenTrainer(Trainer):
         if self._prepare is None:
             return step
         rows = [row for batch in step for row in batch.rows]
-        with torch.no_grad():
-            prepared = self._prepare(rows, self.state.global_step)
+        done, rate = self.state.global_step, self.args.learning_rate
+        self._check_weights()
+        with torch.no_grad(), diverging(after(done, rate)):
+            prepared = self._prepare(rows, done)
         self.token_model.model.train()  # sampling from the policy leaves it in evaluation mode
         if len(prepared) != len(rows):
             raise ValueError(f"prepare returned {len(prepared)} rows for {len(rows)}")
@@ -356,15 +368,22 @@ class TokenTrainer(Trainer):
         DeepSpeed only as it was begun.
 
         Raises:
-            UserError: the checkpoint was written by an engine or a number of processes that this training cannot continue from.
+            UserError: the checkpoint is damaged, or was written by an engine or a number of processes that this training cannot
+                continue from; or losses or weights are not finite.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._newest()
         if resume_from_checkpoint is None or isinstance(resume_from_checkpoint, bool):
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        _check_whole(Path(resume_from_checkpoint))
-        with self._resumable(Path(resume_from_checkpoint)) as folder:
-            return super().train(str(folder), trial, ignore_keys_for_eval)
+            found = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        else:
+            _check_whole(Path(resume_from_checkpoint))
+            with self._resumable(Path(resume_from_checkpoint)) as folder:
+                found = super().train(str(folder), trial, ignore_keys_for_eval)
+        self._check_weights()
+        return found
+
+    def _check_weights(self) -> None:
+        check_weights(self.token_model.model, self.state.global_step, self.args.learning_rate)
 
     def _newest(self) -> str | bool | None:
         """The newest whole checkpoint; None if all were damaged, and True, which transformers refuses, if there was none."""
@@ -416,6 +435,7 @@ class TokenTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self._finite.check()  # weights after a non-finite loss must not be saved
+        self._check_weights()
         super()._save_checkpoint(*args, **kwargs)
 
     def prediction_step(  # pyright: ignore[reportIncompatibleMethodOverride]  as above

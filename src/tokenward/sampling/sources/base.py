@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from types import ModuleType
 from typing import Any, Protocol
 
-from tokenward.errors import UserError
+from tokenward.errors import UserError, no_exit
 from tokenward.plugins import optional_package
 
 FIXED = ("prompts", "completions", "completion_ids")
@@ -68,11 +68,11 @@ def call_source(
 
     Raises:
         UserError: the source needs a column that is missing, cannot score a row, or does not return one finite number
-            per completion.
+            per completion; or it calls ``sys.exit()``.
     """
     if not completions:
         return []
-    name = f"the {kind} {name}"
+    called, name = name, f"the {kind} {name}"
     reserved = [column for column in columns if column in FIXED]
     if reserved:
         raise UserError(
@@ -89,7 +89,8 @@ def call_source(
         names = {p.name for p in parameters}
         available = {key: value for key, value in available.items() if key in names}
     try:
-        returned = source(**available)
+        with no_exit(kind, called):
+            returned = source(**available)
     except RowError as error:
         raise UserError(f"{where[error.row]}: {name}: {error.problem}", code=error.code) from error
     return _check_scores(name, returned, where)
