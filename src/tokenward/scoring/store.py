@@ -254,13 +254,13 @@ def _check_table(shard: Path, table: pa.Table) -> None:
             fits = pa.types.is_list(kind) and (
                 pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)
             )
-            fits = (
-                fits
-                and not column.null_count
-                and pc.list_value_length(column).equals(pc.list_value_length(table["ids"]))
-            )
+            fits = fits and not column.null_count and _lengths(column).equals(_lengths(table["ids"]))
         if not fits:
             raise _damaged(shard, f"its column {name} does not have one value per token")
+
+
+def _lengths(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.call_function("list_value_length", [lists])
 
 
 def _read(shard: Path) -> ShardColumns:
