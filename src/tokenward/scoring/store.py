@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -241,6 +241,10 @@ def _damaged(shard: Path, problem: str) -> UserError:
     )
 
 
+def _lengths(column: pa.ChunkedArray) -> Any:
+    return pc.call_function("list_value_length", [column])
+
+
 def _check_table(shard: Path, table: pa.Table) -> None:
     """Refuse a shard that no version wrote: what a checksum of its pages does not see, because its index is damaged."""
     missing = [name for name in ("key", "ids", "start", "end") if name not in table.column_names]
@@ -254,11 +258,7 @@ def _check_table(shard: Path, table: pa.Table) -> None:
             fits = pa.types.is_list(kind) and (
                 pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)
             )
-            fits = (
-                fits
-                and not column.null_count
-                and pc.list_value_length(column).equals(pc.list_value_length(table["ids"]))
-            )
+            fits = fits and not column.null_count and _lengths(column).equals(_lengths(table["ids"]))
         if not fits:
             raise _damaged(shard, f"its column {name} does not have one value per token")
 
