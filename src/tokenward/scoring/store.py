@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -239,6 +239,10 @@ def _damaged(shard: Path, problem: str) -> UserError:
         f"{shard} is damaged: {problem}. Delete the file and run the recipe again, which computes its values anew.",
         code="damaged-files",
     )
+
+
+def _lengths(column: pa.ChunkedArray) -> Any:
+    return pc.call_function("list_value_length", [column])
 
 
 def _check_table(shard: Path, table: pa.Table) -> None:
