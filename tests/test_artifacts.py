@@ -450,13 +450,9 @@ def test_a_run_folder_may_be_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "large-disk" / "oracle" / "model.txt").is_file()
 
 
-@pytest.mark.parametrize("name", ["", "a\0b", "~nobody-of-this-name/x"])
-def test_what_cannot_be_a_path_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="cannot be a path"):
-        artifacts.user_path(name)
-
-
-@pytest.mark.parametrize("name", ["", "a\0b", "~nobody-here/x", "x" * 300, "runs/" + "\u20ac" * 90, "a\udabcb"])
+@pytest.mark.parametrize(
+    "name", ["", "a\0b", "~nobody-here/x", "x" * 300, "runs/" + "\u20ac" * 90, "a\udabcb"]
+)
 def test_what_cannot_be_a_path_is_refused(name: str) -> None:
     with pytest.raises(UserError) as caught:
         user_path(name)

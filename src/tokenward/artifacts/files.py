@@ -28,7 +28,13 @@ def user_path(name: str | Path) -> Path:
     """
     text = str(name)
     problem = "it holds a zero byte" if "\0" in text else "" if text else "it is empty"
-    if max((len(os.fsencode(part)) if _is_text(part) else LONGEST_NAME + 1 for part in Path(text).parts), default=0) > LONGEST_NAME:
+    if (
+        max(
+            (len(os.fsencode(part)) if _is_text(part) else LONGEST_NAME + 1 for part in Path(text).parts),
+            default=0,
+        )
+        > LONGEST_NAME
+    ):
         problem = f"a name in it is longer than {LONGEST_NAME} bytes, or is no text"
     try:
         if not problem:
