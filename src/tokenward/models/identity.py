@@ -153,7 +153,7 @@ def is_place(name: str) -> bool:
 
 def is_hub_name(name: str) -> bool:
     """Whether a name looks like one of the hub and not like a mistyped folder."""
-    path = Path(name)
+    path = user_path(name)
     if path.is_dir():
         return False
     return name.startswith(OWNERLESS) or (

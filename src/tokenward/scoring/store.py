@@ -217,7 +217,14 @@ def _hashes(keys: Sequence[str]) -> np.ndarray:
 
 
 def _keys(shard: Path) -> list[str]:
-    return _table(shard, ["key"])["key"].to_pylist()
+    table = _table(shard, ["key"])
+    if (
+        table.column_names != ["key"]
+        or not pa.types.is_string(table.schema.field("key").type)
+        or table["key"].null_count
+    ):
+        raise _damaged(shard, "it has no column key of texts")
+    return table["key"].to_pylist()
 
 
 def _table(shard: Path, columns: list[str] | None = None) -> pa.Table:
