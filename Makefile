@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all browser lint docs bench clean
+.PHONY: demo test test-all faults browser lint docs bench clean
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -29,6 +29,9 @@ test: $(VENV)/ready lint browser  ## lint, types and the tests, but for those th
 
 test-all: $(VENV)/ready lint browser  ## every test, and every case of the engines of several processes
 	TOKENWARD_ENGINES=all $(PYTEST)
+
+faults: $(VENV)/ready  ## kills, full disks and changed files, about an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.faults
 
 browser:  ## install chromium for the tests of the report's page, if possible
 	@scripts/browser.sh

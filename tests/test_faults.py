@@ -1,0 +1,25 @@
+"""A little of the fault bench: work that is killed or whose files change ends equal or with a clear error."""
+
+import subprocess
+import sys
+
+from tests.launching import ROOT, environment
+
+
+def test_disturbed_work_ends_equal_or_says_why() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.faults",
+        "--kills=4",
+        "--disks=0",
+        "--mutations=4",
+        "--kinds",
+        "lora",
+        "sampled",
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert "kills: 4 tried" in done.stdout
+    assert "mutations: 4 tried" in done.stdout
+    assert "\n0 faults" in done.stdout
