@@ -18,14 +18,24 @@ from tokenward.cli.app import (
     stoppable,
 )
 from tokenward.display import Display, printable
+from tokenward.distributed import place
 from tokenward.errors import UserError
 from tokenward.hidden import hidden
 from tokenward.methods import all_methods, method_of
 
 
+def check_text(recipe: Path, overrides: list[str] | None) -> None:
+    """Say a mistake in a recipe's text before torch is imported, which takes seconds. Several processes read it together later."""
+    from tokenward.config import load_recipe
+
+    if place().count == 1:
+        load_recipe(recipe, overrides or ())
+
+
 def run_until(recipe: Path, overrides: list[str] | None, last: str) -> None:
     """Run the stages of a recipe up to ``last``."""
     with stoppable():
+        check_text(recipe, overrides)
         from tokenward.tools.run import run_recipe
 
         run_recipe(recipe, overrides or (), last=last)
@@ -48,6 +58,7 @@ def data(
 ) -> None:
     """Read, clean and split the data. Show how many rows were dropped and why, and some rows as the model sees them."""
     with stoppable():
+        check_text(recipe, overrides)
         from tokenward.tools.run import show_data
 
         show_data(recipe, overrides or (), show)
@@ -158,6 +169,7 @@ def plan(
     tokenward plan recipe.yaml --devices 8 --device-memory 80GB --engine fsdp2
     """
     with stoppable():
+        check_text(recipe, overrides)
         from tokenward.tools.plan import plan_recipe
         from tokenward.tools.plan_devices import wanted
 
