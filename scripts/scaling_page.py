@@ -8,10 +8,11 @@ They come from the same functions as ``tokenward plan --devices``. Nothing in th
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from benchmarks.model import Shape
 from tokenward.ops.costs import FLOAT, HALF, ModelSizes, NumberTypes, Work, forward_operations
 from tokenward.tools.plan_devices import LINKS, PER_NODE, RATES, ScoringWork, TrainingWork, Wanted
 from tokenward.tools.plan_words import size
@@ -28,17 +29,11 @@ DEVICES, PAIRS, MEMORY = (8, 64), (1_000_000, 10_000_000), 80e9
 RANK = 16
 
 
-class Shape(NamedTuple):
-    """A Llama 3 as its config describes it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Llama3(Shape):
+    """A Llama 3, whose embeddings are not tied."""
 
     name: str
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    inner: int
-    vocabulary: int
 
     def products(self) -> list[tuple[int, int]]:
         """Inputs and outputs of the matrices of a layer."""
@@ -67,8 +62,12 @@ class Shape(NamedTuple):
 
 
 MODELS = (
-    Shape("8B", 32, 4096, 32, 8, 128, 14336, 128256),
-    Shape("70B", 80, 8192, 64, 8, 128, 28672, 128256),
+    Llama3(
+        name="8B", layers=32, width=4096, heads=32, kv_heads=8, head_dim=128, inner=14336, vocabulary=128256
+    ),
+    Llama3(
+        name="70B", layers=80, width=8192, heads=64, kv_heads=8, head_dim=128, inner=28672, vocabulary=128256
+    ),
 )
 
 
@@ -78,7 +77,7 @@ def pair(kept: float) -> Work:
     return Work(PROMPT + replies, kept * replies, PROMPT**2 / 2 + REPLIES * (REPLY * PROMPT + REPLY**2 / 2))
 
 
-def training(shape: Shape, *, lora: bool, kept: float, rows: int) -> TrainingWork:
+def training(shape: Llama3, *, lora: bool, kept: float, rows: int) -> TrainingWork:
     """A training of one epoch: bfloat16 with activation checkpointing. Under LoRA the frozen weights are bfloat16 too."""
     return TrainingWork(
         key="policy",
@@ -95,7 +94,7 @@ def training(shape: Shape, *, lora: bool, kept: float, rows: int) -> TrainingWor
     )
 
 
-def scoring(shape: Shape, rows: int) -> ScoringWork:
+def scoring(shape: Llama3, rows: int) -> ScoringWork:
     """A pass over every pair without gradients, in bfloat16."""
     sizes = shape.sizes(lora=False)
     largest = pair(1.0).times(TOKENS_PER_FORWARD / pair(1.0).tokens)
@@ -117,7 +116,7 @@ def memory_rows() -> Iterator[list[str]]:
         yield [shape.name, "reference, scores", "any", *cells, size(found.total), _fits(found.total)]
 
 
-def _trainings(shape: Shape) -> list[tuple[str, TrainingWork, Any]]:
+def _trainings(shape: Llama3) -> list[tuple[str, TrainingWork, Any]]:
     full, lora = (training(shape, lora=lora, kept=1.0, rows=1) for lora in (False, True))
     return [
         ("full, FSDP2", full, "fsdp2"),
@@ -151,7 +150,7 @@ def _hours(seconds: float, held: float) -> str:
     return text if held <= MEMORY else f"({text})"
 
 
-def _trained(shape: Shape, lora: bool, kept: float, rows: int, wanted: Wanted) -> str:
+def _trained(shape: Llama3, lora: bool, kept: float, rows: int, wanted: Wanted) -> str:
     batch = BATCH * wanted.count
     arguments = TokenTrainingArguments(output_dir="unused", use_cpu=True, per_device_train_batch_size=BATCH)
     work = training(shape, lora=lora, kept=kept, rows=rows)
