@@ -310,7 +310,7 @@ def _adapter(folder: Path) -> dict[str, bytes]:
     base = save_tiny(folder / "base")
     model = AutoModelForCausalLM.from_pretrained(base)
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(
-        folder / "adapter"
+        str(folder / "adapter")
     )
     return {
         path.name: path.read_bytes() for path in (folder / "adapter").iterdir() if path.name != "README.md"
@@ -399,20 +399,17 @@ def _try_spans(folder: Path, rows: list[dict[str, Any]], chance: random.Random) 
     reader = SimpleNamespace(
         run=SimpleNamespace(path=folder),
         texts=lambda wanted: {key: texts.get(key, "a reply") for key in wanted},
-        store={key: SimpleNamespace(text=texts[key]) for key in keys} | _Any(),
+        store=_Texts({key: SimpleNamespace(text=texts[key]) for key in keys}),
     )
     read_spans(path, cast(Any, reader))
     return READ
 
 
-class _Any(dict[str, Any]):
-    """A store that has every key, with no text of its own."""
+class _Texts(dict[str, Any]):
+    """A store that has every key; those it does not know have no text of their own."""
 
     def __missing__(self, key: str) -> Any:
         return SimpleNamespace(text=None)
-
-    def __ror__(self, other: dict[str, Any]) -> "_Any":
-        return _Any(other)
 
 
 PARTS = [

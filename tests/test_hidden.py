@@ -127,6 +127,9 @@ def test_a_judge(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="key_variable") as caught:
             load_judge(path)
         assert SECRET not in str(caught.value)
+    path.write_text("url: http://[::1/v1\nmodel: m\n")
+    with pytest.raises(UserError, match="no address"):
+        load_judge(path)
     judges = [JudgeTable(url="http://x", model="m", request={"api_key": key}) for key in (SECRET, OTHER)]
     assert request_key(judges[0], []) == request_key(judges[1], [])
 

@@ -378,7 +378,9 @@ def test_a_server_that_is_not_there_is_named():
     assert error.value.code == "server-fails"
 
 
-@pytest.mark.parametrize("address", ["localhost:8000", "", "http://me:pw@host/v1", "http://host/v1?key=pw"])
+@pytest.mark.parametrize(
+    "address", ["localhost:8000", "", "http://[::1/v1", "http://me:pw@host/v1", "http://host/v1?key=pw"]
+)
 def test_an_address_is_a_url_without_secrets(address):
     for name in ("address", "start_address"):
         with pytest.raises(UserError) as error:

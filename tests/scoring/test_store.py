@@ -3,6 +3,8 @@
 import math
 import struct
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tokenward.errors import UserError
@@ -80,3 +82,40 @@ def test_an_interrupted_run_continues_to_the_same_bytes(tmp_path):
         write_shards(folder, KEYS, again, rows_per_shard=3)
         assert again.calls == calls
         assert contents(folder) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda table: table.drop_columns(["end"]), "it has no column end"),
+        (lambda table: table.slice(0, 0), "it has no rows"),
+        (lambda table: table.set_column(1, "ids", pa.array(["a", "b"])), "ids does not have"),
+        (
+            lambda table: table.set_column(2, "start", pa.array([[0], []], pa.list_(pa.int32()))),
+            "start does not",
+        ),
+        (lambda table: table.set_column(0, "key", pa.array(["a", None])), "key does not"),
+        (lambda table: table.append_column("x", pa.array([[1.0, 2.0], None])), "x does not"),
+        (lambda table: table.append_column("y", pa.array([["p", "q"]] * 2)), "y does not"),
+    ],
+)
+def test_a_shard_of_another_form_is_damaged(tmp_path, change, problem):
+    """Page checksums do not see a damaged index, which names the columns and counts the rows."""
+    columns = {"key": pa.array(["a", "b"])} | {
+        name: pa.array([[1, 2]] * 2, pa.list_(pa.int32())) for name in ("ids", "start", "end")
+    }
+    pq.write_table(pa.table(columns), tmp_path / "tokens-00000.parquet")
+    assert [record.ids for record in map(TokenStore(tmp_path).__getitem__, "ab")] == [[1, 2]] * 2
+    pq.write_table(change(pa.table(columns)), tmp_path / "tokens-00000.parquet")
+    with pytest.raises(UserError, match=problem) as caught:
+        list(TokenStore(tmp_path).columns())
+    assert caught.value.code == "damaged-files"
+
+
+def test_a_shard_whose_names_are_no_text_is_damaged(tmp_path):
+    columns = {"key": pa.array(["a"]), "oracle_logp": pa.array([[0.5]])}
+    path = tmp_path / "tokens-00000.parquet"
+    pq.write_table(pa.table(columns), path)
+    path.write_bytes(path.read_bytes().replace(b"oracle_logp", b"\xeeracle_logp"))
+    with pytest.raises(UserError, match="is damaged"):
+        list(TokenStore(tmp_path).columns())

@@ -43,6 +43,7 @@ BOMBS = {
     "two macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "deep": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
     "long": "x" * 2_000_000,
+    "nested": "{% for a in messages %}" * 30 + "{% endfor %}" * 30,
     "sums of lists": "{{ ([range(9999)|list] * 9999)|sum(start=[])|length }}",
     "lorem": "{{ lipsum(n=99999) }}",
 }  # fmt: skip

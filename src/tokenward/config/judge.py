@@ -94,7 +94,11 @@ def _check(judge: JudgeTable, path: str | Path) -> None:
     if not judge.url.startswith(("http://", "https://")):
         message = f"{path}: url is {judge.url!r}. It must begin with http:// or https://."
         raise UserError(message, code="bad-url", key="url")
-    parts = urlsplit(judge.url)
+    try:
+        parts = urlsplit(judge.url)
+    except ValueError as error:
+        message = f"{path}: url is {show(judge.url)}, which is no address ({error}). Write one such as http://localhost:8000/v1."
+        raise UserError(message, code="bad-url", key="url") from error
     if parts.username is not None or parts.password is not None or parts.query:
         # The value is not shown: it may hold a password.
         message = f"{path}: url holds a user name, a password or a query. Write the address alone, and the name of a variable with the key as key_variable."

@@ -2,14 +2,15 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
 
+from tokenward.config.lines import Lines
+from tokenward.config.places import wrong_places
 from tokenward.config.problems import either, nearest, refusal, renamed_keys, show, unknown_keys, wrong_values
 from tokenward.config.schema import Recipe
 from tokenward.errors import UserError
@@ -19,45 +20,6 @@ _MAX_DEPTH = 20
 _MAX_BYTES = 1_000_000
 _MAX_VALUES = 100_000
 _MAX_INTEGER = 2**63
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Where each key of a recipe was written, for error messages."""
-
-    name: str
-    numbers: Mapping[str, int] = field(default_factory=dict)
-    overridden: tuple[str, ...] = ()
-
-    def line_of(self, key: str) -> int | None:
-        """The line of a dotted key in the file; None if it is not written there."""
-        return self.numbers.get(key)
-
-    def origin(self, key: str) -> str:
-        """Where the value of a dotted key comes from: ``default``, ``file:line`` or ``--set``."""
-        if self._override(key) is not None:
-            return "--set"
-        line = self.line_of(key)
-        return "default" if line is None else f"{self.name}:{line}"
-
-    def where(self, key: str) -> str:
-        """The place of a dotted key for a message: its own, or that of the enclosing table."""
-        override = self._override(key)
-        if override is not None:
-            return f"--set {override}"
-        # A problem with a table may come from the file or from any override inside the table.
-        inside = dict.fromkeys(o for o in self.overridden if o.startswith(f"{key}."))
-        changes = " and ".join(f"--set {o}" for o in inside)
-        if changes and self.line_of(key) is None:
-            return changes
-        while key and self.line_of(key) is None:
-            key = key.rpartition(".")[0]
-        place = f"{self.name}:{self.line_of(key)}" if key else self.name
-        return f"{place} with {changes}" if changes else place
-
-    def _override(self, key: str) -> str | None:
-        covering = (o for o in reversed(self.overridden) if key == o or key.startswith(f"{o}."))
-        return next(covering, None)
 
 
 class Source(NamedTuple):
@@ -314,7 +276,10 @@ def _checked(values: dict[str, Any], lines: Lines) -> Recipe:
     if not problems:
         values.setdefault("run", f"runs/{Path(lines.name).stem}")
         try:
-            return Recipe.model_validate(values)
+            recipe = Recipe.model_validate(values)
+            problems = [*wrong_places(values, lines)]
+            if not problems:
+                return recipe
         except ValidationError as error:
             problems = [*wrong_values(error, values)]
     problems.sort(key=lambda problem: lines.line_of(problem.key) or 0)

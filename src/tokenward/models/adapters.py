@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tokenward.errors import UserError
+from tokenward.models.plausible import check_adapter
 from tokenward.models.sharding import is_empty
 
 STARTS = (True, "gaussian", "mica")
@@ -57,6 +58,7 @@ def lora_config(settings: Mapping[str, Any], *, encoder_decoder: bool) -> LoraCo
                 f"the adapter setting {name} cannot be {value!r}: {REFUSED[name]}. Leave it out.",
                 code="unsupported-adapter", key=f"adapter.{name}",
             )  # fmt: skip
+    check_adapter(settings, "the adapter")
     _check_start(settings.get("init_lora_weights", True))
     task = "SEQ_2_SEQ_LM" if encoder_decoder else "CAUSAL_LM"
     try:

@@ -71,7 +71,7 @@ def _json(path: Path | str | None) -> dict[str, Any]:
     """The object in a JSON file; empty if there is none, which loading the model will say."""
     try:
         found = json.loads(Path(path or "").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -19,6 +19,7 @@ from tokenward.models.default import HUB_NAME, LAYERS, default_model_folder
 from tokenward.models.files import UNREACHABLE, commit_of, files_fingerprint, foreign_code
 from tokenward.models.head_mlp import SETTINGS_FILE as HEAD_MLP_FILE
 from tokenward.models.head_mlp import read_head_mlp
+from tokenward.models.plausible import check_adapter, check_config
 from tokenward.ops.costs import ModelSizes
 
 
@@ -246,7 +247,9 @@ def config_of(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
         UserError: There is none, or it is damaged.
     """
     with readable("model", name):
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    check_config(config, name)
+    return config
 
 
 def model_fingerprint(name: str, *, trust_remote_code: bool = False) -> str:
@@ -294,6 +297,7 @@ def parts_of(source: str) -> ModelParts:
         return ModelParts(source)
     with readable("adapter", source):
         settings = PeftConfig.from_pretrained(source)
+    check_adapter(vars(settings), f"the adapter {source}")
     if settings.is_prompt_learning:
         raise UserError(
             f"the adapter {source} is of the type {PeftType(settings.peft_type).value}, which adds its own tokens before every "
@@ -307,7 +311,7 @@ def parts_of(source: str) -> ModelParts:
             code="missing-base",
         )
     try:
-        return ModelParts(resolve(base), adapter=source)
+        return ModelParts(resolve(str(base)), adapter=source)
     except UserError as error:
         raise missing_base(source, base, error) from error
 
@@ -379,7 +383,8 @@ def model_sizes(
     encoder_decoder = config.is_encoder_decoder
     kind: Any = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
-        model = kind.from_config(config, trust_remote_code=trust_remote_code)
+        with readable("model", name):
+            model = kind.from_config(config, trust_remote_code=trust_remote_code)
         weights = trained = sum(weight.numel() for weight in model.parameters())
         head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
         outside = head.numel() if head is embedding else head.numel() + embedding.numel()

@@ -34,6 +34,7 @@ from tokenward.models.head_mlp import (
 )
 from tokenward.models.identity import (
     base_config,
+    config_of,
     is_place,
     model_fingerprint,
     parts_of,
@@ -186,6 +187,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
             f"the tokenizer of {name} is a slow one, which has no offsets. Convert it to a tokenizer.json first.",
             code="slow-tokenizer",
         )
+    with readable("tokenizer", name):
+        tokenizer("a", return_offsets_mapping=True)  # some settings are found wrong only when they are used
     return tokenizer
 
 
@@ -241,7 +244,8 @@ def load_model(
     start = model.config.decoder_start_token_id if encoder_decoder else None
     files = model_fingerprint(name, trust_remote_code=trust_remote_code)
     key = (files, str(model.dtype), str(device_of(device)), attention)
-    layout, head = probe(model, key=key, packing=packing, name=name, start_id=start)
+    with readable("model", name):  # an adapter can have settings that only its first use finds wrong
+        layout, head = probe(model, key=key, packing=packing, name=name, start_id=start)
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
@@ -274,6 +278,7 @@ def load_backbone(
         UserError: There is no such model, or it is an adapter or a head network.
     """
     parts = parts_of(resolve(name))
+    config_of(parts.base, trust_remote_code=trust_remote_code)
     if parts.adapter is not None or parts.head_mlp is not None:
         raise UserError(
             f"{name} is an adapter on {parts.base}, but a reward model starts from whole weights. Use {parts.base}, or merge the "

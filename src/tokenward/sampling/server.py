@@ -67,7 +67,10 @@ class ServerSampler:
 
 
 def _check_address(name: str, address: str) -> None:
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(
             f"{name} is {address!r}. Write a base address such as http://127.0.0.1:8000/v1.",

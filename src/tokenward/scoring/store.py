@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -229,16 +230,42 @@ def _table(shard: Path, columns: list[str] | None = None) -> pa.Table:
         # read_table looks for a whole data set of files first, which takes several times as long as reading a small one.
         with pq.ParquetFile(shard, page_checksum_verification=True) as file:
             return file.read(columns, use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{shard} is damaged: {' '.join(str(error).split())}. Delete the file and run the recipe again, which computes its values "
-            "anew.",
-            code="damaged-files",
-        ) from error
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:  # also names that are no UTF-8
+        raise _damaged(shard, " ".join(str(error).split())) from error
+
+
+def _damaged(shard: Path, problem: str) -> UserError:
+    return UserError(
+        f"{shard} is damaged: {problem}. Delete the file and run the recipe again, which computes its values anew.",
+        code="damaged-files",
+    )
+
+
+def _lengths(column: pa.ChunkedArray) -> Any:
+    return pc.call_function("list_value_length", [column])
+
+
+def _check_table(shard: Path, table: pa.Table) -> None:
+    """Refuse a shard that no version wrote: what a checksum of its pages does not see, because its index is damaged."""
+    missing = [name for name in ("key", "ids", "start", "end") if name not in table.column_names]
+    if missing or not len(table):
+        raise _damaged(shard, f"it has no column {missing[0]}" if missing else "it has no rows")
+    for name in table.column_names:
+        kind, column = table.schema.field(name).type, table[name]
+        if name in ("key", "text"):
+            fits = pa.types.is_string(kind) and (name == "text" or not column.null_count)
+        else:
+            fits = pa.types.is_list(kind) and (
+                pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)
+            )
+            fits = fits and not column.null_count and _lengths(column).equals(_lengths(table["ids"]))
+        if not fits:
+            raise _damaged(shard, f"its column {name} does not have one value per token")
 
 
 def _read(shard: Path) -> ShardColumns:
     table = _table(shard)
+    _check_table(shard, table)
     names = [name for name in table.column_names if name not in ("key", "text")]
     lists = {name: table[name].combine_chunks() for name in names}
     flat = {name: column.flatten().to_numpy(zero_copy_only=False) for name, column in lists.items()}

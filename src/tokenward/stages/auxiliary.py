@@ -113,9 +113,9 @@ def check_auxiliary(run: Run) -> dict[str, Callable[[], Any]]:
 
 
 def _check_name(name: str) -> None:
-    if name in TAKEN or not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name):
+    if name in TAKEN or not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,59}", name):
         raise UserError(
-            f"an auxiliary model cannot be called {name!r}: {', '.join(TAKEN)} are reserved, and a name has letters, digits and hyphens. "
+            f"an auxiliary model cannot be called {name!r:.80}: {', '.join(TAKEN)} are reserved, and a name has at most 60 letters, digits and hyphens. "
             "Use for example better.",
             code="bad-name",
             key=f"auxiliary_models.{name}",

@@ -131,12 +131,7 @@ class Template:
             except (TooMuchWorkError, RecursionError) as error:
                 raise self._endless(error) from error
             except jinja2.TemplateSyntaxError as error:
-                raise UserError(
-                    f"the chat template of {self._name} has a syntax error: {error}. Fix its chat_template.jinja, or use "
-                    "template: plain.",
-                    code="broken-chat-template",
-                    key="tokens.template",
-                ) from error
+                raise self._broken(error) from error
         return names
 
     @property
@@ -256,6 +251,11 @@ class Template:
             )
         except (TooMuchWorkError, RecursionError, MemoryError) as error:
             raise self._endless(error) from error
+        except (
+            jinja2.TemplateSyntaxError,
+            SyntaxError,
+        ) as error:  # the latter from Python, for blocks that are nested too deep
+            raise self._broken(error) from error
         # A template can fail in any of these ways on a value that it does not expect.
         except (
             jinja2.TemplateError,
@@ -272,6 +272,13 @@ class Template:
                 code="refused-conversation",
                 key="tokens.template",
             ) from error
+
+    def _broken(self, error: Exception) -> UserError:
+        return UserError(
+            f"the chat template of {self._name} has a syntax error: {error}. Fix its chat_template.jinja, or use template: plain.",
+            code="broken-chat-template",
+            key="tokens.template",
+        )
 
     def _endless(self, error: BaseException) -> UserError:
         problem = (

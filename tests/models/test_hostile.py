@@ -1,0 +1,148 @@
+"""Model folders of strangers: each ends in one line with the folder and the cause, whatever reads it, and nothing is unpickled."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from typer.testing import CliRunner
+
+from tests.models.hostile import ADAPTERS, CONFIG, FOLDERS, OF_ADAPTER, Change, settings
+from tests.tiny import tiny_llama
+from tokenward.cli import app
+from tokenward.errors import UserError
+from tokenward.models.adapters import lora_config
+from tokenward.models.identity import model_fingerprint, model_sizes
+from tokenward.models.loading import load_backbone, load_model
+from tokenward.models.plausible import pattern_problem
+
+FINE = {"config: quantized by nobody", "tokenizer: unknown class", "generation: no JSON"}
+"""What transformers leaves aside: the model is whole without it."""
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
+    made = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    made.save_pretrained(str(folder))
+    settings(OF_ADAPTER, base_model_name_or_path=str(tiny_folder))(folder)
+    return folder
+
+
+def changed(sound: Path, folder: Path, change: Change) -> str:
+    shutil.copytree(sound, folder)
+    change(folder)
+    return str(folder)
+
+
+def refusal(act: Callable[[], object], folder: str) -> str:
+    """What is said of a folder, empty if it is read; nothing else than a UserError with one line may come."""
+    try:
+        act()
+    except UserError as error:
+        said = str(error)
+        assert folder in said
+        assert "\n" not in said
+        assert len(said) < 1500
+        return said
+    return ""
+
+
+def load(folder: str) -> None:
+    load_model(folder, device="cpu").template("chat").prompt_ids([{"role": "user", "content": "x"}])
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not Path("unpickled").exists()
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_hostile_model_is_one_line(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = changed(tiny_folder, tmp_path / "m", FOLDERS[kind])
+    assert bool(refusal(lambda: load(folder), folder)) == (kind not in FINE)
+    for act in (model_sizes, model_fingerprint):
+        refusal(lambda act=act: act(folder), folder)
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_a_hostile_adapter_is_one_line(kind: str, adapter_folder: Path, tmp_path: Path) -> None:
+    folder = changed(adapter_folder, tmp_path / "a", ADAPTERS[kind])
+    assert refusal(lambda: load(folder), folder)
+    for act in (model_sizes, model_fingerprint):
+        refusal(lambda act=act: act(folder), folder)
+
+
+@pytest.mark.parametrize(
+    "kind", ["config: a million layers", "config: negative layers", "weights: header too long"]
+)
+def test_also_for_another_head(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = changed(tiny_folder, tmp_path / "m", FOLDERS[kind])
+    assert refusal(lambda: load_backbone(folder, device="cpu"), folder)
+
+
+@pytest.mark.parametrize("command", ["plan", "data", "score", "evaluate", "compare-models"])
+@pytest.mark.parametrize(
+    "change",
+    [settings(CONFIG, num_hidden_layers=10**6), settings(CONFIG, hidden_act="os.system"), FOLDERS["tokenizer: deep"], FOLDERS["pickle: a trap"]],
+    ids=["layers", "activation", "tokenizer", "pickle"],
+)  # fmt: skip
+def test_every_command_says_it_in_one_line(
+    command: str, change: Change, tiny_workplace: Path, tiny_folder: Path
+) -> None:
+    folder = changed(tiny_folder, Path.cwd() / "hostile", change)
+    Path("prompts.jsonl").write_text('{"prompt": "Say a word."}\n')
+    more = ["--set", f"model.name={folder}"]
+    words = [command, str(tiny_workplace), *more]
+    if command == "compare-models":
+        words = [
+            command,
+            str(tiny_folder),
+            folder,
+            "--prompts",
+            "prompts.jsonl",
+            "--set",
+            "evaluation.max_new_tokens=8",
+        ]
+    result = CliRunner().invoke(app, words)
+    if result.exit_code == 0:  # a plan and the data need no weights
+        assert command in ("plan", "data")
+        return
+    assert isinstance(result.exception, UserError), result.exception
+    assert folder in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+$",
+        "(ab|a)*c",
+        "(?:x*y?)*z",
+        "((a))*" * 2 + "(b*)*",
+        ".*" * 9 + "x",
+        "(",
+        "a" * 3000,
+        "(?P<n>a*){2,}",
+    ],
+)
+def test_patterns_that_may_take_all_time_are_refused(pattern: str) -> None:
+    assert pattern_problem(pattern)
+    with pytest.raises(UserError, match="names layers"):
+        lora_config({"target_modules": pattern}, encoder_decoder=False)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["all-linear", r".*\.(q|v)_proj", r"^(?!.*lm_head).*\.layers\.\d+\.(self_attn|mlp)\..*proj$", r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|k_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn)\.(?:(?:q_proj)))"],
+)  # fmt: skip
+def test_patterns_that_people_write(pattern: str) -> None:
+    assert not pattern_problem(pattern)
+    lora_config({"target_modules": [pattern], "r": 4}, encoder_decoder=False)
+
+
+def test_a_rank_that_no_machine_holds() -> None:
+    with pytest.raises(UserError, match="rank"):
+        lora_config({"r": 10**9}, encoder_decoder=False)
