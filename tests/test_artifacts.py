@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tokenward import artifacts
 from tokenward.artifacts import (
+    MANIFEST,
     Manifest,
     StagePart,
     open_part,
@@ -18,6 +19,7 @@ from tokenward.artifacts import (
     read_jsonl,
     read_manifest,
     require,
+    user_path,
     write_json,
     write_jsonl,
 )
@@ -448,7 +450,21 @@ def test_a_run_folder_may_be_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "large-disk" / "oracle" / "model.txt").is_file()
 
 
-@pytest.mark.parametrize("name", ["", "a\0b", "~nobody-of-this-name/x"])
+@pytest.mark.parametrize(
+    "name", ["", "a\0b", "~nobody-here/x", "x" * 300, "runs/" + "\u20ac" * 90, "a\udabcb"]
+)
 def test_what_cannot_be_a_path_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="cannot be a path"):
-        artifacts.user_path(name)
+    with pytest.raises(UserError) as caught:
+        user_path(name)
+    assert caught.value.code == "unusable-path"
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999"])
+def test_a_manifest_with_a_number_that_is_none_is_refused(tmp_path: Path, number: str) -> None:
+    Manifest.begin("oracle", {"beta": 0.25}, {}, 1).write(tmp_path)
+    path = tmp_path / MANIFEST
+    path.write_text(path.read_text().replace("0.25", number))
+    with pytest.raises(UserError) as caught:
+        read_manifest(tmp_path)
+    assert caught.value.code in ("edited-manifest", "unreadable-manifest")

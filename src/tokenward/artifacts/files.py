@@ -12,6 +12,9 @@ from typing import Any, BinaryIO, TypeVar
 from tokenward.errors import UserError
 
 MANIFEST = "manifest.json"
+LONGEST_NAME = 255
+"""Bytes of the longest name of a file or folder on most systems."""
+
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 _file_memo: dict[tuple[str, int, int, int], str] = {}
@@ -23,13 +26,30 @@ def user_path(name: str | Path) -> Path:
     Raises:
         UserError: it cannot be a path.
     """
+    text = str(name)
+    problem = "it holds a zero byte" if "\0" in text else "" if text else "it is empty"
+    if (
+        max(
+            (len(os.fsencode(part)) if _is_text(part) else LONGEST_NAME + 1 for part in Path(text).parts),
+            default=0,
+        )
+        > LONGEST_NAME
+    ):
+        problem = f"a name in it is longer than {LONGEST_NAME} bytes, or is no text"
     try:
-        if str(name) and "\0" not in str(name):
+        if not problem:
             return Path(name).expanduser()
-        problem = "it holds a zero byte" if str(name) else "it is empty"
     except RuntimeError as error:  # ~nobody
         problem = str(error).rstrip(".")
-    raise UserError(f"{str(name)!r} cannot be a path: {problem}. Check the path.", code="unusable-path")
+    raise UserError(f"{text!r:.200} cannot be a path: {problem}. Check the path.", code="unusable-path")
+
+
+def _is_text(part: str) -> bool:
+    try:
+        os.fsencode(part)
+    except UnicodeEncodeError:  # half of a character
+        return False
+    return True
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

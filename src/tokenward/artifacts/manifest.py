@@ -117,8 +117,11 @@ class Manifest(BaseModel):
 
     def intact(self) -> bool:
         """Whether the checksum and the fingerprint are those of the content."""
-        made_from = fingerprint([self.stage, self.format, self.settings, self.inputs])
-        return self.checksum == self._computed() and self.fingerprint == made_from
+        try:
+            made_from = fingerprint([self.stage, self.format, self.settings, self.inputs])
+            return self.checksum == self._computed() and self.fingerprint == made_from
+        except ValueError:  # a number that JSON does not have, which no version writes
+            return False
 
     def _computed(self) -> str:
         return fingerprint(json.loads(self.model_dump_json(exclude={"checksum"})))

@@ -217,7 +217,14 @@ def _hashes(keys: Sequence[str]) -> np.ndarray:
 
 
 def _keys(shard: Path) -> list[str]:
-    return _table(shard, ["key"])["key"].to_pylist()
+    table = _table(shard, ["key"])
+    if (
+        table.column_names != ["key"]
+        or not pa.types.is_string(table.schema.field("key").type)
+        or table["key"].null_count
+    ):
+        raise _damaged(shard, "it has no column key of texts")
+    return table["key"].to_pylist()
 
 
 def _table(shard: Path, columns: list[str] | None = None) -> pa.Table:
@@ -261,6 +268,10 @@ def _check_table(shard: Path, table: pa.Table) -> None:
             fits = fits and not column.null_count and _lengths(column).equals(_lengths(table["ids"]))
         if not fits:
             raise _damaged(shard, f"its column {name} does not have one value per token")
+
+
+def _lengths(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.call_function("list_value_length", [lists])
 
 
 def _read(shard: Path) -> ShardColumns:
