@@ -224,6 +224,8 @@ def _keys(shard: Path) -> list[str]:
         or table["key"].null_count
     ):
         raise _damaged(shard, "it has no column key of texts")
+    if not len(table):
+        raise _damaged(shard, "it has no rows")
     return table["key"].to_pylist()
 
 
