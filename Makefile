@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test browser lint docs bench real clean
+.PHONY: demo test test-all browser lint docs bench clean
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -22,8 +22,13 @@ demo: $(VENV)/installed  ## SePO on the built-in data with the default model
 	$(BIN)/tokenward run recipes/quickstart.yaml
 
 # The tests' models are tiny, so two processes are faster than two threads. Tests of a file share their fixtures.
-test: $(VENV)/ready lint browser  ## lint, types and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+test: $(VENV)/ready lint browser  ## lint, types and the tests, but for those that take half a minute each
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/ready lint browser  ## every test, and every case of the engines of several processes
+	TOKENWARD_ENGINES=all $(PYTEST)
 
 browser:  ## install chromium for the tests of the report's page, if possible
 	@scripts/browser.sh

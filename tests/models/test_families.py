@@ -31,6 +31,7 @@ def check(family, found):
     assert found.head_by == 0
 
 
+@pytest.mark.slow
 def test_every_family_has_the_numbers_of_plain_calls():
     for family in FAMILIES:
         with naming(family):

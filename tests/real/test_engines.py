@@ -16,6 +16,7 @@ TEXTS = ["Name three rivers.", "What is a noun?", "Write a line about rain.", "C
 GREEDY = SamplingSettings(max_new_tokens=16, temperature=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_greedy_replies_are_equal_in_float32_and_four_bits_are_refused(tmp_path):
     """llama.cpp rounds activations to 8 bits before it multiplies them with weights of 4 bits; the cached folder holds the

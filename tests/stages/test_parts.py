@@ -82,6 +82,7 @@ def test_parts_give_the_bytes_of_one_process(tiny_workplace: Path, monkeypatch) 
     assert list(Path("runs/parts").glob("report*"))
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_of_which_one_is_killed(tiny_workplace: Path) -> None:
     """Both begin with data that is not encoded yet. The part of the killed one is started again and finishes the stage."""
     whole(tiny_workplace, "data")

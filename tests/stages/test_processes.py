@@ -191,6 +191,7 @@ def test_an_error_in_one_process_ends_all(shared: Path) -> None:
     assert not ended[1].err + ended[1].out
 
 
+@pytest.mark.slow
 def test_a_run_of_which_a_process_is_killed_twice_ends_as_one_that_nobody_killed(shared: Path) -> None:
     saves = [
         f"{stage}.training.{key}"

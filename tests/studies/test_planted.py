@@ -43,6 +43,7 @@ def test_the_strongest_marked_token_decides_independent_of_length(case, sign):
     assert abs(np.corrcoef(best, sizes)[0, 1]) < 0.06
 
 
+@pytest.mark.slow
 def test_the_average_recovers_the_planted_mean_and_the_sum_follows_length():
     sizes = Sizes(**SMALL)
     average, total = (

@@ -73,6 +73,7 @@ def test_labels_of_many_arms_do_not_overlap_and_every_point_is_visible(
         assert len({heights[item.arm] for item in many[1:]}) == MOST_MARKED
 
 
+@pytest.mark.slow
 def test_arms_are_trained_once_and_read_again(
     tiny_workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

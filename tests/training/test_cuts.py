@@ -154,6 +154,7 @@ def test_with_gradient_checkpointing(name):
 
 
 # The tracer looks at every tensor it meets.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_compiled():
     """Graphs as torch.compile cuts them; aot_eager runs them without a C++ compiler. One layer has every kind of cut."""

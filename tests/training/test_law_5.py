@@ -47,6 +47,11 @@ MORE: dict[str, list[str]] = {
     ],
 }
 """Further recipes, with what depends on more than a response."""
+QUICK = ("sepo", "tis_dpo", "sparsepo", "tlm")
+CASES = [
+    name if name in (*QUICK, *MORE) else pytest.param(name, marks=pytest.mark.slow)
+    for name in (*METHODS, *MORE)
+]
 CUTS = [(2, 4, 100), (8, 1, 1)]
 """Pairs of a micro-batch, micro-batches of a step, tokens of a pass."""
 WITHIN = 1e-4
@@ -130,7 +135,7 @@ def trained(given: Handed, folder: Path, cut: tuple[int, int, int]) -> dict[str,
     return found
 
 
-@pytest.mark.parametrize("name", [*METHODS, *MORE])
+@pytest.mark.parametrize("name", CASES)
 def test_a_step_of_each_method_is_the_same_however_it_is_cut(name, handed, tmp_path):
     given = handed(changes_of(METHODS[name]) if name in METHODS else MORE[name])
     begun = weights_of(given.model.model)

@@ -2,7 +2,6 @@
 
 import signal
 import sys
-from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,8 +104,9 @@ def _signals() -> Iterator[None]:
             shown(lost)
             return
         number = lost.exc_value.signal if isinstance(lost.exc_value, StoppedBySignal) else signal.SIGINT
-        # An exception here would be lost too. The timer's thread sends the signal when this function has returned.
-        timer = Timer(0.05, interrupt_main, [number])
+        # An exception here would be lost too. The timer's thread sends the signal when this function has returned. It is a real one,
+        # which also ends a wait.
+        timer = Timer(0.05, signal.pthread_kill, [main_thread().ident, number])
         timer.daemon = True
         timer.start()
 

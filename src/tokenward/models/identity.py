@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,9 +249,20 @@ def config_of(name: str, *, trust_remote_code: bool) -> PretrainedConfig:
         UserError: There is none, or it is damaged.
     """
     with readable("model", name):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        file = Path(name) / "config.json"
+        if trust_remote_code or not file.is_file():
+            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        else:
+            known = file.stat()
+            config = deepcopy(_read_config(name, known.st_mtime_ns, known.st_size, known.st_ino))
     check_config(config, name)
     return config
+
+
+@lru_cache(maxsize=64)
+def _read_config(name: str, *state: int) -> PretrainedConfig:
+    """Config of a folder, whose file is in this state; a run asks for it many times."""
+    return AutoConfig.from_pretrained(name)
 
 
 def model_fingerprint(name: str, *, trust_remote_code: bool = False) -> str:

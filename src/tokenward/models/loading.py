@@ -192,6 +192,12 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
+def tokenizer_state(name: str) -> tuple[tuple[str, int, int], ...]:
+    """Names, times and sizes of the files that a model's tokenizer may be read from; empty if it is not in a folder."""
+    found = sorted(Path(_tokenizer_folder(resolve(name))).glob("*.[jmt]*"))
+    return tuple((path.name, (known := path.stat()).st_mtime_ns, known.st_size) for path in found)
+
+
 def _tokenizer_folder(source: str) -> str:
     """Folder of the tokenizer: that of the base if an adapter was saved without one."""
     parts = parts_of(source)

@@ -272,6 +272,10 @@ def _check_table(shard: Path, table: pa.Table) -> None:
             raise _damaged(shard, f"its column {name} does not have one value per token")
 
 
+def _lengths(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.call_function("list_value_length", [lists])
+
+
 def _read(shard: Path) -> ShardColumns:
     table = _table(shard)
     _check_table(shard, table)

@@ -1,7 +1,7 @@
 """A run: its recipe, folders, display, and the models that stages start from."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,7 +44,7 @@ from tokenward.models.identity import (
     parts_of,
     resolve,
 )
-from tokenward.models.loading import OWN, LanguageModel, load_model, load_tokenizer
+from tokenward.models.loading import OWN, LanguageModel, load_model, load_tokenizer, tokenizer_state
 from tokenward.models.record import TOLERANCE, difference, next_log_probabilities
 from tokenward.models.reward import RewardModel, load_reward_model
 from tokenward.models.spread import load_in_first
@@ -98,6 +98,9 @@ class Run:
     recipe: Recipe
     display: Display = field(default_factory=lambda: Display(quiet=True))
     suspected: set[str] = field(default_factory=set[str])
+    _templates: dict[Hashable, Template] = field(
+        default_factory=dict[Hashable, Template], repr=False, compare=False
+    )
 
     @property
     def folder(self) -> Path:
@@ -210,10 +213,13 @@ class Run:
 
     def tokenizer_template(self, name: str) -> Template:
         """The template of a model, without loading the weights."""
-        trust = self.recipe.model.trust_remote_code
-        tokenizer = load_tokenizer(name, trust_remote_code=trust)
-        encoder = has_encoder(name, trust_remote_code=trust)
-        return self.style.template(tokenizer, encoder=encoder)
+        trust, style, state = self.recipe.model.trust_remote_code, self.style, tokenizer_state(name)
+        key = (name, str(style), state)
+        if key not in self._templates or not state:
+            tokenizer = load_tokenizer(name, trust_remote_code=trust)
+            encoder = has_encoder(name, trust_remote_code=trust)
+            self._templates[key] = style.template(tokenizer, encoder=encoder)
+        return self._templates[key]
 
     @property
     def style(self) -> Style:
