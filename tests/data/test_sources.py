@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+from pathlib import Path
 
 import datasets
 import pyarrow
@@ -13,6 +14,7 @@ import pyarrow.parquet
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 
+from tokenward.data import files
 from tokenward.data.sources import rows, split_of
 from tokenward.errors import UserError
 
@@ -349,3 +351,16 @@ def test_a_source_that_cannot_be_a_path_is_refused(source):
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.jsonl")
     refused(str(tmp_path / "a.jsonl"), "bad-source", "is a pipe or a device")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv.gz", "a.json"])
+def test_a_line_that_no_memory_holds_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A packed file of a few kilobytes can be a line of gigabytes."""
+    monkeypatch.setattr(files, "LONGEST_LINE", 1000)
+    data = b'{"a": 1}\n' + b"x" * 1001
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    with pytest.raises(UserError, match=":2: the line has more than 1,000 bytes") as caught:
+        list(rows(tmp_path / name))
+    assert caught.value.code == "too-large"

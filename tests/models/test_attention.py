@@ -235,3 +235,32 @@ def test_only_supported_attention_is_replaced_and_a_call_without_tree_is_unchang
     assert "tokenward" not in (tmp_path / "config.json").read_text()
     model.set_attn_implementation("sdpa")
     assert torch.equal(mine, model(input_ids=ids).logits)
+
+
+def test_what_a_long_row_keeps_for_the_backward_pass_grows_with_its_length(monkeypatch):
+    """Not with the square of it, as masks and copies of keys would; and computing them again changes nothing, to the bit."""
+    monkeypatch.setattr(trees, "STRETCH", 8)
+
+    def kept(length: int, limit: int):
+        monkeypatch.setattr(attention, "SCORES_KEPT", limit)
+        tree, storages = tree_of([(8, [length, length])]), {}
+
+        def note(tensor):
+            storages[tensor.untyped_storage().data_ptr()] = (
+                tensor  # kept alive, so that no address is used twice
+            )
+            return tensor
+
+        inputs = states(tree)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            found = packed(tree, inputs)
+        size = sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+        masks = [piece.mask for item in tree.comparisons for piece in item.pieces]
+        assert masks == [None] * (2 * length // 8)
+        return size, gradients(found, inputs)
+
+    (short, _), (long, again) = (kept(length, 0) for length in (200, 400))
+    assert long < 2.1 * short
+    squared, (everything, plain) = kept(200, 2**62)[0], kept(400, 2**62)
+    assert everything > 2.8 * squared
+    assert all(torch.equal(*pair) for pair in zip(again, plain, strict=True))

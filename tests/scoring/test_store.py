@@ -119,3 +119,11 @@ def test_a_shard_whose_names_are_no_text_is_damaged(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"oracle_logp", b"\xeeracle_logp"))
     with pytest.raises(UserError, match="is damaged"):
         list(TokenStore(tmp_path).columns())
+
+
+@pytest.mark.parametrize("keys", [pa.array([], pa.string()), pa.array([1, 2]), pa.array(["a", None])])
+def test_the_keys_of_a_store_are_texts(tmp_path, keys):
+    pq.write_table(pa.table({"key": keys}), tmp_path / "tokens-00000.parquet")
+    with pytest.raises(UserError, match="it has no") as caught:
+        list(TokenStore(tmp_path))
+    assert caught.value.code == "damaged-files"

@@ -4,6 +4,8 @@ import threading
 from typing import Any
 
 import pytest
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
 
 from tests.tiny import CHATML, tiny_tokenizer
 from tokenward.errors import UserError
@@ -107,3 +109,18 @@ def test_a_long_conversation_is_written() -> None:
         {"role": "assistant", "content": "x" * 100_000},
     ] * 4
     assert len(template(CHATML).conversation(long)) > 8_000_000
+
+
+def test_a_pattern_of_the_tokenizer_that_takes_too_long_is_named() -> None:
+    found = template(CHATML)
+    backend: Any = found.tokenizer
+    backend.backend_tokenizer.pre_tokenizer = Split(Regex("(a+)+$"), "isolated")
+    long = "a" * 60 + "!"
+    for act in (
+        found.written_ids,
+        lambda text: found.texts_ids([text]),
+        lambda text: found.rendered_ids([text]),
+    ):
+        with pytest.raises(UserError, match="tokenizer of a/strangers/folder") as caught:
+            act(long)
+        assert caught.value.code == "broken-tokenizer"

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import tokenward
+from tests.stages.runs import LOOKS
 from tokenward.artifacts import MANIFEST, OBSERVED, StageFolder, read_manifest
 from tokenward.cli import app
 from tokenward.errors import UserError
@@ -110,11 +112,68 @@ def test_a_lost_log_is_said_and_nothing_runs_again(
     assert "runs again" not in said
 
 
+def test_the_log_of_a_sampled_run_has_times_and_decides_nothing(
+    copied_online: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (Path("runs/online/online/model") / "config.json").unlink()
+    tokenward.run(copied_online, ["run=runs/online", *LOOKS])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "online runs again: online/model/config.json is missing" in said
+    assert said.count("already done, nothing has changed") == 2  # the examples and the evaluation
+
+
 def test_lost_figures_are_computed_again(copied_run: Path) -> None:
     before = contents()
     (RUN / "evaluation" / "metrics.json").write_text("{")
     tokenward.run(copied_run, quiet=True)
     assert contents() == before
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["gone", "broken"])
+def test_whatever_is_lost_the_same_command_makes_it_again(
+    copied_run: Path, tmp_path: Path, broken: bool
+) -> None:
+    """A file of each kind, also of what only the report reads when every stage is done."""
+    before = contents()
+    shutil.copytree(RUN, tmp_path / "kept")
+    kinds = (
+        "encoded/*/encoded.arrow",
+        "encoded/*/manifest.json",
+        "pairs/*/pairs.npz",
+        "pairs/*/manifest.json",
+    )
+    stages = (
+        "oracle/history.jsonl",
+        "oracle/preview.json",
+        "evaluation/metrics.json",
+        "evaluation/rows.jsonl",
+    )
+    for kind in (*kinds, *stages, "evaluation/recipe.json", "evaluation/samples.jsonl"):
+        shutil.rmtree(RUN)
+        shutil.copytree(tmp_path / "kept", RUN)
+        file = next(RUN.glob(kind))
+        if broken:
+            file.write_text("{")
+        else:
+            file.unlink()
+        run = tokenward.run(copied_run, quiet=True)
+        assert contents() == before
+        assert (RUN / "report" / "index.html").is_file()
+        assert len(tokenward.read_figures(run)) > 10
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "rows.jsonl", "recipe.json", "samples.jsonl"])
+def test_reading_a_run_with_a_broken_file_says_which(copied_run: Path, name: str) -> None:
+    run = tokenward.open_run(copied_run, quiet=True)
+    (RUN / "evaluation" / name).write_text("{")
+    read = (
+        (lambda: tokenward.read_figures(run))
+        if name == "metrics.json"
+        else (lambda: tokenward.make_report(str(RUN)))
+    )
+    with pytest.raises(UserError, match=rf"evaluation/{name} is damaged") as caught:
+        read()
+    assert caught.value.code == "damaged-file"
 
 
 def test_an_edited_manifest_is_refused(copied_run: Path) -> None:

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from tokenward.errors import UserError
 
@@ -104,6 +104,29 @@ def read_jsonl(path: Path) -> list[Any]:
     # str.splitlines would also split at characters inside a text, such as U+2028.
     with path.open("rb") as file:
         return [json.loads(line) for line in file if line.strip()]
+
+
+T = TypeVar("T")
+
+
+def content_of(path: Path, read: Callable[[Path], T]) -> T:
+    """What a file of a finished stage holds.
+
+    Raises:
+        UserError: it is missing or broken.
+    """
+    try:
+        return read(path)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = (
+            "missing"
+            if isinstance(error, FileNotFoundError)
+            else f"damaged ({type(error).__name__}: {error})"
+        )
+        raise UserError(
+            f"{path} is {problem}. Run the recipe again, which makes its stage anew, or restore the file from a copy.",
+            code="damaged-file",
+        ) from error
 
 
 def fingerprint(value: Any) -> str:

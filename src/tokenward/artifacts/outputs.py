@@ -10,7 +10,7 @@ from tokenward.artifacts.files import MANIFEST, file_fingerprint, fingerprint
 File = tuple[int, str]
 """Size in bytes, and fingerprint of the content."""
 
-OBSERVED = ("history.jsonl", "preview.json")
+OBSERVED = ("history.jsonl", "events.jsonl", "preview.json")
 """Files with wall times, or for the eye only. No stage reads them, so one that is lost is said and does not run its stage again."""
 
 EVENTS = "tensorboard"

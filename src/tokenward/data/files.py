@@ -20,6 +20,9 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 
 _BATCH_ROWS = 256  # of a Parquet file in memory at once: long conversations take a megabyte per row
 _SCANNED_BYTES = 1 << 20
+LONGEST_LINE = 1 << 28
+"""Bytes of the longest line that is read."""
+
 _LONGEST_CELL = 1 << 28  # Python's own limit for a table is 131,072 characters, less than a long conversation
 _LINES_PER_LOOK = 256  # from one look at the position in a file to the next
 
@@ -170,7 +173,10 @@ def _lines(path: Path, meter: Meter | None = None) -> Iterator[tuple[int, str]]:
     """Decoded lines with their line ends, numbered from 1."""
     try:
         with path.open("rb") as file, _unpacked(path, file) as stream:
-            for number, raw in enumerate(stream, 1):
+            for number, raw in enumerate(iter(lambda: stream.readline(LONGEST_LINE + 1), b""), 1):
+                if len(raw) > LONGEST_LINE:  # a few packed bytes can be a line that no memory holds
+                    message = f"{path}:{number}: the line has more than {LONGEST_LINE:,} bytes. Check that this file holds one row per line."
+                    raise UserError(message, code="too-large")
                 if meter is not None and not number % _LINES_PER_LOOK:
                     meter.at(file.tell())
                 # Excel and others write a byte order mark at the start of the file.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenward.artifacts import read_jsonl, write_jsonl
+from tokenward.artifacts import content_of, read_jsonl, write_jsonl
 from tokenward.display import Display
 from tokenward.distributed import first_alone
 from tokenward.errors import UserError
@@ -136,7 +136,8 @@ def read_row_values(folder: Path) -> dict[RowKey, dict[str, float]]:
             "evaluation, delete the folder and evaluate again.",
             code="missing-rows",
         )
-    return {RowKey(line["kind"], line["key"]): line["values"] for line in read_jsonl(path)}
+    lines = content_of(path, read_jsonl)
+    return {RowKey(line["kind"], line["key"]): line["values"] for line in lines}
 
 
 class Samples(NamedTuple):

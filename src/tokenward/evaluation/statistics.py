@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tokenward.artifacts import read_json, write_json
+from tokenward.artifacts import content_of, read_json, write_json
 
 Floats = NDArray[np.float64]
 
@@ -42,12 +42,22 @@ def write_figures(path: Path, figures: Figures) -> None:
 
 
 def load_figures(path: Path) -> Figures:
-    """Read the figures that :func:`write_figures` wrote."""
+    """Read the figures that :func:`write_figures` wrote.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     nan = float("nan")
-    return {
-        name: Figure(*(nan if item[key] is None else item[key] for key in Figure._fields[:3]), n=item["n"])
-        for name, item in read_json(path).items()
-    }
+
+    def read(file: Path) -> Figures:
+        return {
+            name: Figure(
+                *(nan if item[key] is None else item[key] for key in Figure._fields[:3]), n=item["n"]
+            )
+            for name, item in read_json(file).items()
+        }
+
+    return content_of(path, read)
 
 
 def no_figure(n: int = 0) -> Figure:

@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward, use_gqa_in_sdpa
 from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
-from tokenward.tokens.trees import PackedComparison, Tree, tree_of, visible
+from tokenward.tokens.trees import PackedComparison, Piece, Tree, tree_of, visible
 
 TREE, FLEX_TREE = "tokenward_tree", "tokenward_flex_tree"
 """Names under which transformers knows the two functions."""
@@ -39,6 +40,10 @@ HALF = (torch.bfloat16, torch.float16)
 
 SCORES_AT_ONCE = 2**22
 """Most attention scores that :func:`_attend` computes without a fused kernel."""
+
+SCORES_KEPT = 2**20
+"""A piece with more attention scores is computed again in the backward pass. Otherwise its mask as numbers, and its copies of keys
+and values, would be kept for each layer, and grow with the square of the length."""
 
 
 def install_tree_attention(model: PreTrainedModel) -> None:
@@ -102,7 +107,9 @@ def tree_attention(
         tree.comparisons, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True
     )
     attend = partial(_attend, scaling=scaling or query.shape[-1] ** -0.5, dropout=dropout)
-    found = [part for item, q, k, v in parts for part in _comparison(attend, item, q, k, v)]
+    found = [
+        part for item, q, k, v in parts for part in _comparison(attend, item, q, k, v, draws=dropout > 0)
+    ]
     return torch.cat(found, dim=2).transpose(1, 2), None
 
 
@@ -172,16 +179,36 @@ def _by_sequences(query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling
 
 
 def _comparison(
-    attend: Callable[..., Tensor], item: PackedComparison, query: Tensor, key: Tensor, value: Tensor
+    attend: Callable[..., Tensor],
+    item: PackedComparison,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    draws: bool,
 ) -> list[Tensor]:
-    """Attention of one tree, in the order of its tokens."""
+    """Attention of one tree, in the order of its tokens; ``draws`` says that it draws random numbers."""
     trunk, *queries = query.split([item.trunk, *(piece.length for piece in item.pieces)], 2)
     found = [attend(trunk, key[:, :, : item.trunk], value[:, :, : item.trunk], None)]
     for piece, part in zip(item.pieces, queries, strict=True):
-        end = piece.start + piece.before + piece.length
-        keys, values = (_seen(state, item.trunk, piece.start, end) for state in (key, value))
-        found.append(attend(part, keys, values, piece.mask))
+        computed = partial(_of_piece, attend, piece, item.trunk)
+        scores = piece.length * (item.trunk + piece.before + piece.length)
+        if scores > SCORES_KEPT and torch.is_grad_enabled():
+            found.append(
+                checkpoint(computed, part, key, value, use_reentrant=False, preserve_rng_state=draws)
+            )
+        else:
+            found.append(computed(part, key, value))
     return found
+
+
+def _of_piece(
+    attend: Callable[..., Tensor], piece: Piece, trunk: int, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """Attention of one piece; keys and values are those of the tree."""
+    end = piece.start + piece.before + piece.length
+    keys, values = (_seen(state, trunk, piece.start, end) for state in (key, value))
+    return attend(query, keys, values, piece.seen(trunk, query.device))
 
 
 def _seen(state: Tensor, trunk: int, start: int, end: int) -> Tensor:

@@ -74,8 +74,8 @@ def check_adapter(settings: Mapping[str, Any], what: str) -> None:
 def _patterns(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key in _PATTERNS:
         value = settings.get(key)
-        several = key == "layers_pattern" and isinstance(value, list | tuple)
-        yield from ((key, item) for item in (value if several else [value]) if isinstance(item, str))
+        given = list(value) if key == "layers_pattern" and isinstance(value, list | tuple) else [value]
+        yield from ((key, item) for item in given if isinstance(item, str))
     for key in _PATTERN_KEYS:
         value = settings.get(key)
         yield from (

@@ -1,11 +1,11 @@
 """The contents of a run's folder as plain values: manifests, figures, replies, training logs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tokenward.artifacts import MANIFEST, Manifest, read_json, read_jsonl, read_manifest
+from tokenward.artifacts import MANIFEST, OBSERVED, Manifest, content_of, read_json, read_jsonl, read_manifest
 from tokenward.errors import UserError
 from tokenward.evaluation.statistics import Figures, load_figures
 from tokenward.report.progress import Progress, read_progress
@@ -84,7 +84,8 @@ class RunFolder:
     def figures(self) -> Figures:
         """The figures of the evaluation; empty without an evaluation."""
         path = self.path / "evaluation" / "metrics.json"
-        return load_figures(path) if "evaluation" in self.manifests and path.is_file() else {}
+        known = "evaluation" in self.manifests and path.is_file()
+        return _content(path, load_figures, {}) if known else {}
 
     def evaluated(self) -> Figures:
         """The figures of the evaluation.
@@ -108,7 +109,7 @@ class RunFolder:
             so_far: Read it also if the stage has begun but not finished.
         """
         path, known = self.path / stage / name, {*self.manifests, *(self.begun if so_far else ())}
-        return read_jsonl(path) if stage in known and path.is_file() else []
+        return _content(path, read_jsonl, []) if stage in known and path.is_file() else []
 
     def replies(self) -> list[dict[str, Any]]:
         """The evaluation's replies before and after training."""
@@ -129,12 +130,13 @@ class RunFolder:
     def preview(self) -> Preview | None:
         """A few pairs that the oracle scored while it trained; None if there is nothing of the kind."""
         path = self.path / "oracle" / FILE
-        return Preview.read(path) if "oracle" in {*self.manifests, *self.begun} and path.is_file() else None
+        known = "oracle" in {*self.manifests, *self.begun} and path.is_file()
+        return _content(path, Preview.read, None) if known else None
 
     def prompts(self) -> dict[str, Any]:
         """The learned prompts of a classification task; empty for other runs."""
         path = self.path / "evaluation" / "prompts.json"
-        return read_json(path) if "evaluation" in self.manifests and path.is_file() else {}
+        return _content(path, read_json, {}) if "evaluation" in self.manifests and path.is_file() else {}
 
     def special_names(self) -> dict[int, str]:
         """Names of special tokens by id, from the tokenizer of the first trained model, or of the policy if it has another."""
@@ -143,9 +145,26 @@ class RunFolder:
         for stage in ("policy",) if other else NAMES:
             path = self.path / stage / "model" / "tokenizer.json"
             if path.is_file():
-                added = read_json(path).get("added_tokens", [])
+                added = _content(path, lambda path: read_json(path).get("added_tokens", []), [])
                 return {int(token["id"]): str(token["content"]) for token in added}
         return {}
+
+
+T = TypeVar("T")
+
+
+def _content(path: Path, read: Callable[[Path], T], nothing: T) -> T:
+    """What a file of a run holds; ``nothing`` if it is broken and only for the eye.
+
+    Raises:
+        UserError: it is broken.
+    """
+    try:
+        return content_of(path, read)
+    except UserError:
+        if path.name in OBSERVED:
+            return nothing
+        raise
 
 
 def _valid(done: list[Manifest], begun: Iterable[Manifest]) -> list[Manifest]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from tokenward.artifacts import read_json
+from tokenward.artifacts import content_of, read_json
 from tokenward.evaluation.measures import PROMPT, ROWS, read_row_values
 from tokenward.evaluation.statistics import Figure, Figures
 from tokenward.evaluation.tables import reward_name
@@ -102,7 +102,9 @@ def _interval(figure: Figure) -> str:
 
 def _subject(run: RunFolder) -> str:
     path = run.path / "evaluation" / "recipe.json"
-    recipe: dict[str, Any] = read_json(path) if "evaluation" in run.manifests and path.is_file() else {}
+    recipe: dict[str, Any] = (
+        content_of(path, read_json) if "evaluation" in run.manifests and path.is_file() else {}
+    )
     facts = run.manifests["scores"].facts if "scores" in run.manifests else {}
     model = recipe.get("model", {}).get("name") or facts.get("reference")
     objective = run.setting("policy", "policy", "objective", "name") or run.setting(

@@ -128,6 +128,8 @@ class PairReader:
         pairs = scores.get("pairs", self.run.manifests["reference"].inputs["pairs"])
         folder = self.run.path / "pairs" / pairs
         encoded = self.run.path / "encoded" / read_manifest(folder).inputs["encoded"]
+        for place in (encoded, folder):
+            read_manifest(place).check_files(place, every=False)
         return read_parts(folder / PAIRS, EncodedStore.open([encoded / ENCODED]))
 
     @cached_property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -224,6 +224,8 @@ def _keys(shard: Path) -> list[str]:
         or table["key"].null_count
     ):
         raise _damaged(shard, "it has no column key of texts")
+    if not len(table):
+        raise _damaged(shard, "it has no rows")
     return table["key"].to_pylist()
 
 
@@ -248,8 +250,8 @@ def _damaged(shard: Path, problem: str) -> UserError:
     )
 
 
-def _lengths(column: pa.ChunkedArray) -> Any:
-    return pc.call_function("list_value_length", [column])
+def _lengths(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.call_function("list_value_length", [lists])
 
 
 def _check_table(shard: Path, table: pa.Table) -> None:
@@ -268,10 +270,6 @@ def _check_table(shard: Path, table: pa.Table) -> None:
             fits = fits and not column.null_count and _lengths(column).equals(_lengths(table["ids"]))
         if not fits:
             raise _damaged(shard, f"its column {name} does not have one value per token")
-
-
-def _lengths(lists: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.call_function("list_value_length", [lists])
 
 
 def _read(shard: Path) -> ShardColumns:

@@ -35,6 +35,9 @@ def read_figures(run: Run) -> Figures:
 
     Returns:
         Figures by name, each with its value, a 95 % bootstrap interval and n.
+
+    Raises:
+        UserError: they are missing or damaged.
     """
     return load_figures(run.path("evaluation") / "metrics.json")
 

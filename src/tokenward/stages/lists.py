@@ -28,6 +28,7 @@ from tokenward.stages.reward import RewardStage
 from tokenward.stages.run import Run
 from tokenward.stages.scores import ReferenceStage, ScoresStage, ValuesStage
 from tokenward.stages.subset import check_subset
+from tokenward.stages.tables import remove_damaged_tables, tables
 from tokenward.stages.training import EvalRewardStage, SftStage
 
 BEFORE_AUXILIARY = (DataStage(), SftStage(), ReferenceStage(), OracleStage(), RewardStage())
@@ -87,9 +88,12 @@ def run_through(run: Run, last: str = "evaluation") -> None:
     Raises:
         UserError: a stage cannot work. Finished stages stay finished.
     """
+    damaged = first_alone(lambda: remove_damaged_tables(run))
     while True:
         try:
             _run_once(run, last)
+            if damaged and run.recipe.online is None:
+                tables(run, run.tokenizer_template(run.recipe.model.name))
         except DamagedFiles as error:
             if error.stage in run.suspected:
                 raise

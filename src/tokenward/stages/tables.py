@@ -1,5 +1,6 @@
 """The tables of a run: its data, encoded once, and the pairs formed from it. Both are stored in the run's folder."""
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from tokenward.api.inputs import said_notes
-from tokenward.artifacts import MANIFEST, Manifest, StageFolder, fingerprint, open_stage, read_manifest
+from tokenward.artifacts import MANIFEST, Manifest, StageFolder, fingerprint, open_stage, read_manifest, said
 from tokenward.data.split import fraction_places, is_eval
 from tokenward.distributed import first_alone
 from tokenward.errors import UserError
@@ -83,6 +84,30 @@ def tables(run: Run, template: Template) -> Tables:
         name: replace(table, scratch=run.folder) for name, table in read_parts(folder / PAIRS, store).items()
     }
     return Tables(**parts, counts=read_manifest(folder).facts["counts"])
+
+
+def remove_damaged_tables(run: Run) -> bool:
+    """Remove encoded data and pairs of a run whose files are not those that were written; whether there were some.
+
+    A run whose stages are all done reads them for its report only, so that :func:`tables` is not called.
+    """
+    found = False
+    for folder in sorted(path for kind in ("encoded", "pairs") for path in run.path(kind).glob("[!.]*")):
+        problem = _problem(folder) if folder.is_dir() and not folder.is_symlink() else ""
+        if problem:
+            run.display.line(f"  damaged: {folder.parent.name}/{problem}. It is made again")
+            shutil.rmtree(folder)
+            found = True
+    return found
+
+
+def _problem(folder: Path) -> str:
+    try:
+        found = read_manifest(folder)
+    except UserError as error:
+        return f"{folder.name}: {error}"
+    damaged = found.needed_damage(folder) if found.complete else {}
+    return said(folder, damaged) if damaged else ""
 
 
 def pairs_fingerprint(run: Run, template: Template) -> str:

@@ -4,7 +4,8 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
@@ -378,7 +379,22 @@ class Template:
 
     def written_ids(self, text: str) -> list[int]:
         """Ids of a piece of the template's text, in which special tokens are special."""
-        return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        with self._tokenizing():
+            return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @contextmanager
+    def _tokenizing(self) -> Iterator[None]:
+        """The tokenizers library gives a pattern up that takes too long, by a panic, which is no ordinary exception."""
+        try:
+            yield
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            raise UserError(
+                f"the tokenizer of {self._name} cannot tokenize a text: {str(error)[:200]}. A pattern in its tokenizer.json may take time "
+                "without end; get the folder anew.",
+                code="broken-tokenizer",
+            ) from None
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Ids of the prompt, with at most one BOS."""
@@ -389,7 +405,8 @@ class Template:
         if not rendered:
             return []
         # A chat template writes its own BOS, and the tokenizer would add a second one.
-        encoded = self.tokenizer(list(rendered), add_special_tokens=self.kind == "plain")
+        with self._tokenizing():
+            encoded = self.tokenizer(list(rendered), add_special_tokens=self.kind == "plain")
         return [self._open_ended(ids) for ids in cast(list[list[int]], encoded["input_ids"])]
 
     def _open_ended(self, ids: list[int]) -> list[int]:
@@ -401,7 +418,8 @@ class Template:
         """Ids of the text of each reply on its own. Special tokens in it are text: "<|im_end|>" does not end the turn."""
         if not texts:
             return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        with self._tokenizing():
+            encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
         return cast(list[list[int]], encoded["input_ids"])
 
     def encodings(self, texts: Sequence[str], *, special: bool = True) -> list[Encoding]:
@@ -409,7 +427,8 @@ class Template:
         if not texts:
             return []
         self._bare.encode_special_tokens = not special
-        return self._bare.encode_batch(list(texts), add_special_tokens=False)
+        with self._tokenizing():
+            return self._bare.encode_batch(list(texts), add_special_tokens=False)
 
     @cached_property
     def _bare(self) -> Tokenizer:

@@ -26,7 +26,16 @@ class Piece:
     start: int  # position of the first key after the trunk, counted from the comparison's first token
     before: int  # number of keys between there and the first query: earlier stretches of the same branch
     length: int  # number of queries
-    mask: Tensor  # [length, trunk + before + length] bool, which query attends to which key
+    mask: (
+        Tensor | None
+    )  # [length, trunk + before + length] bool, which query attends to which key; None for a stretch
+
+    def seen(self, trunk: int, device: torch.device) -> Tensor:
+        """The mask. That of a stretch follows from its place: kept for all stretches, it would grow with the square of the length."""
+        if self.mask is not None:
+            return self.mask
+        keys = trunk + self.before + self.length
+        return torch.ones(self.length, keys, dtype=torch.bool, device=device).tril(trunk + self.before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +110,13 @@ class Tree:
 
     def _with_each(self, changed: Callable[[Tensor], Tensor]) -> Self:
         comparisons = tuple(
-            replace(item, pieces=tuple(replace(piece, mask=changed(piece.mask)) for piece in item.pieces))
+            replace(
+                item,
+                pieces=tuple(
+                    piece if piece.mask is None else replace(piece, mask=changed(piece.mask))
+                    for piece in item.pieces
+                ),
+            )
             for item in self.comparisons
         )
         own = self.sequences
@@ -199,8 +214,7 @@ def _together(trunk: int, start: int, branches: Sequence[int]) -> Piece:
 def _stretches(trunk: int, start: int, length: int) -> Iterator[Piece]:
     for before in range(0, length, STRETCH):
         queries = min(STRETCH, length - before)
-        mask = torch.ones(queries, trunk + before + queries, dtype=torch.bool).tril(trunk + before)
-        yield Piece(start, before, queries, mask)
+        yield Piece(start, before, queries, None)
 
 
 def visible(owner: Tensor) -> Tensor:
