@@ -292,14 +292,14 @@ def try_kills(whole: Undisturbed, number: int, draw: random.Random) -> tuple[str
     work = Work(whole.work.folder, kind, f"{kind} killed {number}".replace(" ", "-"))
     if KINDS[kind].after is not None:
         shutil.copytree(whole.work.run, work.run)
-    places = []
+    places, log, ended = [], work.folder / "killed.txt", Ended(KILLED, "", 0.0)
     for _ in range(draw.randint(1, 3)):
-        moment = draw.uniform(0, whole.seconds)
-        ended = in_child(work.carry_out, work.folder / "killed.txt", kill_after=moment)
+        ended = in_child(work.carry_out, log, kill_after=draw.uniform(0, whole.seconds))
         if ended.how != KILLED:
             break
-        places.append(f"{kind if KINDS[kind].after else stage_of(work.run)}")
-    ended = in_child(work.carry_out, work.folder / "killed.txt")
+        places.append(kind if KINDS[kind].after else stage_of(work.run))
+    if ended.how == KILLED:
+        ended = in_child(work.carry_out, log)
     outcome = ended.how
     if not outcome:
         outcome = SILENT if differing(whole.repeats, work.home) else EQUAL
