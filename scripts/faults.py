@@ -292,14 +292,7 @@ def try_kills(whole: Undisturbed, number: int, draw: random.Random) -> tuple[str
     work = Work(whole.work.folder, kind, f"{kind} killed {number}".replace(" ", "-"))
     if KINDS[kind].after is not None:
         shutil.copytree(whole.work.run, work.run)
-    places, log, ended = [], work.folder / "killed.txt", Ended(KILLED, "", 0.0)
-    for _ in range(draw.randint(1, 3)):
-        ended = in_child(work.carry_out, log, kill_after=draw.uniform(0, whole.seconds))
-        if ended.how != KILLED:
-            break
-        places.append(kind if KINDS[kind].after else stage_of(work.run))
-    if ended.how == KILLED:
-        ended = in_child(work.carry_out, log)
+    ended, places = _killed(work, whole.seconds, draw)
     outcome = ended.how
     if not outcome:
         outcome = SILENT if differing(whole.repeats, work.home) else EQUAL
@@ -311,6 +304,17 @@ def try_kills(whole: Undisturbed, number: int, draw: random.Random) -> tuple[str
     for place in (work.run, work.home):
         shutil.rmtree(place, ignore_errors=True)
     return outcome, where
+
+
+def _killed(work: Work, seconds: float, draw: random.Random) -> tuple[Ended, list[str]]:
+    """Kill work up to three times, then let it end; returns how it ended, and where it was killed."""
+    places, log = list[str](), work.folder / "killed.txt"
+    for _ in range(draw.randint(1, 3)):
+        ended = in_child(work.carry_out, log, kill_after=draw.uniform(0, seconds))
+        if ended.how != KILLED:
+            return ended, places
+        places.append(work.kind if KINDS[work.kind].after else stage_of(work.run))
+    return in_child(work.carry_out, log), places
 
 
 def stage_of(run: Path) -> str:
