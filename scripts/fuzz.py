@@ -52,7 +52,7 @@ from tokenward.sampling.dialects import Completions, LlamaCpp, Odd
 from tokenward.sampling.endpoint import _accepts as accepts
 from tokenward.sampling.endpoint import _text as text_of
 from tokenward.sampling.engines import Order
-from tokenward.scoring.store import TokenStore
+from tokenward.scoring.store import TokenRecord, TokenStore, write_shards
 from tokenward.stages.lists import check_recipe
 from tokenward.tokens.rows import response_key
 from tokenward.tokens.template import Template
@@ -257,16 +257,15 @@ def _try_manifest(folder: Path, sound: bytes, chance: random.Random) -> str:
 
 def _store(folder: Path) -> tuple[bytes, Any]:
     place = folder / "store"
-    place.mkdir()
-    columns = {
-        "key": pa.array([f"k{number}" for number in range(40)]),
-        "ids": pa.array([[1, 2, 3]] * 40, pa.list_(pa.int32())),
-        "start": pa.array([[0, 1, 2]] * 40, pa.list_(pa.int32())),
-        "end": pa.array([[1, 2, 3]] * 40, pa.list_(pa.int32())),
-        "oracle_logp": pa.array([[-0.5, -1.0, -1.5]] * 40, pa.list_(pa.float32())),
-    }
+    keys = [f"k{number}" for number in range(40)]
+    values = {"oracle_logp": [-0.5, -1.0, -1.5]}
+    write_shards(
+        place,
+        keys,
+        lambda some: (TokenRecord(key, [1, 2, 3], [0, 1, 2], [1, 2, 3], values) for key in some),
+        rows_per_shard=40,
+    )
     path = place / "tokens-00000.parquet"
-    pq.write_table(pa.table(columns), path, compression="zstd", write_page_checksum=True)
     return path.read_bytes(), _content(place)
 
 

@@ -1,6 +1,8 @@
 """The score store: what is written is read back, and an interrupted run ends with the same bytes."""
 
+import contextlib
 import math
+import re
 import struct
 
 import pyarrow as pa
@@ -118,6 +120,24 @@ def test_a_shard_whose_names_are_no_text_is_damaged(tmp_path):
     pq.write_table(pa.table(columns), path)
     path.write_bytes(path.read_bytes().replace(b"oracle_logp", b"\xeeracle_logp"))
     with pytest.raises(UserError, match="is damaged"):
+        list(TokenStore(tmp_path).columns())
+
+
+def test_a_changed_name_of_a_column_is_damage(tmp_path):
+    """Else its values would be there under another name, with every checksum right."""
+    write_shards(
+        tmp_path, ["k"], lambda keys: [TokenRecord("k", [1], [0], [1], {"reward": [0.5]})], rows_per_shard=1
+    )
+    path = next(tmp_path.glob("*.parquet"))
+    sound = path.read_bytes()
+    places = [place.start() for place in re.finditer(b"reward", sound)]
+    assert len(places) > 1
+    for place in places:
+        path.write_bytes(sound[:place] + b"rewarg" + sound[place + 6 :])
+        with contextlib.suppress(UserError):  # or it is a name that only repeats that of the schema
+            assert TokenStore(tmp_path)["k"].values == {"reward": [0.5]}
+    path.write_bytes(sound.replace(b"reward", b"rewarg", 1))
+    with pytest.raises(UserError, match="names of its columns"):
         list(TokenStore(tmp_path).columns())
 
 

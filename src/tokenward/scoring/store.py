@@ -1,6 +1,7 @@
 """The score store: values per token in Parquet files, one row per response. It never holds a selection."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -238,9 +239,20 @@ def _table(shard: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         # read_table looks for a whole data set of files first, which takes several times as long as reading a small one.
         with pq.ParquetFile(shard, page_checksum_verification=True) as file:
+            written = (file.schema_arrow.metadata or {}).get(_NAMES)
+            if written is not None and written != _joined(file.schema_arrow.names):
+                raise ValueError("the names of its columns are not those that were written")
             return file.read(columns, use_threads=False)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:  # also names that are no UTF-8
         raise _damaged(shard, " ".join(str(error).split())) from error
+
+
+_NAMES = b"tokenward_columns"
+"""Key of the file's metadata with the names of its columns: they are in its index, which has no checksum."""
+
+
+def _joined(names: Iterable[str]) -> bytes:
+    return json.dumps([*names]).encode()
 
 
 def _damaged(shard: Path, problem: str) -> UserError:
@@ -394,7 +406,8 @@ def _write(shard: Path, records: Sequence[TokenRecord]) -> None:
     for name in records[0].values:
         columns[name] = pa.array([record.values[name] for record in records], pa.list_(kind))
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink, compression="zstd", write_page_checksum=True)
+    table = pa.table(columns).replace_schema_metadata({_NAMES: _joined(columns)})
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     atomic_write(shard, sink.getvalue().to_pybytes())
 
 
