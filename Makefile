@@ -15,7 +15,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/ready: $(VENV)/installed
-	$(INSTALL) --editable ".[dev,bench,eval,plots,judge,deepspeed]"
+	$(INSTALL) --no-compile --editable ".[dev,bench,eval,plots,judge,deepspeed]"
 	touch $@
 
 demo: $(VENV)/installed  ## SePO on the built-in data with the default model

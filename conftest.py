@@ -19,6 +19,18 @@ from tests.tiny import make_workplace, planted_rows, save_tiny
 torch.set_num_threads(1)
 
 
+SLOW = Path(__file__).parent / "tests" / "slow.txt"
+"""Tests of more than two seconds on an idle core that show for more cases what others show for one: ``make test-all``."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests on the list as slow."""
+    slow = set(SLOW.read_text().splitlines())
+    for item in items:
+        if item.nodeid in slow:
+            item.add_marker("slow")
+
+
 _frozen: set[Path] = set()
 
 

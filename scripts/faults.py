@@ -227,16 +227,16 @@ def make_folder(folder: Path, address: str) -> None:
         (folder / f"{name}.yaml").write_text(kind.recipe.format(model=model))
 
 
+UNEQUAL = {"checkpoints", "judge.json", "events.jsonl"}
+"""Names of what depends on time, on stops or on what a judge was asked before."""
+
+
 def contents(home: Path) -> dict[str, str]:
-    """A hash of every file of a run or of what was made of it, without hidden ones, checkpoints and the count of a judge's requests."""
+    """A hash of every file of a run or of what was made of it, without hidden ones and :data:`UNEQUAL`."""
     found = {}
     for path in sorted(home.rglob("*")):
         parts = path.relative_to(home).parts
-        if (
-            path.is_file()
-            and not {"checkpoints", "judge.json"} & {*parts}
-            and not any(part.startswith(".") for part in parts)
-        ):
+        if path.is_file() and not UNEQUAL & {*parts} and not any(part.startswith(".") for part in parts):
             found["/".join(parts)] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return found
 

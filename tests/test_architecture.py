@@ -95,3 +95,10 @@ def test_modules_stay_readable() -> None:
         str(path.relative_to(ROOT)): n for path in MODULES if (n := len(path.read_text().splitlines())) > 500
     }
     assert not long
+
+
+def test_the_list_of_slow_tests_names_tests() -> None:
+    home = Path(__file__).parent.parent
+    for line in (home / "tests" / "slow.txt").read_text().splitlines():
+        file, _, name = line.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (home / file).read_text(), line

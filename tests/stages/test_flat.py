@@ -17,6 +17,7 @@ from tests.stages.runs import tables_of
 from tests.tiny import planted_rows
 from tokenward.data.files import read_comparisons
 from tokenward.data.pairs import pair_of, pair_places
+from tokenward.models.loading import load_tokenizer
 from tokenward.scoring.join import with_reference, with_scores
 from tokenward.scoring.store import TokenStore
 from tokenward.selection import TopFraction
@@ -134,12 +135,11 @@ def test_other_tokens_are_encoded_anew_and_the_first_stay(tiny_workplace: Path, 
 
 def test_another_tokenizer_is_another_file(tiny_workplace: Path) -> None:
     run, rows = opened(tiny_workplace)
-    other = run.tokenizer_template(run.start_model)
+    other, without_end = (run.style.template(load_tokenizer(run.start_model)) for _ in range(2))
     other.tokenizer.chat_template = "You are kind. " + str(other.tokenizer.chat_template)
     found = tables(run, other).train
     assert list(found) == eager(run, other)
     assert found[0].prompt != rows[0].prompt
-    without_end = run.tokenizer_template(run.start_model)
     without_end.tokenizer.chat_template = (
         "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # no end of a turn: EOS closes
     )

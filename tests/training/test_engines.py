@@ -1,7 +1,7 @@
 """Each engine of several processes makes the update of one process, and what it saves is an ordinary folder.
 
 The processes of an engine start once and train all their cases (:mod:`tests.training.engine_cases`); FSDP2 and DeepSpeed run on the
-CPU, over gloo. By default all but ZeRO-2 train a few of the cases, with ``TOKENWARD_ENGINES=all`` each of them, which takes minutes. Without a GPU, mixed precision in float16 and DeepSpeed's own optimizers for offloaded weights are not tested.
+CPU, over gloo. By default FSDP2 trains a few of the cases, with ``TOKENWARD_ENGINES=all`` (``make test-all``) each engine all of them, which takes minutes. Without a GPU, mixed precision in float16 and DeepSpeed's own optimizers for offloaded weights are not tested.
 """
 
 import json

@@ -65,11 +65,14 @@ def has_read(module: nn.Module) -> None:
             handle.remove()
 
 
+def is_unread(module: nn.Module) -> bool:
+    """Whether a model has the mark of :func:`leave_unread`."""
+    return any(_UNREAD in vars(part) for part in module.modules())
+
+
 def is_empty(module: nn.Module) -> bool:
     """Whether a model has no weights of its own yet, because another process has read them."""
-    return any(_UNREAD in vars(part) for part in module.modules()) or any(
-        weight.is_meta for weight in module.parameters()
-    )
+    return is_unread(module) or any(weight.is_meta for weight in module.parameters())
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:

@@ -16,7 +16,7 @@ from tokenward.distributed import any_of, is_first
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, absolute_name
-from tokenward.models.sharding import is_empty
+from tokenward.models.sharding import is_unread
 from tokenward.objectives import SFT, Objective
 from tokenward.sampling import Reply, sample_replies
 from tokenward.sampling.rollouts import Context
@@ -205,7 +205,7 @@ def reference_of(run: Run, start: LanguageModel, *, prompted: bool = False) -> W
         return lambda rows: with_reference(rows, TokenStore(run.path("reference")))
 
     def compute(rows: TokenTable) -> TokenTable:
-        whole = run.load(start.name) if any_of(is_empty(start.model)) else start
+        whole = run.load(start.name) if any_of(is_unread(start.model)) else start
         with run.display.progress("reference", len(rows.responses)) as bar:
             column = compute_column(rows, whole, progress=bar.advance, shared=True, **run.passes)
         return rows.with_column("reference_logp", column)

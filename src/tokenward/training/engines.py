@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainingArguments
 from tokenward.distributed import any_of
 from tokenward.errors import UserError
 from tokenward.models.forward import FrozenReference
-from tokenward.models.sharding import class_of, has_read, is_empty
+from tokenward.models.sharding import class_of, has_read, is_unread
 from tokenward.training.resume import Kind
 
 
@@ -89,7 +89,7 @@ def spread_weights(accelerator: Accelerator, *models: nn.Module) -> None:
 
     ZeRO-3 always does. All processes must call this.
     """
-    if not any_of(any(map(is_empty, models))):
+    if not any_of(any(map(is_unread, models))):
         return
     deepspeed: Any = accelerator.state.deepspeed_plugin
     if accelerator.is_fsdp2:
