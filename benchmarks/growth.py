@@ -26,7 +26,6 @@ STAGES = ["data", "reference", "policy"]
 STEPS, BATCH = 200, 8
 TOKENIZERS = ["../shared/data/stories260K/hf", "default"]
 RECIPE = """\
-run: {run}
 model: {{name: {model}}}
 data: {{source: {source}, eval: 0.1}}
 tokens: {{template: plain, max_prompt_tokens: 256, max_response_tokens: 256}}
@@ -100,9 +99,7 @@ def workplace(folder: Path, model: Path, size: int) -> Path:
     place.mkdir()
     write_synthetic(place / "pairs.jsonl", size)
     recipe = place / "recipe.yaml"
-    recipe.write_text(
-        RECIPE.format(run=place / "run", model=model, source=place / "pairs.jsonl", steps=STEPS, batch=BATCH)
-    )
+    recipe.write_text(RECIPE.format(model=model, source=place / "pairs.jsonl", steps=STEPS, batch=BATCH))
     return recipe
 
 

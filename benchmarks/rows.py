@@ -35,7 +35,6 @@ from tokenward.tools.run import open_run
 SIZES = [10_000, 100_000, 1_000_000]
 EVERY_S = 0.2
 RECIPE = """\
-run: {run}
 model: {{name: {model}}}
 data: {{source: {source}, eval: 0.05}}
 tokens: {{template: plain, max_prompt_tokens: 256, max_response_tokens: 256}}
@@ -128,7 +127,7 @@ def prepare(place: Path, size: int, tokenizer: str) -> None:
     place.mkdir(parents=True, exist_ok=True)
     write_synthetic(place / "rows.jsonl", size)
     model = tiny(tokenizer, place / "model", width=16, layers=1)
-    written = RECIPE.format(run=place / "run", model=model, source=place / "rows.jsonl")
+    written = RECIPE.format(model=model, source=place / "rows.jsonl")
     (place / "recipe.yaml").write_text(written)
 
 
@@ -136,7 +135,7 @@ def carry_out(stage: str, place: Path) -> None:
     """Run one stage in this process, and write how long it took and when its bars moved."""
     display = Display(quiet=True)
     moves: list[float] = []
-    run = open_run(place / "recipe.yaml", quiet=True)
+    run = open_run(place / "recipe.yaml", [f"run={place / 'run'}"], quiet=True)
     run = Run(recipe=run.recipe, display=display)
     started, cpu = time.perf_counter(), time.process_time()
     display.follow = lambda at: moves.append(time.perf_counter() - started)

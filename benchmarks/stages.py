@@ -1,5 +1,6 @@
 """The worker of the growth claims: one stage of a recipe in a fresh process."""
 
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
@@ -16,7 +17,8 @@ def side(channel: Channel, settings: dict[str, Any]) -> None:
     """A worker that runs a stage on request, after running it once on a few pairs."""
     with TemporaryDirectory(prefix="bench") as fresh:  # a fresh folder, so that the stage is not finished yet
         carry_out(settings["stage"], open_run(settings["warm"], [f"run={fresh}/run"], quiet=True))
-    run = open_run(settings["recipe"], quiet=True)
+    recipe = Path(settings["recipe"])
+    run = open_run(recipe, [f"run={recipe.parent / 'run'}"], quiet=True)
 
     def measured(request: dict[str, Any]) -> dict[str, Any]:
         reset_peak()

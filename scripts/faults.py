@@ -40,7 +40,7 @@ import tokenward
 from scripts.kill_processes import SAVES
 from tests.stages.runs import EXAMPLES, PROMPTS, write_examples, write_labelled
 from tests.tiny import TINY_RECIPE, planted_rows, save_tiny
-from tokenward.artifacts import MANIFEST
+from tokenward.artifacts import MANIFEST, of_system
 from tokenward.errors import UserError
 from tokenward.tools.check import check_run
 from tokenward.tools.compare_models import compare_models
@@ -205,10 +205,11 @@ def in_child(work: Callable[[], object], log: Path, *, kill_after: float | None 
 def _status_of(work: Callable[[], object]) -> int:
     try:
         work()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BaseException:
+    except BaseException as raised:
+        error = raised if isinstance(raised, UserError) else of_system(raised)  # as the command line does
+        if error is not None:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         traceback.print_exc()
         return 3
     return 0

@@ -12,6 +12,7 @@ from tokenward.errors import UserError
 
 _FULL = re.compile(
     r"No space left on device|os error 28\b|Disk quota exceeded|os error 122\b|PytorchStreamWriter failed writing"
+    r"|inline_container\.cc:\d+\] \. unexpected pos"  # torch.save, where the end of a file could not be written
 )
 _PROBLEMS = {
     errno.EACCES: ("may not be read or written by this user", "Choose a folder of your own, or change its permissions."),
