@@ -12,6 +12,8 @@ from tests.training.every_objective import every_objective, train_all
 from tests.training.tools import in_two_processes, largest_difference
 from tokenward.objectives import OBJECTIVES
 
+pytestmark = pytest.mark.slow
+
 LABELS = [label for label, _ in every_objective()]
 
 
