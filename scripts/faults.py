@@ -320,7 +320,8 @@ def _killed(work: Work, seconds: float, draw: random.Random) -> tuple[Ended, lis
 
 def stage_of(run: Path) -> str:
     """The stage that was at work when a run was killed."""
-    begun = [path for path in run.glob("*") if path.is_dir() and not path.name.startswith(".")]
+    folders = (path for path in run.glob("[!.]*") if path.is_dir())
+    begun = [path for path in folders if path.name != "report"]  # the page grows during every stage
     open_ones = [path for path in begun if not _complete(path / MANIFEST)]
     return max(open_ones, key=lambda path: path.stat().st_mtime).name if open_ones else "between stages"
 
