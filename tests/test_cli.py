@@ -282,6 +282,9 @@ def test_ctrl_c_says_how_to_continue(tiny_workplace: Path, monkeypatch: pytest.M
 def test_a_signal_inside_a_destructor_is_not_lost(
     number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # A shell starts what runs in its background with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     class Closing:
         def __del__(self) -> None:
             signal.raise_signal(number)
@@ -292,8 +295,11 @@ def test_a_signal_inside_a_destructor_is_not_lost(
             del closing
             threading.Event().wait(30)
 
-    with pytest.raises(typer.Exit) as caught:
-        works()
+    try:
+        with pytest.raises(typer.Exit) as caught:
+            works()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert caught.value.exit_code == 128 + number
     assert GOES_ON in capsys.readouterr().err
 

@@ -21,13 +21,13 @@ RECIPE = Path(__file__).parent.parent.parent / "recipes" / "quickstart.yaml"
 def test_the_quick_start_cut_short(tmp_path: Path) -> None:
     changes = [
         f"run={tmp_path / 'run'}",
-        "data.limit=24",
+        "data.limit=16",
         "data.eval=0.3",
-        "tokens={max_prompt_tokens: 64, max_response_tokens: 32, too_long: truncate}",
+        "tokens={max_prompt_tokens: 48, max_response_tokens: 16, too_long: truncate}",
         "oracle.training={max_steps: 2, per_device_train_batch_size: 2}",
         "policy.training={max_steps: 2, per_device_train_batch_size: 2}",
         "evaluation.prompts=4",
-        "evaluation.max_new_tokens=8",
+        "evaluation.max_new_tokens=4",
     ]
     run = tokenward.run(RECIPE, changes, quiet=True)
     figures = tokenward.read_figures(run)

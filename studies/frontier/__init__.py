@@ -1,0 +1,1 @@
+"""Reward against KL: which method gets how much reward at which distance from the start."""

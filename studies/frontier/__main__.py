@@ -1,0 +1,47 @@
+"""Which method gets how much reward at which distance from the start?
+
+    python -m studies.frontier --model FOLDER --arm sepo30 --seed 0
+
+trains one arm with one seed at three learning rates and measures it at eight points of each training; then it prints the table
+of all that is stored. Without ``--arm`` all arms are run. FOLDER is stories260K in transformers' format, or any other model.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from studies.arms import VALUES
+from studies.frontier.arms import ARMS, RATES
+from studies.frontier.runs import Held, measure, start_of, values_file
+from studies.frontier.world import REWARDS, World, best_of
+
+
+def main() -> None:
+    """Run the missing arms, then print the table."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--model", help="folder of the model; without it, only the table is printed")
+    made.add_argument(
+        "--arm", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="NAME", help=", ".join(ARMS)
+    )
+    made.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
+    made.add_argument("--rate", type=float, nargs="+", default=list(RATES), help="learning rates")
+    made.add_argument("--reward", choices=list(REWARDS), default="vader")
+    made.add_argument("--runs", type=Path, default=Path("runs/frontier"))
+    made.add_argument("--values", type=Path, default=VALUES / "frontier")
+    chosen = made.parse_args()
+    torch.set_num_threads(1)
+    for seed in chosen.seed if chosen.model else ():
+        world = World(chosen.model, chosen.runs / str(seed), seed, chosen.reward)
+        world.make()
+        held = Held(world)
+        best_of(world, chosen.values / f"best_of-{seed}.json")
+        start_of(world, held, chosen.values)
+        for name in chosen.arm:
+            measure(
+                world, held, ARMS[name], chosen.rate, values_file(chosen.values, chosen.reward, name, seed)
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The methods of the study, each as the part of a recipe that makes it up."""
+
+from typing import Any, NamedTuple
+
+import yaml
+
+from tokenward.methods import all_methods
+
+ORACLE = {"learning_rate": 1.5e-4, "num_train_epochs": 1}
+"""How an oracle trains, and every other model that scores."""
+
+RATES = (5.0e-6, 1.5e-5, 5.0e-5)
+"""Learning rates of every policy, each for one epoch at a constant rate."""
+
+
+class Arm(NamedTuple):
+    """A method.
+
+    Attributes:
+        name: On the command line.
+        title: In tables and pictures.
+        body: Tables of a recipe; the policy's training is the study's.
+        group: Which table and picture it stands in.
+    """
+
+    name: str
+    title: str
+    body: dict[str, Any]
+    group: str = "methods"
+
+
+def selection(fraction: float, kind: str = "top_fraction") -> dict[str, Any]:
+    """The selector of SePO; ``random`` and ``inverse`` are controls."""
+    sides = {
+        "top_fraction": ("top", "bottom"),
+        "random": ("random", "random"),
+        "inverse": ("bottom", "top"),
+    }[kind]
+    chosen, rejected = ({"fraction": fraction, "direction": direction} for direction in sides)
+    return {"name": "top_fraction", "chosen": chosen, "rejected": rejected, "eos": "none"}
+
+
+def _others(fraction: float) -> dict[str, Any]:
+    """The tokens that :func:`selection` leaves, on both sides."""
+    rest = {"fraction": 1 - fraction, "count": "ceil"}
+    return {
+        "name": "transform",
+        "chosen": [{"top": {"which": "smallest", **rest}}],
+        "rejected": [{"top": {"which": "largest", **rest}}],
+    }
+
+
+DPO: dict[str, Any] = {"name": "dpo", "beta": 0.1}
+SEPO: dict[str, Any] = {"name": "sepo", "gamma": 2.0}
+LOG_RATIO: dict[str, Any] = {"oracle": {"objective": DPO}, "scores": {"scorer": {"name": "log_ratio"}}}
+NO_SCORES: dict[str, Any] = {"scores": {"scorer": {"name": "surprisal"}}}
+
+
+def _policy(
+    chosen: dict[str, Any], objective: dict[str, Any], scores: dict[str, Any] = LOG_RATIO
+) -> dict[str, Any]:
+    return {**scores, "policy": {"selection": chosen, "objective": objective}}
+
+
+def _anchored(fraction: float, factor: float, direction: str, where: str) -> dict[str, Any]:
+    """DPO on the key tokens, with the KL divergence to the start at the other tokens, or at all of them."""
+    anchor: dict[str, Any] = {"name": "token_kl", "factor": factor, "direction": direction}
+    if where == "others":
+        anchor["selection"] = _others(fraction)
+    terms = [{**DPO, "selection": selection(fraction)}, anchor]
+    return _policy({"name": "all"}, {"name": "sum", "terms": terms})
+
+
+def _of_method(name: str) -> dict[str, Any]:
+    """The recipe of ``tokenward init --method NAME``, with the study's training."""
+    text = all_methods()[name].body.replace("LOW", "-0.5").replace("HIGH", "1.5")
+    body = yaml.safe_load(text)
+    for table in body.get("auxiliary_models", {}).values():
+        if "training" in table:
+            table["training"] = ORACLE
+    return body
+
+
+FROM_METHODS = {
+    "dpo": "DPO", "simpo": "SimPO", "ipo": "IPO", "kto": "KTO", "orpo": "ORPO", "tdpo2": "TDPO2", "tgdpo": "TGDPO",
+    "tis_dpo": "TIS-DPO", "tis_dpo_sft": "TIS-DPO (SFT)", "confpo": "ConfPO", "sparsepo": "SparsePO", "mapo": "MaPO",
+    "tbpo_a": "TBPO-A", "d2po": "D2PO", "rho1": "Rho-1", "toss": "ToSS", "tlm": "TLM: likelihood weighted by its reward",
+}  # fmt: skip
+"""Methods of ``tokenward methods`` that this data allows. ``ld_dpo`` is DPO where all replies are equally long; ``treg`` and
+``tis_dpo_prompt`` need a model that follows instructions, ``xtf`` words of a task, ``cft`` a verifier; ``rto`` trains no policy."""
+
+_LISTED = [
+    *(Arm(name, title, _of_method(name)) for name, title in FROM_METHODS.items()),
+    *(
+        Arm(f"sepo{percent}", f"SePO {percent} %", _policy(selection(percent / 100), SEPO), "selection")
+        for percent in (10, 30, 50, 70)
+    ),
+    Arm("sepo30_random", "SePO, random 30 %", _policy(selection(0.3, "random"), SEPO), "selection"),
+    Arm("sepo30_inverse", "SePO, inverse 30 %", _policy(selection(0.3, "inverse"), SEPO), "selection"),
+    Arm("dpo30", "DPO on selected 30 %", _policy(selection(0.3), DPO), "selection"),
+    Arm("dpo30_random", "DPO on random 30 %", _policy(selection(0.3, "random"), DPO), "selection"),
+    Arm(
+        "sft", "likelihood of the best", _policy({"name": "all"}, {"name": "weighted_likelihood"}, NO_SCORES)
+    ),
+    Arm(
+        "weighted",
+        "likelihood weighted by the oracle",
+        _policy({"name": "soft", "transform": "exp", "temperature": 0.5}, {"name": "weighted_likelihood"}),
+    ),
+    Arm(
+        "tlm_sepo",
+        "SePO 30 % by TLM's reward",
+        _policy(selection(0.3), SEPO, {"scores": {"scorer": {"name": "reward"}}}),
+        "selection",
+    ),
+    Arm(
+        "dpo_kl",
+        "DPO + KL",
+        _policy(
+            {"name": "all"},
+            {"name": "sum", "terms": [DPO, {"name": "token_kl", "factor": 0.03, "direction": "reverse"}]},
+            NO_SCORES,
+        ),
+        "anchor",
+    ),
+    Arm(
+        "dpo30_anchor",
+        "DPO on selected 30 %, KL elsewhere",
+        _anchored(0.3, 0.03, "reverse", "others"),
+        "anchor",
+    ),
+    Arm("dpo30_kl", "DPO on selected 30 % + KL", _anchored(0.3, 0.03, "reverse", "all"), "anchor"),
+]
+
+ARMS = {arm.name: arm for arm in _LISTED}

@@ -1,0 +1,181 @@
+"""Training an arm with the command that everybody has, and measuring the checkpoints that it leaves."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from studies.frontier.arms import ORACLE, Arm
+from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
+from studies.frontier.world import REPLY, REWARDS, Stories, World, words_of
+from tokenward.artifacts import atomic_file
+from tokenward.stages.lists import carry_out, run_through
+from tokenward.tools.run import open_run
+
+POINTS = 8
+"""Measured points of a training."""
+
+BATCH = 8
+PAIRS = 256
+"""Held-out prompts whose best and worst reply are measured."""
+
+
+def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int]) -> dict[str, Any]:
+    """The whole recipe of an arm."""
+    body = json.loads(json.dumps(arm.body))  # tables of their own
+    training = {"per_device_train_batch_size": BATCH, "lr_scheduler_type": "constant"}
+    scoring = {**training, **ORACLE}
+    if "oracle" in body:
+        body["oracle"]["training"] = {**scoring, **body["oracle"].get("training", {})}
+    if body["scores"]["scorer"]["name"] == "reward":
+        body["reward"] = {"training": scoring}
+    for table in body.get("auxiliary_models", {}).values():
+        if "training" in table:
+            table["training"] = {**scoring, **table["training"]}
+    body["policy"]["training"] = {
+        **training,
+        "learning_rate": rate,
+        "max_steps": points[-1],
+        "save_strategy": "steps",
+        "save_steps": points[0],
+        "save_total_limit": len(points),
+    }
+    return {
+        "seed": world.seed,
+        "model": {"name": world.model, "device": "cpu"},
+        "data": {"source": str(world.rows.resolve()), "eval": 0, "min_gap": 0.001},
+        "tokens": {
+            "template": "plain",
+            "max_prompt_tokens": 64,
+            "max_response_tokens": REPLY,
+            "too_long": "truncate",
+            "processes": 1,
+        },
+        "evaluation": {"prompts": 1},
+        "fixed_prompts": 0,
+        **body,
+    }
+
+
+def trained(world: World, arm: Arm, rate: float) -> list[Path]:
+    """Train an arm's policy, and return the models at its points."""
+    rows = sum(
+        max(row) > min(row) for row in map(_scores, world.rows.read_text(encoding="utf-8").splitlines())
+    )
+    step = rows // BATCH // POINTS
+    points = [step * place for place in range(1, POINTS + 1)]
+    file = world.folder / f"{world.reward}.yaml"
+    file.write_text(yaml.safe_dump(recipe_of(world, arm, rate, points), sort_keys=False), encoding="utf-8")
+    run = open_run(str(file), [f"run={world.folder / world.reward}"], quiet=True)
+    run_through(run, "scores")
+    carry_out(run, "policy")
+    for old in run.folder.glob(".previous/policy-*"):
+        shutil.rmtree(old)
+    return [run.path("policy") / "checkpoints" / f"checkpoint-{point}" for point in points]
+
+
+def _scores(line: str) -> list[float]:
+    return json.loads(line)["scores"]
+
+
+class Held:
+    """The held-out prompts, and what the start does there."""
+
+    def __init__(self, world: World) -> None:
+        self._world, self._own = world, Stories(world.model, world.seed)
+        held = world.held
+        self._prompts = torch.tensor(held["prompts"])
+        replies = torch.tensor(held["replies"])[:PAIRS, :, :REPLY]
+        rewards = [
+            [self._reward(prompt, ids) for ids in own]
+            for prompt, own in zip(held["prompts"][:PAIRS], replies.tolist(), strict=True)
+        ]
+        rows = torch.arange(len(replies))
+        best, worst = (torch.tensor(rewards).max(1).indices, torch.tensor(rewards).min(1).indices)
+        self._pairs = torch.cat([replies[rows, best], replies[rows, worst]])
+        self._asked = self._prompts[:PAIRS].repeat(2, 1)
+
+    def _reward(self, prompt: Sequence[int], ids: Sequence[int]) -> float:
+        return REWARDS[self._world.reward](self._own.reply(prompt, ids))
+
+    def measured(self, model: PreTrainedModel | None = None) -> dict[str, np.ndarray]:
+        """One number per held-out prompt: ``reward``, ``kl``, ``distinct``; and per pair: ``chosen``, ``rejected``.
+
+        Args:
+            model: The policy; None is the start itself.
+        """
+        start, banned = self._own.model, self._own.banned
+        policy = start if model is None else model
+        made = sampled(policy, self._prompts, REPLY, banned, seed=(self._world.seed, 3), keep=True)
+        assert made.logp is not None
+        kl = divergence(made.logp, logps_of(start, self._prompts, made.ids, banned))
+        texts = [
+            self._own.reply(prompt, ids)
+            for prompt, ids in zip(self._prompts.tolist(), made.ids.tolist(), strict=True)
+        ]
+        pairs = of_tokens(logps_of(policy, self._asked, self._pairs, banned), self._pairs)
+        words = [words_of(text) for text in texts]
+        return {
+            "reward": np.array([REWARDS[self._world.reward](text) for text in texts]),
+            "kl": kl.numpy(),
+            "distinct": np.array([len(set(own)) / max(len(own), 1) for own in words]),
+            "chosen": pairs[:PAIRS].numpy(),
+            "rejected": pairs[PAIRS:].numpy(),
+        }
+
+
+def values_file(values: Path, reward: str, arm: str, seed: int) -> Path:
+    """The file of an arm's measurements."""
+    return values / reward / f"{arm}-{seed}.npz"
+
+
+def measure(world: World, held: Held, arm: Arm, rates: Sequence[float], file: Path) -> None:
+    """Train and measure an arm at the learning rates that its file lacks.
+
+    The file has an array ``RATE/QUANTITY`` of ``[points, prompts]`` for each.
+    """
+    for rate in rates:
+        known = stored(file)
+        if f"{rate:g}/reward" in known:
+            continue
+        print(f"{world.reward}, {arm.title}, seed {world.seed}, learning rate {rate:g}", flush=True)
+        points = []
+        for folder in trained(world, arm, rate):
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            points.append(held.measured(model))
+        shutil.rmtree(folder.parent)
+        for name in points[0]:
+            known[f"{rate:g}/{name}"] = np.stack([point[name] for point in points]).astype(np.float16)
+        save(file, known)
+
+
+def stored(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file; none if there is no file."""
+    if not file.exists():
+        return {}
+    with np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def save(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write the arrays of a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(file) as written:
+        np.savez_compressed(written, **arrays)
+
+
+def start_of(world: World, held: Held, values: Path) -> None:
+    """Measure the start, once."""
+    file = values_file(values, world.reward, "start", world.seed)
+    if not file.exists():
+        found = held.measured()
+        save(file, {f"0/{name}": value[None].astype(np.float16) for name, value in found.items()})
+
+
+__all__ = ["Held", "measure", "start_of", "stored", "trained", "values_file"]

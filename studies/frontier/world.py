@@ -1,0 +1,209 @@
+"""The world of the study: a small model's own stories, ranked by programmes that know what each word is worth.
+
+Prompts and replies are sampled from the model, so that every method starts from the distribution that its data came from. A reply
+is 48 tokens long and never ends before, so that no method can gain by length. Two rewards are known in closed form: the sentiment
+of VADER, which few words carry, and a worth of every word, which all of them carry.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+from studies.frontier.measure import sampled
+from tokenward.artifacts import atomic_write
+
+PROMPT, REPLY, SPARE = 12, 48, 4
+"""Tokens of a prompt and of a reply. Training rows have a few more, which are cut off, so that no end of a reply is trained."""
+
+TRAIN, HELD, REPLIES = 1450, 512, 4
+"""Training prompts, held-out prompts, and replies that are ranked for each training prompt."""
+
+BEST_OF = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Numbers of samples of which best-of-N takes the best."""
+
+
+@cache
+def _vader() -> SentimentIntensityAnalyzer:
+    return SentimentIntensityAnalyzer()
+
+
+def words_of(text: str) -> list[str]:
+    """Words of a text, in lower case."""
+    return re.findall(r"[a-z']+", text.lower())
+
+
+@cache
+def worth(word: str) -> int:
+    """What a word is worth to the dense reward: -1, 0 or 1, by a hash of its letters."""
+    return hashlib.sha256(word.encode()).digest()[0] % 3 - 1
+
+
+def vader(text: str) -> float:
+    """Compound sentiment of a text, -1 to 1."""
+    return float(_vader().polarity_scores(text)["compound"])
+
+
+def dense(text: str) -> float:
+    """Mean worth of the words of a text, -1 to 1; every word counts."""
+    found = [worth(word) for word in words_of(text)]
+    return float(np.mean(found)) if found else 0.0
+
+
+REWARDS: dict[str, Callable[[str], float]] = {"vader": vader, "dense": dense}
+
+
+class World(NamedTuple):
+    """The data of a seed.
+
+    Attributes:
+        model: Folder of the model that every policy starts from.
+        folder: Where the data are.
+        seed: Of the samples, and of every training.
+        reward: Name of the reward that ranks the replies.
+    """
+
+    model: str
+    folder: Path
+    seed: int
+    reward: str
+
+    @property
+    def rows(self) -> Path:
+        """The training rows: a prompt and its replies, with their rewards."""
+        return self.folder / f"{self.reward}.jsonl"
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """Held-out prompts and four replies to each, as token ids."""
+        return json.loads((self.folder / "held.json").read_text(encoding="utf-8"))
+
+    def make(self) -> None:
+        """Sample prompts and replies, unless that has been done, and rank the replies."""
+        own = Stories(self.model, self.seed)
+        samples = self.folder / "samples.json"
+        if not samples.exists():
+            found = own.rows(TRAIN + HELD)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            held = {name: rows[TRAIN:] for name, rows in found.items()}
+            atomic_write(self.folder / "held.json", json.dumps(held))
+            atomic_write(samples, json.dumps({name: rows[:TRAIN] for name, rows in found.items()}))
+        if not self.rows.exists():
+            found, reward = json.loads(samples.read_text(encoding="utf-8")), REWARDS[self.reward]
+            lines = [
+                json.dumps({
+                    "prompt": own.text(prompt),
+                    "responses": [own.reply(prompt, ids) for ids in replies],
+                    "scores": [reward(own.reply(prompt, ids[:REPLY])) for ids in replies],
+                })
+                for prompt, replies in zip(found["prompts"], found["replies"], strict=True)
+            ]  # fmt: skip
+            atomic_write(self.rows, "\n".join(lines) + "\n")
+
+
+class Stories:
+    """Prompts and replies of a model."""
+
+    def __init__(self, model: str, seed: int) -> None:
+        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        self._seed = seed
+
+    @cached_property
+    def banned(self) -> list[int]:
+        """Special tokens, which are never sampled."""
+        return sorted(self.tokenizer.all_special_ids)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of a prompt."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def reply(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """The text of a reply, with the space before its first word."""
+        return self.text([*prompt, *ids])[len(self.text(prompt)) :]
+
+    def _written(self, ids: Sequence[int]) -> bool:
+        """Whether the tokenizer reads the text of some ids as these ids."""
+        return self.tokenizer(self.text(ids))["input_ids"] == list(ids)
+
+    def rows(self, count: int) -> dict[str, list[Any]]:
+        """Different prompts, and replies to each, all of which the tokenizer reads as they were sampled.
+
+        Returns:
+            ``prompts``, each with the first token of a text, and ``replies``, :data:`REPLIES` for each.
+        """
+        start, known = [self.tokenizer.bos_token_id], set[tuple[int, ...]]()
+        prompts, replies = list[list[int]](), list[list[list[int]]]()
+        for draw in range(64):
+            firsts = sampled(
+                self.model, torch.tensor([start] * 512), PROMPT, self.banned, seed=(self._seed, draw, 0)
+            ).ids.tolist()
+            fresh = [
+                [*start, *ids] for ids in firsts if self._written([*start, *ids]) and tuple(ids) not in known
+            ]
+            fresh = [list(ids) for ids in dict.fromkeys(map(tuple, fresh))]
+            known |= {tuple(ids[1:]) for ids in fresh}
+            repeated = torch.tensor(fresh).repeat_interleave(REPLIES + 3, 0)
+            made = sampled(
+                self.model, repeated, REPLY + SPARE, self.banned, seed=(self._seed, draw, 1)
+            ).ids.view(len(fresh), REPLIES + 3, -1)
+            for prompt, own in zip(fresh, made.tolist(), strict=True):
+                good = [ids for ids in own if self._written([*prompt, *ids])][:REPLIES]
+                if len(good) == REPLIES:
+                    prompts.append(prompt)
+                    replies.append(good)
+            if len(prompts) >= count:
+                return {"prompts": prompts[:count], "replies": replies[:count]}
+        raise SystemExit(
+            f"{self.model.name_or_path} gave {len(prompts)} of {count} prompts with {REPLIES} replies."
+        )
+
+
+def best_of(world: World, file: Path) -> dict[str, list[float]]:
+    """Expected reward of the best of N samples of the start, for each held-out prompt; measured once, for all rewards.
+
+    Returns:
+        For each N its values over prompts, from 128 samples of each without bias.
+    """
+    if not file.exists():
+        own, prompts = Stories(world.model, world.seed), torch.tensor(world.held["prompts"])
+        texts = list[list[str]]()
+        for draw in range(BEST_OF[-1]):
+            ids = sampled(own.model, prompts, REPLY, own.banned, seed=(world.seed, draw, 2)).ids.tolist()
+            texts.append([own.reply(*both) for both in zip(prompts.tolist(), ids, strict=True)])
+        found = dict[str, dict[str, list[float]]]()
+        for name, reward in REWARDS.items():
+            rewards = np.sort([[reward(text) for text in row] for row in zip(*texts, strict=True)])
+            found[name] = {
+                str(n): (rewards @ order_weights(BEST_OF[-1], n)).round(4).tolist() for n in BEST_OF
+            }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, json.dumps(found))
+    return json.loads(file.read_text(encoding="utf-8"))[world.reward]
+
+
+def order_weights(count: int, best: int) -> np.ndarray:
+    """Weights of ``count`` sorted samples whose sum is the expected largest of ``best`` of them, drawn without replacement.
+
+    The sample at place i (from 1) is the largest with probability C(i - 1, best - 1) / C(count, best).
+    """
+    chance = np.zeros(count)
+    chance[-1] = best / count
+    for place in range(
+        count - 1, best - 1, -1
+    ):  # C(i - 2, best - 1) / C(i - 1, best - 1) = (i - best) / (i - 1)
+        chance[place - 1] = chance[place] * (place + 1 - best) / place
+    return chance
+
+
+def best_of_kl(best: int) -> float:
+    """Largest KL of best-of-N sampling to the start, in nats (arXiv 2401.01879): log N - (N - 1) / N."""
+    return float(np.log(best) - (best - 1) / best)
