@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all faults browser lint docs bench clean
+.PHONY: demo test quick-tests test-all faults browser lint docs bench clean
 
 # What Python has compiled is kept: the tests start hundreds of processes.
 unexport PYTHONDONTWRITEBYTECODE
@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 CONSTRAINTS := --constraint constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 
-# torch comes from pip, which knows where this machine keeps its build for the CPU.
+# torch comes from pip, whose settings may name a build for the CPU; uv does not read them.
 $(VENV)/torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --no-compile "torch==2.13.0" uv
@@ -34,7 +34,11 @@ demo: $(VENV)/installed  ## SePO on the built-in data with the default model
 # The tests' models are tiny, so two processes are faster than two threads. Tests of a file share their fixtures.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-test: $(VENV)/ready lint browser  ## lint, types and the tests, but for those that take half a minute each
+test:  ## lint, types and the tests, but for those that take half a minute each
+	@$(MAKE) --no-print-directory -j2 $(VENV)/ready browser
+	@$(MAKE) --no-print-directory -j2 lint quick-tests
+
+quick-tests: $(VENV)/ready
 	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/ready lint browser  ## every test, and every case of the engines of several processes

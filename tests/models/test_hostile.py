@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
+from transformers import LlamaForSequenceClassification
 from typer.testing import CliRunner
 
 from tests.models.hostile import ADAPTERS, CONFIG, FOLDERS, OF_ADAPTER, Change, settings
@@ -16,6 +17,7 @@ from tokenward.models.adapters import lora_config
 from tokenward.models.identity import model_fingerprint, model_sizes
 from tokenward.models.loading import load_backbone, load_model
 from tokenward.models.plausible import pattern_problem
+from tokenward.sampling.sources.models import SequenceClassifier
 
 FINE = {"config: quantized by nobody", "tokenizer: unknown class", "generation: no JSON"}
 """What transformers leaves aside: the model is whole without it."""
@@ -27,6 +29,17 @@ def adapter_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     made = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     made.save_pretrained(str(folder))
     settings(OF_ADAPTER, base_model_name_or_path=str(tiny_folder))(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model of transformers with the tokenizer and the chat template of the tiny model."""
+    folder = tmp_path_factory.mktemp("classifier") / "model"
+    shutil.copytree(tiny_folder, folder)
+    config = tiny_llama().config
+    config.num_labels = 1
+    LlamaForSequenceClassification(config).save_pretrained(str(folder))
     return folder
 
 
@@ -82,6 +95,14 @@ def test_a_hostile_adapter_is_one_line(kind: str, adapter_folder: Path, tmp_path
 def test_also_for_another_head(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
     folder = changed(tiny_folder, tmp_path / "m", FOLDERS[kind])
     assert refusal(lambda: load_backbone(folder, device="cpu"), folder)
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_hostile_classifier_is_one_line(kind: str, tmp_path: Path, classifier: Path) -> None:
+    folder = changed(classifier, tmp_path / "c", FOLDERS[kind])
+    source = SequenceClassifier(model=folder, pair="prompt_completion", template_chat=True, device="cpu")
+    fine = kind in FINE or kind.startswith("generation")  # a classifier generates nothing
+    assert bool(refusal(lambda: source(["a"], ["b"]), folder)) == (not fine)
 
 
 @pytest.mark.parametrize("command", ["plan", "data", "score", "evaluate", "compare-models"])

@@ -29,9 +29,10 @@ from tests.training.tools import arguments, cheap_collection, language_model, ra
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel
+from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model
 from tokenward.models.sharding import in_parts, is_empty, is_first_process
-from tokenward.models.spread import load_in_first
-from tokenward.objectives import Losses, Objective, SePO
+from tokenward.models.spread import load_in_first, new_reward_in_first
+from tokenward.objectives import Losses, Objective, PlackettLuce, SePO
 from tokenward.objectives.base import ObjectiveModule
 from tokenward.objectives.registry import OBJECTIVES
 from tokenward.ops.ragged import segment_sum, weighted_sum
@@ -78,6 +79,7 @@ def dpo_with_kl() -> Objective:
 
 
 MADE = {"sepo": lambda: SePO(gamma=1.0), "dpo + kl": dpo_with_kl, "module": ScaledLikelihood}
+OF_REWARD = {"lists": PlackettLuce}
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "checkpointing": {"activation_checkpointing": True},
     # The only evaluation is at the checkpoint in the middle, so that is the best one.
     "best": {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": SAVED},
+    "reward": {},
 }
 CASES = [
     *(Case(*parts) for parts in product(("full", "lora"), MADE, ("tied", "untied"))),
-    *(Case("full", "sepo", "tied", name) for name in SETTINGS if name),
+    *(Case("full", "sepo", "tied", name) for name in SETTINGS if name not in ("", "reward")),
+    Case("full", "lists", "tied", "reward"),
 ]
 CROSSED = [Case("full", "module", "tied"), Case("lora", "sepo", "untied")]
 """Cases whose checkpoint is resumed with another number of processes, and another engine."""
 WITH_REFERENCE = Case("full", "dpo + kl", "untied")
+REWARD = Case("full", "lists", "tied", "reward")
+CUTTING = ("fsdp2", "zero3")
+"""Engines that cut the weights among the processes."""
 ALL = os.environ.get("TOKENWARD_ENGINES") == "all"
 
 
@@ -114,7 +121,7 @@ def cases_of(engine: str) -> Sequence[Case]:
     """Those that train: all, or by default a few with FSDP2 only, so that a run of the tests stays short."""
     if ALL:
         return CASES
-    return [*CROSSED, WITH_REFERENCE] if engine in ("one", "fsdp2") else []
+    return [*CROSSED, WITH_REFERENCE, REWARD] if engine in ("one", "fsdp2") else []
 
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -143,7 +150,9 @@ def train(case: Case, folder: Path, engine: str) -> list[str]:
     """Train a case in ``folder`` to its end, or from the checkpoint that lies there; returns what was shown."""
     start, policy = (language_model(tiny_llama(tie_word_embeddings=case.head == "tied")) for _ in range(2))
     rows = with_reference(start, rows_of())
-    if engine in ("fsdp2", "zero3"):
+    if case.setting == "reward":
+        policy = reward_of(policy, folder / "body", engine)
+    elif engine in CUTTING:
         start, policy = (
             read_by_first(model, folder / name) for name, model in (("start", start), ("policy", policy))
         )
@@ -171,14 +180,14 @@ def train(case: Case, folder: Path, engine: str) -> list[str]:
         **ARGUMENTS[engine],
         **SETTINGS[case.setting],
     }
-    reference = None if case.weights == "lora" else start
+    reference = None if case.weights == "lora" or case.setting == "reward" else start
     shown = Shown()
     watch = watching(policy, folder, shown.line) if case.setting == "best" else None
     settings = arguments(folder / "checkpoints", **table)
     look = Look(policy)
     fit(
         policy,
-        MADE[case.objective](),
+        (MADE | OF_REWARD)[case.objective](),
         rows,
         settings,
         folder,
@@ -199,13 +208,30 @@ def read_by_first(model: LanguageModel, folder: Path) -> LanguageModel:
         model.save(folder)
     PartialState().wait_for_everyone()
     found = load_in_first(str(folder))
-    assert is_empty(found.model) == (not is_first_process())
-    if is_empty(found.model):
-        with pytest.raises(RuntimeError, match="has not spread"):
-            found.model(input_ids=torch.tensor([[1, 2]]))
-        for weight in found.model.parameters():
-            weight.data.fill_(math.nan)
+    check_unread(found.model, found.model)
     return found
+
+
+def reward_of(model: LanguageModel, folder: Path, engine: str) -> RewardModel:
+    """A reward model with the body of a policy, read by the first process alone if the engine cuts weights."""
+    if is_first_process():
+        model.save(folder)
+    PartialState().wait_for_everyone()
+    load = new_reward_in_first if engine in CUTTING else new_reward_model
+    found = load(str(folder), RewardSettings(hidden=8, gain=1.0), seed=3)
+    if engine in CUTTING:
+        check_unread(found.model, found.model.backbone)
+    return found
+
+
+def check_unread(module: nn.Module, body: nn.Module) -> None:
+    """Check that only the first process has read a body; what the others have there becomes NaN."""
+    assert is_empty(module) == (not is_first_process())
+    if is_empty(module):
+        with pytest.raises(RuntimeError, match="has not spread"):
+            module(input_ids=torch.tensor([[1, 2]]))
+        for weight in body.parameters():
+            weight.data.fill_(math.nan)
 
 
 def watching(policy, folder: Path, show) -> AnswerPrompts:
@@ -228,7 +254,8 @@ class Look(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs: Any) -> None:
         weight = next(weight for weight in model.parameters() if weight.requires_grad)
-        tiled = self._policy.head.linear is not None
+        head = self._policy.head if isinstance(self._policy, LanguageModel) else None
+        tiled = head is not None and head.linear is not None
         self.found = [
             isinstance(model, FSDPModule),
             in_parts(weight),

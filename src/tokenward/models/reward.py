@@ -176,10 +176,14 @@ def new_reward_model(
     backbone = load_backbone(
         name, dtype="float32", device=device, attention=attention, trust_remote_code=trust_remote_code
     )
+    return _reward_model(reward_head(backbone, settings, seed=seed), name, packing, trust_remote_code)
+
+
+def reward_head(backbone: PreTrainedModel, settings: RewardSettings, *, seed: int) -> TokenRewardModule:
+    """A backbone with a new head in float32 on the CPU, which depends on the seed only."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = TokenRewardModule(backbone, settings)
-    return _reward_model(module, name, packing, trust_remote_code)
+        return TokenRewardModule(backbone, settings)
 
 
 def load_reward_model(

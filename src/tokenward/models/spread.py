@@ -4,10 +4,18 @@ FSDP2 (by accelerate's ``cpu_ram_efficient_loading``) and ZeRO-3 (always) take t
 memory of every other one, and on every device, would only be thrown away. For a model of 70B parameters that copy is 141 GB.
 """
 
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.initialization import no_init_weights
 
 from tokenward.distributed import alone, first_alone
@@ -15,9 +23,12 @@ from tokenward.models.attention import install_tree_attention
 from tokenward.models.head import install_head
 from tokenward.models.identity import ModelParts, base_config, parts_of, resolve
 from tokenward.models.loading import LanguageModel, load_model, load_tokenizer
+from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model, reward_head
 from tokenward.models.sharding import leave_unread, loading_whole
 from tokenward.ops.logprob import LogitChange
 from tokenward.tokens.rows import Layout
+
+M = TypeVar("M", LanguageModel, RewardModel)
 
 
 class _Read(NamedTuple):
@@ -42,24 +53,34 @@ def load_in_first(name: str, *, trust_remote_code: bool = False, **settings: Any
     parts = parts_of(resolve(name))
     if alone() or parts != ModelParts(parts.base):
         return load_model(name, **settings)
-    own: list[LanguageModel] = []
+    own, known = _first_reads(lambda: load_model(name, **{**settings, "device": "cpu"}))
+    return own or _reserved(name, known, trust_remote_code)
 
-    def load() -> _Read:
-        found = load_model(name, **{**settings, "device": "cpu"})
+
+def _first_reads(load: Callable[[], M]) -> tuple[M | None, _Read]:
+    """What the first process has read, and what the others must know of it; the others get no model."""
+    own: list[M] = []
+
+    def read() -> _Read:
+        found = load()
         own.append(found)
-        inner = cast(PreTrainedModel, found.model)
-        change = None if found.head is None else found.head.change
-        attention = str(inner.config._attn_implementation)
-        return _Read(found.layout, change, inner.dtype, attention, inner.generation_config, found.fingerprint)
+        inner: Any = found.model.backbone if isinstance(found, RewardModel) else found.model
+        head = found.head if isinstance(found, LanguageModel) else None
+        return _Read(
+            found.layout,
+            None if head is None else head.change,
+            inner.dtype,
+            str(inner.config._attn_implementation),
+            getattr(inner, "generation_config", None),  # a body has none
+            found.fingerprint,
+        )
 
-    known = first_alone(load)
-    return own[0] if own else _reserved(name, known, trust_remote_code)
+    known = first_alone(read)
+    return (own[0] if own else None), known
 
 
-def _reserved(name: str, known: _Read, trust_remote_code: bool) -> LanguageModel:
-    """The model as another process has read it, with memory for its weights and no values."""
-    config = base_config(name, trust_remote_code=trust_remote_code)
-    kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+def _empty(kind: Any, config: PretrainedConfig, known: _Read, trust_remote_code: bool) -> PreTrainedModel:
+    """A model with memory for its weights and no values."""
     with loading_whole(), no_init_weights():
         model = kind.from_config(
             config,
@@ -68,15 +89,51 @@ def _reserved(name: str, known: _Read, trust_remote_code: bool) -> LanguageModel
             trust_remote_code=trust_remote_code,
         ).eval()
     model.tie_weights()
-    model.generation_config = known.generation
+    if known.generation is not None:
+        model.generation_config = known.generation
     if known.layout == "shared":
         install_tree_attention(model)
+    return model
+
+
+def _reserved(name: str, known: _Read, trust_remote_code: bool) -> LanguageModel:
+    """The model as another process has read it, with memory for its weights and no values."""
+    config = base_config(name, trust_remote_code=trust_remote_code)
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = _empty(kind, config, known, trust_remote_code)
     head = None if known.change is None else install_head(model, known.change)
     leave_unread(model)
     return LanguageModel(
         model=model,
         tokenizer=load_tokenizer(name, trust_remote_code=trust_remote_code),
         head=head,
+        layout=known.layout,
+        fingerprint=known.fingerprint,
+        name=name,
+        start_id=config.decoder_start_token_id if config.is_encoder_decoder else None,
+    )
+
+
+def new_reward_in_first(
+    name: str, settings: RewardSettings, *, trust_remote_code: bool = False, **more: Any
+) -> RewardModel:
+    """A reward model whose body is read on the CPU in the first process only, as :func:`load_in_first` does.
+
+    Arguments and errors are those of :func:`tokenward.models.reward.new_reward_model`. All processes must call this.
+    """
+    more["trust_remote_code"] = trust_remote_code
+    if alone():
+        return new_reward_model(name, settings, **more)
+    own, known = _first_reads(lambda: new_reward_model(name, settings, **{**more, "device": "cpu"}))
+    if own is not None:
+        return own
+    config = base_config(name, trust_remote_code=trust_remote_code)
+    body = _empty(AutoModel, config, known, trust_remote_code)
+    module = reward_head(body, settings, seed=more["seed"]).eval()
+    leave_unread(module)
+    return RewardModel(
+        model=module,
+        tokenizer=load_tokenizer(name, trust_remote_code=trust_remote_code),
         layout=known.layout,
         fingerprint=known.fingerprint,
         name=name,

@@ -4,10 +4,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from tokenward.errors import UserError
 from tokenward.models.identity import loading_reason, resolve
 from tokenward.models.loading import DTYPES, check_finite, device_of
+from tokenward.models.plausible import check_config
 
 
 def from_pretrained(kind: Any, name: str, what: str, advice: str, **settings: Any) -> Any:
@@ -25,15 +27,24 @@ def from_pretrained(kind: Any, name: str, what: str, advice: str, **settings: An
 
 
 def load_frozen(
-    kind: Any, name: str, what: str, advice: str, *, dtype: str, device: str, **settings: Any
+    kind: Any,
+    name: str,
+    what: str,
+    advice: str,
+    *,
+    dtype: str,
+    device: str,
+    trust_remote_code: bool = False,
 ) -> Any:
     """A complete model of an auto class in evaluation mode, on a device (``auto``: the GPU if there is one).
 
     Raises:
-        UserError: it cannot be loaded, or some of its weights are missing or not finite.
+        UserError: it cannot be loaded, its config has sizes that no model has, or some of its weights are missing or not finite.
     """
+    trust = {"trust_remote_code": trust_remote_code}
+    check_config(from_pretrained(AutoConfig, name, what, advice, **trust), name)
     model, found = from_pretrained(
-        kind, name, what, advice, dtype=DTYPES[dtype], output_loading_info=True, **settings
+        kind, name, what, advice, dtype=DTYPES[dtype], output_loading_info=True, **trust
     )
     missing = found["missing_keys"]
     if missing:  # transformers initializes them at random and only logs a warning

@@ -14,6 +14,7 @@ from tokenward.distributed import alone, first_alone, gather, place
 from tokenward.models.head_mlp import HeadMLPSettings
 from tokenward.models.loading import LanguageModel, absolute_name
 from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model
+from tokenward.models.spread import new_reward_in_first
 from tokenward.objectives import SFT, Objective, needs_of
 from tokenward.plugins import build
 from tokenward.sampling.rollouts import Context, sampled_row, seed_of
@@ -164,10 +165,10 @@ def reward_start(run: Run) -> str:
     return run.whole(run.recipe.reward.model) if run.recipe.reward.model else run.start_model
 
 
-def fresh_reward(run: Run) -> RewardModel:
-    """The token reward model before training."""
+def fresh_reward(run: Run, *, cut: bool = False) -> RewardModel:
+    """The token reward model before training; ``cut`` for a training that cuts its weights among the processes."""
     table = run.recipe.model
-    return new_reward_model(
+    return (new_reward_in_first if cut else new_reward_model)(
         reward_start(run),
         reward_settings(run),
         seed=run.recipe.seed,

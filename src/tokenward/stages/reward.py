@@ -15,7 +15,7 @@ from tokenward.stages.online import fresh_reward, reward_settings, reward_start
 from tokenward.stages.reward_learning import DEFAULTS, reward_objective
 from tokenward.stages.run import Run
 from tokenward.stages.tables import encoded_fingerprint, random_part, ranked_lists, say_notes
-from tokenward.stages.training import fit_stage, model_settings, scored_by
+from tokenward.stages.training import cuts, fit_stage, model_settings, scored_by
 from tokenward.tokens.encode import check_some_left
 
 
@@ -61,7 +61,8 @@ class RewardStage(TrainingStage):
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
         """Train."""
-        table, model = run.recipe.reward, fresh_reward(run)
+        table = run.recipe.reward
+        model = fresh_reward(run, cut=cuts(run, folder, table.training))
         template = model.template(run.style)
         train, evaluation = ranked_lists(run, template)
         lists, counts = random_part(run, train, table.fraction, "reward").fitting(run.limits)

@@ -190,7 +190,12 @@ def _arguments(run: Run, stage: StageFolder, table: Mapping[str, Any]) -> TokenT
 
 def load_to_train(run: Run, name: str, stage: StageFolder, table: Mapping[str, Any] | None) -> LanguageModel:
     """The model that a stage trains by a ``training`` table; only the first process reads it if the training cuts its weights."""
-    return run.load(name, cut=cuts_weights(_arguments(run, stage, table or {})))
+    return run.load(name, cut=cuts(run, stage, table))
+
+
+def cuts(run: Run, stage: StageFolder, table: Mapping[str, Any] | None) -> bool:
+    """Whether the training of a stage cuts its model's weights among the processes."""
+    return cuts_weights(_arguments(run, stage, table or {}))
 
 
 def reference_of(run: Run, start: LanguageModel, *, prompted: bool = False) -> WithReference:

@@ -23,11 +23,8 @@ from transformers.utils import chat_template_utils
 MOST_WORK = 2**27
 """Characters that one conversation may cost a template."""
 
-_ROUND, _CALL, _ITEM = (
-    256,
-    2048,
-    64,
-)  # what a round of a loop, a call of a macro and an item of a list cost, in characters
+# What a round of a loop, a call of a macro and an item of a list cost, in characters.
+_ROUND, _CALL, _ITEM = 256, 2048, 64
 _MOST_NUMBER, _MOST_BITS = 100_000, 10_000
 _MOST_SOURCE = 1_000_000
 _WIDTH = re.compile(r"\d{6}|\*")

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tokenward.errors import UserError
 from tokenward.sampling.loading import from_pretrained, load_frozen
 from tokenward.sampling.sources.base import RowError
+from tokenward.tokens.bounds import apply_chat_template
 
 Encoded = dict[str, list[int]]
 
@@ -167,8 +168,8 @@ class SequenceClassifier:
             return texts, {"split_special_tokens": True}
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
         try:
-            text = self._loaded.tokenizer.apply_chat_template(turns, tokenize=False)
-        except TemplateError as error:
+            text = apply_chat_template(self._loaded.tokenizer, turns, tokenize=False)
+        except (TemplateError, RecursionError, MemoryError) as error:
             raise UserError(
                 f"the chat template of {self.model} rejects one user and one assistant turn: {error}. Leave out template_chat.",
                 code="chat-template-error",
