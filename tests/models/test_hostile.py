@@ -105,35 +105,44 @@ def test_a_hostile_classifier_is_one_line(kind: str, tmp_path: Path, classifier:
     assert bool(refusal(lambda: source(["a"], ["b"]), folder)) == (not fine)
 
 
-@pytest.mark.parametrize("command", ["plan", "data", "score", "evaluate", "compare-models"])
+QUICK = {"config: a million layers", "config: unknown activation", "tokenizer: deep", "pickle: a trap"}
+COMMANDS = ["plan", "data", "score", "evaluate", "chat", "compare-models"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
-    "change",
-    [settings(CONFIG, num_hidden_layers=10**6), settings(CONFIG, hidden_act="os.system"), FOLDERS["tokenizer: deep"], FOLDERS["pickle: a trap"]],
-    ids=["layers", "activation", "tokenizer", "pickle"],
-)  # fmt: skip
+    "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in FOLDERS]
+)
 def test_every_command_says_it_in_one_line(
-    command: str, change: Change, tiny_workplace: Path, tiny_folder: Path
+    command: str, kind: str, tiny_workplace: Path, tiny_folder: Path
 ) -> None:
-    folder = changed(tiny_folder, Path.cwd() / "hostile", change)
+    folder = changed(tiny_folder, Path.cwd() / "hostile", FOLDERS[kind])
     Path("prompts.jsonl").write_text('{"prompt": "Say a word."}\n')
-    more = ["--set", f"model.name={folder}"]
-    words = [command, str(tiny_workplace), *more]
-    if command == "compare-models":
-        words = [
-            command,
+    words = {
+        "chat": [folder],
+        "compare-models": [
             str(tiny_folder),
             folder,
             "--prompts",
             "prompts.jsonl",
             "--set",
             "evaluation.max_new_tokens=8",
-        ]
-    result = CliRunner().invoke(app, words)
-    if result.exit_code == 0:  # a plan and the data need no weights
-        assert command in ("plan", "data")
+        ],
+    }.get(command, [str(tiny_workplace), "--set", f"model.name={folder}"])
+    result = CliRunner().invoke(app, [command, *words], input="hi\n")
+    if (
+        result.exit_code == 0
+    ):  # a plan and the data need no weights, and a chat says what is wrong and waits for the next line
+        assert (
+            kind in FINE
+            or command in ("plan", "data")
+            or "hostile is refused" in result.output
+            or "has a syntax error" in result.output
+        )
         return
     assert isinstance(result.exception, UserError), result.exception
     assert folder in str(result.exception)
+    assert "\n" not in str(result.exception)
 
 
 @pytest.mark.parametrize(
