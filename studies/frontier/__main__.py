@@ -2,7 +2,7 @@
 
     python -m studies.frontier --model FOLDER --arm sepo30 --seed 0
 
-trains one arm with one seed at three learning rates and measures it at eight points of each training; then it prints the table
+trains one arm with one seed at its learning rates and measures it at eight points of each training; then it prints the table
 of all that is stored. Without ``--arm`` all arms are run. FOLDER is stories260K in transformers' format, or any other model.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from studies.arms import VALUES
-from studies.frontier.arms import ARMS, RATES
+from studies.frontier.arms import ARMS
 from studies.frontier.runs import Held, measure, start_of, values_file
 from studies.frontier.world import REWARDS, World, best_of
 
@@ -25,7 +25,7 @@ def main() -> None:
         "--arm", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="NAME", help=", ".join(ARMS)
     )
     made.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
-    made.add_argument("--rate", type=float, nargs="+", default=list(RATES), help="learning rates")
+    made.add_argument("--rate", type=float, nargs="+", help="learning rates, in place of the arm's own")
     made.add_argument("--reward", choices=list(REWARDS), default="vader")
     made.add_argument("--runs", type=Path, default=Path("runs/frontier"))
     made.add_argument("--values", type=Path, default=VALUES / "frontier")
@@ -38,9 +38,8 @@ def main() -> None:
         best_of(world, chosen.values / f"best_of-{seed}.json")
         start_of(world, held, chosen.values)
         for name in chosen.arm:
-            measure(
-                world, held, ARMS[name], chosen.rate, values_file(chosen.values, chosen.reward, name, seed)
-            )
+            arm, file = ARMS[name], values_file(chosen.values, chosen.reward, name, seed)
+            measure(world, held, arm, chosen.rate or arm.rates, file)
 
 
 if __name__ == "__main__":

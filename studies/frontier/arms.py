@@ -9,8 +9,8 @@ from tokenward.methods import all_methods
 ORACLE = {"learning_rate": 1.5e-4, "num_train_epochs": 1}
 """How an oracle trains, and every other model that scores."""
 
-RATES = (5.0e-6, 1.5e-5, 5.0e-5)
-"""Learning rates of every policy, each for one epoch at a constant rate."""
+SLOW, MIDDLE, FAST = 5.0e-6, 1.5e-5, 5.0e-5
+"""Learning rates of the policies, each for one epoch at a constant rate."""
 
 
 class Arm(NamedTuple):
@@ -21,12 +21,14 @@ class Arm(NamedTuple):
         title: In tables and pictures.
         body: Tables of a recipe; the policy's training is the study's.
         group: Which table and picture it stands in.
+        rates: Learning rates. On a part of the tokens, the same rate goes further.
     """
 
     name: str
     title: str
     body: dict[str, Any]
     group: str = "methods"
+    rates: tuple[float, ...] = (MIDDLE, FAST)
 
 
 def selection(fraction: float, kind: str = "top_fraction") -> dict[str, Any]:
@@ -89,16 +91,24 @@ FROM_METHODS = {
 """Methods of ``tokenward methods`` that this data allows. ``ld_dpo`` is DPO where all replies are equally long; ``treg`` and
 ``tis_dpo_prompt`` need a model that follows instructions, ``xtf`` words of a task, ``cft`` a verifier; ``rto`` trains no policy."""
 
+SOME = (SLOW, MIDDLE)
+_KL = {"name": "token_kl", "direction": "reverse"}
+
+
+def _with_kl(factor: float, beta: float = 0.1) -> dict[str, Any]:
+    """DPO with the KL divergence to the start at every token."""
+    terms = [{**DPO, "beta": beta}, {**_KL, "factor": factor}]
+    return _policy({"name": "all"}, {"name": "sum", "terms": terms}, NO_SCORES)
+
+
+def _dpo(beta: float) -> dict[str, Any]:
+    return _policy({"name": "all"}, {**DPO, "beta": beta}, NO_SCORES)
+
+
 _LISTED = [
     *(Arm(name, title, _of_method(name)) for name, title in FROM_METHODS.items()),
-    *(
-        Arm(f"sepo{percent}", f"SePO {percent} %", _policy(selection(percent / 100), SEPO), "selection")
-        for percent in (10, 30, 50, 70)
-    ),
-    Arm("sepo30_random", "SePO, random 30 %", _policy(selection(0.3, "random"), SEPO), "selection"),
-    Arm("sepo30_inverse", "SePO, inverse 30 %", _policy(selection(0.3, "inverse"), SEPO), "selection"),
-    Arm("dpo30", "DPO on selected 30 %", _policy(selection(0.3), DPO), "selection"),
-    Arm("dpo30_random", "DPO on random 30 %", _policy(selection(0.3, "random"), DPO), "selection"),
+    Arm("dpo_b03", "DPO, beta 0.3", _dpo(0.3)),
+    Arm("dpo_b1", "DPO, beta 1", _dpo(1.0)),
     Arm(
         "sft", "likelihood of the best", _policy({"name": "all"}, {"name": "weighted_likelihood"}, NO_SCORES)
     ),
@@ -107,26 +117,36 @@ _LISTED = [
         "likelihood weighted by the oracle",
         _policy({"name": "soft", "transform": "exp", "temperature": 0.5}, {"name": "weighted_likelihood"}),
     ),
+    *(
+        Arm(f"sepo{percent}", f"SePO {percent} %", _policy(selection(percent / 100), SEPO), "selection", SOME)
+        for percent in (10, 30, 50, 70)
+    ),
+    Arm("sepo30_random", "SePO, random 30 %", _policy(selection(0.3, "random"), SEPO), "selection", SOME),
+    Arm("sepo30_inverse", "SePO, inverse 30 %", _policy(selection(0.3, "inverse"), SEPO), "selection", SOME),
+    Arm("dpo30", "DPO on selected 30 %", _policy(selection(0.3), DPO), "selection", SOME),
+    Arm(
+        "dpo30_b1", "DPO on selected 30 %, beta 1", _policy(selection(0.3), {**DPO, "beta": 1.0}), "selection"
+    ),
+    Arm("dpo30_random", "DPO on random 30 %", _policy(selection(0.3, "random"), DPO), "selection"),
     Arm(
         "tlm_sepo",
         "SePO 30 % by TLM's reward",
         _policy(selection(0.3), SEPO, {"scores": {"scorer": {"name": "reward"}}}),
         "selection",
+        SOME,
     ),
-    Arm(
-        "dpo_kl",
-        "DPO + KL",
-        _policy(
-            {"name": "all"},
-            {"name": "sum", "terms": [DPO, {"name": "token_kl", "factor": 0.03, "direction": "reverse"}]},
-            NO_SCORES,
-        ),
-        "anchor",
-    ),
+    Arm("dpo_kl", "DPO + KL", _with_kl(0.03), "anchor"),
+    Arm("dpo_kl1", "DPO + KL 0.1", _with_kl(0.1), "anchor"),
     Arm(
         "dpo30_anchor",
         "DPO on selected 30 %, KL elsewhere",
         _anchored(0.3, 0.03, "reverse", "others"),
+        "anchor",
+    ),
+    Arm(
+        "dpo30_anchor1",
+        "DPO on selected 30 %, KL 0.1 elsewhere",
+        _anchored(0.3, 0.1, "reverse", "others"),
         "anchor",
     ),
     Arm("dpo30_kl", "DPO on selected 30 % + KL", _anchored(0.3, 0.03, "reverse", "all"), "anchor"),

@@ -42,7 +42,9 @@ class Stored:
         chosen_on: Seeds on which each method's learning rate was chosen for each KL; None is ``seeds``.
     """
 
-    def __init__(self, values: Path, reward: str, seeds: Sequence[int], chosen_on: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, values: Path, reward: str, seeds: Sequence[int], chosen_on: Sequence[int] | None = None
+    ) -> None:
         self._values, self._reward, self.seeds = values, reward, list(seeds)
         self._choosing = self if chosen_on is None else Stored(values, reward, chosen_on)
         self._starts = {seed: self._read("start", seed)["0/reward"] for seed in self.seeds}

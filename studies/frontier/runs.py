@@ -105,7 +105,7 @@ class Held:
         return REWARDS[self._world.reward](self._own.reply(prompt, ids))
 
     def measured(self, model: PreTrainedModel | None = None) -> dict[str, np.ndarray]:
-        """One number per held-out prompt: ``reward``, ``kl``, ``distinct``; and per pair: ``chosen``, ``rejected``.
+        """One number per held-out prompt: ``reward`` and ``kl``; and means: ``distinct``, ``chosen``, ``rejected``.
 
         Args:
             model: The policy; None is the start itself.
@@ -124,9 +124,9 @@ class Held:
         return {
             "reward": np.array([REWARDS[self._world.reward](text) for text in texts]),
             "kl": kl.numpy(),
-            "distinct": np.array([len(set(own)) / max(len(own), 1) for own in words]),
-            "chosen": pairs[:PAIRS].numpy(),
-            "rejected": pairs[PAIRS:].numpy(),
+            "distinct": np.mean([len(set(own)) / max(len(own), 1) for own in words]),
+            "chosen": pairs[:PAIRS].mean().numpy(),
+            "rejected": pairs[PAIRS:].mean().numpy(),
         }
 
 
@@ -138,7 +138,7 @@ def values_file(values: Path, reward: str, arm: str, seed: int) -> Path:
 def measure(world: World, held: Held, arm: Arm, rates: Sequence[float], file: Path) -> None:
     """Train and measure an arm at the learning rates that its file lacks.
 
-    The file has an array ``RATE/QUANTITY`` of ``[points, prompts]`` for each.
+    The file has an array ``RATE/QUANTITY`` of ``[points, prompts]`` or ``[points]`` for each.
     """
     for rate in rates:
         known = stored(file)
@@ -151,7 +151,7 @@ def measure(world: World, held: Held, arm: Arm, rates: Sequence[float], file: Pa
             points.append(held.measured(model))
         shutil.rmtree(folder.parent)
         for name in points[0]:
-            known[f"{rate:g}/{name}"] = np.stack([point[name] for point in points]).astype(np.float16)
+            known[f"{rate:g}/{name}"] = compact([point[name] for point in points])
         save(file, known)
 
 
@@ -175,7 +175,12 @@ def start_of(world: World, held: Held, values: Path) -> None:
     file = values_file(values, world.reward, "start", world.seed)
     if not file.exists():
         found = held.measured()
-        save(file, {f"0/{name}": value[None].astype(np.float16) for name, value in found.items()})
+        save(file, {f"0/{name}": compact([value]) for name, value in found.items()})
+
+
+def compact(points: Sequence[np.ndarray]) -> np.ndarray:
+    """Values of several points in half precision, which is finer than their intervals."""
+    return np.stack(points).astype(np.float16)
 
 
 __all__ = ["Held", "measure", "start_of", "stored", "trained", "values_file"]
