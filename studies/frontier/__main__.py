@@ -13,8 +13,13 @@ import torch
 
 from studies.arms import VALUES
 from studies.frontier.arms import ARMS
+from studies.frontier.curves import Measured
 from studies.frontier.runs import Held, measure, start_of, values_file
+from studies.frontier.tables import draw, lines_of
 from studies.frontier.world import REWARDS, World, best_of
+from studies.tables import write
+
+TITLE = "Reward against the distance from the start"
 
 
 def main() -> None:
@@ -29,6 +34,12 @@ def main() -> None:
     made.add_argument("--reward", choices=list(REWARDS), default="vader")
     made.add_argument("--runs", type=Path, default=Path("runs/frontier"))
     made.add_argument("--values", type=Path, default=VALUES / "frontier")
+    made.add_argument(
+        "--chosen-on", type=int, nargs="+", help="seeds that choose the learning rates; otherwise --seed"
+    )
+    made.add_argument("--page", type=Path, help="page with the study's markers, docs/results.md")
+    made.add_argument("--picture", type=Path, help="file of the picture")
+    made.add_argument("--draw", nargs="+", choices=list(ARMS), metavar="NAME", help="arms of the picture")
     chosen = made.parse_args()
     torch.set_num_threads(1)
     for seed in chosen.seed if chosen.model else ():
@@ -40,6 +51,19 @@ def main() -> None:
         for name in chosen.arm:
             arm, file = ARMS[name], values_file(chosen.values, chosen.reward, name, seed)
             measure(world, held, arm, chosen.rate or arm.rates, file)
+    found = Measured(chosen.values, chosen.reward, chosen.seed, chosen.chosen_on)
+    lines = lines_of(found)
+    print("\n".join(lines))
+    if chosen.page is not None:
+        write(chosen.page, f"frontier {chosen.reward}", lines)
+    if chosen.picture is not None:
+        draw(
+            found,
+            chosen.draw or [name for name in ARMS if found.has(name)],
+            chosen.picture,
+            TITLE,
+            chosen.reward,
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""Tables and pictures of the study."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from studies.frontier.arms import ARMS, Arm
+from studies.frontier.curves import TARGETS, Measured, figure
+from studies.tables import COLOURS, cell
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # after the backend is chosen: a study runs without a screen
+
+BASES = ("dpo", "simpo")
+GRID = np.geomspace(0.3, 40, 40)
+LIMIT = "best-of-N sampling from the start"
+
+
+def lines_of(found: Measured, group: str | None = None) -> list[str]:
+    """Markdown tables: rewards at equal KL, and their differences to DPO and SimPO."""
+    arms = [arm for arm in ARMS.values() if found.has(arm.name) and group in (None, arm.group)]
+    kls = [f"{target:g} nats" for target in TARGETS]
+    lines = ["Reward at equal KL to the start:", "", *_head(["method", *kls])]
+    lines.append(_row([LIMIT, *(_cell(found.limit(target), found) for target in TARGETS)]))
+    lines += [
+        _row([arm.title, *(_cell(found.rewards(arm.name, target), found) for target in TARGETS)])
+        for arm in arms
+    ]
+    for base in BASES:
+        if found.has(base):
+            lines += [
+                "",
+                f"Minus {ARMS[base].title} at the same KL; in brackets the part of its distance to best-of-N that this is:",
+                "",
+            ]
+            lines += [
+                *_head(["method", *kls]),
+                *(_row(_differences(found, arm, base)) for arm in arms if arm.name != base),
+            ]
+    seeds = ", ".join(map(str, found.seeds))
+    note = f"Seeds {seeds}; n = {found.prompts} replies a method and point. Intervals are over seeds and prompts. The start has {found.start:.3f}."
+    return [*lines, "", note]
+
+
+def _head(names: Sequence[str]) -> list[str]:
+    return [_row(names), "|" + "---|" * len(names)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(resamples: np.ndarray | None, found: Measured) -> str:
+    return "not reached" if resamples is None else cell(figure(resamples, found.prompts), 3)
+
+
+def _differences(found: Measured, arm: Arm, base: str) -> list[str]:
+    cells = [arm.title]
+    for target in TARGETS:
+        own, other = found.rewards(arm.name, target), found.rewards(base, target)
+        if own is None or other is None:
+            cells.append("")
+            continue
+        share = (own[0] - other[0]) / (found.limit(target)[0] - other[0])
+        cells.append(f"{_cell(own - other, found)} ({share:.0%})")
+    return cells
+
+
+def draw(found: Measured, names: Sequence[str], file: Path, title: str, reward: str) -> None:
+    """Plot reward against KL: a curve with a band for each method, and the limit of best-of-N sampling."""
+    fig, axes = plt.subplots(figsize=(8.4, 5.4), layout="constrained")
+    limit = [figure(found.limit(kl), 0) for kl in GRID]
+    axes.plot(GRID, [one.value for one in limit], color="black", linestyle="--", label=LIMIT)
+    for place, name in enumerate(name for name in names if found.has(name)):
+        curve = [(kl, figure(rewards, 0)) for kl in GRID if (rewards := found.rewards(name, kl)) is not None]
+        kls, colour = [kl for kl, _ in curve], COLOURS[place % len(COLOURS)]
+        axes.plot(kls, [one.value for _, one in curve], color=colour, label=ARMS[name].title)
+        axes.fill_between(
+            kls,
+            [one.low for _, one in curve],
+            [one.high for _, one in curve],
+            color=colour,
+            alpha=0.18,
+            linewidth=0,
+        )
+    axes.axhline(found.start, color="#9a9a9a", linewidth=0.8)
+    axes.annotate(
+        "the start",
+        (GRID[0], found.start),
+        textcoords="offset points",
+        xytext=(2, -11),
+        color="#6c6c6c",
+        fontsize=9,
+    )
+    axes.set_xscale("log")
+    ticks = (0.3, 0.5, 1, 2, 5, 10, 20, 40)
+    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("distance from the start: KL of a reply, nats")
+    axes.set_ylabel(f"mean {reward} of replies to held-out prompts")
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(file, dpi=120)
+    plt.close(fig)
