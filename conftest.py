@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 import torch
 from pytest_markdown_docs.plugin import MarkdownDocstringCodeModule
+from werkzeug.serving import BaseWSGIServer
 
 from tests.tiny import make_workplace, planted_rows, save_tiny
 
 # The models are so small that a second thread costs more than it brings.
 torch.set_num_threads(1)
+
+# A test's server looks this often whether it shall stop. The default, half a second, was most of what such a test took.
+BaseWSGIServer.serve_forever.__defaults__ = (0.01,)
 
 
 SLOW = Path(__file__).parent / "tests" / "slow.txt"

@@ -39,6 +39,7 @@ from studies.tables import cell, write
 from tokenward import SideRule, TokenSettings, TopFraction
 from tokenward.evaluation.credit import KnownResponse, credit_figures, known_response
 from tokenward.evaluation.statistics import mean_figure
+from tokenward.models.identity import resolve
 from tokenward.tokens.segments import moved
 from tokenward.tokens.spans import ByteSpan
 from tokenward.types import Span
@@ -362,7 +363,7 @@ def main() -> None:
     kinds = {
         "bpe": Kind(lambda: str(small_bpe(chosen.gpt2, chosen.runs / "bpe")), 1e-3, 12),
         "stories": Kind(lambda: str(chosen.stories), 1e-3, 12),
-        "default": Kind(lambda: "default", 2e-5, 6),
+        "default": Kind(lambda: resolve("default"), 2e-5, 6),
     }
     arms = [
         (policy, oracle, seed) for seed in chosen.seeds for policy, names in ARMS.items() for oracle in names

@@ -22,6 +22,7 @@ class Arm(NamedTuple):
         body: Tables of a recipe; the policy's training is the study's.
         group: Which table and picture it stands in.
         rates: Learning rates. On a part of the tokens, the same rate goes further.
+        distilled: Whether the policy trains on replies that the start gives to the training prompts, ranked by the oracle.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Arm(NamedTuple):
     body: dict[str, Any]
     group: str = "methods"
     rates: tuple[float, ...] = (MIDDLE, FAST)
+    distilled: bool = False
 
 
 def selection(fraction: float, kind: str = "top_fraction") -> dict[str, Any]:
@@ -101,17 +103,24 @@ def _with_kl(factor: float, beta: float = 0.1) -> dict[str, Any]:
     return _policy({"name": "all"}, {"name": "sum", "terms": terms}, NO_SCORES)
 
 
+BY_ORACLE: dict[str, Any] = {
+    "auxiliary_models": {"known": {"model": "ORACLE"}},
+    "scores": {"scorer": {"name": "log_ratio", "numerator": "known", "denominator": "reference"}},
+}
+"""Scores of the oracle that ranked distilled replies; ``ORACLE`` is its folder."""
+
+
 def _dpo(beta: float) -> dict[str, Any]:
     return _policy({"name": "all"}, {**DPO, "beta": beta}, NO_SCORES)
 
+
+_LIKELIHOOD = _policy({"name": "all"}, {"name": "weighted_likelihood"}, NO_SCORES)
 
 _LISTED = [
     *(Arm(name, title, _of_method(name)) for name, title in FROM_METHODS.items()),
     Arm("dpo_b03", "DPO, beta 0.3", _dpo(0.3)),
     Arm("dpo_b1", "DPO, beta 1", _dpo(1.0)),
-    Arm(
-        "sft", "likelihood of the best", _policy({"name": "all"}, {"name": "weighted_likelihood"}, NO_SCORES)
-    ),
+    Arm("sft", "likelihood of the best", _LIKELIHOOD),
     Arm(
         "weighted",
         "likelihood weighted by the oracle",
@@ -148,6 +157,25 @@ _LISTED = [
         "DPO on selected 30 %, KL 0.1 elsewhere",
         _anchored(0.3, 0.1, "reverse", "others"),
         "anchor",
+    ),
+    Arm("distil_dpo", "distilled, DPO", _dpo(0.1), "distilled", SOME, distilled=True),
+    Arm("distil_dpo_b1", "distilled, DPO, beta 1", _dpo(1.0), "distilled", SOME, distilled=True),
+    Arm("distil_sft", "distilled, likelihood of the best", _LIKELIHOOD, "distilled", SOME, distilled=True),
+    Arm(
+        "distil_sepo30",
+        "distilled, SePO 30 %",
+        _policy(selection(0.3), SEPO, BY_ORACLE),
+        "distilled",
+        SOME,
+        distilled=True,
+    ),
+    Arm(
+        "distil_dpo30",
+        "distilled, DPO on selected 30 %",
+        _policy(selection(0.3), DPO, BY_ORACLE),
+        "distilled",
+        SOME,
+        distilled=True,
     ),
     Arm("dpo30_kl", "DPO on selected 30 % + KL", _anchored(0.3, 0.03, "reverse", "all"), "anchor"),
 ]

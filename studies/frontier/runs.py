@@ -11,23 +11,26 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from studies.frontier.arms import ORACLE, Arm
+from studies.frontier.arms import ARMS, ORACLE, Arm
 from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
-from studies.frontier.world import REPLY, REWARDS, Stories, World, words_of
-from tokenward.artifacts import atomic_file
+from studies.frontier.world import REPLIES, REPLY, REWARDS, SPARE, Stories, World, words_of
+from tokenward import TokenScorer
+from tokenward.artifacts import atomic_file, atomic_write
 from tokenward.stages.lists import carry_out, run_through
 from tokenward.tools.run import open_run
 
 POINTS = 8
 """Measured points of a training."""
 
-BATCH = 8
+BATCH, GROUPS = 8, 4
+"""Pairs of an update, and distilled rows for each training prompt."""
+
 PAIRS = 256
 """Held-out prompts whose best and worst reply are measured."""
 
 
-def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int]) -> dict[str, Any]:
-    """The whole recipe of an arm."""
+def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: Path) -> dict[str, Any]:
+    """The whole recipe of an arm on a file of rows."""
     body = json.loads(json.dumps(arm.body))  # tables of their own
     training = {"per_device_train_batch_size": BATCH, "lr_scheduler_type": "constant"}
     scoring = {**training, **ORACLE}
@@ -49,7 +52,7 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int]) -> dic
     return {
         "seed": world.seed,
         "model": {"name": world.model, "device": "cpu"},
-        "data": {"source": str(world.rows.resolve()), "eval": 0, "min_gap": 0.001},
+        "data": {"source": str(rows.resolve()), "eval": 0, "min_gap": 0.001},
         "tokens": {
             "template": "plain",
             "max_prompt_tokens": 64,
@@ -65,19 +68,63 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int]) -> dic
 
 def trained(world: World, arm: Arm, rate: float) -> list[Path]:
     """Train an arm's policy, and return the models at its points."""
-    rows = sum(
-        max(row) > min(row) for row in map(_scores, world.rows.read_text(encoding="utf-8").splitlines())
-    )
-    step = rows // BATCH // POINTS
+    rows, oracle = world.rows, ""
+    if arm.distilled:
+        oracle = str(_run_to(world, recipe_of(world, ARMS["sepo30"], rate, [1], rows), "oracle") / "model")
+        rows = distilled(world, oracle)
+    pairs = sum(max(row) > min(row) for row in map(_scores, rows.read_text(encoding="utf-8").splitlines()))
+    step = pairs // BATCH // POINTS
     points = [step * place for place in range(1, POINTS + 1)]
-    file = world.folder / f"{world.reward}.yaml"
-    file.write_text(yaml.safe_dump(recipe_of(world, arm, rate, points), sort_keys=False), encoding="utf-8")
-    run = open_run(str(file), [f"run={world.folder / world.reward}"], quiet=True)
-    run_through(run, "scores")
-    carry_out(run, "policy")
+    recipe = recipe_of(world, arm, rate, points, rows)
+    for table in recipe.get("auxiliary_models", {}).values():
+        table.update({"model": oracle} if table.get("model") == "ORACLE" else {})
+    policy = _run_to(world, recipe, "policy")
+    return [policy / "checkpoints" / f"checkpoint-{point}" for point in points]
+
+
+def _run_to(world: World, recipe: dict[str, Any], stage: str) -> Path:
+    """Carry out a recipe to one of its stages; returns the stage's folder.
+
+    Recipes of one data file share a run, so its data, reference values and oracle are made once.
+    """
+    name = Path(recipe["data"]["source"]).stem
+    file = world.folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    run = open_run(str(file), [f"run={world.folder / name}"], quiet=True)
+    run_through(run, "scores" if stage == "policy" else stage)
+    if stage == "policy":
+        carry_out(run, stage)
     for old in run.folder.glob(".previous/policy-*"):
         shutil.rmtree(old)
-    return [run.path("policy") / "checkpoints" / f"checkpoint-{point}" for point in points]
+    return run.path(stage)
+
+
+def distilled(world: World, oracle: str) -> Path:
+    """Rows of replies that the start gives to the training prompts, ranked by the sum of the oracle's token rewards; made once."""
+    file = world.folder / f"{world.reward}-distilled.jsonl"
+    if file.exists():
+        return file
+    own, scorer = Stories(world.model, world.seed), TokenScorer.load(Path(oracle).parent)
+    prompts = torch.tensor(world.prompts)
+    lines = []
+    for group in range(GROUPS):
+        asked = prompts.repeat_interleave(REPLIES, 0)
+        made = sampled(own.model, asked, REPLY + SPARE, own.banned, seed=(world.seed, group, 4)).ids.tolist()
+        texts = [
+            (own.text(prompt), own.reply(prompt, ids))
+            for prompt, ids in zip(asked.tolist(), made, strict=True)
+        ]
+        scores = [sum(token.score for token in found.tokens[:REPLY]) for found in scorer.score_all(texts)]
+        for first in range(0, len(texts), REPLIES):
+            part = slice(first, first + REPLIES)
+            row = {
+                "prompt": texts[first][0],
+                "responses": [reply for _, reply in texts[part]],
+                "scores": scores[part],
+            }
+            lines.append(json.dumps(row))
+    atomic_write(file, "\n".join(lines) + "\n")
+    return file
 
 
 def _scores(line: str) -> list[float]:

@@ -82,6 +82,11 @@ class World(NamedTuple):
         return self.folder / f"{self.reward}.jsonl"
 
     @property
+    def prompts(self) -> list[list[int]]:
+        """The training prompts, as token ids."""
+        return json.loads((self.folder / "samples.json").read_text(encoding="utf-8"))["prompts"]
+
+    @property
     def held(self) -> dict[str, Any]:
         """Held-out prompts and four replies to each, as token ids."""
         return json.loads((self.folder / "held.json").read_text(encoding="utf-8"))
