@@ -83,6 +83,21 @@ def test_a_stage_reads_no_file_that_has_changed(copied_run: Path, capsys: pytest
     assert "damaged: scores/tokens-00000.parquet has other content" in said
 
 
+@pytest.mark.parametrize("name", ["pairs/*/pairs.npz", "encoded/*/encoded.arrow"])
+def test_the_report_of_a_finished_run_reads_no_file_that_has_changed(
+    copied_run: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents()
+    (found,) = RUN.glob(name)
+    flip(found, 5)
+    with pytest.raises(UserError) as caught:
+        tokenward.make_report(RUN)
+    assert caught.value.code == "damaged-files"
+    tokenward.run(copied_run)
+    assert contents() == before
+    assert f"damaged: {name.partition('/')[0]}/" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_stage_whose_input_came_out_different_is_made_again(
     copied_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

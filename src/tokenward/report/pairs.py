@@ -129,7 +129,7 @@ class PairReader:
         folder = self.run.path / "pairs" / pairs
         encoded = self.run.path / "encoded" / read_manifest(folder).inputs["encoded"]
         for place in (encoded, folder):
-            read_manifest(place).check_files(place, every=False)
+            read_manifest(place).check_files(place)
         return read_parts(folder / PAIRS, EncodedStore.open([encoded / ENCODED]))
 
     @cached_property

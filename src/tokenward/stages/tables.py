@@ -106,7 +106,7 @@ def _problem(folder: Path) -> str:
         found = read_manifest(folder)
     except UserError as error:
         return f"{folder.name}: {error}"
-    damaged = found.needed_damage(folder) if found.complete else {}
+    damaged = found.needed_damage(folder, every=True) if found.complete else {}
     return said(folder, damaged) if damaged else ""
 
 
