@@ -22,7 +22,9 @@ class Arm(NamedTuple):
         body: Tables of a recipe; the policy's training is the study's.
         group: Which table and picture it stands in.
         rates: Learning rates. On a part of the tokens, the same rate goes further.
-        distilled: Whether the policy trains on replies that the start gives to the training prompts, ranked by the oracle.
+        pairs: Which pairs of the four replies train it: the best and the worst, or all.
+        distilled: Whether the policy trains on replies that the start gives to the training prompts, ranked by an oracle of
+            all pairs.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Arm(NamedTuple):
     body: dict[str, Any]
     group: str = "methods"
     rates: tuple[float, ...] = (MIDDLE, FAST)
+    pairs: str = "best_worst"
     distilled: bool = False
 
 
@@ -118,6 +121,7 @@ _LIKELIHOOD = _policy({"name": "all"}, {"name": "weighted_likelihood"}, NO_SCORE
 
 _LISTED = [
     *(Arm(name, title, _of_method(name)) for name, title in FROM_METHODS.items()),
+    Arm("dpo_all", "DPO on all pairs", _dpo(0.1), rates=SOME, pairs="all"),
     Arm("dpo_b03", "DPO, beta 0.3", _dpo(0.3)),
     Arm("dpo_b1", "DPO, beta 1", _dpo(1.0)),
     Arm("sft", "likelihood of the best", _LIKELIHOOD),

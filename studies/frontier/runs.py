@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ POINTS = 8
 
 BATCH, GROUPS = 8, 4
 """Pairs of an update, and distilled rows for each training prompt."""
+
+LEAST = 0.001
+"""Smallest difference of the rewards in a pair: VADER rounds to a tenth of it."""
 
 PAIRS = 256
 """Held-out prompts whose best and worst reply are measured."""
@@ -52,7 +56,7 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
     return {
         "seed": world.seed,
         "model": {"name": world.model, "device": "cpu"},
-        "data": {"source": str(rows.resolve()), "eval": 0, "min_gap": 0.001},
+        "data": {"source": str(rows.resolve()), "eval": 0, "min_gap": LEAST, "pairs": arm.pairs},
         "tokens": {
             "template": "plain",
             "max_prompt_tokens": 64,
@@ -70,10 +74,12 @@ def trained(world: World, arm: Arm, rate: float) -> list[Path]:
     """Train an arm's policy, and return the models at its points."""
     rows, oracle = world.rows, ""
     if arm.distilled:
-        oracle = str(_run_to(world, recipe_of(world, ARMS["sepo30"], rate, [1], rows), "oracle") / "model")
+        source = ARMS["sepo30"]._replace(pairs="all")
+        oracle = str(_run_to(world, recipe_of(world, source, rate, [1], rows), "oracle") / "model")
         rows = distilled(world, oracle)
-    pairs = sum(max(row) > min(row) for row in map(_scores, rows.read_text(encoding="utf-8").splitlines()))
-    step = pairs // BATCH // POINTS
+    scores = map(_scores, rows.read_text(encoding="utf-8").splitlines())
+    count = sum(_pairs(row) if arm.pairs == "all" else max(row) > min(row) for row in scores)
+    step = count // BATCH // POINTS
     points = [step * place for place in range(1, POINTS + 1)]
     recipe = recipe_of(world, arm, rate, points, rows)
     for table in recipe.get("auxiliary_models", {}).values():
@@ -87,7 +93,7 @@ def _run_to(world: World, recipe: dict[str, Any], stage: str) -> Path:
 
     Recipes of one data file share a run, so its data, reference values and oracle are made once.
     """
-    name = Path(recipe["data"]["source"]).stem
+    name = f"{Path(recipe['data']['source']).stem}-{recipe['data']['pairs']}"
     file = world.folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     run = open_run(str(file), [f"run={world.folder / name}"], quiet=True)
@@ -125,6 +131,10 @@ def distilled(world: World, oracle: str) -> Path:
             lines.append(json.dumps(row))
     atomic_write(file, "\n".join(lines) + "\n")
     return file
+
+
+def _pairs(scores: Sequence[float]) -> int:
+    return sum(abs(one - other) >= LEAST for one, other in combinations(scores, 2))
 
 
 def _scores(line: str) -> list[float]:
