@@ -121,13 +121,15 @@ class Measured:
         }
 
     def limit(self, target: float) -> np.ndarray:
-        """The reward of best-of-N sampling at a KL, between the measured N; beyond them that of the largest.  -> [b]"""
+        """The reward of best-of-N sampling at a KL, between the measured N; beyond them that of the largest, which is too low.  -> [b]"""
         found = []
         for number, seed in enumerate(self.seeds):
             file = self._values / f"best_of-{seed}.json"
             values = json.loads(file.read_text(encoding="utf-8"))[self._reward]
             kl = np.array([best_of_kl(int(n)) for n in values])
-            rewards = self._draws[1][number] @ np.array(list(values.values())).T
+            measured = np.array(list(values.values()))
+            share = self._draws[1][number][:, : measured.shape[1]]
+            rewards = share / share.sum(1, keepdims=True) @ measured.T
             found.append(at(np.tile(kl, (RESAMPLES, 1)), rewards, min(target, float(kl[-1]))))
         return self._over_seeds(found)
 

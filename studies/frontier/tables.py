@@ -8,6 +8,7 @@ import numpy as np
 
 from studies.frontier.arms import ARMS, Arm
 from studies.frontier.curves import TARGETS, Measured, figure
+from studies.frontier.world import BEST_OF, best_of_kl
 from studies.tables import COLOURS, cell
 
 matplotlib.use("Agg")
@@ -15,7 +16,8 @@ from matplotlib import pyplot as plt  # after the backend is chosen: a study run
 
 BASES = ("dpo", "simpo")
 GRID = np.geomspace(0.3, 40, 40)
-LIMIT = "best-of-N sampling from the start"
+LIMIT = f"best-of-N sampling from the start, N up to {BEST_OF[-1]}"
+LARGEST = best_of_kl(BEST_OF[-1])
 
 
 def lines_of(found: Measured, group: str | None = None) -> list[str]:
@@ -23,7 +25,7 @@ def lines_of(found: Measured, group: str | None = None) -> list[str]:
     arms = [arm for arm in ARMS.values() if found.has(arm.name) and group in (None, arm.group)]
     kls = [f"{target:g} nats" for target in TARGETS]
     lines = ["Reward at equal KL to the start:", "", *_head(["method", *kls])]
-    lines.append(_row([LIMIT, *(_cell(found.limit(target), found) for target in TARGETS)]))
+    lines.append(_row([LIMIT, *(_limit(found, target) for target in TARGETS)]))
     lines += [
         _row([arm.title, *(_cell(found.rewards(arm.name, target), found) for target in TARGETS)])
         for arm in arms
@@ -52,6 +54,10 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def _limit(found: Measured, target: float) -> str:
+    return ("" if target <= LARGEST else "more than ") + _cell(found.limit(target), found)
+
+
 def _cell(resamples: np.ndarray | None, found: Measured) -> str:
     return "not reached" if resamples is None else cell(figure(resamples, found.prompts), 3)
 
@@ -64,15 +70,16 @@ def _differences(found: Measured, arm: Arm, base: str) -> list[str]:
             cells.append("")
             continue
         share = (own[0] - other[0]) / (found.limit(target)[0] - other[0])
-        cells.append(f"{_cell(own - other, found)} ({share:.0%})")
+        cells.append(_cell(own - other, found) + (f" ({share:.0%})" if target <= LARGEST else ""))
     return cells
 
 
 def draw(found: Measured, names: Sequence[str], file: Path, title: str, reward: str) -> None:
     """Plot reward against KL: a curve with a band for each method, and the limit of best-of-N sampling."""
     fig, axes = plt.subplots(figsize=(8.4, 5.4), layout="constrained")
-    limit = [figure(found.limit(kl), 0) for kl in GRID]
-    axes.plot(GRID, [one.value for one in limit], color="black", linestyle="--", label=LIMIT)
+    measured = GRID[GRID <= LARGEST]
+    limit = [figure(found.limit(kl), 0).value for kl in measured]
+    axes.plot(measured, limit, color="black", linestyle="--", label=LIMIT)
     for place, name in enumerate(name for name in names if found.has(name)):
         curve = [(kl, figure(rewards, 0)) for kl in GRID if (rewards := found.rewards(name, kl)) is not None]
         kls, colour = [kl for kl, _ in curve], COLOURS[place % len(COLOURS)]

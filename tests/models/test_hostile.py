@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaForSequenceClassification
 from typer.testing import CliRunner
 
-from tests.models.hostile import ADAPTERS, CONFIG, FOLDERS, OF_ADAPTER, Change, settings
+from tests.models.hostile import ADAPTERS, FOLDERS, OF_ADAPTER, Change, settings
 from tests.tiny import tiny_llama
 from tokenward.cli import app
 from tokenward.errors import UserError
