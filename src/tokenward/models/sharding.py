@@ -159,6 +159,24 @@ def reshard(module: nn.Module) -> None:
             part.reshard()
 
 
+def whole_state(module: nn.Module) -> dict[str, Tensor] | None:
+    """Whole copies of a module's state on the CPU, in the first process; nothing in the others.
+
+    None if no weight is in parts, so that the module can be saved as it is. All processes must call this.
+    """
+    if not is_sharded(module):
+        return None
+    reshard(module)
+    copies: dict[int, Tensor | None] = {}  # weights that several modules share have one copy
+    found: dict[str, Tensor] = {}
+    for name, weight in module.state_dict(keep_vars=True).items():
+        if id(weight) not in copies:
+            copies[id(weight)] = whole(weight)
+        copy = copies[id(weight)]
+        found |= {} if copy is None or not is_first_process() else {name: copy}
+    return found
+
+
 def weights_within(module: nn.Module, part: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a part of a module, by their names in the part."""
     prefix = next(name for name, found in module.named_modules() if found is part) + "."

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from tokenward.distributed import alone, first_alone
-from tokenward.models.attention import install_tree_attention
+from tokenward.models.attention import PLAIN_NAMES, install_tree_attention
 from tokenward.models.head import install_head
 from tokenward.models.identity import ModelParts, base_config, parts_of, resolve
 from tokenward.models.loading import LanguageModel, load_model, load_tokenizer
@@ -70,7 +70,8 @@ def _first_reads(load: Callable[[], M]) -> tuple[M | None, _Read]:
             found.layout,
             None if head is None else head.change,
             inner.dtype,
-            str(inner.config._attn_implementation),
+            # Ours is known to transformers only where a model has been loaded.
+            PLAIN_NAMES.get(attention := str(inner.config._attn_implementation), attention),
             getattr(inner, "generation_config", None),  # a body has none
             found.fingerprint,
         )

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from transformers import TrainingArguments
 
 from tokenward.api.training import with_new_adapter
@@ -14,6 +15,7 @@ from tokenward.distributed import alone, first_alone, gather, place
 from tokenward.models.head_mlp import HeadMLPSettings
 from tokenward.models.loading import LanguageModel, absolute_name
 from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model
+from tokenward.models.sharding import whole_state
 from tokenward.models.spread import new_reward_in_first
 from tokenward.objectives import SFT, Objective, needs_of
 from tokenward.plugins import build
@@ -29,6 +31,7 @@ from tokenward.stages.run import Run
 from tokenward.stages.tasks import EncodedExamples, check_same_tokens, encoded_examples, source_of, task_of
 from tokenward.stages.training import (
     SftStage,
+    cuts,
     example_prompts,
     fit_stage,
     model_settings,
@@ -142,9 +145,10 @@ def _rollout_rows(examples: EncodedExamples, count: int, length: int) -> list[To
     return [TokenRow(made, prompts[place], [[0] * length] * count, [0] * count) for place in places]
 
 
-def online_policy(run: Run) -> LanguageModel:
-    """The policy before training: whole, with an adapter, or with an MLP before its head."""
-    start, settings = run.load(run.start_model), run.recipe.model.head_mlp
+def online_policy(run: Run, *, cut: bool = False) -> LanguageModel:
+    """The policy before training: whole, with an adapter, or with an MLP before its head; ``cut`` as for :meth:`Run.load`."""
+    settings = run.recipe.model.head_mlp
+    start = run.load(run.start_model, cut=cut and settings is None)
     if settings is None:
         return with_new_adapter(start, run.recipe.model.adapter, run.recipe.seed)
     return start.with_head_mlp(head_mlp_settings(settings), seed=run.recipe.seed)
@@ -166,7 +170,7 @@ def reward_start(run: Run) -> str:
 
 
 def fresh_reward(run: Run, *, cut: bool = False) -> RewardModel:
-    """The token reward model before training; ``cut`` for a training that cuts its weights among the processes."""
+    """The token reward model before training; ``cut`` as for :meth:`Run.load`."""
     table = run.recipe.model
     return (new_reward_in_first if cut else new_reward_model)(
         reward_start(run),
@@ -189,7 +193,7 @@ class OnlineLoop:
 
     def __init__(self, run: Run, stage: StageFolder, objective: Objective) -> None:
         self.run, self.stage, self.online, self.objective = run, stage, run.online, objective
-        self.policy = online_policy(run)
+        self.policy = online_policy(run, cut=cuts(run, stage, run.online.training))
         self.task = task_of(run, self.policy)
         self.selector = selector_of(self.online.selection, run.recipe.seed)
         self._empty = 0
@@ -218,7 +222,8 @@ class OnlineLoop:
         )
         if self._empty:
             run.display.line(f"  empty replies that did not train: {self._empty}")
-        first_alone(lambda: self._write(callback))
+        weights = None if self.reward is None else whole_state(self.reward.model)
+        first_alone(lambda: self._write(callback, weights))
         learned = sum(event["event"] == "reward" for event in callback.events)
         start = {"start": absolute_name(run.start_model)}
         return {
@@ -229,9 +234,9 @@ class OnlineLoop:
             "best_step": callback.best_step,
         }
 
-    def _write(self, callback: Alternating) -> None:
+    def _write(self, callback: Alternating, weights: dict[str, Tensor] | None) -> None:
         if self.reward is not None:
-            self.reward.save(self.stage.path / "reward")
+            self.reward.save(self.stage.path / "reward", weights)
         write_jsonl(self.stage.path / "events.jsonl", callback.events, ascii=True)
 
     def _callback(self) -> Alternating:

@@ -26,6 +26,7 @@ from tokenward.distributed import agree, first_alone
 from tokenward.errors import UserError, no_exit
 from tokenward.models.base import TokenModel, layout_of_both
 from tokenward.models.loading import LanguageModel
+from tokenward.models.sharding import reshard
 from tokenward.objectives.base import Losses, Objective, needs_of, title_of
 from tokenward.objectives.custom import check_declared
 from tokenward.tokens.batches import Batch
@@ -167,6 +168,7 @@ class TokenTrainer(Trainer):
         self._last_batch: StepBatch | None = None
         self._step: list[StepBatch] = []
         self._step_passes: list[list[Pass]] = []
+        reshard(model.model)  # of a model that an earlier training has cut; an optimizer must not get gathered copies
         with _keeping_use_cache(model.model):
             super().__init__(
                 model=model.model,
