@@ -9,6 +9,12 @@ from tokenward.methods import all_methods
 ORACLE = {"learning_rate": 1.5e-4, "num_train_epochs": 1}
 """How an oracle trains, and every other model that scores."""
 
+REWARD: dict[str, Any] = {
+    "head": {"hidden": 128, "gain": 0.1, "bound": "none", "bias": 0.0},
+    "training": {"learning_rate": 1.0e-3, "num_train_epochs": 3},
+}
+"""TLM's token reward. Its head is small and without bounds, unless its rewards are weights, which must be positive."""
+
 SLOW, MIDDLE, FAST = 5.0e-6, 1.5e-5, 5.0e-5
 """Learning rates of the policies, each for one epoch at a constant rate."""
 
@@ -23,8 +29,8 @@ class Arm(NamedTuple):
         group: Which table and picture it stands in.
         rates: Learning rates. On a part of the tokens, the same rate goes further.
         pairs: Which pairs of the four replies train it: the best and the worst, or all.
-        distilled: Whether the policy trains on replies that the start gives to the training prompts, ranked by an oracle of
-            all pairs.
+        distilled: If set, the policy trains on replies that the start gives to the training prompts, ranked by an ``oracle`` of
+            all pairs or by TLM's token ``reward``.
     """
 
     name: str
@@ -33,7 +39,7 @@ class Arm(NamedTuple):
     group: str = "methods"
     rates: tuple[float, ...] = (MIDDLE, FAST)
     pairs: str = "best_worst"
-    distilled: bool = False
+    distilled: str = ""
 
 
 def selection(fraction: float, kind: str = "top_fraction") -> dict[str, Any]:
@@ -162,16 +168,32 @@ _LISTED = [
         _anchored(0.3, 0.1, "reverse", "others"),
         "anchor",
     ),
-    Arm("distil_dpo", "distilled, DPO", _dpo(0.1), "distilled", SOME, distilled=True),
-    Arm("distil_dpo_b1", "distilled, DPO, beta 1", _dpo(1.0), "distilled", SOME, distilled=True),
-    Arm("distil_sft", "distilled, likelihood of the best", _LIKELIHOOD, "distilled", SOME, distilled=True),
+    Arm(
+        "distil_reward_b1",
+        "distilled by TLM's reward, DPO, beta 1",
+        _dpo(1.0),
+        "distilled",
+        distilled="reward",
+    ),
+    Arm(
+        "distil_reward_b03",
+        "distilled by TLM's reward, DPO, beta 0.3",
+        _dpo(0.3),
+        "distilled",
+        distilled="reward",
+    ),
+    Arm("distil_dpo", "distilled, DPO", _dpo(0.1), "distilled", SOME, distilled="oracle"),
+    Arm("distil_dpo_b1", "distilled, DPO, beta 1", _dpo(1.0), "distilled", SOME, distilled="oracle"),
+    Arm(
+        "distil_sft", "distilled, likelihood of the best", _LIKELIHOOD, "distilled", SOME, distilled="oracle"
+    ),
     Arm(
         "distil_sepo30",
         "distilled, SePO 30 %",
         _policy(selection(0.3), SEPO, BY_ORACLE),
         "distilled",
         SOME,
-        distilled=True,
+        distilled="oracle",
     ),
     Arm(
         "distil_dpo30",
@@ -179,7 +201,7 @@ _LISTED = [
         _policy(selection(0.3), DPO, BY_ORACLE),
         "distilled",
         SOME,
-        distilled=True,
+        distilled="oracle",
     ),
     Arm("dpo30_kl", "DPO on selected 30 % + KL", _anchored(0.3, 0.03, "reverse", "all"), "anchor"),
 ]

@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from studies.frontier.arms import ARMS, ORACLE, Arm
+from studies.frontier.arms import ARMS, ORACLE, REWARD, Arm
 from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
 from studies.frontier.world import REPLIES, REPLY, REWARDS, SPARE, Stories, World, words_of
 from tokenward import TokenScorer
@@ -41,7 +41,8 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
     if "oracle" in body:
         body["oracle"]["training"] = {**scoring, **body["oracle"].get("training", {})}
     if body["scores"]["scorer"]["name"] == "reward":
-        body["reward"] = {"training": scoring}
+        head = {} if body["policy"]["selection"]["name"] == "soft" else REWARD["head"]
+        body["reward"] = {"head": head, "training": {**training, **REWARD["training"]}}
     for table in body.get("auxiliary_models", {}).values():
         if "training" in table:
             table["training"] = {**scoring, **table["training"]}
@@ -72,18 +73,18 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
 
 def trained(world: World, arm: Arm, rate: float) -> list[Path]:
     """Train an arm's policy, and return the models at its points."""
-    rows, oracle = world.rows, ""
+    rows, judge = world.rows, Path()
     if arm.distilled:
-        source = ARMS["sepo30"]._replace(pairs="all")
-        oracle = str(_run_to(world, recipe_of(world, source, rate, [1], rows), "oracle") / "model")
-        rows = distilled(world, oracle)
+        source = ARMS["sepo30" if arm.distilled == "oracle" else "tlm_sepo"]._replace(pairs="all")
+        judge = _run_to(world, recipe_of(world, source, rate, [1], rows), arm.distilled)
+        rows = distilled(world, judge)
     scores = map(_scores, rows.read_text(encoding="utf-8").splitlines())
     count = sum(_pairs(row) if arm.pairs == "all" else max(row) > min(row) for row in scores)
     step = count // BATCH // POINTS
     points = [step * place for place in range(1, POINTS + 1)]
     recipe = recipe_of(world, arm, rate, points, rows)
     for table in recipe.get("auxiliary_models", {}).values():
-        table.update({"model": oracle} if table.get("model") == "ORACLE" else {})
+        table.update({"model": str(judge / "model")} if table.get("model") == "ORACLE" else {})
     policy = _run_to(world, recipe, "policy")
     return [policy / "checkpoints" / f"checkpoint-{point}" for point in points]
 
@@ -105,12 +106,17 @@ def _run_to(world: World, recipe: dict[str, Any], stage: str) -> Path:
     return run.path(stage)
 
 
-def distilled(world: World, oracle: str) -> Path:
-    """Rows of replies that the start gives to the training prompts, ranked by the sum of the oracle's token rewards; made once."""
-    file = world.folder / f"{world.reward}-distilled.jsonl"
+def distilled(world: World, judge: Path) -> Path:
+    """Rows of replies that the start gives to the training prompts, ranked by the sum of their token rewards; made once.
+
+    Args:
+        world: The data of a seed.
+        judge: Folder of an oracle or a reward, which gives the token rewards.
+    """
+    file = world.folder / f"{world.reward}-by-{judge.name}.jsonl"
     if file.exists():
         return file
-    own, scorer = Stories(world.model, world.seed), TokenScorer.load(Path(oracle).parent)
+    own, scorer = Stories(world.model, world.seed), TokenScorer.load(judge)
     prompts = torch.tensor(world.prompts)
     lines = []
     for group in range(GROUPS):
