@@ -1,1 +1,8 @@
-"""Reward against KL: which method gets how much reward at which distance from the start."""
+"""Reward against KL: which method gets how much reward at which distance from the start?
+
+Methods, learning rates and the recipe of our own are chosen on the seeds :data:`LOOKED_AT`. What is claimed is measured on the seeds
+:data:`CONFIRMING`, which were named here before any of them was run, with the learning rates that the first seeds chose.
+"""
+
+LOOKED_AT = (0, 1, 2)
+CONFIRMING = (10, 11, 12, 13, 14)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from studies.arms import VALUES
+from studies.frontier import LOOKED_AT
 from studies.frontier.arms import ARMS
 from studies.frontier.curves import Measured
 from studies.frontier.runs import Held, measure, start_of, values_file
@@ -29,7 +30,7 @@ def main() -> None:
     made.add_argument(
         "--arm", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="NAME", help=", ".join(ARMS)
     )
-    made.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
+    made.add_argument("--seed", type=int, nargs="+", default=list(LOOKED_AT))
     made.add_argument("--rate", type=float, nargs="+", help="learning rates, in place of the arm's own")
     made.add_argument("--reward", choices=list(REWARDS), default="vader")
     made.add_argument("--runs", type=Path, default=Path("runs/frontier"))

@@ -152,10 +152,13 @@ def _unless_done(folder: Path, wanted: Manifest) -> Iterator[StageFolder | None]
 def _write_pairs(run: Run, store: EncodedStore, train: int, path: Path) -> dict[str, dict[str, int]]:
     """Form the pairs and write them; returns the counts of each part."""
     table = run.recipe.data
-    both = [
-        TokenTable.pairs(store, table.pairs, min_gap=table.min_gap, first=first, last=last)
-        for first, last in ((0, train), (train, len(store)))
-    ]
+    with run.display.progress("pairs", len(store), brief=True) as bar:
+        both = [
+            TokenTable.pairs(
+                store, table.pairs, min_gap=table.min_gap, first=first, last=last, progress=bar.advance
+            )
+            for first, last in ((0, train), (train, len(store)))
+        ]
     if not len(both[0]) and table.min_gap is not None:
         raise UserError(
             f"no training pair is left: min_gap {table.min_gap} is larger than every gap. Lower it or remove it.",

@@ -105,13 +105,14 @@ class TokenTable(Sequence[TokenRow]):
         min_gap: float | None = None,
         first: int = 0,
         last: int | None = None,
+        progress: Callable[[int], None] = lambda count: None,
     ) -> Self:
         """The pairs of comparisons ``first`` to ``last`` by a rule of :mod:`tokenward.data.pairs`.
 
-        A comparison with a single response is a row.
+        A comparison with a single response is a row. ``progress`` is called with the numbers of comparisons read.
         """
         responses, sizes = array("q"), array("q")
-        for row, start, ranks in _ranks_of(store, first, len(store) if last is None else last):
+        for row, start, ranks in _ranks_of(store, first, len(store) if last is None else last, progress):
             if len(ranks) == 1:
                 found = [(0,)]
             elif min_gap is None:
@@ -405,7 +406,9 @@ class _Judged(NamedTuple):
         return plain
 
 
-def _ranks_of(store: EncodedStore, first: int, last: int) -> Iterator[tuple[int, int, list[int]]]:
+def _ranks_of(
+    store: EncodedStore, first: int, last: int, progress: Callable[[int], None]
+) -> Iterator[tuple[int, int, list[int]]]:
     """For each of some rows of a store its number, that of its first response, and the ranks of its responses."""
     ranks = store.column("ranks")
     for begin in range(first, last, _LISTED_ROWS):
@@ -413,6 +416,7 @@ def _ranks_of(store: EncodedStore, first: int, last: int) -> Iterator[tuple[int,
         listed, start = ranks[starts[0] : starts[-1]].tolist(), int(starts[0])
         for row, (one, other) in enumerate(pairwise(starts.tolist()), begin):
             yield row, one, listed[one - start : other - start]
+        progress(len(starts) - 1)
 
 
 def write_parts(path: Path, parts: Mapping[str, TokenTable]) -> None:
