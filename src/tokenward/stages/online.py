@@ -116,7 +116,8 @@ class OnlineStage(TrainingStage):
         return {**inputs, "texts": files, "task model": task}
 
     def make(self, run: Run, folder: StageFolder) -> Mapping[str, Any]:
-        return OnlineLoop(run, folder, self.objective(run)).train()
+        cut = cuts(run, folder, run.online.training)
+        return OnlineLoop(run, folder, self.objective(run), cut=cut).train()
 
     def planned(self, run: Run, template: Template) -> Training | None:
         """Rows with references, or rollouts of maximum length; the rows of a prompt task are not counted."""
@@ -189,11 +190,11 @@ def reads_reward(objective_name: str, selector: Selector) -> bool:
 
 
 class OnlineLoop:
-    """The training of an online policy and its reward."""
+    """The training of an online policy and its reward; ``cut`` as for :meth:`Run.load`."""
 
-    def __init__(self, run: Run, stage: StageFolder, objective: Objective) -> None:
+    def __init__(self, run: Run, stage: StageFolder, objective: Objective, *, cut: bool = False) -> None:
         self.run, self.stage, self.online, self.objective = run, stage, run.online, objective
-        self.policy = online_policy(run, cut=cuts(run, stage, run.online.training))
+        self.policy = online_policy(run, cut=cut)
         self.task = task_of(run, self.policy)
         self.selector = selector_of(self.online.selection, run.recipe.seed)
         self._empty = 0
