@@ -168,9 +168,8 @@ class TokenTrainer(Trainer):
         self._last_batch: StepBatch | None = None
         self._step: list[StepBatch] = []
         self._step_passes: list[list[Pass]] = []
-        reshard(
-            model.model
-        )  # of a model that an earlier training has cut; an optimizer must not get gathered copies
+        # An earlier training may have cut the model, and an optimizer must not get gathered copies of its weights.
+        reshard(model.model)
         with _keeping_use_cache(model.model):
             super().__init__(
                 model=model.model,
