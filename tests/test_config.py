@@ -514,6 +514,9 @@ SOURCE = "online: {source: {name: rouge}}"
         (f"{EXAMPLES}\n{SOURCE}\npolicy: {{objective: {{name: sepo}}}}", 3, "policy"),
         (f"{EXAMPLES}\n{SOURCE}\nscores: {{scorer: {{name: random}}}}", 3, "scores.scorer"),
         (f"{TASK}\n{SOURCE}", 2, "online.source"),
+        (f"{EXAMPLES}\nreward: {{head: {{hidden: 4}}}}\nonline: {{reward: r}}", 2, "reward"),
+        (f"{EXAMPLES}\nonline: {{reward: r, samples: 3}}", 2, "online.samples"),
+        (f"{EXAMPLES}\nonline: {{reward: r, source: {{name: rouge}}}}", 2, "online.source"),
         (f"{TASK}\nonline: {{}}\nevaluation: {{metrics: [vader]}}", 3, "evaluation.metrics"),
     ],
 )

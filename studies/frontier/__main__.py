@@ -4,7 +4,7 @@
 
 trains one arm with one seed at its learning rates and measures it at eight points of each training; then it prints the table
 of all that is stored. Without ``--arm`` all arms are run. FOLDER is stories260K in transformers' format, or any other model,
-whose values belong in a folder of their own (``--values``): a file of values does not know the model that was measured.
+whose values need a folder of their own (``--values``). Values of an older recipe are measured again.
 """
 
 import argparse

@@ -15,7 +15,7 @@ REWARD: dict[str, Any] = {
 }
 """TLM's token reward. Its head is small and without bounds, unless its rewards are weights, which must be positive."""
 
-SLOW, MIDDLE, FAST = 5.0e-6, 1.5e-5, 5.0e-5
+SLOW, MIDDLE, FAST, FASTER = 5.0e-6, 1.5e-5, 5.0e-5, 1.5e-4
 """Learning rates of the policies, each for one epoch at a constant rate."""
 
 
@@ -102,7 +102,7 @@ FROM_METHODS = {
 """Methods of ``tokenward methods`` that this data allows. ``ld_dpo`` is DPO where all replies are equally long; ``treg`` and
 ``tis_dpo_prompt`` need a model that follows instructions, ``xtf`` words of a task, ``cft`` a verifier; ``rto`` trains no policy."""
 
-SOME = (SLOW, MIDDLE)
+SOME, QUICK = (SLOW, MIDDLE), (FAST, FASTER)
 _KL = {"name": "token_kl", "direction": "reverse"}
 
 
@@ -128,9 +128,9 @@ _LIKELIHOOD = _policy({"name": "all"}, {"name": "weighted_likelihood"}, NO_SCORE
 _LISTED = [
     *(Arm(name, title, _of_method(name)) for name, title in FROM_METHODS.items()),
     Arm("dpo_all", "DPO on all pairs", _dpo(0.1), rates=SOME, pairs="all"),
-    Arm("dpo_b03", "DPO, beta 0.3", _dpo(0.3)),
-    Arm("dpo_b1", "DPO, beta 1", _dpo(1.0)),
-    Arm("sft", "likelihood of the best", _LIKELIHOOD),
+    Arm("dpo_b03", "DPO, beta 0.3", _dpo(0.3), rates=QUICK),
+    Arm("dpo_b1", "DPO, beta 1", _dpo(1.0), rates=QUICK),
+    Arm("sft", "likelihood of the best", _LIKELIHOOD, rates=QUICK),
     Arm(
         "weighted",
         "likelihood weighted by the oracle",
@@ -140,13 +140,13 @@ _LISTED = [
         Arm(f"sepo{percent}", f"SePO {percent} %", _policy(selection(percent / 100), SEPO), "selection", SOME)
         for percent in (10, 30, 50, 70)
     ),
-    Arm("sepo30_random", "SePO, random 30 %", _policy(selection(0.3, "random"), SEPO), "selection", SOME),
+    Arm("sepo30_random", "SePO, random 30 %", _policy(selection(0.3, "random"), SEPO), "selection"),
     Arm("sepo30_inverse", "SePO, inverse 30 %", _policy(selection(0.3, "inverse"), SEPO), "selection", SOME),
     Arm("dpo30", "DPO on selected 30 %", _policy(selection(0.3), DPO), "selection", SOME),
     Arm(
         "dpo30_b1", "DPO on selected 30 %, beta 1", _policy(selection(0.3), {**DPO, "beta": 1.0}), "selection"
     ),
-    Arm("dpo30_random", "DPO on random 30 %", _policy(selection(0.3, "random"), DPO), "selection"),
+    Arm("dpo30_random", "DPO on random 30 %", _policy(selection(0.3, "random"), DPO), "selection", QUICK),
     Arm(
         "tlm_sepo",
         "SePO 30 % by TLM's reward",
@@ -154,19 +154,21 @@ _LISTED = [
         "selection",
         SOME,
     ),
-    Arm("dpo_kl", "DPO + KL", _with_kl(0.03), "anchor"),
-    Arm("dpo_kl1", "DPO + KL 0.1", _with_kl(0.1), "anchor"),
+    Arm("dpo_kl", "DPO + KL", _with_kl(0.03), "anchor", QUICK),
+    Arm("dpo_kl1", "DPO + KL 0.1", _with_kl(0.1), "anchor", QUICK),
     Arm(
         "dpo30_anchor",
         "DPO on selected 30 %, KL elsewhere",
         _anchored(0.3, 0.03, "reverse", "others"),
         "anchor",
+        QUICK,
     ),
     Arm(
         "dpo30_anchor1",
         "DPO on selected 30 %, KL 0.1 elsewhere",
         _anchored(0.3, 0.1, "reverse", "others"),
         "anchor",
+        QUICK,
     ),
     Arm(
         "distil_reward_b1",

@@ -56,7 +56,10 @@ class Measured:
 
     def _read(self, arm: str, seed: int) -> dict[str, np.ndarray]:
         found = stored(values_file(self._values, self._reward, arm, seed))
-        return {name: array.astype(np.float64) for name, array in found.items()}
+        return {
+            name: array if name.endswith("/made_by") else array.astype(np.float64)
+            for name, array in found.items()
+        }
 
     def has(self, arm: str) -> bool:
         """Whether an arm was measured with every seed."""
@@ -68,6 +71,10 @@ class Measured:
         names = set.intersection(*({name for name in one if name.endswith("/reward")} for one in read))
         found = dict[float, list[Resampled]]()
         for rate in sorted(float(name.split("/")[0]) for name in names):
+            if len({str(one[f"{rate:g}/made_by"]) for one in read}) > 1:
+                raise SystemExit(
+                    f"{arm} at {rate:g}: its seeds were trained with different recipes. Run the arm again."
+                )
             found[rate] = []
             for number, (seed, one) in enumerate(zip(self.seeds, read, strict=True)):
                 start, share = self._starts[seed], self._draws[1][number]

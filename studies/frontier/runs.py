@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,24 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from studies.arms import START
 from studies.frontier.arms import ARMS, ORACLE, REWARD, Arm
 from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
-from studies.frontier.world import REPLIES, REPLY, REWARDS, SPARE, Stories, World, words_of
+from studies.frontier.world import (
+    HELD,
+    PROMPT,
+    REPLIES,
+    REPLY,
+    REWARDS,
+    SPARE,
+    TRAIN,
+    Stories,
+    World,
+    words_of,
+)
 from tokenward import TokenScorer
-from tokenward.artifacts import atomic_file, atomic_write
+from tokenward.artifacts import atomic_file, atomic_write, fingerprint, read_manifest
+from tokenward.models.identity import model_fingerprint
 from tokenward.stages.lists import carry_out, run_through
 from tokenward.tools.run import open_run
 
@@ -75,18 +87,33 @@ def trained(world: World, arm: Arm, rate: float) -> list[Path]:
     """Train an arm's policy, and return the models at its points."""
     rows, judge = world.rows, Path()
     if arm.distilled:
-        source = ARMS["sepo30" if arm.distilled == "oracle" else "tlm_sepo"]._replace(pairs="all")
-        judge = _run_to(world, recipe_of(world, source, rate, [1], rows), arm.distilled)
+        judge = _run_to(world, recipe_of(world, _judge(arm), rate, [1], rows), arm.distilled)
         rows = distilled(world, judge)
-    scores = map(_scores, rows.read_text(encoding="utf-8").splitlines())
-    count = sum(_pairs(row) if arm.pairs == "all" else max(row) > min(row) for row in scores)
-    step = count // BATCH // POINTS
+    kept = read_manifest(_run_to(world, recipe_of(world, arm, rate, [1], rows), "pairs")).facts["counts"]
+    step = kept["train"]["kept"] // BATCH // POINTS
     points = [step * place for place in range(1, POINTS + 1)]
     recipe = recipe_of(world, arm, rate, points, rows)
     for table in recipe.get("auxiliary_models", {}).values():
         table.update({"model": str(judge / "model")} if table.get("model") == "ORACLE" else {})
     policy = _run_to(world, recipe, "policy")
     return [policy / "checkpoints" / f"checkpoint-{point}" for point in points]
+
+
+def _judge(arm: Arm) -> Arm:
+    """The arm whose oracle or reward, learned from all pairs, ranks the replies that another arm is distilled from."""
+    return ARMS["sepo30" if arm.distilled == "oracle" else "tlm_sepo"]._replace(pairs="all")
+
+
+def made_by(world: World, arm: Arm, rate: float) -> str:
+    """Digest of the model and of all that an arm trains with, but for the seed and the places of files."""
+    recipes = [
+        recipe_of(world, one, rate, [1], world.rows)
+        for one in (arm, *([_judge(arm)] if arm.distilled else []))
+    ]
+    for recipe in recipes:
+        del recipe["seed"], recipe["model"], recipe["data"]["source"]
+    constants = [PROMPT, REPLY, SPARE, TRAIN, HELD, REPLIES, POINTS, GROUPS]
+    return fingerprint([model_fingerprint(world.model), constants, recipes])
 
 
 def _run_to(world: World, recipe: dict[str, Any], stage: str) -> Path:
@@ -137,14 +164,6 @@ def distilled(world: World, judge: Path) -> Path:
             lines.append(json.dumps(row))
     atomic_write(file, "\n".join(lines) + "\n")
     return file
-
-
-def _pairs(scores: Sequence[float]) -> int:
-    return sum(abs(one - other) >= LEAST for one, other in combinations(scores, 2))
-
-
-def _scores(line: str) -> list[float]:
-    return json.loads(line)["scores"]
 
 
 class Held:
@@ -201,11 +220,12 @@ def values_file(values: Path, reward: str, arm: str, seed: int) -> Path:
 def measure(world: World, held: Held, arm: Arm, rates: Sequence[float], file: Path) -> None:
     """Train and measure an arm at the learning rates that its file lacks.
 
-    The file has an array ``RATE/QUANTITY`` of ``[points, prompts]`` or ``[points]`` for each.
+    The file has an array ``RATE/QUANTITY`` of ``[points, prompts]`` or ``[points]`` for each, and :func:`made_by` as
+    ``RATE/made_by``. What another recipe made is measured again.
     """
     for rate in rates:
-        known = stored(file)
-        if f"{rate:g}/reward" in known:
+        known, recipe = stored(file), made_by(world, arm, rate)
+        if str(known.get(f"{rate:g}/made_by", "")) == recipe:
             continue
         print(f"{world.reward}, {arm.title}, seed {world.seed}, learning rate {rate:g}", flush=True)
         points = []
@@ -215,6 +235,7 @@ def measure(world: World, held: Held, arm: Arm, rates: Sequence[float], file: Pa
         shutil.rmtree(folder.parent)
         for name in points[0]:
             known[f"{rate:g}/{name}"] = compact([point[name] for point in points])
+        known[f"{rate:g}/made_by"] = np.array(recipe)
         save(file, known)
 
 
@@ -234,11 +255,20 @@ def save(file: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def start_of(world: World, held: Held, values: Path) -> None:
-    """Measure the start, once."""
-    file = values_file(values, world.reward, "start", world.seed)
-    if not file.exists():
-        found = held.measured()
-        save(file, {f"0/{name}": compact([value]) for name, value in found.items()})
+    """Measure the start, once.
+
+    Raises:
+        SystemExit: The values are those of another model.
+    """
+    file, model = values_file(values, world.reward, START, world.seed), model_fingerprint(world.model)
+    known = stored(file)
+    if str(known.get("0/made_by", model)) != model:
+        raise SystemExit(
+            f"{values} has values of another model than {world.model}. Give these a folder of their own: --values."
+        )
+    if not known:
+        known = {f"0/{name}": compact([value]) for name, value in held.measured().items()}
+        save(file, {**known, "0/made_by": np.array(model)})
 
 
 def compact(points: Sequence[np.ndarray]) -> np.ndarray:

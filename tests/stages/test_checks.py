@@ -41,6 +41,7 @@ ONLINE = [
     ("online.source={name: rogue}", "online.source", "", "rouge"),
     ("online.source={name: length, word: 3}", "online.source", "", "words"),
     ("online.source={name: 'nolab:score'}", "online.source", "", "nolab"),
+    ("online.reward=here", "online.reward", "not-a-reward-model", "reward stage"),
     ("online.objective={name: reinforced}", "online.objective", "", "reinforce"),
     ("online.objective={name: sepo}", "online.objective", "wrong-objective", "weighted_likelihood"),
     ("online.objective={name: plackett_luce}", "online.objective", "wrong-objective", "reinforce"),

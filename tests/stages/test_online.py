@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 from transformers.trainer_utils import SchedulerType
 
@@ -26,7 +28,7 @@ from tests.stages.runs import (
 )
 from tests.tiny import save_tiny, tiny_t5
 from tokenward.artifacts import StageFolder
-from tokenward.models.reward import load_reward_model
+from tokenward.models.reward import HEAD_FILE, load_reward_model
 from tokenward.objectives import Reinforce, WeightedLikelihood
 from tokenward.sampling import TransformersSampler
 from tokenward.sampling.classification import ClassificationGap
@@ -279,6 +281,43 @@ def test_plain_likelihood_learns_no_reward(recipe):
     assert {event["event"] for event in events(run)} == {"policy"}
     assert not (run.path("online") / "reward").exists()
     assert run.done("online").facts["rewards_learned"] == 0
+
+
+def test_reward_that_was_learned_before_is_used_as_it_is(recipe, finished_online, tiny_folder):
+    learned = finished_online / "runs" / "online" / "online" / "reward"
+    text = recipe.read_text()
+    table = "reward: {head: {hidden: 16, gain: 0.5}, training: {learning_rate: 1.0e-3, per_device_train_batch_size: 4}}\n"
+    assert table in text
+    for line in (
+        table,
+        "  source: {name: length, words: 3}\n",
+        "  samples: 3\n",
+        "  reward_steps: 3\n",
+        "  reward_evals: 2\n",
+        "  every: 3\n",
+    ):
+        text = text.replace(line, "")
+    recipe.write_text(text)
+    before = {file.name: file.read_bytes() for file in learned.iterdir()}
+    changes = [f"online.reward={learned}", REINFORCE, "online.training.max_steps=2"]
+    run = run_online(recipe, *changes)
+    assert events(run) == []
+    assert moved(run, tiny_folder) > 1e-4
+    assert run.done("online").facts["rewards_learned"] == 0
+    assert not (run.path("online") / "reward").exists()
+    assert before == {file.name: file.read_bytes() for file in learned.iterdir()}
+    # The rewards that train are those of the folder.
+    rows = prepared(run)[0]
+    given = load_reward_model(learned, device="cpu")
+    expected = token_values(given, [replace(row, scores=None, reference_logp=None) for row in rows], **RULES)
+    assert all(all(map(np.array_equal, row.scores, one)) for row, one in zip(rows, expected, strict=True))
+    # Another reward makes the stage again.
+    other = Path("other") / "model"
+    shutil.copytree(learned, other)
+    head = load_file(other / HEAD_FILE)
+    save_file({name: value + 1 for name, value in head.items()}, other / HEAD_FILE)
+    identity = run.done("online").identity
+    assert run_online(recipe, "online.reward=other", *changes[1:]).done("online").identity != identity
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,10 @@ class OnlineTable(Settings):
         "Ranks the samples: rouge, meteor, chrf, classifier, length or module:name. A prompt_task has its own.",
         None,
     )
+    reward: str | None = key(
+        "Folder of a token reward that was learned before, used as it is; null learns one from the source's rankings.",
+        None,
+    )
     samples: Annotated[int, Field(ge=2)] = key("Replies sampled per prompt to learn the reward from.", 3)
     reward_steps: Count = key("Optimizer steps each time the reward is learned.", 100)
     reward_groups: Count | None = key(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from tokenward.config.base import Settings
+from tokenward.config.online import OnlineTable
 from tokenward.config.problems import Problem, refusal
 from tokenward.config.schema import EvalTable, Recipe
 from tokenward.config.source import LoadedRecipe
@@ -27,6 +28,25 @@ _NOT_IN_PROMPT_TASK = {
         for key in ("prompts", "max_new_tokens", "temperature", "top_p", "top_k", "precision", "batch")
     },
 }
+
+
+_WITH_A_REWARD = (
+    "reward",
+    *(
+        f"online.{key}"
+        for key in (
+            "samples",
+            "reward_steps",
+            "reward_groups",
+            "reward_evals",
+            "reward_patience",
+            "every",
+            "until",
+            "restart",
+        )
+    ),
+)
+"""Tables and keys that learn a reward, which an online run with ``online.reward`` does not."""
 
 
 def check_unused(loaded: LoadedRecipe) -> None:
@@ -67,6 +87,23 @@ def _in_online(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for key, reason in _NOT_IN_PROMPT_TASK.items():
             if _written(recipe, key):
                 yield key, f"{key} has no effect in a prompt_task: {reason}. Remove it."
+    if recipe.online is not None and recipe.online.reward is not None:
+        yield from _beside_a_reward(recipe, recipe.online)
+
+
+def _beside_a_reward(recipe: Recipe, online: OnlineTable) -> Iterator[tuple[str, str]]:
+    for key in _WITH_A_REWARD:
+        if _written(recipe, key):
+            yield (
+                key,
+                f"{key} has no effect with online.reward, which is learned already. Remove {key} or online.reward.",
+            )
+    if online.source is not None and online.evaluate_every is None:
+        yield (
+            "online.source",
+            "online.source has no effect with online.reward unless the policy is evaluated during training. Set "
+            "online.evaluate_every, or remove online.source.",
+        )
 
 
 def _written(recipe: Recipe, key: str) -> bool:

@@ -199,26 +199,49 @@ def load_reward_model(
     Raises:
         UserError: The folder does not contain a token reward model.
     """
-    path = user_path(folder)
-    if not (path / SETTINGS_FILE).is_file():
+    path, settings = user_path(folder), settings_of_reward(folder)
+    backbone = load_backbone(str(path), dtype=dtype, device=device, attention=attention)
+    try:
+        module = TokenRewardModule(backbone, settings)
+        module.head.load_state_dict(load_file(path / HEAD_FILE))
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
+    check_finite(module.head, str(folder))
+    return _reward_model(module, str(folder), packing, False)
+
+
+def settings_of_reward(folder: str | Path, *, key: str = "") -> RewardSettings:
+    """Settings of the head of a token reward model; ``key`` is the recipe's key that names it, for errors.
+
+    Raises:
+        UserError: The folder does not contain a token reward model.
+    """
+    path = user_path(folder) / SETTINGS_FILE
+    if not path.is_file():
         raise UserError(
             f"{folder} is not a token reward model: it has no {SETTINGS_FILE}. Use a folder written by the reward stage, such as "
             "runs/NAME/reward/model.",
             code="not-a-reward-model",
+            key=key,
         )
-    backbone = load_backbone(str(path), dtype=dtype, device=device, attention=attention)
     try:
-        settings = RewardSettings(**read_json(path / SETTINGS_FILE))
-        module = TokenRewardModule(backbone, settings)
-        module.head.load_state_dict(load_file(path / HEAD_FILE))
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"cannot load the head of the token reward model in {folder} from {SETTINGS_FILE} and {HEAD_FILE}: {error}. Copy the "
-            "whole folder again, or run the stage that wrote it again.",
-            code="damaged-file",
-        ) from error
-    check_finite(module.head, str(folder))
-    return _reward_model(module, str(folder), packing, False)
+        return RewardSettings(**read_json(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(folder, error) from error
+
+
+def reward_folder(name: str) -> str:
+    """The model folder of a token reward, which the folder of a stage or of a training holds as ``model``."""
+    inside = user_path(name) / "model"
+    return str(inside) if is_reward_folder(inside) and not is_reward_folder(user_path(name)) else name
+
+
+def _damaged(folder: str | Path, error: Exception) -> UserError:
+    return UserError(
+        f"cannot load the head of the token reward model in {folder} from {SETTINGS_FILE} and {HEAD_FILE}: {error}. Copy the "
+        "whole folder again, or run the stage that wrote it again.",
+        code="damaged-file",
+    )
 
 
 def is_reward_folder(folder: Path) -> bool:

@@ -43,10 +43,13 @@ def seed_of(*parts: int | str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredSampler:
-    """Samples replies and scores them by a preference source; ``name`` is the source's, for errors."""
+    """Samples replies and scores them by a preference source; ``name`` is the source's, for errors.
+
+    Without a source it only samples.
+    """
 
     sampler: Sampler
-    source: Callable[..., Any]
+    source: Callable[..., Any] | None
     name: str
 
     def replies(
@@ -94,6 +97,7 @@ class ScoredSampler:
         return replies, scores
 
     def _scores(self, contexts: Sequence[Context], replies: Sequence[Sequence[Reply]]) -> list[list[float]]:
+        assert self.source is not None
         flat = [
             (context.example, reply)
             for context, group in zip(contexts, replies, strict=True)

@@ -210,7 +210,7 @@ def check_batches_filled(run: Run, stages: Sequence[TrainingStage]) -> None:
             check_batches(table, len(plan.rows), f"{stage.key}.training")
 
 
-_OF_THE_REWARD = ("samples", "reward_steps", "reward_groups", "reward_evals", "reward_patience", "every", "until", "restart")  # fmt: skip
+_OF_THE_REWARD = ("reward", "samples", "reward_steps", "reward_groups", "reward_evals", "reward_patience", "every", "until", "restart")  # fmt: skip
 _BESIDE = {"until": "every", "restart": "every", "evaluation_samples": "evaluate_every"}
 
 

@@ -14,7 +14,13 @@ from tokenward.config import OnlineTable, Recipe
 from tokenward.distributed import alone, first_alone, gather, place
 from tokenward.models.head_mlp import HeadMLPSettings
 from tokenward.models.loading import LanguageModel, absolute_name
-from tokenward.models.reward import RewardModel, RewardSettings, new_reward_model
+from tokenward.models.reward import (
+    RewardModel,
+    RewardSettings,
+    new_reward_model,
+    reward_folder,
+    settings_of_reward,
+)
 from tokenward.models.sharding import whole_state
 from tokenward.models.spread import new_reward_in_first
 from tokenward.objectives import SFT, Objective, needs_of
@@ -105,6 +111,8 @@ class OnlineStage(TrainingStage):
         inputs = {"model": run.fingerprint_of(run.start_model)}
         if run.recipe.reward.model is not None:
             inputs["reward model"] = run.fingerprint_of(run.recipe.reward.model)
+        if run.online.reward is not None:
+            inputs["learned reward"] = run.fingerprint_of(reward_folder(run.online.reward))
         source = source_of(run) if run.online.source is not None else None
         if isinstance(source, SequenceClassifier):
             inputs["source model"] = run.fingerprint_of(source.model)
@@ -160,9 +168,19 @@ def head_mlp_settings(settings: dict[str, Any]) -> HeadMLPSettings:
     return build("network", "head_mlp", settings, {"head_mlp": HeadMLPSettings})
 
 
-def reward_settings(run: Run) -> RewardSettings:
+def head_settings(run: Run) -> RewardSettings:
     """The recipe's ``reward.head``, validated."""
     return build("reward head", "head", run.recipe.reward.head, {"head": RewardSettings})
+
+
+def reward_settings(run: Run) -> RewardSettings:
+    """Settings of the reward that the run learns, or of the one that ``online.reward`` names."""
+    folder = None if run.recipe.online is None else run.recipe.online.reward
+    return (
+        head_settings(run)
+        if folder is None
+        else settings_of_reward(reward_folder(folder), key="online.reward")
+    )
 
 
 def reward_start(run: Run) -> str:
@@ -199,9 +217,12 @@ class OnlineLoop:
         self.selector = selector_of(self.online.selection, run.recipe.seed)
         self._empty = 0
         reads = reads_reward(self.online.objective.name, self.selector)
-        self.reward = fresh_reward(run) if reads else None
+        folder = self.online.reward
+        self.learned = fresh_reward(run) if reads and folder is None else None
+        self.reward = run.load_reward(reward_folder(folder)) if reads and folder is not None else self.learned
         if self.reward is not None:
-            check_same_tokens(self.policy, self.reward, "reward model", "reward.model")
+            key = "reward.model" if folder is None else "online.reward"
+            check_same_tokens(self.policy, self.reward, "reward model", key)
 
     def train(self) -> dict[str, Any]:
         """Train; returns the facts of the stage."""
@@ -223,7 +244,7 @@ class OnlineLoop:
         )
         if self._empty:
             run.display.line(f"  empty replies that did not train: {self._empty}")
-        weights = None if self.reward is None else whole_state(self.reward.model)
+        weights = None if self.learned is None else whole_state(self.learned.model)
         first_alone(lambda: self._write(callback, weights))
         learned = sum(event["event"] == "reward" for event in callback.events)
         start = {"start": absolute_name(run.start_model)}
@@ -236,12 +257,12 @@ class OnlineLoop:
         }
 
     def _write(self, callback: Alternating, weights: dict[str, Tensor] | None) -> None:
-        if self.reward is not None:
-            self.reward.save(self.stage.path / "reward", weights)
+        if self.learned is not None:
+            self.learned.save(self.stage.path / "reward", weights)
         write_jsonl(self.stage.path / "events.jsonl", callback.events, ascii=True)
 
     def _callback(self) -> Alternating:
-        online, reward = self.online, self.reward
+        online, reward = self.online, self.learned
         learner = None if reward is None else RewardLearner(self.run, self.stage, reward, self.task)
         return Alternating(
             Schedule(every=online.every, until=online.until, evaluate_every=online.evaluate_every),

@@ -14,7 +14,7 @@ from tokenward.stages.base import Checks
 from tokenward.stages.online import head_mlp_settings, reads_reward, reward_settings
 from tokenward.stages.reward_learning import SAME_AS_POLICY
 from tokenward.stages.run import Run
-from tokenward.stages.tasks import source_of
+from tokenward.stages.tasks import ranks, source_of
 
 _EVALS = "online.reward_evals sets how often the reward is evaluated"
 _STEPS = "online.reward_steps sets the number of updates"
@@ -45,8 +45,10 @@ def online_checks(run: Run) -> Checks:
     }
     if head_mlp is not None:
         checks["model.head_mlp"] = lambda: head_mlp_settings(head_mlp)
-    if run.recipe.prompt_task is None:
+    if run.recipe.prompt_task is None and ranks(run):
         checks["online.source"] = lambda: _check_source(run)
+    if online.reward is not None:
+        checks["online.reward"] = lambda: reward_settings(run)
     return checks
 
 

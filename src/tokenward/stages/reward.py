@@ -11,7 +11,7 @@ from tokenward.config import Recipe, RewardTable
 from tokenward.objectives import Objective
 from tokenward.stages.auxiliary import reads_model
 from tokenward.stages.base import Checks, TrainingStage
-from tokenward.stages.online import fresh_reward, reward_settings, reward_start
+from tokenward.stages.online import fresh_reward, head_settings, reward_start
 from tokenward.stages.reward_learning import DEFAULTS, reward_objective
 from tokenward.stages.run import Run
 from tokenward.stages.tables import encoded_fingerprint, random_part, ranked_lists, say_notes
@@ -90,7 +90,7 @@ class RewardStage(TrainingStage):
 
     def checks(self, run: Run) -> Checks:
         """The head and the objective must fit a reward model."""
-        return {"reward.head": lambda: reward_settings(run), "reward.objective": lambda: self.objective(run)}
+        return {"reward.head": lambda: head_settings(run), "reward.objective": lambda: self.objective(run)}
 
     def unpaired_problem(self, run: Run) -> str:
         """A reward model needs ranks."""

@@ -107,14 +107,20 @@ def source_of(run: Run) -> Callable[..., Any]:
     return build("preference source", source.name, source.arguments, SOURCES)
 
 
+def ranks(run: Run) -> bool:
+    """Whether a source ranks replies: to learn the reward, or to evaluate the policy during training."""
+    return run.online.reward is None or run.online.evaluate_every is not None
+
+
 def example_task(run: Run, policy: LanguageModel) -> Task:
     """Replies to examples, ranked by the recipe's source."""
-    source = source_of(run)
-    assert run.online.source is not None
+    source, named = source_of(run) if ranks(run) else None, run.online.source
     template, longest = policy.template(run.style), run.online.sampling.max_new_tokens
     train = encoded_examples(run, template, "train", reply=longest)
     development = encoded_examples(run, template, "development", reply=longest)
-    samples = ScoredSampler(sampler=sampler_of(run, policy), source=source, name=run.online.source.name)
+    samples = ScoredSampler(
+        sampler=sampler_of(run, policy), source=source, name="" if named is None else named.name
+    )
     rows = train.rows
     if run.online.objective.name == "reinforce":
         rows = [TokenRow(row.comparison, row.asked, [], []) for row in rows]
