@@ -27,9 +27,11 @@ from studies.frontier.world import (
     words_of,
 )
 from tokenward import TokenScorer
-from tokenward.artifacts import atomic_file, atomic_write, fingerprint, read_manifest
+from tokenward.artifacts import atomic_file, atomic_write, fingerprint
 from tokenward.models.identity import model_fingerprint
 from tokenward.stages.lists import carry_out, run_through
+from tokenward.stages.run import Run
+from tokenward.stages.tables import tables
 from tokenward.tools.run import open_run
 
 POINTS = 8
@@ -89,8 +91,7 @@ def trained(world: World, arm: Arm, rate: float) -> list[Path]:
     if arm.distilled:
         judge = _run_to(world, recipe_of(world, _judge(arm), rate, [1], rows), arm.distilled)
         rows = distilled(world, judge)
-    kept = read_manifest(_run_to(world, recipe_of(world, arm, rate, [1], rows), "pairs")).facts["counts"]
-    step = kept["train"]["kept"] // BATCH // POINTS
+    step = _pairs(world, recipe_of(world, arm, rate, [1], rows)) // BATCH // POINTS
     points = [step * place for place in range(1, POINTS + 1)]
     recipe = recipe_of(world, arm, rate, points, rows)
     for table in recipe.get("auxiliary_models", {}).values():
@@ -116,15 +117,24 @@ def made_by(world: World, arm: Arm, rate: float) -> str:
     return fingerprint([model_fingerprint(world.model), constants, recipes])
 
 
-def _run_to(world: World, recipe: dict[str, Any], stage: str) -> Path:
-    """Carry out a recipe to one of its stages; returns the stage's folder.
-
-    Recipes of one data file share a run, so its data, reference values and oracle are made once.
-    """
+def _opened(world: World, recipe: dict[str, Any]) -> Run:
+    """The run of a recipe. Recipes of one data file share a run, so its data, reference values and oracle are made once."""
     name = f"{Path(recipe['data']['source']).stem}-{recipe['data']['pairs']}"
     file = world.folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    run = open_run(str(file), [f"run={world.folder / name}"], quiet=True)
+    return open_run(str(file), [f"run={world.folder / name}"], quiet=True)
+
+
+def _pairs(world: World, recipe: dict[str, Any]) -> int:
+    """How many pairs a recipe trains on."""
+    run = _opened(world, recipe)
+    run_through(run, "data")
+    return tables(run, run.tokenizer_template(run.recipe.model.name)).counts["train"]["kept"]
+
+
+def _run_to(world: World, recipe: dict[str, Any], stage: str) -> Path:
+    """Carry out a recipe to one of its stages; returns the stage's folder."""
+    run = _opened(world, recipe)
     run_through(run, "scores" if stage == "policy" else stage)
     if stage == "policy":
         carry_out(run, stage)
