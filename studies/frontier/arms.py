@@ -29,8 +29,8 @@ class Arm(NamedTuple):
         group: Which table and picture it stands in.
         rates: Learning rates. On a part of the tokens, the same rate goes further.
         pairs: Which pairs of the four replies train it: the best and the worst, or all.
-        distilled: If set, the policy trains on replies that the start gives to the training prompts, ranked by an ``oracle`` of
-            all pairs or by TLM's token ``reward``.
+        judge: If set, an ``oracle`` of all pairs or TLM's token ``reward`` judges replies that are sampled to the training prompts:
+            those of the start, ranked once, or those of the policy at every update if the body has a table ``online``.
     """
 
     name: str
@@ -39,7 +39,12 @@ class Arm(NamedTuple):
     group: str = "methods"
     rates: tuple[float, ...] = (MIDDLE, FAST)
     pairs: str = "best_worst"
-    distilled: str = ""
+    judge: str = ""
+
+    @property
+    def online(self) -> bool:
+        """Whether the policy trains on its own replies."""
+        return "online" in self.body
 
 
 def selection(fraction: float, kind: str = "top_fraction") -> dict[str, Any]:
@@ -102,6 +107,7 @@ FROM_METHODS = {
 """Methods of ``tokenward methods`` that this data allows. ``ld_dpo`` is DPO where all replies are equally long; ``treg`` and
 ``tis_dpo_prompt`` need a model that follows instructions, ``xtf`` words of a task, ``cft`` a verifier; ``rto`` trains no policy."""
 
+ONLINE = 1.0e-4
 SOME, QUICK = (SLOW, MIDDLE), (FAST, FASTER)
 _KL = {"name": "token_kl", "direction": "reverse"}
 
@@ -121,6 +127,12 @@ BY_ORACLE: dict[str, Any] = {
 
 def _dpo(beta: float) -> dict[str, Any]:
     return _policy({"name": "all"}, {**DPO, "beta": beta}, NO_SCORES)
+
+
+def _reinforce(kl: float, **settings: Any) -> dict[str, Any]:
+    """REINFORCE with token rewards on the policy's own replies, and a KL penalty of ``kl`` a nat."""
+    objective = {"name": "reinforce", "entropy": 0.0, "kl": kl, "baseline": "leave_one_out", **settings}
+    return {"online": {"objective": objective}}
 
 
 _LIKELIHOOD = _policy({"name": "all"}, {"name": "weighted_likelihood"}, NO_SCORES)
@@ -175,27 +187,25 @@ _LISTED = [
         "distilled by TLM's reward, DPO, beta 1",
         _dpo(1.0),
         "distilled",
-        distilled="reward",
+        judge="reward",
     ),
     Arm(
         "distil_reward_b03",
         "distilled by TLM's reward, DPO, beta 0.3",
         _dpo(0.3),
         "distilled",
-        distilled="reward",
+        judge="reward",
     ),
-    Arm("distil_dpo", "distilled, DPO", _dpo(0.1), "distilled", SOME, distilled="oracle"),
-    Arm("distil_dpo_b1", "distilled, DPO, beta 1", _dpo(1.0), "distilled", SOME, distilled="oracle"),
-    Arm(
-        "distil_sft", "distilled, likelihood of the best", _LIKELIHOOD, "distilled", SOME, distilled="oracle"
-    ),
+    Arm("distil_dpo", "distilled, DPO", _dpo(0.1), "distilled", SOME, judge="oracle"),
+    Arm("distil_dpo_b1", "distilled, DPO, beta 1", _dpo(1.0), "distilled", SOME, judge="oracle"),
+    Arm("distil_sft", "distilled, likelihood of the best", _LIKELIHOOD, "distilled", SOME, judge="oracle"),
     Arm(
         "distil_sepo30",
         "distilled, SePO 30 %",
         _policy(selection(0.3), SEPO, BY_ORACLE),
         "distilled",
         SOME,
-        distilled="oracle",
+        judge="oracle",
     ),
     Arm(
         "distil_dpo30",
@@ -203,7 +213,18 @@ _LISTED = [
         _policy(selection(0.3), DPO, BY_ORACLE),
         "distilled",
         SOME,
-        distilled="oracle",
+        judge="oracle",
+    ),
+    *(
+        Arm(
+            f"rl_reward_{kl}",
+            f"REINFORCE by TLM's reward, KL {kl}",
+            _reinforce(kl, return_to_go=True),
+            "online",
+            (ONLINE,),
+            judge="reward",
+        )
+        for kl in (1, 2)
     ),
     Arm("dpo30_kl", "DPO on selected 30 % + KL", _anchored(0.3, 0.03, "reverse", "all"), "anchor"),
 ]

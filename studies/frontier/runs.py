@@ -47,31 +47,16 @@ PAIRS = 256
 """Held-out prompts whose best and worst reply are measured."""
 
 
+UPDATES, ASKED, ROLLOUTS = 64, 64, 4
+"""Updates of an online training, and for each of them prompts and replies to a prompt."""
+
+
 def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: Path) -> dict[str, Any]:
     """The whole recipe of an arm on a file of rows."""
     body = json.loads(json.dumps(arm.body))  # tables of their own
-    training = {"per_device_train_batch_size": BATCH, "lr_scheduler_type": "constant"}
-    scoring = {**training, **ORACLE}
-    if "oracle" in body:
-        body["oracle"]["training"] = {**scoring, **body["oracle"].get("training", {})}
-    if body["scores"]["scorer"]["name"] == "reward":
-        head = {} if body["policy"]["selection"]["name"] == "soft" else REWARD["head"]
-        body["reward"] = {"head": head, "training": {**training, **REWARD["training"]}}
-    for table in body.get("auxiliary_models", {}).values():
-        if "training" in table:
-            table["training"] = {**scoring, **table["training"]}
-    body["policy"]["training"] = {
-        **training,
-        "learning_rate": rate,
-        "max_steps": points[-1],
-        "save_strategy": "steps",
-        "save_steps": points[0],
-        "save_total_limit": len(points),
-    }
-    return {
+    shared = {
         "seed": world.seed,
         "model": {"name": world.model, "device": "cpu"},
-        "data": {"source": str(rows.resolve()), "eval": 0, "min_gap": LEAST, "pairs": arm.pairs},
         "tokens": {
             "template": "plain",
             "max_prompt_tokens": 64,
@@ -81,45 +66,85 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
         },
         "evaluation": {"prompts": 1},
         "fixed_prompts": 0,
-        **body,
     }
+    training = {"per_device_train_batch_size": BATCH, "lr_scheduler_type": "constant"}
+    saved = {
+        "learning_rate": rate,
+        "max_steps": points[-1],
+        "save_strategy": "steps",
+        "save_steps": points[0],
+        "save_total_limit": len(points),
+    }
+    if arm.online:
+        body["online"] |= {
+            "reward": "JUDGE",
+            "rollouts": ROLLOUTS,
+            "sampling": {"max_new_tokens": REPLY, "top_k": 0, "batch": ASKED * ROLLOUTS},
+            "training": {**training, **saved, "per_device_train_batch_size": ASKED},
+        }
+        few = {
+            "development": str(rows.resolve()),
+            "development_limit": 1,
+            "test": str(rows.resolve()),
+            "test_limit": 1,
+        }
+        return {**shared, "examples": {"source": str(rows.resolve()), **few}, **body}
+    scoring = {**training, **ORACLE}
+    if "oracle" in body:
+        body["oracle"]["training"] = {**scoring, **body["oracle"].get("training", {})}
+    if body["scores"]["scorer"]["name"] == "reward":
+        head = {} if body["policy"]["selection"]["name"] == "soft" else REWARD["head"]
+        body["reward"] = {"head": head, "training": {**training, **REWARD["training"]}}
+    for table in body.get("auxiliary_models", {}).values():
+        if "training" in table:
+            table["training"] = {**scoring, **table["training"]}
+    body["policy"]["training"] = {**training, **saved}
+    data = {"source": str(rows.resolve()), "eval": 0, "min_gap": LEAST, "pairs": arm.pairs}
+    return {**shared, "data": data, **body}
 
 
 def trained(world: World, arm: Arm, rate: float) -> list[Path]:
     """Train an arm's policy, and return the models at its points."""
     rows, judge = world.rows, Path()
-    if arm.distilled:
-        judge = _run_to(world, recipe_of(world, _judge(arm), rate, [1], rows), arm.distilled)
-        rows = distilled(world, judge)
-    step = _pairs(world, recipe_of(world, arm, rate, [1], rows)) // BATCH // POINTS
+    if arm.judge:
+        judge = _run_to(world, recipe_of(world, _judge(arm), rate, [1], rows), arm.judge)
+        rows = rows if arm.online else distilled(world, judge)
+    step = (
+        UPDATES if arm.online else _pairs(world, recipe_of(world, arm, rate, [1], rows)) // BATCH
+    ) // POINTS
     points = [step * place for place in range(1, POINTS + 1)]
     recipe = recipe_of(world, arm, rate, points, rows)
+    if arm.online:
+        recipe["online"]["reward"] = str(judge)
     for table in recipe.get("auxiliary_models", {}).values():
         table.update({"model": str(judge / "model")} if table.get("model") == "ORACLE" else {})
-    policy = _run_to(world, recipe, "policy")
+    policy = _run_to(world, recipe, "online" if arm.online else "policy")
     return [policy / "checkpoints" / f"checkpoint-{point}" for point in points]
 
 
 def _judge(arm: Arm) -> Arm:
     """The arm whose oracle or reward, learned from all pairs, ranks the replies that another arm is distilled from."""
-    return ARMS["sepo30" if arm.distilled == "oracle" else "tlm_sepo"]._replace(pairs="all")
+    return ARMS["sepo30" if arm.judge == "oracle" else "tlm_sepo"]._replace(pairs="all")
 
 
 def made_by(world: World, arm: Arm, rate: float) -> str:
     """Digest of the model and of all that an arm trains with, but for the seed and the places of files."""
     recipes = [
-        recipe_of(world, one, rate, [1], world.rows)
-        for one in (arm, *([_judge(arm)] if arm.distilled else []))
+        recipe_of(world, one, rate, [1], world.rows) for one in (arm, *([_judge(arm)] if arm.judge else []))
     ]
     for recipe in recipes:
-        del recipe["seed"], recipe["model"], recipe["data"]["source"]
-    constants = [PROMPT, REPLY, SPARE, TRAIN, HELD, REPLIES, POINTS, GROUPS]
+        del recipe["seed"], recipe["model"]
+        recipe["examples" if "examples" in recipe else "data"].pop("source")
+        for part in ("development", "test"):
+            recipe.get("examples", {}).pop(part, None)
+    constants = [PROMPT, REPLY, SPARE, TRAIN, HELD, REPLIES, POINTS, *([UPDATES] if arm.online else [GROUPS])]
     return fingerprint([model_fingerprint(world.model), constants, recipes])
 
 
 def _opened(world: World, recipe: dict[str, Any]) -> Run:
     """The run of a recipe. Recipes of one data file share a run, so its data, reference values and oracle are made once."""
-    name = f"{Path(recipe['data']['source']).stem}-{recipe['data']['pairs']}"
+    data = recipe.get("data") or recipe["examples"]
+    name = f"{Path(data['source']).stem}-{data.get('pairs', 'online')}"
     file = world.folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return open_run(str(file), [f"run={world.folder / name}"], quiet=True)
@@ -135,10 +160,10 @@ def _pairs(world: World, recipe: dict[str, Any]) -> int:
 def _run_to(world: World, recipe: dict[str, Any], stage: str) -> Path:
     """Carry out a recipe to one of its stages; returns the stage's folder."""
     run = _opened(world, recipe)
-    run_through(run, "scores" if stage == "policy" else stage)
-    if stage == "policy":
+    run_through(run, {"policy": "scores", "online": "examples"}.get(stage, stage))
+    if stage in ("policy", "online"):
         carry_out(run, stage)
-    for old in run.folder.glob(".previous/policy-*"):
+    for old in run.folder.glob(f".previous/{stage}-*"):
         shutil.rmtree(old)
     return run.path(stage)
 

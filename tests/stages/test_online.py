@@ -228,7 +228,7 @@ def prepared(run, *, moved: float = 1.0):
         for weight in loop.policy.model.parameters():
             weight.mul_(moved)
     given = loop.task.rows[:2]
-    return prepare(given, 0), given, loop.reward, loop.policy
+    return prepare(given, 0), given, loop.learned or loop.rewards, loop.policy
 
 
 def test_likelihood_of_the_first_reference_is_weighted_by_rewards(recipe):

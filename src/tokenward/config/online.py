@@ -98,7 +98,8 @@ class OnlineTable(Settings):
         None,
     )
     reward: str | None = key(
-        "Folder of a token reward that was learned before, used as it is; null learns one from the source's rankings.",
+        "Folder of a token reward that was learned before, used as it is: a reward, or an oracle, whose log ratio to its reference "
+        "is the reward. null learns one from the source's rankings.",
         None,
     )
     samples: Annotated[int, Field(ge=2)] = key("Replies sampled per prompt to learn the reward from.", 3)

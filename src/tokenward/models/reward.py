@@ -230,12 +230,6 @@ def settings_of_reward(folder: str | Path, *, key: str = "") -> RewardSettings:
         raise _damaged(folder, error) from error
 
 
-def reward_folder(name: str) -> str:
-    """The model folder of a token reward, which the folder of a stage or of a training holds as ``model``."""
-    inside = user_path(name) / "model"
-    return str(inside) if is_reward_folder(inside) and not is_reward_folder(user_path(name)) else name
-
-
 def _damaged(folder: str | Path, error: Exception) -> UserError:
     return UserError(
         f"cannot load the head of the token reward model in {folder} from {SETTINGS_FILE} and {HEAD_FILE}: {error}. Copy the "

@@ -124,6 +124,7 @@ class TokenScorer:
         *,
         reference: str | Path | PreTrainedModel | PeftModel | LanguageModel | None = None,
         template: Literal["chat", "plain"] | None = None,
+        device: str = "auto",
     ) -> Self:
         """Load a scorer from the folder of an oracle or reward: of a run's stage, of training, or of a model.
 
@@ -133,19 +134,16 @@ class TokenScorer:
             reference: The model an oracle was trained from: loaded, or a folder or hub name. A stage folder and
                 ``train_oracle`` name it, and a reward model has none.
             template: How prompts are written; by default as the folder says, else ``chat``.
+            device: Where the models are; ``auto`` is a GPU if there is one.
 
         Raises:
             UserError: The folder does not exist, or the reference of an oracle is unknown or has other weights now.
         """
         check_places(folder=folder, reference=reference)
-        folder = user_path(folder)
-        facts = _stage_facts(folder)
-        if (folder / MANIFEST).is_file() or (
-            not is_model_folder(folder) and is_model_folder(folder / "model")
-        ):
-            folder = folder / "model"
+        facts, folder = _stage_facts(user_path(folder)), Path(model_of(folder))
         names = {"dtype": "float32", "attention": "auto", "packing": "auto"}
-        settings = {name: facts.get(name, default) for name, default in names.items()}
+        settings: dict[str, Any] = {name: facts.get(name, default) for name, default in names.items()}
+        settings["device"] = device
         style = Style.of_facts(facts)
         style = style if template is None else style._replace(kind=template)
         shared = (style, facts.get("precision", "float32"))
@@ -210,7 +208,7 @@ class TokenScorer:
         """As :meth:`score_all`, for rows with tools or with responses of several messages."""
         encoded = [self._encoded(number, row) for number, row in enumerate(rows, 1)]
         values = self._values(encoded, tokens_per_batch)
-        return [self._scored(*both) for both in zip(encoded, values, strict=True)]
+        return [self._scored(row, found) for row, (found,) in zip(encoded, values, strict=True)]
 
     def score_ids(
         self,
@@ -233,11 +231,23 @@ class TokenScorer:
             UserError: A prompt or response is empty.
         """
         rows = [self._row_of_ids(*both) for both in zip(prompts, responses, strict=True)]
-        scores = []
-        for row, values in zip(rows, self._values(rows, tokens_per_batch), strict=True):
-            (ids,) = row.responses
-            scores.append(self.scorer(TokenRecord("", ids, [0] * len(ids), [0] * len(ids), values)))
-        return scores
+        return [score for (score,) in self.of_rows(rows, tokens_per_batch=tokens_per_batch)]
+
+    def of_rows(
+        self, rows: Sequence[TokenRow], *, tokens_per_batch: int = 8192, shared: bool = False
+    ) -> list[list[Tensor]]:
+        """Scores of the responses of encoded rows; ``shared`` as for :func:`tokenward.scoring.reads.token_values`.
+
+        Returns:
+            ``[len]`` for each row and response.
+        """
+        return [
+            [
+                self.scorer(TokenRecord("", ids, [0] * len(ids), [0] * len(ids), values))
+                for ids, values in zip(row.responses, found, strict=True)
+            ]
+            for row, found in zip(rows, self._values(rows, tokens_per_batch, shared=shared), strict=True)
+        ]
 
     def _row_of_ids(self, prompt: Sequence[int], response: Sequence[int]) -> TokenRow:
         if not prompt or not response:
@@ -249,16 +259,23 @@ class TokenScorer:
         comparison = Comparison(key="", prompt=(), responses=(str(text),), ranks=(0,), source="ids")
         return TokenRow(comparison, list(prompt), [list(response)], [1])
 
-    def _values(self, rows: Sequence[TokenRow], tokens_per_batch: int) -> list[dict[str, list[float]]]:
-        """The values of each row's only response by name."""
-        values: list[dict[str, list[float]]] = [{} for _ in rows]
+    def _values(
+        self, rows: Sequence[TokenRow], tokens_per_batch: int, *, shared: bool = False
+    ) -> list[list[dict[str, list[float]]]]:
+        """The values of each row's responses by name."""
+        values: list[list[dict[str, list[float]]]] = [[{} for _ in row.responses] for row in rows]
+        settings: dict[str, Any] = {
+            "precision": self.precision,
+            "tokens_per_batch": tokens_per_batch,
+            "shared": shared,
+        }
         for name, model in self.models.items():
             own = rows
             if isinstance(model, RewardModel):
                 own = [with_segments(model.settings.unit, model.tokenizer, row) for row in rows]
-            found = token_values(model, own, precision=self.precision, tokens_per_batch=tokens_per_batch)
-            for known, responses in zip(values, found, strict=True):
-                known[name] = responses[0].tolist()
+            for known, responses in zip(values, token_values(model, own, **settings), strict=True):
+                for one, found in zip(known, responses, strict=True):
+                    one[name] = found.tolist()
         return values
 
     def _encoded(self, number: int, row: Answered) -> TokenRow:
@@ -324,6 +341,20 @@ def _reference(
     return replace(
         base, tokenizer=oracle.tokenizer
     )  # that of the training, perhaps not saved with the reference
+
+
+def model_of(folder: str | Path) -> str:
+    """The model folder of a stage or of a training, which is inside it; another folder is a model itself."""
+    path = user_path(folder)
+    inside = (path / MANIFEST).is_file() or (not is_model_folder(path) and is_model_folder(path / "model"))
+    return str(path / "model" if inside else path)
+
+
+def reference_of(folder: str | Path) -> str | None:
+    """The reference that the folder of an oracle names; None for a reward, which has none."""
+    return (
+        None if is_reward_folder(Path(model_of(folder))) else _stage_facts(user_path(folder)).get("reference")
+    )
 
 
 def is_scorer_folder(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from tokenward.api.training import with_new_adapter
-from tokenward.artifacts import StageFolder, fingerprint, write_jsonl
+from tokenward.artifacts import StageFolder, fingerprint, user_path, write_jsonl
 from tokenward.config import OnlineTable, Recipe
 from tokenward.distributed import alone, first_alone, gather, place
 from tokenward.models.head_mlp import HeadMLPSettings
@@ -17,8 +18,8 @@ from tokenward.models.loading import LanguageModel, absolute_name
 from tokenward.models.reward import (
     RewardModel,
     RewardSettings,
+    is_reward_folder,
     new_reward_model,
-    reward_folder,
     settings_of_reward,
 )
 from tokenward.models.sharding import whole_state
@@ -27,7 +28,9 @@ from tokenward.objectives import SFT, Objective, needs_of
 from tokenward.plugins import build
 from tokenward.sampling.rollouts import Context, sampled_row, seed_of
 from tokenward.sampling.sources import SequenceClassifier
+from tokenward.scoring.basic import Reward
 from tokenward.scoring.reads import token_values
+from tokenward.scoring.texts import TokenScorer, is_scorer_folder, model_of, reference_of
 from tokenward.selection import KeepAll, Selector, selector_of
 from tokenward.selection.weights import weigh_rows
 from tokenward.stages.base import Training, TrainingStage
@@ -45,7 +48,6 @@ from tokenward.stages.training import (
     watching,
 )
 from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.segments import with_segments
 from tokenward.tokens.template import Template
 from tokenward.training.alternating import Alternating, Schedule
 from tokenward.training.callbacks import KeepBest
@@ -112,7 +114,9 @@ class OnlineStage(TrainingStage):
         if run.recipe.reward.model is not None:
             inputs["reward model"] = run.fingerprint_of(run.recipe.reward.model)
         if run.online.reward is not None:
-            inputs["learned reward"] = run.fingerprint_of(reward_folder(run.online.reward))
+            inputs["learned reward"] = run.fingerprint_of(model_of(run.online.reward))
+            if (reference := reference_of(run.online.reward)) is not None:
+                inputs["reference of the reward"] = run.fingerprint_of(reference)
         source = source_of(run) if run.online.source is not None else None
         if isinstance(source, SequenceClassifier):
             inputs["source model"] = run.fingerprint_of(source.model)
@@ -174,13 +178,14 @@ def head_settings(run: Run) -> RewardSettings:
 
 
 def reward_settings(run: Run) -> RewardSettings:
-    """Settings of the reward that the run learns, or of the one that ``online.reward`` names."""
+    """Settings of the reward that the run learns, or of the one that ``online.reward`` names; an oracle's is without bounds."""
     folder = None if run.recipe.online is None else run.recipe.online.reward
-    return (
-        head_settings(run)
-        if folder is None
-        else settings_of_reward(reward_folder(folder), key="online.reward")
-    )
+    if folder is None:
+        return head_settings(run)
+    model = model_of(folder)
+    if is_scorer_folder(user_path(folder)) and not is_reward_folder(Path(model)):
+        return RewardSettings(bound="none")
+    return settings_of_reward(model, key="online.reward")
 
 
 def reward_start(run: Run) -> str:
@@ -219,10 +224,14 @@ class OnlineLoop:
         reads = reads_reward(self.online.objective.name, self.selector)
         folder = self.online.reward
         self.learned = fresh_reward(run) if reads and folder is None else None
-        self.reward = run.load_reward(reward_folder(folder)) if reads and folder is not None else self.learned
-        if self.reward is not None:
+        self.rewards: TokenScorer | None = None
+        if reads and folder is not None:
+            self.rewards = TokenScorer.load(folder, device=run.recipe.model.device)
+        elif self.learned is not None:
+            self.rewards = TokenScorer({"reward": self.learned}, Reward(), run.style, run.passes["precision"])
+        for model in () if self.rewards is None else self.rewards.models.values():
             key = "reward.model" if folder is None else "online.reward"
-            check_same_tokens(self.policy, self.reward, "reward model", key)
+            check_same_tokens(self.policy, model, "reward model", key)
 
     def train(self) -> dict[str, Any]:
         """Train; returns the facts of the stage."""
@@ -312,17 +321,17 @@ class OnlineLoop:
         return every, mine
 
     def _prepare(self) -> Prepare | None:
-        reward = self.reward
-        if reward is None:
+        rewards = self.rewards
+        if rewards is None:
             return None
         if self.online.objective.name != "reinforce":
-            return lambda rows, step: weigh_rows(self.selector, self._rewarded(reward, rows))
+            return lambda rows, step: weigh_rows(self.selector, self._rewarded(rewards, rows))
         reference = self.run.load(self.run.start_model) if needs_of(self.objective).reference else None
         examples = {context.example.source: context.example for context in self.task.train}
 
         def sampled(rows: Sequence[TokenRow], step: int) -> list[TokenRow]:
             contexts = [Context(examples[row.comparison.source], row.prompt) for row in rows]
-            scored = self._rewarded(reward, self._sampled(contexts, step))
+            scored = self._rewarded(rewards, self._sampled(contexts, step))
             return scored if reference is None else _with_reference(self.run, reference, scored)
 
         return sampled
@@ -341,11 +350,10 @@ class OnlineLoop:
         self._empty += empty
         return [sampled_row(context, group) for context, group in zip(contexts, replies, strict=True)]
 
-    def _rewarded(self, reward: RewardModel, rows: Sequence[TokenRow]) -> list[TokenRow]:
+    def _rewarded(self, rewards: TokenScorer, rows: Sequence[TokenRow]) -> list[TokenRow]:
         """Rows with the reward of each token as its score."""
-        rows = [with_segments(reward.settings.unit, reward.tokenizer, row) for row in rows]
-        values = token_values(reward, rows, shared=True, **self.run.passes)
-        return [replace(row, scores=value, segments=None) for row, value in zip(rows, values, strict=True)]
+        values = rewards.of_rows(rows, tokens_per_batch=self.run.passes["tokens_per_batch"], shared=True)
+        return [replace(row, scores=value) for row, value in zip(rows, values, strict=True)]
 
 
 def _with_reference(run: Run, reference: LanguageModel, rows: Sequence[TokenRow]) -> list[TokenRow]:
