@@ -27,7 +27,7 @@ class Arm(NamedTuple):
         title: In tables and pictures.
         body: Tables of a recipe; the policy's training is the study's.
         group: Which table and picture it stands in.
-        rates: Learning rates. On a part of the tokens, the same rate goes further.
+        rates: Learning rates. On a part of the tokens, the same rate goes further. Of an online arm, factors of its KL penalty.
         pairs: Which pairs of the four replies train it: the best and the worst, or all.
         judge: If set, an ``oracle`` of all pairs or TLM's token ``reward`` judges replies that are sampled to the training prompts:
             those of the start, ranked once, or those of the policy at every update if the body has a table ``online``.
@@ -107,7 +107,8 @@ FROM_METHODS = {
 """Methods of ``tokenward methods`` that this data allows. ``ld_dpo`` is DPO where all replies are equally long; ``treg`` and
 ``tis_dpo_prompt`` need a model that follows instructions, ``xtf`` words of a task, ``cft`` a verifier; ``rto`` trains no policy."""
 
-ONLINE = 1.0e-4
+ONLINE, PENALTIES = 1.0e-4, (2.0, 1.0, 0.5)
+"""Of an online training: its learning rate, and the factors of its KL penalty, each of which leads to another distance."""
 SOME, QUICK = (SLOW, MIDDLE), (FAST, FASTER)
 _KL = {"name": "token_kl", "direction": "reverse"}
 
@@ -129,9 +130,9 @@ def _dpo(beta: float) -> dict[str, Any]:
     return _policy({"name": "all"}, {**DPO, "beta": beta}, NO_SCORES)
 
 
-def _reinforce(kl: float, **settings: Any) -> dict[str, Any]:
-    """REINFORCE with token rewards on the policy's own replies, and a KL penalty of ``kl`` a nat."""
-    objective = {"name": "reinforce", "entropy": 0.0, "kl": kl, "baseline": "leave_one_out", **settings}
+def _reinforce(**settings: Any) -> dict[str, Any]:
+    """REINFORCE with token rewards on the policy's own replies, and a penalty of ``kl`` a nat, which the study sets."""
+    objective = {"name": "reinforce", "entropy": 0.0, "baseline": "leave_one_out", **settings}
     return {"online": {"objective": objective}}
 
 
@@ -215,16 +216,37 @@ _LISTED = [
         SOME,
         judge="oracle",
     ),
-    *(
-        Arm(
-            f"rl_reward_{kl}",
-            f"REINFORCE by TLM's reward, KL {kl}",
-            _reinforce(kl, return_to_go=True),
-            "online",
-            (ONLINE,),
-            judge="reward",
-        )
-        for kl in (1, 2)
+    Arm(
+        "rl_reward",
+        "REINFORCE by TLM's token reward",
+        _reinforce(return_to_go=True),
+        "online",
+        PENALTIES,
+        judge="reward",
+    ),
+    Arm(
+        "rl_sequence",
+        "REINFORCE by TLM's reward, spread over the reply",
+        _reinforce(spread="sequence"),
+        "online",
+        PENALTIES,
+        judge="reward",
+    ),
+    Arm(
+        "rl_now",
+        "REINFORCE by TLM's token reward, without later ones",
+        _reinforce(),
+        "online",
+        (0.5, 0.25, 0.125),
+        judge="reward",
+    ),
+    Arm(
+        "rl_oracle",
+        "REINFORCE by the oracle's token reward (RTO)",
+        _reinforce(return_to_go=True),
+        "online",
+        PENALTIES,
+        judge="oracle",
     ),
     Arm("dpo30_kl", "DPO on selected 30 % + KL", _anchored(0.3, 0.03, "reverse", "all"), "anchor"),
 ]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from studies.arms import START
+from studies.frontier.arms import ARMS
 from studies.frontier.runs import stored, values_file
 from studies.frontier.world import best_of_kl
 from tokenward.evaluation.statistics import Figure
@@ -81,7 +82,20 @@ class Measured:
                 kl = np.concatenate([np.zeros_like(start), one[f"{rate:g}/kl"]])
                 reward = np.concatenate([start, one[f"{rate:g}/reward"]])
                 found[rate].append(Resampled(share @ kl.T, share @ reward.T))
-        return found
+        return self._ends(found) if ARMS[arm].online and found else found
+
+    def _ends(self, found: dict[float, list[Resampled]]) -> dict[float, list[Resampled]]:
+        """The path of an online arm: the start, and the ends of its trainings from the largest KL penalty to the smallest."""
+        factors = sorted(found, reverse=True)
+        seeds = zip(*(found[factor] for factor in factors), strict=True)
+        paths = [
+            [
+                np.concatenate([both[0][:, :1], *(one[:, -1:] for one in both)], 1)
+                for both in zip(*of_seed, strict=True)
+            ]
+            for of_seed in seeds
+        ]
+        return {0.0: [Resampled(*path) for path in paths]}
 
     @cached_property
     def _draws(self) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -118,14 +132,6 @@ class Measured:
             if not np.isnan(found).any():
                 means[rate] = float(np.mean(found))
         return max(means, key=lambda rate: means[rate]) if means else None
-
-    def at_end(self, arm: str, quantity: str) -> dict[float, float]:
-        """A measured quantity at the end of the training with each learning rate, mean over seeds."""
-        read = [self._read(arm, seed) for seed in self.seeds]
-        return {
-            rate: float(np.mean([one[f"{rate:g}/{quantity}"][-1].mean() for one in read]))
-            for rate in self._trainings(arm)
-        }
 
     def limit(self, target: float) -> np.ndarray:
         """The reward of best-of-N sampling at a KL, between the measured N; beyond them that of the largest, which is too low.  -> [b]"""

@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from studies.arms import START
-from studies.frontier.arms import ARMS, ORACLE, REWARD, Arm
+from studies.frontier.arms import ARMS, ONLINE, ORACLE, REWARD, Arm
 from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
 from studies.frontier.world import (
     HELD,
@@ -69,13 +69,14 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
     }
     training = {"per_device_train_batch_size": BATCH, "lr_scheduler_type": "constant"}
     saved = {
-        "learning_rate": rate,
+        "learning_rate": ONLINE if arm.online else rate,
         "max_steps": points[-1],
         "save_strategy": "steps",
         "save_steps": points[0],
         "save_total_limit": len(points),
     }
     if arm.online:
+        body["online"]["objective"]["kl"] = rate
         body["online"] |= {
             "reward": "JUDGE",
             "rollouts": ROLLOUTS,
@@ -262,7 +263,10 @@ def measure(world: World, held: Held, arm: Arm, rates: Sequence[float], file: Pa
         known, recipe = stored(file), made_by(world, arm, rate)
         if str(known.get(f"{rate:g}/made_by", "")) == recipe:
             continue
-        print(f"{world.reward}, {arm.title}, seed {world.seed}, learning rate {rate:g}", flush=True)
+        print(
+            f"{world.reward}, {arm.title}, seed {world.seed}, {'KL factor' if arm.online else 'learning rate'} {rate:g}",
+            flush=True,
+        )
         points = []
         for folder in trained(world, arm, rate):
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

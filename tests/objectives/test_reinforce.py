@@ -27,6 +27,8 @@ LOGP, SCORES, ENTROPY = (-1.0, -2.0, -0.5), (2.0, 1.0, 4.0), (0.5, 1.0, 0.75)
         # Returns 3, 1 | 4, or 2.5, 1 | 4 when half of what comes counts.
         ({"entropy": 0.0, "return_to_go": True}, (3.0 + 2.0 + 2.0) / 3),
         ({"entropy": 0.0, "return_to_go": True, "discount": 0.5}, (2.5 + 2.0 + 2.0) / 3),
+        # Sums 3, 3 | 4
+        ({"entropy": 0.0, "spread": "sequence"}, (3.0 + 6.0 + 2.0) / 3),
         # Means of the responses 1.5 and 4: their mean 2.75, the other one 4 | 1.5.
         ({"entropy": 0.0, "baseline": "mean"}, (-0.75 - 3.5 + 0.625) / 3),
         ({"entropy": 0.0, "baseline": "leave_one_out"}, (-2.0 - 6.0 + 1.25) / 3),
@@ -125,6 +127,17 @@ def test_a_constant_added_to_every_reward_leaves_the_expectation(objective):
     moved = expected_gradient(objective, logits, REWARD + 3.0)
     assert plain.abs().max() > 0.01
     torch.testing.assert_close(moved, plain, rtol=0, atol=1e-14)
+
+
+def test_one_reward_for_all_tokens_has_the_expectation_of_returns():
+    """A token's factor may have rewards before it, which it cannot change: they add noise alone."""
+    logits = random_policy(5)
+    returns, spread = (
+        expected_gradient(Reinforce(entropy=0.0, **settings), logits)
+        for settings in ({"return_to_go": True}, {"spread": "sequence"})
+    )
+    assert returns.abs().max() > 0.01
+    torch.testing.assert_close(spread, returns, rtol=0, atol=1e-14)
 
 
 def test_leaving_one_out_leaves_the_expectation_and_lowers_the_variance():

@@ -90,6 +90,7 @@ def reinforce(
     alpha: float = 0.125,
     kl: float = 0.0,
     discount: float | None = None,
+    spread: policy_gradient.Spread = "token",
     baseline: policy_gradient.Baseline = "none",
     mean_over: policy_gradient.MeanOver = "token",
 ) -> Tensor:
@@ -105,9 +106,11 @@ def reinforce(
         kl: Subtract ``kl (log pi - log pi_ref)`` from the reward of each token.
         discount: Weight each token by the rewards from itself to the end, discounted by this factor in [0, 1]; None uses its
             own reward alone.
+        spread: ``sequence`` weights every token by the sum of its response's rewards; only without ``discount``.
         baseline: Subtract the ``mean`` over the responses of the prompt, or over the others (``leave_one_out``).
         mean_over: ``token`` averages over all tokens of the prompt, ``sequence`` over the means of its responses.
     """
+    _check_choice("spread", spread, policy_gradient.Spread)
     _check_choice("baseline", baseline, policy_gradient.Baseline)
     _check_choice("mean_over", mean_over, policy_gradient.MeanOver)
     if kl and reference is None:
@@ -116,6 +119,11 @@ def reinforce(
             code="missing-reference",
         )
     check_numbers(0.0, alpha=alpha, kl=kl)
+    if discount is not None and spread == "sequence":
+        raise UserError(
+            f"discount is {discount}, and spread is sequence, which has no later rewards to discount. Leave one of them out.",
+            code="conflicting-settings",
+        )
     if discount is not None:
         check_numbers(0.0, 1.0, discount=discount)
     tokens = Tokens(logp, weights, LISTS)
@@ -126,7 +134,7 @@ def reinforce(
         earned = earned - kl * (policy.detach() - tokens.flatten("reference", reference)[keep])
     return policy_gradient.reinforce(
         policy,
-        policy_gradient.credit(earned, *owners, discount=discount, baseline=baseline),
+        policy_gradient.credit(earned, *owners, discount=discount, baseline=baseline, spread=spread),
         None if entropy is None else tokens.flatten("entropy", entropy)[keep],
         lambda values: policy_gradient.comparison_mean(values, tokens.weights[keep], *owners, mean_over),
         alpha=alpha,

@@ -14,6 +14,7 @@ from tokenward.ops.losses import kto, likelihood
 from tokenward.ops.policy_gradient import (
     Baseline,
     MeanOver,
+    Spread,
     comparison_mean,
     credit,
     reinforce,
@@ -153,6 +154,8 @@ class Reinforce:
         entropy: The paper's alpha, 0.125 in the published code.
         return_to_go: Weigh each token with the sum of rewards from itself to the end instead of its own.
         discount: Discount of later rewards, in [0, 1]; only with ``return_to_go``.
+        spread: ``sequence`` weighs every token with the sum of its response's rewards: REINFORCE with one reward per response,
+            the control that shows whether rewards of tokens matter. ``token``: as above.
         baseline: What is subtracted: ``none``, the ``mean`` of the comparison's responses, or ``leave_one_out``, the mean
             of its other responses, which does not change the expected gradient.
         kl: Coefficient of a KL penalty: each reward is reduced by ``kl (log pi - log pi_ref)`` of its token.
@@ -162,6 +165,7 @@ class Reinforce:
     entropy: float = 0.125
     return_to_go: bool = False
     discount: float = 1.0
+    spread: Spread = "token"
     baseline: Baseline = "none"
     kl: float = 0.0
     normaliser: MeanOver = "token"
@@ -179,6 +183,12 @@ class Reinforce:
         if self.discount != 1 and not self.return_to_go:
             raise UserError(
                 "discount has no effect without return_to_go. Write return_to_go: true, or leave it out.",
+                code="conflicting-settings",
+            )
+        if self.spread == "sequence" and self.return_to_go:
+            raise UserError(
+                "spread: sequence gives every token the sum of all rewards of its response, and return_to_go the sum of its own and the "
+                "later ones. Remove one of them.",
                 code="conflicting-settings",
             )
 
@@ -220,6 +230,7 @@ class Reinforce:
             batch.comparisons,
             discount=self.discount if self.return_to_go else None,
             baseline=self.baseline,
+            spread=self.spread,
         )
         loss = reinforce(kept_logp, weights, entropy, mean, alpha=self.entropy)
         return Losses(loss, {name: value.detach() for name, value in metrics.items()})

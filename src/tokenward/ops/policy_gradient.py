@@ -13,6 +13,7 @@ from tokenward.ops.ragged import segment_sum, weighted_mean
 
 Baseline = Literal["none", "mean", "leave_one_out"]
 MeanOver = Literal["token", "sequence"]
+Spread = Literal["token", "sequence"]
 
 
 def return_to_go(rewards: Tensor, owner: Tensor, discount: float = 1.0) -> Tensor:
@@ -56,14 +57,17 @@ def credit(
     *,
     discount: float | None = None,
     baseline: Baseline = "none",
+    spread: Spread = "token",
 ) -> Tensor:
     """Factor of each log-probability in REINFORCE, without gradient.  [n], [n], [r] -> [n]
 
     The discounted rewards from the token to the end of its response, or its own reward if ``discount`` is None, minus
-    the baseline.
+    the baseline. With ``spread="sequence"`` every token has the sum of its response's rewards in their place.
     """
     values = rewards.detach()
-    if discount is not None:
+    if spread == "sequence":
+        values = segment_sum(values, response, len(comparison))[response]
+    elif discount is not None:
         values = return_to_go(values, response, discount)
     if baseline == "none":
         return values
