@@ -20,13 +20,13 @@ KEEP_EVERY = 3
 RECIPE = "recipes/studies/small.yaml"
 
 
-def cut(source: str, folder: Path) -> Path:
-    """Make a model from every third layer of another, including the first and the last, unless it exists."""
+def cut(source: str, folder: Path, count: int | None = None) -> Path:
+    """Make a model from some evenly spaced layers of another, by default a third of them, unless it exists."""
     if (folder / "config.json").exists():
         return folder
     model = AutoModelForCausalLM.from_pretrained(resolve(source), dtype=torch.float32)
     layers = model.model.layers
-    count = len(layers) // KEEP_EVERY
+    count = count or len(layers) // KEEP_EVERY
     kept = torch.linspace(0, len(layers) - 1, count).round().int().tolist()
     model.model.layers = nn.ModuleList([layers[number] for number in kept])
     for place, layer in enumerate(model.model.layers):

@@ -6,7 +6,7 @@ import yaml
 
 from tokenward.methods import all_methods
 
-ORACLE = {"learning_rate": 1.5e-4, "num_train_epochs": 1}
+ORACLE: dict[str, Any] = {"learning_rate": 1.5e-4, "num_train_epochs": 1}
 """How an oracle trains, and every other model that scores."""
 
 REWARD: dict[str, Any] = {
@@ -31,6 +31,7 @@ class Arm(NamedTuple):
         pairs: Which pairs of the four replies train it: the best and the worst, or all.
         judge: If set, an ``oracle`` of all pairs or TLM's token ``reward`` judges replies that are sampled to the training prompts:
             those of the start, ranked once, or those of the policy at every update if the body has a table ``online``.
+        scored_by: If set, an oracle from elsewhere scores the tokens: a ``smaller`` one, or one of the ``other`` reward.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Arm(NamedTuple):
     rates: tuple[float, ...] = (MIDDLE, FAST)
     pairs: str = "best_worst"
     judge: str = ""
+    scored_by: str = ""
 
     @property
     def online(self) -> bool:
@@ -126,6 +128,20 @@ BY_ORACLE: dict[str, Any] = {
 """Scores of the oracle that ranked distilled replies; ``ORACLE`` is its folder."""
 
 
+LAYERS = 2
+"""Layers of a smaller oracle."""
+
+SMALLER: dict[str, Any] = {
+    "oracle": {"model": "SMALLER", "objective": DPO},
+    "scores": {"scorer": {"name": "log_ratio"}},
+}
+"""Scores of an oracle with fewer layers; ``SMALLER`` is the folder of the model that it starts from."""
+
+
+def _of_part(fraction: float) -> dict[str, Any]:
+    return {**LOG_RATIO, "oracle": {"objective": DPO, "fraction": fraction}}
+
+
 def _dpo(beta: float) -> dict[str, Any]:
     return _policy({"name": "all"}, {**DPO, "beta": beta}, NO_SCORES)
 
@@ -152,6 +168,30 @@ _LISTED = [
     *(
         Arm(f"sepo{percent}", f"SePO {percent} %", _policy(selection(percent / 100), SEPO), "selection", SOME)
         for percent in (10, 30, 50, 70)
+    ),
+    *(
+        Arm(
+            f"sepo30_of_{percent}",
+            f"SePO 30 %, oracle of {percent} % of the pairs",
+            _policy(selection(0.3), SEPO, _of_part(percent / 100)),
+            "oracle",
+            SOME,
+        )
+        for percent in (5, 25)
+    ),
+    *(
+        Arm(
+            f"sepo30_{name}",
+            f"SePO 30 %, {title}",
+            _policy(selection(0.3), SEPO, scores),
+            "oracle",
+            SOME,
+            scored_by=name,
+        )
+        for name, title, scores in (
+            ("smaller", f"oracle of {LAYERS} layers", SMALLER),
+            ("other", "oracle of the other reward", BY_ORACLE),
+        )
     ),
     Arm("sepo30_random", "SePO, random 30 %", _policy(selection(0.3, "random"), SEPO), "selection"),
     Arm("sepo30_inverse", "SePO, inverse 30 %", _policy(selection(0.3, "inverse"), SEPO), "selection", SOME),

@@ -86,16 +86,13 @@ class Measured:
 
     def _ends(self, found: dict[float, list[Resampled]]) -> dict[float, list[Resampled]]:
         """The path of an online arm: the start, and the ends of its trainings from the largest KL penalty to the smallest."""
-        factors = sorted(found, reverse=True)
-        seeds = zip(*(found[factor] for factor in factors), strict=True)
-        paths = [
-            [
-                np.concatenate([both[0][:, :1], *(one[:, -1:] for one in both)], 1)
-                for both in zip(*of_seed, strict=True)
-            ]
-            for of_seed in seeds
-        ]
-        return {0.0: [Resampled(*path) for path in paths]}
+        trainings = [found[factor] for factor in sorted(found, reverse=True)]
+        paths = []
+        for of_seed in zip(*trainings, strict=True):
+            start, ends = of_seed[0], [(one.kl[:, -1:], one.reward[:, -1:]) for one in of_seed]
+            kls, rewards = zip((start.kl[:, :1], start.reward[:, :1]), *ends, strict=True)
+            paths.append(Resampled(np.concatenate(kls, 1), np.concatenate(rewards, 1)))
+        return {0.0: paths}
 
     @cached_property
     def _draws(self) -> tuple[np.ndarray, list[np.ndarray]]:

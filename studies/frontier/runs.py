@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from studies.arms import START
-from studies.frontier.arms import ARMS, ONLINE, ORACLE, REWARD, Arm
+from studies.frontier.arms import ARMS, LAYERS, ONLINE, ORACLE, REWARD, Arm
 from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
 from studies.frontier.world import (
     HELD,
@@ -26,6 +27,7 @@ from studies.frontier.world import (
     World,
     words_of,
 )
+from studies.small import cut
 from tokenward import TokenScorer
 from tokenward.artifacts import atomic_file, atomic_write, fingerprint
 from tokenward.models.identity import model_fingerprint
@@ -42,6 +44,9 @@ BATCH, GROUPS = 8, 4
 
 LEAST = 0.001
 """Smallest difference of the rewards in a pair: VADER rounds to a tenth of it."""
+
+REFITTED = 1.0e-3
+"""Learning rate with which a model that lost layers learns the likelihood of replies."""
 
 PAIRS = 256
 """Held-out prompts whose best and worst reply are measured."""
@@ -110,17 +115,50 @@ def trained(world: World, arm: Arm, rate: float) -> list[Path]:
     if arm.judge:
         judge = _run_to(world, recipe_of(world, _judge(arm), rate, [1], rows), arm.judge)
         rows = rows if arm.online else distilled(world, judge)
-    step = (
-        UPDATES if arm.online else _pairs(world, recipe_of(world, arm, rate, [1], rows)) // BATCH
-    ) // POINTS
+    if arm.scored_by == "other":
+        other = world.other
+        other.make()
+        judge = _run_to(other, recipe_of(other, ARMS["sepo30"], rate, [1], other.rows), "oracle")
+    names = {
+        "JUDGE": str(judge),
+        "ORACLE": str(judge / "model"),
+        "SMALLER": str(world.folder / "smaller" / "oracle" / "model"),
+    }
+    if arm.scored_by == "smaller":
+        _smaller(world)
+    step = UPDATES // POINTS
+    if not arm.online:
+        step = _pairs(world, _named(recipe_of(world, arm, rate, [1], rows), names)) // BATCH // POINTS
     points = [step * place for place in range(1, POINTS + 1)]
-    recipe = recipe_of(world, arm, rate, points, rows)
-    if arm.online:
-        recipe["online"]["reward"] = str(judge)
-    for table in recipe.get("auxiliary_models", {}).values():
-        table.update({"model": str(judge / "model")} if table.get("model") == "ORACLE" else {})
+    recipe = _named(recipe_of(world, arm, rate, points, rows), names)
     policy = _run_to(world, recipe, "online" if arm.online else "policy")
     return [policy / "checkpoints" / f"checkpoint-{point}" for point in points]
+
+
+def _named(recipe: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """A recipe with the folders of its models in place of their names."""
+    tables = [
+        recipe.get("online", {}),
+        recipe.get("oracle", {}),
+        *recipe.get("auxiliary_models", {}).values(),
+    ]
+    for table, key in product(tables, ("model", "reward")):
+        if key in table:
+            table[key] = names.get(table[key], table[key])
+    return recipe
+
+
+def _smaller(world: World) -> None:
+    """Make the start of a smaller oracle: some layers of the model, trained for the likelihood of all replies."""
+    folder = cut(world.model, world.folder / "cut", LAYERS)
+    arm = ARMS["sepo30"]._replace(pairs="all")
+    recipe = recipe_of(world, arm, 0.0, [1], world.rows)
+    recipe["model"]["name"] = str(folder)
+    recipe["oracle"] = {
+        "objective": {"name": "weighted_likelihood", "sides": "both"},
+        "training": {**recipe["oracle"]["training"], "learning_rate": REFITTED},
+    }
+    run_through(_opened(world, recipe, "smaller"), "oracle")
 
 
 def _judge(arm: Arm) -> Arm:
@@ -138,14 +176,24 @@ def made_by(world: World, arm: Arm, rate: float) -> str:
         recipe["examples" if "examples" in recipe else "data"].pop("source")
         for part in ("development", "test"):
             recipe.get("examples", {}).pop(part, None)
-    constants = [PROMPT, REPLY, SPARE, TRAIN, HELD, REPLIES, POINTS, *([UPDATES] if arm.online else [GROUPS])]
+    constants: list[float] = [
+        PROMPT,
+        REPLY,
+        SPARE,
+        TRAIN,
+        HELD,
+        REPLIES,
+        POINTS,
+        *([UPDATES] if arm.online else [GROUPS]),
+    ]
+    constants += [LAYERS, REFITTED] if arm.scored_by == "smaller" else []
     return fingerprint([model_fingerprint(world.model), constants, recipes])
 
 
-def _opened(world: World, recipe: dict[str, Any]) -> Run:
+def _opened(world: World, recipe: dict[str, Any], name: str = "") -> Run:
     """The run of a recipe. Recipes of one data file share a run, so its data, reference values and oracle are made once."""
     data = recipe.get("data") or recipe["examples"]
-    name = f"{Path(data['source']).stem}-{data.get('pairs', 'online')}"
+    name = name or f"{Path(data['source']).stem}-{data.get('pairs', 'online')}"
     file = world.folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return open_run(str(file), [f"run={world.folder / name}"], quiet=True)

@@ -82,6 +82,11 @@ class World(NamedTuple):
         return self.folder / f"{self.reward}.jsonl"
 
     @property
+    def other(self) -> "World":
+        """The same samples, ranked by the other reward."""
+        return self._replace(reward=next(name for name in REWARDS if name != self.reward))
+
+    @property
     def prompts(self) -> list[list[int]]:
         """The training prompts, as token ids."""
         return json.loads((self.folder / "samples.json").read_text(encoding="utf-8"))["prompts"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +29,14 @@ from tests.stages.runs import (
 )
 from tests.tiny import save_tiny, tiny_t5
 from tokenward.artifacts import StageFolder
+from tokenward.models.loading import load_model
 from tokenward.models.reward import HEAD_FILE, load_reward_model
 from tokenward.objectives import Reinforce, WeightedLikelihood
 from tokenward.sampling import TransformersSampler
 from tokenward.sampling.classification import ClassificationGap
 from tokenward.scoring.reads import token_values
+from tokenward.scoring.scorers import LogRatio
+from tokenward.scoring.texts import TokenScorer
 from tokenward.stages.lists import run_through
 from tokenward.stages.online import OnlineLoop, fresh_reward
 from tokenward.stages.reward_learning import RewardLearner
@@ -283,21 +287,15 @@ def test_plain_likelihood_learns_no_reward(recipe):
     assert run.done("online").facts["rewards_learned"] == 0
 
 
+def without_learning(recipe: Path) -> str:
+    """A recipe without the keys that learn a reward."""
+    keys = "source|samples|reward_steps|reward_evals|every"
+    return re.sub(rf"(?m)^reward: .*\n|^  ({keys}): .*\n", "", recipe.read_text())
+
+
 def test_reward_that_was_learned_before_is_used_as_it_is(recipe, finished_online, tiny_folder):
     learned = finished_online / "runs" / "online" / "online" / "reward"
-    text = recipe.read_text()
-    table = "reward: {head: {hidden: 16, gain: 0.5}, training: {learning_rate: 1.0e-3, per_device_train_batch_size: 4}}\n"
-    assert table in text
-    for line in (
-        table,
-        "  source: {name: length, words: 3}\n",
-        "  samples: 3\n",
-        "  reward_steps: 3\n",
-        "  reward_evals: 2\n",
-        "  every: 3\n",
-    ):
-        text = text.replace(line, "")
-    recipe.write_text(text)
+    recipe.write_text(without_learning(recipe))
     before = {file.name: file.read_bytes() for file in learned.iterdir()}
     changes = [f"online.reward={learned}", REINFORCE, "online.training.max_steps=2"]
     run = run_online(recipe, *changes)
@@ -318,6 +316,28 @@ def test_reward_that_was_learned_before_is_used_as_it_is(recipe, finished_online
     save_file({name: value + 1 for name, value in head.items()}, other / HEAD_FILE)
     identity = run.done("online").identity
     assert run_online(recipe, "online.reward=other", *changes[1:]).done("online").identity != identity
+
+
+def test_oracle_is_a_reward_by_its_log_ratio(recipe, tiny_folder, tmp_path):
+    """RTO: no source, and the oracle's folder names its reference."""
+    oracle, reference = (load_model(str(tiny_folder), device="cpu") for _ in range(2))
+    with torch.no_grad():
+        for weight in oracle.model.parameters():
+            weight.mul_(1.1)
+    oracle.model.save_pretrained(tmp_path / "judge")
+    oracle.tokenizer.save_pretrained(tmp_path / "judge")
+    scorer = TokenScorer({"oracle_logp": oracle, "reference_logp": reference}, LogRatio())
+    scorer.save_settings(tmp_path / "judge")
+    recipe.write_text(without_learning(recipe))
+    rows = prepared(
+        tokenward.open_run(recipe, [f"online.reward={tmp_path / 'judge'}", REINFORCE], quiet=True)
+    )[0]
+    plain = [replace(row, scores=None, reference_logp=None) for row in rows]
+    high, low = (token_values(model, plain, **RULES) for model in (oracle, reference))
+    for row, first, second in zip(rows, high, low, strict=True):
+        for scores, one, other in zip(row.scores, first, second, strict=True):
+            torch.testing.assert_close(scores.float(), one - other, rtol=0, atol=1e-6)
+            assert scores.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,8 @@ def test_every_arm_is_a_recipe(
     rows.write_text(json.dumps({"prompt": "a", "responses": ["b", "c"], "scores": [1, 0]}) + "\n")
     world = World(str(tiny_folder), tmp_path, 0, "vader")
     recipe = recipe_of(world, ARMS[name], 1e-5, [2, 4], rows)
-    for table in recipe.get("auxiliary_models", {}).values():
-        if table.get("model") == "ORACLE":
+    for table in (recipe.get("oracle", {}), *recipe.get("auxiliary_models", {}).values()):
+        if table.get("model") in ("ORACLE", "SMALLER"):
             table["model"] = str(tiny_folder)
     if ARMS[name].online:
         Path("judge").mkdir()
