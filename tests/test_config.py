@@ -52,7 +52,8 @@ reward: {model: fourth/model, head: {hidden: 64, bound: sigmoid}, fraction: 0.6,
   objective: {name: plackett_luce, aggregate: softmin}}
 scores: {scorer: {name: log_ratio}, precision: bfloat16, tokens_per_batch: 512, shard_rows: 16}
 policy: {model: third/model, selection: {name: top_fraction, fraction: 0.3}, objective: {name: sepo, beta: 2},
-  training: {eval_strategy: no}}
+  training: {eval_strategy: no}, rollouts: 8, sampler: {name: transformers},
+  sampling: {max_new_tokens: 16, temperature: 0.8, top_p: 0.85, top_k: 128, stop: ["END"], batch: 32, precision: bfloat16}}
 eval_reward: {fraction: 0.4, objective: {name: dpo}, training: {max_steps: 3}}
 examples: {source: examples.jsonl, development: [dev.jsonl], test: test.jsonl, prompt: "Summarise: {article}", system: Be brief.,
   references: highlights, limit: 50, development_limit: 5, test_limit: 6, split: train, subset: main}
@@ -60,7 +61,7 @@ prompt_task: {train: train.tsv, development: dev.tsv, test: test.tsv, text: sent
   template: "{sentence} {prompt} {mask}", verbalizers: [" terrible", " great"], model: task/model, precision: bfloat16,
   share: 0.7, correct: 100, wrong: 90, start: Answer, candidates: 8, best: 2, manual: ["It was"], random: 4, test_limit: 7,
   max_sentence_tokens: 64}
-online: {source: {name: rouge, variant: rougeL}, samples: 5, reward_steps: 10, reward_groups: 40, development: 8,
+online: {source: {name: rouge, variant: rougeL}, reward: runs/other/reward, samples: 5, reward_steps: 10, reward_groups: 40, development: 8,
   reward_evals: 2, reward_patience: 3, every: 100, until: 0.4, restart: fresh, evaluate_every: 50, evaluation_samples: 2,
   patience: 7, rollouts: 16, sampler: {name: transformers}, selection: {name: soft, transform: exp}, training: {max_steps: 1000},
   sampling: {max_new_tokens: 32, temperature: 0.9, top_p: 0.95, top_k: 256, stop: ["TL;DR"], batch: 16, precision: bfloat16},

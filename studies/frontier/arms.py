@@ -29,8 +29,8 @@ class Arm(NamedTuple):
         group: Which table and picture it stands in.
         rates: Learning rates. On a part of the tokens, the same rate goes further. Of an online arm, factors of its KL penalty.
         pairs: Which pairs of the four replies train it: the best and the worst, or all.
-        judge: If set, an ``oracle`` of all pairs or TLM's token ``reward`` judges replies that are sampled to the training prompts:
-            those of the start, ranked once, or those of the policy at every update if the body has a table ``online``.
+        judge: If set, the policy trains on replies that the start gives to the training prompts, ranked by an ``oracle`` of all
+            pairs or by TLM's token ``reward``.
         scored_by: If set, an oracle from elsewhere scores the tokens: a ``smaller`` one, or one of the ``other`` reward.
     """
 
@@ -46,7 +46,7 @@ class Arm(NamedTuple):
     @property
     def online(self) -> bool:
         """Whether the policy trains on its own replies."""
-        return "online" in self.body
+        return self.body["policy"]["objective"]["name"] == "reinforce"
 
 
 def selection(fraction: float, kind: str = "top_fraction") -> dict[str, Any]:
@@ -73,6 +73,7 @@ def _others(fraction: float) -> dict[str, Any]:
 DPO: dict[str, Any] = {"name": "dpo", "beta": 0.1}
 SEPO: dict[str, Any] = {"name": "sepo", "gamma": 2.0}
 LOG_RATIO: dict[str, Any] = {"oracle": {"objective": DPO}, "scores": {"scorer": {"name": "log_ratio"}}}
+BY_REWARD: dict[str, Any] = {"scores": {"scorer": {"name": "reward"}}}
 NO_SCORES: dict[str, Any] = {"scores": {"scorer": {"name": "surprisal"}}}
 
 
@@ -109,7 +110,7 @@ FROM_METHODS = {
 """Methods of ``tokenward methods`` that this data allows. ``ld_dpo`` is DPO where all replies are equally long; ``treg`` and
 ``tis_dpo_prompt`` need a model that follows instructions, ``xtf`` words of a task, ``cft`` a verifier; ``rto`` trains no policy."""
 
-ONLINE, PENALTIES = 1.0e-4, (2.0, 1.0, 0.5)
+ONLINE, PENALTIES = 5.0e-5, (1.7, 1.2, 0.85)
 """Of an online training: its learning rate, and the factors of its KL penalty, each of which leads to another distance."""
 SOME, QUICK = (SLOW, MIDDLE), (FAST, FASTER)
 _KL = {"name": "token_kl", "direction": "reverse"}
@@ -146,10 +147,10 @@ def _dpo(beta: float) -> dict[str, Any]:
     return _policy({"name": "all"}, {**DPO, "beta": beta}, NO_SCORES)
 
 
-def _reinforce(**settings: Any) -> dict[str, Any]:
+def _reinforce(scores: dict[str, Any], **settings: Any) -> dict[str, Any]:
     """REINFORCE with token rewards on the policy's own replies, and a penalty of ``kl`` a nat, which the study sets."""
     objective = {"name": "reinforce", "entropy": 0.0, "baseline": "leave_one_out", **settings}
-    return {"online": {"objective": objective}}
+    return _policy({"name": "all"}, objective, scores)
 
 
 _LIKELIHOOD = _policy({"name": "all"}, {"name": "weighted_likelihood"}, NO_SCORES)
@@ -203,7 +204,7 @@ _LISTED = [
     Arm(
         "tlm_sepo",
         "SePO 30 % by TLM's reward",
-        _policy(selection(0.3), SEPO, {"scores": {"scorer": {"name": "reward"}}}),
+        _policy(selection(0.3), SEPO, BY_REWARD),
         "selection",
         SOME,
     ),
@@ -259,34 +260,30 @@ _LISTED = [
     Arm(
         "rl_reward",
         "REINFORCE by TLM's token reward",
-        _reinforce(return_to_go=True),
+        _reinforce(BY_REWARD, return_to_go=True),
         "online",
         PENALTIES,
-        judge="reward",
     ),
     Arm(
         "rl_sequence",
         "REINFORCE by TLM's reward, spread over the reply",
-        _reinforce(spread="sequence"),
+        _reinforce(BY_REWARD, spread="sequence"),
         "online",
         PENALTIES,
-        judge="reward",
     ),
     Arm(
         "rl_now",
         "REINFORCE by TLM's token reward, without later ones",
-        _reinforce(),
+        _reinforce(BY_REWARD),
         "online",
         (0.5, 0.25, 0.125),
-        judge="reward",
     ),
     Arm(
         "rl_oracle",
         "REINFORCE by the oracle's token reward (RTO)",
-        _reinforce(return_to_go=True),
+        _reinforce(LOG_RATIO, return_to_go=True),
         "online",
         PENALTIES,
-        judge="oracle",
     ),
     Arm("dpo30_kl", "DPO on selected 30 % + KL", _anchored(0.3, 0.03, "reverse", "all"), "anchor"),
 ]

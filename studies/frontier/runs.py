@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ PAIRS = 256
 """Held-out prompts whose best and worst reply are measured."""
 
 
-UPDATES, ASKED, ROLLOUTS = 64, 64, 4
+UPDATES, ASKED, ROLLOUTS = 96, 64, 4
 """Updates of an online training, and for each of them prompts and replies to a prompt."""
 
 
@@ -80,21 +79,6 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
         "save_steps": points[0],
         "save_total_limit": len(points),
     }
-    if arm.online:
-        body["online"]["objective"]["kl"] = rate
-        body["online"] |= {
-            "reward": "JUDGE",
-            "rollouts": ROLLOUTS,
-            "sampling": {"max_new_tokens": REPLY, "top_k": 0, "batch": ASKED * ROLLOUTS},
-            "training": {**training, **saved, "per_device_train_batch_size": ASKED},
-        }
-        few = {
-            "development": str(rows.resolve()),
-            "development_limit": 1,
-            "test": str(rows.resolve()),
-            "test_limit": 1,
-        }
-        return {**shared, "examples": {"source": str(rows.resolve()), **few}, **body}
     scoring = {**training, **ORACLE}
     if "oracle" in body:
         body["oracle"]["training"] = {**scoring, **body["oracle"].get("training", {})}
@@ -105,6 +89,11 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
         if "training" in table:
             table["training"] = {**scoring, **table["training"]}
     body["policy"]["training"] = {**training, **saved}
+    if arm.online:
+        body["policy"]["objective"]["kl"] = rate
+        body["policy"]["training"]["per_device_train_batch_size"] = ASKED
+        sampling = {"max_new_tokens": REPLY, "top_k": 0, "batch": ASKED * ROLLOUTS}
+        body["policy"] |= {"rollouts": ROLLOUTS, "sampling": sampling}
     data = {"source": str(rows.resolve()), "eval": 0, "min_gap": LEAST, "pairs": arm.pairs}
     return {**shared, "data": data, **body}
 
@@ -114,13 +103,12 @@ def trained(world: World, arm: Arm, rate: float) -> list[Path]:
     rows, judge = world.rows, Path()
     if arm.judge:
         judge = _run_to(world, recipe_of(world, _judge(arm), rate, [1], rows), arm.judge)
-        rows = rows if arm.online else distilled(world, judge)
+        rows = distilled(world, judge)
     if arm.scored_by == "other":
         other = world.other
         other.make()
         judge = _run_to(other, recipe_of(other, ARMS["sepo30"], rate, [1], other.rows), "oracle")
     names = {
-        "JUDGE": str(judge),
         "ORACLE": str(judge / "model"),
         "SMALLER": str(world.folder / "smaller" / "oracle" / "model"),
     }
@@ -131,20 +119,15 @@ def trained(world: World, arm: Arm, rate: float) -> list[Path]:
         step = _pairs(world, _named(recipe_of(world, arm, rate, [1], rows), names)) // BATCH // POINTS
     points = [step * place for place in range(1, POINTS + 1)]
     recipe = _named(recipe_of(world, arm, rate, points, rows), names)
-    policy = _run_to(world, recipe, "online" if arm.online else "policy")
+    policy = _run_to(world, recipe, "policy")
     return [policy / "checkpoints" / f"checkpoint-{point}" for point in points]
 
 
 def _named(recipe: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """A recipe with the folders of its models in place of their names."""
-    tables = [
-        recipe.get("online", {}),
-        recipe.get("oracle", {}),
-        *recipe.get("auxiliary_models", {}).values(),
-    ]
-    for table, key in product(tables, ("model", "reward")):
-        if key in table:
-            table[key] = names.get(table[key], table[key])
+    for table in (recipe.get("oracle", {}), *recipe.get("auxiliary_models", {}).values()):
+        if "model" in table:
+            table["model"] = names.get(table["model"], table["model"])
     return recipe
 
 
@@ -172,10 +155,7 @@ def made_by(world: World, arm: Arm, rate: float) -> str:
         recipe_of(world, one, rate, [1], world.rows) for one in (arm, *([_judge(arm)] if arm.judge else []))
     ]
     for recipe in recipes:
-        del recipe["seed"], recipe["model"]
-        recipe["examples" if "examples" in recipe else "data"].pop("source")
-        for part in ("development", "test"):
-            recipe.get("examples", {}).pop(part, None)
+        del recipe["seed"], recipe["model"], recipe["data"]["source"]
     constants: list[float] = [
         PROMPT,
         REPLY,
@@ -192,8 +172,7 @@ def made_by(world: World, arm: Arm, rate: float) -> str:
 
 def _opened(world: World, recipe: dict[str, Any], name: str = "") -> Run:
     """The run of a recipe. Recipes of one data file share a run, so its data, reference values and oracle are made once."""
-    data = recipe.get("data") or recipe["examples"]
-    name = name or f"{Path(data['source']).stem}-{data.get('pairs', 'online')}"
+    name = name or f"{Path(recipe['data']['source']).stem}-{recipe['data']['pairs']}"
     file = world.folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return open_run(str(file), [f"run={world.folder / name}"], quiet=True)
@@ -209,10 +188,10 @@ def _pairs(world: World, recipe: dict[str, Any]) -> int:
 def _run_to(world: World, recipe: dict[str, Any], stage: str) -> Path:
     """Carry out a recipe to one of its stages; returns the stage's folder."""
     run = _opened(world, recipe)
-    run_through(run, {"policy": "scores", "online": "examples"}.get(stage, stage))
-    if stage in ("policy", "online"):
+    run_through(run, "scores" if stage == "policy" else stage)
+    if stage == "policy":
         carry_out(run, stage)
-    for old in run.folder.glob(f".previous/{stage}-*"):
+    for old in run.folder.glob(".previous/policy-*"):
         shutil.rmtree(old)
     return run.path(stage)
 

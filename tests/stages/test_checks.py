@@ -28,6 +28,8 @@ TASK = "prompt_task={train: train.tsv, development: dev.tsv, test: test.tsv, ver
 UNBOUND = "reward.head={hidden: 4, bound: none}"
 TRAINED = "training: {max_steps: 1}"
 TREG = "{name: treg, selection: {name: threshold, above: 0.0, below: 0.0}}"
+REPLIES = "policy.objective={name: reinforce};policy.selection={name: all}"
+AT = "{name: server, address: 'http://127.0.0.1:9/v1'}"
 OF_POLICY = "scores.scorer={name: probability, of: policy}"
 
 # Changes of a recipe -> key and code of the error (empty: the code is another package's), and a word of the message.
@@ -106,9 +108,15 @@ COMPARISONS = [
       for step, word in (("{min_max: {scope: dataset}}", "dataset"), ("{segment_pool: {segment: word}}", "word"))),
     ("policy.selection={name: transform, steps: [{segment_pool: {segment: word}}, {top: {fraction: 0.5, scope: batch}}]}",
      "policy.selection", "", "word"),
+    (f"{OF_POLICY};{REPLIES}", "policy.objective", "wrong-scorer", "policy_logp"),
+    (f"scores.scorer={{name: random}};{REPLIES}", "policy.objective", "wrong-scorer", "reads no model"),
+    ("policy.objective={name: reinforce}", "policy.selection", "conflicting-settings", "{name: all}"),
+    (f"{REPLIES};policy.training.eval_strategy=epoch", "policy.training.eval_strategy", "unused-key", "own replies"),
+    (f"{REPLIES};policy.sampling.stop=['']", "policy.sampling.stop", "empty-text", "stop"),
+    (f"{REPLIES};policy.sampler={AT}", "policy.sampler", "weights-changed", "reinforce"),
     *((change.replace("OBJECTIVE", objective), key, "needs-scores", who)
       for objective, who in ((f"{{name: sum, terms: [{{name: dpo}}, {TREG}]}}", "treg with its selection"), ("{name: reinforce}", "reinforce"))
-      for change, key in ((f"{OF_POLICY};policy.objective=OBJECTIVE", "policy.objective"), ("oracle.objective=OBJECTIVE", "oracle.objective"),
+      for change, key in (*[(f"{OF_POLICY};policy.objective=OBJECTIVE", "policy.objective")] * (who != "reinforce"), ("oracle.objective=OBJECTIVE", "oracle.objective"),
                           (f"eval_reward={{objective: OBJECTIVE, {TRAINED}}}", "eval_reward.objective"),
                           (f"auxiliary_models={{x: {{{TRAINED}, objective: OBJECTIVE}}}}", "auxiliary_models.x.objective"))),
     # Values that a model does not have.

@@ -6,6 +6,7 @@ from tokenward.config.online import (
     OnlineTable,
     PromptTaskTable,
     RewardTable,
+    RolloutSettings,
     SamplingTable,
 )
 from tokenward.config.schema import (
@@ -47,6 +48,7 @@ __all__ = [
     "Recipe",
     "Resolved",
     "RewardTable",
+    "RolloutSettings",
     "SamplingTable",
     "ScoresTable",
     "Settings",

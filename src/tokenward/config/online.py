@@ -90,7 +90,17 @@ class PromptTaskTable(Settings):
     max_sentence_tokens: Count = key("Texts are truncated to this many tokens.", 256)
 
 
-class OnlineTable(Settings):
+class RolloutSettings(Settings):
+    """How a policy that trains on its own replies samples them."""
+
+    rollouts: Count = key("Replies per prompt in each step of reinforce.", 4)
+    sampler: NamedTable = key(
+        "Samples the replies: transformers, server, vllm or module:Name.", Named(name="transformers")
+    )
+    sampling: SamplingTable = key("Sampling settings.", SamplingTable())
+
+
+class OnlineTable(RolloutSettings):
     """The alternating loop: sample, rank, learn the reward, train the policy with it, repeat."""
 
     source: NamedTable | None = key(
@@ -133,10 +143,6 @@ class OnlineTable(Settings):
         "Evaluations without improvement before the policy stops; null never stops early.", None
     )
     rollouts: Count = key("Replies per prompt in each step of reinforce.", 64)
-    sampler: NamedTable = key(
-        "Samples the replies: transformers, server, vllm or module:Name.", Named(name="transformers")
-    )
-    sampling: SamplingTable = key("Sampling settings.", SamplingTable())
     selection: NamedTable = key(
         "Turns rewards into token weights for weighted_likelihood.", Named(name="soft")
     )

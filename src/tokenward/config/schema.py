@@ -19,7 +19,7 @@ from tokenward.config.base import (
     key,
     training_table,
 )
-from tokenward.config.online import ExamplesTable, OnlineTable, PromptTaskTable, RewardTable
+from tokenward.config.online import ExamplesTable, OnlineTable, PromptTaskTable, RewardTable, RolloutSettings
 
 RENAMED: dict[str, str] = {
     "data.held_out": "data.eval",
@@ -175,8 +175,8 @@ class ScoresTable(Settings):
     shard_rows: Count = key("Prompts per file of the store; a stopped stage resumes at the next file.", 128)
 
 
-class PolicyTable(Settings):
-    """The model that the run produces."""
+class PolicyTable(RolloutSettings):
+    """The model that the run produces. Its own replies train it only with the objective reinforce."""
 
     model: str | None = key("Model to start from; null uses the recipe's model.", None)
     selection: NamedTable = key("Turns scores into token weights.", Named(name="top_fraction"))

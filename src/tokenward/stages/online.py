@@ -1,18 +1,15 @@
 """The online stage: learns a token reward from ranked samples and trains the policy with it, alternately (TLM)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
-from transformers import TrainingArguments
 
 from tokenward.api.training import with_new_adapter
 from tokenward.artifacts import StageFolder, fingerprint, user_path, write_jsonl
 from tokenward.config import OnlineTable, Recipe
-from tokenward.distributed import alone, first_alone, gather, place
+from tokenward.distributed import first_alone
 from tokenward.models.head_mlp import HeadMLPSettings
 from tokenward.models.loading import LanguageModel, absolute_name
 from tokenward.models.reward import (
@@ -26,18 +23,18 @@ from tokenward.models.sharding import whole_state
 from tokenward.models.spread import new_reward_in_first
 from tokenward.objectives import SFT, Objective, needs_of
 from tokenward.plugins import build
-from tokenward.sampling.rollouts import Context, sampled_row, seed_of
+from tokenward.sampling.rollouts import seed_of
 from tokenward.sampling.sources import SequenceClassifier
 from tokenward.scoring.basic import Reward
-from tokenward.scoring.reads import token_values
 from tokenward.scoring.texts import TokenScorer, is_scorer_folder, model_of, reference_of
 from tokenward.selection import KeepAll, Selector, selector_of
 from tokenward.selection.weights import weigh_rows
 from tokenward.stages.base import Training, TrainingStage
 from tokenward.stages.data import source_fingerprint
+from tokenward.stages.own_replies import DEVICE_BATCH, OwnReplies, of_all_processes, planned_replies, rewarded
 from tokenward.stages.reward_learning import DEFAULTS, RewardLearner
 from tokenward.stages.run import Run
-from tokenward.stages.tasks import EncodedExamples, check_same_tokens, encoded_examples, source_of, task_of
+from tokenward.stages.tasks import check_same_tokens, encoded_examples, source_of, task_of
 from tokenward.stages.training import (
     SftStage,
     cuts,
@@ -52,10 +49,7 @@ from tokenward.tokens.template import Template
 from tokenward.training.alternating import Alternating, Schedule
 from tokenward.training.callbacks import KeepBest
 from tokenward.training.passes import Prepare
-from tokenward.types import Comparison
 
-_PLANNED_PROMPTS = 256  # a plan counts the rollouts of so many prompts, evenly spaced by length
-_DEVICE_BATCH = TrainingArguments.per_device_train_batch_size  # transformers' default
 _EVALUATION_KEYS = {"test", "test_limit", "candidates", "best", "manual", "random"}  # of the prompt task
 
 
@@ -137,9 +131,10 @@ class OnlineStage(TrainingStage):
         if run.recipe.prompt_task is not None:
             return None
         if online.objective.name == "reinforce":
-            rows = _rollout_rows(
-                encoded_examples(run, template, "train", reply=longest), online.rollouts, longest
-            )
+            prompts = [
+                context.prompt for context in encoded_examples(run, template, "train", reply=longest).contexts
+            ]
+            rows = planned_replies(prompts, online.rollouts, longest)
         else:
             rows = _rows_with_reference(run, template, reply=longest)
         return self.plan(run, rows, watched=True)
@@ -147,15 +142,6 @@ class OnlineStage(TrainingStage):
 
 def _rows_with_reference(run: Run, template: Template, *, reply: int = 0) -> list[TokenRow]:
     return [row for row in encoded_examples(run, template, "train", reply=reply).rows if row.responses]
-
-
-def _rollout_rows(examples: EncodedExamples, count: int, length: int) -> list[TokenRow]:
-    """Prompts with placeholder replies of maximum length; of many prompts, some."""
-    prompts = sorted((context.prompt for context in examples.contexts), key=len, reverse=True)
-    size = min(_PLANNED_PROMPTS, len(prompts))
-    places = np.unique(np.linspace(0, len(prompts) - 1, size).astype(int))
-    made = Comparison(key="", prompt=(), responses=("",) * count, ranks=(0,) * count, source="plan")
-    return [TokenRow(made, prompts[place], [[0] * length] * count, [0] * count) for place in places]
 
 
 def online_policy(run: Run, *, cut: bool = False) -> LanguageModel:
@@ -220,7 +206,7 @@ class OnlineLoop:
         self.policy = online_policy(run, cut=cut)
         self.task = task_of(run, self.policy)
         self.selector = selector_of(self.online.selection, run.recipe.seed)
-        self._empty = 0
+        self._replies: OwnReplies | None = None
         reads = reads_reward(self.online.objective.name, self.selector)
         folder = self.online.reward
         self.learned = fresh_reward(run) if reads and folder is None else None
@@ -251,8 +237,8 @@ class OnlineLoop:
             between=callback,
             watch=lambda policy: watching(run, policy, prompts, folder, also=looks),
         )
-        if self._empty:
-            run.display.line(f"  empty replies that did not train: {self._empty}")
+        if self._replies is not None:
+            self._replies.show()
         weights = None if self.learned is None else whole_state(self.learned.model)
         first_alone(lambda: self._write(callback, weights))
         learned = sum(event["event"] == "reward" for event in callback.events)
@@ -291,71 +277,19 @@ class OnlineLoop:
         return {"score": sum(values) / len(values)}
 
     def prepare(self) -> Prepare | None:
-        """Turns the rows of a step into training rows: sampled replies with rewards, or references with weights.
-
-        Every process makes all rows of the step, in shares, and takes its own, so they are those of one process.
-        """
-        made = self._prepare()
-        if made is None or alone():
-            return made
-
-        def own(rows: Sequence[TokenRow], step: int) -> Sequence[TokenRow]:
-            known = {row.comparison.source: row for row in self.task.rows}
-            every, mine = self._of_step([row.comparison.source for row in rows])
-            found = made([known[source] for source in every], step)
-            return [found[number] for number in mine]
-
-        return own
-
-    def _of_step(self, sources: list[str]) -> tuple[list[str], list[int]]:
-        """The rows of a step in all processes, in the order of one process, and the places of those of this one."""
-        size = int(self.online.training.get("per_device_train_batch_size", _DEVICE_BATCH))
-        shares = [[rows[i : i + size] for i in range(0, len(rows), size)] for rows in gather(sources)]
-        every: list[str] = []
-        mine: list[int] = []
-        for batch in range(max(map(len, shares))):
-            for rank, share in enumerate(shares):
-                rows = share[batch] if batch < len(share) else []
-                mine += range(len(every), len(every) + len(rows)) if rank == place().rank else []
-                every += rows
-        return every, mine
-
-    def _prepare(self) -> Prepare | None:
-        rewards = self.rewards
+        """Turns the rows of a step into training rows: sampled replies with rewards, or references with weights."""
+        rewards, task, online = self.rewards, self.task, self.online
         if rewards is None:
             return None
-        if self.online.objective.name != "reinforce":
-            return lambda rows, step: weigh_rows(self.selector, self._rewarded(rewards, rows))
-        reference = self.run.load(self.run.start_model) if needs_of(self.objective).reference else None
-        examples = {context.example.source: context.example for context in self.task.train}
-
-        def sampled(rows: Sequence[TokenRow], step: int) -> list[TokenRow]:
-            contexts = [Context(examples[row.comparison.source], row.prompt) for row in rows]
-            scored = self._rewarded(rewards, self._sampled(contexts, step))
-            return scored if reference is None else _with_reference(self.run, reference, scored)
-
-        return sampled
-
-    def _sampled(self, contexts: Sequence[Context], step: int) -> list[TokenRow]:
-        # The last number was that of a process; it stays, so that the replies to a seed stay.
-        seed = seed_of(self.run.recipe.seed, "rollout", step, 0)
-        prompts = [context.prompt for context in contexts]
-        replies = self.task.samples.replies(prompts, count=self.online.rollouts, seed=seed)
-        empty = len(prompts) * self.online.rollouts - sum(map(len, replies))
-        if empty and not self._empty:
-            self.run.display.line(
-                f"  step {step}: {empty} of {len(prompts) * self.online.rollouts} replies are empty and do not train. Further ones are "
-                "counted, and their number is shown at the end"
+        made: Prepare = lambda rows, step: weigh_rows(self.selector, rewarded(self.run, rewards, rows))  # noqa: E731
+        if online.objective.name == "reinforce":
+            made = self._replies = OwnReplies(
+                run=self.run,
+                samples=task.samples,
+                count=online.rollouts,
+                rewards=rewards,
+                examples={context.example.key: context.example for context in task.train},
+                reference=self.run.load(self.run.start_model) if needs_of(self.objective).reference else None,
             )
-        self._empty += empty
-        return [sampled_row(context, group) for context, group in zip(contexts, replies, strict=True)]
-
-    def _rewarded(self, rewards: TokenScorer, rows: Sequence[TokenRow]) -> list[TokenRow]:
-        """Rows with the reward of each token as its score."""
-        values = rewards.of_rows(rows, tokens_per_batch=self.run.passes["tokens_per_batch"], shared=True)
-        return [replace(row, scores=value) for row, value in zip(rows, values, strict=True)]
-
-
-def _with_reference(run: Run, reference: LanguageModel, rows: Sequence[TokenRow]) -> list[TokenRow]:
-    values = token_values(reference, rows, shared=True, **run.passes)
-    return [replace(row, reference_logp=value) for row, value in zip(rows, values, strict=True)]
+        size = int(online.training.get("per_device_train_batch_size", DEVICE_BATCH))
+        return of_all_processes(made, task.rows, size)

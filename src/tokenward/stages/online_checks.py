@@ -4,16 +4,13 @@ from tokenward.config.training import trackers_of
 from tokenward.errors import UserError
 from tokenward.models.identity import check_places
 from tokenward.objectives import PlackettLuce, needs_of, objective_of
-from tokenward.plugins import find
-from tokenward.sampling.checks import check_temperature
-from tokenward.sampling.registry import SAMPLERS, engine_of
-from tokenward.sampling.server import ServerSampler
 from tokenward.sampling.sources import SequenceClassifier
 from tokenward.selection import Selector, SoftWeights, scope_of, selector_of, unit_of
 from tokenward.stages.base import Checks
 from tokenward.stages.online import head_mlp_settings, reads_reward, reward_settings
 from tokenward.stages.reward_learning import SAME_AS_POLICY
 from tokenward.stages.run import Run
+from tokenward.stages.sampling_checks import sampling_checks
 from tokenward.stages.tasks import ranks, source_of
 
 _EVALS = "online.reward_evals sets how often the reward is evaluated"
@@ -33,12 +30,11 @@ ACROSS_TABLES = ("online", "online.patience", "online.objective", "reward.traini
 
 def online_checks(run: Run) -> Checks:
     """Checks of an online run."""
-    online, head_mlp, cold = run.online, run.recipe.model.head_mlp, "online.sampling.temperature"
+    online, head_mlp = run.online, run.recipe.model.head_mlp
     checks: Checks = {
-        "online.sampler": lambda: _check_sampler(run),
+        **sampling_checks(run, online, "online"),
         "online.selection": lambda: selector_of(online.selection, run.recipe.seed),
         "online": lambda: _check_tables(run),
-        cold: lambda: check_temperature(online.sampling.temperature, cold),
         "online.objective": lambda: _check_objective(run),
         "online.patience": lambda: _check_patience(run),
         "reward.training": lambda: _check_reward_training(run),
@@ -50,51 +46,6 @@ def online_checks(run: Run) -> Checks:
     if online.reward is not None:
         checks["online.reward"] = lambda: reward_settings(run)
     return checks
-
-
-def _check_sampler(run: Run) -> None:
-    online = run.online
-    find("sampler", online.sampler.name, SAMPLERS)
-    engine = engine_of(online.sampler)
-    if engine is None:
-        return
-    if run.recipe.model.head_mlp is not None or run.recipe.prompt_task is not None:
-        raise UserError(
-            f"{online.sampler.name} samples replies of whole models or adapters to written prompts, not of a prompt_task or a head_mlp. "
-            "Remove online.sampler to sample with transformers.",
-            code="unsupported-sampling",
-        )
-    if online.sampling.precision != "float32":
-        raise UserError(
-            f"precision has no effect on the sampler {online.sampler.name}, which has its own type. Remove it.",
-            code="unused-key",
-            key="online.sampling.precision",
-        )
-    if isinstance(engine, ServerSampler):
-        _check_server(run, engine)
-
-
-def _check_server(run: Run, server: ServerSampler) -> None:
-    """A server keeps its weights, so it may only be asked before the policy changes."""
-    online = run.online
-    if server.start_address is not None:
-        message = "start_address is for evaluation.sampler. Remove it: address is the server of the policy before training."
-        raise UserError(message, code="unused-key", key="online.sampler.start_address")
-    changing = [
-        name
-        for name, changes in (
-            ("objective: {name: reinforce}", online.objective.name == "reinforce"),
-            ("every", online.every is not None),
-            ("evaluate_every", online.evaluate_every is not None),
-        )
-        if changes
-    ]
-    if changing:
-        raise UserError(
-            f"a server keeps the weights that it was started with, and {' and '.join(changing)} need samples of the policy in training. "
-            "Use {name: vllm}, which takes the new weights, or {name: transformers}.",
-            code="weights-changed",
-        )
 
 
 def _check_source(run: Run) -> None:
@@ -127,18 +78,7 @@ def _check_tables(run: Run) -> None:
             code="missing-key",
             key="sft",
         )
-    _check_sampling(run)
     _check_reward(run)
-
-
-def _check_sampling(run: Run) -> None:
-    if "" in run.online.sampling.stop:
-        raise UserError(
-            "stop contains an empty text, which would end every reply at its first token. Write stop: [], or texts of one or more "
-            "characters.",
-            code="empty-text",
-            key="online.sampling.stop",
-        )
 
 
 def _check_reward(run: Run) -> None:

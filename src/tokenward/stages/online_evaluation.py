@@ -212,7 +212,7 @@ def _on_prompts(run: Run) -> tuple[Figures, dict[str, Any]]:
 def _sampled(run: Run, policy: LanguageModel) -> list[list[int]]:
     """The most likely prompt of a policy, and sampled ones."""
     start, seed = prompt_start(run, policy), seed_of(run.recipe.seed, "candidates")
-    sampler = sampler_of(run, policy, fixed_length=True)
+    sampler = sampler_of(run, policy, run.online, fixed_length=True)
     drawn = sampler([start], count=run.prompt_task.candidates, seed=seed)[0]
     length = run.online.sampling.max_new_tokens
     greedy = SamplingSettings(max_new_tokens=length, temperature=0.0, fixed_length=True)

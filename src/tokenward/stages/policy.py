@@ -4,19 +4,32 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokenward.api.prepare import kept_line, kept_shares, prepare_rows
+from tokenward.api.training import with_new_adapter
 from tokenward.artifacts import StageFolder
-from tokenward.config import PolicyTable, Recipe
+from tokenward.config import PolicyTable, Recipe, RolloutSettings
+from tokenward.data import comparison_key
 from tokenward.errors import UserError
-from tokenward.models.loading import absolute_name
+from tokenward.models.loading import LanguageModel, absolute_name
+from tokenward.objectives import needs_of
+from tokenward.sampling.rollouts import ScoredSampler
 from tokenward.scoring.store import TokenStore
 from tokenward.selection import scope_of, selector_of, unit_of
 from tokenward.stages.auxiliary import scorer_of
 from tokenward.stages.base import Checks, Training, TrainingStage
 from tokenward.stages.data import preview
 from tokenward.stages.other_tokens import policy_template
+from tokenward.stages.own_replies import (
+    DEVICE_BATCH,
+    OwnReplies,
+    of_all_processes,
+    own_replies_checks,
+    planned_replies,
+    rewards_of,
+)
 from tokenward.stages.part_checks import check_policy_objective, check_selection
 from tokenward.stages.run import Run
-from tokenward.stages.tables import tables
+from tokenward.stages.tables import ranked_lists, tables
+from tokenward.stages.tasks import check_same_tokens, sampler_of
 from tokenward.stages.training import (
     eval_prompts,
     fit_stage,
@@ -26,7 +39,9 @@ from tokenward.stages.training import (
     scored_by,
     watching,
 )
+from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Template
+from tokenward.types import Comparison, Example
 
 
 class PolicyStage(TrainingStage):
@@ -44,8 +59,9 @@ class PolicyStage(TrainingStage):
 
     def settings(self, run: Run) -> Mapping[str, Any]:
         """The table, the scorer and the model settings."""
+        own = set() if on_own_replies(run) else set(RolloutSettings.model_fields)
         return {
-            "policy": run.recipe.policy.model_dump(exclude={"model"}),
+            "policy": run.recipe.policy.model_dump(exclude={"model", *own}),
             "scores": {"scorer": run.recipe.scores.scorer.model_dump()},
             **model_settings(run),
         }
@@ -60,6 +76,8 @@ class PolicyStage(TrainingStage):
         start = load_to_train(run, run.policy_start, folder, table.training)
         template = start.template(run.style)
         _check_template(run, template)
+        if on_own_replies(run):
+            return self._on_own_replies(run, folder, start, template)
         pairs = tables(run, template)
         evaluates = table.training.get("eval_strategy", "no") != "no"
         ready = prepare_rows(
@@ -94,8 +112,77 @@ class PolicyStage(TrainingStage):
         shares = {"kept": kept_shares(rows), "nothing_selected": ready.dropped} if made else {}
         return {"start": absolute_name(run.policy_start), **shares, **scored_by(run), **facts}
 
+    def _on_own_replies(
+        self, run: Run, folder: StageFolder, start: LanguageModel, template: Template
+    ) -> Mapping[str, Any]:
+        """Train on replies that the policy writes to the prompts of the comparisons; see :class:`OwnReplies`."""
+        table, objective = run.recipe.policy, self.objective(run)
+        rows, examples = self._prompts(run, template)
+        reference = run.load(run.policy_start) if needs_of(objective).reference else None
+        policy = with_new_adapter(start, run.recipe.model.adapter, run.recipe.seed)
+        rewards = rewards_of(run)
+        for model in rewards.models.values():
+            check_same_tokens(policy, model, "model of the scorer", "scores.scorer")
+        replies = OwnReplies(
+            run=run,
+            samples=ScoredSampler(sampler=sampler_of(run, policy, table), source=None, name=""),
+            count=table.rollouts,
+            rewards=rewards,
+            examples=examples,
+            reference=reference,
+        )
+        run.display.line(
+            f"  {len(rows)} prompts, {table.rollouts} replies to each in a step; every token is trained"
+        )
+        size = int(table.training.get("per_device_train_batch_size", DEVICE_BATCH))
+        facts = fit_stage(
+            run,
+            folder,
+            policy,
+            objective,
+            rows,
+            table.training,
+            prepare=of_all_processes(replies, rows, size),
+            watch=lambda model: watching(run, model, eval_prompts(run, template), folder.path),
+        )
+        replies.show()
+        return {"start": absolute_name(run.policy_start), **scored_by(run), **facts}
+
+    def _prompts(self, run: Run, template: Template) -> tuple[list[TokenRow], dict[str, Example]]:
+        """The different prompts of the training comparisons that leave room for a reply, as rows without replies."""
+        longest, context = run.recipe.policy.sampling.max_new_tokens, run.limits.context
+        lists, _ = ranked_lists(run, template)
+        rows, examples, left_out = list[TokenRow](), dict[str, Example](), 0
+        for row in lists:
+            known, prompt = row.comparison, row.asked
+            key = comparison_key(known.prompt, (), tools=known.tools)
+            if key in examples:
+                continue
+            if context is not None and len(prompt) + longest > context:
+                left_out += 1
+                continue
+            examples[key] = Example(key=key, prompt=known.prompt, source=known.source, tools=known.tools)
+            asked = Comparison(
+                key=key, prompt=known.prompt, responses=(), ranks=(), source=known.source, tools=known.tools
+            )
+            rows.append(TokenRow(asked, prompt, [], []))
+        if left_out:
+            run.display.line(
+                f"  {left_out} prompts left out: with a reply of {longest} tokens they exceed the context of {context}"
+            )
+        if not rows:
+            raise UserError(
+                f"no prompt leaves room for a reply of {longest} tokens in the model's context of {context}. Lower "
+                "policy.sampling.max_new_tokens, or tokens.max_prompt_tokens.",
+                code="no-rows",
+                key="policy.sampling.max_new_tokens",
+            )
+        return rows, examples
+
     def checks(self, run: Run) -> Checks:
         """The selection and the objective must fit the scorer."""
+        if on_own_replies(run):
+            return own_replies_checks(run)
         return {
             "policy.selection": lambda: check_selection(run),
             "policy.objective": lambda: check_policy_objective(run),
@@ -103,12 +190,23 @@ class PolicyStage(TrainingStage):
 
     def planned(self, run: Run, template: Template) -> Training:
         """The training pairs. Tokens kept by a selection of scope batch, or over words, are not counted."""
+        if on_own_replies(run):
+            table = run.recipe.policy
+            prompts = [row.prompt for row in self._prompts(run, template)[0]]
+            return self.plan(
+                run, planned_replies(prompts, table.rollouts, table.sampling.max_new_tokens), watched=True
+            )
         sets = tables(run, template if run.recipe.policy.model is None else policy_template(run))
         selector = selector_of(run.recipe.policy.selection, run.recipe.seed)
         uncounted = scope_of(selector) == "batch" or unit_of(selector)
         return self.plan(
             run, sets.train, selector=None if uncounted else selector, eval=sets.eval, watched=True
         )
+
+
+def on_own_replies(run: Run) -> bool:
+    """Whether the policy trains on replies that it writes itself."""
+    return run.recipe.policy.objective.name == "reinforce"
 
 
 def _check_template(run: Run, template: Template) -> None:

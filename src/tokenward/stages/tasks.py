@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+from tokenward.config import RolloutSettings
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, load_model
@@ -54,13 +55,15 @@ def task_of(run: Run, policy: LanguageModel) -> Task:
     return example_task(run, policy) if run.recipe.prompt_task is None else prompt_task(run, policy)
 
 
-def sampler_of(run: Run, policy: LanguageModel, *, fixed_length: bool = False) -> Sampler:
-    """The recipe's sampler of replies.
+def sampler_of(
+    run: Run, policy: LanguageModel, rollouts: RolloutSettings, *, fixed_length: bool = False
+) -> Sampler:
+    """The sampler of replies that a table of the recipe describes.
 
     Raises:
         UserError: a custom sampler cannot be built or called.
     """
-    table = run.online.sampling
+    table = rollouts.sampling
     settings = SamplingSettings(
         max_new_tokens=table.max_new_tokens,
         temperature=table.temperature,
@@ -71,11 +74,11 @@ def sampler_of(run: Run, policy: LanguageModel, *, fixed_length: bool = False) -
         fixed_length=fixed_length,
     )
     asked = {"model": policy, "template": policy.template(run.style), "settings": settings}
-    engine = engine_of(run.online.sampler)
+    engine = engine_of(rollouts.sampler)
     if engine is not None:
         return EngineSampler(engine=engine.open(), tolerance=engine.tolerance, **asked)
-    arguments = {**asked, "precision": table.precision, **run.online.sampler.arguments}
-    name = run.online.sampler.name
+    arguments = {**asked, "precision": table.precision, **rollouts.sampler.arguments}
+    name = rollouts.sampler.name
     if name in SAMPLERS:
         return SAMPLERS[name](**arguments)
     made: Any = build("sampler", name, arguments, SAMPLERS)
@@ -119,7 +122,7 @@ def example_task(run: Run, policy: LanguageModel) -> Task:
     train = encoded_examples(run, template, "train", reply=longest)
     development = encoded_examples(run, template, "development", reply=longest)
     samples = ScoredSampler(
-        sampler=sampler_of(run, policy), source=source, name="" if named is None else named.name
+        sampler=sampler_of(run, policy, run.online), source=source, name="" if named is None else named.name
     )
     rows = train.rows
     if run.online.objective.name == "reinforce":
@@ -307,7 +310,7 @@ def prompt_task(run: Run, policy: LanguageModel) -> Task:
     row = TokenRow(
         Comparison(key=first.key, prompt=(), responses=(), ranks=(), source=first.source), start, [], [], []
     )
-    sampler = sampler_of(run, policy, fixed_length=True)
+    sampler = sampler_of(run, policy, run.online, fixed_length=True)
     return Task(
         train, development, [row], ScoredSampler(sampler=sampler, source=source, name="classification_gap")
     )
