@@ -2,8 +2,8 @@
 
     python -m studies.methods --page docs/results.md --pictures docs/pictures
 
-Each arm is the recipe that ``tokenward init`` writes, with the study's model, data and training. Two methods are left out:
-``cft`` needs a verifier of answers, and ``rto`` another trainer.
+Each arm is the recipe that ``tokenward init`` writes, with the study's model, data and training. Three methods are left out: ``cft``
+needs a verifier of answers, and ``rto`` and ``tlm_rl`` train on the policy's own replies, which :mod:`studies.frontier` compares.
 """
 
 import json
@@ -21,7 +21,7 @@ from studies.tables import arms_of, publish
 from tokenward.methods import Method, all_methods
 
 AGAINST = "dpo"
-LEFT_OUT = ("cft", "rto")
+LEFT_OUT = ("cft", "rto", "tlm_rl")
 WRITTEN = {
     "LOW": "-0.5",  # the paper's bounds are not known; these are the study's
     "HIGH": "1.5",

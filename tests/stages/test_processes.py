@@ -24,6 +24,14 @@ HALF_ONLINE = [
     "reward.training.per_device_train_batch_size=2",
 ]
 
+OWN = [
+    *SPLIT, "scores.scorer={name: reward}",
+    "reward={head: {hidden: 16, gain: 0.5}, training: {max_steps: 2, learning_rate: 1.0e-3, per_device_train_batch_size: 4}}",
+    "policy={selection: {name: all}, objective: {name: reinforce, entropy: 0.0, kl: 0.1}, rollouts: 3, "
+    "sampling: {max_new_tokens: 6, batch: 4}, training: {max_steps: 3, learning_rate: 1.0e-3, per_device_train_batch_size: 2}}",
+]  # fmt: skip
+HALF_OWN = ["reward.training.per_device_train_batch_size=2", "policy.training.per_device_train_batch_size=1"]
+
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -33,6 +41,7 @@ given = json.loads(Path("given.json").read_text())
 tokenward.run("recipes/quickstart.yaml", ["run=runs/again", *given["split"]])
 tokenward.run("recipes/quickstart.yaml", ["run=runs/two", *given["split"], *given["half"]], quiet=True)
 tokenward.run("online.yaml", ["run=runs/online-two", *given["online"], *given["half_online"]], quiet=True)
+tokenward.run("recipes/quickstart.yaml", ["run=runs/own-two", *given["own"], *given["half_own"]], last="policy", quiet=True)
 rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
 oracle = "runs/again/oracle"
 scored = tokenward.score(rows, oracle=oracle, tokens_per_batch=256)
@@ -58,12 +67,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
         patch.chdir(folder)
         tokenward.run("recipes/quickstart.yaml", ["run=runs/one", *SPLIT], quiet=True)
         tokenward.run("online.yaml", ["run=runs/online", *ONLINE], quiet=True)
+        tokenward.run("recipes/quickstart.yaml", ["run=runs/own", *OWN], last="policy", quiet=True)
         # The same models, and everything that is computed from them anew.
         shutil.copytree("runs/one", "runs/again")
         for stage in ("encoded", "pairs", "reference", "scores", "evaluation"):
             shutil.rmtree(f"runs/again/{stage}")
         given = {
-            "split": SPLIT, "half": HALF, "online": ONLINE, "half_online": HALF_ONLINE, "model": str(tiny_folder),
+            "split": SPLIT, "half": HALF, "online": ONLINE, "half_online": HALF_ONLINE,
+            "own": OWN, "half_own": HALF_OWN, "model": str(tiny_folder),
         }  # fmt: skip
         Path("given.json").write_text(json.dumps(given))
         Path("script.py").write_text(SCRIPT)
@@ -137,6 +148,12 @@ def test_the_sampled_loop_of_two_processes_is_that_of_one(shared: Path) -> None:
     for name in ("online/samples.jsonl", "evaluation/samples.jsonl"):
         assert (two / name).read_bytes() == (one / name).read_bytes(), name
     check_figures(figures(one), figures(two), 1e-5)
+
+
+def test_a_policy_that_two_processes_train_on_its_own_replies_is_that_of_one(shared: Path) -> None:
+    one, two = shared / "runs/own", shared / "runs/own-two"
+    for stage in ("reward", "policy"):
+        assert largest_difference(one / stage / "model", two / stage / "model") < 1e-6, stage
 
 
 def test_calls_in_a_script_give_every_process_the_result_of_one(shared: Path, monkeypatch) -> None:

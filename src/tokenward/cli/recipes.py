@@ -224,5 +224,5 @@ def init(
     target.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(target, found.recipe)
     Display().line(
-        f"{target}: {found.line}\nNext: read its first lines, enter your model and data, then run `tokenward {found.command} {target}`."
+        f"{target}: {found.line}\nNext: read its first lines, enter your model and data, then run `tokenward run {target}`."
     )

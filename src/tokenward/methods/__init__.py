@@ -11,14 +11,9 @@ from importlib.resources import files
 
 from tokenward.errors import UserError
 
-POLICY = """\
+ENDS = """\
 # tokenward run {name}.yaml ends with the trained model in runs/{name}/policy/model, its figures in
 # runs/{name}/evaluation/metrics.json and the report runs/{name}/report/index.html
-"""
-
-SCORES = """\
-# trains no policy: tokenward score {name}.yaml ends with the oracle in runs/{name}/oracle/model and the scores of the data
-# in runs/{name}/scores
 """
 
 BEGINNING = """\
@@ -66,20 +61,10 @@ class Method:
     body: str
 
     @property
-    def command(self) -> str:
-        """The command that carries the recipe out to its end."""
-        return "run" if self._trains else "score"
-
-    @property
-    def _trains(self) -> bool:
-        return re.search(r"^policy:", self.body, flags=re.MULTILINE) is not None
-
-    @property
     def recipe(self) -> str:
         """A whole recipe, with comments."""
         comments = "".join(f"# {text}\n" for text in (self.line, self.paper, *self.notes))
-        ends = (POLICY if self._trains else SCORES).format(name=self.name)
-        return f"{comments}{ends}{BEGINNING.format(name=self.name)}\n{_with_training(self.body)}"
+        return f"{comments}{ENDS.format(name=self.name)}{BEGINNING.format(name=self.name)}\n{_with_training(self.body)}"
 
 
 def _with_training(body: str) -> str:

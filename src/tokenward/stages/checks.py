@@ -233,6 +233,10 @@ def _of_comparisons(run: Run, last: str) -> Iterator[str]:
     ]
     for key in unused:
         yield f"{key} is not used: the scorer {recipe.scores.scorer.name} does not read it"
+    if recipe.policy.objective.name != "reinforce":
+        for key in ("rollouts", "sampler", "sampling"):
+            if key in recipe.policy.model_fields_set:
+                yield f"policy.{key} is not used: only the objective reinforce trains on the policy's own replies"
 
 
 def _of_online(run: Run) -> Iterator[str]:
