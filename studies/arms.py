@@ -70,7 +70,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder of the runs")
     made.add_argument("--values", type=Path, default=VALUES, help="folder of the stored measurements")
     made.add_argument("--set", dest="overrides", action="append", default=[], help="a.b=value for every arm")
-    made.add_argument("--page", type=Path, help="page with the study's markers, docs/results.md")
+    made.add_argument("--page", type=Path, help="page with the study's markers")
     made.add_argument("--pictures", type=Path, help="folder for the picture, docs/pictures")
     return made
 

@@ -1,6 +1,6 @@
 """Compare all methods on the same pairs with the same number of updates: reward, KL to the start, time and memory.
 
-    python -m studies.methods --page docs/results.md --pictures docs/pictures
+    python -m studies.methods --page docs/earlier_studies.md --pictures docs/pictures
 
 Each arm is the recipe that ``tokenward init`` writes, with the study's model, data and training. Three methods are left out: ``cft``
 needs a verifier of answers, and ``rto`` and ``tlm_rl`` train on the policy's own replies, which :mod:`studies.frontier` compares.

@@ -1,6 +1,6 @@
 """How much data does the oracle need? It trains on 5 to 100 % of the pairs, the policy always on all.
 
-python -m studies.oracle_data --page docs/results.md --pictures docs/pictures
+python -m studies.oracle_data --page docs/earlier_studies.md --pictures docs/pictures
 """
 
 from studies.arms import Arm, options

@@ -1,6 +1,6 @@
 """Does an oracle help outside its data? One trained on HH selects tokens of the built-in pairs.
 
-    python -m studies.out_of_domain --page docs/results.md --pictures docs/pictures
+    python -m studies.out_of_domain --page docs/earlier_studies.md --pictures docs/pictures
 
 The HH oracle learned which replies people find harmless; here it selects tokens for a preference for positive sentiment
 (VADER). The policy, its pairs and its updates are the same. Random tokens are the control.

@@ -1,6 +1,6 @@
 """What share of the tokens should be selected? Varies the share of the chosen and of the rejected replies separately.
 
-python -m studies.rates --page docs/results.md --pictures docs/pictures
+python -m studies.rates --page docs/earlier_studies.md --pictures docs/pictures
 """
 
 from studies.arms import Arm, options

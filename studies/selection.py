@@ -1,6 +1,6 @@
 """Do the selected tokens matter? 30 % by score against random and inverse 30 %, all tokens (SimPO) and DPO.
 
-    python -m studies.selection --page docs/results.md --pictures docs/pictures
+    python -m studies.selection --page docs/earlier_studies.md --pictures docs/pictures
 
 Every arm makes the same number of updates on the same pairs. The reward is VADER, which ranked the replies of the data. It
 defines the preference and is not trained, so it does not share the oracle's mistakes.

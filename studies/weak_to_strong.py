@@ -1,6 +1,6 @@
 """Can a weak oracle supervise a strong policy? Compares a third of the default model with the whole model as oracle.
 
-    python -m studies.weak_to_strong --page docs/results.md --pictures docs/pictures
+    python -m studies.weak_to_strong --page docs/earlier_studies.md --pictures docs/pictures
 
 The small model has every third layer and is fine-tuned on the preferred replies for a few epochs. It is then oracle and
 reference, and the whole default model is the policy. The control, at the same cost, selects random tokens.

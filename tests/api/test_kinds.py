@@ -293,7 +293,7 @@ def test_arguments_that_cannot_act_are_refused(tmp_path: Path, field: str, value
     [
         ("missing-oracle", {}),
         ("missing-oracle", {"selector": tokenward.TopFraction(0.5), "objective": tokenward.SimPO()}),
-        ("missing-oracle", {"objective": Reinforce()}),
+        ("own-replies", {"objective": Reinforce()}),
         ("missing-scores", {"oracle": Dataset.from_list([{"chosen": "b", "rejected": "c"}])}),
         ("wrong-type", {"oracle": 3}),
         ("wrong-type", {"oracle": Longest(), "model": 3}),

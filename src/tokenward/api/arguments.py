@@ -12,7 +12,14 @@ from tokenward.errors import UserError
 from tokenward.models.base import shares_weights
 from tokenward.models.loading import LanguageModel
 from tokenward.models.reward import RewardModel
-from tokenward.objectives import OBJECTIVES, CheckedObjective, Objective, Selected, custom_objective
+from tokenward.objectives import (
+    OBJECTIVES,
+    CheckedObjective,
+    Objective,
+    Reinforce,
+    Selected,
+    custom_objective,
+)
 from tokenward.plugins import check_call, described, name_of
 from tokenward.sampling.server import ServerSampler
 from tokenward.sampling.vllm import VllmSampler
@@ -31,6 +38,21 @@ def checked_objective(objective: Any) -> Objective:
     if type(objective) in OBJECTIVES.values() or isinstance(objective, CheckedObjective | Selected):
         return objective
     return custom_objective("objective", name_of(objective), objective)
+
+
+def check_of_data(objective: Objective) -> None:
+    """Check that an objective trains on replies of a data set.
+
+    Raises:
+        UserError: It trains on replies that the policy writes.
+    """
+    if isinstance(objective, Reinforce):
+        raise UserError(
+            "Reinforce trains on replies that the policy writes at every step, and this trainer has those of the data, which would give "
+            "another gradient than the policy's. Use tokenward.run with a recipe that has policy.objective: {name: reinforce}, or "
+            "WeightedLikelihood() for replies of the data.",
+            code="own-replies",
+        )
 
 
 def check_selector(selector: Selector | None) -> None:

@@ -10,7 +10,13 @@ from datasets import Dataset, DatasetDict
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from tokenward.api.arguments import check_scoring, check_selector, check_tokens, checked_objective
+from tokenward.api.arguments import (
+    check_of_data,
+    check_scoring,
+    check_selector,
+    check_tokens,
+    checked_objective,
+)
 from tokenward.api.inputs import (
     DEFAULT_TOKENS,
     Data,
@@ -141,6 +147,7 @@ class SelectiveTrainer(TokenTrainer):
         check_selector(selector)
         check_scoring(oracle, scorer)
         objective = checked_objective(objective)
+        check_of_data(objective)
         own = token_arguments(args)
         check_places(model=model, reference=reference, oracle=oracle)
         display = display_of(own)
