@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from studies.frontier.world import TRAIN
 from tokenward.methods import all_methods
 
 ORACLE: dict[str, Any] = {"learning_rate": 1.5e-4, "num_train_epochs": 1}
@@ -31,6 +32,7 @@ class Arm(NamedTuple):
         pairs: Which pairs of the four replies train it: the best and the worst, or all.
         judge: If set, the policy trains on replies that the start gives to the training prompts, ranked by an ``oracle`` of all
             pairs or by TLM's token ``reward``.
+        rows: How many training prompts, with their replies, there are; None is all.
         scored_by: If set, an oracle from elsewhere scores the tokens: a ``smaller`` one, or one of the ``other`` reward.
     """
 
@@ -42,6 +44,7 @@ class Arm(NamedTuple):
     pairs: str = "best_worst"
     judge: str = ""
     scored_by: str = ""
+    rows: int | None = None
 
     @property
     def online(self) -> bool:
@@ -263,6 +266,26 @@ _LISTED = [
         _reinforce(BY_REWARD, return_to_go=True),
         "online",
         PENALTIES,
+    ),
+    *(
+        Arm(
+            f"{name}_of_{percent}",
+            f"{title}, {percent} % of the data",
+            body,
+            "data",
+            rates,
+            rows=TRAIN * percent // 100,
+        )
+        for percent in (5, 25)
+        for name, title, body, rates in (
+            ("dpo", "DPO", _of_method("dpo"), (FAST, FASTER)),
+            (
+                "rl_reward",
+                "REINFORCE by TLM's token reward",
+                _reinforce(BY_REWARD, return_to_go=True),
+                (1.2,),
+            ),
+        )
     ),
     Arm(
         "rl_sequence",

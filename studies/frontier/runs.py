@@ -95,6 +95,7 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
         sampling = {"max_new_tokens": REPLY, "top_k": 0, "batch": ASKED * ROLLOUTS}
         body["policy"] |= {"rollouts": ROLLOUTS, "sampling": sampling}
     data = {"source": str(rows.resolve()), "eval": 0, "min_gap": LEAST, "pairs": arm.pairs}
+    data |= {} if arm.rows is None else {"limit": arm.rows}
     return {**shared, "data": data, **body}
 
 
@@ -172,7 +173,8 @@ def made_by(world: World, arm: Arm, rate: float) -> str:
 
 def _opened(world: World, recipe: dict[str, Any], name: str = "") -> Run:
     """The run of a recipe. Recipes of one data file share a run, so its data, reference values and oracle are made once."""
-    name = name or f"{Path(recipe['data']['source']).stem}-{recipe['data']['pairs']}"
+    parts = (Path(recipe["data"]["source"]).stem, recipe["data"]["pairs"], recipe["data"].get("limit"))
+    name = name or "-".join(str(part) for part in parts if part is not None)
     file = world.folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return open_run(str(file), [f"run={world.folder / name}"], quiet=True)

@@ -20,30 +20,27 @@ LIMIT = f"best-of-N sampling from the start, N up to {BEST_OF[-1]}"
 LARGEST = best_of_kl(BEST_OF[-1])
 
 
-def lines_of(found: Measured, group: str | None = None) -> list[str]:
+def lines_of(found: Measured) -> list[str]:
     """Markdown tables: rewards at equal KL, and their differences to DPO and SimPO."""
-    arms = [arm for arm in ARMS.values() if found.has(arm.name) and group in (None, arm.group)]
+    arms = [arm for arm in ARMS.values() if found.has(arm.name)]
+    far = [arm for arm in arms if found.rewards(arm.name, TARGETS[0]) is not None]
+    near = [arm.title for arm in arms if arm not in far]
     kls = [f"{target:g} nats" for target in TARGETS]
     lines = ["Reward at equal KL to the start:", "", *_head(["method", *kls])]
     lines.append(_row([LIMIT, *(_limit(found, target) for target in TARGETS)]))
     lines += [
         _row([arm.title, *(_cell(found.rewards(arm.name, target), found) for target in TARGETS)])
-        for arm in arms
+        for arm in far
     ]
     for base in BASES:
         if found.has(base):
-            lines += [
-                "",
-                f"Minus {ARMS[base].title} at the same KL; in brackets the part of its distance to best-of-N that this is:",
-                "",
-            ]
-            lines += [
-                *_head(["method", *kls]),
-                *(_row(_differences(found, arm, base)) for arm in arms if arm.name != base),
-            ]
+            title = f"Minus {ARMS[base].title} at the same KL; in brackets the part of its distance to best-of-N that this is:"
+            rows = (_row(_differences(found, arm, base)) for arm in far if arm.name != base)
+            lines += ["", title, "", *_head(["method", *kls]), *rows]
     seeds = ", ".join(map(str, found.seeds))
     note = f"Seeds {seeds}; n = {found.prompts} replies a method and point. Intervals are over seeds and prompts. The start has {found.start:.3f}."
-    return [*lines, "", note]
+    dash = "A dash: no training got that far with every seed."
+    return [*lines, "", " ".join([note, dash, *([f"Not even {kls[0]}: {'; '.join(near)}."] if near else [])])]
 
 
 def _head(names: Sequence[str]) -> list[str]:
@@ -59,7 +56,7 @@ def _limit(found: Measured, target: float) -> str:
 
 
 def _cell(resamples: np.ndarray | None, found: Measured) -> str:
-    return "not reached" if resamples is None else cell(figure(resamples, found.prompts), 3)
+    return "\u2013" if resamples is None else cell(figure(resamples, found.prompts), 3)
 
 
 def _differences(found: Measured, arm: Arm, base: str) -> list[str]:
