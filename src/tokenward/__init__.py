@@ -24,6 +24,7 @@ from tokenward.types import Comparison, Message, Span
 if TYPE_CHECKING:
     from tokenward import losses
     from tokenward.api.inputs import TokenSettings
+    from tokenward.api.reinforce import ReinforceTrainer
     from tokenward.api.scored import evaluate, score, select
     from tokenward.api.trainer import SelectiveTrainer
     from tokenward.api.training import train_oracle, train_reward
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         Objective,
         Pairwise,
         PlackettLuce,
+        Reinforce,
         Selected,
         SePO,
         SimPO,
@@ -101,13 +103,14 @@ __version__ = "0.1.0"
 _NAMES = {
     "api.inputs": "TokenSettings",
     "api.scored": "evaluate score select",
+    "api.reinforce": "ReinforceTrainer",
     "api.trainer": "SelectiveTrainer",
     "api.training": "train_oracle train_reward",
     "evaluation.statistics": "Figure",
     "models.logprobs": "token_logprobs",
     "models.reward": "RewardSettings",
     "objectives": (
-        "DPO IPO KTO Losses Needs ORPO Objective Pairwise PlackettLuce SFT SePO Selected SimPO SparsePO Sum TBPO "
+        "DPO IPO KTO Losses Needs ORPO Objective Pairwise PlackettLuce Reinforce SFT SePO Selected SimPO SparsePO Sum TBPO "
         "TDPO TReg TokenKL WeightedLikelihood"
     ),
     "report.page": "make_report",
@@ -138,7 +141,7 @@ __all__ = [
     "DPO", "IPO", "KTO", "ORPO", "SFT", "TBPO", "TDPO", "Activation", "Attention", "Combine", "Comparison",
     "Counterfactual", "Entropy", "External", "Figure", "KeepAll", "LogProbability", "LogRatio", "Losses", "Message",
     "Needs", "Objective", "Pairwise", "PlackettLuce", "Position", "Probability", "Random", "Rank", "Record",
-    "Reward", "RewardSettings", "Run", "SamplingSettings", "ScoredResponse", "ScoredToken", "ScoredTokens",
+    "Reinforce", "ReinforceTrainer", "Reward", "RewardSettings", "Run", "SamplingSettings", "ScoredResponse", "ScoredToken", "ScoredTokens",
     "Scorer", "SePO", "Selected", "SelectiveTrainer", "Selector", "ServerSampler", "SideRule", "SimPO", "Similarity", "SoftWeights",
     "Span", "Spans", "SparsePO", "Sum", "Surprisal", "TReg", "Threshold", "TokenBatch", "TokenKL", "TokenRewards",
     "TokenScorer", "TokenSettings", "TokenTable", "TokenTrainingArguments", "TopFraction", "Transform", "UserError",

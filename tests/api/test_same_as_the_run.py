@@ -1,8 +1,10 @@
 """The library gives what the run of a recipe gives, to the bit."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from datasets import Dataset
 
 import tokenward
 from tests.api.conftest import TOKENS, Script, arguments, assert_equal, weights
@@ -113,3 +115,53 @@ def test_a_reward(script: Script, copied_run: Path, tmp_path: Path, loaded: bool
     assert_equal(weights(tmp_path / "model"), weights(run))
     head_file = "token_reward_head.safetensors"
     assert (tmp_path / "model" / head_file).read_bytes() == (run / head_file).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["pairs", "prompts", "data set"])
+def test_a_policy_that_trains_on_its_own_replies(
+    script: Script, copied_run: Path, tmp_path: Path, kind: str
+) -> None:
+    """Its rewards are the oracle's log ratios, loaded or by its folder; a prompt without responses is as good as a pair's."""
+    changes = [
+        "policy.selection={name: all}",
+        "policy.objective={name: reinforce, entropy: 0.0, return_to_go: true, baseline: leave_one_out, kl: 1.0}",
+        "policy.rollouts=3",
+        "policy.sampling={max_new_tokens: 5, top_k: 0}",
+    ]
+    tokenward.run(copied_run, changes, last="policy", quiet=True)
+    prompts = [{"prompt": row["prompt"]} for row in script.train]
+    given: dict[str, Any] = {
+        "pairs": {"train_dataset": script.train, "rewards": script.oracle},
+        "prompts": {"train_dataset": prompts, "rewards": Path("runs/quickstart/oracle")},
+        "data set": {"train_dataset": Dataset.from_list(prompts), "rewards": script.oracle},
+    }[kind]
+    trainer = tokenward.ReinforceTrainer(
+        script.model,
+        arguments(tmp_path, 4),
+        **given,
+        rollouts=3,
+        sampling=tokenward.SamplingSettings(max_new_tokens=5),
+        tokens=TOKENS,
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "policy"))
+    assert_equal(weights(tmp_path / "policy"), weights(Path("runs/quickstart/policy/model")))
+
+
+@pytest.mark.parametrize(
+    ("code", "given"),
+    [
+        ("wrong-objective", {"objective": tokenward.DPO()}),
+        ("wrong-type", {"rewards": 3}),
+        ("out-of-range", {"rollouts": 0}),
+        ("bad-row", {"train_dataset": [{"prompt": ""}]}),
+        ("no-rows", {"sampling": tokenward.SamplingSettings(max_new_tokens=100_000)}),
+    ],
+)
+def test_what_cannot_train_on_own_replies_is_refused(
+    script: Script, tmp_path: Path, code: str, given: dict[str, Any]
+) -> None:
+    usual = {"train_dataset": script.train, "rewards": script.oracle}
+    with pytest.raises(tokenward.UserError) as caught:
+        tokenward.ReinforceTrainer(script.model, arguments(tmp_path, 1), **{**usual, **given}, tokens=TOKENS)
+    assert caught.value.code == code

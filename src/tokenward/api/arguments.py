@@ -49,8 +49,7 @@ def check_of_data(objective: Objective) -> None:
     if isinstance(objective, Reinforce):
         raise UserError(
             "Reinforce trains on replies that the policy writes at every step, and this trainer has those of the data, which would give "
-            "another gradient than the policy's. Use tokenward.run with a recipe whose policy has the objective reinforce, as that of the method tlm_rl, or "
-            "WeightedLikelihood() for replies of the data.",
+            "another gradient than the policy's. Use ReinforceTrainer, or WeightedLikelihood() for replies of the data.",
             code="own-replies",
         )
 

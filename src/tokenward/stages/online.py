@@ -1,11 +1,12 @@
 """The online stage: learns a token reward from ranked samples and trains the policy with it, alternately (TLM)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from tokenward.api.own_replies import DEVICE_BATCH, OwnReplies, check_same_tokens, of_all_processes, rewarded
 from tokenward.api.training import with_new_adapter
 from tokenward.artifacts import StageFolder, fingerprint, user_path, write_jsonl
 from tokenward.config import OnlineTable, Recipe
@@ -31,10 +32,10 @@ from tokenward.selection import KeepAll, Selector, selector_of
 from tokenward.selection.weights import weigh_rows
 from tokenward.stages.base import Training, TrainingStage
 from tokenward.stages.data import source_fingerprint
-from tokenward.stages.own_replies import DEVICE_BATCH, OwnReplies, of_all_processes, planned_replies, rewarded
+from tokenward.stages.own_replies import planned_replies
 from tokenward.stages.reward_learning import DEFAULTS, RewardLearner
 from tokenward.stages.run import Run
-from tokenward.stages.tasks import check_same_tokens, encoded_examples, source_of, task_of
+from tokenward.stages.tasks import encoded_examples, source_of, task_of
 from tokenward.stages.training import (
     SftStage,
     cuts,
@@ -281,15 +282,21 @@ class OnlineLoop:
         rewards, task, online = self.rewards, self.task, self.online
         if rewards is None:
             return None
-        made: Prepare = lambda rows, step: weigh_rows(self.selector, rewarded(self.run, rewards, rows))  # noqa: E731
+
+        def weighed(rows: Sequence[TokenRow], step: int) -> list[TokenRow]:
+            return weigh_rows(self.selector, rewarded(rewards, rows, self.run.passes["tokens_per_batch"]))
+
+        made: Prepare = weighed
         if online.objective.name == "reinforce":
             made = self._replies = OwnReplies(
-                run=self.run,
                 samples=task.samples,
                 count=online.rollouts,
                 rewards=rewards,
                 examples={context.example.key: context.example for context in task.train},
+                seed=self.run.recipe.seed,
+                say=self.run.display.line,
                 reference=self.run.load(self.run.start_model) if needs_of(self.objective).reference else None,
+                **self.run.passes,
             )
         size = int(online.training.get("per_device_train_batch_size", DEVICE_BATCH))
         return of_all_processes(made, task.rows, size)

@@ -1,19 +1,14 @@
-"""Training on the policy's own replies: they are sampled at every step, and every token gets its reward."""
+"""What a policy in a run on comparisons needs to train on its own replies, and the checks of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from transformers import TrainingArguments
 
 from tokenward.api.values import frozen_values
-from tokenward.distributed import alone, gather, place
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
-from tokenward.models.loading import LanguageModel
-from tokenward.sampling.rollouts import Context, ScoredSampler, sampled_row, seed_of
-from tokenward.scoring.reads import Value, reads_of, token_values
+from tokenward.scoring.reads import Value, reads_of
 from tokenward.scoring.texts import TokenScorer
 from tokenward.selection import KeepAll, Selector, selector_of
 from tokenward.stages.auxiliary import auxiliary_of, folder_of, scorer_of
@@ -21,103 +16,9 @@ from tokenward.stages.base import Checks
 from tokenward.stages.run import Run
 from tokenward.stages.sampling_checks import sampling_checks
 from tokenward.tokens.rows import TokenRow
-from tokenward.training.passes import Prepare
-from tokenward.types import Comparison, Example
-
-DEVICE_BATCH = TrainingArguments.per_device_train_batch_size
-"""Rows of a batch if the training table does not say, as in transformers."""
+from tokenward.types import Comparison
 
 _PLANNED_PROMPTS = 256  # a plan counts the replies to so many prompts, evenly spaced by length
-
-
-@dataclass(kw_only=True)
-class OwnReplies:
-    """Makes training rows of a step's prompts: replies of the policy of that step, with the reward of each token.
-
-    Attributes:
-        run: The run.
-        samples: Samples the replies.
-        count: Replies to a prompt.
-        rewards: Gives the reward of each token.
-        examples: The prompts' examples by key.
-        reference: Gives the log-probabilities for a KL penalty; None without one.
-        empty: How many replies were empty so far; they do not train.
-    """
-
-    run: Run
-    samples: ScoredSampler
-    count: int
-    rewards: TokenScorer
-    examples: Mapping[str, Example]
-    reference: LanguageModel | None = None
-    empty: int = 0
-
-    def __call__(self, rows: Sequence[TokenRow], step: int) -> list[TokenRow]:
-        """Rows with replies, for rows that have a prompt."""
-        contexts = [Context(self.examples[row.comparison.key], row.prompt) for row in rows]
-        scored = rewarded(self.run, self.rewards, self._sampled(contexts, step))
-        if self.reference is None:
-            return scored
-        values = token_values(self.reference, scored, shared=True, **self.run.passes)
-        return [replace(row, reference_logp=value) for row, value in zip(scored, values, strict=True)]
-
-    def _sampled(self, contexts: Sequence[Context], step: int) -> list[TokenRow]:
-        # The last number was that of a process; it stays, so that the replies to a seed stay.
-        seed, asked = seed_of(self.run.recipe.seed, "rollout", step, 0), len(contexts) * self.count
-        prompts = [context.prompt for context in contexts]
-        replies = self.samples.replies(prompts, count=self.count, seed=seed)
-        empty = asked - sum(map(len, replies))
-        if empty and not self.empty:
-            self.run.display.line(
-                f"  step {step}: {empty} of {asked} replies are empty and do not train. Further ones are counted, and their number is "
-                "shown at the end"
-            )
-        self.empty += empty
-        return [sampled_row(context, group) for context, group in zip(contexts, replies, strict=True)]
-
-    def show(self) -> None:
-        """Say how many replies were empty."""
-        if self.empty:
-            self.run.display.line(f"  empty replies that did not train: {self.empty}")
-
-
-def rewarded(run: Run, rewards: TokenScorer, rows: Sequence[TokenRow]) -> list[TokenRow]:
-    """Rows with the reward of each token as its score."""
-    values = rewards.of_rows(rows, tokens_per_batch=run.passes["tokens_per_batch"], shared=True)
-    return [replace(row, scores=value) for row, value in zip(rows, values, strict=True)]
-
-
-def of_all_processes(made: Prepare, rows: Sequence[TokenRow], size: int) -> Prepare:
-    """Makes the rows of a step as one process would: every process makes them all, in shares, and takes its own.
-
-    Args:
-        made: Makes training rows of the rows of a whole step.
-        rows: All rows of the training.
-        size: Rows of a batch in each process.
-    """
-    if alone():
-        return made
-    known = {row.comparison.key: row for row in rows}
-
-    def own(rows: Sequence[TokenRow], step: int) -> Sequence[TokenRow]:
-        every, mine = _of_step([row.comparison.key for row in rows], size)
-        found = made([known[key] for key in every], step)
-        return [found[number] for number in mine]
-
-    return own
-
-
-def _of_step(keys: list[str], size: int) -> tuple[list[str], list[int]]:
-    """The rows of a step in all processes, in the order of one process, and the places of those of this one."""
-    shares = [[rows[i : i + size] for i in range(0, len(rows), size)] for rows in gather(keys)]
-    every: list[str] = []
-    mine: list[int] = []
-    for batch in range(max(map(len, shares))):
-        for rank, share in enumerate(shares):
-            rows = share[batch] if batch < len(share) else []
-            mine += range(len(every), len(every) + len(rows)) if rank == place().rank else []
-            every += rows
-    return every, mine
 
 
 def planned_replies(prompts: Sequence[list[int]], count: int, length: int) -> list[TokenRow]:

@@ -3,11 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tokenward.api.own_replies import (
+    DEVICE_BATCH,
+    OwnReplies,
+    Prompts,
+    check_same_tokens,
+    different_prompts,
+    of_all_processes,
+)
 from tokenward.api.prepare import kept_line, kept_shares, prepare_rows
 from tokenward.api.training import with_new_adapter
 from tokenward.artifacts import StageFolder
 from tokenward.config import PolicyTable, Recipe, RolloutSettings
-from tokenward.data import comparison_key
 from tokenward.errors import UserError
 from tokenward.models.loading import LanguageModel, absolute_name
 from tokenward.objectives import needs_of
@@ -18,18 +25,11 @@ from tokenward.stages.auxiliary import scorer_of
 from tokenward.stages.base import Checks, Training, TrainingStage
 from tokenward.stages.data import preview
 from tokenward.stages.other_tokens import policy_template
-from tokenward.stages.own_replies import (
-    DEVICE_BATCH,
-    OwnReplies,
-    of_all_processes,
-    own_replies_checks,
-    planned_replies,
-    rewards_of,
-)
+from tokenward.stages.own_replies import own_replies_checks, planned_replies, rewards_of
 from tokenward.stages.part_checks import check_policy_objective, check_selection
 from tokenward.stages.run import Run
 from tokenward.stages.tables import ranked_lists, tables
-from tokenward.stages.tasks import check_same_tokens, sampler_of
+from tokenward.stages.tasks import sampler_of
 from tokenward.stages.training import (
     eval_prompts,
     fit_stage,
@@ -39,9 +39,7 @@ from tokenward.stages.training import (
     scored_by,
     watching,
 )
-from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Template
-from tokenward.types import Comparison, Example
 
 
 class PolicyStage(TrainingStage):
@@ -124,12 +122,14 @@ class PolicyStage(TrainingStage):
         for model in rewards.models.values():
             check_same_tokens(policy, model, "model of the scorer", "scores.scorer")
         replies = OwnReplies(
-            run=run,
             samples=ScoredSampler(sampler=sampler_of(run, policy, table), source=None, name=""),
             count=table.rollouts,
             rewards=rewards,
             examples=examples,
             reference=reference,
+            seed=run.recipe.seed,
+            say=run.display.line,
+            **run.passes,
         )
         run.display.line(
             f"  {len(rows)} prompts, {table.rollouts} replies to each in a step; every token is trained"
@@ -148,36 +148,12 @@ class PolicyStage(TrainingStage):
         replies.show()
         return {"start": absolute_name(run.policy_start), **scored_by(run), **facts}
 
-    def _prompts(self, run: Run, template: Template) -> tuple[list[TokenRow], dict[str, Example]]:
-        """The different prompts of the training comparisons that leave room for a reply, as rows without replies."""
-        longest, context = run.recipe.policy.sampling.max_new_tokens, run.limits.context
-        lists, _ = ranked_lists(run, template)
-        rows, examples, left_out = list[TokenRow](), dict[str, Example](), 0
-        for row in lists:
-            known, prompt = row.comparison, row.asked
-            key = comparison_key(known.prompt, (), tools=known.tools)
-            if key in examples:
-                continue
-            if context is not None and len(prompt) + longest > context:
-                left_out += 1
-                continue
-            examples[key] = Example(key=key, prompt=known.prompt, source=known.source, tools=known.tools)
-            asked = Comparison(
-                key=key, prompt=known.prompt, responses=(), ranks=(), source=known.source, tools=known.tools
-            )
-            rows.append(TokenRow(asked, prompt, [], []))
-        if left_out:
-            run.display.line(
-                f"  {left_out} prompts left out: with a reply of {longest} tokens they exceed the context of {context}"
-            )
-        if not rows:
-            raise UserError(
-                f"no prompt leaves room for a reply of {longest} tokens in the model's context of {context}. Lower "
-                "policy.sampling.max_new_tokens, or tokens.max_prompt_tokens.",
-                code="no-rows",
-                key="policy.sampling.max_new_tokens",
-            )
-        return rows, examples
+    def _prompts(self, run: Run, template: Template) -> Prompts:
+        """The different prompts of the training comparisons."""
+        longest = run.recipe.policy.sampling.max_new_tokens
+        return different_prompts(
+            ranked_lists(run, template)[0], run.limits.context, longest, run.display.line
+        )
 
     def checks(self, run: Run) -> Checks:
         """The selection and the objective must fit the scorer."""
@@ -192,7 +168,7 @@ class PolicyStage(TrainingStage):
         """The training pairs. Tokens kept by a selection of scope batch, or over words, are not counted."""
         if on_own_replies(run):
             table = run.recipe.policy
-            prompts = [row.prompt for row in self._prompts(run, template)[0]]
+            prompts = [row.prompt for row in self._prompts(run, template).rows]
             return self.plan(
                 run, planned_replies(prompts, table.rollouts, table.sampling.max_new_tokens), watched=True
             )

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+from tokenward.api.own_replies import check_same_tokens
 from tokenward.config import RolloutSettings
 from tokenward.errors import UserError
-from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel, load_model
 from tokenward.plugins import build
 from tokenward.sampling import SamplingSettings
@@ -13,7 +13,6 @@ from tokenward.sampling.checks import CheckedSampler
 from tokenward.sampling.classification import (
     ClassificationGap,
     LabelledText,
-    MaskedModel,
     PromptTemplate,
     TaskModel,
     load_masked,
@@ -191,21 +190,6 @@ def _with_room(run: Run, rows: list[TokenRow], part: str, reply: int) -> list[To
     if len(kept) < len(rows):
         run.display.line(f"  {part}: {len(rows) - len(kept)} examples dropped: {longer}")
     return kept
-
-
-def check_same_tokens(policy: LanguageModel, other: TokenModel | MaskedModel, what: str, key: str) -> None:
-    """Check that another model reads the ids that the policy samples as the same tokens.
-
-    Raises:
-        UserError: the vocabularies differ.
-    """
-    if policy.tokenizer.get_vocab() != other.tokenizer.get_vocab():
-        raise UserError(
-            f"the {what} {other.name} has another vocabulary than {policy.name}, so it would read the policy's token ids as other "
-            "tokens. Use a model with the same tokenizer.",
-            code="other-vocabulary",
-            key=key,
-        )
 
 
 DRAWS = 4096

@@ -1,0 +1,224 @@
+"""ReinforceTrainer: transformers' Trainer for a policy that trains on its own replies, with a reward for each of their tokens."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+
+from tokenward.api.arguments import check_tokens
+from tokenward.api.inputs import (
+    DEFAULT_TOKENS,
+    Model,
+    Rows,
+    TokenSettings,
+    check_options,
+    check_separate,
+    encode_rows,
+    language_model,
+)
+from tokenward.api.own_replies import OwnReplies, check_same_tokens, different_prompts, of_all_processes
+from tokenward.api.training import (
+    adapter_settings,
+    check_adapter,
+    device_of_args,
+    display_of,
+    with_new_adapter,
+)
+from tokenward.data.conversations import user
+from tokenward.data.files import messages_of
+from tokenward.data.prepare import comparison_key
+from tokenward.errors import UserError
+from tokenward.models.identity import check_places
+from tokenward.models.loading import LanguageModel, copy_model
+from tokenward.models.probe import Packing
+from tokenward.objectives import Reinforce, needs_of
+from tokenward.plugins import described
+from tokenward.sampling import SamplingSettings, TransformersSampler
+from tokenward.sampling.rollouts import ScoredSampler
+from tokenward.scoring.texts import TokenScorer
+from tokenward.tokens.encode import Limits, encode
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.table import TokenTable
+from tokenward.tokens.template import Template
+from tokenward.training.arguments import TokenTrainingArguments, token_arguments
+from tokenward.training.callbacks import CheckpointEvery
+from tokenward.training.checkpoints import RecordFiles
+from tokenward.training.trainer import TokenTrainer
+from tokenward.types import Comparison, Precision
+
+DEFAULT_REINFORCE = Reinforce(entropy=0.0, return_to_go=True, baseline="leave_one_out", kl=1.0)
+DEFAULT_SAMPLING = SamplingSettings(max_new_tokens=256)
+_RESPONSES = ("chosen", "rejected", "completion", "responses", "messages")
+"""Columns of rows that are read as comparisons; rows with a prompt and none of them are prompts alone."""
+
+
+class ReinforceTrainer(TokenTrainer):
+    """Trains a policy on its own replies, with a reward for each token (TLM, arXiv 2306.00398; RTO, arXiv 2404.18922).
+
+    At each step the policy replies to the prompts of the step, ``rewards`` gives each token of the replies its reward, and the
+    objective trains on them. It is a ``transformers.Trainer``, with the same ``train``, ``save_model``, checkpoints and callbacks.
+
+    Example::
+
+        reward = tokenward.train_reward(model, pairs, args=reward_args)
+        trainer = ReinforceTrainer(model, args, pairs, rewards=reward)
+        trainer.train()
+
+    Args:
+        model: The policy: a loaded model, which is trained in place, or a folder or hub name, which is loaded in float32.
+        args: ``transformers.TrainingArguments``, or :class:`tokenward.TokenTrainingArguments`. ``per_device_train_batch_size``
+            counts prompts.
+        train_dataset: Rows in any format that tokenward reads, of which the different prompts are used; or rows with a ``prompt``
+            alone (text or messages).
+        rewards: What :func:`tokenward.train_reward` or :func:`tokenward.train_oracle` returned, or its folder or that of a run's
+            stage. An oracle's reward is its log-ratio to its reference, in nats.
+        processing_class: The tokenizer; None loads the one saved with the model.
+        objective: REINFORCE with its settings; ``kl`` keeps the policy near its start.
+        peft_config: A ``LoraConfig``, or its fields, for a new adapter; None trains all weights.
+        rollouts: Replies to each prompt of a step.
+        sampling: How replies are sampled.
+        reference: The frozen model of the KL penalty. None is the policy before training.
+        tokens: How text becomes tokens.
+        packing: ``auto`` tests whether the model can read a prompt once for several responses; ``shared_prompts`` and
+            ``none`` decide it.
+        precision: Number type of the reference's passes.
+        tokens_per_batch: Maximum number of tokens in a pass of the rewards or the reference.
+        callbacks: Callbacks of transformers.
+
+    Raises:
+        UserError: An argument is invalid, no prompt leaves room for a reply, or the rewards read other tokens than the policy.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        args: TrainingArguments,
+        train_dataset: Rows,
+        rewards: TokenScorer | str | Path,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        objective: Reinforce = DEFAULT_REINFORCE,
+        peft_config: PeftConfig | dict[str, Any] | None = None,
+        *,
+        rollouts: int = 4,
+        sampling: SamplingSettings = DEFAULT_SAMPLING,
+        reference: Model | None = None,
+        tokens: TokenSettings = DEFAULT_TOKENS,
+        packing: Packing = "auto",
+        precision: Precision = "float32",
+        tokens_per_batch: int = 8192,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        check_options(precision=precision, packing=packing)
+        check_tokens(tokens)
+        _check_types(objective, rewards, rollouts)
+        own = token_arguments(args)
+        check_places(
+            model=model, reference=reference, rewards=rewards if isinstance(rewards, str | Path) else None
+        )
+        display = display_of(own)
+        loading: dict[str, Any] = {"packing": packing, "device": device_of_args(own)}
+        start = language_model(model, processing_class, **loading)
+        adapter = adapter_settings(peft_config)
+        check_adapter(start, adapter)
+        scorer = (
+            rewards
+            if isinstance(rewards, TokenScorer)
+            else TokenScorer.load(rewards, device=loading["device"])
+        )
+        compared = None if reference is None else language_model(reference, name="reference", **loading)
+        judges = list(scorer.models.values())
+        check_separate(
+            {"model": start, **scorer.models, **({} if compared is None else {"reference": compared})}
+        )
+        for other in judges if compared is None else [*judges, compared]:
+            check_same_tokens(start, other, "model", "")
+        limits, template = tokens.limits([start, *judges]), start.template(tokens.style)
+        encoded = _encoded(train_dataset, template, limits, display.notice)
+        prompts = different_prompts(encoded, limits.context, sampling.max_new_tokens, display.notice)
+        if compared is None and needs_of(objective).reference:
+            compared = copy_model(start, packing=packing)
+        policy: LanguageModel = with_new_adapter(start, adapter, own.seed)
+        replies = OwnReplies(
+            samples=ScoredSampler(
+                sampler=TransformersSampler(model=policy, template=template, settings=sampling),
+                source=None,
+                name="",
+            ),
+            count=rollouts,
+            rewards=scorer,
+            examples=prompts.examples,
+            seed=own.seed,
+            precision=precision,
+            tokens_per_batch=tokens_per_batch,
+            say=display.notice,
+            reference=compared if needs_of(objective).reference else None,
+        )
+        timed = [CheckpointEvery(own.checkpoint_minutes)] if isinstance(args, TokenTrainingArguments) else []
+        super().__init__(
+            policy,
+            objective,
+            own,
+            prompts.rows,
+            prepare=of_all_processes(replies, prompts.rows, own.per_device_train_batch_size),
+            callbacks=[*timed, *(callbacks or []), RecordFiles()],
+        )
+
+
+def _check_types(objective: Any, rewards: Any, rollouts: Any) -> None:
+    if not isinstance(objective, Reinforce):
+        raise UserError(
+            f"objective is {described(objective)}. Pass Reinforce(); SelectiveTrainer has the objectives that train on replies of the "
+            "data.",
+            code="wrong-objective",
+        )
+    if not isinstance(rewards, TokenScorer | str | Path):
+        raise UserError(
+            f"rewards is {described(rewards)}. Pass what train_reward or train_oracle returned, or its folder.",
+            code="wrong-type",
+        )
+    if not isinstance(rollouts, int) or isinstance(rollouts, bool) or rollouts < 1:
+        raise UserError(
+            f"rollouts is {described(rollouts)}. Pass a number of replies, such as 4.", code="out-of-range"
+        )
+
+
+def _encoded(rows: Rows, template: Template, limits: Limits, say: Any) -> Iterable[TokenRow]:
+    """Rows as token ids; those of prompts alone have no responses."""
+    if isinstance(rows, TokenTable):
+        return rows
+    given: Any = rows if isinstance(rows, Dataset | IterableDataset) else list(rows)
+    names = given.column_names if isinstance(given, Dataset | IterableDataset) else _names(given)
+    if names is None or "prompt" not in names or set(names) & set(_RESPONSES):
+        return encode_rows(given, None, template, limits, pairs=None, say=say).train
+    given = given.with_format(None) if isinstance(given, Dataset | IterableDataset) else given
+    found, counts = encode(_prompts(cast(Iterable[Mapping[str, Any]], given)), template, limits)
+    for name, count in counts.items():
+        if name not in ("read", "kept"):
+            say(f"  train_dataset: {count} {name}")
+    return found
+
+
+def _names(rows: list[Any]) -> list[str] | None:
+    first = rows[0] if rows else None
+    return list(first) if isinstance(first, Mapping) else None
+
+
+def _prompts(rows: Iterable[Mapping[str, Any]]) -> Iterable[Comparison]:
+    for number, row in enumerate(rows, 1):
+        given = row["prompt"]
+        if not given or not isinstance(given, str | list):
+            raise UserError(
+                f"train_dataset, row {number}: prompt is {described(given)}. Pass a text or a list of messages.",
+                code="bad-row",
+            )
+        prompt = user(given) if isinstance(given, str) else messages_of(given)
+        key = comparison_key(prompt, ())
+        yield Comparison(
+            key=key, prompt=prompt, responses=(), ranks=(), source=f"train_dataset, row {number}"
+        )
+
+
+__all__ = ["ReinforceTrainer"]
