@@ -17,7 +17,7 @@ from tests.tiny import make_workplace
 from tokenward import cli
 from tokenward.config import Named, parse_recipe
 from tokenward.errors import UserError
-from tokenward.methods import all_methods, method_of
+from tokenward.methods import RECOMMENDED, all_methods, method_of
 from tokenward.selection import selector_of
 from tokenward.stages.lists import check_recipe
 
@@ -142,6 +142,12 @@ def test_a_recipe_says_how_it_is_carried_out_and_what_is_there_at_the_end(
     places = re.findall(r"\bruns/[\w./]+\w", comments)
     assert len(places) >= 2
     assert all(Path(place).exists() for place in places)
+
+
+def test_init_without_a_name_writes_the_method_that_the_study_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(cli.app, ["init"]).exit_code == 0
+    assert Path(f"{RECOMMENDED}.yaml").read_text() == METHODS[RECOMMENDED].recipe
 
 
 def test_init_writes_a_recipe_once(tmp_path, monkeypatch):

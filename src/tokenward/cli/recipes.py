@@ -21,7 +21,7 @@ from tokenward.display import Display, printable
 from tokenward.distributed import place
 from tokenward.errors import UserError
 from tokenward.hidden import hidden
-from tokenward.methods import all_methods, method_of
+from tokenward.methods import RECOMMENDED, all_methods, method_of
 
 
 def check_text(recipe: Path, overrides: list[str] | None) -> None:
@@ -204,15 +204,23 @@ def methods() -> None:
     """List the methods that have a recipe, each with a description and its paper."""
     rows = [(method.name, method.line, method.paper) for method in all_methods().values()]
     Display().listing(("method", "what it does", "paper"), rows)
+    Display().line(
+        f"Which one when: docs/choosing.md. tokenward init without a name writes {RECOMMENDED}, which got the highest reward at the same "
+        "distance from the start."
+    )
 
 
 @app.command()
 def init(
-    method: Annotated[str, argument("A name from `tokenward methods`.")],
+    method: Annotated[
+        str,
+        argument("A name from `tokenward methods`. By default the one that docs/choosing.md names first."),
+    ] = RECOMMENDED,
     file: Annotated[Path | None, argument("The recipe to write; METHOD.yaml by default.")] = None,
 ) -> None:
     """Write a commented recipe of a method, ready for your model and data.
 
+    tokenward init
     tokenward init tgdpo
     """
     found = method_of(method)

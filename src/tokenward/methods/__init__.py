@@ -38,6 +38,9 @@ TRAINING = """\
     num_train_epochs: 1
 """
 
+RECOMMENDED = "tlm_rl"
+"""The method with the highest reward at the same distance from the start, see docs/choosing.md."""
+
 TRAINED = ("oracle:", "policy:")
 """Tables that get a training table. Those of auxiliary models have one in the file."""
 
