@@ -6,3 +6,6 @@ Methods, learning rates and the recipe of our own are chosen on the seeds :data:
 
 LOOKED_AT = (0, 1, 2)
 CONFIRMING = (10, 11, 12, 13, 14)
+
+CONFIRMED = ("dpo", "simpo", "rl_reward", "tdpo2", "sepo30", "dpo_b1")
+"""Arms that are measured on :data:`CONFIRMING`. The recipe of our own is ``rl_reward``; all were named before any of them was run there."""
