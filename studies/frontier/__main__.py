@@ -57,7 +57,8 @@ def main() -> None:
     lines = lines_of(found)
     print("\n".join(lines))
     if chosen.page is not None:
-        write(chosen.page, f"frontier {chosen.reward}", lines)
+        which = chosen.reward if chosen.chosen_on is None else f"{chosen.reward}, confirmed"
+        write(chosen.page, f"frontier {which}", lines)
     if chosen.picture is not None:
         draw(
             found,

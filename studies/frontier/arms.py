@@ -113,7 +113,7 @@ FROM_METHODS = {
 """Methods of ``tokenward methods`` that this data allows. ``ld_dpo`` is DPO where all replies are equally long; ``treg`` and
 ``tis_dpo_prompt`` need a model that follows instructions, ``xtf`` words of a task, ``cft`` a verifier; ``rto`` trains no policy."""
 
-ONLINE, PENALTIES = 5.0e-5, (1.7, 1.2, 0.85)
+ONLINE, PENALTIES = 5.0e-5, (2.5, 1.7, 1.2, 0.85)
 """Of an online training: its learning rate, and the factors of its KL penalty, each of which leads to another distance."""
 SOME, QUICK = (SLOW, MIDDLE), (FAST, FASTER)
 _KL = {"name": "token_kl", "direction": "reverse"}

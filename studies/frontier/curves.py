@@ -82,10 +82,10 @@ class Measured:
                 kl = np.concatenate([np.zeros_like(start), one[f"{rate:g}/kl"]])
                 reward = np.concatenate([start, one[f"{rate:g}/reward"]])
                 found[rate].append(Resampled(share @ kl.T, share @ reward.T))
-        return self._ends(found) if ARMS[arm].online and found else found
+        return found | self._ends(found) if ARMS[arm].online and found else found
 
     def _ends(self, found: dict[float, list[Resampled]]) -> dict[float, list[Resampled]]:
-        """The path of an online arm: the start, and the ends of its trainings from the largest KL penalty to the smallest."""
+        """A further path of an online arm: the start, and the ends of its trainings from the largest KL penalty to the smallest."""
         trainings = [found[factor] for factor in sorted(found, reverse=True)]
         paths = []
         for of_seed in zip(*trainings, strict=True):

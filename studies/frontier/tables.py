@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt  # after the backend is chosen: a study run
 BASES = ("dpo", "simpo")
 GRID = np.geomspace(0.3, 40, 40)
 LIMIT = f"best-of-N sampling from the start, N up to {BEST_OF[-1]}"
+NAMES = {"vader": "VADER sentiment", "dense": "dense reward"}
 LARGEST = best_of_kl(BEST_OF[-1])
 
 
@@ -103,7 +104,7 @@ def draw(found: Measured, names: Sequence[str], file: Path, title: str, reward: 
     axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("distance from the start: KL of a reply, nats")
-    axes.set_ylabel(f"mean {reward} of replies to held-out prompts")
+    axes.set_ylabel(f"mean {NAMES[reward]} of replies to held-out prompts")
     axes.set_title(title, fontsize=11, loc="left")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
