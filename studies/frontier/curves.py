@@ -145,12 +145,16 @@ class Measured:
 
 
 def at(kl: np.ndarray, reward: np.ndarray, target: float) -> np.ndarray:
-    """Rewards where paths first reach a KL, between the points before and after; NaN where they do not.  [b, p], [b, p] -> [b]"""
+    """Rewards where paths first reach a KL, between the points before and after; NaN where they do not.  [b, p], [b, p] -> [b]
+
+    Between two points the reward is linear in the root of the KL, as a small step's gain is; a line over the KL itself would lie
+    under every curve, and most where points are far apart.
+    """
     reached = kl >= target
     after = np.maximum(reached.argmax(1), 1)
     rows = np.arange(len(kl))
-    low, high = kl[rows, after - 1], kl[rows, after]
-    share = (target - low) / np.where(high > low, high - low, 1.0)
+    low, high = np.sqrt(np.maximum(kl[rows, after - 1], 0.0)), np.sqrt(np.maximum(kl[rows, after], 0.0))
+    share = (np.sqrt(target) - low) / np.where(high > low, high - low, 1.0)
     found = reward[rows, after - 1] + share * (reward[rows, after] - reward[rows, after - 1])
     return np.where(reached.any(1), found, np.nan)
 

@@ -34,9 +34,10 @@ def test_the_limit_begins_at_the_start() -> None:
 
 
 def test_a_curve_is_read_where_it_first_reaches_a_distance() -> None:
-    kl, reward = np.array([[0.0, 1.0, 3.0, 2.0]]), np.array([[0.2, 0.4, 0.8, 0.1]])
-    assert at(kl, reward, 2.0).tolist() == pytest.approx([0.6])
-    assert np.isnan(at(kl, reward, 3.5)).all()
+    kl, reward = np.array([[0.0, 1.0, 9.0, 2.0]]), np.array([[0.2, 0.4, 0.8, 0.1]])
+    assert at(kl, reward, 4.0).tolist() == pytest.approx([0.6])  # the roots are 1, 2 and 3
+    assert at(kl, reward, 0.25).tolist() == pytest.approx([0.3])
+    assert np.isnan(at(kl, reward, 9.5)).all()
 
 
 def test_replies_are_drawn_from_what_is_allowed_and_repeat() -> None:
