@@ -111,6 +111,25 @@ def test_online_plans_say_what_is_not_planned(
     assert "not planned" in only.note
 
 
+def test_a_plan_of_own_replies_says_what_is_not_planned(tiny_workplace: Path) -> None:
+    changes = [
+        "scores.scorer={name: reward}",
+        "policy.selection={name: all}",
+        "policy.objective={name: reinforce}",
+    ]
+    small, large = (
+        {
+            stage.stage: stage
+            for stage in plan_recipe(
+                tiny_workplace, [*changes, f"policy.rollouts={count}"], measure=False, quiet=True
+            ).stages
+        }
+        for count in (2, 16)
+    )
+    assert "without sampling" in small["policy"].note
+    assert large["policy"].memory > small["policy"].memory
+
+
 def test_readable_numbers() -> None:
     assert [size(count) for count in (None, 12_000, 3_400_000, 1.26e9)] == ["-", "12 kB", "3.4 MB", "1.3 GB"]
     times = [clock(seconds) for seconds in (None, 0.2, 61, 600, 7200)]

@@ -13,6 +13,7 @@ from tokenward.stages.auxiliary import made_scorer, scorer_of
 from tokenward.stages.base import TrainingStage
 from tokenward.stages.checks import check_models
 from tokenward.stages.lists import check_data, stages_of, wanted_stages
+from tokenward.stages.policy import on_own_replies
 from tokenward.stages.run import AUXILIARY, Run
 from tokenward.stages.scores import scoring_models
 from tokenward.stages.subset import looked_at
@@ -111,8 +112,14 @@ def _plan_offline(
             item = stage.planned(run, template)
             assert item is not None
             plan, smaller[stage.name] = planner.training(item)
-            stages.append(plan)
+            own = stage.name == "policy" and on_own_replies(run)
+            stages.append(plan._replace(note=_OWN_REPLIES) if own else plan)
     return stages, planner
+
+
+_OWN_REPLIES = (
+    "time of the updates only, without sampling the replies; memory without the models that give the rewards"
+)
 
 
 def _plan_data(run: Run, name: str) -> StagePlan:
