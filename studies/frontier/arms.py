@@ -12,7 +12,7 @@ ORACLE: dict[str, Any] = {"learning_rate": 1.5e-4, "num_train_epochs": 1}
 
 REWARD: dict[str, Any] = {
     "head": {"hidden": 128, "gain": 0.1, "bound": "none", "bias": 0.0},
-    "training": {"learning_rate": 1.0e-3, "num_train_epochs": 3},
+    "training": {"learning_rate": 1.0e-3, "num_train_epochs": 3, "lr_scheduler_type": "linear"},
 }
 """TLM's token reward. Its head is small and without bounds, unless its rewards are weights, which must be positive."""
 
@@ -113,8 +113,8 @@ FROM_METHODS = {
 """Methods of ``tokenward methods`` that this data allows. ``ld_dpo`` is DPO where all replies are equally long; ``treg`` and
 ``tis_dpo_prompt`` need a model that follows instructions, ``xtf`` words of a task, ``cft`` a verifier; ``rto`` trains no policy."""
 
-ONLINE, PENALTIES = 5.0e-5, (2.5, 1.7, 1.2, 0.85)
-"""Of an online training: its learning rate, and the factors of its KL penalty, each of which leads to another distance."""
+ONLINE, PENALTIES = 1.0e-4, (2.5, 1.7, 1.2, 0.85)
+"""Of an online training: its learning rate, which falls to 0, and the factors of its KL penalty: each leads to another distance."""
 SOME, QUICK = (SLOW, MIDDLE), (FAST, FASTER)
 _KL = {"name": "token_kl", "direction": "reverse"}
 

@@ -51,7 +51,7 @@ PAIRS = 256
 """Held-out prompts whose best and worst reply are measured."""
 
 
-UPDATES, ASKED, ROLLOUTS = 96, 64, 4
+UPDATES, ASKED, ROLLOUTS = 128, 64, 4
 """Updates of an online training, and for each of them prompts and replies to a prompt."""
 
 
@@ -91,7 +91,7 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
     body["policy"]["training"] = {**training, **saved}
     if arm.online:
         body["policy"]["objective"]["kl"] = rate
-        body["policy"]["training"]["per_device_train_batch_size"] = ASKED
+        body["policy"]["training"] |= {"per_device_train_batch_size": ASKED, "lr_scheduler_type": "linear"}
         sampling = {"max_new_tokens": REPLY, "top_k": 0, "batch": ASKED * ROLLOUTS}
         body["policy"] |= {"rollouts": ROLLOUTS, "sampling": sampling}
     data = {"source": str(rows.resolve()), "eval": 0, "min_gap": LEAST, "pairs": arm.pairs}
