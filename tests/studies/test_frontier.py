@@ -11,9 +11,9 @@ import yaml
 
 from studies.frontier import CONFIRMING, LOOKED_AT
 from studies.frontier.arms import ARMS
-from studies.frontier.curves import at
+from studies.frontier.curves import Measured, at
 from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
-from studies.frontier.runs import recipe_of
+from studies.frontier.runs import made_by, recipe_of, save, start_of, values_file
 from studies.frontier.world import World, best_of_kl, dense, order_weights, vader
 from tests.tiny import tiny_llama
 from tokenward.tools.run import open_run
@@ -38,6 +38,60 @@ def test_a_curve_is_read_where_it_first_reaches_a_distance() -> None:
     assert at(kl, reward, 4.0).tolist() == pytest.approx([0.6])  # the roots are 1, 2 and 3
     assert at(kl, reward, 0.25).tolist() == pytest.approx([0.3])
     assert np.isnan(at(kl, reward, 9.5)).all()
+
+
+def stored_values(
+    folder: Path, arm: str, seed: int, made_by: str, **paths: tuple[list[float], list[float]]
+) -> None:
+    """Values of an arm for two prompts, and of the start, whose reward is 0; a path is its KL and its reward."""
+    arrays = {"0/reward": np.zeros((1, 2))}
+    save(values_file(folder, "vader", "start", seed), arrays)
+    arrays = {}
+    for rate, (kl, reward) in paths.items():
+        arrays |= {
+            f"{rate}/{name}": np.repeat(np.array(values)[:, None], 2, 1)
+            for name, values in (("kl", kl), ("reward", reward))
+        }
+        arrays[f"{rate}/made_by"] = np.array(made_by)
+    save(values_file(folder, "vader", arm, seed), arrays)
+
+
+def test_a_method_is_read_at_its_best_learning_rate_for_each_distance(tmp_path: Path) -> None:
+    stored_values(tmp_path, "dpo", 0, "one", **{"0.1": ([1, 4], [0.2, 0.4]), "0.2": ([4, 9], [0.3, 0.8])})
+    found = Measured(tmp_path, "vader", [0])
+    assert [found.rate_of("dpo", kl) for kl in (1, 4, 9, 10)] == [0.1, 0.1, 0.2, None]
+    assert found.rewards("dpo", 4.0)[0] == pytest.approx(0.4)
+
+
+def test_an_online_method_is_also_read_at_the_ends_of_its_trainings(tmp_path: Path) -> None:
+    """A large penalty leads to 1 nat, a small one to 9, which its own path passed at a lower reward."""
+    stored_values(tmp_path, "rl_reward", 0, "one", **{"2": ([0.5, 1], [0.1, 0.5]), "1": ([4, 9], [0.2, 0.9])})
+    found = Measured(tmp_path, "vader", [0])
+    assert found.rewards("rl_reward", 4.0)[0] == pytest.approx(0.7)
+    assert found.rate_of("rl_reward", 4.0) == 0.0
+
+
+def test_seeds_of_different_recipes_are_not_mixed(tmp_path: Path) -> None:
+    for seed, recipe in ((0, "one"), (1, "other")):
+        stored_values(tmp_path, "dpo", seed, recipe, **{"0.1": ([1, 4], [0.2, 0.4])})
+    with pytest.raises(SystemExit, match="different recipes"):
+        Measured(tmp_path, "vader", [0, 1]).rewards("dpo", 2.0)
+
+
+def test_a_recipe_is_known_by_all_that_it_trains_with(tiny_folder: Path, tmp_path: Path) -> None:
+    worlds = [World(str(tiny_folder), tmp_path / str(seed), seed, "vader") for seed in (0, 1)]
+    digests = {(name, rate): made_by(worlds[0], ARMS[name], rate) for name in ARMS for rate in (1e-5, 2e-5)}
+    assert len(set(digests.values())) == len(digests)
+    assert made_by(worlds[1], ARMS["dpo"], 1e-5) == digests["dpo", 1e-5]
+
+
+def test_values_of_another_model_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    save(
+        values_file(tmp_path, "vader", "start", 0),
+        {"0/reward": np.zeros((1, 2)), "0/made_by": np.array("another")},
+    )
+    with pytest.raises(SystemExit, match="another model"):
+        start_of(World(str(tiny_folder), tmp_path, 0, "vader"), None, tmp_path)
 
 
 def test_replies_are_drawn_from_what_is_allowed_and_repeat() -> None:
