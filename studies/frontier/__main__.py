@@ -17,7 +17,7 @@ from studies.frontier import LOOKED_AT
 from studies.frontier.arms import ARMS
 from studies.frontier.curves import Measured
 from studies.frontier.runs import Held, measure, start_of, values_file
-from studies.frontier.tables import draw, lines_of
+from studies.frontier.tables import draw, lines_of, short_lines
 from studies.frontier.world import REWARDS, World, best_of
 from studies.tables import write
 
@@ -40,6 +40,7 @@ def main() -> None:
         "--chosen-on", type=int, nargs="+", help="seeds that choose the learning rates; otherwise --seed"
     )
     made.add_argument("--page", type=Path, help="page with the study's markers, docs/results.md")
+    made.add_argument("--short", type=Path, help="page for the differences to DPO alone, docs/methods.md")
     made.add_argument("--picture", type=Path, help="file of the picture")
     made.add_argument("--draw", nargs="+", choices=list(ARMS), metavar="NAME", help="arms of the picture")
     chosen = made.parse_args()
@@ -59,6 +60,8 @@ def main() -> None:
     if chosen.page is not None:
         which = chosen.reward if chosen.chosen_on is None else f"{chosen.reward}, confirmed"
         write(chosen.page, f"frontier {which}", lines)
+    if chosen.short is not None:
+        write(chosen.short, f"frontier {chosen.reward}", short_lines(found))
     if chosen.picture is not None:
         draw(
             found,

@@ -121,6 +121,11 @@ class Measured:
         found = self._over_seeds([at(*one, target) for one in trainings])
         return None if np.isnan(found[0]) else found
 
+    def minus(self, arm: str, base: str, target: float) -> np.ndarray | None:
+        """An arm's reward minus another's at a KL, for each resample; None if one of them did not get there.  -> [b]"""
+        own, other = self.rewards(arm, target), self.rewards(base, target)
+        return None if own is None or other is None else own - other
+
     def rate_of(self, arm: str, target: float) -> float | None:
         """The learning rate with the highest mean reward at a KL, among those with which every seed reached it."""
         means = dict[float, float]()

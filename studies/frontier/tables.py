@@ -44,6 +44,19 @@ def lines_of(found: Measured) -> list[str]:
     return [*lines, "", " ".join([note, dash, *([f"Not even {kls[0]}: {'; '.join(near)}."] if near else [])])]
 
 
+def short_lines(found: Measured) -> list[str]:
+    """A Markdown table of the differences to DPO alone, from the best at the middle distance down."""
+    arms = [arm for arm in ARMS.values() if arm.name != "dpo" and found.has(arm.name)]
+    middle = {arm.name: found.minus(arm.name, "dpo", TARGETS[1]) for arm in arms}
+    reached = [arm for arm in arms if middle[arm.name] is not None]
+    reached.sort(key=lambda arm: -middle[arm.name][0])
+    rows = [
+        _row([arm.title, *(_cell(found.minus(arm.name, "dpo", target), found) for target in TARGETS)])
+        for arm in reached
+    ]
+    return [*_head(["minus DPO at", *(f"{target:g} nats" for target in TARGETS)]), *rows]
+
+
 def _head(names: Sequence[str]) -> list[str]:
     return [_row(names), "|" + "---|" * len(names)]
 
@@ -63,12 +76,12 @@ def _cell(resamples: np.ndarray | None, found: Measured) -> str:
 def _differences(found: Measured, arm: Arm, base: str) -> list[str]:
     cells = [arm.title]
     for target in TARGETS:
-        own, other = found.rewards(arm.name, target), found.rewards(base, target)
-        if own is None or other is None:
-            cells.append("")
+        gain, other = found.minus(arm.name, base, target), found.rewards(base, target)
+        if gain is None or other is None:
+            cells.append("\u2013")
             continue
-        share = (own[0] - other[0]) / (found.limit(target)[0] - other[0])
-        cells.append(_cell(own - other, found) + (f" ({share:.0%})" if target <= LARGEST else ""))
+        share = gain[0] / (found.limit(target)[0] - other[0])
+        cells.append(_cell(gain, found) + (f" ({share:.0%})" if target <= LARGEST else ""))
     return cells
 
 
