@@ -120,7 +120,7 @@ def draw(found: Measured, names: Sequence[str], file: Path, title: str, reward: 
     axes.set_ylabel(f"mean {NAMES[reward]} of replies to held-out prompts")
     axes.set_title(title, fontsize=11, loc="left")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(facecolor="white", edgecolor="none", framealpha=0.9, fontsize=9, loc="lower right")
     file.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(file, dpi=120)
     plt.close(fig)
