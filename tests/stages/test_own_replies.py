@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 import tokenward
 from tests.stages.runs import press_when, refusal
+from tokenward.api.own_replies import OwnReplies
 from tokenward.scoring.reads import token_values
 from tokenward.stages import policy as stage
-from tokenward.stages.own_replies import OwnReplies
 from tokenward.training.fit import Interrupted
 
 REWARD = (

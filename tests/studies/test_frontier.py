@@ -9,11 +9,13 @@ import pytest
 import torch
 import yaml
 
+from studies.arms import VALUES
 from studies.frontier import CONFIRMING, LOOKED_AT
 from studies.frontier.arms import ARMS
 from studies.frontier.curves import Measured, at
 from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
 from studies.frontier.runs import made_by, recipe_of, save, start_of, values_file
+from studies.frontier.tables import lines_of, short_lines
 from studies.frontier.world import World, best_of_kl, dense, order_weights, vader
 from tests.tiny import tiny_llama
 from tokenward.tools.run import open_run
@@ -115,6 +117,12 @@ def test_the_divergence_is_the_expected_log_ratio() -> None:
     expected = sum(float(policy[0, 0, token].exp() * (policy - start)[0, 0, token]) for token in range(4))
     assert divergence(policy, start).tolist() == pytest.approx([expected], abs=1e-6)
     assert of_tokens(policy, torch.tensor([[2]])).item() == policy[0, 0, 2].item()
+
+
+def test_the_tables_of_the_pages_are_made_from_the_stored_values() -> None:
+    docs, found = Path(__file__).parents[2] / "docs", Measured(VALUES / "frontier", "vader", LOOKED_AT)
+    assert "\n".join(lines_of(found)) in (docs / "results.md").read_text()
+    assert "\n".join(short_lines(found)) in (docs / "methods.md").read_text()
 
 
 def test_rewards_of_words() -> None:

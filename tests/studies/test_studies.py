@@ -108,9 +108,9 @@ def test_arms_are_trained_once_and_read_again(
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_each_study_has_valid_recipes_and_a_place_in_the_results(study: str) -> None:
+def test_each_study_has_valid_recipes_and_a_place_in_the_page(study: str) -> None:
     module = importlib.import_module(f"studies.{study}")
-    assert f"<!-- study: {study} -->" in (ROOT / "docs" / "results.md").read_text()
+    assert f"<!-- study: {study} -->" in (ROOT / "docs" / "earlier_studies.md").read_text()
     recipe = getattr(module, "RECIPE", small.RECIPE)
     for path in (recipe, *(getattr(module, name) for name in dir(module) if name.endswith("RECIPE"))):
         load_recipe(ROOT / path)
@@ -119,7 +119,7 @@ def test_each_study_has_valid_recipes_and_a_place_in_the_results(study: str) -> 
 
 
 @pytest.mark.parametrize("study", ["rates", "oracle_data", "methods"])
-def test_the_table_in_the_results_is_made_from_the_stored_values(
+def test_the_table_in_the_page_is_made_from_the_stored_values(
     study: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -127,4 +127,4 @@ def test_the_table_in_the_results_is_made_from_the_stored_values(
     module = importlib.import_module(f"studies.{study}")
     against = getattr(module, "AGAINST", None) or module.BASE.name
     found = small.small_outcomes(module.ARMS, options("").parse_args([]))
-    assert "\n".join(table(found, against=against)) in (ROOT / "docs" / "results.md").read_text()
+    assert "\n".join(table(found, against=against)) in (ROOT / "docs" / "earlier_studies.md").read_text()
