@@ -34,7 +34,7 @@ tokens:
 TRAINING = """\
   training:                # any field of transformers.TrainingArguments
     learning_rate: 1.0e-5  # for a small model; 1.0e-6 or less from a billion parameters up, 1.0e-4 for an adapter
-    per_device_train_batch_size: 8  # pairs; with gradient_accumulation_steps: 4 an update sees 32
+    per_device_train_batch_size: 8  # pairs, or prompts to reply to; with gradient_accumulation_steps: 4 an update sees 32
     num_train_epochs: 1
 """
 
