@@ -45,15 +45,17 @@ def lines_of(found: Measured) -> list[str]:
 
 
 def short_lines(found: Measured) -> list[str]:
-    """A Markdown table of the differences to DPO alone, from the best at the middle distance down."""
+    """A Markdown table of the differences to DPO alone, from the best at the second distance down, or at the first."""
     arms = [arm for arm in ARMS.values() if arm.name != "dpo" and found.has(arm.name)]
-    middle = {arm.name: found.minus(arm.name, "dpo", TARGETS[1]) for arm in arms}
-    reached = [arm for arm in arms if middle[arm.name] is not None]
-    reached.sort(key=lambda arm: -middle[arm.name][0])
-    rows = [
-        _row([arm.title, *(_cell(found.minus(arm.name, "dpo", target), found) for target in TARGETS)])
-        for arm in reached
-    ]
+    gains = {arm.name: [found.minus(arm.name, "dpo", target) for target in TARGETS] for arm in arms}
+    reached = [arm for arm in arms if gains[arm.name][0] is not None]
+
+    def middle(arm: Arm) -> float:
+        gain = gains[arm.name][1] if gains[arm.name][1] is not None else gains[arm.name][0]
+        return -float(gain[0])
+
+    reached.sort(key=middle)
+    rows = [_row([arm.title, *(_cell(gain, found) for gain in gains[arm.name])]) for arm in reached]
     return [*_head(["minus DPO at", *(f"{target:g} nats" for target in TARGETS)]), *rows]
 
 

@@ -1,6 +1,7 @@
 """ReinforceTrainer: transformers' Trainer for a policy that trains on its own replies, with a reward for each of their tokens."""
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, cast
 
@@ -129,6 +130,9 @@ class ReinforceTrainer(TokenTrainer):
             else TokenScorer.load(rewards, device=loading["device"])
         )
         compared = None if reference is None else language_model(reference, name="reference", **loading)
+        scorer = _frozen(scorer, start, packing)
+        if compared is not None and compared.model is start.model:
+            compared = copy_model(start, packing=packing)
         judges = list(scorer.models.values())
         check_separate(
             {"model": start, **scorer.models, **({} if compared is None else {"reference": compared})}
@@ -163,8 +167,28 @@ class ReinforceTrainer(TokenTrainer):
             own,
             prompts.rows,
             prepare=of_all_processes(replies, prompts.rows, own.per_device_train_batch_size),
-            callbacks=[*timed, *(callbacks or []), RecordFiles()],
+            callbacks=[*timed, _SayEmpty(replies), *(callbacks or []), RecordFiles()],
         )
+
+
+class _SayEmpty(TrainerCallback):
+    """Says at the end how many replies were empty."""
+
+    def __init__(self, replies: OwnReplies) -> None:
+        self._replies = replies
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self._replies.show()
+
+
+def _frozen(scorer: TokenScorer, start: LanguageModel, packing: Packing) -> TokenScorer:
+    """The scorer, with a copy of each of its models that is the policy itself, whose training would change the rewards."""
+    made = copy(scorer)
+    made.models = {
+        name: copy_model(start, packing=packing) if model.model is start.model else model
+        for name, model in scorer.models.items()
+    }
+    return made
 
 
 def _check_types(objective: Any, rewards: Any, rollouts: Any) -> None:
