@@ -151,21 +151,20 @@ def test_a_policy_that_trains_on_its_own_replies(
 def test_training_does_not_change_the_rewards_of_an_oracle_whose_reference_is_the_policy(
     script: Script, tmp_path: Path
 ) -> None:
-    model = script.load()
-    oracle = tokenward.train_oracle(
-        model, script.train, args=arguments(tmp_path / "oracle", 4), tokens=TOKENS
-    )
-    found = []
-    for name, given in (("loaded", model), ("folder", script.model)):
+    found, model = [], script.load()
+    for name, policy in (("loaded", model), ("folder", script.model)):
         trainer = tokenward.ReinforceTrainer(
-            given, arguments(tmp_path / name, 3), script.train, rewards=oracle, rollouts=2,
-            reference=script.model, sampling=tokenward.SamplingSettings(max_new_tokens=5), tokens=TOKENS,
-        )  # fmt: skip
+            policy,
+            arguments(tmp_path / name, 3),
+            script.train,
+            rewards=tokenward.TokenScorer.load(script.folder / "oracle", reference=policy),
+            rollouts=2,
+            sampling=tokenward.SamplingSettings(max_new_tokens=5),
+            tokens=TOKENS,
+        )
         trainer.train()
         trainer.save_model(str(tmp_path / name / "model"))
         found.append(weights(tmp_path / name / "model"))
-        model = script.load()
-        oracle = tokenward.TokenScorer.load(tmp_path / "oracle", reference=script.model)
     assert_equal(*found)
 
 
