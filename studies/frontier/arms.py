@@ -34,6 +34,8 @@ class Arm(NamedTuple):
             pairs or by TLM's token ``reward``.
         rows: How many training prompts, with their replies, there are; None is all.
         scored_by: If set, an oracle from elsewhere scores the tokens: a ``smaller`` one, or one of the ``other`` reward.
+        falls: Whether the learning rate falls to 0. Then a training is read at its end, and each rate leads to another distance.
+        epochs: Of the policy on pairs.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Arm(NamedTuple):
     judge: str = ""
     scored_by: str = ""
     rows: int | None = None
+    falls: bool = False
+    epochs: int = 1
 
     @property
     def online(self) -> bool:
@@ -115,7 +119,7 @@ FROM_METHODS = {
 
 ONLINE, PENALTIES = 1.0e-4, (2.5, 1.7, 1.2, 0.85)
 """Of an online training: its learning rate, which falls to 0, and the factors of its KL penalty: each leads to another distance."""
-SOME, QUICK = (SLOW, MIDDLE), (FAST, FASTER)
+SOME, QUICK, FALLING = (SLOW, MIDDLE), (FAST, FASTER), (2.5e-5, 5.0e-5, 1.0e-4, 2.0e-4)
 _KL = {"name": "token_kl", "direction": "reverse"}
 
 
@@ -163,11 +167,23 @@ _LISTED = [
     Arm("dpo_all", "DPO on all pairs", _dpo(0.1), rates=SOME, pairs="all"),
     Arm("dpo_b03", "DPO, beta 0.3", _dpo(0.3), rates=QUICK),
     Arm("dpo_b1", "DPO, beta 1", _dpo(1.0), rates=QUICK),
+    Arm("dpo_falls", "DPO, falling rate", _dpo(0.1), rates=FALLING, falls=True),
+    Arm("dpo_b03_falls", "DPO, beta 0.3, falling rate", _dpo(0.3), rates=FALLING, falls=True),
+    Arm("dpo_falls3", "DPO, falling rate, 3 epochs", _dpo(0.1), rates=FALLING, falls=True, epochs=3),
     Arm("sft", "likelihood of the best", _LIKELIHOOD, rates=QUICK),
     Arm(
         "weighted",
         "likelihood weighted by the oracle",
         _policy({"name": "soft", "transform": "exp", "temperature": 0.5}, {"name": "weighted_likelihood"}),
+    ),
+    Arm(
+        "tlm_sequence",
+        "likelihood weighted by TLM's reward, spread over the reply",
+        _policy(
+            {"name": "soft", "spread": "sequence"},
+            {"name": "weighted_likelihood", "normaliser": "length"},
+            BY_REWARD,
+        ),
     ),
     *(
         Arm(f"sepo{percent}", f"SePO {percent} %", _policy(selection(percent / 100), SEPO), "selection", SOME)

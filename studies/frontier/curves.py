@@ -82,11 +82,15 @@ class Measured:
                 kl = np.concatenate([np.zeros_like(start), one[f"{rate:g}/kl"]])
                 reward = np.concatenate([start, one[f"{rate:g}/reward"]])
                 found[rate].append(Resampled(share @ kl.T, share @ reward.T))
-        return found | self._ends(found) if ARMS[arm].online and found else found
+        one = ARMS[arm]
+        return found | self._ends(found, one.online) if found and (one.online or one.falls) else found
 
-    def _ends(self, found: dict[float, list[Resampled]]) -> dict[float, list[Resampled]]:
-        """A further path of an online arm: the start, and the ends of its trainings from the largest KL penalty to the smallest."""
-        trainings = [found[factor] for factor in sorted(found, reverse=True)]
+    def _ends(self, found: dict[float, list[Resampled]], online: bool) -> dict[float, list[Resampled]]:
+        """A further path: the start, and the ends of the trainings, from the nearest to the furthest.
+
+        Of an online arm that is from the largest KL penalty to the smallest, of another from the smallest learning rate on.
+        """
+        trainings = [found[rate] for rate in sorted(found, reverse=online)]
         paths = []
         for of_seed in zip(*trainings, strict=True):
             start, ends = of_seed[0], [(one.kl[:, -1:], one.reward[:, -1:]) for one in of_seed]

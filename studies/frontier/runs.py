@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,6 +72,7 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
         "fixed_prompts": 0,
     }
     training = {"per_device_train_batch_size": BATCH, "lr_scheduler_type": "constant"}
+    schedule = "linear" if arm.online or arm.falls else "constant"
     saved = {
         "learning_rate": ONLINE if arm.online else rate,
         "max_steps": points[-1],
@@ -88,10 +89,10 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
     for table in body.get("auxiliary_models", {}).values():
         if "training" in table:
             table["training"] = {**scoring, **table["training"]}
-    body["policy"]["training"] = {**training, **saved}
+    body["policy"]["training"] = {**training, **saved, "lr_scheduler_type": schedule}
     if arm.online:
         body["policy"]["objective"]["kl"] = rate
-        body["policy"]["training"] |= {"per_device_train_batch_size": ASKED, "lr_scheduler_type": "linear"}
+        body["policy"]["training"] |= {"per_device_train_batch_size": ASKED}
         sampling = {"max_new_tokens": REPLY, "top_k": 0, "batch": ASKED * ROLLOUTS}
         body["policy"] |= {"rollouts": ROLLOUTS, "sampling": sampling}
     data = {"source": str(rows.resolve()), "eval": 0, "min_gap": LEAST, "pairs": arm.pairs}
@@ -101,27 +102,39 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
 
 def trained(world: World, arm: Arm, rate: float) -> list[Path]:
     """Train an arm's policy, and return the models at its points."""
-    rows, judge = world.rows, Path()
+    rows, names = world.rows, _models(world, arm)
     if arm.judge:
         judge = _run_to(world, recipe_of(world, _judge(arm), rate, [1], rows), arm.judge)
-        rows = distilled(world, judge)
-    if arm.scored_by == "other":
-        other = world.other
-        other.make()
-        judge = _run_to(other, recipe_of(other, ARMS["sepo30"], rate, [1], other.rows), "oracle")
-    names = {
-        "ORACLE": str(judge / "model"),
-        "SMALLER": str(world.folder / "smaller" / "oracle" / "model"),
-    }
-    if arm.scored_by == "smaller":
-        _smaller(world)
+        rows, names = distilled(world, judge), {"ORACLE": str(judge / "model")}
     step = UPDATES // POINTS
     if not arm.online:
-        step = _pairs(world, _named(recipe_of(world, arm, rate, [1], rows), names)) // BATCH // POINTS
+        pairs = arm.epochs * _pairs(world, _named(recipe_of(world, arm, rate, [1], rows), names))
+        step = pairs // BATCH // POINTS
     points = [step * place for place in range(1, POINTS + 1)]
     recipe = _named(recipe_of(world, arm, rate, points, rows), names)
     policy = _run_to(world, recipe, "policy")
     return [policy / "checkpoints" / f"checkpoint-{point}" for point in points]
+
+
+def judge_of(world: World, arm: Arm, stage: str) -> Path:
+    """Train the ``oracle`` or the ``reward`` that an arm's tokens are scored by; returns its folder."""
+    names = _models(world, arm)
+    if "ORACLE" in names:
+        return Path(names["ORACLE"]).parent
+    return _run_to(world, _named(recipe_of(world, arm, 0.0, [1], world.rows), names), stage)
+
+
+def _models(world: World, arm: Arm) -> dict[str, str]:
+    """Folders of the models from elsewhere that an arm's recipe names; they are made."""
+    if arm.scored_by == "smaller":
+        _smaller(world)
+        return {"SMALLER": str(world.folder / "smaller" / "oracle" / "model")}
+    if arm.scored_by == "other":
+        other = world.other
+        other.make()
+        folder = _run_to(other, recipe_of(other, ARMS["sepo30"], 0.0, [1], other.rows), "oracle")
+        return {"ORACLE": str(folder / "model")}
+    return {}
 
 
 def _named(recipe: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
@@ -168,6 +181,7 @@ def made_by(world: World, arm: Arm, rate: float) -> str:
         *([UPDATES] if arm.online else [GROUPS]),
     ]
     constants += [LAYERS, REFITTED] if arm.scored_by == "smaller" else []
+    constants += [arm.epochs] if arm.epochs > 1 else []
     return fingerprint([model_fingerprint(world.model), constants, recipes])
 
 
@@ -231,11 +245,30 @@ def distilled(world: World, judge: Path) -> Path:
     return file
 
 
+class Pairs(NamedTuple):
+    """Held-out pairs: first the best reply to each of some prompts, then the worst.
+
+    Attributes:
+        prompts: ``[2n, p]``.
+        replies: ``[2n, t]``.
+        differ: ``[n]``, whether the best reply has a higher reward than the worst.
+    """
+
+    prompts: torch.Tensor
+    replies: torch.Tensor
+    differ: torch.Tensor
+
+
 class Held:
-    """The held-out prompts, and what the start does there."""
+    """The held-out prompts, and what the start does there.
+
+    Attributes:
+        own: The start.
+        pairs: The best and the worst reply to the first :data:`PAIRS` prompts.
+    """
 
     def __init__(self, world: World) -> None:
-        self._world, self._own = world, Stories(world.model, world.seed)
+        self._world, self.own = world, Stories(world.model, world.seed)
         held = world.held
         self._prompts = torch.tensor(held["prompts"])
         replies = torch.tensor(held["replies"])[:PAIRS, :, :REPLY]
@@ -243,13 +276,19 @@ class Held:
             [self._reward(prompt, ids) for ids in own]
             for prompt, own in zip(held["prompts"][:PAIRS], replies.tolist(), strict=True)
         ]
-        rows = torch.arange(len(replies))
-        best, worst = (torch.tensor(rewards).max(1).indices, torch.tensor(rewards).min(1).indices)
-        self._pairs = torch.cat([replies[rows, best], replies[rows, worst]])
-        self._asked = self._prompts[:PAIRS].repeat(2, 1)
+        rows, (high, best), (low, worst) = (
+            torch.arange(len(replies)),
+            torch.tensor(rewards).max(1),
+            torch.tensor(rewards).min(1),
+        )
+        self.pairs = Pairs(
+            self._prompts[:PAIRS].repeat(2, 1),
+            torch.cat([replies[rows, best], replies[rows, worst]]),
+            high > low,
+        )
 
     def _reward(self, prompt: Sequence[int], ids: Sequence[int]) -> float:
-        return REWARDS[self._world.reward](self._own.reply(prompt, ids))
+        return REWARDS[self._world.reward](self.own.reply(prompt, ids))
 
     def measured(self, model: PreTrainedModel | None = None) -> dict[str, np.ndarray]:
         """One number per held-out prompt: ``reward`` and ``kl``; and means: ``distinct``, ``chosen``, ``rejected``.
@@ -257,16 +296,18 @@ class Held:
         Args:
             model: The policy; None is the start itself.
         """
-        start, banned = self._own.model, self._own.banned
+        start, banned = self.own.model, self.own.banned
         policy = start if model is None else model
         made = sampled(policy, self._prompts, REPLY, banned, seed=(self._world.seed, 3), keep=True)
         assert made.logp is not None
         kl = divergence(made.logp, logps_of(start, self._prompts, made.ids, banned))
         texts = [
-            self._own.reply(prompt, ids)
+            self.own.reply(prompt, ids)
             for prompt, ids in zip(self._prompts.tolist(), made.ids.tolist(), strict=True)
         ]
-        pairs = of_tokens(logps_of(policy, self._asked, self._pairs, banned), self._pairs)
+        pairs = of_tokens(
+            logps_of(policy, self.pairs.prompts, self.pairs.replies, banned), self.pairs.replies
+        )
         words = [words_of(text) for text in texts]
         return {
             "reward": np.array([REWARDS[self._world.reward](text) for text in texts]),
@@ -344,4 +385,4 @@ def compact(points: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack(points).astype(np.float16)
 
 
-__all__ = ["Held", "measure", "start_of", "stored", "trained", "values_file"]
+__all__ = ["Held", "judge_of", "measure", "start_of", "stored", "trained", "values_file"]
