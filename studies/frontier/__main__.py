@@ -5,6 +5,10 @@
 trains one arm with one seed at its learning rates and measures it at eight points of each training; then it prints the table
 of all that is stored. Without ``--arm`` all arms are run. FOLDER is stories260K in transformers' format, or any other model,
 whose values need a folder of their own (``--values``). Values of an older recipe are measured again.
+
+    python -m studies.frontier --model default --size small --opening "I watched the film and" --values FOLDER --arm dpo --seed 0
+
+does the same for the default model, with fewer and shorter replies.
 """
 
 import argparse
@@ -18,8 +22,9 @@ from studies.frontier.arms import ARMS
 from studies.frontier.curves import Measured
 from studies.frontier.runs import Held, measure, start_of, values_file
 from studies.frontier.tables import draw, lines_of, short_lines
-from studies.frontier.world import REWARDS, World, best_of
+from studies.frontier.world import REWARDS, SIZES, World, best_of
 from studies.tables import write
+from tokenward.models.identity import resolve
 
 TITLE = "Reward against the distance from the start"
 
@@ -27,13 +32,19 @@ TITLE = "Reward against the distance from the start"
 def main() -> None:
     """Run the missing arms, then print the table."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--model", help="folder of the model; without it, only the table is printed")
+    made.add_argument(
+        "--model", help="folder of the model, or default; without it, only the table is printed"
+    )
     made.add_argument(
         "--arm", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="NAME", help=", ".join(ARMS)
     )
     made.add_argument("--seed", type=int, nargs="+", default=list(LOOKED_AT))
     made.add_argument("--rate", type=float, nargs="+", help="learning rates, in place of the arm's own")
     made.add_argument("--reward", choices=list(REWARDS), default="vader")
+    made.add_argument("--size", choices=list(SIZES), default="whole", help="how much is sampled and trained")
+    made.add_argument(
+        "--opening", default="", help="how every prompt begins, for a model that begins a text with no token"
+    )
     made.add_argument("--runs", type=Path, default=Path("runs/frontier"))
     made.add_argument("--values", type=Path, default=VALUES / "frontier")
     made.add_argument(
@@ -46,7 +57,9 @@ def main() -> None:
     chosen = made.parse_args()
     torch.set_num_threads(1)
     for seed in chosen.seed if chosen.model else ():
-        world = World(chosen.model, chosen.runs / str(seed), seed, chosen.reward)
+        model = resolve(chosen.model)
+        size = SIZES[chosen.size]
+        world = World(model, chosen.runs / str(seed), seed, chosen.reward, size, chosen.opening)
         world.make()
         held = Held(world)
         best_of(world, chosen.values / f"best_of-{seed}.json")

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from studies.frontier.world import TRAIN
 from tokenward.methods import all_methods
 
 ORACLE: dict[str, Any] = {"learning_rate": 1.5e-4, "num_train_epochs": 1}
@@ -32,7 +31,7 @@ class Arm(NamedTuple):
         pairs: Which pairs of the four replies train it: the best and the worst, or all.
         judge: If set, the policy trains on replies that the start gives to the training prompts, ranked by an ``oracle`` of all
             pairs or by TLM's token ``reward``.
-        rows: How many training prompts, with their replies, there are; None is all.
+        part: Percent of the training prompts, with their replies, that there are.
         scored_by: If set, an oracle from elsewhere scores the tokens: a ``smaller`` one, or one of the ``other`` reward.
         falls: Whether the learning rate falls to 0. Then a training is read at its end, and each rate leads to another distance.
         epochs: Of the policy on pairs.
@@ -46,7 +45,7 @@ class Arm(NamedTuple):
     pairs: str = "best_worst"
     judge: str = ""
     scored_by: str = ""
-    rows: int | None = None
+    part: int = 100
     falls: bool = False
     epochs: int = 1
 
@@ -290,7 +289,7 @@ _LISTED = [
             body,
             "data",
             rates,
-            rows=TRAIN * percent // 100,
+            part=percent,
         )
         for percent in (5, 25)
         for name, title, body, rates in (

@@ -139,12 +139,21 @@ class Measured:
                 means[rate] = float(np.mean(found))
         return max(means, key=lambda rate: means[rate]) if means else None
 
+    @cached_property
+    def _best_of(self) -> list[dict[str, list[float]]]:
+        """For each seed the reward of best-of-N sampling over prompts, for each N."""
+        files = [self._values / f"best_of-{seed}.json" for seed in self.seeds]
+        return [json.loads(file.read_text(encoding="utf-8"))[self._reward] for file in files]
+
+    @property
+    def largest(self) -> int:
+        """The largest N of best-of-N sampling."""
+        return max(map(int, self._best_of[0]))
+
     def limit(self, target: float) -> np.ndarray:
         """The reward of best-of-N sampling at a KL, between the measured N; beyond them that of the largest, which is too low.  -> [b]"""
         found = []
-        for number, seed in enumerate(self.seeds):
-            file = self._values / f"best_of-{seed}.json"
-            values = json.loads(file.read_text(encoding="utf-8"))[self._reward]
+        for number, values in enumerate(self._best_of):
             kl = np.array([best_of_kl(int(n)) for n in values])
             measured = np.array(list(values.values()))
             share = self._draws[1][number][:, : measured.shape[1]]

@@ -14,18 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from studies.arms import START
 from studies.frontier.arms import ARMS, LAYERS, ONLINE, ORACLE, REWARD, Arm
 from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
-from studies.frontier.world import (
-    HELD,
-    PROMPT,
-    REPLIES,
-    REPLY,
-    REWARDS,
-    SPARE,
-    TRAIN,
-    Stories,
-    World,
-    words_of,
-)
+from studies.frontier.world import REPLIES, REWARDS, ROLLOUTS, SPARE, World, words_of
 from studies.small import cut
 from tokenward import TokenScorer
 from tokenward.artifacts import atomic_file, atomic_write, fingerprint
@@ -34,9 +23,6 @@ from tokenward.stages.lists import carry_out, run_through
 from tokenward.stages.run import Run
 from tokenward.stages.tables import tables
 from tokenward.tools.run import open_run
-
-POINTS = 8
-"""Measured points of a training."""
 
 BATCH, GROUPS = 8, 4
 """Pairs of an update, and distilled rows for each training prompt."""
@@ -47,24 +33,17 @@ LEAST = 0.001
 REFITTED = 1.0e-3
 """Learning rate with which a model that lost layers learns the likelihood of replies."""
 
-PAIRS = 256
-"""Held-out prompts whose best and worst reply are measured."""
-
-
-UPDATES, ASKED, ROLLOUTS = 128, 64, 4
-"""Updates of an online training, and for each of them prompts and replies to a prompt."""
-
 
 def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: Path) -> dict[str, Any]:
     """The whole recipe of an arm on a file of rows."""
-    body = json.loads(json.dumps(arm.body))  # tables of their own
+    body, size = json.loads(json.dumps(arm.body)), world.size  # tables of their own
     shared = {
         "seed": world.seed,
         "model": {"name": world.model, "device": "cpu"},
         "tokens": {
             "template": "plain",
             "max_prompt_tokens": 64,
-            "max_response_tokens": REPLY,
+            "max_response_tokens": size.reply,
             "too_long": "truncate",
             "processes": 1,
         },
@@ -92,11 +71,11 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
     body["policy"]["training"] = {**training, **saved, "lr_scheduler_type": schedule}
     if arm.online:
         body["policy"]["objective"]["kl"] = rate
-        body["policy"]["training"] |= {"per_device_train_batch_size": ASKED}
-        sampling = {"max_new_tokens": REPLY, "top_k": 0, "batch": ASKED * ROLLOUTS}
+        body["policy"]["training"] |= {"per_device_train_batch_size": size.asked}
+        sampling = {"max_new_tokens": size.reply, "top_k": 0, "batch": size.asked * ROLLOUTS}
         body["policy"] |= {"rollouts": ROLLOUTS, "sampling": sampling}
     data = {"source": str(rows.resolve()), "eval": 0, "min_gap": LEAST, "pairs": arm.pairs}
-    data |= {} if arm.rows is None else {"limit": arm.rows}
+    data |= {} if arm.part == 100 else {"limit": size.train * arm.part // 100}
     return {**shared, "data": data, **body}
 
 
@@ -106,14 +85,15 @@ def trained(world: World, arm: Arm, rate: float) -> list[Path]:
     if arm.judge:
         judge = _run_to(world, recipe_of(world, _judge(arm), rate, [1], rows), arm.judge)
         rows, names = distilled(world, judge), {"ORACLE": str(judge / "model")}
-    step = UPDATES // POINTS
+    points = world.size.points
+    step = world.size.updates // points
     if not arm.online:
         pairs = arm.epochs * _pairs(world, _named(recipe_of(world, arm, rate, [1], rows), names))
-        step = pairs // BATCH // POINTS
-    points = [step * place for place in range(1, POINTS + 1)]
-    recipe = _named(recipe_of(world, arm, rate, points, rows), names)
+        step = pairs // BATCH // points
+    steps = [step * place for place in range(1, points + 1)]
+    recipe = _named(recipe_of(world, arm, rate, steps, rows), names)
     policy = _run_to(world, recipe, "policy")
-    return [policy / "checkpoints" / f"checkpoint-{point}" for point in points]
+    return [policy / "checkpoints" / f"checkpoint-{step}" for step in steps]
 
 
 def judge_of(world: World, arm: Arm, stage: str) -> Path:
@@ -170,16 +150,10 @@ def made_by(world: World, arm: Arm, rate: float) -> str:
     ]
     for recipe in recipes:
         del recipe["seed"], recipe["model"], recipe["data"]["source"]
-    constants: list[float] = [
-        PROMPT,
-        REPLY,
-        SPARE,
-        TRAIN,
-        HELD,
-        REPLIES,
-        POINTS,
-        *([UPDATES] if arm.online else [GROUPS]),
-    ]
+    size = world.size
+    constants: list[Any] = [size.prompt, size.reply, SPARE, size.train, size.held, REPLIES, size.points]
+    constants += [size.updates] if arm.online else [GROUPS]
+    constants += [world.opening] if world.opening else []
     constants += [LAYERS, REFITTED] if arm.scored_by == "smaller" else []
     constants += [arm.epochs] if arm.epochs > 1 else []
     return fingerprint([model_fingerprint(world.model), constants, recipes])
@@ -222,17 +196,17 @@ def distilled(world: World, judge: Path) -> Path:
     file = world.folder / f"{world.reward}-by-{judge.name}.jsonl"
     if file.exists():
         return file
-    own, scorer = Stories(world.model, world.seed), TokenScorer.load(judge)
+    own, scorer, reply = world.stories, TokenScorer.load(judge), world.size.reply
     prompts = torch.tensor(world.prompts)
     lines = []
     for group in range(GROUPS):
         asked = prompts.repeat_interleave(REPLIES, 0)
-        made = sampled(own.model, asked, REPLY + SPARE, own.banned, seed=(world.seed, group, 4)).ids.tolist()
+        made = sampled(own.model, asked, reply + SPARE, own.banned, seed=(world.seed, group, 4)).ids.tolist()
         texts = [
             (own.text(prompt), own.reply(prompt, ids))
             for prompt, ids in zip(asked.tolist(), made, strict=True)
         ]
-        scores = [sum(token.score for token in found.tokens[:REPLY]) for found in scorer.score_all(texts)]
+        scores = [sum(token.score for token in found.tokens[:reply]) for found in scorer.score_all(texts)]
         for first in range(0, len(texts), REPLIES):
             part = slice(first, first + REPLIES)
             row = {
@@ -264,17 +238,17 @@ class Held:
 
     Attributes:
         own: The start.
-        pairs: The best and the worst reply to the first :data:`PAIRS` prompts.
+        pairs: The best and the worst reply to some prompts.
     """
 
     def __init__(self, world: World) -> None:
-        self._world, self.own = world, Stories(world.model, world.seed)
-        held = world.held
+        self._world, self.own = world, world.stories
+        held, pairs = world.held, world.size.pairs
         self._prompts = torch.tensor(held["prompts"])
-        replies = torch.tensor(held["replies"])[:PAIRS, :, :REPLY]
+        replies = torch.tensor(held["replies"])[:pairs, :, : world.size.reply]
         rewards = [
             [self._reward(prompt, ids) for ids in own]
-            for prompt, own in zip(held["prompts"][:PAIRS], replies.tolist(), strict=True)
+            for prompt, own in zip(held["prompts"][:pairs], replies.tolist(), strict=True)
         ]
         rows, (high, best), (low, worst) = (
             torch.arange(len(replies)),
@@ -282,7 +256,7 @@ class Held:
             torch.tensor(rewards).min(1),
         )
         self.pairs = Pairs(
-            self._prompts[:PAIRS].repeat(2, 1),
+            self._prompts[:pairs].repeat(2, 1),
             torch.cat([replies[rows, best], replies[rows, worst]]),
             high > low,
         )
@@ -298,23 +272,24 @@ class Held:
         """
         start, banned = self.own.model, self.own.banned
         policy = start if model is None else model
-        made = sampled(policy, self._prompts, REPLY, banned, seed=(self._world.seed, 3), keep=True)
+        made = sampled(
+            policy, self._prompts, self._world.size.reply, banned, seed=(self._world.seed, 3), keep=True
+        )
         assert made.logp is not None
         kl = divergence(made.logp, logps_of(start, self._prompts, made.ids, banned))
         texts = [
             self.own.reply(prompt, ids)
             for prompt, ids in zip(self._prompts.tolist(), made.ids.tolist(), strict=True)
         ]
-        pairs = of_tokens(
-            logps_of(policy, self.pairs.prompts, self.pairs.replies, banned), self.pairs.replies
-        )
+        logp = logps_of(policy, self.pairs.prompts, self.pairs.replies, banned)
+        best, worst = of_tokens(logp, self.pairs.replies).chunk(2)
         words = [words_of(text) for text in texts]
         return {
             "reward": np.array([REWARDS[self._world.reward](text) for text in texts]),
             "kl": kl.numpy(),
             "distinct": np.mean([len(set(own)) / max(len(own), 1) for own in words]),
-            "chosen": pairs[:PAIRS].mean().numpy(),
-            "rejected": pairs[PAIRS:].mean().numpy(),
+            "chosen": best.mean().numpy(),
+            "rejected": worst.mean().numpy(),
         }
 
 

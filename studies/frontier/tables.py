@@ -8,7 +8,7 @@ import numpy as np
 
 from studies.frontier.arms import ARMS, Arm
 from studies.frontier.curves import TARGETS, Measured, figure
-from studies.frontier.world import BEST_OF, best_of_kl
+from studies.frontier.world import best_of_kl
 from studies.tables import COLOURS, cell
 
 matplotlib.use("Agg")
@@ -16,9 +16,7 @@ from matplotlib import pyplot as plt  # after the backend is chosen: a study run
 
 BASES = ("dpo", "simpo")
 GRID = np.geomspace(0.3, 40, 40)
-LIMIT = f"best-of-N sampling from the start, N up to {BEST_OF[-1]}"
 NAMES = {"vader": "VADER sentiment", "dense": "dense reward"}
-LARGEST = best_of_kl(BEST_OF[-1])
 
 
 def lines_of(found: Measured) -> list[str]:
@@ -28,7 +26,7 @@ def lines_of(found: Measured) -> list[str]:
     near = [arm.title for arm in arms if arm not in far]
     kls = [f"{target:g} nats" for target in TARGETS]
     lines = ["Reward at equal KL to the start:", "", *_head(["method", *kls])]
-    lines.append(_row([LIMIT, *(_limit(found, target) for target in TARGETS)]))
+    lines.append(_row([_limit_title(found), *(_limit(found, target) for target in TARGETS)]))
     lines += [
         _row([arm.title, *(_cell(found.rewards(arm.name, target), found) for target in TARGETS)])
         for arm in far
@@ -67,8 +65,12 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def _limit_title(found: Measured) -> str:
+    return f"best-of-N sampling from the start, N up to {found.largest}"
+
+
 def _limit(found: Measured, target: float) -> str:
-    return ("" if target <= LARGEST else "more than ") + _cell(found.limit(target), found)
+    return ("" if target <= best_of_kl(found.largest) else "more than ") + _cell(found.limit(target), found)
 
 
 def _cell(resamples: np.ndarray | None, found: Measured) -> str:
@@ -76,23 +78,23 @@ def _cell(resamples: np.ndarray | None, found: Measured) -> str:
 
 
 def _differences(found: Measured, arm: Arm, base: str) -> list[str]:
-    cells = [arm.title]
+    cells, furthest = [arm.title], best_of_kl(found.largest)
     for target in TARGETS:
         gain, other = found.minus(arm.name, base, target), found.rewards(base, target)
         if gain is None or other is None:
             cells.append("\u2013")
             continue
         share = gain[0] / (found.limit(target)[0] - other[0])
-        cells.append(_cell(gain, found) + (f" ({share:.0%})" if target <= LARGEST else ""))
+        cells.append(_cell(gain, found) + (f" ({share:.0%})" if target <= furthest else ""))
     return cells
 
 
 def draw(found: Measured, names: Sequence[str], file: Path, title: str, reward: str) -> None:
     """Plot reward against KL: a curve with a band for each method, and the limit of best-of-N sampling."""
     fig, axes = plt.subplots(figsize=(8.4, 5.4), layout="constrained")
-    measured = GRID[GRID <= LARGEST]
+    measured = GRID[best_of_kl(found.largest) >= GRID]
     limit = [figure(found.limit(kl), 0).value for kl in measured]
-    axes.plot(measured, limit, color="black", linestyle="--", label=LIMIT)
+    axes.plot(measured, limit, color="black", linestyle="--", label=_limit_title(found))
     for place, name in enumerate(name for name in names if found.has(name)):
         curve = [(kl, figure(rewards, 0)) for kl in GRID if (rewards := found.rewards(name, kl)) is not None]
         kls, colour = [kl for kl, _ in curve], COLOURS[place % len(COLOURS)]

@@ -21,14 +21,58 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 from studies.frontier.measure import sampled
 from tokenward.artifacts import atomic_write
 
-PROMPT, REPLY, SPARE = 12, 48, 4
-"""Tokens of a prompt and of a reply. Training rows have a few more, which are cut off, so that no end of a reply is trained."""
+REPLIES, SPARE = 4, 4
+"""Replies that are ranked for each prompt, and the tokens that a training row has beyond a reply: they are cut off, so that no end of
+a reply is trained."""
 
-TRAIN, HELD, REPLIES = 1450, 512, 4
-"""Training prompts, held-out prompts, and replies that are ranked for each training prompt."""
 
-BEST_OF, LIMITED = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512), 256
-"""Numbers of samples of which best-of-N takes the best, and how many of the held-out prompts are sampled so often."""
+class Size(NamedTuple):
+    """How much is sampled, trained and measured.
+
+    Attributes:
+        prompt: Sampled tokens of a prompt.
+        reply: Tokens of a reply.
+        train: Training prompts.
+        held: Held-out prompts.
+        pairs: How many of the held-out prompts give a pair, the best and the worst of their replies.
+        limited: How many of them are sampled often, for best-of-N sampling.
+        best_of: The largest N, a power of two.
+        points: Measured points of a training.
+        updates: Updates of an online training.
+        asked: Prompts of such an update, with :data:`ROLLOUTS` replies each.
+    """
+
+    prompt: int = 12
+    reply: int = 48
+    train: int = 1450
+    held: int = 512
+    pairs: int = 256
+    limited: int = 256
+    best_of: int = 512
+    points: int = 8
+    updates: int = 128
+    asked: int = 64
+
+
+ROLLOUTS = 4
+"""Replies of an online training to each prompt of an update."""
+
+SIZES = {
+    "whole": Size(),
+    "small": Size(
+        prompt=8,
+        reply=24,
+        train=256,
+        held=128,
+        pairs=64,
+        limited=48,
+        best_of=64,
+        points=4,
+        updates=40,
+        asked=16,
+    ),
+}
+"""Sizes by name: ``small`` is for models that are hundreds of times as large."""
 
 
 @cache
@@ -69,12 +113,21 @@ class World(NamedTuple):
         folder: Where the data are.
         seed: Of the samples, and of every training.
         reward: Name of the reward that ranks the replies.
+        size: How much is sampled, trained and measured.
+        opening: How every prompt begins; empty is the first token of a text.
     """
 
     model: str
     folder: Path
     seed: int
     reward: str
+    size: Size = SIZES["whole"]
+    opening: str = ""
+
+    @property
+    def stories(self) -> "Stories":
+        """The start of this world's policies."""
+        return Stories(self.model, self.seed, self.size, self.opening)
 
     @property
     def rows(self) -> Path:
@@ -98,21 +151,21 @@ class World(NamedTuple):
 
     def make(self) -> None:
         """Sample prompts and replies, unless that has been done, and rank the replies."""
-        own = Stories(self.model, self.seed)
+        own, train = self.stories, self.size.train
         samples = self.folder / "samples.json"
         if not samples.exists():
-            found = own.rows(TRAIN + HELD)
+            found = own.rows(train + self.size.held)
             self.folder.mkdir(parents=True, exist_ok=True)
-            held = {name: rows[TRAIN:] for name, rows in found.items()}
+            held = {name: rows[train:] for name, rows in found.items()}
             atomic_write(self.folder / "held.json", json.dumps(held))
-            atomic_write(samples, json.dumps({name: rows[:TRAIN] for name, rows in found.items()}))
+            atomic_write(samples, json.dumps({name: rows[:train] for name, rows in found.items()}))
         if not self.rows.exists():
             found, reward = json.loads(samples.read_text(encoding="utf-8")), REWARDS[self.reward]
             lines = [
                 json.dumps({
                     "prompt": own.text(prompt),
                     "responses": [own.reply(prompt, ids) for ids in replies],
-                    "scores": [reward(own.reply(prompt, ids[:REPLY])) for ids in replies],
+                    "scores": [reward(own.reply(prompt, ids[: self.size.reply])) for ids in replies],
                 })
                 for prompt, replies in zip(found["prompts"], found["replies"], strict=True)
             ]  # fmt: skip
@@ -122,10 +175,10 @@ class World(NamedTuple):
 class Stories:
     """Prompts and replies of a model."""
 
-    def __init__(self, model: str, seed: int) -> None:
+    def __init__(self, model: str, seed: int, size: Size = SIZES["whole"], opening: str = "") -> None:
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
-        self._seed = seed
+        self._seed, self._size, self._opening = seed, size, opening
 
     @cached_property
     def banned(self) -> list[int]:
@@ -148,22 +201,35 @@ class Stories:
         """Different prompts, and replies to each, all of which the tokenizer reads as they were sampled.
 
         Returns:
-            ``prompts``, each with the first token of a text, and ``replies``, :data:`REPLIES` for each.
+            ``prompts``, each with the opening, and ``replies``, :data:`REPLIES` for each.
+
+        Raises:
+            SystemExit: The model cannot begin without an opening, or gave too few prompts.
         """
-        start, known = [self.tokenizer.bos_token_id], set[tuple[int, ...]]()
+        start, known, size = self.tokenizer(self._opening)["input_ids"], set[tuple[int, ...]](), self._size
+        if not start:
+            raise SystemExit(
+                f"the tokenizer of {self.model.name_or_path} begins a text with no token. Give --opening TEXT."
+            )
         prompts, replies = list[list[int]](), list[list[list[int]]]()
         for draw in range(64):
             firsts = sampled(
-                self.model, torch.tensor([start] * 512), PROMPT, self.banned, seed=(self._seed, draw, 0)
+                self.model,
+                torch.tensor([start] * min(512, count)),
+                size.prompt,
+                self.banned,
+                seed=(self._seed, draw, 0),
             ).ids.tolist()
             fresh = [
                 [*start, *ids] for ids in firsts if self._written([*start, *ids]) and tuple(ids) not in known
             ]
             fresh = [list(ids) for ids in dict.fromkeys(map(tuple, fresh))]
-            known |= {tuple(ids[1:]) for ids in fresh}
+            if not fresh:
+                continue
+            known |= {tuple(ids[len(start) :]) for ids in fresh}
             repeated = torch.tensor(fresh).repeat_interleave(REPLIES + 3, 0)
             made = sampled(
-                self.model, repeated, REPLY + SPARE, self.banned, seed=(self._seed, draw, 1)
+                self.model, repeated, size.reply + SPARE, self.banned, seed=(self._seed, draw, 1)
             ).ids.view(len(fresh), REPLIES + 3, -1)
             for prompt, own in zip(fresh, made.tolist(), strict=True):
                 good = [ids for ids in own if self._written([*prompt, *ids])][:REPLIES]
@@ -181,21 +247,22 @@ def best_of(world: World, file: Path) -> dict[str, list[float]]:
     """Expected reward of the best of N samples of the start, for the first held-out prompts; measured once, for all rewards.
 
     Returns:
-        For each N its values over prompts, from 512 samples of each without bias.
+        For each N, a power of two, its values over prompts, from ``size.best_of`` samples of each without bias.
     """
     if not file.exists():
-        own, prompts = Stories(world.model, world.seed), torch.tensor(world.held["prompts"][:LIMITED])
-        texts = list[list[str]]()
-        for draw in range(0, BEST_OF[-1], 2):
+        own, size = world.stories, world.size
+        prompts, texts = torch.tensor(world.held["prompts"][: size.limited]), list[list[str]]()
+        for draw in range(0, size.best_of, 2):
             both = prompts.repeat(2, 1)  # as many as are fast
-            ids = sampled(own.model, both, REPLY, own.banned, seed=(world.seed, draw, 2)).ids.tolist()
+            ids = sampled(own.model, both, size.reply, own.banned, seed=(world.seed, draw, 2)).ids.tolist()
             replies = [own.reply(*one) for one in zip(both.tolist(), ids, strict=True)]
-            texts += [replies[:LIMITED], replies[LIMITED:]]
+            texts += [replies[: size.limited], replies[size.limited :]]
         found = dict[str, dict[str, list[float]]]()
         for name, reward in REWARDS.items():
             rewards = np.sort([[reward(text) for text in row] for row in zip(*texts, strict=True)])
+            numbers = [2**power for power in range(size.best_of.bit_length())]
             found[name] = {
-                str(n): (rewards @ order_weights(BEST_OF[-1], n)).round(4).tolist() for n in BEST_OF
+                str(n): (rewards @ order_weights(size.best_of, n)).round(4).tolist() for n in numbers
             }
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, json.dumps(found))

@@ -13,10 +13,20 @@ from studies.arms import VALUES
 from studies.frontier import CONFIRMING, LOOKED_AT
 from studies.frontier.arms import ARMS
 from studies.frontier.curves import Measured, at
+from studies.frontier.judges import WORTHS, known_words
 from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
 from studies.frontier.runs import made_by, recipe_of, save, start_of, values_file
 from studies.frontier.tables import lines_of, short_lines
-from studies.frontier.world import World, best_of_kl, dense, order_weights, vader
+from studies.frontier.world import (
+    SIZES,
+    Stories,
+    World,
+    best_of,
+    best_of_kl,
+    dense,
+    order_weights,
+    vader,
+)
 from tests.tiny import tiny_llama
 from tokenward.tools.run import open_run
 
@@ -94,6 +104,40 @@ def test_values_of_another_model_are_refused(tiny_folder: Path, tmp_path: Path) 
     )
     with pytest.raises(SystemExit, match="another model"):
         start_of(World(str(tiny_folder), tmp_path, 0, "vader"), None, tmp_path)
+
+
+def test_a_falling_rate_is_read_at_the_ends_from_the_smallest_rate_on(tmp_path: Path) -> None:
+    stored_values(
+        tmp_path, "dpo_falls", 0, "one", **{"0.1": ([2, 1], [0.1, 0.5]), "0.2": ([4, 9], [0.2, 0.9])}
+    )
+    assert Measured(tmp_path, "vader", [0]).rewards("dpo_falls", 4.0)[0] == pytest.approx(0.7)
+
+
+def test_words_that_a_reward_counts() -> None:
+    found = known_words("A good, BAD day", WORTHS["vader"]())
+    assert [(span.start, span.end) for span in found] == [(2, 6), (8, 11)]
+    assert found[0].value > 0 > found[1].value
+
+
+def test_a_world_begins_with_its_opening(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Stories, "_written", lambda self, ids: True
+    )  # random ids are seldom what their text is read as
+    size = SIZES["whole"]._replace(prompt=2, reply=3, train=3, held=2, pairs=2, limited=2, best_of=4)
+    world = World(str(tiny_folder), tmp_path, 0, "vader", size)
+    with pytest.raises(SystemExit, match="--opening"):
+        world.make()
+    world = world._replace(opening="The film")
+    world.make()
+    own, start = world.stories, world.stories.tokenizer("The film")["input_ids"]
+    assert all(ids[: len(start)] == start and len(ids) == len(start) + 2 for ids in world.prompts)
+    assert np.shape(world.held["replies"]) == (2, 4, 3 + 4)
+    assert len(world.rows.read_text().splitlines()) == 3
+    assert own.text(world.prompts[0]).startswith("The film")
+    limit = best_of(world, tmp_path / "best_of.json")
+    assert {name: len(values) for name, values in limit.items()} == {"1": 2, "2": 2, "4": 2}
 
 
 def test_replies_are_drawn_from_what_is_allowed_and_repeat() -> None:
