@@ -53,18 +53,21 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
     training = {"per_device_train_batch_size": BATCH, "lr_scheduler_type": "constant"}
     schedule = "linear" if arm.online or arm.falls else "constant"
     saved = {
-        "learning_rate": ONLINE if arm.online else rate,
+        "learning_rate": ONLINE / size.slower if arm.online else rate,
         "max_steps": points[-1],
         "save_strategy": "steps",
         "save_steps": points[0],
         "save_total_limit": len(points),
     }
-    scoring = {**training, **ORACLE}
+    scoring, rewarding = (
+        {**training, **table, "learning_rate": table["learning_rate"] / size.slower}
+        for table in (ORACLE, REWARD["training"])
+    )
     if "oracle" in body:
         body["oracle"]["training"] = {**scoring, **body["oracle"].get("training", {})}
     if body["scores"]["scorer"]["name"] == "reward":
         head = {} if body["policy"]["selection"]["name"] == "soft" else REWARD["head"]
-        body["reward"] = {"head": head, "training": {**training, **REWARD["training"]}}
+        body["reward"] = {"head": head, "training": rewarding}
     for table in body.get("auxiliary_models", {}).values():
         if "training" in table:
             table["training"] = {**scoring, **table["training"]}

@@ -40,6 +40,7 @@ class Size(NamedTuple):
         points: Measured points of a training.
         updates: Updates of an online training.
         asked: Prompts of such an update, with :data:`ROLLOUTS` replies each.
+        slower: By what the learning rates of judges and of online trainings are divided.
     """
 
     prompt: int = 12
@@ -52,6 +53,7 @@ class Size(NamedTuple):
     points: int = 8
     updates: int = 128
     asked: int = 64
+    slower: float = 1.0
 
 
 ROLLOUTS = 4
@@ -70,6 +72,7 @@ SIZES = {
         points=4,
         updates=40,
         asked=16,
+        slower=5.0,
     ),
 }
 """Sizes by name: ``small`` is for models that are hundreds of times as large."""
