@@ -70,11 +70,11 @@ def main() -> None:
     found = Measured(chosen.values, chosen.reward, chosen.seed, chosen.chosen_on)
     lines = lines_of(found)
     print("\n".join(lines))
+    study = f"{chosen.values.name} {chosen.reward}"
     if chosen.page is not None:
-        which = chosen.reward if chosen.chosen_on is None else f"{chosen.reward}, confirmed"
-        write(chosen.page, f"frontier {which}", lines)
+        write(chosen.page, study if chosen.chosen_on is None else f"{study}, confirmed", lines)
     if chosen.short is not None:
-        write(chosen.short, f"frontier {chosen.reward}", short_lines(found))
+        write(chosen.short, study, short_lines(found))
     if chosen.picture is not None:
         draw(
             found,

@@ -145,7 +145,7 @@ def main() -> None:
     lines = list(lines_of(chosen.values, chosen.reward, chosen.seed))
     print("\n".join(lines))
     if chosen.page is not None:
-        write(chosen.page, f"frontier {chosen.reward}, judges", lines)
+        write(chosen.page, f"{chosen.values.name} {chosen.reward}, judges", lines)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def test_a_world_begins_with_its_opening(
     monkeypatch.setattr(
         Stories, "_written", lambda self, ids: True
     )  # random ids are seldom what their text is read as
-    size = SIZES["whole"]._replace(prompt=2, reply=3, train=3, held=2, pairs=2, limited=2, best_of=4)
+    size = SIZES["whole"]._replace(prompt=2, reply=3, train=3, held=3, pairs=2, limited=2, best_of=4)
     world = World(str(tiny_folder), tmp_path, 0, "vader", size)
     with pytest.raises(SystemExit, match="--opening"):
         world.make()
@@ -133,7 +133,7 @@ def test_a_world_begins_with_its_opening(
     world.make()
     own, start = world.stories, world.stories.tokenizer("The film")["input_ids"]
     assert all(ids[: len(start)] == start and len(ids) == len(start) + 2 for ids in world.prompts)
-    assert np.shape(world.held["replies"]) == (2, 4, 3 + 4)
+    assert np.shape(world.held["replies"]) == (3, 4, 3 + 4)
     assert len(world.rows.read_text().splitlines()) == 3
     assert own.text(world.prompts[0]).startswith("The film")
     limit = best_of(world, tmp_path / "best_of.json")
