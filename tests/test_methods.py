@@ -17,7 +17,7 @@ from tests.tiny import make_workplace
 from tokenward import cli
 from tokenward.config import Named, parse_recipe
 from tokenward.errors import UserError
-from tokenward.methods import RECOMMENDED, all_methods, method_of
+from tokenward.methods import RECOMMENDED, VERDICTS, all_methods, method_of
 from tokenward.selection import selector_of
 from tokenward.stages.lists import check_recipe
 
@@ -38,6 +38,7 @@ def test_a_method_is_at_most_ten_lines_and_says_where_it_is_from(method):
     assert len([line for line in method.body.splitlines() if line.strip()]) <= 10
     assert method.line.endswith(".")
     assert method.paper.startswith("arXiv ")
+    assert method.verdict in VERDICTS
     assert set(yaml.safe_load(method.body)) <= {"auxiliary_models", "oracle", "reward", "scores", "policy"}
 
 
@@ -115,6 +116,7 @@ def test_the_list_has_every_method_with_its_paper():
     for method in METHODS.values():
         assert method.name in found
         assert method.paper in found
+    assert "less than dpo" in found
 
 
 @pytest.mark.parametrize("name", ["rto", "sepo"])

@@ -109,12 +109,12 @@ def _of_method(name: str) -> dict[str, Any]:
 
 
 FROM_METHODS = {
-    "dpo": "DPO", "simpo": "SimPO", "ipo": "IPO", "kto": "KTO", "orpo": "ORPO", "tdpo2": "TDPO2", "tgdpo": "TGDPO",
+    "dpo": "DPO", "simpo": "SimPO", "ipo": "IPO", "kto": "KTO", "orpo": "ORPO", "tdpo1": "TDPO1", "tdpo2": "TDPO2", "tgdpo": "TGDPO",
     "tis_dpo": "TIS-DPO", "tis_dpo_sft": "TIS-DPO (SFT)", "confpo": "ConfPO", "sparsepo": "SparsePO", "mapo": "MaPO",
-    "tbpo_a": "TBPO-A", "d2po": "D2PO", "rho1": "Rho-1", "toss": "ToSS", "tlm": "TLM: likelihood weighted by its reward",
+    "tbpo_a": "TBPO-A", "tbpo_q": "TBPO-Q", "d2po": "D2PO", "rho1": "Rho-1", "toss": "ToSS", "toss_pro": "ToSS-Pro", "tlm": "TLM: likelihood weighted by its reward",
 }  # fmt: skip
 """Methods of ``tokenward methods`` that this data allows. ``ld_dpo`` is DPO where all replies are equally long; ``treg`` and
-``tis_dpo_prompt`` need a model that follows instructions, ``xtf`` words of a task, ``cft`` a verifier; ``rto`` trains no policy."""
+``tis_dpo_prompt`` need a model that follows instructions, ``xtf`` words of a task, ``cft`` a verifier; ``tlm_rl`` and ``rto`` are the arms ``rl_reward`` and ``rl_oracle``."""
 
 ONLINE, PENALTIES = 1.0e-4, (2.5, 1.7, 1.2, 0.85)
 """Of an online training: its learning rate, which falls to 0, and the factors of its KL penalty: each leads to another distance."""

@@ -139,6 +139,11 @@ class Measured:
                 means[rate] = float(np.mean(found))
         return max(means, key=lambda rate: means[rate]) if means else None
 
+    def best(self, arms: Sequence[str], target: float) -> str | None:
+        """The arm with the highest mean reward at a KL, on the seeds that choose; None if none got there with every seed."""
+        means = {arm: found[0] for arm in arms if (found := self._choosing.rewards(arm, target)) is not None}
+        return max(means, key=lambda arm: means[arm]) if means else None
+
     @cached_property
     def _best_of(self) -> list[dict[str, list[float]]]:
         """For each seed the reward of best-of-N sampling over prompts, for each N."""

@@ -15,6 +15,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the backend is chosen: a study runs without a screen
 
 BASES = ("dpo", "simpo")
+VARIANTS = ("dpo", "dpo_b03", "dpo_b1", "dpo_falls", "dpo_b03_falls", "dpo_falls3")
+"""DPO with all settings that were tried."""
 GRID = np.geomspace(0.3, 40, 40)
 NAMES = {"vader": "VADER sentiment", "dense": "dense reward"}
 
@@ -36,6 +38,12 @@ def lines_of(found: Measured) -> list[str]:
             title = f"Minus {ARMS[base].title} at the same KL; in brackets the part of its distance to best-of-N that this is:"
             rows = (_row(_differences(found, arm, base)) for arm in far if arm.name != base)
             lines += ["", title, "", *_head(["method", *kls]), *rows]
+    variants = [name for name in VARIANTS if found.has(name)]
+    online = [arm for arm in far if arm.group == "online"]
+    if len(variants) > 1 and online:
+        title = f"Minus the best of these at the same KL: {'; '.join(ARMS[name].title for name in variants)}."
+        rows = (_row(_differences(found, arm, *variants)) for arm in online)
+        lines += ["", title, "", *_head(["method", *kls]), *rows]
     seeds = ", ".join(map(str, found.seeds))
     note = f"Seeds {seeds}; n = {found.prompts} replies a method and point. Intervals are over seeds and prompts. The start has {found.start:.3f}."
     dash = "A dash: no training got that far with every seed."
@@ -77,10 +85,12 @@ def _cell(resamples: np.ndarray | None, found: Measured) -> str:
     return "\u2013" if resamples is None else cell(figure(resamples, found.prompts), 3)
 
 
-def _differences(found: Measured, arm: Arm, base: str) -> list[str]:
+def _differences(found: Measured, arm: Arm, *bases: str) -> list[str]:
     cells, furthest = [arm.title], best_of_kl(found.largest)
     for target in TARGETS:
-        gain, other = found.minus(arm.name, base, target), found.rewards(base, target)
+        base = found.best(bases, target)
+        gain = None if base is None else found.minus(arm.name, base, target)
+        other = None if base is None else found.rewards(base, target)
         if gain is None or other is None:
             cells.append("\u2013")
             continue

@@ -12,8 +12,9 @@ import yaml
 from studies.arms import VALUES
 from studies.frontier import CONFIRMING, LOOKED_AT
 from studies.frontier.arms import ARMS
-from studies.frontier.curves import Measured, at
+from studies.frontier.curves import Measured, at, figure
 from studies.frontier.judges import WORTHS, known_words
+from studies.frontier.judges import lines_of as judge_lines
 from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
 from studies.frontier.runs import made_by, recipe_of, save, start_of, values_file
 from studies.frontier.tables import lines_of, short_lines
@@ -28,6 +29,7 @@ from studies.frontier.world import (
     vader,
 )
 from tests.tiny import tiny_llama
+from tokenward.methods import all_methods
 from tokenward.tools.run import open_run
 
 BANNED = [0, 1, 2]
@@ -81,6 +83,13 @@ def test_an_online_method_is_also_read_at_the_ends_of_its_trainings(tmp_path: Pa
     found = Measured(tmp_path, "vader", [0])
     assert found.rewards("rl_reward", 4.0)[0] == pytest.approx(0.7)
     assert found.rate_of("rl_reward", 4.0) == 0.0
+
+
+def test_the_best_of_some_arms_is_chosen_for_each_distance(tmp_path: Path) -> None:
+    stored_values(tmp_path, "dpo", 0, "one", **{"0.1": ([1, 4], [0.4, 0.5])})
+    stored_values(tmp_path, "dpo_b1", 0, "one", **{"0.1": ([1, 4], [0.3, 0.6])})
+    found = Measured(tmp_path, "vader", [0])
+    assert [found.best(("dpo", "dpo_b1"), kl) for kl in (1, 4, 9)] == ["dpo", "dpo_b1", None]
 
 
 def test_seeds_of_different_recipes_are_not_mixed(tmp_path: Path) -> None:
@@ -163,10 +172,47 @@ def test_the_divergence_is_the_expected_log_ratio() -> None:
     assert of_tokens(policy, torch.tensor([[2]])).item() == policy[0, 0, 2].item()
 
 
-def test_the_tables_of_the_pages_are_made_from_the_stored_values() -> None:
-    docs, found = Path(__file__).parents[2] / "docs", Measured(VALUES / "frontier", "vader", LOOKED_AT)
-    assert "\n".join(lines_of(found)) in (docs / "results.md").read_text()
-    assert "\n".join(short_lines(found)) in (docs / "methods.md").read_text()
+DOCS, STORED = Path(__file__).parents[2] / "docs", VALUES / "frontier"
+
+
+@pytest.mark.parametrize(
+    ("reward", "seeds", "chosen_on"),
+    [("vader", LOOKED_AT, None)],
+)
+def test_the_tables_of_the_results_are_made_from_the_stored_values(
+    reward: str, seeds: tuple[int, ...], chosen_on: tuple[int, ...] | None
+) -> None:
+    found = Measured(STORED, reward, seeds, chosen_on)
+    assert "\n".join(lines_of(found)) in (DOCS / "results.md").read_text()
+
+
+def test_other_tables_of_the_pages_are_made_from_the_stored_values() -> None:
+    assert "\n".join(judge_lines(STORED, "vader", LOOKED_AT)) in (DOCS / "results.md").read_text()
+    found = Measured(STORED, "vader", LOOKED_AT)
+    assert "\n".join(short_lines(found)) in (DOCS / "methods.md").read_text()
+
+
+OF_METHODS = {"sepo": "sepo30", "tlm_rl": "rl_reward", "rto": "rl_oracle"}
+"""Arms of the methods whose arm has another name."""
+
+
+@pytest.mark.parametrize("name", all_methods())
+def test_what_the_list_of_methods_says_is_what_the_study_found(name: str) -> None:
+    found, arm = Measured(STORED, "vader", LOOKED_AT), OF_METHODS.get(name, name)
+    assert all_methods()[name].verdict == verdict(found, arm)
+
+
+def verdict(found: Measured, arm: str) -> str:
+    if arm == "dpo":
+        return "the baseline"
+    if arm not in ARMS or not found.has(arm):
+        return "not measured"
+    gains = [figure(gain, 0) for kl in (2.0, 5.0) if (gain := found.minus(arm, "dpo", kl)) is not None]
+    if not gains:
+        return "stays near its start"
+    more, less = any(gain.low > 0 for gain in gains), any(gain.high < 0 for gain in gains)
+    assert not (more and less)
+    return "more than dpo" if more else "less than dpo" if less else "no clear difference to dpo"
 
 
 def test_rewards_of_words() -> None:

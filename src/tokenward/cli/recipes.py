@@ -201,9 +201,9 @@ def config(
 
 @app.command()
 def methods() -> None:
-    """List the methods that have a recipe, each with a description and its paper."""
-    rows = [(method.name, method.line, method.paper) for method in all_methods().values()]
-    Display().listing(("method", "what it does", "paper"), rows)
+    """List the methods that have a recipe, each with a description, its paper and what it gets at the same distance as dpo."""
+    rows = [(one.name, one.line, one.verdict, one.paper) for one in all_methods().values()]
+    Display().listing(("method", "what it does", "reward at the same distance", "paper"), rows)
     Display().line(
         f"Which one when: docs/choosing.md. tokenward init without a name writes {RECOMMENDED}, which got the highest reward at the same "
         "distance from the start."

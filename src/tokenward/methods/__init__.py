@@ -1,6 +1,6 @@
 """Methods of papers as short recipes, one YAML file per method in this folder.
 
-A file starts with comments: one line on the idea, the paper, and notes. The rest is the part of a recipe that makes up the
+A file starts with comments: one line on the idea, the paper, what the study of docs/choosing.md found, and notes. The rest is the part of a recipe that makes up the
 method, at most ten lines. Model and data are added when a recipe is written, and a training table for each trained model.
 """
 
@@ -41,6 +41,17 @@ TRAINING = """\
 RECOMMENDED = "tlm_rl"
 """The method with the highest reward at the same distance from the start, see docs/choosing.md."""
 
+FOUND = "reward at the same distance from the start: "
+VERDICTS = (
+    "the baseline",
+    "more than dpo",
+    "no clear difference to dpo",
+    "less than dpo",
+    "stays near its start",
+    "not measured",
+)
+"""What the study of docs/choosing.md found of a method: its reward at 2 and 5 nats, where the interval of the difference excludes 0."""
+
 TRAINED = ("oracle:", "policy:")
 """Tables that get a training table. Those of auxiliary models have one in the file."""
 
@@ -53,6 +64,7 @@ class Method:
         name: Its short name.
         line: What it does, in one line.
         paper: The paper.
+        verdict: One of :data:`VERDICTS`.
         notes: Further comments for the reader of the recipe.
         body: The part of a recipe that makes up the method.
     """
@@ -60,13 +72,15 @@ class Method:
     name: str
     line: str
     paper: str
+    verdict: str
     notes: tuple[str, ...]
     body: str
 
     @property
     def recipe(self) -> str:
         """A whole recipe, with comments."""
-        comments = "".join(f"# {text}\n" for text in (self.line, self.paper, *self.notes))
+        found = f"{FOUND}{self.verdict}, see docs/choosing.md"
+        comments = "".join(f"# {text}\n" for text in (self.line, self.paper, found, *self.notes))
         return f"{comments}{ENDS.format(name=self.name)}{BEGINNING.format(name=self.name)}\n{_with_training(self.body)}"
 
 
@@ -103,5 +117,5 @@ def method_of(name: str) -> Method:
 def _method(name: str, text: str) -> Method:
     lines = text.splitlines()
     count = next(place for place, line in enumerate(lines) if not line.startswith("#"))
-    line, paper, *notes = (comment.removeprefix("# ") for comment in lines[:count])
-    return Method(name, line, paper, tuple(notes), "\n".join(lines[count:]) + "\n")
+    line, paper, found, *notes = (comment.removeprefix("# ") for comment in lines[:count])
+    return Method(name, line, paper, found.removeprefix(FOUND), tuple(notes), "\n".join(lines[count:]) + "\n")
