@@ -34,7 +34,7 @@ class Arm(NamedTuple):
         part: Percent of the training prompts, with their replies, that there are.
         scored_by: If set, an oracle from elsewhere scores the tokens: a ``smaller`` one, or one of the ``other`` reward.
         falls: Whether the learning rate falls to 0. Then a training is read at its end, and each rate leads to another distance.
-        epochs: Of the policy on pairs.
+        epochs: Of the policy on pairs: on less data more, for as many updates.
     """
 
     name: str
@@ -290,10 +290,11 @@ _LISTED = [
             "data",
             rates,
             part=percent,
+            epochs=100 // percent,
         )
         for percent in (5, 25)
         for name, title, body, rates in (
-            ("dpo", "DPO", _of_method("dpo"), (FAST, FASTER)),
+            ("dpo", "DPO", _of_method("dpo"), (MIDDLE, FAST)),
             (
                 "rl_reward",
                 "REINFORCE by TLM's token reward",

@@ -158,7 +158,7 @@ def made_by(world: World, arm: Arm, rate: float) -> str:
     constants += [size.updates] if arm.online else [GROUPS]
     constants += [world.opening] if world.opening else []
     constants += [LAYERS, REFITTED] if arm.scored_by == "smaller" else []
-    constants += [arm.epochs] if arm.epochs > 1 else []
+    constants += [arm.epochs] if arm.epochs > 1 and not arm.online else []
     return fingerprint([model_fingerprint(world.model), constants, recipes])
 
 
