@@ -14,7 +14,7 @@ from studies.frontier.runs import stored, values_file
 from studies.frontier.world import best_of_kl
 from tokenward.evaluation.statistics import Figure
 
-TARGETS = (2.0, 5.0, 10.0, 20.0)
+TARGETS = (0.5, 2.0, 5.0, 10.0, 20.0)
 """KL to the start at which methods are compared, nats per reply."""
 
 RESAMPLES = 2000

@@ -51,14 +51,14 @@ def lines_of(found: Measured) -> list[str]:
 
 
 def short_lines(found: Measured) -> list[str]:
-    """A Markdown table of the differences to DPO alone, from the best at the second distance down, or at the first."""
+    """A Markdown table of the differences to DPO alone, from the best at 5 nats down, or at the furthest distance before."""
     arms = [arm for arm in ARMS.values() if arm.name != "dpo" and found.has(arm.name)]
     gains = {arm.name: [found.minus(arm.name, "dpo", target) for target in TARGETS] for arm in arms}
     reached = [arm for arm in arms if gains[arm.name][0] is not None]
 
     def middle(arm: Arm) -> float:
-        gain = gains[arm.name][1] if gains[arm.name][1] is not None else gains[arm.name][0]
-        return -float(gain[0])
+        near = gains[arm.name][: TARGETS.index(5.0) + 1]
+        return -float(next(gain[0] for gain in reversed(near) if gain is not None))
 
     reached.sort(key=middle)
     rows = [_row([arm.title, *(_cell(gain, found) for gain in gains[arm.name])]) for arm in reached]
