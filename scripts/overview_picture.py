@@ -3,12 +3,12 @@
     python scripts/overview_picture.py runs/quickstart --prompt "What would a critical customer say about a backpack"
 
 Writes docs/pictures/overview.svg: a comparison, its token rewards as shades, the selected tokens, the objective, and the
-figure of docs/results.md for the trained model. ``--list`` prints eval pairs that are short enough.
+figures of docs/results.md for the trained models. ``--list`` prints eval pairs that are short enough.
 """
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree as xml
@@ -168,7 +168,7 @@ class Picture:
         return xml.tostring(self.root, encoding="unicode") + "\n"
 
 
-def draw(pair: Pair, sides: list[list[Token]], before: str, after: str) -> str:
+def draw(pair: Pair, sides: list[list[Token]], results: Mapping[str, str]) -> str:
     """The picture as SVG."""
     picture = Picture(max(abs(token.score) for side in sides for token in side))
     small = {"font-size": "12", "fill": GREY}
@@ -186,30 +186,26 @@ def draw(pair: Pair, sides: list[list[Token]], before: str, after: str) -> str:
     picture.row(2, "token reward", "scorer: a DPO oracle, …")
     replies("score")
     picture.legend()
-    picture.row(3, "weight per token", "selector: top 30 %, …")
+    picture.row(3, "weight per token", "selector: top 30 %, all, …")
     replies("weight")
     picture.row(4, "objective", "SePO, DPO, likelihood, …")
     formula = "−log σ( γ · ( mean log π(selected, preferred) − mean log π(selected, other) ) )"
     picture.text(LEFT, picture.y, formula, **{"font-family": FIXED})
     picture.y += LINE + 8
     picture.row(5, "better model", "of the quick start")
-    picture.text(
-        LEFT,
-        picture.y,
-        f"mean VADER sentiment of replies to eval prompts: {before} → {after}",
-        **{"font-family": FIXED},
-    )
-    picture.y += LINE + 8
+    for name, found in results.items():
+        picture.text(LEFT, picture.y, f"{name}: {found}", **{"font-family": FIXED})
+        picture.y += LINE
+    picture.y += 8
     return picture.finished("comparisons, token reward, weight per token, objective, better model")
 
 
-def result(name: str) -> str:
-    """A figure of the quick start, from the first table of docs/results.md."""
-    found = re.search(
-        rf"^\| `{name}` \| ([-.\d]+) \|", (ROOT / "docs" / "results.md").read_text(), re.MULTILINE
-    )
-    assert found is not None, name
-    return found[1]
+def result(policy: str) -> str:
+    """What a policy of the quick start got, from its row in a table of docs/results.md."""
+    page = (ROOT / "docs" / "results.md").read_text()
+    found = re.search(rf"^\| {re.escape(policy)}[^|]*\| ([.\d]+) [^|]*\| ([.\d]+) ", page, re.MULTILINE)
+    assert found is not None, policy
+    return f"VADER of the replies +{found[1]}, {found[2]} nats from the start"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -227,7 +223,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for pair in pairs:
             print(pair.prompt, *pair.replies, sep="\n  ")
         return
-    picture = draw(pairs[0], scored(options.run, pairs[0]), result("vader/before"), result("vader/after"))
+    results = {
+        "on all tokens (DPO)": result("DPO, beta 0.3, all tokens (the quick start)"),
+        "on the selected ones (SePO)": result("SePO, selected 30 %"),
+    }
+    picture = draw(pairs[0], scored(options.run, pairs[0]), results)
     options.output.write_text(picture)
 
 

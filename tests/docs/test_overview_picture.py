@@ -43,4 +43,5 @@ def test_pairs_that_fit_are_listed_and_an_unknown_prompt_is_an_error(tiny_oracle
 
 def test_the_shipped_picture_has_the_figures_of_the_results() -> None:
     text = (ROOT / "docs" / "pictures" / "overview.svg").read_text()
-    assert f"{result('vader/before')} → {result('vader/after')}" in text
+    assert result("DPO, beta 0.3, all tokens (the quick start)") in text
+    assert result("SePO, selected 30 %") in text

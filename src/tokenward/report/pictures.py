@@ -132,7 +132,7 @@ def _save(figure: "Figure", path: Path) -> None:
 def _lines(shown: ShownPair) -> Iterator[tuple[str, list[_Placed]]]:
     row = 1
     ends = f"±{rounded(shown.limit, shown.limit, 2)} around {rounded(shown.zero, shown.limit, 2)}"
-    marked = "framed tokens are selected" if shown.rule else "the selection is not stored"
+    marked = "framed tokens are selected" if shown.rule else "no token is marked"
     for name, tokens in zip(("chosen", "rejected"), shown.sides, strict=True):
         total = sum(token.score for token in tokens if token.score == token.score)
         placed = list(_lay_out(tokens, row))

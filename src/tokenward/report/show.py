@@ -17,8 +17,11 @@ from tokenward.report.collect import RunFolder
 from tokenward.report.pairs import PairReader, ScoredPair, is_unpaired, scores_of
 from tokenward.report.pieces import context_before, eos_count, pieces
 from tokenward.report.selections import RunSelection, scorer_note, selection_named, selections_of
-from tokenward.selection import TopFraction
+from tokenward.selection import KeepAll, TopFraction
 from tokenward.selection.weights import weights_of
+
+
+WHOLE = "The policy trains on every token, so none is marked."
 
 
 class ShownToken(NamedTuple):
@@ -120,6 +123,8 @@ def _weights(
         for name in terms
         if name != selection.term
     )
+    if isinstance(selection.selector, KeepAll) and selection.when == "pair":
+        return torch.zeros_like(tokens.scores), "", (WHOLE, *notes)
     if selection.when == "pair":
         ids = torch.tensor([token for record in pair.records for token in record.ids])
         whose = f" for the term {selection.term}" if selection.term else ""

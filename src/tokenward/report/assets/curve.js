@@ -6,7 +6,7 @@ function showKept() {
     const side = SIDES.indexOf(box.dataset.side), { groups } = open.responses[side];
     box.querySelectorAll(".token").forEach((span, place) => {
       // Selected tokens beside each other share a frame.
-      const isKept = (group) => Boolean(group) && group.some((i) => kept[side][i]);
+      const isKept = (group) => Boolean(group) && !isWhole() && group.some((i) => kept[side][i]);
       const weights = groups[place].map((i) => kept[side][i]);
       span.classList.toggle("kept", isKept(groups[place]));
       span.classList.toggle("first", isKept(groups[place]) && !isKept(groups[place - 1]));
@@ -42,8 +42,8 @@ function inWords(found) {
 function showCurve() {
   const mine = measures(open).curve, others = pairs.map((pair) => measures(pair).curve);
   const here = carried([open]), all = carried(pairs);
-  byId("kept").textContent = isSilent() ? "No token is marked." : `This pair: ${inWords(here)}.`;
-  byId("kept-all").textContent = isSilent() ? "" : `All ${pairs.length} pairs of the page: ${inWords(all)}.`;
+  byId("kept").textContent = isSilent() ? "No token is marked." : isWhole() ? "The policy trains on every token, so none is marked." : `This pair: ${inWords(here)}.`;
+  byId("kept-all").textContent = isSilent() || isWhole() ? "" : `All ${pairs.length} pairs of the page: ${inWords(all)}.`;
   const shares = others.map((curve) => shareCarrying(curve, 0.8)).filter((x) => x !== null).sort((a, b) => a - b);
   const own = shareCarrying(mine, 0.8);
   byId("carries").textContent = own === null ? "All scores of this pair are 0."

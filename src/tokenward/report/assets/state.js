@@ -99,6 +99,9 @@ const isSilent = () => !state.weights && data.selection.silent && !state.moved;
 /** Whether the marks are the recipe's own: no slider was moved, and no other score is shown. */
 const isRecipes = () => Boolean(state.weights) && !state.moved && state.scorer === scorers[0];
 
+/** Whether the recipe trains on every token, so that marks would say nothing. */
+const isWhole = () => isRecipes() && data.selection.name === "all";
+
 /** Weight of each token of both sides: from the recipe, until a slider or the score is changed. */
 function keptOf(pair) {
   const own = isRecipes();

@@ -25,7 +25,7 @@ function showLegend() {
   byId("of-sums").hidden = !isSum() || state.scale !== "run";
   byId("of-pair").hidden = state.scale !== "pair";
   byId("of-ranks").hidden = state.scale !== "rank";
-  byId("is-marked").hidden = isSilent();
+  byId("is-marked").hidden = isSilent() || isWhole();
   const how = !data.selection.name ? "a selection might keep it" : !isRecipes() ? "selected by the current settings"
     : pairs.find((pair) => pair.key === state.row).part === "train" ? "the policy trains on it" : "what training would select; this pair is held out";
   byId("framed").textContent = how;
