@@ -68,6 +68,19 @@ def test_an_online_selection_is_described_and_nothing_is_marked(copied_run: Path
     assert "kept" not in facts  # every step has its own share, in the history
 
 
+def test_a_recipe_that_trains_on_every_token_marks_none(copied_run: Path, opened) -> None:
+    trained(copied_run, "policy.selection={name: all}", "policy.objective={name: dpo, beta: 0.1}")
+    shown = shown_pair(RUN, 1)
+    assert not any(token.kept for side in shown.sides for token in side)
+    assert "trains on every token" in " ".join(shown.notes)
+    page = opened(make_report(RUN).save().resolve())
+    assert page.locator(".sides .kept").count() == 0
+    assert page.locator("#is-marked").is_hidden()
+    assert "trains on every token" in page.locator("#kept").text_content()
+    page.locator("#chosen-rate").fill("0.5")
+    assert page.locator(".sides .kept").count() > 0
+
+
 def test_weights_that_depend_on_other_pairs_are_not_guessed(copied_run: Path) -> None:
     batch = (
         "policy.selection={name: transform, steps: [{top: {fraction: 0.6, which: largest, scope: batch}}]}"
