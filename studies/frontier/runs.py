@@ -146,8 +146,15 @@ def _judge(arm: Arm) -> Arm:
     return ARMS["sepo30" if arm.judge == "oracle" else "tlm_sepo"]._replace(pairs="all")
 
 
-def made_by(world: World, arm: Arm, rate: float) -> str:
-    """Digest of the model and of all that an arm trains with, but for the seed and the places of files."""
+def made_by(world: World, arm: Arm, rate: float, model: str | None = None) -> str:
+    """Digest of the model and of all that an arm trains with, but for the seed and the places of files.
+
+    Args:
+        world: The data of a seed.
+        arm: The arm.
+        rate: Its learning rate, or KL factor.
+        model: Fingerprint of the model; None reads its folder.
+    """
     recipes = [
         recipe_of(world, one, rate, [1], world.rows) for one in (arm, *([_judge(arm)] if arm.judge else []))
     ]
@@ -159,7 +166,7 @@ def made_by(world: World, arm: Arm, rate: float) -> str:
     constants += [world.opening] if world.opening else []
     constants += [LAYERS, REFITTED] if arm.scored_by == "smaller" else []
     constants += [arm.epochs] if arm.epochs > 1 and not arm.online else []
-    return fingerprint([model_fingerprint(world.model), constants, recipes])
+    return fingerprint([model or model_fingerprint(world.model), constants, recipes])
 
 
 def _opened(world: World, recipe: dict[str, Any], name: str = "") -> Run:
