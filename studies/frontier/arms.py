@@ -305,10 +305,10 @@ _LISTED = [
     ),
     Arm(
         "rl_sequence",
-        "REINFORCE by TLM's reward, spread over the reply",
+        "REINFORCE by TLM's reward, spread over the reply (penalty 1.2 alone)",
         _reinforce(BY_REWARD, spread="sequence"),
         "online",
-        PENALTIES,
+        (1.2,),
     ),
     Arm(
         "rl_now",

@@ -177,7 +177,7 @@ DOCS, STORED = Path(__file__).parents[2] / "docs", VALUES / "frontier"
 
 @pytest.mark.parametrize(
     ("reward", "seeds", "chosen_on"),
-    [("vader", LOOKED_AT, None), ("vader", CONFIRMING, LOOKED_AT)],
+    [("vader", LOOKED_AT, None), ("vader", CONFIRMING, LOOKED_AT), ("dense", LOOKED_AT, None)],
 )
 def test_the_tables_of_the_results_are_made_from_the_stored_values(
     reward: str, seeds: tuple[int, ...], chosen_on: tuple[int, ...] | None
