@@ -20,7 +20,6 @@ from tokenward.report.selections import RunSelection, scorer_note, selection_nam
 from tokenward.selection import KeepAll, TopFraction
 from tokenward.selection.weights import weights_of
 
-
 WHOLE = "The policy trains on every token, so none is marked."
 
 
