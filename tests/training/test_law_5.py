@@ -4,6 +4,7 @@ Each method's recipe runs up to its policy, and what the policy's stage hands to
 cuts: weights that were stored, that are made in the step, and statistics of the objective.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,11 +110,7 @@ def changes_of(method: Method) -> list[str]:
     body = method.body
     for old, new in own.items():
         body = body.replace(old, new)
-    return [
-        item
-        for item in arm_of(Method(method.name, "", "", (), body)).changes
-        if "reward.training" not in item
-    ]
+    return [item for item in arm_of(replace(method, body=body)).changes if "reward.training" not in item]
 
 
 def trained(given: Handed, folder: Path, cut: tuple[int, int, int]) -> dict[str, Any]:
