@@ -1,7 +1,7 @@
 """Methods of papers as short recipes, one YAML file per method in this folder.
 
-A file starts with comments: one line on the idea, the paper, what the study of docs/choosing.md found, and notes. The rest is the part of a recipe that makes up the
-method, at most ten lines. Model and data are added when a recipe is written, and a training table for each trained model.
+A file starts with comments: one line on the idea, the paper, what the study of docs/choosing.md found, and notes. The rest is the
+part of a recipe that makes up the method, at most ten lines. Model and data are added when a recipe is written, and a training table for each trained model.
 """
 
 import difflib
