@@ -11,61 +11,39 @@ whose values need a folder of their own (``--values``). Values of an older recip
 does the same for the default model, with fewer and shorter replies.
 """
 
-import argparse
 from pathlib import Path
 
-import torch
-
-from studies.arms import VALUES
-from studies.frontier import LOOKED_AT
 from studies.frontier.arms import ARMS
+from studies.frontier.command import options, worlds
 from studies.frontier.curves import Measured
 from studies.frontier.runs import Held, measure, start_of, values_file
 from studies.frontier.tables import draw, lines_of, short_lines
-from studies.frontier.world import REWARDS, SIZES, World, best_of
+from studies.frontier.world import best_of
 from studies.tables import write
-from tokenward.models.identity import resolve
 
 TITLE = "Reward against the distance from the start"
 
 
 def main() -> None:
     """Run the missing arms, then print the table."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument(
-        "--model", help="folder of the model, or default; without it, only the table is printed"
-    )
+    made = options(__doc__)
     made.add_argument(
         "--arm", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="NAME", help=", ".join(ARMS)
     )
-    made.add_argument("--seed", type=int, nargs="+", default=list(LOOKED_AT))
     made.add_argument("--rate", type=float, nargs="+", help="learning rates, in place of the arm's own")
-    made.add_argument("--reward", choices=list(REWARDS), default="vader")
-    made.add_argument("--size", choices=list(SIZES), default="whole", help="how much is sampled and trained")
-    made.add_argument(
-        "--opening", default="", help="how every prompt begins, for a model that begins a text with no token"
-    )
-    made.add_argument("--runs", type=Path, default=Path("runs/frontier"))
-    made.add_argument("--values", type=Path, default=VALUES / "frontier")
     made.add_argument(
         "--chosen-on", type=int, nargs="+", help="seeds that choose the learning rates; otherwise --seed"
     )
-    made.add_argument("--page", type=Path, help="page with the study's markers, docs/results.md")
     made.add_argument("--short", type=Path, help="page for the differences to DPO alone, docs/methods.md")
     made.add_argument("--picture", type=Path, help="file of the picture")
     made.add_argument("--draw", nargs="+", choices=list(ARMS), metavar="NAME", help="arms of the picture")
     chosen = made.parse_args()
-    torch.set_num_threads(1)
-    for seed in chosen.seed if chosen.model else ():
-        model = resolve(chosen.model)
-        size = SIZES[chosen.size]
-        world = World(model, chosen.runs / str(seed), seed, chosen.reward, size, chosen.opening)
-        world.make()
+    for world in worlds(chosen):
         held = Held(world)
-        best_of(world, chosen.values / f"best_of-{seed}.json")
+        best_of(world, chosen.values / f"best_of-{world.seed}.json")
         start_of(world, held, chosen.values)
         for name in chosen.arm:
-            arm, file = ARMS[name], values_file(chosen.values, chosen.reward, name, seed)
+            arm, file = ARMS[name], values_file(chosen.values, chosen.reward, name, world.seed)
             measure(world, held, arm, chosen.rate or arm.rates, file)
     found = Measured(chosen.values, chosen.reward, chosen.seed, chosen.chosen_on)
     lines = lines_of(found)

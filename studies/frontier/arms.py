@@ -305,10 +305,10 @@ _LISTED = [
     ),
     Arm(
         "rl_sequence",
-        "REINFORCE by TLM's reward, spread over the reply (penalty 1.2 alone)",
+        "REINFORCE by TLM's reward, spread over the reply",
         _reinforce(BY_REWARD, spread="sequence"),
         "online",
-        (1.2,),
+        PENALTIES,
     ),
     Arm(
         "rl_now",

@@ -24,8 +24,8 @@ class Resampled(NamedTuple):
     """A training with one learning rate and seed, from the start on, as means over the prompts of each resample.
 
     Attributes:
-        kl: ``[b, points]``, nats per reply.
-        reward: ``[b, points]``.
+        kl: ``[b, points]``, nats per reply; of an end ``[b]``.
+        reward: ``[b, points]``; of an end ``[b]``.
     """
 
     kl: np.ndarray
@@ -58,7 +58,7 @@ class Measured:
     def _read(self, arm: str, seed: int) -> dict[str, np.ndarray]:
         found = stored(values_file(self._values, self._reward, arm, seed))
         return {
-            name: array if name.endswith("/made_by") else array.astype(np.float64)
+            name: array.astype(np.float64) if array.dtype.kind == "f" else array
             for name, array in found.items()
         }
 
@@ -129,6 +129,16 @@ class Measured:
         """An arm's reward minus another's at a KL, for each resample; None if one of them did not get there.  -> [b]"""
         own, other = self.rewards(arm, target), self.rewards(base, target)
         return None if own is None or other is None else own - other
+
+    def penalties(self, arm: str) -> list[float]:
+        """The KL factors of an online arm that were measured with every seed, from the largest on."""
+        return sorted((rate for rate in self._trainings(arm) if rate), reverse=True)
+
+    def end(self, arm: str, rate: float) -> Resampled:
+        """Where the trainings of an arm with one learning rate, or one KL factor, ended.  -> [b], [b]"""
+        trainings = self._trainings(arm)[rate]
+        kls, rewards = ([path[:, -1] for path in paths] for paths in zip(*trainings, strict=True))
+        return Resampled(self._over_seeds(kls), self._over_seeds(rewards))
 
     def rate_of(self, arm: str, target: float) -> float | None:
         """The learning rate with the highest mean reward at a KL, among those with which every seed reached it."""

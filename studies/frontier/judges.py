@@ -6,7 +6,6 @@ trains the oracles and the token reward of a seed, unless a run has them, and me
 the table of all that is stored. Without ``--model`` only the table is printed.
 """
 
-import argparse
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from studies.arms import VALUES
-from studies.frontier import LOOKED_AT
 from studies.frontier.arms import ARMS
+from studies.frontier.command import options, worlds
 from studies.frontier.runs import Held, judge_of, made_by
-from studies.frontier.world import REWARDS, Stories, World, worth
+from studies.frontier.world import Stories, World
 from studies.tables import cell, write
 from tokenward import TokenScorer
 from tokenward.artifacts import atomic_write
@@ -43,15 +40,6 @@ JUDGES = {
 SIDES = ("auroc", "auroc_raising", "auroc_lowering")
 
 
-def _valence() -> Callable[[str], float]:
-    lexicon = SentimentIntensityAnalyzer().lexicon
-    return lambda word: float(lexicon.get(word, 0.0))
-
-
-WORTHS: dict[str, Callable[[], Callable[[str], float]]] = {"vader": _valence, "dense": lambda: worth}
-"""What a word is worth to each reward."""
-
-
 def known_words(text: str, value: Callable[[str], float]) -> list[Span]:
     """The words of a text that a reward counts, with what they are worth."""
     found = ((match, value(match.group())) for match in re.finditer(r"[a-z']+", text.lower()))
@@ -63,7 +51,7 @@ def measured(world: World, held: Held, scorer: TokenScorer) -> dict[str, Any]:
 
     A token is positive or negative if it is part of a word that the reward counts so, and the others are neutral.
     """
-    pairs, value = held.pairs, WORTHS[world.reward]()
+    pairs, value = held.pairs, world.worth_of_words()
     prompts, replies = pairs.prompts.tolist(), pairs.replies.tolist()
     scores = scorer.score_ids(prompts, replies)
     totals = torch.stack([score.sum() for score in scores]).view(2, -1)
@@ -128,19 +116,10 @@ def _of_seeds(figures: Sequence[float]) -> str:
 
 def main() -> None:
     """Measure the missing judges, then print the table."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--model", help="folder of the model; without it, only the table is printed")
-    made.add_argument("--seed", type=int, nargs="+", default=list(LOOKED_AT))
-    made.add_argument("--reward", choices=list(REWARDS), default="vader")
+    made = options(__doc__)
     made.add_argument("--judge", nargs="+", choices=list(JUDGES), default=list(JUDGES), metavar="NAME")
-    made.add_argument("--runs", type=Path, default=Path("runs/frontier"))
-    made.add_argument("--values", type=Path, default=VALUES / "frontier")
-    made.add_argument("--page", type=Path, help="page with the study's markers, docs/results.md")
     chosen = made.parse_args()
-    torch.set_num_threads(1)
-    for seed in chosen.seed if chosen.model else ():
-        world = World(chosen.model, chosen.runs / str(seed), seed, chosen.reward)
-        world.make()
+    for world in worlds(chosen):
         measure(world, Held(world), chosen.judge, values_of(world, chosen.values))
     lines = list(lines_of(chosen.values, chosen.reward, chosen.seed))
     print("\n".join(lines))

@@ -12,9 +12,10 @@ import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from studies.arms import START
+from studies.frontier import people
 from studies.frontier.arms import ARMS, LAYERS, ONLINE, ORACLE, REWARD, Arm
 from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
-from studies.frontier.world import REPLIES, REWARDS, ROLLOUTS, SPARE, World, words_of
+from studies.frontier.world import REPLIES, ROLLOUTS, SPARE, World, words_of
 from studies.small import cut
 from tokenward import TokenScorer
 from tokenward.artifacts import atomic_file, atomic_write, fingerprint
@@ -146,7 +147,9 @@ def _judge(arm: Arm) -> Arm:
     return ARMS["sepo30" if arm.judge == "oracle" else "tlm_sepo"]._replace(pairs="all")
 
 
-def made_by(world: World, arm: Arm, rate: float, model: str | None = None) -> str:
+def made_by(
+    world: World, arm: Arm, rate: float, model: str | None = None, conversations: str | None = None
+) -> str:
     """Digest of the model and of all that an arm trains with, but for the seed and the places of files.
 
     Args:
@@ -154,7 +157,10 @@ def made_by(world: World, arm: Arm, rate: float, model: str | None = None) -> st
         arm: The arm.
         rate: Its learning rate, or KL factor.
         model: Fingerprint of the model; None reads its folder.
+        conversations: Digest of the world's conversations; None reads its file, if it has one.
     """
+    if conversations is None and world.conversations is not None:
+        conversations = people.digest(world.conversations)
     recipes = [
         recipe_of(world, one, rate, [1], world.rows) for one in (arm, *([_judge(arm)] if arm.judge else []))
     ]
@@ -164,6 +170,7 @@ def made_by(world: World, arm: Arm, rate: float, model: str | None = None) -> st
     constants: list[Any] = [size.prompt, size.reply, SPARE, size.train, size.held, REPLIES, size.points]
     constants += [size.updates] if arm.online else [GROUPS]
     constants += [world.opening] if world.opening else []
+    constants += [conversations] if conversations else []
     constants += [LAYERS, REFITTED] if arm.scored_by == "smaller" else []
     constants += [arm.epochs] if arm.epochs > 1 and not arm.online else []
     return fingerprint([model or model_fingerprint(world.model), constants, recipes])
@@ -272,7 +279,7 @@ class Held:
         )
 
     def _reward(self, prompt: Sequence[int], ids: Sequence[int]) -> float:
-        return REWARDS[self._world.reward](self.own.reply(prompt, ids))
+        return self._world.rewarded(self.own.reply(prompt, ids))
 
     def measured(self, model: PreTrainedModel | None = None) -> dict[str, np.ndarray]:
         """One number per held-out prompt: ``reward`` and ``kl``; and means: ``distinct``, ``chosen``, ``rejected``.
@@ -295,7 +302,7 @@ class Held:
         best, worst = of_tokens(logp, self.pairs.replies).chunk(2)
         words = [words_of(text) for text in texts]
         return {
-            "reward": np.array([REWARDS[self._world.reward](text) for text in texts]),
+            "reward": np.array([self._world.rewarded(text) for text in texts]),
             "kl": kl.numpy(),
             "distinct": np.mean([len(set(own)) / max(len(own), 1) for own in words]),
             "chosen": best.mean().numpy(),
@@ -362,6 +369,8 @@ def start_of(world: World, held: Held, values: Path) -> None:
         )
     if not known:
         known = {f"0/{name}": compact([value]) for name, value in held.measured().items()}
+        if world.conversations is not None:
+            known["0/conversations"] = np.array(people.digest(world.conversations))
         save(file, {**known, "0/made_by": np.array(model)})
 
 

@@ -17,8 +17,10 @@ from matplotlib import pyplot as plt  # after the backend is chosen: a study run
 BASES = ("dpo", "simpo")
 VARIANTS = ("dpo", "dpo_b03", "dpo_b1", "dpo_falls", "dpo_b03_falls", "dpo_falls3")
 """DPO with all settings that were tried."""
+ONLINE_BASE = "rl_reward"
+"""The online arm that the others are compared with where their trainings end."""
 GRID = np.geomspace(0.3, 40, 40)
-NAMES = {"vader": "VADER sentiment", "dense": "dense reward"}
+NAMES = {"vader": "VADER sentiment", "dense": "dense reward", "people": "people's reward"}
 
 
 def lines_of(found: Measured) -> list[str]:
@@ -44,10 +46,45 @@ def lines_of(found: Measured) -> list[str]:
         title = f"Minus the best of these at the same KL: {'; '.join(ARMS[name].title for name in variants)}."
         rows = (_row(_differences(found, arm, *variants)) for arm in online)
         lines += ["", title, "", *_head(["method", *kls]), *rows]
+    lines += _ends(found, [arm for arm in online if arm.name != ONLINE_BASE])
     seeds = ", ".join(map(str, found.seeds))
     note = f"Seeds {seeds}; n = {found.prompts} replies a method and point. Intervals are over seeds and prompts. The start has {found.start:.3f}."
     dash = "A dash: no training got that far with every seed."
     return [*lines, "", " ".join([note, dash, *([f"Not even {kls[0]}: {'; '.join(near)}."] if near else [])])]
+
+
+def _ends(found: Measured, arms: Sequence[Arm]) -> list[str]:
+    """Where online trainings end, with the difference to :data:`ONLINE_BASE` at the same factor of the KL penalty.
+
+    Only arms with its rewards are compared: to others, the same factor is another penalty.
+    """
+    arms = [arm for arm in arms if arm.body["scores"] == ARMS[ONLINE_BASE].body["scores"]]
+    penalties = found.penalties(ONLINE_BASE) if found.has(ONLINE_BASE) else []
+    if not penalties or not arms:
+        return []
+    title = f"Where trainings on own replies end, and minus {ARMS[ONLINE_BASE].title} with the same factor of the KL penalty:"
+    lines = ["", title, "", *_head(["method", "factor", "reward", "minus", "KL, nats", "minus"])]
+    for penalty in penalties:
+        base = found.end(ONLINE_BASE, penalty)
+        lines.append(
+            _row(
+                [
+                    ARMS[ONLINE_BASE].title,
+                    f"{penalty:g}",
+                    _cell(base.reward, found),
+                    "",
+                    _cell(base.kl, found),
+                    "",
+                ]
+            )
+        )
+        for arm in arms:
+            if penalty in found.penalties(arm.name):
+                own = found.end(arm.name, penalty)
+                both = ((own.reward, base.reward), (own.kl, base.kl))
+                cells = (_cell(figures, found) for one, other in both for figures in (one, one - other))
+                lines.append(_row([arm.title, f"{penalty:g}", *cells]))
+    return lines
 
 
 def short_lines(found: Measured) -> list[str]:

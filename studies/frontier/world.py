@@ -2,13 +2,14 @@
 
 Prompts and replies are sampled from the model, so that every method starts from the distribution that its data came from. A reply
 is 48 tokens long and never ends before, so that no method can gain by length. Two rewards are known in closed form: the sentiment
-of VADER, which few words carry, and a worth of every word, which all of them carry.
+of VADER, which few words carry, and a worth of every word, which all of them carry. With a file of conversations, prompts are
+their last tokens, and a further reward is what the people who compared their replies taught (:mod:`studies.frontier.people`).
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
+from studies.frontier import people
 from studies.frontier.measure import sampled
 from tokenward.artifacts import atomic_write
 
@@ -75,7 +77,8 @@ SIZES = {
         slower=5.0,
     ),
 }
-"""Sizes by name: ``small`` is for models that are hundreds of times as large."""
+SIZES["conversations"] = SIZES["small"]._replace(prompt=32)
+"""Sizes by name: ``small`` is for models that are hundreds of times as large, ``conversations`` has longer prompts."""
 
 
 @cache
@@ -106,6 +109,8 @@ def dense(text: str) -> float:
 
 
 REWARDS: dict[str, Callable[[str], float]] = {"vader": vader, "dense": dense}
+PEOPLE = "people"
+"""Name of the reward that a file of conversations teaches."""
 
 
 class World(NamedTuple):
@@ -118,6 +123,7 @@ class World(NamedTuple):
         reward: Name of the reward that ranks the replies.
         size: How much is sampled, trained and measured.
         opening: How every prompt begins; empty is the first token of a text.
+        conversations: A file of compared replies in Anthropic's HH format, whose prompts are asked in place of sampled ones.
     """
 
     model: str
@@ -126,11 +132,33 @@ class World(NamedTuple):
     reward: str
     size: Size = SIZES["whole"]
     opening: str = ""
+    conversations: Path | None = None
 
     @property
     def stories(self) -> "Stories":
         """The start of this world's policies."""
-        return Stories(self.model, self.seed, self.size, self.opening)
+        return Stories(self.model, self.seed, self.size, self.opening, self.conversations)
+
+    @property
+    def rewards(self) -> dict[str, Callable[[str], float]]:
+        """The rewards of a text that this world has."""
+        return (
+            REWARDS if self.conversations is None else {**REWARDS, PEOPLE: people.reward(self.conversations)}
+        )
+
+    def rewarded(self, text: str) -> float:
+        """The reward that ranks the replies."""
+        return self.rewards[self.reward](text)
+
+    def worth_of_words(self) -> Callable[[str], float]:
+        """What a word is worth to the reward; 0 if it does not count."""
+        if self.reward == "dense":
+            return worth
+        if self.reward == PEOPLE and self.conversations is not None:
+            known = people.worths(self.conversations)
+        else:
+            known = _vader().lexicon
+        return lambda word: float(known.get(word, 0.0))
 
     @property
     def rows(self) -> Path:
@@ -163,12 +191,12 @@ class World(NamedTuple):
             atomic_write(self.folder / "held.json", json.dumps(held))
             atomic_write(samples, json.dumps({name: rows[:train] for name, rows in found.items()}))
         if not self.rows.exists():
-            found, reward = json.loads(samples.read_text(encoding="utf-8")), REWARDS[self.reward]
+            found = json.loads(samples.read_text(encoding="utf-8"))
             lines = [
                 json.dumps({
                     "prompt": own.text(prompt),
                     "responses": [own.reply(prompt, ids) for ids in replies],
-                    "scores": [reward(own.reply(prompt, ids[: self.size.reply])) for ids in replies],
+                    "scores": [self.rewarded(own.reply(prompt, ids[: self.size.reply])) for ids in replies],
                 })
                 for prompt, replies in zip(found["prompts"], found["replies"], strict=True)
             ]  # fmt: skip
@@ -178,10 +206,17 @@ class World(NamedTuple):
 class Stories:
     """Prompts and replies of a model."""
 
-    def __init__(self, model: str, seed: int, size: Size = SIZES["whole"], opening: str = "") -> None:
+    def __init__(
+        self,
+        model: str,
+        seed: int,
+        size: Size = SIZES["whole"],
+        opening: str = "",
+        conversations: Path | None = None,
+    ) -> None:
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
-        self._seed, self._size, self._opening = seed, size, opening
+        self._seed, self._size, self._opening, self._conversations = seed, size, opening, conversations
 
     @cached_property
     def banned(self) -> list[int]:
@@ -209,27 +244,17 @@ class Stories:
         Raises:
             SystemExit: The model cannot begin without an opening, or gave too few prompts.
         """
-        start, known, size = self.tokenizer(self._opening)["input_ids"], set[tuple[int, ...]](), self._size
-        if not start:
-            raise SystemExit(
-                f"the tokenizer of {self.model.name_or_path} begins a text with no token. Give --opening TEXT."
-            )
+        known, size = set[tuple[int, ...]](), self._size
         prompts, replies = list[list[int]](), list[list[list[int]]]()
-        for draw in range(64):
-            firsts = sampled(
-                self.model,
-                torch.tensor([start] * min(512, count // 3)),
-                size.prompt,
-                self.banned,
-                seed=(self._seed, draw, 0),
-            ).ids.tolist()
+        for draw, drawn in enumerate(self._drawn(min(512, count // 3))):
             fresh = [
-                [*start, *ids] for ids in firsts if self._written([*start, *ids]) and tuple(ids) not in known
+                list(ids)
+                for ids in dict.fromkeys(map(tuple, drawn))
+                if ids not in known and self._written(ids)
             ]
-            fresh = [list(ids) for ids in dict.fromkeys(map(tuple, fresh))]
             if not fresh:
                 continue
-            known |= {tuple(ids[len(start) :]) for ids in fresh}
+            known |= set(map(tuple, fresh))
             repeated = torch.tensor(fresh).repeat_interleave(REPLIES + 3, 0)
             made = sampled(
                 self.model, repeated, size.reply + SPARE, self.banned, seed=(self._seed, draw, 1)
@@ -244,6 +269,30 @@ class Stories:
         raise SystemExit(
             f"{self.model.name_or_path} gave {len(prompts)} of {count} prompts with {REPLIES} replies."
         )
+
+    def _drawn(self, count: int) -> Iterator[list[list[int]]]:
+        """Prompts, up to so many at a time: the last tokens of conversations, or the opening and sampled tokens."""
+        size, start = self._size, self.tokenizer(self._opening)["input_ids"]
+        if self._conversations is not None:
+            texts = list(dict.fromkeys(pair.prompt for pair in people.comparisons(self._conversations)))
+            np.random.default_rng([self._seed, 0, 0]).shuffle(texts)
+            whole = [ids for text in texts if len(ids := self.tokenizer(text)["input_ids"]) >= size.prompt]
+            for first in range(0, len(whole), count):
+                yield [ids[-size.prompt :] for ids in whole[first : first + count]]
+            return
+        if not start:
+            raise SystemExit(
+                f"the tokenizer of {self.model.name_or_path} begins a text with no token. Give --opening TEXT."
+            )
+        for draw in range(64):
+            firsts = sampled(
+                self.model,
+                torch.tensor([start] * count),
+                size.prompt,
+                self.banned,
+                seed=(self._seed, draw, 0),
+            ).ids
+            yield [[*start, *ids] for ids in firsts.tolist()]
 
 
 def best_of(world: World, file: Path) -> dict[str, list[float]]:
@@ -261,7 +310,7 @@ def best_of(world: World, file: Path) -> dict[str, list[float]]:
             replies = [own.reply(*one) for one in zip(both.tolist(), ids, strict=True)]
             texts += [replies[: size.limited], replies[size.limited :]]
         found = dict[str, dict[str, list[float]]]()
-        for name, reward in REWARDS.items():
+        for name, reward in world.rewards.items():
             rewards = np.sort([[reward(text) for text in row] for row in zip(*texts, strict=True)])
             numbers = [2**power for power in range(size.best_of.bit_length())]
             found[name] = {

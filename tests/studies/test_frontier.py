@@ -10,10 +10,10 @@ import torch
 import yaml
 
 from studies.arms import VALUES
-from studies.frontier import CONFIRMING, LOOKED_AT
+from studies.frontier import CONFIRMING, LOOKED_AT, people
 from studies.frontier.arms import ARMS
 from studies.frontier.curves import Measured, at, figure
-from studies.frontier.judges import WORTHS, known_words
+from studies.frontier.judges import known_words
 from studies.frontier.judges import lines_of as judge_lines
 from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
 from studies.frontier.runs import made_by, recipe_of, save, start_of, stored, values_file
@@ -123,7 +123,7 @@ def test_a_falling_rate_is_read_at_the_ends_from_the_smallest_rate_on(tmp_path: 
 
 
 def test_words_that_a_reward_counts() -> None:
-    found = known_words("A good, BAD day", WORTHS["vader"]())
+    found = known_words("A good, BAD day", World("", Path(), 0, "vader").worth_of_words())
     assert [(span.start, span.end) for span in found] == [(2, 6), (8, 11)]
     assert found[0].value > 0 > found[1].value
 
@@ -147,6 +147,42 @@ def test_a_world_begins_with_its_opening(
     assert own.text(world.prompts[0]).startswith("The film")
     limit = best_of(world, tmp_path / "best_of.json")
     assert {name: len(values) for name, values in limit.items()} == {"1": 2, "2": 2, "4": 2}
+
+
+@pytest.fixture
+def compared(tmp_path: Path) -> Path:
+    """Ten pairs in HH's format, whose preferred replies say sorry, and one of different prompts."""
+    prompts = [
+        f"\n\nHuman: Who?\n\nAssistant: I\n\nHuman: Say {number}\n\nAssistant:" for number in range(11)
+    ]
+    rows = [{"chosen": f"{text} Sorry, no", "rejected": f"{text} Sure, no"} for text in prompts[:10]]
+    rows.append({"chosen": f"{prompts[0]} Sure", "rejected": f"{prompts[10]} Sorry"})
+    file = tmp_path / "compared.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_people_teach_what_words_are_worth(compared: Path) -> None:
+    worths, reward = people.worths(compared), people.reward(compared)
+    assert worths == {"sorry": 1.0, "sure": -1.0, "no": 0.0}
+    assert reward("Sorry, sorry, no or sure") == pytest.approx(1 / 5)  # "or" was not seen
+    assert reward("") == 0
+    assert people.agreement(compared).tolist() == [True] * 10
+
+
+def test_conversations_give_the_prompts(
+    compared: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stories, "_written", lambda self, ids: True)
+    size = SIZES["whole"]._replace(prompt=20, reply=3, train=3, held=3, pairs=2, limited=2, best_of=4)
+    world = World(str(tiny_folder), tmp_path / "world", 0, "people", size, conversations=compared)
+    world.make()
+    own, said = world.stories, [pair.prompt for pair in people.comparisons(compared)]
+    ends = [own.tokenizer(text)["input_ids"][-20:] for text in said]
+    assert all(ids in ends for ids in [*world.prompts, *world.held["prompts"]])
+    assert set(best_of(world, tmp_path / "best_of.json")) == {"1", "2", "4"}
+    with pytest.raises(SystemExit, match="of 300 prompts"):
+        world._replace(folder=tmp_path / "other", size=size._replace(train=297)).make()
 
 
 def test_replies_are_drawn_from_what_is_allowed_and_repeat() -> None:

@@ -1,0 +1,92 @@
+"""A reward that people taught: what each word is worth to those who compared replies.
+
+A logistic regression tells the preferred reply of a pair from the other by the share that each word has in them. A reply's reward is
+the mean worth of its words, so it has no length effect, and the worth of every word is known.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_predict
+from sklearn.preprocessing import normalize
+
+from tokenward.data.files import jsonl_rows
+
+WORD = re.compile(r"[a-z']+")
+SEEN, STRENGTH, PARTS = 5, 10.0, 5
+"""In how many replies a word must be, the inverse of the ridge's factor, and the parts of the cross-validation."""
+
+
+class Compared(NamedTuple):
+    """A prompt in the format of Anthropic's HH, up to the last ``Assistant:``, and two replies."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@cache
+def comparisons(file: Path) -> list[Compared]:
+    """The pairs of a file whose replies share their prompt and are not empty."""
+    found = []
+    for _, row in jsonl_rows(file):
+        chosen, rejected = (_parted(str(row[side])) for side in ("chosen", "rejected"))
+        if chosen[0] == rejected[0] and chosen[1].strip() and rejected[1].strip():
+            found.append(Compared(chosen[0], chosen[1], rejected[1]))
+    return found
+
+
+def _parted(transcript: str) -> tuple[str, str]:
+    before, last, reply = transcript.rpartition("\n\nAssistant:")
+    return before + last, reply
+
+
+def digest(file: Path) -> str:
+    """Of the file's bytes."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+@cache
+def worths(file: Path) -> dict[str, float]:
+    """What each word is worth, from all pairs of a file, with the largest size 1."""
+    counter, differences, sides = _differences(comparisons(file))
+    weights = _regression().fit(differences, sides).coef_[0]
+    weights = weights / np.abs(weights).max()
+    return dict(zip(counter.get_feature_names_out(), weights.tolist(), strict=True))
+
+
+def agreement(file: Path) -> np.ndarray:
+    """Whether worths of words learned from four fifths of the pairs prefer what people preferred, for each pair of the last fifth.  -> [n]"""
+    _, differences, sides = _differences(comparisons(file))
+    return cross_val_predict(_regression(), differences, sides, cv=PARTS) == sides
+
+
+def _regression() -> LogisticRegression:
+    return LogisticRegression(C=STRENGTH, fit_intercept=False, max_iter=500)
+
+
+def _differences(pairs: Sequence[Compared]) -> tuple[CountVectorizer, "np.ndarray", np.ndarray]:
+    """Differences of the words' shares between two replies; every second pair is turned round, so that there are two classes."""
+    counter = CountVectorizer(min_df=SEEN, token_pattern=WORD.pattern)
+    counts = counter.fit_transform([reply for pair in pairs for reply in (pair.chosen, pair.rejected)])
+    shares = normalize(counts.astype(float), "l1")
+    sides = np.where(np.arange(len(pairs)) % 2, -1, 1)
+    return counter, (shares[0::2] - shares[1::2]).multiply(sides[:, None]).tocsr(), sides
+
+
+def reward(file: Path) -> Callable[[str], float]:
+    """Mean worth of the words of a text; a word that was seldom seen is worth nothing."""
+    known = worths(file)
+
+    def mean(text: str) -> float:
+        found = [known.get(word, 0.0) for word in WORD.findall(text.lower())]
+        return float(np.mean(found)) if found else 0.0
+
+    return mean
