@@ -54,7 +54,7 @@ def recipe_of(world: World, arm: Arm, rate: float, points: Sequence[int], rows: 
     training = {"per_device_train_batch_size": BATCH, "lr_scheduler_type": "constant"}
     schedule = "linear" if arm.online or arm.falls else "constant"
     saved = {
-        "learning_rate": ONLINE / size.slower if arm.online else rate,
+        "learning_rate": ONLINE if arm.online else rate,
         "max_steps": points[-1],
         "save_strategy": "steps",
         "save_steps": points[0],

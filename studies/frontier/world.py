@@ -42,7 +42,7 @@ class Size(NamedTuple):
         points: Measured points of a training.
         updates: Updates of an online training.
         asked: Prompts of such an update, with :data:`ROLLOUTS` replies each.
-        slower: By what the learning rates of judges and of online trainings are divided.
+        slower: By what the learning rates of judges are divided.
     """
 
     prompt: int = 12
@@ -67,12 +67,12 @@ SIZES = {
         prompt=8,
         reply=16,
         train=192,
-        held=96,
-        pairs=48,
-        limited=32,
+        held=256,
+        pairs=24,
+        limited=64,
         best_of=32,
-        points=4,
-        updates=32,
+        points=2,
+        updates=20,
         asked=16,
         slower=5.0,
     ),
