@@ -96,7 +96,7 @@ def trained(world: World, arm: Arm, rate: float) -> list[Path]:
         step = pairs // BATCH // points
     steps = [step * place for place in range(1, points + 1)]
     recipe = _named(recipe_of(world, arm, rate, steps, rows), names)
-    del recipe["policy"]["training"]["save_total_limit"]  # a slow training saves by the clock too, and would lose a point
+    recipe["policy"]["training"]["save_total_limit"] = 1000  # a slow training saves by the clock too: no point may be lost
     policy = _run_to(world, recipe, "policy")
     return [policy / "checkpoints" / f"checkpoint-{step}" for step in steps]
 

@@ -61,3 +61,32 @@ def test_a_damaged_best_checkpoint_is_not_loaded(script: Script, tmp_path: Path)
     with pytest.raises(UserError) as caught:
         trainer._load_best_model()
     assert caught.value.code == "damaged-checkpoint"
+
+
+@pytest.mark.parametrize("other", ["rows", "order", "weights", "objective"])
+def test_a_checkpoint_of_another_training_is_refused(script: Script, tmp_path: Path, other: str) -> None:
+    """It would be the other training's result under this one's name."""
+    trainer_of(script, tmp_path, 1).train()
+    swapped = [{**row, "scores": [-score for score in row["scores"]]} for row in script.train]
+    rows = {"rows": swapped, "order": script.train[::-1]}.get(other, script.train)
+    more: dict[str, Any] = {
+        "weights": {"selector": tokenward.TopFraction(0.5)},
+        "objective": {"objective": tokenward.DPO()},
+    }.get(other, {})
+    args = arguments(tmp_path, 2, **EVERY)
+    again = tokenward.SelectiveTrainer(script.model, args, rows, oracle=script.oracle, tokens=TOKENS, **more)
+    with pytest.raises(UserError, match="checkpoint-1 is of another training") as caught:
+        again.train(resume_from_checkpoint=True)
+    assert caught.value.code == "unusable-checkpoint"
+
+
+def test_an_oracle_is_not_resumed_from_that_of_other_rows(script: Script, tmp_path: Path) -> None:
+    def train(rows: Any, **more: Any) -> None:
+        args = arguments(tmp_path, 1, **EVERY, **more)
+        tokenward.train_oracle(script.model, rows, args=args, tokens=TOKENS)
+
+    train(script.train)
+    swapped = [{**row, "scores": [-score for score in row["scores"]]} for row in script.train]
+    with pytest.raises(UserError, match="other rows"):
+        train(swapped, resume_from_checkpoint=True)
+    train(script.train, resume_from_checkpoint=True)

@@ -158,6 +158,24 @@ def test_a_token_without_weight_keeps_none():
     assert selected(double(*LOGP), batch).loss.item() == SePO()(double(*LOGP), batch).loss.item()
 
 
+@pytest.mark.parametrize("scorer", [Doubt(), None], ids=["policy", "stored"])
+@pytest.mark.parametrize(
+    "selector",
+    [TopFraction(0.5), TopFraction(0.5, scope="batch"), Transform(steps=({"threshold": {"at": "mean"}},))],
+    ids=["response", "batch", "threshold"],
+)
+def test_a_token_without_weight_has_no_part_in_the_selection(selector, scorer):
+    """The loss is that of the responses without these tokens, whatever the pass and the store have there."""
+    kept = [1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0]
+    logp, scores = double(*LOGP, *LOGP[1:]), [0.1, 9.0, 0.3, 0.2, -0.3, 0.4, -9.0, 8.0, 0.6]
+    whole = flat_batch((4, 5), weights=kept, scores=scores)
+    places = torch.tensor(kept).nonzero().squeeze(-1)
+    rest = flat_batch((3, 3), scores=torch.tensor(scores, dtype=torch.float64)[places])
+    objective = Selected(SimPO(beta=1.5, gamma=1.6), selector, scorer)
+    present = torch.where(torch.tensor(kept) != 0, logp, 0.0)  # as the pass gives them
+    assert objective(present, whole).loss.item() == objective(logp[places], rest).loss.item() > 0
+
+
 def test_what_a_scorer_sees():
     """Detached values of the response, stored ones too, and a name that depends on its ids only."""
     seen = []

@@ -1,10 +1,12 @@
 """Returns and baselines of token rewards, and their bounds and weights (TLM)."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 
+from tokenward import losses
 from tokenward.ops.policy_gradient import baseline_leave_one_out, baseline_mean, return_to_go
 from tokenward.ops.ragged import segment_sum
 from tokenward.ops.transforms import bound_sigmoid, bound_softplus, likelihood_weights
@@ -122,3 +124,34 @@ def test_leave_one_out_does_not_depend_on_the_response_itself():
     given = torch.tensor([0, 0, 1]), torch.tensor([0, 0]), 1
     before = baseline_leave_one_out(double(1.0, 2.0, 5.0), *given)
     assert before[0] == baseline_leave_one_out(double(-9.0, 7.0, 5.0), *given)[0] == 5.0
+
+
+@pytest.mark.parametrize("baseline", ["none", "leave_one_out"])
+@pytest.mark.parametrize("credit", [{"discount": 1.0}, {"spread": "sequence"}], ids=["token", "sequence"])
+def test_the_expected_gradient_of_a_sum_is_that_of_the_expected_return(credit, baseline):
+    """All pairs of replies of a policy that stops at once or goes on to one of two tokens, each with its probability.
+
+    A reward for each token and one for the reply thus differ in their noise, not in what they expect.
+    """
+    choices = torch.tensor([0.3, -0.4], dtype=torch.float64, requires_grad=True)
+    (stop, go), (left, right) = (
+        torch.nn.functional.logsigmoid(torch.stack([c, -c])) for c in choices.unbind()
+    )
+    nothing = torch.zeros_like(stop)
+    replies = [  # log-probabilities, weights and rewards of at most two tokens
+        (torch.stack([stop, nothing]), [1.0, 0.0], [0.7, 0.0]),
+        (torch.stack([go, left]), [1.0, 1.0], [0.2, 1.1]),
+        (torch.stack([go, right]), [1.0, 1.0], [0.2, -0.5]),
+    ]
+    returns = sum(logp.sum().exp() * sum(rewards) for logp, _, rewards in replies)
+    (expected,) = torch.autograd.grad(returns, choices, retain_graph=True)
+    found = {"sum": torch.zeros(2, dtype=torch.float64), "token": torch.zeros(2, dtype=torch.float64)}
+    for drawn in product(replies, repeat=2):
+        logp, weights, rewards = zip(*drawn, strict=True)
+        chance = torch.stack(logp).sum().exp().detach()
+        given = torch.stack(logp)[None], double(*weights)[None], double(*rewards)[None]
+        for over, total in found.items():
+            loss = losses.reinforce(*given, mean_over=over, baseline=baseline, **credit).sum()
+            total -= chance * torch.autograd.grad(loss, choices, retain_graph=True)[0]
+    torch.testing.assert_close(found["sum"], expected, rtol=0, atol=1e-12)
+    assert (found["token"] - expected / expected.norm() * found["token"].norm()).norm() > 0.01

@@ -1,16 +1,18 @@
 """From scores to weights: for some rows at a time or for all, and at least one token in a step."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.selection.test_selectors import PAIR
+from tests.tokens.rows import encoded
 from tests.tokens.test_table import TEMPLATE, table
 from tokenward.errors import UserError
-from tokenward.selection import SideRule, SoftWeights, Threshold, TopFraction, Transform
+from tokenward.selection import SideRule, SoftWeights, TopFraction, Transform
 from tokenward.selection import weights as weighing
-from tokenward.selection.weights import weigh, weigh_rows, weigh_step, weights_of
+from tokenward.selection.weights import selects_alone, weigh, weigh_rows, weigh_step, weights_of
 from tokenward.tokens.segments import with_segments
 from tokenward.tokens.table import JOINT, TokenTable
 
@@ -56,17 +58,35 @@ def test_a_selector_that_pools_over_words_receives_them():
     assert several
 
 
-def test_a_response_in_a_step_keeps_its_best_token():
-    rows = list(with_scores())[:4]
-    assert torch.equal(flat(weigh_step(TopFraction(), rows)), flat(weigh_rows(TopFraction(), rows)))
-    nothing = Threshold(above=9.0, below=-9.0)
-    for sign, scores in zip((-1, 1), rows[0].scores, strict=True):
-        scores.abs_().mul_(sign)[0] = math.nan  # it has no score, so it does not speak
-    assert not flat(weigh_rows(nothing, rows)).any()
-    for row in weigh_step(nothing, rows):
-        best, worst = (scores[~scores.isnan()] for scores in row.scores)
-        assert row.weights[0].tolist() == (row.scores[0] == best.max()).float().tolist()
-        assert row.weights[1].tolist() == (row.scores[1] == worst.min()).float().tolist()
+def scored_row(*scores, eos=(0, 0)):
+    row = encoded([1], *([2] * len(own) for own in scores))
+    return replace(row, scores=[torch.tensor(own) for own in scores], eos=list(eos))
+
+
+def test_a_response_that_a_step_leaves_nothing_keeps_what_its_comparison_alone_would():
+    """By hand: the best two chosen tokens of the step are the first row's; the second keeps its own best that may be selected."""
+    best, other = (
+        scored_row([9.0, 8.0], [-9.0, -8.0]),
+        scored_row([0.1, 0.2, 5.0], [0.3, 0.1, -5.0], eos=(1, 1)),
+    )
+    selector = TopFraction(0.5, scope="batch", eos="none")
+    assert [part.tolist() for part in weigh_rows(selector, [best, other])[1].weights] == [
+        [0, 0, 0],
+        [0, 0, 0],
+    ]
+    first, second = weigh_step(selector, [best, other])
+    assert [part.tolist() for part in first.weights] == [[1, 1], [1, 1]]
+    assert [part.tolist() for part in second.weights] == [[0, 1, 0], [0, 1, 0]]
+    inverse = replace(selector, chosen=SideRule(fraction=0.5, direction="bottom"), fraction=None)
+    low = scored_row([-9.0, -8.0], [-9.0, -8.0])
+    assert weigh_step(inverse, [low, other])[1].weights[0].tolist() == [1, 0, 0]
+
+
+def test_a_row_of_which_nothing_can_be_selected_is_known():
+    selector = TopFraction(0.5, scope="batch", eos="none")
+    assert selects_alone(selector, scored_row([1.0, 2.0], [3.0, math.nan]))
+    assert not selects_alone(selector, scored_row([1.0, 2.0], [math.nan, math.nan]))
+    assert not selects_alone(selector, scored_row([1.0], [2.0, 3.0], eos=(1, 0)))
 
 
 def test_tokens_of_one_segment_are_selected_as_one():
@@ -97,9 +117,6 @@ def test_tokens_of_one_segment_are_selected_as_one():
             for part in row.weights:
                 assert torch.equal(part[0 : len(part) // 2 * 2 : 2], part[1::2])
         assert not torch.equal(weights, flat(weigh(rows, selector)))
-    some = list(joined)[:4]
-    for row in weigh_step(Threshold(above=9.0, below=-9.0), some):
-        assert [len(part) - 2 <= int((part == 0).sum()) < len(part) for part in row.weights] == [True, True]
 
 
 @pytest.mark.parametrize(

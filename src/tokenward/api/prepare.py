@@ -19,7 +19,7 @@ from tokenward.scoring.join import with_read_values, with_scores
 from tokenward.scoring.reads import is_online
 from tokenward.scoring.store import TokenStore
 from tokenward.selection import KeepAll, Selector, scope_of
-from tokenward.selection.weights import weigh, weigh_step
+from tokenward.selection.weights import selects_alone, weigh, weigh_step
 from tokenward.tokens.segments import with_segments
 from tokenward.tokens.table import TokenTable
 from tokenward.training.passes import Prepare
@@ -87,6 +87,7 @@ def prepare_rows(
     if selector is not None and "scores" in rows.columns:
         if scope_of(selector) == "batch":
             step = _weigh_step(selector)
+            rows, dropped = _drop_unselectable(rows, selector)
         else:
             rows = weigh(rows, selector, tokenizer)
     _check_some_scored(rows, scorer, selector)
@@ -112,6 +113,23 @@ def _check_some_scored(rows: TokenTable, scorer: Scorer | None, selector: Select
 
 def _weigh_step(selector: Selector) -> Prepare:
     return lambda rows, step: weigh_step(selector, rows)
+
+
+def _drop_unselectable(rows: TokenTable, selector: Selector) -> tuple[TokenTable, int]:
+    """Drop the rows with a response of which nothing could be selected in any step; returns the rest and the count."""
+    kept = np.fromiter((selects_alone(selector, row) for row in rows), bool, len(rows))
+    if not kept.any():
+        raise _nothing_selected()
+    return rows.where(kept), int((~kept).sum())
+
+
+def _nothing_selected() -> UserError:
+    return UserError(
+        "the selector selects no token of any row, so there is nothing to train on. Raise its fractions, or lower its "
+        "threshold.",
+        code="nothing-selected",
+        key="policy.selection",
+    )
 
 
 def _with_scores(
@@ -164,12 +182,7 @@ def drop_unselected(rows: TokenTable, objective: Objective) -> tuple[TokenTable,
         some |= (rows.ranks > 0) & (np.repeat(sizes, sizes) > 1)
     kept = np.minimum.reduceat(some, rows.starts[:-1])
     if not kept.any():
-        raise UserError(
-            "the selector selects no token of any row, so there is nothing to train on. Raise its fractions, or lower its "
-            "threshold.",
-            code="nothing-selected",
-            key="policy.selection",
-        )
+        raise _nothing_selected()
     return rows.where(kept), int((~kept).sum())
 
 
@@ -199,9 +212,10 @@ def kept_line(ready: Prepared) -> str:
     parts = {"pairs": len(rows) - unpaired, "unpaired responses": unpaired}
     line = "  " + ", ".join(f"{count} {name}" for name, count in parts.items() if count)
     if ready.online or ready.prepare is not None:
-        return f"{line}; tokens are selected during training"
-    shares = ", ".join(f"{side} {share:.1%}" for side, share in kept_shares(rows).items())
-    line += f"; kept tokens: {shares}" if shares else "; every token is trained"
+        line += "; tokens are selected during training"
+    else:
+        shares = ", ".join(f"{side} {share:.1%}" for side, share in kept_shares(rows).items())
+        line += f"; kept tokens: {shares}" if shares else "; every token is trained"
     return line + (f"; {ready.dropped} rows dropped: no token selected" if ready.dropped else "")
 
 

@@ -1,9 +1,9 @@
 """ReinforceTrainer: transformers' Trainer for a policy that trains on its own replies, with a reward for each of their tokens."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig
@@ -16,6 +16,7 @@ from tokenward.api.inputs import (
     Rows,
     TokenSettings,
     check_options,
+    check_rows_type,
     check_separate,
     encode_rows,
     language_model,
@@ -28,9 +29,9 @@ from tokenward.api.training import (
     display_of,
     with_new_adapter,
 )
-from tokenward.data.conversations import user
-from tokenward.data.files import messages_of
-from tokenward.data.prepare import comparison_key
+from tokenward.data.formats import has_format
+from tokenward.data.prepare import asked, comparison_key
+from tokenward.data.sources import numbered
 from tokenward.errors import UserError
 from tokenward.models.identity import check_places
 from tokenward.models.loading import LanguageModel, copy_model
@@ -52,8 +53,6 @@ from tokenward.types import Comparison, Precision
 
 DEFAULT_REINFORCE = Reinforce(entropy=0.0, return_to_go=True, baseline="leave_one_out", kl=1.0)
 DEFAULT_SAMPLING = SamplingSettings(max_new_tokens=256)
-_RESPONSES = ("chosen", "rejected", "completion", "responses", "messages")
-"""Columns of rows that are read as comparisons; rows with a prompt and none of them are prompts alone."""
 
 
 class ReinforceTrainer(TokenTrainer):
@@ -213,35 +212,24 @@ def _encoded(rows: Rows, template: Template, limits: Limits, say: Any) -> Iterab
     """Rows as token ids; those of prompts alone have no responses."""
     if isinstance(rows, TokenTable):
         return rows
-    given: Any = rows if isinstance(rows, Dataset | IterableDataset) else list(rows)
-    names = given.column_names if isinstance(given, Dataset | IterableDataset) else _names(given)
-    if names is None or "prompt" not in names or set(names) & set(_RESPONSES):
+    check_rows_type(rows, "train_dataset")
+    given: Any = rows.with_format(None) if isinstance(rows, Dataset | IterableDataset) else list(rows)
+    first = next(iter(given), None)
+    if not isinstance(first, Mapping) or "prompt" not in first or has_format(first):
         return encode_rows(given, None, template, limits, pairs=None, say=say).train
-    given = given.with_format(None) if isinstance(given, Dataset | IterableDataset) else given
-    found, counts = encode(_prompts(cast(Iterable[Mapping[str, Any]], given)), template, limits)
+    found, counts = encode(_prompts(given), template, limits)
     for name, count in counts.items():
         if name not in ("read", "kept"):
             say(f"  train_dataset: {count} {name}")
     return found
 
 
-def _names(rows: list[Any]) -> list[str] | None:
-    first = rows[0] if rows else None
-    return list(first) if isinstance(first, Mapping) else None
-
-
-def _prompts(rows: Iterable[Mapping[str, Any]]) -> Iterable[Comparison]:
-    for number, row in enumerate(rows, 1):
-        given = row["prompt"]
-        if not given or not isinstance(given, str | list):
-            raise UserError(
-                f"train_dataset, row {number}: prompt is {described(given)}. Pass a text or a list of messages.",
-                code="bad-row",
-            )
-        prompt = user(given) if isinstance(given, str) else messages_of(given)
-        key = comparison_key(prompt, ())
+def _prompts(rows: Iterable[Any]) -> Iterator[Comparison]:
+    for where, row in numbered("train_dataset", rows):
+        found = asked(where, row)
+        key = comparison_key(found.prompt, (), tools=found.tools)
         yield Comparison(
-            key=key, prompt=prompt, responses=(), ranks=(), source=f"train_dataset, row {number}"
+            key=key, prompt=found.prompt, responses=(), ranks=(), source=where, tools=found.tools
         )
 
 

@@ -39,7 +39,7 @@ class SamplingTable(Settings):
     max_new_tokens: Count = key("Maximum length of a reply, in tokens.", 64)
     temperature: Positive = key("Sampling temperature.", 1.0)
     top_p: Share = key("Nucleus sampling: probability mass to sample from.", 1.0)
-    top_k: NotNegative = key("Number of most likely tokens to sample from; 0 is all.", 50)
+    top_k: NotNegative = key("Number of most likely tokens to sample from; 0 is all.", 0)
     stop: list[str] = key("Strings that end a reply.", [])
     batch: Count = key("Replies sampled per batch.", 64)
     precision: Literal["float32", "bfloat16"] = key("Data type for sampling.", "float32")

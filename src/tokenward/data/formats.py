@@ -152,6 +152,11 @@ _STEPWISE = (
 )
 
 
+def has_format(row: Row) -> bool:
+    """Whether a row has the columns of some format."""
+    return any(not known.missing(row) and known.fits(row) for known in FORMATS.values())
+
+
 def detect(columns: Sequence[str], first_row: Row) -> Format:
     """The format of a source, given its columns and its first row.
 

@@ -16,7 +16,7 @@ from tokenward.data.fields import FieldError, Row, Unusable
 from tokenward.data.files import Meter
 from tokenward.data.formats import Format, check_columns, find, renamed, usual_columns
 from tokenward.data.messages import trains
-from tokenward.data.parsers import Parsed, dense, with_row_wide
+from tokenward.data.parsers import Parsed, PromptAndTools, asked_of, dense, with_row_wide
 from tokenward.data.sources import numbered, rows
 from tokenward.errors import UserError
 from tokenward.types import Comparison, Message
@@ -127,6 +127,21 @@ def from_rows(
     options = _Options(format, columns or {}, None)
     reading.rows = _read_all(reading, name, [numbered(name, given)], options)
     return _loaded(reading)
+
+
+def asked(where: str, row: Row) -> PromptAndTools:
+    """The prompt of a row, whose responses are not read, and its tools.
+
+    Raises:
+        UserError: The row is not a mapping, or its prompt is missing, malformed or empty.
+    """
+    try:
+        found = asked_of(row if isinstance(row, Mapping) else {"prompt": row})
+    except FieldError as error:
+        raise UserError(f"{where}: {error}. Correct or delete this row.", code="bad-row") from error
+    if not any(message["content"].strip() for message in found.prompt if message["role"] != "system"):
+        raise UserError(f"{where}: the prompt is empty. Correct or delete this row.", code="bad-row")
+    return found
 
 
 def comparison_key(

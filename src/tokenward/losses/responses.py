@@ -108,7 +108,9 @@ def reinforce(
             own reward alone.
         spread: ``sequence`` weights every token by the sum of its response's rewards; only without ``discount``.
         baseline: Subtract the ``mean`` over the responses of the prompt, or over the others (``leave_one_out``).
-        mean_over: ``token`` averages over all tokens of the prompt, ``sequence`` over the means of its responses.
+        mean_over: ``token`` averages over all tokens of the prompt, ``sequence`` over the means of its responses; both divide by
+            sampled lengths. ``sum`` averages over the sums of its responses: with ``discount`` 1 its expected gradient is that of
+            the expected return.
     """
     _check_choice("spread", spread, policy_gradient.Spread)
     _check_choice("baseline", baseline, policy_gradient.Baseline)

@@ -148,7 +148,8 @@ class Reinforce:
 
     ``-mean_t [ r_t log pi(a_t | s_t) + alpha H(pi(. | s_t)) ]`` over responses sampled from the policy; the rewards
     ``batch.scores`` carry no gradient. With the immediate reward, TLM's choice, the optimum at every state is
-    ``pi(a | s)`` proportional to ``exp(r(s, a) / alpha)``; with ``return_to_go`` the gradient is that of the expected return.
+    ``pi(a | s)`` proportional to ``exp(r(s, a) / alpha)``; with ``return_to_go``, ``normaliser="sum"`` and no entropy, the expected
+    gradient is that of the expected return.
 
     Attributes:
         entropy: The paper's alpha, 0.125 in the published code.
@@ -157,9 +158,10 @@ class Reinforce:
         spread: ``sequence`` weighs every token with the sum of its response's rewards: REINFORCE with one reward per response,
             the control that shows whether rewards of tokens matter. ``token``: as above.
         baseline: What is subtracted: ``none``, the ``mean`` of the comparison's responses, or ``leave_one_out``, the mean
-            of its other responses, which does not change the expected gradient.
+            of its other responses, which does not change the expected gradient of a ``sum``.
         kl: Coefficient of a KL penalty: each reward is reduced by ``kl (log pi - log pi_ref)`` of its token.
-        normaliser: ``token``: mean over all tokens of the comparison; ``sequence``: over the means of its responses.
+        normaliser: ``token``: mean over all tokens of the comparison; ``sequence``: over the means of its responses. Both divide by
+            sampled lengths, which favours short replies. ``sum``: over the sums of its responses, which favours no length.
     """
 
     entropy: float = 0.125
@@ -206,14 +208,14 @@ class Reinforce:
         # Tokens without weight are dropped before anything is multiplied: 0 * NaN is NaN.
         keep = batch.kept
         kept_logp, rewards, response = logp[keep], batch.scores[keep], batch.response[keep]
-        mean = partial(
+        average = partial(
             comparison_mean,
             weights=batch.weights[keep],
             response=response,
             comparison=batch.comparison,
             comparisons=batch.comparisons,
-            over=self.normaliser,
         )
+        mean = partial(average, over="token" if self.normaliser == "sum" else self.normaliser)
         metrics, entropy = {"reward/token": mean(rewards)}, None
         if self.kl:
             assert batch.reference_logp is not None
@@ -232,5 +234,6 @@ class Reinforce:
             baseline=self.baseline,
             spread=self.spread,
         )
-        loss = reinforce(kept_logp, weights, entropy, mean, alpha=self.entropy)
+        total = partial(average, over=self.normaliser)
+        loss = reinforce(kept_logp, weights, entropy, total, alpha=self.entropy)
         return Losses(loss, {name: value.detach() for name, value in metrics.items()})

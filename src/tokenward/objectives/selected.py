@@ -161,10 +161,10 @@ class Selected(Composite):
         )
 
     def scored(self, logp: Tensor, batch: TokenBatch) -> ScoredTokens:
-        """The scored tokens of a batch."""
+        """The tokens of a batch with their scores; those without weight have none, so they are neither counted nor kept."""
         joint = batch.values.get(JOINT)
         return ScoredTokens(
-            scores=self._scores(logp, batch),
+            scores=torch.where(batch.weights != 0, self._scores(logp, batch), torch.nan),
             response=batch.response,
             comparison=batch.comparison,
             rank=batch.rank,
@@ -200,15 +200,24 @@ class Selected(Composite):
 
 
 def _step_values(logp: Tensor, batch: TokenBatch) -> dict[str, Tensor]:
-    """Every named value of the step, without gradient.  -> [n] each"""
+    """Every named value of the step, without gradient; the policy's own are NaN at tokens without weight.  -> [n] each
+
+    The pass computes nothing there, and its 0 would be a probability of 1.
+    """
     values = {name: value for name, value in batch.values.items() if not name.startswith(_COLUMN)}
     own = {
-        f"{_POLICY}logp": logp,
-        f"{_POLICY}entropy": batch.statistics.get("entropy"),
-        f"{_POLICY}rank": batch.statistics.get("token_rank"),
-        "reference_logp": batch.reference_logp,
+        "logp": logp,
+        "entropy": batch.statistics.get("entropy"),
+        "rank": batch.statistics.get("token_rank"),
     }
-    values |= {name: value for name, value in own.items() if value is not None}
+    present = batch.weights != 0
+    values |= {
+        f"{_POLICY}{name}": torch.where(present, value, torch.nan)
+        for name, value in own.items()
+        if value is not None
+    }
+    if batch.reference_logp is not None:
+        values["reference_logp"] = batch.reference_logp
     return {name: value.detach() for name, value in values.items()}
 
 

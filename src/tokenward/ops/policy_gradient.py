@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenward.ops.ragged import segment_sum, weighted_mean
 
 Baseline = Literal["none", "mean", "leave_one_out"]
-MeanOver = Literal["token", "sequence"]
+MeanOver = Literal["token", "sequence", "sum"]
 Spread = Literal["token", "sequence"]
 
 
@@ -40,8 +40,8 @@ def baseline_mean(values: Tensor, response: Tensor, comparison: Tensor, comparis
 def baseline_leave_one_out(values: Tensor, response: Tensor, comparison: Tensor, comparisons: int) -> Tensor:
     """Mean of the means of the other responses in the comparison, 0 if there are none.  [n], [n], [r] -> [n]
 
-    It does not depend on the response that it is subtracted from, so the expected gradient is unchanged. Responses
-    without tokens are ignored.
+    It does not depend on the response that it is subtracted from, so the expected gradient of a ``sum`` is unchanged (see
+    :func:`comparison_mean`). Responses without tokens are ignored.
     """
     means, has = _response_means(values, response, len(comparison))
     others = segment_sum(has, comparison, comparisons)[comparison] - has
@@ -83,9 +83,16 @@ def comparison_mean(
     comparisons: int,
     over: MeanOver = "token",
 ) -> Tensor:
-    """Mean over all tokens of a comparison, or over the means of its responses.  [n], [n], [n], [r] -> [b]"""
+    """Mean over all tokens of a comparison, or over the means or the ``sum`` of its responses.  [n], [n], [n], [r] -> [b]
+
+    The first two divide by lengths that were sampled. Only of ``sum`` is the gradient, with the rewards from each token to the
+    end as credit, that of the expected return if responses differ in length: the others favour short responses.
+    """
     if over == "token":
         return weighted_mean(values, weights, comparison[response], comparisons)
+    if over == "sum":
+        count = segment_sum(torch.ones_like(comparison), comparison, comparisons)
+        return segment_sum(values * weights, comparison[response], comparisons) / count
     means = weighted_mean(values, weights, response, len(comparison))
     has = (segment_sum(weights, response, len(comparison)) != 0).to(means.dtype)
     return weighted_mean(means, has, comparison, comparisons)

@@ -1,6 +1,5 @@
 """The one place where scores become weights: for a table, for the rows of a step and for a batch."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
@@ -145,27 +144,25 @@ def weigh_rows(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
 def weigh_step(selector: Selector, rows: Sequence[TokenRow]) -> list[TokenRow]:
     """Rows of one optimizer step, weighed together.
 
-    A comparison can no longer be dropped in the step, so a response that would keep no token keeps its best one: the
-    highest score of a preferred response, the lowest of another.
+    A comparison can no longer be dropped in the step, so a response that would keep no token keeps those that the selector
+    gives its comparison alone.
     """
-    return [
-        replace(row, weights=[_at_least_one(row, side) for side in range(len(row.scores or ()))])
-        for row in weigh_rows(selector, rows)
-    ]
+    return [_with_some(selector, row) for row in weigh_rows(selector, rows)]
 
 
-def _at_least_one(row: TokenRow, side: int) -> Tensor:
-    assert row.weights is not None
-    assert row.scores is not None
-    weights, scores = row.weights[side], row.scores[side]
-    if bool((weights != 0).any()):
-        return weights
-    joint = row.values[JOINT][side] if JOINT in row.values else torch.arange(len(scores))
-    segment = _numbered(joint, torch.zeros_like(joint))
-    sums = sums_of_segments(scores, segment)
-    for_side = sums if row.comparison.ranks[side] == 0 else -sums
-    best = for_side.nan_to_num(-math.inf).argmax()
-    return (segment == best).to(weights.dtype)
+def selects_alone(selector: Selector, row: TokenRow) -> bool:
+    """Whether a selector leaves every response of a comparison some token if it sees no other comparison."""
+    (alone,) = weigh_rows(selector, [row])
+    return all(bool((weights != 0).any()) for weights in alone.weights or ())
+
+
+def _with_some(selector: Selector, row: TokenRow) -> TokenRow:
+    weights = row.weights or []
+    if all(bool((own != 0).any()) for own in weights):
+        return row
+    (alone,) = weigh_rows(selector, [row])
+    pairs = zip(weights, alone.weights or [], strict=True)
+    return replace(row, weights=[own if bool((own != 0).any()) else other for own, other in pairs])
 
 
 def tokens_of(

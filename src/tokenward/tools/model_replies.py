@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 from tokenward.artifacts import MANIFEST, atomic_write, fingerprint, open_stage, read_json, user_path
 from tokenward.config import Recipe
 from tokenward.data import comparison_key, rows
-from tokenward.data.fields import FieldError
-from tokenward.data.parsers import PromptAndTools, asked_of
-from tokenward.data.prepare import Usable, read
+from tokenward.data.parsers import PromptAndTools
+from tokenward.data.prepare import Usable, asked, read
 from tokenward.display import Display
 from tokenward.errors import UserError
 from tokenward.evaluation.benchmarks import Question, read_questions
@@ -61,18 +60,14 @@ def _examples(source: str, display: Display) -> Iterator[Example]:
             yield _example(PromptAndTools(row.prompt, row.tools), row.source, {})
         return
     for where, row in chain([first], numbered):
-        try:
-            asked = asked_of(row)
-        except FieldError as error:
-            raise UserError(f"{where}: {error}. Correct or delete this row.", code="bad-row") from error
-        if not any(message["content"].strip() for message in asked.prompt):
-            raise UserError(f"{where}: the prompt is empty. Correct or delete this row.", code="bad-row")
-        yield _example(asked, where, {name: value for name, value in row.items() if name != "prompt"})
+        yield _example(
+            asked(where, row), where, {name: value for name, value in row.items() if name != "prompt"}
+        )
 
 
-def _example(asked: PromptAndTools, where: str, columns: Mapping[str, Any]) -> Example:
-    key = comparison_key(asked.prompt, (), tools=asked.tools)
-    return Example(key=key, prompt=asked.prompt, source=where, columns=columns, tools=asked.tools)
+def _example(found: PromptAndTools, where: str, columns: Mapping[str, Any]) -> Example:
+    key = comparison_key(found.prompt, (), tools=found.tools)
+    return Example(key=key, prompt=found.prompt, source=where, columns=columns, tools=found.tools)
 
 
 class ComparedModel(NamedTuple):

@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from tokenward.distributed import agree, first_alone
 from tokenward.errors import UserError, no_exit
@@ -66,6 +66,7 @@ from tokenward.training.engines import (
 )
 from tokenward.training.metrics import LOSS, MetricSums
 from tokenward.training.objective_modules import ObjectiveModules
+from tokenward.training.origin import check_origin, record_origin
 from tokenward.training.passes import (
     Collator,
     Pass,
@@ -371,8 +372,8 @@ class TokenTrainer(Trainer):
         DeepSpeed only as it was begun.
 
         Raises:
-            UserError: the checkpoint is damaged, or was written by an engine or a number of processes that this training cannot
-                continue from; or losses or weights are not finite.
+            UserError: the checkpoint is damaged, is of a training on other rows or with another objective, or was written by an engine or
+                a number of processes that this training cannot continue from; or losses or weights are not finite.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._newest()
@@ -380,10 +381,15 @@ class TokenTrainer(Trainer):
             found = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         else:
             _check_whole(Path(resume_from_checkpoint))
+            self._check_origin(Path(resume_from_checkpoint))
             with self._resumable(Path(resume_from_checkpoint)) as folder:
                 found = super().train(str(folder), trial, ignore_keys_for_eval)
         self._check_weights()
         return found
+
+    def _check_origin(self, checkpoint: Path) -> None:
+        rows = cast(Sequence[TokenRow], self.train_dataset)
+        first_alone(lambda: check_origin(checkpoint, rows, self.objective))
 
     def _check_weights(self) -> None:
         check_weights(self.token_model.model, self.state.global_step, self.args.learning_rate)
@@ -436,10 +442,15 @@ class TokenTrainer(Trainer):
         super()._load_best_model()
         self.objective_modules.load(Path(str(self.state.best_model_checkpoint)))
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._finite.check()  # weights after a non-finite loss must not be saved
         self._check_weights()
-        super()._save_checkpoint(*args, **kwargs)
+        super()._save_checkpoint(model, trial)
+        if self.is_world_process_zero():
+            folder = (
+                Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            )
+            record_origin(folder, cast(Sequence[TokenRow], self.train_dataset), self.objective)
 
     def prediction_step(  # pyright: ignore[reportIncompatibleMethodOverride]  as above
         self,

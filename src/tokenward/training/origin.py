@@ -1,0 +1,74 @@
+"""What a checkpoint was trained on: a training that continues from it must have the same rows and objective.
+
+transformers continues from whatever lies in ``output_dir``. If another training left it there, the result would be that
+training's, under this one's name.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tokenward.artifacts import atomic_write, read_json
+from tokenward.errors import UserError
+from tokenward.objectives.base import Objective, title_of
+from tokenward.tokens.rows import TokenRow
+from tokenward.tokens.table import TokenTable
+
+FILE = "trained_on.json"
+"""In a checkpoint: the digest of its training's rows, their number, and the objective."""
+
+
+def record_origin(checkpoint: Path, rows: Sequence[TokenRow], objective: Objective) -> None:
+    """Write into a checkpoint what it was trained on."""
+    atomic_write(checkpoint / FILE, json.dumps(_origin(rows, objective), indent=1) + "\n")
+
+
+def check_origin(checkpoint: Path, rows: Sequence[TokenRow], objective: Objective) -> None:
+    """Refuse a checkpoint of another training; one without the record, which an earlier version wrote, is taken on trust.
+
+    Raises:
+        UserError: it was trained on other rows, in another order or with other weights, or with another objective.
+    """
+    if not (checkpoint / FILE).is_file():
+        return
+    found, own = read_json(checkpoint / FILE), _origin(rows, objective)
+    if found == own:
+        return
+    what = [
+        f"{name} {found[name]} and not {own[name]}"
+        for name in ("objective", "number of rows")
+        if found[name] != own[name]
+    ] or ["other rows, or the same in another order or with other weights"]
+    raise UserError(
+        f"{checkpoint} is of another training: {', '.join(what)}. Continue with the rows and the objective that it was trained with, use "
+        "another output_dir, or leave resume_from_checkpoint out. To begin a new training with its weights, pass its folder as the model.",
+        code="unusable-checkpoint",
+    )
+
+
+def _origin(rows: Sequence[TokenRow], objective: Objective) -> dict[str, str | int]:
+    digest = hashlib.sha256()
+    for part in _parts_of_table(rows) if isinstance(rows, TokenTable) else _parts_of_rows(rows):
+        digest.update(part)
+    return {"objective": title_of(objective), "number of rows": len(rows), "rows": digest.hexdigest()[:16]}
+
+
+def _parts_of_table(rows: TokenTable) -> Iterator[bytes]:
+    """Names, order, ranks and lengths of the responses, and their weights."""
+    for numbers in (rows.keys, rows.sizes, rows.ranks, rows.lengths):
+        yield np.ascontiguousarray(numbers).tobytes()
+    if "weights" in rows.columns:
+        flat, starts = rows.columns["weights"]
+        for first, size in zip(starts, rows.lengths, strict=True):
+            yield np.ascontiguousarray(flat[first : first + size]).tobytes()
+
+
+def _parts_of_rows(rows: Sequence[TokenRow]) -> Iterator[bytes]:
+    for row in rows:
+        lengths = [len(ids) for ids in row.responses]
+        yield json.dumps([row.comparison.key, list(row.comparison.ranks), lengths]).encode()
+        for weights in row.weights or ():
+            yield weights.numpy().tobytes()
