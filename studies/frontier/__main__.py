@@ -6,9 +6,9 @@ trains one arm with one seed at its learning rates and measures it at eight poin
 of all that is stored. Without ``--arm`` all arms are run. FOLDER is stories260K in transformers' format, or any other model,
 whose values need a folder of their own (``--values``). Values of an older recipe are measured again.
 
-    python -m studies.frontier --model default --size small --opening "I watched the film and" --values FOLDER --arm dpo --seed 0
+    python -m studies.frontier --model default --size small --opening "I watched the film and" --arm dpo --runs RUNS --values VALUES
 
-does the same for the default model, with fewer and shorter replies.
+does the same for the default model, with fewer and shorter replies; each world needs folders of its own.
 """
 
 from pathlib import Path
@@ -40,8 +40,8 @@ def main() -> None:
     chosen = made.parse_args()
     for world in worlds(chosen):
         held = Held(world)
-        best_of(world, chosen.values / f"best_of-{world.seed}.json")
         start_of(world, held, chosen.values)
+        best_of(world, chosen.values / f"best_of-{world.seed}.json")
         for name in chosen.arm:
             arm, file = ARMS[name], values_file(chosen.values, chosen.reward, name, world.seed)
             measure(world, held, arm, chosen.rate or arm.rates, file)

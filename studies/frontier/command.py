@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from studies.arms import VALUES
 from studies.frontier import LOOKED_AT
@@ -36,10 +37,21 @@ def options(about: str | None) -> argparse.ArgumentParser:
 
 
 def worlds(chosen: argparse.Namespace) -> Iterator[World]:
-    """The world of each seed, with its samples; none without a model."""
+    """The world of each seed, with its samples; none without a model. No other process may work on it at the same time.
+
+    Raises:
+        SystemExit: Another process does.
+    """
     torch.set_num_threads(1)
     for seed in chosen.seed if chosen.model else ():
         model, folder, size = resolve(chosen.model), chosen.runs / str(seed), SIZES[chosen.size]
         world = World(model, folder, seed, chosen.reward, size, chosen.opening, chosen.conversations)
-        world.make()
-        yield world
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / ".lock", timeout=0):  # two processes would read each other's checkpoints
+                world.make()
+                yield world
+        except Timeout:
+            raise SystemExit(
+                f"Another process works on {folder}. Wait for it, or give --runs another folder."
+            ) from None

@@ -42,7 +42,7 @@ SIDES = ("auroc", "auroc_raising", "auroc_lowering")
 
 def known_words(text: str, value: Callable[[str], float]) -> list[Span]:
     """The words of a text that a reward counts, with what they are worth."""
-    found = ((match, value(match.group())) for match in re.finditer(r"[a-z']+", text.lower()))
+    found = ((match, value(match.group().lower())) for match in re.finditer(r"[A-Za-z']+", text))
     return [Span(match.start(), match.end(), worth) for match, worth in found if worth]
 
 

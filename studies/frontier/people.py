@@ -1,7 +1,8 @@
 """A reward that people taught: what each word is worth to those who compared replies.
 
-A logistic regression tells the preferred reply of a pair from the other by the share that each word has in them. A reply's reward is
-the mean worth of its words, so it has no length effect, and the worth of every word is known.
+A logistic regression tells the preferred reply of a pair from the other by the share of each word among all their words. A reply's
+reward is the mean worth of its words, which is what the regression compares: it has no length effect, and the worth of every word is
+known.
 """
 
 import hashlib
@@ -12,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
-from sklearn.preprocessing import normalize
 
 from tokenward.data.files import jsonl_rows
 
@@ -72,13 +73,14 @@ def _regression() -> LogisticRegression:
     return LogisticRegression(C=STRENGTH, fit_intercept=False, max_iter=500)
 
 
-def _differences(pairs: Sequence[Compared]) -> tuple[CountVectorizer, "np.ndarray", np.ndarray]:
+def _differences(pairs: Sequence[Compared]) -> tuple[CountVectorizer, csr_matrix, np.ndarray]:
     """Differences of the words' shares between two replies; every second pair is turned round, so that there are two classes."""
     counter = CountVectorizer(min_df=SEEN, token_pattern=WORD.pattern)
-    counts = counter.fit_transform([reply for pair in pairs for reply in (pair.chosen, pair.rejected)])
-    shares = normalize(counts.astype(float), "l1")
+    replies = [reply for pair in pairs for reply in (pair.chosen, pair.rejected)]
+    words = np.array([max(len(WORD.findall(reply.lower())), 1) for reply in replies])
+    shares = csr_matrix(counter.fit_transform(replies).multiply(1 / words[:, None]))
     sides = np.where(np.arange(len(pairs)) % 2, -1, 1)
-    return counter, (shares[0::2] - shares[1::2]).multiply(sides[:, None]).tocsr(), sides
+    return counter, csr_matrix((shares[0::2] - shares[1::2]).multiply(sides[:, None])), sides
 
 
 def reward(file: Path) -> Callable[[str], float]:

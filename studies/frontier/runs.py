@@ -96,7 +96,9 @@ def trained(world: World, arm: Arm, rate: float) -> list[Path]:
         step = pairs // BATCH // points
     steps = [step * place for place in range(1, points + 1)]
     recipe = _named(recipe_of(world, arm, rate, steps, rows), names)
-    recipe["policy"]["training"]["save_total_limit"] = 1000  # a slow training saves by the clock too: no point may be lost
+    recipe["policy"]["training"]["save_total_limit"] = (
+        1000  # a slow training saves by the clock too: no point may be lost
+    )
     policy = _run_to(world, recipe, "policy")
     return [policy / "checkpoints" / f"checkpoint-{step}" for step in steps]
 
@@ -211,7 +213,9 @@ def distilled(world: World, judge: Path) -> Path:
         world: The data of a seed.
         judge: Folder of an oracle or a reward, which gives the token rewards.
     """
-    file = world.folder / f"{world.reward}-by-{judge.name}.jsonl"
+    file = (
+        world.folder / f"{world.reward}-by-{judge.name}-{model_fingerprint(str(judge / 'model'))[:8]}.jsonl"
+    )
     if file.exists():
         return file
     own, scorer, reply = world.stories, TokenScorer.load(judge), world.size.reply
@@ -360,19 +364,19 @@ def start_of(world: World, held: Held, values: Path) -> None:
     """Measure the start, once.
 
     Raises:
-        SystemExit: The values are those of another model.
+        SystemExit: The values are those of another model, or of samples that depend on something else.
     """
-    file, model = values_file(values, world.reward, START, world.seed), model_fingerprint(world.model)
+    file, about = values_file(values, world.reward, START, world.seed), world.about
     known = stored(file)
-    if str(known.get("0/made_by", model)) != model:
+    facts = {"made_by": about["model"], "world": fingerprint(about), "conversations": about["conversations"]}
+    if any(str(known.get(f"0/{name}", fact)) != fact for name, fact in facts.items()):
         raise SystemExit(
-            f"{values} has values of another model than {world.model}. Give these a folder of their own: --values."
+            f"{values} has values of another model or of other samples than {world.model} has in {world.folder}. Give these a folder of "
+            "their own: --values."
         )
     if not known:
         known = {f"0/{name}": compact([value]) for name, value in held.measured().items()}
-        if world.conversations is not None:
-            known["0/conversations"] = np.array(people.digest(world.conversations))
-        save(file, {**known, "0/made_by": np.array(model)})
+        save(file, {**known, **{f"0/{name}": np.array(fact) for name, fact in facts.items()}})
 
 
 def compact(points: Sequence[np.ndarray]) -> np.ndarray:

@@ -22,6 +22,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 from studies.frontier import people
 from studies.frontier.measure import sampled
 from tokenward.artifacts import atomic_write
+from tokenward.models.identity import model_fingerprint
 
 REPLIES, SPARE = 4, 4
 """Replies that are ranked for each prompt, and the tokens that a training row has beyond a reply: they are cut off, so that no end of
@@ -171,6 +172,18 @@ class World(NamedTuple):
         return self._replace(reward=next(name for name in REWARDS if name != self.reward))
 
     @property
+    def about(self) -> dict[str, Any]:
+        """What the samples depend on."""
+        size, told = self.size, self.conversations
+        return {
+            "model": model_fingerprint(self.model),
+            "seed": self.seed,
+            "sizes": [size.prompt, size.reply, size.train, size.held],
+            "opening": self.opening,
+            "conversations": "" if told is None else people.digest(told),
+        }
+
+    @property
     def prompts(self) -> list[list[int]]:
         """The training prompts, as token ids."""
         return json.loads((self.folder / "samples.json").read_text(encoding="utf-8"))["prompts"]
@@ -183,10 +196,16 @@ class World(NamedTuple):
     def make(self) -> None:
         """Sample prompts and replies, unless that has been done, and rank the replies."""
         own, train = self.stories, self.size.train
-        samples = self.folder / "samples.json"
+        samples, about = self.folder / "samples.json", self.folder / "world.json"
+        known = json.loads(about.read_text(encoding="utf-8")) if about.exists() else None
+        if known != self.about and (known or samples.exists()):
+            raise SystemExit(
+                f"{self.folder} has the samples of another world. Give these a folder of their own: --runs."
+            )
         if not samples.exists():
             found = own.rows(train + self.size.held)
             self.folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(about, json.dumps(self.about))
             held = {name: rows[train:] for name, rows in found.items()}
             atomic_write(self.folder / "held.json", json.dumps(held))
             atomic_write(samples, json.dumps({name: rows[:train] for name, rows in found.items()}))
@@ -235,6 +254,11 @@ class Stories:
         """Whether the tokenizer reads the text of some ids as these ids."""
         return self.tokenizer(self.text(ids))["input_ids"] == list(ids)
 
+    @cached_property
+    def _first(self) -> list[int]:
+        """What the tokenizer writes before every text."""
+        return list(self.tokenizer("")["input_ids"])
+
     def rows(self, count: int) -> dict[str, list[Any]]:
         """Different prompts, and replies to each, all of which the tokenizer reads as they were sampled.
 
@@ -278,7 +302,7 @@ class Stories:
             np.random.default_rng([self._seed, 0, 0]).shuffle(texts)
             whole = [ids for text in texts if len(ids := self.tokenizer(text)["input_ids"]) >= size.prompt]
             for first in range(0, len(whole), count):
-                yield [ids[-size.prompt :] for ids in whole[first : first + count]]
+                yield [[*self._first, *ids[-size.prompt :]] for ids in whole[first : first + count]]
             return
         if not start:
             raise SystemExit(
@@ -318,7 +342,12 @@ def best_of(world: World, file: Path) -> dict[str, list[float]]:
             }
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, json.dumps(found))
-    return json.loads(file.read_text(encoding="utf-8"))[world.reward]
+    known = json.loads(file.read_text(encoding="utf-8"))
+    if world.reward not in known:
+        raise SystemExit(
+            f"{file} was made without the reward {world.reward}. Give these values a folder of their own: --values."
+        )
+    return known[world.reward]
 
 
 def order_weights(count: int, best: int) -> np.ndarray:

@@ -145,6 +145,8 @@ def test_a_world_begins_with_its_opening(
     assert np.shape(world.held["replies"]) == (3, 4, 3 + 4)
     assert len(world.rows.read_text().splitlines()) == 3
     assert own.text(world.prompts[0]).startswith("The film")
+    with pytest.raises(SystemExit, match="samples of another world"):
+        world._replace(opening="The book").make()
     limit = best_of(world, tmp_path / "best_of.json")
     assert {name: len(values) for name, values in limit.items()} == {"1": 2, "2": 2, "4": 2}
 
@@ -181,6 +183,8 @@ def test_conversations_give_the_prompts(
     ends = [own.tokenizer(text)["input_ids"][-20:] for text in said]
     assert all(ids in ends for ids in [*world.prompts, *world.held["prompts"]])
     assert set(best_of(world, tmp_path / "best_of.json")) == {"1", "2", "4"}
+    with pytest.raises(SystemExit, match="without the reward other"):
+        best_of(world._replace(reward="other"), tmp_path / "best_of.json")
     with pytest.raises(SystemExit, match="of 300 prompts"):
         world._replace(folder=tmp_path / "other", size=size._replace(train=297)).make()
 
