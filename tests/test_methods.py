@@ -54,15 +54,21 @@ def test_a_written_recipe_is_whole(method, tmp_path, monkeypatch):
 def test_a_written_recipe_shows_how_each_model_is_trained(method):
     """And nothing else but the method's body."""
     written, body = yaml.safe_load(method.recipe), yaml.safe_load(method.body)
-    shown = {"learning_rate": 1e-5, "per_device_train_batch_size": 8, "num_train_epochs": 1}
-    trained = [name for name in ("oracle", "policy") if name in body]
+    usual = {"learning_rate": 1e-5, "per_device_train_batch_size": 8, "num_train_epochs": 1}
+    falling = {"lr_scheduler_type": "linear"}
+    shown = {"oracle": usual, "policy": usual}
+    shown["reward"] = {**usual, **falling, "learning_rate": 5e-5, "num_train_epochs": 3}
+    if body["policy"]["objective"]["name"] == "reinforce":
+        online = {"per_device_train_batch_size": 64, "max_steps": 128, **falling}
+        shown["policy"] = {"learning_rate": 1e-5, **online}
+    trained = [name for name in shown if name in body]
     assert trained
     for name in trained:
-        body[name]["training"] = shown
+        body[name]["training"] = shown[name]
     assert {name: written[name] for name in body} == body
     rates = [line for line in method.recipe.splitlines() if line.startswith("    learning_rate")]
     assert len(rates) == len(trained)
-    assert all("# for a small model" in line for line in rates)
+    assert all("for billions of parameters" in line for line in rates)
 
 
 @pytest.fixture(scope="module")

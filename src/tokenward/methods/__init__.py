@@ -33,9 +33,25 @@ tokens:
 
 TRAINING = """\
   training:                # any field of transformers.TrainingArguments
-    learning_rate: 1.0e-5  # for a small model; 1.0e-6 or less from a billion parameters up, 1.0e-4 for an adapter
+    learning_rate: 1.0e-5  # 1.0e-6 for billions of parameters, 3.0e-5 for a hundred million, 1.0e-4 for an adapter or a toy
     per_device_train_batch_size: 8  # pairs, or prompts to reply to; with gradient_accumulation_steps: 4 an update sees 32
     num_train_epochs: 1
+"""
+
+ONLINE_TRAINING = """\
+  training:                # any field of transformers.TrainingArguments; updates and batch as where it was measured
+    learning_rate: 1.0e-5  # 1.0e-6 for billions of parameters, 3.0e-5 for a hundred million, 1.0e-4 for an adapter or a toy
+    per_device_train_batch_size: 64  # prompts, each with its replies
+    max_steps: 128
+    lr_scheduler_type: linear
+"""
+
+REWARD_TRAINING = """\
+  training:
+    learning_rate: 5.0e-5  # 1.0e-5 for billions of parameters, 2.0e-4 for a hundred million; the run warns if it learns nothing
+    per_device_train_batch_size: 8
+    num_train_epochs: 3
+    lr_scheduler_type: linear
 """
 
 RECOMMENDED = "tlm_rl"
@@ -52,8 +68,8 @@ VERDICTS = (
 )
 """What the study of docs/choosing.md found of a method: its reward at 2 and 5 nats, where the interval of the difference excludes 0."""
 
-TRAINED = ("oracle:", "policy:")
-"""Tables that get a training table. Those of auxiliary models have one in the file."""
+TRAINED = {"oracle:": TRAINING, "reward:": REWARD_TRAINING, "policy:": TRAINING}
+"""Tables that get a training table, and which. Those of auxiliary models have one in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +103,13 @@ class Method:
 def _with_training(body: str) -> str:
     """The body with a training table at the end of each trained model's table."""
     tables = re.split(r"^(?=\S)", body, flags=re.MULTILINE)  # before each top-level key
-    return "".join(table + (TRAINING if table.startswith(TRAINED) else "") for table in tables)
+    return "".join(table + _training_of(table) for table in tables)
+
+
+def _training_of(table: str) -> str:
+    if "name: reinforce" in table:
+        return ONLINE_TRAINING
+    return TRAINED.get(table.split(maxsplit=1)[0], "") if table.strip() else ""
 
 
 def all_methods() -> dict[str, Method]:

@@ -66,6 +66,8 @@ def outcome(run: RunFolder, agreement: Figure | None) -> Outcome:
     elif agreement is not None:
         sentence = f"The scores agree with the preference in {agreement.value:.0%} of the pairs."
         detail = f"{_interval(agreement)}, over {_count(agreement.n, 'pair')}. The policy has not been evaluated yet."
+    if (distance := figures.get("kl/per_reply")) is not None:
+        detail += f" Distance from the start: {distance.value:.2g} nats a reply."
     return Outcome(_subject(run), sentence, detail, picture)
 
 
@@ -97,6 +99,8 @@ def _count(n: int, noun: str) -> str:
 
 
 def _interval(figure: Figure) -> str:
+    if figure.low == figure.high:  # resamples of equal values are equal, however few there are
+        return "no interval: all are equal"
     return f"95 % interval {_decimals(figure.low)} to {_decimals(figure.high)}"
 
 

@@ -37,7 +37,7 @@ from tokenward.training.callbacks import (
 )
 from tokenward.training.checkpoints import KeepNewest, RecordFiles, last_whole_checkpoint, step_of
 from tokenward.training.checks import check_first_batch
-from tokenward.training.metrics import DisplacementAlarm, displacement_facts
+from tokenward.training.metrics import DisplacementAlarm, displacement_facts, flat_loss_warning
 from tokenward.training.passes import Prepare
 from tokenward.training.trackers import own_record
 from tokenward.training.trainer import TokenTrainer
@@ -117,6 +117,8 @@ def fit(
     history = trainer.state.log_history
     if trainer.is_world_process_zero():
         write_jsonl(folder / "history.jsonl", history, ascii=True)
+    if warning := flat_loss_warning(history, arguments.learning_rate, where):
+        display.line(warning)
     measured |= {**displacement_facts(history, arguments.displacement_margin), **speed.facts()}
     return {"steps": trainer.state.global_step, "rows": len(rows), **measured}
 

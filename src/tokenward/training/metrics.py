@@ -120,6 +120,30 @@ def _message(change: Change, margin: float, where: str) -> str:
     )
 
 
+LEAST_FALL = 0.01
+"""A loss that has fallen by a smaller part of its first value has taught next to nothing."""
+
+
+def flat_loss_warning(history: Sequence[Mapping[str, Any]], learning_rate: float, where: str) -> str:
+    """A warning if a loss that compares responses has hardly fallen; empty if it has, or was logged fewer than four times.
+
+    Args:
+        history: What was logged.
+        learning_rate: The highest one.
+        where: Key of the training table.
+    """
+    compared = [entry for entry in history if entry.keys() & {"rewards/accuracies", "rank/accuracy"}]
+    losses = [float(entry["loss"]) for entry in compared if "loss" in entry]
+    last = fmean(losses[-max(len(losses) // 4, 1) :]) if losses else 0.0
+    if len(losses) < 4 or last <= losses[0] * (1 - LEAST_FALL):
+        return ""
+    return (
+        f"  warning: the loss went from {losses[0]:.4f} to {last:.4f}, so the model has learned next to nothing of the preference, and what is "
+        f"made with it will be noise. Raise {where}.learning_rate ({learning_rate:g}) or {where}.num_train_epochs. The smaller a model, the "
+        "higher its rate: some 1e-3 for a million weights, 1e-4 for a hundred millions, 1e-5 for billions."
+    )
+
+
 LOSS = "loss/comparison"
 """Key of the mean loss in what :meth:`MetricSums.take` returns."""
 
