@@ -174,6 +174,10 @@ def test_training_does_not_change_the_rewards_of_an_oracle_whose_reference_is_th
         ("wrong-objective", {"objective": tokenward.DPO()}),
         ("wrong-type", {"rewards": 3}),
         ("out-of-range", {"rollouts": 0}),
+        (
+            "conflicting-settings",
+            {"rollouts": 1, "objective": tokenward.objectives.Reinforce(baseline="mean")},
+        ),
         ("bad-row", {"train_dataset": [{"prompt": ""}]}),
         ("no-rows", {"sampling": tokenward.SamplingSettings(max_new_tokens=100_000)}),
     ],

@@ -242,10 +242,13 @@ def test_the_page_begins_with_what_changed(copied_run: Path, change: tuple[float
         f"vader/{part}": dict(zip(("value", "low", "high"), three, strict=True), n=4)
         for part, three in values.items()
     }
-    path.write_text(json.dumps(json.loads(path.read_text()) | made))
+    known = json.loads(path.read_text())
+    run_kl = known["kl/per_reply"]["value"]
+    path.write_text(json.dumps(known | made))
     found = outcome(RunFolder.read(RUN), None)
     assert words in found.sentence
     assert f"{low:.3f} to {high:.3f}, over 4 eval prompts".replace("-", "−") in found.detail
+    assert f"Distance from the start: {run_kl:.2g} nats a reply." in found.detail
     assert found.subject == "SePO · model · pairs.jsonl"
     assert found.picture.count("<circle") == 8, "one dot per reply, before and after"
 

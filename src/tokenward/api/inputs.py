@@ -109,6 +109,7 @@ def language_model(
     packing: Packing = "auto",
     device: str = "auto",
     name: str = "model",
+    fallback: PreTrainedTokenizerBase | None = None,
 ) -> LanguageModel:
     """Load a model argument, or wrap a loaded one.
 
@@ -118,6 +119,7 @@ def language_model(
         packing: ``auto`` tests whether the model can read a prompt once for several responses.
         device: ``auto`` moves models that are loaded here to the GPU if there is one, and leaves others where they are.
         name: Name of the argument, for messages.
+        fallback: The tokenizer of a loaded model that does not know its own.
 
     Raises:
         UserError: it has another type, or cannot be loaded.
@@ -134,7 +136,7 @@ def language_model(
         _check_no_adapter_inside(model, name)
         if device != "auto" and not hasattr(model, "hf_device_map"):
             nn.Module.to(model, device)
-        tokenizer = processing_class or known_tokenizer(model) or _tokenizer_of(model, name)
+        tokenizer = processing_class or known_tokenizer(model) or _tokenizer_of(model, name, fallback)
         return prepare_model(model, tokenizer, packing=packing)
     raise UserError(
         f"{name} is {described(model)}. Pass a loaded model of transformers or PEFT, or a folder or hub name.",
@@ -183,8 +185,12 @@ def check_ratio(scorer: Scorer, models: Mapping[str, TokenModel]) -> None:
         )
 
 
-def _tokenizer_of(model: PreTrainedModel | PeftModel, name: str) -> PreTrainedTokenizerBase:
+def _tokenizer_of(
+    model: PreTrainedModel | PeftModel, name: str, fallback: PreTrainedTokenizerBase | None
+) -> PreTrainedTokenizerBase:
     place = str(getattr(model.config, "_name_or_path", "") or "")
+    if not place and fallback is not None:
+        return fallback
     if not place:
         raise UserError(
             f"{name} is a {type(model).__name__} that was not loaded from a folder or the hub, so its tokenizer is not known. "

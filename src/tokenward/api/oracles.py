@@ -96,7 +96,8 @@ def scoring_of(
     if isinstance(oracle, TokenScorer) and (template is None or _same_tokenizer(oracle.template, template)):
         _check_style(oracle, style)
         made = None
-    models, own = _models_of(oracle, scorer is None, loading)
+    fallback = None if template is None else template.tokenizer
+    models, own = _models_of(oracle, scorer is None, {"fallback": fallback, **loading})
     scorer = cast(Scorer, scorer or own)
     check_call("scorer", name_of(scorer), scorer, ("record",))
     check_scope(scorer)

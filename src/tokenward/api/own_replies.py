@@ -12,6 +12,7 @@ from tokenward.distributed import alone, gather, place
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
 from tokenward.models.loading import LanguageModel
+from tokenward.objectives import Objective, Reinforce
 from tokenward.sampling.classification import MaskedModel
 from tokenward.sampling.rollouts import Context, ScoredSampler, sampled_row, seed_of
 from tokenward.scoring.reads import token_values
@@ -22,6 +23,16 @@ from tokenward.types import Comparison, Example
 
 DEVICE_BATCH = TrainingArguments.per_device_train_batch_size
 """Rows of a batch if the training arguments do not say, as in transformers."""
+
+
+def check_baseline(objective: Objective, rollouts: int) -> None:
+    """Refuse the mean over a single reply as its baseline: nothing but rounding would be left of its rewards."""
+    if rollouts == 1 and isinstance(objective, Reinforce) and objective.baseline == "mean":
+        raise UserError(
+            "rollouts is 1, and baseline: mean subtracts the mean over the replies to a prompt, which is then the reply's own, so nothing "
+            "would be learned. Sample more replies, or use baseline: leave_one_out or none.",
+            code="conflicting-settings",
+        )
 
 
 class Prompts(NamedTuple):

@@ -21,7 +21,13 @@ from tokenward.api.inputs import (
     encode_rows,
     language_model,
 )
-from tokenward.api.own_replies import OwnReplies, check_same_tokens, different_prompts, of_all_processes
+from tokenward.api.own_replies import (
+    OwnReplies,
+    check_baseline,
+    check_same_tokens,
+    different_prompts,
+    of_all_processes,
+)
 from tokenward.api.training import (
     adapter_settings,
     check_adapter,
@@ -128,7 +134,9 @@ class ReinforceTrainer(TokenTrainer):
             if isinstance(rewards, TokenScorer)
             else TokenScorer.load(rewards, device=loading["device"])
         )
-        compared = None if reference is None else language_model(reference, name="reference", **loading)
+        compared = None
+        if reference is not None:
+            compared = language_model(reference, name="reference", fallback=start.tokenizer, **loading)
         scorer = _frozen(scorer, start, packing)
         if compared is not None and compared.model is start.model:
             compared = copy_model(start, packing=packing)
@@ -206,6 +214,7 @@ def _check_types(objective: Any, rewards: Any, rollouts: Any) -> None:
         raise UserError(
             f"rollouts is {described(rollouts)}. Pass a number of replies, such as 4.", code="out-of-range"
         )
+    check_baseline(objective, rollouts)
 
 
 def _encoded(rows: Rows, template: Template, limits: Limits, say: Any) -> Iterable[TokenRow]:

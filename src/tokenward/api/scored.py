@@ -193,7 +193,7 @@ def score(
                 "the model that the oracle was trained from is not known. Pass reference.",
                 code="missing-reference",
             )
-        return language_model(reference, packing=packing, name="reference")
+        return language_model(reference, packing=packing, name="reference", fallback=processing_class)
 
     wanted = None if processing_class is None else tokens.style.template(processing_class)
     scoring = scoring_of(oracle, base, scorer=scorer, style=tokens.style, template=wanted, packing=packing)

@@ -153,7 +153,9 @@ class SelectiveTrainer(TokenTrainer):
         display = display_of(own)
         loading: dict[str, Any] = {"packing": packing, "device": device_of_args(own)}
         start = language_model(model, processing_class, **loading)
-        compared = start if reference is None else language_model(reference, name="reference", **loading)
+        compared = start
+        if reference is not None:
+            compared = language_model(reference, name="reference", fallback=start.tokenizer, **loading)
         adapter = adapter_settings(peft_config)
         check_adapter(start, adapter)
         check_separate({"model": start, "reference": compared})

@@ -6,7 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenward.api.own_replies import DEVICE_BATCH, OwnReplies, check_same_tokens, of_all_processes, rewarded
+from tokenward.api.own_replies import (
+    DEVICE_BATCH,
+    OwnReplies,
+    check_baseline,
+    check_same_tokens,
+    of_all_processes,
+    rewarded,
+)
 from tokenward.api.training import with_new_adapter
 from tokenward.artifacts import StageFolder, fingerprint, user_path, write_jsonl
 from tokenward.config import OnlineTable, Recipe
@@ -288,6 +295,7 @@ class OnlineLoop:
 
         made: Prepare = weighed
         if online.objective.name == "reinforce":
+            check_baseline(self.objective, online.rollouts)
             made = self._replies = OwnReplies(
                 samples=task.samples,
                 count=online.rollouts,

@@ -7,6 +7,7 @@ from tokenward.api.own_replies import (
     DEVICE_BATCH,
     OwnReplies,
     Prompts,
+    check_baseline,
     check_same_tokens,
     different_prompts,
     of_all_processes,
@@ -115,6 +116,7 @@ class PolicyStage(TrainingStage):
     ) -> Mapping[str, Any]:
         """Train on replies that the policy writes to the prompts of the comparisons; see :class:`OwnReplies`."""
         table, objective = run.recipe.policy, self.objective(run)
+        check_baseline(objective, table.rollouts)
         rows, examples = self._prompts(run, template)
         reference = run.load(run.policy_start) if needs_of(objective).reference else None
         policy = with_new_adapter(start, run.recipe.model.adapter, run.recipe.seed)

@@ -92,8 +92,8 @@ class Template:
             return
         if not self.tokenizer.chat_template:
             raise UserError(
-                f"the tokenizer of {self._name} has no chat template. Use template: plain to join prompt and reply as "
-                "text, or save a chat_template.jinja in the tokenizer's folder.",
+                f"the tokenizer of {self._name} has no chat template. Use template: plain, which joins prompt and reply as they are "
+                '(in a script: tokens=TokenSettings(template="plain")), or save a chat_template.jinja in the tokenizer\'s folder.',
                 code="no-chat-template",
                 key="tokens.template",
             )
