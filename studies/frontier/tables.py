@@ -62,8 +62,15 @@ def _ends(found: Measured, arms: Sequence[Arm]) -> list[str]:
     penalties = found.penalties(ONLINE_BASE) if found.has(ONLINE_BASE) else []
     if not penalties or not arms:
         return []
-    title = f"Where trainings on own replies end, and minus {ARMS[ONLINE_BASE].title} with the same factor of the KL penalty:"
-    lines = ["", title, "", *_head(["method", "factor", "reward", "minus", "KL, nats", "minus"])]
+    title = f"Minus {ARMS[ONLINE_BASE].title} with the same factor of the KL penalty:"
+    lines = [
+        "",
+        "#### Where trainings on own replies end",
+        "",
+        title,
+        "",
+        *_head(["method", "factor", "reward", "minus", "KL, nats", "minus"]),
+    ]
     for penalty in penalties:
         base = found.end(ONLINE_BASE, penalty)
         lines.append(

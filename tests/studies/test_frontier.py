@@ -226,25 +226,37 @@ def test_the_tables_of_the_results_are_made_from_the_stored_values(
     assert "\n".join(lines_of(found)) in (DOCS / "results.md").read_text()
 
 
+def test_the_table_of_the_default_model_is_made_from_the_stored_values() -> None:
+    found = Measured(VALUES / "frontier_default", "vader", LOOKED_AT)
+    assert "\n".join(lines_of(found)) in (DOCS / "results.md").read_text()
+
+
 def test_other_tables_of_the_pages_are_made_from_the_stored_values() -> None:
     assert "\n".join(judge_lines(STORED, "vader", LOOKED_AT)) in (DOCS / "results.md").read_text()
     found = Measured(STORED, "vader", LOOKED_AT)
     assert "\n".join(short_lines(found)) in (DOCS / "methods.md").read_text()
 
 
-def test_the_stored_values_are_those_of_the_recipes_as_they_are() -> None:
+@pytest.mark.parametrize(
+    ("folder", "size", "opening", "least"),
+    [("frontier", "whole", "", 200), ("frontier_default", "small", "I watched the film and", 8)],
+)
+def test_the_stored_values_are_those_of_the_recipes_as_they_are(
+    folder: str, size: str, opening: str, least: int
+) -> None:
     """Of every arm, learning rate and seed. A recipe that changes needs its values measured again."""
     found = 0
-    for file in sorted(STORED.glob("*/*.npz")):
+    for file in sorted((VALUES / folder).glob("*/*.npz")):
         name, _, seed = file.stem.rpartition("-")
         if name == "start":
             continue
-        known, world = stored(file), World("", Path(), int(seed), file.parent.name)
+        known = stored(file)
+        world = World("", Path(), int(seed), file.parent.name, SIZES[size], opening)
         model = str(stored(file.with_name(f"start-{seed}.npz"))["0/made_by"])
         for rate in {key.split("/")[0] for key in known}:
             assert str(known[f"{rate}/made_by"]) == made_by(world, ARMS[name], float(rate), model), file
             found += 1
-    assert found > 200
+    assert found > least
 
 
 OF_METHODS = {"sepo": "sepo30", "tlm_rl": "rl_reward", "rto": "rl_oracle"}
