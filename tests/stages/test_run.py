@@ -99,6 +99,7 @@ def test_sft_fractions_of_the_pairs_eval_reward_and_an_adapter(tiny_workplace: P
     assert (RUN / "policy" / "model" / "adapter_model.safetensors").is_file()
     assert not (RUN / "policy" / "model" / "model.safetensors").exists()
     figures = tokenward.read_figures(run)
+    assert tokenward.read_figures(run.folder) == figures
     assert 0 <= figures["eval_reward/win_rate"].value <= 1
     assert 0 <= figures["eval_reward/pairs_accuracy"].value <= 1
     sets = tables_of(run)

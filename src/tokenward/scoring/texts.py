@@ -335,7 +335,8 @@ def _reference(
     if weights_digest(base) != expected:
         raise UserError(
             f"the weights of {base.name} are not those of the reference that {oracle.name} was trained from: the model was trained "
-            "further or replaced, so the scores would differ. Pass the model before its training as reference to TokenScorer.load.",
+            "further or replaced, so the scores would differ. Name the model before its training as the reference: "
+            "--reference on the command line, TokenScorer.load(..., reference=...) in a script.",
             code="changed-reference",
         )
     return replace(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenward.artifacts import StageFolder, write_json, write_jsonl
+from tokenward.artifacts import StageFolder, user_path, write_json, write_jsonl
 from tokenward.display import Display
 from tokenward.distributed import first_alone
 from tokenward.evaluation.measures import Figures, Measures, Models, Samples
@@ -27,11 +27,11 @@ from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.template import Template
 
 
-def read_figures(run: Run) -> Figures:
+def read_figures(run: Run | str | Path) -> Figures:
     """The figures of a finished evaluation.
 
     Args:
-        run: The run, from :func:`tokenward.run` or :func:`tokenward.open_run`.
+        run: The run, from :func:`tokenward.run` or :func:`tokenward.open_run`, or its folder.
 
     Returns:
         Figures by name, each with its value, a 95 % bootstrap interval and n.
@@ -39,7 +39,8 @@ def read_figures(run: Run) -> Figures:
     Raises:
         UserError: they are missing or damaged.
     """
-    return load_figures(run.path("evaluation") / "metrics.json")
+    folder = run.path("evaluation") if isinstance(run, Run) else user_path(run) / "evaluation"
+    return load_figures(folder / "metrics.json")
 
 
 def show_figures(run: Run) -> None:
