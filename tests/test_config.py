@@ -145,7 +145,7 @@ def test_defaults_are_the_documented_ones():
     online = recipe_of("online: {}\nexamples: {source: a.jsonl}\n").online
     assert (online.objective.name, online.selection.name) == ("weighted_likelihood", "soft")
     assert (online.samples, online.every, online.until, online.restart) == (3, None, 0.5, "warm")
-    assert (online.rollouts, online.sampling.temperature, online.sampling.top_k) == (64, 1.0, 50)
+    assert (online.rollouts, online.sampling.temperature, online.sampling.top_k) == (64, 1.0, 0)
 
 
 def test_every_key_has_a_description():

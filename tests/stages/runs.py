@@ -27,7 +27,7 @@ online:
   reward_evals: 2
   every: 3
   rollouts: 3
-  sampling: {{max_new_tokens: 6}}
+  sampling: {{max_new_tokens: 6, top_k: 50}}
   training: {{learning_rate: 1.0e-3, per_device_train_batch_size: 2, max_steps: 6}}
 evaluation: {{prompts: 3, max_new_tokens: 5, bootstrap: 20, metrics: [rouge1]}}
 """

@@ -90,11 +90,12 @@ class RunSelection(NamedTuple):
         assert self.when == "pair"
         if not self.term:
             return weights_of(self.selector, tokens)
-        drawn = tokens._replace(seeds=step_seeds(ids, tokens.response, len(tokens.rank)))
-        weights = weights_of(self.selector, drawn)
+        kept = torch.ones_like(tokens.response, dtype=torch.bool)
         for outer in self.within:
-            weights = torch.where(outer.weights(tokens, ids) != 0, weights, 0.0)
-        return weights
+            kept &= outer.weights(tokens, ids) != 0
+        seeds = step_seeds(ids, tokens.response, len(tokens.rank))
+        drawn = tokens._replace(scores=torch.where(kept, tokens.scores, torch.nan), seeds=seeds)
+        return torch.where(kept, weights_of(self.selector, drawn), 0.0)
 
 
 def policy_scorer(run: RunFolder) -> tuple[str, Scorer] | None:
