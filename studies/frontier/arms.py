@@ -322,7 +322,7 @@ _LISTED = [
         "REINFORCE by the oracle's token reward (RTO)",
         _reinforce(LOG_RATIO, return_to_go=True),
         "online",
-        PENALTIES,
+        (7.0, 3.0, 1.2),  # its rewards are larger
     ),
     Arm("dpo30_kl", "DPO on selected 30 % + KL", _anchored(0.3, 0.03, "reverse", "all"), "anchor"),
 ]
