@@ -305,7 +305,7 @@ _LISTED = [
     ),
     Arm(
         "rl_sequence",
-        "REINFORCE by TLM's reward, spread over the reply",
+        "REINFORCE by TLM's reward, summed over the reply",
         _reinforce(BY_REWARD, spread="sequence"),
         "online",
         PENALTIES,
