@@ -65,7 +65,7 @@ def _ends(found: Measured, arms: Sequence[Arm]) -> list[str]:
     title = f"Minus {ARMS[ONLINE_BASE].title} with the same factor of the KL penalty:"
     lines = [
         "",
-        "#### Where trainings on own replies end",
+        "### Where trainings on own replies end",
         "",
         title,
         "",
