@@ -40,11 +40,12 @@ def test_a_prompt_alone_is_that_of_a_pair(row: dict[str, Any]) -> None:
     "rows",
     [
         [{"prompt": "hi"}, {"question": "hi"}],
+        [{"prompt": "hi"}, "hi"],
         [{"prompt": "   "}],
         [{"prompt": [{"role": "system", "content": "Be brief."}]}],
         [{"prompt": [{"role": "user"}]}],
     ],
-    ids=["missing", "blank", "system alone", "no content"],
+    ids=["missing", "a text", "blank", "system alone", "no content"],
 )
 def test_a_row_without_a_prompt_is_named(rows: list[dict[str, Any]]) -> None:
     with pytest.raises(UserError, match=f"train_dataset:row {len(rows)}") as caught:

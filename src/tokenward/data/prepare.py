@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenward.data.fields import FieldError, Row, Unusable
+from tokenward.data.fields import FieldError, Row, Unusable, describe
 from tokenward.data.files import Meter
 from tokenward.data.formats import Format, check_columns, find, renamed, usual_columns
 from tokenward.data.messages import trains
@@ -135,8 +135,12 @@ def asked(where: str, row: Row) -> PromptAndTools:
     Raises:
         UserError: The row is not a mapping, or its prompt is missing, malformed or empty.
     """
+    if not isinstance(row, Mapping):
+        raise UserError(
+            f"{where}: found {describe(row)}, expected an object with the field prompt.", code="bad-row"
+        )
     try:
-        found = asked_of(row if isinstance(row, Mapping) else {"prompt": row})
+        found = asked_of(row)
     except FieldError as error:
         raise UserError(f"{where}: {error}. Correct or delete this row.", code="bad-row") from error
     if not any(message["content"].strip() for message in found.prompt if message["role"] != "system"):

@@ -139,8 +139,8 @@ def flat_loss_warning(history: Sequence[Mapping[str, Any]], learning_rate: float
         return ""
     return (
         f"  warning: the loss went from {losses[0]:.4f} to {last:.4f}, so the model has learned next to nothing of the preference, and what is "
-        f"made with it will be noise. Raise {where}.learning_rate ({learning_rate:g}) or {where}.num_train_epochs. The smaller a model, the "
-        "higher its rate: some 1e-3 for a million weights, 1e-4 for a hundred millions, 1e-5 for billions."
+        f"made with it will be noise. Raise {where}.learning_rate ({learning_rate:g}), or train for longer. The smaller a model, the "
+        "higher its rate: some 1e-3 for a million weights, 1e-4 for a hundred million, 1e-5 for billions."
     )
 
 
