@@ -14,11 +14,13 @@ from tokenward.stages.lists import carry_out
 from tokenward.stages.run import Run
 from tokenward.stages.tables import Tables, tables
 
+# Adam divides a first gradient by its own size: where the parts of a gradient cancel to rounding, two processes would take steps that
+# differ by a hundredth. Its epsilon is far above rounding here.
 EXAMPLES = """
 model: {{name: {model}}}
 tokens: {{max_prompt_tokens: 128, max_response_tokens: 64}}
 examples: {{source: examples.jsonl, prompt: "{{question}}", references: answers}}
-reward: {{head: {{hidden: 16, gain: 0.5}}, training: {{learning_rate: 1.0e-3, per_device_train_batch_size: 4}}}}
+reward: {{head: {{hidden: 16, gain: 0.5}}, training: {{learning_rate: 1.0e-3, per_device_train_batch_size: 4, adam_epsilon: 1.0e-4}}}}
 online:
   source: {{name: length, words: 3}}
   samples: 3
@@ -27,7 +29,7 @@ online:
   reward_evals: 2
   every: 3
   rollouts: 3
-  sampling: {{max_new_tokens: 6, top_k: 50}}
+  sampling: {{max_new_tokens: 6}}
   training: {{learning_rate: 1.0e-3, per_device_train_batch_size: 2, max_steps: 6}}
 evaluation: {{prompts: 3, max_new_tokens: 5, bootstrap: 20, metrics: [rouge1]}}
 """
