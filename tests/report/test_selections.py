@@ -81,6 +81,32 @@ def test_a_recipe_that_trains_on_every_token_marks_none(copied_run: Path, opened
     assert page.locator(".sides .kept").count() > 0
 
 
+def test_a_policy_that_trains_on_its_own_replies_says_so(copied_run: Path) -> None:
+    trained(
+        copied_run,
+        "policy.selection={name: all}",
+        "policy.objective={name: reinforce, entropy: 0.0, kl: 0.1}",
+        "policy.sampling={max_new_tokens: 4}",
+        "policy.rollouts=2",
+        "policy.training={max_steps: 1, per_device_train_batch_size: 2}",
+    )
+    [note] = shown_pair(RUN, 1).notes
+    assert "replies of its own" in note
+    html = make_report(RUN).html
+    assert note in html
+    assert data_of(html)["selection"]["whole"] == note
+
+
+def test_a_term_s_marks_are_shown_where_the_policy_trains_on_every_token(copied_run: Path, opened) -> None:
+    objective = f"{{name: sum, terms: [{{name: dpo}}, {{name: treg, selection: {SIGNED}}}]}}"
+    trained(copied_run, "policy.selection={name: all}", f"policy.objective={objective}")
+    page = opened(make_report(RUN).save().resolve())
+    assert page.locator(".sides .kept").count() == 0
+    page.locator("#weights").select_option("weight of treg")
+    assert page.locator(".sides .kept").count() > 0
+    assert "every token" not in page.locator("#kept").text_content()
+
+
 def test_weights_that_depend_on_other_pairs_are_not_guessed(copied_run: Path) -> None:
     batch = (
         "policy.selection={name: transform, steps: [{top: {fraction: 0.6, which: largest, scope: batch}}]}"

@@ -139,6 +139,7 @@ class Channels:
         return {
             "name": own.rule if own else None,
             "silent": own is not None and own.nearest is None,
+            "whole": own.whole if own else "",
             **selection_settings(self._selector),
         }
 

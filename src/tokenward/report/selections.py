@@ -51,6 +51,7 @@ class RunSelection(NamedTuple):
         when: What its weights depend on.
         by: For an online selection, the values of the policy that it reads.
         within: The selections around it; it selects among their tokens.
+        own_replies: Whether the policy trains on its own replies, and not on those of the data.
     """
 
     term: str
@@ -59,6 +60,7 @@ class RunSelection(NamedTuple):
     when: Literal["pair", "step", "compared", "unit", "batch", "dataset", "refused", "secret"]
     by: str = ""
     within: tuple["RunSelection", ...] = ()
+    own_replies: bool = False
 
     @property
     def channel(self) -> str:
@@ -84,6 +86,15 @@ class RunSelection(NamedTuple):
         """Why its weights are not shown; empty if they are."""
         unit = unit_of(self.selector)
         return _NOTES[self.when].format(by=self.by, unit=unit if unit == "spans" else f"{unit}s")
+
+    @property
+    def whole(self) -> str:
+        """Why no token is marked although all have weight; empty if some have none."""
+        if not isinstance(self.selector, KeepAll) or self.when != "pair":
+            return ""
+        if self.own_replies:
+            return "The policy trains on replies of its own, every token with its reward. The replies here come from the data, so none is marked."
+        return "The policy trains on every token, so none is marked."
 
     def weights(self, tokens: ScoredTokens, ids: Tensor) -> Tensor:
         """Weights of a pair's tokens as in training, from scores and token ids, which seed random choices.  -> [n]"""
@@ -161,8 +172,10 @@ def selections_of(run: RunFolder) -> list[RunSelection]:
     kinds = {
         {"logp": "log-probability"}.get(read.kind, read.kind) for read in reads_of(made[1]) if read.online
     }
-    own = RunSelection("", name, selector, when, " and ".join(sorted(kinds)))
-    return [own, *_terms(run.setting("policy", "policy", "objective"), own, run.seed)]
+    objective = run.setting("policy", "policy", "objective")
+    online = objective["name"] == "reinforce"
+    own = RunSelection("", name, selector, when, " and ".join(sorted(kinds)), own_replies=online)
+    return [own, *_terms(objective, own, run.seed)]
 
 
 def selection_named(selections: list[RunSelection], term: str | None) -> RunSelection | None:

@@ -20,8 +20,6 @@ from tokenward.report.selections import RunSelection, scorer_note, selection_nam
 from tokenward.selection import KeepAll, TopFraction
 from tokenward.selection.weights import weights_of
 
-WHOLE = "The policy trains on every token, so none is marked."
-
 
 class ShownToken(NamedTuple):
     """A token for display, with its shade (-1 to 1 on the run's scale, and beyond where it is clipped).
@@ -122,8 +120,8 @@ def _weights(
         for name in terms
         if name != selection.term
     )
-    if isinstance(selection.selector, KeepAll) and selection.when == "pair":
-        return torch.zeros_like(tokens.scores), "", (WHOLE, *notes)
+    if selection.whole:
+        return torch.zeros_like(tokens.scores), "", (selection.whole, *notes)
     if selection.when == "pair":
         ids = torch.tensor([token for record in pair.records for token in record.ids])
         whose = f" for the term {selection.term}" if selection.term else ""

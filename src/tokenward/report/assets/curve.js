@@ -42,7 +42,7 @@ function inWords(found) {
 function showCurve() {
   const mine = measures(open).curve, others = pairs.map((pair) => measures(pair).curve);
   const here = carried([open]), all = carried(pairs);
-  byId("kept").textContent = isSilent() ? "No token is marked." : isWhole() ? "The policy trains on every token, so none is marked." : `This pair: ${inWords(here)}.`;
+  byId("kept").textContent = isSilent() ? "No token is marked." : isWhole() ? data.selection.whole : `This pair: ${inWords(here)}.`;
   byId("kept-all").textContent = isSilent() || isWhole() ? "" : `All ${pairs.length} pairs of the page: ${inWords(all)}.`;
   const shares = others.map((curve) => shareCarrying(curve, 0.8)).filter((x) => x !== null).sort((a, b) => a - b);
   const own = shareCarrying(mine, 0.8);

@@ -100,7 +100,7 @@ const isSilent = () => !state.weights && data.selection.silent && !state.moved;
 const isRecipes = () => Boolean(state.weights) && !state.moved && state.scorer === scorers[0];
 
 /** Whether the recipe trains on every token, so that marks would say nothing. */
-const isWhole = () => isRecipes() && data.selection.name === "all";
+const isWhole = () => isRecipes() && state.weights === "weight" && Boolean(data.selection.whole);
 
 /** Weight of each token of both sides: from the recipe, until a slider or the score is changed. */
 function keptOf(pair) {
