@@ -17,7 +17,7 @@ from tokenward.report.collect import RunFolder
 from tokenward.report.pairs import PairReader, ScoredPair, is_unpaired, scores_of
 from tokenward.report.pieces import context_before, eos_count, pieces
 from tokenward.report.selections import RunSelection, scorer_note, selection_named, selections_of
-from tokenward.selection import KeepAll, TopFraction
+from tokenward.selection import TopFraction
 from tokenward.selection.weights import weights_of
 
 
