@@ -49,6 +49,10 @@ def scores_of(scorer: Scorer, record: TokenRecord) -> np.ndarray:
     return torch.as_tensor(scorer(record), dtype=torch.float32).detach().numpy()
 
 
+READ = {"data", "reference", "scores"}
+"""Stages whose files a pair is read from."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairReader:
     """Reads the pairs of a run from its data and its score store.
@@ -66,7 +70,7 @@ class PairReader:
     @classmethod
     def open(cls, run: RunFolder) -> "PairReader | None":
         """A reader of a run's pairs; None for a run without scores, such as an online run, or without pairs."""
-        if not {"data", "reference", "scores"} <= set(run.manifests) or is_unpaired(run):
+        if READ - set(run.manifests) or is_unpaired(run):
             return None
         store = TokenStore(run.path / "scores")
         usual = _usual_scorer(store)

@@ -14,7 +14,7 @@ from tokenward.display import signed
 from tokenward.errors import UserError
 from tokenward.report.channels import scale_of, scored_tokens
 from tokenward.report.collect import RunFolder
-from tokenward.report.pairs import PairReader, ScoredPair, is_unpaired, scores_of
+from tokenward.report.pairs import READ, PairReader, ScoredPair, is_unpaired, scores_of
 from tokenward.report.pieces import context_before, eos_count, pieces
 from tokenward.report.selections import RunSelection, scorer_note, selection_named, selections_of
 from tokenward.selection import TopFraction
@@ -98,9 +98,10 @@ def _why_no_pairs(run: RunFolder) -> str:
         return (
             f"{run.path} has no pairs: each of its rows has a single response. Its figures are in the report."
         )
+    missing = [f"no finished stage {name}" for name in sorted(READ - set(run.manifests))]
     return (
-        f"{run.path} has no scores, so no pair can be shown. It holds the stages {', '.join(run.manifests)}. "
-        "`tokenward score RECIPE` makes the stage scores."
+        f"{run.path} has {' and '.join(missing)}, so no pair can be shown. Its finished stages: {', '.join(run.manifests) or 'none'}. "
+        "`tokenward score RECIPE` makes what is missing; a stage that other settings have replaced comes back with the old ones."
     )
 
 
