@@ -156,6 +156,16 @@ def test_the_figure_of_one_is_sklearns_and_twice_the_examples_have_a_narrower_in
     assert (once.high - once.low) / (twice.high - twice.low) == pytest.approx(math.sqrt(2), rel=0.1)
 
 
+def test_a_ranking_counts_the_responses_that_have_tokens() -> None:
+    scores, positive = np.array([0.1, 0.7, 0.4, 0.9]), np.array([False, True, True, False])
+    first, second = (
+        ranking_figure("auroc", [(scores, positive, example)], resamples=100)
+        for example in ([0, 0, 1, 1], [3, 3, 9, 9])
+    )
+    assert first == second
+    assert first.n == 2
+
+
 @pytest.mark.parametrize("name", ["auroc", "average_precision"])
 def test_intervals_draw_whole_responses(name):
     """Tokens that are copies of each other are one observation, however many there are."""

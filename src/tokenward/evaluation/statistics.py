@@ -163,7 +163,8 @@ def ranking_figure(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Figure:
-    """Mean of several AUROCs or average precisions, without those that are NaN. The bootstrap draws whole responses.
+    """Mean of several AUROCs or average precisions, without those that are NaN. The bootstrap draws whole responses, of which
+    ``n`` counts those with a token in any of ``scored``.
 
     Args:
         name: The statistic.
@@ -172,15 +173,20 @@ def ranking_figure(
         seed: Seed of the draws.
     """
     measure = {"auroc": _area, "average_precision": _mean_precision}[name]
-    rankings = [(_Ranking(scores, positive), np.asarray(example)) for scores, positive, example in scored]
-    count = max((int(owner.max()) + 1 for _, owner in rankings if len(owner)), default=0)
+    rankings = [_Ranking(scores, positive) for scores, positive, _ in scored]
+    found, places = np.unique(
+        np.concatenate([np.ravel(example) for *_, example in scored]), return_inverse=True
+    )
+    owners = np.split(places, np.cumsum([np.size(example) for *_, example in scored])[:-1])
 
     def value(times: Floats) -> float:
-        found = [measure(*ranking.levels(times[owner])) for ranking, owner in rankings]
-        known = [one for one in found if not np.isnan(one)]
+        each = [
+            measure(*ranking.levels(times[owner])) for ranking, owner in zip(rankings, owners, strict=True)
+        ]
+        known = [one for one in each if not np.isnan(one)]
         return float(np.mean(known)) if known else float("nan")
 
-    return by_example(value, count, resamples=resamples, seed=seed)
+    return by_example(value, len(found), resamples=resamples, seed=seed)
 
 
 def by_example(value: Callable[[Floats], float], count: int, *, resamples: int, seed: int) -> Figure:
