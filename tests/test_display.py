@@ -39,9 +39,9 @@ def test_nan_has_no_digits():
     assert largest([]) == 0.0
 
 
-def test_one_example_has_no_interval():
+def test_one_example_and_equal_ones_have_no_interval():
     assert interval(0.25, 0.75, 2, 1.0) == "0.250 .. 0.750"
-    assert interval(0.5, 0.5, 1, 1.0) == "-"
+    assert interval(0.5, 0.5, 1, 1.0) == interval(0.5, 0.5, 9, 1.0) == "-"
     assert interval(math.nan, math.nan, 0, 1.0) == "none .. none"
 
 

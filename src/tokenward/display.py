@@ -249,8 +249,8 @@ def signed(value: float, scale: float, usual: int = 2) -> str:
 
 
 def interval(low: float, high: float, n: int, scale: float) -> str:
-    """The ends of an interval with the decimals of its scale; ``-`` for a single example, which has no interval."""
-    return f"{rounded(low, scale)} .. {rounded(high, scale)}" if n != 1 else "-"
+    """The ends of an interval with the decimals of its scale; ``-`` where resamples say nothing, of one example or of equal ones."""
+    return f"{rounded(low, scale)} .. {rounded(high, scale)}" if n != 1 and low != high else "-"
 
 
 def largest(values: Iterable[float]) -> float:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 import tokenward
 from tests.api.conftest import TOKENS, Script, arguments, assert_equal, weights
-from tests.tiny import tiny_tokenizer
+from tests.tiny import move_trained, tiny_tokenizer
 from tokenward.errors import UserError
 from tokenward.models.loading import load_model
 from tokenward.objectives import Reinforce
@@ -334,6 +334,23 @@ def test_a_model_without_a_tokenizer_needs_one(script: Script, tmp_path: Path) -
     model.config._name_or_path = ""
     assert wrong(script, tmp_path, model=model, oracle=script.oracle) == "missing-tokenizer"
     trained(script, tmp_path, model=model, processing_class=tiny_tokenizer(), oracle=tokenward.Random())
+
+
+def test_models_without_a_tokenizer_take_the_one_at_hand(script: Script, tmp_path: Path) -> None:
+    """A loaded oracle, and a loaded reference, read the tokens of the model that is trained."""
+
+    def nameless() -> Any:
+        model = script.load()
+        model.config._name_or_path = ""
+        return model
+
+    trained(script, tmp_path, model=script.model, reference=nameless(), objective=tokenward.DPO())
+    other = nameless()
+    move_trained(other, by=0.1)
+    trained(script, tmp_path, model=script.model, oracle=other)
+    again = nameless()
+    move_trained(again, by=0.1)
+    tokenward.score(script.train, oracle=again, reference=script.model, processing_class=tiny_tokenizer())
 
 
 def test_an_oracle_of_another_style_is_refused(script: Script, tmp_path: Path, finished_run: Path) -> None:

@@ -253,6 +253,16 @@ def test_the_page_begins_with_what_changed(copied_run: Path, change: tuple[float
     assert found.picture.count("<circle") == 8, "one dot per reply, before and after"
 
 
+def test_equal_values_have_no_interval(copied_run: Path) -> None:
+    path = RUN / "evaluation/metrics.json"
+    same = {f"vader/{part}": {"value": 0.2, "low": 0.2, "high": 0.2, "n": 4} for part in ("before", "after")}
+    change = {"vader/change": {"value": 0.0, "low": 0.0, "high": 0.0, "n": 4}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | same | change))
+    found = outcome(RunFolder.read(RUN), None)
+    assert "did not measurably change" in found.sentence
+    assert "no interval: all are equal, over 4 eval prompts" in found.detail
+
+
 def test_a_run_that_was_not_evaluated_begins_with_its_scores(copied_run: Path) -> None:
     shutil.rmtree(RUN / "evaluation")
     run = RunFolder.read(RUN)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from studies.arms import VALUES
 from studies.frontier import CONFIRMING, LOOKED_AT, people
 from studies.frontier.arms import ARMS
+from studies.frontier.command import options, worlds
 from studies.frontier.curves import Measured, at, figure
 from studies.frontier.judges import known_words
 from studies.frontier.judges import lines_of as judge_lines
@@ -187,6 +189,17 @@ def test_conversations_give_the_prompts(
         best_of(world._replace(reward="other"), tmp_path / "best_of.json")
     with pytest.raises(SystemExit, match="of 300 prompts"):
         world._replace(folder=tmp_path / "other", size=size._replace(train=297)).make()
+
+
+def test_a_world_is_one_process_s(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = options(None).parse_args(
+        ["--model", str(tiny_folder), "--seed", "0", "--runs", str(tmp_path / "runs")]
+    )
+    monkeypatch.setattr(World, "make", lambda self: None)
+    [held] = worlds(chosen)
+    assert held.folder == tmp_path / "runs" / "0"
+    with FileLock(held.folder / ".lock"), pytest.raises(SystemExit, match="Another process works on"):
+        next(worlds(chosen))
 
 
 def test_replies_are_drawn_from_what_is_allowed_and_repeat() -> None:

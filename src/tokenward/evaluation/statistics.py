@@ -163,8 +163,9 @@ def ranking_figure(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Figure:
-    """Mean of several AUROCs or average precisions, without those that are NaN. The bootstrap draws whole responses, of which
-    ``n`` counts those with a token in any of ``scored``.
+    """Mean of several AUROCs or average precisions, without those that are NaN. The bootstrap draws whole responses.
+
+    ``n`` counts the responses with a token in any of ``scored``.
 
     Args:
         name: The statistic.

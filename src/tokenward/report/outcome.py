@@ -99,7 +99,7 @@ def _count(n: int, noun: str) -> str:
 
 
 def _interval(figure: Figure) -> str:
-    if figure.low == figure.high:  # resamples of equal values are equal, however few there are
+    if figure.low == figure.high:  # resamples of equal values are equal, however few they are
         return "no interval: all are equal"
     return f"95 % interval {_decimals(figure.low)} to {_decimals(figure.high)}"
 
