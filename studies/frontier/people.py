@@ -3,8 +3,13 @@
 A logistic regression tells the preferred reply of a pair from the other by the share of each word among all their words. A reply's
 reward is the mean worth of its words, which is what the regression compares: it has no length effect, and the worth of every word is
 known.
+
+    python -m studies.frontier.people FILE
+
+prints how often that agrees with the people, on pairs that it did not learn from, and the words with the largest worths.
 """
 
+import argparse
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -19,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
 from tokenward.data.files import jsonl_rows
+from tokenward.evaluation.statistics import mean_figure
 
 WORD = re.compile(r"[a-z']+")
 SEEN, STRENGTH, PARTS = 5, 10.0, 5
@@ -92,3 +98,18 @@ def reward(file: Path) -> Callable[[str], float]:
         return float(np.mean(found)) if found else 0.0
 
     return mean
+
+
+def main() -> None:
+    """Print the agreement and the words."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("file", type=Path, help="compared replies in HH's format")
+    file = made.parse_args().file
+    found, words = mean_figure(agreement(file)), sorted(worths(file).items(), key=lambda item: item[1])
+    print(f"agrees on {found.value:.3f} [{found.low:.3f}, {found.high:.3f}] of {found.n} pairs")
+    for name, part in (("highest", words[:-11:-1]), ("lowest", words[:10])):
+        print(f"{name}: " + ", ".join(f"{word} {worth:+.2f}" for word, worth in part))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,17 +1,22 @@
 """A run on comparisons whose policy trains on its own replies, with the reward or the oracle that the run learned."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 import tokenward
 from tests.stages.runs import press_when, refusal
 from tokenward.api.own_replies import OwnReplies
 from tokenward.scoring.reads import token_values
 from tokenward.stages import policy as stage
+from tokenward.stages.lists import run_through
+from tokenward.stages.tables import ranked_lists
+from tokenward.tools.run import open_run
 from tokenward.training.fit import Interrupted
 
 REWARD = (
@@ -70,6 +75,43 @@ def test_replies_of_the_policy_train_with_the_reward_that_the_run_learned(
     prompts = [tuple(row.comparison.prompt[-1]["content"] for row in asked) for asked, _ in steps]
     assert run.done("policy").facts["steps"] == 4
     assert len({text for step in prompts for text in step}) == 8
+
+
+def test_only_prompts_within_their_limit_are_replied_to_as_in_a_script(
+    tiny_workplace, tiny_folder, tmp_path, monkeypatch, caplog
+):
+    """Replies of the data may have any length: they do not train."""
+    run = open_run(str(tiny_workplace), quiet=True)
+    run_through(run, "data")
+    template = run.tokenizer_template(run.recipe.model.name)
+    sizes = sorted(len(row.prompt) for row in ranked_lists(run, template)[0])
+    assert sizes[0] < sizes[-1]
+    limits = {"max_prompt_tokens": sizes[0], "max_response_tokens": 64}
+    changes = [f"tokens.{name}={value}" for name, value in limits.items()]
+    run, steps = made_rows(tiny_workplace, monkeypatch, *REWARD, *changes)
+    asked = {row.comparison.key: row.asked for rows, _ in steps for row in rows}
+    assert asked
+    assert {len(ids) for ids in asked.values()} == {sizes[0]}
+    dropped = sum(size > sizes[0] for size in sizes)
+    kept = f"{len(sizes) - dropped} of {len(sizes)} kept; dropped: prompt too long: {dropped}"
+    facts = json.loads((run.path("policy") / "manifest.json").read_text())["facts"]
+    assert facts["rows"] == len(sizes) - dropped
+
+    rows = [json.loads(line) for line in (run.path("data") / "train.jsonl").read_text().splitlines()]
+    rows = [{name: row[name] for name in ("prompt", "responses", "ranks")} for row in rows]
+    for given in (rows, [{"prompt": row["prompt"]} for row in rows]):
+        caplog.clear()
+        trainer = tokenward.ReinforceTrainer(
+            str(tiny_folder),
+            TrainingArguments(str(tmp_path)),
+            given,
+            rewards=run.path("reward"),
+            sampling=tokenward.SamplingSettings(max_new_tokens=6),
+            tokens=tokenward.TokenSettings(max_prompt_tokens=sizes[0], max_response_tokens=1),
+        )
+        assert f"train_dataset: {kept}" in caplog.text
+        assert {row.comparison.key: row.asked for row in trainer.train_dataset}.items() >= asked.items()
+        assert len(trainer.train_dataset) == len(sizes) - dropped
 
 
 def test_the_log_ratio_of_the_oracle_is_a_reward_too(tiny_workplace, tiny_folder, monkeypatch):

@@ -239,8 +239,13 @@ def test_the_tables_of_the_results_are_made_from_the_stored_values(
     assert "\n".join(lines_of(found)) in (DOCS / "results.md").read_text()
 
 
-def test_the_table_of_the_default_model_is_made_from_the_stored_values() -> None:
-    found = Measured(VALUES / "frontier_default", "vader", LOOKED_AT)
+@pytest.mark.parametrize(
+    ("folder", "reward", "seeds"), [("frontier_default", "vader", LOOKED_AT), ("frontier_hh", "people", (0,))]
+)
+def test_the_tables_of_the_default_model_are_made_from_the_stored_values(
+    folder: str, reward: str, seeds: tuple[int, ...]
+) -> None:
+    found = Measured(VALUES / folder, reward, seeds)
     assert "\n".join(lines_of(found)) in (DOCS / "results.md").read_text()
 
 
@@ -252,7 +257,11 @@ def test_other_tables_of_the_pages_are_made_from_the_stored_values() -> None:
 
 @pytest.mark.parametrize(
     ("folder", "size", "opening", "least"),
-    [("frontier", "whole", "", 200), ("frontier_default", "small", "I watched the film and", 8)],
+    [
+        ("frontier", "whole", "", 200),
+        ("frontier_default", "small", "I watched the film and", 8),
+        ("frontier_hh", "conversations", "", 3),
+    ],
 )
 def test_the_stored_values_are_those_of_the_recipes_as_they_are(
     folder: str, size: str, opening: str, least: int
@@ -265,9 +274,12 @@ def test_the_stored_values_are_those_of_the_recipes_as_they_are(
             continue
         known = stored(file)
         world = World("", Path(), int(seed), file.parent.name, SIZES[size], opening)
-        model = str(stored(file.with_name(f"start-{seed}.npz"))["0/made_by"])
+        start = stored(file.with_name(f"start-{seed}.npz"))
+        told = str(start.get("0/conversations", ""))
         for rate in {key.split("/")[0] for key in known}:
-            assert str(known[f"{rate}/made_by"]) == made_by(world, ARMS[name], float(rate), model), file
+            assert str(known[f"{rate}/made_by"]) == made_by(
+                world, ARMS[name], float(rate), str(start["0/made_by"]), told
+            ), file
             found += 1
     assert found > least
 

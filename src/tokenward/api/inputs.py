@@ -250,7 +250,7 @@ def encode_rows(
         else:
             table = TokenTable.whole(store).choose(np.zeros(0, np.int64))
         table, counts = table.fitting(limits)
-        _say_counts(counts, name, say)
+        say_counts(counts, name, say)
         if not found:
             for line in said_notes(template, counts, store):
                 say(line)
@@ -300,7 +300,7 @@ def _say_unseen(kept: int, read: int, names: tuple[str, str], evaluates: bool, s
             "with other prompts, or set eval_strategy to no.",
             code="no-eval-rows",
         )
-    _say_counts({"read": read, "kept": kept, PROMPT_TRAINS: read - kept}, names[1], say)
+    say_counts({"read": read, "kept": kept, PROMPT_TRAINS: read - kept}, names[1], say)
 
 
 def check_rows_type(rows: Any, name: str) -> None:
@@ -352,7 +352,7 @@ def read_rows(
     loaded = from_rows(cast(Any, rows), name=name)
     if needed and not loaded.comparisons:
         raise _no_rows(loaded.counts, name)
-    _say_counts({**loaded.counts, **loaded.notes}, name, say)
+    say_counts({**loaded.counts, **loaded.notes}, name, say)
     return loaded.comparisons
 
 
@@ -368,6 +368,7 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{key}: {count}" for key, count in others.items())
 
 
-def _say_counts(counts: Mapping[str, int], name: str, say: Say) -> None:
+def say_counts(counts: Mapping[str, int], name: str, say: Say) -> None:
+    """Say how many of the rows were kept, and why the others were not; nothing if all were, as they are."""
     if listed := _listed(counts):
         say(f"  {name}: {counts['kept']} of {counts['read']} kept; {listed}")

@@ -20,6 +20,7 @@ from tokenward.api.inputs import (
     check_separate,
     encode_rows,
     language_model,
+    say_counts,
 )
 from tokenward.api.own_replies import (
     OwnReplies,
@@ -225,11 +226,9 @@ def _encoded(rows: Rows, template: Template, limits: Limits, say: Any) -> Iterab
     given: Any = rows.with_format(None) if isinstance(rows, Dataset | IterableDataset) else list(rows)
     first = next(iter(given), None)
     if not isinstance(first, Mapping) or "prompt" not in first or has_format(first):
-        return encode_rows(given, None, template, limits, pairs=None, say=say).train
-    found, counts = encode(_prompts(given), template, limits)
-    for name, count in counts.items():
-        if name not in ("read", "kept"):
-            say(f"  train_dataset: {count} {name}")
+        return encode_rows(given, None, template, limits.of_prompts, pairs=None, say=say).train
+    found, counts = encode(_prompts(given), template, limits.of_prompts)
+    say_counts(counts, "train_dataset", say)
     return found
 
 

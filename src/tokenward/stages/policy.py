@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tokenward.api.inputs import say_counts
 from tokenward.api.own_replies import (
     DEVICE_BATCH,
     OwnReplies,
@@ -40,6 +41,7 @@ from tokenward.stages.training import (
     scored_by,
     watching,
 )
+from tokenward.tokens.encode import check_some_left
 from tokenward.tokens.template import Template
 
 
@@ -151,11 +153,12 @@ class PolicyStage(TrainingStage):
         return {"start": absolute_name(run.policy_start), **scored_by(run), **facts}
 
     def _prompts(self, run: Run, template: Template) -> Prompts:
-        """The different prompts of the training comparisons."""
+        """The different prompts of the training comparisons, within the limit of prompts."""
+        rows, counts = ranked_lists(run, template)[0].fitting(run.limits.of_prompts)
+        check_some_left(counts)
+        say_counts(counts, "prompts", run.display.line)
         longest = run.recipe.policy.sampling.max_new_tokens
-        return different_prompts(
-            ranked_lists(run, template)[0], run.limits.context, longest, run.display.line
-        )
+        return different_prompts(rows, run.limits.context, longest, run.display.line)
 
     def checks(self, run: Run) -> Checks:
         """The selection and the objective must fit the scorer."""

@@ -1,5 +1,6 @@
 """Comparisons to token ids within limits. Everything that is dropped or changed is counted."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +34,11 @@ class Limits(NamedTuple):
     max_response_tokens: int  # limit of each response, with its eos tokens
     too_long: TooLong = "drop"  # drop the comparison, truncate it, or stop with an error
     context: int | None = None  # context length of the model. A comparison that needs more is always dropped
+
+    @property
+    def of_prompts(self) -> "Limits":
+        """The limits of comparisons of which the prompt alone is read: their responses may have any length."""
+        return self._replace(max_response_tokens=sys.maxsize, context=None)
 
 
 def encode(

@@ -394,7 +394,7 @@ class _Judged(NamedTuple):
         first, counts = starts[:-1], np.diff(starts)
         if not len(first) or not counts.all():  # reduceat takes neither
             return np.zeros(len(first), bool)
-        read = self.preludes + np.minimum(self.lengths, limits.max_response_tokens)
+        read = self.preludes + np.minimum(self.lengths, np.int64(limits.max_response_tokens))
         differ = digests != np.repeat(digests[first], counts)
         plain = (np.bitwise_or.reduceat(self.notes, first) == 0) & (self.prompts > 0)
         plain &= (self.prompts <= limits.max_prompt_tokens) & (
