@@ -192,7 +192,22 @@ def test_before_is_the_reference_and_after_is_the_policy(tiny_oracle: Path) -> N
 def test_without_eval_rows_there_are_no_figures(tiny_workplace, capsys):
     short = [f"{stage}.training.max_steps=1" for stage in ("oracle", "policy")]
     run = tokenward.run(tiny_workplace, ["data.eval=0", "scores.scorer={name: random}", *short])
-    assert "nothing can be evaluated" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "nothing can be evaluated" in said
+    assert "nothing was measured: there are no eval rows" in said
+    assert tokenward.read_figures(run) == {}
+
+
+def test_eval_rows_that_are_all_dropped_are_said(tiny_workplace, capsys):
+    """Before the first training, and where the figures would stand."""
+    write_lines(Path("held.jsonl"), [{"prompt": "word " * 200, "chosen": "good", "rejected": "bad"}])
+    source = Path("pairs.jsonl").resolve()
+    short = [f"{stage}.training.max_steps=1" for stage in ("oracle", "policy")]
+    run = tokenward.run(tiny_workplace, [f"data={{source: {source}, eval: {{source: held.jsonl}}}}", *short])
+    said = " ".join(capsys.readouterr().out.split())
+    why = "no comparison is left after encoding 1 (dropped: prompt too long: 1). Raise max_prompt_tokens"
+    assert said.index(why) < said.index("oracle 1/1")
+    assert f"nothing was measured: no pair is evaluated. Of the eval rows, {why}" in said
     assert tokenward.read_figures(run) == {}
 
 

@@ -49,8 +49,9 @@ def show_figures(run: Run) -> None:
     if main := main_rows(figures):
         run.display.table("what training changed, on eval rows", _columns("change"), map(_cells, main))
         run.display.line(main_note(figures))
-        run.display.line(f"\nall {len(figures)} figures: tokenward show {run.folder} --figures")
-    else:
+        count = len(figure_rows(figures))
+        run.display.line(f"\nall {count} figures: tokenward show {run.folder} --figures")
+    elif figures:
         show_tables(run.display, figures, "figures on the eval rows")
     run.display.line(f"as JSON: {folder / 'metrics.json'}")
 
@@ -112,6 +113,9 @@ class EvaluationStage(Stage):
 
     def show(self, run: Run) -> None:
         show_figures(run)
+        if not read_figures(run):
+            found = tables(run, run.tokenizer_template(run.policy_start))
+            run.display.line(f"nothing was measured: {found.without_eval or 'no eval row is left'}")
         run.display.line(f"replies: {run.path('evaluation') / 'samples.jsonl'}")
         run.display.line(f"model:   {run.path('policy') / 'model'}")
 

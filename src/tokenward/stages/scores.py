@@ -106,6 +106,8 @@ class ReferenceStage(ValuesStage):
         check_some_left(counts)
         run.display.table("pairs", ("", "rows"), [(name, str(count)) for name, count in counts.items()])
         say_notes(run, template, counts, pairs.train.store)
+        if pairs.without_eval:
+            run.display.line(f"  {pairs.without_eval}")
         model = run.load(run.reference_model)
         maker = maker_of(run, "reference", [Value("reference", "logp")], template, loaded=model)
         _write(run, folder.path, [maker], template, pairs.everything, part=folder.part)

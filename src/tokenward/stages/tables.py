@@ -51,6 +51,17 @@ class Tables(NamedTuple):
         return getattr(self, name)
 
     @property
+    def without_eval(self) -> str:
+        """Why no pair can be evaluated; empty if some can."""
+        if not self.counts["eval"]["read"]:
+            return "there are no eval rows, so no pair is evaluated"
+        try:
+            check_some_left(self.counts["eval"])
+        except UserError as error:
+            return f"no pair is evaluated. Of the eval rows, {error}"
+        return ""
+
+    @property
     def everything(self) -> TokenTable:
         """Every prompt with all responses of its pairs."""
         return self.train.then(self.eval_reward).then(self.eval).by_prompt()
