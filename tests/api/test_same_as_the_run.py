@@ -178,6 +178,7 @@ def test_training_does_not_change_the_rewards_of_an_oracle_whose_reference_is_th
             "conflicting-settings",
             {"rollouts": 1, "objective": tokenward.objectives.Reinforce(baseline="mean")},
         ),
+        ("conflicting-settings", {"rollouts": 1}),  # the usual baseline is that of the other replies
         ("bad-row", {"train_dataset": [{"prompt": ""}]}),
         ("no-rows", {"sampling": tokenward.SamplingSettings(max_new_tokens=100_000)}),
     ],

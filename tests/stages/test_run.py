@@ -198,6 +198,15 @@ def test_without_eval_rows_there_are_no_figures(tiny_workplace, capsys):
     assert tokenward.read_figures(run) == {}
 
 
+def test_a_training_ends_with_the_figures_of_its_last_step(tiny_workplace, capsys):
+    tokenward.run(tiny_workplace, ["oracle.training.max_steps=5"], last="oracle")
+    [last] = [
+        line for line in lines(RUN / "oracle" / "history.jsonl") if line["step"] == 5 and "loss" in line
+    ]
+    shown = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  oracle 5/5"))
+    assert f"at step 5: loss {last['loss']:.3f}" in shown
+
+
 def test_eval_rows_that_are_all_dropped_are_said(tiny_workplace, capsys):
     """Before the first training, and where the figures would stand."""
     write_lines(Path("held.jsonl"), [{"prompt": "word " * 200, "chosen": "good", "rejected": "bad"}])

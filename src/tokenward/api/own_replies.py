@@ -26,11 +26,14 @@ DEVICE_BATCH = TrainingArguments.per_device_train_batch_size
 
 
 def check_baseline(objective: Objective, rollouts: int) -> None:
-    """Refuse the mean over a single reply as its baseline: nothing but rounding would be left of its rewards."""
-    if rollouts == 1 and isinstance(objective, Reinforce) and objective.baseline == "mean":
+    """Refuse a baseline of other replies where a prompt has one: the mean would leave nothing of its rewards, the rest is no baseline."""
+    if rollouts == 1 and isinstance(objective, Reinforce) and objective.baseline != "none":
+        why = {
+            "mean": "the mean over the replies to a prompt, which is then the reply's own, so nothing would be learned",
+            "leave_one_out": "the mean over the other replies to a prompt, and there are none",
+        }[objective.baseline]
         raise UserError(
-            "rollouts is 1, and baseline: mean subtracts the mean over the replies to a prompt, which is then the reply's own, so nothing "
-            "would be learned. Sample more replies, or use baseline: leave_one_out or none.",
+            f"rollouts is 1, and baseline: {objective.baseline} subtracts {why}. Sample more replies, or use baseline: none.",
             code="conflicting-settings",
         )
 

@@ -262,7 +262,7 @@ class ShowProgress(TrainerCallback):
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
-        self._note = ""
+        self._note, self._waiting = "", 0
 
     def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         self._bar.begin(state.global_step)
@@ -275,9 +275,19 @@ class ShowProgress(TrainerCallback):
             # Most important first: a narrow screen cuts the end.
             parts = filter(None, [*shown[:1], speed, *shown[1:]])
             self._note = f"at step {state.global_step}: {'  '.join(parts)}"
+            self._advance()
 
     def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        self._bar.advance(1, self._note)
+        self._waiting += 1
+        if state.global_step < state.max_steps:  # the last step's values are logged after it, and end the bar
+            self._advance()
+
+    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        self._advance()
+
+    def _advance(self) -> None:
+        self._bar.advance(self._waiting, self._note)
+        self._waiting = 0
 
 
 LOG_SECONDS, LOG_SHARE = 5.0, 0.005
