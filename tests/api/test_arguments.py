@@ -114,6 +114,14 @@ def test_wrong_arguments_of_an_evaluation(script: Script, word: str, given: dict
     assert caught.value.code == "wrong-type"
 
 
+def test_an_unknown_metric_is_named_before_anything_is_loaded(script: Script) -> None:
+    with pytest.raises(UserError, match="Did you mean 'vader'") as caught:
+        tokenward.evaluate(
+            "no such model", script.eval, reference="no such model", metrics=["vadr"], prompts=2
+        )
+    assert caught.value.code == "unknown-name"
+
+
 def test_select_takes_a_scored_data_set_and_a_selector() -> None:
     given: Any
     selector: Any

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+import tokenward
+from tests.api.conftest import TOKENS, Script
 from tests.tokens.test_table import TEMPLATE
-from tokenward.api.reinforce import _encoded
+from tokenward.api.prompts import encode_replied
 from tokenward.errors import UserError
 from tokenward.tokens.encode import Limits
 from tokenward.tokens.rows import TokenRow
@@ -16,7 +18,7 @@ PARTS = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
 
 
 def first(row: Any) -> TokenRow:
-    return next(iter(_encoded([row], TEMPLATE, LIMITS, print)))
+    return next(iter(encode_replied([row], TEMPLATE, LIMITS, print)))
 
 
 @pytest.mark.parametrize(
@@ -40,14 +42,40 @@ def test_a_prompt_alone_is_that_of_a_pair(row: dict[str, Any]) -> None:
     "rows",
     [
         [{"prompt": "hi"}, {"question": "hi"}],
-        [{"prompt": "hi"}, "hi"],
         [{"prompt": "   "}],
         [{"prompt": [{"role": "system", "content": "Be brief."}]}],
         [{"prompt": [{"role": "user"}]}],
     ],
-    ids=["missing", "a text", "blank", "system alone", "no content"],
+    ids=["missing", "blank", "system alone", "no content"],
 )
 def test_a_row_without_a_prompt_is_named(rows: list[dict[str, Any]]) -> None:
     with pytest.raises(UserError, match=f"train_dataset:row {len(rows)}") as caught:
-        list(_encoded(rows, TEMPLATE, LIMITS, print))
+        list(encode_replied(rows, TEMPLATE, LIMITS, print))
     assert caught.value.code == "bad-row"
+
+
+def test_a_text_among_rows_is_named() -> None:
+    for rows in ([{"prompt": "hi"}, "hi"], ["hi"]):
+        with pytest.raises(UserError, match=f"train_dataset:row {len(rows)}: found text") as caught:
+            list(encode_replied(rows, TEMPLATE, LIMITS, print))
+        assert caught.value.code == "not-an-object"
+
+
+def test_replies_to_prompts_alone_are_measured_as_those_to_the_prompts_of_pairs(script: Script) -> None:
+    sampling = tokenward.SamplingSettings(max_new_tokens=8, temperature=0.0)
+    replying: dict[str, Any] = {"prompts": 100, "metrics": ["distinct_2"], "sampling": sampling}
+    more: dict[str, Any] = {"reference": script.model, "bootstrap": 5, "tokens": TOKENS, "quiet": True}
+    alone = [{"prompt": row["prompt"]} for row in script.eval for _ in range(2)]  # each is replied to once
+    policy = script.folder / "oracle/model"
+    found = tokenward.evaluate(policy, alone, **replying, **more)
+    of_pairs = tokenward.evaluate(policy, script.eval, **replying, **more)
+    assert {"distinct_2/change", "kl/per_token", "length/after"} <= found.keys()
+    for name, figure in found.items():
+        assert figure.n == of_pairs[name].n
+        assert figure.value == pytest.approx(of_pairs[name].value, abs=1e-6)  # in another order
+    with pytest.raises(UserError, match="prompts alone") as caught:
+        tokenward.evaluate(policy, alone, **more)
+    assert caught.value.code == "metrics-without-prompts"
+    with pytest.raises(UserError, match="Leave oracle out") as caught:
+        tokenward.evaluate(policy, alone, oracle=script.oracle, **replying, **more)
+    assert caught.value.code == "conflicting-settings"

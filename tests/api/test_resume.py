@@ -63,7 +63,7 @@ def test_a_damaged_best_checkpoint_is_not_loaded(script: Script, tmp_path: Path)
     assert caught.value.code == "damaged-checkpoint"
 
 
-@pytest.mark.parametrize("other", ["rows", "order", "weights", "objective"])
+@pytest.mark.parametrize("other", ["rows", "order", "weights", "objective", "SePO.gamma 2.0 and not 1.0"])
 def test_a_checkpoint_of_another_training_is_refused(script: Script, tmp_path: Path, other: str) -> None:
     """It would be the other training's result under this one's name."""
     trainer_of(script, tmp_path, 1).train()
@@ -72,12 +72,14 @@ def test_a_checkpoint_of_another_training_is_refused(script: Script, tmp_path: P
     more: dict[str, Any] = {
         "weights": {"selector": tokenward.TopFraction(0.5)},
         "objective": {"objective": tokenward.DPO()},
+        "SePO.gamma 2.0 and not 1.0": {"objective": tokenward.SePO(gamma=1.0)},
     }.get(other, {})
     args = arguments(tmp_path, 2, **EVERY)
     again = tokenward.SelectiveTrainer(script.model, args, rows, oracle=script.oracle, tokens=TOKENS, **more)
     with pytest.raises(UserError, match="checkpoint-1 is of another training") as caught:
         again.train(resume_from_checkpoint=True)
     assert caught.value.code == "unusable-checkpoint"
+    assert other in str(caught.value)
 
 
 def test_an_oracle_is_not_resumed_from_that_of_other_rows(script: Script, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Each format is detected and read. Malformed fields are named with what was found."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from tokenward.data.fields import Cell, FieldError, Unusable
 from tokenward.data.formats import FORMATS, check_columns, detect, find, renamed
 from tokenward.data.parsers import answered
-from tokenward.data.prepare import load
+from tokenward.data.prepare import from_rows, load
 from tokenward.errors import UserError
 from tokenward.types import Span
 
@@ -441,6 +442,22 @@ def test_the_advice_for_a_column_with_another_name_works(source, row):
     found = load(path, columns={ours: theirs})
     assert found.comparisons[0].prompt[0] == SYSTEM
     assert found.unread == []
+
+
+def test_the_advice_for_a_column_of_rows_in_memory_works():
+    row = {"prompt": "q", "good": "tea", "bad": "no"}
+    for _ in range(2):
+        with pytest.raises(UserError) as error:
+            from_rows([row], name="rows")
+        theirs, ours = re.search(r"did you mean (\w+)\? rename it to (\w+)", str(error.value)).groups()
+        row[ours] = row.pop(theirs)
+    assert from_rows([row], name="rows").comparisons[0].responses == ("tea", "no")
+
+
+@pytest.mark.parametrize("row", [{"prompt": "q"}, {"prompt": "q", "system": "Be brief."}])
+def test_rows_of_prompts_alone_are_called_so(source, row):
+    with pytest.raises(UserError, match=r"pairs .*missing: chosen, rejected · these are prompts alone"):
+        load(source(row))
 
 
 def test_a_prompt_with_one_response():

@@ -1,13 +1,11 @@
 """Training on the policy's own replies: they are sampled at every step, and every token gets its reward."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from transformers import TrainingArguments
 
 from tokenward.api.constant import Say
-from tokenward.data import comparison_key
 from tokenward.distributed import alone, gather, place
 from tokenward.errors import UserError
 from tokenward.models.base import TokenModel
@@ -19,7 +17,7 @@ from tokenward.scoring.reads import token_values
 from tokenward.scoring.texts import TokenScorer
 from tokenward.tokens.rows import TokenRow
 from tokenward.training.passes import Prepare
-from tokenward.types import Comparison, Example
+from tokenward.types import Example
 
 DEVICE_BATCH = TrainingArguments.per_device_train_batch_size
 """Rows of a batch if the training arguments do not say, as in transformers."""
@@ -36,56 +34,6 @@ def check_baseline(objective: Objective, rollouts: int) -> None:
             f"rollouts is 1, and baseline: {objective.baseline} subtracts {why}. Sample more replies, or use baseline: none.",
             code="conflicting-settings",
         )
-
-
-class Prompts(NamedTuple):
-    """Prompts to reply to.
-
-    Attributes:
-        rows: One for each, without replies.
-        examples: Their examples by key.
-    """
-
-    rows: list[TokenRow]
-    examples: dict[str, Example]
-
-
-def different_prompts(rows: Iterable[TokenRow], context: int | None, longest: int, say: Say) -> Prompts:
-    """The different prompts of some rows that leave room for a reply.
-
-    Args:
-        rows: Rows with or without responses.
-        context: The model's context, in tokens; None is without limit.
-        longest: Tokens of the longest reply.
-        say: Shows a line about prompts that are left out.
-
-    Raises:
-        UserError: None is left.
-    """
-    found, left_out = Prompts([], {}), set[str]()
-    for row in rows:
-        known, prompt = row.comparison, row.asked
-        key = comparison_key(known.prompt, (), tools=known.tools)
-        if key in found.examples or key in left_out:
-            continue
-        if context is not None and len(prompt) + longest > context:
-            left_out.add(key)
-            continue
-        about = {"key": key, "prompt": known.prompt, "source": known.source, "tools": known.tools}
-        found.examples[key] = Example(**about)
-        found.rows.append(TokenRow(Comparison(**about, responses=(), ranks=()), prompt, [], []))
-    if left_out:
-        say(
-            f"  {len(left_out)} prompts left out: with a reply of {longest} tokens they exceed the context of {context}"
-        )
-    if not found.rows:
-        raise UserError(
-            f"no prompt leaves room for a reply of {longest} tokens in the model's context of {context}. Lower max_new_tokens of the "
-            "sampling, or max_prompt_tokens.",
-            code="no-rows",
-            key="policy.sampling.max_new_tokens",
-        )
-    return found
 
 
 @dataclass(kw_only=True)

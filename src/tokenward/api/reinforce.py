@@ -1,11 +1,9 @@
 """ReinforceTrainer: transformers' Trainer for a policy that trains on its own replies, with a reward for each of their tokens."""
 
-from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
@@ -16,19 +14,16 @@ from tokenward.api.inputs import (
     Rows,
     TokenSettings,
     check_options,
-    check_rows_type,
     check_separate,
-    encode_rows,
     language_model,
-    say_counts,
 )
 from tokenward.api.own_replies import (
     OwnReplies,
     check_baseline,
     check_same_tokens,
-    different_prompts,
     of_all_processes,
 )
+from tokenward.api.prompts import different_prompts, encode_replied
 from tokenward.api.training import (
     adapter_settings,
     check_adapter,
@@ -36,9 +31,6 @@ from tokenward.api.training import (
     display_of,
     with_new_adapter,
 )
-from tokenward.data.formats import has_format
-from tokenward.data.prepare import asked, comparison_key
-from tokenward.data.sources import numbered
 from tokenward.errors import UserError
 from tokenward.models.identity import check_places
 from tokenward.models.loading import LanguageModel, copy_model
@@ -48,15 +40,11 @@ from tokenward.plugins import described
 from tokenward.sampling import SamplingSettings, TransformersSampler
 from tokenward.sampling.rollouts import ScoredSampler
 from tokenward.scoring.texts import TokenScorer
-from tokenward.tokens.encode import Limits, encode
-from tokenward.tokens.rows import TokenRow
-from tokenward.tokens.table import TokenTable
-from tokenward.tokens.template import Template
 from tokenward.training.arguments import TokenTrainingArguments, token_arguments
 from tokenward.training.callbacks import CheckpointEvery
 from tokenward.training.checkpoints import RecordFiles
 from tokenward.training.trainer import TokenTrainer
-from tokenward.types import Comparison, Precision
+from tokenward.types import Precision
 
 DEFAULT_REINFORCE = Reinforce(entropy=0.0, return_to_go=True, baseline="leave_one_out", kl=1.0)
 DEFAULT_SAMPLING = SamplingSettings(max_new_tokens=256)
@@ -148,7 +136,7 @@ class ReinforceTrainer(TokenTrainer):
         for other in judges if compared is None else [*judges, compared]:
             check_same_tokens(start, other, "model", "")
         limits, template = tokens.limits([start, *judges]), start.template(tokens.style)
-        encoded = _encoded(train_dataset, template, limits, display.notice)
+        encoded = encode_replied(train_dataset, template, limits, display.notice)
         prompts = different_prompts(encoded, limits.context, sampling.max_new_tokens, display.notice)
         if compared is None and needs_of(objective).reference:
             compared = copy_model(start, packing=packing)
@@ -216,29 +204,6 @@ def _check_types(objective: Any, rewards: Any, rollouts: Any) -> None:
             f"rollouts is {described(rollouts)}. Pass a number of replies, such as 4.", code="out-of-range"
         )
     check_baseline(objective, rollouts)
-
-
-def _encoded(rows: Rows, template: Template, limits: Limits, say: Any) -> Iterable[TokenRow]:
-    """Rows as token ids; those of prompts alone have no responses."""
-    if isinstance(rows, TokenTable):
-        return rows
-    check_rows_type(rows, "train_dataset")
-    given: Any = rows.with_format(None) if isinstance(rows, Dataset | IterableDataset) else list(rows)
-    first = next(iter(given), None)
-    if not isinstance(first, Mapping) or "prompt" not in first or has_format(first):
-        return encode_rows(given, None, template, limits.of_prompts, pairs=None, say=say).train
-    found, counts = encode(_prompts(given), template, limits.of_prompts)
-    say_counts(counts, "train_dataset", say)
-    return found
-
-
-def _prompts(rows: Iterable[Any]) -> Iterator[Comparison]:
-    for where, row in numbered("train_dataset", rows):
-        found = asked(where, row)
-        key = comparison_key(found.prompt, (), tools=found.tools)
-        yield Comparison(
-            key=key, prompt=found.prompt, responses=(), ranks=(), source=where, tools=found.tools
-        )
 
 
 __all__ = ["ReinforceTrainer"]

@@ -34,6 +34,7 @@ from tokenward.api.inputs import (
 )
 from tokenward.api.notices import LoggedDisplay
 from tokenward.api.oracles import Oracle, Scoring, StoredScores, scoring_of
+from tokenward.api.prompts import are_prompts, different_prompts, encode_prompts, reusable
 from tokenward.api.stored import (
     EOS,
     IDS,
@@ -52,11 +53,12 @@ from tokenward.artifacts import StagePart, user_path
 from tokenward.distributed import independent, is_first
 from tokenward.errors import UserError
 from tokenward.evaluation.measures import Measures, Models
+from tokenward.evaluation.replies import METRICS
 from tokenward.evaluation.statistics import Figure
 from tokenward.models.identity import check_places, resolve
 from tokenward.models.loading import LanguageModel, absolute_name
 from tokenward.models.probe import Packing
-from tokenward.plugins import name_of
+from tokenward.plugins import find, name_of
 from tokenward.sampling import SamplingSettings
 from tokenward.sampling.server import ServerSampler
 from tokenward.sampling.vllm import VllmSampler
@@ -66,6 +68,7 @@ from tokenward.scoring.reads import is_online
 from tokenward.scoring.scorers import SCORERS
 from tokenward.selection import Selector, TopFraction, scope_of, unit_of
 from tokenward.selection.weights import tokens_of, weights_of
+from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
 from tokenward.trl_names import answers_trl
@@ -349,7 +352,8 @@ def evaluate(
 
     Args:
         model: The model after training.
-        dataset: Rows, as for :class:`SelectiveTrainer`.
+        dataset: Rows, as for :class:`SelectiveTrainer`; or rows with a ``prompt`` alone, which have figures of sampled replies
+            only.
         reference: The model before training.
         processing_class: The tokenizer of both.
         oracle: The source of scores, as for :class:`SelectiveTrainer`.
@@ -371,8 +375,8 @@ def evaluate(
         Figures by name, each with its value, a 95 % bootstrap interval and n.
 
     Raises:
-        UserError: a row cannot be read, a metric is not known, there are metrics and no prompts, or the sampler cannot be
-            reached or holds other weights.
+        UserError: a row cannot be read, a metric is not known, there are metrics and no prompts, the rows are prompts alone and
+            nothing is measured on replies, or the sampler cannot be reached or holds other weights.
     """
     check_options(precision=precision, packing=packing, pairs=pairs)
     if bootstrap < 1:
@@ -381,10 +385,14 @@ def evaluate(
             code="out-of-range",
         )
     check_tokens(tokens)
-    check_rows_type(dataset, "dataset")
+    dataset = reusable(dataset, "dataset")
     check_metrics(metrics, prompts)
+    for metric in metrics:
+        find("metric", metric, METRICS)
     check_sampler(sampler, prompts)
     check_scoring(oracle, scorer)
+    if alone := are_prompts(dataset):
+        _check_prompts_alone(prompts, oracle)
     check_places(model=model, reference=reference, oracle=oracle)
     display = LoggedDisplay(quiet=quiet or not is_first(), log=not quiet and is_first())
     start = language_model(reference, processing_class, packing=packing, name="reference")
@@ -397,12 +405,19 @@ def evaluate(
         oracle, lambda: start, scorer=scorer, style=tokens.style, template=template, packing=packing
     )
     readers = scoring.readers(template, tokens.style) if scoring else []
-    limits = tokens.limits([start, policy, *readers])
-    lists = encode_rows(
-        dataset, None, template, limits, pairs=None, names=("dataset", ""), say=display.notice
-    ).train
-    check_stored(scoring and scoring.store, [lists], template, tokens)
-    table, _ = TokenTable.pairs(lists.store, pairs).fitting(limits)
+    limits, replying = tokens.limits([start, policy, *readers]), sampling or SamplingSettings()
+    table, asked = None, list[TokenRow]()
+    if alone:
+        rows = encode_prompts(dataset, "dataset", template, limits, display.notice)
+        found = different_prompts(rows, limits.context, replying.max_new_tokens, display.notice).rows
+        asked = sorted(found, key=lambda row: row.comparison.key)[:prompts]
+    else:
+        lists = encode_rows(
+            dataset, None, template, limits, pairs=None, names=("dataset", ""), say=display.notice
+        ).train
+        check_stored(scoring and scoring.store, [lists], template, tokens)
+        table, _ = TokenTable.pairs(lists.store, pairs).fitting(limits)
+        asked = lists.first_by_key(prompts) if prompts else []
     computing: dict[str, Any] = {
         "precision": precision,
         "tokens_per_batch": tokens_per_batch,
@@ -410,18 +425,32 @@ def evaluate(
     }
     measures = Measures(
         metrics=metrics,
-        sampling=sampling or SamplingSettings(),
+        sampling=replying,
         engine=sampler,
         seed=seed,
         resamples=bootstrap,
         **computing,
     )
-    asked = lists.first_by_key(prompts) if prompts else []
     figures, _ = measures(Models(lambda: start, lambda: policy), table, template, asked)
-    if scoring is not None:
+    if scoring is not None and table is not None:
         values = ValuePass(template=template, style=tokens.style, **computing)
         figures |= _credit(measures, scoring, table, values, start)
     return figures
+
+
+def _check_prompts_alone(prompts: int, oracle: Oracle | None) -> None:
+    if not prompts:
+        raise UserError(
+            "the rows of dataset are prompts alone, so only sampled replies can be measured, and prompts is 0. Pass the number of prompts to "
+            "reply to, such as prompts=64.",
+            code="metrics-without-prompts",
+        )
+    if oracle is not None:
+        raise UserError(
+            "the rows of dataset are prompts alone, and the scores of an oracle are measured on responses of the data. Leave oracle out, or "
+            "pass rows with responses.",
+            code="conflicting-settings",
+        )
 
 
 def _credit(

@@ -14,8 +14,25 @@ from tokenward.errors import UserError
 # Names of these columns in other data sets. They are only suggested in errors, never read.
 _ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": ("instruction", "question", "query", "input", "problem", "context", "text"),
-    "chosen": ("preferred", "accepted", "winner", "better", "positive", "chosen_response", "response_chosen"),
-    "rejected": ("dispreferred", "loser", "worse", "negative", "rejected_response", "response_rejected"),
+    "chosen": (
+        "preferred",
+        "accepted",
+        "winner",
+        "better",
+        "positive",
+        "good",
+        "chosen_response",
+        "response_chosen",
+    ),
+    "rejected": (
+        "dispreferred",
+        "loser",
+        "worse",
+        "negative",
+        "bad",
+        "rejected_response",
+        "response_rejected",
+    ),
     "responses": ("completions", "answers", "candidates", "outputs", "generations", "replies"),
     "ranks": ("rank", "ranking", "order"),
     "scores": ("score", "rewards", "ratings", "rating"),
@@ -157,8 +174,17 @@ def has_format(row: Row) -> bool:
     return any(not known.missing(row) and known.fits(row) for known in FORMATS.values())
 
 
-def detect(columns: Sequence[str], first_row: Row) -> Format:
+IN_RECIPE, IN_MEMORY = "set columns.{name}: {column}", "rename it to {name}"
+"""What to do about a column with another name, in a recipe and for rows in memory."""
+
+
+def detect(columns: Sequence[str], first_row: Row, rename: str = IN_RECIPE) -> Format:
     """The format of a source, given its columns and its first row.
+
+    Args:
+        columns: Names of the columns.
+        first_row: The first row.
+        rename: What to do about a column with another name.
 
     Raises:
         UserError: No format fits. The message names the nearest one and the columns that are missing.
@@ -177,23 +203,29 @@ def detect(columns: Sequence[str], first_row: Row) -> Format:
             if _share_beginning(first_row)
             else " · chosen and rejected alone can be read if both begin with the prompt, but here they do not"
         )
+    if set(columns) <= {"prompt", *ROW_WIDE}:
+        about = " · these are prompts alone, which only ReinforceTrainer, evaluate (with prompts=N) and online runs take"
     lacking = [FORMATS[name] for name in _NEAREST if FORMATS[name].missing(columns)]
     nearest = min(lacking, key=lambda candidate: _distance(candidate, columns))
-    raise _missing_columns("nearest format", nearest, columns, about)
+    if nearest.reads & set(columns) <= {"prompt", *ROW_WIDE} and _distance(nearest, columns) == 0.5:
+        nearest = FORMATS[
+            "pairs"
+        ]  # prompt alone is half of the columns of some formats, which says nothing about them
+    raise _missing_columns("nearest format", nearest, columns, about, rename)
 
 
-def find(name: str, columns: Sequence[str], first_row: Row) -> Format:
-    """The format with this name, or the detected format for ``auto``.
+def find(name: str, columns: Sequence[str], first_row: Row, rename: str = IN_RECIPE) -> Format:
+    """The format with this name, or the detected format for ``auto``; arguments as of :func:`detect`.
 
     Raises:
         UserError: There is no such format, or the source does not have one of its columns.
     """
     if name == "auto":
-        return detect(columns, first_row)
+        return detect(columns, first_row, rename)
     if name not in FORMATS:
         raise unknown_name(name, "a format", ("auto", *FORMATS), key="data.format")
     if FORMATS[name].missing(columns):
-        raise _missing_columns("format", FORMATS[name], columns)
+        raise _missing_columns("format", FORMATS[name], columns, "", rename)
     return FORMATS[name]
 
 
@@ -226,8 +258,10 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     return rest | {name: row[column] for name, column in columns.items() if column in row}
 
 
-def _missing_columns(introduction: str, wanted: Format, columns: Sequence[str], about: str = "") -> UserError:
-    missing = ", ".join(need + _suggestion(need, wanted, columns) for need in wanted.missing(columns))
+def _missing_columns(
+    introduction: str, wanted: Format, columns: Sequence[str], about: str, rename: str
+) -> UserError:
+    missing = ", ".join(need + _suggestion(need, wanted, columns, rename) for need in wanted.missing(columns))
     found, needs = ", ".join(columns) or "none", ", ".join(wanted.needs)
     return UserError(
         f"columns found: {found} · {introduction}: {wanted.name} ({needs}), missing: {missing}{about}",
@@ -239,16 +273,16 @@ def _missing_columns(introduction: str, wanted: Format, columns: Sequence[str], 
 def _distance(wanted: Format, columns: Sequence[str]) -> float:
     """The share of the format's columns that is missing. A column that may have another name counts half."""
     missing = wanted.missing(columns)
-    return sum(0.5 if _suggestion(need, wanted, columns) else 1.0 for need in missing) / len(wanted.needs)
+    return sum(0.5 if _suggestion(need, wanted, columns, "") else 1.0 for need in missing) / len(wanted.needs)
 
 
-def _suggestion(need: str, wanted: Format, columns: Sequence[str]) -> str:
+def _suggestion(need: str, wanted: Format, columns: Sequence[str], rename: str) -> str:
     """The column that may be the missing one under another name, as advice; empty if there is none."""
     free = [column for column in columns if column not in wanted.needs]
     for name in need.split(" or "):
         near = _similar(name, free)
         if near is not None:
-            return f" (did you mean {near}? set columns.{name}: {near})"
+            return f" (did you mean {near}? {rename.format(name=name, column=near)})"
     return ""
 
 

@@ -12,9 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenward.data.fields import FieldError, Row, Unusable, describe
+from tokenward.data.fields import FieldError, Row, Unusable
 from tokenward.data.files import Meter
-from tokenward.data.formats import Format, check_columns, find, renamed, usual_columns
+from tokenward.data.formats import (
+    IN_MEMORY,
+    IN_RECIPE,
+    Format,
+    check_columns,
+    find,
+    renamed,
+    usual_columns,
+)
 from tokenward.data.messages import trains
 from tokenward.data.parsers import Parsed, PromptAndTools, asked_of, dense, with_row_wide
 from tokenward.data.sources import numbered, rows
@@ -124,7 +132,7 @@ def from_rows(
 ) -> Loaded:
     """Rows in memory as comparisons. ``name`` stands for the source in errors; the rest is as for :func:`read`."""
     reading = Reading(iter(()))
-    options = _Options(format, columns or {}, None)
+    options = _Options(format, columns or {}, None, IN_MEMORY)
     reading.rows = _read_all(reading, name, [numbered(name, given)], options)
     return _loaded(reading)
 
@@ -133,12 +141,8 @@ def asked(where: str, row: Row) -> PromptAndTools:
     """The prompt of a row, whose responses are not read, and its tools.
 
     Raises:
-        UserError: The row is not a mapping, or its prompt is missing, malformed or empty.
+        UserError: Its prompt is missing, malformed or empty.
     """
-    if not isinstance(row, Mapping):
-        raise UserError(
-            f"{where}: found {describe(row)}, expected an object with the field prompt.", code="bad-row"
-        )
     try:
         found = asked_of(row)
     except FieldError as error:
@@ -220,6 +224,7 @@ class _Options(NamedTuple):
     format: str
     columns: Mapping[str, str]
     limit: int | None
+    rename: str = IN_RECIPE
 
 
 class _Faults:
@@ -283,7 +288,7 @@ def _shape(
         named = renamed(row, columns)
         if before is not None and not before.missing(named):
             return before, columns
-        return find(wanted.format, list(named), named), columns
+        return find(wanted.format, list(named), named, wanted.rename), columns
     except UserError as error:
         raise error.within(where) from error
 

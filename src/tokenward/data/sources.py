@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from tokenward.data.fields import unknown_name
+from tokenward.data.fields import describe, unknown_name
 from tokenward.data.files import READERS, Meter, Rows, extension
 from tokenward.data.messages import without_filled
 from tokenward.errors import UserError
@@ -88,8 +88,18 @@ def _path(source: str | Path) -> Path:
 
 
 def numbered(name: str, source_rows: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows with their positions, ``name:row N``, counted from 1."""
+    """Rows with their positions, ``name:row N``, counted from 1.
+
+    Raises:
+        UserError: one is not a mapping.
+    """
     for number, row in enumerate(source_rows, 1):
+        if not isinstance(row, Mapping):
+            raise UserError(
+                f"{name}:row {number}: found {describe(row)}, expected a mapping with a value for each column, such as "
+                '{"prompt": ..., "chosen": ..., "rejected": ...}.',
+                code="not-an-object",
+            )
         yield f"{name}:row {number}", without_filled(row)
 
 

@@ -221,7 +221,7 @@ class Measures:
         return {"resamples": self.resamples, "seed": self.seed}
 
     def __call__(
-        self, models: Models, rows: TokenTable, template: Template, prompts: Sequence[TokenRow] = ()
+        self, models: Models, rows: TokenTable | None, template: Template, prompts: Sequence[TokenRow] = ()
     ) -> tuple[Figures, Samples]:
         """Compute the figures; returns them and the sampled replies.
 
@@ -229,11 +229,13 @@ class Measures:
 
         Args:
             models: The models before and after training, and the eval reward model.
-            rows: Pairs and unpaired responses.
+            rows: Pairs and unpaired responses; None has figures of replies only.
             template: The template of both models.
             prompts: Prompts to reply to.
         """
-        parts = {"pairs": rows.where(rows.sizes == 2), "unpaired": rows.where(rows.sizes == 1)}
+        parts: dict[str, TokenTable] = {}
+        if rows is not None:
+            parts = {"pairs": rows.where(rows.sizes == 2), "unpaired": rows.where(rows.sizes == 1)}
         parts = {name: part for name, part in parts.items() if len(part)}
         start = models.start()
         before = self._logprobs(start, parts, "before")

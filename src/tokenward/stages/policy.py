@@ -7,13 +7,12 @@ from tokenward.api.inputs import say_counts
 from tokenward.api.own_replies import (
     DEVICE_BATCH,
     OwnReplies,
-    Prompts,
     check_baseline,
     check_same_tokens,
-    different_prompts,
     of_all_processes,
 )
 from tokenward.api.prepare import kept_line, kept_shares, prepare_rows
+from tokenward.api.prompts import Prompts, different_prompts
 from tokenward.api.training import with_new_adapter
 from tokenward.artifacts import StageFolder
 from tokenward.config import PolicyTable, Recipe, RolloutSettings

@@ -7,18 +7,22 @@ training's, under this one's name.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tokenward.artifacts import atomic_write, read_json
 from tokenward.errors import UserError
-from tokenward.objectives.base import Objective, title_of
+from tokenward.objectives.base import Objective, parts_within, title_of
+from tokenward.objectives.selected import Selected
+from tokenward.plugins import name_of
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import TokenTable
 
 FILE = "trained_on.json"
-"""In a checkpoint: the digest of its training's rows, their number, and the objective."""
+"""In a checkpoint: the digest of its training's rows, their number, the objective and its settings."""
 
 
 def record_origin(checkpoint: Path, rows: Sequence[TokenRow], objective: Objective) -> None:
@@ -27,21 +31,28 @@ def record_origin(checkpoint: Path, rows: Sequence[TokenRow], objective: Objecti
 
 
 def check_origin(checkpoint: Path, rows: Sequence[TokenRow], objective: Objective) -> None:
-    """Refuse a checkpoint of another training; one without the record, which an earlier version wrote, is taken on trust.
+    """Refuse a checkpoint of another training. What an earlier version did not record is taken on trust.
 
     Raises:
-        UserError: it was trained on other rows, in another order or with other weights, or with another objective.
+        UserError: it was trained on other rows, in another order or with other weights, or with another objective or other
+            settings of it.
     """
     if not (checkpoint / FILE).is_file():
         return
-    found, own = read_json(checkpoint / FILE), _origin(rows, objective)
+    own = _origin(rows, objective)
+    found = own | read_json(checkpoint / FILE)
     if found == own:
         return
     what = [
         f"{name} {found[name]} and not {own[name]}"
         for name in ("objective", "number of rows")
         if found[name] != own[name]
-    ] or ["other rows, or the same in another order or with other weights"]
+    ] or [
+        f"{name} {found['settings'].get(name)} and not {own['settings'].get(name)}"
+        for name in sorted(own["settings"].keys() | found["settings"].keys())
+        if found["settings"].get(name) != own["settings"].get(name)
+    ]
+    what = what or ["other rows, or the same in another order or with other weights"]
     raise UserError(
         f"{checkpoint} is of another training: {', '.join(what)}. Continue with the rows and the objective that it was trained with, use "
         "another output_dir, or leave resume_from_checkpoint out. To begin a new training with its weights, pass its folder as the model.",
@@ -49,11 +60,28 @@ def check_origin(checkpoint: Path, rows: Sequence[TokenRow], objective: Objectiv
     )
 
 
-def _origin(rows: Sequence[TokenRow], objective: Objective) -> dict[str, str | int]:
+def _origin(rows: Sequence[TokenRow], objective: Objective) -> dict[str, Any]:
     digest = hashlib.sha256()
     for part in _parts_of_table(rows) if isinstance(rows, TokenTable) else _parts_of_rows(rows):
         digest.update(part)
-    return {"objective": title_of(objective), "number of rows": len(rows), "rows": digest.hexdigest()[:16]}
+    return {
+        "objective": title_of(objective),
+        "settings": _settings(objective),
+        "number of rows": len(rows),
+        "rows": digest.hexdigest()[:16],
+    }
+
+
+def _settings(objective: Objective) -> dict[str, str]:
+    """The settings of an objective and of those that it calls, and its selectors, as texts by name."""
+    found: dict[str, str] = {}
+    for part in parts_within(objective):
+        own = {field.name: getattr(part, field.name) for field in fields(part)} if is_dataclass(part) else {}
+        if isinstance(part, Selected):
+            own = {"selector": name_of(part.selector), "scorer": part.scorer and name_of(part.scorer)}
+        for name, value in own.items():
+            found.setdefault(f"{title_of(part)}.{name}", str(value))
+    return found
 
 
 def _parts_of_table(rows: TokenTable) -> Iterator[bytes]:
