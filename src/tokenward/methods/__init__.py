@@ -1,7 +1,8 @@
 """Methods of papers as short recipes, one YAML file per method in this folder.
 
 A file starts with comments: one line on the idea, the paper, what the study of docs/choosing.md found, and notes. The rest is the
-part of a recipe that makes up the method, at most ten lines. Model and data are added when a recipe is written, and a training table for each trained model.
+part of a recipe that makes up the method, at most ten lines. Model, data and evaluation are added when a recipe is written, and a training
+table for each trained model.
 """
 
 import difflib
@@ -29,6 +30,13 @@ data:
 tokens:
   max_prompt_tokens: 512
   max_response_tokens: 256
+  # template: plain        # for a model without a chat template
+"""
+
+ENDING = """\
+evaluation:                # replies to held-out prompts, before and after; eval_reward judges them too, see docs/evaluation.md
+  max_new_tokens: 256
+  metrics: [distinct_2]    # [vader, module:function] and others
 """
 
 TRAINING = """\
@@ -97,7 +105,7 @@ class Method:
         """A whole recipe, with comments."""
         found = f"{FOUND}{self.verdict}, see docs/choosing.md"
         comments = "".join(f"# {text}\n" for text in (self.line, self.paper, found, *self.notes))
-        return f"{comments}{ENDS.format(name=self.name)}{BEGINNING.format(name=self.name)}\n{_with_training(self.body)}"
+        return f"{comments}{ENDS.format(name=self.name)}{BEGINNING.format(name=self.name)}\n{_with_training(self.body)}\n{ENDING}"
 
 
 def _with_training(body: str) -> str:
