@@ -7,7 +7,6 @@ from typing import Any
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
-from tokenward.api.arguments import check_tokens
 from tokenward.api.inputs import (
     DEFAULT_TOKENS,
     Model,
@@ -15,7 +14,6 @@ from tokenward.api.inputs import (
     TokenSettings,
     check_options,
     check_separate,
-    language_model,
 )
 from tokenward.api.own_replies import (
     OwnReplies,
@@ -24,15 +22,9 @@ from tokenward.api.own_replies import (
     of_all_processes,
 )
 from tokenward.api.prompts import different_prompts, encode_replied
-from tokenward.api.training import (
-    adapter_settings,
-    check_adapter,
-    device_of_args,
-    display_of,
-    with_new_adapter,
-)
+from tokenward.api.start import start_of
+from tokenward.api.training import with_new_adapter
 from tokenward.errors import UserError
-from tokenward.models.identity import check_places
 from tokenward.models.loading import LanguageModel, copy_model
 from tokenward.models.probe import Packing
 from tokenward.objectives import Reinforce, needs_of
@@ -40,8 +32,6 @@ from tokenward.plugins import described
 from tokenward.sampling import SamplingSettings, TransformersSampler
 from tokenward.sampling.rollouts import ScoredSampler
 from tokenward.scoring.texts import TokenScorer
-from tokenward.training.arguments import TokenTrainingArguments, token_arguments
-from tokenward.training.callbacks import CheckpointEvery
 from tokenward.training.checkpoints import RecordFiles
 from tokenward.training.trainer import TokenTrainer
 from tokenward.types import Precision
@@ -106,41 +96,33 @@ class ReinforceTrainer(TokenTrainer):
         tokens_per_batch: int = 8192,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        check_options(precision=precision, packing=packing)
-        check_tokens(tokens)
+        check_options(precision=precision)
         _check_types(objective, rewards, rollouts)
-        own = token_arguments(args)
-        check_places(
-            model=model, reference=reference, rewards=rewards if isinstance(rewards, str | Path) else None
+        start = start_of(
+            model,
+            args,
+            processing_class,
+            peft_config,
+            reference=reference,
+            tokens=tokens,
+            packing=packing,
+            rewards=rewards,
         )
-        display = display_of(own)
-        loading: dict[str, Any] = {"packing": packing, "device": device_of_args(own)}
-        start = language_model(model, processing_class, **loading)
-        adapter = adapter_settings(peft_config)
-        check_adapter(start, adapter)
-        scorer = (
-            rewards
-            if isinstance(rewards, TokenScorer)
-            else TokenScorer.load(rewards, device=loading["device"])
-        )
-        compared = None
-        if reference is not None:
-            compared = language_model(reference, name="reference", fallback=start.tokenizer, **loading)
-        scorer = _frozen(scorer, start, packing)
-        if compared is not None and compared.model is start.model:
-            compared = copy_model(start, packing=packing)
-        judges = list(scorer.models.values())
-        check_separate(
-            {"model": start, **scorer.models, **({} if compared is None else {"reference": compared})}
-        )
-        for other in judges if compared is None else [*judges, compared]:
-            check_same_tokens(start, other, "model", "")
-        limits, template = tokens.limits([start, *judges]), start.template(tokens.style)
-        encoded = encode_replied(train_dataset, template, limits, display.notice)
-        prompts = different_prompts(encoded, limits.context, sampling.max_new_tokens, display.notice)
-        if compared is None and needs_of(objective).reference:
-            compared = copy_model(start, packing=packing)
-        policy: LanguageModel = with_new_adapter(start, adapter, own.seed)
+        own, before, say = start.args, start.policy, start.display.notice
+        if not isinstance(rewards, TokenScorer):
+            rewards = TokenScorer.load(rewards, device=start.loading["device"])
+        scorer = _frozen(rewards, before, packing)
+        judges = scorer.models
+        check_separate({"model": before, "reference": start.reference, **judges})
+        for other in (*judges.values(), start.reference):
+            check_same_tokens(before, other, "model", "")
+        limits, template = tokens.limits([before, *judges.values()]), before.template(tokens.style)
+        encoded = encode_replied(train_dataset, template, limits, say)
+        prompts = different_prompts(encoded, limits.context, sampling.max_new_tokens, say)
+        compared = start.reference if needs_of(objective).reference else None
+        if compared is not None and compared.model is before.model:
+            compared = copy_model(before, packing=packing)
+        policy: LanguageModel = with_new_adapter(before, start.adapter, own.seed)
         replies = OwnReplies(
             samples=ScoredSampler(
                 sampler=TransformersSampler(model=policy, template=template, settings=sampling),
@@ -153,17 +135,16 @@ class ReinforceTrainer(TokenTrainer):
             seed=own.seed,
             precision=precision,
             tokens_per_batch=tokens_per_batch,
-            say=display.notice,
-            reference=compared if needs_of(objective).reference else None,
+            say=say,
+            reference=compared,
         )
-        timed = [CheckpointEvery(own.checkpoint_minutes)] if isinstance(args, TokenTrainingArguments) else []
         super().__init__(
             policy,
             objective,
             own,
             prompts.rows,
             prepare=of_all_processes(replies, prompts.rows, own.per_device_train_batch_size),
-            callbacks=[*timed, _SayEmpty(replies), *(callbacks or []), RecordFiles()],
+            callbacks=[*start.callbacks, _SayEmpty(replies), *(callbacks or []), RecordFiles()],
         )
 
 

@@ -14,7 +14,6 @@ from tokenward.api.arguments import (
     check_of_data,
     check_scoring,
     check_selector,
-    check_tokens,
     checked_objective,
 )
 from tokenward.api.inputs import (
@@ -28,24 +27,14 @@ from tokenward.api.inputs import (
     check_options,
     check_separate,
     encode_rows,
-    language_model,
 )
 from tokenward.api.oracles import Oracle, Scoring, scoring_of
 from tokenward.api.prepare import Prepared, kept_line, kept_shares, prepare_rows, trained_on
+from tokenward.api.start import start_of
 from tokenward.api.stored import KEYS, SCORES, WEIGHTS, as_data_set, check_stored
-from tokenward.api.training import (
-    adapter_settings,
-    check_adapter,
-    device_of_args,
-    display_of,
-    evaluates,
-    frozen_beside,
-    with_new_adapter,
-)
+from tokenward.api.training import evaluates, frozen_beside, with_new_adapter
 from tokenward.api.values import REFERENCE_LOGP, ValuePass
-from tokenward.display import Display
 from tokenward.errors import UserError
-from tokenward.models.identity import check_places
 from tokenward.models.loading import LanguageModel, copy_model, load_model
 from tokenward.models.probe import Packing
 from tokenward.objectives import CheckedObjective, Objective, SePO, needs_of, title_of
@@ -56,8 +45,6 @@ from tokenward.selection import KeepAll, Selector, TopFraction
 from tokenward.tokens.rows import TokenRow
 from tokenward.tokens.table import TokenTable
 from tokenward.tokens.template import Template
-from tokenward.training.arguments import TokenTrainingArguments, token_arguments
-from tokenward.training.callbacks import CheckpointEvery
 from tokenward.training.checkpoints import RecordFiles
 from tokenward.training.fit import check_when_ready
 from tokenward.training.metrics import DisplacementAlarm
@@ -141,30 +128,29 @@ class SelectiveTrainer(TokenTrainer):
         tokens_per_batch: int = 8192,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        check_options(precision=precision, packing=packing, pairs=pairs)
-        check_tokens(tokens)
+        check_options(precision=precision, pairs=pairs)
         check_data(train_dataset, eval_dataset)
         check_selector(selector)
         check_scoring(oracle, scorer)
         objective = checked_objective(objective)
         check_of_data(objective)
-        own = token_arguments(args)
-        check_places(model=model, reference=reference, oracle=oracle)
-        display = display_of(own)
-        loading: dict[str, Any] = {"packing": packing, "device": device_of_args(own)}
-        start = language_model(model, processing_class, **loading)
-        compared = start
-        if reference is not None:
-            compared = language_model(reference, name="reference", fallback=start.tokenizer, **loading)
-        adapter = adapter_settings(peft_config)
-        check_adapter(start, adapter)
-        check_separate({"model": start, "reference": compared})
+        start = start_of(
+            model,
+            args,
+            processing_class,
+            peft_config,
+            reference=reference,
+            tokens=tokens,
+            packing=packing,
+            oracle=oracle,
+        )
+        own, display, before, compared = start.args, start.display, start.policy, start.reference
         train_dataset, eval_dataset = as_data_set(train_dataset), as_data_set(eval_dataset)
         if selector is not None:
             train_dataset, eval_dataset = _unselected(train_dataset), _unselected(eval_dataset)
         oracle = _unselected(oracle)
         weighted = oracle is None and _has_column(train_dataset, WEIGHTS)
-        self._template = template = start.template(tokens.style)
+        self._template = template = before.template(tokens.style)
         _check_reference(compared, template, tokens, objective)
         scoring = scoring_of(
             _stored_oracle(oracle, scorer, train_dataset),
@@ -172,15 +158,15 @@ class SelectiveTrainer(TokenTrainer):
             scorer=scorer,
             style=tokens.style,
             template=template,
-            **loading,
+            **start.loading,
         )
-        check_separate({"model": start, **(scoring.models if scoring else {})})
+        check_separate({"model": before, **(scoring.models if scoring else {})})
         scoring = _with_eval(scoring, oracle, eval_dataset)
         selector = _selector(selector, scoring, objective, weighted)
         readers = scoring.readers(template, tokens.style) if scoring else []
         self._encoding: dict[str, Any] = {
             "template": template,
-            "limits": tokens.limits([start, *readers]),
+            "limits": tokens.limits([before, *readers]),
             "pairs": pairs,
             "min_gap": min_gap,
             "say": display.notice,
@@ -204,8 +190,9 @@ class SelectiveTrainer(TokenTrainer):
                 return compared
             return load_model(str(model), packing=packing) if named else copy_model(policy, packing=packing)
 
-        is_start = same_weights(start, compared)
-        policy = with_new_adapter(start, adapter, own.seed)
+        is_start = same_weights(before, compared)
+        policy = with_new_adapter(before, start.adapter, own.seed)
+        alarm = DisplacementAlarm(own.displacement_margin, "args", display.line)
         super().__init__(
             policy,
             with_entropy(ready.objective) if own.log_entropy else ready.objective,
@@ -213,8 +200,10 @@ class SelectiveTrainer(TokenTrainer):
             ready.rows,
             eval_rows=ready.eval or None,
             prepare=ready.prepare,
-            reference=frozen_beside(policy, ready.objective, freeze, own=adapter is not None and is_start),
-            callbacks=[*_callbacks(args, own, display), *(callbacks or []), RecordFiles()],
+            reference=frozen_beside(
+                policy, ready.objective, freeze, own=start.adapter is not None and is_start
+            ),
+            callbacks=[*start.callbacks, alarm, *(callbacks or []), RecordFiles()],
         )
         if needs_of(ready.objective).reference:
             check_when_ready(self, ready.rows, precision, display.line)
@@ -384,11 +373,3 @@ def _selector(
             code="missing-oracle",
         )
     return None
-
-
-def _callbacks(
-    args: TrainingArguments, own: TokenTrainingArguments, display: Display
-) -> list[TrainerCallback]:
-    """The displacement alarm, and timed checkpoints for arguments that have an interval."""
-    timed = [CheckpointEvery(own.checkpoint_minutes)] if isinstance(args, TokenTrainingArguments) else []
-    return [*timed, DisplacementAlarm(own.displacement_margin, "args", display.line)]
