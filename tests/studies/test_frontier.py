@@ -18,6 +18,7 @@ from studies.frontier.curves import Measured, at, figure
 from studies.frontier.judges import known_words
 from studies.frontier.judges import lines_of as judge_lines
 from studies.frontier.measure import divergence, logps_of, of_tokens, sampled
+from studies.frontier.reachable import best_at
 from studies.frontier.runs import made_by, recipe_of, save, start_of, stored, values_file
 from studies.frontier.tables import lines_of, short_lines
 from studies.frontier.world import (
@@ -315,6 +316,19 @@ def test_rewards_of_words() -> None:
     assert vader("It was a good day.") > 0 > vader("It was a bad day.")
     assert dense("") == 0
     assert dense("Tea tea TEA") in (-1, 0, 1)
+
+
+def test_the_optimum_by_a_judge_is_the_best_at_its_distance() -> None:
+    """Of two replies, the better one has the weight q with log 2 - H(q) = KL, whatever the scale of the scores."""
+    q = 0.9
+    kl = float(np.log(2) + q * np.log(q) + (1 - q) * np.log(1 - q))
+    rewards = np.array([[0.0, 1.0]])
+    for scores in (rewards, 5 * rewards - 3):
+        assert best_at(scores, rewards, kl) == pytest.approx([q])
+    assert best_at(-rewards, rewards, kl) == pytest.approx([1 - q])
+    drawn = np.random.default_rng(0).normal(size=(2, 16, 32))
+    itself, by_another = best_at(drawn[0], drawn[0], 1.0).mean(), best_at(drawn[1], drawn[0], 1.0).mean()
+    assert itself > by_another + 0.5
 
 
 def test_seeds_that_confirm_were_not_looked_at() -> None:
