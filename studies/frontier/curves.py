@@ -141,13 +141,22 @@ class Measured:
         return Resampled(self._over_seeds(kls), self._over_seeds(rewards))
 
     def rate_of(self, arm: str, target: float) -> float | None:
-        """The learning rate with the highest mean reward at a KL, among those with which every seed reached it."""
-        means = dict[float, float]()
+        """The learning rate with the highest mean reward at a KL, among those with which every seed reached it.
+
+        A rate that was measured before and after that KL goes before one whose first measured point lies beyond it: between the
+        start and its first point, a training's path is not known.
+        """
+        means = dict[float, tuple[bool, float]]()
         for rate, trainings in self._trainings(arm).items():
             found = [at(one.kl[:1], one.reward[:1], target)[0] for one in trainings]
             if not np.isnan(found).any():
-                means[rate] = float(np.mean(found))
+                means[rate] = (_between_points(trainings, target), float(np.mean(found)))
         return max(means, key=lambda rate: means[rate]) if means else None
+
+    def is_measured(self, arm: str, target: float) -> bool:
+        """Whether an arm's reward at a KL is read between measured points, and not between the start and the first of them."""
+        rate = self._choosing.rate_of(arm, target)
+        return rate is not None and _between_points(self._trainings(arm).get(rate, []), target)
 
     def best(self, arms: Sequence[str], target: float) -> str | None:
         """The arm with the highest mean reward at a KL, on the seeds that choose; None if none got there with every seed."""
@@ -175,6 +184,11 @@ class Measured:
             rewards = share / share.sum(1, keepdims=True) @ measured.T
             found.append(at(np.tile(kl, (RESAMPLES, 1)), rewards, min(target, float(kl[-1]))))
         return self._over_seeds(found)
+
+
+def _between_points(trainings: Sequence[Resampled], target: float) -> bool:
+    """Whether every training has a measured point after the start, at a KL or before it."""
+    return all(one.kl[0, 1] <= target for one in trainings)
 
 
 def at(kl: np.ndarray, reward: np.ndarray, target: float) -> np.ndarray:

@@ -32,7 +32,12 @@ def lines_of(found: Measured) -> list[str]:
     lines = ["Reward at equal KL to the start:", "", *_head(["method", *kls])]
     lines.append(_row([_limit_title(found), *(_limit(found, target) for target in TARGETS)]))
     lines += [
-        _row([arm.title, *(_cell(found.rewards(arm.name, target), found) for target in TARGETS)])
+        _row(
+            [
+                arm.title,
+                *(_at(found, found.rewards(arm.name, target), target, arm.name) for target in TARGETS),
+            ]
+        )
         for arm in far
     ]
     for base in BASES:
@@ -49,7 +54,7 @@ def lines_of(found: Measured) -> list[str]:
     lines += _ends(found, [arm for arm in online if arm.name != ONLINE_BASE])
     seeds = ", ".join(map(str, found.seeds))
     note = f"Seeds {seeds}; n = {found.prompts} replies a method and point. Intervals are over seeds and prompts. The start has {found.start:.3f}."
-    dash = "A dash: no training got that far with every seed."
+    dash = "A dash: no training got that far with every seed. ~: read between the start and the first measured point, where the path is not known."
     return [*lines, "", " ".join([note, dash, *([f"Not even {kls[0]}: {'; '.join(near)}."] if near else [])])]
 
 
@@ -105,7 +110,18 @@ def short_lines(found: Measured) -> list[str]:
         return -float(next(gain[0] for gain in reversed(near) if gain is not None))
 
     reached.sort(key=middle)
-    rows = [_row([arm.title, *(_cell(gain, found) for gain in gains[arm.name])]) for arm in reached]
+    rows = [
+        _row(
+            [
+                arm.title,
+                *(
+                    _at(found, gain, target, arm.name, "dpo")
+                    for target, gain in zip(TARGETS, gains[arm.name], strict=True)
+                ),
+            ]
+        )
+        for arm in reached
+    ]
     return [*_head(["minus DPO at", *(f"{target:g} nats" for target in TARGETS)]), *rows]
 
 
@@ -129,17 +145,25 @@ def _cell(resamples: np.ndarray | None, found: Measured) -> str:
     return "\u2013" if resamples is None else cell(figure(resamples, found.prompts), 3)
 
 
+def _at(found: Measured, resamples: np.ndarray | None, target: float, *arms: str) -> str:
+    """A figure at a KL, with a mark if an arm that it rests on was not measured before that KL."""
+    unknown = resamples is not None and not all(found.is_measured(arm, target) for arm in arms)
+    return ("~" if unknown else "") + _cell(resamples, found)
+
+
 def _differences(found: Measured, arm: Arm, *bases: str) -> list[str]:
     cells, furthest = [arm.title], best_of_kl(found.largest)
     for target in TARGETS:
         base = found.best(bases, target)
         gain = None if base is None else found.minus(arm.name, base, target)
         other = None if base is None else found.rewards(base, target)
-        if gain is None or other is None:
+        if base is None or gain is None or other is None:
             cells.append("\u2013")
             continue
         share = gain[0] / (found.limit(target)[0] - other[0])
-        cells.append(_cell(gain, found) + (f" ({share:.0%})" if target <= furthest else ""))
+        cells.append(
+            _at(found, gain, target, arm.name, base) + (f" ({share:.0%})" if target <= furthest else "")
+        )
     return cells
 
 
@@ -152,7 +176,9 @@ def draw(found: Measured, names: Sequence[str], file: Path, title: str, reward: 
     for place, name in enumerate(name for name in names if found.has(name)):
         curve = [(kl, figure(rewards, 0)) for kl in GRID if (rewards := found.rewards(name, kl)) is not None]
         kls, colour = [kl for kl, _ in curve], COLOURS[place % len(COLOURS)]
-        axes.plot(kls, [one.value for _, one in curve], color=colour, label=ARMS[name].title)
+        known = [one.value if found.is_measured(name, kl) else np.nan for kl, one in curve]
+        axes.plot(kls, known, color=colour, label=ARMS[name].title)
+        axes.plot(kls, [one.value for _, one in curve], color=colour, linestyle=":", linewidth=1)
         axes.fill_between(
             kls,
             [one.low for _, one in curve],

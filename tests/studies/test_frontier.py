@@ -80,11 +80,20 @@ def test_a_method_is_read_at_its_best_learning_rate_for_each_distance(tmp_path: 
     assert found.rewards("dpo", 4.0)[0] == pytest.approx(0.4)
 
 
+def test_a_rate_that_was_measured_around_a_distance_goes_before_one_that_jumped_over_it(tmp_path: Path) -> None:
+    """The second rate would have 0.6 at 4 nats if its path were straight, and nobody knows whether it is."""
+    stored_values(tmp_path, "dpo", 0, "one", **{"0.1": ([1, 4], [0.2, 0.4]), "0.2": ([9, 16], [0.9, 1.0])})
+    found = Measured(tmp_path, "vader", [0])
+    assert [found.rate_of("dpo", kl) for kl in (0.5, 1, 4, 5)] == [0.2, 0.1, 0.1, 0.2]
+    assert [found.is_measured("dpo", kl) for kl in (0.5, 1, 4, 5, 9)] == [False, True, True, False, True]
+
+
 def test_an_online_method_is_also_read_at_the_ends_of_its_trainings(tmp_path: Path) -> None:
     """A large penalty leads to 1 nat, a small one to 9, which its own path passed at a lower reward."""
     stored_values(tmp_path, "rl_reward", 0, "one", **{"2": ([0.5, 1], [0.1, 0.5]), "1": ([4, 9], [0.2, 0.9])})
     found = Measured(tmp_path, "vader", [0])
     assert found.rewards("rl_reward", 4.0)[0] == pytest.approx(0.7)
+    assert found.is_measured("rl_reward", 4.0)
     assert found.rate_of("rl_reward", 4.0) == 0.0
 
 
